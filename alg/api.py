@@ -1,0 +1,210 @@
+"""What a protocol module and its driver say to each other: events in, commands out.
+
+A module is pure. It is told what happened (`Event`), with the time as an argument, and answers with what is to be
+done (`Command`). The driver (`gateway/flow.py`) does it. Times are seconds of a monotonic clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from alg.address import Endpoint
+
+
+class Side(StrEnum):
+    """An end of a flow: the client opened the flow, the server accepted it."""
+
+    CLIENT = "client"
+    SERVER = "server"
+
+    @property
+    def other(self) -> Side:
+        return Side.SERVER if self is Side.CLIENT else Side.CLIENT
+
+
+class Mode(StrEnum):
+    """What a module may do: change the payload, only say what it would change, or nothing."""
+
+    REWRITE = "rewrite"
+    OBSERVE = "observe"
+    OFF = "off"
+
+
+# --- events ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """Bytes came from `side`; never empty."""
+
+    side: Side
+    data: bytes
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """`side` will send no more (end of stream). What it had sent before came as `Received`."""
+
+    side: Side
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The pinhole `ref` is open; `public` is what may be advertised (for an outbound one: its target)."""
+
+    ref: int
+    public: Endpoint
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The pinhole `ref` was not opened; `rule` names why."""
+
+    ref: int
+    rule: str
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The time that `deadline()` asked for has come."""
+
+    now: float
+
+
+Event = Received | Closed | Opened | Refused | Tick
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """Replace `data[start:end]` of a `Deliver` by `replacement`; `reason` as "ftp.port"."""
+
+    start: int
+    end: int
+    replacement: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """Send `data`, as it came but for `edits` (in ascending order, not overlapping), to the side `to`."""
+
+    to: Side
+    data: bytes
+    edits: tuple[Edit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CloseWrite:
+    """Nothing more will be delivered to `to`: pass the end of stream on to it."""
+
+    to: Side
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPinhole:
+    """Let `peer` (an address; None: anyone) reach `target`, an endpoint of the flow's own client, from outside.
+
+    `ttl` in seconds until it closes unused; `uses` connections may come through. Answered by `Opened` or `Refused`.
+    """
+
+    ref: int
+    target: Endpoint
+    peer: str | None
+    transport: str
+    ttl: float
+    uses: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOutbound:
+    """Let the flow's own client connect to `target` outside, `uses` times within `ttl` seconds, whatever the router's
+    FORWARD policy is. Nothing is translated. Answered by `Opened` (with `target` as `public`) or `Refused`."""
+
+    ref: int
+    target: Endpoint
+    transport: str
+    ttl: float
+    uses: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClosePinhole:
+    """Close the pinhole `ref`, if it is still open. Connections that it admitted live on."""
+
+    ref: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bypass:
+    """Relay everything from now on unread; the module is not called again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Revoke:
+    """This flow may never again open a pinhole; `rule` names why. Open ones that are unused are closed."""
+
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something an operator may want to see. `code` is stable ("ftp.tls"), `detail` is text without secrets."""
+
+    code: str
+    detail: str
+
+
+Command = Deliver | CloseWrite | OpenPinhole | OpenOutbound | ClosePinhole | Bypass | Revoke | Note
+
+# --- modules --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FlowContext:
+    """What a module is told of its flow at the start.
+
+    `client`: the client's own endpoint on this flow, as the client knows it. `server`: the server's, as dialled.
+    """
+
+    client: Endpoint
+    server: Endpoint
+
+
+class AlgModule(Protocol):
+    """A protocol module: one instance a flow, made as `Module(context)`."""
+
+    def __init__(self, context: FlowContext) -> None: ...
+
+    def handle(self, event: Event) -> Sequence[Command]:
+        """Take one event; answer with commands, to be done in this order. Never raises, never blocks."""
+        ...
+
+    def deadline(self) -> float | None:
+        """When a `Tick` is wanted, or None."""
+        ...
+
+
+def apply_edits(data: bytes, edits: Sequence[Edit]) -> bytes:
+    """`data` with `edits` applied. ValueError where edits overlap, are out of order or out of range."""
+    if not edits:
+        return data
+    out: list[bytes] = []
+    at = 0
+    for edit in edits:
+        if not at <= edit.start <= edit.end <= len(data):
+            raise ValueError(f"edit {edit.start}:{edit.end} does not fit after {at} in {len(data)} bytes")
+        out += (data[at : edit.start], edit.replacement)
+        at = edit.end
+    out.append(data[at:])
+    return b"".join(out)

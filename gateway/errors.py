@@ -1,0 +1,20 @@
+"""The errors that cross rooms. Each message is written for the person who reads it."""
+
+from __future__ import annotations
+
+
+class AlgateError(Exception):
+    """Base of all errors that are shown to a user without a traceback."""
+
+
+class ConfigError(AlgateError):
+    """The configuration cannot be used; the message names file and key path."""
+
+
+class PinholeRefused(AlgateError):
+    """A pinhole was not opened. `rule` is a stable word ("quota", "range", "target", "broker", ...)."""
+
+    def __init__(self, rule: str, detail: str = "") -> None:
+        super().__init__(f"{rule}: {detail}" if detail else rule)
+        self.rule = rule
+        self.detail = detail

@@ -1,0 +1,65 @@
+"""Values that cross rooms: what a client asks for, what a pinhole is. Frozen, and plain enough to go over IPC."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from alg.address import Endpoint
+
+CommandName = Literal["connect", "bind", "udp", "resolve", "transparent"]
+Transport = Literal["tcp", "udp"]
+Direction = Literal["in", "out"]
+
+
+class ConnectRequest(msgspec.Struct, frozen=True):
+    """A client's wish to reach a server: what `policy` decides on and `dial` carries out.
+
+    `host` is a name or the text of an IP address; `user` is the authenticated name, if any.
+    """
+
+    command: CommandName
+    client: Endpoint
+    host: str
+    port: int
+    user: str | None = None
+
+
+class PinholeRequest(msgspec.Struct, frozen=True):
+    """A wish for a pinhole.
+
+    direction "in": connections of `peer` to a port of `public_host` (an address of this host; the port is chosen by
+    the gateway) lead to `target`, which is the flow's `client`.
+    direction "out": the flow's `client` may connect to `target` outside; `peer` and `public_host` are None.
+    `client` is the address of the inside client that owns it, `flow` the id of the flow, `reason` as "ftp.port",
+    `ttl` seconds until it closes unused, `uses` connections that may come through.
+    """
+
+    flow: str
+    reason: str
+    client: str
+    direction: Direction
+    transport: Transport
+    target: Endpoint
+    peer: str | None
+    public_host: str | None
+    ttl: float
+    uses: int
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """An open pinhole and who holds it. `expires` is Unix time in seconds. For direction "out" `public` is the target."""
+
+    id: str
+    flow: str
+    reason: str
+    client: str
+    direction: Direction
+    protocol: Transport
+    public: Endpoint
+    target: Endpoint
+    peer: str | None
+    uses: int
+    expires: float
+    backend: Literal["kernel", "userspace"]
