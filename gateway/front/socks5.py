@@ -1,0 +1,179 @@
+"""SOCKS version 5 on the wire (RFC 1928), without a socket.
+
+Each `parse_*` looks at what has come so far and answers None (more is needed), or what it read and how many bytes that
+took; what is behind those bytes is the server's and is not looked at. A message is at most 262 bytes long, so a caller
+that parses after each read and stops at an answer never holds more than that and one read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv6Address
+
+import msgspec
+
+from alg.address import Endpoint
+
+VERSION = 5
+MAX_MESSAGE = 262  # a request with a name of 255 bytes
+
+
+class Method(IntEnum):
+    """Authentication methods (RFC 1928, section 3)."""
+
+    NONE = 0x00
+    GSSAPI = 0x01
+    PASSWORD = 0x02
+    NO_ACCEPTABLE = 0xFF
+
+
+class Command(IntEnum):
+    """RFC 1928, section 4, and the two that Tor added to ask for names and addresses."""
+
+    CONNECT = 0x01
+    BIND = 0x02
+    UDP_ASSOCIATE = 0x03
+    RESOLVE = 0xF0
+    RESOLVE_PTR = 0xF1
+
+
+class Reply(IntEnum):
+    """RFC 1928, section 6."""
+
+    SUCCEEDED = 0x00
+    GENERAL_FAILURE = 0x01
+    NOT_ALLOWED = 0x02
+    NETWORK_UNREACHABLE = 0x03
+    HOST_UNREACHABLE = 0x04
+    CONNECTION_REFUSED = 0x05
+    TTL_EXPIRED = 0x06
+    COMMAND_NOT_SUPPORTED = 0x07
+    ADDRESS_TYPE_NOT_SUPPORTED = 0x08
+
+
+class AddressType(IntEnum):
+    """RFC 1928, section 5."""
+
+    IPV4 = 0x01
+    NAME = 0x03
+    IPV6 = 0x04
+
+
+class SocksError(Exception):
+    """The client does not speak SOCKS as it should. `reply` is the code to answer with; None: close without a word."""
+
+    def __init__(self, reply: int | None, message: str) -> None:
+        super().__init__(message)
+        self.reply = reply
+
+
+class Greeting(msgspec.Struct, frozen=True):
+    """The methods that the client offers, in its order; may be empty, and hold numbers that `Method` does not know."""
+
+    methods: tuple[int, ...]
+
+
+class Request(msgspec.Struct, frozen=True):
+    """`host` is the canonical text of an address, or a name as the client wrote it, without blanks and controls."""
+
+    command: Command
+    host: str
+    port: int
+
+
+def parse_greeting(buffer: bytes) -> tuple[Greeting, int] | None:
+    """Read VER NMETHODS METHODS (RFC 1928, section 3). SocksError for another version."""
+    if not buffer:
+        return None
+    _check_version(buffer)
+    if len(buffer) < 2 or len(buffer) < 2 + buffer[1]:
+        return None
+    end = 2 + buffer[1]
+    return Greeting(tuple(buffer[2:end])), end
+
+
+def encode_method(method: Method) -> bytes:
+    """The server's choice of a method (RFC 1928, section 3)."""
+    return bytes((VERSION, method))
+
+
+def parse_request(buffer: bytes) -> tuple[Request, int] | None:
+    """Read VER CMD RSV ATYP DST.ADDR DST.PORT (RFC 1928, section 4).
+
+    SocksError for another version, an unknown address type or command, or a name that cannot be one. Those that can be
+    answered are raised when the whole request is there: an answer before that may be lost in a reset.
+    """
+    if not buffer:
+        return None
+    _check_version(buffer)
+    if len(buffer) < 5:
+        return None
+    match buffer[3]:
+        case AddressType.IPV4:
+            start, end = 4, 8
+        case AddressType.IPV6:
+            start, end = 4, 20
+        case AddressType.NAME:
+            start, end = 5, 5 + buffer[4]
+        case unknown:
+            raise SocksError(Reply.ADDRESS_TYPE_NOT_SUPPORTED, f"address type {unknown} is unknown")
+    if len(buffer) < end + 2:
+        return None
+    try:
+        command = Command(buffer[1])
+    except ValueError:
+        raise SocksError(Reply.COMMAND_NOT_SUPPORTED, f"command {buffer[1]} is unknown") from None
+    address = bytes(buffer[start:end])
+    match buffer[3]:
+        case AddressType.IPV4:
+            host = str(IPv4Address(address))
+        case AddressType.IPV6:
+            host = str(IPv6Address(address))
+        case _:
+            host = decode_name(address, Reply.GENERAL_FAILURE)
+    return Request(command, host, int.from_bytes(buffer[end : end + 2], "big")), end + 2
+
+
+def encode_reply(reply: Reply, bound: Endpoint | str | None = None) -> bytes:
+    """VER REP RSV ATYP BND.ADDR BND.PORT (RFC 1928, section 6).
+
+    `bound`: an endpoint; None for 0.0.0.0:0, as failures have it; a name to answer RESOLVE_PTR. ValueError for a name
+    that is empty or longer than 255 bytes.
+    """
+    if isinstance(bound, str):
+        name = bound.encode()
+        if not 1 <= len(name) <= 255:
+            raise ValueError(f"a name of {len(name)} bytes does not fit into a reply")
+        return bytes((VERSION, reply, 0, AddressType.NAME, len(name))) + name + bytes(2)
+    if bound is None:
+        return bytes((VERSION, reply, 0, AddressType.IPV4)) + bytes(6)
+    kind = AddressType.IPV6 if bound.version == 6 else AddressType.IPV4
+    return bytes((VERSION, reply, 0, kind)) + bound.ip.packed + bound.port.to_bytes(2, "big")
+
+
+def choose_method(offered: Iterable[int], wanted: Iterable[Method]) -> Method:
+    """The first method of `wanted`, the server's order, that the client offers; else NO_ACCEPTABLE."""
+    there = set(offered)
+    return next((method for method in wanted if method in there), Method.NO_ACCEPTABLE)
+
+
+def decode_name(raw: bytes, reply: int) -> str:
+    """A host name off the wire as text. SocksError(`reply`) where it cannot be one.
+
+    What a name may be is the resolver's to say; this keeps out what could confuse a log, a rule or a C library.
+    """
+    try:
+        name = raw.decode()
+    except UnicodeDecodeError:
+        raise SocksError(reply, "the host name is not UTF-8") from None
+    if not name:
+        raise SocksError(reply, "the host name is empty")
+    if not name.isprintable() or any(character.isspace() for character in name):
+        raise SocksError(reply, "the host name has a blank or a control character in it")
+    return name
+
+
+def _check_version(buffer: bytes) -> None:
+    if buffer[0] != VERSION:
+        raise SocksError(None, f"SOCKS version {buffer[0]} where 5 was expected")

@@ -1,0 +1,37 @@
+"""Which addresses are this host's own, and what conntrack says of connections that nobody redirected."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from gateway.front.original_dst import is_local, original_destination
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.9.8.7", "::1", "0.0.0.0", "::", "::ffff:127.0.0.1", "::ffff:0.0.0.0"]
+)
+def test_own(host: str) -> None:
+    assert is_local(host)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.77", "2001:db8::77", "224.0.0.1", "255.255.255.255", "fe80::77", "ff02::1"])
+def test_foreign(host: str) -> None:
+    assert not is_local(host)
+
+
+def test_a_name_is_no_address() -> None:
+    with pytest.raises(ValueError, match="does not appear"):
+        is_local("localhost")
+
+
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_a_connection_without_redirect(family: socket.AddressFamily, host: str) -> None:
+    """Without conntrack nothing is known; with it, it is the endpoint that was dialled."""
+    with socket.create_server((host, 0), family=family) as server, socket.socket(family) as client:
+        client.connect(server.getsockname())
+        accepted, _ = server.accept()
+        with accepted:
+            destination = original_destination(accepted)
+            assert destination is None or (destination.host, destination.port) == server.getsockname()[:2]
