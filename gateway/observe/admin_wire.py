@@ -1,0 +1,55 @@
+"""How the command line asks a process what is live: one line of JSON in, one JSON array out, over a unix socket.
+
+No gevent here: a broker and a supervisor serve it from their own loops, a worker from a greenlet.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+Rows = list[dict[str, Any]]
+ANSWER_DEADLINE = 2.0  # seconds that a peer may take; whoever connects is root or the gateway's own user
+LONGEST_QUESTION = 4096
+
+
+class Question(msgspec.Struct, frozen=True):
+    """What is asked: `verb` is "status", "flows" or "pinholes"."""
+
+    verb: str
+
+
+def answer(connection: socket.socket, verbs: Mapping[str, Callable[[], Rows]]) -> None:
+    """Read one question, answer it (an unknown verb: no rows), and close. Errors of the connection are its own."""
+    with connection:
+        connection.settimeout(ANSWER_DEADLINE)
+        try:
+            line = b""
+            while not line.endswith(b"\n") and len(line) < LONGEST_QUESTION:
+                chunk = connection.recv(LONGEST_QUESTION)
+                if not chunk:
+                    break
+                line += chunk
+            question = msgspec.json.decode(line, type=Question)
+            rows = verbs[question.verb]() if question.verb in verbs else []
+            connection.sendall(msgspec.json.encode(rows))
+        except (OSError, msgspec.DecodeError):
+            pass
+
+
+def ask(path: str, verb: str, timeout: float) -> Rows:
+    """Ask the process that serves `path`. OSError where it does not answer within `timeout` seconds."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout)
+        connection.connect(path)
+        connection.sendall(msgspec.json.encode(Question(verb)) + b"\n")
+        parts = []
+        while chunk := connection.recv(65536):
+            parts.append(chunk)
+    try:
+        return msgspec.json.decode(b"".join(parts), type=Rows)
+    except msgspec.DecodeError as error:
+        raise ConnectionError("no answer") from error

@@ -1,0 +1,62 @@
+"""The run directory: the lock that keeps a second instance out, and the sockets that the command line talks to."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+
+from gateway.errors import AlgateError
+
+
+class RunDir:
+    """Holds `run_dir` for this instance. Raises AlgateError where it cannot be made or another instance holds it."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        self._made = not self._path.exists()
+        self._sockets: list[Path] = []
+        try:
+            self._path.mkdir(mode=0o755, parents=True, exist_ok=True)
+            owner = self._path.stat().st_uid
+            if owner != os.geteuid():
+                raise AlgateError(f"process.run_dir: {path} belongs to another user (uid {owner})")
+            self._lock = os.open(self._path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise AlgateError(f"process.run_dir: {path} cannot be used: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            pid = os.read(self._lock, 20).decode(errors="replace").strip()
+            os.close(self._lock)
+            raise AlgateError(f"process.run_dir: another algate (pid {pid}) already runs in {path}") from error
+        os.truncate(self._lock, 0)
+        os.write(self._lock, f"{os.getpid()}\n".encode())
+        for stale in self._path.glob("*.sock"):  # of an instance that was killed: we hold its lock now
+            stale.unlink()
+
+    def listen(self, name: str) -> socket.socket:
+        """A listening stream socket `NAME.sock`, for this user only."""
+        path = self._path / f"{name}.sock"
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener.bind(str(path))
+            path.chmod(0o600)
+            listener.listen(16)
+        except OSError as error:
+            listener.close()
+            raise AlgateError(f"process.run_dir: cannot listen on {path}: {error.strerror or error}") from error
+        self._sockets.append(path)
+        return listener
+
+    def remove(self) -> None:
+        """Take away what was made here, the directory too if it was not there before."""
+        for path in (*self._sockets, self._path / "lock"):
+            path.unlink(missing_ok=True)
+        os.close(self._lock)
+        if self._made:
+            try:
+                self._path.rmdir()
+            except OSError:
+                pass  # somebody else keeps files in it
