@@ -49,7 +49,7 @@ class PinholeRequest(msgspec.Struct, frozen=True):
 
 
 class Lease(msgspec.Struct, frozen=True):
-    """An open pinhole and who holds it. `expires` is Unix time in seconds. For direction "out" `public` is the target."""
+    """An open pinhole and who holds it. `expires` is Unix time in seconds. For direction "out" `public` is `target`."""
 
     id: str
     flow: str

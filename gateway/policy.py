@@ -1,0 +1,69 @@
+"""Who may reach what: pure decisions. The only room that permits or denies a client's request."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+
+import msgspec
+
+from alg.address import Address
+from gateway.config import Network
+from gateway.model import ConnectRequest
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """`rule` names what decided ("default", "client", "loopback", ...), for the log."""
+
+    permit: bool
+    rule: str
+
+
+class Policy:
+    """The rules of one configuration. Without any rule: inside clients may reach the outside; without inside networks
+    loopback clients may. A deployment's own addresses are no destination."""
+
+    def __init__(self, inside: Sequence[Network]) -> None:
+        self._inside = tuple(inside)
+
+    def decide_client(self, request: ConnectRequest) -> Decision:
+        """Whether this client may ask at all; asked before a name is resolved, so that strangers cause no lookups."""
+        client = _plain(request.client.ip)
+        if self._inside:
+            permit = any(client in network for network in self._inside)
+        else:
+            permit = client.is_loopback
+        return Decision(permit, "default" if permit else "client")
+
+    def decide(self, request: ConnectRequest, address: Address, *, own: bool) -> Decision:
+        """Whether `request` may be carried out at `address`: the one that its name resolved to, or was given.
+
+        `own`: whether it is an address of this host. The caller dials exactly the address that was decided on.
+        """
+        decision = self.decide_client(request)
+        if not decision.permit:
+            return decision
+        target = _plain(address)
+        for rule, hit in (
+            ("loopback", target.is_loopback),
+            ("unspecified", target.is_unspecified or target in _THIS_NETWORK),
+            ("link-local", target.is_link_local),
+            ("multicast", target.is_multicast or target == _BROADCAST),
+            ("own", own),
+            ("inside", any(target in network for network in self._inside)),
+        ):
+            if hit:
+                return Decision(False, rule)
+        return decision
+
+
+_THIS_NETWORK = ipaddress.ip_network(
+    "0.0.0.0/8"
+)  # RFC 1122 3.2.1.3: never a destination, and Linux takes it for itself
+_BROADCAST = ipaddress.ip_address("255.255.255.255")
+
+
+def _plain(address: Address) -> Address:
+    """The IPv4 address that an IPv4-mapped IPv6 address stands for, or the address itself."""
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address

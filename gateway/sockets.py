@@ -1,0 +1,69 @@
+"""What the gateway does to TCP sockets everywhere, and what it asks of the host's addresses."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import struct
+import time
+
+from alg.address import Endpoint
+
+_LINGER_RESET = struct.pack("ii", 1, 0)
+_KEEPALIVE_IDLE = 300  # seconds
+_KEEPALIVE_INTERVAL = 60  # seconds
+_KEEPALIVE_PROBES = 5
+
+
+def abort(sock: socket.socket) -> None:
+    """Close with a reset: the peer learns at once that this connection has failed."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+    except OSError:
+        pass  # closed already
+    sock.close()
+
+
+def prepare(sock: socket.socket) -> None:
+    """What every flow's socket gets: no delay, keep-alive, and urgent data as bytes of the stream.
+
+    Without SO_OOBINLINE the byte of an urgent mark (FTP's ABOR, RFC 959 4.1.3) would be lost on the way.
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    _keep_alive(sock)
+
+
+def close_gently(sock: socket.socket, timeout: float) -> None:
+    """Close so that what was sent arrives: end our direction, then wait for the peer's end, at most `timeout` seconds.
+
+    A close with unread bytes would be a reset, which may overtake the last reply.
+    """
+    until = time.monotonic() + timeout
+    try:
+        sock.shutdown(socket.SHUT_WR)
+        while (left := until - time.monotonic()) > 0:
+            sock.settimeout(left)
+            if not sock.recv(4096):
+                break
+    except OSError:
+        pass
+    sock.close()
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    """Find out, within ten minutes, that a silent peer is gone."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
+
+
+def endpoint(address: tuple[object, ...]) -> Endpoint:
+    """The Endpoint of a socket address as getpeername() gives it; an IPv4-mapped IPv6 address as IPv4."""
+    host, port = str(address[0]).partition("%")[0], address[1]
+    assert isinstance(port, int)
+    if host.startswith("::ffff:"):
+        mapped = ipaddress.IPv6Address(host).ipv4_mapped
+        host = str(mapped) if mapped else host
+    return Endpoint(host, port)
