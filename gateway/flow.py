@@ -1,0 +1,158 @@
+"""Flows: one relayed TCP connection each, and the table of those that are live in this worker."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import gevent.socket as gsocket
+import structlog
+from gevent.event import Event
+
+from alg.address import Endpoint
+from gateway.relay.splice import RelayResult, start_relay
+from gateway.sockets import keep_alive
+
+log = structlog.get_logger()
+
+IDLE_TIMEOUT = 7440.0  # seconds without a byte in either direction (RFC 5382 REQ-5)
+HALF_CLOSE_TIMEOUT = 600.0  # seconds without a byte after one side has ended
+
+
+class Carrier(Protocol):
+    """What moves a flow's bytes now: the relay, or the driver of a protocol module. Counts are exact."""
+
+    @property
+    def up(self) -> int: ...
+
+    @property
+    def down(self) -> int: ...
+
+    def abort(self, reset: bool = True) -> None: ...
+
+
+class Flow:
+    """One flow: who talks to whom, and how much. `front` is "socks", "transparent" or "pinhole"."""
+
+    __slots__ = ("_before", "carrier", "client", "front", "id", "module", "server", "since", "user")
+
+    def __init__(self, flow_id: str, front: str, client: Endpoint, server: Endpoint, user: str | None) -> None:
+        self.id = flow_id
+        self.front = front
+        self.client = client
+        self.server = server
+        self.user = user
+        self.module: str | None = None
+        self.since = time.time()
+        self.carrier: Carrier | None = None
+        self._before = (0, 0)
+
+    @property
+    def up(self) -> int:
+        """Bytes from the client to the server."""
+        return self._before[0] + (self.carrier.up if self.carrier else 0)
+
+    @property
+    def down(self) -> int:
+        """Bytes from the server to the client."""
+        return self._before[1] + (self.carrier.down if self.carrier else 0)
+
+    def hand_over(self, carrier: Carrier | None) -> None:
+        """From now on `carrier` moves the bytes; what the one before it has moved stays counted."""
+        self._before = (self.up, self.down)
+        self.carrier = carrier
+
+    def row(self) -> dict[str, Any]:
+        """The flow as `algate flows --json` shows it; `since` is Unix time, `up` and `down` are bytes."""
+        return {
+            "id": self.id,
+            "front": self.front,
+            "client": str(self.client),
+            "server": str(self.server),
+            "user": self.user,
+            "module": self.module,
+            "since": self.since,
+            "up": self.up,
+            "down": self.down,
+        }
+
+
+class Flows:
+    """The live flows of one worker."""
+
+    def __init__(self, worker: str) -> None:
+        self._worker = worker
+        # Ids must not repeat those of a worker that this one replaces: kernel leases and logs carry them.
+        self._epoch = f"{int(time.time() * 1000) & 0xFFFFFFFF:x}"
+        self._numbers = itertools.count(1)
+        self._live: dict[str, Flow] = {}
+        self._empty = Event()
+        self._empty.set()
+        self.finished = 0
+        self._up = 0
+        self._down = 0
+
+    def __iter__(self) -> Iterator[Flow]:
+        return iter(tuple(self._live.values()))
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def add(self, front: str, client: Endpoint, server: Endpoint, user: str | None = None) -> Flow:
+        """A new flow, in the table until `end`."""
+        flow = Flow(f"{self._worker}-{self._epoch}-{next(self._numbers)}", front, client, server, user)
+        self._live[flow.id] = flow
+        self._empty.clear()
+        log.info("flow.open", flow=flow.id, front=front, client=str(client), server=str(server))
+        return flow
+
+    def end(self, flow: Flow, reason: str) -> None:
+        """Take `flow` out of the table and count it."""
+        del self._live[flow.id]
+        self.finished += 1
+        self._up += flow.up
+        self._down += flow.down
+        duration = round(time.time() - flow.since, 3)
+        log.info("flow.end", flow=flow.id, reason=reason, up=flow.up, down=flow.down, duration=duration)
+        if not self._live:
+            self._empty.set()
+
+    def totals(self) -> dict[str, int]:
+        """Counts since this worker began: flows live and finished, bytes of both."""
+        return {
+            "flows": len(self._live),
+            "finished": self.finished,
+            "up": self._up + sum(flow.up for flow in self._live.values()),
+            "down": self._down + sum(flow.down for flow in self._live.values()),
+        }
+
+    def wait_empty(self, timeout: float) -> bool:
+        """Wait until no flow is live, at most `timeout` seconds; whether that is so."""
+        return bool(self._empty.wait(timeout))
+
+    def relay(
+        self,
+        flow: Flow,
+        client: gsocket.socket,
+        server: gsocket.socket,
+        on_end: Callable[[], None] | None = None,
+    ) -> None:
+        """Let the relay carry `flow` from now on, unread; it owns both sockets and ends the flow. Returns at once."""
+
+        def done(result: RelayResult) -> None:
+            if on_end:
+                on_end()
+            self.end(flow, result.reason)
+
+        flow.hand_over(None)
+        flow.carrier = start_relay(
+            client, server, done, idle_timeout=IDLE_TIMEOUT, half_close_timeout=HALF_CLOSE_TIMEOUT
+        )
+
+    def abort_all(self) -> None:
+        """Reset every live flow."""
+        for flow in self:
+            if flow.carrier:
+                flow.carrier.abort()

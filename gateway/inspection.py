@@ -1,0 +1,314 @@
+"""The driver of a protocol module over one flow: sockets and time in as events, its commands out as I/O."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import gevent
+import gevent.socket as gsocket
+import structlog
+from gevent.event import Event as Wakeup
+
+from alg.address import Endpoint
+from alg.api import (
+    AlgModule,
+    Bypass,
+    Closed,
+    ClosePinhole,
+    CloseWrite,
+    Command,
+    Deliver,
+    Event,
+    Mode,
+    Note,
+    Opened,
+    OpenOutbound,
+    OpenPinhole,
+    Received,
+    Refused,
+    Revoke,
+    Side,
+    Tick,
+    apply_edits,
+)
+from gateway.errors import PinholeRefused
+from gateway.flow import HALF_CLOSE_TIMEOUT, Flow
+from gateway.model import Lease, PinholeRequest
+from gateway.sockets import abort
+
+log = structlog.get_logger()
+
+READ_SIZE = 16384
+HIGH_WATER = 65536  # bytes waiting for a slow reader, beyond which the other side is not read
+
+
+class Pinholes(Protocol):
+    """A backend of pinholes. `open` raises PinholeRefused; `outbound`: whether OpenOutbound means anything to it."""
+
+    outbound: bool
+
+    def open(self, request: PinholeRequest) -> Lease: ...
+
+    def close(self, lease: Lease) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PublicAddress:
+    """Where pinholes of a flow listen (`local`, an address of this host) and what is told to the world."""
+
+    local: str
+    advertised: str
+
+
+class Inspection:
+    """Carries one flow through a module. `run` returns when the flow is over (True) or to be relayed unread (False)."""
+
+    def __init__(
+        self,
+        flow: Flow,
+        module: AlgModule,
+        mode: Mode,
+        sockets: dict[Side, gsocket.socket],
+        pinholes: Pinholes,
+        public: PublicAddress,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.up = 0
+        self.down = 0
+        self.reason = "eof"
+        self._flow = flow
+        self._module = module
+        self._mode = mode
+        self._sockets = sockets
+        self._pinholes = pinholes
+        self._public = public
+        self._now = now
+        self._events: deque[Event] = deque()
+        self._handling = False
+        self._out = {side: bytearray() for side in Side}
+        self._no_more = {side: False for side in Side}
+        self._writable = {side: Wakeup() for side in Side}  # something to send, or the end
+        self._drained = {side: Wakeup() for side in Side}  # room for more
+        self._leases: dict[int, Lease] = {}
+        self._opening: set[int] = set()
+        self._revoked: str | None = None
+        self._bypass = False
+        self._over = False
+        self._ended = False
+        self._changed = Wakeup()
+        self._half_closed_at: float | None = None
+
+    # --- the flow ---------------------------------------------------------------------------------------------------
+
+    def run(self, early: bytes = b"") -> bool:
+        """Carry the flow; `early` are bytes of the client that came with its handshake."""
+        if early:
+            self._received(Side.CLIENT, early)
+        readers = [gevent.spawn(self._read, side) for side in Side]
+        writers = [gevent.spawn(self._write, side) for side in Side]
+        try:
+            while not (self._over or self._bypass or all(writer.dead for writer in writers)):
+                self._changed.clear()
+                self._changed.wait(self._timeout())
+                self._tick()
+            if self._bypass and not self._over:
+                gevent.killall(readers)
+                for side in Side:
+                    self._no_more[side] = True  # of ours; the writer ends when all is sent
+                    self._writable[side].set()
+                gevent.joinall(writers)
+                return self._over
+            return True
+        finally:
+            self._ended = True
+            gevent.killall([*readers, *writers])
+            for lease in self._leases.values():
+                self._pinholes.close(lease)
+            self._leases.clear()
+
+    def abort(self, reset: bool = True) -> None:
+        """End the flow now, with a reset to both sides."""
+        self._fail("aborted")
+
+    def _fail(self, reason: str) -> None:
+        self.reason = reason
+        self._over = True
+        for sock in self._sockets.values():
+            abort(sock)
+        self._changed.set()
+
+    def _timeout(self) -> float | None:
+        times = [self._module.deadline()]
+        if self._half_closed_at is not None:
+            times.append(self._half_closed_at + HALF_CLOSE_TIMEOUT)
+        pending = [t for t in times if t is not None]
+        return max(0.0, min(pending) - self._now()) if pending else None
+
+    def _tick(self) -> None:
+        now = self._now()
+        if self._half_closed_at is not None and now >= self._half_closed_at + HALF_CLOSE_TIMEOUT:
+            self._fail("half-closed")
+            return
+        deadline = self._module.deadline()
+        if deadline is not None and now >= deadline and not self._bypass:
+            self._feed(Tick(now))
+
+    def _read(self, side: Side) -> None:
+        sock, out = self._sockets[side], self._out[side.other]
+        while not self._over:
+            while len(out) > HIGH_WATER:
+                self._drained[side.other].clear()
+                self._drained[side.other].wait()
+            try:
+                data = sock.recv(READ_SIZE)
+            except OSError:
+                self._fail("reset")
+                return
+            if not data:
+                self._half_closed_at = self._now()
+                self._feed(Closed(side, self._now()))
+                return
+            self._received(side, data)
+
+    def _received(self, side: Side, data: bytes) -> None:
+        if side is Side.CLIENT:
+            self.up += len(data)
+        else:
+            self.down += len(data)
+        self._feed(Received(side, data, self._now()))
+
+    def _write(self, side: Side) -> None:
+        sock, out = self._sockets[side], self._out[side]
+        try:
+            while True:
+                if out:
+                    sent = sock.send(bytes(out[:READ_SIZE]))
+                    del out[:sent]
+                    self._drained[side].set()
+                elif self._no_more[side]:
+                    if not self._bypass:
+                        sock.shutdown(gsocket.SHUT_WR)
+                    return
+                else:
+                    self._writable[side].clear()
+                    self._writable[side].wait()
+        except OSError:
+            self._fail("reset")
+        finally:
+            self._changed.set()
+
+    # --- the module -------------------------------------------------------------------------------------------------
+
+    def _feed(self, event: Event) -> None:
+        """Give the module an event and do what it answers; an event that this causes waits for its turn."""
+        self._events.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._events and not self._bypass:
+                for command in self._module.handle(self._events.popleft()):
+                    self._do(command)
+        finally:
+            self._handling = False
+        self._changed.set()
+
+    def _do(self, command: Command) -> None:
+        match command:
+            case Deliver():
+                self._deliver(command)
+            case CloseWrite(to):
+                self._no_more[to] = True
+                self._writable[to].set()
+            case OpenPinhole() | OpenOutbound():
+                self._open(command)
+            case ClosePinhole(ref):
+                self._close(ref)
+            case Revoke(rule):
+                self._revoked = rule
+                log.warning("alg.revoke", flow=self._flow.id, module=self._flow.module, rule=rule)
+                for ref in (*self._leases, *self._opening):
+                    self._close(ref)
+            case Note(code, detail):
+                log.info("alg.note", flow=self._flow.id, code=code, detail=detail)
+            case Bypass():
+                self._bypass = True
+                log.info("alg.bypass", flow=self._flow.id, module=self._flow.module)
+
+    def _deliver(self, command: Deliver) -> None:
+        for edit in command.edits:
+            log.info(
+                "alg.edit",
+                flow=self._flow.id,
+                reason=edit.reason,
+                applied=self._mode is Mode.REWRITE,
+                before=command.data[edit.start : edit.end].decode("latin-1"),
+                after=edit.replacement.decode("latin-1"),
+            )
+        edits = command.edits if self._mode is Mode.REWRITE else ()
+        self._out[command.to] += apply_edits(command.data, edits)
+        self._writable[command.to].set()
+
+    # --- its pinholes -----------------------------------------------------------------------------------------------
+
+    def _open(self, command: OpenPinhole | OpenOutbound) -> None:
+        refusal = self._revoked or self._forbidden(command)
+        if refusal:
+            self._feed(Refused(command.ref, refusal, self._now()))
+        elif isinstance(command, OpenOutbound) and (not self._pinholes.outbound or self._mode is Mode.OBSERVE):
+            self._feed(Opened(command.ref, command.target, self._now()))
+        elif self._mode is Mode.OBSERVE:
+            # Nothing is opened: the module shows what it would write, with port 0 for the one it would get.
+            self._feed(Opened(command.ref, Endpoint(self._public.advertised, 0), self._now()))
+        else:
+            self._opening.add(command.ref)
+            gevent.spawn(self._open_pinhole, command.ref, self._request(command))
+
+    def _forbidden(self, command: OpenPinhole | OpenOutbound) -> str | None:
+        """A module's mistake must not become a hole: a pinhole leads to the flow's own client and nobody else."""
+        if isinstance(command, OpenPinhole) and command.target.host != self._flow.client.host:
+            return "target"
+        return None
+
+    def _request(self, command: OpenPinhole | OpenOutbound) -> PinholeRequest:
+        inward = isinstance(command, OpenPinhole)
+        return PinholeRequest(
+            flow=self._flow.id,
+            reason=command.reason,
+            client=self._flow.client.host,
+            direction="in" if inward else "out",
+            transport="udp" if command.transport == "udp" else "tcp",
+            target=command.target,
+            peer=command.peer if isinstance(command, OpenPinhole) else None,
+            public_host=self._public.local if inward else None,
+            ttl=command.ttl,
+            uses=command.uses,
+        )
+
+    def _open_pinhole(self, ref: int, request: PinholeRequest) -> None:
+        try:
+            lease = self._pinholes.open(request)
+        except PinholeRefused as refused:
+            log.warning("pinhole.refused", flow=self._flow.id, rule=refused.rule, detail=refused.detail)
+            self._opening.discard(ref)
+            self._feed(Refused(ref, refused.rule, self._now()))
+            return
+        if self._ended or self._bypass or ref not in self._opening:  # nobody wants it any more
+            self._pinholes.close(lease)
+            return
+        self._opening.discard(ref)
+        self._leases[ref] = lease
+        public = lease.public
+        if request.direction == "in":
+            public = Endpoint(self._public.advertised, public.port)
+        self._feed(Opened(ref, public, self._now()))
+
+    def _close(self, ref: int) -> None:
+        self._opening.discard(ref)
+        lease = self._leases.pop(ref, None)
+        if lease is not None:
+            self._pinholes.close(lease)
