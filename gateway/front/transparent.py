@@ -1,0 +1,53 @@
+"""The transparent front, TCP: connections that iptables has redirected here, carried on to where they were going."""
+
+from __future__ import annotations
+
+import gevent.socket as gsocket
+import structlog
+
+from gateway.dial import Dialer, DialError
+from gateway.flow_runner import FlowRunner
+from gateway.front.original_dst import original_destination
+from gateway.model import ConnectRequest
+from gateway.sockets import abort, endpoint
+
+log = structlog.get_logger()
+
+
+class TransparentFront:
+    """Serves clients that know nothing of the gateway. What fails for them is a reset, as it would be without us."""
+
+    def __init__(self, dialer: Dialer, runner: FlowRunner) -> None:
+        self._dialer = dialer
+        self._runner = runner
+
+    def handle(self, sock: gsocket.socket, address: tuple[object, ...]) -> None:
+        """Serve one accepted connection; owns the socket."""
+        client = endpoint(address)
+        try:
+            target = original_destination(sock)
+            local = endpoint(sock.getsockname())
+        except OSError:  # the client has gone
+            sock.close()
+            return
+        if target is None or target == local:
+            # Nobody redirected it: a probe of our port, or our own connection that came back to us.
+            log.warning("transparent.loop", client=str(client), target=str(target or local))
+            abort(sock)
+            return
+        request = ConnectRequest("transparent", client, target.host, target.port)
+        try:
+            server = self._dialer.connect(request)
+        except DialError as error:
+            own = error.failure == "denied" and error.rule in ("own", "loopback")
+            log.warning(
+                "transparent.loop" if own else "transparent.failed",
+                client=str(client),
+                target=str(target),
+                failure=error.failure,
+                rule=error.rule,
+                detail=str(error),
+            )
+            abort(sock)
+            return
+        self._runner.run("transparent", sock, server)
