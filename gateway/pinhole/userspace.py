@@ -1,0 +1,153 @@
+"""Pinholes in userspace: listen on the public address, check the peer, relay. For clients whom no route may reach."""
+
+from __future__ import annotations
+
+import functools
+import random
+import time
+from typing import Any
+
+import gevent
+import gevent.socket as gsocket
+import structlog
+
+from alg.address import Endpoint
+from gateway.errors import PinholeRefused
+from gateway.flow import Flows
+from gateway.model import Lease, PinholeRequest
+from gateway.pinhole.lease import LeaseTable, lease_row
+from gateway.sockets import abort, endpoint, prepare
+
+log = structlog.get_logger()
+
+CONNECT_TIMEOUT = 10.0  # seconds to reach the target
+BACKLOG = 16
+
+
+class UserspacePinholes:
+    """The userspace backend of one worker. What comes through a pinhole is a flow of its own, front "pinhole"."""
+
+    outbound = False  # a SOCKS client reaches the outside through us, whatever the FORWARD policy is
+
+    def __init__(self, flows: Flows, ports: tuple[int, int], per_client: int) -> None:
+        self._flows = flows
+        self._table = LeaseTable(backend="userspace", ports=ports, per_client=per_client)
+        self._rng = random.SystemRandom()
+        self._waiting: dict[str, gevent.Greenlet[..., str]] = {}
+
+    def open(self, request: PinholeRequest) -> Lease:
+        """Listen, and return when a peer can connect. Raises PinholeRefused."""
+        if request.transport != "tcp":
+            raise PinholeRefused("transport", f"{request.transport} is not available")
+        listeners: list[gsocket.socket] = []
+
+        def is_free(port: int) -> bool:
+            """Whether we can listen there; if so, we do."""
+            try:
+                listeners.append(_listen(request.public_host or "", port))
+            except OSError:
+                return False
+            return True
+
+        now = time.monotonic()
+        self._table.expire(now)
+        try:
+            lease = self._table.open(request, now=now, unix=time.time(), rng=self._rng, is_free=is_free)
+        except PinholeRefused:
+            for listener in listeners:
+                listener.close()
+            raise
+        log.info(
+            "pinhole.open",
+            pinhole=lease.id,
+            flow=lease.flow,
+            reason=lease.reason,
+            public=str(lease.public),
+            target=str(lease.target),
+            peer=lease.peer,
+        )
+        serving = gevent.Greenlet(self._serve, lease, listeners[-1], request.ttl)
+        serving.link(functools.partial(self._ended, lease, listeners[-1]))  # runs however it ends, begun or not
+        self._waiting[lease.id] = serving
+        serving.start()
+        return lease
+
+    def close(self, lease: Lease) -> None:
+        """Close it if it is still open; connections that it admitted live on."""
+        waiting = self._waiting.get(lease.id)
+        if waiting is not None:
+            waiting.kill(block=False)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The open pinholes as `algate pinholes --json` shows them."""
+        return [lease_row(lease) for lease in self._table.live()]
+
+    def _serve(self, lease: Lease, listener: gsocket.socket, ttl: float) -> str:
+        """Admit the peer, as often as the lease says, until its time is over. Returns why it ended."""
+        with gevent.Timeout(ttl, False):
+            for _ in range(lease.uses):
+                peer = self._accept_peer(lease, listener)
+                log.info("pinhole.use", pinhole=lease.id, flow=lease.flow)
+                gevent.spawn(self._connect, lease, peer)
+            return "used"
+        return "expired"
+
+    def _ended(self, lease: Lease, listener: gsocket.socket, serving: gevent.Greenlet[..., str]) -> None:
+        listener.close()
+        del self._waiting[lease.id]
+        self._table.close(lease.id, now=time.monotonic())
+        reason = serving.value if isinstance(serving.value, str) else "closed"
+        log.info("pinhole.close", pinhole=lease.id, flow=lease.flow, reason=reason)
+
+    def _accept_peer(self, lease: Lease, listener: gsocket.socket) -> gsocket.socket:
+        while True:
+            sock, address = listener.accept()
+            remote = endpoint(address)
+            if lease.peer is None or remote.host == lease.peer:
+                return sock
+            log.warning("pinhole.stranger", pinhole=lease.id, peer=str(remote))
+            abort(sock)
+
+    def _connect(self, lease: Lease, peer: gsocket.socket) -> None:
+        """Join the peer to the target: the peer is this flow's client, for it came to us."""
+        try:
+            target = _connect_target(lease.target)
+        except OSError as error:
+            log.info("pinhole.target_failed", pinhole=lease.id, target=str(lease.target), reason=str(error))
+            abort(peer)
+            return
+        try:
+            prepare(peer)
+            prepare(target)
+            flow = self._flows.add("pinhole", endpoint(peer.getpeername()), lease.target)
+        except OSError:  # the peer has gone
+            peer.close()
+            target.close()
+            return
+        flow.module = lease.reason
+        self._flows.relay(flow, peer, target)
+
+
+def _listen(host: str, port: int) -> gsocket.socket:
+    listener = gsocket.socket(gsocket.AF_INET6 if ":" in host else gsocket.AF_INET, gsocket.SOCK_STREAM)
+    try:
+        # Connections of an earlier pinhole at this port may linger; two listeners are still impossible.
+        listener.setsockopt(gsocket.SOL_SOCKET, gsocket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _connect_target(target: Endpoint) -> gsocket.socket:
+    sock = gsocket.socket(gsocket.AF_INET6 if target.version == 6 else gsocket.AF_INET, gsocket.SOCK_STREAM)
+    try:
+        sock.settimeout(CONNECT_TIMEOUT)
+        sock.connect((target.host, target.port))
+        sock.settimeout(None)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
