@@ -1,0 +1,39 @@
+"""The command line: `algate COMMAND`. One file a command; errors of ours end with a line and exit code, no traceback."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from gateway import __version__
+from gateway.cli.check import check
+from gateway.cli.live import flows, pinholes, status
+from gateway.cli.rules import rules
+from gateway.cli.run import run
+from gateway.errors import AlgateError, ConfigError
+
+EXIT_FAILED = 1
+EXIT_CONFIG = 2
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="algate")
+def cli() -> None:
+    """An application-level gateway for Linux NAT routers."""
+
+
+for command in (run, check, rules, status, flows, pinholes):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Entry point of the `algate` script."""
+    try:
+        cli()
+    except ConfigError as error:
+        click.echo(f"algate: {error}", err=True)
+        sys.exit(EXIT_CONFIG)
+    except AlgateError as error:
+        click.echo(f"algate: {error}", err=True)
+        sys.exit(EXIT_FAILED)

@@ -1,0 +1,15 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+import click
+
+config_option = click.option(
+    "-c",
+    "--config",
+    "config_path",
+    metavar="FILE",
+    type=click.Path(dir_okay=False),
+    help="Configuration file (default: /etc/algate/algate.toml if it exists).",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON array of objects.")

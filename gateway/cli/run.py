@@ -1,0 +1,23 @@
+"""`algate run`"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from gateway.cli.options import config_option
+from gateway.config import load_config
+from gateway.process import supervisor
+
+
+@click.command()
+@config_option
+def run(config_path: str | None) -> None:
+    """Run the gateway in the foreground.
+
+    It logs "ready" when it serves, drains on SIGTERM and then exits with 0.
+
+    Example: algate run -c /etc/algate/algate.toml
+    """
+    sys.exit(supervisor.run(load_config(config_path)))

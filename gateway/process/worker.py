@@ -1,0 +1,138 @@
+"""A worker: gevent, no privilege. Entry module: `python -m gateway.process.worker BOOT_FD`."""
+
+# ruff: noqa: E402, I001
+from gevent import monkey
+
+monkey.patch_all()
+
+import errno
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import gevent.socket as gsocket
+
+from alg.registry import modules
+from gateway.broker.client import BrokerClient
+from gateway.dial import Dialer
+from gateway.flow import Flows
+from gateway.flow_runner import FlowRunner
+from gateway.front.socks import SocksFront
+from gateway.front.transparent import TransparentFront
+from gateway.inspection import Pinholes
+from gateway.observe.admin_wire import Rows, answer
+from gateway.observe.log import get_logger, setup_logging
+from gateway.own_address import is_local
+from gateway.pinhole.kernel import KernelPinholes
+from gateway.pinhole.userspace import UserspacePinholes
+from gateway.policy import Policy
+from gateway.process.boot import Boot
+from gateway.resolve import Resolver
+
+log = get_logger()
+
+EMFILE_PAUSE = 0.1  # seconds without accepting when descriptors have run out
+ABORT_MARGIN = 0.5  # seconds of the drain deadline that are kept for the resets
+
+Handler = Callable[[gsocket.socket, tuple[object, ...]], None]
+
+
+class Worker:
+    """Everything that one worker consists of, put together from its boot document."""
+
+    def __init__(self, boot: Boot) -> None:
+        config = boot.config
+        self._boot = boot
+        self._flows = Flows(f"w{boot.slot}")
+        self._userspace = UserspacePinholes(self._flows, config.pinhole_ports, config.pinhole.per_client)
+        kernel: Pinholes = self._userspace
+        if boot.broker is not None:
+            client = BrokerClient(socket.socket(fileno=boot.broker), os.getpid())
+            kernel = KernelPinholes(client)
+        outside = config.network.outside
+        source = outside if outside != "auto" and is_local(outside) else None
+        dialer = Dialer(Policy(config.inside_networks), Resolver(), source)
+        runner = FlowRunner(
+            config,
+            self._flows,
+            modules(),
+            {
+                "transparent": self._userspace if config.pinhole.backend == "userspace" else kernel,
+                "socks": kernel if config.pinhole.backend == "kernel" else self._userspace,
+            },
+        )
+        self._socks = SocksFront(dialer, runner, config.socks.handshake_timeout)
+        self._transparent = TransparentFront(dialer, runner)
+        self._lifeline = gsocket.socket(fileno=boot.lifeline)
+        self._accepting: list[gevent.Greenlet[..., None]] = []
+
+    def run(self) -> None:
+        """Serve until SIGTERM, then drain; or until the supervisor is gone, then end at once."""
+        boot = self._boot
+        for fds, handler in ((boot.socks, self._socks.handle), (boot.transparent, self._transparent.handle)):
+            for fd in fds:
+                self._accepting.append(gevent.spawn(_accept, gsocket.socket(fileno=fd), handler))
+        admin = gevent.spawn(_accept, gsocket.socket(fileno=boot.admin), self._answer)
+        stop = gevent.event.Event()
+        gevent.signal_handler(signal.SIGTERM, stop.set)
+        gevent.spawn(self._watch_supervisor)
+        self._lifeline.sendall(b"ready\n")
+        stop.wait()
+        gevent.killall(self._accepting)
+        timeout = max(0.0, boot.config.process.drain_timeout - ABORT_MARGIN)
+        if not self._flows.wait_empty(timeout):
+            log.warning("drain.cut", flows=len(self._flows))
+            self._flows.abort_all()
+            self._flows.wait_empty(ABORT_MARGIN)
+        admin.kill()
+
+    def _watch_supervisor(self) -> None:
+        """Without a supervisor nobody would replace or end us: go, and let the kernel reset what is open."""
+        try:
+            while self._lifeline.recv(64):
+                pass
+        except OSError:
+            pass
+        log.error("supervisor.gone")
+        os._exit(1)
+
+    def _answer(self, connection: gsocket.socket, _address: tuple[object, ...]) -> None:
+        answer(connection, {"status": self._status, "flows": self._flow_rows, "pinholes": self._userspace.rows})
+
+    def _status(self) -> Rows:
+        row: dict[str, Any] = {"process": f"worker-{self._boot.slot}", "pid": os.getpid()}
+        return [{**row, **self._flows.totals()}]
+
+    def _flow_rows(self) -> Rows:
+        return [flow.row() for flow in self._flows]
+
+
+def _accept(listener: gsocket.socket, handler: Handler) -> None:
+    """Accept for ever; a greenlet each. Running out of descriptors pauses accepting and nothing else."""
+    while True:
+        try:
+            sock, address = listener.accept()
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # the supervisor has shut the listener down: we drain
+                return
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                log.error("accept.exhausted", reason=error.strerror)
+                gevent.sleep(EMFILE_PAUSE)
+            continue
+        gevent.spawn(handler, sock, address)
+
+
+def main() -> None:
+    """Entry: the boot document's descriptor is the only argument."""
+    boot = Boot.from_memfd(int(sys.argv[1]))
+    setup_logging(f"worker-{boot.slot}")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Worker(boot).run()
+
+
+if __name__ == "__main__":
+    main()
