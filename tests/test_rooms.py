@@ -1,0 +1,106 @@
+"""The rooms: who may import what (the design's section 1). Read off the source, so that no import hides in a function."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted((ROOT / "alg").rglob("*.py")) + sorted((ROOT / "gateway").rglob("*.py"))
+
+# (files, what they may not import, why)
+RULES = [
+    (
+        "alg/",
+        ("gateway", "gevent", "socket", "time", "random", "logging", "structlog", "select", "os", "threading"),
+        "alg/ is pure: no I/O, clock, log or chance",
+    ),
+    ("gateway/policy.py", ("gevent", "socket", "time", "structlog"), "the policy is pure"),
+    ("gateway/front/socks4.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
+    ("gateway/front/socks5.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
+    ("gateway/pinhole/lease.py", ("gevent", "socket", "time", "structlog"), "the lease table is pure"),
+    ("gateway/broker/validate.py", ("gevent", "socket", "time", "structlog"), "validation is pure"),
+    ("gateway/broker/protocol.py", ("gevent", "socket", "time", "structlog"), "the protocol is pure"),
+]
+PRIVILEGED = {"gateway/broker/server.py", "gateway/broker/netfilter.py", "gateway/broker/elements.py"}
+# Each line may import from the ones below it, never from those above.
+LAYERS = [
+    ("gateway.cli",),
+    ("gateway.process",),
+    ("gateway.front",),
+    ("gateway.flow_runner",),
+    ("gateway.inspection",),
+    ("gateway.dial", "gateway.pinhole"),
+    ("gateway.flow",),
+    ("gateway.relay", "gateway.resolve", "gateway.policy", "gateway.broker"),
+    ("gateway.config", "gateway.observe", "gateway.sockets", "gateway.own_address"),
+    ("gateway.model", "gateway.errors"),
+    ("alg",),
+]
+# Pure data that an outer room owns and an inner one needs to name.
+ALLOWED = {("gateway.broker.server", "gateway.pinhole.lease")}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, wherever in the file that stands."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+
+
+def within(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+def layer_of(module: str) -> int | None:
+    return next((i for i, layer in enumerate(LAYERS) if any(within(module, package) for package in layer)), None)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_stays_in_its_room(path: Path) -> None:
+    name = str(path.relative_to(ROOT))
+    imported = list(imports(path))
+    for files, banned, why in RULES:
+        if name.startswith(files):
+            wrong = [module for module in imported if any(within(module, package) for package in banned)]
+            assert not wrong, f"{name} imports {wrong}: {why}"
+    if name not in PRIVILEGED:
+        assert not [m for m in imported if within(m, "pyroute2")], f"{name}: only the broker may use pyroute2"
+    if name in PRIVILEGED or name == "gateway/process/supervisor.py":
+        assert not [m for m in imported if within(m, "gevent")], f"{name} must not use gevent"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_inwards(path: Path) -> None:
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    own = layer_of(module)
+    if own is None:
+        return
+    for target in imports(path):
+        layer = layer_of(target)
+        if layer is not None and (module, target) not in ALLOWED:
+            assert layer >= own, f"{module} imports {target}, which is further out"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_is_not_too_long(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("module", ["gateway.process.broker", "gateway.process.supervisor"])
+def test_privileged_processes_never_load_gevent(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('gevent' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_workers_never_load_pyroute2() -> None:
+    code = "import sys, gateway.process.worker; sys.exit('pyroute2' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
