@@ -1,0 +1,63 @@
+"""Pipes for `splice`: borrowed only while bytes are in them, so that a few serve many flows."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+# Bigger is no faster here, and an unprivileged user may have 64 MiB of pipes in all (pipe-user-pages-soft).
+PIPE_SIZE = 256 * 1024
+KEPT = 16
+
+
+class Pipe:
+    """The two ends of a pipe, and how many bytes are in it."""
+
+    __slots__ = ("held", "reader", "writer")
+
+    def __init__(self, size: int) -> None:
+        self.reader, self.writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.held = 0
+        try:
+            fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, size)
+        except OSError:
+            pass  # over the user's limit: a small pipe is slower, and right
+
+    def close(self) -> None:
+        os.close(self.reader)
+        os.close(self.writer)
+
+
+class PipePool:
+    """Lends pipes. `lent` is how many are out."""
+
+    def __init__(self, size: int = PIPE_SIZE, kept: int = KEPT) -> None:
+        self.lent = 0
+        self.size = size
+        self._kept = kept
+        self._idle: list[Pipe] = []
+
+    def borrow(self) -> Pipe | None:
+        """An empty pipe; None when the process or the host has no descriptors left for one."""
+        if self._idle:
+            pipe = self._idle.pop()
+        else:
+            try:
+                pipe = Pipe(self.size)
+            except OSError:
+                return None
+        self.lent += 1
+        return pipe
+
+    def give_back(self, pipe: Pipe) -> None:
+        """Take `pipe` back; one that still has bytes in it is closed, as nobody else may get those."""
+        self.lent -= 1
+        if pipe.held or len(self._idle) >= self._kept:
+            pipe.close()
+        else:
+            self._idle.append(pipe)
+
+    def close(self) -> None:
+        """Close the pipes that are not lent."""
+        while self._idle:
+            self._idle.pop().close()

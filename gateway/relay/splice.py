@@ -1,0 +1,349 @@
+"""The data path: two sockets joined in the kernel, driven by libev callbacks without a greenlet.
+
+Bytes go from socket to pipe to socket by splice(2) and are never seen. Each direction is a `_Half`. A half reads only
+while its pipe is empty, so a sink that is full stops the reading (backpressure), and EAGAIN on reading can only mean
+that the source is empty. Everything here runs in the hub: it never blocks and never raises out of a callback.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import fcntl
+import os
+import struct
+import termios
+from collections.abc import Callable
+from socket import AF_INET, AF_INET6, IPPROTO_TCP, MSG_PEEK, SHUT_WR, SO_LINGER, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY
+from time import monotonic
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import msgspec
+from gevent import get_hub
+
+from gateway.relay.pipes import PIPE_SIZE, Pipe, PipePool
+from gateway.relay.wheel import Entry, Wheel
+
+if TYPE_CHECKING:
+    from gevent._types import _IoWatcher, _Loop
+
+READ, WRITE = 1, 2  # libev's EV_READ, EV_WRITE
+FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
+BUDGET = 1024 * 1024  # bytes that one callback may move, so that a fast flow does not starve the others
+ENOUGH = 64 * 1024  # a shorter read most likely emptied the source: epoll will tell when there is more
+COPY_SIZE = 64 * 1024
+RESET_GRACE = 5.0  # seconds for bytes on their way to be acknowledged before a reset overtakes them
+
+Reason = Literal["eof", "reset", "idle", "half-closed", "aborted"]
+SideName = Literal["left", "right"]
+
+
+class RelayResult(msgspec.Struct, frozen=True):
+    """How a relayed flow ended. `up`: bytes delivered from left to right, `down`: from right to left.
+
+    `reason`: "eof" (both sides closed in order), "reset" (`side` broke the connection), "idle" and "half-closed"
+    (nothing moved for the time that is allowed), "aborted" (by the gateway).
+    """
+
+    up: int
+    down: int
+    reason: Reason
+    side: SideName | None = None
+
+
+class RelaySocket(Protocol):
+    """A connected stream socket of gevent or of the standard library."""
+
+    @property
+    def family(self) -> int: ...
+    def fileno(self) -> int: ...
+    def detach(self) -> int: ...
+
+
+class _Half:
+    """One direction of a flow. It is at any time in one of: reading, waiting for room in the sink (`pipe` may hold
+    bytes), over."""
+
+    __slots__ = ("moved", "over", "pipe", "readable", "reading", "sink", "source", "writable")
+
+    def __init__(self, source: _socket.socket, sink: _socket.socket, readable: _IoWatcher) -> None:
+        self.source = source
+        self.sink = sink
+        self.readable: _IoWatcher | None = readable
+        self.writable: _IoWatcher | None = None  # made when the sink is full for the first time
+        self.reading = False
+        self.over = False
+        self.pipe: Pipe | None = None
+        self.moved = 0
+
+
+class Relay:
+    """What the flows of a process share: pipes, a timer wheel, limits. One a worker, made in its hub's thread."""
+
+    def __init__(self, idle_timeout: float, half_close_timeout: float, pipe_size: int = PIPE_SIZE) -> None:
+        """`idle_timeout`: seconds without a byte in either direction until a flow is reset; `half_close_timeout`: the
+        same once one side has closed its direction."""
+        self.idle_timeout = idle_timeout
+        self.half_close_timeout = half_close_timeout
+        self.live: set[RelayHandle] = set()
+        self.pool = PipePool(pipe_size)
+        self.wheel = Wheel()
+
+    def start(self, left: RelaySocket, right: RelaySocket, on_done: Callable[[RelayResult], None]) -> RelayHandle:
+        """Join two connected TCP (or Unix stream) sockets until both have closed.
+
+        Takes the sockets over: the objects passed in are detached and of no more use, and the relay closes the
+        connections. `on_done` is called once, from the hub, and so must not block. ValueError for a closed socket.
+        """
+        if left.fileno() < 0 or right.fileno() < 0:
+            raise ValueError("a closed socket cannot be relayed")
+        return RelayHandle(self, _take(left), _take(right), on_done)
+
+    def close(self) -> None:
+        """Abort every live flow by a reset, and free the pipes."""
+        for handle in tuple(self.live):
+            handle.abort(reset=True)
+        self.pool.close()
+
+
+class RelayHandle:
+    """A flow being relayed."""
+
+    __slots__ = ("_active", "_broken", "_down", "_entry", "_left", "_loop", "_on_done", "_relay", "_right", "_up")
+
+    def __init__(
+        self, relay: Relay, left: _socket.socket, right: _socket.socket, on_done: Callable[[RelayResult], None]
+    ) -> None:
+        self._loop: _Loop = get_hub().loop
+        self._relay = relay
+        self._left = left
+        self._right = right
+        self._on_done: Callable[[RelayResult], None] | None = on_done
+        self._up = _Half(left, right, self._loop.io(left.fileno(), READ))
+        self._down = _Half(right, left, self._loop.io(right.fileno(), READ))
+        self._broken: _socket.socket | None = None
+        self._active = monotonic()
+        self._entry: Entry | None = relay.wheel.add(self._active + relay.idle_timeout, self._check_idle)
+        relay.live.add(self)
+        self._read(self._up)
+        self._read(self._down)
+
+    @property
+    def up(self) -> int:
+        """Bytes delivered from left to right so far."""
+        return self._up.moved
+
+    @property
+    def down(self) -> int:
+        """Bytes delivered from right to left so far."""
+        return self._down.moved
+
+    def abort(self, reset: bool = True) -> None:
+        """End the flow now, by a reset of both sides or by closing them; bytes in the gateway are lost. May be called
+        again, and after the end."""
+        self._finish("aborted", reset)
+
+    # --- moving bytes -----------------------------------------------------------------------------------------------
+
+    def _pump(self, half: _Half) -> None:
+        """Move what can be moved without waiting, within the budget."""
+        self._active = monotonic()
+        pool = self._relay.pool
+        pipe = half.pipe
+        if pipe is None:
+            pipe = half.pipe = pool.borrow()
+            if pipe is None:
+                self._copy(half)
+                return
+        source, sink = half.source.fileno(), half.sink.fileno()
+        budget = BUDGET
+        while True:
+            if not pipe.held:
+                try:
+                    pipe.held = count = os.splice(source, pipe.writer, pool.size, flags=FLAGS)
+                except BlockingIOError:
+                    break
+                except OSError:
+                    self._broke(half.source, seen_reading=True)
+                    return
+                if not count:
+                    self._ended(half)
+                    return
+                budget -= count
+                if count < ENOUGH:
+                    budget = 0
+            try:
+                count = os.splice(pipe.reader, sink, pipe.held, flags=FLAGS)
+            except BlockingIOError:
+                self._wait_for_room(half)
+                return
+            except OSError:
+                self._broke(half.sink, seen_reading=False)
+                return
+            pipe.held -= count
+            half.moved += count
+            if not pipe.held and budget <= 0:
+                break
+        half.pipe = None
+        pool.give_back(pipe)
+        self._read(half)
+
+    def _copy(self, half: _Half) -> None:
+        """Move one buffer without a pipe, for a process that has no descriptors left. It is peeked at, and taken from
+        the source only as far as the sink took it, so that here too nothing is held."""
+        try:
+            data = half.source.recv(COPY_SIZE, MSG_PEEK)
+        except BlockingIOError:
+            self._read(half)
+            return
+        except OSError:
+            self._broke(half.source, seen_reading=True)
+            return
+        if not data:
+            self._ended(half)
+            return
+        try:
+            count = half.sink.send(data)
+        except BlockingIOError:
+            self._wait_for_room(half)
+            return
+        except OSError:
+            self._broke(half.sink, seen_reading=False)
+            return
+        half.source.recv(count)
+        half.moved += count
+        self._read(half)
+
+    def _read(self, half: _Half) -> None:
+        if not half.reading and half.readable is not None:
+            half.reading = True
+            half.readable.start(self._pump, half)
+
+    def _wait_for_room(self, half: _Half) -> None:
+        if half.reading and half.readable is not None:
+            half.reading = False
+            half.readable.stop()
+        if half.writable is None:
+            half.writable = self._loop.io(half.sink.fileno(), WRITE)
+        half.writable.start(self._room, half)
+
+    def _room(self, half: _Half) -> None:
+        if half.writable is not None:
+            half.writable.stop()
+        self._pump(half)
+
+    # --- ends -------------------------------------------------------------------------------------------------------
+
+    def _ended(self, half: _Half) -> None:
+        """The source of `half` will send no more, and all that it sent is delivered: pass that on."""
+        self._stop(half)
+        if self._broken is not None:
+            self._settle()
+            return
+        try:
+            half.sink.shutdown(SHUT_WR)
+        except OSError:
+            self._broke(half.sink, seen_reading=False)
+            return
+        if self._up.over and self._down.over:
+            self._finish("eof", reset=False)
+        else:
+            self._schedule(self._active + self._relay.half_close_timeout, self._check_idle)
+
+    def _broke(self, side: _socket.socket, seen_reading: bool) -> None:
+        """The connection of `side` is dead: what it had sent before is still delivered, then the other is reset too."""
+        if self._broken is not None and self._broken is not side:
+            self._finish("reset", reset=True)
+            return
+        self._broken = side
+        towards, away = (self._down, self._up) if side is self._left else (self._up, self._down)
+        self._stop(towards)
+        if seen_reading:
+            self._stop(away)
+        if away.over:
+            self._settle()
+        elif away.reading:  # if it is not, it waits for room, and goes on then
+            self._pump(away)
+
+    def _settle(self) -> None:
+        """Reset the side that lives as soon as it has acknowledged all that was sent to it, as without a gateway."""
+        if self._unacknowledged():
+            deadline = monotonic() + RESET_GRACE
+            self._schedule(0, lambda now: self._check_settled(now, deadline))
+        else:
+            self._finish("reset", reset=True)
+
+    def _unacknowledged(self) -> bool:
+        living = self._right if self._broken is self._left else self._left
+        return bool(struct.unpack("i", fcntl.ioctl(living.fileno(), termios.TIOCOUTQ, bytes(4)))[0])
+
+    def _check_settled(self, now: float, deadline: float) -> float | None:
+        if now < deadline and self._unacknowledged():
+            return now
+        self._finish("reset", reset=True)
+        return None
+
+    def _check_idle(self, now: float) -> float | None:
+        half_closed = self._up.over or self._down.over
+        due = self._active + (self._relay.half_close_timeout if half_closed else self._relay.idle_timeout)
+        if now < due:
+            return due
+        self._finish("half-closed" if half_closed else "idle", reset=True)
+        return None
+
+    def _schedule(self, due: float, check: Callable[[float], float | None]) -> None:
+        if self._entry is not None:
+            self._relay.wheel.discard(self._entry)
+        self._entry = self._relay.wheel.add(due, check)
+
+    def _stop(self, half: _Half) -> None:
+        """No more bytes in this direction. Watchers go before anybody may close the descriptor they watch."""
+        half.over = True
+        half.reading = False
+        for watcher in (half.readable, half.writable):
+            if watcher is not None:
+                watcher.stop()
+                watcher.close()
+        half.readable = half.writable = None
+        if half.pipe is not None:
+            self._relay.pool.give_back(half.pipe)
+            half.pipe = None
+
+    def _finish(self, reason: Reason, reset: bool) -> None:
+        on_done, self._on_done = self._on_done, None
+        if on_done is None:
+            return
+        self._stop(self._up)
+        self._stop(self._down)
+        if self._entry is not None:
+            self._relay.wheel.discard(self._entry)
+            self._entry = None
+        for sock in (self._left, self._right):
+            if reset:
+                _quietly_set(sock, SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+        self._relay.live.discard(self)
+        side: SideName | None = None
+        if reason == "reset":
+            side = "left" if self._broken is self._left else "right"
+        # Later, on its own: an error in it is the hub's to report, and `abort` does not call back its caller.
+        self._loop.run_callback(on_done, RelayResult(self.up, self.down, reason, side))
+
+
+def _take(sock: RelaySocket) -> _socket.socket:
+    """The descriptor of `sock` in the plainest socket object, which knows neither gevent's watchers nor its waits."""
+    family = sock.family
+    taken = _socket.socket(family, SOCK_STREAM, 0, fileno=sock.detach())
+    taken.setblocking(False)
+    if family in (AF_INET, AF_INET6):
+        # What came as a segment goes on as one; who wants to coalesce has done it before.
+        _quietly_set(taken, IPPROTO_TCP, TCP_NODELAY, 1)
+    return taken
+
+
+def _quietly_set(sock: _socket.socket, level: int, option: int, value: int | bytes) -> None:
+    try:
+        sock.setsockopt(level, option, value)
+    except OSError as error:
+        if error.errno == errno.EBADF:
+            raise

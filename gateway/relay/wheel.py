@@ -1,0 +1,98 @@
+"""A timer wheel: many limits that are seldom reached, for the price of one timer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from gevent import get_hub
+
+if TYPE_CHECKING:
+    from gevent._types import _Loop, _TimerWatcher
+
+TICK = 0.25  # seconds
+SLOTS = 256
+
+Check = Callable[[float], float | None]
+
+
+class Entry:
+    """A check that waits in a wheel."""
+
+    __slots__ = ("check", "slot")
+
+    def __init__(self, check: Check) -> None:
+        self.check: Check | None = check
+        self.slot = 0
+
+
+class Wheel:
+    """Calls checks at their time, up to one tick late, in the hub. The timer runs only while something waits.
+
+    A check is given the time (of `time.monotonic()`) and answers with the time of its next check, or None when it is
+    done. So what happens often (a byte moved) need only note the time, and the check finds out that it came too early.
+    """
+
+    def __init__(self, tick: float = TICK, slots: int = SLOTS) -> None:
+        self.tick = tick
+        self._slots: list[set[Entry]] = [set() for _ in range(slots)]
+        self._at = 0  # the slot that was looked at last, and when
+        self._when = time.monotonic()
+        self._waiting = 0
+        self._loop: _Loop = get_hub().loop
+        self._timer: _TimerWatcher = self._loop.timer(tick, tick, ref=False)
+
+    def __len__(self) -> int:
+        return self._waiting
+
+    def add(self, due: float, check: Check) -> Entry:
+        """Call `check` at `due`; the answer is for `discard`."""
+        if not self._waiting:
+            self._when = time.monotonic()
+            self._timer.again(self._turn)
+        entry = Entry(check)
+        self._insert(entry, due)
+        self._waiting += 1
+        return entry
+
+    def discard(self, entry: Entry) -> None:
+        """Forget `entry`; one that is done already is no error."""
+        if entry.check is not None:
+            entry.check = None
+            self._slots[entry.slot].discard(entry)
+            self._left()
+
+    def _insert(self, entry: Entry, due: float) -> None:
+        # What lies beyond the horizon is looked at once a turn and put back.
+        ticks = min(max(int((due - self._when) / self.tick) + 1, 1), len(self._slots) - 1)
+        entry.slot = (self._at + ticks) % len(self._slots)
+        self._slots[entry.slot].add(entry)
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        while self._waiting and self._when + self.tick <= now:
+            self._when += self.tick
+            self._at = (self._at + 1) % len(self._slots)
+            slot, self._slots[self._at] = self._slots[self._at], set()
+            for entry in slot:
+                self._ask(entry, now)
+
+    def _ask(self, entry: Entry, now: float) -> None:
+        if entry.check is None:  # discarded by a check before it
+            return
+        try:
+            due = entry.check(now)
+        except Exception as error:
+            self._loop.handle_error(entry.check, type(error), error, error.__traceback__)
+            due = None
+        if due is not None and entry.check is not None:
+            self._insert(entry, due)
+        elif entry.check is not None:
+            entry.check = None
+            self._left()
+
+    def _left(self) -> None:
+        self._waiting -= 1
+        if not self._waiting:
+            self._timer.stop()
