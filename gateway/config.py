@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import tomli_w
@@ -23,6 +23,8 @@ from gateway.errors import ConfigError
 DEFAULT_PATH = Path("/etc/algate/algate.toml")
 DEFAULT_RUN_DIR = "/run/algate"
 LOWEST_PINHOLE_PORT = 1024
+
+_T = TypeVar("_T")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -156,13 +158,12 @@ def parse_config(text: str, source: str) -> Config:
     except tomllib.TOMLDecodeError as error:
         message = str(error)
         found = re.search(r"\(at line (\d+), column (\d+)\)", message)
-        where = f"{source}:{found[1]}:{found[2]}" if found else source
+        lines = text.splitlines() or [""]
+        line, column = (found[1], found[2]) if found else (len(lines), len(lines[-1]) + 1)  # "at end of document"
+        where = f"{source}:{line}:{column}"
         raise ConfigError(f"{where}: {message.split(' (at ')[0]}") from error
     try:
-        config = msgspec.convert(_with_defaults(document), Config)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{source}: {_readable(str(error))}") from error
-    try:
+        config = _convert(_with_defaults(document), Config)
         _check(config)
     except _BadValue as error:
         raise ConfigError(f"{source}: {error}") from error
@@ -175,6 +176,7 @@ def _with_defaults(document: dict[str, Any]) -> dict[str, Any]:
         sections = {name: msgspec.to_builtins(section) for name, section in DEFAULT_ALG.items()}
         for name, section in document.get("alg", {}).items():
             sections[name] = {**sections.get(name, {}), **section} if isinstance(section, dict) else section
+            _convert(sections[name], AlgSection, f"alg.{name}")  # of a mapping msgspec would not name the key
         document["alg"] = sections
     process = document.setdefault("process", {})
     if isinstance(process, dict) and "run_dir" not in process and os.geteuid() != 0:
@@ -183,10 +185,19 @@ def _with_defaults(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def _readable(message: str) -> str:
-    """msgspec's message in our form: `Expected ... - at `$.a.b`` becomes `a.b: expected ...`."""
+def _convert(value: Any, kind: type[_T], prefix: str = "") -> _T:
+    """`value` as a `kind`. _BadValue names the key, below `prefix`."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise _BadValue(_readable(str(error), prefix)) from error
+
+
+def _readable(message: str, prefix: str) -> str:
+    """msgspec's message in our form: "Expected ... - at `$.a.b`" becomes "a.b: expected ..."."""
     text, _, path = message.partition(" - at `")
-    key = path.rstrip("`").removeprefix("$").removeprefix(".").replace("[...]", "")
+    key = prefix + path.rstrip("`").removeprefix("$")
+    key = key.removeprefix(".")
     unknown = re.fullmatch(r"Object contains unknown field `(.*)`", text)
     if unknown:
         return f"{key + '.' if key else ''}{unknown[1]}: unknown key"

@@ -1,0 +1,139 @@
+"""The configuration: what is accepted, and that each error names the file and the key or line."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from alg.api import Mode
+from gateway.config import load_config, parse_config
+from gateway.errors import ConfigError
+
+FULL = """
+[network]
+inside = ["192.168.56.0/24", "fd00:56::/64"]
+inside_interfaces = ["eth1"]
+outside = "203.0.113.2"
+masquerade = ["ipv4"]
+[socks]
+listen = ["192.168.56.1:1080", "[fd00:56::1]:1080"]
+auth = ["none"]
+handshake_timeout = 10
+[transparent]
+port = 10800
+ports = [8021]
+[pinhole]
+ports = "40000-49999"
+backend = "auto"
+per_client = 64
+[alg.ftp]
+mode = "observe"
+ports = [21, 2121]
+[process]
+workers = 2
+run_dir = "/run/algate-test"
+user = "nobody"
+"""
+
+
+def test_a_full_configuration() -> None:
+    config = parse_config(FULL, "algate.toml")
+    assert [str(network) for network in config.inside_networks] == ["192.168.56.0/24", "fd00:56::/64"]
+    assert config.pinhole_ports == (40000, 49999)
+    assert config.module_ports() == (21, 2121)
+    assert config.module_of(2121) == ("ftp", config.alg["ftp"])
+    assert config.module_of(22) is None
+    assert config.alg["ftp"].mode is Mode.OBSERVE
+    assert config.transparent_enabled
+    assert config.broker_wanted
+    assert config.worker_count == 2
+
+
+def test_what_check_prints_is_the_same_configuration() -> None:
+    config = parse_config(FULL, "algate.toml")
+    assert parse_config(config.to_toml(), "again") == config
+    assert tomllib.loads(config.to_toml())["socks"]["handshake_timeout"] == 10
+
+
+def test_no_configuration_is_a_socks_server_for_this_machine() -> None:
+    config = parse_config("", "none")
+    assert config.socks.listen == ("127.0.0.1:1080",)
+    assert not config.broker_wanted
+    assert not config.transparent_enabled
+    assert config.module_ports() == (21,)
+
+
+def test_a_module_that_is_off_has_no_ports() -> None:
+    config = parse_config('[alg.ftp]\nmode = "off"\n', "x")
+    assert config.module_ports() == ()
+    assert config.module_of(21) is None
+
+
+def test_instances_differ_by_their_run_dir() -> None:
+    names = [parse_config(f'[process]\nrun_dir = "{path}"\n', "x").instance for path in ("/run/algate", "/run/b", "/c")]
+    assert names[0] == "algate"
+    assert len(set(names)) == 3
+    assert all(len(name) <= 13 for name in names)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[network]\ninsde = []", "f.toml: network.insde: unknown key"),
+        ("[netwrk]", "f.toml: netwrk: unknown key"),
+        ("x = 1", "f.toml: x: unknown key"),
+        ("[network]\ninside = '10.0.0.0/8'", "f.toml: network.inside: expected `array`, got `str`"),
+        ("[network]\ninside = [1]", "f.toml: network.inside[0]: expected `str`, got `int`"),
+        ("[network]\ninside = ['10.0.0.1/8']", "f.toml: network.inside[0]: 10.0.0.1/8 has host bits set"),
+        ("[network]\ninside = ['house']", "f.toml: network.inside[0]: 'house' does not appear to be"),
+        ("[network]\noutside = 'eth0'", "f.toml: network.outside: 'eth0' does not appear to be"),
+        ("[network]\ninside_interfaces = ['eth1']", "f.toml: network.inside: must name the inside networks"),
+        ("[network]\ninside_interfaces = ['a b']", "f.toml: network.inside_interfaces[0]: 'a b' is not the name"),
+        ("[network]\nmasquerade = ['ipv5']", "f.toml: network.masquerade[0]: invalid enum value 'ipv5'"),
+        ("[socks]\nlisten = ['1080']", "f.toml: socks.listen[0]: '1080' is not ADDRESS:PORT"),
+        ("[socks]\nlisten = ['localhost:1080']", "f.toml: socks.listen[0]: 'localhost' does not appear to be"),
+        ("[socks]\nlisten = ['127.0.0.1:99999']", "f.toml: socks.listen[0]: port 99999 is not between 0 and 65535"),
+        ("[socks]\nlisten = []", "f.toml: socks.listen: is empty"),
+        ("[socks]\nauth = ['magic']", "f.toml: socks.auth[0]: invalid enum value 'magic'"),
+        ("[socks]\nauth = []", "f.toml: socks.auth: must name at least one method"),
+        ("[socks]\nhandshake_timeout = 0", "f.toml: socks.handshake_timeout: 0 is not greater than 0"),
+        ("[transparent]\nport = 70000", "f.toml: transparent.port: 70000 is not a port"),
+        ("[transparent]\nports = [0]", "f.toml: transparent.ports: 0 is not a port"),
+        ("[pinhole]\nports = '80-90'", "f.toml: pinhole.ports: '80-90' is not a range within 1024-65535"),
+        ("[pinhole]\nports = '5000-4000'", "f.toml: pinhole.ports: '5000-4000' is not a range"),
+        ("[pinhole]\nports = 'many'", "f.toml: pinhole.ports: 'many' is not LOWEST-HIGHEST"),
+        ("[pinhole]\nper_client = 0", "f.toml: pinhole.per_client: 0 is not greater than 0"),
+        ("[pinhole]\nper_client = 'x'", "f.toml: pinhole.per_client: expected `int`, got `str`"),
+        ("[pinhole]\nbackend = 'cloud'", "f.toml: pinhole.backend: invalid enum value 'cloud'"),
+        ("[pinhole]\nbackend = 'kernel'", "f.toml: pinhole.backend: kernel pinholes lead to inside clients"),
+        ("[alg.ftp]\nmode = 'on'", "f.toml: alg.ftp.mode: invalid enum value 'on'"),
+        ("[alg.ftp]\nports = [70000]", "f.toml: alg.ftp.ports: 70000 is not a port"),
+        ("[alg.gopher]\nports = [70]", "f.toml: alg.gopher: no such protocol module (installed: ftp"),
+        ("alg = 1", "f.toml: alg: expected `object`, got `int`"),
+        ("[process]\nworkers = -1", "f.toml: process.workers: -1 is negative"),
+        ("[process]\nrun_dir = 'here'", "f.toml: process.run_dir: 'here' is not an absolute path"),
+        ("[socks]\nlisten = [", "f.toml:2:11: Invalid value"),
+        ("a = 1\na = 2", "f.toml:2:6: Cannot overwrite a value"),
+        (
+            "[network]\ninside=['10.0.0.0/8']\ninside_interfaces=['a']\n[transparent]\nport=45000",
+            "f.toml: pinhole.ports: 40000-49999 contains transparent.port 45000",
+        ),
+    ],
+)
+def test_an_error_names_the_file_and_the_key(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, "f.toml")
+    assert str(caught.value).startswith(message)
+
+
+def test_an_unreadable_file(tmp_path: Path) -> None:
+    missing = tmp_path / "none.toml"
+    with pytest.raises(ConfigError, match=f"{missing}: cannot be read: No such file"):
+        load_config(missing)
+    missing.write_bytes(b"# \xff")
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
+        load_config(missing)
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load_config(tmp_path)
