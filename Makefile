@@ -1,0 +1,72 @@
+# The developer's whole interface. `sudo make setup` on a fresh Debian 12 is all there is to install.
+SHELL := /bin/bash
+PYTHON ?= /usr/bin/python3
+CONFIG ?=
+SCENARIO ?=
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+# For the gateway and its tests: none of these starts a service when it is installed.
+PACKAGES := python3 python3-venv iproute2 iptables nftables conntrack procps util-linux ca-certificates \
+	curl lftp tnftp dnsmasq-base \
+	libcap2 libpam0g libssl3 libwrap0 libsodium23 libidn2-0 libhiredis0.14 libmemcached11 libmemcachedutil2 libpcre2-posix3
+# The servers that the tests talk to. Unpacked into .venv/peers, not installed: an installed FTP server would be started,
+# on port 21 of this very machine, and these exclude one another.
+PEERS := vsftpd pure-ftpd proftpd-core
+
+.PHONY: setup packages run test check lab clean
+
+setup: packages .venv/.python .venv/.peers
+
+# Asks dpkg, so it is quick and needs no network and no root when nothing is missing.
+packages:
+	@missing=$$(comm -23 <(tr ' ' '\n' <<<"$(PACKAGES)" | sort -u) \
+		<(dpkg-query -W -f '$${Package} $${db:Status-Status}\n' $(PACKAGES) 2>/dev/null | sed -n 's/ installed$$//p' | sort -u) \
+		| tr '\n' ' '); \
+	if [ -z "$${missing// }" ]; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ]; then \
+		echo "Missing Debian packages: $$missing" >&2; \
+		echo "Install them (sudo apt-get install --no-install-recommends $$missing) or run: sudo make setup" >&2; exit 1; \
+	fi; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	apt-get update -q && apt-get install -qy --no-install-recommends $$missing
+
+.venv/.python: pyproject.toml | packages
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[router,dev]'
+	@touch $@
+
+# Made anew when the list above changes; the stamp holds the list.
+.venv/.peers: Makefile | packages .venv/.python
+	@if [ "$$(cat $@ 2>/dev/null)" != "$(PEERS)" ]; then \
+		set -e; rm -rf .venv/peers; mkdir -p .venv/peers; cd .venv/peers; \
+		echo "apt-get download $(PEERS)"; \
+		ls /var/lib/apt/lists/*_Packages* >/dev/null 2>&1 || apt-get update -q; \
+		apt-get download -q -o APT::Sandbox::User=root $(PEERS); \
+		for package in *.deb; do dpkg -x "$$package" .; done; \
+		rm -f -- *.deb; \
+	fi
+	@echo "$(PEERS)" >$@
+
+# CONFIG=FILE; without it /etc/algate/algate.toml, and without that SOCKS for this machine.
+run: setup
+	exec $(BIN)/algate run $(if $(CONFIG),-c $(CONFIG))
+
+# As root all of it, network namespaces and slow tests too; else what needs no root. PYTEST_ARGS goes to pytest.
+test: setup
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+	$(BIN)/python -m pytest -q tests/test_rooms.py
+
+# A shell of a client behind the gateway; SCENARIO=ftp-active runs vagrant/scenarios/ftp-active.sh there instead.
+lab: setup
+	$(BIN)/python -m tests.lab $(SCENARIO)
+
+clean:
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m tests.lab --remove-stale; fi
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Rules as data: what algate has netfilter do."""

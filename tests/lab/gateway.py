@@ -1,0 +1,101 @@
+"""One running `algate run` in the lab's router."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.lab.lab import Lab
+
+
+class Gateway:
+    """A gateway with its configuration file and its log; made by `Lab.start_gateway`."""
+
+    def __init__(self, lab: Lab, config: Path) -> None:
+        self.lab = lab
+        self.config = config
+        self.log = lab.logs / f"{config.stem}.log"
+        self.command = Path(sys.executable).parent / "algate"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._rules = False
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The supervisor."""
+        assert self._process is not None, "the gateway was not started"
+        return self._process
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and not stopped, be it alive or not."""
+        return self._process is not None
+
+    def start(self, deadline: float = 15, rules: bool = True) -> None:
+        """Apply the rules (unless not `rules`), start it, wait until "ready" is on the log."""
+        from tests.lab.lab import LabError
+
+        if rules:
+            self.algate("rules", "apply")
+            self._rules = True
+        seen = len(self.log_lines())
+        process = self._process = self.lab.popen("router", [self.command, "run", "-c", self.config], log=self.log)
+        self.lab.gateways.append(self)
+
+        def ready() -> bool:
+            if process.poll() is not None:
+                raise LabError(f"algate run ended with {process.returncode}:\n" + "\n".join(self.log_lines()[seen:]))
+            return any(re.search(r"\bready\b", line) for line in self.log_lines()[seen:])
+
+        try:
+            self.lab.wait_for(ready, deadline, "algate to be ready")
+        except LabError as error:
+            self.stop()
+            raise LabError(f"{error}; its log:\n" + "\n".join(self.log_lines()[seen:])) from None
+
+    def stop(self, deadline: float = 20) -> int:
+        """SIGTERM, and SIGKILL after `deadline` seconds; then remove the rules. The exit code."""
+        code = self.lab.stop(self.process, deadline)
+        self._process = None
+        self.lab.gateways.remove(self)
+        if self._rules:
+            self.algate("rules", "remove")
+            self._rules = False
+        return code
+
+    def pids(self) -> list[int]:
+        """The processes below the supervisor, not the supervisor itself."""
+        found: list[int] = []
+        todo = [self.process.pid]
+        while todo:
+            children = Path(f"/proc/{todo[0]}/task/{todo[0]}/children").read_text().split()
+            todo = [*todo[1:], *map(int, children)]
+            found += map(int, children)
+        return found
+
+    def algate(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """`algate ARGUMENTS -c CONFIG` in the router."""
+        return self.lab.run("router", [self.command, *arguments, "-c", self.config], check=check)
+
+    def admin(self, what: str) -> list[dict[str, Any]]:
+        """The objects of `algate WHAT --json`, as "pinholes" or "flows"."""
+        objects: list[dict[str, Any]] = json.loads(self.algate(what, "--json").stdout)
+        return objects
+
+    def log_lines(self) -> list[str]:
+        """What all its processes have logged up to now."""
+        return self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+
+    def wait_for_log(self, pattern: str, deadline: float = 5, after: int = 0) -> str:
+        """The first line (from number `after` on) in which the regular expression is found, now or soon."""
+
+        def search() -> str | None:
+            return next((line for line in self.log_lines()[after:] if re.search(pattern, line)), None)
+
+        line = self.lab.wait_for(search, deadline, f"{pattern!r} on the log:\n" + "\n".join(self.log_lines()[-30:]))
+        assert line is not None
+        return line

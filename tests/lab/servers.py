@@ -1,0 +1,194 @@
+"""Real servers in the namespace `outside`, from Debian packages that `make setup` unpacked into .venv/peers.
+
+They are not installed, as an installed FTP server would listen on the machine's own port 21, and as these packages
+exclude one another.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.lab.lab import Lab
+
+PEERS = Path(sys.prefix, "peers")
+# Whose files they are: a user that every Debian has, with a home directory that exists (vsftpd insists).
+_OWNER = "bin"
+_USER, _PASSWORD = "ann", "secret"
+# crypt(3) of _PASSWORD
+_HASH = "$6$algate$bcNJnnX1HntsW.HqTXHj0flCh.Uy2Mh64GGe2Kx1d.97RjD2vkMqF12jvcpsRlX8JLHRIa0EFjAZBG06Nxft20"
+
+
+@dataclass(frozen=True, slots=True)
+class FtpServer:
+    """A server on port 21 of both addresses of `outside`.
+
+    `root` is what a client sees as its home: files in `pub/` can be fetched, anything can be stored in `upload/`.
+    """
+
+    lab: Lab
+    name: str
+    root: Path
+    user: str
+    password: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def url(self, path: str = "", version: int = 4, host: str | None = None) -> str:
+        """A URL with user and password; `path` relative to `root`."""
+        from tests.lab.lab import SERVER4, SERVER6
+
+        host = host or (SERVER4 if version == 4 else f"[{SERVER6}]")
+        return f"ftp://{self.user}:{self.password}@{host}/{path}"
+
+    def put(self, path: str, data: bytes) -> Path:
+        """Make a file below `root`."""
+        file = self.root / path
+        file.write_bytes(data)
+        file.chmod(0o644)
+        return file
+
+    def stop(self) -> None:
+        self.lab.stop(self.process)
+
+
+def vsftpd(lab: Lab, options: Mapping[str, str]) -> FtpServer:
+    root, home, log = _tree(lab, "vsftpd")
+    settings = {
+        "listen": "NO",
+        "listen_ipv6": "YES",  # IPv4 too
+        "background": "NO",
+        "anonymous_enable": "YES",
+        "no_anon_password": "YES",
+        "local_enable": "NO",
+        "write_enable": "YES",
+        "anon_upload_enable": "YES",
+        "anon_mkdir_write_enable": "YES",
+        "anon_other_write_enable": "YES",
+        "anon_world_readable_only": "NO",
+        "anon_umask": "022",
+        "anon_root": str(root),
+        "ftp_username": _OWNER,
+        "nopriv_user": "nobody",
+        "secure_chroot_dir": str(home / "empty"),
+        "connect_from_port_20": "YES",
+        "xferlog_enable": "YES",
+        "log_ftp_protocol": "YES",
+        "vsftpd_log_file": str(log),
+        # Its own sandboxes: the system calls of newer kernels, and namespaces in which the lab would not see it.
+        "seccomp_sandbox": "NO",
+        "isolate": "NO",
+        "isolate_network": "NO",
+        **options,
+    }
+    (home / "empty").mkdir()
+    file = home / "vsftpd.conf"
+    file.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
+    process = lab.popen("outside", [_program("usr/sbin/vsftpd"), file], log=log)
+    return _listening(FtpServer(lab, "vsftpd", root, "anonymous", "guest", process, log))
+
+
+def pure_ftpd(lab: Lab, arguments: Sequence[str]) -> FtpServer:
+    root, home, log = _tree(lab, "pure-ftpd")
+    passwd, database = home / "passwd", home / "pureftpd.pdb"
+    owner = pwd.getpwnam(_OWNER)
+    # user:password:uid:gid:gecos:home, then limits
+    passwd.write_text(f"{_USER}:{_HASH}:{owner.pw_uid}:{owner.pw_gid}::{root}/./::::::::::::\n")
+    lab.run("outside", [_program("usr/bin/pure-pw"), "mkdb", database, "-f", passwd])
+    argv: list[str | Path] = [
+        _program("usr/sbin/pure-ftpd"),
+        "-l",
+        f"puredb:{database}",
+        "-E",
+        "-A",
+        "-H",
+        "-u",
+        "1",
+        "-S",
+        "21",
+    ]
+    argv += ["-g", home / "pid", "-c", "100", "-C", "100", *arguments]
+    process = lab.popen("outside", argv, log=log)
+    return _listening(FtpServer(lab, "pure-ftpd", root, _USER, _PASSWORD, process, log))
+
+
+def proftpd(lab: Lab, directives: Sequence[str]) -> FtpServer:
+    root, home, log = _tree(lab, "proftpd")
+    owner = pwd.getpwnam(_OWNER)
+    users = home / "users"
+    users.write_text(f"{_USER}:{_HASH}:{owner.pw_uid}:{owner.pw_gid}::{root}:/bin/sh\n")
+    users.chmod(0o600)
+    lines = [
+        "ServerType standalone", "DefaultServer on", "Port 21", "UseIPv6 on", f"User {_OWNER}", "Group bin",
+        "DefaultRoot ~", "RequireValidShell off", "AuthOrder mod_auth_file.c", f"AuthUserFile {users}",
+        f"PidFile {home}/pid", f"ScoreboardFile {home}/scoreboard", "WtmpLog off", f"SystemLog {log}",
+        "TransferLog none",
+        "UseReverseDNS off", "Umask 022", "AllowOverwrite on", "TimeoutLinger 1", *directives,
+    ]  # fmt: skip
+    file = home / "proftpd.conf"
+    file.write_text("\n".join(lines) + "\n")
+    process = lab.popen("outside", [_program("usr/sbin/proftpd"), "-n", "-c", file], log=log)
+    return _listening(FtpServer(lab, "proftpd", root, _USER, _PASSWORD, process, log))
+
+
+def dns(lab: Lab, records: Mapping[str, Sequence[str]]) -> None:
+    from tests.lab.lab import SERVER4
+
+    argv = ["/usr/sbin/dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts"]
+    argv += ["--user=nobody", "--pid-file=", "--local=/#/", f"--listen-address={SERVER4}", "--bind-interfaces"]
+    argv += [f"--host-record={name},{','.join(addresses)}" for name, addresses in records.items()]
+    process = lab.popen("outside", argv, log=lab.logs / "dns.log")
+    lab.wait_for(lambda: _listens(process, 53), 10, "the name server" + lab.tail_of_logs())
+    # `ip netns exec` lays the files in here over those of /etc
+    directory = Path("/etc/netns", lab.ns("router"))
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "resolv.conf").write_text(f"nameserver {SERVER4}\n")
+
+
+def _tree(lab: Lab, name: str) -> tuple[Path, Path, Path]:
+    """What clients see, where the server keeps its own files, and its log."""
+    number = len(list(lab.tmp.glob("server*"))) + 1
+    home = lab.tmp / f"server{number}"
+    root = home / "root"
+    (root / "pub").mkdir(parents=True)
+    upload = root / "upload"
+    upload.mkdir()
+    owner = pwd.getpwnam(_OWNER)
+    os.chown(upload, owner.pw_uid, owner.pw_gid)
+    for path in (home, root, root / "pub", upload):
+        path.chmod(0o755)
+    return root, home, lab.logs / f"{name}-{number}.log"
+
+
+def _program(path: str) -> Path:
+    program = PEERS / path
+    assert program.exists(), f"{program} is missing: run `make setup`"
+    return program
+
+
+def _listening(server: FtpServer) -> FtpServer:
+    """The server, once it listens on port 21."""
+
+    def condition() -> bool:
+        assert server.process.poll() is None, f"{server.name} ended:\n{server.log.read_text()}"
+        return _listens(server.process, 21)
+
+    server.lab.wait_for(condition, 10, f"{server.name} to listen on port 21")
+    return server
+
+
+def _listens(process: subprocess.Popen[bytes], port: int) -> bool:
+    """Whether somebody listens (TCP) on the port in the namespace of the process."""
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{process.pid}/net/{name}").read_text().splitlines()[1:]:
+            _, local, _, state, *_ = line.split()
+            if state == "0A" and int(local.rpartition(":")[2], 16) == port:
+                return True
+    return False

@@ -1,0 +1,62 @@
+"""Fixtures of the tests in namespaces.
+
+A lab takes about 0.1 s, a gateway about a second: so one lab a module, and a gateway a module where a test does not
+kill or change it. After every test the labs in use are searched for what the test left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab.gateway import Gateway
+from tests.lab.lab import Lab
+
+HERE = Path(__file__).parent
+_labs: list[Lab] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.net)
+
+
+def _lab(logs: Path, strict: bool) -> Iterator[Lab]:
+    with Lab(strict=strict, logs=logs) as lab:
+        _labs.append(lab)
+        try:
+            yield lab
+        finally:
+            _labs.remove(lab)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A router as most homes have it: FORWARD policy DROP, inside to outside accepted."""
+    yield from _lab(tmp_path_factory.mktemp("lab"), strict=False)
+
+
+@pytest.fixture(scope="module")
+def strict_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A router that forwards nothing but TCP to port 21: all data has to be admitted by the gateway."""
+    yield from _lab(tmp_path_factory.mktemp("strict-lab"), strict=True)
+
+
+@pytest.fixture(scope="module")
+def gateway(lab: Lab) -> Iterator[Gateway]:
+    """A gateway with the lab's own configuration, for tests that neither kill nor change it."""
+    gateway = lab.start_gateway()
+    yield gateway
+    assert gateway.stop() == 0, lab.tail_of_logs()
+    assert lab.leftovers() == []
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """Processes, rules, tables and sockets that nobody is meant to have, after each test."""
+    yield
+    for lab in _labs:
+        assert lab.leftovers() == [], lab.tail_of_logs()
