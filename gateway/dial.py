@@ -10,11 +10,12 @@ from typing import Literal
 import gevent.socket as gsocket
 
 from alg.address import Address
-from gateway.front.original_dst import is_local
 from gateway.model import ConnectRequest
+from gateway.own_address import is_local
 from gateway.policy import Policy
 from gateway.resolve import ResolveError, Resolver
 
+_IP_BIND_ADDRESS_NO_PORT = 24  # <linux/in.h>: choose the port at connect, so that one port serves many servers
 CONNECT_TIMEOUT = 15.0  # seconds, for all addresses of a name together
 
 DialFailure = Literal["denied", "name", "refused", "network", "host", "timeout", "failed"]
@@ -79,6 +80,7 @@ class Dialer:
             sock.settimeout(max(timeout, 0.01))
             sock.setsockopt(gsocket.IPPROTO_TCP, gsocket.TCP_NODELAY, 1)
             if self._source and self._source.version == address.version:
+                sock.setsockopt(gsocket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
                 sock.bind((str(self._source), 0))
             sock.connect((str(address), port))
             sock.settimeout(None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import gevent.socket as gsocket
@@ -12,8 +12,7 @@ import structlog
 from gevent.event import Event
 
 from alg.address import Endpoint
-from gateway.relay.splice import RelayResult, start_relay
-from gateway.sockets import keep_alive
+from gateway.relay.splice import Relay, RelayResult
 
 log = structlog.get_logger()
 
@@ -82,8 +81,9 @@ class Flow:
 class Flows:
     """The live flows of one worker."""
 
-    def __init__(self, worker: str) -> None:
+    def __init__(self, worker: str, relay: Relay) -> None:
         self._worker = worker
+        self._relay = relay
         # Ids must not repeat those of a worker that this one replaces: kernel leases and logs carry them.
         self._epoch = f"{int(time.time() * 1000) & 0xFFFFFFFF:x}"
         self._numbers = itertools.count(1)
@@ -132,24 +132,13 @@ class Flows:
         """Wait until no flow is live, at most `timeout` seconds; whether that is so."""
         return bool(self._empty.wait(timeout))
 
-    def relay(
-        self,
-        flow: Flow,
-        client: gsocket.socket,
-        server: gsocket.socket,
-        on_end: Callable[[], None] | None = None,
-    ) -> None:
+    def relay(self, flow: Flow, client: gsocket.socket, server: gsocket.socket) -> None:
         """Let the relay carry `flow` from now on, unread; it owns both sockets and ends the flow. Returns at once."""
 
         def done(result: RelayResult) -> None:
-            if on_end:
-                on_end()
             self.end(flow, result.reason)
 
-        flow.hand_over(None)
-        flow.carrier = start_relay(
-            client, server, done, idle_timeout=IDLE_TIMEOUT, half_close_timeout=HALF_CLOSE_TIMEOUT
-        )
+        flow.hand_over(self._relay.start(client, server, done))
 
     def abort_all(self) -> None:
         """Reset every live flow."""

@@ -1,4 +1,4 @@
-"""Carrying one flow from the moment that both its sockets are connected: through its module, or straight to the relay."""
+"""Carrying one flow once both its sockets are connected: through its module, or straight to the relay."""
 
 from __future__ import annotations
 

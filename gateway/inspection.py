@@ -90,7 +90,7 @@ class Inspection:
         self._events: deque[Event] = deque()
         self._handling = False
         self._out = {side: bytearray() for side in Side}
-        self._no_more = {side: False for side in Side}
+        self._no_more = dict.fromkeys(Side, False)
         self._writable = {side: Wakeup() for side in Side}  # something to send, or the end
         self._drained = {side: Wakeup() for side in Side}  # room for more
         self._leases: dict[int, Lease] = {}

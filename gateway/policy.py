@@ -29,10 +29,7 @@ class Policy:
     def decide_client(self, request: ConnectRequest) -> Decision:
         """Whether this client may ask at all; asked before a name is resolved, so that strangers cause no lookups."""
         client = _plain(request.client.ip)
-        if self._inside:
-            permit = any(client in network for network in self._inside)
-        else:
-            permit = client.is_loopback
+        permit = self._is_inside(client) if self._inside else client.is_loopback
         return Decision(permit, "default" if permit else "client")
 
     def decide(self, request: ConnectRequest, address: Address, *, own: bool) -> Decision:
@@ -50,11 +47,14 @@ class Policy:
             ("link-local", target.is_link_local),
             ("multicast", target.is_multicast or target == _BROADCAST),
             ("own", own),
-            ("inside", any(target in network for network in self._inside)),
+            ("inside", self._is_inside(target)),
         ):
             if hit:
                 return Decision(False, rule)
         return decision
+
+    def _is_inside(self, address: Address) -> bool:
+        return any(address in network for network in self._inside)
 
 
 _THIS_NETWORK = ipaddress.ip_network(

@@ -1,4 +1,4 @@
-"""The command line: `algate COMMAND`. One file a command; errors of ours end with a line and exit code, no traceback."""
+"""The command line: `algate COMMAND`. One file a command; an error of ours ends with a line and an exit code."""
 
 from __future__ import annotations
 

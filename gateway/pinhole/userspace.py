@@ -84,13 +84,15 @@ class UserspacePinholes:
 
     def _serve(self, lease: Lease, listener: gsocket.socket, ttl: float) -> str:
         """Admit the peer, as often as the lease says, until its time is over. Returns why it ended."""
-        with gevent.Timeout(ttl, False):
-            for _ in range(lease.uses):
-                peer = self._accept_peer(lease, listener)
-                log.info("pinhole.use", pinhole=lease.id, flow=lease.flow)
-                gevent.spawn(self._connect, lease, peer)
-            return "used"
-        return "expired"
+        try:
+            with gevent.Timeout(ttl):
+                for _ in range(lease.uses):
+                    peer = self._accept_peer(lease, listener)
+                    log.info("pinhole.use", pinhole=lease.id, flow=lease.flow)
+                    gevent.spawn(self._connect, lease, peer)
+        except gevent.Timeout:
+            return "expired"
+        return "used"
 
     def _ended(self, lease: Lease, listener: gsocket.socket, serving: gevent.Greenlet[..., str]) -> None:
         listener.close()

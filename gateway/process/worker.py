@@ -1,6 +1,6 @@
 """A worker: gevent, no privilege. Entry module: `python -m gateway.process.worker BOOT_FD`."""
 
-# ruff: noqa: E402, I001
+# ruff: noqa: E402
 from gevent import monkey
 
 monkey.patch_all()
@@ -19,7 +19,7 @@ import gevent.socket as gsocket
 from alg.registry import modules
 from gateway.broker.client import BrokerClient
 from gateway.dial import Dialer
-from gateway.flow import Flows
+from gateway.flow import HALF_CLOSE_TIMEOUT, IDLE_TIMEOUT, Flows
 from gateway.flow_runner import FlowRunner
 from gateway.front.socks import SocksFront
 from gateway.front.transparent import TransparentFront
@@ -31,6 +31,7 @@ from gateway.pinhole.kernel import KernelPinholes
 from gateway.pinhole.userspace import UserspacePinholes
 from gateway.policy import Policy
 from gateway.process.boot import Boot
+from gateway.relay.splice import Relay
 from gateway.resolve import Resolver
 
 log = get_logger()
@@ -47,11 +48,11 @@ class Worker:
     def __init__(self, boot: Boot) -> None:
         config = boot.config
         self._boot = boot
-        self._flows = Flows(f"w{boot.slot}")
+        self._flows = Flows(f"w{boot.slot}", Relay(IDLE_TIMEOUT, HALF_CLOSE_TIMEOUT))
         self._userspace = UserspacePinholes(self._flows, config.pinhole_ports, config.pinhole.per_client)
         kernel: Pinholes = self._userspace
         if boot.broker is not None:
-            client = BrokerClient(socket.socket(fileno=boot.broker), os.getpid())
+            client = BrokerClient(socket.socket(fileno=boot.broker))
             kernel = KernelPinholes(client)
         outside = config.network.outside
         source = outside if outside != "auto" and is_local(outside) else None
