@@ -1,0 +1,111 @@
+"""The worker's side of the broker: one socket, many greenlets that ask at once. No pyroute2 here."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+
+import gevent
+from gevent.event import AsyncResult
+from gevent.lock import RLock
+
+from gateway.broker.protocol import (
+    MAX_MESSAGE,
+    Close,
+    Hello,
+    Open,
+    Opened,
+    ToWorker,
+    decode_to_worker,
+    encode,
+)
+from gateway.errors import PinholeRefused
+from gateway.model import Lease, PinholeRequest
+from gateway.observe.log import get_logger
+
+TIMEOUT = 2.0
+"""Seconds that an answer may take; after that the broker counts as dead for this request."""
+
+log = get_logger()
+
+
+class BrokerClient:
+    """Asks the broker for pinholes over `sock`, a SEQPACKET socket of gevent's (or a monkey-patched one).
+
+    The socket outlives both processes: answers to a predecessor may still be in it, and requests wait in it for a
+    broker that is being replaced. Hence ids that start at random.
+    """
+
+    def __init__(self, sock: socket.socket, *, timeout: float = TIMEOUT) -> None:
+        self._sock = sock
+        self._timeout = timeout
+        self._next_id = secrets.randbits(62)
+        self._waiting: dict[int, AsyncResult[ToWorker]] = {}
+        self._sending = RLock()
+        self._hello = encode(Hello(os.getpid()))
+        self._greeted = self._post(self._hello)
+        self._reader = gevent.spawn(self._read)
+
+    def open(self, request: PinholeRequest) -> Lease:
+        """Open a pinhole. PinholeRefused: by the broker's rule, or "broker" if it does not answer in time."""
+        self._next_id += 1
+        request_id = self._next_id
+        answer: AsyncResult[ToWorker] = AsyncResult()
+        self._waiting[request_id] = answer
+        try:
+            with gevent.Timeout(self._timeout), self._sending:
+                # One greenlet at a time may wait for room in the socket: it is full if no broker reads.
+                if not self._greeted:
+                    self._sock.send(self._hello)
+                    self._greeted = True
+                self._sock.send(encode(Open(request_id, request)))
+            message = answer.get(timeout=self._timeout)
+        except gevent.Timeout:
+            raise PinholeRefused("broker", f"no answer within {self._timeout:g} s") from None
+        except (OSError, ValueError) as error:
+            raise PinholeRefused("broker", str(error)) from error
+        finally:
+            del self._waiting[request_id]
+        if isinstance(message, Opened):
+            return message.lease
+        assert message is not None
+        raise PinholeRefused(message.rule, message.detail)
+
+    def close(self, lease_id: str) -> None:
+        """Close a pinhole; not waited for. Without a broker the pinhole ends by its timeout."""
+        self._post(encode(Close(lease_id)))
+
+    def stop(self) -> None:
+        """Read no more answers. The socket stays open: it is its owner's."""
+        self._reader.kill()
+
+    def _post(self, data: bytes) -> bool:
+        """Send without waiting, also where no greenlet may wait. Returns whether the socket took it."""
+        try:
+            os.write(self._sock.fileno(), data)
+        except OSError as error:
+            log.warning("broker.unreachable", error=error.strerror)
+            return False
+        return True
+
+    def _read(self) -> None:
+        while True:
+            try:
+                data = self._sock.recv(MAX_MESSAGE + 1)
+            except OSError as error:
+                log.error("broker.lost", error=error.strerror)
+                return
+            if not data:
+                log.error("broker.lost", error="closed")
+                return
+            try:
+                message = decode_to_worker(data)
+            except ValueError as error:
+                log.error("broker.bad_message", error=str(error)[:200])
+                continue
+            answer = self._waiting.get(message.id)
+            if answer is not None:
+                answer.set(message)
+            elif isinstance(message, Opened):
+                self.close(message.lease.id)  # came too late: nobody will use it

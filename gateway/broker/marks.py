@@ -1,0 +1,10 @@
+"""The bits of the connection mark that tell other firewalls' rules about pinholes.
+
+Only these two bits are ever set or read; a rule elsewhere that writes the mark must leave them alone (use a mask).
+"""
+
+PINHOLE = 0x10000000
+"""The connection was let into the NAT by a pinhole; it has to be admitted before it may pass."""
+
+ADMITTED = 0x20000000
+"""The connection has used up its pinhole: `-m connmark --mark 0x20000000/0x20000000` in FORWARD accepts it."""

@@ -1,0 +1,88 @@
+"""What workers and the broker say to each other: one message a packet of a SOCK_SEQPACKET socket, msgpack.
+
+Nothing in a message says who sent it: the broker knows a worker by the descriptor that the message came on.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from gateway.model import Lease, PinholeRequest
+
+MAX_MESSAGE = 8192
+"""Longest message in bytes; a longer one is dropped."""
+
+
+class Hello(msgspec.Struct, tag="hello", frozen=True, forbid_unknown_fields=True):
+    """A new worker sits in this slot: close what its predecessor left. `pid` is for the log."""
+
+    pid: int
+
+
+class Open(msgspec.Struct, tag="open", frozen=True, forbid_unknown_fields=True):
+    """Open a pinhole; answered by `Opened` or `Refused` with the same `id` (the worker's choice)."""
+
+    id: int
+    request: PinholeRequest
+
+
+class Close(msgspec.Struct, tag="close", frozen=True, forbid_unknown_fields=True):
+    """Close a pinhole of this worker's slot, if it is still open. Not answered."""
+
+    lease: str
+
+
+class Opened(msgspec.Struct, tag="opened", frozen=True):
+    """The pinhole of `Open` `id` is open."""
+
+    id: int
+    lease: Lease
+
+
+class Refused(msgspec.Struct, tag="refused", frozen=True):
+    """The pinhole of `Open` `id` was not opened; `rule` is a stable word."""
+
+    id: int
+    rule: str
+    detail: str
+
+
+FromWorker = Hello | Open | Close
+ToWorker = Opened | Refused
+
+_Message = TypeVar("_Message")
+
+_encoder = msgspec.msgpack.Encoder()
+_from_worker = msgspec.msgpack.Decoder(FromWorker)
+_to_worker = msgspec.msgpack.Decoder(ToWorker)
+
+
+def encode(message: FromWorker | ToWorker) -> bytes:
+    """A message as one packet. ValueError if it is longer than MAX_MESSAGE."""
+    data = _encoder.encode(message)
+    if len(data) > MAX_MESSAGE:
+        raise ValueError(f"message of {len(data)} bytes, {MAX_MESSAGE} are allowed")
+    return data
+
+
+def decode_from_worker(data: bytes) -> FromWorker:
+    """Read a packet of a worker. ValueError for anything that is not exactly one of its messages."""
+    message: FromWorker = _decode(_from_worker, data)
+    return message
+
+
+def decode_to_worker(data: bytes) -> ToWorker:
+    """Read a packet of the broker. ValueError for anything that is not exactly one of its messages."""
+    message: ToWorker = _decode(_to_worker, data)
+    return message
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[_Message], data: bytes) -> _Message:
+    if len(data) > MAX_MESSAGE:
+        raise ValueError(f"message is longer than {MAX_MESSAGE} bytes")
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"bad message: {error}") from error

@@ -1,0 +1,134 @@
+"""What the broker allows, whoever asks. Pure.
+
+A worker parses what strangers send, so it may have been taken over: nothing that it says is believed. A pinhole leads
+to the client who owns it and nowhere else, from one named peer, once, for minutes at most, to no service's port.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+from collections.abc import Sequence
+
+from alg.address import Address, Endpoint
+from gateway.errors import PinholeRefused
+from gateway.model import PinholeRequest
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+LOWEST_PORT = 1024
+SHORTEST_TTL = 1.0
+LONGEST_TTL = 300.0
+
+SERVICE_PORTS = frozenset(
+    {
+        1080,  # SOCKS
+        1433,  # Microsoft SQL Server
+        1521,  # Oracle
+        2049,  # NFS
+        2375,  # Docker
+        3306,  # MySQL, MariaDB
+        3389,  # Remote Desktop
+        5432,  # PostgreSQL
+        5900,  # VNC
+        5985,  # Windows Remote Management
+        6379,  # Redis
+        8080,  # HTTP, as most devices serve their administration
+        9100,  # printers
+        9200,  # Elasticsearch
+        11211,  # memcached
+        27017,  # MongoDB
+    }
+)
+"""Ports above 1023 where a service without good authentication often listens, and where no ephemeral port of a common
+system is likely: a client that names one as its data port is rather a victim of slipstreaming."""
+
+_FLOW = re.compile(r"[A-Za-z0-9._:-]{1,48}")
+_REASON = re.compile(r"[a-z0-9.-]{1,24}")
+_LEASE_ID = re.compile(r"[0-9a-f]{16}")
+
+
+def valid_lease_id(text: str) -> bool:
+    """Whether `text` looks like the id of a lease."""
+    return _LEASE_ID.fullmatch(text) is not None
+
+
+def check_request(request: PinholeRequest, inside: Sequence[Network]) -> None:
+    """Raise PinholeRefused unless the kernel backend may open this pinhole; `inside` is who may be a client.
+
+    That `public_host` is an address of this host is found out by binding it, later.
+    """
+    if not _FLOW.fullmatch(request.flow):
+        raise PinholeRefused("flow", "not the id of a flow")
+    if not _REASON.fullmatch(request.reason):
+        raise PinholeRefused("reason", "not a reason")
+    if not (math.isfinite(request.ttl) and SHORTEST_TTL <= request.ttl <= LONGEST_TTL):
+        raise PinholeRefused("ttl", f"not between {SHORTEST_TTL:g} and {LONGEST_TTL:g} seconds")
+    if request.uses != 1:
+        raise PinholeRefused("uses", "the kernel backend lets exactly one connection through")
+    client = _address("client", request.client)
+    if not _within(client, inside):
+        raise PinholeRefused("client", f"{client} is not inside")
+    target = _target(request.target)
+    if request.direction == "in":
+        _check_inbound(request, client, target, inside)
+    else:
+        _check_outbound(request, client, target, inside)
+
+
+def _check_inbound(request: PinholeRequest, client: Address, target: Address, inside: Sequence[Network]) -> None:
+    if target != client:
+        raise PinholeRefused("target", f"{target} is not the client {client}")
+    if request.public_host is None:
+        raise PinholeRefused("public", "no public address")
+    public = _address("public", request.public_host)
+    if _within(public, inside):
+        raise PinholeRefused("public", f"{public} is inside")
+    if request.peer is None:
+        raise PinholeRefused("peer", "the kernel backend needs to know the peer")
+    peer = _address("peer", request.peer)
+    if _within(peer, inside):
+        raise PinholeRefused("peer", f"{peer} is inside")
+    if not client.version == public.version == peer.version:
+        raise PinholeRefused("family", "IPv4 and IPv6 are mixed")
+
+
+def _check_outbound(request: PinholeRequest, client: Address, target: Address, inside: Sequence[Network]) -> None:
+    if request.peer is not None or request.public_host is not None:
+        raise PinholeRefused("peer", "an outbound pinhole has neither peer nor public address")
+    if _within(target, inside):
+        raise PinholeRefused("target", f"{target} is inside")
+    if client.version != target.version:
+        raise PinholeRefused("family", "IPv4 and IPv6 are mixed")
+
+
+def _target(endpoint: Endpoint) -> Address:
+    if not LOWEST_PORT <= endpoint.port <= 65535:
+        raise PinholeRefused("port", f"{endpoint.port} is not between {LOWEST_PORT} and 65535")
+    if endpoint.port in SERVICE_PORTS:
+        raise PinholeRefused("port", f"{endpoint.port} is the port of a service")
+    return _address("target", endpoint.host)
+
+
+def _address(rule: str, text: str) -> Address:
+    """A unicast address in its one canonical spelling (two spellings would be two keys)."""
+    if len(text) > 45:
+        raise PinholeRefused(rule, "not an address")
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise PinholeRefused(rule, "not an address") from None
+    if str(address) != text:
+        raise PinholeRefused(rule, f"{text} is not written as {address}")
+    if address.is_multicast or address.is_unspecified or address.is_loopback or address.is_link_local:
+        raise PinholeRefused(rule, f"{address} is not a unicast address that is routed")
+    if address == ipaddress.ip_address("255.255.255.255"):
+        raise PinholeRefused(rule, f"{address} is a broadcast address")
+    if isinstance(address, ipaddress.IPv6Address) and (address.ipv4_mapped or address.scope_id):
+        raise PinholeRefused(rule, f"{address} is an IPv4 address in disguise or has a zone")
+    return address
+
+
+def _within(address: Address, networks: Sequence[Network]) -> bool:
+    return any(address in network for network in networks)

@@ -1,0 +1,128 @@
+"""Messages between workers and broker, and leases as elements of the kernel's table."""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alg.address import Endpoint
+from gateway.broker.elements import Element, elements_of, leases_of
+from gateway.broker.protocol import (
+    MAX_MESSAGE,
+    Close,
+    FromWorker,
+    Hello,
+    Open,
+    Opened,
+    Refused,
+    ToWorker,
+    decode_from_worker,
+    decode_to_worker,
+    encode,
+)
+from gateway.model import Lease
+from gateway.pinhole.lease import LeaseTable
+from tests.unit.broker.test_validate import INBOUND, INBOUND6, OUTBOUND
+
+UNIX = 1_700_000_000.0
+
+
+def leases() -> list[Lease]:
+    table = LeaseTable(backend="kernel", ports=(40000, 40099))
+    rng = random.Random(7)
+    return [
+        table.open(request, now=0.0, unix=UNIX, rng=rng, is_free=lambda port: True)
+        for request in (INBOUND, OUTBOUND, INBOUND6)
+    ]
+
+
+@pytest.mark.parametrize("message", [Hello(4711), Open(2**62, INBOUND), Open(0, OUTBOUND), Close("0123456789abcdef")])
+def test_messages_of_workers_survive(message: FromWorker) -> None:
+    assert decode_from_worker(encode(message)) == message
+
+
+@pytest.mark.parametrize("message", [Opened(5, leases()[0]), Refused(6, "quota", "192.168.56.10 holds 64 pinholes")])
+def test_messages_of_the_broker_survive(message: ToWorker) -> None:
+    assert decode_to_worker(encode(message)) == message
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"type": "flush"},
+        {"type": "hello"},
+        {"type": "hello", "pid": "4711"},
+        {"type": "hello", "pid": 1, "slot": 3},
+        {"type": "close", "lease": 5},
+        {"type": "opened", "id": 1, "lease": None},
+        [],
+        {"type": "open", "id": 1, "request": {**msgspec.to_builtins(INBOUND), "transport": "icmp"}},
+        {"type": "open", "id": 1, "request": {**msgspec.to_builtins(INBOUND), "target": {"host": "x"}}},
+    ],
+)
+def test_anything_else_is_no_message(message: object) -> None:
+    with pytest.raises(ValueError, match="bad message"):
+        decode_from_worker(msgspec.msgpack.encode(message))
+
+
+def test_a_long_message_is_refused_at_both_ends() -> None:
+    long = Open(1, msgspec.structs.replace(INBOUND, flow="x" * MAX_MESSAGE))
+    with pytest.raises(ValueError, match="message"):
+        encode(long)
+    with pytest.raises(ValueError, match="longer"):
+        decode_from_worker(msgspec.msgpack.encode(long))
+
+
+@given(st.binary(max_size=200) | st.binary(max_size=20).map(lambda tail: encode(Open(1, INBOUND))[:-20] + tail))
+def test_no_bytes_raise_anything_but_value_error(data: bytes) -> None:
+    try:
+        decode_from_worker(data)
+    except ValueError:
+        pass
+
+
+def test_leases_survive_the_kernel() -> None:
+    elements = [element for slot, lease in enumerate(leases()) for element in elements_of(lease, slot, 60.0)]
+    assert [(found.lease, found.slot, found.used) for found in leases_of(elements, UNIX)] == [
+        (lease, slot, False) for slot, lease in enumerate(leases())
+    ]
+
+
+def test_without_its_once_element_a_lease_is_used() -> None:
+    elements = elements_of(leases()[0], 0, 60.0)[:1]
+    assert [found.used for found in leases_of(elements, UNIX)] == [True]
+
+
+def test_keys_are_packed_as_the_kernel_has_them() -> None:
+    dnat, once = elements_of(leases()[0], 0, 60.0)
+    public = leases()[0].public
+    assert (
+        dnat.key
+        == once.key
+        == bytes([203, 0, 113, 1, 6, 0, 0, 0]) + public.port.to_bytes(2, "big") + bytes([0, 0, 203, 0, 113, 5])
+    )
+    assert dnat.data == bytes([192, 168, 56, 10, 0xC3, 0x50, 0, 0])
+    assert len(elements_of(leases()[2], 0, 60.0)[0].key) == 40
+
+
+def test_the_longest_lease_fits_into_a_comment_and_a_longer_one_is_an_error() -> None:
+    lease = msgspec.structs.replace(leases()[0], flow="f" * 48, reason="r" * 24)
+    elements_of(lease, 9999, 60.0)
+    with pytest.raises(ValueError, match="127"):
+        elements_of(msgspec.structs.replace(lease, flow="f" * 90), 9999, 60.0)
+
+
+@given(st.text(max_size=40) | st.text(max_size=20).map("algate 1 ".__add__), st.binary(max_size=42), st.binary())
+def test_foreign_elements_are_left_out(comment: str, key: bytes, data: bytes) -> None:
+    assert leases_of([Element("once4", key, None, 1.0, comment)], UNIX) == [] or len(key) == 16
+    mixed = [Element("dnat6", b"", data, 1.0, comment), *elements_of(leases()[0], 0, 60.0)]
+    assert [found.lease.id for found in leases_of(mixed, UNIX)] == [leases()[0].id]
+
+
+def test_endpoint_text_is_kept() -> None:
+    assert decode_to_worker(encode(Opened(1, leases()[2]))) == Opened(1, leases()[2])
+    assert leases()[2].target == Endpoint("fd00:56::10", 50000)

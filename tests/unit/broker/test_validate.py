@@ -1,0 +1,168 @@
+"""The broker's own checks: nothing that a worker says is believed."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from alg.address import Endpoint
+from gateway.broker.validate import SERVICE_PORTS, check_request, valid_lease_id
+from gateway.errors import PinholeRefused
+from gateway.model import PinholeRequest
+
+INSIDE = [ipaddress.ip_network("192.168.56.0/24"), ipaddress.ip_network("fd00:56::/64")]
+
+INBOUND = PinholeRequest(
+    flow="w0-17",
+    reason="ftp.port",
+    client="192.168.56.10",
+    direction="in",
+    transport="tcp",
+    target=Endpoint("192.168.56.10", 50000),
+    peer="203.0.113.5",
+    public_host="203.0.113.1",
+    ttl=60.0,
+    uses=1,
+)
+OUTBOUND = msgspec.structs.replace(
+    INBOUND, direction="out", reason="ftp.pasv", target=Endpoint("203.0.113.5", 30000), peer=None, public_host=None
+)
+INBOUND6 = msgspec.structs.replace(
+    INBOUND, client="fd00:56::10", target=Endpoint("fd00:56::10", 50000), peer="2001:db8::5", public_host="2001:db8::1"
+)
+
+
+def rule_of(request: PinholeRequest) -> str | None:
+    try:
+        check_request(request, INSIDE)
+    except PinholeRefused as refusal:
+        return refusal.rule
+    return None
+
+
+@pytest.mark.parametrize("request_", [INBOUND, OUTBOUND, INBOUND6])
+def test_good_requests_pass(request_: PinholeRequest) -> None:
+    assert rule_of(request_) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"target": Endpoint("192.168.56.11", 50000)}, "target"),  # a third host
+        ({"target": Endpoint("203.0.113.9", 50000)}, "target"),
+        ({"target": Endpoint("192.168.56.10", 22)}, "port"),
+        ({"target": Endpoint("192.168.56.10", 1023)}, "port"),
+        ({"target": Endpoint("192.168.56.10", 3306)}, "port"),
+        ({"target": Endpoint("192.168.56.10", 65536)}, "port"),
+        ({"target": Endpoint("192.168.56.10", -1)}, "port"),
+        ({"client": "203.0.113.9", "target": Endpoint("203.0.113.9", 50000)}, "client"),
+        ({"client": "localhost"}, "client"),
+        ({"client": "192.168.056.010"}, "client"),
+        ({"peer": None}, "peer"),
+        ({"peer": "192.168.56.77"}, "peer"),
+        ({"peer": "0.0.0.0"}, "peer"),
+        ({"peer": "224.0.0.1"}, "peer"),
+        ({"peer": "127.0.0.1"}, "peer"),
+        ({"peer": "255.255.255.255"}, "peer"),
+        ({"peer": "example.com"}, "peer"),
+        ({"peer": "2001:db8::5"}, "family"),
+        ({"public_host": None}, "public"),
+        ({"public_host": "192.168.56.1"}, "public"),
+        ({"public_host": "169.254.169.254"}, "public"),
+        ({"public_host": "2001:db8::1"}, "family"),
+        ({"ttl": 0.5}, "ttl"),
+        ({"ttl": 301.0}, "ttl"),
+        ({"ttl": float("nan")}, "ttl"),
+        ({"ttl": float("inf")}, "ttl"),
+        ({"ttl": -1.0}, "ttl"),
+        ({"uses": 0}, "uses"),
+        ({"uses": 2}, "uses"),
+        ({"flow": ""}, "flow"),
+        ({"flow": "a b"}, "flow"),
+        ({"flow": "a\n"}, "flow"),
+        ({"flow": "x" * 49}, "flow"),
+        ({"reason": 'ftp" drop'}, "reason"),
+        ({"reason": "x" * 25}, "reason"),
+    ],
+)
+def test_bad_inbound_requests(changes: dict[str, Any], rule: str) -> None:
+    assert rule_of(msgspec.structs.replace(INBOUND, **changes)) == rule
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"peer": "203.0.113.5"}, "peer"),
+        ({"public_host": "203.0.113.1"}, "peer"),
+        ({"target": Endpoint("192.168.56.11", 30000)}, "target"),
+        ({"target": Endpoint("203.0.113.5", 25)}, "port"),
+        ({"target": Endpoint("2001:db8::5", 30000)}, "family"),
+        ({"client": "203.0.113.9"}, "client"),
+    ],
+)
+def test_bad_outbound_requests(changes: dict[str, Any], rule: str) -> None:
+    assert rule_of(msgspec.structs.replace(OUTBOUND, **changes)) == rule
+
+
+@pytest.mark.parametrize("text", ["::ffff:192.168.56.10", "fe80::1%eth0", "FD00:56::10", "fd00:56:0::10"])
+def test_an_address_has_one_spelling_and_no_disguise(text: str) -> None:
+    assert rule_of(msgspec.structs.replace(INBOUND6, client=text, target=Endpoint(text, 50000))) in ("client", "target")
+
+
+addresses = st.sampled_from(
+    ["192.168.56.10", "192.168.56.11", "203.0.113.5", "203.0.113.1", "fd00:56::10", "2001:db8::5", "127.0.0.1", "", "x"]
+) | st.ip_addresses().map(str)
+endpoints = st.builds(Endpoint, addresses, st.integers(-5, 70000) | st.sampled_from([80, 3306, 50000]))
+
+
+@given(
+    st.builds(
+        PinholeRequest,
+        flow=st.text(max_size=60),
+        reason=st.sampled_from(["ftp.port", "x y"]) | st.text(max_size=30),
+        client=addresses,
+        direction=st.sampled_from(["in", "out"]),
+        transport=st.sampled_from(["tcp", "udp"]),
+        target=endpoints,
+        peer=st.none() | addresses,
+        public_host=st.none() | addresses,
+        ttl=st.floats(),
+        uses=st.integers(-1, 3),
+    )
+    | st.builds(
+        lambda base, target, peer, public: msgspec.structs.replace(base, target=target, peer=peer, public_host=public),
+        st.sampled_from([INBOUND, OUTBOUND, INBOUND6]),
+        endpoints,
+        st.none() | addresses,
+        st.none() | addresses,
+    )
+)
+@example(INBOUND)
+@example(OUTBOUND)
+def test_whatever_passes_is_harmless(request_: PinholeRequest) -> None:
+    if rule_of(request_) is not None:
+        return
+    client = ipaddress.ip_address(request_.client)
+    assert any(client in network for network in INSIDE)
+    assert 1024 <= request_.target.port <= 65535
+    assert request_.target.port not in SERVICE_PORTS
+    assert 1 <= request_.ttl <= 300
+    assert request_.uses == 1
+    assert " " not in request_.flow + request_.reason
+    if request_.direction == "in":
+        assert request_.target.host == request_.client
+        assert request_.peer is not None
+        assert not any(ipaddress.ip_address(request_.peer) in network for network in INSIDE)
+    else:
+        assert not any(request_.target.ip in network for network in INSIDE)
+
+
+def test_lease_ids() -> None:
+    assert valid_lease_id("0123456789abcdef")
+    assert not valid_lease_id("0123456789abcdef\n")
+    assert not valid_lease_id("../../etc")
