@@ -1,0 +1,97 @@
+"""The endpoints that FTP lines name: read, checked against the flow, and rewritten."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alg.address import (
+    Address,
+    Endpoint,
+    canonical,
+    find_epsv_port,
+    find_pasv_endpoint,
+    format_eprt_argument,
+    format_port_argument,
+    parse_eprt_argument,
+    parse_port_argument,
+)
+from alg.api import Edit
+from alg.ftp.commands import FtpCommand
+
+LOWEST_PORT = 1024
+
+
+class Wrong(Exception):
+    """An endpoint that earns no pinhole; `rule` ("ftp.address") says why."""
+
+    def __init__(self, rule: str, detail: str) -> None:
+        super().__init__(detail)
+        self.rule = rule
+
+
+@dataclass(frozen=True, slots=True)
+class Advert:
+    """PORT or EPRT of a client: where it listens. `delimiter` is that of EPRT, empty for PORT."""
+
+    command: FtpCommand
+    target: Endpoint
+    delimiter: bytes
+
+    @property
+    def reason(self) -> str:
+        return f"ftp.{self.command.verb.lower()}"
+
+    def edits(self, public: Endpoint) -> tuple[Edit, ...]:
+        """The edit of the argument, and of nothing else, that advertises `public` instead; none where it is the same.
+
+        ValueError where the command cannot express `public`.
+        """
+        public = Endpoint.of(canonical(public.host), public.port)
+        if public == self.target:
+            return ()
+        text = format_eprt_argument(public, self.delimiter) if self.delimiter else format_port_argument(public)
+        return (Edit(self.command.start, self.command.end, text, self.reason),)
+
+
+def read_advert(command: FtpCommand, client: Address) -> Advert:
+    """Read PORT or EPRT of `client`, the flow's own client. Raises Wrong."""
+    delimiter = b""
+    try:
+        if command.verb == "PORT":
+            target = parse_port_argument(command.argument)
+        else:
+            extended = parse_eprt_argument(command.argument)
+            target, delimiter = extended.endpoint, extended.delimiter
+    except ValueError as error:
+        raise Wrong("ftp.syntax", f"{command.verb}: {error}") from error
+    if delimiter and target.version != client.version:
+        raise Wrong("ftp.family", f"EPRT names {target}, the client is {client}")
+    _check(command.verb, target, client)
+    return Advert(command, target, delimiter)
+
+
+def read_pasv_reply(line: bytes, server: Address) -> Endpoint:
+    """Read the final line of a 227 reply of `server`, the flow's own server. Raises Wrong."""
+    try:
+        target = find_pasv_endpoint(line).endpoint
+    except ValueError as error:
+        raise Wrong("ftp.syntax", f"reply 227: {error}") from error
+    _check("reply 227", target, server)
+    return target
+
+
+def read_epsv_reply(line: bytes, server: Address) -> Endpoint:
+    """Read the final line of a 229 reply of `server`, the flow's own server. Raises Wrong."""
+    try:
+        target = Endpoint.of(server, find_epsv_port(line).port)
+    except ValueError as error:
+        raise Wrong("ftp.syntax", f"reply 229: {error}") from error
+    _check("reply 229", target, server)
+    return target
+
+
+def _check(what: str, endpoint: Endpoint, own: Address) -> None:
+    if endpoint.ip != own:
+        raise Wrong("ftp.address", f"{what} names {endpoint} instead of {own}")
+    if endpoint.port < LOWEST_PORT:
+        raise Wrong("ftp.low-port", f"{what} names {endpoint}")

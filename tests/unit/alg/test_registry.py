@@ -1,0 +1,57 @@
+"""alg.registry: our own module is found, that of another package too, and a broken one is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from alg.ftp.session import FtpModule
+from alg.registry import BrokenModule, modules
+
+
+def install(at: Path, entry: str, source: str = "", name: str = "thirdparty") -> None:
+    """What an installer leaves of a package that adds a protocol."""
+    info = at / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[algate.alg]\n{entry}\n")
+    (at / f"{name}_alg.py").write_text(source)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def test_ftp_is_there() -> None:
+    assert modules()["ftp"] is FtpModule
+
+
+def test_another_package_adds_one(site: Path) -> None:
+    source = "class Gopher:\n    def handle(self, event): return []\n    def deadline(self): return None\n"
+    install(site, "gopher = gopher1_alg:Gopher", source, "gopher1")
+    assert modules()["gopher"].__name__ == "Gopher"
+    assert modules()["ftp"] is FtpModule
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "why"),
+    [
+        ("broken1", "raise RuntimeError('out of order')", "RuntimeError: out of order"),
+        ("broken2", "", "AttributeError"),
+        ("broken3", "Module = 7", "not a class"),
+        ("broken4", "class Module:\n    def handle(self, event): return []", r"no method deadline\(\)"),
+    ],
+)
+def test_a_broken_one_is_named(site: Path, name: str, source: str, why: str) -> None:
+    install(site, f"gopher = {name}_alg:Module", source, name)
+    with pytest.raises(BrokenModule, match=f"'gopher'.*{name}.*{why}"):
+        modules()
+
+
+def test_a_name_is_taken_once(site: Path) -> None:
+    install(site, "ftp = rival_alg:Module", "", "rival")
+    with pytest.raises(BrokenModule, match="two protocol modules are named 'ftp'"):
+        modules()
