@@ -7,7 +7,6 @@ Everything else is in the key, the data and the timeout, so the kernel's table i
 from __future__ import annotations
 
 import ipaddress
-import socket
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ LONGEST_COMMENT = 127
 """Bytes without the NUL; nft shows no longer one."""
 
 _COMMENT = "algate 1"
-_PROTOCOLS: dict[Transport, int] = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
+_PROTOCOLS: dict[Transport, int] = {"tcp": 6, "udp": 17}
 _TRANSPORTS: dict[int, Transport] = {number: name for name, number in _PROTOCOLS.items()}
 _SIZES = {4: 4, 6: 16}
 

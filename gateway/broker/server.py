@@ -10,6 +10,7 @@ import errno
 import math
 import os
 import random
+import select
 import selectors
 import signal
 import socket
@@ -81,7 +82,6 @@ class Broker:
         self._opens: list[Pending] = []
         self._closes: list[tuple[int, Lease]] = []
         self._next_reconcile = math.inf
-        self._reconcile_after = 0.0
         self._opened = self._refused = self._used = 0
         self._stopping = False
 
@@ -170,13 +170,8 @@ class Broker:
         log.info("broker.stopped", opened=self._opened, used=self._used, refused=self._refused)
 
     def _reconcile(self) -> None:
-        """Find out which pinholes the kernel has used up: their `once` element is gone before its time.
-
-        With thousands of pinholes the look takes long: never spend more than a tenth of the time on it.
-        """
+        """Find out which pinholes the kernel has used up: their `once` element is gone before its time."""
         begun = time.monotonic()
-        if begun < self._reconcile_after:
-            return
         try:
             once = {element.key for element in self._netfilter.elements(("once4", "once6"))}
         except TableGoneError:
@@ -194,8 +189,8 @@ class Broker:
                 self._leases.use(lease.id)
                 self._used += 1
                 log.info("pinhole.used", **_audit(lease))
-        self._reconcile_after = now + 10 * (now - begun)
-        self._next_reconcile = max(now + RECONCILE, self._reconcile_after)
+        # With thousands of pinholes the look takes long: never spend more than a tenth of the time on it.
+        self._next_reconcile = now + max(RECONCILE, 10 * (now - begun))
 
     def _table_gone(self, pending: Sequence[Pending] = ()) -> None:
         """Somebody flushed the ruleset: all leases are lost but those on their way; make the table again."""
@@ -221,7 +216,7 @@ class Broker:
                 except OSError as error:
                     self._lost(slot, worker, error.strerror)
                     return
-                if not data:
+                if not data and _hung_up(worker):
                     self._lost(slot, worker, "closed")
                     return
                 try:
@@ -361,6 +356,13 @@ class Broker:
 
 def _audit(lease: Lease) -> dict[str, Any]:
     return {key: value for key, value in lease_row(lease).items() if key not in ("backend", "expires")}
+
+
+def _hung_up(sock: socket.socket) -> bool:
+    """Whether nothing read was the end, and not a packet of no bytes."""
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def _rule(error: NetfilterError) -> str:

@@ -1,0 +1,263 @@
+"""Three throw-away namespaces with a real broker in the middle one; what the tests of the kernel pinholes stand on."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from alg.address import Endpoint
+from gateway.broker.marks import ADMITTED
+from gateway.broker.protocol import (
+    MAX_MESSAGE,
+    FromWorker,
+    Open,
+    Opened,
+    ToWorker,
+    decode_to_worker,
+    encode,
+)
+from gateway.config import parse_config
+from gateway.model import Lease, PinholeRequest
+from gateway.observe.admin_wire import Rows, ask
+from gateway.process.boot import Boot
+
+ROOT = Path(__file__).resolve().parents[2]
+CLIENT, PUBLIC, SERVER, STRANGER = "192.168.56.10", "203.0.113.1", "203.0.113.5", "203.0.113.6"
+CLIENT6, PUBLIC6, SERVER6, STRANGER6 = "fd00:56::10", "2001:db8::1", "2001:db8::5", "2001:db8::6"
+SLOTS = 2
+
+PRIVILEGES = ["--clear-groups", "--no-new-privs", "--inh-caps=-all,+net_admin", "--ambient-caps=-all,+net_admin"]
+PRIVILEGES += ["--bounding-set=-all,+net_admin"]
+
+_T = TypeVar("_T")
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def wait_for(condition: Callable[[], _T], what: str, timeout: float = 10.0) -> _T:
+    """The first true value of `condition`, asked again and again; AssertionError after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
+        time.sleep(0.01)
+    return value
+
+
+class Rig:
+    """inside (client) -- router (broker) -- outside (server, stranger), with a FORWARD policy of DROP."""
+
+    def __init__(self, run_dir: Path, per_client: int = 64, ports: str = "40000-40999") -> None:
+        tag = secrets.token_hex(3)
+        self.inside, self.router, self.outside = (f"brk-{tag}-{end}" for end in "iro")
+        self.table = "algate"
+        toml = f'[network]\ninside = ["192.168.56.0/24", "fd00:56::/64"]\n[pinhole]\nports = "{ports}"\n'
+        toml += f'per_client = {per_client}\nbackend = "kernel"\n'
+        self._config = parse_config(toml, "rig")
+        self._pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(SLOTS)]
+        self.workers = [theirs for _, theirs in self._pairs]
+        for worker in self.workers:
+            worker.settimeout(5)
+        self._admin_path = run_dir / "broker.sock"
+        self._admin = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._admin.bind(str(self._admin_path))
+        self._admin.listen()
+        self.broker: subprocess.Popen[bytes] | None = None
+        self.lifeline: socket.socket | None = None
+        self._open: list[socket.socket] = []
+        self._ids = iter(range(1, 1 << 30))
+
+    # --- network ----------------------------------------------------------------------------------------------------
+
+    def build(self) -> None:
+        for namespace in (self.inside, self.router, self.outside):
+            run("ip", "netns", "add", namespace)
+            self.at(namespace, "ip link set lo up")
+            self.at(namespace, "sysctl -qw net.ipv6.conf.default.accept_dad=0 net.ipv6.conf.default.dad_transmits=0")
+        for end, namespace in (("in", self.inside), ("out", self.outside)):
+            run("ip", "link", "add", end, "netns", self.router, "type", "veth", "peer", "eth0", "netns", namespace)
+            self.at(self.router, f"ip link set {end} up")
+            self.at(namespace, "ip link set eth0 up")
+        addresses = [
+            (self.inside, "eth0", f"{CLIENT}/24 {CLIENT6}/64"),
+            (self.router, "in", "192.168.56.1/24 fd00:56::1/64"),
+            (self.router, "out", f"{PUBLIC}/24 {PUBLIC6}/64"),
+            (self.outside, "eth0", f"{SERVER}/24 {STRANGER}/24 {SERVER6}/64 {STRANGER6}/64"),
+        ]
+        for namespace, device, texts in addresses:
+            for text in texts.split():
+                self.at(namespace, f"ip address add {text} dev {device} {'nodad' if ':' in text else ''}")
+        self.at(self.inside, "ip route add default via 192.168.56.1")
+        self.at(self.inside, "ip route add default via fd00:56::1")
+        self.at(self.router, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
+        for device in ("in", "out"):
+            # Without its link-local address the router cannot ask for a neighbour.
+            settled = f"ip -6 address show dev {device} scope link -tentative"
+            wait_for(lambda command=settled: self.at(self.router, command), "a link-local address")  # type: ignore[misc]
+        for iptables in ("iptables", "ip6tables"):
+            self.at(self.router, f"{iptables} -P FORWARD DROP")
+            self.at(self.router, f"{iptables} -A FORWARD -m connmark --mark {ADMITTED:#x}/{ADMITTED:#x} -j ACCEPT")
+            self.at(self.router, f"{iptables} -t nat -A POSTROUTING -o out -j MASQUERADE")
+
+    def destroy(self) -> None:
+        self.kill()
+        for sock in [*self._open, self._admin, *(end for pair in self._pairs for end in pair)]:
+            sock.close()
+        for namespace in (self.inside, self.router, self.outside):
+            subprocess.run(["ip", "netns", "delete", namespace], check=False, capture_output=True)
+
+    def at(self, namespace: str, command: str) -> str:
+        """Run a command in a namespace; its output."""
+        return run("ip", "netns", "exec", namespace, *command.split())
+
+    def within(self, namespace: str, action: Callable[[], _T]) -> _T:
+        """Do something in a thread that has gone into a namespace: sockets stay where they were made."""
+        results: list[_T] = []
+        errors: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                with open(f"/run/netns/{namespace}", "rb") as file:
+                    if _libc.setns(file.fileno(), 0x40000000) != 0:
+                        raise OSError(ctypes.get_errno(), "setns")
+                results.append(action())
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        if errors:
+            raise errors[0]
+        return results[0]
+
+    def listen(self, namespace: str, host: str, port: int) -> socket.socket:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        sock = self.within(namespace, lambda: socket.create_server((host, port), family=family, backlog=512))
+        sock.settimeout(5)
+        self._open.append(sock)
+        return sock
+
+    def connect(self, namespace: str, to: Endpoint, source: str, timeout: float = 2.0) -> socket.socket:
+        """A connection from an address of a namespace. ConnectionRefusedError or TimeoutError if there is none."""
+        sock = self.within(
+            namespace, lambda: socket.create_connection((to.host, to.port), timeout, source_address=(source, 0))
+        )
+        self._open.append(sock)
+        return sock
+
+    # --- broker -----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start a broker as the supervisor does, in the router; returns when it is ready."""
+        self.lifeline, theirs = socket.socketpair()
+        boot = Boot(
+            role="broker",
+            slot=0,
+            config=self._config,
+            lifeline=theirs.fileno(),
+            admin=self._admin.fileno(),
+            workers=[ours.fileno() for ours, _ in self._pairs],
+        )
+        memfd = boot.to_memfd()
+        python = [sys.executable, "-m", "gateway.process.broker", str(memfd)]
+        self.broker = subprocess.Popen(
+            ["ip", "netns", "exec", self.router, "setpriv", *_user(), *PRIVILEGES, *python],
+            pass_fds=[memfd, boot.lifeline, boot.admin, *boot.workers],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        os.close(memfd)
+        theirs.close()
+        self.lifeline.settimeout(15)
+        assert self.lifeline.recv(64) == b"ready\n"
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send the broker a signal and wait for its end; its exit code."""
+        assert self.broker is not None
+        assert self.lifeline is not None
+        self.broker.send_signal(number)
+        code = self.broker.wait(10)
+        self.broker = None
+        self.lifeline.close()
+        return code
+
+    def kill(self) -> None:
+        if self.broker is not None:
+            self.end(signal.SIGKILL)
+
+    def send(self, message: FromWorker, slot: int = 0) -> None:
+        self.workers[slot].send(encode(message))
+
+    def ask(self, request: PinholeRequest, slot: int = 0) -> ToWorker:
+        """Open a pinhole; the answer."""
+        request_id = next(self._ids)
+        self.send(Open(request_id, request), slot)
+        answer = decode_to_worker(self.workers[slot].recv(MAX_MESSAGE))
+        assert answer.id == request_id
+        return answer
+
+    def open(self, request: PinholeRequest, slot: int = 0) -> Lease:
+        answer = self.ask(request, slot)
+        assert isinstance(answer, Opened), answer
+        return answer.lease
+
+    def pinholes(self) -> Rows:
+        return ask(str(self._admin_path), "pinholes", 5.0)
+
+    def status(self) -> dict[str, Any]:
+        (row,) = ask(str(self._admin_path), "status", 5.0)
+        return row
+
+    def count(self, name: str) -> int:
+        """How many elements a set of the broker's table has."""
+        listing = msgspec.json.decode(self.at(self.router, f"nft -j list set inet {self.table} {name}"))
+        return sum(len(entry["set"].get("elem", ())) for entry in listing["nftables"] if "set" in entry)
+
+    def tables(self) -> str:
+        return self.at(self.router, "nft list tables")
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+    return done.stdout
+
+
+def inbound(**changes: Any) -> PinholeRequest:
+    """A good request: the server may connect to CLIENT:50000 within 60 s."""
+    request = PinholeRequest(
+        flow="w0-1",
+        reason="ftp.port",
+        client=CLIENT,
+        direction="in",
+        transport="tcp",
+        target=Endpoint(CLIENT, 50000),
+        peer=SERVER,
+        public_host=PUBLIC,
+        ttl=60.0,
+        uses=1,
+    )
+    return msgspec.structs.replace(request, **changes)
+
+
+def outbound(**changes: Any) -> PinholeRequest:
+    """A good request: the client may connect to SERVER:30000 within 60 s."""
+    request = inbound(direction="out", reason="ftp.pasv", target=Endpoint(SERVER, 30000), peer=None, public_host=None)
+    return msgspec.structs.replace(request, **changes)
+
+
+def _user() -> list[str]:
+    """As `daemon`, unless this checkout lies where daemon may not look: then as root without root's capabilities."""
+    daemon = ["--reuid=daemon", "--regid=daemon"]
+    test = ["setpriv", *daemon, *PRIVILEGES, "test", "-r", str(ROOT / "gateway/process/broker.py")]
+    return daemon if subprocess.run(test, check=False).returncode == 0 else []
