@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def load(lab: Lab) -> None:
     """Load the firewall that the lab asks for, IPv4 and IPv6."""
     forward = "-p tcp --dport 21 " if lab.strict else ""
-    for program, icmp, nat in (("iptables", "icmp", True), ("ip6tables", "ipv6-icmp", lab.nat6)):
+    for program, icmp, nat in (("iptables", "icmp", lab.nat4), ("ip6tables", "ipv6-icmp", lab.nat6)):
         text = f"""*filter
 :INPUT {"DROP" if lab.input_drop else "ACCEPT"} [0:0]
 :FORWARD DROP [0:0]

@@ -58,14 +58,21 @@ class Lab:
     """Five namespaces with the router's firewall, from `__enter__` to `__exit__`, which leaves nothing.
 
     `strict`: the router forwards nothing from inside to outside but TCP to port 21, so that every data connection has
-    to be admitted by the gateway. `input_drop`: its INPUT policy is DROP too. `nat6`: IPv6 is masqueraded as IPv4 is;
-    without it the outside has a route to the inside network. `logs`: where log files go (default: below `tmp`).
+    to be admitted by the gateway. `input_drop`: its INPUT policy is DROP too. `nat4`, `nat6`: it masquerades the
+    family; without `nat6` the outside has a route to the inside network instead. `logs`: where log files go (default:
+    below `tmp`).
     """
 
     def __init__(
-        self, *, strict: bool = False, input_drop: bool = False, nat6: bool = True, logs: Path | None = None
+        self,
+        *,
+        strict: bool = False,
+        input_drop: bool = False,
+        nat4: bool = True,
+        nat6: bool = True,
+        logs: Path | None = None,
     ) -> None:
-        self.strict, self.input_drop, self.nat6 = strict, input_drop, nat6
+        self.strict, self.input_drop, self.nat4, self.nat6 = strict, input_drop, nat4, nat6
         self.prefix = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(2)}-"
         # Not below pytest's directories, which only root may enter: servers drop their privileges.
         self.tmp = Path(tempfile.mkdtemp(prefix="algate-lab-"))

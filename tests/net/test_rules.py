@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from tests.lab.lab import algate
+from tests.lab.lab import ROUTER_IN4, ROUTER_IN6, ROUTER_OUT4, SERVER4, Lab, algate
 
 FOREIGN = """*nat
 :PREROUTING ACCEPT [0:0]
@@ -253,3 +253,34 @@ def test_a_missing_program_is_named(host: Host) -> None:
         [python, "-c", code, host.config()], env=environment, capture_output=True, text=True, check=False
     )
     assert "iptables-restore is not installed: install the package iptables" in done.stderr
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_router_whose_input_policy_is_drop(tmp_path: Path, version: int) -> None:
+    with Lab(strict=True, input_drop=True, logs=tmp_path) as lab:
+        server = lab.vsftpd()
+        server.put("pub/hello", b"hello")
+        gateway = lab.start_gateway()
+        url = server.url("pub/hello", version)
+        assert lab.run("inside", ["curl", "-sS", "-m", "10", url]).stdout == "hello"
+        socks = f"{ROUTER_IN4}:1080" if version == 4 else f"[{ROUTER_IN6}]:1080"
+        assert lab.run("inside", ["curl", "-sS", "-m", "10", "--socks5", socks, url]).stdout == "hello"
+        # The port to which connections are redirected is not open for direct ones.
+        with pytest.raises(TimeoutError):
+            lab.connect("inside", ROUTER_IN4 if version == 4 else ROUTER_IN6, 10800, timeout=0.5)
+        assert gateway.stop() == 0
+        assert lab.leftovers() == []
+
+
+def test_masquerade_for_a_router_that_has_no_nat(tmp_path: Path) -> None:
+    with Lab(nat4=False, logs=tmp_path) as lab, lab.listen("outside", SERVER4, 9999) as listener:
+        with pytest.raises(TimeoutError):
+            lab.connect("inside", SERVER4, 9999, timeout=0.5)
+        config = lab.write_config(network={"masquerade": ["ipv4"]})
+        lab.run("router", [algate(), "rules", "apply", "-c", config])
+        with lab.connect("inside", SERVER4, 9999):
+            connection, (address, _) = listener.accept()
+            connection.close()
+            assert address == ROUTER_OUT4
+        lab.run("router", [algate(), "rules", "remove", "-c", config])
+        assert lab.leftovers() == []
