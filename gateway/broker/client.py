@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+from collections import deque
 
 import gevent
 from gevent.event import AsyncResult
@@ -27,6 +28,8 @@ from gateway.observe.log import get_logger
 TIMEOUT = 2.0
 """Seconds that an answer may take; after that the broker counts as dead for this request."""
 
+_MOST_UNSENT = 4096  # closes that wait for room in the socket; of more, the oldest are left to their timeouts
+
 log = get_logger()
 
 
@@ -43,6 +46,8 @@ class BrokerClient:
         self._next_id = secrets.randbits(62)
         self._waiting: dict[int, AsyncResult[ToWorker]] = {}
         self._sending = RLock()
+        self._unsent: deque[bytes] = deque(maxlen=_MOST_UNSENT)
+        self._sender: gevent.Greenlet[[], None] | None = None
         self._hello = encode(Hello(os.getpid()))
         self._greeted = self._post(self._hello)
         self._reader = gevent.spawn(self._read)
@@ -74,20 +79,33 @@ class BrokerClient:
 
     def close(self, lease_id: str) -> None:
         """Close a pinhole; not waited for. Without a broker the pinhole ends by its timeout."""
-        self._post(encode(Close(lease_id)))
+        data = encode(Close(lease_id))
+        if self._unsent or not self._post(data):
+            self._unsent.append(data)
+            if not self._sender:
+                self._sender = gevent.spawn(self._send_rest)
 
     def stop(self) -> None:
         """Read no more answers. The socket stays open: it is its owner's."""
-        self._reader.kill()
+        gevent.killall([self._reader, *([self._sender] if self._sender else [])])
 
     def _post(self, data: bytes) -> bool:
         """Send without waiting, also where no greenlet may wait. Returns whether the socket took it."""
         try:
             os.write(self._sock.fileno(), data)
-        except OSError as error:
-            log.warning("broker.unreachable", error=error.strerror)
+        except OSError:
             return False
         return True
+
+    def _send_rest(self) -> None:
+        """Send the closes for which there was no room, when there is."""
+        try:
+            while self._unsent:
+                with self._sending:
+                    self._sock.send(self._unsent[0])
+                self._unsent.popleft()
+        except OSError as error:
+            log.error("broker.lost", error=error.strerror)
 
     def _read(self) -> None:
         while True:
