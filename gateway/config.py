@@ -14,10 +14,10 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 import tomli_w
-from alg.registry import modules
 
 from alg.address import Endpoint
 from alg.api import Mode
+from alg.registry import modules
 from gateway.errors import ConfigError
 
 DEFAULT_PATH = Path("/etc/algate/algate.toml")

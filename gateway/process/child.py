@@ -7,30 +7,35 @@ import pwd
 import shutil
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 
 from gateway.errors import AlgateError
 from gateway.process.boot import Boot
-
-CODE_ROOT = Path(__file__).resolve().parents[2]
+from gateway.process.code import Code
 
 
 class Child:
     """A process that the supervisor keeps alive.
 
     `boot(lifeline_fd)` makes what it is started with; `user` is whom it runs as when the supervisor is root,
-    `capability` what it keeps (a name as setpriv knows it), or None.
+    `capability` what it keeps (a name as setpriv knows it), or None. `code` is how it reaches the program.
     """
 
-    def __init__(self, name: str, module: str, user: str, capability: str | None, boot: Callable[[int], Boot]) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        user: str,
+        capability: str | None,
+        code: Code,
+        boot: Callable[[int], Boot],
+    ) -> None:
         self.name = name
         self.ready = False
         self.restarts = 0
         self._module = module
+        self._code = code
         self._boot = boot
         self._privileges = _privileges(user, capability)
         self._process: subprocess.Popen[bytes] | None = None
@@ -55,15 +60,15 @@ class Child:
         if boot.broker is not None:
             inherited.append(boot.broker)
         try:
-            with _reachable_code(self._privileges) as (python, environment, code_fds):
-                self._process = subprocess.Popen(
-                    [*self._privileges, python, "-P", "-m", self._module, str(memfd)],
-                    pass_fds=[*inherited, *code_fds],
-                    env=environment,
-                    cwd="/",
-                    stdin=subprocess.DEVNULL,
-                    process_group=0,  # a ^C at the terminal is for the supervisor alone
-                )
+            access = self._code.access(self._privileges)
+            self._process = subprocess.Popen(
+                [*self._privileges, access.python, "-P", "-m", self._module, str(memfd)],
+                pass_fds=[*inherited, *access.fds],
+                env={**os.environ, "PYTHONPATH": access.path, "PYTHONDONTWRITEBYTECODE": "1"},
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                process_group=0,  # a ^C at the terminal is for the supervisor alone
+            )
         finally:
             os.close(memfd)
             theirs.close()
@@ -128,43 +133,3 @@ def _privileges(user: str, capability: str | None) -> list[str]:
         f"--ambient-caps={caps}",
         f"--bounding-set={caps}",
     ]
-
-
-@contextmanager
-def _reachable_code(privileges: list[str]) -> Iterator[tuple[str, dict[str, str], list[int]]]:
-    """Interpreter, environment and descriptors with which a child finds this code after its privileges are gone.
-
-    A checkout below a private directory (/root, a mktemp directory) cannot be reached by another user. Then the child
-    gets the directories themselves, open, and reaches them through /proc/self/fd, which asks only for the rights of
-    the directory and what is below it.
-    """
-    environment = {**os.environ, "PYTHONPATH": str(CODE_ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    code = [CODE_ROOT / "gateway" / "__init__.py", Path(sys.executable), Path(sys.prefix) / "pyvenv.cfg"]
-    if not privileges or _readable(privileges, code):
-        yield sys.executable, environment, []
-        return
-    root_fd = os.open(CODE_ROOT, os.O_PATH | os.O_DIRECTORY)
-    prefix_fd = os.open(sys.prefix, os.O_PATH | os.O_DIRECTORY)
-    try:
-        prefix = f"/proc/self/fd/{prefix_fd}"
-        python = f"{prefix}/bin/{Path(sys.executable).name}"
-        fds = [root_fd, prefix_fd]
-        through_fds = [Path(f"/proc/self/fd/{root_fd}/gateway/__init__.py"), Path(python)]
-        if not _readable(privileges, through_fds, fds):
-            user = privileges[1].partition("=")[2]
-            raise AlgateError(
-                f"the user with uid {user} may not read {CODE_ROOT} or {os.path.realpath(sys.executable)}: "
-                "make both readable for others (chmod -R o+rX), with a Python that lies outside a private home, "
-                "or name another process.user and process.broker_user"
-            )
-        environment["PYTHONPATH"] = f"/proc/self/fd/{root_fd}"
-        yield python, environment, fds
-    finally:
-        os.close(root_fd)
-        os.close(prefix_fd)
-
-
-def _readable(privileges: list[str], paths: list[Path], fds: list[int] | None = None) -> bool:
-    """Whether a process with these privileges could read all of `paths`; asked of the kernel, by such a process."""
-    tests = [argument for path in paths for argument in ("-a", "-r", str(path))][1:]
-    return subprocess.run([*privileges, "/usr/bin/test", *tests], pass_fds=fds or [], check=False).returncode == 0

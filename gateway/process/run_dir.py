@@ -14,15 +14,15 @@ class RunDir:
     """Holds `run_dir` for this instance. Raises AlgateError where it cannot be made or another instance holds it."""
 
     def __init__(self, path: str) -> None:
-        self._path = Path(path)
-        self._made = not self._path.exists()
+        self.path = Path(path)
+        self._made = not self.path.exists()
         self._sockets: list[Path] = []
         try:
-            self._path.mkdir(mode=0o755, parents=True, exist_ok=True)
-            owner = self._path.stat().st_uid
+            self.path.mkdir(mode=0o755, parents=True, exist_ok=True)
+            owner = self.path.stat().st_uid
             if owner != os.geteuid():
                 raise AlgateError(f"process.run_dir: {path} belongs to another user (uid {owner})")
-            self._lock = os.open(self._path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise AlgateError(f"process.run_dir: {path} cannot be used: {error.strerror}") from error
         try:
@@ -33,12 +33,12 @@ class RunDir:
             raise AlgateError(f"process.run_dir: another algate (pid {pid}) already runs in {path}") from error
         os.truncate(self._lock, 0)
         os.write(self._lock, f"{os.getpid()}\n".encode())
-        for stale in self._path.glob("*.sock"):  # of an instance that was killed: we hold its lock now
+        for stale in self.path.glob("*.sock"):  # of an instance that was killed: we hold its lock now
             stale.unlink()
 
     def listen(self, name: str) -> socket.socket:
         """A listening stream socket `NAME.sock`, for this user only."""
-        path = self._path / f"{name}.sock"
+        path = self.path / f"{name}.sock"
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             listener.bind(str(path))
@@ -52,11 +52,11 @@ class RunDir:
 
     def remove(self) -> None:
         """Take away what was made here, the directory too if it was not there before."""
-        for path in (*self._sockets, self._path / "lock"):
+        for path in (*self._sockets, self.path / "lock"):
             path.unlink(missing_ok=True)
         os.close(self._lock)
         if self._made:
             try:
-                self._path.rmdir()
+                self.path.rmdir()
             except OSError:
                 pass  # somebody else keeps files in it

@@ -17,6 +17,7 @@ from gateway.observe.admin_wire import answer
 from gateway.observe.log import get_logger, setup_logging
 from gateway.process.boot import Boot
 from gateway.process.child import Child
+from gateway.process.code import Code
 from gateway.process.listeners import listen_socks, listen_transparent
 from gateway.process.run_dir import RunDir
 
@@ -57,6 +58,7 @@ class _Supervisor:
         self._state = "starting"
         self._exit_code = 0
         self._admin = run_dir.listen("supervisor")
+        self._code = Code(run_dir.path)
         self._sockets: list[socket.socket] = [self._admin]
         self._listeners: list[socket.socket] = []
         self._broker: Child | None = None
@@ -95,7 +97,7 @@ class _Supervisor:
                 transparent=[s.fileno() for s in transparent],
             )
 
-        return Child(name, "gateway.process.worker", self._config.process.user, None, boot)
+        return Child(name, "gateway.process.worker", self._config.process.user, None, self._code, boot)
 
     def _make_broker(self, run_dir: RunDir, broker_ends: list[int]) -> Child:
         admin = run_dir.listen("broker")
@@ -111,7 +113,9 @@ class _Supervisor:
                 workers=broker_ends,
             )
 
-        return Child("broker", "gateway.process.broker", self._config.process.broker_user, "net_admin", boot)
+        return Child(
+            "broker", "gateway.process.broker", self._config.process.broker_user, "net_admin", self._code, boot
+        )
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -135,6 +139,7 @@ class _Supervisor:
             for sock in (*self._listeners, *self._sockets):
                 sock.close()
             self._selector.close()
+            self._code.close()
 
     def _turn(self, until: float | None) -> None:
         """Wait for something to happen, at the most until then, and do what is due."""
