@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +69,14 @@ class Gateway:
             self.algate("rules", "remove")
             self._rules = False
         return code
+
+    def kill(self) -> None:
+        """SIGKILL to every process of it; `start` may follow, with the rules still in place."""
+        for pid in (*self.pids(), self.process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait(5)
+        self.lab.gateways.remove(self)
 
     def pids(self) -> list[int]:
         """The processes below the supervisor, not the supervisor itself."""

@@ -1,0 +1,151 @@
+"""FTP through the NAT with real clients and real servers: list, get and put 200 MB, active and passive, IPv4 and IPv6.
+
+The router forwards nothing from inside to outside but TCP to port 21, so data passes only where the gateway says so.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab.gateway import Gateway
+from tests.lab.lab import ROUTER_IN4, ROUTER_IN6, Lab
+from tests.lab.servers import FtpServer
+from tests.net.ftp_clients import CLIENTS, Client, Job, curl
+
+SIZE = 200_000_000
+SMALL = 3_000_000
+
+
+@pytest.fixture(scope="module")
+def gateway(strict_lab: Lab) -> Iterator[Gateway]:
+    gateway = strict_lab.start_gateway()
+    yield gateway
+    assert gateway.stop() == 0, strict_lab.tail_of_logs()
+    assert strict_lab.leftovers() == []
+
+
+@pytest.fixture(scope="module", params=["vsftpd", "pure_ftpd", "proftpd"])
+def server(request: pytest.FixtureRequest, strict_lab: Lab) -> Iterator[FtpServer]:
+    server: FtpServer = getattr(strict_lab, request.param)()
+    yield server
+    server.stop()
+
+
+class Files:
+    """A local file of random bytes, made once: what is fetched and stored."""
+
+    def __init__(self, directory: Path, size: int) -> None:
+        self.local = directory / f"local-{size}"
+        self.local.write_bytes(os.urandom(size))
+        self.size = size
+
+    def equals(self, copy: Path) -> bool:
+        return subprocess.run(["cmp", "-s", self.local, copy], check=False).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def large(strict_lab: Lab) -> Files:
+    return Files(strict_lab.tmp, SIZE)
+
+
+@pytest.fixture(scope="module")
+def small(strict_lab: Lab) -> Files:
+    return Files(strict_lab.tmp, SMALL)
+
+
+def session(client: Client, job: Job, files: Files) -> None:
+    """One session; the listing names the file, and both copies are what they should be."""
+    served = job.server.root / "pub" / "file"
+    served.unlink(missing_ok=True)
+    os.link(files.local, served)
+    served.chmod(0o644)
+    fetched = job.lab.tmp / "fetched"
+    stored = job.server.root / "upload" / "stored"
+    for path in (fetched, stored):
+        path.unlink(missing_ok=True)
+    try:
+        listing = client(job, "pub/file", fetched, files.local, "upload/stored")
+        assert "file" in listing
+        assert str(files.size) in listing
+        assert files.equals(fetched)
+        assert files.equals(stored)
+    finally:
+        for path in (fetched, stored, served):
+            path.unlink(missing_ok=True)
+
+
+def relayed(gateway: Gateway) -> int:
+    """Bytes that the workers have relayed up to now."""
+    rows = [row for row in gateway.admin("status") if row["process"].startswith("worker")]
+    return sum(int(row["up"]) + int(row["down"]) for row in rows)
+
+
+def through_pinholes(gateway: Gateway) -> int:
+    """Bytes that the kernel has counted on connections that a pinhole admitted."""
+    (row,) = [row for row in gateway.admin("status") if row["process"] == "broker"]
+    return int(row["counters"]["data"]["bytes"])
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("active", [True, False], ids=["active", "passive"])
+@pytest.mark.parametrize("client", CLIENTS.values(), ids=CLIENTS)
+def test_unconfigured(
+    gateway: Gateway, server: FtpServer, large: Files, small: Files, client: Client, active: bool, version: int
+) -> None:
+    files = small if server.name == "proftpd" else large
+    through_python, through_kernel = relayed(gateway), through_pinholes(gateway)
+    session(client, Job(gateway.lab, server, version, active), files)
+    # Both files went through the pinholes of the kernel, and none of their bytes through a worker.
+    assert through_pinholes(gateway) - through_kernel > 2 * files.size
+    assert relayed(gateway) - through_python < 20_000
+    assert gateway.admin("pinholes") == []
+
+
+@pytest.mark.parametrize("extra", [("--ftp-port", "-", "--disable-eprt"), ("--disable-epsv",)], ids=["port", "pasv"])
+def test_unconfigured_with_the_commands_of_rfc_959(
+    gateway: Gateway, server: FtpServer, small: Files, extra: tuple[str, ...]
+) -> None:
+    through_kernel = through_pinholes(gateway)
+    session(curl, Job(gateway.lab, server, 4, False, extra), small)
+    assert through_pinholes(gateway) - through_kernel > 2 * SMALL
+
+
+@pytest.mark.parametrize(
+    ("version", "proxy"),
+    [
+        (4, ("--socks5-hostname", f"{ROUTER_IN4}:1080")),
+        (4, ("--socks5", f"{ROUTER_IN4}:1080")),
+        (4, ("--socks4a", f"{ROUTER_IN4}:1080")),
+        (4, ("--socks4", f"{ROUTER_IN4}:1080")),
+        (6, ("--socks5-hostname", f"[{ROUTER_IN6}]:1080")),
+    ],
+    ids=["socks5-hostname", "socks5", "socks4a", "socks4", "ipv6"],
+)
+@pytest.mark.parametrize("active", [True, False], ids=["active", "passive"])
+def test_through_socks(
+    gateway: Gateway,
+    server: FtpServer,
+    large: Files,
+    small: Files,
+    version: int,
+    proxy: tuple[str, ...],
+    active: bool,
+) -> None:
+    files = large if server.name == "vsftpd" else small
+    through_kernel = through_pinholes(gateway)
+    session(curl, Job(gateway.lab, server, version, active, proxy), files)
+    assert through_pinholes(gateway) == through_kernel
+    assert gateway.admin("pinholes") == []
+
+
+@pytest.mark.parametrize("extra", [("--ftp-port", "-", "--disable-eprt"), ("--disable-epsv",)], ids=["port", "pasv"])
+def test_through_socks_with_the_commands_of_rfc_959(
+    gateway: Gateway, server: FtpServer, small: Files, extra: tuple[str, ...]
+) -> None:
+    job = Job(gateway.lab, server, 4, False, (*extra, "--socks5-hostname", f"{ROUTER_IN4}:1080"))
+    session(curl, job, small)
