@@ -120,18 +120,22 @@ def pure_ftpd(lab: Lab, arguments: Sequence[str]) -> FtpServer:
 
 
 def proftpd(lab: Lab, directives: Sequence[str]) -> FtpServer:
+    from tests.lab.lab import SERVER4
+
     root, home, log = _tree(lab, "proftpd")
     owner = pwd.getpwnam(_OWNER)
     users = home / "users"
     users.write_text(f"{_USER}:{_HASH}:{owner.pw_uid}:{owner.pw_gid}::{root}:/bin/sh\n")
     users.chmod(0o600)
     lines = [
-        "ServerType standalone", "DefaultServer on", "Port 21", "UseIPv6 on", f"User {_OWNER}", "Group bin",
+        "ServerType standalone", "DefaultServer on", f"DefaultAddress {SERVER4}", "Port 21", "UseIPv6 on",
+        f"User {_OWNER}", "Group bin",
         "DefaultRoot ~", "RequireValidShell off", "AuthOrder mod_auth_file.c", f"AuthUserFile {users}",
         f"PidFile {home}/pid", f"ScoreboardFile {home}/scoreboard", "WtmpLog off", f"SystemLog {log}",
         "TransferLog none",
         "UseReverseDNS off", "Umask 022", "AllowOverwrite on", "TimeoutLinger 1", *directives,
     ]  # fmt: skip
+    # DefaultAddress, as the name of this machine may have no address. It listens on all.
     file = home / "proftpd.conf"
     file.write_text("\n".join(lines) + "\n")
     process = lab.popen("outside", [_program("usr/sbin/proftpd"), "-n", "-c", file], log=log)
@@ -187,7 +191,11 @@ def _listening(server: FtpServer) -> FtpServer:
 def _listens(process: subprocess.Popen[bytes], port: int) -> bool:
     """Whether somebody listens (TCP) on the port in the namespace of the process."""
     for name in ("tcp", "tcp6"):
-        for line in Path(f"/proc/{process.pid}/net/{name}").read_text().splitlines()[1:]:
+        try:
+            lines = Path(f"/proc/{process.pid}/net/{name}").read_text().splitlines()[1:]
+        except OSError:  # it ended
+            return False
+        for line in lines:
             _, local, _, state, *_ = line.split()
             if state == "0A" and int(local.rpartition(":")[2], 16) == port:
                 return True
