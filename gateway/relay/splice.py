@@ -14,6 +14,7 @@ import os
 import struct
 import termios
 from collections.abc import Callable
+from functools import partial
 from socket import AF_INET, AF_INET6, IPPROTO_TCP, MSG_PEEK, SHUT_WR, SO_LINGER, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY
 from time import monotonic
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import msgspec
 from gevent import get_hub
 
+from gateway.relay.hangup import Hangups
 from gateway.relay.pipes import PIPE_SIZE, Pipe, PipePool
 from gateway.relay.wheel import Entry, Wheel
 
@@ -88,6 +90,7 @@ class Relay:
         self.live: set[RelayHandle] = set()
         self.pool = PipePool(pipe_size)
         self.wheel = Wheel()
+        self.hangups = Hangups()
 
     def start(self, left: RelaySocket, right: RelaySocket, on_done: Callable[[RelayResult], None]) -> RelayHandle:
         """Join two connected TCP (or Unix stream) sockets until both have closed.
@@ -100,10 +103,11 @@ class Relay:
         return RelayHandle(self, _take(left), _take(right), on_done)
 
     def close(self) -> None:
-        """Abort every live flow by a reset, and free the pipes."""
+        """Abort every live flow by a reset, and free what they shared. Not to be used after that."""
         for handle in tuple(self.live):
             handle.abort(reset=True)
         self.pool.close()
+        self.hangups.close()
 
 
 class RelayHandle:
@@ -249,6 +253,8 @@ class RelayHandle:
             self._finish("eof", reset=False)
         else:
             self._schedule(self._active + self._relay.half_close_timeout, self._check_idle)
+            if half.source.family in (AF_INET, AF_INET6):
+                self._relay.hangups.watch(half.source.fileno(), partial(self._broke, half.source, seen_reading=False))
 
     def _broke(self, side: _socket.socket, seen_reading: bool) -> None:
         """The connection of `side` is dead: what it had sent before is still delivered, then the other is reset too."""
@@ -319,6 +325,7 @@ class RelayHandle:
             self._relay.wheel.discard(self._entry)
             self._entry = None
         for sock in (self._left, self._right):
+            self._relay.hangups.forget(sock.fileno())
             if reset:
                 _quietly_set(sock, SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
             sock.close()

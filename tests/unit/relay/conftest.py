@@ -21,6 +21,7 @@ def relay() -> Iterator[Relay]:
     settle()
     assert not relay.live
     assert relay.pool.lent == 0
+    assert len(relay.hangups) == 0
     assert len(relay.wheel) == 0
     relay.close()
     settle()
