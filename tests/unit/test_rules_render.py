@@ -32,7 +32,8 @@ def test_a_small_router() -> None:
         ":ALGATE-POSTROUTING - [0:0]",
         "-I PREROUTING 1 -j ALGATE-PREROUTING",
         "-I POSTROUTING 1 -j ALGATE-POSTROUTING",
-        "-A ALGATE-PREROUTING -i eth1 -d 192.168.56.0/24 -j RETURN",
+        "-A ALGATE-PREROUTING -i eth1 -m addrtype --dst-type LOCAL -m socket --nowildcard -j RETURN",
+        "-A ALGATE-PREROUTING -d 192.168.56.0/24 -i eth1 -m addrtype ! --dst-type LOCAL -j RETURN",
         "-A ALGATE-PREROUTING -s 192.168.56.0/24 -i eth1 -p tcp -m multiport --dports 21 -j REDIRECT --to-ports 10800",
         "COMMIT",
         "*filter",
@@ -62,7 +63,7 @@ def test_every_interface_with_every_network_and_all_ports() -> None:
         some,
         rest,
     ]
-    assert sum("RETURN" in line for line in found) == 4
+    assert sum("! --dst-type LOCAL" in line for line in found) == 4
 
 
 def test_a_module_that_is_off_has_no_port() -> None:
