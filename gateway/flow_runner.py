@@ -12,7 +12,7 @@ from gateway.config import Config
 from gateway.flow import Flow, Flows
 from gateway.inspection import Inspection, Pinholes, PublicAddress
 from gateway.own_address import is_local
-from gateway.sockets import endpoint, prepare
+from gateway.sockets import abort, endpoint, prepare
 
 
 class FlowRunner:
@@ -48,8 +48,8 @@ class FlowRunner:
             prepare(server)
             flow = self._flows.add(front, endpoint(client.getpeername()), endpoint(server.getpeername()), user)
         except OSError:  # one of them is gone already
-            client.close()
-            server.close()
+            abort(client)
+            abort(server)
             return
         responsible = self._config.module_of(flow.server.port)
         if responsible is not None:
@@ -61,8 +61,8 @@ class FlowRunner:
             try:
                 server.sendall(early)
             except OSError:
-                client.close()
-                server.close()
+                abort(client)
+                abort(server)
                 self._flows.end(flow, "reset")
                 return
         self._flows.relay(flow, client, server)

@@ -1,4 +1,4 @@
-"""The rooms: who may import what (the design's section 1). Read off the source, so that no import hides in a function."""
+"""The rooms: who may import what. Read off the source, so that no import hides in a function."""
 
 from __future__ import annotations
 

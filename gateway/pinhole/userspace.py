@@ -122,9 +122,9 @@ class UserspacePinholes:
             prepare(peer)
             prepare(target)
             flow = self._flows.add("pinhole", endpoint(peer.getpeername()), lease.target)
-        except OSError:  # the peer has gone
-            peer.close()
-            target.close()
+        except OSError:  # one of them has gone
+            abort(peer)
+            abort(target)
             return
         flow.module = lease.reason
         self._flows.relay(flow, peer, target)
