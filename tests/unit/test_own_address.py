@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from gateway.front.original_dst import is_local, original_destination
+from gateway.own_address import is_local, original_destination
 
 
 @pytest.mark.parametrize(
