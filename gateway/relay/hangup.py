@@ -1,11 +1,13 @@
-"""Tells of connections that break while nobody reads from them.
+"""Tells of connections that are reset while nobody reads from them.
 
 A side that has closed its direction is at its end of stream for good: watching it for reading would spin, and libev
-cannot watch for less. The kernel's epoll can: with no event asked for it still reports a hang-up.
+cannot watch for less. One that may not send for the moment is not to be read either. The kernel's epoll can do it: with
+no event asked for it still reports errors.
 """
 
 from __future__ import annotations
 
+import select
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -31,7 +33,9 @@ class Hangups:
         return len(self._callbacks)
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
-        self._epoll.register(fd, 0)
+        """Call `callback` when `fd` breaks, in place of a callback that was given before."""
+        if fd not in self._callbacks:
+            self._epoll.register(fd, 0)
         self._callbacks[fd] = callback
 
     def forget(self, fd: int) -> None:
@@ -45,8 +49,11 @@ class Hangups:
         self._epoll.close()
 
     def _tell(self) -> None:
-        for fd, _events in self._epoll.poll(0):
+        for fd, events in self._epoll.poll(0):
             callback = self._callbacks.get(fd)
-            if callback is not None:  # a callback before it may have ended this one
-                self.forget(fd)
+            if callback is None:  # a callback before it ended this one
+                continue
+            self.forget(fd)
+            # Without an error it is the hang-up of a connection that both sides closed in order: no news.
+            if events & select.EPOLLERR:
                 callback()

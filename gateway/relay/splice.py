@@ -34,7 +34,7 @@ FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
 BUDGET = 1024 * 1024  # bytes that one callback may move, so that a fast flow does not starve the others
 ENOUGH = 64 * 1024  # a shorter read most likely emptied the source: epoll will tell when there is more
 COPY_SIZE = 64 * 1024
-RESET_GRACE = 5.0  # seconds for bytes on their way to be acknowledged before a reset overtakes them
+RESET_GRACE = 5.0  # seconds without progress in delivering what came before a reset, until the reset overtakes it
 
 Reason = Literal["eof", "reset", "idle", "half-closed", "aborted"]
 SideName = Literal["left", "right"]
@@ -113,7 +113,19 @@ class Relay:
 class RelayHandle:
     """A flow being relayed."""
 
-    __slots__ = ("_active", "_broken", "_down", "_entry", "_left", "_loop", "_on_done", "_relay", "_right", "_up")
+    __slots__ = (
+        "_active",
+        "_broken",
+        "_down",
+        "_entry",
+        "_left",
+        "_loop",
+        "_on_done",
+        "_progress",
+        "_relay",
+        "_right",
+        "_up",
+    )
 
     def __init__(
         self, relay: Relay, left: _socket.socket, right: _socket.socket, on_done: Callable[[RelayResult], None]
@@ -126,6 +138,7 @@ class RelayHandle:
         self._up = _Half(left, right, self._loop.io(left.fileno(), READ))
         self._down = _Half(right, left, self._loop.io(right.fileno(), READ))
         self._broken: _socket.socket | None = None
+        self._progress: tuple[int, int] | None = None  # of delivering what a broken side had sent
         self._active = monotonic()
         self._entry: Entry | None = relay.wheel.add(self._active + relay.idle_timeout, self._check_idle)
         relay.live.add(self)
@@ -230,10 +243,12 @@ class RelayHandle:
         if half.writable is None:
             half.writable = self._loop.io(half.sink.fileno(), WRITE)
         half.writable.start(self._room, half)
+        self._watch_for_reset(half.source)
 
     def _room(self, half: _Half) -> None:
         if half.writable is not None:
             half.writable.stop()
+        self._relay.hangups.forget(half.source.fileno())
         self._pump(half)
 
     # --- ends -------------------------------------------------------------------------------------------------------
@@ -253,41 +268,54 @@ class RelayHandle:
             self._finish("eof", reset=False)
         else:
             self._schedule(self._active + self._relay.half_close_timeout, self._check_idle)
-            if half.source.family in (AF_INET, AF_INET6):
-                self._relay.hangups.watch(half.source.fileno(), partial(self._broke, half.source, seen_reading=False))
+            self._watch_for_reset(half.source)
 
     def _broke(self, side: _socket.socket, seen_reading: bool) -> None:
         """The connection of `side` is dead: what it had sent before is still delivered, then the other is reset too."""
-        if self._broken is not None and self._broken is not side:
+        if self._broken not in (None, side):
             self._finish("reset", reset=True)
             return
-        self._broken = side
-        towards, away = (self._down, self._up) if side is self._left else (self._up, self._down)
+        first, self._broken = self._broken is None, side
+        towards, away = self._around(side)
         self._stop(towards)
         if seen_reading:
             self._stop(away)
-        if away.over:
-            self._settle()
-        elif away.reading:  # if it is not, it waits for room, and goes on then
+        elif first and away.reading:  # if it is not, it waits for room, and goes on then
             self._pump(away)
+        self._settle()
 
     def _settle(self) -> None:
         """Reset the side that lives as soon as it has acknowledged all that was sent to it, as without a gateway."""
-        if self._unacknowledged():
-            deadline = monotonic() + RESET_GRACE
-            self._schedule(0, lambda now: self._check_settled(now, deadline))
-        else:
+        if self._broken is None or self._on_done is None:
+            return
+        _, away = self._around(self._broken)
+        if away.over and not _unacknowledged(away.sink):
             self._finish("reset", reset=True)
+        elif self._progress is None:
+            self._progress = (-1, 0)
+            self._schedule(0, self._check_settled)
+            self._watch_for_reset(away.sink)
 
-    def _unacknowledged(self) -> bool:
-        living = self._right if self._broken is self._left else self._left
-        return bool(struct.unpack("i", fcntl.ioctl(living.fileno(), termios.TIOCOUTQ, bytes(4)))[0])
+    def _check_settled(self, now: float) -> float | None:
+        if self._broken is None:
+            return None
+        _, away = self._around(self._broken)
+        progress = (away.moved, _unacknowledged(away.sink))
+        if progress != self._progress:
+            self._progress = progress
+            self._active = now
+        if (away.over and not progress[1]) or now >= self._active + RESET_GRACE:
+            self._finish("reset", reset=True)
+            return None
+        return now
 
-    def _check_settled(self, now: float, deadline: float) -> float | None:
-        if now < deadline and self._unacknowledged():
-            return now
-        self._finish("reset", reset=True)
-        return None
+    def _around(self, side: _socket.socket) -> tuple[_Half, _Half]:
+        """The halves towards `side` and away from it."""
+        return (self._down, self._up) if side is self._left else (self._up, self._down)
+
+    def _watch_for_reset(self, side: _socket.socket) -> None:
+        if side.family in (AF_INET, AF_INET6):
+            self._relay.hangups.watch(side.fileno(), partial(self._broke, side, seen_reading=False))
 
     def _check_idle(self, now: float) -> float | None:
         half_closed = self._up.over or self._down.over
@@ -346,6 +374,12 @@ def _take(sock: RelaySocket) -> _socket.socket:
         # What came as a segment goes on as one; who wants to coalesce has done it before.
         _quietly_set(taken, IPPROTO_TCP, TCP_NODELAY, 1)
     return taken
+
+
+def _unacknowledged(sock: _socket.socket) -> int:
+    """How many bytes the kernel holds that the other end has not got yet."""
+    count: int = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
+    return count
 
 
 def _quietly_set(sock: _socket.socket, level: int, option: int, value: int | bytes) -> None:

@@ -16,6 +16,7 @@ import gevent
 import pytest
 from gevent.event import AsyncResult
 
+from gateway.relay import splice
 from gateway.relay.splice import Relay, RelayHandle, RelayResult
 from tests.unit.relay.ends import Joined, descriptors, join, read_all, read_exactly, reset, settle, tcp_pair
 
@@ -223,6 +224,40 @@ def test_a_reset_after_a_half_close(relay: Relay) -> None:
     assert flow.result().side == "left"
     wait_until(lambda: peer_is_gone(flow.server), "the reset was not passed on")
     flow.close()
+
+
+def test_a_reset_while_its_bytes_are_stuck(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server does not read. It gets the reset all the same, after a while and not after the idle limit."""
+    monkeypatch.setattr(splice, "RESET_GRACE", 0.5)
+    flow = join(relay, buffers=65536)
+    sender = gevent.spawn(flow.client.sendall, bytes(16 * MIB))
+    wait_until(lambda: relay.pool.lent == 1, "the sink never filled")
+    sender.kill()
+    reset(flow.client)
+    assert flow.result().reason == "reset"
+    assert flow.result().side == "left"
+    wait_until(lambda: peer_is_gone(flow.server), "the reset was not passed on")
+    flow.close()
+
+
+def test_an_orderly_end_in_a_full_pipe_is_no_reset(relay: Relay) -> None:
+    """Both sides have closed in order, and the slow reader still gets all, and an end of stream behind it."""
+    flow = join(relay, buffers=65536)
+    flow.server.shutdown(stdlib.SHUT_WR)
+    assert flow.client.recv(1) == b""
+    data = random.Random(6).randbytes(2 * MIB)
+    sender = gevent.spawn(flow.client.sendall, data)
+    sender.link(lambda _sender: flow.client.close())
+    received = b""
+    stuck = False
+    while part := flow.server.recv(50_000):
+        received += part
+        gevent.sleep(0.005)
+        stuck = stuck or (sender.ready() and relay.pool.lent == 1)
+    assert received == data
+    assert stuck, "the client was to close while the pipe was full"
+    flow.close()
+    assert flow.result() == RelayResult(len(data), 0, "eof")
 
 
 def test_a_reset_of_both_sides_after_a_half_close(relay: Relay) -> None:
