@@ -38,6 +38,7 @@ LAYERS = [
     ("gateway.dial", "gateway.pinhole"),
     ("gateway.flow",),
     ("gateway.relay", "gateway.resolve", "gateway.policy", "gateway.broker"),
+    ("gateway.config_file", "gateway.config_check"),
     ("gateway.config", "gateway.observe", "gateway.sockets", "gateway.own_address"),
     ("gateway.model", "gateway.errors"),
     ("alg",),

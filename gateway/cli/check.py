@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from gateway.cli.options import config_option
-from gateway.config import load_config
+from gateway.config_file import load_config
 
 
 @click.command()

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway.cli.options import config_option, json_option
-from gateway.config import load_config
+from gateway.config_file import load_config
 from gateway.errors import AlgateError
 from gateway.observe.admin_wire import Rows, ask
 

@@ -6,7 +6,7 @@ import click
 
 from gateway.broker.rules import FAMILIES, apply, remove, render
 from gateway.cli.options import config_option
-from gateway.config import load_config
+from gateway.config_file import load_config
 
 
 @click.group()

@@ -7,7 +7,7 @@ import sys
 import click
 
 from gateway.cli.options import config_option
-from gateway.config import load_config
+from gateway.config_file import load_config
 from gateway.process import supervisor
 
 

@@ -21,6 +21,7 @@ from gateway.broker.client import BrokerClient
 from gateway.dial import Dialer
 from gateway.flow import HALF_CLOSE_TIMEOUT, IDLE_TIMEOUT, Flows
 from gateway.flow_runner import FlowRunner
+from gateway.front.connect import ConnectCommand
 from gateway.front.socks import SocksFront
 from gateway.front.transparent import TransparentFront
 from gateway.inspection import Pinholes
@@ -66,7 +67,7 @@ class Worker:
                 "socks": kernel if config.pinhole.backend == "kernel" else self._userspace,
             },
         )
-        self._socks = SocksFront(dialer, runner, config.socks.handshake_timeout)
+        self._socks = SocksFront({"connect": ConnectCommand(dialer, runner)}, config.socks.handshake_timeout)
         self._transparent = TransparentFront(dialer, runner)
         self._lifeline = gsocket.socket(fileno=boot.lifeline)
         self._accepting: list[gevent.Greenlet[..., None]] = []

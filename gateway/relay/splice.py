@@ -275,13 +275,11 @@ class RelayHandle:
         if self._broken not in (None, side):
             self._finish("reset", reset=True)
             return
-        first, self._broken = self._broken is None, side
+        self._broken = side
         towards, away = self._around(side)
         self._stop(towards)
         if seen_reading:
-            self._stop(away)
-        elif first and away.reading:  # if it is not, it waits for room, and goes on then
-            self._pump(away)
+            self._stop(away)  # else it goes on until its source is empty
         self._settle()
 
     def _settle(self) -> None:

@@ -28,7 +28,7 @@ from gateway.broker.protocol import (
     decode_to_worker,
     encode,
 )
-from gateway.config import parse_config
+from gateway.config_file import parse_config
 from gateway.model import Lease, PinholeRequest
 from gateway.observe.admin_wire import Rows, ask
 from gateway.process.boot import Boot

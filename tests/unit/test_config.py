@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alg.api import Mode
-from gateway.config import load_config, parse_config
+from gateway.config_file import load_config, parse_config
 from gateway.errors import ConfigError
 
 FULL = """

@@ -6,7 +6,8 @@ import socket
 
 import pytest
 
-from gateway.own_address import is_local, original_destination
+from gateway.front.original_dst import original_destination
+from gateway.own_address import is_local
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gateway.broker import rules
-from gateway.config import Config, parse_config
+from gateway.config import Config
+from gateway.config_file import parse_config
 from gateway.errors import AlgateError
 
 BASIC = """

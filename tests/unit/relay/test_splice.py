@@ -204,6 +204,35 @@ def test_what_was_sent_before_a_reset_is_delivered(relay: Relay) -> None:
         flow.close()
 
 
+def test_a_slow_reader_gets_what_was_sent_before_a_reset(relay: Relay) -> None:
+    flow = join(relay, buffers=65536)
+    answer = random.Random(7).randbytes(200_000)
+    flow.client.sendall(b"request that the server does not read")
+    gevent.spawn(flow.server.sendall, answer).join(timeout=10)
+    wait_until(functools.partial(all_acknowledged, flow.server), "the gateway did not take the answer")
+    flow.server.close()
+    gevent.sleep(0.1)  # the gateway knows of the reset now
+    assert read_exactly(flow.client, len(answer)) == answer
+    with pytest.raises(ConnectionResetError):
+        flow.client.recv(1)
+    assert flow.result() == RelayResult(37, len(answer), "reset", "right")
+    flow.close()
+
+
+def test_both_break_one_after_the_other(relay: Relay) -> None:
+    """What is still on its way to a side that breaks too is not waited for."""
+    flow = join(relay, buffers=65536)
+    gevent.spawn(flow.server.sendall, bytes(200_000)).join(timeout=10)
+    wait_until(functools.partial(all_acknowledged, flow.server), "the gateway did not take the answer")
+    reset(flow.server)
+    gevent.sleep(0.1)
+    assert not flow.done.ready()
+    start = monotonic()
+    reset(flow.client)
+    assert flow.result().reason == "reset"
+    assert monotonic() - start < splice.RESET_GRACE / 2
+
+
 def test_a_reset_while_the_other_does_not_read(relay: Relay) -> None:
     flow = join(relay, buffers=65536)
     sender = gevent.spawn(flow.client.sendall, bytes(16 * MIB))

@@ -1,0 +1,89 @@
+"""Reading the configuration: TOML in, `Config` out. Every error names the file and the line or key path."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from gateway.config import DEFAULT_ALG, DEFAULT_PATH, AlgSection, Config
+from gateway.config_check import BadValue, check
+from gateway.errors import ConfigError
+
+_T = TypeVar("_T")
+
+
+def load_config(path: str | os.PathLike[str] | None = None) -> Config:
+    """Read and validate a configuration file.
+
+    Without `path`: /etc/algate/algate.toml if there is one, else the defaults (SOCKS on loopback). Raises ConfigError.
+    """
+    if path is None:
+        if not DEFAULT_PATH.exists():
+            return parse_config("", "default configuration")
+        path = DEFAULT_PATH
+    try:
+        text = Path(path).read_bytes().decode()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from error
+    return parse_config(text, str(path))
+
+
+def parse_config(text: str, source: str) -> Config:
+    """Validate a TOML document; `source` names it in errors. Raises ConfigError."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        message = str(error)
+        found = re.search(r"\(at line (\d+), column (\d+)\)", message)
+        lines = text.splitlines() or [""]
+        line, column = (found[1], found[2]) if found else (len(lines), len(lines[-1]) + 1)  # "at end of document"
+        where = f"{source}:{line}:{column}"
+        raise ConfigError(f"{where}: {message.split(' (at ')[0]}") from error
+    try:
+        config = _convert(_with_defaults(document), Config)
+        check(config)
+    except BadValue as error:
+        raise ConfigError(f"{source}: {error}") from error
+    return config
+
+
+def _with_defaults(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with what a default depends on: a module's ports, a run_dir that this user can make."""
+    if isinstance(document.get("alg", {}), dict):
+        sections = {name: msgspec.to_builtins(section) for name, section in DEFAULT_ALG.items()}
+        for name, section in document.get("alg", {}).items():
+            sections[name] = {**sections.get(name, {}), **section} if isinstance(section, dict) else section
+            _convert(sections[name], AlgSection, f"alg.{name}")  # of a mapping msgspec would not name the key
+        document["alg"] = sections
+    process = document.setdefault("process", {})
+    if isinstance(process, dict) and "run_dir" not in process and os.geteuid() != 0:
+        base = os.environ.get("XDG_RUNTIME_DIR")
+        process["run_dir"] = f"{base}/algate" if base else f"/tmp/algate-{os.geteuid()}"  # noqa: S108  checked when made
+    return document
+
+
+def _convert(value: Any, kind: type[_T], prefix: str = "") -> _T:
+    """`value` as a `kind`. BadValue names the key, below `prefix`."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise BadValue(_readable(str(error), prefix)) from error
+
+
+def _readable(message: str, prefix: str) -> str:
+    """msgspec's message in our form: "Expected ... - at `$.a.b`" becomes "a.b: expected ..."."""
+    text, _, path = message.partition(" - at `")
+    key = prefix + path.rstrip("`").removeprefix("$")
+    key = key.removeprefix(".")
+    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", text)
+    if unknown:
+        return f"{key + '.' if key else ''}{unknown[1]}: unknown key"
+    text = text[0].lower() + text[1:]
+    return f"{key}: {text}" if key else text

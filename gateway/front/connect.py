@@ -1,0 +1,44 @@
+"""SOCKS CONNECT: dial, tell the client the truth, and carry the flow."""
+
+from __future__ import annotations
+
+import structlog
+
+from gateway.dial import Dialer, DialError
+from gateway.flow_runner import FlowRunner
+from gateway.front.socks_request import SocksRequest
+from gateway.sockets import endpoint
+
+log = structlog.get_logger()
+
+
+class ConnectCommand:
+    """Carries out CONNECT requests (RFC 1928 section 4)."""
+
+    def __init__(self, dialer: Dialer, runner: FlowRunner) -> None:
+        self._dialer = dialer
+        self._runner = runner
+
+    def run(self, request: SocksRequest) -> None:
+        """Serve one request; owns its socket."""
+        try:
+            server = self._dialer.connect(request.wish())
+        except DialError as error:
+            log.info(
+                "socks.denied" if error.failure == "denied" else "socks.failed",
+                client=str(request.client),
+                target=f"{request.host}:{request.port}",
+                failure=error.failure,
+                rule=error.rule,
+                detail=str(error),
+            )
+            request.refuse(error.failure)
+            return
+        try:
+            request.grant(endpoint(server.getsockname()))
+        except OSError:
+            server.close()
+            request.sock.close()
+            return
+        early = bytes(request.incoming.buffer)
+        self._runner.run("socks", request.sock, server, early=early, user=request.user)

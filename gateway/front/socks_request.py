@@ -1,0 +1,115 @@
+"""A SOCKS request that has been read, and the ways to answer it: the same for versions 4, 4a and 5."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import gevent.socket as gsocket
+
+from alg.address import Endpoint
+from gateway.dial import DialFailure
+from gateway.front import socks4, socks5
+from gateway.model import CommandName, ConnectRequest
+from gateway.sockets import close_gently
+
+T = TypeVar("T")
+
+READ_SIZE = 4096
+GOODBYE = 2.0  # seconds for a refused client to read the reply and close (RFC 1928 section 6 allows 10)
+
+_REPLIES: dict[DialFailure, socks5.Reply] = {
+    "denied": socks5.Reply.NOT_ALLOWED,
+    "name": socks5.Reply.HOST_UNREACHABLE,
+    "refused": socks5.Reply.CONNECTION_REFUSED,
+    "network": socks5.Reply.NETWORK_UNREACHABLE,
+    "host": socks5.Reply.HOST_UNREACHABLE,
+    "timeout": socks5.Reply.TTL_EXPIRED,
+    "failed": socks5.Reply.GENERAL_FAILURE,
+}
+
+
+class Gone(Exception):
+    """The client closed in the middle of its handshake."""
+
+
+class Incoming:
+    """A client's socket, and what has come from it and is not consumed yet."""
+
+    def __init__(self, sock: gsocket.socket) -> None:
+        self.sock = sock
+        self.buffer = bytearray()
+
+    def read(self, parse: Callable[[bytes], tuple[T, int] | None]) -> T:
+        """Receive until `parse` has a message. What is behind it stays in the buffer: it is the server's. Raises Gone,
+        OSError, and what `parse` raises."""
+        while (result := parse(bytes(self.buffer))) is None:
+            self._receive()
+        message, used = result
+        del self.buffer[:used]
+        return message
+
+    def peek(self) -> int:
+        """The first byte."""
+        while not self.buffer:
+            self._receive()
+        return self.buffer[0]
+
+    def _receive(self) -> None:
+        data = self.sock.recv(READ_SIZE)
+        if not data:
+            raise Gone
+        self.buffer += data
+
+
+class SocksRequest:
+    """What a client asks for. `version` is 4 or 5; `user` the authenticated name, if any."""
+
+    def __init__(
+        self,
+        incoming: Incoming,
+        version: int,
+        command: CommandName,
+        client: Endpoint,
+        host: str,
+        port: int,
+        user: str | None = None,
+    ) -> None:
+        self.incoming = incoming
+        self.version = version
+        self.command = command
+        self.client = client
+        self.host = host
+        self.port = port
+        self.user = user
+
+    @property
+    def sock(self) -> gsocket.socket:
+        return self.incoming.sock
+
+    def wish(self) -> ConnectRequest:
+        """The request as the policy and the dialler know it."""
+        return ConnectRequest(self.command, self.client, self.host, self.port, self.user)
+
+    def grant(self, bound: Endpoint) -> None:
+        """Send a success reply with a bound endpoint. OSError if the client has gone."""
+        if self.version == socks5.VERSION:
+            self.sock.sendall(socks5.encode_reply(socks5.Reply.SUCCEEDED, bound))
+        else:
+            self.sock.sendall(socks4.encode_reply(socks4.Reply.GRANTED, bound))
+
+    def refuse(self, failure: DialFailure) -> None:
+        """Send the reply that tells the truth, and close."""
+        refuse(self.sock, self.version, _REPLIES[failure] if self.version == socks5.VERSION else socks4.Reply.REJECTED)
+
+
+def refuse(sock: gsocket.socket, version: int, reply: int | None) -> None:
+    """Send a failure reply of a version (None: there is none that the client would understand) and close."""
+    try:
+        if reply is not None and version == socks5.VERSION:
+            sock.sendall(socks5.encode_reply(socks5.Reply(reply)))
+        elif reply is not None:
+            sock.sendall(socks4.encode_reply(socks4.Reply(reply)))
+    except OSError:
+        pass
+    close_gently(sock, GOODBYE)
