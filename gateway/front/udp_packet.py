@@ -1,0 +1,147 @@
+"""IPv4 and IPv6 packets with UDP in them, as NFQUEUE hands them over. Pure.
+
+Only what can be rewritten safely is read: a whole datagram in one packet. For anything else `parse` says why not.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+import zlib
+from dataclasses import dataclass
+
+from alg.address import Endpoint
+
+LONGEST_WHOLE = 4016
+"""Bytes of a packet that the binding of NFQUEUE can hand over; of a longer one only the beginning is seen."""
+
+LONGEST_DATAGRAM = 65535
+_UDP = 17
+# Extension headers of IPv6 that may stand before UDP, and have the common form (RFC 6564): next header, length.
+_SKIPPED = frozenset({0, 43, 60})
+_FRAGMENT6 = 44
+_SAFE_MTU = 1280
+_DONT_FRAGMENT = 0x4000
+_FRAGMENT4 = 0x3FFF  # more fragments, or an offset
+
+
+class NotWhole(Exception):
+    """The packet is to be passed on untouched; `reason` is a stable word: "fragment", "long", "other", "broken"."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class UdpPacket:
+    """One datagram. `headers` are the bytes before the UDP payload."""
+
+    source: Endpoint
+    destination: Endpoint
+    payload: bytes
+    headers: bytes
+
+    @property
+    def version(self) -> int:
+        """4 or 6."""
+        return self.headers[0] >> 4
+
+    def with_payload(self, payload: bytes) -> bytes:
+        """The packet's bytes with another payload: lengths and checksums follow. ValueError if it gets too long.
+
+        A packet that grew beyond what every link carries may be fragmented on its way (IPv4): its sender, who
+        forbade that, knows nothing of the growth.
+        """
+        udp_length = 8 + len(payload)
+        headers = bytearray(self.headers)
+        start = len(headers) - 8
+        if start + udp_length > LONGEST_DATAGRAM:
+            raise ValueError(f"a datagram of {start + udp_length} bytes")
+        struct.pack_into(">HH", headers, start + 4, udp_length, 0)
+        if self.version == 4:
+            struct.pack_into(">H", headers, 2, start + udp_length)
+            if len(payload) > len(self.payload) and start + udp_length > _SAFE_MTU:
+                _allow_fragments(headers, payload)
+            struct.pack_into(">H", headers, 10, 0)
+            struct.pack_into(">H", headers, 10, _checksum(headers[:start]))
+        else:
+            struct.pack_into(">H", headers, 4, start - 40 + udp_length)
+        addresses = self.source.ip.packed + self.destination.ip.packed
+        pseudo = addresses + struct.pack(">BBH", 0, _UDP, udp_length)
+        # 0 would mean "no checksum" (RFC 768).
+        checksum = _checksum(pseudo + headers[start:] + payload) or 0xFFFF
+        struct.pack_into(">H", headers, start + 6, checksum)
+        return bytes(headers) + payload
+
+
+def parse(data: bytes) -> UdpPacket:
+    """Read a packet that begins with its IP header. Raises NotWhole for what must pass untouched."""
+    if not data:
+        raise NotWhole("broken")
+    version = data[0] >> 4
+    try:
+        if version == 4:
+            source, destination, start, end = _ipv4(data)
+        elif version == 6:
+            source, destination, start, end = _ipv6(data)
+        else:
+            raise NotWhole("broken")
+        source_port, destination_port, length = struct.unpack_from(">HHH", data, start)
+    except struct.error:
+        raise NotWhole("broken") from None
+    if end > len(data):
+        raise NotWhole("long" if len(data) >= LONGEST_WHOLE else "broken")
+    # What lies behind the datagram but in the packet (RFC 9868) would be lost.
+    if length < 8 or start + length != end:
+        raise NotWhole("broken")
+    return UdpPacket(
+        Endpoint(str(ipaddress.ip_address(source)), source_port),
+        Endpoint(str(ipaddress.ip_address(destination)), destination_port),
+        bytes(data[start + 8 : end]),
+        bytes(data[: start + 8]),
+    )
+
+
+def _ipv4(data: bytes) -> tuple[bytes, bytes, int, int]:
+    """Source, destination, where UDP begins, where the packet ends."""
+    first, _, total, _, flags, _, protocol = struct.unpack_from(">BBHHHBB", data)
+    start = (first & 15) * 4
+    if start < 20 or total < start + 8:
+        raise NotWhole("broken")
+    if flags & _FRAGMENT4:
+        raise NotWhole("fragment")
+    if protocol != _UDP:
+        raise NotWhole("other")
+    return data[12:16], data[16:20], start, total
+
+
+def _ipv6(data: bytes) -> tuple[bytes, bytes, int, int]:
+    length, following = struct.unpack_from(">HB", data, 4)
+    start, end = 40, 40 + length
+    while following in _SKIPPED:
+        following, units = struct.unpack_from(">BB", data, start)
+        start += 8 + 8 * units
+    if following == _FRAGMENT6:
+        raise NotWhole("fragment")
+    if following != _UDP:
+        raise NotWhole("other")
+    return data[8:24], data[24:40], start, end
+
+
+def _allow_fragments(headers: bytearray, payload: bytes) -> None:
+    identification, flags = struct.unpack_from(">HH", headers, 4)
+    if flags & _DONT_FRAGMENT:
+        # Its identification may be 0 in every packet (RFC 6864), which fragments must not share.
+        identification = identification or zlib.crc32(payload) & 0xFFFF
+        struct.pack_into(">HH", headers, 4, identification, flags & ~_DONT_FRAGMENT)
+
+
+def _checksum(data: bytes | bytearray) -> int:
+    """The Internet checksum (RFC 1071)."""
+    if len(data) % 2:
+        data = bytes(data) + b"\0"
+    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
