@@ -34,6 +34,11 @@ class PinholeRequest(msgspec.Struct, frozen=True):
     direction "out": the flow's `client` may connect to `target` outside; `peer` and `public_host` are None.
     `client` is the address of the inside client that owns it, `flow` the id of the flow, `reason` as "ftp.port",
     `ttl` seconds until it closes unused, `uses` connections that may come through.
+
+    `uses` 0 (UDP, direction "in", kernel only): a port for a conversation, both ways, until it is closed or its time is
+    over; docs/decisions/0035-udp-pinholes.md. Then `peer` is None and `peers` says who may send in, from any port of
+    theirs: addresses, () for nobody yet, None for anybody. `second` is the target's port behind a second public port,
+    the next one (RTP and RTCP: the first is even then). `public_host` None: nothing is translated, public is target.
     """
 
     flow: str
@@ -46,10 +51,29 @@ class PinholeRequest(msgspec.Struct, frozen=True):
     public_host: str | None
     ttl: float
     uses: int
+    peers: tuple[str, ...] | None = ()
+    second: int | None = None
+
+
+class PinholeUpdate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A wish to change the open pinhole `lease`, of `uses` 0; what is UNSET stays as it is.
+
+    `ttl`: seconds from now; `peers`, `target` and `second` as in PinholeRequest. `second` can be given only to a
+    pinhole that has one. The public ports never change.
+    """
+
+    lease: str
+    ttl: float | msgspec.UnsetType = msgspec.UNSET
+    peers: tuple[str, ...] | None | msgspec.UnsetType = msgspec.UNSET
+    target: Endpoint | msgspec.UnsetType = msgspec.UNSET
+    second: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class Lease(msgspec.Struct, frozen=True):
-    """An open pinhole and who holds it. `expires` is Unix time in seconds. For direction "out" `public` is `target`."""
+    """An open pinhole and who holds it. `expires` is Unix time in seconds. For direction "out" `public` is `target`.
+
+    `uses`, `peers` and `second` as in PinholeRequest: port `public.port + 1` leads to `second` of the target.
+    """
 
     id: str
     flow: str
@@ -63,3 +87,5 @@ class Lease(msgspec.Struct, frozen=True):
     uses: int
     expires: float
     backend: Literal["kernel", "userspace"]
+    peers: tuple[str, ...] | None = ()
+    second: int | None = None
