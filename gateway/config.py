@@ -8,7 +8,7 @@ import os
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import tomli_w
@@ -56,6 +56,8 @@ class PinholeSection(_Section, frozen=True):
 class AlgSection(_Section, frozen=True):
     mode: Mode = Mode.REWRITE
     ports: tuple[int, ...] = ()
+    options: dict[str, Any] = {}  # the module's own keys; in the file they stand beside these
+    transports: tuple[Literal["tcp", "udp"], ...] = ("tcp",)
 
 
 class ProcessSection(_Section, frozen=True):
@@ -112,21 +114,34 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def worker_count(self) -> int:
         return self.process.workers or len(os.sched_getaffinity(0))
 
-    def module_ports(self) -> tuple[int, ...]:
-        """TCP ports of all modules that are not off, ascending."""
-        active = (section for section in self.alg.values() if section.mode is not Mode.OFF)
+    @cached_property
+    def packets_wanted(self) -> bool:
+        """Whether a module reads UDP in the packet path: it needs the broker, and interfaces to catch packets on."""
+        return self.transparent_enabled and self.broker_wanted and bool(self.module_ports("udp"))
+
+    @cached_property
+    def queue(self) -> int:
+        """Number of the instance's NFQUEUE, unlike that of another instance."""
+        return 1024 + int(hashlib.sha256(self.instance.encode()).hexdigest()[:8], 16) % 64000
+
+    def module_ports(self, transport: Literal["tcp", "udp"] = "tcp") -> tuple[int, ...]:
+        """Ports of all modules that are not off and read this transport, ascending."""
+        active = (s for s in self.alg.values() if s.mode is not Mode.OFF and transport in s.transports)
         return tuple(sorted({port for section in active for port in section.ports}))
 
-    def module_of(self, port: int) -> tuple[str, AlgSection] | None:
+    def module_of(self, port: int, transport: Literal["tcp", "udp"] = "tcp") -> tuple[str, AlgSection] | None:
         """Name and section of the module that is responsible for a server's port, unless it is off."""
         for name, section in self.alg.items():
-            if section.mode is not Mode.OFF and port in section.ports:
+            if section.mode is not Mode.OFF and port in section.ports and transport in section.transports:
                 return name, section
         return None
 
     def to_toml(self) -> str:
         """The effective configuration as a TOML document."""
-        return tomli_w.dumps(msgspec.to_builtins(self))
+        document = msgspec.to_builtins(self)
+        for section in document["alg"].values():
+            section.update(section.pop("options"))
+        return tomli_w.dumps(document)
 
 
 def parse_endpoint(text: str) -> Endpoint:

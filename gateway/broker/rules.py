@@ -71,10 +71,14 @@ def render(config: Config, family: Family) -> str | None:
         "socks": [str(port) for port in _socks_ports(config, version)],
         "masquerade": inside if family in config.network.masquerade else [],
         "admitted": [f"{ADMITTED:#x}/{ADMITTED:#x}"],
+        "packets": [config.instance.upper()] if config.packets_wanted else [],
+        "udp": [str(port) for port in config.module_ports("udp")] if config.packets_wanted else [],
+        "queue": [str(config.queue)],
     }
     template = files("iptables").joinpath(f"{family}.rules").read_text(encoding="ascii")
     lines = (line for line in template.splitlines() if not line.startswith("#"))
-    return "\n".join(itertools.chain.from_iterable(_fill(line, values) for line in lines)) + "\n"
+    text = "\n".join(itertools.chain.from_iterable(_fill(line, values) for line in lines)) + "\n"
+    return re.sub(r"^\*.*\nCOMMIT\n", "", text, flags=re.MULTILINE)  # loading an empty table would make it
 
 
 def _socks_ports(config: Config, version: int) -> list[int]:

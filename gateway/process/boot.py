@@ -18,7 +18,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
 
     lifeline: a stream socket to the supervisor; the child writes b"ready\\n"; end of stream: the supervisor is dead.
     admin: a listening unix stream socket for `algate status` and its kin.
-    workers (broker): one SEQPACKET socket per worker slot. broker (worker): the other end of this slot's.
+    workers (broker): one SEQPACKET socket per worker slot, and one for packets. broker (worker, packets): its other end.
     socks, transparent (worker): listening TCP sockets of this slot.
     """
 

@@ -64,12 +64,13 @@ class _Supervisor:
         self._broker: Child | None = None
         broker_ends: list[int] = []
         self._workers = [self._worker(slot, run_dir, broker_ends) for slot in range(config.worker_count)]
+        self._packets = self._make_packets(run_dir, broker_ends) if config.packets_wanted else None
         if config.broker_wanted:
             self._broker = self._make_broker(run_dir, broker_ends)
 
     @property
     def _children(self) -> list[Child]:
-        return [*([self._broker] if self._broker else []), *self._workers]
+        return [child for child in (self._broker, self._packets) if child] + self._workers
 
     def _worker(self, slot: int, run_dir: RunDir, broker_ends: list[int]) -> Child:
         name = f"worker-{slot}"
@@ -77,13 +78,7 @@ class _Supervisor:
         admin = run_dir.listen(name)
         self._sockets.append(admin)
         self._listeners += [*socks, *transparent]
-        broker_fd = None
-        if self._config.broker_wanted:
-            # Both ends stay open here: a new broker or worker takes up the pair that the dead one had.
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            self._sockets += [ours, theirs]
-            broker_ends.append(ours.fileno())
-            broker_fd = theirs.fileno()
+        broker_fd = self._broker_pair(broker_ends) if self._config.broker_wanted else None
 
         def boot(lifeline: int) -> Boot:
             return Boot(
@@ -98,6 +93,34 @@ class _Supervisor:
             )
 
         return Child(name, "gateway.process.worker", self._config.process.user, None, self._code, boot)
+
+    def _broker_pair(self, broker_ends: list[int]) -> int:
+        """One more slot of the broker; its other end. Both stay open here: who replaces a dead one takes up its pair."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._sockets += [ours, theirs]
+        broker_ends.append(ours.fileno())
+        return theirs.fileno()
+
+    def _make_packets(self, run_dir: RunDir, broker_ends: list[int]) -> Child:
+        slot = len(broker_ends)
+        admin = run_dir.listen("packets")
+        self._sockets.append(admin)
+        broker_fd = self._broker_pair(broker_ends)
+
+        def boot(lifeline: int) -> Boot:
+            return Boot(
+                role="packets",
+                slot=slot,
+                config=self._config,
+                lifeline=lifeline,
+                admin=admin.fileno(),
+                broker=broker_fd,
+            )
+
+        # The queue is netfilter's, so reading it needs the capability; nothing else of the process does.
+        return Child(
+            "packets", "gateway.process.packets", self._config.process.broker_user, "net_admin", self._code, boot
+        )
 
     def _make_broker(self, run_dir: RunDir, broker_ends: list[int]) -> Child:
         admin = run_dir.listen("broker")
@@ -195,7 +218,8 @@ class _Supervisor:
         for listener in self._listeners:
             listener.shutdown(socket.SHUT_RDWR)  # for every process that holds it: refused from now on
         log.info("drain", deadline=self._config.process.drain_timeout)
-        self._end(self._workers, self._config.process.drain_timeout + KILL_MARGIN)
+        ending = [child for child in self._children if child is not self._broker]
+        self._end(ending, self._config.process.drain_timeout + KILL_MARGIN)
         if self._broker:
             self._end([self._broker], KILL_MARGIN)
         log.info("stopped")
