@@ -113,6 +113,8 @@ class CloseWrite:
 class OpenPinhole:
     """Let `peer` (an address; None: anyone) reach `target`, an endpoint of the flow's own client, from outside.
 
+    On the flow of a published server: of its client or of its server; whichever it is, the other side is told.
+
     `ttl` in seconds until it closes unused; `uses` connections may come through. Answered by `Opened` or `Refused`.
     """
 
@@ -139,8 +141,36 @@ class OpenOutbound:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenConversation:
+    """Give `target`, a socket of the flow's own inside client, one public port for whomever it talks to (UDP).
+
+    What `target` sends leaves from the public port; `peers` (addresses, at most 8; (): nobody yet; None: anybody) may send
+    to it from any port of theirs. `second`: the client's port behind a second public port, the next one (RTP and RTCP;
+    the first is even then). Open for `ttl` seconds from now (at most 7,200), however much it is used.
+    Answered by `Opened` (the first public port) or `Refused`.
+    """
+
+    ref: int
+    target: Endpoint
+    second: int | None
+    peers: tuple[str, ...] | None
+    ttl: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateConversation:
+    """`peers` and `ttl` (seconds from now) of the conversation `ref` are these from now on. Whoever is no peer any more
+    is cut off at once. Not answered, but by `Refused` if the conversation is not open any more."""
+
+    ref: int
+    peers: tuple[str, ...] | None
+    ttl: float
+
+
+@dataclass(frozen=True, slots=True)
 class ClosePinhole:
-    """Close the pinhole `ref`, if it is still open. Connections that it admitted live on."""
+    """Close the pinhole `ref`, if it is still open. Connections that it admitted live on; a conversation is cut off."""
 
     ref: int
 
@@ -165,7 +195,18 @@ class Note:
     detail: str
 
 
-Command = Deliver | CloseWrite | OpenPinhole | OpenOutbound | ClosePinhole | Bypass | Revoke | Note
+Command = (
+    Deliver
+    | CloseWrite
+    | OpenPinhole
+    | OpenOutbound
+    | OpenConversation
+    | UpdateConversation
+    | ClosePinhole
+    | Bypass
+    | Revoke
+    | Note
+)
 
 # --- modules --------------------------------------------------------------------------------------------------------
 
@@ -175,14 +216,22 @@ class FlowContext:
     """What a module is told of its flow at the start.
 
     `client`: the client's own endpoint on this flow, as the client knows it. `server`: the server's, as dialled.
+    `inside`: which of them is behind this router; the server, if it is published (`[[publish]]`).
+    `options`: an instance of the module's `Options`; None: its defaults.
     """
 
     client: Endpoint
     server: Endpoint
+    inside: Side = Side.CLIENT
+    options: object | None = None
 
 
 class AlgModule(Protocol):
-    """A protocol module: one instance a flow, made as `Module(context)`."""
+    """A protocol module: one instance a flow, made as `Module(context)`.
+
+    A module with keys of its own in `[alg.NAME]` declares them as a frozen dataclass in its class attribute `Options`:
+    a field a key, each with a default, of a type that TOML has. An unknown key or a wrong type is a configuration error.
+    """
 
     def __init__(self, context: FlowContext) -> None: ...
 

@@ -1,0 +1,79 @@
+"""What the driver of SIP over UDP and `SipEngine` say to each other, beside the words of `alg.api`.
+
+SIP over UDP is no flow: one `SipEngine` a process sees every datagram of the SIP ports between inside and outside,
+as it stands in the middle of the router: the client's address is always its own (private) one, the server's always the
+real one. So outbound datagrams are shown before their source is translated, inbound ones after their destination was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alg.address import Endpoint
+from alg.api import ClosePinhole, Edit, Note, OpenConversation, Opened, Refused, Side, Tick, UpdateConversation
+
+
+@dataclass(frozen=True, slots=True)
+class Datagram:
+    """`side` sent `data` (the UDP payload, whole). `client` is the inside socket, `server` the outside one.
+
+    `packet`: the driver's number for it, not in use for another packet that waits. Answered by exactly one `Release`
+    of that number, in the same call or in a later one (at most `alg.sip.session.HOLD` seconds later).
+    """
+
+    packet: int
+    side: Side
+    client: Endpoint
+    server: Endpoint
+    data: bytes
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """The conversation `ref` has carried so many packets since it was opened, in both ports together.
+
+    Told by a driver that can count, for media only (reason "sip.rtp" or "sip.udptl"), about every 30 seconds; a call
+    whose BYE was lost is found by it.
+    """
+
+    ref: int
+    packets_in: int
+    packets_out: int
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Let the packet go, with `edits` to its payload; no edits: untouched. Mode "observe": the driver leaves them out."""
+
+    packet: int
+    edits: tuple[Edit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StandDown:
+    """What `client` and the address `server` say to each other is edited no more; `rule` says why.
+
+    The driver may stop to show it these datagrams; it need not.
+    """
+
+    client: Endpoint
+    server: str
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class RevokeConversation:
+    """Nothing that `client` and the address `server` say opens anything ever again; `rule` says why.
+
+    As with `StandDown` the engine remembers it itself.
+    """
+
+    client: Endpoint
+    server: str
+    rule: str
+
+
+SipEvent = Datagram | Activity | Opened | Refused | Tick
+SipCommand = Release | OpenConversation | UpdateConversation | ClosePinhole | StandDown | RevokeConversation | Note
