@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import gevent.socket as gsocket
+import msgspec
 
 from alg.address import Endpoint
 from gateway.dial import DialFailure
@@ -27,6 +28,29 @@ _REPLIES: dict[DialFailure, socks5.Reply] = {
     "timeout": socks5.Reply.TTL_EXPIRED,
     "failed": socks5.Reply.GENERAL_FAILURE,
 }
+
+
+class Protection(Protocol):
+    """Per-message protection that was negotiated with the client (RFC 1961 section 5), for what is not its stream."""
+
+    def wrap(self, data: bytes) -> bytes:
+        """A datagram for the client, encapsulated."""
+        ...
+
+    def unwrap(self, datagram: bytes) -> bytes:
+        """What is in a datagram of the client. ValueError: it is not from the client or was changed; drop it."""
+        ...
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Who a client has shown to be: the answer of its authentication. `protection` is None but after GSSAPI with it."""
+
+    user: str | None = None
+    groups: tuple[str, ...] = ()
+    protection: Protection | None = None
+
+
+ANONYMOUS = Identity()
 
 
 class Gone(Exception):
@@ -63,7 +87,10 @@ class Incoming:
 
 
 class SocksRequest:
-    """What a client asks for. `version` is 4 or 5; `user` the authenticated name, if any."""
+    """What a client asks for. `version` is 4 or 5; `identity` what its authentication has shown.
+
+    `sock` carries the client's bytes as they are meant: a protection of the stream is done within it.
+    """
 
     def __init__(
         self,
@@ -73,7 +100,7 @@ class SocksRequest:
         client: Endpoint,
         host: str,
         port: int,
-        user: str | None = None,
+        identity: Identity = ANONYMOUS,
     ) -> None:
         self.incoming = incoming
         self.version = version
@@ -81,7 +108,20 @@ class SocksRequest:
         self.client = client
         self.host = host
         self.port = port
-        self.user = user
+        self.identity = identity
+
+    @property
+    def user(self) -> str | None:
+        return self.identity.user
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return self.identity.groups
+
+    @property
+    def protection(self) -> Protection | None:
+        """How datagrams of a UDP association are to be wrapped and unwrapped; None: not at all."""
+        return self.identity.protection
 
     @property
     def sock(self) -> gsocket.socket:
@@ -89,7 +129,7 @@ class SocksRequest:
 
     def wish(self) -> ConnectRequest:
         """The request as the policy and the dialler know it."""
-        return ConnectRequest(self.command, self.client, self.host, self.port, self.user)
+        return ConnectRequest(self.command, self.client, self.host, self.port, self.user, self.groups)
 
     def grant(self, bound: Endpoint) -> None:
         """Send a success reply with a bound endpoint. OSError if the client has gone."""
