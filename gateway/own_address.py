@@ -24,6 +24,12 @@ def is_local(host: str) -> bool:
     return any(_source_for(socket.AF_INET6, (str(ip), 9, 0, scope)) == str(ip) for scope in scopes)
 
 
+def source_towards(host: str) -> str | None:
+    """The address of this host that faces `host`, the text of an address; None where there is no route to it."""
+    ip = ipaddress.ip_address(host)
+    return _source_for(socket.AF_INET if ip.version == 4 else socket.AF_INET6, (host, 9))
+
+
 def _source_for(family: socket.AddressFamily, address: tuple[str, int] | tuple[str, int, int, int]) -> str | None:
     """The address that the kernel would send from to `address`; None where there is no route."""
     with socket.socket(family, socket.SOCK_DGRAM) as probe:

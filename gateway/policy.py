@@ -53,6 +53,11 @@ class Policy:
                 return Decision(False, rule)
         return decision
 
+    def permits_any_peer(self, request: ConnectRequest) -> bool:
+        """Whether a BIND may be answered by a connection of anybody (address 0, RFC 1928 section 4). Only a rule that
+        says so can permit that; without one, no."""
+        return False
+
     def _is_inside(self, address: Address) -> bool:
         return any(address in network for network in self._inside)
 

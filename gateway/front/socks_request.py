@@ -62,6 +62,7 @@ class Incoming:
 
     def __init__(self, sock: gsocket.socket) -> None:
         self.sock = sock
+        self.local: tuple[object, ...] = sock.getsockname()  # of the client's own connection, whatever is laid over it
         self.buffer = bytearray()
 
     def read(self, parse: Callable[[bytes], tuple[T, int] | None]) -> T:
