@@ -71,8 +71,8 @@ def encode_header(source: Endpoint) -> bytes:
 class Reassembly:
     """The REASSEMBLY QUEUE and REASSEMBLY TIMER of one association (RFC 1928, section 7).
 
-    One sequence at a time, its fragments in order: a position that leaves a gap can never be completed, since a lower one
-    abandons the queue, so it abandons the queue itself. Holds at most MAX_DATA bytes. Times are monotonic seconds.
+    One sequence at a time, its fragments in order: a gap can never be filled, as a lower position abandons the queue;
+    so what leaves a gap abandons it at once. Holds at most MAX_DATA bytes. Times are monotonic seconds.
     """
 
     def __init__(self, timeout: float = REASSEMBLY_TIMEOUT) -> None:
