@@ -230,7 +230,7 @@ class AlgModule(Protocol):
     """A protocol module: one instance a flow, made as `Module(context)`.
 
     A module with keys of its own in `[alg.NAME]` declares them as a frozen dataclass in its class attribute `Options`:
-    a field a key, each with a default, of a type that TOML has. An unknown key or a wrong type is a configuration error.
+    a field a key, each with a default, of a type that TOML has. Unknown keys and wrong types are configuration errors.
     """
 
     def __init__(self, context: FlowContext) -> None: ...

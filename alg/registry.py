@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from alg.api import AlgModule
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 GROUP = "algate.alg"
 
@@ -40,3 +43,9 @@ def _load(entry: EntryPoint) -> type[AlgModule]:
         if not callable(getattr(loaded, method, None)):
             raise BrokenModule(f"{origin} has no method {method}()")
     return cast(type[AlgModule], loaded)
+
+
+def options_of(module: type[AlgModule]) -> type[DataclassInstance] | None:
+    """The dataclass in which a module declares its own keys of `[alg.NAME]`; None: it has none."""
+    options: type[DataclassInstance] | None = getattr(module, "Options", None)
+    return options

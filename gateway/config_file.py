@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from alg.registry import BrokenModule, modules, options_of
 from gateway.config import DEFAULT_ALG, DEFAULT_PATH, AlgSection, Config
 from gateway.config_check import BadValue, check
 from gateway.errors import ConfigError
@@ -60,13 +61,34 @@ def _with_defaults(document: dict[str, Any]) -> dict[str, Any]:
         sections = {name: msgspec.to_builtins(section) for name, section in DEFAULT_ALG.items()}
         for name, section in document.get("alg", {}).items():
             sections[name] = {**sections.get(name, {}), **section} if isinstance(section, dict) else section
-            _convert(sections[name], AlgSection, f"alg.{name}")  # of a mapping msgspec would not name the key
+        for name, section in sections.items():
+            if isinstance(section, dict):
+                sections[name] = section = _with_options(name, section)
+            _convert(section, AlgSection, f"alg.{name}")  # of a mapping msgspec would not name the key
         document["alg"] = sections
     process = document.setdefault("process", {})
     if isinstance(process, dict) and "run_dir" not in process and os.geteuid() != 0:
         base = os.environ.get("XDG_RUNTIME_DIR")
         process["run_dir"] = f"{base}/algate" if base else f"/tmp/algate-{os.geteuid()}"  # noqa: S108  checked when made
     return document
+
+
+def _with_options(name: str, section: dict[str, Any]) -> dict[str, Any]:
+    """The section with the keys that are the module's own apart, complete and checked."""
+    common = [key for key in AlgSection.__struct_fields__ if key != "options"]
+    own = {key: value for key, value in section.items() if key not in common and (key != "options" or value != {})}
+    try:
+        module = modules().get(name)
+    except BrokenModule as error:
+        raise BadValue(f"alg: {error}") from error
+    if module is not None:
+        known = options_of(module)
+        for key in own:
+            if known is None or key not in known.__dataclass_fields__:
+                raise BadValue(f"alg.{name}.{key}: unknown key")
+        if known is not None:
+            own = msgspec.to_builtins(_convert(own, known, f"alg.{name}"))
+    return {**{key: section[key] for key in common if key in section}, "options": own}
 
 
 def _convert(value: Any, kind: type[_T], prefix: str = "") -> _T:

@@ -29,6 +29,10 @@ class Wrong(Exception):
         self.rule = rule
 
 
+class Foreign(Wrong):
+    """A server names a host that is not itself: more often a wrong configuration than an attack."""
+
+
 @dataclass(frozen=True, slots=True)
 class Advert:
     """PORT or EPRT of a client: where it listens. `delimiter` is that of EPRT, empty for PORT."""
@@ -70,24 +74,60 @@ def read_advert(command: FtpCommand, client: Address) -> Advert:
     return Advert(command, target, delimiter)
 
 
-def read_pasv_reply(line: bytes, server: Address) -> Endpoint:
-    """Read the final line of a 227 reply of `server`, the flow's own server. Raises Wrong."""
+@dataclass(frozen=True, slots=True)
+class Passive:
+    """A 227 or 229 reply of a server: where it listens (`target`, at its own address), and the `written` endpoint,
+    which is `line[start:end]`; of a 229 that is the port alone."""
+
+    target: Endpoint
+    written: Endpoint
+    start: int
+    end: int
+    extended: bool
+
+    @property
+    def reason(self) -> str:
+        return "ftp.epsv" if self.extended else "ftp.pasv"
+
+    def edits(self, public: Endpoint) -> tuple[Edit, ...]:
+        """The edit that names `public` instead, and of nothing else; none where it says so already.
+
+        ValueError where the reply cannot express `public`.
+        """
+        public = Endpoint.of(canonical(public.host), public.port)
+        if self.extended:
+            same = public.port == self.written.port
+            return () if same else (Edit(self.start, self.end, b"%d" % public.port, self.reason),)
+        if public == self.written:
+            return ()
+        return (Edit(self.start, self.end, format_port_argument(public), self.reason),)
+
+
+def read_pasv_reply(line: bytes, server: Address, correct: bool) -> Passive:
+    """Read the final line of a 227 reply of `server`, the flow's own server. Raises Wrong.
+
+    `correct`: whether a reply that names another address means the server all the same; else that is Foreign.
+    """
     try:
-        target = find_pasv_endpoint(line).endpoint
+        found = find_pasv_endpoint(line)
     except ValueError as error:
         raise Wrong("ftp.syntax", f"reply 227: {error}") from error
+    if found.endpoint.ip != server and not correct:
+        raise Foreign("ftp.address", f"reply 227 names {found.endpoint} instead of {server}")
+    target = Endpoint.of(server, found.endpoint.port)
     _check("reply 227", target, server)
-    return target
+    return Passive(target, found.endpoint, found.start, found.end, extended=False)
 
 
-def read_epsv_reply(line: bytes, server: Address) -> Endpoint:
+def read_epsv_reply(line: bytes, server: Address) -> Passive:
     """Read the final line of a 229 reply of `server`, the flow's own server. Raises Wrong."""
     try:
-        target = Endpoint.of(server, find_epsv_port(line).port)
+        found = find_epsv_port(line)
     except ValueError as error:
         raise Wrong("ftp.syntax", f"reply 229: {error}") from error
+    target = Endpoint.of(server, found.port)
     _check("reply 229", target, server)
-    return target
+    return Passive(target, target, found.start, found.end, extended=True)
 
 
 def _check(what: str, endpoint: Endpoint, own: Address) -> None:

@@ -73,6 +73,9 @@ class Unanswered:
     def __init__(self) -> None:
         self._sent: deque[Sent] = deque(maxlen=_MOST_UNANSWERED)
 
+    def __len__(self) -> int:
+        return len(self._sent)
+
     def add(self, sent: Sent) -> None:
         self._sent.append(sent)
 

@@ -20,7 +20,6 @@ not to use them, RFC 2428, 4, and a server must refuse them, so nothing is opene
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 
 from alg.address import Endpoint, canonical
 from alg.api import (
@@ -44,30 +43,40 @@ from alg.api import (
     Tick,
 )
 from alg.ftp.commands import FtpCommand, is_blank, may_begin_command, parse_command
-from alg.ftp.endpoints import Advert, Wrong, read_advert, read_epsv_reply, read_pasv_reply
+from alg.ftp.endpoints import Advert, Foreign, Passive, Wrong, read_advert, read_epsv_reply, read_pasv_reply
+from alg.ftp.holes import Holes
+from alg.ftp.options import FtpOptions
 from alg.ftp.replies import Kind, ReplyTracker, Sent, Unanswered, may_begin_replies
-from alg.ftp.stream import Stream, Wait
+from alg.ftp.stream import Stream, Wait, joined
+from alg.ftp.tls import TlsStream
 from alg.lines import Line
 
 TTL = 60.0
 ANSWER_WITHIN = 5.0  # seconds for Opened or Refused
 LINE_WITHIN = 5.0  # seconds for the rest of a line: a peer that does not speak in lines must not hang on us
 MOST_HELD = 65536  # bytes behind a line that waits
+_DATA_DONE = (226, 425, 426)  # of a data connection: closed, not opened, aborted
 
 
 class FtpModule:
     """One FTP control connection, as `alg.api.AlgModule`."""
 
+    Options = FtpOptions
+
     def __init__(self, context: FlowContext) -> None:
         self._client = canonical(context.client.host)
         self._server = canonical(context.server.host)
+        self._published = context.inside is Side.SERVER
+        self._options = context.options if isinstance(context.options, FtpOptions) else FtpOptions()
         self._streams = {side: Stream() for side in Side}
         self._replies = ReplyTracker()
         self._unanswered = Unanswered()
         self._greeted = False
         self._epsv_all = False
         self._unread = False  # nothing is inspected any more
-        self._open: set[int] = set()
+        self._tls: dict[Side, TlsStream] = {}  # directions that are encrypted
+        self._spoke_during_auth = False
+        self._holes = Holes()
         self._last_ref = 0
         self._out: list[Command] = []
 
@@ -95,7 +104,7 @@ class FtpModule:
             case Tick(now):
                 for side in Side:
                     self._tick(side, now)
-        return _joined(self._out)
+        return joined(self._out)
 
     # --- events -----------------------------------------------------------------------------------------------------
 
@@ -103,6 +112,10 @@ class FtpModule:
         if self._unread:
             self._deliver(side, data)
             return
+        if side in self._tls:
+            data = self._encrypted(side, data)
+            if not data:
+                return
         stream = self._streams[side]
         stream.push(stream.buffer.feed(data))
         stream.stalls_at = now + LINE_WITHIN
@@ -125,17 +138,18 @@ class FtpModule:
         for side, stream in self._streams.items():
             if stream.wait and stream.wait.ref == ref:
                 try:
-                    advert = stream.wait.advert
-                    edits = advert.edits(public) if advert else ()
+                    edits = stream.wait.advert.edits(public)
                 except ValueError as error:
                     self._out += (Note("ftp.unwritable", str(error)), ClosePinhole(ref))
                     self._release(side)
                 else:
-                    self._open.add(ref)
+                    self._holes.add(ref)
+                    if side is Side.SERVER:
+                        self._out += self._holes.turn_to(ref)
                     self._release(side, edits, ref)
                 self._advance(side, now)
                 return
-        if ref not in self._open:
+        if ref not in self._holes:
             self._out.append(ClosePinhole(ref))  # too late: its line has gone out as it was
 
     def _tick(self, side: Side, now: float) -> None:
@@ -157,6 +171,7 @@ class FtpModule:
             return
         partial = stream.buffer.partial
         if side is Side.CLIENT and self._unanswered.has(Kind.AUTH):
+            self._spoke_during_auth = self._spoke_during_auth or bool(partial)
             self._deliver(side, stream.buffer.release())  # may be TLS already, which knows no lines
         elif partial and not stream.spoke:
             may_begin = may_begin_command if side is Side.CLIENT else may_begin_replies
@@ -178,7 +193,9 @@ class FtpModule:
             self._server_line(line.data, now)
 
     def _client_line(self, line: bytes, now: float) -> None:
-        if is_blank(line) or self._unanswered.has(Kind.AUTH):
+        during_auth = self._unanswered.has(Kind.AUTH)
+        self._spoke_during_auth = self._spoke_during_auth or during_auth
+        if is_blank(line) or during_auth:
             self._deliver(Side.CLIENT, line)
             return
         command = parse_command(line)
@@ -197,13 +214,15 @@ class FtpModule:
             kind = Kind.EPSV_ALL
             self._epsv_all = True
         elif command and command.verb in ("PASV", "EPSV", "REIN"):
-            self._close_open()
+            self._close_old()
             kind = {"PASV": Kind.PASV, "EPSV": Kind.EPSV}.get(command.verb, Kind.OTHER)
+        elif command and command.verb in ("LPRT", "LPSV"):
+            self._out.append(Note("ftp.rfc1639", f"{command.verb} is relayed, and nothing opened"))
         self._unanswered.add(Sent(kind))
         self._deliver(Side.CLIENT, line)
 
     def _port(self, command: FtpCommand, line: bytes, now: float) -> None:
-        self._close_open()
+        self._close_old()
         if self._epsv_all:
             self._out.append(Note("ftp.epsv-all", f"{command.verb} after EPSV ALL"))
             self._unanswered.add(Sent(Kind.OTHER))
@@ -216,7 +235,7 @@ class FtpModule:
         except Wrong as wrong:
             self._revoke(wrong.rule, str(wrong), Side.CLIENT, line)
             return
-        ref = self._wait(Side.CLIENT, line, now, advert.target, advert)
+        ref = self._wait(Side.CLIENT, line, now, advert)
         self._out.append(OpenPinhole(ref, advert.target, str(self._server), "tcp", TTL, 1, advert.reason))
 
     def _server_line(self, line: bytes, now: float) -> None:
@@ -239,21 +258,26 @@ class FtpModule:
             self._reply(code, line, now)
 
     def _reply(self, code: int, line: bytes, now: float) -> None:
+        if code in _DATA_DONE:
+            self._out += self._holes.turn_to(None)
         sent = self._unanswered.answer(code)
         if sent is None:
             self._deliver(Side.SERVER, line)
             return
         if sent.kind is Kind.AUTH and code < 400:
-            self._stand_down(line)
+            self._stand_down(line, resumable=code == 234 and not self._spoke_during_auth)
             return
+        if sent.kind is Kind.AUTH:
+            self._spoke_during_auth = False
         if code in (227, 229) and not self._unanswered.has(Kind.AUTH):
             self._passive(sent.kind, line, now)
             return
         if code >= 400 and sent.kind is Kind.EPSV_ALL:
             self._epsv_all = False
-        if code >= 400 and sent.ref in self._open:
-            self._open.discard(sent.ref)
-            self._out.append(ClosePinhole(sent.ref))
+        if sent.ref in self._holes:
+            self._out += self._holes.turn_to(sent.ref)
+            if code >= 400:
+                self._out += self._holes.turn_to(None)
         self._deliver(Side.SERVER, line)
 
     def _passive(self, kind: Kind, line: bytes, now: float) -> None:
@@ -261,14 +285,23 @@ class FtpModule:
             self._out.append(Note("ftp.epsv-all", "227 after EPSV ALL"))
             self._deliver(Side.SERVER, line)
             return
-        read = read_pasv_reply if kind is Kind.PASV else read_epsv_reply
         try:
-            target = read(line, self._server)
+            if kind is Kind.PASV:
+                passive = read_pasv_reply(line, self._server, self._options.pasv_address == "peer")
+            else:
+                passive = read_epsv_reply(line, self._server)
+        except Foreign as foreign:
+            self._out.append(Note(foreign.rule, str(foreign)))
+            self._deliver(Side.SERVER, line)
+            return
         except Wrong as wrong:
             self._revoke(wrong.rule, str(wrong), Side.SERVER, line)
             return
-        ref = self._wait(Side.SERVER, line, now, target)
-        self._out.append(OpenOutbound(ref, target, "tcp", TTL, 1, "ftp.passive"))
+        ref = self._wait(Side.SERVER, line, now, passive)
+        if self._published:
+            self._out.append(OpenPinhole(ref, passive.target, str(self._client), "tcp", TTL, 1, passive.reason))
+        else:
+            self._out.append(OpenOutbound(ref, passive.target, "tcp", TTL, 1, "ftp.passive"))
 
     # --- what is done -----------------------------------------------------------------------------------------------
 
@@ -276,9 +309,9 @@ class FtpModule:
         if data:
             self._out.append(Deliver(side.other, data, edits))
 
-    def _wait(self, side: Side, line: bytes, now: float, target: Endpoint, advert: Advert | None = None) -> int:
+    def _wait(self, side: Side, line: bytes, now: float, advert: Advert | Passive) -> int:
         self._last_ref += 1
-        self._streams[side].wait = Wait(self._last_ref, line, now + ANSWER_WITHIN, target, advert)
+        self._streams[side].wait = Wait(self._last_ref, line, now + ANSWER_WITHIN, advert)
         return self._last_ref
 
     def _end(self, side: Side) -> None:
@@ -299,20 +332,22 @@ class FtpModule:
 
     def _no_answer(self, side: Side) -> None:
         if wait := self._streams[side].wait:
-            self._out += (Note("ftp.unanswered", f"no answer about {wait.target}"), ClosePinhole(wait.ref))
+            self._out += (Note("ftp.unanswered", f"no answer about {wait.advert.target}"), ClosePinhole(wait.ref))
             self._release(side)
 
     def _close_asked(self) -> None:
         """Close what was asked for and is not answered."""
         self._out += [ClosePinhole(stream.wait.ref) for stream in self._streams.values() if stream.wait]
 
-    def _close_open(self) -> None:
-        self._out += [ClosePinhole(ref) for ref in sorted(self._open)]
-        self._open.clear()
+    def _close_old(self) -> None:
+        """The client wants another data connection. While the server is behind (pipelining), it may yet use what is
+        open: then its replies tell when that is over."""
+        if not len(self._unanswered):
+            self._out += self._holes.close_all()
 
     def _revoke(self, rule: str, detail: str, side: Side, line: bytes = b"") -> None:
         self._out += (Note(rule, detail), Revoke(rule))
-        self._open.clear()  # Revoke closes them
+        self._holes.forget()  # Revoke closes them
         self._close_asked()
         self._deliver(side, line)
         self._flush()
@@ -321,13 +356,38 @@ class FtpModule:
         rule = "ftp.not-ftp" if side is Side.CLIENT else "ftp.greeting"
         self._revoke(rule, f"the {side}'s first line is not FTP", side, line)
 
-    def _stand_down(self, line: bytes) -> None:
-        """The server agreed to AUTH: what follows cannot be read (RFC 4217, 4)."""
-        self._close_open()
+    def _stand_down(self, line: bytes, *, resumable: bool) -> None:
+        """The server agreed to AUTH: what follows cannot be read (RFC 4217, 4), unless CCC ends that."""
+        self._out += self._holes.close_all()
         self._close_asked()
         self._deliver(Side.SERVER, line)
-        self._flush()
-        self._out += (Note("ftp.tls", "stood down after AUTH"), Bypass())
+        if not resumable:
+            self._flush()
+            self._out += (Note("ftp.tls", "stood down after AUTH"), Bypass())
+            return
+        self._out.append(Note("ftp.tls", "stood down after AUTH"))
+        self._tls = {side: TlsStream() for side in Side}
+        self._unanswered = Unanswered()
+        stream = self._streams[Side.SERVER]
+        if behind := b"".join(stream.pop().data for _ in range(len(stream.lines))) + stream.buffer.release():
+            self._encrypted(Side.SERVER, behind)  # a server does not begin TLS: this ends in Bypass
+
+    def _encrypted(self, side: Side, data: bytes) -> bytes:
+        """Deliver what is TLS; return what is clear text again."""
+        watch = self._tls[side]
+        clear = watch.clear_from(data)
+        if watch.broken:
+            self._unread = True
+            self._deliver(side, data)
+            self._out += (Note("ftp.not-tls", f"what the {side} sends after AUTH is not TLS"), Bypass())
+            return b""
+        self._deliver(side, data[:clear])
+        if clear is None:
+            return b""
+        del self._tls[side]
+        self._streams[side] = Stream()
+        self._out.append(Note("ftp.clear", f"the {side} speaks in clear again (CCC)"))
+        return data[clear:]
 
     def _flush(self) -> None:
         """Deliver everything that is held, in order, and inspect nothing from now on."""
@@ -338,14 +398,3 @@ class FtpModule:
                 self._deliver(side, stream.pop().data)
             self._deliver(side, stream.buffer.release())
             self._end(side)
-
-
-def _joined(commands: list[Command]) -> list[Command]:
-    """Join neighbouring deliveries that carry no edits: one send instead of one a line."""
-    joined: list[Command] = []
-    for to, run in groupby(commands, lambda c: c.to if isinstance(c, Deliver) and not c.edits else None):
-        if to is None:
-            joined += run
-        else:
-            joined.append(Deliver(to, b"".join(c.data for c in run if isinstance(c, Deliver))))
-    return joined

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
-from alg.address import Endpoint
-from alg.ftp.endpoints import Advert
+from alg.api import Command, Deliver
+from alg.ftp.endpoints import Advert, Passive
 from alg.lines import Line, LineBuffer
 
 
@@ -18,8 +19,7 @@ class Wait:
     ref: int
     line: bytes
     deadline: float
-    target: Endpoint
-    advert: Advert | None = None
+    advert: Advert | Passive
 
 
 @dataclass(slots=True)
@@ -44,3 +44,14 @@ class Stream:
         line = self.lines.popleft()
         self.held -= len(line.data)
         return line
+
+
+def joined(commands: Sequence[Command]) -> list[Command]:
+    """Join neighbouring deliveries that carry no edits: one send instead of one a line."""
+    result: list[Command] = []
+    for to, run in groupby(commands, lambda c: c.to if isinstance(c, Deliver) and not c.edits else None):
+        if to is None:
+            result += run
+        else:
+            result.append(Deliver(to, b"".join(c.data for c in run if isinstance(c, Deliver))))
+    return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,7 @@ from alg.api import (
     Tick,
     apply_edits,
 )
+from alg.ftp.options import FtpOptions
 from alg.ftp.session import FtpModule
 
 FILES = sorted(Path(__file__).parent.glob("*.dialogue"))
@@ -77,7 +78,12 @@ def read(path: Path) -> Dialogue:
         word, _, rest = text.partition(" ")
         try:
             if mark == "flow":
-                context = FlowContext(endpoint(word), endpoint(rest.strip()))
+                context = replace(context, client=endpoint(word), server=endpoint(rest.strip()))
+            elif mark == "published":
+                context = replace(context, inside=Side.SERVER)
+            elif mark == "options":
+                pairs = dict(pair.split("=") for pair in text.split())
+                context = replace(context, options=FtpOptions(**pairs))  # type: ignore[arg-type]
             elif mark == "<<":
                 if word in ("client", "server"):
                     text = f"{word} {latest if rest == '=' else unescape(rest)!r}"
@@ -169,7 +175,8 @@ def run(path: Path, cut: Cut) -> None:
         assert not bypassed, f"{path.name}:{step.number}: nothing may follow a bypass"
         commands: list[Command] = []
         for event in pieces(step.event, cut):
-            commands += [Deliver(event.side.other, event.data)] if bypassed and isinstance(event, Received) else []
+            if bypassed and isinstance(event, Received):  # the driver's; shown as if it had come in one piece
+                commands.insert(len(commands) - 2, Deliver(event.side.other, event.data))
             if not bypassed:
                 commands += module.handle(event)
             bypassed = any(isinstance(command, Bypass) for command in commands)
