@@ -10,8 +10,8 @@ from alg.address import Endpoint
 from alg.api import AlgModule, FlowContext, Mode, Side
 from gateway.config import Config
 from gateway.flow import Flow, Flows
-from gateway.inspection import Inspection, Pinholes, PublicAddress
-from gateway.own_address import is_local
+from gateway.inspection import Inspection, Pinholes
+from gateway.own_address import public_address
 from gateway.sockets import abort, endpoint, prepare
 
 
@@ -83,7 +83,7 @@ class FlowRunner:
             mode,
             {Side.CLIENT: client, Side.SERVER: server},
             self._pinholes[flow.front],
-            self._public_address(endpoint(server.getsockname())),
+            public_address(self._config.network.outside, endpoint(server.getsockname()).host),
         )
         flow.hand_over(inspection)
         over = True
@@ -95,11 +95,3 @@ class FlowRunner:
                 server.close()
                 self._flows.end(flow, inspection.reason)
         return over
-
-    def _public_address(self, facing: Endpoint) -> PublicAddress:
-        """The address of this host that faces the server, unless the configuration names another one."""
-        outside = self._config.network.outside
-        if outside == "auto" or (":" in outside) != (facing.version == 6):
-            return PublicAddress(facing.host, facing.host)
-        # Behind a further, static translation the named address is not ours: packets for it arrive at the facing one.
-        return PublicAddress(outside if is_local(outside) else facing.host, outside)

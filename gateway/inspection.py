@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import gevent
@@ -38,6 +37,7 @@ from alg.api import (
 from gateway.errors import PinholeRefused
 from gateway.flow import HALF_CLOSE_TIMEOUT, Flow
 from gateway.model import Lease, PinholeRequest
+from gateway.own_address import PublicAddress
 from gateway.sockets import abort
 
 log = structlog.get_logger()
@@ -54,14 +54,6 @@ class Pinholes(Protocol):
     def open(self, request: PinholeRequest) -> Lease: ...
 
     def close(self, lease: Lease) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class PublicAddress:
-    """Where pinholes of a flow listen (`local`, an address of this host) and what is told to the world."""
-
-    local: str
-    advertised: str
 
 
 class Inspection:

@@ -1,9 +1,26 @@
-"""Whether an address is one of this host's own."""
+"""Whether an address is one of this host's own, and which of them the world sees."""
 
 from __future__ import annotations
 
 import ipaddress
 import socket
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class PublicAddress:
+    """Where pinholes of a flow listen (`local`, an address of this host) and what is told to the world."""
+
+    local: str
+    advertised: str
+
+
+def public_address(outside: str, facing: str) -> PublicAddress:
+    """`facing`, an address of this host, unless the configuration's `network.outside` names another one ("auto": no)."""
+    if outside == "auto" or (":" in outside) != (":" in facing):
+        return PublicAddress(facing, facing)
+    # Behind a further, static translation the named address is not ours: packets for it arrive at the facing one.
+    return PublicAddress(outside if is_local(outside) else facing, outside)
 
 
 def is_local(host: str) -> bool:
