@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import gevent.socket as gsocket
 
-from alg.address import Endpoint
 from alg.api import AlgModule, FlowContext, Mode, Side
 from gateway.config import Config
 from gateway.flow import Flow, Flows

@@ -16,7 +16,7 @@ class PublicAddress:
 
 
 def public_address(outside: str, facing: str) -> PublicAddress:
-    """`facing`, an address of this host, unless the configuration's `network.outside` names another one ("auto": no)."""
+    """`facing`, an address of this host, unless `network.outside` names another one ("auto" does not)."""
     if outside == "auto" or (":" in outside) != (":" in facing):
         return PublicAddress(facing, facing)
     # Behind a further, static translation the named address is not ours: packets for it arrive at the facing one.

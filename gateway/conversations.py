@@ -1,0 +1,162 @@
+"""The conversations (UDP pinholes with many uses) that one engine or flow holds, by the engine's own numbers."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import gevent
+import structlog
+
+from alg.address import Endpoint
+from alg.api import Mode, OpenConversation, UpdateConversation
+from gateway.errors import PinholeRefused
+from gateway.model import Lease, PinholeRequest, PinholeUpdate
+from gateway.own_address import PublicAddress
+
+log = structlog.get_logger()
+
+Told = Callable[[int, Endpoint | str], None]
+
+
+def is_translated(client: str) -> bool:
+    """Whether the world sees another address of the inside host `client`: that of a host that it can reach stays."""
+    return not ipaddress.ip_address(client).is_global
+
+
+class Pinholes(Protocol):
+    """A backend of conversations. `open` and `update` wait, and raise PinholeRefused."""
+
+    def open(self, request: PinholeRequest) -> Lease: ...
+
+    def update(self, update: PinholeUpdate) -> Lease: ...
+
+    def close(self, lease: Lease) -> None: ...
+
+
+class _Conversation:
+    """One of them: its lease once it is open, and what is still to be done, in order."""
+
+    __slots__ = ("busy", "closed", "lease", "reason", "updates")
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        self.lease: Lease | None = None
+        self.updates: deque[UpdateConversation] = deque()
+        self.busy = False
+        self.closed = False
+
+
+class Conversations:
+    """Opens, updates and closes, one after the other for each conversation and at once for several.
+
+    `flow`: what leases are called by. `told(ref, outcome)`: is called with the public endpoint, or with a rule.
+    Mode OBSERVE opens nothing, and tells port 0 of the address that would be used.
+    """
+
+    def __init__(self, pinholes: Pinholes, mode: Mode, flow: str, told: Told) -> None:
+        self._pinholes = pinholes
+        self._mode = mode
+        self._flow = flow
+        self._told = told
+        self._live: dict[int, _Conversation] = {}
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def lease_ids(self) -> dict[int, str]:
+        """The ids of the open leases, by number."""
+        return {ref: one.lease.id for ref, one in self._live.items() if one.lease is not None}
+
+    def open(self, command: OpenConversation, client: str, public: PublicAddress | None) -> None:
+        """Open one for the inside host `client`; `told` is called later. Without `public`: refused."""
+        if command.target.host != client:  # an engine's mistake must not become a hole
+            self._later(command.ref, "target")
+        elif public is None:
+            self._later(command.ref, "public")
+        elif self._mode is not Mode.REWRITE:
+            self._later(command.ref, Endpoint(public.advertised, 0) if is_translated(client) else command.target)
+        else:
+            self._live[command.ref] = one = _Conversation(command.reason)
+            one.busy = True
+            gevent.spawn(self._open, command, client, public, one)
+
+    def update(self, command: UpdateConversation) -> None:
+        """Change one; `told` is called with a rule if it is open no more."""
+        one = self._live.get(command.ref)
+        if one is None:
+            if self._mode is Mode.REWRITE:
+                self._later(command.ref, "lease")
+            return
+        one.updates.append(command)
+        if not one.busy:
+            one.busy = True
+            gevent.spawn(self._work, command.ref, one)
+
+    def close(self, ref: int) -> None:
+        """Close one, if it is open."""
+        one = self._live.pop(ref, None)
+        if one is not None:
+            one.closed = True
+            if not one.busy:
+                self._end(one)
+
+    def close_all(self) -> None:
+        for ref in list(self._live):
+            self.close(ref)
+
+    def _later(self, ref: int, outcome: Endpoint | str) -> None:
+        gevent.spawn(self._told, ref, outcome)
+
+    def _open(self, command: OpenConversation, client: str, public: PublicAddress, one: _Conversation) -> None:
+        request = PinholeRequest(
+            flow=self._flow,
+            reason=command.reason,
+            client=client,
+            direction="in",
+            transport="udp",
+            target=command.target,
+            second=command.second,
+            peer=None,
+            peers=command.peers,
+            public_host=public.local if is_translated(client) else None,
+            ttl=command.ttl,
+            uses=0,
+        )
+        try:
+            one.lease = self._pinholes.open(request)
+        except PinholeRefused as refused:
+            self._lost(command.ref, one, refused)
+            return
+        if not one.closed:
+            host = public.advertised if is_translated(client) else one.lease.public.host
+            self._told(command.ref, Endpoint(host, one.lease.public.port))
+        self._work(command.ref, one)
+
+    def _work(self, ref: int, one: _Conversation) -> None:
+        """Do what waits, and close if that was wished meanwhile."""
+        while one.updates and not one.closed:
+            command = one.updates.popleft()
+            assert one.lease is not None
+            try:
+                one.lease = self._pinholes.update(PinholeUpdate(one.lease.id, peers=command.peers, ttl=command.ttl))
+            except PinholeRefused as refused:
+                self._lost(ref, one, refused)
+                return
+        one.busy = False
+        if one.closed:
+            self._end(one)
+
+    def _lost(self, ref: int, one: _Conversation, refused: PinholeRefused) -> None:
+        log.warning("pinhole.refused", flow=self._flow, rule=refused.rule, detail=refused.detail)
+        self._end(one)
+        if not one.closed:
+            del self._live[ref]
+            self._told(ref, refused.rule)
+
+    def _end(self, one: _Conversation) -> None:
+        if one.lease is not None:
+            self._pinholes.close(one.lease)
+            one.lease = None

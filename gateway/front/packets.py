@@ -1,0 +1,276 @@
+"""The driver of UDP in the packet path: packets from NFQUEUE to the engine and back, its conversations to the broker.
+
+A packet is read in the middle of the router, so the inside client has its own address in it, in both directions. The
+packet's translation is the kernel's; only the payload is edited here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import gevent
+import structlog
+from gevent.event import Event as Wakeup
+
+from alg.address import Endpoint, canonical
+from alg.api import (
+    ClosePinhole,
+    Edit,
+    Mode,
+    Note,
+    OpenConversation,
+    Opened,
+    Refused,
+    Side,
+    Tick,
+    UpdateConversation,
+    apply_edits,
+)
+from alg.sip.events import Activity, Datagram, Release, RevokeConversation, SipCommand, SipEvent, StandDown
+from gateway.config import Network
+from gateway.conversations import Conversations, Pinholes
+from gateway.front.udp_packet import NotWhole, UdpPacket, parse
+from gateway.observe.trace import Trace
+from gateway.own_address import PublicAddress
+
+log = structlog.get_logger()
+
+MOST_HELD = 1024  # packets that wait for a verdict; a further one passes untouched
+LONGEST_HOLD = 2.5  # seconds; then a packet passes untouched, whatever the engine waits for
+ACTIVITY = 30.0  # seconds between two looks at the kernel's counters
+
+
+class QueuedPacket(Protocol):
+    """A packet of NFQUEUE. `retain` keeps its bytes beyond the callback; `accept` ends it."""
+
+    def get_payload(self) -> bytes: ...
+
+    def set_payload(self, payload: bytes) -> None: ...
+
+    def retain(self) -> None: ...
+
+    def accept(self) -> None: ...
+
+
+class Engine(Protocol):
+    """What decides about datagrams (`alg.sip.session.SipEngine`)."""
+
+    def handle(self, event: SipEvent) -> Sequence[SipCommand]: ...
+
+    def deadline(self) -> float | None: ...
+
+
+class _Held:
+    """A packet without a verdict; `ready` when the engine has released it, with `payload` if that is another one."""
+
+    __slots__ = ("packet", "parsed", "payload", "ready", "side", "since")
+
+    def __init__(self, packet: QueuedPacket, parsed: UdpPacket, side: Side, since: float) -> None:
+        self.packet = packet
+        self.parsed = parsed
+        self.side = side
+        self.since = since
+        self.ready = False
+        self.payload: bytes | None = None
+
+
+class PacketFront:
+    """All packets of one queue. `take` is the queue's callback; `run` keeps time, in a greenlet of its own.
+
+    `inside`: who is a client. `public_towards`: where conversations with an outside host listen, or None without a route.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        pinholes: Pinholes,
+        mode: Mode,
+        inside: Sequence[Network],
+        public_towards: Callable[[str], PublicAddress | None],
+        trace: Trace,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.counters: Counter[str] = Counter()
+        self.conversations = Conversations(pinholes, mode, f"p-{int(time.time() * 1000) & 0xFFFFFFFF:x}", self._told)
+        self._engine = engine
+        self._mode = mode
+        self._inside = tuple(inside)
+        self._public_towards = public_towards
+        self._trace = trace
+        self._now = now
+        self._numbers = itertools.count(1)
+        self._held: dict[int, _Held] = {}
+        self._flows: dict[tuple[Endpoint, Endpoint], deque[_Held]] = {}
+        self._facing: dict[str, str] = {}  # the outside host that an inside one spoke with last
+        self._events: deque[SipEvent] = deque()
+        self._handling = False
+        self._changed = Wakeup()
+        self._next_activity = now() + ACTIVITY
+
+    # --- packets ----------------------------------------------------------------------------------------------------
+
+    def take(self, packet: QueuedPacket) -> None:
+        """Handle one packet of the queue: now, or when what it waits for has come."""
+        self.counters["packets"] += 1
+        try:
+            parsed = parse(packet.get_payload())
+        except NotWhole as error:
+            self._pass(packet, error.reason)
+            return
+        side = self._side(parsed)
+        if side is None or not parsed.payload:
+            self._pass(packet, "other")
+            return
+        if len(self._held) >= MOST_HELD:
+            self._pass(packet, "crowded")
+            return
+        client, server = parsed.source, parsed.destination
+        if side is Side.SERVER:
+            client, server = server, client
+        number = next(self._numbers)
+        now = self._now()
+        held = self._held[number] = _Held(packet, parsed, side, now)
+        self._flows.setdefault((parsed.source, parsed.destination), deque()).append(held)
+        self._remember(client.host, server.host)
+        self._feed(Datagram(number, side, client, server, parsed.payload, now))
+        if number in self._held:
+            packet.retain()
+            self.counters["held"] += 1
+            self._changed.set()
+
+    def _side(self, parsed: UdpPacket) -> Side | None:
+        """Who sent it; None for what is not between inside and outside."""
+        source, destination = self._is_inside(parsed.source), self._is_inside(parsed.destination)
+        if source == destination:
+            return None
+        return Side.CLIENT if source else Side.SERVER
+
+    def _is_inside(self, endpoint: Endpoint) -> bool:
+        address = canonical(endpoint.host)
+        return any(address in network for network in self._inside)
+
+    def _remember(self, client: str, server: str) -> None:
+        if len(self._facing) > 65536:
+            self._facing.clear()
+        self._facing[client] = server
+
+    def _pass(self, packet: QueuedPacket, reason: str) -> None:
+        self.counters[f"untouched_{reason}"] += 1
+        packet.accept()
+
+    def _release(self, number: int, edits: tuple[Edit, ...]) -> None:
+        held = self._held.pop(number, None)
+        if held is None:  # its time was over
+            return
+        if edits:
+            self._trace.add(held.side, held.parsed.source, held.parsed.destination, held.parsed.payload, edits)
+            if self._mode is Mode.REWRITE:
+                held.payload = apply_edits(held.parsed.payload, edits)
+        else:
+            self._trace.add(held.side, held.parsed.source, held.parsed.destination, held.parsed.payload, ())
+        held.ready = True
+        self._verdicts(held)
+
+    def _verdicts(self, held: _Held) -> None:
+        """Let go what is ready, in the order in which it came, as the kernel would have."""
+        key = (held.parsed.source, held.parsed.destination)
+        flow = self._flows[key]
+        while flow and flow[0].ready:
+            first = flow.popleft()
+            if first.payload is not None:
+                try:
+                    first.packet.set_payload(first.parsed.with_payload(first.payload))
+                    self.counters["edited"] += 1
+                except ValueError:
+                    self.counters["untouched_grown"] += 1
+            first.packet.accept()
+        if not flow:
+            del self._flows[key]
+
+    # --- the engine -------------------------------------------------------------------------------------------------
+
+    def _feed(self, event: SipEvent) -> None:
+        """Give the engine an event and do what it answers; an event that this causes waits for its turn."""
+        self._events.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._events:
+                for command in self._engine.handle(self._events.popleft()):
+                    self._do(command)
+        finally:
+            self._handling = False
+        self._changed.set()
+
+    def _do(self, command: SipCommand) -> None:
+        match command:
+            case Release(number, edits):
+                self._release(number, edits)
+            case OpenConversation():
+                server = self._facing.get(command.target.host)
+                public = self._public_towards(server) if server is not None else None
+                self.conversations.open(command, command.target.host, public)
+            case UpdateConversation():
+                self.conversations.update(command)
+            case ClosePinhole(ref):
+                self.conversations.close(ref)
+            case StandDown(client, server, rule):
+                log.info("alg.stand_down", client=str(client), server=server, rule=rule)
+            case RevokeConversation(client, server, rule):
+                log.warning("alg.revoke", client=str(client), server=server, rule=rule)
+            case Note(code, detail):
+                log.info("alg.note", code=code, detail=detail)
+
+    def _told(self, ref: int, outcome: Endpoint | str) -> None:
+        """What became of a conversation: its public endpoint, or the rule by which it was refused."""
+        if isinstance(outcome, str):
+            self._feed(Refused(ref, outcome, self._now()))
+        else:
+            self._feed(Opened(ref, outcome, self._now()))
+
+    # --- time -------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Give the engine its ticks, and let go what waits too long. Does not return."""
+        while True:
+            self._changed.clear()
+            self._changed.wait(self._timeout())
+            self.tick()
+
+    def _timeout(self) -> float | None:
+        times = [self._engine.deadline(), self._next_activity]
+        if self._held:
+            times.append(next(iter(self._held.values())).since + LONGEST_HOLD)
+        pending = [time for time in times if time is not None]
+        return max(0.0, min(pending) - self._now())
+
+    def tick(self) -> None:
+        """Do what is due."""
+        now = self._now()
+        for number in [number for number, held in self._held.items() if held.since + LONGEST_HOLD <= now]:
+            self.counters["overdue"] += 1
+            self._release(number, ())
+        deadline = self._engine.deadline()
+        if deadline is not None and deadline <= now:
+            self._feed(Tick(now))
+        if self._next_activity <= now:
+            self._next_activity = now + ACTIVITY
+            gevent.spawn(self._tell_activity)
+
+    def _tell_activity(self) -> None:
+        for ref, packets_in, packets_out in self.conversations.traffic():
+            self._feed(Activity(ref, packets_in, packets_out, self._now()))
+
+    def stop(self) -> None:
+        """Let everything go as it is."""
+        for number in list(self._held):
+            self._release(number, ())
+
+    def status(self) -> dict[str, Any]:
+        """Counts since the start, as `algate status --json` shows them."""
+        return {"waiting": len(self._held), "conversations": len(self.conversations), **self.counters}

@@ -1,0 +1,165 @@
+"""The packets process: gevent and NFQUEUE, CAP_NET_ADMIN only. Entry: `python -m gateway.process.packets BOOT_FD`."""
+
+# ruff: noqa: E402
+from gevent import monkey
+
+monkey.patch_all()
+
+import errno
+import os
+import signal
+import socket
+import sys
+import time
+
+import gevent
+import gevent.socket as gsocket
+from netfilterqueue import COPY_PACKET, NetfilterQueue
+
+from alg.api import Mode
+from alg.sip.session import SipEngine, SipOptions
+from gateway.broker.client import BrokerClient
+from gateway.front.packets import PacketFront
+from gateway.front.udp_packet import LONGEST_WHOLE
+from gateway.observe.admin_wire import Rows, answer
+from gateway.observe.log import get_logger, setup_logging
+from gateway.observe.trace import Trace
+from gateway.own_address import PublicAddress, public_address, source_towards
+from gateway.pinhole.kernel import KernelPinholes
+from gateway.process.boot import Boot
+
+log = get_logger()
+
+LONGEST_QUEUE = 4096  # packets that wait in the kernel; further ones are dropped
+RECEIVE_BUFFER = 4 * 1024 * 1024
+ROUND = 64  # packets in a row: then timers and the broker's answers get their turn
+ROUTE_AGE = 10.0  # seconds that an answer of the routing table is believed
+
+
+class Packets:
+    """Everything that the process consists of, put together from its boot document."""
+
+    def __init__(self, boot: Boot) -> None:
+        config = boot.config
+        assert boot.broker is not None
+        section = config.alg["sip"]
+        options = section.options if isinstance(section.options, SipOptions) else SipOptions()
+        self._outside = config.network.outside
+        self._routes: dict[str, tuple[float, PublicAddress | None]] = {}
+        self._engine = SipEngine(options)
+        self._trace = Trace()
+        self._front = PacketFront(
+            self._engine,
+            KernelPinholes(BrokerClient(socket.socket(fileno=boot.broker))),
+            section.mode,
+            config.inside_networks,
+            self._public_towards,
+            self._trace,
+        )
+        self._mode: Mode = section.mode
+        self._admin = gsocket.socket(fileno=boot.admin)
+        self._lifeline = gsocket.socket(fileno=boot.lifeline)
+        self._queue = NetfilterQueue()
+        self._queue.bind(
+            config.queue,
+            self._front.take,
+            max_len=LONGEST_QUEUE,
+            mode=COPY_PACKET,
+            range=LONGEST_WHOLE,
+            sock_len=RECEIVE_BUFFER,
+        )
+
+    def run(self) -> None:
+        """Serve until SIGTERM, or until the supervisor is gone."""
+        stop = gevent.event.Event()
+        gevent.signal_handler(signal.SIGTERM, stop.set)
+        reading = gevent.spawn(self._read)
+        reading.link(lambda _: stop.set())
+        gevent.spawn(self._front.run)
+        gevent.spawn(self._serve_admin)
+        gevent.spawn(self._watch_supervisor)
+        self._lifeline.sendall(b"ready\n")
+        stop.wait()
+        reading.kill()
+        self._front.stop()
+        self._queue.unbind()
+
+    def _read(self) -> None:
+        """Hand packets to the front, a few at a time."""
+        fd = self._queue.get_fd()
+        os.set_blocking(fd, False)
+        turn = _Turn(fd)
+        while True:
+            gsocket.wait_read(fd)
+            turn.left = ROUND
+            self._queue.run_socket(turn)
+            gevent.sleep(0)
+
+    def _public_towards(self, server: str) -> PublicAddress | None:
+        """The address of this host that `server` sees."""
+        now = time.monotonic()
+        known = self._routes.get(server)
+        if known is None or known[0] < now:
+            facing = source_towards(server)
+            if len(self._routes) > 4096:
+                self._routes.clear()
+            known = (now + ROUTE_AGE, public_address(self._outside, facing) if facing else None)
+            self._routes[server] = known
+        return known[1]
+
+    def _serve_admin(self) -> None:
+        verbs = {"status": self._status, "calls": self._calls, "trace": self._trace.rows}
+        while True:
+            try:
+                connection, _ = self._admin.accept()
+            except OSError as error:
+                log.warning("accept.failed", reason=error.strerror)
+                gevent.sleep(0.1)
+                continue
+            gevent.spawn(answer, connection, verbs)
+
+    def _status(self) -> Rows:
+        return [{"process": "packets", "pid": os.getpid(), "mode": self._mode.value, **self._front.status()}]
+
+    def _calls(self) -> Rows:
+        return []
+
+    def _watch_supervisor(self) -> None:
+        try:
+            while self._lifeline.recv(64):
+                pass
+        except OSError:
+            pass
+        log.error("supervisor.gone")
+        os._exit(1)
+
+
+class _Turn:
+    """The queue's socket as the binding wants to see it: empty after some packets, so that nobody waits for long."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.left = 0
+
+    def recv(self, size: int) -> bytes:
+        if self.left <= 0:
+            raise BlockingIOError(errno.EAGAIN, "others are waiting")
+        self.left -= 1
+        return os.read(self._fd, size)
+
+
+def main() -> None:
+    """Entry: the boot document's descriptor is the only argument."""
+    boot = Boot.from_memfd(int(sys.argv[1]))
+    setup_logging("packets")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        packets = Packets(boot)
+    except OSError as error:
+        log.error("queue.failed", queue=boot.config.queue, reason=str(error))
+        sys.exit(1)
+    packets.run()
+
+
+if __name__ == "__main__":
+    main()
