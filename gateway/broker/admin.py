@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from gateway.broker.netfilter import Netfilter, NetfilterError
+from gateway.broker.netfilter import Netfilter
+from gateway.broker.netlink import NetfilterError
 from gateway.observe.admin_wire import Rows, answer
 
 _THREADS = 8

@@ -18,11 +18,13 @@ from gateway.broker.protocol import (
     Open,
     Opened,
     ToWorker,
+    Update,
+    Updated,
     decode_to_worker,
     encode,
 )
 from gateway.errors import PinholeRefused
-from gateway.model import Lease, PinholeRequest
+from gateway.model import Lease, PinholeRequest, PinholeUpdate
 from gateway.observe.log import get_logger
 
 TIMEOUT = 2.0
@@ -55,24 +57,31 @@ class BrokerClient:
     def open(self, request: PinholeRequest) -> Lease:
         """Open a pinhole. PinholeRefused: by the broker's rule, or "broker" if it does not answer in time."""
         self._next_id += 1
-        request_id = self._next_id
+        return self._ask(Open(self._next_id, request))
+
+    def update(self, update: PinholeUpdate) -> Lease:
+        """Change an open conversation; the lease as it is now. PinholeRefused as for `open`."""
+        self._next_id += 1
+        return self._ask(Update(self._next_id, update))
+
+    def _ask(self, question: Open | Update) -> Lease:
         answer: AsyncResult[ToWorker] = AsyncResult()
-        self._waiting[request_id] = answer
+        self._waiting[question.id] = answer
         try:
             with gevent.Timeout(self._timeout), self._sending:
                 # One greenlet at a time may wait for room in the socket: it is full if no broker reads.
                 if not self._greeted:
                     self._sock.send(self._hello)
                     self._greeted = True
-                self._sock.send(encode(Open(request_id, request)))
+                self._sock.send(encode(question))
             message = answer.get(timeout=self._timeout)
         except gevent.Timeout:
             raise PinholeRefused("broker", f"no answer within {self._timeout:g} s") from None
         except (OSError, ValueError) as error:
             raise PinholeRefused("broker", str(error)) from error
         finally:
-            del self._waiting[request_id]
-        if isinstance(message, Opened):
+            del self._waiting[question.id]
+        if isinstance(message, Opened | Updated):
             return message.lease
         assert message is not None
         raise PinholeRefused(message.rule, message.detail)

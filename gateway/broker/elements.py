@@ -1,41 +1,53 @@
 """A lease as elements of the table `iptables/algate.nft`, and back. Pure.
 
-The lease rides in an element's user data, as a comment that `nft list table` shows: "algate 1 SLOT ID FLOW REASON".
-Everything else is in the key, the data and the timeout, so the kernel's table is all that a restarted broker needs.
+The lease rides in the user data of one of its elements, as a comment that `nft list table` shows: "algate 1 SLOT ID
+FLOW REASON" (and " +1" for the second port of a pair). Everything else is in the keys, the data and the timeout, so the
+kernel's table is all that a restarted broker needs.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from alg.address import Endpoint
 from gateway.model import Lease, Transport
 
-SetName = Literal["dnat4", "once4", "dnat6", "once6"]
-SETS: tuple[SetName, ...] = ("dnat4", "once4", "dnat6", "once6")
+ONCE = ("once4", "once6")
+COUNTED = ("in4", "inany4", "out4", "outany4", "in6", "inany6", "out6", "outany6")
+SETS = (
+    *("dnat4", "dnat6", *ONCE, "snat4", "snat6", "many4", "many6", "any4", "any6"),
+    *COUNTED,
+)
 
 LONGEST_COMMENT = 127
 """Bytes without the NUL; nft shows no longer one."""
 
 _COMMENT = "algate 1"
+_SECOND = "+1"
 _PROTOCOLS: dict[Transport, int] = {"tcp": 6, "udp": 17}
 _TRANSPORTS: dict[int, Transport] = {number: name for name, number in _PROTOCOLS.items()}
 _SIZES = {4: 4, 6: 16}
+_SERVICE = struct.Struct(">B3xH2x")
+_PORT = struct.Struct(">H2x")
 
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """An element of a set or map: `key` and `data` as the kernel has them; `timeout` in seconds: what is left."""
+    """An element of a set or map: `key` and `data` as the kernel has them; `timeout` in seconds: what is left.
 
-    set: SetName
+    `packets` and `bytes` are those of its counter, where its set counts.
+    """
+
+    set: str
     key: bytes
     data: bytes | None
     timeout: float
     comment: str
+    packets: int = 0
+    bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,85 +60,193 @@ class Found:
     used: bool
 
 
-def pack_key(destination: Endpoint, transport: Transport, source: str) -> bytes:
-    """`destination . protocol . destination port . source`, each padded to four bytes."""
-    return (
-        destination.ip.packed
-        + struct.pack(">B3xH2x", _PROTOCOLS[transport], destination.port)
-        + ipaddress.ip_address(source).packed
-    )
+def pack_key(destination: Endpoint, transport: Transport, source: str | None) -> bytes:
+    """`destination . protocol . destination port`, and `. source` unless it is None; each padded to four bytes."""
+    key = destination.ip.packed + _SERVICE.pack(_PROTOCOLS[transport], destination.port)
+    return key if source is None else key + ipaddress.ip_address(source).packed
 
 
 def elements_of(lease: Lease, slot: int, ttl: float) -> tuple[Element, ...]:
     """What to add for a lease that lives `ttl` seconds (or to delete). ValueError if its comment is too long."""
     comment = f"{_COMMENT} {slot} {lease.id} {lease.flow} {lease.reason}"
-    if len(comment.encode()) > LONGEST_COMMENT:
+    if len(comment.encode()) + len(_SECOND) + 1 > LONGEST_COMMENT:
         raise ValueError(f"comment is longer than {LONGEST_COMMENT} bytes")
-    six = lease.public.version == 6
-    once: SetName = "once6" if six else "once4"
+    family = lease.public.version
+    if lease.uses == 0:
+        elements = _conversation(family, lease.public, lease.target, lease.peers, ttl, comment)
+        if lease.second is not None:
+            public, target = second_of(lease)
+            elements += _conversation(family, public, target, lease.peers, ttl, f"{comment} {_SECOND}")
+        return tuple(elements)
+    once = f"once{family}"
     if lease.direction == "out":
         return (Element(once, pack_key(lease.target, lease.protocol, lease.client), None, ttl, comment),)
     assert lease.peer is not None
     key = pack_key(lease.public, lease.protocol, lease.peer)
-    data = lease.target.ip.packed + struct.pack(">H2x", lease.target.port)
     # The map element first: a pinhole that has its `once` has its target too.
-    return (Element("dnat6" if six else "dnat4", key, data, ttl, comment), Element(once, key, None, ttl, ""))
+    return (Element(f"dnat{family}", key, _pack(lease.target), ttl, comment), Element(once, key, None, ttl, ""))
+
+
+def second_of(lease: Lease) -> tuple[Endpoint, Endpoint]:
+    """Public endpoint and target of the second port of a pair."""
+    assert lease.second is not None
+    return Endpoint(lease.public.host, lease.public.port + 1), Endpoint(lease.target.host, lease.second)
+
+
+def traffic_of(lease: Lease, counted: Mapping[tuple[str, bytes], Element]) -> tuple[int, int]:
+    """Packets and bytes of a conversation: the sum of the counters of its elements."""
+    mine = [counted[key] for element in elements_of(lease, 0, 1.0) if (key := (element.set, element.key)) in counted]
+    return sum(element.packets for element in mine), sum(element.bytes for element in mine)
 
 
 def leases_of(elements: Iterable[Element], unix: float) -> list[Found]:
     """The leases that the elements of all sets are; `unix` is the time now. What is not ours is left out."""
-    everything = list(elements)
-    unused = {(element.set, element.key): element for element in everything if element.set.startswith("once")}
-    found = []
-    for element in everything:
+    everything = {(element.set, element.key): element for element in elements}
+    found: list[Found] = []
+    seconds: dict[str, int] = {}
+    peers = _peers(everything)
+    for element in everything.values():
         owner = _parse_comment(element.comment)
-        key = _unpack_key(element)
-        if owner is None or key is None:
+        if owner is None:
             continue
-        slot, lease_id, flow, reason = owner
-        destination, transport, source = key
-        inbound = element.data is not None
-        once: SetName = "once6" if destination.version == 6 else "once4"
-        target = _unpack_data(element.data, destination.version) if element.data is not None else destination
-        lease = Lease(
-            id=lease_id,
-            flow=flow,
-            reason=reason,
-            client=target.host if inbound else source,
-            direction="in" if inbound else "out",
-            protocol=transport,
-            public=destination,
-            target=target,
-            peer=source if inbound else None,
-            uses=1,
-            expires=unix + element.timeout,
-            backend="kernel",
-        )
-        found.append(Found(lease, slot, element.timeout, used=(once, element.key) not in unused))
+        if element.set.startswith("snat"):
+            conversation = _read_conversation(element, owner, peers, unix)
+            if conversation is None:
+                continue
+            if owner.second:
+                seconds[owner.id] = conversation.lease.target.port
+            else:
+                found.append(conversation)
+        elif element.set.startswith(("dnat", "once")):
+            single = _read_single(element, owner, everything, unix)
+            if single is not None:
+                found.append(single)
+    return [_with_second(one, seconds.get(one.lease.id)) for one in found]
+
+
+@dataclass(frozen=True, slots=True)
+class _Owner:
+    slot: int
+    id: str
+    flow: str
+    reason: str
+    second: bool
+
+
+def _conversation(
+    family: int, public: Endpoint, target: Endpoint, peers: tuple[str, ...] | None, ttl: float, comment: str
+) -> list[Element]:
+    """The elements of one port: the source port first, as it says whose they are."""
+    elements = [Element(f"snat{family}", _pack(target), _pack(public), ttl, comment)]
+    anybody = "any" if peers is None else ""
+    for peer in (None,) if peers is None else peers:
+        inward, outward = pack_key(public, "udp", peer), pack_key(target, "udp", peer)
+        elements.append(Element(f"{anybody or 'many'}{family}", inward, _pack(target), ttl, ""))
+        elements.append(Element(f"in{anybody}{family}", inward, None, ttl, ""))
+        elements.append(Element(f"out{anybody}{family}", outward, None, ttl, ""))
+    return elements
+
+
+def _peers(elements: Mapping[tuple[str, bytes], Element]) -> dict[Endpoint, list[str | None]]:
+    """Who may send to a public endpoint; None in the list: anybody."""
+    found: dict[Endpoint, list[str | None]] = {}
+    for element in elements.values():
+        if element.set.startswith("in"):
+            key = _unpack_key(element)
+            if key is not None:
+                found.setdefault(key[0], []).append(key[2])
     return found
 
 
-def _parse_comment(comment: str) -> tuple[int, str, str, str] | None:
+def _read_conversation(
+    element: Element, owner: _Owner, peers: Mapping[Endpoint, list[str | None]], unix: float
+) -> Found | None:
+    family = 6 if element.set.endswith("6") else 4
+    if len(element.key) != _SIZES[family] + 4 or element.data is None or len(element.data) != _SIZES[family] + 4:
+        return None
+    target, public = _unpack(element.key, family), _unpack(element.data, family)
+    allowed = peers.get(public, [])
+    lease = Lease(
+        id=owner.id,
+        flow=owner.flow,
+        reason=owner.reason,
+        client=target.host,
+        direction="in",
+        protocol="udp",
+        public=public,
+        target=target,
+        peer=None,
+        uses=0,
+        expires=unix + element.timeout,
+        backend="kernel",
+        peers=None if None in allowed else tuple(sorted(peer for peer in allowed if peer is not None)),
+    )
+    return Found(lease, owner.slot, element.timeout, used=False)
+
+
+def _read_single(
+    element: Element, owner: _Owner, everything: Mapping[tuple[str, bytes], Element], unix: float
+) -> Found | None:
+    key = _unpack_key(element)
+    if key is None or key[2] is None:
+        return None
+    destination, transport = key[:2]
+    source = key[2]
+    inbound = element.data is not None
+    target = _unpack(element.data, destination.version) if element.data is not None else destination
+    lease = Lease(
+        id=owner.id,
+        flow=owner.flow,
+        reason=owner.reason,
+        client=target.host if inbound else source,
+        direction="in" if inbound else "out",
+        protocol=transport,
+        public=destination,
+        target=target,
+        peer=source if inbound else None,
+        uses=1,
+        expires=unix + element.timeout,
+        backend="kernel",
+    )
+    used = (f"once{destination.version}", element.key) not in everything
+    return Found(lease, owner.slot, element.timeout, used)
+
+
+def _with_second(found: Found, second: int | None) -> Found:
+    if second is None:
+        return found
+    lease = found.lease
+    changed = Lease(**{**{name: getattr(lease, name) for name in lease.__struct_fields__}, "second": second})
+    return Found(changed, found.slot, found.left, found.used)
+
+
+def _parse_comment(comment: str) -> _Owner | None:
     head, found, rest = comment.partition(_COMMENT + " ")
     words = rest.split(" ")
-    if head or not found or len(words) != 4 or not words[0].isdecimal():
+    if head or not found or not words[0].isdecimal() or len(words) not in (4, 5) or words[4:] not in ([], [_SECOND]):
         return None
-    return int(words[0]), words[1], words[2], words[3]
+    return _Owner(int(words[0]), words[1], words[2], words[3], second=len(words) == 5)
 
 
-def _unpack_key(element: Element) -> tuple[Endpoint, Transport, str] | None:
+def _unpack_key(element: Element) -> tuple[Endpoint, Transport, str | None] | None:
+    """Destination, protocol and source of a key that `pack_key` made."""
     size = _SIZES[6 if element.set.endswith("6") else 4]
-    if len(element.key) != 2 * size + 8:
+    anybody = "any" in element.set
+    if len(element.key) != (1 if anybody else 2) * size + _SERVICE.size:
         return None
-    protocol, port = struct.unpack_from(">B3xH", element.key, size)
+    protocol, port = _SERVICE.unpack_from(element.key, size)
     transport = _TRANSPORTS.get(protocol)
     if transport is None:
         return None
-    destination = ipaddress.ip_address(element.key[:size])
-    return Endpoint(str(destination), port), transport, str(ipaddress.ip_address(element.key[-size:]))
+    source = None if anybody else str(ipaddress.ip_address(element.key[-size:]))
+    return Endpoint(str(ipaddress.ip_address(element.key[:size])), port), transport, source
 
 
-def _unpack_data(data: bytes, version: int) -> Endpoint:
+def _pack(endpoint: Endpoint) -> bytes:
+    return endpoint.ip.packed + _PORT.pack(endpoint.port)
+
+
+def _unpack(data: bytes, version: int) -> Endpoint:
     size = _SIZES[version]
-    (port,) = struct.unpack_from(">H", data, size)
+    (port,) = _PORT.unpack_from(data, size)
     return Endpoint(str(ipaddress.ip_address(data[:size])), port)

@@ -1,6 +1,6 @@
 """The bits of the connection mark that tell other firewalls' rules about pinholes.
 
-Only these two bits are ever set or read; a rule elsewhere that writes the mark must leave them alone (use a mask).
+Only these bits are ever set or read; a rule elsewhere that writes the mark must leave them alone (use a mask).
 """
 
 PINHOLE = 0x10000000
@@ -8,3 +8,6 @@ PINHOLE = 0x10000000
 
 ADMITTED = 0x20000000
 """The connection has used up its pinhole: `-m connmark --mark 0x20000000/0x20000000` in FORWARD accepts it."""
+
+MEDIA = 0x40000000
+"""The connection belongs to a conversation (UDP): it passes only as long as that is open. Always with ADMITTED."""

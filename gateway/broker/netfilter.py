@@ -1,7 +1,6 @@
-"""The one place that talks to netfilter: the broker's table, and its elements.
+"""The one place that talks to nf_tables: the broker's table, and its elements.
 
-pyroute2's message classes encode and decode; the socket is our own, so that every answer has a deadline (pyroute2's
-sockets wait for ever, and its `set_elems` cannot write the data of a map).
+Messages are made and read by `struct`: a library's generic encoder took most of the time of an opening (0036).
 """
 
 from __future__ import annotations
@@ -10,52 +9,53 @@ import errno
 import hashlib
 import importlib.resources
 import os
-import socket
 import string
 import struct
 import subprocess
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
-from pyroute2.netlink import NETLINK_NETFILTER
-from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES, nfgen_msg
-from pyroute2.netlink.nfnetlink.nftsocket import (
-    NFT_MSG_DELSETELEM,
-    NFT_MSG_DELTABLE,
-    NFT_MSG_GETSETELEM,
-    NFT_MSG_GETTABLE,
-    NFT_MSG_NEWSETELEM,
-    nft_set_elem_list_msg,
-    nft_table_msg,
-)
 
 from gateway.broker import marks
-from gateway.broker.elements import SETS, Element, SetName
+from gateway.broker.elements import COUNTED, SETS, Element
+from gateway.broker.netlink import (
+    ACK,
+    CREATE,
+    DUMP,
+    ERROR,
+    EXCL,
+    HEADER,
+    REQUEST,
+    NetfilterError,
+    Netlink,
+    attribute,
+    attribute_map,
+    attributes,
+    error_of,
+    nested,
+    sequence_of,
+)
 
-NETLINK_DEADLINE = 1.0
 NFT_DEADLINE = 5.0
 BATCH = 64
 """Changes in one transaction: its answers have to fit into the socket's buffer even if all of them are errors."""
 
-_NFPROTO_INET = 1
+_NF_TABLES = 10  # the subsystem
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_REQUEST, _MULTI, _ACK, _INTERRUPTED = 0x1, 0x2, 0x4, 0x10
-_DUMP, _EXCL, _CREATE = 0x300, 0x200, 0x400
-_SOL_NETLINK, _CAP_ACK = 270, 10
-_HEADER = struct.Struct("=IHHII")
+_GET_TABLE, _DEL_TABLE = _NF_TABLES << 8 | 1, _NF_TABLES << 8 | 2
+_NEW_ELEMENT, _GET_ELEMENT, _DEL_ELEMENT = _NF_TABLES << 8 | 12, _NF_TABLES << 8 | 13, _NF_TABLES << 8 | 14
+_BODY = HEADER.size + 4
+_INET = struct.pack(">BBH", 1, 0, 0)  # nfgenmsg: family, version, resource
+_BATCH = struct.pack(">BBH", 0, 0, _NF_TABLES)
+_TABLE_NAME, _TABLE_USERDATA = 1, 6
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ITEM = 1, 2, 3, 1
+_KEY, _DATA, _TIMEOUT, _EXPIRATION, _USERDATA, _EXPRESSION = 1, 2, 4, 5, 6, 7
+_DATA_VALUE, _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 1, 2
+_COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
+_UDATA_COMMENT = 0
+_U64 = struct.Struct(">Q")
 _FIND_NFT = {**os.environ, "PATH": "/usr/sbin:/sbin:/usr/bin:/bin", "LC_ALL": "C"}
-
-
-class NetfilterError(Exception):
-    """The kernel or nft would not do it; `code` is an errno."""
-
-    def __init__(self, code: int, what: str) -> None:
-        super().__init__(f"{what}: {os.strerror(code)}")
-        self.code = code
 
 
 class TableGoneError(NetfilterError):
@@ -68,10 +68,10 @@ class ForeignTableError(NetfilterError):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Elements to add (all or none) or to delete (those that are there)."""
+    """Elements to delete (those that are there), then elements to add (all or none). A lease's whole change."""
 
-    add: bool
-    elements: tuple[Element, ...]
+    delete: tuple[Element, ...] = ()
+    add: tuple[Element, ...] = ()
 
 
 class Netfilter:
@@ -82,12 +82,16 @@ class Netfilter:
         source = importlib.resources.files("iptables").joinpath("algate.nft").read_text()
         self._mark = "algate " + hashlib.sha256(source.encode()).hexdigest()[:16]
         self._rules = string.Template(source).substitute(
-            table=name, comment=self._mark, pinhole=hex(marks.PINHOLE), admitted=hex(marks.ADMITTED)
+            table=name,
+            comment=self._mark,
+            pinhole=hex(marks.PINHOLE),
+            admitted=hex(marks.ADMITTED),
+            media=hex(marks.MEDIA),
+            entered=hex(marks.MEDIA | marks.ADMITTED),
         )
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
-        self._socket.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
-        self._socket.bind((0, 0))
-        self._sequence = 0
+        self._netlink = Netlink()
+        table = attribute(_LIST_TABLE, name.encode() + b"\0")
+        self._head = {each: _INET + table + attribute(_LIST_SET, each.encode() + b"\0") for each in SETS}
 
     # --- the table --------------------------------------------------------------------------------------------------
 
@@ -107,8 +111,7 @@ class Netfilter:
 
     def unload(self) -> None:
         """Delete the table, if there is one."""
-        message = self._message(nft_table_msg, NFT_MSG_DELTABLE, _REQUEST, [("NFTA_TABLE_NAME", self.name)])
-        errors = self._transaction([message])
+        errors = self._transaction([self._netlink.message(_DEL_TABLE, REQUEST, self._named())])
         if errors and errors[0].code != errno.ENOENT:
             raise errors[0]
 
@@ -120,12 +123,14 @@ class Netfilter:
 
     def _table_comment(self) -> str | None:
         """The comment of the table that is there ("" without), or None if there is no table."""
-        message = self._message(nft_table_msg, NFT_MSG_GETTABLE, _REQUEST | _ACK, [("NFTA_TABLE_NAME", self.name)])
         try:
-            (table,) = self._request(nft_table_msg, message)
+            answers = self._request(self._netlink.message(_GET_TABLE, REQUEST | ACK, self._named()))
         except TableGoneError:
             return None
-        return str(table.get_attr("NFTA_TABLE_USERDATA") or "")
+        return _comment_of(attribute_map(answers[0], _BODY).get(_TABLE_USERDATA, b""))
+
+    def _named(self) -> bytes:
+        return _INET + attribute(_TABLE_NAME, self.name.encode() + b"\0")
 
     def _nft(self, arguments: list[str], text: str) -> str:
         try:
@@ -157,18 +162,19 @@ class Netfilter:
         refused: dict[int, NetfilterError] = {}
         for start in range(0, len(changes), BATCH):
             todo = [
-                (index, element)
+                (index, add, element)
                 for index in range(start, min(start + BATCH, len(changes)))
-                for element in changes[index].elements
+                for add, elements in ((False, changes[index].delete), (True, changes[index].add))
+                for element in elements
             ]
             while todo:
-                errors = self._transaction([self._change(changes[index].add, element) for index, element in todo])
+                errors = self._transaction([self._change(add, element) for _, add, element in todo])
                 if not errors:
                     break
                 absent = set()
                 for position, error in errors.items():
-                    index = todo[position][0]
-                    if changes[index].add:
+                    index, add, _ = todo[position]
+                    if add:
                         if isinstance(error, TableGoneError):
                             raise error
                         refused[index] = error
@@ -177,154 +183,135 @@ class Netfilter:
                 todo = [item for at, item in enumerate(todo) if at not in absent and item[0] not in refused]
         return refused
 
-    def elements(self, sets: Sequence[SetName] = SETS) -> list[Element]:
+    def elements(self, sets: Sequence[str] = SETS) -> list[Element]:
         """All elements of these sets, with what is left of their time. Raises TableGoneError."""
         found = []
         for name in sets:
-            attributes = [("NFTA_SET_ELEM_LIST_TABLE", self.name), ("NFTA_SET_ELEM_LIST_SET", name)]
-            message = self._message(nft_set_elem_list_msg, NFT_MSG_GETSETELEM, _REQUEST | _DUMP, attributes)
-            for answer in self._request(nft_set_elem_list_msg, message):
-                for item in answer.get_attr("NFTA_SET_ELEM_LIST_ELEMENTS") or ():
-                    data = item.get_attr("NFTA_SET_ELEM_DATA")
-                    found.append(
-                        Element(
-                            set=name,
-                            key=item.get_attr("NFTA_SET_ELEM_KEY").get_attr("NFTA_DATA_VALUE"),
-                            data=data.get_attr("NFTA_DATA_VALUE") if data else None,
-                            timeout=(item.get_attr("NFTA_SET_ELEM_EXPIRATION") or 0) / 1000,
-                            comment=_text_of(item.get_attr("NFTA_SET_ELEM_USERDATA")),
-                        )
-                    )
+            message = self._netlink.message(_GET_ELEMENT, REQUEST | DUMP, self._head[name])
+            for answer in self._request(message):
+                found += _read_elements(name, answer)
         return found
 
-    def _change(self, add: bool, element: Element) -> bytearray:
-        item: list[tuple[str, Any]] = [("NFTA_SET_ELEM_KEY", {"attrs": [("NFTA_DATA_VALUE", element.key)]})]
+    def counted(self, wanted: Iterable[Element]) -> list[Element]:
+        """`wanted`, with the counters that those of them have which are there and count."""
+        result = []
+        for element in wanted:
+            if element.set in COUNTED:
+                body = self._head[element.set] + nested(_LIST_ELEMENTS, nested(_LIST_ITEM, _value(_KEY, element.key)))
+                try:
+                    answers = self._request(self._netlink.message(_GET_ELEMENT, REQUEST | ACK, body))
+                except TableGoneError:  # the element, or all of it
+                    answers = []
+                for there in (there for answer in answers for there in _read_elements(element.set, answer)):
+                    element = Element(
+                        element.set, element.key, None, element.timeout, "", packets=there.packets, bytes=there.bytes
+                    )
+            result.append(element)
+        return result
+
+    def _change(self, add: bool, element: Element) -> bytes:
+        item = _value(_KEY, element.key)
         if add:
-            item.append(("NFTA_SET_ELEM_TIMEOUT", int(element.timeout * 1000)))
+            item += attribute(_TIMEOUT, _U64.pack(int(element.timeout * 1000)))
             if element.data is not None:
-                item.append(("NFTA_SET_ELEM_DATA", {"attrs": [("NFTA_DATA_VALUE", element.data)]}))
+                item += _value(_DATA, element.data)
             if element.comment:
-                item.append(("NFTA_SET_ELEM_USERDATA", [("NFTNL_UDATA_SET_ELEM_COMMENT", element.comment)]))
-        return self._message(
-            nft_set_elem_list_msg,
-            NFT_MSG_NEWSETELEM if add else NFT_MSG_DELSETELEM,
-            _REQUEST | _CREATE | _EXCL if add else _REQUEST,
-            [
-                ("NFTA_SET_ELEM_LIST_TABLE", self.name),
-                ("NFTA_SET_ELEM_LIST_SET", element.set),
-                ("NFTA_SET_ELEM_LIST_ELEMENTS", [{"attrs": item}]),
-            ],
+                item += attribute(_USERDATA, _comment(element.comment))
+            if element.packets:
+                item += _counter(element.packets, element.bytes)
+        body = self._head[element.set] + nested(_LIST_ELEMENTS, nested(_LIST_ITEM, item))
+        return self._netlink.message(
+            _NEW_ELEMENT if add else _DEL_ELEMENT, REQUEST | CREATE | EXCL if add else REQUEST, body
         )
 
     # --- netlink ----------------------------------------------------------------------------------------------------
 
-    def _message(self, message_class: Any, kind: int, flags: int, attributes: Any) -> bytearray:
-        message = message_class()
-        message["nfgen_family"] = _NFPROTO_INET
-        message["attrs"] = attributes
-        return self._finish(message, NFNL_SUBSYS_NFTABLES << 8 | kind, flags)
-
-    def _mark_batch(self, kind: int) -> bytearray:
-        message = nfgen_msg()
-        message["res_id"] = NFNL_SUBSYS_NFTABLES
-        return self._finish(message, kind, _REQUEST)
-
-    def _finish(self, message: Any, kind: int, flags: int) -> bytearray:
-        self._sequence = (self._sequence + 1) & 0xFFFFFFFF
-        message["header"]["type"] = kind
-        message["header"]["flags"] = flags
-        message["header"]["sequence_number"] = self._sequence
-        message.encode()
-        return bytearray(message.data)
-
-    def _transaction(self, messages: list[bytearray]) -> dict[int, NetfilterError]:
+    def _transaction(self, messages: list[bytes]) -> dict[int, NetfilterError]:
         """Do all or nothing. Returns the errors by position of the message; empty: done.
 
         Only the last message asks for an answer; the errors of others come before it.
         """
-        begin, end = self._mark_batch(_BATCH_BEGIN), self._mark_batch(_BATCH_END)
-        length, kind, flags, last, pid = _HEADER.unpack_from(messages[-1])
-        _HEADER.pack_into(messages[-1], 0, length, kind, flags | _ACK, last, pid)
-        positions = {_sequence_of(message): at for at, message in enumerate(messages)}
-        self._send(b"".join([begin, *messages, end]))
+        begin = self._netlink.message(_BATCH_BEGIN, REQUEST, _BATCH)
+        end = self._netlink.message(_BATCH_END, REQUEST, _BATCH)
+        length, kind, flags, last, pid = HEADER.unpack_from(messages[-1])
+        messages[-1] = HEADER.pack(length, kind, flags | ACK, last, pid) + messages[-1][HEADER.size :]
+        positions = {sequence_of(message): at for at, message in enumerate(messages)}
+        self._netlink.send(b"".join([begin, *messages, end]))
         errors = {}
-        for kind, sequence, _flags, packet in self._receive():
-            if kind != _NLMSG_ERROR:
+        for kind, sequence, _flags, packet in self._netlink.receive():
+            if kind != ERROR:
                 continue
-            (code,) = struct.unpack_from("=i", packet, 16)
-            if sequence == _sequence_of(begin) and code:
-                raise NetfilterError(-code, "netfilter transaction")
+            code = error_of(packet)
+            if sequence == sequence_of(begin) and code:
+                raise NetfilterError(code, "netfilter transaction")
             if sequence in positions and code:
-                errors[positions[sequence]] = self._error(-code)
+                errors[positions[sequence]] = self._error(code)
             if sequence == last:
                 return errors
-        raise AssertionError("unreachable: _receive ends by raising")
+        raise AssertionError("unreachable: receive ends by raising")
 
-    def _request(self, message_class: Any, message: bytearray) -> list[Any]:
-        """Send one reading request; the decoded answers."""
-        for _ in range(5):
-            self._send(bytes(message))
-            answers = []
-            whole = True
-            for kind, sequence, flags, packet in self._receive():
-                if sequence != _sequence_of(message):
-                    continue
-                whole = whole and not flags & _INTERRUPTED
-                if kind == _NLMSG_DONE:
-                    break
-                if kind == _NLMSG_ERROR:
-                    (code,) = struct.unpack_from("=i", packet, 16)
-                    if code:
-                        raise self._error(-code)
-                    break
-                answer = message_class(packet)
-                answer.decode()
-                answers.append(answer)
-            if whole:
-                return answers
-        raise NetfilterError(errno.EAGAIN, "netfilter table changes while it is read")
+    def _request(self, message: bytes) -> list[bytes]:
+        try:
+            return self._netlink.request(message)
+        except NetfilterError as error:
+            if error.code == errno.ENOENT:
+                raise self._error(error.code) from None
+            raise
 
     def _error(self, code: int) -> NetfilterError:
         if code == errno.ENOENT:
             return TableGoneError(code, f"table inet {self.name}")
         return NetfilterError(code, "netfilter")
 
-    def _send(self, data: bytes) -> None:
-        self._socket.settimeout(NETLINK_DEADLINE)
-        try:
-            self._socket.send(data)
-        except OSError as error:
-            raise NetfilterError(error.errno or errno.ETIMEDOUT, "netlink send") from error
 
-    def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
-        """Messages (type, sequence, flags, whole) until the reader has enough; NetfilterError after the deadline."""
-        deadline = time.monotonic() + NETLINK_DEADLINE
-        while True:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise NetfilterError(errno.ETIMEDOUT, "netlink answer")
-            self._socket.settimeout(left)
-            try:
-                data = self._socket.recv(1 << 17)
-            except TimeoutError:
-                raise NetfilterError(errno.ETIMEDOUT, "netlink answer") from None
-            except OSError as error:
-                raise NetfilterError(error.errno or errno.EIO, "netlink answer") from error
-            at = 0
-            while at + _HEADER.size <= len(data):
-                length, kind, flags, sequence, _pid = _HEADER.unpack_from(data, at)
-                yield kind, sequence, flags, data[at : at + length]
-                at += max(length + 3 & ~3, _HEADER.size)
+def _value(kind: int, value: bytes) -> bytes:
+    return nested(kind, attribute(_DATA_VALUE, value))
 
 
-def _sequence_of(message: bytes | bytearray) -> int:
-    sequence: int = _HEADER.unpack_from(message)[3]
-    return sequence
+def _counter(packets: int, total: int) -> bytes:
+    values = attribute(_COUNTER_BYTES, _U64.pack(total)) + attribute(_COUNTER_PACKETS, _U64.pack(packets))
+    return nested(_EXPRESSION, attribute(_EXPRESSION_NAME, b"counter\0"), nested(_EXPRESSION_DATA, values))
 
 
-def _text_of(userdata: Any) -> str:
-    """The comment in user data that pyroute2 decoded; "" if there is none."""
-    for kind, value in userdata or () if isinstance(userdata, list) else ():
-        if kind.endswith("_COMMENT"):
-            return bytes(value).rstrip(b"\0").decode(errors="replace")
+def _comment(text: str) -> bytes:
+    """A comment as libnftnl's user data has it: kind, length, text with a NUL."""
+    data = text.encode() + b"\0"
+    return bytes((_UDATA_COMMENT, len(data))) + data
+
+
+def _comment_of(userdata: bytes) -> str:
+    """The comment in user data; "" if there is none."""
+    at = 0
+    while at + 2 <= len(userdata):
+        kind, length = userdata[at], userdata[at + 1]
+        if kind == _UDATA_COMMENT:
+            return userdata[at + 2 : at + 2 + length].rstrip(b"\0").decode(errors="replace")
+        at += 2 + length
     return ""
+
+
+def _read_elements(name: str, answer: bytes) -> list[Element]:
+    found = []
+    for _, item in attributes(attribute_map(answer, _BODY).get(_LIST_ELEMENTS, b"")):
+        fields = attribute_map(item)
+        packets = total = 0
+        if _EXPRESSION in fields:
+            values = attribute_map(attribute_map(fields[_EXPRESSION]).get(_EXPRESSION_DATA, b""))
+            packets, total = _number(values.get(_COUNTER_PACKETS)), _number(values.get(_COUNTER_BYTES))
+        data = fields.get(_DATA)
+        found.append(
+            Element(
+                set=name,
+                key=attribute_map(fields.get(_KEY, b"")).get(_DATA_VALUE, b""),
+                data=attribute_map(data).get(_DATA_VALUE, b"") if data is not None else None,
+                timeout=_number(fields.get(_EXPIRATION)) / 1000,
+                comment=_comment_of(fields.get(_USERDATA, b"")),
+                packets=packets,
+                bytes=total,
+            )
+        )
+    return found
+
+
+def _number(value: bytes | None) -> int:
+    return int.from_bytes(value, "big") if value is not None else 0

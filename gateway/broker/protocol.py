@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
-from gateway.model import Lease, PinholeRequest
+from gateway.model import Lease, PinholeRequest, PinholeUpdate
 
 MAX_MESSAGE = 8192
 """Longest message in bytes; a longer one is dropped."""
@@ -28,6 +28,13 @@ class Open(msgspec.Struct, tag="open", frozen=True, forbid_unknown_fields=True):
     request: PinholeRequest
 
 
+class Update(msgspec.Struct, tag="update", frozen=True, forbid_unknown_fields=True):
+    """Change an open conversation of this worker's slot; answered by `Updated` or `Refused`."""
+
+    id: int
+    update: PinholeUpdate
+
+
 class Close(msgspec.Struct, tag="close", frozen=True, forbid_unknown_fields=True):
     """Close a pinhole of this worker's slot, if it is still open. Not answered."""
 
@@ -41,16 +48,23 @@ class Opened(msgspec.Struct, tag="opened", frozen=True):
     lease: Lease
 
 
+class Updated(msgspec.Struct, tag="updated", frozen=True):
+    """The conversation of `Update` `id` is changed: the lease as it is now."""
+
+    id: int
+    lease: Lease
+
+
 class Refused(msgspec.Struct, tag="refused", frozen=True):
-    """The pinhole of `Open` `id` was not opened; `rule` is a stable word."""
+    """The pinhole of `Open` or `Update` `id` was not opened or changed; `rule` is a stable word."""
 
     id: int
     rule: str
     detail: str
 
 
-FromWorker = Hello | Open | Close
-ToWorker = Opened | Refused
+FromWorker = Hello | Open | Update | Close
+ToWorker = Opened | Updated | Refused
 
 _Message = TypeVar("_Message")
 

@@ -15,12 +15,17 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import msgspec
+
 from gateway.broker.admin import AdminDoor
-from gateway.broker.elements import elements_of, leases_of
-from gateway.broker.netfilter import Change, Netfilter, NetfilterError, TableGoneError
+from gateway.broker.conntrack import Conntrack, Socket
+from gateway.broker.elements import COUNTED, ONCE, elements_of, leases_of, second_of, traffic_of
+from gateway.broker.netfilter import Change, Netfilter, TableGoneError
+from gateway.broker.netlink import NetfilterError
+from gateway.broker.ports import can_bind
 from gateway.broker.protocol import (
     MAX_MESSAGE,
     Close,
@@ -30,12 +35,14 @@ from gateway.broker.protocol import (
     Opened,
     Refused,
     ToWorker,
+    Update,
+    Updated,
     decode_from_worker,
     encode,
 )
-from gateway.broker.validate import Network, check_request, valid_lease_id
+from gateway.broker.validate import SHORTEST_TTL, Network, check_request, check_update, valid_lease_id
 from gateway.errors import PinholeRefused
-from gateway.model import Lease, PinholeRequest, Transport
+from gateway.model import Lease, PinholeRequest
 from gateway.observe.admin_wire import Rows
 from gateway.observe.log import get_logger
 from gateway.pinhole.lease import LeaseTable, lease_row
@@ -44,7 +51,6 @@ RECONCILE = 1.0
 """Seconds between two looks at which pinholes the kernel has used up."""
 
 _ROUND = 64  # messages of one worker in one round: no worker keeps the others waiting
-_SOCKET_KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
 Pending = tuple[int, int, Lease, float]
 """A lease that is not yet in the kernel: slot, id of the request, lease, ttl."""
@@ -75,6 +81,7 @@ class Broker:
         self._lifeline = lifeline
         self._inside = list(inside)
         self._netfilter = Netfilter(table)
+        self._conntrack = Conntrack()
         self._admin = admin
         self._leases = LeaseTable(backend="kernel", ports=ports, per_client=per_client)
         self._rng = random.SystemRandom()
@@ -146,8 +153,7 @@ class Broker:
         """Do what waits: a transaction, expiry, reconciliation."""
         self._flush()
         now = time.monotonic()
-        for lease in self._leases.expire(now):
-            log.info("pinhole.expire", **_audit(lease))
+        self._expire(now)
         if not len(self._leases):
             self._next_reconcile = math.inf
         elif math.isinf(self._next_reconcile):
@@ -173,7 +179,7 @@ class Broker:
         """Find out which pinholes the kernel has used up: their `once` element is gone before its time."""
         begun = time.monotonic()
         try:
-            once = {element.key for element in self._netfilter.elements(("once4", "once6"))}
+            once = {element.key for element in self._netfilter.elements(ONCE)}
         except TableGoneError:
             self._table_gone()
             return
@@ -182,15 +188,27 @@ class Broker:
             self._next_reconcile = begun + RECONCILE
             return
         now = time.monotonic()
-        for lease in self._leases.expire(now):
-            log.info("pinhole.expire", **_audit(lease))
+        self._expire(now)
         for lease in self._leases.live():
-            if elements_of(lease, 0, 1.0)[-1].key not in once:
+            if lease.uses and elements_of(lease, 0, 1.0)[-1].key not in once:
                 self._leases.use(lease.id)
                 self._used += 1
-                log.info("pinhole.used", **_audit(lease))
+                log.info("pinhole.use", **_audit(lease))
         # With thousands of pinholes the look takes long: never spend more than a tenth of the time on it.
         self._next_reconcile = now + max(RECONCILE, 10 * (now - begun))
+
+    def _expire(self, now: float) -> None:
+        expired = self._leases.expire(now)
+        for lease in expired:
+            log.info("pinhole.expire", **_audit(lease))
+        self._forget(socket for lease in expired for socket in _connections(lease))
+
+    def _forget(self, sockets: Iterable[Socket]) -> None:
+        """Have the kernel forget UDP connections. What of a conversation stays is dropped in the table anyway."""
+        try:
+            self._conntrack.forget(sockets)
+        except NetfilterError as error:
+            log.warning("broker.conntrack_failed", error=str(error))
 
     def _table_gone(self, pending: Sequence[Pending] = ()) -> None:
         """Somebody flushed the ruleset: all leases are lost but those on their way; make the table again."""
@@ -236,6 +254,8 @@ class Broker:
     def _on_message(self, slot: int, message: FromWorker) -> None:
         if isinstance(message, Open):
             self._on_open(slot, message)
+        elif isinstance(message, Update):
+            self._on_update(slot, message)
         elif isinstance(message, Close):
             lease = None
             if valid_lease_id(message.lease):
@@ -269,9 +289,41 @@ class Broker:
             return
         self._opens.append((slot, message.id, lease, request.ttl))
 
+    def _on_update(self, slot: int, message: Update) -> None:
+        update = message.update
+        self._flush()
+        old = self._leases.get(update.lease, owner=slot) if valid_lease_id(update.lease) else None
+        try:
+            if old is None:
+                raise PinholeRefused("lease", "no open conversation of this worker")
+            check_update(update, old, self._inside)
+            new = self._leases.changed(update, unix=time.time(), owner=slot)
+            now = time.monotonic()
+            deadline = self._leases.deadline_of(old.id) if update.ttl is msgspec.UNSET else now + update.ttl
+            try:
+                # Deleted and added in one transaction: no packet meets a conversation half changed.
+                add = self._netfilter.counted(elements_of(new, slot, max(deadline - now, SHORTEST_TTL)))
+                refused = self._netfilter.apply([Change(elements_of(old, slot, 1.0), tuple(add))])
+            except TableGoneError:
+                self._table_gone()
+                raise PinholeRefused("lease", "the ruleset was flushed") from None
+            except NetfilterError as error:
+                raise PinholeRefused("kernel", str(error)) from error
+            if refused:
+                raise PinholeRefused(_rule(refused[0]), str(refused[0]))
+        except PinholeRefused as refusal:
+            client, reason = (old.client, old.reason) if old is not None else ("", "")
+            self._refuse(slot, message.id, client, reason, refusal)
+            return
+        self._leases.replace(new, deadline=deadline)
+        if (old.peers, old.target, old.second) != (new.peers, new.target, new.second):
+            self._forget({*_connections(old), *_connections(new)})
+        log.info("pinhole.update", slot=slot, **_audit(new))
+        self._send(slot, Updated(message.id, new))
+
     def _reserve(self, slot: int, request: PinholeRequest) -> Lease:
         def is_free(port: int) -> bool:
-            return _can_bind(request.transport, request.public_host or "", port)
+            return can_bind(request.transport, request.public_host or "", port)
 
         return self._leases.open(
             request, now=time.monotonic(), unix=time.time(), rng=self._rng, is_free=is_free, owner=slot
@@ -293,8 +345,8 @@ class Broker:
             return
         closes, self._closes = self._closes, []
         opens, self._opens = self._opens, []
-        changes = [Change(False, elements_of(lease, slot, 1.0)) for slot, lease in closes]
-        changes += [Change(True, elements_of(lease, slot, ttl)) for slot, _, lease, ttl in opens]
+        changes = [Change(delete=elements_of(lease, slot, 1.0)) for slot, lease in closes]
+        changes += [Change(add=elements_of(lease, slot, ttl)) for slot, _, lease, ttl in opens]
         try:
             try:
                 refused = self._netfilter.apply(changes)
@@ -304,6 +356,8 @@ class Broker:
         except NetfilterError as error:
             log.error("broker.netfilter_failed", error=str(error), opens=len(opens), closes=len(closes))
             refused = dict.fromkeys(range(len(changes)), error)
+        self._forget(socket for _, lease in closes for socket in _connections(lease))
+        self._forget(socket for _, _, lease, _ in opens for socket in _connections(lease))
         for index, (slot, request_id, lease, _) in enumerate(opens, len(closes)):
             if index in refused:
                 self._leases.close(lease.id, now=time.monotonic())
@@ -341,7 +395,7 @@ class Broker:
     def _snapshot(self) -> tuple[Rows, dict[str, Any]]:
         self._flush()
         self._reconcile()
-        pinholes = [lease_row(lease) for lease in self._leases.live()]
+        pinholes = self._rows()
         status = {
             "process": "broker",
             "pid": os.getpid(),
@@ -352,6 +406,32 @@ class Broker:
             "refused": self._refused,
         }
         return pinholes, status
+
+    def _rows(self) -> Rows:
+        leases = self._leases.live()
+        counted = {}
+        if any(lease.uses == 0 for lease in leases):
+            try:
+                counted = {(element.set, element.key): element for element in self._netfilter.elements(COUNTED)}
+            except NetfilterError as error:
+                log.warning("broker.counters_failed", error=str(error))
+        return [lease_row(lease, traffic_of(lease, counted) if lease.uses == 0 else (0, 0)) for lease in leases]
+
+
+def _connections(lease: Lease) -> tuple[Socket, ...]:
+    """The UDP connections that must begin anew when a lease begins, changes or ends.
+
+    When it begins: what a peer sent too early is a connection to this host itself, and stays one; what the inside
+    socket sent before has another public port.
+    """
+    if lease.protocol != "udp" or lease.direction != "in":
+        return ()
+    ports = [(lease.public, lease.target)]
+    if lease.second is not None:
+        ports.append(second_of(lease))
+    outside = tuple(Socket(public, source=False) for public, _ in ports)
+    inside = tuple(Socket(target, source=True) for _, target in ports) if lease.uses == 0 else ()
+    return outside + inside
 
 
 def _audit(lease: Lease) -> dict[str, Any]:
@@ -370,16 +450,3 @@ def _rule(error: NetfilterError) -> str:
     if error.code in (errno.ENFILE, errno.ENOSPC):
         return "full"
     return "kernel"
-
-
-def _can_bind(transport: Transport, host: str, port: int) -> bool:
-    """Whether nobody on this host has this port. PinholeRefused "public" if the address is none of this host's."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, _SOCKET_KINDS[transport]) as probe:
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            if error.errno == errno.EADDRNOTAVAIL:
-                raise PinholeRefused("public", f"{host} is not an address of this host") from None
-            return False
-    return True

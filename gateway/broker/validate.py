@@ -11,15 +11,20 @@ import math
 import re
 from collections.abc import Sequence
 
+import msgspec
+
 from alg.address import Address, Endpoint
 from gateway.errors import PinholeRefused
-from gateway.model import PinholeRequest
+from gateway.model import Lease, PinholeRequest, PinholeUpdate
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 LOWEST_PORT = 1024
 SHORTEST_TTL = 1.0
 LONGEST_TTL = 300.0
+LONGEST_CONVERSATION = 7200.0
+"""Registrations are asked for by the hour (RFC 3261, 10.2); a module that wants longer refreshes."""
+MOST_PEERS = 8
 
 SERVICE_PORTS = frozenset(
     {
@@ -63,18 +68,81 @@ def check_request(request: PinholeRequest, inside: Sequence[Network]) -> None:
         raise PinholeRefused("flow", "not the id of a flow")
     if not _REASON.fullmatch(request.reason):
         raise PinholeRefused("reason", "not a reason")
-    if not (math.isfinite(request.ttl) and SHORTEST_TTL <= request.ttl <= LONGEST_TTL):
-        raise PinholeRefused("ttl", f"not between {SHORTEST_TTL:g} and {LONGEST_TTL:g} seconds")
-    if request.uses != 1:
-        raise PinholeRefused("uses", "the kernel backend lets exactly one connection through")
+    _check_ttl(request.ttl, LONGEST_TTL if request.uses else LONGEST_CONVERSATION)
+    if request.uses not in (0, 1):
+        raise PinholeRefused("uses", "the kernel backend lets exactly one connection through, or a conversation")
     client = _address("client", request.client)
     if not _within(client, inside):
         raise PinholeRefused("client", f"{client} is not inside")
     target = _target(request.target)
+    if request.uses == 0:
+        _check_conversation(request, client, target, inside)
+        return
+    if request.peers != () or request.second is not None:
+        raise PinholeRefused("uses", "only a conversation has peers and a second port")
     if request.direction == "in":
         _check_inbound(request, client, target, inside)
     else:
         _check_outbound(request, client, target, inside)
+
+
+def check_update(update: PinholeUpdate, lease: Lease, inside: Sequence[Network]) -> None:
+    """Raise PinholeRefused unless the open conversation `lease` may be changed so."""
+    if update.ttl is not msgspec.UNSET:
+        _check_ttl(update.ttl, LONGEST_CONVERSATION)
+    target = lease.target if update.target is msgspec.UNSET else update.target
+    if _target(target) != _address("client", lease.client):
+        raise PinholeRefused("target", f"{target.host} is not the client {lease.client}")
+    if update.second is not msgspec.UNSET:
+        _check_second(target, update.second)
+    if update.peers is not msgspec.UNSET:
+        _check_peers(update.peers, lease.target.version, inside)
+
+
+def _check_conversation(request: PinholeRequest, client: Address, target: Address, inside: Sequence[Network]) -> None:
+    if request.transport != "udp" or request.direction != "in":
+        raise PinholeRefused("uses", "only UDP, and only inbound, has conversations")
+    if target != client:
+        raise PinholeRefused("target", f"{target} is not the client {client}")
+    if request.peer is not None:
+        raise PinholeRefused("peer", "the peers of a conversation stand in peers")
+    if request.second is not None:
+        _check_second(request.target, request.second)
+    if request.public_host is not None:
+        _check_public(request.public_host, client, inside)
+    _check_peers(request.peers, client.version, inside)
+
+
+def _check_second(target: Endpoint, second: int) -> None:
+    _target(Endpoint(target.host, second))
+    if second == target.port:
+        raise PinholeRefused("port", "both ports of a pair are the same")
+
+
+def _check_peers(peers: tuple[str, ...] | None, version: int, inside: Sequence[Network]) -> None:
+    if peers is None:
+        return
+    if len(peers) > MOST_PEERS or len(set(peers)) != len(peers):
+        raise PinholeRefused("peers", f"more than {MOST_PEERS}, or one of them twice")
+    for text in peers:
+        peer = _address("peers", text)
+        if _within(peer, inside):
+            raise PinholeRefused("peers", f"{peer} is inside")
+        if peer.version != version:
+            raise PinholeRefused("family", "IPv4 and IPv6 are mixed")
+
+
+def _check_ttl(ttl: float, longest: float) -> None:
+    if not (math.isfinite(ttl) and SHORTEST_TTL <= ttl <= longest):
+        raise PinholeRefused("ttl", f"not between {SHORTEST_TTL:g} and {longest:g} seconds")
+
+
+def _check_public(text: str, client: Address, inside: Sequence[Network]) -> None:
+    public = _address("public", text)
+    if _within(public, inside):
+        raise PinholeRefused("public", f"{public} is inside")
+    if client.version != public.version:
+        raise PinholeRefused("family", "IPv4 and IPv6 are mixed")
 
 
 def _check_inbound(request: PinholeRequest, client: Address, target: Address, inside: Sequence[Network]) -> None:
@@ -82,15 +150,13 @@ def _check_inbound(request: PinholeRequest, client: Address, target: Address, in
         raise PinholeRefused("target", f"{target} is not the client {client}")
     if request.public_host is None:
         raise PinholeRefused("public", "no public address")
-    public = _address("public", request.public_host)
-    if _within(public, inside):
-        raise PinholeRefused("public", f"{public} is inside")
+    _check_public(request.public_host, client, inside)
     if request.peer is None:
         raise PinholeRefused("peer", "the kernel backend needs to know the peer")
     peer = _address("peer", request.peer)
     if _within(peer, inside):
         raise PinholeRefused("peer", f"{peer} is inside")
-    if not client.version == public.version == peer.version:
+    if client.version != peer.version:
         raise PinholeRefused("family", "IPv4 and IPv6 are mixed")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.broker.client import BrokerClient
-from gateway.model import Lease, PinholeRequest
+from gateway.model import Lease, PinholeRequest, PinholeUpdate
 
 
 class KernelPinholes:
@@ -18,6 +18,10 @@ class KernelPinholes:
         """Open a pinhole; waits for the broker. Raises PinholeRefused."""
         return self._broker.open(request)
 
+    def update(self, update: PinholeUpdate) -> Lease:
+        """Change an open conversation (a pinhole of `uses` 0); the lease as it is now. Raises PinholeRefused."""
+        return self._broker.update(update)
+
     def close(self, lease: Lease) -> None:
-        """Close it, if it is still open; what it admitted lives on. Does not wait."""
+        """Close it, if it is still open. A connection that it admitted lives on, a conversation ends. Does not wait."""
         self._broker.close(lease.id)

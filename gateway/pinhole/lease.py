@@ -9,13 +9,15 @@ from __future__ import annotations
 import heapq
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
+
 from alg.address import Endpoint
 from gateway.errors import PinholeRefused
-from gateway.model import Lease, PinholeRequest, Transport
+from gateway.model import Lease, PinholeRequest, PinholeUpdate, Transport
 
 HOLD = 10.0
 """Seconds that a port rests after its pinhole closed: long enough for the SYN retransmissions (1, 3, 7 s) of a late
@@ -59,6 +61,7 @@ class LeaseTable:
         self._entries: dict[str, _Entry] = {}
         self._clients: dict[str, dict[str, Lease]] = {}
         self._busy: dict[_Public, float] = {}
+        self._conversations: dict[Endpoint, str] = {}
         self._live = 0
         self._deadlines: list[tuple[float, str]] = []
         self._resting: list[tuple[float, Transport, Endpoint]] = []
@@ -81,12 +84,11 @@ class LeaseTable:
             raise PinholeRefused("quota", f"{request.client} holds {self._per_client} pinholes")
         if self._live >= self._total:
             raise PinholeRefused("full", f"there are {self._total} pinholes")
-        if request.direction == "in":
-            if request.public_host is None:
-                raise PinholeRefused("public", "no public address")
-            public = self._choose(request.transport, request.public_host, now, rng, is_free)
-        else:
-            public = request.target
+        if request.uses == 0:
+            for port in (request.target.port, request.second):
+                if port is not None and Endpoint(request.target.host, port) in self._conversations:
+                    raise PinholeRefused("taken", f"port {port} of {request.target.host} has an open conversation")
+        public = self._public(request, now, rng, is_free)
         lease = Lease(
             id=f"{rng.getrandbits(64):016x}",
             flow=request.flow,
@@ -100,6 +102,8 @@ class LeaseTable:
             uses=request.uses,
             expires=unix + request.ttl,
             backend=self._backend,
+            peers=request.peers,
+            second=request.second,
         )
         self.restore(lease, owner=owner, deadline=now + request.ttl)
         return lease
@@ -108,8 +112,10 @@ class LeaseTable:
         """Put a lease in that is already open (read back from the kernel); no quota is asked."""
         self._entries[lease.id] = _Entry(lease, owner, deadline, used)
         heapq.heappush(self._deadlines, (deadline, lease.id))
-        if lease.direction == "in":
-            self._busy[lease.protocol, lease.public] = math.inf
+        for public in _ports_of(lease):
+            self._busy[lease.protocol, public] = math.inf
+        for target in _sockets_of(lease):
+            self._conversations[target] = lease.id
         if not used:
             self._clients.setdefault(lease.client, {})[lease.id] = lease
             self._live += 1
@@ -120,6 +126,48 @@ class LeaseTable:
         if not entry.used:
             entry.used = True
             self._forget_client(entry.lease)
+
+    def get(self, lease_id: str, *, owner: int) -> Lease | None:
+        """The open lease, if it is this owner's."""
+        entry = self._entries.get(lease_id)
+        return entry.lease if entry is not None and entry.owner == owner and not entry.used else None
+
+    def changed(self, update: PinholeUpdate, *, unix: float, owner: int) -> Lease:
+        """What the update makes of a conversation; nothing is changed yet. PinholeRefused "lease", "taken"."""
+        lease = self.get(update.lease, owner=owner)
+        if lease is None or lease.uses != 0:
+            raise PinholeRefused("lease", "no open conversation of this worker")
+        second = lease.second if update.second is msgspec.UNSET else update.second
+        if (second is None) != (lease.second is None):
+            raise PinholeRefused("ports", "a pair stays a pair, a single port single")
+        new = msgspec.structs.replace(
+            lease,
+            expires=lease.expires if update.ttl is msgspec.UNSET else unix + update.ttl,
+            peers=lease.peers if update.peers is msgspec.UNSET else update.peers,
+            target=lease.target if update.target is msgspec.UNSET else update.target,
+            second=second,
+        )
+        if lease.public == lease.target and (new.target, new.second) != (lease.target, lease.second):
+            raise PinholeRefused("public", "what is not translated cannot move")
+        for target in _sockets_of(new):
+            if self._conversations.get(target, new.id) != new.id:
+                raise PinholeRefused("taken", f"{target} has an open conversation")
+        return new
+
+    def replace(self, lease: Lease, *, deadline: float) -> None:
+        """Put a lease in the place of the one with its id."""
+        entry = self._entries[lease.id]
+        for target in _sockets_of(entry.lease):
+            del self._conversations[target]
+        for target in _sockets_of(lease):
+            self._conversations[target] = lease.id
+        self._clients[lease.client][lease.id] = lease
+        entry.lease, entry.deadline = lease, deadline
+        heapq.heappush(self._deadlines, (deadline, lease.id))
+
+    def deadline_of(self, lease_id: str) -> float:
+        """When this lease ends."""
+        return self._entries[lease_id].deadline
 
     def close(self, lease_id: str, *, now: float, owner: int | None = None) -> Lease | None:
         """Take a lease out, used or not; None if there is none or it is somebody else's than `owner`'s."""
@@ -150,7 +198,7 @@ class LeaseTable:
         while self._deadlines and self._deadlines[0][0] <= now:
             _, lease_id = heapq.heappop(self._deadlines)
             entry = self._entries.get(lease_id)
-            if entry is not None:
+            if entry is not None and entry.deadline <= now:  # not when it was extended meanwhile
                 self._remove(entry, now)
                 if not entry.used:
                     expired.append(entry.lease)
@@ -175,21 +223,27 @@ class LeaseTable:
         """How many pinholes are open."""
         return self._live
 
-    def _choose(
-        self, transport: Transport, host: str, now: float, rng: random.Random, is_free: Callable[[int], bool]
+    def _public(
+        self, request: PinholeRequest, now: float, rng: random.Random, is_free: Callable[[int], bool]
     ) -> Endpoint:
+        if request.direction == "out":
+            return request.target
+        if request.public_host is None:
+            if request.uses != 0:
+                raise PinholeRefused("public", "no public address")
+            return request.target
+        host, transport = request.public_host, request.transport
+
         def usable(port: int) -> bool:
             return self._busy.get((transport, Endpoint(host, port)), -math.inf) <= now and is_free(port)
 
-        for _ in range(_RANDOM_TRIES):
-            port = rng.randint(self._low, self._high)
-            if usable(port):
-                return Endpoint(host, port)
-        size = self._high - self._low + 1
-        start = rng.randrange(size)
-        for step in range(size):
-            port = self._low + (start + step) % size
-            if usable(port):
+        # RTP and RTCP: even and the next (RFC 3550, 11). So both of them are chosen as one.
+        width = 1 if request.second is None else 2
+        lowest = self._low + self._low % width
+        choices = (self._high - lowest + 1) // width
+        for choice in _order(choices, rng):
+            port = lowest + choice * width
+            if all(usable(port + offset) for offset in range(width)):
                 return Endpoint(host, port)
         raise PinholeRefused("ports", f"no port between {self._low} and {self._high} is free")
 
@@ -198,10 +252,12 @@ class LeaseTable:
         del self._entries[lease.id]
         if not entry.used:
             self._forget_client(lease)
-        if lease.direction == "in":
-            until = now + self._hold
-            self._busy[lease.protocol, lease.public] = until
-            heapq.heappush(self._resting, (until, lease.protocol, lease.public))
+        for target in _sockets_of(lease):
+            del self._conversations[target]
+        until = now + self._hold
+        for public in _ports_of(lease):
+            self._busy[lease.protocol, public] = until
+            heapq.heappush(self._resting, (until, lease.protocol, public))
         return lease
 
     def _forget_client(self, lease: Lease) -> None:
@@ -212,18 +268,51 @@ class LeaseTable:
             del self._clients[lease.client]
 
 
-def lease_row(lease: Lease) -> dict[str, Any]:
-    """A lease as `algate pinholes --json` shows it: endpoints as text, `expires` in Unix time."""
+def _order(choices: int, rng: random.Random) -> Iterator[int]:
+    """Numbers below `choices`: random ones first, then, as it may be crowded, all of them from a random one on."""
+    if choices <= 0:
+        return
+    for _ in range(_RANDOM_TRIES):
+        yield rng.randrange(choices)
+    start = rng.randrange(choices)
+    for step in range(choices):
+        yield (start + step) % choices
+
+
+def _ports_of(lease: Lease) -> Iterator[Endpoint]:
+    """The public endpoints that a lease holds."""
+    if lease.direction == "in":
+        yield lease.public
+        if lease.second is not None:
+            yield Endpoint(lease.public.host, lease.public.port + 1)
+
+
+def _sockets_of(lease: Lease) -> Iterator[Endpoint]:
+    """The inside sockets that a conversation is of: each can send from one public port only."""
+    if lease.uses == 0:
+        yield lease.target
+        if lease.second is not None:
+            yield Endpoint(lease.target.host, lease.second)
+
+
+def lease_row(lease: Lease, traffic: tuple[int, int] = (0, 0)) -> dict[str, Any]:
+    """A lease as `algate pinholes --json` shows it: endpoints as text, `expires` in Unix time.
+
+    `traffic`: packets and bytes. The "peer" of a conversation is all its peers' addresses; null if anybody may come.
+    """
     return {
         "id": lease.id,
         "protocol": lease.protocol,
         "direction": lease.direction,
         "public": str(lease.public),
         "target": str(lease.target),
-        "peer": lease.peer,
+        "peer": lease.peer if lease.uses or lease.peers is None else ",".join(lease.peers),
         "client": lease.client,
         "reason": lease.reason,
         "flow": lease.flow,
         "backend": lease.backend,
         "expires": lease.expires,
+        "second": lease.second,
+        "packets": traffic[0],
+        "bytes": traffic[1],
     }

@@ -220,8 +220,9 @@ class Rig:
 
     def count(self, name: str) -> int:
         """How many elements a set of the broker's table has."""
-        listing = msgspec.json.decode(self.at(self.router, f"nft -j list set inet {self.table} {name}"))
-        return sum(len(entry["set"].get("elem", ())) for entry in listing["nftables"] if "set" in entry)
+        kind = "map" if name.startswith(("dnat", "snat", "many", "any")) else "set"
+        listing = msgspec.json.decode(self.at(self.router, f"nft -j list {kind} inet {self.table} {name}"))
+        return sum(len(entry[kind].get("elem", ())) for entry in listing["nftables"] if kind in entry)
 
     def tables(self) -> str:
         return self.at(self.router, "nft list tables")

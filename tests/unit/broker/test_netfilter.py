@@ -7,25 +7,26 @@ import time
 
 import pytest
 
-from gateway.broker import netfilter
+from gateway.broker import netlink
 from gateway.broker.elements import elements_of
-from gateway.broker.netfilter import Change, Netfilter, NetfilterError
+from gateway.broker.netfilter import Change, Netfilter
+from gateway.broker.netlink import NetfilterError
 from tests.unit.broker.test_protocol import leases
 
 
 @pytest.mark.parametrize("answer", [b"", bytes(8), bytes(16), bytes(4000)])
 def test_no_answer_and_nonsense_end_at_the_deadline(monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
-    monkeypatch.setattr(netfilter, "NETLINK_DEADLINE", 0.1)
+    monkeypatch.setattr(netlink, "NETLINK_DEADLINE", 0.1)
     silent, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with silent, other:
         table = Netfilter("algate-test")
-        monkeypatch.setattr(table, "_socket", silent)
+        monkeypatch.setattr(table._netlink, "_socket", silent)
         other.send(answer)
         begun = time.monotonic()
         for action in (
             table.elements,
             table.unload,
-            lambda: table.apply([Change(True, elements_of(leases()[0], 0, 9))]),
+            lambda: table.apply([Change(add=elements_of(leases()[0], 0, 9))]),
         ):
             with pytest.raises(NetfilterError, match="timed out"):
                 action()

@@ -1,0 +1,132 @@
+"""Netlink as the broker needs it: attributes as bytes, messages, and a socket whose every answer has a deadline."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterator
+
+NETLINK_DEADLINE = 1.0
+"""Seconds that the kernel may take to answer."""
+
+REQUEST, MULTI, ACK, INTERRUPTED = 0x1, 0x2, 0x4, 0x10
+DUMP, EXCL, CREATE = 0x300, 0x200, 0x400
+ERROR, DONE = 2, 3
+HEADER = struct.Struct("=IHHII")
+
+_NETLINK_NETFILTER = 12
+_SOL_NETLINK, _CAP_ACK = 270, 10
+_ATTRIBUTE = struct.Struct("=HH")
+_NESTED, _TYPE_MASK = 0x8000, 0x3FFF
+_PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
+
+
+class NetfilterError(Exception):
+    """The kernel or nft would not do it; `code` is an errno."""
+
+    def __init__(self, code: int, what: str) -> None:
+        super().__init__(f"{what}: {os.strerror(code)}")
+        self.code = code
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """One attribute, padded to four bytes."""
+    return _ATTRIBUTE.pack(4 + len(value), kind) + value + _PADDING[len(value) & 3]
+
+
+def nested(kind: int, *attributes: bytes) -> bytes:
+    """One attribute that is made of attributes."""
+    return attribute(kind | _NESTED, b"".join(attributes))
+
+
+def attributes(data: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
+    """The attributes in `data[start:]`: (kind, value). What is cut off or too short ends it."""
+    at, end = start, len(data)
+    while at + 4 <= end:
+        length, kind = _ATTRIBUTE.unpack_from(data, at)
+        if length < 4 or at + length > end:
+            return
+        yield kind & _TYPE_MASK, data[at + 4 : at + length]
+        at += length + 3 & ~3
+
+
+def attribute_map(data: bytes, start: int = 0) -> dict[int, bytes]:
+    """The attributes in `data[start:]`, the last one of each kind."""
+    return dict(attributes(data, start))
+
+
+class Netlink:
+    """A socket to netfilter. Not for several threads. Raises NetfilterError, ETIMEDOUT without an answer."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+        self._socket.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
+        self._socket.bind((0, 0))
+        self._sequence = 0
+
+    def message(self, kind: int, flags: int, body: bytes) -> bytes:
+        """A message with the next sequence number."""
+        self._sequence = (self._sequence + 1) & 0xFFFFFFFF
+        return HEADER.pack(HEADER.size + len(body), kind, flags, self._sequence, 0) + body
+
+    def send(self, data: bytes) -> None:
+        self._socket.settimeout(NETLINK_DEADLINE)
+        try:
+            self._socket.send(data)
+        except OSError as error:
+            raise NetfilterError(error.errno or errno.ETIMEDOUT, "netlink send") from error
+
+    def receive(self) -> Iterator[tuple[int, int, int, bytes]]:
+        """Messages (type, sequence, flags, whole) until the reader has enough, or the deadline is over."""
+        deadline = time.monotonic() + NETLINK_DEADLINE
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise NetfilterError(errno.ETIMEDOUT, "netlink answer")
+            self._socket.settimeout(left)
+            try:
+                data = self._socket.recv(1 << 17)
+            except TimeoutError:
+                raise NetfilterError(errno.ETIMEDOUT, "netlink answer") from None
+            except OSError as error:
+                raise NetfilterError(error.errno or errno.EIO, "netlink answer") from error
+            at = 0
+            while at + HEADER.size <= len(data):
+                length, kind, flags, sequence, _pid = HEADER.unpack_from(data, at)
+                yield kind, sequence, flags, data[at : at + length]
+                at += max(length + 3 & ~3, HEADER.size)
+
+    def request(self, message: bytes) -> list[bytes]:
+        """Send one message; the answers to it (whole messages). NetfilterError with the kernel's errno."""
+        for _ in range(5):
+            self.send(message)
+            answers: list[bytes] = []
+            whole = True
+            for kind, sequence, flags, packet in self.receive():
+                if sequence != sequence_of(message):
+                    continue
+                whole = whole and not flags & INTERRUPTED
+                if kind == DONE:
+                    break
+                if kind == ERROR:
+                    if code := error_of(packet):
+                        raise NetfilterError(code, "netfilter")
+                    break
+                answers.append(packet)
+            if whole:
+                return answers
+        raise NetfilterError(errno.EAGAIN, "netfilter changes while it is read")
+
+
+def sequence_of(message: bytes) -> int:
+    sequence: int = HEADER.unpack_from(message)[3]
+    return sequence
+
+
+def error_of(packet: bytes) -> int:
+    """The errno in a message of type ERROR; 0 if all is well."""
+    (code,) = struct.unpack_from("=i", packet, HEADER.size) if len(packet) >= HEADER.size + 4 else (-errno.EBADMSG,)
+    return -int(code)

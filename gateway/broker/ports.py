@@ -1,0 +1,24 @@
+"""Whether a public port is free on this host."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from gateway.errors import PinholeRefused
+from gateway.model import Transport
+
+_SOCKET_KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+
+
+def can_bind(transport: Transport, host: str, port: int) -> bool:
+    """Whether nobody on this host has this port. PinholeRefused "public" if the address is none of this host's."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, _SOCKET_KINDS[transport]) as probe:
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise PinholeRefused("public", f"{host} is not an address of this host") from None
+            return False
+    return True

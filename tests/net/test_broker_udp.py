@@ -1,0 +1,289 @@
+"""Conversations over UDP, with real packets: pairs, fixed source ports both ways, who may send, and their end."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from alg.address import Endpoint
+from gateway.broker.protocol import MAX_MESSAGE, Close, Update, Updated, decode_to_worker
+from gateway.model import Lease, PinholeRequest, PinholeUpdate
+from tests.net.broker_rig import (
+    CLIENT,
+    CLIENT6,
+    PUBLIC,
+    PUBLIC6,
+    SERVER,
+    SERVER6,
+    STRANGER,
+    STRANGER6,
+    Rig,
+    inbound,
+    wait_for,
+)
+
+pytestmark = pytest.mark.net
+
+FAMILIES = pytest.mark.parametrize(
+    ("client", "public", "server", "stranger"),
+    [(CLIENT, PUBLIC, SERVER, STRANGER), (CLIENT6, PUBLIC6, SERVER6, STRANGER6)],
+    ids=["ipv4", "ipv6"],
+)
+
+
+class Phones:
+    """UDP sockets in the rig's namespaces; `close` ends them."""
+
+    def __init__(self, rig: Rig) -> None:
+        self._rig = rig
+        self._sockets: list[socket.socket] = []
+
+    def at(self, namespace: str, host: str, port: int = 0) -> socket.socket:
+        def make() -> socket.socket:
+            sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+            sock.settimeout(5)
+            sock.bind((host, port))
+            return sock
+
+        sock = self._rig.within(namespace, make)
+        self._sockets.append(sock)
+        return sock
+
+    def close(self) -> None:
+        for sock in self._sockets:
+            sock.close()
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    rig = Rig(tmp_path)
+    try:
+        rig.build()
+        rig.start()
+        yield rig
+    finally:
+        rig.destroy()
+
+
+@pytest.fixture
+def phones(rig: Rig) -> Iterator[Phones]:
+    phones = Phones(rig)
+    yield phones
+    phones.close()
+
+
+def conversation(**changes: Any) -> PinholeRequest:
+    base: dict[str, Any] = {"transport": "udp", "uses": 0, "peer": None, "peers": (SERVER,), "reason": "sip.rtp"}
+    return inbound(**{**base, "target": Endpoint(CLIENT, 4000), **changes})
+
+
+def update(rig: Rig, lease: Lease, **changes: Any) -> Lease:
+    rig.send(Update(7, PinholeUpdate(lease.id, **changes)))
+    answer = decode_to_worker(rig.workers[0].recv(MAX_MESSAGE))
+    assert isinstance(answer, Updated), answer
+    return answer.lease
+
+
+def gets(receiver: socket.socket, sender: socket.socket, to: Endpoint, data: bytes = b"media") -> Endpoint:
+    """The datagram arrives; where from."""
+    sender.sendto(data, (to.host, to.port))
+    got, source = receiver.recvfrom(2000)
+    assert got == data
+    return Endpoint(source[0], source[1])
+
+
+def gets_nothing(receiver: socket.socket, sender: socket.socket, to: Endpoint) -> bool:
+    receiver.settimeout(0.3)
+    try:
+        sender.sendto(b"intruder", (to.host, to.port))
+        return receiver.recv(2000) != b"intruder"
+    except TimeoutError:
+        return True
+    finally:
+        receiver.settimeout(5)
+
+
+def of(sock: socket.socket) -> Endpoint:
+    return Endpoint(*sock.getsockname()[:2])
+
+
+@FAMILIES
+def test_media_passes_both_ways_and_only_for_the_peer(
+    rig: Rig, phones: Phones, client: str, public: str, server: str, stranger: str
+) -> None:
+    lease = rig.open(
+        conversation(client=client, target=Endpoint(client, 4000), second=4001, public_host=public, peers=(server,))
+    )
+    assert lease.public.port % 2 == 0
+    rtcp = Endpoint(public, lease.public.port + 1)
+    phone, phone_rtcp = phones.at(rig.inside, client, 4000), phones.at(rig.inside, client, 4001)
+    first, second, third = (phones.at(rig.outside, server) for _ in range(3))
+    assert gets(phone, first, lease.public) == of(first)
+    assert gets(first, phone, of(first)) == lease.public
+    assert gets(phone, second, lease.public) == of(second)  # any port of the peer
+    assert gets(phone_rtcp, first, rtcp) == of(first)
+    assert gets(third, phone, of(third)) == lease.public  # begun inside, through a FORWARD policy of DROP
+    assert gets(phone, third, lease.public) == of(third)
+    assert gets(third, phone_rtcp, of(third)) == rtcp
+    other = phones.at(rig.outside, stranger)
+    assert gets_nothing(phone, other, lease.public)
+    assert gets_nothing(phone_rtcp, other, rtcp)
+    assert gets_nothing(other, phone, of(other))  # the policy forbids it, and it is no peer
+    (row,) = rig.pinholes()
+    assert (row["packets"], row["bytes"]) == (7, 7 * (5 + 8 + (40 if ":" in client else 20)))
+    assert row["peer"] == server
+
+
+def test_with_any_peer_everybody_may_send(rig: Rig, phones: Phones) -> None:
+    lease = rig.open(conversation(peers=None))
+    phone = phones.at(rig.inside, CLIENT, 4000)
+    for host in (SERVER, STRANGER):
+        far = phones.at(rig.outside, host)
+        assert gets(phone, far, lease.public) == of(far)
+        other = phones.at(rig.outside, host)
+        assert gets(other, phone, of(other)) == lease.public
+    (row,) = rig.pinholes()
+    assert row["peer"] is None
+    assert row["packets"] == 4
+
+
+def test_an_offer_waits_for_its_answer_and_a_peer_that_goes_is_silent_at_once(rig: Rig, phones: Phones) -> None:
+    lease = rig.open(conversation(peers=()))
+    phone = phones.at(rig.inside, CLIENT, 4000)
+    far, other = phones.at(rig.outside, SERVER), phones.at(rig.outside, STRANGER)
+    assert gets_nothing(phone, far, lease.public)
+    changed = update(rig, lease, peers=(SERVER,))
+    assert changed.public == lease.public
+    assert gets(phone, far, lease.public) == of(far)
+    update(rig, lease, peers=(SERVER, STRANGER))
+    assert gets(phone, other, lease.public) == of(other)
+    assert gets(far, phone, of(far)) == lease.public
+    update(rig, lease, peers=(STRANGER,))
+    assert gets_nothing(phone, far, lease.public)
+    assert gets_nothing(far, phone, of(far))
+    assert gets(other, phone, of(other)) == lease.public
+    (row,) = rig.pinholes()
+    assert row["packets"] == 2  # of the peers that it has; a change of others keeps their counters
+
+
+def test_closing_stops_media_under_way_and_what_follows_has_nothing_of_it(rig: Rig, phones: Phones) -> None:
+    lease = rig.open(conversation())
+    phone, far = phones.at(rig.inside, CLIENT, 4000), phones.at(rig.outside, SERVER)
+    assert gets(phone, far, lease.public) == of(far)
+    assert gets(far, phone, of(far)) == lease.public
+    rig.send(Close(lease.id))
+    wait_for(lambda: rig.pinholes() == [], "closed")
+    for name in ("snat4", "many4", "in4", "out4"):
+        assert rig.count(name) == 0
+    assert "port=4000" not in rig.at(rig.router, "conntrack -L -p udp")
+    assert gets_nothing(phone, far, lease.public)
+    assert gets_nothing(far, phone, of(far))
+
+
+def test_media_stops_at_the_timeout_though_the_broker_is_dead(rig: Rig, phones: Phones) -> None:
+    lease = rig.open(conversation(ttl=1.0))
+    phone, far = phones.at(rig.inside, CLIENT, 4000), phones.at(rig.outside, SERVER)
+    assert gets(phone, far, lease.public) == of(far)
+    rig.end(signal.SIGKILL)
+    wait_for(lambda: rig.count("in4") == 0, "the kernel's timeout")
+    assert gets_nothing(phone, far, lease.public)
+    assert gets_nothing(far, phone, of(far))
+
+
+def test_a_refresh_keeps_it_open_and_counting(rig: Rig, phones: Phones) -> None:
+    lease = rig.open(conversation(ttl=2.0, second=4001))
+    phone, far = phones.at(rig.inside, CLIENT, 4000), phones.at(rig.outside, SERVER)
+    assert gets(phone, far, lease.public) == of(far)
+    refreshed = update(rig, lease, ttl=60.0)
+    assert refreshed.expires == pytest.approx(lease.expires + 58, abs=2)
+    assert gets(phone, far, lease.public) == of(far)
+    (row,) = rig.pinholes()
+    assert row["packets"] == 2
+    assert row["expires"] == refreshed.expires
+    listing = msgspec.json.decode(rig.at(rig.router, "nft -j list set inet algate in4"))
+    elements = next(entry["set"]["elem"] for entry in listing["nftables"] if "set" in entry)
+    assert [element["elem"]["timeout"] for element in elements] == [60, 60]
+
+
+def test_a_target_that_moves_takes_its_public_port_along(rig: Rig, phones: Phones) -> None:
+    lease = rig.open(conversation())
+    phone, far = phones.at(rig.inside, CLIENT, 4000), phones.at(rig.outside, SERVER)
+    assert gets(phone, far, lease.public) == of(far)
+    moved = phones.at(rig.inside, CLIENT, 4002)
+    assert update(rig, lease, target=Endpoint(CLIENT, 4002)).public == lease.public
+    assert gets(moved, far, lease.public) == of(far)
+    assert gets(far, moved, of(far)) == lease.public
+    assert gets_nothing(far, phone, of(far))
+
+
+def test_a_connection_that_was_there_before_begins_anew_from_the_public_port(rig: Rig, phones: Phones) -> None:
+    rig.at(rig.router, "iptables -A FORWARD -i in -o out -j ACCEPT")
+    phone, far = phones.at(rig.inside, CLIENT, 4000), phones.at(rig.outside, SERVER)
+    before = gets(far, phone, of(far))
+    lease = rig.open(conversation(peers=()))
+    assert before.port != lease.public.port
+    assert gets(far, phone, of(far)) == lease.public  # and while nobody may send in, the answer comes as ever
+    rig.at(rig.router, "iptables -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT")
+    assert gets(phone, far, lease.public) == of(far)
+
+
+def test_one_inside_socket_has_one_public_port(rig: Rig) -> None:
+    lease = rig.open(conversation(second=4001))
+    assert "'taken'" in repr(rig.ask(conversation()))
+    assert "'taken'" in repr(rig.ask(conversation(target=Endpoint(CLIENT, 4002), second=4001)))
+    rig.send(Close(lease.id))
+    rig.open(conversation(target=Endpoint(CLIENT, 4002), second=4001))
+
+
+def test_untranslated_ipv6_is_only_admitted(rig: Rig, phones: Phones) -> None:
+    rig.at(rig.outside, "ip route add fd00:56::/64 via 2001:db8::1")
+    target = Endpoint(CLIENT6, 4000)
+    phone, far = phones.at(rig.inside, CLIENT6, 4000), phones.at(rig.outside, SERVER6)
+    other = phones.at(rig.outside, STRANGER6)
+    assert gets_nothing(phone, far, target)
+    lease = rig.open(conversation(client=CLIENT6, target=target, public_host=None, peers=(SERVER6,)))
+    assert lease.public == target
+    assert gets(phone, far, target) == of(far)
+    assert gets(far, phone, of(far)) == target  # no MASQUERADE
+    assert gets_nothing(phone, other, target)
+
+
+def test_a_new_broker_reads_conversations_back(rig: Rig, phones: Phones) -> None:
+    leases = [
+        rig.open(conversation(second=4001, peers=(SERVER, STRANGER))),
+        rig.open(conversation(target=Endpoint(CLIENT, 4002), peers=None)),
+        rig.open(conversation(target=Endpoint(CLIENT, 4004), peers=(), second=4009)),
+    ]
+    phone, far = phones.at(rig.inside, CLIENT, 4000), phones.at(rig.outside, SERVER)
+    assert gets(phone, far, leases[0].public) == of(far)
+    before = {row.pop("id"): row for row in rig.pinholes()}
+    rig.end(signal.SIGKILL)
+    rig.start()
+    after = {row.pop("id"): row for row in rig.pinholes()}
+    assert before.keys() == after.keys() == {lease.id for lease in leases}
+    for lease_id, row in after.items():
+        assert row.pop("expires") == pytest.approx(before[lease_id].pop("expires"), abs=1.0)
+        assert row == before[lease_id]
+    assert update(rig, leases[0], peers=(SERVER,)).peers == (SERVER,)
+    assert gets(phone, far, leases[0].public) == of(far)
+
+
+def test_another_worker_cannot_change_it(rig: Rig) -> None:
+    lease = rig.open(conversation(), slot=0)
+    rig.send(Update(9, PinholeUpdate(lease.id, peers=None)), slot=1)
+    assert "'lease'" in repr(decode_to_worker(rig.workers[1].recv(MAX_MESSAGE)))
+    assert rig.count("any4") == 0
+
+
+def test_two_conversations_cannot_be_made_one(rig: Rig) -> None:
+    rig.open(conversation())
+    lease = rig.open(conversation(target=Endpoint(CLIENT, 4002)))
+    for changes in ({"target": Endpoint(CLIENT, 4000)}, {"second": 4000}, {"target": Endpoint("192.168.56.11", 4000)}):
+        rig.send(Update(9, PinholeUpdate(lease.id, **changes)))
+        assert "Refused" in repr(decode_to_worker(rig.workers[0].recv(MAX_MESSAGE)))
