@@ -22,6 +22,7 @@ import dns.name
 import dns.nameserver
 import dns.rdatatype
 import dns.resolver
+import dns.reversename
 import gevent
 import gevent.socket as gsocket
 import msgspec
@@ -137,6 +138,26 @@ class Resolver:
         if answer is None or answer.expires <= now:
             answer = self._ask_once(host, None if deadline is None else deadline - now)
         return answer.get()
+
+    def reverse(self, address: str, deadline: float | None = None) -> str:
+        """The name of an address (PTR), as the name servers tell it: at most 255 printable characters, no proof of
+        anything. Not cached. `deadline` as for `resolve`. Raises ResolveError."""
+        self._refresh()
+        if self._dns is None:
+            raise ResolveError("servfail", f"{address}: no name server in {self._conf_file.path}")
+        lifetime = self._timeout if deadline is None else min(self._timeout, max(deadline - time.monotonic(), 0.01))
+        try:
+            answer = self._dns.resolve(dns.reversename.from_address(address), "PTR", lifetime=lifetime, search=False)
+        except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
+            raise ResolveError("nxdomain", f"{address}: has no name") from None
+        except dns.exception.Timeout:
+            raise _too_late(address).error() from None
+        except (dns.exception.DNSException, OSError) as error:
+            raise ResolveError("servfail", f"{address}: {error}") from error
+        name = str(answer[0].target.to_text(omit_final_dot=True))
+        if not 1 <= len(name) <= 255:
+            raise ResolveError("servfail", f"{address}: the name is too long")
+        return name
 
     def _refresh(self) -> None:
         if self._hosts_file.changed():

@@ -23,6 +23,7 @@ MAX_MESSAGE = 8 + MAX_USERID + 1 + MAX_NAME + 1
 class Command(IntEnum):
     CONNECT = 1
     BIND = 2
+    RESOLVE = 0xF0  # Tor's, as in socks5
 
 
 class Reply(IntEnum):

@@ -90,7 +90,8 @@ class Incoming:
 class SocksRequest:
     """What a client asks for. `version` is 4 or 5; `identity` what its authentication has shown.
 
-    `sock` carries the client's bytes as they are meant: a protection of the stream is done within it.
+    `reverse`: command "resolve" asks for the name of an address. `sock` carries the client's bytes as they are meant: a
+    protection of the stream is done within it.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class SocksRequest:
         host: str,
         port: int,
         identity: Identity = ANONYMOUS,
+        reverse: bool = False,
     ) -> None:
         self.incoming = incoming
         self.version = version
@@ -110,6 +112,7 @@ class SocksRequest:
         self.host = host
         self.port = port
         self.identity = identity
+        self.reverse = reverse
 
     @property
     def user(self) -> str | None:
@@ -132,9 +135,9 @@ class SocksRequest:
         """The request as the policy and the dialler know it."""
         return ConnectRequest(self.command, self.client, self.host, self.port, self.user, self.groups)
 
-    def grant(self, bound: Endpoint) -> None:
-        """Send a success reply with a bound endpoint. OSError if the client has gone."""
-        if self.version == socks5.VERSION:
+    def grant(self, bound: Endpoint | str) -> None:
+        """Send a success reply with a bound endpoint (a name: RESOLVE_PTR). OSError if the client has gone."""
+        if self.version == socks5.VERSION or isinstance(bound, str):
             self.sock.sendall(socks5.encode_reply(socks5.Reply.SUCCEEDED, bound))
         else:
             self.sock.sendall(socks4.encode_reply(socks4.Reply.GRANTED, bound))

@@ -1,0 +1,77 @@
+"""The addresses of a host that a request may be carried out at, for the commands that do not connect."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+
+from alg.address import Address, canonical
+from gateway.dial import DialError
+from gateway.model import ConnectRequest
+from gateway.own_address import is_local
+from gateway.policy import Policy
+from gateway.resolve import ResolveError, Resolver
+
+TIMEOUT = 10.0  # seconds to resolve a name
+
+
+class Lookup:
+    """Resolves, and lets the policy decide on each address."""
+
+    def __init__(self, policy: Policy, resolver: Resolver) -> None:
+        self._policy = policy
+        self._resolver = resolver
+
+    def check_client(self, request: ConnectRequest) -> None:
+        """Raise DialError "denied" if this client may not ask at all."""
+        client = self._policy.decide_client(request)
+        if not client.permit:
+            raise DialError("denied", f"client {request.client.host} is not allowed", client.rule)
+
+    def check(self, request: ConnectRequest, address: Address) -> None:
+        """Raise DialError "denied" if the request may not be carried out at `address`."""
+        decision = self._policy.decide(request, address, own=is_local(str(address)))
+        if not decision.permit:
+            raise DialError("denied", f"{address} is not allowed", decision.rule)
+
+    def permitted(self, request: ConnectRequest) -> list[Address]:
+        """The permitted addresses of the request's host, at least one. May wait for name servers. Raises DialError."""
+        self.check_client(request)
+        try:
+            addresses = self._resolver.resolve(request.host, time.monotonic() + TIMEOUT)
+        except ResolveError as error:
+            raise DialError("name", str(error)) from error
+        permitted, refusal = [], DialError("name", f"{request.host} has no address")
+        for address in map(canonical, addresses):
+            try:
+                self.check(request, address)
+            except DialError as error:
+                refusal = error
+            else:
+                permitted.append(address)
+        if not permitted:
+            raise refusal
+        return permitted
+
+    def name_of(self, request: ConnectRequest) -> str:
+        """The name of the address that is the request's host (PTR). Raises DialError."""
+        self.check_client(request)
+        try:
+            address = canonical(request.host)
+        except ValueError:
+            raise DialError("name", f"{request.host} is not an address") from None
+        self.check(request, address)
+        try:
+            return self._resolver.reverse(str(address), time.monotonic() + TIMEOUT)
+        except ResolveError as error:
+            raise DialError("name", str(error)) from error
+
+    def any_peer(self, request: ConnectRequest) -> bool:
+        """Whether the request's host is the address 0: anybody. DialError "denied" where no rule allows that."""
+        try:
+            anybody = ipaddress.ip_address(request.host).is_unspecified
+        except ValueError:
+            return False
+        if anybody and not self._policy.permits_any_peer(request):
+            raise DialError("denied", "no rule lets anybody in", "any-peer")
+        return anybody
