@@ -8,13 +8,14 @@ PYTEST_ARGS ?=
 BIN := .venv/bin
 # For the gateway and its tests: none of these starts a service when it is installed.
 PACKAGES := python3 python3-venv iproute2 iptables nftables conntrack procps util-linux ca-certificates \
-	curl lftp tnftp dnsmasq-base \
+	curl lftp tnftp dnsmasq-base sip-tester baresip-core libpcre3 \
+	gcc python3-dev libnetfilter-queue-dev \
 	libcap2 libpam0g libssl3 libwrap0 libsodium23 libidn2-0 libhiredis0.14 libmemcached11 libmemcachedutil2 libpcre2-posix3
-# The servers that the tests talk to. Unpacked into .venv/peers, not installed: an installed FTP server would be started,
-# on port 21 of this very machine, and these exclude one another.
-PEERS := vsftpd pure-ftpd proftpd-core
+# The servers that the tests talk to. Unpacked into .venv/peers, not installed: an installed server would be started,
+# on port 21 or 5060 of this very machine, and some exclude one another.
+PEERS := vsftpd pure-ftpd proftpd-core kamailio
 
-.PHONY: setup packages run test check lab clean
+.PHONY: setup packages run test check lab clean wheelhouse vagrant-test
 
 setup: packages .venv/.python .venv/.peers
 
@@ -65,6 +66,16 @@ check: setup
 # A shell of a client behind the gateway; SCENARIO=ftp-active runs vagrant/scenarios/ftp-active.sh there instead.
 lab: setup
 	$(BIN)/python -m tests.lab $(SCENARIO)
+
+# Wheels for a router without a network, as the Vagrant lab's: algate and all that it needs.
+wheelhouse: setup
+	rm -rf vagrant/wheelhouse build
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --wheel-dir vagrant/wheelhouse '.[router]'
+	@ls vagrant/wheelhouse
+
+# The Vagrant lab, brought up, and every scenario in it. See vagrant/README.md.
+vagrant-test: wheelhouse
+	cd vagrant && vagrant up --no-parallel && ./test
 
 clean:
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m tests.lab --remove-stale; fi
