@@ -15,6 +15,7 @@ import tomli_w
 
 from alg.address import Endpoint
 from alg.api import Mode
+from gateway.config_rules import DnsSection, Loaded, RuleSection, UpstreamSection
 
 DEFAULT_PATH = Path("/etc/algate/algate.toml")
 DEFAULT_RUN_DIR = "/run/algate"
@@ -22,6 +23,8 @@ LOWEST_PINHOLE_PORT = 1024
 
 _T = TypeVar("_T")
 
+AuthName = Literal["none", "ident", "password", "gssapi"]
+ProtectionName = Literal["none", "integrity", "confidentiality"]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -36,15 +39,40 @@ class NetworkSection(_Section, frozen=True):
     masquerade: tuple[Literal["ipv4", "ipv6"], ...] = ()
 
 
+class GssapiSection(_Section, frozen=True):
+    keytab: str = "/etc/krb5.keytab"
+    service: str = "rcmd"
+    realm: str = ""
+    protection: tuple[ProtectionName, ...] = ("confidentiality", "integrity")
+    nec: bool = False
+
+
+class GuardSection(_Section, frozen=True):
+    failures: int = 10
+    window: float = 600.0
+    ban: float = 600.0
+
+
 class SocksSection(_Section, frozen=True):
     listen: tuple[str, ...] = ("127.0.0.1:1080",)
-    auth: tuple[Literal["none"], ...] = ("none",)
+    auth: tuple[AuthName, ...] = ("none",)
+    users: str = "/etc/algate/users"
+    ident_timeout: float = 3.0
+    gssapi: GssapiSection = GssapiSection()
+    guard: GuardSection = GuardSection()
     handshake_timeout: float = 10.0
+    access_file: str = ""
+    access_masks: Literal["inverted", "netmask"] = "inverted"
 
 
 class TransparentSection(_Section, frozen=True):
     port: int = 10800
     ports: tuple[int, ...] = ()
+
+
+class PublishSection(_Section, frozen=True):
+    outside: str
+    inside: str
 
 
 class PinholeSection(_Section, frozen=True):
@@ -78,9 +106,14 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     network: NetworkSection = NetworkSection()
     socks: SocksSection = SocksSection()
     transparent: TransparentSection = TransparentSection()
+    publish: tuple[PublishSection, ...] = ()
     pinhole: PinholeSection = PinholeSection()
     alg: dict[str, AlgSection] = msgspec.field(default_factory=lambda: dict(DEFAULT_ALG))
     process: ProcessSection = ProcessSection()
+    dns: DnsSection = DnsSection()
+    rule: tuple[RuleSection, ...] = ()
+    upstream: tuple[UpstreamSection, ...] = ()
+    loaded: Loaded = Loaded()  # not of the file itself
 
     @cached_property
     def inside_networks(self) -> tuple[Network, ...]:
@@ -90,6 +123,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def pinhole_ports(self) -> tuple[int, int]:
         """Lowest and highest public port of a pinhole."""
         return port_range(self.pinhole.ports)
+
+    @cached_property
+    def published(self) -> dict[Endpoint, Endpoint]:
+        """Servers inside, by the endpoint of this router at which the outside finds them."""
+        return {parse_endpoint(entry.outside): parse_endpoint(entry.inside) for entry in self.publish}
 
     @cached_property
     def transparent_enabled(self) -> bool:
@@ -120,6 +158,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return self.transparent_enabled and self.broker_wanted and bool(self.module_ports("udp"))
 
     @cached_property
+    def read_ports(self) -> tuple[int, int] | None:
+        """Those of the pinhole ports whose datagrams a module reads, the highest eighth; None: no module reads UDP."""
+        low, high = self.pinhole_ports
+        return (high - (high - low) // 8, high) if self.packets_wanted else None
+
+    @cached_property
     def queue(self) -> int:
         """Number of the instance's NFQUEUE, unlike that of another instance."""
         return 1024 + int(hashlib.sha256(self.instance.encode()).hexdigest()[:8], 16) % 64000
@@ -141,6 +185,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         document = msgspec.to_builtins(self)
         for section in document["alg"].values():
             section.update(section.pop("options"))
+        del document["loaded"]
         return tomli_w.dumps(document)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,8 +12,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from alg.registry import BrokenModule, modules, options_of
+from gateway.access_file import AccessError, Lookups, parse_access_file
 from gateway.config import DEFAULT_ALG, DEFAULT_PATH, AlgSection, Config
 from gateway.config_check import BadValue, check
+from gateway.config_rules import Loaded
 from gateway.errors import ConfigError
 
 _T = TypeVar("_T")
@@ -48,11 +51,53 @@ def parse_config(text: str, source: str) -> Config:
         where = f"{source}:{line}:{column}"
         raise ConfigError(f"{where}: {message.split(' (at ')[0]}") from error
     try:
+        if "loaded" in document:
+            raise BadValue("loaded: unknown key")
         config = _convert(_with_defaults(document), Config)
         check(config)
+        return msgspec.structs.replace(config, loaded=_load_others(config, text))
     except BadValue as error:
         raise ConfigError(f"{source}: {error}") from error
-    return config
+
+
+def _load_others(config: Config, text: str) -> Loaded:
+    """What stands in the other files that the configuration names, and on which lines of `text` the rules begin."""
+    lines = [number for number, line in enumerate(text.splitlines(), 1) if re.match(r"\s*\[\[\s*rule\s*\]\]", line)]
+    passwords: dict[str, str] = {}
+    for i, upstream in enumerate(config.upstream):
+        if upstream.password_file:
+            password = _read(f"upstream[{i}].password_file", upstream.password_file).strip("\r\n")
+            if not 1 <= len(password.encode()) <= 255:
+                raise BadValue(f"upstream[{i}].password_file: its password is not 1 to 255 bytes long")
+            passwords[upstream.name] = password
+    path = config.socks.access_file
+    access = []
+    if path:
+        content = _read("socks.access_file", path)
+        lookups = Lookups(_host_addresses, socket.getservbyname, lambda name: Path(name).read_text())
+        try:
+            access = parse_access_file(content, path, config.socks.access_masks, lookups)
+        except AccessError as error:
+            raise ConfigError(str(error)) from error
+    return Loaded(
+        rule_lines=tuple(lines) if len(lines) == len(config.rule) else (),
+        access=tuple(line.rule for line in access),
+        access_places=tuple(line.place for line in access),
+        passwords=passwords,
+    )
+
+
+def _read(key: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadValue(f"{key}: {path} cannot be read: {error}") from error
+
+
+def _host_addresses(name: str) -> list[str]:
+    """The IPv4 addresses of a host in the access file, as the classic sockd took them: once, when it reads the file."""
+    found = socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)
+    return sorted({str(address[0]) for *_, address in found})
 
 
 def _with_defaults(document: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,9 @@ import ipaddress
 import socket
 from dataclasses import dataclass
 
+from alg.address import Address
+from gateway.embedded import seen_through
+
 
 @dataclass(frozen=True, slots=True)
 class PublicAddress:
@@ -24,14 +27,15 @@ def public_address(outside: str, facing: str) -> PublicAddress:
 
 
 def is_local(host: str) -> bool:
-    """Whether `host`, the text of an address, is one of this host's own (loopback and unspecified are).
+    """Whether `host`, the text of an address, is one of this host's own (loopback and unspecified are), or embeds one.
 
     The kernel says, without privilege: a packet to one's own address is sent from that address. No packet is sent.
     ValueError for a name.
     """
-    ip = ipaddress.ip_address(host)
-    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-        ip = ip.ipv4_mapped
+    return any(_is_local(ip) for ip in seen_through(ipaddress.ip_address(host)))
+
+
+def _is_local(ip: Address) -> bool:
     if ip.is_loopback or ip.is_unspecified:
         return True
     if isinstance(ip, ipaddress.IPv4Address):
