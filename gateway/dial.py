@@ -9,7 +9,7 @@ from typing import Literal
 
 import gevent.socket as gsocket
 
-from alg.address import Address
+from alg.address import Address, Endpoint
 from gateway.model import ConnectRequest
 from gateway.own_address import is_local
 from gateway.policy import Policy
@@ -59,10 +59,17 @@ class Dialer:
                 failure = DialError("denied", f"{address} is not allowed", decision.rule)
                 continue
             try:
-                return self._connect(address, request.port, deadline - time.monotonic())
+                return _connect(address, request.port, deadline - time.monotonic(), self._source)
             except OSError as error:
                 failure = _dial_error(error)
         raise failure
+
+    def reach(self, server: Endpoint) -> gsocket.socket:
+        """A connected TCP socket to a published server, which the configuration itself permits. Raises DialError."""
+        try:
+            return _connect(server.ip, server.port, CONNECT_TIMEOUT, None)
+        except OSError as error:
+            raise _dial_error(error) from error
 
     def _addresses(self, request: ConnectRequest, deadline: float) -> list[Address]:
         client = self._policy.decide_client(request)
@@ -73,21 +80,22 @@ class Dialer:
         except ResolveError as error:
             raise DialError("name", str(error)) from error
 
-    def _connect(self, address: Address, port: int, timeout: float) -> gsocket.socket:
-        family = gsocket.AF_INET6 if address.version == 6 else gsocket.AF_INET
-        sock = gsocket.socket(family, gsocket.SOCK_STREAM)
-        try:
-            sock.settimeout(max(timeout, 0.01))
-            sock.setsockopt(gsocket.IPPROTO_TCP, gsocket.TCP_NODELAY, 1)
-            if self._source and self._source.version == address.version:
-                sock.setsockopt(gsocket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
-                sock.bind((str(self._source), 0))
-            sock.connect((str(address), port))
-            sock.settimeout(None)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
+
+def _connect(address: Address, port: int, timeout: float, source: Address | None) -> gsocket.socket:
+    family = gsocket.AF_INET6 if address.version == 6 else gsocket.AF_INET
+    sock = gsocket.socket(family, gsocket.SOCK_STREAM)
+    try:
+        sock.settimeout(max(timeout, 0.01))
+        sock.setsockopt(gsocket.IPPROTO_TCP, gsocket.TCP_NODELAY, 1)
+        if source and source.version == address.version:
+            sock.setsockopt(gsocket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+            sock.bind((str(source), 0))
+        sock.connect((str(address), port))
+        sock.settimeout(None)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _dial_error(error: OSError) -> DialError:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import gevent.socket as gsocket
+import msgspec
 
-from alg.api import AlgModule, FlowContext, Mode, Side
-from gateway.config import Config
+from alg.address import Endpoint
+from alg.api import AlgModule, FlowContext, Side
+from alg.registry import options_of
+from gateway.config import AlgSection, Config
 from gateway.flow import Flow, Flows
 from gateway.inspection import Inspection, Pinholes
-from gateway.own_address import public_address
+from gateway.own_address import PublicAddress, public_address
 from gateway.sockets import abort, endpoint, prepare
 
 
@@ -28,6 +31,7 @@ class FlowRunner:
         self._flows = flows
         self._modules = modules
         self._pinholes = pinholes
+        self._options = {name: _options(modules[name], section) for name, section in config.alg.items()}
 
     def run(
         self,
@@ -37,10 +41,12 @@ class FlowRunner:
         *,
         early: bytes = b"",
         user: str | None = None,
+        published: Endpoint | None = None,
     ) -> None:
         """Carry a flow; owns both sockets from now on. Returns when no greenlet is needed for it any more.
 
-        `early`: bytes of the client that came with its handshake and are meant for the server.
+        `early`: bytes of the client that came with its handshake and are meant for the server. `published`: where the
+        client had dialled, if that is a published server.
         """
         try:
             prepare(client)
@@ -52,9 +58,8 @@ class FlowRunner:
             return
         responsible = self._config.module_of(flow.server.port)
         if responsible is not None:
-            name, section = responsible
-            flow.module = name
-            if self._inspect(flow, self._modules[name], section.mode, client, server, early):
+            flow.module, section = responsible
+            if self._inspect(flow, flow.module, section, client, server, early, published):
                 return
         elif early:
             try:
@@ -69,20 +74,31 @@ class FlowRunner:
     def _inspect(
         self,
         flow: Flow,
-        module: type[AlgModule],
-        mode: Mode,
+        name: str,
+        section: AlgSection,
         client: gsocket.socket,
         server: gsocket.socket,
         early: bytes,
+        published: Endpoint | None,
     ) -> bool:
         """Drive the module until the flow is over (True) or the module has stood down (False)."""
+        outside = self._config.network.outside
+        facing = endpoint(server.getsockname()).host
+        if published is None:
+            public = {Side.SERVER: public_address(outside, facing)}
+        else:
+            public = {
+                Side.CLIENT: public_address(outside, published.host),
+                Side.SERVER: PublicAddress(facing, facing),
+            }
+        inside = Side.SERVER if published else Side.CLIENT
         inspection = Inspection(
             flow,
-            module(FlowContext(flow.client, flow.server)),
-            mode,
+            self._modules[name](FlowContext(flow.client, flow.server, inside, self._options[name])),
+            section.mode,
             {Side.CLIENT: client, Side.SERVER: server},
             self._pinholes[flow.front],
-            public_address(self._config.network.outside, endpoint(server.getsockname()).host),
+            public,
         )
         flow.hand_over(inspection)
         over = True
@@ -94,3 +110,9 @@ class FlowRunner:
                 server.close()
                 self._flows.end(flow, inspection.reason)
         return over
+
+
+def _options(module: type[AlgModule], section: AlgSection) -> object | None:
+    """The module's own keys, as it wants them; they have been checked."""
+    options = options_of(module)
+    return None if options is None else msgspec.convert(section.options, options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import gevent
@@ -39,6 +39,7 @@ from gateway.flow import HALF_CLOSE_TIMEOUT, Flow
 from gateway.model import Lease, PinholeRequest
 from gateway.own_address import PublicAddress
 from gateway.sockets import abort
+from gateway.urgency import Marks, receive
 
 log = structlog.get_logger()
 
@@ -57,7 +58,10 @@ class Pinholes(Protocol):
 
 
 class Inspection:
-    """Carries one flow through a module. `run` returns when the flow is over (True) or to be relayed unread (False)."""
+    """Carries one flow through a module. `run` returns when the flow is over (True) or to be relayed unread (False).
+
+    `public`: the address at which a side is told to find the other one. The client is told of a published server only.
+    """
 
     def __init__(
         self,
@@ -66,7 +70,7 @@ class Inspection:
         mode: Mode,
         sockets: dict[Side, gsocket.socket],
         pinholes: Pinholes,
-        public: PublicAddress,
+        public: Mapping[Side, PublicAddress],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.up = 0
@@ -82,6 +86,7 @@ class Inspection:
         self._events: deque[Event] = deque()
         self._handling = False
         self._out = {side: bytearray() for side in Side}
+        self._marks = {side: Marks() for side in Side}  # of what goes to a side
         self._no_more = dict.fromkeys(Side, False)
         self._writable = {side: Wakeup() for side in Side}  # something to send, or the end
         self._drained = {side: Wakeup() for side in Side}  # room for more
@@ -156,7 +161,7 @@ class Inspection:
                 self._drained[side.other].clear()
                 self._drained[side.other].wait()
             try:
-                data = sock.recv(READ_SIZE)
+                data, urgent = receive(sock, READ_SIZE)
             except OSError:
                 self._fail("reset")
                 return
@@ -164,9 +169,10 @@ class Inspection:
                 self._half_closed_at = self._now()
                 self._feed(Closed(side, self._now()))
                 return
-            self._received(side, data)
+            self._received(side, data, urgent)
 
-    def _received(self, side: Side, data: bytes) -> None:
+    def _received(self, side: Side, data: bytes, urgent: bool = False) -> None:
+        self._marks[side.other].came(len(data), urgent)
         if side is Side.CLIENT:
             self.up += len(data)
         else:
@@ -178,7 +184,7 @@ class Inspection:
         try:
             while True:
                 if out:
-                    sent = sock.send(bytes(out[:READ_SIZE]))
+                    sent = self._marks[side].send(sock, bytes(out[:READ_SIZE]))
                     del out[:sent]
                     self._drained[side].set()
                 elif self._no_more[side]:
@@ -242,7 +248,9 @@ class Inspection:
                 after=edit.replacement.decode("latin-1"),
             )
         edits = command.edits if self._mode is Mode.REWRITE else ()
-        self._out[command.to] += apply_edits(command.data, edits)
+        data = apply_edits(command.data, edits)
+        self._out[command.to] += data
+        self._marks[command.to].delivered(command.data, edits, len(data))
         self._writable[command.to].set()
 
     # --- its pinholes -----------------------------------------------------------------------------------------------
@@ -255,16 +263,22 @@ class Inspection:
             self._feed(Opened(command.ref, command.target, self._now()))
         elif self._mode is Mode.OBSERVE:
             # Nothing is opened: the module shows what it would write, with port 0 for the one it would get.
-            self._feed(Opened(command.ref, Endpoint(self._public.advertised, 0), self._now()))
+            self._feed(Opened(command.ref, Endpoint(self._public_of(command.target).advertised, 0), self._now()))
         else:
             self._opening.add(command.ref)
-            gevent.spawn(self._open_pinhole, command.ref, self._request(command))
+            gevent.spawn(self._open_pinhole, command)
 
     def _forbidden(self, command: OpenPinhole | OpenOutbound) -> str | None:
-        """A module's mistake must not become a hole: a pinhole leads to the flow's own client and nobody else."""
-        if isinstance(command, OpenPinhole) and command.target.host != self._flow.client.host:
+        """A module's mistake must not become a hole: a pinhole leads to the flow's own client, or to its server if that
+        is published, and to nobody else."""
+        own = [self._flow.client.host, *([self._flow.server.host] if Side.CLIENT in self._public else [])]
+        if isinstance(command, OpenPinhole) and command.target.host not in own:
             return "target"
         return None
+
+    def _public_of(self, target: Endpoint) -> PublicAddress:
+        """Where the side that is not `target` is to find it."""
+        return self._public[Side.SERVER if target.host == self._flow.client.host else Side.CLIENT]
 
     def _request(self, command: OpenPinhole | OpenOutbound) -> PinholeRequest:
         inward = isinstance(command, OpenPinhole)
@@ -276,14 +290,15 @@ class Inspection:
             transport="udp" if command.transport == "udp" else "tcp",
             target=command.target,
             peer=command.peer if isinstance(command, OpenPinhole) else None,
-            public_host=self._public.local if inward else None,
+            public_host=self._public_of(command.target).local if inward else None,
             ttl=command.ttl,
             uses=command.uses,
         )
 
-    def _open_pinhole(self, ref: int, request: PinholeRequest) -> None:
+    def _open_pinhole(self, command: OpenPinhole | OpenOutbound) -> None:
+        ref = command.ref
         try:
-            lease = self._pinholes.open(request)
+            lease = self._pinholes.open(self._request(command))
         except PinholeRefused as refused:
             log.warning("pinhole.refused", flow=self._flow.id, rule=refused.rule, detail=refused.detail)
             self._opening.discard(ref)
@@ -295,8 +310,8 @@ class Inspection:
         self._opening.discard(ref)
         self._leases[ref] = lease
         public = lease.public
-        if request.direction == "in":
-            public = Endpoint(self._public.advertised, public.port)
+        if isinstance(command, OpenPinhole):
+            public = Endpoint(self._public_of(command.target).advertised, public.port)
         self._feed(Opened(ref, public, self._now()))
 
     def _close(self, ref: int) -> None:

@@ -62,6 +62,7 @@ def render(config: Config, family: Family) -> str | None:
     if not inside:
         return None
     ports = [str(port) for port in sorted({*config.module_ports(), *config.transparent.ports})]
+    published = [endpoint for endpoint in config.published if endpoint.version == version]
     values = {
         "chain": [config.instance.upper()],
         "interface": interfaces,
@@ -70,9 +71,12 @@ def render(config: Config, family: Family) -> str | None:
         "transparent": [str(config.transparent.port)],
         "socks": [str(port) for port in _socks_ports(config, version)],
         "masquerade": inside if family in config.network.masquerade else [],
+        "published": [f"-d {e.host} -p tcp -m tcp --dport {e.port}" for e in published],
+        "redirected": [f"--ctproto tcp --ctorigdst {e.host} --ctorigdstport {e.port}" for e in published],
         "admitted": [f"{ADMITTED:#x}/{ADMITTED:#x}"],
         "packets": [config.instance.upper()] if config.packets_wanted else [],
         "udp": [str(port) for port in config.module_ports("udp")] if config.packets_wanted else [],
+        "read": ["{}:{}".format(*config.read_ports)] if config.read_ports else [],
         "queue": [str(config.queue)],
     }
     template = files("iptables").joinpath(f"{family}.rules").read_text(encoding="ascii")

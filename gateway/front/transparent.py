@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import gevent.socket as gsocket
 import structlog
 
+from alg.address import Endpoint
 from gateway.dial import Dialer, DialError
 from gateway.flow_runner import FlowRunner
 from gateway.front.original_dst import original_destination
@@ -15,9 +18,13 @@ log = structlog.get_logger()
 
 
 class TransparentFront:
-    """Serves clients that know nothing of the gateway. What fails for them is a reset, as it would be without us."""
+    """Serves clients that know nothing of the gateway. What fails for them is a reset, as it would be without us.
 
-    def __init__(self, dialer: Dialer, runner: FlowRunner) -> None:
+    `published`: servers inside, by the endpoint of this host that clients outside dial.
+    """
+
+    def __init__(self, dialer: Dialer, runner: FlowRunner, published: Mapping[Endpoint, Endpoint]) -> None:
+        self._published = published
         self._dialer = dialer
         self._runner = runner
 
@@ -29,6 +36,9 @@ class TransparentFront:
             local = endpoint(sock.getsockname())
         except OSError:  # the client has gone
             sock.close()
+            return
+        if target is not None and target in self._published:
+            self._publish(sock, client, target)
             return
         if target is None or target == local:
             # Nobody redirected it: a probe of our port, or our own connection that came back to us.
@@ -51,3 +61,16 @@ class TransparentFront:
             abort(sock)
             return
         self._runner.run("transparent", sock, server)
+
+    def _publish(self, sock: gsocket.socket, client: Endpoint, target: Endpoint) -> None:
+        """Lead a client to the server that is published at `target`."""
+        inside = self._published[target]
+        try:
+            server = self._dialer.reach(inside)
+        except DialError as error:
+            log.warning(
+                "publish.failed", client=str(client), target=str(target), server=str(inside), failure=error.failure
+            )
+            abort(sock)
+            return
+        self._runner.run("published", sock, server, published=target)

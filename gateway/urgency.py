@@ -1,0 +1,72 @@
+"""TCP urgent data on its way through a flow that is inspected: an FTP client's ABOR is urgent (RFC 959, 4.1.3)."""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import struct
+from collections import deque
+from collections.abc import Sequence
+
+import gevent.socket as gsocket
+
+from alg.api import Edit
+
+_SIOCATMARK = 0x8905  # <asm-generic/sockios.h>
+
+
+def receive(sock: socket.socket, size: int) -> tuple[bytes, bool]:
+    """Up to `size` bytes of a socket with SO_OOBINLINE, and whether they are one urgent byte. b"" at the end. OSError.
+
+    The kernel never reads across the mark, so the urgent byte always comes first in a read.
+    """
+    if not _is_plain(sock):
+        return sock.recv(size), False
+    if not sock.recv(1, socket.MSG_PEEK):  # waits; only then the mark is known
+        return b"", False
+    urgent = bool(struct.unpack("i", fcntl.ioctl(sock.fileno(), _SIOCATMARK, bytes(4)))[0])
+    return sock.recv(1 if urgent else size), urgent
+
+
+def _is_plain(sock: socket.socket) -> bool:
+    """Whether what is on the wire is the stream itself: else (GSSAPI, RFC 1961) TCP's mark says nothing about it."""
+    return type(sock) is gsocket.socket
+
+
+class Marks:
+    """The urgent bytes of one direction, from where they stood in what came to where they stand in what goes."""
+
+    def __init__(self) -> None:
+        self._came = 0
+        self._passed = 0  # bytes that came and have been delivered
+        self._queued = 0
+        self._sent = 0
+        self._in: deque[int] = deque()
+        self._out: deque[int] = deque()
+
+    def came(self, count: int, urgent: bool) -> None:
+        """So many bytes came; `urgent`: the last of them is."""
+        self._came += count
+        if urgent:
+            self._in.append(self._came - 1)
+
+    def delivered(self, data: bytes, edits: Sequence[Edit], length: int) -> None:
+        """The next `data` of what came were queued for sending with these edits, `length` bytes then."""
+        while self._in and self._in[0] < self._passed + len(data):
+            at = self._in.popleft() - self._passed
+            if not any(edit.start <= at < edit.end for edit in edits):  # else the byte is no more
+                shift = sum(len(edit.replacement) - (edit.end - edit.start) for edit in edits if edit.end <= at)
+                self._out.append(self._queued + at + shift)
+        self._passed += len(data)
+        self._queued += length
+
+    def send(self, sock: socket.socket, data: bytes) -> int:
+        """Send the first of `data`, at most up to the next mark; how many bytes. OSError."""
+        mark = self._out[0] - self._sent if self._out else len(data)
+        if mark == 0:
+            count = sock.send(data[:1], socket.MSG_OOB if _is_plain(sock) else 0)
+            self._out.popleft()
+        else:
+            count = sock.send(data[:mark])
+        self._sent += count
+        return count
