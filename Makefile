@@ -9,7 +9,7 @@ BIN := .venv/bin
 # For the gateway and its tests: none of these starts a service when it is installed.
 PACKAGES := python3 python3-venv iproute2 iptables nftables conntrack procps util-linux ca-certificates \
 	curl lftp tnftp dnsmasq-base sip-tester baresip-core libpcre3 \
-	gcc python3-dev libnetfilter-queue-dev \
+	gcc python3-dev libnetfilter-queue-dev libkrb5-dev krb5-user krb5-config \
 	libcap2 libpam0g libssl3 libwrap0 libsodium23 libidn2-0 libhiredis0.14 libmemcached11 libmemcachedutil2 libpcre2-posix3
 # The servers that the tests talk to. Unpacked into .venv/peers, not installed: an installed server would be started,
 # on port 21 or 5060 of this very machine, and some exclude one another.
@@ -34,7 +34,7 @@ packages:
 
 .venv/.python: pyproject.toml | packages
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[router,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[router,gssapi,dev]'
 	@touch $@
 
 # Made anew when the list above changes; the stamp holds the list.

@@ -12,6 +12,7 @@ import structlog
 from gevent.event import Event
 
 from alg.address import Endpoint
+from gateway.relay.copy import CopyHandle, EncodedSocket
 from gateway.relay.splice import Relay, RelayResult
 
 log = structlog.get_logger()
@@ -133,12 +134,18 @@ class Flows:
         return bool(self._empty.wait(timeout))
 
     def relay(self, flow: Flow, client: gsocket.socket, server: gsocket.socket) -> None:
-        """Let the relay carry `flow` from now on, unread; it owns both sockets and ends the flow. Returns at once."""
+        """Let the relay carry `flow` from now on, unread; it owns both sockets and ends the flow. Returns at once.
+
+        A client whose stream is protected needs every byte in Python; all others are spliced.
+        """
 
         def done(result: RelayResult) -> None:
             self.end(flow, result.reason)
 
-        flow.hand_over(self._relay.start(client, server, done))
+        if isinstance(client, EncodedSocket) or isinstance(server, EncodedSocket):
+            flow.hand_over(CopyHandle(self._relay, client, server, done))
+        else:
+            flow.hand_over(self._relay.start(client, server, done))
 
     def abort_all(self) -> None:
         """Reset every live flow."""

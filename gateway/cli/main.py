@@ -9,6 +9,7 @@ import click
 from gateway import __version__
 from gateway.cli.check import check
 from gateway.cli.live import flows, pinholes, status
+from gateway.cli.passwd import passwd
 from gateway.cli.rules import rules
 from gateway.cli.run import run
 from gateway.errors import AlgateError, ConfigError
@@ -23,7 +24,7 @@ def cli() -> None:
     """An application-level gateway for Linux NAT routers."""
 
 
-for command in (run, check, rules, status, flows, pinholes):
+for command in (run, check, rules, status, flows, pinholes, passwd):
     cli.add_command(command)
 
 

@@ -11,6 +11,7 @@ import structlog
 
 from alg.address import Endpoint
 from gateway.front import socks4, socks5
+from gateway.front.authenticate import Authenticator, NotAuthenticated
 from gateway.front.socks5 import SocksError
 from gateway.front.socks_request import GOODBYE, Gone, Incoming, SocksRequest, refuse
 from gateway.model import CommandName
@@ -18,12 +19,17 @@ from gateway.sockets import close_gently, endpoint
 
 log = structlog.get_logger()
 
-_COMMANDS4: dict[socks4.Command, CommandName] = {socks4.Command.CONNECT: "connect", socks4.Command.BIND: "bind"}
+_COMMANDS4: dict[socks4.Command, CommandName] = {
+    socks4.Command.CONNECT: "connect",
+    socks4.Command.BIND: "bind",
+    socks4.Command.RESOLVE: "resolve",
+}
 _COMMANDS5: dict[socks5.Command, CommandName] = {
     socks5.Command.CONNECT: "connect",
     socks5.Command.BIND: "bind",
     socks5.Command.UDP_ASSOCIATE: "udp",
     socks5.Command.RESOLVE: "resolve",
+    socks5.Command.RESOLVE_PTR: "resolve",
 }
 
 
@@ -34,10 +40,14 @@ class SocksCommand(Protocol):
 
 
 class SocksFront:
-    """Serves SOCKS clients by `commands`. `timeout`: seconds for a whole handshake, however the client dribbles."""
+    """Serves SOCKS clients by `commands`, once `authenticator` knows them. `timeout`: seconds for a whole handshake,
+    however the client dribbles."""
 
-    def __init__(self, commands: Mapping[CommandName, SocksCommand], timeout: float) -> None:
+    def __init__(
+        self, commands: Mapping[CommandName, SocksCommand], authenticator: Authenticator, timeout: float
+    ) -> None:
         self._commands = commands
+        self._authenticator = authenticator
         self._timeout = timeout
 
     def handle(self, sock: gsocket.socket, address: tuple[object, ...]) -> None:
@@ -51,34 +61,39 @@ class SocksFront:
                 request = self._request4(incoming, client) if version == 4 else self._request5(incoming, client)
         except gevent.Timeout:
             log.info("socks.timeout", client=str(client), seconds=self._timeout)
-            sock.close()
+            incoming.sock.close()
         except (Gone, OSError):
-            sock.close()
+            incoming.sock.close()
+        except NotAuthenticated as refusal:
+            _say_goodbye(incoming.sock, refusal.answer)
         except SocksError as error:
             log.info("socks.malformed", client=str(client), reason=str(error))
-            refuse(sock, version, error.reply)
+            refuse(incoming.sock, version, error.reply)
         else:
-            if request is not None:
-                self._commands[request.command].run(request)
+            self._commands[request.command].run(request)
 
     def _request4(self, incoming: Incoming, client: Endpoint) -> SocksRequest:
         wire = incoming.read(socks4.parse_request)
+        identity = self._authenticator.version4(incoming, client, wire.userid)
         command = _COMMANDS4[wire.command]
         if command not in self._commands:
             raise SocksError(socks4.Reply.REJECTED, f"{wire.command.name} is not available")
-        return SocksRequest(incoming, socks4.VERSION, command, client, wire.host, wire.port)
+        return SocksRequest(incoming, socks4.VERSION, command, client, wire.host, wire.port, identity)
 
-    def _request5(self, incoming: Incoming, client: Endpoint) -> SocksRequest | None:
-        """None if the handshake was answered and ended already."""
-        greeting = incoming.read(socks5.parse_greeting)
-        method = socks5.choose_method(greeting.methods, [socks5.Method.NONE])
-        incoming.sock.sendall(socks5.encode_method(method))
-        if method is socks5.Method.NO_ACCEPTABLE:
-            log.info("socks.no_method", client=str(client), offered=list(greeting.methods))
-            close_gently(incoming.sock, GOODBYE)
-            return None
+    def _request5(self, incoming: Incoming, client: Endpoint) -> SocksRequest:
+        identity = self._authenticator.version5(incoming, client)
         wire = incoming.read(socks5.parse_request)
-        command = _COMMANDS5.get(wire.command)
-        if command is None or command not in self._commands:
+        command = _COMMANDS5[wire.command]
+        if command not in self._commands:
             raise SocksError(socks5.Reply.COMMAND_NOT_SUPPORTED, f"{wire.command.name} is not available")
-        return SocksRequest(incoming, socks5.VERSION, command, client, wire.host, wire.port)
+        reverse = wire.command is socks5.Command.RESOLVE_PTR
+        return SocksRequest(incoming, socks5.VERSION, command, client, wire.host, wire.port, identity, reverse)
+
+
+def _say_goodbye(sock: gsocket.socket, answer: bytes) -> None:
+    """Send the last answer, and close so that it arrives."""
+    try:
+        sock.sendall(answer)
+    except OSError:
+        pass
+    close_gently(sock, GOODBYE)

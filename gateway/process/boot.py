@@ -20,6 +20,8 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     admin: a listening unix stream socket for `algate status` and its kin.
     workers (broker): one SEQPACKET socket per worker slot, and one for packets. broker (worker, packets): its other end.
     socks, transparent (worker): listening TCP sockets of this slot.
+    files (worker): memfds of the files that it may not read itself, by name ("users", "keytab"); when a file has
+    changed a new one comes over the lifeline, with the name and a newline.
     """
 
     role: str
@@ -31,6 +33,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     broker: int | None = None
     socks: list[int] = []
     transparent: list[int] = []
+    files: dict[str, int] = {}
 
     def to_memfd(self) -> int:
         """Write it to a new memfd and return that, positioned at its start."""

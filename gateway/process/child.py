@@ -57,6 +57,7 @@ class Child:
         boot = self._boot(theirs.fileno())
         memfd = boot.to_memfd()
         inherited = [memfd, boot.lifeline, boot.admin, *boot.workers, *boot.socks, *boot.transparent]
+        inherited += boot.files.values()
         if boot.broker is not None:
             inherited.append(boot.broker)
         try:
@@ -76,6 +77,14 @@ class Child:
         self.lifeline = ours
         self.ready = False
         self._started = time.monotonic()
+
+    def hand_over(self, name: str, fd: int) -> None:
+        """Send it a file that has changed. One that does not run gets it when it is started."""
+        if self.lifeline is not None:
+            try:
+                socket.send_fds(self.lifeline, [f"{name}\n".encode()], [fd])
+            except OSError:
+                pass  # it has just ended
 
     def read_lifeline(self) -> bool:
         """Take what the lifeline has to say. True: the child is alive (and `ready` is up to date); False: it ended."""

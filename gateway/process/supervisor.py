@@ -20,6 +20,7 @@ from gateway.process.child import Child
 from gateway.process.code import Code
 from gateway.process.listeners import listen_socks, listen_transparent
 from gateway.process.run_dir import RunDir
+from gateway.process.shared_files import CHECK_INTERVAL, SharedFiles
 
 log = get_logger()
 
@@ -53,6 +54,8 @@ class _Restart:
 class _Supervisor:
     def __init__(self, config: Config, run_dir: RunDir) -> None:
         self._config = config
+        self._files = SharedFiles(config)
+        self._next_look = time.monotonic() + CHECK_INTERVAL
         self._selector = selectors.DefaultSelector()
         self._restarts: list[_Restart] = []
         self._state = "starting"
@@ -90,6 +93,7 @@ class _Supervisor:
                 broker=broker_fd,
                 socks=[s.fileno() for s in socks],
                 transparent=[s.fileno() for s in transparent],
+                files=self._files.fds(),
             )
 
         return Child(name, "gateway.process.worker", self._config.process.user, None, self._code, boot)
@@ -163,14 +167,22 @@ class _Supervisor:
                 sock.close()
             self._selector.close()
             self._code.close()
+            self._files.close()
 
     def _turn(self, until: float | None) -> None:
         """Wait for something to happen, at the most until then, and do what is due."""
         due = [restart.at for restart in self._restarts] + ([until] if until is not None else [])
+        if self._files:
+            due.append(self._next_look)
         timeout = max(0.0, min(due) - time.monotonic()) if due else None
         for key, _ in self._selector.select(timeout):
             key.data()
         now = time.monotonic()
+        if self._files and now >= self._next_look:
+            self._next_look = now + CHECK_INTERVAL
+            for name, fd in self._files.refresh().items():
+                for worker in self._workers:
+                    worker.hand_over(name, fd)
         for restart in [r for r in self._restarts if r.at <= now]:
             self._restarts.remove(restart)
             if self._state in ("starting", "running"):

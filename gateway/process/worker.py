@@ -19,6 +19,7 @@ import gevent.socket as gsocket
 from alg.registry import modules
 from gateway.broker.client import BrokerClient
 from gateway.dial import Dialer
+from gateway.errors import AlgateError
 from gateway.flow import HALF_CLOSE_TIMEOUT, IDLE_TIMEOUT, Flows
 from gateway.flow_runner import FlowRunner
 from gateway.front.connect import ConnectCommand
@@ -31,6 +32,7 @@ from gateway.own_address import is_local
 from gateway.pinhole.kernel import KernelPinholes
 from gateway.pinhole.userspace import UserspacePinholes
 from gateway.policy import Policy
+from gateway.process.authentication import Authentication
 from gateway.process.boot import Boot
 from gateway.relay.splice import Relay
 from gateway.resolve import Resolver
@@ -65,10 +67,16 @@ class Worker:
             {
                 "transparent": self._userspace if config.pinhole.backend == "userspace" else kernel,
                 "socks": kernel if config.pinhole.backend == "kernel" else self._userspace,
+                "published": self._userspace,  # the server sees us as its client, so data has to come from us too
             },
         )
-        self._socks = SocksFront({"connect": ConnectCommand(dialer, runner)}, config.socks.handshake_timeout)
-        self._transparent = TransparentFront(dialer, runner)
+        self._authentication = Authentication(config.socks, boot.files)
+        self._socks = SocksFront(
+            {"connect": ConnectCommand(dialer, runner)},
+            self._authentication.authenticator,
+            config.socks.handshake_timeout,
+        )
+        self._transparent = TransparentFront(dialer, runner, config.published)
         self._lifeline = gsocket.socket(fileno=boot.lifeline)
         self._accepting: list[gevent.Greenlet[..., None]] = []
 
@@ -95,8 +103,12 @@ class Worker:
     def _watch_supervisor(self) -> None:
         """Without a supervisor nobody would replace or end us: go, and let the kernel reset what is open."""
         try:
-            while self._lifeline.recv(64):
-                pass
+            while True:
+                name, fds, _, _ = socket.recv_fds(self._lifeline, 64, 1)
+                if not name:
+                    break
+                for fd in fds:  # a file that has changed
+                    self._authentication.update(name.decode().strip(), fd)
         except OSError:
             pass
         log.error("supervisor.gone")
@@ -133,7 +145,12 @@ def main() -> None:
     boot = Boot.from_memfd(int(sys.argv[1]))
     setup_logging(f"worker-{boot.slot}")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Worker(boot).run()
+    try:
+        worker = Worker(boot)
+    except AlgateError as error:
+        log.error("start.failed", reason=str(error))
+        sys.exit(1)
+    worker.run()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,68 @@
+"""`algate passwd`"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+from gateway.errors import AlgateError
+from gateway.users import HASHER, BadUsers, check_name, parse_users, with_user
+
+MAX_PASSWORD = 255  # bytes (RFC 1929)
+
+
+@click.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("user")
+def passwd(file: Path, user: str) -> None:
+    """Add USER to the users file FILE, or change the password.
+
+    Asks for the password twice; reads one line if its input is not a terminal. Groups of the user stay. A gateway that
+    runs takes up the file within seconds.
+
+    Example: algate passwd /etc/algate/users ann
+    """
+    try:
+        check_name(user)
+    except ValueError as error:
+        raise AlgateError(str(error)) from None
+    password = _read_password()
+    if not 1 <= len(password.encode()) <= MAX_PASSWORD:
+        raise AlgateError(f"a password has 1 to {MAX_PASSWORD} bytes")
+    try:
+        text = file.read_text() if file.exists() else ""
+        parse_users(text)
+        _replace(file, with_user(text, user, HASHER.hash(password)))
+    except BadUsers as error:
+        raise AlgateError(f"{file}: {error}") from None
+    except OSError as error:
+        raise AlgateError(f"{file}: {error.strerror}") from None
+
+
+def _read_password() -> str:
+    if sys.stdin.isatty():
+        return str(click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
+    return sys.stdin.readline().rstrip("\r\n")
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write the file in one step; a reader sees the old one or the new one. Its owner stays, others may not read it."""
+    file = file.resolve()
+    descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)  # mode 0600
+    temporary = Path(name)
+    try:
+        with open(descriptor, "w", encoding="utf-8") as new:
+            new.write(text)
+            if file.exists() and os.geteuid() == 0:
+                owner = file.stat()
+                os.fchown(new.fileno(), owner.st_uid, owner.st_gid)
+            new.flush()
+            os.fsync(new.fileno())
+        temporary.replace(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

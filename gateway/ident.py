@@ -1,0 +1,66 @@
+"""Asking a client's host who owns a connection (RFC 1413). The answer is worth as much as that host is trusted."""
+
+from __future__ import annotations
+
+import re
+
+import gevent
+import gevent.socket as gsocket
+
+from alg.address import Endpoint
+
+PORT = 113
+LONGEST_REPLY = 1000  # bytes (RFC 1413 section 4: a reply may not be longer)
+_REPLY = re.compile(
+    rb"\s*(\d{1,5})\s*,\s*(\d{1,5})\s*:\s*USERID\s*:\s*([^:,]{1,128}?)(?:,[^:]{1,128})?\s*:(.*)", re.DOTALL
+)
+_NAME = re.compile(r"[^\x00-\x20:\x7f]{1,255}")
+
+
+def parse_reply(line: bytes, client_port: int, our_port: int) -> str | None:
+    """The user id in a reply, without its end of line; None if it is an error, for other ports, or no plain name.
+
+    OTHER, which says that the id is no user name of that host (section 6.2), is none either.
+    """
+    found = _REPLY.fullmatch(line)
+    if found is None or (int(found[1]), int(found[2])) != (client_port, our_port):
+        return None
+    if found[3].strip().upper() == b"OTHER":
+        return None
+    try:
+        name = found[4].strip(b" \t").decode()
+    except UnicodeDecodeError:
+        return None
+    return name if _NAME.fullmatch(name) else None
+
+
+class IdentClient:
+    """Asks. `timeout`: seconds for a whole exchange, `port`: of the ident server."""
+
+    def __init__(self, timeout: float, port: int = PORT) -> None:
+        self._timeout = timeout
+        self._port = port
+
+    def ask(self, client: Endpoint, ours: Endpoint) -> str | None:
+        """Who owns the client's end of its connection to `ours`, an endpoint of this host; None: no answer in time,
+        or none that can be used."""
+        try:
+            with gevent.Timeout(self._timeout, TimeoutError):
+                line = self._exchange(client, ours)
+        except OSError:
+            return None
+        return parse_reply(line, client.port, ours.port)
+
+    def _exchange(self, client: Endpoint, ours: Endpoint) -> bytes:
+        with gsocket.socket(gsocket.AF_INET6 if client.version == 6 else gsocket.AF_INET) as sock:
+            sock.bind((ours.host, 0))  # section 3: the addresses of the connection are those that are asked about
+            sock.connect((client.host, self._port))
+            sock.sendall(f"{client.port}, {ours.port}\r\n".encode())
+            reply = b""
+            while b"\n" not in reply and len(reply) <= LONGEST_REPLY:
+                data = sock.recv(LONGEST_REPLY)
+                if not data:
+                    break
+                reply += data
+        line, newline, _ = reply.partition(b"\n")
+        return line.rstrip(b"\r") if newline and len(line) <= LONGEST_REPLY else b""

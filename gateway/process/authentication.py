@@ -1,0 +1,68 @@
+"""Puts a worker's authentication together, from the configuration and the files that the supervisor hands over."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+
+from gateway.config import SocksSection
+from gateway.errors import ConfigError
+from gateway.front.authenticate import Authenticator, Gssapi
+from gateway.front.gssapi_codec import LEVELS
+from gateway.front.gssapi_context import GssapiAcceptor
+from gateway.guard import Guard
+from gateway.ident import IdentClient
+from gateway.observe.log import get_logger
+from gateway.passwords import Accounts, PasswordChecker
+from gateway.users import Users, parse_users
+
+log = get_logger()
+
+
+class Authentication:
+    """The authenticator of a worker and what it stands on. `files`: descriptors by name ("users", "keytab")."""
+
+    def __init__(self, socks: SocksSection, files: Mapping[str, int]) -> None:
+        self._fds = dict(files)
+        self._accounts = Accounts(_read_users(files["users"]) if "users" in files else {})
+        guard = Guard(socks.guard.failures, socks.guard.window, socks.guard.ban)
+        passwords = gssapi = ident = None
+        self._acceptor: GssapiAcceptor | None = None
+        if "password" in socks.auth:
+            passwords = PasswordChecker(self._accounts, lambda address: guard.banned(address, time.monotonic()))
+        if "gssapi" in socks.auth:
+            self._acceptor = GssapiAcceptor(socks.gssapi.service, _path(files["keytab"]))
+            levels = [LEVELS[name] for name in socks.gssapi.protection]
+            gssapi = Gssapi(self._acceptor, levels, socks.gssapi.realm, socks.gssapi.nec)
+        if "ident" in socks.auth:
+            ident = IdentClient(socks.ident_timeout)
+        self.authenticator = Authenticator(
+            socks.auth, self._accounts, guard, passwords=passwords, gssapi=gssapi, ident=ident
+        )
+
+    def update(self, name: str, fd: int) -> None:
+        """Use a file that has changed from now on; owns the descriptor."""
+        old = self._fds.get(name)
+        if name == "users":
+            self._accounts.users = _read_users(fd)
+        elif name == "keytab" and self._acceptor is not None:
+            try:
+                self._acceptor.reload(_path(fd))
+            except ConfigError as error:
+                log.error("file.rejected", key="socks.gssapi.keytab", reason=str(error))
+                os.close(fd)
+                return
+        self._fds[name] = fd
+        if old is not None:
+            os.close(old)
+
+
+def _path(fd: int) -> str:
+    """Opened by this name a memfd is read from its start, whoever else reads it."""
+    return f"/proc/self/fd/{fd}"
+
+
+def _read_users(fd: int) -> Users:
+    with open(_path(fd), encoding="utf-8") as file:
+        return parse_users(file.read())
