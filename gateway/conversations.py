@@ -70,8 +70,11 @@ class Conversations:
         """The ids of the open leases, by number."""
         return {ref: one.lease.id for ref, one in self._live.items() if one.lease is not None}
 
-    def open(self, command: OpenConversation, client: str, public: PublicAddress | None) -> None:
-        """Open one for the inside host `client`; `told` is called later. Without `public`: refused."""
+    def open(self, command: OpenConversation, client: str, public: PublicAddress | None, read: bool = False) -> None:
+        """Open one for the inside host `client`; `told` is called later. Without `public`: refused.
+
+        `read`: what comes through is for the packets process to read.
+        """
         if command.target.host != client:  # an engine's mistake must not become a hole
             self._later(command.ref, "target")
         elif public is None:
@@ -81,7 +84,7 @@ class Conversations:
         else:
             self._live[command.ref] = one = _Conversation(command.reason)
             one.busy = True
-            gevent.spawn(self._open, command, client, public, one)
+            gevent.spawn(self._open, command, client, public, read, one)
 
     def update(self, command: UpdateConversation) -> None:
         """Change one; `told` is called with a rule if it is open no more."""
@@ -110,7 +113,9 @@ class Conversations:
     def _later(self, ref: int, outcome: Endpoint | str) -> None:
         gevent.spawn(self._told, ref, outcome)
 
-    def _open(self, command: OpenConversation, client: str, public: PublicAddress, one: _Conversation) -> None:
+    def _open(
+        self, command: OpenConversation, client: str, public: PublicAddress, read: bool, one: _Conversation
+    ) -> None:
         request = PinholeRequest(
             flow=self._flow,
             reason=command.reason,
@@ -124,6 +129,7 @@ class Conversations:
             public_host=public.local if is_translated(client) else None,
             ttl=command.ttl,
             uses=0,
+            read=read,
         )
         try:
             one.lease = self._pinholes.open(request)

@@ -40,6 +40,7 @@ class PinholeRequest(msgspec.Struct, frozen=True):
     over; docs/decisions/0035-udp-pinholes.md. Then `peer` is None and `peers` says who may send in, from any port of
     theirs: addresses, () for nobody yet, None for anybody. `second` is the target's port behind a second public port,
     the next one (RTP and RTCP: the first is even then). `public_host` None: nothing is translated, public is target.
+    `read`: its datagrams are for a module to read, so the port is one of those that iptables hands to the queue.
     """
 
     flow: str
@@ -54,6 +55,7 @@ class PinholeRequest(msgspec.Struct, frozen=True):
     uses: int
     peers: tuple[str, ...] | None = ()
     second: int | None = None
+    read: bool = False
 
 
 class PinholeUpdate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,7 +67,7 @@ class PinholeUpdate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     lease: str
     ttl: float | msgspec.UnsetType = msgspec.UNSET
-    peers: tuple[str, ...] | None | msgspec.UnsetType = msgspec.UNSET
+    peers: tuple[str, ...] | msgspec.UnsetType | None = msgspec.UNSET
     target: Endpoint | msgspec.UnsetType = msgspec.UNSET
     second: int | msgspec.UnsetType = msgspec.UNSET
 

@@ -62,7 +62,8 @@ class Broker:
     """The broker's loop.
 
     `workers`: one SEQPACKET socket per worker slot; the slot is the identity. `admin`: a listening unix socket.
-    `lifeline`: a socket to the supervisor. `inside`: who may be a client. `ports`, `per_client`: see LeaseTable.
+    `lifeline`: a socket to the supervisor. `inside`: who may be a client. `ports`, `read_ports`,
+    `per_client`: see LeaseTable.
     `table`: the nft table of this instance.
     """
 
@@ -72,6 +73,7 @@ class Broker:
         workers: Sequence[socket.socket],
         inside: Sequence[Network],
         ports: tuple[int, int],
+        read_ports: tuple[int, int] | None = None,
         per_client: int,
         table: str = "algate",
         admin: socket.socket | None = None,
@@ -83,7 +85,7 @@ class Broker:
         self._netfilter = Netfilter(table)
         self._conntrack = Conntrack()
         self._admin = admin
-        self._leases = LeaseTable(backend="kernel", ports=ports, per_client=per_client)
+        self._leases = LeaseTable(backend="kernel", ports=ports, read_ports=read_ports, per_client=per_client)
         self._rng = random.SystemRandom()
         self._selector = selectors.DefaultSelector()
         self._opens: list[Pending] = []

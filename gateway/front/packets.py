@@ -41,6 +41,7 @@ log = structlog.get_logger()
 
 MOST_HELD = 1024  # packets that wait for a verdict; a further one passes untouched
 LONGEST_HOLD = 2.5  # seconds; then a packet passes untouched, whatever the engine waits for
+MOST_REMEMBERED = 65536  # sockets of clients
 ACTIVITY = 30.0  # seconds between two looks at the kernel's counters
 
 
@@ -81,7 +82,7 @@ class _Held:
 class PacketFront:
     """All packets of one queue. `take` is the queue's callback; `run` keeps time, in a greenlet of its own.
 
-    `inside`: who is a client. `public_towards`: where conversations with an outside host listen, or None without a route.
+    `inside`: who is a client. `public_towards`: where conversations with an outside host listen; None without a route.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class PacketFront:
         self._held: dict[int, _Held] = {}
         self._flows: dict[tuple[Endpoint, Endpoint], deque[_Held]] = {}
         self._facing: dict[str, str] = {}  # the outside host that an inside one spoke with last
+        self._sockets: set[Endpoint] = set()  # of clients, that were seen here
         self._events: deque[SipEvent] = deque()
         self._handling = False
         self._changed = Wakeup()
@@ -135,7 +137,7 @@ class PacketFront:
         now = self._now()
         held = self._held[number] = _Held(packet, parsed, side, now)
         self._flows.setdefault((parsed.source, parsed.destination), deque()).append(held)
-        self._remember(client.host, server.host)
+        self._remember(client, server.host)
         self._feed(Datagram(number, side, client, server, parsed.payload, now))
         if number in self._held:
             packet.retain()
@@ -153,10 +155,12 @@ class PacketFront:
         address = canonical(endpoint.host)
         return any(address in network for network in self._inside)
 
-    def _remember(self, client: str, server: str) -> None:
-        if len(self._facing) > 65536:
+    def _remember(self, client: Endpoint, server: str) -> None:
+        if len(self._sockets) >= MOST_REMEMBERED:
             self._facing.clear()
-        self._facing[client] = server
+            self._sockets.clear()
+        self._facing[client.host] = server
+        self._sockets.add(client)
 
     def _pass(self, packet: QueuedPacket, reason: str) -> None:
         self.counters[f"untouched_{reason}"] += 1
@@ -214,7 +218,9 @@ class PacketFront:
             case OpenConversation():
                 server = self._facing.get(command.target.host)
                 public = self._public_towards(server) if server is not None else None
-                self.conversations.open(command, command.target.host, public)
+                # What comes to a socket that speaks the protocol itself is for us to read; all else is media.
+                read = command.target in self._sockets
+                self.conversations.open(command, command.target.host, public, read)
             case UpdateConversation():
                 self.conversations.update(command)
             case ClosePinhole(ref):

@@ -16,6 +16,7 @@ from alg.api import Edit, Side, apply_edits
 KEPT = 256
 
 Row = dict[str, Any]
+_Kept = tuple[int, float, Side, Endpoint, Endpoint, bytes, tuple[Edit, ...], str]
 
 
 class Trace:
@@ -23,7 +24,7 @@ class Trace:
 
     def __init__(self, size: int = KEPT) -> None:
         self._numbers = itertools.count(1)
-        self._ring: deque[tuple[int, float, Side, Endpoint, Endpoint, bytes, tuple[Edit, ...], str]] = deque(maxlen=size)
+        self._ring: deque[_Kept] = deque(maxlen=size)
 
     def add(
         self, side: Side, source: Endpoint, destination: Endpoint, data: bytes, edits: Sequence[Edit], flow: str = ""
@@ -39,9 +40,7 @@ class Trace:
         ]
 
 
-def row(
-    when: float, side: Side, source: Endpoint, destination: Endpoint, data: bytes, edits: Sequence[Edit]
-) -> Row:
+def row(when: float, side: Side, source: Endpoint, destination: Endpoint, data: bytes, edits: Sequence[Edit]) -> Row:
     """One message as an object; `when` is Unix time, `edits` are (start, end, replacement, reason) of `data`."""
     return {
         "time": when,

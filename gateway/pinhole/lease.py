@@ -39,7 +39,8 @@ class _Entry:
 class LeaseTable:
     """Leases of one backend.
 
-    `ports`: lowest and highest public port. `per_client`: how many a client may hold; `total`: how many there may be.
+    `ports`: lowest and highest public port; `read_ports`: those of them for datagrams that a module reads, which are
+    given to nobody else. `per_client`: how many a client may hold; `total`: how many there may be.
     A lease that was used up (`use`) counts no more and is not listed, but keeps its port until its time is over or
     somebody closes it.
     """
@@ -49,12 +50,14 @@ class LeaseTable:
         *,
         backend: Literal["kernel", "userspace"],
         ports: tuple[int, int],
+        read_ports: tuple[int, int] | None = None,
         per_client: int = 64,
         total: int = 8192,
         hold: float = HOLD,
     ) -> None:
         self._backend: Literal["kernel", "userspace"] = backend
         self._low, self._high = ports
+        self._read_ports = read_ports
         self._per_client = per_client
         self._total = total
         self._hold = hold
@@ -239,13 +242,19 @@ class LeaseTable:
 
         # RTP and RTCP: even and the next (RFC 3550, 11). So both of them are chosen as one.
         width = 1 if request.second is None else 2
-        lowest = self._low + self._low % width
-        choices = (self._high - lowest + 1) // width
+        low, high = self._range(request.read)
+        lowest = low + low % width
+        choices = (high - lowest + 1) // width
         for choice in _order(choices, rng):
             port = lowest + choice * width
             if all(usable(port + offset) for offset in range(width)):
                 return Endpoint(host, port)
-        raise PinholeRefused("ports", f"no port between {self._low} and {self._high} is free")
+        raise PinholeRefused("ports", f"no port between {low} and {high} is free")
+
+    def _range(self, read: bool) -> tuple[int, int]:
+        if self._read_ports is None:
+            return self._low, self._high
+        return self._read_ports if read else (self._low, self._read_ports[0] - 1)
 
     def _remove(self, entry: _Entry, now: float) -> Lease:
         lease = entry.lease

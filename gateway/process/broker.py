@@ -20,6 +20,7 @@ def main(boot: Boot) -> int:
         lifeline=socket.socket(fileno=boot.lifeline),
         inside=config.inside_networks,
         ports=config.pinhole_ports,
+        read_ports=config.read_ports,
         per_client=config.pinhole.per_client,
         table=config.instance,
     ).run()

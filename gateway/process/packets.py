@@ -11,9 +11,11 @@ import signal
 import socket
 import sys
 import time
+from typing import cast
 
 import gevent
 import gevent.socket as gsocket
+import msgspec
 from netfilterqueue import COPY_PACKET, NetfilterQueue
 
 from alg.api import Mode
@@ -43,10 +45,9 @@ class Packets:
         config = boot.config
         assert boot.broker is not None
         section = config.alg["sip"]
-        options = section.options if isinstance(section.options, SipOptions) else SipOptions()
         self._outside = config.network.outside
         self._routes: dict[str, tuple[float, PublicAddress | None]] = {}
-        self._engine = SipEngine(options)
+        self._engine = SipEngine(msgspec.convert(section.options, SipOptions))
         self._trace = Trace()
         self._front = PacketFront(
             self._engine,
@@ -92,7 +93,7 @@ class Packets:
         while True:
             gsocket.wait_read(fd)
             turn.left = ROUND
-            self._queue.run_socket(turn)
+            self._queue.run_socket(cast(socket.socket, turn))
             gevent.sleep(0)
 
     def _public_towards(self, server: str) -> PublicAddress | None:

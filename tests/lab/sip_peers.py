@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,8 +82,6 @@ class Kamailio:
             assert self.process.poll() is None, f"kamailio ended:\n{self.log.read_text()}"
             with lab.enter(role):
                 try:
-                    import socket
-
                     socket.create_connection((address, 5060), 0.2).close()
                 except OSError:
                     return False
@@ -119,8 +119,12 @@ def sipp(
     return lab.popen(role, argv, log=log.with_suffix(".log"), env={"TERM": "dumb", "HOME": os.fspath(lab.tmp)})
 
 
+def _ended(process: subprocess.Popen[bytes]) -> bool:
+    return process.poll() is not None
+
+
 def succeeds(lab: Lab, *processes: subprocess.Popen[bytes], deadline: float = 30) -> None:
     """Wait for SIPp processes to end, each with success."""
     for process in processes:
-        lab.wait_for(lambda process=process: process.poll() is not None, deadline, "sipp to end" + lab.tail_of_logs(40))
+        lab.wait_for(partial(_ended, process), deadline, "sipp to end" + lab.tail_of_logs(40))
         assert process.returncode == 0, f"sipp: {process.returncode}" + lab.tail_of_logs(60)
