@@ -24,6 +24,7 @@ from alg.api import (
     Event,
     Mode,
     Note,
+    OpenConversation,
     Opened,
     OpenOutbound,
     OpenPinhole,
@@ -32,11 +33,13 @@ from alg.api import (
     Revoke,
     Side,
     Tick,
+    UpdateConversation,
     apply_edits,
 )
+from gateway.conversations import Conversations
 from gateway.errors import PinholeRefused
 from gateway.flow import HALF_CLOSE_TIMEOUT, Flow
-from gateway.model import Lease, PinholeRequest
+from gateway.model import Lease, PinholeRequest, PinholeUpdate
 from gateway.own_address import PublicAddress
 from gateway.sockets import abort
 from gateway.urgency import Marks, receive
@@ -53,6 +56,8 @@ class Pinholes(Protocol):
     outbound: bool
 
     def open(self, request: PinholeRequest) -> Lease: ...
+
+    def update(self, update: PinholeUpdate) -> Lease: ...
 
     def close(self, lease: Lease) -> None: ...
 
@@ -92,6 +97,7 @@ class Inspection:
         self._drained = {side: Wakeup() for side in Side}  # room for more
         self._leases: dict[int, Lease] = {}
         self._opening: set[int] = set()
+        self._conversations = Conversations(pinholes, mode, flow.id, self._told)
         self._revoked: str | None = None
         self._bypass = False
         self._over = False
@@ -126,6 +132,7 @@ class Inspection:
             for lease in self._leases.values():
                 self._pinholes.close(lease)
             self._leases.clear()
+            self._conversations.close_all()
 
     def abort(self, reset: bool = True) -> None:
         """End the flow now, with a reset to both sides."""
@@ -224,6 +231,13 @@ class Inspection:
                 self._writable[to].set()
             case OpenPinhole() | OpenOutbound():
                 self._open(command)
+            case OpenConversation():
+                if self._revoked:
+                    self._feed(Refused(command.ref, self._revoked, self._now()))
+                else:
+                    self._conversations.open(command, self._flow.client.host, self._public.get(Side.SERVER))
+            case UpdateConversation():
+                self._conversations.update(command)
             case ClosePinhole(ref):
                 self._close(ref)
             case Revoke(rule):
@@ -231,6 +245,7 @@ class Inspection:
                 log.warning("alg.revoke", flow=self._flow.id, module=self._flow.module, rule=rule)
                 for ref in (*self._leases, *self._opening):
                     self._close(ref)
+                self._conversations.close_all()
             case Note(code, detail):
                 log.info("alg.note", flow=self._flow.id, code=code, detail=detail)
             case Bypass():
@@ -314,7 +329,17 @@ class Inspection:
             public = Endpoint(self._public_of(command.target).advertised, public.port)
         self._feed(Opened(ref, public, self._now()))
 
+    def _told(self, ref: int, outcome: Endpoint | str) -> None:
+        """What became of a conversation: its public endpoint, or the rule by which it was refused."""
+        if self._ended or self._bypass:
+            self._conversations.close(ref)
+        elif isinstance(outcome, str):
+            self._feed(Refused(ref, outcome, self._now()))
+        else:
+            self._feed(Opened(ref, outcome, self._now()))
+
     def _close(self, ref: int) -> None:
+        self._conversations.close(ref)
         self._opening.discard(ref)
         lease = self._leases.pop(ref, None)
         if lease is not None:

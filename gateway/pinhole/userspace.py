@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import random
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 import gevent
 import gevent.socket as gsocket
+import msgspec
 import structlog
 
 from alg.address import Endpoint
 from gateway.errors import PinholeRefused
 from gateway.flow import Flows
-from gateway.model import Lease, PinholeRequest
+from gateway.model import Lease, PinholeRequest, PinholeUpdate
 from gateway.pinhole.lease import LeaseTable, lease_row
 from gateway.sockets import abort, endpoint, prepare
 
@@ -22,6 +24,13 @@ log = structlog.get_logger()
 
 CONNECT_TIMEOUT = 10.0  # seconds to reach the target
 BACKLOG = 16
+
+
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+
+S = TypeVar("S", bound=Closable)
 
 
 class UserspacePinholes:
@@ -35,16 +44,15 @@ class UserspacePinholes:
         self._rng = random.SystemRandom()
         self._waiting: dict[str, gevent.Greenlet[..., str]] = {}
 
-    def open(self, request: PinholeRequest) -> Lease:
-        """Listen, and return when a peer can connect. Raises PinholeRefused."""
-        if request.transport != "tcp":
-            raise PinholeRefused("transport", f"{request.transport} is not available")
-        listeners: list[gsocket.socket] = []
+    def reserve(self, request: PinholeRequest, make: Callable[[str, int], S]) -> tuple[Lease, S]:
+        """Lease a port of the public host for a caller that serves it itself, and the socket that `make(host, port)`
+        has bound there (OSError: that port is not free). `release` ends it. Raises PinholeRefused."""
+        made: list[S] = []
 
         def is_free(port: int) -> bool:
-            """Whether we can listen there; if so, we do."""
+            """Whether we can have it; if so, we do."""
             try:
-                listeners.append(_listen(request.public_host or "", port))
+                made.append(make(request.public_host or "", port))
             except OSError:
                 return False
             return True
@@ -54,8 +62,8 @@ class UserspacePinholes:
         try:
             lease = self._table.open(request, now=now, unix=time.time(), rng=self._rng, is_free=is_free)
         except PinholeRefused:
-            for listener in listeners:
-                listener.close()
+            for sock in made:
+                sock.close()
             raise
         log.info(
             "pinhole.open",
@@ -66,11 +74,34 @@ class UserspacePinholes:
             target=str(lease.target),
             peer=lease.peer,
         )
-        serving = gevent.Greenlet(self._serve, lease, listeners[-1], request.ttl)
-        serving.link(functools.partial(self._ended, lease, listeners[-1]))  # runs however it ends, begun or not
+        return lease, made[-1]
+
+    def renew(self, lease: Lease, ttl: float) -> None:
+        """A reserved port is in use: let it live for `ttl` seconds from now."""
+        current = self._table.get(lease.id, owner=0)
+        if current is not None:
+            lease = msgspec.structs.replace(current, expires=time.time() + ttl)
+            self._table.replace(lease, deadline=time.monotonic() + ttl)
+
+    def release(self, lease: Lease, reason: str) -> None:
+        """Give a reserved port back; the caller has closed its socket. `reason` is for the log."""
+        self._table.close(lease.id, now=time.monotonic())
+        log.info("pinhole.close", pinhole=lease.id, flow=lease.flow, reason=reason)
+
+    def open(self, request: PinholeRequest) -> Lease:
+        """Listen, and return when a peer can connect. Raises PinholeRefused."""
+        if request.transport != "tcp":
+            raise PinholeRefused("transport", f"{request.transport} is not available")
+        lease, listener = self.reserve(request, listen)
+        serving = gevent.Greenlet(self._serve, lease, listener, request.ttl)
+        serving.link(functools.partial(self._ended, lease, listener))  # runs however it ends, begun or not
         self._waiting[lease.id] = serving
         serving.start()
         return lease
+
+    def update(self, update: PinholeUpdate) -> Lease:
+        """There are no conversations here: PinholeRefused."""
+        raise PinholeRefused("lease", "conversations are for the kernel backend")
 
     def close(self, lease: Lease) -> None:
         """Close it if it is still open; connections that it admitted live on."""
@@ -95,11 +126,11 @@ class UserspacePinholes:
         return "used"
 
     def _ended(self, lease: Lease, listener: gsocket.socket, serving: gevent.Greenlet[..., str]) -> None:
+        if serving.value != "used":
+            self._admit_waiting(lease, listener)
         listener.close()
         del self._waiting[lease.id]
-        self._table.close(lease.id, now=time.monotonic())
-        reason = serving.value if isinstance(serving.value, str) else "closed"
-        log.info("pinhole.close", pinhole=lease.id, flow=lease.flow, reason=reason)
+        self.release(lease, serving.value if isinstance(serving.value, str) else "closed")
 
     def _accept_peer(self, lease: Lease, listener: gsocket.socket) -> gsocket.socket:
         while True:
@@ -109,6 +140,17 @@ class UserspacePinholes:
                 return sock
             log.warning("pinhole.stranger", pinhole=lease.id, peer=str(remote))
             abort(sock)
+
+    def _admit_waiting(self, lease: Lease, listener: gsocket.socket) -> None:
+        """Who has connected before the close is not to be lost: a server may send all, and say so, before we accept."""
+        listener.settimeout(0)
+        try:
+            peer = self._accept_peer(lease, listener)
+        except OSError:  # nobody
+            return
+        peer.settimeout(None)
+        log.info("pinhole.use", pinhole=lease.id, flow=lease.flow)
+        gevent.spawn(self._connect, lease, peer)
 
     def _connect(self, lease: Lease, peer: gsocket.socket) -> None:
         """Join the peer to the target: the peer is this flow's client, for it came to us."""
@@ -130,7 +172,8 @@ class UserspacePinholes:
         self._flows.relay(flow, peer, target)
 
 
-def _listen(host: str, port: int) -> gsocket.socket:
+def listen(host: str, port: int) -> gsocket.socket:
+    """A TCP socket that listens there. OSError."""
     listener = gsocket.socket(gsocket.AF_INET6 if ":" in host else gsocket.AF_INET, gsocket.SOCK_STREAM)
     try:
         # Connections of an earlier pinhole at this port may linger; two listeners are still impossible.
