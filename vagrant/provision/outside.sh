@@ -1,0 +1,32 @@
+#!/bin/sh
+# Outside: 203.0.113.10. An FTP server, a web server, DNS, and a SIP registrar. It has no route to the inside.
+set -eu
+. /tmp/algate/common.sh
+
+packages vsftpd dnsmasq-base kamailio sip-tester python3
+
+outside=$(link 203.0.113.10)
+address6 "$outside" 2001:db8:113::10/64
+
+# FTP: anonymous, as in the lab of namespaces.
+install -d -m 755 /srv/ftp /srv/ftp/pub
+install -d -m 755 -o ftp -g nogroup /srv/ftp/upload
+[ -s /srv/ftp/pub/example.bin ] || head -c 4194304 /dev/urandom >/srv/ftp/pub/example.bin
+install -m 644 /tmp/algate/files/vsftpd.conf /etc/vsftpd.conf
+systemctl enable -q vsftpd
+systemctl restart vsftpd
+
+# Web.
+install -d /srv/www
+echo "hello from outside" >/srv/www/index.html
+
+# SIP registrar and proxy.
+install -m 644 /tmp/algate/files/kamailio.cfg /etc/kamailio/kamailio.cfg
+for unit in web dns; do
+    install -m 644 "/tmp/algate/files/lab-$unit.service" "/etc/systemd/system/lab-$unit.service"
+done
+systemctl daemon-reload
+for unit in lab-web lab-dns kamailio; do
+    systemctl enable -q "$unit"
+    systemctl restart "$unit"
+done
