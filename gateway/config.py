@@ -61,6 +61,10 @@ class SocksSection(_Section, frozen=True):
     gssapi: GssapiSection = GssapiSection()
     guard: GuardSection = GuardSection()
     handshake_timeout: float = 10.0
+    bind_timeout: float = 120.0
+    udp_answers: Literal["strict", "open"] = "strict"
+    udp_fragments: Literal["reassemble", "refuse"] = "reassemble"
+    udp_idle_timeout: float = 300.0
     access_file: str = ""
     access_masks: Literal["inverted", "netmask"] = "inverted"
 

@@ -38,6 +38,8 @@ def check(config: Config) -> None:
     if not config.socks.auth:
         raise BadValue("socks.auth: must name at least one method")
     _positive("socks.handshake_timeout", config.socks.handshake_timeout)
+    _positive("socks.bind_timeout", config.socks.bind_timeout)
+    _positive("socks.udp_idle_timeout", config.socks.udp_idle_timeout)
     _check_auth(config)
     _ports("transparent.port", [config.transparent.port])
     _ports("transparent.ports", config.transparent.ports)

@@ -117,8 +117,8 @@ class Policy:
         return first
 
     def decide_association(self, request: ConnectRequest) -> Decision:
-        """Whether the client of a UDP ASSOCIATE may send any datagram at all. Where to is not known yet: `decide` is asked
-        for each of them. The host and port of the request are no target (RFC 1928 section 4) and are not looked at."""
+        """Whether the client of a UDP ASSOCIATE may send any datagram at all. Where to is not known yet: `decide` is
+        asked for each of them. The request's host and port are no target (RFC 1928 section 4) and not looked at."""
         if not self._governed(request):
             return self._default(request)
         index = self._index

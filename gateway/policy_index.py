@@ -104,8 +104,8 @@ class RuleIndex:
         self._any_group = _set(not rule.groups for rule in rules)
 
     def apart_from_target(self, query: Query, *, any_user: bool = False, any_port: bool = False) -> int:
-        """The rules all whose selectors but `to` match; with `any_user` those of the user are not asked, with `any_port`
-        that of the port is not."""
+        """The rules all whose selectors but `to` match; with `any_user` those of the user are not asked, nor with
+        `any_port` that of the port."""
         found = self._commands[query.command] & (self._any_source | self._sources.lookup(query.client))
         found &= self._times.lookup(query.minute)
         if not any_port:

@@ -28,6 +28,12 @@ class Lookup:
         if not client.permit:
             raise DialError("denied", f"client {request.client.host} is not allowed", client.rule)
 
+    def check_association(self, request: ConnectRequest) -> None:
+        """Raise DialError "denied" if this client may send no datagram to anybody."""
+        client = self._policy.decide_association(request)
+        if not client.permit:
+            raise DialError("denied", f"client {request.client.host} is not allowed", client.rule)
+
     def check(self, request: ConnectRequest, address: Address) -> None:
         """Raise DialError "denied" if the request may not be carried out at `address`."""
         decision = self._policy.decide(request, address, own=is_local(str(address)))

@@ -5,12 +5,11 @@ from gevent import monkey
 
 monkey.patch_all()
 
-import errno
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import gevent
@@ -22,9 +21,14 @@ from gateway.dial import Dialer
 from gateway.errors import AlgateError
 from gateway.flow import HALF_CLOSE_TIMEOUT, IDLE_TIMEOUT, Flows
 from gateway.flow_runner import FlowRunner
+from gateway.front.bind import BindCommand
 from gateway.front.connect import ConnectCommand
+from gateway.front.lookup import Lookup
+from gateway.front.resolve_name import ResolveCommand
 from gateway.front.socks import SocksFront
 from gateway.front.transparent import TransparentFront
+from gateway.front.udp_associate import UdpAssociateCommand
+from gateway.front.udp_association import Options
 from gateway.inspection import Pinholes
 from gateway.observe.admin_wire import Rows, answer
 from gateway.observe.log import get_logger, setup_logging
@@ -32,17 +36,17 @@ from gateway.own_address import is_local
 from gateway.pinhole.kernel import KernelPinholes
 from gateway.pinhole.userspace import UserspacePinholes
 from gateway.policy import Policy
+from gateway.process.accept import Acceptor
 from gateway.process.authentication import Authentication
 from gateway.process.boot import Boot
 from gateway.relay.splice import Relay
-from gateway.resolve import Resolver
+from gateway.resolve import resolver_of
+from gateway.rule_limits import RuleLimits
+from gateway.upstream import Upstreams, upstreams_of
 
 log = get_logger()
 
-EMFILE_PAUSE = 0.1  # seconds without accepting when descriptors have run out
 ABORT_MARGIN = 0.5  # seconds of the drain deadline that are kept for the resets
-
-Handler = Callable[[gsocket.socket, tuple[object, ...]], None]
 
 
 class Worker:
@@ -51,7 +55,8 @@ class Worker:
     def __init__(self, boot: Boot) -> None:
         config = boot.config
         self._boot = boot
-        self._flows = Flows(f"w{boot.slot}", Relay(IDLE_TIMEOUT, HALF_CLOSE_TIMEOUT))
+        relay = Relay(IDLE_TIMEOUT, HALF_CLOSE_TIMEOUT)
+        self._flows = Flows(f"w{boot.slot}", relay)
         self._userspace = UserspacePinholes(self._flows, config.pinhole_ports, config.pinhole.per_client)
         kernel: Pinholes = self._userspace
         if boot.broker is not None:
@@ -59,7 +64,10 @@ class Worker:
             kernel = KernelPinholes(client)
         outside = config.network.outside
         source = outside if outside != "auto" and is_local(outside) else None
-        dialer = Dialer(Policy(config.inside_networks), Resolver(), source)
+        policy, resolver = Policy.of(config, datetime.now), resolver_of(config.dns)
+        limits = RuleLimits(config.worker_count)
+        dialer = Dialer(policy, resolver, source, limits, Upstreams(upstreams_of(config)))
+        lookup = Lookup(policy, resolver)
         runner = FlowRunner(
             config,
             self._flows,
@@ -72,12 +80,20 @@ class Worker:
         )
         self._authentication = Authentication(config.socks, boot.files)
         self._socks = SocksFront(
-            {"connect": ConnectCommand(dialer, runner)},
+            {
+                "connect": ConnectCommand(dialer, runner),
+                "bind": BindCommand(lookup, self._userspace, self._flows, outside, config.socks.bind_timeout),
+                "udp": UdpAssociateCommand(
+                    lookup, self._userspace, self._flows, relay.wheel, config.pinhole_ports, Options.of(config)
+                ),
+                "resolve": ResolveCommand(lookup),
+            },
             self._authentication.authenticator,
             config.socks.handshake_timeout,
         )
         self._transparent = TransparentFront(dialer, runner, config.published)
         self._lifeline = gsocket.socket(fileno=boot.lifeline)
+        self._acceptor = Acceptor()
         self._accepting: list[gevent.Greenlet[..., None]] = []
 
     def run(self) -> None:
@@ -85,8 +101,8 @@ class Worker:
         boot = self._boot
         for fds, handler in ((boot.socks, self._socks.handle), (boot.transparent, self._transparent.handle)):
             for fd in fds:
-                self._accepting.append(gevent.spawn(_accept, gsocket.socket(fileno=fd), handler))
-        admin = gevent.spawn(_accept, gsocket.socket(fileno=boot.admin), self._answer)
+                self._accepting.append(gevent.spawn(self._acceptor.serve, gsocket.socket(fileno=fd), handler))
+        admin = gevent.spawn(Acceptor().serve, gsocket.socket(fileno=boot.admin), self._answer)
         stop = gevent.event.Event()
         gevent.signal_handler(signal.SIGTERM, stop.set)
         gevent.spawn(self._watch_supervisor)
@@ -119,25 +135,10 @@ class Worker:
 
     def _status(self) -> Rows:
         row: dict[str, Any] = {"process": f"worker-{self._boot.slot}", "pid": os.getpid()}
-        return [{**row, **self._flows.totals()}]
+        return [{**row, **self._flows.totals(), "handling": self._acceptor.handling}]
 
     def _flow_rows(self) -> Rows:
         return [flow.row() for flow in self._flows]
-
-
-def _accept(listener: gsocket.socket, handler: Handler) -> None:
-    """Accept for ever; a greenlet each. Running out of descriptors pauses accepting and nothing else."""
-    while True:
-        try:
-            sock, address = listener.accept()
-        except OSError as error:
-            if error.errno == errno.EINVAL:  # the supervisor has shut the listener down: we drain
-                return
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                log.error("accept.exhausted", reason=error.strerror)
-                gevent.sleep(EMFILE_PAUSE)
-            continue
-        gevent.spawn(handler, sock, address)
 
 
 def main() -> None:

@@ -1,0 +1,402 @@
+"""One UDP association: datagrams of a client to whom it may reach, and their answers, in libev callbacks.
+
+No greenlet carries a datagram. Towards the client there is one socket, on the address that the client knows; towards
+the outside one for each address of this host that faces a target, each a pinhole with its lease. Nothing is ever sent
+to anybody but the client and the targets that the policy has permitted.
+"""
+
+from __future__ import annotations
+
+import _socket
+import socket
+from collections import Counter
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import gevent
+import msgspec
+import structlog
+from gevent import get_hub
+
+from alg.address import Address, Endpoint, canonical
+from gateway.config import Config
+from gateway.dial import DialError
+from gateway.errors import PinholeRefused
+from gateway.flow import Flow
+from gateway.front.lookup import Lookup
+from gateway.front.socks5 import SocksError
+from gateway.front.socks5_udp import (
+    MAX_ADDRESS_HEADER,
+    MAX_HEADER,
+    Reassembly,
+    encode_header,
+    header_size,
+    parse_header,
+)
+from gateway.front.socks_request import SocksRequest
+from gateway.model import ConnectRequest, Lease, PinholeRequest
+from gateway.own_address import public_address, source_towards
+from gateway.pinhole.userspace import UserspacePinholes
+
+if TYPE_CHECKING:
+    from gevent._types import _IoWatcher
+
+log = structlog.get_logger()
+
+REASON = "socks.udp"
+READ = 1  # libev's EV_READ
+BATCH = 64  # datagrams that one callback may move, so that one association does not starve the others
+VERDICT = 1.0  # seconds that a decision on a target holds; then the policy is asked again
+MAX_ROUTES = 1024  # targets of an association, and peers that may answer; the one used least recently makes room
+MAX_OUTSIDE = 8  # addresses of this host that an association sends from
+MAX_WAITING = 16  # datagrams that wait for one name
+MAX_RESOLVING = 8  # names that an association resolves at the same time
+RECEIVE_BUFFER = 1 << 20  # bytes asked for; the kernel's limit may be lower
+_BUFFER = bytearray(MAX_HEADER + 65535)  # for all associations: a callback is done with it before the next one begins
+_VIEW = memoryview(_BUFFER)
+
+Host = tuple[str, int]
+
+
+class Options(msgspec.Struct, frozen=True):
+    """`open_answers`: anybody may answer, not only whom the client has written to. `reassemble`: fragments are put
+    together, else dropped. `idle_timeout`: seconds without a datagram. `outside` as in the configuration."""
+
+    open_answers: bool
+    reassemble: bool
+    idle_timeout: float
+    outside: str
+
+    @classmethod
+    def of(cls, config: Config) -> Options:
+        """The options of a configuration."""
+        socks = config.socks
+        return cls(
+            socks.udp_answers == "open", socks.udp_fragments == "reassemble", socks.udp_idle_timeout,
+            config.network.outside,
+        )  # fmt: skip
+
+
+class _Outside:
+    """A socket towards the outside, and its pinhole."""
+
+    __slots__ = ("lease", "sock", "watcher")
+
+    def __init__(self, lease: Lease, sock: _socket.socket) -> None:
+        self.lease = lease
+        self.sock = sock
+        self.watcher: _IoWatcher = get_hub().loop.io(sock.fileno(), READ)
+
+
+class _Route:
+    """Where datagrams with a certain header go, until the decision is to be asked for again."""
+
+    __slots__ = ("sock", "target", "until", "waiting")
+
+    def __init__(self, until: float) -> None:
+        self.until = until
+        self.target: Host = ("", 0)
+        self.sock: _socket.socket | None = None  # None: nowhere, or not yet
+        self.waiting: list[bytes] | None = None  # data for a name that is being resolved
+
+
+class Association:
+    """Carries one association from `start` to `close`. It is its flow's carrier: `up` and `down` count payload."""
+
+    def __init__(
+        self,
+        request: SocksRequest,
+        inner: _socket.socket,
+        flow: Flow,
+        lookup: Lookup,
+        pinholes: UserspacePinholes,
+        options: Options,
+        end: Callable[[str], None],
+    ) -> None:
+        """`inner`: a bound, non-blocking UDP socket for the client. `end(reason)` is called, from the hub, when the
+        association should be closed."""
+        self.up = self.down = 0
+        self.active = monotonic()
+        self.dropped: Counter[str] = Counter()
+        self._wish = request.wish()
+        self._protection = request.protection
+        # A hint only (RFC 1928 section 4): a port of the client's own address is preferred to one that came first.
+        self._hint = request.port if request.host == request.client.host else 0
+        self._client: tuple[object, ...] | None = None  # the one endpoint that is served, as the socket tells it
+        self._inner = inner
+        self._inner_watcher: _IoWatcher = get_hub().loop.io(inner.fileno(), READ)
+        self._flow = flow
+        self._lookup = lookup
+        self._pinholes = pinholes
+        self._options = options
+        self._end = end
+        self._reassembly = Reassembly()
+        self._routes: dict[bytes, _Route] = {}
+        self._peers: dict[Host, bytes] = {}  # who may answer, and the header of their answers
+        self._outsides: dict[str, _Outside] = {}
+        self._resolving: set[gevent.Greenlet[..., None]] = set()
+        self._told = 0.0
+
+    def start(self) -> None:
+        self._inner_watcher.start(self._from_client)
+
+    def close(self) -> None:
+        """Stop for good; closes its sockets and pinholes."""
+        gevent.killall(list(self._resolving), block=False)
+        _close_watched(self._inner_watcher, self._inner)
+        for outside in self._outsides.values():
+            _close_watched(outside.watcher, outside.sock)
+            self._pinholes.release(outside.lease, "closed")
+        self._outsides.clear()
+        self._routes.clear()
+
+    def abort(self, reset: bool = True) -> None:
+        """End it from outside, as a drain does."""
+        self._end("aborted")
+
+    def renew(self, now: float) -> float | None:
+        """The wheel's check: when to look again; None, after `end`, if nothing has moved for too long."""
+        due = self.active + self._options.idle_timeout
+        if now >= due:
+            self._end("idle")
+            return None
+        for outside in self._outsides.values():
+            self._pinholes.renew(outside.lease, 2 * self._options.idle_timeout)
+        return due
+
+    # --- from the client --------------------------------------------------------------------------------------------
+
+    def _from_client(self) -> None:
+        now = monotonic()
+        receive, view = self._inner.recvfrom_into, _VIEW
+        for _ in range(BATCH):
+            try:
+                size, sender = receive(view)
+            except BlockingIOError:
+                return
+            except OSError:  # an earlier answer that could not be delivered
+                continue
+            if sender != self._client and not self._is_client(sender):
+                self.dropped["stranger"] += 1
+                continue
+            self.active = now
+            if self._protection is None:
+                self._take(view[:size], now)
+            else:
+                try:
+                    datagram = self._protection.unwrap(bytes(view[:size]))
+                except ValueError:
+                    self.dropped["protection"] += 1
+                    continue
+                self._take(memoryview(datagram), now)
+
+    def _is_client(self, sender: tuple[object, ...]) -> bool:
+        """Whether this is the client after all: its address, and the first port of it or the one it had told."""
+        host = str(sender[0]).partition("%")[0]
+        if host != self._wish.client.host or (self._client is not None and sender[1] != self._hint):
+            if not self.dropped["stranger"]:
+                log.warning("socks.udp_stranger", flow=self._flow.id, peer=f"{host} port {sender[1]}")
+            return False
+        self._client = sender
+        return True
+
+    def _take(self, datagram: memoryview, now: float) -> None:
+        size = header_size(datagram)
+        header, data = bytes(datagram[:size]), datagram[size:]
+        if not size or header[2]:
+            whole = self._reassemble(header, bytes(data), now) if size else None
+            if whole is None:
+                return
+            header, data = header[:2] + b"\0" + header[3:], memoryview(whole)
+        route = self._routes.get(header)
+        if route is None or now >= route.until:
+            route = self._route(header, now)
+        if route.sock is not None:
+            self._send(route, data)
+        elif route.waiting is not None and len(route.waiting) < MAX_WAITING:
+            route.waiting.append(bytes(data))
+        else:
+            self.dropped["refused"] += 1
+
+    def _reassemble(self, header: bytes, data: bytes, now: float) -> bytes | None:
+        if not self._options.reassemble:
+            self.dropped["fragment"] += 1
+            return None
+        try:
+            return self._reassembly.add(parse_header(header)[0], data, now)
+        except SocksError:
+            self.dropped["malformed"] += 1
+            return None
+
+    def _send(self, route: _Route, data: bytes | memoryview) -> None:
+        assert route.sock is not None
+        try:
+            self.up += route.sock.sendto(data, route.target)
+        except OSError:  # no room, too long, or the router's own filter
+            self.dropped["send"] += 1
+
+    # --- decisions --------------------------------------------------------------------------------------------------
+
+    def _route(self, header: bytes, now: float) -> _Route:
+        """A new decision on where datagrams with this header go."""
+        route = _Route(now + VERDICT)
+        self._routes.pop(header, None)  # behind the others, for it is in use
+        self._routes[header] = route
+        _bound(self._routes)
+        try:
+            parsed, _ = parse_header(header)
+        except SocksError:
+            return route
+        wish = msgspec.structs.replace(self._wish, host=parsed.host, port=parsed.port)
+        try:
+            address = canonical(parsed.host)
+        except ValueError:
+            self._resolve(wish, route)
+            return route
+        try:
+            self._lookup.check(wish, address)
+            self._direct(route, address, parsed.port)
+        except DialError as error:
+            self._tell(wish, error)
+        return route
+
+    def _resolve(self, wish: ConnectRequest, route: _Route) -> None:
+        """Find the address of a name in a greenlet of its own; datagrams for it wait, all others go on."""
+        if len(self._resolving) >= MAX_RESOLVING:
+            return
+        route.waiting = []
+        job = gevent.spawn(self._resolved, wish, route)
+        self._resolving.add(job)
+        job.link(self._resolving.discard)
+
+    def _resolved(self, wish: ConnectRequest, route: _Route) -> None:
+        route.until = float("inf")  # what comes meanwhile waits with the others
+        try:
+            self._direct(route, self._lookup.permitted(wish)[0], wish.port)
+        except DialError as error:
+            self._tell(wish, error)
+        finally:
+            route.until = monotonic() + VERDICT
+            waiting, route.waiting = route.waiting or [], None
+        for data in waiting if route.sock is not None else ():
+            self._send(route, data)
+
+    def _direct(self, route: _Route, address: Address, port: int) -> None:
+        """Let the route lead to an address that was decided on. Raises DialError."""
+        if not port:
+            raise DialError("failed", "there is no port 0")
+        facing = source_towards(str(address))
+        if facing is None:
+            raise DialError("network", f"there is no way to {address}")
+        outside = self._outsides.get(facing) or self._open(facing, address)
+        family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+        route.target = (socket.inet_ntop(family, address.packed), port)  # as `recvfrom` spells it
+        route.sock = outside.sock
+        header = self._peers.pop(route.target, None) or encode_header(Endpoint(str(address), port))
+        self._peers[route.target] = header
+        _bound(self._peers)
+
+    def _open(self, facing: str, address: Address) -> _Outside:
+        """A socket, with its pinhole, at the address of this host that faces `address`. Raises DialError."""
+        if len(self._outsides) >= MAX_OUTSIDE:
+            raise DialError("failed", "the association sends from too many addresses")
+        assert self._client is not None
+        wish = PinholeRequest(
+            flow=self._flow.id,
+            reason=REASON,
+            client=self._wish.client.host,
+            direction="in",
+            transport="udp",
+            target=Endpoint(self._wish.client.host, int(str(self._client[1]))),
+            peer=None if self._options.open_answers else str(address),  # and whom else the client writes to
+            public_host=public_address(self._options.outside, facing).local,
+            ttl=2 * self._options.idle_timeout,
+            uses=1,
+        )
+        try:
+            lease, sock = self._pinholes.reserve(wish, bind_datagrams)
+        except PinholeRefused as error:
+            raise DialError("failed", str(error), error.rule) from error
+        outside = self._outsides[facing] = _Outside(lease, sock)
+        outside.watcher.start(self._from_outside, outside)
+        return outside
+
+    def _tell(self, wish: ConnectRequest, error: DialError) -> None:
+        """Log a refusal; at most one a second, for the client may write to the whole world."""
+        if monotonic() < self._told + 1:
+            return
+        self._told = monotonic()
+        log.info(
+            "socks.denied" if error.failure == "denied" else "socks.failed",
+            flow=self._flow.id,
+            client=str(wish.client),
+            command="udp",
+            target=f"{wish.host}:{wish.port}",
+            failure=error.failure,
+            rule=error.rule,
+            detail=str(error),
+        )
+
+    # --- from outside -----------------------------------------------------------------------------------------------
+
+    def _from_outside(self, outside: _Outside) -> None:
+        now = monotonic()
+        receive, view = outside.sock.recvfrom_into, _VIEW[MAX_ADDRESS_HEADER:]
+        for _ in range(BATCH):
+            try:
+                size, sender = receive(view)
+            except BlockingIOError:
+                return
+            except OSError:
+                continue
+            header = self._peers.get(sender[:2])
+            if header is None:
+                if not self._options.open_answers:
+                    self.dropped["unasked"] += 1
+                    continue
+                header = encode_header(Endpoint.of(sender[0].partition("%")[0], sender[1]))
+            self.active = now
+            start = MAX_ADDRESS_HEADER - len(header)
+            _BUFFER[start:MAX_ADDRESS_HEADER] = header
+            self._answer(_VIEW[start : MAX_ADDRESS_HEADER + size], size)
+
+    def _answer(self, datagram: memoryview, size: int) -> None:
+        wire = datagram if self._protection is None else self._protection.wrap(bytes(datagram))
+        assert self._client is not None
+        try:
+            self._inner.sendto(wire, self._client)
+        except OSError:  # no room, or too long with its header
+            self.dropped["send"] += 1
+        else:
+            self.down += size
+
+
+def bind_datagrams(host: str, port: int) -> _socket.socket:
+    """A bound, non-blocking UDP socket. OSError."""
+    sock = _socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        if ":" in host:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            name, _, scope = host.partition("%")
+            sock.bind((name, port, 0, socket.if_nametoindex(scope) if scope else 0))
+        else:
+            sock.bind((host, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _close_watched(watcher: _IoWatcher, sock: _socket.socket) -> None:
+    watcher.stop()
+    watcher.close()
+    sock.close()
+
+
+def _bound(table: dict[bytes, _Route] | dict[Host, bytes]) -> None:
+    """Let the oldest entry go when there are too many."""
+    if len(table) > MAX_ROUTES:
+        del table[next(iter(table))]  # type: ignore[arg-type]
