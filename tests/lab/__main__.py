@@ -13,12 +13,12 @@ import sys
 from pathlib import Path
 
 from gateway.errors import AlgateError
+from tests.lab import stage
 from tests.lab.gateway import Gateway
-from tests.lab.lab import CLIENT4, ROUTER_IN4, SERVER4, SERVER6, Lab, LabError, remove_stale
+from tests.lab.lab import CLIENT4, SERVER4, SERVER6, Lab, LabError, remove_stale
 
 ROOT = Path(__file__).parents[2]
 SCENARIOS = ROOT / "vagrant" / "scenarios"
-EXAMPLE_SIZE = 20 * 1024 * 1024
 
 
 def main(arguments: list[str]) -> int:
@@ -35,27 +35,13 @@ def main(arguments: list[str]) -> int:
         return 2
     # Strict: the router forwards no data connection by itself, so what works, works through the gateway.
     with Lab(strict=True) as lab:
-        server = lab.vsftpd()
-        server.put("pub/example.bin", os.urandom(EXAMPLE_SIZE))
-        gateway = lab.start_gateway()
+        stage.outside(lab)
+        gateway = lab.start_gateway(stage.config(lab))
         try:
             argv = ["sh", str(scenario)] if scenario else _shell(lab, gateway)
-            return _interactive(lab, argv, _environment(lab, gateway))
+            return _interactive(lab, argv, stage.environment(lab, gateway))
         finally:
             gateway.stop()
-
-
-def _environment(lab: Lab, gateway: Gateway) -> dict[str, str]:
-    return {
-        "INSIDE": CLIENT4,
-        "OUTSIDE": SERVER4,
-        "OUTSIDE6": SERVER6,
-        "SOCKS": f"{ROUTER_IN4}:1080",
-        "ROUTER": f"ip netns exec {lab.ns('router')}",
-        "CONFIG": str(gateway.config),
-        "LOG": str(gateway.log),
-        "ALGATE": str(gateway.command),
-    }
 
 
 def _shell(lab: Lab, gateway: Gateway) -> list[str]:

@@ -1,0 +1,53 @@
+"""The servers and the settings that the scenarios of vagrant/scenarios expect, in the namespaces as in the machines."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tests.lab.gateway import Gateway
+from tests.lab.lab import CLIENT4, ROUTER_IN4, SERVER4, SERVER6, Lab
+
+EXAMPLE_SIZE = 4 * 1024 * 1024
+GREETING = "hello from outside"
+NAME = "www.example"
+
+
+def outside(lab: Lab) -> None:
+    """Start the servers outside: FTP, web, DNS."""
+    lab.vsftpd().put("pub/example.bin", os.urandom(EXAMPLE_SIZE))
+    site = lab.tmp / "www"
+    site.mkdir()
+    (site / "index.html").write_text(GREETING)
+    web: list[str | Path] = ["python3", "-m", "http.server", "--directory", site, "--bind", SERVER4, "80"]
+    lab.popen("outside", web, log=lab.logs / "web.log")
+
+    def serves() -> bool:
+        try:
+            lab.connect("outside", SERVER4, 80, timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+    lab.wait_for(serves, 10, "the web server")
+    lab.dns({NAME: [SERVER4]})
+
+
+def config(lab: Lab) -> Path:
+    """The gateway's configuration."""
+    return lab.write_config()
+
+
+def environment(lab: Lab, gateway: Gateway) -> dict[str, str]:
+    """What scenarios are told of where they run."""
+    return {
+        "INSIDE": CLIENT4,
+        "OUTSIDE": SERVER4,
+        "OUTSIDE6": SERVER6,
+        "SOCKS": f"{ROUTER_IN4}:1080",
+        "NAME": NAME,
+        "ROUTER": f"ip netns exec {lab.ns('router')}",
+        "CONFIG": str(gateway.config),
+        "LOG": str(gateway.log),
+        "ALGATE": str(gateway.command),
+    }

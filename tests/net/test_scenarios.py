@@ -1,0 +1,28 @@
+"""The scenarios that a person plays in the lab, each as `make lab SCENARIO=...` runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab import stage
+from tests.lab.gateway import Gateway
+from tests.lab.lab import Lab
+
+SCENARIOS = sorted((Path(__file__).parents[2] / "vagrant" / "scenarios").glob("*.sh"))
+
+
+@pytest.fixture(scope="module")
+def gateway(strict_lab: Lab) -> Iterator[Gateway]:
+    stage.outside(strict_lab)
+    gateway = strict_lab.start_gateway(stage.config(strict_lab))
+    yield gateway
+    assert gateway.stop() == 0, strict_lab.tail_of_logs()
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda path: path.stem)
+def test_scenario(strict_lab: Lab, gateway: Gateway, scenario: Path) -> None:
+    done = strict_lab.run("inside", ["sh", scenario], timeout=100, env=stage.environment(strict_lab, gateway))
+    assert done.stdout.splitlines()[-1].startswith("OK: "), done.stdout
