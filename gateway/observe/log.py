@@ -1,19 +1,73 @@
-"""Logging: structlog to stderr, one line an event. An event's name is stable ("pinhole.open")."""
+"""Logging: one line an event, with a stable name ("pinhole.open"), to stderr, syslog or journald.
+
+Lines of the three kinds that a SOCKS server's log is read for carry `class`: "denied" (access was refused),
+"connection" (one began or ended), "resource" (something ran out or broke).
+"""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 
+from gateway.config import LogSection
+from gateway.observe.sinks import JournaldSink, Sink, StreamSink, SyslogSink
 
-def setup_logging(process: str) -> None:
+_KINDS = {
+    "denied": (
+        "auth.ban",
+        "auth.banned",
+        "auth.failed",
+        "auth.no_method",
+        "auth.protection",
+        "bind.denied",
+        "pinhole.stranger",
+        "resolve.denied",
+        "rule.deny",
+        "socks.denied",
+        "transparent.denied",
+        "transparent.loop",
+        "udp.denied",
+    ),
+    "connection": ("flow.open", "flow.end"),
+    "resource": (
+        "accept.exhausted",
+        "accept.limit",
+        "auth.overloaded",
+        "drain.cut",
+        "file.rejected",
+        "pinhole.refused",
+        "process.died",
+        "process.killed",
+        "socks.timeout",
+        "start.failed",
+    ),
+}
+_KIND_OF = {event: kind for kind, events in _KINDS.items() for event in events}
+# What reads the log by a regular expression relies on this order (docs/how-to/socks-authentication.md).
+KEY_ORDER = ("timestamp", "level", "process", "event", "address")
+
+
+def setup_logging(process: str, section: LogSection | None = None, stream: TextIO | None = None) -> None:
     """Configure this process's log; every line carries `process` ("supervisor", "broker", "worker-0")."""
+    section = section or LogSection()
+    stream = stream or sys.stderr
+    render = _renderer(section, stream)
+    sink = _sink(section, process, stream)
 
     def name_process(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
         event["process"] = process
+        kind = _KIND_OF.get(str(event.get("event")))
+        if kind is not None:
+            event["class"] = kind
         return event
+
+    def hand_over(
+        logger: Any, method: str, event: structlog.typing.EventDict
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        fields = dict(event)
+        return (str(render(logger, method, event)), method, fields), {}
 
     structlog.configure(
         processors=[
@@ -21,11 +75,9 @@ def setup_logging(process: str) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            structlog.processors.LogfmtRenderer(
-                key_order=["timestamp", "level", "process", "event"], bool_as_flag=False
-            ),
+            hand_over,
         ],
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=lambda *_: _Logger(sink),
         cache_logger_on_first_use=True,
     )
 
@@ -33,3 +85,32 @@ def setup_logging(process: str) -> None:
 def get_logger() -> Any:
     """The logger: `log.info("flow.open", flow=..., client=...)`."""
     return structlog.get_logger()
+
+
+class _Logger:
+    """What structlog calls in the end: each method hands a line to the sink."""
+
+    def __init__(self, sink: Sink) -> None:
+        self.debug = self.info = self.warning = self.error = self.critical = self.exception = self.msg = sink.write
+
+
+def _renderer(section: LogSection, stream: TextIO) -> structlog.typing.Processor:
+    match section.format:
+        case "json":
+            return structlog.processors.JSONRenderer(default=str)
+        case "console":
+            return structlog.dev.ConsoleRenderer(colors=stream.isatty(), sort_keys=False)
+        case _:
+            return structlog.processors.LogfmtRenderer(key_order=KEY_ORDER, drop_missing=True, bool_as_flag=False)
+
+
+def _sink(section: LogSection, process: str, stream: TextIO) -> Sink:
+    """The sink; one that cannot be reached says so on the stream and leaves its lines there."""
+    fallback = StreamSink(stream)
+    match section.target:
+        case "syslog":
+            return SyslogSink(f"algate-{process}", fallback)
+        case "journald":
+            return JournaldSink("algate", fallback)
+        case _:
+            return fallback

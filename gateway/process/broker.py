@@ -12,7 +12,7 @@ from gateway.process.boot import Boot
 
 def main(boot: Boot) -> int:
     """Serve until the supervisor says otherwise; the exit code."""
-    setup_logging("broker")
+    setup_logging("broker", boot.config.log)
     config = boot.config
     return Broker(
         workers=[socket.socket(fileno=fd) for fd in boot.workers],

@@ -32,7 +32,7 @@ LONGEST_PAUSE = 5.0  # seconds
 
 def run(config: Config) -> int:
     """Run the gateway until SIGTERM or SIGINT; returns the exit code. Raises AlgateError if it cannot start."""
-    setup_logging("supervisor")
+    setup_logging("supervisor", config.log)
     if config.broker_wanted and os.geteuid() != 0:
         raise AlgateError("kernel pinholes and redirected connections need root (or set pinhole.backend = 'userspace')")
     _raise_descriptor_limit()
