@@ -69,6 +69,11 @@ class SocksSection(_Section, frozen=True):
     access_masks: Literal["inverted", "netmask"] = "inverted"
 
 
+class LogSection(_Section, frozen=True):
+    target: Literal["stderr", "syslog", "journald"] = "stderr"
+    format: Literal["logfmt", "json", "console"] = "logfmt"
+
+
 class TransparentSection(_Section, frozen=True):
     port: int = 10800
     ports: tuple[int, ...] = ()
@@ -114,6 +119,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     pinhole: PinholeSection = PinholeSection()
     alg: dict[str, AlgSection] = msgspec.field(default_factory=lambda: dict(DEFAULT_ALG))
     process: ProcessSection = ProcessSection()
+    log: LogSection = LogSection()
     dns: DnsSection = DnsSection()
     rule: tuple[RuleSection, ...] = ()
     upstream: tuple[UpstreamSection, ...] = ()

@@ -1,0 +1,84 @@
+"""Where log lines go: a stream, syslog or journald. A sink never blocks and never raises."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol, TextIO
+
+SYSLOG_PATH = "/dev/log"
+JOURNALD_PATH = "/run/systemd/journal/socket"
+_DAEMON = 3 << 3  # the facility (RFC 3164 section 4.1.1)
+_SEVERITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "exception": 3, "critical": 2}
+
+
+class Sink(Protocol):
+    """Takes a rendered line, the level that it was logged at, and its fields."""
+
+    def write(self, line: str, level: str, fields: Mapping[str, Any]) -> None: ...
+
+
+class StreamSink:
+    """Lines to a stream, as stderr."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, line: str, level: str, fields: Mapping[str, Any]) -> None:
+        try:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):
+            pass  # nobody is left who could be told
+
+
+class _DatagramSink:
+    """A unix datagram socket; a line that it does not take goes to `fallback`."""
+
+    def __init__(self, path: str, fallback: Sink) -> None:
+        self._path = path
+        self._fallback = fallback
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+
+    def write(self, line: str, level: str, fields: Mapping[str, Any]) -> None:
+        try:
+            self._socket.sendto(self._encode(line, level, fields), self._path)
+        except OSError:
+            self._fallback.write(line, level, fields)
+
+    def _encode(self, line: str, level: str, fields: Mapping[str, Any]) -> bytes:
+        raise NotImplementedError
+
+
+class SyslogSink(_DatagramSink):
+    """The local syslog daemon, as syslog(3) speaks to it; facility "daemon". `tag` is the program's name."""
+
+    def __init__(self, tag: str, fallback: Sink, path: str = SYSLOG_PATH) -> None:
+        super().__init__(path, fallback)
+        self._tag = f"{tag}[{os.getpid()}]"
+
+    def _encode(self, line: str, level: str, fields: Mapping[str, Any]) -> bytes:
+        return f"<{_DAEMON | _SEVERITIES.get(level, 6)}>{time.strftime('%b %e %H:%M:%S')} {self._tag}: {line}".encode()
+
+
+class JournaldSink(_DatagramSink):
+    """systemd-journald by its native protocol: every field of the event is one of the entry, as ALGATE_CLIENT."""
+
+    def __init__(self, identifier: str, fallback: Sink, path: str = JOURNALD_PATH) -> None:
+        super().__init__(path, fallback)
+        self._identifier = identifier
+
+    def _encode(self, line: str, level: str, fields: Mapping[str, Any]) -> bytes:
+        entry = {"MESSAGE": line, "PRIORITY": str(_SEVERITIES.get(level, 6)), "SYSLOG_IDENTIFIER": self._identifier}
+        entry |= {f"ALGATE_{key.upper()}": str(value) for key, value in fields.items() if key.isidentifier()}
+        return b"".join(_field(key, value.encode()) for key, value in entry.items())
+
+
+def _field(key: str, value: bytes) -> bytes:
+    """A field, by its length if it has more than one line (systemd's "Native Journal Protocol")."""
+    if b"\n" in value:
+        return key.encode() + b"\n" + len(value).to_bytes(8, "little") + value + b"\n"
+    return key.encode() + b"=" + value + b"\n"
