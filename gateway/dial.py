@@ -5,18 +5,29 @@ from __future__ import annotations
 import errno
 import ipaddress
 import time
-from typing import Literal
+from itertools import zip_longest
+from typing import Literal, NamedTuple
 
+import gevent
 import gevent.socket as gsocket
+import structlog
+from gevent.queue import Empty, Queue
 
 from alg.address import Address, Endpoint
+from gateway.host_name import canonical_name
 from gateway.model import ConnectRequest
 from gateway.own_address import is_local
-from gateway.policy import Policy
+from gateway.policy import Decision, Policy
 from gateway.resolve import ResolveError, Resolver
+from gateway.rule_limits import LimitReached, RuleLimits, Session
+from gateway.upstream import Upstreams
+from gateway.upstream_wire import UpstreamError
+
+log = structlog.get_logger()
 
 _IP_BIND_ADDRESS_NO_PORT = 24  # <linux/in.h>: choose the port at connect, so that one port serves many servers
 CONNECT_TIMEOUT = 15.0  # seconds, for all addresses of a name together
+ATTEMPT_DELAY = 0.25  # seconds until the next address is tried too (RFC 8305 section 8)
 
 DialFailure = Literal["denied", "name", "refused", "network", "host", "timeout", "failed"]
 
@@ -41,28 +52,55 @@ class DialError(Exception):
         self.rule = rule
 
 
+class Connection(NamedTuple):
+    """A connection on a client's behalf. `session` counts for the rule and is to be released when the flow ends.
+    `server`: who it leads to; None if an upstream has resolved the name."""
+
+    sock: gsocket.socket
+    decision: Decision
+    session: Session
+    server: Endpoint | None
+
+
 class Dialer:
     """Connects. `source` is the address of this host to connect from, or None for the kernel's choice."""
 
-    def __init__(self, policy: Policy, resolver: Resolver, source: str | None = None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        resolver: Resolver,
+        source: str | None = None,
+        limits: RuleLimits | None = None,
+        upstreams: Upstreams | None = None,
+    ) -> None:
         self._policy = policy
         self._resolver = resolver
         self._source = ipaddress.ip_address(source) if source else None
+        self._limits = limits or RuleLimits()
+        self._upstreams = upstreams or Upstreams({})
 
-    def connect(self, request: ConnectRequest) -> gsocket.socket:
-        """A connected TCP socket to the request's server. Raises DialError."""
+    def dial(self, request: ConnectRequest) -> Connection:
+        """A connection to the request's server, straight or through upstreams. Raises DialError."""
         deadline = time.monotonic() + CONNECT_TIMEOUT
-        failure = DialError("name", f"{request.host} has no address")
-        for address in self._addresses(request, deadline):
-            decision = self._policy.decide(request, address, own=is_local(str(address)))
+        client = self._policy.decide_client(request)
+        if not client.permit:
+            _note(request, client)
+            raise DialError("denied", f"client {request.client.host} is not allowed", client.rule)
+        by_name = self._policy.decide_name(request)
+        if by_name is not None and self._upstreams.resolve_remotely(by_name):
+            _note(request, by_name)
+            return self._enter(request, by_name, [], deadline)
+        failure = None
+        for decision, addresses in self._groups(request, deadline):
+            _note(request, decision)
             if not decision.permit:
-                failure = DialError("denied", f"{address} is not allowed", decision.rule)
+                failure = failure or DialError("denied", f"{addresses[0]} is not allowed", decision.rule)
                 continue
             try:
-                return _connect(address, request.port, deadline - time.monotonic(), self._source)
-            except OSError as error:
-                failure = _dial_error(error)
-        raise failure
+                return self._enter(request, decision, addresses, deadline)
+            except DialError as error:
+                failure = error
+        raise failure or DialError("name", f"{request.host} has no address")
 
     def reach(self, server: Endpoint) -> gsocket.socket:
         """A connected TCP socket to a published server, which the configuration itself permits. Raises DialError."""
@@ -71,14 +109,139 @@ class Dialer:
         except OSError as error:
             raise _dial_error(error) from error
 
+    def _groups(self, request: ConnectRequest, deadline: float) -> list[tuple[Decision, list[Address]]]:
+        """The addresses of the request's host by what is decided on them, in the order in which to try them; those
+        that are denied come first, so that a failure to connect is what is told in the end."""
+        groups: list[tuple[Decision, list[Address]]] = []
+        for address in self._addresses(request, deadline):
+            decision = self._policy.decide(request, address, own=is_local(str(address)))
+            for other, addresses in groups:
+                if other == decision:
+                    addresses.append(address)
+                    break
+            else:
+                groups.append((decision, [address]))
+        return sorted(groups, key=lambda group: group[0].permit)
+
     def _addresses(self, request: ConnectRequest, deadline: float) -> list[Address]:
-        client = self._policy.decide_client(request)
-        if not client.permit:
-            raise DialError("denied", f"client {request.client.host} is not allowed", client.rule)
         try:
             return [ipaddress.ip_address(text) for text in self._resolver.resolve(request.host, deadline)]
         except ResolveError as error:
             raise DialError("name", str(error)) from error
+
+    def _enter(
+        self, request: ConnectRequest, decision: Decision, addresses: list[Address], deadline: float
+    ) -> Connection:
+        """Connect within the limits of the rule. Without addresses the upstream is told the name."""
+        try:
+            session = self._limits.enter(decision, request.client.host, time.monotonic())
+        except LimitReached as error:
+            raise DialError("denied", f"rule {decision.rule}: {error}", decision.rule) from error
+        try:
+            if not decision.via and not decision.chain:
+                sock, address = race(addresses, request.port, deadline, self._source)
+                return Connection(sock, decision, session, Endpoint.of(address, request.port))
+            return self._through(request, decision, addresses, session, deadline)
+        except BaseException:
+            session.release()
+            raise
+
+    def _through(
+        self,
+        request: ConnectRequest,
+        decision: Decision,
+        addresses: list[Address],
+        session: Session,
+        deadline: float,
+    ) -> Connection:
+        hosts = [str(address) for address in addresses] or [canonical_name(request.host)]
+        for number, host in enumerate(hosts):
+            until = time.monotonic() + (deadline - time.monotonic()) / (len(hosts) - number)
+            try:
+                sock = self._upstreams.open(decision, host, request.port, self._to_upstream, until)
+            except UpstreamError as error:
+                if number == len(hosts) - 1:
+                    raise DialError(error.failure, str(error)) from error
+                continue
+            return Connection(sock, decision, session, Endpoint(host, request.port) if addresses else None)
+        raise DialError("name", f"{request.host} has no address")
+
+    def _to_upstream(self, host: str, port: int, deadline: float) -> gsocket.socket:
+        """A connection to an upstream: the configuration itself permits it."""
+        try:
+            addresses = [ipaddress.ip_address(text) for text in self._resolver.resolve(host, deadline)]
+            return race(addresses, port, deadline, self._source_for(addresses))[0]
+        except ResolveError as error:
+            raise UpstreamError("host", str(error)) from error
+        except DialError as error:
+            failure = "host" if error.failure == "name" else error.failure
+            raise UpstreamError(failure, str(error)) from error
+
+    def _source_for(self, addresses: list[Address]) -> Address | None:
+        """The address to connect from; an upstream on this very host is reached from wherever the kernel likes."""
+        return None if any(is_local(str(address)) for address in addresses) else self._source
+
+
+def race(
+    addresses: list[Address], port: int, deadline: float, source: Address | None
+) -> tuple[gsocket.socket, Address]:
+    """Happy eyeballs (RFC 8305): the first of the addresses that answers. The families take turns; the next attempt
+    begins when one has failed, or after ATTEMPT_DELAY. Raises DialError, of the attempt that failed first."""
+    waiting = _take_turns(addresses)
+    results: Queue[tuple[Address, gsocket.socket | OSError]] = Queue()
+    running: dict[Address, gevent.Greenlet[..., None]] = {}
+    failure: DialError | None = None
+
+    def attempt(address: Address) -> None:
+        try:
+            result: gsocket.socket | OSError = _connect(address, port, deadline - time.monotonic(), source)
+        except OSError as error:
+            result = error
+        results.put((address, result))
+
+    try:
+        while waiting or running:
+            if waiting:
+                address = waiting.pop(0)
+                running[address] = gevent.spawn(attempt, address)
+            try:
+                address, result = results.get(timeout=ATTEMPT_DELAY if waiting else None)
+            except Empty:
+                continue
+            del running[address]
+            if isinstance(result, OSError):
+                failure = failure or _dial_error(result)
+                continue
+            return result, address
+    finally:
+        gevent.killall(list(running.values()))
+        while not results.empty():  # those who were there too late
+            late = results.get()[1]
+            if not isinstance(late, OSError):
+                late.close()
+    raise failure or DialError("name", "there is no address")
+
+
+def _take_turns(addresses: list[Address]) -> list[Address]:
+    """In the given order, but with the families in turns (RFC 8305 section 4)."""
+    unique = list(dict.fromkeys(addresses))
+    first = [address for address in unique if address.version == unique[0].version]
+    other = [address for address in unique if address.version != unique[0].version]
+    turns = [address for pair in zip_longest(first, other) for address in pair]
+    return [address for address in turns if address is not None]
+
+
+def _note(request: ConnectRequest, decision: Decision) -> None:
+    """The line that a rule with `log` asks for."""
+    if decision.log:
+        getattr(log, decision.log)(
+            "rule.permit" if decision.permit else "rule.deny",
+            rule=decision.rule,
+            command=request.command,
+            client=str(request.client),
+            target=f"{request.host}:{request.port}",
+            user=request.user,
+        )
 
 
 def _connect(address: Address, port: int, timeout: float, source: Address | None) -> gsocket.socket:

@@ -14,6 +14,7 @@ from gevent.event import Event
 from alg.address import Endpoint
 from gateway.relay.copy import CopyHandle, EncodedSocket
 from gateway.relay.splice import Relay, RelayResult
+from gateway.rule_limits import Session
 
 log = structlog.get_logger()
 
@@ -36,7 +37,20 @@ class Carrier(Protocol):
 class Flow:
     """One flow: who talks to whom, and how much. `front` is "socks", "transparent" or "pinhole"."""
 
-    __slots__ = ("_before", "carrier", "client", "front", "id", "module", "server", "since", "user")
+    __slots__ = (
+        "_before",
+        "carrier",
+        "client",
+        "front",
+        "id",
+        "module",
+        "rate",
+        "rule",
+        "server",
+        "session",
+        "since",
+        "user",
+    )
 
     def __init__(self, flow_id: str, front: str, client: Endpoint, server: Endpoint, user: str | None) -> None:
         self.id = flow_id
@@ -45,6 +59,9 @@ class Flow:
         self.server = server
         self.user = user
         self.module: str | None = None
+        self.rule = ""  # which permitted it
+        self.rate: float | None = None  # bytes a second in each direction; None: as fast as it goes
+        self.session: Session | None = None  # what the rule counts
         self.since = time.time()
         self.carrier: Carrier | None = None
         self._before = (0, 0)
@@ -73,6 +90,7 @@ class Flow:
             "server": str(self.server),
             "user": self.user,
             "module": self.module,
+            "rule": self.rule,
             "since": self.since,
             "up": self.up,
             "down": self.down,
@@ -112,6 +130,8 @@ class Flows:
     def end(self, flow: Flow, reason: str) -> None:
         """Take `flow` out of the table and count it."""
         del self._live[flow.id]
+        if flow.session is not None:
+            flow.session.release()
         self.finished += 1
         self._up += flow.up
         self._down += flow.down

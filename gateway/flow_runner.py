@@ -11,6 +11,7 @@ from alg.address import Endpoint
 from alg.api import AlgModule, FlowContext, Side
 from alg.registry import options_of
 from gateway.config import AlgSection, Config
+from gateway.dial import Connection
 from gateway.flow import Flow, Flows
 from gateway.inspection import Inspection, Pinholes
 from gateway.own_address import PublicAddress, public_address
@@ -42,21 +43,31 @@ class FlowRunner:
         early: bytes = b"",
         user: str | None = None,
         published: Endpoint | None = None,
+        connection: Connection | None = None,
     ) -> None:
         """Carry a flow; owns both sockets from now on. Returns when no greenlet is needed for it any more.
 
         `early`: bytes of the client that came with its handshake and are meant for the server. `published`: where the
-        client had dialled, if that is a published server.
+        client had dialled, if that is a published server. `connection`: how `server` came about, if by a rule.
         """
         try:
             prepare(client)
             prepare(server)
             flow = self._flows.add(front, endpoint(client.getpeername()), endpoint(server.getpeername()), user)
         except OSError:  # one of them is gone already
+            if connection is not None:
+                connection.session.release()
             abort(client)
             abort(server)
             return
-        responsible = self._config.module_of(flow.server.port)
+        through_upstream = False
+        if connection is not None:
+            decision = connection.decision
+            flow.rule, flow.rate, flow.session = decision.rule, decision.rate, connection.session
+            flow.server = connection.server or flow.server
+            through_upstream = bool(decision.via or decision.chain)
+        # The server behind an upstream sees that one's address, so nothing that we could open would be found.
+        responsible = None if through_upstream else self._config.module_of(flow.server.port)
         if responsible is not None:
             flow.module, section = responsible
             if self._inspect(flow, flow.module, section, client, server, early, published):

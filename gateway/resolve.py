@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import re
 import struct
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +26,10 @@ import gevent
 import gevent.socket as gsocket
 import msgspec
 
+from gateway.config_check import parse_name_server
+from gateway.config_rules import DnsSection
+from gateway.host_name import canonical_name
+
 ResolveFailure = Literal["nxdomain", "timeout", "servfail", "invalid"]
 
 TIMEOUT = 5.0  # seconds for a name, all servers and attempts together
@@ -37,9 +40,6 @@ CACHE_SIZE = 4096  # names
 LOOK_EVERY = 1.0  # seconds between two looks at /etc/hosts and /etc/resolv.conf
 SECOND_FAMILY = 0.3  # seconds to wait for the addresses of one family when those of the other are there (RFC 8305)
 MAX_ADDRESSES = 16  # of a name and family
-
-_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
-_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
 
 
 class ResolveError(Exception):
@@ -104,11 +104,14 @@ class Resolver:
         resolv_conf: str = "/etc/resolv.conf",
         port: int = 53,
         cache_size: int = CACHE_SIZE,
+        servers: Sequence[tuple[str, int]] = (),
     ) -> None:
         """`timeout`: seconds for a name; `port`: of the name servers that `resolv_conf` lists. A file that is missing
-        or useless is no error: names that need it fail until it is there."""
+        or useless is no error: names that need it fail until it is there. `servers`: addresses and ports of the name
+        servers to ask in place of those."""
         self._timeout = timeout
         self._port = port
+        self._servers = servers
         self._cache_size = cache_size
         self._cache: OrderedDict[str, _Answer] = OrderedDict()
         self._pending: dict[str, gevent.Greenlet[[str], _Answer]] = {}
@@ -163,7 +166,7 @@ class Resolver:
         if self._hosts_file.changed():
             self._hosts = _read_hosts(self._hosts_file.path)
         if self._conf_file.changed():
-            self._dns = _read_resolv_conf(self._conf_file.path, self._port)
+            self._dns = _read_resolv_conf(self._conf_file.path, self._port, self._servers)
             self._cache.clear()
 
     def _ask_once(self, host: str, patience: float | None) -> _Answer:
@@ -318,18 +321,11 @@ def _canonical(text: str) -> str:
 
 
 def _host_name(name: str) -> str:
-    """`name` in lower case ASCII without the last dot. ResolveError "invalid" if it cannot be a host name.
-
-    What the C library reads as an address in other spellings (127.1, 0x7f000001) is none either.
-    """
+    """`name` in its one canonical form. ResolveError "invalid" if it cannot be a host name."""
     try:
-        ascii_name = dns.name.from_text(name, None).to_text(omit_final_dot=True).lower() if name else ""
-    except (dns.exception.DNSException, UnicodeError, ValueError) as error:
-        raise ResolveError("invalid", f"{name!r} is not a host name: {error}") from None
-    labels = ascii_name.split(".")
-    if len(ascii_name) > 253 or not all(_LABEL.fullmatch(label) for label in labels) or _NUMBER.fullmatch(labels[-1]):
-        raise ResolveError("invalid", f"{name!r} is not a host name")
-    return ascii_name
+        return canonical_name(name)
+    except ValueError as error:
+        raise ResolveError("invalid", str(error)) from None
 
 
 def _read_hosts(path: str) -> dict[str, tuple[str, ...]]:
@@ -354,13 +350,22 @@ def _ipv6_first(addresses: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(addresses, key=lambda address: ":" not in address))
 
 
-def _read_resolv_conf(path: str, port: int) -> dns.resolver.Resolver | None:
-    """dnspython's resolver for `path`, asking over gevent; None if the file lists no name server."""
+def resolver_of(dns_section: DnsSection) -> Resolver:
+    """The resolver that [dns] describes."""
+    servers = [parse_name_server(text) for text in dns_section.servers]
+    return Resolver(dns_section.timeout, cache_size=dns_section.cache_size, servers=servers)
+
+
+def _read_resolv_conf(path: str, port: int, servers: Sequence[tuple[str, int]]) -> dns.resolver.Resolver | None:
+    """dnspython's resolver for `path`, asking over gevent; None if the file lists no name server. `servers` take the
+    place of those, and the file's search list and options stay."""
     resolver = dns.resolver.Resolver(configure=False)
     try:
         resolver.read_resolv_conf(path)
     except (dns.exception.DNSException, OSError, ValueError):
-        return None
-    resolver.nameservers = [_Nameserver(server, port) for server in resolver.nameservers if isinstance(server, str)]
+        if not servers:
+            return None
+    listed = servers or [(server, port) for server in resolver.nameservers if isinstance(server, str)]
+    resolver.nameservers = [_Nameserver(host, number) for host, number in listed]
     resolver.use_edns(0, payload=1232)
     return resolver

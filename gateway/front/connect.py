@@ -22,7 +22,7 @@ class ConnectCommand:
     def run(self, request: SocksRequest) -> None:
         """Serve one request; owns its socket."""
         try:
-            server = self._dialer.connect(request.wish())
+            connection = self._dialer.dial(request.wish())
         except DialError as error:
             log.info(
                 "socks.denied" if error.failure == "denied" else "socks.failed",
@@ -34,11 +34,13 @@ class ConnectCommand:
             )
             request.refuse(error.failure)
             return
+        server = connection.sock
         try:
             request.grant(endpoint(server.getsockname()))
         except OSError:
+            connection.session.release()
             server.close()
             request.sock.close()
             return
         early = bytes(request.incoming.buffer)
-        self._runner.run("socks", request.sock, server, early=early, user=request.user)
+        self._runner.run("socks", request.sock, server, early=early, user=request.user, connection=connection)

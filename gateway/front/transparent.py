@@ -47,7 +47,7 @@ class TransparentFront:
             return
         request = ConnectRequest("transparent", client, target.host, target.port)
         try:
-            server = self._dialer.connect(request)
+            connection = self._dialer.dial(request)
         except DialError as error:
             own = error.failure == "denied" and error.rule in ("own", "loopback")
             log.warning(
@@ -60,7 +60,7 @@ class TransparentFront:
             )
             abort(sock)
             return
-        self._runner.run("transparent", sock, server)
+        self._runner.run("transparent", sock, connection.sock, connection=connection)
 
     def _publish(self, sock: gsocket.socket, client: Endpoint, target: Endpoint) -> None:
         """Lead a client to the server that is published at `target`."""

@@ -144,7 +144,7 @@ class Worker:
 def main() -> None:
     """Entry: the boot document's descriptor is the only argument."""
     boot = Boot.from_memfd(int(sys.argv[1]))
-    setup_logging(f"worker-{boot.slot}")
+    setup_logging(f"worker-{boot.slot}", boot.config.log)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         worker = Worker(boot)
