@@ -152,7 +152,7 @@ class _Turn:
 def main() -> None:
     """Entry: the boot document's descriptor is the only argument."""
     boot = Boot.from_memfd(int(sys.argv[1]))
-    setup_logging("packets")
+    setup_logging("packets", boot.config.log)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         packets = Packets(boot)
