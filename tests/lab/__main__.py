@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
         return 2
     # Strict: the router forwards no data connection by itself, so what works, works through the gateway.
     with Lab(strict=True) as lab:
-        stage.outside(lab)
+        stage.serve(lab)
         gateway = lab.start_gateway(stage.config(lab))
         try:
             argv = ["sh", str(scenario)] if scenario else _shell(lab, gateway)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from tests.lab import servers
 from tests.lab.gateway import Gateway
-from tests.lab.lab import CLIENT4, ROUTER_IN4, SERVER4, SERVER6, Lab
+from tests.lab.lab import CLIENT4, ROUTER_IN4, ROUTER_OUT4, SERVER4, SERVER6, Lab
 
 EXAMPLE_SIZE = 4 * 1024 * 1024
 GREETING = "hello from outside"
 NAME = "www.example"
 
 
-def outside(lab: Lab) -> None:
-    """Start the servers outside: FTP, web, DNS."""
-    lab.vsftpd().put("pub/example.bin", os.urandom(EXAMPLE_SIZE))
+def serve(lab: Lab) -> None:
+    """Start the servers: FTP on both sides, web and DNS outside."""
+    for server in (lab.vsftpd(), servers.vsftpd(lab, {}, "inside")):
+        server.put("pub/example.bin", os.urandom(EXAMPLE_SIZE))
     site = lab.tmp / "www"
     site.mkdir()
     (site / "index.html").write_text(GREETING)
@@ -35,7 +37,7 @@ def outside(lab: Lab) -> None:
 
 def config(lab: Lab) -> Path:
     """The gateway's configuration."""
-    return lab.write_config()
+    return lab.write_config(publish=[{"outside": f"{ROUTER_OUT4}:21", "inside": f"{CLIENT4}:21"}])
 
 
 def environment(lab: Lab, gateway: Gateway) -> dict[str, str]:
@@ -47,6 +49,7 @@ def environment(lab: Lab, gateway: Gateway) -> dict[str, str]:
         "SOCKS": f"{ROUTER_IN4}:1080",
         "NAME": NAME,
         "ROUTER": f"ip netns exec {lab.ns('router')}",
+        "OUTSIDER": f"ip netns exec {lab.ns('outside')}",
         "CONFIG": str(gateway.config),
         "LOG": str(gateway.log),
         "ALGATE": str(gateway.command),

@@ -16,7 +16,7 @@ SCENARIOS = sorted((Path(__file__).parents[2] / "vagrant" / "scenarios").glob("*
 
 @pytest.fixture(scope="module")
 def gateway(strict_lab: Lab) -> Iterator[Gateway]:
-    stage.outside(strict_lab)
+    stage.serve(strict_lab)
     gateway = strict_lab.start_gateway(stage.config(strict_lab))
     yield gateway
     assert gateway.stop() == 0, strict_lab.tail_of_logs()

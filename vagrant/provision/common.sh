@@ -47,3 +47,33 @@ scenarios() {
     cp -r /tmp/algate/scenarios /home/vagrant/scenarios
     chown -R vagrant: /home/vagrant/scenarios
 }
+
+# ftp_server: an anonymous FTP server with a file in pub/ and room in upload/.
+ftp_server() {
+    install -d -m 755 /srv/ftp /srv/ftp/pub
+    install -d -m 755 -o ftp -g nogroup /srv/ftp/upload
+    [ -s /srv/ftp/pub/example.bin ] || head -c 4194304 /dev/urandom >/srv/ftp/pub/example.bin
+    cat >/etc/vsftpd.conf <<'V'
+listen=NO
+listen_ipv6=YES
+anonymous_enable=YES
+no_anon_password=YES
+local_enable=NO
+write_enable=YES
+anon_upload_enable=YES
+anon_world_readable_only=NO
+anon_umask=022
+anon_root=/srv/ftp
+connect_from_port_20=YES
+secure_chroot_dir=/var/run/vsftpd/empty
+V
+    systemctl enable -q vsftpd
+    systemctl restart vsftpd
+}
+
+# lab_key: let the client in, for scenarios that look at this machine or do something here.
+lab_key() {
+    install -m 700 -o vagrant -g vagrant -d /home/vagrant/.ssh
+    keys=/home/vagrant/.ssh/authorized_keys
+    grep -qxFf /tmp/algate/lab/key.pub "$keys" || cat /tmp/algate/lab/key.pub >>"$keys"
+}

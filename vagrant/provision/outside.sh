@@ -3,18 +3,13 @@
 set -eu
 . /tmp/algate/common.sh
 
-packages vsftpd dnsmasq-base kamailio sip-tester python3
+packages vsftpd curl dnsmasq-base kamailio sip-tester python3 openssh-server
 
 outside=$(link 203.0.113.10)
 address6 "$outside" 2001:db8:113::10/64
 
-# FTP: anonymous, as in the lab of namespaces.
-install -d -m 755 /srv/ftp /srv/ftp/pub
-install -d -m 755 -o ftp -g nogroup /srv/ftp/upload
-[ -s /srv/ftp/pub/example.bin ] || head -c 4194304 /dev/urandom >/srv/ftp/pub/example.bin
-install -m 644 /tmp/algate/files/vsftpd.conf /etc/vsftpd.conf
-systemctl enable -q vsftpd
-systemctl restart vsftpd
+ftp_server
+lab_key
 
 # Web.
 install -d /srv/www

@@ -68,8 +68,6 @@ systemctl daemon-reload
 systemctl enable -q algate
 systemctl restart algate
 
-# The client's key, for scenarios.
-install -m 700 -o vagrant -g vagrant -d /home/vagrant/.ssh
-grep -qxFf /tmp/algate/lab/key.pub /home/vagrant/.ssh/authorized_keys || cat /tmp/algate/lab/key.pub >>/home/vagrant/.ssh/authorized_keys
+lab_key
 
 algate status
