@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tests.lab.lab import Lab
+    from tests.lab.lab import Lab, Role
 
 PEERS = Path(sys.prefix, "peers")
 # Whose files they are: a user that every Debian has, with a home directory that exists (vsftpd insists).
@@ -59,7 +59,7 @@ class FtpServer:
         self.lab.stop(self.process)
 
 
-def vsftpd(lab: Lab, options: Mapping[str, str]) -> FtpServer:
+def vsftpd(lab: Lab, options: Mapping[str, str], role: Role = "outside") -> FtpServer:
     root, home, log = _tree(lab, "vsftpd")
     settings = {
         "listen": "NO",
@@ -91,7 +91,7 @@ def vsftpd(lab: Lab, options: Mapping[str, str]) -> FtpServer:
     (home / "empty").mkdir()
     file = home / "vsftpd.conf"
     file.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
-    process = lab.popen("outside", [_program("usr/sbin/vsftpd"), file], log=log)
+    process = lab.popen(role, [_program("usr/sbin/vsftpd"), file], log=log)
     return _listening(FtpServer(lab, "vsftpd", root, "anonymous", "guest", process, log))
 
 
@@ -140,6 +140,15 @@ def proftpd(lab: Lab, directives: Sequence[str]) -> FtpServer:
     file.write_text("\n".join(lines) + "\n")
     process = lab.popen("outside", [_program("usr/sbin/proftpd"), "-n", "-c", file], log=log)
     return _listening(FtpServer(lab, "proftpd", root, _USER, _PASSWORD, process, log))
+
+
+def pyftpdlib(lab: Lab, role: Role = "outside") -> FtpServer:
+    """pyftpdlib, as its own command line starts it, with one user who may do everything."""
+    root, home, log = _tree(lab, "pyftpdlib")
+    (root / "upload").chmod(0o777)
+    argv: list[str | Path] = [sys.executable, "-m", "pyftpdlib", "-i", "::", "-p", "21", "-w", "-d", root]
+    process = lab.popen(role, [*argv, "-u", _USER, "-P", _PASSWORD], log=log)
+    return _listening(FtpServer(lab, "pyftpdlib", root, _USER, _PASSWORD, process, log))
 
 
 def dns(lab: Lab, records: Mapping[str, Sequence[str]]) -> None:

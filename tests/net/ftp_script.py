@@ -1,0 +1,71 @@
+"""An FTP session in which the test itself is both ends."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tests.lab.gateway import Gateway
+from tests.lab.lab import SERVER4, Lab, Role
+from tests.net.ftp_control import Control
+
+PORT = 2121  # of `alg.ftp.ports` in tests that use this
+
+
+@dataclass
+class Script:
+    """A client's control connection and the server's end of it."""
+
+    client: Control
+    server: socket.socket
+
+    def expect(self, data: bytes) -> None:
+        """The server gets exactly these bytes next."""
+        got = b""
+        while len(got) < len(data):
+            more = self.server.recv(len(data) - len(got))
+            assert more, f"end of stream after {got!r}"
+            got += more
+        assert got == data
+
+    def line(self) -> bytes:
+        """The next line that the server gets."""
+        got = b""
+        while not got.endswith(b"\n"):
+            more = self.server.recv(1)
+            assert more, f"end of stream after {got!r}"
+            got += more
+        return got
+
+    def command(self, line: bytes, reply: bytes) -> str:
+        """A command, passed on as it is, and its reply; what the client got as the reply."""
+        self.client.send(line)
+        self.expect(line)
+        self.server.sendall(reply)
+        return self.client.reply()
+
+
+@contextlib.contextmanager
+def script(
+    lab: Lab, gateway: Gateway, role: Role = "inside", host: str = SERVER4, greet: bool = True
+) -> Iterator[Script]:
+    """A session, greeted and logged in; its flow is over at the end, and so are its pinholes."""
+    listener = lab.listen("outside", host, PORT)
+    client = Control(lab, host, PORT, role)
+    server, _ = listener.accept()
+    server.settimeout(10)
+    listener.close()
+    session = Script(client, server)
+    try:
+        if greet:
+            server.sendall(b"220 ready\r\n")
+            assert client.reply() == "220 ready"
+            assert session.command(b"USER ann\r\n", b"230 in\r\n") == "230 in"
+        yield session
+    finally:
+        client.close()
+        server.close()
+        lab.wait_for(lambda: gateway.admin("flows") == [], 10, "the flow to end")
+        assert gateway.admin("pinholes") == []
