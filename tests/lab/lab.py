@@ -303,7 +303,7 @@ class Lab:
 
     # --- the gateway and the servers ---
 
-    def write_config(self, **sections: Mapping[str, Any]) -> Path:
+    def write_config(self, **sections: Any) -> Path:
         """A configuration for the router, with `sections` laid over the lab's own (None removes a key); its path."""
         self._counter += 1
         base: dict[str, Any] = {
