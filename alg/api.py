@@ -144,9 +144,9 @@ class OpenOutbound:
 class OpenConversation:
     """Give `target`, a socket of the flow's own inside client, one public port for whomever it talks to (UDP).
 
-    What `target` sends leaves from the public port; `peers` (addresses, at most 8; (): nobody yet; None: anybody) may send
-    to it from any port of theirs. `second`: the client's port behind a second public port, the next one (RTP and RTCP;
-    the first is even then). Open for `ttl` seconds from now (at most 7,200), however much it is used.
+    What `target` sends leaves from the public port; `peers` (addresses, at most 8; (): nobody yet; None: anybody) may
+    send to it from any port of theirs. `second`: the client's port behind a second public port, the next one (RTP and
+    RTCP; the first is even then). Open for `ttl` seconds from now (at most 7,200), however much it is used.
     Answered by `Opened` (the first public port) or `Refused`.
     """
 
@@ -218,12 +218,14 @@ class FlowContext:
     `client`: the client's own endpoint on this flow, as the client knows it. `server`: the server's, as dialled.
     `inside`: which of them is behind this router; the server, if it is published (`[[publish]]`).
     `options`: an instance of the module's `Options`; None: its defaults.
+    `public`: whom the server sees as the client, the connection's own endpoint towards it; None: not known.
     """
 
     client: Endpoint
     server: Endpoint
     inside: Side = Side.CLIENT
     options: object | None = None
+    public: Endpoint | None = None
 
 
 class AlgModule(Protocol):

@@ -94,7 +94,8 @@ class FlowRunner:
     ) -> bool:
         """Drive the module until the flow is over (True) or the module has stood down (False)."""
         outside = self._config.network.outside
-        facing = endpoint(server.getsockname()).host
+        own = endpoint(server.getsockname())
+        facing = own.host
         if published is None:
             public = {Side.SERVER: public_address(outside, facing)}
         else:
@@ -103,9 +104,10 @@ class FlowRunner:
                 Side.SERVER: PublicAddress(facing, facing),
             }
         inside = Side.SERVER if published else Side.CLIENT
+        seen = Endpoint(public[Side.SERVER].advertised, own.port)
         inspection = Inspection(
             flow,
-            self._modules[name](FlowContext(flow.client, flow.server, inside, self._options[name])),
+            self._modules[name](FlowContext(flow.client, flow.server, inside, self._options[name], seen)),
             section.mode,
             {Side.CLIENT: client, Side.SERVER: server},
             self._pinholes[flow.front],

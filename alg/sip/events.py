@@ -45,7 +45,10 @@ class Activity:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Let the packet go, with `edits` to its payload; no edits: untouched. Mode "observe": the driver leaves them out."""
+    """Let the packet go, with `edits` to its payload; no edits: untouched.
+
+    In mode "observe" the driver leaves them out.
+    """
 
     packet: int
     edits: tuple[Edit, ...] = ()

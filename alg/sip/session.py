@@ -1,4 +1,7 @@
-"""SIP (RFC 3261): `SipEngine` for datagrams, `SipModule` for a TCP flow. How to drive them: docs/decisions/0050-sip-module.md."""
+"""SIP (RFC 3261): `SipEngine` for datagrams, `SipModule` for a TCP flow.
+
+How to drive them: docs/decisions/0050-sip-module.md.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alg.address import Endpoint
-from alg.sip.events import Datagram, Release, SipCommand, SipEvent
+from alg.api import Opened, Refused, Side, Tick
+from alg.sip.calls import Call
+from alg.sip.core import HOLD, Core
+from alg.sip.events import Activity, Datagram, RevokeConversation, SipCommand, SipEvent
+from alg.sip.module import SipModule
+from alg.sip.options import SipOptions
+from alg.sip.stream import begins_as_sip
 
-HOLD = 2.0  # seconds that a message waits for its conversations at most
+__all__ = ["HOLD", "CallMedia", "CallRow", "SipEngine", "SipModule", "SipOptions"]
 
-
-@dataclass(frozen=True, slots=True)
-class SipOptions:
-    """Keys of `[alg.sip]`. `media_source`: who may send media in, "sdp" (whom the far side's SDP names) or "any".
-
-    `stand_down`: addresses of registrars and proxies that repair NAT themselves. `rate`: messages a second of one
-    client; twice as many at once.
-    """
-
-    media_source: str = "sdp"
-    stand_down: tuple[str, ...] = ()
-    rate: int = 200
+MOST_REVOKED = 20000
+MOST_CLIENTS = 20000
+_STUN_BINDING = (b"\x00\x01", b"\x01\x01")  # request and success: a keep-alive of RFC 5626, 3.5.2
+_STUN_COOKIE = b"\x21\x12\xa4\x42"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +58,95 @@ class SipEngine:
 
     def __init__(self, options: SipOptions | None = None) -> None:
         self._options = options or SipOptions()
+        self._core = Core(self._options)
+        self._revoked: dict[tuple[Endpoint, str], str] = {}
+        self._rates: dict[str, tuple[float, float]] = {}
+        self._out: list[SipCommand] = []
 
     def handle(self, event: SipEvent) -> Sequence[SipCommand]:
         """Take one event; answer with commands, to be done in this order. Never raises, never blocks."""
-        return [Release(event.packet)] if isinstance(event, Datagram) else []
+        match event:
+            case Datagram():
+                self._datagram(event)
+            case Opened(ref, public, now):
+                self._core.opened(ref, public, now)
+            case Refused(ref, rule, now):
+                self._core.refused(ref, rule, now)
+            case Activity(ref, packets_in, packets_out, now):
+                if conversation := self._core.conversations.by_ref(ref):
+                    self._core.calls.active(conversation, (packets_in, packets_out), now)
+            case Tick(now):
+                self._core.tick(now)
+        out, self._out = [*self._out, *self._core.taken()], []
+        return out
 
     def deadline(self) -> float | None:
         """When a `Tick` is wanted, or None."""
-        return None
+        return self._core.deadline()
 
     def calls(self) -> list[CallRow]:
         """The calls under way."""
-        return []
+        return [_row(call) for call in self._core.calls.all()]
+
+    def _datagram(self, event: Datagram) -> None:
+        talk = event.client, event.server.host
+        if talk in self._revoked:
+            self._core.release(event.packet)
+        elif not self._within_rate(event.client.host, event.now):
+            self._core.note("sip.rate", f"more than {self._options.rate} messages a second", event.now, event.client)
+            self._core.release(event.packet)
+        elif begins_as_sip(event.data):
+            self._core.message(event.packet, event.side, event.client, event.server, event.data, event.now)
+        else:
+            if event.side is Side.CLIENT and not _is_keep_alive(event.data):
+                self._revoke(event, "sip.not-sip")
+            self._core.release(event.packet)
+
+    def _revoke(self, event: Datagram, rule: str) -> None:
+        if len(self._revoked) >= MOST_REVOKED:
+            del self._revoked[next(iter(self._revoked))]
+        self._revoked[event.client, event.server.host] = rule
+        self._out.append(RevokeConversation(event.client, event.server.host, rule))
+
+    def _within_rate(self, host: str, now: float) -> bool:
+        """Take one of the client's tokens: `rate` more each second, twice as many at most."""
+        most = 2.0 * self._options.rate
+        tokens, at = self._rates.pop(host, (most, now))
+        tokens = min(most, tokens + (now - at) * self._options.rate)
+        if len(self._rates) >= MOST_CLIENTS:
+            del self._rates[next(iter(self._rates))]
+        self._rates[host] = (tokens - 1.0 if tokens >= 1.0 else tokens, now)
+        return tokens >= 1.0
+
+
+def _is_keep_alive(data: bytes) -> bool:
+    """Blank lines, zero bytes, or STUN's Binding: what phones send to keep a NAT's port."""
+    if not data.strip(b"\r\n\t \x00"):
+        return True
+    return len(data) >= 20 and data[:2] in _STUN_BINDING and data[4:8] == _STUN_COOKIE
+
+
+def _row(call: Call) -> CallRow:
+    media = {conversation.ref: conversation for conversation in call.media}
+    for offered in call.offered.values():
+        media.update((conversation.ref, conversation) for conversation in offered)
+    return CallRow(
+        call.client.host,
+        call.server,
+        call.key[1].decode("utf-8", "replace"),
+        call.caller,
+        call.callee,
+        call.state,
+        call.since,
+        tuple(
+            CallMedia(
+                ref,
+                call.kinds.get(ref, ""),
+                conversation.target,
+                conversation.public,
+                conversation.peers,
+                *call.counted.get(ref, (0, 0)),
+            )
+            for ref, conversation in media.items()
+        ),
+    )

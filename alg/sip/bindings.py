@@ -1,0 +1,133 @@
+"""What a registrar granted: while a binding lives, the registrar may reach the client's contact (RFC 3261, 10).
+
+Nothing opens before a 2xx of the server that the REGISTER went to, and only contacts of the client itself count. A
+SUBSCRIBE that was accepted is the same for the server that will send NOTIFY (RFC 6665).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alg.address import Endpoint
+from alg.sip.conversations import Conversations
+from alg.sip.edits import endpoint_of, is_address, same_host
+from alg.sip.message import Message, Span, sip_uri, uri_host
+
+DEFAULT_EXPIRES = 3600  # RFC 3261, 10.2.1.1: the registrar's choice; ours where it does not say it
+LONGEST = 86400.0
+GRACE = 32.0  # seconds beyond the expiry, for a refresh that comes late
+ANSWER_WITHIN = 64.0  # seconds for the registrar's answer
+MOST_ASKED = 5000
+
+Who = tuple[str, str, bytes]  # client's address, server's address, address of record (or the Call-ID of a subscription)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request that was sent: for which sockets, by their wish in seconds; `star`: none of the client's any more."""
+
+    who: Who
+    wishes: dict[Endpoint, int]
+    star: bool
+    peers: tuple[str, ...]
+    at: float
+
+
+class Bindings:
+    """All bindings of an engine."""
+
+    def __init__(self, conversations: Conversations) -> None:
+        self._conversations = conversations
+        self._asked: dict[tuple[str, bytes, int], Asked] = {}
+        self._held: dict[Who, set[Endpoint]] = {}
+
+    def register(self, message: Message, client: Endpoint, server: str, now: float) -> None:
+        """The client sends a REGISTER, of its own address of record."""
+        default = message.number("expires")
+        wishes: dict[Endpoint, int] = {}
+        for addr in message.addrs("contact"):
+            place = uri_host(message.data, addr.uri)
+            if place and same_host(place.host, client.host):
+                target = self._target(client, Endpoint(client.host, place.port or 5060))
+                wishes[target] = _seconds(message, addr.params, default)
+        peers = {server: None}
+        found = uri_host(message.data, message.uri)  # the registrar itself, where an outbound proxy stands before it
+        if found and (address := is_address(found.host)):
+            peers[str(address)] = None
+        who = client.host, server, _address_of_record(message, "to")
+        self._remember(message, client, Asked(who, wishes, message.is_star(), tuple(peers), now))
+
+    def subscribe(self, message: Message, client: Endpoint, server: str, now: float) -> None:
+        """The client sends a SUBSCRIBE."""
+        expires = message.number("expires")
+        wishes = {self._target(client, client): DEFAULT_EXPIRES if expires is None else expires}
+        who = client.host, server, message.call_id
+        self._remember(message, client, Asked(who, wishes, False, (server,), now))
+
+    def answered(self, message: Message, client: Endpoint, server: str, now: float) -> None:
+        """The server answers a REGISTER or SUBSCRIBE."""
+        if not 200 <= message.status < 300:
+            return
+        asked = self._asked.get((client.host, message.call_id, message.cseq))
+        if asked is None or asked.who[1] != server or now - asked.at > ANSWER_WITHIN:
+            return
+        del self._asked[client.host, message.call_id, message.cseq]
+        held = self._held.setdefault(asked.who, set())
+        granted = self._granted(message, client, asked)
+        claim = ("binding", asked.who)
+        for target in (*held,) if asked.star else (*asked.wishes,):
+            conversation = self._conversations.of(target)
+            seconds = 0 if asked.star else granted.get(target, 0)
+            if conversation is None or seconds <= 0:
+                held.discard(target)
+                if conversation:
+                    self._conversations.drop(conversation, claim, now)
+            else:
+                held.add(target)
+                until = now + min(float(seconds), LONGEST) + GRACE
+                self._conversations.claim(conversation, claim, now, until, asked.peers)
+        if not held:
+            del self._held[asked.who]
+
+    def _granted(self, message: Message, client: Endpoint, asked: Asked) -> dict[Endpoint, int]:
+        """For how many seconds each of the client's sockets is bound, as the answer says."""
+        expires = message.number("expires")
+        if message.method == b"SUBSCRIBE":
+            return {target: wish if expires is None else expires for target, wish in asked.wishes.items()}
+        granted: dict[Endpoint, int] = {}
+        for addr in message.addrs("contact"):
+            place = uri_host(message.data, addr.uri)
+            endpoint = endpoint_of(place) if place else None
+            found = self._conversations.behind(endpoint) if endpoint else None
+            if found and found[0].target.host == client.host:
+                default = expires if expires is not None else asked.wishes.get(found[1])
+                granted[found[1]] = _seconds(message, addr.params, default)
+        return granted
+
+    def _target(self, client: Endpoint, named: Endpoint) -> Endpoint:
+        """The socket that a contact stands for: the one it names, or the TCP connection that it goes through."""
+        conversation = self._conversations.of(client)
+        return client if conversation and conversation.ref == 0 else named
+
+    def _remember(self, message: Message, client: Endpoint, asked: Asked) -> None:
+        if len(self._asked) >= MOST_ASKED:
+            del self._asked[next(iter(self._asked))]
+        self._asked[client.host, message.call_id, message.cseq] = asked
+
+
+def is_third_party(message: Message) -> bool:
+    """Whether somebody registers for somebody else (RFC 3261, 10.2): From is not To."""
+    return _address_of_record(message, "from") != _address_of_record(message, "to")
+
+
+def _address_of_record(message: Message, name: str) -> bytes:
+    span = message.addrs(name)[0].uri
+    uri = sip_uri(message.data, span)
+    return message.data[span[0] : uri.start(4)] if uri else message.text(span)
+
+
+def _seconds(message: Message, params: Span, default: int | None) -> int:
+    found = message.param(params, b"expires")
+    if found and found[0].isdigit():
+        return int(found[0][:10])
+    return DEFAULT_EXPIRES if default is None else default

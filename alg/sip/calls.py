@@ -1,0 +1,278 @@
+"""Calls: which media sockets of the client are in use, and whose media may reach them.
+
+RFC 3261, 3262 (PRACK), 3264 (offer and answer), 3311 (UPDATE), 4028 (session timers). A call is told by its client's
+address and its Call-ID. It may have several legs: a forked INVITE is answered by several.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import dataclass, field
+
+from alg.address import Endpoint
+from alg.api import Side
+from alg.sip.conversations import Conversation, Conversations, Peers
+from alg.sip.edits import is_address
+from alg.sip.message import Message
+from alg.sip.sdp import Description
+
+LINGER = 5.0  # seconds after a failure (the INVITE may come again, with credentials) or after a BYE that nobody answers
+SETUP = 240.0  # seconds without a word until an INVITE without a final answer is given up (RFC 3261, 16.6: 180)
+IDLE = 300.0  # seconds without a word and without a media packet, where media packets are counted
+LONG_IDLE = 7200.0  # where they are not, or the call is on hold
+SESSION_GRACE = 32.0
+MOST_CALLS = 20000
+MOST_OF_CLIENT = 128
+
+Key = tuple[str, bytes]
+Turn = tuple[Side, int]  # who sent the request, and its CSeq
+
+
+@dataclass(slots=True)
+class Call:
+    """One call. `media` is agreed on, `offered` is on the way, by the request that it belongs to.
+
+    `far`: by the tag of the far side, the addresses that its session description names; `far_offered` likewise.
+    """
+
+    key: Key
+    client: Endpoint
+    server: str
+    caller: str
+    callee: str
+    since: float
+    heard: float
+    servers: set[str]
+    state: str = "trying"
+    media: list[Conversation] = field(default_factory=list)
+    offered: dict[Turn, list[Conversation]] = field(default_factory=dict)
+    far: dict[bytes, tuple[str, ...]] = field(default_factory=dict)
+    far_offered: dict[Turn, tuple[bytes, tuple[str, ...]]] = field(default_factory=dict)
+    legs: set[bytes] = field(default_factory=set)
+    kinds: dict[int, str] = field(default_factory=dict)
+    counted: dict[int, tuple[int, int]] = field(default_factory=dict)
+    signalling: Conversation | None = None
+    on_hold: bool = False
+    session_ends: float = math.inf
+    ends: float = math.inf
+    timer: float = math.inf  # the earliest time for which a look at it is planned
+
+    @property
+    def due(self) -> float:
+        """When the call ends by itself, as things stand."""
+        if self.state != "confirmed":
+            return min(self.ends, self.heard + SETUP)
+        quiet = IDLE if self.counted and not self.on_hold else LONG_IDLE
+        return min(self.ends, self.session_ends, self.heard + quiet)
+
+    @property
+    def claim(self) -> tuple[str, Key]:
+        return ("call", self.key)
+
+
+def remote_tag(side: Side, message: Message) -> bytes:
+    """The tag of the far side in a message that `side` sent."""
+    return message.tag("to" if (side is Side.CLIENT) == message.is_request else "from")
+
+
+def turn(side: Side, message: Message) -> Turn:
+    """The request that a message is, or answers."""
+    return (side if message.is_request else side.other), message.cseq
+
+
+class Calls:
+    """All calls of an engine. `any_source`: media may come from anybody, once there is an answer."""
+
+    def __init__(self, conversations: Conversations, any_source: bool) -> None:
+        self._conversations = conversations
+        self._any_source = any_source
+        self._calls: dict[Key, Call] = {}
+        self._of_client: dict[str, int] = {}
+        self._timers: list[tuple[float, Key]] = []
+
+    def all(self) -> list[Call]:
+        return list(self._calls.values())
+
+    def find(self, client: Endpoint, message: Message) -> Call | None:
+        return self._calls.get((client.host, message.call_id))
+
+    def begin(self, side: Side, client: Endpoint, server: str, message: Message, now: float) -> Call | None:
+        """The call of an INVITE, made if there is none. None: there are too many."""
+        call = self.find(client, message)
+        if call is None:
+            count = self._of_client.get(client.host, 0)
+            if len(self._calls) >= MOST_CALLS or count >= MOST_OF_CLIENT:
+                return None
+            caller, callee = (
+                message.text(message.addrs(name)[0].uri).decode("utf-8", "replace") for name in ("from", "to")
+            )
+            key = (client.host, message.call_id)
+            call = Call(key, client, server, caller, callee, now, now, {server})
+            self._calls[key] = call
+            self._of_client[client.host] = count + 1
+            self._watch(call)
+        elif side is Side.CLIENT or server in call.servers:
+            call.ends = math.inf
+        return call
+
+    # --- offers and answers -----------------------------------------------------------------------------------------
+
+    def client_media(self, call: Call, side_turn: Turn, media: list[Conversation], now: float) -> None:
+        """The client names these sockets in the request `side_turn`, or in an answer to it."""
+        before = call.offered.get(side_turn, [])
+        call.offered[side_turn] = media
+        self._tidy(call, before, now)
+
+    def far_media(self, call: Call, side: Side, message: Message, sdp: Description, now: float) -> None:
+        """The far side's session description in `message`, which `side` (the server's) sent."""
+        hosts: dict[str, None] = {}
+        for line in sdp.media:
+            for place in (line.connection, line.rtcp_place):
+                address = is_address(place.host) if place and line.port else None
+                if address and not (
+                    address.is_unspecified or address.is_multicast or address.is_loopback or address.is_link_local
+                ):
+                    hosts[str(address)] = None
+        if not hosts:
+            return  # on hold in the old way (0.0.0.0), or all refused: whoever was let in stays
+        tag = remote_tag(side, message)
+        if message.is_request:
+            call.far_offered[turn(side, message)] = tag, tuple(hosts)
+        else:
+            call.far[tag] = tuple(hosts)
+        self.admit(call, now)
+
+    def admit(self, call: Call, now: float) -> None:
+        """Let the far side's media in to all of the call's sockets."""
+        peers = self.peers(call)
+        for conversation in self._all_media(call):
+            self._conversations.claim(conversation, call.claim, now, math.inf, peers)
+
+    def peers(self, call: Call) -> Peers:
+        """Who may send media to the call's sockets."""
+        hosts: dict[str, None] = {}
+        for addresses in call.far.values():
+            hosts.update(dict.fromkeys(addresses))
+        for _, addresses in call.far_offered.values():
+            hosts.update(dict.fromkeys(addresses))
+        if hosts and self._any_source:
+            return None
+        return tuple(sorted(hosts))
+
+    def _all_media(self, call: Call) -> list[Conversation]:
+        found = {conversation.ref: conversation for conversation in call.media}
+        for media in call.offered.values():
+            found.update((conversation.ref, conversation) for conversation in media)
+        return list(found.values())
+
+    def _tidy(self, call: Call, before: list[Conversation], now: float) -> None:
+        """Give up those sockets of `before` that the call does not use any more."""
+        used = {conversation.ref for conversation in self._all_media(call)}
+        for conversation in before:
+            if conversation.ref not in used:
+                self._conversations.drop(conversation, call.claim, now)
+
+    # --- what messages do to a call ---------------------------------------------------------------------------------
+
+    def heard(self, call: Call, side: Side, server: str, message: Message, now: float) -> None:
+        """Follow a message of the call, after its session description was seen."""
+        call.heard = now
+        if side is Side.CLIENT and message.is_request:
+            call.servers.add(server)  # the client's choice: it knows the route
+        if message.is_request:
+            if message.method == b"ACK" and side is Side.CLIENT and (Side.CLIENT, message.cseq) in call.offered:
+                self._agree(call, (Side.CLIENT, message.cseq), now)
+            elif message.method == b"BYE":
+                call.ends = now + LINGER
+                self._watch(call)
+        elif message.status >= 200:
+            self._final(call, side, message, now)
+        elif message.status > 100 and call.state == "trying":
+            call.state, call.since = "early", now
+
+    def _final(self, call: Call, side: Side, message: Message, now: float) -> None:
+        asked = turn(side, message)
+        good = message.status < 300
+        if message.method == b"BYE":
+            call.legs.discard(remote_tag(side, message))
+            if message.status in (401, 407) or (call.legs and message.status != 408):
+                call.ends = math.inf
+            else:
+                self.end(call, now)
+            return
+        if message.method in (b"INVITE", b"UPDATE") and good:
+            seconds = message.number("session-expires")
+            call.session_ends = now + seconds + SESSION_GRACE if seconds else math.inf
+        if message.method == b"INVITE" and good:
+            call.legs.add(remote_tag(side, message))
+            call.far = {tag: hosts for tag, hosts in call.far.items() if tag in call.legs}
+            if call.state != "confirmed":
+                call.state, call.since = "confirmed", now
+        if good:
+            self._agree(call, asked, now)
+        elif message.method == b"INVITE" and call.state != "confirmed":
+            call.ends = now + LINGER
+            call.far.clear()
+            call.far_offered.clear()
+            self.admit(call, now)
+        else:
+            before = call.offered.pop(asked, [])
+            call.far_offered.pop(asked, None)
+            self._tidy(call, before, now)
+            self.admit(call, now)
+        self._watch(call)
+
+    def _agree(self, call: Call, asked: Turn, now: float) -> None:
+        """The request `asked` was accepted: what it offers is in use, what was before is not."""
+        if offered := call.far_offered.pop(asked, None):
+            call.far[offered[0]] = offered[1]
+        if (media := call.offered.pop(asked, None)) is not None:
+            before, call.media = call.media, media
+            self._tidy(call, before, now)
+        self.admit(call, now)
+
+    def active(self, conversation: Conversation, packets: tuple[int, int], now: float) -> None:
+        """A media conversation has carried so many packets (in, out)."""
+        for claim in conversation.claims:
+            call = self._calls.get(claim[1]) if isinstance(claim, tuple) and claim[0] == "call" else None
+            if call is not None:
+                if call.counted.get(conversation.ref) != packets:
+                    call.heard = now
+                call.counted[conversation.ref] = packets
+                self._watch(call)
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def end(self, call: Call, now: float) -> None:
+        """The call is over: its sockets are given up."""
+        if self._calls.pop(call.key, None) is None:
+            return
+        self._of_client[call.client.host] -= 1
+        if not self._of_client[call.client.host]:
+            del self._of_client[call.client.host]
+        for conversation in self._all_media(call):
+            self._conversations.drop(conversation, call.claim, now)
+        if call.signalling:
+            self._conversations.drop(call.signalling, call.claim, now)
+
+    def _watch(self, call: Call) -> None:
+        if call.due < call.timer:
+            call.timer = call.due
+            heapq.heappush(self._timers, (call.timer, call.key))
+
+    def deadline(self) -> float | None:
+        """When `tick` has something to do."""
+        return self._timers[0][0] if self._timers else None
+
+    def tick(self, now: float) -> None:
+        """End the calls whose time is over."""
+        while self._timers and self._timers[0][0] <= now:
+            call = self._calls.get(heapq.heappop(self._timers)[1])
+            if call is None:
+                continue
+            if call.due <= now:
+                self.end(call, now)
+            else:
+                call.timer = math.inf
+                self._watch(call)

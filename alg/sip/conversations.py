@@ -1,0 +1,200 @@
+"""The inside sockets that have a public port, who asks for it and until when."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from alg.address import Endpoint
+from alg.api import ClosePinhole, OpenConversation, UpdateConversation
+
+TTL = 300.0  # seconds that the driver is asked for at once; refreshed when half of them are over
+REFUSED_FOR = 10.0  # seconds before a socket that was refused is asked for again
+MOST_PEERS = 8
+
+Peers = tuple[str, ...] | None
+
+
+class State(Enum):
+    """What is known of a conversation."""
+
+    OPENING = "opening"
+    OPEN = "open"
+    REFUSED = "refused"
+
+
+@dataclass(slots=True)
+class Conversation:
+    """An inside socket `target` (and `second`, a port beside it) and its public endpoint, once it is `OPEN`.
+
+    `spelled`: how the client writes it ("via", "uri"), for the way back. `claims`: who needs it, with the peers that
+    each lets in and the time until which it is needed.
+    """
+
+    ref: int
+    target: Endpoint
+    second: int | None
+    reason: str
+    state: State = State.OPENING
+    public: Endpoint | None = None
+    peers: Peers = ()
+    ends: float = 0.0  # when the driver will close it
+    claims: dict[Hashable, tuple[Peers, float]] = field(default_factory=dict)
+    spelled: dict[str, bytes] = field(default_factory=dict)
+
+
+Commands = OpenConversation | UpdateConversation | ClosePinhole
+
+
+class Conversations:
+    """All conversations of an engine. What the driver must do is put into `out`, which its owner empties."""
+
+    def __init__(self) -> None:
+        self.out: list[Commands] = []
+        self._refs: dict[int, Conversation] = {}
+        self._targets: dict[Endpoint, Conversation] = {}
+        self._publics: dict[Endpoint, tuple[Conversation, Endpoint]] = {}
+        self._timers: list[tuple[float, int]] = []
+        self._last_ref = 0
+
+    def __len__(self) -> int:
+        return len(self._refs)
+
+    def of(self, target: Endpoint) -> Conversation | None:
+        """The conversation of an inside socket."""
+        return self._targets.get(target)
+
+    def by_ref(self, ref: int) -> Conversation | None:
+        """The conversation that the driver knows by this number."""
+        return self._refs.get(ref)
+
+    def behind(self, public: Endpoint) -> tuple[Conversation, Endpoint] | None:
+        """The open conversation that is advertised as `public`, and the inside socket behind that port."""
+        return self._publics.get(public)
+
+    def fix(self, target: Endpoint, public: Endpoint) -> Conversation:
+        """A conversation that is there without anybody opening it: a TCP connection. It never ends."""
+        conversation = Conversation(0, target, None, "sip.signalling", State.OPEN, public)
+        self._targets[target] = conversation
+        self._publics[public] = conversation, target
+        return conversation
+
+    def want(
+        self,
+        target: Endpoint,
+        second: int | None,
+        reason: str,
+        claim: Hashable,
+        now: float,
+        until: float,
+        peers: Peers = (),
+    ) -> Conversation:
+        """The conversation of `target`, opened if there is none, with this claim on it."""
+        conversation = self._targets.get(target)
+        if conversation is None:
+            self._last_ref += 1
+            conversation = Conversation(self._last_ref, target, second, reason)
+            self._refs[conversation.ref] = self._targets[target] = conversation
+            conversation.claims[claim] = (peers, until)
+            conversation.peers = _peers(conversation)
+            ttl = min(TTL, until - now)
+            conversation.ends = now + ttl
+            self.out.append(OpenConversation(conversation.ref, target, second, conversation.peers, ttl, reason))
+            heapq.heappush(self._timers, (now + ttl / 2, conversation.ref))
+        else:
+            self.claim(conversation, claim, now, until, peers)
+        return conversation
+
+    def claim(self, conversation: Conversation, claim: Hashable, now: float, until: float, peers: Peers = ()) -> None:
+        """`claim` lets `peers` in until that time; what it said before is void."""
+        before = conversation.claims.get(claim)
+        conversation.claims[claim] = (peers, until)
+        if before is None or before[0] != peers:
+            self._changed(conversation, now)
+
+    def drop(self, conversation: Conversation, claim: Hashable, now: float) -> None:
+        """`claim` is void. Without any claim the conversation is closed."""
+        if conversation.claims.pop(claim, None) is not None:
+            self._changed(conversation, now)
+
+    def opened(self, ref: int, public: Endpoint, now: float) -> None:
+        """The driver opened `ref`; one that nobody wants any more is closed."""
+        conversation = self._refs.get(ref)
+        if conversation is None or conversation.state is State.REFUSED:
+            self.out.append(ClosePinhole(ref))
+            return
+        conversation.state = State.OPEN
+        conversation.public = public
+        self._publics[public] = conversation, conversation.target
+        if conversation.second is not None and public.port < 65535:
+            beside = Endpoint(conversation.target.host, conversation.second)
+            self._publics[Endpoint(public.host, public.port + 1)] = conversation, beside
+
+    def refused(self, ref: int, now: float) -> None:
+        """The driver did not open `ref`, or lost it."""
+        if conversation := self._refs.get(ref):
+            self._hide(conversation)
+            conversation.state = State.REFUSED
+            conversation.ends = now + REFUSED_FOR
+            heapq.heappush(self._timers, (conversation.ends, ref))
+
+    def deadline(self) -> float | None:
+        """When `tick` has something to do."""
+        return self._timers[0][0] if self._timers else None
+
+    def tick(self, now: float) -> None:
+        """Refresh what is still needed, close what is not."""
+        while self._timers and self._timers[0][0] <= now:
+            conversation = self._refs.get(heapq.heappop(self._timers)[1])
+            if conversation is None:
+                continue
+            if conversation.state is State.REFUSED:
+                if conversation.ends <= now:
+                    self._forget(conversation)
+                continue
+            for claim in [claim for claim, (_, until) in conversation.claims.items() if until <= now]:
+                del conversation.claims[claim]
+            self._changed(conversation, now, refresh=True)
+
+    def _changed(self, conversation: Conversation, now: float, refresh: bool = False) -> None:
+        if conversation.ref == 0 or conversation.state is State.REFUSED:
+            return
+        if not conversation.claims:
+            self._forget(conversation)
+            self.out.append(ClosePinhole(conversation.ref))
+            return
+        peers = _peers(conversation)
+        ttl = min(TTL, max(until for _, until in conversation.claims.values()) - now)
+        ends = now + ttl
+        if peers != conversation.peers or (refresh and ends > conversation.ends):
+            conversation.peers = peers
+            conversation.ends = max(ends, now + 1.0)
+            self.out.append(UpdateConversation(conversation.ref, peers, max(ttl, 1.0)))
+            refresh = True
+        if refresh:
+            # A claim may end before the others: look again then, for its peers are to be cut off.
+            soonest = min(until for _, until in conversation.claims.values())
+            due = now + max(1.0, (conversation.ends - now) / 2)
+            heapq.heappush(self._timers, (min(due, max(soonest, now + 1.0)), conversation.ref))
+
+    def _hide(self, conversation: Conversation) -> None:
+        if public := conversation.public:
+            self._publics.pop(public, None)
+            if conversation.second is not None and public.port < 65535:
+                self._publics.pop(Endpoint(public.host, public.port + 1), None)
+
+    def _forget(self, conversation: Conversation) -> None:
+        self._hide(conversation)
+        del self._refs[conversation.ref]
+        del self._targets[conversation.target]
+
+
+def _peers(conversation: Conversation) -> Peers:
+    found: dict[str, None] = {}
+    for peers, _ in conversation.claims.values():
+        if peers is None:
+            return None
+        found.update(dict.fromkeys(peers))
+    return tuple(sorted(found)[:MOST_PEERS])

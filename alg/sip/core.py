@@ -1,0 +1,311 @@
+"""One message at a time, from whichever side: what is edited, what it opens and closes. Both drivers' faces share it.
+
+Codes of notes: sip.ice, sip.public, sip.outbound, sip.tls, sip.repaired (stood down), sip.third-party, sip.low-port,
+sip.media-transport, sip.sdp, sip.refused, sip.unanswered, sip.rate, sip.held, sip.calls, sip.trailing (not touched).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from alg.address import Endpoint
+from alg.api import Edit, Note, Side
+from alg.sip.bindings import Bindings, is_third_party
+from alg.sip.calls import Call, Calls, turn
+from alg.sip.conversations import Commands, Conversation, Conversations, State
+from alg.sip.edits import Edits, advertise, describe, hairpin, own_places, restore, same_host
+from alg.sip.events import Release, StandDown
+from alg.sip.message import HostPort, Malformed, Message, parse
+from alg.sip.options import SipOptions
+from alg.sip.sdp import Description, Media, find_sdp, read_sdp
+from alg.sip.stand_down import reason_to_stand_down
+
+HOLD = 2.0  # seconds that a message waits for its conversations at most
+SIGNALLING = 180.0  # seconds that a client's socket keeps its port after its latest message
+MOST_HELD = 1024
+MOST_HELD_OF_CLIENT = 64
+MOST_TALKS = 20000
+LOWEST_PORT = 1024
+NOTE_AGAIN = 60.0  # seconds before the same is said again
+
+CoreCommand = Commands | Release | StandDown | Note
+
+
+@dataclass(slots=True)
+class Held:
+    """A message of a client that waits for conversations, by their refs."""
+
+    packet: int
+    client: Endpoint
+    server: Endpoint
+    message: Message
+    until: float
+    waits: set[int]
+
+
+@dataclass(slots=True)
+class Plan:
+    """What an outbound message needs, and where."""
+
+    places: list[tuple[str, HostPort, Conversation]] = field(default_factory=list)
+    call: Call | None = None
+    sdp: Description | None = None
+    media: dict[int, Conversation] = field(default_factory=dict)
+
+    def conversations(self) -> list[Conversation]:
+        return [*(conversation for _, _, conversation in self.places), *self.media.values()]
+
+
+class Core:
+    """The state of SIP: of all clients (UDP) or of one TCP connection."""
+
+    def __init__(self, options: SipOptions) -> None:
+        self.conversations = Conversations()
+        self.calls = Calls(self.conversations, options.media_source == "any")
+        self._options = options
+        self._bindings = Bindings(self.conversations)
+        self._stood_down: dict[tuple[Endpoint, str], str] = {}
+        self._held: dict[int, Held] = {}
+        self._noted: dict[tuple[str, str], float] = {}
+        self._out: list[CoreCommand] = []
+
+    # --- in and out -------------------------------------------------------------------------------------------------
+
+    def taken(self) -> Sequence[CoreCommand]:
+        """The commands since the last time: conversations first, for what is released may count on them."""
+        out = [*self.conversations.out, *self._out]
+        self.conversations.out.clear()
+        self._out.clear()
+        return out
+
+    def note(self, code: str, detail: str, now: float, client: Endpoint) -> None:
+        """Say something, but not the same of the same client again and again."""
+        key = (code, client.host)
+        if self._noted.get(key, -math.inf) + NOTE_AGAIN > now:
+            return
+        if len(self._noted) >= MOST_TALKS:
+            self._noted.clear()
+        self._noted[key] = now
+        self._out.append(Note(code, f"{client.host}: {detail}"))
+
+    def release(self, packet: int, edits: tuple[Edit, ...] = ()) -> None:
+        self._out.append(Release(packet, edits))
+
+    def message(self, packet: int, side: Side, client: Endpoint, server: Endpoint, data: bytes, now: float) -> None:
+        """Take `data`, which begins as a SIP message. It is released now or later."""
+        try:
+            message = parse(data)
+            if data[message.end :].strip():
+                # Something behind the message (RFC 4475, 3.1.1.8): a reader may see another message there.
+                self.note("sip.trailing", "bytes behind a message", now, client)
+                self.release(packet)
+            elif side is Side.CLIENT:
+                self._outbound(packet, client, server, message, now)
+            else:
+                self._inbound(packet, client, server, message, now)
+        except Malformed:
+            self.release(packet)
+
+    def opened(self, ref: int, public: Endpoint, now: float) -> None:
+        self.conversations.opened(ref, public, now)
+        self._settled(ref, now)
+
+    def refused(self, ref: int, rule: str, now: float) -> None:
+        conversation = self.conversations.by_ref(ref)
+        if conversation:
+            self.note("sip.refused", f"{conversation.target}: {rule}", now, conversation.target)
+        self.conversations.refused(ref, now)
+        self._settled(ref, now)
+
+    def tick(self, now: float) -> None:
+        for held in [held for held in self._held.values() if held.until <= now]:
+            del self._held[held.packet]
+            self.note("sip.unanswered", "no answer about a conversation", now, held.client)
+            self.release(held.packet)
+        self.calls.tick(now)
+        self.conversations.tick(now)
+
+    def deadline(self) -> float | None:
+        times = [self.calls.deadline(), self.conversations.deadline()]
+        if self._held:
+            times.append(next(iter(self._held.values())).until)  # in the order in which they came
+        return min((time for time in times if time is not None), default=None)
+
+    # --- from the client --------------------------------------------------------------------------------------------
+
+    def _outbound(self, packet: int, client: Endpoint, server: Endpoint, message: Message, now: float) -> None:
+        if (client, server.host) in self._stood_down:
+            self.release(packet)
+            return
+        if rule := reason_to_stand_down(message, client, server.host, self.conversations, self._options.stand_down):
+            self._stand_down(client, server, rule, now)
+            self.release(packet)
+            return
+        if message.method == b"REGISTER" and message.is_request and is_third_party(message):
+            self.note("sip.third-party", "a REGISTER for somebody else", now, client)
+            self.release(packet)
+            return
+        plan = self._plan(client, server, message, now)
+        waits = {wanted.ref for wanted in plan.conversations() if wanted.state is State.OPENING}
+        if not waits:
+            self._send(packet, client, server, message, plan, now)
+        elif len(self._held) >= MOST_HELD or self._held_of(client) >= MOST_HELD_OF_CLIENT:
+            self.note("sip.held", "too many messages wait", now, client)
+            self.release(packet)
+        else:
+            self._held[packet] = Held(packet, client, server, message, now + HOLD, waits)
+
+    def _held_of(self, client: Endpoint) -> int:
+        return sum(held.client.host == client.host for held in self._held.values())
+
+    def _stand_down(self, client: Endpoint, server: Endpoint, rule: str, now: float) -> None:
+        if len(self._stood_down) >= MOST_TALKS:
+            del self._stood_down[next(iter(self._stood_down))]
+        self._stood_down[client, server.host] = rule
+        self._out.append(StandDown(client, server.host, rule))
+        self.note(rule, f"stood down towards {server.host}", now, client)
+
+    def _settled(self, ref: int, now: float) -> None:
+        """Release what waited for `ref` and now waits for nothing."""
+        for held in list(self._held.values()):
+            held.waits.discard(ref)
+            if not held.waits:
+                del self._held[held.packet]
+                try:
+                    self._outbound(held.packet, held.client, held.server, held.message, now)
+                except Malformed:
+                    self.release(held.packet)
+
+    def _plan(self, client: Endpoint, server: Endpoint, message: Message, now: float) -> Plan:
+        """Find out what the message needs, and ask for it. The same again for the same message."""
+        plan = Plan()
+        for name, place in own_places(message, client.host):
+            wanted = self._signalling(name, place, client, server, message, now)
+            if wanted:
+                plan.places.append((name, place, wanted))
+        if message.method == b"INVITE" and message.is_request:
+            plan.call = self.calls.begin(Side.CLIENT, client, server.host, message, now)
+            if plan.call is None:
+                self.note("sip.calls", "too many calls", now, client)
+        else:
+            plan.call = self.calls.find(client, message)
+        if plan.call:
+            self._plan_media(plan, plan.call, client, message, now)
+        return plan
+
+    def _signalling(
+        self, name: str, place: HostPort, client: Endpoint, server: Endpoint, message: Message, now: float
+    ) -> Conversation | None:
+        source = self.conversations.of(client)
+        if source and source.ref == 0:
+            return source  # a TCP connection: whatever port the client names, it is reached through it
+        target = Endpoint(client.host, place.port or 5060)
+        if target != client and name == "via" and message.param(message.vias()[0].params, b"rport"):
+            target = client  # the answer comes to where the request came from (RFC 3581)
+        if target.port < LOWEST_PORT:
+            self.note("sip.low-port", str(target), now, client)
+            return None
+        # A phone that sends from one port and listens at SIP's: its answers must get there.
+        peers = (server.host,) if name == "via" and target != client and target.port == 5060 else ()
+        claim = ("signalling", peers)
+        return self.conversations.want(target, None, "sip.signalling", claim, now, now + SIGNALLING, peers)
+
+    def _plan_media(self, plan: Plan, call: Call, client: Endpoint, message: Message, now: float) -> None:
+        try:
+            span = find_sdp(message)
+            sdp = read_sdp(message.data, *span) if span else None
+        except Malformed as wrong:
+            self.note("sip.sdp", str(wrong), now, client)
+            return
+        if sdp is None:
+            return
+        if sdp.ice:
+            self.note("sip.ice", "candidates in a session description", now, client)
+            return
+        mine = {index: line for index, line in enumerate(sdp.media) if line.port and _is_own(line, client.host)}
+        for line in mine.values():
+            if not line.datagrams or line.port < LOWEST_PORT:
+                self.note(
+                    "sip.low-port" if line.datagrams else "sip.media-transport",
+                    f"{line.kind} {line.port} {line.protocol.decode('latin-1')}",
+                    now,
+                    client,
+                )
+                return
+        peers = self.calls.peers(call)
+        for index, line in mine.items():
+            second = None
+            if line.pair:
+                second = line.rtcp_port if line.rtcp_port not in (None, line.port) else line.port + 1
+            reason = "sip.rtp" if line.pair else "sip.udptl"
+            target = Endpoint(client.host, line.port)
+            plan.media[index] = wanted = self.conversations.want(
+                target, second if second and second < 65536 else None, reason, call.claim, now, math.inf, peers
+            )
+            call.kinds[wanted.ref] = line.kind
+        call.on_hold = bool(mine) and all(line.direction in ("sendonly", "inactive") for line in mine.values())
+        self.calls.client_media(call, turn(Side.CLIENT, message), list(plan.media.values()), now)
+        plan.sdp = sdp
+
+    def _send(self, packet: int, client: Endpoint, server: Endpoint, message: Message, plan: Plan, now: float) -> None:
+        edits = Edits(message)
+        for name, place, conversation in plan.places:
+            if conversation.state is State.OPEN:
+                advertise(edits, message, name, place, conversation)
+        if plan.sdp and all(wanted.state is State.OPEN for wanted in plan.media.values()):
+            public = next((wanted.public for wanted in plan.conversations() if wanted.public), None)
+            if public:
+                describe(edits, message, plan.sdp, client.host, public.host, plan.media)
+        if message.is_request and message.method == b"REGISTER":
+            self._bindings.register(message, client, server.host, now)
+        elif message.is_request and message.method == b"SUBSCRIBE":
+            self._bindings.subscribe(message, client, server.host, now)
+        if plan.call:
+            self._follow(plan.call, Side.CLIENT, client, server, message, now)
+        self.release(packet, edits.done())
+
+    # --- from the server --------------------------------------------------------------------------------------------
+
+    def _inbound(self, packet: int, client: Endpoint, server: Endpoint, message: Message, now: float) -> None:
+        edits = Edits(message)
+        if (client, server.host) not in self._stood_down:
+            restore(edits, message, client, self.conversations)
+            if message.method in (b"REGISTER", b"SUBSCRIBE") and not message.is_request:
+                self._bindings.answered(message, client, server.host, now)
+            if message.method == b"INVITE" and message.is_request:
+                call = self.calls.begin(Side.SERVER, client, server.host, message, now)
+            else:
+                call = self.calls.find(client, message)
+            if call and server.host in call.servers:
+                self._far(edits, call, client, message, now)
+                self._follow(call, Side.SERVER, client, server, message, now)
+        self.release(packet, edits.done())
+
+    def _far(self, edits: Edits, call: Call, client: Endpoint, message: Message, now: float) -> None:
+        try:
+            span = find_sdp(message)
+            sdp = read_sdp(message.data, *span) if span else None
+        except Malformed as wrong:
+            self.note("sip.sdp", str(wrong), now, client)
+            return
+        if sdp and not sdp.ice and not hairpin(edits, message, sdp, self.conversations):
+            self.calls.far_media(call, Side.SERVER, message, sdp, now)
+
+    def _follow(self, call: Call, side: Side, client: Endpoint, server: Endpoint, message: Message, now: float) -> None:
+        self.calls.heard(call, side, server.host, message, now)
+        if call.state != "confirmed" or self.calls.find(client, message) is not call:
+            return
+        source = call.signalling or self.conversations.of(client)
+        if source:
+            # As long as the call lives its servers reach the client, however long nobody spoke.
+            call.signalling = source
+            self.conversations.claim(source, call.claim, now, math.inf, tuple(sorted(call.servers)))
+
+
+def _is_own(line: Media, host: str) -> bool:
+    """Whether media are to come to `host`; also those on hold in the old way (RFC 3264, 8.4: 0.0.0.0)."""
+    if line.connection is None:
+        return False
+    return line.connection.host in ("0.0.0.0", "::") or same_host(line.connection.host, host)

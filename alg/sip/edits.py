@@ -1,0 +1,190 @@
+"""From addresses in a message to edits, and back. Nothing else in the module makes edits."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+
+from alg.address import Endpoint, canonical
+from alg.api import Edit
+from alg.sip.conversations import Conversation, Conversations
+from alg.sip.message import HostPort, Message, Span, uri_host
+from alg.sip.sdp import Description
+
+DEFAULT_PORT = 5060
+_OWN_HEADERS = ("contact", "record-route", "path")
+
+
+class Edits:
+    """The edits of one message, collected in any order."""
+
+    def __init__(self, message: Message) -> None:
+        self._message = message
+        self._found: dict[Span, Edit] = {}
+
+    def replace(self, start: int, end: int, new: bytes, reason: str) -> None:
+        """Replace `data[start:end]`; nothing happens where it says so already."""
+        if self._message.data[start:end] != new:
+            self._found[start, end] = Edit(start, end, new, reason)
+
+    def done(self) -> tuple[Edit, ...]:
+        """All edits in order, with Content-Length following the body (RFC 3261, 20.14)."""
+        message = self._message
+        grown = sum(
+            len(edit.replacement) - (end - start) for (start, end), edit in self._found.items() if start >= message.body
+        )
+        spans = message.headers.get("content-length")
+        if grown and spans:
+            start, end = spans[0]
+            end = start + len(message.data[start:end].rstrip())
+            self.replace(start, end, b"%d" % (message.end - message.body + grown), "sip.content-length")
+        return tuple(self._found[span] for span in sorted(self._found))
+
+
+def same_host(text: str, host: str) -> bool:
+    """Whether `text`, as a message has it, is the address `host` (canonical)."""
+    if text == host:
+        return True
+    if ":" not in text:
+        return False
+    try:
+        return str(canonical(text)) == host
+    except ValueError:
+        return False
+
+
+def is_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that `text` is, or None for a name."""
+    if not (text[:1].isdigit() or ":" in text):
+        return None
+    try:
+        return canonical(text)
+    except ValueError:
+        return None
+
+
+def endpoint_of(place: HostPort) -> Endpoint | None:
+    """What a host and port name, with SIP's default port; None for a name."""
+    address = is_address(place.host)
+    return Endpoint(str(address), place.port or DEFAULT_PORT) if address else None
+
+
+def own_places(message: Message, host: str) -> list[tuple[str, HostPort]]:
+    """Where an outbound message names `host`, its own client, in signalling: ("via", place), ("contact", place), ..."""
+    found = []
+    if message.is_request:
+        sent_by = message.vias()[0].sent_by
+        if same_host(sent_by.host, host):
+            found.append(("via", sent_by))
+    for name in _OWN_HEADERS:
+        for addr in message.addrs(name):
+            place = uri_host(message.data, addr.uri)
+            if place and same_host(place.host, host):
+                found.append((name, place))
+    return found
+
+
+def advertise(edits: Edits, message: Message, name: str, place: HostPort, conversation: Conversation) -> None:
+    """Write the public endpoint in `place`, and remember how the client had written it."""
+    if conversation.public is None or conversation.public == conversation.target:
+        return
+    conversation.spelled["via" if name == "via" else "uri"] = message.data[place.start : place.end]
+    edits.replace(place.start, place.end, str(conversation.public).encode(), f"sip.{name}")
+
+
+def restore(edits: Edits, message: Message, client: Endpoint, conversations: Conversations) -> None:
+    """Give an inbound message back the client's own words wherever it names the client's public endpoint."""
+
+    def back(place: HostPort | None, kind: str, reason: str) -> Conversation | None:
+        endpoint = endpoint_of(place) if place else None
+        found = conversations.behind(endpoint) if endpoint else None
+        if found is None or place is None or found[0].target.host != client.host:
+            return None
+        conversation = found[0]
+        words = conversation.spelled.get(kind) or str(conversation.target).encode()
+        if conversation.public != conversation.target:
+            edits.replace(place.start, place.end, words, reason)
+        return conversation
+
+    if message.is_request:
+        back(uri_host(message.data, message.uri), "uri", "sip.request-uri")
+    else:
+        _restore_via(edits, message, client, back)
+    for name in ("route", *_OWN_HEADERS):
+        for addr in message.addrs(name):
+            back(uri_host(message.data, addr.uri), "uri", f"sip.{name}")
+
+
+def _restore_via(
+    edits: Edits,
+    message: Message,
+    client: Endpoint,
+    back: Callable[[HostPort | None, str, str], Conversation | None],
+) -> None:
+    via = message.vias()[0]
+    conversation = back(via.sent_by, "via", "sip.via")
+    if conversation is None or conversation.public is None:
+        return
+    public = conversation.public
+    received = message.param(via.params, b"received")
+    if received and same_host(received[0].decode("latin-1").strip("[]"), public.host):
+        edits.replace(*received[1], client.host.encode(), "sip.received")
+    rport = message.param(via.params, b"rport")
+    if rport and rport[0] == b"%d" % public.port:
+        edits.replace(*rport[1], b"%d" % client.port, "sip.rport")
+
+
+def describe(
+    edits: Edits, message: Message, sdp: Description, host: str, public: str, media: dict[int, Conversation]
+) -> None:
+    """Write public endpoints into the client's own session description; `media`: the conversation of each m= line."""
+    if public == host:
+        return
+    for place in (*sdp.connections, *([sdp.origin] if sdp.origin else ())):
+        if same_host(place.host, host):
+            reason = "sdp.origin" if place is sdp.origin else "sdp.connection"
+            edits.replace(place.start, place.end, public.encode(), reason)
+    for index, conversation in media.items():
+        line = sdp.media[index]
+        assert conversation.public is not None
+        port = conversation.public.port
+        edits.replace(*line.port_span, b"%d" % port, "sdp.port")
+        if line.rtcp_port is not None:
+            if line.rtcp_port == line.port:
+                edits.replace(*line.rtcp_span, b"%d" % port, "sdp.rtcp")
+            elif line.rtcp_port == conversation.second:
+                edits.replace(*line.rtcp_span, b"%d" % (port + 1), "sdp.rtcp")
+            if line.rtcp_place and same_host(line.rtcp_place.host, host):
+                edits.replace(line.rtcp_place.start, line.rtcp_place.end, public.encode(), "sdp.rtcp")
+
+
+def hairpin(edits: Edits, message: Message, sdp: Description, conversations: Conversations) -> bool:
+    """Where the far side's description names sockets of inside clients, write these: their media need no router.
+
+    Only where every stream in use does so, behind one address. Returns whether it did.
+    """
+    behind: dict[int, Endpoint] = {}
+    for index, line in enumerate(sdp.media):
+        address = is_address(line.connection.host) if line.connection else None
+        if not line.port:
+            continue
+        found = conversations.behind(Endpoint(str(address), line.port)) if address else None
+        if found is None:
+            return False
+        behind[index] = found[1]
+    hosts = {endpoint.host for endpoint in behind.values()}
+    if len(hosts) != 1:
+        return False
+    host = hosts.pop().encode()
+    for place in sdp.connections:
+        edits.replace(place.start, place.end, host, "sdp.hairpin")
+    for index, endpoint in behind.items():
+        line = sdp.media[index]
+        edits.replace(*line.port_span, b"%d" % endpoint.port, "sdp.hairpin")
+        if line.rtcp_port is not None and line.connection:
+            found = conversations.behind(Endpoint(line.connection.host, line.rtcp_port))
+            if found:
+                edits.replace(*line.rtcp_span, b"%d" % found[1].port, "sdp.hairpin")
+            if line.rtcp_place:
+                edits.replace(line.rtcp_place.start, line.rtcp_place.end, host, "sdp.hairpin")
+    return True

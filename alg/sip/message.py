@@ -1,0 +1,293 @@
+"""A SIP message as spans over its original bytes (RFC 3261, 7 and 25). Nothing is ever written anew.
+
+`parse` is strict: what is not certain is `Malformed`, and is then relayed as it came.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from alg.sip.grammar import (
+    ADDR_SPEC,
+    BLANK,
+    CALL_ID,
+    COMMA,
+    CSEQ,
+    HEADER,
+    NAME_ADDR,
+    NUMBER,
+    PARAM,
+    REQUEST,
+    SIP_URI,
+    STATUS,
+    VIA,
+)
+
+Span = tuple[int, int]
+
+_KNOWN = {
+    b"via": "via", b"v": "via",
+    b"from": "from", b"f": "from",
+    b"to": "to", b"t": "to",
+    b"call-id": "call-id", b"i": "call-id",
+    b"cseq": "cseq",
+    b"contact": "contact", b"m": "contact",
+    b"content-length": "content-length", b"l": "content-length",
+    b"content-type": "content-type", b"c": "content-type",
+    b"content-encoding": "content-encoding", b"e": "content-encoding",
+    b"route": "route",
+    b"record-route": "record-route",
+    b"path": "path",
+    b"expires": "expires",
+    b"session-expires": "session-expires", b"x": "session-expires",
+    b"max-forwards": "max-forwards",
+    b"require": "require",
+    b"date": "date",
+}  # fmt: skip
+_SINGLE = ("from", "to", "call-id", "cseq")
+_AT_MOST_ONE = ("content-length", "content-type", "max-forwards", "expires", "session-expires", "date")
+_MOST_SEQUENCE = 2**31 - 1
+
+
+class Malformed(Exception):
+    """Not a SIP message, or not one that can be read in one way only; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostPort:
+    """A host and perhaps a port that stand in `data[start:end]`; `host` as written, without brackets."""
+
+    host: str
+    port: int | None
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Via:
+    """A value of Via: `params` is the span behind sent-by."""
+
+    transport: str
+    sent_by: HostPort
+    params: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Addr:
+    """A value of From, To, Contact, Route, ...: spans of its URI and of what follows (`;tag=...`)."""
+
+    uri: Span
+    params: Span
+
+
+class Message:
+    """One message in `data[start:end]`, its body in `data[body:end]`. Made by `parse`.
+
+    `method` is the request's, or the one that a response answers (CSeq); `status` 0: a request. `headers` holds the
+    spans of the values of the known headers by their long names in lower case, in order.
+    """
+
+    __slots__ = ("body", "call_id", "cseq", "data", "end", "headers", "method", "start", "status", "uri")
+
+    def __init__(self, data: bytes, start: int) -> None:
+        self.data = data
+        self.start = start
+        self.status = 0
+        self.method = b""
+        self.uri: Span = (0, 0)
+        self.headers: dict[str, list[Span]] = {}
+        self.call_id = b""
+        self.cseq = 0
+        self.body = 0
+        self.end = 0
+
+    @property
+    def is_request(self) -> bool:
+        return self.status == 0
+
+    def text(self, span: Span) -> bytes:
+        return self.data[span[0] : span[1]]
+
+    def vias(self) -> list[Via]:
+        """All values of Via, the topmost first. Malformed if one is not by the grammar."""
+        found = []
+        for start, end in self.headers.get("via", ()):
+            for match in _values(VIA, self.data, start, end):
+                found.append(Via(match[1].decode().upper(), _host_port(match, 2, 3), match.span(4)))
+        return found
+
+    def addrs(self, name: str) -> list[Addr]:
+        """All values of a header of addresses; `Contact: *` has none. Malformed if one is not by the grammar."""
+        found = []
+        for start, end in self.headers.get(name, ()):
+            if name == "contact" and self.data[start:end].strip() == b"*":
+                continue
+            for match in _values(NAME_ADDR, self.data, start, end):
+                found.append(Addr(match.span(1), match.span(2)))
+        return found
+
+    def is_star(self) -> bool:
+        """Whether there is `Contact: *` and no other contact (RFC 3261, 10.2.2)."""
+        spans = self.headers.get("contact", ())
+        return len(spans) == 1 and self.text(spans[0]).strip() == b"*"
+
+    def number(self, name: str) -> int | None:
+        """The number at the beginning of the header `name`, or None."""
+        for span in self.headers.get(name, ()):
+            if match := NUMBER.match(self.data, *span):
+                return int(match[1][:18])
+        return None
+
+    def param(self, params: Span, name: bytes) -> tuple[bytes, Span] | None:
+        """The value of a parameter and its span; without a value b"" and the empty span behind the name."""
+        for match in PARAM.finditer(self.data, *params):
+            if match[1].lower() == name:
+                if match[2] is None:
+                    return b"", (match.end(1), match.end(1))
+                return match[2], match.span(2)
+        return None
+
+    def tag(self, name: str) -> bytes:
+        """The tag of From or To, or b""."""
+        found = self.param(self.addrs(name)[0].params, b"tag")
+        return found[0] if found else b""
+
+
+def sip_uri(data: bytes, span: Span) -> re.Match[bytes] | None:
+    """A sip or sips URI: groups scheme, host, port, parameters, headers. None for another scheme.
+
+    Malformed for one that begins as sip or sips and is not by the grammar.
+    """
+    match = SIP_URI.fullmatch(data, *span)
+    if match is None and data[span[0] : span[0] + 5].lower().startswith((b"sip:", b"sips:")):
+        raise Malformed("a URI")
+    return match
+
+
+def uri_host(data: bytes, span: Span) -> HostPort | None:
+    """Host and port of a sip or sips URI. None for another scheme; Malformed as `sip_uri`."""
+    match = sip_uri(data, span)
+    return _host_port(match, 2, 3) if match else None
+
+
+def parse(data: bytes, start: int = 0) -> Message:
+    """Read the message that begins at `start`. Without Content-Length its body goes to the end of `data`.
+
+    Malformed if it is not by the grammar, contradicts itself, or its end is not there.
+    """
+    message = Message(data, start)
+    at = _start_line(message)
+    head_end = data.find(b"\r\n\r\n", at - 2)
+    if head_end < 0:
+        raise Malformed("no end of the headers")
+    head_end += 2
+    headers = message.headers
+    for match in HEADER.finditer(data, at, head_end):
+        if match.start() != at:
+            break
+        at = match.end()
+        known = _KNOWN.get(match[1].lower())
+        if known is not None:
+            if known in headers:
+                headers[known].append(match.span(2))
+            else:
+                headers[known] = [match.span(2)]
+    if at != head_end:
+        raise Malformed("a header")
+    message.body = head_end + 2
+    message.end = _end(message)
+    _check(message)
+    return message
+
+
+def _start_line(message: Message) -> int:
+    data, start = message.data, message.start
+    if match := STATUS.match(data, start):
+        message.status = int(match[1])
+    elif match := REQUEST.match(data, start):
+        message.method = match[1]
+        message.uri = match.span(2)
+        found = sip_uri(data, message.uri)
+        if found and found[5] is not None:
+            raise Malformed("headers in the Request-URI")
+    else:
+        raise Malformed("the start line")
+    return match.end()
+
+
+def _end(message: Message) -> int:
+    spans = message.headers.get("content-length")
+    if not spans:
+        return len(message.data)
+    length = content_length(message.data, spans)
+    if length > len(message.data) - message.body:
+        raise Malformed("Content-Length goes beyond the end")
+    return message.body + length
+
+
+def content_length(data: bytes, spans: list[Span]) -> int:
+    """The one Content-Length. Malformed where it is given twice or is not a number of at most nine digits."""
+    match = NUMBER.fullmatch(data, *spans[0])
+    if len(spans) > 1 or match is None or len(match[1]) > 9:
+        raise Malformed("Content-Length")
+    return int(match[1])
+
+
+def _check(message: Message) -> None:
+    data, headers = message.data, message.headers
+    for name in _SINGLE:
+        if len(headers.get(name, ())) != 1:
+            raise Malformed(f"not one {name}")
+    for name in _AT_MOST_ONE:
+        if name in headers and len(headers[name]) != 1:
+            raise Malformed(f"more than one {name}")
+    call_id = CALL_ID.fullmatch(data, *headers["call-id"][0])
+    cseq = CSEQ.fullmatch(data, *headers["cseq"][0])
+    if call_id is None or cseq is None or int(cseq[1]) > _MOST_SEQUENCE:
+        raise Malformed("Call-ID or CSeq")
+    message.call_id = call_id[1]
+    message.cseq = int(cseq[1])
+    if message.is_request and message.method != cseq[2]:
+        raise Malformed("CSeq names another method")
+    message.method = cseq[2]
+    hops = headers.get("max-forwards")
+    if hops and (not (match := NUMBER.fullmatch(data, *hops[0])) or len(match[1]) > 4 or int(match[1]) > 255):
+        raise Malformed("Max-Forwards")
+    if "date" in headers and not message.text(headers["date"][0]).strip().endswith(b"GMT"):
+        raise Malformed("Date")  # RFC 3261, 20.17: no other zone
+    if not message.vias():
+        raise Malformed("no Via")
+    if len(message.addrs("from")) != 1 or len(message.addrs("to")) != 1:
+        raise Malformed("From or To")
+    contacts = headers.get("contact", ())
+    if len(contacts) > 1 and any(message.text(span).strip() == b"*" for span in contacts):
+        raise Malformed("Contact * beside another")
+
+
+def _values(pattern: re.Pattern[bytes], data: bytes, start: int, end: int) -> list[re.Match[bytes]]:
+    """The values of a header, with commas between them; an address may stand without <>."""
+    found = []
+    while True:
+        match = pattern.match(data, start, end)
+        if match is None and pattern is NAME_ADDR:
+            match = ADDR_SPEC.match(data, start, end)
+        if match is None:
+            raise Malformed("a value of a header")
+        found.append(match)
+        comma = COMMA.match(data, match.end(), end)
+        if comma is None:
+            if not BLANK.fullmatch(data, match.end(), end):
+                raise Malformed("a value of a header")
+            return found
+        start = comma.end()
+
+
+def _host_port(match: re.Match[bytes], host: int, port: int) -> HostPort:
+    text = match[host].decode("ascii")
+    if match[port] is None:
+        return HostPort(text.strip("[]"), None, *match.span(host))
+    number = int(match[port])
+    if number > 65535:
+        raise Malformed("a port")
+    return HostPort(text.strip("[]"), number, match.start(host), match.end(port))

@@ -1,0 +1,169 @@
+"""`SipModule`: SIP over one TCP flow, transparent or through SOCKS.
+
+Rules: sip.not-sip (the flow does not begin as SIP on a side), sip.framing (a message's end cannot be told), sip.stalled
+(a message does not go on), sip.waiting (too much waits behind a message). Each revokes the right to pinholes for good,
+and the flow is relayed unread from then on: what looks like SIP in the middle of something else never counts.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from alg.address import Endpoint, canonical
+from alg.api import (
+    Bypass,
+    Closed,
+    ClosePinhole,
+    CloseWrite,
+    Command,
+    Deliver,
+    Edit,
+    Event,
+    FlowContext,
+    Note,
+    OpenConversation,
+    Opened,
+    Received,
+    Refused,
+    Revoke,
+    Side,
+    Tick,
+    UpdateConversation,
+)
+from alg.sip.core import Core
+from alg.sip.events import Release
+from alg.sip.message import Malformed
+from alg.sip.options import SipOptions
+from alg.sip.stream import take
+
+STALLED = 10.0  # seconds for the rest of a message
+MOST_WAITING = 262144  # bytes behind a message that waits
+
+
+@dataclass(slots=True)
+class Piece:
+    """A message, or bytes between messages, on their way."""
+
+    data: bytes
+    ready: bool
+    edits: tuple[Edit, ...] = ()
+
+
+@dataclass(slots=True)
+class Stream:
+    """One direction: `buffer` holds what is no whole message yet, `pieces` what waits for its turn."""
+
+    buffer: bytes = b""
+    pieces: deque[Piece] = field(default_factory=deque)
+    spoke: bool = False
+    closed: bool = False
+    ended: bool = False
+    stalls_at: float = 0.0
+
+
+class SipModule:
+    """One TCP connection between a client and a SIP server, as `alg.api.AlgModule`."""
+
+    Options = SipOptions
+
+    def __init__(self, context: FlowContext) -> None:
+        options = context.options if isinstance(context.options, SipOptions) else SipOptions()
+        self._client = Endpoint.of(canonical(context.client.host), context.client.port)
+        self._server = Endpoint.of(canonical(context.server.host), context.server.port)
+        self._core = Core(options)
+        # What the client advertises of itself is this connection: who connects there finds it (RFC 5923). Without the
+        # connection's own address nothing of the signalling is edited.
+        self._core.conversations.fix(self._client, context.public or self._client)
+        self._streams = {side: Stream() for side in Side}
+        self._waiting: dict[int, Piece] = {}
+        self._packet = 0
+        self._foreign = context.inside is not Side.CLIENT
+        self._out: list[Command] = []
+
+    def deadline(self) -> float | None:
+        """See `AlgModule.deadline`."""
+        times = [stream.stalls_at for stream in self._streams.values() if stream.buffer]
+        core = self._core.deadline()
+        return min([*times, core] if core is not None else times, default=None)
+
+    def handle(self, event: Event) -> Sequence[Command]:
+        """See `AlgModule.handle`."""
+        self._out = []
+        if self._foreign:
+            self._give_up(None)
+        match event:
+            case Received(side, data, now):
+                stream = self._streams[side]
+                stream.buffer += data
+                stream.stalls_at = now + STALLED
+                self._read(side, now)
+            case Closed(side, _):
+                self._streams[side].closed = True
+            case Opened(ref, public, now):
+                self._core.opened(ref, public, now)
+            case Refused(ref, rule, now):
+                self._core.refused(ref, rule, now)
+            case Tick(now):
+                self._core.tick(now)
+                for stream in self._streams.values():
+                    if stream.buffer and stream.stalls_at <= now and not self._foreign:
+                        self._give_up("sip.stalled")
+        self._collect()
+        return self._out
+
+    def _read(self, side: Side, now: float) -> None:
+        stream = self._streams[side]
+        while not self._foreign and stream.buffer:
+            try:
+                data = take(stream.buffer)
+            except Malformed:
+                self._give_up("sip.framing" if stream.spoke else "sip.not-sip")
+                return
+            if data is None:
+                break
+            stream.buffer = stream.buffer[len(data) :]
+            blank = data.startswith(b"\r\n")
+            piece = Piece(data, ready=blank)
+            stream.pieces.append(piece)
+            if not blank:
+                stream.spoke = True
+                self._packet += 1
+                self._waiting[self._packet] = piece
+                self._core.message(self._packet, side, self._client, self._server, data, now)
+                self._commands()
+        if sum(len(piece.data) for piece in stream.pieces) > MOST_WAITING:
+            self._give_up("sip.waiting")
+
+    def _commands(self) -> None:
+        for command in self._core.taken():
+            match command:
+                case Release(packet, edits):
+                    piece = self._waiting.pop(packet)
+                    piece.ready, piece.edits = True, edits
+                case OpenConversation() | UpdateConversation() | ClosePinhole() | Note():
+                    self._out.append(command)
+
+    def _collect(self) -> None:
+        """Deliver what is ready, in order."""
+        self._commands()
+        for side, stream in self._streams.items():
+            while stream.pieces and (stream.pieces[0].ready or self._foreign):
+                piece = stream.pieces.popleft()
+                self._out.append(Deliver(side.other, piece.data, piece.edits))
+            if stream.buffer and (self._foreign or (stream.closed and not stream.pieces)):
+                self._out.append(Deliver(side.other, stream.buffer))
+                stream.buffer = b""
+            if stream.closed and not stream.ended and not stream.pieces:
+                stream.ended = True
+                self._out.append(CloseWrite(side.other))
+        if self._foreign:
+            self._out.append(Bypass())
+
+    def _give_up(self, rule: str | None) -> None:
+        """Relay unread from now on."""
+        self._commands()
+        self._foreign = True
+        if rule:
+            self._out += (Note(rule, "relayed unread from now on"), Revoke(rule))
