@@ -14,7 +14,7 @@ PACKAGES := python3 python3-venv iproute2 iptables nftables conntrack procps uti
 	libverto1 libverto-libev1 libkadm5srv-mit12 libkdb5-10 libgssrpc4 libnetfilter-conntrack3
 # The servers that the tests talk to. Unpacked into .venv/peers, not installed: an installed server would be started,
 # on port 21 or 5060 of this very machine, and some exclude one another.
-PEERS := vsftpd pure-ftpd proftpd-core kamailio krb5-kdc krb5-admin-server oidentd
+PEERS := vsftpd pure-ftpd proftpd-core kamailio krb5-kdc krb5-admin-server oidentd dante-server microsocks tinyproxy-bin
 
 .PHONY: setup packages run test check lab clean wheelhouse vagrant-test
 

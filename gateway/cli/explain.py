@@ -1,0 +1,132 @@
+"""`algate check --explain`: which rule decides on a request, and why those before it do not."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import NamedTuple, get_args
+
+import click
+
+from alg.address import Endpoint
+from gateway.config import Config
+from gateway.errors import AlgateError
+from gateway.model import CommandName, ConnectRequest
+from gateway.own_address import is_local
+from gateway.policy import Policy
+from gateway.policy_rules import DAYS, Decision
+
+FORM = '"connect 192.168.56.10 -> example.com:443 [user ann] [group staff,ops] [at Mo 08:30]"'
+TOO_MANY = 20  # rules that did not match are told one by one up to here at each end
+
+_REQUEST = re.compile(
+    r"(?P<command>\w+)\s+(?P<client>\S+)\s+->\s+(?P<server>\S+)(?P<rest>(?:\s+(?:user|group)\s+\S+)*)"
+    r"(?:\s+at\s+(?P<day>[A-Za-z]{2})\s+(?P<hour>[0-9]{1,2}):(?P<minute>[0-9]{2}))?\s*"
+)
+
+
+class Question(NamedTuple):
+    """A request and the local time at which it is asked; None: now."""
+
+    request: ConnectRequest
+    at: datetime | None
+
+
+def parse_question(text: str) -> Question:
+    """Read the text that --explain takes. Raises AlgateError."""
+    found = _REQUEST.fullmatch(text.strip())
+    if not found or found["command"] not in get_args(CommandName):
+        raise AlgateError(f"--explain: {text!r} is not of the form {FORM}")
+    host, colon, port = found["server"].rpartition(":")
+    if not colon or not re.fullmatch(r"[0-9]{1,5}", port, re.ASCII) or int(port) > 65535:
+        raise AlgateError(f"--explain: {found['server']!r} is not HOST:PORT")
+    user, groups = None, ()
+    words = found["rest"].split()
+    for key, value in zip(words[::2], words[1::2], strict=True):
+        if key == "user":
+            user = value
+        else:
+            groups = tuple(value.split(","))
+    try:
+        client = Endpoint.of(found["client"], 0)
+    except ValueError:
+        raise AlgateError(f"--explain: the client {found['client']!r} is not an address") from None
+    command: CommandName = next(name for name in get_args(CommandName) if name == found["command"])
+    request = ConnectRequest(command, client, host.removeprefix("[").removesuffix("]"), int(port), user, groups=groups)
+    return Question(request, _moment(found) if found["day"] else None)
+
+
+def _moment(found: re.Match[str]) -> datetime:
+    day, hour, minute = found["day"].capitalize(), int(found["hour"]), int(found["minute"])
+    if day not in DAYS or hour > 23 or minute > 59:
+        raise AlgateError(f"--explain: {found['day']} {hour}:{minute:02} is no time of the week ({', '.join(DAYS)})")
+    return datetime(2024, 1, 1) + timedelta(days=DAYS.index(day), hours=hour, minutes=minute)  # that was a Monday
+
+
+def explain(config: Config, source: str, text: str) -> None:
+    """Print which rule decides, for each address of the request's host. `source` names the configuration file."""
+    question = parse_question(text)
+    policy = Policy.of(config, lambda: question.at or datetime.now())
+    request = question.request
+    addresses, problem = _addresses(config, request.host)
+    if problem:
+        click.echo(f"{request.host} has no address here ({problem}): decided by its name alone")
+    for address in addresses or [""]:
+        ip = ipaddress.ip_address(address) if address else None
+        explanation = policy.explain(request, ip, own=bool(address) and is_local(address))
+        at = f" at {address}" if address and address != request.host else ""
+        for line in _passed(explanation.passed, source):
+            click.echo(line)
+        click.echo(f"{request.command} to {request.host}:{request.port}{at}: {_said(explanation.decision)}")
+        if explanation.place:
+            click.echo(f"    by {explanation.decision.rule} ({_place(explanation.place, source)})")
+        else:
+            click.echo(f"    by {explanation.decision.rule}: {_WORDS.get(explanation.decision.rule, '')}")
+
+
+def _addresses(config: Config, host: str) -> tuple[list[str], str]:
+    """The addresses of the host, or why it has none. Asks the name servers of the configuration."""
+    from gateway.resolve import ResolveError, resolver_of  # gevent is not for every command
+
+    try:
+        return resolver_of(config.dns).resolve(host), ""
+    except ResolveError as error:
+        return [], error.detail
+
+
+def _passed(passed: list[tuple[str, str, str]], source: str) -> Iterator[str]:
+    for number, (label, place, why) in enumerate(passed):
+        if TOO_MANY <= number < len(passed) - TOO_MANY:
+            if number == TOO_MANY:
+                yield f"    ... {len(passed) - 2 * TOO_MANY} more rules do not match"
+            continue
+        yield f"  not {label} ({_place(place, source)}): {why}"
+
+
+def _place(place: str, source: str) -> str:
+    """FILE:LINE of a rule; a line of the access file comes with its file."""
+    return f"{source}:{place.removeprefix('line ')}" if place.startswith("line ") else place or source
+
+
+def _said(decision: Decision) -> str:
+    said = "permit" if decision.permit else "deny"
+    if decision.via or decision.chain:
+        said += " through " + (" then ".join(decision.chain) or " or ".join(decision.via))
+    if decision.rate:
+        said += f", at most {decision.rate:g} bytes/s"
+    return said
+
+
+_WORDS = {
+    "default": "no rule is there, and inside clients may reach the outside",
+    "client": "no rule is there, and this client is not inside",
+    "none": "no rule matches",
+    "loopback": "a loopback address, which no rule names",
+    "unspecified": "an unspecified address is no destination",
+    "link-local": "a link-local address, which no rule names",
+    "multicast": "a multicast address is no destination",
+    "own": "an address of this host, which no rule names",
+    "inside": "an inside address, which no rule names",
+}
