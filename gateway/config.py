@@ -88,6 +88,7 @@ class PinholeSection(_Section, frozen=True):
     ports: str = "40000-49999"
     backend: Literal["auto", "kernel", "userspace"] = "auto"
     per_client: int = 64
+    rate: float = 100.0
 
 
 class AlgSection(_Section, frozen=True):

@@ -48,6 +48,7 @@ def check(config: Config) -> None:
     if config.transparent_enabled and low <= config.transparent.port <= high:
         raise BadValue(f"pinhole.ports: {config.pinhole.ports} contains transparent.port {config.transparent.port}")
     _positive("pinhole.per_client", config.pinhole.per_client)
+    _positive("pinhole.rate", config.pinhole.rate)
     if config.pinhole.backend == "kernel" and not network.inside:
         raise BadValue("pinhole.backend: kernel pinholes lead to inside clients, and network.inside is empty")
     _check_alg(config)

@@ -87,6 +87,12 @@ def elements_of(lease: Lease, slot: int, ttl: float) -> tuple[Element, ...]:
     return (Element(f"dnat{family}", key, _pack(lease.target), ttl, comment), Element(once, key, None, ttl, ""))
 
 
+def once_of(lease: Lease) -> tuple[str, bytes]:
+    """Set and key of the element that is there as long as a pinhole of one use is unused."""
+    source = lease.client if lease.direction == "out" else lease.peer
+    return f"once{lease.public.version}", pack_key(lease.public, lease.protocol, source)
+
+
 def second_of(lease: Lease) -> tuple[Endpoint, Endpoint]:
     """Public endpoint and target of the second port of a pair."""
     assert lease.second is not None

@@ -192,22 +192,30 @@ class Netfilter:
                 found += _read_elements(name, answer)
         return found
 
+    def has(self, name: str, key: bytes) -> bool:
+        """Whether an element is in a set."""
+        return bool(self._get(name, key))
+
     def counted(self, wanted: Iterable[Element]) -> list[Element]:
         """`wanted`, with the counters that those of them have which are there and count."""
         result = []
         for element in wanted:
             if element.set in COUNTED:
-                body = self._head[element.set] + nested(_LIST_ELEMENTS, nested(_LIST_ITEM, _value(_KEY, element.key)))
-                try:
-                    answers = self._request(self._netlink.message(_GET_ELEMENT, REQUEST | ACK, body))
-                except TableGoneError:  # the element, or all of it
-                    answers = []
-                for there in (there for answer in answers for there in _read_elements(element.set, answer)):
+                for there in self._get(element.set, element.key):
                     element = Element(
                         element.set, element.key, None, element.timeout, "", packets=there.packets, bytes=there.bytes
                     )
             result.append(element)
         return result
+
+    def _get(self, name: str, key: bytes) -> list[Element]:
+        """The element with this key, or nothing."""
+        body = self._head[name] + nested(_LIST_ELEMENTS, nested(_LIST_ITEM, _value(_KEY, key)))
+        try:
+            answers = self._request(self._netlink.message(_GET_ELEMENT, REQUEST | ACK, body))
+        except TableGoneError:  # the element, or all of it
+            return []
+        return [element for answer in answers for element in _read_elements(name, answer)]
 
     def _change(self, add: bool, element: Element) -> bytes:
         item = _value(_KEY, element.key)

@@ -18,10 +18,14 @@ import msgspec
 from alg.address import Endpoint
 from gateway.errors import PinholeRefused
 from gateway.model import Lease, PinholeRequest, PinholeUpdate, Transport
+from gateway.pinhole.rate import Rate
 
 HOLD = 10.0
 """Seconds that a port rests after its pinhole closed: long enough for the SYN retransmissions (1, 3, 7 s) of a late
 peer, short enough for 1,000 pinholes/s from 10,000 ports."""
+
+RATE = 100.0
+"""Openings of one client in a second, on average: more than a client that fetches small files one by one can use."""
 
 _RANDOM_TRIES = 32
 
@@ -41,6 +45,7 @@ class LeaseTable:
 
     `ports`: lowest and highest public port; `read_ports`: those of them for datagrams that a module reads, which are
     given to nobody else. `per_client`: how many a client may hold; `total`: how many there may be.
+    `rate`: how many a client may open in a second, on average; twice as many at once.
     A lease that was used up (`use`) counts no more and is not listed, but keeps its port until its time is over or
     somebody closes it.
     """
@@ -54,6 +59,7 @@ class LeaseTable:
         per_client: int = 64,
         total: int = 8192,
         hold: float = HOLD,
+        rate: float = RATE,
     ) -> None:
         self._backend: Literal["kernel", "userspace"] = backend
         self._low, self._high = ports
@@ -61,6 +67,7 @@ class LeaseTable:
         self._per_client = per_client
         self._total = total
         self._hold = hold
+        self._rate = Rate(rate, 2 * rate)
         self._entries: dict[str, _Entry] = {}
         self._clients: dict[str, dict[str, Lease]] = {}
         self._busy: dict[_Public, float] = {}
@@ -81,8 +88,11 @@ class LeaseTable:
     ) -> Lease:
         """Make a lease. For direction "in" its public port is random, free (`is_free`) and not used lately.
 
-        `owner` is whoever may close it (a worker's slot). PinholeRefused "quota" (client), "full" (all), "ports".
+        `owner` is whoever may close it (a worker's slot). PinholeRefused "rate", "quota" (client), "full" (all),
+        "ports", "taken".
         """
+        if not self._rate.take(request.client, now):
+            raise PinholeRefused("rate", f"{request.client} opens pinholes too fast")
         if len(self._clients.get(request.client, ())) >= self._per_client:
             raise PinholeRefused("quota", f"{request.client} holds {self._per_client} pinholes")
         if self._live >= self._total:

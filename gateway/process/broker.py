@@ -22,6 +22,7 @@ def main(boot: Boot) -> int:
         ports=config.pinhole_ports,
         read_ports=config.read_ports,
         per_client=config.pinhole.per_client,
+        rate=config.pinhole.rate,
         table=config.instance,
     ).run()
 

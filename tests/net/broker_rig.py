@@ -57,12 +57,12 @@ def wait_for(condition: Callable[[], _T], what: str, timeout: float = 10.0) -> _
 class Rig:
     """inside (client) -- router (broker) -- outside (server, stranger), with a FORWARD policy of DROP."""
 
-    def __init__(self, run_dir: Path, per_client: int = 64, ports: str = "40000-40999") -> None:
+    def __init__(self, run_dir: Path, per_client: int = 64, ports: str = "40000-40999", rate: float = 1e5) -> None:
         tag = secrets.token_hex(3)
         self.inside, self.router, self.outside = (f"brk-{tag}-{end}" for end in "iro")
         self.table = "algate"
         toml = f'[network]\ninside = ["192.168.56.0/24", "fd00:56::/64"]\n[pinhole]\nports = "{ports}"\n'
-        toml += f'per_client = {per_client}\nbackend = "kernel"\n'
+        toml += f'per_client = {per_client}\nrate = {rate}\nbackend = "kernel"\n'
         self._config = parse_config(toml, "rig")
         self._pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(SLOTS)]
         self.workers = [theirs for _, theirs in self._pairs]
