@@ -66,6 +66,11 @@ class PasswordChecker:
         # What unknown users are checked against: as costly as a real one, and nobody's.
         self._dummy = HASHER.hash(secrets.token_bytes(16))
 
+    @property
+    def pending(self) -> int:
+        """How many checks are under way or wait."""
+        return len(self._running) + len(self._lanes)
+
     def check(self, name: bytes, password: bytes, address: str) -> User | None:
         """The user, if this is the password. `address` is the client's. Raises Overloaded."""
         user = self._user(name)
