@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import gevent
@@ -27,13 +27,18 @@ def is_translated(client: str) -> bool:
 
 
 class Pinholes(Protocol):
-    """A backend of conversations. `open` and `update` wait, and raise PinholeRefused."""
+    """A backend of conversations. `open` and `update` wait, and raise PinholeRefused.
+
+    `traffic`: packets in and out of the leases with these ids, of those of which something is known.
+    """
 
     def open(self, request: PinholeRequest) -> Lease: ...
 
     def update(self, update: PinholeUpdate) -> Lease: ...
 
     def close(self, lease: Lease) -> None: ...
+
+    def traffic(self, leases: Sequence[str]) -> Mapping[str, tuple[int, int]]: ...
 
 
 class _Conversation:
@@ -69,6 +74,11 @@ class Conversations:
     def lease_ids(self) -> dict[int, str]:
         """The ids of the open leases, by number."""
         return {ref: one.lease.id for ref, one in self._live.items() if one.lease is not None}
+
+    def traffic(self) -> list[tuple[int, int, int]]:
+        """Number, packets in, packets out of each open one, as the kernel has counted. Waits for the backend."""
+        refs = {lease: ref for ref, lease in self.lease_ids().items()}
+        return [(refs[lease], *counts) for lease, counts in self._pinholes.traffic(list(refs)).items()]
 
     def open(self, command: OpenConversation, client: str, public: PublicAddress | None, read: bool = False) -> None:
         """Open one for the inside host `client`; `told` is called later. Without `public`: refused.

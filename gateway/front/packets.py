@@ -266,9 +266,10 @@ class PacketFront:
             self._feed(Tick(now))
         if self._next_activity <= now:
             self._next_activity = now + ACTIVITY
-            gevent.spawn(self._tell_activity)
+            gevent.spawn(self.look_at_traffic)
 
-    def _tell_activity(self) -> None:
+    def look_at_traffic(self) -> None:
+        """Tell the engine what the kernel has counted. Waits for the broker."""
         for ref, packets_in, packets_out in self.conversations.traffic():
             self._feed(Activity(ref, packets_in, packets_out, self._now()))
 

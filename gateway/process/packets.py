@@ -19,7 +19,8 @@ import msgspec
 from netfilterqueue import COPY_PACKET, NetfilterQueue
 
 from alg.api import Mode
-from alg.sip.session import SipEngine, SipOptions
+from alg.sip.options import SipOptions
+from alg.sip.session import SipEngine
 from gateway.broker.client import BrokerClient
 from gateway.front.packets import PacketFront
 from gateway.front.udp_packet import LONGEST_WHOLE
@@ -123,7 +124,24 @@ class Packets:
         return [{"process": "packets", "pid": os.getpid(), "mode": self._mode.value, **self._front.status()}]
 
     def _calls(self) -> Rows:
-        return []
+        self._front.look_at_traffic()
+        leases = self._front.conversations.lease_ids()
+        now = time.monotonic()
+        rows = []
+        for call in self._engine.calls():
+            row = msgspec.to_builtins(call)
+            row["duration"] = round(now - row.pop("since"), 3)
+            row["media"] = [
+                {
+                    **msgspec.to_builtins(media),
+                    "target": str(media.target),
+                    "public": str(media.public) if media.public else None,
+                    "lease": leases.get(media.ref),
+                }
+                for media in call.media
+            ]
+            rows.append(row)
+        return rows
 
     def _watch_supervisor(self) -> None:
         try:
