@@ -1,4 +1,4 @@
-"""`algate status`, `flows`, `pinholes`: what is live, asked of the running processes over their sockets."""
+"""`algate status`, `flows`, `pinholes`, `calls`: what is live, asked of the running processes over their sockets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def status(config_path: str | None, as_json: bool) -> None:
 
     Example: algate status --json
     """
-    _show(_collect(config_path, "status"), as_json, ["process", "pid", "state", "flows", "finished", "up", "down"])
+    _show(collect(config_path, "status"), as_json, ["process", "pid", "state", "flows", "finished", "up", "down"])
 
 
 @click.command()
@@ -40,7 +40,7 @@ def flows(config_path: str | None, as_json: bool) -> None:
     Example: algate flows
     """
     columns = ["id", "front", "client", "server", "module", "up", "down", "age"]
-    _show(_collect(config_path, "flows"), as_json, columns, age=lambda row: f"{time.time() - row['since']:.0f} s")
+    _show(collect(config_path, "flows"), as_json, columns, age=lambda row: f"{time.time() - row['since']:.0f} s")
 
 
 @click.command()
@@ -52,10 +52,32 @@ def pinholes(config_path: str | None, as_json: bool) -> None:
     Example: algate pinholes --json
     """
     columns = ["id", "protocol", "public", "target", "peer", "reason", "flow", "left"]
-    _show(_collect(config_path, "pinholes"), as_json, columns, left=lambda row: f"{row['expires'] - time.time():.0f} s")
+    _show(collect(config_path, "pinholes"), as_json, columns, left=lambda row: f"{row['expires'] - time.time():.0f} s")
 
 
-def _collect(config_path: str | None, verb: str) -> Rows:
+@click.command()
+@config_option
+@json_option
+def calls(config_path: str | None, as_json: bool) -> None:
+    """Show the calls under way, with their media packets as the kernel counts them.
+
+    Example: algate calls
+    """
+
+    def of_media(row: dict[str, Any], which: str) -> str:
+        return " ".join(str(media[which]) for media in row["media"]) or "-"
+
+    _show(
+        collect(config_path, "calls"),
+        as_json,
+        ["client", "server", "caller", "callee", "state", "duration", "media", "in", "out"],
+        duration=lambda row: f"{row['duration']:.0f} s",
+        media=lambda row: of_media(row, "public"),
+        **{"in": lambda row: of_media(row, "packets_in"), "out": lambda row: of_media(row, "packets_out")},
+    )
+
+
+def collect(config_path: str | None, verb: str) -> Rows:
     """The rows of all processes of the instance. AlgateError if none runs, or one of them does not answer."""
     run_dir = Path(load_config(config_path).process.run_dir)
     sockets = sorted(run_dir.glob("*.sock"))

@@ -8,10 +8,11 @@ import click
 
 from gateway import __version__
 from gateway.cli.check import check
-from gateway.cli.live import flows, pinholes, status
+from gateway.cli.live import calls, flows, pinholes, status
 from gateway.cli.passwd import passwd
 from gateway.cli.rules import rules
 from gateway.cli.run import run
+from gateway.cli.trace import explain, trace
 from gateway.errors import AlgateError, ConfigError
 
 EXIT_FAILED = 1
@@ -24,7 +25,7 @@ def cli() -> None:
     """An application-level gateway for Linux NAT routers."""
 
 
-for command in (run, check, rules, status, flows, pinholes, passwd):
+for command in (run, check, rules, status, flows, pinholes, calls, explain, trace, passwd):
     cli.add_command(command)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 from collections.abc import Sequence
@@ -93,6 +94,20 @@ class Kamailio:
         self.lab.stop(self.process)
 
 
+class Sipp:
+    """A running SIPp."""
+
+    def __init__(self, process: subprocess.Popen[bytes], messages: Path) -> None:
+        self.process = process
+        self._messages = messages
+
+    def received(self, beginning: str) -> list[str]:
+        """The messages that it got and that begin so, as far as they are written."""
+        parts = re.split(r"^-{20,} .*\n", self._messages.read_text(errors="replace"), flags=re.MULTILINE)
+        got = [part.partition("\n\n")[2] for part in parts if "message received" in part.partition("\n")[0]]
+        return [text for text in got if text.startswith(beginning)]
+
+
 def sipp(
     lab: Lab,
     role: Role,
@@ -102,7 +117,7 @@ def sipp(
     remote: str | None = None,
     calls: int = 1,
     options: Sequence[str] = (),
-) -> subprocess.Popen[bytes]:
+) -> Sipp:
     """Start SIPp with `tests/net/sip/SCENARIO.xml` from `local` (HOST:PORT) towards `remote` (HOST:PORT), UDP.
 
     It ends with 0 if every call went as the scenario says. Its messages are in a log beside the others.
@@ -116,15 +131,18 @@ def sipp(
     argv += ["-error_file", log.with_suffix(".errors.log"), "-default_behaviors", "all,-bye", *options]
     if remote is not None:
         argv.append(remote)
-    return lab.popen(role, argv, log=log.with_suffix(".log"), env={"TERM": "dumb", "HOME": os.fspath(lab.tmp)})
+    process = lab.popen(role, argv, log=log.with_suffix(".log"), env={"TERM": "dumb", "HOME": os.fspath(lab.tmp)})
+    return Sipp(process, log.with_suffix(".messages.log"))
 
 
 def _ended(process: subprocess.Popen[bytes]) -> bool:
     return process.poll() is not None
 
 
-def succeeds(lab: Lab, *processes: subprocess.Popen[bytes], deadline: float = 30) -> None:
-    """Wait for SIPp processes to end, each with success."""
-    for process in processes:
+def succeeds(lab: Lab, *running: Sipp, deadline: float = 30) -> Sipp:
+    """Wait for SIPp processes to end, each with success; the last one."""
+    for one in running:
+        process = one.process
         lab.wait_for(partial(_ended, process), deadline, "sipp to end" + lab.tail_of_logs(40))
         assert process.returncode == 0, f"sipp: {process.returncode}" + lab.tail_of_logs(60)
+    return running[-1]

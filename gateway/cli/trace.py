@@ -1,0 +1,86 @@
+"""`algate explain FILE.pcap` and `algate trace`: what is changed in each message, and why."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from gateway.cli.live import collect
+from gateway.cli.options import config_option, json_option
+from gateway.config import Network
+from gateway.config_file import load_config
+from gateway.observe.capture import read
+from gateway.observe.trace import Row, render
+from gateway.rehearsal import Rehearsal
+
+POLL = 0.25  # seconds
+# Who is inside if the configuration does not say: private addresses.
+_PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
+_EXAMPLE = "192.0.2.1"
+
+
+@click.command()
+@config_option
+@json_option
+@click.option(
+    "--public", metavar="ADDRESS", help=f"The router's public address (default: network.outside, or {_EXAMPLE})."
+)
+@click.argument("capture", metavar="FILE.pcap", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def explain(config_path: str | None, as_json: bool, public: str | None, capture: Path) -> None:
+    """Show what every module would have changed in a capture from the inside interface. Nothing is sent or opened.
+
+    Example: algate explain call.pcap
+    """
+    config = load_config(config_path)
+    if public is None:
+        public = config.network.outside if config.network.outside != "auto" else _EXAMPLE
+    inside: tuple[Network, ...] = config.inside_networks or tuple(map(ipaddress.ip_network, _PRIVATE))
+    rows = Rehearsal(config, inside, public).run(read(capture))
+    if as_json:
+        click.echo(json.dumps(list(rows), indent=2))
+    else:
+        _print(rows)
+
+
+@click.command()
+@config_option
+@json_option
+def trace(config_path: str | None, as_json: bool) -> None:
+    """Show the messages of datagram modules as they pass, until interrupted; with --json those of a moment ago.
+
+    Example: algate trace
+    """
+    if as_json:
+        click.echo(json.dumps(collect(config_path, "trace"), indent=2))
+        return
+    seen: int | None = None
+    while True:
+        rows = collect(config_path, "trace")
+        last = max((row["number"] for row in rows), default=0)
+        if seen is None:
+            seen = last
+        elif last < seen:  # another process has taken its place
+            seen = 0
+        new = [row for row in rows if row["number"] > seen]
+        if new and new[0]["number"] > seen + 1:
+            click.echo(f"({new[0]['number'] - seen - 1} messages passed unseen)")
+        _print(new)
+        seen = last
+        time.sleep(POLL)
+
+
+def _print(rows: Iterable[Row]) -> None:
+    console = Console(highlight=False)
+    for row in rows:
+        if "event" in row:
+            console.print(Text.assemble((f"* {row['event']} ", "bold yellow"), row["detail"]), soft_wrap=True)
+        else:
+            for line in render(row):
+                console.print(line, soft_wrap=True)
