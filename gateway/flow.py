@@ -49,6 +49,7 @@ class Flow:
         "server",
         "session",
         "since",
+        "target",
         "user",
     )
 
@@ -60,6 +61,7 @@ class Flow:
         self.user = user
         self.module: str | None = None
         self.rule = ""  # which permitted it
+        self.target: str | None = None  # what the client asked for, where that is not the server's endpoint
         self.rate: float | None = None  # bytes a second in each direction; None: as fast as it goes
         self.session: Session | None = None  # what the rule counts
         self.since = time.time()
@@ -80,6 +82,19 @@ class Flow:
         """From now on `carrier` moves the bytes; what the one before it has moved stays counted."""
         self._before = (self.up, self.down)
         self.carrier = carrier
+
+    def names(self) -> dict[str, str]:
+        """Who and what this is, for each line about it; what there is not is left out."""
+        names = {
+            "flow": self.id,
+            "front": self.front,
+            "client": str(self.client),
+            "server": str(self.server),
+            "target": self.target,
+            "user": self.user,
+            "rule": self.rule,
+        }
+        return {key: value for key, value in names.items() if value}
 
     def row(self) -> dict[str, Any]:
         """The flow as `algate flows --json` shows it; `since` is Unix time, `up` and `down` are bytes."""
@@ -119,12 +134,22 @@ class Flows:
     def __len__(self) -> int:
         return len(self._live)
 
-    def add(self, front: str, client: Endpoint, server: Endpoint, user: str | None = None) -> Flow:
-        """A new flow, in the table until `end`."""
+    def add(
+        self,
+        front: str,
+        client: Endpoint,
+        server: Endpoint,
+        user: str | None = None,
+        *,
+        rule: str = "",
+        target: str | None = None,
+    ) -> Flow:
+        """A new flow, in the table until `end`. `rule` has permitted it; `target` is what the client asked for."""
         flow = Flow(f"{self._worker}-{self._epoch}-{next(self._numbers)}", front, client, server, user)
+        flow.rule, flow.target = rule, target
         self._live[flow.id] = flow
         self._empty.clear()
-        log.info("flow.open", flow=flow.id, front=front, client=str(client), server=str(server))
+        log.info("flow.open", **flow.names())
         return flow
 
     def end(self, flow: Flow, reason: str) -> None:
@@ -136,7 +161,7 @@ class Flows:
         self._up += flow.up
         self._down += flow.down
         duration = round(time.time() - flow.since, 3)
-        log.info("flow.end", flow=flow.id, reason=reason, up=flow.up, down=flow.down, duration=duration)
+        log.info("flow.end", **flow.names(), reason=reason, up=flow.up, down=flow.down, duration=duration)
         if not self._live:
             self._empty.set()
 

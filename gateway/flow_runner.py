@@ -42,18 +42,28 @@ class FlowRunner:
         *,
         early: bytes = b"",
         user: str | None = None,
+        target: str | None = None,
         published: Endpoint | None = None,
         connection: Connection | None = None,
     ) -> None:
         """Carry a flow; owns both sockets from now on. Returns when no greenlet is needed for it any more.
 
-        `early`: bytes of the client that came with its handshake and are meant for the server. `published`: where the
+        `early`: bytes of the client that came with its handshake and are meant for the server. `user`,
+        `target`: who asked for what, for the log. `published`: where the
         client had dialled, if that is a published server. `connection`: how `server` came about, if by a rule.
         """
         try:
             prepare(client)
             prepare(server)
-            flow = self._flows.add(front, endpoint(client.getpeername()), endpoint(server.getpeername()), user)
+            facing = endpoint(server.getpeername())
+            flow = self._flows.add(
+                front,
+                endpoint(client.getpeername()),
+                (connection.server if connection else None) or facing,
+                user,
+                rule=connection.decision.rule if connection else "",
+                target=target,
+            )
         except OSError:  # one of them is gone already
             if connection is not None:
                 connection.session.release()
@@ -63,8 +73,7 @@ class FlowRunner:
         through_upstream = False
         if connection is not None:
             decision = connection.decision
-            flow.rule, flow.rate, flow.session = decision.rule, decision.rate, connection.session
-            flow.server = connection.server or flow.server
+            flow.rate, flow.session = decision.rate, connection.session
             through_upstream = bool(decision.via or decision.chain)
         # The server behind an upstream sees that one's address, so nothing that we could open would be found.
         responsible = None if through_upstream else self._config.module_of(flow.server.port)

@@ -28,6 +28,7 @@ class ConnectCommand:
                 "socks.denied" if error.failure == "denied" else "socks.failed",
                 client=str(request.client),
                 target=f"{request.host}:{request.port}",
+                **({"user": request.user} if request.user else {}),
                 failure=error.failure,
                 rule=error.rule,
                 detail=str(error),
@@ -43,4 +44,7 @@ class ConnectCommand:
             request.sock.close()
             return
         early = bytes(request.incoming.buffer)
-        self._runner.run("socks", request.sock, server, early=early, user=request.user, connection=connection)
+        target = f"{request.host}:{request.port}"
+        self._runner.run(
+            "socks", request.sock, server, early=early, user=request.user, target=target, connection=connection
+        )
