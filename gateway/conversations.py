@@ -78,7 +78,10 @@ class Conversations:
     def traffic(self) -> list[tuple[int, int, int]]:
         """Number, packets in, packets out of each open one, as the kernel has counted. Waits for the backend."""
         refs = {lease: ref for ref, lease in self.lease_ids().items()}
-        return [(refs[lease], *counts) for lease, counts in self._pinholes.traffic(list(refs)).items()]
+        try:
+            return [(refs[lease], *counts) for lease, counts in self._pinholes.traffic(list(refs)).items()]
+        except PinholeRefused:
+            return []  # the broker is being replaced
 
     def open(self, command: OpenConversation, client: str, public: PublicAddress | None, read: bool = False) -> None:
         """Open one for the inside host `client`; `told` is called later. Without `public`: refused.

@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 from collections import deque
+from collections.abc import Sequence
 
 import gevent
 from gevent.event import AsyncResult
@@ -13,10 +14,14 @@ from gevent.lock import RLock
 
 from gateway.broker.protocol import (
     MAX_MESSAGE,
+    MOST_COUNTED,
     Close,
+    Count,
+    Counted,
     Hello,
     Open,
     Opened,
+    Refused,
     ToWorker,
     Update,
     Updated,
@@ -64,7 +69,23 @@ class BrokerClient:
         self._next_id += 1
         return self._ask(Update(self._next_id, update))
 
+    def count(self, leases: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Packets in and out of these conversations; of those that are open. PinholeRefused as for `open`."""
+        counts: dict[str, tuple[int, int]] = {}
+        for at in range(0, len(leases), MOST_COUNTED):
+            self._next_id += 1
+            message = self._exchange(Count(self._next_id, tuple(leases[at : at + MOST_COUNTED])))
+            if isinstance(message, Counted):
+                counts.update(message.packets)
+        return counts
+
     def _ask(self, question: Open | Update) -> Lease:
+        message = self._exchange(question)
+        if isinstance(message, Opened | Updated):
+            return message.lease
+        raise PinholeRefused("broker", "another question was answered")
+
+    def _exchange(self, question: Open | Update | Count) -> ToWorker:
         answer: AsyncResult[ToWorker] = AsyncResult()
         self._waiting[question.id] = answer
         try:
@@ -81,10 +102,10 @@ class BrokerClient:
             raise PinholeRefused("broker", str(error)) from error
         finally:
             del self._waiting[question.id]
-        if isinstance(message, Opened | Updated):
-            return message.lease
         assert message is not None
-        raise PinholeRefused(message.rule, message.detail)
+        if isinstance(message, Refused):
+            raise PinholeRefused(message.rule, message.detail)
+        return message
 
     def close(self, lease_id: str) -> None:
         """Close a pinhole; not waited for. Without a broker the pinhole ends by its timeout."""

@@ -20,13 +20,13 @@ from gateway.broker.elements import COUNTED, ONCE, elements_of, leases_of, once_
 from gateway.broker.netfilter import Change, Netfilter, TableGoneError
 from gateway.broker.netlink import NetfilterError
 from gateway.broker.ports import can_bind
-from gateway.broker.protocol import Open, Opened, Refused, ToWorker, Update, Updated
+from gateway.broker.protocol import MOST_COUNTED, Count, Counted, Open, Opened, Refused, ToWorker, Update, Updated
 from gateway.broker.validate import SHORTEST_TTL, Network, check_request, check_update, valid_lease_id
 from gateway.errors import PinholeRefused
 from gateway.model import Lease, PinholeRequest
 from gateway.observe.admin_wire import Rows
 from gateway.observe.log import get_logger
-from gateway.pinhole.lease import LeaseTable, lease_row
+from gateway.pinhole.lease import NOTHING, LeaseTable, lease_row
 
 RECONCILE = 1.0
 """Seconds between two looks at which pinholes the kernel has used up."""
@@ -167,6 +167,20 @@ class Engine:
         log.info("pinhole.update", slot=slot, **_audit(new))
         self._send(slot, Updated(message.id, new))
 
+    def count(self, slot: int, message: Count) -> None:
+        """Say how much has passed through conversations of this slot."""
+        self.flush()
+        counts = {}
+        try:
+            for lease_id in message.leases[:MOST_COUNTED]:
+                lease = self._leases.get(lease_id, owner=slot)
+                if lease is not None and lease.uses == 0:
+                    traffic = traffic_of(self.netfilter.counted(elements_of(lease, slot, 1.0)))
+                    counts[lease_id] = (traffic.packets_in, traffic.packets_out)
+        except NetfilterError as error:
+            log.warning("broker.count_failed", error=str(error))
+        self._send(slot, Counted(message.id, counts))
+
     def close(self, slot: int, lease_id: str) -> None:
         """Close a lease of this slot with the next `flush`; of others, and what is no lease, nothing happens."""
         lease = None
@@ -301,8 +315,11 @@ class Engine:
                 log.warning("broker.counters_failed", error=str(error))
         rows = []
         for lease in leases:
-            traffic = traffic_of(lease, counted) if lease.uses == 0 else (0, 0)
-            if traffic[0] and lease.id not in self._flowing:
+            traffic = NOTHING
+            if lease.uses == 0:
+                keys = [(element.set, element.key) for element in elements_of(lease, 0, 1.0)]
+                traffic = traffic_of(counted[key] for key in keys if key in counted)
+            if traffic.bytes and lease.id not in self._flowing:
                 self._flowing.add(lease.id)
                 log.info("pinhole.use", **_audit(lease))
             rows.append(lease_row(lease, traffic))
@@ -348,7 +365,7 @@ class Engine:
 
 def _is_single(lease: Lease) -> bool:
     """Whether an element of `once` stands for the lease."""
-    return lease.uses == 1
+    return lease.uses == 1 and (lease.peer is not None or lease.direction == "out")
 
 
 def _connections(lease: Lease) -> tuple[Socket, ...]:
@@ -363,13 +380,20 @@ def _connections(lease: Lease) -> tuple[Socket, ...]:
     if lease.second is not None:
         ports.append(second_of(lease))
     outside = tuple(Socket(public, source=False) for public, _ in ports)
-    inside = tuple(Socket(target, source=True) for _, target in ports) if lease.uses == 0 else ()
+    inside = (
+        tuple(Socket(target, source=True) for _, target in ports)
+        if lease.backend == "kernel" and not lease.uses
+        else ()
+    )
     return outside + inside
 
 
 def _audit(lease: Lease) -> dict[str, Any]:
     row = lease_row(lease)
-    return {key: value for key, value in row.items() if key not in ("backend", "expires", "packets", "bytes")}
+    return {key: value for key, value in row.items() if key not in ("backend", "expires", *_COUNTERS)}
+
+
+_COUNTERS = ("packets", "packets_in", "packets_out", "bytes")
 
 
 def _rule(error: NetfilterError) -> str:

@@ -14,6 +14,9 @@ from gateway.model import Lease, PinholeRequest, PinholeUpdate
 MAX_MESSAGE = 8192
 """Longest message in bytes; a longer one is dropped."""
 
+MOST_COUNTED = 64
+"""Conversations that one message may ask the traffic of."""
+
 
 class Hello(msgspec.Struct, tag="hello", frozen=True, forbid_unknown_fields=True):
     """A new worker sits in this slot: close what its predecessor left. `pid` is for the log."""
@@ -33,6 +36,14 @@ class Update(msgspec.Struct, tag="update", frozen=True, forbid_unknown_fields=Tr
 
     id: int
     update: PinholeUpdate
+
+
+class Count(msgspec.Struct, tag="count", frozen=True, forbid_unknown_fields=True):
+    """How much has passed through these conversations of this worker's slot (MOST_COUNTED at most)? Answered by
+    `Counted`."""
+
+    id: int
+    leases: tuple[str, ...]
 
 
 class Close(msgspec.Struct, tag="close", frozen=True, forbid_unknown_fields=True):
@@ -55,6 +66,13 @@ class Updated(msgspec.Struct, tag="updated", frozen=True):
     lease: Lease
 
 
+class Counted(msgspec.Struct, tag="counted", frozen=True):
+    """Packets in and out of the leases of `Count` `id`; those that are not open are left out."""
+
+    id: int
+    packets: dict[str, tuple[int, int]]
+
+
 class Refused(msgspec.Struct, tag="refused", frozen=True):
     """The pinhole of `Open` or `Update` `id` was not opened or changed; `rule` is a stable word."""
 
@@ -63,8 +81,8 @@ class Refused(msgspec.Struct, tag="refused", frozen=True):
     detail: str
 
 
-FromWorker = Hello | Open | Update | Close
-ToWorker = Opened | Updated | Refused
+FromWorker = Hello | Open | Update | Count | Close
+ToWorker = Opened | Updated | Counted | Refused
 
 _Message = TypeVar("_Message")
 

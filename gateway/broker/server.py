@@ -21,6 +21,7 @@ from gateway.broker.netlink import NetfilterError
 from gateway.broker.protocol import (
     MAX_MESSAGE,
     Close,
+    Count,
     FromWorker,
     Hello,
     Open,
@@ -194,6 +195,8 @@ class Broker:
                 self._engine.open(slot, message)
             case Update():
                 self._engine.update(slot, message)
+            case Count():
+                self._engine.count(slot, message)
             case Close(lease):
                 self._engine.close(slot, lease)
             case Hello(pid):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from gateway.broker.client import BrokerClient
 from gateway.model import Lease, PinholeRequest, PinholeUpdate
 
@@ -21,6 +23,10 @@ class KernelPinholes:
     def update(self, update: PinholeUpdate) -> Lease:
         """Change an open conversation (a pinhole of `uses` 0); the lease as it is now. Raises PinholeRefused."""
         return self._broker.update(update)
+
+    def traffic(self, leases: Sequence[str]) -> Mapping[str, tuple[int, int]]:
+        """Packets in and out of the conversations with these ids; of those that are open. Raises PinholeRefused."""
+        return self._broker.count(leases)
 
     def close(self, lease: Lease) -> None:
         """Close it, if it is still open. A connection that it admitted lives on, a conversation ends. Does not wait."""
