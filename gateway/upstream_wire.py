@@ -30,6 +30,7 @@ _REPLIES5: dict[int, tuple[Failure, str]] = {
     7: ("failed", "CONNECT is not supported"),
     8: ("failed", "address type is not supported"),
 }
+_STATUS = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})[ \r]")
 _HTTP: dict[int, Failure] = {403: "denied", 502: "host", 503: "host", 504: "timeout"}
 
 
@@ -134,17 +135,18 @@ def _reply5(buffer: bytes) -> tuple[int, int] | None:
 
 def _http_status(buffer: bytes) -> tuple[int, int] | None:
     """The status of an answer whose whole head is there; what follows a success is the tunnel's (RFC 9110, 9.3.6)."""
-    end = buffer.find(b"\r\n\r\n")
-    if end < 0 or end > MAX_HTTP_HEAD:
-        if len(buffer) > MAX_HTTP_HEAD:
-            raise UpstreamError("failed", "the head of its answer is too long")
-        if not b"HTTP/1.".startswith(buffer[:7]):
+    start = 0
+    while True:
+        if not (buffer[start : start + 7] or b"HTTP/1.").startswith(b"HTTP/1."[: len(buffer) - start]):
             raise UpstreamError("failed", "its answer is not HTTP")
-        return None
-    found = re.match(rb"HTTP/1\.[01] ([1-9][0-9]{2})[ \r]", buffer)
-    if not found:
-        raise UpstreamError("failed", "its answer is not HTTP")
-    if found[1][0:1] == b"1":  # an interim answer, the real one follows
-        rest = _http_status(buffer[end + 4 :])
-        return None if rest is None else (rest[0], rest[1] + end + 4)
-    return int(found[1]), end + 4
+        end = buffer.find(b"\r\n\r\n", start, MAX_HTTP_HEAD)
+        if end < 0:
+            if len(buffer) > MAX_HTTP_HEAD:
+                raise UpstreamError("failed", "the head of its answer is too long")
+            return None
+        found = _STATUS.match(buffer, start)
+        if not found:
+            raise UpstreamError("failed", "its answer is not HTTP")
+        start = end + 4
+        if not found[1].startswith(b"1"):  # else it is an interim answer, and the real one follows
+            return int(found[1]), start
