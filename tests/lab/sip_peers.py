@@ -116,17 +116,31 @@ def sipp(
     local: str,
     remote: str | None = None,
     calls: int = 1,
+    audio: int = 9000,
     options: Sequence[str] = (),
 ) -> Sipp:
     """Start SIPp with `tests/net/sip/SCENARIO.xml` from `local` (HOST:PORT) towards `remote` (HOST:PORT), UDP.
 
-    It ends with 0 if every call went as the scenario says. Its messages are in a log beside the others.
+    `audio` is the port that its SDP names; SIPp itself does not use it. It ends with 0 if every call went as the scenario says. Its messages are in a log beside the others.
     """
     host, _, port = local.rpartition(":")
     lab._counter += 1
     log = lab.logs / f"sipp-{lab._counter:02}-{scenario}"
     argv: list[str | Path] = ["/usr/bin/sipp", "-sf", SCENARIOS / f"{scenario}.xml", "-i", host, "-p", port]
-    argv += ["-m", str(calls), "-nostdin", "-nd", "-timeout", "20", "-timeout_error", "-recv_timeout", "8000"]
+    argv += [
+        "-m",
+        str(calls),
+        "-key",
+        "audio",
+        str(audio),
+        "-nostdin",
+        "-nd",
+        "-timeout",
+        "20",
+        "-timeout_error",
+        "-recv_timeout",
+        "8000",
+    ]
     argv += ["-trace_msg", "-message_file", log.with_suffix(".messages.log"), "-trace_err"]
     argv += ["-error_file", log.with_suffix(".errors.log"), "-default_behaviors", "all,-bye", *options]
     if remote is not None:

@@ -82,10 +82,8 @@ def test_a_registration_shows_the_public_address_outside_and_the_own_one_inside(
 
 
 def test_a_call_to_the_outside_with_media_both_ways(lab: Lab, gateway: Gateway, near: Sipp, far: None) -> None:
-    callee = sipp(lab, "outside", "uas", local=FAR, options=["-min_rtp_port", "7000"])
-    caller = sipp(
-        lab, "inside", "uac", local=PHONE, remote=PROXY, options=["-s", "bob", "-d", "3000", "-min_rtp_port", "6000"]
-    )
+    callee = sipp(lab, "outside", "uas", local=FAR, audio=9100)
+    caller = sipp(lab, "inside", "uac", local=PHONE, remote=PROXY, options=["-s", "bob", "-d", "3000"])
     lab.wait_for(
         lambda: any(call["state"] == "confirmed" for call in gateway.admin("calls")),
         10,
@@ -95,10 +93,10 @@ def test_a_call_to_the_outside_with_media_both_ways(lab: Lab, gateway: Gateway, 
     assert media["peer"] == SERVER4
     public = split(media["public"])
     phone = Media(lab, "inside", CLIENT4, split(media["target"])[1])
-    peer = Media(lab, "outside", SERVER4, 7000)
-    stranger = Media(lab, "stranger", STRANGER4, 7000)
+    peer = Media(lab, "outside", SERVER4, 9100)
+    stranger = Media(lab, "stranger", STRANGER4, 9100)
     try:
-        phone.send((SERVER4, 7000), b"from inside")
+        phone.send((SERVER4, 9100), b"from inside")
         assert peer.hears() == b"from inside"
         peer.send(public, b"from outside")
         assert phone.hears() == b"from outside"
