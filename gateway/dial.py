@@ -25,7 +25,7 @@ from gateway.upstream_wire import UpstreamError
 
 log = structlog.get_logger()
 
-_IP_BIND_ADDRESS_NO_PORT = 24  # <linux/in.h>: choose the port at connect, so that one port serves many servers
+IP_BIND_ADDRESS_NO_PORT = 24  # <linux/in.h>: choose the port at connect, so that one port serves many servers
 CONNECT_TIMEOUT = 15.0  # seconds, for all addresses of a name together
 ATTEMPT_DELAY = 0.25  # seconds until the next address is tried too (RFC 8305 section 8)
 
@@ -107,7 +107,7 @@ class Dialer:
         try:
             return _connect(server.ip, server.port, CONNECT_TIMEOUT, None)
         except OSError as error:
-            raise _dial_error(error) from error
+            raise dial_error(error) from error
 
     def _groups(self, request: ConnectRequest, deadline: float) -> list[tuple[Decision, list[Address]]]:
         """The addresses of the request's host by what is decided on them, in the order in which to try them; those
@@ -210,7 +210,7 @@ def race(
                 continue
             del running[address]
             if isinstance(result, OSError):
-                failure = failure or _dial_error(result)
+                failure = failure or dial_error(result)
                 continue
             return result, address
     finally:
@@ -251,7 +251,7 @@ def _connect(address: Address, port: int, timeout: float, source: Address | None
         sock.settimeout(max(timeout, 0.01))
         sock.setsockopt(gsocket.IPPROTO_TCP, gsocket.TCP_NODELAY, 1)
         if source and source.version == address.version:
-            sock.setsockopt(gsocket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+            sock.setsockopt(gsocket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
             sock.bind((str(source), 0))
         sock.connect((str(address), port))
         sock.settimeout(None)
@@ -261,7 +261,8 @@ def _connect(address: Address, port: int, timeout: float, source: Address | None
     return sock
 
 
-def _dial_error(error: OSError) -> DialError:
+def dial_error(error: OSError) -> DialError:
+    """What the failure of a connection attempt means."""
     if isinstance(error, TimeoutError):
         return DialError("timeout", "no answer in time")
     return DialError(_FAILURES.get(error.errno or 0, "failed"), error.strerror or str(error))

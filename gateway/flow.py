@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import gevent.socket as gsocket
@@ -13,7 +14,7 @@ from gevent.event import Event
 
 from alg.address import Endpoint
 from gateway.relay.copy import CopyHandle, EncodedSocket
-from gateway.relay.splice import Relay, RelayResult
+from gateway.relay.splice import Relay, RelayResult, RelaySocket
 from gateway.rule_limits import Session
 
 log = structlog.get_logger()
@@ -95,6 +96,10 @@ class Flow:
             "rule": self.rule,
         }
         return {key: value for key, value in names.items() if value}
+
+    def count_early(self, count: int) -> None:
+        """Bytes of the client that went to the server before any carrier."""
+        self._before = (self._before[0] + count, self._before[1])
 
     def row(self) -> dict[str, Any]:
         """The flow as `algate flows --json` shows it; `since` is Unix time, `up` and `down` are bytes."""
@@ -178,19 +183,21 @@ class Flows:
         """Wait until no flow is live, at most `timeout` seconds; whether that is so."""
         return bool(self._empty.wait(timeout))
 
-    def relay(self, flow: Flow, client: gsocket.socket, server: gsocket.socket) -> None:
+    def relay(self, flow: Flow, client: RelaySocket, server: RelaySocket) -> None:
         """Let the relay carry `flow` from now on, unread; it owns both sockets and ends the flow. Returns at once.
 
         A client whose stream is protected needs every byte in Python; all others are spliced.
         """
-
-        def done(result: RelayResult) -> None:
-            self.end(flow, result.reason)
-
+        done = partial(self._relayed, flow)
         if isinstance(client, EncodedSocket) or isinstance(server, EncodedSocket):
+            assert isinstance(client, gsocket.socket)
+            assert isinstance(server, gsocket.socket)
             flow.hand_over(CopyHandle(self._relay, client, server, done))
         else:
             flow.hand_over(self._relay.start(client, server, done))
+
+    def _relayed(self, flow: Flow, result: RelayResult) -> None:
+        self.end(flow, result.reason)
 
     def abort_all(self) -> None:
         """Reset every live flow."""

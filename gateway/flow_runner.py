@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 from collections.abc import Mapping
 
 import gevent.socket as gsocket
@@ -15,6 +16,7 @@ from gateway.dial import Connection
 from gateway.flow import Flow, Flows
 from gateway.inspection import Inspection, Pinholes
 from gateway.own_address import PublicAddress, public_address
+from gateway.policy import Decision
 from gateway.sockets import abort, endpoint, prepare
 
 
@@ -32,6 +34,7 @@ class FlowRunner:
         self._flows = flows
         self._modules = modules
         self._pinholes = pinholes
+        self._module_ports = frozenset(config.module_ports())
         self._options = {name: _options(modules[name], section) for name, section in config.alg.items()}
 
     def run(
@@ -84,12 +87,42 @@ class FlowRunner:
         elif early:
             try:
                 server.sendall(early)
+                flow.count_early(len(early))
             except OSError:
                 abort(client)
                 abort(server)
                 self._flows.end(flow, "reset")
                 return
         self._flows.relay(flow, client, server)
+
+    def has_module(self, port: int) -> bool:
+        """Whether flows to a server's port go through a module."""
+        return port in self._module_ports
+
+    def join(
+        self,
+        front: str,
+        client: Endpoint,
+        client_sock: _socket.socket,
+        server: Endpoint,
+        server_sock: _socket.socket,
+        early: bytes,
+        decision: Decision,
+    ) -> None:
+        """Carry a flow that no module reads; as `run`, but for sockets that do not block, and never waits."""
+        if early:
+            try:
+                sent = server_sock.send(early)
+            except OSError:
+                sent = 0
+            if sent < len(early):  # what has come with a handshake is less than any socket's buffer: it is broken
+                abort(client_sock)
+                abort(server_sock)
+                return
+        flow = self._flows.add(front, client, server, rule=decision.rule)
+        flow.count_early(len(early))
+        flow.rate = decision.rate
+        self._flows.relay(flow, client_sock, server_sock)
 
     def _inspect(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import time
 from dataclasses import dataclass
 
 from alg.address import Address
@@ -33,6 +34,28 @@ def is_local(host: str) -> bool:
     ValueError for a name.
     """
     return any(_is_local(ip) for ip in seen_through(ipaddress.ip_address(host)))
+
+
+class OwnAddresses:
+    """`is_local`, asked of the kernel at most once in `lifetime` seconds for each address: a dial a time would cost a
+    socket each."""
+
+    def __init__(self, lifetime: float = 1.0, size: int = 4096) -> None:
+        self._lifetime = lifetime
+        self._size = size
+        self._known: dict[str, tuple[float, bool]] = {}
+
+    def has(self, host: str) -> bool:
+        """Whether `host`, the text of an address, is or embeds one of this host's own. ValueError for a name."""
+        now = time.monotonic()
+        known = self._known.get(host)
+        if known is not None and known[0] > now:
+            return known[1]
+        if len(self._known) >= self._size:
+            self._known.clear()
+        answer = is_local(host)
+        self._known[host] = (now + self._lifetime, answer)
+        return answer
 
 
 def _is_local(ip: Address) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import ipaddress
 import socket
 import struct
@@ -15,7 +16,7 @@ _KEEPALIVE_INTERVAL = 60  # seconds
 _KEEPALIVE_PROBES = 5
 
 
-def abort(sock: socket.socket) -> None:
+def abort(sock: _socket.socket) -> None:
     """Close with a reset: the peer learns at once that this connection has failed."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
@@ -24,7 +25,7 @@ def abort(sock: socket.socket) -> None:
     sock.close()
 
 
-def prepare(sock: socket.socket) -> None:
+def prepare(sock: _socket.socket) -> None:
     """What every flow's socket gets: no delay, keep-alive, and urgent data as bytes of the stream.
 
     Without SO_OOBINLINE the byte of an urgent mark (FTP's ABOR, RFC 959 4.1.3) would be lost on the way.
@@ -51,7 +52,7 @@ def close_gently(sock: socket.socket, timeout: float) -> None:
     sock.close()
 
 
-def _keep_alive(sock: socket.socket) -> None:
+def _keep_alive(sock: _socket.socket) -> None:
     """Find out, within ten minutes, that a silent peer is gone."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE)

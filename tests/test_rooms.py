@@ -39,7 +39,7 @@ LAYERS = [
     ("gateway.front",),
     ("gateway.flow_runner",),
     ("gateway.inspection",),
-    ("gateway.dial", "gateway.pinhole", "gateway.conversations"),
+    ("gateway.dial", "gateway.quick_dial", "gateway.pinhole", "gateway.conversations"),
     ("gateway.flow",),
     ("gateway.relay", "gateway.resolve", "gateway.policy", "gateway.broker"),
     ("gateway.config_file", "gateway.config_check"),

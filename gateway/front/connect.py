@@ -24,16 +24,7 @@ class ConnectCommand:
         try:
             connection = self._dialer.dial(request.wish())
         except DialError as error:
-            log.info(
-                "socks.denied" if error.failure == "denied" else "socks.failed",
-                client=str(request.client),
-                target=f"{request.host}:{request.port}",
-                **({"user": request.user} if request.user else {}),
-                failure=error.failure,
-                rule=error.rule,
-                detail=str(error),
-            )
-            request.refuse(error.failure)
+            self.fail(request, error)
             return
         server = connection.sock
         try:
@@ -48,3 +39,16 @@ class ConnectCommand:
         self._runner.run(
             "socks", request.sock, server, early=early, user=request.user, target=target, connection=connection
         )
+
+    def fail(self, request: SocksRequest, error: DialError) -> None:
+        """Tell the client and the log that there is no connection; owns the request's socket."""
+        log.info(
+            "socks.denied" if error.failure == "denied" else "socks.failed",
+            client=str(request.client),
+            target=f"{request.host}:{request.port}",
+            **({"user": request.user} if request.user else {}),
+            failure=error.failure,
+            rule=error.rule,
+            detail=str(error),
+        )
+        request.refuse(error.failure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import errno
 import ipaddress
 import socket
@@ -17,7 +18,7 @@ SOL_IPV6 = 41
 _NOT_THERE = (errno.ENOENT, errno.ENOPROTOOPT)
 
 
-def original_destination(sock: socket.socket) -> Endpoint | None:
+def original_destination(sock: _socket.socket) -> Endpoint | None:
     """The destination that the client of this accepted TCP connection had dialled, as conntrack remembers it.
 
     None if conntrack does not know it. A connection that was not redirected has its own local endpoint. An IPv4 client
@@ -35,5 +36,5 @@ def original_destination(sock: socket.socket) -> Endpoint | None:
     return Endpoint.of(ipaddress.ip_address(host), port)
 
 
-def _is_mapped(sock: socket.socket) -> bool:
+def _is_mapped(sock: _socket.socket) -> bool:
     return ipaddress.IPv6Address(sock.getsockname()[0].partition("%")[0]).ipv4_mapped is not None

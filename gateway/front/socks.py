@@ -13,7 +13,7 @@ from alg.address import Endpoint
 from gateway.front import socks4, socks5
 from gateway.front.authenticate import Authenticator, NotAuthenticated
 from gateway.front.socks5 import SocksError
-from gateway.front.socks_request import GOODBYE, Gone, Incoming, SocksRequest, refuse
+from gateway.front.socks_request import ANONYMOUS, GOODBYE, Gone, Incoming, SocksRequest, refuse
 from gateway.model import CommandName
 from gateway.sockets import close_gently, endpoint
 
@@ -52,15 +52,25 @@ class SocksFront:
 
     def handle(self, sock: gsocket.socket, address: tuple[object, ...]) -> None:
         """Serve one accepted connection; owns the socket."""
+        self.resume(sock, address, b"", False, self._timeout)
+
+    def resume(
+        self, sock: gsocket.socket, address: tuple[object, ...], received: bytes, chosen: bool, seconds: float
+    ) -> None:
+        """Go on with a handshake of which `received` is not consumed yet and `seconds` are left; owns the socket.
+
+        `chosen`: the greeting was answered already, with the method "none".
+        """
         client = endpoint(address)
         incoming = Incoming(sock)
+        incoming.buffer += received
         version = 0
         try:
-            with gevent.Timeout(self._timeout):
-                version = incoming.peek()
-                request = self._request4(incoming, client) if version == 4 else self._request5(incoming, client)
+            with gevent.Timeout(max(seconds, 0.01)):
+                version = socks5.VERSION if chosen else incoming.peek()
+                request = self._request4(incoming, client) if version == 4 else self._request5(incoming, client, chosen)
         except gevent.Timeout:
-            log.info("socks.timeout", client=str(client), seconds=self._timeout)
+            self.log_timeout(client)
             incoming.sock.close()
         except (Gone, OSError):
             incoming.sock.close()
@@ -72,6 +82,10 @@ class SocksFront:
         else:
             self._commands[request.command].run(request)
 
+    def log_timeout(self, client: Endpoint) -> None:
+        """Say that a client's time for its handshake is over."""
+        log.info("socks.timeout", client=str(client), seconds=self._timeout)
+
     def _request4(self, incoming: Incoming, client: Endpoint) -> SocksRequest:
         wire = incoming.read(socks4.parse_request)
         identity = self._authenticator.version4(incoming, client, wire.userid)
@@ -80,8 +94,8 @@ class SocksFront:
             raise SocksError(socks4.Reply.REJECTED, f"{wire.command.name} is not available")
         return SocksRequest(incoming, socks4.VERSION, command, client, wire.host, wire.port, identity)
 
-    def _request5(self, incoming: Incoming, client: Endpoint) -> SocksRequest:
-        identity = self._authenticator.version5(incoming, client)
+    def _request5(self, incoming: Incoming, client: Endpoint, chosen: bool) -> SocksRequest:
+        identity = ANONYMOUS if chosen else self._authenticator.version5(incoming, client)
         wire = incoming.read(socks5.parse_request)
         command = _COMMANDS5[wire.command]
         if command not in self._commands:

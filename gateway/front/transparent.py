@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 from collections.abc import Mapping
 
 import gevent.socket as gsocket
@@ -49,18 +50,26 @@ class TransparentFront:
         try:
             connection = self._dialer.dial(request)
         except DialError as error:
-            own = error.failure == "denied" and error.rule in ("own", "loopback")
-            log.warning(
-                "transparent.loop" if own else "transparent.failed",
-                client=str(client),
-                target=str(target),
-                failure=error.failure,
-                rule=error.rule,
-                detail=str(error),
-            )
-            abort(sock)
+            self.fail(sock, client, target, error)
             return
         self._runner.run("transparent", sock, connection.sock, connection=connection)
+
+    def publishes(self, target: Endpoint) -> bool:
+        """Whether a server inside is published there."""
+        return target in self._published
+
+    def fail(self, sock: _socket.socket, client: Endpoint, target: Endpoint, error: DialError) -> None:
+        """Reset a client's connection, and say why; does not wait."""
+        own = error.failure == "denied" and error.rule in ("own", "loopback")
+        log.warning(
+            "transparent.loop" if own else "transparent.failed",
+            client=str(client),
+            target=str(target),
+            failure=error.failure,
+            rule=error.rule,
+            detail=str(error),
+        )
+        abort(sock)
 
     def _publish(self, sock: gsocket.socket, client: Endpoint, target: Endpoint) -> None:
         """Lead a client to the server that is published at `target`."""

@@ -5,10 +5,12 @@ from gevent import monkey
 
 monkey.patch_all()
 
+import _socket
 import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -24,6 +26,7 @@ from gateway.flow_runner import FlowRunner
 from gateway.front.bind import BindCommand
 from gateway.front.connect import ConnectCommand
 from gateway.front.lookup import Lookup
+from gateway.front.quick import QuickSocks, QuickTransparent
 from gateway.front.resolve_name import ResolveCommand
 from gateway.front.socks import SocksFront
 from gateway.front.transparent import TransparentFront
@@ -36,9 +39,10 @@ from gateway.own_address import is_local
 from gateway.pinhole.kernel import KernelPinholes
 from gateway.pinhole.userspace import UserspacePinholes
 from gateway.policy import Policy
-from gateway.process.accept import Acceptor
+from gateway.process.accept import Acceptor, Quick
 from gateway.process.authentication import Authentication
 from gateway.process.boot import Boot
+from gateway.quick_dial import QuickDialer, cooperative
 from gateway.relay.splice import Relay
 from gateway.resolve import resolver_of
 from gateway.rule_limits import RuleLimits
@@ -79,9 +83,10 @@ class Worker:
             },
         )
         self._authentication = Authentication(config.socks, boot.files)
+        connect = ConnectCommand(dialer, runner)
         self._socks = SocksFront(
             {
-                "connect": ConnectCommand(dialer, runner),
+                "connect": connect,
                 "bind": BindCommand(lookup, self._userspace, self._flows, outside, config.socks.bind_timeout),
                 "udp": UdpAssociateCommand(
                     lookup, self._userspace, self._flows, relay.wheel, config.pinhole_ports, Options.of(config)
@@ -94,27 +99,41 @@ class Worker:
         self._transparent = TransparentFront(dialer, runner, config.published)
         self._lifeline = gsocket.socket(fileno=boot.lifeline)
         self._acceptor = Acceptor()
-        self._accepting: list[gevent.Greenlet[..., None]] = []
+        quick = QuickDialer(policy, relay.wheel, source)
+        self._quick_transparent = QuickTransparent(self._transparent, quick, runner, self._acceptor)
+        self._quick_socks = QuickSocks(
+            self._socks, connect, quick, runner, relay.wheel, config.socks.handshake_timeout, self._acceptor
+        )
+        self._accepting: list[Callable[[], None]] = []
 
     def run(self) -> None:
         """Serve until SIGTERM, then drain; or until the supervisor is gone, then end at once."""
         boot = self._boot
-        for fds, handler in ((boot.socks, self._socks.handle), (boot.transparent, self._transparent.handle)):
+        plain = boot.config.socks.auth == ("none",)
+        socks = self._quick_socks.accept if plain else self._in_greenlet(self._socks.handle)
+        for fds, handler in ((boot.socks, socks), (boot.transparent, self._quick_transparent.accept)):
             for fd in fds:
-                self._accepting.append(gevent.spawn(self._acceptor.serve, gsocket.socket(fileno=fd), handler))
+                self._accepting.append(self._acceptor.listen(fd, handler))
         admin = gevent.spawn(Acceptor().serve, gsocket.socket(fileno=boot.admin), self._answer)
         stop = gevent.event.Event()
         gevent.signal_handler(signal.SIGTERM, stop.set)
         gevent.spawn(self._watch_supervisor)
         self._lifeline.sendall(b"ready\n")
         stop.wait()
-        gevent.killall(self._accepting)
+        for stop_accepting in self._accepting:
+            stop_accepting()
         timeout = max(0.0, boot.config.process.drain_timeout - ABORT_MARGIN)
         if not self._flows.wait_empty(timeout):
             log.warning("drain.cut", flows=len(self._flows))
             self._flows.abort_all()
             self._flows.wait_empty(ABORT_MARGIN)
         admin.kill()
+
+    def _in_greenlet(self, handle: Callable[[gsocket.socket, tuple[object, ...]], None]) -> Quick:
+        def accepted(sock: _socket.socket, address: tuple[object, ...]) -> None:
+            self._acceptor.spawn(lambda: handle(cooperative(sock), address))
+
+        return accepted
 
     def _watch_supervisor(self) -> None:
         """Without a supervisor nobody would replace or end us: go, and let the kernel reset what is open."""

@@ -365,6 +365,8 @@ class RelayHandle:
 
 def _take(sock: RelaySocket) -> _socket.socket:
     """The descriptor of `sock` in the plainest socket object, which knows neither gevent's watchers nor its waits."""
+    if type(sock) is _socket.socket:  # made for us: prepared, and not blocking
+        return sock
     family = sock.family
     taken = _socket.socket(family, SOCK_STREAM, 0, fileno=sock.detach())
     taken.setblocking(False)

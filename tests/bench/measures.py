@@ -1,0 +1,158 @@
+"""What is measured of one peer, by the load generator (load.c) at both ends of it."""
+
+from __future__ import annotations
+
+import contextlib
+import ftplib
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench.peers import PORT, Peer
+from tests.lab.lab import CLIENT4, SERVER4, Lab
+
+CONCURRENT = 100
+STREAMS = 8
+ECHO_FLOWS = 1000
+ECHO_RATE = 4000  # a second, over all flows
+FEW, MANY = 1000, 8000
+HEAD_START = 0.5  # seconds for conntrack and TIME_WAIT of the measure before to go
+FTP_FILE = 1 << 30  # bytes; sparse
+
+Results = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The load generator in a lab. `seconds`: how long each measure lasts."""
+
+    lab: Lab
+    program: Path
+    seconds: float
+
+    def client(self, what: str, peer: Peer, *arguments: object) -> dict[str, float]:
+        """Run one measure as the client; what it says."""
+        argv = [self.program, what, peer.via, SERVER4, PORT, *arguments]
+        said = self.lab.run("inside", [str(word) for word in argv], timeout=90).stdout
+        answer: dict[str, float] = json.loads(said)
+        return answer
+
+    @contextlib.contextmanager
+    def held(self, peer: Peer, flows: int) -> Iterator[int]:
+        """Idle flows through the peer; how many there are."""
+        argv = [str(self.program), "hold", peer.via, SERVER4, str(PORT), str(flows)]
+        process = subprocess.Popen(
+            ["ip", "netns", "exec", self.lab.ns("inside"), *argv], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            yield int(json.loads(process.stdout.readline())["opened"])
+        finally:
+            process.stdin.close()
+            process.stdout.close()
+            process.wait(30)
+
+
+def prepare(lab: Lab) -> None:
+    """Let neither end run out of ports, and conntrack not of entries: not what is measured here."""
+    for role in ("inside", "router", "outside"):
+        lab.run(role, ["sysctl", "-qw", "net.ipv4.ip_local_port_range=1024 65000", "net.ipv4.tcp_tw_reuse=1"])  # type: ignore[arg-type]
+    lab.run("router", ["sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_timeout_time_wait=1"])
+    lab.run("router", ["sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_timeout_close=1"])
+
+
+def connections(load: Load, peer: Peer, pids: list[int]) -> Results:
+    """Connections/s, with and without many idle flows."""
+    time.sleep(HEAD_START)
+    return {"conn/s": load.client("rate", peer, CONCURRENT, load.seconds)["rate"]}
+
+
+def streams(load: Load, peer: Peer, pids: list[int]) -> Results:
+    """Gbit/s, and the peer's CPU for a gigabyte."""
+    results: Results = {}
+    for count in (1, STREAMS):
+        for way in ("down", "up"):
+            before = _cpu(pids)
+            said = load.client("stream", peer, count, load.seconds, way)
+            results[f"{count} {way}"] = said["gbit"]
+            if count == 1 and way == "down" and peer.front != "kernel":
+                results["cpu s/GB"] = (_cpu(pids) - before) / (said["bytes"] / 1e9)
+    return results
+
+
+def latency(load: Load, peer: Peer, pids: list[int]) -> Results:
+    """64-byte echoes, microseconds."""
+    said = load.client("echo", peer, ECHO_FLOWS, load.seconds, ECHO_RATE)
+    return {"p50": said["p50"], "p99": said["p99"]} if "p99" in said else {}
+
+
+def idle(load: Load, peer: Peer, pids: list[int]) -> Results:
+    """Resident memory (proportional set size) for an idle flow, and the connection rate beside many of them."""
+    results: Results = {}
+    if peer.front == "kernel":
+        return results
+    for flows in (FEW, MANY) if peer.scales else (FEW,):
+        before = _memory(load.lab, peer)
+        with load.held(peer, flows) as opened:
+            if opened < flows:
+                continue
+            time.sleep(HEAD_START)
+            results[f"KiB/flow, {flows}"] = (_memory(load.lab, peer) - before) / opened
+            if flows == MANY:
+                results["conn/s, 8000 idle"] = load.client("rate", peer, CONCURRENT, load.seconds)["rate"]
+        time.sleep(HEAD_START)
+    return results
+
+
+def ftp(lab: Lab, active: bool) -> float:
+    """Gbit/s of one file from vsftpd: passive is a connection of plain NAT, active one through a pinhole."""
+    with lab.enter("inside"):
+        client = ftplib.FTP(timeout=20)
+        client.connect(SERVER4, 21)
+        client.login()
+        client.set_pasv(not active)
+        client.voidcmd("TYPE I")
+        if active:
+            client.sendport = lambda host, port: client.sendcmd(  # type: ignore[method-assign, assignment]
+                "PORT " + ",".join([*CLIENT4.split("."), str(port >> 8), str(port & 255)])
+            )
+        data = client.transfercmd("RETR pub/sparse")
+    began = time.monotonic()
+    count = 0
+    with data:
+        buffer = bytearray(1 << 18)
+        while got := data.recv_into(buffer, 0, socket.MSG_TRUNC):
+            count += got
+    elapsed = time.monotonic() - began
+    client.close()
+    assert count == FTP_FILE
+    return count * 8 / elapsed / 1e9
+
+
+def _cpu(pids: list[int]) -> float:
+    """Seconds of processor time that processes have used."""
+    total = 0.0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            total += int(fields[11]) + int(fields[12])
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def _memory(lab: Lab, peer: Peer) -> float:
+    """KiB resident of all processes in the router, what is shared counted once."""
+    from tests.bench.peers import router_pids
+
+    total = 0
+    for pid in router_pids(lab):
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1])
+    return float(total)
