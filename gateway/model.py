@@ -40,6 +40,7 @@ class PinholeRequest(msgspec.Struct, frozen=True):
     over; docs/decisions/0035-udp-pinholes.md. Then `peer` is None and `peers` says who may send in, from any port of
     theirs: addresses, () for nobody yet, None for anybody. `second` is the target's port behind a second public port,
     the next one (RTP and RTCP: the first is even then). `public_host` None: nothing is translated, public is target.
+    `local`: a worker of this host listens at the public port itself; netfilter lets the peer in (where INPUT drops).
     `read`: its datagrams are for a module to read, so the port is one of those that iptables hands to the queue.
     """
 
@@ -56,6 +57,7 @@ class PinholeRequest(msgspec.Struct, frozen=True):
     peers: tuple[str, ...] | None = ()
     second: int | None = None
     read: bool = False
+    local: bool = False
 
 
 class PinholeUpdate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,6 +72,14 @@ class PinholeUpdate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     peers: tuple[str, ...] | msgspec.UnsetType | None = msgspec.UNSET
     target: Endpoint | msgspec.UnsetType = msgspec.UNSET
     second: int | msgspec.UnsetType = msgspec.UNSET
+
+
+class Traffic(msgspec.Struct, frozen=True):
+    """What has passed through a conversation: packets in and out, and bytes of both (of IP packets)."""
+
+    packets_in: int = 0
+    packets_out: int = 0
+    bytes: int = 0
 
 
 class Lease(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from alg.address import Endpoint
-from gateway.model import Lease, Transport
+from gateway.model import Lease, Traffic, Transport
 
 ONCE = ("once4", "once6")
 COUNTED = ("in4", "inany4", "out4", "outany4", "in6", "inany6", "out6", "outany6")
@@ -27,6 +27,7 @@ LONGEST_COMMENT = 127
 
 _COMMENT = "algate 1"
 _SECOND = "+1"
+_LOCAL = "@"  # and the target: the public port is a worker's own
 _PROTOCOLS: dict[Transport, int] = {"tcp": 6, "udp": 17}
 _TRANSPORTS: dict[int, Transport] = {number: name for name, number in _PROTOCOLS.items()}
 _SIZES = {4: 4, 6: 16}
@@ -69,9 +70,11 @@ def pack_key(destination: Endpoint, transport: Transport, source: str | None) ->
 def elements_of(lease: Lease, slot: int, ttl: float) -> tuple[Element, ...]:
     """What to add for a lease that lives `ttl` seconds (or to delete). ValueError if its comment is too long."""
     comment = f"{_COMMENT} {slot} {lease.id} {lease.flow} {lease.reason}"
-    if len(comment.encode()) + len(_SECOND) + 1 > LONGEST_COMMENT:
+    if len(comment.encode()) + len(" @") + 2 * len(_pack(lease.target)) > LONGEST_COMMENT:
         raise ValueError(f"comment is longer than {LONGEST_COMMENT} bytes")
     family = lease.public.version
+    if lease.backend == "userspace":
+        return tuple(_local(lease, ttl, f"{comment} {_LOCAL}{_pack(lease.target).hex()}"))
     if lease.uses == 0:
         elements = _conversation(family, lease.public, lease.target, lease.peers, ttl, comment)
         if lease.second is not None:
@@ -88,7 +91,7 @@ def elements_of(lease: Lease, slot: int, ttl: float) -> tuple[Element, ...]:
 
 
 def once_of(lease: Lease) -> tuple[str, bytes]:
-    """Set and key of the element that is there as long as a pinhole of one use is unused."""
+    """Set and key of the element that is there as long as a pinhole of one use (and one peer) is unused."""
     source = lease.client if lease.direction == "out" else lease.peer
     return f"once{lease.public.version}", pack_key(lease.public, lease.protocol, source)
 
@@ -99,10 +102,13 @@ def second_of(lease: Lease) -> tuple[Endpoint, Endpoint]:
     return Endpoint(lease.public.host, lease.public.port + 1), Endpoint(lease.target.host, lease.second)
 
 
-def traffic_of(lease: Lease, counted: Mapping[tuple[str, bytes], Element]) -> tuple[int, int]:
-    """Packets and bytes of a conversation: the sum of the counters of its elements."""
-    mine = [counted[key] for element in elements_of(lease, 0, 1.0) if (key := (element.set, element.key)) in counted]
-    return sum(element.packets for element in mine), sum(element.bytes for element in mine)
+def traffic_of(elements: Iterable[Element]) -> Traffic:
+    """What has passed through a conversation: the sum of the counters of its elements."""
+    packets, total = {True: 0, False: 0}, 0
+    for element in elements:
+        packets[element.set.startswith("in")] += element.packets
+        total += element.bytes
+    return Traffic(packets[True], packets[False], total)
 
 
 def leases_of(elements: Iterable[Element], unix: float) -> list[Found]:
@@ -123,6 +129,10 @@ def leases_of(elements: Iterable[Element], unix: float) -> list[Found]:
                 seconds[owner.id] = conversation.lease.target.port
             else:
                 found.append(conversation)
+        elif owner.local is not None:
+            local = _read_local(element, owner, peers, everything, unix)
+            if local is not None and local.lease.id not in {one.lease.id for one in found}:
+                found.append(local)
         elif element.set.startswith(("dnat", "once")):
             single = _read_single(element, owner, everything, unix)
             if single is not None:
@@ -137,6 +147,7 @@ class _Owner:
     flow: str
     reason: str
     second: bool
+    local: bytes | None
 
 
 def _conversation(
@@ -146,15 +157,28 @@ def _conversation(
     elements = [Element(f"snat{family}", _pack(target), _pack(public), ttl, comment)]
     anybody = "any" if peers is None else ""
     for peer in (None,) if peers is None else peers:
-        inward, outward = pack_key(public, "udp", peer), pack_key(target, "udp", peer)
+        inward, socket = pack_key(public, "udp", peer), pack_key(target, "udp", peer)
         elements.append(Element(f"{anybody or 'many'}{family}", inward, _pack(target), ttl, ""))
-        elements.append(Element(f"in{anybody}{family}", inward, None, ttl, ""))
-        elements.append(Element(f"out{anybody}{family}", outward, None, ttl, ""))
+        elements.append(Element(f"in{anybody}{family}", socket, None, ttl, ""))
+        elements.append(Element(f"out{anybody}{family}", socket, None, ttl, ""))
     return elements
 
 
+def _local(lease: Lease, ttl: float, comment: str) -> list[Element]:
+    """The elements of a port where a worker listens. The first one says whose it is."""
+    family = lease.public.version
+    if lease.uses and lease.peer is not None:
+        return [Element(f"once{family}", pack_key(lease.public, lease.protocol, lease.peer), None, ttl, comment)]
+    peers = lease.peers if lease.uses == 0 else None
+    anybody = "any" if peers is None else ""
+    return [
+        Element(f"in{anybody}{family}", pack_key(lease.public, lease.protocol, peer), None, ttl, comment)
+        for peer in ((None,) if peers is None else peers)
+    ]
+
+
 def _peers(elements: Mapping[tuple[str, bytes], Element]) -> dict[Endpoint, list[str | None]]:
-    """Who may send to a public endpoint; None in the list: anybody."""
+    """Who may send to an inside socket, or to one of this host; None in the list: anybody."""
     found: dict[Endpoint, list[str | None]] = {}
     for element in elements.values():
         if element.set.startswith("in"):
@@ -171,7 +195,7 @@ def _read_conversation(
     if len(element.key) != _SIZES[family] + 4 or element.data is None or len(element.data) != _SIZES[family] + 4:
         return None
     target, public = _unpack(element.key, family), _unpack(element.data, family)
-    allowed = peers.get(public, [])
+    allowed = peers.get(target, [])
     lease = Lease(
         id=owner.id,
         flow=owner.flow,
@@ -218,6 +242,37 @@ def _read_single(
     return Found(lease, owner.slot, element.timeout, used)
 
 
+def _read_local(
+    element: Element,
+    owner: _Owner,
+    peers: Mapping[Endpoint, list[str | None]],
+    everything: Mapping[tuple[str, bytes], Element],
+    unix: float,
+) -> Found | None:
+    key = _unpack_key(element)
+    if key is None or owner.local is None or len(owner.local) != _SIZES[key[0].version] + 4:
+        return None
+    public, transport, source = key
+    target = _unpack(owner.local, public.version)
+    allowed = peers.get(public, [])
+    lease = Lease(
+        id=owner.id,
+        flow=owner.flow,
+        reason=owner.reason,
+        client=target.host,
+        direction="in",
+        protocol=transport,
+        public=public,
+        target=target,
+        peer=source if transport == "tcp" else None,
+        uses=1 if transport == "tcp" else 0,
+        expires=unix + element.timeout,
+        backend="userspace",
+        peers=() if transport == "tcp" else None if None in allowed else tuple(sorted(p for p in allowed if p)),
+    )
+    return Found(lease, owner.slot, element.timeout, used=False)
+
+
 def _with_second(found: Found, second: int | None) -> Found:
     if second is None:
         return found
@@ -229,9 +284,18 @@ def _with_second(found: Found, second: int | None) -> Found:
 def _parse_comment(comment: str) -> _Owner | None:
     head, found, rest = comment.partition(_COMMENT + " ")
     words = rest.split(" ")
-    if head or not found or not words[0].isdecimal() or len(words) not in (4, 5) or words[4:] not in ([], [_SECOND]):
+    if head or not found or not words[0].isdecimal() or len(words) not in (4, 5):
         return None
-    return _Owner(int(words[0]), words[1], words[2], words[3], second=len(words) == 5)
+    role = words[4] if len(words) == 5 else ""
+    local = None
+    if role.startswith(_LOCAL):
+        try:
+            local = bytes.fromhex(role.removeprefix(_LOCAL))
+        except ValueError:
+            return None
+    elif role not in ("", _SECOND):
+        return None
+    return _Owner(int(words[0]), words[1], words[2], words[3], second=role == _SECOND, local=local)
 
 
 def _unpack_key(element: Element) -> tuple[Endpoint, Transport, str | None] | None:

@@ -49,7 +49,7 @@ SERVICE_PORTS = frozenset(
 """Ports above 1023 where a service without good authentication often listens, and where no ephemeral port of a common
 system is likely: a client that names one as its data port is rather a victim of slipstreaming."""
 
-_FLOW = re.compile(r"[A-Za-z0-9._:-]{1,48}")
+_FLOW = re.compile(r"[A-Za-z0-9._:-]{1,32}")
 _REASON = re.compile(r"[a-z0-9.-]{1,24}")
 _LEASE_ID = re.compile(r"[0-9a-f]{16}")
 
@@ -72,6 +72,9 @@ def check_request(request: PinholeRequest, inside: Sequence[Network]) -> None:
     if request.uses not in (0, 1):
         raise PinholeRefused("uses", "the kernel backend lets exactly one connection through, or a conversation")
     client = _address("client", request.client)
+    if request.local:
+        _check_local(request, client, inside)
+        return
     if not _within(client, inside):
         raise PinholeRefused("client", f"{client} is not inside")
     target = _target(request.target)
@@ -97,6 +100,29 @@ def check_update(update: PinholeUpdate, lease: Lease, inside: Sequence[Network])
         _check_second(target, update.second)
     if update.peers is not msgspec.UNSET:
         _check_peers(update.peers, lease.target.version, inside)
+
+
+def _check_local(request: PinholeRequest, client: Address, inside: Sequence[Network]) -> None:
+    """A worker's own port: it listens, checks the peer and relays; netfilter lets the peer in as well."""
+    if not _within(client, inside):
+        raise PinholeRefused("client", f"{client} is not inside")
+    if request.direction != "in" or request.second is not None or request.read:
+        raise PinholeRefused("local", "a worker listens at one port")
+    if request.uses != (0 if request.transport == "udp" else 1):
+        raise PinholeRefused("uses", "one connection, or one conversation")
+    if request.public_host is None or _address("target", request.target.host) != client:
+        raise PinholeRefused("target", "no public address, or not the client's own")
+    if not 1 <= request.target.port <= 65535:
+        raise PinholeRefused("port", f"{request.target.port} is not a port")
+    _check_public(request.public_host, client, inside)
+    if request.transport == "udp":
+        if request.peer is not None:
+            raise PinholeRefused("peer", "the peers of a conversation stand in peers")
+        _check_peers(request.peers, client.version, inside)
+    elif request.peers != ():
+        raise PinholeRefused("uses", "only a conversation has peers")
+    elif request.peer is not None:
+        _check_peers((request.peer,), client.version, inside)
 
 
 def _check_conversation(request: PinholeRequest, client: Address, target: Address, inside: Sequence[Network]) -> None:

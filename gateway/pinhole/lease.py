@@ -17,7 +17,7 @@ import msgspec
 
 from alg.address import Endpoint
 from gateway.errors import PinholeRefused
-from gateway.model import Lease, PinholeRequest, PinholeUpdate, Transport
+from gateway.model import Lease, PinholeRequest, PinholeUpdate, Traffic, Transport
 from gateway.pinhole.rate import Rate
 
 HOLD = 10.0
@@ -26,6 +26,8 @@ peer, short enough for 1,000 pinholes/s from 10,000 ports."""
 
 RATE = 100.0
 """Openings of one client in a second, on average: more than a client that fetches small files one by one can use."""
+
+NOTHING = Traffic()
 
 _RANDOM_TRIES = 32
 
@@ -97,7 +99,7 @@ class LeaseTable:
             raise PinholeRefused("quota", f"{request.client} holds {self._per_client} pinholes")
         if self._live >= self._total:
             raise PinholeRefused("full", f"there are {self._total} pinholes")
-        if request.uses == 0:
+        if request.uses == 0 and not request.local:
             for port in (request.target.port, request.second):
                 if port is not None and Endpoint(request.target.host, port) in self._conversations:
                     raise PinholeRefused("taken", f"port {port} of {request.target.host} has an open conversation")
@@ -114,7 +116,7 @@ class LeaseTable:
             peer=request.peer,
             uses=request.uses,
             expires=unix + request.ttl,
-            backend=self._backend,
+            backend="userspace" if request.local else self._backend,
             peers=request.peers,
             second=request.second,
         )
@@ -160,7 +162,8 @@ class LeaseTable:
             target=lease.target if update.target is msgspec.UNSET else update.target,
             second=second,
         )
-        if lease.public == lease.target and (new.target, new.second) != (lease.target, lease.second):
+        moved = (new.target, new.second) != (lease.target, lease.second)
+        if (lease.public == lease.target or lease.backend == "userspace") and moved:
             raise PinholeRefused("public", "what is not translated cannot move")
         for target in _sockets_of(new):
             if self._conversations.get(target, new.id) != new.id:
@@ -308,16 +311,16 @@ def _ports_of(lease: Lease) -> Iterator[Endpoint]:
 
 def _sockets_of(lease: Lease) -> Iterator[Endpoint]:
     """The inside sockets that a conversation is of: each can send from one public port only."""
-    if lease.uses == 0:
+    if lease.uses == 0 and lease.backend == "kernel":
         yield lease.target
         if lease.second is not None:
             yield Endpoint(lease.target.host, lease.second)
 
 
-def lease_row(lease: Lease, traffic: tuple[int, int] = (0, 0)) -> dict[str, Any]:
+def lease_row(lease: Lease, traffic: Traffic = NOTHING) -> dict[str, Any]:
     """A lease as `algate pinholes --json` shows it: endpoints as text, `expires` in Unix time.
 
-    `traffic`: packets and bytes. The "peer" of a conversation is all its peers' addresses; null if anybody may come.
+    The "peer" of a conversation is all its peers' addresses; null if anybody may come.
     """
     return {
         "id": lease.id,
@@ -332,6 +335,8 @@ def lease_row(lease: Lease, traffic: tuple[int, int] = (0, 0)) -> dict[str, Any]
         "backend": lease.backend,
         "expires": lease.expires,
         "second": lease.second,
-        "packets": traffic[0],
-        "bytes": traffic[1],
+        "packets": traffic.packets_in + traffic.packets_out,
+        "packets_in": traffic.packets_in,
+        "packets_out": traffic.packets_out,
+        "bytes": traffic.bytes,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import gevent
@@ -17,6 +17,7 @@ from alg.address import Endpoint
 from gateway.errors import PinholeRefused
 from gateway.flow import Flows
 from gateway.model import Lease, PinholeRequest, PinholeUpdate
+from gateway.pinhole.admission import Admission
 from gateway.pinhole.lease import LeaseTable, lease_row
 from gateway.sockets import abort, endpoint, prepare
 
@@ -38,8 +39,11 @@ class UserspacePinholes:
 
     outbound = False  # a SOCKS client reaches the outside through us, whatever the FORWARD policy is
 
-    def __init__(self, flows: Flows, ports: tuple[int, int], per_client: int) -> None:
+    def __init__(
+        self, flows: Flows, ports: tuple[int, int], per_client: int, admission: Admission | None = None
+    ) -> None:
         self._flows = flows
+        self._admission = admission
         self._table = LeaseTable(backend="userspace", ports=ports, per_client=per_client)
         self._rng = random.SystemRandom()
         self._waiting: dict[str, gevent.Greenlet[..., str]] = {}
@@ -47,6 +51,11 @@ class UserspacePinholes:
     def reserve(self, request: PinholeRequest, make: Callable[[str, int], S]) -> tuple[Lease, S]:
         """Lease a port of the public host for a caller that serves it itself, and the socket that `make(host, port)`
         has bound there (OSError: that port is not free). `release` ends it. Raises PinholeRefused."""
+        if self._admission is not None and self._admission.concerns(request):
+            lease, sock = self._admission.reserve(request, make)
+            self._table.restore(lease, owner=0, deadline=time.monotonic() + request.ttl)
+            _log_open(lease)
+            return lease, sock
         made: list[S] = []
 
         def is_free(port: int) -> bool:
@@ -65,15 +74,7 @@ class UserspacePinholes:
             for sock in made:
                 sock.close()
             raise
-        log.info(
-            "pinhole.open",
-            pinhole=lease.id,
-            flow=lease.flow,
-            reason=lease.reason,
-            public=str(lease.public),
-            target=str(lease.target),
-            peer=lease.peer,
-        )
+        _log_open(lease)
         return lease, made[-1]
 
     def renew(self, lease: Lease, ttl: float) -> None:
@@ -82,10 +83,14 @@ class UserspacePinholes:
         if current is not None:
             lease = msgspec.structs.replace(current, expires=time.time() + ttl)
             self._table.replace(lease, deadline=time.monotonic() + ttl)
+        if self._admission is not None and lease.id in self._admission:
+            gevent.spawn(self._admission.renew, lease.id, ttl)
 
     def release(self, lease: Lease, reason: str) -> None:
         """Give a reserved port back; the caller has closed its socket. `reason` is for the log."""
         self._table.close(lease.id, now=time.monotonic())
+        if self._admission is not None:
+            self._admission.release(lease.id)
         log.info("pinhole.close", pinhole=lease.id, flow=lease.flow, reason=reason)
 
     def open(self, request: PinholeRequest) -> Lease:
@@ -103,6 +108,10 @@ class UserspacePinholes:
         """There are no conversations here: PinholeRefused."""
         raise PinholeRefused("lease", "conversations are for the kernel backend")
 
+    def traffic(self, leases: Sequence[str]) -> Mapping[str, tuple[int, int]]:
+        """There are no conversations here."""
+        return {}
+
     def close(self, lease: Lease) -> None:
         """Close it if it is still open; connections that it admitted live on."""
         waiting = self._waiting.get(lease.id)
@@ -110,8 +119,9 @@ class UserspacePinholes:
             waiting.kill(block=False)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The open pinholes as `algate pinholes --json` shows them."""
-        return [lease_row(lease) for lease in self._table.live()]
+        """The open pinholes as `algate pinholes --json` shows them; those that the broker knows, it shows."""
+        admission = self._admission or ()
+        return [lease_row(lease) for lease in self._table.live() if lease.id not in admission]
 
     def _serve(self, lease: Lease, listener: gsocket.socket, ttl: float) -> str:
         """Admit the peer, as often as the lease says, until its time is over. Returns why it ended."""
@@ -170,6 +180,18 @@ class UserspacePinholes:
             return
         flow.module = lease.reason
         self._flows.relay(flow, peer, target)
+
+
+def _log_open(lease: Lease) -> None:
+    log.info(
+        "pinhole.open",
+        pinhole=lease.id,
+        flow=lease.flow,
+        reason=lease.reason,
+        public=str(lease.public),
+        target=str(lease.target),
+        peer=lease.peer,
+    )
 
 
 def listen(host: str, port: int) -> gsocket.socket:

@@ -36,6 +36,7 @@ from gateway.inspection import Pinholes
 from gateway.observe.admin_wire import Rows, answer
 from gateway.observe.log import get_logger, setup_logging
 from gateway.own_address import is_local
+from gateway.pinhole.admission import Admission
 from gateway.pinhole.kernel import KernelPinholes
 from gateway.pinhole.userspace import UserspacePinholes
 from gateway.policy import Policy
@@ -61,11 +62,10 @@ class Worker:
         self._boot = boot
         relay = Relay(IDLE_TIMEOUT, HALF_CLOSE_TIMEOUT)
         self._flows = Flows(f"w{boot.slot}", relay)
-        self._userspace = UserspacePinholes(self._flows, config.pinhole_ports, config.pinhole.per_client)
-        kernel: Pinholes = self._userspace
-        if boot.broker is not None:
-            client = BrokerClient(socket.socket(fileno=boot.broker))
-            kernel = KernelPinholes(client)
+        broker = BrokerClient(socket.socket(fileno=boot.broker)) if boot.broker is not None else None
+        admission = Admission(broker, config.inside_networks) if broker else None
+        self._userspace = UserspacePinholes(self._flows, config.pinhole_ports, config.pinhole.per_client, admission)
+        kernel: Pinholes = KernelPinholes(broker) if broker else self._userspace
         outside = config.network.outside
         source = outside if outside != "auto" and is_local(outside) else None
         policy, resolver = Policy.of(config, datetime.now), resolver_of(config.dns)

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from alg.address import Endpoint
-from gateway.broker.protocol import MAX_MESSAGE, Close, Update, Updated, decode_to_worker
+from gateway.broker.protocol import MAX_MESSAGE, Close, Count, Counted, Update, Updated, decode_to_worker
 from gateway.model import Lease, PinholeRequest, PinholeUpdate
 from tests.net.broker_rig import (
     CLIENT,
@@ -90,6 +90,13 @@ def update(rig: Rig, lease: Lease, **changes: Any) -> Lease:
     return answer.lease
 
 
+def traffic(rig: Rig, leases: list[str], slot: int = 0) -> dict[str, tuple[int, int]]:
+    rig.send(Count(8, tuple(leases)), slot)
+    answer = decode_to_worker(rig.workers[slot].recv(MAX_MESSAGE))
+    assert isinstance(answer, Counted), answer
+    return answer.packets
+
+
 def gets(receiver: socket.socket, sender: socket.socket, to: Endpoint, data: bytes = b"media") -> Endpoint:
     """The datagram arrives; where from."""
     sender.sendto(data, (to.host, to.port))
@@ -136,6 +143,8 @@ def test_media_passes_both_ways_and_only_for_the_peer(
     assert gets_nothing(phone_rtcp, other, rtcp)
     assert gets_nothing(other, phone, of(other))  # the policy forbids it, and it is no peer
     (row,) = rig.pinholes()
+    assert (row["packets_in"], row["packets_out"]) == (4, 3)
+    assert traffic(rig, [lease.id, "0123456789abcdef"]) == {lease.id: (4, 3)}
     assert (row["packets"], row["bytes"]) == (7, 7 * (5 + 8 + (40 if ":" in client else 20)))
     assert row["peer"] == server
 
@@ -279,6 +288,7 @@ def test_another_worker_cannot_change_it(rig: Rig) -> None:
     rig.send(Update(9, PinholeUpdate(lease.id, peers=None)), slot=1)
     assert "'lease'" in repr(decode_to_worker(rig.workers[1].recv(MAX_MESSAGE)))
     assert rig.count("any4") == 0
+    assert traffic(rig, [lease.id], slot=1) == {}
 
 
 def test_two_conversations_cannot_be_made_one(rig: Rig) -> None:

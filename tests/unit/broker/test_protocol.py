@@ -110,7 +110,7 @@ def test_keys_are_packed_as_the_kernel_has_them() -> None:
 
 
 def test_the_longest_lease_fits_into_a_comment_and_a_longer_one_is_an_error() -> None:
-    lease = msgspec.structs.replace(leases()[0], flow="f" * 48, reason="r" * 24)
+    lease = msgspec.structs.replace(leases()[0], flow="f" * 32, reason="r" * 24)
     elements_of(lease, 9999, 60.0)
     with pytest.raises(ValueError, match="127"):
         elements_of(msgspec.structs.replace(lease, flow="f" * 90), 9999, 60.0)

@@ -1,0 +1,79 @@
+"""Ports that a worker listens at itself, and that the router's own INPUT chain would not let anybody reach.
+
+Where there is a broker, it chooses the port and lets the peer in: one table of leases, one quota, one range of ports,
+whoever serves them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import msgspec
+
+from gateway.broker.client import BrokerClient
+from gateway.errors import PinholeRefused
+from gateway.model import Lease, PinholeRequest, PinholeUpdate
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_TRIES = 3  # another program may take a port between the broker's look and our bind
+
+T = TypeVar("T")
+
+
+class Admission:
+    """Asks the broker for a worker's own ports, for clients in `inside`; it knows no others."""
+
+    def __init__(self, broker: BrokerClient, inside: Sequence[Network]) -> None:
+        self._broker = broker
+        self._inside = tuple(inside)
+        self._open: set[str] = set()
+
+    def concerns(self, request: PinholeRequest) -> bool:
+        """Whether the broker has to be asked for this pinhole."""
+        client = ipaddress.ip_address(request.client)
+        return any(client in network for network in self._inside)
+
+    def reserve(self, request: PinholeRequest, make: Callable[[str, int], T]) -> tuple[Lease, T]:
+        """A lease and what `make(host, port)` bound at its public port. Raises PinholeRefused."""
+        udp = request.transport == "udp"
+        wish = msgspec.structs.replace(
+            request,
+            flow=request.flow or "socks",
+            local=True,
+            uses=0 if udp else 1,
+            peer=None if udp else request.peer,
+            peers=((request.peer,) if request.peer is not None else None) if udp else (),
+        )
+        for _ in range(_TRIES):
+            lease = self._broker.open(wish)
+            try:
+                made = make(lease.public.host, lease.public.port)
+            except OSError:
+                self._broker.close(lease.id)
+                continue
+            self._open.add(lease.id)
+            # The worker's own rules are those that it asked for.
+            return msgspec.structs.replace(
+                lease, flow=request.flow, uses=request.uses, peer=request.peer, peers=()
+            ), made
+        raise PinholeRefused("ports", "somebody else is faster")
+
+    def renew(self, lease_id: str, ttl: float) -> None:
+        """Let a conversation live for `ttl` seconds from now; what the broker does not know is none of its."""
+        if lease_id in self._open:
+            try:
+                self._broker.update(PinholeUpdate(lease_id, ttl=ttl))
+            except PinholeRefused:
+                self._open.discard(lease_id)  # its time was over, or there is a new broker
+
+    def release(self, lease_id: str) -> None:
+        """Let nobody in any more."""
+        if lease_id in self._open:
+            self._open.remove(lease_id)
+            self._broker.close(lease_id)
+
+    def __contains__(self, lease_id: str) -> bool:
+        return lease_id in self._open
