@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import gevent
@@ -48,6 +48,10 @@ log = structlog.get_logger()
 
 READ_SIZE = 16384
 HIGH_WATER = 65536  # bytes waiting for a slow reader, beyond which the other side is not read
+MOST_HELD = 32768  # bytes that the module holds back, beyond which their side is not read
+TURN = 32  # events in a row, after which other flows have their turn
+MOST_UNANSWERED = 4  # pinholes that a flow may be asking its backend for at a time, given up or not
+OPENINGS = 200  # pinholes a second and flow, and as many at once: a flood must not reach the broker, who serves all
 
 
 class Pinholes(Protocol):
@@ -58,6 +62,8 @@ class Pinholes(Protocol):
     def open(self, request: PinholeRequest) -> Lease: ...
 
     def update(self, update: PinholeUpdate) -> Lease: ...
+
+    def traffic(self, leases: Sequence[str]) -> Mapping[str, tuple[int, int]]: ...
 
     def close(self, lease: Lease) -> None: ...
 
@@ -97,6 +103,10 @@ class Inspection:
         self._drained = {side: Wakeup() for side in Side}  # room for more
         self._leases: dict[int, Lease] = {}
         self._opening: set[int] = set()
+        self._unanswered = 0
+        self._openings_left = float(OPENINGS)
+        self._openings_at = now()
+        self._flooded = False
         self._conversations = Conversations(pinholes, mode, flow.id, self._told)
         self._revoked: str | None = None
         self._bypass = False
@@ -164,7 +174,7 @@ class Inspection:
     def _read(self, side: Side) -> None:
         sock, out = self._sockets[side], self._out[side.other]
         while not self._over:
-            while len(out) > HIGH_WATER:
+            while len(out) > HIGH_WATER or self._marks[side.other].held > MOST_HELD:
                 self._drained[side.other].clear()
                 self._drained[side.other].wait()
             try:
@@ -214,8 +224,12 @@ class Inspection:
         if self._handling:
             return
         self._handling = True
+        count = 0
         try:
             while self._events and not self._bypass:
+                count += 1
+                if count % TURN == 0:
+                    gevent.sleep(0)
                 for command in self._module.handle(self._events.popleft()):
                     self._do(command)
         finally:
@@ -266,12 +280,13 @@ class Inspection:
         data = apply_edits(command.data, edits)
         self._out[command.to] += data
         self._marks[command.to].delivered(command.data, edits, len(data))
+        self._drained[command.to].set()  # the module may hold less now
         self._writable[command.to].set()
 
     # --- its pinholes -----------------------------------------------------------------------------------------------
 
     def _open(self, command: OpenPinhole | OpenOutbound) -> None:
-        refusal = self._revoked or self._forbidden(command)
+        refusal = self._revoked or self._forbidden(command) or self._flood()
         if refusal:
             self._feed(Refused(command.ref, refusal, self._now()))
         elif isinstance(command, OpenOutbound) and (not self._pinholes.outbound or self._mode is Mode.OBSERVE):
@@ -281,6 +296,7 @@ class Inspection:
             self._feed(Opened(command.ref, Endpoint(self._public_of(command.target).advertised, 0), self._now()))
         else:
             self._opening.add(command.ref)
+            self._unanswered += 1
             gevent.spawn(self._open_pinhole, command)
 
     def _forbidden(self, command: OpenPinhole | OpenOutbound) -> str | None:
@@ -290,6 +306,19 @@ class Inspection:
         if isinstance(command, OpenPinhole) and command.target.host not in own:
             return "target"
         return None
+
+    def _flood(self) -> str | None:
+        """Too many openings at a time or in a short time are refused here."""
+        now = self._now()
+        self._openings_left = min(OPENINGS, self._openings_left + (now - self._openings_at) * OPENINGS)
+        self._openings_at = now
+        if self._unanswered < MOST_UNANSWERED and self._openings_left >= 1:
+            self._openings_left -= 1
+            return None
+        if not self._flooded:
+            self._flooded = True  # said once: a log is not to be flooded either
+            log.warning("pinhole.flood", flow=self._flow.id, client=self._flow.client.host)
+        return "flood"
 
     def _public_of(self, target: Endpoint) -> PublicAddress:
         """Where the side that is not `target` is to find it."""
@@ -315,10 +344,12 @@ class Inspection:
         try:
             lease = self._pinholes.open(self._request(command))
         except PinholeRefused as refused:
+            self._unanswered -= 1
             log.warning("pinhole.refused", flow=self._flow.id, rule=refused.rule, detail=refused.detail)
             self._opening.discard(ref)
             self._feed(Refused(ref, refused.rule, self._now()))
             return
+        self._unanswered -= 1
         if self._ended or self._bypass or ref not in self._opening:  # nobody wants it any more
             self._pinholes.close(lease)
             return

@@ -44,6 +44,11 @@ class Marks:
         self._in: deque[int] = deque()
         self._out: deque[int] = deque()
 
+    @property
+    def held(self) -> int:
+        """Bytes that came and have not been delivered."""
+        return self._came - self._passed
+
     def came(self, count: int, urgent: bool) -> None:
         """So many bytes came; `urgent`: the last of them is."""
         self._came += count
