@@ -42,7 +42,7 @@ def test_a_full_configuration() -> None:
     config = parse_config(FULL, "algate.toml")
     assert [str(network) for network in config.inside_networks] == ["192.168.56.0/24", "fd00:56::/64"]
     assert config.pinhole_ports == (40000, 49999)
-    assert config.module_ports() == (21, 2121)
+    assert config.module_ports() == (21, 2121, 5060)
     assert config.module_of(2121) == ("ftp", config.alg["ftp"])
     assert config.module_of(22) is None
     assert config.alg["ftp"].mode is Mode.OBSERVE
@@ -62,13 +62,29 @@ def test_no_configuration_is_a_socks_server_for_this_machine() -> None:
     assert config.socks.listen == ("127.0.0.1:1080",)
     assert not config.broker_wanted
     assert not config.transparent_enabled
-    assert config.module_ports() == (21,)
+    assert config.module_ports() == (21, 5060)
+    assert config.module_ports("udp") == (5060,)
+    assert not config.packets_wanted
 
 
 def test_a_module_that_is_off_has_no_ports() -> None:
     config = parse_config('[alg.ftp]\nmode = "off"\n', "x")
-    assert config.module_ports() == ()
+    assert config.module_ports() == (5060,)
     assert config.module_of(21) is None
+
+
+def test_datagrams_are_read_where_there_is_a_broker_and_an_inside_interface() -> None:
+    network = '[network]\ninside = ["10.0.0.0/8"]\ninside_interfaces = ["eth1"]\n'
+    config = parse_config(network, "x")
+    assert config.packets_wanted
+    assert config.module_of(5060, "udp") == ("sip", config.alg["sip"])
+    assert config.module_of(21, "udp") is None
+    assert config.read_ports == (48750, 49999)
+    assert config.queue != parse_config(network + '[process]\nrun_dir = "/x"\n', "x").queue
+    for more in ('[pinhole]\nbackend = "userspace"\n', '[alg.sip]\nmode = "off"\n', '[alg.sip]\ntransports = ["tcp"]\n'):
+        config = parse_config(network + more, "x")
+        assert not config.packets_wanted
+        assert config.read_ports is None
 
 
 def test_instances_differ_by_their_run_dir() -> None:

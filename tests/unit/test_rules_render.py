@@ -27,7 +27,20 @@ def lines(text: str, family: rules.Family = "ipv4") -> list[str]:
 
 
 def test_a_small_router() -> None:
+    queue = "-j NFQUEUE --queue-num 15855 --queue-bypass"
     assert lines(BASIC + '[process]\nrun_dir = "/run/algate"') == [
+        "*mangle",
+        ":ALGATE-FORWARD - [0:0]",
+        "-I FORWARD 1 -j ALGATE-FORWARD",
+        "-A ALGATE-FORWARD -d 192.168.56.0/24 -i eth1 -j RETURN",
+        "-A ALGATE-FORWARD -s 192.168.56.0/24 -i eth1 -p udp -m conntrack --ctorigdstport 5060 --ctdir ORIGINAL "
+        + queue,
+        "-A ALGATE-FORWARD -d 192.168.56.0/24 -o eth1 -p udp -m conntrack --ctorigdstport 5060 --ctdir REPLY " + queue,
+        "-A ALGATE-FORWARD -d 192.168.56.0/24 -o eth1 -p udp -m conntrack --ctorigdstport 48750:49999 --ctdir ORIGINAL "
+        + queue,
+        "-A ALGATE-FORWARD -s 192.168.56.0/24 -i eth1 -p udp -m conntrack --ctorigdstport 48750:49999 --ctdir REPLY "
+        + queue,
+        "COMMIT",
         "*nat",
         ":ALGATE-PREROUTING - [0:0]",
         ":ALGATE-POSTROUTING - [0:0]",
@@ -35,7 +48,7 @@ def test_a_small_router() -> None:
         "-I POSTROUTING 1 -j ALGATE-POSTROUTING",
         "-A ALGATE-PREROUTING -i eth1 -m addrtype --dst-type LOCAL -m socket --nowildcard -j RETURN",
         "-A ALGATE-PREROUTING -d 192.168.56.0/24 -i eth1 -m addrtype ! --dst-type LOCAL -j RETURN",
-        "-A ALGATE-PREROUTING -s 192.168.56.0/24 -i eth1 -p tcp -m multiport --dports 21 -j REDIRECT --to-ports 10800",
+        "-A ALGATE-PREROUTING -s 192.168.56.0/24 -i eth1 -p tcp -m multiport --dports 21,5060 -j REDIRECT --to-ports 10800",
         "COMMIT",
         "*filter",
         ":ALGATE-INPUT - [0:0]",
@@ -43,6 +56,7 @@ def test_a_small_router() -> None:
         "-I INPUT 1 -j ALGATE-INPUT",
         "-I FORWARD 1 -j ALGATE-FORWARD",
         "-A ALGATE-INPUT -i eth1 -p tcp -m tcp --dport 10800 -m conntrack --ctstate DNAT -j ACCEPT",
+        "-A ALGATE-INPUT -m connmark --mark 0x20000000/0x20000000 -j ACCEPT",
         "-A ALGATE-FORWARD -m connmark --mark 0x20000000/0x20000000 -j ACCEPT",
         "COMMIT",
     ]
@@ -59,7 +73,7 @@ def test_every_interface_with_every_network_and_all_ports() -> None:
     assert len(redirects) == 2 * 2 * 2
     assert all(line.endswith("-j REDIRECT --to-ports 999") for line in redirects)
     some = "21," + ",".join(map(str, range(100, 114)))
-    rest = ",".join(map(str, range(114, 120)))
+    rest = ",".join(map(str, range(114, 120))) + ",5060"
     assert [line.split("--dports ")[1].split()[0] for line in redirects if "ppp+" in line and "10.0.0.0/8" in line] == [
         some,
         rest,
@@ -68,7 +82,8 @@ def test_every_interface_with_every_network_and_all_ports() -> None:
 
 
 def test_a_module_that_is_off_has_no_port() -> None:
-    assert not [line for line in lines(BASIC + '[alg.ftp]\nmode = "off"') if "REDIRECT" in line]
+    off = lines(BASIC + '[alg.ftp]\nmode = "off"\n[alg.sip]\nmode = "off"')
+    assert not [line for line in off if "REDIRECT" in line or "mangle" in line]
     assert [line for line in lines(BASIC + '[alg.ftp]\nmode = "observe"') if "REDIRECT" in line]
 
 
