@@ -267,7 +267,7 @@ def test_the_data_port_of_a_published_server_is_for_its_client_alone(lab: Lab, p
     (pinhole,) = publishing.admin("pinholes")
     assert split(pinhole["target"]) == (CLIENT4, port)
     assert pinhole["peer"] == SERVER4
-    with lab.connect("stranger", *public) as stranger, pytest.raises(ConnectionResetError):
+    with pytest.raises(ConnectionResetError), lab.connect("stranger", *public) as stranger:
         stranger.recv(1)
     with lab.connect("outside", *public) as peer:
         accepted = data.accept()[0]

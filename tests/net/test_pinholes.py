@@ -103,7 +103,7 @@ def test_a_pinhole_in_userspace_admits_the_peer_once_and_a_stranger_never(
     control.login(server.user, server.password)
     listener, pinhole = open_pinhole(lab, gateway, control)
     public = split(pinhole["public"])
-    with lab.connect("stranger", *public) as stranger, pytest.raises(ConnectionResetError):
+    with pytest.raises(ConnectionResetError), lab.connect("stranger", *public) as stranger:
         stranger.recv(1)
     with lab.connect("outside", *public) as peer:
         accepted, _ = listener.accept()
