@@ -224,11 +224,14 @@ class Calls:
         self._watch(call)
 
     def _agree(self, call: Call, asked: Turn, now: float) -> None:
-        """The request `asked` was accepted: what it offers is in use, what was before is not."""
+        """The request `asked` was accepted: what it offers is in use; what was before is not, nor are older offers of
+        that side (an UPDATE may be accepted before its INVITE)."""
         if offered := call.far_offered.pop(asked, None):
             call.far[offered[0]] = offered[1]
         if (media := call.offered.pop(asked, None)) is not None:
             before, call.media = call.media, media
+            for older in [other for other in call.offered if other[0] is asked[0] and other[1] < asked[1]]:
+                before = before + call.offered.pop(older)
             self._tidy(call, before, now)
         self.admit(call, now)
 

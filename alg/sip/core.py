@@ -290,7 +290,7 @@ class Core:
         except Malformed as wrong:
             self.note("sip.sdp", str(wrong), now, client)
             return
-        if sdp and not sdp.ice and not hairpin(edits, message, sdp, self.conversations):
+        if sdp and (sdp.ice or not hairpin(edits, message, sdp, self.conversations)):
             self.calls.far_media(call, Side.SERVER, message, sdp, now)
 
     def _follow(self, call: Call, side: Side, client: Endpoint, server: Endpoint, message: Message, now: float) -> None:

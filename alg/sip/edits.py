@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable
+from functools import lru_cache
 
 from alg.address import Endpoint, canonical
 from alg.api import Edit
@@ -53,6 +54,7 @@ def same_host(text: str, host: str) -> bool:
         return False
 
 
+@lru_cache(8192)
 def is_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """The address that `text` is, or None for a name."""
     if not (text[:1].isdigit() or ":" in text):
@@ -65,8 +67,13 @@ def is_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
 
 def endpoint_of(place: HostPort) -> Endpoint | None:
     """What a host and port name, with SIP's default port; None for a name."""
-    address = is_address(place.host)
-    return Endpoint(str(address), place.port or DEFAULT_PORT) if address else None
+    return _endpoint(place.host, place.port or DEFAULT_PORT)
+
+
+@lru_cache(8192)
+def _endpoint(host: str, port: int) -> Endpoint | None:
+    address = is_address(host)
+    return Endpoint(str(address), port) if address else None
 
 
 def own_places(message: Message, host: str) -> list[tuple[str, HostPort]]:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from alg.sip.grammar import (
     ADDR_SPEC,
@@ -54,8 +54,7 @@ class Malformed(Exception):
     """Not a SIP message, or not one that can be read in one way only; the text says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class HostPort:
+class HostPort(NamedTuple):
     """A host and perhaps a port that stand in `data[start:end]`; `host` as written, without brackets."""
 
     host: str
@@ -64,8 +63,7 @@ class HostPort:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class Via:
+class Via(NamedTuple):
     """A value of Via: `params` is the span behind sent-by."""
 
     transport: str
@@ -73,8 +71,7 @@ class Via:
     params: Span
 
 
-@dataclass(frozen=True, slots=True)
-class Addr:
+class Addr(NamedTuple):
     """A value of From, To, Contact, Route, ...: spans of its URI and of what follows (`;tag=...`)."""
 
     uri: Span
@@ -88,7 +85,20 @@ class Message:
     spans of the values of the known headers by their long names in lower case, in order.
     """
 
-    __slots__ = ("body", "call_id", "cseq", "data", "end", "headers", "method", "start", "status", "uri")
+    __slots__ = (
+        "_addrs",
+        "_vias",
+        "body",
+        "call_id",
+        "cseq",
+        "data",
+        "end",
+        "headers",
+        "method",
+        "start",
+        "status",
+        "uri",
+    )
 
     def __init__(self, data: bytes, start: int) -> None:
         self.data = data
@@ -101,6 +111,8 @@ class Message:
         self.cseq = 0
         self.body = 0
         self.end = 0
+        self._vias: list[Via] = []
+        self._addrs: dict[str, list[Addr]] = {}
 
     @property
     def is_request(self) -> bool:
@@ -111,20 +123,25 @@ class Message:
 
     def vias(self) -> list[Via]:
         """All values of Via, the topmost first. Malformed if one is not by the grammar."""
-        found = []
-        for start, end in self.headers.get("via", ()):
-            for match in _values(VIA, self.data, start, end):
-                found.append(Via(match[1].decode().upper(), _host_port(match, 2, 3), match.span(4)))
-        return found
+        if not self._vias:
+            for start, end in self.headers.get("via", ()):
+                for match in _values(VIA, self.data, start, end):
+                    self._vias.append(Via(match[1].decode().upper(), _host_port(match, 2, 3), match.span(4)))
+        return self._vias
 
     def addrs(self, name: str) -> list[Addr]:
         """All values of a header of addresses; `Contact: *` has none. Malformed if one is not by the grammar."""
+        if name not in self.headers:
+            return []
+        if (found := self._addrs.get(name)) is not None:
+            return found
         found = []
-        for start, end in self.headers.get(name, ()):
+        for start, end in self.headers[name]:
             if name == "contact" and self.data[start:end].strip() == b"*":
                 continue
             for match in _values(NAME_ADDR, self.data, start, end):
                 found.append(Addr(match.span(1), match.span(2)))
+        self._addrs[name] = found
         return found
 
     def is_star(self) -> bool:
@@ -260,6 +277,7 @@ def _check(message: Message) -> None:
         raise Malformed("no Via")
     if len(message.addrs("from")) != 1 or len(message.addrs("to")) != 1:
         raise Malformed("From or To")
+    message.addrs("contact")
     contacts = headers.get("contact", ())
     if len(contacts) > 1 and any(message.text(span).strip() == b"*" for span in contacts):
         raise Malformed("Contact * beside another")

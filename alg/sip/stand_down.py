@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 
 from alg.address import Address, Endpoint
 from alg.sip.conversations import Conversations
@@ -26,6 +27,7 @@ _PRIVATE = tuple(
 )
 
 
+@lru_cache(8192)
 def is_public(address: Address) -> bool:
     """Whether an address is not one of those that are behind NAT (RFC 1918, 6598, 4193)."""
     return not any(address in network for network in _PRIVATE)

@@ -1,0 +1,23 @@
+"""The messages of RFC 4475 and RFC 5118, read from ../shared/data/sip beside the checkout; they are not ours to copy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[4].parent / "shared" / "data" / "sip"
+needs_messages = pytest.mark.skipif(
+    not FOLDER.is_dir(), reason=f"the RFCs' messages are not at {FOLDER}: nothing to read"
+)
+
+
+def paths() -> list[Path]:
+    return sorted(path for folder in ("rfc4475", "rfc5118") for path in (FOLDER / folder).glob("*"))
+
+
+def read(name: str) -> bytes:
+    """The message of RFC 4475 or RFC 5118 with that name."""
+    found = [path for path in paths() if path.name in (name, f"{name}.dat")]
+    assert len(found) == 1, name
+    return found[0].read_bytes()
