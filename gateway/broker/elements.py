@@ -7,6 +7,7 @@ kernel's table is all that a restarted broker needs.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import struct
 from collections.abc import Iterable, Mapping
@@ -63,8 +64,8 @@ class Found:
 
 def pack_key(destination: Endpoint, transport: Transport, source: str | None) -> bytes:
     """`destination . protocol . destination port`, and `. source` unless it is None; each padded to four bytes."""
-    key = destination.ip.packed + _SERVICE.pack(_PROTOCOLS[transport], destination.port)
-    return key if source is None else key + ipaddress.ip_address(source).packed
+    key = _packed(destination.host) + _SERVICE.pack(_PROTOCOLS[transport], destination.port)
+    return key if source is None else key + _packed(source)
 
 
 def elements_of(lease: Lease, slot: int, ttl: float) -> tuple[Element, ...]:
@@ -312,8 +313,13 @@ def _unpack_key(element: Element) -> tuple[Endpoint, Transport, str | None] | No
     return Endpoint(str(ipaddress.ip_address(element.key[:size])), port), transport, source
 
 
+@functools.lru_cache(maxsize=4096)  # the same few addresses again and again, and parsing is dear
+def _packed(host: str) -> bytes:
+    return ipaddress.ip_address(host).packed
+
+
 def _pack(endpoint: Endpoint) -> bytes:
-    return endpoint.ip.packed + _PORT.pack(endpoint.port)
+    return _packed(endpoint.host) + _PORT.pack(endpoint.port)
 
 
 def _unpack(data: bytes, version: int) -> Endpoint:

@@ -6,6 +6,7 @@ to the client who owns it and nowhere else, from one named peer, once, for minut
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import math
 import re
@@ -49,6 +50,7 @@ SERVICE_PORTS = frozenset(
 """Ports above 1023 where a service without good authentication often listens, and where no ephemeral port of a common
 system is likely: a client that names one as its data port is rather a victim of slipstreaming."""
 
+_BROADCAST = ipaddress.ip_address("255.255.255.255")
 _FLOW = re.compile(r"[A-Za-z0-9._:-]{1,32}")
 _REASON = re.compile(r"[a-z0-9.-]{1,24}")
 _LEASE_ID = re.compile(r"[0-9a-f]{16}")
@@ -203,19 +205,23 @@ def _target(endpoint: Endpoint) -> Address:
     return _address("target", endpoint.host)
 
 
+_parse = functools.lru_cache(maxsize=4096)(ipaddress.ip_address)
+"""The same few addresses again and again, and parsing is dear. Names are not kept: they raise."""
+
+
 def _address(rule: str, text: str) -> Address:
     """A unicast address in its one canonical spelling (two spellings would be two keys)."""
     if len(text) > 45:
         raise PinholeRefused(rule, "not an address")
     try:
-        address = ipaddress.ip_address(text)
+        address = _parse(text)
     except ValueError:
         raise PinholeRefused(rule, "not an address") from None
     if str(address) != text:
         raise PinholeRefused(rule, f"{text} is not written as {address}")
     if address.is_multicast or address.is_unspecified or address.is_loopback or address.is_link_local:
         raise PinholeRefused(rule, f"{address} is not a unicast address that is routed")
-    if address == ipaddress.ip_address("255.255.255.255"):
+    if address == _BROADCAST:
         raise PinholeRefused(rule, f"{address} is a broadcast address")
     if isinstance(address, ipaddress.IPv6Address) and (address.ipv4_mapped or address.scope_id):
         raise PinholeRefused(rule, f"{address} is an IPv4 address in disguise or has a zone")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import secrets
@@ -57,10 +58,18 @@ def wait_for(condition: Callable[[], _T], what: str, timeout: float = 10.0) -> _
 class Rig:
     """inside (client) -- router (broker) -- outside (server, stranger), with a FORWARD policy of DROP."""
 
-    def __init__(self, run_dir: Path, per_client: int = 64, ports: str = "40000-40999", rate: float = 1e5) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        per_client: int = 64,
+        ports: str = "40000-40999",
+        rate: float = 1e5,
+        log: Path | None = None,
+    ) -> None:
         tag = secrets.token_hex(3)
         self.inside, self.router, self.outside = (f"brk-{tag}-{end}" for end in "iro")
         self.table = "algate"
+        self._log = log
         toml = f'[network]\ninside = ["192.168.56.0/24", "fd00:56::/64"]\n[pinhole]\nports = "{ports}"\n'
         toml += f'per_client = {per_client}\nrate = {rate}\nbackend = "kernel"\n'
         self._config = parse_config(toml, "rig")
@@ -171,11 +180,13 @@ class Rig:
         )
         memfd = boot.to_memfd()
         python = [sys.executable, "-m", "gateway.process.broker", str(memfd)]
-        self.broker = subprocess.Popen(
-            ["ip", "netns", "exec", self.router, "setpriv", *_user(), *PRIVILEGES, *python],
-            pass_fds=[memfd, boot.lifeline, boot.admin, *boot.workers],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
+        with open(self._log, "ab") if self._log else contextlib.nullcontext() as log:
+            self.broker = subprocess.Popen(
+                ["ip", "netns", "exec", self.router, "setpriv", *_user(), *PRIVILEGES, *python],
+                pass_fds=[memfd, boot.lifeline, boot.admin, *boot.workers],
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stderr=log,
+            )
         os.close(memfd)
         theirs.close()
         self.lifeline.settimeout(15)

@@ -1,0 +1,68 @@
+"""How many kernel pinholes a broker opens and closes in a second: `sudo .venv/bin/python -m tests.bench.pinholes`.
+
+A broker in a namespace of its own, asked by one worker (this process, gevent) with many requests in flight, as in
+front of a server farm of FTP clients. Prints one line of Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import gevent
+import gevent.socket
+
+from gateway.broker.client import BrokerClient
+from tests.net.broker_rig import Rig, inbound, wait_for
+
+
+def measure(rig: Rig, in_flight: int, seconds: float) -> tuple[float, float]:
+    """Pinholes opened and closed in a second, and the mean time of an opening in milliseconds."""
+    sock = gevent.socket.socket(fileno=os.dup(rig.workers[0].fileno()))
+    with sock:
+        client = BrokerClient(sock, timeout=10.0)
+        until = time.monotonic() + seconds
+        waited = 0.0
+        done = 0
+
+        def work(number: int) -> None:
+            nonlocal waited, done
+            request = inbound(flow=f"w0-{number}")
+            while (begun := time.monotonic()) < until:
+                lease = client.open(request)
+                waited += time.monotonic() - begun
+                client.close(lease.id)
+                done += 1
+
+        begun = time.monotonic()
+        gevent.joinall([gevent.spawn(work, number) for number in range(in_flight)], raise_error=True)
+        wait_for(lambda: rig.pinholes() == [], "all closed")
+        took = time.monotonic() - begun
+        client.stop()
+    assert rig.count("once4") == rig.count("dnat4") == 0
+    return done / took, 1000 * waited / done
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--in-flight", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        rig = Rig(Path(directory), per_client=10_000, ports="20000-65535", rate=1e6, log=Path(directory) / "log")
+        try:
+            rig.build()
+            rig.start()
+            rate, latency = measure(rig, options.in_flight, options.seconds)
+        finally:
+            rig.destroy()
+    print(
+        f"| pinholes opened and closed, {options.in_flight} in flight | {rate:,.0f}/s | {latency:.1f} ms an opening |"
+    )
+
+
+if __name__ == "__main__":
+    main()
