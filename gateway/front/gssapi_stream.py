@@ -69,7 +69,9 @@ class ProtectedSocket(EncodedSocket):
     def send(self, data: Buffer, *args: Any) -> int:
         """Send one message; how many bytes of `data` are in it."""
         part = bytes(memoryview(data)[: self._piece])
-        super().sendall(encode_message(MessageType.ENCAPSULATION, self._context.wrap(part)))
+        wire = memoryview(encode_message(MessageType.ENCAPSULATION, self._context.wrap(part)))
+        while wire:  # not by sendall: that one comes back here
+            wire = wire[super().send(wire, *args) :]
         return len(part)
 
     def sendall(self, data: Buffer, *args: Any) -> None:

@@ -40,8 +40,14 @@ def server(lab: Lab) -> Iterator[None]:
             except OSError:
                 return
             with sock:
-                sock.recv(4096)
-                sock.sendall(PAGE)
+                request = b""
+                while b"\r\n\r\n" not in request:
+                    part = sock.recv(4096)
+                    if not part:
+                        break
+                    request += part
+                else:
+                    sock.sendall(PAGE)
 
     thread = threading.Thread(target=serve)
     thread.start()
