@@ -42,7 +42,7 @@ class QuickDialer:
     def decide(self, request: ConnectRequest, address: Address) -> Decision | None:
         """The permission for a request that is simple; None for any other, and for what is not permitted: those are
         the `Dialer`'s, which decides again."""
-        if not self._policy.decide_client(request).permit:
+        if not self._policy.decide_client(request).permit or self._policy.demands_ident(request):
             return None
         decision = self._policy.decide(request, address, own=self._own.has(request.host))
         if not decision.permit or decision.limits or decision.via or decision.chain or decision.log:

@@ -12,6 +12,7 @@ import structlog
 from alg.address import Endpoint
 from gateway.front import socks4, socks5
 from gateway.front.authenticate import Authenticator, NotAuthenticated
+from gateway.front.rule_ident import RuleIdent
 from gateway.front.socks5 import SocksError
 from gateway.front.socks_request import ANONYMOUS, GOODBYE, Gone, Incoming, SocksRequest, refuse
 from gateway.model import CommandName
@@ -44,11 +45,16 @@ class SocksFront:
     however the client dribbles."""
 
     def __init__(
-        self, commands: Mapping[CommandName, SocksCommand], authenticator: Authenticator, timeout: float
+        self,
+        commands: Mapping[CommandName, SocksCommand],
+        authenticator: Authenticator,
+        timeout: float,
+        rule_ident: RuleIdent,
     ) -> None:
         self._commands = commands
         self._authenticator = authenticator
         self._timeout = timeout
+        self._rule_ident = rule_ident
 
     def handle(self, sock: gsocket.socket, address: tuple[object, ...]) -> None:
         """Serve one accepted connection; owns the socket."""
@@ -69,6 +75,7 @@ class SocksFront:
             with gevent.Timeout(max(seconds, 0.01)):
                 version = socks5.VERSION if chosen else incoming.peek()
                 request = self._request4(incoming, client) if version == 4 else self._request5(incoming, client, chosen)
+                self._rule_ident.complete(request)
         except gevent.Timeout:
             self.log_timeout(client)
             incoming.sock.close()

@@ -25,12 +25,12 @@ class Authentication:
 
     def __init__(self, socks: SocksSection, files: Mapping[str, int]) -> None:
         self._fds = dict(files)
-        self._accounts = Accounts(_read_users(files["users"]) if "users" in files else {})
+        self.accounts = Accounts(_read_users(files["users"]) if "users" in files else {})
         guard = Guard(socks.guard.failures, socks.guard.window, socks.guard.ban)
         passwords = gssapi = ident = None
         self._acceptor: GssapiAcceptor | None = None
         if "password" in socks.auth:
-            passwords = PasswordChecker(self._accounts, lambda address: guard.banned(address, time.monotonic()))
+            passwords = PasswordChecker(self.accounts, lambda address: guard.banned(address, time.monotonic()))
         if "gssapi" in socks.auth:
             self._acceptor = GssapiAcceptor(socks.gssapi.service, _path(files["keytab"]))
             levels = [LEVELS[name] for name in socks.gssapi.protection]
@@ -38,14 +38,14 @@ class Authentication:
         if "ident" in socks.auth:
             ident = IdentClient(socks.ident_timeout)
         self.authenticator = Authenticator(
-            socks.auth, self._accounts, guard, passwords=passwords, gssapi=gssapi, ident=ident
+            socks.auth, self.accounts, guard, passwords=passwords, gssapi=gssapi, ident=ident
         )
 
     def update(self, name: str, fd: int) -> None:
         """Use a file that has changed from now on; owns the descriptor."""
         old = self._fds.get(name)
         if name == "users":
-            self._accounts.users = _read_users(fd)
+            self.accounts.users = _read_users(fd)
         elif name == "keytab" and self._acceptor is not None:
             try:
                 self._acceptor.reload(_path(fd))

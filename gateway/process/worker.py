@@ -28,10 +28,12 @@ from gateway.front.connect import ConnectCommand
 from gateway.front.lookup import Lookup
 from gateway.front.quick import QuickSocks, QuickTransparent
 from gateway.front.resolve_name import ResolveCommand
+from gateway.front.rule_ident import RuleIdent
 from gateway.front.socks import SocksFront
 from gateway.front.transparent import TransparentFront
 from gateway.front.udp_associate import UdpAssociateCommand
 from gateway.front.udp_association import Options
+from gateway.ident import IdentClient
 from gateway.inspection import Pinholes
 from gateway.observe.admin_wire import Rows, answer
 from gateway.observe.log import get_logger, setup_logging
@@ -95,6 +97,7 @@ class Worker:
             },
             self._authentication.authenticator,
             config.socks.handshake_timeout,
+            RuleIdent(policy, IdentClient(config.socks.ident_timeout), self._authentication.accounts),
         )
         self._transparent = TransparentFront(dialer, runner, config.published)
         self._lifeline = gsocket.socket(fileno=boot.lifeline)

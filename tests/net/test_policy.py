@@ -21,10 +21,11 @@ from tests.lab.lab import (
     Lab,
     Role,
 )
+from tests.lab.servers import _listens
 from tests.net import proxies
 
 GREETING = b"\5\1\0"
-OPEN, LIMITED, ONCE, TRANSPARENT, CLOSED = 7001, 7002, 7003, 7004, 7005
+OPEN, LIMITED, ONCE, TRANSPARENT, CLOSED, CONFIRMED = 7001, 7002, 7003, 7004, 7005, 7006
 VIA = {
     "socks5": 7010,
     "password": 7011,
@@ -45,6 +46,8 @@ RULES = [
     {"name": "router", "action": "permit", "to": ["127.0.0.7", "named.example"], "port": [OPEN]},
     {"name": "few", "action": "permit", "port": [LIMITED], "max_sessions": 3, "max_sessions_per_client": 2},
     {"name": "once", "action": "permit", "port": [ONCE], "max_session_rate": 0.01},
+    {"name": "confirmed", "action": "permit", "port": [CONFIRMED], "user": ["root"], "ident": True},
+    {"name": "unconfirmed", "action": "deny", "port": [CONFIRMED]},
     {"name": "in-turn", "action": "permit", "port": [VIA["in-turn"]], "via": ["dead", "password"]},
     {"name": "chain", "action": "permit", "port": [VIA["chain"]], "chain": ["socks5", "http"]},
     *({"action": "permit", "port": [VIA[n]], "via": n} for n in VIA if n not in ("in-turn", "chain")),
@@ -103,7 +106,7 @@ def gateway(lab: Lab, secret: Path) -> Iterator[Gateway]:
 
 def _table(keys: object) -> str:
     assert isinstance(keys, dict)
-    return "".join(f"{key} = {value!r}\n" for key, value in keys.items())
+    return "".join(f"{key} = {str(value).lower() if value is True else repr(value)}\n" for key, value in keys.items())
 
 
 def target(host: str, port: int) -> bytes:
@@ -138,7 +141,7 @@ def code(lab: Lab, host: str, port: int) -> int:
 def servers(lab: Lab) -> Iterator[dict[int, socket.socket]]:
     """Listeners in `outside`, on all ports of the rules."""
     with ExitStack() as stack:
-        ports = (OPEN, LIMITED, ONCE, TRANSPARENT, CLOSED, *VIA.values())
+        ports = (OPEN, LIMITED, ONCE, TRANSPARENT, CLOSED, CONFIRMED, *VIA.values())
         yield {port: stack.enter_context(lab.listen("outside", "::", port)) for port in ports}
 
 
@@ -252,6 +255,27 @@ def test_a_dead_path_costs_no_second(lab: Lab, gateway: Gateway, servers: dict[i
     finally:
         lab.run("outside", ["ip6tables", "-D", "INPUT", "1"])
         lab.run("outside", ["ip", "-6", "addr", "del", f"{DEAD6}/128", "dev", "eth0"])
+
+
+def test_a_rule_asks_ident(lab: Lab, gateway: Gateway, servers: dict[int, socket.socket]) -> None:
+    seen = len(gateway.log_lines())
+    assert code(lab, SERVER4, CONFIRMED) == 2  # nobody answers
+    assert "rule=unconfirmed" in gateway.wait_for_log("event=socks.denied", after=seen)
+    config = lab.tmp / "oidentd.conf"
+    config.write_text("")
+    argv: list[str | Path] = [proxies.PEERS / "usr/sbin/oidentd", "-i", "-S", "-u", "0", "-g", "0", "-C", config]
+    oidentd = lab.popen("inside", argv)
+    try:
+        lab.wait_for(lambda: _listens(oidentd, 113), 5, "oidentd")
+        client, reply = ask(lab, SERVER4, CONFIRMED)
+        assert reply == 0
+        assert (gateway.admin("flows")[0]["rule"], gateway.admin("flows")[0]["user"]) == ("confirmed", "root")
+        greet(client, servers[CONFIRMED])
+        client, reply = ask(lab, SERVER4, OPEN)  # and no other rule does
+        assert gateway.admin("flows")[0]["user"] is None
+        greet(client, servers[OPEN])
+    finally:
+        lab.stop(oidentd)
 
 
 @pytest.mark.parametrize(
