@@ -1,4 +1,4 @@
-"""The messages of RFC 4475 and RFC 5118, read from ../shared/data/sip beside the checkout; they are not ours to copy."""
+"""The messages of RFC 4475 and RFC 5118: read from ../shared/data/sip beside the checkout, not ours to copy."""
 
 from __future__ import annotations
 
