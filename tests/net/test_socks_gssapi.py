@@ -189,3 +189,11 @@ def test_a_keytab_without_the_key_is_an_error_that_says_so(lab: Lab, kerberos: K
     assert done.returncode == 1
     assert "socks.gssapi.keytab: no key for the service 'other'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_datagrams_are_protected_too(lab: Lab, gateway: Gateway, kerberos: Kerberos, level: int) -> None:
+    said = run(lab, kerberos, level, "udp")
+    assert said["reply"] == 0
+    assert said["datagram"] == "this is not for everybody "
+    assert said["readable"] == (level == 1)
