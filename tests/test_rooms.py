@@ -26,6 +26,10 @@ RULES = [
     ("gateway/policy", ("gevent", "socket", "time", "structlog"), "the policy is pure"),
     ("gateway/front/socks4.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
     ("gateway/front/socks5.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
+    ("gateway/front/password.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
+    ("gateway/front/gssapi_codec.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
+    ("gateway/guard.py", ("gevent", "socket", "time", "structlog"), "who guesses is counted by a pure table"),
+    ("gateway/users.py", ("gevent", "socket", "time", "structlog"), "the users file is text"),
     ("gateway/pinhole/lease.py", ("gevent", "socket", "time", "structlog"), "the lease table is pure"),
     ("gateway/broker/validate.py", ("gevent", "socket", "time", "structlog"), "validation is pure"),
     ("gateway/broker/protocol.py", ("gevent", "socket", "time", "structlog"), "the protocol is pure"),
@@ -47,6 +51,7 @@ LAYERS = [
     ("gateway.policy_rules",),
     ("gateway.config", "gateway.observe", "gateway.sockets", "gateway.own_address"),
     ("gateway.config_rules",),
+    ("gateway.passwords", "gateway.ident", "gateway.guard", "gateway.users"),
     ("gateway.model", "gateway.errors", "gateway.embedded", "gateway.host_name"),
     ("alg",),
 ]
