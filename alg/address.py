@@ -5,8 +5,15 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+@lru_cache(maxsize=4096)
+def parse_ip(text: str) -> Address:
+    """The address that `text` is, remembered: the same few come with every connection. ValueError for a name."""
+    return ipaddress.ip_address(text)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -25,7 +32,7 @@ class Endpoint:
 
     @property
     def ip(self) -> Address:
-        return ipaddress.ip_address(self.host)
+        return parse_ip(self.host)
 
     @property
     def version(self) -> int:
@@ -36,6 +43,7 @@ class Endpoint:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+@lru_cache(maxsize=4096)
 def canonical(host: str | Address) -> Address:
     """The address itself; for an IPv4-mapped IPv6 address (`::ffff:10.0.0.1`) the IPv4 one. ValueError for a name."""
     ip = ipaddress.ip_address(host)

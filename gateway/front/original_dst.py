@@ -33,7 +33,7 @@ def original_destination(sock: _socket.socket) -> Endpoint | None:
         if error.errno in _NOT_THERE:
             return None
         raise
-    return Endpoint.of(ipaddress.ip_address(host), port)
+    return Endpoint(socket.inet_ntoa(host) if len(host) == 4 else str(ipaddress.IPv6Address(host)), port)
 
 
 def _is_mapped(sock: _socket.socket) -> bool:

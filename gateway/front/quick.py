@@ -11,13 +11,13 @@ import _socket
 import ipaddress
 from collections.abc import Callable
 from functools import partial
-from socket import AF_INET, AF_INET6, inet_ntop
+from socket import AF_INET, inet_ntoa
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from gevent import get_hub
 
-from alg.address import Address, Endpoint
+from alg.address import Address, Endpoint, parse_ip
 from gateway.dial import DialError, dial_error
 from gateway.flow_runner import FlowRunner
 from gateway.front import socks5
@@ -136,21 +136,22 @@ class _Handshake:
             return
         kind = buffer[:4]
         if kind == _CONNECT4:
-            self._request(buffer, AF_INET, 8)
+            self._request(buffer, 8)
         elif kind == _CONNECT6:
-            self._request(buffer, AF_INET6, 20)
+            self._request(buffer, 20)
         else:
             self._hand_over()
 
-    def _request(self, buffer: bytes, family: int, end: int) -> None:
+    def _request(self, buffer: bytes, end: int) -> None:
         if len(buffer) < end + 2:
             return
         lane = self._lane
-        host, port = inet_ntop(family, buffer[4:end]), buffer[end] << 8 | buffer[end + 1]
+        packed, port = buffer[4:end], buffer[end] << 8 | buffer[end + 1]
+        host = inet_ntoa(packed) if end == 8 else str(ipaddress.IPv6Address(packed))
         if lane.runner.has_module(port):
             self._hand_over()
             return
-        address = ipaddress.ip_address(host)
+        address = parse_ip(host)
         decision = lane.dialer.decide(ConnectRequest("connect", endpoint(self._address), host, port), address)
         if decision is None:
             self._hand_over()

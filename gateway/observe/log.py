@@ -12,6 +12,7 @@ from typing import Any, TextIO
 import structlog
 
 from gateway.config import LogSection
+from gateway.observe.logfmt import Logfmt
 from gateway.observe.sinks import JournaldSink, Sink, StreamSink, SyslogSink
 
 _KINDS = {
@@ -101,7 +102,7 @@ def _renderer(section: LogSection, stream: TextIO) -> structlog.typing.Processor
         case "console":
             return structlog.dev.ConsoleRenderer(colors=stream.isatty(), sort_keys=False)
         case _:
-            return structlog.processors.LogfmtRenderer(key_order=KEY_ORDER, drop_missing=True, bool_as_flag=False)
+            return Logfmt(KEY_ORDER)
 
 
 def _sink(section: LogSection, process: str, stream: TextIO) -> Sink:

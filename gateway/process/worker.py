@@ -6,6 +6,7 @@ from gevent import monkey
 monkey.patch_all()
 
 import _socket
+import gc
 import os
 import signal
 import socket
@@ -53,6 +54,7 @@ from gateway.upstream import Upstreams, upstreams_of
 
 log = get_logger()
 
+GC_THRESHOLD = 20_000  # objects; flows leave no cycles, and looking through thousands of live ones takes long
 ABORT_MARGIN = 0.5  # seconds of the drain deadline that are kept for the resets
 
 
@@ -173,6 +175,8 @@ def main() -> None:
     except AlgateError as error:
         log.error("start.failed", reason=str(error))
         sys.exit(1)
+    gc.freeze()  # what is there stays: nobody need look at it again
+    gc.set_threshold(GC_THRESHOLD, 20, 100)
     worker.run()
 
 

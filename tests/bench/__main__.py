@@ -56,10 +56,10 @@ def main() -> int:
 
 def _measure(load: measures.Load, peer: Peer, names: list[str], samples: Samples, progress: str) -> None:
     print(f"{progress}: {peer.name}", file=sys.stderr, flush=True)
-    with peer.running(load.lab) as pids:
-        for name, measure in MEASURES.items():
-            if names and name not in names:
-                continue
+    for name, measure in MEASURES.items():
+        if names and name not in names:
+            continue
+        with peer.running(load.lab) as pids:  # anew for each, so that no measure finds the traces of another
             try:
                 for key, value in measure(load, peer, pids).items():
                     samples[peer.name][key].append(value)

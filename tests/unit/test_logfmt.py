@@ -1,0 +1,27 @@
+"""Our rendering of log lines is structlog's, only quicker."""
+
+from __future__ import annotations
+
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.observe.log import KEY_ORDER
+from gateway.observe.logfmt import Logfmt
+
+keys = st.one_of(st.sampled_from(KEY_ORDER), st.from_regex(r"[a-z_]{1,8}", fullmatch=True))
+values = st.one_of(
+    st.text(alphabet='ab\\"= \n\t\r.:é', max_size=12), st.text(), st.none(), st.booleans(), st.integers()
+)
+
+
+@given(event=st.dictionaries(keys, values))
+def test_the_same_as_structlog(event: dict[str, object]) -> None:
+    theirs = structlog.processors.LogfmtRenderer(key_order=KEY_ORDER, drop_missing=True, bool_as_flag=False)
+    assert Logfmt(KEY_ORDER)(None, "", dict(event)) == theirs(None, "", dict(event))
+
+
+def test_a_key_that_would_break_the_line() -> None:
+    with pytest.raises(ValueError, match="Invalid key"):
+        Logfmt(KEY_ORDER)(None, "", {"a b": 1})
