@@ -1,0 +1,312 @@
+"""Attacks on the broker and its table: floods, a full map, a stopped and a killed broker, nonsense, forged senders."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import gevent
+import gevent.socket
+import msgspec
+import pytest
+
+from alg.address import Endpoint
+from gateway.broker.client import BrokerClient
+from gateway.broker.protocol import MAX_MESSAGE, Close, Open, Opened, Refused, decode_to_worker, encode
+from gateway.errors import PinholeRefused
+from gateway.model import Lease
+from tests.net.broker_rig import CLIENT, PUBLIC, SERVER, STRANGER, Rig, inbound, run
+
+pytestmark = pytest.mark.net
+
+OTHER = "192.168.56.11"
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    rig = Rig(tmp_path, per_client=2000, ports="40000-49999", log=tmp_path / "broker.log")
+    try:
+        rig.build()
+        rig.start()
+        yield rig
+    finally:
+        rig.destroy()
+
+
+@pytest.fixture
+def client(rig: Rig) -> Iterator[BrokerClient]:
+    sock = gevent.socket.socket(fileno=os.dup(rig.workers[0].fileno()))
+    with sock:
+        client = BrokerClient(sock, timeout=5.0)
+        yield client
+        client.stop()
+
+
+def in_kernel(rig: Rig) -> set[str]:
+    """Ids of the leases whose elements are in the kernel's map."""
+    return set(re.findall(r'"algate 1 \d+ ([0-9a-f]{16}) ', rig.at(rig.router, "nft list map inet algate dnat4")))
+
+
+def listed(rig: Rig) -> set[str]:
+    return {row["id"] for row in rig.pinholes()}
+
+
+def test_a_broker_killed_during_a_thousand_openings(rig: Rig, client: BrokerClient) -> None:
+    opened: list[Lease] = []
+    refused: list[PinholeRefused] = []
+
+    def open_(number: int) -> None:
+        try:
+            opened.append(client.open(inbound(flow=f"f{number}")))
+        except PinholeRefused as error:
+            refused.append(error)
+
+    def kill_and_replace() -> None:
+        with gevent.Timeout(10):
+            while len(opened) < 200:
+                gevent.sleep(0.001)
+        rig.end(signal.SIGKILL)
+        rig.start()
+
+    killing = gevent.spawn(kill_and_replace)
+    gevent.joinall([gevent.spawn(open_, number) for number in range(1000)], timeout=30)
+    killing.get(timeout=20)
+    assert len(opened) + len(refused) == 1000
+    assert len(opened) >= 200
+    # Requests that died with the broker are refusals; all that was told is open, and both tables are the same.
+    known = {lease.id for lease in opened}
+    assert known <= listed(rig)
+    assert in_kernel(rig) == listed(rig)
+    assert rig.count("once4") == rig.count("dnat4") == len(listed(rig))
+    for lease in opened:
+        client.close(lease.id)
+    with gevent.Timeout(10):
+        while listed(rig) & known:
+            gevent.sleep(0.05)
+    assert in_kernel(rig) == listed(rig)
+
+
+def test_a_stopped_broker_is_a_refusal_and_no_hang(rig: Rig) -> None:
+    assert rig.broker is not None
+    sock = gevent.socket.socket(fileno=os.dup(rig.workers[0].fileno()))
+    with sock:
+        client = BrokerClient(sock, timeout=0.5)
+        client.open(inbound())
+        rig.broker.send_signal(signal.SIGSTOP)
+        begun = time.monotonic()
+        asking = [gevent.spawn(client.open, inbound(flow=f"f{number}")) for number in range(500)]
+        gevent.joinall(asking, timeout=10)
+        assert time.monotonic() - begun < 5.0
+        assert {type(greenlet.exception) for greenlet in asking} == {PinholeRefused}
+        assert {greenlet.exception.rule for greenlet in asking} == {"broker"}  # type: ignore[union-attr]
+        rig.broker.send_signal(signal.SIGCONT)
+        with gevent.Timeout(10):  # what it opens now, nobody wants: it is closed again
+            while True:
+                try:
+                    lease = client.open(inbound(flow="after"))
+                    break
+                except PinholeRefused:
+                    gevent.sleep(0.01)
+            client.close(lease.id)
+            while len(listed(rig)) > 1:
+                gevent.sleep(0.05)
+        client.stop()
+
+
+def test_a_full_map_is_a_refusal(rig: Rig) -> None:
+    rig.end(signal.SIGKILL)
+    table = rig.at(rig.router, "nft list table inet algate")
+    small = re.sub(r"(set once4 \{[^}]*?size )65536", r"\g<1>5", table)
+    assert small != table
+    subprocess.run(
+        ["ip", "netns", "exec", rig.router, "nft", "-f", "-"],
+        input="delete table inet algate\n" + small,
+        text=True,
+        check=True,
+    )
+    rig.start()
+    answers = [rig.ask(inbound()) for _ in range(8)]
+    assert [type(answer) for answer in answers] == [Opened] * 5 + [Refused] * 3
+    assert {answer.rule for answer in answers if isinstance(answer, Refused)} == {"full"}
+    assert in_kernel(rig) == listed(rig)
+    first = answers[0]
+    assert isinstance(first, Opened)
+    rig.send(Close(first.lease.id))
+    rig.open(inbound())
+
+
+def test_a_client_that_asks_too_often_is_refused_and_others_are_served(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, per_client=64, ports="40000-49999", rate=50.0, log=tmp_path / "broker.log")
+    try:
+        rig.build()
+        rig.start()
+        waits = []
+        rules: dict[str, int] = {}
+        for number in range(10_000):  # as fast as one worker can ask for one client
+            rig.send(Open(number, inbound()))
+            answer = decode_to_worker(rig.workers[0].recv(MAX_MESSAGE))
+            rule = answer.rule if isinstance(answer, Refused) else "open"
+            rules[rule] = rules.get(rule, 0) + 1
+            if number % 500 == 0:
+                begun = time.monotonic()
+                other = rig.open(inbound(client=OTHER, target=Endpoint(OTHER, 50000)), slot=1)
+                waits.append(time.monotonic() - begun)
+                rig.send(Close(other.id), slot=1)
+        assert rules.pop("open") == 64
+        assert rules.keys() <= {"rate", "quota"}
+        assert rules["rate"] > 5000
+        assert max(waits) < 0.5
+    finally:
+        rig.destroy()
+
+
+def test_a_flooding_worker_keeps_no_other_waiting(rig: Rig) -> None:
+    stop = False
+
+    def flood() -> None:
+        rig.workers[1].setblocking(False)
+        junk = [b"\xc1" * 100, encode(Open(1, inbound(client="10.0.0.1"))), encode(Close("0" * 16)), b"x" * 8192]
+        while not stop:
+            for data in junk:
+                try:
+                    rig.workers[1].send(data)
+                except BlockingIOError:
+                    gevent.sleep(0)
+                try:
+                    rig.workers[1].recv(MAX_MESSAGE)
+                except BlockingIOError:
+                    pass
+
+    flooding = gevent.get_hub().threadpool.spawn(flood)
+    try:
+        waits = []
+        for _ in range(200):
+            begun = time.monotonic()
+            rig.send(Close(rig.open(inbound(), slot=0).id), slot=0)
+            waits.append(time.monotonic() - begun)
+    finally:
+        stop = True
+        flooding.get(timeout=10)
+    assert max(waits) < 0.5
+    assert sorted(waits)[100] < 0.1
+
+
+def mutated(rng: random.Random, seeds: list[bytes]) -> bytes:
+    """A message that is nearly one, or none at all."""
+    choice = rng.randrange(5)
+    if choice == 0:
+        return rng.randbytes(rng.randrange(300))
+    data = bytearray(rng.choice(seeds))
+    if choice == 1:
+        return bytes(data[: rng.randrange(len(data))])
+    if choice == 2:
+        return bytes(data) * rng.randrange(2, 40)
+    for _ in range(rng.randrange(1, 4)):
+        data[rng.randrange(len(data))] = rng.randrange(256)
+    return bytes(data)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_messages_of_a_worker_that_was_taken_over(rig: Rig) -> None:
+    rng = random.Random(20261120)
+    mine = rig.open(inbound(flow="mine"), slot=0)
+    open_ = msgspec.to_builtins(Open(1, inbound()))
+    seeds = [encode(Open(1, inbound())), encode(Close(mine.id)), msgspec.msgpack.encode({"type": "hello", "pid": 1})]
+    wrong: dict[str, list[object]] = {
+        "client": ["192.168.56.12", "127.0.0.1", "::1", 7, None, "x" * 5000],
+        "target": [{"host": "192.168.56.1", "port": 22}, {"host": "", "port": 50000}, {"host": SERVER, "port": 2**63}],
+        "peer": [None, "0.0.0.0", "fe80::1%in", PUBLIC],
+        "public_host": ["0.0.0.0", SERVER, "192.168.56.1", None],
+        "ttl": [float("nan"), -1.0, 1e300, 299.0],
+        "uses": [0, 2, -1, 2**63],
+        "peers": [[], None, [SERVER] * 300, ["x"]],
+        "direction": ["out", "in", "up"],
+        "transport": ["udp", "sctp"],
+        "second": [50001, 22, -5],
+        "local": [True],
+        "flow": ['"; drop', "x" * 48, "a\nb"],
+        "reason": ["", "sip.rtp"],
+    }
+    for field, values in wrong.items():
+        seeds += [msgspec.msgpack.encode({**open_, "request": {**open_["request"], field: value}}) for value in values]
+    hostile = rig.workers[1]
+    hostile.setblocking(False)
+    sent = 0
+    while sent < 100_000:
+        try:
+            hostile.send(mutated(rng, seeds))
+            sent += 1
+        except BlockingIOError:
+            time.sleep(0.001)
+        try:
+            while True:
+                hostile.recv(MAX_MESSAGE)
+        except BlockingIOError:
+            pass
+    assert rig.broker is not None
+    assert rig.broker.poll() is None
+    rig.open(inbound(), slot=0)
+    rows = {row["id"]: row for row in rig.pinholes()}
+    assert mine.id in rows  # what is not its own, it could not close
+    for row in rows.values():
+        host, _, port = row["target"].rpartition(":")
+        assert host.strip("[]") == row["client"] or row["direction"] == "out"
+        assert row["client"].startswith("192.168.56.")
+        assert int(port) >= 1024 or row["backend"] == "userspace"
+    assert rig.end(signal.SIGTERM) == 0
+
+
+def syn(source: str, destination: Endpoint) -> bytes:
+    """A TCP SYN in an IPv4 packet; the kernel fills in the IP checksum."""
+    tcp = struct.pack(">HHIIBBHHH", 54321, destination.port, 1, 0, 5 << 4, 2, 65535, 0, 0)
+    pseudo = socket.inet_aton(source) + socket.inet_aton(destination.host) + struct.pack(">BBH", 0, 6, len(tcp))
+    total = sum(struct.unpack(f">{len(pseudo + tcp) // 2}H", pseudo + tcp))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    tcp = tcp[:16] + struct.pack(">H", ~total & 0xFFFF) + tcp[18:]
+    ip = struct.pack(">BBHHHBBH", 0x45, 0, 40, 1, 0, 64, 6, 0)
+    return ip + socket.inet_aton(source) + socket.inet_aton(destination.host) + tcp
+
+
+def test_a_sender_who_says_that_he_is_inside_gets_nothing(rig: Rig) -> None:
+    """rp_filter drops it where it is on; where it is off, no pinhole has an inside peer."""
+    raw = rig.within(rig.outside, lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW))
+    lease = rig.open(inbound())
+    with raw:
+        for rp_filter in (0, 1):
+            rig.at(
+                rig.router,
+                f"sysctl -qw net.ipv4.conf.all.rp_filter={rp_filter} net.ipv4.conf.out.rp_filter={rp_filter}",
+            )
+            for source in (CLIENT, OTHER, "192.168.56.1", PUBLIC, STRANGER):
+                raw.sendto(syn(source, lease.public), (PUBLIC, 0))
+        # Anything that passed before the peer's own packet would have used the pinhole up.
+        listener = rig.listen(rig.inside, CLIENT, 50000)
+        rig.connect(rig.outside, lease.public, SERVER)
+        assert listener.accept()[1][0] == SERVER
+    assert rig.status()["counters"]["admitted"]["packets"] == 1
+
+
+def test_no_worker_and_no_client_can_close_what_another_has(rig: Rig) -> None:
+    first = rig.open(inbound(), slot=0)
+    for guess in (first.id, "*", "", first.id.upper(), first.id + " ", "0" * 16):
+        rig.send(Close(guess), slot=1)
+    rig.open(inbound(), slot=1)
+    assert first.id in listed(rig)
+
+
+def test_nothing_of_another_table_is_touched(rig: Rig) -> None:
+    rig.at(rig.router, "nft add table inet mine")
+    before = run("ip", "netns", "exec", rig.router, "iptables-save")
+    rig.open(inbound())
+    assert rig.end(signal.SIGTERM) == 0
+    assert run("ip", "netns", "exec", rig.router, "iptables-save").split("\n")[1:-3] == before.split("\n")[1:-3]
+    assert "inet mine" in rig.tables()

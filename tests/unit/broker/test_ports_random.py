@@ -1,0 +1,133 @@
+"""Which public ports are given out: nobody can guess the next one, and no two leases share one."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from itertools import pairwise
+
+import msgspec
+import pytest
+
+from alg.address import Endpoint
+from gateway.errors import PinholeRefused
+from gateway.model import PinholeRequest, PinholeUpdate
+from gateway.pinhole.lease import LeaseTable
+from gateway.pinhole.rate import Rate
+from tests.unit.broker.test_validate import INBOUND
+
+CELLS = 100
+UNLIKELY = 172.0
+"""Chi-square of 99 degrees of freedom that chance passes once in 100,000 runs."""
+
+
+def pair(port: int = 4000) -> PinholeRequest:
+    return msgspec.structs.replace(
+        INBOUND,
+        transport="udp",
+        uses=0,
+        peer=None,
+        peers=(INBOUND.peer or "",),
+        target=Endpoint(INBOUND.client, port),
+        second=port + 1,
+    )
+
+
+def ports(request: PinholeRequest, count: int) -> list[int]:
+    """Public ports of openings one after the other; each is closed at once and may be given out again."""
+    table = LeaseTable(backend="kernel", ports=(40000, 49999), hold=0.0, rate=1e9)
+    rng = random.SystemRandom()  # as the broker has it
+    found = []
+    for now in range(count):
+        lease = table.open(request, now=float(now), unix=0.0, rng=rng, is_free=lambda port: True)
+        table.close(lease.id, now=float(now))
+        found.append(lease.public.port)
+    return found
+
+
+def chi_square(values: list[int], cells: int) -> float:
+    expected = len(values) / cells
+    counts = Counter(values)
+    return sum((counts[cell] - expected) ** 2 / expected for cell in range(cells))
+
+
+@pytest.mark.parametrize("request_", [INBOUND, pair()], ids=["single", "pair"])
+def test_ports_are_random(request_: PinholeRequest) -> None:
+    found = ports(request_, 20_000)
+    assert chi_square([(port - 40000) * CELLS // 10_000 for port in found], CELLS) < UNLIKELY
+    # Nor does one port say anything of the next.
+    step = 1 if request_.second is None else 2
+    distances = [(after - before) // step % CELLS for before, after in pairwise(found)]
+    assert chi_square(distances, CELLS) < UNLIKELY
+
+
+def test_the_test_can_fail() -> None:
+    in_order = list(range(10_000))
+    assert chi_square([port % CELLS for port in in_order], CELLS) < UNLIKELY
+    assert chi_square([(after - before) % CELLS for before, after in pairwise(in_order)], CELLS) > UNLIKELY
+    assert chi_square([port % (CELLS - 3) for port in in_order], CELLS) > UNLIKELY
+
+
+def test_a_pair_is_even_and_odd_and_both_are_free() -> None:
+    table = LeaseTable(backend="kernel", ports=(40001, 40006), rate=1e9)
+    rng = random.Random(1)
+    taken = {40003}
+    lease = table.open(pair(), now=0.0, unix=0.0, rng=rng, is_free=lambda port: port not in taken)
+    assert lease.public.port == 40004  # 40002 has no free neighbour, 40006 none in the range
+    with pytest.raises(PinholeRefused, match="ports"):
+        table.open(pair(4002), now=0.0, unix=0.0, rng=rng, is_free=lambda port: port not in taken)
+    single = msgspec.structs.replace(pair(4006), second=None)
+    for number in range(3):
+        request = msgspec.structs.replace(single, target=Endpoint(INBOUND.client, 4010 + number))
+        opened = table.open(request, now=0.0, unix=0.0, rng=rng, is_free=lambda port: port not in taken)
+        assert opened.public.port in (40001, 40002, 40006)
+
+
+def test_both_ports_of_a_pair_rest() -> None:
+    table = LeaseTable(backend="kernel", ports=(40000, 40001), rate=1e9)
+    rng = random.Random(1)
+    lease = table.open(pair(), now=0.0, unix=0.0, rng=rng, is_free=lambda port: True)
+    table.close(lease.id, now=1.0)
+    single = msgspec.structs.replace(pair(), second=None)
+    with pytest.raises(PinholeRefused, match="ports"):
+        table.open(single, now=10.9, unix=0.0, rng=rng, is_free=lambda port: True)
+    table.open(single, now=11.0, unix=0.0, rng=rng, is_free=lambda port: True)
+
+
+def test_an_extended_lease_lives_on_and_a_shortened_one_does_not() -> None:
+    table = LeaseTable(backend="kernel", ports=(40000, 40099), rate=1e9)
+    lease = table.open(pair(), now=0.0, unix=0.0, rng=random.Random(1), is_free=lambda port: True)
+    longer = table.changed(PinholeUpdate(lease.id, ttl=100.0), unix=50.0, owner=0)
+    table.replace(longer, deadline=150.0)
+    assert longer.expires == 150.0
+    assert table.expire(60.0) == []
+    table.replace(table.changed(PinholeUpdate(lease.id, ttl=5.0), unix=61.0, owner=0), deadline=66.0)
+    assert [ended.id for ended in table.expire(66.0)] == [lease.id]
+    assert table.expire(150.0) == []
+    assert table.deadline() is None
+
+
+def test_a_client_opens_at_its_rate_and_others_do_not_suffer() -> None:
+    table = LeaseTable(backend="kernel", ports=(40000, 49999), per_client=10_000, rate=10.0)
+    rng = random.Random(1)
+    other = msgspec.structs.replace(INBOUND, client="192.168.56.11", target=Endpoint("192.168.56.11", 50000))
+
+    def opens(request: PinholeRequest, now: float) -> bool:
+        try:
+            table.open(request, now=now, unix=0.0, rng=rng, is_free=lambda port: True)
+        except PinholeRefused as refused:
+            return refused.rule != "rate"
+        return True
+
+    assert sum(opens(INBOUND, 0.0) for _ in range(1000)) == 20
+    assert opens(other, 0.0)
+    assert sum(opens(INBOUND, 1.0 + attempt / 1000) for attempt in range(1000)) in (19, 20)
+
+
+def test_a_rate_forgets_who_was_long_quiet() -> None:
+    rate = Rate(1.0, 1.0)
+    for key in range(10_000):
+        assert rate.take(key, 0.0)
+    assert not rate.take(9_999, 0.5)
+    assert rate.wait(9_999, 0.5) == pytest.approx(0.5)
+    assert rate.take(9_999, 1.0)
