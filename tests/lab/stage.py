@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.lab import servers
 from tests.lab.gateway import Gateway
 from tests.lab.lab import CLIENT4, ROUTER_IN4, ROUTER_OUT4, SERVER4, SERVER6, Lab
+from tests.lab.sip_peers import SCENARIOS, Kamailio
 
 EXAMPLE_SIZE = 4 * 1024 * 1024
 GREETING = "hello from outside"
@@ -15,7 +16,7 @@ NAME = "www.example"
 
 
 def serve(lab: Lab) -> None:
-    """Start the servers: FTP on both sides, web and DNS outside."""
+    """Start the servers: FTP on both sides, web, DNS and SIP outside."""
     for server in (lab.vsftpd(), servers.vsftpd(lab, {}, "inside")):
         server.put("pub/example.bin", os.urandom(EXAMPLE_SIZE))
     site = lab.tmp / "www"
@@ -33,6 +34,7 @@ def serve(lab: Lab) -> None:
 
     lab.wait_for(serves, 10, "the web server")
     lab.dns({NAME: [SERVER4]})
+    Kamailio(lab, "outside", SERVER4)
 
 
 def config(lab: Lab) -> Path:
@@ -48,6 +50,7 @@ def environment(lab: Lab, gateway: Gateway) -> dict[str, str]:
         "OUTSIDE6": SERVER6,
         "SOCKS": f"{ROUTER_IN4}:1080",
         "NAME": NAME,
+        "SIPP_FILES": str(SCENARIOS),
         "ROUTER": f"ip netns exec {lab.ns('router')}",
         "OUTSIDER": f"ip netns exec {lab.ns('outside')}",
         "CONFIG": str(gateway.config),

@@ -15,14 +15,14 @@ SCENARIOS = sorted((Path(__file__).parents[2] / "vagrant" / "scenarios").glob("*
 
 
 @pytest.fixture(scope="module")
-def gateway(strict_lab: Lab) -> Iterator[Gateway]:
-    stage.serve(strict_lab)
-    gateway = strict_lab.start_gateway(stage.config(strict_lab))
+def gateway(lab: Lab) -> Iterator[Gateway]:
+    stage.serve(lab)
+    gateway = lab.start_gateway(stage.config(lab))
     yield gateway
-    assert gateway.stop() == 0, strict_lab.tail_of_logs()
+    assert gateway.stop() == 0, lab.tail_of_logs()
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda path: path.stem)
-def test_scenario(strict_lab: Lab, gateway: Gateway, scenario: Path) -> None:
-    done = strict_lab.run("inside", ["sh", scenario], timeout=100, env=stage.environment(strict_lab, gateway))
+def test_scenario(lab: Lab, gateway: Gateway, scenario: Path) -> None:
+    done = lab.run("inside", ["sh", scenario], timeout=100, env=stage.environment(lab, gateway))
     assert done.stdout.splitlines()[-1].startswith("OK: "), done.stdout

@@ -41,6 +41,13 @@ address6() {
     systemctl restart "lab-$interface.service"
 }
 
+# sip_files: SIPp's scenario files.
+sip_files() {
+    rm -rf /opt/sip
+    cp -r /tmp/algate/sip /opt/sip
+    chmod -R a+rX /opt/sip
+}
+
 # Scenarios go where `vagrant ssh inside -c 'sh scenarios/NAME.sh'` finds them.
 scenarios() {
     rm -rf /home/vagrant/scenarios

@@ -11,6 +11,7 @@ address6 "$(link 192.168.56.10)" fd00:56::10/64 "203.0.113.0/24 via 192.168.56.2
 install -m 700 -o vagrant -g vagrant -d /home/vagrant/.ssh
 install -m 600 -o vagrant -g vagrant /tmp/algate/lab/key /home/vagrant/.ssh/lab
 ftp_server
+sip_files
 
 cat >/etc/profile.d/lab.sh <<'P'
 export ROUTER="ssh -q -i $HOME/.ssh/lab -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null vagrant@192.168.56.2 sudo"

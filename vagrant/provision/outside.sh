@@ -9,6 +9,7 @@ outside=$(link 203.0.113.10)
 address6 "$outside" 2001:db8:113::10/64
 
 ftp_server
+sip_files
 lab_key
 
 # Web.
