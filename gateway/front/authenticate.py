@@ -199,5 +199,6 @@ class Authenticator:
     @staticmethod
     def _log_failure(client: Endpoint, method: str, user: bytes, **more: object) -> None:
         """The line that fail2ban reads (docs/how-to/socks-authentication.md); never with a password."""
-        name = user.decode(errors="backslashreplace")
+        text = user.decode(errors="backslashreplace")
+        name = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
         log.warning("auth.failed", address=client.host, client=str(client), method=method, user=name, **more)

@@ -16,7 +16,7 @@ from gateway.front import socks4
 from gateway.front.lookup import Lookup
 from gateway.front.socks_request import SocksRequest
 from gateway.model import Lease, PinholeRequest
-from gateway.own_address import public_address, source_towards
+from gateway.own_address import is_local, public_address, source_towards
 from gateway.pinhole.userspace import UserspacePinholes, listen
 from gateway.sockets import abort, endpoint, prepare
 
@@ -47,9 +47,7 @@ class BindCommand:
         except DialError as error:
             log.info(
                 "socks.denied" if error.failure == "denied" else "socks.failed",
-                client=str(request.client),
-                command="bind",
-                target=f"{request.host}:{request.port}",
+                **request.names(),
                 failure=error.failure,
                 rule=error.rule,
                 detail=str(error),
@@ -91,6 +89,8 @@ class BindCommand:
     ) -> tuple[Lease, Endpoint, gsocket.socket]:
         """The pinhole, what to tell the client, and the listening socket. Raises DialError."""
         facing = source_towards(towards)
+        if peers is None and self._outside != "auto" and is_local(self._outside):
+            facing = self._outside
         if facing is None:
             raise DialError("network", "no address of this host faces the outside")
         public = public_address(self._outside, facing)

@@ -44,9 +44,7 @@ class ConnectCommand:
         """Tell the client and the log that there is no connection; owns the request's socket."""
         log.info(
             "socks.denied" if error.failure == "denied" else "socks.failed",
-            client=str(request.client),
-            target=f"{request.host}:{request.port}",
-            **({"user": request.user} if request.user else {}),
+            **request.names(),
             failure=error.failure,
             rule=error.rule,
             detail=str(error),

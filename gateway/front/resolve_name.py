@@ -27,9 +27,7 @@ class ResolveCommand:
         except DialError as error:
             log.info(
                 "socks.denied" if error.failure == "denied" else "socks.failed",
-                client=str(request.client),
-                command="resolve",
-                target=request.host,
+                **request.names(),
                 failure=error.failure,
                 rule=error.rule,
                 detail=str(error),

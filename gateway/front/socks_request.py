@@ -131,6 +131,11 @@ class SocksRequest:
     def sock(self) -> gsocket.socket:
         return self.incoming.sock
 
+    def names(self) -> dict[str, str]:
+        """Who asks for what, for each line about it."""
+        user = {"user": self.user} if self.user else {}
+        return {"client": str(self.client), **user, "command": self.command, "target": f"{self.host}:{self.port}"}
+
     def wish(self) -> ConnectRequest:
         """The request as the policy and the dialler know it."""
         return ConnectRequest(self.command, self.client, self.host, self.port, self.user, self.groups)

@@ -52,8 +52,7 @@ class UdpAssociateCommand:
         except DialError as error:
             log.info(
                 "socks.denied" if error.failure == "denied" else "socks.failed",
-                client=str(request.client),
-                command="udp",
+                **request.names(),
                 failure=error.failure,
                 rule=error.rule,
                 detail=str(error),
