@@ -85,17 +85,17 @@ class Reassembly:
     def add(self, header: Header, data: bytes, now: float) -> bytes | None:
         """Take one datagram. The whole data once it is there (of a standalone one at once), None before that."""
         if self._parts and now >= self._until:
-            self._abandon()
+            self.abandon()
         if header.fragment == 0:  # less than any position: what was queued is abandoned
-            self._abandon()
+            self.abandon()
             return data
         position, target = header.fragment & ~_END, (header.host, header.port)
         if self._parts and position == len(self._parts) and target == self._target and data == self._parts[-1]:
             return None  # the network has doubled it
         if position <= len(self._parts) or target != self._target:
-            self._abandon()
+            self.abandon()
         if position != len(self._parts) + 1 or self._size + len(data) > MAX_DATA:
-            self._abandon()
+            self.abandon()
             return None
         if position == 1:
             self._until = now + self._timeout
@@ -105,9 +105,15 @@ class Reassembly:
         if not header.fragment & _END:
             return None
         whole = b"".join(self._parts)
-        self._abandon()
+        self.abandon()
         return whole
 
-    def _abandon(self) -> None:
+    @property
+    def pending(self) -> bool:
+        """Whether fragments are queued."""
+        return bool(self._parts)
+
+    def abandon(self) -> None:
+        """Reinitialize the queue, as a standalone datagram does."""
         self._parts.clear()
         self._size = 0

@@ -18,6 +18,7 @@ import gevent
 import msgspec
 import structlog
 from gevent import get_hub
+from gevent.lock import BoundedSemaphore
 
 from alg.address import Address, Endpoint, canonical
 from gateway.config import Config
@@ -50,8 +51,9 @@ BATCH = 64  # datagrams that one callback may move, so that one association does
 VERDICT = 1.0  # seconds that a decision on a target holds; then the policy is asked again
 MAX_ROUTES = 1024  # targets of an association, and peers that may answer; the one used least recently makes room
 MAX_OUTSIDE = 8  # addresses of this host that an association sends from
-MAX_WAITING = 16  # datagrams that wait for one name
+MAX_WAITING = 16  # datagrams that wait for one decision
 MAX_RESOLVING = 8  # names that an association resolves at the same time
+MAX_OPENING = 32  # targets that wait for the first socket that faces them
 RECEIVE_BUFFER = 1 << 20  # bytes asked for; the kernel's limit may be lower
 _BUFFER = bytearray(MAX_HEADER + 65535)  # for all associations: a callback is done with it before the next one begins
 _VIEW = memoryview(_BUFFER)
@@ -98,7 +100,7 @@ class _Route:
         self.until = until
         self.target: Host = ("", 0)
         self.sock: _socket.socket | None = None  # None: nowhere, or not yet
-        self.waiting: list[bytes] | None = None  # data for a name that is being resolved
+        self.waiting: list[bytes] | None = None  # data, while it is being decided
 
 
 class Association:
@@ -135,7 +137,9 @@ class Association:
         self._routes: dict[bytes, _Route] = {}
         self._peers: dict[Host, bytes] = {}  # who may answer, and the header of their answers
         self._outsides: dict[str, _Outside] = {}
-        self._resolving: set[gevent.Greenlet[..., None]] = set()
+        self._deciding: Counter[int] = Counter()
+        self._opening = BoundedSemaphore(1)
+        self._closed = False
         self._told = 0.0
 
     def start(self) -> None:
@@ -143,7 +147,7 @@ class Association:
 
     def close(self) -> None:
         """Stop for good; closes its sockets and pinholes."""
-        gevent.killall(list(self._resolving), block=False)
+        self._closed = True
         _close_watched(self._inner_watcher, self._inner)
         for outside in self._outsides.values():
             _close_watched(outside.watcher, outside.sock)
@@ -209,6 +213,8 @@ class Association:
             if whole is None:
                 return
             header, data = header[:2] + b"\0" + header[3:], memoryview(whole)
+        elif self._reassembly.pending:
+            self._reassembly.abandon()
         route = self._routes.get(header)
         if route is None or now >= route.until:
             route = self._route(header, now)
@@ -252,44 +258,50 @@ class Association:
         try:
             address = canonical(parsed.host)
         except ValueError:
-            self._resolve(wish, route)
+            self._decide_later(wish, route, MAX_RESOLVING)
             return route
         try:
             self._lookup.check(wish, address)
-            self._direct(route, address, parsed.port)
+            outside = self._outsides.get(_facing(address))
+            if outside is not None:
+                self._direct(route, outside, address, parsed.port)
+            else:
+                self._decide_later(wish, route, MAX_OPENING)
         except DialError as error:
             self._tell(wish, error)
         return route
 
-    def _resolve(self, wish: ConnectRequest, route: _Route) -> None:
-        """Find the address of a name in a greenlet of its own; datagrams for it wait, all others go on."""
-        if len(self._resolving) >= MAX_RESOLVING:
+    def _decide_later(self, wish: ConnectRequest, route: _Route, limit: int) -> None:
+        """Decide in a greenlet of its own, for that waits for others; its datagrams wait too, all others go on. There
+        are at most `limit` of a kind: names must not keep addresses waiting."""
+        if self._deciding[limit] >= limit:
             return
+        self._deciding[limit] += 1
         route.waiting = []
-        job = gevent.spawn(self._resolved, wish, route)
-        self._resolving.add(job)
-        job.link(self._resolving.discard)
-
-    def _resolved(self, wish: ConnectRequest, route: _Route) -> None:
         route.until = float("inf")  # what comes meanwhile waits with the others
+        gevent.spawn(self._decide, wish, route, limit)
+
+    def _decide(self, wish: ConnectRequest, route: _Route, limit: int) -> None:
         try:
-            self._direct(route, self._lookup.permitted(wish)[0], wish.port)
+            address = self._lookup.permitted(wish)[0]
+            facing = _facing(address)
+            with self._opening:
+                outside = self._outsides.get(facing) or self._open(facing, address)
+            self._direct(route, outside, address, wish.port)
         except DialError as error:
             self._tell(wish, error)
         finally:
+            self._deciding[limit] -= 1
             route.until = monotonic() + VERDICT
             waiting, route.waiting = route.waiting or [], None
-        for data in waiting if route.sock is not None else ():
-            self._send(route, data)
+        if not self._closed:
+            for data in waiting if route.sock is not None else ():
+                self._send(route, data)
 
-    def _direct(self, route: _Route, address: Address, port: int) -> None:
+    def _direct(self, route: _Route, outside: _Outside, address: Address, port: int) -> None:
         """Let the route lead to an address that was decided on. Raises DialError."""
         if not port:
             raise DialError("failed", "there is no port 0")
-        facing = source_towards(str(address))
-        if facing is None:
-            raise DialError("network", f"there is no way to {address}")
-        outside = self._outsides.get(facing) or self._open(facing, address)
         family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
         route.target = (socket.inet_ntop(family, address.packed), port)  # as `recvfrom` spells it
         route.sock = outside.sock
@@ -298,7 +310,7 @@ class Association:
         _bound(self._peers)
 
     def _open(self, facing: str, address: Address) -> _Outside:
-        """A socket, with its pinhole, at the address of this host that faces `address`. Raises DialError."""
+        """A socket, with its pinhole, at the address `facing` of this host; may wait for the broker. DialError."""
         if len(self._outsides) >= MAX_OUTSIDE:
             raise DialError("failed", "the association sends from too many addresses")
         assert self._client is not None
@@ -318,6 +330,10 @@ class Association:
             lease, sock = self._pinholes.reserve(wish, bind_datagrams)
         except PinholeRefused as error:
             raise DialError("failed", str(error), error.rule) from error
+        if self._closed:
+            sock.close()
+            self._pinholes.release(lease, "closed")
+            raise DialError("failed", "the association has ended")
         outside = self._outsides[facing] = _Outside(lease, sock)
         outside.watcher.start(self._from_outside, outside)
         return outside
@@ -370,6 +386,14 @@ class Association:
             self.dropped["send"] += 1
         else:
             self.down += size
+
+
+def _facing(address: Address) -> str:
+    """The address of this host that faces `address`. Raises DialError."""
+    facing = source_towards(str(address))
+    if facing is None:
+        raise DialError("network", f"there is no way to {address}")
+    return facing
 
 
 def bind_datagrams(host: str, port: int) -> _socket.socket:

@@ -32,8 +32,10 @@ class Admission:
         self._open: set[str] = set()
 
     def concerns(self, request: PinholeRequest) -> bool:
-        """Whether the broker has to be asked for this pinhole."""
+        """Whether the broker has to be asked for this pinhole: it knows none that leads to the other family."""
         client = ipaddress.ip_address(request.client)
+        if (":" in (request.public_host or "")) != (client.version == 6):
+            return False
         return any(client in network for network in self._inside)
 
     def reserve(self, request: PinholeRequest, make: Callable[[str, int], T]) -> tuple[Lease, T]:

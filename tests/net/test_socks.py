@@ -10,6 +10,7 @@ import pytest
 
 from tests.lab.gateway import Gateway
 from tests.lab.lab import CLIENT4, ROUTER_IN4, ROUTER_OUT4, SERVER4, SERVER6, Lab
+from tests.net.socks_wire import GREETING, receive, reply5, request4, request5
 
 PORT = 8022
 TIMEOUT = 1.0
@@ -35,45 +36,6 @@ def client(lab: Lab, gateway: Gateway) -> Iterator[socket.socket]:
     with lab.connect("inside", ROUTER_IN4, 1080) as client:
         yield client
     lab.wait_for(lambda: gateway.admin("flows") == [], 10, "the flow to end")
-
-
-GREETING = b"\5\1\0"
-
-
-def request5(host: str, port: int, command: int = 1) -> bytes:
-    try:
-        packed = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
-        address = bytes([4 if ":" in host else 1]) + packed
-    except OSError:
-        address = bytes([3, len(host)]) + host.encode()
-    return bytes([5, command, 0]) + address + port.to_bytes(2, "big")
-
-
-def request4(host: str, port: int, command: int = 1) -> bytes:
-    try:
-        return bytes([4, command]) + port.to_bytes(2, "big") + socket.inet_aton(host) + b"me\0"
-    except OSError:
-        return bytes([4, command]) + port.to_bytes(2, "big") + b"\0\0\0\1me\0" + host.encode() + b"\0"
-
-
-def receive(sock: socket.socket, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        chunk = sock.recv(count - len(data))
-        if not chunk:
-            raise ConnectionError(f"end of stream after {data!r}")
-        data += chunk
-    return data
-
-
-def reply5(sock: socket.socket) -> tuple[int, str, int]:
-    """Code and bound endpoint."""
-    head = receive(sock, 4)
-    assert head[0] == 5
-    assert head[2] == 0
-    family, size = (socket.AF_INET, 4) if head[3] == 1 else (socket.AF_INET6, 16)
-    host = socket.inet_ntop(family, receive(sock, size))
-    return head[1], host, int.from_bytes(receive(sock, 2), "big")
 
 
 @pytest.mark.parametrize("host", [SERVER4, SERVER6, "files.example", "six.example"])
