@@ -16,7 +16,7 @@ Direction = Literal["in", "out"]
 class ConnectRequest(msgspec.Struct, frozen=True):
     """A client's wish to reach a server: what `policy` decides on and `dial` carries out.
 
-    `host` is a name or the text of an IP address; `user` is the authenticated name, if any, and `groups` are that user's.
+    `host` is a name or the text of an IP address; `user` is the authenticated name, if any, and `groups` are its own.
     """
 
     command: CommandName

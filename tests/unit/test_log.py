@@ -1,0 +1,93 @@
+"""The log's three classes, formats and targets, with real unix sockets."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+
+from gateway.config import LogSection
+from gateway.observe.log import get_logger, setup_logging
+from gateway.observe.sinks import JournaldSink, StreamSink, SyslogSink
+
+
+@pytest.fixture(autouse=True)
+def reset() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
+
+
+def lines(section: LogSection) -> list[str]:
+    stream = io.StringIO()
+    structlog.reset_defaults()
+    setup_logging("worker-0", section, stream)
+    log = get_logger()
+    log.info("flow.end", flow="w0-1", client="192.0.2.1:5", up=3)
+    log.warning("auth.failed", client="192.0.2.1:5", address="192.0.2.1", user='a "b"\nevent=flow.end')
+    log.error("accept.exhausted", reason="Too many open files")
+    log.info("ready")
+    return stream.getvalue().splitlines()
+
+
+def test_logfmt_has_its_class_and_its_order_and_one_line_an_event() -> None:
+    end, failed, exhausted, ready = lines(LogSection())
+    assert re.fullmatch(
+        r"timestamp=\S+Z level=info process=worker-0 event=flow.end flow=w0-1 client=192.0.2.1:5 up=3 class=connection",
+        end,
+    )
+    assert " event=auth.failed address=192.0.2.1 client=" in failed
+    assert failed.endswith(r'user="a \"b\"\nevent=flow.end" class=denied')
+    assert exhausted.endswith('reason="Too many open files" class=resource')
+    assert "class=" not in ready
+
+
+def test_json() -> None:
+    end, failed, *_ = map(json.loads, lines(LogSection(format="json")))
+    assert end["class"] == "connection"
+    assert end["up"] == 3
+    assert failed["user"] == 'a "b"\nevent=flow.end'
+
+
+def test_the_console_format_is_for_the_eye() -> None:
+    assert "auth.failed" in lines(LogSection(format="console"))[1]
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
+        daemon.bind(str(tmp_path / "log"))
+        daemon.settimeout(5)
+        yield daemon
+
+
+def test_syslog(daemon: socket.socket) -> None:
+    sink = SyslogSink("algate-worker-0", StreamSink(io.StringIO()), daemon.getsockname())
+    sink.write("event=auth.failed", "warning", {})
+    assert re.fullmatch(
+        rb"<28>[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d algate-worker-0\[\d+\]: event=auth.failed", daemon.recv(1000)
+    )
+
+
+def test_journald(daemon: socket.socket) -> None:
+    sink = JournaldSink("algate", StreamSink(io.StringIO()), daemon.getsockname())
+    sink.write("event=flow.end", "error", {"client": "192.0.2.1:5", "reason": "two\nlines"})
+    assert daemon.recv(1000) == (
+        b"MESSAGE=event=flow.end\nPRIORITY=3\nSYSLOG_IDENTIFIER=algate\nALGATE_CLIENT=192.0.2.1:5\n"
+        b"ALGATE_REASON\n" + (9).to_bytes(8, "little") + b"two\nlines\n"
+    )
+
+
+def test_what_the_daemon_does_not_take_is_not_lost_and_nobody_waits(daemon: socket.socket, tmp_path: Path) -> None:
+    stream = io.StringIO()
+    full = SyslogSink("algate", StreamSink(stream), daemon.getsockname())
+    for number in range(2000):  # nobody reads
+        full.write(f"line {number}", "info", {})
+    SyslogSink("algate", StreamSink(stream), str(tmp_path / "nowhere")).write("the last", "info", {})
+    found = stream.getvalue().splitlines()
+    assert found[-2:] == ["line 1999", "the last"]
