@@ -10,12 +10,13 @@ import heapq
 import math
 from dataclasses import dataclass, field
 
-from alg.address import Endpoint
+from alg.address import Address, Endpoint
 from alg.api import Side
 from alg.sip.conversations import Conversation, Conversations, Peers
 from alg.sip.edits import is_address
 from alg.sip.message import Message
 from alg.sip.sdp import Description
+from alg.sip.stand_down import is_public
 
 LINGER = 5.0  # seconds after a failure (the INVITE may come again, with credentials) or after a BYE that nobody answers
 SETUP = 240.0  # seconds without a word until an INVITE without a final answer is given up (RFC 3261, 16.6: 180)
@@ -81,6 +82,15 @@ def turn(side: Side, message: Message) -> Turn:
     return (side if message.is_request else side.other), message.cseq
 
 
+def may_send_media(address: Address, server: str) -> bool:
+    """Whether media can come from `address` to a client of `server`: it is one host's, of the same family, and not
+    behind another NAT than the server is (what a phone there says of itself is not what will come)."""
+    if address.is_unspecified or address.is_multicast or address.is_loopback or address.is_link_local:
+        return False
+    facing = is_address(server)
+    return facing is not None and facing.version == address.version and (is_public(address) or not is_public(facing))
+
+
 class Calls:
     """All calls of an engine. `any_source`: media may come from anybody, once there is an answer."""
 
@@ -130,9 +140,7 @@ class Calls:
         for line in sdp.media:
             for place in (line.connection, line.rtcp_place):
                 address = is_address(place.host) if place and line.port else None
-                if address and not (
-                    address.is_unspecified or address.is_multicast or address.is_loopback or address.is_link_local
-                ):
+                if address and may_send_media(address, call.server):
                     hosts[str(address)] = None
         if not hosts:
             return  # on hold in the old way (0.0.0.0), or all refused: whoever was let in stays

@@ -102,7 +102,7 @@ class Core:
                 self.note("sip.trailing", "bytes behind a message", now, client)
                 self.release(packet)
             elif side is Side.CLIENT:
-                self._outbound(packet, client, server, message, now)
+                self._outbound(packet, client, server, message, now, now + HOLD)
             else:
                 self._inbound(packet, client, server, message, now)
         except Malformed:
@@ -130,12 +130,15 @@ class Core:
     def deadline(self) -> float | None:
         times = [self.calls.deadline(), self.conversations.deadline()]
         if self._held:
-            times.append(next(iter(self._held.values())).until)  # in the order in which they came
+            times.append(min(held.until for held in self._held.values()))
         return min((time for time in times if time is not None), default=None)
 
     # --- from the client --------------------------------------------------------------------------------------------
 
-    def _outbound(self, packet: int, client: Endpoint, server: Endpoint, message: Message, now: float) -> None:
+    def _outbound(
+        self, packet: int, client: Endpoint, server: Endpoint, message: Message, now: float, until: float
+    ) -> None:
+        """`until`: when the message must have gone, whatever it waits for."""
         if (client, server.host) in self._stood_down:
             self.release(packet)
             return
@@ -155,7 +158,7 @@ class Core:
             self.note("sip.held", "too many messages wait", now, client)
             self.release(packet)
         else:
-            self._held[packet] = Held(packet, client, server, message, now + HOLD, waits)
+            self._held[packet] = Held(packet, client, server, message, until, waits)
 
     def _held_of(self, client: Endpoint) -> int:
         return sum(held.client.host == client.host for held in self._held.values())
@@ -174,7 +177,7 @@ class Core:
             if not held.waits:
                 del self._held[held.packet]
                 try:
-                    self._outbound(held.packet, held.client, held.server, held.message, now)
+                    self._outbound(held.packet, held.client, held.server, held.message, now, held.until)
                 except Malformed:
                     self.release(held.packet)
 

@@ -56,8 +56,8 @@ def same_host(text: str, host: str) -> bool:
 
 @lru_cache(8192)
 def is_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address that `text` is, or None for a name."""
-    if not (text[:1].isdigit() or ":" in text):
+    """The address that `text` is, or None for a name, or for an address that means something to its host only."""
+    if not (text[:1].isdigit() or ":" in text) or "%" in text:
         return None
     try:
         return canonical(text)
