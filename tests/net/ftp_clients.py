@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,4 +69,50 @@ def tnftp(job: Job, remote: str, fetched: Path, local: Path, stored: str) -> str
     return job.lab.run("inside", argv, TIMEOUT, stdin="\n".join(script) + "\n").stdout
 
 
+def ncftp(job: Job, remote: str, fetched: Path, local: Path, stored: str) -> str:
+    """ncftp's three programs. They speak no IPv6."""
+    base = ["-u", job.server.user, "-p", job.server.password, "-E" if job.active else "-F", "-t", "10"]
+    listing = job.lab.run("inside", ["ncftpls", *base, "-l", f"ftp://{job.host}/pub/"], TIMEOUT).stdout
+    copy = fetched.parent / Path(remote).name
+    job.lab.run("inside", ["ncftpget", "-V", *base, job.host, fetched.parent, remote], TIMEOUT)
+    copy.rename(fetched)
+    there = Path(stored)
+    renamed = local.parent / there.name
+    renamed.symlink_to(local)
+    try:
+        job.lab.run("inside", ["ncftpput", "-V", *base, job.host, str(there.parent), renamed], TIMEOUT)
+    finally:
+        renamed.unlink()
+    return listing
+
+
+def wget(job: Job, remote: str, fetched: Path, local: Path, stored: str) -> str:
+    """Fetches only: nothing is stored. Its listing is the directory as a page."""
+    host = job.host if job.version == 4 else f"[{job.host}]"
+    base = ["wget", "-q", "-T", "10", "-t", "1", "--user", job.server.user, "--password", job.server.password]
+    base += ["--no-passive-ftp"] if job.active else []
+    job.lab.run("inside", [*base, "-O", fetched, f"ftp://{host}/{remote}"], TIMEOUT)
+    return job.lab.run("inside", [*base, "-O", "-", f"ftp://{host}/pub/"], TIMEOUT).stdout
+
+
+_FTPLIB = """
+import ftplib, sys
+host, user, password, active, remote, fetched, local, stored = sys.argv[1:]
+with ftplib.FTP(host, user, password, timeout=10) as ftp:
+    ftp.set_pasv(active == "0")
+    ftp.retrlines("LIST pub")
+    with open(fetched, "wb") as file:
+        ftp.retrbinary("RETR " + remote, file.write)
+    with open(local, "rb") as file:
+        ftp.storbinary("STOR " + stored, file)
+"""
+
+
+def ftplib(job: Job, remote: str, fetched: Path, local: Path, stored: str) -> str:
+    """Python's own client."""
+    argv = [sys.executable, "-c", _FTPLIB, job.host, job.server.user, job.server.password, str(int(job.active))]
+    return job.lab.run("inside", [*argv, remote, str(fetched), str(local), stored], TIMEOUT).stdout
+
+
 CLIENTS: dict[str, Client] = {"curl": curl, "lftp": lftp, "tnftp": tnftp}
+ALL_CLIENTS: dict[str, Client] = {**CLIENTS, "ncftp": ncftp, "ftplib": ftplib, "wget": wget}
