@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from alg.address import Endpoint
 from alg.sip.conversations import Conversations
 from alg.sip.edits import endpoint_of, is_address, same_host
-from alg.sip.message import Message, Span, sip_uri, uri_host
+from alg.sip.message import Message, Span, read_uri, uri_host
 
 DEFAULT_EXPIRES = 3600  # RFC 3261, 10.2.1.1: the registrar's choice; ours where it does not say it
 LONGEST = 86400.0
@@ -121,9 +121,9 @@ def is_third_party(message: Message) -> bool:
 
 
 def _address_of_record(message: Message, name: str) -> bytes:
-    span = message.addrs(name)[0].uri
-    uri = sip_uri(message.data, span)
-    return message.data[span[0] : uri.start(4)] if uri else message.text(span)
+    text = message.text(message.addrs(name)[0].uri)
+    uri = read_uri(text)
+    return text[: uri.place.end] if uri else text
 
 
 def _seconds(message: Message, params: Span, default: int | None) -> int:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from alg.sip.grammar import (
@@ -45,8 +46,21 @@ _KNOWN = {
     b"require": "require",
     b"date": "date",
 }  # fmt: skip
-_SINGLE = ("from", "to", "call-id", "cseq")
-_AT_MOST_ONE = ("content-length", "content-type", "max-forwards", "expires", "session-expires", "date")
+_NEEDED = ("via", "from", "to", "call-id", "cseq")
+_ONCE = frozenset(
+    (
+        "from",
+        "to",
+        "call-id",
+        "cseq",
+        "content-length",
+        "content-type",
+        "max-forwards",
+        "expires",
+        "session-expires",
+        "date",
+    )
+)
 _MOST_SEQUENCE = 2**31 - 1
 
 
@@ -171,21 +185,33 @@ class Message:
         return found[0] if found else b""
 
 
-def sip_uri(data: bytes, span: Span) -> re.Match[bytes] | None:
-    """A sip or sips URI: groups scheme, host, port, parameters, headers. None for another scheme.
+class Uri(NamedTuple):
+    """A sip or sips URI (`scheme` in lower case); `place` counts from the URI's beginning, `params` as ";a;b=c"."""
 
-    Malformed for one that begins as sip or sips and is not by the grammar.
-    """
-    match = SIP_URI.fullmatch(data, *span)
-    if match is None and data[span[0] : span[0] + 5].lower().startswith((b"sip:", b"sips:")):
-        raise Malformed("a URI")
-    return match
+    scheme: str
+    place: HostPort
+    params: bytes
+    has_headers: bool
+
+
+@lru_cache(8192)
+def read_uri(text: bytes) -> Uri | None:
+    """Read a URI. None for one that is neither sip nor sips; Malformed for one that is, but not by the grammar."""
+    match = SIP_URI.fullmatch(text)
+    if match is None:
+        if text[:5].lower().startswith((b"sip:", b"sips:")):
+            raise Malformed("a URI")
+        return None
+    return Uri(match[1].decode().lower(), _host_port(match, 2, 3), match[4], match[5] is not None)
 
 
 def uri_host(data: bytes, span: Span) -> HostPort | None:
-    """Host and port of a sip or sips URI. None for another scheme; Malformed as `sip_uri`."""
-    match = sip_uri(data, span)
-    return _host_port(match, 2, 3) if match else None
+    """Where host and port of a sip or sips URI stand in `data`. None for another scheme; Malformed as `read_uri`."""
+    uri = read_uri(data[span[0] : span[1]])
+    if uri is None:
+        return None
+    host, port, start, end = uri.place
+    return HostPort(host, port, span[0] + start, span[0] + end)
 
 
 def parse(data: bytes, start: int = 0) -> Message:
@@ -207,6 +233,8 @@ def parse(data: bytes, start: int = 0) -> Message:
         known = _KNOWN.get(match[1].lower())
         if known is not None:
             if known in headers:
+                if known in _ONCE:
+                    raise Malformed(f"more than one {known}")
                 headers[known].append(match.span(2))
             else:
                 headers[known] = [match.span(2)]
@@ -225,8 +253,8 @@ def _start_line(message: Message) -> int:
     elif match := REQUEST.match(data, start):
         message.method = match[1]
         message.uri = match.span(2)
-        found = sip_uri(data, message.uri)
-        if found and found[5] is not None:
+        found = read_uri(data[message.uri[0] : message.uri[1]])
+        if found and found.has_headers:
             raise Malformed("headers in the Request-URI")
     else:
         raise Malformed("the start line")
@@ -253,12 +281,9 @@ def content_length(data: bytes, spans: list[Span]) -> int:
 
 def _check(message: Message) -> None:
     data, headers = message.data, message.headers
-    for name in _SINGLE:
-        if len(headers.get(name, ())) != 1:
-            raise Malformed(f"not one {name}")
-    for name in _AT_MOST_ONE:
-        if name in headers and len(headers[name]) != 1:
-            raise Malformed(f"more than one {name}")
+    for name in _NEEDED:
+        if name not in headers:
+            raise Malformed(f"no {name}")
     call_id = CALL_ID.fullmatch(data, *headers["call-id"][0])
     cseq = CSEQ.fullmatch(data, *headers["cseq"][0])
     if call_id is None or cseq is None or int(cseq[1]) > _MOST_SEQUENCE:
@@ -273,8 +298,7 @@ def _check(message: Message) -> None:
         raise Malformed("Max-Forwards")
     if "date" in headers and not message.text(headers["date"][0]).strip().endswith(b"GMT"):
         raise Malformed("Date")  # RFC 3261, 20.17: no other zone
-    if not message.vias():
-        raise Malformed("no Via")
+    message.vias()
     if len(message.addrs("from")) != 1 or len(message.addrs("to")) != 1:
         raise Malformed("From or To")
     message.addrs("contact")
@@ -293,6 +317,8 @@ def _values(pattern: re.Pattern[bytes], data: bytes, start: int, end: int) -> li
         if match is None:
             raise Malformed("a value of a header")
         found.append(match)
+        if match.end() == end:
+            return found
         comma = COMMA.match(data, match.end(), end)
         if comma is None:
             if not BLANK.fullmatch(data, match.end(), end):

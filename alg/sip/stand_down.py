@@ -8,7 +8,7 @@ from functools import lru_cache
 from alg.address import Address, Endpoint
 from alg.sip.conversations import Conversations
 from alg.sip.edits import endpoint_of, same_host
-from alg.sip.message import Message, sip_uri, uri_host
+from alg.sip.message import Message, read_uri
 
 _PRIVATE = tuple(
     ipaddress.ip_network(network)
@@ -49,16 +49,16 @@ def reason_to_stand_down(
         if message.vias()[0].transport in ("TLS", "WS", "WSS"):
             return "sip.tls"
     for addr in message.addrs("contact"):
-        uri = sip_uri(message.data, addr.uri)
+        uri = read_uri(message.text(addr.uri))
         if uri is None:
             continue
-        params = uri[4].lower().split(b";")
-        if uri[1].lower() == b"sips" or b"transport=tls" in params:
+        params = uri.params.lower().split(b";")
+        if uri.scheme == "sips" or b"transport=tls" in params:
             return "sip.tls"
-        if b"ob" in params or message.param(addr.params, b"reg-id"):
+        if b"ob" in params or (addr.params[0] < addr.params[1] and message.param(addr.params, b"reg-id")):
             return "sip.outbound"
-        place = uri_host(message.data, addr.uri)
-        if place is None or same_host(place.host, client.host):
+        place = uri.place
+        if same_host(place.host, client.host):
             continue
         endpoint = endpoint_of(place)
         if endpoint and (is_public(endpoint.ip) or conversations.behind(endpoint)):
