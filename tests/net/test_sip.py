@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -38,7 +40,12 @@ def near(lab: Lab, kamailio: Kamailio) -> Sipp:
 
 
 def pinholes(gateway: Gateway, reason: str) -> list[dict[str, Any]]:
-    return [row for row in gateway.admin("pinholes") if row["reason"] == reason]
+    """Those that somebody may come through: a call that failed keeps its port for a while, for nobody."""
+    return [row for row in gateway.admin("pinholes") if row["reason"] == reason and row["peer"] != ""]
+
+
+def confirmed(gateway: Gateway) -> list[dict[str, Any]]:
+    return [call for call in gateway.admin("calls") if call["state"] == "confirmed"]
 
 
 class Media:
@@ -102,7 +109,7 @@ def test_a_call_to_the_outside_with_media_both_ways(lab: Lab, gateway: Gateway, 
         assert phone.hears() == b"from outside"
         stranger.send(public, b"from a stranger")
         assert phone.hears() is None
-        (call,) = gateway.admin("calls")
+        (call,) = confirmed(gateway)
         assert call["duration"] >= 0
         assert "bob@example.test" in call["callee"]
         (stream,) = call["media"]
@@ -111,7 +118,7 @@ def test_a_call_to_the_outside_with_media_both_ways(lab: Lab, gateway: Gateway, 
         assert pinholes(gateway, "sip.rtp") == []
         peer.send(public, b"after the BYE")
         assert phone.hears() is None
-        assert gateway.admin("calls") == []
+        assert confirmed(gateway) == []
     finally:
         for end in (phone, peer, stranger):
             end.close()
@@ -136,3 +143,108 @@ def test_a_strangers_invite_does_not_arrive(lab: Lab, gateway: Gateway, near: Si
     assert phone.hears() is None
     phone.close()
     stranger.close()
+
+
+def test_a_call_that_is_given_up_leaves_nothing(lab: Lab, gateway: Gateway, near: Sipp, far: None) -> None:
+    callee = sipp(lab, "outside", "uas-cancel", local=FAR)
+    succeeds(lab, sipp(lab, "inside", "uac-cancel", local=PHONE, remote=PROXY, options=["-s", "bob"]), callee)
+    lab.wait_for(lambda: pinholes(gateway, "sip.rtp") == [], 10, "the media to close")
+    assert confirmed(gateway) == []
+
+
+def test_hold_the_old_and_the_new_way_keeps_the_port(lab: Lab, gateway: Gateway, near: Sipp, far: None) -> None:
+    callee = sipp(lab, "outside", "uas-hold", local=FAR, audio=9100)
+    caller = sipp(lab, "inside", "uac-hold", local=PHONE, remote=PROXY, options=["-s", "bob", "-d", "200"])
+    succeeds(lab, caller, callee)
+    offers = callee.received("INVITE ")
+    ports = [line.split()[1] for offer in offers for line in offer.splitlines() if line.startswith("m=audio")]
+    assert len(ports) == 5
+    assert len(set(ports)) == 1
+    connections = [line for offer in offers for line in offer.splitlines() if line.startswith("c=")]
+    assert connections[1] == "c=IN IP4 0.0.0.0"
+    assert set(connections) == {"c=IN IP4 0.0.0.0", f"c=IN IP4 {ROUTER_OUT4}"}
+    assert pinholes(gateway, "sip.rtp") == []
+
+
+def test_several_calls_that_start_together(lab: Lab, gateway: Gateway, near: Sipp, far: None) -> None:
+    callee = sipp(lab, "outside", "uas", local=FAR, calls=8)
+    options = ["-s", "bob", "-d", "500", "-r", "80", "-l", "8"]
+    succeeds(lab, sipp(lab, "inside", "uac", local=PHONE, remote=PROXY, calls=8, options=options), callee)
+    assert confirmed(gateway) == []
+
+
+def read_message(sock: socket.socket, beginning: bytes) -> str:
+    """The next message that begins so, from a stream of messages; others are passed over."""
+    data = b""
+    while True:
+        while b"\r\n\r\n" not in data:
+            chunk = sock.recv(4096)
+            assert chunk, data
+            data += chunk
+        head, _, rest = data.partition(b"\r\n\r\n")
+        length = next(int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
+        while len(rest) < length:
+            rest += sock.recv(4096)
+        message, data = head + b"\r\n\r\n" + rest[:length], rest[length:]
+        if message.startswith(beginning):
+            return message.decode()
+
+
+def request(method: str, uri: str, number: int, own: str, to: str, extra: str = "", body: str = "") -> bytes:
+    return (
+        f"{method} {uri} SIP/2.0\r\nVia: SIP/2.0/TCP {own};branch=z9hG4bK-{method}-{number};rport\r\n"
+        f"Max-Forwards: 70\r\nFrom: <sip:ann@example.test>;tag=t1\r\nTo: {to}\r\nCall-ID: over-tcp@{own}\r\n"
+        f"CSeq: {number} {method}\r\nContact: <sip:ann@{own};transport=tcp>\r\n{extra}"
+        f"Content-Length: {len(body)}\r\n\r\n{body}"
+    ).encode()
+
+
+def test_a_call_over_tcp_in_many_segments(lab: Lab, gateway: Gateway, far: None) -> None:
+    callee = sipp(lab, "outside", "uas", local=FAR, audio=9100)
+    with lab.connect("inside", SERVER4, 5060) as phone:
+        phone.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        own = "{}:{}".format(*phone.getsockname())
+        offer = f"v=0\r\no=- 1 1 IN IP4 {CLIENT4}\r\ns=-\r\nc=IN IP4 {CLIENT4}\r\nt=0 0\r\nm=audio 9200 RTP/AVP 0\r\n"
+        bob = "<sip:bob@example.test>"
+        invite = request("INVITE", bob[1:-1], 1, own, bob, "Content-Type: application/sdp\r\n", offer)
+        for at in range(0, len(invite), 40):
+            phone.sendall(invite[at : at + 40])
+        answer = read_message(phone, b"SIP/2.0 200")
+        assert f"Via: SIP/2.0/TCP {own};" in answer
+        lines = answer.splitlines()
+        to = next(line for line in lines if line.startswith("To:"))[4:]
+        route = "".join(f"Route:{line[13:]}\r\n" for line in lines if line.startswith("Record-Route:"))
+        target = next(line for line in lines if line.startswith("Contact:"))[9:].strip("<>")
+        phone.sendall(request("ACK", target, 1, own, to, route))
+        (media,) = lab.wait_for(lambda: pinholes(gateway, "sip.rtp"), 10, "the media" + lab.tail_of_logs())
+        assert media["peer"] == SERVER4
+        assert media["target"] == f"{CLIENT4}:9200"
+        near_media, far_media = Media(lab, "inside", CLIENT4, 9200), Media(lab, "outside", SERVER4, 9100)
+        far_media.send(split(media["public"]), b"from outside")
+        assert near_media.hears() == b"from outside"
+        near_media.send((SERVER4, 9100), b"from inside")
+        assert far_media.hears() == b"from inside"
+        phone.sendall(request("BYE", target, 2, own, to, route))
+        read_message(phone, b"SIP/2.0 200")
+        succeeds(lab, callee)
+        lab.wait_for(lambda: pinholes(gateway, "sip.rtp") == [], 10, "the media to close")
+        near_media.close()
+        far_media.close()
+    offered = callee.received("INVITE ")[0]
+    assert CLIENT4 not in offered.partition("\n\n")[2]
+    assert f"m=audio {split(media['public'])[1]} RTP/AVP 0" in offered
+
+
+def test_a_packets_process_that_dies_is_replaced(lab: Lab, gateway: Gateway, near: Sipp, far: None) -> None:
+    supervisor = next(row for row in gateway.admin("status") if row["process"] == "supervisor")
+    before = supervisor["children"]["packets"]["pid"]
+    os.kill(before, signal.SIGKILL)
+
+    def replaced() -> bool:
+        rows = {row["process"]: row for row in gateway.admin("status")}
+        return "packets" in rows and rows["packets"]["pid"] != before
+
+    lab.wait_for(replaced, 10, "another packets process")
+    succeeds(lab, sipp(lab, "inside", "register", local=PHONE, remote=PROXY, options=["-s", "ann"]))
+    callee = sipp(lab, "outside", "uas", local=FAR)
+    succeeds(lab, sipp(lab, "inside", "uac", local=PHONE, remote=PROXY, options=["-s", "bob", "-d", "100"]), callee)
