@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from alg.address import Endpoint
+from gateway.broker.elements import second_of
 from gateway.broker.netlink import (
     ACK,
     DUMP,
@@ -20,6 +21,7 @@ from gateway.broker.netlink import (
     attribute_map,
     nested,
 )
+from gateway.model import Lease
 
 _CONNTRACK = 1  # the subsystem
 _GET, _DELETE = _CONNTRACK << 8 | 1, _CONNTRACK << 8 | 2
@@ -70,6 +72,26 @@ class Conntrack:
                         raise
                 count += 1
         return count
+
+
+def connections_of(lease: Lease) -> tuple[Socket, ...]:
+    """The UDP connections that must begin anew when a lease begins, changes or ends.
+
+    When it begins: what a peer sent too early is a connection to this host itself, and stays one; what the inside
+    socket sent before has another public port.
+    """
+    if lease.protocol != "udp" or lease.direction != "in":
+        return ()
+    ports = [(lease.public, lease.target)]
+    if lease.second is not None:
+        ports.append(second_of(lease))
+    outside = tuple(Socket(public, source=False) for public, _ in ports)
+    inside = (
+        tuple(Socket(target, source=True) for _, target in ports)
+        if lease.backend == "kernel" and not lease.uses
+        else ()
+    )
+    return outside + inside
 
 
 def _wanted(sock: Socket) -> bytes:

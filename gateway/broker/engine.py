@@ -15,8 +15,8 @@ from typing import Any
 
 import msgspec
 
-from gateway.broker.conntrack import Conntrack, Socket
-from gateway.broker.elements import COUNTED, ONCE, elements_of, leases_of, once_of, second_of, traffic_of
+from gateway.broker.conntrack import Conntrack, Socket, connections_of
+from gateway.broker.elements import COUNTED, ONCE, elements_of, leases_of, once_of, traffic_of
 from gateway.broker.netfilter import Change, Netfilter, TableGoneError
 from gateway.broker.netlink import NetfilterError
 from gateway.broker.ports import can_bind
@@ -90,7 +90,7 @@ class Engine:
         for lease in leases:
             log.info("pinhole.close", by="stop", **_audit(lease))
         self.netfilter.unload()
-        self._forget(socket for lease in leases for socket in _connections(lease))
+        self._forget(socket for lease in leases for socket in connections_of(lease))
         log.info("broker.stopped", opened=self._opened, used=self._used, refused=self._refused)
 
     def deadline(self) -> float:
@@ -163,7 +163,7 @@ class Engine:
             return
         self._leases.replace(new, deadline=deadline)
         if (old.peers, old.target, old.second) != (new.peers, new.target, new.second):
-            self._forget({*_connections(old), *_connections(new)})
+            self._forget({*connections_of(old), *connections_of(new)})
         log.info("pinhole.update", slot=slot, **_audit(new))
         self._send(slot, Updated(message.id, new))
 
@@ -212,8 +212,8 @@ class Engine:
         except NetfilterError as error:
             log.error("broker.netfilter_failed", error=str(error), opens=len(opens), closes=len(closes))
             refused = dict.fromkeys(range(len(changes)), error)
-        self._forget(socket for _, lease in closes for socket in _connections(lease))
-        self._forget(socket for _, _, lease, _ in opens for socket in _connections(lease))
+        self._forget(socket for _, lease in closes for socket in connections_of(lease))
+        self._forget(socket for _, _, lease, _ in opens for socket in connections_of(lease))
         for index, (slot, request_id, lease, _) in enumerate(opens, len(closes)):
             if index in refused:
                 self._leases.close(lease.id, now=time.monotonic())
@@ -341,7 +341,7 @@ class Engine:
             self._once.pop(lease.id, None)
             self._flowing.discard(lease.id)
             log.info("pinhole.expire", **_audit(lease))
-        self._forget(socket for lease in expired for socket in _connections(lease))
+        self._forget(socket for lease in expired for socket in connections_of(lease))
 
     def _forget(self, sockets: Iterable[Socket]) -> None:
         """Have the kernel forget UDP connections. What of a conversation stays is dropped in the table anyway."""
@@ -366,26 +366,6 @@ class Engine:
 def _is_single(lease: Lease) -> bool:
     """Whether an element of `once` stands for the lease."""
     return lease.uses == 1 and (lease.peer is not None or lease.direction == "out")
-
-
-def _connections(lease: Lease) -> tuple[Socket, ...]:
-    """The UDP connections that must begin anew when a lease begins, changes or ends.
-
-    When it begins: what a peer sent too early is a connection to this host itself, and stays one; what the inside
-    socket sent before has another public port.
-    """
-    if lease.protocol != "udp" or lease.direction != "in":
-        return ()
-    ports = [(lease.public, lease.target)]
-    if lease.second is not None:
-        ports.append(second_of(lease))
-    outside = tuple(Socket(public, source=False) for public, _ in ports)
-    inside = (
-        tuple(Socket(target, source=True) for _, target in ports)
-        if lease.backend == "kernel" and not lease.uses
-        else ()
-    )
-    return outside + inside
 
 
 def _audit(lease: Lease) -> dict[str, Any]:

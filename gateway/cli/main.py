@@ -8,6 +8,7 @@ import click
 
 from gateway import __version__
 from gateway.cli.check import check
+from gateway.cli.doctor import doctor
 from gateway.cli.live import calls, flows, pinholes, status
 from gateway.cli.passwd import passwd
 from gateway.cli.rules import rules
@@ -25,7 +26,7 @@ def cli() -> None:
     """An application-level gateway for Linux NAT routers."""
 
 
-for command in (run, check, rules, status, flows, pinholes, calls, explain, trace, passwd):
+for command in (run, check, doctor, rules, status, flows, pinholes, calls, explain, trace, passwd):
     cli.add_command(command)
 
 

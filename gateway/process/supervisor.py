@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.config import Config
+from gateway.doctor import refuse_helpers
 from gateway.errors import AlgateError
 from gateway.observe.admin_wire import answer
 from gateway.observe.log import get_logger, setup_logging
@@ -35,6 +36,8 @@ def run(config: Config) -> int:
     setup_logging("supervisor", config.log)
     if config.broker_wanted and os.geteuid() != 0:
         raise AlgateError("kernel pinholes and redirected connections need root (or set pinhole.backend = 'userspace')")
+    if config.broker_wanted:
+        refuse_helpers(config)
     _raise_descriptor_limit()
     run_dir = RunDir(config.process.run_dir)
     try:
