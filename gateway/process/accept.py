@@ -51,8 +51,8 @@ class Acceptor:
 
     @property
     def handling(self) -> int:
-        """Connections that a greenlet still serves: in their handshake, being connected, or read by a module."""
-        return len(self._handling)
+        """Connections that the relay does not carry yet: in their handshake, being connected, or read by a module."""
+        return len(self._handling) + self.opening
 
     def serve(self, listener: gsocket.socket, handler: Handler) -> None:
         """Accept until the listener is shut down; a greenlet each. What it accepts `handler` owns."""
