@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import time
 
 import gevent.select
@@ -13,7 +14,7 @@ from gateway.dial import DialError
 from gateway.errors import PinholeRefused
 from gateway.flow import Flows
 from gateway.front import socks4
-from gateway.front.lookup import Lookup
+from gateway.front.lookup import Admission, Lookup
 from gateway.front.socks_request import SocksRequest
 from gateway.model import Lease, PinholeRequest
 from gateway.own_address import is_local, public_address, source_towards
@@ -43,7 +44,12 @@ class BindCommand:
         """Serve one request; owns its socket."""
         try:
             peers, towards = self._expected(request)
-            lease, advertised, listener = self._listen(request, peers, towards)
+            admission = self._lookup.admit(request.wish(), None if peers is None else ipaddress.ip_address(towards))
+            try:
+                lease, advertised, listener = self._listen(request, peers, towards)
+            except DialError:
+                admission.session.release()
+                raise
         except DialError as error:
             log.info(
                 "socks.denied" if error.failure == "denied" else "socks.failed",
@@ -64,8 +70,10 @@ class BindCommand:
             listener.close()
             self._pinholes.release(lease, reason)
         if peer is not None:
-            self._carry(request, peer)
-        elif reason == "expired":
+            self._carry(request, peer, admission)
+            return
+        admission.session.release()
+        if reason == "expired":
             request.refuse("timeout")
         else:
             request.sock.close()
@@ -156,7 +164,7 @@ class BindCommand:
             return False
         return True
 
-    def _carry(self, request: SocksRequest, peer: gsocket.socket) -> None:
+    def _carry(self, request: SocksRequest, peer: gsocket.socket, admission: Admission) -> None:
         try:
             remote = endpoint(peer.getpeername())
             request.grant(remote)
@@ -164,10 +172,12 @@ class BindCommand:
             prepare(peer)
             peer.sendall(bytes(request.incoming.buffer))
         except OSError:  # one of them has gone
+            admission.session.release()
             abort(request.sock)
             abort(peer)
             return
         # The peer has chosen its port, so it says nothing of the protocol: no module.
         flow = self._flows.add("socks", request.client, remote, request.user)
         flow.module = REASON
+        flow.rule, flow.rate, flow.session = admission.decision.rule, admission.decision.rate, admission.session
         self._flows.relay(flow, request.sock, peer)

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import ipaddress
 import time
+from typing import NamedTuple
 
 from alg.address import Address, canonical
 from gateway.dial import DialError
 from gateway.model import ConnectRequest
 from gateway.own_address import is_local
-from gateway.policy import Policy
+from gateway.policy import Decision, Policy
 from gateway.resolve import ResolveError, Resolver
+from gateway.rule_limits import LimitReached, RuleLimits, Session
 
 TIMEOUT = 10.0  # seconds to resolve a name
+
+
+class Admission(NamedTuple):
+    """A permission, and the session that counts for it: to be released when it ends."""
+
+    decision: Decision
+    session: Session
 
 
 class Lookup:
     """Resolves, and lets the policy decide on each address."""
 
-    def __init__(self, policy: Policy, resolver: Resolver) -> None:
+    def __init__(self, policy: Policy, resolver: Resolver, limits: RuleLimits) -> None:
+        self._limits = limits
         self._policy = policy
         self._resolver = resolver
 
@@ -28,11 +38,25 @@ class Lookup:
         if not client.permit:
             raise DialError("denied", f"client {request.client.host} is not allowed", client.rule)
 
-    def check_association(self, request: ConnectRequest) -> None:
-        """Raise DialError "denied" if this client may send no datagram to anybody."""
+    def admit_association(self, request: ConnectRequest) -> Admission:
+        """Count a UDP association for its rule. DialError "denied" if this client may send no datagram to anybody, or
+        if the rule allows no more."""
         client = self._policy.decide_association(request)
         if not client.permit:
             raise DialError("denied", f"client {request.client.host} is not allowed", client.rule)
+        return self._count(request, client)
+
+    def admit(self, request: ConnectRequest, address: Address | None) -> Admission:
+        """Count a permitted request for the rule that permits it at `address` (None: at any). Raises DialError."""
+        if address is None:
+            return self._count(request, self._policy.decide_client(request))
+        return self._count(request, self._policy.decide(request, address, own=is_local(str(address))))
+
+    def _count(self, request: ConnectRequest, decision: Decision) -> Admission:
+        try:
+            return Admission(decision, self._limits.enter(decision, request.client.host, time.monotonic()))
+        except LimitReached as error:
+            raise DialError("denied", f"rule {decision.rule}: {error}", decision.rule) from error
 
     def check(self, request: ConnectRequest, address: Address) -> None:
         """Raise DialError "denied" if the request may not be carried out at `address`."""

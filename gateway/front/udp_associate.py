@@ -47,8 +47,12 @@ class UdpAssociateCommand:
     def run(self, request: SocksRequest) -> None:
         """Serve one request, to the end of its association; owns its socket."""
         try:
-            self._lookup.check_association(request.wish())
-            inner = self._bind(str(request.incoming.local[0]))
+            admission = self._lookup.admit_association(request.wish())
+            try:
+                inner = self._bind(str(request.incoming.local[0]))
+            except DialError:
+                admission.session.release()
+                raise
         except DialError as error:
             log.info(
                 "socks.denied" if error.failure == "denied" else "socks.failed",
@@ -62,6 +66,7 @@ class UdpAssociateCommand:
         bound = endpoint(inner.getsockname())
         flow = self._flows.add("socks", request.client, bound, request.user)
         flow.module = REASON
+        flow.rule, flow.session = admission.decision.rule, admission.session
         reasons: list[str] = []
 
         def end(reason: str) -> None:

@@ -75,7 +75,7 @@ class Worker:
         policy, resolver = Policy.of(config, datetime.now), resolver_of(config.dns)
         limits = RuleLimits(config.worker_count)
         dialer = Dialer(policy, resolver, source, limits, Upstreams(upstreams_of(config)))
-        lookup = Lookup(policy, resolver)
+        lookup = Lookup(policy, resolver, limits)
         runner = FlowRunner(
             config,
             self._flows,
