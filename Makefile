@@ -4,6 +4,7 @@ PYTHON ?= /usr/bin/python3
 CONFIG ?=
 SCENARIO ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 BIN := .venv/bin
 # For the gateway and its tests: none of these starts a service when it is installed.
@@ -11,12 +12,12 @@ PACKAGES := python3 python3-venv iproute2 iptables nftables conntrack procps uti
 	curl lftp tnftp ncftp wget openssl dnsmasq-base sip-tester baresip-core libpcre3 \
 	gcc python3-dev libnetfilter-queue-dev libkrb5-dev krb5-user krb5-config strace \
 	libcap2 libpam0g libssl3 libwrap0 libsodium23 libidn2-0 libhiredis0.14 libmemcached11 libmemcachedutil2 libpcre2-posix3 \
-	libverto1 libverto-libev1 libkadm5srv-mit12 libkdb5-10 libgssrpc4 libnetfilter-conntrack3
+	libverto1 libverto-libev1 libkadm5srv-mit12 libkdb5-10 libgssrpc4 libnetfilter-conntrack3 libevent-core-2.1-7
 # The servers that the tests talk to. Unpacked into .venv/peers, not installed: an installed server would be started,
 # on port 21 or 5060 of this very machine, and some exclude one another.
-PEERS := vsftpd pure-ftpd proftpd-core kamailio krb5-kdc krb5-admin-server oidentd dante-server microsocks tinyproxy-bin
+PEERS := vsftpd pure-ftpd proftpd-core kamailio krb5-kdc krb5-admin-server oidentd dante-server microsocks redsocks tinyproxy-bin
 
-.PHONY: setup packages run test check lab clean wheelhouse vagrant-test
+.PHONY: setup packages run test bench check lab clean wheelhouse vagrant-test
 
 setup: packages .venv/.python .venv/.peers
 
@@ -57,6 +58,10 @@ run: setup
 # As root all of it, network namespaces and slow tests too; else what needs no root. PYTEST_ARGS goes to pytest.
 test: setup
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# All peers, several rounds, into docs/benchmarks.md; about 25 minutes. BENCH_ROUNDS=1 BENCH_SECONDS=1 is quick.
+bench: setup
+	$(BIN)/python -m tests.bench $(BENCH_ARGS)
 
 check: setup
 	$(BIN)/ruff check .

@@ -13,8 +13,10 @@ import structlog
 from gevent.event import Event
 
 from alg.address import Endpoint
+from gateway.relay.connection import RelaySocket
 from gateway.relay.copy import CopyHandle, EncodedSocket
-from gateway.relay.splice import Relay, RelayResult, RelaySocket
+from gateway.relay.pace import Pace
+from gateway.relay.splice import Relay, RelayResult
 from gateway.rule_limits import Session
 
 log = structlog.get_logger()
@@ -189,12 +191,14 @@ class Flows:
         A client whose stream is protected needs every byte in Python; all others are spliced.
         """
         done = partial(self._relayed, flow)
+        now = time.monotonic()
+        paces = (Pace(flow.rate, now), Pace(flow.rate, now)) if flow.rate else ()
         if isinstance(client, EncodedSocket) or isinstance(server, EncodedSocket):
             assert isinstance(client, gsocket.socket)
             assert isinstance(server, gsocket.socket)
-            flow.hand_over(CopyHandle(self._relay, client, server, done))
+            flow.hand_over(CopyHandle(self._relay, client, server, done, *paces))
         else:
-            flow.hand_over(self._relay.start(client, server, done))
+            flow.hand_over(self._relay.start(client, server, done, *paces))
 
     def _relayed(self, flow: Flow, result: RelayResult) -> None:
         self.end(flow, result.reason)

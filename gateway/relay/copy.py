@@ -8,6 +8,7 @@ from collections.abc import Callable
 import gevent
 import gevent.socket as gsocket
 
+from gateway.relay.pace import Pace
 from gateway.relay.splice import Reason, Relay, RelayResult, SideName
 from gateway.sockets import abort
 
@@ -22,7 +23,13 @@ class CopyHandle:
     """A flow that is copied: `left` and `right` as `Relay.start` has them, with the limits of `relay`."""
 
     def __init__(
-        self, relay: Relay, left: gsocket.socket, right: gsocket.socket, on_done: Callable[[RelayResult], None]
+        self,
+        relay: Relay,
+        left: gsocket.socket,
+        right: gsocket.socket,
+        on_done: Callable[[RelayResult], None],
+        up: Pace | None = None,
+        down: Pace | None = None,
     ) -> None:
         self.up = 0
         self.down = 0
@@ -35,17 +42,22 @@ class CopyHandle:
         self._over = False
         for sock in (left, right):
             sock.settimeout(None)
-        self._greenlets = [gevent.spawn(self._copy, left, right, True), gevent.spawn(self._copy, right, left, False)]
+        self._greenlets = [
+            gevent.spawn(self._copy, left, right, True, up),
+            gevent.spawn(self._copy, right, left, False, down),
+        ]
         self._entry = relay.wheel.add(self._active + relay.idle_timeout, self._check_idle)
 
     def abort(self, reset: bool = True) -> None:
         """End the flow now. May be called again, and after the end."""
         self._finish("aborted", reset)
 
-    def _copy(self, source: gsocket.socket, sink: gsocket.socket, up: bool) -> None:
+    def _copy(self, source: gsocket.socket, sink: gsocket.socket, up: bool, pace: Pace | None) -> None:
         side = source
         try:
-            while data := source.recv(READ_SIZE):
+            while data := source.recv(_allowed(pace)):
+                if pace is not None:
+                    pace.spend(len(data))
                 side = sink
                 sink.sendall(data)
                 side = source
@@ -93,3 +105,12 @@ class CopyHandle:
         for greenlet in self._greenlets:
             greenlet.kill(block=False)
         self._on_done(result)
+
+
+def _allowed(pace: Pace | None) -> int:
+    """How much may be read now; waits until it is something."""
+    if pace is None:
+        return READ_SIZE
+    while not (allowed := pace.allowance(now := time.monotonic())):
+        gevent.sleep(pace.due(now) - now)
+    return min(allowed, READ_SIZE)

@@ -8,21 +8,19 @@ that the source is empty. Everything here runs in the hub: it never blocks and n
 from __future__ import annotations
 
 import _socket
-import errno
-import fcntl
 import os
-import struct
-import termios
 from collections.abc import Callable
 from functools import partial
-from socket import AF_INET, AF_INET6, IPPROTO_TCP, MSG_PEEK, SHUT_WR, SO_LINGER, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY
+from socket import AF_INET, AF_INET6, MSG_PEEK, SHUT_WR
 from time import monotonic
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from gevent import get_hub
 
+from gateway.relay.connection import RelaySocket, close_by_reset, take, unacknowledged
 from gateway.relay.hangup import Hangups
+from gateway.relay.pace import Pace
 from gateway.relay.pipes import PIPE_SIZE, Pipe, PipePool
 from gateway.relay.wheel import Entry, Wheel
 
@@ -53,22 +51,13 @@ class RelayResult(msgspec.Struct, frozen=True):
     side: SideName | None = None
 
 
-class RelaySocket(Protocol):
-    """A connected stream socket of gevent or of the standard library."""
-
-    @property
-    def family(self) -> int: ...
-    def fileno(self) -> int: ...
-    def detach(self) -> int: ...
-
-
 class _Half:
     """One direction of a flow. It is at any time in one of: reading, waiting for room in the sink (`pipe` may hold
     bytes), over."""
 
-    __slots__ = ("moved", "over", "pipe", "readable", "reading", "sink", "source", "writable")
+    __slots__ = ("moved", "over", "pace", "pause", "pipe", "readable", "reading", "sink", "source", "writable")
 
-    def __init__(self, source: _socket.socket, sink: _socket.socket, readable: _IoWatcher) -> None:
+    def __init__(self, source: _socket.socket, sink: _socket.socket, readable: _IoWatcher, pace: Pace | None) -> None:
         self.source = source
         self.sink = sink
         self.readable: _IoWatcher | None = readable
@@ -77,6 +66,8 @@ class _Half:
         self.over = False
         self.pipe: Pipe | None = None
         self.moved = 0
+        self.pace = pace
+        self.pause: Entry | None = None  # while the rate allows no reading
 
 
 class Relay:
@@ -92,15 +83,23 @@ class Relay:
         self.wheel = Wheel()
         self.hangups = Hangups()
 
-    def start(self, left: RelaySocket, right: RelaySocket, on_done: Callable[[RelayResult], None]) -> RelayHandle:
+    def start(
+        self,
+        left: RelaySocket,
+        right: RelaySocket,
+        on_done: Callable[[RelayResult], None],
+        up: Pace | None = None,
+        down: Pace | None = None,
+    ) -> RelayHandle:
         """Join two connected TCP (or Unix stream) sockets until both have closed.
 
         Takes the sockets over: the objects passed in are detached and of no more use, and the relay closes the
-        connections. `on_done` is called once, from the hub, and so must not block. ValueError for a closed socket.
+        connections. `on_done` is called once, from the hub, and so must not block. `up`, `down`: at what pace to read
+        from left and from right; may be shared. ValueError for a closed socket.
         """
         if left.fileno() < 0 or right.fileno() < 0:
             raise ValueError("a closed socket cannot be relayed")
-        return RelayHandle(self, _take(left), _take(right), on_done)
+        return RelayHandle(self, take(left), take(right), on_done, up, down)
 
     def close(self) -> None:
         """Abort every live flow by a reset, and free what they shared. Not to be used after that."""
@@ -128,15 +127,21 @@ class RelayHandle:
     )
 
     def __init__(
-        self, relay: Relay, left: _socket.socket, right: _socket.socket, on_done: Callable[[RelayResult], None]
+        self,
+        relay: Relay,
+        left: _socket.socket,
+        right: _socket.socket,
+        on_done: Callable[[RelayResult], None],
+        up: Pace | None,
+        down: Pace | None,
     ) -> None:
         self._loop: _Loop = get_hub().loop
         self._relay = relay
         self._left = left
         self._right = right
         self._on_done: Callable[[RelayResult], None] | None = on_done
-        self._up = _Half(left, right, self._loop.io(left.fileno(), READ))
-        self._down = _Half(right, left, self._loop.io(right.fileno(), READ))
+        self._up = _Half(left, right, self._loop.io(left.fileno(), READ), up)
+        self._down = _Half(right, left, self._loop.io(right.fileno(), READ), down)
         self._broken: _socket.socket | None = None
         self._progress: tuple[int, int] | None = None  # of delivering what a broken side had sent
         self._active = monotonic()
@@ -166,18 +171,24 @@ class RelayHandle:
         """Move what can be moved without waiting, within the budget."""
         self._active = monotonic()
         pool = self._relay.pool
-        pipe = half.pipe
+        pipe, pace, limit = half.pipe, half.pace, COPY_SIZE
         if pipe is None:
+            if pace is not None and not (limit := min(limit, pace.allowance(self._active))):
+                self._pause(half, pace)
+                return
             pipe = half.pipe = pool.borrow()
             if pipe is None:
-                self._copy(half)
+                self._copy(half, limit)
                 return
         source, sink = half.source.fileno(), half.sink.fileno()
         budget = BUDGET
         while True:
             if not pipe.held:
+                limit = pool.size
+                if pace is not None and not (limit := min(limit, pace.allowance(self._active))):
+                    break  # reading again will find that there is none, and wait
                 try:
-                    pipe.held = count = os.splice(source, pipe.writer, pool.size, flags=FLAGS)
+                    pipe.held = count = os.splice(source, pipe.writer, limit, flags=FLAGS)
                 except BlockingIOError:
                     break
                 except OSError:
@@ -186,6 +197,8 @@ class RelayHandle:
                 if not count:
                     self._ended(half)
                     return
+                if pace is not None:
+                    pace.spend(count)
                 budget -= count
                 if count < ENOUGH:
                     budget = 0
@@ -205,11 +218,11 @@ class RelayHandle:
         pool.give_back(pipe)
         self._read(half)
 
-    def _copy(self, half: _Half) -> None:
+    def _copy(self, half: _Half, limit: int) -> None:
         """Move one buffer without a pipe, for a process that has no descriptors left. It is peeked at, and taken from
         the source only as far as the sink took it, so that here too nothing is held."""
         try:
-            data = half.source.recv(COPY_SIZE, MSG_PEEK)
+            data = half.source.recv(limit, MSG_PEEK)
         except BlockingIOError:
             self._read(half)
             return
@@ -228,6 +241,8 @@ class RelayHandle:
             self._broke(half.sink, seen_reading=False)
             return
         half.source.recv(count)
+        if half.pace is not None:
+            half.pace.spend(count)
         half.moved += count
         self._read(half)
 
@@ -236,14 +251,27 @@ class RelayHandle:
             half.reading = True
             half.readable.start(self._pump, half)
 
-    def _wait_for_room(self, half: _Half) -> None:
+    def _rest(self, half: _Half) -> None:
+        """Do not read for the moment; a reset is noticed all the same."""
         if half.reading and half.readable is not None:
             half.reading = False
             half.readable.stop()
+        self._watch_for_reset(half.source)
+
+    def _pause(self, half: _Half, pace: Pace) -> None:
+        self._rest(half)
+        half.pause = self._relay.wheel.add(pace.due(self._active), partial(self._resume, half))
+
+    def _resume(self, half: _Half, _now: float) -> None:
+        half.pause = None
+        self._relay.hangups.forget(half.source.fileno())
+        self._pump(half)
+
+    def _wait_for_room(self, half: _Half) -> None:
+        self._rest(half)
         if half.writable is None:
             half.writable = self._loop.io(half.sink.fileno(), WRITE)
         half.writable.start(self._room, half)
-        self._watch_for_reset(half.source)
 
     def _room(self, half: _Half) -> None:
         if half.writable is not None:
@@ -287,7 +315,7 @@ class RelayHandle:
         if self._broken is None or self._on_done is None:
             return
         _, away = self._around(self._broken)
-        if away.over and not _unacknowledged(away.sink):
+        if away.over and not unacknowledged(away.sink):
             self._finish("reset", reset=True)
         elif self._progress is None:
             self._progress = (-1, 0)
@@ -298,7 +326,7 @@ class RelayHandle:
         if self._broken is None:
             return None
         _, away = self._around(self._broken)
-        progress = (away.moved, _unacknowledged(away.sink))
+        progress = (away.moved, unacknowledged(away.sink))
         if progress != self._progress:
             self._progress = progress
             self._active = now
@@ -337,6 +365,9 @@ class RelayHandle:
                 watcher.stop()
                 watcher.close()
         half.readable = half.writable = None
+        if half.pause is not None:
+            self._relay.wheel.discard(half.pause)
+            half.pause = None
         if half.pipe is not None:
             self._relay.pool.give_back(half.pipe)
             half.pipe = None
@@ -353,7 +384,7 @@ class RelayHandle:
         for sock in (self._left, self._right):
             self._relay.hangups.forget(sock.fileno())
             if reset:
-                _quietly_set(sock, SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+                close_by_reset(sock)
             sock.close()
         self._relay.live.discard(self)
         side: SideName | None = None
@@ -361,30 +392,3 @@ class RelayHandle:
             side = "left" if self._broken is self._left else "right"
         # Later, on its own: an error in it is the hub's to report, and `abort` does not call back its caller.
         self._loop.run_callback(on_done, RelayResult(self.up, self.down, reason, side))
-
-
-def _take(sock: RelaySocket) -> _socket.socket:
-    """The descriptor of `sock` in the plainest socket object, which knows neither gevent's watchers nor its waits."""
-    if type(sock) is _socket.socket:  # made for us: prepared, and not blocking
-        return sock
-    family = sock.family
-    taken = _socket.socket(family, SOCK_STREAM, 0, fileno=sock.detach())
-    taken.setblocking(False)
-    if family in (AF_INET, AF_INET6):
-        # What came as a segment goes on as one; who wants to coalesce has done it before.
-        _quietly_set(taken, IPPROTO_TCP, TCP_NODELAY, 1)
-    return taken
-
-
-def _unacknowledged(sock: _socket.socket) -> int:
-    """How many bytes the kernel holds that the other end has not got yet."""
-    count: int = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
-    return count
-
-
-def _quietly_set(sock: _socket.socket, level: int, option: int, value: int | bytes) -> None:
-    try:
-        sock.setsockopt(level, option, value)
-    except OSError as error:
-        if error.errno == errno.EBADF:
-            raise

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 
 from tests.bench import measures, report
-from tests.bench.peers import Peer, peers, versions
+from tests.bench.peers import PORT, Peer, peers, versions
 from tests.lab.lab import Lab, LabError
 
 HERE = Path(__file__).parent
@@ -36,7 +36,7 @@ def main() -> int:
         program = Path(directory, "load")
         subprocess.run(["gcc", "-O2", "-pthread", "-o", program, HERE / "load.c"], check=True)
         measures.prepare(lab)
-        server = lab.popen("outside", [program, "serve", str(measures.PORT)])
+        server = lab.popen("outside", [program, "serve", str(PORT)])
         load = measures.Load(lab, program, seconds)
         for turn in range(rounds):
             for peer in chosen:

@@ -62,7 +62,7 @@ class Load:
 def prepare(lab: Lab) -> None:
     """Let neither end run out of ports, and conntrack not of entries: not what is measured here."""
     for role in ("inside", "router", "outside"):
-        lab.run(role, ["sysctl", "-qw", "net.ipv4.ip_local_port_range=1024 65000", "net.ipv4.tcp_tw_reuse=1"])  # type: ignore[arg-type]
+        lab.run(role, ["sysctl", "-qw", "net.ipv4.ip_local_port_range=1024 65000", "net.ipv4.tcp_tw_reuse=1"])
     lab.run("router", ["sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_timeout_time_wait=1"])
     lab.run("router", ["sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_timeout_close=1"])
 
@@ -119,7 +119,7 @@ def ftp(lab: Lab, active: bool) -> float:
         client.set_pasv(not active)
         client.voidcmd("TYPE I")
         if active:
-            client.sendport = lambda host, port: client.sendcmd(  # type: ignore[method-assign, assignment]
+            client.sendport = lambda host, port: client.sendcmd(  # type: ignore[method-assign]
                 "PORT " + ",".join([*CLIENT4.split("."), str(port >> 8), str(port & 255)])
             )
         data = client.transfercmd("RETR pub/sparse")

@@ -15,7 +15,7 @@ from typing import Literal
 
 from tests.lab.lab import ROUTER_IN4, SERVER4, Lab
 
-UNPACKED = Path(sys.prefix, "bench-peers")
+UNPACKED = Path(sys.prefix, "peers")
 PORT = 8090  # of the load's server
 SOCKS_PORT = 1080
 REDSOCKS_PORT = 12345

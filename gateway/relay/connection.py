@@ -1,0 +1,52 @@
+"""The connections that are relayed, as plain sockets."""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import fcntl
+import struct
+import termios
+from socket import AF_INET, AF_INET6, IPPROTO_TCP, SO_LINGER, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY
+from typing import Protocol
+
+
+class RelaySocket(Protocol):
+    """A connected stream socket of gevent or of the standard library."""
+
+    @property
+    def family(self) -> int: ...
+    def fileno(self) -> int: ...
+    def detach(self) -> int: ...
+
+
+def take(sock: RelaySocket) -> _socket.socket:
+    """The descriptor of `sock` in the plainest socket object, which knows neither gevent's watchers nor its waits."""
+    if type(sock) is _socket.socket:  # made for us: prepared, and not blocking
+        return sock
+    family = sock.family
+    taken = _socket.socket(family, SOCK_STREAM, 0, fileno=sock.detach())
+    taken.setblocking(False)
+    if family in (AF_INET, AF_INET6):
+        # What came as a segment goes on as one; who wants to coalesce has done it before.
+        _quietly_set(taken, IPPROTO_TCP, TCP_NODELAY, 1)
+    return taken
+
+
+def unacknowledged(sock: _socket.socket) -> int:
+    """How many bytes the kernel holds that the other end has not got yet."""
+    count: int = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
+    return count
+
+
+def close_by_reset(sock: _socket.socket) -> None:
+    """Let the close that follows be a reset."""
+    _quietly_set(sock, SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def _quietly_set(sock: _socket.socket, level: int, option: int, value: int | bytes) -> None:
+    try:
+        sock.setsockopt(level, option, value)
+    except OSError as error:
+        if error.errno == errno.EBADF:
+            raise
