@@ -15,27 +15,25 @@ from gateway.config import LogSection
 from gateway.observe.logfmt import Logfmt
 from gateway.observe.sinks import JournaldSink, Sink, StreamSink, SyslogSink
 
-_KINDS = {
+KINDS = {
     "denied": (
         "auth.ban",
         "auth.banned",
         "auth.failed",
         "auth.no_method",
         "auth.protection",
-        "bind.denied",
         "pinhole.stranger",
-        "resolve.denied",
         "rule.deny",
         "socks.denied",
-        "transparent.denied",
+        "socks.udp_stranger",
         "transparent.loop",
-        "udp.denied",
     ),
     "connection": ("flow.open", "flow.end"),
     "resource": (
         "accept.exhausted",
-        "accept.limit",
+        "accept.failed",
         "auth.overloaded",
+        "broker.lost",
         "drain.cut",
         "file.rejected",
         "pinhole.refused",
@@ -43,9 +41,10 @@ _KINDS = {
         "process.killed",
         "socks.timeout",
         "start.failed",
+        "supervisor.gone",
     ),
 }
-_KIND_OF = {event: kind for kind, events in _KINDS.items() for event in events}
+_KIND_OF = {event: kind for kind, events in KINDS.items() for event in events}
 # What reads the log by a regular expression relies on this order (docs/how-to/socks-authentication.md).
 KEY_ORDER = ("timestamp", "level", "process", "event", "address")
 

@@ -48,6 +48,17 @@ class Kerberos:
         self.process = lab.popen("inside", [PEERS / "usr/sbin/krb5kdc", "-n"], env=self.env)
         lab.wait_for(self._kinit, 10, "the KDC to give a ticket" + lab.tail_of_logs())
 
+    def renew_key(self, host: str) -> None:
+        """A new key for the service, beside the old one in the keytab, which is replaced as a whole."""
+        fresh = self.home / "keytab.new"
+        fresh.write_bytes(self.keytab.read_bytes())
+        self._run("kadmin.local", "ktadd", "-k", str(fresh), f"rcmd/{host}")
+        fresh.replace(self.keytab)
+
+    def forget_tickets(self) -> None:
+        """Let the user get a ticket anew; one for the service comes when it is needed."""
+        assert self._kinit()
+
     def _run(self, program: str, *arguments: str) -> None:
         self._lab.run("inside", [PEERS / "usr/sbin" / program, *arguments], env=self.env)
 

@@ -197,3 +197,13 @@ def test_datagrams_are_protected_too(lab: Lab, gateway: Gateway, kerberos: Kerbe
     assert said["reply"] == 0
     assert said["datagram"] == "this is not for everybody "
     assert said["readable"] == (level == 1)
+
+
+def test_a_changed_keytab_is_taken_up(lab: Lab, gateway: Gateway, kerberos: Kerberos) -> None:
+    """A new key for the service: old tickets go on, new ones need the new key."""
+    seen = len(gateway.log_lines())
+    kerberos.renew_key(ROUTER_IN4)
+    gateway.wait_for_log("event=file.loaded key=socks.gssapi.keytab", after=seen)
+    kerberos.forget_tickets()
+    said = lab.wait_for(lambda: run(lab, kerberos, 2, size=10).get("same"), 5, "the new key to be accepted")
+    assert said
