@@ -204,7 +204,7 @@ def test_a_call_over_tcp_in_many_segments(lab: Lab, gateway: Gateway, far: None)
     with lab.connect("inside", SERVER4, 5060) as phone:
         phone.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         own = "{}:{}".format(*phone.getsockname())
-        offer = f"v=0\r\no=- 1 1 IN IP4 {CLIENT4}\r\ns=-\r\nc=IN IP4 {CLIENT4}\r\nt=0 0\r\nm=audio 9200 RTP/AVP 0\r\n"
+        offer = f"v=0\r\no=- 1 1 IN IP4 {CLIENT4}\r\ns=-\r\nc=IN IP4 {CLIENT4}\r\nt=0 0\r\nm=audio 9300 RTP/AVP 0\r\n"
         bob = "<sip:bob@example.test>"
         invite = request("INVITE", bob[1:-1], 1, own, bob, "Content-Type: application/sdp\r\n", offer)
         for at in range(0, len(invite), 40):
@@ -213,13 +213,14 @@ def test_a_call_over_tcp_in_many_segments(lab: Lab, gateway: Gateway, far: None)
         assert f"Via: SIP/2.0/TCP {own};" in answer
         lines = answer.splitlines()
         to = next(line for line in lines if line.startswith("To:"))[4:]
-        route = "".join(f"Route:{line[13:]}\r\n" for line in lines if line.startswith("Record-Route:"))
+        passed = ",".join(line[13:] for line in lines if line.startswith("Record-Route:")).split(",")
+        route = f"Route: {','.join(reversed(passed))}\r\n"
         target = next(line for line in lines if line.startswith("Contact:"))[9:].strip("<>")
         phone.sendall(request("ACK", target, 1, own, to, route))
         (media,) = lab.wait_for(lambda: pinholes(gateway, "sip.rtp"), 10, "the media" + lab.tail_of_logs())
         assert media["peer"] == SERVER4
-        assert media["target"] == f"{CLIENT4}:9200"
-        near_media, far_media = Media(lab, "inside", CLIENT4, 9200), Media(lab, "outside", SERVER4, 9100)
+        assert media["target"] == f"{CLIENT4}:9300"
+        near_media, far_media = Media(lab, "inside", CLIENT4, 9300), Media(lab, "outside", SERVER4, 9100)
         far_media.send(split(media["public"]), b"from outside")
         assert near_media.hears() == b"from outside"
         near_media.send((SERVER4, 9100), b"from inside")
