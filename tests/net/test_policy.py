@@ -43,6 +43,8 @@ RULES = [
     {"name": "bad-names", "action": "deny", "to": ["*.bad.example", "exactly.example"], "log": "warning"},
     {"name": "bad-net", "action": "deny", "to": ["203.0.113.128/25"]},
     {"name": "closed", "action": "deny", "port": [CLOSED]},
+    {"name": "one-bind", "action": "permit", "command": ["bind"], "max_sessions": 1},
+    {"name": "one-udp", "action": "permit", "command": ["udp"], "max_sessions": 1},
     {"name": "router", "action": "permit", "to": ["127.0.0.7", "named.example"], "port": [OPEN]},
     {"name": "few", "action": "permit", "port": [LIMITED], "max_sessions": 3, "max_sessions_per_client": 2},
     {"name": "once", "action": "permit", "port": [ONCE], "max_session_rate": 0.01},
@@ -118,10 +120,10 @@ def target(host: str, port: int) -> bytes:
     return bytes([3, len(host)]) + host.encode() + port.to_bytes(2, "big")
 
 
-def ask(lab: Lab, host: str, port: int, role: Role = "inside") -> tuple[socket.socket, int]:
-    """A SOCKS CONNECT: the connection and the reply's code."""
+def ask(lab: Lab, host: str, port: int, role: Role = "inside", command: int = 1) -> tuple[socket.socket, int]:
+    """A SOCKS request, CONNECT: the connection and the reply's code."""
     client = lab.connect(role, ROUTER_IN4, 1080, timeout=20)
-    client.sendall(GREETING + b"\5\1\0" + target(host, port))
+    client.sendall(GREETING + bytes([5, command, 0]) + target(host, port))
     data = b""
     while len(data) < 6:
         chunk = client.recv(6 - len(data))
@@ -232,6 +234,19 @@ def test_sessions_are_limited_and_given_back(lab: Lab, gateway: Gateway, servers
     assert code(lab, "203.0.113.99", LIMITED) == 4  # what fails is given back too
     assert code(lab, "203.0.113.99", LIMITED) == 4
     assert code(lab, "203.0.113.99", LIMITED) == 4
+
+
+@pytest.mark.parametrize(("command", "host"), [(2, SERVER4), (3, "0.0.0.0")], ids=["bind", "udp"])
+def test_other_commands_count_too(lab: Lab, gateway: Gateway, command: int, host: str) -> None:
+    for _ in range(3):
+        first, reply = ask(lab, host, 0, command=command)
+        assert reply == 0
+        other, reply = ask(lab, host, 0, command=command)
+        assert reply == 2
+        other.close()
+        seen = len(gateway.log_lines())
+        first.close()
+        gateway.wait_for_log("event=pinhole.close|event=flow.end", after=seen)
 
 
 def test_new_sessions_are_limited(lab: Lab, gateway: Gateway, servers: dict[int, socket.socket]) -> None:
