@@ -34,18 +34,6 @@ CoreCommand = Commands | Release | StandDown | Note
 
 
 @dataclass(slots=True)
-class Held:
-    """A message of a client that waits for conversations, by their refs."""
-
-    packet: int
-    client: Endpoint
-    server: Endpoint
-    message: Message
-    until: float
-    waits: set[int]
-
-
-@dataclass(slots=True)
 class Plan:
     """What an outbound message needs, and where."""
 
@@ -56,6 +44,19 @@ class Plan:
 
     def conversations(self) -> list[Conversation]:
         return [*(conversation for _, _, conversation in self.places), *self.media.values()]
+
+
+@dataclass(slots=True)
+class Held:
+    """A message of a client that waits for conversations, by their refs."""
+
+    packet: int
+    client: Endpoint
+    server: Endpoint
+    message: Message
+    plan: Plan
+    until: float
+    waits: set[int]
 
 
 class Core:
@@ -102,7 +103,7 @@ class Core:
                 self.note("sip.trailing", "bytes behind a message", now, client)
                 self.release(packet)
             elif side is Side.CLIENT:
-                self._outbound(packet, client, server, message, now, now + HOLD)
+                self._outbound(packet, client, server, message, now)
             else:
                 self._inbound(packet, client, server, message, now)
         except Malformed:
@@ -130,15 +131,12 @@ class Core:
     def deadline(self) -> float | None:
         times = [self.calls.deadline(), self.conversations.deadline()]
         if self._held:
-            times.append(min(held.until for held in self._held.values()))
+            times.append(next(iter(self._held.values())).until)  # in the order in which they came
         return min((time for time in times if time is not None), default=None)
 
     # --- from the client --------------------------------------------------------------------------------------------
 
-    def _outbound(
-        self, packet: int, client: Endpoint, server: Endpoint, message: Message, now: float, until: float
-    ) -> None:
-        """`until`: when the message must have gone, whatever it waits for."""
+    def _outbound(self, packet: int, client: Endpoint, server: Endpoint, message: Message, now: float) -> None:
         if (client, server.host) in self._stood_down:
             self.release(packet)
             return
@@ -158,7 +156,7 @@ class Core:
             self.note("sip.held", "too many messages wait", now, client)
             self.release(packet)
         else:
-            self._held[packet] = Held(packet, client, server, message, until, waits)
+            self._held[packet] = Held(packet, client, server, message, plan, now + HOLD, waits)
 
     def _held_of(self, client: Endpoint) -> int:
         return sum(held.client.host == client.host for held in self._held.values())
@@ -176,10 +174,7 @@ class Core:
             held.waits.discard(ref)
             if not held.waits:
                 del self._held[held.packet]
-                try:
-                    self._outbound(held.packet, held.client, held.server, held.message, now, held.until)
-                except Malformed:
-                    self.release(held.packet)
+                self._send(held.packet, held.client, held.server, held.message, held.plan, now)
 
     def _plan(self, client: Endpoint, server: Endpoint, message: Message, now: float) -> Plan:
         """Find out what the message needs, and ask for it. The same again for the same message."""

@@ -57,15 +57,17 @@ def keep_alive(number: int) -> Iterator[tuple[Side, bytes]]:
 def measure(name: str, messages: list[tuple[Endpoint, Side, bytes]]) -> None:
     engine = SipEngine(SipOptions(rate=10**9))
     port = 20000
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     for number, (client, side, data) in enumerate(messages):
         now = number / 25000
         for command in engine.handle(Datagram(number, side, client, SERVER, data, now)):
             if isinstance(command, OpenConversation):
                 port = port + 2 if port < 60000 else 20000
                 engine.handle(Opened(command.ref, Endpoint("203.0.113.1", port), now))
-    took = time.perf_counter() - started
-    print(f"{name:12} {len(messages) / took:10,.0f} messages/s  ({len(messages)}, {len(engine.calls())} calls left)")
+    took, used = time.perf_counter() - started, time.process_time() - used
+    count = len(messages)
+    print(f"{name:12} {count / took:10,.0f} messages/s, {count / used:10,.0f} a second of CPU ({count} messages)")
+    assert not engine.calls(), "a call did not end"
 
 
 def main() -> None:

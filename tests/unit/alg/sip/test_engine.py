@@ -1,0 +1,178 @@
+"""alg.sip.session: limits, floods, keep-alives and what `algate calls` shows. Dialogues are in tests/wire/sip."""
+
+from __future__ import annotations
+
+import pytest
+
+from alg.address import Endpoint
+from alg.api import ClosePinhole, Note, OpenConversation, Opened, Refused, Side, Tick, UpdateConversation
+from alg.sip import calls, core
+from alg.sip.events import Activity, Datagram, Release, RevokeConversation
+from alg.sip.session import CallMedia, SipEngine, SipOptions
+
+CLIENT, SERVER = Endpoint("192.168.56.10", 5060), Endpoint("203.0.113.5", 5060)
+
+
+def invite(number: int = 1, port: int = 4000, host: str = CLIENT.host) -> bytes:
+    body = f"v=0\r\no=- 1 1 IN IP4 {host}\r\ns=-\r\nc=IN IP4 {host}\r\nt=0 0\r\nm=audio {port} RTP/AVP 0\r\n"
+    return (
+        f"INVITE sip:bob@example.com SIP/2.0\r\nVia: SIP/2.0/UDP phone.invalid;branch=z9hG4bK{number}\r\n"
+        f"From: <sip:alice@example.com>;tag=a\r\nTo: <sip:bob@example.com>\r\nCall-ID: call-{number}\r\n"
+        f"CSeq: 1 INVITE\r\nContent-Type: application/sdp\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    ).encode()
+
+
+def answer(number: int = 1) -> bytes:
+    body = "v=0\r\no=- 1 1 IN IP4 203.0.113.77\r\ns=-\r\nc=IN IP4 203.0.113.77\r\nt=0 0\r\nm=audio 9000 RTP/AVP 0\r\n"
+    return (
+        f"SIP/2.0 200 OK\r\nVia: SIP/2.0/UDP phone.invalid;branch=z9hG4bK{number}\r\n"
+        f"From: <sip:alice@example.com>;tag=a\r\nTo: <sip:bob@example.com>;tag=b\r\nCall-ID: call-{number}\r\n"
+        f"CSeq: 1 INVITE\r\nContent-Type: application/sdp\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    ).encode()
+
+
+def test_what_is_shown_of_a_call() -> None:
+    engine = SipEngine()
+    engine.handle(Datagram(1, Side.CLIENT, CLIENT, SERVER, invite(), 10.0))
+    assert [row.state for row in engine.calls()] == ["trying"]
+    engine.handle(Opened(1, Endpoint("203.0.113.1", 40002), 10.0))
+    engine.handle(Datagram(2, Side.SERVER, CLIENT, SERVER, answer(), 12.0))
+    engine.handle(Activity(1, 500, 480, 22.0))
+    (row,) = engine.calls()
+    assert (row.client, row.server, row.call_id) == ("192.168.56.10", "203.0.113.5", "call-1")
+    assert (row.caller, row.callee) == ("sip:alice@example.com", "sip:bob@example.com")
+    assert (row.state, row.since) == ("confirmed", 12.0)
+    assert row.media == (
+        CallMedia(
+            1, "audio", Endpoint("192.168.56.10", 4000), Endpoint("203.0.113.1", 40002), ("203.0.113.77",), 500, 480
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\r\n\r\n",
+        b"\r\n",
+        b"\x00",
+        b"\x00\x00\x00\x00",
+        b"\x00\x01\x00\x00\x21\x12\xa4\x42" + b"i" * 12,
+        b"\x01\x01\x00\x00\x21\x12\xa4\x42" + b"i" * 12,
+    ],
+)
+def test_keep_alives_take_no_right_away(data: bytes) -> None:
+    engine = SipEngine()
+    assert engine.handle(Datagram(1, Side.CLIENT, CLIENT, SERVER, data, 0.0)) == [Release(1)]
+    assert isinstance(engine.handle(Datagram(2, Side.CLIENT, CLIENT, SERVER, invite(), 0.0))[0], OpenConversation)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x00\x03\x00\x08\x21\x12\xa4\x42" + b"i" * 12,  # TURN: Allocate
+        b"\x16\xfe\xff" + b"x" * 30,  # DTLS
+        b"POST / HTTP/1.1\r\n\r\n" + invite(),
+        b" " + invite(),
+        b"\r\n" + invite(),
+        b"x" * 4000,
+    ],
+)
+def test_anything_else_from_a_client_does(data: bytes) -> None:
+    """Slipstreaming: a browser's datagrams to a SIP port, whose later fragments or datagrams look like SIP."""
+    engine = SipEngine()
+    out = engine.handle(Datagram(1, Side.CLIENT, CLIENT, SERVER, data, 0.0))
+    assert out == [RevokeConversation(CLIENT, SERVER.host, "sip.not-sip"), Release(1)]
+    assert engine.handle(Datagram(2, Side.CLIENT, CLIENT, SERVER, invite(), 0.0)) == [Release(2)]
+    assert engine.handle(Datagram(3, Side.SERVER, CLIENT, SERVER, answer(), 0.0)) == [Release(3)]
+    other = Endpoint(CLIENT.host, 5062)
+    body = invite(2)
+    assert isinstance(engine.handle(Datagram(4, Side.CLIENT, other, SERVER, body, 0.0))[0], OpenConversation)
+
+
+def test_a_servers_nonsense_takes_nothing_away() -> None:
+    engine = SipEngine()
+    assert engine.handle(Datagram(1, Side.SERVER, CLIENT, SERVER, b"nonsense", 0.0)) == [Release(1)]
+    assert isinstance(engine.handle(Datagram(2, Side.CLIENT, CLIENT, SERVER, invite(), 0.0))[0], OpenConversation)
+
+
+def test_a_flood_of_one_client_harms_no_other() -> None:
+    engine = SipEngine(SipOptions(rate=10))
+    opened = [
+        command
+        for number in range(1, 101)
+        for command in engine.handle(
+            Datagram(number, Side.CLIENT, CLIENT, SERVER, invite(number, 4000 + 2 * number), 0.0)
+        )
+        if isinstance(command, OpenConversation)
+    ]
+    assert len(opened) == 20
+    other = Endpoint("192.168.56.11", 5060)
+    out = engine.handle(Datagram(101, Side.CLIENT, other, SERVER, invite(1, 4000, other.host), 0.0))
+    assert isinstance(out[0], OpenConversation)
+
+
+def test_what_waits_is_bounded() -> None:
+    engine = SipEngine(SipOptions(rate=10000))
+    waiting = 0
+    for number in range(1, 200):
+        out = engine.handle(Datagram(number, Side.CLIENT, CLIENT, SERVER, invite(), 0.0))
+        waiting += not any(isinstance(command, Release) for command in out)
+    assert waiting == core.MOST_HELD_OF_CLIENT
+    released = [c for c in engine.handle(Opened(1, Endpoint("203.0.113.1", 40002), 0.1)) if isinstance(c, Release)]
+    assert len(released) == waiting
+    assert all(command.edits for command in released)
+
+
+def test_a_client_has_so_many_calls_and_no_more() -> None:
+    engine = SipEngine(SipOptions(rate=10000))
+    notes = []
+    for number in range(1, calls.MOST_OF_CLIENT + 11):
+        out = engine.handle(Datagram(number, Side.CLIENT, CLIENT, SERVER, invite(number), 0.0))
+        notes += [command for command in out if isinstance(command, Note) and command.code == "sip.calls"]
+        engine.handle(Opened(1, Endpoint("203.0.113.1", 40002), 0.0))
+    assert len(engine.calls()) == calls.MOST_OF_CLIENT
+    assert len(notes) == 1, "said once, not again and again"
+    engine.handle(Tick(calls.SETUP + 1))
+    assert engine.calls() == []
+
+
+def test_thousands_of_calls_leave_nothing_behind() -> None:
+    engine = SipEngine(SipOptions(rate=10000))
+    now, open_now = 0.0, set[int]()
+    for number in range(3000):
+        now += 0.01
+        client = Endpoint(f"192.168.{number // 250}.{number % 250 + 1}", 5060)
+        packets = ((Side.CLIENT, invite(number, 4000, client.host)), (Side.SERVER, answer(number)))
+        for side, data in packets:
+            for command in engine.handle(Datagram(number, side, client, SERVER, data, now)):
+                if isinstance(command, OpenConversation):
+                    open_now.add(command.ref)
+                    engine.handle(Opened(command.ref, Endpoint("203.0.113.1", 1024 + 2 * number), now))
+    assert len(engine.calls()) == len(open_now) == 3000
+    refreshed = set[int]()
+    while (due := engine.deadline()) is not None:
+        for command in engine.handle(Tick(due)):
+            if isinstance(command, UpdateConversation):
+                refreshed.add(command.ref)
+            if isinstance(command, ClosePinhole):
+                open_now.remove(command.ref)
+    assert engine.calls() == []
+    assert open_now == set()
+    assert len(refreshed) == 3000
+
+
+def test_a_conversation_that_the_driver_lost() -> None:
+    """It is asked for again with the next message, and not at once."""
+    engine = SipEngine()
+    engine.handle(Datagram(1, Side.CLIENT, CLIENT, SERVER, invite(), 0.0))
+    engine.handle(Opened(1, Endpoint("203.0.113.1", 40002), 0.0))
+    engine.handle(Refused(1, "lease", 1.0))
+    assert engine.handle(Datagram(2, Side.CLIENT, CLIENT, SERVER, invite(), 2.0)) == [Release(2)]
+    engine.handle(Tick(11.0))
+    out = engine.handle(Datagram(3, Side.CLIENT, CLIENT, SERVER, invite(), 11.0))
+    assert isinstance(out[0], OpenConversation)
+
+
+def test_an_answer_for_what_nobody_wants_any_more() -> None:
+    assert SipEngine().handle(Opened(7, Endpoint("203.0.113.1", 40002), 0.0)) == [ClosePinhole(7)]
+    assert SipEngine().handle(Refused(7, "quota", 0.0)) == []
