@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import socket
@@ -132,7 +133,7 @@ def _with_options(name: str, section: dict[str, Any]) -> dict[str, Any]:
             if known is None or key not in known.__dataclass_fields__:
                 raise BadValue(f"alg.{name}.{key}: unknown key")
         if known is not None:
-            own = msgspec.to_builtins(_convert(own, known, f"alg.{name}"))
+            own = msgspec.to_builtins(dataclasses.asdict(_convert(own, known, f"alg.{name}")))
     return {**{key: section[key] for key in common if key in section}, "options": own}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -81,7 +82,11 @@ def test_datagrams_are_read_where_there_is_a_broker_and_an_inside_interface() ->
     assert config.module_of(21, "udp") is None
     assert config.read_ports == (48750, 49999)
     assert config.queue != parse_config(network + '[process]\nrun_dir = "/x"\n', "x").queue
-    for more in ('[pinhole]\nbackend = "userspace"\n', '[alg.sip]\nmode = "off"\n', '[alg.sip]\ntransports = ["tcp"]\n'):
+    for more in (
+        '[pinhole]\nbackend = "userspace"\n',
+        '[alg.sip]\nmode = "off"\n',
+        '[alg.sip]\ntransports = ["tcp"]\n',
+    ):
         config = parse_config(network + more, "x")
         assert not config.packets_wanted
         assert config.read_ports is None
@@ -163,3 +168,30 @@ def test_an_unreadable_file(tmp_path: Path) -> None:
         load_config(missing)
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[alg.ftp]\npasv_adress = "peer"', "alg.ftp.pasv_adress: unknown key"),
+        ('[alg.ftp]\npasv_address = "far"', "alg.ftp.pasv_address: "),
+        ("[alg.ftp]\npasv_address = 1", "alg.ftp.pasv_address: "),
+        ("[alg.ftp.options]\nx = 1", "alg.ftp.options: unknown key"),
+        ('[[publish]]\noutside = "203.0.113.2:21"', "publish"),
+        ('[[publish]]\noutside = "203.0.113.2"\ninside = "10.0.0.1:21"', "publish[0].outside: "),
+        ('[[publish]]\noutside = "203.0.113.2:21"\ninside = "11.0.0.1:21"', "publish[0].inside: 11.0.0.1 is not in"),
+        ('[[publish]]\noutside = "203.0.113.2:0"\ninside = "10.0.0.1:21"', "publish[0].outside: 0 is not a port"),
+        ('[[publish]]\noutside = "[2001:db8::1]:21"\ninside = "10.0.0.1:21"', "publish[0].outside: 2001:db8::1 is of"),
+    ],
+)
+def test_keys_of_a_module_and_published_servers(text: str, message: str) -> None:
+    base = '[network]\ninside = ["10.0.0.0/8"]\ninside_interfaces = ["eth1"]\n'
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse_config(base + text, "file")
+
+
+def test_a_module_gets_its_keys() -> None:
+    config = parse_config('[alg.ftp]\npasv_address = "peer"', "file")
+    assert config.alg["ftp"].options == {"pasv_address": "peer"}
+    assert parse_config("", "file").alg["ftp"].options == {"pasv_address": "keep"}
+    assert parse_config(config.to_toml(), "again") == config
