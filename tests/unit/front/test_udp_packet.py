@@ -36,7 +36,7 @@ def packet6(payload: bytes, extension: bytes = b"", following: int = 17) -> byte
 
 def ones_sum(data: bytes) -> int:
     data += b"\0" * (len(data) % 2)
-    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total

@@ -1,0 +1,254 @@
+"""The driver of packets, as a dialogue with an engine that does what the test says."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Mapping, Sequence
+
+import gevent
+import pytest
+
+from alg.address import Endpoint
+from alg.api import Edit, Mode, OpenConversation, Opened, Refused, Side, Tick, UpdateConversation
+from alg.sip.events import Datagram, Release, SipCommand, SipEvent
+from gateway.errors import PinholeRefused
+from gateway.front.packets import LONGEST_HOLD, MOST_HELD, PacketFront
+from gateway.front.udp_packet import parse
+from gateway.model import Lease, PinholeRequest, PinholeUpdate
+from gateway.observe.trace import Trace
+from gateway.own_address import PublicAddress
+from tests.unit.front.test_udp_packet import A4, B4, packet4
+
+EDIT = (Edit(0, 1, b"LONGER", "test"),)
+
+
+class Packet:
+    """A packet of the queue that remembers what became of it."""
+
+    def __init__(self, data: bytes, order: list[Packet]) -> None:
+        self.data, self.order, self.retained = data, order, False
+
+    def get_payload(self) -> bytes:
+        return self.data
+
+    def set_payload(self, payload: bytes) -> None:
+        self.data = payload
+
+    def retain(self) -> None:
+        self.retained = True
+
+    def accept(self) -> None:
+        self.order.append(self)
+
+    @property
+    def payload(self) -> bytes:
+        return parse(self.data).payload
+
+
+class Pinholes:
+    """A backend that opens what it is asked for, unless it is told a rule."""
+
+    def __init__(self) -> None:
+        self.rule: str | None = None
+        self.said: list[object] = []
+
+    def open(self, request: PinholeRequest) -> Lease:
+        gevent.sleep(0)
+        self.said.append(request)
+        if self.rule:
+            raise PinholeRefused(self.rule)
+        return Lease(
+            id="1" * 16,
+            flow=request.flow,
+            reason=request.reason,
+            client=request.client,
+            direction="in",
+            protocol="udp",
+            public=Endpoint(request.public_host or "", 40000),
+            target=request.target,
+            peer=None,
+            uses=0,
+            expires=0.0,
+            backend="kernel",
+        )
+
+    def update(self, update: PinholeUpdate) -> Lease:
+        self.said.append(update)
+        if self.rule:
+            raise PinholeRefused(self.rule)
+        return Lease(
+            id=update.lease, flow="", reason="", client="", direction="in", protocol="udp", public=B4, target=A4,
+            peer=None, uses=0, expires=0.0, backend="kernel",
+        )  # fmt: skip
+
+    def close(self, lease: Lease) -> None:
+        self.said.append(("close", lease.id))
+
+    def traffic(self, leases: Sequence[str]) -> Mapping[str, tuple[int, int]]:
+        return dict.fromkeys(leases, (3, 4))
+
+
+class Engine:
+    """Answers each event by `answers(event)`."""
+
+    def __init__(self) -> None:
+        self.events: list[SipEvent] = []
+        self.answers: Callable[[SipEvent], Sequence[SipCommand]] = lambda event: []
+        self.wants: float | None = None
+
+    def handle(self, event: SipEvent) -> Sequence[SipCommand]:
+        self.events.append(event)
+        return self.answers(event)
+
+    def deadline(self) -> float | None:
+        return self.wants
+
+
+class Rig:
+    def __init__(self, mode: Mode = Mode.REWRITE) -> None:
+        self.now = 100.0
+        self.engine, self.pinholes, self.order = Engine(), Pinholes(), list[Packet]()
+        self.front = PacketFront(
+            self.engine,
+            self.pinholes,
+            mode,
+            [ipaddress.ip_network("192.168.56.0/24")],
+            lambda server: PublicAddress("203.0.113.2", "198.51.100.1"),
+            Trace(),
+            lambda: self.now,
+        )
+
+    def take(self, data: bytes) -> Packet:
+        packet = Packet(data, self.order)
+        self.front.take(packet)
+        return packet
+
+    def settle(self) -> None:
+        for _ in range(5):
+            gevent.sleep(0)
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+def opens(event: SipEvent) -> Sequence[SipCommand]:
+    """Holds each datagram until its conversation is open; then edits it."""
+    match event:
+        case Datagram(number, _, client):
+            return [OpenConversation(number, client, None, (), 60.0, "test.signalling")]
+        case Opened(ref):
+            return [Release(ref, EDIT)]
+        case Refused(ref):
+            return [Release(ref)]
+        case _:
+            return []
+
+
+def test_a_packet_waits_for_its_conversation_and_then_goes_edited(rig: Rig) -> None:
+    rig.engine.answers = opens
+    packet = rig.take(packet4(b"hello"))
+    assert rig.order == []
+    assert packet.retained
+    assert rig.front.status()["waiting"] == 1
+    rig.settle()
+    assert rig.order == [packet]
+    assert packet.payload == b"LONGERello"
+    (request,) = rig.pinholes.said
+    assert isinstance(request, PinholeRequest)
+    assert (request.read, request.public_host, request.uses) == (True, "203.0.113.2", 0)
+    assert rig.engine.events[1] == Opened(1, Endpoint("198.51.100.1", 40000), 100.0)
+
+
+def test_a_refusal_is_told(rig: Rig) -> None:
+    rig.engine.answers, rig.pinholes.rule = opens, "quota"
+    packet = rig.take(packet4(b"hello"))
+    rig.settle()
+    assert rig.engine.events[1] == Refused(1, "quota", 100.0)
+    assert packet.payload == b"hello"
+
+
+def test_observing_opens_and_changes_nothing_but_says_what_it_would() -> None:
+    rig = Rig(Mode.OBSERVE)
+    rig.engine.answers = opens
+    packet = rig.take(packet4(b"hello"))
+    rig.settle()
+    assert packet.payload == b"hello"
+    assert rig.pinholes.said == []
+    assert rig.engine.events[1] == Opened(1, Endpoint("198.51.100.1", 0), 100.0)
+    (row,) = rig.front._trace.rows()
+    assert row["after"] == "LONGERello"
+
+
+def test_packets_of_a_flow_leave_in_their_order_and_others_at_once(rig: Rig) -> None:
+    rig.engine.answers = lambda event: (
+        [] if isinstance(event, Datagram) and event.packet == 1 else [Release(2), Release(3)]
+    )
+    first, second = rig.take(packet4(b"one")), rig.take(packet4(b"two"))
+    data = packet4(b"elsewhere")
+    other = rig.take(data[:16] + bytes([203, 0, 113, 66]) + data[20:])
+    assert rig.order == [other]
+    rig.engine.answers = lambda event: [Release(1)]
+    rig.engine.wants = 100.0
+    rig.front.tick()
+    assert rig.order == [other, first, second]
+
+
+def test_nothing_waits_for_ever(rig: Rig) -> None:
+    packet = rig.take(packet4(b"one"))
+    rig.now += LONGEST_HOLD
+    rig.front.tick()
+    assert rig.order == [packet]
+    assert rig.front.counters["overdue"] == 1
+    rig.engine.answers = lambda event: [Release(1, EDIT)] if isinstance(event, Tick) else []
+    rig.engine.wants = rig.now
+    rig.front.tick()  # too late: it is gone
+    assert rig.order == [packet]
+
+
+def test_a_crowd_passes_untouched(rig: Rig) -> None:
+    for _ in range(MOST_HELD + 3):
+        rig.take(packet4(b"one"))
+    assert len(rig.order) == rig.front.counters["untouched_crowded"] == 3
+    rig.front.stop()
+    assert len(rig.order) == MOST_HELD + 3
+
+
+def test_what_is_not_whole_or_not_between_inside_and_outside_is_never_shown(rig: Rig) -> None:
+    rig.take(packet4(b"x" * 5000)[:4016])
+    rig.take(packet4(b"x", flags=0x2000))
+    rig.take(packet4(b""))
+    data = packet4(b"x")
+    rig.take(data[:16] + bytes([192, 168, 56, 11]) + data[20:])
+    assert rig.engine.events == []
+    assert len(rig.order) == 4
+    counted = {name: count for name, count in rig.front.counters.items() if name != "packets"}
+    assert counted == {"untouched_long": 1, "untouched_fragment": 1, "untouched_other": 2}
+
+
+def test_who_is_the_client(rig: Rig) -> None:
+    data = packet4(b"x")
+    rig.take(data)
+    rig.take(data[:12] + data[16:20] + data[12:16] + data[20:])
+    sides = [
+        (event.side, event.client.host, event.server.host) for event in rig.engine.events if isinstance(event, Datagram)
+    ]
+    assert sides == [(Side.CLIENT, A4.host, B4.host), (Side.SERVER, A4.host, B4.host)]
+
+
+def test_a_conversation_leads_to_nobody_else(rig: Rig) -> None:
+    """And an update of what is lost is told as such, and counts are passed on."""
+    other = Endpoint("192.168.56.99", 4000)
+    rig.engine.answers = lambda event: (
+        [Release(1), OpenConversation(7, other, None, (), 60.0, "test")] if isinstance(event, Datagram) else []
+    )
+    rig.take(packet4(b"x"))
+    rig.settle()
+    assert rig.engine.events[1:] == [Refused(7, "public", 100.0)]  # nobody has seen that host
+    assert rig.pinholes.said == []
+    rig.engine.answers = lambda event: [UpdateConversation(9, (), 60.0)] if isinstance(event, Tick) else []
+    rig.engine.wants = rig.now
+    rig.front.tick()
+    rig.settle()
+    assert rig.engine.events[-1] == Refused(9, "lease", 100.0)
