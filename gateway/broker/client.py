@@ -1,4 +1,4 @@
-"""The worker's side of the broker: one socket, many greenlets that ask at once. No pyroute2 here."""
+"""The worker's side of the broker: one socket, many greenlets that ask at once."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def in_ruleset(text: str, modules: Ports) -> Iterator[Attached]:
     """Those of a ruleset as `nft -j list ruleset` writes it."""
     try:
         entries: list[dict[str, Any]] = json.loads(text)["nftables"]
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):  # nft is not there, or too old to say it so
         return
     objects = [entry["ct helper"] for entry in entries if "ct helper" in entry]
     kinds = {(each["family"], each["table"], each["name"]): each["type"] for each in objects}
