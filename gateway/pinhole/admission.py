@@ -13,6 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from gateway.broker.client import BrokerClient
+from gateway.broker.validate import LONGEST_CONVERSATION, LONGEST_TTL, SHORTEST_TTL
 from gateway.errors import PinholeRefused
 from gateway.model import Lease, PinholeRequest, PinholeUpdate
 
@@ -45,6 +46,7 @@ class Admission:
             request,
             flow=request.flow or "socks",
             local=True,
+            ttl=max(SHORTEST_TTL, min(request.ttl, LONGEST_CONVERSATION if udp else LONGEST_TTL)),
             uses=0 if udp else 1,
             peer=None if udp else request.peer,
             peers=((request.peer,) if request.peer is not None else None) if udp else (),
@@ -67,7 +69,7 @@ class Admission:
         """Let a conversation live for `ttl` seconds from now; what the broker does not know is none of its."""
         if lease_id in self._open:
             try:
-                self._broker.update(PinholeUpdate(lease_id, ttl=ttl))
+                self._broker.update(PinholeUpdate(lease_id, ttl=min(ttl, LONGEST_CONVERSATION)))
             except PinholeRefused:
                 self._open.discard(lease_id)  # its time was over, or there is a new broker
 

@@ -26,7 +26,7 @@ from gateway.broker.protocol import (
 )
 from gateway.model import Lease
 from gateway.pinhole.lease import LeaseTable
-from tests.unit.broker.test_validate import INBOUND, INBOUND6, OUTBOUND
+from tests.unit.broker.test_validate import CONVERSATION, INBOUND, INBOUND6, LOCAL, LOCAL_UDP, OUTBOUND
 
 UNIX = 1_700_000_000.0
 
@@ -36,7 +36,7 @@ def leases() -> list[Lease]:
     rng = random.Random(7)
     return [
         table.open(request, now=0.0, unix=UNIX, rng=rng, is_free=lambda port: True)
-        for request in (INBOUND, OUTBOUND, INBOUND6)
+        for request in (INBOUND, OUTBOUND, INBOUND6, msgspec.structs.replace(CONVERSATION, ttl=60.0), LOCAL, LOCAL_UDP)
     ]
 
 

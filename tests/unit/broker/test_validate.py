@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import random
 from typing import Any
 
 import msgspec
@@ -11,9 +12,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from alg.address import Endpoint
-from gateway.broker.validate import SERVICE_PORTS, check_request, valid_lease_id
+from gateway.broker.validate import SERVICE_PORTS, check_request, check_update, valid_lease_id
 from gateway.errors import PinholeRefused
-from gateway.model import PinholeRequest
+from gateway.model import PinholeRequest, PinholeUpdate
+from gateway.pinhole.lease import LeaseTable
 
 INSIDE = [ipaddress.ip_network("192.168.56.0/24"), ipaddress.ip_network("fd00:56::/64")]
 
@@ -151,15 +153,111 @@ def test_whatever_passes_is_harmless(request_: PinholeRequest) -> None:
     assert any(client in network for network in INSIDE)
     assert 1024 <= request_.target.port <= 65535
     assert request_.target.port not in SERVICE_PORTS
-    assert 1 <= request_.ttl <= 300
-    assert request_.uses == 1
+    assert 1 <= request_.ttl <= (300 if request_.uses else 7200)
+    assert request_.uses in (0, 1)
     assert " " not in request_.flow + request_.reason
     if request_.direction == "in":
         assert request_.target.host == request_.client
-        assert request_.peer is not None
-        assert not any(ipaddress.ip_address(request_.peer) in network for network in INSIDE)
+        peers = [request_.peer] if request_.uses else request_.peers
+        assert peers is None or not any(ipaddress.ip_address(peer or "") in net for peer in peers for net in INSIDE)
+        assert request_.uses == 1 or request_.transport == "udp"
     else:
         assert not any(request_.target.ip in network for network in INSIDE)
+
+
+CONVERSATION = msgspec.structs.replace(
+    INBOUND, transport="udp", uses=0, peer=None, peers=("203.0.113.5",), second=50001, ttl=3600.0
+)
+LOCAL = msgspec.structs.replace(INBOUND, local=True, target=Endpoint("192.168.56.10", 80))
+LOCAL_UDP = msgspec.structs.replace(LOCAL, transport="udp", uses=0, peer=None, peers=None)
+
+
+@pytest.mark.parametrize("peers", [(), None, ("203.0.113.5", "203.0.113.6")])
+def test_good_conversations_pass(peers: tuple[str, ...] | None) -> None:
+    assert rule_of(msgspec.structs.replace(CONVERSATION, peers=peers)) is None
+    assert rule_of(msgspec.structs.replace(CONVERSATION, peers=peers, public_host=None, second=None)) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"transport": "tcp"}, "uses"),
+        ({"direction": "out"}, "uses"),
+        ({"uses": -1, "ttl": 60.0}, "uses"),
+        ({"peer": "203.0.113.5"}, "peer"),
+        ({"peers": ("192.168.56.11",)}, "peers"),
+        ({"peers": ("203.0.113.5", "203.0.113.5")}, "peers"),
+        ({"peers": tuple(f"203.0.113.{last}" for last in range(1, 10))}, "peers"),
+        ({"peers": ("example.com",)}, "peers"),
+        ({"peers": ("2001:db8::5",)}, "family"),
+        ({"second": 50000}, "port"),
+        ({"second": 1023}, "port"),
+        ({"second": 3306}, "port"),
+        ({"second": 65536}, "port"),
+        ({"target": Endpoint("192.168.56.11", 50000)}, "target"),
+        ({"public_host": "192.168.56.1"}, "public"),
+        ({"ttl": 7201.0}, "ttl"),
+        ({"client": "203.0.113.9", "target": Endpoint("203.0.113.9", 50000)}, "client"),
+    ],
+)
+def test_bad_conversations(changes: dict[str, Any], rule: str) -> None:
+    assert rule_of(msgspec.structs.replace(CONVERSATION, **changes)) == rule
+
+
+@pytest.mark.parametrize("changes", [{"peers": ("203.0.113.5",)}, {"second": 50001}])
+def test_only_a_conversation_has_what_conversations_have(changes: dict[str, Any]) -> None:
+    assert rule_of(msgspec.structs.replace(INBOUND, **changes)) == "uses"
+
+
+@pytest.mark.parametrize("request_", [LOCAL, LOCAL_UDP, msgspec.structs.replace(LOCAL, peer=None)])
+def test_ports_of_a_worker_itself_pass(request_: PinholeRequest) -> None:
+    assert rule_of(request_) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"client": "203.0.113.9"}, "client"),
+        ({"target": Endpoint("192.168.56.11", 50000)}, "target"),
+        ({"public_host": "192.168.56.1"}, "public"),
+        ({"public_host": "127.0.0.1"}, "public"),
+        ({"public_host": None}, "target"),
+        ({"direction": "out"}, "local"),
+        ({"second": 50001}, "local"),
+        ({"uses": 0}, "uses"),
+        ({"transport": "udp"}, "uses"),
+        ({"peer": "192.168.56.11"}, "peers"),
+        ({"peers": None}, "uses"),
+        ({"ttl": 301.0}, "ttl"),
+    ],
+)
+def test_bad_ports_of_a_worker_itself(changes: dict[str, Any], rule: str) -> None:
+    assert rule_of(msgspec.structs.replace(LOCAL, **changes)) == rule
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({}, None),
+        ({"ttl": 60.0, "peers": None, "target": Endpoint("192.168.56.10", 4000), "second": 4001}, None),
+        ({"ttl": 0.5}, "ttl"),
+        ({"ttl": float("nan")}, "ttl"),
+        ({"peers": ("192.168.56.11",)}, "peers"),
+        ({"peers": ("2001:db8::5",)}, "family"),
+        ({"target": Endpoint("192.168.56.11", 4000)}, "target"),
+        ({"target": Endpoint("192.168.56.10", 22)}, "port"),
+        ({"second": 22}, "port"),
+    ],
+)
+def test_updates(changes: dict[str, Any], rule: str | None) -> None:
+    table = LeaseTable(backend="kernel", ports=(40000, 40099))
+    lease = table.open(CONVERSATION, now=0.0, unix=0.0, rng=random.Random(1), is_free=lambda port: True)
+    try:
+        check_update(PinholeUpdate(lease.id, **changes), lease, INSIDE)
+    except PinholeRefused as refusal:
+        assert refusal.rule == rule  # noqa: PT017
+    else:
+        assert rule is None
 
 
 def test_lease_ids() -> None:
