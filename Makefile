@@ -17,7 +17,7 @@ PACKAGES := python3 python3-venv iproute2 iptables nftables conntrack procps uti
 # on port 21 or 5060 of this very machine, and some exclude one another.
 PEERS := vsftpd pure-ftpd proftpd-core kamailio krb5-kdc krb5-admin-server oidentd dante-server microsocks redsocks tinyproxy-bin
 
-.PHONY: setup packages run test bench check lab clean wheelhouse vagrant-test
+.PHONY: setup packages run test bench check lab conformance clean wheelhouse vagrant-test
 
 setup: packages .venv/.python .venv/.peers
 
@@ -82,6 +82,10 @@ wheelhouse: setup
 # The Vagrant lab, brought up, and every scenario in it. See vagrant/README.md.
 vagrant-test: wheelhouse
 	cd vagrant && vagrant up --no-parallel && ./test
+
+# FTP with us, with the kernel's helper and with neither, and real clients with real servers: the tables of docs/protocols/ftp.md.
+conformance: setup
+	$(BIN)/python -m tests.conformance.ftp
 
 clean:
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m tests.lab --remove-stale; fi

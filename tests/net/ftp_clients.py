@@ -70,17 +70,18 @@ def tnftp(job: Job, remote: str, fetched: Path, local: Path, stored: str) -> str
 
 
 def ncftp(job: Job, remote: str, fetched: Path, local: Path, stored: str) -> str:
-    """ncftp's three programs. They speak no IPv6."""
+    """ncftp's three programs. They speak no IPv6, and look up the names of addresses, for which nobody is there."""
+    env = {"RES_OPTIONS": "timeout:1 attempts:1"}
     base = ["-u", job.server.user, "-p", job.server.password, "-E" if job.active else "-F", "-t", "10"]
-    listing = job.lab.run("inside", ["ncftpls", *base, "-l", f"ftp://{job.host}/pub/"], TIMEOUT).stdout
+    listing = job.lab.run("inside", ["ncftpls", *base, "-l", f"ftp://{job.host}/pub/"], TIMEOUT, env=env).stdout
     copy = fetched.parent / Path(remote).name
-    job.lab.run("inside", ["ncftpget", "-V", *base, job.host, fetched.parent, remote], TIMEOUT)
+    job.lab.run("inside", ["ncftpget", "-V", *base, job.host, fetched.parent, remote], TIMEOUT, env=env)
     copy.rename(fetched)
     there = Path(stored)
     renamed = local.parent / there.name
     renamed.symlink_to(local)
     try:
-        job.lab.run("inside", ["ncftpput", "-V", *base, job.host, str(there.parent), renamed], TIMEOUT)
+        job.lab.run("inside", ["ncftpput", "-V", *base, job.host, str(there.parent), renamed], TIMEOUT, env=env)
     finally:
         renamed.unlink()
     return listing
