@@ -191,6 +191,8 @@ def test_a_changed_configuration_replaces_the_old_rules(host: Host) -> None:
 
 def test_two_instances_do_not_touch_each_other(host: Host) -> None:
     load_foreign(host)
+    for program in ("iptables", "ip6tables"):  # a table that the first one brings goes with the first one only
+        host.ok(program, "-t", "mangle", "-P", "FORWARD", "ACCEPT")
     one, two = host.config("one"), host.config("two")
     before = host.state()
     host.rules("apply", one)
