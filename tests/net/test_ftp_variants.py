@@ -223,7 +223,7 @@ def publishing(lab: Lab) -> Iterator[Gateway]:
         {"outside": f"[{ROUTER_OUT6}]:{PUBLISHED}", "inside": "[fd00:56::10]:21"},
         {"outside": f"{ROUTER_OUT4}:{PORT}", "inside": f"{CLIENT4}:{PORT}"},
     ]
-    config = lab.write_config(publish=publish, alg={"ftp": {"ports": [21, PORT]}})  # type: ignore[arg-type]
+    config = lab.write_config(publish=publish, alg={"ftp": {"ports": [21, PORT]}})
     gateway = lab.start_gateway(config)
     yield gateway
     assert gateway.stop() == 0, lab.tail_of_logs()
