@@ -9,7 +9,7 @@ BENCH_ARGS ?=
 BIN := .venv/bin
 # For the gateway and its tests: none of these starts a service when it is installed.
 PACKAGES := python3 python3-venv iproute2 iptables nftables conntrack procps util-linux ca-certificates \
-	curl lftp tnftp ncftp wget openssl dnsmasq-base sip-tester baresip-core libpcre3 \
+	curl lftp tnftp ncftp wget openssl dante-client proxychains4 netcat-openbsd ncat dnsmasq-base sip-tester baresip-core libpcre3 \
 	gcc python3-dev libnetfilter-queue-dev libkrb5-dev krb5-user krb5-config strace \
 	libcap2 libpam0g libssl3 libwrap0 libsodium23 libidn2-0 libhiredis0.14 libmemcached11 libmemcachedutil2 libpcre2-posix3 \
 	libverto1 libverto-libev1 libkadm5srv-mit12 libkdb5-10 libgssrpc4 libnetfilter-conntrack3 libevent-core-2.1-7
