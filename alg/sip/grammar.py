@@ -26,6 +26,11 @@ HEADER = re.compile(
     rb"(" + TOKEN + rb")[ \t]*+:(?:[ \t]|\r\n[ \t])*+([^\r\n]*+(?:\r\n[ \t][^\r\n]*+)*+)\r\n", re.DOTALL
 )
 
+# The same, with what is between name and value: where each stands follows from the lengths.
+HEADERS = re.compile(
+    rb"(" + TOKEN + rb")([ \t]*+:(?:[ \t]|\r\n[ \t])*+)([^\r\n]*+(?:\r\n[ \t][^\r\n]*+)*+)\r\n", re.DOTALL
+)
+
 # Of the values below the groups are what is read or replaced.
 VIA = re.compile(
     rb"(?i:SIP)" + S + rb"/" + S + rb"2\.0" + S + rb"/" + S + rb"(" + TOKEN + rb")" + WS + rb"++"

@@ -15,7 +15,7 @@ from alg.sip.grammar import (
     CALL_ID,
     COMMA,
     CSEQ,
-    HEADER,
+    HEADERS,
     NAME_ADDR,
     NUMBER,
     PARAM,
@@ -46,6 +46,8 @@ _KNOWN = {
     b"require": "require",
     b"date": "date",
 }  # fmt: skip
+_KNOWN.update({name.title(): known for name, known in list(_KNOWN.items())})  # as they are mostly written
+_KNOWN.update({b"Call-ID": "call-id", b"CSeq": "cseq"})
 _NEEDED = ("via", "from", "to", "call-id", "cseq")
 _ONCE = frozenset(
     (
@@ -153,6 +155,10 @@ class Message:
         for start, end in self.headers[name]:
             if name == "contact" and self.data[start:end].strip() == b"*":
                 continue
+            match = NAME_ADDR.match(self.data, start, end)
+            if match is not None and match.end() == end:
+                found.append(Addr(match.span(1), match.span(2)))
+                continue
             for match in _values(NAME_ADDR, self.data, start, end):
                 found.append(Addr(match.span(1), match.span(2)))
         self._addrs[name] = found
@@ -226,19 +232,18 @@ def parse(data: bytes, start: int = 0) -> Message:
         raise Malformed("no end of the headers")
     head_end += 2
     headers = message.headers
-    for match in HEADER.finditer(data, at, head_end):
-        if match.start() != at:
-            break
-        at = match.end()
-        known = _KNOWN.get(match[1].lower())
-        if known is not None:
-            if known in headers:
-                if known in _ONCE:
-                    raise Malformed(f"more than one {known}")
-                headers[known].append(match.span(2))
+    for name, between, value in HEADERS.findall(data, at, head_end):
+        begin = at + len(name) + len(between)
+        at = begin + len(value) + 2
+        known = _KNOWN.get(name) or _KNOWN.get(name.lower())
+        if known:
+            if known not in headers:
+                headers[known] = [(begin, at - 2)]
+            elif known in _ONCE:
+                raise Malformed(f"more than one {known}")
             else:
-                headers[known] = [match.span(2)]
-    if at != head_end:
+                headers[known].append((begin, at - 2))
+    if at != head_end:  # something between two headers was skipped
         raise Malformed("a header")
     message.body = head_end + 2
     message.end = _end(message)
