@@ -70,6 +70,7 @@ def render(config: Config, family: Family) -> str | None:
         "ports": [",".join(ports[i : i + _PORTS_PER_RULE]) for i in range(0, len(ports), _PORTS_PER_RULE)],
         "transparent": [str(config.transparent.port)],
         "socks": [str(port) for port in _socks_ports(config, version)],
+        "relay": ["{}:{}".format(*config.pinhole_ports)] if _socks_ports(config, version) else [],
         "masquerade": inside if family in config.network.masquerade else [],
         "published": [f"-d {e.host} -p tcp -m tcp --dport {e.port}" for e in published],
         "redirected": [f"--ctproto tcp --ctorigdst {e.host} --ctorigdstport {e.port}" for e in published],

@@ -11,6 +11,7 @@ from tests.lab.gateway import Gateway
 from tests.lab.lab import ROUTER_IN4, ROUTER_OUT4, SERVER4, SERVER6, STRANGER4, Lab
 from tests.lab.servers import FtpServer
 from tests.net.ftp_control import Control, open_pinhole, split
+from tests.net.udp_client import PORT, associate, udp, works
 
 pytestmark = pytest.mark.net
 
@@ -121,6 +122,21 @@ def test_bind_for_whoever_comes(lab: Lab, gateway: Gateway) -> None:
         assert second[10:] == b"hello"
     control.close()
     lab.wait_for(lambda: gateway.admin("pinholes") == [], 5, "no pinhole")
+
+
+def test_udp_associate(lab: Lab, gateway: Gateway) -> None:
+    client = associate(lab)
+    with udp(lab, "outside", SERVER4, PORT) as server, udp(lab, "stranger", STRANGER4) as stranger:
+        seen = works(client, server)
+        assert works(client, server) == seen
+        (pinhole,) = gateway.admin("pinholes")
+        assert (pinhole["backend"], pinhole["peer"]) == ("userspace", SERVER4)
+        before = pinhole["packets_in"]
+        server.sendto(b"once more", seen)
+        stranger.sendto(b"intruder", seen)
+        lab.wait_for(lambda: gateway.admin("pinholes")[0]["packets_in"] > before, 5, "the peer's own datagram")
+    client.close()
+    lab.wait_for(lambda: gateway.admin("pinholes") == [], 10, "no pinhole")
 
 
 def test_kernel_and_socks_pinholes_share_one_quota(lab: Lab, gateway: Gateway, server: FtpServer) -> None:

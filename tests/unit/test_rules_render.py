@@ -104,7 +104,7 @@ def test_masquerade_only_if_asked_for() -> None:
     ],
 )
 def test_socks_ports_that_others_can_reach(listen: str, ports: list[str]) -> None:
-    found = [line.split() for line in lines(f"{BASIC}[socks]\nlisten = {listen}") if "-INPUT -s " in line]
+    found = [line.split() for line in lines(f"{BASIC}[socks]\nlisten = {listen}") if "-INPUT -s " in line and "-p tcp" in line]
     assert [words[words.index("--dport") + 1] for words in found] == ports
 
 
