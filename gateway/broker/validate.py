@@ -96,7 +96,7 @@ def check_update(update: PinholeUpdate, lease: Lease, inside: Sequence[Network])
     if update.ttl is not msgspec.UNSET:
         _check_ttl(update.ttl, LONGEST_CONVERSATION)
     target = lease.target if update.target is msgspec.UNSET else update.target
-    if _target(target) != _address("client", lease.client):
+    if update.target is not msgspec.UNSET and _target(target) != _address("client", lease.client):
         raise PinholeRefused("target", f"{target.host} is not the client {lease.client}")
     if update.second is not msgspec.UNSET:
         _check_second(target, update.second)

@@ -51,7 +51,7 @@ def pinholes(config_path: str | None, as_json: bool) -> None:
 
     Example: algate pinholes --json
     """
-    columns = ["id", "protocol", "public", "target", "peer", "reason", "flow", "left"]
+    columns = ["id", "protocol", "public", "target", "peer", "reason", "flow", "packets", "bytes", "left"]
     _show(collect(config_path, "pinholes"), as_json, columns, left=lambda row: f"{row['expires'] - time.time():.0f} s")
 
 
