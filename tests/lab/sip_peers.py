@@ -121,7 +121,8 @@ def sipp(
 ) -> Sipp:
     """Start SIPp with `tests/net/sip/SCENARIO.xml` from `local` (HOST:PORT) towards `remote` (HOST:PORT), UDP.
 
-    `audio` is the port that its SDP names; SIPp itself does not use it. It ends with 0 if every call went as the scenario says. Its messages are in a log beside the others.
+    `audio` is the port that its SDP names; SIPp itself does not use it. It ends with 0 if every call went as the
+    scenario says. Its messages are in a log beside the others.
     """
     host, _, port = local.rpartition(":")
     lab._counter += 1
