@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import structlog
 
 from gateway.config import LogSection
-from gateway.observe.logfmt import Logfmt
+from gateway.observe.logfmt import Logfmt, Stamp
 from gateway.observe.sinks import JournaldSink, Sink, StreamSink, SyslogSink
 
 KINDS = {
@@ -73,7 +73,7 @@ def setup_logging(process: str, section: LogSection | None = None, stream: TextI
         processors=[
             name_process,
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            Stamp(),
             structlog.processors.format_exc_info,
             hand_over,
         ],

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 
 import structlog
 
 _special = re.compile(r'[ ="\\\n]').search
+
+
+class Stamp:
+    """Adds `timestamp`, the time in UTC (RFC 3339); what does not change within a second is written once."""
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._text = ""
+
+    def __call__(self, _logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        event["timestamp"] = f"{self._text}.{int((now - second) * 1e6):06d}Z"
+        return event
 
 
 class Logfmt:

@@ -158,8 +158,9 @@ class Worker:
         answer(connection, {"status": self._status, "flows": self._flow_rows, "pinholes": self._userspace.rows})
 
     def _status(self) -> Rows:
+        watchers = gevent.get_hub().loop.activecnt
         row: dict[str, Any] = {"process": f"worker-{self._boot.slot}", "pid": os.getpid()}
-        return [{**row, **self._flows.totals(), "handling": self._acceptor.handling}]
+        return [{**row, **self._flows.totals(), "handling": self._acceptor.handling, "watchers": watchers}]
 
     def _flow_rows(self) -> Rows:
         return [flow.row() for flow in self._flows]

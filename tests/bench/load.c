@@ -2,7 +2,8 @@
  *
  *   load serve PORT                                        the server; a connection's first byte says what it wants:
  *                                                          E echo, S sink (answers with the count), G source, C one byte and end
- *   load rate   VIA HOST PORT CONCURRENT SECONDS           connections/s, each a handshake, a byte, an end
+ *   load rate   VIA HOST PORT CONCURRENT SECONDS           connections/s, each a handshake, a byte, an end;
+ *                                                          and how many in each tenth of a second
  *   load stream VIA HOST PORT STREAMS SECONDS up|down      Gbit/s at the receiver
  *   load echo   VIA HOST PORT FLOWS SECONDS PER_SECOND     latency of 64-byte echoes, microseconds: p50 p99
  *   load hold   VIA HOST PORT FLOWS                        opens flows, says "open N", holds them until its stdin ends
@@ -189,6 +190,7 @@ static void rate(int concurrent, double seconds) {
     struct epoll_event events[EVENTS];
     long done = 0, failed = 0;
     double begin = now(), end = begin + seconds;
+    int *tenths = calloc((size_t)(seconds * 10) + 10, sizeof *tenths);
     for (int i = 0; i < concurrent; i++)
         if (start(&conns[i], epoll)) die("start");
     while (now() < end) {
@@ -205,7 +207,7 @@ static void rate(int concurrent, double seconds) {
                     c->got += n;
                     continue;
                 }
-                if (n == 0 && c->got == 1) done++;
+                if (n == 0 && c->got == 1) done++, tenths[(int)((now() - begin) * 10)]++;
                 else failed++;
             }
             close(c->fd);
@@ -215,7 +217,9 @@ static void rate(int concurrent, double seconds) {
             }
         }
     }
-    printf("{\"rate\": %.1f, \"failed\": %ld}\n", done / (now() - begin), failed);
+    printf("{\"rate\": %.1f, \"done\": %ld, \"failed\": %ld, \"tenths\": [", done / (now() - begin), done, failed);
+    for (int i = 0; i < (int)(seconds * 10); i++) printf("%s%d", i ? ", " : "", tenths[i]);
+    puts("]}");
 }
 
 /* Opens all, `window` at a time; how many are open. */

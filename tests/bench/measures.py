@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.bench.peers import PORT, Peer
 from tests.lab.lab import CLIENT4, SERVER4, Lab
@@ -35,11 +36,11 @@ class Load:
     program: Path
     seconds: float
 
-    def client(self, what: str, peer: Peer, *arguments: object) -> dict[str, float]:
+    def client(self, what: str, peer: Peer, *arguments: object) -> dict[str, Any]:
         """Run one measure as the client; what it says."""
         argv = [self.program, what, peer.via, SERVER4, PORT, *arguments]
         said = self.lab.run("inside", [str(word) for word in argv], timeout=90).stdout
-        answer: dict[str, float] = json.loads(said)
+        answer: dict[str, Any] = json.loads(said)
         return answer
 
     @contextlib.contextmanager

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.observe.log import KEY_ORDER
-from gateway.observe.logfmt import Logfmt
+from gateway.observe.logfmt import Logfmt, Stamp
 
 keys = st.one_of(st.sampled_from(KEY_ORDER), st.from_regex(r"[a-z_]{1,8}", fullmatch=True))
 values = st.one_of(
@@ -25,3 +27,12 @@ def test_the_same_as_structlog(event: dict[str, object]) -> None:
 def test_a_key_that_would_break_the_line() -> None:
     with pytest.raises(ValueError, match="Invalid key"):
         Logfmt(KEY_ORDER)(None, "", {"a b": 1})
+
+
+def test_the_time() -> None:
+    stamp = Stamp()
+    for _ in range(3):
+        before = datetime.now(UTC)
+        text = stamp(None, "", {})["timestamp"]
+        assert text.endswith("Z")
+        assert abs(datetime.fromisoformat(text) - before) < timedelta(seconds=1)

@@ -1,0 +1,126 @@
+"""The gateway under load: nothing is left after many flows, and a dead worker takes down only its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bench import measures
+from tests.bench.measures import Load
+from tests.bench.peers import PORT, Peer
+from tests.lab.gateway import Gateway
+from tests.lab.lab import SERVER4, Lab
+
+SHORT = int(os.environ.get("SOAK_FLOWS", "15000"))  # 100,000 for the full size
+LONG = 2000
+BOTH = [
+    Peer("socks", "socks", lambda _lab: lambda: None),
+    Peer("transparent", "transparent", lambda _lab: lambda: None),
+]
+
+
+@pytest.fixture(scope="module")
+def load(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Load]:
+    program = tmp_path_factory.mktemp("load") / "load"
+    source = Path(measures.__file__).with_name("load.c")
+    subprocess.run(["gcc", "-O2", "-pthread", "-o", program, source], check=True)
+    measures.prepare(lab)
+    server = lab.popen("outside", [program, "serve", str(PORT)])
+    yield Load(lab, program, 2)
+    lab.stop(server)
+
+
+@pytest.fixture
+def gateway(lab: Lab) -> Iterator[Gateway]:
+    gateway = lab.start_gateway(lab.write_config(transparent={"ports": [PORT]}, process={"drain_timeout": 1}))
+    yield gateway
+    assert gateway.stop() == 0
+
+
+def workers(gateway: Gateway) -> dict[str, dict[str, Any]]:
+    return {row["process"]: row for row in gateway.admin("status") if row["process"].startswith("worker-")}
+
+
+def quiet(gateway: Gateway) -> dict[str, dict[str, Any]]:
+    """What each worker holds when no flow is live: descriptors, watchers, greenlets of connections, KiB of memory."""
+    gateway.lab.wait_for(lambda: not gateway.admin("flows"), 20, "the flows to end")
+    gateway.lab.wait_for(
+        lambda: all(row["handling"] == 0 for row in workers(gateway).values()), 10, "the handshakes to end"
+    )
+    found = {}
+    for name, row in workers(gateway).items():
+        status = Path(f"/proc/{row['pid']}/status").read_text()
+        rss = int(status.split("VmRSS:")[1].split()[0])
+        fds = len(os.listdir(f"/proc/{row['pid']}/fd"))
+        found[name] = {"fds": fds, "watchers": row["watchers"], "rss": rss, "pid": row["pid"]}
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_soak_leaves_nothing(load: Load, gateway: Gateway) -> None:
+    for peer in BOTH:  # caches, pools and pipes are filled
+        assert load.client("rate", peer, 100, 1)["done"] > 0
+        with load.held(peer, LONG // 2) as opened:
+            assert opened == LONG // 2
+    before = quiet(gateway)
+    done = 0
+    with load.held(BOTH[0], LONG // 2) as one, load.held(BOTH[1], LONG // 2) as other:
+        assert one == other == LONG // 2
+        while done < SHORT:
+            for peer in BOTH:
+                done += load.client("rate", peer, 100, 2)["done"]
+        assert sum(row["flows"] for row in workers(gateway).values()) >= LONG
+    after = quiet(gateway)
+    for name, row in after.items():
+        assert row["pid"] == before[name]["pid"]
+        assert row["watchers"] == before[name]["watchers"]
+        assert row["fds"] <= before[name]["fds"] + 16  # the pool keeps up to eight pipes
+        assert row["rss"] <= before[name]["rss"] * 1.1 + 4096
+    assert gateway.admin("pinholes") == []
+    assert not [line for line in gateway.log_lines() if "Traceback" in line or "level=error" in line]
+
+
+@pytest.mark.slow
+def test_a_worker_killed_under_load(lab: Lab, load: Load, gateway: Gateway) -> None:
+    """The other one's flows go on, and the rate is back within a second."""
+    flows = []
+    for _ in range(40):
+        sock = lab.connect("inside", SERVER4, PORT)
+        sock.sendall(b"E")
+        flows.append(sock)
+    lab.wait_for(lambda: len(gateway.admin("flows")) == len(flows), 5, "the flows to be there")
+    worker_of = {row["client"].rpartition(":")[2]: row["id"][:2] for row in gateway.admin("flows")}
+    victim = workers(gateway)["worker-0"]["pid"]
+    said: list[dict[str, Any]] = []
+    driver = threading.Thread(target=lambda: said.append(load.client("rate", BOTH[0], 50, 6)))
+    driver.start()
+    time.sleep(2.5)  # of load; the tenths of a second before and after it are compared
+    os.kill(victim, signal.SIGKILL)
+    driver.join()
+    tenths = said[0]["tenths"]
+    (before, after) = (sum(tenths[5:20]) / 15, sum(tenths[40:]) / len(tenths[40:]))
+    assert after > before * 0.6, json.dumps(tenths)
+    assert workers(gateway)["worker-0"]["pid"] != victim
+    survivors = 0
+    for sock in flows:
+        sock.settimeout(5)
+        if worker_of[str(sock.getsockname()[1])] == "w1":
+            survivors += 1
+            sock.sendall(b"still there")
+            assert sock.recv(64) == b"still there"
+        else:
+            with contextlib.suppress(ConnectionResetError):
+                assert sock.recv(64) == b""
+        sock.close()
+    assert 0 < survivors < len(flows)
