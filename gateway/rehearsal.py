@@ -117,7 +117,7 @@ class Rehearsal:
             yield from flow.received(piece)
 
     def _begin(self, piece: Piece) -> _Flow | None:
-        """The flow, if a module is responsible; where its beginning is missing, the server is who has the module's port."""
+        """The flow, if a module is responsible. Its beginning may be missing: the server has the module's port."""
         client, server = piece.source, piece.destination
         if self._config.module_of(server.port) is None and not piece.first:
             client, server = server, client

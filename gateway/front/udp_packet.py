@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from alg.address import Endpoint
 
-LONGEST_WHOLE = 4016
-"""Bytes of a packet that the binding of NFQUEUE can hand over; of a longer one only the beginning is seen."""
+LONGEST_WHOLE = 3840
+"""Bytes of a packet that the queue hands over; of a longer one only the beginning is seen. The binding reads 4,096
+bytes at once, with up to 130 of the kernel's notes in front: a packet for which that is too little would be lost."""
 
 LONGEST_DATAGRAM = 65535
 _UDP = 17
