@@ -44,7 +44,7 @@ def main() -> int:
                 try:
                     _measure(load, peer, arguments.measure, samples, f"round {turn + 1}/{rounds}")
                 except LabError as error:  # the others are still worth measuring
-                    print(f"  {error}{lab.tail_of_logs(5)}", file=sys.stderr)
+                    print(f"  {_first_line(error)}", file=sys.stderr)
             if not arguments.measure or "ftp" in arguments.measure:
                 try:
                     _ftp(lab, samples)
@@ -55,6 +55,10 @@ def main() -> int:
         lab.stop(server)
     report.show(_medians(samples))
     return 0
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _medians(samples: Samples) -> dict[str, dict[str, float]]:
@@ -71,7 +75,7 @@ def _measure(load: measures.Load, peer: Peer, names: list[str], samples: Samples
                 for key, value in measure(load, peer, pids).items():
                     samples[peer.name][key].append(value)
             except (AssertionError, ValueError, subprocess.SubprocessError) as error:
-                print(f"  {name}: {error}", file=sys.stderr)
+                print(f"  {name}: {_first_line(error)}", file=sys.stderr)
 
 
 def _ftp(lab: Lab, samples: Samples) -> None:

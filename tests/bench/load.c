@@ -226,7 +226,7 @@ static void rate(int concurrent, double seconds) {
 static int open_all(struct conn *conns, int flows, int epoll, char first, int window) {
     int started = 0, opened = 0, failed = 0;
     struct epoll_event events[EVENTS];
-    double end = now() + 60;
+    double end = now() + 20;
     while (opened + failed < flows && now() < end) {
         while (started < flows && started - opened - failed < window)
             if (start(&conns[started++], epoll)) failed++;
