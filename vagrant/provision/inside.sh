@@ -16,7 +16,9 @@ sip_files
 cat >/etc/profile.d/lab.sh <<'P'
 export ROUTER="ssh -q -i $HOME/.ssh/lab -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null vagrant@192.168.56.2 sudo"
 export OUTSIDER="ssh -q -i $HOME/.ssh/lab -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null vagrant@203.0.113.10"
-export ALGATE=/usr/local/bin/algate CONFIG=/etc/algate/algate.toml SOCKS=192.168.56.2:1080
+export CALL_MS=40000 ALGATE=/usr/local/bin/algate CONFIG=/etc/algate/algate.toml SOCKS=192.168.56.2:1080
 P
 
 scenarios
+
+rm -rf /tmp/algate

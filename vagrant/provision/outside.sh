@@ -26,3 +26,5 @@ for unit in lab-web lab-dns kamailio; do
     systemctl enable -q "$unit"
     systemctl restart "$unit"
 done
+
+rm -rf /tmp/algate

@@ -71,3 +71,5 @@ systemctl restart algate
 lab_key
 
 algate status
+
+rm -rf /tmp/algate

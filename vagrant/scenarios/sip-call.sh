@@ -20,7 +20,7 @@ fail() {
 phone() { # phone WHERE-PREFIX FILE ADDRESS:PORT FURTHER-ARGUMENTS
     prefix=$1 file=$2 local=$3
     shift 3
-    $prefix env TERM=dumb sipp -sf "$SIPP_FILES/$file.xml" -i "${local%:*}" -p "${local#*:}" -m 1 -nostdin -nd -timeout 60 \
+    $prefix env TERM=dumb sipp -sf "$SIPP_FILES/$file.xml" -i "${local%:*}" -p "${local#*:}" -m 1 -nostdin -nd -timeout 180 \
         -timeout_error -recv_timeout 30000 "$@" </dev/null
 }
 
@@ -31,7 +31,7 @@ phone "" register "$INSIDE:5060" -s ann "$OUTSIDE:5060" >"$work/ann" 2>&1 || fai
 echo "2. ann calls bob, who echoes what he hears."
 phone "$OUTSIDER" uas "$OUTSIDE:5070" -key audio $FAR_AUDIO -mi "$OUTSIDE" -mp $FAR_AUDIO -rtp_echo >"$work/callee" 2>&1 &
 callee=$!
-phone "" uac "$INSIDE:5060" -s bob -d 12000 -key audio $AUDIO "$OUTSIDE:5060" >"$work/caller" 2>&1 &
+phone "" uac "$INSIDE:5060" -s bob -d "${CALL_MS:-6000}" -key audio $AUDIO "$OUTSIDE:5060" >"$work/caller" 2>&1 &
 caller=$!
 tries=0
 until $ROUTER "$ALGATE" calls --json -c "$CONFIG" | grep -q confirmed; do

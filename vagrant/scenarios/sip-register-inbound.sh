@@ -20,7 +20,7 @@ fail() {
 phone() { # phone WHERE-PREFIX FILE ADDRESS:PORT FURTHER-ARGUMENTS
     prefix=$1 file=$2 local=$3
     shift 3
-    $prefix env TERM=dumb sipp -sf "$SIPP_FILES/$file.xml" -i "${local%:*}" -p "${local#*:}" -m 1 -nostdin -nd -timeout 60 \
+    $prefix env TERM=dumb sipp -sf "$SIPP_FILES/$file.xml" -i "${local%:*}" -p "${local#*:}" -m 1 -nostdin -nd -timeout 180 \
         -timeout_error -recv_timeout 30000 "$@" </dev/null
 }
 
