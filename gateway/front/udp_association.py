@@ -36,8 +36,9 @@ from gateway.front.socks5_udp import (
     parse_header,
 )
 from gateway.front.socks_request import SocksRequest
+from gateway.front.udp_socket import bind_datagrams, close_watched, facing_address
 from gateway.model import ConnectRequest, Lease, PinholeRequest
-from gateway.own_address import public_address, source_towards
+from gateway.own_address import public_address
 from gateway.pinhole.userspace import UserspacePinholes
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ MAX_OUTSIDE = 8  # addresses of this host that an association sends from
 MAX_WAITING = 16  # datagrams that wait for one decision
 MAX_RESOLVING = 8  # names that an association resolves at the same time
 MAX_OPENING = 32  # targets that wait for the first socket that faces them
-RECEIVE_BUFFER = 1 << 20  # bytes asked for; the kernel's limit may be lower
 _BUFFER = bytearray(MAX_HEADER + 65535)  # for all associations: a callback is done with it before the next one begins
 _VIEW = memoryview(_BUFFER)
 
@@ -148,9 +148,9 @@ class Association:
     def close(self) -> None:
         """Stop for good; closes its sockets and pinholes."""
         self._closed = True
-        _close_watched(self._inner_watcher, self._inner)
+        close_watched(self._inner_watcher, self._inner)
         for outside in self._outsides.values():
-            _close_watched(outside.watcher, outside.sock)
+            close_watched(outside.watcher, outside.sock)
             self._pinholes.release(outside.lease, "closed")
         self._outsides.clear()
         self._routes.clear()
@@ -262,7 +262,7 @@ class Association:
             return route
         try:
             self._lookup.check(wish, address)
-            outside = self._outsides.get(_facing(address))
+            outside = self._outsides.get(facing_address(address))
             if outside is not None:
                 self._direct(route, outside, address, parsed.port)
             else:
@@ -284,7 +284,7 @@ class Association:
     def _decide(self, wish: ConnectRequest, route: _Route, limit: int) -> None:
         try:
             address = self._lookup.permitted(wish)[0]
-            facing = _facing(address)
+            facing = facing_address(address)
             with self._opening:
                 outside = self._outsides.get(facing) or self._open(facing, address)
             self._direct(route, outside, address, wish.port)
@@ -386,38 +386,6 @@ class Association:
             self.dropped["send"] += 1
         else:
             self.down += size
-
-
-def _facing(address: Address) -> str:
-    """The address of this host that faces `address`. Raises DialError."""
-    facing = source_towards(str(address))
-    if facing is None:
-        raise DialError("network", f"there is no way to {address}")
-    return facing
-
-
-def bind_datagrams(host: str, port: int) -> _socket.socket:
-    """A bound, non-blocking UDP socket. OSError."""
-    sock = _socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
-    try:
-        sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
-        if ":" in host:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            name, _, scope = host.partition("%")
-            sock.bind((name, port, 0, socket.if_nametoindex(scope) if scope else 0))
-        else:
-            sock.bind((host, port))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _close_watched(watcher: _IoWatcher, sock: _socket.socket) -> None:
-    watcher.stop()
-    watcher.close()
-    sock.close()
 
 
 def _bound(table: dict[bytes, _Route] | dict[Host, bytes]) -> None:

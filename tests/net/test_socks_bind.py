@@ -24,7 +24,7 @@ from tests.lab.lab import (
 from tests.net.socks_wire import GREETING, ask5, receive, reply4, reply5, request4, request5
 
 BIND = 2
-TIMEOUT = 2.0
+TIMEOUT = 4.0
 
 
 @pytest.fixture(scope="module")
@@ -188,15 +188,15 @@ def test_the_quota_of_pinholes_is_the_same_one(lab: Lab, gateway: Gateway) -> No
 
 def test_anybody_where_a_rule_says_so(lab: Lab) -> None:
     rules = [{"action": "permit", "command": ["bind"], "any_peer": True}]
-    config = lab.write_config(rule=rules, network={"outside": ROUTER_OUT4})
-    gateway = lab.start_gateway(config)
+    own = {"socks": {"listen": [f"{ROUTER_IN4}:1090"]}, "pinhole": {"ports": "50000-50999"}}  # beside the other one
+    gateway = lab.start_gateway(lab.write_config(rule=rules, network={"outside": ROUTER_OUT4}, **own), rules=False)
     try:
-        with lab.connect("inside", ROUTER_IN4, 1080) as client:
+        with lab.connect("inside", ROUTER_IN4, 1090) as client:
             code, host, port = ask5(client, "0.0.0.0", 0, BIND)
             assert (code, host) == (0, ROUTER_OUT4)
             with lab.connect("stranger", host, port):
                 assert reply5(client)[:2] == (0, STRANGER4)
-        with lab.connect("inside", ROUTER_IN4, 1080) as client:
+        with lab.connect("inside", ROUTER_IN4, 1090) as client:
             assert ask5(client, SERVER4, 80)[0] == 2  # the rule is for `bind` apart from `connect`
     finally:
         assert gateway.stop() == 0
