@@ -31,6 +31,7 @@ RULES = [
     ("gateway/guard.py", ("gevent", "socket", "time", "structlog"), "who guesses is counted by a pure table"),
     ("gateway/users.py", ("gevent", "socket", "time", "structlog"), "the users file is text"),
     ("gateway/front/udp_packet.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
+    ("gateway/front/socks5_udp.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
     ("gateway/pinhole/lease.py", ("gevent", "socket", "time", "structlog"), "the lease table is pure"),
     ("gateway/broker/validate.py", ("gevent", "socket", "time", "structlog"), "validation is pure"),
     ("gateway/broker/protocol.py", ("gevent", "socket", "time", "structlog"), "the protocol is pure"),
