@@ -137,9 +137,9 @@ def test_through_socks(
     active: bool,
 ) -> None:
     files = large if server.name == "vsftpd" else small
-    through_kernel = through_pinholes(gateway)
+    through_python = relayed(gateway)
     session(curl, Job(gateway.lab, server, version, active, proxy), files)
-    assert through_pinholes(gateway) == through_kernel
+    assert relayed(gateway) - through_python > 2 * files.size
     assert gateway.admin("pinholes") == []
 
 
