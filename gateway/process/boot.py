@@ -18,7 +18,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
 
     lifeline: a stream socket to the supervisor; the child writes b"ready\\n"; end of stream: the supervisor is dead.
     admin: a listening unix stream socket for `algate status` and its kin.
-    workers (broker): one SEQPACKET socket per worker slot, and one for packets. broker (worker, packets): its other end.
+    workers (broker): one SEQPACKET socket per worker slot, one for packets. broker (worker, packets): its other end.
     socks, transparent (worker): listening TCP sockets of this slot.
     files (worker): memfds of the files that it may not read itself, by name ("users", "keytab"); when a file has
     changed a new one comes over the lifeline, with the name and a newline.

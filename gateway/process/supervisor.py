@@ -102,7 +102,7 @@ class _Supervisor:
         return Child(name, "gateway.process.worker", self._config.process.user, None, self._code, boot)
 
     def _broker_pair(self, broker_ends: list[int]) -> int:
-        """One more slot of the broker; its other end. Both stay open here: who replaces a dead one takes up its pair."""
+        """One more slot of the broker; its other end. Both stay open: who replaces a dead one takes up its pair."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._sockets += [ours, theirs]
         broker_ends.append(ours.fileno())

@@ -144,7 +144,7 @@ def proftpd(lab: Lab, directives: Sequence[str]) -> FtpServer:
 
 def pyftpdlib(lab: Lab, role: Role = "outside") -> FtpServer:
     """pyftpdlib, as its own command line starts it, with one user who may do everything."""
-    root, home, log = _tree(lab, "pyftpdlib")
+    root, _, log = _tree(lab, "pyftpdlib")
     (root / "upload").chmod(0o777)
     argv: list[str | Path] = [sys.executable, "-m", "pyftpdlib", "-i", "::", "-p", "21", "-w", "-d", root]
     process = lab.popen(role, [*argv, "-u", _USER, "-P", _PASSWORD], log=log)

@@ -48,7 +48,10 @@ def test_a_small_router() -> None:
         "-I POSTROUTING 1 -j ALGATE-POSTROUTING",
         "-A ALGATE-PREROUTING -i eth1 -m addrtype --dst-type LOCAL -m socket --nowildcard -j RETURN",
         "-A ALGATE-PREROUTING -d 192.168.56.0/24 -i eth1 -m addrtype ! --dst-type LOCAL -j RETURN",
-        "-A ALGATE-PREROUTING -s 192.168.56.0/24 -i eth1 -p tcp -m multiport --dports 21,5060 -j REDIRECT --to-ports 10800",
+        (
+            "-A ALGATE-PREROUTING -s 192.168.56.0/24 -i eth1 -p tcp -m multiport --dports 21,5060"
+            " -j REDIRECT --to-ports 10800"
+        ),
         "COMMIT",
         "*filter",
         ":ALGATE-INPUT - [0:0]",
@@ -104,7 +107,8 @@ def test_masquerade_only_if_asked_for() -> None:
     ],
 )
 def test_socks_ports_that_others_can_reach(listen: str, ports: list[str]) -> None:
-    found = [line.split() for line in lines(f"{BASIC}[socks]\nlisten = {listen}") if "-INPUT -s " in line and "-p tcp" in line]
+    rules = lines(f"{BASIC}[socks]\nlisten = {listen}")
+    found = [line.split() for line in rules if "-INPUT -s " in line and "-p tcp" in line]
     assert [words[words.index("--dport") + 1] for words in found] == ports
 
 
