@@ -4,37 +4,27 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import struct
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
+
+from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_CTNETLINK
+from pyroute2.netlink.nfnetlink.nfctsocket import (
+    IPCTNL_MSG_CT_DELETE,
+    IPCTNL_MSG_CT_GET,
+    NFCTAttrTuple,
+    nfct_msg,
+)
 
 from alg.address import Endpoint
 from gateway.broker.elements import second_of
-from gateway.broker.netlink import (
-    ACK,
-    DUMP,
-    HEADER,
-    REQUEST,
-    NetfilterError,
-    Netlink,
-    attribute,
-    attribute_map,
-    nested,
-)
+from gateway.broker.netlink import ACK, DUMP, REQUEST, NetfilterError, Netlink
 from gateway.model import Lease
 
-_CONNTRACK = 1  # the subsystem
-_GET, _DELETE = _CONNTRACK << 8 | 1, _CONNTRACK << 8 | 2
-_BODY = HEADER.size + 4
-_TUPLE_ORIGINAL, _ID, _FILTER, _FILTER_ORIGINAL, _FILTER_REPLY = 1, 12, 25, 1, 2
-_IP, _PROTOCOL = 1, 2
-_SOURCE = {4: 1, 6: 3}
-_DESTINATION = {4: 2, 6: 4}
-_PROTOCOL_NUMBER, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3
-# What of a tuple a dump is to be filtered by (CTA_FILTER, since Linux 5.8).
-_BY_SOURCE, _BY_DESTINATION, _BY_PROTOCOL, _BY_SOURCE_PORT, _BY_DESTINATION_PORT = 1, 2, 8, 16, 32
-_FAMILY = {4: 2, 6: 10}
-_UDP = 17
+_GET = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET
+_DELETE = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE
+_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +45,14 @@ class Conntrack:
         """Delete the connections of these sockets; how many there were."""
         count = 0
         for sock in sockets:
-            family = struct.pack(">BBH", _FAMILY[sock.endpoint.version], 0, 0)
-            for connection in self._netlink.request(
-                self._netlink.message(_GET, REQUEST | DUMP, family + _wanted(sock))
-            ):
-                fields = attribute_map(connection, _BODY)
-                if not _is(fields.get(_TUPLE_ORIGINAL, b""), sock):
+            family = _FAMILY[sock.endpoint.version]
+            for connection in self._netlink.ask(_filter(sock, family), _GET, REQUEST | DUMP):
+                original = NFCTAttrTuple.from_netlink(family, connection.get_attr("CTA_TUPLE_ORIG"))
+                if not _is(original, sock):
                     continue  # a kernel that does not know the filter names all
-                which = attribute(_TUPLE_ORIGINAL | 0x8000, fields[_TUPLE_ORIGINAL])
-                if _ID in fields:
-                    which += attribute(_ID, fields[_ID])
+                which = _message(family, tuple_orig=original, id=connection.get_attr("CTA_ID"))
                 try:
-                    self._netlink.request(self._netlink.message(_DELETE, REQUEST | ACK, family + which))
+                    self._netlink.ask(which, _DELETE, REQUEST | ACK)
                 except NetfilterError as error:
                     if error.code != errno.ENOENT:
                         raise
@@ -94,23 +80,27 @@ def connections_of(lease: Lease) -> tuple[Socket, ...]:
     return outside + inside
 
 
-def _wanted(sock: Socket) -> bytes:
-    version = sock.endpoint.version
-    by = _BY_PROTOCOL | (_BY_SOURCE | _BY_SOURCE_PORT if sock.source else _BY_DESTINATION | _BY_DESTINATION_PORT)
-    address = attribute((_SOURCE if sock.source else _DESTINATION)[version], sock.endpoint.ip.packed)
-    port = attribute(_SOURCE_PORT if sock.source else _DESTINATION_PORT, struct.pack(">H", sock.endpoint.port))
-    protocol = attribute(_PROTOCOL_NUMBER, bytes([_UDP])) + port
-    flags = attribute(_FILTER_ORIGINAL, struct.pack("=I", by)) + attribute(_FILTER_REPLY, struct.pack("=I", 0))
-    return nested(_TUPLE_ORIGINAL, nested(_IP, address), nested(_PROTOCOL, protocol)) + nested(_FILTER, flags)
+def _message(family: int, **attributes: Any) -> Any:
+    message = nfct_msg.create_from(**attributes)
+    message["nfgen_family"] = family
+    return message
 
 
-def _is(original: bytes, sock: Socket) -> bool:
-    fields = attribute_map(original)
-    address, protocol = attribute_map(fields.get(_IP, b"")), attribute_map(fields.get(_PROTOCOL, b""))
-    host = address.get((_SOURCE if sock.source else _DESTINATION)[sock.endpoint.version], b"")
-    port = protocol.get(_SOURCE_PORT if sock.source else _DESTINATION_PORT, b"")
-    return (
-        protocol.get(_PROTOCOL_NUMBER) == bytes([_UDP])
-        and host == ipaddress.ip_address(sock.endpoint.host).packed
-        and port == struct.pack(">H", sock.endpoint.port)
+def _filter(sock: Socket, family: int) -> Any:
+    """A question for the connections of a socket: the kernel chooses (CTA_FILTER, since Linux 5.8)."""
+    host, port = sock.endpoint.host, sock.endpoint.port
+    wanted = NFCTAttrTuple(
+        family,
+        proto=socket.IPPROTO_UDP,
+        **({"saddr": host, "sport": port} if sock.source else {"daddr": host, "dport": port}),
     )
+    wanted.attrs()  # makes its flags
+    flags = [("CTA_FILTER_ORIG_FLAGS", wanted.flags), ("CTA_FILTER_REPLY_FLAGS", 0)]
+    return _message(family, tuple_orig=wanted, cta_filter={"attrs": flags})
+
+
+def _is(original: NFCTAttrTuple, sock: Socket) -> bool:
+    host, port = (original.saddr, original.sport) if sock.source else (original.daddr, original.dport)
+    if (original.proto, port) != (socket.IPPROTO_UDP, sock.endpoint.port):
+        return False
+    return bool(ipaddress.ip_address(host) == sock.endpoint.ip)

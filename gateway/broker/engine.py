@@ -287,7 +287,7 @@ class Engine:
         """Find out which pinholes were used: their `once` element is gone before its time, or packets were counted."""
         begun = self._last_reconcile = time.monotonic()
         try:
-            once = {(element.set, element.key) for element in self.netfilter.elements(ONCE)}
+            once = {(element.set, element.key) for element in self.netfilter.glance(ONCE)}
         except TableGoneError:
             self._table_gone()
             return
@@ -310,7 +310,7 @@ class Engine:
         counted = {}
         if any(lease.uses == 0 for lease in leases):
             try:
-                counted = {(element.set, element.key): element for element in self.netfilter.elements(COUNTED)}
+                counted = {(element.set, element.key): element for element in self.netfilter.glance(COUNTED)}
             except NetfilterError as error:
                 log.warning("broker.counters_failed", error=str(error))
         rows = []

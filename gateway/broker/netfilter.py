@@ -1,6 +1,7 @@
 """The one place that talks to nf_tables: the broker's table, and its elements.
 
-Messages are made and read by `struct`: a library's generic encoder took most of the time of an opening (0036).
+pyroute2's message classes encode and decode, but for what is asked many times in a second: elements added and deleted,
+and the look at all of them (0036).
 """
 
 from __future__ import annotations
@@ -14,8 +15,19 @@ import struct
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
+from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES
+from pyroute2.netlink.nfnetlink.nftsocket import (
+    NFT_MSG_DELSETELEM,
+    NFT_MSG_DELTABLE,
+    NFT_MSG_GETSETELEM,
+    NFT_MSG_GETTABLE,
+    NFT_MSG_NEWSETELEM,
+    nft_set_elem_list_msg,
+    nft_table_msg,
+)
 
 from gateway.broker import marks
 from gateway.broker.elements import COUNTED, SETS, Element
@@ -32,6 +44,7 @@ from gateway.broker.netlink import (
     attribute,
     attribute_map,
     attributes,
+    decoded,
     error_of,
     nested,
     sequence_of,
@@ -41,16 +54,17 @@ NFT_DEADLINE = 5.0
 BATCH = 64
 """Changes in one transaction: its answers have to fit into the socket's buffer even if all of them are errors."""
 
-_NF_TABLES = 10  # the subsystem
+_NF_TABLES = NFNL_SUBSYS_NFTABLES << 8
+_GET_TABLE, _DEL_TABLE = _NF_TABLES | NFT_MSG_GETTABLE, _NF_TABLES | NFT_MSG_DELTABLE
+_GET_ELEMENT = _NF_TABLES | NFT_MSG_GETSETELEM
+_NEW_ELEMENT, _DEL_ELEMENT = _NF_TABLES | NFT_MSG_NEWSETELEM, _NF_TABLES | NFT_MSG_DELSETELEM
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-_GET_TABLE, _DEL_TABLE = _NF_TABLES << 8 | 1, _NF_TABLES << 8 | 2
-_NEW_ELEMENT, _GET_ELEMENT, _DEL_ELEMENT = _NF_TABLES << 8 | 12, _NF_TABLES << 8 | 13, _NF_TABLES << 8 | 14
+_FAMILY = 1  # inet
 _BODY = HEADER.size + 4
-_INET = struct.pack(">BBH", 1, 0, 0)  # nfgenmsg: family, version, resource
-_BATCH = struct.pack(">BBH", 0, 0, _NF_TABLES)
-_TABLE_NAME, _TABLE_USERDATA = 1, 6
+_INET = struct.pack(">BBH", _FAMILY, 0, 0)  # nfgenmsg: family, version, resource
+_BATCH = struct.pack(">BBH", 0, 0, NFNL_SUBSYS_NFTABLES)
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ITEM = 1, 2, 3, 1
-_KEY, _DATA, _TIMEOUT, _EXPIRATION, _USERDATA, _EXPRESSION = 1, 2, 4, 5, 6, 7
+_KEY, _DATA, _TIMEOUT, _USERDATA, _EXPRESSION = 1, 2, 4, 6, 7
 _DATA_VALUE, _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 1, 2
 _COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
 _UDATA_COMMENT = 0
@@ -111,7 +125,7 @@ class Netfilter:
 
     def unload(self) -> None:
         """Delete the table, if there is one."""
-        errors = self._transaction([self._netlink.message(_DEL_TABLE, REQUEST, self._named())])
+        errors = self._transaction([self._netlink.encoded(self._named(), _DEL_TABLE, REQUEST)])
         if errors and errors[0].code != errno.ENOENT:
             raise errors[0]
 
@@ -124,13 +138,16 @@ class Netfilter:
     def _table_comment(self) -> str | None:
         """The comment of the table that is there ("" without), or None if there is no table."""
         try:
-            answers = self._request(self._netlink.message(_GET_TABLE, REQUEST | ACK, self._named()))
+            (table,) = self._ask(self._named(), _GET_TABLE, ACK)
         except TableGoneError:
             return None
-        return _comment_of(attribute_map(answers[0], _BODY).get(_TABLE_USERDATA, b""))
+        return str(table.get_attr("NFTA_TABLE_USERDATA") or "")
 
-    def _named(self) -> bytes:
-        return _INET + attribute(_TABLE_NAME, self.name.encode() + b"\0")
+    def _named(self) -> Any:
+        message = nft_table_msg()
+        message["nfgen_family"] = _FAMILY
+        message["attrs"] = [("NFTA_TABLE_NAME", self.name)]
+        return message
 
     def _nft(self, arguments: list[str], text: str) -> str:
         try:
@@ -185,16 +202,24 @@ class Netfilter:
 
     def elements(self, sets: Sequence[str] = SETS) -> list[Element]:
         """All elements of these sets, with what is left of their time. Raises TableGoneError."""
-        found = []
-        for name in sets:
-            message = self._netlink.message(_GET_ELEMENT, REQUEST | DUMP, self._head[name])
-            for answer in self._request(message):
-                found += _read_elements(name, answer)
-        return found
+        return [element for name in sets for element in self._read(name, [], DUMP)]
+
+    def glance(self, sets: Sequence[str]) -> list[Element]:
+        """All elements of these sets, but of each only the key and the counter. Raises TableGoneError."""
+        return [
+            _glance(name, item)
+            for name in sets
+            for answer in self._request(self._netlink.message(_GET_ELEMENT, REQUEST | DUMP, self._head[name]))
+            for _, item in attributes(attribute_map(answer, _BODY).get(_LIST_ELEMENTS, b""))
+        ]
 
     def has(self, name: str, key: bytes) -> bool:
-        """Whether an element is in a set."""
-        return bool(self._get(name, key))
+        """Whether an element is in a set. Asked up to 64 times for one refusal, hence like a change (0036)."""
+        item = nested(_LIST_ELEMENTS, nested(_LIST_ITEM, _value(_KEY, key)))
+        try:
+            return bool(self._request(self._netlink.message(_GET_ELEMENT, REQUEST | ACK, self._head[name] + item)))
+        except TableGoneError:  # the element, or all of it
+            return False
 
     def counted(self, wanted: Iterable[Element]) -> list[Element]:
         """`wanted`, with the counters that those of them have which are there and count."""
@@ -210,12 +235,23 @@ class Netfilter:
 
     def _get(self, name: str, key: bytes) -> list[Element]:
         """The element with this key, or nothing."""
-        body = self._head[name] + nested(_LIST_ELEMENTS, nested(_LIST_ITEM, _value(_KEY, key)))
         try:
-            answers = self._request(self._netlink.message(_GET_ELEMENT, REQUEST | ACK, body))
+            return self._read(name, [{"attrs": [("NFTA_SET_ELEM_KEY", {"attrs": [("NFTA_DATA_VALUE", key)]})]}], ACK)
         except TableGoneError:  # the element, or all of it
             return []
-        return [element for answer in answers for element in _read_elements(name, answer)]
+
+    def _read(self, name: str, items: list[Any], flags: int) -> list[Element]:
+        """What the kernel answers to a question for these elements of a set."""
+        message = nft_set_elem_list_msg()
+        message["nfgen_family"] = _FAMILY
+        message["attrs"] = [("NFTA_SET_ELEM_LIST_TABLE", self.name), ("NFTA_SET_ELEM_LIST_SET", name)]
+        if items:
+            message["attrs"].append(("NFTA_SET_ELEM_LIST_ELEMENTS", items))
+        return [
+            _element(name, item)
+            for answer in self._ask(message, _GET_ELEMENT, flags)
+            for item in answer.get_attr("NFTA_SET_ELEM_LIST_ELEMENTS") or ()
+        ]
 
     def _change(self, add: bool, element: Element) -> bytes:
         item = _value(_KEY, element.key)
@@ -266,6 +302,9 @@ class Netfilter:
                 raise self._error(error.code) from None
             raise
 
+    def _ask(self, message: Any, kind: int, flags: int) -> list[Any]:
+        return decoded(type(message), self._request(self._netlink.encoded(message, kind, REQUEST | flags)))
+
     def _error(self, code: int) -> NetfilterError:
         if code == errno.ENOENT:
             return TableGoneError(code, f"table inet {self.name}")
@@ -287,39 +326,42 @@ def _comment(text: str) -> bytes:
     return bytes((_UDATA_COMMENT, len(data))) + data
 
 
-def _comment_of(userdata: bytes) -> str:
-    """The comment in user data; "" if there is none."""
-    at = 0
-    while at + 2 <= len(userdata):
-        kind, length = userdata[at], userdata[at + 1]
-        if kind == _UDATA_COMMENT:
-            return userdata[at + 2 : at + 2 + length].rstrip(b"\0").decode(errors="replace")
-        at += 2 + length
+def _element(name: str, item: Any) -> Element:
+    """An element as pyroute2 decoded it."""
+    data = item.get_attr("NFTA_SET_ELEM_DATA")
+    expression = item.get_attr("NFTA_SET_ELEM_EXPR")
+    counter = expression.get_attr("NFTA_EXPR_DATA") if expression else None
+    return Element(
+        set=name,
+        key=item.get_attr("NFTA_SET_ELEM_KEY").get_attr("NFTA_DATA_VALUE"),
+        data=data.get_attr("NFTA_DATA_VALUE") if data else None,
+        timeout=(item.get_attr("NFTA_SET_ELEM_EXPIRATION") or 0) / 1000,
+        comment=_text_of(item.get_attr("NFTA_SET_ELEM_USERDATA")),
+        packets=counter.get_attr("NFTA_COUNTER_PACKETS") if counter else 0,
+        bytes=counter.get_attr("NFTA_COUNTER_BYTES") if counter else 0,
+    )
+
+
+def _text_of(userdata: Any) -> str:
+    """The comment in user data that pyroute2 decoded; "" if there is none."""
+    for kind, value in userdata if isinstance(userdata, list) else ():
+        if kind.endswith("_COMMENT"):
+            return bytes(value).decode(errors="replace")
     return ""
 
 
-def _read_elements(name: str, answer: bytes) -> list[Element]:
-    found = []
-    for _, item in attributes(attribute_map(answer, _BODY).get(_LIST_ELEMENTS, b"")):
-        fields = attribute_map(item)
-        packets = total = 0
-        if _EXPRESSION in fields:
-            values = attribute_map(attribute_map(fields[_EXPRESSION]).get(_EXPRESSION_DATA, b""))
-            packets, total = _number(values.get(_COUNTER_PACKETS)), _number(values.get(_COUNTER_BYTES))
-        data = fields.get(_DATA)
-        found.append(
-            Element(
-                set=name,
-                key=attribute_map(fields.get(_KEY, b"")).get(_DATA_VALUE, b""),
-                data=attribute_map(data).get(_DATA_VALUE, b"") if data is not None else None,
-                timeout=_number(fields.get(_EXPIRATION)) / 1000,
-                comment=_comment_of(fields.get(_USERDATA, b"")),
-                packets=packets,
-                bytes=total,
-            )
-        )
-    return found
-
-
-def _number(value: bytes | None) -> int:
-    return int.from_bytes(value, "big") if value is not None else 0
+def _glance(name: str, item: bytes) -> Element:
+    """Key and counter of an element: ten times as fast as to decode all of it."""
+    fields = attribute_map(item)
+    counter: dict[int, bytes] = {}
+    if _EXPRESSION in fields:
+        counter = attribute_map(attribute_map(fields[_EXPRESSION]).get(_EXPRESSION_DATA, b""))
+    return Element(
+        set=name,
+        key=attribute_map(fields.get(_KEY, b"")).get(_DATA_VALUE, b""),
+        data=None,
+        timeout=0.0,
+        comment="",
+        packets=int.from_bytes(counter.get(_COUNTER_PACKETS, b""), "big"),
+        bytes=int.from_bytes(counter.get(_COUNTER_BYTES, b""), "big"),
+    )

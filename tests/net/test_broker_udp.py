@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import msgspec
 import pytest
 
 from alg.address import Endpoint
+from gateway.broker.elements import SETS, Element
+from gateway.broker.netfilter import Netfilter
 from gateway.broker.protocol import MAX_MESSAGE, Close, Count, Counted, Update, Updated, decode_to_worker
 from gateway.model import Lease, PinholeRequest, PinholeUpdate
 from tests.net.broker_rig import (
@@ -281,6 +284,23 @@ def test_a_new_broker_reads_conversations_back(rig: Rig, phones: Phones) -> None
         assert row == before[lease_id]
     assert update(rig, leases[0], peers=(SERVER,)).peers == (SERVER,)
     assert gets(phone, far, leases[0].public) == of(far)
+
+
+def test_the_quick_look_sees_what_pyroute2_sees(rig: Rig, phones: Phones) -> None:
+    lease = rig.open(conversation())
+    rig.open(conversation(client=CLIENT6, target=Endpoint(CLIENT6, 4000), public_host=PUBLIC6, peers=None))
+    rig.open(inbound())
+    assert gets(phones.at(rig.inside, CLIENT, 4000), phones.at(rig.outside, SERVER), lease.public) is not None
+
+    def read() -> tuple[list[Element], list[Element]]:
+        table = Netfilter(rig.table)
+        return table.elements(), table.glance(SETS)
+
+    whole, glanced = rig.within(rig.router, read)
+    assert glanced == [replace(element, data=None, timeout=0.0, comment="") for element in whole]
+    assert {element.set for element in whole} >= {"dnat4", "once4", "snat4", "in4", "out4", "snat6", "inany6"}
+    assert sum(element.packets for element in whole) > 0
+    assert all(0 < element.timeout <= 60 for element in whole)
 
 
 def test_another_worker_cannot_change_it(rig: Rig) -> None:
