@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,17 +13,21 @@ from pathlib import Path
 import pytest
 
 from tests.lab.gateway import Gateway
-from tests.lab.lab import ROUTER_IN4, SERVER4, SERVER6, Lab
-from tests.lab.servers import FtpServer
+from tests.lab.lab import ROUTER_IN4, ROUTER_OUT4, SERVER4, SERVER6, Lab
+from tests.lab.servers import PEERS, FtpServer
 
 PORT = 8024
+SSH_PORT = 2222
 CONTENT = os.urandom(300_000)
 
 
 @pytest.fixture(scope="module")
 def gateway(lab: Lab) -> Iterator[Gateway]:
     lab.dns({"files.example": [SERVER4], "six.example": [SERVER6]})
-    gateway = lab.start_gateway()
+    users = lab.tmp / "users"
+    gateway = Gateway(lab, lab.write_config(socks={"auth": ["password", "none"], "users": str(users)}))
+    lab.run("router", [gateway.command, "passwd", users, "ann"], stdin="secret\n")
+    gateway.start()
     yield gateway
     assert gateway.stop() == 0, lab.tail_of_logs()
 
@@ -184,7 +189,115 @@ def test_pysocks(lab: Lab, gateway: Gateway, hello: int) -> None:
     assert done.stdout == "hello\nagain\n" * 2 + f"{SERVER4} True\n"
 
 
-# --- Tor's extensions, as tor-resolve sends them ---------------------------------------------------------------------
+# --- ssh through a ProxyCommand --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ssh(lab: Lab) -> Iterator[list[str | Path]]:
+    """A command up to its ProxyCommand: ssh with a key that a server in `outside` lets in."""
+    home = lab.tmp / "ssh"
+    home.mkdir(mode=0o700)
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", home / name], check=True)
+    (home / "authorized").write_text((home / "user.pub").read_text())
+    (home / "known").write_text(f"[{SERVER4}]:{SSH_PORT},[files.example]:{SSH_PORT} {(home / 'host.pub').read_text()}")
+    (home / "sshd_config").write_text(
+        f"""
+Port {SSH_PORT}
+HostKey {home}/host
+AuthorizedKeysFile {home}/authorized
+StrictModes no
+PidFile none
+AuthenticationMethods publickey
+"""
+    )
+    # The user that it drops its privileges to and its empty directory, which an installed one would have.
+    etc = Path("/etc/netns", lab.ns("outside"))
+    etc.mkdir(parents=True, exist_ok=True)
+    (etc / "passwd").write_text(Path("/etc/passwd").read_text() + "sshd:x:65533:65534::/run/sshd:/usr/sbin/nologin\n")
+    start = f"mount -t tmpfs tmpfs /run && mkdir /run/sshd && exec {PEERS}/usr/sbin/sshd -D -e -f {home}/sshd_config"
+    server = lab.popen("outside", ["sh", "-c", start])
+    lab.wait_for(lambda: _accepts(lab, SSH_PORT), 10, "sshd to listen")
+    files = ["-o", f"UserKnownHostsFile={home}/known", "-o", "GlobalKnownHostsFile=none", "-i", home / "user"]
+    yield ["ssh", "-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", *files, "-p", str(SSH_PORT)]
+    lab.stop(server)
+
+
+def _accepts(lab: Lab, port: int) -> bool:
+    try:
+        lab.connect("outside", SERVER4, port).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("host", [SERVER4, "files.example"])
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        f"nc -X 5 -x {ROUTER_IN4}:1080 %h %p",
+        f"ncat --proxy {ROUTER_IN4}:1080 --proxy-type socks5 --proxy-dns remote %h %p",
+    ],
+    ids=["nc", "ncat"],
+)
+def test_ssh(lab: Lab, gateway: Gateway, ssh: list[str | Path], proxy: str, host: str) -> None:
+    """A command with 300,000 bytes to its input, whose end it has to see, and back."""
+    data = CONTENT.hex()
+    command = [*ssh, "-o", f"ProxyCommand={proxy}", f"root@{host}", "cat; echo $SSH_CONNECTION"]
+    done = lab.run("inside", command, 60, stdin=data)
+    assert done.stdout[: len(data)] == data
+    # From the router, to the server.
+    words = done.stdout[len(data) :].split()
+    assert (words[0], *words[2:]) == (ROUTER_OUT4, SERVER4, str(SSH_PORT))
+
+
+# --- python-socks ----------------------------------------------------------------------------------------------------
+
+PYTHON_SOCKS = """
+import sys
+from python_socks import ProxyError
+from python_socks.sync import Proxy
+url, rdns, host, port = sys.argv[1:]
+try:
+    s = Proxy.from_url(url, rdns=rdns == "yes").connect(host, int(port), timeout=5)
+except ProxyError as error:
+    sys.exit(f"ProxyError: {error}")
+s.sendall(b"again\\n"); print(s.makefile("rb").read().decode(), end="")
+"""
+
+
+def python_socks(lab: Lab, url: str, host: str, port: int, rdns: bool) -> str:
+    pytest.importorskip("python_socks")
+    argv = [sys.executable, "-c", PYTHON_SOCKS, url, "yes" if rdns else "no", host, str(port)]
+    done = lab.run("inside", argv, check=False)
+    return done.stdout or done.stderr
+
+
+@pytest.mark.parametrize(
+    ("scheme", "host", "rdns"),
+    [
+        ("socks4", SERVER4, False),
+        ("socks4", "files.example", True),  # 4a
+        ("socks5", SERVER4, False),
+        ("socks5", SERVER6, False),
+        ("socks5", "files.example", True),
+        ("socks5", "six.example", True),
+    ],
+)
+@pytest.mark.parametrize("user", ["", "ann:secret@"])
+def test_python_socks(lab: Lab, gateway: Gateway, hello: int, scheme: str, user: str, host: str, rdns: bool) -> None:
+    """SOCKS 4 has a user id only, which nobody asks for here."""
+    user = "ann@" if user and scheme == "socks4" else user
+    assert python_socks(lab, f"{scheme}://{user}{ROUTER_IN4}:1080", host, hello, rdns) == "hello\nagain\n"
+
+
+def test_python_socks_with_a_wrong_password(lab: Lab, gateway: Gateway, hello: int) -> None:
+    said = python_socks(lab, f"socks5://ann:wrong@{ROUTER_IN4}:1080", SERVER4, hello, False)
+    assert said.startswith("ProxyError: ")
+    assert "uthentication" in said
+
+
+# --- Tor's extensions ------------------------------------------------------------------------------------------------
 
 
 def ask(lab: Lab, wire: bytes) -> bytes:
@@ -209,3 +322,15 @@ def test_resolve_ptr(lab: Lab, gateway: Gateway) -> None:
     answer = ask(lab, b"\5\1\0\5\xf1\0\1" + socket.inet_aton(SERVER4) + b"\0\0")
     assert answer[2:] == b"\5\0\0\3\x0dfiles.example\0\0"
     assert ask(lab, b"\5\1\0\5\xf1\0\1" + socket.inet_aton("127.0.0.1") + b"\0\0")[3:4] == b"\2"
+
+
+@pytest.mark.parametrize("version", ["-4", "-5"])
+def test_tor_resolve(lab: Lab, gateway: Gateway, version: str) -> None:
+    program = PEERS / "usr/bin/tor-resolve"
+    assert lab.run("inside", [program, version, "files.example", f"{ROUTER_IN4}:1080"]).stdout == f"{SERVER4}\n"
+    assert lab.run("inside", [program, version, "nowhere", f"{ROUTER_IN4}:1080"], check=False).returncode
+
+
+def test_tor_resolve_ptr(lab: Lab, gateway: Gateway) -> None:
+    program = PEERS / "usr/bin/tor-resolve"
+    assert lab.run("inside", [program, "-x", SERVER4, f"{ROUTER_IN4}:1080"]).stdout == "files.example\n"
