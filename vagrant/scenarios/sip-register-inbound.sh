@@ -21,7 +21,7 @@ phone() { # phone WHERE-PREFIX FILE ADDRESS:PORT FURTHER-ARGUMENTS
     prefix=$1 file=$2 local=$3
     shift 3
     $prefix env TERM=dumb sipp -sf "$SIPP_FILES/$file.xml" -i "${local%:*}" -p "${local#*:}" -m 1 -nostdin -nd -timeout 180 \
-        -timeout_error -recv_timeout 30000 "$@" </dev/null
+        -timeout_error -recv_timeout 120000 "$@" </dev/null
 }
 
 echo "1. ann registers, from inside, with her inside address in Contact."
