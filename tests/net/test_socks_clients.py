@@ -218,7 +218,14 @@ AuthenticationMethods publickey
     start = f"mount -t tmpfs tmpfs /run && mkdir /run/sshd && exec {PEERS}/usr/sbin/sshd -D -e -f {home}/sshd_config"
     server = lab.popen("outside", ["sh", "-c", start])
     lab.wait_for(lambda: _accepts(lab, SSH_PORT), 10, "sshd to listen")
-    files = ["-o", f"UserKnownHostsFile={home}/known", "-o", "GlobalKnownHostsFile=none", "-i", home / "user"]
+    files: list[str | Path] = [
+        "-o",
+        f"UserKnownHostsFile={home}/known",
+        "-o",
+        "GlobalKnownHostsFile=none",
+        "-i",
+        home / "user",
+    ]
     yield ["ssh", "-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", *files, "-p", str(SSH_PORT)]
     lab.stop(server)
 
