@@ -7,9 +7,15 @@ export OUTSIDE="${OUTSIDE:-203.0.113.10}" INSIDE="${INSIDE:-192.168.56.10}"
 CONFIG=${CONFIG:-/etc/algate/algate.toml}
 : "${ROUTER:?how to run a command on the router}" "${ALGATE:=algate}"
 
+# The ids of what is open, a line each, sorted. (A phone that is registered has its door open, and may.)
 pinholes() {
-    $ROUTER "$ALGATE" pinholes --json -c "$CONFIG" | tr -d ' \n'
+    $ROUTER "$ALGATE" pinholes --json -c "$CONFIG" | python3 -c '
+import json, sys
+print(*sorted(row["id"] for row in json.load(sys.stdin)), sep="\n")'
 }
+before=$(mktemp) && after=$(mktemp)
+trap 'rm -f "$before" "$after"' EXIT
+pinholes >"$before"
 
 # Everything is sent from one connection each, which stays open until its standard input ends.
 attack() {
@@ -41,8 +47,9 @@ try() {
     done
     grep -q sent "$hold.out" || cat "$hold.out"
     for _ in 1 2; do
-        open=$(pinholes)
-        [ "$open" = "[]" ] || { echo "FAILED: a pinhole is open: $open" >&2; failed=1; break; }
+        pinholes >"$after"
+        new=$(comm -13 "$before" "$after")
+        [ -z "$new" ] || { echo "FAILED: a pinhole was opened: $new" >&2; failed=1; break; }
         sleep 0.1
     done
     exec 9>&-
