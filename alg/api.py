@@ -55,11 +55,14 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The pinhole `ref` is open; `public` is what may be advertised (for an outbound one: its target)."""
+    """The pinhole `ref` is open; `public` is what may be advertised (for an outbound one: its target).
+
+    `inner`: of a meeting, where the client has to connect."""
 
     ref: int
     public: Endpoint
     now: float
+    inner: Endpoint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +172,26 @@ class UpdateConversation:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenRelay:
+    """Connect to `client`, an endpoint of the flow's own client, and to `server`, one of its server's, and relay
+    between them. Not answered: a side that is not connected to sees that itself."""
+
+    client: Endpoint
+    server: Endpoint
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenMeeting:
+    """Let the flow's server connect to a public port, its client to an inner one, each once within `ttl` seconds, and
+    relay between them. Answered by `Opened` (with `inner`) or `Refused`."""
+
+    ref: int
+    ttl: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ClosePinhole:
     """Close the pinhole `ref`, if it is still open. Connections that it admitted live on; a conversation is cut off."""
 
@@ -202,6 +225,8 @@ Command = (
     | OpenOutbound
     | OpenConversation
     | UpdateConversation
+    | OpenRelay
+    | OpenMeeting
     | ClosePinhole
     | Bypass
     | Revoke

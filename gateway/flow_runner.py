@@ -14,7 +14,7 @@ from alg.registry import options_of
 from gateway.config import AlgSection, Config
 from gateway.dial import Connection
 from gateway.flow import Flow, Flows
-from gateway.inspection import Inspection, Pinholes
+from gateway.inspection import DataPaths, Inspection, Pinholes
 from gateway.own_address import PublicAddress, public_address
 from gateway.policy import Decision
 from gateway.sockets import abort, endpoint, prepare
@@ -29,11 +29,13 @@ class FlowRunner:
         flows: Flows,
         modules: Mapping[str, type[AlgModule]],
         pinholes: Mapping[str, Pinholes],
+        paths: DataPaths,
     ) -> None:
         self._config = config
         self._flows = flows
         self._modules = modules
         self._pinholes = pinholes
+        self._paths = paths
         self._module_ports = frozenset(config.module_ports())
         self._options = {name: _options(modules[name], section) for name, section in config.alg.items()}
 
@@ -153,6 +155,7 @@ class FlowRunner:
             section.mode,
             {Side.CLIENT: client, Side.SERVER: server},
             self._pinholes[flow.front],
+            self._paths,
             public,
         )
         flow.hand_over(inspection)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +27,10 @@ from alg.api import (
     Note,
     OpenConversation,
     Opened,
+    OpenMeeting,
     OpenOutbound,
     OpenPinhole,
+    OpenRelay,
     Received,
     Refused,
     Revoke,
@@ -41,6 +44,7 @@ from gateway.errors import PinholeRefused
 from gateway.flow import HALF_CLOSE_TIMEOUT, Flow
 from gateway.model import Lease, PinholeRequest, PinholeUpdate
 from gateway.own_address import PublicAddress
+from gateway.pinhole_requests import Opening, advertised, is_forbidden, request_of
 from gateway.sockets import abort
 from gateway.urgency import Marks, receive
 
@@ -68,6 +72,16 @@ class Pinholes(Protocol):
     def close(self, lease: Lease) -> None: ...
 
 
+class DataPaths(Protocol):
+    """Makes data connections itself. `meet` raises PinholeRefused; its second result is where the client connects."""
+
+    def join(self, client: Endpoint, server: Endpoint, sources: tuple[str, str], reason: str) -> None: ...
+
+    def meet(self, request: PinholeRequest, inner_host: str) -> tuple[Lease, Endpoint]: ...
+
+    def close(self, lease: Lease) -> None: ...
+
+
 class Inspection:
     """Carries one flow through a module. `run` returns when the flow is over (True) or to be relayed unread (False).
 
@@ -81,6 +95,7 @@ class Inspection:
         mode: Mode,
         sockets: dict[Side, gsocket.socket],
         pinholes: Pinholes,
+        paths: DataPaths,
         public: Mapping[Side, PublicAddress],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -92,6 +107,7 @@ class Inspection:
         self._mode = mode
         self._sockets = sockets
         self._pinholes = pinholes
+        self._paths = paths
         self._public = public
         self._now = now
         self._events: deque[Event] = deque()
@@ -101,7 +117,7 @@ class Inspection:
         self._no_more = dict.fromkeys(Side, False)
         self._writable = {side: Wakeup() for side in Side}  # something to send, or the end
         self._drained = {side: Wakeup() for side in Side}  # room for more
-        self._leases: dict[int, Lease] = {}
+        self._leases: dict[int, Callable[[], None]] = {}  # how each is closed
         self._opening: set[int] = set()
         self._unanswered = 0
         self._openings_left = float(OPENINGS)
@@ -139,8 +155,8 @@ class Inspection:
         finally:
             self._ended = True
             gevent.killall([*readers, *writers])
-            for lease in self._leases.values():
-                self._pinholes.close(lease)
+            for close in self._leases.values():
+                close()
             self._leases.clear()
             self._conversations.close_all()
 
@@ -243,8 +259,10 @@ class Inspection:
             case CloseWrite(to):
                 self._no_more[to] = True
                 self._writable[to].set()
-            case OpenPinhole() | OpenOutbound():
+            case OpenPinhole() | OpenOutbound() | OpenMeeting():
                 self._open(command)
+            case OpenRelay():
+                self._join(command)
             case OpenConversation():
                 if self._revoked:
                     self._feed(Refused(command.ref, self._revoked, self._now()))
@@ -285,27 +303,21 @@ class Inspection:
 
     # --- its pinholes -----------------------------------------------------------------------------------------------
 
-    def _open(self, command: OpenPinhole | OpenOutbound) -> None:
-        refusal = self._revoked or self._forbidden(command) or self._flood()
+    def _open(self, command: Opening) -> None:
+        forbidden = "target" if is_forbidden(command, self._flow, self._public) else None
+        refusal = self._revoked or forbidden or self._flood()
+        observe = self._mode is Mode.OBSERVE
+        if observe and isinstance(command, OpenMeeting):
+            refusal = "observe"
         if refusal:
             self._feed(Refused(command.ref, refusal, self._now()))
-        elif isinstance(command, OpenOutbound) and (not self._pinholes.outbound or self._mode is Mode.OBSERVE):
-            self._feed(Opened(command.ref, command.target, self._now()))
-        elif self._mode is Mode.OBSERVE:
+        elif observe or (isinstance(command, OpenOutbound) and not self._pinholes.outbound):
             # Nothing is opened: the module shows what it would write, with port 0 for the one it would get.
-            self._feed(Opened(command.ref, Endpoint(self._public_of(command.target).advertised, 0), self._now()))
+            self._feed(Opened(command.ref, advertised(command, 0, self._flow, self._public), self._now()))
         else:
             self._opening.add(command.ref)
             self._unanswered += 1
             gevent.spawn(self._open_pinhole, command)
-
-    def _forbidden(self, command: OpenPinhole | OpenOutbound) -> str | None:
-        """A module's mistake must not become a hole: a pinhole leads to the flow's own client, or to its server if that
-        is published, and to nobody else."""
-        own = [self._flow.client.host, *([self._flow.server.host] if Side.CLIENT in self._public else [])]
-        if isinstance(command, OpenPinhole) and command.target.host not in own:
-            return "target"
-        return None
 
     def _flood(self) -> str | None:
         """Too many openings at a time or in a short time are refused here."""
@@ -320,29 +332,22 @@ class Inspection:
             log.warning("pinhole.flood", flow=self._flow.id, client=self._flow.client.host)
         return "flood"
 
-    def _public_of(self, target: Endpoint) -> PublicAddress:
-        """Where the side that is not `target` is to find it."""
-        return self._public[Side.SERVER if target.host == self._flow.client.host else Side.CLIENT]
+    def _join(self, command: OpenRelay) -> None:
+        if self._revoked or self._mode is Mode.OBSERVE or is_forbidden(command, self._flow, self._public):
+            return
+        if self._flood():
+            return
+        client, server = (str(self._sockets[side].getsockname()[0]) for side in (Side.CLIENT, Side.SERVER))
+        self._paths.join(command.client, command.server, (client, server), command.reason)
 
-    def _request(self, command: OpenPinhole | OpenOutbound) -> PinholeRequest:
-        inward = isinstance(command, OpenPinhole)
-        return PinholeRequest(
-            flow=self._flow.id,
-            reason=command.reason,
-            client=self._flow.client.host,
-            direction="in" if inward else "out",
-            transport="udp" if command.transport == "udp" else "tcp",
-            target=command.target,
-            peer=command.peer if isinstance(command, OpenPinhole) else None,
-            public_host=self._public_of(command.target).local if inward else None,
-            ttl=command.ttl,
-            uses=command.uses,
-        )
-
-    def _open_pinhole(self, command: OpenPinhole | OpenOutbound) -> None:
-        ref = command.ref
+    def _open_pinhole(self, command: Opening) -> None:
+        ref, inner = command.ref, None
         try:
-            lease = self._pinholes.open(self._request(command))
+            request = request_of(command, self._flow, self._public)
+            if isinstance(command, OpenMeeting):
+                lease, inner = self._paths.meet(request, self._sockets[Side.CLIENT].getsockname()[0])
+            else:
+                lease = self._pinholes.open(request)
         except PinholeRefused as refused:
             self._unanswered -= 1
             log.warning("pinhole.refused", flow=self._flow.id, rule=refused.rule, detail=refused.detail)
@@ -350,15 +355,14 @@ class Inspection:
             self._feed(Refused(ref, refused.rule, self._now()))
             return
         self._unanswered -= 1
+        close = functools.partial((self._pinholes if inner is None else self._paths).close, lease)
         if self._ended or self._bypass or ref not in self._opening:  # nobody wants it any more
-            self._pinholes.close(lease)
+            close()
             return
         self._opening.discard(ref)
-        self._leases[ref] = lease
-        public = lease.public
-        if isinstance(command, OpenPinhole):
-            public = Endpoint(self._public_of(command.target).advertised, public.port)
-        self._feed(Opened(ref, public, self._now()))
+        self._leases[ref] = close
+        public = advertised(command, lease.public.port, self._flow, self._public)
+        self._feed(Opened(ref, public, self._now(), inner))
 
     def _told(self, ref: int, outcome: Endpoint | str) -> None:
         """What became of a conversation: its public endpoint, or the rule by which it was refused."""
@@ -372,6 +376,6 @@ class Inspection:
     def _close(self, ref: int) -> None:
         self._conversations.close(ref)
         self._opening.discard(ref)
-        lease = self._leases.pop(ref, None)
-        if lease is not None:
-            self._pinholes.close(lease)
+        close = self._leases.pop(ref, None)
+        if close is not None:
+            close()

@@ -19,6 +19,11 @@ class ReplyTracker:
     def __init__(self) -> None:
         self._open: bytes | None = None
 
+    @property
+    def within(self) -> bytes | None:
+        """The code of the multi-line reply that has begun and not ended, if there is one."""
+        return self._open
+
     def feed(self, line: bytes) -> int | None:
         """Take the next whole line; return the code of the reply that it ends, or None where it ends none."""
         found = _REPLY_LINE.match(line)

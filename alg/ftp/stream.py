@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from alg.api import Command, Deliver
+from alg.ftp.convert import Meeting
 from alg.ftp.endpoints import Advert, Passive
 from alg.lines import Line, LineBuffer
 
@@ -19,7 +20,7 @@ class Wait:
     ref: int
     line: bytes
     deadline: float
-    advert: Advert | Passive
+    advert: Advert | Passive | Meeting
 
 
 @dataclass(slots=True)

@@ -104,6 +104,28 @@ class UserspacePinholes:
         serving.start()
         return lease
 
+    def join(self, client: Endpoint, server: Endpoint, sources: tuple[str, str], reason: str) -> None:
+        """Connect to both, from our address that each knows (`sources`), and relay. Returns at once."""
+        gevent.spawn(self._join, client, server, sources, reason)
+
+    def meet(self, request: PinholeRequest, inner_host: str) -> tuple[Lease, Endpoint]:
+        """A port for the request's peer, and one at `inner_host` for its client: when both have come, relay. The lease
+        is that of the peer's port; the endpoint is the client's. Raises PinholeRefused."""
+        try:
+            inner = listen(inner_host, 0)
+        except OSError as error:
+            raise PinholeRefused("ports", f"{inner_host}: {error}") from error
+        try:
+            lease, outer = self.reserve(request, listen)
+        except BaseException:
+            inner.close()
+            raise
+        serving = gevent.Greenlet(self._meet, lease, inner, outer, request.ttl)
+        serving.link(functools.partial(self._met, lease, inner, outer))
+        self._waiting[lease.id] = serving
+        serving.start()
+        return lease, endpoint(inner.getsockname())
+
     def update(self, update: PinholeUpdate) -> Lease:
         """There are no conversations here: PinholeRefused."""
         raise PinholeRefused("lease", "conversations are for the kernel backend")
@@ -142,11 +164,73 @@ class UserspacePinholes:
         del self._waiting[lease.id]
         self.release(lease, serving.value if isinstance(serving.value, str) else "closed")
 
+    def _meet(self, lease: Lease, inner: gsocket.socket, outer: gsocket.socket, ttl: float) -> str:
+        client = server = None
+        reason = "used"
+        try:
+            with gevent.Timeout(ttl):
+                client = self._accept(lease, inner, lease.client)
+                server = self._accept(lease, outer, lease.peer)
+        except gevent.Timeout:
+            reason = "expired"
+        except gevent.GreenletExit:
+            reason = "closed"
+            try:  # who has connected before the close is not to be lost
+                for listener in (inner, outer):
+                    listener.settimeout(0)
+                client = client or self._accept(lease, inner, lease.client)
+                server = self._accept(lease, outer, lease.peer)
+            except OSError:  # nobody
+                pass
+        if client is not None and server is not None:
+            log.info("pinhole.use", pinhole=lease.id, flow=lease.flow)
+            self._relay(lease.reason, client, server)
+        elif client is not None:
+            abort(client)
+        return reason
+
+    def _met(
+        self, lease: Lease, inner: gsocket.socket, outer: gsocket.socket, serving: gevent.Greenlet[..., str]
+    ) -> None:
+        inner.close()
+        outer.close()
+        del self._waiting[lease.id]
+        self.release(lease, serving.value if isinstance(serving.value, str) else "closed")
+
+    def _join(self, client: Endpoint, server: Endpoint, sources: tuple[str, str], reason: str) -> None:
+        near = None
+        try:
+            near = _connect_target(client, sources[0])  # first: what the server sends has to go somewhere
+            far = _connect_target(server, sources[1])
+        except OSError as error:
+            log.info("relay.failed", client=str(client), server=str(server), reason=str(error))
+            if near is not None:
+                abort(near)
+            return
+        self._relay(reason, near, far)
+
+    def _relay(self, reason: str, client: gsocket.socket, server: gsocket.socket) -> None:
+        """A flow of its own, between two connected sockets."""
+        try:
+            for sock in (client, server):
+                sock.settimeout(None)
+                prepare(sock)
+            flow = self._flows.add("pinhole", endpoint(client.getpeername()), endpoint(server.getpeername()))
+        except OSError:  # one of them has gone
+            abort(client)
+            abort(server)
+            return
+        flow.module = reason
+        self._flows.relay(flow, client, server)
+
     def _accept_peer(self, lease: Lease, listener: gsocket.socket) -> gsocket.socket:
+        return self._accept(lease, listener, lease.peer)
+
+    def _accept(self, lease: Lease, listener: gsocket.socket, peer: str | None) -> gsocket.socket:
         while True:
             sock, address = listener.accept()
             remote = endpoint(address)
-            if lease.peer is None or remote.host == lease.peer:
+            if peer is None or remote.host == peer:
                 return sock
             log.warning("pinhole.stranger", pinhole=lease.id, peer=str(remote))
             abort(sock)
@@ -208,10 +292,12 @@ def listen(host: str, port: int) -> gsocket.socket:
     return listener
 
 
-def _connect_target(target: Endpoint) -> gsocket.socket:
+def _connect_target(target: Endpoint, source: str | None = None) -> gsocket.socket:
     sock = gsocket.socket(gsocket.AF_INET6 if target.version == 6 else gsocket.AF_INET, gsocket.SOCK_STREAM)
     try:
         sock.settimeout(CONNECT_TIMEOUT)
+        if source is not None:
+            sock.bind((source, 0))
         sock.connect((target.host, target.port))
         sock.settimeout(None)
     except BaseException:

@@ -85,6 +85,7 @@ class Worker:
                 "socks": kernel if config.pinhole.backend == "kernel" else self._userspace,
                 "published": self._userspace,  # the server sees us as its client, so data has to come from us too
             },
+            self._userspace,
         )
         self._authentication = Authentication(config.socks, boot.files)
         connect = ConnectCommand(dialer, runner)

@@ -21,8 +21,10 @@ from alg.api import (
     FlowContext,
     Note,
     Opened,
+    OpenMeeting,
     OpenOutbound,
     OpenPinhole,
+    OpenRelay,
     Received,
     Refused,
     Revoke,
@@ -110,7 +112,8 @@ def read_event(word: str, rest: str, now: float) -> Event:
         case "closed":
             return Closed(Side(first), now)
         case "opened":
-            return Opened(int(first), endpoint(second), now)
+            public, _, inner = second.partition(" within ")
+            return Opened(int(first), endpoint(public), now, endpoint(inner) if inner else None)
         case "refused":
             return Refused(int(first), second, now)
         case "tick":
@@ -146,6 +149,10 @@ def words(command: Command) -> str:
             return f"open {ref} {target} for {peer} {reason}"
         case OpenOutbound(ref, target, "tcp", 60.0, 1, reason):
             return f"out {ref} {target} {reason}"
+        case OpenRelay(client, server, "ftp.convert"):
+            return f"relay {client} {server}"
+        case OpenMeeting(ref, 60.0, "ftp.convert"):
+            return f"meet {ref}"
         case ClosePinhole(ref):
             return f"shut {ref}"
         case CloseWrite(to):
