@@ -1,4 +1,4 @@
-"""The bits of the connection mark that tell other firewalls' rules about pinholes.
+"""The bits of the connection mark that tell other firewalls' rules about pinholes, and one of the packet's own mark.
 
 Only these bits are ever set or read; a rule elsewhere that writes the mark must leave them alone (use a mask).
 """
@@ -11,3 +11,6 @@ ADMITTED = 0x20000000
 
 MEDIA = 0x40000000
 """The connection belongs to a conversation (UDP): it passes only as long as that is open. Always with ADMITTED."""
+
+PASSING = 0x80000000
+"""In the packet's own mark, from priority -5 to -3 of FORWARD and INPUT: some instance's conversation lets it pass."""

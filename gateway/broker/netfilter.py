@@ -102,6 +102,8 @@ class Netfilter:
             admitted=hex(marks.ADMITTED),
             media=hex(marks.MEDIA),
             entered=hex(marks.MEDIA | marks.ADMITTED),
+            passing=hex(marks.PASSING),
+            passed=hex(marks.PASSING ^ 0xFFFFFFFF),
         )
         self._netlink = Netlink()
         table = attribute(_LIST_TABLE, name.encode() + b"\0")

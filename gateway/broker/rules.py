@@ -234,10 +234,12 @@ class _Host:
         before = [mine for mine in own.get(table, _Table()).rules if mine.startswith(f"-I {chain} ")]
         if before:
             mark = next((mark for mark in (_TABLE_ABSENT, _CHAIN_ABSENT) if mark in before[0]), None)
-        elif table not in now or any(_TABLE_ABSENT in mine for mine in own.get(table, _Table()).rules):
+        elif table not in now or any(_TABLE_ABSENT in other for other in now[table].rules):
             mark = _TABLE_ABSENT
         else:
-            mark = None if (table, chain) in present else _CHAIN_ABSENT
+            # Of another instance too: whoever is the last of us to go leaves it as it was before the first.
+            made = any(_CHAIN_ABSENT in other and other.split()[1] == chain for other in now[table].rules)
+            mark = _CHAIN_ABSENT if made or (table, chain) not in present else None
         return rule.replace(" -j ", f' -m comment --comment "{mark}" -j ', 1) if mark else rule
 
     def _restore(self, script: str, *options: str) -> None:

@@ -96,7 +96,7 @@ def test_the_end_of_the_session_lets_nobody_in(lab: Lab, gateway: Gateway, serve
     listener, pinhole = open_pinhole(lab, gateway, control)
     control.close()
     lab.wait_for(lambda: gateway.admin("pinholes") == [], 5, "the pinhole to close")
-    assert "algate 1" not in lab.run("router", ["nft", "list", "table", "inet", table(lab)]).stdout
+    assert "algate 1 " not in lab.run("router", ["nft", "list", "table", "inet", table(lab)]).stdout
     assert not reaches(lab, "outside", split(pinhole["public"]))
     listener.close()
 
