@@ -105,17 +105,30 @@ def check_update(update: PinholeUpdate, lease: Lease, inside: Sequence[Network])
 
 
 def _check_local(request: PinholeRequest, client: Address, inside: Sequence[Network]) -> None:
-    """A worker's own port: it listens, checks the peer and relays; netfilter lets the peer in as well."""
+    """A worker's own port: it listens, checks the peer and relays; netfilter lets the peer in as well.
+
+    The peer is outside, and the target the client's own; or the peer is the client, and what it is led to is the
+    worker's business (the client of a published server, say): more than to reach the worker it does not get.
+    """
     if not _within(client, inside):
         raise PinholeRefused("client", f"{client} is not inside")
     if request.direction != "in" or request.second is not None or request.read:
         raise PinholeRefused("local", "a worker listens at one port")
     if request.uses != (0 if request.transport == "udp" else 1):
         raise PinholeRefused("uses", "one connection, or one conversation")
-    if request.public_host is None or _address("target", request.target.host) != client:
-        raise PinholeRefused("target", "no public address, or not the client's own")
+    if request.public_host is None:
+        raise PinholeRefused("public", "no public address")
+    target = _address("target", request.target.host)
     if not 1 <= request.target.port <= 65535:
         raise PinholeRefused("port", f"{request.target.port} is not a port")
+    if request.transport == "tcp" and request.peer == request.client:
+        if request.peers != ():
+            raise PinholeRefused("uses", "only a conversation has peers")
+        if not client.version == _address("public", request.public_host).version == target.version:
+            raise PinholeRefused("family", "IPv4 and IPv6 are mixed")
+        return
+    if target != client:
+        raise PinholeRefused("target", "not the client's own")
     _check_public(request.public_host, client, inside)
     if request.transport == "udp":
         if request.peer is not None:

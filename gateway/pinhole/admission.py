@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Admission:
-    """Asks the broker for a worker's own ports, for clients in `inside`; it knows no others."""
+    """Asks the broker for a worker's own ports, where their peer or their target is in `inside`; it knows no others."""
 
     def __init__(self, broker: BrokerClient, inside: Sequence[Network]) -> None:
         self._broker = broker
@@ -34,10 +34,17 @@ class Admission:
 
     def concerns(self, request: PinholeRequest) -> bool:
         """Whether the broker has to be asked for this pinhole: it knows none that leads to the other family."""
-        client = ipaddress.ip_address(request.client)
-        if (":" in (request.public_host or "")) != (client.version == 6):
-            return False
-        return any(client in network for network in self._inside)
+        owner = self._owner(request)
+        return owner is not None and (":" in (request.public_host or "")) == (":" in owner)
+
+    def _owner(self, request: PinholeRequest) -> str | None:
+        """Who is inside: the peer (then it is let in for its own sake), else the target."""
+        candidates = (request.peer if request.transport == "tcp" else None, request.target.host)
+        return next((host for host in candidates if host is not None and self._is_inside(host)), None)
+
+    def _is_inside(self, host: str) -> bool:
+        address = ipaddress.ip_address(host)
+        return any(address in network for network in self._inside)
 
     def reserve(self, request: PinholeRequest, make: Callable[[str, int], T]) -> tuple[Lease, T]:
         """A lease and what `make(host, port)` bound at its public port. Raises PinholeRefused."""
@@ -45,6 +52,7 @@ class Admission:
         wish = msgspec.structs.replace(
             request,
             flow=request.flow or "socks",
+            client=self._owner(request) or request.client,
             local=True,
             ttl=max(SHORTEST_TTL, min(request.ttl, LONGEST_CONVERSATION if udp else LONGEST_TTL)),
             uses=0 if udp else 1,
@@ -61,7 +69,7 @@ class Admission:
             self._open.add(lease.id)
             # The worker's own rules are those that it asked for.
             return msgspec.structs.replace(
-                lease, flow=request.flow, uses=request.uses, peer=request.peer, peers=()
+                lease, client=request.client, flow=request.flow, uses=request.uses, peer=request.peer, peers=()
             ), made
         raise PinholeRefused("ports", "somebody else is faster")
 

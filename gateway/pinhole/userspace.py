@@ -111,17 +111,16 @@ class UserspacePinholes:
     def meet(self, request: PinholeRequest, inner_host: str) -> tuple[Lease, Endpoint]:
         """A port for the request's peer, and one at `inner_host` for its client: when both have come, relay. The lease
         is that of the peer's port; the endpoint is the client's. Raises PinholeRefused."""
-        try:
-            inner = listen(inner_host, 0)
-        except OSError as error:
-            raise PinholeRefused("ports", f"{inner_host}: {error}") from error
+        entry = msgspec.structs.replace(request, peer=request.client, public_host=inner_host)
+        entrance, inner = self.reserve(entry, listen)
         try:
             lease, outer = self.reserve(request, listen)
         except BaseException:
             inner.close()
+            self.release(entrance, "refused")
             raise
         serving = gevent.Greenlet(self._meet, lease, inner, outer, request.ttl)
-        serving.link(functools.partial(self._met, lease, inner, outer))
+        serving.link(functools.partial(self._met, (lease, outer), (entrance, inner)))
         self._waiting[lease.id] = serving
         serving.start()
         return lease, endpoint(inner.getsockname())
@@ -190,12 +189,15 @@ class UserspacePinholes:
         return reason
 
     def _met(
-        self, lease: Lease, inner: gsocket.socket, outer: gsocket.socket, serving: gevent.Greenlet[..., str]
+        self,
+        outward: tuple[Lease, gsocket.socket],
+        inward: tuple[Lease, gsocket.socket],
+        serving: gevent.Greenlet[..., str],
     ) -> None:
-        inner.close()
-        outer.close()
-        del self._waiting[lease.id]
-        self.release(lease, serving.value if isinstance(serving.value, str) else "closed")
+        del self._waiting[outward[0].id]
+        for lease, listener in (outward, inward):
+            listener.close()
+            self.release(lease, serving.value if isinstance(serving.value, str) else "closed")
 
     def _join(self, client: Endpoint, server: Endpoint, sources: tuple[str, str], reason: str) -> None:
         near = None

@@ -192,6 +192,6 @@ def test_keys_of_a_module_and_published_servers(text: str, message: str) -> None
 
 def test_a_module_gets_its_keys() -> None:
     config = parse_config('[alg.ftp]\npasv_address = "peer"', "file")
-    assert config.alg["ftp"].options == {"pasv_address": "peer"}
-    assert parse_config("", "file").alg["ftp"].options == {"pasv_address": "keep"}
+    assert config.alg["ftp"].options == {"pasv_address": "peer", "convert": "off"}
+    assert parse_config("", "file").alg["ftp"].options == {"pasv_address": "keep", "convert": "off"}
     assert parse_config(config.to_toml(), "again") == config

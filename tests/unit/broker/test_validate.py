@@ -209,6 +209,34 @@ def test_only_a_conversation_has_what_conversations_have(changes: dict[str, Any]
     assert rule_of(msgspec.structs.replace(INBOUND, **changes)) == "uses"
 
 
+INNER = msgspec.structs.replace(
+    LOCAL, peer="192.168.56.10", public_host="192.168.56.2", target=Endpoint("203.0.113.9", 40000)
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({}, None),
+        ({"public_host": "203.0.113.2"}, None),  # a client inside that uses a published server's outside address
+        ({"target": Endpoint("192.168.56.10", 50000)}, None),
+        ({"peer": "192.168.56.11"}, "target"),
+        ({"client": "203.0.113.9", "peer": "203.0.113.9"}, "client"),
+        ({"public_host": None}, "public"),
+        ({"public_host": "127.0.0.1"}, "public"),
+        ({"public_host": "2001:db8:113::2"}, "family"),
+        ({"target": Endpoint("2001:db8::9", 40000)}, "family"),
+        ({"target": Endpoint("203.0.113.9", 0)}, "port"),
+        ({"peers": ("203.0.113.9",)}, "uses"),
+        ({"uses": 0}, "uses"),
+        ({"second": 50001}, "local"),
+        ({"ttl": 301.0}, "ttl"),
+    ],
+)
+def test_ports_of_a_worker_for_somebody_inside(changes: dict[str, Any], rule: str | None) -> None:
+    assert rule_of(msgspec.structs.replace(INNER, **changes)) == rule
+
+
 @pytest.mark.parametrize("request_", [LOCAL, LOCAL_UDP, msgspec.structs.replace(LOCAL, peer=None)])
 def test_ports_of_a_worker_itself_pass(request_: PinholeRequest) -> None:
     assert rule_of(request_) is None
@@ -221,7 +249,7 @@ def test_ports_of_a_worker_itself_pass(request_: PinholeRequest) -> None:
         ({"target": Endpoint("192.168.56.11", 50000)}, "target"),
         ({"public_host": "192.168.56.1"}, "public"),
         ({"public_host": "127.0.0.1"}, "public"),
-        ({"public_host": None}, "target"),
+        ({"public_host": None}, "public"),
         ({"direction": "out"}, "local"),
         ({"second": 50001}, "local"),
         ({"uses": 0}, "uses"),
