@@ -25,7 +25,7 @@ from gateway.process.shared_files import CHECK_INTERVAL, SharedFiles
 
 log = get_logger()
 
-START_DEADLINE = 30.0  # seconds until all must be ready
+START_DEADLINE = 90.0  # seconds until all must be ready; a small router that has just booted is slow
 KILL_MARGIN = 5.0  # seconds beyond the drain deadline until a worker is killed
 STABLE_AGE = 5.0  # seconds; a child that lived longer is replaced without a pause
 LONGEST_PAUSE = 5.0  # seconds
