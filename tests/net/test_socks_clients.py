@@ -110,7 +110,7 @@ print(sender, data[:2] == q[:2], socket.inet_ntoa(data[-4:]))
 
 
 def test_socksify_udp(lab: Lab, gateway: Gateway, socksify: tuple[list[str | Path], dict[str, str]]) -> None:
-    """A question to a name server. (Not by dig: it sends by a call that dante's library does not know.)"""
+    """A question to a name server. (Not by dig: docs/outside-suites.md.)"""
     command, env = socksify
     after = len(gateway.log_lines())
     done = lab.run("inside", [*command, "/usr/bin/python3", "-c", QUERY, SERVER4], env=env)
