@@ -53,9 +53,9 @@ class FlowRunner:
     ) -> None:
         """Carry a flow; owns both sockets from now on. Returns when no greenlet is needed for it any more.
 
-        `early`: bytes of the client that came with its handshake and are meant for the server. `user`,
-        `target`: who asked for what, for the log. `published`: where the
-        client had dialled, if that is a published server. `connection`: how `server` came about, if by a rule.
+        `early`: bytes of the client that came with its handshake and are meant for the server. `user`, `target`: who
+        asked for what, for the log. `published`: where the client had dialled, if that is a published server.
+        `connection`: how `server` came about, if by a rule.
         """
         try:
             prepare(client)
