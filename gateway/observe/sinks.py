@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Protocol, TextIO
 
@@ -34,7 +35,7 @@ class StreamSink:
             pass  # nobody is left who could be told
 
 
-class _DatagramSink:
+class _DatagramSink(ABC):
     """A unix datagram socket; a line that it does not take goes to `fallback`."""
 
     def __init__(self, path: str, fallback: Sink) -> None:
@@ -49,8 +50,8 @@ class _DatagramSink:
         except OSError:
             self._fallback.write(line, level, fields)
 
-    def _encode(self, line: str, level: str, fields: Mapping[str, Any]) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def _encode(self, line: str, level: str, fields: Mapping[str, Any]) -> bytes: ...
 
 
 class SyslogSink(_DatagramSink):
