@@ -8,10 +8,11 @@ import os
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import tomli_w
+from msgspec import Meta
 
 from alg.address import Endpoint
 from alg.api import Mode
@@ -33,77 +34,182 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class NetworkSection(_Section, frozen=True):
-    inside: tuple[str, ...] = ()
-    inside_interfaces: tuple[str, ...] = ()
-    outside: str = "auto"
-    masquerade: tuple[Literal["ipv4", "ipv6"], ...] = ()
+    """Who is inside, and what the outside sees of it."""
+
+    inside: Annotated[
+        tuple[str, ...],
+        Meta(description="Networks whose hosts are clients.", examples=[["192.168.56.0/24", "fd00:56::/64"]]),
+    ] = ()
+    inside_interfaces: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Interfaces on which `algate rules` catches unconfigured clients; empty: none are served.",
+            examples=[["eth1"]],
+        ),
+    ] = ()
+    outside: Annotated[
+        str, Meta(description='The public address to advertise; "auto": the local address that faces the server.')
+    ] = "auto"
+    masquerade: Annotated[
+        tuple[Literal["ipv4", "ipv6"], ...],
+        Meta(description="Families for which `algate rules` adds a MASQUERADE rule for inside networks."),
+    ] = ()
 
 
 class GssapiSection(_Section, frozen=True):
-    keytab: str = "/etc/krb5.keytab"
-    service: str = "rcmd"
-    realm: str = ""
-    protection: tuple[ProtectionName, ...] = ("confidentiality", "integrity")
-    nec: bool = False
+    """Kerberos: for `socks.auth` with "gssapi" (docs/how-to/socks-authentication.md)."""
+
+    keytab: Annotated[str, Meta(description="Keys of the service.")] = "/etc/krb5.keytab"
+    service: Annotated[str, Meta(description="The service that clients ask for a ticket for.")] = "rcmd"
+    realm: Annotated[str, Meta(description="Users of this realm are known without it.", examples=["EXAMPLE.COM"])] = ""
+    protection: Annotated[
+        tuple[ProtectionName, ...], Meta(description="Levels that are allowed, in order of preference.")
+    ] = ("confidentiality", "integrity")
+    nec: Annotated[bool, Meta(description="Accept the choice of a level that has no protection of its own.")] = False
 
 
 class GuardSection(_Section, frozen=True):
-    failures: int = 10
-    window: float = 600.0
-    ban: float = 600.0
+    """Against the guessing of passwords."""
+
+    failures: Annotated[
+        int, Meta(description="Failed authentications within the window that ban an address; 0: none is banned.")
+    ] = 10
+    window: Annotated[float, Meta(description="Seconds after which failures are forgotten.")] = 600.0
+    ban: Annotated[float, Meta(description="Seconds that a ban lasts.")] = 600.0
 
 
 class SocksSection(_Section, frozen=True):
-    listen: tuple[str, ...] = ("127.0.0.1:1080",)
-    auth: tuple[AuthName, ...] = ("none",)
-    users: str = "/etc/algate/users"
-    ident_timeout: float = 3.0
+    """The SOCKS server, for configured clients (docs/how-to/socks-clients.md, docs/how-to/socks-authentication.md)."""
+
+    listen: Annotated[
+        tuple[str, ...],
+        Meta(description="Where SOCKS clients connect; []: nowhere.", examples=[["192.168.56.1:1080"]]),
+    ] = ("127.0.0.1:1080",)
+    auth: Annotated[
+        tuple[AuthName, ...],
+        Meta(description="Methods that say who a client is, in order of preference.", examples=[["password"]]),
+    ] = ("none",)
+    users: Annotated[
+        str,
+        Meta(description="Names, password hashes and groups; `algate passwd` writes it, changes are taken up at once."),
+    ] = "/etc/algate/users"
+    ident_timeout: Annotated[float, Meta(description="Seconds for a client's ident server to answer.")] = 3.0
     gssapi: GssapiSection = GssapiSection()
     guard: GuardSection = GuardSection()
-    handshake_timeout: float = 10.0
-    bind_timeout: float = 120.0
-    udp_answers: Literal["strict", "open"] = "strict"
-    udp_fragments: Literal["reassemble", "refuse"] = "reassemble"
-    udp_idle_timeout: float = 300.0
-    access_file: str = ""
-    access_masks: Literal["inverted", "netmask"] = "inverted"
+    handshake_timeout: Annotated[float, Meta(description="Seconds for a whole handshake.")] = 10.0
+    bind_timeout: Annotated[float, Meta(description="Seconds that a BIND waits for its peer.")] = 120.0
+    udp_answers: Annotated[
+        Literal["strict", "open"],
+        Meta(
+            description='Who may send to a UDP association. "strict": whom its client has written to; "open": anybody.'
+        ),
+    ] = "strict"
+    udp_fragments: Annotated[
+        Literal["reassemble", "refuse"],
+        Meta(description='SOCKS fragments of datagrams. "reassemble": put them together; "refuse": drop them.'),
+    ] = "reassemble"
+    udp_idle_timeout: Annotated[float, Meta(description="Seconds without a datagram that end a UDP association.")] = (
+        300.0
+    )
+    access_file: Annotated[
+        str,
+        Meta(
+            description="An access file of the classic sockd, asked after the rules (docs/rules.md).",
+            examples=["/etc/sockd.conf"],
+        ),
+    ] = ""
+    access_masks: Annotated[
+        Literal["inverted", "netmask"],
+        Meta(
+            description='Its masks. "inverted": as sockd before 4.2 has them; "netmask": as later ones.'
+        ),
+    ] = "inverted"
 
 
 class LogSection(_Section, frozen=True):
-    target: Literal["stderr", "syslog", "journald"] = "stderr"
-    format: Literal["logfmt", "json", "console"] = "logfmt"
+    """Where log lines go, and in which form (docs/log.md)."""
+
+    target: Annotated[
+        Literal["stderr", "syslog", "journald"],
+        Meta(description='Where lines go. "syslog": to /dev/log (RFC 5424); "journald": with each key as a field.'),
+    ] = "stderr"
+    format: Annotated[
+        Literal["logfmt", "json", "console"], Meta(description='Their form. "console" is for the eye.')
+    ] = "logfmt"
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Meta(description='The least level of a line that is written; "warning" leaves out those of every connection.'),
+    ] = "debug"
 
 
 class TransparentSection(_Section, frozen=True):
-    port: int = 10800
-    ports: tuple[int, ...] = ()
+    """The front for unconfigured clients, whose connections iptables redirects."""
+
+    port: Annotated[int, Meta(description="Where redirected connections arrive.")] = 10800
+    ports: Annotated[
+        tuple[int, ...],
+        Meta(description="Further TCP ports to relay, beside those of the modules.", examples=[[80, 443]]),
+    ] = ()
 
 
 class PublishSection(_Section, frozen=True):
-    outside: str
-    inside: str
+    """A server inside that clients outside may reach, once for each; with a port of a module it is inspected."""
+
+    outside: Annotated[
+        str,
+        Meta(
+            description="Address and port of this router at which clients outside find it.",
+            examples=["203.0.113.2:21"],
+        ),
+    ]
+    inside: Annotated[str, Meta(description="The server itself, in `network.inside`.", examples=["192.168.56.20:21"])]
 
 
 class PinholeSection(_Section, frozen=True):
-    ports: str = "40000-49999"
-    backend: Literal["auto", "kernel", "userspace"] = "auto"
-    per_client: int = 64
-    rate: float = 100.0
+    """Temporary public endpoints, each for one session of one inside client."""
+
+    ports: Annotated[str, Meta(description="Public ports that pinholes may use.")] = "40000-49999"
+    backend: Annotated[
+        Literal["auto", "kernel", "userspace"],
+        Meta(description='Who opens them. "auto": the kernel for unconfigured clients, userspace for SOCKS clients.'),
+    ] = "auto"
+    per_client: Annotated[int, Meta(description="How many pinholes a client may have open.")] = 64
+    rate: Annotated[
+        float,
+        Meta(description="How many pinholes a client may open in a second, on average; twice as many at once."),
+    ] = 100.0
 
 
 class AlgSection(_Section, frozen=True):
-    mode: Mode = Mode.REWRITE
-    ports: tuple[int, ...] = ()
+    """One protocol module, by its name."""
+
+    mode: Annotated[
+        Mode, Meta(description='"rewrite": edit what must change; "observe": only say what would change; "off".')
+    ] = Mode.REWRITE
+    ports: Annotated[tuple[int, ...], Meta(description="Server ports that speak the protocol.")] = ()
     options: dict[str, Any] = {}  # the module's own keys; in the file they stand beside these
-    transports: tuple[Literal["tcp", "udp"], ...] = ("tcp",)
+    transports: Annotated[
+        tuple[Literal["tcp", "udp"], ...],
+        Meta(description='Which of them are read; modules other than sip know only "tcp".'),
+    ] = ("tcp",)
 
 
 class ProcessSection(_Section, frozen=True):
-    workers: int = 0
-    run_dir: str = DEFAULT_RUN_DIR
-    user: str = "nobody"
-    broker_user: str = "daemon"
-    drain_timeout: float = 10.0
+    """The processes of the gateway."""
+
+    workers: Annotated[int, Meta(description="Worker processes; 0: one per core.")] = 0
+    run_dir: Annotated[
+        str,
+        Meta(
+            description="Sockets and lock; another one for each instance on a host. Without root the default is "
+            "$XDG_RUNTIME_DIR/algate."
+        ),
+    ] = DEFAULT_RUN_DIR
+    user: Annotated[str, Meta(description="Whom the workers run as.", examples=["algate"])] = "nobody"
+    broker_user: Annotated[
+        str, Meta(description="Whom the broker and the packets process run as, with CAP_NET_ADMIN.")
+    ] = "daemon"
+    drain_timeout: Annotated[float, Meta(description="Seconds that flows get to end after SIGTERM.")] = 10.0
 
 
 # A module's section need not name its ports; those of a third party's module must.

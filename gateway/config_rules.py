@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from gateway.model import CommandName
 
@@ -12,45 +13,87 @@ LogLevel = Literal["", "debug", "info", "warning", "error"]
 
 
 class RuleSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One [[rule]]. A selector that is empty matches all; a limit that is 0 is none."""
+    """Who may reach what: the first rule that matches decides, and an omitted selector matches all (docs/rules.md).
 
-    action: Literal["permit", "deny"]
-    name: str = ""
-    command: tuple[CommandName, ...] = ()
-    from_: tuple[str, ...] = msgspec.field(default=(), name="from")
-    to: tuple[str, ...] = ()
-    port: tuple[int | str, ...] = ()
-    user: tuple[str, ...] = ()
-    group: tuple[str, ...] = ()
-    time: str | tuple[str, ...] = ()
-    any_peer: bool = False
-    ident: bool = False
-    max_sessions: int = 0
-    max_sessions_per_client: int = 0
-    max_session_rate: float = 0.0
-    bandwidth: int = 0
-    log: LogLevel = ""
-    via: str | tuple[str, ...] = ()
-    chain: tuple[str, ...] = ()
+    A limit that is 0 is none.
+    """
+
+    action: Annotated[Literal["permit", "deny"], Meta(description="What it decides.", examples=["permit"])]
+    name: Annotated[
+        str, Meta(description="Its name in logs; without one it is called by its number.", examples=["web"])
+    ] = ""
+    command: Annotated[
+        tuple[CommandName, ...],
+        Meta(description="Requests of SOCKS, and redirected connections.", examples=[["connect", "transparent"]]),
+    ] = ()
+    from_: Annotated[
+        tuple[str, ...],
+        Meta(description="Addresses and prefixes of the client.", examples=[["192.168.56.0/24"]]),
+    ] = msgspec.field(default=(), name="from")
+    to: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Addresses, prefixes and names of the server.", examples=[["*.example.com", "203.0.113.0/24"]]
+        ),
+    ] = ()
+    port: Annotated[
+        tuple[int | str, ...], Meta(description="Ports and ranges of the server.", examples=[[443, "8000-8999"]])
+    ] = ()
+    user: Annotated[tuple[str, ...], Meta(description="Names that clients have proved.", examples=[["ann"]])] = ()
+    group: Annotated[tuple[str, ...], Meta(description="Groups of such users.", examples=[["staff"]])] = ()
+    time: Annotated[
+        str | tuple[str, ...],
+        Meta(description="Local time: days, a span of hours, or both.", examples=["Mo-Fr 08:00-18:00"]),
+    ] = ()
+    any_peer: Annotated[bool, Meta(description="A BIND may expect anybody.")] = False
+    ident: Annotated[bool, Meta(description="The user must be known; ident is asked if need be.")] = False
+    max_sessions: Annotated[int, Meta(description="Connections at a time, in all.")] = 0
+    max_sessions_per_client: Annotated[int, Meta(description="Connections at a time of one client.")] = 0
+    max_session_rate: Annotated[float, Meta(description="New connections a second, on average.")] = 0.0
+    bandwidth: Annotated[int, Meta(description="Bytes a second of each flow, in each direction.")] = 0
+    log: Annotated[
+        LogLevel, Meta(description="A log line, of this level, on each decision of the rule.", examples=["info"])
+    ] = ""
+    via: Annotated[
+        str | tuple[str, ...],
+        Meta(description="An upstream to go through; of several the next one when one fails.", examples=[["office"]]),
+    ] = ()
+    chain: Annotated[
+        tuple[str, ...],
+        Meta(description="Upstreams to go through, each behind the one before.", examples=[["office", "tor"]]),
+    ] = ()
 
 
 class UpstreamSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One [[upstream]]: another proxy that flows can go through."""
+    """Another proxy that flows can go through, by `via` or `chain` of a rule (docs/how-to/upstreams.md)."""
 
-    name: str
-    kind: Literal["socks4a", "socks5", "http"]
-    address: str
-    user: str = ""
-    password_file: str = ""
-    resolve: Literal["local", "remote"] = "local"
+    name: Annotated[str, Meta(description="What rules call it.", examples=["office"])]
+    kind: Annotated[
+        Literal["socks4a", "socks5", "http"], Meta(description="What it speaks; HTTP by CONNECT.", examples=["socks5"])
+    ]
+    address: Annotated[str, Meta(description="Where it is, as HOST:PORT.", examples=["proxy.example.com:1080"])]
+    user: Annotated[str, Meta(description="Who we are there.", examples=["ann"])] = ""
+    password_file: Annotated[
+        str,
+        Meta(description="A file with the password in one line.", examples=["/etc/algate/office.password"]),
+    ] = ""
+    resolve: Annotated[Literal["local", "remote"], Meta(description='"remote": it is told names, not addresses.')] = (
+        "local"
+    )
 
 
 class DnsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """[dns]: whom to ask for names. Without `servers` those of /etc/resolv.conf."""
+    """Whom to ask for names."""
 
-    servers: tuple[str, ...] = ()
-    timeout: float = 5.0
-    cache_size: int = 4096
+    servers: Annotated[
+        tuple[str, ...],
+        Meta(description="Name servers; []: those of /etc/resolv.conf.", examples=[["192.0.2.53", "192.0.2.54:5353"]]),
+    ] = ()
+    timeout: Annotated[float, Meta(description="Seconds for a name, all servers and attempts together.")] = 5.0
+    cache_size: Annotated[
+        int,
+        Meta(description="How many names are remembered, each as long as its TTL says (5 seconds to an hour)."),
+    ] = 4096
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,18 +1,26 @@
-"""The keys of `[alg.ftp]` that are FTP's own."""
+"""The keys of `[alg.ftp]` that are FTP's own; `description` is what the reference says of each."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
 @dataclass(frozen=True)
 class FtpOptions:
-    """`pasv_address`: what to do with a 227 reply that names another address than the server's own. "keep": relay it as
-    it is, nothing is opened; "peer": write the server's own address into it, and open that.
+    """What to do where FTP leaves a choice."""
 
-    `convert`: between the modes. "active": PORT and EPRT of a client become PASV and EPSV to the server; "passive":
-    PASV of a client becomes PORT."""
-
-    pasv_address: Literal["keep", "peer"] = "keep"
-    convert: Literal["off", "active", "passive"] = "off"
+    pasv_address: Literal["keep", "peer"] = field(
+        default="keep",
+        metadata={
+            "description": 'A 227 that names another host than the server. "keep": relay it, open nothing; "peer": '
+            "write the server's own address."
+        },
+    )
+    convert: Literal["off", "active", "passive"] = field(
+        default="off",
+        metadata={
+            "description": '"active": PORT and EPRT of clients become PASV and EPSV to servers that are passive only; '
+            '"passive": PASV of clients becomes PORT.'
+        },
+    )
