@@ -165,7 +165,7 @@ def _check_alg(config: Config) -> None:
         _ports(f"alg.{name}.ports", section.ports)
         for port in section.ports:
             if owner.setdefault(port, name) != name:
-                raise BadValue(f"alg.{name}.ports: port {port} belongs to alg.{owner[port]} already")
+                raise BadValue(f"alg.{owner[port]}.ports and alg.{name}.ports: port {port} is in both")
 
 
 def _valid(key: str, text: str, parse: Any) -> Any:

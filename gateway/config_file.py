@@ -16,6 +16,7 @@ from alg.registry import BrokenModule, modules, options_of
 from gateway.access_file import AccessError, Lookups, parse_access_file
 from gateway.config import DEFAULT_ALG, DEFAULT_PATH, AlgSection, Config
 from gateway.config_check import BadValue, check
+from gateway.config_messages import readable, resembling
 from gateway.config_rules import Loaded
 from gateway.errors import ConfigError
 
@@ -50,7 +51,8 @@ def parse_config(text: str, source: str) -> Config:
         lines = text.splitlines() or [""]
         line, column = (found[1], found[2]) if found else (len(lines), len(lines[-1]) + 1)  # "at end of document"
         where = f"{source}:{line}:{column}"
-        raise ConfigError(f"{where}: {message.split(' (at ')[0]}") from error
+        what = re.sub(r"Cannot declare \((.*?),?\) twice", r"the table \1 is there twice", message.split(" (at ")[0])
+        raise ConfigError(f"{where}: {what}") from error
     try:
         if "loaded" in document:
             raise BadValue("loaded: unknown key")
@@ -91,8 +93,10 @@ def _load_others(config: Config, text: str) -> Loaded:
 def _read(key: str, path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadValue(f"{key}: {path} cannot be read: {error}") from error
+    except OSError as error:
+        raise BadValue(f"{key}: {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise BadValue(f"{key}: {path} is not UTF-8 text (byte {error.start})") from error
 
 
 def _host_addresses(name: str) -> list[str]:
@@ -131,7 +135,8 @@ def _with_options(name: str, section: dict[str, Any]) -> dict[str, Any]:
         known = options_of(module)
         for key in own:
             if known is None or key not in known.__dataclass_fields__:
-                raise BadValue(f"alg.{name}.{key}: unknown key")
+                fields = list(known.__dataclass_fields__) if known else []
+                raise BadValue(f"alg.{name}.{key}: unknown key{resembling(key, [*common, *fields])}")
         if known is not None:
             own = msgspec.to_builtins(dataclasses.asdict(_convert(own, known, f"alg.{name}")))
     return {**{key: section[key] for key in common if key in section}, "options": own}
@@ -142,16 +147,4 @@ def _convert(value: Any, kind: type[_T], prefix: str = "") -> _T:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise BadValue(_readable(str(error), prefix)) from error
-
-
-def _readable(message: str, prefix: str) -> str:
-    """msgspec's message in our form: "Expected ... - at `$.a.b`" becomes "a.b: expected ..."."""
-    text, _, path = message.partition(" - at `")
-    key = prefix + path.rstrip("`").removeprefix("$")
-    key = key.removeprefix(".")
-    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", text)
-    if unknown:
-        return f"{key + '.' if key else ''}{unknown[1]}: unknown key"
-    text = text[0].lower() + text[1:]
-    return f"{key}: {text}" if key else text
+        raise BadValue(readable(str(error), kind, prefix)) from error

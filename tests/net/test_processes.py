@@ -188,7 +188,7 @@ def test_a_broken_configuration_exits_with_2(lab: Lab) -> None:
     for command in ("run", "check"):
         done = lab.run("router", [Path(sys.executable).parent / "algate", command, "-c", config], check=False)
         assert done.returncode == 2
-        assert done.stderr == f"algate: {config}: pinhole.per_clients: unknown key\n"
+        assert done.stderr == f"algate: {config}: pinhole.per_clients: unknown key (did you mean per_client?)\n"
 
 
 def test_children_have_no_privileges(gateway: Gateway) -> None:

@@ -45,7 +45,7 @@ def test_the_error_names_the_key(keys: str, error: str) -> None:
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("[[rule]]\n", "rule[0]: object missing required field `action`"),
+        ("[[rule]]\n", "rule[0]: the key action is missing"),
         ('[[rule]]\naction = "deny"\nmax_sessions = 1', "rule[0].max_sessions: has no meaning"),
         (GOOD + 'name = "a"\n' + GOOD + 'name = "a"', "rule[1].name: 'a' is there twice"),
         ("[loaded]\n", "loaded: unknown key"),

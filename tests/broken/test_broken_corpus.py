@@ -1,0 +1,28 @@
+"""The corpus: what `algate check` says about each configuration here (see README.md)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gateway.cli.main import main
+
+HERE = Path(__file__).parent
+FILES = sorted(HERE.glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_what_check_says(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = path.read_text().splitlines()[-1]
+    assert expected.startswith("#! FILE:"), "the last line is what check says"
+    monkeypatch.setattr("sys.argv", ["algate", "check", "-c", str(path)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out) == (2, "")
+    assert said.err == f"algate: {expected.removeprefix('#! ').replace('FILE', str(path), 1)}\n"
+
+
+def test_there_are_enough() -> None:
+    assert len(FILES) >= 30
