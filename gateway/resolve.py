@@ -29,6 +29,7 @@ import msgspec
 from gateway.config_check import parse_name_server
 from gateway.config_rules import DnsSection
 from gateway.host_name import canonical_name
+from gateway.observe.counters import count, observe
 
 ResolveFailure = Literal["nxdomain", "timeout", "servfail", "invalid"]
 
@@ -138,7 +139,9 @@ class Resolver:
             return ["::1", "127.0.0.1"]
         now = time.monotonic()
         answer = self._cache.get(host)
-        if answer is None or answer.expires <= now:
+        if answer is not None and answer.expires > now:
+            count("algate_resolver_queries_total", "hit")
+        else:
             answer = self._ask_once(host, None if deadline is None else deadline - now)
         return answer.get()
 
@@ -183,7 +186,10 @@ class Resolver:
     def _ask(self, host: str) -> _Answer:
         """Ask for IPv6 and IPv4 addresses at once, and remember the answer. Does not raise."""
         try:
+            since = time.monotonic()
             answer = self._lookup(host)
+            observe("algate_resolver_seconds", time.monotonic() - since)
+            count("algate_resolver_queries_total", "ok" if answer.addresses else answer.failure)
             self._cache[host] = answer
             self._cache.move_to_end(host)
             while len(self._cache) > self._cache_size:

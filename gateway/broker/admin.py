@@ -1,29 +1,40 @@
-"""The broker's answers to `algate pinholes` and `algate status`: in threads, from copies, as who asks may be slow."""
+"""The broker's answers to the command line and the console: in threads, as who asks may be slow; from what the broker's
+own loop says, so that one that hangs does not answer."""
 
 from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 from gateway.broker.netfilter import Netfilter
 from gateway.broker.netlink import NetfilterError
-from gateway.observe.admin_wire import Rows, answer
+from gateway.observe.admin_wire import ANSWER_DEADLINE, Rows, answer
+from gateway.observe.counters import recent_rows
 
 _THREADS = 8
 
 
 class AdminDoor:
-    """Takes connections of the listening socket `sock`; a few at a time, further ones are closed."""
+    """Takes connections of the listening socket `sock`; a few at a time, further ones are closed.
 
-    def __init__(self, sock: socket.socket, netfilter: Netfilter) -> None:
+    `verbs`: what can be asked; each is called by `work`, in the broker's loop, which is to call that whenever `wake` is
+    readable.
+    """
+
+    def __init__(self, sock: socket.socket, netfilter: Netfilter, verbs: Mapping[str, Callable[[], Rows]]) -> None:
         self._sock = sock
         self._netfilter = netfilter
+        self._verbs = verbs
         self._free = threading.BoundedSemaphore(_THREADS)
+        self._jobs: deque[tuple[Callable[[], Rows], Future[Rows]]] = deque()
+        self.wake, self._waker = socket.socketpair()
 
-    def serve(self, snapshot: Callable[[], tuple[Rows, dict[str, Any]]]) -> None:
-        """Answer one connection with what `snapshot` says now: open pinholes, and the status."""
+    def serve(self) -> None:
+        """Answer one connection."""
         try:
             connection, _ = self._sock.accept()
         except OSError:
@@ -31,18 +42,45 @@ class AdminDoor:
         if not self._free.acquire(blocking=False):
             connection.close()
             return
-        pinholes, status = snapshot()
+        threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
 
-        def with_counters() -> Rows:
+    def work(self) -> None:
+        """Do what the threads wait for."""
+        self.wake.recv(64)
+        while self._jobs:
+            verb, future = self._jobs.popleft()
             try:
-                return [{**status, "counters": self._netfilter.counters()}]
-            except NetfilterError:
-                return [status]
+                future.set_result(verb())
+            except NetfilterError as error:
+                future.set_exception(error)
 
-        def talk() -> None:
-            try:
-                answer(connection, {"pinholes": lambda: pinholes, "status": with_counters})
-            finally:
-                self._free.release()
+    def _talk(self, connection: socket.socket) -> None:
+        verbs = {name: self._in_loop(verb) for name, verb in self._verbs.items()}
+        try:
+            answer(connection, {**verbs, "status": self._with_counters(verbs["status"]), "events": recent_rows})
+        except (NetfilterError, TimeoutError):
+            connection.close()  # no answer is the truth
+        finally:
+            self._free.release()
 
-        threading.Thread(target=talk, daemon=True).start()
+    def _in_loop(self, verb: Callable[[], Rows]) -> Callable[[], Rows]:
+        def ask() -> Rows:
+            future: Future[Rows] = Future()
+            self._jobs.append((verb, future))
+            self._waker.send(b"\0")
+            return future.result(ANSWER_DEADLINE)
+
+        return ask
+
+    def _with_counters(self, status: Callable[[], Rows]) -> Callable[[], Rows]:
+        def ask() -> Rows:
+            (row,) = status()
+            return [{**row, **self._counters()}]
+
+        return ask
+
+    def _counters(self) -> dict[str, Any]:
+        try:
+            return {"counters": self._netfilter.counters()}
+        except NetfilterError:
+            return {}

@@ -14,7 +14,7 @@ import string
 import struct
 import subprocess
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -125,6 +125,10 @@ class Netfilter:
         self._nft(["-f", "-"], replace + self._rules)
         return True
 
+    def present(self) -> bool:
+        """Whether the table is there."""
+        return self._table_comment() is not None
+
     def unload(self) -> None:
         """Delete the table, if there is one."""
         errors = self._transaction([self._netlink.encoded(self._named(), _DEL_TABLE, REQUEST)])
@@ -204,24 +208,15 @@ class Netfilter:
 
     def elements(self, sets: Sequence[str] = SETS) -> list[Element]:
         """All elements of these sets, with what is left of their time. Raises TableGoneError."""
-        return [element for name in sets for element in self._read(name, [], DUMP)]
+        return [element for name in sets for element in self._read(name)]
 
     def glance(self, sets: Sequence[str]) -> list[Element]:
         """All elements of these sets, but of each only the key and the counter. Raises TableGoneError."""
-        return [
-            _glance(name, item)
-            for name in sets
-            for answer in self._request(self._netlink.message(_GET_ELEMENT, REQUEST | DUMP, self._head[name]))
-            for _, item in attributes(attribute_map(answer, _BODY).get(_LIST_ELEMENTS, b""))
-        ]
+        return [element for name in sets for element in self._glanced(name, b"", DUMP)]
 
     def has(self, name: str, key: bytes) -> bool:
-        """Whether an element is in a set. Asked up to 64 times for one refusal, hence like a change (0036)."""
-        item = nested(_LIST_ELEMENTS, nested(_LIST_ITEM, _value(_KEY, key)))
-        try:
-            return bool(self._request(self._netlink.message(_GET_ELEMENT, REQUEST | ACK, self._head[name] + item)))
-        except TableGoneError:  # the element, or all of it
-            return False
+        """Whether an element is in a set."""
+        return bool(self._get(name, key))
 
     def counted(self, wanted: Iterable[Element]) -> list[Element]:
         """`wanted`, with the counters that those of them have which are there and count."""
@@ -229,29 +224,34 @@ class Netfilter:
         for element in wanted:
             if element.set in COUNTED:
                 for there in self._get(element.set, element.key):
-                    element = Element(
-                        element.set, element.key, None, element.timeout, "", packets=there.packets, bytes=there.bytes
-                    )
+                    element = replace(element, packets=there.packets, bytes=there.bytes)
             result.append(element)
         return result
 
     def _get(self, name: str, key: bytes) -> list[Element]:
-        """The element with this key, or nothing."""
+        """Key and counter of the element with this key, or nothing. Asked often, hence like a change (0036)."""
+        item = nested(_LIST_ELEMENTS, nested(_LIST_ITEM, _value(_KEY, key)))
         try:
-            return self._read(name, [{"attrs": [("NFTA_SET_ELEM_KEY", {"attrs": [("NFTA_DATA_VALUE", key)]})]}], ACK)
+            return self._glanced(name, item, ACK)
         except TableGoneError:  # the element, or all of it
             return []
 
-    def _read(self, name: str, items: list[Any], flags: int) -> list[Element]:
-        """What the kernel answers to a question for these elements of a set."""
+    def _glanced(self, name: str, items: bytes, flags: int) -> list[Element]:
+        """What the kernel answers to a question for these elements of a set, but of each only the key and the counter."""
+        return [
+            _glance(name, item)
+            for answer in self._request(self._netlink.message(_GET_ELEMENT, REQUEST | flags, self._head[name] + items))
+            for _, item in attributes(attribute_map(answer, _BODY).get(_LIST_ELEMENTS, b""))
+        ]
+
+    def _read(self, name: str) -> list[Element]:
+        """All elements of a set."""
         message = nft_set_elem_list_msg()
         message["nfgen_family"] = _FAMILY
         message["attrs"] = [("NFTA_SET_ELEM_LIST_TABLE", self.name), ("NFTA_SET_ELEM_LIST_SET", name)]
-        if items:
-            message["attrs"].append(("NFTA_SET_ELEM_LIST_ELEMENTS", items))
         return [
             _element(name, item)
-            for answer in self._ask(message, _GET_ELEMENT, flags)
+            for answer in self._ask(message, _GET_ELEMENT, DUMP)
             for item in answer.get_attr("NFTA_SET_ELEM_LIST_ELEMENTS") or ()
         ]
 

@@ -17,13 +17,21 @@ LONGEST_QUESTION = 4096
 
 
 class Question(msgspec.Struct, frozen=True):
-    """What is asked: `verb` is "status", "flows" or "pinholes"."""
+    """What is asked: `verb` is "status", "flows", "pinholes", ...; `id`: of which one, for verbs that want to know."""
 
     verb: str
+    id: str = ""
 
 
-def answer(connection: socket.socket, verbs: Mapping[str, Callable[[], Rows]]) -> None:
-    """Read one question, answer it (an unknown verb: no rows), and close. Errors of the connection are its own."""
+def answer(
+    connection: socket.socket,
+    verbs: Mapping[str, Callable[[], Rows]],
+    of_one: Mapping[str, Callable[[str], Rows]] | None = None,
+) -> None:
+    """Read one question, answer it (an unknown verb: no rows), and close. Errors of the connection are its own.
+
+    `of_one`: the verbs that are about one thing, and want its id.
+    """
     with connection:
         connection.settimeout(ANSWER_DEADLINE)
         try:
@@ -34,21 +42,34 @@ def answer(connection: socket.socket, verbs: Mapping[str, Callable[[], Rows]]) -
                     break
                 line += chunk
             question = msgspec.json.decode(line, type=Question)
-            rows = verbs[question.verb]() if question.verb in verbs else []
+            if of_one is not None and question.verb in of_one:
+                rows = of_one[question.verb](question.id)
+            else:
+                rows = verbs[question.verb]() if question.verb in verbs else []
             connection.sendall(msgspec.json.encode(rows))
         except (OSError, msgspec.DecodeError):
             pass
 
 
-def ask(path: str, verb: str, timeout: float) -> Rows:
+def ask(path: str, verb: str, timeout: float, id: str = "") -> Rows:
     """Ask the process that serves `path`. OSError where it does not answer within `timeout` seconds."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout)
         connection.connect(path)
-        connection.sendall(msgspec.json.encode(Question(verb)) + b"\n")
-        parts = []
-        while chunk := connection.recv(65536):
-            parts.append(chunk)
+        connection.sendall(question(verb, id))
+        return read_rows(connection)
+
+
+def question(verb: str, id: str = "") -> bytes:
+    """A question as it is sent."""
+    return msgspec.json.encode(Question(verb, id)) + b"\n"
+
+
+def read_rows(connection: socket.socket) -> Rows:
+    """The answer to a question that was sent. OSError where there is none."""
+    parts = []
+    while chunk := connection.recv(65536):
+        parts.append(chunk)
     try:
         return msgspec.json.decode(b"".join(parts), type=Rows)
     except msgspec.DecodeError as error:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from alg.address import Endpoint
 from alg.api import Edit, Side, apply_edits
+from gateway.observe.ladders import Ladders
 
 KEPT = 256
 
@@ -22,7 +23,9 @@ _Kept = tuple[int, float, Side, Endpoint, Endpoint, bytes, tuple[Edit, ...], str
 class Trace:
     """The last messages of a process, each with a number, so that whoever asks again knows what is new."""
 
-    def __init__(self, size: int = KEPT) -> None:
+    def __init__(self, size: int = KEPT, ladders: Ladders | None = None) -> None:
+        """`ladders` is told every message too."""
+        self._ladders = ladders
         self._numbers = itertools.count(1)
         self._ring: deque[_Kept] = deque(maxlen=size)
 
@@ -30,7 +33,10 @@ class Trace:
         self, side: Side, source: Endpoint, destination: Endpoint, data: bytes, edits: Sequence[Edit], flow: str = ""
     ) -> None:
         """Remember a message that `side` sent, and what is changed in it."""
-        self._ring.append((next(self._numbers), time.time(), side, source, destination, data, tuple(edits), flow))
+        now = time.time()
+        self._ring.append((next(self._numbers), now, side, source, destination, data, tuple(edits), flow))
+        if self._ladders is not None:
+            self._ladders.add(now, side, source, destination, data, edits)
 
     def rows(self) -> list[Row]:
         """As `algate trace --json` shows them; bytes as Latin-1 text."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,6 +19,7 @@ import msgspec
 from alg.address import Endpoint
 from gateway.errors import PinholeRefused
 from gateway.model import Lease, PinholeRequest, PinholeUpdate, Traffic, Transport
+from gateway.observe.metrics import Sample
 from gateway.pinhole.rate import Rate
 
 HOLD = 10.0
@@ -196,6 +198,10 @@ class LeaseTable:
         """Take out all leases of a flow."""
         return [self._remove(entry, now) for entry in list(self._entries.values()) if entry.lease.flow == flow]
 
+    def of_owner(self, owner: int) -> list[Lease]:
+        """All leases of an owner."""
+        return [entry.lease for entry in self._entries.values() if entry.owner == owner]
+
     def close_owner(self, owner: int, *, now: float) -> list[Lease]:
         """Take out all leases of an owner."""
         return [self._remove(entry, now) for entry in list(self._entries.values()) if entry.owner == owner]
@@ -230,6 +236,12 @@ class LeaseTable:
     def live(self) -> list[Lease]:
         """All open pinholes."""
         return [entry.lease for entry in self._entries.values() if not entry.used]
+
+    def samples(self) -> list[Sample]:
+        """How many pinholes of this backend are open, for the metrics."""
+        counts = Counter({"tcp": 0, "udp": 0})
+        counts.update(lease.protocol for lease in self.live() if lease.backend == self._backend)
+        return [(("algate_pinholes", self._backend, protocol), number) for protocol, number in counts.items()]
 
     def of_client(self, client: str) -> list[Lease]:
         """The open pinholes of a client."""

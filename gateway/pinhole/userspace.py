@@ -17,6 +17,7 @@ from alg.address import Endpoint
 from gateway.errors import PinholeRefused
 from gateway.flow import Flows
 from gateway.model import Lease, PinholeRequest, PinholeUpdate
+from gateway.observe.metrics import Sample
 from gateway.pinhole.admission import Admission
 from gateway.pinhole.lease import LeaseTable, lease_row
 from gateway.sockets import abort, endpoint, prepare
@@ -91,7 +92,7 @@ class UserspacePinholes:
         self._table.close(lease.id, now=time.monotonic())
         if self._admission is not None:
             self._admission.release(lease.id)
-        log.info("pinhole.close", pinhole=lease.id, flow=lease.flow, reason=reason)
+        log.info("pinhole.close", pinhole=lease.id, flow=lease.flow, protocol=lease.protocol, reason=reason)
 
     def open(self, request: PinholeRequest) -> Lease:
         """Listen, and return when a peer can connect. Raises PinholeRefused."""
@@ -143,6 +144,10 @@ class UserspacePinholes:
         """The open pinholes as `algate pinholes --json` shows them; those that the broker knows, it shows."""
         admission = self._admission or ()
         return [lease_row(lease) for lease in self._table.live() if lease.id not in admission]
+
+    def samples(self) -> list[Sample]:
+        """The open pinholes, for the metrics; also those that the broker only lets through."""
+        return self._table.samples()
 
     def _serve(self, lease: Lease, listener: gsocket.socket, ttl: float) -> str:
         """Admit the peer, as often as the lease says, until its time is over. Returns why it ended."""
@@ -273,6 +278,7 @@ def _log_open(lease: Lease) -> None:
         "pinhole.open",
         pinhole=lease.id,
         flow=lease.flow,
+        protocol=lease.protocol,
         reason=lease.reason,
         public=str(lease.public),
         target=str(lease.target),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import _socket
 import errno
-import os
 import resource
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import gevent.socket as gsocket
 import structlog
 from gevent import get_hub
 
+from gateway.observe.metrics import open_descriptors
 from gateway.sockets import prepare
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class Acceptor:
             self._unasked -= 1
             return True
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        left = limit - min(RESERVE, limit // 4) - _open_descriptors() - len(self._handling) - self.opening
+        left = limit - min(RESERVE, limit // 4) - open_descriptors() - len(self._handling) - self.opening
         self._unasked = left // DESCRIPTORS
         return left >= DESCRIPTORS
 
@@ -147,8 +147,3 @@ class Acceptor:
         if self._full_since is not None:
             log.warning("accept.recovered", after=round(time.monotonic() - self._full_since, 3))
             self._full_since = None
-
-
-def _open_descriptors() -> int:
-    """How many descriptors this process has open."""
-    return os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd"))  # the size is Linux 6.2 and later

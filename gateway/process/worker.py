@@ -37,7 +37,10 @@ from gateway.front.udp_association import Options
 from gateway.ident import IdentClient
 from gateway.inspection import Pinholes
 from gateway.observe.admin_wire import Rows, answer
+from gateway.observe.counters import recent_rows
+from gateway.observe.lag import LagMeter
 from gateway.observe.log import get_logger, setup_logging
+from gateway.observe.metrics import metrics_row
 from gateway.own_address import is_local
 from gateway.pinhole.admission import Admission
 from gateway.pinhole.kernel import KernelPinholes
@@ -46,6 +49,7 @@ from gateway.policy import Policy
 from gateway.process.accept import Acceptor, Quick
 from gateway.process.authentication import Authentication
 from gateway.process.boot import Boot
+from gateway.process.lifeline import Ready, hear_supervisor, send
 from gateway.quick_dial import QuickDialer, cooperative
 from gateway.relay.splice import Relay
 from gateway.resolve import resolver_of
@@ -111,6 +115,7 @@ class Worker:
             self._socks, connect, quick, runner, relay.wheel, config.socks.handshake_timeout, self._acceptor
         )
         self._accepting: list[Callable[[], None]] = []
+        self._lag = LagMeter()
 
     def run(self) -> None:
         """Serve until SIGTERM, then drain; or until the supervisor is gone, then end at once."""
@@ -124,7 +129,7 @@ class Worker:
         stop = gevent.event.Event()
         gevent.signal_handler(signal.SIGTERM, stop.set)
         gevent.spawn(self._watch_supervisor)
-        self._lifeline.sendall(b"ready\n")
+        send(self._lifeline, Ready())
         stop.wait()
         for stop_accepting in self._accepting:
             stop_accepting()
@@ -143,25 +148,26 @@ class Worker:
 
     def _watch_supervisor(self) -> None:
         """Without a supervisor nobody would replace or end us: go, and let the kernel reset what is open."""
-        try:
-            while True:
-                name, fds, _, _ = socket.recv_fds(self._lifeline, 64, 1)
-                if not name:
-                    break
-                for fd in fds:  # a file that has changed
-                    self._authentication.update(name.decode().strip(), fd)
-        except OSError:
-            pass
+        while (heard := hear_supervisor(self._lifeline)) is not None:
+            message, fds = heard
+            self._authentication.update(message.name, fds[0])  # a file that has changed
         log.error("supervisor.gone")
         os._exit(1)
 
     def _answer(self, connection: gsocket.socket, _address: tuple[object, ...]) -> None:
-        answer(connection, {"status": self._status, "flows": self._flow_rows, "pinholes": self._userspace.rows})
+        verbs = {"status": self._status, "flows": self._flow_rows, "pinholes": self._userspace.rows}
+        answer(connection, {**verbs, "metrics": self._metrics, "events": recent_rows})
 
     def _status(self) -> Rows:
         watchers = gevent.get_hub().loop.activecnt
         row: dict[str, Any] = {"process": f"worker-{self._boot.slot}", "pid": os.getpid()}
         return [{**row, **self._flows.totals(), "handling": self._acceptor.handling, "watchers": watchers}]
+
+    def _metrics(self) -> Rows:
+        samples = [*self._flows.samples(), *self._userspace.samples()]
+        samples.append((("algate_connections", "handshake"), self._acceptor.handling))
+        samples.append((("algate_connections", "flow"), len(self._flows)))
+        return [metrics_row(f"worker-{self._boot.slot}", samples)]
 
     def _flow_rows(self) -> Rows:
         return [flow.row() for flow in self._flows]

@@ -1,0 +1,176 @@
+"""What a process counts: plain numbers by metric and label values, cheap enough for the way of a connection.
+
+Most of it is counted where it is logged: each line of the log has a stable event, so no place in the code has to name
+both. What is logged by nobody is counted by `count` and `observe`. Prometheus' form is made at a scrape, elsewhere.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import structlog
+
+Key = tuple[str, ...]
+"""A metric's name and the values of its labels (gateway/observe/metrics.py)."""
+
+Fields = Mapping[str, Any]
+
+RECENT = 100  # noteworthy lines that are remembered
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+counts: Counter[Key] = Counter()
+recent: deque[tuple[float, str, dict[str, Any]]] = deque(maxlen=RECENT)
+
+
+class Histogram:
+    """Observations in buckets by their upper bounds, and their sum."""
+
+    __slots__ = ("bounds", "buckets", "sum")
+
+    def __init__(self, bounds: Sequence[float] = SECONDS) -> None:
+        self.bounds = tuple(bounds)
+        self.buckets = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self.buckets[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+
+histograms: dict[str, Histogram] = {}
+
+
+def count(name: str, *labels: str) -> None:
+    """One more of it."""
+    counts[(name, *labels)] += 1
+
+
+def observe(name: str, seconds: float) -> None:
+    """Something took so long."""
+    histogram = histograms.get(name)
+    if histogram is None:
+        histogram = histograms[name] = Histogram()
+    histogram.observe(seconds)
+
+
+def tally(_logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """The first of the log's processors: counts the line, and remembers it if it is noteworthy."""
+    name = event["event"]
+    counts["algate_log_events_total", name] += 1
+    handler = _HANDLERS.get(name)
+    if handler is not None:
+        handler(event)
+    if method in _LOUD or name in _NOTEWORTHY:
+        recent.append((time.time(), method, dict(event)))
+    return event
+
+
+# --- what the lines of the log mean ---------------------------------------------------------------------------------
+
+
+def _flow_open(event: Fields) -> None:
+    front = event["front"]
+    counts["algate_flows_opened_total", front] += 1
+    if front != "pinhole":
+        counts["algate_handshakes_total", front, "granted"] += 1
+        if rule := event.get("rule"):
+            counts["algate_permits_total", rule] += 1
+
+
+def _flow_end(event: Fields) -> None:
+    counts["algate_flows_ended_total", event["front"], event["reason"]] += 1
+
+
+def _failed(front: str) -> Callable[[Fields], None]:
+    def failed(event: Fields) -> None:
+        failure = event.get("failure", "loop")
+        if "flow" not in event:  # a target of a UDP association is no handshake
+            counts["algate_handshakes_total", front, failure] += 1
+        if failure == "denied":
+            counts["algate_denials_total", front, event.get("rule") or "none"] += 1
+
+    return failed
+
+
+def _handshake(result: str) -> Callable[[Fields], None]:
+    def ended(_event: Fields) -> None:
+        counts["algate_handshakes_total", "socks", result] += 1
+
+    return ended
+
+
+def _pinhole(result: str) -> Callable[[Fields], None]:
+    def counted(event: Fields) -> None:
+        # A port that the broker only lets through to a worker's socket is the worker's pinhole, which counts it.
+        backend = event.get("backend", "userspace")
+        if "backend" in event and backend != "kernel":
+            return
+        what = "expired" if event.get("reason") == "expired" else result
+        counts["algate_pinhole_events_total", backend, event.get("protocol", "tcp"), what] += 1
+
+    return counted
+
+
+def _pinhole_refused(event: Fields) -> None:
+    if "slot" not in event:  # the broker's own line: whoever asked counts it
+        counts["algate_pinhole_refusals_total", event["rule"]] += 1
+
+
+def _edit(event: Fields) -> None:
+    counts["algate_edits_total", event["reason"], "yes" if event["applied"] else "no"] += 1
+
+
+def _revoke(event: Fields) -> None:
+    counts["algate_revocations_total", event["rule"]] += 1
+
+
+def _udp_dropped(event: Fields) -> None:
+    for reason, number in event.items():
+        if isinstance(number, int):
+            counts["algate_udp_dropped_total", reason] += number
+
+
+_HANDLERS: dict[str, Callable[[Fields], None]] = {
+    "flow.open": _flow_open,
+    "flow.end": _flow_end,
+    "socks.denied": _failed("socks"),
+    "socks.failed": _failed("socks"),
+    "socks.malformed": _handshake("malformed"),
+    "socks.timeout": _handshake("slow"),
+    "auth.failed": _handshake("unauthenticated"),
+    "auth.banned": _handshake("unauthenticated"),
+    "auth.no_method": _handshake("unauthenticated"),
+    "auth.overloaded": _handshake("unauthenticated"),
+    "auth.protection": _handshake("unauthenticated"),
+    "transparent.failed": _failed("transparent"),
+    "transparent.loop": _failed("transparent"),
+    "publish.failed": _failed("published"),
+    "pinhole.open": _pinhole("opened"),
+    "pinhole.use": _pinhole("used"),
+    "pinhole.close": _pinhole("closed"),
+    "pinhole.expire": _pinhole("expired"),
+    "pinhole.refused": _pinhole_refused,
+    "alg.edit": _edit,
+    "alg.revoke": _revoke,
+    "socks.udp_dropped": _udp_dropped,
+}
+_LOUD = frozenset(("warning", "error", "critical", "exception"))
+_NOTEWORTHY = frozenset(
+    ("auth.banned", "drain", "process.end", "process.start", "ready", "rule.deny", "socks.denied", "socks.failed")
+)
+
+
+def recent_rows() -> list[dict[str, Any]]:
+    """The noteworthy lines as objects; `time` is Unix time."""
+    return [
+        {
+            "time": when,
+            "level": level,
+            **{key: value if isinstance(value, str | int | float) else str(value) for key, value in event.items()},
+        }
+        for when, level, event in tuple(recent)
+    ]
