@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ import structlog
 from gevent.event import Event
 
 from alg.address import Endpoint
+from gateway.observe.metrics import Sample
 from gateway.relay.connection import RelaySocket
 from gateway.relay.copy import CopyHandle, EncodedSocket
 from gateway.relay.pace import Pace
@@ -23,6 +25,7 @@ log = structlog.get_logger()
 
 IDLE_TIMEOUT = 7440.0  # seconds without a byte in either direction (RFC 5382 REQ-5)
 HALF_CLOSE_TIMEOUT = 600.0  # seconds without a byte after one side has ended
+FRONTS = ("socks", "transparent", "published", "pinhole")
 
 
 class Carrier(Protocol):
@@ -38,7 +41,7 @@ class Carrier(Protocol):
 
 
 class Flow:
-    """One flow: who talks to whom, and how much. `front` is "socks", "transparent" or "pinhole"."""
+    """One flow: who talks to whom, and how much. `front` is one of FRONTS."""
 
     __slots__ = (
         "_before",
@@ -180,6 +183,17 @@ class Flows:
             "up": self._up + sum(flow.up for flow in self._live.values()),
             "down": self._down + sum(flow.down for flow in self._live.values()),
         }
+
+    def samples(self) -> list[Sample]:
+        """The same for the metrics."""
+        totals = self.totals()
+        fronts = Counter(dict.fromkeys(FRONTS, 0))
+        fronts.update(flow.front for flow in self._live.values())
+        return [
+            *((("algate_flows", front), number) for front, number in fronts.items()),
+            (("algate_flow_bytes_total", "up"), totals["up"]),
+            (("algate_flow_bytes_total", "down"), totals["down"]),
+        ]
 
     def wait_empty(self, timeout: float) -> bool:
         """Wait until no flow is live, at most `timeout` seconds; whether that is so."""

@@ -7,6 +7,7 @@ SUBSCRIBE that was accepted is the same for the server that will send NOTIFY (RF
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from alg.address import Endpoint
 from alg.sip.conversations import Conversations
@@ -40,6 +41,18 @@ class Bindings:
         self._conversations = conversations
         self._asked: dict[tuple[str, bytes, int], Asked] = {}
         self._held: dict[Who, set[Endpoint]] = {}
+        self.granted = 0  # requests, since the start
+
+    def __len__(self) -> int:
+        """How many contacts are bound."""
+        return sum(self._conversations.of(target) is not None for held in self._held.values() for target in held)
+
+    def restore(self) -> None:
+        """Learn what is held from the conversations that were put back."""
+        for conversation in self._conversations.all():
+            for kind, who in conversation.claims:
+                if kind == "binding":
+                    self._held.setdefault(cast(Who, who), set()).add(conversation.target)
 
     def register(self, message: Message, client: Endpoint, server: str, now: float) -> None:
         """The client sends a REGISTER, of its own address of record."""
@@ -83,6 +96,7 @@ class Bindings:
                 if conversation:
                     self._conversations.drop(conversation, claim, now)
             else:
+                self.granted += 1
                 held.add(target)
                 until = now + min(float(seconds), LONGEST) + GRACE
                 self._conversations.claim(conversation, claim, now, until, asked.peers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import time
 from collections import deque
 from collections.abc import Sequence
 
@@ -30,6 +31,7 @@ from gateway.broker.protocol import (
 )
 from gateway.errors import PinholeRefused
 from gateway.model import Lease, PinholeRequest, PinholeUpdate
+from gateway.observe.counters import observe
 from gateway.observe.log import get_logger
 
 TIMEOUT = 2.0
@@ -41,13 +43,14 @@ log = get_logger()
 
 
 class BrokerClient:
-    """Asks the broker for pinholes over `sock`, a SEQPACKET socket of gevent's (or a monkey-patched one).
+    """Asks the broker for pinholes over `sock`, a SEQPACKET socket of gevent's (or a monkey-patched one). `keep`: the
+    pinholes of the predecessor stay open; their ids are known.
 
     The socket outlives both processes: answers to a predecessor may still be in it, and requests wait in it for a
     broker that is being replaced. Hence ids that start at random.
     """
 
-    def __init__(self, sock: socket.socket, *, timeout: float = TIMEOUT) -> None:
+    def __init__(self, sock: socket.socket, *, timeout: float = TIMEOUT, keep: bool = False) -> None:
         self._sock = sock
         self._timeout = timeout
         self._next_id = secrets.randbits(62)
@@ -55,7 +58,7 @@ class BrokerClient:
         self._sending = RLock()
         self._unsent: deque[bytes] = deque(maxlen=_MOST_UNSENT)
         self._sender: gevent.Greenlet[[], None] | None = None
-        self._hello = encode(Hello(os.getpid()))
+        self._hello = encode(Hello(os.getpid(), keep))
         self._greeted = self._post(self._hello)
         self._reader = gevent.spawn(self._read)
 
@@ -88,6 +91,7 @@ class BrokerClient:
     def _exchange(self, question: Open | Update | Count) -> ToWorker:
         answer: AsyncResult[ToWorker] = AsyncResult()
         self._waiting[question.id] = answer
+        since = time.monotonic()
         try:
             with gevent.Timeout(self._timeout), self._sending:
                 # One greenlet at a time may wait for room in the socket: it is full if no broker reads.
@@ -102,6 +106,7 @@ class BrokerClient:
             raise PinholeRefused("broker", str(error)) from error
         finally:
             del self._waiting[question.id]
+            observe("algate_broker_seconds", time.monotonic() - since)
         assert message is not None
         if isinstance(message, Refused):
             raise PinholeRefused(message.rule, message.detail)

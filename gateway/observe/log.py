@@ -12,6 +12,7 @@ from typing import Any, TextIO
 import structlog
 
 from gateway.config import LogSection
+from gateway.observe.counters import tally
 from gateway.observe.logfmt import Logfmt, Stamp
 from gateway.observe.sinks import JournaldSink, Sink, StreamSink, SyslogSink
 
@@ -71,6 +72,7 @@ def setup_logging(process: str, section: LogSection | None = None, stream: TextI
 
     structlog.configure(
         processors=[
+            tally,
             name_process,
             structlog.processors.add_log_level,
             Stamp(),
