@@ -20,6 +20,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     admin: a listening unix stream socket for `algate status` and its kin.
     workers (broker): one SEQPACKET socket per worker slot, one for packets. broker (worker, packets): its other end.
     socks, transparent (worker): listening TCP sockets of this slot.
+    journal (packets): two memfds that outlive it, for what its successor has to know.
     files (worker): memfds of the files that it may not read itself, by name ("users", "keytab"); when a file has
     changed a new one comes over the lifeline, with the name and a newline.
     """
@@ -31,6 +32,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     admin: int
     workers: list[int] = []
     broker: int | None = None
+    journal: list[int] = []
     socks: list[int] = []
     transparent: list[int] = []
     files: dict[str, int] = {}

@@ -8,9 +8,10 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from gateway.errors import AlgateError
+from gateway.process import lifeline
 from gateway.process.boot import Boot
 from gateway.process.code import Code
 
@@ -53,10 +54,10 @@ class Child:
 
     def start(self) -> None:
         """Start the process; its lifeline is readable when it is ready and at its end."""
-        ours, theirs = socket.socketpair()
+        ours, theirs = lifeline.pair()
         boot = self._boot(theirs.fileno())
         memfd = boot.to_memfd()
-        inherited = [memfd, boot.lifeline, boot.admin, *boot.workers, *boot.socks, *boot.transparent]
+        inherited = [memfd, boot.lifeline, boot.admin, *boot.workers, *boot.journal, *boot.socks, *boot.transparent]
         inherited += boot.files.values()
         if boot.broker is not None:
             inherited.append(boot.broker)
@@ -78,25 +79,20 @@ class Child:
         self.ready = False
         self._started = time.monotonic()
 
-    def hand_over(self, name: str, fd: int) -> None:
-        """Send it a file that has changed. One that does not run gets it when it is started."""
+    def tell(self, message: lifeline.ToChild, fds: Sequence[int] = ()) -> None:
+        """Send it a message. One that does not run needs none: it learns everything when it is started."""
         if self.lifeline is not None:
             try:
-                socket.send_fds(self.lifeline, [f"{name}\n".encode()], [fd])
+                lifeline.send(self.lifeline, message, fds)
             except OSError:
                 pass  # it has just ended
 
-    def read_lifeline(self) -> bool:
-        """Take what the lifeline has to say. True: the child is alive (and `ready` is up to date); False: it ended."""
+    def hear(self) -> lifeline.FromChild | None:
+        """What it says; None: it has ended. BlockingIOError if it says nothing. `ready` is up to date then."""
         assert self.lifeline is not None
-        try:
-            data = self.lifeline.recv(64)
-        except BlockingIOError:
-            return True
-        except ConnectionResetError:
-            data = b""
-        self.ready = self.ready or b"ready" in data
-        return bool(data)
+        message = lifeline.hear_child(self.lifeline)
+        self.ready = self.ready or isinstance(message, lifeline.Ready)
+        return message
 
     def reap(self, timeout: float = 5.0) -> int | None:
         """After the lifeline's end: wait for the process (seconds), kill it if it lingers, and return its exit code."""

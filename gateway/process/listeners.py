@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
 
 from alg.address import Endpoint
 from gateway.config import Config, parse_endpoint
@@ -10,17 +12,62 @@ from gateway.errors import AlgateError
 
 BACKLOG = 4096
 
-
-def listen_socks(config: Config) -> list[socket.socket]:
-    """One set of SOCKS listeners (one worker's). Raises AlgateError naming the key and address."""
-    return [_listen(f"socks.listen[{i}]", parse_endpoint(text)) for i, text in enumerate(config.socks.listen)]
+Kind = Literal["socks", "transparent"]
 
 
-def listen_transparent(config: Config) -> list[socket.socket]:
-    """One set of listeners for redirected connections, on all addresses: REDIRECT picks the interface's own."""
-    if not config.transparent_enabled:
-        return []
-    return [_listen("transparent.port", Endpoint(host, config.transparent.port)) for host in ("0.0.0.0", "::")]
+class Place(NamedTuple):
+    """Where one of the fronts listens."""
+
+    kind: Kind
+    endpoint: Endpoint
+
+
+def places(config: Config) -> dict[Place, str]:
+    """Where a configuration wants listeners, with the key that says so. Redirected connections come to all addresses,
+    for REDIRECT picks the interface's own."""
+    found = {Place("socks", parse_endpoint(text)): f"socks.listen[{i}]" for i, text in enumerate(config.socks.listen)}
+    if config.transparent_enabled:
+        for host in ("0.0.0.0", "::"):
+            found[Place("transparent", Endpoint(host, config.transparent.port))] = "transparent.port"
+    return found
+
+
+class Listeners:
+    """The listening sockets of all workers: each has one of its own at every place (SO_REUSEPORT)."""
+
+    def __init__(self, workers: int) -> None:
+        self._sets: list[dict[Place, socket.socket]] = [{} for _ in range(workers)]
+
+    def open(self, wanted: dict[Place, str]) -> None:
+        """Listen at further places. Raises AlgateError naming the key and address, and then has opened none."""
+        made: list[dict[Place, socket.socket]] = [{} for _ in self._sets]
+        try:
+            for new in made:
+                for place, key in wanted.items():
+                    new[place] = _listen(key, place.endpoint)
+        except AlgateError:
+            _close(sock for new in made for sock in new.values())
+            raise
+        for existing, new in zip(self._sets, made, strict=True):
+            existing.update(new)
+
+    def fds(self, worker: int, kind: Kind) -> list[int]:
+        """The descriptors of one worker (by number) at the places of a kind."""
+        return [sock.fileno() for place, sock in self._sets[worker].items() if place.kind == kind]
+
+    def shut_down(self) -> None:
+        """Refuse connections from now on, whoever holds the sockets too."""
+        for sockets in self._sets:
+            for sock in sockets.values():
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        _close(sock for sockets in self._sets for sock in sockets.values())
+
+
+def _close(sockets: Iterable[socket.socket]) -> None:
+    for sock in sockets:
+        sock.close()
 
 
 def _listen(key: str, endpoint: Endpoint) -> socket.socket:

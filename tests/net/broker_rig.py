@@ -190,7 +190,7 @@ class Rig:
         os.close(memfd)
         theirs.close()
         self.lifeline.settimeout(15)
-        assert self.lifeline.recv(64) == b"ready\n"
+        assert self.lifeline.recv(64) == b'{"type":"ready"}'
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send the broker a signal and wait for its end; its exit code."""

@@ -1,0 +1,97 @@
+"""The supervisor's children: started, heard, replaced when they die, ended."""
+
+from __future__ import annotations
+
+import selectors
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gateway.errors import AlgateError
+from gateway.observe.log import get_logger
+from gateway.process.child import Child
+from gateway.process.lifeline import FromChild
+
+log = get_logger()
+
+KILL_MARGIN = 5.0  # seconds that a child has to end in, once it must
+STABLE_AGE = 5.0  # seconds; a child that lived longer is replaced without a pause
+LONGEST_PAUSE = 5.0  # seconds
+
+
+@dataclass(slots=True)
+class _Restart:
+    """A child that is to be started again at a time (monotonic seconds)."""
+
+    child: Child
+    at: float
+
+
+class Children:
+    """All children of the supervisor, watched by its `selector`. `heard(child, message)` is called with what one says.
+
+    While `starting`, a child that ends before it was ready is an AlgateError.
+    """
+
+    def __init__(self, selector: selectors.BaseSelector, heard: Callable[[Child, FromChild], None]) -> None:
+        self.starting = True
+        self._selector = selector
+        self._heard = heard
+        self._restarts: list[_Restart] = []
+        self._ending: set[Child] = set()
+
+    def start(self, child: Child) -> None:
+        """Start it, and replace it whenever it dies, until `end`."""
+        child.start()
+        assert child.lifeline is not None
+        self._selector.register(child.lifeline, selectors.EVENT_READ, lambda: self._on_lifeline(child))
+        log.info("process.start", child=child.name, pid=child.pid)
+
+    def due(self) -> list[float]:
+        """When (monotonic) `tick` has something to do."""
+        return [restart.at for restart in self._restarts]
+
+    def tick(self, now: float) -> None:
+        """Do what is due."""
+        for restart in [r for r in self._restarts if r.at <= now]:
+            self._restarts.remove(restart)
+            self.start(restart.child)
+
+    def end(self, children: list[Child], seconds: float, turn: Callable[[float], None]) -> None:
+        """SIGTERM; SIGKILL after `seconds`; returns when all have ended. `turn(until)` lets things happen meanwhile."""
+        self._ending.update(children)
+        self._restarts = [restart for restart in self._restarts if restart.child not in self._ending]
+        for child in children:
+            child.signal(signal.SIGTERM)
+        until = time.monotonic() + seconds
+        while any(child.lifeline for child in children):
+            if time.monotonic() >= until:
+                for child in (c for c in children if c.lifeline):
+                    log.error("process.killed", child=child.name, pid=child.pid)
+                    child.signal(signal.SIGKILL)
+                until += KILL_MARGIN
+            turn(until)
+
+    def _on_lifeline(self, child: Child) -> None:
+        was_ready = child.ready
+        try:
+            message = child.hear()
+        except BlockingIOError:
+            return
+        if message is not None:
+            self._heard(child, message)
+            return
+        pid, age = child.pid, child.age
+        assert child.lifeline is not None
+        self._selector.unregister(child.lifeline)
+        code = child.reap()
+        if child in self._ending:
+            log.info("process.end", child=child.name, pid=pid, code=code)
+            return
+        log.error("process.died", child=child.name, pid=pid, code=code, age=round(age, 3))
+        if self.starting and not was_ready:
+            raise AlgateError(f"{child.name} ended with code {code} before it was ready (its reason stands above)")
+        child.restarts += 1
+        pause = 0.0 if age > STABLE_AGE else min(LONGEST_PAUSE, 0.05 * 2 ** min(child.restarts - 1, 10))
+        self._restarts.append(_Restart(child, time.monotonic() + pause))

@@ -1,0 +1,109 @@
+"""Which children a configuration needs, and what each of them is started with."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+
+from gateway.config import Config
+from gateway.process.boot import Boot
+from gateway.process.child import Child
+from gateway.process.code import Code
+from gateway.process.listeners import Listeners
+from gateway.process.run_dir import RunDir
+from gateway.process.shared_files import SharedFiles
+
+
+class Crew:
+    """The children of one instance, and the sockets that they find again when they are replaced."""
+
+    def __init__(self, config: Config, run_dir: RunDir, listeners: Listeners, files: SharedFiles, code: Code) -> None:
+        self.config = config
+        self.files = files
+        self._run_dir = run_dir
+        self._listeners = listeners
+        self._code = code
+        self._sockets: list[socket.socket] = []
+        self._memfds: list[int] = []
+        self._broker_ends: list[int] = []
+        self.workers = [self._make_worker(slot) for slot in range(config.worker_count)]
+        self.packets = self._make_packets() if config.packets_wanted else None
+        self.broker = self._make_broker() if config.broker_wanted else None
+
+    def __iter__(self) -> Iterator[Child]:
+        yield from (child for child in (self.broker, self.packets) if child)
+        yield from self.workers
+
+    def close(self) -> None:
+        """Close the sockets; nobody can be started any more."""
+        for sock in self._sockets:
+            sock.close()
+        for fd in self._memfds:
+            os.close(fd)
+
+    def _admin(self, name: str) -> int:
+        """The socket that the command line talks to it by."""
+        sock = self._run_dir.listen(name)
+        self._sockets.append(sock)
+        return sock.fileno()
+
+    def _broker_pair(self) -> int:
+        """One more slot of the broker; its other end. Both stay open: who replaces a dead one takes up its pair."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._sockets += [ours, theirs]
+        self._broker_ends.append(ours.fileno())
+        return theirs.fileno()
+
+    def _make_worker(self, slot: int) -> Child:
+        name = f"worker-{slot}"
+        admin = self._admin(name)
+        broker = self._broker_pair() if self.config.broker_wanted else None
+
+        def boot(lifeline: int) -> Boot:
+            return Boot(
+                role="worker",
+                slot=slot,
+                config=self.config,
+                lifeline=lifeline,
+                admin=admin,
+                broker=broker,
+                socks=self._listeners.fds(slot, "socks"),
+                transparent=self._listeners.fds(slot, "transparent"),
+                files=self.files.fds(),
+            )
+
+        return Child(name, "gateway.process.worker", self.config.process.user, None, self._code, boot)
+
+    def _make_packets(self) -> Child:
+        slot = len(self._broker_ends)
+        admin = self._admin("packets")
+        broker = self._broker_pair()
+        journal = [os.memfd_create(f"algate-journal-{i}") for i in range(2)]
+        self._memfds += journal
+
+        def boot(lifeline: int) -> Boot:
+            return Boot(
+                role="packets",
+                slot=slot,
+                config=self.config,
+                lifeline=lifeline,
+                admin=admin,
+                broker=broker,
+                journal=journal,
+            )
+
+        # The queue is netfilter's, so reading it needs the capability; nothing else of the process does.
+        user = self.config.process.broker_user
+        return Child("packets", "gateway.process.packets", user, "net_admin", self._code, boot)
+
+    def _make_broker(self) -> Child:
+        admin = self._admin("broker")
+
+        def boot(lifeline: int) -> Boot:
+            return Boot(
+                role="broker", slot=0, config=self.config, lifeline=lifeline, admin=admin, workers=self._broker_ends
+            )
+
+        user = self.config.process.broker_user
+        return Child("broker", "gateway.process.broker", user, "net_admin", self._code, boot)
