@@ -136,10 +136,26 @@ class LogSection(_Section, frozen=True):
     format: Annotated[
         Literal["logfmt", "json", "console"], Meta(description='Their form. "console" is for the eye.')
     ] = "logfmt"
-    level: Annotated[
-        Literal["debug", "info", "warning", "error"],
-        Meta(description='The least level of a line that is written; "warning" leaves out those of every connection.'),
-    ] = "debug"
+    connections: Annotated[bool, Meta(description="Whether a flow's begin and end have a line each.")] = True
+
+
+class ConsoleSection(_Section, frozen=True):
+    """The console: a page for the operator, /metrics, /healthz and /readyz (docs/how-to/console.md)."""
+
+    listen: Annotated[
+        str,
+        Meta(
+            description='Address and port of the console; "": there is none. Beyond loopback everything but the health '
+            "asks for the token.",
+        ),
+    ] = "127.0.0.1:9180"
+    hosts: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Further names by which a browser may ask for it, as that of a proxy in front of it.",
+            examples=[["algate.example.net"]],
+        ),
+    ] = ()
 
 
 class TransparentSection(_Section, frozen=True):
@@ -227,6 +243,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     alg: dict[str, AlgSection] = msgspec.field(default_factory=lambda: dict(DEFAULT_ALG))
     process: ProcessSection = ProcessSection()
     log: LogSection = LogSection()
+    console: ConsoleSection = ConsoleSection()
     dns: DnsSection = DnsSection()
     rule: tuple[RuleSection, ...] = ()
     upstream: tuple[UpstreamSection, ...] = ()

@@ -53,6 +53,11 @@ def check(config: Config) -> None:
         raise BadValue("pinhole.backend: kernel pinholes lead to inside clients, and network.inside is empty")
     _check_alg(config)
     _check_rules(config)
+    if config.console.listen:
+        _valid("console.listen", config.console.listen, parse_endpoint)
+    for i, host in enumerate(config.console.hosts):
+        if not re.fullmatch(r"[A-Za-z0-9.\-\[\]:]{1,260}", host):
+            raise BadValue(f"console.hosts[{i}]: {host!r} is not a name or address, with or without a port")
     if config.process.workers < 0:
         raise BadValue(f"process.workers: {config.process.workers} is negative (0: one per core)")
     if not config.process.run_dir.startswith("/"):

@@ -14,6 +14,7 @@ import structlog
 from gevent.event import Event
 
 from alg.address import Endpoint
+from gateway.observe.counters import count, flow_opened
 from gateway.observe.metrics import Sample
 from gateway.relay.connection import RelaySocket
 from gateway.relay.copy import CopyHandle, EncodedSocket
@@ -159,6 +160,7 @@ class Flows:
         flow.rule, flow.target = rule, target
         self._live[flow.id] = flow
         self._empty.clear()
+        flow_opened(front, rule)
         log.info("flow.open", **flow.names())
         return flow
 
@@ -168,6 +170,7 @@ class Flows:
         if flow.session is not None:
             flow.session.release()
         self.finished += 1
+        count("algate_flows_ended_total", flow.front, reason)
         self._up += flow.up
         self._down += flow.down
         duration = round(time.time() - flow.since, 3)

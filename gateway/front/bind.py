@@ -177,7 +177,7 @@ class BindCommand:
             abort(peer)
             return
         # The peer has chosen its port, so it says nothing of the protocol: no module.
-        flow = self._flows.add("socks", request.client, remote, request.user)
+        flow = self._flows.add("socks", request.client, remote, request.user, rule=admission.decision.rule)
         flow.module = REASON
-        flow.rule, flow.rate, flow.session = admission.decision.rule, admission.decision.rate, admission.session
+        flow.rate, flow.session = admission.decision.rate, admission.session
         self._flows.relay(flow, request.sock, peer)

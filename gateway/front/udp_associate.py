@@ -65,9 +65,8 @@ class UdpAssociateCommand:
             request.refuse(error.failure)
             return
         bound = endpoint(inner.getsockname())
-        flow = self._flows.add("socks", request.client, bound, request.user)
-        flow.module = REASON
-        flow.rule, flow.session = admission.decision.rule, admission.session
+        flow = self._flows.add("socks", request.client, bound, request.user, rule=admission.decision.rule)
+        flow.module, flow.session = REASON, admission.session
         reasons: list[str] = []
 
         def end(reason: str) -> None:

@@ -57,6 +57,15 @@ def observe(name: str, seconds: float) -> None:
     histogram.observe(seconds)
 
 
+def flow_opened(front: str, rule: str) -> None:
+    """A flow has begun; `rule` has permitted it. Not by the log, which may be without flows."""
+    counts["algate_flows_opened_total", front] += 1
+    if front != "pinhole":
+        counts["algate_handshakes_total", front, "granted"] += 1
+        if rule:
+            counts["algate_permits_total", rule] += 1
+
+
 def tally(_logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """The first of the log's processors: counts the line, and remembers it if it is noteworthy."""
     name = event["event"]
@@ -70,19 +79,6 @@ def tally(_logger: object, method: str, event: structlog.typing.EventDict) -> st
 
 
 # --- what the lines of the log mean ---------------------------------------------------------------------------------
-
-
-def _flow_open(event: Fields) -> None:
-    front = event["front"]
-    counts["algate_flows_opened_total", front] += 1
-    if front != "pinhole":
-        counts["algate_handshakes_total", front, "granted"] += 1
-        if rule := event.get("rule"):
-            counts["algate_permits_total", rule] += 1
-
-
-def _flow_end(event: Fields) -> None:
-    counts["algate_flows_ended_total", event["front"], event["reason"]] += 1
 
 
 def _failed(front: str) -> Callable[[Fields], None]:
@@ -135,8 +131,6 @@ def _udp_dropped(event: Fields) -> None:
 
 
 _HANDLERS: dict[str, Callable[[Fields], None]] = {
-    "flow.open": _flow_open,
-    "flow.end": _flow_end,
     "socks.denied": _failed("socks"),
     "socks.failed": _failed("socks"),
     "socks.malformed": _handshake("malformed"),
