@@ -91,6 +91,11 @@ def elements_of(lease: Lease, slot: int, ttl: float) -> tuple[Element, ...]:
     return (Element(f"dnat{family}", key, _pack(lease.target), ttl, comment), Element(once, key, None, ttl, ""))
 
 
+def is_single(lease: Lease) -> bool:
+    """Whether an element of `once` stands for the lease."""
+    return lease.uses == 1 and (lease.peer is not None or lease.direction == "out")
+
+
 def once_of(lease: Lease) -> tuple[str, bytes]:
     """Set and key of the element that is there as long as a pinhole of one use (and one peer) is unused."""
     source = lease.client if lease.direction == "out" else lease.peer

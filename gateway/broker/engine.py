@@ -1,22 +1,21 @@
 """The broker's pinholes: what is open, and the kernel's table that makes it so. No sockets of workers here.
 
-What is asked for waits until `flush`, so that many requests are one netfilter transaction. The kernel's table is the
-journal: a new engine reads the leases back from it.
+What is asked for waits until `flush`, so that many requests are one netfilter transaction and one look at conntrack.
+The kernel's table is the journal: a new engine reads the leases back from it.
 """
 
 from __future__ import annotations
 
-import errno
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from gateway.broker.conntrack import Conntrack, Socket, connections_of
-from gateway.broker.elements import COUNTED, ONCE, elements_of, leases_of, once_of, traffic_of
+from gateway.broker.conntrack import Conntrack, Socket, connections_between, connections_of
+from gateway.broker.elements import COUNTED, ONCE, elements_of, is_single, leases_of, once_of, traffic_of
 from gateway.broker.netfilter import Change, Netfilter, TableGoneError
 from gateway.broker.netlink import NetfilterError
 from gateway.broker.ports import can_bind
@@ -26,7 +25,8 @@ from gateway.errors import PinholeRefused
 from gateway.model import Lease, PinholeRequest
 from gateway.observe.admin_wire import Rows
 from gateway.observe.log import get_logger
-from gateway.pinhole.lease import NOTHING, LeaseTable, lease_row
+from gateway.observe.metrics import Sample
+from gateway.pinhole.lease import NOTHING, LeaseTable, audit_fields, lease_row
 
 RECONCILE = 1.0
 """Seconds between two looks at which pinholes the kernel has used up."""
@@ -67,8 +67,11 @@ class Engine:
         self._send = send
         self._opens: list[Pending] = []
         self._closes: list[tuple[int, Lease]] = []
+        self._done: list[tuple[int, Opened | Updated]] = []  # to be told when the connections of before are forgotten
+        self._stale: set[Socket] = set()
         self._once: dict[str, tuple[str, bytes]] = {}  # where the kernel says whether a lease was used
         self._flowing: set[str] = set()  # conversations of which a packet was seen
+        self._inherited: set[str] = set()  # leases of a worker that died, of which its successor said nothing yet
         self._next_reconcile = math.inf
         self._last_reconcile = -math.inf
         self._opened = self._refused = self._used = 0
@@ -88,9 +91,10 @@ class Engine:
         """Close everything and delete the table. Raises NetfilterError."""
         leases = self._leases.close_all(now=time.monotonic())
         for lease in leases:
-            log.info("pinhole.close", by="stop", **_audit(lease))
+            log.info("pinhole.close", by="stop", **audit_fields(lease))
         self.netfilter.unload()
-        self._forget(socket for lease in leases for socket in connections_of(lease))
+        self._stale.update(socket for lease in leases for socket in connections_of(lease))
+        self._forget()
         log.info("broker.stopped", opened=self._opened, used=self._used, refused=self._refused)
 
     def deadline(self) -> float:
@@ -125,9 +129,12 @@ class Engine:
             try:
                 lease = self._reserve(slot, request)
             except PinholeRefused as refusal:
-                if refusal.rule not in ("quota", "full"):
+                if refusal.rule == "taken":
+                    self._disinherit(slot, request)
+                elif refusal.rule in ("quota", "full"):
+                    self._notice_used(request.client, refusal.rule)  # those do not count
+                else:
                     raise
-                self._notice_used(request.client, refusal.rule)  # those do not count
                 lease = self._reserve(slot, request)
         except PinholeRefused as refusal:
             self._refuse(slot, message.id, request.client, request.reason, refusal)
@@ -135,8 +142,8 @@ class Engine:
         self._opens.append((slot, message.id, lease, request.ttl))
 
     def update(self, slot: int, message: Update) -> None:
-        """Change a conversation, and answer."""
-        self.flush()
+        """Change a conversation, and answer with the next `flush`."""
+        self._commit()
         update = message.update
         old = self._leases.get(update.lease, owner=slot) if valid_lease_id(update.lease) else None
         try:
@@ -148,28 +155,29 @@ class Engine:
             deadline = self._leases.deadline_of(old.id) if update.ttl is msgspec.UNSET else now + update.ttl
             try:
                 # Deleted and added in one transaction: no packet meets a conversation half changed.
+                delete = elements_of(old, slot, 1.0)
                 add = self.netfilter.counted(elements_of(new, slot, max(deadline - now, SHORTEST_TTL)))
-                refused = self.netfilter.apply([Change(elements_of(old, slot, 1.0), tuple(add))])
+                refused = self.netfilter.apply([Change(delete, tuple(add))])
             except TableGoneError:
                 self._table_gone()
                 raise PinholeRefused("lease", "the ruleset was flushed") from None
             except NetfilterError as error:
                 raise PinholeRefused("kernel", str(error)) from error
             if refused:
-                raise PinholeRefused(_rule(refused[0]), str(refused[0]))
+                raise PinholeRefused(refused[0].rule, str(refused[0]))
         except PinholeRefused as refusal:
             client, reason = (old.client, old.reason) if old is not None else ("", "")
             self._refuse(slot, message.id, client, reason, refusal)
             return
         self._leases.replace(new, deadline=deadline)
-        if (old.peers, old.target, old.second) != (new.peers, new.target, new.second):
-            self._forget({*connections_of(old), *connections_of(new)})
-        log.info("pinhole.update", slot=slot, **_audit(new))
-        self._send(slot, Updated(message.id, new))
+        self._inherited.discard(new.id)
+        self._stale |= connections_between(old, new)
+        log.info("pinhole.update", slot=slot, **audit_fields(new))
+        self._done.append((slot, Updated(message.id, new)))
 
     def count(self, slot: int, message: Count) -> None:
         """Say how much has passed through conversations of this slot."""
-        self.flush()
+        self._commit()
         counts = {}
         try:
             for lease_id in message.leases[:MOST_COUNTED]:
@@ -189,14 +197,28 @@ class Engine:
         if lease is not None:
             self._closing(slot, lease, "worker")
 
-    def close_slot(self, slot: int) -> None:
-        """Close all leases of this slot with the next `flush`."""
+    def greet(self, slot: int, keep: bool) -> None:
+        """Another worker sits in this slot: close all its leases with the next `flush`, or keep them for it."""
         self.flush()  # what the predecessor had asked for is its own
+        if keep:
+            self._inherited = {lease.id for lease in self._leases.of_owner(slot)}
+            return
         for lease in self._leases.close_owner(slot, now=time.monotonic()):
             self._closing(slot, lease, "hello")
 
     def flush(self) -> None:
         """Close and open what waits, in one transaction, and answer."""
+        self._commit()
+        self._forget()
+        done, self._done = self._done, []
+        for slot, answer in done:
+            unheard = not self._send(slot, answer)
+            lease = answer.lease
+            if unheard and isinstance(answer, Opened) and self._leases.close(lease.id, now=time.monotonic()):
+                self._closing(slot, lease, "unheard")
+
+    def _commit(self) -> None:
+        """Close and open what waits, in one transaction; who asked is told by `flush`, if it was not refused."""
         if not self._opens and not self._closes:
             return
         closes, self._closes = self._closes, []
@@ -212,20 +234,20 @@ class Engine:
         except NetfilterError as error:
             log.error("broker.netfilter_failed", error=str(error), opens=len(opens), closes=len(closes))
             refused = dict.fromkeys(range(len(changes)), error)
-        self._forget(socket for _, lease in closes for socket in connections_of(lease))
-        self._forget(socket for _, _, lease, _ in opens for socket in connections_of(lease))
+        for _, lease in closes:
+            self._stale.update(connections_of(lease))
         for index, (slot, request_id, lease, _) in enumerate(opens, len(closes)):
             if index in refused:
                 self._leases.close(lease.id, now=time.monotonic())
-                refusal = PinholeRefused(_rule(refused[index]), str(refused[index]))
+                refusal = PinholeRefused(refused[index].rule, str(refused[index]))
                 self._refuse(slot, request_id, lease.client, lease.reason, refusal)
                 # Nobody knows what the kernel did if it did not answer: what there may be of it must go.
                 self._closes.append((slot, lease))
                 continue
             self._opened += 1
-            log.info("pinhole.open", slot=slot, **_audit(lease))
-            if not self._send(slot, Opened(request_id, lease)) and self._leases.close(lease.id, now=time.monotonic()):
-                self._closing(slot, lease, "unheard")
+            self._stale.update(connections_of(lease))
+            log.info("pinhole.open", slot=slot, **audit_fields(lease))
+            self._done.append((slot, Opened(request_id, lease)))
 
     def _reserve(self, slot: int, request: PinholeRequest) -> Lease:
         def is_free(port: int) -> bool:
@@ -237,14 +259,14 @@ class Engine:
 
     def _notice_used(self, client: str, rule: str) -> None:
         """Find out what of a client, or of all, is used up. A few questions at most, as anybody can make us ask."""
-        self.flush()
+        self._commit()
         if rule == "full":
             if time.monotonic() >= self._last_reconcile + _SOONEST_RECONCILE:
                 self.reconcile()
             return
         try:
             for lease in self._leases.of_client(client):
-                if _is_single(lease) and not self.netfilter.has(*once_of(lease)):
+                if is_single(lease) and not self.netfilter.has(*once_of(lease)):
                     self._use(lease)
         except NetfilterError as error:
             log.warning("broker.reconcile_failed", error=str(error))
@@ -252,22 +274,30 @@ class Engine:
     def _use(self, lease: Lease) -> None:
         self._leases.use(lease.id)
         self._used += 1
-        log.info("pinhole.use", **_audit(lease))
+        log.info("pinhole.use", **audit_fields(lease))
 
     def _replace(self, slot: int, request: PinholeRequest) -> None:
         """An outbound pinhole has no port of ours that sets it apart: the same wish again takes the old one's place."""
         for lease in self._leases.of_client(request.client):
             if lease.direction == "out" and (lease.protocol, lease.target) == (request.transport, request.target):
-                self.flush()
+                self._commit()
                 if self._leases.close(lease.id, now=time.monotonic()) is not None:
                     self._closing(slot, lease, "replaced")
-                    self.flush()
+                    self._commit()
+
+    def _disinherit(self, slot: int, request: PinholeRequest) -> None:
+        """Close what a dead worker had opened for a socket, and its successor never heard of."""
+        for lease in self._leases.of_client(request.client):
+            shared = {lease.target.port, lease.second} & {request.target.port, request.second} - {None}
+            if lease.id in self._inherited and lease.uses == 0 and shared:
+                self.close(slot, lease.id)
+        self._commit()
 
     def _closing(self, slot: int, lease: Lease, by: str) -> None:
         self._closes.append((slot, lease))
         self._once.pop(lease.id, None)
         self._flowing.discard(lease.id)
-        log.info("pinhole.close", by=by, **_audit(lease))
+        log.info("pinhole.close", by=by, **audit_fields(lease))
 
     def _refuse(self, slot: int, request_id: int, client: str, reason: str, refusal: PinholeRefused) -> None:
         self._refused += 1
@@ -298,7 +328,7 @@ class Engine:
         now = time.monotonic()
         self._expire(now)
         for lease in self._leases.live():
-            if _is_single(lease) and self._once.setdefault(lease.id, once_of(lease)) not in once:
+            if is_single(lease) and self._once.setdefault(lease.id, once_of(lease)) not in once:
                 self._use(lease)
         self.rows()
         # With thousands of pinholes the look takes long: never spend more than a tenth of the time on it.
@@ -321,7 +351,7 @@ class Engine:
                 traffic = traffic_of(counted[key] for key in keys if key in counted)
             if traffic.bytes and lease.id not in self._flowing:
                 self._flowing.add(lease.id)
-                log.info("pinhole.use", **_audit(lease))
+                log.info("pinhole.use", **audit_fields(lease))
             rows.append(lease_row(lease, traffic))
         return rows
 
@@ -335,18 +365,24 @@ class Engine:
             "refused": self._refused,
         }
 
+    def samples(self) -> list[Sample]:
+        """The open pinholes, for the metrics. Ports that are only let through to a worker are the worker's."""
+        return self._leases.samples()
+
     def _expire(self, now: float) -> None:
         expired = self._leases.expire(now)
         for lease in expired:
             self._once.pop(lease.id, None)
             self._flowing.discard(lease.id)
-            log.info("pinhole.expire", **_audit(lease))
-        self._forget(socket for lease in expired for socket in connections_of(lease))
+            log.info("pinhole.expire", **audit_fields(lease))
+            self._stale.update(connections_of(lease))
+        self._forget()
 
-    def _forget(self, sockets: Iterable[Socket]) -> None:
+    def _forget(self) -> None:
         """Have the kernel forget UDP connections. What of a conversation stays is dropped in the table anyway."""
+        stale, self._stale = self._stale, set()
         try:
-            self._conntrack.forget(sockets)
+            self._conntrack.forget(stale)
         except NetfilterError as error:
             log.warning("broker.conntrack_failed", error=str(error))
 
@@ -356,28 +392,8 @@ class Engine:
         coming = {lease.id for _, _, lease, _ in pending}
         for lease in self._leases.close_all(now=now):
             if lease.id not in coming:
-                log.info("pinhole.close", by="flush", **_audit(lease))
+                log.info("pinhole.close", by="flush", **audit_fields(lease))
         for slot, _, lease, ttl in pending:
             self._leases.restore(lease, owner=slot, deadline=now + ttl)
         log.error("broker.table_gone", table=self.netfilter.name)
         self.netfilter.load()
-
-
-def _is_single(lease: Lease) -> bool:
-    """Whether an element of `once` stands for the lease."""
-    return lease.uses == 1 and (lease.peer is not None or lease.direction == "out")
-
-
-def _audit(lease: Lease) -> dict[str, Any]:
-    row = lease_row(lease)
-    return {key: value for key, value in row.items() if key not in ("backend", "expires", *_COUNTERS)}
-
-
-_COUNTERS = ("packets", "packets_in", "packets_out", "bytes")
-
-
-def _rule(error: NetfilterError) -> str:
-    """The rule by which a pinhole is refused that the kernel did not take."""
-    if error.code in (errno.ENFILE, errno.ENOSPC):
-        return "full"
-    return "kernel"

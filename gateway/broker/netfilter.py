@@ -237,7 +237,7 @@ class Netfilter:
             return []
 
     def _glanced(self, name: str, items: bytes, flags: int) -> list[Element]:
-        """What the kernel answers to a question for these elements of a set, but of each only the key and the counter."""
+        """The answer to a question for these elements of a set: of each only the key and the counter."""
         return [
             _glance(name, item)
             for answer in self._request(self._netlink.message(_GET_ELEMENT, REQUEST | flags, self._head[name] + items))

@@ -35,6 +35,11 @@ class NetfilterError(Exception):
         super().__init__(f"{what}: {os.strerror(code)}")
         self.code = code
 
+    @property
+    def rule(self) -> str:
+        """The rule by which a pinhole is refused that the kernel did not take."""
+        return "full" if self.code in (errno.ENFILE, errno.ENOSPC) else "kernel"
+
 
 def attribute(kind: int, value: bytes) -> bytes:
     """One attribute, padded to four bytes."""

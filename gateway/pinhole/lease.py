@@ -352,3 +352,11 @@ def lease_row(lease: Lease, traffic: Traffic = NOTHING) -> dict[str, Any]:
         "packets_out": traffic.packets_out,
         "bytes": traffic.bytes,
     }
+
+
+def audit_fields(lease: Lease) -> dict[str, Any]:
+    """What the audit lines of a lease say of it."""
+    return {key: value for key, value in lease_row(lease).items() if key not in _NOT_AUDITED}
+
+
+_NOT_AUDITED = ("expires", "packets", "packets_in", "packets_out", "bytes")

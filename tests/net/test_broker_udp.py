@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from alg.address import Endpoint
+from gateway.broker import conntrack
 from gateway.broker.elements import SETS, Element
 from gateway.broker.netfilter import Netfilter
 from gateway.broker.protocol import MAX_MESSAGE, Close, Count, Counted, Update, Updated, decode_to_worker
@@ -243,6 +244,28 @@ def test_a_connection_that_was_there_before_begins_anew_from_the_public_port(rig
     assert gets(far, phone, of(far)) == lease.public  # and while nobody may send in, the answer comes as ever
     rig.at(rig.router, "iptables -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT")
     assert gets(phone, far, lease.public) == of(far)
+
+
+@pytest.mark.parametrize("few", [0, 1_000_000], ids=["host by host", "all at once"])
+def test_only_connections_of_these_sockets_are_forgotten(
+    rig: Rig, phones: Phones, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conntrack, "_FEW_ENTRIES", few)
+    far = {host: phones.at(rig.outside, host, 7000) for host in (SERVER, STRANGER, SERVER6)}
+    for host, sock in far.items():
+        for port in (41000, 41001):
+            sock.sendto(b"early", (PUBLIC6 if ":" in host else PUBLIC, port))
+
+    def forget() -> int:
+        ends = [(PUBLIC, 41000, False), (STRANGER, 7000, True), (PUBLIC6, 41001, False), (PUBLIC6, 7000, True)]
+        return conntrack.Conntrack().forget({conntrack.Socket(Endpoint(h, p), source) for h, p, source in ends})
+
+    assert rig.within(rig.router, forget) == 4
+    assert rig.within(rig.router, forget) == 0
+    (left,) = rig.at(rig.router, "conntrack -L -p udp -f ipv4").splitlines()
+    assert f"src={SERVER} dst={PUBLIC} sport=7000 dport=41001" in left
+    (left,) = rig.at(rig.router, "conntrack -L -p udp -f ipv6").splitlines()
+    assert f"src={SERVER6} dst={PUBLIC6} sport=7000 dport=41000" in left
 
 
 def test_one_inside_socket_has_one_public_port(rig: Rig) -> None:
