@@ -71,6 +71,9 @@ class Conversations:
     def __len__(self) -> int:
         return len(self._live)
 
+    def __contains__(self, ref: int) -> bool:
+        return ref in self._live
+
     def lease_ids(self) -> dict[int, str]:
         """The ids of the open leases, by number."""
         return {ref: one.lease.id for ref, one in self._live.items() if one.lease is not None}
@@ -82,6 +85,16 @@ class Conversations:
             return [(refs[lease], *counts) for lease, counts in self._pinholes.traffic(list(refs)).items()]
         except PinholeRefused:
             return []  # the broker is being replaced
+
+    def lease(self, ref: int) -> Lease | None:
+        """The lease of one that is open."""
+        one = self._live.get(ref)
+        return one.lease if one is not None else None
+
+    def restore(self, ref: int, lease: Lease) -> None:
+        """Take over one that another process has opened."""
+        self._live[ref] = one = _Conversation(lease.reason)
+        one.lease = lease
 
     def open(self, command: OpenConversation, client: str, public: PublicAddress | None, read: bool = False) -> None:
         """Open one for the inside host `client`; `told` is called later. Without `public`: refused.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from dataclasses import dataclass, field
+from typing import cast
 
 from alg.address import Address, Endpoint
 from alg.api import Side
@@ -92,17 +93,35 @@ def may_send_media(address: Address, server: str) -> bool:
 
 
 class Calls:
-    """All calls of an engine. `any_source`: media may come from anybody, once there is an answer."""
+    """All calls of an engine. `any_source`: media may come from anybody, once there is an answer. `changed`: the keys
+    of those that change, if somebody wants to know."""
 
     def __init__(self, conversations: Conversations, any_source: bool) -> None:
+        self.changed: set[Key] | None = None
         self._conversations = conversations
         self._any_source = any_source
+        self.begun = self.answered = 0  # calls, since the start
         self._calls: dict[Key, Call] = {}
         self._of_client: dict[str, int] = {}
         self._timers: list[tuple[float, Key]] = []
 
     def all(self) -> list[Call]:
         return list(self._calls.values())
+
+    def by_key(self, key: Key) -> Call | None:
+        return self._calls.get(key)
+
+    def restore(self, call: Call) -> None:
+        """Put back a call."""
+        self._calls[call.key] = call
+        self._of_client[call.client.host] = self._of_client.get(call.client.host, 0) + 1
+        self._watch(call)
+        self.touch(call)
+
+    def touch(self, call: Call) -> None:
+        """It has changed."""
+        if self.changed is not None:
+            self.changed.add(call.key)
 
     def find(self, client: Endpoint, message: Message) -> Call | None:
         return self._calls.get((client.host, message.call_id))
@@ -119,9 +138,11 @@ class Calls:
             )
             key = (client.host, message.call_id)
             call = Call(key, client, server, caller, callee, now, now, {server})
+            self.begun += 1
             self._calls[key] = call
             self._of_client[client.host] = count + 1
             self._watch(call)
+            self.touch(call)
         elif side is Side.CLIENT or server in call.servers:
             call.ends = math.inf
         return call
@@ -186,6 +207,7 @@ class Calls:
     def heard(self, call: Call, side: Side, server: str, message: Message, now: float) -> None:
         """Follow a message of the call, after its session description was seen."""
         call.heard = now
+        self.touch(call)
         if side is Side.CLIENT and message.is_request:
             call.servers.add(server)  # the client's choice: it knows the route
         if message.is_request:
@@ -217,6 +239,7 @@ class Calls:
             call.far = {tag: hosts for tag, hosts in call.far.items() if tag in call.legs}
             if call.state != "confirmed":
                 call.state, call.since = "confirmed", now
+                self.answered += 1
         if good:
             self._agree(call, asked, now)
         elif message.method == b"INVITE" and call.state != "confirmed":
@@ -246,12 +269,13 @@ class Calls:
     def active(self, conversation: Conversation, packets: tuple[int, int], now: float) -> None:
         """A media conversation has carried so many packets (in, out)."""
         for claim in conversation.claims:
-            call = self._calls.get(claim[1]) if isinstance(claim, tuple) and claim[0] == "call" else None
+            call = self._calls.get(cast(Key, claim[1])) if claim[0] == "call" else None
             if call is not None:
                 if call.counted.get(conversation.ref) != packets:
                     call.heard = now
                 call.counted[conversation.ref] = packets
                 self._watch(call)
+                self.touch(call)
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
@@ -259,6 +283,7 @@ class Calls:
         """The call is over: its sockets are given up."""
         if self._calls.pop(call.key, None) is None:
             return
+        self.touch(call)
         self._of_client[call.client.host] -= 1
         if not self._of_client[call.client.host]:
             del self._of_client[call.client.host]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -15,6 +14,7 @@ REFUSED_FOR = 10.0  # seconds before a socket that was refused is asked for agai
 MOST_PEERS = 8
 
 Peers = tuple[str, ...] | None
+Claim = tuple[str, tuple[str | bytes, ...]]  # its kind, and what it belongs to
 
 
 class State(Enum):
@@ -41,7 +41,7 @@ class Conversation:
     public: Endpoint | None = None
     peers: Peers = ()
     ends: float = 0.0  # when the driver will close it
-    claims: dict[Hashable, tuple[Peers, float]] = field(default_factory=dict)
+    claims: dict[Claim, tuple[Peers, float]] = field(default_factory=dict)
     spelled: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -49,10 +49,12 @@ Commands = OpenConversation | UpdateConversation | ClosePinhole
 
 
 class Conversations:
-    """All conversations of an engine. What the driver must do is put into `out`, which its owner empties."""
+    """All conversations of an engine. What the driver must do is put into `out`, which its owner empties; the numbers
+    of those that change into `changed`, if somebody wants to know."""
 
     def __init__(self) -> None:
         self.out: list[Commands] = []
+        self.changed: set[int] | None = None
         self._refs: dict[int, Conversation] = {}
         self._targets: dict[Endpoint, Conversation] = {}
         self._publics: dict[Endpoint, tuple[Conversation, Endpoint]] = {}
@@ -61,6 +63,9 @@ class Conversations:
 
     def __len__(self) -> int:
         return len(self._refs)
+
+    def all(self) -> list[Conversation]:
+        return list(self._refs.values())
 
     def of(self, target: Endpoint) -> Conversation | None:
         """The conversation of an inside socket."""
@@ -81,12 +86,26 @@ class Conversations:
         self._publics[public] = conversation, target
         return conversation
 
+    def restore(self, conversation: Conversation, now: float) -> None:
+        """Put back one that is open. The driver is asked about it soon, and not about all of them at once."""
+        self._last_ref = max(self._last_ref, conversation.ref)
+        self._refs[conversation.ref] = self._targets[conversation.target] = conversation
+        self._show(conversation)
+        soon = now + 1.0 + conversation.ref % 100 / 10
+        heapq.heappush(self._timers, (min(soon, max(now, conversation.ends - 1.0)), conversation.ref))
+        self.touch(conversation)
+
+    def touch(self, conversation: Conversation) -> None:
+        """It has changed."""
+        if self.changed is not None:
+            self.changed.add(conversation.ref)
+
     def want(
         self,
         target: Endpoint,
         second: int | None,
         reason: str,
-        claim: Hashable,
+        claim: Claim,
         now: float,
         until: float,
         peers: Peers = (),
@@ -107,17 +126,38 @@ class Conversations:
             self.claim(conversation, claim, now, until, peers)
         return conversation
 
-    def claim(self, conversation: Conversation, claim: Hashable, now: float, until: float, peers: Peers = ()) -> None:
+    def claim(self, conversation: Conversation, claim: Claim, now: float, until: float, peers: Peers = ()) -> None:
         """`claim` lets `peers` in until that time; what it said before is void."""
         before = conversation.claims.get(claim)
         conversation.claims[claim] = (peers, until)
+        self.touch(conversation)
         if before is None or before[0] != peers:
             self._changed(conversation, now)
 
-    def drop(self, conversation: Conversation, claim: Hashable, now: float) -> None:
+    def drop(self, conversation: Conversation, claim: Claim, now: float) -> None:
         """`claim` is void. Without any claim the conversation is closed."""
         if conversation.claims.pop(claim, None) is not None:
             self._changed(conversation, now)
+
+    def reopen(self, ref: int, now: float) -> None:
+        """The public endpoint of `ref` is this router's no more: close it, and ask for another one."""
+        conversation = self._refs.get(ref)
+        if conversation is None or conversation.state is not State.OPEN:
+            return
+        self._hide(conversation)
+        conversation.state, conversation.public = State.OPENING, None
+        self.out.append(ClosePinhole(ref))
+        self.out.append(
+            OpenConversation(
+                ref,
+                conversation.target,
+                conversation.second,
+                conversation.peers,
+                max(conversation.ends - now, 1.0),
+                conversation.reason,
+            )
+        )
+        self.touch(conversation)
 
     def opened(self, ref: int, public: Endpoint, now: float) -> None:
         """The driver opened `ref`; one that nobody wants any more is closed."""
@@ -127,15 +167,14 @@ class Conversations:
             return
         conversation.state = State.OPEN
         conversation.public = public
-        self._publics[public] = conversation, conversation.target
-        if conversation.second is not None and public.port < 65535:
-            beside = Endpoint(conversation.target.host, conversation.second)
-            self._publics[Endpoint(public.host, public.port + 1)] = conversation, beside
+        self._show(conversation)
+        self.touch(conversation)
 
     def refused(self, ref: int, now: float) -> None:
         """The driver did not open `ref`, or lost it."""
         if conversation := self._refs.get(ref):
             self._hide(conversation)
+            self.touch(conversation)
             conversation.state = State.REFUSED
             conversation.ends = now + REFUSED_FOR
             heapq.heappush(self._timers, (conversation.ends, ref))
@@ -161,6 +200,7 @@ class Conversations:
     def _changed(self, conversation: Conversation, now: float, refresh: bool = False) -> None:
         if conversation.ref == 0 or conversation.state is State.REFUSED:
             return
+        self.touch(conversation)
         if not conversation.claims:
             self._forget(conversation)
             self.out.append(ClosePinhole(conversation.ref))
@@ -179,6 +219,14 @@ class Conversations:
             due = now + max(1.0, (conversation.ends - now) / 2)
             heapq.heappush(self._timers, (min(due, max(soonest, now + 1.0)), conversation.ref))
 
+    def _show(self, conversation: Conversation) -> None:
+        public = conversation.public
+        assert public is not None
+        self._publics[public] = conversation, conversation.target
+        if conversation.second is not None and public.port < 65535:
+            beside = Endpoint(conversation.target.host, conversation.second)
+            self._publics[Endpoint(public.host, public.port + 1)] = conversation, beside
+
     def _hide(self, conversation: Conversation) -> None:
         if public := conversation.public:
             self._publics.pop(public, None)
@@ -186,6 +234,7 @@ class Conversations:
                 self._publics.pop(Endpoint(public.host, public.port + 1), None)
 
     def _forget(self, conversation: Conversation) -> None:
+        self.touch(conversation)
         self._hide(conversation)
         del self._refs[conversation.ref]
         del self._targets[conversation.target]

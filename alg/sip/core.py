@@ -17,6 +17,7 @@ from alg.sip.calls import Call, Calls, turn
 from alg.sip.conversations import Commands, Conversation, Conversations, State
 from alg.sip.edits import Edits, advertise, describe, hairpin, own_places, restore, same_host
 from alg.sip.events import Release, StandDown
+from alg.sip.journal import Changes, Record, TalkRecord, restore_all
 from alg.sip.message import HostPort, Malformed, Message, parse
 from alg.sip.options import SipOptions
 from alg.sip.sdp import Description, Media, find_sdp, read_sdp
@@ -60,17 +61,28 @@ class Held:
 
 
 class Core:
-    """The state of SIP: of all clients (UDP) or of one TCP connection."""
+    """The state of SIP: of all clients (UDP) or of one TCP connection. `changes`: where what changes is noted."""
 
-    def __init__(self, options: SipOptions) -> None:
+    def __init__(self, options: SipOptions, changes: Changes | None = None) -> None:
         self.conversations = Conversations()
         self.calls = Calls(self.conversations, options.media_source == "any")
         self._options = options
-        self._bindings = Bindings(self.conversations)
+        self.bindings = Bindings(self.conversations)
         self._stood_down: dict[tuple[Endpoint, str], str] = {}
         self._held: dict[int, Held] = {}
         self._noted: dict[tuple[str, str], float] = {}
         self._out: list[CoreCommand] = []
+        self._changes = changes
+        if changes is not None:
+            self.conversations.changed, self.calls.changed = changes.conversations, changes.calls
+
+    def restore(self, records: Sequence[Record], now: float) -> None:
+        """Go on where another process was, as its records say."""
+        restore_all(records, self.conversations, self.calls, now)
+        self.bindings.restore()
+        for record in records:
+            if isinstance(record, TalkRecord) and not record.revoked:
+                self._stood_down[record.client, record.server] = record.rule
 
     # --- in and out -------------------------------------------------------------------------------------------------
 
@@ -165,6 +177,8 @@ class Core:
         if len(self._stood_down) >= MOST_TALKS:
             del self._stood_down[next(iter(self._stood_down))]
         self._stood_down[client, server.host] = rule
+        if self._changes is not None:
+            self._changes.talks.append(TalkRecord(client, server.host, rule, revoked=False))
         self._out.append(StandDown(client, server.host, rule))
         self.note(rule, f"stood down towards {server.host}", now, client)
 
@@ -252,14 +266,15 @@ class Core:
         for name, place, conversation in plan.places:
             if conversation.state is State.OPEN:
                 advertise(edits, message, name, place, conversation)
+                self.conversations.touch(conversation)
         if plan.sdp and all(wanted.state is State.OPEN for wanted in plan.media.values()):
             public = next((wanted.public for wanted in plan.conversations() if wanted.public), None)
             if public:
                 describe(edits, message, plan.sdp, client.host, public.host, plan.media)
         if message.is_request and message.method == b"REGISTER":
-            self._bindings.register(message, client, server.host, now)
+            self.bindings.register(message, client, server.host, now)
         elif message.is_request and message.method == b"SUBSCRIBE":
-            self._bindings.subscribe(message, client, server.host, now)
+            self.bindings.subscribe(message, client, server.host, now)
         if plan.call:
             self._follow(plan.call, Side.CLIENT, client, server, message, now)
         self.release(packet, edits.done())
@@ -271,7 +286,7 @@ class Core:
         if (client, server.host) not in self._stood_down:
             restore(edits, message, client, self.conversations)
             if message.method in (b"REGISTER", b"SUBSCRIBE") and not message.is_request:
-                self._bindings.answered(message, client, server.host, now)
+                self.bindings.answered(message, client, server.host, now)
             if message.method == b"INVITE" and message.is_request:
                 call = self.calls.begin(Side.SERVER, client, server.host, message, now)
             else:

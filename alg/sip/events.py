@@ -44,6 +44,15 @@ class Activity:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """The public address of the conversation `ref` is this router's no more. It is closed and opened anew; calls and
+    registrations go on with the new one, and whatever the client says next names it."""
+
+    ref: int
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     """Let the packet go, with `edits` to its payload; no edits: untouched.
 
@@ -78,5 +87,5 @@ class RevokeConversation:
     rule: str
 
 
-SipEvent = Datagram | Activity | Opened | Refused | Tick
+SipEvent = Datagram | Activity | Moved | Opened | Refused | Tick
 SipCommand = Release | OpenConversation | UpdateConversation | ClosePinhole | StandDown | RevokeConversation | Note

@@ -12,7 +12,8 @@ from alg.address import Endpoint
 from alg.api import Opened, Refused, Side, Tick
 from alg.sip.calls import Call
 from alg.sip.core import HOLD, Core
-from alg.sip.events import Activity, Datagram, RevokeConversation, SipCommand, SipEvent
+from alg.sip.events import Activity, Datagram, Moved, RevokeConversation, SipCommand, SipEvent
+from alg.sip.journal import Changes, Entry, Record, TalkRecord
 from alg.sip.module import SipModule
 from alg.sip.options import SipOptions
 from alg.sip.stream import begins_as_sip
@@ -54,11 +55,12 @@ class CallRow:
 
 
 class SipEngine:
-    """All SIP over UDP between inside clients and the outside."""
+    """All SIP over UDP between inside clients and the outside. `recorded`: whether `journal` will be asked for."""
 
-    def __init__(self, options: SipOptions | None = None) -> None:
+    def __init__(self, options: SipOptions | None = None, recorded: bool = False) -> None:
         self._options = options or SipOptions()
-        self._core = Core(self._options)
+        self._changes = Changes() if recorded else None
+        self._core = Core(self._options, self._changes)
         self._revoked: dict[tuple[Endpoint, str], str] = {}
         self._rates: dict[str, tuple[float, float]] = {}
         self._out: list[SipCommand] = []
@@ -75,6 +77,8 @@ class SipEngine:
             case Activity(ref, packets_in, packets_out, now):
                 if conversation := self._core.conversations.by_ref(ref):
                     self._core.calls.active(conversation, (packets_in, packets_out), now)
+            case Moved(ref, now):
+                self._core.conversations.reopen(ref, now)
             case Tick(now):
                 self._core.tick(now)
         out, self._out = [*self._out, *self._core.taken()], []
@@ -87,6 +91,27 @@ class SipEngine:
     def calls(self) -> list[CallRow]:
         """The calls under way."""
         return [_row(call) for call in self._core.calls.all()]
+
+    def journal(self) -> list[Entry]:
+        """What has changed since this was asked last: to be stored, the latest entry of each key."""
+        return self._changes.taken(self._core.conversations, self._core.calls) if self._changes else []
+
+    def restore(self, records: Sequence[Record], now: float) -> None:
+        """Begin with what another engine's entries said. Only before any event."""
+        self._core.restore(records, now)
+        for record in records:
+            if isinstance(record, TalkRecord) and record.revoked:
+                self._revoked[record.client, record.server] = record.rule
+
+    def counts(self) -> dict[str, int]:
+        """Since the start: calls begun and answered, registrations granted; and those that are bound now."""
+        calls, bindings = self._core.calls, self._core.bindings
+        return {
+            "begun": calls.begun,
+            "answered": calls.answered,
+            "granted": bindings.granted,
+            "registered": len(bindings),
+        }
 
     def _datagram(self, event: Datagram) -> None:
         talk = event.client, event.server.host
@@ -106,6 +131,8 @@ class SipEngine:
         if len(self._revoked) >= MOST_REVOKED:
             del self._revoked[next(iter(self._revoked))]
         self._revoked[event.client, event.server.host] = rule
+        if self._changes is not None:
+            self._changes.talks.append(TalkRecord(event.client, event.server.host, rule, revoked=True))
         self._out.append(RevokeConversation(event.client, event.server.host, rule))
 
     def _within_rate(self, host: str, now: float) -> bool:

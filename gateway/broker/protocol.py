@@ -19,9 +19,11 @@ MOST_COUNTED = 64
 
 
 class Hello(msgspec.Struct, tag="hello", frozen=True, forbid_unknown_fields=True):
-    """A new worker sits in this slot: close what its predecessor left. `pid` is for the log."""
+    """A new worker sits in this slot: close what its predecessor left, unless it knows all about it and goes on with
+    it (`keep`). `pid` is for the log."""
 
     pid: int
+    keep: bool = False
 
 
 class Open(msgspec.Struct, tag="open", frozen=True, forbid_unknown_fields=True):

@@ -13,7 +13,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from gateway.broker.admin import AdminDoor
 from gateway.broker.engine import Engine
@@ -33,10 +32,13 @@ from gateway.broker.protocol import (
 from gateway.broker.validate import Network
 from gateway.observe.admin_wire import Rows
 from gateway.observe.log import get_logger
+from gateway.observe.metrics import metrics_row
 from gateway.pinhole.rate import Rate
 
 MESSAGES = 10_000.0
 """Messages of one worker in a second: what comes faster stays in its socket. Ten times what a busy worker sends."""
+
+READY = b'{"type":"ready"}'  # what the supervisor waits for
 
 _ROUND = 64  # messages of one worker in one round: no worker keeps the others waiting
 _BURST = 2_000
@@ -96,13 +98,15 @@ class Broker:
         for slot, worker in enumerate(self._workers):
             self._register(worker, self._reader(slot, worker))
         if self._admin is not None:
-            door = AdminDoor(self._admin, self._engine.netfilter)
-            self._register(self._admin, lambda: door.serve(self._snapshot))
+            verbs = {"pinholes": self._pinholes, "status": self._status, "metrics": self._metrics}
+            door = AdminDoor(self._admin, self._engine.netfilter, verbs)
+            self._register(self._admin, door.serve)
+            self._register(door.wake, door.work)
         orphaned = False
         try:
             self._engine.load()
             if self._lifeline is not None:
-                self._lifeline.sendall(b"ready\n")
+                self._lifeline.sendall(READY)
                 self._register(self._lifeline, lambda: None)
             while not self._stopping and not orphaned:
                 for key, _ in self._selector.select(self._timeout()):
@@ -122,7 +126,7 @@ class Broker:
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
-    def _register(self, sock: socket.socket, callback: Callable[[], Any]) -> None:
+    def _register(self, sock: socket.socket, callback: Callable[[], object]) -> None:
         sock.setblocking(False)
         self._selector.register(sock, selectors.EVENT_READ, callback)
 
@@ -199,9 +203,9 @@ class Broker:
                 self._engine.count(slot, message)
             case Close(lease):
                 self._engine.close(slot, lease)
-            case Hello(pid):
-                self._engine.close_slot(slot)
-                log.info("broker.hello", slot=slot, pid=pid)
+            case Hello(pid, keep):
+                self._engine.greet(slot, keep)
+                log.info("broker.hello", slot=slot, pid=pid, keep=keep)
 
     def _send(self, slot: int, message: ToWorker) -> bool:
         """Whether the worker's socket took it: a worker that does not read is not waited for."""
@@ -211,12 +215,21 @@ class Broker:
             return False
         return True
 
-    # --- `algate pinholes`, `algate status` -------------------------------------------------------------------------
+    # --- what is asked over the admin socket ------------------------------------------------------------------------
 
-    def _snapshot(self) -> tuple[Rows, dict[str, Any]]:
+    def _pinholes(self) -> Rows:
         self._engine.flush()
         self._engine.reconcile()
-        return self._engine.rows(), {"process": "broker", "pid": os.getpid(), **self._engine.status()}
+        return self._engine.rows()
+
+    def _status(self) -> Rows:
+        self._engine.flush()
+        self._engine.reconcile()
+        return [{"process": "broker", "pid": os.getpid(), **self._engine.status()}]
+
+    def _metrics(self) -> Rows:
+        present = self._engine.netfilter.present()
+        return [metrics_row("broker", [(("algate_broker_table_present",), present), *self._engine.samples()])]
 
 
 def _hung_up(sock: socket.socket) -> bool:

@@ -30,10 +30,15 @@ from alg.api import (
     UpdateConversation,
     apply_edits,
 )
-from alg.sip.events import Activity, Datagram, Release, RevokeConversation, SipCommand, SipEvent, StandDown
+from alg.sip.events import Activity, Datagram, Moved, Release, RevokeConversation, SipCommand, SipEvent, StandDown
+from alg.sip.journal import ConversationRecord, Entry, Record
 from gateway.config import Network
-from gateway.conversations import Conversations, Pinholes
+from gateway.conversations import Conversations, Pinholes, is_translated
+from gateway.front.journal import Journal
 from gateway.front.udp_packet import NotWhole, UdpPacket, parse
+from gateway.model import Lease
+from gateway.observe.counters import Key, count
+from gateway.observe.metrics import Sample
 from gateway.observe.trace import Trace
 from gateway.own_address import PublicAddress
 
@@ -43,6 +48,7 @@ MOST_HELD = 1024  # packets that wait for a verdict; a further one passes untouc
 LONGEST_HOLD = 2.5  # seconds; then a packet passes untouched, whatever the engine waits for
 MOST_REMEMBERED = 65536  # sockets of clients
 ACTIVITY = 30.0  # seconds between two looks at the kernel's counters
+ADDRESSES = 2.0  # seconds between two looks at this host's addresses
 
 
 class QueuedPacket(Protocol):
@@ -64,6 +70,10 @@ class Engine(Protocol):
 
     def deadline(self) -> float | None: ...
 
+    def journal(self) -> list[Entry]: ...
+
+    def restore(self, records: Sequence[Record], now: float) -> None: ...
+
 
 class _Held:
     """A packet without a verdict; `ready` when the engine has released it, with `payload` if that is another one."""
@@ -83,6 +93,7 @@ class PacketFront:
     """All packets of one queue. `take` is the queue's callback; `run` keeps time, in a greenlet of its own.
 
     `inside`: who is a client. `public_towards`: where conversations with an outside host listen; None without a route.
+    `journal`: what a predecessor knew is in it, and what a successor has to know is put there.
     """
 
     def __init__(
@@ -94,6 +105,7 @@ class PacketFront:
         public_towards: Callable[[str], PublicAddress | None],
         trace: Trace,
         now: Callable[[], float] = time.monotonic,
+        journal: Journal | None = None,
     ) -> None:
         self.counters: Counter[str] = Counter()
         self.conversations = Conversations(pinholes, mode, f"p-{int(time.time() * 1000) & 0xFFFFFFFF:x}", self._told)
@@ -112,6 +124,28 @@ class PacketFront:
         self._handling = False
         self._changed = Wakeup()
         self._next_activity = now() + ACTIVITY
+        self._next_look = now() + ADDRESSES
+        self._servers: dict[int, str] = {}  # with which outside host a conversation began
+        self._journal = journal
+        if journal is not None:
+            self._take_over(journal)
+
+    def _take_over(self, journal: Journal) -> None:
+        """Go on with the conversations of the predecessor, as far as they were opened."""
+        records = []
+        for record, lease in journal.found:
+            if isinstance(record, ConversationRecord):
+                if lease is None:
+                    continue
+                self.conversations.restore(record.ref, lease)
+                if record.reason == "sip.signalling":
+                    self._sockets.add(record.target)
+                if record.peers:
+                    self._servers[record.ref] = record.peers[0]
+            records.append(record)
+        self._engine.restore(records, self._now())
+        if records:
+            log.info("packets.taken_over", conversations=len(self.conversations), records=len(records))
 
     # --- packets ----------------------------------------------------------------------------------------------------
 
@@ -172,6 +206,8 @@ class PacketFront:
             return
         if edits:
             self._trace.add(held.side, held.parsed.source, held.parsed.destination, held.parsed.payload, edits)
+            for edit in edits:
+                count("algate_edits_total", edit.reason, "yes" if self._mode is Mode.REWRITE else "no")
             if self._mode is Mode.REWRITE:
                 held.payload = apply_edits(held.parsed.payload, edits)
         else:
@@ -209,14 +245,21 @@ class PacketFront:
                     self._do(command)
         finally:
             self._handling = False
+        if self._journal is not None:
+            self._journal.put((entry, self._lease_of(entry.record)) for entry in self._engine.journal())
         self._changed.set()
+
+    def _lease_of(self, record: Record | None) -> Lease | None:
+        return self.conversations.lease(record.ref) if isinstance(record, ConversationRecord) else None
 
     def _do(self, command: SipCommand) -> None:
         match command:
             case Release(number, edits):
                 self._release(number, edits)
             case OpenConversation():
-                server = self._facing.get(command.target.host)
+                server = self._servers.get(command.ref) or self._facing.get(command.target.host)
+                if server is not None:
+                    self._servers[command.ref] = server
                 public = self._public_towards(server) if server is not None else None
                 # What comes to a socket that speaks the protocol itself is for us to read; all else is media.
                 read = command.target in self._sockets
@@ -249,7 +292,7 @@ class PacketFront:
             self.tick()
 
     def _timeout(self) -> float | None:
-        times = [self._engine.deadline(), self._next_activity]
+        times = [self._engine.deadline(), self._next_activity, self._next_look]
         if self._held:
             times.append(next(iter(self._held.values())).since + LONGEST_HOLD)
         pending = [time for time in times if time is not None]
@@ -267,6 +310,21 @@ class PacketFront:
         if self._next_activity <= now:
             self._next_activity = now + ACTIVITY
             gevent.spawn(self.look_at_traffic)
+        if self._next_look <= now:
+            self._next_look = now + ADDRESSES
+            self._look_at_addresses(now)
+
+    def _look_at_addresses(self, now: float) -> None:
+        """Open anew what listens at an address that is not this host's towards its server any more."""
+        for ref, server in list(self._servers.items()):
+            if ref not in self.conversations:
+                del self._servers[ref]
+                continue
+            lease = self.conversations.lease(ref)
+            public = self._public_towards(server) if lease is not None and is_translated(lease.client) else None
+            if lease is not None and public is not None and public.local != lease.public.host:
+                log.warning("pinhole.moved", old=str(lease.public), address=public.local, target=str(lease.target))
+                self._feed(Moved(ref, now))
 
     def look_at_traffic(self) -> None:
         """Tell the engine what the kernel has counted. Waits for the broker."""
@@ -281,3 +339,22 @@ class PacketFront:
     def status(self) -> dict[str, Any]:
         """Counts since the start, as `algate status --json` shows them."""
         return {"waiting": len(self._held), "conversations": len(self.conversations), **self.counters}
+
+    def samples(self) -> list[Sample]:
+        """The same for the metrics."""
+        values: dict[Key, float] = {
+            ("algate_packets_waiting",): len(self._held),
+            ("algate_conversations",): len(self.conversations),
+        }
+        for name, number in self.counters.items():
+            _, untouched, reason = name.partition("untouched_")
+            values[("algate_packets_untouched_total", reason) if untouched else (_METRICS[name],)] = number
+        return list(values.items())
+
+
+_METRICS = {
+    "packets": "algate_packets_total",
+    "edited": "algate_packets_edited_total",
+    "held": "algate_packets_held_total",
+    "overdue": "algate_packets_overdue_total",
+}

@@ -66,12 +66,10 @@ class LeaseTable:
         rate: float = RATE,
     ) -> None:
         self._backend: Literal["kernel", "userspace"] = backend
-        self._low, self._high = ports
-        self._read_ports = read_ports
-        self._per_client = per_client
         self._total = total
         self._hold = hold
-        self._rate = Rate(rate, 2 * rate)
+        self._per_second = 0.0
+        self.configure(ports=ports, read_ports=read_ports, per_client=per_client, rate=rate)
         self._entries: dict[str, _Entry] = {}
         self._clients: dict[str, dict[str, Lease]] = {}
         self._busy: dict[_Public, float] = {}
@@ -79,6 +77,17 @@ class LeaseTable:
         self._live = 0
         self._deadlines: list[tuple[float, str]] = []
         self._resting: list[tuple[float, Transport, Endpoint]] = []
+
+    def configure(
+        self, *, ports: tuple[int, int], read_ports: tuple[int, int] | None = None, per_client: int, rate: float = RATE
+    ) -> None:
+        """Other limits from now on; what is open stays. As for the constructor."""
+        self._low, self._high = ports
+        self._read_ports = read_ports
+        self._per_client = per_client
+        if rate != self._per_second:
+            self._per_second = rate
+            self._rate = Rate(rate, 2 * rate)
 
     def open(
         self,

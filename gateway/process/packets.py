@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from typing import cast
 
 import gevent
@@ -22,21 +23,27 @@ from alg.api import Mode
 from alg.sip.options import SipOptions
 from alg.sip.session import SipEngine
 from gateway.broker.client import BrokerClient
+from gateway.front.journal import Journal
 from gateway.front.packets import PacketFront
 from gateway.front.udp_packet import LONGEST_WHOLE
 from gateway.observe.admin_wire import Rows, answer
+from gateway.observe.counters import recent_rows
+from gateway.observe.ladders import Ladders
+from gateway.observe.lag import LagMeter
 from gateway.observe.log import get_logger, setup_logging
+from gateway.observe.metrics import Sample, metrics_row
 from gateway.observe.trace import Trace
 from gateway.own_address import PublicAddress, public_address, source_towards
 from gateway.pinhole.kernel import KernelPinholes
 from gateway.process.boot import Boot
+from gateway.process.lifeline import Ready, hear_supervisor, send
 
 log = get_logger()
 
 LONGEST_QUEUE = 4096  # packets that wait in the kernel; further ones are dropped
 RECEIVE_BUFFER = 4 * 1024 * 1024
 ROUND = 64  # packets in a row: then timers and the broker's answers get their turn
-ROUTE_AGE = 10.0  # seconds that an answer of the routing table is believed
+ROUTE_AGE = 2.0  # seconds that an answer of the routing table is believed
 
 
 class Packets:
@@ -48,17 +55,23 @@ class Packets:
         section = config.alg["sip"]
         self._outside = config.network.outside
         self._routes: dict[str, tuple[float, PublicAddress | None]] = {}
-        self._engine = SipEngine(msgspec.convert(section.options, SipOptions))
-        self._trace = Trace()
+        # Nothing is open in any other mode, so there is nothing to go on with.
+        journal = Journal(boot.journal) if boot.journal and section.mode is Mode.REWRITE else None
+        keep = journal is not None and bool(journal.found)
+        self._engine = SipEngine(msgspec.convert(section.options, SipOptions), recorded=journal is not None)
+        self._ladders = Ladders()
+        self._trace = Trace(ladders=self._ladders)
         self._front = PacketFront(
             self._engine,
-            KernelPinholes(BrokerClient(socket.socket(fileno=boot.broker))),
+            KernelPinholes(BrokerClient(socket.socket(fileno=boot.broker), keep=keep)),
             section.mode,
             config.inside_networks,
             self._public_towards,
             self._trace,
+            journal=journal,
         )
         self._mode: Mode = section.mode
+        self._lag = LagMeter()
         self._admin = gsocket.socket(fileno=boot.admin)
         self._lifeline = gsocket.socket(fileno=boot.lifeline)
         self._queue = NetfilterQueue()
@@ -80,7 +93,7 @@ class Packets:
         gevent.spawn(self._front.run)
         gevent.spawn(self._serve_admin)
         gevent.spawn(self._watch_supervisor)
-        self._lifeline.sendall(b"ready\n")
+        send(self._lifeline, Ready())
         stop.wait()
         reading.kill()
         self._front.stop()
@@ -111,6 +124,7 @@ class Packets:
 
     def _serve_admin(self) -> None:
         verbs = {"status": self._status, "calls": self._calls, "trace": self._trace.rows}
+        verbs |= {"metrics": self._metrics, "events": recent_rows}
         while True:
             try:
                 connection, _ = self._admin.accept()
@@ -118,10 +132,24 @@ class Packets:
                 log.warning("accept.failed", reason=error.strerror)
                 gevent.sleep(0.1)
                 continue
-            gevent.spawn(answer, connection, verbs)
+            gevent.spawn(answer, connection, verbs, {"ladder": self._ladders.rows})
 
     def _status(self) -> Rows:
         return [{"process": "packets", "pid": os.getpid(), "mode": self._mode.value, **self._front.status()}]
+
+    def _metrics(self) -> Rows:
+        counts = self._engine.counts()
+        states = Counter(dict.fromkeys(("trying", "early", "confirmed"), 0))
+        states.update(call.state for call in self._engine.calls())
+        samples: list[Sample] = [
+            *self._front.samples(),
+            *((("algate_calls", state), number) for state, number in states.items()),
+            (("algate_calls_total", "begun"), counts["begun"]),
+            (("algate_calls_total", "answered"), counts["answered"]),
+            (("algate_registrations",), counts["registered"]),
+            (("algate_registrations_total",), counts["granted"]),
+        ]
+        return [metrics_row("packets", samples)]
 
     def _calls(self) -> Rows:
         self._front.look_at_traffic()
@@ -144,10 +172,7 @@ class Packets:
         return rows
 
     def _watch_supervisor(self) -> None:
-        try:
-            while self._lifeline.recv(64):
-                pass
-        except OSError:
+        while hear_supervisor(self._lifeline) is not None:
             pass
         log.error("supervisor.gone")
         os._exit(1)

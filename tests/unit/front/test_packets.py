@@ -11,6 +11,7 @@ import pytest
 from alg.address import Endpoint
 from alg.api import Edit, Mode, OpenConversation, Opened, Refused, Side, Tick, UpdateConversation
 from alg.sip.events import Datagram, Release, SipCommand, SipEvent
+from alg.sip.journal import Entry, Record
 from gateway.errors import PinholeRefused
 from gateway.front.packets import LONGEST_HOLD, MOST_HELD, PacketFront
 from gateway.front.udp_packet import parse
@@ -102,6 +103,12 @@ class Engine:
 
     def deadline(self) -> float | None:
         return self.wants
+
+    def journal(self) -> list[Entry]:
+        return []
+
+    def restore(self, records: Sequence[Record], now: float) -> None:
+        raise AssertionError("there is no journal")
 
 
 class Rig:

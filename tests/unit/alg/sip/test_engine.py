@@ -7,7 +7,7 @@ import pytest
 from alg.address import Endpoint
 from alg.api import ClosePinhole, Note, OpenConversation, Opened, Refused, Side, Tick, UpdateConversation
 from alg.sip import calls, core
-from alg.sip.events import Activity, Datagram, Release, RevokeConversation
+from alg.sip.events import Activity, Datagram, Moved, Release, RevokeConversation
 from alg.sip.session import CallMedia, SipEngine, SipOptions
 
 CLIENT, SERVER = Endpoint("192.168.56.10", 5060), Endpoint("203.0.113.5", 5060)
@@ -29,6 +29,55 @@ def answer(number: int = 1) -> bytes:
         f"From: <sip:alice@example.com>;tag=a\r\nTo: <sip:bob@example.com>;tag=b\r\nCall-ID: call-{number}\r\n"
         f"CSeq: 1 INVITE\r\nContent-Type: application/sdp\r\nContent-Length: {len(body)}\r\n\r\n{body}"
     ).encode()
+
+
+def bye(number: int = 1) -> bytes:
+    return (
+        f"BYE sip:alice@192.168.56.10 SIP/2.0\r\nVia: SIP/2.0/UDP 203.0.113.5;branch=z9hG4bKb{number}\r\n"
+        f"From: <sip:bob@example.com>;tag=b\r\nTo: <sip:alice@example.com>;tag=a\r\nCall-ID: call-{number}\r\n"
+        f"CSeq: 1 BYE\r\nContent-Length: 0\r\n\r\n"
+    ).encode()
+
+
+def test_another_engine_goes_on_with_what_the_journal_says() -> None:
+    """The successor shows the same call, closes its media with the BYE, and opens nothing a second time."""
+    engine = SipEngine(recorded=True)
+    engine.handle(Datagram(1, Side.CLIENT, CLIENT, SERVER, invite(), 10.0))
+    engine.handle(Opened(1, Endpoint("203.0.113.1", 40002), 10.0))
+    stored = {entry.key: entry.record for entry in engine.journal()}
+    engine.handle(Datagram(2, Side.SERVER, CLIENT, SERVER, answer(), 12.0))
+    engine.handle(Datagram(3, Side.CLIENT, CLIENT, Endpoint("203.0.113.6", 5060), b"nonsense", 12.0))
+    stored |= {entry.key: entry.record for entry in engine.journal()}
+    assert engine.journal() == []
+    successor = SipEngine(recorded=True)
+    successor.restore([record for record in stored.values() if record], 13.0)
+    assert successor.calls() == engine.calls()
+    other = Endpoint("203.0.113.6", 5060)
+    assert successor.handle(Datagram(1, Side.CLIENT, CLIENT, other, invite(2), 13.0)) == [Release(1)]  # revoked
+    assert [
+        type(command) for command in successor.handle(Datagram(1, Side.CLIENT, CLIENT, SERVER, invite(), 13.0))
+    ] == [Release]
+    successor.handle(Datagram(2, Side.SERVER, CLIENT, SERVER, bye(), 14.0))
+    ok = bye().replace(b"BYE sip:alice@192.168.56.10 SIP/2.0", b"SIP/2.0 200 OK")
+    assert ClosePinhole(1) in successor.handle(Datagram(3, Side.CLIENT, CLIENT, SERVER, ok, 14.0))
+    assert successor.calls() == []
+    assert {entry.key for entry in successor.journal() if entry.record is None} == {
+        key for key in stored if "talk" not in key
+    }
+
+
+def test_another_public_address_keeps_the_call() -> None:
+    engine = SipEngine()
+    engine.handle(Datagram(1, Side.CLIENT, CLIENT, SERVER, invite(), 10.0))
+    engine.handle(Opened(1, Endpoint("203.0.113.1", 40002), 10.0))
+    engine.handle(Datagram(2, Side.SERVER, CLIENT, SERVER, answer(), 12.0))
+    close, again = engine.handle(Moved(1, 20.0))
+    assert close == ClosePinhole(1)
+    assert again == OpenConversation(1, Endpoint(CLIENT.host, 4000), 4001, ("203.0.113.77",), 292.0, "sip.rtp")
+    assert engine.handle(Opened(1, Endpoint("198.51.100.9", 50000), 20.0)) == []
+    (release,) = engine.handle(Datagram(3, Side.CLIENT, CLIENT, SERVER, invite(), 21.0))
+    assert isinstance(release, Release)
+    assert {edit.replacement for edit in release.edits} >= {b"198.51.100.9", b"50000"}
 
 
 def test_what_is_shown_of_a_call() -> None:

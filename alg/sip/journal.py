@@ -1,0 +1,201 @@
+"""What of an engine's state outlives its process: records that can be stored, and the state made of them again.
+
+Who drives the engine stores them (`SipEngine.journal`), so that a process that takes the place of a dead one knows its
+calls and registrations. Times are of the monotonic clock, which does not begin anew with a process. What waits for an
+answer is not recorded: it is asked for again with the next retransmission.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from alg.address import Endpoint
+from alg.api import Side
+from alg.sip.calls import Call, Calls, Key
+from alg.sip.conversations import Claim, Conversation, Conversations, Peers, State
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationRecord:
+    """An open conversation; fields as in `Conversation`."""
+
+    ref: int
+    target: Endpoint
+    second: int | None
+    reason: str
+    public: Endpoint
+    peers: Peers
+    ends: float
+    claims: list[tuple[str, tuple[bytes, ...], Peers, float]]
+    spelled: dict[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """A call; fields as in `Call`, with the numbers of conversations in their place."""
+
+    key: Key
+    client: Endpoint
+    server: str
+    caller: str
+    callee: str
+    since: float
+    heard: float
+    servers: list[str]
+    state: str
+    media: list[int]
+    offered: list[tuple[Side, int, list[int]]]
+    far: list[tuple[bytes, tuple[str, ...]]]
+    far_offered: list[tuple[Side, int, bytes, tuple[str, ...]]]
+    legs: list[bytes]
+    kinds: list[tuple[int, str]]
+    counted: list[tuple[int, tuple[int, int]]]
+    signalling: int | None
+    on_hold: bool
+    session_ends: float
+    ends: float
+
+
+@dataclass(frozen=True, slots=True)
+class TalkRecord:
+    """A client's socket and a server that are left alone; `revoked`: for they lost the right (`rule`)."""
+
+    client: Endpoint
+    server: str
+    rule: str
+    revoked: bool
+
+
+Record = ConversationRecord | CallRecord | TalkRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The state of `key` is this from now on; `record` None: it is no more."""
+
+    key: str
+    record: Record | None
+
+
+@dataclass(slots=True)
+class Changes:
+    """What has changed since it was stored."""
+
+    conversations: set[int] = field(default_factory=set)
+    calls: set[Key] = field(default_factory=set)
+    talks: list[TalkRecord] = field(default_factory=list)
+
+    def taken(self, conversations: Conversations, calls: Calls) -> list[Entry]:
+        """The entries to store, once."""
+        entries = []
+        for ref in self.conversations:
+            one = conversations.by_ref(ref)
+            entries.append(Entry(f"conversation {ref}", _conversation_record(one) if one else None))
+        for key in self.calls:
+            call = calls.by_key(key)
+            entries.append(Entry(f"call {key[0]} {key[1].hex()}", _call_record(call) if call else None))
+        entries += [Entry(f"talk {talk.client} {talk.server} {talk.revoked}", talk) for talk in self.talks]
+        self.conversations.clear()
+        self.calls.clear()
+        self.talks.clear()
+        return entries
+
+
+def restore_all(records: Iterable[Record], conversations: Conversations, calls: Calls, now: float) -> None:
+    """Put conversations and calls back."""
+    found = []
+    for record in records:
+        if isinstance(record, ConversationRecord):
+            conversations.restore(_conversation(record), now)
+        elif isinstance(record, CallRecord):
+            found.append(record)
+    for record in found:
+        calls.restore(_call(record, conversations))
+
+
+def _conversation_record(one: Conversation) -> ConversationRecord | None:
+    if one.state is not State.OPEN or one.public is None:
+        return None
+    claims = [
+        (kind, tuple(word if isinstance(word, bytes) else word.encode() for word in words), peers, until)
+        for (kind, words), (peers, until) in one.claims.items()
+    ]
+    return ConversationRecord(
+        one.ref, one.target, one.second, one.reason, one.public, one.peers, one.ends, claims, one.spelled
+    )
+
+
+def _conversation(record: ConversationRecord) -> Conversation:
+    return Conversation(
+        record.ref,
+        record.target,
+        record.second,
+        record.reason,
+        State.OPEN,
+        record.public,
+        record.peers,
+        record.ends,
+        {_claim(kind, words): (peers, until) for kind, words, peers, until in record.claims},
+        record.spelled,
+    )
+
+
+def _claim(kind: str, words: tuple[bytes, ...]) -> Claim:
+    """A claim of its words: those of calls and bindings end with what a message said, in bytes."""
+    if kind == "signalling":
+        return kind, tuple(word.decode() for word in words)
+    return kind, (*(word.decode() for word in words[:-1]), words[-1])
+
+
+def _call_record(call: Call) -> CallRecord:
+    return CallRecord(
+        key=call.key,
+        client=call.client,
+        server=call.server,
+        caller=call.caller,
+        callee=call.callee,
+        since=call.since,
+        heard=call.heard,
+        servers=sorted(call.servers),
+        state=call.state,
+        media=[one.ref for one in call.media],
+        offered=[(*asked, [one.ref for one in media]) for asked, media in call.offered.items()],
+        far=list(call.far.items()),
+        far_offered=[(*asked, *offer) for asked, offer in call.far_offered.items()],
+        legs=sorted(call.legs),
+        kinds=list(call.kinds.items()),
+        counted=list(call.counted.items()),
+        signalling=call.signalling.ref if call.signalling else None,
+        on_hold=call.on_hold,
+        session_ends=call.session_ends,
+        ends=call.ends,
+    )
+
+
+def _call(record: CallRecord, conversations: Conversations) -> Call:
+    def those(refs: list[int]) -> list[Conversation]:
+        return [one for ref in refs if (one := conversations.by_ref(ref))]
+
+    return Call(
+        key=record.key,
+        client=record.client,
+        server=record.server,
+        caller=record.caller,
+        callee=record.callee,
+        since=record.since,
+        heard=record.heard,
+        servers=set(record.servers),
+        state=record.state,
+        media=those(record.media),
+        offered={(side, number): those(refs) for side, number, refs in record.offered},
+        far=dict(record.far),
+        far_offered={(side, number): (tag, hosts) for side, number, tag, hosts in record.far_offered},
+        legs=set(record.legs),
+        kinds=dict(record.kinds),
+        counted=dict(record.counted),
+        signalling=conversations.by_ref(record.signalling) if record.signalling is not None else None,
+        on_hold=record.on_hold,
+        session_ends=record.session_ends,
+        ends=record.ends,
+    )
