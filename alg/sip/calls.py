@@ -55,6 +55,8 @@ class Call:
     kinds: dict[int, str] = field(default_factory=dict)
     counted: dict[int, tuple[int, int]] = field(default_factory=dict)
     signalling: Conversation | None = None
+    tag: bytes = b""  # the client's own, once there is an answer
+    replaces: Key | None = None  # the same call at the address where the client was
     on_hold: bool = False
     session_ends: float = math.inf
     ends: float = math.inf
@@ -76,6 +78,11 @@ class Call:
 def remote_tag(side: Side, message: Message) -> bytes:
     """The tag of the far side in a message that `side` sent."""
     return message.tag("to" if (side is Side.CLIENT) == message.is_request else "from")
+
+
+def own_tag(side: Side, message: Message) -> bytes:
+    """The tag of the client in a message that `side` sent."""
+    return message.tag("from" if (side is Side.CLIENT) == message.is_request else "to")
 
 
 def turn(side: Side, message: Message) -> Turn:
@@ -103,6 +110,7 @@ class Calls:
         self.begun = self.answered = 0  # calls, since the start
         self._calls: dict[Key, Call] = {}
         self._of_client: dict[str, int] = {}
+        self._same_id: dict[bytes, list[Key]] = {}  # calls of several clients may have one Call-ID
         self._timers: list[tuple[float, Key]] = []
 
     def all(self) -> list[Call]:
@@ -113,8 +121,12 @@ class Calls:
 
     def restore(self, call: Call) -> None:
         """Put back a call."""
+        self._add(call)
+
+    def _add(self, call: Call) -> None:
         self._calls[call.key] = call
         self._of_client[call.client.host] = self._of_client.get(call.client.host, 0) + 1
+        self._same_id.setdefault(call.key[1], []).append(call.key)
         self._watch(call)
         self.touch(call)
 
@@ -139,13 +151,23 @@ class Calls:
             key = (client.host, message.call_id)
             call = Call(key, client, server, caller, callee, now, now, {server})
             self.begun += 1
-            self._calls[key] = call
-            self._of_client[client.host] = count + 1
-            self._watch(call)
-            self.touch(call)
+            if side is Side.CLIENT:
+                call.replaces = self._elsewhere(server, message)
+            self._add(call)
         elif side is Side.CLIENT or server in call.servers:
             call.ends = math.inf
         return call
+
+    def _elsewhere(self, server: str, message: Message) -> Key | None:
+        """The call with which an INVITE of a client goes on that had another address: one dialog (RFC 3261, 12)."""
+        tags = own_tag(Side.CLIENT, message), remote_tag(Side.CLIENT, message)
+        if not all(tags):
+            return None
+        for key in self._same_id.get(message.call_id, ()):
+            other = self._calls[key]
+            if other.tag == tags[0] and tags[1] in other.legs and server in other.servers:
+                return key
+        return None
 
     # --- offers and answers -----------------------------------------------------------------------------------------
 
@@ -236,6 +258,9 @@ class Calls:
             call.session_ends = now + seconds + SESSION_GRACE if seconds else math.inf
         if message.method == b"INVITE" and good:
             call.legs.add(remote_tag(side, message))
+            call.tag = own_tag(side, message)
+            if call.replaces and (replaced := self._calls.get(call.replaces)):
+                self.end(replaced, now)
             call.far = {tag: hosts for tag, hosts in call.far.items() if tag in call.legs}
             if call.state != "confirmed":
                 call.state, call.since = "confirmed", now
@@ -284,6 +309,10 @@ class Calls:
         if self._calls.pop(call.key, None) is None:
             return
         self.touch(call)
+        same = self._same_id[call.key[1]]
+        same.remove(call.key)
+        if not same:
+            del self._same_id[call.key[1]]
         self._of_client[call.client.host] -= 1
         if not self._of_client[call.client.host]:
             del self._of_client[call.client.host]

@@ -52,6 +52,8 @@ class CallRecord:
     kinds: list[tuple[int, str]]
     counted: list[tuple[int, tuple[int, int]]]
     signalling: int | None
+    tag: bytes
+    replaces: Key | None
     on_hold: bool
     session_ends: float
     ends: float
@@ -167,6 +169,8 @@ def _call_record(call: Call) -> CallRecord:
         kinds=list(call.kinds.items()),
         counted=list(call.counted.items()),
         signalling=call.signalling.ref if call.signalling else None,
+        tag=call.tag,
+        replaces=call.replaces,
         on_hold=call.on_hold,
         session_ends=call.session_ends,
         ends=call.ends,
@@ -195,6 +199,8 @@ def _call(record: CallRecord, conversations: Conversations) -> Call:
         kinds=dict(record.kinds),
         counted=dict(record.counted),
         signalling=conversations.by_ref(record.signalling) if record.signalling is not None else None,
+        tag=record.tag,
+        replaces=record.replaces,
         on_hold=record.on_hold,
         session_ends=record.session_ends,
         ends=record.ends,

@@ -25,7 +25,7 @@ def files() -> Iterator[list[int]]:
 
 
 def conversation(ref: int, ends: float = 1.0) -> ConversationRecord:
-    claims = [
+    claims: list[tuple[str, tuple[bytes, ...], tuple[str, ...] | None, float]] = [
         ("call", (b"192.168.56.10", b"\xff-call"), ("203.0.113.10",), float("inf")),
         ("signalling", (), None, 2.0),
     ]

@@ -80,6 +80,37 @@ def test_another_public_address_keeps_the_call() -> None:
     assert {edit.replacement for edit in release.edits} >= {b"198.51.100.9", b"50000"}
 
 
+def test_a_client_with_another_address_goes_on_with_its_call() -> None:
+    """The media of the address before are closed when the server accepts, and not before."""
+    engine = SipEngine()
+    engine.handle(Datagram(1, Side.CLIENT, CLIENT, SERVER, invite(), 10.0))
+    engine.handle(Opened(1, Endpoint("203.0.113.1", 40002), 10.0))
+    engine.handle(Datagram(2, Side.SERVER, CLIENT, SERVER, answer(), 12.0))
+    moved = Endpoint("192.168.56.11", 5060)
+    again = invite(host=moved.host).replace(b"To: <sip:bob@example.com>", b"To: <sip:bob@example.com>;tag=b")
+    (opening,) = engine.handle(Datagram(3, Side.CLIENT, moved, SERVER, again, 20.0))
+    assert isinstance(opening, OpenConversation)
+    engine.handle(Opened(opening.ref, Endpoint("203.0.113.1", 40004), 20.0))
+    assert len(engine.calls()) == 2
+    assert ClosePinhole(1) in engine.handle(Datagram(4, Side.SERVER, moved, SERVER, answer(), 20.0))
+    (call,) = engine.calls()
+    assert (call.client, call.media[0].target.host) == (moved.host, moved.host)
+
+
+def test_nobody_ends_a_call_of_which_he_does_not_know_the_tags() -> None:
+    engine = SipEngine()
+    engine.handle(Datagram(1, Side.CLIENT, CLIENT, SERVER, invite(), 10.0))
+    engine.handle(Opened(1, Endpoint("203.0.113.1", 40002), 10.0))
+    engine.handle(Datagram(2, Side.SERVER, CLIENT, SERVER, answer(), 12.0))
+    other = Endpoint("192.168.56.11", 5060)
+    again = invite(host=other.host).replace(b"To: <sip:bob@example.com>", b"To: <sip:bob@example.com>;tag=guess")
+    (opening,) = engine.handle(Datagram(3, Side.CLIENT, other, SERVER, again, 20.0))
+    assert isinstance(opening, OpenConversation)
+    engine.handle(Opened(opening.ref, Endpoint("203.0.113.1", 40004), 20.0))
+    assert ClosePinhole(1) not in engine.handle(Datagram(4, Side.SERVER, other, SERVER, answer(), 20.0))
+    assert len(engine.calls()) == 2
+
+
 def test_what_is_shown_of_a_call() -> None:
     engine = SipEngine()
     engine.handle(Datagram(1, Side.CLIENT, CLIENT, SERVER, invite(), 10.0))
