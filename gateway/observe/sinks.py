@@ -6,7 +6,8 @@ import os
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol, TextIO
 
 SYSLOG_PATH = "/dev/log"
@@ -22,17 +23,38 @@ class Sink(Protocol):
 
 
 class StreamSink:
-    """Lines to a stream, as stderr."""
+    """Lines to a stream, as stderr, each by one write; those that a full disk did not take are counted.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    `lost_line` makes the line that says how many are missing; it stands before the first that is written again.
+    """
+
+    def __init__(self, stream: TextIO, lost_line: Callable[[int], str] | None = None) -> None:
+        self._put = _writer(stream)
+        self._lost_line = lost_line
+        self._lost = 0
+        self._rest = b""  # of a line that was written in part
 
     def write(self, line: str, level: str, fields: Mapping[str, Any]) -> None:
+        data = f"{line}\n".encode(errors="backslashreplace")
+        if self._lost and self._lost_line is not None:
+            data = f"{self._lost_line(self._lost)}\n".encode() + data
+        data = self._rest + data
         try:
-            self._stream.write(line + "\n")
-            self._stream.flush()
+            written = self._put(data)
         except (OSError, ValueError):
-            pass  # nobody is left who could be told
+            self._lost += 1 + line.count("\n")  # several may be written together
+            return
+        self._lost = 0
+        self._rest = data[written:]
+
+
+def _writer(stream: TextIO) -> Callable[[bytes], int]:
+    """What writes bytes past the stream's own buffer, which tears lines on a full disk; returns how many."""
+    try:
+        fd = stream.fileno()
+    except (OSError, ValueError):  # one in memory
+        return lambda data: stream.write(data.decode())
+    return partial(os.write, fd)
 
 
 class _DatagramSink(ABC):
