@@ -1,0 +1,1 @@
+"""The console: a page for the operator, metrics and health, by HTTP."""

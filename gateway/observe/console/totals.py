@@ -1,0 +1,118 @@
+"""Counters that go on: what a process had counted when it was replaced is added to what its successor counts.
+
+Kept in a memfd that the supervisor holds, so that the console itself may be replaced too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from gateway.observe.metrics import BY_NAME
+
+Series = tuple[str, ...]
+"""Process, name, values of labels."""
+
+
+class Buckets(msgspec.Struct):
+    """A histogram: counts in buckets by their upper bounds (and beyond), and the sum of what was observed."""
+
+    bounds: list[float]
+    buckets: list[float]
+    sum: float
+
+    def plus(self, other: Buckets) -> Buckets:
+        pairs = zip(self.buckets, other.buckets, strict=True)
+        return Buckets(self.bounds, [one + two for one, two in pairs], self.sum + other.sum)
+
+
+class _Counted(msgspec.Struct):
+    counters: list[tuple[Series, float]] = []
+    histograms: dict[str, Buckets] = {}
+
+
+class _Process(msgspec.Struct):
+    """Of one process: when the one that counts now was started, what it has counted, and what those before it had."""
+
+    start: float
+    now: _Counted
+    before: _Counted
+
+
+class Totals:
+    """`fd`: where it is kept."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._gauges: dict[str, list[tuple[Series, float]]] = {}
+        size = os.fstat(fd).st_size
+        try:
+            self._processes = msgspec.json.decode(os.pread(fd, size, 0), type=dict[str, _Process])
+        except msgspec.DecodeError:  # nothing yet, or a console that was killed while it wrote
+            self._processes = {}
+
+    def take(self, row: dict[str, Any]) -> None:
+        """What a process has answered to "metrics"."""
+        name = row["process"]
+        counted = _Counted()
+        gauges = self._gauges[name] = []
+        for *key, value in row["samples"]:
+            metric = BY_NAME.get(key[0])
+            if metric is not None:
+                (gauges if metric.kind == "gauge" else counted.counters).append(((name, *key), value))
+        for one in row["histograms"]:
+            counted.histograms[one["name"]] = Buckets(list(one["bounds"]), list(one["buckets"]), one["sum"])
+        known = self._processes.get(name)
+        if known is None:
+            self._processes[name] = _Process(row["start"], counted, _Counted())
+        elif known.start == row["start"]:
+            known.now = counted
+        else:
+            self._processes[name] = _Process(row["start"], counted, _sum(known.before, known.now))
+
+    def lost(self, process: str) -> None:
+        """It did not answer: of the moment nothing is known."""
+        self._gauges.pop(process, None)
+
+    def keep(self) -> None:
+        """Write it down."""
+        data = msgspec.json.encode(self._processes)
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, data, 0)
+
+    def gauges(self) -> Iterator[tuple[Series, float]]:
+        for samples in self._gauges.values():
+            yield from samples
+
+    def counters(self) -> Iterator[tuple[Series, float]]:
+        for process in self._processes.values():
+            yield from _sum(process.before, process.now).counters
+
+    def histograms(self) -> Iterator[tuple[str, str, Buckets]]:
+        """Process, name, buckets."""
+        for name, process in self._processes.items():
+            for metric, buckets in _sum(process.before, process.now).histograms.items():
+                yield name, metric, buckets
+
+    def sums(self) -> dict[str, dict[tuple[str, ...], float]]:
+        """All counters and gauges by metric and labels, summed up over the processes."""
+        sums: dict[str, dict[tuple[str, ...], float]] = {}
+        for (_, name, *labels), value in (*self.counters(), *self.gauges()):
+            of_metric = sums.setdefault(name, {})
+            key = tuple(labels)
+            of_metric[key] = of_metric.get(key, 0) + value
+        return sums
+
+
+def _sum(one: _Counted, two: _Counted) -> _Counted:
+    counters = dict(one.counters)
+    for key, value in two.counters:
+        counters[key] = counters.get(key, 0) + value
+    histograms = dict(one.histograms)
+    for name, buckets in two.histograms.items():
+        before = histograms.get(name)
+        histograms[name] = before.plus(buckets) if before is not None else buckets
+    return _Counted(list(counters.items()), histograms)

@@ -1,0 +1,114 @@
+"""The console's process: gevent, no privilege. Entry module: `python -m gateway.process.console BOOT_FD`."""
+
+# ruff: noqa: E402
+from gevent import monkey
+
+monkey.patch_all()
+
+import os
+import signal
+import sys
+from itertools import count
+
+import gevent
+import gevent.socket as gsocket
+from gevent.event import AsyncResult
+
+from gateway.observe.admin_wire import Rows, answer, read_rows
+from gateway.observe.console.app import App
+from gateway.observe.console.gatherer import Gatherer, NoAnswer
+from gateway.observe.console.serve import serve
+from gateway.observe.console.totals import Totals
+from gateway.observe.counters import recent_rows
+from gateway.observe.lag import LagMeter
+from gateway.observe.log import get_logger, setup_logging
+from gateway.observe.metrics import metrics_row
+from gateway.process.accept import Acceptor
+from gateway.process.boot import Boot
+from gateway.process.lifeline import Answering, Ask, Ready, hear_supervisor, send
+
+log = get_logger()
+
+
+class Console:
+    """Everything that the process consists of, put together from its boot document."""
+
+    def __init__(self, boot: Boot) -> None:
+        config = boot.config
+        self._boot = boot
+        self._lifeline = gsocket.socket(fileno=boot.lifeline)
+        self._numbers = count(1)
+        self._waiting: dict[int, AsyncResult[tuple[Answering, list[int]]]] = {}
+        self._lag = LagMeter()
+        names = ["supervisor", *(f"worker-{slot}" for slot in range(config.worker_count)), "console"]
+        names += ["broker"] * config.broker_wanted + ["packets"] * config.packets_wanted
+        self._gatherer = Gatherer(names, self._ask, Totals(boot.files["totals"]))
+        with open(boot.files["token"]) as file:
+            token = file.read()
+        self._app = App(config.console, self._gatherer, token)
+        self._verbs = {"status": self._status, "metrics": self._metrics, "events": recent_rows}
+
+    def run(self) -> None:
+        """Serve until SIGTERM, or until the supervisor is gone."""
+        gevent.signal_handler(signal.SIGTERM, os._exit, 0)  # what is sent is of no value any more
+        gevent.spawn(self._hear)
+        gevent.spawn(self._gatherer.run)
+        gevent.spawn(Acceptor().serve, gsocket.socket(fileno=self._boot.admin), self._on_admin)
+        send(self._lifeline, Ready())
+        assert self._boot.console is not None
+        serve(gsocket.socket(fileno=self._boot.console), self._app)
+
+    def _on_admin(self, connection: gsocket.socket, _address: tuple[object, ...]) -> None:
+        answer(connection, self._verbs)
+
+    def _status(self) -> Rows:
+        return [{"process": "console", "pid": os.getpid(), "listen": self._boot.config.console.listen}]
+
+    def _metrics(self) -> Rows:
+        return [metrics_row("console")]
+
+    def _ask(self, process: str, verb: str, id: str, timeout: float) -> Rows:
+        """Ask a process by way of the supervisor. Raises NoAnswer."""
+        if process == "console":
+            return self._verbs[verb]() if verb in self._verbs else []
+        number = next(self._numbers)
+        result: AsyncResult[tuple[Answering, list[int]]] = AsyncResult()
+        self._waiting[number] = result
+        try:
+            with gevent.Timeout(timeout):
+                send(self._lifeline, Ask(number, process, verb, id))
+                answering, fds = result.get() or (Answering(number), [])
+                if not fds:
+                    raise NoAnswer(answering.error)
+                with gsocket.socket(fileno=fds[0]) as connection:
+                    connection.setblocking(True)
+                    return read_rows(connection)
+        except gevent.Timeout:
+            raise NoAnswer(f"no answer within {timeout:g} s") from None
+        except OSError as error:
+            raise NoAnswer(error.strerror or str(error)) from error
+        finally:
+            del self._waiting[number]
+
+    def _hear(self) -> None:
+        while (heard := hear_supervisor(self._lifeline)) is not None:
+            message, fds = heard
+            if isinstance(message, Answering) and message.number in self._waiting:
+                self._waiting[message.number].set((message, fds))
+            else:  # nobody waits for it any more
+                for fd in fds:
+                    os.close(fd)
+        log.error("supervisor.gone")
+        os._exit(1)
+
+
+def main() -> None:
+    """Entry: the boot document's descriptor is the only argument."""
+    boot = Boot.from_memfd(int(sys.argv[1]))
+    setup_logging("console", boot.config.log)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Console(boot).run()
+
+
+if __name__ == "__main__":
+    main()
