@@ -5,24 +5,22 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Protocol
 
 import gevent.socket as gsocket
-import structlog
 from gevent.event import Event
 
 from alg.address import Endpoint
 from gateway.observe.counters import count, flow_opened
+from gateway.observe.flow_log import FlowLog
 from gateway.observe.metrics import Sample
 from gateway.relay.connection import RelaySocket
 from gateway.relay.copy import CopyHandle, EncodedSocket
 from gateway.relay.pace import Pace
 from gateway.relay.splice import Relay, RelayResult
 from gateway.rule_limits import Session
-
-log = structlog.get_logger()
 
 IDLE_TIMEOUT = 7440.0  # seconds without a byte in either direction (RFC 5382 REQ-5)
 HALF_CLOSE_TIMEOUT = 600.0  # seconds without a byte after one side has ended
@@ -38,6 +36,10 @@ class Carrier(Protocol):
     @property
     def down(self) -> int: ...
 
+    def hosts(self) -> tuple[str, ...]:
+        """The addresses of this host that it uses."""
+        ...
+
     def abort(self, reset: bool = True) -> None: ...
 
 
@@ -51,6 +53,7 @@ class Flow:
         "front",
         "id",
         "module",
+        "parent",
         "rate",
         "rule",
         "server",
@@ -67,6 +70,7 @@ class Flow:
         self.server = server
         self.user = user
         self.module: str | None = None
+        self.parent: str | None = None  # the flow for whose pinhole this one carries data
         self.rule = ""  # which permitted it
         self.target: str | None = None  # what the client asked for, where that is not the server's endpoint
         self.rate: float | None = None  # bytes a second in each direction; None: as fast as it goes
@@ -126,9 +130,10 @@ class Flow:
 class Flows:
     """The live flows of one worker."""
 
-    def __init__(self, worker: str, relay: Relay) -> None:
+    def __init__(self, worker: str, relay: Relay, flow_log: FlowLog | None = None) -> None:
         self._worker = worker
         self._relay = relay
+        self._log = flow_log or FlowLog()
         # Ids must not repeat those of a worker that this one replaces: kernel leases and logs carry them.
         self._epoch = f"{int(time.time() * 1000) & 0xFFFFFFFF:x}"
         self._numbers = itertools.count(1)
@@ -161,7 +166,7 @@ class Flows:
         self._live[flow.id] = flow
         self._empty.clear()
         flow_opened(front, rule)
-        log.info("flow.open", **flow.names())
+        self._log.opened(flow)
         return flow
 
     def end(self, flow: Flow, reason: str) -> None:
@@ -171,10 +176,10 @@ class Flows:
             flow.session.release()
         self.finished += 1
         count("algate_flows_ended_total", flow.front, reason)
-        self._up += flow.up
-        self._down += flow.down
-        duration = round(time.time() - flow.since, 3)
-        log.info("flow.end", **flow.names(), reason=reason, up=flow.up, down=flow.down, duration=duration)
+        up, down = flow.up, flow.down
+        self._up += up
+        self._down += down
+        self._log.ended(flow, reason, up, down, round(time.time() - flow.since, 3))
         if not self._live:
             self._empty.set()
 
@@ -219,6 +224,14 @@ class Flows:
 
     def _relayed(self, flow: Flow, result: RelayResult) -> None:
         self.end(flow, result.reason)
+
+    def end_departed(self, is_local: Callable[[str], bool]) -> None:
+        """Reset the flows over an address that this host has no more: nothing can come to it, and silence is worse."""
+        for flow in self:
+            gone = [host for host in flow.carrier.hosts() if not is_local(host)] if flow.carrier else []
+            if flow.carrier and gone:
+                log.warning("flow.departed", **flow.names(), address=gone[0])
+                flow.carrier.abort()
 
     def abort_all(self) -> None:
         """Reset every live flow."""

@@ -6,13 +6,16 @@ Lines of the three kinds that a SOCKS server's log is read for carry `class`: "d
 
 from __future__ import annotations
 
+import atexit
 import sys
 from typing import Any, TextIO
 
 import structlog
 
 from gateway.config import LogSection
+from gateway.observe.batch import BatchSink, Later
 from gateway.observe.counters import tally
+from gateway.observe.flow_log import FlowLog, NoFlowLog, QuickFlowLog
 from gateway.observe.logfmt import Logfmt, Stamp
 from gateway.observe.sinks import JournaldSink, Sink, StreamSink, SyslogSink
 
@@ -37,6 +40,7 @@ KINDS = {
         "broker.lost",
         "drain.cut",
         "file.rejected",
+        "log.lost",
         "pinhole.refused",
         "process.died",
         "process.killed",
@@ -50,12 +54,14 @@ _KIND_OF = {event: kind for kind, events in KINDS.items() for event in events}
 KEY_ORDER = ("timestamp", "level", "process", "event", "address")
 
 
-def setup_logging(process: str, section: LogSection | None = None, stream: TextIO | None = None) -> None:
-    """Configure this process's log; every line carries `process` ("supervisor", "broker", "worker-0")."""
+def setup_logging(
+    process: str, section: LogSection | None = None, stream: TextIO | None = None, later: Later | None = None
+) -> FlowLog:
+    """Configure this process's log; every line carries `process` ("supervisor", "broker", "worker-0"). What writes the
+    lines of flows. `later`: for a process with an event loop, see BatchSink."""
     section = section or LogSection()
     stream = stream or sys.stderr
     render = _renderer(section, stream)
-    sink = _sink(section, process, stream)
 
     def name_process(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
         event["process"] = process
@@ -70,18 +76,34 @@ def setup_logging(process: str, section: LogSection | None = None, stream: TextI
         fields = dict(event)
         return (str(render(logger, method, event)), method, fields), {}
 
+    before: list[structlog.typing.Processor] = [
+        tally,
+        name_process,
+        structlog.processors.add_log_level,
+        Stamp(),
+        structlog.processors.format_exc_info,
+    ]
+
+    def lost_line(count: int) -> str:
+        event: structlog.typing.EventDict = {"event": "log.lost", "lines": count}
+        for processor in before:
+            processor(None, "warning", event)
+        return str(render(None, "warning", event))
+
+    plain: Sink = StreamSink(stream, lost_line)
+    if later is not None:
+        plain = batch = BatchSink(plain, later)
+        atexit.register(batch.flush)
+    sink = _sink(section, process, plain)
     structlog.configure(
-        processors=[
-            tally,
-            name_process,
-            structlog.processors.add_log_level,
-            Stamp(),
-            structlog.processors.format_exc_info,
-            hand_over,
-        ],
+        processors=[*before, hand_over],
         logger_factory=lambda *_: _Logger(sink),
         cache_logger_on_first_use=True,
     )
+    if not section.connections:
+        return NoFlowLog()
+    quick = section.target == "stderr" and section.format == "logfmt"
+    return QuickFlowLog(process, sink) if quick else FlowLog()
 
 
 def get_logger() -> Any:
@@ -106,13 +128,12 @@ def _renderer(section: LogSection, stream: TextIO) -> structlog.typing.Processor
             return Logfmt(KEY_ORDER)
 
 
-def _sink(section: LogSection, process: str, stream: TextIO) -> Sink:
-    """The sink; one that cannot be reached says so on the stream and leaves its lines there."""
-    fallback = StreamSink(stream)
+def _sink(section: LogSection, process: str, plain: Sink) -> Sink:
+    """The sink; one that cannot be reached leaves its lines to the plain one."""
     match section.target:
         case "syslog":
-            return SyslogSink(f"algate-{process}", fallback)
+            return SyslogSink(f"algate-{process}", plain)
         case "journald":
-            return JournaldSink("algate", fallback)
+            return JournaldSink("algate", plain)
         case _:
-            return fallback
+            return plain

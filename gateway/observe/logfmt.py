@@ -19,13 +19,17 @@ class Stamp:
         self._text = ""
 
     def __call__(self, _logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        event["timestamp"] = self.text()
+        return event
+
+    def text(self) -> str:
+        """The time now."""
         now = time.time()
         second = int(now)
         if second != self._second:
             self._second = second
             self._text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        event["timestamp"] = f"{self._text}.{int((now - second) * 1e6):06d}Z"
-        return event
+        return f"{self._text}.{int((now - second) * 1e6):06d}Z"
 
 
 class Logfmt:
@@ -41,11 +45,11 @@ class Logfmt:
         for key in self._key_order:
             value = event.pop(key, None)
             if value is not None:
-                parts.append(f"{key}={_text(value)}")
+                parts.append(f"{key}={value_text(value)}")
         for key, value in event.items():
             if key not in self._keys:
                 self._learn(key)
-            parts.append(f"{key}=" if value is None else f"{key}={_text(value)}")
+            parts.append(f"{key}=" if value is None else f"{key}={value_text(value)}")
         return " ".join(parts)
 
     def _learn(self, key: str) -> None:
@@ -54,7 +58,8 @@ class Logfmt:
         self._keys.add(key)
 
 
-def _text(value: object) -> str:
+def value_text(value: object) -> str:
+    """A value as it stands in a line, quoted if need be."""
     if value is True or value is False:
         return "true" if value else "false"
     text = value if type(value) is str else str(value)

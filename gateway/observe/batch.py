@@ -1,0 +1,45 @@
+"""Log lines that are written together: one system call for those of one turn of an event loop."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gateway.observe.sinks import Sink
+
+Later = Callable[[Callable[[], None]], object]
+_PATIENT = ("debug", "info")
+
+
+class BatchSink:
+    """Hands lines on in pieces of as many as a pipe keeps whole, so that those of several processes do not mix.
+
+    `later` calls a function soon, as an event loop can. A warning or worse goes on at once, with those before it.
+    """
+
+    def __init__(self, sink: Sink, later: Later) -> None:
+        self._sink = sink
+        self._later = later
+        self._waiting: list[str] = []
+
+    def write(self, line: str, level: str, fields: Mapping[str, Any]) -> None:
+        self._waiting.append(line)
+        if level not in _PATIENT:
+            self.flush()
+        elif len(self._waiting) == 1:
+            self._later(self.flush)
+
+    def flush(self) -> None:
+        """Write what waits."""
+        lines, self._waiting = self._waiting, []
+        piece: list[str] = []
+        size = 0
+        for line in lines:
+            size += len(line) + 1
+            if size > select.PIPE_BUF and piece:
+                self._sink.write("\n".join(piece), "info", {})
+                piece, size = [], len(line) + 1
+            piece.append(line)
+        if piece:
+            self._sink.write("\n".join(piece), "info", {})
