@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import gevent.socket as gsocket
+import structlog
 from gevent.event import Event
 
 from alg.address import Endpoint
@@ -21,6 +22,8 @@ from gateway.relay.copy import CopyHandle, EncodedSocket
 from gateway.relay.pace import Pace
 from gateway.relay.splice import Relay, RelayResult
 from gateway.rule_limits import Session
+
+log = structlog.get_logger()
 
 IDLE_TIMEOUT = 7440.0  # seconds without a byte in either direction (RFC 5382 REQ-5)
 HALF_CLOSE_TIMEOUT = 600.0  # seconds without a byte after one side has ended
@@ -225,13 +228,10 @@ class Flows:
     def _relayed(self, flow: Flow, result: RelayResult) -> None:
         self.end(flow, result.reason)
 
-    def end_departed(self, is_local: Callable[[str], bool]) -> None:
-        """Reset the flows over an address that this host has no more: nothing can come to it, and silence is worse."""
-        for flow in self:
-            gone = [host for host in flow.carrier.hosts() if not is_local(host)] if flow.carrier else []
-            if flow.carrier and gone:
-                log.warning("flow.departed", **flow.names(), address=gone[0])
-                flow.carrier.abort()
+    def departed(self, is_local: Callable[[str], bool]) -> list[tuple[Flow, str]]:
+        """The flows that use an address which this host has no more, and that address: nothing can come to them."""
+        hosts = ((flow, host) for flow in self if flow.carrier for host in flow.carrier.hosts() if not is_local(host))
+        return list({flow.id: (flow, host) for flow, host in hosts}.values())
 
     def abort_all(self) -> None:
         """Reset every live flow."""
