@@ -33,6 +33,11 @@ def take(sock: RelaySocket) -> _socket.socket:
     return taken
 
 
+def local_hosts(*socks: _socket.socket) -> tuple[str, ...]:
+    """The addresses of this host that connections use; none of one that is closed."""
+    return tuple(str(sock.getsockname()[0]) for sock in socks if sock.fileno() >= 0)
+
+
 def unacknowledged(sock: _socket.socket) -> int:
     """How many bytes the kernel holds that the other end has not got yet."""
     count: int = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import gevent
 import gevent.socket as gsocket
 
+from gateway.relay.connection import local_hosts
 from gateway.relay.pace import Pace
 from gateway.relay.splice import Reason, Relay, RelayResult, SideName
 from gateway.sockets import abort
@@ -47,6 +48,10 @@ class CopyHandle:
             gevent.spawn(self._copy, right, left, False, down),
         ]
         self._entry = relay.wheel.add(self._active + relay.idle_timeout, self._check_idle)
+
+    def hosts(self) -> tuple[str, ...]:
+        """The addresses of this host that its connections use."""
+        return local_hosts(self._left, self._right)
 
     def abort(self, reset: bool = True) -> None:
         """End the flow now. May be called again, and after the end."""

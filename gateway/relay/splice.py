@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 from gevent import get_hub
 
-from gateway.relay.connection import RelaySocket, close_by_reset, take, unacknowledged
+from gateway.relay.connection import RelaySocket, close_by_reset, local_hosts, take, unacknowledged
 from gateway.relay.hangup import Hangups
 from gateway.relay.pace import Pace
 from gateway.relay.pipes import PIPE_SIZE, Pipe, PipePool
@@ -159,6 +159,10 @@ class RelayHandle:
     def down(self) -> int:
         """Bytes delivered from right to left so far."""
         return self._down.moved
+
+    def hosts(self) -> tuple[str, ...]:
+        """The addresses of this host that its connections use."""
+        return local_hosts(self._left, self._right)
 
     def abort(self, reset: bool = True) -> None:
         """End the flow now, by a reset of both sides or by closing them; bytes in the gateway are lost. May be called

@@ -1,0 +1,40 @@
+"""When this host loses an address: the kernel's word for it, which needs no privilege (rtnetlink(7))."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+_GROUPS = 0x10 | 0x100  # RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
+_DELADDR = 21
+_HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
+
+
+class AddressWatch:
+    """`fileno` is readable when addresses of this network namespace have come or gone."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        self._socket.setblocking(False)
+        self._socket.bind((0, _GROUPS))
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def lost(self) -> bool:
+        """Whether an address has gone since the last call; also if there was more than the kernel could tell us."""
+        lost = False
+        while True:
+            try:
+                data = self._socket.recv(65536)
+            except BlockingIOError:
+                return lost
+            except OSError:  # ENOBUFS: some were not told
+                return True
+            while len(data) >= _HEADER.size:
+                length, kind, *_ = _HEADER.unpack_from(data)
+                lost = lost or kind == _DELADDR
+                data = data[max((length + 3) & ~3, _HEADER.size) :]
+
+    def close(self) -> None:
+        self._socket.close()
