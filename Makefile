@@ -59,7 +59,7 @@ run: setup
 test: setup
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# All peers, several rounds, into docs/benchmarks.md; about 25 minutes. BENCH_ROUNDS=1 BENCH_SECONDS=1 is quick.
+# All peers, several rounds, into docs/benchmarks.md; under 20 minutes. BENCH_ROUNDS=1 BENCH_SECONDS=1 is quick.
 bench: setup
 	$(BIN)/python -m tests.bench $(BENCH_ARGS)
 

@@ -1,22 +1,25 @@
-"""`python -m tests.bench [--quick] [--rounds N] [--seconds S] [--only WORD] [--measure NAME]`."""
+"""`python -m tests.bench [--quick] [--rounds N] [--seconds S] [--only WORD] [--measure NAME] [--no-sections]`."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ftplib
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from pathlib import Path
-from statistics import median
 
-from tests.bench import measures, report
-from tests.bench.peers import PORT, Peer, peers, versions
+from tests.bench import measures, report, sections
+from tests.bench.peers import PORT, Peer, allow_descriptors, peers, versions
 from tests.lab.lab import Lab, LabError
 
 HERE = Path(__file__).parent
+FTP_TRANSFERS = 3  # of each kind in a round
+DESCRIPTORS = 100_000  # for each process, where the host allows it: 8,000 flows are more than one each
 MEASURES = {
     "connections": measures.connections,
     "streams": measures.streams,
@@ -24,6 +27,7 @@ MEASURES = {
     "idle": measures.idle,
 }
 Samples = dict[str, dict[str, list[float]]]
+Notes = dict[str, None]  # what could not be measured, in order and once
 
 
 def main() -> int:
@@ -32,7 +36,10 @@ def main() -> int:
     rounds = 1 if arguments.quick else arguments.rounds
     seconds = 1.0 if arguments.quick else arguments.seconds
     chosen = [peer for peer in peers() if not arguments.only or any(word in peer.name for word in arguments.only)]
+    whole = not arguments.only and not arguments.measure
     samples: Samples = defaultdict(lambda: defaultdict(list))
+    notes: Notes = {}
+    run = report.Run(samples, versions(chosen), notes, seconds, allow_descriptors(DESCRIPTORS))
     with tempfile.TemporaryDirectory() as directory, Lab() as lab:
         program = Path(directory, "load")
         subprocess.run(["gcc", "-O2", "-pthread", "-o", program, HERE / "load.c"], check=True)
@@ -40,20 +47,22 @@ def main() -> int:
         server = lab.popen("outside", [program, "serve", str(PORT)])
         load = measures.Load(lab, program, seconds)
         for turn in range(rounds):
+            began = time.monotonic()
             for peer in chosen:
-                try:
-                    _measure(load, peer, arguments.measure, samples, f"round {turn + 1}/{rounds}")
-                except LabError as error:  # the others are still worth measuring
-                    print(f"  {_first_line(error)}", file=sys.stderr)
+                print(f"round {turn + 1}/{rounds}: {peer.name}", file=sys.stderr, flush=True)
+                _measure(load, peer, arguments.measure, samples, notes)
             if not arguments.measure or "ftp" in arguments.measure:
-                try:
-                    _ftp(lab, samples)
-                except (LabError, OSError, ftplib.Error) as error:
-                    print(f"  ftp: {error}", file=sys.stderr)
-            if not arguments.only and not arguments.measure and not arguments.quick:
-                report.write(_medians(samples), samples, versions(chosen), turn + 1, seconds)
+                _ftp(lab, samples, notes)
+            print(f"  {time.monotonic() - began:.0f} s", file=sys.stderr)
+            if whole and not arguments.quick:
+                report.write(run, turn + 1)
         lab.stop(server)
-    report.show(_medians(samples))
+    report.show(run)
+    if whole and not arguments.no_sections:
+        said = sections.run()
+        report.show_sections(said)
+        if not arguments.quick:
+            report.write_sections(said)
     return 0
 
 
@@ -61,44 +70,50 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _medians(samples: Samples) -> dict[str, dict[str, float]]:
-    return {name: {key: median(values) for key, values in row.items()} for name, row in samples.items()}
-
-
-def _measure(load: measures.Load, peer: Peer, names: list[str], samples: Samples, progress: str) -> None:
-    print(f"{progress}: {peer.name}", file=sys.stderr, flush=True)
+def _measure(load: measures.Load, peer: Peer, names: list[str], samples: Samples, notes: Notes) -> None:
     for name, measure in MEASURES.items():
-        if names and name not in names:
+        if (names and name not in names) or (peer.measures and name not in peer.measures):
             continue
-        with peer.running(load.lab) as pids:  # anew for each, so that no measure finds the traces of another
-            try:
-                for key, value in measure(load, peer, pids).items():
+        try:
+            with peer.running(load.lab):  # anew for each, so that no measure finds the traces of another
+                for key, value in measure(load, peer):
                     samples[peer.name][key].append(value)
-            except (AssertionError, ValueError, subprocess.SubprocessError) as error:
-                print(f"  {name}: {_first_line(error)}", file=sys.stderr)
+        except (measures.Missed, LabError, ValueError, ArithmeticError, subprocess.SubprocessError) as error:
+            _note(notes, f"{peer.name}, {name}: {_first_line(error)}")
 
 
-def _ftp(lab: Lab, samples: Samples) -> None:
-    """FTP data: the same server and client, once through plain NAT and once through a kernel pinhole."""
-    server = lab.vsftpd()
-    with (server.root / "pub/sparse").open("wb") as file:
-        file.truncate(measures.FTP_FILE)
-    os.chmod(server.root / "pub/sparse", 0o644)
-    measures.ftp(lab, active=False)  # the file comes into the cache
-    samples["kernel NAT"]["FTP data"].append(measures.ftp(lab, active=False))
-    gateway = lab.start_gateway()
-    samples["algate, 2 workers, transparent"]["FTP data"].append(measures.ftp(lab, active=True))
-    gateway.stop()
-    server.stop()
+def _note(notes: Notes, text: str) -> None:
+    print(f"  {text}", file=sys.stderr)
+    notes[text] = None
+
+
+def _ftp(lab: Lab, samples: Samples, notes: Notes) -> None:
+    """FTP data: the same server and client, through plain NAT and through kernel pinholes."""
+    plain, pinhole = samples["kernel NAT"]["FTP data"], samples["algate, 2 workers, transparent"]["FTP data"]
+    with contextlib.ExitStack() as stack:
+        try:
+            server = lab.vsftpd()
+            stack.callback(server.stop)
+            with (server.root / "pub/sparse").open("wb") as file:
+                file.truncate(measures.FTP_FILE)
+            os.chmod(server.root / "pub/sparse", 0o644)
+            measures.ftp(lab, active=False)  # the file comes into the cache
+            plain += [measures.ftp(lab, active=False) for _ in range(FTP_TRANSFERS)]
+            gateway = lab.start_gateway()
+            stack.callback(gateway.stop)
+            pinhole += [measures.ftp(lab, active=True) for _ in range(FTP_TRANSFERS)]
+        except (LabError, OSError, ftplib.Error) as error:
+            _note(notes, f"FTP data: {_first_line(error)}")
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
     parser.add_argument("--quick", action="store_true", help="one round of one second: for development")
     parser.add_argument("--rounds", type=int, default=int(os.environ.get("BENCH_ROUNDS", "5")))
-    parser.add_argument("--seconds", type=float, default=float(os.environ.get("BENCH_SECONDS", "3")))
+    parser.add_argument("--seconds", type=float, default=float(os.environ.get("BENCH_SECONDS", "2")))
     parser.add_argument("--only", action="append", help="only peers with this word in their name")
     parser.add_argument("--measure", action="append", help=f"only these: {', '.join(MEASURES)}, ftp", default=[])
+    parser.add_argument("--no-sections", action="store_true", help="only the table")
     return parser.parse_args()
 
 

@@ -1,12 +1,14 @@
 /* The load of the benchmark: both ends of what goes through a gateway. One thread and epoll, but for streams.
  *
  *   load serve PORT                                        the server; a connection's first byte says what it wants:
- *                                                          E echo, S sink (answers with the count), G source, C one byte and end
+ *                                                          E echo, S sink (says the count when nothing comes for a while),
+ *                                                          G source, C one byte and end
  *   load rate   VIA HOST PORT CONCURRENT SECONDS           connections/s, each a handshake, a byte, an end;
  *                                                          and how many in each tenth of a second
  *   load stream VIA HOST PORT STREAMS SECONDS up|down      Gbit/s at the receiver
  *   load echo   VIA HOST PORT FLOWS SECONDS PER_SECOND     latency of 64-byte echoes, microseconds: p50 p99
- *   load hold   VIA HOST PORT FLOWS                        opens flows, says "open N", holds them until its stdin ends
+ *   load hold   VIA HOST PORT FLOWS                        opens flows, an echo through each, says how many there are,
+ *                                                          holds them until its stdin ends
  *
  * VIA is "direct" or ADDRESS:PORT of a SOCKS 5 server. The answer is one line of JSON on stdout.
  */
@@ -28,6 +30,7 @@
 #include <unistd.h>
 
 enum { ECHO = 64, BLOCK = 256 * 1024, EVENTS = 256 };
+enum { QUIET = 5000, STUCK = 5 }; /* microseconds without a byte after which a sink says its count; seconds */
 
 static struct sockaddr_in via, target;
 static int socks;
@@ -74,8 +77,13 @@ static void *serve_stream(void *argument) {
     if (kind == 'G')
         while (send(fd, block, BLOCK, 0) > 0) {}
     else {
-        while ((n = recv(fd, block, BLOCK, MSG_TRUNC)) > 0) total += n;
-        if (send(fd, &total, sizeof total, 0) < 0) perror("count");
+        /* Not when the sender has half-closed its end: some peers end the connection then. */
+        struct timeval quiet = {.tv_usec = QUIET};
+        setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &quiet, sizeof quiet);
+        while ((n = recv(fd, block, BLOCK, MSG_TRUNC)) > 0 || (n < 0 && errno == EAGAIN)) {
+            if (n > 0) total += n;
+            else if (send(fd, &total, sizeof total, MSG_NOSIGNAL) < 0) break;
+        }
     }
     close(fd);
     return NULL;
@@ -222,20 +230,26 @@ static void rate(int concurrent, double seconds) {
     puts("]}");
 }
 
-/* Opens all, `window` at a time; how many are open. */
-static int open_all(struct conn *conns, int flows, int epoll, char first, int window) {
+/* Opens echoes, `window` at a time, until none has come for a while; how many there are, each with a byte echoed: a
+ * gateway may accept what it then cannot carry. */
+static int open_all(struct conn *conns, int flows, int epoll, int window) {
     int started = 0, opened = 0, failed = 0;
     struct epoll_event events[EVENTS];
-    double end = now() + 20;
+    double end = now() + STUCK;
     while (opened + failed < flows && now() < end) {
         while (started < flows && started - opened - failed < window)
             if (start(&conns[started++], epoll)) failed++;
         int count = epoll_wait(epoll, events, EVENTS, 100);
         for (int i = 0; i < count; i++) {
             struct conn *c = events[i].data.ptr;
-            if (c->step == OPEN) continue;
-            int state = advance(c, epoll, first);
-            if (state > 0) opened++;
+            char byte;
+            int state;
+            if (c->step < OPEN) {
+                state = advance(c, epoll, 'E');
+                if (state > 0) state = send(c->fd, "e", 1, MSG_NOSIGNAL) == 1 ? 0 : -1;
+            } else
+                state = recv(c->fd, &byte, 1, 0) == 1 ? 1 : -1;
+            if (state > 0) opened++, end = now() + STUCK;
             if (state < 0) {
                 failed++;
                 close(c->fd);
@@ -258,7 +272,7 @@ static void echo(int flows, double seconds, double per_second) {
     double *times = calloc((size_t)(per_second * seconds) + 1, sizeof *times);
     long sent = 0, count = 0, limit = per_second * seconds;
     char data[ECHO] = {0};
-    int opened = open_all(conns, flows, epoll, 'E', 50);
+    int opened = open_all(conns, flows, epoll, 50);
     if (opened < flows) {
         printf("{\"opened\": %d}\n", opened);
         return;
@@ -300,7 +314,7 @@ static void echo(int flows, double seconds, double per_second) {
 static void hold(int flows) {
     int epoll = epoll_create1(0);
     struct conn *conns = calloc(flows, sizeof *conns);
-    printf("{\"opened\": %d}\n", open_all(conns, flows, epoll, 'E', 100));
+    printf("{\"opened\": %d}\n", open_all(conns, flows, epoll, 100));
     fflush(stdout);
     char end;
     while (read(0, &end, 1) > 0) {}
@@ -328,10 +342,14 @@ static void *stream_one(void *argument) {
     if (send(fd, is_up ? "S" : "G", 1, 0) != 1) die("kind");
     pthread_barrier_wait(&barrier);
     if (is_up) {
-        while (now() < until)
-            if (send(fd, block, BLOCK, 0) <= 0) die("send");
-        shutdown(fd, SHUT_WR);
-        if (recv(fd, total, sizeof *total, MSG_WAITALL) != sizeof *total) die("count");
+        uint64_t sent = 0;
+        ssize_t n;
+        while (now() < until) {
+            if ((n = send(fd, block, BLOCK, 0)) <= 0) die("send");
+            sent += n;
+        }
+        while (*total != sent)
+            if (recv(fd, total, sizeof *total, MSG_WAITALL) != sizeof *total) die("count");
     } else {
         ssize_t n;
         while (now() < until) {

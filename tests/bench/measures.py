@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.bench.peers import PORT, Peer
+from tests.bench.peers import PORT, Peer, router_pids
 from tests.lab.lab import CLIENT4, SERVER4, Lab
 
 CONCURRENT = 100
@@ -23,9 +23,13 @@ ECHO_FLOWS = 1000
 ECHO_RATE = 4000  # a second, over all flows
 FEW, MANY = 1000, 8000
 HEAD_START = 0.5  # seconds for conntrack and TIME_WAIT of the measure before to go
-FTP_FILE = 1 << 30  # bytes; sparse
+FTP_FILE = 2 << 30  # bytes; sparse
 
-Results = dict[str, float]
+Results = Iterator[tuple[str, float]]  # one by one: what was measured before an error counts
+
+
+class Missed(Exception):
+    """A peer that did not do what is measured; the message says what it did instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,47 +72,50 @@ def prepare(lab: Lab) -> None:
     lab.run("router", ["sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_timeout_close=1"])
 
 
-def connections(load: Load, peer: Peer, pids: list[int]) -> Results:
-    """Connections/s, with and without many idle flows."""
+def connections(load: Load, peer: Peer) -> Results:
+    """Connections/s, and the peer's CPU for one of them."""
     time.sleep(HEAD_START)
-    return {"conn/s": load.client("rate", peer, CONCURRENT, load.seconds)["rate"]}
+    before = _cpu(load.lab)
+    said = load.client("rate", peer, CONCURRENT, load.seconds)
+    yield "conn/s", said["rate"]
+    if peer.front != "kernel":
+        yield "cpu µs/conn", (_cpu(load.lab) - before) / said["done"] * 1e6
 
 
-def streams(load: Load, peer: Peer, pids: list[int]) -> Results:
+def streams(load: Load, peer: Peer) -> Results:
     """Gbit/s, and the peer's CPU for a gigabyte."""
-    results: Results = {}
     for count in (1, STREAMS):
         for way in ("down", "up"):
-            before = _cpu(pids)
+            before = _cpu(load.lab)
             said = load.client("stream", peer, count, load.seconds, way)
-            results[f"{count} {way}"] = said["gbit"]
+            yield f"{count} {way}", said["gbit"]
             if count == 1 and way == "down" and peer.front != "kernel":
-                results["cpu s/GB"] = (_cpu(pids) - before) / (said["bytes"] / 1e9)
-    return results
+                yield "cpu s/GB", (_cpu(load.lab) - before) / (said["bytes"] / 1e9)
 
 
-def latency(load: Load, peer: Peer, pids: list[int]) -> Results:
+def latency(load: Load, peer: Peer) -> Results:
     """64-byte echoes, microseconds."""
     said = load.client("echo", peer, ECHO_FLOWS, load.seconds, ECHO_RATE)
-    return {"p50": said["p50"], "p99": said["p99"]} if "p99" in said else {}
+    if "p99" not in said:
+        raise Missed(f"{said['opened']} of {ECHO_FLOWS} flows opened")
+    yield "p50", said["p50"]
+    yield "p99", said["p99"]
 
 
-def idle(load: Load, peer: Peer, pids: list[int]) -> Results:
+def idle(load: Load, peer: Peer) -> Results:
     """Resident memory (proportional set size) for an idle flow, and the connection rate beside many of them."""
-    results: Results = {}
     if peer.front == "kernel":
-        return results
+        return
     for flows in (FEW, MANY) if peer.scales else (FEW,):
-        before = _memory(load.lab, peer)
+        before = _memory(load.lab)
         with load.held(peer, flows) as opened:
             if opened < flows:
-                continue
+                raise Missed(f"{opened} of {flows} idle flows opened")
             time.sleep(HEAD_START)
-            results[f"KiB/flow, {flows}"] = (_memory(load.lab, peer) - before) / opened
+            yield f"KiB/flow, {flows}", (_memory(load.lab) - before) / opened
             if flows == MANY:
-                results["conn/s, 8000 idle"] = load.client("rate", peer, CONCURRENT, load.seconds)["rate"]
+                yield "conn/s, 8000 idle", load.client("rate", peer, CONCURRENT, load.seconds)["rate"]
         time.sleep(HEAD_START)
-    return results
 
 
 def ftp(lab: Lab, active: bool) -> float:
@@ -136,20 +143,18 @@ def ftp(lab: Lab, active: bool) -> float:
     return count * 8 / elapsed / 1e9
 
 
-def _cpu(pids: list[int]) -> float:
-    """Seconds of processor time that processes have used."""
+def _cpu(lab: Lab) -> float:
+    """Seconds of processor time that the processes in the router have used, with those that they have waited for."""
     total = 0.0
-    for pid in pids:
+    for pid in router_pids(lab):
         with contextlib.suppress(OSError):
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            total += int(fields[11]) + int(fields[12])
+            total += sum(map(int, fields[11:15]))
     return total / os.sysconf("SC_CLK_TCK")
 
 
-def _memory(lab: Lab, peer: Peer) -> float:
+def _memory(lab: Lab) -> float:
     """KiB resident of all processes in the router, what is shared counted once."""
-    from tests.bench.peers import router_pids
-
     total = 0
     for pid in router_pids(lab):
         with contextlib.suppress(OSError):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -25,9 +27,10 @@ Front = Literal["kernel", "socks", "transparent"]
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """`start` runs it in the router; the processes that this leaves there are the peer's.
+    """`start` runs it in the router; the processes there are the peer's.
 
-    `scales`: whether 8,000 flows at once are worth trying (not with a process or a thread a flow).
+    `scales`: whether 8,000 flows at once are worth trying (not with a process or a thread a flow). `measures`: only
+    these, if any are named.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Peer:
     start: Callable[[Lab], Callable[[], object]]
     program: Path | None = None
     scales: bool = True
+    measures: tuple[str, ...] = ()
 
     @property
     def via(self) -> str:
@@ -42,16 +46,15 @@ class Peer:
         return f"{ROUTER_IN4}:{SOCKS_PORT}" if self.front == "socks" else "direct"
 
     @contextmanager
-    def running(self, lab: Lab) -> Iterator[list[int]]:
-        """Run it; gives the processes that carry flows."""
-        before = set(router_pids(lab))
+    def running(self, lab: Lab) -> Iterator[None]:
+        """Run it."""
         stop = self.start(lab)
         try:
             if self.front != "kernel":
                 port = SOCKS_PORT if self.front == "socks" else PORT
                 host = ROUTER_IN4 if self.front == "socks" else SERVER4
                 lab.wait_for(lambda: _answers(lab, host, port), 10, f"{self.name} to serve")
-            yield [pid for pid in router_pids(lab) if pid not in before]
+            yield
         finally:
             stop()
 
@@ -67,6 +70,7 @@ def peers() -> list[Peer]:
     found = [
         Peer("kernel NAT", "kernel", lambda _lab: lambda: None),
         Peer("algate, 1 worker", "socks", lambda lab: _algate(lab, 1)),
+        Peer("algate, 1 worker, no log", "socks", lambda lab: _algate(lab, 1, log=False), measures=("connections",)),
         Peer("algate, 2 workers", "socks", lambda lab: _algate(lab, 2)),
         Peer("algate, 1 worker, transparent", "transparent", lambda lab: _algate(lab, 1)),
         Peer("algate, 2 workers, transparent", "transparent", lambda lab: _algate(lab, 2)),
@@ -88,19 +92,26 @@ def peers() -> list[Peer]:
 
 
 def versions(found: list[Peer]) -> dict[str, str]:
-    """The version of each, as its program or its Debian package says it."""
+    """The version of each, as its Debian package or the program itself says it."""
     stated: dict[str, str] = {}
     for peer in found:
-        if peer.program is None or peer.name == "3proxy":
+        if peer.program is None:
             continue
-        name = {"danted": "dante-server"}.get(peer.name, peer.name)
-        policy = subprocess.run(["apt-cache", "policy", name], capture_output=True, text=True, check=False).stdout
-        candidate = next((line.split()[1] for line in policy.splitlines() if "Candidate" in line), "")
-        if not candidate:
-            said = subprocess.run([peer.program, "--version"], capture_output=True, text=True, check=False).stdout
-            candidate = next((line for line in said.splitlines() if "ersion" in line), "unknown").strip()
-        stated[peer.name] = candidate
+        if UNPACKED in peer.program.parents:
+            name = {"danted": "dante-server"}.get(peer.name, peer.name)
+            said = _said("apt-cache", "policy", name)
+            version = re.search(r"Candidate: (\S+)", said)
+        else:
+            version = re.search(r"\d+(?:\.\d+)+\S*", _said(peer.program, "--version"))
+        stated[peer.name] = version[1 if version.re.groups else 0] if version else "of unknown version"
     return stated
+
+
+def _said(*argv: str | Path) -> str:
+    done = subprocess.run(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    return done.stdout
 
 
 def _answers(lab: Lab, host: str, port: int) -> bool:
@@ -111,14 +122,25 @@ def _answers(lab: Lab, host: str, port: int) -> bool:
     return True
 
 
-def _algate(lab: Lab, workers: int) -> Callable[[], object]:
-    config = lab.write_config(process={"workers": workers, "drain_timeout": 1}, transparent={"ports": [PORT]})
+def _algate(lab: Lab, workers: int, log: bool = True) -> Callable[[], object]:
+    config = lab.write_config(
+        process={"workers": workers, "drain_timeout": 1}, transparent={"ports": [PORT]}, log={"connections": log}
+    )
     gateway = lab.start_gateway(config)
     return gateway.stop
 
 
+def allow_descriptors(wanted: int) -> int:
+    """Let what is started from now on have as many descriptors as that, if this host allows it; how many it has."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # only with CAP_SYS_RESOURCE
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(hard, wanted), max(hard, wanted)))
+    hard = _descriptors()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
 def _descriptors() -> int:
-    """As many as a process may have here."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
 

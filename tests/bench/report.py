@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from xml.sax.saxutils import escape
@@ -13,10 +14,13 @@ from xml.sax.saxutils import escape
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from tests.bench.sections import Section
+
 DOCS = Path(__file__).parents[2] / "docs"
-BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+TABLE, SECTIONS = "bench", "bench sections"  # marks of docs/benchmarks.md
 COLUMNS = {
     "conn/s": "conn/s",
+    "cpu µs/conn": "CPU µs/conn",
     "1 down": "1 stream down, Gbit/s",
     "1 up": "1 stream up, Gbit/s",
     "8 down": "8 streams down, Gbit/s",
@@ -32,9 +36,29 @@ COLUMNS = {
 PLOTTED = ("conn/s", "1 down", "8 down", "KiB/flow, 1000")
 OURS, HEV = "algate, 2 workers", "hev-socks5-server"
 TRANSPARENT, NAT = "algate, 2 workers, transparent", "kernel NAT"
+LOGGING, SILENT = "algate, 1 worker", "algate, 1 worker, no log"
 
 Table = Mapping[str, Mapping[str, float]]
 Samples = Mapping[str, Mapping[str, list[float]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What was measured, of what, how: `notes` say what could not be, `seconds` is how long each measure takes, and
+    `descriptors` how many a process may have."""
+
+    samples: Samples
+    versions: Mapping[str, str]
+    notes: Iterable[str]
+    seconds: float
+    descriptors: int
+
+    @property
+    def table(self) -> Table:
+        """The medians."""
+        return {
+            name: {key: median(values) for key, values in row.items() if values} for name, row in self.samples.items()
+        }
 
 
 def goals(table: Table) -> list[tuple[str, str, float, bool]]:
@@ -67,16 +91,20 @@ def goals(table: Table) -> list[tuple[str, str, float, bool]]:
             found.append((f"KiB/flow at {flows}", "<= 4", table[OURS][key], table[OURS][key] <= 4))
         add(f"memory/flow at {flows}", OURS, key, HEV, 1.0, most=True)
     add("connections/s beside 8,000 idle", OURS, "conn/s, 8000 idle", OURS, 0.9, "conn/s")
+    spent, silent = (table.get(name, {}).get("cpu µs/conn") for name in (LOGGING, SILENT))
+    if spent and silent:
+        found.append(("log's share of a connection's CPU", "<= 0.05", 1 - silent / spent, silent >= 0.95 * spent))
     return found
 
 
-def show(table: Table) -> None:
+def show(run: Run) -> None:
     """Print the results and the goals."""
+    table = run.table
     columns = [key for key in COLUMNS if any(key in row for row in table.values())]
     shown = RichTable("peer", *(COLUMNS[key] for key in columns))
     for name, row in table.items():
         shown.add_row(name, *(_text(row.get(key)) for key in columns))
-    console = Console(width=220)
+    console = Console(width=240)
     console.print(shown)
     met = RichTable("measure", "goal", "reached", "")
     for what, goal, ratio, reached in goals(table):
@@ -84,13 +112,15 @@ def show(table: Table) -> None:
     console.print(met)
 
 
-def write(table: Table, samples: Samples, versions: Mapping[str, str], rounds: int, seconds: float) -> None:
-    """Put the results into docs/benchmarks.md, between its marks, and draw docs/benchmarks.svg."""
+def write(run: Run, rounds: int) -> None:
+    """Put the results into docs/benchmarks.md, between their marks, and draw docs/benchmarks.svg."""
+    table = run.table
     columns = [key for key in COLUMNS if any(key in row for row in table.values())]
     lines = [
-        f"{_machine()} Command: `make bench` ({rounds} rounds of {seconds:g} s; medians).",
+        f"{_machine()} A process may have {run.descriptors:,} descriptors.",
+        f"Command: `sudo make bench` ({rounds} rounds, {run.seconds:g} s a measure; medians).",
         "",
-        "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
+        "Versions: " + ", ".join(f"{name} {version}" for name, version in run.versions.items()) + ".",
         "",
         "| | " + " | ".join(COLUMNS[key] for key in columns) + " |",
         "| --- |" + " ---: |" * len(columns),
@@ -100,13 +130,33 @@ def write(table: Table, samples: Samples, versions: Mapping[str, str], rounds: i
         "| --- | --- | ---: | --- |",
         *(f"| {what} | {goal} | {r:.2f} | {'yes' if ok else '**no**'} |" for what, goal, r, ok in goals(table)),
         "",
-        f"Spread: the widest between rounds, (largest - smallest) / median: {_spread(samples)}.",
+        f"Between rounds, (largest - smallest) / median: {_spread(run.samples)}.",
+        *("", *(f"- Not measured: {note}." for note in run.notes)),
     ]
-    path = DOCS / "benchmarks.md"
-    text = path.read_text()
-    head, rest = text.split(BEGIN)
-    path.write_text(f"{head}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{rest.split(END)[1]}")
+    _put(TABLE, lines)
     (DOCS / "benchmarks.svg").write_text(plot(table))
+
+
+def show_sections(said: Sequence[tuple[Section, str]]) -> None:
+    """Print what the sections said."""
+    for section, text in said:
+        print(f"\n{section.title} ({section.command}):\n{text}")
+
+
+def write_sections(said: Sequence[tuple[Section, str]]) -> None:
+    """Put what the sections said into docs/benchmarks.md."""
+    lines: list[str] = []
+    for section, text in said:
+        lines += [f"**{section.title}**", "", f"    $ {section.command}"]
+        lines += [*(f"    {line}" for line in text.splitlines()), ""]
+    _put(SECTIONS, lines)
+
+
+def _put(mark: str, lines: Sequence[str]) -> None:
+    begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
+    path = DOCS / "benchmarks.md"
+    head, rest = path.read_text().split(begin)
+    path.write_text(f"{head}{begin}\n" + "\n".join(lines) + f"\n{end}{rest.split(end)[1]}")
 
 
 def plot(table: Table) -> str:
@@ -143,16 +193,13 @@ def _text(value: float | None) -> str:
 
 
 def _spread(samples: Samples) -> str:
-    widest = max(
-        (
-            ((max(v) - min(v)) / median(v), name, key)
-            for name, row in samples.items()
-            for key, v in row.items()
-            if median(v)
-        ),
-        default=(0.0, "", ""),
+    found = sorted(
+        ((max(values) - min(values)) / median(values), f"{name}, {COLUMNS[key]}")
+        for name, row in samples.items()
+        for key, values in row.items()
+        if values and median(values)
     )
-    return f"{widest[0]:.0%} ({widest[1]}, {COLUMNS.get(widest[2], widest[2])})"
+    return f"{median(spread for spread, _ in found):.0%} in the median, at the most {found[-1][0]:.0%} ({found[-1][1]})"
 
 
 def _machine() -> str:

@@ -1,0 +1,47 @@
+"""What is measured elsewhere than in the table: each a program of its own, run at the end of `make bench`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+
+TIMEOUT = 300  # seconds for each
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """`python -m tests.bench.PROGRAM ARGUMENTS`; what it prints is the result."""
+
+    title: str
+    program: str
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str:
+        """As somebody types it."""
+        return " ".join(["sudo .venv/bin/python -m", f"tests.bench.{self.program}", *self.arguments])
+
+
+SECTIONS = (
+    Section("Decisions on a request, by the number of rules", "policy"),
+    Section("Kernel pinholes", "pinholes", ("--seconds", "5")),
+    Section("Datagrams of 172 bytes through a SOCKS UDP association", "udp_associate", ("20000", "5")),
+    Section("SIP messages through the pure module", "sip_messages"),
+)
+
+
+def run() -> list[tuple[Section, str]]:
+    """Each with what it said; of one that failed, that it failed."""
+    found = []
+    for section in SECTIONS:
+        print(section.command, file=sys.stderr, flush=True)
+        argv = [sys.executable, "-m", f"tests.bench.{section.program}", *section.arguments]
+        try:
+            done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=TIMEOUT)
+        except subprocess.SubprocessError as error:
+            print(f"  {error}: {(getattr(error, 'stderr', '') or '')[-2000:]}", file=sys.stderr)
+            found.append((section, "failed"))
+        else:
+            found.append((section, done.stdout.strip()))
+    return found
