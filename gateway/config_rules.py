@@ -60,7 +60,7 @@ class RuleSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     ] = ()
     chain: Annotated[
         tuple[str, ...],
-        Meta(description="Upstreams to go through, each behind the one before.", examples=[["office", "tor"]]),
+        Meta(description="Upstreams to go through, each behind the one before.", examples=[["office"]]),
     ] = ()
 
 

@@ -6,16 +6,18 @@ import ipaddress
 import re
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import click
+from rich.text import Text
 
 from alg.address import Endpoint
+from gateway.cli.output import console, show_json, styled
 from gateway.config import Config
 from gateway.errors import AlgateError
 from gateway.model import CommandName, ConnectRequest
 from gateway.own_address import is_local
-from gateway.policy import Policy
+from gateway.policy import Explanation, Policy
 from gateway.policy_rules import DAYS, Decision
 
 FORM = '"connect 192.168.56.10 -> example.com:443 [user ann] [group staff,ops] [at Mo 08:30]"'
@@ -65,25 +67,51 @@ def _moment(found: re.Match[str]) -> datetime:
     return datetime(2024, 1, 1) + timedelta(days=DAYS.index(day), hours=hour, minutes=minute)  # that was a Monday
 
 
-def explain(config: Config, source: str, text: str) -> None:
+def explain(config: Config, source: str, text: str, as_json: bool = False) -> None:
     """Print which rule decides, for each address of the request's host. `source` names the configuration file."""
     question = parse_question(text)
     policy = Policy.of(config, lambda: question.at or datetime.now())
     request = question.request
     addresses, problem = _addresses(config, request.host)
+    answers = [
+        (address, policy.explain(request, ipaddress.ip_address(address) if address else None, own=_own(address)))
+        for address in addresses or [""]
+    ]
+    if as_json:
+        show_json([_row(request, address, explanation, source) for address, explanation in answers])
+        return
     if problem:
         click.echo(f"{request.host} has no address here ({problem}): decided by its name alone")
-    for address in addresses or [""]:
-        ip = ipaddress.ip_address(address) if address else None
-        explanation = policy.explain(request, ip, own=bool(address) and is_local(address))
+    out = console()
+    for address, explanation in answers:
         at = f" at {address}" if address and address != request.host else ""
         for line in _passed(explanation.passed, source):
             click.echo(line)
-        click.echo(f"{request.command} to {request.host}:{request.port}{at}: {_said(explanation.decision)}")
-        if explanation.place:
-            click.echo(f"    by {explanation.decision.rule} ({_place(explanation.place, source)})")
-        else:
-            click.echo(f"    by {explanation.decision.rule}: {_WORDS.get(explanation.decision.rule, '')}")
+        decision = explanation.decision
+        what = f"{request.command} to {request.host}:{request.port}{at}: "
+        out.print(Text.assemble(what, styled(_verdict(decision)), _conditions(decision)), soft_wrap=True)
+        why = f" ({_place(explanation.place, source)})" if explanation.place else f": {_WORDS.get(decision.rule, '')}"
+        click.echo(f"    by {decision.rule}{why}")
+
+
+def _row(request: ConnectRequest, address: str, explanation: Explanation, source: str) -> dict[str, Any]:
+    decision = explanation.decision
+    return {
+        "command": request.command,
+        "host": request.host,
+        "port": request.port,
+        "address": address or None,
+        "decision": _verdict(decision),
+        "rule": decision.rule,
+        "place": _place(explanation.place, source) if explanation.place else None,
+        "passed": [
+            {"rule": name, "place": _place(place, source), "why": why} for name, place, why in explanation.passed
+        ],
+    }
+
+
+def _own(address: str) -> bool:
+    return bool(address) and is_local(address)
 
 
 def _addresses(config: Config, host: str) -> tuple[list[str], str]:
@@ -110,8 +138,13 @@ def _place(place: str, source: str) -> str:
     return f"{source}:{place.removeprefix('line ')}" if place.startswith("line ") else place or source
 
 
-def _said(decision: Decision) -> str:
-    said = "permit" if decision.permit else "deny"
+def _verdict(decision: Decision) -> str:
+    return "permit" if decision.permit else "deny"
+
+
+def _conditions(decision: Decision) -> str:
+    """By which way, and how fast."""
+    said = ""
     if decision.via or decision.chain:
         said += " through " + (" then ".join(decision.chain) or " or ".join(decision.via))
     if decision.rate:

@@ -8,25 +8,40 @@ import click
 
 from gateway import __version__
 from gateway.cli.check import check
+from gateway.cli.completion import completion
 from gateway.cli.doctor import doctor
-from gateway.cli.live import calls, flows, pinholes, status
+from gateway.cli.live import calls, flows, pinholes
 from gateway.cli.passwd import passwd
 from gateway.cli.rules import rules
 from gateway.cli.run import run
+from gateway.cli.status import status
 from gateway.cli.trace import explain, trace
 from gateway.errors import AlgateError, ConfigError
 
 EXIT_FAILED = 1
 EXIT_CONFIG = 2
+# For the manual pages and the reference.
+EXIT_CODES = {
+    0: "It was done.",
+    EXIT_FAILED: "It failed, and a line on standard error says why. Of `algate doctor`: something stops the gateway.",
+    EXIT_CONFIG: "The configuration or the command line cannot be used; the line names the file and the key.",
+}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="algate")
 def cli() -> None:
-    """An application-level gateway for Linux NAT routers."""
+    """An application-level gateway for Linux NAT routers.
+
+    \b
+    Examples:
+      algate run
+      algate check
+      algate status --help
+    """
 
 
-for command in (run, check, doctor, rules, status, flows, pinholes, calls, explain, trace, passwd):
+for command in (run, check, doctor, rules, status, flows, pinholes, calls, explain, trace, passwd, completion):
     cli.add_command(command)
 
 

@@ -19,12 +19,15 @@ MAX_PASSWORD = 255  # bytes (RFC 1929)
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.argument("user")
 def passwd(file: Path, user: str) -> None:
-    """Add USER to the users file FILE, or change the password.
+    """Add a user, or change a password.
 
-    Asks for the password twice; reads one line if its input is not a terminal. Groups of the user stay. A gateway that
-    runs takes up the file within seconds.
+    USER is added to the users file FILE if need be. Asks for the password twice; reads one line if its input is
+    not a terminal. Groups of the user stay. A gateway that runs takes up the file within seconds.
 
-    Example: algate passwd /etc/algate/users ann
+    \b
+    Examples:
+      algate passwd /etc/algate/users ann
+      pwgen 20 1 | algate passwd /etc/algate/users robot
     """
     try:
         check_name(user)

@@ -5,25 +5,45 @@ from __future__ import annotations
 import click
 
 from gateway.broker.rules import FAMILIES, apply, remove, render
-from gateway.cli.options import config_option
+from gateway.cli.options import config_option, json_option
+from gateway.cli.output import show_json
 from gateway.config_file import load_config
 
 
 @click.group()
 def rules() -> None:
-    """The iptables rules that bring unconfigured clients to the gateway."""
+    """Show, apply or remove the iptables rules.
+
+    They bring unconfigured clients to the gateway.
+
+    \b
+    Examples:
+      algate rules show
+      sudo algate rules apply
+    """
 
 
 @rules.command()
 @config_option
 @click.option("--family", type=click.Choice(FAMILIES), help="Only this family, as input for ip(6)tables-restore.")
-def show(config_path: str | None, family: str | None) -> None:
-    """Print the rules that `apply` would load. Needs no root."""
+@json_option
+def show(config_path: str | None, family: str | None, as_json: bool) -> None:
+    """Print the rules that `apply` would load.
+
+    Needs no root.
+
+    \b
+    Examples:
+      algate rules show
+      algate rules show --family ipv6
+      algate rules show --json
+    """
     config = load_config(config_path)
-    for name in FAMILIES:
-        if family not in (None, name):
-            continue
-        text = render(config, name)
+    texts = {name: render(config, name) for name in FAMILIES if family in (None, name)}
+    if as_json:
+        show_json([{"family": name, "rules": text} for name, text in texts.items()])
+        return
+    for name, text in texts.items():
         if text is None:
             click.echo(f"# {name}: no inside network of this family, no rules")
         else:
@@ -33,12 +53,26 @@ def show(config_path: str | None, family: str | None) -> None:
 @rules.command("apply")
 @config_option
 def apply_command(config_path: str | None) -> None:
-    """Load the rules; twice is as once, and a failure changes nothing."""
+    """Load the rules.
+
+    Twice is as once, and a failure changes nothing.
+
+    \b
+    Example:
+      sudo algate rules apply
+    """
     apply(load_config(config_path))
 
 
 @rules.command("remove")
 @config_option
 def remove_command(config_path: str | None) -> None:
-    """Take the rules away; everything is then as it was before `apply`."""
+    """Take the rules away.
+
+    Everything is then as it was before `apply`.
+
+    \b
+    Example:
+      sudo algate rules remove
+    """
     remove(load_config(config_path))

@@ -18,6 +18,9 @@ def run(config_path: str | None) -> None:
 
     It logs "ready" when it serves, drains on SIGTERM and then exits with 0.
 
-    Example: algate run -c /etc/algate/algate.toml
+    \b
+    Examples:
+      algate run
+      algate run -c /etc/algate/algate.toml
     """
     sys.exit(supervisor.run(load_config(config_path)))

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.text import Text
 
 from gateway.cli.live import collect
 from gateway.cli.options import config_option, json_option
+from gateway.cli.output import console, show_json
 from gateway.config import Network
 from gateway.config_file import load_config
 from gateway.observe.capture import read
@@ -34,9 +33,14 @@ _EXAMPLE = "192.0.2.1"
 )
 @click.argument("capture", metavar="FILE.pcap", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def explain(config_path: str | None, as_json: bool, public: str | None, capture: Path) -> None:
-    """Show what every module would have changed in a capture from the inside interface. Nothing is sent or opened.
+    """Show what modules would change in a capture.
 
-    Example: algate explain call.pcap
+    The capture is one of the inside interface. Nothing is sent or opened.
+
+    \b
+    Examples:
+      algate explain call.pcap
+      algate explain --public 203.0.113.2 --json call.pcap
     """
     config = load_config(config_path)
     if public is None:
@@ -44,7 +48,7 @@ def explain(config_path: str | None, as_json: bool, public: str | None, capture:
     inside: tuple[Network, ...] = config.inside_networks or tuple(map(ipaddress.ip_network, _PRIVATE))
     rows = Rehearsal(config, inside, public).run(read(capture))
     if as_json:
-        click.echo(json.dumps(list(rows), indent=2))
+        show_json(list(rows))
     else:
         _print(rows)
 
@@ -53,12 +57,17 @@ def explain(config_path: str | None, as_json: bool, public: str | None, capture:
 @config_option
 @json_option
 def trace(config_path: str | None, as_json: bool) -> None:
-    """Show the messages of datagram modules as they pass, until interrupted; with --json those of a moment ago.
+    """Show messages as they pass, and their edits.
 
-    Example: algate trace
+    Those of datagram modules (SIP), until interrupted; with --json those of a moment ago.
+
+    \b
+    Examples:
+      algate trace
+      algate trace --json
     """
     if as_json:
-        click.echo(json.dumps(collect(config_path, "trace"), indent=2))
+        show_json(collect(config_path, "trace"))
         return
     seen: int | None = None
     while True:
@@ -77,10 +86,10 @@ def trace(config_path: str | None, as_json: bool) -> None:
 
 
 def _print(rows: Iterable[Row]) -> None:
-    console = Console(highlight=False)
+    out = console()
     for row in rows:
         if "event" in row:
-            console.print(Text.assemble((f"* {row['event']} ", "bold yellow"), row["detail"]), soft_wrap=True)
+            out.print(Text.assemble((f"* {row['event']} ", "bold yellow"), row["detail"]), soft_wrap=True)
         else:
             for line in render(row):
-                console.print(line, soft_wrap=True)
+                out.print(line, soft_wrap=True)

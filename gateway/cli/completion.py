@@ -1,0 +1,37 @@
+"""`algate completion`: what a shell needs to complete our commands and options."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import get_completion_class
+
+from gateway.errors import AlgateError
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(SHELLS))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print the completion script for a shell.
+
+    The Debian package installs those of all three.
+
+    \b
+    Examples:
+      source <(algate completion bash)
+      algate completion fish > ~/.config/fish/completions/algate.fish
+    """
+    click.echo(completion_script(context.find_root().command, shell))
+
+
+def completion_script(command: click.Command, shell: str) -> str:
+    """The script. AlgateError if this shell is too old for it."""
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise AlgateError(f"completion: there is nothing for {shell}")
+    try:
+        return kind(command, {}, "algate", "_ALGATE_COMPLETE").source()
+    except RuntimeError as error:
+        raise AlgateError(f"completion: {error}") from error

@@ -1,0 +1,81 @@
+"""What commands print: one JSON array for machines, tables for people, with colour where there is a terminal.
+
+NO_COLOR and TERM=dumb take the colour away (rich sees to that); a pipe gets plain, whole lines.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+PIPE_WIDTH = 400  # characters of a line in a pipe at least, so that none is folded
+BLOCKS = "▁▂▃▄▅▆▇█"
+_STYLES = {
+    "running": "green",
+    "ready": "green",
+    "ok": "green",
+    "permit": "green",
+    "warning": "yellow",
+    "starting": "yellow",
+    "draining": "yellow",
+    "stopping": "yellow",
+    "failed": "bold red",
+    "deny": "red",
+}
+
+
+def console() -> Console:
+    """A console on standard output."""
+    out = Console(highlight=False)
+    if not out.is_terminal:
+        out.width = max(out.width, PIPE_WIDTH)
+    return out
+
+
+def show_rows(
+    rows: Sequence[dict[str, Any]],
+    as_json: bool,
+    columns: Sequence[str],
+    **derived: Callable[[dict[str, Any]], str],
+) -> None:
+    """Print rows as one JSON array, or the named columns of them as a table; `derived` makes columns of its own."""
+    if as_json:
+        show_json(rows)
+    else:
+        console().print(table_of(rows, columns, **derived))
+
+
+def show_json(rows: object) -> None:
+    """Print an array of objects, for machines."""
+    click.echo(json.dumps(rows, indent=2))
+
+
+def table_of(
+    rows: Sequence[dict[str, Any]], columns: Sequence[str], **derived: Callable[[dict[str, Any]], str]
+) -> Table:
+    """The named columns of rows; what a row has not is "-"."""
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        cells = (derived[column](row) if column in derived else row.get(column) for column in columns)
+        table.add_row(*("-" if cell is None else styled(cell) for cell in cells))
+    return table
+
+
+def styled(value: object) -> Text:
+    """A word in its colour, if it has one."""
+    text = str(value)
+    return Text(text, style=_STYLES.get(text, ""))
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The last `width` values as blocks, the highest as a full one; `width` characters, blank where there is none."""
+    shown = list(values)[-width:]
+    highest = max(shown, default=0.0)
+    scale = (len(BLOCKS) - 1) / highest if highest > 0 else 0.0
+    return "".join(BLOCKS[round(value * scale)] for value in shown).rjust(width)

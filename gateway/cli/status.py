@@ -1,0 +1,135 @@
+"""`algate status`: the processes and, on a terminal, what they do, drawn."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import click
+from rich.console import Group, RenderableType
+from rich.filesize import decimal
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from gateway.cli.live import collect
+from gateway.cli.options import config_option, json_option
+from gateway.cli.output import console, show_json, sparkline, table_of
+from gateway.observe.admin_wire import Rows
+
+COLUMNS = ("process", "pid", "state", "flows", "finished", "up", "down")
+WIDTH = 60  # samples that are drawn
+SAMPLES, PERIOD = 8, 0.25  # of plain `status`, seconds between two
+WATCH_PERIOD = 1.0  # seconds
+
+
+@click.command()
+@config_option
+@json_option
+@click.option("--watch", is_flag=True, help="Go on, a sample a second, until interrupted.")
+def status(config_path: str | None, as_json: bool, watch: bool) -> None:
+    """Show the processes, their flows and bytes.
+
+    Counts are those since a process started. On a terminal two seconds of throughput and connections are drawn
+    below; with --watch they go on. In a pipe --watch prints a line a second.
+
+    \b
+    Examples:
+      algate status
+      algate status --watch
+      algate status --json
+    """
+    if as_json and watch:
+        raise click.UsageError("--watch is for people, --json prints one array: choose one")
+    rows = collect(config_path, "status")
+    out = console()
+    if as_json:
+        show_json(rows)
+    elif not out.is_terminal and not watch:
+        out.print(table_of(rows, COLUMNS))
+    elif not out.is_terminal:
+        samples = Samples(rows)
+        for rows in _polls(config_path, WATCH_PERIOD):
+            samples.add(rows)
+            click.echo(samples.line())
+    else:
+        samples = Samples(rows)
+        # Leaves what was drawn last on the terminal.
+        with Live(samples.picture(rows), console=out, auto_refresh=False) as live:
+            for number, rows in enumerate(_polls(config_path, WATCH_PERIOD if watch else PERIOD), 1):
+                samples.add(rows)
+                live.update(samples.picture(rows), refresh=True)
+                if not watch and number == SAMPLES:
+                    break
+
+
+def _polls(config_path: str | None, period: float) -> Iterator[Rows]:
+    """The status again and again, until interrupted."""
+    try:
+        while True:
+            time.sleep(period)
+            yield collect(config_path, "status")
+    except KeyboardInterrupt:
+        return
+
+
+class Samples:
+    """What has happened between one look at the status and the next."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._last, self._when = _totals(rows), time.monotonic()
+        self._series: dict[str, deque[float]] = {
+            name: deque(maxlen=WIDTH) for name in ("flows", "new", "from clients", "to clients")
+        }
+
+    def add(self, rows: Rows) -> None:
+        """Take the rows of this moment."""
+        totals, now = _totals(rows), time.monotonic()
+        seconds = max(now - self._when, 1e-6)
+        # A process that was replaced counts anew: nothing is negative.
+        rates = {name: max(totals[name] - self._last[name], 0) / seconds for name in totals}
+        self._last, self._when = totals, now
+        self._series["flows"].append(totals["flows"])
+        self._series["new"].append(rates["begun"])
+        self._series["from clients"].append(rates["up"])
+        self._series["to clients"].append(rates["down"])
+
+    def line(self) -> str:
+        """The latest sample in one line."""
+        last = {name: series[-1] for name, series in self._series.items()}
+        return (
+            f"flows={last['flows']:.0f} new/s={last['new']:.0f} "
+            f"up_bytes/s={last['from clients']:.0f} down_bytes/s={last['to clients']:.0f}"
+        )
+
+    def picture(self, rows: Rows) -> RenderableType:
+        """The table of the processes, and a line of blocks for each series."""
+        drawn = Table.grid(padding=(0, 2))
+        for name, series in self._series.items():
+            now = series[-1] if series else 0.0
+            width = WIDTH if len(series) > SAMPLES else SAMPLES
+            drawn.add_row(name, Text(sparkline(series, width), style="cyan"), _said(name, now))
+        return Group(table_of(rows, COLUMNS), "", drawn)
+
+
+def _said(name: str, value: float) -> str:
+    if name == "flows":
+        return f"{value:.0f}"
+    return f"{value:.0f}/s" if name == "new" else f"{decimal(int(value))}/s"
+
+
+def _totals(rows: Rows) -> dict[str, int]:
+    """Flows at this moment and, since the processes started, flows and bytes."""
+
+    def total(key: str) -> int:
+        values: list[Any] = [row.get(key, 0) for row in rows]
+        return sum(value for value in values if isinstance(value, int))
+
+    return {
+        "flows": total("flows"),
+        "begun": total("flows") + total("finished"),
+        "up": total("up"),
+        "down": total("down"),
+    }
