@@ -8,7 +8,7 @@ from datetime import datetime
 
 import msgspec
 
-from alg.address import Address, canonical
+from alg.address import Address, Endpoint, canonical
 from gateway.config import Config, Network
 from gateway.embedded import seen_through
 from gateway.host_name import canonical_name
@@ -71,6 +71,13 @@ class Policy:
         rules, access = compile_rules(config)
         return cls(config.inside_networks, rules, access, now)
 
+    def become(self, other: Policy) -> None:
+        """Decide as `other` does from now on, for everybody who holds this policy."""
+        self._inside, self._inside_prefixes = other._inside, other._inside_prefixes
+        self._index = other._index
+        self._has_rules, self._has_access = other._has_rules, other._has_access
+        self._any_bind_peer = other._any_bind_peer
+
     def decide_client(self, request: ConnectRequest) -> Decision:
         """Whether this client may ask at all; asked before a name is resolved, so that strangers cause no lookups.
 
@@ -124,6 +131,17 @@ class Policy:
         index = self._index
         rule = index.first(index.apart_from_target(self._query(request), any_port=True) & index.permits)
         return rule.decision if rule is not None else Decision(False, "none")
+
+    def permits_transfer(
+        self, client: Endpoint, user: str | None, server: Endpoint, other: Endpoint, is_own: Callable[[str], bool]
+    ) -> bool:
+        """Whether an FTP client may have `server`, of its control connection, exchange files with `other` (FXP): only
+        where one rule of the command "fxp" names both. `is_own`: whether an address is one of this host."""
+        decisions = [
+            self.decide(ConnectRequest("fxp", client, end.host, end.port, user), end.ip, own=is_own(end.host))
+            for end in (server, other)
+        ]
+        return decisions[0].permit and decisions[0] is decisions[1]
 
     def permits_any_peer(self, request: ConnectRequest) -> bool:
         """Whether a BIND that expects no particular peer (address 0) may be answered by anyone: only where a rule says
@@ -221,6 +239,8 @@ class Policy:
         return decision
 
     def _default(self, request: ConnectRequest) -> Decision:
+        if request.command == "fxp":
+            return Decision(False, "none")
         client = canonical(request.client.host)
         permit = any(client in network for network in self._inside) if self._inside else client.is_loopback
         return Decision(permit, "default" if permit else "client")

@@ -31,6 +31,13 @@ class Session:
             owner, self._owner = self._owner, None
             owner.leave(self._rule, self._client)
 
+    def move(self, rule: str) -> None:
+        """Count for another rule from now on, whatever that one's limits are."""
+        if self._owner is not None:
+            self._owner.leave(self._rule, self._client)
+            self._rule = rule
+            self._owner.join(rule, self._client)
+
 
 class _Bucket:
     """Tokens for new sessions: as many as come in a second, at least one, can be saved up."""
@@ -74,9 +81,13 @@ class RuleLimits:
                 bucket = self._buckets[rule] = _Bucket(limits.rate / self._workers, now)
             if not bucket.take(now):
                 raise LimitReached(f"{limits.rate:g} new sessions a second are the limit")
+        self.join(rule, client)
+        return Session(self, rule, client)
+
+    def join(self, rule: str, client: str) -> None:
+        """For `Session.move`: one more."""
         self._sessions[rule] += 1
         self._clients[rule, client] += 1
-        return Session(self, rule, client)
 
     def leave(self, rule: str, client: str) -> None:
         """For `Session.release`."""

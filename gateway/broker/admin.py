@@ -21,14 +21,21 @@ _THREADS = 8
 class AdminDoor:
     """Takes connections of the listening socket `sock`; a few at a time, further ones are closed.
 
-    `verbs`: what can be asked; each is called by `work`, in the broker's loop, which is to call that whenever `wake` is
-    readable.
+    `verbs`: what can be asked, `of_one`: of one pinhole; each is called by `work`, in the broker's loop, which is to
+    call that whenever `wake` is readable.
     """
 
-    def __init__(self, sock: socket.socket, netfilter: Netfilter, verbs: Mapping[str, Callable[[], Rows]]) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        netfilter: Netfilter,
+        verbs: Mapping[str, Callable[[], Rows]],
+        of_one: Mapping[str, Callable[[str], Rows]],
+    ) -> None:
         self._sock = sock
         self._netfilter = netfilter
         self._verbs = verbs
+        self._of_one = of_one
         self._free = threading.BoundedSemaphore(_THREADS)
         self._jobs: deque[tuple[Callable[[], Rows], Future[Rows]]] = deque()
         self.wake, self._waker = socket.socketpair()
@@ -57,7 +64,8 @@ class AdminDoor:
     def _talk(self, connection: socket.socket) -> None:
         verbs = {name: self._in_loop(verb) for name, verb in self._verbs.items()}
         try:
-            answer(connection, {**verbs, "status": self._with_counters(verbs["status"]), "events": recent_rows})
+            verbs |= {"status": self._with_counters(verbs["status"]), "events": recent_rows}
+            answer(connection, verbs, {name: self._of_one_in_loop(verb) for name, verb in self._of_one.items()})
         except (NetfilterError, TimeoutError):
             connection.close()  # no answer is the truth
         finally:
@@ -71,6 +79,9 @@ class AdminDoor:
             return future.result(ANSWER_DEADLINE)
 
         return ask
+
+    def _of_one_in_loop(self, verb: Callable[[str], Rows]) -> Callable[[str], Rows]:
+        return lambda name: self._in_loop(lambda: verb(name))()
 
     def _with_counters(self, status: Callable[[], Rows]) -> Callable[[], Rows]:
         def ask() -> Rows:

@@ -16,11 +16,12 @@ import msgspec
 
 from gateway.broker.conntrack import Conntrack, Socket, connections_between, connections_of
 from gateway.broker.elements import COUNTED, ONCE, elements_of, is_single, leases_of, once_of, traffic_of
+from gateway.broker.limits import Limits
 from gateway.broker.netfilter import Change, Netfilter, TableGoneError
 from gateway.broker.netlink import NetfilterError
 from gateway.broker.ports import can_bind
 from gateway.broker.protocol import MOST_COUNTED, Count, Counted, Open, Opened, Refused, ToWorker, Update, Updated
-from gateway.broker.validate import SHORTEST_TTL, Network, check_request, check_update, valid_lease_id
+from gateway.broker.validate import SHORTEST_TTL, check_request, check_update, valid_lease_id
 from gateway.errors import PinholeRefused
 from gateway.model import Lease, PinholeRequest
 from gateway.observe.admin_wire import Rows
@@ -42,27 +43,14 @@ log = get_logger()
 class Engine:
     """All pinholes of one instance.
 
-    `table`: its nft table. `inside`: who may be a client. `ports`, `read_ports`, `per_client`, `rate`: see LeaseTable.
-    `send(slot, message)` gives a worker an answer; whether it took it.
+    `table`: its nft table. `send(slot, message)` gives a worker an answer; whether it took it.
     """
 
-    def __init__(
-        self,
-        *,
-        table: str,
-        inside: Sequence[Network],
-        ports: tuple[int, int],
-        read_ports: tuple[int, int] | None,
-        per_client: int,
-        rate: float,
-        send: Callable[[int, ToWorker], bool],
-    ) -> None:
+    def __init__(self, *, table: str, limits: Limits, send: Callable[[int, ToWorker], bool]) -> None:
         self.netfilter = Netfilter(table)
         self._conntrack = Conntrack()
-        self._inside = list(inside)
-        self._leases = LeaseTable(
-            backend="kernel", ports=ports, read_ports=read_ports, per_client=per_client, rate=rate
-        )
+        self._inside = limits.inside
+        self._leases = LeaseTable(backend="kernel", **limits.of_table())
         self._rng = random.SystemRandom()
         self._send = send
         self._opens: list[Pending] = []
@@ -97,6 +85,25 @@ class Engine:
         self._forget()
         log.info("broker.stopped", opened=self._opened, used=self._used, refused=self._refused)
 
+    def configure(self, limits: Limits) -> int:
+        """Other limits from now on. Pinholes of who is not inside any more are closed; how many those are."""
+        self._inside = limits.inside
+        self._leases.configure(**limits.of_table())
+        return len(self._end("reload", lambda lease: not limits.has_inside(lease.client)))
+
+    def kick(self, lease_id: str) -> Rows:
+        """Close the pinhole with this id, whoever holds it; what was closed."""
+        ended = self._end("kick", lambda lease: lease.id == lease_id)
+        return [{"id": one.id, "kind": "pinhole", "client": one.client, "server": one.peer} for one in ended]
+
+    def _end(self, by: str, unwanted: Callable[[Lease], bool]) -> list[Lease]:
+        self.flush()  # what is on its way too
+        ended = [(owner, lease) for owner, lease in self._leases.owned() if unwanted(lease)]
+        for owner, lease in ended:
+            self._leases.close(lease.id, now=time.monotonic())
+            self._closing(owner, lease, by)
+        return [lease for _, lease in ended]
+
     def deadline(self) -> float:
         """When (monotonic) `tick` has something to do; infinity: not before something is asked."""
         return min(self._leases.deadline() or math.inf, self._next_reconcile)
@@ -114,7 +121,6 @@ class Engine:
             self.reconcile()
 
     def __len__(self) -> int:
-        """How many pinholes are open."""
         return len(self._leases)
 
     # --- what workers ask -------------------------------------------------------------------------------------------
@@ -357,13 +363,8 @@ class Engine:
 
     def status(self) -> dict[str, Any]:
         """How many pinholes there are and were."""
-        return {
-            "table": self.netfilter.name,
-            "pinholes": len(self._leases),
-            "opened": self._opened,
-            "used": self._used,
-            "refused": self._refused,
-        }
+        counts = {"opened": self._opened, "used": self._used, "refused": self._refused}
+        return {"table": self.netfilter.name, "pinholes": len(self._leases), **counts}
 
     def samples(self) -> list[Sample]:
         """The open pinholes, for the metrics. Ports that are only let through to a worker are the worker's."""

@@ -12,10 +12,12 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from gateway.broker.admin import AdminDoor
 from gateway.broker.engine import Engine
+from gateway.broker.limits import Limits
 from gateway.broker.netlink import NetfilterError
 from gateway.broker.protocol import (
     MAX_MESSAGE,
@@ -29,7 +31,6 @@ from gateway.broker.protocol import (
     decode_from_worker,
     encode,
 )
-from gateway.broker.validate import Network
 from gateway.observe.admin_wire import Rows
 from gateway.observe.log import get_logger
 from gateway.observe.metrics import metrics_row
@@ -38,8 +39,6 @@ from gateway.pinhole.rate import Rate
 MESSAGES = 10_000.0
 """Messages of one worker in a second: what comes faster stays in its socket. Ten times what a busy worker sends."""
 
-READY = b'{"type":"ready"}'  # what the supervisor waits for
-
 _ROUND = 64  # messages of one worker in one round: no worker keeps the others waiting
 _BURST = 2_000
 _COMPLAINTS = 1.0  # lines a second in the log about one worker's nonsense
@@ -47,39 +46,37 @@ _COMPLAINTS = 1.0  # lines a second in the log about one worker's nonsense
 log = get_logger()
 
 
+class Supervisor(Protocol):
+    """Who started the broker. `ready` tells it; `hear` does what it says, when its descriptor is readable, and says
+    whether it still lives."""
+
+    def fileno(self) -> int: ...
+
+    def ready(self) -> None: ...
+
+    def hear(self, broker: Broker) -> bool: ...
+
+
 class Broker:
     """The broker's loop.
 
-    `workers`: one SEQPACKET socket per worker slot; the slot is the identity. `admin`: a listening unix socket.
-    `lifeline`: a socket to the supervisor. `inside`: who may be a client. `ports`, `read_ports`, `per_client`, `rate`:
-    see LeaseTable. `table`: the nft table of this instance.
+    `workers`: one SEQPACKET socket per worker, by slot; the slot is the identity. `table`: the nft table of this
+    instance. `admin`: a listening unix socket.
     """
 
     def __init__(
         self,
         *,
-        workers: Sequence[socket.socket],
-        inside: Sequence[Network],
-        ports: tuple[int, int],
-        read_ports: tuple[int, int] | None = None,
-        per_client: int,
-        rate: float,
-        table: str = "algate",
-        admin: socket.socket | None = None,
-        lifeline: socket.socket | None = None,
+        workers: Mapping[int, socket.socket],
+        limits: Limits,
+        table: str,
+        admin: socket.socket,
+        supervisor: Supervisor,
     ) -> None:
-        self._workers = list(workers)
-        self._lifeline = lifeline
+        self._workers = dict(workers)
+        self._supervisor = supervisor
         self._admin = admin
-        self._engine = Engine(
-            table=table,
-            inside=inside,
-            ports=ports,
-            read_ports=read_ports,
-            per_client=per_client,
-            rate=rate,
-            send=self._send,
-        )
+        self._engine = Engine(table=table, limits=limits, send=self._send)
         self._selector = selectors.DefaultSelector()
         self._messages = Rate(MESSAGES, _BURST)
         self._complaints = Rate(_COMPLAINTS, 10)
@@ -95,24 +92,23 @@ class Broker:
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         self._register(wake, lambda: wake.recv(64))
-        for slot, worker in enumerate(self._workers):
+        for slot, worker in self._workers.items():
             self._register(worker, self._reader(slot, worker))
-        if self._admin is not None:
-            verbs = {"pinholes": self._pinholes, "status": self._status, "metrics": self._metrics}
-            door = AdminDoor(self._admin, self._engine.netfilter, verbs)
-            self._register(self._admin, door.serve)
-            self._register(door.wake, door.work)
+        verbs = {"pinholes": self._pinholes, "status": self._status, "metrics": self._metrics}
+        door = AdminDoor(self._admin, self._engine.netfilter, verbs, {"kick": self._engine.kick})
+        self._register(self._admin, door.serve)
+        self._register(door.wake, door.work)
         orphaned = False
         try:
             self._engine.load()
-            if self._lifeline is not None:
-                self._lifeline.sendall(READY)
-                self._register(self._lifeline, lambda: None)
+            self._supervisor.ready()
+            self._selector.register(self._supervisor, selectors.EVENT_READ)
             while not self._stopping and not orphaned:
                 for key, _ in self._selector.select(self._timeout()):
-                    if key.fileobj is self._lifeline:
-                        orphaned = self._lifeline_ended()
-                    key.data()
+                    if key.fileobj is self._supervisor:
+                        orphaned = not self._supervisor.hear(self)
+                    else:
+                        key.data()
                 self._engine.tick()
                 self._resume()
             if orphaned:
@@ -124,6 +120,14 @@ class Broker:
             return 1
         return 0
 
+    def configure(self, limits: Limits) -> int:
+        """Other limits from now on; how many pinholes are closed for that."""
+        return self._engine.configure(limits)
+
+    def report(self) -> None:
+        """Log the status."""
+        log.info("status", **self._status()[0])
+
     # --- the loop ---------------------------------------------------------------------------------------------------
 
     def _register(self, sock: socket.socket, callback: Callable[[], object]) -> None:
@@ -132,15 +136,6 @@ class Broker:
 
     def _on_signal(self, _number: int, _frame: object) -> None:
         self._stopping = True
-
-    def _lifeline_ended(self) -> bool:
-        assert self._lifeline is not None
-        try:
-            return not self._lifeline.recv(64)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
 
     def _timeout(self) -> float | None:
         deadline = min([self._engine.deadline(), *self._paused.values()])

@@ -25,6 +25,7 @@ log = structlog.get_logger()
 
 REASON = "socks.bind"
 READ_SIZE = 4096
+VERDICT = 1.0  # seconds that a decision holds while a client waits; then the policy is asked again
 MAX_EARLY = 65536  # bytes that a client may send before its peer has come
 ELSEWHERE = {4: "192.0.2.1", 6: "2001:db8::1"}  # stands for the outside where anybody is expected (RFC 5737, RFC 3849)
 
@@ -73,8 +74,8 @@ class BindCommand:
             self._carry(request, peer, admission)
             return
         admission.session.release()
-        if reason == "expired":
-            request.refuse("timeout")
+        if reason in ("expired", "revoked"):
+            request.refuse("timeout" if reason == "expired" else "denied")
         else:
             request.sock.close()
 
@@ -128,9 +129,13 @@ class BindCommand:
         until = time.monotonic() + self._timeout
         listener.settimeout(0.0)
         while (left := until - time.monotonic()) > 0:
+            denied_by = self._denied_by(request, peers)
+            if denied_by is not None:
+                log.warning("bind.revoked", pinhole=lease.id, **request.names(), denied_by=denied_by)
+                return "revoked", None
             full = len(request.incoming.buffer) >= MAX_EARLY
             watched = [listener] if full else [listener, request.sock]
-            readable, _, _ = gevent.select.select(watched, [], [], left)
+            readable, _, _ = gevent.select.select(watched, [], [], min(left, VERDICT))
             if request.sock in readable:
                 data = request.sock.recv(READ_SIZE)
                 if not data:
@@ -139,6 +144,18 @@ class BindCommand:
             if listener in readable and (peer := self._accept(request, lease, listener, peers)) is not None:
                 return "used", peer
         return "expired", None
+
+    def _denied_by(self, request: SocksRequest, peers: frozenset[str] | None) -> str | None:
+        """The rule by which this is not allowed any more: rules may change, and time goes on."""
+        try:
+            if peers is None:
+                self._lookup.any_peer(request.wish())
+            else:
+                for peer in peers:
+                    self._lookup.check(request.wish(), ipaddress.ip_address(peer))
+        except DialError as error:
+            return error.rule
+        return None
 
     def _accept(
         self, request: SocksRequest, lease: Lease, listener: gsocket.socket, peers: frozenset[str] | None

@@ -29,7 +29,7 @@ class Admission:
 
     def __init__(self, broker: BrokerClient, inside: Sequence[Network]) -> None:
         self._broker = broker
-        self._inside = tuple(inside)
+        self.inside = tuple(inside)
         self._open: set[str] = set()
 
     def concerns(self, request: PinholeRequest) -> bool:
@@ -44,7 +44,7 @@ class Admission:
 
     def _is_inside(self, host: str) -> bool:
         address = ipaddress.ip_address(host)
-        return any(address in network for network in self._inside)
+        return any(address in network for network in self.inside)
 
     def reserve(self, request: PinholeRequest, make: Callable[[str, int], T]) -> tuple[Lease, T]:
         """A lease and what `make(host, port)` bound at its public port. Raises PinholeRefused."""

@@ -211,6 +211,10 @@ class LeaseTable:
         """All leases of an owner."""
         return [entry.lease for entry in self._entries.values() if entry.owner == owner]
 
+    def owned(self) -> list[tuple[int, Lease]]:
+        """All open pinholes, each with its owner."""
+        return [(entry.owner, entry.lease) for entry in self._entries.values() if not entry.used]
+
     def close_owner(self, owner: int, *, now: float) -> list[Lease]:
         """Take out all leases of an owner."""
         return [self._remove(entry, now) for entry in list(self._entries.values()) if entry.owner == owner]

@@ -18,7 +18,7 @@ from gateway.errors import PinholeRefused
 from gateway.flow import Flows
 from gateway.model import Lease, PinholeRequest, PinholeUpdate
 from gateway.observe.metrics import Sample
-from gateway.pinhole.admission import Admission
+from gateway.pinhole.admission import Admission, Network
 from gateway.pinhole.lease import LeaseTable, lease_row
 from gateway.sockets import abort, endpoint, prepare
 
@@ -48,6 +48,12 @@ class UserspacePinholes:
         self._table = LeaseTable(backend="userspace", ports=ports, per_client=per_client)
         self._rng = random.SystemRandom()
         self._waiting: dict[str, gevent.Greenlet[..., str]] = {}
+
+    def configure(self, ports: tuple[int, int], per_client: int, inside: Sequence[Network]) -> None:
+        """Other limits from now on; what is open stays."""
+        self._table.configure(ports=ports, per_client=per_client)
+        if self._admission is not None:
+            self._admission.inside = tuple(inside)
 
     def reserve(self, request: PinholeRequest, make: Callable[[str, int], S]) -> tuple[Lease, S]:
         """Lease a port of the public host for a caller that serves it itself, and the socket that `make(host, port)`
@@ -139,6 +145,21 @@ class UserspacePinholes:
         waiting = self._waiting.get(lease.id)
         if waiting is not None:
             waiting.kill(block=False)
+
+    def kick(self, name: str) -> list[dict[str, Any]]:
+        """Close the pinhole with this id, if it is served here; what was closed."""
+        lease = self._table.get(name, owner=0)
+        if lease is None or lease.id not in self._waiting:
+            return []
+        log.warning("pinhole.kick", pinhole=lease.id, flow=lease.flow, client=lease.client)
+        self.close(lease)
+        return [{"id": name, "kind": "pinhole", "client": lease.client, "server": lease.peer}]
+
+    def close_departed(self, is_local: Callable[[str], bool]) -> None:
+        """Close those at an address that this host has no more."""
+        for lease in self._table.live():
+            if not is_local(lease.public.host):
+                self.close(lease)
 
     def rows(self) -> list[dict[str, Any]]:
         """The open pinholes as `algate pinholes --json` shows them; those that the broker knows, it shows."""
@@ -265,6 +286,7 @@ class UserspacePinholes:
             prepare(peer)
             prepare(target)
             flow = self._flows.add("pinhole", endpoint(peer.getpeername()), lease.target)
+            flow.parent = lease.flow
         except OSError:  # one of them has gone
             abort(peer)
             abort(target)

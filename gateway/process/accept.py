@@ -102,8 +102,9 @@ class Acceptor:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno == errno.EINVAL:  # the supervisor has shut the listener down: we drain
+                if error.errno == errno.EINVAL:  # the supervisor has shut the listener down
                     watcher.stop()
+                    listener.close()
                     return
                 if error.errno in _EXHAUSTED:
                     self._rest(listener, watcher, handler)

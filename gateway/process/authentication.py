@@ -21,12 +21,19 @@ log = get_logger()
 
 
 class Authentication:
-    """The authenticator of a worker and what it stands on. `files`: descriptors by name ("users", "keytab")."""
+    """The authenticator of a worker and what it stands on. `files`: descriptors by name ("users", "keytab").
 
-    def __init__(self, socks: SocksSection, files: Mapping[str, int]) -> None:
+    `before`: the one of an earlier configuration. Who was banned under the same terms stays so.
+    """
+
+    def __init__(self, socks: SocksSection, files: Mapping[str, int], before: Authentication | None = None) -> None:
         self._fds = dict(files)
+        self._terms = socks.guard
         self.accounts = Accounts(_read_users(files["users"]) if "users" in files else {})
         guard = Guard(socks.guard.failures, socks.guard.window, socks.guard.ban)
+        if before is not None and before._terms == socks.guard:
+            guard = before._guard
+        self._guard: Guard = guard
         passwords = gssapi = ident = None
         self._acceptor: GssapiAcceptor | None = None
         if "password" in socks.auth:

@@ -7,6 +7,7 @@ both ready made.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import msgspec
 
@@ -16,13 +17,16 @@ from gateway.config import Config
 class Boot(msgspec.Struct, frozen=True, kw_only=True):
     """What a child process starts with. Numbers are inherited descriptors.
 
-    lifeline: a stream socket to the supervisor; the child writes b"ready\\n"; end of stream: the supervisor is dead.
+    lifeline: a socket to the supervisor (gateway/process/lifeline.py); its end: the supervisor is dead.
     admin: a listening unix stream socket for `algate status` and its kin.
-    workers (broker): one SEQPACKET socket per worker slot, one for packets. broker (worker, packets): its other end.
+    workers (broker): by slot, one SEQPACKET socket a worker, one for packets. broker (worker, packets): its other end.
     socks, transparent (worker): listening TCP sockets of this slot.
     journal (packets): two memfds that outlive it, for what its successor has to know.
+    console (console): its listening TCP socket.
+    files (console): "token", what a browser must know to change something; "totals", which outlives it.
     files (worker): memfds of the files that it may not read itself, by name ("users", "keytab"); when a file has
-    changed a new one comes over the lifeline, with the name and a newline.
+    changed a new one comes over the lifeline.
+    standby (worker, broker): be ready, but begin when the lifeline says so.
     """
 
     role: str
@@ -30,12 +34,42 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     config: Config
     lifeline: int
     admin: int
-    workers: list[int] = []
+    workers: dict[int, int] = {}
     broker: int | None = None
     journal: list[int] = []
     socks: list[int] = []
     transparent: list[int] = []
+    console: int | None = None
     files: dict[str, int] = {}
+    standby: bool = False
+
+    def descriptors(self) -> list[int]:
+        """All that are named, in a fixed order."""
+        optional = [fd for fd in (self.broker, self.console) if fd is not None]
+        return [
+            self.lifeline, self.admin, *self.workers.values(), *optional, *self.journal, *self.socks, *self.transparent,
+            *self.files.values(),
+        ]  # fmt: skip
+
+    def known_already(self) -> list[int]:
+        """Those that a child which is told of another configuration has already."""
+        return [self.lifeline, self.admin, *([self.broker] if self.broker is not None else [])]
+
+    def renumbered(self, numbers: Sequence[int]) -> Boot:
+        """The same with other numbers for `descriptors`, as they are in the process that has received them."""
+        new = dict(zip(self.descriptors(), numbers, strict=True))
+        return msgspec.structs.replace(
+            self,
+            lifeline=new[self.lifeline],
+            admin=new[self.admin],
+            workers={slot: new[fd] for slot, fd in self.workers.items()},
+            broker=None if self.broker is None else new[self.broker],
+            journal=[new[fd] for fd in self.journal],
+            socks=[new[fd] for fd in self.socks],
+            transparent=[new[fd] for fd in self.transparent],
+            console=None if self.console is None else new[self.console],
+            files={name: new[fd] for name, fd in self.files.items()},
+        )
 
     def to_memfd(self) -> int:
         """Write it to a new memfd and return that, positioned at its start."""

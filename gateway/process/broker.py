@@ -2,29 +2,92 @@
 
 from __future__ import annotations
 
+import os
+import select
 import socket
 import sys
 
+from gateway.broker.limits import Limits
 from gateway.broker.server import Broker
 from gateway.observe.log import setup_logging
 from gateway.process.boot import Boot
+from gateway.process.lifeline import (
+    Commit,
+    Done,
+    Go,
+    Ping,
+    Pong,
+    Prepare,
+    Prepared,
+    Ready,
+    Report,
+    hear_supervisor,
+    send,
+)
+
+
+class _Supervisor:
+    """The supervisor as the broker sees it. `standby`: begin when it says so."""
+
+    def __init__(self, lifeline: socket.socket, standby: bool) -> None:
+        lifeline.setblocking(False)
+        self._lifeline = lifeline
+        self._standby = self._waiting = standby
+        self._next: Boot | None = None
+
+    def fileno(self) -> int:
+        return self._lifeline.fileno()
+
+    def wait(self) -> bool:
+        """Return when it is our turn; False: it will never be."""
+        if self._waiting:
+            send(self._lifeline, Ready())
+        while self._waiting:
+            select.select([self._lifeline], [], [])
+            if not self.hear(None):
+                return False
+        return True
+
+    def ready(self) -> None:
+        send(self._lifeline, Done() if self._standby else Ready())
+
+    def hear(self, broker: Broker | None) -> bool:
+        try:
+            heard = hear_supervisor(self._lifeline)
+        except BlockingIOError:
+            return True
+        if heard is None:
+            return False
+        message, fds = heard
+        match message:
+            case Go():
+                self._waiting = False
+            case Prepare():
+                self._next = Boot.from_memfd(fds[0])
+                for fd in fds[1:]:  # all of them are here already
+                    os.close(fd)
+                send(self._lifeline, Prepared())
+            case Commit() if broker is not None and self._next is not None:
+                send(self._lifeline, Done(broker.configure(Limits.of(self._next.config))))
+            case Report() if broker is not None:
+                broker.report()
+            case Ping():
+                send(self._lifeline, Pong())
+        return True
 
 
 def main(boot: Boot) -> int:
     """Serve until the supervisor says otherwise; the exit code."""
     setup_logging("broker", boot.config.log)
-    config = boot.config
-    return Broker(
-        workers=[socket.socket(fileno=fd) for fd in boot.workers],
+    supervisor = _Supervisor(socket.socket(fileno=boot.lifeline), boot.standby)
+    broker = Broker(
+        workers={slot: socket.socket(fileno=fd) for slot, fd in boot.workers.items()},
+        limits=Limits.of(boot.config),
+        table=boot.config.instance,
         admin=socket.socket(fileno=boot.admin),
-        lifeline=socket.socket(fileno=boot.lifeline),
-        inside=config.inside_networks,
-        ports=config.pinhole_ports,
-        read_ports=config.read_ports,
-        per_client=config.pinhole.per_client,
-        rate=config.pinhole.rate,
-        table=config.instance,
-    ).run()
+        supervisor=supervisor,
+    )
+    return broker.run() if supervisor.wait() else 0
 
 
 if __name__ == "__main__":

@@ -57,15 +57,11 @@ class Child:
         ours, theirs = lifeline.pair()
         boot = self._boot(theirs.fileno())
         memfd = boot.to_memfd()
-        inherited = [memfd, boot.lifeline, boot.admin, *boot.workers, *boot.journal, *boot.socks, *boot.transparent]
-        inherited += boot.files.values()
-        if boot.broker is not None:
-            inherited.append(boot.broker)
         try:
             access = self._code.access(self._privileges)
             self._process = subprocess.Popen(
                 [*self._privileges, access.python, "-P", "-m", self._module, str(memfd)],
-                pass_fds=[*inherited, *access.fds],
+                pass_fds=[memfd, *boot.descriptors(), *access.fds],
                 env={**os.environ, "PYTHONPATH": access.path, "PYTHONDONTWRITEBYTECODE": "1"},
                 cwd="/",
                 stdin=subprocess.DEVNULL,

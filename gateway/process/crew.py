@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from collections.abc import Iterator
 
 from gateway.config import Config
+from gateway.observe.log import get_logger
 from gateway.process.boot import Boot
 from gateway.process.child import Child
 from gateway.process.code import Code
-from gateway.process.listeners import Listeners
+from gateway.process.listeners import Listeners, listen_console
 from gateway.process.run_dir import RunDir
 from gateway.process.shared_files import SharedFiles
+
+log = get_logger()
 
 
 class Crew:
@@ -26,14 +30,17 @@ class Crew:
         self._code = code
         self._sockets: list[socket.socket] = []
         self._memfds: list[int] = []
-        self._broker_ends: list[int] = []
+        self._broker_ends: dict[int, int] = {}
         self.workers = [self._make_worker(slot) for slot in range(config.worker_count)]
         self.packets = self._make_packets() if config.packets_wanted else None
         self.broker = self._make_broker() if config.broker_wanted else None
+        self.console = self._make_console() if config.console.listen and os.environ.get("CONSOLE_WIP") else None
 
     def __iter__(self) -> Iterator[Child]:
         yield from (child for child in (self.broker, self.packets) if child)
         yield from self.workers
+        if self.console:
+            yield self.console
 
     def close(self) -> None:
         """Close the sockets; nobody can be started any more."""
@@ -48,17 +55,17 @@ class Crew:
         self._sockets.append(sock)
         return sock.fileno()
 
-    def _broker_pair(self) -> int:
-        """One more slot of the broker; its other end. Both stay open: who replaces a dead one takes up its pair."""
+    def _broker_pair(self, slot: int) -> int:
+        """A slot of the broker; its other end. Both stay open: who replaces a dead one takes up its pair."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._sockets += [ours, theirs]
-        self._broker_ends.append(ours.fileno())
+        self._broker_ends[slot] = ours.fileno()
         return theirs.fileno()
 
     def _make_worker(self, slot: int) -> Child:
         name = f"worker-{slot}"
         admin = self._admin(name)
-        broker = self._broker_pair() if self.config.broker_wanted else None
+        broker = self._broker_pair(slot) if self.config.broker_wanted else None
 
         def boot(lifeline: int) -> Boot:
             return Boot(
@@ -76,9 +83,9 @@ class Crew:
         return Child(name, "gateway.process.worker", self.config.process.user, None, self._code, boot)
 
     def _make_packets(self) -> Child:
-        slot = len(self._broker_ends)
+        slot = self.config.worker_count
         admin = self._admin("packets")
-        broker = self._broker_pair()
+        broker = self._broker_pair(slot)
         journal = [os.memfd_create(f"algate-journal-{i}") for i in range(2)]
         self._memfds += journal
 
@@ -107,3 +114,27 @@ class Crew:
 
         user = self.config.process.broker_user
         return Child("broker", "gateway.process.broker", user, "net_admin", self._code, boot)
+
+    def _make_console(self) -> Child:
+        listener = listen_console(self.config)
+        self._sockets.append(listener)
+        admin = self._admin("console")
+        token = secrets.token_urlsafe(24)
+        path = self._run_dir.write("console.token", token + "\n")
+        files = {name: os.memfd_create(f"algate-{name}") for name in ("token", "totals")}
+        self._memfds += files.values()
+        os.write(files["token"], token.encode())
+        log.info("console", listen=self.config.console.listen, token=str(path))
+
+        def boot(lifeline: int) -> Boot:
+            return Boot(
+                role="console",
+                slot=0,
+                config=self.config,
+                lifeline=lifeline,
+                admin=admin,
+                console=listener.fileno(),
+                files=files,
+            )
+
+        return Child("console", "gateway.process.console", self.config.process.user, None, self._code, boot)

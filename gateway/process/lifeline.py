@@ -21,12 +21,75 @@ class File(msgspec.Struct, frozen=True, tag="file"):
     name: str
 
 
+class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
+    """There is another configuration: get ready for it. A memfd of a Boot comes along, then what that names."""
+
+
+class Commit(msgspec.Struct, frozen=True, tag="commit"):
+    """Use what was prepared."""
+
+
+class Rollback(msgspec.Struct, frozen=True, tag="rollback"):
+    """Forget what was prepared."""
+
+
+class Retire(msgspec.Struct, frozen=True, tag="retire"):
+    """Accept no more (somebody else does), let flows end for some seconds, and end."""
+
+    seconds: float
+
+
+class Go(msgspec.Struct, frozen=True, tag="go"):
+    """For who was started in standby: begin."""
+
+
+class Report(msgspec.Struct, frozen=True, tag="report"):
+    """Log the status."""
+
+
+class Ping(msgspec.Struct, frozen=True, tag="ping"):
+    """Do you live? Answered with Pong."""
+
+
+class Answering(msgspec.Struct, frozen=True, tag="answering"):
+    """To an Ask: the connection on which the answer will come is along, or `error` says why there is none."""
+
+    number: int
+    error: str = ""
+
+
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """The child serves."""
+    """The child serves, or would if it was let (standby)."""
 
 
-ToChild = File
-FromChild = Ready
+class Prepared(msgspec.Struct, frozen=True, tag="prepared"):
+    """The answer to Prepare; `reason`: why it cannot be used, if so."""
+
+    reason: str = ""
+
+
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """The answer to Commit: how many flows and pinholes were ended because they are not allowed any more. The answer
+    to Go: the child serves."""
+
+    ended: int = 0
+
+
+class Pong(msgspec.Struct, frozen=True, tag="pong"):
+    """The answer to Ping."""
+
+
+class Ask(msgspec.Struct, frozen=True, tag="ask"):
+    """A question for another process, which the supervisor puts (gateway/process/desk.py)."""
+
+    number: int
+    process: str
+    verb: str
+    id: str = ""
+
+
+ToChild = File | Prepare | Commit | Rollback | Retire | Go | Report | Ping | Answering
+FromChild = Ready | Prepared | Done | Pong | Ask
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

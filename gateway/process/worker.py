@@ -11,152 +11,194 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
 import gevent
 import gevent.socket as gsocket
+from gevent.event import AsyncResult
 
-from alg.registry import modules
 from gateway.broker.client import BrokerClient
-from gateway.dial import Dialer
+from gateway.dial import CONNECT_TIMEOUT
 from gateway.errors import AlgateError
 from gateway.flow import HALF_CLOSE_TIMEOUT, IDLE_TIMEOUT, Flows
-from gateway.flow_runner import FlowRunner
-from gateway.front.bind import BindCommand
-from gateway.front.connect import ConnectCommand
-from gateway.front.lookup import Lookup
-from gateway.front.quick import QuickSocks, QuickTransparent
-from gateway.front.resolve_name import ResolveCommand
-from gateway.front.rule_ident import RuleIdent
-from gateway.front.socks import SocksFront
-from gateway.front.transparent import TransparentFront
-from gateway.front.udp_associate import UdpAssociateCommand
-from gateway.front.udp_association import Options
-from gateway.ident import IdentClient
-from gateway.inspection import Pinholes
 from gateway.observe.admin_wire import Rows, answer
 from gateway.observe.counters import recent_rows
+from gateway.observe.flow_log import FlowLog
 from gateway.observe.lag import LagMeter
 from gateway.observe.log import get_logger, setup_logging
 from gateway.observe.metrics import metrics_row
-from gateway.own_address import is_local
 from gateway.pinhole.admission import Admission
 from gateway.pinhole.kernel import KernelPinholes
 from gateway.pinhole.userspace import UserspacePinholes
 from gateway.policy import Policy
-from gateway.process.accept import Acceptor, Quick
-from gateway.process.authentication import Authentication
+from gateway.process.accept import Acceptor
 from gateway.process.boot import Boot
-from gateway.process.lifeline import Ready, hear_supervisor, send
-from gateway.quick_dial import QuickDialer, cooperative
+from gateway.process.lifeline import (
+    Commit,
+    Done,
+    File,
+    Go,
+    Ping,
+    Pong,
+    Prepare,
+    Prepared,
+    Ready,
+    Report,
+    Retire,
+    Rollback,
+    hear_supervisor,
+    send,
+)
+from gateway.process.service import Ground, Service
 from gateway.relay.splice import Relay
-from gateway.resolve import resolver_of
 from gateway.rule_limits import RuleLimits
-from gateway.upstream import Upstreams, upstreams_of
 
 log = get_logger()
 
 GC_THRESHOLD = 20_000  # objects; flows leave no cycles, and looking through thousands of live ones takes long
+HANDSHAKE_GRACE = 1.0  # seconds of the drain deadline that connections without a flow get
 ABORT_MARGIN = 0.5  # seconds of the drain deadline that are kept for the resets
 
 
 class Worker:
     """Everything that one worker consists of, put together from its boot document."""
 
-    def __init__(self, boot: Boot) -> None:
+    def __init__(self, boot: Boot, flow_log: FlowLog) -> None:
         config = boot.config
         self._boot = boot
         relay = Relay(IDLE_TIMEOUT, HALF_CLOSE_TIMEOUT)
-        self._flows = Flows(f"w{boot.slot}", relay)
+        self._flows = Flows(f"w{boot.slot}", relay, flow_log)
         broker = BrokerClient(socket.socket(fileno=boot.broker)) if boot.broker is not None else None
         admission = Admission(broker, config.inside_networks) if broker else None
         self._userspace = UserspacePinholes(self._flows, config.pinhole_ports, config.pinhole.per_client, admission)
-        kernel: Pinholes = KernelPinholes(broker) if broker else self._userspace
-        outside = config.network.outside
-        source = outside if outside != "auto" and is_local(outside) else None
-        policy, resolver = Policy.of(config, datetime.now), resolver_of(config.dns)
-        limits = RuleLimits(config.worker_count)
-        dialer = Dialer(policy, resolver, source, limits, Upstreams(upstreams_of(config)))
-        lookup = Lookup(policy, resolver, limits)
-        runner = FlowRunner(
-            config,
-            self._flows,
-            modules(),
-            {
-                "transparent": self._userspace if config.pinhole.backend == "userspace" else kernel,
-                "socks": kernel if config.pinhole.backend == "kernel" else self._userspace,
-                "published": self._userspace,  # the server sees us as its client, so data has to come from us too
-            },
-            self._userspace,
-        )
-        self._authentication = Authentication(config.socks, boot.files)
-        connect = ConnectCommand(dialer, runner)
-        self._socks = SocksFront(
-            {
-                "connect": connect,
-                "bind": BindCommand(lookup, self._userspace, self._flows, outside, config.socks.bind_timeout),
-                "udp": UdpAssociateCommand(
-                    lookup, self._userspace, self._flows, relay.wheel, config.pinhole_ports, Options.of(config)
-                ),
-                "resolve": ResolveCommand(lookup),
-            },
-            self._authentication.authenticator,
-            config.socks.handshake_timeout,
-            RuleIdent(policy, IdentClient(config.socks.ident_timeout), self._authentication.accounts),
-        )
-        self._transparent = TransparentFront(dialer, runner, config.published)
-        self._lifeline = gsocket.socket(fileno=boot.lifeline)
         self._acceptor = Acceptor()
-        quick = QuickDialer(policy, relay.wheel, source)
-        self._quick_transparent = QuickTransparent(self._transparent, quick, runner, self._acceptor)
-        self._quick_socks = QuickSocks(
-            self._socks, connect, quick, runner, relay.wheel, config.socks.handshake_timeout, self._acceptor
+        self._ground = Ground(
+            relay,
+            self._flows,
+            self._acceptor,
+            self._userspace,
+            KernelPinholes(broker) if broker else self._userspace,
+            Policy.of(config, datetime.now),
+            RuleLimits(config.worker_count),
         )
-        self._accepting: list[Callable[[], None]] = []
+        self._service = Service(config, boot.files, self._ground)
+        self._next: tuple[Boot, Service] | None = None
+        self._lifeline = gsocket.socket(fileno=boot.lifeline)
+        self._listening: dict[int, Callable[[], None]] = {}  # by inode: how it is stopped
+        self._stop: AsyncResult[float] = AsyncResult()
         self._lag = LagMeter()
 
     def run(self) -> None:
         """Serve until SIGTERM, then drain; or until the supervisor is gone, then end at once."""
-        boot = self._boot
-        plain = boot.config.socks.auth == ("none",)
-        socks = self._quick_socks.accept if plain else self._in_greenlet(self._socks.handle)
-        for fds, handler in ((boot.socks, socks), (boot.transparent, self._quick_transparent.accept)):
-            for fd in fds:
-                self._accepting.append(self._acceptor.listen(fd, handler))
-        admin = gevent.spawn(Acceptor().serve, gsocket.socket(fileno=boot.admin), self._answer)
-        stop = gevent.event.Event()
-        gevent.signal_handler(signal.SIGTERM, stop.set)
-        gevent.spawn(self._watch_supervisor)
+        if not self._boot.standby:
+            self._listen(self._boot)
+        admin = gevent.spawn(Acceptor().serve, gsocket.socket(fileno=self._boot.admin), self._answer)
+        gevent.signal_handler(signal.SIGTERM, lambda: self._stop.set(self._boot.config.process.drain_timeout))
+        gevent.spawn(self._obey)
         send(self._lifeline, Ready())
-        stop.wait()
-        for stop_accepting in self._accepting:
+        seconds = self._stop.get()
+        assert seconds is not None
+        for stop_accepting in self._listening.values():
             stop_accepting()
-        timeout = max(0.0, boot.config.process.drain_timeout - ABORT_MARGIN)
-        if not self._flows.wait_empty(timeout):
+        self._drain(seconds)
+        admin.kill()
+
+    def _listen(self, boot: Boot) -> None:
+        """Accept at all places of the document; those that are known already go on as they are."""
+        before, self._listening = self._listening, {}
+        for fds, accept in ((boot.socks, self._accept_socks), (boot.transparent, self._accept_transparent)):
+            for fd in fds:
+                inode = os.fstat(fd).st_ino
+                if inode in before:
+                    os.close(fd)
+                    self._listening[inode] = before[inode]
+                else:
+                    self._listening[inode] = self._acceptor.listen(fd, accept)
+
+    def _accept_socks(self, sock: _socket.socket, address: tuple[object, ...]) -> None:
+        self._service.accept_socks(sock, address)
+
+    def _accept_transparent(self, sock: _socket.socket, address: tuple[object, ...]) -> None:
+        self._service.accept_transparent(sock, address)
+
+    def _drain(self, seconds: float) -> None:
+        """Let what is there come to its end. A handshake gets a second: it is not known what it would become."""
+        begun = time.monotonic()
+        self._wait_until(lambda: not self._acceptor.handling, begun + min(HANDSHAKE_GRACE, seconds))
+        if not self._wait_until(lambda: not len(self._flows), begun + seconds - ABORT_MARGIN):
             log.warning("drain.cut", flows=len(self._flows))
             self._flows.abort_all()
             self._flows.wait_empty(ABORT_MARGIN)
-        admin.kill()
 
-    def _in_greenlet(self, handle: Callable[[gsocket.socket, tuple[object, ...]], None]) -> Quick:
-        def accepted(sock: _socket.socket, address: tuple[object, ...]) -> None:
-            self._acceptor.spawn(lambda: handle(cooperative(sock), address))
+    def _wait_until(self, condition: Callable[[], bool], until: float) -> bool:
+        while not condition():
+            if time.monotonic() >= until:
+                return False
+            gevent.sleep(0.02)
+        return True
 
-        return accepted
+    # --- what the supervisor wants ----------------------------------------------------------------------------------
 
-    def _watch_supervisor(self) -> None:
+    def _obey(self) -> None:
         """Without a supervisor nobody would replace or end us: go, and let the kernel reset what is open."""
         while (heard := hear_supervisor(self._lifeline)) is not None:
             message, fds = heard
-            self._authentication.update(message.name, fds[0])  # a file that has changed
+            match message:
+                case File(name):  # it has changed
+                    self._service.authentication.update(name, fds[0])
+                case Prepare():
+                    send(self._lifeline, Prepared(self._prepare(fds)))
+                case Commit():
+                    send(self._lifeline, Done(self._commit()))
+                case Rollback():
+                    self._next = None
+                case Go():
+                    self._listen(self._boot)
+                case Retire(seconds):
+                    self._stop.set(seconds)
+                case Report():
+                    log.info("status", **self._status()[0])
+                case Ping():
+                    send(self._lifeline, Pong())
         log.error("supervisor.gone")
         os._exit(1)
 
+    def _prepare(self, fds: Sequence[int]) -> str:
+        """Build what a new document describes; why that cannot be, or nothing."""
+        boot = Boot.from_memfd(fds[0]).renumbered(fds[1:])
+        for fd in boot.known_already():
+            os.close(fd)
+        try:
+            self._next = boot, Service(boot.config, boot.files, self._ground, self._service)
+        except (AlgateError, OSError) as error:
+            return str(error)
+        return ""
+
+    def _commit(self) -> int:
+        """Use what was prepared; how many flows are not allowed any more, and were ended."""
+        assert self._next is not None
+        (self._boot, self._service), self._next = self._next, None
+        self._service.take_over()
+        self._listen(self._boot)
+        gevent.spawn(self._audit_again, self._service)
+        return self._service.audit.run()
+
+    def _audit_again(self, service: Service) -> None:
+        """Flows that were decided by the old rules may come about for as long as a dial takes."""
+        for _ in range(int(CONNECT_TIMEOUT) + 1):
+            gevent.sleep(1)
+            if self._service is not service:
+                return
+            service.audit.run()
+
+    # --- what is asked over the admin socket ------------------------------------------------------------------------
+
     def _answer(self, connection: gsocket.socket, _address: tuple[object, ...]) -> None:
         verbs = {"status": self._status, "flows": self._flow_rows, "pinholes": self._userspace.rows}
-        answer(connection, {**verbs, "metrics": self._metrics, "events": recent_rows})
+        answer(connection, {**verbs, "metrics": self._metrics, "events": recent_rows}, {"kick": self._kick})
 
     def _status(self) -> Rows:
         watchers = gevent.get_hub().loop.activecnt
@@ -169,6 +211,16 @@ class Worker:
         samples.append((("algate_connections", "flow"), len(self._flows)))
         return [metrics_row(f"worker-{self._boot.slot}", samples)]
 
+    def _kick(self, name: str) -> Rows:
+        """End the flow, or close the pinhole, with this id."""
+        rows: Rows = []
+        for flow in self._flows:
+            if flow.id == name and flow.carrier is not None:
+                log.warning("flow.kick", **flow.names())
+                flow.carrier.abort()
+                rows.append({"id": name, "kind": "flow", "client": str(flow.client), "server": str(flow.server)})
+        return rows + self._userspace.kick(name)
+
     def _flow_rows(self) -> Rows:
         return [flow.row() for flow in self._flows]
 
@@ -176,10 +228,10 @@ class Worker:
 def main() -> None:
     """Entry: the boot document's descriptor is the only argument."""
     boot = Boot.from_memfd(int(sys.argv[1]))
-    setup_logging(f"worker-{boot.slot}", boot.config.log)
+    flow_log = setup_logging(f"worker-{boot.slot}", boot.config.log, later=gevent.get_hub().loop.run_callback)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        worker = Worker(boot)
+        worker = Worker(boot, flow_log)
     except AlgateError as error:
         log.error("start.failed", reason=str(error))
         sys.exit(1)

@@ -32,6 +32,7 @@ from gateway.broker.protocol import (
 from gateway.config_file import parse_config
 from gateway.model import Lease, PinholeRequest
 from gateway.observe.admin_wire import Rows, ask
+from gateway.process import lifeline
 from gateway.process.boot import Boot
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -169,28 +170,28 @@ class Rig:
 
     def start(self) -> None:
         """Start a broker as the supervisor does, in the router; returns when it is ready."""
-        self.lifeline, theirs = socket.socketpair()
+        self.lifeline, theirs = lifeline.pair()
         boot = Boot(
             role="broker",
             slot=0,
             config=self._config,
             lifeline=theirs.fileno(),
             admin=self._admin.fileno(),
-            workers=[ours.fileno() for ours, _ in self._pairs],
+            workers={slot: ours.fileno() for slot, (ours, _) in enumerate(self._pairs)},
         )
         memfd = boot.to_memfd()
         python = [sys.executable, "-m", "gateway.process.broker", str(memfd)]
         with open(self._log, "ab") if self._log else contextlib.nullcontext() as log:
             self.broker = subprocess.Popen(
                 ["ip", "netns", "exec", self.router, "setpriv", *_user(), *PRIVILEGES, *python],
-                pass_fds=[memfd, boot.lifeline, boot.admin, *boot.workers],
+                pass_fds=[memfd, *boot.descriptors()],
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
                 stderr=log,
             )
         os.close(memfd)
         theirs.close()
         self.lifeline.settimeout(15)
-        assert self.lifeline.recv(64) == b'{"type":"ready"}'
+        assert lifeline.hear_child(self.lifeline) == lifeline.Ready()
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send the broker a signal and wait for its end; its exit code."""

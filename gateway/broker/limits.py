@@ -1,0 +1,45 @@
+"""What a configuration allows the broker's pinholes to be."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from typing import NamedTuple, TypedDict
+
+from gateway.broker.validate import Network
+from gateway.config import Config
+
+
+class TableLimits(TypedDict):
+    """As the lease table wants them."""
+
+    ports: tuple[int, int]
+    read_ports: tuple[int, int] | None
+    per_client: int
+    rate: float
+
+
+class Limits(NamedTuple):
+    """`inside`: who may be a client. `ports`, `read_ports`, `per_client`, `rate`: see LeaseTable."""
+
+    inside: Sequence[Network]
+    ports: tuple[int, int]
+    read_ports: tuple[int, int] | None
+    per_client: int
+    rate: float
+
+    @classmethod
+    def of(cls, config: Config) -> Limits:
+        """The limits of a configuration."""
+        pinhole = config.pinhole
+        return cls(config.inside_networks, config.pinhole_ports, config.read_ports, pinhole.per_client, pinhole.rate)
+
+    def of_table(self) -> TableLimits:
+        """Those that are the lease table's."""
+        return {
+            "ports": self.ports, "read_ports": self.read_ports, "per_client": self.per_client, "rate": self.rate
+        }  # fmt: skip
+
+    def has_inside(self, host: str) -> bool:
+        """Whether an address may be a client's."""
+        return any(ipaddress.ip_address(host) in network for network in self.inside)

@@ -1,0 +1,119 @@
+"""What one configuration makes of a worker: its fronts, over the flows and pinholes that outlive a configuration."""
+
+from __future__ import annotations
+
+import _socket
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import NamedTuple
+
+import gevent.socket as gsocket
+
+from alg.registry import modules
+from gateway.audit import Audit
+from gateway.config import Config
+from gateway.dial import Dialer
+from gateway.flow import Flows
+from gateway.flow_runner import FlowRunner
+from gateway.front.bind import BindCommand
+from gateway.front.connect import ConnectCommand
+from gateway.front.lookup import Lookup
+from gateway.front.quick import QuickSocks, QuickTransparent
+from gateway.front.resolve_name import ResolveCommand
+from gateway.front.rule_ident import RuleIdent
+from gateway.front.socks import SocksFront
+from gateway.front.transparent import TransparentFront
+from gateway.front.udp_associate import UdpAssociateCommand
+from gateway.front.udp_association import Options
+from gateway.ident import IdentClient
+from gateway.inspection import Pinholes
+from gateway.own_address import is_local
+from gateway.pinhole.userspace import UserspacePinholes
+from gateway.policy import Policy
+from gateway.process.accept import Acceptor, Quick
+from gateway.process.authentication import Authentication
+from gateway.quick_dial import QuickDialer, cooperative
+from gateway.relay.splice import Relay
+from gateway.resolve import resolver_of
+from gateway.rule_limits import RuleLimits
+from gateway.upstream import Upstreams, upstreams_of
+
+
+class Ground(NamedTuple):
+    """What of a worker outlives a configuration. `kernel`: the backend of unconfigured clients' pinholes."""
+
+    relay: Relay
+    flows: Flows
+    acceptor: Acceptor
+    userspace: UserspacePinholes
+    kernel: Pinholes
+    policy: Policy
+    limits: RuleLimits
+
+
+class Service:
+    """The fronts. What has begun under an earlier configuration asks the same policy, so it knows the new rules.
+
+    `files`: descriptors by name (see Boot). `before`: the service that this one follows.
+    """
+
+    def __init__(self, config: Config, files: Mapping[str, int], ground: Ground, before: Service | None = None) -> None:
+        self._config = config
+        self._ground = ground
+        self._rules = Policy.of(config, datetime.now)
+        flows, userspace, kernel, policy = ground.flows, ground.userspace, ground.kernel, ground.policy
+        outside = config.network.outside
+        source = outside if outside != "auto" and is_local(outside) else None
+        resolver, upstreams = resolver_of(config.dns), Upstreams(upstreams_of(config))
+        dialer = Dialer(policy, resolver, source, ground.limits, upstreams)
+        lookup = Lookup(policy, resolver, ground.limits)
+        runner = FlowRunner(
+            config,
+            flows,
+            modules(),
+            {
+                "transparent": userspace if config.pinhole.backend == "userspace" else kernel,
+                "socks": kernel if config.pinhole.backend == "kernel" else userspace,
+                "published": userspace,  # the server sees us as its client, so data has to come from us too
+            },
+            userspace,
+            policy,
+        )
+        earlier = before.authentication if before is not None else None
+        self.authentication: Authentication = Authentication(config.socks, files, earlier)
+        accounts = self.authentication.accounts
+        connect = ConnectCommand(dialer, runner)
+        self._socks = SocksFront(
+            {
+                "connect": connect,
+                "bind": BindCommand(lookup, userspace, flows, outside, config.socks.bind_timeout),
+                "udp": UdpAssociateCommand(
+                    lookup, userspace, flows, ground.relay.wheel, config.pinhole_ports, Options.of(config)
+                ),
+                "resolve": ResolveCommand(lookup),
+            },
+            self.authentication.authenticator,
+            config.socks.handshake_timeout,
+            RuleIdent(policy, IdentClient(config.socks.ident_timeout), accounts),
+        )
+        transparent = TransparentFront(dialer, runner, config.published)
+        quick = QuickDialer(policy, ground.relay.wheel, source)
+        quick_socks = QuickSocks(
+            self._socks, connect, quick, runner, ground.relay.wheel, config.socks.handshake_timeout, ground.acceptor
+        )
+        plain = config.socks.auth == ("none",)
+        self.accept_socks: Quick = quick_socks.accept if plain else self._in_greenlet(self._socks.handle)
+        self.accept_transparent: Quick = QuickTransparent(transparent, quick, runner, ground.acceptor).accept
+        self.audit = Audit(flows, policy, accounts.groups, upstreams, config.published.values())
+
+    def take_over(self) -> None:
+        """From now on this configuration's rules and limits hold, for what is under way too."""
+        config = self._config
+        self._ground.policy.become(self._rules)
+        self._ground.userspace.configure(config.pinhole_ports, config.pinhole.per_client, config.inside_networks)
+
+    def _in_greenlet(self, handle: Callable[[gsocket.socket, tuple[object, ...]], None]) -> Quick:
+        def accepted(sock: _socket.socket, address: tuple[object, ...]) -> None:
+            self._ground.acceptor.spawn(lambda: handle(cooperative(sock), address))
+
+        return accepted
