@@ -152,9 +152,12 @@ def connections_between(old: Lease, new: Lease) -> frozenset[Socket]:
     """The UDP connections that must begin anew when a lease changes."""
     if (old.target, old.second) != (new.target, new.second):
         return frozenset({*connections_of(old), *connections_of(new)})
-    if old.peers != new.peers:  # the way out is as it was
-        return frozenset(sock for sock in connections_of(new) if not sock.source)
-    return frozenset()
+    if old.peers == new.peers:
+        return frozenset()
+    if old.peers is None or (new.peers is not None and not set(old.peers) <= set(new.peers)):
+        # What was let out to a peer of before is marked, and would be dropped from now on.
+        return frozenset(connections_of(new))
+    return frozenset(sock for sock in connections_of(new) if not sock.source)  # the way out is as it was
 
 
 def _ends_of(original: bytes, version: int) -> Iterator[tuple[bool, bytes, bytes]]:
