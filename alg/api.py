@@ -192,6 +192,15 @@ class OpenMeeting:
 
 
 @dataclass(frozen=True, slots=True)
+class AskTransfer:
+    """Ask whether the flow's server may exchange files with `other`, an endpoint of neither side. Nothing is opened.
+    Answered by `Opened` (with `other` as `public`) or `Refused`."""
+
+    ref: int
+    other: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
 class ClosePinhole:
     """Close the pinhole `ref`, if it is still open. Connections that it admitted live on; a conversation is cut off."""
 
@@ -227,6 +236,7 @@ Command = (
     | UpdateConversation
     | OpenRelay
     | OpenMeeting
+    | AskTransfer
     | ClosePinhole
     | Bypass
     | Revoke
@@ -244,6 +254,7 @@ class FlowContext:
     `inside`: which of them is behind this router; the server, if it is published (`[[publish]]`).
     `options`: an instance of the module's `Options`; None: its defaults.
     `public`: whom the server sees as the client, the connection's own endpoint towards it; None: not known.
+    `transfers`: whether `AskTransfer` may be permitted at all.
     """
 
     client: Endpoint
@@ -251,6 +262,7 @@ class FlowContext:
     inside: Side = Side.CLIENT
     options: object | None = None
     public: Endpoint | None = None
+    transfers: bool = False
 
 
 class AlgModule(Protocol):

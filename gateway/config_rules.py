@@ -24,7 +24,10 @@ class RuleSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     ] = ""
     command: Annotated[
         tuple[CommandName, ...],
-        Meta(description="Requests of SOCKS, and redirected connections.", examples=[["connect", "transparent"]]),
+        Meta(
+            description="Requests of SOCKS, redirected connections, transfers between FTP servers (fxp).",
+            examples=[["connect", "transparent"]],
+        ),
     ] = ()
     from_: Annotated[
         tuple[str, ...],

@@ -15,8 +15,8 @@ from gateway.config import AlgSection, Config
 from gateway.dial import Connection
 from gateway.flow import Flow, Flows
 from gateway.inspection import DataPaths, Inspection, Pinholes
-from gateway.own_address import PublicAddress, public_address
-from gateway.policy import Decision
+from gateway.own_address import PublicAddress, is_local, public_address
+from gateway.policy import Decision, Policy
 from gateway.sockets import abort, endpoint, prepare
 
 
@@ -30,7 +30,9 @@ class FlowRunner:
         modules: Mapping[str, type[AlgModule]],
         pinholes: Mapping[str, Pinholes],
         paths: DataPaths,
+        policy: Policy,
     ) -> None:
+        self._policy = policy
         self._config = config
         self._flows = flows
         self._modules = modules
@@ -149,14 +151,20 @@ class FlowRunner:
             }
         inside = Side.SERVER if published else Side.CLIENT
         seen = Endpoint(public[Side.SERVER].advertised, own.port)
+
+        def may_transfer(other: Endpoint) -> bool:
+            return self._policy.permits_transfer(flow.client, flow.user, flow.server, other, is_local)
+
+        transfers = may_transfer(flow.server)  # without a rule that names it, no other host needs to be asked for
         inspection = Inspection(
             flow,
-            self._modules[name](FlowContext(flow.client, flow.server, inside, self._options[name], seen)),
+            self._modules[name](FlowContext(flow.client, flow.server, inside, self._options[name], seen, transfers)),
             section.mode,
             {Side.CLIENT: client, Side.SERVER: server},
             self._pinholes[flow.front],
             self._paths,
             public,
+            may_transfer,
         )
         flow.hand_over(inspection)
         over = True

@@ -16,6 +16,7 @@ from gevent.event import Event as Wakeup
 from alg.address import Endpoint
 from alg.api import (
     AlgModule,
+    AskTransfer,
     Bypass,
     Closed,
     ClosePinhole,
@@ -45,6 +46,7 @@ from gateway.flow import HALF_CLOSE_TIMEOUT, Flow
 from gateway.model import Lease, PinholeRequest, PinholeUpdate
 from gateway.own_address import PublicAddress
 from gateway.pinhole_requests import Opening, advertised, is_forbidden, request_of
+from gateway.relay.connection import local_hosts
 from gateway.sockets import abort
 from gateway.urgency import Marks, receive
 
@@ -85,6 +87,7 @@ class DataPaths(Protocol):
 class Inspection:
     """Carries one flow through a module. `run` returns when the flow is over (True) or to be relayed unread (False).
 
+    `may_transfer`: whether a rule lets the server exchange files with a third host.
     `public`: the address at which a side is told to find the other one. The client is told of a published server only.
     """
 
@@ -97,6 +100,7 @@ class Inspection:
         pinholes: Pinholes,
         paths: DataPaths,
         public: Mapping[Side, PublicAddress],
+        may_transfer: Callable[[Endpoint], bool],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.up = 0
@@ -109,6 +113,7 @@ class Inspection:
         self._pinholes = pinholes
         self._paths = paths
         self._public = public
+        self._may_transfer = may_transfer
         self._now = now
         self._events: deque[Event] = deque()
         self._handling = False
@@ -159,6 +164,10 @@ class Inspection:
                 close()
             self._leases.clear()
             self._conversations.close_all()
+
+    def hosts(self) -> tuple[str, ...]:
+        """The addresses of this host that its connections use."""
+        return local_hosts(*self._sockets.values())
 
     def abort(self, reset: bool = True) -> None:
         """End the flow now, with a reset to both sides."""
@@ -263,6 +272,11 @@ class Inspection:
                 self._open(command)
             case OpenRelay():
                 self._join(command)
+            case AskTransfer(ref, other):
+                permitted = not self._revoked and self._may_transfer(other)
+                log.info("alg.transfer", flow=self._flow.id, other=str(other), permitted=permitted)
+                answer = Opened(ref, other, self._now()) if permitted else Refused(ref, "transfer", self._now())
+                self._feed(answer)
             case OpenConversation():
                 if self._revoked:
                     self._feed(Refused(command.ref, self._revoked, self._now()))

@@ -8,7 +8,7 @@ import msgspec
 
 from alg.address import Endpoint
 
-CommandName = Literal["connect", "bind", "udp", "resolve", "transparent"]
+CommandName = Literal["connect", "bind", "udp", "resolve", "transparent", "fxp"]
 Transport = Literal["tcp", "udp"]
 Direction = Literal["in", "out"]
 
@@ -17,6 +17,7 @@ class ConnectRequest(msgspec.Struct, frozen=True):
     """A client's wish to reach a server: what `policy` decides on and `dial` carries out.
 
     `host` is a name or the text of an IP address; `user` is the authenticated name, if any, and `groups` are its own.
+    Command "fxp" is never dialled: the client's server is to exchange files with it.
     """
 
     command: CommandName

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 
 from alg.address import Address
 from gateway.model import CommandName
-from gateway.policy_rules import WEEK, Prefix, Query, Rule
+from gateway.policy_rules import WEEK, Prefix, Query, Rule, is_of_command
 
-COMMANDS: tuple[CommandName, ...] = ("connect", "bind", "udp", "resolve", "transparent")
+COMMANDS: tuple[CommandName, ...] = ("connect", "bind", "udp", "resolve", "transparent", "fxp")
 
 
 class _Prefixes:
@@ -88,9 +88,7 @@ class RuleIndex:
         self.by_prefix = _set(bool(rule.targets) for rule in rules)
         self.ident = _set(rule.ident for rule in rules)
         self._all = (1 << len(self.rules)) - 1
-        self._commands = {
-            command: _set(not rule.commands or command in rule.commands for rule in rules) for command in COMMANDS
-        }
+        self._commands = {command: _set(is_of_command(rule, command) for rule in rules) for command in COMMANDS}
         self._sources = _Prefixes([rule.sources for rule in rules])
         self._any_source = _set(not rule.sources for rule in rules)
         self._targets = _Prefixes([rule.targets for rule in rules])

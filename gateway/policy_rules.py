@@ -203,6 +203,13 @@ def _check(section: RuleSection, via: Sequence[str], *, everywhere: bool) -> Non
         raise RuleError("chain", "a rule has either via or chain")
     if section.action == "deny" and (via or section.chain or section.any_peer):
         raise RuleError("action", "a rule that denies has no via, chain or any_peer")
+    if section.action == "permit" and "fxp" in section.command:
+        if not section.from_:
+            raise RuleError("from", "has to name the clients, where fxp is permitted")
+        if not section.to or not all(map(_looks_like_address, section.to)):
+            raise RuleError("to", "has to name both servers by address, where fxp is permitted")
+        if section.group:
+            raise RuleError("group", "is not known where fxp is asked for")
     if section.any_peer and not everywhere:
         raise RuleError("any_peer", "says that any peer may come, and `to` says which")
     if section.any_peer and section.command and "bind" not in section.command:
@@ -313,7 +320,7 @@ def why_not(rule: Rule, query: Query, target: Address, protected: Prefix | None)
 
 def why_not_apart_from_target(rule: Rule, query: Query) -> str | None:
     """Why one of the selectors other than `to` does not match; None if all do."""
-    if rule.commands and query.command not in rule.commands:
+    if not is_of_command(rule, query.command):
         return f"command: not {query.command}"
     if rule.sources and not any(prefix.contains(query.client) for prefix in rule.sources):
         return f"from: not {query.client}"
@@ -328,6 +335,11 @@ def why_not_apart_from_target(rule: Rule, query: Query) -> str | None:
     if rule.times and not any(start <= query.minute < end for start, end in rule.times):
         return "time: not now"
     return None
+
+
+def is_of_command(rule: Rule, command: CommandName) -> bool:
+    """Whether the rule is about this command. What is said of all commands permits no transfer between servers."""
+    return command in rule.commands or (not rule.commands and not (command == "fxp" and rule.permit))
 
 
 def names_match(rule: Rule, name: str | None) -> bool:

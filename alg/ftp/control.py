@@ -94,10 +94,7 @@ class FtpControl:
             case Opened(ref, public, now):
                 self._opened(ref, public, now)
             case Refused(ref, _, now):
-                for side, stream in self._streams.items():
-                    if stream.wait and stream.wait.ref == ref:
-                        self._release(side)
-                        self._advance(side, now)
+                self._refused(ref, now)
             case Tick(now):
                 for side in Side:
                     self._tick(side, now)
@@ -149,6 +146,12 @@ class FtpControl:
         if ref not in self._holes:
             self._out.append(ClosePinhole(ref))  # too late: its line has gone out as it was
 
+    def _refused(self, ref: int, now: float) -> None:
+        for side, stream in self._streams.items():
+            if stream.wait and stream.wait.ref == ref:
+                self._release(side)
+                self._advance(side, now)
+
     def _tick(self, side: Side, now: float) -> None:
         stream = self._streams[side]
         if stream.wait and stream.wait.deadline <= now:
@@ -179,7 +182,6 @@ class FtpControl:
     def _line(self, side: Side, line: Line, now: float) -> None:
         stream = self._streams[side]
         if not line.whole:
-            # The first line decides whether this is FTP at all: it must be readable.
             if stream.spoke or stream.closed:
                 self._deliver(side, line.data)
             else:
@@ -335,13 +337,11 @@ class FtpControl:
             self._out += (Note("ftp.unanswered", f"no answer about {wait.advert.target}"), ClosePinhole(wait.ref))
             self._release(side)
 
-    def _close_asked(self) -> None:
-        """Close what was asked for and is not answered."""
+    def _close_asked(self) -> None:  # but not answered yet
         self._out += [ClosePinhole(stream.wait.ref) for stream in self._streams.values() if stream.wait]
 
     def _close_old(self) -> None:
-        """The client wants another data connection. While the server is behind (pipelining), it may yet use what is
-        open: then its replies tell when that is over."""
+        """The client wants another data connection. A server that is behind (pipelining) may yet use what is open."""
         if not len(self._unanswered):
             self._out += self._holes.close_all()
 

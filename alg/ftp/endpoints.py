@@ -57,8 +57,16 @@ class Advert:
         return (Edit(self.command.start, self.command.end, text, self.reason),)
 
 
+class Other(Wrong):
+    """A client names a third host: a bounce, or a transfer between two servers (FXP)."""
+
+    def __init__(self, advert: Advert, client: Address) -> None:
+        super().__init__("ftp.address", f"{advert.command.verb} names {advert.target} instead of {client}")
+        self.advert = advert
+
+
 def read_advert(command: FtpCommand, client: Address) -> Advert:
-    """Read PORT or EPRT of `client`, the flow's own client. Raises Wrong."""
+    """Read PORT or EPRT of `client`, the flow's own client. Raises Wrong; Other if only the host is wrong."""
     delimiter = b""
     try:
         if command.verb == "PORT":
@@ -70,8 +78,11 @@ def read_advert(command: FtpCommand, client: Address) -> Advert:
         raise Wrong("ftp.syntax", f"{command.verb}: {error}") from error
     if delimiter and target.version != client.version:
         raise Wrong("ftp.family", f"EPRT names {target}, the client is {client}")
+    advert = Advert(command, target, delimiter)
+    if target.ip != client and target.version == client.version and target.port >= LOWEST_PORT:
+        raise Other(advert, client)
     _check(command.verb, target, client)
-    return Advert(command, target, delimiter)
+    return advert
 
 
 @dataclass(frozen=True, slots=True)

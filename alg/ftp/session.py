@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from alg.address import Endpoint
-from alg.api import Command, Edit, Event, FlowContext, Opened, OpenMeeting, OpenRelay, Side
+from alg.api import AskTransfer, Command, Edit, Event, FlowContext, Opened, OpenMeeting, OpenRelay, Side
 from alg.ftp.commands import FtpCommand, parse_command
 from alg.ftp.control import TTL, FtpControl
 from alg.ftp.convert import REASON, TRANSFERS, DataRelay, Meeting, passive_reply
-from alg.ftp.endpoints import Wrong, read_advert, read_epsv_reply, read_pasv_reply
+from alg.ftp.endpoints import Other, Wrong, read_advert, read_epsv_reply, read_pasv_reply
 from alg.ftp.replies import Kind, Sent
 
 _MOST_RELAYS = 16  # of a client that pipelines
@@ -22,6 +22,8 @@ class FtpModule(FtpControl):
         super().__init__(context)
         self._relays: dict[int, DataRelay] = {}  # not connected yet, the latest is the last
         self._inner: dict[int, Endpoint] = {}  # of meetings, until the server has answered
+        self._transfers = context.transfers
+        self._asked: Other | None = None  # the latest third host that a client named
 
     def handle(self, event: Event) -> Sequence[Command]:
         """See `AlgModule.handle`."""
@@ -29,9 +31,37 @@ class FtpModule(FtpControl):
             self._inner[event.ref] = event.inner
         return super().handle(event)
 
+    # --- transfers between two servers ------------------------------------------------------------------------------
+
+    def _asks_transfer(self, command: FtpCommand, line: bytes, now: float) -> bool:
+        """Whether a PORT or EPRT names a third host: a rule may permit it, and then it goes out as it came."""
+        if not self._transfers or self._epsv_all or not self._greeted:
+            return False
+        try:
+            read_advert(command, self._client)
+        except Other as other:
+            if other.advert.target.ip == self._server:
+                return False
+            self._close_old()
+            self._asked = other
+            self._out.append(AskTransfer(self._wait(Side.CLIENT, line, now, other.advert), other.advert.target))
+            return True
+        except Wrong:
+            pass
+        return False
+
+    def _refused(self, ref: int, now: float) -> None:
+        wait = self._streams[Side.CLIENT].wait
+        if wait and wait.ref == ref and self._asked and wait.advert is self._asked.advert:
+            self._revoke(self._asked.rule, str(self._asked), Side.CLIENT)
+            return
+        super()._refused(ref, now)
+
     # --- the client is active, the server passive -------------------------------------------------------------------
 
     def _port(self, command: FtpCommand, line: bytes, now: float) -> None:
+        if self._asks_transfer(command, line, now):
+            return
         if self._options.convert != "active" or self._epsv_all or not self._greeted:
             super()._port(command, line, now)
             return

@@ -10,7 +10,7 @@ from gateway.config_rules import RuleSection
 from gateway.model import CommandName, ConnectRequest
 from gateway.policy_rules import Prefix, Query, Rule, compile_rule, why_not
 
-COMMANDS: tuple[CommandName, ...] = ("connect", "bind", "udp", "resolve", "transparent")
+COMMANDS: tuple[CommandName, ...] = ("connect", "bind", "udp", "resolve", "transparent")  # fxp: test_transfers.py
 NAMES = ("example.com", "www.example.com", "a.b.example.com", "example.org", "com", "intranet")
 PATTERNS = (*NAMES, "*.example.com", "*.com", "*.b.example.com", "*.org")
 PREFIXES = (

@@ -11,6 +11,7 @@ import pytest
 
 from alg.address import Endpoint
 from alg.api import (
+    AskTransfer,
     Bypass,
     Closed,
     ClosePinhole,
@@ -83,6 +84,8 @@ def read(path: Path) -> Dialogue:
                 context = replace(context, client=endpoint(word), server=endpoint(rest.strip()))
             elif mark == "published":
                 context = replace(context, inside=Side.SERVER)
+            elif mark == "transfers":
+                context = replace(context, transfers=True)
             elif mark == "options":
                 pairs = dict(pair.split("=") for pair in text.split())
                 context = replace(context, options=FtpOptions(**pairs))  # type: ignore[arg-type]
@@ -151,6 +154,8 @@ def words(command: Command) -> str:
             return f"out {ref} {target} {reason}"
         case OpenRelay(client, server, "ftp.convert"):
             return f"relay {client} {server}"
+        case AskTransfer(ref, other):
+            return f"ask {ref} {other}"
         case OpenMeeting(ref, 60.0, "ftp.convert"):
             return f"meet {ref}"
         case ClosePinhole(ref):
