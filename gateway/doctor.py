@@ -9,16 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
-
-import msgspec
 
 from alg.api import Mode
 from gateway.broker import features, helpers, rules
 from gateway.config import Config
+from gateway.doctor_host import examine_host, examine_router
 from gateway.errors import AlgateError
-
-Status = Literal["ok", "warning", "failed"]
+from gateway.finding import Finding
 
 _SBIN = ":/usr/sbin:/sbin"  # not in everybody's PATH
 _DEADLINE = 30.0  # seconds for trying the kernel
@@ -31,19 +28,11 @@ _PACKAGES = {
 }
 
 
-class Finding(msgspec.Struct, frozen=True):
-    """One check: what was looked at, how it is, and what to do if it is not well. "failed" stops the gateway."""
-
-    check: str
-    status: Status
-    detail: str
-    remedy: str = ""
-
-
 def examine(config: Config) -> list[Finding]:
     """All checks that concern this configuration. As root it sees more."""
     privileged = config.broker_wanted or config.transparent_enabled
     found = [Finding("configuration", "ok", f"{len(config.alg)} modules, instance {config.instance}")]
+    found += examine_host(config)
     if not privileged:
         return [
             *found,
@@ -55,6 +44,7 @@ def examine(config: Config) -> list[Finding]:
     found += _forwarding(config)
     found += _bridge(config)
     found += _helpers(config)
+    found += examine_router(config)
     found += _kernel(config)
     return found
 

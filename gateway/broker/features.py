@@ -20,15 +20,16 @@ from gateway.broker.netfilter import Change, Netfilter
 from gateway.broker.netlink import NetfilterError
 from gateway.model import Lease
 
-PINHOLES, CONNTRACK, RULES = "kernel pinholes", "connection tracking", "rules"
-ALL = (PINHOLES, CONNTRACK, RULES)
+PINHOLES, CONNTRACK, RULES, QUEUE = "kernel pinholes", "connection tracking", "rules", "packets to us (NFQUEUE)"
+ALL = (PINHOLES, CONNTRACK, RULES, QUEUE)
 
 
 def main() -> None:
     """Try each feature; the namespace must be a new one."""
     rules: dict[str, str] = json.load(sys.stdin)
     failed: dict[str, str] = {}
-    for name, attempt in ((PINHOLES, _pinholes), (CONNTRACK, _conntrack), (RULES, lambda: _rules(rules))):
+    attempts = ((PINHOLES, _pinholes), (CONNTRACK, _conntrack), (RULES, lambda: _rules(rules)), (QUEUE, _queue))
+    for name, attempt in attempts:
         try:
             attempt()
         except (NetfilterError, OSError, ValueError) as error:
@@ -74,6 +75,17 @@ def _lease(public: str, client: str, peer: str) -> Lease:
 
 def _conntrack() -> None:
     Conntrack().forget([Socket(Endpoint("192.0.2.1", 40000), source=False)])
+
+
+def _queue() -> None:
+    """Bind a queue, as the packets process does; which needs the package of the extra `router`."""
+    try:
+        from netfilterqueue import NetfilterQueue
+    except ImportError as error:
+        raise ValueError(f"{error} (pip install 'algate[router]')") from error
+    queue = NetfilterQueue()
+    queue.bind(1, lambda packet: packet.accept())
+    queue.unbind()
 
 
 def _rules(rules: dict[str, str]) -> None:

@@ -7,21 +7,18 @@ sequence numbers below a relay, and opens ports that no policy of ours was asked
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gateway.broker.programs import output_of
+
 HELPERS = ("ftp", "sip")
 """Modules that have a kernel helper of the same name."""
 
 _SYSCTL = Path("/proc/sys/net/netfilter/nf_conntrack_helper")
-_SBIN = ":/usr/sbin:/sbin"  # not in everybody's PATH
-_DEADLINE = 10.0  # seconds
 _CT_RULE = re.compile(r"-j CT\b.* --helper (\S+)")
 _PORTS = re.compile(r"--dports? (\S+)")
 
@@ -42,9 +39,9 @@ def attached(modules: Ports) -> list[Attached]:
     """The helpers that are attached to flows of these modules; needs root to see rules."""
     found = list(_automatic(modules))
     for prefix in ("iptables", "ip6tables"):
-        text = _run([f"{prefix}-save", "-t", "raw"])
+        text = output_of([f"{prefix}-save", "-t", "raw"])
         found += in_raw_rules(text, prefix, modules)
-    found += in_ruleset(_run(["nft", "-j", "list", "ruleset"]), modules)
+    found += in_ruleset(output_of(["nft", "-j", "list", "ruleset"]), modules)
     return found
 
 
@@ -147,15 +144,3 @@ def _port_ranges(text: str) -> list[tuple[int, int]] | None:
 
 def _overlap(ranges: Sequence[tuple[int, int]] | None, ports: Sequence[int]) -> bool:
     return ranges is None or any(low <= port <= high for low, high in ranges for port in ports)
-
-
-def _run(argv: Sequence[str]) -> str:
-    """What a program says; nothing if it is not there or fails: then it has no such rules to show."""
-    program = shutil.which(argv[0], path=os.environ.get("PATH", "") + _SBIN)
-    if program is None:
-        return ""
-    try:
-        done = subprocess.run([program, *argv[1:]], capture_output=True, text=True, timeout=_DEADLINE, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout if done.returncode == 0 else ""

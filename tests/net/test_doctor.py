@@ -1,0 +1,119 @@
+"""`algate doctor` about the host: each thing that is not well, made so in a namespace, and well again by its remedy."""
+
+from __future__ import annotations
+
+import json
+import resource
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dns.message
+import pytest
+
+from tests.lab.lab import ROUTER_IN4, SERVER4, Lab, algate
+
+
+def findings(lab: Lab, config: Path, before: str = "") -> dict[str, dict[str, str]]:
+    done = lab.run("router", ["sh", "-c", f"{before} exec {algate()} doctor -c {config} --json"], check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {one["check"]: one for one in json.loads(done.stdout)}
+
+
+@contextmanager
+def name_server(lab: Lab) -> Iterator[None]:
+    """One in `outside` that answers anything with nothing."""
+    with lab.enter("outside"):
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind((SERVER4, 53))
+
+    def answer() -> None:
+        while True:
+            data, sender = sock.recvfrom(4096)
+            if not data:
+                return
+            sock.sendto(dns.message.make_response(dns.message.from_wire(data)).to_wire(), sender)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    try:
+        yield
+    finally:
+        with lab.enter("outside"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
+            end.sendto(b"", (SERVER4, 53))
+        thread.join()
+        sock.close()
+
+
+def test_a_name_server_that_answers_and_one_that_does_not(lab: Lab) -> None:
+    config = lab.write_config(dns={"servers": [SERVER4, ROUTER_IN4]})
+    with name_server(lab):
+        found = findings(lab, config)
+    assert found[f"name server {SERVER4}"]["status"] == "ok"
+    assert found[f"name server {ROUTER_IN4}"]["status"] == "warning"
+
+
+def test_source_addresses_that_nobody_checks(lab: Lab) -> None:
+    config = lab.write_config()
+    lab.run("router", ["sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.eth0.rp_filter=0"])
+    found = findings(lab, config)["reverse path"]
+    assert found["status"] == "warning"
+    assert "eth0" in found["detail"]
+    lab.run("router", found["remedy"].partition(" (")[0].split())
+    assert findings(lab, config)["reverse path"]["status"] == "ok"
+    lab.run("router", ["sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0"])
+
+
+def test_pinhole_ports_that_the_host_uses_itself(lab: Lab) -> None:
+    config = lab.write_config()
+    found = findings(lab, config)["pinhole ports"]
+    assert found["status"] == "warning"
+    lab.run("router", found["remedy"].split())
+    assert findings(lab, config)["pinhole ports"]["status"] == "ok"
+    lab.run("router", ["sysctl", "-qw", "net.ipv4.ip_local_reserved_ports="])
+
+
+def test_few_descriptors_an_absent_address_and_a_clock_in_the_past(lab: Lab) -> None:
+    config = lab.write_config(socks={"listen": ["192.168.56.99:1080"]})
+    hard = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 1024)
+    found = findings(lab, config, f"ulimit -n {hard};")
+    assert found["descriptors"]["status"] == "warning"
+    assert found["socks.listen 192.168.56.99:1080"]["status"] == "warning"
+    assert found["clock"]["status"] == "ok"
+
+
+NFT_CHAIN = "add table ip mine; add chain ip mine pre { type nat hook prerouting priority -150; };"
+NFT_RULE = "add rule ip mine pre tcp dport 21 redirect to :2121"
+
+
+@pytest.mark.parametrize(
+    ("add", "remove"),
+    [
+        (
+            "iptables -t nat -I PREROUTING -p tcp --dport 21 -j DNAT --to-destination 192.168.56.11",
+            "iptables -t nat -D PREROUTING -p tcp --dport 21 -j DNAT --to-destination 192.168.56.11",
+        ),
+        (
+            f"nft '{NFT_CHAIN} {NFT_RULE}'",
+            "nft delete table ip mine",
+        ),
+    ],
+)
+def test_somebody_else_translates_the_same_ports(lab: Lab, add: str, remove: str) -> None:
+    config = lab.write_config()
+    assert findings(lab, config)["other rules"]["status"] == "ok"
+    lab.run("router", ["sh", "-c", add])
+    try:
+        found = findings(lab, config)["other rules"]
+        assert found["status"] == "warning"
+        assert "mine" in found["detail"] or "192.168.56.11" in found["detail"]
+    finally:
+        lab.run("router", ["sh", "-c", remove])
+
+
+def test_our_own_rules_are_not_others(lab: Lab) -> None:
+    gateway = lab.start_gateway()
+    assert findings(lab, gateway.config)["other rules"]["status"] == "ok"
+    assert gateway.stop() == 0
