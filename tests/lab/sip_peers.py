@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import socket
+import struct
 import subprocess
+import wave
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -161,3 +164,93 @@ def succeeds(lab: Lab, *running: Sipp, deadline: float = 30) -> Sipp:
         lab.wait_for(partial(_ended, process), deadline, "sipp to end" + lab.tail_of_logs(40))
         assert process.returncode == 0, f"sipp: {process.returncode}" + lab.tail_of_logs(60)
     return running[-1]
+
+
+class Baresip:
+    """A running baresip: a phone with a tone for a microphone, which writes what it hears to a file.
+
+    It registers `user` with `proxy` (HOST:PORT) from `local` (HOST:PORT), answers every call, and first of all calls
+    `dial` (a user). `tone` in Hz.
+    """
+
+    def __init__(
+        self, lab: Lab, role: Role, user: str, *, local: str, proxy: str, tone: int, dial: str | None = None
+    ) -> None:
+        self._lab = lab
+        lab._counter += 1
+        self.home = lab.tmp / f"baresip-{user}-{lab._counter}"
+        self.home.mkdir()
+        _write_tone(self.home / "tone.wav", tone)
+        (self.home / "config").write_text(_BARESIP.format(home=self.home, local=local))
+        (self.home / "accounts").write_text(
+            f'<sip:{user}@{DOMAIN}>;auth_pass=none;outbound="sip:{proxy};transport=udp";regint=60;answermode=auto\n'
+        )
+        (self.home / "contacts").write_text("")
+        command = ["/usr/bin/baresip", "-4", "-f", str(self.home), "-v"]
+        self.log = lab.logs / f"baresip-{lab._counter:02}-{user}.log"
+        if dial is not None:
+            command += ["-e", f"/dial sip:{dial}@{DOMAIN}"]
+        self.process = lab.popen(role, command, log=self.log, env={"HOME": os.fspath(self.home)})
+
+    def wait_for(self, text: str, deadline: float = 15) -> None:
+        """Wait until it says `text`."""
+        self._lab.wait_for(lambda: text in self.log.read_text(errors="replace"), deadline, f"{text!r} in {self.log}")
+
+    def heard(self) -> list[int]:
+        """The samples that it has decoded up to now, of its latest call; 8,000 a second."""
+        files = sorted(self.home.glob("dump-*-dec.wav"))
+        data = files[-1].read_bytes()[44:] if files else b""
+        return [sample for (sample,) in struct.iter_unpack("<h", data[: len(data) // 2 * 2])]
+
+    def stop(self) -> None:
+        self._lab.stop(self.process)
+
+
+_BARESIP = """
+poll_method epoll
+sip_listen {local}
+audio_path {home}
+audio_source aufile,{home}/tone.wav
+audio_player aubridge,nobody
+audio_alert aubridge,nobody
+ausrc_srate 8000
+auplay_srate 8000
+ausrc_channels 1
+auplay_channels 1
+ausrc_format s16
+auplay_format s16
+auenc_format s16
+audec_format s16
+rtp_timeout 0
+jitter_buffer_delay 2-5
+rtp_ports 10000-10100
+snd_path {home}
+module_path /usr/lib/baresip/modules
+module stdio.so
+module g711.so
+module aufile.so
+module aubridge.so
+module sndfile.so
+module_tmp account.so
+module_app menu.so
+"""
+
+
+def _write_tone(path: Path, frequency: int) -> None:
+    """A minute of a tone, 8,000 samples a second."""
+    with wave.open(os.fspath(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        turn = 2 * math.pi * frequency / 8000
+        second = b"".join(struct.pack("<h", int(12000 * math.sin(turn * n))) for n in range(8000))
+        file.writeframes(second * 60)
+
+
+def loudness(samples: Sequence[int], frequency: int) -> float:
+    """How loud a tone is within samples at 8,000 a second (Goertzel), of their whole power: 0 to 1."""
+    turn = 2 * math.pi * frequency / 8000
+    real = sum(sample * math.cos(turn * n) for n, sample in enumerate(samples))
+    imaginary = sum(sample * math.sin(turn * n) for n, sample in enumerate(samples))
+    power = sum(sample * sample for sample in samples)
+    return 2 * (real * real + imaginary * imaginary) / len(samples) / power if power else 0.0
