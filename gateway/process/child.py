@@ -15,6 +15,8 @@ from gateway.process import lifeline
 from gateway.process.boot import Boot
 from gateway.process.code import Code
 
+HURRY = 10  # by which a process that starts is less nice than others
+
 
 class Child:
     """A process that the supervisor keeps alive.
@@ -35,6 +37,7 @@ class Child:
         self.name = name
         self.ready = False
         self.restarts = 0
+        self.unanswered = 0  # pings since it was heard last
         self._module = module
         self._code = code
         self._boot = boot
@@ -73,7 +76,9 @@ class Child:
         ours.setblocking(False)
         self.lifeline = ours
         self.ready = False
+        self.unanswered = 0
         self._started = time.monotonic()
+        self._prefer(HURRY)
 
     def tell(self, message: lifeline.ToChild, fds: Sequence[int] = ()) -> None:
         """Send it a message. One that does not run needs none: it learns everything when it is started."""
@@ -83,11 +88,22 @@ class Child:
             except OSError:
                 pass  # it has just ended
 
+    def prepare(self) -> None:
+        """Have it get ready for what it would be started with now."""
+        if self.lifeline is not None:
+            boot = self._boot(self.lifeline.fileno())
+            memfd = boot.to_memfd()
+            self.tell(lifeline.Prepare(), [memfd, *boot.descriptors()])
+            os.close(memfd)
+
     def hear(self) -> lifeline.FromChild | None:
         """What it says; None: it has ended. BlockingIOError if it says nothing. `ready` is up to date then."""
         assert self.lifeline is not None
         message = lifeline.hear_child(self.lifeline)
-        self.ready = self.ready or isinstance(message, lifeline.Ready)
+        if isinstance(message, lifeline.Ready):
+            self.ready = True
+            self._prefer(0)
+        self.unanswered = 0
         return message
 
     def reap(self, timeout: float = 5.0) -> int | None:
@@ -106,6 +122,15 @@ class Child:
         self.ready = False
         return code
 
+    def _prefer(self, more: int) -> None:
+        """Have it run before others, by so much of niceness more than ours: those that wait for a worker's successor
+        wait for its start."""
+        if self._process is not None:
+            try:
+                os.setpriority(os.PRIO_PROCESS, self._process.pid, os.getpriority(os.PRIO_PROCESS, 0) - more)
+            except OSError:
+                pass  # not root, or it has ended
+
     def signal(self, number: int) -> None:
         """Send it a signal, if it runs."""
         if self._process is not None:
@@ -113,8 +138,8 @@ class Child:
 
 
 def _privileges(user: str, capability: str | None) -> list[str]:
-    """The setpriv(1) command line that gives up root, or nothing if we are not root."""
-    if os.geteuid() != 0:
+    """The setpriv(1) command line that gives up what we may do, or nothing if that is nothing."""
+    if not is_privileged():
         return []
     setpriv = shutil.which("setpriv")
     if setpriv is None:
