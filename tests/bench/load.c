@@ -4,7 +4,8 @@
  *                                                          E echo, S sink (says the count when nothing comes for a while),
  *                                                          G source, C one byte and end
  *   load rate   VIA HOST PORT CONCURRENT SECONDS           connections/s, each a handshake, a byte, an end;
- *                                                          and how many in each tenth of a second
+ *                                                          and how many were made and failed in each tenth of a second
+ *                                                          since "begin" (of the monotonic clock)
  *   load stream VIA HOST PORT STREAMS SECONDS up|down      Gbit/s at the receiver
  *   load echo   VIA HOST PORT FLOWS SECONDS PER_SECOND     latency of 64-byte echoes, microseconds: p50 p99
  *   load hold   VIA HOST PORT FLOWS                        opens flows, an echo through each, says how many there are,
@@ -199,6 +200,7 @@ static void rate(int concurrent, double seconds) {
     long done = 0, failed = 0;
     double begin = now(), end = begin + seconds;
     int *tenths = calloc((size_t)(seconds * 10) + 10, sizeof *tenths);
+    int *failures = calloc((size_t)(seconds * 10) + 10, sizeof *failures);
     for (int i = 0; i < concurrent; i++)
         if (start(&conns[i], epoll)) die("start");
     while (now() < end) {
@@ -208,7 +210,7 @@ static void rate(int concurrent, double seconds) {
             char buffer[16];
             if (c->step < OPEN) {
                 if (advance(c, epoll, 'C') >= 0) continue;
-                failed++;
+                failed++, failures[(int)((now() - begin) * 10)]++;
             } else {
                 ssize_t n = recv(c->fd, buffer, sizeof buffer, 0);
                 if (n > 0) {
@@ -216,18 +218,20 @@ static void rate(int concurrent, double seconds) {
                     continue;
                 }
                 if (n == 0 && c->got == 1) done++, tenths[(int)((now() - begin) * 10)]++;
-                else failed++;
+                else failed++, failures[(int)((now() - begin) * 10)]++;
             }
             close(c->fd);
             while (start(c, epoll)) {
-                failed++;
+                failed++, failures[(int)((now() - begin) * 10)]++;
                 usleep(1000);
             }
         }
     }
     printf("{\"rate\": %.1f, \"done\": %ld, \"failed\": %ld, \"tenths\": [", done / (now() - begin), done, failed);
     for (int i = 0; i < (int)(seconds * 10); i++) printf("%s%d", i ? ", " : "", tenths[i]);
-    puts("]}");
+    printf("], \"failures\": [");
+    for (int i = 0; i < (int)(seconds * 10); i++) printf("%s%d", i ? ", " : "", failures[i]);
+    printf("], \"begin\": %.6f}\n", begin);
 }
 
 /* Opens echoes, `window` at a time, until none has come for a while; how many there are, each with a byte echoed: a
