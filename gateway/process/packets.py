@@ -36,14 +36,14 @@ from gateway.observe.trace import Trace
 from gateway.own_address import PublicAddress, public_address, source_towards
 from gateway.pinhole.kernel import KernelPinholes
 from gateway.process.boot import Boot
-from gateway.process.lifeline import Ready, hear_supervisor, send
+from gateway.process.lifeline import Ping, Pong, Ready, Report, hear_supervisor, send
 
 log = get_logger()
 
 LONGEST_QUEUE = 4096  # packets that wait in the kernel; further ones are dropped
 RECEIVE_BUFFER = 4 * 1024 * 1024
 ROUND = 64  # packets in a row: then timers and the broker's answers get their turn
-ROUTE_AGE = 2.0  # seconds that an answer of the routing table is believed
+ROUTE_AGE = 0.1  # seconds that an answer of the routing table is believed
 
 
 class Packets:
@@ -172,8 +172,12 @@ class Packets:
         return rows
 
     def _watch_supervisor(self) -> None:
-        while hear_supervisor(self._lifeline) is not None:
-            pass
+        while (heard := hear_supervisor(self._lifeline)) is not None:
+            match heard[0]:
+                case Ping():
+                    send(self._lifeline, Pong())
+                case Report():
+                    log.info("status", **self._status()[0])
         log.error("supervisor.gone")
         os._exit(1)
 

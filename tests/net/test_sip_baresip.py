@@ -1,4 +1,4 @@
-"""Two real phones (baresip), one inside and one outside, registered with a real proxy (Kamailio): each hears the other."""
+"""Two real phones (baresip), one inside and one outside, at a real proxy (Kamailio): each hears the other."""
 
 from __future__ import annotations
 
