@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any, Literal
 
+import msgspec
+
 from gateway.broker.marks import ADMITTED
 from gateway.config import Config, parse_endpoint
 from gateway.errors import AlgateError
@@ -303,6 +305,19 @@ def apply(config: Config) -> None:
             except AlgateError as worse:
                 error.add_note(f"putting back the {family} rules failed too: {worse}")
         raise
+
+
+def applied(config: Config) -> bool:
+    """Whether this instance's rules are there. Raises AlgateError."""
+    return any(_own_part(config.instance, host.read()) for host in _hosts(config.instance, []).values())
+
+
+def stop_redirecting(config: Config) -> None:
+    """If the rules are there: no new connection is led to the gateway; what is under way is let through as before.
+    Raises AlgateError."""
+    if config.transparent_enabled and applied(config):
+        transparent = msgspec.structs.replace(config.transparent, ports=())
+        apply(msgspec.structs.replace(config, alg={}, transparent=transparent, publish=()))
 
 
 def remove(config: Config) -> None:

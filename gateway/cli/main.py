@@ -9,6 +9,7 @@ import click
 from gateway import __version__
 from gateway.cli.check import check
 from gateway.cli.completion import completion
+from gateway.cli.control import drain, kick, reload
 from gateway.cli.doctor import doctor
 from gateway.cli.live import calls, flows, pinholes
 from gateway.cli.passwd import passwd
@@ -41,7 +42,11 @@ def cli() -> None:
     """
 
 
-for command in (run, check, doctor, rules, status, flows, pinholes, calls, explain, trace, passwd, completion):
+COMMANDS = (
+    run, check, doctor, rules, status, flows, pinholes, calls, kick, reload, drain, explain, trace, passwd, completion,
+)  # fmt: skip
+
+for command in COMMANDS:
     cli.add_command(command)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import click
 
@@ -23,4 +24,4 @@ def run(config_path: str | None) -> None:
       algate run
       algate run -c /etc/algate/algate.toml
     """
-    sys.exit(supervisor.run(load_config(config_path)))
+    sys.exit(supervisor.run(partial(load_config, config_path)))

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from gateway.errors import AlgateError
+from gateway.privilege import is_privileged
 from gateway.process import lifeline
 from gateway.process.boot import Boot
 from gateway.process.code import Code

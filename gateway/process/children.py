@@ -5,19 +5,21 @@ from __future__ import annotations
 import selectors
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gateway.errors import AlgateError
 from gateway.observe.log import get_logger
 from gateway.process.child import Child
-from gateway.process.lifeline import FromChild
+from gateway.process.lifeline import FromChild, Ping, Retire, ToChild
 
 log = get_logger()
 
 KILL_MARGIN = 5.0  # seconds that a child has to end in, once it must
 STABLE_AGE = 5.0  # seconds; a child that lived longer is replaced without a pause
 LONGEST_PAUSE = 5.0  # seconds
+PING_INTERVAL = 2.0  # seconds
+MOST_UNANSWERED = 5  # pings in a row; then a child hangs, and is killed and replaced
 
 
 @dataclass(slots=True)
@@ -40,30 +42,75 @@ class Children:
         self._heard = heard
         self._restarts: list[_Restart] = []
         self._ending: set[Child] = set()
+        self._replacing: set[Child] = set()
+        self._alive: list[Child] = []
+        self._next_ping = time.monotonic() + PING_INTERVAL
 
     def start(self, child: Child) -> None:
         """Start it, and replace it whenever it dies, until `end`."""
         child.start()
+        self._alive.append(child)
         assert child.lifeline is not None
         self._selector.register(child.lifeline, selectors.EVENT_READ, lambda: self._on_lifeline(child))
         log.info("process.start", child=child.name, pid=child.pid)
 
     def due(self) -> list[float]:
         """When (monotonic) `tick` has something to do."""
-        return [restart.at for restart in self._restarts]
+        return [self._next_ping, *(restart.at for restart in self._restarts)]
 
     def tick(self, now: float) -> None:
         """Do what is due."""
         for restart in [r for r in self._restarts if r.at <= now]:
             self._restarts.remove(restart)
             self.start(restart.child)
+        if now >= self._next_ping:
+            self._next_ping = now + PING_INTERVAL
+            self._ping()
 
-    def end(self, children: list[Child], seconds: float, turn: Callable[[float], None]) -> None:
-        """SIGTERM; SIGKILL after `seconds`; returns when all have ended. `turn(until)` lets things happen meanwhile."""
+    def _ping(self) -> None:
+        """Ask whether they live. Counted in questions, not in seconds: we may have been stopped ourselves."""
+        for child in [child for child in self._alive if child.ready]:
+            if child.unanswered >= MOST_UNANSWERED:
+                log.error("process.hung", child=child.name, pid=child.pid, seconds=MOST_UNANSWERED * PING_INTERVAL)
+                self.kill(child)
+            else:
+                child.unanswered += 1
+                child.tell(Ping())
+
+    @property
+    def answering(self) -> bool:
+        """Whether all that are ready have answered lately."""
+        return all(child.unanswered < MOST_UNANSWERED for child in self._alive)
+
+    def kill(self, child: Child) -> None:
+        """SIGKILL; another one starts in its place."""
+        child.signal(signal.SIGKILL)
+
+    def replace(self, child: Child) -> None:
+        """SIGTERM; when it has ended another one starts in its place, with what is configured then."""
+        self._replacing.add(child)
+        child.signal(signal.SIGTERM)
+
+    def tell_all(self, message: ToChild) -> None:
+        """Tell all that run."""
+        for child in self._alive:
+            child.tell(message)
+
+    def end(
+        self, children: Sequence[Child], seconds: float, turn: Callable[[float], None], retire: float | None = None
+    ) -> None:
+        """SIGTERM; SIGKILL after `seconds`; returns when all have ended. `turn(until)` lets things happen meanwhile.
+
+        `retire`: for workers, the seconds that their flows get; without it what they were started with counts.
+        """
         self._ending.update(children)
+        self._replacing.difference_update(children)
         self._restarts = [restart for restart in self._restarts if restart.child not in self._ending]
         for child in children:
-            child.signal(signal.SIGTERM)
+            if retire is None:
+                child.signal(signal.SIGTERM)
+            else:
+                child.tell(Retire(retire))
         until = time.monotonic() + seconds
         while any(child.lifeline for child in children):
             if time.monotonic() >= until:
@@ -86,8 +133,12 @@ class Children:
         assert child.lifeline is not None
         self._selector.unregister(child.lifeline)
         code = child.reap()
-        if child in self._ending:
+        self._alive.remove(child)
+        if child in self._ending or child in self._replacing:
             log.info("process.end", child=child.name, pid=pid, code=code)
+            if child in self._replacing:
+                self._replacing.remove(child)
+                self._restarts.append(_Restart(child, time.monotonic()))
             return
         log.error("process.died", child=child.name, pid=pid, code=code, age=round(age, 3))
         if self.starting and not was_ready:

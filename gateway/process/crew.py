@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from gateway.config import Config
 from gateway.observe.log import get_logger
 from gateway.process.boot import Boot
 from gateway.process.child import Child
+from gateway.process.children import KILL_MARGIN, Children
 from gateway.process.code import Code
 from gateway.process.listeners import Listeners, listen_console
 from gateway.process.run_dir import RunDir
@@ -29,6 +30,7 @@ class Crew:
         self._listeners = listeners
         self._code = code
         self._sockets: list[socket.socket] = []
+        self._admins: dict[str, socket.socket] = {}
         self._memfds: list[int] = []
         self._broker_ends: dict[int, int] = {}
         self.workers = [self._make_worker(slot) for slot in range(config.worker_count)]
@@ -42,6 +44,30 @@ class Crew:
         if self.console:
             yield self.console
 
+    def refit(self, before: Config, children: Children, turn: Callable[[float], None]) -> None:
+        """Start, replace or end those that do not change while they run: packets and console."""
+        config = self.config
+        if self.packets is not None and not config.packets_wanted:
+            children.end([self.packets], KILL_MARGIN, turn)
+            self.packets = None
+        elif self.packets is None and config.packets_wanted:
+            self.packets = self._make_packets()
+            children.start(self.packets)
+        elif self.packets is not None and (before.alg, before.network, before.pinhole) != (
+            config.alg, config.network, config.pinhole,
+        ):  # fmt: skip
+            children.replace(self.packets)  # its journal tells the next one what is under way
+        if self.console is not None and not config.console.listen:
+            children.end([self.console], KILL_MARGIN, turn)
+            self.console = None
+        elif self.console is None and config.console.listen:
+            self.console = self._make_console()
+            children.start(self.console)
+        elif self.console is not None and (before.console, before.packets_wanted) != (
+            config.console, config.packets_wanted,
+        ):  # fmt: skip
+            children.replace(self.console)
+
     def close(self) -> None:
         """Close the sockets; nobody can be started any more."""
         for sock in self._sockets:
@@ -51,9 +77,10 @@ class Crew:
 
     def _admin(self, name: str) -> int:
         """The socket that the command line talks to it by."""
-        sock = self._run_dir.listen(name)
-        self._sockets.append(sock)
-        return sock.fileno()
+        if name not in self._admins:
+            self._admins[name] = self._run_dir.listen(name)
+            self._sockets.append(self._admins[name])
+        return self._admins[name].fileno()
 
     def _broker_pair(self, slot: int) -> int:
         """A slot of the broker; its other end. Both stay open: who replaces a dead one takes up its pair."""

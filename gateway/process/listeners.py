@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import socket
-from collections.abc import Iterable
+import struct
+from collections.abc import Collection, Iterable, Mapping
 from typing import Literal, NamedTuple
 
 from alg.address import Endpoint
@@ -11,6 +13,8 @@ from gateway.config import Config, parse_endpoint
 from gateway.errors import AlgateError
 
 BACKLOG = 4096
+LINGER = 0.5  # seconds in which a connection that the kernel has answered comes to the backlog
+_SO_ATTACH_FILTER = 26  # <asm-generic/socket.h>
 
 Kind = Literal["socks", "transparent"]
 
@@ -33,12 +37,17 @@ def places(config: Config) -> dict[Place, str]:
 
 
 class Listeners:
-    """The listening sockets of all workers: each has one of its own at every place (SO_REUSEPORT)."""
+    """The listening sockets of all workers: each has its own at every place (SO_REUSEPORT)."""
 
     def __init__(self, workers: int) -> None:
         self._sets: list[dict[Place, socket.socket]] = [{} for _ in range(workers)]
+        self._left_out: frozenset[Place] = frozenset()
 
-    def open(self, wanted: dict[Place, str]) -> None:
+    def places(self) -> set[Place]:
+        """Where they listen."""
+        return {place for sockets in self._sets for place in sockets}
+
+    def open(self, wanted: Mapping[Place, str]) -> None:
         """Listen at further places. Raises AlgateError naming the key and address, and then has opened none."""
         made: list[dict[Place, socket.socket]] = [{} for _ in self._sets]
         try:
@@ -51,18 +60,47 @@ class Listeners:
         for existing, new in zip(self._sets, made, strict=True):
             existing.update(new)
 
+    def leave_out(self, places: Collection[Place]) -> None:
+        """`fds` does not name these: they are about to go."""
+        self._left_out = frozenset(places)
+
     def fds(self, worker: int, kind: Kind) -> list[int]:
         """The descriptors of one worker (by number) at the places of a kind."""
-        return [sock.fileno() for place, sock in self._sets[worker].items() if place.kind == kind]
+        sockets = self._sets[worker].items()
+        return [sock.fileno() for place, sock in sockets if place.kind == kind and place not in self._left_out]
 
-    def shut_down(self) -> None:
-        """Refuse connections from now on, whoever holds the sockets too."""
+    def refuse(self, places: Collection[Place]) -> None:
+        """Begin no further connections at these places. Those under way come to the backlog, within LINGER."""
         for sockets in self._sets:
-            for sock in sockets.values():
-                sock.shutdown(socket.SHUT_RDWR)
+            for place in places:
+                _drop_new(sockets[place])
+
+    def discard(self, places: Collection[Place]) -> None:
+        """Listen there no more, in whatever process; what is in the backlog is reset."""
+        for sockets in self._sets:
+            for place in places:
+                sock = sockets.pop(place, None)
+                if sock is not None:
+                    sock.shutdown(socket.SHUT_RDWR)
+                    sock.close()
 
     def close(self) -> None:
         _close(sock for sockets in self._sets for sock in sockets.values())
+
+
+def _drop_new(listener: socket.socket) -> None:
+    """Have the kernel drop SYNs, but not the ACK of who has been answered: nobody who was let in is reset.
+
+    shutdown(2) and close(2) reset what is in the backlog; there is no other way to stop a listener.
+    """
+    # ldb [13]; and #SYN|ACK; jeq #SYN: ret #0; else ret #-1   (the filter sees the TCP header first)
+    program = b"".join(
+        struct.pack("=HBBI", *instruction)
+        for instruction in ((0x30, 0, 0, 13), (0x54, 0, 0, 0x12), (0x15, 0, 1, 2), (6, 0, 0, 0), (6, 0, 0, 0xFFFFFFFF))
+    )
+    buffer = ctypes.create_string_buffer(program, len(program))
+    fprog = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
+    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
 
 
 def _close(sockets: Iterable[socket.socket]) -> None:
@@ -70,12 +108,17 @@ def _close(sockets: Iterable[socket.socket]) -> None:
         sock.close()
 
 
-def _listen(key: str, endpoint: Endpoint) -> socket.socket:
+def listen_console(config: Config) -> socket.socket:
+    """The console's listening socket. Raises AlgateError, also if another instance has one there."""
+    return _listen("console.listen", parse_endpoint(config.console.listen), shared=False)
+
+
+def _listen(key: str, endpoint: Endpoint, shared: bool = True) -> socket.socket:
     family = socket.AF_INET6 if endpoint.version == 6 else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind((endpoint.host, endpoint.port))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
+import time
 
 from gateway.observe.log import get_logger
 
@@ -20,3 +22,19 @@ def notify(message: str) -> None:
             sock.sendto(message.encode(), "\0" + path[1:] if path.startswith("@") else path)
         except OSError as error:
             log.warning("notify.failed", reason=error.strerror)
+
+
+class Watchdog:
+    """systemd's watchdog (WATCHDOG_USEC), if it wants to hear of us. A gateway of which a process hangs is not well."""
+
+    def __init__(self) -> None:
+        usec = os.environ.get("WATCHDOG_USEC", "")
+        self._interval = int(usec) / 2_000_000 if usec.isdecimal() and int(usec) else math.inf
+        self.due = time.monotonic() + self._interval
+
+    def tick(self, now: float, well: bool) -> None:
+        """Tell it, if it is time (monotonic seconds) and all is well."""
+        if now >= self.due:
+            self.due = now + self._interval
+            if well:
+                notify("WATCHDOG=1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -17,6 +18,7 @@ class RunDir:
         self.path = Path(path)
         self._made = not self.path.exists()
         self._sockets: list[Path] = []
+        self._files: list[Path] = []
         try:
             self.path.mkdir(mode=0o755, parents=True, exist_ok=True)
             owner = self.path.stat().st_uid
@@ -50,9 +52,28 @@ class RunDir:
         self._sockets.append(path)
         return listener
 
+    def socket_of(self, name: str) -> Path:
+        """Where the socket of that name is. FileNotFoundError if `listen` has not made it."""
+        path = self.path / f"{name}.sock"
+        if path not in self._sockets:
+            raise FileNotFoundError(errno.ENOENT, f"there is no process {name!r}")
+        return path
+
+    def write(self, name: str, content: str) -> Path:
+        """A file for this user only, gone with the instance."""
+        path = self.path / name
+        try:
+            path.unlink(missing_ok=True)
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(content)
+        except OSError as error:
+            raise AlgateError(f"process.run_dir: cannot write {path}: {error.strerror}") from error
+        self._files.append(path)
+        return path
+
     def remove(self) -> None:
         """Take away what was made here, the directory too if it was not there before."""
-        for path in (*self._sockets, self.path / "lock"):
+        for path in (*self._sockets, *self._files, self.path / "lock"):
             path.unlink(missing_ok=True)
         os.close(self._lock)
         if self._made:

@@ -1,0 +1,158 @@
+"""`algate reload`, `drain`, `kick`: what changes a gateway that runs, asked of its processes over their sockets."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gateway.cli.options import config_option, json_option
+from gateway.config_file import load_config
+from gateway.errors import AlgateError, ConfigError
+from gateway.observe.admin_wire import Rows, ask
+
+TIMEOUT = 3.0  # seconds for a process to answer
+POLL = 0.1  # seconds between two questions whether it is done
+
+
+@click.command()
+@config_option
+@json_option
+@click.option("--upgrade", is_flag=True, help="Have new processes take over, with the program as it is installed now.")
+def reload(config_path: str | None, as_json: bool, upgrade: bool) -> None:
+    """Have the gateway use its configuration as it is written now.
+
+    It is validated first; with a mistake in it the one before stays in use, and the exit code is 2. Flows that the new
+    rules do not allow are ended, all others live on. With --upgrade new processes take over the listeners, for another
+    version of the program or for keys that only new processes can heed; the old ones end with their flows.
+
+    \b
+    Examples:
+      algate reload
+      algate reload --upgrade
+    """
+    run_dir = _run_dir(config_path)
+    (ticket,) = _ask(run_dir / "supervisor.sock", "upgrade" if upgrade else "reload")
+    outcome = _wait_for(run_dir / "supervisor.sock", str(ticket["ticket"]))
+    if "error" in outcome:
+        raise (ConfigError if outcome["usage"] else AlgateError)(str(outcome["error"]))
+    if as_json:
+        click.echo(json.dumps([outcome], indent=2))
+    elif upgrade:
+        click.echo(f"process {outcome['pid']} has taken over")
+    else:
+        _print_outcome(outcome)
+
+
+def _print_outcome(outcome: dict[str, Any]) -> None:
+    for line in outcome["changed"]:
+        click.echo(line)
+    if not outcome["changed"]:
+        click.echo("nothing has changed")
+    if outcome["listeners_added"]:
+        click.echo(f"listening at {', '.join(outcome['listeners_added'])}")
+    if outcome["listeners_removed"]:
+        click.echo(f"no longer listening at {', '.join(outcome['listeners_removed'])}")
+    if outcome["rules"] == "changed":
+        click.echo("the iptables rules follow")
+    if outcome["ended"]:
+        click.echo(f"ended, as no longer allowed: {outcome['ended']} flows and pinholes")
+    if outcome["restart"]:
+        click.echo(f"not in use before `algate reload --upgrade` or a restart: {', '.join(outcome['restart'])}")
+
+
+@click.command()
+@config_option
+def drain(config_path: str | None) -> None:
+    """Accept no more, let all flows come to their end, and end the gateway.
+
+    There is no deadline: SIGTERM ends the waiting. This command prints how many are left, and returns when the gateway
+    has ended; ^C leaves the gateway draining.
+
+    \b
+    Example:
+      algate drain
+    """
+    run_dir = _run_dir(config_path)
+    (ticket,) = _ask(run_dir / "supervisor.sock", "drain")
+    outcome = _wait_for(run_dir / "supervisor.sock", str(ticket["ticket"]))
+    if "error" in outcome:
+        raise AlgateError(str(outcome["error"]))
+    said = None
+    while (run_dir / "supervisor.sock").exists():
+        left = 0
+        for path in run_dir.glob("worker-*.sock"):
+            try:
+                left += sum(row["flows"] for row in ask(str(path), "status", TIMEOUT))
+            except OSError:
+                pass  # it has just ended
+        if left != said:
+            click.echo(f"{left} flows are left")
+            said = left
+        time.sleep(POLL)
+    click.echo("drained")
+
+
+@click.command()
+@config_option
+@json_option
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+def kick(config_path: str | None, as_json: bool, ids: tuple[str, ...]) -> None:
+    """End flows, close pinholes, or cut the media of calls, by their ids.
+
+    The ids are those of `algate flows`, `algate pinholes` and `algate calls`. The exit code is 1 if there is none such.
+
+    \b
+    Examples:
+      algate kick w0-1a2b3c4d-17
+      algate flows --json | jq -r '.[] | select(.user == "ann") | .id' | xargs algate kick
+    """
+    run_dir = _run_dir(config_path)
+    rows: Rows = []
+    missing = []
+    for name in ids:
+        found = [row for path in sorted(run_dir.glob("*.sock")) for row in _ask(path, "kick", name)]
+        rows += found
+        if not found:
+            missing.append(name)
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        for row in rows:
+            click.echo(f"{row['id']}: {row['kind']} of {row['client']} with {row['server'] or 'anybody'} ended")
+    if missing:
+        raise AlgateError(f"there is no flow, pinhole or call {', '.join(missing)}")
+
+
+def _run_dir(config_path: str | None) -> Path:
+    """The run directory of the instance; a configuration with a mistake in it may still say where that is."""
+    run_dir = Path(load_config(config_path).process.run_dir)
+    if not (run_dir / "supervisor.sock").exists():
+        raise AlgateError(f"no gateway is running (there is no socket in {run_dir})")
+    return run_dir
+
+
+def _ask(path: Path, verb: str, id: str = "") -> Rows:
+    try:
+        return ask(str(path), verb, TIMEOUT, id)
+    except OSError as error:
+        raise AlgateError(f"{path}: no answer ({error})") from error
+
+
+def _wait_for(path: Path, ticket: str) -> dict[str, Any]:
+    """The outcome of what was asked for. The supervisor answers nobody while it does something else."""
+    silent = 0
+    while True:
+        try:
+            rows = ask(str(path), "outcome", TIMEOUT, ticket)
+            silent = 0
+        except OSError as error:
+            rows, silent = [], silent + 1
+            if silent > 10 or not path.exists():
+                raise AlgateError(f"{path}: no answer ({error})") from error
+        if rows:
+            return rows[0]
+        time.sleep(POLL)
