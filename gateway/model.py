@@ -42,6 +42,7 @@ class PinholeRequest(msgspec.Struct, frozen=True):
     theirs: addresses, () for nobody yet, None for anybody. `second` is the target's port behind a second public port,
     the next one (RTP and RTCP: the first is even then). `public_host` None: nothing is translated, public is target.
     `local`: a worker of this host listens at the public port itself; netfilter lets the peer in (where INPUT drops).
+    `visitor`: for whom a published server's port is, a client outside: it counts as that one's, not as the server's.
     `read`: its datagrams are for a module to read, so the port is one of those that iptables hands to the queue.
     """
 
@@ -59,6 +60,7 @@ class PinholeRequest(msgspec.Struct, frozen=True):
     second: int | None = None
     read: bool = False
     local: bool = False
+    visitor: str | None = None
 
 
 class PinholeUpdate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,7 +88,7 @@ class Traffic(msgspec.Struct, frozen=True):
 class Lease(msgspec.Struct, frozen=True):
     """An open pinhole and who holds it. `expires` is Unix time in seconds. For direction "out" `public` is `target`.
 
-    `uses`, `peers` and `second` as in PinholeRequest: port `public.port + 1` leads to `second` of the target.
+    `uses`, `peers`, `second` and `visitor` as in PinholeRequest: port `public.port + 1` leads to `second` of the target.
     """
 
     id: str
@@ -103,3 +105,4 @@ class Lease(msgspec.Struct, frozen=True):
     backend: Literal["kernel", "userspace"]
     peers: tuple[str, ...] | None = ()
     second: int | None = None
+    visitor: str | None = None

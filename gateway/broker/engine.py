@@ -138,7 +138,7 @@ class Engine:
                 if refusal.rule == "taken":
                     self._disinherit(slot, request)
                 elif refusal.rule in ("quota", "full"):
-                    self._notice_used(request.client, refusal.rule)  # those do not count
+                    self._notice_used(request.visitor or request.client, refusal.rule)  # those do not count
                 else:
                     raise
                 lease = self._reserve(slot, request)

@@ -77,6 +77,8 @@ def check_request(request: PinholeRequest, inside: Sequence[Network]) -> None:
     if request.local:
         _check_local(request, client, inside)
         return
+    if request.visitor is not None:
+        raise PinholeRefused("visitor", "of a worker's own ports only")
     if not _within(client, inside):
         raise PinholeRefused("client", f"{client} is not inside")
     target = _target(request.target)
@@ -126,7 +128,11 @@ def _check_local(request: PinholeRequest, client: Address, inside: Sequence[Netw
             raise PinholeRefused("uses", "only a conversation has peers")
         if not client.version == _address("public", request.public_host).version == target.version:
             raise PinholeRefused("family", "IPv4 and IPv6 are mixed")
+        if request.visitor not in (None, request.target.host):
+            raise PinholeRefused("visitor", "neither end of the pinhole")
         return
+    if request.visitor is not None and (request.transport != "tcp" or request.visitor != request.peer):
+        raise PinholeRefused("visitor", "neither end of the pinhole")
     if target != client:
         raise PinholeRefused("target", "not the client's own")
     _check_public(request.public_host, client, inside)

@@ -49,10 +49,12 @@ class Admission:
     def reserve(self, request: PinholeRequest, make: Callable[[str, int], T]) -> tuple[Lease, T]:
         """A lease and what `make(host, port)` bound at its public port. Raises PinholeRefused."""
         udp = request.transport == "udp"
+        owner = self._owner(request) or request.client
         wish = msgspec.structs.replace(
             request,
             flow=request.flow or "socks",
-            client=self._owner(request) or request.client,
+            client=owner,
+            visitor=request.client if not udp and owner != request.client else None,
             local=True,
             ttl=max(SHORTEST_TTL, min(request.ttl, LONGEST_CONVERSATION if udp else LONGEST_TTL)),
             uses=0 if udp else 1,

@@ -48,7 +48,8 @@ class LeaseTable:
     """Leases of one backend.
 
     `ports`: lowest and highest public port; `read_ports`: those of them for datagrams that a module reads, which are
-    given to nobody else. `per_client`: how many a client may hold; `total`: how many there may be.
+    given to nobody else. `per_client`: how many a client may hold; `total`: how many there may be, half of them those
+    of visitors.
     `rate`: how many a client may open in a second, on average; twice as many at once.
     A lease that was used up (`use`) counts no more and is not listed, but keeps its port until its time is over or
     somebody closes it.
@@ -74,7 +75,7 @@ class LeaseTable:
         self._clients: dict[str, dict[str, Lease]] = {}
         self._busy: dict[_Public, float] = {}
         self._conversations: dict[Endpoint, str] = {}
-        self._live = 0
+        self._live = self._visiting = 0
         self._deadlines: list[tuple[float, str]] = []
         self._resting: list[tuple[float, Transport, Endpoint]] = []
 
@@ -104,12 +105,15 @@ class LeaseTable:
         `owner` is whoever may close it (a worker's slot). PinholeRefused "rate", "quota" (client), "full" (all),
         "ports", "taken".
         """
-        if not self._rate.take(request.client, now):
-            raise PinholeRefused("rate", f"{request.client} opens pinholes too fast")
-        if len(self._clients.get(request.client, ())) >= self._per_client:
-            raise PinholeRefused("quota", f"{request.client} holds {self._per_client} pinholes")
+        payer = request.visitor or request.client
+        if not self._rate.take(payer, now):
+            raise PinholeRefused("rate", f"{payer} opens pinholes too fast")
+        if len(self._clients.get(payer, ())) >= self._per_client:
+            raise PinholeRefused("quota", f"{payer} holds {self._per_client} pinholes")
         if self._live >= self._total:
             raise PinholeRefused("full", f"there are {self._total} pinholes")
+        if request.visitor is not None and self._visiting >= self._total // 2:
+            raise PinholeRefused("full", f"clients outside hold {self._visiting} pinholes")
         if request.uses == 0 and not request.local:
             for port in (request.target.port, request.second):
                 if port is not None and Endpoint(request.target.host, port) in self._conversations:
@@ -130,6 +134,7 @@ class LeaseTable:
             backend="userspace" if request.local else self._backend,
             peers=request.peers,
             second=request.second,
+            visitor=request.visitor,
         )
         self.restore(lease, owner=owner, deadline=now + request.ttl)
         return lease
@@ -143,8 +148,9 @@ class LeaseTable:
         for target in _sockets_of(lease):
             self._conversations[target] = lease.id
         if not used:
-            self._clients.setdefault(lease.client, {})[lease.id] = lease
+            self._clients.setdefault(_payer(lease), {})[lease.id] = lease
             self._live += 1
+            self._visiting += lease.visitor is not None
 
     def use(self, lease_id: str) -> None:
         """The lease was used up: its pinhole is no longer open."""
@@ -188,7 +194,7 @@ class LeaseTable:
             del self._conversations[target]
         for target in _sockets_of(lease):
             self._conversations[target] = lease.id
-        self._clients[lease.client][lease.id] = lease
+        self._clients[_payer(lease)][lease.id] = lease
         entry.lease, entry.deadline = lease, deadline
         heapq.heappush(self._deadlines, (deadline, lease.id))
 
@@ -257,7 +263,7 @@ class LeaseTable:
         return [(("algate_pinholes", self._backend, protocol), number) for protocol, number in counts.items()]
 
     def of_client(self, client: str) -> list[Lease]:
-        """The open pinholes of a client."""
+        """The open pinholes that count as this client's."""
         return list(self._clients.get(client, {}).values())
 
     def __len__(self) -> int:
@@ -309,10 +315,11 @@ class LeaseTable:
 
     def _forget_client(self, lease: Lease) -> None:
         self._live -= 1
-        leases = self._clients[lease.client]
+        self._visiting -= lease.visitor is not None
+        leases = self._clients[_payer(lease)]
         del leases[lease.id]
         if not leases:
-            del self._clients[lease.client]
+            del self._clients[_payer(lease)]
 
 
 def _order(choices: int, rng: random.Random) -> Iterator[int]:
@@ -324,6 +331,11 @@ def _order(choices: int, rng: random.Random) -> Iterator[int]:
     start = rng.randrange(choices)
     for step in range(choices):
         yield (start + step) % choices
+
+
+def _payer(lease: Lease) -> str:
+    """Whose quota it is of."""
+    return lease.visitor or lease.client
 
 
 def _ports_of(lease: Lease) -> Iterator[Endpoint]:

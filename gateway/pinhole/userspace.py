@@ -36,22 +36,25 @@ S = TypeVar("S", bound=Closable)
 
 
 class UserspacePinholes:
-    """The userspace backend of one worker. What comes through a pinhole is a flow of its own, front "pinhole"."""
+    """The userspace backend of one worker. What comes through a pinhole is a flow of its own, front "pinhole".
+
+    `ports`, `per_client`, `rate`: see LeaseTable. With `admission` they are the broker's to enforce, where it knows.
+    """
 
     outbound = False  # a SOCKS client reaches the outside through us, whatever the FORWARD policy is
 
     def __init__(
-        self, flows: Flows, ports: tuple[int, int], per_client: int, admission: Admission | None = None
+        self, flows: Flows, ports: tuple[int, int], per_client: int, rate: float, admission: Admission | None = None
     ) -> None:
         self._flows = flows
         self._admission = admission
-        self._table = LeaseTable(backend="userspace", ports=ports, per_client=per_client)
+        self._table = LeaseTable(backend="userspace", ports=ports, per_client=per_client, rate=rate)
         self._rng = random.SystemRandom()
         self._waiting: dict[str, gevent.Greenlet[..., str]] = {}
 
-    def configure(self, ports: tuple[int, int], per_client: int, inside: Sequence[Network]) -> None:
+    def configure(self, ports: tuple[int, int], per_client: int, rate: float, inside: Sequence[Network]) -> None:
         """Other limits from now on; what is open stays."""
-        self._table.configure(ports=ports, per_client=per_client)
+        self._table.configure(ports=ports, per_client=per_client, rate=rate)
         if self._admission is not None:
             self._admission.inside = tuple(inside)
 

@@ -110,7 +110,9 @@ class Service:
         """From now on this configuration's rules and limits hold, for what is under way too."""
         config = self._config
         self._ground.policy.become(self._rules)
-        self._ground.userspace.configure(config.pinhole_ports, config.pinhole.per_client, config.inside_networks)
+        self._ground.userspace.configure(
+            config.pinhole_ports, config.pinhole.per_client, config.pinhole.rate, config.inside_networks
+        )
 
     def _in_greenlet(self, handle: Callable[[gsocket.socket, tuple[object, ...]], None]) -> Quick:
         def accepted(sock: _socket.socket, address: tuple[object, ...]) -> None:

@@ -73,7 +73,9 @@ class Worker:
         self._flows = Flows(f"w{boot.slot}", relay, flow_log)
         broker = BrokerClient(socket.socket(fileno=boot.broker)) if boot.broker is not None else None
         admission = Admission(broker, config.inside_networks) if broker else None
-        self._userspace = UserspacePinholes(self._flows, config.pinhole_ports, config.pinhole.per_client, admission)
+        self._userspace = UserspacePinholes(
+            self._flows, config.pinhole_ports, config.pinhole.per_client, config.pinhole.rate, admission
+        )
         self._acceptor = Acceptor()
         self._ground = Ground(
             relay,

@@ -153,3 +153,32 @@ def test_no_port_is_held_twice_and_no_quota_is_passed(steps: list[tuple[str, int
                 closed[lease.public] = now
         publics = [lease.public for lease in leases.live()]
         assert len(publics) == len(set(publics)) == len(leases) <= 5
+
+
+def test_what_a_client_outside_opens_counts_as_its_own_and_not_as_the_servers() -> None:
+    leases = LeaseTable(backend="kernel", ports=(40000, 40999), per_client=3, total=12)
+    visitors = [msgspec.structs.replace(INBOUND, visitor=f"203.0.113.{last}") for last in (7, 8, 9)]
+    held = [open_(leases, visitors[0]) for _ in range(3)]
+    with pytest.raises(PinholeRefused, match=r"203\.0\.113\.7 holds 3"):
+        open_(leases, visitors[0])
+    for _ in range(3):
+        open_(leases, visitors[1])
+    with pytest.raises(PinholeRefused, match="clients outside hold 6") as refusal:  # half of all
+        open_(leases, visitors[2])
+    assert refusal.value.rule == "full"
+    for _ in range(3):
+        open_(leases)  # for the inside there is room
+    leases.close(held[0].id, now=100.0)
+    open_(leases, visitors[2])
+    assert len(leases.of_client("203.0.113.7")) == 2
+
+
+def test_the_rate_of_a_client_outside_is_its_own() -> None:
+    leases = LeaseTable(backend="kernel", ports=(40000, 40999), rate=1.0)
+    greedy = msgspec.structs.replace(INBOUND, visitor="203.0.113.7")
+    for _ in range(2):
+        open_(leases, greedy)
+    with pytest.raises(PinholeRefused, match="too fast"):
+        open_(leases, greedy)
+    open_(leases, msgspec.structs.replace(INBOUND, visitor="203.0.113.8"))
+    open_(leases)

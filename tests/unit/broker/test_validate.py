@@ -231,6 +231,8 @@ INNER = msgspec.structs.replace(
         ({"uses": 0}, "uses"),
         ({"second": 50001}, "local"),
         ({"ttl": 301.0}, "ttl"),
+        ({"visitor": "203.0.113.9"}, None),  # the client outside whom the server inside connects to
+        ({"visitor": "203.0.113.8"}, "visitor"),
     ],
 )
 def test_ports_of_a_worker_for_somebody_inside(changes: dict[str, Any], rule: str | None) -> None:
@@ -252,6 +254,9 @@ def test_ports_of_a_worker_itself_pass(request_: PinholeRequest) -> None:
         ({"public_host": None}, "public"),
         ({"direction": "out"}, "local"),
         ({"second": 50001}, "local"),
+        ({"visitor": INBOUND.peer}, None),  # the client outside of a server inside
+        ({"visitor": "203.0.113.8"}, "visitor"),
+        ({"local": False, "visitor": INBOUND.peer, "target": Endpoint("192.168.56.10", 50000)}, "visitor"),
         ({"uses": 0}, "uses"),
         ({"transport": "udp"}, "uses"),
         ({"peer": "192.168.56.11"}, "peers"),
