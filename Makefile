@@ -10,12 +10,12 @@ BIN := .venv/bin
 # For the gateway and its tests: none of these starts a service when it is installed.
 PACKAGES := python3 python3-venv iproute2 iptables nftables conntrack procps util-linux ca-certificates \
 	curl lftp tnftp ncftp wget openssl dante-client proxychains4 netcat-openbsd ncat openssh-client dnsmasq-base sip-tester baresip-core libpcre3 \
-	gcc python3-dev libnetfilter-queue-dev libkrb5-dev krb5-user krb5-config strace \
+	gcc python3-dev libnetfilter-queue-dev libkrb5-dev krb5-user krb5-config strace chromium \
 	libcap2 libpam0g libssl3 libwrap0 libsodium23 libidn2-0 libhiredis0.14 libmemcached11 libmemcachedutil2 libpcre2-posix3 \
 	libverto1 libverto-libev1 libkadm5srv-mit12 libkdb5-10 libgssrpc4 libnetfilter-conntrack3 libevent-core-2.1-7
 # The servers that the tests talk to. Unpacked into .venv/peers, not installed: an installed server would be started,
 # on port 21 or 5060 of this very machine, and some exclude one another.
-PEERS := vsftpd pure-ftpd proftpd-core kamailio krb5-kdc krb5-admin-server oidentd dante-server microsocks redsocks tinyproxy-bin tor openssh-server
+PEERS := prometheus vsftpd pure-ftpd proftpd-core kamailio krb5-kdc krb5-admin-server oidentd dante-server microsocks redsocks tinyproxy-bin tor openssh-server
 
 .PHONY: setup packages run test bench check lab conformance clean wheelhouse vagrant-test
 

@@ -25,7 +25,7 @@ from gateway.observe.log import get_logger, setup_logging
 from gateway.observe.metrics import metrics_row
 from gateway.process.accept import Acceptor
 from gateway.process.boot import Boot
-from gateway.process.lifeline import Answering, Ask, Ready, hear_supervisor, send
+from gateway.process.lifeline import Answering, Ask, Ping, Pong, Ready, Report, hear_supervisor, send
 
 log = get_logger()
 
@@ -93,11 +93,16 @@ class Console:
     def _hear(self) -> None:
         while (heard := hear_supervisor(self._lifeline)) is not None:
             message, fds = heard
-            if isinstance(message, Answering) and message.number in self._waiting:
-                self._waiting[message.number].set((message, fds))
-            else:  # nobody waits for it any more
-                for fd in fds:
-                    os.close(fd)
+            match message:
+                case Answering(number) if number in self._waiting:
+                    self._waiting[number].set((message, fds))
+                    continue
+                case Ping():
+                    send(self._lifeline, Pong())
+                case Report():
+                    log.info("status", **self._status()[0])
+            for fd in fds:  # of an answer that nobody waits for any more
+                os.close(fd)
         log.error("supervisor.gone")
         os._exit(1)
 

@@ -309,6 +309,7 @@ class Lab:
         base: dict[str, Any] = {
             "network": {"inside": list(INSIDE_NETWORKS), "inside_interfaces": ["eth1"]},
             "socks": {"listen": [f"{ROUTER_IN4}:1080", f"[{ROUTER_IN6}]:1080"]},
+            "console": {"listen": ""},  # a process less for each of many gateways; its own tests turn it on
             "process": {"run_dir": str(self.tmp / f"run{self._counter}"), "workers": 2},
         }
         path = self.tmp / f"algate-{self._counter}.toml"
