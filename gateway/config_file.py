@@ -119,7 +119,8 @@ def _with_defaults(document: dict[str, Any]) -> dict[str, Any]:
     process = document.setdefault("process", {})
     if isinstance(process, dict) and "run_dir" not in process and os.geteuid() != 0:
         base = os.environ.get("XDG_RUNTIME_DIR")
-        process["run_dir"] = f"{base}/algate" if base else f"/tmp/algate-{os.geteuid()}"  # noqa: S108  checked when made
+        theirs = f"{base}/algate" if base else f"/tmp/algate-{os.geteuid()}"  # noqa: S108  checked when made
+        process["run_dir"] = os.environ.get("RUNTIME_DIRECTORY", theirs)  # systemd has made it for the service
     return document
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from gateway.errors import AlgateError
 from gateway.users import HASHER, BadUsers, check_name, parse_users, with_user
 
 MAX_PASSWORD = 255  # bytes (RFC 1929)
+SERVICE_GROUP = "algate"
 
 
 @click.command()
@@ -52,17 +54,31 @@ def _read_password() -> str:
     return sys.stdin.readline().rstrip("\r\n")
 
 
+def _service_group() -> int | None:
+    """The group whose supervisor is to read the file (systemd/algate.sysusers), if it was made on this host."""
+    try:
+        return grp.getgrnam(SERVICE_GROUP).gr_gid
+    except KeyError:
+        return None
+
+
 def _replace(file: Path, text: str) -> None:
-    """Write the file in one step; a reader sees the old one or the new one. Its owner stays, others may not read it."""
+    """Write the file in one step; a reader sees the old one or the new one. Its owner and its mode stay; a new one is
+    for this user only, and for the service's group if there is one."""
     file = file.resolve()
     descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)  # mode 0600
     temporary = Path(name)
     try:
         with open(descriptor, "w", encoding="utf-8") as new:
             new.write(text)
-            if file.exists() and os.geteuid() == 0:
-                owner = file.stat()
-                os.fchown(new.fileno(), owner.st_uid, owner.st_gid)
+            if file.exists():
+                before = file.stat()
+                os.fchmod(new.fileno(), before.st_mode & 0o777)
+                if os.geteuid() == 0:
+                    os.fchown(new.fileno(), before.st_uid, before.st_gid)
+            elif os.geteuid() == 0 and (group := _service_group()) is not None:
+                os.fchown(new.fileno(), 0, group)
+                os.fchmod(new.fileno(), 0o640)
             new.flush()
             os.fsync(new.fileno())
         temporary.replace(file)
