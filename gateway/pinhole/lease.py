@@ -370,6 +370,7 @@ def lease_row(lease: Lease, traffic: Traffic = NOTHING) -> dict[str, Any]:
         "reason": lease.reason,
         "flow": lease.flow,
         "backend": lease.backend,
+        "uses": lease.uses,
         "expires": lease.expires,
         "second": lease.second,
         "packets": traffic.packets_in + traffic.packets_out,
@@ -384,4 +385,4 @@ def audit_fields(lease: Lease) -> dict[str, Any]:
     return {key: value for key, value in lease_row(lease).items() if key not in _NOT_AUDITED}
 
 
-_NOT_AUDITED = ("expires", "packets", "packets_in", "packets_out", "bytes")
+_NOT_AUDITED = ("packets", "packets_in", "packets_out", "bytes")
