@@ -25,6 +25,7 @@ import msgspec
 from gateway.broker.marks import ADMITTED
 from gateway.config import Config, parse_endpoint
 from gateway.errors import AlgateError
+from gateway.privilege import is_privileged
 
 Family = Literal["ipv4", "ipv6"]
 FAMILIES: tuple[Family, ...] = ("ipv4", "ipv6")
@@ -340,5 +341,5 @@ def _hosts(instance: str, needed: Sequence[Family]) -> dict[Family, _Host]:
 
 
 def _require_root() -> None:
-    if os.geteuid() != 0:
+    if not is_privileged():
         raise AlgateError("iptables rules can only be changed by root")

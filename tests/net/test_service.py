@@ -45,7 +45,7 @@ def test_the_units_user_and_capabilities_are_enough(lab: Lab) -> None:
         # Its pinholes are those of the kernel, and active FTP goes through one.
         curl = ["curl", "-sS", "--disable-epsv", "--disable-eprt", "--ftp-port", "-", server.url()]
         assert "upload" in lab.run("inside", curl).stdout
-        assert "event=pinhole.use" in log.read_text()
+        assert re.search(r"process=broker event=pinhole.open .*reason=ftp.port", log.read_text())
         assert "upload" in lab.run("inside", ["curl", "-sS", "--socks5", f"{ROUTER_IN4}:1080", server.url()]).stdout
         assert lab.stop(process, 20) == 0
     finally:
