@@ -44,6 +44,7 @@ from gateway.conversations import Conversations
 from gateway.errors import PinholeRefused
 from gateway.flow import HALF_CLOSE_TIMEOUT, Flow
 from gateway.model import Lease, PinholeRequest, PinholeUpdate
+from gateway.observe.trace import PASSED
 from gateway.own_address import PublicAddress
 from gateway.pinhole_requests import Opening, advertised, is_forbidden, request_of
 from gateway.relay.connection import local_hosts
@@ -107,7 +108,7 @@ class Inspection:
         self.down = 0
         self.reason = "eof"
         self._flow = flow
-        self._module = module
+        self.module = module
         self._mode = mode
         self._sockets = sockets
         self._pinholes = pinholes
@@ -128,7 +129,7 @@ class Inspection:
         self._openings_left = float(OPENINGS)
         self._openings_at = now()
         self._flooded = False
-        self._conversations = Conversations(pinholes, mode, flow.id, self._told)
+        self.conversations = Conversations(pinholes, mode, flow.id, self._told)
         self._revoked: str | None = None
         self._bypass = False
         self._over = False
@@ -163,7 +164,7 @@ class Inspection:
             for close in self._leases.values():
                 close()
             self._leases.clear()
-            self._conversations.close_all()
+            self.conversations.close_all()
 
     def hosts(self) -> tuple[str, ...]:
         """The addresses of this host that its connections use."""
@@ -181,7 +182,7 @@ class Inspection:
         self._changed.set()
 
     def _timeout(self) -> float | None:
-        times = [self._module.deadline()]
+        times = [self.module.deadline()]
         if self._half_closed_at is not None:
             times.append(self._half_closed_at + HALF_CLOSE_TIMEOUT)
         pending = [t for t in times if t is not None]
@@ -192,7 +193,7 @@ class Inspection:
         if self._half_closed_at is not None and now >= self._half_closed_at + HALF_CLOSE_TIMEOUT:
             self._fail("half-closed")
             return
-        deadline = self._module.deadline()
+        deadline = self.module.deadline()
         if deadline is not None and now >= deadline and not self._bypass:
             self._feed(Tick(now))
 
@@ -255,7 +256,7 @@ class Inspection:
                 count += 1
                 if count % TURN == 0:
                     gevent.sleep(0)
-                for command in self._module.handle(self._events.popleft()):
+                for command in self.module.handle(self._events.popleft()):
                     self._do(command)
         finally:
             self._handling = False
@@ -281,9 +282,9 @@ class Inspection:
                 if self._revoked:
                     self._feed(Refused(command.ref, self._revoked, self._now()))
                 else:
-                    self._conversations.open(command, self._flow.client.host, self._public.get(Side.SERVER))
+                    self.conversations.open(command, self._flow.client.host, self._public.get(Side.SERVER))
             case UpdateConversation():
-                self._conversations.update(command)
+                self.conversations.update(command)
             case ClosePinhole(ref):
                 self._close(ref)
             case Revoke(rule):
@@ -291,7 +292,7 @@ class Inspection:
                 log.warning("alg.revoke", flow=self._flow.id, module=self._flow.module, rule=rule)
                 for ref in (*self._leases, *self._opening):
                     self._close(ref)
-                self._conversations.close_all()
+                self.conversations.close_all()
             case Note(code, detail):
                 log.info("alg.note", flow=self._flow.id, code=code, detail=detail)
             case Bypass():
@@ -309,6 +310,10 @@ class Inspection:
                 after=edit.replacement.decode("latin-1"),
             )
         edits = command.edits if self._mode is Mode.REWRITE else ()
+        if getattr(self.module, "shown", False):
+            ends = self._flow.client, self._flow.server
+            source, destination = ends if command.to is Side.SERVER else ends[::-1]
+            PASSED.add(command.to.other, source, destination, command.data, command.edits, self._flow.id)
         data = apply_edits(command.data, edits)
         self._out[command.to] += data
         self._marks[command.to].delivered(command.data, edits, len(data))
@@ -381,14 +386,14 @@ class Inspection:
     def _told(self, ref: int, outcome: Endpoint | str) -> None:
         """What became of a conversation: its public endpoint, or the rule by which it was refused."""
         if self._ended or self._bypass:
-            self._conversations.close(ref)
+            self.conversations.close(ref)
         elif isinstance(outcome, str):
             self._feed(Refused(ref, outcome, self._now()))
         else:
             self._feed(Opened(ref, outcome, self._now()))
 
     def _close(self, ref: int) -> None:
-        self._conversations.close(ref)
+        self.conversations.close(ref)
         self._opening.discard(ref)
         close = self._leases.pop(ref, None)
         if close is not None:

@@ -36,6 +36,7 @@ from alg.sip.core import Core
 from alg.sip.events import Release
 from alg.sip.message import Malformed
 from alg.sip.options import SipOptions
+from alg.sip.rows import CallRow, row_of
 from alg.sip.stream import take
 
 STALLED = 10.0  # seconds for the rest of a message
@@ -67,6 +68,7 @@ class SipModule:
     """One TCP connection between a client and a SIP server, as `alg.api.AlgModule`."""
 
     Options = SipOptions
+    shown = True  # its messages hold no passwords, so `algate trace` may show them
 
     def __init__(self, context: FlowContext) -> None:
         options = context.options if isinstance(context.options, SipOptions) else SipOptions()
@@ -87,6 +89,10 @@ class SipModule:
         times = [stream.stalls_at for stream in self._streams.values() if stream.buffer]
         core = self._core.deadline()
         return min([*times, core] if core is not None else times, default=None)
+
+    def calls(self) -> list[CallRow]:
+        """The calls under way."""
+        return [row_of(call) for call in self._core.calls.all()]
 
     def handle(self, event: Event) -> Sequence[Command]:
         """See `AlgModule.handle`."""

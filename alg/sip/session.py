@@ -6,16 +6,15 @@ How to drive them: docs/decisions/0050-sip-module.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from alg.address import Endpoint
 from alg.api import Opened, Refused, Side, Tick
-from alg.sip.calls import Call
 from alg.sip.core import HOLD, Core
 from alg.sip.events import Activity, Datagram, Moved, RevokeConversation, SipCommand, SipEvent
 from alg.sip.journal import Changes, Entry, Record, TalkRecord
 from alg.sip.module import SipModule
 from alg.sip.options import SipOptions
+from alg.sip.rows import CallMedia, CallRow, row_of
 from alg.sip.stream import begins_as_sip
 
 __all__ = ["HOLD", "CallMedia", "CallRow", "SipEngine", "SipModule", "SipOptions"]
@@ -24,34 +23,6 @@ MOST_REVOKED = 20000
 MOST_CLIENTS = 20000
 _STUN_BINDING = (b"\x00\x01", b"\x01\x01")  # request and success: a keep-alive of RFC 5626, 3.5.2
 _STUN_COOKIE = b"\x21\x12\xa4\x42"
-
-
-@dataclass(frozen=True, slots=True)
-class CallMedia:
-    """One stream of a call: the client's socket, what is advertised for it, who may send in (None: anyone)."""
-
-    ref: int
-    kind: str
-    target: Endpoint
-    public: Endpoint | None
-    peers: tuple[str, ...] | None
-    packets_in: int
-    packets_out: int
-
-
-@dataclass(frozen=True, slots=True)
-class CallRow:
-    """A call as `algate calls` shows it. `caller` and `callee`: URIs; `state`: trying, early, confirmed; `since`: when
-    it came to that state, on the clock of the events."""
-
-    client: str
-    server: str
-    call_id: str
-    caller: str
-    callee: str
-    state: str
-    since: float
-    media: tuple[CallMedia, ...]
 
 
 class SipEngine:
@@ -90,7 +61,7 @@ class SipEngine:
 
     def calls(self) -> list[CallRow]:
         """The calls under way."""
-        return [_row(call) for call in self._core.calls.all()]
+        return [row_of(call) for call in self._core.calls.all()]
 
     def journal(self) -> list[Entry]:
         """What has changed since this was asked last: to be stored, the latest entry of each key."""
@@ -151,29 +122,3 @@ def _is_keep_alive(data: bytes) -> bool:
     if not data.strip(b"\r\n\t \x00"):
         return True
     return len(data) >= 20 and data[:2] in _STUN_BINDING and data[4:8] == _STUN_COOKIE
-
-
-def _row(call: Call) -> CallRow:
-    media = {conversation.ref: conversation for conversation in call.media}
-    for offered in call.offered.values():
-        media.update((conversation.ref, conversation) for conversation in offered)
-    return CallRow(
-        call.client.host,
-        call.server,
-        call.key[1].decode("utf-8", "replace"),
-        call.caller,
-        call.callee,
-        call.state,
-        call.since,
-        tuple(
-            CallMedia(
-                ref,
-                call.kinds.get(ref, ""),
-                conversation.target,
-                conversation.public,
-                conversation.peers,
-                *call.counted.get(ref, (0, 0)),
-            )
-            for ref, conversation in media.items()
-        ),
-    )

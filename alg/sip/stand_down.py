@@ -48,6 +48,7 @@ def reason_to_stand_down(
             return "sip.tls"
         if message.vias()[0].transport in ("TLS", "WS", "WSS"):
             return "sip.tls"
+    shows_own, shows_public = False, False
     for addr in message.addrs("contact"):
         uri = read_uri(message.text(addr.uri))
         if uri is None:
@@ -59,8 +60,8 @@ def reason_to_stand_down(
             return "sip.outbound"
         place = uri.place
         if same_host(place.host, client.host):
-            continue
-        endpoint = endpoint_of(place)
-        if endpoint and (is_public(endpoint.ip) or conversations.behind(endpoint)):
-            return "sip.public"
-    return None
+            shows_own = True
+        elif (endpoint := endpoint_of(place)) and (is_public(endpoint.ip) or conversations.behind(endpoint)):
+            shows_public = True
+    # A public one beside its own is another phone's (RFC 3261, 10.2.1).
+    return "sip.public" if shows_public and not shows_own else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import click
@@ -59,7 +59,7 @@ def explain(config_path: str | None, as_json: bool, public: str | None, capture:
 def trace(config_path: str | None, as_json: bool) -> None:
     """Show messages as they pass, and their edits.
 
-    Those of datagram modules (SIP), until interrupted; with --json those of a moment ago.
+    Those of SIP, over UDP and TCP, until interrupted; with --json those of a moment ago.
 
     \b
     Examples:
@@ -69,20 +69,33 @@ def trace(config_path: str | None, as_json: bool) -> None:
     if as_json:
         show_json(collect(config_path, "trace"))
         return
-    seen: int | None = None
+    seen: dict[str, int] | None = None  # the latest message of each process
     while True:
         rows = collect(config_path, "trace")
-        last = max((row["number"] for row in rows), default=0)
-        if seen is None:
-            seen = last
-        elif last < seen:  # another process has taken its place
-            seen = 0
-        new = [row for row in rows if row["number"] > seen]
-        if new and new[0]["number"] > seen + 1:
-            click.echo(f"({new[0]['number'] - seen - 1} messages passed unseen)")
-        _print(new)
+        last: dict[str, int] = {}
+        for row in rows:
+            last[row["process"]] = max(last.get(row["process"], 0), row["number"])
+        if seen is not None:
+            new, missed = _unseen(rows, seen, last)
+            if missed:
+                click.echo(f"({missed} messages passed unseen)")
+            _print(new)
         seen = last
         time.sleep(POLL)
+
+
+def _unseen(rows: Iterable[Row], seen: Mapping[str, int], last: Mapping[str, int]) -> tuple[list[Row], int]:
+    """The rows that are new, in the order of time, and how many there were that no row is left of."""
+    new: list[Row] = []
+    missed = 0
+    for process in last:
+        before = seen.get(process, 0)
+        if last[process] < before:  # another process has taken its place
+            before = 0
+        of_it = [row for row in rows if row["process"] == process and row["number"] > before]
+        missed += last[process] - before - len(of_it)
+        new += of_it
+    return sorted(new, key=lambda row: float(row["time"])), missed
 
 
 def _print(rows: Iterable[Row]) -> None:

@@ -46,6 +46,10 @@ class Trace:
         ]
 
 
+PASSED = Trace()
+"""Of the flows of this process; those of a module that says that they may be `shown`."""
+
+
 def row(when: float, side: Side, source: Endpoint, destination: Endpoint, data: bytes, edits: Sequence[Edit]) -> Row:
     """One message as an object; `when` is Unix time, `edits` are (start, end, replacement, reason) of `data`."""
     return {

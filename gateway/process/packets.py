@@ -27,6 +27,7 @@ from gateway.front.journal import Journal
 from gateway.front.packets import PacketFront
 from gateway.front.udp_packet import LONGEST_WHOLE
 from gateway.observe.admin_wire import Rows, answer
+from gateway.observe.calls import call_rows
 from gateway.observe.counters import recent_rows
 from gateway.observe.ladders import Ladders
 from gateway.observe.lag import LagMeter
@@ -123,7 +124,7 @@ class Packets:
         return known[1]
 
     def _serve_admin(self) -> None:
-        verbs = {"status": self._status, "calls": self._calls, "trace": self._trace.rows}
+        verbs = {"status": self._status, "calls": self._calls, "trace": self._trace_rows}
         verbs |= {"metrics": self._metrics, "events": recent_rows}
         while True:
             try:
@@ -151,25 +152,13 @@ class Packets:
         ]
         return [metrics_row("packets", samples)]
 
+    def _trace_rows(self) -> Rows:
+        return [{**row, "process": "packets"} for row in self._trace.rows()]
+
     def _calls(self) -> Rows:
         self._front.look_at_traffic()
         leases = self._front.conversations.lease_ids()
-        now = time.monotonic()
-        rows = []
-        for call in self._engine.calls():
-            row = msgspec.to_builtins(call)
-            row["duration"] = round(now - row.pop("since"), 3)
-            row["media"] = [
-                {
-                    **msgspec.to_builtins(media),
-                    "target": str(media.target),
-                    "public": str(media.public) if media.public else None,
-                    "lease": leases.get(media.ref),
-                }
-                for media in call.media
-            ]
-            rows.append(row)
-        return rows
+        return call_rows(self._engine.calls(), leases, {}, time.monotonic(), transport="udp")
 
     def _watch_supervisor(self) -> None:
         while (heard := hear_supervisor(self._lifeline)) is not None:

@@ -20,16 +20,20 @@ import gevent
 import gevent.socket as gsocket
 from gevent.event import AsyncResult
 
+from alg.sip.rows import CallRow
 from gateway.broker.client import BrokerClient
 from gateway.dial import CONNECT_TIMEOUT
 from gateway.errors import AlgateError
 from gateway.flow import HALF_CLOSE_TIMEOUT, IDLE_TIMEOUT, Flows
+from gateway.inspection import Inspection
 from gateway.observe.admin_wire import Rows, answer
+from gateway.observe.calls import call_rows
 from gateway.observe.counters import recent_rows
 from gateway.observe.flow_log import FlowLog
 from gateway.observe.lag import LagMeter
 from gateway.observe.log import get_logger, setup_logging
 from gateway.observe.metrics import metrics_row
+from gateway.observe.trace import PASSED
 from gateway.pinhole.admission import Admission
 from gateway.pinhole.kernel import KernelPinholes
 from gateway.pinhole.userspace import UserspacePinholes
@@ -159,6 +163,7 @@ class Worker:
                     self._next = None
                 case Go():
                     self._listen(self._boot)
+                    send(self._lifeline, Done())
                 case Retire(seconds):
                     self._stop.set(seconds)
                 case Report():
@@ -200,6 +205,7 @@ class Worker:
 
     def _answer(self, connection: gsocket.socket, _address: tuple[object, ...]) -> None:
         verbs = {"status": self._status, "flows": self._flow_rows, "pinholes": self._userspace.rows}
+        verbs |= {"calls": self._calls, "trace": self._trace}
         answer(connection, {**verbs, "metrics": self._metrics, "events": recent_rows}, {"kick": self._kick})
 
     def _status(self) -> Rows:
@@ -222,6 +228,23 @@ class Worker:
                 flow.carrier.abort()
                 rows.append({"id": name, "kind": "flow", "client": str(flow.client), "server": str(flow.server)})
         return rows + self._userspace.kick(name)
+
+    def _calls(self) -> Rows:
+        """Calls that are made over flows."""
+        rows: Rows = []
+        for flow in list(self._flows):
+            carrier = flow.carrier
+            if not isinstance(carrier, Inspection):
+                continue
+            calls: list[CallRow] = getattr(carrier.module, "calls", list)()
+            if calls:
+                held = carrier.conversations
+                traffic = {ref: (came, went) for ref, came, went in held.traffic()}
+                rows += call_rows(calls, held.lease_ids(), traffic, time.monotonic(), transport="tcp", flow=flow.id)
+        return rows
+
+    def _trace(self) -> Rows:
+        return [{**row, "process": f"worker-{self._boot.slot}"} for row in PASSED.rows()]
 
     def _flow_rows(self) -> Rows:
         return [flow.row() for flow in self._flows]
