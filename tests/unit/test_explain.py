@@ -82,6 +82,15 @@ def test_a_diff_with_reasons(capture: Path) -> None:
     assert any(line.startswith("* pinhole 198.51.100.1:") and "(sip.rtp)" in line for line in lines)
 
 
+def test_in_colour_on_a_terminal_only(capture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "\x1b" not in run("explain", capture)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    text = run("explain", "--public", "198.51.100.1", capture)
+    assert "\x1b[31m  - " in text
+    assert "\x1b[1;32m198.51.100.1" in text
+
+
 def test_as_json(capture: Path) -> None:
     rows = json.loads(run("explain", "--json", capture))
     invite = next(row for row in rows if row.get("data", "").startswith("INVITE"))
