@@ -1,6 +1,6 @@
 """The metrics: what there is, and what a process answers when it is asked for its own.
 
-One list, from which the exposition, docs/reference/metrics.md and the dashboard's test are made. Every metric has the
+One list, from which the exposition and docs/reference/metrics.md are made. Every metric has the
 label `process` before its own.
 """
 
@@ -121,29 +121,3 @@ def _of_process() -> list[Sample]:
 def open_descriptors() -> int:
     """How many descriptors this process has open."""
     return os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd"))  # the size is Linux 6.2 and later
-
-
-_HEAD = """\
-# Metrics
-
-<!-- Made by `python -m gateway.observe.metrics`; a test compares. -->
-
-At `http://127.0.0.1:9180/metrics`, in Prometheus' text format ([how to](../how-to/monitoring.md)). Every metric has the
-label `process` (`worker-0`, `broker`, `packets`, `supervisor`, `console`), a histogram also its `le`. Counters go on
-where a process is replaced.
-
-| metric | type | labels | meaning |
-| --- | --- | --- | --- |"""
-
-
-def reference() -> str:
-    """docs/reference/metrics.md."""
-    lines = [_HEAD]
-    for metric in METRICS:
-        labels = ", ".join(f"`{label}`" for label in metric.labels)
-        lines.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help} |")
-    return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    print(reference(), end="")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gateway.cli.completion import SHELLS, completion_script
 from gateway.cli.main import cli
-from gateway.reference import commands, configuration, events
+from gateway.reference import commands, configuration, events, metrics
 from gateway.reference.manual import pages
 
 DOCS = Path(__file__).parents[2] / "docs" / "reference"
@@ -29,6 +29,7 @@ def documents() -> dict[str, str]:
         "algate.toml.example": configuration.example(),
         "commands.md": commands.markdown(),
         "events.md": events.markdown(),
+        "metrics.md": metrics.markdown(),
     }
 
 
