@@ -19,8 +19,10 @@ from gateway.observe.flow_log import FlowLog
 from gateway.observe.metrics import Sample
 from gateway.relay.connection import RelaySocket
 from gateway.relay.copy import CopyHandle, EncodedSocket
+from gateway.relay.half import RelayResult
 from gateway.relay.pace import Pace
-from gateway.relay.splice import Relay, RelayResult
+from gateway.relay.poller import UNWATCHED, Watches
+from gateway.relay.splice import Relay
 from gateway.rule_limits import Session
 
 log = structlog.get_logger()
@@ -210,7 +212,7 @@ class Flows:
         """Wait until no flow is live, at most `timeout` seconds; whether that is so."""
         return bool(self._empty.wait(timeout))
 
-    def relay(self, flow: Flow, client: RelaySocket, server: RelaySocket) -> None:
+    def relay(self, flow: Flow, client: RelaySocket, server: RelaySocket, watches: Watches = UNWATCHED) -> None:
         """Let the relay carry `flow` from now on, unread; it owns both sockets and ends the flow. Returns at once.
 
         A client whose stream is protected needs every byte in Python; all others are spliced.
@@ -223,7 +225,7 @@ class Flows:
             assert isinstance(server, gsocket.socket)
             flow.hand_over(CopyHandle(self._relay, client, server, done, *paces))
         else:
-            flow.hand_over(self._relay.start(client, server, done, *paces))
+            flow.hand_over(self._relay.start(client, server, done, *paces, watches=watches))
 
     def _relayed(self, flow: Flow, result: RelayResult) -> None:
         self.end(flow, result.reason)

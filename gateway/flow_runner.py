@@ -17,6 +17,7 @@ from gateway.flow import Flow, Flows
 from gateway.inspection import DataPaths, Inspection, Pinholes
 from gateway.own_address import PublicAddress, is_local, public_address
 from gateway.policy import Decision, Policy
+from gateway.relay.poller import Watches
 from gateway.sockets import abort, endpoint, prepare
 
 
@@ -112,21 +113,26 @@ class FlowRunner:
         server_sock: _socket.socket,
         early: bytes,
         decision: Decision,
+        watches: Watches,
     ) -> None:
-        """Carry a flow that no module reads; as `run`, but for sockets that do not block, and never waits."""
+        """Carry a flow that no module reads; as `run`, but for sockets that do not block, and never waits. `watches`:
+        those of the client's and the server's socket."""
         if early:
             try:
                 sent = server_sock.send(early)
             except OSError:
                 sent = 0
             if sent < len(early):  # what has come with a handshake is less than any socket's buffer: it is broken
+                for watch in watches:
+                    if watch is not None:
+                        watch.forget(closing=True)
                 abort(client_sock)
                 abort(server_sock)
                 return
         flow = self._flows.add(front, client, server, rule=decision.rule)
         flow.count_early(len(early))
         flow.rate = decision.rate
-        self._flows.relay(flow, client_sock, server_sock)
+        self._flows.relay(flow, client_sock, server_sock, watches)
 
     def _inspect(
         self,

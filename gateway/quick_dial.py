@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable
 from socket import AF_INET, AF_INET6, IPPROTO_IP, SO_ERROR, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET
 from time import monotonic
-from typing import TYPE_CHECKING
 
 import gevent.socket as gsocket
 from gevent import get_hub
@@ -19,23 +18,21 @@ from gateway.dial import CONNECT_TIMEOUT, IP_BIND_ADDRESS_NO_PORT
 from gateway.model import ConnectRequest
 from gateway.own_address import OwnAddresses
 from gateway.policy import Decision, Policy
-from gateway.relay.wheel import Entry, Wheel
+from gateway.relay.poller import GONE, WRITE, Watch
+from gateway.relay.splice import Relay
+from gateway.relay.wheel import Entry
 from gateway.sockets import prepare
 
-if TYPE_CHECKING:
-    from gevent._types import _IoWatcher
-
-WRITE = 2  # libev's EV_WRITE
-
-Done = Callable[[_socket.socket | OSError], None]
+Done = Callable[[_socket.socket | OSError, Watch | None], None]
+"""Called with the socket and its watch, or with what went wrong and None."""
 
 
 class QuickDialer:
     """Connects in callbacks. `source` is the address of this host to connect from, or None for the kernel's choice."""
 
-    def __init__(self, policy: Policy, wheel: Wheel, source: str | None = None) -> None:
+    def __init__(self, policy: Policy, relay: Relay, source: str | None = None) -> None:
         self._policy = policy
-        self._wheel = wheel
+        self._relay = relay
         self._own = OwnAddresses()
         self._source = ipaddress.ip_address(source) if source else None
 
@@ -50,16 +47,13 @@ class QuickDialer:
         return decision
 
     def start(self, address: Address, port: int, done: Done) -> None:
-        """Connect, and call `done` from the hub with the socket, which does not block, or with what went wrong."""
+        """Connect, and call `done` from the hub; the socket does not block."""
         try:
             sock = self._begin(address, port)
         except OSError as error:
-            get_hub().loop.run_callback(done, error)
+            get_hub().loop.run_callback(done, error, None)
             return
-        watcher = get_hub().loop.io(sock.fileno(), WRITE)
-        dialling = _Dialling(sock, watcher, done)
-        entry = self._wheel.add(monotonic() + CONNECT_TIMEOUT, dialling.expire)
-        watcher.start(self._connected, dialling, entry)
+        _Dialling(sock, done, self._relay)
 
     def _begin(self, address: Address, port: int) -> _socket.socket:
         family = AF_INET6 if address.version == 6 else AF_INET
@@ -77,37 +71,35 @@ class QuickDialer:
             raise
         return sock
 
-    def _connected(self, dialling: _Dialling, entry: Entry) -> None:
-        self._wheel.discard(entry)
-        dialling.end()
-
 
 class _Dialling:
     """A connection attempt under way."""
 
-    __slots__ = ("_done", "_sock", "_watcher")
+    __slots__ = ("_done", "_entry", "_sock", "_watch", "_wheel")
 
-    def __init__(self, sock: _socket.socket, watcher: _IoWatcher, done: Done) -> None:
+    def __init__(self, sock: _socket.socket, done: Done, relay: Relay) -> None:
         self._sock = sock
-        self._watcher = watcher
         self._done = done
+        self._wheel = relay.wheel
+        self._entry: Entry = relay.wheel.add(monotonic() + CONNECT_TIMEOUT, self._expire)
+        self._watch = relay.poller.watch(sock.fileno(), WRITE, self._ready)
 
-    def end(self) -> None:
+    def _ready(self, events: int) -> None:
         """The kernel has the answer."""
-        self._watcher.stop()
-        self._watcher.close()
-        code = self._sock.getsockopt(SOL_SOCKET, SO_ERROR)
+        self._wheel.discard(self._entry)
+        code = self._sock.getsockopt(SOL_SOCKET, SO_ERROR) if events & GONE else 0
         if code:
-            self._sock.close()
-            self._done(OSError(code, os.strerror(code)))
+            self._fail(OSError(code, os.strerror(code)))
         else:
-            self._done(self._sock)
+            self._done(self._sock, self._watch)
 
-    def expire(self, _now: float) -> None:
-        self._watcher.stop()
-        self._watcher.close()
+    def _expire(self, _now: float) -> None:
+        self._fail(TimeoutError())
+
+    def _fail(self, error: OSError) -> None:
+        self._watch.forget(closing=True)
         self._sock.close()
-        self._done(TimeoutError())
+        self._done(error, None)
 
 
 def cooperative(sock: _socket.socket) -> gsocket.socket:

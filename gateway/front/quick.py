@@ -13,9 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from socket import AF_INET, inet_ntoa
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol
-
-from gevent import get_hub
+from typing import Protocol
 
 from alg.address import Address, Endpoint, parse_ip
 from gateway.dial import DialError, dial_error
@@ -29,13 +27,11 @@ from gateway.front.transparent import TransparentFront
 from gateway.model import ConnectRequest
 from gateway.policy import Decision
 from gateway.quick_dial import QuickDialer, cooperative
-from gateway.relay.wheel import Entry, Wheel
+from gateway.relay.poller import READ, Watch
+from gateway.relay.splice import Relay
+from gateway.relay.wheel import Entry
 from gateway.sockets import endpoint
 
-if TYPE_CHECKING:
-    from gevent._types import _IoWatcher
-
-READ = 1  # libev's EV_READ
 _CHOSEN = socks5.encode_method(socks5.Method.NONE)
 _CONNECT4 = bytes((socks5.VERSION, socks5.Command.CONNECT, 0, socks5.AddressType.IPV4))
 _CONNECT6 = bytes((socks5.VERSION, socks5.Command.CONNECT, 0, socks5.AddressType.IPV6))
@@ -60,7 +56,7 @@ class QuickSocks:
         command: ConnectCommand,
         dialer: QuickDialer,
         runner: FlowRunner,
-        wheel: Wheel,
+        relay: Relay,
         timeout: float,
         taking: Taking,
     ) -> None:
@@ -69,7 +65,8 @@ class QuickSocks:
         self.command = command
         self.dialer = dialer
         self.runner = runner
-        self.wheel = wheel
+        self.poller = relay.poller
+        self.wheel = relay.wheel
         self.timeout = timeout
         self.taking = taking
 
@@ -92,7 +89,7 @@ class _Handshake:
         "_server",
         "_since",
         "_sock",
-        "_watcher",
+        "_watch",
     )
 
     def __init__(self, lane: QuickSocks, sock: _socket.socket, address: tuple[object, ...]) -> None:
@@ -105,10 +102,9 @@ class _Handshake:
         self._server: Endpoint | None = None
         self._decision: Decision | None = None
         self._entry: Entry = lane.wheel.add(self._since + lane.timeout, self._expire)
-        self._watcher: _IoWatcher = get_hub().loop.io(sock.fileno(), READ)
-        self._watcher.start(self._readable)
+        self._watch: Watch = lane.poller.watch(sock.fileno(), READ, self._readable)
 
-    def _readable(self) -> None:
+    def _readable(self, _events: int) -> None:
         try:
             data = self._sock.recv(READ_SIZE)
         except BlockingIOError:
@@ -116,7 +112,7 @@ class _Handshake:
         except OSError:
             data = b""
         if not data:  # the client has gone
-            self._leave()
+            self._leave(closing=True)
             self._sock.close()
             return
         self._buffer = buffer = self._buffer + data if self._buffer else data
@@ -159,28 +155,37 @@ class _Handshake:
         self._buffer = buffer[end + 2 :]
         self._server = Endpoint(host, port)
         self._decision = decision
-        self._leave(connecting=True)
+        lane.wheel.discard(self._entry)
+        self._watch.handler = self._early
         lane.dialer.start(address, port, self._dialled)
 
-    def _dialled(self, result: _socket.socket | OSError) -> None:
+    def _early(self, _events: int) -> None:
+        """The client says or ends something before its server is there: that can wait."""
+        self._watch.rest()
+
+    def _dialled(self, result: _socket.socket | OSError, watch: Watch | None) -> None:
         lane, sock, decision, server = self._lane, self._sock, self._decision, self._server
         assert decision is not None
         assert server is not None
         lane.taking.opening -= 1
         client = endpoint(self._address)
         if isinstance(result, OSError):
+            self._watch.forget(closing=False)
             lane.taking.spawn(partial(self._fail, client, server, dial_error(result)))
             return
+        assert watch is not None
         try:
             bound = result.getsockname()
             granted = self._send(_grant(result.family, bound))
         except OSError:
             granted = False
         if not granted:  # the client has gone
+            self._watch.forget(closing=True)
+            watch.forget(closing=True)
             sock.close()
             result.close()
             return
-        lane.runner.join("socks", client, sock, server, result, self._buffer, decision)
+        lane.runner.join("socks", client, sock, server, result, self._buffer, decision, (self._watch, watch))
 
     def _send(self, answer: bytes) -> bool:
         """The first bytes of a connection always fit; otherwise it is broken."""
@@ -196,7 +201,7 @@ class _Handshake:
 
     def _hand_over(self) -> None:
         """Let a greenlet go on with what has come, in what is left of the time."""
-        self._leave()
+        self._leave(closing=False)
         left = self._lane.timeout - (monotonic() - self._since)
         self._lane.taking.spawn(partial(self._go_on, left))
 
@@ -205,15 +210,13 @@ class _Handshake:
 
     def _expire(self, _now: float) -> None:
         self._lane.front.log_timeout(endpoint(self._address))
-        self._leave()
+        self._leave(closing=True)
         self._sock.close()
 
-    def _leave(self, connecting: bool = False) -> None:
+    def _leave(self, closing: bool) -> None:
         self._lane.wheel.discard(self._entry)
-        self._watcher.stop()
-        self._watcher.close()
-        if not connecting:
-            self._lane.taking.opening -= 1
+        self._watch.forget(closing)
+        self._lane.taking.opening -= 1
 
 
 class QuickTransparent:
@@ -251,14 +254,20 @@ class QuickTransparent:
         return (request, ip, decision) if decision is not None else None
 
     def _dialled(
-        self, sock: _socket.socket, request: ConnectRequest, decision: Decision, result: _socket.socket | OSError
+        self,
+        sock: _socket.socket,
+        request: ConnectRequest,
+        decision: Decision,
+        result: _socket.socket | OSError,
+        watch: Watch | None,
     ) -> None:
         self._taking.opening -= 1
         server = Endpoint(request.host, request.port)
         if isinstance(result, OSError):
             self._front.fail(sock, request.client, server, dial_error(result))
             return
-        self._runner.join("transparent", request.client, sock, server, result, b"", decision)
+        assert watch is not None
+        self._runner.join("transparent", request.client, sock, server, result, b"", decision, (None, watch))
 
     def _hand_over(self, sock: _socket.socket, address: tuple[object, ...]) -> None:
         self._front.handle(cooperative(sock), address)

@@ -97,9 +97,9 @@ class Service:
             RuleIdent(policy, IdentClient(config.socks.ident_timeout), accounts),
         )
         transparent = TransparentFront(dialer, runner, config.published)
-        quick = QuickDialer(policy, ground.relay.wheel, source)
+        quick = QuickDialer(policy, ground.relay, source)
         quick_socks = QuickSocks(
-            self._socks, connect, quick, runner, ground.relay.wheel, config.socks.handshake_timeout, ground.acceptor
+            self._socks, connect, quick, runner, ground.relay, config.socks.handshake_timeout, ground.acceptor
         )
         plain = config.socks.auth == ("none",)
         self.accept_socks: Quick = quick_socks.accept if plain else self._in_greenlet(self._socks.handle)

@@ -7,6 +7,7 @@ monkey.patch_all()
 
 import _socket
 import gc
+import math
 import os
 import signal
 import socket
@@ -18,7 +19,6 @@ from typing import Any
 
 import gevent
 import gevent.socket as gsocket
-from gevent.event import AsyncResult
 
 from alg.sip.rows import CallRow
 from gateway.broker.client import BrokerClient
@@ -88,13 +88,14 @@ class Worker:
             self._userspace,
             KernelPinholes(broker) if broker else self._userspace,
             Policy.of(config, datetime.now),
-            RuleLimits(config.worker_count),
+            RuleLimits(config.worker_count, time.time() - time.monotonic()),
         )
         self._service = Service(config, boot.files, self._ground)
         self._next: tuple[Boot, Service] | None = None
         self._lifeline = gsocket.socket(fileno=boot.lifeline)
         self._listening: dict[int, Callable[[], None]] = {}  # by inode: how it is stopped
-        self._stop: AsyncResult[float] = AsyncResult()
+        self._stop = gevent.event.Event()
+        self._deadline = math.inf  # when (monotonic) what still flows is cut
         self._lag = LagMeter()
 
     def run(self) -> None:
@@ -102,14 +103,13 @@ class Worker:
         if not self._boot.standby:
             self._listen(self._boot)
         admin = gevent.spawn(Acceptor().serve, gsocket.socket(fileno=self._boot.admin), self._answer)
-        gevent.signal_handler(signal.SIGTERM, lambda: self._stop.set(self._boot.config.process.drain_timeout))
+        gevent.signal_handler(signal.SIGTERM, lambda: self._end_within(self._boot.config.process.drain_timeout))
         gevent.spawn(self._obey)
         send(self._lifeline, Ready())
-        seconds = self._stop.get()
-        assert seconds is not None
+        self._stop.wait()
         for stop_accepting in self._listening.values():
             stop_accepting()
-        self._drain(seconds)
+        self._drain()
         admin.kill()
 
     def _listen(self, boot: Boot) -> None:
@@ -130,21 +130,24 @@ class Worker:
     def _accept_transparent(self, sock: _socket.socket, address: tuple[object, ...]) -> None:
         self._service.accept_transparent(sock, address)
 
-    def _drain(self, seconds: float) -> None:
+    def _end_within(self, seconds: float) -> None:
+        """Accept no more, and end with the last flow, or at this time at the latest. Again: whichever is sooner."""
+        self._deadline = min(self._deadline, time.monotonic() + seconds)
+        self._stop.set()
+
+    def _drain(self) -> None:
         """Let what is there come to its end. A handshake gets a second: it is not known what it would become."""
-        begun = time.monotonic()
-        self._wait_until(lambda: not self._acceptor.handling, begun + min(HANDSHAKE_GRACE, seconds))
-        if not self._wait_until(lambda: not len(self._flows), begun + seconds - ABORT_MARGIN):
+        grace = time.monotonic() + HANDSHAKE_GRACE
+        self._wait_until(lambda: not self._acceptor.handling or time.monotonic() >= grace)
+        self._wait_until(lambda: not len(self._flows))
+        if len(self._flows):
             log.warning("drain.cut", flows=len(self._flows))
             self._flows.abort_all()
             self._flows.wait_empty(ABORT_MARGIN)
 
-    def _wait_until(self, condition: Callable[[], bool], until: float) -> bool:
-        while not condition():
-            if time.monotonic() >= until:
-                return False
+    def _wait_until(self, condition: Callable[[], bool]) -> None:
+        while not condition() and time.monotonic() < self._deadline - ABORT_MARGIN:
             gevent.sleep(0.02)
-        return True
 
     # --- what the supervisor wants ----------------------------------------------------------------------------------
 
@@ -165,7 +168,7 @@ class Worker:
                     self._listen(self._boot)
                     send(self._lifeline, Done())
                 case Retire(seconds):
-                    self._stop.set(seconds)
+                    self._end_within(seconds)
                 case Report():
                     log.info("status", **self._status()[0])
                 case Ping():
@@ -209,7 +212,7 @@ class Worker:
         answer(connection, {**verbs, "metrics": self._metrics, "events": recent_rows}, {"kick": self._kick})
 
     def _status(self) -> Rows:
-        watchers = gevent.get_hub().loop.activecnt
+        watchers = gevent.get_hub().loop.activecnt + len(self._ground.relay.poller)
         row: dict[str, Any] = {"process": f"worker-{self._boot.slot}", "pid": os.getpid()}
         return [{**row, **self._flows.totals(), "handling": self._acceptor.handling, "watchers": watchers}]
 

@@ -9,8 +9,9 @@ import gevent
 import gevent.socket as gsocket
 
 from gateway.relay.connection import local_hosts
+from gateway.relay.half import Reason, RelayResult, SideName
 from gateway.relay.pace import Pace
-from gateway.relay.splice import Reason, Relay, RelayResult, SideName
+from gateway.relay.splice import Relay
 from gateway.sockets import abort
 
 READ_SIZE = 65536

@@ -1,8 +1,9 @@
-"""The data path: two sockets joined in the kernel, driven by libev callbacks without a greenlet.
+"""The data path: two sockets joined in callbacks, without a greenlet.
 
-Bytes go from socket to pipe to socket by splice(2) and are never seen. Each direction is a `_Half`. A half reads only
-while its pipe is empty, so a sink that is full stops the reading (backpressure), and EAGAIN on reading can only mean
-that the source is empty. Everything here runs in the hub: it never blocks and never raises out of a callback.
+Each direction is a `Half`. A few bytes are copied: recv and send are cheaper than two splices. When more comes, bytes
+go from socket to pipe to socket by splice(2) and are never seen. A half reads only while it holds nothing, so a sink
+that is full stops the reading (backpressure), and EAGAIN on reading can only mean that the source is empty. Everything
+here runs in the hub: it never blocks and never raises out of a callback.
 """
 
 from __future__ import annotations
@@ -11,63 +12,24 @@ import _socket
 import os
 from collections.abc import Callable
 from functools import partial
-from socket import AF_INET, AF_INET6, MSG_PEEK, SHUT_WR
+from socket import SHUT_WR
 from time import monotonic
-from typing import TYPE_CHECKING, Literal
 
-import msgspec
 from gevent import get_hub
 
 from gateway.relay.connection import RelaySocket, close_by_reset, local_hosts, take, unacknowledged
-from gateway.relay.hangup import Hangups
+from gateway.relay.half import Half, Reason, RelayResult, SideName
 from gateway.relay.pace import Pace
-from gateway.relay.pipes import PIPE_SIZE, Pipe, PipePool
+from gateway.relay.pipes import PIPE_SIZE, PipePool
+from gateway.relay.poller import BROKEN, ENDED, GONE, READ, UNWATCHED, WRITE, Poller, Watch, Watches
 from gateway.relay.wheel import Entry, Wheel
 
-if TYPE_CHECKING:
-    from gevent._types import _IoWatcher, _Loop
-
-READ, WRITE = 1, 2  # libev's EV_READ, EV_WRITE
 FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
 BUDGET = 1024 * 1024  # bytes that one callback may move, so that a fast flow does not starve the others
 ENOUGH = 64 * 1024  # a shorter read most likely emptied the source: epoll will tell when there is more
-COPY_SIZE = 64 * 1024
+COPY_SIZE = 16 * 1024  # who sends more at once is spliced from then on
+FEW = 4 * 1024  # who sends less is copied again
 RESET_GRACE = 5.0  # seconds without progress in delivering what came before a reset, until the reset overtakes it
-
-Reason = Literal["eof", "reset", "idle", "half-closed", "aborted"]
-SideName = Literal["left", "right"]
-
-
-class RelayResult(msgspec.Struct, frozen=True):
-    """How a relayed flow ended. `up`: bytes delivered from left to right, `down`: from right to left.
-
-    `reason`: "eof" (both sides closed in order), "reset" (`side` broke the connection), "idle" and "half-closed"
-    (nothing moved for the time that is allowed), "aborted" (by the gateway).
-    """
-
-    up: int
-    down: int
-    reason: Reason
-    side: SideName | None = None
-
-
-class _Half:
-    """One direction of a flow. It is at any time in one of: reading, waiting for room in the sink (`pipe` may hold
-    bytes), over."""
-
-    __slots__ = ("moved", "over", "pace", "pause", "pipe", "readable", "reading", "sink", "source", "writable")
-
-    def __init__(self, source: _socket.socket, sink: _socket.socket, readable: _IoWatcher, pace: Pace | None) -> None:
-        self.source = source
-        self.sink = sink
-        self.readable: _IoWatcher | None = readable
-        self.writable: _IoWatcher | None = None  # made when the sink is full for the first time
-        self.reading = False
-        self.over = False
-        self.pipe: Pipe | None = None
-        self.moved = 0
-        self.pace = pace
-        self.pause: Entry | None = None  # while the rate allows no reading
 
 
 class Relay:
@@ -81,7 +43,7 @@ class Relay:
         self.live: set[RelayHandle] = set()
         self.pool = PipePool(pipe_size)
         self.wheel = Wheel()
-        self.hangups = Hangups()
+        self.poller = Poller()
 
     def start(
         self,
@@ -90,23 +52,26 @@ class Relay:
         on_done: Callable[[RelayResult], None],
         up: Pace | None = None,
         down: Pace | None = None,
+        *,
+        watches: Watches = UNWATCHED,
     ) -> RelayHandle:
         """Join two connected TCP (or Unix stream) sockets until both have closed.
 
         Takes the sockets over: the objects passed in are detached and of no more use, and the relay closes the
         connections. `on_done` is called once, from the hub, and so must not block. `up`, `down`: at what pace to read
-        from left and from right; may be shared. ValueError for a closed socket.
+        from left and from right; may be shared. `watches`: of left and right, where they are in the poller already.
+        ValueError for a closed socket.
         """
         if left.fileno() < 0 or right.fileno() < 0:
             raise ValueError("a closed socket cannot be relayed")
-        return RelayHandle(self, take(left), take(right), on_done, up, down)
+        return RelayHandle(self, take(left), take(right), on_done, up, down, watches)
 
     def close(self) -> None:
         """Abort every live flow by a reset, and free what they shared. Not to be used after that."""
         for handle in tuple(self.live):
             handle.abort(reset=True)
         self.pool.close()
-        self.hangups.close()
+        self.poller.close()
 
 
 class RelayHandle:
@@ -118,11 +83,12 @@ class RelayHandle:
         "_down",
         "_entry",
         "_left",
-        "_loop",
+        "_left_watch",
         "_on_done",
         "_progress",
         "_relay",
         "_right",
+        "_right_watch",
         "_up",
     )
 
@@ -134,21 +100,21 @@ class RelayHandle:
         on_done: Callable[[RelayResult], None],
         up: Pace | None,
         down: Pace | None,
+        watches: Watches,
     ) -> None:
-        self._loop: _Loop = get_hub().loop
         self._relay = relay
         self._left = left
         self._right = right
         self._on_done: Callable[[RelayResult], None] | None = on_done
-        self._up = _Half(left, right, self._loop.io(left.fileno(), READ), up)
-        self._down = _Half(right, left, self._loop.io(right.fileno(), READ), down)
+        self._up = Half(left, right, up)
+        self._down = Half(right, left, down)
         self._broken: _socket.socket | None = None
         self._progress: tuple[int, int] | None = None  # of delivering what a broken side had sent
         self._active = monotonic()
         self._entry: Entry | None = relay.wheel.add(self._active + relay.idle_timeout, self._check_idle)
         relay.live.add(self)
-        self._read(self._up)
-        self._read(self._down)
+        self._left_watch = relay.poller.reading(left.fileno(), self._left_ready, watches[0])
+        self._right_watch = relay.poller.reading(right.fileno(), self._right_ready, watches[1])
 
     @property
     def up(self) -> int:
@@ -171,26 +137,91 @@ class RelayHandle:
 
     # --- moving bytes -----------------------------------------------------------------------------------------------
 
-    def _pump(self, half: _Half) -> None:
-        """Move what can be moved without waiting, within the budget."""
+    def _left_ready(self, events: int) -> None:
+        self._ready(self._left_watch, self._up, self._down, events)
+
+    def _right_ready(self, events: int) -> None:
+        self._ready(self._right_watch, self._down, self._up, events)
+
+    def _ready(self, watch: Watch, out: Half, into: Half, events: int) -> None:
+        """Something happened at one side. `out` reads from it, `into` writes to it."""
+        if into.waiting and events & (WRITE | GONE):
+            self._pump(into)
+        if out.reading:
+            if events & (READ | GONE):
+                self._pump(out, bool(events & ENDED))
+        elif events & GONE and not into.waiting:
+            # Told once. Without an error it is the hang-up of a connection that both sides closed in order: no news.
+            watch.rest()
+            if events & BROKEN:
+                self._broke(out.source, seen_reading=False)
+
+    def _pump(self, half: Half, last: bool = False) -> None:
+        """Move what can be moved without waiting, within the budget. `last`: after what is there comes the end."""
         self._active = monotonic()
-        pool = self._relay.pool
-        pipe, pace, limit = half.pipe, half.pace, COPY_SIZE
-        if pipe is None:
-            if pace is not None and not (limit := min(limit, pace.allowance(self._active))):
-                self._pause(half, pace)
+        if half.bulk or half.pipe is not None:
+            self._splice(half)
+        else:
+            self._copy(half, last)
+
+    def _copy(self, half: Half, last: bool) -> None:
+        limit, pace = COPY_SIZE, half.pace
+        while True:
+            data, half.rest = half.rest, b""
+            if not data:
+                if pace is not None and not (limit := min(COPY_SIZE, pace.allowance(self._active))):
+                    self._pause(half, pace)
+                    return
+                try:
+                    data = half.source.recv(limit)
+                except BlockingIOError:
+                    break
+                except OSError:
+                    self._broke(half.source, seen_reading=True)
+                    return
+                if not data:
+                    self._ended(half)
+                    return
+                if pace is not None:
+                    pace.spend(len(data))
+            try:
+                count = half.sink.send(data)
+            except BlockingIOError:
+                count = 0
+            except OSError:
+                self._broke(half.sink, seen_reading=False)
                 return
+            half.moved += count
+            if count < len(data):
+                half.rest = data[count:]
+                self._wait_for_room(half)
+                return
+            if count == COPY_SIZE:
+                half.bulk = True
+                self._splice(half)
+                return
+            if not last:
+                break
+        self._read(half)
+
+    def _splice(self, half: Half) -> None:
+        pool, pace = self._relay.pool, half.pace
+        pipe = half.pipe
+        if pipe is None:
             pipe = half.pipe = pool.borrow()
-            if pipe is None:
-                self._copy(half, limit)
+            if pipe is None:  # no descriptors left: copying is slower, and right
+                half.bulk = False
+                self._read(half)
                 return
         source, sink = half.source.fileno(), half.sink.fileno()
-        budget = BUDGET
+        limit, budget = pool.size, BUDGET
         while True:
             if not pipe.held:
-                limit = pool.size
-                if pace is not None and not (limit := min(limit, pace.allowance(self._active))):
-                    break  # reading again will find that there is none, and wait
+                if pace is not None and not (limit := min(pool.size, pace.allowance(self._active))):
+                    half.pipe = None
+                    pool.give_back(pipe)
+                    self._pause(half, pace)
+                    return
                 try:
                     pipe.held = count = os.splice(source, pipe.writer, limit, flags=FLAGS)
                 except BlockingIOError:
@@ -206,6 +237,7 @@ class RelayHandle:
                 budget -= count
                 if count < ENOUGH:
                     budget = 0
+                    half.bulk = count >= FEW
             try:
                 count = os.splice(pipe.reader, sink, pipe.held, flags=FLAGS)
             except BlockingIOError:
@@ -222,85 +254,52 @@ class RelayHandle:
         pool.give_back(pipe)
         self._read(half)
 
-    def _copy(self, half: _Half, limit: int) -> None:
-        """Move one buffer without a pipe, for a process that has no descriptors left. It is peeked at, and taken from
-        the source only as far as the sink took it, so that here too nothing is held."""
-        try:
-            data = half.source.recv(limit, MSG_PEEK)
-        except BlockingIOError:
-            self._read(half)
-            return
-        except OSError:
-            self._broke(half.source, seen_reading=True)
-            return
-        if not data:
-            self._ended(half)
-            return
-        try:
-            count = half.sink.send(data)
-        except BlockingIOError:
-            self._wait_for_room(half)
-            return
-        except OSError:
-            self._broke(half.sink, seen_reading=False)
-            return
-        half.source.recv(count)
-        if half.pace is not None:
-            half.pace.spend(count)
-        half.moved += count
-        self._read(half)
+    def _read(self, half: Half) -> None:
+        if half.waiting or not half.reading:
+            half.reading, half.waiting = True, False
+            self._ask()
 
-    def _read(self, half: _Half) -> None:
-        if not half.reading and half.readable is not None:
-            half.reading = True
-            half.readable.start(self._pump, half)
-
-    def _rest(self, half: _Half) -> None:
+    def _wait_for_room(self, half: Half) -> None:
         """Do not read for the moment; a reset is noticed all the same."""
-        if half.reading and half.readable is not None:
-            half.reading = False
-            half.readable.stop()
-        self._watch_for_reset(half.source)
+        if not half.waiting:
+            half.reading, half.waiting = False, True
+            self._ask()
 
-    def _pause(self, half: _Half, pace: Pace) -> None:
-        self._rest(half)
+    def _pause(self, half: Half, pace: Pace) -> None:
+        half.reading = half.waiting = False
+        self._ask()
         half.pause = self._relay.wheel.add(pace.due(self._active), partial(self._resume, half))
 
-    def _resume(self, half: _Half, _now: float) -> None:
+    def _resume(self, half: Half, _now: float) -> None:
         half.pause = None
-        self._relay.hangups.forget(half.source.fileno())
         self._pump(half)
 
-    def _wait_for_room(self, half: _Half) -> None:
-        self._rest(half)
-        if half.writable is None:
-            half.writable = self._loop.io(half.sink.fileno(), WRITE)
-        half.writable.start(self._room, half)
-
-    def _room(self, half: _Half) -> None:
-        if half.writable is not None:
-            half.writable.stop()
-        self._relay.hangups.forget(half.source.fileno())
-        self._pump(half)
+    def _ask(self) -> None:
+        """Wait at either side for what is wanted of it now."""
+        up, down = self._up, self._down
+        self._left_watch.ask((READ if up.reading else 0) | (WRITE if down.waiting else 0))
+        self._right_watch.ask((READ if down.reading else 0) | (WRITE if up.waiting else 0))
 
     # --- ends -------------------------------------------------------------------------------------------------------
 
-    def _ended(self, half: _Half) -> None:
+    def _ended(self, half: Half) -> None:
         """The source of `half` will send no more, and all that it sent is delivered: pass that on."""
         self._stop(half)
         if self._broken is not None:
             self._settle()
+            return
+        if self._up.over and self._down.over:
+            self._finish("eof", reset=False)  # which ends the sink's direction too
             return
         try:
             half.sink.shutdown(SHUT_WR)
         except OSError:
             self._broke(half.sink, seen_reading=False)
             return
-        if self._up.over and self._down.over:
-            self._finish("eof", reset=False)
-        else:
-            self._schedule(self._active + self._relay.half_close_timeout, self._check_idle)
-            self._watch_for_reset(half.source)
+        relay = self._relay
+        if relay.half_close_timeout < relay.wheel.horizon:  # a later one is seen to when the wheel has turned
+            self._schedule(self._active + relay.half_close_timeout, self._check_idle)
+        self._ask()
 
     def _broke(self, side: _socket.socket, seen_reading: bool) -> None:
         """The connection of `side` is dead: what it had sent before is still delivered, then the other is reset too."""
@@ -324,7 +323,8 @@ class RelayHandle:
         elif self._progress is None:
             self._progress = (-1, 0)
             self._schedule(0, self._check_settled)
-            self._watch_for_reset(away.sink)
+        if self._on_done is not None:
+            self._ask()
 
     def _check_settled(self, now: float) -> float | None:
         if self._broken is None:
@@ -339,13 +339,9 @@ class RelayHandle:
             return None
         return now
 
-    def _around(self, side: _socket.socket) -> tuple[_Half, _Half]:
+    def _around(self, side: _socket.socket) -> tuple[Half, Half]:
         """The halves towards `side` and away from it."""
         return (self._down, self._up) if side is self._left else (self._up, self._down)
-
-    def _watch_for_reset(self, side: _socket.socket) -> None:
-        if side.family in (AF_INET, AF_INET6):
-            self._relay.hangups.watch(side.fileno(), partial(self._broke, side, seen_reading=False))
 
     def _check_idle(self, now: float) -> float | None:
         half_closed = self._up.over or self._down.over
@@ -360,15 +356,11 @@ class RelayHandle:
             self._relay.wheel.discard(self._entry)
         self._entry = self._relay.wheel.add(due, check)
 
-    def _stop(self, half: _Half) -> None:
-        """No more bytes in this direction. Watchers go before anybody may close the descriptor they watch."""
+    def _stop(self, half: Half) -> None:
+        """No more bytes in this direction."""
         half.over = True
-        half.reading = False
-        for watcher in (half.readable, half.writable):
-            if watcher is not None:
-                watcher.stop()
-                watcher.close()
-        half.readable = half.writable = None
+        half.reading = half.waiting = False
+        half.rest = b""
         if half.pause is not None:
             self._relay.wheel.discard(half.pause)
             half.pause = None
@@ -385,8 +377,9 @@ class RelayHandle:
         if self._entry is not None:
             self._relay.wheel.discard(self._entry)
             self._entry = None
+        self._left_watch.forget(closing=True)
+        self._right_watch.forget(closing=True)
         for sock in (self._left, self._right):
-            self._relay.hangups.forget(sock.fileno())
             if reset:
                 close_by_reset(sock)
             sock.close()
@@ -395,4 +388,4 @@ class RelayHandle:
         if reason == "reset":
             side = "left" if self._broken is self._left else "right"
         # Later, on its own: an error in it is the hub's to report, and `abort` does not call back its caller.
-        self._loop.run_callback(on_done, RelayResult(self.up, self.down, reason, side))
+        get_hub().loop.run_callback(on_done, RelayResult(self.up, self.down, reason, side))

@@ -36,6 +36,7 @@ class Wheel:
 
     def __init__(self, tick: float = TICK, slots: int = SLOTS) -> None:
         self.tick = tick
+        self.horizon = tick * (slots - 1)  # seconds; what is due later is looked at once in that time, and put back
         self._slots: list[set[Entry]] = [set() for _ in range(slots)]
         self._at = 0  # the slot that was looked at last, and when
         self._when = time.monotonic()

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import gevent
 import pytest
 
-from gateway.relay.splice import Relay, RelayHandle, _Half
+from gateway.relay.half import Half
+from gateway.relay.splice import Relay, RelayHandle
 from tests.unit.relay.ends import descriptors, settle
 
 
@@ -21,11 +22,11 @@ def relay() -> Iterator[Relay]:
     settle()
     assert not relay.live
     assert relay.pool.lent == 0
-    assert len(relay.hangups) == 0
+    assert len(relay.poller) == 0
     assert len(relay.wheel) == 0
     relay.close()
     settle()
     assert descriptors() == before
     assert gevent.get_hub().loop.activecnt == watching
     gc.collect()
-    assert not [thing for thing in gc.get_objects() if isinstance(thing, RelayHandle | _Half)]
+    assert not [thing for thing in gc.get_objects() if isinstance(thing, RelayHandle | Half)]

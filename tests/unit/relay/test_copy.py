@@ -12,7 +12,8 @@ import pytest
 from gevent.event import AsyncResult
 
 from gateway.relay.copy import CopyHandle, EncodedSocket
-from gateway.relay.splice import Relay, RelayResult
+from gateway.relay.half import RelayResult
+from gateway.relay.splice import Relay
 
 KEY = 0x55
 

@@ -17,7 +17,8 @@ import pytest
 from gevent.event import AsyncResult
 
 from gateway.relay import splice
-from gateway.relay.splice import Relay, RelayHandle, RelayResult
+from gateway.relay.half import RelayResult
+from gateway.relay.splice import Relay, RelayHandle
 from tests.unit.relay.ends import Joined, descriptors, join, read_all, read_exactly, reset, settle, tcp_pair
 
 MIB = 1024 * 1024

@@ -1,0 +1,117 @@
+"""What is ready, for thousands of sockets and the price of one libev watcher: an epoll of our own within libev's.
+
+A watcher of libev is made, started, stopped and closed for every wait, with a system call or two each time. Here a
+socket is registered once for its life, whoever waits for it in turn; what is asked for changes only when it must; and
+a close needs no word. With no event asked for, epoll still reports errors, which libev cannot.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from gevent import get_hub
+from gevent.monkey import get_original
+
+if TYPE_CHECKING:
+    from gevent._types import _IoWatcher, _Loop
+
+READ = select.EPOLLIN | select.EPOLLRDHUP
+WRITE = select.EPOLLOUT
+ENDED = select.EPOLLRDHUP  # with READ: the other end sends no more than what is there
+BROKEN = select.EPOLLERR
+GONE = select.EPOLLERR | select.EPOLLHUP  # reported whatever is asked for
+
+BATCH = 128  # sockets that are served before libev and the greenlets get their turn
+_LIBEV_READ = 1
+
+Handler = Callable[[int], None]
+
+
+class Watch:
+    """One socket in a poller. `handler` is called in the hub with the events, as long as they last; it may be replaced
+    at any time."""
+
+    __slots__ = ("_asked", "_poller", "fd", "handler")
+
+    def __init__(self, poller: Poller, fd: int, asked: int, handler: Handler) -> None:
+        self._poller = poller
+        self._asked: int | None = asked
+        self.fd = fd
+        self.handler = handler
+
+    def ask(self, events: int) -> None:
+        """Wait for READ, WRITE, both, or with 0 for nothing but a break."""
+        if events != self._asked:
+            if self._asked is None:
+                self._poller.epoll.register(self.fd, events)
+            else:
+                self._poller.epoll.modify(self.fd, events)
+            self._asked = events
+
+    def rest(self) -> None:
+        """Hear nothing, not even of a break, until `ask`."""
+        if self._asked is not None:
+            self._poller.epoll.unregister(self.fd)
+            self._asked = None
+
+    def forget(self, closing: bool) -> None:
+        """No more of it. `closing`: the socket is closed next, which lets the kernel forget it too."""
+        if self._poller.watches.pop(self.fd, None) is not None and not closing:
+            self.rest()
+        self.handler = _deaf  # whose handler it was may have it as an attribute: a cycle
+
+
+class Poller:
+    """One a process, made in its hub's thread. `watches` by descriptor."""
+
+    def __init__(self) -> None:
+        self.epoll: select.epoll = get_original("select", "epoll")()  # the monkey patch takes it away
+        self.watches: dict[int, Watch] = {}
+        self._loop: _Loop = get_hub().loop
+        self._watcher: _IoWatcher = self._loop.io(self.epoll.fileno(), _LIBEV_READ)
+        self._watcher.start(self._tell)
+
+    def __len__(self) -> int:
+        return len(self.watches)
+
+    def watch(self, fd: int, events: int, handler: Handler) -> Watch:
+        """Watch a socket from now on, until it is forgotten."""
+        self.epoll.register(fd, events)
+        watch = self.watches[fd] = Watch(self, fd, events, handler)
+        return watch
+
+    def reading(self, fd: int, handler: Handler, watch: Watch | None) -> Watch:
+        """Have `handler` told of what can be read; `watch` is that of the socket if it is watched already."""
+        if watch is None:
+            return self.watch(fd, READ, handler)
+        watch.handler = handler
+        watch.ask(READ)
+        return watch
+
+    def close(self) -> None:
+        self._watcher.stop()
+        self._watcher.close()
+        self.epoll.close()
+
+    def _tell(self) -> None:
+        watches = self.watches
+        # Looked up before the first is served: a descriptor may be closed meanwhile, and opened again for another.
+        ready = [(fd, watches.get(fd), events) for fd, events in self.epoll.poll(0, BATCH)]
+        for fd, watch, events in ready:
+            if watch is not None and watches.get(fd) is watch:
+                try:
+                    watch.handler(events)
+                except Exception as error:
+                    self._loop.handle_error(watch.handler, type(error), error, error.__traceback__)
+
+
+Watches = tuple[Watch | None, Watch | None]
+"""Of a flow's two sockets; None for one that is not watched yet."""
+
+UNWATCHED: Watches = (None, None)
+
+
+def _deaf(_events: int) -> None:
+    """The handler of what is not watched any more."""
