@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import struct
 
 _GROUPS = 0x10 | 0x100  # RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
 _DELADDR = 21
+_SETTLED = 0.5  # seconds; who renews a lease of DHCP may take the address away and give it back at once
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 
 
 class AddressWatch:
-    """`fileno` is readable when addresses of this network namespace have come or gone."""
+    """`fileno` is readable when addresses of this network namespace have come or gone; `due` is when to ask `gone`."""
 
     def __init__(self) -> None:
+        self.due = math.inf  # monotonic
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         self._socket.setblocking(False)
         self._socket.bind((0, _GROUPS))
@@ -21,7 +24,19 @@ class AddressWatch:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def lost(self) -> bool:
+    def read(self, now: float) -> None:
+        """Take what the kernel has to say."""
+        if self._lost():
+            self.due = now + _SETTLED
+
+    def gone(self, now: float) -> bool:
+        """Whether an address has gone, half a second and more ago; once."""
+        if now < self.due:
+            return False
+        self.due = math.inf
+        return True
+
+    def _lost(self) -> bool:
         """Whether an address has gone since the last call; also if there was more than the kernel could tell us."""
         lost = False
         while True:

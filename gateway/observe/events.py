@@ -45,6 +45,7 @@ EVENTS = {
     "drain.cut": "Flows were ended before they were done.",
     "file.loaded": "A file that the configuration names has changed, and is in use.",
     "file.rejected": "A file that the configuration names has changed and is not usable; the one before stays.",
+    "flow.departed": "This host has lost `address`, over which the flow went; it was reset.",
     "flow.end": "A flow has ended; `up` and `down` are bytes from and to the client, `duration` seconds.",
     "flow.kick": "A flow was ended by `algate kick` or the console.",
     "flow.open": "A flow has begun.",

@@ -47,6 +47,10 @@ class Report(msgspec.Struct, frozen=True, tag="report"):
     """Log the status."""
 
 
+class Departed(msgspec.Struct, frozen=True, tag="departed"):
+    """This host has lost an address."""
+
+
 class Ping(msgspec.Struct, frozen=True, tag="ping"):
     """Do you live? Answered with Pong."""
 
@@ -88,7 +92,7 @@ class Ask(msgspec.Struct, frozen=True, tag="ask"):
     id: str = ""
 
 
-ToChild = File | Prepare | Commit | Rollback | Retire | Go | Report | Ping | Answering
+ToChild = File | Prepare | Commit | Rollback | Retire | Go | Report | Departed | Ping | Answering
 FromChild = Ready | Prepared | Done | Pong | Ask
 
 

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
@@ -34,6 +35,7 @@ from gateway.observe.lag import LagMeter
 from gateway.observe.log import get_logger, setup_logging
 from gateway.observe.metrics import metrics_row
 from gateway.observe.trace import PASSED
+from gateway.own_address import is_local
 from gateway.pinhole.admission import Admission
 from gateway.pinhole.kernel import KernelPinholes
 from gateway.pinhole.userspace import UserspacePinholes
@@ -42,6 +44,7 @@ from gateway.process.accept import Acceptor
 from gateway.process.boot import Boot
 from gateway.process.lifeline import (
     Commit,
+    Departed,
     Done,
     File,
     Go,
@@ -169,6 +172,8 @@ class Worker:
                     send(self._lifeline, Done())
                 case Retire(seconds):
                     self._end_within(seconds)
+                case Departed():
+                    self._end_departed()
                 case Report():
                     log.info("status", **self._status()[0])
                 case Ping():
@@ -204,12 +209,21 @@ class Worker:
                 return
             service.audit.run()
 
+    def _end_departed(self) -> None:
+        """Nothing comes to an address that is gone: say so by a reset, as silence would be waited out for long."""
+        for flow, host in self._flows.departed(is_local):
+            log.warning("flow.departed", **flow.names(), address=host)
+            if flow.carrier is not None:
+                flow.carrier.abort()
+        self._userspace.close_departed(is_local)
+
     # --- what is asked over the admin socket ------------------------------------------------------------------------
 
     def _answer(self, connection: gsocket.socket, _address: tuple[object, ...]) -> None:
         verbs = {"status": self._status, "flows": self._flow_rows, "pinholes": self._userspace.rows}
         verbs |= {"calls": self._calls, "trace": self._trace}
-        answer(connection, {**verbs, "metrics": self._metrics, "events": recent_rows}, {"kick": self._kick})
+        verbs |= {"metrics": self._metrics, "events": recent_rows}
+        answer(connection, verbs, {"kick": self._kick, "ladder": PASSED.ladders.rows})
 
     def _status(self) -> Rows:
         watchers = gevent.get_hub().loop.activecnt + len(self._ground.relay.poller)
@@ -220,6 +234,8 @@ class Worker:
         samples = [*self._flows.samples(), *self._userspace.samples()]
         samples.append((("algate_connections", "handshake"), self._acceptor.handling))
         samples.append((("algate_connections", "flow"), len(self._flows)))
+        states = Counter(call.state for flow in self._flows for call in _calls_of(flow))
+        samples += ((("algate_calls", state), number) for state, number in states.items())
         return [metrics_row(f"worker-{self._boot.slot}", samples)]
 
     def _kick(self, name: str) -> Rows:
@@ -235,13 +251,11 @@ class Worker:
     def _calls(self) -> Rows:
         """Calls that are made over flows."""
         rows: Rows = []
-        for flow in list(self._flows):
-            carrier = flow.carrier
-            if not isinstance(carrier, Inspection):
-                continue
-            calls: list[CallRow] = getattr(carrier.module, "calls", list)()
+        for flow in self._flows:
+            calls = _calls_of(flow)
             if calls:
-                held = carrier.conversations
+                assert isinstance(flow.carrier, Inspection)
+                held = flow.carrier.conversations
                 traffic = {ref: (came, went) for ref, came, went in held.traffic()}
                 rows += call_rows(calls, held.lease_ids(), traffic, time.monotonic(), transport="tcp", flow=flow.id)
         return rows
@@ -251,6 +265,14 @@ class Worker:
 
     def _flow_rows(self) -> Rows:
         return [flow.row() for flow in self._flows]
+
+
+def _calls_of(flow: Flow) -> list[CallRow]:
+    """Calls that are made over a flow."""
+    if not isinstance(flow.carrier, Inspection):
+        return []
+    calls: list[CallRow] = getattr(flow.carrier.module, "calls", list)()
+    return calls
 
 
 def main() -> None:
