@@ -21,11 +21,13 @@ _Kept = tuple[int, float, Side, Endpoint, Endpoint, bytes, tuple[Edit, ...], str
 
 
 class Trace:
-    """The last messages of a process, each with a number, so that whoever asks again knows what is new."""
+    """The last messages of a process, each with a number, so that whoever asks again knows what is new.
 
-    def __init__(self, size: int = KEPT, ladders: Ladders | None = None) -> None:
-        """`ladders` is told every message too."""
-        self._ladders = ladders
+    `ladders` keeps those of calls for longer.
+    """
+
+    def __init__(self, size: int = KEPT) -> None:
+        self.ladders = Ladders()
         self._numbers = itertools.count(1)
         self._ring: deque[_Kept] = deque(maxlen=size)
 
@@ -35,8 +37,7 @@ class Trace:
         """Remember a message that `side` sent, and what is changed in it."""
         now = time.time()
         self._ring.append((next(self._numbers), now, side, source, destination, data, tuple(edits), flow))
-        if self._ladders is not None:
-            self._ladders.add(now, side, source, destination, data, edits)
+        self.ladders.add(now, side, source, destination, data, edits)
 
     def rows(self) -> list[Row]:
         """As `algate trace --json` shows them; bytes as Latin-1 text."""

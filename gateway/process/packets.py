@@ -29,7 +29,6 @@ from gateway.front.udp_packet import LONGEST_WHOLE
 from gateway.observe.admin_wire import Rows, answer
 from gateway.observe.calls import call_rows
 from gateway.observe.counters import recent_rows
-from gateway.observe.ladders import Ladders
 from gateway.observe.lag import LagMeter
 from gateway.observe.log import get_logger, setup_logging
 from gateway.observe.metrics import Sample, metrics_row
@@ -60,8 +59,7 @@ class Packets:
         journal = Journal(boot.journal) if boot.journal and section.mode is Mode.REWRITE else None
         keep = journal is not None and bool(journal.found)
         self._engine = SipEngine(msgspec.convert(section.options, SipOptions), recorded=journal is not None)
-        self._ladders = Ladders()
-        self._trace = Trace(ladders=self._ladders)
+        self._trace = Trace()
         self._front = PacketFront(
             self._engine,
             KernelPinholes(BrokerClient(socket.socket(fileno=boot.broker), keep=keep)),
@@ -133,7 +131,7 @@ class Packets:
                 log.warning("accept.failed", reason=error.strerror)
                 gevent.sleep(0.1)
                 continue
-            gevent.spawn(answer, connection, verbs, {"ladder": self._ladders.rows})
+            gevent.spawn(answer, connection, verbs, {"ladder": self._trace.ladders.rows})
 
     def _status(self) -> Rows:
         return [{"process": "packets", "pid": os.getpid(), "mode": self._mode.value, **self._front.status()}]

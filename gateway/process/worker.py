@@ -25,7 +25,7 @@ from alg.sip.rows import CallRow
 from gateway.broker.client import BrokerClient
 from gateway.dial import CONNECT_TIMEOUT
 from gateway.errors import AlgateError
-from gateway.flow import HALF_CLOSE_TIMEOUT, IDLE_TIMEOUT, Flows
+from gateway.flow import HALF_CLOSE_TIMEOUT, IDLE_TIMEOUT, Flow, Flows
 from gateway.inspection import Inspection
 from gateway.observe.admin_wire import Rows, answer
 from gateway.observe.calls import call_rows

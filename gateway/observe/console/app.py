@@ -77,7 +77,7 @@ class App:
             "/api/events": lambda _: _json(views.events(self._gatherer.rows("events")[1])),
             "/api/flows": lambda _: self._table("flows", views.FLOW),
             "/api/pinholes": lambda _: self._table("pinholes", views.PINHOLE),
-            "/api/calls": lambda _: _json(self._gatherer.rows("calls", processes=_is_packets)[1]),
+            "/api/calls": lambda _: _json(self._gatherer.rows("calls")[1]),
             "/api/ladder": self._ladder,
         }
         self._write: dict[str, Callable[[bytes], _Response]] = {"/api/kick": self._kick, "/api/token": self._try_token}
@@ -185,7 +185,7 @@ class App:
 
     def _ladder(self, environ: WSGIEnvironment) -> _Response:
         (call,) = parse_qs(environ.get("QUERY_STRING", ""), max_num_fields=4).get("call", [""])[:1]
-        return _json(self._gatherer.rows("ladder", call[:1000], _is_packets)[1])
+        return _json(self._gatherer.rows("ladder", call[:1000])[1])
 
     def _kick(self, body: bytes) -> _Response:
         try:
@@ -200,10 +200,6 @@ class App:
 
     def _try_token(self, _body: bytes) -> _Response:
         return _json({"token": "right"})
-
-
-def _is_packets(name: str) -> bool:
-    return name == "packets"
 
 
 def _verdict(problems: list[str]) -> _Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import gevent
@@ -130,15 +130,13 @@ class Gatherer:
         finally:
             self._watchers.discard(watcher)
 
-    def rows(
-        self, verb: str, id: str = "", processes: Callable[[str], bool] = lambda _name: True
-    ) -> tuple[list[str], Rows]:
+    def rows(self, verb: str, id: str = "") -> tuple[list[str], Rows]:
         """Who did not answer, and the rows of all who did. Many who ask at the same time cause one question."""
         key = (verb, id)
         with self._sharing:
             known = self._shared.pop(key, None)
             if known is None or known[0] + WATCHED / 2 < time.monotonic():
-                known = (time.monotonic(), *self._ask_all(verb, id, processes))
+                known = (time.monotonic(), *self._ask_all(self._names, verb, id))
             self._shared[key] = known
             while len(self._shared) > MOST_SHARED:
                 del self._shared[next(iter(self._shared))]
@@ -146,10 +144,10 @@ class Gatherer:
 
     def tell(self, verb: str, id: str) -> Rows:
         """Have done what changes something, by whoever it concerns; its rows."""
-        return self._ask_all(verb, id, lambda name: name not in ("supervisor", "console"))[1]
+        concerned = [name for name in self._names if name not in ("supervisor", "console")]
+        return self._ask_all(concerned, verb, id)[1]
 
-    def _ask_all(self, verb: str, id: str, processes: Callable[[str], bool]) -> tuple[list[str], Rows]:
-        names = [name for name in self._names if processes(name)]
+    def _ask_all(self, names: list[str], verb: str, id: str) -> tuple[list[str], Rows]:
         jobs = [gevent.spawn(self._rows_of, name, verb, id) for name in names]
         gevent.joinall(jobs)
         silent = [name for name, job in zip(names, jobs, strict=True) if job.value is None]
