@@ -54,6 +54,17 @@ class RuleSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     max_sessions_per_client: Annotated[int, Meta(description="Connections at a time of one client.")] = 0
     max_session_rate: Annotated[float, Meta(description="New connections a second, on average.")] = 0.0
     bandwidth: Annotated[int, Meta(description="Bytes a second of each flow, in each direction.")] = 0
+    bandwidth_per_rule: Annotated[int, Meta(description="The same of all flows of the rule together.")] = 0
+    bandwidth_per_client: Annotated[int, Meta(description="The same of all flows of a client together.")] = 0
+    bandwidth_per_user: Annotated[int, Meta(description="The same of all flows of a user together.")] = 0
+    quota_per_rule: Annotated[
+        int, Meta(description="Bytes of all flows of the rule in a period, both directions together.")
+    ] = 0
+    quota_per_client: Annotated[int, Meta(description="The same of all flows of a client.")] = 0
+    quota_per_user: Annotated[int, Meta(description="The same of all flows of a user.")] = 0
+    quota_period: Annotated[
+        float, Meta(description="Seconds of a quota's period; a day begins at midnight UTC.", examples=[3600.0])
+    ] = 86400.0
     log: Annotated[
         LogLevel, Meta(description="A log line, of this level, on each decision of the rule.", examples=["info"])
     ] = ""

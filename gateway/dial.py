@@ -134,7 +134,7 @@ class Dialer:
     ) -> Connection:
         """Connect within the limits of the rule. Without addresses the upstream is told the name."""
         try:
-            session = self._limits.enter(decision, request.client.host, time.monotonic())
+            session = self._limits.enter(decision, request.client.host, time.monotonic(), request.user)
         except LimitReached as error:
             raise DialError("denied", f"rule {decision.rule}: {error}", decision.rule) from error
         try:

@@ -11,19 +11,22 @@ from typing import Any, Protocol
 
 import gevent.socket as gsocket
 import structlog
+from gevent import get_hub
 from gevent.event import Event
 
 from alg.address import Endpoint
 from gateway.observe.counters import count, flow_opened
 from gateway.observe.flow_log import FlowLog
 from gateway.observe.metrics import Sample
+from gateway.policy_rules import ShareLimit
 from gateway.relay.connection import RelaySocket
 from gateway.relay.copy import CopyHandle, EncodedSocket
 from gateway.relay.half import RelayResult
-from gateway.relay.pace import Pace
+from gateway.relay.pace import Bucket, Pace
 from gateway.relay.poller import UNWATCHED, Watches
 from gateway.relay.splice import Relay
 from gateway.rule_limits import Session
+from gateway.shares import DOWN, UP, SharedPace
 
 log = structlog.get_logger()
 
@@ -55,6 +58,7 @@ class Flow:
         "_before",
         "carrier",
         "client",
+        "ended_by",
         "front",
         "id",
         "module",
@@ -80,6 +84,7 @@ class Flow:
         self.target: str | None = None  # what the client asked for, where that is not the server's endpoint
         self.rate: float | None = None  # bytes a second in each direction; None: as fast as it goes
         self.session: Session | None = None  # what the rule counts
+        self.ended_by = ""  # why the gateway has ended it, if it has a reason of its own
         self.since = time.time()
         self.carrier: Carrier | None = None
         self._before = (0, 0)
@@ -219,7 +224,7 @@ class Flows:
         """
         done = partial(self._relayed, flow)
         now = time.monotonic()
-        paces = (Pace(flow.rate, now), Pace(flow.rate, now)) if flow.rate else ()
+        paces = self._paces(flow, now)
         if isinstance(client, EncodedSocket) or isinstance(server, EncodedSocket):
             assert isinstance(client, gsocket.socket)
             assert isinstance(server, gsocket.socket)
@@ -227,8 +232,24 @@ class Flows:
         else:
             flow.hand_over(self._relay.start(client, server, done, *paces, watches=watches))
 
+    def _paces(self, flow: Flow, now: float) -> tuple[()] | tuple[Pace, Pace]:
+        """At what pace to read from the client and from the server. A data connection is held to what its flow is."""
+        payer = self._live.get(flow.parent or "", flow)
+        if payer.session is not None and payer.session.shares:
+            shares, used_up = payer.session.shares, partial(self._used_up, flow)
+            own = [Bucket(payer.rate, now) if payer.rate else None for _ in (UP, DOWN)]
+            return SharedPace(own[UP], shares, UP, used_up), SharedPace(own[DOWN], shares, DOWN, used_up)
+        return (Bucket(payer.rate, now), Bucket(payer.rate, now)) if payer.rate else ()
+
+    def _used_up(self, flow: Flow, limit: ShareLimit) -> None:
+        """End a flow that its quota does not let go on; not at once, as it is the relay that asks."""
+        if not flow.ended_by and flow.carrier is not None:
+            flow.ended_by = "quota"
+            log.warning("quota.used_up", **flow.names(), quota=f"quota_per_{limit.of}", bytes=limit.quota)
+            get_hub().loop.run_callback(flow.carrier.abort)
+
     def _relayed(self, flow: Flow, result: RelayResult) -> None:
-        self.end(flow, result.reason)
+        self.end(flow, flow.ended_by or result.reason)
 
     def departed(self, is_local: Callable[[str], bool]) -> list[tuple[Flow, str]]:
         """The flows that use an address which this host has no more, and that address: nothing can come to them."""

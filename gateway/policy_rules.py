@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -20,6 +20,13 @@ from gateway.config_rules import LogLevel, RuleSection
 from gateway.host_name import canonical_name
 from gateway.model import CommandName
 
+SHARED = (
+    "bandwidth_per_rule", "bandwidth_per_client", "bandwidth_per_user",
+    "quota_per_rule", "quota_per_client", "quota_per_user",
+)  # fmt: skip
+LIMITS = ("max_sessions", "max_sessions_per_client", "max_session_rate", "bandwidth", *SHARED)
+_TCP = frozenset({"connect", "bind", "transparent"})
+_LONGEST_PERIOD = 366 * 86400  # seconds
 DAYS = ("Mo", "Tu", "We", "Th", "Fr", "Sa", "Su")
 DAY = 24 * 60  # minutes
 WEEK = 7 * DAY
@@ -33,12 +40,23 @@ class RuleError(ValueError):
         self.key = key
 
 
+class ShareLimit(msgspec.Struct, frozen=True):
+    """What all flows of a rule share, or those of each client or user: `rate` in bytes a second and direction, `quota`
+    in bytes of both directions in `period` seconds. 0: no limit."""
+
+    of: Literal["rule", "client", "user"]
+    rate: float
+    quota: int
+    period: float
+
+
 class Limits(msgspec.Struct, frozen=True):
     """What a rule allows at most: sessions at a time, of one client, and new ones a second. 0: no limit."""
 
     sessions: int = 0
     per_client: int = 0
     rate: float = 0.0
+    shares: tuple[ShareLimit, ...] = ()
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -155,7 +173,9 @@ def compile_rule(section: RuleSection, label: str, place: str) -> Rule:
             times += parse_time(text)
     via = (section.via,) if isinstance(section.via, str) else section.via
     _check(section, via, everywhere=not section.to)
-    limits = Limits(section.max_sessions, section.max_sessions_per_client, section.max_session_rate)
+    limits = Limits(
+        section.max_sessions, section.max_sessions_per_client, section.max_session_rate, tuple(_shares(section))
+    )
     decision = Decision(
         section.action == "permit",
         label,
@@ -188,17 +208,27 @@ def compile_rules(config: Config) -> tuple[list[Rule], list[Rule]]:
     return rules, access
 
 
-def _check(section: RuleSection, via: Sequence[str], *, everywhere: bool) -> None:
-    for key, value in (
-        ("max_sessions", section.max_sessions),
-        ("max_sessions_per_client", section.max_sessions_per_client),
-        ("max_session_rate", section.max_session_rate),
-        ("bandwidth", section.bandwidth),
+def _shares(section: RuleSection) -> Iterator[ShareLimit]:
+    for of, rate, quota in (
+        ("rule", section.bandwidth_per_rule, section.quota_per_rule),
+        ("client", section.bandwidth_per_client, section.quota_per_client),
+        ("user", section.bandwidth_per_user, section.quota_per_user),
     ):
+        if rate or quota:
+            yield ShareLimit(of, float(rate), quota, section.quota_period)  # type: ignore[arg-type]
+
+
+def _check(section: RuleSection, via: Sequence[str], *, everywhere: bool) -> None:
+    for key in LIMITS:
+        value = getattr(section, key)
         if not value >= 0:
             raise RuleError(key, f"{value:g} is negative")
         if value and section.action == "deny":
             raise RuleError(key, "has no meaning for a rule that denies")
+        if value and section.command and key in SHARED and not _TCP.intersection(section.command):
+            raise RuleError(key, f"is for TCP, and the rule for {', '.join(section.command)}")
+    if not 1 <= section.quota_period <= _LONGEST_PERIOD:
+        raise RuleError("quota_period", f"{section.quota_period:g} is not between 1 second and a year")
     if via and section.chain:
         raise RuleError("chain", "a rule has either via or chain")
     if section.action == "deny" and (via or section.chain or section.any_peer):

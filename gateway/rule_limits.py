@@ -1,4 +1,6 @@
-"""What rules allow at most: sessions at a time, of one client, and new ones a second. Pure: time is an argument.
+"""What rules allow at most: sessions at a time, of one client, new ones a second, and what they share (shares.py).
+
+Pure: time is an argument.
 
 A `Session` is counted from `enter` until its `release`, which may be called any number of times: so whoever might be
 the last to hold it releases it, and no counter leaks. What is at zero is forgotten.
@@ -9,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 
 from gateway.policy_rules import Decision, Limits
+from gateway.shares import Share, Shares
 
 
 class LimitReached(Exception):
@@ -16,23 +19,25 @@ class LimitReached(Exception):
 
 
 class Session:
-    """One session that is counted for a rule."""
+    """One session that is counted for a rule. `shares`: the rates and quotas that its bytes are held to."""
 
-    __slots__ = ("_client", "_owner", "_rule")
+    __slots__ = ("_client", "_owner", "_rule", "shares")
 
-    def __init__(self, owner: RuleLimits, rule: str, client: str) -> None:
+    def __init__(self, owner: RuleLimits, rule: str, client: str, shares: tuple[Share, ...] = ()) -> None:
         self._owner: RuleLimits | None = owner
         self._rule = rule
         self._client = client
+        self.shares = shares
 
     def release(self) -> None:
         """It is over. Again: nothing happens."""
         if self._owner is not None:
             owner, self._owner = self._owner, None
             owner.leave(self._rule, self._client)
+            Shares.leave(self.shares)
 
     def move(self, rule: str) -> None:
-        """Count for another rule from now on, whatever that one's limits are."""
+        """Count for another rule from now on, whatever that one's limits are; what it shares stays."""
         if self._owner is not None:
             self._owner.leave(self._rule, self._client)
             self._rule = rule
@@ -59,22 +64,27 @@ class _Bucket:
 
 
 class RuleLimits:
-    """The sessions of one worker. `workers`: how many share the limits; each has its part, rounded up."""
+    """The sessions of one worker. `workers`: how many share the limits; each has its part, rounded up. `offset`: what
+    has to be added to `now` to have Unix time, by which the periods of quotas are counted."""
 
-    def __init__(self, workers: int = 1) -> None:
+    def __init__(self, workers: int = 1, offset: float = 0.0) -> None:
         self._workers = workers
+        self._shares = Shares(workers, offset)
         self._sessions: Counter[str] = Counter()
         self._clients: Counter[tuple[str, str]] = Counter()
         self._buckets: dict[str, _Bucket] = {}
 
-    def enter(self, decision: Decision, client: str, now: float) -> Session:
-        """Count a session of a client (an address) for the rule that decided. `now` in seconds, monotonic. Raises
-        LimitReached."""
+    def enter(self, decision: Decision, client: str, now: float, user: str | None = None) -> Session:
+        """Count a session of a client (an address), or of a user, for the rule that decided. `now` in seconds,
+        monotonic. Raises LimitReached."""
         rule, limits = decision.rule, decision.limits or Limits()
         if limits.sessions and self._sessions[rule] >= self._part(limits.sessions):
             raise LimitReached(f"{limits.sessions} sessions are the limit")
         if limits.per_client and self._clients[rule, client] >= self._part(limits.per_client):
             raise LimitReached(f"{limits.per_client} sessions of a client are the limit")
+        used_up = self._shares.used_up(rule, limits.shares, client, user, now)
+        if used_up is not None:
+            raise LimitReached(used_up)
         if limits.rate:
             bucket = self._buckets.get(rule)
             if bucket is None:
@@ -82,7 +92,7 @@ class RuleLimits:
             if not bucket.take(now):
                 raise LimitReached(f"{limits.rate:g} new sessions a second are the limit")
         self.join(rule, client)
-        return Session(self, rule, client)
+        return Session(self, rule, client, self._shares.join(rule, limits.shares, client, user, now))
 
     def join(self, rule: str, client: str) -> None:
         """For `Session.move`: one more."""

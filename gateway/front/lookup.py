@@ -54,7 +54,8 @@ class Lookup:
 
     def _count(self, request: ConnectRequest, decision: Decision) -> Admission:
         try:
-            return Admission(decision, self._limits.enter(decision, request.client.host, time.monotonic()))
+            session = self._limits.enter(decision, request.client.host, time.monotonic(), request.user)
+            return Admission(decision, session)
         except LimitReached as error:
             raise DialError("denied", f"rule {decision.rule}: {error}", decision.rule) from error
 

@@ -12,8 +12,9 @@ from gevent.event import AsyncResult
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.relay.pace import Pace
-from gateway.relay.splice import Relay, RelayResult
+from gateway.relay.pace import Bucket, Pace
+from gateway.relay.half import RelayResult
+from gateway.relay.splice import Relay
 from tests.unit.relay.ends import Joined, read_all, reset, tcp_pair
 
 RATE = 400_000.0
@@ -25,7 +26,7 @@ SIZE = 800_000
     asks=st.lists(st.tuples(st.floats(0, 10), st.floats(0, 1)), max_size=50),
 )
 def test_never_more_than_the_rate(rate: float, asks: list[tuple[float, float]]) -> None:
-    pace, now, spent = Pace(rate, 0.0), 0.0, 0
+    pace, now, spent = Bucket(rate, 0.0), 0.0, 0
     for later, share in asks:
         now += later
         count = int(pace.allowance(now) * share)
@@ -49,7 +50,7 @@ def paced(relay: Relay, up: Pace | None, down: Pace | None) -> Joined:
 
 @pytest.mark.parametrize("way", ["up", "down"])
 def test_a_transfer_takes_its_time(relay: Relay, way: str) -> None:
-    pace = Pace(RATE, monotonic())
+    pace = Bucket(RATE, monotonic())
     flow = paced(relay, pace, None) if way == "up" else paced(relay, None, pace)
     sender, receiver = (flow.client, flow.server) if way == "up" else (flow.server, flow.client)
     began = monotonic()
@@ -65,7 +66,7 @@ def test_a_transfer_takes_its_time(relay: Relay, way: str) -> None:
 
 
 def test_flows_share_a_pace(relay: Relay) -> None:
-    pace = Pace(RATE, monotonic())
+    pace = Bucket(RATE, monotonic())
     flows = [paced(relay, pace, None) for _ in range(4)]
     began = monotonic()
     for flow in flows:
@@ -81,7 +82,7 @@ def test_flows_share_a_pace(relay: Relay) -> None:
 @pytest.mark.parametrize("who", ["client", "server", "gateway"])
 def test_an_end_while_it_waits(relay: Relay, who: str) -> None:
     """Nothing stays in the wheel, and nobody waits for a pace that no longer matters."""
-    flow = paced(relay, Pace(10_000, monotonic()), None)
+    flow = paced(relay, Bucket(10_000, monotonic()), None)
     sender = gevent.spawn(flow.client.sendall, bytes(30_000))
     sender.join(0.3)
     began = monotonic()
