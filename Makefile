@@ -10,14 +10,14 @@ BIN := .venv/bin
 # For the gateway and its tests: none of these starts a service when it is installed.
 PACKAGES := python3 python3-venv iproute2 iptables nftables conntrack procps util-linux ca-certificates \
 	curl lftp tnftp ncftp wget openssl dante-client proxychains4 netcat-openbsd ncat openssh-client dnsmasq-base sip-tester baresip-core libpcre3 \
-	gcc python3-dev libnetfilter-queue-dev libkrb5-dev krb5-user krb5-config strace chromium \
+	groff-base systemd gcc python3-dev libnetfilter-queue-dev libkrb5-dev krb5-user krb5-config strace chromium \
 	libcap2 libpam0g libssl3 libwrap0 libsodium23 libidn2-0 libhiredis0.14 libmemcached11 libmemcachedutil2 libpcre2-posix3 \
 	libverto1 libverto-libev1 libkadm5srv-mit12 libkdb5-10 libgssrpc4 libnetfilter-conntrack3 libevent-core-2.1-7
 # The servers that the tests talk to. Unpacked into .venv/peers, not installed: an installed server would be started,
 # on port 21 or 5060 of this very machine, and some exclude one another.
-PEERS := prometheus vsftpd pure-ftpd proftpd-core kamailio krb5-kdc krb5-admin-server oidentd dante-server microsocks redsocks tinyproxy-bin tor openssh-server
+PEERS := prometheus vsftpd pure-ftpd proftpd-core kamailio krb5-kdc krb5-admin-server oidentd dante-server microsocks redsocks tinyproxy-bin tor openssh-server tayga
 
-.PHONY: setup packages run test bench check lab conformance clean wheelhouse vagrant-test
+.PHONY: setup packages run test bench check lab conformance clean wheelhouse vagrant-test docs dist deb
 
 setup: packages .venv/.python .venv/.peers
 
@@ -86,6 +86,25 @@ vagrant-test: wheelhouse
 # FTP with us, with the kernel's helper and with neither, and real clients with real servers: the tables of docs/protocols/ftp.md.
 conformance: setup
 	$(BIN)/python -m tests.conformance.ftp
+
+# The generated part of docs/reference, and all of docs/ as a site in build/docs.
+docs: setup .venv/.docs
+	$(BIN)/python -m gateway.reference docs
+	$(BIN)/mkdocs build --strict --quiet
+
+# Not for everybody: the documentation's own tools.
+.venv/.docs: pyproject.toml | .venv/.python
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
+# A source distribution and, from it, a wheel; then a Debian package of the wheel. Into dist/.
+dist: setup
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist >/dev/null
+	@ls dist
+
+deb: dist
+	gateway/process/debian/build dist/*.whl dist
 
 clean:
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m tests.lab --remove-stale; fi
