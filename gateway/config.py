@@ -226,6 +226,9 @@ class ProcessSection(_Section, frozen=True):
         str, Meta(description="Whom the broker and the packets process run as, with CAP_NET_ADMIN.")
     ] = "daemon"
     drain_timeout: Annotated[float, Meta(description="Seconds that flows get to end after SIGTERM.")] = 10.0
+    retire_timeout: Annotated[
+        float, Meta(description="Seconds that flows get to end after an upgrade; new ones have new processes.")
+    ] = 3600.0
 
 
 # A module's section need not name its ports; those of a third party's module must.

@@ -184,8 +184,8 @@ class Broker:
             self._register(self._workers[slot], self._reader(slot, self._workers[slot]))
 
     def _lost(self, slot: int, worker: socket.socket, why: str | None) -> None:
-        """The supervisor keeps both ends, so this is its end too."""
-        log.warning("broker.worker_lost", slot=slot, error=why)
+        """The supervisor keeps both ends, so this is its end too, or that of an earlier version."""
+        log.info("broker.worker_lost", slot=slot, error=why)
         self._selector.unregister(worker)
 
     def _on_message(self, slot: int, message: FromWorker) -> None:

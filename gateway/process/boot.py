@@ -26,6 +26,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     files (console): "token", what a browser must know to change something; "totals", which outlives it.
     files (worker): memfds of the files that it may not read itself, by name ("users", "keytab"); when a file has
     changed a new one comes over the lifeline.
+    names (console): the processes that can be asked.
     standby (worker, broker): be ready, but begin when the lifeline says so.
     """
 
@@ -41,6 +42,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     transparent: list[int] = []
     console: int | None = None
     files: dict[str, int] = {}
+    names: list[str] = []
     standby: bool = False
 
     def descriptors(self) -> list[int]:

@@ -132,6 +132,11 @@ class Child:
             except OSError:
                 pass  # not root, or it has ended
 
+    def abandon(self) -> None:
+        """End the lifeline, as our death would."""
+        if self.lifeline is not None:
+            self.lifeline.shutdown(socket.SHUT_RDWR)
+
     def signal(self, number: int) -> None:
         """Send it a signal, if it runs."""
         if self._process is not None:

@@ -48,6 +48,7 @@ class Children:
 
     def start(self, child: Child) -> None:
         """Start it, and replace it whenever it dies, until `end`."""
+        self._ending.discard(child)
         child.start()
         self._alive.append(child)
         assert child.lifeline is not None
@@ -119,6 +120,15 @@ class Children:
                     child.signal(signal.SIGKILL)
                 until += KILL_MARGIN
             turn(until)
+
+    def abandon(self, children: Sequence[Child], turn: Callable[[float], None]) -> None:
+        """Let them believe that we are dead: they end at once and clean nothing up. Returns when they have ended."""
+        self._ending.update(children)
+        self._restarts = [restart for restart in self._restarts if restart.child not in self._ending]
+        for child in children:
+            child.abandon()
+        while any(child.lifeline for child in children):
+            turn(time.monotonic() + KILL_MARGIN)
 
     def _on_lifeline(self, child: Child) -> None:
         was_ready = child.ready

@@ -34,7 +34,7 @@ class Code:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._links = directory / "code"
+        self._links = directory / f"code-{os.getpid()}"  # another version's children may still need theirs
         self._fds: list[int] = []
         self._by_descriptor: Access | None = None
 

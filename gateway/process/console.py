@@ -40,9 +40,7 @@ class Console:
         self._numbers = count(1)
         self._waiting: dict[int, AsyncResult[tuple[Answering, list[int]]]] = {}
         self._lag = LagMeter()
-        names = ["supervisor", *(f"worker-{slot}" for slot in range(config.worker_count)), "console"]
-        names += ["broker"] * config.broker_wanted + ["packets"] * config.packets_wanted
-        self._gatherer = Gatherer(names, self._ask, Totals(boot.files["totals"]))
+        self._gatherer = Gatherer(boot.names, self._ask, Totals(boot.files["totals"]))
         with open(boot.files["token"]) as file:
             token = file.read()
         self._app = App(config.console, self._gatherer, token)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import socket
@@ -13,6 +14,7 @@ from gateway.process.boot import Boot
 from gateway.process.child import Child
 from gateway.process.children import KILL_MARGIN, Children
 from gateway.process.code import Code
+from gateway.process.heritage import Heritage
 from gateway.process.listeners import Listeners, listen_console
 from gateway.process.run_dir import RunDir
 from gateway.process.shared_files import SharedFiles
@@ -21,28 +23,96 @@ log = get_logger()
 
 
 class Crew:
-    """The children of one instance, and the sockets that they find again when they are replaced."""
+    """The children of one instance, and the sockets that they find again when they are replaced.
 
-    def __init__(self, config: Config, run_dir: RunDir, listeners: Listeners, files: SharedFiles, code: Code) -> None:
+    `heritage`: what an earlier version has left. Then `first` start in standby, and the others when that one has gone.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run_dir: RunDir,
+        listeners: Listeners,
+        files: SharedFiles,
+        code: Code,
+        heritage: Heritage | None = None,
+    ) -> None:
         self.config = config
         self.files = files
+        self.standby = heritage is not None
+        self._heritage = heritage
         self._run_dir = run_dir
         self._listeners = listeners
         self._code = code
         self._sockets: list[socket.socket] = []
         self._admins: dict[str, socket.socket] = {}
         self._memfds: list[int] = []
-        self._broker_ends: dict[int, int] = {}
-        self.workers = [self._make_worker(slot) for slot in range(config.worker_count)]
+        self._broker_ends: dict[int, int] = dict(heritage.broker_ends) if heritage else {}
+        self._journal: list[int] = []
+        self._packets_pair: tuple[int, int] | None = heritage.packets if heritage else None
+        self._console: tuple[str, socket.socket] | None = None
+        self._console_files: dict[str, int] = {}
+        self.old_slots = heritage.slots if heritage else []
+        taken = {*self.old_slots, *([self._packets_pair[0]] if self._packets_pair else [])}
+        free = (slot for slot in itertools.count() if slot not in taken)
+        self.slots = list(itertools.islice(free, config.worker_count))
+        self._free_slot = next(free)
+        self.workers = [self._make_worker(index, slot) for index, slot in enumerate(self.slots)]
         self.packets = self._make_packets() if config.packets_wanted else None
         self.broker = self._make_broker() if config.broker_wanted else None
-        self.console = self._make_console() if config.console.listen and os.environ.get("CONSOLE_WIP") else None
+        self.console = self._make_console() if config.console.listen else None
 
     def __iter__(self) -> Iterator[Child]:
         yield from (child for child in (self.broker, self.packets) if child)
         yield from self.workers
         if self.console:
             yield self.console
+
+    @property
+    def first(self) -> list[Child]:
+        """Those that can be started while an earlier version still serves."""
+        return [*([self.broker] if self.broker else []), *self.workers]
+
+    @property
+    def rest(self) -> list[Child]:
+        """Those of which there can be only one at a time."""
+        return [child for child in (self.packets, self.console) if child]
+
+    def dismiss(self) -> None:
+        """Nobody need ask the workers that have ended."""
+        for worker in self.workers:
+            if worker.lifeline is None and worker.name in self._admins:
+                self._sockets.remove(self._admins[worker.name])
+                self._admins.pop(worker.name).close()
+                self._run_dir.forget(worker.name)
+
+    def forget_old(self) -> None:
+        """The workers of the earlier version have ended."""
+        for slot in self.old_slots:
+            if slot in self._broker_ends:
+                os.close(self._broker_ends.pop(slot))
+        self.old_slots = []
+
+    def heritage(self, channel: int, ticket: str, admin: int) -> Heritage:
+        """What another version needs to take over. `admin`: the supervisor's own socket."""
+        admins = {name: sock.fileno() for name, sock in self._admins.items() if not name.startswith("worker-")}
+        return Heritage(
+            channel=channel,
+            ticket=ticket,
+            run_dir=str(self._run_dir.path),
+            made=self._run_dir.made,
+            lock=self._run_dir.lock,
+            admins={**admins, "supervisor": admin},
+            listeners=[
+                (place.kind, place.endpoint.host, place.endpoint.port, fd) for place, fd in self._listeners.all()
+            ],
+            slots=[*self.slots, *self.old_slots],
+            broker_ends=self._broker_ends,
+            packets=self._packets_pair,
+            journal=self._journal,
+            console=(self._console[0], self._console[1].fileno()) if self._console else None,
+            console_files=self._console_files,
+        )
 
     def refit(self, before: Config, children: Children, turn: Callable[[float], None]) -> None:
         """Start, replace or end those that do not change while they run: packets and console."""
@@ -70,7 +140,7 @@ class Crew:
 
     def close(self) -> None:
         """Close the sockets; nobody can be started any more."""
-        for sock in self._sockets:
+        for sock in [*self._sockets, *([self._console[1]] if self._console else [])]:
             sock.close()
         for fd in self._memfds:
             os.close(fd)
@@ -78,7 +148,9 @@ class Crew:
     def _admin(self, name: str) -> int:
         """The socket that the command line talks to it by."""
         if name not in self._admins:
-            self._admins[name] = self._run_dir.listen(name)
+            inherited = self._heritage.admins.get(name) if self._heritage else None
+            run_dir = self._run_dir
+            self._admins[name] = run_dir.listen(name) if inherited is None else run_dir.adopt(name, inherited)
             self._sockets.append(self._admins[name])
         return self._admins[name].fileno()
 
@@ -89,7 +161,7 @@ class Crew:
         self._broker_ends[slot] = ours.fileno()
         return theirs.fileno()
 
-    def _make_worker(self, slot: int) -> Child:
+    def _make_worker(self, index: int, slot: int) -> Child:
         name = f"worker-{slot}"
         admin = self._admin(name)
         broker = self._broker_pair(slot) if self.config.broker_wanted else None
@@ -102,19 +174,23 @@ class Crew:
                 lifeline=lifeline,
                 admin=admin,
                 broker=broker,
-                socks=self._listeners.fds(slot, "socks"),
-                transparent=self._listeners.fds(slot, "transparent"),
+                socks=self._listeners.fds(index, "socks"),
+                transparent=self._listeners.fds(index, "transparent"),
                 files=self.files.fds(),
+                standby=self.standby,
             )
 
         return Child(name, "gateway.process.worker", self.config.process.user, None, self._code, boot)
 
     def _make_packets(self) -> Child:
-        slot = self.config.worker_count
         admin = self._admin("packets")
-        broker = self._broker_pair(slot)
-        journal = [os.memfd_create(f"algate-journal-{i}") for i in range(2)]
-        self._memfds += journal
+        if self._packets_pair is None:
+            self._packets_pair = self._free_slot, self._broker_pair(self._free_slot)
+        slot, broker = self._packets_pair
+        if not self._journal:
+            inherited = self._heritage.journal if self._heritage else []
+            self._journal = inherited or [os.memfd_create(f"algate-journal-{i}") for i in range(2)]
+            self._memfds += self._journal
 
         def boot(lifeline: int) -> Boot:
             return Boot(
@@ -124,7 +200,7 @@ class Crew:
                 lifeline=lifeline,
                 admin=admin,
                 broker=broker,
-                journal=journal,
+                journal=self._journal,
             )
 
         # The queue is netfilter's, so reading it needs the capability; nothing else of the process does.
@@ -136,22 +212,33 @@ class Crew:
 
         def boot(lifeline: int) -> Boot:
             return Boot(
-                role="broker", slot=0, config=self.config, lifeline=lifeline, admin=admin, workers=self._broker_ends
+                role="broker",
+                slot=0,
+                config=self.config,
+                lifeline=lifeline,
+                admin=admin,
+                workers=self._broker_ends,
+                standby=self.standby,
             )
 
         user = self.config.process.broker_user
         return Child("broker", "gateway.process.broker", user, "net_admin", self._code, boot)
 
     def _make_console(self) -> Child:
-        listener = listen_console(self.config)
-        self._sockets.append(listener)
         admin = self._admin("console")
-        token = secrets.token_urlsafe(24)
-        path = self._run_dir.write("console.token", token + "\n")
-        files = {name: os.memfd_create(f"algate-{name}") for name in ("token", "totals")}
-        self._memfds += files.values()
-        os.write(files["token"], token.encode())
-        log.info("console", listen=self.config.console.listen, token=str(path))
+        self._console_listener()
+        if not self._console_files:
+            self._console_files = self._heritage.console_files if self._heritage else {}
+            self._memfds += self._console_files.values()
+        if self._console_files:
+            self._run_dir.adopt_file("console.token")
+        else:
+            token = secrets.token_urlsafe(24)
+            path = self._run_dir.write("console.token", token + "\n")
+            self._console_files = {name: os.memfd_create(f"algate-{name}") for name in ("token", "totals")}
+            self._memfds += self._console_files.values()
+            os.write(self._console_files["token"], token.encode())
+            log.info("console", listen=self.config.console.listen, token=str(path))
 
         def boot(lifeline: int) -> Boot:
             return Boot(
@@ -160,8 +247,22 @@ class Crew:
                 config=self.config,
                 lifeline=lifeline,
                 admin=admin,
-                console=listener.fileno(),
-                files=files,
+                console=self._console_listener().fileno(),
+                files=self._console_files,
+                names=["supervisor", *(child.name for child in self)],
             )
 
         return Child("console", "gateway.process.console", self.config.process.user, None, self._code, boot)
+
+    def _console_listener(self) -> socket.socket:
+        """The console's socket where it is to listen now: the one that is there, or the old version's, or a new one."""
+        where = self.config.console.listen
+        if self._console is None and self._heritage is not None and self._heritage.console is not None:
+            at, fd = self._heritage.console
+            self._console = at, socket.socket(fileno=fd)
+        if self._console is None or self._console[0] != where:
+            listener = listen_console(self.config)
+            if self._console is not None:
+                self._console[1].close()
+            self._console = where, listener
+        return self._console[1]

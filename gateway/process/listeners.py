@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
+import os
 import socket
 import struct
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Literal, NamedTuple
 
@@ -37,28 +40,51 @@ def places(config: Config) -> dict[Place, str]:
 
 
 class Listeners:
-    """The listening sockets of all workers: each has its own at every place (SO_REUSEPORT)."""
+    """The listening sockets of all workers: each has its own at every place (SO_REUSEPORT).
 
-    def __init__(self, workers: int) -> None:
-        self._sets: list[dict[Place, socket.socket]] = [{} for _ in range(workers)]
+    `inherited`: those of an earlier version, spread over the workers that there are now.
+    """
+
+    def __init__(self, workers: int, inherited: Iterable[tuple[Place, socket.socket]] = ()) -> None:
+        self._sets: list[dict[Place, list[socket.socket]]] = [{} for _ in range(workers)]
         self._left_out: frozenset[Place] = frozenset()
+        numbers: Counter[Place] = Counter()
+        for place, sock in inherited:
+            self._sets[numbers[place] % workers].setdefault(place, []).append(sock)
+            numbers[place] += 1
 
     def places(self) -> set[Place]:
         """Where they listen."""
         return {place for sockets in self._sets for place in sockets}
 
+    def all(self) -> list[tuple[Place, int]]:
+        """Every socket, as an heir wants to have them."""
+        sets = [[(place, sock.fileno()) for place, some in one.items() for sock in some] for one in self._sets]
+        return list(itertools.chain.from_iterable(sets))
+
     def open(self, wanted: Mapping[Place, str]) -> None:
-        """Listen at further places. Raises AlgateError naming the key and address, and then has opened none."""
-        made: list[dict[Place, socket.socket]] = [{} for _ in self._sets]
+        """Bind for each worker at these places, where it has no socket yet; `listen` is still to be called. Raises
+        AlgateError naming the key and address, and then has made none."""
+        made: list[tuple[int, Place, socket.socket]] = []
         try:
-            for new in made:
+            for index, sockets in enumerate(self._sets):
                 for place, key in wanted.items():
-                    new[place] = _listen(key, place.endpoint)
+                    if place not in sockets:
+                        made.append((index, place, _bound(key, place.endpoint)))
         except AlgateError:
-            _close(sock for new in made for sock in new.values())
+            _close(sock for _, _, sock in made)
             raise
-        for existing, new in zip(self._sets, made, strict=True):
-            existing.update(new)
+        for index, place, sock in made:
+            self._sets[index][place] = [sock]
+
+    def listen(self) -> None:
+        """Have all that were opened take connections. Raises AlgateError."""
+        for place, fd in self.all():
+            with socket.socket(fileno=os.dup(fd)) as sock:
+                try:
+                    sock.listen(BACKLOG)
+                except OSError as error:
+                    raise AlgateError(f"{place.kind}: cannot listen on {place.endpoint}: {error.strerror}") from error
 
     def leave_out(self, places: Collection[Place]) -> None:
         """`fds` does not name these: they are about to go."""
@@ -66,26 +92,30 @@ class Listeners:
 
     def fds(self, worker: int, kind: Kind) -> list[int]:
         """The descriptors of one worker (by number) at the places of a kind."""
-        sockets = self._sets[worker].items()
-        return [sock.fileno() for place, sock in sockets if place.kind == kind and place not in self._left_out]
+        sets = self._sets[worker].items()
+        chosen = [some for place, some in sets if place.kind == kind and place not in self._left_out]
+        return [sock.fileno() for sock in itertools.chain.from_iterable(chosen)]
 
     def refuse(self, places: Collection[Place]) -> None:
         """Begin no further connections at these places. Those under way come to the backlog, within LINGER."""
         for sockets in self._sets:
             for place in places:
-                _drop_new(sockets[place])
+                for sock in sockets.get(place, []):
+                    _drop_new(sock)
 
     def discard(self, places: Collection[Place]) -> None:
         """Listen there no more, in whatever process; what is in the backlog is reset."""
         for sockets in self._sets:
             for place in places:
-                sock = sockets.pop(place, None)
-                if sock is not None:
-                    sock.shutdown(socket.SHUT_RDWR)
+                for sock in sockets.pop(place, []):
+                    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                        sock.shutdown(socket.SHUT_RDWR)
                     sock.close()
 
     def close(self) -> None:
-        _close(sock for sockets in self._sets for sock in sockets.values())
+        """Close our own descriptors; who else has them goes on."""
+        for sockets in self._sets:
+            _close(itertools.chain.from_iterable(sockets.values()))
 
 
 def _drop_new(listener: socket.socket) -> None:
@@ -110,10 +140,12 @@ def _close(sockets: Iterable[socket.socket]) -> None:
 
 def listen_console(config: Config) -> socket.socket:
     """The console's listening socket. Raises AlgateError, also if another instance has one there."""
-    return _listen("console.listen", parse_endpoint(config.console.listen), shared=False)
+    listener = _bound("console.listen", parse_endpoint(config.console.listen), shared=False)
+    listener.listen(BACKLOG)
+    return listener
 
 
-def _listen(key: str, endpoint: Endpoint, shared: bool = True) -> socket.socket:
+def _bound(key: str, endpoint: Endpoint, shared: bool = True) -> socket.socket:
     family = socket.AF_INET6 if endpoint.version == 6 else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -122,7 +154,6 @@ def _listen(key: str, endpoint: Endpoint, shared: bool = True) -> socket.socket:
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind((endpoint.host, endpoint.port))
-        listener.listen(BACKLOG)
         listener.setblocking(False)
     except OSError as error:
         listener.close()

@@ -72,6 +72,7 @@ class Reload:
             if self._waiting:
                 names = ", ".join(child.name for child in self._waiting)
                 raise AlgateError(f"{names}: no answer within {DEADLINE:g} s")
+            self._listeners.listen()
             with_rules = self._change_rules()
         except AlgateError:
             for child in in_place:

@@ -6,37 +6,58 @@ import errno
 import fcntl
 import os
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 
 from gateway.errors import AlgateError
+from gateway.process.heritage import Heritage
 
 
 class RunDir:
-    """Holds `run_dir` for this instance. Raises AlgateError where it cannot be made or another instance holds it."""
+    """Holds `run_dir` for this instance. Raises AlgateError where it cannot be made or another instance holds it.
 
-    def __init__(self, path: str) -> None:
+    `heritage`: the instance itself held it before, in another process; `claim` makes it ours.
+    """
+
+    def __init__(self, path: str, heritage: Heritage | None = None) -> None:
         self.path = Path(path)
-        self._made = not self.path.exists()
+        self.made = not self.path.exists()
         self._sockets: list[Path] = []
         self._files: list[Path] = []
+        if heritage is not None:
+            self.made, self.lock = heritage.made, heritage.lock
+            return
         try:
             self.path.mkdir(mode=0o755, parents=True, exist_ok=True)
             owner = self.path.stat().st_uid
             if owner != os.geteuid():
                 raise AlgateError(f"process.run_dir: {path} belongs to another user (uid {owner})")
-            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self.lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise AlgateError(f"process.run_dir: {path} cannot be used: {error.strerror}") from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            pid = os.read(self._lock, 20).decode(errors="replace").strip()
-            os.close(self._lock)
+            pid = os.read(self.lock, 20).decode(errors="replace").strip()
+            os.close(self.lock)
             raise AlgateError(f"process.run_dir: another algate (pid {pid}) already runs in {path}") from error
-        os.truncate(self._lock, 0)
-        os.write(self._lock, f"{os.getpid()}\n".encode())
+        self.claim()
         for stale in self.path.glob("*.sock"):  # of an instance that was killed: we hold its lock now
             stale.unlink()
+
+    def claim(self) -> None:
+        """Say in the lock whose it is."""
+        os.truncate(self.lock, 0)
+        os.pwrite(self.lock, f"{os.getpid()}\n".encode(), 0)
+
+    def adopt(self, name: str, fd: int) -> socket.socket:
+        """A socket that the process before has made by `listen`."""
+        self._sockets.append(self.path / f"{name}.sock")
+        return socket.socket(fileno=fd)
+
+    def adopt_file(self, name: str) -> None:
+        """A file that the process before has written."""
+        self._files.append(self.path / name)
 
     def listen(self, name: str) -> socket.socket:
         """A listening stream socket `NAME.sock`, for this user only."""
@@ -71,12 +92,24 @@ class RunDir:
         self._files.append(path)
         return path
 
+    def forget(self, name: str) -> None:
+        """Take away the socket of this name."""
+        path = self.path / f"{name}.sock"
+        path.unlink(missing_ok=True)
+        self._sockets.remove(path)
+
+    def leave(self, names: Iterable[str]) -> None:
+        """Take away the sockets of these names; all else is somebody else's now."""
+        for name in names:
+            (self.path / f"{name}.sock").unlink(missing_ok=True)
+        os.close(self.lock)
+
     def remove(self) -> None:
         """Take away what was made here, the directory too if it was not there before."""
         for path in (*self._sockets, *self._files, self.path / "lock"):
             path.unlink(missing_ok=True)
-        os.close(self._lock)
-        if self._made:
+        os.close(self.lock)
+        if self.made:
             try:
                 self.path.rmdir()
             except OSError:

@@ -32,14 +32,19 @@ class Wishes:
         of the configuration."""
         return [self._outcomes[ticket]] if ticket in self._outcomes else []
 
-    def grant(self, by: Mapping[str, Callable[[], dict[str, Any]]]) -> None:
-        """Do all that waits; `by` says how. An AlgateError is the outcome."""
+    def grant(self, by: Mapping[str, Callable[[str], dict[str, Any]]]) -> None:
+        """Do all that waits; `by` says how, and is told the ticket. An AlgateError is the outcome."""
         while self._waiting:
             number, wish = self._waiting.popleft()
             try:
-                outcome = by[wish]()
+                outcome = by[wish](str(number))
             except AlgateError as error:
                 outcome = {"error": str(error), "usage": isinstance(error, ConfigError)}
-            self._outcomes[str(number)] = outcome
-            if len(self._outcomes) > REMEMBERED:
-                del self._outcomes[next(iter(self._outcomes))]
+            self.remember(str(number), outcome)
+
+    def remember(self, ticket: str, outcome: dict[str, Any]) -> None:
+        """What has become of a wish, also of one that was told to an earlier version."""
+        self._outcomes[ticket] = outcome
+        self._numbers = itertools.count(max(next(self._numbers), int(ticket) + 1))
+        if len(self._outcomes) > REMEMBERED:
+            del self._outcomes[next(iter(self._outcomes))]

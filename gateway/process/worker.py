@@ -98,6 +98,7 @@ class Worker:
         self._lifeline = gsocket.socket(fileno=boot.lifeline)
         self._listening: dict[int, Callable[[], None]] = {}  # by inode: how it is stopped
         self._stop = gevent.event.Event()
+        self._grace = HANDSHAKE_GRACE
         self._deadline = math.inf  # when (monotonic) what still flows is cut
         self._lag = LagMeter()
 
@@ -139,8 +140,8 @@ class Worker:
         self._stop.set()
 
     def _drain(self) -> None:
-        """Let what is there come to its end. A handshake gets a second: it is not known what it would become."""
-        grace = time.monotonic() + HANDSHAKE_GRACE
+        """Let what is there come to its end. A handshake gets a second if there is a hurry."""
+        grace = time.monotonic() + self._grace
         self._wait_until(lambda: not self._acceptor.handling or time.monotonic() >= grace)
         self._wait_until(lambda: not len(self._flows))
         if len(self._flows):
@@ -171,6 +172,7 @@ class Worker:
                     self._listen(self._boot)
                     send(self._lifeline, Done())
                 case Retire(seconds):
+                    self._grace = seconds
                     self._end_within(seconds)
                 case Departed():
                     self._end_departed()
