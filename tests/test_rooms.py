@@ -22,6 +22,7 @@ RULES = [
     ),
     ("gateway/access_file.py", ("gevent", "socket", "time", "structlog"), "the parser is pure"),
     ("gateway/rule_limits.py", ("gevent", "socket", "time", "structlog"), "the counters are pure"),
+    ("gateway/shares.py", ("gevent", "socket", "time", "structlog"), "what flows share is counted by a pure table"),
     ("gateway/upstream_wire.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
     ("gateway/policy", ("gevent", "socket", "time", "structlog"), "the policy is pure"),
     ("gateway/front/socks4.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
