@@ -235,14 +235,19 @@ def test_a_target_that_moves_takes_its_public_port_along(rig: Rig, phones: Phone
     assert gets_nothing(far, phone, of(far))
 
 
-def test_a_connection_that_was_there_before_begins_anew_from_the_public_port(rig: Rig, phones: Phones) -> None:
-    rig.at(rig.router, "iptables -A FORWARD -i in -o out -j ACCEPT")
-    phone, far = phones.at(rig.inside, CLIENT, 4000), phones.at(rig.outside, SERVER)
+@FAMILIES
+def test_a_connection_that_was_there_before_begins_anew_from_the_public_port(
+    rig: Rig, phones: Phones, client: str, public: str, server: str, stranger: str
+) -> None:
+    iptables = "ip6tables" if ":" in client else "iptables"
+    rig.at(rig.router, f"{iptables} -A FORWARD -i in -o out -j ACCEPT")
+    phone, far = phones.at(rig.inside, client, 4000), phones.at(rig.outside, server)
     before = gets(far, phone, of(far))
-    lease = rig.open(conversation(peers=()))
+    target = Endpoint(client, 4000)
+    lease = rig.open(conversation(client=client, target=target, public_host=public, peers=()))
     assert before.port != lease.public.port
     assert gets(far, phone, of(far)) == lease.public  # and while nobody may send in, the answer comes as ever
-    rig.at(rig.router, "iptables -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT")
+    rig.at(rig.router, f"{iptables} -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT")
     assert gets(phone, far, lease.public) == of(far)
 
 

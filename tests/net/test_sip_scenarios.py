@@ -1,0 +1,74 @@
+"""Every scenario of tests/net/sip, between two SIPp through the gateway, with media and a stranger.
+
+All of them at once, a few at a time: each has a phone inside and one outside with addresses of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from gateway.config_file import load_config
+from gateway.observe.admin_wire import ask
+from tests.lab.gateway import Gateway
+from tests.lab.lab import ROUTER_OUT4, ROUTER_OUT6, STRANGER4, STRANGER6, Lab
+from tests.lab.sip_call import Played, play
+from tests.lab.sip_peers import SCENARIOS
+from tests.lab.sip_scenario import Party, Side, read
+
+AT_ONCE = 6
+ALL = {path.stem: read(path) for path in sorted(SCENARIOS.glob("*.scenario"))}
+CASES = [(name, transport) for name, scenario in ALL.items() for transport in scenario.transports]
+
+
+def parties(case: tuple[str, str]) -> dict[Side, Party]:
+    """A phone inside and one outside for a case."""
+    number = CASES.index(case) + 100
+    media = 20000 + 40 * number
+    inside, outside = f"192.168.56.{number}", f"203.0.113.{number}"
+    if case[1] == "udp6":
+        inside, outside = f"fd00:56::{number}", f"2001:db8:113::{number}"
+    return {"inside": Party("ann", inside, 5060, media), "outside": Party("bob", outside, 5060, media + 20)}
+
+
+@pytest.fixture(scope="module")
+def gateway(lab: Lab) -> Iterator[Gateway]:
+    """One that is told of a provider which repairs NAT itself."""
+    repaired = parties(("stand-down-repaired", "udp"))["outside"].host
+    gateway = lab.start_gateway(lab.write_config(alg={"sip": {"stand_down": [repaired]}}))
+    yield gateway
+    assert gateway.stop() == 0, lab.tail_of_logs()
+
+
+@pytest.fixture(scope="module")
+def played(lab: Lab, gateway: Gateway, request: pytest.FixtureRequest) -> dict[tuple[str, str], Future[Played]]:
+    """The cases that were asked for, under way."""
+    wanted = [
+        case for case in CASES if f"test_scenario[{'-'.join(case)}]" in {item.name for item in request.session.items}
+    ]
+    for case in wanted:
+        for side, party in parties(case).items():
+            prefix = "64 nodad" if ":" in party.host else "24"
+            lab.run(side, ["ip", "addr", "add", *f"{party.host}/{prefix}".split(), "dev", "eth0"])
+
+    run_dir = load_config(str(gateway.config)).process.run_dir
+
+    def rows(verb: str) -> list[dict[str, Any]]:
+        return ask(f"{run_dir}/{'packets' if verb == 'calls' else 'broker'}.sock", verb, 5)
+
+    def go(case: tuple[str, str]) -> Played:
+        v6 = case[1] == "udp6"
+        router, stranger = (ROUTER_OUT6, STRANGER6) if v6 else (ROUTER_OUT4, STRANGER4)
+        return play(lab, ALL[case[0]], case[1][:3], parties(case), router, stranger, rows)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        # The longest first: it takes as long as all others together.
+        return {case: pool.submit(go, case) for case in sorted(wanted, key=lambda case: -ALL[case[0]].milliseconds)}
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_scenario(case: tuple[str, str], played: dict[tuple[str, str], Future[Played]]) -> None:
+    played[case].result()
