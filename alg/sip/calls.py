@@ -156,6 +156,8 @@ class Calls:
             self._add(call)
         elif side is Side.CLIENT or server in call.servers:
             call.ends = math.inf
+            if call.state == "failed":  # with credentials, say
+                call.state, call.since = "trying", now
         return call
 
     def _elsewhere(self, server: str, message: Message) -> Key | None:
@@ -269,6 +271,7 @@ class Calls:
             self._agree(call, asked, now)
         elif message.method == b"INVITE" and call.state != "confirmed":
             call.ends = now + LINGER
+            call.state, call.since = "failed", now
             call.far.clear()
             call.far_offered.clear()
             self.admit(call, now)

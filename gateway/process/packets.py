@@ -138,7 +138,7 @@ class Packets:
 
     def _metrics(self) -> Rows:
         counts = self._engine.counts()
-        states = Counter(dict.fromkeys(("trying", "early", "confirmed"), 0))
+        states = Counter(dict.fromkeys(("trying", "early", "confirmed", "failed"), 0))
         states.update(call.state for call in self._engine.calls())
         samples: list[Sample] = [
             *self._front.samples(),

@@ -129,6 +129,27 @@ def test_what_is_shown_of_a_call() -> None:
     )
 
 
+def test_a_call_that_was_given_up_is_shown_as_failed_until_it_is_forgotten() -> None:
+    """Its socket waits a little for another try with credentials; nobody may send to it, and it rings nowhere."""
+    engine = SipEngine()
+    cancel = invite().replace(b"INVITE", b"CANCEL").partition(b"Content-Type")[0] + b"Content-Length: 0\r\n\r\n"
+    ringing, ended = (answer().replace(b"200 OK", line, 1) for line in (b"180 Ringing", b"487 Request Terminated"))
+    engine.handle(Datagram(1, Side.CLIENT, CLIENT, SERVER, invite(), 0.0))
+    engine.handle(Opened(1, Endpoint("203.0.113.1", 40002), 0.0))
+    engine.handle(Datagram(2, Side.SERVER, CLIENT, SERVER, ringing, 1.0))
+    assert [row.state for row in engine.calls()] == ["early"]
+    engine.handle(Datagram(3, Side.CLIENT, CLIENT, SERVER, cancel, 2.0))
+    engine.handle(Datagram(4, Side.SERVER, CLIENT, SERVER, ended, 3.0))
+    assert [(row.state, row.since) for row in engine.calls()] == [("failed", 3.0)]
+    assert [media.peers for row in engine.calls() for media in row.media] == [()]
+    again = invite().replace(b"CSeq: 1", b"CSeq: 2")
+    engine.handle(Datagram(5, Side.CLIENT, CLIENT, SERVER, again, 4.0))
+    assert [(row.state, row.since) for row in engine.calls()] == [("trying", 4.0)]
+    engine.handle(Datagram(6, Side.SERVER, CLIENT, SERVER, ended.replace(b"CSeq: 1", b"CSeq: 2"), 5.0))
+    engine.handle(Tick(5.0 + calls.LINGER))
+    assert engine.calls() == []
+
+
 @pytest.mark.parametrize(
     "data",
     [
