@@ -39,7 +39,7 @@ from alg.api import (
     Tick,
 )
 from alg.ftp.commands import FtpCommand, is_blank, may_begin_command, parse_command
-from alg.ftp.convert import Meeting
+from alg.ftp.convert import Meeting, Translated
 from alg.ftp.endpoints import Advert, Foreign, Passive, Wrong, read_advert, read_epsv_reply, read_pasv_reply
 from alg.ftp.holes import Holes
 from alg.ftp.options import FtpOptions
@@ -311,7 +311,7 @@ class FtpControl:
         if data:
             self._out.append(Deliver(side.other, data, edits))
 
-    def _wait(self, side: Side, line: bytes, now: float, advert: Advert | Passive | Meeting) -> int:
+    def _wait(self, side: Side, line: bytes, now: float, advert: Advert | Passive | Meeting | Translated) -> int:
         self._last_ref += 1
         self._streams[side].wait = Wait(self._last_ref, line, now + ANSWER_WITHIN, advert)
         return self._last_ref

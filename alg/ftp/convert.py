@@ -23,6 +23,7 @@ class DataRelay:
     endpoint of its reply, is known and the transfer has `begun` (a client may not listen any longer than that)."""
 
     advert: Advert
+    verb: str  # PASV or EPSV
     server: Endpoint | None = None
     begun: bool = False
 
@@ -30,8 +31,7 @@ class DataRelay:
     def request(self) -> tuple[Edit, ...]:
         """The edit of the client's line, after what Telnet may have put before it."""
         command = self.advert.command
-        verb = b"PASV" if command.verb == "PORT" else b"EPSV"
-        return (Edit(command.start - len(command.verb) - 1, command.end, verb, REASON),)
+        return (Edit(command.start - len(command.verb) - 1, command.end, self.verb.encode(), REASON),)
 
     def answer(self, line: bytes) -> tuple[Edit, ...]:
         """The edit of the server's 227 or 229 to the reply that the client expects."""
@@ -49,6 +49,20 @@ class Meeting:
         """PORT, naming `public`. ValueError where it cannot."""
         text = b"PORT " + format_port_argument(public)
         return (Edit(self.command.end - len(self.command.verb), self.command.end, text, REASON),)
+
+
+@dataclass(frozen=True, slots=True)
+class Translated:
+    """The 227 of a server behind NAT64, of `length` bytes, that its client has to read as a 229 (RFC 6384, 5). `target`
+    is where the client finds it."""
+
+    target: Endpoint
+    length: int
+
+    def edits(self, public: Endpoint) -> tuple[Edit, ...]:
+        """229, naming the port of `public`."""
+        text = b"229 Entering Extended Passive Mode (|||%d|).\r\n" % public.port
+        return (Edit(0, self.length, text, REASON),)
 
 
 def passive_reply(line: bytes, inner: Endpoint) -> tuple[Edit, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,3 +25,17 @@ class FtpOptions:
             '"passive": PASV of clients becomes PORT.'
         },
     )
+    nat64: tuple[str, ...] = field(
+        default=("64:ff9b::/96",),
+        metadata={
+            "description": "Prefixes of NAT64: servers there are of IPv4. EPSV becomes PASV where they do not know it, "
+            "and EPRT becomes EPSV (RFC 6384)."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        for prefix in self.nat64:
+            try:
+                ipaddress.IPv6Network(prefix)
+            except ValueError as error:
+                raise ValueError(f"nat64: {error}") from None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from alg.api import Command, Deliver
-from alg.ftp.convert import Meeting
+from alg.ftp.convert import Meeting, Translated
 from alg.ftp.endpoints import Advert, Passive
 from alg.lines import Line, LineBuffer
 
@@ -20,7 +20,7 @@ class Wait:
     ref: int
     line: bytes
     deadline: float
-    advert: Advert | Passive | Meeting
+    advert: Advert | Passive | Meeting | Translated
 
 
 @dataclass(slots=True)

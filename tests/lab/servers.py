@@ -151,6 +151,42 @@ def pyftpdlib(lab: Lab, role: Role = "outside") -> FtpServer:
     return _listening(FtpServer(lab, "pyftpdlib", root, _USER, _PASSWORD, process, log))
 
 
+_OF_RFC_959 = """
+import sys
+from pyftpdlib.authorizers import DummyAuthorizer
+from pyftpdlib.handlers import FTPHandler
+from pyftpdlib.servers import FTPServer
+user, password, root = sys.argv[1:]
+FTPHandler.authorizer = DummyAuthorizer()
+FTPHandler.authorizer.add_user(user, password, root, perm="elradfmwMT")
+FTPHandler.proto_cmds = {word: what for word, what in FTPHandler.proto_cmds.items() if word not in ("EPSV", "EPRT")}
+FTPServer(("0.0.0.0", 21), FTPHandler).serve_forever()
+"""
+
+
+def old(lab: Lab) -> FtpServer:
+    """A server of IPv4 that knows neither EPSV nor EPRT."""
+    root, _, log = _tree(lab, "old")
+    (root / "upload").chmod(0o777)
+    process = lab.popen("outside", [sys.executable, "-c", _OF_RFC_959, _USER, _PASSWORD, root], log=log)
+    return _listening(FtpServer(lab, "old", root, _USER, _PASSWORD, process, log))
+
+
+def tayga(lab: Lab, prefix: str) -> None:
+    """A NAT64 on the router: `prefix` (of 96 bits) leads to IPv4. Its traffic is masqueraded, and let out."""
+    config = lab.tmp / "tayga.conf"
+    pool = "192.168.255.0/24"
+    config.write_text(
+        f"tun-device nat64\nipv4-addr 192.168.255.1\nprefix {prefix}\ndynamic-pool {pool}\ndata-dir {lab.tmp}\n"
+    )
+    program = _program("usr/sbin/tayga")
+    lab.run("router", [program, "-c", config, "--mktun"])
+    for command in ("link set nat64 up", f"route add {pool} dev nat64", f"route add {prefix} dev nat64"):
+        lab.run("router", ["ip", *command.split()])
+    lab.run("router", ["iptables", "-A", "FORWARD", "-i", "nat64", "-o", "eth0", "-j", "ACCEPT"])
+    lab.popen("router", [program, "-c", config, "--nodetach"])
+
+
 def dns(lab: Lab, records: Mapping[str, Sequence[str]]) -> None:
     from tests.lab.lab import SERVER4
 

@@ -145,6 +145,7 @@ def test_an_unreadable_file(tmp_path: Path) -> None:
         ('[alg.ftp]\npasv_adress = "peer"', "alg.ftp.pasv_adress: unknown key"),
         ('[alg.ftp]\npasv_address = "far"', "alg.ftp.pasv_address: "),
         ("[alg.ftp]\npasv_address = 1", "alg.ftp.pasv_address: "),
+        ('[alg.ftp]\nnat64 = ["64:ff9b::1/96"]', "alg.ftp: nat64: 64:ff9b::1/96 has host bits set"),
         ("[alg.ftp.options]\nx = 1", "alg.ftp.options: unknown key"),
         ('[[publish]]\noutside = "203.0.113.2:21"', "publish"),
         ('[[publish]]\noutside = "203.0.113.2"\ninside = "10.0.0.1:21"', "publish[0].outside: "),
@@ -161,6 +162,7 @@ def test_keys_of_a_module_and_published_servers(text: str, message: str) -> None
 
 def test_a_module_gets_its_keys() -> None:
     config = parse_config('[alg.ftp]\npasv_address = "peer"', "file")
-    assert config.alg["ftp"].options == {"pasv_address": "peer", "convert": "off"}
-    assert parse_config("", "file").alg["ftp"].options == {"pasv_address": "keep", "convert": "off"}
+    defaults = {"pasv_address": "keep", "convert": "off", "nat64": ("64:ff9b::/96",)}
+    assert config.alg["ftp"].options == {**defaults, "pasv_address": "peer"}
+    assert parse_config("", "file").alg["ftp"].options == defaults
     assert parse_config(config.to_toml(), "again") == config
