@@ -70,6 +70,7 @@ EVENTS = {
     "process.start": "A process has started.",
     "publish.failed": "A published server could not be reached.",
     "queue.failed": "The kernel does not hand over packets.",
+    "quota.used_up": "The quota of a rule, a client or a user let the flow move no more; it was reset.",
     "ready": "The gateway serves.",
     "relay.failed": "A relay of a pinhole's data could not begin.",
     "reload.unsupported": "The configuration is read at start only.",

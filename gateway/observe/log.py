@@ -27,6 +27,7 @@ KINDS = {
         "auth.no_method",
         "auth.protection",
         "pinhole.stranger",
+        "quota.used_up",
         "rule.deny",
         "socks.denied",
         "socks.udp_stranger",
