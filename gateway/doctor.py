@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from alg.api import Mode
-from gateway.broker import features, helpers, rules
+from gateway.broker import helpers, rules
 from gateway.config import Config
 from gateway.doctor_host import examine_host, examine_router
 from gateway.errors import AlgateError
@@ -148,13 +148,13 @@ def _kernel(config: Config) -> Iterator[Finding]:
             timeout=_DEADLINE,
             check=False,
         )
-        failed: dict[str, str] = json.loads(done.stdout)
+        tried: dict[str, str | None] = json.loads(done.stdout)
     except (OSError, subprocess.TimeoutExpired, ValueError) as error:
         yield Finding("kernel", "failed", f"it could not be tried: {error}")
         return
-    for name in features.ALL:
-        if name in failed:
-            yield Finding(f"kernel: {name}", "failed", failed[name], "a kernel of 5.10 or later with nf_tables and NAT")
+    for name, failure in tried.items():
+        if failure is not None:
+            yield Finding(f"kernel: {name}", "failed", failure, "a kernel of 5.10 or later with nf_tables and NAT")
         else:
             yield Finding(f"kernel: {name}", "ok", "tried in a network namespace")
 

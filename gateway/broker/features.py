@@ -1,7 +1,7 @@
 """What the kernel can do, by doing it: `python -m gateway.broker.features`, in a network namespace of its own.
 
-Reads iptables rules (`{"iptables": ..., "ip6tables": ...}`) from standard input, and writes what failed, as a JSON
-object: name of the feature to the reason. Whoever calls it makes and drops the namespace.
+Reads iptables rules (`{"iptables": ..., "ip6tables": ...}`) from standard input, and writes what was tried, as a JSON
+object: name of the feature to the reason why it failed, or null. Whoever calls it makes and drops the namespace.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from gateway.broker.netlink import NetfilterError
 from gateway.model import Lease
 
 PINHOLES, CONNTRACK, RULES, QUEUE = "kernel pinholes", "connection tracking", "rules", "packets to us (NFQUEUE)"
-ALL = (PINHOLES, CONNTRACK, RULES, QUEUE)
 
 
 def main() -> None:
     """Try each feature; the namespace must be a new one."""
     rules: dict[str, str] = json.load(sys.stdin)
-    failed: dict[str, str] = {}
+    tried: dict[str, str | None] = {}
     attempts = ((PINHOLES, _pinholes), (CONNTRACK, _conntrack), (RULES, lambda: _rules(rules)), (QUEUE, _queue))
     for name, attempt in attempts:
         try:
             attempt()
+            tried[name] = None
         except (NetfilterError, OSError, ValueError) as error:
-            failed[name] = str(error)
-    json.dump(failed, sys.stdout)
+            tried[name] = str(error)
+    json.dump(tried, sys.stdout)
 
 
 def _pinholes() -> None:
