@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alg.address import Endpoint
 from alg.api import (
+    AskTransfer,
     Bypass,
     Closed,
     ClosePinhole,
@@ -21,6 +23,7 @@ from alg.api import (
     Opened,
     OpenOutbound,
     OpenPinhole,
+    OpenRelay,
     Received,
     Refused,
     Revoke,
@@ -28,6 +31,7 @@ from alg.api import (
     Tick,
     apply_edits,
 )
+from alg.ftp.options import FtpOptions
 from alg.ftp.session import FtpModule
 
 CLIENT, SERVER = Side.CLIENT, Side.SERVER
@@ -155,6 +159,10 @@ CLIENT_LINES = [
     b"\xff\xfb\x01NOOP\r\n",
     b"PORT 192,168,56,10,0,22\r\n",
     b"PORT 1,2,3,4,5,256\r\n",
+    b"PORT 198,51,100,7,200,10\r\n",
+    b"EPRT |2|fd00:56::10|51210|\r\n",
+    b"\xffEPSV 2\r\n",
+    b"RETR x\r\n",
     b"EPRT |2|::1|5000|\r\n",
     b"POST / HTTP/1.1\r\n",
     b"NOOP " + b"x" * 4100 + b"PORT\r\n",
@@ -176,6 +184,8 @@ SERVER_LINES = [
     b"234 go\r\n",
     b"334 go\r\n",
     b"500 no\r\n",
+    b"502 no\r\n",
+    b"227-wait\r\n",
     b"500-no\r\n",
     b"text\r\n",
     b"200 " + b"y" * 5000 + b"\r\n",
@@ -200,27 +210,33 @@ dialogues = st.builds(
 )
 
 
-def play(items: Sequence[Item], cuts: Sequence[int]) -> tuple[list[Command], dict[Side, bytes]]:
+def play(
+    items: Sequence[Item], cuts: Sequence[int], context: FlowContext = CONTEXT
+) -> tuple[list[Command], dict[Side, bytes]]:
     """Drive a module as the gateway does, with data cut after `cuts` bytes (cyclic); to the end of the flow.
 
     Returns the commands, and the bytes of each side that the module was given.
     """
-    module = FtpModule(CONTEXT)
+    module = FtpModule(context)
     commands: list[Command] = []
     given_bytes = dict.fromkeys(Side, b"")
-    asked: list[OpenPinhole | OpenOutbound] = []
+    asked: list[OpenPinhole | OpenOutbound | AskTransfer] = []
     turn = 0
 
     def take(answer: Sequence[Command]) -> None:
         commands.extend(answer)
-        asked.extend(c for c in answer if isinstance(c, OpenPinhole | OpenOutbound))
+        asked.extend(c for c in answer if isinstance(c, OpenPinhole | OpenOutbound | AskTransfer))
 
     def bypassed() -> bool:
         return bool(commands) and isinstance(commands[-1], Bypass)
 
     def settle(opened: bool) -> None:
         question = asked.pop(0)
-        public = PUBLIC if isinstance(question, OpenPinhole) else question.target
+        match question:
+            case OpenPinhole():
+                public = PUBLIC
+            case OpenOutbound(target=other) | AskTransfer(other=other):
+                public = other
         take(module.handle(Opened(question.ref, public, 0) if opened else Refused(question.ref, "quota", 0)))
 
     for item in items:
@@ -343,3 +359,42 @@ def test_any_bytes(items: list[tuple[Side, bytes]]) -> None:
     for side in Side:
         delivered = b"".join(c.data for c in commands if isinstance(c, Deliver) and c.to is side.other)
         assert delivered == given_bytes[side]
+
+
+NAT64 = FlowContext(Endpoint("fd00:56::10", 40000), Endpoint("64:ff9b::cb00:7105", 21))
+SERVERS = FlowContext(CONTEXT.client, CONTEXT.server, transfers=True)
+CONVERTING = FlowContext(CONTEXT.client, CONTEXT.server, options=FtpOptions(convert="active"))
+
+
+@pytest.mark.parametrize("context", [NAT64, SERVERS, CONVERTING], ids=["nat64", "fxp", "convert"])
+@given(dialogues, cuttings)
+@settings(max_examples=300, deadline=None)
+def test_where_more_is_said_than_was_heard(context: FlowContext, items: list[Item], cuts: list[int]) -> None:
+    """What came in goes out, or is named by an edit; nobody is led anywhere but to the flow's own two ends."""
+    commands, given_bytes = play(items, cuts, context)
+    for side in Side:
+        deliveries = [c for c in commands if isinstance(c, Deliver) and c.to is side.other]
+        assert b"".join(d.data for d in deliveries) == given_bytes[side]
+        for delivery in deliveries:
+            apply_edits(delivery.data, delivery.edits)
+    revoked = False
+    for command in commands:
+        match command:
+            case OpenPinhole(target=target, peer=peer):
+                assert (target.host, peer) == (context.client.host, context.server.host)
+            case OpenOutbound(target=target):
+                assert target.host == context.server.host
+            case OpenRelay(client=target, server=server):
+                assert (target.host, server.host) == (context.client.host, context.server.host)
+                assert server.port >= 1024
+            case AskTransfer(other=target):
+                assert context.transfers
+                assert target.host not in (context.client.host, context.server.host)
+            case Revoke():
+                revoked = True
+                continue
+            case _:
+                continue
+        assert target.port >= 1024
+        assert not revoked
+    assert normal(commands) == normal(play(items, [1 << 20], context)[0])
