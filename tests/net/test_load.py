@@ -22,7 +22,7 @@ from tests.bench.peers import PORT, Peer
 from tests.lab.gateway import Gateway
 from tests.lab.lab import SERVER4, Lab
 
-SHORT = int(os.environ.get("SOAK_FLOWS", "15000"))  # 100,000 for the full size
+SHORT = int(os.environ.get("SOAK_FLOWS", "100000"))
 LONG = 2000
 BACK = 0.6  # of the rate before: other work on this machine changes it too
 BOTH = [
@@ -76,14 +76,16 @@ def test_a_soak_leaves_nothing(load: Load, gateway: Gateway) -> None:
         with load.held(peer, LONG // 2) as opened:
             assert opened == LONG // 2
     before = quiet(gateway)
-    done = 0
+    done, began = 0, time.monotonic()
     with load.held(BOTH[0], LONG // 2) as one, load.held(BOTH[1], LONG // 2) as other:
         assert one == other == LONG // 2
         while done < SHORT:
             for peer in BOTH:
-                done += load.client("rate", peer, 100, 2)["done"]
+                done += load.client("rate", peer, 100, 4)["done"]
         assert sum(row["flows"] for row in workers(gateway).values()) >= LONG
+    took = time.monotonic() - began
     after = quiet(gateway)
+    print(f"{done} short flows beside {LONG} long ones in {took:.0f} s; before {before}, after {after}")
     for name, row in after.items():
         assert row["pid"] == before[name]["pid"]
         assert row["watchers"] == before[name]["watchers"]
