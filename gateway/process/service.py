@@ -28,6 +28,7 @@ from gateway.front.udp_association import Options
 from gateway.ident import IdentClient
 from gateway.inspection import Pinholes
 from gateway.own_address import is_local
+from gateway.pinhole.split import SplitPinholes
 from gateway.pinhole.userspace import UserspacePinholes
 from gateway.policy import Policy
 from gateway.process.accept import Acceptor, Quick
@@ -73,7 +74,7 @@ class Service:
             modules(),
             {
                 "transparent": userspace if config.pinhole.backend == "userspace" else kernel,
-                "socks": kernel if config.pinhole.backend == "kernel" else userspace,
+                "socks": _of_socks(config.pinhole.backend, userspace, kernel),
                 "published": userspace,  # the server sees us as its client, so data has to come from us too
             },
             userspace,
@@ -119,3 +120,10 @@ class Service:
             self._ground.acceptor.spawn(lambda: handle(cooperative(sock), address))
 
         return accepted
+
+
+def _of_socks(backend: str, userspace: UserspacePinholes, kernel: Pinholes) -> Pinholes:
+    """The pinholes of SOCKS clients, as `pinhole.backend` says."""
+    if backend == "auto":
+        return SplitPinholes(userspace, kernel)
+    return kernel if backend == "kernel" else userspace

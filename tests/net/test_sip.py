@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from tests.lab.gateway import Gateway
-from tests.lab.lab import CLIENT4, ROUTER_OUT4, SERVER4, STRANGER4, Lab
+from tests.lab.lab import CLIENT4, ROUTER_IN4, ROUTER_OUT4, SERVER4, STRANGER4, Lab
 from tests.lab.sip_peers import Kamailio, Sipp, sipp, succeeds
+from tests.net.socks_wire import ask5
 
 PROXY = f"{SERVER4}:5060"
 PHONE = f"{CLIENT4}:5060"
@@ -199,9 +200,13 @@ def request(method: str, uri: str, number: int, own: str, to: str, extra: str = 
     ).encode()
 
 
-def test_a_call_over_tcp_in_many_segments(lab: Lab, gateway: Gateway, far: None) -> None:
+@pytest.mark.parametrize("way", ["transparent", "socks"])
+def test_a_call_over_tcp_in_many_segments(lab: Lab, gateway: Gateway, far: None, way: str) -> None:
     callee = sipp(lab, "outside", "uas", local=FAR, audio=9100)
-    with lab.connect("inside", SERVER4, 5060) as phone:
+    where = (ROUTER_IN4, 1080) if way == "socks" else (SERVER4, 5060)
+    with lab.connect("inside", *where) as phone:
+        if way == "socks":
+            assert ask5(phone, SERVER4, 5060)[0] == 0
         phone.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         own = "{}:{}".format(*phone.getsockname())
         offer = f"v=0\r\no=- 1 1 IN IP4 {CLIENT4}\r\ns=-\r\nc=IN IP4 {CLIENT4}\r\nt=0 0\r\nm=audio 9300 RTP/AVP 0\r\n"

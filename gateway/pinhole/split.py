@@ -1,0 +1,35 @@
+"""Two backends as one: single connections by one of them, conversations (UDP) by the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from gateway.conversations import Pinholes
+from gateway.model import Lease, PinholeRequest, PinholeUpdate
+
+
+class SplitPinholes:
+    """For SOCKS clients: what they open by TCP comes through us, as their own connections do; media that a session
+    describes do not, so they are the kernel's (0071)."""
+
+    outbound = False  # as of the userspace backend
+
+    def __init__(self, connections: Pinholes, conversations: Pinholes) -> None:
+        self._connections = connections
+        self._conversations = conversations
+
+    def open(self, request: PinholeRequest) -> Lease:
+        """Raises PinholeRefused."""
+        return (self._connections if request.uses else self._conversations).open(request)
+
+    def update(self, update: PinholeUpdate) -> Lease:
+        """Change an open conversation. Raises PinholeRefused."""
+        return self._conversations.update(update)
+
+    def traffic(self, leases: Sequence[str]) -> Mapping[str, tuple[int, int]]:
+        """Packets in and out of conversations."""
+        return self._conversations.traffic(leases)
+
+    def close(self, lease: Lease) -> None:
+        """Close it, if it is still open."""
+        (self._connections if lease.uses else self._conversations).close(lease)
