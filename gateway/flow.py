@@ -56,6 +56,7 @@ class Flow:
 
     __slots__ = (
         "_before",
+        "began",
         "carrier",
         "client",
         "ended_by",
@@ -67,7 +68,6 @@ class Flow:
         "rule",
         "server",
         "session",
-        "since",
         "target",
         "user",
     )
@@ -85,7 +85,7 @@ class Flow:
         self.rate: float | None = None  # bytes a second in each direction; None: as fast as it goes
         self.session: Session | None = None  # what the rule counts
         self.ended_by = ""  # why the gateway has ended it, if it has a reason of its own
-        self.since = time.time()
+        self.began = time.monotonic()  # the wall clock may jump
         self.carrier: Carrier | None = None
         self._before = (0, 0)
 
@@ -131,7 +131,7 @@ class Flow:
             "user": self.user,
             "module": self.module,
             "rule": self.rule,
-            "since": self.since,
+            "since": time.time() - (time.monotonic() - self.began),
             "up": self.up,
             "down": self.down,
         }
@@ -189,7 +189,7 @@ class Flows:
         up, down = flow.up, flow.down
         self._up += up
         self._down += down
-        self._log.ended(flow, reason, up, down, round(time.time() - flow.since, 3))
+        self._log.ended(flow, reason, up, down, round(time.monotonic() - flow.began, 3))
         if not self._live:
             self._empty.set()
 

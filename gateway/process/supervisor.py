@@ -142,6 +142,7 @@ class _Supervisor:
     def run(self) -> int:
         signals, waker = self._catch_signals()
         self._selector.register(signals, selectors.EVENT_READ, lambda: self._on_signals(signals))
+        self._selector.register(self._addresses, selectors.EVENT_READ, lambda: self._addresses.read(time.monotonic()))
         self._admin.setblocking(False)
         if self._elder is not None:
             self._selector.register(self._elder.sock, selectors.EVENT_READ, self._on_elder)
@@ -159,7 +160,7 @@ class _Supervisor:
                 self._stop_all()
             else:
                 self._abandon()
-            for closable in (self._listeners, self._crew, self._admin, signals, waker, self._selector):
+            for closable in (self._listeners, self._crew, self._admin, self._addresses, signals, waker, self._selector):
                 closable.close()
             self._code.close()
             self._crew.files.close()
@@ -306,7 +307,7 @@ class _Supervisor:
 
     def _turn_ending(self, until: float) -> None:
         self._turn(until)
-        self._crew.dismiss()
+        self._crew.dismiss(self._crew.workers)
 
     def _hurry(self) -> None:
         """Those workers that have longer end within the usual time."""
