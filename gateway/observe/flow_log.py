@@ -6,6 +6,7 @@ As logfmt on a stream they are made here, and are those that structlog would mak
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Protocol
 
 import structlog
@@ -14,6 +15,8 @@ from alg.address import Endpoint
 from gateway.observe.counters import count
 from gateway.observe.logfmt import Stamp, value_text
 from gateway.observe.sinks import Sink
+
+_known_text = lru_cache(1024)(value_text)  # of words that come again and again
 
 
 class Named(Protocol):
@@ -74,7 +77,7 @@ class QuickFlowLog(FlowLog):
     def ended(self, flow: Named, reason: str, up: int, down: int, duration: float) -> None:
         count("algate_log_events_total", "flow.end")
         line = (
-            f"timestamp={self._stamp.text()}{self._head}end {_names(flow)} reason={value_text(reason)}"
+            f"timestamp={self._stamp.text()}{self._head}end {_names(flow)} reason={_known_text(reason)}"
             f" up={up} down={down} duration={duration} class=connection"
         )
         self._sink.write(line, "info", {})
@@ -86,4 +89,4 @@ def _names(flow: Named) -> str:
         text += f" target={value_text(flow.target)}"
     if flow.user:
         text += f" user={value_text(flow.user)}"
-    return f"{text} rule={value_text(flow.rule)}" if flow.rule else text
+    return f"{text} rule={_known_text(flow.rule)}" if flow.rule else text
