@@ -24,6 +24,7 @@ SETUP = 240.0  # seconds without a word until an INVITE without a final answer i
 IDLE = 300.0  # seconds without a word and without a media packet, where media packets are counted
 LONG_IDLE = 7200.0  # where they are not, or the call is on hold
 SESSION_GRACE = 32.0
+AFTERWARDS = 32.0  # seconds that a server may send its BYE again (RFC 3261, 17.1.2.2: 64 * T1)
 MOST_CALLS = 20000
 MOST_OF_CLIENT = 128
 
@@ -322,6 +323,8 @@ class Calls:
         for conversation in self._all_media(call):
             self._conversations.drop(conversation, call.claim, now)
         if call.signalling:
+            servers = tuple(sorted(call.servers))
+            self._conversations.claim(call.signalling, ("afterwards", servers), now, now + AFTERWARDS, servers)
             self._conversations.drop(call.signalling, call.claim, now)
 
     def _watch(self, call: Call) -> None:

@@ -43,6 +43,7 @@ class Conversation:
     ends: float = 0.0  # when the driver will close it
     claims: dict[Claim, tuple[Peers, float]] = field(default_factory=dict)
     spelled: dict[str, bytes] = field(default_factory=dict)
+    due: float = 0.0  # when it is to be refreshed
 
 
 Commands = OpenConversation | UpdateConversation | ClosePinhole
@@ -92,7 +93,7 @@ class Conversations:
         self._refs[conversation.ref] = self._targets[conversation.target] = conversation
         self._show(conversation)
         soon = now + 1.0 + conversation.ref % 100 / 10
-        heapq.heappush(self._timers, (min(soon, max(now, conversation.ends - 1.0)), conversation.ref))
+        self._refresh_at(conversation, min(soon, max(now, conversation.ends - 1.0)))
         self.touch(conversation)
 
     def touch(self, conversation: Conversation) -> None:
@@ -121,7 +122,7 @@ class Conversations:
             ttl = min(TTL, until - now)
             conversation.ends = now + ttl
             self.out.append(OpenConversation(conversation.ref, target, second, conversation.peers, ttl, reason))
-            heapq.heappush(self._timers, (now + ttl / 2, conversation.ref))
+            self._refresh_at(conversation, now + ttl / 2)
         else:
             self.claim(conversation, claim, now, until, peers)
         return conversation
@@ -131,6 +132,8 @@ class Conversations:
         before = conversation.claims.get(claim)
         conversation.claims[claim] = (peers, until)
         self.touch(conversation)
+        if before is None and until < conversation.due:
+            heapq.heappush(self._timers, (until, conversation.ref))
         if before is None or before[0] != peers:
             self._changed(conversation, now)
 
@@ -177,7 +180,7 @@ class Conversations:
             self.touch(conversation)
             conversation.state = State.REFUSED
             conversation.ends = now + REFUSED_FOR
-            heapq.heappush(self._timers, (conversation.ends, ref))
+            self._refresh_at(conversation, conversation.ends)
 
     def deadline(self) -> float | None:
         """When `tick` has something to do."""
@@ -186,16 +189,19 @@ class Conversations:
     def tick(self, now: float) -> None:
         """Refresh what is still needed, close what is not."""
         while self._timers and self._timers[0][0] <= now:
-            conversation = self._refs.get(heapq.heappop(self._timers)[1])
+            at, ref = heapq.heappop(self._timers)
+            conversation = self._refs.get(ref)
             if conversation is None:
                 continue
             if conversation.state is State.REFUSED:
                 if conversation.ends <= now:
                     self._forget(conversation)
                 continue
-            for claim in [claim for claim, (_, until) in conversation.claims.items() if until <= now]:
+            over = [claim for claim, (_, until) in conversation.claims.items() if until <= now]
+            for claim in over:
                 del conversation.claims[claim]
-            self._changed(conversation, now, refresh=True)
+            if over or at == conversation.due:
+                self._changed(conversation, now, refresh=at == conversation.due)
 
     def _changed(self, conversation: Conversation, now: float, refresh: bool = False) -> None:
         if conversation.ref == 0 or conversation.state is State.REFUSED:
@@ -217,7 +223,11 @@ class Conversations:
             # A claim may end before the others: look again then, for its peers are to be cut off.
             soonest = min(until for _, until in conversation.claims.values())
             due = now + max(1.0, (conversation.ends - now) / 2)
-            heapq.heappush(self._timers, (min(due, max(soonest, now + 1.0)), conversation.ref))
+            self._refresh_at(conversation, min(due, max(soonest, now + 1.0)))
+
+    def _refresh_at(self, conversation: Conversation, at: float) -> None:
+        conversation.due = at
+        heapq.heappush(self._timers, (at, conversation.ref))
 
     def _show(self, conversation: Conversation) -> None:
         public = conversation.public

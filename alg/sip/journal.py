@@ -145,7 +145,7 @@ def _conversation(record: ConversationRecord) -> Conversation:
 
 def _claim(kind: str, words: tuple[bytes, ...]) -> Claim:
     """A claim of its words: those of calls and bindings end with what a message said, in bytes."""
-    if kind == "signalling":
+    if kind in ("signalling", "afterwards"):
         return kind, tuple(word.decode() for word in words)
     return kind, (*(word.decode() for word in words[:-1]), words[-1])
 
