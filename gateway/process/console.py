@@ -29,6 +29,8 @@ from gateway.process.lifeline import Answering, Ask, Ping, Pong, Ready, Report, 
 
 log = get_logger()
 
+LONGEST_TOKEN = 200
+
 
 class Console:
     """Everything that the process consists of, put together from its boot document."""
@@ -41,8 +43,7 @@ class Console:
         self._waiting: dict[int, AsyncResult[tuple[Answering, list[int]]]] = {}
         self._lag = LagMeter()
         self._gatherer = Gatherer(boot.names, self._ask, Totals(boot.files["totals"]))
-        with open(boot.files["token"]) as file:
-            token = file.read()
+        token = os.pread(boot.files["token"], LONGEST_TOKEN, 0).decode()
         self._app = App(config.console, self._gatherer, token)
         self._verbs = {"status": self._status, "metrics": self._metrics, "events": recent_rows}
 

@@ -65,6 +65,8 @@ class App:
     """The WSGI application. `token`: what must be known to change something, and beyond loopback to see something."""
 
     def __init__(self, section: ConsoleSection, gatherer: Gatherer, token: str) -> None:
+        if not token:
+            raise ValueError("without a token anybody could change everything")
         self._hosts = frozenset(host.lower() for host in section.hosts) | {"localhost"}
         self._public = not parse_endpoint(section.listen).ip.is_loopback
         self._gatherer = gatherer

@@ -113,6 +113,11 @@ def test_what_changes_something_wants_the_token(app: App, processes: Processes) 
     assert ("worker-0", "kick", "w0-1") in processes.asked
 
 
+def test_no_token_is_no_token(gatherer: Gatherer) -> None:
+    with pytest.raises(ValueError, match="without a token"):
+        App(ConsoleSection(), gatherer, "")
+
+
 def test_another_site_cannot_change_anything_even_with_the_token(app: App, processes: Processes) -> None:
     assert kick(app, HTTP_ORIGIN="http://evil.example") == 403
     assert kick(app, HTTP_ORIGIN="null") == 403
