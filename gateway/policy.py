@@ -129,8 +129,12 @@ class Policy:
         if not self._governed(request):
             return self._default(request)
         index = self._index
-        rule = index.first(index.apart_from_target(self._query(request), any_port=True) & index.permits)
-        return rule.decision if rule is not None else Decision(False, "none")
+        found = index.apart_from_target(self._query(request), any_port=True)
+        never = index.first(found & index.everywhere & index.any_port & ~index.permits)  # nothing behind it is asked
+        rule = index.first(found & index.permits)
+        if rule is None or (never is not None and index.rules.index(never) < index.rules.index(rule)):
+            return never.decision if never is not None else Decision(False, "none")
+        return rule.decision
 
     def permits_transfer(
         self, client: Endpoint, user: str | None, server: Endpoint, other: Endpoint, is_own: Callable[[str], bool]

@@ -85,6 +85,7 @@ class RuleIndex:
         self.rules = tuple(rules)
         self.permits = _set(rule.permit for rule in rules)
         self.everywhere = _set(rule.everywhere for rule in rules)
+        self.any_port = _set(rule.ports in ((), ((0, 65535),)) for rule in rules)
         self.by_prefix = _set(bool(rule.targets) for rule in rules)
         self.ident = _set(rule.ident for rule in rules)
         self._all = (1 << len(self.rules)) - 1

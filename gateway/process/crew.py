@@ -6,7 +6,7 @@ import itertools
 import os
 import secrets
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from gateway.config import Config
 from gateway.observe.log import get_logger
@@ -78,13 +78,13 @@ class Crew:
         """Those of which there can be only one at a time."""
         return [child for child in (self.packets, self.console) if child]
 
-    def dismiss(self) -> None:
-        """Nobody need ask the workers that have ended."""
-        for worker in self.workers:
-            if worker.lifeline is None and worker.name in self._admins:
-                self._sockets.remove(self._admins[worker.name])
-                self._admins.pop(worker.name).close()
-                self._run_dir.forget(worker.name)
+    def dismiss(self, children: Sequence[Child]) -> None:
+        """Nobody need ask those of them that have ended."""
+        for child in children:
+            if child.lifeline is None and child.name in self._admins:
+                self._sockets.remove(self._admins[child.name])
+                self._admins.pop(child.name).close()
+                self._run_dir.forget(child.name)
 
     def forget_old(self) -> None:
         """The workers of the earlier version have ended."""
@@ -119,6 +119,7 @@ class Crew:
         config = self.config
         if self.packets is not None and not config.packets_wanted:
             children.end([self.packets], KILL_MARGIN, turn)
+            self.dismiss([self.packets])
             self.packets = None
         elif self.packets is None and config.packets_wanted:
             self.packets = self._make_packets()
@@ -129,6 +130,7 @@ class Crew:
             children.replace(self.packets)  # its journal tells the next one what is under way
         if self.console is not None and not config.console.listen:
             children.end([self.console], KILL_MARGIN, turn)
+            self.dismiss([self.console])
             self.console = None
         elif self.console is None and config.console.listen:
             self.console = self._make_console()

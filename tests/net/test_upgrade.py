@@ -1,0 +1,200 @@
+"""A new version takes over from one that serves, and nobody outside notices."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import threading
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from tests.lab.gateway import Gateway
+from tests.lab.lab import CLIENT4, ROUTER_IN4, SERVER4, Lab
+from tests.lab.servers import FtpServer
+from tests.net.ftp_control import Control, fails, open_pinhole, port_command, split
+from tests.net.socks_wire import ask5
+from tests.net.steady_load import Greeter, SteadyLoad
+
+SIZE = 60_000_000
+
+
+@pytest.fixture(scope="module")
+def server(lab: Lab) -> Iterator[FtpServer]:
+    server = lab.vsftpd()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def greeter(lab: Lab) -> Iterator[Greeter]:
+    greeter = Greeter(lab)
+    yield greeter
+    greeter.close()
+
+
+@pytest.fixture
+def gateway(lab: Lab) -> Iterator[Gateway]:
+    gateway = lab.start_gateway(lab.write_config(process={"drain_timeout": 1, "retire_timeout": 60}))
+    yield gateway
+    successor = pid_of(gateway)
+    if successor not in (None, gateway.process.pid):
+        os.kill(successor, signal.SIGTERM)
+        lab.wait_for(lambda: not Path(f"/proc/{successor}").exists(), 20, "the new version to end")
+    assert gateway.stop() == 0
+
+
+def pid_of(gateway: Gateway) -> int | None:
+    """The supervisor that is in charge, as its lock says."""
+    run_dir = tomllib.loads(gateway.config.read_text())["process"]["run_dir"]
+    lock = Path(run_dir) / "lock"
+    return int(lock.read_text()) if lock.exists() else None
+
+
+def upgrade(gateway: Gateway) -> int:
+    """`algate reload --upgrade`; the pid of the new supervisor."""
+    before = pid_of(gateway)
+    (outcome,) = json.loads(gateway.algate("reload", "--upgrade", "--json").stdout)
+    assert outcome["pid"] == pid_of(gateway) != before
+    return int(outcome["pid"])
+
+
+class Download:
+    """A file that is fetched slowly, in a thread, through SOCKS."""
+
+    def __init__(self, lab: Lab, content: bytes) -> None:
+        self._listener = lab.listen("outside", SERVER4)
+        self._content = content
+        self._sock = lab.connect("inside", ROUTER_IN4, 1080, timeout=30)
+        self.digest = hashlib.sha256()
+        self.count = 0
+        self.rest = threading.Event()
+        assert ask5(self._sock, SERVER4, self._listener.getsockname()[1])[0] == 0
+        threading.Thread(target=self._serve, daemon=True).start()
+        self._thread = threading.Thread(target=self._receive)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        sock, _ = self._listener.accept()
+        with sock:
+            sock.sendall(self._content)
+
+    def _receive(self) -> None:
+        while chunk := self._sock.recv(65536):
+            self.digest.update(chunk)
+            self.count += len(chunk)
+            if not self.rest.is_set():
+                self.rest.wait(0.1)
+
+    def finish(self) -> tuple[int, bytes]:
+        """The rest at full speed."""
+        self.rest.set()
+        self._thread.join(30)
+        self._sock.close()
+        self._listener.close()
+        return self.count, self.digest.digest()
+
+
+def test_under_load_nobody_is_refused_and_what_is_under_way_goes_on(
+    lab: Lab, gateway: Gateway, server: FtpServer, greeter: Greeter
+) -> None:
+    content = os.urandom(SIZE)
+    download = Download(lab, content)
+    control = Control(lab, SERVER4)
+    control.login(server.user, server.password)
+    listener, pinhole = open_pinhole(lab, gateway, control)
+    with SteadyLoad(lab, greeter) as load:
+        load.more(50)
+        for _ in range(2):  # also while the version before has not ended yet
+            upgrade(gateway)
+            load.more(100)
+    assert (load.refused, load.errors) == (0, [])
+
+    # The session's inspection and its pinhole have outlived two brokers.
+    (row,) = gateway.admin("pinholes")
+    assert row["id"] == pinhole["id"]
+    assert fails(lab, "stranger", split(pinhole["public"]))
+    lab.connect("outside", *split(pinhole["public"])).close()
+    listener.accept()[0].close()
+    listener.close()
+    listener = lab.listen("inside", CLIENT4)
+    assert control.command(port_command(CLIENT4, listener.getsockname()[1]).decode().strip()).startswith("200")
+    listener.close()
+
+    assert 0 < download.count < SIZE
+    assert download.finish() == (SIZE, hashlib.sha256(content).digest())
+    assert gateway.process.poll() is None  # for the session's sake
+    control.command("QUIT")
+    control.close()
+    assert gateway.process.wait(10) == 0  # the oldest ends, and leaves everything to the newest
+    lab.wait_for(lambda: len(list(lab.tmp.glob("run*/worker-*.sock"))) == 2, 10, "the old ones to end")
+    with SteadyLoad(lab, greeter, clients=2) as load:
+        load.more(10)
+    assert (load.refused, load.errors) == (0, [])
+
+
+def test_what_takes_new_processes_gets_them(lab: Lab, gateway: Gateway, greeter: Greeter) -> None:
+    document = tomllib.loads(gateway.config.read_text())
+    document["process"]["workers"] = 3
+    document["socks"]["listen"].append(f"{ROUTER_IN4}:1082")
+    gateway.config.write_text(tomli_w.dumps(document))
+    with SteadyLoad(lab, greeter, clients=4) as load:
+        load.more(20)
+        lines = len(gateway.log_lines())
+        gateway.process.send_signal(signal.SIGUSR2)
+        gateway.wait_for_log(r"event=upgrade.complete", deadline=20, after=lines)
+        load.more(20)
+    assert (load.refused, load.errors) == (0, [])
+    assert len([row for row in gateway.admin("status") if row["process"].startswith("worker")]) == 3
+    with SteadyLoad(lab, greeter, clients=2, port=1082) as load:
+        load.more(10)
+    assert (load.refused, load.errors) == (0, [])
+    document["process"]["workers"] = 1
+    document["socks"]["listen"].pop()
+    gateway.config.write_text(tomli_w.dumps(document))
+    with SteadyLoad(lab, greeter, clients=4) as load, SteadyLoad(lab, greeter, clients=2, port=1082) as visitor:
+        visitor.more(5)
+        upgrade(gateway)
+        load.more(50)
+    assert (load.refused, load.errors) == (0, [])
+    assert visitor.errors == []
+    assert fails(lab, "inside", (ROUTER_IN4, 1082))
+
+
+def test_if_the_new_version_cannot_begin_the_old_one_goes_on(
+    lab: Lab, gateway: Gateway, server: FtpServer, greeter: Greeter
+) -> None:
+    original = gateway.config.read_text()
+    control = Control(lab, SERVER4)
+    control.login(server.user, server.password)
+    with SteadyLoad(lab, greeter, clients=4) as load, lab.listen("router", ROUTER_IN4, 1099):
+        load.more(10)
+        document = tomllib.loads(original)
+        document["socks"]["listen"].append(f"{ROUTER_IN4}:1099")
+        gateway.config.write_text(tomli_w.dumps(document))
+        done = gateway.algate("reload", "--upgrade", check=False)
+        assert done.returncode == 1
+        assert "socks.listen[2]: cannot listen on" in done.stderr
+        assert "Address already in use" in gateway.wait_for_log("event=upgrade.failed")
+        load.more(10)
+    assert (load.refused, load.errors) == (0, [])
+    assert pid_of(gateway) == gateway.process.pid
+    gateway.config.write_text(original)
+    open_pinhole(lab, gateway, control)[0].close()
+    control.close()
+
+
+def test_without_its_successor_the_old_version_ends_soon(lab: Lab, gateway: Gateway, server: FtpServer) -> None:
+    control = Control(lab, SERVER4)
+    control.login(server.user, server.password)
+    os.kill(upgrade(gateway), signal.SIGTERM)
+    assert gateway.process.wait(15) == 0
+    with pytest.raises((ConnectionError, socket.timeout)):
+        control.command("NOOP")
+    control.close()
