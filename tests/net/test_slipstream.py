@@ -15,11 +15,11 @@ REGISTER = (
     f"Max-Forwards: 70\r\nFrom: <sip:wuz@evil.test>;tag=1\r\nTo: <sip:wuz@evil.test>\r\nCall-ID: x\r\n"
     f"CSeq: 1 REGISTER\r\nContact: <sip:wuz@{CLIENT4}:3306>\r\nExpires: 600\r\nContent-Length: 0\r\n\r\n"
 ).encode()
+DESCRIPTION = f"v=0\r\no=- 1 1 IN IP4 {CLIENT4}\r\ns=-\r\nc=IN IP4 {CLIENT4}\r\nt=0 0\r\nm=audio 3306 RTP/AVP 0\r\n"
 INVITE = (
     f"INVITE sip:wuz@evil.test SIP/2.0\r\nVia: SIP/2.0/UDP {CLIENT4}:5060;branch=z9hG4bK-2\r\nFrom: <sip:a@b>;tag=1\r\n"
     f"To: <sip:c@d>\r\nCall-ID: y\r\nCSeq: 1 INVITE\r\nContact: <sip:wuz@{CLIENT4}:3306>\r\n"
-    "Content-Type: application/sdp\r\nContent-Length: 103\r\n\r\n"
-    f"v=0\r\no=- 1 1 IN IP4 {CLIENT4}\r\ns=-\r\nc=IN IP4 {CLIENT4}\r\nt=0 0\r\nm=audio 3306 RTP/AVP 0\r\n"
+    f"Content-Type: application/sdp\r\nContent-Length: {len(DESCRIPTION)}\r\n\r\n{DESCRIPTION}"
 ).encode()
 OK = REGISTER.replace(b"REGISTER sip:evil.test;transport=TCP SIP/2.0", b"SIP/2.0 200 OK", 1)
 
@@ -85,3 +85,22 @@ def test_a_turn_message_whose_fragment_begins_with_a_forged_header_and_sip(
     finally:
         browser.close()
         server.close()
+
+
+def test_the_same_messages_from_a_phone_do_open_pinholes(lab: Lab, gateway: Gateway) -> None:
+    """What the attackers send would be believed if it were where a phone sends it: so these tests can fail."""
+
+    def targets() -> list[str]:
+        return sorted(row["target"] for row in gateway.admin("pinholes"))
+
+    listener = lab.listen("outside", SERVER4, 5060)
+    with lab.connect("inside", SERVER4, 5060) as phone:
+        phone.sendall(INVITE)
+        lab.wait_for(lambda: targets() == [f"{CLIENT4}:3306"], 10, "a pinhole for media")
+        listener.accept()[0].close()
+    lab.wait_for(lambda: targets() == [], 10, "its end")
+    listener.close()
+    with lab.enter("inside"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+        datagrams.bind((CLIENT4, 0))
+        datagrams.sendto(REGISTER, (SERVER4, 5060))
+        lab.wait_for(lambda: f"{CLIENT4}:5060" in targets(), 10, "a pinhole for signalling")
