@@ -27,7 +27,7 @@ LONGEST_CONVERSATION = 7200.0
 """Registrations are asked for by the hour (RFC 3261, 10.2); a module that wants longer refreshes."""
 MOST_PEERS = 8
 
-SERVICE_PORTS = frozenset(
+_TCP_SERVICES = frozenset(
     {
         1080,  # SOCKS
         1433,  # Microsoft SQL Server
@@ -47,8 +47,21 @@ SERVICE_PORTS = frozenset(
         27017,  # MongoDB
     }
 )
+_UDP_SERVICES = frozenset(
+    {
+        1434,  # Microsoft SQL Server's browser
+        1900,  # SSDP (UPnP)
+        2049,  # NFS
+        3702,  # WS-Discovery
+        5351,  # NAT-PMP, PCP
+        5353,  # mDNS
+        11211,  # memcached
+    }
+)
+SERVICE_PORTS = {"tcp": _TCP_SERVICES, "udp": _UDP_SERVICES}
 """Ports above 1023 where a service without good authentication often listens, and where no ephemeral port of a common
-system is likely: a client that names one as its data port is rather a victim of slipstreaming."""
+system is likely: a client that names one as its data port is rather a victim of slipstreaming. Over UDP only what
+answers strangers there: phones choose their media ports anywhere (0072)."""
 
 _BROADCAST = ipaddress.ip_address("255.255.255.255")
 _FLOW = re.compile(r"[A-Za-z0-9._:-]{1,32}")
@@ -81,7 +94,7 @@ def check_request(request: PinholeRequest, inside: Sequence[Network]) -> None:
         raise PinholeRefused("visitor", "of a worker's own ports only")
     if not _within(client, inside):
         raise PinholeRefused("client", f"{client} is not inside")
-    target = _target(request.target)
+    target = _target(request.target, request.transport)
     if request.uses == 0:
         _check_conversation(request, client, target, inside)
         return
@@ -98,7 +111,7 @@ def check_update(update: PinholeUpdate, lease: Lease, inside: Sequence[Network])
     if update.ttl is not msgspec.UNSET:
         _check_ttl(update.ttl, LONGEST_CONVERSATION)
     target = lease.target if update.target is msgspec.UNSET else update.target
-    if update.target is not msgspec.UNSET and _target(target) != _address("client", lease.client):
+    if update.target is not msgspec.UNSET and _target(target, "udp") != _address("client", lease.client):
         raise PinholeRefused("target", f"{target.host} is not the client {lease.client}")
     if update.second is not msgspec.UNSET:
         _check_second(target, update.second)
@@ -161,7 +174,7 @@ def _check_conversation(request: PinholeRequest, client: Address, target: Addres
 
 
 def _check_second(target: Endpoint, second: int) -> None:
-    _target(Endpoint(target.host, second))
+    _target(Endpoint(target.host, second), "udp")
     if second == target.port:
         raise PinholeRefused("port", "both ports of a pair are the same")
 
@@ -216,10 +229,10 @@ def _check_outbound(request: PinholeRequest, client: Address, target: Address, i
         raise PinholeRefused("family", "IPv4 and IPv6 are mixed")
 
 
-def _target(endpoint: Endpoint) -> Address:
+def _target(endpoint: Endpoint, transport: str) -> Address:
     if not LOWEST_PORT <= endpoint.port <= 65535:
         raise PinholeRefused("port", f"{endpoint.port} is not between {LOWEST_PORT} and 65535")
-    if endpoint.port in SERVICE_PORTS:
+    if endpoint.port in SERVICE_PORTS.get(transport, _TCP_SERVICES):
         raise PinholeRefused("port", f"{endpoint.port} is the port of a service")
     return _address("target", endpoint.host)
 

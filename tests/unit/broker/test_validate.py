@@ -152,7 +152,7 @@ def test_whatever_passes_is_harmless(request_: PinholeRequest) -> None:
     client = ipaddress.ip_address(request_.client)
     assert any(client in network for network in INSIDE)
     assert 1024 <= request_.target.port <= 65535
-    assert request_.target.port not in SERVICE_PORTS
+    assert request_.target.port not in SERVICE_PORTS[request_.transport]
     assert 1 <= request_.ttl <= (300 if request_.uses else 7200)
     assert request_.uses in (0, 1)
     assert " " not in request_.flow + request_.reason
@@ -170,6 +170,14 @@ CONVERSATION = msgspec.structs.replace(
 )
 LOCAL = msgspec.structs.replace(INBOUND, local=True, target=Endpoint("192.168.56.10", 80))
 LOCAL_UDP = msgspec.structs.replace(LOCAL, transport="udp", uses=0, peer=None, peers=None)
+
+
+@pytest.mark.parametrize("port", sorted(SERVICE_PORTS["tcp"] - SERVICE_PORTS["udp"]))
+def test_media_may_use_a_port_where_nothing_listens_by_udp(port: int) -> None:
+    """Phones choose any: a description with one stream that cannot be opened is not repaired at all."""
+    target = Endpoint("192.168.56.10", port)
+    assert rule_of(msgspec.structs.replace(CONVERSATION, target=target, second=None)) is None
+    assert rule_of(msgspec.structs.replace(INBOUND, target=target)) == "port"
 
 
 @pytest.mark.parametrize("peers", [(), None, ("203.0.113.5", "203.0.113.6")])
@@ -192,7 +200,8 @@ def test_good_conversations_pass(peers: tuple[str, ...] | None) -> None:
         ({"peers": ("2001:db8::5",)}, "family"),
         ({"second": 50000}, "port"),
         ({"second": 1023}, "port"),
-        ({"second": 3306}, "port"),
+        ({"second": 1900}, "port"),
+        ({"target": Endpoint("192.168.56.10", 11211)}, "port"),
         ({"second": 65536}, "port"),
         ({"target": Endpoint("192.168.56.11", 50000)}, "target"),
         ({"public_host": "192.168.56.1"}, "public"),
