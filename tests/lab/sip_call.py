@@ -193,12 +193,12 @@ def play(
 
 
 def _is_bound(phone: Phone, transport: str) -> bool:
-    wanted = f":{phone.party.port:04X} "
-    for table in (transport, f"{transport}6"):
-        if wanted in Path(f"/proc/{phone.process.pid}/net/{table}").read_text():
-            return True
+    version6 = ":" in phone.party.host
+    packed = socket.inet_pton(socket.AF_INET6 if version6 else socket.AF_INET, phone.party.host)
+    words = (packed[at : at + 4][::-1].hex().upper() for at in range(0, len(packed), 4))  # as /proc writes them
     assert phone.process.poll() is None, phone.errors.read_text() if phone.errors.exists() else "sipp"
-    return False
+    table = Path(f"/proc/{phone.process.pid}/net/{transport}{'6' if version6 else ''}").read_text()
+    return f" {''.join(words)}:{phone.party.port:04X} " in table
 
 
 def _run(played: Played, intruder: socket.socket, rows: Rows, longest: float) -> None:
