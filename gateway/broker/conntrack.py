@@ -1,4 +1,4 @@
-"""Connections that the kernel's connection tracking knows: those of a conversation are forgotten when it ends.
+"""Connections that the kernel's connection tracking knows, and how it is made to forget some of them.
 
 The kernel walks its whole table for each question (8.6 ms with 262,144 buckets), so one is asked for all sockets of
 many requests (0036).
@@ -7,10 +7,12 @@ many requests (0036).
 from __future__ import annotations
 
 import errno
+import ipaddress
 import socket
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_CTNETLINK
 from pyroute2.netlink.nfnetlink.nfctsocket import (
@@ -23,7 +25,6 @@ from pyroute2.netlink.nfnetlink.nfctsocket import (
 )
 
 from alg.address import Endpoint
-from gateway.broker.elements import second_of
 from gateway.broker.netlink import (
     ACK,
     DUMP,
@@ -35,14 +36,13 @@ from gateway.broker.netlink import (
     attribute_map,
     nested,
 )
-from gateway.model import Lease
 
 _GET = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET
 _DELETE = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE
 _GET_STATISTICS = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET_STATS
 _FAMILY: dict[int, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
 _BODY = HEADER.size + 4
-_ORIGINAL, _ID, _ZONE, _FILTER = 1, 12, 18, 25
+_ORIGINAL, _REPLY, _MARK, _ID, _ZONE, _FILTER = 1, 2, 8, 12, 18, 25
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _NUMBER, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3
 _ADDRESS = {(4, True): 1, (4, False): 2, (6, True): 3, (6, False): 4}  # by version and whether it is the source
@@ -50,9 +50,8 @@ _FILTER_ORIGINAL, _FILTER_REPLY = 1, 2
 _UDP = bytes((socket.IPPROTO_UDP,))
 _ENTRIES = 1
 
-# One question for all of UDP costs about 5 us for each connection that there is; one for a host a walk of the table.
-_FEW_HOSTS = 4
-_FEW_ENTRIES = 1_000
+_WALK = 1_000
+"""Connections that can be read (5 us each) in the time in which the kernel walks its table for one host."""
 
 _Host = tuple[bool, bytes]
 """An address, and whether connections from it (True) or to it are meant."""
@@ -60,10 +59,21 @@ _Host = tuple[bool, bytes]
 
 @dataclass(frozen=True, slots=True)
 class Socket:
-    """UDP connections that began at (`source`) or went to an address and port."""
+    """An end of UDP connections: an address and port where they began (`source`), or where they went to."""
 
     endpoint: Endpoint
     source: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A UDP connection: its ends as its first packet had them, and as the answers have them."""
+
+    source: Socket
+    destination: Socket
+    reply_source: Socket
+    reply_destination: Socket
+    mark: int
 
 
 class Conntrack:
@@ -72,8 +82,8 @@ class Conntrack:
     def __init__(self) -> None:
         self._netlink = Netlink()
 
-    def forget(self, sockets: Collection[Socket]) -> int:
-        """Delete the connections of these sockets; how many there were."""
+    def forget(self, sockets: Collection[Socket], stays: Callable[[Connection], bool]) -> int:
+        """Delete the connections of these sockets but for those that may stay; how many they were."""
         count = 0
         for version in {sock.endpoint.version for sock in sockets}:
             ends = {
@@ -82,19 +92,19 @@ class Conntrack:
                 if sock.endpoint.version == version
             }
             for host in self._questions({(source, host) for source, host, _ in ends}):
-                for connection in self._connections(version, host):
-                    if not ends.isdisjoint(_ends_of(connection[_ORIGINAL], version)):
-                        count += self._delete(version, connection)
+                for found in self._connections(version, host):
+                    if not ends.isdisjoint(_ends_of(found[_ORIGINAL], version)) and not stays(_read(found, version)):
+                        count += self._delete(version, found)
         return count
 
     def _questions(self, hosts: set[_Host]) -> Collection[_Host | None]:
         """Which hosts to ask for; None: all of UDP at once, where that is less than to walk the table for each."""
-        if len(hosts) <= _FEW_HOSTS:
-            message = self._message(_GET_STATISTICS, REQUEST | ACK, 4, b"")
-            entries = [attribute_map(packet, _BODY).get(_ENTRIES, b"") for packet in self._netlink.request(message)]
-            if any(int.from_bytes(number, "big") > _FEW_ENTRIES for number in entries):
-                return hosts
-        return (None,)
+        message = self._message(_GET_STATISTICS, REQUEST | ACK, 4, b"")
+        entries = sum(
+            int.from_bytes(attribute_map(packet, _BODY).get(_ENTRIES, b""), "big")
+            for packet in self._netlink.request(message)
+        )
+        return hosts if entries > len(hosts) * _WALK else (None,)
 
     def _connections(self, version: int, host: _Host | None) -> Iterator[dict[int, bytes]]:
         """UDP connections from or to a host, or all. The kernel chooses (CTA_FILTER; before Linux 5.8 it names all)."""
@@ -128,36 +138,20 @@ class Conntrack:
         return self._netlink.message(kind, flags, struct.pack(">BBH", _FAMILY[version], 0, 0) + body)
 
 
-def connections_of(lease: Lease) -> tuple[Socket, ...]:
-    """The UDP connections that must begin anew when a lease begins or ends.
-
-    When it begins: what a peer sent too early is a connection to this host itself, and stays one; what the inside
-    socket sent before has another public port.
-    """
-    if lease.protocol != "udp" or lease.direction != "in":
-        return ()
-    ports = [(lease.public, lease.target)]
-    if lease.second is not None:
-        ports.append(second_of(lease))
-    outside = tuple(Socket(public, source=False) for public, _ in ports)
-    inside = (
-        tuple(Socket(target, source=True) for _, target in ports)
-        if lease.backend == "kernel" and not lease.uses
-        else ()
-    )
-    return outside + inside
+def _read(found: dict[int, bytes], version: int) -> Connection:
+    source, destination = (_socket(*end) for end in _ends_of(found[_ORIGINAL], version))
+    answers = {end[0]: _socket(*end) for end in _ends_of(found.get(_REPLY, b""), version)}
+    mark = int.from_bytes(found.get(_MARK, b""), "big")
+    return Connection(source, destination, answers.get(True, destination), answers.get(False, source), mark)
 
 
-def connections_between(old: Lease, new: Lease) -> frozenset[Socket]:
-    """The UDP connections that must begin anew when a lease changes."""
-    if (old.target, old.second) != (new.target, new.second):
-        return frozenset({*connections_of(old), *connections_of(new)})
-    if old.peers == new.peers:
-        return frozenset()
-    if old.peers is None or (new.peers is not None and not set(old.peers) <= set(new.peers)):
-        # What was let out to a peer of before is marked, and would be dropped from now on.
-        return frozenset(connections_of(new))
-    return frozenset(sock for sock in connections_of(new) if not sock.source)  # the way out is as it was
+def _socket(source: bool, address: bytes, port: bytes) -> Socket:
+    return Socket(Endpoint(_text(address), int.from_bytes(port, "big")), source)
+
+
+@lru_cache(maxsize=4096)
+def _text(address: bytes) -> str:
+    return str(ipaddress.ip_address(address))
 
 
 def _ends_of(original: bytes, version: int) -> Iterator[tuple[bool, bytes, bytes]]:

@@ -251,11 +251,11 @@ def test_a_connection_that_was_there_before_begins_anew_from_the_public_port(
     assert gets(phone, far, lease.public) == of(far)
 
 
-@pytest.mark.parametrize("few", [0, 1_000_000], ids=["host by host", "all at once"])
+@pytest.mark.parametrize("walk", [0, 1_000_000], ids=["host by host", "all at once"])
 def test_only_connections_of_these_sockets_are_forgotten(
-    rig: Rig, phones: Phones, few: int, monkeypatch: pytest.MonkeyPatch
+    rig: Rig, phones: Phones, walk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conntrack, "_FEW_ENTRIES", few)
+    monkeypatch.setattr(conntrack, "_WALK", walk)
     far = {host: phones.at(rig.outside, host, 7000) for host in (SERVER, STRANGER, SERVER6)}
     for host, sock in far.items():
         for port in (41000, 41001):
