@@ -1,0 +1,293 @@
+"""The console in a real browser (headless Chromium), beside a real gateway with real flows."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.bench import measures
+from tests.bench.measures import Load
+from tests.bench.peers import PORT as SINK
+from tests.bench.peers import Peer
+from tests.lab.gateway import Gateway
+from tests.lab.lab import CLIENT4, ROUTER_IN4, SERVER4, Lab
+from tests.lab.sip_peers import Kamailio, sipp, succeeds
+from tests.net.console_http import LISTEN, door, fetch
+from tests.net.socks_wire import ask5
+
+CHROMIUM = "/usr/bin/chromium"
+MANY = 5000
+SOCKS = Peer("socks", "socks", lambda _lab: lambda: None)
+
+# What the page must not do, noticed from its first moment on; and how long it keeps a frame waiting.
+_WATCH = """
+window.violations = [];
+document.addEventListener("securitypolicyviolation", (event) =>
+  window.violations.push(`${event.violatedDirective} ${event.blockedURI}`));
+window.measure = () => {
+  let last = performance.now();
+  window.times = [];
+  const step = (now) => {
+    window.times.push(now - last);
+    last = now;
+    window.frame = requestAnimationFrame(step);
+  };
+  window.frame = requestAnimationFrame(step);
+};
+window.measured = () => (cancelAnimationFrame(window.frame), window.times);
+"""
+
+
+@pytest.fixture(scope="module")
+def gateway(lab: Lab) -> Iterator[Gateway]:
+    gateway = lab.start_gateway(lab.write_config(console={"listen": LISTEN}, transparent={"ports": [SINK]}))
+    yield gateway
+    assert gateway.stop() == 0, lab.tail_of_logs()
+    assert lab.leftovers() == []
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    assert Path(CHROMIUM).exists(), "chromium is missing: run `make setup`"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def url(lab: Lab, gateway: Gateway) -> Iterator[str]:
+    with door(lab) as url:
+        yield url
+
+
+@pytest.fixture
+def page(browser: Browser, url: str) -> Iterator[Page]:
+    """A page of the console that may ask nobody else, break no policy and throw nothing."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.add_init_script(_WATCH)
+    context.set_default_timeout(20_000)
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: None if request.url.startswith(url) else problems.append(request.url))
+    page.goto(url)
+    yield page
+    problems += page.evaluate("window.violations")
+    context.close()
+    assert problems == []
+
+
+@pytest.fixture(scope="module")
+def listener(lab: Lab) -> Iterator[socket.socket]:
+    with lab.listen("outside", SERVER4, 7007) as listener:
+        yield listener
+
+
+@contextlib.contextmanager
+def flow(lab: Lab, listener: socket.socket) -> Iterator[socket.socket]:
+    """A SOCKS flow; the client's end."""
+    with lab.connect("inside", ROUTER_IN4, 1080) as client:
+        assert ask5(client, SERVER4, 7007)[0] == 0
+        server, _ = listener.accept()
+        with server:
+            yield client
+
+
+def token(gateway: Gateway) -> str:
+    (path,) = gateway.lab.tmp.glob("run*/console.token")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.stat().st_uid == 0
+    return path.read_text().strip()
+
+
+def rows(page: Page) -> Any:
+    return page.locator(".vrow:visible")
+
+
+def test_the_overview_says_that_all_is_well(page: Page) -> None:
+    expect(page.locator("#pill")).to_have_text("All is well")
+    expect(page.locator(".banner")).to_contain_text("6 of 6 processes answer")
+    expect(page.locator(".tile")).to_have_count(6)
+    expect(page.locator(".events")).to_contain_text("process.start")
+
+
+def test_a_process_that_hangs_is_seen(lab: Lab, gateway: Gateway, page: Page) -> None:
+    status = next(row for row in gateway.admin("status") if row["process"] == "supervisor")
+    pid = status["children"]["worker-1"]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        expect(page.locator("#pill")).to_have_text("Something does not answer")
+        expect(page.locator(".banner")).to_contain_text("worker-1: no answer within 1 s")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    expect(page.locator("#pill")).to_have_text("All is well")
+
+
+def test_flows_are_there_filtered_and_gone(lab: Lab, page: Page, listener: socket.socket) -> None:
+    page.goto(page.url.partition("#")[0] + "#/flows")
+    with flow(lab, listener) as one, flow(lab, listener):
+        port = str(one.getsockname()[1])
+        expect(rows(page)).to_have_count(2)
+        search = page.get_by_label("Filter flows")
+        search.fill(f"{CLIENT4}:{port}")
+        expect(rows(page)).to_have_count(1)
+        expect(page.locator(".count")).to_have_text("1 of 2")
+        search.fill("front:transparent")
+        expect(rows(page)).to_have_count(0)
+        expect(page.get_by_text("No row matches the filter.")).to_be_visible()
+        search.fill(f"front:socks -{port}")
+        expect(rows(page)).to_have_count(1)
+        search.fill("")
+        expect(rows(page)).to_have_count(2)
+    expect(page.get_by_text("No flow is live.")).to_be_visible()
+
+
+def test_a_kick_wants_the_token(lab: Lab, gateway: Gateway, page: Page, listener: socket.socket) -> None:
+    page.goto(page.url.partition("#")[0] + "#/flows")
+    with flow(lab, listener) as client:
+        rows(page).first.click()
+        page.get_by_role("button", name="Kick this flow").click()
+        page.locator("#confirm input").fill("guessed")
+        page.get_by_role("button", name="Kick", exact=True).click()
+        expect(page.locator("#confirm-problem")).to_contain_text("the token is wanted")
+        (row,) = gateway.admin("flows")
+        for header in ({}, {"Authorization": ""}, {"Authorization": "Bearer "}):
+            assert fetch(lab, "/api/kick", "POST", json.dumps({"id": row["id"]}), **header)[0] == 401
+        client.sendall(b"still there")
+        page.locator("#confirm input").fill(token(gateway))
+        page.get_by_role("button", name="Kick", exact=True).click()
+        expect(page.locator(".toast")).to_contain_text("Kicked")
+        client.settimeout(5)
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(1) == b""
+        expect(page.get_by_text("This flow has ended.").or_(page.get_by_text("No flow is live."))).not_to_have_count(0)
+    gateway.wait_for_log(r"event=console\.kick")
+    assert not [line for line in gateway.log_lines() if token(gateway) in line]
+
+
+def test_by_the_keyboard_alone(lab: Lab, gateway: Gateway, page: Page, listener: socket.socket) -> None:
+    with flow(lab, listener), flow(lab, listener) as second:
+        page.keyboard.press("2")
+        expect(rows(page)).to_have_count(2)
+        page.keyboard.press("/")
+        page.keyboard.type(str(second.getsockname()[1]))
+        expect(rows(page)).to_have_count(1)
+        page.keyboard.press("Escape")
+        expect(rows(page)).to_have_count(2)
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("ArrowDown")
+        expect(page.locator('.vrow[aria-selected="true"]')).to_have_attribute("aria-rowindex", "2")
+        page.keyboard.press("Enter")
+        expect(page.locator(".drawer")).to_contain_text(CLIENT4)
+        page.keyboard.press("Escape")
+        expect(page.locator(".drawer")).to_be_hidden()
+        page.keyboard.press("k")
+        page.keyboard.type(token(gateway))
+        page.keyboard.press("Enter")
+        expect(page.locator(".toast")).to_contain_text("Kicked")
+        expect(rows(page)).to_have_count(1)
+        page.keyboard.press("?")
+        expect(page.locator("#keys")).to_be_visible()
+        page.keyboard.press("Escape")
+        for key, view in zip("12345", ("overview", "flows", "pinholes", "calls", "processes"), strict=True):
+            page.keyboard.press(key)
+            expect(page.locator(f'.tabs a[data-view="{view}"]')).to_have_attribute("aria-current", "page")
+
+
+def test_light_and_dark(page: Page) -> None:
+    def background() -> str:
+        colour: str = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        return colour
+
+    page.emulate_media(color_scheme="light")
+    light = background()
+    page.emulate_media(color_scheme="dark")
+    dark = background()
+    assert light != dark
+    page.keyboard.press("t")
+    assert background() == light
+    page.reload()
+    assert background() == light
+
+
+@pytest.mark.parametrize("view", ["overview", "flows", "pinholes", "calls", "processes"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_nothing_is_wider_than_the_screen(page: Page, lab: Lab, listener: socket.socket, view: str, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 740})
+    with flow(lab, listener):
+        page.goto(page.url.partition("#")[0] + f"#/{view}")
+        expect(page.locator("#pill")).to_have_text("All is well")
+        if view == "flows":
+            expect(rows(page)).to_have_count(1)
+            expect(rows(page).get_by_text(f"{SERVER4}:7007")).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_call_has_its_ladder(lab: Lab, gateway: Gateway, page: Page) -> None:
+    kamailio = Kamailio(lab, "outside", SERVER4)
+    try:
+        proxy, near, far = f"{SERVER4}:5060", f"{CLIENT4}:5060", f"{SERVER4}:5070"
+        succeeds(lab, sipp(lab, "outside", "register", local=far, remote=proxy, options=["-s", "bob"]))
+        succeeds(lab, sipp(lab, "inside", "register", local=near, remote=proxy, options=["-s", "ann"]))
+        callee = sipp(lab, "outside", "uas", local=far, audio=9100, options=["-recv_timeout", "15000"])
+        caller = sipp(lab, "inside", "uac", local=near, remote=proxy, options=["-s", "bob", "-d", "8000"])
+        page.goto(page.url.partition("#")[0] + "#/calls")
+        expect(rows(page).first).to_contain_text("confirmed")
+        steps = page.locator(".step")
+        expect(steps.first).to_contain_text("INVITE sip:bob@")
+        expect(page.locator(".steps")).to_contain_text("200 OK")
+        steps.first.locator("summary").click()
+        expect(steps.first.locator("del", has_text=CLIENT4).first).to_be_visible()
+        expect(steps.first.locator("ins", has_text="203.0.113.2").first).to_be_visible()
+        expect(page.locator(".ladder table")).to_contain_text("203.0.113.2")
+        succeeds(lab, caller, callee)
+    finally:
+        kamailio.stop()
+
+
+@pytest.mark.slow
+def test_five_thousand_flows_without_stutter(
+    lab: Lab, gateway: Gateway, page: Page, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    program = tmp_path_factory.mktemp("load") / "load"
+    source = Path(measures.__file__).with_name("load.c")
+    subprocess.run(["gcc", "-O2", "-pthread", "-o", program, source], check=True)
+    measures.prepare(lab)
+    server = lab.popen("outside", [program, "serve", str(SINK)])
+    try:
+        with Load(lab, program, 2).held(SOCKS, MANY) as opened:
+            assert opened == MANY
+            page.goto(page.url.partition("#")[0] + "#/flows")
+            expect(page.locator(".count")).to_have_text("5,000")
+            assert page.locator(".vrow").count() < 80  # only what is seen is in the document
+            body = page.locator(".vbody")
+            body.hover()
+            page.evaluate("window.measure()")
+            for turn in range(30):  # three seconds, in which the table is renewed at least once
+                page.mouse.wheel(0, 900 if turn < 20 else -1300)
+                page.wait_for_timeout(100)
+            frames: list[float] = sorted(page.evaluate("window.measured()"))
+            assert len(frames) > 60, frames
+            assert frames[len(frames) // 2] < 34  # milliseconds
+            assert frames[-1] < 400, frames[-10:]
+            search = page.get_by_label("Filter flows")
+            sought = rows(page).first.locator("> span").nth(1).inner_text()
+            search.fill(sought)
+            expect(page.locator(".count")).to_have_text("1 of 5,000")
+            search.fill("")
+            page.locator(".vbody").press("End")
+            expect(page.locator('.vrow[aria-selected="true"]')).to_have_attribute("aria-rowindex", "5000")
+            assert fetch(lab, "/readyz")[0] == 200
+    finally:
+        lab.stop(server)
