@@ -15,7 +15,7 @@ PACKAGES := python3 python3-venv iproute2 iptables nftables conntrack procps uti
 	libverto1 libverto-libev1 libkadm5srv-mit12 libkdb5-10 libgssrpc4 libnetfilter-conntrack3 libevent-core-2.1-7
 # The servers that the tests talk to. Unpacked into .venv/peers, not installed: an installed server would be started,
 # on port 21 or 5060 of this very machine, and some exclude one another.
-PEERS := prometheus vsftpd pure-ftpd proftpd-core kamailio krb5-kdc krb5-admin-server oidentd dante-server microsocks redsocks tinyproxy-bin tor openssh-server tayga
+PEERS := prometheus rsyslog libestr0 libfastjson4 liblognorm5 vsftpd pure-ftpd proftpd-core kamailio krb5-kdc krb5-admin-server oidentd dante-server microsocks redsocks tinyproxy-bin tor openssh-server tayga
 
 .PHONY: setup packages run test bench check lab conformance clean wheelhouse vagrant-test docs dist deb
 
@@ -86,6 +86,7 @@ vagrant-test: wheelhouse
 # FTP with us, with the kernel's helper and with neither, and real clients with real servers: the tables of docs/protocols/ftp.md.
 conformance: setup
 	$(BIN)/python -m tests.conformance.ftp
+	$(BIN)/python -m tests.conformance.sip
 
 # The generated part of docs/reference, and all of docs/ as a site in build/docs.
 docs: setup .venv/.docs

@@ -1,0 +1,161 @@
+"""`python -m tests.conformance.sip`: SIP with the gateway, the kernel's helper and neither; every scenario, really run.
+
+Needs root. Plays the scenarios of tests/net/sip in the lab's namespaces, between two SIPp, with media both ways and a
+stranger, and writes the table into docs/protocols/sip.md, between the lines that mark it. With `--check` it writes
+nothing. Exit code 1 where the gateway failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.lab.lab import ROUTER_OUT4, ROUTER_OUT6, STRANGER4, STRANGER6, Lab, LabError
+from tests.lab.sip_call import play
+from tests.lab.sip_peers import SCENARIOS
+from tests.lab.sip_scenario import Check, Party, Scenario, Side, read
+
+PAGE = Path(__file__).parents[2] / "docs" / "protocols" / "sip.md"
+BEGIN, END = "<!-- table: made by python -m tests.conformance.sip -->", "<!-- end of table -->"
+AT_ONCE = 6
+LONGEST = 8.0  # seconds until a call that does not come about is given up
+HELPER = ["PREROUTING", "--dport", "5060", "-j", "CT", "--helper", "sip"]
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A scenario over one transport, and the phones that play it."""
+
+    scenario: Scenario
+    transport: str
+    number: int
+
+    @property
+    def parties(self) -> dict[Side, Party]:
+        """A phone inside and one outside that no other case has."""
+        inside, outside = f"192.168.56.{self.number}", f"203.0.113.{self.number}"
+        if self.transport == "udp6":
+            inside, outside = f"fd00:56::{self.number}", f"2001:db8:113::{self.number}"
+        media = 20000 + 40 * self.number
+        return {"inside": Party("ann", inside, 5060, media), "outside": Party("bob", outside, 5060, media + 20)}
+
+
+def cases() -> list[Case]:
+    """All of them. What is expected of `algate calls` and `pinholes` is left out: the others show nothing."""
+    found: list[Case] = []
+    for path in sorted(SCENARIOS.glob("*.scenario")):
+        scenario = read(path)
+        steps = [
+            dataclasses.replace(step, what="pause", detail=f" within {step.milliseconds // 1000 or 1}")
+            if isinstance(step, Check) and step.what == "expect"
+            else step
+            for step in scenario.steps
+        ]
+        plain = dataclasses.replace(scenario, steps=steps)
+        found += [Case(plain, transport, 100 + len(found) + n) for n, transport in enumerate(scenario.transports)]
+    return found
+
+
+@contextlib.contextmanager
+def _nothing(lab: Lab) -> Iterator[None]:
+    yield
+
+
+@contextlib.contextmanager
+def kernel_helper(lab: Lab) -> Iterator[None]:
+    """nf_conntrack_sip and nf_nat_sip, attached to what goes to port 5060."""
+    rules = [(program, ["-p", transport]) for program in ("iptables", "ip6tables") for transport in ("udp", "tcp")]
+    for program, match in rules:
+        lab.run("router", [program, "-t", "raw", "-A", HELPER[0], *match, *HELPER[1:]])
+    try:
+        yield
+    finally:
+        for program, match in rules:
+            lab.run("router", [program, "-t", "raw", "-D", HELPER[0], *match, *HELPER[1:]])
+
+
+def _gateway(repaired: str) -> Callable[[Lab], contextlib.AbstractContextManager[None]]:
+    @contextlib.contextmanager
+    def prepare(lab: Lab) -> Iterator[None]:
+        gateway = lab.start_gateway(lab.write_config(alg={"sip": {"stand_down": [repaired]}}))
+        try:
+            yield
+        finally:
+            gateway.stop()
+
+    return prepare
+
+
+def run(lab: Lab, report: Callable[[str], None], chosen: Sequence[Case]) -> tuple[list[str], int]:
+    """The table, and how many of the cases the gateway failed."""
+    for case in chosen:
+        for side, party in case.parties.items():
+            prefix = ["64", "nodad"] if ":" in party.host else ["24"]
+            lab.run(side, ["ip", "address", "add", f"{party.host}/{prefix[0]}", *prefix[1:], "dev", "eth0"])
+    repaired = next(case.parties["outside"].host for case in chosen if case.scenario.name == "stand-down-repaired")
+    ways = {"plain NAT": _nothing, "nf_nat_sip": kernel_helper, "algate": _gateway(repaired)}
+    results: dict[tuple[str, Case], str] = {}
+    for name, prepare in ways.items():
+        lab.run("router", ["conntrack", "-F"])  # a connection keeps the way that it began with
+        with prepare(lab), ThreadPoolExecutor(AT_ONCE) as pool:
+            futures = {case: pool.submit(_play, lab, case) for case in chosen}
+        for case, future in futures.items():
+            results[name, case], more = future.result()
+            report(f"{name}: {case.scenario.name}, {case.transport}: {results[name, case]}: {more}")
+    lines = ["| call | over | " + " | ".join(ways) + " |", "| --- " * (2 + len(ways)) + "|"]
+    for case in chosen:
+        cells = [results[name, case] for name in ways]
+        over = {"udp6": "UDP, IPv6"}.get(case.transport, case.transport.upper())
+        lines.append(f"| {case.scenario.title} | {over} | {' | '.join(cells)} |")
+    totals = [str(sum(results[name, case] == "yes" for case in chosen)) for name in ways]
+    lines.append(f"| **of {len(chosen)}** | | {' | '.join(totals)} |")
+    return lines, sum(results["algate", case] != "yes" for case in chosen)
+
+
+def _play(lab: Lab, case: Case) -> tuple[str, str]:
+    """What is to be said of it in the table, and more of it in a line."""
+    v6 = case.transport == "udp6"
+    router, stranger = (ROUTER_OUT6, STRANGER6) if v6 else (ROUTER_OUT4, STRANGER4)
+    try:
+        play(lab, case.scenario, case.transport[:3], case.parties, router, stranger, lambda _: [], LONGEST)
+    except (AssertionError, LabError, OSError) as error:
+        text = str(error)
+        before, became, after = text.partition("\nbecame\n")
+        if became:
+            changed = [line for line in after.splitlines() if line not in before.splitlines()]
+            return "wrong edits", "; ".join(changed)[:160]
+        return next((said for sign, said in _SAID.items() if sign in text), "no"), text[:160].replace("\n", " ")
+    return "yes", ""
+
+
+# What is wrong with a call that came about, by the words of its judge.
+_SAID = {
+    "media after the end": "stays open",
+    "a stranger's media": "lets strangers in",
+    "a body to inside": "wrong edits",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Play all; the exit code."""
+    began = time.monotonic()
+    with Lab() as lab:
+        lines, failed = run(lab, lambda line: print(line, file=sys.stderr, flush=True), cases())
+    text = "\n".join(lines)
+    print(text)
+    print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
+    if "--check" not in arguments:
+        page = PAGE.read_text()
+        before, after = page[: page.index(BEGIN)], page[page.index(END) :]
+        PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{after}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
