@@ -110,7 +110,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
     parser.add_argument("--quick", action="store_true", help="one round of one second: for development")
     parser.add_argument("--rounds", type=int, default=int(os.environ.get("BENCH_ROUNDS", "5")))
-    parser.add_argument("--seconds", type=float, default=float(os.environ.get("BENCH_SECONDS", "2")))
+    parser.add_argument("--seconds", type=float, default=float(os.environ.get("BENCH_SECONDS", "1.5")))
     parser.add_argument("--only", action="append", help="only peers with this word in their name")
     parser.add_argument("--measure", action="append", help=f"only these: {', '.join(MEASURES)}, ftp", default=[])
     parser.add_argument("--no-sections", action="store_true", help="only the table")

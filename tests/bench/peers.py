@@ -102,7 +102,9 @@ def versions(found: list[Peer]) -> dict[str, str]:
             said = _said("apt-cache", "policy", name)
             version = re.search(r"Candidate: (\S+)", said)
         else:
-            version = re.search(r"\d+(?:\.\d+)+\S*", _said(peer.program, "--version"))
+            version = re.search(r"\d+(?:\.\d+)+\S*", _said(peer.program, "--version")) or re.search(
+                rf"(?<={peer.name}-)\d+(?:\.\d+)+", peer.program.read_bytes().decode("latin-1")
+            )
         stated[peer.name] = version[1 if version.re.groups else 0] if version else "of unknown version"
     return stated
 
