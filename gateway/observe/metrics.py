@@ -70,6 +70,8 @@ METRICS = (
     Metric("algate_resolver_seconds", "histogram", "How long name servers took for a name."),
     Metric("algate_broker_seconds", "histogram", "How long the broker took for an answer; worker and packets."),
     Metric("algate_broker_table_present", "gauge", "1 if the broker's nft table is there."),
+    Metric("algate_rules_applied", "gauge",
+           "1 if the iptables rules are there as `algate rules apply` makes them; asked at most every 15 seconds."),
     Metric("algate_calls", "gauge", "SIP calls under way.", ("state",)),
     Metric("algate_calls_total", "counter", "SIP calls that began, and that were answered (over UDP).", ("result",)),
     Metric("algate_registrations", "gauge", "SIP contacts that are registered (over UDP)."),

@@ -12,9 +12,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from gateway.broker import rules
 from gateway.broker.addresses import AddressWatch
-from gateway.broker.queue import queue_samples
+from gateway.broker.host_samples import HostSamples
 from gateway.config import Config
 from gateway.doctor import refuse_helpers
 from gateway.errors import AlgateError
@@ -102,7 +101,7 @@ class _Supervisor:
         self.in_charge = heritage is None  # of what outlives a version: listeners, table, run directory
         self._elder = elder
         self._successor: Channel | None = None
-        self._next_look = time.monotonic() + CHECK_INTERVAL
+        self._next_look = time.monotonic()
         self._selector = selectors.DefaultSelector()
         self._children = Children(self._selector, self._on_message)
         self._state = "starting"
@@ -127,6 +126,7 @@ class _Supervisor:
         }
         self._verbs |= {"status": self._status, "metrics": self._metrics, "events": recent_rows}
         self._desk = Desk(run_dir, self._verbs)
+        self._host = HostSamples()
 
     @property
     def slots(self) -> list[int]:
@@ -194,20 +194,16 @@ class _Supervisor:
 
     def _turn(self, until: float | None) -> None:
         """Wait for something to happen, at the most until then, and do what is due."""
-        due = [*self._children.due(), self._watchdog.due, self._addresses.due, *([until] if until is not None else [])]
-        if self._crew.files:
-            due.append(self._next_look)
+        due = [*self._children.due(), self._watchdog.due, self._next_look, *([until] if until is not None else [])]
         for key, _ in self._selector.select(max(0.0, min(due) - time.monotonic())):
             key.data()
         now = time.monotonic()
-        if self._crew.files and now >= self._next_look:
+        if now >= self._next_look:
             self._next_look = now + CHECK_INTERVAL
+            self._listeners.look()
             for name, fd in self._crew.files.refresh().items():
                 for worker in self._crew.workers:
                     worker.tell(File(name), [fd])
-        if self._addresses.gone(now):
-            for worker in self._crew.workers:
-                worker.tell(Departed())
         self._children.tick(now)
         self._watchdog.tick(now, self._children.answering)
 
@@ -239,7 +235,6 @@ class _Supervisor:
 
     def _do_drain(self, _ticket: str) -> dict[str, Any]:
         """Accept no more, and end when all flows have."""
-        rules.stop_redirecting(self._config)  # new connections of unconfigured clients go straight
         self._patience = FOREVER
         self._state = "stopping"
         return {"state": "draining"}
@@ -373,8 +368,7 @@ class _Supervisor:
         restarts: list[Sample] = [
             (("algate_process_restarts_total", child.name), child.restarts) for child in self._crew
         ]
-        queue = queue_samples(self._config.queue) if self._config.packets_wanted else []
-        return [metrics_row("supervisor", [*restarts, *queue])]
+        return [metrics_row("supervisor", [*restarts, *self._host.samples(self._config)])]
 
 
 def _raise_descriptor_limit() -> None:

@@ -229,6 +229,15 @@ def test_draining_is_not_ready(lab: Lab, listener: socket.socket) -> None:
     assert gateway.stop() == 0
 
 
+def test_whether_the_rules_are_applied(lab: Lab, gateway: Gateway) -> None:
+    assert total(lab, "algate_rules_applied") == 1
+    gateway.algate("rules", "remove")
+    try:
+        lab.wait_for(lambda: total(lab, "algate_rules_applied") == 0, 20, "it to be seen")
+    finally:
+        gateway.algate("rules", "apply")
+
+
 def test_a_port_in_use_is_said_by_its_key(lab: Lab, gateway: Gateway) -> None:
     config = lab.write_config(
         console={"listen": LISTEN}, socks={"listen": [f"{ROUTER_IN4}:1085"]}, network={"inside_interfaces": []}
