@@ -131,8 +131,15 @@ class LogSection(_Section, frozen=True):
 
     target: Annotated[
         Literal["stderr", "syslog", "journald"],
-        Meta(description='Where lines go. "syslog": to /dev/log (RFC 5424); "journald": with each key as a field.'),
+        Meta(description='Where lines go. "syslog": see `syslog`; "journald": there each key is a field.'),
     ] = "stderr"
+    syslog: Annotated[
+        str,
+        Meta(
+            description="The socket of the local syslog daemon, or ADDRESS:PORT of a server (UDP, RFC 5424).",
+            examples=["192.0.2.14:514"],
+        ),
+    ] = "/dev/log"
     format: Annotated[
         Literal["logfmt", "json", "console"], Meta(description='Their form. "console" is for the eye.')
     ] = "logfmt"

@@ -51,6 +51,8 @@ def check(config: Config) -> None:
     _positive("pinhole.rate", config.pinhole.rate)
     if config.pinhole.backend == "kernel" and not network.inside:
         raise BadValue("pinhole.backend: kernel pinholes lead to inside clients, and network.inside is empty")
+    if not config.log.syslog.startswith("/"):
+        _valid("log.syslog", config.log.syslog, parse_endpoint)
     _check_alg(config)
     _check_rules(config)
     if config.console.listen:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import atexit
 import sys
+import time
 from typing import Any, TextIO
 
 import structlog
 
-from gateway.config import LogSection
+from gateway.config import LogSection, parse_endpoint
 from gateway.observe.batch import BatchSink, Later
 from gateway.observe.counters import tally
+from gateway.observe.flood import Flood
 from gateway.observe.flow_log import FlowLog, NoFlowLog, QuickFlowLog
 from gateway.observe.logfmt import Logfmt, Stamp
-from gateway.observe.sinks import JournaldSink, Sink, StreamSink, SyslogSink
+from gateway.observe.sinks import JournaldSink, Sink, StreamSink, SyslogServerSink, SyslogSink
 
 KINDS = {
     "denied": (
@@ -64,6 +66,16 @@ def setup_logging(
     stream = stream or sys.stderr
     render = _renderer(section, stream)
 
+    flood = Flood()
+
+    def leave_out(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        left_out = flood.take(str(event.get("event")), time.monotonic())
+        if left_out is None:
+            raise structlog.DropEvent
+        if left_out:
+            event["left_out"] = left_out
+        return event
+
     def name_process(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
         event["process"] = process
         kind = _KIND_OF.get(str(event.get("event")))
@@ -79,6 +91,7 @@ def setup_logging(
 
     before: list[structlog.typing.Processor] = [
         tally,
+        leave_out,
         name_process,
         structlog.processors.add_log_level,
         Stamp(),
@@ -133,7 +146,9 @@ def _sink(section: LogSection, process: str, plain: Sink) -> Sink:
     """The sink; one that cannot be reached leaves its lines to the plain one."""
     match section.target:
         case "syslog":
-            return SyslogSink(f"algate-{process}", plain)
+            if section.syslog.startswith("/"):
+                return SyslogSink(f"algate-{process}", plain, section.syslog)
+            return SyslogServerSink(parse_endpoint(section.syslog), plain)
         case "journald":
             return JournaldSink("algate", plain)
         case _:

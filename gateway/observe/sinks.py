@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol, TextIO
 
+from alg.address import Endpoint
+
 SYSLOG_PATH = "/dev/log"
 JOURNALD_PATH = "/run/systemd/journal/socket"
 _DAEMON = 3 << 3  # the facility (RFC 3164 section 4.1.1)
@@ -58,17 +60,17 @@ def _writer(stream: TextIO) -> Callable[[bytes], int]:
 
 
 class _DatagramSink(ABC):
-    """A unix datagram socket; a line that it does not take goes to `fallback`."""
+    """A datagram socket, a unix one where the address is a path; a line that it does not take goes to `fallback`."""
 
-    def __init__(self, path: str, fallback: Sink) -> None:
-        self._path = path
+    def __init__(self, address: str | tuple[str, int], fallback: Sink, family: int = socket.AF_UNIX) -> None:
+        self._address = address
         self._fallback = fallback
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket = socket.socket(family, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
 
     def write(self, line: str, level: str, fields: Mapping[str, Any]) -> None:
         try:
-            self._socket.sendto(self._encode(line, level, fields), self._path)
+            self._socket.sendto(self._encode(line, level, fields), self._address)
         except OSError:
             self._fallback.write(line, level, fields)
 
@@ -85,6 +87,26 @@ class SyslogSink(_DatagramSink):
 
     def _encode(self, line: str, level: str, fields: Mapping[str, Any]) -> bytes:
         return f"<{_DAEMON | _SEVERITIES.get(level, 6)}>{time.strftime('%b %e %H:%M:%S')} {self._tag}: {line}".encode()
+
+
+class SyslogServerSink(_DatagramSink):
+    """A syslog server, by UDP (RFC 5426) and in the form of RFC 5424; the name of the event is the message's id."""
+
+    def __init__(self, server: Endpoint, fallback: Sink) -> None:
+        family = socket.AF_INET6 if server.version == 6 else socket.AF_INET
+        super().__init__((server.host, server.port), fallback, family)
+        self._host = _printable(socket.gethostname(), 255)
+
+    def _encode(self, line: str, level: str, fields: Mapping[str, Any]) -> bytes:
+        priority = _DAEMON | _SEVERITIES.get(level, 6)
+        event = _printable(str(fields.get("event", "")), 32)
+        stamp = fields.get("timestamp", "-")
+        return f"<{priority}>1 {stamp} {self._host} algate {os.getpid()} {event} - {line}".encode()
+
+
+def _printable(text: str, longest: int) -> str:
+    """A field of the header (RFC 5424 section 6.2): printable ASCII without blanks, "-" where there is nothing."""
+    return "".join(char for char in text if "!" <= char <= "~")[:longest] or "-"
 
 
 class JournaldSink(_DatagramSink):
