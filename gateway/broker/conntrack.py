@@ -82,7 +82,7 @@ class Conntrack:
     def __init__(self) -> None:
         self._netlink = Netlink()
 
-    def forget(self, sockets: Collection[Socket], stays: Callable[[Connection], bool]) -> int:
+    def forget(self, sockets: Collection[Socket], stays: Callable[[Connection], bool] = lambda _: False) -> int:
         """Delete the connections of these sockets but for those that may stay; how many they were."""
         count = 0
         for version in {sock.endpoint.version for sock in sockets}:

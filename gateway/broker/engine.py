@@ -1,7 +1,7 @@
 """The broker's pinholes: what is open, and the kernel's table that makes it so. No sockets of workers here.
 
-What is asked for waits until `flush`, so that many requests are one netfilter transaction and one look at conntrack.
-The kernel's table is the journal: a new engine reads the leases back from it.
+What is asked for waits until `flush`, so that many requests are one netfilter transaction. The kernel's table is the
+journal: a new engine reads the leases back from it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 
 import msgspec
 
-from gateway.broker.conntrack import Conntrack, Socket, connections_between, connections_of
 from gateway.broker.elements import COUNTED, ONCE, elements_of, is_single, leases_of, once_of, traffic_of
 from gateway.broker.limits import Limits
 from gateway.broker.netfilter import Change, Netfilter, TableGoneError
 from gateway.broker.netlink import NetfilterError
 from gateway.broker.ports import can_bind
 from gateway.broker.protocol import MOST_COUNTED, Count, Counted, Open, Opened, Refused, ToWorker, Update, Updated
+from gateway.broker.stale import Stale
 from gateway.broker.validate import SHORTEST_TTL, check_request, check_update, valid_lease_id
 from gateway.errors import PinholeRefused
 from gateway.model import Lease, PinholeRequest
@@ -48,15 +48,13 @@ class Engine:
 
     def __init__(self, *, table: str, limits: Limits, send: Callable[[int, ToWorker], bool]) -> None:
         self.netfilter = Netfilter(table)
-        self._conntrack = Conntrack()
         self._inside = limits.inside
         self._leases = LeaseTable(backend="kernel", **limits.of_table())
         self._rng = random.SystemRandom()
         self._send = send
         self._opens: list[Pending] = []
         self._closes: list[tuple[int, Lease]] = []
-        self._done: list[tuple[int, Opened | Updated]] = []  # to be told when the connections of before are forgotten
-        self._stale: set[Socket] = set()
+        self._stale = Stale(self._leases.of_client)
         self._once: dict[str, tuple[str, bytes]] = {}  # where the kernel says whether a lease was used
         self._flowing: set[str] = set()  # conversations of which a packet was seen
         self._inherited: set[str] = set()  # leases of a worker that died, of which its successor said nothing yet
@@ -81,8 +79,9 @@ class Engine:
         for lease in leases:
             log.info("pinhole.close", by="stop", **audit_fields(lease))
         self.netfilter.unload()
-        self._stale.update(socket for lease in leases for socket in connections_of(lease))
-        self._forget()
+        for lease in leases:
+            self._stale.add(lease)
+        self._stale.forget()
         log.info("broker.stopped", opened=self._opened, used=self._used, refused=self._refused)
 
     def configure(self, limits: Limits) -> int:
@@ -106,13 +105,15 @@ class Engine:
 
     def deadline(self) -> float:
         """When (monotonic) `tick` has something to do; infinity: not before something is asked."""
-        return min(self._leases.deadline() or math.inf, self._next_reconcile)
+        return min(self._leases.deadline() or math.inf, self._next_reconcile, self._stale.deadline())
 
     def tick(self) -> None:
         """Do what waits: a transaction, expiry, reconciliation. Raises NetfilterError if the table cannot be made."""
         self.flush()
         now = time.monotonic()
         self._expire(now)
+        if self._stale.deadline() <= now:
+            self._stale.forget()
         if not len(self._leases):
             self._next_reconcile = math.inf
         elif math.isinf(self._next_reconcile):
@@ -149,7 +150,7 @@ class Engine:
 
     def update(self, slot: int, message: Update) -> None:
         """Change a conversation, and answer with the next `flush`."""
-        self._commit()
+        self.flush()
         update = message.update
         old = self._leases.get(update.lease, owner=slot) if valid_lease_id(update.lease) else None
         try:
@@ -177,13 +178,15 @@ class Engine:
             return
         self._leases.replace(new, deadline=deadline)
         self._inherited.discard(new.id)
-        self._stale |= connections_between(old, new)
+        if (old.peers, old.target, old.second) != (new.peers, new.target, new.second):
+            self._stale.add(old)
+            self._stale.add(new)
         log.info("pinhole.update", slot=slot, **audit_fields(new))
-        self._done.append((slot, Updated(message.id, new)))
+        self._send(slot, Updated(message.id, new))
 
     def count(self, slot: int, message: Count) -> None:
         """Say how much has passed through conversations of this slot."""
-        self._commit()
+        self.flush()
         counts = {}
         try:
             for lease_id in message.leases[:MOST_COUNTED]:
@@ -214,17 +217,6 @@ class Engine:
 
     def flush(self) -> None:
         """Close and open what waits, in one transaction, and answer."""
-        self._commit()
-        self._forget()
-        done, self._done = self._done, []
-        for slot, answer in done:
-            unheard = not self._send(slot, answer)
-            lease = answer.lease
-            if unheard and isinstance(answer, Opened) and self._leases.close(lease.id, now=time.monotonic()):
-                self._closing(slot, lease, "unheard")
-
-    def _commit(self) -> None:
-        """Close and open what waits, in one transaction; who asked is told by `flush`, if it was not refused."""
         if not self._opens and not self._closes:
             return
         closes, self._closes = self._closes, []
@@ -241,7 +233,7 @@ class Engine:
             log.error("broker.netfilter_failed", error=str(error), opens=len(opens), closes=len(closes))
             refused = dict.fromkeys(range(len(changes)), error)
         for _, lease in closes:
-            self._stale.update(connections_of(lease))
+            self._stale.add(lease)
         for index, (slot, request_id, lease, _) in enumerate(opens, len(closes)):
             if index in refused:
                 self._leases.close(lease.id, now=time.monotonic())
@@ -251,9 +243,10 @@ class Engine:
                 self._closes.append((slot, lease))
                 continue
             self._opened += 1
-            self._stale.update(connections_of(lease))
+            self._stale.add(lease)
             log.info("pinhole.open", slot=slot, **audit_fields(lease))
-            self._done.append((slot, Opened(request_id, lease)))
+            if not self._send(slot, Opened(request_id, lease)) and self._leases.close(lease.id, now=time.monotonic()):
+                self._closing(slot, lease, "unheard")
 
     def _reserve(self, slot: int, request: PinholeRequest) -> Lease:
         def is_free(port: int) -> bool:
@@ -265,7 +258,7 @@ class Engine:
 
     def _notice_used(self, client: str, rule: str) -> None:
         """Find out what of a client, or of all, is used up. A few questions at most, as anybody can make us ask."""
-        self._commit()
+        self.flush()
         if rule == "full":
             if time.monotonic() >= self._last_reconcile + _SOONEST_RECONCILE:
                 self.reconcile()
@@ -286,10 +279,10 @@ class Engine:
         """An outbound pinhole has no port of ours that sets it apart: the same wish again takes the old one's place."""
         for lease in self._leases.of_client(request.client):
             if lease.direction == "out" and (lease.protocol, lease.target) == (request.transport, request.target):
-                self._commit()
+                self.flush()
                 if self._leases.close(lease.id, now=time.monotonic()) is not None:
                     self._closing(slot, lease, "replaced")
-                    self._commit()
+                    self.flush()
 
     def _disinherit(self, slot: int, request: PinholeRequest) -> None:
         """Close what a dead worker had opened for a socket, and its successor never heard of."""
@@ -297,7 +290,7 @@ class Engine:
             shared = {lease.target.port, lease.second} & {request.target.port, request.second} - {None}
             if lease.id in self._inherited and lease.uses == 0 and shared:
                 self.close(slot, lease.id)
-        self._commit()
+        self.flush()
 
     def _closing(self, slot: int, lease: Lease, by: str) -> None:
         self._closes.append((slot, lease))
@@ -376,16 +369,7 @@ class Engine:
             self._once.pop(lease.id, None)
             self._flowing.discard(lease.id)
             log.info("pinhole.expire", **audit_fields(lease))
-            self._stale.update(connections_of(lease))
-        self._forget()
-
-    def _forget(self) -> None:
-        """Have the kernel forget UDP connections. What of a conversation stays is dropped in the table anyway."""
-        stale, self._stale = self._stale, set()
-        try:
-            self._conntrack.forget(stale)
-        except NetfilterError as error:
-            log.warning("broker.conntrack_failed", error=str(error))
+            self._stale.add(lease)
 
     def _table_gone(self, pending: Sequence[Pending] = ()) -> None:
         """Somebody flushed the ruleset: all leases are lost but those on their way; make the table again."""

@@ -1,0 +1,106 @@
+"""Which UDP connections have to begin anew, for they contradict the pinholes; and when they are looked for.
+
+A connection is the memory of a translation. What a peer sent before its pinhole opened is one to this host itself and
+would stay so; what an inside socket sent before has another public port; what was let out to a peer that is none any
+more is marked, and would be dropped. Nobody waits for the look: it takes long, and packets that wait in a queue belong
+to connections that must not go. So it comes a moment later, for all that changed meanwhile, and takes what is wrong.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from gateway.broker.conntrack import Connection, Conntrack, Socket
+from gateway.broker.elements import second_of
+from gateway.broker.marks import MEDIA
+from gateway.broker.netlink import NetfilterError
+from gateway.model import Lease
+from gateway.observe.log import get_logger
+
+SOON = 0.02  # seconds between a change and the look
+SHARE = 10  # a look that took a second is followed by the next one ten seconds later at the soonest
+
+log = get_logger()
+
+
+class Stale:
+    """The sockets whose connections have to be looked at. `open_of`: the open pinholes of a client."""
+
+    def __init__(self, open_of: Callable[[str], Iterable[Lease]]) -> None:
+        self._open_of = open_of
+        self._conntrack = Conntrack()
+        self._sockets: dict[Socket, str] = {}
+        self._due = math.inf
+        self._rested = -math.inf
+
+    def add(self, lease: Lease) -> None:
+        """This pinhole has been opened, changed or closed."""
+        for sock in sockets_of(lease):
+            self._sockets[sock] = lease.client
+        if self._sockets and math.isinf(self._due):
+            self._due = max(time.monotonic() + SOON, self._rested)
+
+    def deadline(self) -> float:
+        """When (monotonic) `forget` has something to do; infinity: not as things are."""
+        return self._due
+
+    def forget(self) -> int:
+        """Have the kernel forget what is wrong, now; how many connections."""
+        sockets, self._sockets = self._sockets, {}
+        self._due = math.inf
+        if not sockets:
+            return 0
+        begun = time.monotonic()
+        right: dict[Socket, tuple[Lease, Socket]] = {}
+        for client in set(sockets.values()):
+            for lease in self._open_of(client):
+                right.update((sock, (lease, other)) for sock, other in _pairs(lease))
+        try:
+            return self._conntrack.forget(sockets, lambda connection: _is_right(connection, sockets, right))
+        except NetfilterError as error:
+            log.warning("broker.conntrack_failed", error=str(error))
+            return 0
+        finally:
+            now = time.monotonic()
+            self._rested = now + SHARE * (now - begun)
+
+
+def sockets_of(lease: Lease) -> Iterator[Socket]:
+    """The ends by which connections of a pinhole are known; none but those of UDP."""
+    for sock, _ in _pairs(lease):
+        yield sock
+
+
+def _pairs(lease: Lease) -> Iterator[tuple[Socket, Socket]]:
+    """Each end, as a packet shows it before translation, and what the other side's answers have in its place."""
+    if lease.protocol != "udp" or lease.direction != "in":
+        return
+    ports = [(lease.public, lease.target)]
+    if lease.second is not None:
+        ports.append(second_of(lease))
+    for public, target in ports:
+        inner = target if lease.backend == "kernel" else public
+        yield Socket(public, source=False), Socket(inner, source=True)
+        if lease.backend == "kernel" and not lease.uses:
+            yield Socket(target, source=True), Socket(public, source=False)
+
+
+def _is_right(connection: Connection, sockets: Iterable[Socket], right: dict[Socket, tuple[Lease, Socket]]) -> bool:
+    """Whether a connection is as the open pinholes would make it."""
+    for end, answered, peer in (
+        (connection.source, connection.reply_destination, connection.destination),
+        (connection.destination, connection.reply_source, connection.source),
+    ):
+        if end not in sockets:
+            continue
+        if end not in right:
+            return False
+        lease, wanted = right[end]
+        if answered != wanted:
+            return False
+        checked = lease.uses == 0 and (connection.mark & MEDIA or not end.source)
+        if checked and lease.peers is not None and peer.endpoint.host not in lease.peers:
+            return False
+    return True
