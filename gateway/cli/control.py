@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import click
 
+from gateway.broker import rules
 from gateway.cli.options import config_option, json_option
+from gateway.config import Config
 from gateway.config_file import load_config
 from gateway.errors import AlgateError, ConfigError
 from gateway.observe.admin_wire import Rows, ask
@@ -34,11 +37,13 @@ def reload(config_path: str | None, as_json: bool, upgrade: bool) -> None:
       algate reload
       algate reload --upgrade
     """
-    run_dir = _run_dir(config_path)
-    (ticket,) = _ask(run_dir / "supervisor.sock", "upgrade" if upgrade else "reload")
-    outcome = _wait_for(run_dir / "supervisor.sock", str(ticket["ticket"]))
-    if "error" in outcome:
-        raise (ConfigError if outcome["usage"] else AlgateError)(str(outcome["error"]))
+    config = load_config(config_path)
+    outcome = _have_done(_run_dir(config), "upgrade" if upgrade else "reload")
+    # A supervisor that is not root cannot do this; nor does a new one know what the old one had.
+    to_be_applied = config.transparent_enabled and (upgrade or outcome["rules"] == "to be applied")
+    if to_be_applied and os.geteuid() == 0 and rules.applied(config):
+        rules.apply(config)
+        outcome["rules"] = "changed"
     if as_json:
         click.echo(json.dumps([outcome], indent=2))
     elif upgrade:
@@ -58,6 +63,8 @@ def _print_outcome(outcome: dict[str, Any]) -> None:
         click.echo(f"no longer listening at {', '.join(outcome['listeners_removed'])}")
     if outcome["rules"] == "changed":
         click.echo("the iptables rules follow")
+    elif outcome["rules"] == "to be applied":
+        click.echo("the iptables rules are others now: `algate rules apply` (as root)")
     if outcome["ended"]:
         click.echo(f"ended, as no longer allowed: {outcome['ended']} flows and pinholes")
     if outcome["restart"]:
@@ -69,6 +76,7 @@ def _print_outcome(outcome: dict[str, Any]) -> None:
 def drain(config_path: str | None) -> None:
     """Accept no more, let all flows come to their end, and end the gateway.
 
+    New connections of unconfigured clients go straight through the NAT from then on, if the iptables rules are there.
     There is no deadline: SIGTERM ends the waiting. This command prints how many are left, and returns when the gateway
     has ended; ^C leaves the gateway draining.
 
@@ -76,11 +84,11 @@ def drain(config_path: str | None) -> None:
     Example:
       algate drain
     """
-    run_dir = _run_dir(config_path)
-    (ticket,) = _ask(run_dir / "supervisor.sock", "drain")
-    outcome = _wait_for(run_dir / "supervisor.sock", str(ticket["ticket"]))
-    if "error" in outcome:
-        raise AlgateError(str(outcome["error"]))
+    config = load_config(config_path)
+    run_dir = _run_dir(config)
+    if os.geteuid() == 0:
+        rules.stop_redirecting(config)
+    _have_done(run_dir, "drain")
     said = None
     while (run_dir / "supervisor.sock").exists():
         left = 0
@@ -110,7 +118,7 @@ def kick(config_path: str | None, as_json: bool, ids: tuple[str, ...]) -> None:
       algate kick w0-1a2b3c4d-17
       algate flows --json | jq -r '.[] | select(.user == "ann") | .id' | xargs algate kick
     """
-    run_dir = _run_dir(config_path)
+    run_dir = _run_dir(load_config(config_path))
     rows: Rows = []
     missing = []
     for name in ids:
@@ -127,12 +135,22 @@ def kick(config_path: str | None, as_json: bool, ids: tuple[str, ...]) -> None:
         raise AlgateError(f"there is no flow, pinhole or call {', '.join(missing)}")
 
 
-def _run_dir(config_path: str | None) -> Path:
-    """The run directory of the instance; a configuration with a mistake in it may still say where that is."""
-    run_dir = Path(load_config(config_path).process.run_dir)
+def _run_dir(config: Config) -> Path:
+    """The run directory of the instance. AlgateError if it does not run."""
+    run_dir = Path(config.process.run_dir)
     if not (run_dir / "supervisor.sock").exists():
         raise AlgateError(f"no gateway is running (there is no socket in {run_dir})")
     return run_dir
+
+
+def _have_done(run_dir: Path, wish: str) -> dict[str, Any]:
+    """Have the supervisor do something, and wait for the outcome. Raises AlgateError, with the supervisor's words."""
+    path = run_dir / "supervisor.sock"
+    (ticket,) = _ask(path, wish)
+    outcome = _wait_for(path, str(ticket["ticket"]))
+    if "error" in outcome:
+        raise (ConfigError if outcome["usage"] else AlgateError)(str(outcome["error"]))
+    return outcome
 
 
 def _ask(path: Path, verb: str, id: str = "") -> Rows:

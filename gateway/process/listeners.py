@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import itertools
 import os
 import socket
@@ -14,10 +15,14 @@ from typing import Literal, NamedTuple
 from alg.address import Endpoint
 from gateway.config import Config, parse_endpoint
 from gateway.errors import AlgateError
+from gateway.observe.log import get_logger
 
 BACKLOG = 4096
 LINGER = 0.5  # seconds in which a connection that the kernel has answered comes to the backlog
 _SO_ATTACH_FILTER = 26  # <asm-generic/socket.h>
+_FREEBIND = {4: (socket.IPPROTO_IP, 15), 6: (socket.IPPROTO_IPV6, 78)}  # <linux/in.h>, <linux/in6.h>
+
+log = get_logger()
 
 Kind = Literal["socks", "transparent"]
 
@@ -48,6 +53,7 @@ class Listeners:
     def __init__(self, workers: int, inherited: Iterable[tuple[Place, socket.socket]] = ()) -> None:
         self._sets: list[dict[Place, list[socket.socket]]] = [{} for _ in range(workers)]
         self._left_out: frozenset[Place] = frozenset()
+        self._absent: set[Place] = set()
         numbers: Counter[Place] = Counter()
         for place, sock in inherited:
             self._sets[numbers[place] % workers].setdefault(place, []).append(sock)
@@ -56,6 +62,15 @@ class Listeners:
     def places(self) -> set[Place]:
         """Where they listen."""
         return {place for sockets in self._sets for place in sockets}
+
+    def look(self) -> None:
+        """Say whose address is not there, or has come. To be called now and then."""
+        absent = {place for place in self.places() if not _is_there(place.endpoint)}
+        for place in absent - self._absent:
+            log.warning("listen.absent", address=str(place.endpoint), hint="no interface has this address yet")
+        for place in (self._absent - absent) & self.places():
+            log.info("listen.present", address=str(place.endpoint))
+        self._absent = absent
 
     def all(self) -> list[tuple[Place, int]]:
         """Every socket, as an heir wants to have them."""
@@ -118,6 +133,16 @@ class Listeners:
             _close(itertools.chain.from_iterable(sockets.values()))
 
 
+def _is_there(endpoint: Endpoint) -> bool:
+    """Whether an address is one of this host's, now."""
+    with socket.socket(socket.AF_INET6 if endpoint.version == 6 else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.bind((endpoint.host, 0))
+        except OSError as error:
+            return error.errno != errno.EADDRNOTAVAIL
+    return True
+
+
 def _drop_new(listener: socket.socket) -> None:
     """Have the kernel drop SYNs, but not the ACK of who has been answered: nobody who was let in is reset.
 
@@ -153,7 +178,14 @@ def _bound(key: str, endpoint: Endpoint, shared: bool = True) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.bind((endpoint.host, endpoint.port))
+        try:
+            listener.bind((endpoint.host, endpoint.port))
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+            # At boot an interface may get its address after us; connections come when it is there.
+            listener.setsockopt(*_FREEBIND[endpoint.version], 1)
+            listener.bind((endpoint.host, endpoint.port))
         listener.setblocking(False)
     except OSError as error:
         listener.close()

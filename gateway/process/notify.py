@@ -18,6 +18,7 @@ def notify(message: str) -> None:
     if not path:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)  # a systemd that does not read must not stop us
         try:
             sock.sendto(message.encode(), "\0" + path[1:] if path.startswith("@") else path)
         except OSError as error:

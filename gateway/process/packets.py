@@ -158,6 +158,17 @@ class Packets:
         leases = self._front.conversations.lease_ids()
         return call_rows(self._engine.calls(), leases, {}, time.monotonic(), transport="udp")
 
+    def _kick(self, name: str) -> Rows:
+        """Cut the media of the call with this Call-ID."""
+        rows: Rows = []
+        for call in self._engine.calls():
+            if call.call_id == name:
+                log.warning("call.kick", call=name, client=call.client, server=call.server)
+                for media in call.media:
+                    self._front.conversations.close(media.ref)
+                rows.append({"id": name, "kind": "call", "client": call.client, "server": call.server})
+        return rows
+
     def _watch_supervisor(self) -> None:
         while (heard := hear_supervisor(self._lifeline)) is not None:
             match heard[0]:

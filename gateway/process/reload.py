@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -112,11 +113,15 @@ class Reload:
             self._waiting = {child: pid for child, pid in self._waiting.items() if child.pid == pid}
 
     def _change_rules(self) -> str:
-        """Let the iptables rules follow, if this instance's are there."""
-        if not self.config.transparent_enabled or not rules.applied(self.config):
-            return "not applied"
+        """Let the iptables rules follow, if this instance's are there. Only root may look."""
+        if not self.config.transparent_enabled:
+            return "none"
         if all(rules.render(self._old, family) == rules.render(self.config, family) for family in rules.FAMILIES):
             return "as before"
+        if os.geteuid() != 0:
+            return "to be applied"
+        if not rules.applied(self.config):
+            return "not applied"
         rules.apply(self.config)
         return "changed"
 

@@ -204,6 +204,9 @@ class _Supervisor:
             for name, fd in self._crew.files.refresh().items():
                 for worker in self._crew.workers:
                     worker.tell(File(name), [fd])
+        if self._addresses.gone(now):
+            for worker in self._crew.workers:
+                worker.tell(Departed())
         self._children.tick(now)
         self._watchdog.tick(now, self._children.answering)
 

@@ -241,9 +241,15 @@ class Worker:
         return [metrics_row(f"worker-{self._boot.slot}", samples)]
 
     def _kick(self, name: str) -> Rows:
-        """End the flow, or close the pinhole, with this id."""
+        """End the flow, close the pinhole, or cut the media of the call, with this id."""
         rows: Rows = []
         for flow in self._flows:
+            for call in _calls_of(flow):
+                if call.call_id == name and isinstance(flow.carrier, Inspection):
+                    log.warning("call.kick", call=name, flow=flow.id, client=call.client, server=call.server)
+                    for media in call.media:
+                        flow.carrier.conversations.close(media.ref)
+                    rows.append({"id": name, "kind": "call", "client": call.client, "server": call.server})
             if flow.id == name and flow.carrier is not None:
                 log.warning("flow.kick", **flow.names())
                 flow.carrier.abort()
