@@ -38,10 +38,18 @@ export function sparkline(svg, values, colour) {
   fill(svg, el("path", { class: "area", d: `${line}L${width} ${height}L0 ${height}Z` }), el("path", { class: "series", d: line }));
 }
 
-/** A chart with axes and what is under the pointer. `series`: {label, colour, values(points)}. */
+/** The top of a chart in which a lone peak does not flatten all else. */
+function usual(values) {
+  const sorted = values.toSorted((a, b) => a - b);
+  const high = sorted[Math.floor(0.98 * (sorted.length - 1))];
+  return high > 0 && sorted.at(-1) > 4 * high ? 1.5 * high : sorted.at(-1);
+}
+
+/** A chart with axes and what is under the pointer. `series`: {label, colour, values(points)}; `clip`: lone peaks. */
 export class Chart {
-  constructor(series, format) {
+  constructor(series, format, clip = false) {
     this.series = series;
+    this.clip = clip;
     this.format = format;
     this.times = [];
     this.values = [];
@@ -64,9 +72,10 @@ export class Chart {
     const width = this.node.clientWidth, height = this.node.clientHeight;
     if (!width || this.times.length < 2) return;
     const first = this.times[0], last = this.times.at(-1);
-    const top = nice(Math.max(...this.values.flat(), 1e-9));
+    const peak = Math.max(...this.values.flat(), 1e-9);
+    const top = nice(this.clip ? Math.max(...this.values.map(usual), 1e-9) : peak);
     const x = (i) => LEFT + ((this.times[i] - first) / (last - first)) * (width - LEFT - 4);
-    const y = (value) => TOP + (1 - value / top) * (height - TOP - BOTTOM);
+    const y = (value) => TOP + (1 - Math.min(value, top) / top) * (height - TOP - BOTTOM);
     this.x = x;
     const parts = [0, 0.5, 1].flatMap((share) => [
       el("line", { class: "grid", x1: LEFT, x2: width, y1: y(share * top), y2: y(share * top) }),
@@ -76,8 +85,9 @@ export class Chart {
     for (let k = 0; k <= count; k += 1) {
       const time = first + (k / count) * (last - first);
       const at = LEFT + (k / count) * (width - LEFT - 4);
-      parts.push(el("text", { x: at, y: height - 2, "text-anchor": k === 0 ? "start" : k === count ? "end" : "middle" }, clock(time).slice(0, 5)));
+      parts.push(el("text", { x: at, y: height - 2, "text-anchor": k === 0 ? "start" : k === count ? "end" : "middle" }, clock(time).slice(0, last - first < 600 ? 8 : 5)));
     }
+    if (peak > top) parts.push(el("text", { x: width, y: TOP + 12, "text-anchor": "end" }, `peak ${this.format(peak)}`));
     this.values.forEach((values, k) => {
       const line = path(values, x, y);
       const group = el("g", { class: this.series[k].colour });

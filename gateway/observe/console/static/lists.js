@@ -9,14 +9,14 @@ const now = () => Date.now() / 1000;
 const EVERY = 2000; // milliseconds
 
 /** `load()` gives the rows; `details(row)` what to show of one, as [name, text] pairs. */
-function listView({ label, columns, sort, descending, load, details, what, note }) {
-  const search = el("input", { type: "search", placeholder: `Filter ${label}: words, front:socks, -word`, "aria-label": `Filter ${label}`, oninput: () => { table.filter(search.value); tell(); } });
+function listView({ label, example, columns, sort, descending, load, details, what, note }) {
+  const search = el("input", { type: "search", placeholder: `Filter ${label}: words, ${example}, -word`, "aria-label": `Filter ${label}`, oninput: () => { table.filter(search.value); tell(); } });
   const count = el("span", { class: "count", role: "status" }), late = el("span", { class: "late", role: "status" });
   const pause = el("button", { "aria-pressed": "false", onclick: () => toggle() }, "Pause");
   const drawer = el("aside", { class: "drawer", hidden: true, "aria-label": "Details" });
   const table = new Table({ columns, sort, descending, label, note, onOpen: (row) => open(row), onSelect: (row) => { if (!drawer.hidden) open(row); } });
   const node = el("div", { class: "full" }, el("div", { class: "filter" }, search, count, late, pause), el("div", { class: "split" }, table.node, drawer));
-  let paused = false, timer, opened;
+  let paused = false, timer, opened, gone = () => {};
 
   function tell() {
     const all = table.all.length;
@@ -32,10 +32,14 @@ function listView({ label, columns, sort, descending, load, details, what, note 
 
   function open(row) {
     opened = row.id;
+    const leave = el("button", { class: "danger", onclick: () => kick(row.id, describe(row), refresh) }, `Kick this ${what}`);
+    const ended = el("p", { class: "gone c-bad", hidden: true }, `This ${what} has ended.`);
+    gone = () => { ended.hidden = false; leave.hidden = true; };
     fill(drawer,
       el("header", {}, el("h2", {}, what), el("button", { class: "icon", "aria-label": "Close", onclick: () => close() }, "✕")),
+      ended,
       el("dl", {}, details(row).filter(([, text]) => text !== null && text !== undefined && text !== "").flatMap(([name, text]) => [el("dt", {}, name), el("dd", {}, text)])),
-      el("button", { class: "danger", onclick: () => kick(row.id, describe(row), refresh) }, `Kick this ${what}`));
+      leave);
     drawer.hidden = false;
   }
 
@@ -59,7 +63,7 @@ function listView({ label, columns, sort, descending, load, details, what, note 
           if (opened !== undefined) {
             const row = rows.find((one) => one.id === opened);
             if (row) open(row);
-            else if (!drawer.hidden && !drawer.querySelector(".gone")) drawer.prepend(el("p", { class: "gone c-bad" }, `This ${what} has ended.`));
+            else gone();
           }
         }
       } catch (error) {
@@ -89,16 +93,17 @@ export function flowsView() {
   let before = new Map(), at = 0;
   return listView({
     label: "flows",
+    example: "front:socks",
     what: "flow",
     sort: "speed",
     descending: true,
     note: "No flow is live.",
     columns: [
       { key: "front", label: "front", width: "84px", tag: true },
-      { key: "client", label: "client", width: "minmax(120px, 1.3fr)", mono: true, card: "a" },
-      { key: "server", label: "server", width: "minmax(120px, 1.6fr)", mono: true, card: "c" },
-      { key: "user", label: "user", width: "minmax(40px, .5fr)" },
-      { key: "module", label: "module", width: "minmax(48px, .5fr)" },
+      { key: "client", label: "client", width: "minmax(152px, 1.3fr)", mono: true, card: "a" },
+      { key: "server", label: "server", width: "minmax(152px, 1.6fr)", mono: true, card: "c" },
+      { key: "user", label: "user", width: "minmax(30px, .5fr)" },
+      { key: "module", label: "module", width: "minmax(52px, .5fr)" },
       { key: "rule", label: "rule", width: "minmax(60px, .7fr)", faint: true },
       { key: "speed", label: "rate", width: "96px", n: true, search: false, show: (row) => (row.speed >= 1 ? rate(row.speed) : "–"), card: "b" },
       { key: "up", label: "up", width: "76px", n: true, search: false, show: (row) => bytes(row.up) },
@@ -131,6 +136,7 @@ export function flowsView() {
 export function pinholesView() {
   return listView({
     label: "pinholes",
+    example: "reason:sip",
     what: "pinhole",
     sort: "left",
     note: "No pinhole is open.",

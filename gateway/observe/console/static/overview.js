@@ -47,7 +47,7 @@ export function overviewView(state) {
     { label: "new flows", colour: "c-violet", values: minutely("opened") },
     { label: "denied", colour: "c-bad", values: minutely("denied") },
     { label: "edits", colour: "c-warn", values: minutely("edits") },
-  ], short);
+  ], short, true);
   const rules = el("div", { class: "scroll" }), results = el("div", { class: "scroll" }), edits = el("div", { class: "scroll" }), events = el("ul", { class: "events", tabindex: 0, "aria-label": "Events" });
   const node = el("div", { class: "page" },
     banner,
@@ -56,10 +56,10 @@ export function overviewView(state) {
       card("Throughput", traffic.legend, traffic.node),
       card("Each minute", happenings.legend, happenings.node)),
     el("div", { class: "thirds" },
-      el("div", { class: "stack" }, card("Rules", el("small", {}, "flows permitted, requests denied"), rules)),
       el("div", { class: "stack" },
-        card("Requests", el("small", {}, "what became of them"), results),
+        card("Rules", el("small", {}, "flows permitted, requests denied"), rules),
         card("Edits and refusals", el("small", {}, "of payload; of pinholes"), edits)),
+      el("div", { class: "stack" }, card("Requests", el("small", {}, "what became of them"), results)),
       el("div", { class: "stack" }, card("Events", el("small", {}, "the latest worth a look"), events))));
 
   let loading = false;
@@ -148,12 +148,13 @@ function showEdits(node, overview) {
     el("td", { class: "mono" }, reason), el("td", {}, el("span", { class: what === "refused" ? "c-bad" : "c-soft" }, what)), el("td", { class: "n" }, whole(count)))))));
 }
 
+const FIRST = ["child", "target", "server", "rule", "failure", "reason", "detail", "client"]; // what says most
 const COLOURS = { warning: "c-warn", error: "c-bad", critical: "c-bad" };
 
 function showEvents(node, rows) {
   if (!rows.length) return fill(node, el("li", { class: "empty" }, "Nothing has happened."));
   fill(node, rows.slice(0, 40).map(({ time, level: weight, event, ...fields }) => {
-    const detail = Object.entries(fields).map(([key, value]) => `${key}=${value}`).join(" ");
+    const detail = [...FIRST.filter((key) => key in fields), ...Object.keys(fields).filter((key) => !FIRST.includes(key))].map((key) => `${key}=${fields[key]}`).join(" ");
     return el("li", { title: detail }, el("time", {}, clock(time)), el("i", { class: COLOURS[weight] ?? "c-soft" }), el("b", {}, event), el("span", {}, detail));
   }));
 }
