@@ -5,6 +5,7 @@ All of them at once, a few at a time: each has a phone inside and one outside wi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -46,9 +47,8 @@ def gateway(lab: Lab) -> Iterator[Gateway]:
 @pytest.fixture(scope="module")
 def played(lab: Lab, gateway: Gateway, request: pytest.FixtureRequest) -> dict[tuple[str, str], Future[Played]]:
     """The cases that were asked for, under way."""
-    wanted = [
-        case for case in CASES if f"test_scenario[{'-'.join(case)}]" in {item.name for item in request.session.items}
-    ]
+    names = "".join(item.name for item in request.session.items)
+    wanted = [case for case in CASES if f"_scenario[{'-'.join(case)}]" in names or f"_log[{case[0]}-sip." in names]
     for case in wanted:
         for side, party in parties(case).items():
             prefix = "64 nodad" if ":" in party.host else "24"
@@ -72,3 +72,27 @@ def played(lab: Lab, gateway: Gateway, request: pytest.FixtureRequest) -> dict[t
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_scenario(case: tuple[str, str], played: dict[tuple[str, str], Future[Played]]) -> None:
     played[case].result()
+
+
+@pytest.mark.parametrize(
+    ("scenario", "reason"),
+    [
+        ("stand-down-outbound", "sip.outbound"),
+        ("stand-down-sips", "sip.tls"),
+        ("stand-down-public", "sip.public"),
+        ("stand-down-repaired", "sip.repaired"),
+        ("stand-down-ice", "sip.ice"),
+    ],
+)
+def test_why_it_stands_down_is_on_the_log(
+    scenario: str, reason: str, played: dict[tuple[str, str], Future[Played]], gateway: Gateway
+) -> None:
+    """Of the phone and of the registrar that it is about; of ICE, which is one description's, of the phone."""
+    case = (scenario, "udp")
+    played[case].result()
+    ends = parties(case)
+    if reason == "sip.ice":
+        assert gateway.wait_for_log(f"event=alg.note .*code={reason} .*{ends['inside'].host}")
+    else:
+        wanted = f"event=alg.stand_down client={ends['inside'].host}:5060 server={ends['outside'].host} rule={reason}"
+        assert gateway.wait_for_log(re.escape(wanted))
