@@ -8,9 +8,8 @@ import pytest
 
 from tests.lab import servers
 from tests.lab.gateway import Gateway
-from tests.lab.lab import CLIENT4, CLIENT6, ROUTER_OUT4, ROUTER_OUT6, STRANGER4, Lab, Role
+from tests.lab.lab import CLIENT4, CLIENT6, ROUTER_OUT4, ROUTER_OUT6, Lab, Role
 from tests.lab.servers import FtpServer
-from tests.net.ftp_control import Control
 
 PORT = 2121
 WAYS = {
@@ -58,20 +57,3 @@ def test_from_everywhere(lab: Lab, gateway: Gateway, server: FtpServer, role: Ro
     assert lab.run(role, argv).stdout == "x" * 50000
     lab.wait_for(lambda: gateway.admin("flows") == [], 5, "the flows to end")
     assert gateway.admin("pinholes") == []
-
-
-@pytest.mark.slow
-def test_a_client_outside_uses_up_its_own_quota_and_no_others(lab: Lab, server: FtpServer) -> None:
-    publish = [{"outside": f"{ROUTER_OUT4}:2122", "inside": f"{CLIENT4}:21"}]
-    gateway = lab.start_gateway(lab.write_config(publish=publish, pinhole={"per_client": 3}))
-    controls = [Control(lab, ROUTER_OUT4, 2122, role="stranger") for _ in range(12)]
-    for control in controls:
-        control.login("anonymous", "guest")
-        assert control.command("PASV").startswith("227")
-    gateway.wait_for_log(f"pinhole.refused .*rule=quota .*{STRANGER4}")
-    for row in gateway.admin("pinholes"):
-        assert row["peer"] == STRANGER4
-    assert lab.run("outside", ["curl", "-sS", "-m", "6", server.url("pub/here", host=f"{ROUTER_OUT4}:2122")]).stdout
-    for control in controls:
-        control.close()
-    assert gateway.stop() == 0

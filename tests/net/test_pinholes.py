@@ -224,16 +224,3 @@ def test_a_port_among_other_commands_in_one_segment_works(lab: Lab, server: FtpS
     replies = [control.reply()[:3] for _ in range(6)]
     assert replies == ["200", "250", "200", "150", "226", "257"]
     listener.close()
-
-
-def test_the_rate_holds_without_a_broker_too(lab: Lab, server: FtpServer) -> None:
-    pinhole = {"rate": 2, "backend": "userspace"}
-    gateway = lab.start_gateway(lab.write_config(pinhole=pinhole, process={"workers": 1}))
-    control = Control(lab, SERVER4)
-    control.login(server.user, server.password)
-    for port in range(51000, 51008):
-        assert control.command(port_command(CLIENT4, port).decode().rstrip())
-    gateway.wait_for_log("pinhole.refused .*rule=rate")
-    assert len([line for line in gateway.log_lines() if "pinhole.open" in line]) in range(4, 8)  # two at once, twice
-    control.close()
-    assert gateway.stop() == 0
