@@ -154,6 +154,10 @@ class Flows:
         self._up = 0
         self._down = 0
 
+    def use_log(self, flow_log: FlowLog) -> None:
+        """Write the lines of flows in another way from now on."""
+        self._log = flow_log
+
     def __iter__(self) -> Iterator[Flow]:
         return iter(tuple(self._live.values()))
 

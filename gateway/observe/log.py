@@ -28,6 +28,8 @@ KINDS = {
         "auth.failed",
         "auth.no_method",
         "auth.protection",
+        "bind.revoked",
+        "flow.revoked",
         "pinhole.stranger",
         "quota.used_up",
         "rule.deny",
@@ -43,15 +45,20 @@ KINDS = {
         "broker.lost",
         "drain.cut",
         "file.rejected",
+        "listen.absent",
         "log.lost",
         "pinhole.refused",
         "process.died",
+        "process.hung",
         "process.killed",
+        "reload.failed",
         "socks.timeout",
         "start.failed",
         "supervisor.gone",
+        "upgrade.failed",
     ),
 }
+_processors: list[structlog.typing.Processor] = []  # one list for all loggers, so that it can change
 _KIND_OF = {event: kind for kind, events in KINDS.items() for event in events}
 # What reads the log by a regular expression relies on this order (docs/how-to/socks-authentication.md).
 KEY_ORDER = ("timestamp", "level", "process", "event", "address")
@@ -60,8 +67,8 @@ KEY_ORDER = ("timestamp", "level", "process", "event", "address")
 def setup_logging(
     process: str, section: LogSection | None = None, stream: TextIO | None = None, later: Later | None = None
 ) -> FlowLog:
-    """Configure this process's log; every line carries `process` ("supervisor", "broker", "worker-0"). What writes the
-    lines of flows. `later`: for a process with an event loop, see BatchSink."""
+    """Configure this process's log; every line carries `process` ("supervisor", "broker", "worker-0"). May be called
+    again: loggers in use change too. What writes the lines of flows. `later`: for an event loop, see BatchSink."""
     section = section or LogSection()
     stream = stream or sys.stderr
     render = _renderer(section, stream)
@@ -109,9 +116,11 @@ def setup_logging(
         plain = batch = BatchSink(plain, later)
         atexit.register(batch.flush)
     sink = _sink(section, process, plain)
+    _processors[:] = [*before, hand_over]
+    _Logger.sink = sink
     structlog.configure(
-        processors=[*before, hand_over],
-        logger_factory=lambda *_: _Logger(sink),
+        processors=_processors,
+        logger_factory=lambda *_: _Logger(),
         cache_logger_on_first_use=True,
     )
     if not section.connections:
@@ -126,10 +135,14 @@ def get_logger() -> Any:
 
 
 class _Logger:
-    """What structlog calls in the end: each method hands a line to the sink."""
+    """What structlog calls in the end: each method hands a line to the sink of now."""
 
-    def __init__(self, sink: Sink) -> None:
-        self.debug = self.info = self.warning = self.error = self.critical = self.exception = self.msg = sink.write
+    sink: Sink
+
+    def msg(self, line: str, level: str, fields: dict[str, Any]) -> None:
+        self.sink.write(line, level, fields)
+
+    debug = info = warning = error = critical = exception = msg
 
 
 def _renderer(section: LogSection, stream: TextIO) -> structlog.typing.Processor:

@@ -68,6 +68,7 @@ class _Supervisor:
                     os.close(fd)
                 send(self._lifeline, Prepared())
             case Commit() if broker is not None and self._next is not None:
+                setup_logging("broker", self._next.config.log)
                 send(self._lifeline, Done(broker.configure(Limits.of(self._next.config))))
             case Report() if broker is not None:
                 broker.report()

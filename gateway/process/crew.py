@@ -124,8 +124,8 @@ class Crew:
         elif self.packets is None and config.packets_wanted:
             self.packets = self._make_packets()
             children.start(self.packets)
-        elif self.packets is not None and (before.alg, before.network, before.pinhole) != (
-            config.alg, config.network, config.pinhole,
+        elif self.packets is not None and (before.alg, before.network, before.pinhole, before.log) != (
+            config.alg, config.network, config.pinhole, config.log,
         ):  # fmt: skip
             children.replace(self.packets)  # its journal tells the next one what is under way
         if self.console is not None and not config.console.listen:
@@ -135,8 +135,8 @@ class Crew:
         elif self.console is None and config.console.listen:
             self.console = self._make_console()
             children.start(self.console)
-        elif self.console is not None and (before.console, before.packets_wanted) != (
-            config.console, config.packets_wanted,
+        elif self.console is not None and (before.console, before.packets_wanted, before.log) != (
+            config.console, config.packets_wanted, config.log,
         ):  # fmt: skip
             children.replace(self.console)
 

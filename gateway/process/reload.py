@@ -12,7 +12,7 @@ import msgspec
 from gateway.broker import rules
 from gateway.config import Config
 from gateway.errors import AlgateError, ConfigError
-from gateway.observe.log import get_logger
+from gateway.observe.log import get_logger, setup_logging
 from gateway.process.child import Child
 from gateway.process.children import Children
 from gateway.process.crew import Crew
@@ -83,6 +83,8 @@ class Reload:
             self._listeners.discard(added)
             files.close()
             raise
+        if self.config.log != self._old.log:
+            setup_logging("supervisor", self.config.log)
         self._tell_all(in_place, Commit())
         for child in self._waiting:
             log.error("reload.unanswered", child=child.name, pid=child.pid)
@@ -138,10 +140,8 @@ class Reload:
 def _usable(old: Config, new: Config) -> tuple[Config, list[str]]:
     """The new configuration as far as running processes can heed it, and the keys that they cannot."""
     kept = [f"process.{key}" for key in NEW_PROCESSES if getattr(old.process, key) != getattr(new.process, key)]
-    if old.log != new.log:
-        kept.append("log")
     process = msgspec.structs.replace(new.process, **{key: getattr(old.process, key) for key in NEW_PROCESSES})
-    return msgspec.structs.replace(new, process=process, log=old.log), kept
+    return msgspec.structs.replace(new, process=process), kept
 
 
 def changes(old: Config, new: Config) -> list[str]:

@@ -197,7 +197,10 @@ class Worker:
     def _commit(self) -> int:
         """Use what was prepared; how many flows are not allowed any more, and were ended."""
         assert self._next is not None
+        log_before = self._boot.config.log
         (self._boot, self._service), self._next = self._next, None
+        if self._boot.config.log != log_before:
+            self._flows.use_log(_set_up_log(self._boot))
         self._service.take_over()
         self._listen(self._boot)
         gevent.spawn(self._audit_again, self._service)
@@ -283,10 +286,14 @@ def _calls_of(flow: Flow) -> list[CallRow]:
     return calls
 
 
+def _set_up_log(boot: Boot) -> FlowLog:
+    return setup_logging(f"worker-{boot.slot}", boot.config.log, later=gevent.get_hub().loop.run_callback)
+
+
 def main() -> None:
     """Entry: the boot document's descriptor is the only argument."""
     boot = Boot.from_memfd(int(sys.argv[1]))
-    flow_log = setup_logging(f"worker-{boot.slot}", boot.config.log, later=gevent.get_hub().loop.run_callback)
+    flow_log = _set_up_log(boot)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         worker = Worker(boot, flow_log)

@@ -233,6 +233,21 @@ def test_keys_that_need_new_processes_are_named(gateway: Gateway) -> None:
     assert len([row for row in gateway.admin("status") if row["process"].startswith("worker")]) == 2
 
 
+def test_the_log_takes_another_form(lab: Lab, gateway: Gateway, server: FtpServer) -> None:
+    def restyle(document: dict[str, Any]) -> None:
+        document["log"] = {"format": "json"}
+
+    Control(lab, SERVER4).close()  # a logger in use, as those that are to change
+    lines = len(gateway.log_lines())
+    reload(gateway, restyle)
+    gateway.process.send_signal(signal.SIGUSR1)
+    for process in ("supervisor", "broker", "packets", "worker-0", "worker-1"):
+        line = gateway.wait_for_log(rf'"process": "{process}".*"event": "status"', after=lines)
+        assert json.loads(line)["pid"] > 0
+    Control(lab, SERVER4).close()
+    gateway.wait_for_log(r'"event": "flow.end"', after=lines)
+
+
 def test_the_status_is_logged_at_sigusr1(gateway: Gateway) -> None:
     lines = len(gateway.log_lines())
     gateway.process.send_signal(signal.SIGUSR1)
