@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import click
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.filesize import decimal
 from rich.live import Live
 from rich.table import Table
@@ -50,29 +51,36 @@ def status(config_path: str | None, as_json: bool, watch: bool) -> None:
     elif not out.is_terminal and not watch:
         out.print(table_of(rows, COLUMNS))
     elif not out.is_terminal:
-        samples = Samples(rows)
-        for rows in _polls(config_path, WATCH_PERIOD):
-            samples.add(rows)
-            click.echo(samples.line())
+        with suppress(KeyboardInterrupt):
+            _print_samples(rows, config_path)
     else:
-        samples = Samples(rows)
-        # Leaves what was drawn last on the terminal.
-        with Live(samples.picture(rows), console=out, auto_refresh=False) as live:
-            for number, rows in enumerate(_polls(config_path, WATCH_PERIOD if watch else PERIOD), 1):
-                samples.add(rows)
-                live.update(samples.picture(rows), refresh=True)
-                if not watch and number == SAMPLES:
-                    break
+        with suppress(KeyboardInterrupt):
+            _draw(out, rows, config_path, watch)
+
+
+def _print_samples(rows: Rows, config_path: str | None) -> None:
+    samples = Samples(rows)
+    for rows in _polls(config_path, WATCH_PERIOD):
+        samples.add(rows)
+        click.echo(samples.line())
+
+
+def _draw(out: Console, rows: Rows, config_path: str | None, watch: bool) -> None:
+    """What was drawn last stays on the terminal."""
+    samples = Samples(rows)
+    with Live(samples.picture(rows), console=out, auto_refresh=False) as live:
+        for number, rows in enumerate(_polls(config_path, WATCH_PERIOD if watch else PERIOD), 1):
+            samples.add(rows)
+            live.update(samples.picture(rows), refresh=True)
+            if not watch and number == SAMPLES:
+                break
 
 
 def _polls(config_path: str | None, period: float) -> Iterator[Rows]:
-    """The status again and again, until interrupted."""
-    try:
-        while True:
-            time.sleep(period)
-            yield collect(config_path, "status")
-    except KeyboardInterrupt:
-        return
+    """The status again and again."""
+    while True:
+        time.sleep(period)
+        yield collect(config_path, "status")
 
 
 class Samples:
