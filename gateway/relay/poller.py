@@ -45,13 +45,15 @@ class Watch:
         """Wait for READ, WRITE, both, or with 0 for nothing but a break."""
         if events != self._asked:
             if self._asked is None:
+                if not events:  # it has been told of the break
+                    return
                 self._poller.epoll.register(self.fd, events)
             else:
                 self._poller.epoll.modify(self.fd, events)
             self._asked = events
 
     def rest(self) -> None:
-        """Hear nothing, not even of a break, until `ask`."""
+        """Hear nothing, not even of a break, until something is asked for again."""
         if self._asked is not None:
             self._poller.epoll.unregister(self.fd)
             self._asked = None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.relay.pipes import KEPT, PIPE_SIZE, PipePool
+from gateway.relay.pipes import KEPT, LARGE, PIPE_SIZE, SMALLEST, PipePool
 from tests.unit.relay.ends import descriptors
 
 
@@ -44,6 +44,21 @@ def test_few_are_kept() -> None:
     assert descriptors() == before + 2 * KEPT
     pool.close()
     assert descriptors() == before
+
+
+def test_slow_flows_leave_large_pipes_to_the_others() -> None:
+    """The user's limit is for all: so beyond a few, pipes are small, and small ones are not kept for who comes then."""
+    pool = PipePool()
+    pipes = [pipe for _ in range(LARGE + 3) if (pipe := pool.borrow())]
+    sizes = [fcntl.fcntl(pipe.reader, fcntl.F_GETPIPE_SZ) for pipe in pipes]
+    assert sizes == [PIPE_SIZE] * LARGE + [SMALLEST] * 3
+    for pipe in reversed(pipes):
+        pool.give_back(pipe)
+    again = [pipe for _ in range(KEPT) if (pipe := pool.borrow())]
+    assert {fcntl.fcntl(pipe.reader, fcntl.F_GETPIPE_SZ) for pipe in again} == {PIPE_SIZE}
+    for pipe in again:
+        pool.give_back(pipe)
+    pool.close()
 
 
 UNPRIVILEGED = """

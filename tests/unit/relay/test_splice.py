@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import gc
@@ -10,6 +11,7 @@ import random
 import resource
 import socket as stdlib
 import termios
+from collections.abc import Callable
 from time import monotonic
 
 import gevent
@@ -19,6 +21,7 @@ from gevent.event import AsyncResult
 from gateway.relay import splice
 from gateway.relay.half import RelayResult
 from gateway.relay.splice import Relay, RelayHandle
+from gateway.relay.wheel import Wheel
 from tests.unit.relay.ends import Joined, descriptors, join, read_all, read_exactly, reset, settle, tcp_pair
 
 MIB = 1024 * 1024
@@ -166,6 +169,98 @@ def test_an_idle_flow_holds_two_sockets_and_nothing_else(relay: Relay) -> None:
     assert descriptors() == before + 4  # two of them are the ends of this test
     flow.close()
     assert flow.result().reason == "eof"
+
+
+def test_a_few_bytes_do_not_overtake_those_in_a_pipe(relay: Relay) -> None:
+    """What is spliced and what is copied keeps its order, where one turns into the other before a full sink."""
+    flow = join(relay, buffers=65536)
+    rng = random.Random(6)
+    parts = [rng.randbytes(size) for size in (700_000, 10, 3000, 1, 20_000, 5, 400_000, 2)]
+    sent = b"".join(parts)
+
+    def talk() -> None:
+        for part in parts:
+            flow.client.sendall(part)
+            gevent.sleep(0.02)  # each is read for itself, as far as there is room
+        flow.client.shutdown(stdlib.SHUT_WR)
+
+    talker = gevent.spawn(talk)
+    got = bytearray()
+    while part := flow.server.recv(4096):
+        got += part
+        gevent.sleep(0 if len(got) % 5 else 0.002)
+    talker.get()
+    assert bytes(got) == sent
+    flow.close()
+    assert flow.result() == RelayResult(len(sent), 0, "eof")
+
+
+def test_small_messages_need_no_pipe(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    lent: list[object] = []
+    monkeypatch.setattr(relay.pool, "borrow", lambda: lent.append(1))
+    flow = join(relay)
+    for _ in range(20):
+        flow.client.sendall(b"x" * 1000)
+        assert read_exactly(flow.server, 1000) == b"x" * 1000
+    assert not lent
+    flow.client.sendall(bytes(MIB))  # this one asks, gets none here, and goes on all the same
+    read_exactly(flow.server, MIB)
+    assert lent
+    flow.close()
+    assert flow.result() == RelayResult(20_000 + MIB, 0, "eof")
+
+
+@pytest.mark.parametrize("state", ["idle", "half-closed", "sink full", "sink full, source gone", "reset, sink full"])
+def test_waiting_costs_nothing(relay: Relay, state: str) -> None:
+    """epoll tells what lasts again and again: whatever a flow waits for, nobody is told of anything else meanwhile."""
+    flow = join(relay, buffers=65536)
+    if "full" in state:
+        flow.client.setblocking(False)
+        for _ in range(50):
+            with contextlib.suppress(BlockingIOError):
+                flow.client.send(bytes(MIB))
+            gevent.sleep(0.005)
+        flow.client.setblocking(True)
+        assert relay.pool.lent == 1
+    if state == "half-closed":
+        flow.client.shutdown(stdlib.SHUT_WR)
+        assert flow.server.recv(1) == b""
+    elif "gone" in state:
+        flow.client.close()
+    elif "reset" in state:
+        reset(flow.client)
+    gevent.sleep(0.05)
+    told: list[int] = []
+
+    def listen(handler: Callable[[int], None], events: int) -> None:
+        told.append(events)
+        handler(events)
+
+    for watch in relay.poller.watches.values():
+        watch.handler = functools.partial(listen, watch.handler)
+    gevent.sleep(0.3)
+    assert len(told) <= 3, f"{len(told)} events in 0.3 s"
+    flow.handle.abort()
+    flow.result()
+    flow.close()
+
+
+def test_a_flow_needs_no_watcher_and_no_greenlet(relay: Relay) -> None:
+    gc.collect()
+    greenlets = sum(isinstance(thing, gevent.Greenlet) for thing in gc.get_objects())
+    watchers = gevent.get_hub().loop.activecnt
+    flows = [join(relay) for _ in range(20)]
+    for flow in flows:
+        flow.client.sendall(b"x")
+        assert flow.server.recv(1) == b"x"
+    settle()
+    gc.collect()
+    assert gevent.get_hub().loop.activecnt <= watchers + 1  # the wheel's timer
+    assert sum(isinstance(thing, gevent.Greenlet) for thing in gc.get_objects()) <= greenlets
+    assert len(relay.poller) == 40
+    for flow in flows:
+        flow.close()
+        flow.result()
 
 
 # --- broken connections ----------------------------------------------------------------------------------------------
@@ -392,6 +487,18 @@ def test_half_closed_limit(relay: Relay) -> None:
     with pytest.raises(ConnectionResetError):
         flow.client.recv(1)
     wait_until(lambda: peer_is_gone(flow.server), "the server's side was not reset")
+    flow.close()
+
+
+def test_half_closed_limit_beyond_the_wheels_turn(relay: Relay) -> None:
+    """A limit that is longer than a turn of the wheel is kept without a new entry."""
+    relay.wheel = Wheel(tick=0.02, slots=8)
+    relay.half_close_timeout = 0.5
+    flow = join(relay)
+    flow.client.shutdown(stdlib.SHUT_WR)
+    start = monotonic()
+    assert flow.result() == RelayResult(0, 0, "half-closed")
+    assert 0.45 <= monotonic() - start < 3
     flow.close()
 
 
