@@ -265,8 +265,8 @@ def _expect(played: Played, rows: Rows) -> None:
 
 def _is_so(detail: str, played: Played, rows: Rows) -> bool:
     kind, _, value = detail.partition(" within ")[0].partition(" ")
-    if played.transport == "tcp" and kind != "media":
-        return True  # the connection is the signalling's pinhole (0053), and calls over TCP are not shown
+    if played.transport == "tcp" and kind == "signalling":
+        return True  # the connection is its pinhole (0053)
     party = played.inside.party
     if kind == "call":
         states = [row["state"] for row in _here(rows("calls"), party)]

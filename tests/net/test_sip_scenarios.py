@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,10 +55,11 @@ def played(lab: Lab, gateway: Gateway, request: pytest.FixtureRequest) -> dict[t
             prefix = "64 nodad" if ":" in party.host else "24"
             lab.run(side, ["ip", "addr", "add", *f"{party.host}/{prefix}".split(), "dev", "eth0"])
 
-    run_dir = load_config(str(gateway.config)).process.run_dir
+    run_dir = Path(load_config(str(gateway.config)).process.run_dir)
 
     def rows(verb: str) -> list[dict[str, Any]]:
-        return ask(f"{run_dir}/{'packets' if verb == 'calls' else 'broker'}.sock", verb, 5)
+        who = run_dir.glob("[pw]*.sock") if verb == "calls" else [run_dir / "broker.sock"]
+        return [row for path in who for row in ask(str(path), verb, 5)]
 
     def go(case: tuple[str, str]) -> Played:
         v6 = case[1] == "udp6"
