@@ -36,7 +36,7 @@ EVENTS = {
     "broker.stopped": "The broker has taken its table away.",
     "broker.table": "The table of pinholes is there, made or taken over.",
     "broker.table_gone": "Somebody has removed the table; it is made again.",
-    "broker.worker_lost": "A worker's connection to the broker failed.",
+    "broker.worker_lost": "A worker's connection to the broker has ended, as after an upgrade.",
     "call.kick": "The media of a call were cut by `algate kick` or the console.",
     "console": "The console serves; `token` is the file with the token that changes ask for.",
     "console.denied": "Somebody wanted a change of the console without its token.",
