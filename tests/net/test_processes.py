@@ -18,6 +18,7 @@ import pytest
 from tests.lab.gateway import Gateway
 from tests.lab.lab import CLIENT4, ROUTER_IN4, SERVER4, Lab
 from tests.lab.servers import FtpServer
+from tests.net.console_http import LISTEN, fetch
 from tests.net.ftp_control import Control, fails, open_pinhole, port_command, split
 
 SIZE = 60_000_000
@@ -212,7 +213,7 @@ def test_code_in_a_private_directory_can_be_run(lab: Lab, server: FtpServer) -> 
     root = Path(__file__).parents[2]
     for part in ("alg", "gateway", "iptables"):
         shutil.copytree(root / part, private / part, ignore=shutil.ignore_patterns("__pycache__"))
-    config = lab.write_config()
+    config = lab.write_config(console={"listen": LISTEN})
     main = "import sys; from gateway.cli.main import main; main()"
     argv: list[str | Path] = [sys.executable, "-P", "-c", main, "run", "-c", config]
     log = lab.tmp / "private.log"
@@ -221,6 +222,7 @@ def test_code_in_a_private_directory_can_be_run(lab: Lab, server: FtpServer) -> 
     assert "event=ready" in log.read_text(), log.read_text()
     curl = ["curl", "-sS", "--socks5", f"{ROUTER_IN4}:1080", server.url()]
     assert "upload" in lab.run("inside", curl).stdout
+    assert "<title>algate</title>" in fetch(lab, "/")[1]
     assert lab.stop(started, 20) == 0
 
 
