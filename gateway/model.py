@@ -88,7 +88,7 @@ class Traffic(msgspec.Struct, frozen=True):
 class Lease(msgspec.Struct, frozen=True):
     """An open pinhole and who holds it. `expires` is Unix time in seconds. For direction "out" `public` is `target`.
 
-    `uses`, `peers`, `second` and `visitor` as in PinholeRequest: port `public.port + 1` leads to `second` of the target.
+    `uses`, `peers`, `second`, `visitor` as in PinholeRequest: port `public.port + 1` leads to `second` of the target.
     """
 
     id: str
