@@ -173,26 +173,28 @@ def test_an_idle_flow_holds_two_sockets_and_nothing_else(relay: Relay) -> None:
 
 def test_a_few_bytes_do_not_overtake_those_in_a_pipe(relay: Relay) -> None:
     """What is spliced and what is copied keeps its order, where one turns into the other before a full sink."""
-    flow = join(relay, buffers=65536)
-    rng = random.Random(6)
-    parts = [rng.randbytes(size) for size in (700_000, 10, 3000, 1, 20_000, 5, 400_000, 2)]
-    sent = b"".join(parts)
-
-    def talk() -> None:
-        for part in parts:
+    few = 0
+    for seed in range(100):
+        flow = join(relay, buffers=16384)
+        rng = random.Random(seed)
+        sent = b""
+        while not (waiting := flow.handle._up.waiting) and len(sent) < 4 * MIB:
+            part = rng.randbytes(rng.choice([16384, 20_000]) if len(sent) % 3 else rng.randrange(1, 4000))
             flow.client.sendall(part)
-            gevent.sleep(0.02)  # each is read for itself, as far as there is room
+            sent += part
+            gevent.sleep(0.001)  # it is read for itself
+        assert waiting, "the sink took everything"
+        pipe = flow.handle._up.pipe
+        few += pipe is not None and pipe.held < splice.FEW
+        tail = rng.randbytes(10)
+        flow.client.sendall(tail)
         flow.client.shutdown(stdlib.SHUT_WR)
-
-    talker = gevent.spawn(talk)
-    got = bytearray()
-    while part := flow.server.recv(4096):
-        got += part
-        gevent.sleep(0 if len(got) % 5 else 0.002)
-    talker.get()
-    assert bytes(got) == sent
-    flow.close()
-    assert flow.result() == RelayResult(len(sent), 0, "eof")
+        assert read_all(flow.server) == sent + tail
+        flow.close()
+        assert flow.result() == RelayResult(len(sent) + 10, 0, "eof")
+        if few == 3:
+            return
+    raise AssertionError("no pipe had a few bytes in it")
 
 
 def test_small_messages_need_no_pipe(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
