@@ -48,6 +48,12 @@ class Authentication:
             socks.auth, self.accounts, guard, passwords=passwords, gssapi=gssapi, ident=ident
         )
 
+    def close(self) -> None:
+        """Nobody will be authenticated by it any more."""
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+
     def update(self, name: str, fd: int) -> None:
         """Use a file that has changed from now on; owns the descriptor."""
         old = self._fds.get(name)

@@ -57,6 +57,10 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
         """Those that a child which is told of another configuration has already."""
         return [self.lifeline, self.admin, *([self.broker] if self.broker is not None else [])]
 
+    def own(self) -> list[int]:
+        """Those that a worker has for itself because of such a message."""
+        return [*self.socks, *self.transparent, *self.files.values()]
+
     def renumbered(self, numbers: Sequence[int]) -> Boot:
         """The same with other numbers for `descriptors`, as they are in the process that has received them."""
         new = dict(zip(self.descriptors(), numbers, strict=True))

@@ -137,6 +137,18 @@ class Reload:
             self._listeners.discard(removed)
 
 
+def reload_retired(new: Config, listeners: Listeners, crew: Crew) -> None:
+    """Have workers that only see their flows to the end judge these by a new configuration. Raises AlgateError."""
+    files = SharedFiles(new)
+    before = crew.files
+    crew.config, crew.files = _usable(crew.config, new)[0], files
+    listeners.leave_out(listeners.places())  # they listen no more
+    for worker in crew.workers:
+        worker.prepare()
+        worker.tell(Commit())
+    before.close()
+
+
 def _usable(old: Config, new: Config) -> tuple[Config, list[str]]:
     """The new configuration as far as running processes can heed it, and the keys that they cannot."""
     kept = [f"process.{key}" for key in NEW_PROCESSES if getattr(old.process, key) != getattr(new.process, key)]

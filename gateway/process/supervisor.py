@@ -31,7 +31,7 @@ from gateway.process.heritage import Channel, Heritage, inherited
 from gateway.process.lifeline import Ask, Departed, File, FromChild, Report
 from gateway.process.listeners import Listeners, places
 from gateway.process.notify import Watchdog, notify
-from gateway.process.reload import Reload
+from gateway.process.reload import Reload, reload_retired
 from gateway.process.run_dir import RunDir
 from gateway.process.shared_files import CHECK_INTERVAL, SharedFiles
 from gateway.process.takeover import HandOver, TakeOver
@@ -234,6 +234,8 @@ class _Supervisor:
             self._reload = None
             notify("READY=1")
         log.info("reload", **done)
+        if self._elder is not None:
+            self._elder.say("reload")
         return done
 
     def _do_drain(self, _ticket: str) -> dict[str, Any]:
@@ -293,6 +295,9 @@ class _Supervisor:
         def turn(until: float) -> None:
             nonlocal alone
             self._turn_ending(until)
+            if "reload" in successor.words:
+                successor.words.remove("reload")
+                self._reload_retired()
             if successor.ended and not alone:
                 alone = True
                 self._selector.unregister(successor.sock)
@@ -302,6 +307,14 @@ class _Supervisor:
         while self._elder is not None and not alone:  # the successor learns by our end that its workers have gone too
             turn(time.monotonic() + KILL_MARGIN)
         log.info("stopped")
+
+    def _reload_retired(self) -> None:
+        try:
+            reload_retired(self._load(), self._listeners, self._crew)
+        except AlgateError as error:  # as of keys that only the new version knows
+            log.error("reload.failed", reason=str(error), hint="flows of this version go on by the old rules")
+        if self._elder is not None:
+            self._elder.say("reload")
 
     def _turn_ending(self, until: float) -> None:
         self._turn(until)

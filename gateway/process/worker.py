@@ -67,6 +67,7 @@ log = get_logger()
 
 GC_THRESHOLD = 20_000  # objects; flows leave no cycles, and looking through thousands of live ones takes long
 HANDSHAKE_GRACE = 1.0  # seconds of the drain deadline that connections without a flow get
+HANDSHAKES_END = 120.0  # seconds after which nobody is in a handshake of an earlier configuration
 ABORT_MARGIN = 0.5  # seconds of the drain deadline that are kept for the resets
 
 
@@ -167,7 +168,7 @@ class Worker:
                 case Commit():
                     send(self._lifeline, Done(self._commit()))
                 case Rollback():
-                    self._next = None
+                    self._discard()
                 case Go():
                     self._listen(self._boot)
                     send(self._lifeline, Done())
@@ -188,15 +189,27 @@ class Worker:
         boot = Boot.from_memfd(fds[0]).renumbered(fds[1:])
         for fd in boot.known_already():
             os.close(fd)
+        self._discard()
         try:
             self._next = boot, Service(boot.config, boot.files, self._ground, self._service)
         except (AlgateError, OSError) as error:
+            for fd in boot.own():
+                os.close(fd)
             return str(error)
         return ""
 
+    def _discard(self) -> None:
+        """Forget what was prepared, if anything was."""
+        if self._next is not None:
+            (boot, _), self._next = self._next, None
+            for fd in boot.own():
+                os.close(fd)
+
     def _commit(self) -> int:
         """Use what was prepared; how many flows are not allowed any more, and were ended."""
-        assert self._next is not None
+        if self._next is None:
+            return 0
+        gevent.spawn_later(HANDSHAKES_END, self._service.authentication.close)
         log_before = self._boot.config.log
         (self._boot, self._service), self._next = self._next, None
         if self._boot.config.log != log_before:

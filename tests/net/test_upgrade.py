@@ -190,6 +190,21 @@ def test_if_the_new_version_cannot_begin_the_old_one_goes_on(
     control.close()
 
 
+def test_new_rules_hold_for_flows_of_the_old_version_too(lab: Lab, gateway: Gateway, server: FtpServer) -> None:
+    control = Control(lab, SERVER4)
+    control.login(server.user, server.password)
+    for _ in range(2):
+        upgrade(gateway)
+    document = tomllib.loads(gateway.config.read_text())
+    document["rule"] = [{"action": "deny", "from": [f"{CLIENT4}/32"]}, {"action": "permit"}]
+    gateway.config.write_text(tomli_w.dumps(document))
+    gateway.algate("reload")
+    control.socket.settimeout(10)
+    with pytest.raises(ConnectionResetError):
+        control.socket.recv(1)
+    control.close()
+
+
 def test_without_its_successor_the_old_version_ends_soon(lab: Lab, gateway: Gateway, server: FtpServer) -> None:
     control = Control(lab, SERVER4)
     control.login(server.user, server.password)
