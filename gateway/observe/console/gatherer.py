@@ -114,12 +114,12 @@ class Gatherer:
         """Every look from now on; the first at once. NoAnswer if there are too many who watch."""
         if len(self._watchers) >= MOST_WATCHERS:
             raise NoAnswer("too many are watching")
+        return self._watch()
+
+    def _watch(self) -> Iterator[Snapshot]:
         watcher = Event()
         self._watchers.add(watcher)
         self._wanted.set()
-        return self._watch(watcher)
-
-    def _watch(self, watcher: Event) -> Iterator[Snapshot]:
         try:
             yield self._snapshot or self.look()
             while True:

@@ -16,7 +16,7 @@ from gateway.config import ConsoleSection
 from gateway.observe.admin_wire import Rows
 from gateway.observe.console import app as app_module
 from gateway.observe.console.app import App
-from gateway.observe.console.gatherer import Gatherer, NoAnswer
+from gateway.observe.console.gatherer import MOST_WATCHERS, Gatherer, NoAnswer
 from gateway.observe.console.totals import Totals
 
 STATIC = Path(app_module.__file__).with_name("static")
@@ -209,6 +209,17 @@ def test_ready_is_more_than_alive(app: App, processes: Processes) -> None:
     processes.silent = {"worker-0"}  # it has ended, as it should
     assert ask(app, "/healthz")[0] == 200
     assert ask(app, "/readyz")[2] == b"supervisor: draining\n"
+
+
+def test_watchers_are_counted_while_they_watch(app: App, gatherer: Gatherer) -> None:
+    for _ in range(MOST_WATCHERS + 1):
+        assert ask(app, "/api/stream", "HEAD")[0] == 200
+    watching = [gatherer.watch() for _ in range(MOST_WATCHERS)]
+    assert all(next(watcher).failures() == [] for watcher in watching)
+    with pytest.raises(NoAnswer, match="too many"):
+        gatherer.watch()
+    watching.pop()
+    assert next(gatherer.watch())
 
 
 def test_many_who_ask_cause_one_question(app: App, processes: Processes) -> None:

@@ -32,16 +32,16 @@ const perSecond = (value) => (value < 0.05 ? "0" : value < 10 ? value.toFixed(1)
 export function overviewView(state) {
   const banner = el("section", { class: "banner", "aria-live": "polite" });
   const tiles = [
-    tile("To clients", "c-down", "#/flows", speed("down"), (values) => rate(last(values, 1)), (points) => `${bytes(points.at(-1)[column.down])} in all`),
-    tile("From clients", "c-up", "#/flows", speed("up"), (values) => rate(last(values, 1)), (points) => `${bytes(points.at(-1)[column.up])} in all`),
+    tile("Down", "c-down", "#/flows", speed("down"), (values) => rate(last(values, 1)), (points) => `${bytes(points.at(-1)[column.down])} in all`),
+    tile("Up", "c-up", "#/flows", speed("up"), (values) => rate(last(values, 1)), (points) => `${bytes(points.at(-1)[column.up])} in all`),
     tile("Flows", "c-violet", "#/flows", level("flows"), (values) => whole(values.at(-1) ?? 0), (points) => `+${perSecond(last(speed("opened")(points)))}/s`),
     tile("Pinholes", "c-good", "#/pinholes", level("pinholes"), (values) => whole(values.at(-1) ?? 0), (points) => `${whole(points.at(-1)[column.refused])} refused in all`),
     tile("Calls", "c-warn", "#/calls", level("calls"), (values) => whole(values.at(-1) ?? 0), (_, overview) => `${whole(overview.sums.algate_registrations)} registered`),
     tile("Denied", "c-bad", "#/overview", minutely("denied"), (values) => `${perSecond(last(values, 15))}/min`, (points) => `${whole(points.at(-1)[column.denied])} in all`),
   ];
   const traffic = new Chart([
-    { label: "to clients", colour: "c-down", values: speed("down") },
-    { label: "from clients", colour: "c-up", values: speed("up") },
+    { label: "down, to clients", colour: "c-down", values: speed("down") },
+    { label: "up, from clients", colour: "c-up", values: speed("up") },
   ], rate);
   const happenings = new Chart([
     { label: "new flows", colour: "c-violet", values: minutely("opened") },
@@ -154,7 +154,8 @@ const COLOURS = { warning: "c-warn", error: "c-bad", critical: "c-bad" };
 function showEvents(node, rows) {
   if (!rows.length) return fill(node, el("li", { class: "empty" }, "Nothing has happened."));
   fill(node, rows.slice(0, 40).map(({ time, level: weight, event, ...fields }) => {
-    const detail = [...FIRST.filter((key) => key in fields), ...Object.keys(fields).filter((key) => !FIRST.includes(key))].map((key) => `${key}=${fields[key]}`).join(" ");
+    const order = [...FIRST.filter((key) => key in fields), ...Object.keys(fields).filter((key) => !FIRST.includes(key))];
+    const detail = order.filter((key) => fields[key] !== "").map((key) => `${key}=${fields[key]}`).join(" ");
     return el("li", { title: detail }, el("time", {}, clock(time)), el("i", { class: COLOURS[weight] ?? "c-soft" }), el("b", {}, event), el("span", {}, detail));
   }));
 }
