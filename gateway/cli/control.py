@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.progress import Progress
 
 from gateway.broker import rules
 from gateway.cli.options import config_option, json_option
+from gateway.cli.output import console
 from gateway.config import Config
 from gateway.config_file import load_config
 from gateway.errors import AlgateError, ConfigError
@@ -26,7 +28,7 @@ POLL = 0.1  # seconds between two questions whether it is done
 @json_option
 @click.option("--upgrade", is_flag=True, help="Have new processes take over, with the program as it is installed now.")
 def reload(config_path: str | None, as_json: bool, upgrade: bool) -> None:
-    """Have the gateway use its configuration as it is written now.
+    """Use the configuration as it is written now.
 
     It is validated first; with a mistake in it the one before stays in use, and the exit code is 2. Flows that the new
     rules do not allow are ended, all others live on. With --upgrade new processes take over the listeners, for another
@@ -74,11 +76,11 @@ def _print_outcome(outcome: dict[str, Any]) -> None:
 @click.command()
 @config_option
 def drain(config_path: str | None) -> None:
-    """Accept no more, let all flows come to their end, and end the gateway.
+    """End the gateway when its flows have ended.
 
-    New connections of unconfigured clients go straight through the NAT from then on, if the iptables rules are there.
-    There is no deadline: SIGTERM ends the waiting. This command prints how many are left, and returns when the gateway
-    has ended; ^C leaves the gateway draining.
+    It accepts no more, and lets all flows come to their end. New connections of unconfigured clients go straight
+    through the NAT from then on, if the iptables rules are there. There is no deadline: SIGTERM ends the waiting. This
+    command shows how many are left, and returns when the gateway has ended; ^C leaves the gateway draining.
 
     \b
     Example:
@@ -89,19 +91,29 @@ def drain(config_path: str | None) -> None:
     if os.geteuid() == 0:
         rules.stop_redirecting(config)
     _have_done(run_dir, "drain")
-    said = None
-    while (run_dir / "supervisor.sock").exists():
-        left = 0
-        for path in run_dir.glob("worker-*.sock"):
-            try:
-                left += sum(row["flows"] for row in ask(str(path), "status", TIMEOUT))
-            except OSError:
-                pass  # it has just ended
-        if left != said:
-            click.echo(f"{left} flows are left")
+    out = console()
+    said, most = -1, 0
+    with Progress(*Progress.get_default_columns()[:2], console=out, disable=not out.is_terminal, transient=True) as bar:
+        task = bar.add_task("draining")
+        while (run_dir / "supervisor.sock").exists():
+            left = _flows_left(run_dir)
+            most = max(most, left)
+            bar.update(task, description=f"{left} flows are left", total=most, completed=most - left)
+            if left != said and not out.is_terminal:
+                click.echo(f"{left} flows are left")
             said = left
-        time.sleep(POLL)
+            time.sleep(POLL)
     click.echo("drained")
+
+
+def _flows_left(run_dir: Path) -> int:
+    left = 0
+    for path in run_dir.glob("worker-*.sock"):
+        try:
+            left += sum(row["flows"] for row in ask(str(path), "status", TIMEOUT))
+        except OSError:
+            pass  # it has just ended
+    return left
 
 
 @click.command()
@@ -109,9 +121,10 @@ def drain(config_path: str | None) -> None:
 @json_option
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
 def kick(config_path: str | None, as_json: bool, ids: tuple[str, ...]) -> None:
-    """End flows, close pinholes, or cut the media of calls, by their ids.
+    """End flows, pinholes or calls by their ids.
 
-    The ids are those of `algate flows`, `algate pinholes` and `algate calls`. The exit code is 1 if there is none such.
+    Of a call the media are cut. The ids are those of `algate flows`, `algate pinholes` and `algate calls`. The exit code
+    is 1 if there is none such.
 
     \b
     Examples:
