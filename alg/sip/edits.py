@@ -14,6 +14,7 @@ from alg.sip.sdp import Description
 
 DEFAULT_PORT = 5060
 _OWN_HEADERS = ("contact", "record-route", "path")
+_ECHOED_HEADERS = ("route", *_OWN_HEADERS)
 
 
 class Edits:
@@ -30,6 +31,8 @@ class Edits:
 
     def done(self) -> tuple[Edit, ...]:
         """All edits in order, with Content-Length following the body (RFC 3261, 20.14)."""
+        if not self._found:
+            return ()
         message = self._message
         grown = sum(
             len(edit.replacement) - (end - start) for (start, end), edit in self._found.items() if start >= message.body
@@ -84,6 +87,8 @@ def own_places(message: Message, host: str) -> list[tuple[str, HostPort]]:
         if same_host(sent_by.host, host):
             found.append(("via", sent_by))
     for name in _OWN_HEADERS:
+        if name not in message.headers:
+            continue
         for addr in message.addrs(name):
             place = uri_host(message.data, addr.uri)
             if place and same_host(place.host, host):
@@ -117,7 +122,9 @@ def restore(edits: Edits, message: Message, client: Endpoint, conversations: Con
         back(uri_host(message.data, message.uri), "uri", "sip.request-uri")
     else:
         _restore_via(edits, message, client, back)
-    for name in ("route", *_OWN_HEADERS):
+    for name in _ECHOED_HEADERS:
+        if name not in message.headers:
+            continue
         for addr in message.addrs(name):
             back(uri_host(message.data, addr.uri), "uri", f"sip.{name}")
 

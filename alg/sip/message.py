@@ -147,12 +147,10 @@ class Message:
 
     def addrs(self, name: str) -> list[Addr]:
         """All values of a header of addresses; `Contact: *` has none. Malformed if one is not by the grammar."""
-        if name not in self.headers:
-            return []
         if (found := self._addrs.get(name)) is not None:
             return found
         found = []
-        for start, end in self.headers[name]:
+        for start, end in self.headers.get(name, ()):
             if name == "contact" and self.data[start:end].strip() == b"*":
                 continue
             match = NAME_ADDR.match(self.data, start, end)

@@ -34,6 +34,7 @@ class SipEngine:
         self._core = Core(self._options, self._changes)
         self._revoked: dict[tuple[Endpoint, str], str] = {}
         self._rates: dict[str, tuple[float, float]] = {}
+        self._over_rate = 0
         self._out: list[SipCommand] = []
 
     def handle(self, event: SipEvent) -> Sequence[SipCommand]:
@@ -75,9 +76,11 @@ class SipEngine:
                 self._revoked[record.client, record.server] = record.rule
 
     def counts(self) -> dict[str, int]:
-        """Since the start: calls begun and answered, registrations granted; and those that are bound now."""
+        """Since the start: calls begun and answered, registrations granted, messages beyond a client's rate; and
+        registrations that are bound now."""
         calls, bindings = self._core.calls, self._core.bindings
         return {
+            "over_rate": self._over_rate,
             "begun": calls.begun,
             "answered": calls.answered,
             "granted": bindings.granted,
@@ -89,6 +92,7 @@ class SipEngine:
         if talk in self._revoked:
             self._core.release(event.packet)
         elif not self._within_rate(event.client.host, event.now):
+            self._over_rate += 1
             self._core.note("sip.rate", f"more than {self._options.rate} messages a second", event.now, event.client)
             self._core.release(event.packet)
         elif begins_as_sip(event.data):

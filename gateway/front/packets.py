@@ -127,6 +127,7 @@ class PacketFront:
         self._next_look = now() + ADDRESSES
         self._servers: dict[int, str] = {}  # with which outside host a conversation began
         self._journal = journal
+        self._to_write = False
         if journal is not None:
             self._take_over(journal)
 
@@ -245,9 +246,16 @@ class PacketFront:
                     self._do(command)
         finally:
             self._handling = False
+        if self._journal is not None and not self._to_write:
+            self._to_write = True
+            gevent.get_hub().loop.run_callback(self._write)
+        self._changed.set()
+
+    def _write(self) -> None:
+        """Put what has changed into the journal: once for all packets of a turn."""
+        self._to_write = False
         if self._journal is not None:
             self._journal.put((entry, self._lease_of(entry.record)) for entry in self._engine.journal())
-        self._changed.set()
 
     def _lease_of(self, record: Record | None) -> Lease | None:
         return self.conversations.lease(record.ref) if isinstance(record, ConversationRecord) else None

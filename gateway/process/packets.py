@@ -134,7 +134,8 @@ class Packets:
             gevent.spawn(answer, connection, verbs, {"ladder": self._trace.ladders.rows})
 
     def _status(self) -> Rows:
-        return [{"process": "packets", "pid": os.getpid(), "mode": self._mode.value, **self._front.status()}]
+        row = {"process": "packets", "pid": os.getpid(), "mode": self._mode.value}
+        return [{**row, **self._front.status(), **self._engine.counts()}]
 
     def _metrics(self) -> Rows:
         counts = self._engine.counts()
