@@ -1,4 +1,4 @@
-"""The messages of each SIP call, for its ladder: the last ones of the last calls, without bodies and secrets.
+"""The messages of each SIP call, for its ladder: the last ones of the last calls, told without bodies and secrets.
 
 Kept apart from the trace, which registrations and keep-alives would soon have pushed a call out of.
 """
@@ -15,6 +15,7 @@ from alg.api import Edit, Side
 
 MOST_CALLS = 256
 MOST_MESSAGES = 40  # of a call
+MOST_BYTES = 8 * 1024 * 1024
 LONGEST = 200  # characters of a line
 
 _call_id = re.compile(rb"\n(?:call-id|i)[ \t]*:[ \t]*([^\r\n]+)", re.IGNORECASE).search
@@ -26,16 +27,16 @@ class _Step(NamedTuple):
     side: Side
     source: Endpoint
     destination: Endpoint
-    title: str
-    cseq: str
-    edits: tuple[dict[str, str], ...]
+    data: bytes
+    edits: tuple[Edit, ...]
 
 
 class Ladders:
-    """What was said in calls, by Call-ID; a call begins with its INVITE."""
+    """What was said in calls, by Call-ID; a call begins with its INVITE. In the way of a packet: it is only kept."""
 
     def __init__(self) -> None:
         self._calls: OrderedDict[bytes, deque[_Step]] = OrderedDict()
+        self._bytes = 0
 
     def add(
         self, when: float, side: Side, source: Endpoint, destination: Endpoint, data: bytes, edits: Sequence[Edit]
@@ -48,34 +49,27 @@ class Ladders:
         if steps is None:
             if not data.startswith(b"INVITE "):
                 return
-            while len(self._calls) >= MOST_CALLS:
-                self._calls.popitem(last=False)
-            steps = self._calls[found[1]] = deque(maxlen=MOST_MESSAGES)
+            steps = self._calls[found[1]] = deque()
         self._calls.move_to_end(found[1])
-        cseq = _cseq(data)
-        steps.append(
-            _Step(
-                when,
-                side,
-                source,
-                destination,
-                _text(data.partition(b"\r\n")[0]),
-                _text(cseq[1]) if cseq else "",
-                tuple(_change(data, edit) for edit in edits),
-            )
-        )
+        steps.append(_Step(when, side, source, destination, data, tuple(edits)))
+        self._bytes += len(data)
+        if len(steps) > MOST_MESSAGES:
+            self._bytes -= len(steps.popleft().data)
+        while len(self._calls) > MOST_CALLS or self._bytes > MOST_BYTES:
+            _, forgotten = self._calls.popitem(last=False)
+            self._bytes -= sum(len(step.data) for step in forgotten)
 
     def rows(self, call_id: str) -> list[dict[str, Any]]:
-        """The steps of a call, oldest first. `before` and `after` are the line around an edit."""
+        """The steps of a call, oldest first. `head`, `before` or `after`, `tail`: the line around an edit."""
         return [
             {
                 "time": step.time,
                 "from": step.side.value,
                 "source": str(step.source),
                 "destination": str(step.destination),
-                "title": step.title,
-                "cseq": step.cseq,
-                "edits": step.edits,
+                "title": _text(step.data.partition(b"\r\n")[0]),
+                "cseq": _text(cseq[1]) if (cseq := _cseq(step.data)) else "",
+                "edits": [_change(step.data, edit) for edit in step.edits],
             }
             for step in self._calls.get(call_id.encode(), ())
         ]

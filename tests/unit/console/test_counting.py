@@ -15,7 +15,7 @@ from alg.api import Edit, Side
 from gateway.config import LogSection
 from gateway.observe import counters
 from gateway.observe.counters import Histogram, counts, recent_rows
-from gateway.observe.ladders import MOST_CALLS, MOST_MESSAGES, Ladders
+from gateway.observe.ladders import MOST_BYTES, MOST_CALLS, MOST_MESSAGES, Ladders
 from gateway.observe.log import get_logger, setup_logging
 from gateway.observe.metrics import BY_NAME, METRICS, metrics_row
 
@@ -161,6 +161,17 @@ def test_ladders_end() -> None:
     for number in range(MOST_MESSAGES + 10):
         ladders.add(number, Side.CLIENT, PHONE, PROXY, message("INFO sip:bob@x SIP/2.0", f"c{MOST_CALLS}"), ())
     assert len(ladders.rows(f"c{MOST_CALLS}")) == MOST_MESSAGES
+
+
+def test_ladders_are_not_larger_than_said() -> None:
+    ladders = Ladders()
+    big = message("INFO sip:bob@x SIP/2.0", "{}", "X: " + "y" * 60_000)
+    for number in range(MOST_CALLS - 1):
+        ladders.add(1.0, Side.CLIENT, PHONE, PROXY, message("INVITE sip:bob@x SIP/2.0", f"c{number}"), ())
+        ladders.add(1.0, Side.CLIENT, PHONE, PROXY, big.replace(b"{}", b"c%d" % number), ())
+    kept = [number for number in range(MOST_CALLS - 1) if ladders.rows(f"c{number}")]
+    assert kept == list(range(kept[0], MOST_CALLS - 1))  # the latest ones
+    assert MOST_BYTES * 0.9 < len(kept) * len(big) <= MOST_BYTES
 
 
 @given(st.binary(max_size=300), st.integers(0, 300), st.integers(0, 300))
