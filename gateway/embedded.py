@@ -16,6 +16,8 @@ def seen_through(address: Address) -> tuple[Address, ...]:
     Those are: the one in a NAT64 (64:ff9b::/96) or 6to4 (2002::/16) address, the server and the client in a Teredo
     address (2001::/32), the one in an IPv4-compatible address. Whoever permits `address` must permit them all.
     """
+    if isinstance(address, ipaddress.IPv4Address):
+        return (address,)
     ip = canonical(address)
     if isinstance(ip, ipaddress.IPv4Address):
         return (ip,)

@@ -27,6 +27,7 @@ from gateway.policy_rules import (
 
 __all__ = ["Decision", "Explanation", "Policy"]
 
+CLIENTS = 4096  # of whom a decision is remembered
 _THIS_NETWORK = ipaddress.ip_network(
     "0.0.0.0/8"
 )  # RFC 1122 3.2.1.3: never a destination, and Linux takes it for itself
@@ -64,6 +65,7 @@ class Policy:
         self._has_access = bool(access)
         self._any_bind_peer = any(rule.any_peer for rule in self._index.rules)
         self._now = now
+        self._clients: dict[str, bool] = {}  # whether they may ask where there are no rules, as far as it was asked
 
     @classmethod
     def of(cls, config: Config, now: Callable[[], datetime] | None = None) -> Policy:
@@ -77,6 +79,7 @@ class Policy:
         self._index = other._index
         self._has_rules, self._has_access = other._has_rules, other._has_access
         self._any_bind_peer = other._any_bind_peer
+        self._clients = {}
 
     def decide_client(self, request: ConnectRequest) -> Decision:
         """Whether this client may ask at all; asked before a name is resolved, so that strangers cause no lookups.
@@ -245,8 +248,13 @@ class Policy:
     def _default(self, request: ConnectRequest) -> Decision:
         if request.command == "fxp":
             return Decision(False, "none")
-        client = canonical(request.client.host)
-        permit = any(client in network for network in self._inside) if self._inside else client.is_loopback
+        permit = self._clients.get(request.client.host)
+        if permit is None:
+            client = canonical(request.client.host)
+            permit = any(client in network for network in self._inside) if self._inside else client.is_loopback
+            if len(self._clients) >= CLIENTS:
+                self._clients.clear()
+            self._clients[request.client.host] = permit
         return Decision(permit, "default" if permit else "client")
 
 

@@ -1,0 +1,38 @@
+"""What a policy remembers of its decisions ends with its rules, and has a bound."""
+
+import ipaddress
+
+import pytest
+
+from alg.address import Endpoint, parse_ip
+from gateway import policy as policy_module
+from gateway.model import ConnectRequest
+from gateway.policy import Policy
+
+
+def request(client: str) -> ConnectRequest:
+    return ConnectRequest("connect", Endpoint(client, 4000), "203.0.113.10", 443)
+
+
+def permitted(policy: Policy, client: str) -> bool:
+    at_all = policy.decide_client(request(client)).permit
+    assert policy.decide(request(client), parse_ip("203.0.113.10"), own=False).permit == at_all
+    return at_all
+
+
+def test_it_is_forgotten_when_the_policy_becomes_another() -> None:
+    here, there = ipaddress.ip_network("192.0.2.0/25"), ipaddress.ip_network("192.0.2.128/25")
+    policy = Policy([here])
+    assert permitted(policy, "192.0.2.1")
+    assert not permitted(policy, "192.0.2.200")
+    policy.become(Policy([there]))
+    assert not permitted(policy, "192.0.2.1")
+    assert permitted(policy, "192.0.2.200")
+
+
+def test_it_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy_module, "CLIENTS", 4)
+    policy = Policy([ipaddress.ip_network("192.0.2.0/25")])
+    for last in range(256):
+        assert permitted(policy, f"192.0.2.{last}") == (last < 128)
+        assert len(policy._clients) <= 4
