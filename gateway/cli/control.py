@@ -123,8 +123,8 @@ def _flows_left(run_dir: Path) -> int:
 def kick(config_path: str | None, as_json: bool, ids: tuple[str, ...]) -> None:
     """End flows, pinholes or calls by their ids.
 
-    Of a call the media are cut. The ids are those of `algate flows`, `algate pinholes` and `algate calls`. The exit code
-    is 1 if there is none such.
+    Of a call the media are cut. The ids are those of `algate flows`, `algate pinholes` and `algate calls`. The exit
+    code is 1 if there is none such.
 
     \b
     Examples:
