@@ -53,6 +53,11 @@ def main() -> int:
                 _measure(load, peer, arguments.measure, samples, notes)
             if not arguments.measure or "ftp" in arguments.measure:
                 _ftp(lab, samples, notes)
+            if not arguments.measure or "log" in arguments.measure:
+                try:
+                    samples[report.LOGGING]["log share"].append(measures.log_share(load))
+                except (LabError, ArithmeticError) as error:
+                    _note(notes, f"log share: {_first_line(error)}")
             print(f"  {time.monotonic() - began:.0f} s", file=sys.stderr)
             if whole and not arguments.quick:
                 report.write(run, turn + 1)
@@ -72,7 +77,7 @@ def _first_line(error: Exception) -> str:
 
 def _measure(load: measures.Load, peer: Peer, names: list[str], samples: Samples, notes: Notes) -> None:
     for name, measure in MEASURES.items():
-        if (names and name not in names) or (peer.measures and name not in peer.measures):
+        if names and name not in names:
             continue
         try:
             with peer.running(load.lab):  # anew for each, so that no measure finds the traces of another
@@ -112,7 +117,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=int(os.environ.get("BENCH_ROUNDS", "5")))
     parser.add_argument("--seconds", type=float, default=float(os.environ.get("BENCH_SECONDS", "1.5")))
     parser.add_argument("--only", action="append", help="only peers with this word in their name")
-    parser.add_argument("--measure", action="append", help=f"only these: {', '.join(MEASURES)}, ftp", default=[])
+    parser.add_argument("--measure", action="append", help=f"only these: {', '.join(MEASURES)}, ftp, log", default=[])
     parser.add_argument("--no-sections", action="store_true", help="only the table")
     return parser.parse_args()
 

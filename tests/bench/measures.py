@@ -7,14 +7,15 @@ import ftplib
 import json
 import os
 import socket
+import statistics
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.bench.peers import PORT, Peer, router_pids
+from tests.bench.peers import PORT, Peer, beside_each_other, router_pids
 from tests.lab.lab import CLIENT4, SERVER4, Lab
 
 CONCURRENT = 100
@@ -22,6 +23,7 @@ STREAMS = 8
 ECHO_FLOWS = 1000
 ECHO_RATE = 4000  # a second, over all flows
 FEW, MANY = 1000, 8000
+LOG_TURNS, LOG_SECONDS = 6, 0.7  # of each of both gateways
 HEAD_START = 0.5  # seconds for conntrack and TIME_WAIT of the measure before to go
 FTP_FILE = 2 << 30  # bytes; sparse
 
@@ -75,22 +77,22 @@ def prepare(lab: Lab) -> None:
 def connections(load: Load, peer: Peer) -> Results:
     """Connections/s, and the peer's CPU for one of them."""
     time.sleep(HEAD_START)
-    before = _cpu(load.lab)
+    before = _cpu(router_pids(load.lab))
     said = load.client("rate", peer, CONCURRENT, load.seconds)
     yield "conn/s", said["rate"]
     if peer.front != "kernel":
-        yield "cpu µs/conn", (_cpu(load.lab) - before) / said["done"] * 1e6
+        yield "cpu µs/conn", (_cpu(router_pids(load.lab)) - before) / said["done"] * 1e6
 
 
 def streams(load: Load, peer: Peer) -> Results:
     """Gbit/s, and the peer's CPU for a gigabyte."""
     for count in (1, STREAMS):
         for way in ("down", "up"):
-            before = _cpu(load.lab)
+            before = _cpu(router_pids(load.lab))
             said = load.client("stream", peer, count, load.seconds, way)
             yield f"{count} {way}", said["gbit"]
             if count == 1 and way == "down" and peer.front != "kernel":
-                yield "cpu s/GB", (_cpu(load.lab) - before) / (said["bytes"] / 1e9)
+                yield "cpu s/GB", (_cpu(router_pids(load.lab)) - before) / (said["bytes"] / 1e9)
 
 
 def latency(load: Load, peer: Peer) -> Results:
@@ -143,10 +145,29 @@ def ftp(lab: Lab, active: bool) -> float:
     return count * 8 / elapsed / 1e9
 
 
-def _cpu(lab: Lab) -> float:
-    """Seconds of processor time that the processes in the router have used, with those that they have waited for."""
+def log_share(load: Load) -> float:
+    """Which part of the CPU for a connection its two log lines take: two gateways in turn, one of them without."""
+    with contextlib.ExitStack() as stack:
+        spent: dict[str, list[float]] = {}
+        pids: dict[str, list[int]] = {}
+        both = beside_each_other()
+        for peer in both:
+            before = router_pids(load.lab)
+            stack.enter_context(peer.running(load.lab))
+            pids[peer.name] = [pid for pid in router_pids(load.lab) if pid not in before]
+        for turn in range(LOG_TURNS):
+            for peer in both if turn % 2 else reversed(both):
+                cpu = _cpu(pids[peer.name])
+                done = load.client("rate", peer, CONCURRENT, LOG_SECONDS)["done"]
+                spent.setdefault(peer.name, []).append((_cpu(pids[peer.name]) - cpu) / done)
+    with_lines, without = (statistics.median(spent[peer.name]) for peer in both)
+    return 1 - without / with_lines
+
+
+def _cpu(pids: Sequence[int]) -> float:
+    """Seconds of processor time that processes have used, with those that they have waited for."""
     total = 0.0
-    for pid in router_pids(lab):
+    for pid in pids:
         with contextlib.suppress(OSError):
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             total += sum(map(int, fields[11:15]))

@@ -29,8 +29,8 @@ Front = Literal["kernel", "socks", "transparent"]
 class Peer:
     """`start` runs it in the router; the processes there are the peer's.
 
-    `scales`: whether 8,000 flows at once are worth trying (not with a process or a thread a flow). `measures`: only
-    these, if any are named.
+    `scales`: whether 8,000 flows at once are worth trying (not with a process or a thread a flow). `port`: of a SOCKS
+    server.
     """
 
     name: str
@@ -38,12 +38,12 @@ class Peer:
     start: Callable[[Lab], Callable[[], object]]
     program: Path | None = None
     scales: bool = True
-    measures: tuple[str, ...] = ()
+    port: int = SOCKS_PORT
 
     @property
     def via(self) -> str:
         """How the load's client gets there."""
-        return f"{ROUTER_IN4}:{SOCKS_PORT}" if self.front == "socks" else "direct"
+        return f"{ROUTER_IN4}:{self.port}" if self.front == "socks" else "direct"
 
     @contextmanager
     def running(self, lab: Lab) -> Iterator[None]:
@@ -51,7 +51,7 @@ class Peer:
         stop = self.start(lab)
         try:
             if self.front != "kernel":
-                port = SOCKS_PORT if self.front == "socks" else PORT
+                port = self.port if self.front == "socks" else PORT
                 host = ROUTER_IN4 if self.front == "socks" else SERVER4
                 lab.wait_for(lambda: _answers(lab, host, port), 10, f"{self.name} to serve")
             yield
@@ -70,7 +70,6 @@ def peers() -> list[Peer]:
     found = [
         Peer("kernel NAT", "kernel", lambda _lab: lambda: None),
         Peer("algate, 1 worker", "socks", lambda lab: _algate(lab, 1)),
-        Peer("algate, 1 worker, no log", "socks", lambda lab: _algate(lab, 1, log=False), measures=("connections",)),
         Peer("algate, 2 workers", "socks", lambda lab: _algate(lab, 2)),
         Peer("algate, 1 worker, transparent", "transparent", lambda lab: _algate(lab, 1)),
         Peer("algate, 2 workers, transparent", "transparent", lambda lab: _algate(lab, 2)),
@@ -124,11 +123,30 @@ def _answers(lab: Lab, host: str, port: int) -> bool:
     return True
 
 
-def _algate(lab: Lab, workers: int, log: bool = True) -> Callable[[], object]:
-    config = lab.write_config(
-        process={"workers": workers, "drain_timeout": 1}, transparent={"ports": [PORT]}, log={"connections": log}
+def beside_each_other() -> tuple[Peer, Peer]:
+    """Two gateways of one worker that can run at the same time; the second one writes no lines of flows."""
+    ports = SOCKS_PORT + 1, SOCKS_PORT + 2
+    return (
+        Peer("with lines", "socks", lambda lab: _socks_only(lab, ports[0], log=True), port=ports[0]),
+        Peer("without lines", "socks", lambda lab: _socks_only(lab, ports[1], log=False), port=ports[1]),
     )
+
+
+def _algate(lab: Lab, workers: int) -> Callable[[], object]:
+    config = lab.write_config(process={"workers": workers, "drain_timeout": 1}, transparent={"ports": [PORT]})
     gateway = lab.start_gateway(config)
+    return gateway.stop
+
+
+def _socks_only(lab: Lab, port: int, log: bool) -> Callable[[], object]:
+    config = lab.write_config(
+        network={"inside_interfaces": []},
+        socks={"listen": [f"{ROUTER_IN4}:{port}"]},
+        process={"workers": 1, "drain_timeout": 1},
+        log={"connections": log},
+        console={"listen": ""},
+    )
+    gateway = lab.start_gateway(config, rules=False)
     return gateway.stop
 
 
