@@ -28,6 +28,7 @@ SECTIONS = (
     Section("Kernel pinholes", "pinholes", ("--seconds", "5")),
     Section("Datagrams of 172 bytes through a SOCKS UDP association", "udp_associate", ("20000", "5")),
     Section("SIP messages through the pure module", "sip_messages"),
+    Section("SIP calls through the router", "sip_calls"),
 )
 
 

@@ -1,0 +1,172 @@
+"""SIP calls through the router: `sudo .venv/bin/python -m tests.bench.sip_calls [--seconds N] [--most RATE]`.
+
+The same load (sip_load.c: INVITE with two streams, 180, 200, ACK, BYE, 200) through plain NAT, the kernel's nf_nat_sip
+and one packets process: the highest rate at which no call failed, what setup took at a low rate, what a call costs the
+gateway's processes, and RTP through an open pinhole. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.bench.udp_associate import cpu_seconds
+from tests.conformance.sip import kernel_helper
+from tests.lab.gateway import Gateway
+from tests.lab.lab import CLIENT4, SERVER4, Lab
+from tests.net.test_sip_addresses import Phone, Server, sdp
+
+HERE = Path(__file__).parent
+CLIENTS, FIRST = 100, 100
+STREAMS = 2
+RATES = (100, 200, 300, 400, 500, 600, 800, 1000, 1200, 1500, 2000, 3000, 5000)
+QUIET = 50  # calls a second, for what a call waits
+ROUNDS = 3
+# What one phone may do is no limit here: a hundred of them are to be a town.
+CONFIG = {
+    "pinhole": {"ports": "20000-65535", "per_client": 4096, "rate": 100_000},
+    "alg": {"sip": {"rate": 1_000_000}},
+    "process": {"workers": 1},
+}
+Figures = dict[str, float]
+
+
+@contextlib.contextmanager
+def nothing(lab: Lab) -> Iterator[None]:
+    yield
+
+
+@contextlib.contextmanager
+def gateway(lab: Lab) -> Iterator[Gateway]:
+    running = lab.start_gateway(lab.write_config(**CONFIG))
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+WAYS: dict[str, Callable[[Lab], contextlib.AbstractContextManager[object]]] = {
+    "plain NAT": nothing,
+    "nf_nat_sip": kernel_helper,
+    "algate": gateway,
+}
+
+
+def figures(text: str) -> Figures:
+    words = text.split()
+    return {name: float(value) for name, value in zip(words[::2], words[1::2], strict=True)}
+
+
+def load(lab: Lab, program: Path, rate: float, seconds: float) -> Figures:
+    """One run of the load, with what the server saw."""
+    log = lab.tmp / "serve.txt"
+    log.unlink(missing_ok=True)
+    server = lab.popen("outside", [program, "serve", SERVER4, "5060"], log=log)
+    argv = [program, "call", SERVER4, "5060", FIRST, CLIENTS, rate, seconds, STREAMS]
+    done = lab.run("inside", [str(word) for word in argv], timeout=seconds * 4 + 30)
+    lab.stop(server)
+    return figures(done.stdout) | figures(log.read_text())
+
+
+def most(lab: Lab, program: Path, seconds: float, highest: float, repaired: bool) -> tuple[float, list[str]]:
+    """The highest rate at which no call failed (nor was left unrepaired, if they are to be), and all that was tried."""
+    best, tried = 0.0, []
+    for rate in (rate for rate in RATES if rate <= highest):
+        found = load(lab, program, rate, seconds)
+        bad = found["failed"] + (found["private"] if repaired else 0)
+        tried.append(f"{rate}: {found['rate']:.0f}/s, {bad:.0f} bad, {found['again']:.0f} again")
+        print("  " + tried[-1], file=sys.stderr, flush=True)
+        if bad or found["rate"] < 0.9 * rate:
+            break
+        best = rate
+    return best, tried
+
+
+def rtp(lab: Lab, program: Path, seconds: float) -> tuple[float, float]:
+    """Packets a second that a flood gets through: of a plain socket, and of one with a pinhole, in turns."""
+    rates: dict[str, list[float]] = {"plain": [], "pinhole": []}
+    for _ in range(ROUNDS):
+        for name, port in (("plain", 7000), ("pinhole", 4000)):
+            log = lab.tmp / f"count-{name}.txt"
+            log.unlink(missing_ok=True)
+            counter = lab.popen("outside", [program, "count", SERVER4, "9100", str(seconds * 0.8)], log=log)
+            lab.run("inside", [program, "flood", CLIENT4, str(port), SERVER4, "9100", str(seconds)])
+            counter.wait(5)
+            lab.stop(counter)
+            rates[name].append(figures(log.read_text())["rate"])
+    return max(rates["plain"]), max(rates["pinhole"])
+
+
+def cpu_of(running: object) -> Figures:
+    """Seconds of CPU that the processes have used which a call needs; none of a way that has no processes."""
+    if not isinstance(running, Gateway):
+        return {}
+    rows = running.admin("status")
+    return {row["process"]: cpu_seconds(row["pid"]) for row in rows if row["process"] in ("packets", "broker")}
+
+
+def through_a_call(lab: Lab, program: Path, seconds: float) -> tuple[float, float]:
+    """`rtp`, while a call holds a pinhole for port 4000."""
+    with gateway(lab):
+        server = Server(lab)
+        phone = Phone(lab, "inside", CLIENT4, server)
+        try:
+            phone.media.close()
+            phone.ask("INVITE", 1, body=sdp(CLIENT4, 4000))
+            phone.ask("ACK", 1, ";tag=far")
+            found = rtp(lab, program, seconds)
+            phone.ask("BYE", 2, ";tag=far")
+            return found
+        finally:
+            phone.end.close()
+            server.end.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--most", type=float, default=3000)
+    parser.add_argument("--only", choices=WAYS)
+    options = parser.parse_args()
+    costs: Figures = {}
+    print("| | calls/s without one failed | INVITE to 180, p50 | p99 | BYE to 200, p50 | p99 |")
+    print("| --- " * 6 + "|")
+    with tempfile.TemporaryDirectory() as directory, Lab() as lab:
+        Path(directory).chmod(0o755)
+        program = Path(directory, "sip_load")
+        subprocess.run(["gcc", "-O2", "-o", program, HERE / "sip_load.c"], check=True)
+        for number in range(FIRST, FIRST + CLIENTS):
+            lab.run("inside", ["ip", "address", "add", f"192.168.56.{number}/24", "dev", "eth0"])
+        for name, prepare in WAYS.items():
+            if options.only not in (None, name):
+                continue
+            print(name, file=sys.stderr)
+            lab.run("router", ["conntrack", "-F"])  # a connection keeps the way that it began with
+            with prepare(lab) as running:
+                load(lab, program, CLIENTS, 1.0)  # everybody's first call
+                before = cpu_of(running)
+                quiet = load(lab, program, QUIET, options.seconds)
+                costs |= {who: (used - before[who]) / quiet["done"] for who, used in cpu_of(running).items()}
+                best, _ = most(lab, program, options.seconds, options.most, name != "plain NAT")
+            times = " | ".join(
+                f"{quiet[key] / 1000:.1f} ms" for key in ("setup_p50", "setup_p99", "bye_p50", "bye_p99")
+            )
+            print(f"| {name} | {best:,.0f} | {times} |", flush=True)
+        if options.only in (None, "algate"):
+            print()
+            print("CPU time a call: " + ", ".join(f"{who} {1000 * used:.2f} ms" for who, used in costs.items()))
+            plain, pinhole = through_a_call(lab, program, 2.0)
+            print()
+            print(
+                f"RTP of 172 bytes through a call's pinhole: {pinhole:,.0f} packets/s, "
+                f"{pinhole / plain:.2f} of plain NAT ({plain:,.0f})"
+            )
+
+
+if __name__ == "__main__":
+    main()
