@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -236,6 +238,43 @@ def test_whether_the_rules_are_applied(lab: Lab, gateway: Gateway) -> None:
         lab.wait_for(lambda: total(lab, "algate_rules_applied") == 0, 20, "it to be seen")
     finally:
         gateway.algate("rules", "apply")
+
+
+def test_counters_go_on_with_a_new_version(lab: Lab, listener: socket.socket) -> None:
+    config = lab.write_config(
+        console={"listen": "127.0.0.1:9182"},
+        socks={"listen": [f"{ROUTER_IN4}:1082"]},
+        network={"inside_interfaces": []},
+        process={"workers": 1, "retire_timeout": 3},
+    )
+    gateway = lab.start_gateway(config, rules=False)
+    lock = next(path for path in lab.tmp.glob("run*/lock") if path.read_text().strip() == str(gateway.process.pid))
+    token = lock.with_name("console.token").read_text()
+
+    def told() -> float:
+        text = lab.run("router", ["curl", "-s", "--max-time", "5", "http://127.0.0.1:9182/metrics"], check=False).stdout
+        found = re.findall(r"^algate_flows_opened_total{.*} (.*)$", text, re.MULTILINE)
+        return sum(map(float, found))
+
+    for _ in range(3):
+        with lab.connect("inside", ROUTER_IN4, 1082) as client:
+            assert ask5(client, SERVER4, ECHO)[0] == 0
+            listener.accept()[0].close()
+    assert told() == 3
+    gateway.algate("reload", "--upgrade")
+    successor = int(lock.read_text())
+    try:
+        assert successor != gateway.process.pid
+        lab.wait_for(lambda: told() == 3, 10, "the new version's console to count on")
+        with lab.connect("inside", ROUTER_IN4, 1082) as client:
+            assert ask5(client, SERVER4, ECHO)[0] == 0
+            listener.accept()[0].close()
+        lab.wait_for(lambda: told() == 4, 5, "one more")
+        assert lock.with_name("console.token").read_text() == token
+    finally:
+        os.kill(successor, signal.SIGTERM)
+        lab.wait_for(lambda: not Path(f"/proc/{successor}").exists(), 20, "the new version to end")
+        assert gateway.stop() == 0
 
 
 def test_a_port_in_use_is_said_by_its_key(lab: Lab, gateway: Gateway) -> None:
