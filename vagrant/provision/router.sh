@@ -62,8 +62,10 @@ install -d -m 755 /etc/algate
 sed "s/@INSIDE@/$inside/" /tmp/algate/files/algate.toml >/etc/algate/algate.toml
 algate check >/dev/null
 
-service=$(/opt/algate/bin/python -c 'import gateway.process, pathlib; print(pathlib.Path(gateway.process.__file__).parent / "systemd" / "algate.service")')
-install -m 644 "$service" /etc/systemd/system/algate.service
+systemd=$(/opt/algate/bin/python -c 'import gateway.process, pathlib; print(pathlib.Path(gateway.process.__file__).parent / "systemd")')
+install -D -m 644 "$systemd/algate.sysusers" /usr/lib/sysusers.d/algate.conf
+systemd-sysusers algate.conf
+install -m 644 "$systemd/algate.service" /etc/systemd/system/algate.service
 systemctl daemon-reload
 systemctl enable -q algate
 systemctl restart algate
