@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -10,7 +9,7 @@ from typing import Protocol
 import gevent
 import structlog
 
-from alg.address import Endpoint
+from alg.address import Endpoint, parse_ip
 from alg.api import Mode, OpenConversation, UpdateConversation
 from gateway.errors import PinholeRefused
 from gateway.model import Lease, PinholeRequest, PinholeUpdate
@@ -23,7 +22,7 @@ Told = Callable[[int, Endpoint | str], None]
 
 def is_translated(client: str) -> bool:
     """Whether the world sees another address of the inside host `client`: that of a host that it can reach stays."""
-    return not ipaddress.ip_address(client).is_global
+    return not parse_ip(client).is_global
 
 
 class Pinholes(Protocol):
