@@ -59,6 +59,7 @@ class Conversations:
         self._refs: dict[int, Conversation] = {}
         self._targets: dict[Endpoint, Conversation] = {}
         self._publics: dict[Endpoint, tuple[Conversation, Endpoint]] = {}
+        self._stream: Conversation | None = None
         self._timers: list[tuple[float, int]] = []
         self._last_ref = 0
 
@@ -69,7 +70,9 @@ class Conversations:
         return list(self._refs.values())
 
     def of(self, target: Endpoint) -> Conversation | None:
-        """The conversation of an inside socket."""
+        """The conversation of an inside socket that speaks SIP: of a TCP connection's, the connection."""
+        if self._stream is not None and self._stream.target == target:
+            return self._stream
         return self._targets.get(target)
 
     def by_ref(self, ref: int) -> Conversation | None:
@@ -77,15 +80,22 @@ class Conversations:
         return self._refs.get(ref)
 
     def behind(self, public: Endpoint) -> tuple[Conversation, Endpoint] | None:
-        """The open conversation that is advertised as `public`, and the inside socket behind that port."""
+        """What is advertised as `public`, a place where SIP is spoken, and the inside socket behind that port."""
+        if self._stream is not None and self._stream.public == public:
+            return self._stream, self._stream.target
+        return self._publics.get(public)
+
+    def media_behind(self, public: Endpoint) -> tuple[Conversation, Endpoint] | None:
+        """The open conversation that is advertised as `public` for media, and the inside socket behind that port."""
         return self._publics.get(public)
 
     def fix(self, target: Endpoint, public: Endpoint) -> Conversation:
-        """A conversation that is there without anybody opening it: a TCP connection. It never ends."""
-        conversation = Conversation(0, target, None, "sip.signalling", State.OPEN, public)
-        self._targets[target] = conversation
-        self._publics[public] = conversation, target
-        return conversation
+        """A conversation that is there without anybody opening it: a TCP connection. It never ends.
+
+        A UDP port of the same number, inside or outside, is another one.
+        """
+        self._stream = Conversation(0, target, None, "sip.signalling", State.OPEN, public)
+        return self._stream
 
     def restore(self, conversation: Conversation, now: float) -> None:
         """Put back one that is open. The driver is asked about it soon, and not about all of them at once."""

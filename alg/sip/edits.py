@@ -182,7 +182,7 @@ def hairpin(edits: Edits, message: Message, sdp: Description, conversations: Con
         address = is_address(line.connection.host) if line.connection else None
         if not line.port:
             continue
-        found = conversations.behind(Endpoint(str(address), line.port)) if address else None
+        found = conversations.media_behind(Endpoint(str(address), line.port)) if address else None
         if found is None:
             return False
         behind[index] = found[1]
@@ -196,7 +196,7 @@ def hairpin(edits: Edits, message: Message, sdp: Description, conversations: Con
         line = sdp.media[index]
         edits.replace(*line.port_span, b"%d" % endpoint.port, "sdp.hairpin")
         if line.rtcp_port is not None and line.connection:
-            found = conversations.behind(Endpoint(line.connection.host, line.rtcp_port))
+            found = conversations.media_behind(Endpoint(line.connection.host, line.rtcp_port))
             if found:
                 edits.replace(*line.rtcp_span, b"%d" % found[1].port, "sdp.hairpin")
             if line.rtcp_place:

@@ -205,6 +205,21 @@ def test_an_end_that_cannot_be_told(lengths: str) -> None:
     assert sent(out, S) == data
 
 
+def test_ports_of_tcp_and_of_udp_are_not_the_same() -> None:
+    """The connection's own ports, inside and outside, may be those of a stream of media too."""
+    one = module()
+    offer = message(INVITE, VIA, CONTACT, body=sdp("192.168.56.10", CLIENT.port))
+    (opening,) = others(one.handle(Received(C, offer, 0.0)))
+    assert isinstance(opening, OpenConversation)
+    assert sent(one.handle(Opened(opening.ref, PUBLIC, 0.1)), S) == message(
+        INVITE, VIA_OUT, CONTACT_OUT, body=sdp(PUBLIC.host, PUBLIC.port)
+    )
+    answer = message("SIP/2.0 486 Busy Here", VIA_BACK)
+    assert sent(one.handle(Received(S, answer, 0.2)), C) == answer.replace(VIA_BACK.encode(), VIA_HOME.encode())
+    one.handle(Tick(60.0))
+    assert sent(one.handle(Received(S, answer, 60.0)), C) == answer.replace(VIA_BACK.encode(), VIA_HOME.encode())
+
+
 def test_a_malformed_message_that_has_an_end() -> None:
     """It goes on as it came, and the next one is read."""
     one = module()
