@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tests.lab.lab import Lab
 
 TICK = 0.025
+SOUND_DELAY = 0.1  # seconds from a description until a phone sends what it says
 GRACE = 0.15  # seconds that the router may take to close what was open
 AFTERWARDS = 0.35  # seconds that the far side and the stranger go on sending when all is over
 LONGEST = 12.0  # seconds without the pauses
@@ -74,6 +75,7 @@ class Phone:
         self.far: list[Stream] = []
         self._read = 0
         self._leg: tuple[str, ...] = ()
+        self._silent_until = 0.0
 
     def look(self) -> None:
         """Read what SIPp has logged since the last time; retransmissions count once."""
@@ -103,6 +105,7 @@ class Phone:
                 self.far = []
             return
         self._leg = leg
+        self._silent_until = time.monotonic() + SOUND_DELAY
         if not message.sent:
             self.far = found
             return
@@ -124,6 +127,8 @@ class Phone:
                     yield own.rtcp, (far.host, far.rtcp or far.rtp)
 
     def send(self, data: bytes) -> None:
+        if time.monotonic() < self._silent_until:
+            return
         for port, target in self.targets():
             with contextlib.suppress(OSError):  # no route, or an ICMP error of an earlier one
                 self.sockets[port].sendto(data, target)

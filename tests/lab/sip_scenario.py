@@ -11,7 +11,7 @@ from typing import Literal
 Side = Literal["inside", "outside"]
 SIDES: tuple[Side, Side] = ("inside", "outside")
 DOMAIN = "example.test"
-PAUSE_MS = {"media": 400, "expect": 600}
+PAUSE_MS = {"media": 600, "expect": 600}
 
 _HAS_CONTACT = ("INVITE", "UPDATE", "REGISTER", "SUBSCRIBE", "NOTIFY", "REFER", "OPTIONS")
 _ANSWER_HAS_CONTACT = ("INVITE", "UPDATE", "SUBSCRIBE", "REFER")
