@@ -131,7 +131,7 @@ class Packets:
                 log.warning("accept.failed", reason=error.strerror)
                 gevent.sleep(0.1)
                 continue
-            gevent.spawn(answer, connection, verbs, {"ladder": self._trace.ladders.rows})
+            gevent.spawn(answer, connection, verbs, {"ladder": self._trace.ladders.rows, "kick": self._kick})
 
     def _status(self) -> Rows:
         row = {"process": "packets", "pid": os.getpid(), "mode": self._mode.value}

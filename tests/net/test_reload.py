@@ -13,7 +13,7 @@ import pytest
 import tomli_w
 
 from tests.lab.gateway import Gateway
-from tests.lab.lab import CLIENT2_4, ROUTER_IN4, SERVER4, Lab, algate
+from tests.lab.lab import CLIENT2_4, CLIENT4, ROUTER_IN4, ROUTER_OUT4, SERVER4, Lab, algate
 from tests.lab.servers import FtpServer
 from tests.net.ftp_control import Control, fails, open_pinhole, split
 from tests.net.socks_wire import ask5, receive, reply5
@@ -223,6 +223,45 @@ def test_rules_and_modules_follow(lab: Lab, gateway: Gateway, server: FtpServer,
     control.login(server.user, server.password)
     open_pinhole(lab, gateway, control)[0].close()
     control.close()
+
+
+def test_users_ports_and_published_servers_follow(lab: Lab, gateway: Gateway, server: FtpServer) -> None:
+    control = Control(lab, SERVER4)
+    control.login(server.user, server.password)
+    old, before = open_pinhole(lab, gateway, control)
+    users = lab.tmp / "users"
+    lab.run("router", [gateway.command, "passwd", users, "ann"], stdin="secret\n")
+    inside = lab.listen("inside", CLIENT4)
+
+    def change(document: dict[str, Any]) -> None:
+        document["socks"] |= {"auth": ["password"], "users": str(users)}
+        document["pinhole"] = {"ports": "50000-50999"}
+        document["publish"] = [
+            {"outside": f"{ROUTER_OUT4}:2100", "inside": "{}:{}".format(*inside.getsockname())},
+        ]
+
+    reload(gateway, change)
+    with lab.connect("inside", ROUTER_IN4, 1080) as sock:
+        sock.sendall(b"\5\1\0")
+        assert receive(sock, 2) == b"\5\xff"
+    for user in ("ann", "bob"):  # bob comes later, into the file
+        with lab.connect("inside", ROUTER_IN4, 1080) as sock:
+            sock.sendall(b"\5\1\2")
+            assert receive(sock, 2) == b"\5\2"
+            sock.sendall(b"\1\3" + user.encode() + b"\6secret")
+            assert receive(sock, 2) == b"\1\0"
+        lines = len(gateway.log_lines())
+        lab.run("router", [gateway.command, "passwd", users, "bob"], stdin="secret\n")
+        gateway.wait_for_log("event=file.loaded", after=lines)
+    with lab.connect("outside", ROUTER_OUT4, 2100):
+        inside.accept()[0].close()
+    inside.close()
+    lab.connect("outside", *split(before["public"])).close()  # what was open stays open
+    old.accept()[0].close()
+    new, after = open_pinhole(lab, gateway, control)
+    assert 50000 <= split(after["public"])[1] <= 50999
+    for sock in (old, new, control.socket):
+        sock.close()
 
 
 def test_keys_that_need_new_processes_are_named(gateway: Gateway) -> None:

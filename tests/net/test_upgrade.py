@@ -101,6 +101,7 @@ class Download:
         return self.count, self.digest.digest()
 
 
+@pytest.mark.slow
 def test_under_load_nobody_is_refused_and_what_is_under_way_goes_on(
     lab: Lab, gateway: Gateway, server: FtpServer, greeter: Greeter
 ) -> None:

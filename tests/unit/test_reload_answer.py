@@ -1,0 +1,84 @@
+"""What a reload says has changed, and what becomes of the documents that it sends."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from gateway.config import Config
+from gateway.config_file import parse_config
+from gateway.errors import ConfigError
+from gateway.process.boot import Boot
+from gateway.process.reload import changes
+from gateway.process.wishes import REMEMBERED, Wishes
+
+
+def config(text: str = "") -> Config:
+    return parse_config(text, "f.toml")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "lines"),
+    [
+        ("", "", []),
+        ("", "[pinhole]\nper_client = 3", ["pinhole.per_client: 64 -> 3"]),
+        ('[dns]\nservers = ["192.0.2.1"]', "", ['dns.servers: ["192.0.2.1"] -> []']),
+        ("", '[[rule]]\naction = "deny"', ["rule: [] -> 1 of them"]),
+        ('[[rule]]\naction = "deny"', '[[rule]]\naction = "permit"', ["rule: 1 of them, changed"]),
+        ("", '[alg.ftp]\nmode = "off"', ['alg.ftp.mode: "rewrite" -> "off"']),
+    ],
+)
+def test_changes(before: str, after: str, lines: list[str]) -> None:
+    assert changes(config(before), config(after)) == lines
+
+
+def test_passwords_are_not_told(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    text = f"""
+        [[upstream]]
+        name = "a"
+        kind = "socks5"
+        address = "192.0.2.1:1080"
+        user = "me"
+        password_file = "{file}"
+    """
+    file.write_text("first secret\n")
+    before = config(text)
+    file.write_text("second secret\n")
+    assert changes(before, config(text)) == ["upstream: other passwords"]
+
+
+def test_a_document_is_renumbered_in_the_order_in_which_it_is_sent() -> None:
+    boot = Boot(
+        role="worker", slot=1, config=config(), lifeline=10, admin=11, broker=12, workers={3: 13}, journal=[14, 15],
+        socks=[16], transparent=[17, 18], console=19, files={"users": 20},
+    )  # fmt: skip
+    there = boot.renumbered([fd + 100 for fd in boot.descriptors()])
+    assert sorted(boot.descriptors()) == list(range(10, 21))
+    assert there.descriptors() == [fd + 100 for fd in boot.descriptors()]
+    assert (there.broker, there.console, there.workers, there.files) == (112, 119, {3: 113}, {"users": 120})
+    memfd = there.to_memfd()
+    assert Boot.from_memfd(memfd).descriptors() == there.descriptors()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(memfd)
+
+
+def test_wishes() -> None:
+    wishes = Wishes()
+    (ticket,) = wishes.add("reload")
+    assert wishes.outcome(ticket["ticket"]) == []
+
+    def refuse(_ticket: str) -> dict[str, object]:
+        raise ConfigError("f.toml: no")
+
+    wishes.grant({"reload": refuse})
+    assert wishes.outcome(ticket["ticket"]) == [{"error": "f.toml: no", "usage": True}]
+    wishes.remember("40", {"pid": 7})  # of an earlier version
+    for _ in range(REMEMBERED):
+        (last,) = wishes.add("reload")
+        wishes.grant({"reload": lambda number: {"ticket": number}})
+    assert int(last["ticket"]) > 40
+    assert wishes.outcome(last["ticket"]) == [last]
+    assert wishes.outcome(ticket["ticket"]) == []
