@@ -68,6 +68,7 @@ log = get_logger()
 GC_THRESHOLD = 20_000  # objects; flows leave no cycles, and looking through thousands of live ones takes long
 HANDSHAKE_GRACE = 1.0  # seconds of the drain deadline that connections without a flow get
 HANDSHAKES_END = 120.0  # seconds after which nobody is in a handshake of an earlier configuration
+ROWS_IN_A_ROW = 200
 ABORT_MARGIN = 0.5  # seconds of the drain deadline that are kept for the resets
 
 
@@ -288,7 +289,13 @@ class Worker:
         return [{**row, "process": f"worker-{self._boot.slot}"} for row in PASSED.rows()]
 
     def _flow_rows(self) -> Rows:
-        return [flow.row() for flow in self._flows]
+        """Of thousands of flows, so that connections have their turn meanwhile."""
+        rows = []
+        for number, flow in enumerate(self._flows, 1):
+            rows.append(flow.row())
+            if number % ROWS_IN_A_ROW == 0:
+                gevent.sleep(0)
+        return rows
 
 
 def _calls_of(flow: Flow) -> list[CallRow]:
