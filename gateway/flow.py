@@ -62,6 +62,7 @@ class Flow:
         "ended_by",
         "front",
         "id",
+        "line",
         "module",
         "parent",
         "rate",
@@ -84,6 +85,7 @@ class Flow:
         self.target: str | None = None  # what the client asked for, where that is not the server's endpoint
         self.rate: float | None = None  # bytes a second in each direction; None: as fast as it goes
         self.session: Session | None = None  # what the rule counts
+        self.line = ""  # what its log lines have in common
         self.ended_by = ""  # why the gateway has ended it, if it has a reason of its own
         self.began = time.monotonic()  # the wall clock may jump
         self.carrier: Carrier | None = None
