@@ -21,6 +21,8 @@ from tests.lab.sip_call import Played, play
 from tests.lab.sip_peers import SCENARIOS
 from tests.lab.sip_scenario import Party, Side, read
 
+pytestmark = pytest.mark.slow
+
 AT_ONCE = 6
 ALL = {path.stem: read(path) for path in sorted(SCENARIOS.glob("*.scenario"))}
 CASES = [(name, transport) for name, scenario in ALL.items() for transport in scenario.transports]
