@@ -17,7 +17,17 @@ from alg.address import Endpoint
 from gateway.broker import conntrack
 from gateway.broker.elements import SETS, Element
 from gateway.broker.netfilter import Netfilter
-from gateway.broker.protocol import MAX_MESSAGE, Close, Count, Counted, Update, Updated, decode_to_worker
+from gateway.broker.protocol import (
+    MAX_MESSAGE,
+    Close,
+    Count,
+    Counted,
+    Hello,
+    Refused,
+    Update,
+    Updated,
+    decode_to_worker,
+)
 from gateway.model import Lease, PinholeRequest, PinholeUpdate
 from tests.net.broker_rig import (
     CLIENT,
@@ -354,3 +364,18 @@ def test_two_conversations_cannot_be_made_one(rig: Rig) -> None:
     for changes in ({"target": Endpoint(CLIENT, 4000)}, {"second": 4000}, {"target": Endpoint("192.168.56.11", 4000)}):
         rig.send(Update(9, PinholeUpdate(lease.id, **changes)))
         assert "Refused" in repr(decode_to_worker(rig.workers[0].recv(MAX_MESSAGE)))
+
+
+def test_what_a_dead_worker_left_is_its_successors_to_keep(rig: Rig) -> None:
+    """Media go on; what the successor never heard of gives way when it wants the same socket, and nothing else does."""
+    known, unknown = rig.open(conversation()), rig.open(conversation(target=Endpoint(CLIENT, 4010)))
+    rig.send(Hello(2, keep=True))
+    assert update(rig, known, ttl=50.0).public == known.public
+    again = rig.open(conversation(target=Endpoint(CLIENT, 4010)))
+    assert again.public != unknown.public
+    assert {row["id"] for row in rig.pinholes()} == {known.id, again.id}
+    answer = rig.ask(conversation())
+    assert isinstance(answer, Refused)
+    assert answer.rule == "taken"
+    rig.send(Hello(3))
+    wait_for(lambda: rig.pinholes() == [], "a successor that knows nothing keeps nothing")
