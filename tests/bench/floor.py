@@ -2,7 +2,8 @@
 
 Connections/s and CPU of the barest proxies that there can be, in C (floor.c) and in Python (floor_proxy.py), of the
 gateway and of other servers, in turn; and plain kernel NAT, which shows what the load and the two networks cost. The
-CPU of a connection is steadier than the rate where others use the machine too.
+CPU of a connection is steadier than the rate where others use the machine too. Then the same for one stream, where
+the barest is floor_splice.c.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -23,13 +24,17 @@ from tests.lab.lab import ROUTER_IN4, Lab, LabError
 HERE = Path(__file__).parent
 BESIDE = ("kernel NAT", "algate, 1 worker", "algate, 2 workers", "hev-socks5-server", "microsocks", "danted")
 TICKS = 100  # a second: the unit of /proc/PID/stat
+PIPE = 1 << 20
+
+Row = tuple[float, float, float]
 
 
 def main(rounds: int = 5, seconds: float = 2.0) -> None:
     """Measure and print a table, medians of all rounds."""
-    rows: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    rows: dict[str, list[Row]] = defaultdict(list)
+    streams: dict[str, list[Row]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as directory, Lab() as lab:
-        programs = {name: Path(directory, name) for name in ("load", "floor")}
+        programs = {name: Path(directory, name) for name in ("load", "floor", "floor_splice")}
         for name, program in programs.items():
             subprocess.run(["gcc", "-O2", "-pthread", "-o", program, HERE / f"{name}.c"], check=True)
         floors = [
@@ -38,22 +43,34 @@ def main(rounds: int = 5, seconds: float = 2.0) -> None:
             _floor("bare Python, 1 process", sys.executable, HERE / "floor_proxy.py", "1"),
             _floor("bare Python, 2 processes", sys.executable, HERE / "floor_proxy.py", "2"),
         ]
+        spliced = _floor("bare C, splice", programs["floor_splice"], str(PIPE))
         measures.prepare(lab)
         server = lab.popen("outside", [programs["load"], "serve", str(PORT)])
         load = measures.Load(lab, programs["load"], seconds)
+        others = [peer for peer in peers() if peer.name in BESIDE]
         for _ in range(rounds):
-            for peer in [*floors, *(peer for peer in peers() if peer.name in BESIDE)]:
-                try:
-                    with peer.running(lab):
-                        time.sleep(measures.HEAD_START)
-                        rows[peer.name].append(_measure(load, peer))
-                except LabError as error:
-                    print(f"{peer.name}: {error}", file=sys.stderr)
+            _each([*floors, *others], lab, rows, lambda peer: _rate(load, peer))
+            _each([spliced, *others[:-2]], lab, streams, lambda peer: _stream(load, peer))
         lab.stop(server)
-    print("| | conn/s | user, µs/conn | system, µs/conn |\n| --- | ---: | ---: | ---: |")
+    _show("conn/s", "user, µs/conn", "system, µs/conn", rows)
+    _show("1 stream down, Gbit/s", "up, Gbit/s", "CPU ms/GB, both", streams)
+
+
+def _each(those: Sequence[Peer], lab: Lab, rows: dict[str, list[Row]], measure: Callable[[Peer], Row]) -> None:
+    for peer in those:
+        try:
+            with peer.running(lab):
+                time.sleep(measures.HEAD_START)
+                rows[peer.name].append(measure(peer))
+        except LabError as error:
+            print(f"{peer.name}: {error}", file=sys.stderr)
+
+
+def _show(first: str, second: str, third: str, rows: dict[str, list[Row]]) -> None:
+    print(f"| | {first} | {second} | {third} |\n| --- | ---: | ---: | ---: |")
     for name, row in rows.items():
-        rate, user, system = (median(column) for column in zip(*row, strict=True))
-        print(f"| {name} | {rate:,.0f} | {user:.0f} | {system:.0f} |")
+        print(f"| {name} | " + " | ".join(f"{median(column):,.4g}" for column in zip(*row, strict=True)) + " |")
+    print()
 
 
 def _floor(name: str, program: str | Path, *words: str | Path) -> Peer:
@@ -74,7 +91,15 @@ def _stop(lab: Lab, process: subprocess.Popen[bytes]) -> None:
     lab.stop(process)
 
 
-def _measure(load: measures.Load, peer: Peer) -> tuple[float, float, float]:
+def _stream(load: measures.Load, peer: Peer) -> Row:
+    before = sum(_cpu(load.lab))
+    down = load.client("stream", peer, 1, load.seconds, "down")
+    up = load.client("stream", peer, 1, load.seconds, "up")
+    used = (sum(_cpu(load.lab)) - before) / TICKS
+    return down["gbit"], up["gbit"], used * 1e3 / ((down["bytes"] + up["bytes"]) / 1e9)
+
+
+def _rate(load: measures.Load, peer: Peer) -> Row:
     before = _cpu(load.lab)
     said = load.client("rate", peer, measures.CONCURRENT, load.seconds)
     after = _cpu(load.lab)
