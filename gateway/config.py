@@ -120,9 +120,7 @@ class SocksSection(_Section, frozen=True):
     ] = ""
     access_masks: Annotated[
         Literal["inverted", "netmask"],
-        Meta(
-            description='Its masks. "inverted": as sockd before 4.2 has them; "netmask": as later ones.'
-        ),
+        Meta(description='Its masks. "inverted": as sockd before 4.2 has them; "netmask": as later ones.'),
     ] = "inverted"
 
 

@@ -40,6 +40,7 @@ from gateway.front.udp_socket import bind_datagrams, close_watched, facing_addre
 from gateway.model import ConnectRequest, Lease, PinholeRequest
 from gateway.own_address import public_address
 from gateway.pinhole.userspace import UserspacePinholes
+from gateway.relay.connection import local_hosts
 
 if TYPE_CHECKING:
     from gevent._types import _IoWatcher
@@ -154,6 +155,10 @@ class Association:
             self._pinholes.release(outside.lease, "closed")
         self._outsides.clear()
         self._routes.clear()
+
+    def hosts(self) -> tuple[str, ...]:
+        """The addresses of this host that its sockets use."""
+        return local_hosts(self._inner, *(outside.sock for outside in self._outsides.values()))
 
     def abort(self, reset: bool = True) -> None:
         """End it from outside, as a drain does."""
