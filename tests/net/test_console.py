@@ -127,7 +127,7 @@ def test_a_process_that_hangs_is_seen(lab: Lab, gateway: Gateway, page: Page) ->
     pid = status["children"]["worker-1"]["pid"]
     os.kill(pid, signal.SIGSTOP)
     try:
-        expect(page.locator("#pill")).to_have_text("Something does not answer")
+        expect(page.locator("#pill")).to_have_text("worker-1 does not answer")
         expect(page.locator(".banner")).to_contain_text("worker-1: no answer within 1 s")
     finally:
         os.kill(pid, signal.SIGCONT)
@@ -192,6 +192,11 @@ def test_by_the_keyboard_alone(lab: Lab, gateway: Gateway, page: Page, listener:
         expect(page.locator(".drawer")).to_contain_text(CLIENT4)
         page.keyboard.press("Escape")
         expect(page.locator(".drawer")).to_be_hidden()
+        client = page.get_by_role("columnheader", name="client")
+        for order in ("ascending", "descending"):
+            client.press("Enter")
+            expect(client).to_have_attribute("aria-sort", order)
+        page.locator(".vbody").focus()
         page.keyboard.press("k")
         page.keyboard.type(token(gateway))
         page.keyboard.press("Enter")
@@ -221,7 +226,7 @@ def test_light_and_dark(page: Page) -> None:
     assert background() == light
 
 
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("width", [360, 800, 1280])
 def test_nothing_is_wider_than_the_screen(page: Page, lab: Lab, listener: socket.socket, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 740})
     with flow(lab, listener):

@@ -96,7 +96,8 @@ function card(title, aside, body) {
 
 /** "good", "warn" or "bad", with a word for it. */
 export function verdict(overview) {
-  if (overview.failures.length) return ["bad", "Something does not answer"];
+  const silent = overview.failures.map((line) => line.split(":")[0]);
+  if (silent.length) return ["bad", silent.length === 1 ? `${silent[0]} does not answer` : `${silent.length} processes do not answer`];
   if (overview.obstacles.length) return ["warn", "Not ready"];
   return ["good", "All is well"];
 }

@@ -34,7 +34,7 @@ export class Table {
     this.pool = [];
     this.template = columns.map((column) => column.width).join(" ");
     this.head = el("div", { class: "vhead", role: "row" }, columns.map((column) =>
-      el("button", { class: column.n ? "n" : "", role: "columnheader", tabindex: -1, onclick: () => this.#order(column.key) }, column.label)));
+      el("button", { class: column.n ? "n" : "", role: "columnheader", onclick: () => this.#order(column.key) }, column.label)));
     this.head.style.gridTemplateColumns = this.template;
     this.size = el("div", { class: "vsize" });
     this.empty = el("p", { class: "empty page", hidden: true });
