@@ -98,6 +98,18 @@ class RunDir:
         path.unlink(missing_ok=True)
         self._sockets.remove(path)
 
+    def remove_dead(self) -> None:
+        """Take away sockets that nobody serves any more, as of a version that was killed."""
+        for path in set(self.path.glob("*.sock")) - set(self._sockets):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                try:
+                    probe.setblocking(False)
+                    probe.connect(str(path))
+                except ConnectionRefusedError:
+                    path.unlink(missing_ok=True)
+                except OSError:
+                    pass  # somebody serves it, and has much to do
+
     def leave(self, names: Iterable[str]) -> None:
         """Take away the sockets of these names; all else is somebody else's now."""
         for name in names:

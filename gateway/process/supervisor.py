@@ -246,7 +246,7 @@ class _Supervisor:
 
     def _do_upgrade(self, ticket: str) -> dict[str, Any]:
         """Have a new version take over. AlgateError: it could not, and all is as before."""
-        hand_over = HandOver(self._selector, self._crew, self._children, self._turn)
+        hand_over = HandOver(self._selector, self._run_dir, self._crew, self._children, self._turn)
         try:
             self._successor, pid = hand_over.run(ticket, self._admin, self._on_admin)
         except AlgateError as error:

@@ -21,11 +21,13 @@ from gateway.process.crew import Crew
 from gateway.process.heritage import Channel, Heritage
 from gateway.process.lifeline import Done, FromChild, Go
 from gateway.process.listeners import LINGER, Listeners, places
+from gateway.process.run_dir import RunDir
 
 log = get_logger()
 
 DEADLINE = 90.0  # seconds that the new version has to get ready
 SWITCH_DEADLINE = 20.0  # seconds in which it has to begin, once the old one has let go
+SETTLE = 0.5  # seconds in which children notice that their supervisor is dead
 
 Turn = Callable[[float], None]
 
@@ -33,7 +35,10 @@ Turn = Callable[[float], None]
 class HandOver:
     """The old side."""
 
-    def __init__(self, selector: selectors.BaseSelector, crew: Crew, children: Children, turn: Turn) -> None:
+    def __init__(
+        self, selector: selectors.BaseSelector, run_dir: RunDir, crew: Crew, children: Children, turn: Turn
+    ) -> None:
+        self._run_dir = run_dir
         self._selector = selector
         self._crew = crew
         self._children = children
@@ -86,6 +91,8 @@ class HandOver:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        self._turn(time.monotonic() + SETTLE)
+        self._run_dir.remove_dead()
 
 
 class TakeOver:

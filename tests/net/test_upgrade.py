@@ -191,6 +191,36 @@ def test_if_the_new_version_cannot_begin_the_old_one_goes_on(
     control.close()
 
 
+def test_if_the_new_version_dies_in_between_the_old_one_takes_everything_back(
+    lab: Lab, gateway: Gateway, server: FtpServer, greeter: Greeter
+) -> None:
+    control = Control(lab, SERVER4)
+    control.login(server.user, server.password)
+    listener, pinhole = open_pinhole(lab, gateway, control)
+    gateway.process.send_signal(signal.SIGUSR2)
+    heir = int(gateway.wait_for_log("event=upgrade.start").rpartition("pid=")[2])
+    gateway.wait_for_log("event=broker.orphaned", deadline=15)  # the old version has let go
+    os.kill(heir, signal.SIGKILL)
+    gateway.wait_for_log("event=upgrade.failed .*it has ended", deadline=15)
+    status = ["broker", "packets", "supervisor", "worker-0", "worker-1"]
+    lab.wait_for(lambda: processes(gateway) == status, 15, "all processes to be there")
+    lab.connect("outside", *split(pinhole["public"])).close()
+    listener.accept()[0].close()
+    listener.close()
+    open_pinhole(lab, gateway, control)[0].close()
+    control.close()
+    with SteadyLoad(lab, greeter, clients=2) as load:
+        load.more(10)
+        upgrade(gateway)  # and another time it works
+        load.more(10)
+    assert (load.refused, load.errors) == (0, [])
+
+
+def processes(gateway: Gateway) -> list[str]:
+    done = gateway.algate("status", "--json", check=False)
+    return sorted(row["process"] for row in json.loads(done.stdout)) if done.returncode == 0 else []
+
+
 def test_new_rules_hold_for_flows_of_the_old_version_too(lab: Lab, gateway: Gateway, server: FtpServer) -> None:
     control = Control(lab, SERVER4)
     control.login(server.user, server.password)
