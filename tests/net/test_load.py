@@ -8,6 +8,7 @@ import os
 import signal
 import statistics
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -106,6 +107,10 @@ def test_a_worker_killed_under_load(lab: Lab, load: Load, gateway: Gateway) -> N
     lab.wait_for(lambda: len(gateway.admin("flows")) == len(flows), 5, "the flows to be there")
     worker_of = {row["client"].rpartition(":")[2]: row["id"][:2] for row in gateway.admin("flows")}
     victim = workers(gateway)["worker-0"]["pid"]
+    # Where others want the processors too, a start takes what it takes: then the limit is a multiple of one.
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import gateway.process.worker"], check=True)
+    alone = time.monotonic() - began
     said: list[dict[str, Any]] = []
     driver = threading.Thread(target=lambda: said.append(load.client("rate", BOTH[0], 50, 6)))
     driver.start()
@@ -117,12 +122,13 @@ def test_a_worker_killed_under_load(lab: Lab, load: Load, gateway: Gateway) -> N
     dead = int((killed - said[0]["begin"]) * 10)  # the tenth of a second in which it died
     usual = statistics.median(made[5:dead])
     back = next((n for n in range(dead + 1, len(made)) if made[n] >= usual * BACK), len(made))
-    after = statistics.median(made[back:])
+    after = statistics.median(made[back:] or [0])
     print(
-        f"{usual * 10:.0f} connections/s before; back after {back - dead - 1} to {back - dead} tenths of a second;"
-        f" {after * 10:.0f}/s after; {sum(failed)} failed; in tenths: {made[dead - 2 : back + 3]}"
+        f"{usual * 10:.0f} connections/s before; back after {back - dead - 1} to {back - dead} tenths of a second"
+        f" (an import takes {alone:.2f} s); {after * 10:.0f}/s after; {sum(failed)} failed;"
+        f" in tenths: {made[dead - 2 : back + 3]}"
     )
-    assert back - dead <= 10, json.dumps(made)
+    assert back - dead <= 10 * max(1, 3 * alone), json.dumps(made)
     assert after >= usual * BACK, json.dumps(made)
     assert sum(failed) <= 50, json.dumps(failed)  # those that the dead one had in its hands
     assert workers(gateway)["worker-0"]["pid"] != victim
