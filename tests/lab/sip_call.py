@@ -305,9 +305,11 @@ def _judge(played: Played) -> None:
     for phone in played.phones:
         assert len(phone.messages) == count, f"{phone.side} has {len(phone.messages)} messages and not {count}"
     _judge_messages(played)
-    for before, check in _positions(played.scenario):
+    for number, (before, check) in enumerate(_positions(played.scenario)):
         if check.what == "media":
             _judge_media(played, before)
+        else:
+            assert number in played.checked, f"not seen: expect {check.detail}"
     strange = [arrival for arrival in played.inside.arrivals if arrival.data.endswith(b"a stranger")]
     assert strange == [], "a stranger's media"
     late = [arrival for arrival in played.inside.arrivals if arrival.data.startswith(b"late")]
