@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.gateway import Gateway
 from tests.lab.lab import ROUTER_IN4, SERVER4, Lab, algate
 from tests.lab.servers import FtpServer
 from tests.net.ftp_control import Control, fails, open_pinhole, split
@@ -44,7 +43,8 @@ def is_reset(sock: socket.socket) -> bool:
     return False
 
 
-def test_kick(lab: Lab, gateway: Gateway, server: FtpServer) -> None:
+def test_kick(lab: Lab, server: FtpServer) -> None:
+    gateway = lab.start_gateway(lab.write_config(process={"drain_timeout": 1}))
     one, other = session(lab, server), session(lab, server)
     listener, pinhole = open_pinhole(lab, gateway, one)
     bind = lab.connect("inside", ROUTER_IN4, 1080)
@@ -73,6 +73,7 @@ def test_kick(lab: Lab, gateway: Gateway, server: FtpServer) -> None:
     gateway.wait_for_log(rf"event=flow.kick flow={victims[0]}")
     assert other.command("NOOP").startswith("200")
     other.close()
+    assert gateway.stop() == 0
 
 
 def test_drain_waits_for_the_last_flow(lab: Lab, server: FtpServer) -> None:
