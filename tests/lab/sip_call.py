@@ -308,7 +308,7 @@ def _judge(played: Played) -> None:
     for number, (before, check) in enumerate(_positions(played.scenario)):
         if check.what == "media":
             _judge_media(played, before)
-        else:
+        elif check.what == "expect":
             assert number in played.checked, f"not seen: expect {check.detail}"
     strange = [arrival for arrival in played.inside.arrivals if arrival.data.endswith(b"a stranger")]
     assert strange == [], "a stranger's media"
