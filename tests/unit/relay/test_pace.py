@@ -12,8 +12,8 @@ from gevent.event import AsyncResult
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.relay.pace import Bucket, Pace
 from gateway.relay.half import RelayResult
+from gateway.relay.pace import Bucket, Pace
 from gateway.relay.splice import Relay
 from tests.unit.relay.ends import Joined, read_all, reset, tcp_pair
 
