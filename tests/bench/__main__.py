@@ -52,7 +52,7 @@ def main() -> int:
                 print(f"round {turn + 1}/{rounds}: {peer.name}", file=sys.stderr, flush=True)
                 _measure(load, peer, arguments.measure, samples, notes)
             if not arguments.measure or "ftp" in arguments.measure:
-                _ftp(lab, samples, notes)
+                _ftp(lab, samples, notes, turn)
             if not arguments.measure or "log" in arguments.measure:
                 try:
                     samples[report.LOGGING]["log share"].append(measures.log_share(load))
@@ -92,7 +92,7 @@ def _note(notes: Notes, text: str) -> None:
     notes[text] = None
 
 
-def _ftp(lab: Lab, samples: Samples, notes: Notes) -> None:
+def _ftp(lab: Lab, samples: Samples, notes: Notes, turn: int) -> None:
     """FTP data: the same server and client, through plain NAT and through kernel pinholes."""
     plain, pinhole = samples["kernel NAT"]["FTP data"], samples["algate, 2 workers, transparent"]["FTP data"]
     with contextlib.ExitStack() as stack:
@@ -103,10 +103,12 @@ def _ftp(lab: Lab, samples: Samples, notes: Notes) -> None:
                 file.truncate(measures.FTP_FILE)
             os.chmod(server.root / "pub/sparse", 0o644)
             measures.ftp(lab, active=False)  # the file comes into the cache
-            plain += [measures.ftp(lab, active=False) for _ in range(FTP_TRANSFERS)]
-            gateway = lab.start_gateway()
-            stack.callback(gateway.stop)
-            pinhole += [measures.ftp(lab, active=True) for _ in range(FTP_TRANSFERS)]
+            for active in (False, True) if turn % 2 else (True, False):  # who is first changes
+                with contextlib.ExitStack() as gateways:
+                    if active:
+                        gateways.callback(lab.start_gateway().stop)
+                    found = [measures.ftp(lab, active) for _ in range(FTP_TRANSFERS)]
+                (pinhole if active else plain).extend(found)
         except (LabError, OSError, ftplib.Error) as error:
             _note(notes, f"FTP data: {_first_line(error)}")
 
@@ -114,7 +116,7 @@ def _ftp(lab: Lab, samples: Samples, notes: Notes) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
     parser.add_argument("--quick", action="store_true", help="one round of one second: for development")
-    parser.add_argument("--rounds", type=int, default=int(os.environ.get("BENCH_ROUNDS", "5")))
+    parser.add_argument("--rounds", type=int, default=int(os.environ.get("BENCH_ROUNDS", "4")))
     parser.add_argument("--seconds", type=float, default=float(os.environ.get("BENCH_SECONDS", "1.5")))
     parser.add_argument("--only", action="append", help="only peers with this word in their name")
     parser.add_argument("--measure", action="append", help=f"only these: {', '.join(MEASURES)}, ftp, log", default=[])
