@@ -114,5 +114,6 @@ def _sum(one: _Counted, two: _Counted) -> _Counted:
     histograms = dict(one.histograms)
     for name, buckets in two.histograms.items():
         before = histograms.get(name)
-        histograms[name] = before.plus(buckets) if before is not None else buckets
+        same = before is not None and before.bounds == buckets.bounds  # an earlier version may have had others
+        histograms[name] = before.plus(buckets) if before is not None and same else buckets
     return _Counted(list(counters.items()), histograms)

@@ -75,6 +75,19 @@ def test_a_document_that_is_none_is_no_beginning(fd: int, rubbish: bytes) -> Non
     assert opened(totals) == 7
 
 
+def test_a_version_with_other_bounds_begins_its_histograms_anew(fd: int) -> None:
+    first = Totals(fd)
+    first.take(row(1.0, 7, buckets=(3, 1)))
+    first.keep()
+    second = Totals(fd)
+    other = row(2.0, 2)
+    other["histograms"] = [{"name": "algate_broker_seconds", "bounds": [0.1, 1.0], "buckets": (1, 0, 0), "sum": 0.1}]
+    second.take(other)
+    assert opened(second) == 9
+    ((_, _, buckets),) = second.histograms()
+    assert buckets.buckets == [1, 0, 0]
+
+
 def test_a_gauge_is_of_the_moment(fd: int) -> None:
     totals = Totals(fd)
     totals.take(row(1.0, 0, flows=5))
