@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
@@ -12,14 +11,13 @@ import click
 from rich.progress import Progress
 
 from gateway.broker import rules
+from gateway.cli.instance import TIMEOUT, ask_at, run_dir_of
 from gateway.cli.options import config_option, json_option
-from gateway.cli.output import console
-from gateway.config import Config
+from gateway.cli.output import console, show_json
 from gateway.config_file import load_config
 from gateway.errors import AlgateError, ConfigError
 from gateway.observe.admin_wire import Rows, ask
 
-TIMEOUT = 3.0  # seconds for a process to answer
 POLL = 0.1  # seconds between two questions whether it is done
 
 
@@ -40,14 +38,14 @@ def reload(config_path: str | None, as_json: bool, upgrade: bool) -> None:
       algate reload --upgrade
     """
     config = load_config(config_path)
-    outcome = _have_done(_run_dir(config), "upgrade" if upgrade else "reload")
+    outcome = _have_done(run_dir_of(config), "upgrade" if upgrade else "reload")
     # A supervisor that is not root cannot do this; nor does a new one know what the old one had.
     to_be_applied = config.transparent_enabled and (upgrade or outcome["rules"] == "to be applied")
     if to_be_applied and os.geteuid() == 0 and rules.applied(config):
         rules.apply(config)
         outcome["rules"] = "changed"
     if as_json:
-        click.echo(json.dumps([outcome], indent=2))
+        show_json([outcome])
     elif upgrade:
         click.echo(f"process {outcome['pid']} has taken over")
     else:
@@ -87,7 +85,7 @@ def drain(config_path: str | None) -> None:
       algate drain
     """
     config = load_config(config_path)
-    run_dir = _run_dir(config)
+    run_dir = run_dir_of(config)
     if os.geteuid() == 0:
         rules.stop_redirecting(config)
     _have_done(run_dir, "drain")
@@ -131,16 +129,16 @@ def kick(config_path: str | None, as_json: bool, ids: tuple[str, ...]) -> None:
       algate kick w0-1a2b3c4d-17
       algate flows --json | jq -r '.[] | select(.user == "ann") | .id' | xargs algate kick
     """
-    run_dir = _run_dir(load_config(config_path))
+    run_dir = run_dir_of(load_config(config_path))
     rows: Rows = []
     missing = []
     for name in ids:
-        found = [row for path in sorted(run_dir.glob("*.sock")) for row in _ask(path, "kick", name)]
+        found = [row for path in sorted(run_dir.glob("*.sock")) for row in ask_at(path, "kick", name)]
         rows += found
         if not found:
             missing.append(name)
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        show_json(rows)
     else:
         for row in rows:
             click.echo(f"{row['id']}: {row['kind']} of {row['client']} with {row['server'] or 'anybody'} ended")
@@ -148,29 +146,14 @@ def kick(config_path: str | None, as_json: bool, ids: tuple[str, ...]) -> None:
         raise AlgateError(f"there is no flow, pinhole or call {', '.join(missing)}")
 
 
-def _run_dir(config: Config) -> Path:
-    """The run directory of the instance. AlgateError if it does not run."""
-    run_dir = Path(config.process.run_dir)
-    if not (run_dir / "supervisor.sock").exists():
-        raise AlgateError(f"no gateway is running (there is no socket in {run_dir})")
-    return run_dir
-
-
 def _have_done(run_dir: Path, wish: str) -> dict[str, Any]:
     """Have the supervisor do something, and wait for the outcome. Raises AlgateError, with the supervisor's words."""
     path = run_dir / "supervisor.sock"
-    (ticket,) = _ask(path, wish)
+    (ticket,) = ask_at(path, wish)
     outcome = _wait_for(path, str(ticket["ticket"]))
     if "error" in outcome:
         raise (ConfigError if outcome["usage"] else AlgateError)(str(outcome["error"]))
     return outcome
-
-
-def _ask(path: Path, verb: str, id: str = "") -> Rows:
-    try:
-        return ask(str(path), verb, TIMEOUT, id)
-    except OSError as error:
-        raise AlgateError(f"{path}: no answer ({error})") from error
 
 
 def _wait_for(path: Path, ticket: str) -> dict[str, Any]:

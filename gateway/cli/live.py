@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import click
 
+from gateway.cli.instance import ask_at, run_dir_of
 from gateway.cli.options import config_option, json_option
 from gateway.cli.output import show_rows
 from gateway.config_file import load_config
-from gateway.errors import AlgateError
-from gateway.observe.admin_wire import Rows, ask
-
-TIMEOUT = 3.0  # seconds for each process to answer
+from gateway.observe.admin_wire import Rows
 
 
 @click.command()
@@ -69,7 +66,7 @@ def calls(config_path: str | None, as_json: bool) -> None:
     show_rows(
         collect(config_path, "calls"),
         as_json,
-        ["client", "server", "caller", "callee", "state", "duration", "media", "in", "out"],
+        ["client", "server", "caller", "callee", "state", "duration", "media", "in", "out", "call_id"],
         duration=lambda row: f"{row['duration']:.0f} s",
         media=lambda row: of_media(row, "public"),
         **{"in": lambda row: of_media(row, "packets_in"), "out": lambda row: of_media(row, "packets_out")},
@@ -78,14 +75,5 @@ def calls(config_path: str | None, as_json: bool) -> None:
 
 def collect(config_path: str | None, verb: str) -> Rows:
     """The rows of all processes of the instance. AlgateError if none runs, or one of them does not answer."""
-    run_dir = Path(load_config(config_path).process.run_dir)
-    sockets = sorted(run_dir.glob("*.sock"))
-    if not sockets:
-        raise AlgateError(f"no gateway is running (there is no socket in {run_dir})")
-    rows: Rows = []
-    for path in sockets:
-        try:
-            rows += ask(str(path), verb, TIMEOUT)
-        except OSError as error:
-            raise AlgateError(f"{path}: no answer ({error})") from error
-    return rows
+    run_dir = run_dir_of(load_config(config_path))
+    return [row for path in sorted(run_dir.glob("*.sock")) for row in ask_at(path, verb)]
