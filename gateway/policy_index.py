@@ -88,7 +88,6 @@ class RuleIndex:
         self.any_port = _set(rule.ports in ((), ((0, 65535),)) for rule in rules)
         self.by_prefix = _set(bool(rule.targets) for rule in rules)
         self.ident = _set(rule.ident for rule in rules)
-        self._all = (1 << len(self.rules)) - 1
         self._commands = {command: _set(is_of_command(rule, command) for rule in rules) for command in COMMANDS}
         self._sources = _Prefixes([rule.sources for rule in rules])
         self._any_source = _set(not rule.sources for rule in rules)

@@ -7,7 +7,6 @@ that parses after each read and stops at an answer never holds more than that an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 
@@ -150,12 +149,6 @@ def encode_reply(reply: Reply, bound: Endpoint | str | None = None) -> bytes:
         return bytes((VERSION, reply, 0, AddressType.IPV4)) + bytes(6)
     kind = AddressType.IPV6 if bound.version == 6 else AddressType.IPV4
     return bytes((VERSION, reply, 0, kind)) + bound.ip.packed + bound.port.to_bytes(2, "big")
-
-
-def choose_method(offered: Iterable[int], wanted: Iterable[Method]) -> Method:
-    """The first method of `wanted`, the server's order, that the client offers; else NO_ACCEPTABLE."""
-    there = set(offered)
-    return next((method for method in wanted if method in there), Method.NO_ACCEPTABLE)
 
 
 def decode_name(raw: bytes, reply: int) -> str:

@@ -209,10 +209,6 @@ class LeaseTable:
             return None
         return self._remove(entry, now)
 
-    def close_flow(self, flow: str, *, now: float) -> list[Lease]:
-        """Take out all leases of a flow."""
-        return [self._remove(entry, now) for entry in list(self._entries.values()) if entry.lease.flow == flow]
-
     def of_owner(self, owner: int) -> list[Lease]:
         """All leases of an owner."""
         return [entry.lease for entry in self._entries.values() if entry.owner == owner]

@@ -109,7 +109,7 @@ def test_guessers(failures: list[tuple[int, float]], limit: int) -> None:
     assert len(guard) == 1
 
 
-LEASE_STEPS = ["open", "open", "open", "use", "close", "flow", "owner", "expire", "renew"]
+LEASE_STEPS = ["open", "open", "open", "use", "close", "owner", "expire", "renew"]
 
 
 @given(st.lists(st.tuples(st.sampled_from(LEASE_STEPS), WHICH, PAUSES), max_size=150), st.integers(0, 2**32))
@@ -135,8 +135,6 @@ def test_pinholes_of_clients(steps: list[tuple[str, int, float]], seed: int) -> 
                 table.open(request, now=now, unix=now, rng=rng, is_free=lambda port: bool(port % 5), owner=which % 2)
             except PinholeRefused:
                 continue
-        elif action == "flow":
-            table.close_flow(f"w0-{which % 5}", now=now)
         elif action == "owner":
             table.close_owner(which % 2, now=now)
         elif action == "expire":

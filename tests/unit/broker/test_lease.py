@@ -108,13 +108,11 @@ def test_leases_expire_in_time_and_only_then() -> None:
     assert leases.deadline() is None
 
 
-def test_close_by_id_flow_and_owner() -> None:
+def test_close_by_id_and_owner() -> None:
     leases = table()
     mine, theirs = open_(leases, owner=0), open_(leases, owner=1)
-    other_flow = open_(leases, msgspec.structs.replace(INBOUND, flow="other"), owner=1)
     assert leases.close(mine.id, now=100.0, owner=1) is None
     assert leases.close("ffffffffffffffff", now=100.0) is None
-    assert leases.close_flow("other", now=100.0) == [other_flow]
     assert leases.close_owner(1, now=100.0) == [theirs]
     assert leases.close_all(now=100.0) == [mine]
     assert leases.of_client(INBOUND.client) == []

@@ -139,10 +139,7 @@ def test_reply_without_endpoint_and_with_a_name() -> None:
             socks5.encode_reply(Reply.SUCCEEDED, name)
 
 
-def test_choice_of_a_method() -> None:
-    assert socks5.choose_method((0, 2), (Method.PASSWORD, Method.NONE)) is Method.PASSWORD
-    assert socks5.choose_method((0x80, 0), (Method.PASSWORD, Method.NONE)) is Method.NONE
-    assert socks5.choose_method((), (Method.NONE,)) is Method.NO_ACCEPTABLE
+def test_the_answer_to_an_offer_of_methods() -> None:
     assert socks5.encode_method(Method.NO_ACCEPTABLE) == b"\5\xff"
 
 
