@@ -186,7 +186,10 @@ class App:
         return _json({**views.table(columns, rows), "silent": silent})
 
     def _ladder(self, environ: WSGIEnvironment) -> _Response:
-        (call,) = parse_qs(environ.get("QUERY_STRING", ""), max_num_fields=4).get("call", [""])[:1]
+        try:
+            (call,) = parse_qs(environ.get("QUERY_STRING", ""), max_num_fields=4).get("call", [""])[:1]
+        except ValueError as error:
+            raise _Refused(HTTPStatus.BAD_REQUEST, str(error)) from None
         return _json(self._gatherer.rows("ladder", call[:1000])[1])
 
     def _kick(self, body: bytes) -> _Response:
@@ -219,7 +222,7 @@ def _event(name: str, value: Any) -> bytes:
 
 def _body(environ: WSGIEnvironment) -> bytes:
     length = environ.get("CONTENT_LENGTH") or "0"
-    if not length.isdigit() or int(length) > LONGEST_BODY:
+    if not length.isdecimal() or int(length) > LONGEST_BODY:
         raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {LONGEST_BODY} bytes")
     body: bytes = environ["wsgi.input"].read(int(length))
     return body
