@@ -71,6 +71,7 @@ EVENTS = {
     "process.end": "A process has ended as it was told to.",
     "process.hung": "A process does not answer any more; it is killed and replaced.",
     "process.killed": "A process did not end when told to, and was killed.",
+    "process.nonsense": "What a process said to the supervisor could not be read; it is killed and replaced.",
     "process.start": "A process has started.",
     "publish.failed": "A published server could not be reached.",
     "queue.failed": "The kernel does not hand over packets.",

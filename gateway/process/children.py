@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from gateway.errors import AlgateError
 from gateway.observe.log import get_logger
 from gateway.process.child import Child
@@ -55,6 +57,11 @@ class Children:
         self._selector.register(child.lifeline, selectors.EVENT_READ, lambda: self._on_lifeline(child))
         log.info("process.start", child=child.name, pid=child.pid)
 
+    def start_soon(self, child: Child) -> None:
+        """Start it with the next `tick`; what cannot be started, as while a package is replaced, is tried again."""
+        self._ending.discard(child)
+        self._restarts.append(_Restart(child, time.monotonic()))
+
     def due(self) -> list[float]:
         """When (monotonic) `tick` has something to do."""
         return [self._next_ping, *(restart.at for restart in self._restarts)]
@@ -63,7 +70,11 @@ class Children:
         """Do what is due."""
         for restart in [r for r in self._restarts if r.at <= now]:
             self._restarts.remove(restart)
-            self.start(restart.child)
+            try:
+                self.start(restart.child)
+            except (AlgateError, OSError) as error:
+                log.error("start.failed", child=restart.child.name, reason=str(error))
+                self._restarts.append(_Restart(restart.child, now + LONGEST_PAUSE))
         if now >= self._next_ping:
             self._next_ping = now + PING_INTERVAL
             self._ping()
@@ -135,6 +146,10 @@ class Children:
         try:
             message = child.hear()
         except BlockingIOError:
+            return
+        except msgspec.DecodeError as error:  # it was taken over: nothing that it says is to end us too
+            log.error("process.nonsense", child=child.name, pid=child.pid, error=str(error)[:200])
+            self.kill(child)
             return
         if message is not None:
             self._heard(child, message)

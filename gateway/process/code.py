@@ -70,7 +70,7 @@ class Code:
         return self._fds[-1]
 
     def close(self) -> None:
-        """Remove the links, also those of an instance that was killed, and close the descriptors."""
+        """Remove the links, and close the descriptors."""
         for part in PARTS:
             (self._links / part).unlink(missing_ok=True)
         if self._links.exists():

@@ -8,7 +8,7 @@ import secrets
 import socket
 from collections.abc import Callable, Iterator, Sequence
 
-from gateway.config import Config
+from gateway.config import Config, parse_endpoint
 from gateway.observe.log import get_logger
 from gateway.process.boot import Boot
 from gateway.process.child import Child
@@ -114,6 +114,13 @@ class Crew:
             console_files=self._console_files,
         )
 
+    def check_console(self) -> None:
+        """Raise AlgateError if the console could not listen where the configuration says now."""
+        where = self.config.console.listen
+        port = parse_endpoint(where).port if where else None
+        if where and (self._console is None or port != parse_endpoint(self._console[0]).port):  # else it is ours
+            listen_console(self.config).close()
+
     def refit(self, before: Config, children: Children, turn: Callable[[float], None]) -> None:
         """Start, replace or end those that do not change while they run: packets and console."""
         config = self.config
@@ -123,7 +130,7 @@ class Crew:
             self.packets = None
         elif self.packets is None and config.packets_wanted:
             self.packets = self._make_packets()
-            children.start(self.packets)
+            children.start_soon(self.packets)
         elif self.packets is not None and (before.alg, before.network, before.pinhole, before.log) != (
             config.alg, config.network, config.pinhole, config.log,
         ):  # fmt: skip
@@ -132,9 +139,10 @@ class Crew:
             children.end([self.console], KILL_MARGIN, turn)
             self.dismiss([self.console])
             self.console = None
+            self._close_console()
         elif self.console is None and config.console.listen:
             self.console = self._make_console()
-            children.start(self.console)
+            children.start_soon(self.console)
         elif self.console is not None and (before.console, before.packets_wanted, before.log) != (
             config.console, config.packets_wanted, config.log,
         ):  # fmt: skip
@@ -142,7 +150,8 @@ class Crew:
 
     def close(self) -> None:
         """Close the sockets; nobody can be started any more."""
-        for sock in [*self._sockets, *([self._console[1]] if self._console else [])]:
+        self._close_console()
+        for sock in self._sockets:
             sock.close()
         for fd in self._memfds:
             os.close(fd)
@@ -263,8 +272,11 @@ class Crew:
             at, fd = self._heritage.console
             self._console = at, socket.socket(fileno=fd)
         if self._console is None or self._console[0] != where:
-            listener = listen_console(self.config)
-            if self._console is not None:
-                self._console[1].close()
-            self._console = where, listener
+            self._close_console()  # first: one place may contain the other, as 0.0.0.0 does
+            self._console = where, listen_console(self.config)
         return self._console[1]
+
+    def _close_console(self) -> None:
+        if self._console is not None:
+            self._console[1].close()
+            self._console = None

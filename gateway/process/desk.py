@@ -26,6 +26,8 @@ class Desk:
     def serve(self, child: Child, ask: Ask) -> None:
         """Put a child's question; does not wait."""
         try:
+            if child.name != "console":
+                raise OSError(0, "only the console asks")
             if ask.verb not in VERBS:
                 raise OSError(0, f"{ask.verb} is not for the console")
             connection = self._answer(ask) if ask.process == "supervisor" else self._put(ask)

@@ -67,6 +67,7 @@ class Reload:
             self._listeners.open(added)
             self._crew.config, self._crew.files = self.config, files
             self._listeners.leave_out(removed)
+            self._crew.check_console()
             self._tell_all(in_place, Prepare())
             if self._failure:
                 raise ConfigError(self._failure)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import socket
 from collections.abc import Iterable
 from pathlib import Path
@@ -44,6 +45,8 @@ class RunDir:
         self.claim()
         for stale in self.path.glob("*.sock"):  # of an instance that was killed: we hold its lock now
             stale.unlink()
+        for links in self.path.glob("code-*"):
+            shutil.rmtree(links, ignore_errors=True)
 
     def claim(self) -> None:
         """Say in the lock whose it is."""

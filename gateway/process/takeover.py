@@ -49,9 +49,13 @@ class HandOver:
         AlgateError: all is as before, and the message says why."""
         ours, theirs = lifeline.pair()
         channel = Channel(ours)
+        with theirs:
+            try:
+                process = self._crew.heritage(theirs.fileno(), ticket, admin.fileno()).bequeath()
+            except OSError as error:  # as while a package is replaced
+                ours.close()
+                raise AlgateError(f"the new version cannot be started: {error}") from error
         self._selector.register(ours, selectors.EVENT_READ, channel.hear)
-        process = self._crew.heritage(theirs.fileno(), ticket, admin.fileno()).bequeath()
-        theirs.close()
         log.info("upgrade.start", pid=process.pid)
         try:
             self._await(channel, "prepared", DEADLINE)
@@ -69,7 +73,7 @@ class HandOver:
             self._give_up(channel, process)
             self._selector.register(admin, selectors.EVENT_READ, on_admin)
             for child in [*([self._crew.broker] if self._crew.broker else []), *self._crew.rest]:
-                self._children.start(child)
+                self._children.start_soon(child)
             raise
         return channel, process.pid
 

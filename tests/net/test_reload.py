@@ -15,6 +15,7 @@ import tomli_w
 from tests.lab.gateway import Gateway
 from tests.lab.lab import CLIENT2_4, CLIENT4, ROUTER_IN4, ROUTER_OUT4, SERVER4, Lab, algate
 from tests.lab.servers import FtpServer
+from tests.net.console_http import LISTEN, PORT, fetch
 from tests.net.ftp_control import Control, fails, open_pinhole, split
 from tests.net.socks_wire import ask5, receive, reply5
 from tests.net.steady_load import Greeter, SteadyLoad
@@ -285,6 +286,31 @@ def test_the_log_takes_another_form(lab: Lab, gateway: Gateway, server: FtpServe
         assert json.loads(line)["pid"] > 0
     Control(lab, SERVER4).close()
     gateway.wait_for_log(r'"event": "flow.end"', after=lines)
+
+
+def test_the_console_comes_moves_and_goes(lab: Lab, gateway: Gateway) -> None:
+    def listen(where: str) -> Callable[[dict[str, Any]], object]:
+        return lambda document: document.update(console={"listen": where})
+
+    def serves() -> bool:
+        try:
+            return fetch(lab, "/readyz") == (200, "ok\n")
+        except OSError:
+            return False
+
+    reload(gateway, listen(LISTEN))
+    lab.wait_for(serves, 10, "the console")
+    reload(gateway, listen(f"0.0.0.0:{PORT}"))  # which contains the place before
+    gateway.wait_for_log(r"event=process.end child=console")
+    lab.wait_for(serves, 10, "the console at its other place")
+    with lab.listen("router", "127.0.0.1") as taken:
+        edit(gateway, listen(f"127.0.0.1:{taken.getsockname()[1]}"))
+        done = gateway.algate("reload", check=False)
+    assert (done.returncode, "console.listen: cannot listen on" in done.stderr) == (1, True)
+    assert serves()
+    reload(gateway, listen(""))
+    with pytest.raises(ConnectionRefusedError):
+        lab.connect("router", "127.0.0.1", PORT)
 
 
 def test_the_status_is_logged_at_sigusr1(gateway: Gateway) -> None:

@@ -20,7 +20,8 @@ from gateway.process.run_dir import RunDir
 class Console:
     """A child as the desk knows one: it is told things, with descriptors."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "console") -> None:
+        self.name = name
         self.told: list[tuple[ToChild, list[int]]] = []
 
     def tell(self, message: ToChild, fds: Any = ()) -> None:
@@ -98,6 +99,13 @@ def test_the_supervisor_answers_for_itself(desk: Desk) -> None:
 def test_what_a_page_does_not_show_cannot_be_asked(desk: Desk, process: str, verb: str) -> None:
     assert verb not in VERBS
     assert put(desk, process, verb).error() == f"{verb} is not for the console"
+
+
+def test_a_worker_does_not_ask(desk: Desk, asked: list[str]) -> None:
+    worker = Console("worker-1")
+    desk.serve(worker, Ask(7, "worker-0", "kick", "w0-1"))  # type: ignore[arg-type]
+    assert worker.error() == "only the console asks"
+    assert asked == []
 
 
 @pytest.mark.parametrize("process", ["nobody", "../worker-0", "/run/other/worker-0", ""])
