@@ -26,9 +26,9 @@ HEADER = re.compile(
     rb"(" + TOKEN + rb")[ \t]*+:(?:[ \t]|\r\n[ \t])*+([^\r\n]*+(?:\r\n[ \t][^\r\n]*+)*+)\r\n", re.DOTALL
 )
 
-# The same, with what is between name and value: where each stands follows from the lengths.
+# The same as (name, colon and what is around them) and value: where each stands follows from the lengths.
 HEADERS = re.compile(
-    rb"(" + TOKEN + rb")([ \t]*+:(?:[ \t]|\r\n[ \t])*+)([^\r\n]*+(?:\r\n[ \t][^\r\n]*+)*+)\r\n", re.DOTALL
+    rb"(" + TOKEN + rb"[ \t]*+:(?:[ \t]|\r\n[ \t])*+)([^\r\n]*+(?:\r\n[ \t][^\r\n]*+)*+)\r\n", re.DOTALL
 )
 
 # Of the values below the groups are what is read or replaced.

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from alg.sip.grammar import (
     ADDR_SPEC,
@@ -46,8 +47,6 @@ _KNOWN = {
     b"require": "require",
     b"date": "date",
 }  # fmt: skip
-_KNOWN.update({name.title(): known for name, known in list(_KNOWN.items())})  # as they are mostly written
-_KNOWN.update({b"Call-ID": "call-id", b"CSeq": "cseq"})
 _NEEDED = ("via", "from", "to", "call-id", "cseq")
 _ONCE = frozenset(
     (
@@ -64,6 +63,20 @@ _ONCE = frozenset(
     )
 )
 _MOST_SEQUENCE = 2**31 - 1
+_REMEMBERED = 4096  # texts
+_SHORT = 256  # bytes: longer ones are read anew, so that nobody fills the memory
+
+T = TypeVar("T")
+
+
+def remembered(read: Callable[[bytes], T]) -> Callable[[bytes], T]:
+    """`read`, with what it says of short texts remembered: the messages of a dialog repeat most of their headers."""
+    recall = lru_cache(_REMEMBERED)(read)
+
+    def ask(text: bytes) -> T:
+        return recall(text) if len(text) <= _SHORT else read(text)
+
+    return ask
 
 
 class Malformed(Exception):
@@ -97,8 +110,8 @@ class Addr(NamedTuple):
 class Message:
     """One message in `data[start:end]`, its body in `data[body:end]`. Made by `parse`.
 
-    `method` is the request's, or the one that a response answers (CSeq); `status` 0: a request. `headers` holds the
-    spans of the values of the known headers by their long names in lower case, in order.
+    `method` is the request's, or the one that a response answers (CSeq); `status` is 0 where `is_request`. `headers`
+    holds the spans of the values of the known headers by their long names in lower case, in order.
     """
 
     __slots__ = (
@@ -110,6 +123,7 @@ class Message:
         "data",
         "end",
         "headers",
+        "is_request",
         "method",
         "start",
         "status",
@@ -119,6 +133,7 @@ class Message:
     def __init__(self, data: bytes, start: int) -> None:
         self.data = data
         self.start = start
+        self.is_request = False
         self.status = 0
         self.method = b""
         self.uri: Span = (0, 0)
@@ -129,10 +144,6 @@ class Message:
         self.end = 0
         self._vias: list[Via] = []
         self._addrs: dict[str, list[Addr]] = {}
-
-    @property
-    def is_request(self) -> bool:
-        return self.status == 0
 
     def text(self, span: Span) -> bytes:
         return self.data[span[0] : span[1]]
@@ -151,14 +162,11 @@ class Message:
             return found
         found = []
         for start, end in self.headers.get(name, ()):
-            if name == "contact" and self.data[start:end].strip() == b"*":
+            value = self.data[start:end]
+            if name == "contact" and value.strip() == b"*":
                 continue
-            match = NAME_ADDR.match(self.data, start, end)
-            if match is not None and match.end() == end:
-                found.append(Addr(match.span(1), match.span(2)))
-                continue
-            for match in _values(NAME_ADDR, self.data, start, end):
-                found.append(Addr(match.span(1), match.span(2)))
+            for uri, params in _read_addrs(value):
+                found.append(Addr((start + uri[0], start + uri[1]), (start + params[0], start + params[1])))
         self._addrs[name] = found
         return found
 
@@ -176,29 +184,23 @@ class Message:
 
     def param(self, params: Span, name: bytes) -> tuple[bytes, Span] | None:
         """The value of a parameter and its span; without a value b"" and the empty span behind the name."""
-        for match in PARAM.finditer(self.data, *params):
-            if match[1].lower() == name:
-                if match[2] is None:
-                    return b"", (match.end(1), match.end(1))
-                return match[2], match.span(2)
-        return None
+        return _param(self.data, params, name)
 
     def tag(self, name: str) -> bytes:
         """The tag of From or To, or b""."""
-        found = self.param(self.addrs(name)[0].params, b"tag")
-        return found[0] if found else b""
+        return _tag(self.text(self.headers[name][0]))
 
 
 class Uri(NamedTuple):
-    """A sip or sips URI (`scheme` in lower case); `place` counts from the URI's beginning, `params` as ";a;b=c"."""
+    """A sip or sips URI (`scheme` and `params`, as "b=c", in lower case); `place` counts from the URI's beginning."""
 
     scheme: str
     place: HostPort
-    params: bytes
+    params: frozenset[bytes]
     has_headers: bool
 
 
-@lru_cache(8192)
+@remembered
 def read_uri(text: bytes) -> Uri | None:
     """Read a URI. None for one that is neither sip nor sips; Malformed for one that is, but not by the grammar."""
     match = SIP_URI.fullmatch(text)
@@ -206,7 +208,8 @@ def read_uri(text: bytes) -> Uri | None:
         if text[:5].lower().startswith((b"sip:", b"sips:")):
             raise Malformed("a URI")
         return None
-    return Uri(match[1].decode().lower(), _host_port(match, 2, 3), match[4], match[5] is not None)
+    params = frozenset(match[4].lower().split(b";"))
+    return Uri(match[1].decode().lower(), _host_port(match, 2, 3), params, match[5] is not None)
 
 
 def uri_host(data: bytes, span: Span) -> HostPort | None:
@@ -230,17 +233,19 @@ def parse(data: bytes, start: int = 0) -> Message:
         raise Malformed("no end of the headers")
     head_end += 2
     headers = message.headers
-    for name, between, value in HEADERS.findall(data, at, head_end):
-        begin = at + len(name) + len(between)
-        at = begin + len(value) + 2
-        known = _KNOWN.get(name) or _KNOWN.get(name.lower())
-        if known:
-            if known not in headers:
-                headers[known] = [(begin, at - 2)]
-            elif known in _ONCE:
-                raise Malformed(f"more than one {known}")
-            else:
-                headers[known].append((begin, at - 2))
+    for label, value in HEADERS.findall(data, at, head_end):
+        begin = at + len(label)
+        end = begin + len(value)
+        at = end + 2
+        known = _known(label)
+        if known is None:
+            continue
+        if known not in headers:
+            headers[known] = [(begin, end)]
+        elif known in _ONCE:
+            raise Malformed(f"more than one {known}")
+        else:
+            headers[known].append((begin, end))
     if at != head_end:  # something between two headers was skipped
         raise Malformed("a header")
     message.body = head_end + 2
@@ -249,11 +254,18 @@ def parse(data: bytes, start: int = 0) -> Message:
     return message
 
 
+@remembered
+def _known(label: bytes) -> str | None:
+    """The header that is meant by a name with its colon and what is around it; None for one that matters not."""
+    return _KNOWN.get(label.partition(b":")[0].rstrip(b" \t").lower())
+
+
 def _start_line(message: Message) -> int:
     data, start = message.data, message.start
     if match := STATUS.match(data, start):
         message.status = int(match[1])
     elif match := REQUEST.match(data, start):
+        message.is_request = True
         message.method = match[1]
         message.uri = match.span(2)
         found = read_uri(data[message.uri[0] : message.uri[1]])
@@ -276,10 +288,43 @@ def _end(message: Message) -> int:
 
 def content_length(data: bytes, spans: list[Span]) -> int:
     """The one Content-Length. Malformed where it is given twice or is not a number of at most nine digits."""
-    match = NUMBER.fullmatch(data, *spans[0])
-    if len(spans) > 1 or match is None or len(match[1]) > 9:
+    digits = _digits(data[spans[0][0] : spans[0][1]])
+    if len(spans) > 1 or digits is None or len(digits) > 9:
         raise Malformed("Content-Length")
-    return int(match[1])
+    return int(digits)
+
+
+@remembered
+def _digits(value: bytes) -> bytes | None:
+    match = NUMBER.fullmatch(value)
+    return match[1] if match else None
+
+
+@remembered
+def _cseq(value: bytes) -> tuple[int, bytes] | None:
+    match = CSEQ.fullmatch(value)
+    return (int(match[1]), match[2]) if match else None
+
+
+@remembered
+def _read_addrs(value: bytes) -> tuple[Addr, ...]:
+    """The addresses of a header's value; spans count from its beginning."""
+    return tuple(Addr(match.span(1), match.span(2)) for match in _values(NAME_ADDR, value, 0, len(value)))
+
+
+@remembered
+def _tag(value: bytes) -> bytes:
+    found = _param(value, _read_addrs(value)[0].params, b"tag")
+    return found[0] if found else b""
+
+
+def _param(data: bytes, params: Span, name: bytes) -> tuple[bytes, Span] | None:
+    for match in PARAM.finditer(data, *params):
+        if match[1].lower() == name:
+            if match[2] is None:
+                return b"", (match.end(1), match.end(1))
+            return match[2], match.span(2)
+    return None
 
 
 def _check(message: Message) -> None:
@@ -288,22 +333,23 @@ def _check(message: Message) -> None:
         if name not in headers:
             raise Malformed(f"no {name}")
     call_id = CALL_ID.fullmatch(data, *headers["call-id"][0])
-    cseq = CSEQ.fullmatch(data, *headers["cseq"][0])
-    if call_id is None or cseq is None or int(cseq[1]) > _MOST_SEQUENCE:
+    cseq = _cseq(message.text(headers["cseq"][0]))
+    if call_id is None or cseq is None or cseq[0] > _MOST_SEQUENCE:
         raise Malformed("Call-ID or CSeq")
     message.call_id = call_id[1]
-    message.cseq = int(cseq[1])
-    if message.is_request and message.method != cseq[2]:
+    if message.is_request and message.method != cseq[1]:
         raise Malformed("CSeq names another method")
-    message.method = cseq[2]
-    hops = headers.get("max-forwards")
-    if hops and (not (match := NUMBER.fullmatch(data, *hops[0])) or len(match[1]) > 4 or int(match[1]) > 255):
-        raise Malformed("Max-Forwards")
+    message.cseq, message.method = cseq
+    if hops := headers.get("max-forwards"):
+        digits = _digits(message.text(hops[0]))
+        if digits is None or len(digits) > 4 or int(digits) > 255:
+            raise Malformed("Max-Forwards")
     if "date" in headers and not message.text(headers["date"][0]).strip().endswith(b"GMT"):
         raise Malformed("Date")  # RFC 3261, 20.17: no other zone
     message.vias()
-    if len(message.addrs("from")) != 1 or len(message.addrs("to")) != 1:
-        raise Malformed("From or To")
+    for name in ("from", "to"):
+        if len(_read_addrs(message.text(headers[name][0]))) != 1:
+            raise Malformed("From or To")
     message.addrs("contact")
     contacts = headers.get("contact", ())
     if len(contacts) > 1 and any(message.text(span).strip() == b"*" for span in contacts):

@@ -53,10 +53,9 @@ def reason_to_stand_down(
         uri = read_uri(message.text(addr.uri))
         if uri is None:
             continue
-        params = uri.params.lower().split(b";")
-        if uri.scheme == "sips" or b"transport=tls" in params:
+        if uri.scheme == "sips" or b"transport=tls" in uri.params:
             return "sip.tls"
-        if b"ob" in params or (addr.params[0] < addr.params[1] and message.param(addr.params, b"reg-id")):
+        if b"ob" in uri.params or (addr.params[0] < addr.params[1] and message.param(addr.params, b"reg-id")):
             return "sip.outbound"
         place = uri.place
         if same_host(place.host, client.host):
