@@ -175,10 +175,13 @@ class Core:
 
     def _stand_down(self, client: Endpoint, server: Endpoint, rule: str, now: float) -> None:
         if len(self._stood_down) >= MOST_TALKS:
-            del self._stood_down[next(iter(self._stood_down))]
+            oldest = next(iter(self._stood_down))
+            del self._stood_down[oldest]
+            if self._changes is not None:
+                self._changes.talk(*oldest, None, revoked=False)
         self._stood_down[client, server.host] = rule
         if self._changes is not None:
-            self._changes.talks.append(TalkRecord(client, server.host, rule, revoked=False))
+            self._changes.talk(client, server.host, rule, revoked=False)
         self._out.append(StandDown(client, server.host, rule))
         self.note(rule, f"stood down towards {server.host}", now, client)
 

@@ -86,7 +86,12 @@ class Changes:
 
     conversations: set[int] = field(default_factory=set)
     calls: set[Key] = field(default_factory=set)
-    talks: list[TalkRecord] = field(default_factory=list)
+    talks: list[Entry] = field(default_factory=list)
+
+    def talk(self, client: Endpoint, server: str, rule: str | None, *, revoked: bool) -> None:
+        """These are left alone from now on, by `rule`; None: they are forgotten."""
+        record = TalkRecord(client, server, rule, revoked) if rule is not None else None
+        self.talks.append(Entry(f"talk {client} {server} {revoked}", record))
 
     def taken(self, conversations: Conversations, calls: Calls) -> list[Entry]:
         """The entries to store, once."""
@@ -97,7 +102,7 @@ class Changes:
         for key in self.calls:
             call = calls.by_key(key)
             entries.append(Entry(f"call {key[0]} {key[1].hex()}", _call_record(call) if call else None))
-        entries += [Entry(f"talk {talk.client} {talk.server} {talk.revoked}", talk) for talk in self.talks]
+        entries += self.talks
         self.conversations.clear()
         self.calls.clear()
         self.talks.clear()

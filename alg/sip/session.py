@@ -104,10 +104,13 @@ class SipEngine:
 
     def _revoke(self, event: Datagram, rule: str) -> None:
         if len(self._revoked) >= MOST_REVOKED:
-            del self._revoked[next(iter(self._revoked))]
+            oldest = next(iter(self._revoked))
+            del self._revoked[oldest]
+            if self._changes is not None:
+                self._changes.talk(*oldest, None, revoked=True)
         self._revoked[event.client, event.server.host] = rule
         if self._changes is not None:
-            self._changes.talks.append(TalkRecord(event.client, event.server.host, rule, revoked=True))
+            self._changes.talk(event.client, event.server.host, rule, revoked=True)
         self._out.append(RevokeConversation(event.client, event.server.host, rule))
 
     def _within_rate(self, host: str, now: float) -> bool:

@@ -6,8 +6,9 @@ import pytest
 
 from alg.address import Endpoint
 from alg.api import ClosePinhole, Note, OpenConversation, Opened, Refused, Side, Tick, UpdateConversation
-from alg.sip import calls, core
+from alg.sip import calls, core, session
 from alg.sip.events import Activity, Datagram, Moved, Release, RevokeConversation
+from alg.sip.journal import TalkRecord
 from alg.sip.session import CallMedia, SipEngine, SipOptions
 
 CLIENT, SERVER = Endpoint("192.168.56.10", 5060), Endpoint("203.0.113.5", 5060)
@@ -64,6 +65,21 @@ def test_another_engine_goes_on_with_what_the_journal_says() -> None:
     assert {entry.key for entry in successor.journal() if entry.record is None} == {
         key for key in stored if "talk" not in key
     }
+
+
+def test_who_is_forgotten_is_forgotten_by_the_journal_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else anybody inside could fill the memory with one datagram for each of his ports and each address."""
+    monkeypatch.setattr(session, "MOST_REVOKED", 3)
+    monkeypatch.setattr(core, "MOST_TALKS", 3)
+    engine = SipEngine(recorded=True)
+    secure = invite().replace(b"INVITE sip:", b"INVITE sips:", 1)
+    stored: dict[str, object] = {}
+    for port in range(5000, 5010):
+        engine.handle(Datagram(1, Side.CLIENT, Endpoint(CLIENT.host, port), SERVER, b"nonsense", float(port)))
+        engine.handle(Datagram(2, Side.CLIENT, Endpoint(CLIENT.host, port + 100), SERVER, secure, float(port)))
+        stored |= {entry.key: entry.record for entry in engine.journal()}
+    kept = [record for record in stored.values() if isinstance(record, TalkRecord)]
+    assert sorted(record.client.port for record in kept) == [5007, 5008, 5009, 5107, 5108, 5109]
 
 
 def test_another_public_address_keeps_the_call() -> None:
