@@ -8,7 +8,9 @@ from collections.abc import Sequence
 
 import structlog
 
-_special = re.compile(r'[ ="\\\n]').search
+_CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028\u2029"  # a terminal obeys them, or a reader takes them for the end of a line
+_special = re.compile(rf'[ ="\\{_CONTROLS}]').search
+_controls = re.compile(f"[{_CONTROLS}]")
 
 
 class Stamp:
@@ -33,7 +35,8 @@ class Stamp:
 
 
 class Logfmt:
-    """Renders as `structlog.processors.LogfmtRenderer(key_order=..., drop_missing=True, bool_as_flag=False)` does."""
+    """Renders as `structlog.processors.LogfmtRenderer(key_order=..., drop_missing=True, bool_as_flag=False)` does, but
+    escapes control characters in values: what a stranger has sent is in there."""
 
     def __init__(self, key_order: Sequence[str]) -> None:
         self._key_order = tuple(key_order)
@@ -68,5 +71,10 @@ def value_text(value: object) -> str:
     quoted = " " in text or "=" in text or '"' in text
     if quoted:
         text = text.replace("\\", "\\\\")
-    text = text.replace('"', '\\"').replace("\n", "\\n")
+    text = _controls.sub(_escaped, text.replace('"', '\\"').replace("\n", "\\n"))
     return f'"{text}"' if quoted else text
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"

@@ -37,7 +37,7 @@ class StreamSink:
         self._rest = b""  # of a line that was written in part
 
     def write(self, line: str, level: str, fields: Mapping[str, Any]) -> None:
-        data = f"{line}\n".encode(errors="backslashreplace")
+        data = _bytes(f"{line}\n")
         if self._lost and self._lost_line is not None:
             data = f"{self._lost_line(self._lost)}\n".encode() + data
         data = self._rest + data
@@ -86,7 +86,8 @@ class SyslogSink(_DatagramSink):
         self._tag = f"{tag}[{os.getpid()}]"
 
     def _encode(self, line: str, level: str, fields: Mapping[str, Any]) -> bytes:
-        return f"<{_DAEMON | _SEVERITIES.get(level, 6)}>{time.strftime('%b %e %H:%M:%S')} {self._tag}: {line}".encode()
+        priority = _DAEMON | _SEVERITIES.get(level, 6)
+        return _bytes(f"<{priority}>{time.strftime('%b %e %H:%M:%S')} {self._tag}: {line}")
 
 
 class SyslogServerSink(_DatagramSink):
@@ -101,7 +102,12 @@ class SyslogServerSink(_DatagramSink):
         priority = _DAEMON | _SEVERITIES.get(level, 6)
         event = _printable(str(fields.get("event", "")), 32)
         stamp = fields.get("timestamp", "-")
-        return f"<{priority}>1 {stamp} {self._host} algate {os.getpid()} {event} - {line}".encode()
+        return _bytes(f"<{priority}>1 {stamp} {self._host} algate {os.getpid()} {event} - {line}")
+
+
+def _bytes(text: str) -> bytes:
+    """A text in UTF-8; what is none (as in the name of a file) does not stop a line."""
+    return text.encode(errors="backslashreplace")
 
 
 def _printable(text: str, longest: int) -> str:
@@ -119,7 +125,7 @@ class JournaldSink(_DatagramSink):
     def _encode(self, line: str, level: str, fields: Mapping[str, Any]) -> bytes:
         entry = {"MESSAGE": line, "PRIORITY": str(_SEVERITIES.get(level, 6)), "SYSLOG_IDENTIFIER": self._identifier}
         entry |= {f"ALGATE_{key.upper()}": str(value) for key, value in fields.items() if key.isidentifier()}
-        return b"".join(_field(key, value.encode()) for key, value in entry.items())
+        return b"".join(_field(key, _bytes(value)) for key, value in entry.items())
 
 
 def _field(key: str, value: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Our rendering of log lines is structlog's, only quicker."""
+"""Our rendering of log lines is structlog's, only quicker and without control characters."""
 
 from __future__ import annotations
 
@@ -16,12 +16,18 @@ keys = st.one_of(st.sampled_from(KEY_ORDER), st.from_regex(r"[a-z_]{1,8}", fullm
 values = st.one_of(
     st.text(alphabet='ab\\"= \n\t\r.:é', max_size=12), st.text(), st.none(), st.booleans(), st.integers()
 )
+ESCAPED = str.maketrans(
+    {chr(code): f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
+    | {chr(code): f"\\u{code:04x}" for code in (0x2028, 0x2029)}
+)
 
 
 @given(event=st.dictionaries(keys, values))
 def test_the_same_as_structlog(event: dict[str, object]) -> None:
     theirs = structlog.processors.LogfmtRenderer(key_order=KEY_ORDER, drop_missing=True, bool_as_flag=False)
-    assert Logfmt(KEY_ORDER)(None, "", dict(event)) == theirs(None, "", dict(event))
+    line = Logfmt(KEY_ORDER)(None, "", dict(event))
+    assert line == theirs(None, "", dict(event)).translate(ESCAPED)
+    assert len(line.splitlines()) <= 1
 
 
 def test_a_key_that_would_break_the_line() -> None:
