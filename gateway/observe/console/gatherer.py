@@ -13,7 +13,7 @@ from gevent.event import Event
 from gevent.lock import RLock
 
 from gateway.observe.admin_wire import Rows
-from gateway.observe.console.totals import Series, Totals
+from gateway.observe.console.totals import Series, Totals, check_row
 
 TIMEOUT = 1.0  # seconds that a process may take to answer, else it counts as dead
 WATCHED = 2.0  # seconds between two looks while somebody watches
@@ -189,12 +189,13 @@ class Gatherer:
     def _metrics(self, name: str) -> Answer:
         since = time.monotonic()
         try:
-            rows = self._ask(name, "metrics", "", TIMEOUT)
+            (row,) = self._ask(name, "metrics", "", TIMEOUT)
+            check_row(row, name)
         except NoAnswer as error:
             return Answer(time.monotonic() - since, error=str(error))
-        if len(rows) != 1:
-            return Answer(time.monotonic() - since, error="no metrics in its answer")
-        return Answer(time.monotonic() - since, rows[0])
+        except ValueError as error:
+            return Answer(time.monotonic() - since, error=f"no metrics in its answer: {error}")
+        return Answer(time.monotonic() - since, row)
 
     def _point(self, snapshot: Snapshot) -> list[float]:
         sums = self.totals.sums()

@@ -29,6 +29,29 @@ class Buckets(msgspec.Struct):
         return Buckets(self.bounds, [one + two for one, two in pairs], self.sum + other.sum)
 
 
+class _ToldHistogram(Buckets):
+    name: str
+
+
+class _Told(msgspec.Struct):
+    process: str
+    start: float
+    samples: list[list[str | float | bool]]
+    histograms: list[_ToldHistogram]
+
+
+def check_row(row: dict[str, Any], process: str) -> None:
+    """ValueError unless this can be the `metrics_row` of that process: one that was taken over says what it likes."""
+    told = msgspec.convert(row, _Told)
+    if told.process != process:
+        raise ValueError(f"it says that it is {told.process[:40]!r}")
+    for *key, value in told.samples:
+        if isinstance(value, str) or not key or not all(isinstance(word, str) for word in key):
+            raise ValueError("a sample has no name or no number")
+    if any(len(one.buckets) != len(one.bounds) + 1 for one in told.histograms):
+        raise ValueError("a histogram has too many or too few buckets")
+
+
 class _Counted(msgspec.Struct):
     counters: list[tuple[Series, float]] = []
     histograms: dict[str, Buckets] = {}

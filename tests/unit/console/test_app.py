@@ -32,6 +32,7 @@ class Processes:
         self.state = "running"
         self.table = True
         self.asked: list[tuple[str, str, str]] = []
+        self.lies: dict[str, Any] = {}  # of worker-0
 
     def ask(self, process: str, verb: str, id: str, timeout: float) -> Rows:
         self.asked.append((process, verb, id))
@@ -45,7 +46,8 @@ class Processes:
             return [{"state": self.state, "children": children}]
         if verb == "metrics":
             samples: list[list[Any]] = [["algate_broker_table_present", self.table]] if process == "broker" else []
-            return [{"process": process, "start": 1.0, "samples": samples, "histograms": []}]
+            row = {"process": process, "start": 1.0, "samples": samples, "histograms": []}
+            return [row | self.lies if process == "worker-0" else row]
         if verb == "flows":
             return [FLOW] if process == "worker-0" else []
         if verb == "kick":
@@ -111,6 +113,34 @@ def test_what_changes_something_wants_the_token(app: App, processes: Processes) 
     assert not [one for one in processes.asked if one[1] == "kick"]
     assert kick(app) == 200
     assert ("worker-0", "kick", "w0-1") in processes.asked
+
+
+@pytest.mark.parametrize(
+    "lies",
+    [
+        {"process": "broker"},
+        {"start": None},
+        {"samples": [[]]},
+        {"samples": [["algate_flows", "socks"]]},
+        {"samples": [["algate_flows", ["socks"], 1]]},
+        {"samples": [[1]]},
+        {"samples": {"algate_flows": 1}},
+        {"histograms": [{"name": "algate_broker_seconds", "bounds": [0.1], "buckets": [1], "sum": 0.0}]},
+        {"histograms": [{"name": "algate_broker_seconds"}]},
+    ],
+)
+def test_a_process_that_was_taken_over_spoils_its_own_answer_only(
+    app: App, processes: Processes, lies: dict[str, Any]
+) -> None:
+    processes.lies = lies
+    status, _, body = ask(app, "/readyz")
+    assert (status, body.count(b"\n")) == (503, 1)
+    assert body.startswith(b"worker-0: no metrics in its answer: ")
+    status, _, body = ask(app, "/metrics")
+    assert status == 200
+    assert b'algate_broker_table_present{process="broker"} 1.0' in body
+    processes.lies = {}
+    assert ask(app, "/readyz")[0] == 200
 
 
 def test_no_token_is_no_token(gatherer: Gatherer) -> None:
