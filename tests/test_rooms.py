@@ -42,20 +42,23 @@ PRIVILEGED = {f"gateway/broker/{name}.py" for name in BROKER}
 PYROUTE2 = {"gateway/broker/netfilter.py", "gateway/broker/conntrack.py"}
 # Each line may import from the ones below it, never from those above.
 LAYERS = [
+    ("gateway.reference",),
     ("gateway.cli",),
     ("gateway.process",),
-    ("gateway.front",),
-    ("gateway.flow_runner",),
+    ("gateway.front", "gateway.doctor", "gateway.doctor_host"),
+    ("gateway.flow_runner", "gateway.audit"),
     ("gateway.inspection",),
-    ("gateway.dial", "gateway.quick_dial", "gateway.pinhole", "gateway.conversations"),
+    ("gateway.dial", "gateway.quick_dial", "gateway.pinhole", "gateway.pinhole_requests", "gateway.conversations"),
     ("gateway.flow",),
+    ("gateway.rule_limits", "gateway.shares", "gateway.upstream"),
     ("gateway.relay", "gateway.resolve", "gateway.policy", "gateway.broker"),
-    ("gateway.config_file", "gateway.config_check"),
+    ("gateway.config_file", "gateway.config_check", "gateway.rehearsal"),
     ("gateway.policy_index", "gateway.access_file"),
     ("gateway.policy_rules",),
     ("gateway.config", "gateway.observe", "gateway.sockets", "gateway.own_address"),
     ("gateway.config_rules",),
     ("gateway.passwords", "gateway.ident", "gateway.guard", "gateway.users"),
+    ("gateway.upstream_wire", "gateway.urgency", "gateway.config_messages", "gateway.finding", "gateway.privilege"),
     ("gateway.model", "gateway.errors", "gateway.embedded", "gateway.host_name"),
     ("alg",),
 ]
@@ -101,8 +104,9 @@ def test_a_module_stays_in_its_room(path: Path) -> None:
 def test_imports_point_inwards(path: Path) -> None:
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     own = layer_of(module)
-    if own is None:
+    if module == "gateway":
         return
+    assert own is not None, f"{module} is in no layer"
     for target in imports(path):
         layer = layer_of(target)
         if layer is not None and (module, target) not in ALLOWED:
