@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import cast
 
 from alg.address import Address, Endpoint
@@ -62,6 +63,10 @@ class Call:
     session_ends: float = math.inf
     ends: float = math.inf
     timer: float = math.inf  # the earliest time for which a look at it is planned
+    claim: tuple[str, Key] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.claim = ("call", self.key)
 
     @property
     def due(self) -> float:
@@ -70,10 +75,6 @@ class Call:
             return min(self.ends, self.heard + SETUP)
         quiet = IDLE if self.counted and not self.on_hold else LONG_IDLE
         return min(self.ends, self.session_ends, self.heard + quiet)
-
-    @property
-    def claim(self) -> tuple[str, Key]:
-        return ("call", self.key)
 
 
 def remote_tag(side: Side, message: Message) -> bytes:
@@ -98,6 +99,13 @@ def may_send_media(address: Address, server: str) -> bool:
         return False
     facing = is_address(server)
     return facing is not None and facing.version == address.version and (is_public(address) or not is_public(facing))
+
+
+@lru_cache(1024)
+def _media_host(text: str, server: str) -> str | None:
+    """The address that a description's `text` is, where media can come from it."""
+    address = is_address(text)
+    return str(address) if address and may_send_media(address, server) else None
 
 
 class Calls:
@@ -185,9 +193,9 @@ class Calls:
         hosts: dict[str, None] = {}
         for line in sdp.media:
             for place in (line.connection, line.rtcp_place):
-                address = is_address(place.host) if place and line.port else None
-                if address and may_send_media(address, call.server):
-                    hosts[str(address)] = None
+                host = _media_host(place.host, call.server) if place and line.port else None
+                if host:
+                    hosts[host] = None
         if not hosts:
             return  # on hold in the old way (0.0.0.0), or all refused: whoever was let in stays
         tag = remote_tag(side, message)

@@ -44,6 +44,15 @@ class Conversation:
     claims: dict[Claim, tuple[Peers, float]] = field(default_factory=dict)
     spelled: dict[str, bytes] = field(default_factory=dict)
     due: float = 0.0  # when it is to be refreshed
+    written: bytes = b""  # `public` as messages have it; nothing where there is nothing to be changed for it
+
+    def __post_init__(self) -> None:
+        self.show_as(self.public)
+
+    def show_as(self, public: Endpoint | None) -> None:
+        """From now on `public` is what may be advertised."""
+        self.public = public
+        self.written = b"" if public is None or public == self.target else str(public).encode()
 
 
 Commands = OpenConversation | UpdateConversation | ClosePinhole
@@ -158,7 +167,8 @@ class Conversations:
         if conversation is None or conversation.state is not State.OPEN:
             return
         self._hide(conversation)
-        conversation.state, conversation.public = State.OPENING, None
+        conversation.state = State.OPENING
+        conversation.show_as(None)
         self.out.append(ClosePinhole(ref))
         self.out.append(
             OpenConversation(
@@ -179,7 +189,7 @@ class Conversations:
             self.out.append(ClosePinhole(ref))
             return
         conversation.state = State.OPEN
-        conversation.public = public
+        conversation.show_as(public)
         self._show(conversation)
         self.touch(conversation)
 

@@ -43,8 +43,17 @@ class Plan:
     sdp: Description | None = None
     media: dict[int, Conversation] = field(default_factory=dict)
 
-    def conversations(self) -> list[Conversation]:
-        return [*(conversation for _, _, conversation in self.places), *self.media.values()]
+    def waits(self) -> set[int]:
+        """The conversations that the message must wait for."""
+        found = {wanted.ref for _, _, wanted in self.places if wanted.state is State.OPENING}
+        if self.media:
+            found.update(wanted.ref for wanted in self.media.values() if wanted.state is State.OPENING)
+        return found
+
+    def public(self) -> Endpoint | None:
+        """What is advertised of the first conversation that has anything."""
+        wanted = [*(conversation for _, _, conversation in self.places), *self.media.values()]
+        return next((conversation.public for conversation in wanted if conversation.public), None)
 
 
 @dataclass(slots=True)
@@ -161,7 +170,7 @@ class Core:
             self.release(packet)
             return
         plan = self._plan(client, server, message, now)
-        waits = {wanted.ref for wanted in plan.conversations() if wanted.state is State.OPENING}
+        waits = plan.waits()
         if not waits:
             self._send(packet, client, server, message, plan, now)
         elif len(self._held) >= MOST_HELD or self._held_of(client) >= MOST_HELD_OF_CLIENT:
@@ -216,7 +225,8 @@ class Core:
         source = self.conversations.of(client)
         if source and source.ref == 0:
             return source  # a TCP connection: whatever port the client names, it is reached through it
-        target = Endpoint(client.host, place.port or 5060)
+        port = place.port or 5060
+        target = client if port == client.port else Endpoint(client.host, port)
         if target != client and name == "via" and message.param(message.vias()[0].params, b"rport"):
             target = client  # the answer comes to where the request came from (RFC 3581)
         if target.port < LOWEST_PORT:
@@ -271,7 +281,7 @@ class Core:
                 advertise(edits, message, name, place, conversation)
                 self.conversations.touch(conversation)
         if plan.sdp and all(wanted.state is State.OPEN for wanted in plan.media.values()):
-            public = next((wanted.public for wanted in plan.conversations() if wanted.public), None)
+            public = plan.public()
             if public:
                 describe(edits, message, plan.sdp, client.host, public.host, plan.media)
         if message.is_request and message.method == b"REGISTER":

@@ -98,10 +98,10 @@ def own_places(message: Message, host: str) -> list[tuple[str, HostPort]]:
 
 def advertise(edits: Edits, message: Message, name: str, place: HostPort, conversation: Conversation) -> None:
     """Write the public endpoint in `place`, and remember how the client had written it."""
-    if conversation.public is None or conversation.public == conversation.target:
+    if not conversation.written:
         return
     conversation.spelled["via" if name == "via" else "uri"] = message.data[place.start : place.end]
-    edits.replace(place.start, place.end, str(conversation.public).encode(), f"sip.{name}")
+    edits.replace(place.start, place.end, conversation.written, f"sip.{name}")
 
 
 def restore(edits: Edits, message: Message, client: Endpoint, conversations: Conversations) -> None:
@@ -113,8 +113,8 @@ def restore(edits: Edits, message: Message, client: Endpoint, conversations: Con
         if found is None or place is None or found[0].target.host != client.host:
             return None
         conversation = found[0]
-        words = conversation.spelled.get(kind) or str(conversation.target).encode()
-        if conversation.public != conversation.target:
+        if conversation.written:
+            words = conversation.spelled.get(kind) or str(conversation.target).encode()
             edits.replace(place.start, place.end, words, reason)
         return conversation
 

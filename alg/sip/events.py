@@ -8,13 +8,13 @@ real one. So outbound datagrams are shown before their source is translated, inb
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from alg.address import Endpoint
 from alg.api import ClosePinhole, Edit, Note, OpenConversation, Opened, Refused, Side, Tick, UpdateConversation
 
 
-@dataclass(frozen=True, slots=True)
-class Datagram:
+class Datagram(NamedTuple):
     """`side` sent `data` (the UDP payload, whole). `client` is the inside socket, `server` the outside one.
 
     `packet`: the driver's number for it, not in use for another packet that waits. Answered by exactly one `Release`
@@ -52,8 +52,7 @@ class Moved:
     now: float
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(NamedTuple):
     """Let the packet go, with `edits` to its payload; no edits: untouched.
 
     In mode "observe" the driver leaves them out.

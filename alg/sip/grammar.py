@@ -22,13 +22,9 @@ END = rb"(?=" + S + rb"(?:,|\Z))"
 
 REQUEST = re.compile(rb"([A-Za-z0-9!%'*+.\-_`~]+) (" + SCHEME + rb'[^\s<>"]+) SIP/2\.0\r\n')
 STATUS = re.compile(rb"SIP/2\.0 ([1-6][0-9][0-9]) [^\r\n]*\r\n")
+NAME = re.compile(TOKEN)
 HEADER = re.compile(
     rb"(" + TOKEN + rb")[ \t]*+:(?:[ \t]|\r\n[ \t])*+([^\r\n]*+(?:\r\n[ \t][^\r\n]*+)*+)\r\n", re.DOTALL
-)
-
-# The same as (name, colon and what is around them) and value: where each stands follows from the lengths.
-HEADERS = re.compile(
-    rb"(" + TOKEN + rb"[ \t]*+:(?:[ \t]|\r\n[ \t])*+)([^\r\n]*+(?:\r\n[ \t][^\r\n]*+)*+)\r\n", re.DOTALL
 )
 
 # Of the values below the groups are what is read or replaced.

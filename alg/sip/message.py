@@ -16,7 +16,8 @@ from alg.sip.grammar import (
     CALL_ID,
     COMMA,
     CSEQ,
-    HEADERS,
+    HEADER,
+    NAME,
     NAME_ADDR,
     NUMBER,
     PARAM,
@@ -233,20 +234,23 @@ def parse(data: bytes, start: int = 0) -> Message:
         raise Malformed("no end of the headers")
     head_end += 2
     headers = message.headers
-    for label, value in HEADERS.findall(data, at, head_end):
-        begin = at + len(label)
-        end = begin + len(value)
+    for line in _lines(data[at:head_end]):
+        label, colon, value = line.partition(b":")
+        if not colon:
+            raise Malformed("a header")
+        end = at + len(line)
         at = end + 2
         known = _known(label)
         if known is None:
             continue
+        begin = end - len(value.lstrip(b" \t\r\n"))
         if known not in headers:
             headers[known] = [(begin, end)]
         elif known in _ONCE:
             raise Malformed(f"more than one {known}")
         else:
             headers[known].append((begin, end))
-    if at != head_end:  # something between two headers was skipped
+    if at != head_end:  # a line ends otherwise than in CR LF, or something between two headers was skipped
         raise Malformed("a header")
     message.body = head_end + 2
     message.end = _end(message)
@@ -254,10 +258,20 @@ def parse(data: bytes, start: int = 0) -> Message:
     return message
 
 
-@remembered
+def _lines(head: bytes) -> list[bytes]:
+    """The headers of `head`, each without the CR LF at its end."""
+    if b"\n " in head or b"\n\t" in head:  # folded
+        return [match[0][:-2] for match in HEADER.finditer(head)]
+    return head.splitlines()
+
+
+@lru_cache(256)
 def _known(label: bytes) -> str | None:
-    """The header that is meant by a name with its colon and what is around it; None for one that matters not."""
-    return _KNOWN.get(label.partition(b":")[0].rstrip(b" \t").lower())
+    """The header that is meant by what stands before a colon; None for one that matters not."""
+    name = label.rstrip(b" \t")
+    if not NAME.fullmatch(name):
+        raise Malformed("a header")
+    return _KNOWN.get(name.lower())
 
 
 def _start_line(message: Message) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from alg.sip.grammar import CONTENT_TYPE, HEADER
 from alg.sip.message import Malformed, Message, Span
@@ -17,8 +18,7 @@ _BODIES = (b"INVITE", b"UPDATE", b"PRACK", b"ACK")  # what may carry an offer or
 _MOST_MEDIA = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """An address (or a name) that stands in `data[start:end]`."""
 
     host: str
