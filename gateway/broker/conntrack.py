@@ -10,7 +10,7 @@ import errno
 import ipaddress
 import socket
 import struct
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -76,15 +76,24 @@ class Connection:
     mark: int
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A connection, and how the kernel names it."""
+
+    connection: Connection
+    version: int
+    name: bytes
+
+
 class Conntrack:
-    """Finds and deletes UDP connections. Not for several threads. Raises NetfilterError."""
+    """Finds and deletes UDP connections. Not for two threads at a time. Raises NetfilterError."""
 
     def __init__(self) -> None:
         self._netlink = Netlink()
 
-    def forget(self, sockets: Collection[Socket], stays: Callable[[Connection], bool] = lambda _: False) -> int:
-        """Delete the connections of these sockets but for those that may stay; how many they were."""
-        count = 0
+    def find(self, sockets: Collection[Socket]) -> list[Found]:
+        """The connections of these sockets. Takes long, but nearly all of it in the kernel, where other threads run."""
+        result = []
         for version in {sock.endpoint.version for sock in sockets}:
             ends = {
                 (sock.source, sock.endpoint.ip.packed, sock.endpoint.port.to_bytes(2, "big"))
@@ -93,9 +102,19 @@ class Conntrack:
             }
             for host in self._questions({(source, host) for source, host, _ in ends}):
                 for found in self._connections(version, host):
-                    if not ends.isdisjoint(_ends_of(found[_ORIGINAL], version)) and not stays(_read(found, version)):
-                        count += self._delete(version, found)
-        return count
+                    if not ends.isdisjoint(_ends_of(found[_ORIGINAL], version)):
+                        result.append(Found(_read(found, version), version, _name(found)))
+        return result
+
+    def delete(self, found: Found) -> bool:
+        """Have the kernel forget a connection; False if it has just ended."""
+        try:
+            self._netlink.request(self._message(_DELETE, REQUEST | ACK, found.version, found.name))
+        except NetfilterError as error:
+            if error.code != errno.ENOENT:
+                raise
+            return False
+        return True
 
     def _questions(self, hosts: set[_Host]) -> Collection[_Host | None]:
         """Which hosts to ask for; None: all of UDP at once, where that is less than to walk the table for each."""
@@ -121,21 +140,14 @@ class Conntrack:
             if _ORIGINAL in found and _ID in found:
                 yield found
 
-    def _delete(self, version: int, connection: dict[int, bytes]) -> bool:
-        """Delete a connection, named as the kernel has named it; False if it has just ended."""
-        body = nested(_ORIGINAL, connection[_ORIGINAL]) + attribute(_ID, connection[_ID])
-        if _ZONE in connection:
-            body += attribute(_ZONE, connection[_ZONE])
-        try:
-            self._netlink.request(self._message(_DELETE, REQUEST | ACK, version, body))
-        except NetfilterError as error:
-            if error.code != errno.ENOENT:
-                raise
-            return False
-        return True
-
     def _message(self, kind: int, flags: int, version: int, body: bytes) -> bytes:
         return self._netlink.message(kind, flags, struct.pack(">BBH", _FAMILY[version], 0, 0) + body)
+
+
+def _name(found: dict[int, bytes]) -> bytes:
+    """What tells the kernel which connection is meant: its id too, as another may have the same ends meanwhile."""
+    name = nested(_ORIGINAL, found[_ORIGINAL]) + attribute(_ID, found[_ID])
+    return name + attribute(_ZONE, found[_ZONE]) if _ZONE in found else name
 
 
 def _read(found: dict[int, bytes], version: int) -> Connection:

@@ -54,7 +54,7 @@ class Engine:
         self._send = send
         self._opens: list[Pending] = []
         self._closes: list[tuple[int, Lease]] = []
-        self._stale = Stale(self._leases.of_client)
+        self.stale = Stale(self._leases.of_client)
         self._once: dict[str, tuple[str, bytes]] = {}  # where the kernel says whether a lease was used
         self._flowing: set[str] = set()  # conversations of which a packet was seen
         self._inherited: set[str] = set()  # leases of a worker that died, of which its successor said nothing yet
@@ -80,8 +80,8 @@ class Engine:
             log.info("pinhole.close", by="stop", **audit_fields(lease))
         self.netfilter.unload()
         for lease in leases:
-            self._stale.add(lease)
-        self._stale.forget()
+            self.stale.add(lease)
+        self.stale.forget()
         log.info("broker.stopped", opened=self._opened, used=self._used, refused=self._refused)
 
     def configure(self, limits: Limits) -> int:
@@ -105,15 +105,14 @@ class Engine:
 
     def deadline(self) -> float:
         """When (monotonic) `tick` has something to do; infinity: not before something is asked."""
-        return min(self._leases.deadline() or math.inf, self._next_reconcile, self._stale.deadline())
+        return min(self._leases.deadline() or math.inf, self._next_reconcile, self.stale.deadline())
 
     def tick(self) -> None:
         """Do what waits: a transaction, expiry, reconciliation. Raises NetfilterError if the table cannot be made."""
         self.flush()
         now = time.monotonic()
         self._expire(now)
-        if self._stale.deadline() <= now:
-            self._stale.forget()
+        self.stale.tick()
         if not len(self._leases):
             self._next_reconcile = math.inf
         elif math.isinf(self._next_reconcile):
@@ -179,8 +178,8 @@ class Engine:
         self._leases.replace(new, deadline=deadline)
         self._inherited.discard(new.id)
         if (old.peers, old.target, old.second) != (new.peers, new.target, new.second):
-            self._stale.add(old)
-            self._stale.add(new)
+            self.stale.add(old)
+            self.stale.add(new)
         log.info("pinhole.update", slot=slot, **audit_fields(new))
         self._send(slot, Updated(message.id, new))
 
@@ -233,7 +232,7 @@ class Engine:
             log.error("broker.netfilter_failed", error=str(error), opens=len(opens), closes=len(closes))
             refused = dict.fromkeys(range(len(changes)), error)
         for _, lease in closes:
-            self._stale.add(lease)
+            self.stale.add(lease)
         for index, (slot, request_id, lease, _) in enumerate(opens, len(closes)):
             if index in refused:
                 self._leases.close(lease.id, now=time.monotonic())
@@ -243,7 +242,7 @@ class Engine:
                 self._closes.append((slot, lease))
                 continue
             self._opened += 1
-            self._stale.add(lease)
+            self.stale.add(lease)
             log.info("pinhole.open", slot=slot, **audit_fields(lease))
             if not self._send(slot, Opened(request_id, lease)) and self._leases.close(lease.id, now=time.monotonic()):
                 self._closing(slot, lease, "unheard")
@@ -369,7 +368,7 @@ class Engine:
             self._once.pop(lease.id, None)
             self._flowing.discard(lease.id)
             log.info("pinhole.expire", **audit_fields(lease))
-            self._stale.add(lease)
+            self.stale.add(lease)
 
     def _table_gone(self, pending: Sequence[Pending] = ()) -> None:
         """Somebody flushed the ruleset: all leases are lost but those on their way; make the table again."""

@@ -74,7 +74,7 @@ def _lease(public: str, client: str, peer: str) -> Lease:
 
 
 def _conntrack() -> None:
-    Conntrack().forget([Socket(Endpoint("192.0.2.1", 40000), source=False)])
+    Conntrack().find([Socket(Endpoint("192.0.2.1", 40000), source=False)])
 
 
 def _queue() -> None:

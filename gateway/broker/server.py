@@ -98,6 +98,7 @@ class Broker:
         door = AdminDoor(self._admin, self._engine.netfilter, verbs, {"kick": self._engine.kick})
         self._register(self._admin, door.serve)
         self._register(door.wake, door.work)
+        self._register(self._engine.stale.wake, lambda: self._engine.stale.wake.recv(64))  # for its `tick`
         orphaned = False
         try:
             self._engine.load()

@@ -9,10 +9,12 @@ to connections that must not go. So it comes a moment later, for all that change
 from __future__ import annotations
 
 import math
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
-from gateway.broker.conntrack import Connection, Conntrack, Socket
+from gateway.broker.conntrack import Connection, Conntrack, Found, Socket
 from gateway.broker.elements import second_of
 from gateway.broker.marks import MEDIA
 from gateway.broker.netlink import NetfilterError
@@ -26,7 +28,10 @@ log = get_logger()
 
 
 class Stale:
-    """The sockets whose connections have to be looked at. `open_of`: the open pinholes of a client."""
+    """The sockets whose connections have to be looked at. `open_of`: the open pinholes of a client.
+
+    `wake` is readable when a look has ended: then it is to be read, and `tick` has something to do.
+    """
 
     def __init__(self, open_of: Callable[[str], Iterable[Lease]]) -> None:
         self._open_of = open_of
@@ -34,6 +39,9 @@ class Stale:
         self._sockets: dict[Socket, str] = {}
         self._due = math.inf
         self._rested = -math.inf
+        self._thread = ThreadPoolExecutor(1)
+        self._look: tuple[dict[Socket, str], Future[list[Found]], float] | None = None  # what for, and since when
+        self.wake, self._waker = socket.socketpair()
 
     def add(self, lease: Lease) -> None:
         """This pinhole has been opened, changed or closed."""
@@ -43,28 +51,51 @@ class Stale:
             self._due = max(time.monotonic() + SOON, self._rested)
 
     def deadline(self) -> float:
-        """When (monotonic) `forget` has something to do; infinity: not as things are."""
-        return self._due
+        """When (monotonic) `tick` has something to do; infinity: not as things are, or not before `wake`."""
+        return self._due if self._look is None else math.inf
 
-    def forget(self) -> int:
-        """Have the kernel forget what is wrong, now; how many connections."""
+    def tick(self) -> None:
+        """Have the kernel forget what is wrong, if it is known; begin to look, if it is time."""
+        if self._look is not None and self._look[1].done():
+            self._forget()
+        if self.deadline() <= time.monotonic():
+            self._begin()
+
+    def forget(self) -> None:
+        """Have the kernel forget all that is wrong, and wait for it."""
+        self._forget()
+        self._begin()
+        self._forget()
+
+    def _begin(self) -> None:
         sockets, self._sockets = self._sockets, {}
         self._due = math.inf
-        if not sockets:
-            return 0
-        begun = time.monotonic()
-        right: dict[Socket, tuple[Lease, Socket]] = {}
-        for client in set(sockets.values()):
-            for lease in self._open_of(client):
-                right.update((sock, (lease, other)) for sock, other in _pairs(lease))
+        if sockets:
+            looking = self._thread.submit(self._conntrack.find, sockets)
+            self._look = sockets, looking, time.monotonic()
+            looking.add_done_callback(lambda _: self._waker.send(b"\0"))
+
+    def _forget(self) -> None:
+        """Wait for what the look has found, and decide by the pinholes of now: they have changed meanwhile."""
+        if self._look is None:
+            return
+        sockets, looking, begun = self._look
         try:
-            return self._conntrack.forget(sockets, lambda connection: _is_right(connection, sockets, right))
+            found = looking.result()
+            right: dict[Socket, tuple[Lease, Socket]] = {}
+            for client in set(sockets.values()) if found else ():
+                for lease in self._open_of(client):
+                    right.update((sock, (lease, other)) for sock, other in _pairs(lease))
+            for one in found:
+                if not _is_right(one.connection, sockets, right):
+                    self._conntrack.delete(one)
         except NetfilterError as error:
             log.warning("broker.conntrack_failed", error=str(error))
-            return 0
         finally:
+            self._look = None
             now = time.monotonic()
             self._rested = now + SHARE * (now - begun)
+            self._due = max(self._due, self._rested) if self._sockets else math.inf
 
 
 def sockets_of(lease: Lease) -> Iterator[Socket]:

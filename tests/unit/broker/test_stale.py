@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import select
+import threading
+from collections.abc import Collection
+
 import msgspec
 import pytest
 
 from alg.address import Endpoint
-from gateway.broker.conntrack import Connection, Socket
+from gateway.broker.conntrack import Connection, Conntrack, Found, Socket
 from gateway.broker.marks import MEDIA
-from gateway.broker.stale import _is_right, _pairs, sockets_of
+from gateway.broker.stale import Stale, _is_right, _pairs, sockets_of
 from gateway.model import Lease
 
 TARGET, PUBLIC = Endpoint("192.168.56.10", 5060), Endpoint("203.0.113.2", 40000)
@@ -64,3 +69,40 @@ def test_a_connection_out_to_nobody_in_particular_stays() -> None:
 
 def test_others_are_not_ours() -> None:
     assert stays(connection(OTHER, ROUTER, ROUTER, OTHER), LEASE)
+
+
+def test_a_look_keeps_nobody_waiting_and_what_opens_meanwhile_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    may_end = threading.Event()
+    deleted: list[Connection] = []
+    wrong = connection(TARGET, PEER, PEER, ROUTER)
+
+    def find(_: Conntrack, sockets: Collection[Socket]) -> list[Found]:
+        assert set(sockets) == set(sockets_of(LEASE))
+        assert may_end.wait(10)
+        return [Found(one, 4, b"") for one in (OUT, IN, wrong)]
+
+    def delete(_: Conntrack, found: Found) -> bool:
+        deleted.append(found.connection)
+        return True
+
+    monkeypatch.setattr(Conntrack, "find", find)
+    monkeypatch.setattr(Conntrack, "delete", delete)
+    monkeypatch.setattr("gateway.broker.stale.SOON", 0.0)
+    leases: list[Lease] = []
+    stale = Stale(lambda _: leases)
+    stale.add(LEASE)  # it was closed
+    stale.tick()
+    stale.tick()
+    assert math.isinf(stale.deadline())  # under way
+    assert not deleted
+    leases.append(LEASE)  # opened again, while the kernel is walking
+    stale.add(LEASE)
+    assert math.isinf(stale.deadline())  # one look at a time
+    may_end.set()
+    assert select.select([stale.wake], [], [], 10)[0]
+    stale.tick()
+    assert deleted == [wrong]
+    assert stale.deadline() < math.inf  # and another look, for what has changed meanwhile
+    stale.forget()
+    assert deleted == [wrong, wrong]
+    assert math.isinf(stale.deadline())
