@@ -55,9 +55,10 @@ packages:
 run: setup
 	exec $(BIN)/algate run $(if $(CONFIG),-c $(CONFIG))
 
-# As root all of it, network namespaces and slow tests too; else what needs no root. PYTEST_ARGS goes to pytest.
+# As root all of it, network namespaces and slow tests too; else what needs no root. PYTEST_ARGS goes to pytest. Tests wait
+# for packets and processes more than they compute: three files at a time (`-n 0`: one, as a debugger needs it).
 test: setup
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile $(PYTEST_ARGS)
 
 # All peers, several rounds, into docs/benchmarks.md; under 20 minutes. BENCH_ROUNDS=1 BENCH_SECONDS=1 is quick.
 bench: setup
