@@ -40,7 +40,7 @@ class Console:
         self._boot = boot
         self._lifeline = gsocket.socket(fileno=boot.lifeline)
         self._numbers = count(1)
-        self._waiting: dict[int, AsyncResult[tuple[Answering, list[int]]]] = {}
+        self._waiting: dict[int, AsyncResult[tuple[str, gsocket.socket | None]]] = {}
         self._lag = LagMeter()
         self._gatherer = Gatherer(boot.names, self._ask, Totals(boot.files["totals"]))
         token = os.pread(boot.files["token"], LONGEST_TOKEN, 0).decode()
@@ -71,15 +71,15 @@ class Console:
         if process == "console":
             return self._verbs[verb]() if verb in self._verbs else []
         number = next(self._numbers)
-        result: AsyncResult[tuple[Answering, list[int]]] = AsyncResult()
+        result: AsyncResult[tuple[str, gsocket.socket | None]] = AsyncResult()
         self._waiting[number] = result
         try:
             with gevent.Timeout(timeout):
                 send(self._lifeline, Ask(number, process, verb, id))
-                answering, fds = result.get() or (Answering(number), [])
-                if not fds:
-                    raise NoAnswer(answering.error)
-                with gsocket.socket(fileno=fds[0]) as connection:
+                problem, connection = result.get() or ("", None)
+                if connection is None:
+                    raise NoAnswer(problem)
+                with connection:
                     connection.setblocking(True)
                     return read_rows(connection)
         except gevent.Timeout:
@@ -93,8 +93,9 @@ class Console:
         while (heard := hear_supervisor(self._lifeline)) is not None:
             message, fds = heard
             match message:
-                case Answering(number) if number in self._waiting:
-                    self._waiting[number].set((message, fds))
+                case Answering(number, problem) if number in self._waiting:
+                    # A socket from now on: closed with the result, if that is what nobody waits for any more.
+                    self._waiting[number].set((problem, gsocket.socket(fileno=fds[0]) if fds else None))
                     continue
                 case Ping():
                     send(self._lifeline, Pong())

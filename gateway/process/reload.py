@@ -76,7 +76,7 @@ class Reload:
                 raise AlgateError(f"{names}: no answer within {DEADLINE:g} s")
             self._listeners.listen()
             with_rules = self._change_rules()
-        except AlgateError:
+        except (AlgateError, OSError):
             for child in in_place:
                 child.tell(Rollback())
             self._crew.config, self._crew.files = before

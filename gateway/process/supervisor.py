@@ -151,7 +151,8 @@ class _Supervisor:
             self._start()
             while self._state == "running":
                 self._turn(None)
-                self._wishes.grant(by)
+                while self._state == "running" and self._wishes.grant(by):
+                    pass
             return 0
         finally:
             if self._successor is not None:
@@ -201,7 +202,8 @@ class _Supervisor:
         if now >= self._next_look:
             self._next_look = now + CHECK_INTERVAL
             self._listeners.look()
-            for name, fd in self._crew.files.refresh().items():
+            # During a reload a worker could take it for the configuration before: it is seen again at the next look.
+            for name, fd in (self._crew.files.refresh() if self._reload is None else {}).items():
                 for worker in self._crew.workers:
                     worker.tell(File(name), [fd])
         if self._addresses.gone(now):
@@ -227,7 +229,7 @@ class _Supervisor:
             new = self._load()
             self._reload = Reload(new, self._listeners, self._crew, self._children, lambda until: self._turn(until))
             done = self._reload.run()
-        except AlgateError as error:
+        except (AlgateError, OSError) as error:
             log.error("reload.failed", reason=str(error), hint="the configuration before stays in use")
             raise
         finally:
@@ -253,6 +255,8 @@ class _Supervisor:
             log.error("upgrade.failed", reason=str(error), hint="the version before goes on")
             raise
         notify(f"MAINPID={pid}")
+        if self._state != "running":  # SIGTERM came meanwhile: it is for whoever is in charge
+            os.kill(pid, signal.SIGTERM)
         self._state = "retired"
         self.in_charge = False
         return {"pid": pid}

@@ -13,6 +13,8 @@ import pytest
 
 from tests.lab.gateway import Gateway
 from tests.lab.lab import Lab
+from tests.lab.servers import FtpServer
+from tests.net.steady_load import Greeter
 
 HERE = Path(__file__).parent
 _labs: list[Lab] = []
@@ -52,6 +54,22 @@ def gateway(lab: Lab) -> Iterator[Gateway]:
     yield gateway
     assert gateway.stop() == 0, lab.tail_of_logs()
     assert lab.leftovers() == []
+
+
+@pytest.fixture(scope="module")
+def server(lab: Lab) -> Iterator[FtpServer]:
+    """An FTP server outside."""
+    server = lab.vsftpd()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def greeter(lab: Lab) -> Iterator[Greeter]:
+    """A server outside that says hello."""
+    greeter = Greeter(lab)
+    yield greeter
+    greeter.close()
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,8 @@ import time
 from typing import Any
 
 from tests.lab.gateway import Gateway
-from tests.lab.lab import CLIENT4, CLIENT6, Lab, Role
+from tests.lab.lab import CLIENT4, CLIENT6, SERVER4, Lab, Role
+from tests.lab.servers import FtpServer
 
 
 def port_command(host: str, port: int) -> bytes:
@@ -65,6 +66,13 @@ class Control:
 
     def close(self) -> None:
         self.socket.close()
+
+
+def session(lab: Lab, server: FtpServer) -> Control:
+    """A session of an unconfigured client, logged in."""
+    control = Control(lab, SERVER4)
+    control.login(server.user, server.password)
+    return control
 
 
 def _unsent(sock: socket.socket) -> int:

@@ -9,29 +9,15 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.lab.lab import ROUTER_IN4, SERVER4, Lab, algate
 from tests.lab.servers import FtpServer
-from tests.net.ftp_control import Control, fails, open_pinhole, split
+from tests.net.ftp_control import Control, fails, open_pinhole, session, split
 from tests.net.socks_wire import ask5
 from tests.net.steady_load import Greeter, SteadyLoad
-
-
-@pytest.fixture(scope="module")
-def server(lab: Lab) -> Iterator[FtpServer]:
-    server = lab.vsftpd()
-    yield server
-    server.stop()
-
-
-def session(lab: Lab, server: FtpServer) -> Control:
-    control = Control(lab, SERVER4)
-    control.login(server.user, server.password)
-    return control
 
 
 def is_reset(sock: socket.socket) -> bool:

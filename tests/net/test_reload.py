@@ -24,20 +24,6 @@ PERMIT = {"action": "permit"}
 
 
 @pytest.fixture(scope="module")
-def server(lab: Lab) -> Iterator[FtpServer]:
-    server = lab.vsftpd()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def greeter(lab: Lab) -> Iterator[Greeter]:
-    greeter = Greeter(lab)
-    yield greeter
-    greeter.close()
-
-
-@pytest.fixture(scope="module")
 def running(lab: Lab) -> Iterator[tuple[Gateway, str]]:
     """One gateway for all tests, and the configuration that it has before each of them."""
     config = lab.write_config(process={"drain_timeout": 1})

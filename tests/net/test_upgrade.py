@@ -25,20 +25,6 @@ from tests.net.steady_load import Greeter, SteadyLoad
 SIZE = 60_000_000
 
 
-@pytest.fixture(scope="module")
-def server(lab: Lab) -> Iterator[FtpServer]:
-    server = lab.vsftpd()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def greeter(lab: Lab) -> Iterator[Greeter]:
-    greeter = Greeter(lab)
-    yield greeter
-    greeter.close()
-
-
 @pytest.fixture
 def gateway(lab: Lab) -> Iterator[Gateway]:
     gateway = lab.start_gateway(lab.write_config(process={"drain_timeout": 1, "retire_timeout": 60}))
@@ -244,3 +230,24 @@ def test_without_its_successor_the_old_version_ends_soon(lab: Lab, gateway: Gate
     with pytest.raises((ConnectionError, socket.timeout)):
         control.command("NOOP")
     control.close()
+
+
+def test_who_has_handed_over_does_so_no_second_time(lab: Lab, gateway: Gateway) -> None:
+    before = pid_of(gateway)
+    assert before is not None
+    os.kill(before, signal.SIGUSR2)
+    gateway.wait_for_log("event=upgrade.start")
+    os.kill(before, signal.SIGUSR2)  # as from a second terminal, while the first is being done
+    gateway.wait_for_log("event=retire ", 20)
+    lab.wait_for(lambda: pid_of(gateway) not in (None, before), 10, "the new version to be in charge")
+    assert sum("event=upgrade.start" in line for line in gateway.log_lines()) == 1
+
+
+def test_a_stop_in_the_middle_ends_both_versions(lab: Lab, gateway: Gateway) -> None:
+    before = pid_of(gateway)
+    assert before is not None
+    os.kill(before, signal.SIGUSR2)
+    gateway.wait_for_log("event=upgrade.start")
+    os.kill(before, signal.SIGTERM)
+    lab.wait_for(lambda: pid_of(gateway) is None, 20, "both versions to end")
+    gateway.wait_for_log("event=retire ")  # the old one had gone on to hand over

@@ -73,12 +73,27 @@ def test_wishes() -> None:
     def refuse(_ticket: str) -> dict[str, object]:
         raise ConfigError("f.toml: no")
 
-    wishes.grant({"reload": refuse})
+    assert wishes.grant({"reload": refuse})
+    assert not wishes.grant({"reload": refuse})
     assert wishes.outcome(ticket["ticket"]) == [{"error": "f.toml: no", "usage": True}]
     wishes.remember("40", {"pid": 7})  # of an earlier version
+    assert wishes.outcome("40") == [{"pid": 7}]
     for _ in range(REMEMBERED):
         (last,) = wishes.add("reload")
-        wishes.grant({"reload": lambda number: {"ticket": number}})
-    assert int(last["ticket"]) > 40
+        assert wishes.grant({"reload": lambda number: {"ticket": number}})
     assert wishes.outcome(last["ticket"]) == [last]
-    assert wishes.outcome(ticket["ticket"]) == []
+    assert "error" in wishes.outcome(ticket["ticket"])[0]  # nobody waits for ever
+
+
+def test_while_a_wish_is_done_there_is_no_outcome_and_further_ones_wait() -> None:
+    wishes = Wishes()
+    (first,), (second,) = wishes.add("upgrade"), wishes.add("reload")
+
+    def upgrade(ticket: str) -> dict[str, object]:
+        assert ticket == first["ticket"]
+        assert wishes.outcome(ticket) == []
+        return {"pid": 7}
+
+    assert wishes.grant({"upgrade": upgrade})
+    assert wishes.outcome(first["ticket"]) == [{"pid": 7}]
+    assert wishes.outcome(second["ticket"]) == []
