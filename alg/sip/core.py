@@ -119,7 +119,7 @@ class Core:
         """Take `data`, which begins as a SIP message. It is released now or later."""
         try:
             message = parse(data)
-            if data[message.end :].strip():
+            if message.end < len(data) and data[message.end :].strip():
                 # Something behind the message (RFC 4475, 3.1.1.8): a reader may see another message there.
                 self.note("sip.trailing", "bytes behind a message", now, client)
                 self.release(packet)
@@ -158,7 +158,7 @@ class Core:
     # --- from the client --------------------------------------------------------------------------------------------
 
     def _outbound(self, packet: int, client: Endpoint, server: Endpoint, message: Message, now: float) -> None:
-        if (client, server.host) in self._stood_down:
+        if self._stood_down and (client, server.host) in self._stood_down:
             self.release(packet)
             return
         if rule := reason_to_stand_down(message, client, server.host, self.conversations, self._options.stand_down):
@@ -296,7 +296,7 @@ class Core:
 
     def _inbound(self, packet: int, client: Endpoint, server: Endpoint, message: Message, now: float) -> None:
         edits = Edits(message)
-        if (client, server.host) not in self._stood_down:
+        if not self._stood_down or (client, server.host) not in self._stood_down:
             restore(edits, message, client, self.conversations)
             if message.method in (b"REGISTER", b"SUBSCRIBE") and not message.is_request:
                 self.bindings.answered(message, client, server.host, now)

@@ -34,15 +34,16 @@ class Edits:
         if not self._found:
             return ()
         message = self._message
-        grown = sum(
-            len(edit.replacement) - (end - start) for (start, end), edit in self._found.items() if start >= message.body
-        )
+        grown = 0
+        for (start, end), edit in self._found.items():
+            if start >= message.body:
+                grown += len(edit.replacement) - (end - start)
         spans = message.headers.get("content-length")
         if grown and spans:
             start, end = spans[0]
             end = start + len(message.data[start:end].rstrip())
             self.replace(start, end, b"%d" % (message.end - message.body + grown), "sip.content-length")
-        return tuple(self._found[span] for span in sorted(self._found))
+        return tuple([self._found[span] for span in sorted(self._found)])
 
 
 def same_host(text: str, host: str) -> bool:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 
-WS = rb"[ \t\r\n]"
+BLANKS = b" \t\r\n"
+WS = rb"[" + BLANKS + rb"]"
 S = WS + rb"*+"
 TOKEN = rb"[A-Za-z0-9!%'*+.\-_`~]++"
 QUOTED = rb'"(?:[^"\\]|\\.)*+"'

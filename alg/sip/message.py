@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 from alg.sip.grammar import (
     ADDR_SPEC,
     BLANK,
+    BLANKS,
     CALL_ID,
     COMMA,
     CSEQ,
@@ -112,7 +113,8 @@ class Message:
     """One message in `data[start:end]`, its body in `data[body:end]`. Made by `parse`.
 
     `method` is the request's, or the one that a response answers (CSeq); `status` is 0 where `is_request`. `headers`
-    holds the spans of the values of the known headers by their long names in lower case, in order.
+    holds the spans of the values of the known headers by their long names in lower case, in order; `first` the first
+    value of each.
     """
 
     __slots__ = (
@@ -123,6 +125,7 @@ class Message:
         "cseq",
         "data",
         "end",
+        "first",
         "headers",
         "is_request",
         "method",
@@ -139,6 +142,7 @@ class Message:
         self.method = b""
         self.uri: Span = (0, 0)
         self.headers: dict[str, list[Span]] = {}
+        self.first: dict[str, bytes] = {}
         self.call_id = b""
         self.cseq = 0
         self.body = 0
@@ -189,7 +193,7 @@ class Message:
 
     def tag(self, name: str) -> bytes:
         """The tag of From or To, or b""."""
-        return _tag(self.text(self.headers[name][0]))
+        return _tag(self.first[name])
 
 
 class Uri(NamedTuple):
@@ -243,8 +247,10 @@ def parse(data: bytes, start: int = 0) -> Message:
         known = _known(label)
         if known is None:
             continue
-        begin = end - len(value.lstrip(b" \t\r\n"))
+        value = value.lstrip(BLANKS)
+        begin = end - len(value)
         if known not in headers:
+            message.first[known] = value
             headers[known] = [(begin, end)]
         elif known in _ONCE:
             raise Malformed(f"more than one {known}")
@@ -291,27 +297,21 @@ def _start_line(message: Message) -> int:
 
 
 def _end(message: Message) -> int:
-    spans = message.headers.get("content-length")
-    if not spans:
+    value = message.first.get("content-length")
+    if value is None:
         return len(message.data)
-    length = content_length(message.data, spans)
-    if length > len(message.data) - message.body:
+    end = message.body + content_length(value)
+    if end > len(message.data):
         raise Malformed("Content-Length goes beyond the end")
-    return message.body + length
+    return end
 
 
-def content_length(data: bytes, spans: list[Span]) -> int:
-    """The one Content-Length. Malformed where it is given twice or is not a number of at most nine digits."""
-    digits = _digits(data[spans[0][0] : spans[0][1]])
-    if len(spans) > 1 or digits is None or len(digits) > 9:
+def content_length(value: bytes) -> int:
+    """The value of Content-Length. Malformed where it is not a number of at most nine digits."""
+    digits = value.rstrip(BLANKS)
+    if not digits.isdigit() or len(digits) > 9:
         raise Malformed("Content-Length")
     return int(digits)
-
-
-@remembered
-def _digits(value: bytes) -> bytes | None:
-    match = NUMBER.fullmatch(value)
-    return match[1] if match else None
 
 
 @remembered
@@ -342,30 +342,29 @@ def _param(data: bytes, params: Span, name: bytes) -> tuple[bytes, Span] | None:
 
 
 def _check(message: Message) -> None:
-    data, headers = message.data, message.headers
+    first = message.first
     for name in _NEEDED:
-        if name not in headers:
+        if name not in first:
             raise Malformed(f"no {name}")
-    call_id = CALL_ID.fullmatch(data, *headers["call-id"][0])
-    cseq = _cseq(message.text(headers["cseq"][0]))
+    call_id = CALL_ID.fullmatch(first["call-id"])
+    cseq = _cseq(first["cseq"])
     if call_id is None or cseq is None or cseq[0] > _MOST_SEQUENCE:
         raise Malformed("Call-ID or CSeq")
     message.call_id = call_id[1]
     if message.is_request and message.method != cseq[1]:
         raise Malformed("CSeq names another method")
     message.cseq, message.method = cseq
-    if hops := headers.get("max-forwards"):
-        digits = _digits(message.text(hops[0]))
-        if digits is None or len(digits) > 4 or int(digits) > 255:
+    if "max-forwards" in first:
+        hops = first["max-forwards"].rstrip(BLANKS)
+        if not hops.isdigit() or len(hops) > 4 or int(hops) > 255:
             raise Malformed("Max-Forwards")
-    if "date" in headers and not message.text(headers["date"][0]).strip().endswith(b"GMT"):
+    if "date" in first and not first["date"].strip().endswith(b"GMT"):
         raise Malformed("Date")  # RFC 3261, 20.17: no other zone
     message.vias()
-    for name in ("from", "to"):
-        if len(_read_addrs(message.text(headers[name][0]))) != 1:
-            raise Malformed("From or To")
+    if len(_read_addrs(first["from"])) != 1 or len(_read_addrs(first["to"])) != 1:
+        raise Malformed("From or To")
     message.addrs("contact")
-    contacts = headers.get("contact", ())
+    contacts = message.headers.get("contact", ())
     if len(contacts) > 1 and any(message.text(span).strip() == b"*" for span in contacts):
         raise Malformed("Contact * beside another")
 

@@ -53,7 +53,9 @@ class SipEngine:
                 self._core.conversations.reopen(ref, now)
             case Tick(now):
                 self._core.tick(now)
-        out, self._out = [*self._out, *self._core.taken()], []
+        out: Sequence[SipCommand] = self._core.taken()
+        if self._out:
+            out, self._out = [*self._out, *out], []
         return out
 
     def deadline(self) -> float | None:
@@ -88,8 +90,7 @@ class SipEngine:
         }
 
     def _datagram(self, event: Datagram) -> None:
-        talk = event.client, event.server.host
-        if talk in self._revoked:
+        if self._revoked and (event.client, event.server.host) in self._revoked:
             self._core.release(event.packet)
         elif not self._within_rate(event.client.host, event.now):
             self._over_rate += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from alg.sip.grammar import HEADER
-from alg.sip.message import Malformed, Span, content_length
+from alg.sip.message import Malformed, content_length
 
 MOST = 65536  # bytes of a message, head and body
 MOST_LINE = 8192
@@ -41,18 +41,18 @@ def take(buffer: bytes) -> bytes | None:
         if len(buffer) > MOST:
             raise Malformed("a message that is too long")
         return None
-    end = head_end + 4 + content_length(buffer, _lengths(buffer, line_end + 2, head_end + 2))
+    end = head_end + 4 + content_length(_length(buffer, line_end + 2, head_end + 2))
     if end > MOST:
         raise Malformed("a message that is too long")
     return buffer[:end] if len(buffer) >= end else None
 
 
-def _lengths(buffer: bytes, at: int, end: int) -> list[Span]:
-    spans: list[Span] = []
+def _length(buffer: bytes, at: int, end: int) -> bytes:
+    found: list[bytes] = []
     while match := HEADER.match(buffer, at, end):
         if match[1].lower() in (b"content-length", b"l"):
-            spans.append(match.span(2))
+            found.append(match[2])
         at = match.end()
-    if at != end or not spans:
+    if at != end or len(found) != 1:
         raise Malformed("no Content-Length that can be found")
-    return spans
+    return found[0]
