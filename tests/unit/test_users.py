@@ -43,6 +43,7 @@ def test_a_users_file() -> None:
         ("ann:" + HASH.replace("argon2id", "argon2i"), "line 1: the hash is not argon2id"),
         ("ann:" + HASH.replace("m=19456", "m=4000000"), "line 1: the hash takes more memory"),
     ],
+    ids=map(str, range(9)),  # the hash is another one in each process that collects the tests
 )
 def test_a_bad_line_is_named_and_a_hash_is_not_repeated(text: str, message: str) -> None:
     with pytest.raises(BadUsers) as caught:
