@@ -30,13 +30,6 @@ def gateway(lab: Lab) -> Iterator[Gateway]:
     assert gateway.stop() == 0, lab.tail_of_logs()
 
 
-@pytest.fixture(scope="module")
-def server(lab: Lab) -> Iterator[FtpServer]:
-    server = lab.vsftpd()
-    yield server
-    server.stop()
-
-
 def through_socks(lab: Lab, server: FtpServer) -> Control:
     control = Control(lab, ROUTER_IN4, 1080)
     control.send(b"\5\1\0" + b"\5\1\0\1" + socket.inet_aton(SERVER4) + (21).to_bytes(2, "big"))

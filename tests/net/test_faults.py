@@ -19,24 +19,11 @@ import pytest
 from tests.lab.gateway import Gateway
 from tests.lab.lab import CLIENT4, ROUTER_IN4, ROUTER_OUT4, SERVER4, Lab
 from tests.lab.servers import FtpServer
-from tests.net.ftp_control import Control, open_pinhole, port_command, split
+from tests.net.ftp_control import open_pinhole, port_command, session, split
 from tests.net.socks_wire import ask5
 
 CLOCK_SOURCE = Path(__file__).parents[1] / "support/clock.c"
 NEW_OUT4 = "203.0.113.3"
-
-
-@pytest.fixture(scope="module")
-def server(lab: Lab) -> Iterator[FtpServer]:
-    server = lab.vsftpd()
-    yield server
-    server.stop()
-
-
-def session(lab: Lab, server: FtpServer) -> Control:
-    control = Control(lab, SERVER4)
-    control.login(server.user, server.password)
-    return control
 
 
 def pid_of(gateway: Gateway, name: str) -> int:

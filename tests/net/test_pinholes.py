@@ -23,13 +23,6 @@ def gateway(lab: Lab) -> Iterator[Gateway]:
     assert gateway.stop() == 0, lab.tail_of_logs()
 
 
-@pytest.fixture(scope="module")
-def server(lab: Lab) -> Iterator[FtpServer]:
-    server = lab.vsftpd()
-    yield server
-    server.stop()
-
-
 @pytest.fixture
 def control(lab: Lab, gateway: Gateway, server: FtpServer) -> Iterator[Control]:
     control = Control(lab, SERVER4)

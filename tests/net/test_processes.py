@@ -16,19 +16,12 @@ from typing import Any
 import pytest
 
 from tests.lab.gateway import Gateway
-from tests.lab.lab import CLIENT4, ROUTER_IN4, SERVER4, Lab
+from tests.lab.lab import CLIENT4, ROUTER_IN4, Lab
 from tests.lab.servers import FtpServer
 from tests.net.console_http import LISTEN, fetch
-from tests.net.ftp_control import Control, fails, open_pinhole, port_command, split
+from tests.net.ftp_control import Control, fails, open_pinhole, port_command, session, split
 
 SIZE = 60_000_000
-
-
-@pytest.fixture(scope="module")
-def server(lab: Lab) -> Iterator[FtpServer]:
-    server = lab.vsftpd()
-    yield server
-    server.stop()
 
 
 @pytest.fixture
@@ -37,12 +30,6 @@ def gateway(lab: Lab) -> Iterator[Gateway]:
     yield gateway
     if gateway.running:
         assert gateway.stop() == 0
-
-
-def session(lab: Lab, server: FtpServer) -> Control:
-    control = Control(lab, SERVER4)
-    control.login(server.user, server.password)
-    return control
 
 
 def process(gateway: Gateway, name: str) -> dict[str, Any]:
