@@ -162,8 +162,8 @@ class Engine:
             try:
                 # Deleted and added in one transaction: no packet meets a conversation half changed.
                 delete = elements_of(old, slot, 1.0)
-                add = self.netfilter.counted(elements_of(new, slot, max(deadline - now, SHORTEST_TTL)))
-                refused = self.netfilter.apply([Change(delete, tuple(add))])
+                add = elements_of(new, slot, max(deadline - now, SHORTEST_TTL))
+                refused = self.netfilter.apply([Change(delete, self.netfilter.counted_on(add, delete))])
             except TableGoneError:
                 self._table_gone()
                 raise PinholeRefused("lease", "the ruleset was flushed") from None

@@ -228,6 +228,15 @@ class Netfilter:
             result.append(element)
         return result
 
+    def counted_on(self, wanted: Iterable[Element], there: Iterable[Element]) -> tuple[Element, ...]:
+        """`wanted`, with the counters of those that are among `there`: for others the kernel need not be asked."""
+        known = {(element.set, element.key) for element in there}
+        return tuple(
+            counted
+            for element in wanted
+            for counted in (self.counted([element]) if (element.set, element.key) in known else [element])
+        )
+
     def _get(self, name: str, key: bytes) -> list[Element]:
         """Key and counter of the element with this key, or nothing. Asked often, hence like a change (0036)."""
         item = nested(_LIST_ELEMENTS, nested(_LIST_ITEM, _value(_KEY, key)))
