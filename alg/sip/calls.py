@@ -171,10 +171,13 @@ class Calls:
 
     def _elsewhere(self, server: str, message: Message) -> Key | None:
         """The call with which an INVITE of a client goes on that had another address: one dialog (RFC 3261, 12)."""
+        same = self._same_id.get(message.call_id)
+        if not same:
+            return None
         tags = own_tag(Side.CLIENT, message), remote_tag(Side.CLIENT, message)
         if not all(tags):
             return None
-        for key in self._same_id.get(message.call_id, ()):
+        for key in same:
             other = self._calls[key]
             if other.tag == tags[0] and tags[1] in other.legs and server in other.servers:
                 return key
@@ -230,6 +233,8 @@ class Calls:
 
     def _tidy(self, call: Call, before: list[Conversation], now: float) -> None:
         """Give up those sockets of `before` that the call does not use any more."""
+        if not before:
+            return
         used = {conversation.ref for conversation in self._all_media(call)}
         for conversation in before:
             if conversation.ref not in used:

@@ -205,8 +205,9 @@ class Core:
     def _plan(self, client: Endpoint, server: Endpoint, message: Message, now: float) -> Plan:
         """Find out what the message needs, and ask for it. The same again for the same message."""
         plan = Plan()
+        source = self.conversations.of(client)
         for name, place in own_places(message, client.host):
-            wanted = self._signalling(name, place, client, server, message, now)
+            wanted = self._signalling(source, name, place, client, server, message, now)
             if wanted:
                 plan.places.append((name, place, wanted))
         if message.method == b"INVITE" and message.is_request:
@@ -220,9 +221,16 @@ class Core:
         return plan
 
     def _signalling(
-        self, name: str, place: HostPort, client: Endpoint, server: Endpoint, message: Message, now: float
+        self,
+        source: Conversation | None,
+        name: str,
+        place: HostPort,
+        client: Endpoint,
+        server: Endpoint,
+        message: Message,
+        now: float,
     ) -> Conversation | None:
-        source = self.conversations.of(client)
+        """The conversation that a place of the client's stands for; `source`: the one of where it speaks, if any."""
         if source and source.ref == 0:
             return source  # a TCP connection: whatever port the client names, it is reached through it
         port = place.port or 5060
@@ -235,6 +243,9 @@ class Core:
         # A phone that sends from one port and listens at SIP's: its answers must get there.
         peers = (server.host,) if name == "via" and target != client and target.port == 5060 else ()
         claim = ("signalling", peers)
+        if source and target is client:
+            self.conversations.claim(source, claim, now, now + SIGNALLING, peers)
+            return source
         return self.conversations.want(target, None, "sip.signalling", claim, now, now + SIGNALLING, peers)
 
     def _plan_media(self, plan: Plan, call: Call, client: Endpoint, message: Message, now: float) -> None:

@@ -237,7 +237,7 @@ def parse(data: bytes, start: int = 0) -> Message:
     if head_end < 0:
         raise Malformed("no end of the headers")
     head_end += 2
-    headers = message.headers
+    headers, first = message.headers, message.first
     for line in _lines(data[at:head_end]):
         label, colon, value = line.partition(b":")
         if not colon:
@@ -250,7 +250,7 @@ def parse(data: bytes, start: int = 0) -> Message:
         value = value.lstrip(BLANKS)
         begin = end - len(value)
         if known not in headers:
-            message.first[known] = value
+            first[known] = value
             headers[known] = [(begin, end)]
         elif known in _ONCE:
             raise Malformed(f"more than one {known}")
