@@ -1,6 +1,7 @@
 """The broker: the one privileged process. It opens and closes kernel pinholes for workers, whom it does not believe.
 
-One thread, `selectors`, no gevent. A worker is the descriptor that its messages come on, and nothing that it says.
+One thread decides, by `selectors`, no gevent; others only wait, for who asks and for connection tracking. A worker is
+the descriptor that its messages come on, and nothing that it says.
 """
 
 from __future__ import annotations
