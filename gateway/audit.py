@@ -51,7 +51,7 @@ class Audit:
                 if decision is not None and decision.rule != flow.rule:
                     self._rename(flow, decision.rule)
                 continue
-            log.warning("flow.revoked", **flow.names(), denied_by=decision.rule)
+            log.warning("flow.denied", **flow.names(), denied_by=decision.rule)
             flow.carrier.abort()
             ended += 1
             ended += sum(self._end_data(other) for other in live if other.parent == flow.id)
@@ -60,7 +60,7 @@ class Audit:
     def _end_data(self, flow: Flow) -> bool:
         if flow.carrier is None:
             return False
-        log.warning("flow.revoked", **flow.names(), parent=flow.parent)
+        log.warning("flow.denied", **flow.names(), parent=flow.parent)
         flow.carrier.abort()
         return True
 

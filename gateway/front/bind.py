@@ -131,7 +131,7 @@ class BindCommand:
         while (left := until - time.monotonic()) > 0:
             denied_by = self._denied_by(request, peers)
             if denied_by is not None:
-                log.warning("bind.revoked", pinhole=lease.id, **request.names(), denied_by=denied_by)
+                log.warning("bind.denied", pinhole=lease.id, **request.names(), denied_by=denied_by)
                 return "revoked", None
             full = len(request.incoming.buffer) >= MAX_EARLY
             watched = [listener] if full else [listener, request.sock]

@@ -36,10 +36,11 @@ class BatchSink:
         piece: list[str] = []
         size = 0
         for line in lines:
-            size += len(line) + 1
+            length = len(line) + 1 if line.isascii() else len(line.encode(errors="backslashreplace")) + 1
+            size += length
             if size > select.PIPE_BUF and piece:
                 self._sink.write("\n".join(piece), "info", {})
-                piece, size = [], len(line) + 1
+                piece, size = [], length
             piece.append(line)
         if piece:
             self._sink.write("\n".join(piece), "info", {})

@@ -81,7 +81,7 @@ def test_flows_that_the_new_rules_deny_are_reset_and_others_live_on(
     assert outcome["ended"] == 1
     assert outcome["changed"] == ["rule: [] -> 2 of them"]
     assert is_reset(configured.socket)
-    assert "denied_by=new" in gateway.wait_for_log(r"event=flow.revoked .*front=socks")
+    assert "denied_by=new" in gateway.wait_for_log(r"event=flow.denied .*front=socks")
 
     # The other's inspection and pinholes are what they were.
     lab.connect("outside", *split(pinhole["public"])).close()
@@ -160,7 +160,7 @@ def test_a_waiting_bind_and_an_association_end_with_their_permission(lab: Lab, g
     assert reply5(bind)[0] == 2
     assert receive_end(bind)
     assert receive_end(udp)
-    gateway.wait_for_log(r"event=bind.revoked .*denied_by=new")
+    gateway.wait_for_log(r"event=bind.denied .*denied_by=new")
     gateway.lab.wait_for(lambda: gateway.admin("pinholes") == [], 5, "the pinhole to be closed")
     bind.close()
     udp.close()

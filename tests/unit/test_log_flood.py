@@ -60,5 +60,5 @@ def test_what_is_limited_is_known_and_is_nothing_that_we_do_ourselves() -> None:
     assert EVENTS.keys() >= LIMITED
     assert not LIMITED & set(KINDS["connection"])
     assert not {event for event in LIMITED if event.startswith(("process.", "file.", "flow."))}
-    ours = {"auth.ban", "bind.revoked", "flow.revoked", "quota.used_up", "rule.deny"}  # or asked for by a rule
+    ours = {"auth.ban", "bind.denied", "flow.denied", "quota.used_up", "rule.deny"}  # or asked for by a rule
     assert {event for event in KINDS["denied"] if event not in LIMITED} == ours
