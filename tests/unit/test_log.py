@@ -55,6 +55,14 @@ def test_json() -> None:
     assert failed["user"] == 'a "b"\nevent=flow.end'
 
 
+def test_what_a_stranger_sent_cannot_steer_the_terminal() -> None:
+    stream = io.StringIO()
+    setup_logging("worker-0", LogSection(format="console"), stream)
+    get_logger().info("socks.failed", target="\x1b[2J\nmine.example")
+    assert "\x1b[2J" not in stream.getvalue()
+    assert stream.getvalue().count("\n") == 1
+
+
 def test_the_console_format_is_for_the_eye() -> None:
     assert "auth.failed" in lines(LogSection(format="console"))[1]
 
