@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
+from gateway.cli.options import unread_config_option
 from gateway.errors import AlgateError
 
 SHELLS = ("bash", "zsh", "fish")
@@ -12,6 +13,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 @click.command()
 @click.argument("shell", type=click.Choice(SHELLS))
+@unread_config_option
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
     """Print the completion script for a shell.

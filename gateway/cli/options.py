@@ -13,3 +13,11 @@ config_option = click.option(
     help="Configuration file (default: /etc/algate/algate.toml if it exists).",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON array of objects.")
+unread_config_option = click.option(
+    "-c",
+    "--config",
+    metavar="FILE",
+    type=click.Path(dir_okay=False),
+    expose_value=False,
+    help="Taken as every command takes it; nothing of it is needed here.",
+)

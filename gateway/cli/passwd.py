@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from gateway.cli.options import unread_config_option
 from gateway.errors import AlgateError
 from gateway.users import HASHER, BadUsers, check_name, parse_users, with_user
 
@@ -20,6 +21,7 @@ SERVICE_GROUP = "algate"
 @click.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.argument("user")
+@unread_config_option
 def passwd(file: Path, user: str) -> None:
     """Add a user, or change a password.
 

@@ -17,8 +17,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
+from gateway.cli.main import cli
 from gateway.cli.output import sparkline, table_of
 from gateway.cli.status import Samples
 
@@ -163,6 +165,16 @@ def test_exit_codes(tmp_path: Path, arguments: list[str], code: int, said: str) 
     assert "Traceback" not in done.stderr
     if code:
         assert done.stdout == "", "what is for a pipe is not mixed with errors"
+
+
+def test_every_command_takes_a_configuration() -> None:
+    commands: list[click.Command] = list(cli.commands.values())
+    while commands:
+        command = commands.pop()
+        if isinstance(command, click.Group):
+            commands += command.commands.values()
+        else:
+            assert any("-c" in option.opts for option in command.params), command.name
 
 
 def test_no_extra_is_needed_to_load_it() -> None:
