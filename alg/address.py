@@ -6,6 +6,7 @@ import ipaddress
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -16,9 +17,11 @@ def parse_ip(text: str) -> Address:
     return ipaddress.ip_address(text)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Endpoint:
-    """An IP address and a port (0 to 65535). `host` is the canonical text of an address, never a name."""
+class Endpoint(NamedTuple):
+    """An IP address and a port (0 to 65535). `host` is the canonical text of an address, never a name.
+
+    A tuple, since it is hashed and compared several times for each message: as a dataclass that was Python code.
+    """
 
     host: str
     port: int

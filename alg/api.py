@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from alg.address import Endpoint
 
@@ -86,8 +86,7 @@ Event = Received | Closed | Opened | Refused | Tick
 # --- commands -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Edit:
+class Edit(NamedTuple):
     """Replace `data[start:end]` of a `Deliver` by `replacement`; `reason` as "ftp.port"."""
 
     start: int
@@ -164,11 +163,12 @@ class OpenConversation:
 @dataclass(frozen=True, slots=True)
 class UpdateConversation:
     """`peers` and `ttl` (seconds from now) of the conversation `ref` are these from now on. Whoever is no peer any more
-    is cut off at once. Not answered, but by `Refused` if the conversation is not open any more."""
+    is cut off at once. `ttl` None: it ends when it would have ended. Not answered, but by `Refused` if the conversation
+    is not open any more."""
 
     ref: int
     peers: tuple[str, ...] | None
-    ttl: float
+    ttl: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import gevent
+import msgspec
 import structlog
 
 from alg.address import Endpoint, parse_ip
 from alg.api import Mode, OpenConversation, UpdateConversation
 from gateway.errors import PinholeRefused
-from gateway.model import Lease, PinholeRequest, PinholeUpdate
+from gateway.model import Done, Lease, PinholeRequest, PinholeUpdate
 from gateway.own_address import PublicAddress
 
 log = structlog.get_logger()
@@ -26,18 +28,23 @@ def is_translated(client: str) -> bool:
 
 
 class Pinholes(Protocol):
-    """A backend of conversations. `open` and `update` wait, and raise PinholeRefused.
+    """A backend of conversations. `ask` opens one or changes it; `done` is called later, not to be kept waiting, with
+    the lease as it is then or with why not.
 
     `traffic`: packets in and out of the leases with these ids, of those of which something is known.
     """
 
-    def open(self, request: PinholeRequest) -> Lease: ...
-
-    def update(self, update: PinholeUpdate) -> Lease: ...
+    def ask(self, wish: PinholeRequest | PinholeUpdate, done: Done) -> None: ...
 
     def close(self, lease: Lease) -> None: ...
 
     def traffic(self, leases: Sequence[str]) -> Mapping[str, tuple[int, int]]: ...
+
+
+class Openings(Pinholes, Protocol):
+    """A backend of connections too: `open` waits, and raises PinholeRefused."""
+
+    def open(self, request: PinholeRequest) -> Lease: ...
 
 
 class _Conversation:
@@ -54,9 +61,10 @@ class _Conversation:
 
 
 class Conversations:
-    """Opens, updates and closes, one after the other for each conversation and at once for several.
+    """Opens, updates and closes, one after the other for each conversation and at once for several. Never waits.
 
-    `flow`: what leases are called by. `told(ref, outcome)`: is called with the public endpoint, or with a rule.
+    `flow`: what leases are called by. `told(ref, outcome)`: is called from the event loop with the public endpoint, or
+    with a rule; it must not wait.
     Mode OBSERVE opens nothing, and tells port 0 of the address that would be used.
     """
 
@@ -109,7 +117,24 @@ class Conversations:
         else:
             self._live[command.ref] = one = _Conversation(command.reason)
             one.busy = True
-            gevent.spawn(self._open, command, client, public, read, one)
+            translated = is_translated(client)
+            request = PinholeRequest(
+                flow=self._flow,
+                reason=command.reason,
+                client=client,
+                direction="in",
+                transport="udp",
+                target=command.target,
+                second=command.second,
+                peer=None,
+                peers=command.peers,
+                public_host=public.local if translated else None,
+                ttl=command.ttl,
+                uses=0,
+                read=read,
+            )
+            host = public.advertised if translated else None
+            self._pinholes.ask(request, functools.partial(self._opened, command.ref, one, host))
 
     def update(self, command: UpdateConversation) -> None:
         """Change one; `told` is called with a rule if it is open no more."""
@@ -120,8 +145,7 @@ class Conversations:
             return
         one.updates.append(command)
         if not one.busy:
-            one.busy = True
-            gevent.spawn(self._work, command.ref, one)
+            self._work(command.ref, one)
 
     def close(self, ref: int) -> None:
         """Close one, if it is open."""
@@ -136,48 +160,35 @@ class Conversations:
             self.close(ref)
 
     def _later(self, ref: int, outcome: Endpoint | str) -> None:
-        gevent.spawn(self._told, ref, outcome)
+        gevent.get_hub().loop.run_callback(self._told, ref, outcome)
 
-    def _open(
-        self, command: OpenConversation, client: str, public: PublicAddress, read: bool, one: _Conversation
-    ) -> None:
-        request = PinholeRequest(
-            flow=self._flow,
-            reason=command.reason,
-            client=client,
-            direction="in",
-            transport="udp",
-            target=command.target,
-            second=command.second,
-            peer=None,
-            peers=command.peers,
-            public_host=public.local if is_translated(client) else None,
-            ttl=command.ttl,
-            uses=0,
-            read=read,
-        )
-        try:
-            one.lease = self._pinholes.open(request)
-        except PinholeRefused as refused:
-            self._lost(command.ref, one, refused)
+    def _opened(self, ref: int, one: _Conversation, host: str | None, outcome: Lease | PinholeRefused) -> None:
+        """`host`: what is advertised, where that is not the pinhole's own address."""
+        if isinstance(outcome, PinholeRefused):
+            self._lost(ref, one, outcome)
             return
+        one.lease = outcome
         if not one.closed:
-            host = public.advertised if is_translated(client) else one.lease.public.host
-            self._told(command.ref, Endpoint(host, one.lease.public.port))
-        self._work(command.ref, one)
+            self._told(ref, Endpoint(host or outcome.public.host, outcome.public.port))
+        self._work(ref, one)
+
+    def _updated(self, ref: int, one: _Conversation, outcome: Lease | PinholeRefused) -> None:
+        if isinstance(outcome, PinholeRefused):
+            self._lost(ref, one, outcome)
+            return
+        one.lease = outcome
+        self._work(ref, one)
 
     def _work(self, ref: int, one: _Conversation) -> None:
-        """Do what waits, and close if that was wished meanwhile."""
-        while one.updates and not one.closed:
-            command = one.updates.popleft()
+        """Begin with what waits, or close if that was wished meanwhile."""
+        one.busy = bool(one.updates) and not one.closed
+        if one.busy:
             assert one.lease is not None
-            try:
-                one.lease = self._pinholes.update(PinholeUpdate(one.lease.id, peers=command.peers, ttl=command.ttl))
-            except PinholeRefused as refused:
-                self._lost(ref, one, refused)
-                return
-        one.busy = False
-        if one.closed:
+            command = one.updates.popleft()
+            ttl = msgspec.UNSET if command.ttl is None else command.ttl
+            update = PinholeUpdate(one.lease.id, peers=command.peers, ttl=ttl)
+            self._pinholes.ask(update, functools.partial(self._updated, ref, one))
+        elif one.closed:
             self._end(one)
 
     def _lost(self, ref: int, one: _Conversation, refused: PinholeRefused) -> None:

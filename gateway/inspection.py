@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import gevent
@@ -40,10 +40,10 @@ from alg.api import (
     UpdateConversation,
     apply_edits,
 )
-from gateway.conversations import Conversations
+from gateway.conversations import Conversations, Openings
 from gateway.errors import PinholeRefused
 from gateway.flow import HALF_CLOSE_TIMEOUT, Flow
-from gateway.model import Lease, PinholeRequest, PinholeUpdate
+from gateway.model import Lease, PinholeRequest
 from gateway.observe.trace import PASSED
 from gateway.own_address import PublicAddress
 from gateway.pinhole_requests import Opening, advertised, is_forbidden, request_of
@@ -61,18 +61,10 @@ MOST_UNANSWERED = 4  # pinholes that a flow may be asking its backend for at a t
 OPENINGS = 200  # pinholes a second and flow, and as many at once: a flood must not reach the broker, who serves all
 
 
-class Pinholes(Protocol):
-    """A backend of pinholes. `open` raises PinholeRefused; `outbound`: whether OpenOutbound means anything to it."""
+class Pinholes(Openings, Protocol):
+    """A backend of pinholes. `outbound`: whether OpenOutbound means anything to it."""
 
     outbound: bool
-
-    def open(self, request: PinholeRequest) -> Lease: ...
-
-    def update(self, update: PinholeUpdate) -> Lease: ...
-
-    def traffic(self, leases: Sequence[str]) -> Mapping[str, tuple[int, int]]: ...
-
-    def close(self, lease: Lease) -> None: ...
 
 
 class DataPaths(Protocol):
@@ -129,7 +121,7 @@ class Inspection:
         self._openings_left = float(OPENINGS)
         self._openings_at = now()
         self._flooded = False
-        self.conversations = Conversations(pinholes, mode, flow.id, self._told)
+        self.conversations = Conversations(pinholes, mode, flow.id, self._told_soon)
         self._revoked: str | None = None
         self._bypass = False
         self._over = False
@@ -382,6 +374,9 @@ class Inspection:
         self._leases[ref] = close
         public = advertised(command, lease.public.port, self._flow, self._public)
         self._feed(Opened(ref, public, self._now(), inner))
+
+    def _told_soon(self, ref: int, outcome: Endpoint | str) -> None:
+        gevent.spawn(self._told, ref, outcome)
 
     def _told(self, ref: int, outcome: Endpoint | str) -> None:
         """What became of a conversation: its public endpoint, or the rule by which it was refused."""

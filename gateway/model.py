@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
 
 from alg.address import Endpoint
+from gateway.errors import PinholeRefused
 
 CommandName = Literal["connect", "bind", "udp", "resolve", "transparent", "fxp"]
 Transport = Literal["tcp", "udp"]
@@ -106,3 +108,7 @@ class Lease(msgspec.Struct, frozen=True):
     peers: tuple[str, ...] | None = ()
     second: int | None = None
     visitor: str | None = None
+
+
+Done = Callable[[Lease | PinholeRefused], None]
+"""Who is told what became of a wish: the pinhole as it is now, or why not."""

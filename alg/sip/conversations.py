@@ -236,9 +236,13 @@ class Conversations:
         ends = now + ttl
         if peers != conversation.peers or (refresh and ends > conversation.ends):
             conversation.peers = peers
-            conversation.ends = max(ends, now + 1.0)
-            self.out.append(UpdateConversation(conversation.ref, peers, max(ttl, 1.0)))
-            refresh = True
+            lasts = not refresh and conversation.ends - ttl / 2 > now and conversation.ends <= ends
+            if not lasts:  # its time is part of the change: dearer, as all of it must be written anew
+                conversation.ends = max(ends, now + 1.0)
+                refresh = True
+            elif (soonest := min(until for _, until in conversation.claims.values())) < conversation.due:
+                heapq.heappush(self._timers, (soonest, conversation.ref))
+            self.out.append(UpdateConversation(conversation.ref, peers, None if lasts else max(ttl, 1.0)))
         if refresh:
             # A claim may end before the others: look again then, for its peers are to be cut off.
             soonest = min(until for _, until in conversation.claims.values())

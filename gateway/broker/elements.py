@@ -18,6 +18,7 @@ from gateway.model import Lease, Traffic, Transport
 
 ONCE = ("once4", "once6")
 COUNTED = ("in4", "inany4", "out4", "outany4", "in6", "inany6", "out6", "outany6")
+TALKED = ("talked4", "talked6")
 SETS = (
     *("dnat4", "dnat6", *ONCE, "snat4", "snat6", "many4", "many6", "any4", "any6"),
     *COUNTED,
@@ -89,6 +90,11 @@ def elements_of(lease: Lease, slot: int, ttl: float) -> tuple[Element, ...]:
     key = pack_key(lease.public, lease.protocol, lease.peer)
     # The map element first: a pinhole that has its `once` has its target too.
     return (Element(f"dnat{family}", key, _pack(lease.target), ttl, comment), Element(once, key, None, ttl, ""))
+
+
+def talked_of(endpoint: Endpoint) -> tuple[str, bytes]:
+    """Set and key of the element that is there if a socket has talked past all pinholes lately."""
+    return f"talked{endpoint.version}", _pack(endpoint)
 
 
 def is_single(lease: Lease) -> bool:

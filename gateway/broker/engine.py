@@ -9,58 +9,73 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
-from gateway.broker.elements import COUNTED, ONCE, elements_of, is_single, leases_of, once_of, traffic_of
+from alg.address import Endpoint
+from gateway.broker.elements import elements_of, leases_of, talked_of
 from gateway.broker.limits import Limits
 from gateway.broker.netfilter import Change, Netfilter, TableGoneError
 from gateway.broker.netlink import NetfilterError
 from gateway.broker.ports import can_bind
 from gateway.broker.protocol import MOST_COUNTED, Count, Counted, Open, Opened, Refused, ToWorker, Update, Updated
 from gateway.broker.stale import Stale
+from gateway.broker.usage import Usage
 from gateway.broker.validate import SHORTEST_TTL, check_request, check_update, valid_lease_id
 from gateway.errors import PinholeRefused
 from gateway.model import Lease, PinholeRequest
 from gateway.observe.admin_wire import Rows
 from gateway.observe.log import get_logger
 from gateway.observe.metrics import Sample
-from gateway.pinhole.lease import NOTHING, LeaseTable, audit_fields, lease_row
-
-RECONCILE = 1.0
-"""Seconds between two looks at which pinholes the kernel has used up."""
-
-_SOONEST_RECONCILE = 0.1  # seconds between two looks that full quotas ask for
-
-Pending = tuple[int, int, Lease, float]
-"""A lease that is not yet in the kernel: slot, id of the request, lease, ttl."""
+from gateway.pinhole.lease import LeaseTable, audit_fields
 
 log = get_logger()
+
+
+class Opening(NamedTuple):
+    """A lease that is not yet in the kernel."""
+
+    slot: int
+    id: int  # of the request
+    lease: Lease
+    ttl: float
+
+
+class Updating(NamedTuple):
+    """A change that is not yet in the kernel; `before`: when it was to end, `ttl`: seconds that it is to live now."""
+
+    slot: int
+    id: int
+    old: Lease
+    new: Lease
+    before: float
+    ttl: float
 
 
 class Engine:
     """All pinholes of one instance.
 
-    `table`: its nft table. `send(slot, message)` gives a worker an answer; whether it took it.
+    `table`: its nft table. `send(slot, messages)` gives a worker answers; those that it did not take.
     """
 
-    def __init__(self, *, table: str, limits: Limits, send: Callable[[int, ToWorker], bool]) -> None:
+    def __init__(
+        self, *, table: str, limits: Limits, send: Callable[[int, Sequence[ToWorker]], Sequence[ToWorker]]
+    ) -> None:
         self.netfilter = Netfilter(table)
         self._inside = limits.inside
         self._leases = LeaseTable(backend="kernel", **limits.of_table())
         self._rng = random.SystemRandom()
         self._send = send
-        self._opens: list[Pending] = []
+        self._opens: list[Opening] = []
         self._closes: list[tuple[int, Lease]] = []
-        self.stale = Stale(self._leases.of_client)
-        self._once: dict[str, tuple[str, bytes]] = {}  # where the kernel says whether a lease was used
-        self._flowing: set[str] = set()  # conversations of which a packet was seen
+        self._updates: list[Updating] = []
+        self._answers: dict[int, list[ToWorker]] = {}
+        self._usage = Usage(self.netfilter, self._leases, self._table_gone)
+        self.stale = Stale(self._leases.of_client, self._have_talked)
         self._inherited: set[str] = set()  # leases of a worker that died, of which its successor said nothing yet
-        self._next_reconcile = math.inf
-        self._last_reconcile = -math.inf
-        self._opened = self._refused = self._used = 0
+        self._opened = self._refused = 0
 
     # --- beginning, passing and end of time -------------------------------------------------------------------------
 
@@ -71,6 +86,7 @@ class Engine:
         now = time.monotonic()
         for found in leases_of(self.netfilter.elements(), unix):
             self._leases.restore(found.lease, owner=found.slot, deadline=now + found.left, used=found.used)
+            self._usage.opened(found.lease)
         log.info("broker.table", table=self.netfilter.name, made=made, pinholes=len(self._leases))
 
     def shut_down(self) -> None:
@@ -80,9 +96,9 @@ class Engine:
             log.info("pinhole.close", by="stop", **audit_fields(lease))
         self.netfilter.unload()
         for lease in leases:
-            self.stale.add(lease)
+            self.stale.closed(lease)
         self.stale.forget()
-        log.info("broker.stopped", opened=self._opened, used=self._used, refused=self._refused)
+        log.info("broker.stopped", opened=self._opened, used=self._usage.used, refused=self._refused)
 
     def configure(self, limits: Limits) -> int:
         """Other limits from now on. Pinholes of who is not inside any more are closed; how many those are."""
@@ -105,7 +121,7 @@ class Engine:
 
     def deadline(self) -> float:
         """When (monotonic) `tick` has something to do; infinity: not before something is asked."""
-        return min(self._leases.deadline() or math.inf, self._next_reconcile, self.stale.deadline())
+        return min(self._leases.deadline() or math.inf, self._usage.deadline(), self.stale.deadline())
 
     def tick(self) -> None:
         """Do what waits: a transaction, expiry, reconciliation. Raises NetfilterError if the table cannot be made."""
@@ -113,12 +129,7 @@ class Engine:
         now = time.monotonic()
         self._expire(now)
         self.stale.tick()
-        if not len(self._leases):
-            self._next_reconcile = math.inf
-        elif math.isinf(self._next_reconcile):
-            self._next_reconcile = now + RECONCILE
-        elif self._next_reconcile <= now:
-            self.reconcile()
+        self._usage.tick(now)
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -138,68 +149,54 @@ class Engine:
                 if refusal.rule == "taken":
                     self._disinherit(slot, request)
                 elif refusal.rule in ("quota", "full"):
-                    self._notice_used(request.visitor or request.client, refusal.rule)  # those do not count
+                    self.flush()
+                    self._usage.notice(request.visitor or request.client, refusal.rule)  # used ones do not count
                 else:
                     raise
                 lease = self._reserve(slot, request)
         except PinholeRefused as refusal:
             self._refuse(slot, message.id, request.client, request.reason, refusal)
             return
-        self._opens.append((slot, message.id, lease, request.ttl))
+        self._opens.append(Opening(slot, message.id, lease, request.ttl))
 
     def update(self, slot: int, message: Update) -> None:
-        """Change a conversation, and answer with the next `flush`."""
-        self.flush()
+        """Change a conversation with the next `flush`, which answers; or refuse at once."""
         update = message.update
+        if any(one.new.id == update.lease for one in self._updates):
+            self.flush()
         old = self._leases.get(update.lease, owner=slot) if valid_lease_id(update.lease) else None
         try:
             if old is None:
                 raise PinholeRefused("lease", "no open conversation of this worker")
             check_update(update, old, self._inside)
             new = self._leases.changed(update, unix=time.time(), owner=slot)
-            now = time.monotonic()
-            deadline = self._leases.deadline_of(old.id) if update.ttl is msgspec.UNSET else now + update.ttl
-            try:
-                # Deleted and added in one transaction: no packet meets a conversation half changed.
-                delete = elements_of(old, slot, 1.0)
-                add = elements_of(new, slot, max(deadline - now, SHORTEST_TTL))
-                refused = self.netfilter.apply([Change(delete, self.netfilter.counted_on(add, delete))])
-            except TableGoneError:
-                self._table_gone()
-                raise PinholeRefused("lease", "the ruleset was flushed") from None
-            except NetfilterError as error:
-                raise PinholeRefused("kernel", str(error)) from error
-            if refused:
-                raise PinholeRefused(refused[0].rule, str(refused[0]))
         except PinholeRefused as refusal:
             client, reason = (old.client, old.reason) if old is not None else ("", "")
             self._refuse(slot, message.id, client, reason, refusal)
             return
-        self._leases.replace(new, deadline=deadline)
-        self._inherited.discard(new.id)
-        if (old.peers, old.target, old.second) != (new.peers, new.target, new.second):
-            self.stale.add(old)
-            self.stale.add(new)
-        log.info("pinhole.update", slot=slot, **audit_fields(new))
-        self._send(slot, Updated(message.id, new))
+        before = self._leases.deadline_of(old.id)
+        now = time.monotonic()
+        ttl = max(before - now, SHORTEST_TTL) if update.ttl is msgspec.UNSET else update.ttl
+        moves = (old.target, old.second) != (new.target, new.second)
+        if moves:
+            self.flush()  # somebody may wait to close what this socket was
+        self._leases.replace(new, deadline=before if update.ttl is msgspec.UNSET else now + ttl)
+        self._updates.append(Updating(slot, message.id, old, new, before, ttl))
+        if moves:
+            self.flush()  # and nobody may ask for the one that it leaves before it has
 
     def count(self, slot: int, message: Count) -> None:
         """Say how much has passed through conversations of this slot."""
         self.flush()
-        counts = {}
-        try:
-            for lease_id in message.leases[:MOST_COUNTED]:
-                lease = self._leases.get(lease_id, owner=slot)
-                if lease is not None and lease.uses == 0:
-                    traffic = traffic_of(self.netfilter.counted(elements_of(lease, slot, 1.0)))
-                    counts[lease_id] = (traffic.packets_in, traffic.packets_out)
-        except NetfilterError as error:
-            log.warning("broker.count_failed", error=str(error))
-        self._send(slot, Counted(message.id, counts))
+        found = [self._leases.get(lease_id, owner=slot) for lease_id in message.leases[:MOST_COUNTED]]
+        counts = self._usage.counts(lease for lease in found if lease is not None and lease.uses == 0)
+        self._answer(slot, Counted(message.id, counts))
 
     def close(self, slot: int, lease_id: str) -> None:
         """Close a lease of this slot with the next `flush`; of others, and what is no lease, nothing happens."""
         lease = None
+        if any(one.new.id == lease_id for one in self._updates):
+            self.flush()
         if valid_lease_id(lease_id):
             lease = self._leases.close(lease_id, now=time.monotonic(), owner=slot)
         if lease is not None:
@@ -215,37 +212,86 @@ class Engine:
             self._closing(slot, lease, "hello")
 
     def flush(self) -> None:
-        """Close and open what waits, in one transaction, and answer."""
-        if not self._opens and not self._closes:
-            return
+        """Close, open and change what waits, in one transaction, and answer."""
+        if self._opens or self._closes or self._updates:
+            self._commit()
+        for slot, answers in self._answers.items():
+            for unheard in self._send(slot, answers):
+                if isinstance(unheard, Opened) and self._leases.close(unheard.lease.id, now=time.monotonic()):
+                    self._closing(slot, unheard.lease, "unheard")
+        self._answers.clear()
+
+    def _commit(self) -> None:
         closes, self._closes = self._closes, []
         opens, self._opens = self._opens, []
-        changes = [Change(delete=elements_of(lease, slot, 1.0)) for slot, lease in closes]
-        changes += [Change(add=elements_of(lease, slot, ttl)) for slot, _, lease, ttl in opens]
+        updates, self._updates = self._updates, []
+        refused: dict[int, NetfilterError] = {}
+        done = True
         try:
+            changes = [Change(delete=elements_of(lease, slot, 1.0)) for slot, lease in closes]
+            changes += [Change(add=elements_of(one.lease, one.slot, one.ttl)) for one in opens]
+            changes += [self._change(one) for one in updates]
             try:
                 refused = self.netfilter.apply(changes)
             except TableGoneError:
                 self._table_gone(opens)
-                refused = self.netfilter.apply(changes)
+                refused = self.netfilter.apply(changes[: len(closes) + len(opens)])
+                done = not updates
         except NetfilterError as error:
             log.error("broker.netfilter_failed", error=str(error), opens=len(opens), closes=len(closes))
-            refused = dict.fromkeys(range(len(changes)), error)
+            refused = dict.fromkeys(range(len(closes) + len(opens) + len(updates)), error)
+            done = False
         for _, lease in closes:
-            self.stale.add(lease)
-        for index, (slot, request_id, lease, _) in enumerate(opens, len(closes)):
-            if index in refused:
-                self._leases.close(lease.id, now=time.monotonic())
-                refusal = PinholeRefused(refused[index].rule, str(refused[index]))
-                self._refuse(slot, request_id, lease.client, lease.reason, refusal)
-                # Nobody knows what the kernel did if it did not answer: what there may be of it must go.
-                self._closes.append((slot, lease))
-                continue
-            self._opened += 1
-            self.stale.add(lease)
-            log.info("pinhole.open", slot=slot, **audit_fields(lease))
-            if not self._send(slot, Opened(request_id, lease)) and self._leases.close(lease.id, now=time.monotonic()):
-                self._closing(slot, lease, "unheard")
+            self.stale.closed(lease)
+        for index, opening in enumerate(opens, len(closes)):
+            self._opened_or_not(opening, refused.get(index))
+        for index, updating in enumerate(updates, len(closes) + len(opens)):
+            self._updated_or_not(updating, refused.get(index), done)
+
+    def _change(self, one: Updating) -> Change:
+        """Deleted and added in one transaction: no packet meets a conversation half changed."""
+        old, new = elements_of(one.old, one.slot, one.ttl), elements_of(one.new, one.slot, one.ttl)
+        was, becomes = ((lease.expires, lease.target, lease.second) for lease in (one.old, one.new))
+        if was != becomes:
+            return Change(old, tuple(self.netfilter.counted(new)))
+        # Only who may come through has changed: what stays, stays with its time.
+        before, after = ({(element.set, element.key) for element in elements} for elements in (old, new))
+        return Change(
+            tuple(element for element in old if (element.set, element.key) not in after),
+            tuple(element for element in new if (element.set, element.key) not in before),
+        )
+
+    def _opened_or_not(self, one: Opening, error: NetfilterError | None) -> None:
+        if error is not None:
+            self._leases.close(one.lease.id, now=time.monotonic())
+            self._refuse(one.slot, one.id, one.lease.client, one.lease.reason, PinholeRefused(error.rule, str(error)))
+            # Nobody knows what the kernel did if it did not answer: what there may be of it must go.
+            self._closes.append((one.slot, one.lease))
+            return
+        self._opened += 1
+        self.stale.opened(one.lease)
+        self._usage.opened(one.lease)
+        log.info("pinhole.open", slot=one.slot, **audit_fields(one.lease))
+        self._answer(one.slot, Opened(one.id, one.lease))
+
+    def _updated_or_not(self, one: Updating, error: NetfilterError | None, done: bool) -> None:
+        """`done`: it is known what the kernel did. Else the whole pinhole must go."""
+        if error is None and done:
+            self._inherited.discard(one.new.id)
+            if one.old.peers != one.new.peers or one.old.target != one.new.target:
+                self.stale.admitted(one.new)
+            log.info("pinhole.update", slot=one.slot, **audit_fields(one.new))
+            self._answer(one.slot, Updated(one.id, one.new))
+            return
+        refusal = PinholeRefused("lease", "the ruleset was flushed")
+        if error is not None:
+            refusal = PinholeRefused(error.rule, str(error))
+        if done:
+            self._leases.replace(one.old, deadline=one.before)
+        elif self._leases.close(one.new.id, now=time.monotonic()) is not None:
+            self._closes.append((one.slot, one.old))
+            self._closing(one.slot, one.new, "kernel")
+        self._refuse(one.slot, one.id, one.old.client, one.old.reason, refusal)
 
     def _reserve(self, slot: int, request: PinholeRequest) -> Lease:
         def is_free(port: int) -> bool:
@@ -254,25 +300,6 @@ class Engine:
         return self._leases.open(
             request, now=time.monotonic(), unix=time.time(), rng=self._rng, is_free=is_free, owner=slot
         )
-
-    def _notice_used(self, client: str, rule: str) -> None:
-        """Find out what of a client, or of all, is used up. A few questions at most, as anybody can make us ask."""
-        self.flush()
-        if rule == "full":
-            if time.monotonic() >= self._last_reconcile + _SOONEST_RECONCILE:
-                self.reconcile()
-            return
-        try:
-            for lease in self._leases.of_client(client):
-                if is_single(lease) and not self.netfilter.has(*once_of(lease)):
-                    self._use(lease)
-        except NetfilterError as error:
-            log.warning("broker.reconcile_failed", error=str(error))
-
-    def _use(self, lease: Lease) -> None:
-        self._leases.use(lease.id)
-        self._used += 1
-        log.info("pinhole.use", **audit_fields(lease))
 
     def _replace(self, slot: int, request: PinholeRequest) -> None:
         """An outbound pinhole has no port of ours that sets it apart: the same wish again takes the old one's place."""
@@ -293,8 +320,7 @@ class Engine:
 
     def _closing(self, slot: int, lease: Lease, by: str) -> None:
         self._closes.append((slot, lease))
-        self._once.pop(lease.id, None)
-        self._flowing.discard(lease.id)
+        self._usage.closed(lease.id)
         log.info("pinhole.close", by=by, **audit_fields(lease))
 
     def _refuse(self, slot: int, request_id: int, client: str, reason: str, refusal: PinholeRefused) -> None:
@@ -307,77 +333,56 @@ class Engine:
             rule=refusal.rule,
             detail=refusal.detail[:200],
         )
-        self._send(slot, Refused(request_id, refusal.rule, refusal.detail[:200]))
+        self._answer(slot, Refused(request_id, refusal.rule, refusal.detail[:200]))
+
+    def _answer(self, slot: int, message: ToWorker) -> None:
+        self._answers.setdefault(slot, []).append(message)
 
     # --- what the kernel did ----------------------------------------------------------------------------------------
 
-    def reconcile(self) -> None:
-        """Find out which pinholes were used: their `once` element is gone before its time, or packets were counted."""
-        begun = self._last_reconcile = time.monotonic()
-        try:
-            once = {(element.set, element.key) for element in self.netfilter.glance(ONCE)}
-        except TableGoneError:
-            self._table_gone()
-            return
-        except NetfilterError as error:
-            log.warning("broker.reconcile_failed", error=str(error))
-            self._next_reconcile = begun + RECONCILE
-            return
-        now = time.monotonic()
-        self._expire(now)
-        for lease in self._leases.live():
-            if is_single(lease) and self._once.setdefault(lease.id, once_of(lease)) not in once:
-                self._use(lease)
-        self.rows()
-        # With thousands of pinholes the look takes long: never spend more than a tenth of the time on it.
-        self._next_reconcile = now + max(RECONCILE, 10 * (now - begun))
-
     def rows(self) -> Rows:
-        """The open pinholes, as of the last `reconcile`, and what has passed through conversations."""
-        leases = self._leases.live()
-        counted = {}
-        if any(lease.uses == 0 for lease in leases):
-            try:
-                counted = {(element.set, element.key): element for element in self.netfilter.glance(COUNTED)}
-            except NetfilterError as error:
-                log.warning("broker.counters_failed", error=str(error))
-        rows = []
-        for lease in leases:
-            traffic = NOTHING
-            if lease.uses == 0:
-                keys = [(element.set, element.key) for element in elements_of(lease, 0, 1.0)]
-                traffic = traffic_of(counted[key] for key in keys if key in counted)
-            if traffic.bytes and lease.id not in self._flowing:
-                self._flowing.add(lease.id)
-                log.info("pinhole.use", **audit_fields(lease))
-            rows.append(lease_row(lease, traffic))
-        return rows
+        """The open pinholes as they are now, with what has passed through conversations."""
+        self._look()
+        return self._usage.rows()
 
     def status(self) -> dict[str, Any]:
         """How many pinholes there are and were."""
-        counts = {"opened": self._opened, "used": self._used, "refused": self._refused}
+        self._look()
+        counts = {"opened": self._opened, "used": self._usage.used, "refused": self._refused}
         return {"table": self.netfilter.name, "pinholes": len(self._leases), **counts}
 
     def samples(self) -> list[Sample]:
         """The open pinholes, for the metrics. Ports that are only let through to a worker are the worker's."""
         return self._leases.samples()
 
+    def _look(self) -> None:
+        self.flush()
+        self._expire(time.monotonic())
+        self._usage.look()
+
     def _expire(self, now: float) -> None:
         expired = self._leases.expire(now)
         for lease in expired:
-            self._once.pop(lease.id, None)
-            self._flowing.discard(lease.id)
+            self._usage.closed(lease.id)
             log.info("pinhole.expire", **audit_fields(lease))
-            self.stale.add(lease)
+            self.stale.closed(lease)
 
-    def _table_gone(self, pending: Sequence[Pending] = ()) -> None:
+    def _have_talked(self, sockets: Iterable[Endpoint]) -> bool:
+        try:
+            return self.netfilter.has_any(talked_of(one) for one in sockets)
+        except NetfilterError as error:
+            log.warning("broker.conntrack_failed", error=str(error))
+            return True
+
+    def _table_gone(self, pending: Sequence[Opening] = ()) -> None:
         """Somebody flushed the ruleset: all leases are lost but those on their way; make the table again."""
         now = time.monotonic()
-        coming = {lease.id for _, _, lease, _ in pending}
+        coming = {one.lease.id for one in pending}
         for lease in self._leases.close_all(now=now):
+            self._usage.closed(lease.id)
             if lease.id not in coming:
                 log.info("pinhole.close", by="flush", **audit_fields(lease))
-        for slot, _, lease, ttl in pending:
-            self._leases.restore(lease, owner=slot, deadline=now + ttl)
+        for one in pending:
+            self._leases.restore(one.lease, owner=one.slot, deadline=now + one.ttl)
         log.error("broker.table_gone", table=self.netfilter.name)
         self.netfilter.load()

@@ -13,7 +13,7 @@ import os
 import string
 import struct
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +30,7 @@ from pyroute2.netlink.nfnetlink.nftsocket import (
 )
 
 from gateway.broker import marks
-from gateway.broker.elements import COUNTED, SETS, Element
+from gateway.broker.elements import COUNTED, SETS, TALKED, Element
 from gateway.broker.netlink import (
     ACK,
     CREATE,
@@ -107,7 +107,7 @@ class Netfilter:
         )
         self._netlink = Netlink()
         table = attribute(_LIST_TABLE, name.encode() + b"\0")
-        self._head = {each: _INET + table + attribute(_LIST_SET, each.encode() + b"\0") for each in SETS}
+        self._head = {each: _INET + table + attribute(_LIST_SET, each.encode() + b"\0") for each in (*SETS, *TALKED)}
 
     # --- the table --------------------------------------------------------------------------------------------------
 
@@ -212,45 +212,47 @@ class Netfilter:
 
     def glance(self, sets: Sequence[str]) -> list[Element]:
         """All elements of these sets, but of each only the key and the counter. Raises TableGoneError."""
-        return [element for name in sets for element in self._glanced(name, b"", DUMP)]
+        return [
+            element
+            for name in sets
+            for answer in self._request(self._netlink.message(_GET_ELEMENT, REQUEST | DUMP, self._head[name]))
+            for element in _glances(name, answer)
+        ]
 
     def has(self, name: str, key: bytes) -> bool:
         """Whether an element is in a set."""
-        return bool(self._get(name, key))
+        return self.has_any([(name, key)])
+
+    def has_any(self, keys: Iterable[tuple[str, bytes]]) -> bool:
+        """Whether any of these elements (set, key) is there."""
+        return any(answer is not None for answer in self._get(keys))
 
     def counted(self, wanted: Iterable[Element]) -> list[Element]:
         """`wanted`, with the counters that those of them have which are there and count."""
-        result = []
-        for element in wanted:
-            if element.set in COUNTED:
-                for there in self._get(element.set, element.key):
-                    element = replace(element, packets=there.packets, bytes=there.bytes)
-            result.append(element)
+        result = list(wanted)
+        counting = [at for at, element in enumerate(result) if element.set in COUNTED]
+        answers = self._get((result[at].set, result[at].key) for at in counting)
+        for at, answer in zip(counting, answers, strict=True):
+            if answer is not None:
+                (there,) = _glances(result[at].set, answer)
+                result[at] = replace(result[at], packets=there.packets, bytes=there.bytes)
         return result
 
-    def counted_on(self, wanted: Iterable[Element], there: Iterable[Element]) -> tuple[Element, ...]:
-        """`wanted`, with the counters of those that are among `there`: for others the kernel need not be asked."""
-        known = {(element.set, element.key) for element in there}
-        return tuple(
-            counted
-            for element in wanted
-            for counted in (self.counted([element]) if (element.set, element.key) in known else [element])
-        )
-
-    def _get(self, name: str, key: bytes) -> list[Element]:
-        """Key and counter of the element with this key, or nothing. Asked often, hence like a change (0036)."""
-        item = nested(_LIST_ELEMENTS, nested(_LIST_ITEM, _value(_KEY, key)))
-        try:
-            return self._glanced(name, item, ACK)
-        except TableGoneError:  # the element, or all of it
-            return []
-
-    def _glanced(self, name: str, items: bytes, flags: int) -> list[Element]:
-        """The answer to a question for these elements of a set: of each only the key and the counter."""
+    def _get(self, keys: Iterable[tuple[str, bytes]]) -> list[bytes | None]:
+        """What the kernel says of each of these elements; None: it is not there. Asked often, hence like a change
+        (0036), and many at once."""
+        messages = [
+            self._netlink.message(
+                _GET_ELEMENT,
+                REQUEST,
+                self._head[name] + nested(_LIST_ELEMENTS, nested(_LIST_ITEM, _value(_KEY, key))),
+            )
+            for name, key in keys
+        ]
         return [
-            _glance(name, item)
-            for answer in self._request(self._netlink.message(_GET_ELEMENT, REQUEST | flags, self._head[name] + items))
-            for _, item in attributes(attribute_map(answer, _BODY).get(_LIST_ELEMENTS, b""))
+            answer
+            for start in range(0, len(messages), BATCH)
+            for answer in self._netlink.ask_each(messages[start : start + BATCH])
         ]
 
     def _read(self, name: str) -> list[Element]:
@@ -359,6 +361,12 @@ def _text_of(userdata: Any) -> str:
         if kind.endswith("_COMMENT"):
             return bytes(value).decode(errors="replace")
     return ""
+
+
+def _glances(name: str, answer: bytes) -> Iterator[Element]:
+    """The elements in an answer of the kernel's: of each only the key and the counter."""
+    for _, item in attributes(attribute_map(answer, _BODY).get(_LIST_ELEMENTS, b"")):
+        yield _glance(name, item)
 
 
 def _glance(name: str, item: bytes) -> Element:

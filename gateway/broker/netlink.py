@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 NETLINK_DEADLINE = 1.0
@@ -141,6 +141,24 @@ class Netlink:
             if whole:
                 return answers
         raise NetfilterError(errno.EAGAIN, "netfilter changes while it is read")
+
+    def ask_each(self, messages: Sequence[bytes]) -> list[bytes | None]:
+        """Send questions that have one answer each, in one system call. The answers (whole messages) in this order;
+        None where the kernel has nothing (ENOENT). NetfilterError for any other error."""
+        positions = {sequence_of(message): at for at, message in enumerate(messages)}
+        answers: list[bytes | None] = [None] * len(messages)
+        self.send(b"".join(messages))
+        for kind, sequence, _flags, packet in self.receive():
+            at = positions.pop(sequence, None)
+            if at is None:
+                continue
+            if kind != ERROR:
+                answers[at] = packet
+            elif (code := error_of(packet)) not in (0, errno.ENOENT):
+                raise NetfilterError(code, "netfilter")
+            if not positions:
+                break
+        return answers
 
 
 def decoded(message_class: Any, packets: list[bytes]) -> list[Any]:

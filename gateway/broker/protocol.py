@@ -1,18 +1,22 @@
-"""What workers and the broker say to each other: one message a packet of a SOCK_SEQPACKET socket, msgpack.
+"""What workers and the broker say to each other: in a packet of a SOCK_SEQPACKET socket a list of messages, msgpack.
 
 Nothing in a message says who sent it: the broker knows a worker by the descriptor that the message came on.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from gateway.model import Lease, PinholeRequest, PinholeUpdate
 
-MAX_MESSAGE = 8192
-"""Longest message in bytes; a longer one is dropped."""
+MAX_PACKET = 8192
+"""Longest packet in bytes; a longer one is dropped."""
+
+MOST_MESSAGES = 64
+"""Messages in one packet."""
 
 MOST_COUNTED = 64
 """Conversations that one message may ask the traffic of."""
@@ -86,37 +90,49 @@ class Refused(msgspec.Struct, tag="refused", frozen=True):
 FromWorker = Hello | Open | Update | Count | Close
 ToWorker = Opened | Updated | Counted | Refused
 
-_Message = TypeVar("_Message")
+_Message = TypeVar("_Message", FromWorker, ToWorker)
 
 _encoder = msgspec.msgpack.Encoder()
-_from_worker = msgspec.msgpack.Decoder(FromWorker)
-_to_worker = msgspec.msgpack.Decoder(ToWorker)
+_from_worker = msgspec.msgpack.Decoder(Annotated[list[FromWorker], msgspec.Meta(max_length=MOST_MESSAGES)])
+_to_worker = msgspec.msgpack.Decoder(Annotated[list[ToWorker], msgspec.Meta(max_length=MOST_MESSAGES)])
 
 
-def encode(message: FromWorker | ToWorker) -> bytes:
-    """A message as one packet. ValueError if it is longer than MAX_MESSAGE."""
-    data = _encoder.encode(message)
-    if len(data) > MAX_MESSAGE:
-        raise ValueError(f"message of {len(data)} bytes, {MAX_MESSAGE} are allowed")
+def encode(*messages: FromWorker | ToWorker) -> bytes:
+    """Messages as one packet. ValueError if it is longer than MAX_PACKET."""
+    data = _encoder.encode(messages)
+    if len(data) > MAX_PACKET:
+        raise ValueError(f"packet of {len(data)} bytes, {MAX_PACKET} are allowed")
     return data
 
 
-def decode_from_worker(data: bytes) -> FromWorker:
-    """Read a packet of a worker. ValueError for anything that is not exactly one of its messages."""
-    message: FromWorker = _decode(_from_worker, data)
-    return message
+def packets(messages: Sequence[_Message]) -> Iterator[tuple[bytes, Sequence[_Message]]]:
+    """Messages as few packets: each with what is in it. ValueError if one message alone is too long."""
+    if len(messages) <= MOST_MESSAGES:
+        try:
+            yield encode(*messages), messages
+            return
+        except ValueError:
+            if len(messages) < 2:
+                raise
+    half = len(messages) // 2
+    yield from packets(messages[:half])
+    yield from packets(messages[half:])
 
 
-def decode_to_worker(data: bytes) -> ToWorker:
-    """Read a packet of the broker. ValueError for anything that is not exactly one of its messages."""
-    message: ToWorker = _decode(_to_worker, data)
-    return message
+def decode_from_worker(data: bytes) -> list[FromWorker]:
+    """Read a packet of a worker. ValueError for anything that is not exactly a list of its messages."""
+    return _decode(_from_worker, data)
 
 
-def _decode(decoder: msgspec.msgpack.Decoder[_Message], data: bytes) -> _Message:
-    if len(data) > MAX_MESSAGE:
-        raise ValueError(f"message is longer than {MAX_MESSAGE} bytes")
+def decode_to_worker(data: bytes) -> list[ToWorker]:
+    """Read a packet of the broker. ValueError for anything that is not exactly a list of its messages."""
+    return _decode(_to_worker, data)
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[list[_Message]], data: bytes) -> list[_Message]:
+    if len(data) > MAX_PACKET:
+        raise ValueError(f"packet is longer than {MAX_PACKET} bytes")
     try:
         return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"bad message: {error}") from error
+        raise ValueError(f"bad packet: {error}") from error

@@ -3,7 +3,10 @@
 A connection is the memory of a translation. What a peer sent before its pinhole opened is one to this host itself and
 would stay so; what an inside socket sent before has another public port; what was let out to a peer that is none any
 more is marked, and would be dropped. Nobody waits for the look: it takes long, and packets that wait in a queue belong
-to connections that must not go. So it comes a moment later, for all that changed meanwhile, and takes what is wrong.
+to connections that must not go. So it comes later, for all that changed meanwhile, and takes what is wrong.
+
+While the kernel looks it serves no packets on that processor. So it is asked soon only where something may be wrong
+that matters now, and that the kernel tells at once: whether a socket has talked past all pinholes (0079).
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from alg.address import Endpoint
 from gateway.broker.conntrack import Connection, Conntrack, Found, Socket
 from gateway.broker.elements import second_of
 from gateway.broker.marks import MEDIA
@@ -21,44 +25,84 @@ from gateway.broker.netlink import NetfilterError
 from gateway.model import Lease
 from gateway.observe.log import get_logger
 
-SOON = 0.02  # seconds between a change and the look
+SOON = 0.02  # seconds between a change and the look, where something may be wrong that matters now
 SHARE = 10  # a look that took a second is followed by the next one ten seconds later at the soonest
+LATER, LATER_SHARE = 1.0, 500  # the same for all other changes
 
 log = get_logger()
 
 
 class Stale:
-    """The sockets whose connections have to be looked at. `open_of`: the open pinholes of a client.
+    """The sockets whose connections have to be looked at. `open_of`: the open pinholes of a client; `talked`: whether
+    any of some sockets has talked past all pinholes lately.
 
     `wake` is readable when a look has ended: then it is to be read, and `tick` has something to do.
     """
 
-    def __init__(self, open_of: Callable[[str], Iterable[Lease]]) -> None:
+    def __init__(self, open_of: Callable[[str], Iterable[Lease]], talked: Callable[[Iterable[Endpoint]], bool]) -> None:
         self._open_of = open_of
+        self._talked = talked
         self._conntrack = Conntrack()
         self._sockets: dict[Socket, str] = {}
-        self._due = math.inf
-        self._rested = -math.inf
+        self._closed: set[Socket] = set()  # those of them whose pinhole has ended
+        self._asked: set[Endpoint] = set()  # of which it matters whether they have talked
+        self._ask_at = self._soon = self._later = math.inf  # when to ask that, and when to look
+        self._looked, self._took = -math.inf, 0.0  # when the last look ended, and how long it took
         self._thread = ThreadPoolExecutor(1)
         self._look: tuple[dict[Socket, str], Future[list[Found]], float] | None = None  # what for, and since when
         self.wake, self._waker = socket.socketpair()
 
-    def add(self, lease: Lease) -> None:
-        """This pinhole has been opened, changed or closed."""
+    def opened(self, lease: Lease) -> None:
+        """This pinhole has been opened: what its client's socket sent before has another public port."""
+        ends = [sock for sock, _ in _pairs(lease)]
+        self._ask(sock.endpoint for sock in ends if sock.source and sock.endpoint == lease.target)
+        if not self._closed.isdisjoint(ends):
+            self._soon = min(self._soon, time.monotonic() + SOON)
+        self._add(lease)
+
+    def admitted(self, lease: Lease) -> None:
+        """Others may come through this pinhole than before, and may have come too early; or it has moved."""
+        self._ask(sock.endpoint for sock, _ in _pairs(lease) if sock.endpoint == lease.public)
+        self._add(lease)
+
+    def closed(self, lease: Lease) -> None:
+        """This pinhole has ended. What is left of it passes no more; it only must not meet another one's packets."""
+        self._closed.update(sockets_of(lease))
+        self._add(lease)
+
+    def _add(self, lease: Lease) -> None:
         for sock in sockets_of(lease):
             self._sockets[sock] = lease.client
-        if self._sockets and math.isinf(self._due):
-            self._due = max(time.monotonic() + SOON, self._rested)
+        if self._sockets:
+            self._later = min(self._later, time.monotonic() + LATER)
+
+    def _ask(self, endpoints: Iterable[Endpoint]) -> None:
+        self._asked.update(endpoints)
+        if self._asked and math.isinf(self._ask_at):
+            self._ask_at = time.monotonic() + SOON
 
     def deadline(self) -> float:
         """When (monotonic) `tick` has something to do; infinity: not as things are, or not before `wake`."""
-        return self._due if self._look is None else math.inf
+        return min(self._due, self._ask_at) if self._look is None else math.inf
+
+    @property
+    def _due(self) -> float:
+        """When to look next."""
+        rests = self._looked + SHARE * self._took, self._looked + LATER_SHARE * self._took
+        return min(max(self._soon, rests[0]), max(self._later, rests[1]))
 
     def tick(self) -> None:
         """Have the kernel forget what is wrong, if it is known; begin to look, if it is time."""
-        if self._look is not None and self._look[1].done():
+        if self._look is not None:
+            if not self._look[1].done():
+                return
             self._forget()
-        if self.deadline() <= time.monotonic():
+        now = time.monotonic()
+        if self._ask_at <= now:
+            asked, self._asked, self._ask_at = self._asked, set(), math.inf
+            if self._talked(asked):
+                self._soon = min(self._soon, now)
+        if self._due <= now:
             self._begin()
 
     def forget(self) -> None:
@@ -69,7 +113,8 @@ class Stale:
 
     def _begin(self) -> None:
         sockets, self._sockets = self._sockets, {}
-        self._due = math.inf
+        self._closed.clear()
+        self._soon = self._later = math.inf
         if sockets:
             looking = self._thread.submit(self._conntrack.find, sockets)
             self._look = sockets, looking, time.monotonic()
@@ -93,9 +138,8 @@ class Stale:
             log.warning("broker.conntrack_failed", error=str(error))
         finally:
             self._look = None
-            now = time.monotonic()
-            self._rested = now + SHARE * (now - begun)
-            self._due = max(self._due, self._rested) if self._sockets else math.inf
+            self._looked = time.monotonic()
+            self._took = self._looked - begun
 
 
 def sockets_of(lease: Lease) -> Iterator[Socket]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from gateway.broker.client import BrokerClient
-from gateway.model import Lease, PinholeRequest, PinholeUpdate
+from gateway.model import Done, Lease, PinholeRequest, PinholeUpdate
 
 
 class KernelPinholes:
@@ -20,9 +20,10 @@ class KernelPinholes:
         """Open a pinhole; waits for the broker. Raises PinholeRefused."""
         return self._broker.open(request)
 
-    def update(self, update: PinholeUpdate) -> Lease:
-        """Change an open conversation (a pinhole of `uses` 0); the lease as it is now. Raises PinholeRefused."""
-        return self._broker.update(update)
+    def ask(self, wish: PinholeRequest | PinholeUpdate, done: Done) -> None:
+        """Open a pinhole, or change an open conversation (a pinhole of `uses` 0), without waiting: `done` is told in
+        the event loop, the lease as it is then or why not."""
+        self._broker.ask(wish, done)
 
     def traffic(self, leases: Sequence[str]) -> Mapping[str, tuple[int, int]]:
         """Packets in and out of the conversations with these ids; of those that are open. Raises PinholeRefused."""

@@ -159,6 +159,11 @@ class LeaseTable:
             entry.used = True
             self._forget_client(entry.lease)
 
+    def find(self, lease_id: str) -> Lease | None:
+        """The open lease with this id."""
+        entry = self._entries.get(lease_id)
+        return entry.lease if entry is not None and not entry.used else None
+
     def get(self, lease_id: str, *, owner: int) -> Lease | None:
         """The open lease, if it is this owner's."""
         entry = self._entries.get(lease_id)

@@ -29,6 +29,10 @@ class Rate:
             self._buckets.popitem(last=False)
         return allowed
 
+    def charge(self, key: Hashable, count: int, now: float) -> None:
+        """`key` has done it `count` times more than it asked for: it has to wait that much longer."""
+        self._buckets[key] = (self._tokens(key, now) - count, now)
+
     def wait(self, key: Hashable, now: float) -> float:
         """Seconds until `key` may do it."""
         return max(0.0, (1.0 - self._tokens(key, now)) / self._per_second)

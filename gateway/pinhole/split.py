@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from gateway.conversations import Pinholes
-from gateway.model import Lease, PinholeRequest, PinholeUpdate
+from gateway.conversations import Openings
+from gateway.model import Done, Lease, PinholeRequest, PinholeUpdate
 
 
 class SplitPinholes:
@@ -14,7 +14,7 @@ class SplitPinholes:
 
     outbound = False  # as of the userspace backend
 
-    def __init__(self, connections: Pinholes, conversations: Pinholes) -> None:
+    def __init__(self, connections: Openings, conversations: Openings) -> None:
         self._connections = connections
         self._conversations = conversations
 
@@ -22,9 +22,9 @@ class SplitPinholes:
         """Raises PinholeRefused."""
         return (self._connections if request.uses else self._conversations).open(request)
 
-    def update(self, update: PinholeUpdate) -> Lease:
-        """Change an open conversation. Raises PinholeRefused."""
-        return self._conversations.update(update)
+    def ask(self, wish: PinholeRequest | PinholeUpdate, done: Done) -> None:
+        """Open or change a conversation; `done` is told later."""
+        self._conversations.ask(wish, done)
 
     def traffic(self, leases: Sequence[str]) -> Mapping[str, tuple[int, int]]:
         """Packets in and out of conversations."""

@@ -16,7 +16,7 @@ import structlog
 from alg.address import Endpoint
 from gateway.errors import PinholeRefused
 from gateway.flow import Flows
-from gateway.model import Lease, PinholeRequest, PinholeUpdate
+from gateway.model import Done, Lease, PinholeRequest, PinholeUpdate
 from gateway.observe.metrics import Sample
 from gateway.pinhole.admission import Admission, Network
 from gateway.pinhole.lease import LeaseTable, lease_row
@@ -135,9 +135,10 @@ class UserspacePinholes:
         serving.start()
         return lease, endpoint(inner.getsockname())
 
-    def update(self, update: PinholeUpdate) -> Lease:
-        """There are no conversations here: PinholeRefused."""
-        raise PinholeRefused("lease", "conversations are for the kernel backend")
+    def ask(self, wish: PinholeRequest | PinholeUpdate, done: Done) -> None:
+        """There are no conversations here: `done` is told so."""
+        refusal = PinholeRefused("transport", "conversations are for the kernel backend")
+        gevent.get_hub().loop.run_callback(done, refusal)
 
     def traffic(self, leases: Sequence[str]) -> Mapping[str, tuple[int, int]]:
         """There are no conversations here."""

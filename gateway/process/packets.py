@@ -42,7 +42,7 @@ log = get_logger()
 
 LONGEST_QUEUE = 4096  # packets that wait in the kernel; further ones are dropped
 RECEIVE_BUFFER = 4 * 1024 * 1024
-ROUND = 64  # packets in a row: then timers and the broker's answers get their turn
+ROUND = 16  # packets in a row: then timers and the broker's answers get their turn
 ROUTE_AGE = 0.1  # seconds that an answer of the routing table is believed
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ import msgspec
 from alg.address import Endpoint
 from gateway.broker.marks import ADMITTED
 from gateway.broker.protocol import (
-    MAX_MESSAGE,
+    MAX_PACKET,
     FromWorker,
     Open,
     Opened,
@@ -86,6 +87,7 @@ class Rig:
         self.lifeline: socket.socket | None = None
         self._open: list[socket.socket] = []
         self._ids = iter(range(1, 1 << 30))
+        self._heard: list[deque[ToWorker]] = [deque() for _ in range(SLOTS)]
 
     # --- network ----------------------------------------------------------------------------------------------------
 
@@ -210,11 +212,18 @@ class Rig:
     def send(self, message: FromWorker, slot: int = 0) -> None:
         self.workers[slot].send(encode(message))
 
+    def hear(self, slot: int = 0) -> ToWorker:
+        """The broker's next message to a worker."""
+        heard = self._heard[slot]
+        while not heard:
+            heard.extend(decode_to_worker(self.workers[slot].recv(MAX_PACKET)))
+        return heard.popleft()
+
     def ask(self, request: PinholeRequest, slot: int = 0) -> ToWorker:
         """Open a pinhole; the answer."""
         request_id = next(self._ids)
         self.send(Open(request_id, request), slot)
-        answer = decode_to_worker(self.workers[slot].recv(MAX_MESSAGE))
+        answer = self.hear(slot)
         assert answer.id == request_id
         return answer
 

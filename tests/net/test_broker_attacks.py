@@ -20,7 +20,7 @@ import pytest
 
 from alg.address import Endpoint
 from gateway.broker.client import BrokerClient
-from gateway.broker.protocol import MAX_MESSAGE, Close, Open, Opened, Refused, decode_to_worker, encode
+from gateway.broker.protocol import MAX_PACKET, Close, Open, Opened, Refused, encode
 from gateway.errors import PinholeRefused
 from gateway.model import Lease
 from tests.net.broker_rig import CLIENT, PUBLIC, SERVER, STRANGER, Rig, inbound, run
@@ -152,7 +152,7 @@ def test_a_client_that_asks_too_often_is_refused_and_others_are_served(tmp_path:
         rules: dict[str, int] = {}
         for number in range(10_000):  # as fast as one worker can ask for one client
             rig.send(Open(number, inbound()))
-            answer = decode_to_worker(rig.workers[0].recv(MAX_MESSAGE))
+            answer = rig.hear()
             rule = answer.rule if isinstance(answer, Refused) else "open"
             rules[rule] = rules.get(rule, 0) + 1
             if number % 500 == 0:
@@ -181,7 +181,7 @@ def test_a_flooding_worker_keeps_no_other_waiting(rig: Rig) -> None:
                 except BlockingIOError:
                     gevent.sleep(0)
                 try:
-                    rig.workers[1].recv(MAX_MESSAGE)
+                    rig.workers[1].recv(MAX_PACKET)
                 except BlockingIOError:
                     pass
 
@@ -248,7 +248,7 @@ def test_a_hundred_thousand_messages_of_a_worker_that_was_taken_over(rig: Rig) -
             time.sleep(0.001)
         try:
             while True:
-                hostile.recv(MAX_MESSAGE)
+                hostile.recv(MAX_PACKET)
         except BlockingIOError:
             pass
     assert rig.broker is not None

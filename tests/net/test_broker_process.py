@@ -13,7 +13,7 @@ import pytest
 
 from alg.address import Endpoint
 from gateway.broker.client import BrokerClient
-from gateway.broker.protocol import Open, Opened, Refused, decode_to_worker
+from gateway.broker.protocol import Open, Opened, Refused
 from gateway.errors import PinholeRefused
 from gateway.model import Lease
 from tests.net.broker_rig import CLIENT, SERVER, Rig, inbound, outbound, run, wait_for
@@ -51,6 +51,7 @@ def test_two_hundred_requests_in_flight(rig: Rig) -> None:
         assert len(rig.pinholes()) == rig.count("once4") == 200
         for lease in leases:
             client.close(lease.id)
+        gevent.sleep(0)  # what is said goes out at the end of a turn
         wait_for(lambda: rig.pinholes() == [], "all closed")
         assert rig.count("once4") == 0
         client.stop()
@@ -64,7 +65,7 @@ def test_one_bad_element_does_not_harm_the_others_of_its_batch(rig: Rig) -> None
     for number in range(10):
         rig.send(Open(number, outbound(target=Endpoint(SERVER, 30000 + number))))
     rig.broker.send_signal(signal.SIGCONT)
-    answers = {answer.id: answer for answer in (decode_to_worker(rig.workers[0].recv(8192)) for _ in range(10))}
+    answers = {answer.id: answer for answer in (rig.hear() for _ in range(10))}
     refused = [answer for answer in answers.values() if isinstance(answer, Refused)]
     assert [(answer.id, answer.rule) for answer in refused] == [(5, "kernel")]
     assert sum(isinstance(answer, Opened) for answer in answers.values()) == 9

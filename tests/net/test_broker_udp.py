@@ -18,7 +18,6 @@ from gateway.broker import conntrack
 from gateway.broker.elements import SETS, Element
 from gateway.broker.netfilter import Netfilter
 from gateway.broker.protocol import (
-    MAX_MESSAGE,
     Close,
     Count,
     Counted,
@@ -26,7 +25,6 @@ from gateway.broker.protocol import (
     Refused,
     Update,
     Updated,
-    decode_to_worker,
 )
 from gateway.model import Lease, PinholeRequest, PinholeUpdate
 from tests.net.broker_rig import (
@@ -100,14 +98,14 @@ def conversation(**changes: Any) -> PinholeRequest:
 
 def update(rig: Rig, lease: Lease, **changes: Any) -> Lease:
     rig.send(Update(7, PinholeUpdate(lease.id, **changes)))
-    answer = decode_to_worker(rig.workers[0].recv(MAX_MESSAGE))
+    answer = rig.hear()
     assert isinstance(answer, Updated), answer
     return answer.lease
 
 
 def traffic(rig: Rig, leases: list[str], slot: int = 0) -> dict[str, tuple[int, int]]:
     rig.send(Count(8, tuple(leases)), slot)
-    answer = decode_to_worker(rig.workers[slot].recv(MAX_MESSAGE))
+    answer = rig.hear(slot)
     assert isinstance(answer, Counted), answer
     return answer.packets
 
@@ -355,7 +353,7 @@ def test_the_quick_look_sees_what_pyroute2_sees(rig: Rig, phones: Phones) -> Non
 def test_another_worker_cannot_change_it(rig: Rig) -> None:
     lease = rig.open(conversation(), slot=0)
     rig.send(Update(9, PinholeUpdate(lease.id, peers=None)), slot=1)
-    assert "'lease'" in repr(decode_to_worker(rig.workers[1].recv(MAX_MESSAGE)))
+    assert "'lease'" in repr(rig.hear(1))
     assert rig.count("any4") == 0
     assert traffic(rig, [lease.id], slot=1) == {}
 
@@ -365,7 +363,7 @@ def test_two_conversations_cannot_be_made_one(rig: Rig) -> None:
     lease = rig.open(conversation(target=Endpoint(CLIENT, 4002)))
     for changes in ({"target": Endpoint(CLIENT, 4000)}, {"second": 4000}, {"target": Endpoint("192.168.56.11", 4000)}):
         rig.send(Update(9, PinholeUpdate(lease.id, **changes)))
-        assert "Refused" in repr(decode_to_worker(rig.workers[0].recv(MAX_MESSAGE)))
+        assert "Refused" in repr(rig.hear())
 
 
 def test_what_a_dead_worker_left_is_its_successors_to_keep(rig: Rig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator
 
 import gevent
@@ -13,7 +14,7 @@ import pytest
 
 from gateway.broker.client import BrokerClient
 from gateway.broker.protocol import (
-    MAX_MESSAGE,
+    MAX_PACKET,
     Close,
     FromWorker,
     Hello,
@@ -36,10 +37,13 @@ class Other:
     def __init__(self) -> None:
         ours, self.theirs = gevent.socket.socketpair(gevent.socket.AF_UNIX, gevent.socket.SOCK_SEQPACKET)
         self.sock = ours
+        self.heard: deque[FromWorker] = deque()
 
     def receive(self) -> FromWorker:
         with gevent.Timeout(5):
-            return decode_from_worker(self.sock.recv(MAX_MESSAGE))
+            while not self.heard:
+                self.heard.extend(decode_from_worker(self.sock.recv(MAX_PACKET)))
+        return self.heard.popleft()
 
     def send(self, message: ToWorker) -> None:
         self.sock.send(encode(message))

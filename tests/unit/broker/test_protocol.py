@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from alg.address import Endpoint
 from gateway.broker.elements import Element, elements_of, leases_of
 from gateway.broker.protocol import (
-    MAX_MESSAGE,
+    MAX_PACKET,
+    MOST_MESSAGES,
     Close,
     FromWorker,
     Hello,
@@ -23,6 +24,7 @@ from gateway.broker.protocol import (
     decode_from_worker,
     decode_to_worker,
     encode,
+    packets,
 )
 from gateway.model import Lease
 from gateway.pinhole.lease import LeaseTable
@@ -42,12 +44,12 @@ def leases() -> list[Lease]:
 
 @pytest.mark.parametrize("message", [Hello(4711), Open(2**62, INBOUND), Open(0, OUTBOUND), Close("0123456789abcdef")])
 def test_messages_of_workers_survive(message: FromWorker) -> None:
-    assert decode_from_worker(encode(message)) == message
+    assert decode_from_worker(encode(message, message)) == [message, message]
 
 
 @pytest.mark.parametrize("message", [Opened(5, leases()[0]), Refused(6, "quota", "192.168.56.10 holds 64 pinholes")])
 def test_messages_of_the_broker_survive(message: ToWorker) -> None:
-    assert decode_to_worker(encode(message)) == message
+    assert decode_to_worker(encode(message, message)) == [message, message]
 
 
 @pytest.mark.parametrize(
@@ -59,22 +61,38 @@ def test_messages_of_the_broker_survive(message: ToWorker) -> None:
         {"type": "hello", "pid": 1, "slot": 3},
         {"type": "close", "lease": 5},
         {"type": "opened", "id": 1, "lease": None},
-        [],
+        [Close("0" * 16)],
         {"type": "open", "id": 1, "request": {**msgspec.to_builtins(INBOUND), "transport": "icmp"}},
         {"type": "open", "id": 1, "request": {**msgspec.to_builtins(INBOUND), "target": {"host": "x"}}},
     ],
 )
 def test_anything_else_is_no_message(message: object) -> None:
-    with pytest.raises(ValueError, match="bad message"):
-        decode_from_worker(msgspec.msgpack.encode(message))
+    with pytest.raises(ValueError, match="bad packet"):
+        decode_from_worker(msgspec.msgpack.encode([message]))
+
+
+def test_a_packet_is_a_list_of_messages_and_not_a_long_one() -> None:
+    assert decode_from_worker(encode()) == []
+    for packet in (Close("0" * 16), [Close("0" * 16)] * (MOST_MESSAGES + 1)):
+        with pytest.raises(ValueError, match="bad packet"):
+            decode_from_worker(msgspec.msgpack.encode(packet))
+
+
+@given(st.lists(st.integers(0, 4000), max_size=200))
+def test_many_messages_go_in_few_packets(sizes: list[int]) -> None:
+    messages: list[ToWorker] = [Refused(number, "quota", "x" * size) for number, size in enumerate(sizes)]
+    parts = list(packets(messages))
+    assert [message for data, _ in parts for message in decode_to_worker(data)] == messages
+    assert [message for _, inside in parts for message in inside] == messages
+    assert len(parts) <= 1 + 2 * (len(messages) // MOST_MESSAGES + sum(sizes) // 4000)
 
 
 def test_a_long_message_is_refused_at_both_ends() -> None:
-    long = Open(1, msgspec.structs.replace(INBOUND, flow="x" * MAX_MESSAGE))
-    with pytest.raises(ValueError, match="message"):
+    long = Open(1, msgspec.structs.replace(INBOUND, flow="x" * MAX_PACKET))
+    with pytest.raises(ValueError, match="packet"):
         encode(long)
     with pytest.raises(ValueError, match="longer"):
-        decode_from_worker(msgspec.msgpack.encode(long))
+        decode_from_worker(msgspec.msgpack.encode([long]))
 
 
 @given(st.binary(max_size=200) | st.binary(max_size=20).map(lambda tail: encode(Open(1, INBOUND))[:-20] + tail))
@@ -124,5 +142,5 @@ def test_foreign_elements_are_left_out(comment: str, key: bytes, data: bytes) ->
 
 
 def test_endpoint_text_is_kept() -> None:
-    assert decode_to_worker(encode(Opened(1, leases()[2]))) == Opened(1, leases()[2])
+    assert decode_to_worker(encode(Opened(1, leases()[2]))) == [Opened(1, leases()[2])]
     assert leases()[2].target == Endpoint("fd00:56::10", 50000)

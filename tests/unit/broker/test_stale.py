@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import select
 import threading
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
 
 import msgspec
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from alg.address import Endpoint
 from gateway.broker.conntrack import Connection, Conntrack, Found, Socket
 from gateway.broker.marks import MEDIA
-from gateway.broker.stale import Stale, _is_right, _pairs, sockets_of
+from gateway.broker.stale import LATER, SOON, Stale, _is_right, _pairs, sockets_of
 from gateway.model import Lease
 
 TARGET, PUBLIC = Endpoint("192.168.56.10", 5060), Endpoint("203.0.113.2", 40000)
@@ -87,16 +88,17 @@ def test_a_look_keeps_nobody_waiting_and_what_opens_meanwhile_stays(monkeypatch:
 
     monkeypatch.setattr(Conntrack, "find", find)
     monkeypatch.setattr(Conntrack, "delete", delete)
+    monkeypatch.setattr("gateway.broker.stale.LATER", 0.0)
     monkeypatch.setattr("gateway.broker.stale.SOON", 0.0)
     leases: list[Lease] = []
-    stale = Stale(lambda _: leases)
-    stale.add(LEASE)  # it was closed
+    stale = Stale(lambda _: leases, lambda _: False)
+    stale.closed(LEASE)
     stale.tick()
     stale.tick()
     assert math.isinf(stale.deadline())  # under way
     assert not deleted
     leases.append(LEASE)  # opened again, while the kernel is walking
-    stale.add(LEASE)
+    stale.opened(LEASE)
     assert math.isinf(stale.deadline())  # one look at a time
     may_end.set()
     assert select.select([stale.wake], [], [], 10)[0]
@@ -106,3 +108,46 @@ def test_a_look_keeps_nobody_waiting_and_what_opens_meanwhile_stays(monkeypatch:
     stale.forget()
     assert deleted == [wrong, wrong]
     assert math.isinf(stale.deadline())
+
+
+@pytest.mark.parametrize(
+    ("change", "talked", "soon"),
+    [
+        (Stale.opened, {TARGET}, True),  # the phone spoke before, from another public port
+        (Stale.opened, {PUBLIC}, False),  # nobody is let in yet: that is asked when somebody is
+        (Stale.opened, set(), False),
+        (Stale.admitted, {PUBLIC}, True),  # the peer came too early
+        (Stale.admitted, {TARGET}, False),
+        (Stale.closed, {TARGET, PUBLIC}, False),  # what is left of it passes no more
+    ],
+)
+def test_it_is_looked_for_soon_where_it_matters_now(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[Stale, Lease], None], talked: set[Endpoint], soon: bool
+) -> None:
+    looks: list[Collection[Socket]] = []
+
+    def find(_: Conntrack, sockets: Collection[Socket]) -> list[Found]:
+        looks.append(sockets)
+        return []
+
+    monkeypatch.setattr(Conntrack, "find", find)
+    monkeypatch.setattr("gateway.broker.stale.SOON", 0.0)
+    stale = Stale(lambda _: (), lambda asked: not talked.isdisjoint(asked))
+    change(stale, LEASE)
+    stale.tick()
+    if soon:
+        assert select.select([stale.wake], [], [], 10)[0]
+        assert looks
+    else:
+        assert not looks
+        assert stale.deadline() - time.monotonic() > LATER / 2
+        stale.forget()
+        assert looks  # all the same
+
+
+def test_a_socket_that_had_a_pinhole_a_moment_ago_is_looked_at_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Conntrack, "find", lambda _, sockets: [])
+    stale = Stale(lambda _: (), lambda _: False)
+    stale.closed(LEASE)
+    stale.opened(LEASE)
+    assert stale.deadline() - time.monotonic() <= SOON

@@ -15,7 +15,7 @@ from alg.sip.journal import Entry, Record
 from gateway.errors import PinholeRefused
 from gateway.front.packets import LONGEST_HOLD, MOST_HELD, PacketFront
 from gateway.front.udp_packet import parse
-from gateway.model import Lease, PinholeRequest, PinholeUpdate
+from gateway.model import Done, Lease, PinholeRequest, PinholeUpdate
 from gateway.observe.trace import Trace
 from gateway.own_address import PublicAddress
 from tests.unit.front.test_udp_packet import A4, B4, packet4
@@ -53,11 +53,19 @@ class Pinholes:
         self.rule: str | None = None
         self.said: list[object] = []
 
-    def open(self, request: PinholeRequest) -> Lease:
-        gevent.sleep(0)
-        self.said.append(request)
+    def ask(self, wish: PinholeRequest | PinholeUpdate, done: Done) -> None:
+        gevent.get_hub().loop.run_callback(self._answer, wish, done)
+
+    def _answer(self, wish: PinholeRequest | PinholeUpdate, done: Done) -> None:
+        self.said.append(wish)
         if self.rule:
-            raise PinholeRefused(self.rule)
+            done(PinholeRefused(self.rule))
+        elif isinstance(wish, PinholeRequest):
+            done(self._opened(wish))
+        else:
+            done(self._updated(wish))
+
+    def _opened(self, request: PinholeRequest) -> Lease:
         return Lease(
             id="1" * 16,
             flow=request.flow,
@@ -73,10 +81,7 @@ class Pinholes:
             backend="kernel",
         )
 
-    def update(self, update: PinholeUpdate) -> Lease:
-        self.said.append(update)
-        if self.rule:
-            raise PinholeRefused(self.rule)
+    def _updated(self, update: PinholeUpdate) -> Lease:
         return Lease(
             id=update.lease, flow="", reason="", client="", direction="in", protocol="udp", public=B4, target=A4,
             peer=None, uses=0, expires=0.0, backend="kernel",

@@ -89,7 +89,7 @@ def test_another_public_address_keeps_the_call() -> None:
     engine.handle(Datagram(2, Side.SERVER, CLIENT, SERVER, answer(), 12.0))
     close, again = engine.handle(Moved(1, 20.0))
     assert close == ClosePinhole(1)
-    assert again == OpenConversation(1, Endpoint(CLIENT.host, 4000), 4001, ("203.0.113.77",), 292.0, "sip.rtp")
+    assert again == OpenConversation(1, Endpoint(CLIENT.host, 4000), 4001, ("203.0.113.77",), 290.0, "sip.rtp")
     assert engine.handle(Opened(1, Endpoint("198.51.100.9", 50000), 20.0)) == []
     (release,) = engine.handle(Datagram(3, Side.CLIENT, CLIENT, SERVER, invite(), 21.0))
     assert isinstance(release, Release)

@@ -110,7 +110,7 @@ def test_a_call_however_it_is_cut(cut: list[int]) -> None:
         out += one.handle(Received(S, piece, 0.2))
     home = (ringing + answer).replace(VIA_BACK.encode(), VIA_HOME.encode())
     assert sent(out, C) == b"\r\n" + home
-    assert others(out) == [UpdateConversation(1, ("203.0.113.77",), 300.0)]
+    assert others(out) == [UpdateConversation(1, ("203.0.113.77",), None)]
     bye = message("BYE sip:alice@203.0.113.1:33000;transport=tcp SIP/2.0", cseq="7 BYE").replace(
         b"From:", b"Via: SIP/2.0/TCP 203.0.113.5;branch=z9hG4bK2\r\nFrom:"
     )

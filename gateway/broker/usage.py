@@ -1,0 +1,147 @@
+"""What the kernel did with the pinholes: which of them were used up, and what has passed through the others."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from gateway.broker.elements import COUNTED, ONCE, elements_of, is_single, once_of, traffic_of
+from gateway.broker.netfilter import Netfilter, TableGoneError
+from gateway.broker.netlink import NetfilterError
+from gateway.model import Lease, Traffic
+from gateway.observe.admin_wire import Rows
+from gateway.observe.log import get_logger
+from gateway.pinhole.lease import NOTHING, LeaseTable, audit_fields, lease_row
+
+LOOK = 1.0
+"""Seconds between two looks."""
+
+_SOONEST = 0.1  # seconds between two looks that full quotas ask for
+_MOST_FLOWS = 64  # conversations that one look asks for: nobody is answered meanwhile
+
+log = get_logger()
+
+
+class Usage:
+    """Finds out, once a second and when it is asked. `gone` is called where the kernel's table is no more."""
+
+    def __init__(self, netfilter: Netfilter, leases: LeaseTable, gone: Callable[[], None]) -> None:
+        self._netfilter = netfilter
+        self._leases = leases
+        self._gone = gone
+        self._once: dict[str, tuple[str, bytes]] = {}  # where the kernel says whether a lease was used
+        self._flowing: set[str] = set()  # conversations of which a packet was seen
+        self._silent: dict[str, None] = {}  # the others, in the order in which they are asked for
+        self._next = math.inf
+        self._last = -math.inf
+        self.used = 0
+
+    def deadline(self) -> float:
+        """When (monotonic) `tick` has something to do."""
+        return self._next
+
+    def tick(self, now: float) -> None:
+        """Look, if it is time and there is something to look at."""
+        if not len(self._leases):
+            self._next = math.inf
+        elif math.isinf(self._next):
+            self._next = now + LOOK
+        elif self._next <= now:
+            self.look()
+
+    def opened(self, lease: Lease) -> None:
+        """This pinhole is open."""
+        if lease.uses == 0:
+            self._silent[lease.id] = None
+
+    def closed(self, lease_id: str) -> None:
+        """That one is open no more."""
+        self._once.pop(lease_id, None)
+        self._flowing.discard(lease_id)
+        self._silent.pop(lease_id, None)
+
+    def look(self) -> None:
+        """Find out which pinholes were used: their `once` element is gone before its time, or packets were counted."""
+        begun = self._last = time.monotonic()
+        self._next = begun + LOOK
+        try:
+            once = {(element.set, element.key) for element in self._netfilter.glance(ONCE)}
+            for lease in self._leases.live():
+                if is_single(lease) and self._once.setdefault(lease.id, once_of(lease)) not in once:
+                    self._use(lease)
+            self._look_at_flows()
+        except TableGoneError:
+            self._gone()
+            return
+        except NetfilterError as error:
+            log.warning("broker.reconcile_failed", error=str(error))
+            return
+        now = time.monotonic()
+        # With thousands of pinholes the look takes long: never spend more than a tenth of the time on it.
+        self._next = now + max(LOOK, 10 * (now - begun))
+
+    def _look_at_flows(self) -> None:
+        for lease_id in [lease_id for lease_id, _ in zip(self._silent, range(_MOST_FLOWS), strict=False)]:
+            del self._silent[lease_id]
+            lease = self._leases.find(lease_id)
+            if lease is None:
+                continue
+            self._silent[lease_id] = None  # the last one now
+            self._seen(lease, self._traffic(lease))
+
+    def _traffic(self, lease: Lease) -> Traffic:
+        return traffic_of(self._netfilter.counted(elements_of(lease, 0, 1.0)))
+
+    def _seen(self, lease: Lease, traffic: Traffic) -> None:
+        if traffic.bytes and lease.id not in self._flowing:
+            self._flowing.add(lease.id)
+            self._silent.pop(lease.id, None)
+            log.info("pinhole.use", **audit_fields(lease))
+
+    def notice(self, client: str, rule: str) -> None:
+        """Find out what of a client, or of all (`rule` "full"), is used up. A few questions at most, as anybody can
+        make us ask."""
+        if rule == "full":
+            if time.monotonic() >= self._last + _SOONEST:
+                self.look()
+            return
+        try:
+            for lease in self._leases.of_client(client):
+                if is_single(lease) and not self._netfilter.has(*once_of(lease)):
+                    self._use(lease)
+        except NetfilterError as error:
+            log.warning("broker.reconcile_failed", error=str(error))
+
+    def _use(self, lease: Lease) -> None:
+        self._leases.use(lease.id)
+        self.used += 1
+        log.info("pinhole.use", **audit_fields(lease))
+
+    def counts(self, leases: Iterable[Lease]) -> dict[str, tuple[int, int]]:
+        """Packets in and out of these conversations, by their ids; of none where the kernel does not answer."""
+        try:
+            found = [(lease.id, self._traffic(lease)) for lease in leases]
+        except NetfilterError as error:
+            log.warning("broker.count_failed", error=str(error))
+            return {}
+        return {lease_id: (traffic.packets_in, traffic.packets_out) for lease_id, traffic in found}
+
+    def rows(self) -> Rows:
+        """The open pinholes, as of the last look, and what has passed through conversations."""
+        leases: Sequence[Lease] = self._leases.live()
+        counted = {}
+        if any(lease.uses == 0 for lease in leases):
+            try:
+                counted = {(element.set, element.key): element for element in self._netfilter.glance(COUNTED)}
+            except NetfilterError as error:
+                log.warning("broker.counters_failed", error=str(error))
+        rows = []
+        for lease in leases:
+            traffic = NOTHING
+            if lease.uses == 0:
+                keys = [(element.set, element.key) for element in elements_of(lease, 0, 1.0)]
+                traffic = traffic_of(counted[key] for key in keys if key in counted)
+                self._seen(lease, traffic)
+            rows.append(lease_row(lease, traffic))
+        return rows
