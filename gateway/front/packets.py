@@ -6,7 +6,7 @@ packet's translation is the kernel's; only the payload is edited here.
 
 from __future__ import annotations
 
-import itertools
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -36,8 +36,9 @@ from gateway.config import Network
 from gateway.conversations import Conversations, Pinholes, is_translated
 from gateway.front.journal import Journal
 from gateway.front.udp_packet import NotWhole, UdpPacket, parse
+from gateway.front.verdicts import QueuedPacket, Verdicts
 from gateway.model import Lease
-from gateway.observe.counters import Key, count
+from gateway.observe.counters import Key, counts
 from gateway.observe.metrics import Sample
 from gateway.observe.trace import Trace
 from gateway.own_address import PublicAddress
@@ -49,18 +50,7 @@ LONGEST_HOLD = 2.5  # seconds; then a packet passes untouched, whatever the engi
 MOST_REMEMBERED = 65536  # sockets of clients
 ACTIVITY = 30.0  # seconds between two looks at the kernel's counters
 ADDRESSES = 2.0  # seconds between two looks at this host's addresses
-
-
-class QueuedPacket(Protocol):
-    """A packet of NFQUEUE. `retain` keeps its bytes beyond the callback; `accept` ends it."""
-
-    def get_payload(self) -> bytes: ...
-
-    def set_payload(self, payload: bytes) -> None: ...
-
-    def retain(self) -> None: ...
-
-    def accept(self) -> None: ...
+WRITE = 0.02  # seconds between two entries in the journal
 
 
 class Engine(Protocol):
@@ -73,20 +63,6 @@ class Engine(Protocol):
     def journal(self) -> list[Entry]: ...
 
     def restore(self, records: Sequence[Record], now: float) -> None: ...
-
-
-class _Held:
-    """A packet without a verdict; `ready` when the engine has released it, with `payload` if that is another one."""
-
-    __slots__ = ("packet", "parsed", "payload", "ready", "side", "since")
-
-    def __init__(self, packet: QueuedPacket, parsed: UdpPacket, side: Side, since: float) -> None:
-        self.packet = packet
-        self.parsed = parsed
-        self.side = side
-        self.since = since
-        self.ready = False
-        self.payload: bytes | None = None
 
 
 class PacketFront:
@@ -115,9 +91,7 @@ class PacketFront:
         self._public_towards = public_towards
         self._trace = trace
         self._now = now
-        self._numbers = itertools.count(1)
-        self._held: dict[int, _Held] = {}
-        self._flows: dict[tuple[Endpoint, Endpoint], deque[_Held]] = {}
+        self._verdicts = Verdicts(self.counters)
         self._facing: dict[str, str] = {}  # the outside host that an inside one spoke with last
         self._sockets: set[Endpoint] = set()  # of clients, that were seen here
         self._events: deque[SipEvent] = deque()
@@ -127,7 +101,11 @@ class PacketFront:
         self._next_look = now() + ADDRESSES
         self._servers: dict[int, str] = {}  # with which outside host a conversation began
         self._journal = journal
-        self._to_write = False
+        self._to_write, self._wrote = False, -math.inf
+        self._write_later = gevent.get_hub().loop.timer(WRITE)
+        self._wakes_at = math.inf  # when `run` comes back by itself
+        self._hosts: dict[str, bool] = {}  # whether they are inside
+        self._edit_keys: dict[str, Key] = {}
         if journal is not None:
             self._take_over(journal)
 
@@ -162,33 +140,35 @@ class PacketFront:
         if side is None or not parsed.payload:
             self._pass(packet, "other")
             return
-        if len(self._held) >= MOST_HELD:
+        if len(self._verdicts) >= MOST_HELD:
             self._pass(packet, "crowded")
             return
         client, server = parsed.source, parsed.destination
         if side is Side.SERVER:
             client, server = server, client
-        number = next(self._numbers)
         now = self._now()
-        held = self._held[number] = _Held(packet, parsed, side, now)
-        self._flows.setdefault((parsed.source, parsed.destination), deque()).append(held)
+        held = self._verdicts.add(packet, parsed, side, now)
         self._remember(client, server.host)
-        self._feed(Datagram(number, side, client, server, parsed.payload, now))
-        if number in self._held:
-            packet.retain()
+        self._feed(Datagram(held.number, side, client, server, parsed.payload, now))
+        if self._verdicts.keep(held):
             self.counters["held"] += 1
-            self._changed.set()
+            self._wake_by(now + LONGEST_HOLD)
 
     def _side(self, parsed: UdpPacket) -> Side | None:
         """Who sent it; None for what is not between inside and outside."""
-        source, destination = self._is_inside(parsed.source), self._is_inside(parsed.destination)
+        source, destination = self._is_inside(parsed.source.host), self._is_inside(parsed.destination.host)
         if source == destination:
             return None
         return Side.CLIENT if source else Side.SERVER
 
-    def _is_inside(self, endpoint: Endpoint) -> bool:
-        address = canonical(endpoint.host)
-        return any(address in network for network in self._inside)
+    def _is_inside(self, host: str) -> bool:
+        known = self._hosts.get(host)
+        if known is None:
+            if len(self._hosts) >= MOST_REMEMBERED:
+                self._hosts.clear()
+            address = canonical(host)
+            known = self._hosts[host] = any(address in network for network in self._inside)
+        return known
 
     def _remember(self, client: Endpoint, server: str) -> None:
         if len(self._sockets) >= MOST_REMEMBERED:
@@ -202,35 +182,24 @@ class PacketFront:
         packet.accept()
 
     def _release(self, number: int, edits: tuple[Edit, ...]) -> None:
-        held = self._held.pop(number, None)
+        held = self._verdicts.take(number)
         if held is None:  # its time was over
             return
+        parsed = held.parsed
+        self._trace.add(held.side, parsed.source, parsed.destination, parsed.payload, edits)
         if edits:
-            self._trace.add(held.side, held.parsed.source, held.parsed.destination, held.parsed.payload, edits)
-            for edit in edits:
-                count("algate_edits_total", edit.reason, "yes" if self._mode is Mode.REWRITE else "no")
+            self._count(edits)
             if self._mode is Mode.REWRITE:
-                held.payload = apply_edits(held.parsed.payload, edits)
-        else:
-            self._trace.add(held.side, held.parsed.source, held.parsed.destination, held.parsed.payload, ())
-        held.ready = True
-        self._verdicts(held)
+                held.payload = apply_edits(parsed.payload, edits)
+        self._verdicts.let_go(held)
 
-    def _verdicts(self, held: _Held) -> None:
-        """Let go what is ready, in the order in which it came, as the kernel would have."""
-        key = (held.parsed.source, held.parsed.destination)
-        flow = self._flows[key]
-        while flow and flow[0].ready:
-            first = flow.popleft()
-            if first.payload is not None:
-                try:
-                    first.packet.set_payload(first.parsed.with_payload(first.payload))
-                    self.counters["edited"] += 1
-                except ValueError:
-                    self.counters["untouched_grown"] += 1
-            first.packet.accept()
-        if not flow:
-            del self._flows[key]
+    def _count(self, edits: tuple[Edit, ...]) -> None:
+        for edit in edits:
+            key = self._edit_keys.get(edit.reason)
+            if key is None:
+                done = "yes" if self._mode is Mode.REWRITE else "no"
+                key = self._edit_keys[edit.reason] = ("algate_edits_total", edit.reason, done)
+            counts[key] += 1
 
     # --- the engine -------------------------------------------------------------------------------------------------
 
@@ -248,13 +217,25 @@ class PacketFront:
             self._handling = False
         if self._journal is not None and not self._to_write:
             self._to_write = True
-            gevent.get_hub().loop.run_callback(self._write)
-        self._changed.set()
+            if self._now() < self._wrote + WRITE:
+                self._write_later.start(self._write)
+            else:
+                gevent.get_hub().loop.run_callback(self._write)
+        deadline = self._engine.deadline()
+        if deadline is not None:
+            self._wake_by(deadline)
+
+    def _wake_by(self, when: float) -> None:
+        if when < self._wakes_at:
+            self._wakes_at = when
+            self._changed.set()
 
     def _write(self) -> None:
-        """Put what has changed into the journal: once for all packets of a turn."""
+        """Put what has changed into the journal: once for all packets of a turn, or of WRITE seconds if many come."""
         self._to_write = False
+        self._write_later.stop()
         if self._journal is not None:
+            self._wrote = self._now()
             self._journal.put((entry, self._lease_of(entry.record)) for entry in self._engine.journal())
 
     def _lease_of(self, record: Record | None) -> Lease | None:
@@ -296,22 +277,19 @@ class PacketFront:
         """Give the engine its ticks, and let go what waits too long. Does not return."""
         while True:
             self._changed.clear()
-            self._changed.wait(self._timeout())
+            times = [self._engine.deadline(), self._next_activity, self._next_look]
+            if (oldest := self._verdicts.oldest()) is not None:
+                times.append(oldest.since + LONGEST_HOLD)
+            self._wakes_at = min(time for time in times if time is not None)
+            self._changed.wait(max(0.0, self._wakes_at - self._now()))
             self.tick()
-
-    def _timeout(self) -> float | None:
-        times = [self._engine.deadline(), self._next_activity, self._next_look]
-        if self._held:
-            times.append(next(iter(self._held.values())).since + LONGEST_HOLD)
-        pending = [time for time in times if time is not None]
-        return max(0.0, min(pending) - self._now())
 
     def tick(self) -> None:
         """Do what is due."""
         now = self._now()
-        for number in [number for number, held in self._held.items() if held.since + LONGEST_HOLD <= now]:
+        while (oldest := self._verdicts.oldest()) is not None and oldest.since + LONGEST_HOLD <= now:
             self.counters["overdue"] += 1
-            self._release(number, ())
+            self._release(oldest.number, ())
         deadline = self._engine.deadline()
         if deadline is not None and deadline <= now:
             self._feed(Tick(now))
@@ -341,17 +319,17 @@ class PacketFront:
 
     def stop(self) -> None:
         """Let everything go as it is."""
-        for number in list(self._held):
+        for number in self._verdicts.numbers():
             self._release(number, ())
 
     def status(self) -> dict[str, Any]:
         """Counts since the start, as `algate status --json` shows them."""
-        return {"waiting": len(self._held), "conversations": len(self.conversations), **self.counters}
+        return {"waiting": len(self._verdicts), "conversations": len(self.conversations), **self.counters}
 
     def samples(self) -> list[Sample]:
         """The same for the metrics."""
         values: dict[Key, float] = {
-            ("algate_packets_waiting",): len(self._held),
+            ("algate_packets_waiting",): len(self._verdicts),
             ("algate_conversations",): len(self.conversations),
         }
         for name, number in self.counters.items():

@@ -8,7 +8,8 @@ from __future__ import annotations
 import ipaddress
 import struct
 import zlib
-from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 from alg.address import Endpoint
 
@@ -24,6 +25,8 @@ _FRAGMENT6 = 44
 _SAFE_MTU = 1280
 _DONT_FRAGMENT = 0x4000
 _FRAGMENT4 = 0x3FFF  # more fragments, or an offset
+_IPV4 = struct.Struct(">BxHxxHxBxx4s4s")  # version and length, total length, flags and offset, protocol, addresses
+_ONE, _TWO, _THREE = struct.Struct(">H"), struct.Struct(">HH"), struct.Struct(">HHH")
 
 
 class NotWhole(Exception):
@@ -34,8 +37,7 @@ class NotWhole(Exception):
         self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
-class UdpPacket:
+class UdpPacket(NamedTuple):
     """One datagram. `headers` are the bytes before the UDP payload."""
 
     source: Endpoint
@@ -59,20 +61,20 @@ class UdpPacket:
         start = len(headers) - 8
         if start + udp_length > LONGEST_DATAGRAM:
             raise ValueError(f"a datagram of {start + udp_length} bytes")
-        struct.pack_into(">HH", headers, start + 4, udp_length, 0)
+        _TWO.pack_into(headers, start + 4, udp_length, 0)
         if self.version == 4:
-            struct.pack_into(">H", headers, 2, start + udp_length)
+            _ONE.pack_into(headers, 2, start + udp_length)
             if len(payload) > len(self.payload) and start + udp_length > _SAFE_MTU:
                 _allow_fragments(headers, payload)
-            struct.pack_into(">H", headers, 10, 0)
-            struct.pack_into(">H", headers, 10, _checksum(headers[:start]))
+            _ONE.pack_into(headers, 10, 0)
+            _ONE.pack_into(headers, 10, _checksum(headers[:start]))
+            addresses = headers[12:20]
         else:
-            struct.pack_into(">H", headers, 4, start - 40 + udp_length)
-        addresses = self.source.ip.packed + self.destination.ip.packed
-        pseudo = addresses + struct.pack(">BBH", 0, _UDP, udp_length)
+            _ONE.pack_into(headers, 4, start - 40 + udp_length)
+            addresses = headers[8:40]
+        pseudo = addresses + _TWO.pack(_UDP, udp_length)
         # 0 would mean "no checksum" (RFC 768).
-        checksum = _checksum(pseudo + headers[start:] + payload) or 0xFFFF
-        struct.pack_into(">H", headers, start + 6, checksum)
+        _ONE.pack_into(headers, start + 6, _checksum(pseudo + headers[start:] + payload) or 0xFFFF)
         return bytes(headers) + payload
 
 
@@ -88,7 +90,7 @@ def parse(data: bytes) -> UdpPacket:
             source, destination, start, end = _ipv6(data)
         else:
             raise NotWhole("broken")
-        source_port, destination_port, length = struct.unpack_from(">HHH", data, start)
+        source_port, destination_port, length = _THREE.unpack_from(data, start)
     except struct.error:
         raise NotWhole("broken") from None
     if end > len(data):
@@ -97,16 +99,21 @@ def parse(data: bytes) -> UdpPacket:
     if length < 8 or start + length != end:
         raise NotWhole("broken")
     return UdpPacket(
-        Endpoint(str(ipaddress.ip_address(source)), source_port),
-        Endpoint(str(ipaddress.ip_address(destination)), destination_port),
-        bytes(data[start + 8 : end]),
-        bytes(data[: start + 8]),
+        _endpoint(source, source_port),
+        _endpoint(destination, destination_port),
+        data[start + 8 : end],
+        data[: start + 8],
     )
+
+
+@lru_cache(16384)
+def _endpoint(packed: bytes, port: int) -> Endpoint:
+    return Endpoint(str(ipaddress.ip_address(packed)), port)
 
 
 def _ipv4(data: bytes) -> tuple[bytes, bytes, int, int]:
     """Source, destination, where UDP begins, where the packet ends."""
-    first, _, total, _, flags, _, protocol = struct.unpack_from(">BBHHHBB", data)
+    first, total, flags, protocol, source, destination = _IPV4.unpack_from(data)
     start = (first & 15) * 4
     if start < 20 or total < start + 8:
         raise NotWhole("broken")
@@ -114,7 +121,7 @@ def _ipv4(data: bytes) -> tuple[bytes, bytes, int, int]:
         raise NotWhole("fragment")
     if protocol != _UDP:
         raise NotWhole("other")
-    return data[12:16], data[16:20], start, total
+    return source, destination, start, total
 
 
 def _ipv6(data: bytes) -> tuple[bytes, bytes, int, int]:
@@ -139,10 +146,8 @@ def _allow_fragments(headers: bytearray, payload: bytes) -> None:
 
 
 def _checksum(data: bytes | bytearray) -> int:
-    """The Internet checksum (RFC 1071)."""
+    """The Internet checksum (RFC 1071) of what is not all zeros: with an end-around carry numbers are added modulo
+    0xFFFF, and so is one large number of sixteen-bit digits."""
     if len(data) % 2:
-        data = bytes(data) + b"\0"
-    total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
-    while total > 0xFFFF:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
+        data = data + b"\0"
+    return -int.from_bytes(data, "big") % 0xFFFF
