@@ -13,6 +13,7 @@ import struct
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_CTNETLINK
 from pyroute2.netlink.nfnetlink.nfctsocket import (
@@ -57,8 +58,7 @@ _Host = tuple[bool, bytes]
 """An address, and whether connections from it (True) or to it are meant."""
 
 
-@dataclass(frozen=True, slots=True)
-class Socket:
+class Socket(NamedTuple):
     """An end of UDP connections: an address and port where they began (`source`), or where they went to."""
 
     endpoint: Endpoint

@@ -12,6 +12,7 @@ import ipaddress
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from alg.address import Endpoint
 from gateway.model import Lease, Traffic, Transport
@@ -37,8 +38,7 @@ _SERVICE = struct.Struct(">B3xH2x")
 _PORT = struct.Struct(">H2x")
 
 
-@dataclass(frozen=True, slots=True)
-class Element:
+class Element(NamedTuple):
     """An element of a set or map: `key` and `data` as the kernel has them; `timeout` in seconds: what is left.
 
     `packets` and `bytes` are those of its counter, where its set counts.
@@ -329,6 +329,7 @@ def _packed(host: str) -> bytes:
     return ipaddress.ip_address(host).packed
 
 
+@functools.lru_cache(maxsize=4096)
 def _pack(endpoint: Endpoint) -> bytes:
     return _packed(endpoint.host) + _PORT.pack(endpoint.port)
 

@@ -29,7 +29,8 @@ from gateway.model import Lease, PinholeRequest
 from gateway.observe.admin_wire import Rows
 from gateway.observe.log import get_logger
 from gateway.observe.metrics import Sample
-from gateway.pinhole.lease import LeaseTable, audit_fields
+from gateway.observe.pinhole_log import PINHOLES as pinhole_log
+from gateway.pinhole.lease import LeaseTable
 
 log = get_logger()
 
@@ -93,7 +94,7 @@ class Engine:
         """Close everything and delete the table. Raises NetfilterError."""
         leases = self._leases.close_all(now=time.monotonic())
         for lease in leases:
-            log.info("pinhole.close", by="stop", **audit_fields(lease))
+            pinhole_log.info("pinhole.close", lease, by="stop")
         self.netfilter.unload()
         for lease in leases:
             self.stale.closed(lease)
@@ -271,16 +272,19 @@ class Engine:
         self._opened += 1
         self.stale.opened(one.lease)
         self._usage.opened(one.lease)
-        log.info("pinhole.open", slot=one.slot, **audit_fields(one.lease))
+        pinhole_log.info("pinhole.open", one.lease, slot=one.slot)
         self._answer(one.slot, Opened(one.id, one.lease))
 
     def _updated_or_not(self, one: Updating, error: NetfilterError | None, done: bool) -> None:
         """`done`: it is known what the kernel did. Else the whole pinhole must go."""
         if error is None and done:
             self._inherited.discard(one.new.id)
-            if one.old.peers != one.new.peers or one.old.target != one.new.target:
+            if (one.old.target, one.old.second) != (one.new.target, one.new.second):
+                self.stale.closed(one.old)
+                self.stale.opened(one.new)
+            elif one.old.peers != one.new.peers:
                 self.stale.admitted(one.new)
-            log.info("pinhole.update", slot=one.slot, **audit_fields(one.new))
+            pinhole_log.info("pinhole.update", one.new, slot=one.slot)
             self._answer(one.slot, Updated(one.id, one.new))
             return
         refusal = PinholeRefused("lease", "the ruleset was flushed")
@@ -321,7 +325,7 @@ class Engine:
     def _closing(self, slot: int, lease: Lease, by: str) -> None:
         self._closes.append((slot, lease))
         self._usage.closed(lease.id)
-        log.info("pinhole.close", by=by, **audit_fields(lease))
+        pinhole_log.info("pinhole.close", lease, by=by)
 
     def _refuse(self, slot: int, request_id: int, client: str, reason: str, refusal: PinholeRefused) -> None:
         self._refused += 1
@@ -364,7 +368,7 @@ class Engine:
         expired = self._leases.expire(now)
         for lease in expired:
             self._usage.closed(lease.id)
-            log.info("pinhole.expire", **audit_fields(lease))
+            pinhole_log.info("pinhole.expire", lease)
             self.stale.closed(lease)
 
     def _have_talked(self, sockets: Iterable[Endpoint]) -> bool:
@@ -381,7 +385,7 @@ class Engine:
         for lease in self._leases.close_all(now=now):
             self._usage.closed(lease.id)
             if lease.id not in coming:
-                log.info("pinhole.close", by="flush", **audit_fields(lease))
+                pinhole_log.info("pinhole.close", lease, by="flush")
         for one in pending:
             self._leases.restore(one.lease, owner=one.slot, deadline=now + one.ttl)
         log.error("broker.table_gone", table=self.netfilter.name)

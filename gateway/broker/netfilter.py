@@ -13,8 +13,8 @@ import os
 import string
 import struct
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -30,7 +30,8 @@ from pyroute2.netlink.nfnetlink.nftsocket import (
 )
 
 from gateway.broker import marks
-from gateway.broker.elements import COUNTED, SETS, TALKED, Element
+from gateway.broker.element_messages import FAMILY, ElementMessages, glances
+from gateway.broker.elements import COUNTED, SETS, Element
 from gateway.broker.netlink import (
     ACK,
     CREATE,
@@ -41,12 +42,8 @@ from gateway.broker.netlink import (
     REQUEST,
     NetfilterError,
     Netlink,
-    attribute,
-    attribute_map,
-    attributes,
     decoded,
     error_of,
-    nested,
     sequence_of,
 )
 
@@ -59,16 +56,7 @@ _GET_TABLE, _DEL_TABLE = _NF_TABLES | NFT_MSG_GETTABLE, _NF_TABLES | NFT_MSG_DEL
 _GET_ELEMENT = _NF_TABLES | NFT_MSG_GETSETELEM
 _NEW_ELEMENT, _DEL_ELEMENT = _NF_TABLES | NFT_MSG_NEWSETELEM, _NF_TABLES | NFT_MSG_DELSETELEM
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-_FAMILY = 1  # inet
-_BODY = HEADER.size + 4
-_INET = struct.pack(">BBH", _FAMILY, 0, 0)  # nfgenmsg: family, version, resource
 _BATCH = struct.pack(">BBH", 0, 0, NFNL_SUBSYS_NFTABLES)
-_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ITEM = 1, 2, 3, 1
-_KEY, _DATA, _TIMEOUT, _USERDATA, _EXPRESSION = 1, 2, 4, 6, 7
-_DATA_VALUE, _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 1, 2
-_COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
-_UDATA_COMMENT = 0
-_U64 = struct.Struct(">Q")
 _FIND_NFT = {**os.environ, "PATH": "/usr/sbin:/sbin:/usr/bin:/bin", "LC_ALL": "C"}
 
 
@@ -106,8 +94,7 @@ class Netfilter:
             passed=hex(marks.PASSING ^ 0xFFFFFFFF),
         )
         self._netlink = Netlink()
-        table = attribute(_LIST_TABLE, name.encode() + b"\0")
-        self._head = {each: _INET + table + attribute(_LIST_SET, each.encode() + b"\0") for each in (*SETS, *TALKED)}
+        self._messages = ElementMessages(name)
 
     # --- the table --------------------------------------------------------------------------------------------------
 
@@ -151,7 +138,7 @@ class Netfilter:
 
     def _named(self) -> Any:
         message = nft_table_msg()
-        message["nfgen_family"] = _FAMILY
+        message["nfgen_family"] = FAMILY
         message["attrs"] = [("NFTA_TABLE_NAME", self.name)]
         return message
 
@@ -215,8 +202,10 @@ class Netfilter:
         return [
             element
             for name in sets
-            for answer in self._request(self._netlink.message(_GET_ELEMENT, REQUEST | DUMP, self._head[name]))
-            for element in _glances(name, answer)
+            for answer in self._request(
+                self._netlink.message(_GET_ELEMENT, REQUEST | DUMP, self._messages.all_of(name))
+            )
+            for element in glances(name, answer)
         ]
 
     def has(self, name: str, key: bytes) -> bool:
@@ -234,31 +223,27 @@ class Netfilter:
         answers = self._get((result[at].set, result[at].key) for at in counting)
         for at, answer in zip(counting, answers, strict=True):
             if answer is not None:
-                (there,) = _glances(result[at].set, answer)
-                result[at] = replace(result[at], packets=there.packets, bytes=there.bytes)
+                (there,) = glances(result[at].set, answer)
+                result[at] = result[at]._replace(packets=there.packets, bytes=there.bytes)
         return result
 
     def _get(self, keys: Iterable[tuple[str, bytes]]) -> list[bytes | None]:
         """What the kernel says of each of these elements; None: it is not there. Asked often, hence like a change
         (0036), and many at once."""
-        messages = [
-            self._netlink.message(
-                _GET_ELEMENT,
-                REQUEST,
-                self._head[name] + nested(_LIST_ELEMENTS, nested(_LIST_ITEM, _value(_KEY, key))),
-            )
-            for name, key in keys
-        ]
+        messages = [self._question(self._messages.key(name, key)) for name, key in keys]
         return [
             answer
             for start in range(0, len(messages), BATCH)
             for answer in self._netlink.ask_each(messages[start : start + BATCH])
         ]
 
+    def _question(self, body: bytes, flags: int = 0) -> bytes:
+        return self._netlink.message(_GET_ELEMENT, REQUEST | flags, body)
+
     def _read(self, name: str) -> list[Element]:
         """All elements of a set."""
         message = nft_set_elem_list_msg()
-        message["nfgen_family"] = _FAMILY
+        message["nfgen_family"] = FAMILY
         message["attrs"] = [("NFTA_SET_ELEM_LIST_TABLE", self.name), ("NFTA_SET_ELEM_LIST_SET", name)]
         return [
             _element(name, item)
@@ -267,19 +252,9 @@ class Netfilter:
         ]
 
     def _change(self, add: bool, element: Element) -> bytes:
-        item = _value(_KEY, element.key)
         if add:
-            item += attribute(_TIMEOUT, _U64.pack(int(element.timeout * 1000)))
-            if element.data is not None:
-                item += _value(_DATA, element.data)
-            if element.comment:
-                item += attribute(_USERDATA, _comment(element.comment))
-            if element.packets:
-                item += _counter(element.packets, element.bytes)
-        body = self._head[element.set] + nested(_LIST_ELEMENTS, nested(_LIST_ITEM, item))
-        return self._netlink.message(
-            _NEW_ELEMENT if add else _DEL_ELEMENT, REQUEST | CREATE | EXCL if add else REQUEST, body
-        )
+            return self._netlink.message(_NEW_ELEMENT, REQUEST | CREATE | EXCL, self._messages.whole(element))
+        return self._netlink.message(_DEL_ELEMENT, REQUEST, self._messages.key(element.set, element.key))
 
     # --- netlink ----------------------------------------------------------------------------------------------------
 
@@ -324,21 +299,6 @@ class Netfilter:
         return NetfilterError(code, "netfilter")
 
 
-def _value(kind: int, value: bytes) -> bytes:
-    return nested(kind, attribute(_DATA_VALUE, value))
-
-
-def _counter(packets: int, total: int) -> bytes:
-    values = attribute(_COUNTER_BYTES, _U64.pack(total)) + attribute(_COUNTER_PACKETS, _U64.pack(packets))
-    return nested(_EXPRESSION, attribute(_EXPRESSION_NAME, b"counter\0"), nested(_EXPRESSION_DATA, values))
-
-
-def _comment(text: str) -> bytes:
-    """A comment as libnftnl's user data has it: kind, length, text with a NUL."""
-    data = text.encode() + b"\0"
-    return bytes((_UDATA_COMMENT, len(data))) + data
-
-
 def _element(name: str, item: Any) -> Element:
     """An element as pyroute2 decoded it."""
     data = item.get_attr("NFTA_SET_ELEM_DATA")
@@ -361,26 +321,3 @@ def _text_of(userdata: Any) -> str:
         if kind.endswith("_COMMENT"):
             return bytes(value).decode(errors="replace")
     return ""
-
-
-def _glances(name: str, answer: bytes) -> Iterator[Element]:
-    """The elements in an answer of the kernel's: of each only the key and the counter."""
-    for _, item in attributes(attribute_map(answer, _BODY).get(_LIST_ELEMENTS, b"")):
-        yield _glance(name, item)
-
-
-def _glance(name: str, item: bytes) -> Element:
-    """Key and counter of an element: ten times as fast as to decode all of it."""
-    fields = attribute_map(item)
-    counter: dict[int, bytes] = {}
-    if _EXPRESSION in fields:
-        counter = attribute_map(attribute_map(fields[_EXPRESSION]).get(_EXPRESSION_DATA, b""))
-    return Element(
-        set=name,
-        key=attribute_map(fields.get(_KEY, b"")).get(_DATA_VALUE, b""),
-        data=None,
-        timeout=0.0,
-        comment="",
-        packets=int.from_bytes(counter.get(_COUNTER_PACKETS, b""), "big"),
-        bytes=int.from_bytes(counter.get(_COUNTER_BYTES, b""), "big"),
-    )

@@ -43,42 +43,44 @@ class Stale:
         self._open_of = open_of
         self._talked = talked
         self._conntrack = Conntrack()
-        self._sockets: dict[Socket, str] = {}
-        self._closed: set[Socket] = set()  # those of them whose pinhole has ended
+        self._changed: dict[str, Lease] = {}
+        self._closed: set[Endpoint] = set()  # the clients' sockets of those that have ended
         self._asked: set[Endpoint] = set()  # of which it matters whether they have talked
         self._ask_at = self._soon = self._later = math.inf  # when to ask that, and when to look
         self._looked, self._took = -math.inf, 0.0  # when the last look ended, and how long it took
         self._thread = ThreadPoolExecutor(1)
-        self._look: tuple[dict[Socket, str], Future[list[Found]], float] | None = None  # what for, and since when
+        self._look: tuple[list[Lease], Future[list[Found]], float] | None = None  # what for, and since when
         self.wake, self._waker = socket.socketpair()
 
     def opened(self, lease: Lease) -> None:
         """This pinhole has been opened: what its client's socket sent before has another public port."""
-        ends = [sock for sock, _ in _pairs(lease)]
-        self._ask(sock.endpoint for sock in ends if sock.source and sock.endpoint == lease.target)
-        if not self._closed.isdisjoint(ends):
+        if not is_datagram(lease):
+            return
+        if lease.backend == "kernel" and not lease.uses:
+            self._ask(lease.target)
+        if not self._closed.isdisjoint(_targets_of(lease)):
             self._soon = min(self._soon, time.monotonic() + SOON)
         self._add(lease)
 
     def admitted(self, lease: Lease) -> None:
-        """Others may come through this pinhole than before, and may have come too early; or it has moved."""
-        self._ask(sock.endpoint for sock, _ in _pairs(lease) if sock.endpoint == lease.public)
-        self._add(lease)
+        """Others may come through this pinhole than before, and may have come too early."""
+        if is_datagram(lease):
+            self._ask(lease.public)
+            self._add(lease)
 
     def closed(self, lease: Lease) -> None:
         """This pinhole has ended. What is left of it passes no more; it only must not meet another one's packets."""
-        self._closed.update(sockets_of(lease))
-        self._add(lease)
+        if is_datagram(lease):
+            self._closed.update(_targets_of(lease))
+            self._add(lease)
 
     def _add(self, lease: Lease) -> None:
-        for sock in sockets_of(lease):
-            self._sockets[sock] = lease.client
-        if self._sockets:
-            self._later = min(self._later, time.monotonic() + LATER)
+        self._changed[lease.id] = lease
+        self._later = min(self._later, time.monotonic() + LATER)
 
-    def _ask(self, endpoints: Iterable[Endpoint]) -> None:
-        self._asked.update(endpoints)
-        if self._asked and math.isinf(self._ask_at):
+    def _ask(self, endpoint: Endpoint) -> None:
+        self._asked.add(endpoint)
+        if math.isinf(self._ask_at):
             self._ask_at = time.monotonic() + SOON
 
     def deadline(self) -> float:
@@ -112,23 +114,25 @@ class Stale:
         self._forget()
 
     def _begin(self) -> None:
-        sockets, self._sockets = self._sockets, {}
+        leases, self._changed = [*self._changed.values()], {}
         self._closed.clear()
         self._soon = self._later = math.inf
-        if sockets:
+        if leases:
+            sockets = {sock for lease in leases for sock in sockets_of(lease)}
             looking = self._thread.submit(self._conntrack.find, sockets)
-            self._look = sockets, looking, time.monotonic()
+            self._look = leases, looking, time.monotonic()
             looking.add_done_callback(lambda _: self._waker.send(b"\0"))
 
     def _forget(self) -> None:
         """Wait for what the look has found, and decide by the pinholes of now: they have changed meanwhile."""
         if self._look is None:
             return
-        sockets, looking, begun = self._look
+        leases, looking, begun = self._look
         try:
             found = looking.result()
+            sockets = {sock for lease in leases for sock in sockets_of(lease)} if found else set()
             right: dict[Socket, tuple[Lease, Socket]] = {}
-            for client in set(sockets.values()) if found else ():
+            for client in {lease.client for lease in leases} if found else ():
                 for lease in self._open_of(client):
                     right.update((sock, (lease, other)) for sock, other in _pairs(lease))
             for one in found:
@@ -142,15 +146,26 @@ class Stale:
             self._took = self._looked - begun
 
 
+def is_datagram(lease: Lease) -> bool:
+    """Whether connection tracking remembers anything of this pinhole that could become wrong."""
+    return lease.protocol == "udp" and lease.direction == "in"
+
+
 def sockets_of(lease: Lease) -> Iterator[Socket]:
     """The ends by which connections of a pinhole are known; none but those of UDP."""
     for sock, _ in _pairs(lease):
         yield sock
 
 
+def _targets_of(lease: Lease) -> Iterator[Endpoint]:
+    yield lease.target
+    if lease.second is not None:
+        yield Endpoint(lease.target.host, lease.second)
+
+
 def _pairs(lease: Lease) -> Iterator[tuple[Socket, Socket]]:
     """Each end, as a packet shows it before translation, and what the other side's answers have in its place."""
-    if lease.protocol != "udp" or lease.direction != "in":
+    if not is_datagram(lease):
         return
     ports = [(lease.public, lease.target)]
     if lease.second is not None:

@@ -12,7 +12,8 @@ from gateway.broker.netlink import NetfilterError
 from gateway.model import Lease, Traffic
 from gateway.observe.admin_wire import Rows
 from gateway.observe.log import get_logger
-from gateway.pinhole.lease import NOTHING, LeaseTable, audit_fields, lease_row
+from gateway.observe.pinhole_log import PINHOLES as pinhole_log
+from gateway.pinhole.lease import NOTHING, LeaseTable, lease_row
 
 LOOK = 1.0
 """Seconds between two looks."""
@@ -97,7 +98,7 @@ class Usage:
         if traffic.bytes and lease.id not in self._flowing:
             self._flowing.add(lease.id)
             self._silent.pop(lease.id, None)
-            log.info("pinhole.use", **audit_fields(lease))
+            pinhole_log.info("pinhole.use", lease)
 
     def notice(self, client: str, rule: str) -> None:
         """Find out what of a client, or of all (`rule` "full"), is used up. A few questions at most, as anybody can
@@ -116,7 +117,7 @@ class Usage:
     def _use(self, lease: Lease) -> None:
         self._leases.use(lease.id)
         self.used += 1
-        log.info("pinhole.use", **audit_fields(lease))
+        pinhole_log.info("pinhole.use", lease)
 
     def counts(self, leases: Iterable[Lease]) -> dict[str, tuple[int, int]]:
         """Packets in and out of these conversations, by their ids; of none where the kernel does not answer."""

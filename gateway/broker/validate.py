@@ -237,16 +237,15 @@ def _target(endpoint: Endpoint, transport: str) -> Address:
     return _address("target", endpoint.host)
 
 
-_parse = functools.lru_cache(maxsize=4096)(ipaddress.ip_address)
-"""The same few addresses again and again, and parsing is dear. Names are not kept: they raise."""
-
-
+@functools.lru_cache(maxsize=4096)
 def _address(rule: str, text: str) -> Address:
-    """A unicast address in its one canonical spelling (two spellings would be two keys)."""
+    """A unicast address in its one canonical spelling (two spellings would be two keys).
+
+    Remembered, as the same few come again and again, and parsing is dear; what is refused is not."""
     if len(text) > 45:
         raise PinholeRefused(rule, "not an address")
     try:
-        address = _parse(text)
+        address = ipaddress.ip_address(text)
     except ValueError:
         raise PinholeRefused(rule, "not an address") from None
     if str(address) != text:
@@ -261,4 +260,9 @@ def _address(rule: str, text: str) -> Address:
 
 
 def _within(address: Address, networks: Sequence[Network]) -> bool:
+    return _is_within(address, tuple(networks))
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_within(address: Address, networks: tuple[Network, ...]) -> bool:
     return any(address in network for network in networks)

@@ -19,6 +19,13 @@ Key = tuple[str, ...]
 
 Fields = Mapping[str, Any]
 
+PINHOLE_RESULTS = {
+    "pinhole.open": "opened",
+    "pinhole.use": "used",
+    "pinhole.close": "closed",
+    "pinhole.expire": "expired",
+}
+
 RECENT = 100  # noteworthy lines that are remembered
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
@@ -100,15 +107,21 @@ def _handshake(result: str) -> Callable[[Fields], None]:
 
 
 def _pinhole(result: str) -> Callable[[Fields], None]:
-    def counted(event: Fields) -> None:
-        # A port that the broker only lets through to a worker's socket is the worker's pinhole, which counts it.
-        backend = event.get("backend", "userspace")
-        if "backend" in event and backend != "kernel":
+    def happened(event: Fields) -> None:
+        if "backend" in event:
+            broker_pinhole(result, event["backend"], event["protocol"])
             return
         what = "expired" if event.get("reason") == "expired" else result
-        counts["algate_pinhole_events_total", backend, event.get("protocol", "tcp"), what] += 1
+        counts["algate_pinhole_events_total", "userspace", event.get("protocol", "tcp"), what] += 1
 
-    return counted
+    return happened
+
+
+def broker_pinhole(result: str, backend: str, protocol: str) -> None:
+    """One of the broker's was "opened", "used", "closed" or "expired". A port that it only lets through to a worker's
+    socket is the worker's pinhole, which counts it."""
+    if backend == "kernel":
+        counts["algate_pinhole_events_total", backend, protocol, result] += 1
 
 
 def _pinhole_refused(event: Fields) -> None:
@@ -143,10 +156,7 @@ _HANDLERS: dict[str, Callable[[Fields], None]] = {
     "transparent.failed": _failed("transparent"),
     "transparent.loop": _failed("transparent"),
     "publish.failed": _failed("published"),
-    "pinhole.open": _pinhole("opened"),
-    "pinhole.use": _pinhole("used"),
-    "pinhole.close": _pinhole("closed"),
-    "pinhole.expire": _pinhole("expired"),
+    **{event: _pinhole(result) for event, result in PINHOLE_RESULTS.items()},
     "pinhole.refused": _pinhole_refused,
     "alg.edit": _edit,
     "alg.revoke": _revoke,

@@ -19,6 +19,7 @@ from gateway.observe.counters import tally
 from gateway.observe.flood import Flood
 from gateway.observe.flow_log import FlowLog, NoFlowLog, QuickFlowLog
 from gateway.observe.logfmt import Logfmt, Stamp
+from gateway.observe.pinhole_log import PINHOLES
 from gateway.observe.sinks import JournaldSink, Sink, StreamSink, SyslogServerSink, SyslogSink
 
 KINDS = {
@@ -123,9 +124,10 @@ def setup_logging(
         logger_factory=lambda *_: _Logger(),
         cache_logger_on_first_use=True,
     )
+    quick = section.target == "stderr" and section.format == "logfmt"
+    PINHOLES.become(process, sink if quick else None)
     if not section.connections:
         return NoFlowLog()
-    quick = section.target == "stderr" and section.format == "logfmt"
     return QuickFlowLog(process, sink) if quick else FlowLog()
 
 

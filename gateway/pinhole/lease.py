@@ -20,6 +20,7 @@ from alg.address import Endpoint
 from gateway.errors import PinholeRefused
 from gateway.model import Lease, PinholeRequest, PinholeUpdate, Traffic, Transport
 from gateway.observe.metrics import Sample
+from gateway.observe.pinhole_log import lease_fields
 from gateway.pinhole.rate import Rate
 
 HOLD = 10.0
@@ -356,34 +357,11 @@ def _sockets_of(lease: Lease) -> Iterator[Endpoint]:
 
 
 def lease_row(lease: Lease, traffic: Traffic = NOTHING) -> dict[str, Any]:
-    """A lease as `algate pinholes --json` shows it: endpoints as text, `expires` in Unix time.
-
-    The "peer" of a conversation is all its peers' addresses; null if anybody may come.
-    """
+    """A lease as `algate pinholes --json` shows it: endpoints as text, `expires` in Unix time."""
     return {
-        "id": lease.id,
-        "protocol": lease.protocol,
-        "direction": lease.direction,
-        "public": str(lease.public),
-        "target": str(lease.target),
-        "peer": lease.peer if lease.uses or lease.peers is None else ",".join(lease.peers),
-        "client": lease.client,
-        "reason": lease.reason,
-        "flow": lease.flow,
-        "backend": lease.backend,
-        "uses": lease.uses,
-        "expires": lease.expires,
-        "second": lease.second,
+        **lease_fields(lease),
         "packets": traffic.packets_in + traffic.packets_out,
         "packets_in": traffic.packets_in,
         "packets_out": traffic.packets_out,
         "bytes": traffic.bytes,
     }
-
-
-def audit_fields(lease: Lease) -> dict[str, Any]:
-    """What the audit lines of a lease say of it."""
-    return {key: value for key, value in lease_row(lease).items() if key not in _NOT_AUDITED}
-
-
-_NOT_AUDITED = ("packets", "packets_in", "packets_out", "bytes")

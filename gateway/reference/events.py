@@ -17,7 +17,6 @@ _LEVELS = ("debug", "info", "warning", "error", "critical", "exception")
 _SHARED = {
     "flow.names()": "*flow*",
     "request.names()": "*request*",
-    "audit_fields": "*pinhole*",
     "association.dropped": "*a number for each reason*",
     "self._status()": "*those of `algate status --json`*",
 }
@@ -41,6 +40,8 @@ def logged(root: Path = _ROOT) -> dict[str, Logged]:
                     event = found.setdefault(name, Logged())
                     event.levels.add(level)
                     event.keys.update((key, None) for key in map(_key, node.keywords) if key)
+                    if ast.unparse(node.func).startswith("pinhole_log."):
+                        event.keys["*pinhole*"] = None
             elif isinstance(node, ast.Dict) and (name := _made_by_hand(node)):
                 event = found.setdefault(name, Logged({"warning"}))
                 event.keys.update((f"`{ast.literal_eval(key)}`", None) for key in node.keys[1:] if key is not None)

@@ -2,12 +2,14 @@
 
    sip_load serve HOST PORT
        a server that answers INVITE with 180 and 200 (with a session description), BYE and OPTIONS with 200; on SIGTERM
-       it says how many INVITEs it had, and how many of them named a private address (192.168.).
+       it says how many INVITEs it had, and how many of them named a private address (192.168.), and in a second line how
+       many microseconds each message was on its way (all clocks are this host's: the header X-Sent tells).
 
    sip_load call SERVER PORT FIRST CLIENTS RATE SECONDS MEDIA
        CLIENTS sockets at 192.168.56.FIRST and above, port 5060, that make RATE calls a second together: INVITE with
        MEDIA streams, 180, 200, ACK, BYE, 200. Every message may be sent again after half a second, three times. Says
-       calls made and failed, and in microseconds how long INVITE to 180 and BYE to 200 took (p50, p99).
+       calls made and failed, and in microseconds how long INVITE to 180 and BYE to 200 took (p50, p99); and a second line
+       as the server does.
 
    sip_load count HOST PORT SECONDS
        counts datagrams, from the first one on.
@@ -22,11 +24,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
-#define MOST 4096
+#define MOST 512 /* calls of a client at a time */
+#define MOST_DELAYS 100000
 #define AGAIN 0.5
 #define MOST_AGAIN 3
 
@@ -73,6 +77,29 @@ static int bound(const char *host, int port)
     return fd;
 }
 
+static unsigned delays[MOST_DELAYS];
+static size_t delayed;
+
+static size_t sent_now(char *out)
+{
+    return sprintf(out, "X-Sent: %.0f\r\n", now() * 1e6);
+}
+
+static void arrived(const char *data)
+{
+    const char *sent = strstr(data, "\r\nX-Sent: ");
+    if (sent && delayed < MOST_DELAYS)
+        delays[delayed++] = now() * 1e6 - atof(sent + 10);
+}
+
+static void show_delays(void)
+{
+    printf("\ndelays");
+    for (size_t i = 0; i < delayed; i++)
+        printf(" %u", delays[i]);
+    printf("\n");
+}
+
 static size_t description(char *out, const char *host, int port, int media)
 {
     size_t size = sprintf(out, "v=0\r\no=- 1 1 IN IP4 %s\r\ns=-\r\nc=IN IP4 %s\r\nt=0 0\r\n", host, host);
@@ -109,6 +136,7 @@ static void answer(int fd, const struct sockaddr_in *to, const char *request, co
     size_t length = media ? description(body, host, 30000, media) : 0;
     size_t size = sprintf(out, "SIP/2.0 %s\r\n", status);
     size += echoed(out + size, request);
+    size += sent_now(out + size);
     size += sprintf(out + size, "Contact: <sip:bob@%s:5060>\r\n%sContent-Length: %zu\r\n\r\n", host,
                     media ? "Content-Type: application/sdp\r\n" : "", length);
     memcpy(out + size, body, length);
@@ -130,6 +158,7 @@ static int serve(const char *host, int port)
             if (length < 0)
                 break;
             data[length] = 0;
+            arrived(data);
             if (!strncmp(data, "INVITE ", 7)) {
                 int media = 0;
                 for (const char *at = data; (at = strstr(at, "\nm=")); at++)
@@ -143,7 +172,8 @@ static int serve(const char *host, int port)
                 answer(fd, &from, data, "200 OK", host, 0);
         }
     }
-    printf("invites %lu private %lu\n", invites, private);
+    printf("invites %lu private %lu", invites, private);
+    show_delays();
     return 0;
 }
 
@@ -212,9 +242,11 @@ static void request(struct call *call, const char *method, int cseq)
     size_t size = sprintf(out,
         "%s sip:bob@%s SIP/2.0\r\nVia: SIP/2.0/UDP %s:5060;branch=z9hG4bK%u%c;rport\r\nMax-Forwards: 70\r\n"
         "From: <sip:ann%d@example.test>;tag=n%u\r\nTo: <sip:bob@example.test>%s%s\r\nCall-ID: %u-%d@%s\r\n"
-        "CSeq: %d %s\r\nContact: <sip:ann%d@%s:5060>\r\nUser-Agent: load\r\n%sContent-Length: %zu\r\n\r\n",
+        "CSeq: %d %s\r\nContact: <sip:ann%d@%s:5060>\r\nUser-Agent: load\r\n",
         method, server_text, host, call->number, *method, client, call->number, *call->tag ? ";tag=" : "", call->tag,
-        call->number, call->slot, host, cseq, method, client, host, length ? "Content-Type: application/sdp\r\n" : "", length);
+        call->number, call->slot, host, cseq, method, client, host);
+    size += sent_now(out + size);
+    size += sprintf(out + size, "%sContent-Length: %zu\r\n\r\n", length ? "Content-Type: application/sdp\r\n" : "", length);
     memcpy(out + size, body, length);
     sendto(sockets[client], out, size + length, 0, (struct sockaddr *)&server, sizeof server);
 }
@@ -238,10 +270,12 @@ static int call_all(double rate, double seconds)
     unsigned *next = calloc(clients, sizeof *next);
     double *setup = calloc(most + 1, sizeof *setup), *ended = calloc(most + 1, sizeof *ended);
     size_t setups = 0, ends = 0;
-    struct pollfd *ready = calloc(clients, sizeof *ready);
+    struct epoll_event *ready = calloc(clients, sizeof *ready);
+    int all = epoll_create1(0);
     double begun = now(), last_look = begun;
     for (int i = 0; i < clients; i++)
-        ready[i] = (struct pollfd){.fd = sockets[i], .events = POLLIN};
+        if (epoll_ctl(all, EPOLL_CTL_ADD, sockets[i], &(struct epoll_event){.events = EPOLLIN, .data.u32 = i}))
+            die("epoll");
     while (done + failed < most && !stop) {
         double at = now();
         while (made < most && begun + made / rate <= at) {
@@ -260,15 +294,15 @@ static int call_all(double rate, double seconds)
             *call = (struct call){.state = INVITED, .slot = call - calls, .number = made, .at = at, .since = at};
             request(call, "INVITE", 1);
         }
-        poll(ready, clients, 1);
-        for (int i = 0; i < clients; i++) {
+        int many = epoll_wait(all, ready, clients, 1);
+        for (int one = 0; one < many; one++) {
+            int i = ready[one].data.u32;
             char data[8192];
             ssize_t length;
-            if (!(ready[i].revents & POLLIN))
-                continue;
             while ((length = recv(sockets[i], data, sizeof data - 1, 0)) > 0) {
                 unsigned number, slot;
                 data[length] = 0;
+                arrived(data);
                 const char *id = strstr(data, "Call-ID: ");
                 if (!id || sscanf(id, "Call-ID: %u-%u@", &number, &slot) != 2 || slot / MOST != (unsigned)i)
                     continue;
@@ -322,7 +356,7 @@ static int call_all(double rate, double seconds)
     printf("made %u done %u failed %u again %u rate %.1f", made, done, failed, again, done / (now() - begun));
     show("setup", setup, setups);
     show("bye", ended, ends);
-    printf("\n");
+    show_delays();
     return 0;
 }
 

@@ -6,7 +6,6 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -344,7 +343,7 @@ def test_the_quick_look_sees_what_pyroute2_sees(rig: Rig, phones: Phones) -> Non
         return table.elements(), table.glance(SETS)
 
     whole, glanced = rig.within(rig.router, read)
-    assert glanced == [replace(element, data=None, timeout=0.0, comment="") for element in whole]
+    assert glanced == [element._replace(data=None, timeout=0.0, comment="") for element in whole]
     assert {element.set for element in whole} >= {"dnat4", "once4", "snat4", "in4", "out4", "snat6", "inany6"}
     assert sum(element.packets for element in whole) > 0
     assert all(0 < element.timeout <= 60 for element in whole)
