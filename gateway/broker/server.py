@@ -58,11 +58,27 @@ class Supervisor(Protocol):
     def hear(self, broker: Broker) -> bool: ...
 
 
+class Turn:
+    """What is to be done at the end of a turn of the loop."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Callable[[], None]] = []
+
+    def later(self, action: Callable[[], None]) -> None:
+        """Do it then."""
+        self._waiting.append(action)
+
+    def end(self) -> None:
+        """Do it now."""
+        while self._waiting:
+            self._waiting.pop()()
+
+
 class Broker:
     """The broker's loop.
 
     `workers`: one SEQPACKET socket per worker, by slot; the slot is the identity. `table`: the nft table of this
-    instance. `admin`: a listening unix socket.
+    instance. `admin`: a listening unix socket. `turn`: what others want to be done after each turn.
     """
 
     def __init__(
@@ -73,7 +89,9 @@ class Broker:
         table: str,
         admin: socket.socket,
         supervisor: Supervisor,
+        turn: Turn,
     ) -> None:
+        self.turn = turn
         self._workers = dict(workers)
         self._supervisor = supervisor
         self._admin = admin
@@ -104,6 +122,7 @@ class Broker:
         try:
             self._engine.load()
             self._supervisor.ready()
+            self.turn.end()
             self._selector.register(self._supervisor, selectors.EVENT_READ)
             while not self._stopping and not orphaned:
                 for key, _ in self._selector.select(self._timeout()):
@@ -113,6 +132,7 @@ class Broker:
                         key.data()
                 self._engine.tick()
                 self._resume()
+                self.turn.end()
             if orphaned:
                 log.warning("broker.orphaned", pinholes=len(self._engine))
                 return 0

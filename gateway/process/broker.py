@@ -8,9 +8,10 @@ import socket
 import sys
 
 from gateway.broker.limits import Limits
-from gateway.broker.server import Broker
+from gateway.broker.server import Broker, Turn
 from gateway.observe.log import setup_logging
 from gateway.process.boot import Boot
+from gateway.process.collector import collect_rarely
 from gateway.process.lifeline import (
     Commit,
     Done,
@@ -68,7 +69,7 @@ class _Supervisor:
                     os.close(fd)
                 send(self._lifeline, Prepared())
             case Commit() if broker is not None and self._next is not None:
-                setup_logging("broker", self._next.config.log)
+                setup_logging("broker", self._next.config.log, later=broker.turn.later)
                 send(self._lifeline, Done(broker.configure(Limits.of(self._next.config))))
             case Report() if broker is not None:
                 broker.report()
@@ -79,7 +80,8 @@ class _Supervisor:
 
 def main(boot: Boot) -> int:
     """Serve until the supervisor says otherwise; the exit code."""
-    setup_logging("broker", boot.config.log)
+    turn = Turn()
+    setup_logging("broker", boot.config.log, later=turn.later)
     supervisor = _Supervisor(socket.socket(fileno=boot.lifeline), boot.standby)
     broker = Broker(
         workers={slot: socket.socket(fileno=fd) for slot, fd in boot.workers.items()},
@@ -87,7 +89,9 @@ def main(boot: Boot) -> int:
         table=boot.config.instance,
         admin=socket.socket(fileno=boot.admin),
         supervisor=supervisor,
+        turn=turn,
     )
+    collect_rarely()
     return broker.run() if supervisor.wait() else 0
 
 

@@ -36,6 +36,7 @@ from gateway.observe.trace import Trace
 from gateway.own_address import PublicAddress, public_address, source_towards
 from gateway.pinhole.kernel import KernelPinholes
 from gateway.process.boot import Boot
+from gateway.process.collector import collect_rarely
 from gateway.process.lifeline import Ping, Pong, Ready, Report, hear_supervisor, send
 
 log = get_logger()
@@ -205,6 +206,7 @@ def main() -> None:
     except OSError as error:
         log.error("queue.failed", queue=boot.config.queue, reason=str(error))
         sys.exit(1)
+    collect_rarely()
     packets.run()
 
 
