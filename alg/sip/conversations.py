@@ -10,6 +10,7 @@ from alg.address import Endpoint
 from alg.api import ClosePinhole, OpenConversation, UpdateConversation
 
 TTL = 300.0  # seconds that the driver is asked for at once; refreshed when half of them are over
+SLACK = 60.0  # seconds by which it may end too early until it is refreshed, when only its peers change
 REFUSED_FOR = 10.0  # seconds before a socket that was refused is asked for again
 MOST_PEERS = 8
 
@@ -236,7 +237,7 @@ class Conversations:
         ends = now + ttl
         if peers != conversation.peers or (refresh and ends > conversation.ends):
             conversation.peers = peers
-            lasts = not refresh and conversation.ends - ttl / 2 > now and conversation.ends <= ends
+            lasts = not refresh and conversation.ends <= ends <= conversation.ends + SLACK
             if not lasts:  # its time is part of the change: dearer, as all of it must be written anew
                 conversation.ends = max(ends, now + 1.0)
                 refresh = True
