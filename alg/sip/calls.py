@@ -345,9 +345,9 @@ class Calls:
             call.timer = call.due
             heapq.heappush(self._timers, (call.timer, call.key))
 
-    def deadline(self) -> float | None:
-        """When `tick` has something to do."""
-        return self._timers[0][0] if self._timers else None
+    def deadline(self) -> float:
+        """When `tick` has something to do; infinity: not as things are."""
+        return self._timers[0][0] if self._timers else math.inf
 
     def tick(self, now: float) -> None:
         """End the calls whose time is over."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -203,9 +204,9 @@ class Conversations:
             conversation.ends = now + REFUSED_FOR
             self._refresh_at(conversation, conversation.ends)
 
-    def deadline(self) -> float | None:
-        """When `tick` has something to do."""
-        return self._timers[0][0] if self._timers else None
+    def deadline(self) -> float:
+        """When `tick` has something to do; infinity: not as things are."""
+        return self._timers[0][0] if self._timers else math.inf
 
     def tick(self, now: float) -> None:
         """Refresh what is still needed, close what is not."""

@@ -150,10 +150,10 @@ class Core:
         self.conversations.tick(now)
 
     def deadline(self) -> float | None:
-        times = [self.calls.deadline(), self.conversations.deadline()]
+        soonest = min(self.calls.deadline(), self.conversations.deadline())
         if self._held:
-            times.append(next(iter(self._held.values())).until)  # in the order in which they came
-        return min((time for time in times if time is not None), default=None)
+            soonest = min(soonest, next(iter(self._held.values())).until)  # in the order in which they came
+        return None if soonest == math.inf else soonest
 
     # --- from the client --------------------------------------------------------------------------------------------
 

@@ -239,23 +239,19 @@ def parse(data: bytes, start: int = 0) -> Message:
     head_end += 2
     headers, first = message.headers, message.first
     for line in _lines(data[at:head_end]):
-        label, colon, value = line.partition(b":")
-        if not colon:
-            raise Malformed("a header")
-        end = at + len(line)
-        at = end + 2
-        known = _known(label)
+        length = len(line)
+        known, before, value = _recalled_line(line) if length <= _SHORT else _read_line(line)
+        begin = at + before
+        at += length + 2
         if known is None:
             continue
-        value = value.lstrip(BLANKS)
-        begin = end - len(value)
         if known not in headers:
             first[known] = value
-            headers[known] = [(begin, end)]
+            headers[known] = [(begin, at - 2)]
         elif known in _ONCE:
             raise Malformed(f"more than one {known}")
         else:
-            headers[known].append((begin, end))
+            headers[known].append((begin, at - 2))
     if at != head_end:  # a line ends otherwise than in CR LF, or something between two headers was skipped
         raise Malformed("a header")
     message.body = head_end + 2
@@ -271,13 +267,17 @@ def _lines(head: bytes) -> list[bytes]:
     return head.splitlines()
 
 
-@lru_cache(256)
-def _known(label: bytes) -> str | None:
-    """The header that is meant by what stands before a colon; None for one that matters not."""
+def _read_line(line: bytes) -> tuple[str | None, int, bytes]:
+    """The header that a line is (None: one that matters not), how much stands before its value, and the value."""
+    label, colon, value = line.partition(b":")
     name = label.rstrip(b" \t")
-    if not NAME.fullmatch(name):
+    if not colon or not NAME.fullmatch(name):
         raise Malformed("a header")
-    return _KNOWN.get(name.lower())
+    value = value.lstrip(BLANKS)
+    return _KNOWN.get(name.lower()), len(line) - len(value), value
+
+
+_recalled_line = lru_cache(_REMEMBERED)(_read_line)
 
 
 def _start_line(message: Message) -> int:
