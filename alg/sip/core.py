@@ -20,7 +20,7 @@ from alg.sip.events import Release, StandDown
 from alg.sip.journal import Changes, Record, TalkRecord, restore_all
 from alg.sip.message import HostPort, Malformed, Message, parse
 from alg.sip.options import SipOptions
-from alg.sip.sdp import Description, Media, find_sdp, read_sdp
+from alg.sip.sdp import NOWHERE, Description, Media, find_sdp, is_held, read_sdp
 from alg.sip.stand_down import reason_to_stand_down
 
 HOLD = 2.0  # seconds that a message waits for its conversations at most
@@ -74,7 +74,7 @@ class Core:
 
     def __init__(self, options: SipOptions, changes: Changes | None = None) -> None:
         self.conversations = Conversations()
-        self.calls = Calls(self.conversations, options.media_source == "any")
+        self.calls = Calls(self.conversations, options)
         self._options = options
         self.bindings = Bindings(self.conversations)
         self._stood_down: dict[tuple[Endpoint, str], str] = {}
@@ -281,7 +281,7 @@ class Core:
                 target, second if second and second < 65536 else None, reason, call.claim, now, math.inf, peers
             )
             call.kinds[wanted.ref] = line.kind
-        call.on_hold = bool(mine) and all(line.direction in ("sendonly", "inactive") for line in mine.values())
+        call.on_hold = is_held(mine.values())
         self.calls.client_media(call, turn(Side.CLIENT, message), list(plan.media.values()), now)
         plan.sdp = sdp
 
@@ -327,6 +327,8 @@ class Core:
         except Malformed as wrong:
             self.note("sip.sdp", str(wrong), now, client)
             return
+        if sdp:
+            call.far_on_hold = is_held(sdp.media)
         if sdp and (sdp.ice or not hairpin(edits, message, sdp, self.conversations)):
             self.calls.far_media(call, Side.SERVER, message, sdp, now)
 
@@ -345,4 +347,4 @@ def _is_own(line: Media, host: str) -> bool:
     """Whether media are to come to `host`; also those on hold in the old way (RFC 3264, 8.4: 0.0.0.0)."""
     if line.connection is None:
         return False
-    return line.connection.host in ("0.0.0.0", "::") or same_host(line.connection.host, host)
+    return line.connection.host in NOWHERE or same_host(line.connection.host, host)

@@ -101,6 +101,8 @@ class Reader:
                     "media_source": value,
                     "stand_down": tuple(value.split(",")),
                     "rate": int(value) if value.isdigit() else 0,
+                    "media_timeout": float(value) if value.isdigit() else 0.0,
+                    "hold_timeout": float(value) if value.isdigit() else 0.0,
                 }
                 self.dialogue.options = SipOptions(**{name: known[name]})  # type: ignore[arg-type]
             case ">>":
