@@ -75,13 +75,26 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Activity:
+    """The conversation `ref` has carried so many packets since it was opened, in both ports together.
+
+    Told by a driver that can count, every `look_every` seconds of a module that has such an attribute.
+    """
+
+    ref: int
+    packets_in: int
+    packets_out: int
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """The time that `deadline()` asked for has come."""
 
     now: float
 
 
-Event = Received | Closed | Opened | Refused | Tick
+Event = Received | Closed | Opened | Refused | Activity | Tick
 
 # --- commands -------------------------------------------------------------------------------------------------------
 
@@ -270,6 +283,8 @@ class AlgModule(Protocol):
 
     A module with keys of its own in `[alg.NAME]` declares them as a frozen dataclass in its class attribute `Options`:
     a field a key, each with a default, of a type that TOML has. Unknown keys and wrong types are configuration errors.
+    `Options` itself may raise ValueError("KEY: what is wrong"). A module that wants to be told `Activity` has an
+    attribute `look_every`: in seconds.
     """
 
     def __init__(self, context: FlowContext) -> None: ...

@@ -301,7 +301,9 @@ class Calls:
         self.admit(call, now)
 
     def active(self, conversation: Conversation, packets: tuple[int, int], now: float) -> None:
-        """A media conversation has carried so many packets (in, out)."""
+        """A conversation has carried so many packets (in, out); what a call's signalling socket carries are no media."""
+        if conversation.reason == "sip.signalling":
+            return
         for claim in conversation.claims:
             call = self._calls.get(cast(Key, claim[1])) if claim[0] == "call" else None
             if call is not None:

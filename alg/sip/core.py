@@ -141,6 +141,10 @@ class Core:
         self.conversations.refused(ref, now)
         self._settled(ref, now)
 
+    def active(self, ref: int, packets: tuple[int, int], now: float) -> None:
+        if conversation := self.conversations.by_ref(ref):
+            self.calls.active(conversation, packets, now)
+
     def tick(self, now: float) -> None:
         for held in [held for held in self._held.values() if held.until <= now]:
             del self._held[held.packet]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from alg.address import Endpoint, canonical
 from alg.api import (
+    Activity,
     Bypass,
     Closed,
     ClosePinhole,
@@ -74,6 +75,7 @@ class SipModule:
         options = context.options if isinstance(context.options, SipOptions) else SipOptions()
         self._client = Endpoint.of(canonical(context.client.host), context.client.port)
         self._server = Endpoint.of(canonical(context.server.host), context.server.port)
+        self.look_every = options.look_every
         self._core = Core(options)
         # What the client advertises of itself is this connection: who connects there finds it (RFC 5923). Without the
         # connection's own address nothing of the signalling is edited.
@@ -111,6 +113,8 @@ class SipModule:
                 self._core.opened(ref, public, now)
             case Refused(ref, rule, now):
                 self._core.refused(ref, rule, now)
+            case Activity(ref, packets_in, packets_out, now):
+                self._core.active(ref, (packets_in, packets_out), now)
             case Tick(now):
                 self._core.tick(now)
                 for stream in self._streams.values():

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from alg.address import Endpoint
-from alg.api import Opened, Refused, Side, Tick
+from alg.api import Activity, Opened, Refused, Side, Tick
 from alg.sip.core import HOLD, Core
-from alg.sip.events import Activity, Datagram, Moved, RevokeConversation, SipCommand, SipEvent
+from alg.sip.events import Datagram, Moved, RevokeConversation, SipCommand, SipEvent
 from alg.sip.journal import Changes, Entry, Record, TalkRecord
 from alg.sip.module import SipModule
 from alg.sip.options import SipOptions
@@ -47,8 +47,7 @@ class SipEngine:
             case Refused(ref, rule, now):
                 self._core.refused(ref, rule, now)
             case Activity(ref, packets_in, packets_out, now):
-                if conversation := self._core.conversations.by_ref(ref):
-                    self._core.calls.active(conversation, (packets_in, packets_out), now)
+                self._core.active(ref, (packets_in, packets_out), now)
             case Moved(ref, now):
                 self._core.conversations.reopen(ref, now)
             case Tick(now):

@@ -18,6 +18,7 @@ from gevent.event import Event as Wakeup
 
 from alg.address import Endpoint, canonical
 from alg.api import (
+    Activity,
     ClosePinhole,
     Edit,
     Mode,
@@ -30,8 +31,9 @@ from alg.api import (
     UpdateConversation,
     apply_edits,
 )
-from alg.sip.events import Activity, Datagram, Moved, Release, RevokeConversation, SipCommand, SipEvent, StandDown
+from alg.sip.events import Datagram, Moved, Release, RevokeConversation, SipCommand, SipEvent, StandDown
 from alg.sip.journal import ConversationRecord, Entry, Record
+from alg.sip.options import LOOK
 from gateway.config import Network
 from gateway.conversations import Conversations, Pinholes, is_translated
 from gateway.front.journal import Journal
@@ -47,7 +49,6 @@ log = structlog.get_logger()
 MOST_HELD = 1024  # packets that wait for a verdict; a further one passes untouched
 LONGEST_HOLD = 2.5  # seconds; then a packet passes untouched, whatever the engine waits for
 MOST_REMEMBERED = 65536  # sockets of clients
-ACTIVITY = 30.0  # seconds between two looks at the kernel's counters
 ADDRESSES = 2.0  # seconds between two looks at this host's addresses
 
 
@@ -93,7 +94,8 @@ class PacketFront:
     """All packets of one queue. `take` is the queue's callback; `run` keeps time, in a greenlet of its own.
 
     `inside`: who is a client. `public_towards`: where conversations with an outside host listen; None without a route.
-    `journal`: what a predecessor knew is in it, and what a successor has to know is put there.
+    `journal`: what a predecessor knew is in it, and what a successor has to know is put there. `look_every`: seconds
+    between two looks at the kernel's counters.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class PacketFront:
         trace: Trace,
         now: Callable[[], float] = time.monotonic,
         journal: Journal | None = None,
+        look_every: float = LOOK,
     ) -> None:
         self.counters: Counter[str] = Counter()
         self.conversations = Conversations(pinholes, mode, f"p-{int(time.time() * 1000) & 0xFFFFFFFF:x}", self._told)
@@ -123,7 +126,8 @@ class PacketFront:
         self._events: deque[SipEvent] = deque()
         self._handling = False
         self._changed = Wakeup()
-        self._next_activity = now() + ACTIVITY
+        self._look_every = look_every
+        self._next_activity = now() + look_every
         self._next_look = now() + ADDRESSES
         self._servers: dict[int, str] = {}  # with which outside host a conversation began
         self._journal = journal
@@ -316,7 +320,7 @@ class PacketFront:
         if deadline is not None and deadline <= now:
             self._feed(Tick(now))
         if self._next_activity <= now:
-            self._next_activity = now + ACTIVITY
+            self._next_activity = now + self._look_every
             gevent.spawn(self.look_at_traffic)
         if self._next_look <= now:
             self._next_look = now + ADDRESSES

@@ -58,7 +58,8 @@ class Packets:
         # Nothing is open in any other mode, so there is nothing to go on with.
         journal = Journal(boot.journal) if boot.journal and section.mode is Mode.REWRITE else None
         keep = journal is not None and bool(journal.found)
-        self._engine = SipEngine(msgspec.convert(section.options, SipOptions), recorded=journal is not None)
+        options = msgspec.convert(section.options, SipOptions)
+        self._engine = SipEngine(options, recorded=journal is not None)
         self._trace = Trace()
         self._front = PacketFront(
             self._engine,
@@ -68,6 +69,7 @@ class Packets:
             self._public_towards,
             self._trace,
             journal=journal,
+            look_every=options.look_every,
         )
         self._mode: Mode = section.mode
         self._lag = LagMeter()

@@ -9,8 +9,19 @@ from pathlib import Path
 import pytest
 
 from alg.address import Endpoint
-from alg.api import ClosePinhole, Note, OpenConversation, Opened, Refused, Side, Tick, UpdateConversation, apply_edits
-from alg.sip.events import Activity, Datagram, Release, RevokeConversation, SipCommand, SipEvent, StandDown
+from alg.api import (
+    Activity,
+    ClosePinhole,
+    Note,
+    OpenConversation,
+    Opened,
+    Refused,
+    Side,
+    Tick,
+    UpdateConversation,
+    apply_edits,
+)
+from alg.sip.events import Datagram, Release, RevokeConversation, SipCommand, SipEvent, StandDown
 from alg.sip.session import SipEngine, SipOptions
 
 FILES = sorted(Path(__file__).parent.glob("*.dialogue"))
