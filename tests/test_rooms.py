@@ -48,6 +48,7 @@ LAYERS = [
     ("gateway.front", "gateway.doctor", "gateway.doctor_host"),
     ("gateway.flow_runner", "gateway.audit"),
     ("gateway.inspection",),
+    ("gateway.activity",),
     ("gateway.dial", "gateway.quick_dial", "gateway.pinhole", "gateway.pinhole_requests", "gateway.conversations"),
     ("gateway.flow",),
     ("gateway.rule_limits", "gateway.shares", "gateway.upstream"),

@@ -301,7 +301,7 @@ class Calls:
         self.admit(call, now)
 
     def active(self, conversation: Conversation, packets: tuple[int, int], now: float) -> None:
-        """A conversation has carried so many packets (in, out); what a call's signalling socket carries are no media."""
+        """A conversation has carried so many packets (in, out); those of a signalling socket are no media."""
         if conversation.reason == "sip.signalling":
             return
         for claim in conversation.claims:

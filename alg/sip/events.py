@@ -11,7 +11,18 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from alg.address import Endpoint
-from alg.api import Activity, ClosePinhole, Edit, Note, OpenConversation, Opened, Refused, Side, Tick, UpdateConversation
+from alg.api import (
+    Activity,
+    ClosePinhole,
+    Edit,
+    Note,
+    OpenConversation,
+    Opened,
+    Refused,
+    Side,
+    Tick,
+    UpdateConversation,
+)
 
 
 class Datagram(NamedTuple):
