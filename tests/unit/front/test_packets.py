@@ -9,7 +9,7 @@ import gevent
 import pytest
 
 from alg.address import Endpoint
-from alg.api import Edit, Mode, OpenConversation, Opened, Refused, Side, Tick, UpdateConversation
+from alg.api import Activity, Edit, Mode, OpenConversation, Opened, Refused, Side, Tick, UpdateConversation
 from alg.sip.events import Datagram, Release, SipCommand, SipEvent
 from alg.sip.journal import Entry, Record
 from gateway.errors import PinholeRefused
@@ -123,6 +123,7 @@ class Rig:
             lambda server: PublicAddress("203.0.113.2", "198.51.100.1"),
             Trace(),
             lambda: self.now,
+            look_every=2.0,
         )
 
     def take(self, data: bytes) -> Packet:
@@ -166,6 +167,17 @@ def test_a_packet_waits_for_its_conversation_and_then_goes_edited(rig: Rig) -> N
     assert isinstance(request, PinholeRequest)
     assert (request.read, request.public_host, request.uses) == (True, "203.0.113.2", 0)
     assert rig.engine.events[1] == Opened(1, Endpoint("198.51.100.1", 40000), 100.0)
+
+
+def test_the_engine_is_told_what_was_counted_as_often_as_it_wants(rig: Rig) -> None:
+    rig.engine.answers = opens
+    rig.take(packet4(b"hello"))
+    rig.settle()
+    for now in (101.9, 102.0, 103.9, 104.1):
+        rig.now = now
+        rig.front.tick()
+        rig.settle()
+    assert rig.engine.events[2:] == [Activity(1, 3, 4, 102.0), Activity(1, 3, 4, 104.1)]
 
 
 def test_a_refusal_is_told(rig: Rig) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from alg.address import Endpoint
-from alg.api import ClosePinhole, Note, OpenConversation, Opened, Refused, Side, Tick, UpdateConversation
+from alg.api import Activity, ClosePinhole, Note, OpenConversation, Opened, Refused, Side, Tick, UpdateConversation
 from alg.sip import calls, core, session
-from alg.sip.events import Activity, Datagram, Moved, Release, RevokeConversation
+from alg.sip.events import Datagram, Moved, Release, RevokeConversation
 from alg.sip.journal import TalkRecord
 from alg.sip.session import CallMedia, SipEngine, SipOptions
 
