@@ -29,7 +29,7 @@ class SipOptions:
         default=300.0,
         metadata={
             "description": "Seconds without a media packet and without a message after which a call has ended: its BYE "
-            "was lost. At least 10; the kernel's counters are looked at five times meanwhile, every 30 s at least."
+            "was lost. At least 10. The kernel's counters are looked at five times in it, and every 30 s at least."
         },
     )
     hold_timeout: float = field(
