@@ -7,9 +7,9 @@ done (`Command`). The driver (`gateway/flow.py`) does it. Times are seconds of a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from alg.address import Endpoint
 
@@ -109,6 +109,23 @@ class Edit:
     reason: str
 
 
+class Rung(Protocol):
+    """The place of a message in a ladder: among those that belong together and are shown so, as those of a call.
+
+    `ladder`: which one; `first`: it may begin with this message.
+    """
+
+    @property
+    def ladder(self) -> bytes: ...
+
+    @property
+    def first(self) -> bool: ...
+
+    def row(self, data: bytes, edits: Sequence[Edit]) -> dict[str, Any]:
+        """What is told of the message `data`, as JSON has it; without secrets."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Deliver:
     """Send `data`, as it came but for `edits` (in ascending order, not overlapping), to the side `to`."""
@@ -116,6 +133,7 @@ class Deliver:
     to: Side
     data: bytes
     edits: tuple[Edit, ...] = ()
+    rung: Rung | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

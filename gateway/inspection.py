@@ -291,7 +291,7 @@ class Inspection:
         if getattr(self.module, "shown", False):
             ends = self._flow.client, self._flow.server
             source, destination = ends if command.to is Side.SERVER else ends[::-1]
-            PASSED.add(command.to.other, source, destination, command.data, command.edits, self._flow.id)
+            PASSED.add(command.to.other, source, destination, command.data, command.edits, self._flow.id, command.rung)
         data = apply_edits(command.data, edits)
         self._out[command.to] += data
         self._marks[command.to].delivered(command.data, edits, len(data))

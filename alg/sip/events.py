@@ -19,6 +19,7 @@ from alg.api import (
     OpenConversation,
     Opened,
     Refused,
+    Rung,
     Side,
     Tick,
     UpdateConversation,
@@ -57,6 +58,7 @@ class Release(NamedTuple):
 
     packet: int
     edits: tuple[Edit, ...] = ()
+    rung: Rung | None = None
 
 
 @dataclass(frozen=True, slots=True)

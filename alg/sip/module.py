@@ -29,12 +29,14 @@ from alg.api import (
     Received,
     Refused,
     Revoke,
+    Rung,
     Side,
     Tick,
     UpdateConversation,
 )
 from alg.sip.core import Core
 from alg.sip.events import Release
+from alg.sip.ladder import unread_rung
 from alg.sip.message import Malformed
 from alg.sip.options import SipOptions
 from alg.sip.rows import CallRow, row_of
@@ -51,6 +53,7 @@ class Piece:
     data: bytes
     ready: bool
     edits: tuple[Edit, ...] = ()
+    rung: Rung | None = None
 
 
 @dataclass(slots=True)
@@ -149,9 +152,9 @@ class SipModule:
     def _commands(self) -> None:
         for command in self._core.taken():
             match command:
-                case Release(packet, edits):
+                case Release(packet, edits, rung):
                     piece = self._waiting.pop(packet)
-                    piece.ready, piece.edits = True, edits
+                    piece.ready, piece.edits, piece.rung = True, edits, rung
                 case OpenConversation() | UpdateConversation() | ClosePinhole() | Note():
                     self._out.append(command)
 
@@ -161,7 +164,8 @@ class SipModule:
         for side, stream in self._streams.items():
             while stream.pieces and (stream.pieces[0].ready or self._foreign):
                 piece = stream.pieces.popleft()
-                self._out.append(Deliver(side.other, piece.data, piece.edits))
+                rung = piece.rung if piece.ready else unread_rung(piece.data)
+                self._out.append(Deliver(side.other, piece.data, piece.edits, rung))
             if stream.buffer and (self._foreign or (stream.closed and not stream.pieces)):
                 self._out.append(Deliver(side.other, stream.buffer))
                 stream.buffer = b""

@@ -12,6 +12,7 @@ from alg.api import Activity, Opened, Refused, Side, Tick
 from alg.sip.core import HOLD, Core
 from alg.sip.events import Datagram, Moved, RevokeConversation, SipCommand, SipEvent
 from alg.sip.journal import Changes, Entry, Record, TalkRecord
+from alg.sip.ladder import unread_rung
 from alg.sip.module import SipModule
 from alg.sip.options import SipOptions
 from alg.sip.rows import CallMedia, CallRow, row_of
@@ -90,11 +91,11 @@ class SipEngine:
 
     def _datagram(self, event: Datagram) -> None:
         if self._revoked and (event.client, event.server.host) in self._revoked:
-            self._core.release(event.packet)
+            self._core.release(event.packet, unread_rung(event.data))
         elif not self._within_rate(event.client.host, event.now):
             self._over_rate += 1
             self._core.note("sip.rate", f"more than {self._options.rate} messages a second", event.now, event.client)
-            self._core.release(event.packet)
+            self._core.release(event.packet, unread_rung(event.data))
         elif begins_as_sip(event.data):
             self._core.message(event.packet, event.side, event.client, event.server, event.data, event.now)
         else:

@@ -26,6 +26,7 @@ from alg.api import (
     OpenConversation,
     Opened,
     Refused,
+    Rung,
     Side,
     Tick,
     UpdateConversation,
@@ -205,18 +206,17 @@ class PacketFront:
         self.counters[f"untouched_{reason}"] += 1
         packet.accept()
 
-    def _release(self, number: int, edits: tuple[Edit, ...]) -> None:
+    def _release(self, number: int, edits: tuple[Edit, ...], rung: Rung | None = None) -> None:
         held = self._held.pop(number, None)
         if held is None:  # its time was over
             return
+        parsed = held.parsed
+        self._trace.add(held.side, parsed.source, parsed.destination, parsed.payload, edits, rung=rung)
         if edits:
-            self._trace.add(held.side, held.parsed.source, held.parsed.destination, held.parsed.payload, edits)
             for edit in edits:
                 count("algate_edits_total", edit.reason, "yes" if self._mode is Mode.REWRITE else "no")
             if self._mode is Mode.REWRITE:
-                held.payload = apply_edits(held.parsed.payload, edits)
-        else:
-            self._trace.add(held.side, held.parsed.source, held.parsed.destination, held.parsed.payload, ())
+                held.payload = apply_edits(parsed.payload, edits)
         held.ready = True
         self._verdicts(held)
 
@@ -266,8 +266,8 @@ class PacketFront:
 
     def _do(self, command: SipCommand) -> None:
         match command:
-            case Release(number, edits):
-                self._release(number, edits)
+            case Release(number, edits, rung):
+                self._release(number, edits, rung)
             case OpenConversation():
                 server = self._servers.get(command.ref) or self._facing.get(command.target.host)
                 if server is not None:

@@ -21,13 +21,13 @@ from netfilterqueue import COPY_PACKET, NetfilterQueue
 
 from alg.api import Mode
 from alg.sip.options import SipOptions
+from alg.sip.rows import call_rows
 from alg.sip.session import SipEngine
 from gateway.broker.client import BrokerClient
 from gateway.front.journal import Journal
 from gateway.front.packets import PacketFront
 from gateway.front.udp_packet import LONGEST_WHOLE
 from gateway.observe.admin_wire import Rows, answer
-from gateway.observe.calls import call_rows
 from gateway.observe.counters import recent_rows
 from gateway.observe.lag import LagMeter
 from gateway.observe.log import get_logger, setup_logging

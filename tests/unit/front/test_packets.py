@@ -12,6 +12,7 @@ from alg.address import Endpoint
 from alg.api import Activity, Edit, Mode, OpenConversation, Opened, Refused, Side, Tick, UpdateConversation
 from alg.sip.events import Datagram, Release, SipCommand, SipEvent
 from alg.sip.journal import Entry, Record
+from alg.sip.ladder import Rung
 from gateway.errors import PinholeRefused
 from gateway.front.packets import LONGEST_HOLD, MOST_HELD, PacketFront
 from gateway.front.udp_packet import parse
@@ -178,6 +179,13 @@ def test_the_engine_is_told_what_was_counted_as_often_as_it_wants(rig: Rig) -> N
         rig.front.tick()
         rig.settle()
     assert rig.engine.events[2:] == [Activity(1, 3, 4, 102.0), Activity(1, 3, 4, 104.1)]
+
+
+def test_where_a_message_belongs_is_remembered_with_it(rig: Rig) -> None:
+    rig.engine.answers = lambda event: [Release(1, EDIT, Rung(b"call", first=True))]
+    rig.take(packet4(b"hello"))
+    (row,) = rig.front._trace.ladders.rows("call")
+    assert (row["source"], row["title"], row["edits"][0]["after"]) == (str(A4), "hello", "LONGER")
 
 
 def test_a_refusal_is_told(rig: Rig) -> None:
