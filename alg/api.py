@@ -7,9 +7,9 @@ done (`Command`). The driver (`gateway/flow.py`) does it. Times are seconds of a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from alg.address import Endpoint
 
@@ -75,13 +75,26 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Activity:
+    """The conversation `ref` has carried so many packets since it was opened, in both ports together.
+
+    Told by a driver that can count, every `look_every` seconds of a module that has such an attribute.
+    """
+
+    ref: int
+    packets_in: int
+    packets_out: int
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """The time that `deadline()` asked for has come."""
 
     now: float
 
 
-Event = Received | Closed | Opened | Refused | Tick
+Event = Received | Closed | Opened | Refused | Activity | Tick
 
 # --- commands -------------------------------------------------------------------------------------------------------
 
@@ -95,6 +108,23 @@ class Edit(NamedTuple):
     reason: str
 
 
+class Rung(Protocol):
+    """The place of a message in a ladder: among those that belong together and are shown so, as those of a call.
+
+    `ladder`: which one; `first`: it may begin with this message.
+    """
+
+    @property
+    def ladder(self) -> bytes: ...
+
+    @property
+    def first(self) -> bool: ...
+
+    def row(self, data: bytes, edits: Sequence[Edit]) -> dict[str, Any]:
+        """What is told of the message `data`, as JSON has it; without secrets."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Deliver:
     """Send `data`, as it came but for `edits` (in ascending order, not overlapping), to the side `to`."""
@@ -102,6 +132,7 @@ class Deliver:
     to: Side
     data: bytes
     edits: tuple[Edit, ...] = ()
+    rung: Rung | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +301,8 @@ class AlgModule(Protocol):
 
     A module with keys of its own in `[alg.NAME]` declares them as a frozen dataclass in its class attribute `Options`:
     a field a key, each with a default, of a type that TOML has. Unknown keys and wrong types are configuration errors.
+    `Options` itself may raise ValueError("KEY: what is wrong"). A module that wants to be told `Activity` has an
+    attribute `look_every`: in seconds.
     """
 
     def __init__(self, context: FlowContext) -> None: ...

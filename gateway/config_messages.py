@@ -28,6 +28,9 @@ def readable(message: str, kind: type, prefix: str = "") -> str:
     path = path.rstrip("`").removeprefix("$")
     key = (prefix + path).removeprefix(".")
     there = _type_at(inspect.type_info(kind), path)
+    said = re.fullmatch(r"(\w+): (.*)", text, re.DOTALL)
+    if said and said[1] in _keys(there):  # by the value's own class, of one of its keys
+        return f"{key + '.' if key else ''}{said[1]}: {said[2]}"
     unknown = re.fullmatch(r"Object contains unknown field `(.*)`", text)
     if unknown:
         hint = resembling(unknown[1], _keys(there)) or _elsewhere(unknown[1], inspect.type_info(kind))

@@ -14,8 +14,9 @@ from alg.registry import options_of
 from gateway.config import AlgSection, Config
 from gateway.dial import Connection
 from gateway.flow import Flow, Flows
-from gateway.inspection import DataPaths, Inspection, Pinholes
+from gateway.inspection import Inspection
 from gateway.own_address import PublicAddress, is_local, public_address
+from gateway.pinhole_requests import DataPaths, Pinholes
 from gateway.policy import Decision, Policy
 from gateway.relay.poller import Watches
 from gateway.sockets import abort, endpoint, prepare

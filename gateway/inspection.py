@@ -6,7 +6,6 @@ import functools
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 import gevent
 import gevent.socket as gsocket
@@ -15,6 +14,7 @@ from gevent.event import Event as Wakeup
 
 from alg.address import Endpoint
 from alg.api import (
+    Activity,
     AlgModule,
     AskTransfer,
     Bypass,
@@ -40,13 +40,13 @@ from alg.api import (
     UpdateConversation,
     apply_edits,
 )
-from gateway.conversations import Conversations, Openings
+from gateway.activity import ActivityWatch
+from gateway.conversations import Conversations
 from gateway.errors import PinholeRefused
 from gateway.flow import HALF_CLOSE_TIMEOUT, Flow
-from gateway.model import Lease, PinholeRequest
 from gateway.observe.trace import PASSED
 from gateway.own_address import PublicAddress
-from gateway.pinhole_requests import Opening, advertised, is_forbidden, request_of
+from gateway.pinhole_requests import DataPaths, Opening, Pinholes, advertised, is_forbidden, request_of
 from gateway.relay.connection import local_hosts
 from gateway.sockets import abort
 from gateway.urgency import Marks, receive
@@ -59,22 +59,6 @@ MOST_HELD = 32768  # bytes that the module holds back, beyond which their side i
 TURN = 32  # events in a row, after which other flows have their turn
 MOST_UNANSWERED = 4  # pinholes that a flow may be asking its backend for at a time, given up or not
 OPENINGS = 200  # pinholes a second and flow, and as many at once: a flood must not reach the broker, who serves all
-
-
-class Pinholes(Openings, Protocol):
-    """A backend of pinholes. `outbound`: whether OpenOutbound means anything to it."""
-
-    outbound: bool
-
-
-class DataPaths(Protocol):
-    """Makes data connections itself. `meet` raises PinholeRefused; its second result is where the client connects."""
-
-    def join(self, client: Endpoint, server: Endpoint, sources: tuple[str, str], reason: str) -> None: ...
-
-    def meet(self, request: PinholeRequest, inner_host: str) -> tuple[Lease, Endpoint]: ...
-
-    def close(self, lease: Lease) -> None: ...
 
 
 class Inspection:
@@ -122,6 +106,7 @@ class Inspection:
         self._openings_at = now()
         self._flooded = False
         self.conversations = Conversations(pinholes, mode, flow.id, self._told_soon)
+        self._activity = ActivityWatch(self.conversations, getattr(module, "look_every", None), self._carried, now)
         self._revoked: str | None = None
         self._bypass = False
         self._over = False
@@ -174,7 +159,7 @@ class Inspection:
         self._changed.set()
 
     def _timeout(self) -> float | None:
-        times = [self.module.deadline()]
+        times = [self.module.deadline(), self._activity.deadline()]
         if self._half_closed_at is not None:
             times.append(self._half_closed_at + HALF_CLOSE_TIMEOUT)
         pending = [t for t in times if t is not None]
@@ -185,6 +170,7 @@ class Inspection:
         if self._half_closed_at is not None and now >= self._half_closed_at + HALF_CLOSE_TIMEOUT:
             self._fail("half-closed")
             return
+        self._activity.tick()
         deadline = self.module.deadline()
         if deadline is not None and now >= deadline and not self._bypass:
             self._feed(Tick(now))
@@ -305,7 +291,7 @@ class Inspection:
         if getattr(self.module, "shown", False):
             ends = self._flow.client, self._flow.server
             source, destination = ends if command.to is Side.SERVER else ends[::-1]
-            PASSED.add(command.to.other, source, destination, command.data, command.edits, self._flow.id)
+            PASSED.add(command.to.other, source, destination, command.data, command.edits, self._flow.id, command.rung)
         data = apply_edits(command.data, edits)
         self._out[command.to] += data
         self._marks[command.to].delivered(command.data, edits, len(data))
@@ -386,6 +372,10 @@ class Inspection:
             self._feed(Refused(ref, outcome, self._now()))
         else:
             self._feed(Opened(ref, outcome, self._now()))
+
+    def _carried(self, activity: Activity) -> None:
+        if not self._ended and not self._bypass:
+            self._feed(activity)
 
     def _close(self, ref: int) -> None:
         self.conversations.close(ref)

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 from alg.address import Endpoint
 from alg.api import OpenMeeting, OpenOutbound, OpenPinhole, OpenRelay, Side
+from gateway import conversations
 from gateway.flow import Flow
-from gateway.model import PinholeRequest
+from gateway.model import Lease, PinholeRequest
 from gateway.own_address import PublicAddress
 
 Opening = OpenPinhole | OpenOutbound | OpenMeeting
 Public = Mapping[Side, PublicAddress]
+
+
+class Pinholes(conversations.Openings, Protocol):
+    """A backend of pinholes. `open` raises PinholeRefused; `outbound`: whether OpenOutbound means anything to it."""
+
+    outbound: bool
+
+
+class DataPaths(Protocol):
+    """Makes data connections itself. `meet` raises PinholeRefused; its second result is where the client connects."""
+
+    def join(self, client: Endpoint, server: Endpoint, sources: tuple[str, str], reason: str) -> None: ...
+
+    def meet(self, request: PinholeRequest, inner_host: str) -> tuple[Lease, Endpoint]: ...
+
+    def close(self, lease: Lease) -> None: ...
 
 
 def is_forbidden(command: Opening | OpenRelay, flow: Flow, public: Public) -> bool:

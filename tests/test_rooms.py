@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ RULES = [
         ("gateway", "gevent", "socket", "time", "random", "logging", "structlog", "select", "os", "threading"),
         "alg/ is pure: no I/O, clock, log or chance",
     ),
+    ("gateway/observe/", ("alg.sip", "alg.ftp"), "what is shown is of no protocol: its module says it"),
     ("gateway/access_file.py", ("gevent", "socket", "time", "structlog"), "the parser is pure"),
     ("gateway/rule_limits.py", ("gevent", "socket", "time", "structlog"), "the counters are pure"),
     ("gateway/shares.py", ("gevent", "socket", "time", "structlog"), "what flows share is counted by a pure table"),
@@ -48,6 +50,7 @@ LAYERS = [
     ("gateway.front", "gateway.doctor", "gateway.doctor_host"),
     ("gateway.flow_runner", "gateway.audit"),
     ("gateway.inspection",),
+    ("gateway.activity",),
     ("gateway.dial", "gateway.quick_dial", "gateway.pinhole", "gateway.pinhole_requests", "gateway.conversations"),
     ("gateway.flow",),
     ("gateway.rule_limits", "gateway.shares", "gateway.upstream"),
@@ -62,6 +65,11 @@ LAYERS = [
     ("gateway.model", "gateway.errors", "gateway.embedded", "gateway.host_name"),
     ("alg",),
 ]
+# Headers and other words of SIP that are no one else's; `Via`, `Contact` and `REGISTER` may be.
+SIP_WORDS = re.compile(
+    r"(?i:\b(call-id|cseq|record-route|max-forwards|session-expires|sip/2\.0|application/sdp)\b)"
+    r"|\b(INVITE|PRACK)\b"
+)
 # Pure data that an outer room owns and an inner one needs to name.
 ALLOWED = {
     ("gateway.broker.engine", "gateway.pinhole.lease"),
@@ -115,6 +123,30 @@ def test_imports_point_inwards(path: Path) -> None:
         layer = layer_of(target)
         if layer is not None and (module, target) not in ALLOWED:
             assert layer >= own, f"{module} imports {target}, which is further out"
+
+
+def literals(path: Path) -> Iterator[str]:
+    """Every text and every bytes of a file, but for what stands there to be read (docstrings)."""
+    tree = ast.parse(path.read_text())
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and id(node) not in prose:
+            if isinstance(node.value, str):
+                yield node.value
+            elif isinstance(node.value, bytes):
+                yield node.value.decode("latin-1")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_words_of_sip_are_known_in_its_room_only(path: Path) -> None:
+    if not path.is_relative_to(ROOT / "alg" / "sip"):
+        found = [text for text in literals(path) if SIP_WORDS.search(text)]
+        assert not found, f"{path.relative_to(ROOT)} knows words of SIP: {found}"
+
+
+def test_the_words_of_sip_are_found_where_they_are() -> None:
+    found = {match[0].lower() for path in MODULES for text in literals(path) for match in SIP_WORDS.finditer(text)}
+    assert {"call-id", "cseq", "invite", "max-forwards"} <= found
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -17,13 +17,12 @@ from alg.api import Side
 from alg.sip.conversations import Conversation, Conversations, Peers
 from alg.sip.edits import is_address
 from alg.sip.message import Message
+from alg.sip.options import SipOptions
 from alg.sip.sdp import Description
 from alg.sip.stand_down import is_public
 
 LINGER = 5.0  # seconds after a failure (the INVITE may come again, with credentials) or after a BYE that nobody answers
 SETUP = 240.0  # seconds without a word until an INVITE without a final answer is given up (RFC 3261, 16.6: 180)
-IDLE = 300.0  # seconds without a word and without a media packet, where media packets are counted
-LONG_IDLE = 7200.0  # where they are not, or the call is on hold
 SESSION_GRACE = 32.0
 AFTERWARDS = 32.0  # seconds that a server may send its BYE again (RFC 3261, 17.1.2.2: 64 * T1)
 MOST_CALLS = 20000
@@ -59,7 +58,8 @@ class Call:
     signalling: Conversation | None = None
     tag: bytes = b""  # the client's own, once there is an answer
     replaces: Key | None = None  # the same call at the address where the client was
-    on_hold: bool = False
+    on_hold: bool = False  # by the client's latest description
+    far_on_hold: bool = False  # by the far side's
     session_ends: float = math.inf
     ends: float = math.inf
     timer: float = math.inf  # the earliest time for which a look at it is planned
@@ -67,14 +67,6 @@ class Call:
 
     def __post_init__(self) -> None:
         self.claim = ("call", self.key)
-
-    @property
-    def due(self) -> float:
-        """When the call ends by itself, as things stand."""
-        if self.state != "confirmed":
-            return min(self.ends, self.heard + SETUP)
-        quiet = IDLE if self.counted and not self.on_hold else LONG_IDLE
-        return min(self.ends, self.session_ends, self.heard + quiet)
 
 
 def remote_tag(side: Side, message: Message) -> bytes:
@@ -109,13 +101,13 @@ def _media_host(text: str, server: str) -> str | None:
 
 
 class Calls:
-    """All calls of an engine. `any_source`: media may come from anybody, once there is an answer. `changed`: the keys
-    of those that change, if somebody wants to know."""
+    """All calls of an engine. `changed`: the keys of those that change, if somebody wants to know."""
 
-    def __init__(self, conversations: Conversations, any_source: bool) -> None:
+    def __init__(self, conversations: Conversations, options: SipOptions) -> None:
         self.changed: set[Key] | None = None
         self._conversations = conversations
-        self._any_source = any_source
+        self._any_source = options.media_source == "any"
+        self._media_timeout, self._hold_timeout = options.media_timeout, options.hold_timeout
         self.begun = self.answered = 0  # calls, since the start
         self._calls: dict[Key, Call] = {}
         self._of_client: dict[str, int] = {}
@@ -309,7 +301,9 @@ class Calls:
         self.admit(call, now)
 
     def active(self, conversation: Conversation, packets: tuple[int, int], now: float) -> None:
-        """A media conversation has carried so many packets (in, out)."""
+        """A conversation has carried so many packets (in, out); those of a signalling socket are no media."""
+        if conversation.reason == "sip.signalling":
+            return
         for claim in conversation.claims:
             call = self._calls.get(cast(Key, claim[1])) if claim[0] == "call" else None
             if call is not None:
@@ -340,10 +334,19 @@ class Calls:
             self._conversations.claim(call.signalling, ("afterwards", servers), now, now + AFTERWARDS, servers)
             self._conversations.drop(call.signalling, call.claim, now)
 
+    def _due(self, call: Call) -> float:
+        """When the call ends by itself, as things stand."""
+        if call.state != "confirmed":
+            return min(call.ends, call.heard + SETUP)
+        silent = call.on_hold or call.far_on_hold or not call.counted
+        quiet = self._hold_timeout if silent else self._media_timeout
+        return min(call.ends, call.session_ends, call.heard + quiet)
+
     def _watch(self, call: Call) -> None:
-        if call.due < call.timer:
-            call.timer = call.due
-            heapq.heappush(self._timers, (call.timer, call.key))
+        due = self._due(call)
+        if due < call.timer:
+            call.timer = due
+            heapq.heappush(self._timers, (due, call.key))
 
     def deadline(self) -> float:
         """When `tick` has something to do; infinity: not as things are."""
@@ -355,7 +358,7 @@ class Calls:
             call = self._calls.get(heapq.heappop(self._timers)[1])
             if call is None:
                 continue
-            if call.due <= now:
+            if self._due(call) <= now:
                 self.end(call, now)
             else:
                 call.timer = math.inf

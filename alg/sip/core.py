@@ -18,9 +18,10 @@ from alg.sip.conversations import Commands, Conversation, Conversations, State
 from alg.sip.edits import Edits, advertise, describe, hairpin, own_places, restore, same_host
 from alg.sip.events import Release, StandDown
 from alg.sip.journal import Changes, Record, TalkRecord, restore_all
+from alg.sip.ladder import Rung, rung_of, unread_rung
 from alg.sip.message import HostPort, Malformed, Message, parse
 from alg.sip.options import SipOptions
-from alg.sip.sdp import Description, Media, find_sdp, read_sdp
+from alg.sip.sdp import NOWHERE, Description, Media, find_sdp, is_held, read_sdp
 from alg.sip.stand_down import reason_to_stand_down
 
 HOLD = 2.0  # seconds that a message waits for its conversations at most
@@ -74,7 +75,7 @@ class Core:
 
     def __init__(self, options: SipOptions, changes: Changes | None = None) -> None:
         self.conversations = Conversations()
-        self.calls = Calls(self.conversations, options.media_source == "any")
+        self.calls = Calls(self.conversations, options)
         self._options = options
         self.bindings = Bindings(self.conversations)
         self._stood_down: dict[tuple[Endpoint, str], str] = {}
@@ -112,8 +113,8 @@ class Core:
         self._noted[key] = now
         self._out.append(Note(code, f"{client.host}: {detail}"))
 
-    def release(self, packet: int, edits: tuple[Edit, ...] = ()) -> None:
-        self._out.append(Release(packet, edits))
+    def release(self, packet: int, rung: Rung | None = None, edits: tuple[Edit, ...] = ()) -> None:
+        self._out.append(Release(packet, edits, rung))
 
     def message(self, packet: int, side: Side, client: Endpoint, server: Endpoint, data: bytes, now: float) -> None:
         """Take `data`, which begins as a SIP message. It is released now or later."""
@@ -122,13 +123,13 @@ class Core:
             if message.end < len(data) and data[message.end :].strip():
                 # Something behind the message (RFC 4475, 3.1.1.8): a reader may see another message there.
                 self.note("sip.trailing", "bytes behind a message", now, client)
-                self.release(packet)
+                self.release(packet, rung_of(message))
             elif side is Side.CLIENT:
                 self._outbound(packet, client, server, message, now)
             else:
                 self._inbound(packet, client, server, message, now)
         except Malformed:
-            self.release(packet)
+            self.release(packet, unread_rung(data))
 
     def opened(self, ref: int, public: Endpoint, now: float) -> None:
         self.conversations.opened(ref, public, now)
@@ -141,11 +142,15 @@ class Core:
         self.conversations.refused(ref, now)
         self._settled(ref, now)
 
+    def active(self, ref: int, packets: tuple[int, int], now: float) -> None:
+        if conversation := self.conversations.by_ref(ref):
+            self.calls.active(conversation, packets, now)
+
     def tick(self, now: float) -> None:
         for held in [held for held in self._held.values() if held.until <= now]:
             del self._held[held.packet]
             self.note("sip.unanswered", "no answer about a conversation", now, held.client)
-            self.release(held.packet)
+            self.release(held.packet, rung_of(held.message))
         self.calls.tick(now)
         self.conversations.tick(now)
 
@@ -159,15 +164,15 @@ class Core:
 
     def _outbound(self, packet: int, client: Endpoint, server: Endpoint, message: Message, now: float) -> None:
         if self._stood_down and (client, server.host) in self._stood_down:
-            self.release(packet)
+            self.release(packet, rung_of(message))
             return
         if rule := reason_to_stand_down(message, client, server.host, self.conversations, self._options.stand_down):
             self._stand_down(client, server, rule, now)
-            self.release(packet)
+            self.release(packet, rung_of(message))
             return
         if message.method == b"REGISTER" and message.is_request and is_third_party(message):
             self.note("sip.third-party", "a REGISTER for somebody else", now, client)
-            self.release(packet)
+            self.release(packet, rung_of(message))
             return
         plan = self._plan(client, server, message, now)
         waits = plan.waits()
@@ -175,7 +180,7 @@ class Core:
             self._send(packet, client, server, message, plan, now)
         elif len(self._held) >= MOST_HELD or self._held_of(client) >= MOST_HELD_OF_CLIENT:
             self.note("sip.held", "too many messages wait", now, client)
-            self.release(packet)
+            self.release(packet, rung_of(message))
         else:
             self._held[packet] = Held(packet, client, server, message, plan, now + HOLD, waits)
 
@@ -281,7 +286,7 @@ class Core:
                 target, second if second and second < 65536 else None, reason, call.claim, now, math.inf, peers
             )
             call.kinds[wanted.ref] = line.kind
-        call.on_hold = bool(mine) and all(line.direction in ("sendonly", "inactive") for line in mine.values())
+        call.on_hold = is_held(mine.values())
         self.calls.client_media(call, turn(Side.CLIENT, message), list(plan.media.values()), now)
         plan.sdp = sdp
 
@@ -301,7 +306,7 @@ class Core:
             self.bindings.subscribe(message, client, server.host, now)
         if plan.call:
             self._follow(plan.call, Side.CLIENT, client, server, message, now)
-        self.release(packet, edits.done())
+        self.release(packet, rung_of(message), edits.done())
 
     # --- from the server --------------------------------------------------------------------------------------------
 
@@ -318,7 +323,7 @@ class Core:
             if call and server.host in call.servers:
                 self._far(edits, call, client, message, now)
                 self._follow(call, Side.SERVER, client, server, message, now)
-        self.release(packet, edits.done())
+        self.release(packet, rung_of(message), edits.done())
 
     def _far(self, edits: Edits, call: Call, client: Endpoint, message: Message, now: float) -> None:
         try:
@@ -327,6 +332,8 @@ class Core:
         except Malformed as wrong:
             self.note("sip.sdp", str(wrong), now, client)
             return
+        if sdp:
+            call.far_on_hold = is_held(sdp.media)
         if sdp and (sdp.ice or not hairpin(edits, message, sdp, self.conversations)):
             self.calls.far_media(call, Side.SERVER, message, sdp, now)
 
@@ -345,4 +352,4 @@ def _is_own(line: Media, host: str) -> bool:
     """Whether media are to come to `host`; also those on hold in the old way (RFC 3264, 8.4: 0.0.0.0)."""
     if line.connection is None:
         return False
-    return line.connection.host in ("0.0.0.0", "::") or same_host(line.connection.host, host)
+    return line.connection.host in NOWHERE or same_host(line.connection.host, host)

@@ -11,7 +11,19 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from alg.address import Endpoint
-from alg.api import ClosePinhole, Edit, Note, OpenConversation, Opened, Refused, Side, Tick, UpdateConversation
+from alg.api import (
+    Activity,
+    ClosePinhole,
+    Edit,
+    Note,
+    OpenConversation,
+    Opened,
+    Refused,
+    Rung,
+    Side,
+    Tick,
+    UpdateConversation,
+)
 
 
 class Datagram(NamedTuple):
@@ -26,20 +38,6 @@ class Datagram(NamedTuple):
     client: Endpoint
     server: Endpoint
     data: bytes
-    now: float
-
-
-@dataclass(frozen=True, slots=True)
-class Activity:
-    """The conversation `ref` has carried so many packets since it was opened, in both ports together.
-
-    Told by a driver that can count, for media only (reason "sip.rtp" or "sip.udptl"), about every 30 seconds; a call
-    whose BYE was lost is found by it.
-    """
-
-    ref: int
-    packets_in: int
-    packets_out: int
     now: float
 
 
@@ -60,6 +58,7 @@ class Release(NamedTuple):
 
     packet: int
     edits: tuple[Edit, ...] = ()
+    rung: Rung | None = None
 
 
 @dataclass(frozen=True, slots=True)

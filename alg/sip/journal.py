@@ -57,6 +57,7 @@ class CallRecord:
     on_hold: bool
     session_ends: float
     ends: float
+    far_on_hold: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +180,7 @@ def _call_record(call: Call) -> CallRecord:
         on_hold=call.on_hold,
         session_ends=call.session_ends,
         ends=call.ends,
+        far_on_hold=call.far_on_hold,
     )
 
 
@@ -209,4 +211,5 @@ def _call(record: CallRecord, conversations: Conversations) -> Call:
         on_hold=record.on_hold,
         session_ends=record.session_ends,
         ends=record.ends,
+        far_on_hold=record.far_on_hold,
     )

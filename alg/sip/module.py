@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from alg.address import Endpoint, canonical
 from alg.api import (
+    Activity,
     Bypass,
     Closed,
     ClosePinhole,
@@ -28,12 +29,14 @@ from alg.api import (
     Received,
     Refused,
     Revoke,
+    Rung,
     Side,
     Tick,
     UpdateConversation,
 )
 from alg.sip.core import Core
 from alg.sip.events import Release
+from alg.sip.ladder import unread_rung
 from alg.sip.message import Malformed
 from alg.sip.options import SipOptions
 from alg.sip.rows import CallRow, row_of
@@ -50,6 +53,7 @@ class Piece:
     data: bytes
     ready: bool
     edits: tuple[Edit, ...] = ()
+    rung: Rung | None = None
 
 
 @dataclass(slots=True)
@@ -74,6 +78,7 @@ class SipModule:
         options = context.options if isinstance(context.options, SipOptions) else SipOptions()
         self._client = Endpoint.of(canonical(context.client.host), context.client.port)
         self._server = Endpoint.of(canonical(context.server.host), context.server.port)
+        self.look_every = options.look_every
         self._core = Core(options)
         # What the client advertises of itself is this connection: who connects there finds it (RFC 5923). Without the
         # connection's own address nothing of the signalling is edited.
@@ -111,6 +116,8 @@ class SipModule:
                 self._core.opened(ref, public, now)
             case Refused(ref, rule, now):
                 self._core.refused(ref, rule, now)
+            case Activity(ref, packets_in, packets_out, now):
+                self._core.active(ref, (packets_in, packets_out), now)
             case Tick(now):
                 self._core.tick(now)
                 for stream in self._streams.values():
@@ -145,9 +152,9 @@ class SipModule:
     def _commands(self) -> None:
         for command in self._core.taken():
             match command:
-                case Release(packet, edits):
+                case Release(packet, edits, rung):
                     piece = self._waiting.pop(packet)
-                    piece.ready, piece.edits = True, edits
+                    piece.ready, piece.edits, piece.rung = True, edits, rung
                 case OpenConversation() | UpdateConversation() | ClosePinhole() | Note():
                     self._out.append(command)
 
@@ -157,7 +164,8 @@ class SipModule:
         for side, stream in self._streams.items():
             while stream.pieces and (stream.pieces[0].ready or self._foreign):
                 piece = stream.pieces.popleft()
-                self._out.append(Deliver(side.other, piece.data, piece.edits))
+                rung = piece.rung if piece.ready else unread_rung(piece.data)
+                self._out.append(Deliver(side.other, piece.data, piece.edits, rung))
             if stream.buffer and (self._foreign or (stream.closed and not stream.pieces)):
                 self._out.append(Deliver(side.other, stream.buffer))
                 stream.buffer = b""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from alg.address import Endpoint
 from alg.sip.calls import Call
@@ -61,3 +63,38 @@ def row_of(call: Call) -> CallRow:
             for ref, conversation in media.items()
         ),
     )
+
+
+def call_rows(
+    calls: Iterable[CallRow], leases: Mapping[int, str], traffic: Mapping[int, tuple[int, int]], now: float, **more: Any
+) -> list[dict[str, Any]]:
+    """The rows as JSON has them; `leases` and `traffic` (packets in and out) by the number of a stream, `now` on the
+    clock of the events, `more` is added to each row."""
+    return [
+        {
+            "client": call.client,
+            "server": call.server,
+            "call_id": call.call_id,
+            "caller": call.caller,
+            "callee": call.callee,
+            "state": call.state,
+            "media": [_media_row(media, leases, traffic) for media in call.media],
+            **more,
+            "duration": round(now - call.since, 3),
+        }
+        for call in calls
+    ]
+
+
+def _media_row(media: CallMedia, leases: Mapping[int, str], traffic: Mapping[int, tuple[int, int]]) -> dict[str, Any]:
+    packets_in, packets_out = traffic.get(media.ref, (media.packets_in, media.packets_out))
+    return {
+        "ref": media.ref,
+        "kind": media.kind,
+        "target": str(media.target),
+        "public": str(media.public) if media.public else None,
+        "peers": media.peers,
+        "packets_in": packets_in,
+        "packets_out": packets_out,
+        "lease": leases.get(media.ref),
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ _MEDIA = re.compile(rb"([A-Za-z0-9.+_-]+) ([0-9]{1,5})(/[0-9]+)? (\S+)( .*)?", r
 _RTCP = re.compile(rb"([0-9]{1,5})(?: IN IP[46] (\S+))?[ \t]*")
 _BODIES = (b"INVITE", b"UPDATE", b"PRACK", b"ACK")  # what may carry an offer or an answer (RFC 3261, 3262, 3311)
 _MOST_MEDIA = 16
+NOWHERE = ("0.0.0.0", "::")  # as an address: on hold in the old way (RFC 3264, 8.4)
 
 
 class Place(NamedTuple):
@@ -123,6 +125,15 @@ def _part(data: bytes, start: int, end: int) -> Span | None:
             return None  # would have to follow an edit, or hides what is there
         start = match.end()
     return (start + 2, end) if is_sdp and data.startswith(b"\r\n", start) else None
+
+
+def is_held(media: Iterable[Media]) -> bool:
+    """Whether all streams that are in use are on hold (RFC 3264, 8.4): silence in them means nothing."""
+    used = [line for line in media if line.port]
+    return bool(used) and all(
+        line.direction != "sendrecv" or (line.connection is not None and line.connection.host in NOWHERE)
+        for line in used
+    )
 
 
 def read_sdp(data: bytes, start: int, end: int) -> Description:

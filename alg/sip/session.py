@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from alg.address import Endpoint
-from alg.api import Opened, Refused, Side, Tick
+from alg.api import Activity, Opened, Refused, Side, Tick
 from alg.sip.core import HOLD, Core
-from alg.sip.events import Activity, Datagram, Moved, RevokeConversation, SipCommand, SipEvent
+from alg.sip.events import Datagram, Moved, RevokeConversation, SipCommand, SipEvent
 from alg.sip.journal import Changes, Entry, Record, TalkRecord
+from alg.sip.ladder import unread_rung
 from alg.sip.module import SipModule
 from alg.sip.options import SipOptions
 from alg.sip.rows import CallMedia, CallRow, row_of
@@ -47,8 +48,7 @@ class SipEngine:
             case Refused(ref, rule, now):
                 self._core.refused(ref, rule, now)
             case Activity(ref, packets_in, packets_out, now):
-                if conversation := self._core.conversations.by_ref(ref):
-                    self._core.calls.active(conversation, (packets_in, packets_out), now)
+                self._core.active(ref, (packets_in, packets_out), now)
             case Moved(ref, now):
                 self._core.conversations.reopen(ref, now)
             case Tick(now):
@@ -91,11 +91,11 @@ class SipEngine:
 
     def _datagram(self, event: Datagram) -> None:
         if self._revoked and (event.client, event.server.host) in self._revoked:
-            self._core.release(event.packet)
+            self._core.release(event.packet, unread_rung(event.data))
         elif not self._within_rate(event.client.host, event.now):
             self._over_rate += 1
             self._core.note("sip.rate", f"more than {self._options.rate} messages a second", event.now, event.client)
-            self._core.release(event.packet)
+            self._core.release(event.packet, unread_rung(event.data))
         elif begins_as_sip(event.data):
             self._core.message(event.packet, event.side, event.client, event.server, event.data, event.now)
         else:

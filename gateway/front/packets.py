@@ -18,6 +18,7 @@ from gevent.event import Event as Wakeup
 
 from alg.address import Endpoint, canonical
 from alg.api import (
+    Activity,
     ClosePinhole,
     Edit,
     Mode,
@@ -25,13 +26,15 @@ from alg.api import (
     OpenConversation,
     Opened,
     Refused,
+    Rung,
     Side,
     Tick,
     UpdateConversation,
     apply_edits,
 )
-from alg.sip.events import Activity, Datagram, Moved, Release, RevokeConversation, SipCommand, SipEvent, StandDown
+from alg.sip.events import Datagram, Moved, Release, RevokeConversation, SipCommand, SipEvent, StandDown
 from alg.sip.journal import ConversationRecord, Entry, Record
+from alg.sip.options import LOOK
 from gateway.config import Network
 from gateway.conversations import Conversations, Pinholes, is_translated
 from gateway.front.journal import Journal
@@ -48,7 +51,6 @@ log = structlog.get_logger()
 MOST_HELD = 1024  # packets that wait for a verdict; a further one passes untouched
 LONGEST_HOLD = 2.5  # seconds; then a packet passes untouched, whatever the engine waits for
 MOST_REMEMBERED = 65536  # sockets of clients
-ACTIVITY = 30.0  # seconds between two looks at the kernel's counters
 ADDRESSES = 2.0  # seconds between two looks at this host's addresses
 WRITE = 0.02  # seconds between two entries in the journal
 
@@ -69,7 +71,8 @@ class PacketFront:
     """All packets of one queue. `take` is the queue's callback; `run` keeps time, in a greenlet of its own.
 
     `inside`: who is a client. `public_towards`: where conversations with an outside host listen; None without a route.
-    `journal`: what a predecessor knew is in it, and what a successor has to know is put there.
+    `journal`: what a predecessor knew is in it, and what a successor has to know is put there. `look_every`: seconds
+    between two looks at the kernel's counters.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class PacketFront:
         trace: Trace,
         now: Callable[[], float] = time.monotonic,
         journal: Journal | None = None,
+        look_every: float = LOOK,
     ) -> None:
         self.counters: Counter[str] = Counter()
         self.conversations = Conversations(pinholes, mode, f"p-{int(time.time() * 1000) & 0xFFFFFFFF:x}", self._told)
@@ -97,7 +101,8 @@ class PacketFront:
         self._events: deque[SipEvent] = deque()
         self._handling = False
         self._changed = Wakeup()
-        self._next_activity = now() + ACTIVITY
+        self._look_every = look_every
+        self._next_activity = now() + look_every
         self._next_look = now() + ADDRESSES
         self._servers: dict[int, str] = {}  # with which outside host a conversation began
         self._journal = journal
@@ -181,12 +186,12 @@ class PacketFront:
         self.counters[f"untouched_{reason}"] += 1
         packet.accept()
 
-    def _release(self, number: int, edits: tuple[Edit, ...]) -> None:
+    def _release(self, number: int, edits: tuple[Edit, ...], rung: Rung | None = None) -> None:
         held = self._verdicts.take(number)
         if held is None:  # its time was over
             return
         parsed = held.parsed
-        self._trace.add(held.side, parsed.source, parsed.destination, parsed.payload, edits)
+        self._trace.add(held.side, parsed.source, parsed.destination, parsed.payload, edits, rung=rung)
         if edits:
             self._count(edits)
             if self._mode is Mode.REWRITE:
@@ -243,8 +248,8 @@ class PacketFront:
 
     def _do(self, command: SipCommand) -> None:
         match command:
-            case Release(number, edits):
-                self._release(number, edits)
+            case Release(number, edits, rung):
+                self._release(number, edits, rung)
             case OpenConversation():
                 server = self._servers.get(command.ref) or self._facing.get(command.target.host)
                 if server is not None:
@@ -294,7 +299,7 @@ class PacketFront:
         if deadline is not None and deadline <= now:
             self._feed(Tick(now))
         if self._next_activity <= now:
-            self._next_activity = now + ACTIVITY
+            self._next_activity = now + self._look_every
             gevent.spawn(self.look_at_traffic)
         if self._next_look <= now:
             self._next_look = now + ADDRESSES

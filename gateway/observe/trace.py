@@ -11,7 +11,7 @@ from typing import Any
 from rich.text import Text
 
 from alg.address import Endpoint
-from alg.api import Edit, Side, apply_edits
+from alg.api import Edit, Rung, Side, apply_edits
 from gateway.observe.ladders import Ladders
 
 KEPT = 256
@@ -32,12 +32,20 @@ class Trace:
         self._ring: deque[_Kept] = deque(maxlen=size)
 
     def add(
-        self, side: Side, source: Endpoint, destination: Endpoint, data: bytes, edits: Sequence[Edit], flow: str = ""
+        self,
+        side: Side,
+        source: Endpoint,
+        destination: Endpoint,
+        data: bytes,
+        edits: Sequence[Edit],
+        flow: str = "",
+        rung: Rung | None = None,
     ) -> None:
-        """Remember a message that `side` sent, and what is changed in it."""
+        """Remember a message that `side` sent, and what is changed in it; `rung`: where it belongs in a ladder."""
         now = time.time()
         self._ring.append((next(self._numbers), now, side, source, destination, data, tuple(edits), flow))
-        self.ladders.add(now, side, source, destination, data, edits)
+        if rung is not None:
+            self.ladders.add(now, side, source, destination, data, edits, rung)
 
     def rows(self) -> list[Row]:
         """As `algate trace --json` shows them; bytes as Latin-1 text."""

@@ -21,13 +21,13 @@ from netfilterqueue import COPY_PACKET, NetfilterQueue
 
 from alg.api import Mode
 from alg.sip.options import SipOptions
+from alg.sip.rows import call_rows
 from alg.sip.session import SipEngine
 from gateway.broker.client import BrokerClient
 from gateway.front.journal import Journal
 from gateway.front.packets import PacketFront
 from gateway.front.udp_packet import LONGEST_WHOLE
 from gateway.observe.admin_wire import Rows, answer
-from gateway.observe.calls import call_rows
 from gateway.observe.counters import recent_rows
 from gateway.observe.lag import LagMeter
 from gateway.observe.log import get_logger, setup_logging
@@ -59,7 +59,8 @@ class Packets:
         # Nothing is open in any other mode, so there is nothing to go on with.
         journal = Journal(boot.journal) if boot.journal and section.mode is Mode.REWRITE else None
         keep = journal is not None and bool(journal.found)
-        self._engine = SipEngine(msgspec.convert(section.options, SipOptions), recorded=journal is not None)
+        options = msgspec.convert(section.options, SipOptions)
+        self._engine = SipEngine(options, recorded=journal is not None)
         self._trace = Trace()
         self._front = PacketFront(
             self._engine,
@@ -69,6 +70,7 @@ class Packets:
             self._public_towards,
             self._trace,
             journal=journal,
+            look_every=options.look_every,
         )
         self._mode: Mode = section.mode
         self._lag = LagMeter()

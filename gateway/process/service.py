@@ -26,10 +26,10 @@ from gateway.front.transparent import TransparentFront
 from gateway.front.udp_associate import UdpAssociateCommand
 from gateway.front.udp_association import Options
 from gateway.ident import IdentClient
-from gateway.inspection import Pinholes
 from gateway.own_address import is_local
 from gateway.pinhole.split import SplitPinholes
 from gateway.pinhole.userspace import UserspacePinholes
+from gateway.pinhole_requests import Pinholes
 from gateway.policy import Policy
 from gateway.process.accept import Acceptor, Quick
 from gateway.process.authentication import Authentication

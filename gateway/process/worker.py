@@ -21,14 +21,13 @@ from typing import Any
 import gevent
 import gevent.socket as gsocket
 
-from alg.sip.rows import CallRow
+from alg.sip.rows import CallRow, call_rows
 from gateway.broker.client import BrokerClient
 from gateway.dial import CONNECT_TIMEOUT
 from gateway.errors import AlgateError
 from gateway.flow import HALF_CLOSE_TIMEOUT, IDLE_TIMEOUT, Flow, Flows
 from gateway.inspection import Inspection
 from gateway.observe.admin_wire import Rows, answer
-from gateway.observe.calls import call_rows
 from gateway.observe.counters import recent_rows
 from gateway.observe.flow_log import FlowLog
 from gateway.observe.lag import LagMeter

@@ -83,7 +83,7 @@ def kernel_helper(lab: Lab) -> Iterator[None]:
 def _gateway(repaired: str) -> Callable[[Lab], contextlib.AbstractContextManager[None]]:
     @contextlib.contextmanager
     def prepare(lab: Lab) -> Iterator[None]:
-        gateway = lab.start_gateway(lab.write_config(alg={"sip": {"stand_down": [repaired]}}))
+        gateway = lab.start_gateway(lab.write_config(alg={"sip": {"stand_down": [repaired], "media_timeout": 10}}))
         try:
             yield
         finally:

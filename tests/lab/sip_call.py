@@ -220,9 +220,11 @@ def _run(played: Played, intruder: socket.socket, rows: Rows, longest: float) ->
             over = time.monotonic() + AFTERWARDS
         late = b"late " if time.monotonic() > over - AFTERWARDS + GRACE else b""
         if alive:
-            inside.send(b"\x80media of inside")
+            if not _is_silent(played):
+                inside.send(b"\x80media of inside")
             _expect(played, rows)
-        outside.send(late + b"\x80media of outside")
+        if not (alive and _is_silent(played)):
+            outside.send(late + b"\x80media of outside")
         for _, target in outside.targets():
             with contextlib.suppress(OSError):
                 intruder.sendto(late + b"\x80media of a stranger", target)
@@ -248,6 +250,12 @@ def _positions(scenario: Scenario) -> Iterator[tuple[int, Check]]:
             count += 1
         else:
             yield count, step
+
+
+def _is_silent(played: Played) -> bool:
+    """Whether no phone sends media now: there is a `silence` after the message that was the last at both."""
+    seen = {len(played.inside.messages), len(played.outside.messages)}
+    return any(check.what == "silence" and seen == {before} for before, check in _positions(played.scenario))
 
 
 # --- what must be while it goes on ----------------------------------------------------------------------------------
@@ -294,7 +302,20 @@ def _is_so(detail: str, played: Played, rows: Rows) -> bool:
     if kind == "media":
         open_now = [row for row in here if row["reason"] != "sip.signalling" and row["peer"] != ""]
         return len(open_now) == int(value)
+    if kind == "conntrack":
+        return len(_tracked(played.inside)) == int(value)
     raise AssertionError(f"expect {detail}: nobody knows what that is")
+
+
+def _tracked(inside: Phone) -> list[str]:
+    """The connections of the phone's media sockets that the router's kernel knows."""
+    known = inside.lab.run("router", ["conntrack", "-L", "-p", "udp"]).stdout.splitlines()
+    ports = {f"port={port}" for port in inside.sockets}
+    return [
+        line
+        for line in known
+        if f"={inside.party.host} " in line and any(word[1:] in ports for word in line.split())  # sport, dport
+    ]
 
 
 # --- what must have been, when it is over ---------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Literal
 Side = Literal["inside", "outside"]
 SIDES: tuple[Side, Side] = ("inside", "outside")
 DOMAIN = "example.test"
-PAUSE_MS = {"media": 600, "expect": 600}
+PAUSE_MS = {"media": 600, "expect": 600, "silence": 600}
 
 _HAS_CONTACT = ("INVITE", "UPDATE", "REGISTER", "SUBSCRIBE", "NOTIFY", "REFER", "OPTIONS")
 _ANSWER_HAS_CONTACT = ("INVITE", "UPDATE", "SUBSCRIBE", "REFER")
@@ -54,15 +54,15 @@ class Message:
 
 @dataclass(frozen=True)
 class Check:
-    """`media` or `expect ... [within SECONDS]` between two messages."""
+    """`media`, `silence` (both [for SECONDS]) or `expect ... [within SECONDS]` between two messages."""
 
     what: str
     detail: str
 
     @property
     def milliseconds(self) -> int:
-        within = re.search(r" within ([0-9]+)$", self.detail)
-        return int(within[1]) * 1000 if within else PAUSE_MS[self.what]
+        given = re.search(r"\b(?:within|for) ([0-9]+)$", self.detail)
+        return int(given[1]) * 1000 if given else PAUSE_MS[self.what]
 
 
 @dataclass

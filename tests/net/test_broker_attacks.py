@@ -23,6 +23,7 @@ from gateway.broker.client import BrokerClient
 from gateway.broker.protocol import MAX_PACKET, Close, Open, Opened, Refused, encode
 from gateway.errors import PinholeRefused
 from gateway.model import Lease
+from tests.greenlets import join_all
 from tests.net.broker_rig import CLIENT, PUBLIC, SERVER, STRANGER, Rig, inbound, run
 
 pytestmark = pytest.mark.net
@@ -77,7 +78,7 @@ def test_a_broker_killed_during_a_thousand_openings(rig: Rig, client: BrokerClie
         rig.start()
 
     killing = gevent.spawn(kill_and_replace)
-    gevent.joinall([gevent.spawn(open_, number) for number in range(1000)], timeout=90)
+    join_all([gevent.spawn(open_, number) for number in range(1000)], 90)
     killing.get(timeout=60)
     assert len(opened) + len(refused) == 1000
     assert len(opened) >= 200
@@ -103,7 +104,7 @@ def test_a_stopped_broker_is_a_refusal_and_no_hang(rig: Rig) -> None:
         rig.broker.send_signal(signal.SIGSTOP)
         begun = time.monotonic()
         asking = [gevent.spawn(client.open, inbound(flow=f"f{number}")) for number in range(500)]
-        gevent.joinall(asking, timeout=10)
+        join_all(asking, 10)
         assert time.monotonic() - begun < 5.0
         assert {type(greenlet.exception) for greenlet in asking} == {PinholeRefused}
         assert {greenlet.exception.rule for greenlet in asking} == {"broker"}  # type: ignore[union-attr]

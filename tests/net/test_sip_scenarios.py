@@ -40,9 +40,9 @@ def parties(case: tuple[str, str]) -> dict[Side, Party]:
 
 @pytest.fixture(scope="module")
 def gateway(lab: Lab) -> Iterator[Gateway]:
-    """One that is told of a provider which repairs NAT itself."""
+    """One that is told of a provider which repairs NAT itself, and that gives silent calls up soon."""
     repaired = parties(("stand-down-repaired", "udp"))["outside"].host
-    gateway = lab.start_gateway(lab.write_config(alg={"sip": {"stand_down": [repaired]}}))
+    gateway = lab.start_gateway(lab.write_config(alg={"sip": {"stand_down": [repaired], "media_timeout": 10}}))
     yield gateway
     assert gateway.stop() == 0, lab.tail_of_logs()
 

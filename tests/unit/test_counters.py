@@ -17,6 +17,7 @@ from gateway.pinhole.lease import LeaseTable
 from gateway.policy_rules import Decision, Limits
 from gateway.process.accept import Acceptor
 from gateway.rule_limits import LimitReached, RuleLimits, Session
+from tests.greenlets import join_all
 from tests.unit.broker.test_validate import INBOUND
 
 CLIENTS = [f"192.168.56.{host}" for host in range(10, 14)]
@@ -87,7 +88,7 @@ def test_connections_being_handled(ends: list[str]) -> None:
             if end == "kill":
                 greenlet.kill(block=False)
         go.set()
-        gevent.joinall(mine, timeout=5)
+        join_all(mine, 5)
         gevent.idle()
         assert acceptor.handling == 0
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import structlog
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from alg.address import Endpoint
 from alg.api import Edit, Side
+from alg.sip.ladder import unread_rung
 from gateway.config import LogSection
 from gateway.observe import counters
 from gateway.observe.counters import Histogram, counts, recent_rows
@@ -116,11 +117,19 @@ def message(start: str, call: str = "c1", *headers: str, body: str = "") -> byte
     return "\r\n".join([start, f"Call-ID: {call}", "CSeq: 1 INVITE", *headers, "", body]).encode()
 
 
+def add(
+    ladders: Ladders, when: float, side: Side, source: Endpoint, to: Endpoint, data: bytes, edits: Sequence[Edit]
+) -> None:
+    rung = unread_rung(data)
+    assert rung is not None
+    ladders.add(when, side, source, to, data, edits, rung)
+
+
 def test_a_ladder_has_the_steps_of_one_call() -> None:
     ladders = Ladders()
-    ladders.add(1.0, Side.CLIENT, PHONE, PROXY, message("INVITE sip:bob@x SIP/2.0"), ())
-    ladders.add(2.0, Side.CLIENT, PHONE, PROXY, message("OPTIONS sip:x SIP/2.0", "other"), ())
-    ladders.add(3.0, Side.SERVER, PROXY, PHONE, message("SIP/2.0 200 OK"), ())
+    add(ladders, 1.0, Side.CLIENT, PHONE, PROXY, message("INVITE sip:bob@x SIP/2.0"), ())
+    add(ladders, 2.0, Side.CLIENT, PHONE, PROXY, message("OPTIONS sip:x SIP/2.0", "other"), ())
+    add(ladders, 3.0, Side.SERVER, PROXY, PHONE, message("SIP/2.0 200 OK"), ())
     assert [(row["title"], row["from"], row["cseq"]) for row in ladders.rows("c1")] == [
         ("INVITE sip:bob@x SIP/2.0", "client", "1 INVITE"),
         ("SIP/2.0 200 OK", "server", "1 INVITE"),
@@ -132,7 +141,7 @@ def test_an_edit_is_shown_within_its_line() -> None:
     data = message("INVITE sip:bob@x SIP/2.0", "c1", "Contact: <sip:ann@192.168.56.10>")
     at = data.index(b"192.168")
     ladders = Ladders()
-    ladders.add(1.0, Side.CLIENT, PHONE, PROXY, data, [Edit(at, at + 13, b"203.0.113.2", "sip.contact")])
+    add(ladders, 1.0, Side.CLIENT, PHONE, PROXY, data, [Edit(at, at + 13, b"203.0.113.2", "sip.contact")])
     ((edit,),) = (row["edits"] for row in ladders.rows("c1"))
     assert edit == {
         "reason": "sip.contact",
@@ -148,7 +157,7 @@ def test_no_body_and_no_secret_is_remembered() -> None:
     data = message("INVITE sip:bob@x SIP/2.0", "c1", secret, body="a secret message")
     at = data.index(b"192.168")
     ladders = Ladders()
-    ladders.add(1.0, Side.CLIENT, PHONE, PROXY, data, [Edit(at, at + 13, b"203.0.113.2", "sip.uri")])
+    add(ladders, 1.0, Side.CLIENT, PHONE, PROXY, data, [Edit(at, at + 13, b"203.0.113.2", "sip.uri")])
     assert "5ecre7" not in str(ladders.rows("c1"))
     assert "secret" not in str(ladders.rows("c1"))
 
@@ -156,10 +165,10 @@ def test_no_body_and_no_secret_is_remembered() -> None:
 def test_ladders_end() -> None:
     ladders = Ladders()
     for number in range(MOST_CALLS + 10):
-        ladders.add(1.0, Side.CLIENT, PHONE, PROXY, message("INVITE sip:bob@x SIP/2.0", f"c{number}"), ())
+        add(ladders, 1.0, Side.CLIENT, PHONE, PROXY, message("INVITE sip:bob@x SIP/2.0", f"c{number}"), ())
     assert ladders.rows("c0") == []
     for number in range(MOST_MESSAGES + 10):
-        ladders.add(number, Side.CLIENT, PHONE, PROXY, message("INFO sip:bob@x SIP/2.0", f"c{MOST_CALLS}"), ())
+        add(ladders, number, Side.CLIENT, PHONE, PROXY, message("INFO sip:bob@x SIP/2.0", f"c{MOST_CALLS}"), ())
     assert len(ladders.rows(f"c{MOST_CALLS}")) == MOST_MESSAGES
 
 
@@ -167,8 +176,8 @@ def test_ladders_are_not_larger_than_said() -> None:
     ladders = Ladders()
     big = message("INFO sip:bob@x SIP/2.0", "{}", "X: " + "y" * 60_000)
     for number in range(MOST_CALLS - 1):
-        ladders.add(1.0, Side.CLIENT, PHONE, PROXY, message("INVITE sip:bob@x SIP/2.0", f"c{number}"), ())
-        ladders.add(1.0, Side.CLIENT, PHONE, PROXY, big.replace(b"{}", b"c%d" % number), ())
+        add(ladders, 1.0, Side.CLIENT, PHONE, PROXY, message("INVITE sip:bob@x SIP/2.0", f"c{number}"), ())
+        add(ladders, 1.0, Side.CLIENT, PHONE, PROXY, big.replace(b"{}", b"c%d" % number), ())
     kept = [number for number in range(MOST_CALLS - 1) if ladders.rows(f"c{number}")]
     assert kept == list(range(kept[0], MOST_CALLS - 1))  # the latest ones
     assert MOST_BYTES * 0.9 < len(kept) * len(big) <= MOST_BYTES
@@ -179,7 +188,7 @@ def test_whatever_came_it_is_text_in_the_end(data: bytes, one: int, two: int) ->
     start, end = sorted((min(one, len(data)), min(two, len(data))))
     ladders = Ladders()
     whole = b"INVITE x\r\nCall-ID: c1\r\n" + data
-    ladders.add(1.0, Side.CLIENT, PHONE, PROXY, whole, [Edit(start, end, data[:5], "r")])
+    add(ladders, 1.0, Side.CLIENT, PHONE, PROXY, whole, [Edit(start, end, data[:5], "r")])
     for row in ladders.rows("c1"):
         for edit in row["edits"]:
             assert all(text.isprintable() for text in edit.values())

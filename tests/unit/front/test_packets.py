@@ -9,9 +9,10 @@ import gevent
 import pytest
 
 from alg.address import Endpoint
-from alg.api import Edit, Mode, OpenConversation, Opened, Refused, Side, Tick, UpdateConversation
+from alg.api import Activity, Edit, Mode, OpenConversation, Opened, Refused, Side, Tick, UpdateConversation
 from alg.sip.events import Datagram, Release, SipCommand, SipEvent
 from alg.sip.journal import Entry, Record
+from alg.sip.ladder import Rung
 from gateway.errors import PinholeRefused
 from gateway.front.packets import LONGEST_HOLD, MOST_HELD, PacketFront
 from gateway.front.udp_packet import parse
@@ -128,6 +129,7 @@ class Rig:
             lambda server: PublicAddress("203.0.113.2", "198.51.100.1"),
             Trace(),
             lambda: self.now,
+            look_every=2.0,
         )
 
     def take(self, data: bytes) -> Packet:
@@ -171,6 +173,24 @@ def test_a_packet_waits_for_its_conversation_and_then_goes_edited(rig: Rig) -> N
     assert isinstance(request, PinholeRequest)
     assert (request.read, request.public_host, request.uses) == (True, "203.0.113.2", 0)
     assert rig.engine.events[1] == Opened(1, Endpoint("198.51.100.1", 40000), 100.0)
+
+
+def test_the_engine_is_told_what_was_counted_as_often_as_it_wants(rig: Rig) -> None:
+    rig.engine.answers = opens
+    rig.take(packet4(b"hello"))
+    rig.settle()
+    for now in (101.9, 102.0, 103.9, 104.1):
+        rig.now = now
+        rig.front.tick()
+        rig.settle()
+    assert rig.engine.events[2:] == [Activity(1, 3, 4, 102.0), Activity(1, 3, 4, 104.1)]
+
+
+def test_where_a_message_belongs_is_remembered_with_it(rig: Rig) -> None:
+    rig.engine.answers = lambda event: [Release(1, EDIT, Rung(b"call", first=True))]
+    rig.take(packet4(b"hello"))
+    (row,) = rig.front._trace.ladders.rows("call")
+    assert (row["source"], row["title"], row["edits"][0]["after"]) == (str(A4), "hello", "LONGER")
 
 
 def test_a_refusal_is_told(rig: Rig) -> None:

@@ -22,6 +22,7 @@ from gateway.relay import splice
 from gateway.relay.half import RelayResult
 from gateway.relay.splice import Relay, RelayHandle
 from gateway.relay.wheel import Wheel
+from tests.greenlets import join_all
 from tests.unit.relay.ends import Joined, descriptors, join, read_all, read_exactly, reset, settle, tcp_pair
 
 MIB = 1024 * 1024
@@ -567,8 +568,8 @@ def converse(relay: Relay, seed: int) -> None:
         assert result.down <= len(down)
     else:
         readers = [gevent.spawn(read_all, flow.server), gevent.spawn(read_all, flow.client)]
-        gevent.joinall(talkers, timeout=60, raise_error=True)
-        gevent.joinall(readers, timeout=60, raise_error=True)
+        join_all(talkers, 60, raise_error=True)
+        join_all(readers, 60, raise_error=True)
         assert readers[0].get(timeout=0) == up
         assert readers[1].get(timeout=0) == down
         flow.close()
@@ -581,8 +582,7 @@ def test_many_flows_at_once(relay: Relay) -> None:
     if soft < 4096:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
     flows = [gevent.spawn(converse, relay, seed) for seed in range(500)]
-    done = gevent.joinall(flows, timeout=100, raise_error=True)
-    assert len(done) == len(flows)
+    join_all(flows, 100, raise_error=True)
 
 
 def test_a_fast_flow_does_not_starve_the_others(relay: Relay) -> None:

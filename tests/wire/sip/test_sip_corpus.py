@@ -9,8 +9,19 @@ from pathlib import Path
 import pytest
 
 from alg.address import Endpoint
-from alg.api import ClosePinhole, Note, OpenConversation, Opened, Refused, Side, Tick, UpdateConversation, apply_edits
-from alg.sip.events import Activity, Datagram, Release, RevokeConversation, SipCommand, SipEvent, StandDown
+from alg.api import (
+    Activity,
+    ClosePinhole,
+    Note,
+    OpenConversation,
+    Opened,
+    Refused,
+    Side,
+    Tick,
+    UpdateConversation,
+    apply_edits,
+)
+from alg.sip.events import Datagram, Release, RevokeConversation, SipCommand, SipEvent, StandDown
 from alg.sip.session import SipEngine, SipOptions
 
 FILES = sorted(Path(__file__).parent.glob("*.dialogue"))
@@ -101,6 +112,8 @@ class Reader:
                     "media_source": value,
                     "stand_down": tuple(value.split(",")),
                     "rate": int(value) if value.isdigit() else 0,
+                    "media_timeout": float(value) if value.isdigit() else 0.0,
+                    "hold_timeout": float(value) if value.isdigit() else 0.0,
                 }
                 self.dialogue.options = SipOptions(**{name: known[name]})  # type: ignore[arg-type]
             case ">>":

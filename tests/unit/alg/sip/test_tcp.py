@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from alg.address import Endpoint
 from alg.api import (
+    Activity,
     Bypass,
     Closed,
     ClosePinhole,
@@ -29,6 +30,7 @@ from alg.api import (
     UpdateConversation,
     apply_edits,
 )
+from alg.sip.ladder import Rung
 from alg.sip.module import SipModule
 
 C, S = Side.CLIENT, Side.SERVER
@@ -261,6 +263,37 @@ def test_refused_and_unanswered() -> None:
     one.handle(Received(C, OFFER, 0.0))
     assert one.deadline() == 2.0
     assert sent(one.handle(Tick(2.0)), S) == OFFER
+
+
+def test_a_message_says_which_call_it_is_of() -> None:
+    """Also one that is delivered because nothing is read any more; what is between messages is of none."""
+    one = module()
+    out = list(one.handle(Received(C, b"\r\n" + OFFER, 0.0)))
+    out += one.handle(Opened(1, MEDIA, 0.1))
+    out += one.handle(Received(S, message("SIP/2.0 180 Ringing", VIA_BACK), 0.2))
+    assert [command.rung for command in out if isinstance(command, Deliver)] == [
+        None,
+        Rung(b"call-1", first=True),
+        Rung(b"call-1", first=False),
+    ]
+    one = module()
+    one.handle(Received(C, OFFER, 0.0))
+    out = list(one.handle(Received(C, b"nonsense\r\n", 0.1)))
+    assert [command.rung for command in out if isinstance(command, Deliver)] == [Rung(b"call-1", first=True), None]
+
+
+def test_a_silent_call_ends_and_its_connection_stays() -> None:
+    one = module()
+    one.handle(Received(C, OFFER, 0.0))
+    one.handle(Opened(1, MEDIA, 0.1))
+    one.handle(Received(S, message("SIP/2.0 200 OK", VIA_BACK, body=sdp("203.0.113.77", 30000)), 0.2))
+    one.handle(Activity(1, 50, 50, 30.0))
+    one.handle(Activity(1, 60, 50, 60.0))
+    one.handle(Activity(1, 60, 50, 90.0))
+    one.handle(Tick(359.0))
+    assert len(one.calls()) == 1
+    assert list(one.handle(Tick(360.5))) == [ClosePinhole(1)]
+    assert one.calls() == []
 
 
 def test_the_end_of_the_stream_follows_what_waits() -> None:
