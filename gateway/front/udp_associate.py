@@ -13,7 +13,8 @@ from gateway.dial import DialError
 from gateway.flow import Flows
 from gateway.front.lookup import Lookup
 from gateway.front.socks_request import SocksRequest
-from gateway.front.udp_association import REASON, Association, Options
+from gateway.front.udp_association import REASON, Association
+from gateway.front.udp_route import Options
 from gateway.front.udp_socket import bind_datagrams
 from gateway.pinhole.userspace import UserspacePinholes
 from gateway.relay.wheel import Wheel

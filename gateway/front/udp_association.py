@@ -21,7 +21,6 @@ from gevent import get_hub
 from gevent.lock import BoundedSemaphore
 
 from alg.address import Address, Endpoint, canonical
-from gateway.config import Config
 from gateway.dial import DialError
 from gateway.errors import PinholeRefused
 from gateway.flow import Flow
@@ -36,8 +35,9 @@ from gateway.front.socks5_udp import (
     parse_header,
 )
 from gateway.front.socks_request import SocksRequest
+from gateway.front.udp_route import READ, Host, Options, Outside, Route, bound
 from gateway.front.udp_socket import bind_datagrams, close_watched, facing_address
-from gateway.model import ConnectRequest, Lease, PinholeRequest
+from gateway.model import ConnectRequest, PinholeRequest
 from gateway.own_address import public_address
 from gateway.pinhole.userspace import UserspacePinholes
 from gateway.relay.connection import local_hosts
@@ -48,60 +48,14 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 REASON = "socks.udp"
-READ = 1  # libev's EV_READ
 BATCH = 64  # datagrams that one callback may move, so that one association does not starve the others
 VERDICT = 1.0  # seconds that a decision on a target holds; then the policy is asked again
-MAX_ROUTES = 1024  # targets of an association, and peers that may answer; the one used least recently makes room
 MAX_OUTSIDE = 8  # addresses of this host that an association sends from
 MAX_WAITING = 16  # datagrams that wait for one decision
 MAX_RESOLVING = 8  # names that an association resolves at the same time
 MAX_OPENING = 32  # targets that wait for the first socket that faces them
 _BUFFER = bytearray(MAX_HEADER + 65535)  # for all associations: a callback is done with it before the next one begins
 _VIEW = memoryview(_BUFFER)
-
-Host = tuple[str, int]
-
-
-class Options(msgspec.Struct, frozen=True):
-    """`open_answers`: anybody may answer, not only whom the client has written to. `reassemble`: fragments are put
-    together, else dropped. `idle_timeout`: seconds without a datagram. `outside` as in the configuration."""
-
-    open_answers: bool
-    reassemble: bool
-    idle_timeout: float
-    outside: str
-
-    @classmethod
-    def of(cls, config: Config) -> Options:
-        """The options of a configuration."""
-        socks = config.socks
-        return cls(
-            socks.udp_answers == "open", socks.udp_fragments == "reassemble", socks.udp_idle_timeout,
-            config.network.outside,
-        )  # fmt: skip
-
-
-class _Outside:
-    """A socket towards the outside, and its pinhole."""
-
-    __slots__ = ("lease", "sock", "watcher")
-
-    def __init__(self, lease: Lease, sock: _socket.socket) -> None:
-        self.lease = lease
-        self.sock = sock
-        self.watcher: _IoWatcher = get_hub().loop.io(sock.fileno(), READ)
-
-
-class _Route:
-    """Where datagrams with a certain header go, until the decision is to be asked for again."""
-
-    __slots__ = ("sock", "target", "until", "waiting")
-
-    def __init__(self, until: float) -> None:
-        self.until = until
-        self.target: Host = ("", 0)
-        self.sock: _socket.socket | None = None  # None: nowhere, or not yet
-        self.waiting: list[bytes] | None = None  # data, while it is being decided
 
 
 class Association:
@@ -135,9 +89,9 @@ class Association:
         self._options = options
         self._end = end
         self._reassembly = Reassembly()
-        self._routes: dict[bytes, _Route] = {}
+        self._routes: dict[bytes, Route] = {}
         self._peers: dict[Host, bytes] = {}  # who may answer, and the header of their answers
-        self._outsides: dict[str, _Outside] = {}
+        self._outsides: dict[str, Outside] = {}
         self._deciding: Counter[int] = Counter()
         self._opening = BoundedSemaphore(1)
         self._closed = False
@@ -240,7 +194,7 @@ class Association:
             self.dropped["malformed"] += 1
             return None
 
-    def _send(self, route: _Route, data: bytes | memoryview) -> None:
+    def _send(self, route: Route, data: bytes | memoryview) -> None:
         assert route.sock is not None
         try:
             self.up += route.sock.sendto(data, route.target)
@@ -249,12 +203,12 @@ class Association:
 
     # --- decisions --------------------------------------------------------------------------------------------------
 
-    def _route(self, header: bytes, now: float) -> _Route:
+    def _route(self, header: bytes, now: float) -> Route:
         """A new decision on where datagrams with this header go."""
-        route = _Route(now + VERDICT)
+        route = Route(now + VERDICT)
         self._routes.pop(header, None)  # behind the others, for it is in use
         self._routes[header] = route
-        _bound(self._routes)
+        bound(self._routes)
         try:
             parsed, _ = parse_header(header)
         except SocksError:
@@ -276,7 +230,7 @@ class Association:
             self._tell(wish, error)
         return route
 
-    def _decide_later(self, wish: ConnectRequest, route: _Route, limit: int) -> None:
+    def _decide_later(self, wish: ConnectRequest, route: Route, limit: int) -> None:
         """Decide in a greenlet of its own, for that waits for others; its datagrams wait too, all others go on. There
         are at most `limit` of a kind: names must not keep addresses waiting."""
         if self._deciding[limit] >= limit:
@@ -286,7 +240,7 @@ class Association:
         route.until = float("inf")  # what comes meanwhile waits with the others
         gevent.spawn(self._decide, wish, route, limit)
 
-    def _decide(self, wish: ConnectRequest, route: _Route, limit: int) -> None:
+    def _decide(self, wish: ConnectRequest, route: Route, limit: int) -> None:
         try:
             address = self._lookup.permitted(wish)[0]
             facing = facing_address(address)
@@ -303,7 +257,7 @@ class Association:
             for data in waiting if route.sock is not None else ():
                 self._send(route, data)
 
-    def _direct(self, route: _Route, outside: _Outside, address: Address, port: int) -> None:
+    def _direct(self, route: Route, outside: Outside, address: Address, port: int) -> None:
         """Let the route lead to an address that was decided on. Raises DialError."""
         if not port:
             raise DialError("failed", "there is no port 0")
@@ -312,9 +266,9 @@ class Association:
         route.sock = outside.sock
         header = self._peers.pop(route.target, None) or encode_header(Endpoint(str(address), port))
         self._peers[route.target] = header
-        _bound(self._peers)
+        bound(self._peers)
 
-    def _open(self, facing: str, address: Address) -> _Outside:
+    def _open(self, facing: str, address: Address) -> Outside:
         """A socket, with its pinhole, at the address `facing` of this host; may wait for the broker. DialError."""
         if len(self._outsides) >= MAX_OUTSIDE:
             raise DialError("failed", "the association sends from too many addresses")
@@ -339,7 +293,7 @@ class Association:
             sock.close()
             self._pinholes.release(lease, "closed")
             raise DialError("failed", "the association has ended")
-        outside = self._outsides[facing] = _Outside(lease, sock)
+        outside = self._outsides[facing] = Outside(lease, sock)
         outside.watcher.start(self._from_outside, outside)
         return outside
 
@@ -361,7 +315,7 @@ class Association:
 
     # --- from outside -----------------------------------------------------------------------------------------------
 
-    def _from_outside(self, outside: _Outside) -> None:
+    def _from_outside(self, outside: Outside) -> None:
         now = monotonic()
         receive, view = outside.sock.recvfrom_into, _VIEW[MAX_ADDRESS_HEADER:]
         for _ in range(BATCH):
@@ -391,9 +345,3 @@ class Association:
             self.dropped["send"] += 1
         else:
             self.down += size
-
-
-def _bound(table: dict[bytes, _Route] | dict[Host, bytes]) -> None:
-    """Let the oldest entry go when there are too many."""
-    if len(table) > MAX_ROUTES:
-        del table[next(iter(table))]  # type: ignore[arg-type]

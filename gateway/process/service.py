@@ -24,7 +24,7 @@ from gateway.front.rule_ident import RuleIdent
 from gateway.front.socks import SocksFront
 from gateway.front.transparent import TransparentFront
 from gateway.front.udp_associate import UdpAssociateCommand
-from gateway.front.udp_association import Options
+from gateway.front.udp_route import Options
 from gateway.ident import IdentClient
 from gateway.inspection import Pinholes
 from gateway.own_address import is_local
