@@ -51,8 +51,9 @@ class Plan:
         return found
 
     def public(self) -> Endpoint | None:
-        """What is advertised of the first conversation that has anything."""
-        wanted = [*(conversation for _, _, conversation in self.places), *self.media.values()]
+        """What is advertised of the first conversation that has anything: of media, if there are any, for what the
+        world sees of them may be another address than that of the connection or association that signals."""
+        wanted = [*self.media.values(), *(conversation for _, _, conversation in self.places)]
         return next((conversation.public for conversation in wanted if conversation.public), None)
 
 
