@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import _socket
+from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
+import structlog
 from gevent import get_hub
 
 from gateway.config import Config
-from gateway.model import Lease
+from gateway.dial import DialError
+from gateway.model import ConnectRequest, Lease
+from gateway.own_address import PublicAddress
 
 if TYPE_CHECKING:
     from gevent._types import _IoWatcher
+
+    from gateway.front.udp_messages import Messages
+
+log = structlog.get_logger()
 
 READ = 1  # libev's EV_READ
 MAX_ROUTES = 1024  # targets of an association, and peers that may answer; the one used least recently makes room
@@ -42,26 +50,53 @@ class Options(msgspec.Struct, frozen=True):
 
 
 class Outside:
-    """A socket towards the outside, and its pinhole."""
+    """A socket towards the outside, its pinhole, and `public`, where the world finds its port."""
 
-    __slots__ = ("lease", "sock", "watcher")
+    __slots__ = ("lease", "messages", "public", "sock", "watcher")
 
-    def __init__(self, lease: Lease, sock: _socket.socket) -> None:
+    def __init__(self, lease: Lease, sock: _socket.socket, public: PublicAddress) -> None:
         self.lease = lease
         self.sock = sock
+        self.public = public
+        self.messages: Messages | None = None  # what is read of what passes; none was so far
         self.watcher: _IoWatcher = get_hub().loop.io(sock.fileno(), READ)
 
 
 class Route:
     """Where datagrams with a certain header go, until the decision is to be asked for again."""
 
-    __slots__ = ("sock", "target", "until", "waiting")
+    __slots__ = ("messages", "sock", "target", "until", "waiting")
 
     def __init__(self, until: float) -> None:
         self.until = until
         self.target: Host = ("", 0)
-        self.sock: _socket.socket | None = None  # None: nowhere, or not yet
+        self.sock: _socket.socket | None = None  # where all go at once; None: nowhere, not yet, or not unread
+        self.messages: Messages | None = None  # who reads them
         self.waiting: list[bytes] | None = None  # data, while it is being decided
+
+
+class Refusals:
+    """The refusals of an association, on the log: one a second at most, for its client may write to the whole world."""
+
+    def __init__(self, flow: str) -> None:
+        self._flow = flow
+        self._told = 0.0
+
+    def tell(self, wish: ConnectRequest, error: DialError) -> None:
+        """Log one, unless there was one just now."""
+        if monotonic() < self._told + 1:
+            return
+        self._told = monotonic()
+        log.info(
+            "socks.denied" if error.failure == "denied" else "socks.failed",
+            flow=self._flow,
+            client=str(wish.client),
+            command="udp",
+            target=f"{wish.host}:{wish.port}",
+            failure=error.failure,
+            rule=error.rule,
+            detail=str(error),
+        )
 
 
 def bound(table: dict[Key, Value]) -> None:
