@@ -207,7 +207,7 @@ class Core:
         """Find out what the message needs, and ask for it. The same again for the same message."""
         plan = Plan()
         source = self.conversations.of(client)
-        for name, place in own_places(message, client.host):
+        for name, place in own_places(message, client.host, source is not None and source.ref == 0):
             wanted = self._signalling(source, name, place, client, server, message, now)
             if wanted:
                 plan.places.append((name, place, wanted))
