@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.gateway import Gateway
-from tests.lab.lab import CLIENT4, ROUTER_OUT4, SERVER4, STRANGER4, Lab
+from tests.lab.lab import CLIENT4, ROUTER_IN4, ROUTER_OUT4, SERVER4, STRANGER4, Lab
 from tests.lab.sip_peers import Kamailio, Sipp, sipp, succeeds
 from tests.lab.socks_phone import SocksPhone
 from tests.net.test_sip import FAR, PHONE, PROXY, Media, confirmed, pinholes, rows, split
@@ -138,6 +138,20 @@ def test_a_call_from_the_outside(lab: Lab, gateway: Gateway, helper: SocksPhone,
     assert invite.startswith(f"INVITE sip:ann@{PHONE} SIP/2.0")
     assert ROUTER_OUT4 not in invite
     assert CLIENT4 not in caller.received("SIP/2.0 200")[0]
+
+
+def test_a_phone_by_a_socks_library_that_does_not_tell_it_its_address(
+    lab: Lab, gateway: Gateway, kamailio: Kamailio, far: None
+) -> None:
+    """Dante's: the phone writes port 0 where it would write its own."""
+    callee = sipp(lab, "outside", "uas", local=FAR, audio=SERVER_MEDIA)
+    options = ["-s", "bob", "-d", "3000"]
+    caller = sipp(lab, "inside", "uac", local=PHONE, remote=PROXY, options=options, socks=ROUTER_IN4)
+    lab.wait_for(lambda: confirmed(gateway), 10, "the call" + lab.tail_of_logs())
+    talk(lab, gateway, SERVER_MEDIA)
+    succeeds(lab, caller, callee)
+    assert f"Via: SIP/2.0/UDP {CLIENT4}:0;" in caller.received("SIP/2.0 200")[0]
+    assert CLIENT4 not in callee.received("INVITE ")[0].partition("\n\n")[2]
 
 
 # --- a client that speaks SOCKS itself --------------------------------------------------------------------------------

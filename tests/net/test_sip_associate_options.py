@@ -116,7 +116,7 @@ def test_a_client_that_is_found_by_its_hint_is_read_from_then_on(lab: Lab) -> No
     with running(lab) as (gateway, other):
         control = lab.connect("inside", ROUTER_IN4, 1080)
         told = udp(lab, "inside", CLIENT4)
-        code, host, port = ask5(control, *told.getsockname(), UDP)
+        code, host, port = ask5(control, CLIENT4, told.getsockname()[1], UDP)
         assert code == 0
         first = Client(control, udp(lab, "inside", CLIENT4), (host, port))
         other.client.close()
