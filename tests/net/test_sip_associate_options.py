@@ -10,12 +10,22 @@ from typing import Any
 import pytest
 
 from tests.lab.gateway import Gateway
-from tests.lab.lab import CLIENT4, ROUTER_IN4, ROUTER_OUT4, SERVER4, STRANGER4, Lab
+from tests.lab.lab import (
+    CLIENT4,
+    CLIENT6,
+    ROUTER_IN4,
+    ROUTER_OUT4,
+    ROUTER_OUT6,
+    SERVER4,
+    SERVER6,
+    STRANGER4,
+    Lab,
+)
 from tests.net.socks_wire import ask5
 from tests.net.test_sip import Media, pinholes, rows, split
-from tests.net.test_sip_addresses import Server, sdp
+from tests.net.test_sip_addresses import Server, message, sdp
 from tests.net.test_sip_associate import MEDIA, SERVER_MEDIA, SIP, Phone, hears
-from tests.net.udp_client import UDP, Client, udp
+from tests.net.udp_client import UDP, Client, associate, udp
 
 IDLE = 3.0
 
@@ -146,3 +156,46 @@ def test_open_answers_are_read_as_well(lab: Lab) -> None:
         assert (host, port) == (STRANGER4, SIP)
         assert data == request.replace(line, f"OPTIONS sip:ann@{phone.own} SIP/2.0".encode())
         another.close()
+
+
+@pytest.mark.parametrize("version", [6, 4], ids=["IPv6", "IPv4 to IPv6"])
+def test_ipv6(lab: Lab, version: int) -> None:
+    """Both in IPv6: media too. From an IPv4 client to an IPv6 server: it is called back, and its description stays."""
+    gateway = lab.start_gateway(lab.write_config(process={"workers": 1}))
+    server, client = udp(lab, "outside", SERVER6, SIP), associate(lab, version)
+    try:
+        address, literal = (CLIENT6, f"[{CLIENT6}]") if version == 6 else (CLIENT4, CLIENT4)
+        own = f"{literal}:{client.sock.getsockname()[1]}"
+        family = f"IP{version}"
+        body = (
+            f"v=0\r\no=- 1 1 IN {family} {address}\r\ns=-\r\nc=IN {family} {address}\r\nt=0 0\r\n"
+            "m=audio 4000 RTP/AVP 0\r\n"
+        )
+        lines = [
+            f"Via: SIP/2.0/UDP {own};branch=z9hG4bK1",
+            "From: <sip:ann@example.test>;tag=near",
+            "To: <sip:bob@example.test>",
+            "Call-ID: six",
+            "CSeq: 1 INVITE",
+            f"Contact: <sip:ann@{own}>",
+        ]
+        invite = message("INVITE sip:bob@example.test SIP/2.0", lines, body)
+        client.send(SERVER6, SIP, invite)
+        data, seen = server.recvfrom(8192)
+        [association] = [row for row in gateway.admin("pinholes") if row["reason"] == "socks.udp"]
+        assert association["public"] == f"[{ROUTER_OUT6}]:{seen[1]}"
+        head, _, description = data.decode().partition("\r\n\r\n")
+        assert f"Via: SIP/2.0/UDP {association['public']};branch=z9hG4bK1\r\n" in head
+        assert f"Contact: <sip:ann@{association['public']}>\r\n" in head
+        if version == 6:
+            assert f"c=IN IP6 {ROUTER_OUT6}\r\n" in description
+        else:
+            assert description == body
+        server.sendto(data.replace(b"INVITE sip:bob@example.test SIP/2.0", b"SIP/2.0 486 Busy Here", 1), seen)
+        _, _, answer = client.receive()
+        assert f"Via: SIP/2.0/UDP {own};branch=z9hG4bK1\r\n" in answer.decode()
+        assert f"Contact: <sip:ann@{own}>\r\n" in answer.decode()
+    finally:
+        client.close()
+        server.close()
+        assert gateway.stop() == 0, lab.tail_of_logs()
