@@ -108,9 +108,10 @@ class SocksSection(_Section, frozen=True):
         Literal["reassemble", "refuse"],
         Meta(description='SOCKS fragments of datagrams. "reassemble": put them together; "refuse": drop them.'),
     ] = "reassemble"
-    udp_idle_timeout: Annotated[float, Meta(description="Seconds without a datagram that end a UDP association.")] = (
-        300.0
-    )
+    udp_idle_timeout: Annotated[
+        float,
+        Meta(description="Seconds without a datagram, or a packet of media of its calls, that end a UDP association."),
+    ] = 300.0
     access_file: Annotated[
         str,
         Meta(

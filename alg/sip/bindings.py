@@ -19,6 +19,7 @@ LONGEST = 86400.0
 GRACE = 32.0  # seconds beyond the expiry, for a refresh that comes late
 ANSWER_WITHIN = 64.0  # seconds for the registrar's answer
 MOST_ASKED = 5000
+MOST_HELD = 20000  # addresses of record and subscriptions; of more, the oldest is forgotten here, and ends by its time
 
 Who = tuple[str, str, bytes]  # client's address, server's address, address of record (or the Call-ID of a subscription)
 
@@ -85,6 +86,8 @@ class Bindings:
         if asked is None or asked.who[1] != server or now - asked.at > ANSWER_WITHIN:
             return
         del self._asked[client.host, message.call_id, message.cseq]
+        if asked.who not in self._held and len(self._held) >= MOST_HELD:
+            del self._held[next(iter(self._held))]
         held = self._held.setdefault(asked.who, set())
         granted = self._granted(message, client, asked)
         claim = ("binding", asked.who)

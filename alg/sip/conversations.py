@@ -81,7 +81,7 @@ class Conversations:
         return list(self._refs.values())
 
     def of(self, target: Endpoint) -> Conversation | None:
-        """The conversation of an inside socket that speaks SIP: of a TCP connection's, the connection."""
+        """The conversation of an inside socket that speaks SIP; of one that was fixed, that one."""
         if self._stream is not None and self._stream.target == target:
             return self._stream
         return self._targets.get(target)
@@ -101,9 +101,10 @@ class Conversations:
         return self._publics.get(public)
 
     def fix(self, target: Endpoint, public: Endpoint) -> Conversation:
-        """A conversation that is there without anybody opening it: a TCP connection. It never ends.
+        """A conversation that is there without anybody opening it: a TCP connection, or the socket of a SOCKS
+        association. It never ends.
 
-        A UDP port of the same number, inside or outside, is another one.
+        A UDP port of the same number that media use, inside or outside, is another one.
         """
         self._stream = Conversation(0, target, None, "sip.signalling", State.OPEN, public)
         return self._stream
@@ -149,7 +150,9 @@ class Conversations:
         return conversation
 
     def claim(self, conversation: Conversation, claim: Claim, now: float, until: float, peers: Peers = ()) -> None:
-        """`claim` lets `peers` in until that time; what it said before is void."""
+        """`claim` lets `peers` in until that time; what it said before is void. One that was fixed needs none."""
+        if conversation.ref == 0:
+            return
         before = conversation.claims.get(claim)
         conversation.claims[claim] = (peers, until)
         self.touch(conversation)
@@ -226,7 +229,7 @@ class Conversations:
                 self._changed(conversation, now, refresh=at == conversation.due)
 
     def _changed(self, conversation: Conversation, now: float, refresh: bool = False) -> None:
-        if conversation.ref == 0 or conversation.state is State.REFUSED:
+        if conversation.state is State.REFUSED:
             return
         self.touch(conversation)
         if not conversation.claims:

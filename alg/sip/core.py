@@ -52,8 +52,9 @@ class Plan:
         return found
 
     def public(self) -> Endpoint | None:
-        """What is advertised of the first conversation that has anything."""
-        wanted = [*(conversation for _, _, conversation in self.places), *self.media.values()]
+        """What is advertised of the first conversation that has anything: of media, if there are any, for what the
+        world sees of them may be another address than that of the connection or association that signals."""
+        wanted = [*self.media.values(), *(conversation for _, _, conversation in self.places)]
         return next((conversation.public for conversation in wanted if conversation.public), None)
 
 
@@ -211,7 +212,7 @@ class Core:
         """Find out what the message needs, and ask for it. The same again for the same message."""
         plan = Plan()
         source = self.conversations.of(client)
-        for name, place in own_places(message, client.host):
+        for name, place in own_places(message, client.host, source is not None and source.ref == 0):
             wanted = self._signalling(source, name, place, client, server, message, now)
             if wanted:
                 plan.places.append((name, place, wanted))

@@ -13,6 +13,7 @@ from alg.sip.message import HostPort, Message, Span, uri_host
 from alg.sip.sdp import Description
 
 DEFAULT_PORT = 5060
+NOWHERE = ("0.0.0.0", "::")  # what a client writes whom its SOCKS library does not tell its address
 _OWN_HEADERS = ("contact", "record-route", "path")
 _ECHOED_HEADERS = ("route", *_OWN_HEADERS)
 
@@ -80,19 +81,22 @@ def _endpoint(host: str, port: int) -> Endpoint | None:
     return Endpoint(str(address), port) if address else None
 
 
-def own_places(message: Message, host: str) -> list[tuple[str, HostPort]]:
-    """Where an outbound message names `host`, its own client, in signalling: ("via", place), ("contact", place), ..."""
+def own_places(message: Message, host: str, fixed: bool = False) -> list[tuple[str, HostPort]]:
+    """Where an outbound message names `host`, its own client, in signalling: ("via", place), ("contact", place), ...
+
+    `fixed`: it goes through a connection or association of the client, so no address (NOWHERE) is the client's too.
+    """
     found = []
     if message.is_request:
         sent_by = message.vias()[0].sent_by
-        if same_host(sent_by.host, host):
+        if same_host(sent_by.host, host) or (fixed and sent_by.host in NOWHERE):
             found.append(("via", sent_by))
     for name in _OWN_HEADERS:
         if name not in message.headers:
             continue
         for addr in message.addrs(name):
             place = uri_host(message.data, addr.uri)
-            if place and same_host(place.host, host):
+            if place and (same_host(place.host, host) or (fixed and place.host in NOWHERE)):
                 found.append((name, place))
     return found
 

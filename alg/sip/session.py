@@ -27,12 +27,23 @@ _STUN_COOKIE = b"\x21\x12\xa4\x42"
 
 
 class SipEngine:
-    """All SIP over UDP between inside clients and the outside. `recorded`: whether `journal` will be asked for."""
+    """All SIP over UDP between inside clients and the outside. `recorded`: whether `journal` will be asked for.
 
-    def __init__(self, options: SipOptions | None = None, recorded: bool = False) -> None:
+    `fixed`: a client's socket and its public one, which is there for as long as the engine (a SOCKS association's):
+    nothing is opened for what it signals, and whatever port the client names, it is reached there.
+    """
+
+    def __init__(
+        self,
+        options: SipOptions | None = None,
+        recorded: bool = False,
+        fixed: tuple[Endpoint, Endpoint] | None = None,
+    ) -> None:
         self._options = options or SipOptions()
         self._changes = Changes() if recorded else None
         self._core = Core(self._options, self._changes)
+        if fixed is not None:
+            self._core.conversations.fix(*fixed)
         self._revoked: dict[tuple[Endpoint, str], str] = {}
         self._rates: dict[str, tuple[float, float]] = {}
         self._over_rate = 0

@@ -13,7 +13,9 @@ from gateway.dial import DialError
 from gateway.flow import Flows
 from gateway.front.lookup import Lookup
 from gateway.front.socks_request import SocksRequest
-from gateway.front.udp_association import REASON, Association, Options
+from gateway.front.udp_association import REASON, Association
+from gateway.front.udp_messages import MessageReader
+from gateway.front.udp_route import Options
 from gateway.front.udp_socket import bind_datagrams
 from gateway.pinhole.userspace import UserspacePinholes
 from gateway.relay.wheel import Wheel
@@ -26,7 +28,8 @@ TRIES = 64  # random ports
 
 
 class UdpAssociateCommand:
-    """Carries out UDP ASSOCIATE requests. `ports`: lowest and highest port, towards the client too."""
+    """Carries out UDP ASSOCIATE requests. `ports`: lowest and highest port, towards the client too. `reader`: what is
+    read of their datagrams; None: nothing."""
 
     def __init__(
         self,
@@ -36,6 +39,7 @@ class UdpAssociateCommand:
         wheel: Wheel,
         ports: tuple[int, int],
         options: Options,
+        reader: MessageReader | None,
     ) -> None:
         self._lookup = lookup
         self._pinholes = pinholes
@@ -43,6 +47,7 @@ class UdpAssociateCommand:
         self._wheel = wheel
         self._ports = ports
         self._options = options
+        self._reader = reader
         self._random = random.SystemRandom()
 
     def run(self, request: SocksRequest) -> None:
@@ -77,7 +82,7 @@ class UdpAssociateCommand:
             except OSError:
                 pass  # it has ended by itself
 
-        association = Association(request, inner, flow, self._lookup, self._pinholes, self._options, end)
+        association = Association(request, inner, flow, self._lookup, self._pinholes, self._options, self._reader, end)
         flow.hand_over(association)
         entry = self._wheel.add(association.active + self._options.idle_timeout, association.renew)
         try:

@@ -11,6 +11,7 @@ import _socket
 import socket
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from gevent import get_hub
 from gevent.lock import BoundedSemaphore
 
 from alg.address import Address, Endpoint, canonical
-from gateway.config import Config
+from alg.api import Side
 from gateway.dial import DialError
 from gateway.errors import PinholeRefused
 from gateway.flow import Flow
@@ -36,8 +37,10 @@ from gateway.front.socks5_udp import (
     parse_header,
 )
 from gateway.front.socks_request import SocksRequest
+from gateway.front.udp_messages import MessageReader, Messages
+from gateway.front.udp_route import READ, Host, Options, Outside, Refusals, Route, bound
 from gateway.front.udp_socket import bind_datagrams, close_watched, facing_address
-from gateway.model import ConnectRequest, Lease, PinholeRequest
+from gateway.model import ConnectRequest, PinholeRequest
 from gateway.own_address import public_address
 from gateway.pinhole.userspace import UserspacePinholes
 from gateway.relay.connection import local_hosts
@@ -48,60 +51,14 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 REASON = "socks.udp"
-READ = 1  # libev's EV_READ
 BATCH = 64  # datagrams that one callback may move, so that one association does not starve the others
 VERDICT = 1.0  # seconds that a decision on a target holds; then the policy is asked again
-MAX_ROUTES = 1024  # targets of an association, and peers that may answer; the one used least recently makes room
 MAX_OUTSIDE = 8  # addresses of this host that an association sends from
 MAX_WAITING = 16  # datagrams that wait for one decision
 MAX_RESOLVING = 8  # names that an association resolves at the same time
 MAX_OPENING = 32  # targets that wait for the first socket that faces them
 _BUFFER = bytearray(MAX_HEADER + 65535)  # for all associations: a callback is done with it before the next one begins
 _VIEW = memoryview(_BUFFER)
-
-Host = tuple[str, int]
-
-
-class Options(msgspec.Struct, frozen=True):
-    """`open_answers`: anybody may answer, not only whom the client has written to. `reassemble`: fragments are put
-    together, else dropped. `idle_timeout`: seconds without a datagram. `outside` as in the configuration."""
-
-    open_answers: bool
-    reassemble: bool
-    idle_timeout: float
-    outside: str
-
-    @classmethod
-    def of(cls, config: Config) -> Options:
-        """The options of a configuration."""
-        socks = config.socks
-        return cls(
-            socks.udp_answers == "open", socks.udp_fragments == "reassemble", socks.udp_idle_timeout,
-            config.network.outside,
-        )  # fmt: skip
-
-
-class _Outside:
-    """A socket towards the outside, and its pinhole."""
-
-    __slots__ = ("lease", "sock", "watcher")
-
-    def __init__(self, lease: Lease, sock: _socket.socket) -> None:
-        self.lease = lease
-        self.sock = sock
-        self.watcher: _IoWatcher = get_hub().loop.io(sock.fileno(), READ)
-
-
-class _Route:
-    """Where datagrams with a certain header go, until the decision is to be asked for again."""
-
-    __slots__ = ("sock", "target", "until", "waiting")
-
-    def __init__(self, until: float) -> None:
-        self.until = until
-        self.target: Host = ("", 0)
-        self.sock: _socket.socket | None = None  # None: nowhere, or not yet
-        self.waiting: list[bytes] | None = None  # data, while it is being decided
 
 
 class Association:
@@ -115,10 +72,11 @@ class Association:
         lookup: Lookup,
         pinholes: UserspacePinholes,
         options: Options,
+        reader: MessageReader | None,
         end: Callable[[str], None],
     ) -> None:
-        """`inner`: a bound, non-blocking UDP socket for the client. `end(reason)` is called, from the hub, when the
-        association should be closed."""
+        """`inner`: a bound, non-blocking UDP socket for the client. `reader`: reads what is said with its ports.
+        `end(reason)` is called, from the hub, when the association should be closed."""
         self.up = self.down = 0
         self.active = monotonic()
         self.dropped: Counter[str] = Counter()
@@ -133,15 +91,16 @@ class Association:
         self._lookup = lookup
         self._pinholes = pinholes
         self._options = options
+        self._reader = reader
         self._end = end
         self._reassembly = Reassembly()
-        self._routes: dict[bytes, _Route] = {}
+        self._routes: dict[bytes, Route] = {}
         self._peers: dict[Host, bytes] = {}  # who may answer, and the header of their answers
-        self._outsides: dict[str, _Outside] = {}
+        self._outsides: dict[str, Outside] = {}
         self._deciding: Counter[int] = Counter()
         self._opening = BoundedSemaphore(1)
         self._closed = False
-        self._told = 0.0
+        self._refusals = Refusals(flow.id)
 
     def start(self) -> None:
         self._inner_watcher.start(self._from_client)
@@ -150,11 +109,15 @@ class Association:
         """Stop for good; closes its sockets and pinholes."""
         self._closed = True
         close_watched(self._inner_watcher, self._inner)
+        self._read_anew()
         for outside in self._outsides.values():
             close_watched(outside.watcher, outside.sock)
             self._pinholes.release(outside.lease, "closed")
         self._outsides.clear()
-        self._routes.clear()
+
+    def messages(self) -> list[Messages]:
+        """What is read of it, by the sockets towards the outside."""
+        return [outside.messages for outside in self._outsides.values() if outside.messages is not None]
 
     def hosts(self) -> tuple[str, ...]:
         """The addresses of this host that its sockets use."""
@@ -207,7 +170,9 @@ class Association:
             if not self.dropped["stranger"]:
                 log.warning("socks.udp_stranger", flow=self._flow.id, peer=f"{host} port {sender[1]}")
             return False
-        self._client = sender
+        before, self._client = self._client, sender
+        if before is not None:
+            self._read_anew()
         return True
 
     def _take(self, datagram: memoryview, now: float) -> None:
@@ -224,7 +189,9 @@ class Association:
         if route is None or now >= route.until:
             route = self._route(header, now)
         if route.sock is not None:
-            self._send(route, data)
+            self._send(route.sock, route.target, data)
+        elif route.messages is not None:
+            route.messages.take(Side.CLIENT, route.target, bytes(data))
         elif route.waiting is not None and len(route.waiting) < MAX_WAITING:
             route.waiting.append(bytes(data))
         else:
@@ -240,21 +207,20 @@ class Association:
             self.dropped["malformed"] += 1
             return None
 
-    def _send(self, route: _Route, data: bytes | memoryview) -> None:
-        assert route.sock is not None
+    def _send(self, sock: _socket.socket, target: Host, data: bytes | memoryview) -> None:
         try:
-            self.up += route.sock.sendto(data, route.target)
+            self.up += sock.sendto(data, target)
         except OSError:  # no room, too long, or the router's own filter
             self.dropped["send"] += 1
 
     # --- decisions --------------------------------------------------------------------------------------------------
 
-    def _route(self, header: bytes, now: float) -> _Route:
+    def _route(self, header: bytes, now: float) -> Route:
         """A new decision on where datagrams with this header go."""
-        route = _Route(now + VERDICT)
+        route = Route(now + VERDICT)
         self._routes.pop(header, None)  # behind the others, for it is in use
         self._routes[header] = route
-        _bound(self._routes)
+        bound(self._routes)
         try:
             parsed, _ = parse_header(header)
         except SocksError:
@@ -273,10 +239,10 @@ class Association:
             else:
                 self._decide_later(wish, route, MAX_OPENING)
         except DialError as error:
-            self._tell(wish, error)
+            self._refusals.tell(wish, error)
         return route
 
-    def _decide_later(self, wish: ConnectRequest, route: _Route, limit: int) -> None:
+    def _decide_later(self, wish: ConnectRequest, route: Route, limit: int) -> None:
         """Decide in a greenlet of its own, for that waits for others; its datagrams wait too, all others go on. There
         are at most `limit` of a kind: names must not keep addresses waiting."""
         if self._deciding[limit] >= limit:
@@ -286,7 +252,7 @@ class Association:
         route.until = float("inf")  # what comes meanwhile waits with the others
         gevent.spawn(self._decide, wish, route, limit)
 
-    def _decide(self, wish: ConnectRequest, route: _Route, limit: int) -> None:
+    def _decide(self, wish: ConnectRequest, route: Route, limit: int) -> None:
         try:
             address = self._lookup.permitted(wish)[0]
             facing = facing_address(address)
@@ -294,40 +260,79 @@ class Association:
                 outside = self._outsides.get(facing) or self._open(facing, address)
             self._direct(route, outside, address, wish.port)
         except DialError as error:
-            self._tell(wish, error)
+            self._refusals.tell(wish, error)
         finally:
             self._deciding[limit] -= 1
             route.until = monotonic() + VERDICT
             waiting, route.waiting = route.waiting or [], None
         if not self._closed:
-            for data in waiting if route.sock is not None else ():
-                self._send(route, data)
+            for data in waiting:
+                if route.sock is not None:
+                    self._send(route.sock, route.target, data)
+                elif route.messages is not None:
+                    route.messages.take(Side.CLIENT, route.target, data)
 
-    def _direct(self, route: _Route, outside: _Outside, address: Address, port: int) -> None:
+    def _direct(self, route: Route, outside: Outside, address: Address, port: int) -> None:
         """Let the route lead to an address that was decided on. Raises DialError."""
         if not port:
             raise DialError("failed", "there is no port 0")
         family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
         route.target = (socket.inet_ntop(family, address.packed), port)  # as `recvfrom` spells it
-        route.sock = outside.sock
         header = self._peers.pop(route.target, None) or encode_header(Endpoint(str(address), port))
-        self._peers[route.target] = header
-        _bound(self._peers)
+        route.messages = self._read(outside, route.target, header)
+        if route.messages is None:
+            route.sock = outside.sock
+            self._peers[route.target] = header
+            bound(self._peers)
 
-    def _open(self, facing: str, address: Address) -> _Outside:
+    # --- what is read -----------------------------------------------------------------------------------------------
+
+    def _read(self, outside: Outside, target: Host, header: bytes) -> Messages | None:
+        """Who reads what is said with `target` through this socket; None: nobody."""
+        reader = self._reader
+        if reader is None or target[1] not in reader.ports:
+            return None
+        if outside.messages is None:
+            client, idle, send = self._client_socket(), self._options.idle_timeout, partial(self._pass_on, outside)
+            outside.messages = Messages(reader, self._flow, client, outside, idle, send, self._moved)
+        return outside.messages if outside.messages.admit(target, header) else None
+
+    def _read_anew(self) -> None:
+        """Read no more what is read now; whoever is written to again is decided on again."""
+        self._routes.clear()
+        for outside in self._outsides.values():
+            if outside.messages is not None:
+                outside.messages.close()
+                outside.messages = None
+
+    def _pass_on(self, outside: Outside, side: Side, target: Host, data: bytes) -> None:
+        """A datagram of `side`, read."""
+        if side is Side.CLIENT:
+            self._send(outside.sock, target, data)
+        elif outside.messages is not None:
+            self._answer((outside.messages.peers.get(target) or _header(target)) + data, len(data))
+
+    def _moved(self) -> None:
+        self.active = monotonic()
+
+    def _client_socket(self) -> Endpoint:
+        assert self._client is not None
+        return Endpoint(self._wish.client.host, int(str(self._client[1])))
+
+    def _open(self, facing: str, address: Address) -> Outside:
         """A socket, with its pinhole, at the address `facing` of this host; may wait for the broker. DialError."""
         if len(self._outsides) >= MAX_OUTSIDE:
             raise DialError("failed", "the association sends from too many addresses")
-        assert self._client is not None
+        public = public_address(self._options.outside, facing)
         wish = PinholeRequest(
             flow=self._flow.id,
             reason=REASON,
             client=self._wish.client.host,
             direction="in",
             transport="udp",
-            target=Endpoint(self._wish.client.host, int(str(self._client[1]))),
+            target=self._client_socket(),
             peer=None if self._options.open_answers else str(address),  # and whom else the client writes to
-            public_host=public_address(self._options.outside, facing).local,
+            public_host=public.local,
             ttl=2 * self._options.idle_timeout,
             uses=1,
         )
@@ -339,29 +344,13 @@ class Association:
             sock.close()
             self._pinholes.release(lease, "closed")
             raise DialError("failed", "the association has ended")
-        outside = self._outsides[facing] = _Outside(lease, sock)
+        outside = self._outsides[facing] = Outside(lease, sock, public)
         outside.watcher.start(self._from_outside, outside)
         return outside
 
-    def _tell(self, wish: ConnectRequest, error: DialError) -> None:
-        """Log a refusal; at most one a second, for the client may write to the whole world."""
-        if monotonic() < self._told + 1:
-            return
-        self._told = monotonic()
-        log.info(
-            "socks.denied" if error.failure == "denied" else "socks.failed",
-            flow=self._flow.id,
-            client=str(wish.client),
-            command="udp",
-            target=f"{wish.host}:{wish.port}",
-            failure=error.failure,
-            rule=error.rule,
-            detail=str(error),
-        )
-
     # --- from outside -----------------------------------------------------------------------------------------------
 
-    def _from_outside(self, outside: _Outside) -> None:
+    def _from_outside(self, outside: Outside) -> None:
         now = monotonic()
         receive, view = outside.sock.recvfrom_into, _VIEW[MAX_ADDRESS_HEADER:]
         for _ in range(BATCH):
@@ -372,17 +361,29 @@ class Association:
             except OSError:
                 continue
             header = self._peers.get(sender[:2])
-            if header is None:
-                if not self._options.open_answers:
-                    self.dropped["unasked"] += 1
-                    continue
-                header = encode_header(Endpoint.of(sender[0].partition("%")[0], sender[1]))
+            if header is None and (header := self._from_another(outside, sender[:2], view[:size])) is None:
+                continue
             self.active = now
             start = MAX_ADDRESS_HEADER - len(header)
             _BUFFER[start:MAX_ADDRESS_HEADER] = header
             self._answer(_VIEW[start : MAX_ADDRESS_HEADER + size], size)
 
-    def _answer(self, datagram: memoryview, size: int) -> None:
+    def _from_another(self, outside: Outside, sender: Host, data: memoryview) -> bytes | None:
+        """The header for a datagram of none of the peers; None if it is read, or if nobody has asked for it."""
+        messages = outside.messages
+        if messages is None or sender not in messages.peers:
+            if not self._options.open_answers:
+                self.dropped["unasked"] += 1
+                return None
+            header = _header(sender)
+            messages = self._read(outside, sender, header)
+            if messages is None:
+                return header
+        self._moved()
+        messages.take(Side.SERVER, sender, bytes(data))
+        return None
+
+    def _answer(self, datagram: bytes | memoryview, size: int) -> None:
         wire = datagram if self._protection is None else self._protection.wrap(bytes(datagram))
         assert self._client is not None
         try:
@@ -393,7 +394,6 @@ class Association:
             self.down += size
 
 
-def _bound(table: dict[bytes, _Route] | dict[Host, bytes]) -> None:
-    """Let the oldest entry go when there are too many."""
-    if len(table) > MAX_ROUTES:
-        del table[next(iter(table))]  # type: ignore[arg-type]
+def _header(target: Host) -> bytes:
+    """The header of what comes from `target`."""
+    return encode_header(Endpoint.of(target[0].partition("%")[0], target[1]))

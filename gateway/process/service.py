@@ -8,8 +8,12 @@ from datetime import datetime
 from typing import NamedTuple
 
 import gevent.socket as gsocket
+import msgspec
 
+from alg.api import Mode
 from alg.registry import modules
+from alg.sip.options import SipOptions
+from alg.sip.session import SipEngine
 from gateway.audit import Audit
 from gateway.config import Config
 from gateway.dial import Dialer
@@ -24,7 +28,8 @@ from gateway.front.rule_ident import RuleIdent
 from gateway.front.socks import SocksFront
 from gateway.front.transparent import TransparentFront
 from gateway.front.udp_associate import UdpAssociateCommand
-from gateway.front.udp_association import Options
+from gateway.front.udp_messages import MessageReader
+from gateway.front.udp_route import Options
 from gateway.ident import IdentClient
 from gateway.own_address import is_local
 from gateway.pinhole.split import SplitPinholes
@@ -68,13 +73,14 @@ class Service:
         resolver, upstreams = resolver_of(config.dns), Upstreams(upstreams_of(config))
         dialer = Dialer(policy, resolver, source, ground.limits, upstreams)
         lookup = Lookup(policy, resolver, ground.limits)
+        of_socks = _of_socks(config.pinhole.backend, userspace, kernel)
         runner = FlowRunner(
             config,
             flows,
             modules(),
             {
                 "transparent": userspace if config.pinhole.backend == "userspace" else kernel,
-                "socks": _of_socks(config.pinhole.backend, userspace, kernel),
+                "socks": of_socks,
                 "published": userspace,  # the server sees us as its client, so data has to come from us too
             },
             userspace,
@@ -89,7 +95,13 @@ class Service:
                 "connect": connect,
                 "bind": BindCommand(lookup, userspace, flows, outside, config.socks.bind_timeout),
                 "udp": UdpAssociateCommand(
-                    lookup, userspace, flows, ground.relay.wheel, config.pinhole_ports, Options.of(config)
+                    lookup,
+                    userspace,
+                    flows,
+                    ground.relay.wheel,
+                    config.pinhole_ports,
+                    Options.of(config),
+                    _reader(config, of_socks),
                 ),
                 "resolve": ResolveCommand(lookup),
             },
@@ -127,3 +139,18 @@ def _of_socks(backend: str, userspace: UserspacePinholes, kernel: Pinholes) -> P
     if backend == "auto":
         return SplitPinholes(userspace, kernel)
     return kernel if backend == "kernel" else userspace
+
+
+def _reader(config: Config, pinholes: Pinholes) -> MessageReader | None:
+    """What is read of the datagrams of SOCKS clients, as `[alg.sip]` says."""
+    section = config.alg["sip"]
+    if section.mode is Mode.OFF or "udp" not in section.transports:
+        return None
+    options = msgspec.convert(section.options, SipOptions)
+    return MessageReader(
+        frozenset(section.ports),
+        section.mode,
+        pinholes,
+        lambda client, public: SipEngine(options, fixed=(client, public)),
+        options.look_every,
+    )

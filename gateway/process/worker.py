@@ -16,16 +16,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
 import gevent.socket as gsocket
 
 from alg.sip.rows import CallRow, call_rows
 from gateway.broker.client import BrokerClient
+from gateway.conversations import Conversations
 from gateway.dial import CONNECT_TIMEOUT
 from gateway.errors import AlgateError
 from gateway.flow import HALF_CLOSE_TIMEOUT, IDLE_TIMEOUT, Flow, Flows
+from gateway.front.udp_association import Association
 from gateway.inspection import Inspection
 from gateway.observe.admin_wire import Rows, answer
 from gateway.observe.counters import recent_rows
@@ -252,7 +254,7 @@ class Worker:
         samples = [*self._flows.samples(), *self._userspace.samples()]
         samples.append((("algate_connections", "handshake"), self._acceptor.handling))
         samples.append((("algate_connections", "flow"), len(self._flows)))
-        states = Counter(call.state for flow in self._flows for call in _calls_of(flow))
+        states = Counter(call.state for flow in self._flows for talk in _talks_of(flow) for call in talk.calls)
         samples += ((("algate_calls", state), number) for state, number in states.items())
         return [metrics_row(f"worker-{self._boot.slot}", samples)]
 
@@ -260,12 +262,13 @@ class Worker:
         """End the flow, close the pinhole, or cut the media of the call, with this id."""
         rows: Rows = []
         for flow in self._flows:
-            for call in _calls_of(flow):
-                if call.call_id == name and isinstance(flow.carrier, Inspection):
-                    log.warning("call.kick", call=name, flow=flow.id, client=call.client, server=call.server)
-                    for media in call.media:
-                        flow.carrier.conversations.close(media.ref)
-                    rows.append({"id": name, "kind": "call", "client": call.client, "server": call.server})
+            for calls, held, _ in _talks_of(flow):
+                for call in calls:
+                    if call.call_id == name:
+                        log.warning("call.kick", call=name, flow=flow.id, client=call.client, server=call.server)
+                        for media in call.media:
+                            held.close(media.ref)
+                        rows.append({"id": name, "kind": "call", "client": call.client, "server": call.server})
             if flow.id == name and flow.carrier is not None:
                 log.warning("flow.kick", **flow.names())
                 flow.carrier.abort()
@@ -276,12 +279,11 @@ class Worker:
         """Calls that are made over flows."""
         rows: Rows = []
         for flow in self._flows:
-            calls = _calls_of(flow)
-            if calls:
-                assert isinstance(flow.carrier, Inspection)
-                held = flow.carrier.conversations
-                traffic = {ref: (came, went) for ref, came, went in held.traffic()}
-                rows += call_rows(calls, held.lease_ids(), traffic, time.monotonic(), transport="tcp", flow=flow.id)
+            for calls, held, transport in _talks_of(flow):
+                if calls:
+                    traffic = {ref: (came, went) for ref, came, went in held.traffic()}
+                    more = {"transport": transport, "flow": flow.id}
+                    rows += call_rows(calls, held.lease_ids(), traffic, time.monotonic(), **more)
         return rows
 
     def _trace(self) -> Rows:
@@ -297,12 +299,22 @@ class Worker:
         return rows
 
 
-def _calls_of(flow: Flow) -> list[CallRow]:
-    """Calls that are made over a flow."""
-    if not isinstance(flow.carrier, Inspection):
-        return []
-    calls: list[CallRow] = getattr(flow.carrier.module, "calls", list)()
-    return calls
+class _Talk(NamedTuple):
+    """The calls that are made over a flow, the conversations of their media, and what carries their signalling."""
+
+    calls: list[CallRow]
+    held: Conversations
+    transport: str
+
+
+def _talks_of(flow: Flow) -> list[_Talk]:
+    """What is said over a flow, if it is read: one talk over a connection, one an outside socket of an association."""
+    carrier = flow.carrier
+    if isinstance(carrier, Inspection):
+        return [_Talk(getattr(carrier.module, "calls", list)(), carrier.conversations, "tcp")]
+    if isinstance(carrier, Association):
+        return [_Talk(messages.calls(), messages.conversations, "udp") for messages in carrier.messages()]
+    return []
 
 
 def _set_up_log(boot: Boot) -> FlowLog:

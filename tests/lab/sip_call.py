@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.lab.sip_scenario import Check, Message, Party, Scenario, Side, compile_scenario, other
 from tests.lab.sip_text import Stream, judge_inbound, leg_of, shows, skeleton, streams
+from tests.lab.socks_phone import SocksPhone
 
 if TYPE_CHECKING:
     from tests.lab.lab import Lab
@@ -55,7 +56,10 @@ class Arrival:
 class Phone:
     """One side: SIPp, what it has logged, and its media."""
 
-    def __init__(self, lab: Lab, side: Side, party: Party, xml: str, remote: str | None, transport: str) -> None:
+    def __init__(
+        self, lab: Lab, side: Side, party: Party, xml: str, remote: str | None, transport: str, through: str = ""
+    ) -> None:
+        """`through`: where SIPp sends to, if that is not `remote`."""
         self.lab, self.side, self.party = lab, side, party
         lab._counter += 1
         base = lab.logs / f"{lab._counter:03}-{party.user}-{side}"
@@ -67,6 +71,7 @@ class Phone:
         argv += ["-m", "1", "-nostdin", "-nd", "-timeout", "80", "-timeout_error", "-recv_timeout", "70000"]
         argv += ["-trace_msg", "-message_file", self.log, "-trace_err", "-error_file", self.errors]
         argv += ["-t", "t1" if transport == "tcp" else "u1", "-default_behaviors", "all,-bye"]
+        argv += ["-rsa", through] if through else []
         environment = {"TERM": "dumb", "HOME": str(lab.tmp)}
         self.process = lab.popen(side, [*argv, *([remote] if remote else [])], base.with_suffix(".log"), environment)
         self.messages: list[Logged] = []
@@ -175,14 +180,37 @@ def play(
     rows: Rows,
     longest: float = LONGEST,
 ) -> Played:
-    """Play it to its end and judge it: AssertionError says what was wrong. `rows`: what `algate ... --json` shows;
-    `longest`: seconds, besides its pauses, until it is given up."""
-    documents = compile_scenario(scenario, transport, parties, router)
+    """Play it to its end and judge it: AssertionError says what was wrong. `transport`: udp, tcp, or socks (UDP, by an
+    association of the phone inside). `rows`: what `algate ... --json` shows; `longest`: seconds, besides its pauses,
+    until it is given up."""
+    with contextlib.ExitStack() as stack:
+        through = dict.fromkeys(parties, "")
+        if transport == "socks":
+            near, far = parties["inside"], parties["outside"]
+            helper = stack.enter_context(SocksPhone(lab, near.host, near.port, (far.host, far.port)))
+            through["inside"] = helper.local
+        return _play(lab, scenario, transport, parties, router, stranger, rows, longest, through)
+
+
+def _play(
+    lab: Lab,
+    scenario: Scenario,
+    transport: str,
+    parties: dict[Side, Party],
+    router: str,
+    stranger: str,
+    rows: Rows,
+    longest: float,
+    through: dict[Side, str],
+) -> Played:
+    wire = "udp" if transport == "socks" else transport
+    documents = compile_scenario(scenario, wire, parties, router)
     first: Side = scenario.messages[0].side
-    answering = Phone(lab, other(first), parties[other(first)], documents[other(first)], None, transport)
-    lab.wait_for(lambda: _is_bound(answering, transport), 5, "sipp to listen")
+    second = other(first)
+    answering = Phone(lab, second, parties[second], documents[second], None, wire, through[second])
+    lab.wait_for(lambda: _is_bound(answering, wire), 5, "sipp to listen")
     remote = f"{parties[other(first)].literal}:{parties[other(first)].port}"
-    calling = Phone(lab, first, parties[first], documents[first], remote, transport)
+    calling = Phone(lab, first, parties[first], documents[first], remote, wire, through[first])
     phones: dict[Side, Phone] = {first: calling, other(first): answering}
     played = Played(scenario, transport, phones["inside"], phones["outside"], router)
     family = socket.AF_INET6 if ":" in router else socket.AF_INET
@@ -262,7 +290,8 @@ def _is_silent(played: Played) -> bool:
 
 
 def _here(rows: list[dict[str, Any]], party: Party) -> list[dict[str, Any]]:
-    return [row for row in rows if row["client"] == party.host]
+    """What is a party's own; the association that it speaks through is not what a call opens."""
+    return [row for row in rows if row["client"] == party.host and row.get("reason") != "socks.udp"]
 
 
 def _expect(played: Played, rows: Rows) -> None:
@@ -282,8 +311,8 @@ def _expect(played: Played, rows: Rows) -> None:
 
 def _is_so(detail: str, played: Played, rows: Rows) -> bool:
     kind, _, value = detail.partition(" within ")[0].partition(" ")
-    if played.transport == "tcp" and kind == "signalling":
-        return True  # the connection is its pinhole (0053)
+    if played.transport != "udp" and kind == "signalling":
+        return True  # the connection, or the association, is its pinhole (0053, 0095)
     party = played.inside.party
     if kind == "call":
         states = [row["state"] for row in _here(rows("calls"), party)]

@@ -121,11 +121,13 @@ def sipp(
     calls: int = 1,
     audio: int = 9000,
     options: Sequence[str] = (),
+    socks: str | None = None,
 ) -> Sipp:
     """Start SIPp with `tests/net/sip/SCENARIO.xml` from `local` (HOST:PORT) towards `remote` (HOST:PORT), UDP.
 
     `audio` is the port that its SDP names; SIPp itself does not use it. It ends with 0 if every call went as the
-    scenario says. Its messages are in a log beside the others.
+    scenario says. Its messages are in a log beside the others. `socks`: a SOCKS server's address, to which dante's
+    library takes what goes to `remote`.
     """
     host, _, port = local.rpartition(":")
     lab._counter += 1
@@ -149,7 +151,13 @@ def sipp(
     argv += ["-error_file", log.with_suffix(".errors.log"), "-default_behaviors", "all,-bye", *options]
     if remote is not None:
         argv.append(remote)
-    process = lab.popen(role, argv, log=log.with_suffix(".log"), env={"TERM": "dumb", "HOME": os.fspath(lab.tmp)})
+    environment = {"TERM": "dumb", "HOME": os.fspath(lab.tmp)}
+    if socks is not None and remote is not None:
+        conf = lab.tmp / "sipp-socks.conf"
+        conf.write_text(_DANTE.format(*remote.rsplit(":", 1), socks))
+        argv.insert(0, "socksify")
+        environment["SOCKS_CONF"] = os.fspath(conf)
+    process = lab.popen(role, argv, log=log.with_suffix(".log"), env=environment)
     return Sipp(process, log.with_suffix(".messages.log"))
 
 
@@ -205,6 +213,17 @@ class Baresip:
     def stop(self) -> None:
         self._lab.stop(self.process)
 
+
+_DANTE = """
+resolveprotocol: fake
+route {{
+  from: 0.0.0.0/0 to: {0}/32 port = {1} via: {2} port = 1080
+  proxyprotocol: socks_v5
+  command: udpassociate
+  protocol: udp
+  method: none
+}}
+"""
 
 _BARESIP = """
 poll_method epoll

@@ -52,6 +52,7 @@ class Dialogue:
     steps: list[Step]
     edits: dict[int, Expected]
     packets: dict[int, bytes]
+    fixed: tuple[Endpoint, Endpoint] | None = None
 
 
 def endpoint(text: str) -> Endpoint:
@@ -106,6 +107,8 @@ class Reader:
                 self._server = endpoint(text)
             case "call":
                 self._call = text
+            case "fixed":
+                self.dialogue.fixed = self._client, endpoint(text)
             case "options":
                 name, _, value = text.partition("=")
                 known: dict[str, object] = {
@@ -257,7 +260,7 @@ def words(command: SipCommand, dialogue: Dialogue) -> str:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_dialogue(path: Path) -> None:
     dialogue = Reader(path).read()
-    engine = SipEngine(dialogue.options)
+    engine = SipEngine(dialogue.options, fixed=dialogue.fixed)
     for step in dialogue.steps:
         shown = [words(command, dialogue) for command in engine.handle(step.event)]
         assert shown == step.expected, f"{path.name}:{step.number}"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from alg.address import Endpoint
 from alg.api import Activity, ClosePinhole, Note, OpenConversation, Opened, Refused, Side, Tick, UpdateConversation
-from alg.sip import calls, core, session
+from alg.sip import bindings, calls, core, session
+from alg.sip.conversations import Conversations
 from alg.sip.events import Datagram, Moved, Release, RevokeConversation
 from alg.sip.journal import TalkRecord
 from alg.sip.ladder import unread_rung
@@ -301,3 +304,57 @@ def test_a_conversation_that_the_driver_lost() -> None:
 def test_an_answer_for_what_nobody_wants_any_more() -> None:
     assert SipEngine().handle(Opened(7, Endpoint("203.0.113.1", 40002), 0.0)) == [ClosePinhole(7)]
     assert SipEngine().handle(Refused(7, "quota", 0.0)) == []
+
+
+FIXED = (CLIENT, Endpoint("203.0.113.1", 41000))
+
+
+def subscribe(number: int) -> tuple[bytes, bytes]:
+    lines = (
+        f"Via: SIP/2.0/UDP phone.invalid;branch=z9hG4bK{number}\r\nFrom: <sip:alice@example.com>;tag=a\r\n"
+        f"To: <sip:bob@example.com>\r\nCall-ID: subscription-{number}\r\nCSeq: 1 SUBSCRIBE\r\nContent-Length: 0\r\n\r\n"
+    )
+    return f"SUBSCRIBE sip:bob@example.com SIP/2.0\r\n{lines}".encode(), f"SIP/2.0 200 OK\r\n{lines}".encode()
+
+
+@pytest.mark.parametrize("fixed", [None, FIXED], ids=["open", "fixed"])
+def test_a_client_that_subscribes_without_end_fills_no_memory(
+    monkeypatch: pytest.MonkeyPatch, fixed: tuple[Endpoint, Endpoint] | None
+) -> None:
+    monkeypatch.setattr(bindings, "MOST_HELD", 100)
+    engine = SipEngine(SipOptions(rate=10000), fixed=fixed)
+    for number in range(300):
+        for side, data in zip((Side.CLIENT, Side.SERVER), subscribe(number), strict=True):
+            engine.handle(Datagram(number, side, CLIENT, SERVER, data, 0.0))
+    assert engine.counts()["registered"] <= 100
+
+
+def test_what_is_fixed_keeps_no_list_of_who_wants_it() -> None:
+    """It never ends, so no claim on it ever would."""
+    conversations = Conversations()
+    fixed = conversations.fix(*FIXED)
+    for number in range(10):
+        conversations.claim(fixed, ("binding", (str(number),)), 0.0, 60.0, (SERVER.host,))
+    assert fixed.claims == {}
+    assert conversations.out == []
+    assert conversations.deadline() == math.inf
+
+
+def test_a_fixed_socket_is_never_opened_and_never_closed() -> None:
+    """All that a call opens are its media, over and over, and nothing is left to be done when it has ended."""
+    engine = SipEngine(fixed=FIXED)
+    now, opened, shut = 0.0, 0, 0
+    for number in range(1, 6):
+        done = b"SIP/2.0 200 OK\r\n" + bye(number).partition(b"\r\n")[2]
+        for mine, data in ((True, invite(number)), (False, answer(number)), (False, bye(number)), (True, done)):
+            side = Side.CLIENT if mine else Side.SERVER
+            now += 1
+            for command in engine.handle(Datagram(number, side, CLIENT, SERVER, data, now)):
+                if isinstance(command, OpenConversation):
+                    opened += 1
+                    assert command.reason == "sip.rtp"
+                    engine.handle(Opened(command.ref, Endpoint("203.0.113.1", 42000 + 2 * number), now))
+                shut += isinstance(command, ClosePinhole)
+    assert (opened, shut) == (5, 5)
+    while (due := engine.deadline()) is not None:
+        assert engine.handle(Tick(due)) == []
