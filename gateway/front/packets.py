@@ -52,7 +52,7 @@ MOST_HELD = 1024  # packets that wait for a verdict; a further one passes untouc
 LONGEST_HOLD = 2.5  # seconds; then a packet passes untouched, whatever the engine waits for
 MOST_REMEMBERED = 65536  # sockets of clients
 ADDRESSES = 2.0  # seconds between two looks at this host's addresses
-WRITE = 0.02  # seconds between two entries in the journal
+WRITE = 0.05  # seconds between two entries in the journal
 
 
 class Engine(Protocol):

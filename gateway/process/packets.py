@@ -43,8 +43,23 @@ log = get_logger()
 
 LONGEST_QUEUE = 4096  # packets that wait in the kernel; further ones are dropped
 RECEIVE_BUFFER = 4 * 1024 * 1024
+READ = 1  # libev's EV_READ
 ROUND = 16  # packets in a row: then timers and the broker's answers get their turn
 ROUTE_AGE = 0.1  # seconds that an answer of the routing table is believed
+
+
+class _Turn:
+    """The queue's socket as the binding wants to see it: empty after some packets, so that nobody waits for long."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.left = 0
+
+    def recv(self, size: int) -> bytes:
+        if self.left <= 0:
+            raise BlockingIOError(errno.EAGAIN, "others are waiting")
+        self.left -= 1
+        return os.read(self._fd, size)
 
 
 class Packets:
@@ -76,6 +91,7 @@ class Packets:
         self._lag = LagMeter()
         self._admin = gsocket.socket(fileno=boot.admin)
         self._lifeline = gsocket.socket(fileno=boot.lifeline)
+        self._stop = gevent.event.Event()
         self._queue = NetfilterQueue()
         self._queue.bind(
             config.queue,
@@ -88,29 +104,28 @@ class Packets:
 
     def run(self) -> None:
         """Serve until SIGTERM, or until the supervisor is gone."""
-        stop = gevent.event.Event()
-        gevent.signal_handler(signal.SIGTERM, stop.set)
-        reading = gevent.spawn(self._read)
-        reading.link(lambda _: stop.set())
+        gevent.signal_handler(signal.SIGTERM, self._stop.set)
+        fd = self._queue.get_fd()
+        os.set_blocking(fd, False)
+        reading = gevent.get_hub().loop.io(fd, READ)
+        reading.start(self._read, _Turn(fd))
         gevent.spawn(self._front.run)
         gevent.spawn(self._serve_admin)
         gevent.spawn(self._watch_supervisor)
         send(self._lifeline, Ready())
-        stop.wait()
-        reading.kill()
+        self._stop.wait()
+        reading.close()
         self._front.stop()
         self._queue.unbind()
 
-    def _read(self) -> None:
-        """Hand packets to the front, a few at a time."""
-        fd = self._queue.get_fd()
-        os.set_blocking(fd, False)
-        turn = _Turn(fd)
-        while True:
-            gsocket.wait_read(fd)
-            turn.left = ROUND
+    def _read(self, turn: _Turn) -> None:
+        """Hand packets to the front, a few at a time. In the event loop itself: nothing there waits."""
+        turn.left = ROUND
+        try:
             self._queue.run_socket(cast(socket.socket, turn))
-            gevent.sleep(0)
+        except BaseException:
+            self._stop.set()  # the successor begins where this one ends
+            raise
 
     def _public_towards(self, server: str) -> PublicAddress | None:
         """The address of this host that `server` sees."""
@@ -182,20 +197,6 @@ class Packets:
                     log.info("status", **self._status()[0])
         log.error("supervisor.gone")
         os._exit(1)
-
-
-class _Turn:
-    """The queue's socket as the binding wants to see it: empty after some packets, so that nobody waits for long."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self.left = 0
-
-    def recv(self, size: int) -> bytes:
-        if self.left <= 0:
-            raise BlockingIOError(errno.EAGAIN, "others are waiting")
-        self.left -= 1
-        return os.read(self._fd, size)
 
 
 def main() -> None:
