@@ -17,9 +17,12 @@ PACKAGES := python3 python3-venv iproute2 iptables nftables conntrack procps uti
 # on port 21 or 5060 of this very machine, and some exclude one another.
 PEERS := prometheus rsyslog libestr0 libfastjson4 liblognorm5 vsftpd pure-ftpd proftpd-core kamailio krb5-kdc krb5-admin-server oidentd dante-server microsocks redsocks tinyproxy-bin tor openssh-server tayga
 
-.PHONY: setup packages run test bench check lab conformance clean wheelhouse vagrant-test docs dist deb
+# Where what setup.py compiles is. Made anew when anything there changes; `make pure` takes it away.
+COMPILED := setup.py $(wildcard alg/*.py alg/sip/*.py gateway/*.py gateway/front/*.py gateway/broker/*.py gateway/pinhole/*.py)
 
-setup: packages .venv/.python .venv/.peers
+.PHONY: setup packages pure run test bench check lab conformance clean wheelhouse vagrant-test docs dist deb
+
+setup: packages .venv/.python .venv/.compiled .venv/.peers
 
 # Asks dpkg, so it is quick and needs no network and no root when nothing is missing.
 packages:
@@ -38,6 +41,17 @@ packages:
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[router,gssapi,dev]'
 	@touch $@
+
+# Half a minute, where anything has changed. The sources stay what they are, and are what a traceback shows.
+.venv/.compiled: $(COMPILED) | .venv/.python
+	@mkdir -p build
+	ALGATE_COMPILE=1 $(BIN)/python -W ignore setup.py -q build_ext --inplace >build/compile.log 2>&1 || { cat build/compile.log >&2; exit 1; }
+	@touch $@
+
+# The sources as they are, for whoever works on them with a debugger: `.venv/bin/python -m pytest ...` runs them then.
+pure:
+	find alg gateway -name '*.so' -delete
+	rm -f .venv/.compiled
 
 # Made anew when the list above changes; the stamp holds the list.
 .venv/.peers: Makefile | packages .venv/.python
@@ -78,6 +92,8 @@ lab: setup
 wheelhouse: setup
 	rm -rf vagrant/wheelhouse build
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --wheel-dir vagrant/wheelhouse '.[router]'
+	rm vagrant/wheelhouse/algate-*.whl
+	ALGATE_COMPILE=1 $(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir vagrant/wheelhouse .
 	@ls vagrant/wheelhouse
 
 # The Vagrant lab, brought up, and every scenario in it. See vagrant/README.md.
@@ -99,10 +115,10 @@ docs: setup .venv/.docs
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
 	@touch $@
 
-# A source distribution and, from it, a wheel; then a Debian package of the wheel. Into dist/.
+# A source distribution and, from it, a wheel with what is compiled; then a Debian package of the wheel. Into dist/.
 dist: setup
 	rm -rf dist
-	$(BIN)/python -m build --no-isolation --outdir dist >/dev/null
+	ALGATE_COMPILE=1 $(BIN)/python -m build --no-isolation --outdir dist >/dev/null
 	@ls dist
 
 deb: dist
@@ -110,5 +126,6 @@ deb: dist
 
 clean:
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m tests.lab --remove-stale; fi
+	find alg gateway -name '*.so' -delete
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from alg.address import Endpoint, canonical
 from alg.api import (
@@ -71,8 +72,8 @@ class Stream:
 class SipModule:
     """One TCP connection between a client and a SIP server, as `alg.api.AlgModule`."""
 
-    Options = SipOptions
-    shown = True  # its messages hold no passwords, so `algate trace` may show them
+    Options: ClassVar[type[SipOptions]] = SipOptions
+    shown: ClassVar[bool] = True  # its messages hold no passwords, so `algate trace` may show them
 
     def __init__(self, context: FlowContext) -> None:
         options = context.options if isinstance(context.options, SipOptions) else SipOptions()

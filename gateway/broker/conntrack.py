@@ -25,7 +25,7 @@ from pyroute2.netlink.nfnetlink.nfctsocket import (
     IPCTNL_MSG_CT_GET_STATS,
 )
 
-from alg.address import Endpoint
+from alg.address import Endpoint, parse_ip
 from gateway.broker.netlink import (
     ACK,
     DUMP,
@@ -91,18 +91,16 @@ class Conntrack:
     def __init__(self) -> None:
         self._netlink = Netlink()
 
-    def find(self, sockets: Collection[Socket]) -> list[Found]:
-        """The connections of these sockets. Takes long, but nearly all of it in the kernel, where other threads run."""
+    def find(self, sockets: Collection[Endpoint]) -> list[Found]:
+        """The connections that began at any of these sockets, or went to one. Takes long, but nearly all of it in the
+        kernel, where other threads run."""
         result = []
-        for version in {sock.endpoint.version for sock in sockets}:
-            ends = {
-                (sock.source, sock.endpoint.ip.packed, sock.endpoint.port.to_bytes(2, "big"))
-                for sock in sockets
-                if sock.endpoint.version == version
-            }
-            for host in self._questions({(source, host) for source, host, _ in ends}):
-                for found in self._connections(version, host):
-                    if not ends.isdisjoint(_ends_of(found[_ORIGINAL], version)):
+        hosts = {host for host, _ in sockets}
+        for version in {6 if ":" in host else 4 for host in hosts}:
+            packed = [parse_ip(host).packed for host in hosts if (":" in host) == (version == 6)]
+            for question in self._questions({(source, host) for host in packed for source in (True, False)}):
+                for found in self._connections(version, question):
+                    if any(_socket(*end).endpoint in sockets for end in _ends_of(found[_ORIGINAL], version)):
                         result.append(Found(_read(found, version), version, _name(found)))
         return result
 

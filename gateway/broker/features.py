@@ -14,7 +14,7 @@ import sys
 import time
 
 from alg.address import Endpoint
-from gateway.broker.conntrack import Conntrack, Socket
+from gateway.broker.conntrack import Conntrack
 from gateway.broker.elements import elements_of, leases_of
 from gateway.broker.netfilter import Change, Netfilter
 from gateway.broker.netlink import NetfilterError
@@ -74,7 +74,7 @@ def _lease(public: str, client: str, peer: str) -> Lease:
 
 
 def _conntrack() -> None:
-    Conntrack().find([Socket(Endpoint("192.0.2.1", 40000), source=False)])
+    Conntrack().find([Endpoint("192.0.2.1", 40000)])
 
 
 def _queue() -> None:

@@ -43,13 +43,13 @@ class Stale:
         self._open_of = open_of
         self._talked = talked
         self._conntrack = Conntrack()
-        self._changed: dict[str, Lease] = {}
+        self._changed: dict[Endpoint, Lease] = {}  # by all their sockets: what is looked for, so that is made once
         self._closed: set[Endpoint] = set()  # the clients' sockets of those that have ended
         self._asked: set[Endpoint] = set()  # of which it matters whether they have talked
         self._ask_at = self._soon = self._later = math.inf  # when to ask that, and when to look
         self._looked, self._took = -math.inf, 0.0  # when the last look ended, and how long it took
         self._thread = ThreadPoolExecutor(1)
-        self._look: tuple[list[Lease], Future[list[Found]], float] | None = None  # what for, and since when
+        self._look: tuple[Future[tuple[list[Found], list[Lease]]], float] | None = None  # and since when
         self.wake, self._waker = socket.socketpair()
 
     def opened(self, lease: Lease) -> None:
@@ -75,7 +75,8 @@ class Stale:
             self._add(lease)
 
     def _add(self, lease: Lease) -> None:
-        self._changed[lease.id] = lease
+        for endpoint in _endpoints_of(lease):
+            self._changed[endpoint] = lease
         self._later = min(self._later, time.monotonic() + LATER)
 
     def _ask(self, endpoint: Endpoint) -> None:
@@ -96,7 +97,7 @@ class Stale:
     def tick(self) -> None:
         """Have the kernel forget what is wrong, if it is known; begin to look, if it is time."""
         if self._look is not None:
-            if not self._look[1].done():
+            if not self._look[0].done():
                 return
             self._forget()
         now = time.monotonic()
@@ -114,25 +115,34 @@ class Stale:
         self._forget()
 
     def _begin(self) -> None:
-        leases, self._changed = [*self._changed.values()], {}
+        changed, self._changed = self._changed, {}
         self._closed.clear()
         self._soon = self._later = math.inf
-        if leases:
-            sockets = {sock for lease in leases for sock in sockets_of(lease)}
-            looking = self._thread.submit(self._conntrack.find, sockets)
-            self._look = leases, looking, time.monotonic()
+        if changed:
+            looking = self._thread.submit(self._find, changed)
+            self._look = looking, time.monotonic()
             looking.add_done_callback(lambda _: self._waker.send(b"\0"))
+
+    def _find(self, changed: dict[Endpoint, Lease]) -> tuple[list[Found], list[Lease]]:
+        """In the thread: the connections of what has changed, and which leases they are of. Ends `changed`, bit by bit,
+        as there may be tens of thousands in it and nobody is to wait for that."""
+        found = self._conntrack.find(changed)
+        ends = [end.endpoint for one in found for end in (one.connection.source, one.connection.destination)]
+        leases = {lease.id: lease for end in ends if (lease := changed.get(end))}
+        while changed:
+            changed.popitem()
+        return found, [*leases.values()]
 
     def _forget(self) -> None:
         """Wait for what the look has found, and decide by the pinholes of now: they have changed meanwhile."""
         if self._look is None:
             return
-        leases, looking, begun = self._look
+        looking, begun = self._look
         try:
-            found = looking.result()
-            sockets = {sock for lease in leases for sock in sockets_of(lease)} if found else set()
+            found, leases = looking.result()
+            sockets = {sock for lease in leases for sock in sockets_of(lease)}
             right: dict[Socket, tuple[Lease, Socket]] = {}
-            for client in {lease.client for lease in leases} if found else ():
+            for client in {lease.client for lease in leases}:
                 for lease in self._open_of(client):
                     right.update((sock, (lease, other)) for sock, other in _pairs(lease))
             for one in found:
@@ -155,6 +165,14 @@ def sockets_of(lease: Lease) -> Iterator[Socket]:
     """The ends by which connections of a pinhole are known; none but those of UDP."""
     for sock, _ in _pairs(lease):
         yield sock
+
+
+def _endpoints_of(lease: Lease) -> Iterator[Endpoint]:
+    yield lease.public
+    if lease.public != lease.target:
+        yield lease.target
+    if lease.second is not None:
+        yield from second_of(lease)
 
 
 def _targets_of(lease: Lease) -> Iterator[Endpoint]:

@@ -18,23 +18,18 @@ import msgspec
 
 from alg.address import Endpoint
 from gateway.errors import PinholeRefused
-from gateway.model import Lease, PinholeRequest, PinholeUpdate, Traffic, Transport
+from gateway.model import Lease, PinholeRequest, PinholeUpdate, Traffic
 from gateway.observe.metrics import Sample
 from gateway.observe.pinhole_log import lease_fields
+from gateway.pinhole.public_ports import HOLD, PublicPorts
 from gateway.pinhole.rate import Rate
-
-HOLD = 10.0
-"""Seconds that a port rests after its pinhole closed: long enough for the SYN retransmissions (1, 3, 7 s) of a late
-peer, short enough for 1,000 pinholes/s from 10,000 ports."""
 
 RATE = 100.0
 """Openings of one client in a second, on average: more than a client that fetches small files one by one can use."""
 
 NOTHING = Traffic()
 
-_RANDOM_TRIES = 32
-
-_Public = tuple[Transport, Endpoint]
+_LEAST_SLACK = 1024  # deadlines out of date that are kept, at least
 
 
 @dataclass(slots=True)
@@ -69,23 +64,20 @@ class LeaseTable:
     ) -> None:
         self._backend: Literal["kernel", "userspace"] = backend
         self._total = total
-        self._hold = hold
+        self._ports = PublicPorts(hold)
         self._per_second = 0.0
         self.configure(ports=ports, read_ports=read_ports, per_client=per_client, rate=rate)
         self._entries: dict[str, _Entry] = {}
         self._clients: dict[str, dict[str, Lease]] = {}
-        self._busy: dict[_Public, float] = {}
         self._conversations: dict[Endpoint, str] = {}
         self._live = self._visiting = 0
         self._deadlines: list[tuple[float, str]] = []
-        self._resting: list[tuple[float, Transport, Endpoint]] = []
 
     def configure(
         self, *, ports: tuple[int, int], read_ports: tuple[int, int] | None = None, per_client: int, rate: float = RATE
     ) -> None:
         """Other limits from now on; what is open stays. As for the constructor."""
-        self._low, self._high = ports
-        self._read_ports = read_ports
+        self._ports.configure(ports, read_ports)
         self._per_client = per_client
         if rate != self._per_second:
             self._per_second = rate
@@ -143,9 +135,8 @@ class LeaseTable:
     def restore(self, lease: Lease, *, owner: int, deadline: float, used: bool = False) -> None:
         """Put a lease in that is already open (read back from the kernel); no quota is asked."""
         self._entries[lease.id] = _Entry(lease, owner, deadline, used)
-        heapq.heappush(self._deadlines, (deadline, lease.id))
-        for public in _ports_of(lease):
-            self._busy[lease.protocol, public] = math.inf
+        self._end_by(deadline, lease.id)
+        self._ports.take(lease.protocol, lease.public, _ports_of(lease))
         for target in _sockets_of(lease):
             self._conversations[target] = lease.id
         if not used:
@@ -202,7 +193,13 @@ class LeaseTable:
             self._conversations[target] = lease.id
         self._clients[_payer(lease)][lease.id] = lease
         entry.lease, entry.deadline = lease, deadline
-        heapq.heappush(self._deadlines, (deadline, lease.id))
+        self._end_by(deadline, lease.id)
+
+    def _end_by(self, deadline: float, lease_id: str) -> None:
+        heapq.heappush(self._deadlines, (deadline, lease_id))
+        if len(self._deadlines) > 2 * len(self._entries) + _LEAST_SLACK:  # of leases that were closed or extended
+            self._deadlines = [(entry.deadline, lease_id) for lease_id, entry in self._entries.items()]
+            heapq.heapify(self._deadlines)
 
     def deadline_of(self, lease_id: str) -> float:
         """When this lease ends."""
@@ -233,10 +230,7 @@ class LeaseTable:
 
     def expire(self, now: float) -> list[Lease]:
         """Take out what is past its time; those that nobody had used come back."""
-        while self._resting and self._resting[0][0] <= now:
-            until, protocol, public = heapq.heappop(self._resting)
-            if self._busy.get((protocol, public)) == until:
-                del self._busy[protocol, public]
+        self._ports.tick(now)
         expired = []
         while self._deadlines and self._deadlines[0][0] <= now:
             _, lease_id = heapq.heappop(self._deadlines)
@@ -251,8 +245,10 @@ class LeaseTable:
         """When `expire` has something to do, or None."""
         while self._deadlines and self._deadlines[0][1] not in self._entries:
             heapq.heappop(self._deadlines)
-        ends = [queue[0][0] for queue in (self._deadlines, self._resting) if queue]
-        return min(ends, default=None)
+        soonest = self._ports.deadline()
+        if self._deadlines:
+            soonest = min(soonest, self._deadlines[0][0])
+        return None if soonest == math.inf else soonest
 
     def live(self) -> list[Lease]:
         """All open pinholes."""
@@ -281,26 +277,8 @@ class LeaseTable:
             if request.uses != 0:
                 raise PinholeRefused("public", "no public address")
             return request.target
-        host, transport = request.public_host, request.transport
-
-        def usable(port: int) -> bool:
-            return self._busy.get((transport, Endpoint(host, port)), -math.inf) <= now and is_free(port)
-
-        # RTP and RTCP: even and the next (RFC 3550, 11). So both of them are chosen as one.
         width = 1 if request.second is None else 2
-        low, high = self._range(request.read)
-        lowest = low + low % width
-        choices = (high - lowest + 1) // width
-        for choice in _order(choices, rng):
-            port = lowest + choice * width
-            if all(usable(port + offset) for offset in range(width)):
-                return Endpoint(host, port)
-        raise PinholeRefused("ports", f"no port between {low} and {high} is free")
-
-    def _range(self, read: bool) -> tuple[int, int]:
-        if self._read_ports is None:
-            return self._low, self._high
-        return self._read_ports if read else (self._low, self._read_ports[0] - 1)
+        return self._ports.choose(request.public_host, request.transport, width, request.read, now, rng, is_free)
 
     def _remove(self, entry: _Entry, now: float) -> Lease:
         lease = entry.lease
@@ -309,10 +287,7 @@ class LeaseTable:
             self._forget_client(lease)
         for target in _sockets_of(lease):
             del self._conversations[target]
-        until = now + self._hold
-        for public in _ports_of(lease):
-            self._busy[lease.protocol, public] = until
-            heapq.heappush(self._resting, (until, lease.protocol, public))
+        self._ports.give_back(lease.protocol, lease.public, _ports_of(lease), now)
         return lease
 
     def _forget_client(self, lease: Lease) -> None:
@@ -324,28 +299,16 @@ class LeaseTable:
             del self._clients[_payer(lease)]
 
 
-def _order(choices: int, rng: random.Random) -> Iterator[int]:
-    """Numbers below `choices`: random ones first, then, as it may be crowded, all of them from a random one on."""
-    if choices <= 0:
-        return
-    for _ in range(_RANDOM_TRIES):
-        yield rng.randrange(choices)
-    start = rng.randrange(choices)
-    for step in range(choices):
-        yield (start + step) % choices
-
-
 def _payer(lease: Lease) -> str:
     """Whose quota it is of."""
     return lease.visitor or lease.client
 
 
-def _ports_of(lease: Lease) -> Iterator[Endpoint]:
-    """The public endpoints that a lease holds."""
-    if lease.direction == "in":
-        yield lease.public
-        if lease.second is not None:
-            yield Endpoint(lease.public.host, lease.public.port + 1)
+def _ports_of(lease: Lease) -> int:
+    """How many public ports a lease holds, from its own on."""
+    if lease.direction != "in":
+        return 0
+    return 1 if lease.second is None else 2
 
 
 def _sockets_of(lease: Lease) -> Iterator[Endpoint]:

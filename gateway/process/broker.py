@@ -26,6 +26,8 @@ from gateway.process.lifeline import (
     send,
 )
 
+SWITCH = 0.0005  # seconds that a thread which only looks may keep Python's lock from the one that answers
+
 
 class _Supervisor:
     """The supervisor as the broker sees it. `standby`: begin when it says so."""
@@ -92,6 +94,7 @@ def main(boot: Boot) -> int:
         turn=turn,
     )
     collect_rarely()
+    sys.setswitchinterval(SWITCH)
     return broker.run() if supervisor.wait() else 0
 
 

@@ -278,9 +278,9 @@ def test_only_connections_of_these_sockets_are_forgotten(
             sock.sendto(b"early", (PUBLIC6 if ":" in host else PUBLIC, port))
 
     def forget() -> int:
-        ends = [(PUBLIC, 41000, False), (STRANGER, 7000, True), (PUBLIC6, 41001, False), (PUBLIC6, 7000, True)]
+        ends = [(PUBLIC, 41000), (STRANGER, 7000), (PUBLIC6, 41001), (PUBLIC6, 7000)]
         table = conntrack.Conntrack()
-        found = table.find({conntrack.Socket(Endpoint(h, p), source) for h, p, source in ends})
+        found = table.find({Endpoint(*end) for end in ends})
         return sum(table.delete(one) for one in found)
 
     assert rig.within(rig.router, forget) == 4

@@ -157,5 +157,5 @@ def test_pinholes_of_clients(steps: list[tuple[str, int, float]], seed: int) -> 
     assert not table._clients
     assert not table._entries
     assert not table._conversations
-    assert not table._busy
+    assert not table._ports._busy
     assert table.deadline() is None

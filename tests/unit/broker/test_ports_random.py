@@ -11,8 +11,9 @@ import pytest
 
 from alg.address import Endpoint
 from gateway.errors import PinholeRefused
-from gateway.model import PinholeRequest, PinholeUpdate
+from gateway.model import Lease, PinholeRequest, PinholeUpdate
 from gateway.pinhole.lease import LeaseTable
+from gateway.pinhole.public_ports import HOLD, REST
 from gateway.pinhole.rate import Rate
 from tests.unit.broker.test_validate import INBOUND
 
@@ -131,3 +132,37 @@ def test_a_rate_forgets_who_was_long_quiet() -> None:
     assert not rate.take(9_999, 0.5)
     assert rate.wait(9_999, 0.5) == pytest.approx(0.5)
     assert rate.take(9_999, 1.0)
+
+
+def test_a_crowd_of_calls_gets_ports_that_rested_for_a_while_but_not_a_connection() -> None:
+    """1,500 calls a second with two streams take 3,000 pairs, and no range has ten times as many."""
+    table = LeaseTable(backend="kernel", ports=(40000, 40003), rate=1e9)
+    rng = random.Random(1)
+
+    def open_(request: PinholeRequest, now: float) -> Lease:
+        return table.open(request, now=now, unix=0.0, rng=rng, is_free=lambda port: True)
+
+    first = [open_(pair(4000 + 2 * number), 0.0) for number in range(2)]
+    for number, lease in enumerate(first):
+        table.close(lease.id, now=float(number))
+    with pytest.raises(PinholeRefused, match="ports"):
+        open_(pair(), REST - 0.1)
+    assert open_(pair(), REST).public == first[0].public  # who has rested the longest
+    with pytest.raises(PinholeRefused, match="ports"):
+        open_(pair(4002), REST)
+    assert open_(pair(4002), REST + 1.0).public == first[1].public
+    with pytest.raises(PinholeRefused, match="ports"):
+        open_(pair(4004), 100.0)  # both are somebody's
+
+
+def test_a_port_of_a_connection_rests_however_crowded_it_is() -> None:
+    """Its peer may send his SYN again."""
+    table = LeaseTable(backend="kernel", ports=(40000, 40000), rate=1e9)
+
+    def open_(now: float) -> Lease:
+        return table.open(INBOUND, now=now, unix=0.0, rng=random.Random(1), is_free=lambda port: True)
+
+    table.close(open_(0.0).id, now=0.0)
+    with pytest.raises(PinholeRefused, match="ports"):
+        open_(HOLD - 0.1)
+    open_(HOLD)

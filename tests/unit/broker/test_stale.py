@@ -77,8 +77,8 @@ def test_a_look_keeps_nobody_waiting_and_what_opens_meanwhile_stays(monkeypatch:
     deleted: list[Connection] = []
     wrong = connection(TARGET, PEER, PEER, ROUTER)
 
-    def find(_: Conntrack, sockets: Collection[Socket]) -> list[Found]:
-        assert set(sockets) == set(sockets_of(LEASE))
+    def find(_: Conntrack, sockets: Collection[Endpoint]) -> list[Found]:
+        assert set(sockets) == {PUBLIC, TARGET}
         assert may_end.wait(10)
         return [Found(one, 4, b"") for one in (OUT, IN, wrong)]
 
@@ -124,9 +124,9 @@ def test_a_look_keeps_nobody_waiting_and_what_opens_meanwhile_stays(monkeypatch:
 def test_it_is_looked_for_soon_where_it_matters_now(
     monkeypatch: pytest.MonkeyPatch, change: Callable[[Stale, Lease], None], talked: set[Endpoint], soon: bool
 ) -> None:
-    looks: list[Collection[Socket]] = []
+    looks: list[Collection[Endpoint]] = []
 
-    def find(_: Conntrack, sockets: Collection[Socket]) -> list[Found]:
+    def find(_: Conntrack, sockets: Collection[Endpoint]) -> list[Found]:
         looks.append(sockets)
         return []
 

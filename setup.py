@@ -1,0 +1,49 @@
+"""What of algate is compiled to C where it is built with ALGATE_COMPILE=1 (docs/decisions/0074-compiled.md); all the
+rest of the package is in pyproject.toml.
+
+The sources are as they are for an interpreter too, and stand beside the compiled modules: a Python for which these were
+not made takes the sources.
+"""
+
+from __future__ import annotations
+
+import os
+
+from setuptools import Extension, setup
+
+
+def _modules(package: str, *names: str) -> list[str]:
+    return [f"{package}/{name}.py" for name in names]
+
+
+# What a message or a pinhole passes through, and a measurement says so. Not what makes objects that msgspec fills.
+COMPILED = {
+    "alg.compiled": [
+        *_modules("alg", "address", "api"),
+        *_modules("alg/sip", "bindings", "calls", "conversations", "core", "edits", "events", "grammar", "ladder"),
+        *_modules("alg/sip", "message", "module", "rows", "sdp", "session", "stand_down", "stream"),
+    ],
+    "gateway.compiled": [
+        *_modules("gateway", "conversations"),
+        *_modules("gateway/front", "packets", "udp_packet", "verdicts"),
+        *_modules("gateway/broker", "elements", "element_messages", "engine", "netfilter", "netlink", "validate"),
+        *_modules("gateway/pinhole", "lease", "public_ports", "rate"),
+    ],
+}
+
+
+def extensions() -> list[Extension]:
+    if os.environ.get("ALGATE_COMPILE") != "1":
+        return []
+    from mypyc.build import mypycify
+
+    return [
+        extension
+        for name, modules in COMPILED.items()
+        for extension in mypycify(
+            ["--strict", "--explicit-package-bases", *modules], opt_level="3", debug_level="0", group_name=name
+        )
+    ]
+
+
+setup(ext_modules=extensions())
