@@ -41,7 +41,7 @@ from gateway.process.lifeline import Ping, Pong, Ready, Report, hear_supervisor,
 
 log = get_logger()
 
-LONGEST_QUEUE = 4096  # packets that wait in the kernel; further ones are dropped
+LONGEST_QUEUE = 2048  # packets that wait in the kernel, a quarter of a second; further ones are dropped: SIP sends again after half
 RECEIVE_BUFFER = 4 * 1024 * 1024
 READ = 1  # libev's EV_READ
 ROUND = 16  # packets in a row: then timers and the broker's answers get their turn
