@@ -41,7 +41,8 @@ from gateway.process.lifeline import Ping, Pong, Ready, Report, hear_supervisor,
 
 log = get_logger()
 
-LONGEST_QUEUE = 2048  # packets that wait in the kernel, a quarter of a second; further ones are dropped: SIP sends again after half
+# Packets that wait in the kernel: a quarter of a second. Further ones are dropped, and SIP sends them again after half.
+LONGEST_QUEUE = 2048
 RECEIVE_BUFFER = 4 * 1024 * 1024
 READ = 1  # libev's EV_READ
 ROUND = 16  # packets in a row: then timers and the broker's answers get their turn
