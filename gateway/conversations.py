@@ -48,12 +48,12 @@ class Openings(Pinholes, Protocol):
 
 
 class _Conversation:
-    """One of them: its lease once it is open, and what is still to be done, in order."""
+    """One of them: its lease once it is open, and what is still to be done, in order. `read`: by a module."""
 
-    __slots__ = ("busy", "closed", "lease", "reason", "updates")
+    __slots__ = ("busy", "closed", "lease", "read", "updates")
 
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
+    def __init__(self, read: bool) -> None:
+        self.read = read
         self.lease: Lease | None = None
         self.updates: deque[UpdateConversation] = deque()
         self.busy = False
@@ -86,8 +86,9 @@ class Conversations:
         return {ref: one.lease.id for ref, one in self._live.items() if one.lease is not None}
 
     def traffic(self) -> list[tuple[int, int, int]]:
-        """Number, packets in, packets out of each open one, as the kernel has counted. Waits for the backend."""
-        refs = {lease: ref for ref, lease in self.lease_ids().items()}
+        """Number, packets in, packets out of each open one, as the kernel has counted; not of those that a module
+        reads. Waits for the backend."""
+        refs = {one.lease.id: ref for ref, one in self._live.items() if one.lease is not None and not one.read}
         try:
             return [(refs[lease], *counts) for lease, counts in self._pinholes.traffic(list(refs)).items()]
         except PinholeRefused:
@@ -98,9 +99,9 @@ class Conversations:
         one = self._live.get(ref)
         return one.lease if one is not None else None
 
-    def restore(self, ref: int, lease: Lease) -> None:
+    def restore(self, ref: int, lease: Lease, read: bool) -> None:
         """Take over one that another process has opened."""
-        self._live[ref] = one = _Conversation(lease.reason)
+        self._live[ref] = one = _Conversation(read)
         one.lease = lease
 
     def open(self, command: OpenConversation, client: str, public: PublicAddress | None, read: bool = False) -> None:
@@ -115,7 +116,7 @@ class Conversations:
         elif self._mode is not Mode.REWRITE:
             self._later(command.ref, Endpoint(public.advertised, 0) if is_translated(client) else command.target)
         else:
-            self._live[command.ref] = one = _Conversation(command.reason)
+            self._live[command.ref] = one = _Conversation(read)
             one.busy = True
             translated = is_translated(client)
             request = PinholeRequest(

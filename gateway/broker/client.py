@@ -36,8 +36,9 @@ from gateway.model import Done, Lease, PinholeRequest, PinholeUpdate
 from gateway.observe.counters import observe
 from gateway.observe.log import get_logger
 
-TIMEOUT = 2.0
-"""Seconds that an answer may take; after that the broker counts as dead for this request."""
+TIMEOUT = 2.25
+"""Seconds that an answer may take; after that the broker counts as dead for this request. A little longer than a module
+holds a message for it (2 s): by then that has gone as it was."""
 
 _MOST_UNSENT = 8192  # messages that wait for room in the socket; a further one is not sent
 _TURN = 64  # packets read in a row: then others have their turn

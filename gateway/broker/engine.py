@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
-from alg.address import Endpoint
-from gateway.broker.elements import elements_of, leases_of, talked_of
+from gateway.broker.elements import elements_of, leases_of
 from gateway.broker.limits import Limits
 from gateway.broker.netfilter import Change, Netfilter, TableGoneError
 from gateway.broker.netlink import NetfilterError
@@ -73,8 +72,10 @@ class Engine:
         self._closes: list[tuple[int, Lease]] = []
         self._updates: list[Updating] = []
         self._answers: dict[int, list[ToWorker]] = {}
+        self._just_opened: list[tuple[int, Lease]] = []  # of which the log is to say so
+        self._just_updated: list[tuple[int, Lease]] = []
         self._usage = Usage(self.netfilter, self._leases, self._table_gone)
-        self.stale = Stale(self._leases.of_client, self._have_talked)
+        self.stale = Stale(self._leases.of_client, self.netfilter.has_any)
         self._inherited: set[str] = set()  # leases of a worker that died, of which its successor said nothing yet
         self._opened = self._refused = 0
 
@@ -190,7 +191,7 @@ class Engine:
         """Say how much has passed through conversations of this slot."""
         self.flush()
         found = [self._leases.get(lease_id, owner=slot) for lease_id in message.leases[:MOST_COUNTED]]
-        counts = self._usage.counts(lease for lease in found if lease is not None and lease.uses == 0)
+        counts = self._usage.counts([lease for lease in found if lease is not None and lease.uses == 0])
         self._answer(slot, Counted(message.id, counts))
 
     def close(self, slot: int, lease_id: str) -> None:
@@ -216,11 +217,18 @@ class Engine:
         """Close, open and change what waits, in one transaction, and answer."""
         if self._opens or self._closes or self._updates:
             self._commit()
-        for slot, answers in self._answers.items():
-            for unheard in self._send(slot, answers):
-                if isinstance(unheard, Opened) and self._leases.close(unheard.lease.id, now=time.monotonic()):
-                    self._closing(slot, unheard.lease, "unheard")
-        self._answers.clear()
+        answers, self._answers = self._answers, {}
+        unheard = [(slot, one) for slot, messages in answers.items() for one in self._send(slot, messages)]
+        # The log has time until everybody is told.
+        for slot, lease in self._just_opened:
+            pinhole_log.info("pinhole.open", lease, slot=slot)
+        for slot, lease in self._just_updated:
+            pinhole_log.info("pinhole.update", lease, slot=slot)
+        self._just_opened.clear()
+        self._just_updated.clear()
+        for slot, message in unheard:
+            if isinstance(message, Opened) and self._leases.close(message.lease.id, now=time.monotonic()):
+                self._closing(slot, message.lease, "unheard")
 
     def _commit(self) -> None:
         closes, self._closes = self._closes, []
@@ -272,7 +280,7 @@ class Engine:
         self._opened += 1
         self.stale.opened(one.lease)
         self._usage.opened(one.lease)
-        pinhole_log.info("pinhole.open", one.lease, slot=one.slot)
+        self._just_opened.append((one.slot, one.lease))
         self._answer(one.slot, Opened(one.id, one.lease))
 
     def _updated_or_not(self, one: Updating, error: NetfilterError | None, done: bool) -> None:
@@ -284,7 +292,7 @@ class Engine:
                 self.stale.opened(one.new)
             elif one.old.peers != one.new.peers:
                 self.stale.admitted(one.new)
-            pinhole_log.info("pinhole.update", one.new, slot=one.slot)
+            self._just_updated.append((one.slot, one.new))
             self._answer(one.slot, Updated(one.id, one.new))
             return
         refusal = PinholeRefused("lease", "the ruleset was flushed")
@@ -370,13 +378,6 @@ class Engine:
             self._usage.closed(lease.id)
             pinhole_log.info("pinhole.expire", lease)
             self.stale.closed(lease)
-
-    def _have_talked(self, sockets: Iterable[Endpoint]) -> bool:
-        try:
-            return self.netfilter.has_any(talked_of(one) for one in sockets)
-        except NetfilterError as error:
-            log.warning("broker.conntrack_failed", error=str(error))
-            return True
 
     def _table_gone(self, pending: Sequence[Opening] = ()) -> None:
         """Somebody flushed the ruleset: all leases are lost but those on their way; make the table again."""

@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from alg.address import Endpoint
 from gateway.broker.conntrack import Connection, Conntrack, Found, Socket
-from gateway.broker.elements import second_of
+from gateway.broker.elements import second_of, talked_of
 from gateway.broker.marks import MEDIA
 from gateway.broker.netlink import NetfilterError
 from gateway.model import Lease
@@ -33,15 +33,17 @@ log = get_logger()
 
 
 class Stale:
-    """The sockets whose connections have to be looked at. `open_of`: the open pinholes of a client; `talked`: whether
-    any of some sockets has talked past all pinholes lately.
+    """The sockets whose connections have to be looked at. `open_of`: the open pinholes of a client; `is_any`: whether
+    any of some elements (set, key) is in the kernel's table.
 
     `wake` is readable when a look has ended: then it is to be read, and `tick` has something to do.
     """
 
-    def __init__(self, open_of: Callable[[str], Iterable[Lease]], talked: Callable[[Iterable[Endpoint]], bool]) -> None:
+    def __init__(
+        self, open_of: Callable[[str], Iterable[Lease]], is_any: Callable[[Iterable[tuple[str, bytes]]], bool]
+    ) -> None:
         self._open_of = open_of
-        self._talked = talked
+        self._is_any = is_any
         self._conntrack = Conntrack()
         self._changed: dict[Endpoint, Lease] = {}  # by all their sockets: what is looked for, so that is made once
         self._closed: set[Endpoint] = set()  # the clients' sockets of those that have ended
@@ -103,10 +105,17 @@ class Stale:
         now = time.monotonic()
         if self._ask_at <= now:
             asked, self._asked, self._ask_at = self._asked, set(), math.inf
-            if self._talked(asked):
+            if self._have_talked(asked):
                 self._soon = min(self._soon, now)
         if self._due <= now:
             self._begin()
+
+    def _have_talked(self, sockets: Iterable[Endpoint]) -> bool:
+        try:
+            return self._is_any(talked_of(one) for one in sockets)
+        except NetfilterError as error:
+            log.warning("broker.conntrack_failed", error=str(error))
+            return True
 
     def forget(self) -> None:
         """Have the kernel forget all that is wrong, and wait for it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from gateway.broker.elements import COUNTED, ONCE, elements_of, is_single, once_of, traffic_of
 from gateway.broker.netfilter import Netfilter, TableGoneError
@@ -83,16 +83,20 @@ class Usage:
         self._next = now + max(LOOK, 10 * (now - begun))
 
     def _look_at_flows(self) -> None:
-        for lease_id in [lease_id for lease_id, _ in zip(self._silent, range(_MOST_FLOWS), strict=False)]:
+        asked = [lease_id for lease_id, _ in zip(self._silent, range(_MOST_FLOWS), strict=False)]
+        leases = [lease for lease_id in asked if (lease := self._leases.find(lease_id)) is not None]
+        for lease_id in asked:
             del self._silent[lease_id]
-            lease = self._leases.find(lease_id)
-            if lease is None:
-                continue
-            self._silent[lease_id] = None  # the last one now
-            self._seen(lease, self._traffic(lease))
+        self._silent.update((lease.id, None) for lease in leases)  # the last ones now
+        for lease, traffic in self._traffic(leases):
+            self._seen(lease, traffic)
 
-    def _traffic(self, lease: Lease) -> Traffic:
-        return traffic_of(self._netfilter.counted(elements_of(lease, 0, 1.0)))
+    def _traffic(self, leases: Sequence[Lease]) -> Iterator[tuple[Lease, Traffic]]:
+        """What has passed through conversations, asked for all of them together."""
+        elements = [elements_of(lease, 0, 1.0) for lease in leases]
+        counted = iter(self._netfilter.counted(element for group in elements for element in group))
+        for lease, group in zip(leases, elements, strict=True):
+            yield lease, traffic_of([next(counted) for _ in group])
 
     def _seen(self, lease: Lease, traffic: Traffic) -> None:
         if traffic.bytes and lease.id not in self._flowing:
@@ -119,14 +123,13 @@ class Usage:
         self.used += 1
         pinhole_log.info("pinhole.use", lease)
 
-    def counts(self, leases: Iterable[Lease]) -> dict[str, tuple[int, int]]:
+    def counts(self, leases: Sequence[Lease]) -> dict[str, tuple[int, int]]:
         """Packets in and out of these conversations, by their ids; of none where the kernel does not answer."""
         try:
-            found = [(lease.id, self._traffic(lease)) for lease in leases]
+            return {lease.id: (found.packets_in, found.packets_out) for lease, found in self._traffic(leases)}
         except NetfilterError as error:
             log.warning("broker.count_failed", error=str(error))
             return {}
-        return {lease_id: (traffic.packets_in, traffic.packets_out) for lease_id, traffic in found}
 
     def rows(self) -> Rows:
         """The open pinholes, as of the last look, and what has passed through conversations."""

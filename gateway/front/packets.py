@@ -121,8 +121,9 @@ class PacketFront:
             if isinstance(record, ConversationRecord):
                 if lease is None:
                     continue
-                self.conversations.restore(record.ref, lease)
-                if record.reason == "sip.signalling":
+                read = record.reason == "sip.signalling"
+                self.conversations.restore(record.ref, lease, read)
+                if read:
                     self._sockets.add(record.target)
                 if record.peers:
                     self._servers[record.ref] = record.peers[0]

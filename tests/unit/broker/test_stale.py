@@ -13,6 +13,7 @@ import pytest
 
 from alg.address import Endpoint
 from gateway.broker.conntrack import Connection, Conntrack, Found, Socket
+from gateway.broker.elements import talked_of
 from gateway.broker.marks import MEDIA
 from gateway.broker.stale import LATER, SOON, Stale, _is_right, _pairs, sockets_of
 from gateway.model import Lease
@@ -132,7 +133,7 @@ def test_it_is_looked_for_soon_where_it_matters_now(
 
     monkeypatch.setattr(Conntrack, "find", find)
     monkeypatch.setattr("gateway.broker.stale.SOON", 0.0)
-    stale = Stale(lambda _: (), lambda asked: not talked.isdisjoint(asked))
+    stale = Stale(lambda _: (), lambda asked: not {talked_of(one) for one in talked}.isdisjoint(asked))
     change(stale, LEASE)
     stale.tick()
     if soon:
