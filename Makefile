@@ -18,7 +18,7 @@ PACKAGES := python3 python3-venv iproute2 iptables nftables conntrack procps uti
 PEERS := prometheus rsyslog libestr0 libfastjson4 liblognorm5 vsftpd pure-ftpd proftpd-core kamailio krb5-kdc krb5-admin-server oidentd dante-server microsocks redsocks tinyproxy-bin tor openssh-server tayga
 
 # Where what setup.py compiles is. Made anew when anything there changes; `make pure` takes it away.
-COMPILED := setup.py $(wildcard alg/*.py alg/sip/*.py gateway/*.py gateway/front/*.py gateway/broker/*.py gateway/pinhole/*.py)
+COMPILED := setup.py $(wildcard alg/*.py alg/sip/*.py gateway/*.py gateway/front/*.py gateway/broker/*.py gateway/observe/*.py gateway/pinhole/*.py)
 
 .PHONY: setup packages pure run test bench check lab conformance clean wheelhouse vagrant-test docs dist deb
 

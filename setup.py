@@ -26,7 +26,11 @@ COMPILED = {
     "gateway.compiled": [
         *_modules("gateway", "conversations"),
         *_modules("gateway/front", "packets", "udp_packet", "verdicts"),
-        *_modules("gateway/broker", "elements", "element_messages", "engine", "netfilter", "netlink", "validate"),
+        *_modules(
+            "gateway/broker", "client", "elements", "element_messages", "engine", "netfilter", "netlink", "stale"
+        ),
+        *_modules("gateway/broker", "validate"),
+        *_modules("gateway/observe", "ladders", "logfmt", "pinhole_log", "trace"),
         *_modules("gateway/pinhole", "lease", "public_ports", "rate"),
     ],
 }

@@ -50,7 +50,7 @@ class Stale:
         self._asked: set[Endpoint] = set()  # of which it matters whether they have talked
         self._ask_at = self._soon = self._later = math.inf  # when to ask that, and when to look
         self._looked, self._took = -math.inf, 0.0  # when the last look ended, and how long it took
-        self._thread = ThreadPoolExecutor(1)
+        self._looker = ThreadPoolExecutor(1)
         self._look: tuple[Future[tuple[list[Found], list[Lease]]], float] | None = None  # and since when
         self.wake, self._waker = socket.socketpair()
 
@@ -128,7 +128,7 @@ class Stale:
         self._closed.clear()
         self._soon = self._later = math.inf
         if changed:
-            looking = self._thread.submit(self._find, changed)
+            looking = self._looker.submit(self._find, changed)
             self._look = looking, time.monotonic()
             looking.add_done_callback(lambda _: self._waker.send(b"\0"))
 

@@ -19,11 +19,11 @@ REST = 2.0
 """Seconds that a port of a conversation (UDP) rests at the least, where it is crowded: what its peer still sends after
 the end of a call is over by then. No connection of TCP, which may be retried for longer, gets a port so."""
 
-_RANDOM_TRIES = 32
-_RESTED_TRIES = 64
+_RANDOM_TRIES = 12
+_RESTED_TRIES = 32
 
 _Port = tuple[Transport, str, int]
-_Resting = tuple[float, Transport, str, int, int]  # until when; of which the last is how many ports, the next ones
+_Kind = tuple[Transport, str, int]  # the last is how many ports, one beside the other
 
 
 class PublicPorts:
@@ -35,7 +35,8 @@ class PublicPorts:
         self._read: tuple[int, int] | None = None
         # Plain tuples, which Python's garbage collector need not look at again: there are tens of thousands.
         self._busy: dict[_Port, float] = {}
-        self._resting: deque[_Resting] = deque()
+        self._resting: dict[_Kind, deque[tuple[float, int]]] = {}  # until when, and the first of them
+        self._first = math.inf  # the first of these times
 
     def configure(self, ports: tuple[int, int], read_ports: tuple[int, int] | None) -> None:
         """Lowest and highest port; those of them that are given to nobody but for datagrams that a module reads."""
@@ -64,9 +65,10 @@ class PublicPorts:
             if usable(port) and (width == 1 or usable(port + 1)):
                 return Endpoint(host, port)
         if transport == "udp":
-            for port in self._rested(host, width, now):
+            for port in self._rested(host, width, now, rng):
                 if lowest <= port <= high + 1 - width and all(is_free(port + offset) for offset in range(width)):
                     return Endpoint(host, port)
+                self._forget(transport, host, port, width)
         for port in _around(lowest, high + 2 - width, width, rng):
             if usable(port) and (width == 1 or usable(port + 1)):
                 return Endpoint(host, port)
@@ -77,17 +79,27 @@ class PublicPorts:
             return self._low, self._high
         return self._read if read else (self._low, self._read[0] - 1)
 
-    def _rested(self, host: str, width: int, now: float) -> Iterator[int]:
-        """Ports of conversations that rest, those that have rested the longest first; a few."""
-        for _, resting in zip(range(_RESTED_TRIES), self._resting, strict=False):
-            until, transport, at, port, count = resting
-            if until - self._hold + REST > now:
+    def _rested(self, host: str, width: int, now: float, rng: random.Random) -> Iterator[int]:
+        """Ports of conversations that rest: any of those that have rested the longest, so that nobody can guess which."""
+        queue = self._resting.get(("udp", host, width))
+        for _ in range(_RESTED_TRIES):
+            if not queue:
                 return
-            if (transport, at, count) == ("udp", host, width) and self._is_resting(resting):
-                yield port
+            at = rng.randrange(min(_RESTED_TRIES, len(queue)))
+            until, first = queue[at]
+            if until - self._hold + REST > now:
+                at, (until, first) = 0, queue[0]
+                if until - self._hold + REST > now:
+                    return
+            del queue[at]
+            if self._is_resting(until, "udp", host, first, width):
+                yield first
 
-    def _is_resting(self, resting: _Resting) -> bool:
-        until, transport, host, first, count = resting
+    def _forget(self, transport: Transport, host: str, first: int, count: int) -> None:
+        for port in range(first, first + count):
+            del self._busy[transport, host, port]
+
+    def _is_resting(self, until: float, transport: Transport, host: str, first: int, count: int) -> bool:
         return all(self._busy.get((transport, host, first + offset)) == until for offset in range(count))
 
     def take(self, transport: Transport, first: Endpoint, count: int) -> None:
@@ -102,19 +114,26 @@ class PublicPorts:
         until = now + self._hold
         for port in range(first.port, first.port + count):
             self._busy[transport, first.host, port] = until
-        self._resting.append((until, transport, first.host, first.port, count))
+        self._resting.setdefault((transport, first.host, count), deque()).append((until, first.port))
+        self._first = min(self._first, until)
 
     def tick(self, now: float) -> None:
         """Forget who has rested."""
-        while self._resting and self._resting[0][0] <= now:
-            until, transport, host, first, count = self._resting.popleft()
-            for port in range(first, first + count):
-                if self._busy.get((transport, host, port)) == until:
-                    del self._busy[transport, host, port]
+        if self._first > now:
+            return
+        for (transport, host, count), queue in list(self._resting.items()):
+            while queue and queue[0][0] <= now:
+                until, first = queue.popleft()
+                for port in range(first, first + count):
+                    if self._busy.get((transport, host, port)) == until:
+                        del self._busy[transport, host, port]
+            if not queue:
+                del self._resting[transport, host, count]
+        self._first = min((queue[0][0] for queue in self._resting.values()), default=math.inf)
 
     def deadline(self) -> float:
         """When `tick` has something to do; infinity: not as things are."""
-        return self._resting[0][0] if self._resting else math.inf
+        return self._first
 
 
 def _random(choices: int, rng: random.Random) -> Iterator[int]:
