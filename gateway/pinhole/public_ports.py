@@ -80,7 +80,7 @@ class PublicPorts:
         return self._read if read else (self._low, self._read[0] - 1)
 
     def _rested(self, host: str, width: int, now: float, rng: random.Random) -> Iterator[int]:
-        """Ports of conversations that rest: any of those that have rested the longest, so that nobody can guess which."""
+        """Ports of conversations that rest: any of those that rested the longest, so that nobody can guess which."""
         queue = self._resting.get(("udp", host, width))
         for _ in range(_RESTED_TRIES):
             if not queue:
