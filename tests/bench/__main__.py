@@ -33,6 +33,9 @@ Notes = dict[str, None]  # what could not be measured, in order and once
 def main() -> int:
     """Run it; 0 unless something could not be measured at all."""
     arguments = _arguments()
+    if arguments.sections:
+        _sections(write=True)
+        return 0
     rounds = 1 if arguments.quick else arguments.rounds
     seconds = 1.0 if arguments.quick else arguments.seconds
     chosen = [peer for peer in peers() if not arguments.only or any(word in peer.name for word in arguments.only)]
@@ -64,11 +67,15 @@ def main() -> int:
         lab.stop(server)
     report.show(run)
     if whole and not arguments.no_sections:
-        said = sections.run()
-        report.show_sections(said)
-        if not arguments.quick:
-            report.write_sections(said)
+        _sections(write=not arguments.quick)
     return 0
+
+
+def _sections(*, write: bool) -> None:
+    said = sections.run()
+    report.show_sections(said)
+    if write:
+        report.write_sections(said)
 
 
 def _first_line(error: Exception) -> str:
@@ -121,6 +128,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", action="append", help="only peers with this word in their name")
     parser.add_argument("--measure", action="append", help=f"only these: {', '.join(MEASURES)}, ftp, log", default=[])
     parser.add_argument("--no-sections", action="store_true", help="only the table")
+    parser.add_argument("--sections", action="store_true", help="only what has no peer, at the end of it")
     return parser.parse_args()
 
 
