@@ -25,7 +25,7 @@ COMPILED = {
     ],
     "gateway.compiled": [
         *_modules("gateway", "conversations"),
-        *_modules("gateway/front", "packets", "udp_packet", "verdicts"),
+        *_modules("gateway/front", "in_order", "packets", "udp_messages", "udp_packet"),
         *_modules(
             "gateway/broker", "client", "elements", "element_messages", "engine", "netfilter", "netlink", "stale"
         ),

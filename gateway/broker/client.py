@@ -134,7 +134,8 @@ class BrokerClient:
             self._send_soon()
 
     def stop(self) -> None:
-        """Read no more answers. The socket stays open: it is its owner's."""
+        """Read no more answers, and say nothing more. The socket stays open: it is its owner's."""
+        self._unsent.clear()
         for watcher in (self._readable, self._writable, self._clock):
             watcher.stop()
             watcher.close()

@@ -37,9 +37,9 @@ from alg.sip.journal import ConversationRecord, Entry, Record
 from alg.sip.options import LOOK
 from gateway.config import Network
 from gateway.conversations import Conversations, Pinholes, is_translated
+from gateway.front.in_order import Held, InOrder
 from gateway.front.journal import Journal
 from gateway.front.udp_packet import NotWhole, UdpPacket, parse
-from gateway.front.verdicts import QueuedPacket, Verdicts
 from gateway.model import Lease
 from gateway.observe.counters import Key, counts
 from gateway.observe.metrics import Sample
@@ -53,6 +53,31 @@ LONGEST_HOLD = 2.5  # seconds; then a packet passes untouched, whatever the engi
 MOST_REMEMBERED = 65536  # sockets of clients
 ADDRESSES = 2.0  # seconds between two looks at this host's addresses
 WRITE = 0.05  # seconds between two entries in the journal
+
+
+class QueuedPacket(Protocol):
+    """A packet of NFQUEUE. `retain` keeps its bytes beyond the callback; `accept` ends it."""
+
+    def get_payload(self) -> bytes: ...
+
+    def set_payload(self, payload: bytes) -> None: ...
+
+    def retain(self) -> None: ...
+
+    def accept(self) -> None: ...
+
+
+class _HeldPacket(Held):
+    """A packet without a verdict, and its payload if that is to be another one."""
+
+    __slots__ = ("packet", "parsed", "payload", "side")
+
+    def __init__(self, packet: QueuedPacket, parsed: UdpPacket, side: Side, since: float) -> None:
+        super().__init__((parsed.source, parsed.destination), since)
+        self.packet = packet
+        self.parsed = parsed
+        self.side = side
+        self.payload: bytes | None = None
 
 
 class Engine(Protocol):
@@ -95,7 +120,7 @@ class PacketFront:
         self._public_towards = public_towards
         self._trace = trace
         self._now = now
-        self._verdicts = Verdicts(self.counters)
+        self._waiting: InOrder[_HeldPacket] = InOrder()
         self._facing: dict[str, str] = {}  # the outside host that an inside one spoke with last
         self._sockets: set[Endpoint] = set()  # of clients, that were seen here
         self._events: deque[SipEvent] = deque()
@@ -146,19 +171,21 @@ class PacketFront:
         if side is None or not parsed.payload:
             self._pass(packet, "other")
             return
-        if len(self._verdicts) >= MOST_HELD:
+        if len(self._waiting) >= MOST_HELD:
             self._pass(packet, "crowded")
             return
         client, server = parsed.source, parsed.destination
         if side is Side.SERVER:
             client, server = server, client
         now = self._now()
-        held = self._verdicts.add(packet, parsed, side, now)
+        held = self._waiting.add(_HeldPacket(packet, parsed, side, now))
         self._remember(client, server.host)
         self._feed(Datagram(held.number, side, client, server, parsed.payload, now))
-        if self._verdicts.keep(held):
-            self.counters["held"] += 1
-            self._wake_by(now + LONGEST_HOLD)
+        if self._waiting.keep(held):
+            packet.retain()
+            if not held.ready:
+                self.counters["held"] += 1
+                self._wake_by(now + LONGEST_HOLD)
 
     def _side(self, parsed: UdpPacket) -> Side | None:
         """Who sent it; None for what is not between inside and outside."""
@@ -188,7 +215,7 @@ class PacketFront:
         packet.accept()
 
     def _release(self, number: int, edits: tuple[Edit, ...], rung: Rung | None = None) -> None:
-        held = self._verdicts.take(number)
+        held = self._waiting.take(number)
         if held is None:  # its time was over
             return
         parsed = held.parsed
@@ -197,7 +224,14 @@ class PacketFront:
             self._count(edits)
             if self._mode is Mode.REWRITE:
                 held.payload = apply_edits(parsed.payload, edits)
-        self._verdicts.let_go(held)
+        for one in self._waiting.let_go(held):
+            if one.payload is not None:
+                try:
+                    one.packet.set_payload(one.parsed.with_payload(one.payload))
+                    self.counters["edited"] += 1
+                except ValueError:
+                    self.counters["untouched_grown"] += 1
+            one.packet.accept()
 
     def _count(self, edits: tuple[Edit, ...]) -> None:
         for edit in edits:
@@ -284,7 +318,7 @@ class PacketFront:
         while True:
             self._changed.clear()
             times = [self._engine.deadline(), self._next_activity, self._next_look]
-            if (oldest := self._verdicts.oldest()) is not None:
+            if (oldest := self._waiting.oldest()) is not None:
                 times.append(oldest.since + LONGEST_HOLD)
             self._wakes_at = min(time for time in times if time is not None)
             self._changed.wait(max(0.0, self._wakes_at - self._now()))
@@ -293,7 +327,7 @@ class PacketFront:
     def tick(self) -> None:
         """Do what is due."""
         now = self._now()
-        while (oldest := self._verdicts.oldest()) is not None and oldest.since + LONGEST_HOLD <= now:
+        while (oldest := self._waiting.oldest()) is not None and oldest.since + LONGEST_HOLD <= now:
             self.counters["overdue"] += 1
             self._release(oldest.number, ())
         deadline = self._engine.deadline()
@@ -325,17 +359,17 @@ class PacketFront:
 
     def stop(self) -> None:
         """Let everything go as it is."""
-        for number in self._verdicts.numbers():
+        for number in self._waiting.numbers():
             self._release(number, ())
 
     def status(self) -> dict[str, Any]:
         """Counts since the start, as `algate status --json` shows them."""
-        return {"waiting": len(self._verdicts), "conversations": len(self.conversations), **self.counters}
+        return {"waiting": len(self._waiting), "conversations": len(self.conversations), **self.counters}
 
     def samples(self) -> list[Sample]:
         """The same for the metrics."""
         values: dict[Key, float] = {
-            ("algate_packets_waiting",): len(self._verdicts),
+            ("algate_packets_waiting",): len(self._waiting),
             ("algate_conversations",): len(self.conversations),
         }
         for name, number in self.counters.items():

@@ -6,9 +6,7 @@ what the engine opens are conversations for media, which are the kernel's and do
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -36,6 +34,7 @@ from alg.sip.events import Datagram, Release, RevokeConversation, SipCommand, Si
 from alg.sip.rows import CallRow
 from gateway.conversations import Conversations, Pinholes
 from gateway.flow import Flow
+from gateway.front.in_order import Held, InOrder
 from gateway.front.socks5_udp import MAX_ADDRESS_HEADER, MAX_DATA
 from gateway.front.udp_route import Host, Outside, bound
 from gateway.observe.counters import count
@@ -70,19 +69,18 @@ class MessageReader(NamedTuple):
 
 
 Send = Callable[[Side, Host, bytes], None]
-Way = tuple[Side, Host]  # who sends, and the target that it is sent to, or comes from
 
 
-class _Held:
-    """A datagram that has not gone yet; `ready` when the engine has released it."""
+class _HeldDatagram(Held):
+    """A datagram that has not gone yet."""
 
-    __slots__ = ("data", "number", "ready", "way")
+    __slots__ = ("data", "side", "target")
 
-    def __init__(self, number: int, way: Way, data: bytes) -> None:
-        self.number = number
-        self.way = way
+    def __init__(self, side: Side, target: Host, data: bytes) -> None:
+        super().__init__((side, target), 0.0)
+        self.side = side
+        self.target = target
         self.data = data
-        self.ready = False
 
 
 class Messages:
@@ -117,9 +115,7 @@ class Messages:
         self._next_look = 0.0
         self._counted: dict[int, tuple[int, int]] = {}
         self._revoked: set[str] = set()
-        self._numbers = itertools.count(1)
-        self._held: dict[int, _Held] = {}  # that the engine has not released
-        self._ways: dict[Way, deque[_Held]] = {}  # in the order in which they came
+        self._waiting: InOrder[_HeldDatagram] = InOrder()
         self._changed = Wakeup()
         self._timer = gevent.spawn(self._keep_time)
         self._closed = False
@@ -130,7 +126,7 @@ class Messages:
 
     def admit(self, target: Host, header: bytes) -> bool:
         """Read what is said with `target` from now on, if it is to be read at all."""
-        if target[0] in self._revoked and not any((side, target) in self._ways for side in Side):
+        if target[0] in self._revoked and not any(self._waiting.of_way((side, target)) for side in Side):
             self.peers.pop(target, None)
             return False
         self.peers.pop(target, None)  # behind the others, for it is in use
@@ -142,45 +138,37 @@ class Messages:
         """Close all that was opened; nothing is sent any more."""
         self._closed = True
         self._timer.kill(block=False)
-        self._held.clear()
-        self._ways.clear()
+        self._waiting.clear()
         self.conversations.close_all()
 
     # --- datagrams --------------------------------------------------------------------------------------------------
 
     def take(self, side: Side, target: Host, data: bytes) -> None:
         """A datagram of `side`: it goes on at once, or when what it waits for has come."""
-        number = next(self._numbers)
-        way = side, target
-        waiting = self._ways.setdefault(way, deque())
-        if len(waiting) >= MOST_WAITING:
-            for held in [held for held in waiting if not held.ready]:
-                self._release(held.number, ())
-            waiting = self._ways.setdefault(way, deque())
-        held = self._held[number] = _Held(number, way, data)
-        waiting.append(held)
+        before = self._waiting.of_way((side, target))
+        if len(before) >= MOST_WAITING:
+            for one in before:
+                self._release(one.number, ())
+        held = self._waiting.add(_HeldDatagram(side, target, data))
         server = Endpoint(str(canonical(target[0].partition("%")[0])), target[1])
-        self._feed(Datagram(number, side, self._client, server, data, time.monotonic()))
+        self._feed(Datagram(held.number, side, self._client, server, data, time.monotonic()))
+        self._waiting.keep(held)
 
     def _release(self, number: int, edits: tuple[Edit, ...], rung: Rung | None = None) -> None:
-        held = self._held.pop(number, None)
+        held = self._waiting.take(number)
         if held is None:  # too much had come behind it
             return
-        side, (host, port) = held.way
-        ends = self._client, Endpoint(host, port)
-        PASSED.add(side, *(ends if side is Side.CLIENT else ends[::-1]), held.data, edits, self._flow.id, rung)
+        client, server = self._client, Endpoint(*held.target)
+        ends = (client, server) if held.side is Side.CLIENT else (server, client)
+        PASSED.add(held.side, *ends, held.data, edits, self._flow.id, rung)
         for edit in edits:
             count("algate_edits_total", edit.reason, "yes" if self._mode is Mode.REWRITE else "no")
         if edits and self._mode is Mode.REWRITE:
             edited = apply_edits(held.data, edits)
             if len(edited) <= LONGEST:
                 held.data = edited
-        held.ready = True
-        waiting = self._ways[held.way]
-        while waiting and waiting[0].ready:
-            self._send(*held.way, waiting.popleft().data)
-        if not waiting:
-            del self._ways[held.way]
+        for one in self._waiting.let_go(held):
+            self._send(one.side, one.target, one.data)
 
     # --- the engine -------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,89 @@
+"""Datagrams that wait for a decision, and in which order they go: none overtakes another one of its way."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+
+class Held:
+    """A datagram that has not gone yet; `ready` when it may. `way`: from where to where; `since`: when it came."""
+
+    __slots__ = ("number", "queue", "ready", "since", "way")
+
+    def __init__(self, way: Hashable, since: float) -> None:
+        self.way = way
+        self.since = since
+        self.number = 0
+        self.ready = False
+        self.queue: deque[Held] | None = None  # where it waits, with those of its way
+
+
+H = TypeVar("H", bound=Held)
+
+
+class InOrder(Generic[H]):
+    """All that wait. Only what cannot go at once is put into a queue: nearly everything can."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self._held: dict[int, H] = {}
+        self._queues: dict[Hashable, deque[H]] = {}
+
+    def __len__(self) -> int:
+        """How many have not been decided on."""
+        return len(self._held)
+
+    def numbers(self) -> list[int]:
+        """Of those."""
+        return list(self._held)
+
+    def oldest(self) -> H | None:
+        """Which of those has waited the longest."""
+        return next(iter(self._held.values()), None)
+
+    def of_way(self, way: Hashable) -> list[H]:
+        """Those that wait for one another on this way, decided on or not."""
+        return list(self._queues.get(way, ()))
+
+    def add(self, held: H) -> H:
+        """It has come; its number is new."""
+        held.number = next(self._numbers)
+        self._held[held.number] = held
+        queue = self._queues.get(held.way)
+        if queue is not None:
+            queue.append(held)
+            held.queue = queue  # type: ignore[assignment]
+        return held
+
+    def keep(self, held: H) -> bool:
+        """All is done that could be done with it at once: whether it has to wait."""
+        if held.ready:
+            return bool(held.queue)
+        if held.queue is None:
+            held.queue = self._queues[held.way] = deque((held,))  # type: ignore[assignment]
+        return True
+
+    def take(self, number: int) -> H | None:
+        """What has waited under this number; None if it has been taken, or forgotten."""
+        return self._held.pop(number, None)
+
+    def let_go(self, held: H) -> list[H]:
+        """It may go: those that do now, in their order."""
+        held.ready = True
+        if held.queue is None:
+            return [held]
+        queue = self._queues[held.way]
+        gone = []
+        while queue and queue[0].ready:
+            gone.append(queue.popleft())
+        if not queue:
+            del self._queues[held.way]
+        return gone
+
+    def clear(self) -> None:
+        """Forget them all."""
+        self._held.clear()
+        self._queues.clear()
