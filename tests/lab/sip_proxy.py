@@ -12,7 +12,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.lab.lab import ROUTER_IN4, ROUTER_OUT4
+from tests.lab.lab import ROUTER_IN4, ROUTER_IN6, ROUTER_OUT4, ROUTER_OUT6
 from tests.lab.servers import PEERS
 
 if TYPE_CHECKING:
@@ -22,29 +22,39 @@ ADDRESS = ROUTER_IN4
 RTPENGINE = shutil.which("rtpengine")
 CHILDREN = 4  # receivers of each of the two sockets: they wait for rtpengine's answers
 CONTROL = ("127.0.0.1", 2223)
+EDITS = "replace-origin replace-session-connection asymmetric strict-source"  # nobody is behind a further NAT
 
 _KAMAILIO = """
 debug=0
 log_stderror=yes
 fork=yes
 children={children}
-disable_tcp=yes
+tcp_children=2
 auto_aliases=no
 listen=udp:{inside}:5060
 listen=udp:{outside}:5060
+listen=tcp:{inside}:5060
+listen=tcp:{outside}:5060
+listen=udp:[{inside6}]:5060
+listen=udp:[{outside6}]:5060
 mpath="{modules}"
 loadmodule "tm.so"
 loadmodule "sl.so"
 loadmodule "rr.so"
+loadmodule "path.so"
 loadmodule "pv.so"
+loadmodule "htable.so"
 loadmodule "maxfwd.so"
 loadmodule "textops.so"
 loadmodule "siputils.so"
 loadmodule "rtpengine.so"
+modparam("tm", "auto_inv_100", {trying})
+modparam("htable", "htable", "registrars=>size=8;autoexpire=3600;")
 modparam("rtpengine", "rtpengine_sock", "udp:{control[0]}:{control[1]}")
 request_route {{
     if (!mf_process_maxfwd_header("10")) {{ sl_send_reply("483", "Too Many Hops"); exit; }}
-    if ($Ri == "{inside}") $fs = "udp:{outside}:5060"; else $fs = "udp:{inside}:5060";
+    $var(inside) = 0;
+    if (dst_ip == {inside} || dst_ip == [{inside6}]) $var(inside) = 1;
     if (is_method("CANCEL")) {{
         if (t_check_trans()) {{ rtpengine_manage(); t_relay(); }}
         exit;
@@ -57,23 +67,38 @@ request_route {{
         }}
     }} else {{
         t_check_trans();
-        if ($Ri == "{outside}") {{ sl_send_reply("403", "Not From There"); exit; }}
-        remove_hf("Route");
+        loose_route();
+        if (!$var(inside)) {{
+            if ($sht(registrars=>$rd) == $null
+                || ($sht(registrars=>$rd) != $si && $sht(registrars=>$rd) != "[" + $si + "]")) {{
+                sl_send_reply("403", "Not From There"); exit;
+            }}
+        }} else if (is_method("REGISTER")) {{
+            $sht(registrars=>$(ct{{nameaddr.uri}}{{uri.host}})) = $nh(d);
+            add_path();
+        }}
         if (is_method("INVITE|SUBSCRIBE|REFER")) record_route();
     }}
-    if (is_method("BYE") || (is_method("INVITE|ACK|PRACK|UPDATE") && has_body("application/sdp"))) {{
-        if ($Ri == "{inside}") rtpengine_manage("{edits} direction=internal direction=external");
-        else rtpengine_manage("{edits} direction=external direction=internal");
+    if (af == INET6) {{
+        if ($var(inside)) $fs = $pr + ":[{outside6}]:5060"; else $fs = $pr + ":[{inside6}]:5060";
+    }} else {{
+        if ($var(inside)) $fs = $pr + ":{outside}:5060"; else $fs = $pr + ":{inside}:5060";
     }}
+    if (is_method("BYE") || (is_method("INVITE|ACK|PRACK|UPDATE") && has_body())) route(MEDIA);
     if (is_method("INVITE|PRACK|UPDATE")) t_on_reply("MEDIA");
     if (is_method("INVITE")) t_on_failure("MEDIA");
     t_relay();
 }}
+route[MEDIA] {{
+    if (dst_ip == {inside} || dst_ip == [{inside6}]) rtpengine_manage("{edits} direction=internal direction=external");
+    else rtpengine_manage("{edits} direction=external direction=internal");
+}}
 onreply_route[MEDIA] {{
-    if (has_body("application/sdp")) rtpengine_manage("{edits}");
+    if (has_body()) route(MEDIA);
 }}
 failure_route[MEDIA] {{
-    rtpengine_delete();
+    if (!has_totag()) rtpengine_delete();
+    if (t_check_status("503")) t_reply("503", "Service Unavailable");
 }}
 """
 
@@ -81,7 +106,8 @@ failure_route[MEDIA] {{
 class OutboundProxy:
     """Both, running on the router; UDP. AssertionError where they do not start."""
 
-    def __init__(self, lab: Lab, children: int = CHILDREN) -> None:
+    def __init__(self, lab: Lab, children: int = CHILDREN, trying: bool = True, timeout: int = 60) -> None:
+        """`trying`: whether Kamailio answers INVITE with 100; `timeout`: seconds without media that end a call."""
         assert RTPENGINE, "rtpengine is not on PATH"
         self.lab = lab
         self.address = ADDRESS
@@ -90,6 +116,7 @@ class OutboundProxy:
         argv: list[str | Path] = [RTPENGINE, "--config-file=none", "--foreground", "--table=-1", "--log-stderr"]
         argv += ["--log-level=3", f"--listen-ng={CONTROL[0]}:{CONTROL[1]}", "--delete-delay=0"]
         argv += [f"--interface=internal/{ROUTER_IN4}", f"--interface=external/{ROUTER_OUT4}"]
+        argv += [f"--interface=internal/{ROUTER_IN6}", f"--interface=external/{ROUTER_OUT6}", f"--timeout={timeout}"]
         argv += ["--port-min=10000", "--port-max=60000"]
         self.rtpengine = lab.popen("router", argv, log=lab.logs / "rtpengine.log")
         lab.wait_for(self._pongs, 15, "rtpengine to answer" + lab.tail_of_logs())
@@ -102,9 +129,12 @@ class OutboundProxy:
                 children=children,
                 inside=ROUTER_IN4,
                 outside=ROUTER_OUT4,
+                inside6=ROUTER_IN6,
+                outside6=ROUTER_OUT6,
+                trying=int(trying),
                 modules=libraries / "modules",
                 control=CONTROL,
-                edits="replace-origin replace-session-connection",
+                edits=EDITS,
             )
         )
         program = PEERS / "usr/sbin/kamailio"
