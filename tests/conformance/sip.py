@@ -128,7 +128,8 @@ def run(lab: Lab, report: Callable[[str], None], chosen: Sequence[Case]) -> tupl
         cells = [results[name, case] for name in ways]
         over = {"udp6": "UDP, IPv6"}.get(case.transport, case.transport.upper())
         lines.append(f"| {case.scenario.title} | {over} | {' | '.join(cells)} |")
-    totals = [str(sum(results[name, case] == "yes" for case in chosen)) for name in ways]
+    said = [[results[name, case] for case in chosen] for name in ways]
+    totals = [f"{one.count('yes')}" + (f" of {len(one) - one.count('–')}" if "–" in one else "") for one in said]
     lines.append(f"| **of {len(chosen)}** | | {' | '.join(totals)} |")
     return lines, sum(results["algate", case] != "yes" for case in chosen)
 
