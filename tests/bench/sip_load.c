@@ -241,6 +241,7 @@ static struct sockaddr_in server;
 static const char *server_text, *proxy;
 static int *sockets, clients, first, media;
 static struct call *calls; /* MOST of each client */
+static int run;            /* no call of another run has this one's Call-ID or branch: a proxy remembers them for a while */
 
 static void request(struct call *call, const char *method, int cseq)
 {
@@ -249,11 +250,11 @@ static void request(struct call *call, const char *method, int cseq)
     sprintf(host, "192.168.56.%d", first + client);
     size_t length = cseq == 1 && *method == 'I' ? description(body, host, port, media) : 0;
     size_t size = sprintf(out,
-        "%s sip:bob@%s SIP/2.0\r\nVia: SIP/2.0/UDP %s:5060;branch=z9hG4bK%u%c;rport\r\nMax-Forwards: 70\r\n"
-        "From: <sip:ann%d@example.test>;tag=n%u\r\nTo: <sip:bob@example.test>%s%s\r\nCall-ID: %u-%d@%s\r\n"
+        "%s sip:bob@%s SIP/2.0\r\nVia: SIP/2.0/UDP %s:5060;branch=z9hG4bK%d.%u%c;rport\r\nMax-Forwards: 70\r\n"
+        "From: <sip:ann%d@example.test>;tag=n%u\r\nTo: <sip:bob@example.test>%s%s\r\nCall-ID: %u-%d@%d.%s\r\n"
         "CSeq: %d %s\r\nContact: <sip:ann%d@%s:5060>\r\nUser-Agent: load\r\n",
-        method, server_text, host, call->number, *method, client, call->number, *call->tag ? ";tag=" : "", call->tag,
-        call->number, call->slot, host, cseq, method, client, host);
+        method, server_text, host, run, call->number, *method, client, call->number, *call->tag ? ";tag=" : "", call->tag,
+        call->number, call->slot, run, host, cseq, method, client, host);
     if (proxy)
         size += *call->route ? sprintf(out + size, "%s", call->route) : sprintf(out + size, "Route: <sip:%s;lr>\r\n", proxy);
     size += sent_now(out + size);
@@ -413,6 +414,7 @@ int main(int argc, char **argv)
     first = atoi(argv[4]);
     clients = atoi(argv[5]);
     media = atoi(argv[8]);
+    run = getpid();
     sockets = calloc(clients, sizeof *sockets);
     calls = calloc((size_t)clients * MOST, sizeof *calls);
     for (int i = 0; i < clients; i++) {
