@@ -6,7 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-TIMEOUT = 300  # seconds for each
+TIMEOUT = 600  # seconds for each
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,26 +1,31 @@
 """SIP calls through the router: `sudo .venv/bin/python -m tests.bench.sip_calls [--seconds N] [--most RATE]`.
 
-The same load (sip_load.c: INVITE with two streams, 180, 200, ACK, BYE, 200) through plain NAT, the kernel's nf_nat_sip
-and one packets process: the highest rate at which no call failed, what setup took at a low rate, how long each message
-was on its way then (all six of a call, one way), what a call costs the gateway's processes, and RTP through an open
-pinhole. Prints Markdown.
+The same load (sip_load.c: INVITE with two streams, 180, 200, ACK, BYE, 200) through plain NAT, the kernel's nf_nat_sip,
+one packets process, and, if rtpengine is on PATH, Kamailio with rtpengine (the phones' outbound proxy then): the
+highest rate at which no call failed, what setup took at a low rate, how long each message was on its way then (all six
+of a call, one way), what a call costs the processes on the router, and RTP through an open pinhole and through
+rtpengine. Prints Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.bench.peers import router_pids
 from tests.bench.udp_associate import cpu_seconds
 from tests.conformance.sip import kernel_helper
 from tests.lab.gateway import Gateway
 from tests.lab.lab import CLIENT4, SERVER4, Lab
-from tests.net.test_sip_addresses import Phone, Server, sdp
+from tests.lab.sip_proxy import RTPENGINE, OutboundProxy
+from tests.net.test_sip import Media
+from tests.net.test_sip_addresses import Phone, Server, message, sdp
 
 HERE = Path(__file__).parent
 CLIENTS, FIRST = 100, 100
@@ -52,11 +57,23 @@ def gateway(lab: Lab) -> Iterator[Gateway]:
         running.stop()
 
 
+@contextlib.contextmanager
+def outbound_proxy(lab: Lab) -> Iterator[OutboundProxy]:
+    running = OutboundProxy(lab)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+PROXY = "Kamailio with rtpengine"
 WAYS: dict[str, Callable[[Lab], contextlib.AbstractContextManager[object]]] = {
     "plain NAT": nothing,
     "nf_nat_sip": kernel_helper,
     "algate": gateway,
 }
+if RTPENGINE:
+    WAYS[PROXY] = outbound_proxy
 
 
 def figures(text: str) -> Figures:
@@ -70,23 +87,26 @@ def delays(*texts: str) -> Figures:
     return {"way_p50": found[len(found) // 2], "way_p99": found[len(found) * 99 // 100]} if found else {}
 
 
-def load(lab: Lab, program: Path, rate: float, seconds: float) -> Figures:
-    """One run of the load, with what the server saw."""
+def load(lab: Lab, program: Path, rate: float, seconds: float, proxy: str = "") -> Figures:
+    """One run of the load, with what the server saw. `proxy`: the address of the phones' outbound proxy."""
     log = lab.tmp / "serve.txt"
     log.unlink(missing_ok=True)
     server = lab.popen("outside", [program, "serve", SERVER4, "5060"], log=log)
     argv = [program, "call", SERVER4, "5060", FIRST, CLIENTS, rate, seconds, STREAMS]
+    argv += [proxy] if proxy else []
     done = lab.run("inside", [str(word) for word in argv], timeout=seconds * 4 + 30)
     lab.stop(server)
     heard = log.read_text()
     return figures(done.stdout) | figures(heard) | delays(done.stdout, heard)
 
 
-def most(lab: Lab, program: Path, seconds: float, highest: float, repaired: bool) -> tuple[float, list[str]]:
+def most(
+    lab: Lab, program: Path, seconds: float, highest: float, repaired: bool, proxy: str
+) -> tuple[float, list[str]]:
     """The highest rate at which no call failed (nor was left unrepaired, if they are to be), and all that was tried."""
     best, tried = 0.0, []
     for rate in (rate for rate in RATES if rate <= highest):
-        found = load(lab, program, rate, seconds)
+        found = load(lab, program, rate, seconds, proxy)
         bad = found["failed"] + (found["private"] if repaired else 0)
         tried.append(f"{rate}: {found['rate']:.0f}/s, {bad:.0f} bad, {found['again']:.0f} again")
         print("  " + tried[-1], file=sys.stderr, flush=True)
@@ -96,27 +116,35 @@ def most(lab: Lab, program: Path, seconds: float, highest: float, repaired: bool
     return best, tried
 
 
-def rtp(lab: Lab, program: Path, seconds: float) -> tuple[float, float]:
-    """Packets a second that a flood gets through: of a plain socket, and of one with a pinhole, in turns."""
-    rates: dict[str, list[float]] = {"plain": [], "pinhole": []}
+def rtp(lab: Lab, program: Path, seconds: float, to: tuple[str, int] = (SERVER4, 9100)) -> tuple[float, float]:
+    """Packets a second that a flood gets through to the server: of a plain socket, and of a call's, in turns.
+
+    `to`: where the call's media go, if the router has told the phone another address.
+    """
+    rates: dict[str, list[float]] = {"plain": [], "call": []}
     for _ in range(ROUNDS):
-        for name, port in (("plain", 7000), ("pinhole", 4000)):
+        for name, port, (host, far) in (("plain", 7000, (SERVER4, 9100)), ("call", 4000, to)):
             log = lab.tmp / f"count-{name}.txt"
             log.unlink(missing_ok=True)
             counter = lab.popen("outside", [program, "count", SERVER4, "9100", str(seconds * 0.8)], log=log)
-            lab.run("inside", [program, "flood", CLIENT4, str(port), SERVER4, "9100", str(seconds)])
+            lab.run("inside", [program, "flood", CLIENT4, str(port), host, str(far), str(seconds)])
             counter.wait(5)
             lab.stop(counter)
             rates[name].append(figures(log.read_text())["rate"])
-    return max(rates["plain"]), max(rates["pinhole"])
+    return max(rates["plain"]), max(rates["call"])
 
 
 def cpu_of(running: object) -> Figures:
     """Seconds of CPU that the processes have used which a call needs; none of a way that has no processes."""
-    if not isinstance(running, Gateway):
-        return {}
-    rows = running.admin("status")
-    return {row["process"]: cpu_seconds(row["pid"]) for row in rows if row["process"] in ("packets", "broker")}
+    if isinstance(running, Gateway):
+        rows = running.admin("status")
+        return {row["process"]: cpu_seconds(row["pid"]) for row in rows if row["process"] in ("packets", "broker")}
+    used: Figures = {}
+    if isinstance(running, OutboundProxy):
+        for pid in router_pids(running.lab):
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+            used[name] = used.get(name, 0.0) + cpu_seconds(pid)
+    return used
 
 
 def through_a_call(lab: Lab, program: Path, seconds: float) -> tuple[float, float]:
@@ -133,6 +161,31 @@ def through_a_call(lab: Lab, program: Path, seconds: float) -> tuple[float, floa
             return found
         finally:
             phone.end.close()
+            server.end.close()
+
+
+def through_a_proxy(lab: Lab, program: Path, seconds: float) -> tuple[float, float]:
+    """`rtp`, while a call through Kamailio holds two of rtpengine's ports for port 4000."""
+    lab.run("router", ["conntrack", "-F"])
+    with outbound_proxy(lab) as proxy:
+        server, phone = Server(lab), Media(lab, "inside", CLIENT4, 5060)
+        lines = ["From: <sip:ann@example.test>;tag=near", "Call-ID: media", f"Contact: <sip:ann@{CLIENT4}>"]
+        lines += ["CSeq: 1 INVITE", f"Route: <sip:{proxy.address};lr>", f"Via: SIP/2.0/UDP {CLIENT4};branch=z9hG4bKrtp"]
+        invite = [*lines, "To: <sip:bob@example.test>", "Max-Forwards: 70"]
+        try:
+            phone.send((proxy.address, 5060), message(f"INVITE sip:bob@{SERVER4} SIP/2.0", invite, sdp(CLIENT4, 4000)))
+            asked = server.answer()
+            assert CLIENT4 not in asked.partition("\r\n\r\n")[2], asked
+            answer = ""
+            while not answer.startswith("SIP/2.0 200"):
+                heard = phone.hears(5)
+                assert heard is not None, answer
+                answer = heard.decode()
+            told = re.search(r"^m=audio ([0-9]+) ", answer, re.M)
+            assert told, answer
+            return rtp(lab, program, seconds, (proxy.address, int(told[1])))
+        finally:
+            phone.close()
             server.end.close()
 
 
@@ -160,24 +213,29 @@ def main() -> None:
             print(name, file=sys.stderr)
             lab.run("router", ["conntrack", "-F"])  # a connection keeps the way that it began with
             with prepare(lab) as running:
-                load(lab, program, CLIENTS, 1.0)  # everybody's first call
+                proxy = running.address if isinstance(running, OutboundProxy) else ""
+                load(lab, program, CLIENTS, 1.0, proxy)  # everybody's first call
                 before = cpu_of(running)
-                quiet = load(lab, program, QUIET, QUIET_SECONDS)
+                quiet = load(lab, program, QUIET, QUIET_SECONDS, proxy)
                 costs |= {who: (used - before[who]) / quiet["done"] for who, used in cpu_of(running).items()}
-                best, _ = most(lab, program, options.seconds, options.most, name != "plain NAT")
+                best, _ = most(lab, program, options.seconds, options.most, name != "plain NAT", proxy)
             times = " | ".join(
                 f"{quiet[key] / 1000:.2f} ms"
                 for key in ("way_p50", "way_p99", "setup_p50", "setup_p99", "bye_p50", "bye_p99")
             )
             print(f"| {name} | {best:,.0f} | {times} |", flush=True)
-        if options.only in (None, "algate"):
+        if costs:
             print()
             print("CPU time a call: " + ", ".join(f"{who} {1000 * used:.2f} ms" for who, used in costs.items()))
-            plain, pinhole = through_a_call(lab, program, 2.0)
+        media = {"algate": ("a call's pinhole", through_a_call), PROXY: ("rtpengine", through_a_proxy)}
+        for name, (what, measured) in media.items():
+            if name not in WAYS or options.only not in (None, name):
+                continue
+            plain, packets = measured(lab, program, 2.0)
             print()
             print(
-                f"RTP of 172 bytes through a call's pinhole: {pinhole:,.0f} packets/s, "
-                f"{pinhole / plain:.2f} of plain NAT ({plain:,.0f})"
+                f"RTP of 172 bytes through {what}: {packets:,.0f} packets/s, "
+                f"{packets / plain:.2f} of plain NAT ({plain:,.0f})"
             )
 
 

@@ -5,16 +5,17 @@
        it says how many INVITEs it had, and how many of them named a private address (192.168.), and in a second line how
        many microseconds each message was on its way (all clocks are this host's: the header X-Sent tells).
 
-   sip_load call SERVER PORT FIRST CLIENTS RATE SECONDS MEDIA
+   sip_load call SERVER PORT FIRST CLIENTS RATE SECONDS MEDIA [PROXY]
        CLIENTS sockets at 192.168.56.FIRST and above, port 5060, that make RATE calls a second together: INVITE with
        MEDIA streams, 180, 200, ACK, BYE, 200. Every message may be sent again after half a second, three times. Says
        calls made and failed, and in microseconds how long INVITE to 180 and BYE to 200 took (p50, p99); and a second line
-       as the server does.
+       as the server does. With PROXY (an address) all goes to port 5060 there, as from a phone that has it for its
+       outbound proxy: a Route in INVITE, and afterwards those that the answer's Record-Route says.
 
    sip_load count HOST PORT SECONDS
        counts datagrams, from the first one on.
    sip_load flood HOST PORT TO TO_PORT SECONDS
-       sends datagrams of 172 bytes, as many as it can. */
+       sends RTP of 172 bytes, as many as it can. */
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -40,7 +41,7 @@ struct call {
     int state, sent, slot;
     unsigned number;
     double at, since;
-    char tag[32];
+    char tag[32], route[512];
 };
 
 static volatile sig_atomic_t stop;
@@ -112,7 +113,7 @@ static size_t description(char *out, const char *host, int port, int media)
 /* The lines of a request that its answer repeats. */
 static size_t echoed(char *out, const char *request)
 {
-    static const char *const names[] = {"Via:", "From:", "To:", "Call-ID:", "CSeq:"};
+    static const char *const names[] = {"Via:", "From:", "To:", "Call-ID:", "CSeq:", "Record-Route:"};
     size_t size = 0;
     for (const char *line = strstr(request, "\r\n"); line && line[2] != '\r'; line = strstr(line + 2, "\r\n")) {
         const char *end = strstr(line + 2, "\r\n");
@@ -211,27 +212,36 @@ static int flood(const char *host, int port, const char *to, int to_port, double
 {
     int fd = bound(host, port);
     struct sockaddr_in far = {.sin_family = AF_INET, .sin_port = htons(to_port)};
-    static char data[PAYLOAD];
+    static unsigned char data[BATCH][PAYLOAD];
     struct mmsghdr heads[BATCH];
-    struct iovec part = {data, sizeof data};
+    struct iovec parts[BATCH];
+    unsigned number = 0;
     if (inet_pton(AF_INET, to, &far.sin_addr) != 1 || connect(fd, (struct sockaddr *)&far, sizeof far))
         die(to);
-    for (int i = 0; i < BATCH; i++)
-        heads[i] = (struct mmsghdr){.msg_hdr = {.msg_iov = &part, .msg_iovlen = 1}};
-    for (double end = now() + seconds; now() < end && !stop;)
+    for (int i = 0; i < BATCH; i++) {
+        parts[i] = (struct iovec){data[i], sizeof data[i]};
+        heads[i] = (struct mmsghdr){.msg_hdr = {.msg_iov = &parts[i], .msg_iovlen = 1}};
+    }
+    for (double end = now() + seconds; now() < end && !stop;) {
+        for (int i = 0; i < BATCH; i++, number++) {
+            unsigned words[2] = {htonl(0x80000000 | (number & 0xffff)), htonl(number * 160)}; /* G.711 */
+            memcpy(data[i], words, sizeof words);
+        }
         if (sendmmsg(fd, heads, BATCH, 0) < 0 && errno == EAGAIN) {
             struct pollfd ready = {.fd = fd, .events = POLLOUT};
             poll(&ready, 1, 10);
         }
+    }
     return 0;
 }
 
 /* --- calls ------------------------------------------------------------------------------------------------------- */
 
 static struct sockaddr_in server;
-static const char *server_text;
+static const char *server_text, *proxy;
 static int *sockets, clients, first, media;
 static struct call *calls; /* MOST of each client */
+static int run;            /* no call of another run has this one's Call-ID or branch: a proxy remembers them for a while */
 
 static void request(struct call *call, const char *method, int cseq)
 {
@@ -240,15 +250,33 @@ static void request(struct call *call, const char *method, int cseq)
     sprintf(host, "192.168.56.%d", first + client);
     size_t length = cseq == 1 && *method == 'I' ? description(body, host, port, media) : 0;
     size_t size = sprintf(out,
-        "%s sip:bob@%s SIP/2.0\r\nVia: SIP/2.0/UDP %s:5060;branch=z9hG4bK%u%c;rport\r\nMax-Forwards: 70\r\n"
-        "From: <sip:ann%d@example.test>;tag=n%u\r\nTo: <sip:bob@example.test>%s%s\r\nCall-ID: %u-%d@%s\r\n"
+        "%s sip:bob@%s SIP/2.0\r\nVia: SIP/2.0/UDP %s:5060;branch=z9hG4bK%d.%u%c;rport\r\nMax-Forwards: 70\r\n"
+        "From: <sip:ann%d@example.test>;tag=n%u\r\nTo: <sip:bob@example.test>%s%s\r\nCall-ID: %u-%d@%d.%s\r\n"
         "CSeq: %d %s\r\nContact: <sip:ann%d@%s:5060>\r\nUser-Agent: load\r\n",
-        method, server_text, host, call->number, *method, client, call->number, *call->tag ? ";tag=" : "", call->tag,
-        call->number, call->slot, host, cseq, method, client, host);
+        method, server_text, host, run, call->number, *method, client, call->number, *call->tag ? ";tag=" : "", call->tag,
+        call->number, call->slot, run, host, cseq, method, client, host);
+    if (proxy)
+        size += *call->route ? sprintf(out + size, "%s", call->route) : sprintf(out + size, "Route: <sip:%s;lr>\r\n", proxy);
     size += sent_now(out + size);
     size += sprintf(out + size, "%sContent-Length: %zu\r\n\r\n", length ? "Content-Type: application/sdp\r\n" : "", length);
     memcpy(out + size, body, length);
     sendto(sockets[client], out, size + length, 0, (struct sockaddr *)&server, sizeof server);
+}
+
+/* The route set of a dialog: what the answer has recorded, the last one first. */
+static void learn_route(struct call *call, const char *answer)
+{
+    char line[256];
+    *call->route = 0;
+    while ((answer = strstr(answer, "\r\nRecord-Route:"))) {
+        answer += 9; /* "Route: ..." */
+        int length = snprintf(line, sizeof line, "%.*s\r\n", (int)strcspn(answer, "\r"), answer);
+        size_t before = strlen(call->route);
+        if (length >= (int)sizeof line || before + length >= sizeof call->route)
+            die("a long Record-Route");
+        memmove(call->route + length, call->route, before + 1);
+        memcpy(call->route, line, length);
+    }
 }
 
 static int compare(const void *a, const void *b)
@@ -325,6 +353,8 @@ static int call_all(double rate, double seconds)
                     call->state = RINGING;
                 } else if (!strncmp(data, "SIP/2.0 200", 11)) {
                     strcpy(call->tag, "far");
+                    if (proxy)
+                        learn_route(call, data);
                     request(call, "ACK", 1);
                     if (call->state != ENDING) {
                         request(call, "BYE", 2);
@@ -370,17 +400,21 @@ int main(int argc, char **argv)
         return count(argv[2], atoi(argv[3]), atof(argv[4]));
     if (argc == 7 && !strcmp(argv[1], "flood"))
         return flood(argv[2], atoi(argv[3]), argv[4], atoi(argv[5]), atof(argv[6]));
-    if (argc != 9 || strcmp(argv[1], "call")) {
+    if ((argc != 9 && argc != 10) || strcmp(argv[1], "call")) {
         fprintf(stderr, "see the head of sip_load.c\n");
         return 2;
     }
     server = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(atoi(argv[3]))};
     server_text = argv[2];
-    if (inet_pton(AF_INET, server_text, &server.sin_addr) != 1)
-        die(server_text);
+    proxy = argv[9]; /* or the NULL at the end */
+    if (proxy)
+        server.sin_port = htons(5060);
+    if (inet_pton(AF_INET, proxy ? proxy : server_text, &server.sin_addr) != 1)
+        die("not an address");
     first = atoi(argv[4]);
     clients = atoi(argv[5]);
     media = atoi(argv[8]);
+    run = getpid();
     sockets = calloc(clients, sizeof *sockets);
     calls = calloc((size_t)clients * MOST, sizeof *calls);
     for (int i = 0; i < clients; i++) {

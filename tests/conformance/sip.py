@@ -1,8 +1,9 @@
 """`python -m tests.conformance.sip`: SIP with the gateway, the kernel's helper and neither; every scenario, really run.
 
 Needs root. Plays the scenarios of tests/net/sip in the lab's namespaces, between two SIPp, with media both ways and a
-stranger, and writes the table into docs/protocols/sip.md, between the lines that mark it. With `--check` it writes
-nothing. Exit code 1 where the gateway failed.
+stranger, and writes the table into docs/protocols/sip.md, between the lines that mark it. Where rtpengine is on PATH,
+also with Kamailio and rtpengine on the router and a phone that has Kamailio for its outbound proxy; messages are not
+judged then. With `--check` it writes nothing. Exit code 1 where the gateway failed.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.lab.lab import ROUTER_OUT4, ROUTER_OUT6, STRANGER4, STRANGER6, Lab, LabError
+from tests.lab.lab import ROUTER_IN4, ROUTER_IN6, ROUTER_OUT4, ROUTER_OUT6, STRANGER4, STRANGER6, Lab, LabError
 from tests.lab.sip_call import play
 from tests.lab.sip_peers import SCENARIOS
-from tests.lab.sip_scenario import Check, Party, Scenario, Side, read
+from tests.lab.sip_proxy import RTPENGINE, OutboundProxy
+from tests.lab.sip_scenario import Check, Message, Party, Scenario, Side, read
 
 PAGE = Path(__file__).parents[2] / "docs" / "protocols" / "sip.md"
 BEGIN, END = "<!-- table: made by python -m tests.conformance.sip -->", "<!-- end of table -->"
+PROXY = "Kamailio with rtpengine"
 AT_ONCE = 6
 LONGEST = 8.0  # seconds until a call that does not come about is given up
 HELPER = ["PREROUTING", "--dport", "5060", "-j", "CT", "--helper", "sip"]
@@ -92,6 +95,16 @@ def _gateway(repaired: str) -> Callable[[Lab], contextlib.AbstractContextManager
     return prepare
 
 
+@contextlib.contextmanager
+def outbound_proxy(lab: Lab) -> Iterator[None]:
+    """Kamailio with rtpengine on the router. A call without media ends as soon as with the gateway."""
+    proxy = OutboundProxy(lab, trying=False, timeout=10)
+    try:
+        yield
+    finally:
+        proxy.stop()
+
+
 def run(lab: Lab, report: Callable[[str], None], chosen: Sequence[Case]) -> tuple[list[str], int]:
     """The table, and how many of the cases the gateway failed."""
     for case in chosen:
@@ -100,11 +113,13 @@ def run(lab: Lab, report: Callable[[str], None], chosen: Sequence[Case]) -> tupl
             lab.run(side, ["ip", "address", "add", f"{party.host}/{prefix[0]}", *prefix[1:], "dev", "eth0"])
     repaired = next(case.parties["outside"].host for case in chosen if case.scenario.name == "stand-down-repaired")
     ways = {"plain NAT": _nothing, "nf_nat_sip": kernel_helper, "algate": _gateway(repaired)}
+    if RTPENGINE:
+        ways[PROXY] = outbound_proxy
     results: dict[tuple[str, Case], str] = {}
     for name, prepare in ways.items():
         lab.run("router", ["conntrack", "-F"])  # a connection keeps the way that it began with
         with prepare(lab), ThreadPoolExecutor(AT_ONCE) as pool:
-            futures = {case: pool.submit(_play, lab, case) for case in chosen}
+            futures = {case: pool.submit(_play, lab, case, name == PROXY) for case in chosen}
         for case, future in futures.items():
             results[name, case], more = future.result()
             report(f"{name}: {case.scenario.name}, {case.transport}: {results[name, case]}: {more}")
@@ -113,17 +128,25 @@ def run(lab: Lab, report: Callable[[str], None], chosen: Sequence[Case]) -> tupl
         cells = [results[name, case] for name in ways]
         over = {"udp6": "UDP, IPv6"}.get(case.transport, case.transport.upper())
         lines.append(f"| {case.scenario.title} | {over} | {' | '.join(cells)} |")
-    totals = [str(sum(results[name, case] == "yes" for case in chosen)) for name in ways]
+    said = [[results[name, case] for case in chosen] for name in ways]
+    totals = [f"{one.count('yes')}" + (f" of {len(one) - one.count('–')}" if "–" in one else "") for one in said]
     lines.append(f"| **of {len(chosen)}** | | {' | '.join(totals)} |")
     return lines, sum(results["algate", case] != "yes" for case in chosen)
 
 
-def _play(lab: Lab, case: Case) -> tuple[str, str]:
+def _play(lab: Lab, case: Case, by_proxy: bool) -> tuple[str, str]:
     """What is to be said of it in the table, and more of it in a line."""
     v6 = case.transport == "udp6"
+    scenario, proxy = case.scenario, ""
+    if by_proxy:
+        if scenario.untouched:
+            return "–", "what passes untouched passes no proxy"
+        proxy = f"[{ROUTER_IN6}]" if v6 else ROUTER_IN4
+        steps = [step for step in scenario.steps if not (isinstance(step, Message) and step.status == 100)]
+        scenario = dataclasses.replace(scenario, steps=steps)  # 100 is of one hop only
     router, stranger = (ROUTER_OUT6, STRANGER6) if v6 else (ROUTER_OUT4, STRANGER4)
     try:
-        play(lab, case.scenario, case.transport[:3], case.parties, router, stranger, lambda _: [], LONGEST)
+        play(lab, scenario, case.transport[:3], case.parties, router, stranger, lambda _: [], LONGEST, proxy)
     except (AssertionError, LabError, OSError) as error:
         text = str(error)
         before, became, after = text.partition("\nbecame\n")

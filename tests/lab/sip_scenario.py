@@ -152,7 +152,10 @@ class _Dialog:
 class _Writer:
     """Writes both sides' XML, message after message."""
 
-    def __init__(self, scenario: Scenario, transport: str, parties: dict[Side, Party], router: str) -> None:
+    def __init__(
+        self, scenario: Scenario, transport: str, parties: dict[Side, Party], router: str, proxy: bool
+    ) -> None:
+        self._proxy = proxy
         self._scenario = scenario
         self._transport = transport
         self._parties = parties
@@ -216,6 +219,10 @@ class _Writer:
         if method in _HAS_CONTACT:
             lines.append(self._contact(side))
         saves = f'<ereg regexp=".*" search_in="hdr" header="Via:" assign_to="via{number}"/>' if method != "ACK" else ""
+        if self._proxy:
+            lines += self._route(side, transaction)
+            if method in ("REGISTER", *_MAKES_DIALOG) and initial:
+                saves += _SAVE_PATH if method == "REGISTER" else _SAVE_ROUTE
         receive = f'<recv request="{method}">{self._saving(saves, message, method in _HAS_CONTACT)}</recv>'
         return self._text(message, lines, fill), transaction, receive
 
@@ -234,12 +241,25 @@ class _Writer:
         with_contact = of.method in _ANSWER_HAS_CONTACT and 100 < message.status < 300
         if with_contact:
             lines.append(self._contact(message.side))
-        receive = f'<recv response="{message.status}">{self._saving("", message, with_contact)}</recv>'
+        recorded = self._proxy and of.method in _MAKES_DIALOG and not of.in_dialog
+        if recorded:
+            lines.append("Record-Route:[$route]")
+        saves = _SAVE_ROUTE if recorded and 100 < message.status < 300 else ""
+        receive = f'<recv response="{message.status}">{self._saving(saves, message, with_contact)}</recv>'
         return self._text(message, lines, self._filler(message.side, of.number, "")), of, receive
 
     def _contact(self, side: Side) -> str:
         transport = ";transport=tcp" if self._transport == "tcp" else ""
         return f"Contact: <sip:{self._parties[side].user}@{{host}}:{{port}}{transport}>"
+
+    def _route(self, side: Side, of: _Transaction) -> list[str]:
+        """What a request has in Route, where there is a proxy: the phone inside names it, the other side was told."""
+        if of.in_dialog or (of.method == "ACK" and of.status < 300):
+            return ["Route:[$route]"]
+        if of.method in ("ACK", "CANCEL"):
+            return []  # to the proxy as such
+        then = f"<sip:{{peer-host}}:{self._parties[other(side)].port};lr;transport={self._transport}>"
+        return [f"Route: <sip:[proxy];lr>, {then}"] if side == "inside" else ["Route:[$path]"]
 
     @staticmethod
     def _saving(saves: str, message: Message, with_contact: bool) -> str:
@@ -296,6 +316,8 @@ class _Writer:
         return fill
 
 
+_SAVE_ROUTE = '<ereg regexp=".*" search_in="hdr" header="Record-Route:" assign_to="route"/>'
+_SAVE_PATH = '<ereg regexp=".*" search_in="hdr" header="Path:" assign_to="path"/>'
 _REASONS = {
     100: "Trying",
     180: "Ringing",
@@ -312,9 +334,12 @@ def _header(message: Message, line: str) -> str:
     return next((given for given in message.headers if given.startswith(f"{name}:")), line)
 
 
-def compile_scenario(scenario: Scenario, transport: str, parties: dict[Side, Party], router: str) -> dict[Side, str]:
-    """SIPp's XML for each side. `router`: its public address, where the scenario speaks of it."""
-    writer = _Writer(scenario, transport, parties, router)
+def compile_scenario(
+    scenario: Scenario, transport: str, parties: dict[Side, Party], router: str, proxy: bool = False
+) -> dict[Side, str]:
+    """SIPp's XML for each side. `router`: its public address, where the scenario speaks of it. `proxy`: whether the
+    inside phone has an outbound proxy; which one is SIPp's keyword of that name."""
+    writer = _Writer(scenario, transport, parties, router, proxy)
     waits = 0
     for step in scenario.steps:
         if isinstance(step, Check):
