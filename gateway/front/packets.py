@@ -52,7 +52,10 @@ MOST_HELD = 1024  # packets that wait for a verdict; a further one passes untouc
 LONGEST_HOLD = 2.5  # seconds; then a packet passes untouched, whatever the engine waits for
 MOST_REMEMBERED = 65536  # sockets of clients
 ADDRESSES = 2.0  # seconds between two looks at this host's addresses
-WRITE = 0.05  # seconds between two entries in the journal
+WRITE, WRITE_SHARE = (
+    0.005,
+    20,
+)  # seconds between two entries in the journal, at least; and a twentieth of the time at most
 
 
 class QueuedPacket(Protocol):
@@ -131,8 +134,8 @@ class PacketFront:
         self._next_look = now() + ADDRESSES
         self._servers: dict[int, str] = {}  # with which outside host a conversation began
         self._journal = journal
-        self._to_write, self._wrote = False, -math.inf
-        self._write_later = gevent.get_hub().loop.timer(WRITE)
+        self._to_write, self._next_write = False, -math.inf
+        self._write_timer: Any = None
         self._wakes_at = math.inf  # when `run` comes back by itself
         self._hosts: dict[str, bool] = {}  # whether they are inside
         self._edit_keys: dict[str, Key] = {}
@@ -257,10 +260,13 @@ class PacketFront:
             self._handling = False
         if self._journal is not None and not self._to_write:
             self._to_write = True
-            if self._now() < self._wrote + WRITE:
-                self._write_later.start(self._write)
+            loop = gevent.get_hub().loop
+            wait = self._next_write - self._now()
+            if wait > 0:
+                self._write_timer = loop.timer(wait)
+                self._write_timer.start(self._write)
             else:
-                gevent.get_hub().loop.run_callback(self._write)
+                loop.run_callback(self._write)
         deadline = self._engine.deadline()
         if deadline is not None:
             self._wake_by(deadline)
@@ -271,12 +277,17 @@ class PacketFront:
             self._changed.set()
 
     def _write(self) -> None:
-        """Put what has changed into the journal: once for all packets of a turn, or of WRITE seconds if many come."""
+        """Put what has changed into the journal: once for all packets of a turn, or of some milliseconds if many come.
+        A call that has come and gone meanwhile is not written at all."""
         self._to_write = False
-        self._write_later.stop()
+        if self._write_timer is not None:
+            self._write_timer.close()
+            self._write_timer = None
         if self._journal is not None:
-            self._wrote = self._now()
+            begun = self._now()
             self._journal.put((entry, self._lease_of(entry.record)) for entry in self._engine.journal())
+            ended = self._now()
+            self._next_write = ended + max(WRITE, WRITE_SHARE * (ended - begun))
 
     def _lease_of(self, record: Record | None) -> Lease | None:
         return self.conversations.lease(record.ref) if isinstance(record, ConversationRecord) else None
