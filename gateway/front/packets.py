@@ -52,10 +52,7 @@ MOST_HELD = 1024  # packets that wait for a verdict; a further one passes untouc
 LONGEST_HOLD = 2.5  # seconds; then a packet passes untouched, whatever the engine waits for
 MOST_REMEMBERED = 65536  # sockets of clients
 ADDRESSES = 2.0  # seconds between two looks at this host's addresses
-WRITE, WRITE_SHARE = (
-    0.005,
-    20,
-)  # seconds between two entries in the journal, at least; and a twentieth of the time at most
+WRITE, WRITE_SHARE = 0.005, 20  # seconds between two entries in the journal at least, and for one that took a second
 
 
 class QueuedPacket(Protocol):

@@ -197,8 +197,8 @@ def main() -> None:
     options = parser.parse_args()
     costs: Figures = {}
     print(
-        f"| | calls/s without one failed | a message's way at {QUIET} calls/s, p50 | p99 | at {BUSY} calls/s, p50 | p99 "
-        f"| INVITE to 180 at {QUIET} calls/s, p50 | p99 |"
+        f"| | calls/s without one failed | a message's way at {QUIET} calls/s, p50 | p99 "
+        f"| at {BUSY} calls/s, p50 | p99 | INVITE to 180 at {QUIET} calls/s, p50 | p99 |"
     )
     print("| --- " * 8 + "|")
     with tempfile.TemporaryDirectory() as directory, Lab() as lab:
