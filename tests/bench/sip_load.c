@@ -15,7 +15,9 @@
    sip_load count HOST PORT SECONDS
        counts datagrams, from the first one on.
    sip_load flood HOST PORT TO TO_PORT SECONDS
-       sends RTP of 172 bytes, as many as it can. */
+       sends RTP of 172 bytes, as many as it can.
+   sip_load stream HOST PORT TO SECONDS RATE TO_PORT...
+       sends RATE of them a second in turns, from PORT, PORT + 2 ... to each TO_PORT; says how many. */
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -235,6 +237,32 @@ static int flood(const char *host, int port, const char *to, int to_port, double
     return 0;
 }
 
+static int stream(const char *host, int port, const char *to, double seconds, double rate, int many, char **ports)
+{
+    struct sockaddr_in far = {.sin_family = AF_INET};
+    unsigned char data[PAYLOAD] = {0};
+    unsigned long sent = 0;
+    int *fds = calloc(many, sizeof *fds);
+    if (inet_pton(AF_INET, to, &far.sin_addr) != 1)
+        die(to);
+    for (int i = 0; i < many; i++) {
+        fds[i] = bound(host, port + 2 * i);
+        far.sin_port = htons(atoi(ports[i]));
+        if (connect(fds[i], (struct sockaddr *)&far, sizeof far))
+            die("connect");
+    }
+    for (double begun = now(), at = begun; at < begun + seconds && !stop; at = now()) {
+        while (sent < (at - begun) * rate) {
+            unsigned number = sent / many, words[2] = {htonl(0x80000000 | (number & 0xffff)), htonl(number * 160)};
+            memcpy(data, words, sizeof words);
+            send(fds[sent++ % many], data, sizeof data, 0);
+        }
+        poll(NULL, 0, 1);
+    }
+    printf("sent %lu", sent);
+    return 0;
+}
+
 /* --- calls ------------------------------------------------------------------------------------------------------- */
 
 static struct sockaddr_in server;
@@ -400,6 +428,8 @@ int main(int argc, char **argv)
         return count(argv[2], atoi(argv[3]), atof(argv[4]));
     if (argc == 7 && !strcmp(argv[1], "flood"))
         return flood(argv[2], atoi(argv[3]), argv[4], atoi(argv[5]), atof(argv[6]));
+    if (argc > 7 && !strcmp(argv[1], "stream"))
+        return stream(argv[2], atoi(argv[3]), argv[4], atof(argv[5]), atof(argv[6]), argc - 7, argv + 7);
     if ((argc != 9 && argc != 10) || strcmp(argv[1], "call")) {
         fprintf(stderr, "see the head of sip_load.c\n");
         return 2;
