@@ -196,8 +196,11 @@ def test_all_of_a_rule_have_a_quota(lab: Lab, gateway: Gateway) -> None:
 def test_a_redirected_connection_too(lab: Lab, gateway: Gateway) -> None:
     with lab.connect("inside", SERVER4, REDIRECTED) as sock:
         assert get(sock, 2 * QUOTA) <= QUOTA
-    with lab.connect("inside", SERVER4, REDIRECTED) as sock:
-        assert get_to_the_end(sock, 1) == (0, True)
+    try:
+        with lab.connect("inside", SERVER4, REDIRECTED) as sock:
+            assert get_to_the_end(sock, 1) == (0, True)
+    except ConnectionResetError:
+        pass  # before `connect` had returned
 
 
 def test_data_of_ftp_counts(lab: Lab, gateway: Gateway) -> None:
