@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from alg.address import Endpoint
@@ -267,18 +267,30 @@ def play(
 
 
 def normal(commands: Sequence[Command]) -> list[Command]:
-    """Deliveries of the same bytes are the same, however they were cut; between the two sides there is no order."""
+    """Deliveries of the same bytes are the same, however they were cut, and so is what is left out of them; between the
+    two sides there is no order."""
     out: list[Command] = []
-    run = dict.fromkeys(Side, b"")
+    runs: dict[Side, list[tuple[str, bytes]]] = {side: [] for side in Side}  # why it is left out ("": it is not), bytes
     for command in [*commands, None]:
-        if isinstance(command, Deliver) and not command.edits:
-            run[command.to] += command.data
+        if isinstance(command, Deliver) and (why := _left_out(command)) is not None:
+            run = runs[command.to]
+            before = run.pop()[1] if run and run[-1][0] == why else b""
+            run.append((why, before + command.data))
             continue
-        out += [Deliver(to, data) for to, data in run.items() if data]
-        run = dict.fromkeys(Side, b"")
+        for to, run in runs.items():
+            out += [Deliver(to, data, (Edit(0, len(data), b"", why),) if why else ()) for why, data in run if data]
+            run.clear()
         if command is not None:
             out.append(command)
     return out
+
+
+def _left_out(command: Deliver) -> str | None:
+    """Why all of it is left out; "" if it goes as it came, None if it is changed otherwise."""
+    if not command.edits:
+        return ""
+    start, end, replacement, reason = command.edits[0]
+    return reason if (start, end, replacement) == (0, len(command.data), b"") else None
 
 
 cuttings = st.lists(st.integers(1, 40), min_size=1, max_size=8)
@@ -363,11 +375,19 @@ def test_any_bytes(items: list[tuple[Side, bytes]]) -> None:
 
 NAT64 = FlowContext(Endpoint("fd00:56::10", 40000), Endpoint("64:ff9b::cb00:7105", 21))
 SERVERS = FlowContext(CONTEXT.client, CONTEXT.server, transfers=True)
+LEFT_OUT_IN_PIECES: list[Item] = [
+    (Side.SERVER, b"220 ready\r\n227-wait\r\n"),
+    (Side.CLIENT, b"PORT 192,168,56,10,200,10\r\n"),
+    (Side.SERVER, b"x"),
+    None,
+    (Side.SERVER, b"220 ready\r\n"),
+]
 CONVERTING = FlowContext(CONTEXT.client, CONTEXT.server, options=FtpOptions(convert="active"))
 
 
 @pytest.mark.parametrize("context", [NAT64, SERVERS, CONVERTING], ids=["nat64", "fxp", "convert"])
 @given(dialogues, cuttings)
+@example(LEFT_OUT_IN_PIECES, [1])
 @settings(max_examples=300, deadline=None)
 def test_where_more_is_said_than_was_heard(context: FlowContext, items: list[Item], cuts: list[int]) -> None:
     """What came in goes out, or is named by an edit; nobody is led anywhere but to the flow's own two ends."""
