@@ -70,8 +70,9 @@ class Turn:
 
     def end(self) -> None:
         """Do it now."""
-        while self._waiting:
-            self._waiting.pop()()
+        waiting, self._waiting = self._waiting, []
+        for action in waiting:
+            action()
 
 
 class Broker:
