@@ -18,7 +18,7 @@ PACKAGES := python3 python3-venv iproute2 iptables nftables conntrack procps uti
 PEERS := prometheus rsyslog libestr0 libfastjson4 liblognorm5 vsftpd pure-ftpd proftpd-core kamailio krb5-kdc krb5-admin-server oidentd dante-server microsocks redsocks tinyproxy-bin tor openssh-server tayga
 
 # Where what setup.py compiles is. Made anew when anything there changes; `make pure` takes it away.
-COMPILED := setup.py $(wildcard alg/*.py alg/sip/*.py gateway/*.py gateway/front/*.py gateway/broker/*.py gateway/observe/*.py gateway/pinhole/*.py)
+COMPILED := setup.py $(wildcard alg/*.py alg/*/*.py gateway/*/*.py gateway/*/*/*.py)
 
 .PHONY: setup packages pure run test bench check lab conformance clean wheelhouse vagrant-test docs dist deb
 
@@ -107,7 +107,7 @@ conformance: setup
 
 # The generated part of docs/reference, and all of docs/ as a site in build/docs.
 docs: setup .venv/.docs
-	$(BIN)/python -m gateway.reference docs
+	$(BIN)/python -m gateway.cli.reference docs
 	$(BIN)/mkdocs build --strict --quiet
 
 # Not for everybody: the documentation's own tools.
@@ -122,7 +122,7 @@ dist: setup
 	@ls dist
 
 deb: dist
-	gateway/process/debian/build dist/*.whl dist
+	gateway/supervisor/install/debian/build dist/*.whl dist
 
 clean:
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m tests.lab --remove-stale; fi

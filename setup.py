@@ -19,19 +19,18 @@ def _modules(package: str, *names: str) -> list[str]:
 # What a message or a pinhole passes through, and a measurement says so. Not what makes objects that msgspec fills.
 COMPILED = {
     "alg.compiled": [
-        *_modules("alg", "address", "api"),
+        *_modules("alg", "address", "api", "bucket"),
         *_modules("alg/sip", "bindings", "calls", "conversations", "core", "edits", "events", "grammar", "ladder"),
         *_modules("alg/sip", "message", "module", "rows", "sdp", "session", "stand_down", "stream"),
     ],
     "gateway.compiled": [
-        *_modules("gateway", "conversations"),
-        *_modules("gateway/front", "in_order", "packets", "udp_messages", "udp_packet"),
-        *_modules(
-            "gateway/broker", "client", "elements", "element_messages", "engine", "netfilter", "netlink", "stale"
-        ),
-        *_modules("gateway/broker", "validate"),
+        *_modules("gateway/driver", "conversations", "ordering"),
+        *_modules("gateway/front/packets", "packet", "queue"),
+        *_modules("gateway/front/udp", "reader"),
+        *_modules("gateway/broker", "elements", "element_messages", "engine", "netfilter", "netlink", "stale"),
+        *_modules("gateway/lease", "ports", "table", "validate"),
         *_modules("gateway/observe", "ladders", "logfmt", "pinhole_log", "trace"),
-        *_modules("gateway/pinhole", "lease", "public_ports", "rate"),
+        *_modules("gateway/pinhole", "client"),
     ],
 }
 

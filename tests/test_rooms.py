@@ -14,55 +14,42 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "alg").rglob("*.py")) + sorted((ROOT / "gateway").rglob("*.py"))
 
+IMPURE = ("gevent", "socket", "time", "random", "logging", "structlog", "select", "threading")
 # (files, what they may not import, why)
 RULES = [
-    (
-        "alg/",
-        ("gateway", "gevent", "socket", "time", "random", "logging", "structlog", "select", "os", "threading"),
-        "alg/ is pure: no I/O, clock, log or chance",
-    ),
+    ("alg/", ("gateway", "os", *IMPURE), "alg/ is pure: no I/O, clock, log or chance"),
+    ("gateway/model/", ("gevent", "socket", "time", "structlog"), "values have no I/O"),
+    ("gateway/policy/", ("gevent", "socket", "time", "structlog"), "the policy is pure"),
+    ("gateway/lease/", ("gevent", "socket", "time", "structlog"), "what a lease may be is decided by pure code"),
+    ("gateway/front/auth/guard.py", ("gevent", "socket", "time", "structlog"), "guesses are counted by a pure table"),
+    ("gateway/front/auth/users.py", ("gevent", "socket", "time", "structlog"), "the users file is text"),
+    ("gateway/front/packets/packet.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
+    ("gateway/front/socks/socks4.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
+    ("gateway/front/socks/socks5.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
+    ("gateway/front/socks/password_wire.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
+    ("gateway/front/socks/gssapi_wire.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
+    ("gateway/front/udp/wire.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
+    ("gateway/flow/upstream_wire.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
+    ("gateway/config/access_file.py", ("gevent", "socket", "time", "structlog"), "the parser is pure"),
     ("gateway/observe/", ("alg.sip", "alg.ftp"), "what is shown is of no protocol: its module says it"),
-    ("gateway/access_file.py", ("gevent", "socket", "time", "structlog"), "the parser is pure"),
-    ("gateway/rule_limits.py", ("gevent", "socket", "time", "structlog"), "the counters are pure"),
-    ("gateway/shares.py", ("gevent", "socket", "time", "structlog"), "what flows share is counted by a pure table"),
-    ("gateway/upstream_wire.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
-    ("gateway/policy", ("gevent", "socket", "time", "structlog"), "the policy is pure"),
-    ("gateway/front/socks4.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
-    ("gateway/front/socks5.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
-    ("gateway/front/password.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
-    ("gateway/front/gssapi_codec.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
-    ("gateway/guard.py", ("gevent", "socket", "time", "structlog"), "who guesses is counted by a pure table"),
-    ("gateway/users.py", ("gevent", "socket", "time", "structlog"), "the users file is text"),
-    ("gateway/front/udp_packet.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
-    ("gateway/front/socks5_udp.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
-    ("gateway/pinhole/lease.py", ("gevent", "socket", "time", "structlog"), "the lease table is pure"),
-    ("gateway/broker/validate.py", ("gevent", "socket", "time", "structlog"), "validation is pure"),
-    ("gateway/broker/protocol.py", ("gevent", "socket", "time", "structlog"), "the protocol is pure"),
+    *(
+        (f"gateway/{room}/", ("gevent",), "these processes and tools run without gevent")
+        for room in ("broker", "host", "supervisor", "config")
+    ),
 ]
-BROKER = ("server", "engine", "usage", "stale", "netfilter", "netlink", "conntrack", "elements")
-PRIVILEGED = {f"gateway/broker/{name}.py" for name in BROKER}
 PYROUTE2 = {"gateway/broker/netfilter.py", "gateway/broker/conntrack.py"}
-# Each line may import from the ones below it, never from those above.
-LAYERS = [
-    ("gateway.reference",),
+# Each row may import from the rows below it, never from those above or beside.
+ROWS = [
     ("gateway.cli",),
+    ("gateway.supervisor",),
     ("gateway.process",),
-    ("gateway.front", "gateway.doctor", "gateway.doctor_host"),
-    ("gateway.flow_runner", "gateway.audit"),
-    ("gateway.inspection",),
-    ("gateway.activity",),
-    ("gateway.dial", "gateway.quick_dial", "gateway.pinhole", "gateway.pinhole_requests", "gateway.conversations"),
-    ("gateway.flow",),
-    ("gateway.rule_limits", "gateway.shares", "gateway.upstream"),
-    ("gateway.relay", "gateway.resolve", "gateway.policy", "gateway.broker"),
-    ("gateway.config_file", "gateway.config_check", "gateway.rehearsal"),
-    ("gateway.policy_index", "gateway.access_file"),
-    ("gateway.policy_rules",),
-    ("gateway.config", "gateway.observe", "gateway.sockets", "gateway.own_address"),
-    ("gateway.config_rules",),
-    ("gateway.passwords", "gateway.ident", "gateway.guard", "gateway.users"),
-    ("gateway.upstream_wire", "gateway.urgency", "gateway.config_messages", "gateway.finding", "gateway.privilege"),
-    ("gateway.model", "gateway.errors", "gateway.embedded", "gateway.host_name"),
+    ("gateway.front",),
+    ("gateway.driver",),
+    ("gateway.pinhole", "gateway.host"),
+    ("gateway.flow", "gateway.broker"),
+    ("gateway.net", "gateway.lease", "gateway.config", "gateway.console"),
+    ("gateway.policy", "gateway.observe"),
+    ("gateway.model",),
     ("alg",),
 ]
 # Headers and other words of SIP that are no one else's; `Via`, `Contact` and `REGISTER` may be.
@@ -70,11 +57,16 @@ SIP_WORDS = re.compile(
     r"(?i:\b(call-id|cseq|record-route|max-forwards|session-expires|sip/2\.0|application/sdp)\b)"
     r"|\b(INVITE|PRACK)\b"
 )
-# Pure data that an outer room owns and an inner one needs to name.
+# Still to be mended: configuration is to be read at the top only.
 ALLOWED = {
-    ("gateway.broker.engine", "gateway.pinhole.lease"),
-    ("gateway.broker.usage", "gateway.pinhole.lease"),
-    ("gateway.broker.server", "gateway.pinhole.rate"),
+    ("gateway.console.app", "gateway.config.schema"),
+    ("gateway.net.resolver", "gateway.config.check"),
+    ("gateway.net.resolver", "gateway.config.schema_rules"),
+    ("gateway.observe.log", "gateway.config.schema"),
+    ("gateway.pinhole.split", "gateway.driver.conversations"),
+    ("gateway.policy.decide", "gateway.config.schema"),
+    ("gateway.policy.rules", "gateway.config.schema"),
+    ("gateway.policy.rules", "gateway.config.schema_rules"),
 }
 
 
@@ -92,8 +84,14 @@ def within(module: str, package: str) -> bool:
     return module == package or module.startswith(package + ".")
 
 
-def layer_of(module: str) -> int | None:
-    return next((i for i, layer in enumerate(LAYERS) if any(within(module, package) for package in layer)), None)
+def row_of(module: str) -> int | None:
+    return next((i for i, row in enumerate(ROWS) if any(within(module, package) for package in row)), None)
+
+
+def room_of(module: str) -> str:
+    """`gateway.front.udp.wire` is in the room `gateway.front`; all of `alg` is one room."""
+    first, _, rest = module.partition(".")
+    return first if first == "alg" else f"{first}.{rest.partition('.')[0]}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -108,21 +106,19 @@ def test_a_module_stays_in_its_room(path: Path) -> None:
         assert not [m for m in imported if within(m, "pyroute2")], (
             f"{name}: only what talks to netfilter needs pyroute2"
         )
-    if name in PRIVILEGED or name == "gateway/process/supervisor.py":
-        assert not [m for m in imported if within(m, "gevent")], f"{name} must not use gevent"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_inwards(path: Path) -> None:
+def test_imports_point_down(path: Path) -> None:
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    own = layer_of(module)
+    own = row_of(module)
     if module == "gateway":
         return
-    assert own is not None, f"{module} is in no layer"
+    assert own is not None, f"{module} is in no row"
     for target in imports(path):
-        layer = layer_of(target)
-        if layer is not None and (module, target) not in ALLOWED:
-            assert layer >= own, f"{module} imports {target}, which is further out"
+        row = row_of(target)
+        if row is not None and room_of(target) != room_of(module) and (module, target) not in ALLOWED:
+            assert row > own, f"{module} imports {target}, which is above or beside it"
 
 
 def literals(path: Path) -> Iterator[str]:
@@ -149,12 +145,7 @@ def test_the_words_of_sip_are_found_where_they_are() -> None:
     assert {"call-id", "cseq", "invite", "max-forwards"} <= found
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_module_is_not_too_long(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 400
-
-
-@pytest.mark.parametrize("module", ["gateway.process.broker", "gateway.process.supervisor"])
+@pytest.mark.parametrize("module", ["gateway.process.broker", "gateway.supervisor.supervisor"])
 def test_privileged_processes_never_load_gevent(module: str) -> None:
     code = f"import sys, {module}; sys.exit('gevent' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

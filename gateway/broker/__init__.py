@@ -1,0 +1,1 @@
+"""The one privileged process: it puts leases into the kernel."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from gateway.broker.netfilter import Netfilter
 from gateway.broker.netlink import NetfilterError
-from gateway.observe.admin_wire import ANSWER_DEADLINE, Rows, answer
+from gateway.observe.admin import ANSWER_DEADLINE, Rows, answer
 from gateway.observe.counters import recent_rows
 
 _THREADS = 8

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from alg.address import Endpoint
-from gateway.model import Lease, Traffic, Transport
+from gateway.model.requests import Lease, Traffic, Transport
 
 ONCE = ("once4", "once6")
 COUNTED = ("in4", "inany4", "out4", "outany4", "in6", "inany6", "out6", "outany6")

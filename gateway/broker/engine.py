@@ -19,17 +19,17 @@ from gateway.broker.limits import Limits
 from gateway.broker.netfilter import Change, Netfilter, TableGoneError
 from gateway.broker.netlink import NetfilterError
 from gateway.broker.ports import can_bind
-from gateway.broker.protocol import MOST_COUNTED, Count, Counted, Open, Opened, Refused, ToWorker, Update, Updated
 from gateway.broker.stale import Stale
 from gateway.broker.usage import Usage
-from gateway.broker.validate import SHORTEST_TTL, check_request, check_update, valid_lease_id
-from gateway.errors import PinholeRefused
-from gateway.model import Lease, PinholeRequest
-from gateway.observe.admin_wire import Rows
+from gateway.lease.messages import MOST_COUNTED, Count, Counted, Open, Opened, Refused, ToWorker, Update, Updated
+from gateway.lease.table import LeaseTable
+from gateway.lease.validate import SHORTEST_TTL, check_request, check_update, valid_lease_id
+from gateway.model.errors import PinholeRefused
+from gateway.model.requests import Lease, PinholeRequest
+from gateway.observe.admin import Rows
 from gateway.observe.log import get_logger
 from gateway.observe.metrics import Sample
 from gateway.observe.pinhole_log import PINHOLES as pinhole_log
-from gateway.pinhole.lease import LeaseTable
 
 log = get_logger()
 

@@ -6,8 +6,8 @@ import ipaddress
 from collections.abc import Sequence
 from typing import NamedTuple, TypedDict
 
-from gateway.broker.validate import Network
-from gateway.config import Config
+from gateway.config.schema import Config
+from gateway.lease.validate import Network
 
 
 class TableLimits(TypedDict):

@@ -6,8 +6,8 @@ import _socket
 import errno
 import socket
 
-from gateway.errors import PinholeRefused
-from gateway.model import Transport
+from gateway.model.errors import PinholeRefused
+from gateway.model.requests import Transport
 
 _SOCKET_KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 

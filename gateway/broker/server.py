@@ -16,11 +16,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from alg.bucket import Rate
 from gateway.broker.admin import AdminDoor
 from gateway.broker.engine import Engine
 from gateway.broker.limits import Limits
 from gateway.broker.netlink import NetfilterError
-from gateway.broker.protocol import (
+from gateway.lease.messages import (
     MAX_PACKET,
     Close,
     Count,
@@ -32,10 +33,9 @@ from gateway.broker.protocol import (
     decode_from_worker,
     packets,
 )
-from gateway.observe.admin_wire import Rows
+from gateway.observe.admin import Rows
 from gateway.observe.log import get_logger
 from gateway.observe.metrics import metrics_row
-from gateway.pinhole.rate import Rate
 
 MESSAGES = 20_000.0
 """Messages of one worker in a second: what comes faster stays in its socket. Twice what 1,500 calls a second need."""

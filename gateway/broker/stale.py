@@ -22,7 +22,7 @@ from gateway.broker.conntrack import Connection, Conntrack, Found, Socket
 from gateway.broker.elements import second_of, talked_of
 from gateway.broker.marks import MEDIA
 from gateway.broker.netlink import NetfilterError
-from gateway.model import Lease
+from gateway.model.requests import Lease
 from gateway.observe.log import get_logger
 
 SOON = 0.02  # seconds between a change and the look, where something may be wrong that matters now

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from gateway.broker.elements import COUNTED, ONCE, elements_of, is_single, once_of, traffic_of
 from gateway.broker.netfilter import Netfilter, TableGoneError
 from gateway.broker.netlink import NetfilterError
-from gateway.model import Lease, Traffic
-from gateway.observe.admin_wire import Rows
+from gateway.lease.table import NOTHING, LeaseTable, lease_row
+from gateway.model.requests import Lease, Traffic
+from gateway.observe.admin import Rows
 from gateway.observe.log import get_logger
 from gateway.observe.pinhole_log import PINHOLES as pinhole_log
-from gateway.pinhole.lease import NOTHING, LeaseTable, lease_row
 
 LOOK = 1.0
 """Seconds between two looks."""

@@ -9,8 +9,8 @@ import click
 from gateway.cli.explain import explain
 from gateway.cli.options import config_option, json_option
 from gateway.cli.output import show_json
-from gateway.config import DEFAULT_PATH
-from gateway.config_file import load_config
+from gateway.config.load import load_config
+from gateway.config.schema import DEFAULT_PATH
 
 
 @click.command()

@@ -6,7 +6,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from gateway.cli.options import unread_config_option
-from gateway.errors import AlgateError
+from gateway.model.errors import AlgateError
 
 SHELLS = ("bash", "zsh", "fish")
 

@@ -10,13 +10,13 @@ from typing import Any
 import click
 from rich.progress import Progress
 
-from gateway.broker import rules
 from gateway.cli.instance import TIMEOUT, ask_at, run_dir_of
 from gateway.cli.options import config_option, json_option
 from gateway.cli.output import console, show_json
-from gateway.config_file import load_config
-from gateway.errors import AlgateError, ConfigError
-from gateway.observe.admin_wire import Rows, ask
+from gateway.config.load import load_config
+from gateway.host import rules
+from gateway.model.errors import AlgateError, ConfigError
+from gateway.observe.admin import Rows, ask
 
 POLL = 0.1  # seconds between two questions whether it is done
 

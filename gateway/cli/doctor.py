@@ -10,8 +10,8 @@ from rich.text import Text
 
 from gateway.cli.options import config_option, json_option
 from gateway.cli.output import console, show_json, styled
-from gateway.config_file import load_config
-from gateway.doctor import examine
+from gateway.config.load import load_config
+from gateway.host.doctor import examine
 
 
 @click.command()

@@ -13,12 +13,12 @@ from rich.text import Text
 
 from alg.address import Endpoint
 from gateway.cli.output import console, show_json, styled
-from gateway.config import Config
-from gateway.errors import AlgateError
-from gateway.model import CommandName, ConnectRequest
-from gateway.own_address import is_local
-from gateway.policy import Explanation, Policy
-from gateway.policy_rules import DAYS, Decision
+from gateway.config.schema import Config
+from gateway.model.errors import AlgateError
+from gateway.model.requests import CommandName, ConnectRequest
+from gateway.net.addresses import is_local
+from gateway.policy.decide import Explanation, Policy
+from gateway.policy.rules import DAYS, Decision
 
 FORM = '"connect 192.168.56.10 -> example.com:443 [user ann] [group staff,ops] [at Mo 08:30]"'
 TOO_MANY = 20  # rules that did not match are told one by one up to here at each end
@@ -116,7 +116,7 @@ def _own(address: str) -> bool:
 
 def _addresses(config: Config, host: str) -> tuple[list[str], str]:
     """The addresses of the host, or why it has none. Asks the name servers of the configuration."""
-    from gateway.resolve import ResolveError, resolver_of  # gevent is not for every command
+    from gateway.net.resolver import ResolveError, resolver_of  # gevent is not for every command
 
     try:
         return resolver_of(config.dns).resolve(host), ""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gateway.config import Config
-from gateway.errors import AlgateError
-from gateway.observe.admin_wire import Rows, ask
+from gateway.config.schema import Config
+from gateway.model.errors import AlgateError
+from gateway.observe.admin import Rows, ask
 
 TIMEOUT = 3.0  # seconds for a process to answer
 

@@ -10,8 +10,8 @@ import click
 from gateway.cli.instance import ask_at, run_dir_of
 from gateway.cli.options import config_option, json_option
 from gateway.cli.output import show_rows
-from gateway.config_file import load_config
-from gateway.observe.admin_wire import Rows
+from gateway.config.load import load_config
+from gateway.observe.admin import Rows
 
 
 @click.command()

@@ -17,7 +17,7 @@ from gateway.cli.rules import rules
 from gateway.cli.run import run
 from gateway.cli.status import status
 from gateway.cli.trace import explain, trace
-from gateway.errors import AlgateError, ConfigError
+from gateway.model.errors import AlgateError, ConfigError
 
 EXIT_FAILED = 1
 EXIT_CONFIG = 2

@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 
 from gateway.cli.options import unread_config_option
-from gateway.errors import AlgateError
-from gateway.users import HASHER, BadUsers, check_name, parse_users, with_user
+from gateway.front.auth.users import HASHER, BadUsers, check_name, parse_users, with_user
+from gateway.model.errors import AlgateError
 
 MAX_PASSWORD = 255  # bytes (RFC 1929)
 SERVICE_GROUP = "algate"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from gateway.broker.rules import FAMILIES, apply, remove, render
 from gateway.cli.options import config_option, json_option
 from gateway.cli.output import show_json
-from gateway.config_file import load_config
+from gateway.config.load import load_config
+from gateway.host.rules import FAMILIES, apply, remove, render
 
 
 @click.group()

@@ -8,8 +8,8 @@ from functools import partial
 import click
 
 from gateway.cli.options import config_option
-from gateway.config_file import load_config
-from gateway.process import supervisor
+from gateway.config.load import load_config
+from gateway.supervisor import supervisor
 
 
 @click.command()

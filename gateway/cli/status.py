@@ -18,7 +18,7 @@ from rich.text import Text
 from gateway.cli.live import collect
 from gateway.cli.options import config_option, json_option
 from gateway.cli.output import console, show_json, sparkline, table_of
-from gateway.observe.admin_wire import Rows
+from gateway.observe.admin import Rows
 
 COLUMNS = ("process", "pid", "state", "flows", "finished", "up", "down")
 WIDTH = 60  # samples that are drawn

@@ -13,11 +13,11 @@ from rich.text import Text
 from gateway.cli.live import collect
 from gateway.cli.options import config_option, json_option
 from gateway.cli.output import console, show_json
-from gateway.config import Network
-from gateway.config_file import load_config
-from gateway.observe.capture import read
+from gateway.config.load import load_config
+from gateway.config.schema import Network
+from gateway.driver.capture import read
+from gateway.driver.offline import Rehearsal
 from gateway.observe.trace import Row, render
-from gateway.rehearsal import Rehearsal
 
 POLL = 0.25  # seconds
 # Who is inside if the configuration does not say: private addresses.

@@ -1,6 +1,6 @@
 """What each event of the log means. The names are stable: whoever reads logs by them relies on that.
 
-docs/reference/events.md is written from this and from the calls that log (`gateway/reference/events.py`).
+docs/reference/events.md is written from this and from the calls that log (`gateway/cli/reference/events.py`).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import structlog
 
-from gateway.config import LogSection, parse_endpoint
+from gateway.config.schema import LogSection, parse_endpoint
 from gateway.observe.batch import BatchSink, Later
 from gateway.observe.counters import tally
 from gateway.observe.flood import Flood

@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from gateway.model import Lease
+from gateway.model.requests import Lease
 from gateway.observe.counters import PINHOLE_RESULTS, broker_pinhole, counts
 from gateway.observe.logfmt import Stamp, value_text
 from gateway.observe.sinks import Sink

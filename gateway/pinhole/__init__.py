@@ -1,0 +1,1 @@
+"""The worker's backends of pinholes: kernel and userspace."""

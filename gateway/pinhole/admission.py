@@ -12,10 +12,10 @@ from typing import TypeVar
 
 import msgspec
 
-from gateway.broker.client import BrokerClient
-from gateway.broker.validate import LONGEST_CONVERSATION, LONGEST_TTL, SHORTEST_TTL
-from gateway.errors import PinholeRefused
-from gateway.model import Lease, PinholeRequest, PinholeUpdate
+from gateway.lease.validate import LONGEST_CONVERSATION, LONGEST_TTL, SHORTEST_TTL
+from gateway.model.errors import PinholeRefused
+from gateway.model.requests import Lease, PinholeRequest, PinholeUpdate
+from gateway.pinhole.client import BrokerClient
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 

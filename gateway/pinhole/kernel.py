@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from gateway.broker.client import BrokerClient
-from gateway.model import Done, Lease, PinholeRequest, PinholeUpdate
+from gateway.model.requests import Done, Lease, PinholeRequest, PinholeUpdate
+from gateway.pinhole.client import BrokerClient
 
 
 class KernelPinholes:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from gateway.conversations import Openings
-from gateway.model import Done, Lease, PinholeRequest, PinholeUpdate
+from gateway.driver.conversations import Openings
+from gateway.model.requests import Done, Lease, PinholeRequest, PinholeUpdate
 
 
 class SplitPinholes:

@@ -14,13 +14,13 @@ import msgspec
 import structlog
 
 from alg.address import Endpoint
-from gateway.errors import PinholeRefused
-from gateway.flow import Flows
-from gateway.model import Done, Lease, PinholeRequest, PinholeUpdate
+from gateway.flow.table import Flows
+from gateway.lease.table import LeaseTable, lease_row
+from gateway.model.errors import PinholeRefused
+from gateway.model.requests import Done, Lease, PinholeRequest, PinholeUpdate
+from gateway.net.sockets import abort, endpoint, prepare
 from gateway.observe.metrics import Sample
 from gateway.pinhole.admission import Admission, Network
-from gateway.pinhole.lease import LeaseTable, lease_row
-from gateway.sockets import abort, endpoint, prepare
 
 log = structlog.get_logger()
 

@@ -1,0 +1,1 @@
+"""Entry modules of the children, and what they are told at their start."""

@@ -6,16 +6,16 @@ import os
 import time
 from collections.abc import Mapping
 
-from gateway.config import SocksSection
-from gateway.errors import ConfigError
-from gateway.front.authenticate import Authenticator, Gssapi
-from gateway.front.gssapi_codec import LEVELS
-from gateway.front.gssapi_context import GssapiAcceptor
-from gateway.guard import Guard
-from gateway.ident import IdentClient
+from gateway.config.schema import SocksSection
+from gateway.front.auth.guard import Guard
+from gateway.front.auth.ident import IdentClient
+from gateway.front.auth.passwords import Accounts, PasswordChecker
+from gateway.front.auth.users import Users, parse_users
+from gateway.front.socks.authenticate import Authenticator, Gssapi
+from gateway.front.socks.gssapi import GssapiAcceptor
+from gateway.front.socks.gssapi_wire import LEVELS
+from gateway.model.errors import ConfigError
 from gateway.observe.log import get_logger
-from gateway.passwords import Accounts, PasswordChecker
-from gateway.users import Users, parse_users
 
 log = get_logger()
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from gateway.config import Config
+from gateway.config.schema import Config
 
 
 class Boot(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,16 +14,16 @@ import gevent
 import gevent.socket as gsocket
 from gevent.event import AsyncResult
 
-from gateway.observe.admin_wire import Rows, answer, read_rows
-from gateway.observe.console.app import App
-from gateway.observe.console.gatherer import Gatherer, NoAnswer
-from gateway.observe.console.serve import serve
-from gateway.observe.console.totals import Totals
+from gateway.console.app import App
+from gateway.console.gatherer import Gatherer, NoAnswer
+from gateway.console.serve import serve
+from gateway.console.totals import Totals
+from gateway.front.accept import Acceptor
+from gateway.observe.admin import Rows, answer, read_rows
 from gateway.observe.counters import recent_rows
 from gateway.observe.lag import LagMeter
 from gateway.observe.log import get_logger, setup_logging
 from gateway.observe.metrics import metrics_row
-from gateway.process.accept import Acceptor
 from gateway.process.boot import Boot
 from gateway.process.lifeline import Answering, Ask, Ping, Pong, Ready, Report, hear_supervisor, send
 

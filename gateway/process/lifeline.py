@@ -84,7 +84,7 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
 
 
 class Ask(msgspec.Struct, frozen=True, tag="ask"):
-    """A question for another process, which the supervisor puts (gateway/process/desk.py)."""
+    """A question for another process, which the supervisor puts (gateway/supervisor/desk.py)."""
 
     number: int
     process: str

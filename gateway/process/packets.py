@@ -23,17 +23,17 @@ from alg.api import Mode
 from alg.sip.options import SipOptions
 from alg.sip.rows import call_rows
 from alg.sip.session import SipEngine
-from gateway.broker.client import BrokerClient
-from gateway.front.journal import Journal
-from gateway.front.packets import PacketFront
-from gateway.front.udp_packet import LONGEST_WHOLE
-from gateway.observe.admin_wire import Rows, answer
+from gateway.front.packets.journal import Journal
+from gateway.front.packets.packet import LONGEST_WHOLE
+from gateway.front.packets.queue import PacketFront
+from gateway.net.addresses import PublicAddress, public_address, source_towards
+from gateway.observe.admin import Rows, answer
 from gateway.observe.counters import recent_rows
 from gateway.observe.lag import LagMeter
 from gateway.observe.log import get_logger, setup_logging
 from gateway.observe.metrics import Sample, metrics_row
 from gateway.observe.trace import Trace
-from gateway.own_address import PublicAddress, public_address, source_towards
+from gateway.pinhole.client import BrokerClient
 from gateway.pinhole.kernel import KernelPinholes
 from gateway.process.boot import Boot
 from gateway.process.collector import collect_rarely

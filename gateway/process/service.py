@@ -14,35 +14,35 @@ from alg.api import Mode
 from alg.registry import modules
 from alg.sip.options import SipOptions
 from alg.sip.session import SipEngine
-from gateway.audit import Audit
-from gateway.config import Config
-from gateway.dial import Dialer
-from gateway.flow import Flows
-from gateway.flow_runner import FlowRunner
-from gateway.front.bind import BindCommand
-from gateway.front.connect import ConnectCommand
-from gateway.front.lookup import Lookup
-from gateway.front.quick import QuickSocks, QuickTransparent
-from gateway.front.resolve_name import ResolveCommand
-from gateway.front.rule_ident import RuleIdent
-from gateway.front.socks import SocksFront
-from gateway.front.transparent import TransparentFront
-from gateway.front.udp_associate import UdpAssociateCommand
-from gateway.front.udp_messages import MessageReader
-from gateway.front.udp_route import Options
-from gateway.ident import IdentClient
-from gateway.own_address import is_local
+from gateway.config.schema import Config
+from gateway.driver.requests import Pinholes
+from gateway.driver.runner import FlowRunner
+from gateway.flow.audit import Audit
+from gateway.flow.dial import Dialer
+from gateway.flow.lookup import Lookup
+from gateway.flow.quick_dial import QuickDialer, cooperative
+from gateway.flow.table import Flows
+from gateway.flow.upstream import Upstreams, upstreams_of
+from gateway.front.accept import Acceptor, Quick
+from gateway.front.auth.ident import IdentClient
+from gateway.front.socks.bind import BindCommand
+from gateway.front.socks.connect import ConnectCommand
+from gateway.front.socks.quick import QuickSocks, QuickTransparent
+from gateway.front.socks.resolve import ResolveCommand
+from gateway.front.socks.rule_ident import RuleIdent
+from gateway.front.socks.server import SocksFront
+from gateway.front.transparent.tcp import TransparentFront
+from gateway.front.udp.associate import UdpAssociateCommand
+from gateway.front.udp.reader import MessageReader
+from gateway.front.udp.routes import Options
+from gateway.net.addresses import is_local
+from gateway.net.relay.splice import Relay
+from gateway.net.resolver import resolver_of
 from gateway.pinhole.split import SplitPinholes
 from gateway.pinhole.userspace import UserspacePinholes
-from gateway.pinhole_requests import Pinholes
-from gateway.policy import Policy
-from gateway.process.accept import Acceptor, Quick
+from gateway.policy.decide import Policy
+from gateway.policy.limits import RuleLimits
 from gateway.process.authentication import Authentication
-from gateway.quick_dial import QuickDialer, cooperative
-from gateway.relay.splice import Relay
-from gateway.resolve import resolver_of
-from gateway.rule_limits import RuleLimits
-from gateway.upstream import Upstreams, upstreams_of
 
 
 class Ground(NamedTuple):

@@ -22,26 +22,28 @@ import gevent
 import gevent.socket as gsocket
 
 from alg.sip.rows import CallRow, call_rows
-from gateway.broker.client import BrokerClient
-from gateway.conversations import Conversations
-from gateway.dial import CONNECT_TIMEOUT
-from gateway.errors import AlgateError
-from gateway.flow import HALF_CLOSE_TIMEOUT, IDLE_TIMEOUT, Flow, Flows
-from gateway.front.udp_association import Association
-from gateway.inspection import Inspection
-from gateway.observe.admin_wire import Rows, answer
+from gateway.driver.conversations import Conversations
+from gateway.driver.stream import Inspection
+from gateway.flow.dial import CONNECT_TIMEOUT
+from gateway.flow.table import HALF_CLOSE_TIMEOUT, IDLE_TIMEOUT, Flow, Flows
+from gateway.front.accept import Acceptor
+from gateway.front.udp.association import Association
+from gateway.model.errors import AlgateError
+from gateway.net.addresses import is_local
+from gateway.net.relay.splice import Relay
+from gateway.observe.admin import Rows, answer
 from gateway.observe.counters import recent_rows
 from gateway.observe.flow_log import FlowLog
 from gateway.observe.lag import LagMeter
 from gateway.observe.log import get_logger, setup_logging
 from gateway.observe.metrics import metrics_row
 from gateway.observe.trace import PASSED
-from gateway.own_address import is_local
 from gateway.pinhole.admission import Admission
+from gateway.pinhole.client import BrokerClient
 from gateway.pinhole.kernel import KernelPinholes
 from gateway.pinhole.userspace import UserspacePinholes
-from gateway.policy import Policy
-from gateway.process.accept import Acceptor
+from gateway.policy.decide import Policy
+from gateway.policy.limits import RuleLimits
 from gateway.process.boot import Boot
 from gateway.process.lifeline import (
     Commit,
@@ -61,8 +63,6 @@ from gateway.process.lifeline import (
     send,
 )
 from gateway.process.service import Ground, Service
-from gateway.relay.splice import Relay
-from gateway.rule_limits import RuleLimits
 
 log = get_logger()
 

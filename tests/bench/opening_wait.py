@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from alg.address import Endpoint
-from gateway.broker.protocol import Close
+from gateway.lease.messages import Close
 from tests.net.broker_rig import CLIENT, SERVER, Rig, inbound
 
 PAUSE = 0.009  # seconds between two openings

@@ -17,8 +17,8 @@ import gevent
 import gevent.socket
 
 from alg.address import Endpoint
-from gateway.broker.client import BrokerClient
-from gateway.model import PinholeRequest, PinholeUpdate
+from gateway.model.requests import PinholeRequest, PinholeUpdate
+from gateway.pinhole.client import BrokerClient
 from tests.net.broker_rig import SERVER, Rig, inbound, wait_for
 
 

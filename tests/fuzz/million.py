@@ -8,12 +8,12 @@ from typing import Any, cast
 
 import structlog
 
-from gateway.front.authenticate import Authenticator
-from gateway.front.socks import SocksCommand, SocksFront
-from gateway.front.socks_request import SocksRequest
-from gateway.guard import Guard
-from gateway.model import CommandName
-from gateway.passwords import Accounts
+from gateway.front.auth.guard import Guard
+from gateway.front.auth.passwords import Accounts
+from gateway.front.socks.authenticate import Authenticator
+from gateway.front.socks.request import SocksRequest
+from gateway.front.socks.server import SocksCommand, SocksFront
+from gateway.model.requests import CommandName
 from tests.fuzz.random_handshakes import handshake
 
 COMMANDS: tuple[CommandName, ...] = ("connect", "bind", "udp", "resolve")

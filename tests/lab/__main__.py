@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gateway.errors import AlgateError
+from gateway.model.errors import AlgateError
 from tests.lab import stage
 from tests.lab.gateway import Gateway
 from tests.lab.lab import CLIENT4, SERVER4, SERVER6, Lab, LabError, remove_stale

@@ -21,7 +21,8 @@ import msgspec
 
 from alg.address import Endpoint
 from gateway.broker.marks import ADMITTED
-from gateway.broker.protocol import (
+from gateway.config.load import parse_config
+from gateway.lease.messages import (
     MAX_PACKET,
     FromWorker,
     Open,
@@ -30,9 +31,8 @@ from gateway.broker.protocol import (
     decode_to_worker,
     encode,
 )
-from gateway.config_file import parse_config
-from gateway.model import Lease, PinholeRequest
-from gateway.observe.admin_wire import Rows, ask
+from gateway.model.requests import Lease, PinholeRequest
+from gateway.observe.admin import Rows, ask
 from gateway.process import lifeline
 from gateway.process.boot import Boot
 

@@ -19,10 +19,10 @@ import msgspec
 import pytest
 
 from alg.address import Endpoint
-from gateway.broker.client import BrokerClient
-from gateway.broker.protocol import MAX_PACKET, Close, Open, Opened, Refused, encode
-from gateway.errors import PinholeRefused
-from gateway.model import Lease
+from gateway.lease.messages import MAX_PACKET, Close, Open, Opened, Refused, encode
+from gateway.model.errors import PinholeRefused
+from gateway.model.requests import Lease
+from gateway.pinhole.client import BrokerClient
 from tests.greenlets import join_all
 from tests.net.broker_rig import CLIENT, PUBLIC, SERVER, STRANGER, Rig, inbound, run
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from alg.address import Endpoint
-from gateway.broker.protocol import Close, Open, Opened
-from gateway.model import Lease
+from gateway.lease.messages import Close, Open, Opened
+from gateway.model.requests import Lease
 from tests.net.broker_rig import CLIENT, SERVER, Rig, inbound, outbound, wait_for
 
 pytestmark = pytest.mark.net

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from alg.address import Endpoint
-from gateway.broker.protocol import Close, Hello
+from gateway.lease.messages import Close, Hello
 from tests.net.broker_rig import (
     CLIENT,
     CLIENT6,

@@ -12,10 +12,10 @@ import gevent.socket
 import pytest
 
 from alg.address import Endpoint
-from gateway.broker.client import BrokerClient
-from gateway.broker.protocol import Open, Opened, Refused
-from gateway.errors import PinholeRefused
-from gateway.model import Lease
+from gateway.lease.messages import Open, Opened, Refused
+from gateway.model.errors import PinholeRefused
+from gateway.model.requests import Lease
+from gateway.pinhole.client import BrokerClient
 from tests.net.broker_rig import CLIENT, SERVER, Rig, inbound, outbound, run, wait_for
 
 pytestmark = pytest.mark.net

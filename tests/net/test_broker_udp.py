@@ -16,7 +16,7 @@ from alg.address import Endpoint
 from gateway.broker import conntrack
 from gateway.broker.elements import SETS, Element
 from gateway.broker.netfilter import Netfilter
-from gateway.broker.protocol import (
+from gateway.lease.messages import (
     Close,
     Count,
     Counted,
@@ -25,7 +25,7 @@ from gateway.broker.protocol import (
     Update,
     Updated,
 )
-from gateway.model import Lease, PinholeRequest, PinholeUpdate
+from gateway.model.requests import Lease, PinholeRequest, PinholeUpdate
 from tests.net.broker_rig import (
     CLIENT,
     CLIENT6,

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from gateway.config import LogSection
+from gateway.config.schema import LogSection
 from gateway.observe.log import get_logger, setup_logging
 from gateway.observe.sinks import JournaldSink, StreamSink, SyslogSink
 

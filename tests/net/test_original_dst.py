@@ -16,8 +16,8 @@ pytestmark = pytest.mark.net
 ROOT = Path(__file__).resolve().parents[2]
 INNER = """
 import json, socket
-from gateway.front.original_dst import original_destination
-from gateway.own_address import is_local
+from gateway.front.transparent.original_dst import original_destination
+from gateway.net.addresses import is_local
 
 def ask(listen, family, dial, dual=False):
     with socket.create_server((listen, 10800), family=family, dualstack_ipv6=dual) as server:

@@ -103,9 +103,9 @@ def test_the_wheel_has_what_is_no_python(wheel: Path, dist: Path) -> None:
         "iptables/algate.nft",
         "iptables/ipv4.rules",
         "iptables/ipv6.rules",
-        "gateway/observe/console/static/index.html",
-        "gateway/process/systemd/algate.service",
-        "gateway/process/systemd/algate.sysusers",
+        "gateway/console/static/index.html",
+        "gateway/supervisor/install/systemd/algate.service",
+        "gateway/supervisor/install/systemd/algate.sysusers",
     ):
         assert name in names
     tracked = set(run("git", "ls-files", "gateway", "alg", cwd=ROOT).splitlines())

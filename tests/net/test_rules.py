@@ -248,7 +248,7 @@ def test_a_missing_program_is_named(host: Host) -> None:
     environment = {"PATH": str(host.tmp)}
     code = (
         "import sys; from gateway.broker import rules; rules._SBIN = ''\n"
-        "from gateway.config_file import load_config; rules.apply(load_config(sys.argv[1]))"
+        "from gateway.config.load import load_config; rules.apply(load_config(sys.argv[1]))"
     )
     python = algate().with_name("python")
     done = subprocess.run(

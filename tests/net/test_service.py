@@ -7,11 +7,11 @@ import re
 import sys
 from pathlib import Path
 
-import gateway.process
+import gateway.supervisor
 from tests.lab.gateway import Gateway
 from tests.lab.lab import ROUTER_IN4, Lab
 
-UNIT = Path(gateway.process.__file__).parent / "systemd" / "algate.service"
+UNIT = Path(gateway.supervisor.__file__).parent / "install" / "systemd" / "algate.service"
 SUPERVISOR = 54321  # a user that nobody is
 
 

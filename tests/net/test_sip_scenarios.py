@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from gateway.config_file import load_config
-from gateway.observe.admin_wire import ask
+from gateway.config.load import load_config
+from gateway.observe.admin import ask
 from tests.lab.gateway import Gateway
 from tests.lab.lab import ROUTER_OUT4, ROUTER_OUT6, STRANGER4, STRANGER6, Lab
 from tests.lab.sip_call import Played, play

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from gateway.cli.explain import parse_question
-from gateway.config_file import load_config
-from gateway.policy import Policy
+from gateway.config.load import load_config
+from gateway.policy.decide import Policy
 
 HERE = Path(__file__).parent
 _LINE = re.compile(

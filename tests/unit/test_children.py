@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import pytest
 
 from gateway.process import lifeline
-from gateway.process.child import Child
-from gateway.process.children import LONGEST_PAUSE, Children
 from gateway.process.lifeline import FromChild, Ready
+from gateway.supervisor.child import Child
+from gateway.supervisor.children import LONGEST_PAUSE, Children
 
 
 class Process(Child):

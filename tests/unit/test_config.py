@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from alg.api import Mode
-from gateway.config_file import load_config, parse_config
-from gateway.errors import ConfigError
+from gateway.config.load import load_config, parse_config
+from gateway.model.errors import ConfigError
 
 FULL = """
 [network]

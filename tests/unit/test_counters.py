@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alg.address import Endpoint
-from gateway.errors import PinholeRefused
-from gateway.guard import Guard
-from gateway.pinhole.lease import LeaseTable
-from gateway.policy_rules import Decision, Limits
-from gateway.process.accept import Acceptor
-from gateway.rule_limits import LimitReached, RuleLimits, Session
+from gateway.front.accept import Acceptor
+from gateway.front.auth.guard import Guard
+from gateway.lease.table import LeaseTable
+from gateway.model.errors import PinholeRefused
+from gateway.policy.limits import LimitReached, RuleLimits, Session
+from gateway.policy.rules import Decision, Limits
 from tests.greenlets import join_all
 from tests.unit.broker.test_validate import INBOUND
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alg.address import Endpoint
-from gateway.config import LogSection
-from gateway.flow import Flow
+from gateway.config.schema import LogSection
+from gateway.flow.table import Flow
 from gateway.observe.batch import BatchSink
 from gateway.observe.flow_log import FlowLog, NoFlowLog, QuickFlowLog
 from gateway.observe.log import get_logger, setup_logging

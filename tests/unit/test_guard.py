@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.guard import LONGEST_DELAY, Guard
+from gateway.front.auth.guard import LONGEST_DELAY, Guard
 
 GUESSER, HONEST = "192.0.2.1", "192.0.2.2"
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.ident import parse_reply
+from gateway.front.auth.ident import parse_reply
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from gateway.config import LogSection
+from gateway.config.schema import LogSection
 from gateway.observe.events import EVENTS
 from gateway.observe.log import KINDS, get_logger, setup_logging
 from gateway.observe.sinks import JournaldSink, StreamSink, SyslogSink

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from gateway.config import LogSection
+from gateway.config.schema import LogSection
 from gateway.observe.events import EVENTS
 from gateway.observe.flood import BURST, LIMITED, RATE, Flood
 from gateway.observe.log import KINDS, get_logger, setup_logging

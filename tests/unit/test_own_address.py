@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from gateway.front.original_dst import original_destination
-from gateway.own_address import is_local
+from gateway.front.transparent.original_dst import original_destination
+from gateway.net.addresses import is_local
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from functools import partial
 import gevent
 import pytest
 
-from gateway.passwords import MAX_WAITING, Accounts, Overloaded, PasswordChecker
-from gateway.users import HASHER, User
+from gateway.front.auth.passwords import MAX_WAITING, Accounts, Overloaded, PasswordChecker
+from gateway.front.auth.users import HASHER, User
 
 ANN = User("ann", HASHER.hash("secret"), ("staff",))
 CLIENT = "192.0.2.1"

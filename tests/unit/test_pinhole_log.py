@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alg.address import Endpoint
-from gateway.config import LogSection
-from gateway.model import Lease
+from gateway.config.schema import LogSection
+from gateway.model.requests import Lease
 from gateway.observe.counters import counts
 from gateway.observe.log import setup_logging
 from gateway.observe.pinhole_log import PINHOLES

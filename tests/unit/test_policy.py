@@ -7,8 +7,8 @@ import ipaddress
 import pytest
 
 from alg.address import Endpoint
-from gateway.model import ConnectRequest
-from gateway.policy import Policy
+from gateway.model.requests import ConnectRequest
+from gateway.policy.decide import Policy
 
 INSIDE = [ipaddress.ip_network("192.168.56.0/24"), ipaddress.ip_network("fd00:56::/64")]
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from gateway.cli.main import cli
-from gateway.config_file import load_config, parse_config
+from gateway.cli.reference.__main__ import DOCS, documents, shared_files
+from gateway.cli.reference.commands import Command, commands
+from gateway.cli.reference.configuration import example, tables
+from gateway.cli.reference.events import logged
+from gateway.cli.reference.manual import pages
+from gateway.config.load import load_config, parse_config
 from gateway.observe.events import EVENTS
-from gateway.reference.__main__ import DOCS, documents, shared_files
-from gateway.reference.commands import Command, commands
-from gateway.reference.configuration import example, tables
-from gateway.reference.events import logged
-from gateway.reference.manual import pages
 
 COMMANDS = list(commands())
 

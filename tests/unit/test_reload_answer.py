@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import Config
-from gateway.config_file import parse_config
-from gateway.errors import ConfigError
+from gateway.config.load import parse_config
+from gateway.config.schema import Config
+from gateway.model.errors import ConfigError
 from gateway.process.boot import Boot
-from gateway.process.reload import changes
-from gateway.process.wishes import REMEMBERED, Wishes
+from gateway.supervisor.reload import changes
+from gateway.supervisor.wishes import REMEMBERED, Wishes
 
 
 def config(text: str = "") -> Config:

@@ -19,8 +19,8 @@ import pytest
 from gevent.server import DatagramServer, StreamServer
 from gevent.socket import socket
 
-from gateway import resolve
-from gateway.resolve import ResolveError, Resolver
+from gateway.net import resolver as resolve
+from gateway.net.resolver import ResolveError, Resolver
 
 SOA = "ns.example. admin.example. 1 2 3 4 30"
 
@@ -342,7 +342,7 @@ from gevent.server import DatagramServer
 silent = DatagramServer(("127.0.0.1", 0), lambda data, peer: None)
 silent.start()
 open(sys.argv[1], "w").write("nameserver 127.0.0.1")
-resolver = gateway.resolve.Resolver(timeout=1, resolv_conf=sys.argv[1], port=silent.server_port)
+resolver = gateway.net.resolver.Resolver(timeout=1, resolv_conf=sys.argv[1], port=silent.server_port)
 turns = 0
 def count():
     global turns
@@ -352,14 +352,14 @@ def count():
 gevent.spawn(count)
 try:
     resolver.resolve("www.example")
-except gateway.resolve.ResolveError as error:
+except gateway.net.resolver.ResolveError as error:
     print(error.kind, turns > 40)
 """
 
 
 @pytest.mark.parametrize("patched_first", [True, False])
 def test_others_run_while_a_name_is_asked_for(patched_first: bool, tmp_path: Path) -> None:
-    lines = ["from gevent import monkey; monkey.patch_all()", "import dns.query; import gateway.resolve"]
+    lines = ["from gevent import monkey; monkey.patch_all()", "import dns.query; import gateway.net.resolver"]
     first, second = lines if patched_first else lines[::-1]
     program = IMPORTS.format(first=first, second=second)
     done = subprocess.run(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.broker import rules
-from gateway.config import Config
-from gateway.config_file import parse_config
-from gateway.errors import AlgateError
+from gateway.config.load import parse_config
+from gateway.config.schema import Config
+from gateway.host import rules
+from gateway.model.errors import AlgateError
 
 BASIC = """
 [network]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gateway.process.run_dir import RunDir
+from gateway.supervisor.run_dir import RunDir
 
 
 def test_what_a_killed_instance_has_left_is_taken_away_and_nothing_else(tmp_path: Path) -> None:

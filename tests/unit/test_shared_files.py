@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config_file import parse_config
-from gateway.errors import ConfigError
-from gateway.process.shared_files import SharedFiles
-from gateway.users import HASHER
+from gateway.config.load import parse_config
+from gateway.front.auth.users import HASHER
+from gateway.model.errors import ConfigError
+from gateway.supervisor.shared_files import SharedFiles
 
 LINE = f"ann:{HASHER.hash('secret')}\n"
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-import gateway.process
-from gateway.privilege import is_privileged
+import gateway.supervisor
+from gateway.host.privilege import is_privileged
 
-FILES = Path(gateway.process.__file__).parent / "systemd"
+FILES = Path(gateway.supervisor.__file__).parent / "install" / "systemd"
 UNIT = FILES / "algate.service"
 
 pytestmark = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")

@@ -1,4 +1,4 @@
-"""gateway.urgency.Marks: an urgent byte keeps its place through any edits and cuts."""
+"""gateway.net.urgent.Marks: an urgent byte keeps its place through any edits and cuts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alg.api import Edit, apply_edits
-from gateway.urgency import Marks
+from gateway.net.urgent import Marks
 
 line = st.tuples(st.binary(max_size=6), st.binary(max_size=6), st.booleans())
 

@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from rich.pretty import pretty_repr
 
 from gateway.cli.main import cli
-from gateway.errors import AlgateError
-from gateway.users import HASHER, BadUsers, User, parse_users, with_user
+from gateway.front.auth.users import HASHER, BadUsers, User, parse_users, with_user
+from gateway.model.errors import AlgateError
 
 HASH = HASHER.hash("secret")
 

@@ -62,7 +62,7 @@ install -d -m 755 /etc/algate
 sed "s/@INSIDE@/$inside/" /tmp/algate/files/algate.toml >/etc/algate/algate.toml
 algate check >/dev/null
 
-systemd=$(/opt/algate/bin/python -c 'import gateway.process, pathlib; print(pathlib.Path(gateway.process.__file__).parent / "systemd")')
+systemd=$(/opt/algate/bin/python -c 'import gateway.supervisor, pathlib; print(pathlib.Path(gateway.supervisor.__file__).parent / "install/systemd")')
 install -D -m 644 "$systemd/algate.sysusers" /usr/lib/sysusers.d/algate.conf
 systemd-sysusers algate.conf
 install -m 644 "$systemd/algate.service" /etc/systemd/system/algate.service

@@ -12,8 +12,7 @@ import gevent.socket
 import msgspec
 import pytest
 
-from gateway.broker.client import BrokerClient
-from gateway.broker.protocol import (
+from gateway.lease.messages import (
     MAX_PACKET,
     Close,
     FromWorker,
@@ -25,7 +24,8 @@ from gateway.broker.protocol import (
     decode_from_worker,
     encode,
 )
-from gateway.errors import PinholeRefused
+from gateway.model.errors import PinholeRefused
+from gateway.pinhole.client import BrokerClient
 from gateway.pinhole.kernel import KernelPinholes
 from tests.unit.broker.test_protocol import leases
 from tests.unit.broker.test_validate import INBOUND

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.broker.helpers import in_raw_rules, in_ruleset
+from gateway.host.helpers import in_raw_rules, in_ruleset
 
 MODULES = {"ftp": [21, 2121], "sip": [5060]}
 HELPER = {"family": "inet", "name": "myftp", "table": "x", "type": "ftp", "protocol": "tcp", "l3proto": "inet"}

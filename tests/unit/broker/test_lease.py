@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alg.address import Endpoint
-from gateway.errors import PinholeRefused
-from gateway.model import Lease, PinholeRequest
-from gateway.pinhole.lease import LeaseTable, lease_row
+from gateway.lease.table import LeaseTable, lease_row
+from gateway.model.errors import PinholeRefused
+from gateway.model.requests import Lease, PinholeRequest
 from tests.unit.broker.test_validate import INBOUND, OUTBOUND
 
 UNIX = 1_700_000_000.0

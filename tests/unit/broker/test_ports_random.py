@@ -10,11 +10,11 @@ import msgspec
 import pytest
 
 from alg.address import Endpoint
-from gateway.errors import PinholeRefused
-from gateway.model import Lease, PinholeRequest, PinholeUpdate
-from gateway.pinhole.lease import LeaseTable
-from gateway.pinhole.public_ports import HOLD, REST
-from gateway.pinhole.rate import Rate
+from alg.bucket import Rate
+from gateway.lease.ports import HOLD, REST
+from gateway.lease.table import LeaseTable
+from gateway.model.errors import PinholeRefused
+from gateway.model.requests import Lease, PinholeRequest, PinholeUpdate
 from tests.unit.broker.test_validate import INBOUND
 
 CELLS = 100

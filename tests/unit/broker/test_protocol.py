@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from alg.address import Endpoint
 from gateway.broker.elements import Element, elements_of, leases_of
-from gateway.broker.protocol import (
+from gateway.lease.messages import (
     MAX_PACKET,
     MOST_MESSAGES,
     Close,
@@ -26,8 +26,8 @@ from gateway.broker.protocol import (
     encode,
     packets,
 )
-from gateway.model import Lease
-from gateway.pinhole.lease import LeaseTable
+from gateway.lease.table import LeaseTable
+from gateway.model.requests import Lease
 from tests.unit.broker.test_validate import CONVERSATION, INBOUND, INBOUND6, LOCAL, LOCAL_UDP, OUTBOUND
 
 UNIX = 1_700_000_000.0

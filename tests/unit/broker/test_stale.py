@@ -16,7 +16,7 @@ from gateway.broker.conntrack import Connection, Conntrack, Found, Socket
 from gateway.broker.elements import talked_of
 from gateway.broker.marks import MEDIA
 from gateway.broker.stale import LATER, SOON, Stale, _is_right, _pairs, sockets_of
-from gateway.model import Lease
+from gateway.model.requests import Lease
 
 TARGET, PUBLIC = Endpoint("192.168.56.10", 5060), Endpoint("203.0.113.2", 40000)
 PEER, OTHER, ROUTER = Endpoint("203.0.113.10", 9), Endpoint("203.0.113.66", 9), Endpoint("203.0.113.2", 5060)

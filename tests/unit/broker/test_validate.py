@@ -12,10 +12,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from alg.address import Endpoint
-from gateway.broker.validate import SERVICE_PORTS, check_request, check_update, valid_lease_id
-from gateway.errors import PinholeRefused
-from gateway.model import PinholeRequest, PinholeUpdate
-from gateway.pinhole.lease import LeaseTable
+from gateway.lease.table import LeaseTable
+from gateway.lease.validate import SERVICE_PORTS, check_request, check_update, valid_lease_id
+from gateway.model.errors import PinholeRefused
+from gateway.model.requests import PinholeRequest, PinholeUpdate
 
 INSIDE = [ipaddress.ip_network("192.168.56.0/24"), ipaddress.ip_network("fd00:56::/64")]
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from gateway.config import ConsoleSection
-from gateway.observe.admin_wire import Rows
-from gateway.observe.console import app as app_module
-from gateway.observe.console.app import App
-from gateway.observe.console.gatherer import MOST_WATCHERS, Gatherer, NoAnswer
-from gateway.observe.console.totals import Totals
+from gateway.config.schema import ConsoleSection
+from gateway.console import app as app_module
+from gateway.console.app import App
+from gateway.console.gatherer import MOST_WATCHERS, Gatherer, NoAnswer
+from gateway.console.totals import Totals
+from gateway.observe.admin import Rows
 
 STATIC = Path(app_module.__file__).with_name("static")
 TOKEN = "right-token"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from alg.address import Endpoint
 from alg.api import Edit, Side
 from alg.sip.ladder import unread_rung
-from gateway.config import LogSection
+from gateway.config.schema import LogSection
 from gateway.observe import counters
 from gateway.observe.counters import Histogram, counts, recent_rows
 from gateway.observe.ladders import MOST_BYTES, MOST_CALLS, MOST_MESSAGES, Ladders

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from gateway.observe.admin_wire import answer, read_rows
-from gateway.process.desk import VERBS, Desk
+from gateway.observe.admin import answer, read_rows
 from gateway.process.lifeline import Answering, Ask, ToChild
-from gateway.process.run_dir import RunDir
+from gateway.supervisor.desk import VERBS, Desk
+from gateway.supervisor.run_dir import RunDir
 
 
 class Console:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from gateway.observe.console.exposition import exposition
-from gateway.observe.console.totals import Totals
+from gateway.console.exposition import exposition
+from gateway.console.totals import Totals
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 
 from alg.address import Endpoint
 from alg.sip.journal import ConversationRecord, Entry, TalkRecord
-from gateway.front.journal import SLACK, Journal
-from gateway.model import Lease
+from gateway.front.packets.journal import SLACK, Journal
+from gateway.model.requests import Lease
 
 TARGET = Endpoint("192.168.56.10", 4000)
 PUBLIC = Endpoint("203.0.113.2", 40000)

@@ -13,12 +13,12 @@ from alg.api import Activity, Edit, Mode, OpenConversation, Opened, Refused, Sid
 from alg.sip.events import Datagram, Release, SipCommand, SipEvent
 from alg.sip.journal import Entry, Record
 from alg.sip.ladder import Rung
-from gateway.errors import PinholeRefused
-from gateway.front.packets import LONGEST_HOLD, MOST_HELD, PacketFront
-from gateway.front.udp_packet import parse
-from gateway.model import Done, Lease, PinholeRequest, PinholeUpdate
+from gateway.front.packets.packet import parse
+from gateway.front.packets.queue import LONGEST_HOLD, MOST_HELD, PacketFront
+from gateway.model.errors import PinholeRefused
+from gateway.model.requests import Done, Lease, PinholeRequest, PinholeUpdate
+from gateway.net.addresses import PublicAddress
 from gateway.observe.trace import Trace
-from gateway.own_address import PublicAddress
 from tests.unit.front.test_udp_packet import A4, B4, packet4
 
 EDIT = (Edit(0, 1, b"LONGER", "test"),)

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alg.address import Endpoint
-from gateway.front import socks4, socks5
-from gateway.front.socks5 import Command, Method, Reply, SocksError
+from gateway.front.socks import socks4, socks5
+from gateway.front.socks.socks5 import Command, Method, Reply, SocksError
 
 Parser = Callable[[bytes], tuple[Any, int] | None]
 

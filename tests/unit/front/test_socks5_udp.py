@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alg.address import Endpoint
-from gateway.front.socks5 import SocksError
-from gateway.front.socks5_udp import (
+from gateway.front.socks.socks5 import SocksError
+from gateway.front.udp.wire import (
     MAX_DATA,
     REASSEMBLY_TIMEOUT,
     Header,

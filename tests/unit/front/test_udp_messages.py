@@ -12,11 +12,11 @@ from alg.address import Endpoint
 from alg.api import ClosePinhole, Edit, Mode, OpenConversation, Opened, Refused, Side
 from alg.sip.events import Datagram, Release, RevokeConversation, SipCommand, SipEvent
 from alg.sip.rows import CallRow
-from gateway.flow import Flow
-from gateway.front.udp_messages import LONGEST, MOST_WAITING, MessageReader, Messages
-from gateway.front.udp_route import Host, Outside
-from gateway.model import Lease
-from gateway.own_address import PublicAddress
+from gateway.flow.table import Flow
+from gateway.front.udp.reader import LONGEST, MOST_WAITING, MessageReader, Messages
+from gateway.front.udp.routes import Host, Outside
+from gateway.model.requests import Lease
+from gateway.net.addresses import PublicAddress
 from tests.unit.front import test_packets as packets
 
 CLIENT = Endpoint("192.168.56.10", 5062)

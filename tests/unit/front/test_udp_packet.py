@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alg.address import Endpoint
-from gateway.front.udp_packet import LONGEST_WHOLE, NotWhole, UdpPacket, parse
+from gateway.front.packets.packet import LONGEST_WHOLE, NotWhole, UdpPacket, parse
 
 A4, B4 = Endpoint("192.168.56.10", 5060), Endpoint("203.0.113.10", 5060)
 A6, B6 = Endpoint("fd00:56::10", 5060), Endpoint("2001:db8:113::10", 5060)

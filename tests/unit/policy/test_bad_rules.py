@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config_file import load_config, parse_config
-from gateway.errors import ConfigError
+from gateway.config.load import load_config, parse_config
+from gateway.model.errors import ConfigError
 
 GOOD = '[[rule]]\naction = "permit"\n'
 

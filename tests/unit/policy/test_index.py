@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alg.address import canonical
-from gateway.embedded import seen_through
-from gateway.host_name import canonical_name
-from gateway.policy import Policy
-from gateway.policy_index import RuleIndex
-from gateway.policy_rules import Query, minute_of_week
+from gateway.model.embedded import seen_through
+from gateway.model.hosts import canonical_name
+from gateway.policy.decide import Policy
+from gateway.policy.index import RuleIndex
+from gateway.policy.rules import Query, minute_of_week
 from tests.unit.policy import rulesets
 
 INSIDE = [ipaddress.ip_network("10.1.0.0/16"), ipaddress.ip_network("2001:db8:1::/48")]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config_file import parse_config
-from gateway.resolve import ResolveError, Resolver, resolver_of
+from gateway.config.load import parse_config
+from gateway.net.resolver import ResolveError, Resolver, resolver_of
 from tests.unit.test_resolve import NameServer
 
 

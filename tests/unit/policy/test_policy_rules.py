@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from alg.address import Endpoint
-from gateway.access_file import Lookups, parse_access_file
-from gateway.config_file import parse_config
-from gateway.embedded import seen_through
-from gateway.host_name import canonical_name
-from gateway.model import CommandName, ConnectRequest
-from gateway.policy import Policy
+from gateway.config.access_file import Lookups, parse_access_file
+from gateway.config.load import parse_config
+from gateway.model.embedded import seen_through
+from gateway.model.hosts import canonical_name
+from gateway.model.requests import CommandName, ConnectRequest
+from gateway.policy.decide import Policy
 
 
 def policy(text: str) -> Policy:

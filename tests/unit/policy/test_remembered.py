@@ -5,9 +5,9 @@ import ipaddress
 import pytest
 
 from alg.address import Endpoint, parse_ip
-from gateway import policy as policy_module
-from gateway.model import ConnectRequest
-from gateway.policy import Policy
+from gateway.model.requests import ConnectRequest
+from gateway.policy import decide as policy_module
+from gateway.policy.decide import Policy
 
 
 def request(client: str) -> ConnectRequest:

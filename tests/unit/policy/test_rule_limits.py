@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.policy_rules import Decision, Limits
-from gateway.rule_limits import LimitReached, RuleLimits, Session
+from gateway.policy.limits import LimitReached, RuleLimits, Session
+from gateway.policy.rules import Decision, Limits
 
 
 def decision(rule: str = "r", **limits: float) -> Decision:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.upstream_wire import Dialogue, Kind, UpstreamError, dialogue
+from gateway.flow.upstream_wire import Dialogue, Kind, UpstreamError, dialogue
 
 
 def talk(steps: Dialogue, answers: bytes, cuts: list[int] | None = None) -> tuple[list[bytes], bytes]:

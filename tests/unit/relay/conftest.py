@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import gevent
 import pytest
 
-from gateway.relay.half import Half
-from gateway.relay.splice import Relay, RelayHandle
+from gateway.net.relay.half import Half
+from gateway.net.relay.splice import Relay, RelayHandle
 from tests.unit.relay.ends import descriptors, settle
 
 

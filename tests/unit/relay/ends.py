@@ -11,8 +11,8 @@ from gevent import sleep
 from gevent.event import AsyncResult
 from gevent.socket import socket
 
-from gateway.relay.half import RelayResult
-from gateway.relay.splice import Relay, RelayHandle
+from gateway.net.relay.half import RelayResult
+from gateway.net.relay.splice import Relay, RelayHandle
 
 
 def tcp_pair(buffers: int = 0) -> tuple[socket, socket]:

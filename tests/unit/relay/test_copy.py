@@ -11,9 +11,9 @@ import gevent.socket as gsocket
 import pytest
 from gevent.event import AsyncResult
 
-from gateway.relay.copy import CopyHandle, EncodedSocket
-from gateway.relay.half import RelayResult
-from gateway.relay.splice import Relay
+from gateway.net.relay.copy import CopyHandle, EncodedSocket
+from gateway.net.relay.half import RelayResult
+from gateway.net.relay.splice import Relay
 
 KEY = 0x55
 

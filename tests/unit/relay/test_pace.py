@@ -12,9 +12,9 @@ from gevent.event import AsyncResult
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.relay.half import RelayResult
-from gateway.relay.pace import Bucket, Pace
-from gateway.relay.splice import Relay
+from gateway.net.relay.half import RelayResult
+from gateway.net.relay.splice import Relay
+from gateway.policy.pace import Bucket, Pace
 from tests.unit.relay.ends import Joined, read_all, reset, tcp_pair
 
 RATE = 400_000.0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.relay.pipes import KEPT, LARGE, PIPE_SIZE, SMALLEST, PipePool
+from gateway.net.relay.pipes import KEPT, LARGE, PIPE_SIZE, SMALLEST, PipePool
 from tests.unit.relay.ends import descriptors
 
 
@@ -63,7 +63,7 @@ def test_slow_flows_leave_large_pipes_to_the_others() -> None:
 
 UNPRIVILEGED = """
 import fcntl, os, resource
-from gateway.relay.pipes import PIPE_SIZE, PipePool
+from gateway.net.relay.pipes import PIPE_SIZE, PipePool
 resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
 os.setgroups([])
 os.setresgid(65534, 65534, 65534)

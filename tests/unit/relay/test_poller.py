@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import gevent
 import pytest
 
-from gateway.relay.poller import GONE, READ, WRITE, Poller, Watch
+from gateway.net.relay.poller import GONE, READ, WRITE, Poller, Watch
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ import gevent
 import pytest
 from gevent.event import AsyncResult
 
-from gateway.relay import splice
-from gateway.relay.half import RelayResult
-from gateway.relay.splice import Relay, RelayHandle
-from gateway.relay.wheel import Wheel
+from gateway.net.relay import splice
+from gateway.net.relay.half import RelayResult
+from gateway.net.relay.splice import Relay, RelayHandle
+from gateway.net.relay.wheel import Wheel
 from tests.greenlets import join_all
 from tests.unit.relay.ends import Joined, descriptors, join, read_all, read_exactly, reset, settle, tcp_pair
 

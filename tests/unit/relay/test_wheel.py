@@ -7,7 +7,7 @@ from time import monotonic
 import gevent
 import pytest
 
-from gateway.relay.wheel import Entry, Wheel
+from gateway.net.relay.wheel import Entry, Wheel
 
 
 def test_checks_come_in_time() -> None:

@@ -1,0 +1,1 @@
+"""Configuration: text in, checked values out."""

@@ -1,0 +1,193 @@
+"""Values of the right type that make no sense: each is an error that begins with its key path."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from importlib.util import find_spec
+from typing import Any
+
+from alg.address import Endpoint
+from alg.registry import BrokenModule, modules
+from gateway.config.schema import Config, parse_endpoint, port_range
+from gateway.model.hosts import canonical_name
+from gateway.policy.rules import RuleError, compile_rules
+
+
+class BadValue(Exception):
+    """A value of the right type that makes no sense; the message begins with its key path."""
+
+
+def check(config: Config) -> None:
+    """Raise BadValue for the first value that makes no sense."""
+    network = config.network
+    for i, text in enumerate(network.inside):
+        _valid(f"network.inside[{i}]", text, ipaddress.ip_network)
+    for i, name in enumerate(network.inside_interfaces):
+        if not re.fullmatch(r"[A-Za-z0-9_.:@-]{1,15}\+?", name):
+            raise BadValue(f"network.inside_interfaces[{i}]: {name!r} is not the name of an interface")
+    if network.inside_interfaces and not network.inside:
+        raise BadValue("network.inside: must name the inside networks, as network.inside_interfaces is set")
+    if network.outside != "auto":
+        _valid("network.outside", network.outside, ipaddress.ip_address)
+    if not config.socks.listen and not config.transparent_enabled:
+        raise BadValue("socks.listen: is empty and network.inside_interfaces too: there is nothing to do")
+    for i, text in enumerate(config.socks.listen):
+        _valid(f"socks.listen[{i}]", text, parse_endpoint)
+    if not config.socks.auth:
+        raise BadValue("socks.auth: must name at least one method")
+    _positive("socks.handshake_timeout", config.socks.handshake_timeout)
+    _positive("socks.bind_timeout", config.socks.bind_timeout)
+    _positive("socks.udp_idle_timeout", config.socks.udp_idle_timeout)
+    _check_auth(config)
+    _ports("transparent.port", [config.transparent.port])
+    _ports("transparent.ports", config.transparent.ports)
+    _check_publish(config)
+    low, high = _valid("pinhole.ports", config.pinhole.ports, port_range)
+    if config.transparent_enabled and low <= config.transparent.port <= high:
+        raise BadValue(f"pinhole.ports: {config.pinhole.ports} contains transparent.port {config.transparent.port}")
+    _positive("pinhole.per_client", config.pinhole.per_client)
+    _positive("pinhole.rate", config.pinhole.rate)
+    if config.pinhole.backend == "kernel" and not network.inside:
+        raise BadValue("pinhole.backend: kernel pinholes lead to inside clients, and network.inside is empty")
+    if not config.log.syslog.startswith("/"):
+        _valid("log.syslog", config.log.syslog, parse_endpoint)
+    _check_alg(config)
+    _check_rules(config)
+    if config.console.listen:
+        _valid("console.listen", config.console.listen, parse_endpoint)
+    for i, host in enumerate(config.console.hosts):
+        if not re.fullmatch(r"[A-Za-z0-9.\-\[\]:]{1,260}", host):
+            raise BadValue(f"console.hosts[{i}]: {host!r} is not a name or address, with or without a port")
+    if config.process.workers < 0:
+        raise BadValue(f"process.workers: {config.process.workers} is negative (0: one per core)")
+    if not config.process.run_dir.startswith("/"):
+        raise BadValue(f"process.run_dir: {config.process.run_dir!r} is not an absolute path")
+    if config.process.drain_timeout < 0:
+        raise BadValue(f"process.drain_timeout: {config.process.drain_timeout:g} is negative")
+
+
+def _check_auth(config: Config) -> None:
+    socks = config.socks
+    if "gssapi" in socks.auth:
+        if find_spec("gssapi") is None:
+            raise BadValue("socks.auth: gssapi needs the Python package gssapi (pip install 'algate[gssapi]')")
+        if not socks.gssapi.protection:
+            raise BadValue("socks.gssapi.protection: must name at least one level")
+    for key, path in (("socks.users", socks.users), ("socks.gssapi.keytab", socks.gssapi.keytab)):
+        if not path.startswith("/"):
+            raise BadValue(f"{key}: {path!r} is not an absolute path")
+    _positive("socks.ident_timeout", socks.ident_timeout)
+    if socks.guard.failures < 0:
+        raise BadValue(f"socks.guard.failures: {socks.guard.failures} is negative (0: ban nobody)")
+    _positive("socks.guard.window", socks.guard.window)
+    _positive("socks.guard.ban", socks.guard.ban)
+
+
+def _check_publish(config: Config) -> None:
+    seen: set[Endpoint] = set()
+    for i, entry in enumerate(config.publish):
+        outside = _valid(f"publish[{i}].outside", entry.outside, parse_endpoint)
+        inside = _valid(f"publish[{i}].inside", entry.inside, parse_endpoint)
+        _ports(f"publish[{i}].outside", [outside.port])
+        _ports(f"publish[{i}].inside", [inside.port])
+        if not any(inside.ip in network for network in config.inside_networks):
+            raise BadValue(f"publish[{i}].inside: {inside.host} is not in network.inside")
+        if inside.version != outside.version:
+            raise BadValue(f"publish[{i}].outside: {outside.host} is of another family than {inside.host}")
+        if outside in seen:
+            raise BadValue(f"publish[{i}].outside: {outside} is published already")
+        seen.add(outside)
+    if config.publish and not config.transparent_enabled:
+        raise BadValue("publish: needs network.inside_interfaces, as its connections are redirected too")
+
+
+def _check_rules(config: Config) -> None:
+    """[dns], [[upstream]], [[rule]]."""
+    for i, text in enumerate(config.dns.servers):
+        _valid(f"dns.servers[{i}]", text, parse_name_server)
+    _positive("dns.timeout", config.dns.timeout)
+    _positive("dns.cache_size", config.dns.cache_size)
+    names: set[str] = set()
+    for i, upstream in enumerate(config.upstream):
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", upstream.name):
+            raise BadValue(f"upstream[{i}].name: {upstream.name!r} is not a word (letters, digits, _ . -)")
+        if upstream.name in names:
+            raise BadValue(f"upstream[{i}].name: {upstream.name} is there twice")
+        names.add(upstream.name)
+        _valid(f"upstream[{i}].address", upstream.address, parse_host_port)
+        colon = upstream.kind == "http" and ":" in upstream.user
+        if len(upstream.user.encode()) > 255 or "\0" in upstream.user or colon:
+            raise BadValue(f"upstream[{i}].user: {upstream.user!r} cannot be sent")
+        if upstream.password_file and (not upstream.user or upstream.kind == "socks4a"):
+            raise BadValue(f"upstream[{i}].password_file: needs a user, and a kind that knows passwords")
+        if upstream.kind == "socks5" and upstream.user and not upstream.password_file:
+            raise BadValue(f"upstream[{i}].user: socks5 wants a password too (password_file)")
+    try:
+        compile_rules(config)
+    except RuleError as error:
+        raise BadValue(f"{error.key}: {error}") from error
+    labels: set[str] = set()
+    for i, rule in enumerate(config.rule):
+        if rule.name and rule.name in labels:
+            raise BadValue(f"rule[{i}].name: {rule.name!r} is there twice")
+        labels.add(rule.name)
+        for key, words in (("via", (rule.via,) if isinstance(rule.via, str) else rule.via), ("chain", rule.chain)):
+            for name in words:
+                if name not in names:
+                    raise BadValue(f"rule[{i}].{key}: there is no upstream {name!r}")
+
+
+def parse_host_port(text: str) -> tuple[str, int]:
+    """ "proxy.example:1080", "192.0.2.1:1080" or "[2001:db8::1]:1080". ValueError says what is wrong."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not re.fullmatch(r"[0-9]{1,5}", port, re.ASCII) or not 1 <= int(port) <= 65535:
+        raise ValueError(f"{text!r} is not HOST:PORT")
+    try:
+        endpoint = parse_endpoint(text)
+    except ValueError:
+        return canonical_name(host), int(port)
+    return endpoint.host, endpoint.port
+
+
+def parse_name_server(text: str) -> tuple[str, int]:
+    """ "192.0.2.53", "2001:db8::53", or with a port as "192.0.2.53:5353". ValueError says what is wrong."""
+    try:
+        return str(ipaddress.ip_address(text)), 53
+    except ValueError:
+        endpoint = parse_endpoint(text)
+        return endpoint.host, endpoint.port
+
+
+def _check_alg(config: Config) -> None:
+    try:
+        known = modules()
+    except BrokenModule as error:
+        raise BadValue(f"alg: {error}") from error
+    owner: dict[int, str] = {}
+    for name, section in config.alg.items():
+        if name not in known:
+            raise BadValue(f"alg.{name}: no such protocol module (installed: {', '.join(sorted(known))})")
+        _ports(f"alg.{name}.ports", section.ports)
+        for port in section.ports:
+            if owner.setdefault(port, name) != name:
+                raise BadValue(f"alg.{owner[port]}.ports and alg.{name}.ports: port {port} is in both")
+
+
+def _valid(key: str, text: str, parse: Any) -> Any:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise BadValue(f"{key}: {error}") from error
+
+
+def _positive(key: str, value: float) -> None:
+    if not value > 0:
+        raise BadValue(f"{key}: {value:g} is not greater than 0")
+
+
+def _ports(key: str, ports: Iterable[int]) -> None:
+    for port in ports:
+        if not 1 <= port <= 65535:
+            raise BadValue(f"{key}: {port} is not a port (1 to 65535)")

@@ -1,0 +1,1 @@
+"""Drivers feed protocol modules with events and carry out their commands."""

@@ -1,0 +1,205 @@
+"""The conversations (UDP pinholes with many uses) that one engine or flow holds, by the engine's own numbers."""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import gevent
+import msgspec
+import structlog
+
+from alg.address import Endpoint, parse_ip
+from alg.api import Mode, OpenConversation, UpdateConversation
+from gateway.model.errors import PinholeRefused
+from gateway.model.requests import Done, Lease, PinholeRequest, PinholeUpdate
+from gateway.net.addresses import PublicAddress
+
+log = structlog.get_logger()
+
+Told = Callable[[int, Endpoint | str], None]
+
+
+def is_translated(client: str) -> bool:
+    """Whether the world sees another address of the inside host `client`: that of a host that it can reach stays."""
+    return not parse_ip(client).is_global
+
+
+class Pinholes(Protocol):
+    """A backend of conversations. `ask` opens one or changes it; `done` is called later, not to be kept waiting, with
+    the lease as it is then or with why not.
+
+    `traffic`: packets in and out of the leases with these ids, of those of which something is known.
+    """
+
+    def ask(self, wish: PinholeRequest | PinholeUpdate, done: Done) -> None: ...
+
+    def close(self, lease: Lease) -> None: ...
+
+    def traffic(self, leases: Sequence[str]) -> Mapping[str, tuple[int, int]]: ...
+
+
+class Openings(Pinholes, Protocol):
+    """A backend of connections too: `open` waits, and raises PinholeRefused."""
+
+    def open(self, request: PinholeRequest) -> Lease: ...
+
+
+class _Conversation:
+    """One of them: its lease once it is open, and what is still to be done, in order. `read`: by a module."""
+
+    __slots__ = ("busy", "closed", "lease", "read", "updates")
+
+    def __init__(self, read: bool) -> None:
+        self.read = read
+        self.lease: Lease | None = None
+        self.updates: deque[UpdateConversation] = deque()
+        self.busy = False
+        self.closed = False
+
+
+class Conversations:
+    """Opens, updates and closes, one after the other for each conversation and at once for several. Never waits.
+
+    `flow`: what leases are called by. `told(ref, outcome)`: is called from the event loop with the public endpoint, or
+    with a rule; it must not wait.
+    Mode OBSERVE opens nothing, and tells port 0 of the address that would be used.
+    """
+
+    def __init__(self, pinholes: Pinholes, mode: Mode, flow: str, told: Told) -> None:
+        self._pinholes = pinholes
+        self._mode = mode
+        self._flow = flow
+        self._told = told
+        self._live: dict[int, _Conversation] = {}
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __contains__(self, ref: int) -> bool:
+        return ref in self._live
+
+    def lease_ids(self) -> dict[int, str]:
+        """The ids of the open leases, by number."""
+        return {ref: one.lease.id for ref, one in self._live.items() if one.lease is not None}
+
+    def traffic(self) -> list[tuple[int, int, int]]:
+        """Number, packets in, packets out of each open one, as the kernel has counted; not of those that a module
+        reads. Waits for the backend."""
+        refs = {one.lease.id: ref for ref, one in self._live.items() if one.lease is not None and not one.read}
+        try:
+            return [(refs[lease], *counts) for lease, counts in self._pinholes.traffic(list(refs)).items()]
+        except PinholeRefused:
+            return []  # the broker is being replaced
+
+    def lease(self, ref: int) -> Lease | None:
+        """The lease of one that is open."""
+        one = self._live.get(ref)
+        return one.lease if one is not None else None
+
+    def restore(self, ref: int, lease: Lease, read: bool) -> None:
+        """Take over one that another process has opened."""
+        self._live[ref] = one = _Conversation(read)
+        one.lease = lease
+
+    def open(self, command: OpenConversation, client: str, public: PublicAddress | None, read: bool = False) -> None:
+        """Open one for the inside host `client`; `told` is called later. Without `public`: refused.
+
+        `read`: what comes through is for the packets process to read.
+        """
+        if command.target.host != client:  # an engine's mistake must not become a hole
+            self._later(command.ref, "target")
+        elif public is None:
+            self._later(command.ref, "public")
+        elif self._mode is not Mode.REWRITE:
+            self._later(command.ref, Endpoint(public.advertised, 0) if is_translated(client) else command.target)
+        else:
+            self._live[command.ref] = one = _Conversation(read)
+            one.busy = True
+            translated = is_translated(client)
+            request = PinholeRequest(
+                flow=self._flow,
+                reason=command.reason,
+                client=client,
+                direction="in",
+                transport="udp",
+                target=command.target,
+                second=command.second,
+                peer=None,
+                peers=command.peers,
+                public_host=public.local if translated else None,
+                ttl=command.ttl,
+                uses=0,
+                read=read,
+            )
+            host = public.advertised if translated else None
+            self._pinholes.ask(request, functools.partial(self._opened, command.ref, one, host))
+
+    def update(self, command: UpdateConversation) -> None:
+        """Change one; `told` is called with a rule if it is open no more."""
+        one = self._live.get(command.ref)
+        if one is None:
+            if self._mode is Mode.REWRITE:
+                self._later(command.ref, "lease")
+            return
+        one.updates.append(command)
+        if not one.busy:
+            self._work(command.ref, one)
+
+    def close(self, ref: int) -> None:
+        """Close one, if it is open."""
+        one = self._live.pop(ref, None)
+        if one is not None:
+            one.closed = True
+            if not one.busy:
+                self._end(one)
+
+    def close_all(self) -> None:
+        for ref in list(self._live):
+            self.close(ref)
+
+    def _later(self, ref: int, outcome: Endpoint | str) -> None:
+        gevent.get_hub().loop.run_callback(self._told, ref, outcome)
+
+    def _opened(self, ref: int, one: _Conversation, host: str | None, outcome: Lease | PinholeRefused) -> None:
+        """`host`: what is advertised, where that is not the pinhole's own address."""
+        if isinstance(outcome, PinholeRefused):
+            self._lost(ref, one, outcome)
+            return
+        one.lease = outcome
+        if not one.closed:
+            self._told(ref, Endpoint(host or outcome.public.host, outcome.public.port))
+        self._work(ref, one)
+
+    def _updated(self, ref: int, one: _Conversation, outcome: Lease | PinholeRefused) -> None:
+        if isinstance(outcome, PinholeRefused):
+            self._lost(ref, one, outcome)
+            return
+        one.lease = outcome
+        self._work(ref, one)
+
+    def _work(self, ref: int, one: _Conversation) -> None:
+        """Begin with what waits, or close if that was wished meanwhile."""
+        one.busy = bool(one.updates) and not one.closed
+        if one.busy:
+            assert one.lease is not None
+            command = one.updates.popleft()
+            ttl = msgspec.UNSET if command.ttl is None else command.ttl
+            update = PinholeUpdate(one.lease.id, peers=command.peers, ttl=ttl)
+            self._pinholes.ask(update, functools.partial(self._updated, ref, one))
+        elif one.closed:
+            self._end(one)
+
+    def _lost(self, ref: int, one: _Conversation, refused: PinholeRefused) -> None:
+        log.warning("pinhole.refused", flow=self._flow, rule=refused.rule, detail=refused.detail)
+        self._end(one)
+        if not one.closed:
+            del self._live[ref]
+            self._told(ref, refused.rule)
+
+    def _end(self, one: _Conversation) -> None:
+        if one.lease is not None:
+            self._pinholes.close(one.lease)
+            one.lease = None

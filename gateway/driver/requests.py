@@ -1,0 +1,86 @@
+"""What a module's commands mean to the backends of pinholes: whose they may be, and where they lead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from alg.address import Endpoint
+from alg.api import OpenMeeting, OpenOutbound, OpenPinhole, OpenRelay, Side
+from gateway.driver import conversations
+from gateway.flow.table import Flow
+from gateway.model.requests import Lease, PinholeRequest
+from gateway.net.addresses import PublicAddress
+
+Opening = OpenPinhole | OpenOutbound | OpenMeeting
+Public = Mapping[Side, PublicAddress]
+
+
+class Pinholes(conversations.Openings, Protocol):
+    """A backend of pinholes. `open` raises PinholeRefused; `outbound`: whether OpenOutbound means anything to it."""
+
+    outbound: bool
+
+
+class DataPaths(Protocol):
+    """Makes data connections itself. `meet` raises PinholeRefused; its second result is where the client connects."""
+
+    def join(self, client: Endpoint, server: Endpoint, sources: tuple[str, str], reason: str) -> None: ...
+
+    def meet(self, request: PinholeRequest, inner_host: str) -> tuple[Lease, Endpoint]: ...
+
+    def close(self, lease: Lease) -> None: ...
+
+
+def is_forbidden(command: Opening | OpenRelay, flow: Flow, public: Public) -> bool:
+    """A module's mistake must not become a hole: a pinhole leads to the flow's own client, or to its server if that
+    is published (a relay: to both of them), and to nobody else."""
+    match command:
+        case OpenPinhole():
+            own = [flow.client.host, *([flow.server.host] if Side.CLIENT in public else [])]
+            return command.target.host not in own
+        case OpenRelay(client, server):
+            return client.host != flow.client.host or server.host != flow.server.host
+    return False
+
+
+def public_of(target: Endpoint, flow: Flow, public: Public) -> PublicAddress:
+    """Where the side that is not `target` is to find it."""
+    return public[Side.SERVER if target.host == flow.client.host else Side.CLIENT]
+
+
+def advertised(command: Opening, port: int, flow: Flow, public: Public) -> Endpoint:
+    """What a module is told of the pinhole that was opened at `port`."""
+    match command:
+        case OpenPinhole(target=target):
+            return Endpoint(public_of(target, flow, public).advertised, port)
+        case OpenMeeting():
+            return Endpoint(public[Side.SERVER].advertised, port)
+        case OpenOutbound(target=target):
+            return target
+
+
+def request_of(command: Opening, flow: Flow, public: Public) -> PinholeRequest:
+    """What to ask a backend for."""
+    peer = public_host = None
+    transport, uses, target = "tcp", 1, flow.client
+    match command:
+        case OpenPinhole():
+            transport, uses, target, peer = command.transport, command.uses, command.target, command.peer
+            public_host = public_of(target, flow, public).local
+        case OpenOutbound():
+            transport, uses, target = command.transport, command.uses, command.target
+        case OpenMeeting():
+            peer, public_host = flow.server.host, public[Side.SERVER].local
+    return PinholeRequest(
+        flow=flow.id,
+        reason=command.reason,
+        client=flow.client.host,
+        direction="out" if isinstance(command, OpenOutbound) else "in",
+        transport="udp" if transport == "udp" else "tcp",
+        target=target,
+        peer=peer,
+        public_host=public_host,
+        ttl=command.ttl,
+        uses=uses,
+    )

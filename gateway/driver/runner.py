@@ -1,0 +1,191 @@
+"""Carrying one flow once both its sockets are connected: through its module, or straight to the relay."""
+
+from __future__ import annotations
+
+import _socket
+from collections.abc import Mapping
+
+import gevent.socket as gsocket
+import msgspec
+
+from alg.address import Endpoint
+from alg.api import AlgModule, FlowContext, Side
+from alg.registry import options_of
+from gateway.config.schema import AlgSection, Config
+from gateway.driver.requests import DataPaths, Pinholes
+from gateway.driver.stream import Inspection
+from gateway.flow.dial import Connection
+from gateway.flow.table import Flow, Flows
+from gateway.net.addresses import PublicAddress, is_local, public_address
+from gateway.net.relay.poller import Watches
+from gateway.net.sockets import abort, endpoint, prepare
+from gateway.policy.decide import Decision, Policy
+
+
+class FlowRunner:
+    """Runs flows for the fronts. `modules` by name, `pinholes` by front."""
+
+    def __init__(
+        self,
+        config: Config,
+        flows: Flows,
+        modules: Mapping[str, type[AlgModule]],
+        pinholes: Mapping[str, Pinholes],
+        paths: DataPaths,
+        policy: Policy,
+    ) -> None:
+        self._policy = policy
+        self._config = config
+        self._flows = flows
+        self._modules = modules
+        self._pinholes = pinholes
+        self._paths = paths
+        self._module_ports = frozenset(config.module_ports())
+        self._options = {name: _options(modules[name], section) for name, section in config.alg.items()}
+
+    def run(
+        self,
+        front: str,
+        client: gsocket.socket,
+        server: gsocket.socket,
+        *,
+        early: bytes = b"",
+        user: str | None = None,
+        target: str | None = None,
+        published: Endpoint | None = None,
+        connection: Connection | None = None,
+    ) -> None:
+        """Carry a flow; owns both sockets from now on. Returns when no greenlet is needed for it any more.
+
+        `early`: bytes of the client that came with its handshake and are meant for the server. `user`, `target`: who
+        asked for what, for the log. `published`: where the client had dialled, if that is a published server.
+        `connection`: how `server` came about, if by a rule.
+        """
+        try:
+            prepare(client)
+            prepare(server)
+            facing = endpoint(server.getpeername())
+            flow = self._flows.add(
+                front,
+                endpoint(client.getpeername()),
+                (connection.server if connection else None) or facing,
+                user,
+                rule=connection.decision.rule if connection else "",
+                target=target,
+            )
+        except OSError:  # one of them is gone already
+            if connection is not None:
+                connection.session.release()
+            abort(client)
+            abort(server)
+            return
+        through_upstream = False
+        if connection is not None:
+            decision = connection.decision
+            flow.rate, flow.session = decision.rate, connection.session
+            through_upstream = bool(decision.via or decision.chain)
+        # The server behind an upstream sees that one's address, so nothing that we could open would be found.
+        responsible = None if through_upstream else self._config.module_of(flow.server.port)
+        if responsible is not None:
+            flow.module, section = responsible
+            if self._inspect(flow, flow.module, section, client, server, early, published):
+                return
+        elif early:
+            try:
+                server.sendall(early)
+                flow.count_early(len(early))
+            except OSError:
+                abort(client)
+                abort(server)
+                self._flows.end(flow, "reset")
+                return
+        self._flows.relay(flow, client, server)
+
+    def has_module(self, port: int) -> bool:
+        """Whether flows to a server's port go through a module."""
+        return port in self._module_ports
+
+    def join(
+        self,
+        front: str,
+        client: Endpoint,
+        client_sock: _socket.socket,
+        server: Endpoint,
+        server_sock: _socket.socket,
+        early: bytes,
+        decision: Decision,
+        watches: Watches,
+    ) -> None:
+        """Carry a flow that no module reads; as `run`, but for sockets that do not block, and never waits. `watches`:
+        those of the client's and the server's socket."""
+        if early:
+            try:
+                sent = server_sock.send(early)
+            except OSError:
+                sent = 0
+            if sent < len(early):  # what has come with a handshake is less than any socket's buffer: it is broken
+                for watch in watches:
+                    if watch is not None:
+                        watch.forget(closing=True)
+                abort(client_sock)
+                abort(server_sock)
+                return
+        flow = self._flows.add(front, client, server, rule=decision.rule)
+        flow.count_early(len(early))
+        flow.rate = decision.rate
+        self._flows.relay(flow, client_sock, server_sock, watches)
+
+    def _inspect(
+        self,
+        flow: Flow,
+        name: str,
+        section: AlgSection,
+        client: gsocket.socket,
+        server: gsocket.socket,
+        early: bytes,
+        published: Endpoint | None,
+    ) -> bool:
+        """Drive the module until the flow is over (True) or the module has stood down (False)."""
+        outside = self._config.network.outside
+        own = endpoint(server.getsockname())
+        facing = own.host
+        if published is None:
+            public = {Side.SERVER: public_address(outside, facing)}
+        else:
+            public = {
+                Side.CLIENT: public_address(outside, published.host),
+                Side.SERVER: PublicAddress(facing, facing),
+            }
+        inside = Side.SERVER if published else Side.CLIENT
+        seen = Endpoint(public[Side.SERVER].advertised, own.port)
+
+        def may_transfer(other: Endpoint) -> bool:
+            return self._policy.permits_transfer(flow.client, flow.user, flow.server, other, is_local)
+
+        transfers = may_transfer(flow.server)  # without a rule that names it, no other host needs to be asked for
+        inspection = Inspection(
+            flow,
+            self._modules[name](FlowContext(flow.client, flow.server, inside, self._options[name], seen, transfers)),
+            section.mode,
+            {Side.CLIENT: client, Side.SERVER: server},
+            self._pinholes[flow.front],
+            self._paths,
+            public,
+            may_transfer,
+        )
+        flow.hand_over(inspection)
+        over = True
+        try:
+            over = inspection.run(early)
+        finally:
+            if over:
+                client.close()
+                server.close()
+                self._flows.end(flow, inspection.reason)
+        return over
+
+
+def _options(module: type[AlgModule], section: AlgSection) -> object | None:
+    """The module's own keys, as it wants them; they have been checked."""
+    options = options_of(module)
+    return None if options is None else msgspec.convert(section.options, options)

@@ -1,0 +1,268 @@
+"""Connecting to a server on a client's behalf: resolve, let the policy decide on each address, connect to that one."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import time
+from itertools import zip_longest
+from typing import Literal, NamedTuple
+
+import gevent
+import gevent.socket as gsocket
+import structlog
+from gevent.queue import Empty, Queue
+
+from alg.address import Address, Endpoint
+from gateway.flow.upstream import Upstreams
+from gateway.flow.upstream_wire import UpstreamError
+from gateway.model.hosts import canonical_name
+from gateway.model.requests import ConnectRequest
+from gateway.net.addresses import is_local
+from gateway.net.resolver import ResolveError, Resolver
+from gateway.policy.decide import Decision, Policy
+from gateway.policy.limits import LimitReached, RuleLimits, Session
+
+log = structlog.get_logger()
+
+IP_BIND_ADDRESS_NO_PORT = 24  # <linux/in.h>: choose the port at connect, so that one port serves many servers
+CONNECT_TIMEOUT = 15.0  # seconds, for all addresses of a name together
+ATTEMPT_DELAY = 0.25  # seconds until the next address is tried too (RFC 8305 section 8)
+
+DialFailure = Literal["denied", "name", "refused", "network", "host", "timeout", "failed"]
+
+_FAILURES: dict[int, DialFailure] = {
+    errno.ECONNREFUSED: "refused",
+    errno.ENETUNREACH: "network",
+    errno.EHOSTUNREACH: "host",
+    errno.ETIMEDOUT: "timeout",
+    errno.EADDRNOTAVAIL: "network",
+    errno.EAFNOSUPPORT: "network",
+    errno.EACCES: "denied",  # the router's own filter says so
+    errno.EPERM: "denied",
+}
+
+
+class DialError(Exception):
+    """No connection; `failure` says why in one word, `rule` which rule denied it (failure "denied")."""
+
+    def __init__(self, failure: DialFailure, detail: str, rule: str = "") -> None:
+        super().__init__(detail)
+        self.failure = failure
+        self.rule = rule
+
+
+class Connection(NamedTuple):
+    """A connection on a client's behalf. `session` counts for the rule and is to be released when the flow ends.
+    `server`: who it leads to; None if an upstream has resolved the name."""
+
+    sock: gsocket.socket
+    decision: Decision
+    session: Session
+    server: Endpoint | None
+
+
+class Dialer:
+    """Connects. `source` is the address of this host to connect from, or None for the kernel's choice."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        resolver: Resolver,
+        source: str | None = None,
+        limits: RuleLimits | None = None,
+        upstreams: Upstreams | None = None,
+    ) -> None:
+        self._policy = policy
+        self._resolver = resolver
+        self._source = ipaddress.ip_address(source) if source else None
+        self._limits = limits or RuleLimits()
+        self._upstreams = upstreams or Upstreams({})
+
+    def dial(self, request: ConnectRequest) -> Connection:
+        """A connection to the request's server, straight or through upstreams. Raises DialError."""
+        deadline = time.monotonic() + CONNECT_TIMEOUT
+        client = self._policy.decide_client(request)
+        if not client.permit:
+            _note(request, client)
+            raise DialError("denied", f"client {request.client.host} is not allowed", client.rule)
+        by_name = self._policy.decide_name(request)
+        if by_name is not None and self._upstreams.resolve_remotely(by_name):
+            _note(request, by_name)
+            return self._enter(request, by_name, [], deadline)
+        failure = None
+        for decision, addresses in self._groups(request, deadline):
+            _note(request, decision)
+            if not decision.permit:
+                failure = failure or DialError("denied", f"{addresses[0]} is not allowed", decision.rule)
+                continue
+            try:
+                return self._enter(request, decision, addresses, deadline)
+            except DialError as error:
+                failure = error
+        raise failure or DialError("name", f"{request.host} has no address")
+
+    def reach(self, server: Endpoint) -> gsocket.socket:
+        """A connected TCP socket to a published server, which the configuration itself permits. Raises DialError."""
+        try:
+            return _connect(server.ip, server.port, CONNECT_TIMEOUT, None)
+        except OSError as error:
+            raise dial_error(error) from error
+
+    def _groups(self, request: ConnectRequest, deadline: float) -> list[tuple[Decision, list[Address]]]:
+        """The addresses of the request's host by what is decided on them, in the order in which to try them; those
+        that are denied come first, so that a failure to connect is what is told in the end."""
+        groups: list[tuple[Decision, list[Address]]] = []
+        for address in self._addresses(request, deadline):
+            decision = self._policy.decide(request, address, own=is_local(str(address)))
+            for other, addresses in groups:
+                if other == decision:
+                    addresses.append(address)
+                    break
+            else:
+                groups.append((decision, [address]))
+        return sorted(groups, key=lambda group: group[0].permit)
+
+    def _addresses(self, request: ConnectRequest, deadline: float) -> list[Address]:
+        try:
+            return [ipaddress.ip_address(text) for text in self._resolver.resolve(request.host, deadline)]
+        except ResolveError as error:
+            raise DialError("name", str(error)) from error
+
+    def _enter(
+        self, request: ConnectRequest, decision: Decision, addresses: list[Address], deadline: float
+    ) -> Connection:
+        """Connect within the limits of the rule. Without addresses the upstream is told the name."""
+        try:
+            session = self._limits.enter(decision, request.client.host, time.monotonic(), request.user)
+        except LimitReached as error:
+            raise DialError("denied", f"rule {decision.rule}: {error}", decision.rule) from error
+        try:
+            if not decision.via and not decision.chain:
+                sock, address = race(addresses, request.port, deadline, self._source)
+                return Connection(sock, decision, session, Endpoint.of(address, request.port))
+            return self._through(request, decision, addresses, session, deadline)
+        except BaseException:
+            session.release()
+            raise
+
+    def _through(
+        self,
+        request: ConnectRequest,
+        decision: Decision,
+        addresses: list[Address],
+        session: Session,
+        deadline: float,
+    ) -> Connection:
+        hosts = [str(address) for address in addresses] or [canonical_name(request.host)]
+        for number, host in enumerate(hosts):
+            until = time.monotonic() + (deadline - time.monotonic()) / (len(hosts) - number)
+            try:
+                sock = self._upstreams.open(decision, host, request.port, self._to_upstream, until)
+            except UpstreamError as error:
+                if number == len(hosts) - 1:
+                    raise DialError(error.failure, str(error)) from error
+                continue
+            return Connection(sock, decision, session, Endpoint(host, request.port) if addresses else None)
+        raise DialError("name", f"{request.host} has no address")
+
+    def _to_upstream(self, host: str, port: int, deadline: float) -> gsocket.socket:
+        """A connection to an upstream: the configuration itself permits it."""
+        try:
+            addresses = [ipaddress.ip_address(text) for text in self._resolver.resolve(host, deadline)]
+            return race(addresses, port, deadline, self._source_for(addresses))[0]
+        except ResolveError as error:
+            raise UpstreamError("host", str(error)) from error
+        except DialError as error:
+            failure = "host" if error.failure == "name" else error.failure
+            raise UpstreamError(failure, str(error)) from error
+
+    def _source_for(self, addresses: list[Address]) -> Address | None:
+        """The address to connect from; an upstream on this very host is reached from wherever the kernel likes."""
+        return None if any(is_local(str(address)) for address in addresses) else self._source
+
+
+def race(
+    addresses: list[Address], port: int, deadline: float, source: Address | None
+) -> tuple[gsocket.socket, Address]:
+    """Happy eyeballs (RFC 8305): the first of the addresses that answers. The families take turns; the next attempt
+    begins when one has failed, or after ATTEMPT_DELAY. Raises DialError, of the attempt that failed first."""
+    waiting = _take_turns(addresses)
+    results: Queue[tuple[Address, gsocket.socket | OSError]] = Queue()
+    running: dict[Address, gevent.Greenlet[..., None]] = {}
+    failure: DialError | None = None
+
+    def attempt(address: Address) -> None:
+        try:
+            result: gsocket.socket | OSError = _connect(address, port, deadline - time.monotonic(), source)
+        except OSError as error:
+            result = error
+        results.put((address, result))
+
+    try:
+        while waiting or running:
+            if waiting:
+                address = waiting.pop(0)
+                running[address] = gevent.spawn(attempt, address)
+            try:
+                address, result = results.get(timeout=ATTEMPT_DELAY if waiting else None)
+            except Empty:
+                continue
+            del running[address]
+            if isinstance(result, OSError):
+                failure = failure or dial_error(result)
+                continue
+            return result, address
+    finally:
+        gevent.killall(list(running.values()))
+        while not results.empty():  # those who were there too late
+            late = results.get()[1]
+            if not isinstance(late, OSError):
+                late.close()
+    raise failure or DialError("name", "there is no address")
+
+
+def _take_turns(addresses: list[Address]) -> list[Address]:
+    """In the given order, but with the families in turns (RFC 8305 section 4)."""
+    unique = list(dict.fromkeys(addresses))
+    first = [address for address in unique if address.version == unique[0].version]
+    other = [address for address in unique if address.version != unique[0].version]
+    turns = [address for pair in zip_longest(first, other) for address in pair]
+    return [address for address in turns if address is not None]
+
+
+def _note(request: ConnectRequest, decision: Decision) -> None:
+    """The line that a rule with `log` asks for."""
+    if decision.log:
+        getattr(log, decision.log)(
+            "rule.permit" if decision.permit else "rule.deny",
+            rule=decision.rule,
+            command=request.command,
+            client=str(request.client),
+            target=f"{request.host}:{request.port}",
+            user=request.user,
+        )
+
+
+def _connect(address: Address, port: int, timeout: float, source: Address | None) -> gsocket.socket:
+    family = gsocket.AF_INET6 if address.version == 6 else gsocket.AF_INET
+    sock = gsocket.socket(family, gsocket.SOCK_STREAM)
+    try:
+        sock.settimeout(max(timeout, 0.01))
+        sock.setsockopt(gsocket.IPPROTO_TCP, gsocket.TCP_NODELAY, 1)
+        if source and source.version == address.version:
+            sock.setsockopt(gsocket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+            sock.bind((str(source), 0))
+        sock.connect((str(address), port))
+        sock.settimeout(None)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def dial_error(error: OSError) -> DialError:
+    """What the failure of a connection attempt means."""
+    if isinstance(error, TimeoutError):
+        return DialError("timeout", "no answer in time")
+    return DialError(_FAILURES.get(error.errno or 0, "failed"), error.strerror or str(error))

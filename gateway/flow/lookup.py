@@ -1,0 +1,108 @@
+"""The addresses of a host that a request may be carried out at, for the commands that do not connect."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from typing import NamedTuple
+
+from alg.address import Address, canonical
+from gateway.flow.dial import DialError
+from gateway.model.requests import ConnectRequest
+from gateway.net.addresses import is_local
+from gateway.net.resolver import ResolveError, Resolver
+from gateway.policy.decide import Decision, Policy
+from gateway.policy.limits import LimitReached, RuleLimits, Session
+
+TIMEOUT = 10.0  # seconds to resolve a name
+
+
+class Admission(NamedTuple):
+    """A permission, and the session that counts for it: to be released when it ends."""
+
+    decision: Decision
+    session: Session
+
+
+class Lookup:
+    """Resolves, and lets the policy decide on each address."""
+
+    def __init__(self, policy: Policy, resolver: Resolver, limits: RuleLimits) -> None:
+        self._limits = limits
+        self._policy = policy
+        self._resolver = resolver
+
+    def check_client(self, request: ConnectRequest) -> None:
+        """Raise DialError "denied" if this client may not ask at all."""
+        client = self._policy.decide_client(request)
+        if not client.permit:
+            raise DialError("denied", f"client {request.client.host} is not allowed", client.rule)
+
+    def admit_association(self, request: ConnectRequest) -> Admission:
+        """Count a UDP association for its rule. DialError "denied" if this client may send no datagram to anybody, or
+        if the rule allows no more."""
+        client = self._policy.decide_association(request)
+        if not client.permit:
+            raise DialError("denied", f"client {request.client.host} is not allowed", client.rule)
+        return self._count(request, client)
+
+    def admit(self, request: ConnectRequest, address: Address | None) -> Admission:
+        """Count a permitted request for the rule that permits it at `address` (None: at any). Raises DialError."""
+        if address is None:
+            return self._count(request, self._policy.decide_client(request))
+        return self._count(request, self._policy.decide(request, address, own=is_local(str(address))))
+
+    def _count(self, request: ConnectRequest, decision: Decision) -> Admission:
+        try:
+            session = self._limits.enter(decision, request.client.host, time.monotonic(), request.user)
+            return Admission(decision, session)
+        except LimitReached as error:
+            raise DialError("denied", f"rule {decision.rule}: {error}", decision.rule) from error
+
+    def check(self, request: ConnectRequest, address: Address) -> None:
+        """Raise DialError "denied" if the request may not be carried out at `address`."""
+        decision = self._policy.decide(request, address, own=is_local(str(address)))
+        if not decision.permit:
+            raise DialError("denied", f"{address} is not allowed", decision.rule)
+
+    def permitted(self, request: ConnectRequest) -> list[Address]:
+        """The permitted addresses of the request's host, at least one. May wait for name servers. Raises DialError."""
+        self.check_client(request)
+        try:
+            addresses = self._resolver.resolve(request.host, time.monotonic() + TIMEOUT)
+        except ResolveError as error:
+            raise DialError("name", str(error)) from error
+        permitted, refusal = [], DialError("name", f"{request.host} has no address")
+        for address in map(canonical, addresses):
+            try:
+                self.check(request, address)
+            except DialError as error:
+                refusal = error
+            else:
+                permitted.append(address)
+        if not permitted:
+            raise refusal
+        return permitted
+
+    def name_of(self, request: ConnectRequest) -> str:
+        """The name of the address that is the request's host (PTR). Raises DialError."""
+        self.check_client(request)
+        try:
+            address = canonical(request.host)
+        except ValueError:
+            raise DialError("name", f"{request.host} is not an address") from None
+        self.check(request, address)
+        try:
+            return self._resolver.reverse(str(address), time.monotonic() + TIMEOUT)
+        except ResolveError as error:
+            raise DialError("name", str(error)) from error
+
+    def any_peer(self, request: ConnectRequest) -> bool:
+        """Whether the request's host is the address 0: anybody. DialError "denied" where no rule allows that."""
+        try:
+            anybody = ipaddress.ip_address(request.host).is_unspecified
+        except ValueError:
+            return False
+        if anybody and not self._policy.permits_any_peer(request):
+            raise DialError("denied", "no rule lets anybody in", "any-peer")
+        return anybody

@@ -1,0 +1,107 @@
+"""Dialling without a greenlet: for requests that name an address and need nothing but a connection to it."""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import ipaddress
+import os
+from collections.abc import Callable
+from socket import AF_INET, AF_INET6, IPPROTO_IP, SO_ERROR, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET
+from time import monotonic
+
+import gevent.socket as gsocket
+from gevent import get_hub
+
+from alg.address import Address
+from gateway.flow.dial import CONNECT_TIMEOUT, IP_BIND_ADDRESS_NO_PORT
+from gateway.model.requests import ConnectRequest
+from gateway.net.addresses import OwnAddresses
+from gateway.net.relay.poller import GONE, WRITE, Watch
+from gateway.net.relay.splice import Relay
+from gateway.net.relay.wheel import Entry
+from gateway.net.sockets import prepare
+from gateway.policy.decide import Decision, Policy
+
+Done = Callable[[_socket.socket | OSError, Watch | None], None]
+"""Called with the socket and its watch, or with what went wrong and None."""
+
+
+class QuickDialer:
+    """Connects in callbacks. `source` is the address of this host to connect from, or None for the kernel's choice."""
+
+    def __init__(self, policy: Policy, relay: Relay, source: str | None = None) -> None:
+        self._policy = policy
+        self._relay = relay
+        self._own = OwnAddresses()
+        self._source = ipaddress.ip_address(source) if source else None
+
+    def decide(self, request: ConnectRequest, address: Address) -> Decision | None:
+        """The permission for a request that is simple; None for any other, and for what is not permitted: those are
+        the `Dialer`'s, which decides again."""
+        if not self._policy.decide_client(request).permit or self._policy.demands_ident(request):
+            return None
+        decision = self._policy.decide(request, address, own=self._own.has(request.host))
+        if not decision.permit or decision.limits or decision.via or decision.chain or decision.log:
+            return None
+        return decision
+
+    def start(self, address: Address, port: int, done: Done) -> None:
+        """Connect, and call `done` from the hub; the socket does not block."""
+        try:
+            sock = self._begin(address, port)
+        except OSError as error:
+            get_hub().loop.run_callback(done, error, None)
+            return
+        _Dialling(sock, done, self._relay)
+
+    def _begin(self, address: Address, port: int) -> _socket.socket:
+        family = AF_INET6 if address.version == 6 else AF_INET
+        sock = _socket.socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC)
+        try:
+            prepare(sock)
+            if self._source and self._source.version == address.version:
+                sock.setsockopt(IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+                sock.bind((str(self._source), 0))
+            code = sock.connect_ex((str(address), port))
+            if code not in (0, errno.EINPROGRESS):
+                raise OSError(code, os.strerror(code))
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+
+class _Dialling:
+    """A connection attempt under way."""
+
+    __slots__ = ("_done", "_entry", "_sock", "_watch", "_wheel")
+
+    def __init__(self, sock: _socket.socket, done: Done, relay: Relay) -> None:
+        self._sock = sock
+        self._done = done
+        self._wheel = relay.wheel
+        self._entry: Entry = relay.wheel.add(monotonic() + CONNECT_TIMEOUT, self._expire)
+        self._watch = relay.poller.watch(sock.fileno(), WRITE, self._ready)
+
+    def _ready(self, events: int) -> None:
+        """The kernel has the answer."""
+        self._wheel.discard(self._entry)
+        code = self._sock.getsockopt(SOL_SOCKET, SO_ERROR) if events & GONE else 0
+        if code:
+            self._fail(OSError(code, os.strerror(code)))
+        else:
+            self._done(self._sock, self._watch)
+
+    def _expire(self, _now: float) -> None:
+        self._fail(TimeoutError())
+
+    def _fail(self, error: OSError) -> None:
+        self._watch.forget(closing=True)
+        self._sock.close()
+        self._done(error, None)
+
+
+def cooperative(sock: _socket.socket) -> gsocket.socket:
+    """The connection of `sock` as a socket of gevent's, for a greenlet; `sock` is of no more use."""
+    return gsocket.socket(sock.family, SOCK_STREAM, sock.proto, fileno=sock.detach())

@@ -1,0 +1,128 @@
+"""Flows through other proxies: one of a list, or all of a chain."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from socket import MSG_PEEK
+
+import gevent
+import gevent.socket as gsocket
+import msgspec
+
+from gateway.config.check import parse_host_port
+from gateway.config.schema import Config
+from gateway.flow.upstream_wire import Failure, Kind, Parser, UpstreamError, dialogue
+from gateway.policy.rules import Decision
+
+PEEK_SIZE = 4096
+
+# Connects to a host (an address or a name) and port until a time of `time.monotonic()`; raises UpstreamError.
+Connect = Callable[[str, int, float], gsocket.socket]
+
+
+class Upstream(msgspec.Struct, frozen=True):
+    """One upstream. `remote`: it resolves names itself."""
+
+    name: str
+    kind: Kind
+    host: str
+    port: int
+    user: str = ""
+    password: str = ""
+    remote: bool = False
+
+
+def upstreams_of(config: Config) -> dict[str, Upstream]:
+    """The upstreams of a configuration, by name."""
+    found = {}
+    for section in config.upstream:
+        host, port = parse_host_port(section.address)
+        password = config.loaded.passwords.get(section.name, "")
+        remote = section.resolve == "remote"
+        found[section.name] = Upstream(section.name, section.kind, host, port, section.user, password, remote)
+    return found
+
+
+class Upstreams:
+    """The way through the upstreams that a decision names."""
+
+    def __init__(self, upstreams: Mapping[str, Upstream]) -> None:
+        self._upstreams = upstreams
+
+    def resolve_remotely(self, decision: Decision) -> bool:
+        """Whether whoever dials for this decision resolves names itself: all of `via`, or the last of the chain."""
+        names = decision.chain[-1:] or decision.via
+        return bool(names) and all(self._upstreams[name].remote for name in names)
+
+    def open(self, decision: Decision, host: str, port: int, connect: Connect, deadline: float) -> gsocket.socket:
+        """A tunnel to `host` (an address or a canonical name), by `connect` to the first upstream. Raises
+        UpstreamError: of the upstream that was tried last, or that the server itself has refused."""
+        ways = [decision.chain] if decision.chain else [(name,) for name in decision.via]
+        for number, way in enumerate(ways):
+            # Each gets its part of the time that is left, so that a silent one does not take it all.
+            until = time.monotonic() + (deadline - time.monotonic()) / (len(ways) - number)
+            try:
+                return self._through([self._upstreams[name] for name in way], host, port, connect, until)
+            except UpstreamError as error:
+                if error.failure == "refused" or number == len(ways) - 1:
+                    raise
+        raise UpstreamError("failed", "no upstream")
+
+    def _through(
+        self, way: Sequence[Upstream], host: str, port: int, connect: Connect, deadline: float
+    ) -> gsocket.socket:
+        first = way[0]
+        try:
+            sock = connect(first.host, first.port, deadline)
+        except UpstreamError as error:
+            # That the upstream refuses says nothing of the server.
+            failure: Failure = "failed" if error.failure == "refused" else error.failure
+            raise UpstreamError(failure, f"upstream {first.name}: {error}") from error
+        try:
+            for number, upstream in enumerate(way):
+                last = number == len(way) - 1
+                target = (host, port) if last else (way[number + 1].host, way[number + 1].port)
+                late = UpstreamError("timeout", "no answer in time")
+                try:
+                    with gevent.Timeout(max(deadline - time.monotonic(), 0.01), late):
+                        _converse(sock, upstream, *target)
+                except UpstreamError as error:
+                    failure = "failed" if error.failure == "refused" and not last else error.failure
+                    raise UpstreamError(failure, f"upstream {upstream.name}: {error}") from error
+                except OSError as error:
+                    raise UpstreamError("failed", f"upstream {upstream.name}: {error.strerror or error}") from error
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+
+def _converse(sock: gsocket.socket, upstream: Upstream, host: str, port: int) -> None:
+    """Ask for a tunnel; nothing that comes through it is read. Raises UpstreamError, OSError."""
+    steps = dialogue(upstream.kind, host, port, upstream.user, upstream.password)
+    data, parse = next(steps)
+    while True:
+        sock.sendall(data)
+        answer = _receive(sock, parse)
+        try:
+            data, parse = steps.send(answer)
+        except StopIteration:
+            return
+
+
+def _receive(sock: gsocket.socket, parse: Parser) -> int:
+    """One answer and not a byte more. Raises UpstreamError, OSError."""
+    held = b""
+    while True:
+        seen = sock.recv(PEEK_SIZE, MSG_PEEK)
+        if not seen:
+            raise UpstreamError("failed", "it closed the connection")
+        result = parse(held + seen)
+        take = len(seen) if result is None else result[1] - len(held)
+        while take:
+            part = sock.recv(take)
+            held += part
+            take -= len(part)
+        if result is not None:
+            return result[0]

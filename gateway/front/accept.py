@@ -1,0 +1,150 @@
+"""Accepting connections for as long as there are descriptors for them, with some kept in reserve."""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import resource
+import time
+from collections.abc import Callable
+from socket import SOCK_STREAM
+from typing import TYPE_CHECKING
+
+import gevent
+import gevent.socket as gsocket
+import structlog
+from gevent import get_hub
+
+from gateway.net.sockets import prepare
+from gateway.observe.metrics import open_descriptors
+
+if TYPE_CHECKING:
+    from gevent._types import _IoWatcher, _TimerWatcher
+
+log = structlog.get_logger()
+
+RESERVE = 64  # descriptors that no client gets: pipes of the relay, name servers, the command line, log, pinholes
+DESCRIPTORS = 4  # that a connection may come to need: itself, its server, a pipe
+PAUSE = 0.05  # seconds until there may be room again; meanwhile clients wait in the listener's backlog
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+READ = 1  # libev's EV_READ
+BATCH = 32  # connections accepted in one callback, so that the flows that are there get their turn
+
+Quick = Callable[[_socket.socket, tuple[object, ...]], None]
+Handler = Callable[[gsocket.socket, tuple[object, ...]], None]
+
+
+class Acceptor:
+    """Accepts for the listeners of one process.
+
+    Nothing is counted that could be counted wrongly: how many descriptors are in use the kernel says; how many
+    connections still have a greenlet, the set of these greenlets. Each of them is going to need one more descriptor for
+    its server. The limit is RLIMIT_NOFILE as it is at that moment.
+    """
+
+    def __init__(self) -> None:
+        self.opening = 0  # connections without a greenlet that are going to need a descriptor for their server
+        self._handling: set[gevent.Greenlet[..., None]] = set()
+        self._full_since: float | None = None
+        self._unasked = 0  # connections that may come before the kernel is asked again
+
+    @property
+    def handling(self) -> int:
+        """Connections that the relay does not carry yet: in their handshake, being connected, or read by a module."""
+        return len(self._handling) + self.opening
+
+    def serve(self, listener: gsocket.socket, handler: Handler) -> None:
+        """Accept until the listener is shut down; a greenlet each. What it accepts `handler` owns."""
+        while True:
+            if not self.has_room():
+                self._pause()
+                continue
+            try:
+                sock, address = listener.accept()
+            except OSError as error:
+                if error.errno == errno.EINVAL:  # the supervisor has shut the listener down: we drain
+                    return
+                if error.errno in _EXHAUSTED:
+                    self._pause()
+                continue
+            self._recovered()
+            greenlet = gevent.spawn(handler, sock, address)
+            self._handling.add(greenlet)
+            greenlet.link(self._handling.discard)  # however it ends, begun or not
+
+    def listen(self, fd: int, handler: Quick) -> Callable[[], None]:
+        """Accept on a listening TCP socket, many a wake-up, until it is shut down or somebody calls what is returned.
+
+        `handler` is called in the hub for each connection, with a socket that does not block; it owns the socket, and
+        must neither block nor raise.
+        """
+        listener = _socket.socket(fileno=fd)
+        listener.setblocking(False)
+        prepare(listener)  # the connections inherit it: six system calls less for each
+        watcher = get_hub().loop.io(fd, READ)
+        watcher.start(self._ready, listener, watcher, handler)
+        return watcher.stop
+
+    def spawn(self, handler: Callable[[], None]) -> None:
+        """Go on with a connection in a greenlet, which counts as `handling`."""
+        greenlet = gevent.spawn(handler)
+        self._handling.add(greenlet)
+        greenlet.link(self._handling.discard)
+
+    def _ready(self, listener: _socket.socket, watcher: _IoWatcher, handler: Quick) -> None:
+        for _ in range(BATCH):
+            if not self.has_room():
+                self._rest(listener, watcher, handler)
+                return
+            try:
+                fd, address = listener._accept()  # type: ignore[attr-defined]  # accept(2) as it is
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno == errno.EINVAL:  # the supervisor has shut the listener down
+                    watcher.stop()
+                    listener.close()
+                    return
+                if error.errno in _EXHAUSTED:
+                    self._rest(listener, watcher, handler)
+                    return
+                continue  # it had gone before we came to it
+            self._recovered()
+            sock = _socket.socket(listener.family, SOCK_STREAM, listener.proto, fileno=fd)
+            sock.setblocking(False)
+            handler(sock, address)
+
+    def _rest(self, listener: _socket.socket, watcher: _IoWatcher, handler: Quick) -> None:
+        self._exhausted()
+        watcher.stop()
+        timer = get_hub().loop.timer(PAUSE)
+        timer.start(self._go_on, timer, listener, watcher, handler)
+
+    def _go_on(self, timer: _TimerWatcher, listener: _socket.socket, watcher: _IoWatcher, handler: Quick) -> None:
+        timer.close()
+        watcher.start(self._ready, listener, watcher, handler)
+
+    def has_room(self) -> bool:
+        """Whether one more connection may come, with the one to its server."""
+        if self._unasked > 0:
+            self._unasked -= 1
+            return True
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        left = limit - min(RESERVE, limit // 4) - open_descriptors() - len(self._handling) - self.opening
+        self._unasked = left // DESCRIPTORS
+        return left >= DESCRIPTORS
+
+    def _pause(self) -> None:
+        self._exhausted()
+        gevent.sleep(PAUSE)
+
+    def _exhausted(self) -> None:
+        if self._full_since is None:
+            self._full_since = time.monotonic()
+            log.error("accept.exhausted", handling=self.handling)
+
+    def _recovered(self) -> None:
+        if self._full_since is not None:
+            log.warning("accept.recovered", after=round(time.monotonic() - self._full_since, 3))
+            self._full_since = None

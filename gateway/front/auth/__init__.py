@@ -1,0 +1,1 @@
+"""Authentication of clients: users, passwords, ident, and a guard against guessing."""

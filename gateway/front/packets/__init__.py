@@ -1,0 +1,1 @@
+"""Datagrams of unconfigured clients, read in the packet path (NFQUEUE)."""

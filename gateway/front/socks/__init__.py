@@ -1,0 +1,1 @@
+"""The SOCKS server: versions 4, 4a and 5."""

@@ -1,0 +1,205 @@
+"""Who is this client? The choice of a method and what follows it (RFC 1928 section 3, RFC 1929, RFC 1961, RFC 1413)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import gevent
+import structlog
+
+from alg.address import Endpoint
+from gateway.config.schema import AuthName
+from gateway.front.auth.guard import Guard
+from gateway.front.auth.ident import IdentClient
+from gateway.front.auth.passwords import Accounts, Overloaded, PasswordChecker
+from gateway.front.socks import password_wire as password
+from gateway.front.socks import socks4, socks5
+from gateway.front.socks.gssapi import GssapiAcceptor, GssapiContext, GssapiFailure
+from gateway.front.socks.gssapi_stream import DatagramProtection, ProtectedSocket
+from gateway.front.socks.gssapi_wire import ABORT, Level, MessageType, choose_level, encode_message, parse_message
+from gateway.front.socks.request import ANONYMOUS, Identity, Incoming
+from gateway.front.socks.socks5 import Method
+from gateway.net.sockets import endpoint
+
+log = structlog.get_logger()
+
+_WIRE: dict[AuthName, Method] = {
+    "gssapi": Method.GSSAPI,
+    "password": Method.PASSWORD,
+    "ident": Method.NONE,
+    "none": Method.NONE,
+}
+
+
+class NotAuthenticated(Exception):
+    """The client may not go on. `answer` is what it is still to be told before its connection is closed."""
+
+    def __init__(self, answer: bytes) -> None:
+        super().__init__()
+        self.answer = answer
+
+
+@dataclass(frozen=True, slots=True)
+class Gssapi:
+    """The GSSAPI method: `levels` of protection that are allowed, in the server's order; principals of `realm` are
+    known without it; `nec`: accept the choice of a level without protection of its own, as NEC's code sends it."""
+
+    acceptor: GssapiAcceptor
+    levels: Sequence[Level]
+    realm: str = ""
+    nec: bool = False
+
+
+class Authenticator:
+    """Authenticates clients by `methods`, the server's order of preference. What a method needs must be given."""
+
+    def __init__(
+        self,
+        methods: Sequence[AuthName],
+        accounts: Accounts,
+        guard: Guard,
+        *,
+        passwords: PasswordChecker | None = None,
+        gssapi: Gssapi | None = None,
+        ident: IdentClient | None = None,
+    ) -> None:
+        self._methods = methods
+        self._accounts = accounts
+        self._guard = guard
+        self._passwords = passwords
+        self._gssapi = gssapi
+        self._ident = ident
+
+    def version4(self, incoming: Incoming, client: Endpoint, userid: bytes) -> Identity:
+        """For a SOCKS 4 request, which has a user id and nothing to prove it: ident, or nobody in particular.
+
+        Raises NotAuthenticated: reply 92 where no ident server answers and 93 where it names somebody else; 91 where
+        the methods demand what version 4 does not have.
+        """
+        for method in self._methods:
+            if method == "none":
+                return ANONYMOUS
+            if method != "ident":
+                continue
+            name = self._ask_ident(incoming, client)
+            if name is not None:
+                if name.encode() != userid:
+                    self._log_failure(client, "ident", userid)
+                    raise NotAuthenticated(socks4.encode_reply(socks4.Reply.USERID_DIFFERS))
+                return self._identity(name)
+        if "ident" in self._methods:
+            self._log_failure(client, "ident", userid)
+            raise NotAuthenticated(socks4.encode_reply(socks4.Reply.NO_IDENTD))
+        log.info("auth.no_method", address=client.host, client=str(client), offered="version 4")
+        raise NotAuthenticated(socks4.encode_reply(socks4.Reply.REJECTED))
+
+    def version5(self, incoming: Incoming, client: Endpoint) -> Identity:
+        """Read the greeting, choose the first method that both have, and carry it out. Raises NotAuthenticated,
+        SocksError, Gone, OSError. The client is told that it succeeded only when it did.
+
+        After GSSAPI with protection `incoming` has another socket, which protects what goes over it.
+        """
+        offered = incoming.read(socks5.parse_greeting).methods
+        banned = self._guard.banned(client.host, time.monotonic())
+        for method in self._methods:
+            wire = _WIRE[method]
+            if wire not in offered or (banned and wire is not Method.NONE):
+                continue
+            if method == "ident":
+                name = self._ask_ident(incoming, client)
+                if name is None:
+                    continue
+                incoming.sock.sendall(socks5.encode_method(wire))
+                return self._identity(name)
+            incoming.sock.sendall(socks5.encode_method(wire))
+            match method:
+                case "password":
+                    return self._password(incoming, client)
+                case "gssapi":
+                    return self._gssapi_method(incoming, client)
+                case "none":
+                    return ANONYMOUS
+        if banned:
+            log.info("auth.banned", address=client.host, client=str(client))
+        else:
+            log.info("auth.no_method", address=client.host, client=str(client), offered=list(offered))
+        raise NotAuthenticated(socks5.encode_method(Method.NO_ACCEPTABLE))
+
+    def _identity(self, name: str) -> Identity:
+        return Identity(name, self._accounts.groups(name))
+
+    def _ask_ident(self, incoming: Incoming, client: Endpoint) -> str | None:
+        assert self._ident is not None
+        return self._ident.ask(client, endpoint(incoming.sock.getsockname()))
+
+    def _password(self, incoming: Incoming, client: Endpoint) -> Identity:
+        assert self._passwords is not None
+        claim = incoming.read(password.parse_credentials)
+        try:
+            user = self._passwords.check(claim.user, claim.password, client.host)
+        except Overloaded:
+            log.error("auth.overloaded", client=str(client))
+            raise NotAuthenticated(password.FAILURE) from None
+        if user is None:
+            self._failed(client, "password", claim.user, password.FAILURE)
+        incoming.sock.sendall(password.SUCCESS)
+        return Identity(user.name, user.groups)
+
+    def _gssapi_method(self, incoming: Incoming, client: Endpoint) -> Identity:
+        assert self._gssapi is not None
+        context = self._gssapi.acceptor.context()
+        try:
+            while not context.complete:
+                token = incoming.read(lambda buffer: parse_message(buffer, MessageType.AUTHENTICATION))
+                answer = context.step(token)
+                incoming.sock.sendall(encode_message(MessageType.AUTHENTICATION, answer))
+            principal = context.principal
+        except GssapiFailure as failure:
+            self._failed(client, "gssapi", b"", ABORT, str(failure))
+        name, _, realm = principal.rpartition("@")
+        user = self._identity(name if realm and realm == self._gssapi.realm else principal)
+        if not self._choose_level(self._gssapi, incoming, context):
+            log.warning("auth.protection", address=client.host, client=str(client), user=user.user)
+            raise NotAuthenticated(ABORT)
+        if context.level is Level.NONE:
+            return user
+        incoming.sock = ProtectedSocket(incoming.sock, context, bytes(incoming.buffer))
+        incoming.buffer.clear()
+        return Identity(user.user, user.groups, DatagramProtection(context))
+
+    def _choose_level(self, method: Gssapi, incoming: Incoming, context: GssapiContext) -> bool:
+        """Agree on a level of protection (RFC 1961 section 4.2); whether there is one."""
+        token = incoming.read(lambda buffer: parse_message(buffer, MessageType.PROTECTION_LEVEL))
+        bare = len(token) == 1
+        try:
+            if bare and not method.nec:
+                return False
+            offered = token if bare else context.unwrap(token, Level.INTEGRITY)
+        except ValueError:
+            return False
+        level = choose_level(offered[0], method.levels) if len(offered) == 1 else None
+        if level is None:
+            return False
+        answer = bytes([level]) if bare else context.wrap_level(level)
+        incoming.sock.sendall(encode_message(MessageType.PROTECTION_LEVEL, answer))
+        context.level = level
+        return True
+
+    def _failed(self, client: Endpoint, method: str, user: bytes, answer: bytes, reason: str = "") -> NoReturn:
+        """Count and log a failure, and let the client wait for its answer. A client that goes before is counted."""
+        verdict = self._guard.failed(client.host, time.monotonic())
+        self._log_failure(client, method, user, failures=verdict.failures, **({"reason": reason} if reason else {}))
+        if verdict.banned:
+            log.warning("auth.ban", address=client.host, client=str(client), failures=verdict.failures)
+        gevent.sleep(verdict.delay)
+        raise NotAuthenticated(answer)
+
+    @staticmethod
+    def _log_failure(client: Endpoint, method: str, user: bytes, **more: object) -> None:
+        """The line that fail2ban reads (docs/how-to/socks-authentication.md); never with a password."""
+        text = user.decode(errors="backslashreplace")
+        name = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+        log.warning("auth.failed", address=client.host, client=str(client), method=method, user=name, **more)

@@ -1,0 +1,200 @@
+"""SOCKS BIND: wait for the one connection that a client expects from outside (RFC 1928 section 4; SOCKS 4 alike)."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+
+import gevent.select
+import gevent.socket as gsocket
+import structlog
+
+from alg.address import Endpoint
+from gateway.flow.dial import DialError
+from gateway.flow.lookup import Admission, Lookup
+from gateway.flow.table import Flows
+from gateway.front.socks import socks4
+from gateway.front.socks.request import SocksRequest
+from gateway.model.errors import PinholeRefused
+from gateway.model.requests import Lease, PinholeRequest
+from gateway.net.addresses import is_local, public_address, source_towards
+from gateway.net.sockets import abort, endpoint, prepare
+from gateway.pinhole.userspace import UserspacePinholes, listen
+
+log = structlog.get_logger()
+
+REASON = "socks.bind"
+READ_SIZE = 4096
+VERDICT = 1.0  # seconds that a decision holds while a client waits; then the policy is asked again
+MAX_EARLY = 65536  # bytes that a client may send before its peer has come
+ELSEWHERE = {4: "192.0.2.1", 6: "2001:db8::1"}  # stands for the outside where anybody is expected (RFC 5737, RFC 3849)
+
+
+class BindCommand:
+    """Carries out BIND requests. `outside` as in the configuration; `timeout`: seconds until the expected peer must
+    have connected."""
+
+    def __init__(self, lookup: Lookup, pinholes: UserspacePinholes, flows: Flows, outside: str, timeout: float) -> None:
+        self._lookup = lookup
+        self._pinholes = pinholes
+        self._flows = flows
+        self._outside = outside
+        self._timeout = timeout
+
+    def run(self, request: SocksRequest) -> None:
+        """Serve one request; owns its socket."""
+        try:
+            peers, towards = self._expected(request)
+            admission = self._lookup.admit(request.wish(), None if peers is None else ipaddress.ip_address(towards))
+            try:
+                lease, advertised, listener = self._listen(request, peers, towards)
+            except DialError:
+                admission.session.release()
+                raise
+        except DialError as error:
+            log.info(
+                "socks.denied" if error.failure == "denied" else "socks.failed",
+                **request.names(),
+                failure=error.failure,
+                rule=error.rule,
+                detail=str(error),
+            )
+            request.refuse(error.failure)
+            return
+        reason, peer = "gone", None
+        try:
+            request.grant(advertised)  # only now: whoever reads it may have its peer connect at once
+            reason, peer = self._wait(request, lease, listener, peers)
+        except OSError:
+            pass  # the client has gone
+        finally:
+            listener.close()
+            self._pinholes.release(lease, reason)
+        if peer is not None:
+            self._carry(request, peer, admission)
+            return
+        admission.session.release()
+        if reason in ("expired", "revoked"):
+            request.refuse("timeout" if reason == "expired" else "denied")
+        else:
+            request.sock.close()
+
+    def _expected(self, request: SocksRequest) -> tuple[frozenset[str] | None, str]:
+        """The addresses of which one may connect (None: anybody), and one that is like them. Raises DialError."""
+        wish = request.wish()
+        if self._lookup.any_peer(wish):
+            return None, ELSEWHERE[6 if ":" in request.host else 4]
+        permitted = self._lookup.permitted(wish)
+        if request.version == socks4.VERSION:
+            permitted = [address for address in permitted if address.version == 4]
+        for address in permitted:
+            if source_towards(str(address)):
+                like = [str(other) for other in permitted if other.version == address.version]
+                return frozenset(like), str(address)
+        raise DialError("network", f"there is no way to {request.host}")
+
+    def _listen(
+        self, request: SocksRequest, peers: frozenset[str] | None, towards: str
+    ) -> tuple[Lease, Endpoint, gsocket.socket]:
+        """The pinhole, what to tell the client, and the listening socket. Raises DialError."""
+        facing = source_towards(towards)
+        if peers is None and self._outside != "auto" and is_local(self._outside):
+            facing = self._outside
+        if facing is None:
+            raise DialError("network", "no address of this host faces the outside")
+        public = public_address(self._outside, facing)
+        wish = PinholeRequest(
+            flow="",
+            reason=REASON,
+            client=request.client.host,
+            direction="in",
+            transport="tcp",
+            target=request.client,
+            peer=towards if peers else None,
+            public_host=public.local,
+            ttl=self._timeout,
+            uses=1,
+        )
+        try:
+            lease, listener = self._pinholes.reserve(wish, listen)
+        except PinholeRefused as error:
+            raise DialError("failed", str(error), error.rule) from error
+        return lease, Endpoint(public.advertised, lease.public.port), listener
+
+    def _wait(
+        self, request: SocksRequest, lease: Lease, listener: gsocket.socket, peers: frozenset[str] | None
+    ) -> tuple[str, gsocket.socket | None]:
+        """Wait for the peer: why that ended, and the peer. What the client sends meanwhile is kept for it. OSError when
+        the client has gone."""
+        until = time.monotonic() + self._timeout
+        listener.settimeout(0.0)
+        while (left := until - time.monotonic()) > 0:
+            denied_by = self._denied_by(request, peers)
+            if denied_by is not None:
+                log.warning("bind.denied", pinhole=lease.id, **request.names(), denied_by=denied_by)
+                return "revoked", None
+            full = len(request.incoming.buffer) >= MAX_EARLY
+            watched = [listener] if full else [listener, request.sock]
+            readable, _, _ = gevent.select.select(watched, [], [], min(left, VERDICT))
+            if request.sock in readable:
+                data = request.sock.recv(READ_SIZE)
+                if not data:
+                    return "gone", None
+                request.incoming.buffer += data
+            if listener in readable and (peer := self._accept(request, lease, listener, peers)) is not None:
+                return "used", peer
+        return "expired", None
+
+    def _denied_by(self, request: SocksRequest, peers: frozenset[str] | None) -> str | None:
+        """The rule by which this is not allowed any more: rules may change, and time goes on."""
+        try:
+            if peers is None:
+                self._lookup.any_peer(request.wish())
+            else:
+                for peer in peers:
+                    self._lookup.check(request.wish(), ipaddress.ip_address(peer))
+        except DialError as error:
+            return error.rule
+        return None
+
+    def _accept(
+        self, request: SocksRequest, lease: Lease, listener: gsocket.socket, peers: frozenset[str] | None
+    ) -> gsocket.socket | None:
+        """The expected peer, if it is the one that has connected; a stranger is closed."""
+        try:
+            peer, address = listener.accept()
+        except OSError:  # it has gone already
+            return None
+        remote = endpoint(address)
+        if self._is_expected(request, remote, peers):
+            return peer
+        log.warning("pinhole.stranger", pinhole=lease.id, peer=str(remote))
+        abort(peer)
+        return None
+
+    def _is_expected(self, request: SocksRequest, remote: Endpoint, peers: frozenset[str] | None) -> bool:
+        if peers is not None:
+            return remote.host in peers
+        try:
+            self._lookup.check(request.wish(), remote.ip)
+        except DialError:
+            return False
+        return True
+
+    def _carry(self, request: SocksRequest, peer: gsocket.socket, admission: Admission) -> None:
+        try:
+            remote = endpoint(peer.getpeername())
+            request.grant(remote)
+            prepare(request.sock)
+            prepare(peer)
+            peer.sendall(bytes(request.incoming.buffer))
+        except OSError:  # one of them has gone
+            admission.session.release()
+            abort(request.sock)
+            abort(peer)
+            return
+        # The peer has chosen its port, so it says nothing of the protocol: no module.
+        flow = self._flows.add("socks", request.client, remote, request.user, rule=admission.decision.rule)
+        flow.module = REASON
+        flow.rate, flow.session = admission.decision.rate, admission.session
+        self._flows.relay(flow, request.sock, peer)

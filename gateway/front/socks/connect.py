@@ -1,0 +1,52 @@
+"""SOCKS CONNECT: dial, tell the client the truth, and carry the flow."""
+
+from __future__ import annotations
+
+import structlog
+
+from gateway.driver.runner import FlowRunner
+from gateway.flow.dial import Dialer, DialError
+from gateway.front.socks.request import SocksRequest
+from gateway.net.sockets import endpoint
+
+log = structlog.get_logger()
+
+
+class ConnectCommand:
+    """Carries out CONNECT requests (RFC 1928 section 4)."""
+
+    def __init__(self, dialer: Dialer, runner: FlowRunner) -> None:
+        self._dialer = dialer
+        self._runner = runner
+
+    def run(self, request: SocksRequest) -> None:
+        """Serve one request; owns its socket."""
+        try:
+            connection = self._dialer.dial(request.wish())
+        except DialError as error:
+            self.fail(request, error)
+            return
+        server = connection.sock
+        try:
+            request.grant(endpoint(server.getsockname()))
+        except OSError:
+            connection.session.release()
+            server.close()
+            request.sock.close()
+            return
+        early = bytes(request.incoming.buffer)
+        target = f"{request.host}:{request.port}"
+        self._runner.run(
+            "socks", request.sock, server, early=early, user=request.user, target=target, connection=connection
+        )
+
+    def fail(self, request: SocksRequest, error: DialError) -> None:
+        """Tell the client and the log that there is no connection; owns the request's socket."""
+        log.info(
+            "socks.denied" if error.failure == "denied" else "socks.failed",
+            **request.names(),
+            failure=error.failure,
+            rule=error.rule,
+            detail=str(error),
+        )
+        request.refuse(error.failure)

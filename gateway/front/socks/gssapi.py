@@ -1,0 +1,112 @@
+"""Security contexts of GSSAPI: the only room that knows python-gssapi, an extra that is loaded when it is needed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gevent
+
+from gateway.front.socks.gssapi_wire import MAX_TOKEN, Level
+from gateway.model.errors import ConfigError
+
+if TYPE_CHECKING:
+    import gssapi
+
+LARGEST_PIECE = 32768  # bytes that one message carries at the most
+
+
+class GssapiFailure(Exception):
+    """The client's tokens are not those of anybody we know; the message is for the log."""
+
+
+class GssapiAcceptor:
+    """Accepts contexts for a service, as "rcmd", with the keys of a keytab (a path), whatever the name of this host.
+
+    Raises ConfigError where the package is missing or the keytab has no such key.
+    """
+
+    def __init__(self, service: str, keytab: str) -> None:
+        try:
+            import gssapi
+        except ImportError as error:
+            raise ConfigError(f"socks.auth: gssapi needs the Python package gssapi (extra gssapi): {error}") from None
+        self._service = service
+        self._gssapi = gssapi
+        self._error: type[Exception] = gssapi.raw.GSSError
+        self.reload(keytab)
+
+    def reload(self, keytab: str) -> None:
+        """Use another keytab. Raises ConfigError, and goes on with the old keys."""
+        name = self._gssapi.Name(self._service, self._gssapi.NameType.hostbased_service)
+        try:
+            self._credentials = self._gssapi.Credentials(name=name, usage="accept", store={"keytab": keytab})
+        except self._error as error:
+            reason = f"no key for the service {self._service!r}: {_reason(error)}"
+            raise ConfigError(f"socks.gssapi.keytab: {reason}") from None
+
+    def context(self) -> GssapiContext:
+        """A new context, for one client."""
+        return GssapiContext(self._gssapi.SecurityContext(creds=self._credentials, usage="accept"), self._gssapi)
+
+
+class GssapiContext:
+    """The security context of one client, and the protection of its messages once `level` is set."""
+
+    def __init__(self, context: gssapi.SecurityContext, library: Any) -> None:
+        self._context = context
+        self._error: type[Exception] = library.raw.GSSError
+        self.level = Level.NONE
+
+    def step(self, token: bytes) -> bytes:
+        """Take a token of the client; what to answer. Raises GssapiFailure.
+
+        In a thread: the library writes its replay cache to the disk.
+        """
+        try:
+            answer: bytes | None = gevent.get_hub().threadpool.apply(lambda: self._context.step(token))
+        except self._error as error:
+            raise GssapiFailure(_reason(error)) from None
+        return answer or b""
+
+    @property
+    def complete(self) -> bool:
+        return bool(self._context.complete)
+
+    @property
+    def principal(self) -> str:
+        """Who the client is, as "ann@EXAMPLE.ORG". GssapiFailure for one without a name."""
+        try:
+            name = self._context.initiator_name
+        except self._error as error:
+            raise GssapiFailure(_reason(error)) from None
+        if name is None:
+            raise GssapiFailure("the client has no name")
+        return str(name)
+
+    def wrap_level(self, level: int) -> bytes:
+        """The server's answer to the choice of a level: integrity is all it has (RFC 1961 section 4.2)."""
+        return bytes(self._context.wrap(bytes([level]), False).message)
+
+    def wrap(self, data: bytes) -> bytes:
+        """A token that holds `data` with the protection of `level`."""
+        return bytes(self._context.wrap(data, self.level is not Level.INTEGRITY).message)
+
+    def unwrap(self, token: bytes, level: Level | None = None) -> bytes:
+        """What is in a token. ValueError: it was changed, repeated, or not encrypted although `level` demands that."""
+        try:
+            result = self._context.unwrap(token)
+        except self._error as error:
+            raise ValueError(_reason(error)) from None
+        if (self.level if level is None else level) is Level.CONFIDENTIALITY and not result.encrypted:
+            raise ValueError("a message that is not encrypted")
+        return bytes(result.message)
+
+    def piece(self) -> int:
+        """How many bytes fit into a message."""
+        limit: int = self._context.get_wrap_size_limit(MAX_TOKEN, self.level is not Level.INTEGRITY)
+        return min(LARGEST_PIECE, limit)
+
+
+def _reason(error: Exception) -> str:
+    """The library's message in one line."""
+    return " ".join(str(error).split())

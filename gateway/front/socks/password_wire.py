@@ -1,0 +1,47 @@
+"""Username and password on the wire (RFC 1929), without a socket. A message is at most 513 bytes long."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from gateway.front.socks.socks5 import SocksError
+
+VERSION = 1
+MAX_MESSAGE = 513
+SUCCESS = bytes((VERSION, 0))
+FAILURE = bytes((VERSION, 1))
+
+
+class Credentials(msgspec.Struct, frozen=True):
+    """What a client claims. The password shows in no repr, so that no log or traceback can hold it."""
+
+    user: bytes
+    password: bytes
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("user", self.user)]
+
+    def __repr__(self) -> str:
+        return f"Credentials(user={self.user!r})"
+
+
+def parse_credentials(buffer: bytes) -> tuple[Credentials, int] | None:
+    """Read VER ULEN UNAME PLEN PASSWD (section 2); None: more is needed. SocksError for another version.
+
+    The RFC has names and passwords of 1 to 255 bytes; empty ones are read too, and are no user's.
+    """
+    if not buffer:
+        return None
+    if buffer[0] != VERSION:
+        raise SocksError(None, f"version {buffer[0]} of the password sub-negotiation where 1 was expected")
+    if len(buffer) < 2:
+        return None
+    end = 2 + buffer[1]
+    if len(buffer) <= end:
+        return None
+    last = end + 1 + buffer[end]
+    if len(buffer) < last:
+        return None
+    return Credentials(bytes(buffer[2:end]), bytes(buffer[end + 1 : last])), last

@@ -1,0 +1,280 @@
+"""The short way for the plainest connections: libev callbacks from accepting to the relay, and no greenlet.
+
+Only what is plain goes here: SOCKS 5 without authentication, CONNECT to an address, or a redirected connection; to a
+port without a module, permitted by a rule without further conditions. Everything else, and whatever is not as
+expected, is handed over as it stands to the front with the greenlets, which decides anew: no semantics live here twice.
+"""
+
+from __future__ import annotations
+
+import _socket
+import ipaddress
+from collections.abc import Callable
+from functools import partial
+from socket import AF_INET, inet_ntoa
+from time import monotonic
+from typing import Protocol
+
+from alg.address import Address, Endpoint, parse_ip
+from gateway.driver.runner import FlowRunner
+from gateway.flow.dial import DialError, dial_error
+from gateway.flow.quick_dial import QuickDialer, cooperative
+from gateway.front.socks import socks5
+from gateway.front.socks.connect import ConnectCommand
+from gateway.front.socks.request import READ_SIZE, Incoming, SocksRequest
+from gateway.front.socks.server import SocksFront
+from gateway.front.transparent.original_dst import original_destination
+from gateway.front.transparent.tcp import TransparentFront
+from gateway.model.requests import ConnectRequest
+from gateway.net.relay.poller import READ, Watch
+from gateway.net.relay.splice import Relay
+from gateway.net.relay.wheel import Entry
+from gateway.net.sockets import endpoint
+from gateway.policy.decide import Decision
+
+_CHOSEN = socks5.encode_method(socks5.Method.NONE)
+_CONNECT4 = bytes((socks5.VERSION, socks5.Command.CONNECT, 0, socks5.AddressType.IPV4))
+_CONNECT6 = bytes((socks5.VERSION, socks5.Command.CONNECT, 0, socks5.AddressType.IPV6))
+_GRANTED4 = bytes((socks5.VERSION, socks5.Reply.SUCCEEDED, 0, socks5.AddressType.IPV4))
+
+
+class Taking(Protocol):
+    """What takes connections in. `opening`: those here that are on their way to the relay; `spawn` runs what is handed
+    over in a greenlet."""
+
+    opening: int
+
+    def spawn(self, handler: Callable[[], None]) -> None: ...
+
+
+class QuickSocks:
+    """SOCKS 5 CONNECT for clients that need not say who they are."""
+
+    def __init__(
+        self,
+        front: SocksFront,
+        command: ConnectCommand,
+        dialer: QuickDialer,
+        runner: FlowRunner,
+        relay: Relay,
+        timeout: float,
+        taking: Taking,
+    ) -> None:
+        """`timeout`: seconds for a whole handshake."""
+        self.front = front
+        self.command = command
+        self.dialer = dialer
+        self.runner = runner
+        self.poller = relay.poller
+        self.wheel = relay.wheel
+        self.timeout = timeout
+        self.taking = taking
+
+    def accept(self, sock: _socket.socket, address: tuple[object, ...]) -> None:
+        """Serve one accepted connection; owns the socket."""
+        self.taking.opening += 1
+        _Handshake(self, sock, address)
+
+
+class _Handshake:
+    """One SOCKS connection until it is handed over: to the relay, or to the front with greenlets."""
+
+    __slots__ = (
+        "_address",
+        "_buffer",
+        "_chosen",
+        "_decision",
+        "_entry",
+        "_lane",
+        "_server",
+        "_since",
+        "_sock",
+        "_watch",
+    )
+
+    def __init__(self, lane: QuickSocks, sock: _socket.socket, address: tuple[object, ...]) -> None:
+        self._lane = lane
+        self._sock = sock
+        self._address = address
+        self._buffer = b""
+        self._chosen = False
+        self._since = monotonic()
+        self._server: Endpoint | None = None
+        self._decision: Decision | None = None
+        self._entry: Entry = lane.wheel.add(self._since + lane.timeout, self._expire)
+        self._watch: Watch = lane.poller.watch(sock.fileno(), READ, self._readable)
+
+    def _readable(self, _events: int) -> None:
+        try:
+            data = self._sock.recv(READ_SIZE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:  # the client has gone
+            self._leave(closing=True)
+            self._sock.close()
+            return
+        self._buffer = buffer = self._buffer + data if self._buffer else data
+        if not self._chosen:
+            if buffer[0] != socks5.VERSION:
+                self._hand_over()
+                return
+            if len(buffer) < 2 or len(buffer) < 2 + buffer[1]:
+                return
+            end = 2 + buffer[1]
+            if socks5.Method.NONE not in buffer[2:end] or not self._send(_CHOSEN):
+                self._hand_over()
+                return
+            self._chosen = True
+            self._buffer = buffer = buffer[end:]
+        if len(buffer) < 4:
+            return
+        kind = buffer[:4]
+        if kind == _CONNECT4:
+            self._request(buffer, 8)
+        elif kind == _CONNECT6:
+            self._request(buffer, 20)
+        else:
+            self._hand_over()
+
+    def _request(self, buffer: bytes, end: int) -> None:
+        if len(buffer) < end + 2:
+            return
+        lane = self._lane
+        packed, port = buffer[4:end], buffer[end] << 8 | buffer[end + 1]
+        host = inet_ntoa(packed) if end == 8 else str(ipaddress.IPv6Address(packed))
+        if lane.runner.has_module(port):
+            self._hand_over()
+            return
+        address = parse_ip(host)
+        decision = lane.dialer.decide(ConnectRequest("connect", endpoint(self._address), host, port), address)
+        if decision is None:
+            self._hand_over()
+            return
+        self._buffer = buffer[end + 2 :]
+        self._server = Endpoint(host, port)
+        self._decision = decision
+        lane.wheel.discard(self._entry)
+        self._watch.handler = self._early
+        lane.dialer.start(address, port, self._dialled)
+
+    def _early(self, _events: int) -> None:
+        """The client says or ends something before its server is there: that can wait."""
+        self._watch.rest()
+
+    def _dialled(self, result: _socket.socket | OSError, watch: Watch | None) -> None:
+        lane, sock, decision, server = self._lane, self._sock, self._decision, self._server
+        assert decision is not None
+        assert server is not None
+        lane.taking.opening -= 1
+        client = endpoint(self._address)
+        if isinstance(result, OSError):
+            self._watch.forget(closing=False)
+            lane.taking.spawn(partial(self._fail, client, server, dial_error(result)))
+            return
+        assert watch is not None
+        try:
+            bound = result.getsockname()
+            granted = self._send(_grant(result.family, bound))
+        except OSError:
+            granted = False
+        if not granted:  # the client has gone
+            self._watch.forget(closing=True)
+            watch.forget(closing=True)
+            sock.close()
+            result.close()
+            return
+        lane.runner.join("socks", client, sock, server, result, self._buffer, decision, (self._watch, watch))
+
+    def _send(self, answer: bytes) -> bool:
+        """The first bytes of a connection always fit; otherwise it is broken."""
+        try:
+            return self._sock.send(answer) == len(answer)
+        except OSError:
+            return False
+
+    def _fail(self, client: Endpoint, server: Endpoint, error: DialError) -> None:
+        incoming = Incoming(cooperative(self._sock))
+        request = SocksRequest(incoming, socks5.VERSION, "connect", client, server.host, server.port)
+        self._lane.command.fail(request, error)
+
+    def _hand_over(self) -> None:
+        """Let a greenlet go on with what has come, in what is left of the time."""
+        self._leave(closing=False)
+        left = self._lane.timeout - (monotonic() - self._since)
+        self._lane.taking.spawn(partial(self._go_on, left))
+
+    def _go_on(self, seconds: float) -> None:
+        self._lane.front.resume(cooperative(self._sock), self._address, self._buffer, self._chosen, seconds)
+
+    def _expire(self, _now: float) -> None:
+        self._lane.front.log_timeout(endpoint(self._address))
+        self._leave(closing=True)
+        self._sock.close()
+
+    def _leave(self, closing: bool) -> None:
+        self._lane.wheel.discard(self._entry)
+        self._watch.forget(closing)
+        self._lane.taking.opening -= 1
+
+
+class QuickTransparent:
+    """Redirected connections."""
+
+    def __init__(self, front: TransparentFront, dialer: QuickDialer, runner: FlowRunner, taking: Taking) -> None:
+        self._front = front
+        self._dialer = dialer
+        self._runner = runner
+        self._taking = taking
+
+    def accept(self, sock: _socket.socket, address: tuple[object, ...]) -> None:
+        """Serve one accepted connection; owns the socket."""
+        plain = self._plain(sock, address)
+        if plain is None:
+            self._taking.spawn(partial(self._hand_over, sock, address))
+            return
+        request, target, decision = plain
+        self._taking.opening += 1
+        self._dialer.start(target, request.port, partial(self._dialled, sock, request, decision))
+
+    def _plain(
+        self, sock: _socket.socket, address: tuple[object, ...]
+    ) -> tuple[ConnectRequest, Address, Decision] | None:
+        try:
+            target = original_destination(sock)
+            local = endpoint(sock.getsockname())
+        except OSError:
+            return None
+        if target is None or target == local or self._runner.has_module(target.port) or self._front.publishes(target):
+            return None
+        request = ConnectRequest("transparent", endpoint(address), target.host, target.port)
+        ip = target.ip
+        decision = self._dialer.decide(request, ip)
+        return (request, ip, decision) if decision is not None else None
+
+    def _dialled(
+        self,
+        sock: _socket.socket,
+        request: ConnectRequest,
+        decision: Decision,
+        result: _socket.socket | OSError,
+        watch: Watch | None,
+    ) -> None:
+        self._taking.opening -= 1
+        server = Endpoint(request.host, request.port)
+        if isinstance(result, OSError):
+            self._front.fail(sock, request.client, server, dial_error(result))
+            return
+        assert watch is not None
+        self._runner.join("transparent", request.client, sock, server, result, b"", decision, (None, watch))
+
+    def _hand_over(self, sock: _socket.socket, address: tuple[object, ...]) -> None:
+        self._front.handle(cooperative(sock), address)
+
+
+def _grant(family: int, bound: tuple[str, int]) -> bytes:
+    """The success reply with the bound endpoint (RFC 1928 section 6)."""
+    if family == AF_INET:
+        return _GRANTED4 + _socket.inet_aton(bound[0]) + bound[1].to_bytes(2, "big")
+    return socks5.encode_reply(socks5.Reply.SUCCEEDED, endpoint(bound))

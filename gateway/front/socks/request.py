@@ -1,0 +1,164 @@
+"""A SOCKS request that has been read, and the ways to answer it: the same for versions 4, 4a and 5."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import gevent.socket as gsocket
+import msgspec
+
+from alg.address import Endpoint
+from gateway.flow.dial import DialFailure
+from gateway.front.socks import socks4, socks5
+from gateway.model.requests import CommandName, ConnectRequest
+from gateway.net.sockets import close_gently
+
+T = TypeVar("T")
+
+READ_SIZE = 4096
+GOODBYE = 2.0  # seconds for a refused client to read the reply and close (RFC 1928 section 6 allows 10)
+
+_REPLIES: dict[DialFailure, socks5.Reply] = {
+    "denied": socks5.Reply.NOT_ALLOWED,
+    "name": socks5.Reply.HOST_UNREACHABLE,
+    "refused": socks5.Reply.CONNECTION_REFUSED,
+    "network": socks5.Reply.NETWORK_UNREACHABLE,
+    "host": socks5.Reply.HOST_UNREACHABLE,
+    "timeout": socks5.Reply.TTL_EXPIRED,
+    "failed": socks5.Reply.GENERAL_FAILURE,
+}
+
+
+class Protection(Protocol):
+    """Per-message protection that was negotiated with the client (RFC 1961 section 5), for what is not its stream."""
+
+    def wrap(self, data: bytes) -> bytes:
+        """A datagram for the client, encapsulated."""
+        ...
+
+    def unwrap(self, datagram: bytes) -> bytes:
+        """What is in a datagram of the client. ValueError: it is not from the client or was changed; drop it."""
+        ...
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Who a client has shown to be: the answer of its authentication. `protection` is None but after GSSAPI with it."""
+
+    user: str | None = None
+    groups: tuple[str, ...] = ()
+    protection: Protection | None = None
+
+
+ANONYMOUS = Identity()
+
+
+class Gone(Exception):
+    """The client closed in the middle of its handshake."""
+
+
+class Incoming:
+    """A client's socket, and what has come from it and is not consumed yet."""
+
+    def __init__(self, sock: gsocket.socket) -> None:
+        self.sock = sock
+        self.local: tuple[object, ...] = sock.getsockname()  # of the client's own connection, whatever is laid over it
+        self.buffer = bytearray()
+
+    def read(self, parse: Callable[[bytes], tuple[T, int] | None]) -> T:
+        """Receive until `parse` has a message. What is behind it stays in the buffer: it is the server's. Raises Gone,
+        OSError, and what `parse` raises."""
+        while (result := parse(bytes(self.buffer))) is None:
+            self._receive()
+        message, used = result
+        del self.buffer[:used]
+        return message
+
+    def peek(self) -> int:
+        """The first byte."""
+        while not self.buffer:
+            self._receive()
+        return self.buffer[0]
+
+    def _receive(self) -> None:
+        data = self.sock.recv(READ_SIZE)
+        if not data:
+            raise Gone
+        self.buffer += data
+
+
+class SocksRequest:
+    """What a client asks for. `version` is 4 or 5; `identity` what its authentication has shown.
+
+    `reverse`: command "resolve" asks for the name of an address. `sock` carries the client's bytes as they are meant: a
+    protection of the stream is done within it.
+    """
+
+    def __init__(
+        self,
+        incoming: Incoming,
+        version: int,
+        command: CommandName,
+        client: Endpoint,
+        host: str,
+        port: int,
+        identity: Identity = ANONYMOUS,
+        reverse: bool = False,
+    ) -> None:
+        self.incoming = incoming
+        self.version = version
+        self.command = command
+        self.client = client
+        self.host = host
+        self.port = port
+        self.identity = identity
+        self.reverse = reverse
+
+    @property
+    def user(self) -> str | None:
+        return self.identity.user
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return self.identity.groups
+
+    @property
+    def protection(self) -> Protection | None:
+        """How datagrams of a UDP association are to be wrapped and unwrapped; None: not at all."""
+        return self.identity.protection
+
+    @property
+    def sock(self) -> gsocket.socket:
+        return self.incoming.sock
+
+    def names(self) -> dict[str, str]:
+        """Who asks for what, for each line about it."""
+        user = {"user": self.user} if self.user else {}
+        return {"client": str(self.client), **user, "command": self.command, "target": f"{self.host}:{self.port}"}
+
+    def wish(self) -> ConnectRequest:
+        """The request as the policy and the dialler know it."""
+        return ConnectRequest(self.command, self.client, self.host, self.port, self.user, self.groups)
+
+    def grant(self, bound: Endpoint | str) -> None:
+        """Send a success reply with a bound endpoint (a name: RESOLVE_PTR). OSError if the client has gone."""
+        if self.version == socks5.VERSION or isinstance(bound, str):
+            self.sock.sendall(socks5.encode_reply(socks5.Reply.SUCCEEDED, bound))
+        else:
+            self.sock.sendall(socks4.encode_reply(socks4.Reply.GRANTED, bound))
+
+    def refuse(self, failure: DialFailure) -> None:
+        """Send the reply that tells the truth, and close."""
+        refuse(self.sock, self.version, _REPLIES[failure] if self.version == socks5.VERSION else socks4.Reply.REJECTED)
+
+
+def refuse(sock: gsocket.socket, version: int, reply: int | None) -> None:
+    """Send a failure reply of a version (None: there is none that the client would understand) and close."""
+    try:
+        if reply is not None and version == socks5.VERSION:
+            sock.sendall(socks5.encode_reply(socks5.Reply(reply)))
+        elif reply is not None:
+            sock.sendall(socks4.encode_reply(socks4.Reply(reply)))
+    except OSError:
+        pass
+    close_gently(sock, GOODBYE)

@@ -1,0 +1,51 @@
+"""Tor's extensions of SOCKS: RESOLVE (F0) asks for an address, RESOLVE_PTR (F1) for a name."""
+
+from __future__ import annotations
+
+import structlog
+
+from alg.address import Endpoint
+from gateway.flow.dial import DialError
+from gateway.flow.lookup import Lookup
+from gateway.front.socks import socks4
+from gateway.front.socks.request import GOODBYE, SocksRequest
+from gateway.net.sockets import close_gently
+
+log = structlog.get_logger()
+
+
+class ResolveCommand:
+    """Carries out RESOLVE and RESOLVE_PTR. Only what the client might be permitted to reach is told."""
+
+    def __init__(self, lookup: Lookup) -> None:
+        self._lookup = lookup
+
+    def run(self, request: SocksRequest) -> None:
+        """Serve one request; owns its socket."""
+        try:
+            answer = self._answer(request)
+        except DialError as error:
+            log.info(
+                "socks.denied" if error.failure == "denied" else "socks.failed",
+                **request.names(),
+                failure=error.failure,
+                rule=error.rule,
+                detail=str(error),
+            )
+            request.refuse(error.failure)
+            return
+        try:
+            request.grant(answer)
+        except OSError:
+            request.sock.close()
+            return
+        close_gently(request.sock, GOODBYE)
+
+    def _answer(self, request: SocksRequest) -> Endpoint | str:
+        wish = request.wish()
+        if request.reverse:
+            return self._lookup.name_of(wish)
+        for address in self._lookup.permitted(wish):
+            if address.version == 4 or request.version != socks4.VERSION:
+                return Endpoint(str(address), 0)
+        raise DialError("name", f"{request.host} has no address that SOCKS 4 can tell")

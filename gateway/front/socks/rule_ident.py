@@ -1,0 +1,27 @@
+"""Ident where a rule asks for it: the user of a client that has not shown who it is (RFC 1413)."""
+
+from __future__ import annotations
+
+from gateway.front.auth.ident import IdentClient
+from gateway.front.auth.passwords import Accounts
+from gateway.front.socks.request import Identity, SocksRequest
+from gateway.net.sockets import endpoint
+from gateway.policy.decide import Policy
+
+
+class RuleIdent:
+    """Asks a client's ident server when a rule which may come to decide on its request has `ident = true`."""
+
+    def __init__(self, policy: Policy, ident: IdentClient, accounts: Accounts) -> None:
+        self._policy = policy
+        self._ident = ident
+        self._accounts = accounts
+
+    def complete(self, request: SocksRequest) -> None:
+        """Put the user that ident names into the request. Without an answer it stays without one, and rules that want
+        one do not match. What a SOCKS 4 client says of itself counts for nothing. OSError if the client has gone."""
+        if request.user is not None or not self._policy.demands_ident(request.wish()):
+            return
+        name = self._ident.ask(request.client, endpoint(request.sock.getsockname()))
+        if name is not None:
+            request.identity = Identity(name, self._accounts.groups(name))

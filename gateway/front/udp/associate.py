@@ -1,0 +1,113 @@
+"""SOCKS UDP ASSOCIATE (RFC 1928 section 4): make an association, and end it with its TCP connection."""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import random
+import socket
+
+import structlog
+
+from gateway.flow.dial import DialError
+from gateway.flow.lookup import Lookup
+from gateway.flow.table import Flows
+from gateway.front.socks.request import SocksRequest
+from gateway.front.udp.association import REASON, Association
+from gateway.front.udp.reader import MessageReader
+from gateway.front.udp.routes import Options
+from gateway.front.udp.sockets import bind_datagrams
+from gateway.net.relay.wheel import Wheel
+from gateway.net.sockets import endpoint, prepare
+from gateway.pinhole.userspace import UserspacePinholes
+
+log = structlog.get_logger()
+
+READ_SIZE = 4096
+TRIES = 64  # random ports
+
+
+class UdpAssociateCommand:
+    """Carries out UDP ASSOCIATE requests. `ports`: lowest and highest port, towards the client too. `reader`: what is
+    read of their datagrams; None: nothing."""
+
+    def __init__(
+        self,
+        lookup: Lookup,
+        pinholes: UserspacePinholes,
+        flows: Flows,
+        wheel: Wheel,
+        ports: tuple[int, int],
+        options: Options,
+        reader: MessageReader | None,
+    ) -> None:
+        self._lookup = lookup
+        self._pinholes = pinholes
+        self._flows = flows
+        self._wheel = wheel
+        self._ports = ports
+        self._options = options
+        self._reader = reader
+        self._random = random.SystemRandom()
+
+    def run(self, request: SocksRequest) -> None:
+        """Serve one request, to the end of its association; owns its socket."""
+        try:
+            admission = self._lookup.admit_association(request.wish())
+            try:
+                inner = self._bind(str(request.incoming.local[0]))
+            except DialError:
+                admission.session.release()
+                raise
+        except DialError as error:
+            log.info(
+                "socks.denied" if error.failure == "denied" else "socks.failed",
+                **request.names(),
+                failure=error.failure,
+                rule=error.rule,
+                detail=str(error),
+            )
+            request.refuse(error.failure)
+            return
+        bound = endpoint(inner.getsockname())
+        flow = self._flows.add("socks", request.client, bound, request.user, rule=admission.decision.rule)
+        flow.module, flow.session = REASON, admission.session
+        reasons: list[str] = []
+
+        def end(reason: str) -> None:
+            """Wakes the greenlet below, which waits for the end of the control connection."""
+            reasons.append(reason)
+            try:
+                request.sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # it has ended by itself
+
+        association = Association(request, inner, flow, self._lookup, self._pinholes, self._options, self._reader, end)
+        flow.hand_over(association)
+        entry = self._wheel.add(association.active + self._options.idle_timeout, association.renew)
+        try:
+            association.start()
+            request.grant(bound)
+            prepare(request.sock)
+            while request.sock.recv(READ_SIZE):  # nothing that comes here means anything
+                pass
+        except OSError:
+            reasons.append("reset")
+        finally:
+            self._wheel.discard(entry)
+            association.close()
+            request.sock.close()
+            if association.dropped:
+                log.info("socks.udp_dropped", flow=flow.id, **association.dropped)
+            self._flows.end(flow, reasons[0] if reasons else "eof")
+
+    def _bind(self, host: str) -> _socket.socket:
+        """A socket for the client at the address that it has connected to. Raises DialError."""
+        host = host.removeprefix("::ffff:") if "." in host else host
+        for _ in range(TRIES):
+            try:
+                return bind_datagrams(host, self._random.randint(*self._ports))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise DialError("failed", error.strerror or str(error)) from error
+        raise DialError("failed", "no port is free")

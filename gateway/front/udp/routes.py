@@ -1,0 +1,105 @@
+"""What an association knows of its ways to the outside: its sockets there, and where datagrams go."""
+
+from __future__ import annotations
+
+import _socket
+from time import monotonic
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+import structlog
+from gevent import get_hub
+
+from gateway.config.schema import Config
+from gateway.flow.dial import DialError
+from gateway.model.requests import ConnectRequest, Lease
+from gateway.net.addresses import PublicAddress
+
+if TYPE_CHECKING:
+    from gevent._types import _IoWatcher
+
+    from gateway.front.udp.reader import Messages
+
+log = structlog.get_logger()
+
+READ = 1  # libev's EV_READ
+MAX_ROUTES = 1024  # targets of an association, and peers that may answer; the one used least recently makes room
+
+Host = tuple[str, int]
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class Options(msgspec.Struct, frozen=True):
+    """`open_answers`: anybody may answer, not only whom the client has written to. `reassemble`: fragments are put
+    together, else dropped. `idle_timeout`: seconds without a datagram. `outside` as in the configuration."""
+
+    open_answers: bool
+    reassemble: bool
+    idle_timeout: float
+    outside: str
+
+    @classmethod
+    def of(cls, config: Config) -> Options:
+        """The options of a configuration."""
+        socks = config.socks
+        return cls(
+            socks.udp_answers == "open", socks.udp_fragments == "reassemble", socks.udp_idle_timeout,
+            config.network.outside,
+        )  # fmt: skip
+
+
+class Outside:
+    """A socket towards the outside, its pinhole, and `public`, where the world finds its port."""
+
+    __slots__ = ("lease", "messages", "public", "sock", "watcher")
+
+    def __init__(self, lease: Lease, sock: _socket.socket, public: PublicAddress) -> None:
+        self.lease = lease
+        self.sock = sock
+        self.public = public
+        self.messages: Messages | None = None  # what is read of what passes; none was so far
+        self.watcher: _IoWatcher = get_hub().loop.io(sock.fileno(), READ)
+
+
+class Route:
+    """Where datagrams with a certain header go, until the decision is to be asked for again."""
+
+    __slots__ = ("messages", "sock", "target", "until", "waiting")
+
+    def __init__(self, until: float) -> None:
+        self.until = until
+        self.target: Host = ("", 0)
+        self.sock: _socket.socket | None = None  # where all go at once; None: nowhere, not yet, or not unread
+        self.messages: Messages | None = None  # who reads them
+        self.waiting: list[bytes] | None = None  # data, while it is being decided
+
+
+class Refusals:
+    """The refusals of an association, on the log: one a second at most, for its client may write to the whole world."""
+
+    def __init__(self, flow: str) -> None:
+        self._flow = flow
+        self._told = 0.0
+
+    def tell(self, wish: ConnectRequest, error: DialError) -> None:
+        """Log one, unless there was one just now."""
+        if monotonic() < self._told + 1:
+            return
+        self._told = monotonic()
+        log.info(
+            "socks.denied" if error.failure == "denied" else "socks.failed",
+            flow=self._flow,
+            client=str(wish.client),
+            command="udp",
+            target=f"{wish.host}:{wish.port}",
+            failure=error.failure,
+            rule=error.rule,
+            detail=str(error),
+        )
+
+
+def bound(table: dict[Key, Value]) -> None:
+    """Let the oldest entry go when there are too many."""
+    if len(table) > MAX_ROUTES:
+        del table[next(iter(table))]

@@ -1,0 +1,119 @@
+"""Datagrams of a SOCKS 5 UDP association on the wire (RFC 1928, section 7), without a socket and without a clock."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address
+
+import msgspec
+
+from alg.address import Endpoint
+from gateway.front.socks.socks5 import AddressType, Reply, SocksError, decode_name
+
+MAX_HEADER = 262  # a name of 255 bytes
+MAX_ADDRESS_HEADER = 22  # what `encode_header` makes at most
+MAX_DATA = 65507  # bytes that a UDP datagram over IPv4 can hold
+REASSEMBLY_TIMEOUT = 5.0  # seconds for all fragments of a datagram: the shortest that section 7 allows
+
+_END = 0x80  # the bit of FRAG that says: this is the last fragment
+
+
+class Header(msgspec.Struct, frozen=True):
+    """`fragment` is FRAG as it stands. `host` is the canonical text of an address, or a name as the client wrote it."""
+
+    fragment: int
+    host: str
+    port: int
+
+
+def header_size(datagram: bytes | memoryview) -> int:
+    """How many bytes the header takes, by its address type; 0 where there is no whole header of a known type."""
+    if len(datagram) < 5:
+        return 0
+    match datagram[3]:
+        case AddressType.IPV4:
+            size = 10
+        case AddressType.IPV6:
+            size = 22
+        case AddressType.NAME:
+            size = 7 + datagram[4]
+        case _:
+            return 0
+    return size if len(datagram) >= size else 0
+
+
+def parse_header(datagram: bytes) -> tuple[Header, int]:
+    """Read RSV FRAG ATYP DST.ADDR DST.PORT; the header, and how many bytes it takes: the data is behind them.
+
+    SocksError where it is cut off or of an unknown type, where RSV is not zero, and for a name that cannot be one.
+    There is no answer to such a datagram: it is to be dropped.
+    """
+    size = header_size(datagram)
+    if not size:
+        raise SocksError(None, "no whole header")
+    if datagram[:2] != b"\0\0":
+        raise SocksError(None, "RSV is not zero")
+    match datagram[3]:
+        case AddressType.IPV4:
+            host = str(IPv4Address(datagram[4:8]))
+        case AddressType.IPV6:
+            host = str(IPv6Address(datagram[4:20]))
+        case _:
+            host = decode_name(datagram[5 : size - 2], Reply.GENERAL_FAILURE)
+    return Header(datagram[2], host, int.from_bytes(datagram[size - 2 : size], "big")), size
+
+
+def encode_header(source: Endpoint) -> bytes:
+    """The header of an unfragmented datagram that came from `source`; at most MAX_ADDRESS_HEADER bytes."""
+    kind = AddressType.IPV6 if source.version == 6 else AddressType.IPV4
+    return bytes((0, 0, 0, kind)) + source.ip.packed + source.port.to_bytes(2, "big")
+
+
+class Reassembly:
+    """The REASSEMBLY QUEUE and REASSEMBLY TIMER of one association (RFC 1928, section 7).
+
+    One sequence at a time, its fragments in order: a gap can never be filled, as a lower position abandons the queue;
+    so what leaves a gap abandons it at once. Holds at most MAX_DATA bytes. Times are monotonic seconds.
+    """
+
+    def __init__(self, timeout: float = REASSEMBLY_TIMEOUT) -> None:
+        self._timeout = timeout
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._target = ("", 0)
+        self._until = 0.0
+
+    def add(self, header: Header, data: bytes, now: float) -> bytes | None:
+        """Take one datagram. The whole data once it is there (of a standalone one at once), None before that."""
+        if self._parts and now >= self._until:
+            self.abandon()
+        if header.fragment == 0:  # less than any position: what was queued is abandoned
+            self.abandon()
+            return data
+        position, target = header.fragment & ~_END, (header.host, header.port)
+        if self._parts and position == len(self._parts) and target == self._target and data == self._parts[-1]:
+            return None  # the network has doubled it
+        if position <= len(self._parts) or target != self._target:
+            self.abandon()
+        if position != len(self._parts) + 1 or self._size + len(data) > MAX_DATA:
+            self.abandon()
+            return None
+        if position == 1:
+            self._until = now + self._timeout
+            self._target = target
+        self._parts.append(data)
+        self._size += len(data)
+        if not header.fragment & _END:
+            return None
+        whole = b"".join(self._parts)
+        self.abandon()
+        return whole
+
+    @property
+    def pending(self) -> bool:
+        """Whether fragments are queued."""
+        return bool(self._parts)
+
+    def abandon(self) -> None:
+        """Reinitialize the queue, as a standalone datagram does."""
+        self._parts.clear()
+        self._size = 0

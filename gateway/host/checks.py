@@ -1,0 +1,153 @@
+"""What the doctor looks at outside of the gateway's own things: clock, name servers, descriptors, ports, other rules.
+
+Nothing here stops the gateway, so each finding is "ok" or a warning.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import dns.exception
+import dns.message
+import dns.query
+import dns.resolver
+
+from gateway.config.check import parse_name_server
+from gateway.config.schema import Config, parse_endpoint
+from gateway.host.finding import Finding
+from gateway.host.foreign_rules import translators
+from gateway.net.addresses import is_local
+
+ENOUGH_DESCRIPTORS = 16384  # two for each flow, and as many flows as a busy house has
+DNS_TIMEOUT = 2.0  # seconds for each name server
+_PROC = Path("/proc/sys")
+
+
+def examine_host(config: Config) -> Iterator[Finding]:
+    """The checks that concern any configuration."""
+    yield _clock()
+    yield from _name_servers(config)
+    yield _descriptors()
+    yield from _listening(config)
+
+
+def examine_router(config: Config, proc: Path = _PROC) -> Iterator[Finding]:
+    """The checks of a router that forwards for others; `proc` is its /proc/sys."""
+    yield from _reverse_path(config, proc)
+    yield _port_range(config, proc)
+    yield _other_translation(config)
+
+
+def _clock() -> Finding:
+    """Rules with a time and all logs rely on it; a router without a battery begins in the past."""
+    now, built = time.time(), Path(__file__).stat().st_mtime
+    text = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(now))
+    if now < built - 86400:
+        return Finding("clock", "warning", f"{text} is before this program was installed", "set the clock (NTP)")
+    return Finding("clock", "ok", text)
+
+
+def _name_servers(config: Config) -> Iterator[Finding]:
+    try:
+        servers = [parse_name_server(text) for text in config.dns.servers]
+        if not servers:
+            servers = [(str(address), 53) for address in dns.resolver.Resolver().nameservers]
+    except dns.exception.DNSException:
+        servers = []
+    if not servers:
+        yield Finding("name servers", "warning", "there are none", "name some in dns.servers, or in /etc/resolv.conf")
+    for host, port in servers:
+        began = time.monotonic()
+        try:
+            dns.query.udp(
+                dns.message.make_query(".", "NS"), host, timeout=DNS_TIMEOUT, port=port, ignore_unexpected=True
+            )
+        except (OSError, dns.exception.DNSException) as error:
+            reason = str(error) or type(error).__name__
+            yield Finding(f"name server {host}", "warning", f"does not answer: {reason}", "correct dns.servers")
+        else:
+            yield Finding(f"name server {host}", "ok", f"answers in {(time.monotonic() - began) * 1000:.0f} ms")
+
+
+def _descriptors() -> Finding:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < ENOUGH_DESCRIPTORS:
+        return Finding(
+            "descriptors",
+            "warning",
+            f"{hard} for each process: room for {hard // 2} flows",
+            f"LimitNOFILE={4 * ENOUGH_DESCRIPTORS} in the service, or ulimit -n",
+        )
+    return Finding("descriptors", "ok", "no limit" if hard == resource.RLIM_INFINITY else f"{hard} for each process")
+
+
+def _listening(config: Config) -> Iterator[Finding]:
+    for text in config.socks.listen:
+        host = parse_endpoint(text).host
+        if is_local(host):
+            yield Finding(f"socks.listen {text}", "ok", "an address of this host")
+        else:
+            yield Finding(
+                f"socks.listen {text}", "warning", "not an address of this host now", "correct socks.listen, or add it"
+            )
+
+
+def _reverse_path(config: Config, proc: Path) -> Iterator[Finding]:
+    """Without it a packet from outside may claim an inside source, which pinholes and rules believe."""
+    if not any(network.version == 4 for network in config.inside_networks):
+        return
+    conf = proc / "net/ipv4/conf"
+    everywhere = _number(conf / "all/rp_filter")
+    names = sorted(path.name for path in conf.iterdir() if path.name not in ("all", "default", "lo"))
+    unfiltered = [name for name in names if max(everywhere, _number(conf / name / "rp_filter")) == 0]
+    if unfiltered:
+        yield Finding(
+            "reverse path",
+            "warning",
+            f"a source address is not checked on {', '.join(unfiltered[:4])}{', ...' if len(unfiltered) > 4 else ''}",
+            "sysctl -w net.ipv4.conf.all.rp_filter=1 (2 if there are several ways to the same network)",
+        )
+    else:
+        yield Finding("reverse path", "ok", "source addresses are checked (rp_filter)")
+
+
+def _port_range(config: Config, proc: Path) -> Finding:
+    """A port that a local connection goes out from cannot be a pinhole, and the reverse."""
+    low, high = config.pinhole_ports
+    first, last = map(int, (proc / "net/ipv4/ip_local_port_range").read_text().split())
+    both = (max(low, first), min(high, last))
+    reserved = _reserved((proc / "net/ipv4/ip_local_reserved_ports").read_text())
+    if both[0] > both[1] or all(port in reserved for port in range(both[0], both[1] + 1)):
+        return Finding("pinhole ports", "ok", f"{low}-{high} are not used for this host's own connections")
+    return Finding(
+        "pinhole ports",
+        "warning",
+        f"{both[0]}-{both[1]} are in ip_local_port_range ({first}-{last}) too: fewer may be free at times",
+        f"sysctl -w net.ipv4.ip_local_reserved_ports={low}-{high}",
+    )
+
+
+def _reserved(text: str) -> set[int]:
+    ports: set[int] = set()
+    for part in filter(None, text.strip().split(",")):
+        first, _, last = part.partition("-")
+        ports.update(range(int(first), int(last or first) + 1))
+    return ports
+
+
+def _other_translation(config: Config) -> Finding:
+    """Rules of others that take our traffic before we see it."""
+    found = translators((*config.module_ports(), *config.transparent.ports), config.instance)
+    if found:
+        return Finding("other rules", "warning", "; ".join(found), "remove them, or the port from the configuration")
+    return Finding("other rules", "ok", "nobody else translates these ports before us")
+
+
+def _number(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return 0

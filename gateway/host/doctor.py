@@ -1,0 +1,166 @@
+"""Is this host fit for this configuration? Each check is a finding, with what to do about it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from alg.api import Mode
+from gateway.config.schema import Config
+from gateway.host import helpers, rules
+from gateway.host.checks import examine_host, examine_router
+from gateway.host.finding import Finding
+from gateway.model.errors import AlgateError
+
+_SBIN = ":/usr/sbin:/sbin"  # not in everybody's PATH
+_DEADLINE = 30.0  # seconds for trying the kernel
+_PACKAGES = {
+    "nft": "nftables",
+    "iptables-restore": "iptables",
+    "ip6tables-restore": "iptables",
+    "setpriv": "util-linux",
+    "unshare": "util-linux",
+}
+
+
+def examine(config: Config) -> list[Finding]:
+    """All checks that concern this configuration. As root it sees more."""
+    privileged = config.broker_wanted or config.transparent_enabled
+    found = [Finding("configuration", "ok", f"{len(config.alg)} modules, instance {config.instance}")]
+    found += examine_host(config)
+    if not privileged:
+        return [
+            *found,
+            Finding("privilege", "ok", "nothing privileged is configured: SOCKS and userspace pinholes only"),
+        ]
+    found.append(_root())
+    found += _programs()
+    found += _interfaces(config)
+    found += _forwarding(config)
+    found += _bridge(config)
+    found += _helpers(config)
+    found += examine_router(config)
+    found += _kernel(config)
+    return found
+
+
+def refuse_helpers(config: Config) -> None:
+    """Raise AlgateError if a kernel helper is attached to flows of a module that is on."""
+    for found in helpers.attached(_modules(config)):
+        raise AlgateError(
+            f"alg.{found.helper}: the kernel's own {found.helper} helper is attached to the same flows"
+            f" ({found.where}); detach it: {found.detach}"
+        )
+
+
+def _modules(config: Config) -> dict[str, tuple[int, ...]]:
+    """Ports of the modules that a kernel helper could get in the way of."""
+    return {name: section.ports for name, section in config.alg.items() if section.mode is not Mode.OFF}
+
+
+def _root() -> Finding:
+    if os.geteuid() == 0:
+        return Finding("privilege", "ok", "root; children give up all that they do not need")
+    return Finding(
+        "privilege", "failed", "this configuration needs root", "start as root, or pinhole.backend = 'userspace'"
+    )
+
+
+def _programs() -> Iterator[Finding]:
+    for program, package in _PACKAGES.items():
+        if shutil.which(program, path=os.environ.get("PATH", "") + _SBIN):
+            yield Finding(program, "ok", "installed")
+        else:
+            yield Finding(program, "failed", "not installed", f"apt-get install {package}")
+
+
+def _interfaces(config: Config) -> Iterator[Finding]:
+    for name in config.network.inside_interfaces:
+        if name.endswith("+"):
+            continue
+        if Path("/sys/class/net", name).exists():
+            yield Finding(f"interface {name}", "ok", "there")
+        else:
+            yield Finding(f"interface {name}", "failed", "there is none", "correct network.inside_interfaces")
+
+
+def _forwarding(config: Config) -> Iterator[Finding]:
+    for version, key in ((4, "net/ipv4/ip_forward"), (6, "net/ipv6/conf/all/forwarding")):
+        if not any(network.version == version for network in config.inside_networks):
+            continue
+        name = key.replace("/", ".")
+        if _sysctl(key) == "1":
+            yield Finding(f"forwarding IPv{version}", "ok", f"{name} = 1")
+        else:
+            yield Finding(f"forwarding IPv{version}", "failed", f"{name} is not 1", f"sysctl -w {name}=1")
+
+
+def _bridge(config: Config) -> Iterator[Finding]:
+    """With br_netfilter, what two hosts of one bridge say to each other passes iptables, and so our REDIRECT."""
+    bridges = [name for name in config.network.inside_interfaces if Path("/sys/class/net", name, "bridge").exists()]
+    filtered = [name for name in ("iptables", "ip6tables") if _sysctl(f"net/bridge/bridge-nf-call-{name}") == "1"]
+    if bridges and filtered:
+        yield Finding(
+            "br_netfilter",
+            "warning",
+            f"bridged traffic of {', '.join(bridges)} passes iptables",
+            "; ".join(f"sysctl -w net.bridge.bridge-nf-call-{name}=0" for name in filtered),
+        )
+    else:
+        yield Finding("br_netfilter", "ok", "bridged traffic is left alone")
+
+
+def _helpers(config: Config) -> Iterator[Finding]:
+    modules = _modules(config)
+    found = helpers.attached(modules)
+    for name in helpers.HELPERS:
+        if name not in modules:
+            continue
+        attached = [one for one in found if one.helper == name]
+        for one in attached:
+            yield Finding(f"kernel helper {name}", "failed", one.where, one.detach)
+        if not attached:
+            yield Finding(f"kernel helper {name}", "ok", f"not attached to port {', '.join(map(str, modules[name]))}")
+
+
+def _kernel(config: Config) -> Iterator[Finding]:
+    """Try it in a network namespace that lives as long as the attempt."""
+    if os.geteuid() != 0:
+        yield Finding(
+            "kernel", "warning", "not tried: only root can make a network namespace", "run the doctor as root"
+        )
+        return
+    unshare = shutil.which("unshare", path=os.environ.get("PATH", "") + _SBIN)
+    if unshare is None:
+        return  # said above
+    wanted = {"iptables": rules.render(config, "ipv4"), "ip6tables": rules.render(config, "ipv6")}
+    try:
+        done = subprocess.run(
+            [unshare, "--net", sys.executable, "-m", "gateway.host.features"],
+            input=json.dumps({program: text for program, text in wanted.items() if text}),
+            capture_output=True,
+            text=True,
+            timeout=_DEADLINE,
+            check=False,
+        )
+        tried: dict[str, str | None] = json.loads(done.stdout)
+    except (OSError, subprocess.TimeoutExpired, ValueError) as error:
+        yield Finding("kernel", "failed", f"it could not be tried: {error}")
+        return
+    for name, failure in tried.items():
+        if failure is not None:
+            yield Finding(f"kernel: {name}", "failed", failure, "a kernel of 5.10 or later with nf_tables and NAT")
+        else:
+            yield Finding(f"kernel: {name}", "ok", "tried in a network namespace")
+
+
+def _sysctl(key: str) -> str | None:
+    try:
+        return Path("/proc/sys", key).read_text().strip()
+    except OSError:
+        return None

@@ -1,0 +1,345 @@
+"""The bundled iptables rules: rendered from `iptables/ipv4.rules` and `ipv6.rules`, applied and removed.
+
+The rules live in chains of their own, named after the instance; the built-in chains get one jump each. Nothing is
+remembered in a file: what is ours is read from iptables-save, and that a table did not exist before is a comment on
+our own jump, so that `remove` can leave everything as it was.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+import json
+import os
+import re
+import shutil
+import string
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any, Literal
+
+import msgspec
+
+from gateway.broker.marks import ADMITTED
+from gateway.config.schema import Config, parse_endpoint
+from gateway.host.privilege import is_privileged
+from gateway.model.errors import AlgateError
+
+Family = Literal["ipv4", "ipv6"]
+FAMILIES: tuple[Family, ...] = ("ipv4", "ipv6")
+
+_PREFIX: dict[Family, str] = {"ipv4": "iptables", "ipv6": "ip6tables"}
+_NFT_FAMILY: dict[Family, str] = {"ipv4": "ip", "ipv6": "ip6"}
+_BUILTIN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+_SBIN = ":/usr/sbin:/sbin"  # not in everybody's PATH
+_PORTS_PER_RULE = 15  # the multiport match takes no more
+_TABLE_ABSENT = "algate: table was absent"
+_CHAIN_ABSENT = "algate: chain was absent"
+
+
+@dataclass(slots=True)
+class _Table:
+    """Chains (names) and rules (iptables-save lines, in order) of one table."""
+
+    chains: list[str] = field(default_factory=list)
+    rules: list[str] = field(default_factory=list)
+
+
+_Tables = dict[str, _Table]
+
+# --- what is wanted -------------------------------------------------------------------------------------------------
+
+
+def render(config: Config, family: Family) -> str | None:
+    """The rules of this configuration for one family, as input for `iptables-restore --noflush`.
+
+    None if no inside network belongs to the family. Raises AlgateError if there is nothing to redirect at all.
+    """
+    interfaces = list(config.network.inside_interfaces)
+    if not interfaces:
+        raise AlgateError("network.inside_interfaces is empty: nothing to redirect")
+    version = 4 if family == "ipv4" else 6
+    inside = [str(network) for network in config.inside_networks if network.version == version]
+    if not inside:
+        return None
+    ports = [str(port) for port in sorted({*config.module_ports(), *config.transparent.ports})]
+    published = [endpoint for endpoint in config.published if endpoint.version == version]
+    values = {
+        "chain": [config.instance.upper()],
+        "interface": interfaces,
+        "inside": inside,
+        "ports": [",".join(ports[i : i + _PORTS_PER_RULE]) for i in range(0, len(ports), _PORTS_PER_RULE)],
+        "transparent": [str(config.transparent.port)],
+        "socks": [str(port) for port in _socks_ports(config, version)],
+        "relay": ["{}:{}".format(*config.pinhole_ports)] if _socks_ports(config, version) else [],
+        "masquerade": inside if family in config.network.masquerade else [],
+        "published": [f"-d {e.host} -p tcp -m tcp --dport {e.port}" for e in published],
+        "redirected": [f"--ctproto tcp --ctorigdst {e.host} --ctorigdstport {e.port}" for e in published],
+        "admitted": [f"{ADMITTED:#x}/{ADMITTED:#x}"],
+        "packets": [config.instance.upper()] if config.packets_wanted else [],
+        "udp": [str(port) for port in config.module_ports("udp")] if config.packets_wanted else [],
+        "read": ["{}:{}".format(*config.read_ports)] if config.read_ports else [],
+        "queue": [str(config.queue)],
+    }
+    template = files("iptables").joinpath(f"{family}.rules").read_text(encoding="ascii")
+    lines = (line for line in template.splitlines() if not line.startswith("#"))
+    text = "\n".join(itertools.chain.from_iterable(_fill(line, values) for line in lines)) + "\n"
+    return re.sub(r"^\*.*\nCOMMIT\n", "", text, flags=re.MULTILINE)  # loading an empty table would make it
+
+
+def _socks_ports(config: Config, version: int) -> list[int]:
+    """Ports on which SOCKS listens for others than this host itself."""
+    endpoints = map(parse_endpoint, config.socks.listen)
+    return sorted({e.port for e in endpoints if e.version == version and not ipaddress.ip_address(e.host).is_loopback})
+
+
+def _fill(line: str, values: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """The line once for each combination of the values of the names in it."""
+    names = string.Template(line).get_identifiers()
+    for combination in itertools.product(*(values[name] for name in names)):
+        yield string.Template(line).substitute(dict(zip(names, combination, strict=True)))
+
+
+# --- what is there --------------------------------------------------------------------------------------------------
+
+
+def _parse(text: str) -> _Tables:
+    """Read the output of iptables-save, or what `render` made."""
+    tables: _Tables = {}
+    table = _Table()
+    for line in text.splitlines():
+        if line.startswith("*"):
+            table = tables.setdefault(line[1:].strip(), _Table())
+        elif line.startswith(":"):
+            table.chains.append(line[1:].split()[0])
+        elif line.startswith("-"):
+            table.rules.append(line)
+    return tables
+
+
+def _own_chains(instance: str, table: _Table) -> list[str]:
+    own = re.compile(rf"{re.escape(instance.upper())}-(?:{'|'.join(_BUILTIN)})")
+    return [chain for chain in table.chains if own.fullmatch(chain)]
+
+
+def _is_jump(rule: str, own: Sequence[str]) -> bool:
+    """Whether the rule leads from elsewhere into one of our chains."""
+    words = rule.split()
+    return words[-1] in own and words[-2] in ("-j", "-g") and words[1] not in own
+
+
+def _own_part(instance: str, saved: _Tables) -> _Tables:
+    """Our chains, their rules, and our jumps with their positions: what puts back the state that was saved."""
+    part: _Tables = {}
+    for name, table in saved.items():
+        own = _own_chains(instance, table)
+        if not own:
+            continue
+        mine = part.setdefault(name, _Table(own))
+        position: dict[str, int] = {}
+        for rule in table.rules:
+            chain = rule.split()[1]
+            position[chain] = position.get(chain, 0) + 1
+            if chain in own:
+                mine.rules.append(rule)
+            elif _is_jump(rule, own) and chain in _BUILTIN:
+                mine.rules.append(rule.replace(f"-A {chain}", f"-I {chain} {position[chain]}", 1))
+    return part
+
+
+def _transaction(instance: str, now: _Tables, wanted: _Tables) -> str:
+    """Input for iptables-restore that makes `wanted` of what is ours in `now`."""
+    lines: list[str] = []
+    for name in [*wanted, *(name for name in now if name not in wanted)]:
+        table, goal = now.get(name, _Table()), wanted.get(name, _Table())
+        existing = _own_chains(instance, table)
+        if not existing and not goal.chains:
+            continue
+        gone = [chain for chain in existing if chain not in goal.chains]
+        lines.append(f"*{name}")
+        # A declaration makes the chain, or flushes it if it is there.
+        lines += [f":{chain} - [0:0]" for chain in dict.fromkeys([*goal.chains, *gone])]
+        for rule in table.rules:
+            # Whoever else leads into a chain of ours keeps doing so, unless the chain goes.
+            if _is_jump(rule, existing) and (rule.split()[1] in _BUILTIN or rule.split()[-1] in gone):
+                lines.append(rule.replace("-A ", "-D ", 1))
+        lines += goal.rules
+        lines += [f"-X {chain}" for chain in gone]
+        lines.append("COMMIT")
+    return "".join(line + "\n" for line in lines)
+
+
+# --- the programs ---------------------------------------------------------------------------------------------------
+
+
+def _run(argv: Sequence[str], stdin: str = "") -> str:
+    program = shutil.which(argv[0], path=os.environ.get("PATH", "") + _SBIN)
+    if program is None:
+        package = "nftables" if argv[0] == "nft" else "iptables"
+        raise AlgateError(f"{argv[0]} is not installed: install the package {package}")
+    done = subprocess.run([program, *argv[1:]], input=stdin, capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode:
+        raise AlgateError(f"{argv[0]}: {_explain(done.stderr, stdin)}")
+    return done.stdout
+
+
+def _explain(stderr: str, stdin: str) -> str:
+    """The program's own words, and the line that it did not like."""
+    message = " ".join(stderr.split()) or "failed without a word"
+    found = re.search(r"line:? (\d+)", message)
+    lines = stdin.splitlines()
+    if found and 0 < int(found[1]) <= len(lines):
+        message += f" (that line is: {lines[int(found[1]) - 1]})"
+    return message
+
+
+class _Host:
+    """The rules of one family on this host, as far as they are ours to change."""
+
+    def __init__(self, family: Family, instance: str) -> None:
+        self.instance = instance
+        self._prefix = _PREFIX[family]
+        self._nft_family = _NFT_FAMILY[family]
+        # With iptables-legacy a table comes with its kernel module and cannot be made to go away again.
+        self._is_nft = "nf_tables" in _run([f"{self._prefix}-restore", "--version"])
+
+    def read(self) -> _Tables:
+        return _parse(_run([f"{self._prefix}-save"]))
+
+    def test(self, wanted: _Tables) -> None:
+        """Raise AlgateError if `wanted` would not load. Changes nothing."""
+        self._restore(_transaction(self.instance, self.read(), wanted), "--test")
+
+    def load(self, wanted: _Tables) -> None:
+        """Make `wanted` of what is ours, in one transaction; AlgateError and nothing changed if it fails."""
+        now = self.read()
+        self._restore(_transaction(self.instance, now, wanted))
+        self._drop_what_was_absent(_own_part(self.instance, now), wanted)
+
+    def marked(self, wanted: _Tables) -> _Tables:
+        """`wanted`, with a comment on each jump that makes a table or built-in chain come into being."""
+        if not self._is_nft:
+            return wanted
+        now = self.read()
+        own = _own_part(self.instance, now)
+        present = self._chains()
+        return {
+            name: _Table(table.chains, [self._mark(name, rule, now, own, present) for rule in table.rules])
+            for name, table in wanted.items()
+        }
+
+    def _mark(self, table: str, rule: str, now: _Tables, own: _Tables, present: set[tuple[str, str]]) -> str:
+        if not rule.startswith("-I "):
+            return rule
+        chain = rule.split()[1]
+        before = [mine for mine in own.get(table, _Table()).rules if mine.startswith(f"-I {chain} ")]
+        if before:
+            mark = next((mark for mark in (_TABLE_ABSENT, _CHAIN_ABSENT) if mark in before[0]), None)
+        elif table not in now or any(_TABLE_ABSENT in other for other in now[table].rules):
+            mark = _TABLE_ABSENT
+        else:
+            # Of another instance too: whoever is the last of us to go leaves it as it was before the first.
+            made = any(_CHAIN_ABSENT in other and other.split()[1] == chain for other in now[table].rules)
+            mark = _CHAIN_ABSENT if made or (table, chain) not in present else None
+        return rule.replace(" -j ", f' -m comment --comment "{mark}" -j ', 1) if mark else rule
+
+    def _restore(self, script: str, *options: str) -> None:
+        if script:
+            _run([f"{self._prefix}-restore", "--noflush", "--wait", "10", *options], script)
+
+    def _chains(self) -> set[tuple[str, str]]:
+        found = self._nft_objects("list", "chains", self._nft_family)
+        return {(chain["table"], chain["name"]) for kind, chain in found if kind == "chain"}
+
+    def _nft_objects(self, *command: str) -> list[tuple[str, dict[str, Any]]]:
+        entries = json.loads(_run(["nft", "-j", *command]))["nftables"]
+        return [(kind, value) for entry in entries for kind, value in entry.items() if kind != "metainfo"]
+
+    def _drop_what_was_absent(self, before: _Tables, wanted: _Tables) -> None:
+        """Delete the built-in chains and tables that came with our jumps, if nothing else has moved in."""
+        for name, table in before.items():
+            kept = {rule.split()[1] for rule in wanted.get(name, _Table()).rules if rule.startswith("-I ")}
+            gone = {rule.split()[1]: rule for rule in table.rules if rule.startswith("-I ")}
+            marked = [chain for chain, rule in gone.items() if chain not in kept and "was absent" in rule]
+            if not marked:
+                continue
+            where = (self._nft_family, name)
+            objects = self._nft_objects("list", "table", *where)
+            used = {value["chain"] for kind, value in objects if kind == "rule"}
+            accepting = {
+                value["name"] for kind, value in objects if kind == "chain" and value.get("policy") == "accept"
+            }
+            empty = [chain for chain in marked if chain in accepting - used]
+            if empty:
+                _run(["nft", "-f", "-"], "".join(f"delete chain {' '.join(where)} {chain}\n" for chain in empty))
+            others = [value for kind, value in objects if kind != "table" and value.get("name") not in empty]
+            if not others and not kept and any(_TABLE_ABSENT in rule for rule in gone.values()):
+                _run(["nft", "delete", "table", *where])
+
+
+# --- apply and remove -----------------------------------------------------------------------------------------------
+
+
+def apply(config: Config) -> None:
+    """Load the rules of this configuration in place of those that this instance has loaded before.
+
+    All or nothing: when one family fails, the other is put back. Raises AlgateError.
+    """
+    wanted = {family: _parse(render(config, family) or "") for family in FAMILIES}
+    _require_root()
+    hosts = _hosts(config.instance, [family for family in FAMILIES if wanted[family]])
+    goals = {family: host.marked(wanted[family]) for family, host in hosts.items()}
+    for family, host in hosts.items():
+        host.test(goals[family])
+    before = {family: _own_part(config.instance, host.read()) for family, host in hosts.items()}
+    tried: list[Family] = []
+    try:
+        for family, host in hosts.items():
+            tried.append(family)
+            host.load(goals[family])
+    except AlgateError as error:
+        for family in reversed(tried):
+            try:
+                hosts[family].load(before[family])
+            except AlgateError as worse:
+                error.add_note(f"putting back the {family} rules failed too: {worse}")
+        raise
+
+
+def applied(config: Config) -> bool:
+    """Whether this instance's rules are there. Raises AlgateError."""
+    return any(_own_part(config.instance, host.read()) for host in _hosts(config.instance, []).values())
+
+
+def stop_redirecting(config: Config) -> None:
+    """If the rules are there: no new connection is led to the gateway; what is under way is let through as before.
+    Raises AlgateError."""
+    if config.transparent_enabled and applied(config):
+        transparent = msgspec.structs.replace(config.transparent, ports=())
+        apply(msgspec.structs.replace(config, alg={}, transparent=transparent, publish=()))
+
+
+def remove(config: Config) -> None:
+    """Take away everything that `apply` made for this instance, if there is anything. Raises AlgateError."""
+    _require_root()
+    for host in _hosts(config.instance, []).values():
+        host.load({})
+
+
+def _hosts(instance: str, needed: Sequence[Family]) -> dict[Family, _Host]:
+    """The families that are needed, and those that this host can do anyway."""
+    hosts: dict[Family, _Host] = {}
+    for family in FAMILIES:
+        try:
+            hosts[family] = _Host(family, instance)
+        except AlgateError:
+            if family in needed:
+                raise
+    return hosts
+
+
+def _require_root() -> None:
+    if not is_privileged():
+        raise AlgateError("iptables rules can only be changed by root")

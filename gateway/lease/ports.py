@@ -1,0 +1,150 @@
+"""Which public ports are given out: random ones, that nobody has and nobody had lately. Pure; times are monotonic."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from alg.address import Endpoint
+from gateway.model.errors import PinholeRefused
+from gateway.model.requests import Transport
+
+HOLD = 10.0
+"""Seconds that a port rests after its pinhole closed: long enough for the SYN retransmissions (1, 3, 7 s) of a late
+peer, short enough for 1,000 pinholes/s from 10,000 ports."""
+
+REST = 2.0
+"""Seconds that a port of a conversation (UDP) rests at the least, where it is crowded: what its peer still sends after
+the end of a call is over by then. No connection of TCP, which may be retried for longer, gets a port so."""
+
+_RANDOM_TRIES = 12
+_RESTED_TRIES = 32
+
+_Port = tuple[Transport, str, int]
+_Kind = tuple[Transport, str, int]  # the last is how many ports, one beside the other
+
+
+class PublicPorts:
+    """The public ports of one backend. `hold`: seconds that a port rests, `HOLD` by default."""
+
+    def __init__(self, hold: float = HOLD) -> None:
+        self._hold = hold
+        self._low = self._high = 0
+        self._read: tuple[int, int] | None = None
+        # Plain tuples, which Python's garbage collector need not look at again: there are tens of thousands.
+        self._busy: dict[_Port, float] = {}
+        self._resting: dict[_Kind, deque[tuple[float, int]]] = {}  # until when, and the first of them
+        self._first = math.inf  # the first of these times
+
+    def configure(self, ports: tuple[int, int], read_ports: tuple[int, int] | None) -> None:
+        """Lowest and highest port; those of them that are given to nobody but for datagrams that a module reads."""
+        self._low, self._high = ports
+        self._read = read_ports
+
+    def choose(
+        self,
+        host: str,
+        transport: Transport,
+        width: int,
+        read: bool,
+        now: float,
+        rng: random.Random,
+        is_free: Callable[[int], bool],
+    ) -> Endpoint:
+        """The first of `width` (1 or 2) free ports of `host`; of two it is even. PinholeRefused "ports"."""
+        low, high = self._range(read)
+        lowest = low + low % width  # RTP and RTCP: even and the next (RFC 3550, 11). So both of them are chosen as one
+
+        def usable(port: int) -> bool:
+            return self._busy.get((transport, host, port), -math.inf) <= now and is_free(port)
+
+        for choice in _random((high - lowest + 1) // width, rng):
+            port = lowest + choice * width
+            if usable(port) and (width == 1 or usable(port + 1)):
+                return Endpoint(host, port)
+        if transport == "udp":
+            for port in self._rested(host, width, now, rng):
+                if lowest <= port <= high + 1 - width and all(is_free(port + offset) for offset in range(width)):
+                    return Endpoint(host, port)
+                self._forget(transport, host, port, width)
+        for port in _around(lowest, high + 2 - width, width, rng):
+            if usable(port) and (width == 1 or usable(port + 1)):
+                return Endpoint(host, port)
+        raise PinholeRefused("ports", f"no port between {low} and {high} is free")
+
+    def _range(self, read: bool) -> tuple[int, int]:
+        if self._read is None:
+            return self._low, self._high
+        return self._read if read else (self._low, self._read[0] - 1)
+
+    def _rested(self, host: str, width: int, now: float, rng: random.Random) -> Iterator[int]:
+        """Ports of conversations that rest: any of those that rested the longest, so that nobody can guess which."""
+        queue = self._resting.get(("udp", host, width))
+        for _ in range(_RESTED_TRIES):
+            if not queue:
+                return
+            at = rng.randrange(min(_RESTED_TRIES, len(queue)))
+            until, first = queue[at]
+            if until - self._hold + REST > now:
+                at, (until, first) = 0, queue[0]
+                if until - self._hold + REST > now:
+                    return
+            del queue[at]
+            if self._is_resting(until, "udp", host, first, width):
+                yield first
+
+    def _forget(self, transport: Transport, host: str, first: int, count: int) -> None:
+        for port in range(first, first + count):
+            del self._busy[transport, host, port]
+
+    def _is_resting(self, until: float, transport: Transport, host: str, first: int, count: int) -> bool:
+        return all(self._busy.get((transport, host, first + offset)) == until for offset in range(count))
+
+    def take(self, transport: Transport, first: Endpoint, count: int) -> None:
+        """These are somebody's now."""
+        for port in range(first.port, first.port + count):
+            self._busy[transport, first.host, port] = math.inf
+
+    def give_back(self, transport: Transport, first: Endpoint, count: int, now: float) -> None:
+        """These are nobody's any more, and rest."""
+        if not count:
+            return
+        until = now + self._hold
+        for port in range(first.port, first.port + count):
+            self._busy[transport, first.host, port] = until
+        self._resting.setdefault((transport, first.host, count), deque()).append((until, first.port))
+        self._first = min(self._first, until)
+
+    def tick(self, now: float) -> None:
+        """Forget who has rested."""
+        if self._first > now:
+            return
+        for (transport, host, count), queue in list(self._resting.items()):
+            while queue and queue[0][0] <= now:
+                until, first = queue.popleft()
+                for port in range(first, first + count):
+                    if self._busy.get((transport, host, port)) == until:
+                        del self._busy[transport, host, port]
+            if not queue:
+                del self._resting[transport, host, count]
+        self._first = min((queue[0][0] for queue in self._resting.values()), default=math.inf)
+
+    def deadline(self) -> float:
+        """When `tick` has something to do; infinity: not as things are."""
+        return self._first
+
+
+def _random(choices: int, rng: random.Random) -> Iterator[int]:
+    for _ in range(_RANDOM_TRIES if choices > 0 else 0):
+        yield rng.randrange(choices)
+
+
+def _around(low: int, end: int, step: int, rng: random.Random) -> Iterator[int]:
+    """All of them, as it may be crowded, from a random one on."""
+    every = range(low, end, step)
+    if every:
+        start = rng.randrange(len(every))
+        yield from every[start:]
+        yield from every[:start]

@@ -1,0 +1,330 @@
+"""The table of leases: who holds which pinhole, until when, and which ports may be given out.
+
+Pure: the times, the random source and the test whether a port is free are arguments. `now` is monotonic time in
+seconds; `unix` is wall clock time and only goes into `Lease.expires`, so that a step of the clock ends no lease.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from alg.address import Endpoint
+from alg.bucket import Rate
+from gateway.lease.ports import HOLD, PublicPorts
+from gateway.model.errors import PinholeRefused
+from gateway.model.requests import Lease, PinholeRequest, PinholeUpdate, Traffic
+from gateway.observe.metrics import Sample
+from gateway.observe.pinhole_log import lease_fields
+
+RATE = 100.0
+"""Openings of one client in a second, on average: more than a client that fetches small files one by one can use."""
+
+NOTHING = Traffic()
+
+_LEAST_SLACK = 1024  # deadlines out of date that are kept, at least
+
+
+@dataclass(slots=True)
+class _Entry:
+    lease: Lease
+    owner: int
+    deadline: float
+    used: bool = False
+
+
+class LeaseTable:
+    """Leases of one backend.
+
+    `ports`: lowest and highest public port; `read_ports`: those of them for datagrams that a module reads, which are
+    given to nobody else. `per_client`: how many a client may hold; `total`: how many there may be, half of them those
+    of visitors.
+    `rate`: how many a client may open in a second, on average; twice as many at once.
+    A lease that was used up (`use`) counts no more and is not listed, but keeps its port until its time is over or
+    somebody closes it.
+    """
+
+    def __init__(
+        self,
+        *,
+        backend: Literal["kernel", "userspace"],
+        ports: tuple[int, int],
+        read_ports: tuple[int, int] | None = None,
+        per_client: int = 64,
+        total: int = 8192,
+        hold: float = HOLD,
+        rate: float = RATE,
+    ) -> None:
+        self._backend: Literal["kernel", "userspace"] = backend
+        self._total = total
+        self._ports = PublicPorts(hold)
+        self._per_second = 0.0
+        self.configure(ports=ports, read_ports=read_ports, per_client=per_client, rate=rate)
+        self._entries: dict[str, _Entry] = {}
+        self._clients: dict[str, dict[str, Lease]] = {}
+        self._conversations: dict[Endpoint, str] = {}
+        self._live = self._visiting = 0
+        self._deadlines: list[tuple[float, str]] = []
+
+    def configure(
+        self, *, ports: tuple[int, int], read_ports: tuple[int, int] | None = None, per_client: int, rate: float = RATE
+    ) -> None:
+        """Other limits from now on; what is open stays. As for the constructor."""
+        self._ports.configure(ports, read_ports)
+        self._per_client = per_client
+        if rate != self._per_second:
+            self._per_second = rate
+            self._rate = Rate(rate, 2 * rate)
+
+    def open(
+        self,
+        request: PinholeRequest,
+        *,
+        now: float,
+        unix: float,
+        rng: random.Random,
+        is_free: Callable[[int], bool],
+        owner: int = 0,
+    ) -> Lease:
+        """Make a lease. For direction "in" its public port is random, free (`is_free`) and not used lately.
+
+        `owner` is whoever may close it (a worker's slot). PinholeRefused "rate", "quota" (client), "full" (all),
+        "ports", "taken".
+        """
+        payer = request.visitor or request.client
+        if not self._rate.take(payer, now):
+            raise PinholeRefused("rate", f"{payer} opens pinholes too fast")
+        if len(self._clients.get(payer, ())) >= self._per_client:
+            raise PinholeRefused("quota", f"{payer} holds {self._per_client} pinholes")
+        if self._live >= self._total:
+            raise PinholeRefused("full", f"there are {self._total} pinholes")
+        if request.visitor is not None and self._visiting >= self._total // 2:
+            raise PinholeRefused("full", f"clients outside hold {self._visiting} pinholes")
+        if request.uses == 0 and not request.local:
+            for port in (request.target.port, request.second):
+                if port is not None and Endpoint(request.target.host, port) in self._conversations:
+                    raise PinholeRefused("taken", f"port {port} of {request.target.host} has an open conversation")
+        public = self._public(request, now, rng, is_free)
+        lease = Lease(
+            id=f"{rng.getrandbits(64):016x}",
+            flow=request.flow,
+            reason=request.reason,
+            client=request.client,
+            direction=request.direction,
+            protocol=request.transport,
+            public=public,
+            target=request.target,
+            peer=request.peer,
+            uses=request.uses,
+            expires=unix + request.ttl,
+            backend="userspace" if request.local else self._backend,
+            peers=request.peers,
+            second=request.second,
+            visitor=request.visitor,
+        )
+        self.restore(lease, owner=owner, deadline=now + request.ttl)
+        return lease
+
+    def restore(self, lease: Lease, *, owner: int, deadline: float, used: bool = False) -> None:
+        """Put a lease in that is already open (read back from the kernel); no quota is asked."""
+        self._entries[lease.id] = _Entry(lease, owner, deadline, used)
+        self._end_by(deadline, lease.id)
+        self._ports.take(lease.protocol, lease.public, _ports_of(lease))
+        for target in _sockets_of(lease):
+            self._conversations[target] = lease.id
+        if not used:
+            self._clients.setdefault(_payer(lease), {})[lease.id] = lease
+            self._live += 1
+            self._visiting += lease.visitor is not None
+
+    def use(self, lease_id: str) -> None:
+        """The lease was used up: its pinhole is no longer open."""
+        entry = self._entries[lease_id]
+        if not entry.used:
+            entry.used = True
+            self._forget_client(entry.lease)
+
+    def find(self, lease_id: str) -> Lease | None:
+        """The open lease with this id."""
+        entry = self._entries.get(lease_id)
+        return entry.lease if entry is not None and not entry.used else None
+
+    def get(self, lease_id: str, *, owner: int) -> Lease | None:
+        """The open lease, if it is this owner's."""
+        entry = self._entries.get(lease_id)
+        return entry.lease if entry is not None and entry.owner == owner and not entry.used else None
+
+    def changed(self, update: PinholeUpdate, *, unix: float, owner: int) -> Lease:
+        """What the update makes of a conversation; nothing is changed yet. PinholeRefused "lease", "taken"."""
+        lease = self.get(update.lease, owner=owner)
+        if lease is None or lease.uses != 0:
+            raise PinholeRefused("lease", "no open conversation of this worker")
+        second = lease.second if update.second is msgspec.UNSET else update.second
+        if (second is None) != (lease.second is None):
+            raise PinholeRefused("ports", "a pair stays a pair, a single port single")
+        new = msgspec.structs.replace(
+            lease,
+            expires=lease.expires if update.ttl is msgspec.UNSET else unix + update.ttl,
+            peers=lease.peers if update.peers is msgspec.UNSET else update.peers,
+            target=lease.target if update.target is msgspec.UNSET else update.target,
+            second=second,
+        )
+        moved = (new.target, new.second) != (lease.target, lease.second)
+        if (lease.public == lease.target or lease.backend == "userspace") and moved:
+            raise PinholeRefused("public", "what is not translated cannot move")
+        for target in _sockets_of(new):
+            if self._conversations.get(target, new.id) != new.id:
+                raise PinholeRefused("taken", f"{target} has an open conversation")
+        return new
+
+    def replace(self, lease: Lease, *, deadline: float) -> None:
+        """Put a lease in the place of the one with its id."""
+        entry = self._entries[lease.id]
+        for target in _sockets_of(entry.lease):
+            del self._conversations[target]
+        for target in _sockets_of(lease):
+            self._conversations[target] = lease.id
+        self._clients[_payer(lease)][lease.id] = lease
+        entry.lease, entry.deadline = lease, deadline
+        self._end_by(deadline, lease.id)
+
+    def _end_by(self, deadline: float, lease_id: str) -> None:
+        heapq.heappush(self._deadlines, (deadline, lease_id))
+        if len(self._deadlines) > 2 * len(self._entries) + _LEAST_SLACK:  # of leases that were closed or extended
+            self._deadlines = [(entry.deadline, lease_id) for lease_id, entry in self._entries.items()]
+            heapq.heapify(self._deadlines)
+
+    def deadline_of(self, lease_id: str) -> float:
+        """When this lease ends."""
+        return self._entries[lease_id].deadline
+
+    def close(self, lease_id: str, *, now: float, owner: int | None = None) -> Lease | None:
+        """Take a lease out, used or not; None if there is none or it is somebody else's than `owner`'s."""
+        entry = self._entries.get(lease_id)
+        if entry is None or (owner is not None and entry.owner != owner):
+            return None
+        return self._remove(entry, now)
+
+    def of_owner(self, owner: int) -> list[Lease]:
+        """All leases of an owner."""
+        return [entry.lease for entry in self._entries.values() if entry.owner == owner]
+
+    def owned(self) -> list[tuple[int, Lease]]:
+        """All open pinholes, each with its owner."""
+        return [(entry.owner, entry.lease) for entry in self._entries.values() if not entry.used]
+
+    def close_owner(self, owner: int, *, now: float) -> list[Lease]:
+        """Take out all leases of an owner."""
+        return [self._remove(entry, now) for entry in list(self._entries.values()) if entry.owner == owner]
+
+    def close_all(self, *, now: float) -> list[Lease]:
+        """Take out all leases."""
+        return [self._remove(entry, now) for entry in list(self._entries.values())]
+
+    def expire(self, now: float) -> list[Lease]:
+        """Take out what is past its time; those that nobody had used come back."""
+        self._ports.tick(now)
+        expired = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, lease_id = heapq.heappop(self._deadlines)
+            entry = self._entries.get(lease_id)
+            if entry is not None and entry.deadline <= now:  # not when it was extended meanwhile
+                self._remove(entry, now)
+                if not entry.used:
+                    expired.append(entry.lease)
+        return expired
+
+    def deadline(self) -> float | None:
+        """When `expire` has something to do, or None."""
+        while self._deadlines and self._deadlines[0][1] not in self._entries:
+            heapq.heappop(self._deadlines)
+        soonest = self._ports.deadline()
+        if self._deadlines:
+            soonest = min(soonest, self._deadlines[0][0])
+        return None if soonest == math.inf else soonest
+
+    def live(self) -> list[Lease]:
+        """All open pinholes."""
+        return [entry.lease for entry in self._entries.values() if not entry.used]
+
+    def samples(self) -> list[Sample]:
+        """How many pinholes of this backend are open, for the metrics."""
+        counts = Counter({"tcp": 0, "udp": 0})
+        counts.update(lease.protocol for lease in self.live() if lease.backend == self._backend)
+        return [(("algate_pinholes", self._backend, protocol), number) for protocol, number in counts.items()]
+
+    def of_client(self, client: str) -> list[Lease]:
+        """The open pinholes that count as this client's."""
+        return list(self._clients.get(client, {}).values())
+
+    def __len__(self) -> int:
+        """How many pinholes are open."""
+        return self._live
+
+    def _public(
+        self, request: PinholeRequest, now: float, rng: random.Random, is_free: Callable[[int], bool]
+    ) -> Endpoint:
+        if request.direction == "out":
+            return request.target
+        if request.public_host is None:
+            if request.uses != 0:
+                raise PinholeRefused("public", "no public address")
+            return request.target
+        width = 1 if request.second is None else 2
+        return self._ports.choose(request.public_host, request.transport, width, request.read, now, rng, is_free)
+
+    def _remove(self, entry: _Entry, now: float) -> Lease:
+        lease = entry.lease
+        del self._entries[lease.id]
+        if not entry.used:
+            self._forget_client(lease)
+        for target in _sockets_of(lease):
+            del self._conversations[target]
+        self._ports.give_back(lease.protocol, lease.public, _ports_of(lease), now)
+        return lease
+
+    def _forget_client(self, lease: Lease) -> None:
+        self._live -= 1
+        self._visiting -= lease.visitor is not None
+        leases = self._clients[_payer(lease)]
+        del leases[lease.id]
+        if not leases:
+            del self._clients[_payer(lease)]
+
+
+def _payer(lease: Lease) -> str:
+    """Whose quota it is of."""
+    return lease.visitor or lease.client
+
+
+def _ports_of(lease: Lease) -> int:
+    """How many public ports a lease holds, from its own on."""
+    if lease.direction != "in":
+        return 0
+    return 1 if lease.second is None else 2
+
+
+def _sockets_of(lease: Lease) -> Iterator[Endpoint]:
+    """The inside sockets that a conversation is of: each can send from one public port only."""
+    if lease.uses == 0 and lease.backend == "kernel":
+        yield lease.target
+        if lease.second is not None:
+            yield Endpoint(lease.target.host, lease.second)
+
+
+def lease_row(lease: Lease, traffic: Traffic = NOTHING) -> dict[str, Any]:
+    """A lease as `algate pinholes --json` shows it: endpoints as text, `expires` in Unix time."""
+    return {
+        **lease_fields(lease),
+        "packets": traffic.packets_in + traffic.packets_out,
+        "packets_in": traffic.packets_in,
+        "packets_out": traffic.packets_out,
+        "bytes": traffic.bytes,
+    }

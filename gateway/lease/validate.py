@@ -1,0 +1,268 @@
+"""What the broker allows, whoever asks. Pure.
+
+A worker parses what strangers send, so it may have been taken over: nothing that it says is believed. A pinhole leads
+to the client who owns it and nowhere else, from one named peer, once, for minutes at most, to no service's port.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import math
+import re
+from collections.abc import Sequence
+
+import msgspec
+
+from alg.address import Address, Endpoint
+from gateway.model.errors import PinholeRefused
+from gateway.model.requests import Lease, PinholeRequest, PinholeUpdate
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+LOWEST_PORT = 1024
+SHORTEST_TTL = 1.0
+LONGEST_TTL = 300.0
+LONGEST_CONVERSATION = 7200.0
+"""Registrations are asked for by the hour (RFC 3261, 10.2); a module that wants longer refreshes."""
+MOST_PEERS = 8
+
+_TCP_SERVICES = frozenset(
+    {
+        1080,  # SOCKS
+        1433,  # Microsoft SQL Server
+        1521,  # Oracle
+        2049,  # NFS
+        2375,  # Docker
+        3306,  # MySQL, MariaDB
+        3389,  # Remote Desktop
+        5432,  # PostgreSQL
+        5900,  # VNC
+        5985,  # Windows Remote Management
+        6379,  # Redis
+        8080,  # HTTP, as most devices serve their administration
+        9100,  # printers
+        9200,  # Elasticsearch
+        11211,  # memcached
+        27017,  # MongoDB
+    }
+)
+_UDP_SERVICES = frozenset(
+    {
+        1434,  # Microsoft SQL Server's browser
+        1900,  # SSDP (UPnP)
+        2049,  # NFS
+        3702,  # WS-Discovery
+        5351,  # NAT-PMP, PCP
+        5353,  # mDNS
+        11211,  # memcached
+    }
+)
+SERVICE_PORTS = {"tcp": _TCP_SERVICES, "udp": _UDP_SERVICES}
+"""Ports above 1023 where a service without good authentication often listens, and where no ephemeral port of a common
+system is likely: a client that names one as its data port is rather a victim of slipstreaming. Over UDP only what
+answers strangers there: phones choose their media ports anywhere (0072)."""
+
+_BROADCAST = ipaddress.ip_address("255.255.255.255")
+_FLOW = re.compile(r"[A-Za-z0-9._:-]{1,32}")
+_REASON = re.compile(r"[a-z0-9.-]{1,24}")
+_LEASE_ID = re.compile(r"[0-9a-f]{16}")
+
+
+def valid_lease_id(text: str) -> bool:
+    """Whether `text` looks like the id of a lease."""
+    return _LEASE_ID.fullmatch(text) is not None
+
+
+def check_request(request: PinholeRequest, inside: Sequence[Network]) -> None:
+    """Raise PinholeRefused unless the kernel backend may open this pinhole; `inside` is who may be a client.
+
+    That `public_host` is an address of this host is found out by binding it, later.
+    """
+    if not _FLOW.fullmatch(request.flow):
+        raise PinholeRefused("flow", "not the id of a flow")
+    if not _REASON.fullmatch(request.reason):
+        raise PinholeRefused("reason", "not a reason")
+    _check_ttl(request.ttl, LONGEST_TTL if request.uses else LONGEST_CONVERSATION)
+    if request.uses not in (0, 1):
+        raise PinholeRefused("uses", "the kernel backend lets exactly one connection through, or a conversation")
+    client = _address("client", request.client)
+    if request.local:
+        _check_local(request, client, inside)
+        return
+    if request.visitor is not None:
+        raise PinholeRefused("visitor", "of a worker's own ports only")
+    if not _within(client, inside):
+        raise PinholeRefused("client", f"{client} is not inside")
+    target = _target(request.target, request.transport)
+    if request.uses == 0:
+        _check_conversation(request, client, target, inside)
+        return
+    if request.peers != () or request.second is not None:
+        raise PinholeRefused("uses", "only a conversation has peers and a second port")
+    if request.direction == "in":
+        _check_inbound(request, client, target, inside)
+    else:
+        _check_outbound(request, client, target, inside)
+
+
+def check_update(update: PinholeUpdate, lease: Lease, inside: Sequence[Network]) -> None:
+    """Raise PinholeRefused unless the open conversation `lease` may be changed so."""
+    if update.ttl is not msgspec.UNSET:
+        _check_ttl(update.ttl, LONGEST_CONVERSATION)
+    target = lease.target if update.target is msgspec.UNSET else update.target
+    if update.target is not msgspec.UNSET and _target(target, "udp") != _address("client", lease.client):
+        raise PinholeRefused("target", f"{target.host} is not the client {lease.client}")
+    if update.second is not msgspec.UNSET:
+        _check_second(target, update.second)
+    if update.peers is not msgspec.UNSET:
+        _check_peers(update.peers, lease.target.version, inside)
+
+
+def _check_local(request: PinholeRequest, client: Address, inside: Sequence[Network]) -> None:
+    """A worker's own port: it listens, checks the peer and relays; netfilter lets the peer in as well.
+
+    The peer is outside, and the target the client's own; or the peer is the client, and what it is led to is the
+    worker's business (the client of a published server, say): more than to reach the worker it does not get.
+    """
+    if not _within(client, inside):
+        raise PinholeRefused("client", f"{client} is not inside")
+    if request.direction != "in" or request.second is not None or request.read:
+        raise PinholeRefused("local", "a worker listens at one port")
+    if request.uses != (0 if request.transport == "udp" else 1):
+        raise PinholeRefused("uses", "one connection, or one conversation")
+    if request.public_host is None:
+        raise PinholeRefused("public", "no public address")
+    target = _address("target", request.target.host)
+    if not 1 <= request.target.port <= 65535:
+        raise PinholeRefused("port", f"{request.target.port} is not a port")
+    if request.transport == "tcp" and request.peer == request.client:
+        if request.peers != ():
+            raise PinholeRefused("uses", "only a conversation has peers")
+        if not client.version == _address("public", request.public_host).version == target.version:
+            raise PinholeRefused("family", "IPv4 and IPv6 are mixed")
+        if request.visitor not in (None, request.target.host):
+            raise PinholeRefused("visitor", "neither end of the pinhole")
+        return
+    if request.visitor is not None and (request.transport != "tcp" or request.visitor != request.peer):
+        raise PinholeRefused("visitor", "neither end of the pinhole")
+    if target != client:
+        raise PinholeRefused("target", "not the client's own")
+    _check_public(request.public_host, client, inside)
+    if request.transport == "udp":
+        if request.peer is not None:
+            raise PinholeRefused("peer", "the peers of a conversation stand in peers")
+        _check_peers(request.peers, client.version, inside)
+    elif request.peers != ():
+        raise PinholeRefused("uses", "only a conversation has peers")
+    elif request.peer is not None:
+        _check_peers((request.peer,), client.version, inside)
+
+
+def _check_conversation(request: PinholeRequest, client: Address, target: Address, inside: Sequence[Network]) -> None:
+    if request.transport != "udp" or request.direction != "in":
+        raise PinholeRefused("uses", "only UDP, and only inbound, has conversations")
+    if target != client:
+        raise PinholeRefused("target", f"{target} is not the client {client}")
+    if request.peer is not None:
+        raise PinholeRefused("peer", "the peers of a conversation stand in peers")
+    if request.second is not None:
+        _check_second(request.target, request.second)
+    if request.public_host is not None:
+        _check_public(request.public_host, client, inside)
+    _check_peers(request.peers, client.version, inside)
+
+
+def _check_second(target: Endpoint, second: int) -> None:
+    _target(Endpoint(target.host, second), "udp")
+    if second == target.port:
+        raise PinholeRefused("port", "both ports of a pair are the same")
+
+
+def _check_peers(peers: tuple[str, ...] | None, version: int, inside: Sequence[Network]) -> None:
+    if peers is None:
+        return
+    if len(peers) > MOST_PEERS or len(set(peers)) != len(peers):
+        raise PinholeRefused("peers", f"more than {MOST_PEERS}, or one of them twice")
+    for text in peers:
+        peer = _address("peers", text)
+        if _within(peer, inside):
+            raise PinholeRefused("peers", f"{peer} is inside")
+        if peer.version != version:
+            raise PinholeRefused("family", "IPv4 and IPv6 are mixed")
+
+
+def _check_ttl(ttl: float, longest: float) -> None:
+    if not (math.isfinite(ttl) and SHORTEST_TTL <= ttl <= longest):
+        raise PinholeRefused("ttl", f"not between {SHORTEST_TTL:g} and {longest:g} seconds")
+
+
+def _check_public(text: str, client: Address, inside: Sequence[Network]) -> None:
+    public = _address("public", text)
+    if _within(public, inside):
+        raise PinholeRefused("public", f"{public} is inside")
+    if client.version != public.version:
+        raise PinholeRefused("family", "IPv4 and IPv6 are mixed")
+
+
+def _check_inbound(request: PinholeRequest, client: Address, target: Address, inside: Sequence[Network]) -> None:
+    if target != client:
+        raise PinholeRefused("target", f"{target} is not the client {client}")
+    if request.public_host is None:
+        raise PinholeRefused("public", "no public address")
+    _check_public(request.public_host, client, inside)
+    if request.peer is None:
+        raise PinholeRefused("peer", "the kernel backend needs to know the peer")
+    peer = _address("peer", request.peer)
+    if _within(peer, inside):
+        raise PinholeRefused("peer", f"{peer} is inside")
+    if client.version != peer.version:
+        raise PinholeRefused("family", "IPv4 and IPv6 are mixed")
+
+
+def _check_outbound(request: PinholeRequest, client: Address, target: Address, inside: Sequence[Network]) -> None:
+    if request.peer is not None or request.public_host is not None:
+        raise PinholeRefused("peer", "an outbound pinhole has neither peer nor public address")
+    if _within(target, inside):
+        raise PinholeRefused("target", f"{target} is inside")
+    if client.version != target.version:
+        raise PinholeRefused("family", "IPv4 and IPv6 are mixed")
+
+
+def _target(endpoint: Endpoint, transport: str) -> Address:
+    if not LOWEST_PORT <= endpoint.port <= 65535:
+        raise PinholeRefused("port", f"{endpoint.port} is not between {LOWEST_PORT} and 65535")
+    if endpoint.port in SERVICE_PORTS.get(transport, _TCP_SERVICES):
+        raise PinholeRefused("port", f"{endpoint.port} is the port of a service")
+    return _address("target", endpoint.host)
+
+
+@functools.lru_cache(maxsize=4096)
+def _address(rule: str, text: str) -> Address:
+    """A unicast address in its one canonical spelling (two spellings would be two keys).
+
+    Remembered, as the same few come again and again, and parsing is dear; what is refused is not."""
+    if len(text) > 45:
+        raise PinholeRefused(rule, "not an address")
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise PinholeRefused(rule, "not an address") from None
+    if str(address) != text:
+        raise PinholeRefused(rule, f"{text} is not written as {address}")
+    if address.is_multicast or address.is_unspecified or address.is_loopback or address.is_link_local:
+        raise PinholeRefused(rule, f"{address} is not a unicast address that is routed")
+    if address == _BROADCAST:
+        raise PinholeRefused(rule, f"{address} is a broadcast address")
+    if isinstance(address, ipaddress.IPv6Address) and (address.ipv4_mapped or address.scope_id):
+        raise PinholeRefused(rule, f"{address} is an IPv4 address in disguise or has a zone")
+    return address
+
+
+def _within(address: Address, networks: Sequence[Network]) -> bool:
+    return _is_within(address, tuple(networks))
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_within(address: Address, networks: tuple[Network, ...]) -> bool:
+    return any(address in network for network in networks)

@@ -1,0 +1,1 @@
+"""Values and errors that cross rooms: requests, host names, leases. No I/O."""

@@ -1,0 +1,391 @@
+"""The data path: two sockets joined in callbacks, without a greenlet.
+
+Each direction is a `Half`. A few bytes are copied: recv and send are cheaper than two splices. When more comes, bytes
+go from socket to pipe to socket by splice(2) and are never seen. A half reads only while it holds nothing, so a sink
+that is full stops the reading (backpressure), and EAGAIN on reading can only mean that the source is empty. Everything
+here runs in the hub: it never blocks and never raises out of a callback.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+from collections.abc import Callable
+from functools import partial
+from socket import SHUT_WR
+from time import monotonic
+
+from gevent import get_hub
+
+from gateway.net.relay.connection import RelaySocket, close_by_reset, local_hosts, take, unacknowledged
+from gateway.net.relay.half import Half, Reason, RelayResult, SideName
+from gateway.net.relay.pipes import PIPE_SIZE, PipePool
+from gateway.net.relay.poller import BROKEN, ENDED, GONE, READ, UNWATCHED, WRITE, Poller, Watch, Watches
+from gateway.net.relay.wheel import Entry, Wheel
+from gateway.policy.pace import Pace
+
+FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
+BUDGET = 1024 * 1024  # bytes that one callback may move, so that a fast flow does not starve the others
+ENOUGH = 64 * 1024  # a shorter read most likely emptied the source: epoll will tell when there is more
+COPY_SIZE = 16 * 1024  # who sends more at once is spliced from then on
+FEW = 4 * 1024  # who sends less is copied again
+RESET_GRACE = 5.0  # seconds without progress in delivering what came before a reset, until the reset overtakes it
+
+
+class Relay:
+    """What the flows of a process share: pipes, a timer wheel, limits. One a worker, made in its hub's thread."""
+
+    def __init__(self, idle_timeout: float, half_close_timeout: float, pipe_size: int = PIPE_SIZE) -> None:
+        """`idle_timeout`: seconds without a byte in either direction until a flow is reset; `half_close_timeout`: the
+        same once one side has closed its direction."""
+        self.idle_timeout = idle_timeout
+        self.half_close_timeout = half_close_timeout
+        self.live: set[RelayHandle] = set()
+        self.pool = PipePool(pipe_size)
+        self.wheel = Wheel()
+        self.poller = Poller()
+
+    def start(
+        self,
+        left: RelaySocket,
+        right: RelaySocket,
+        on_done: Callable[[RelayResult], None],
+        up: Pace | None = None,
+        down: Pace | None = None,
+        *,
+        watches: Watches = UNWATCHED,
+    ) -> RelayHandle:
+        """Join two connected TCP (or Unix stream) sockets until both have closed.
+
+        Takes the sockets over: the objects passed in are detached and of no more use, and the relay closes the
+        connections. `on_done` is called once, from the hub, and so must not block. `up`, `down`: at what pace to read
+        from left and from right; may be shared. `watches`: of left and right, where they are in the poller already.
+        ValueError for a closed socket.
+        """
+        if left.fileno() < 0 or right.fileno() < 0:
+            raise ValueError("a closed socket cannot be relayed")
+        return RelayHandle(self, take(left), take(right), on_done, up, down, watches)
+
+    def close(self) -> None:
+        """Abort every live flow by a reset, and free what they shared. Not to be used after that."""
+        for handle in tuple(self.live):
+            handle.abort(reset=True)
+        self.pool.close()
+        self.poller.close()
+
+
+class RelayHandle:
+    """A flow being relayed."""
+
+    __slots__ = (
+        "_active",
+        "_broken",
+        "_down",
+        "_entry",
+        "_left",
+        "_left_watch",
+        "_on_done",
+        "_progress",
+        "_relay",
+        "_right",
+        "_right_watch",
+        "_up",
+    )
+
+    def __init__(
+        self,
+        relay: Relay,
+        left: _socket.socket,
+        right: _socket.socket,
+        on_done: Callable[[RelayResult], None],
+        up: Pace | None,
+        down: Pace | None,
+        watches: Watches,
+    ) -> None:
+        self._relay = relay
+        self._left = left
+        self._right = right
+        self._on_done: Callable[[RelayResult], None] | None = on_done
+        self._up = Half(left, right, up)
+        self._down = Half(right, left, down)
+        self._broken: _socket.socket | None = None
+        self._progress: tuple[int, int] | None = None  # of delivering what a broken side had sent
+        self._active = monotonic()
+        self._entry: Entry | None = relay.wheel.add(self._active + relay.idle_timeout, self._check_idle)
+        relay.live.add(self)
+        self._left_watch = relay.poller.reading(left.fileno(), self._left_ready, watches[0])
+        self._right_watch = relay.poller.reading(right.fileno(), self._right_ready, watches[1])
+
+    @property
+    def up(self) -> int:
+        """Bytes delivered from left to right so far."""
+        return self._up.moved
+
+    @property
+    def down(self) -> int:
+        """Bytes delivered from right to left so far."""
+        return self._down.moved
+
+    def hosts(self) -> tuple[str, ...]:
+        """The addresses of this host that its connections use."""
+        return local_hosts(self._left, self._right)
+
+    def abort(self, reset: bool = True) -> None:
+        """End the flow now, by a reset of both sides or by closing them; bytes in the gateway are lost. May be called
+        again, and after the end."""
+        self._finish("aborted", reset)
+
+    # --- moving bytes -----------------------------------------------------------------------------------------------
+
+    def _left_ready(self, events: int) -> None:
+        self._ready(self._left_watch, self._up, self._down, events)
+
+    def _right_ready(self, events: int) -> None:
+        self._ready(self._right_watch, self._down, self._up, events)
+
+    def _ready(self, watch: Watch, out: Half, into: Half, events: int) -> None:
+        """Something happened at one side. `out` reads from it, `into` writes to it."""
+        if into.waiting and events & (WRITE | GONE):
+            self._pump(into)
+        if out.reading:
+            if events & (READ | GONE):
+                self._pump(out, bool(events & ENDED))
+        elif events & GONE and not into.waiting:
+            # Told once. Without an error it is the hang-up of a connection that both sides closed in order: no news.
+            watch.rest()
+            if events & BROKEN:
+                self._broke(out.source, seen_reading=False)
+
+    def _pump(self, half: Half, last: bool = False) -> None:
+        """Move what can be moved without waiting, within the budget. `last`: after what is there comes the end."""
+        self._active = monotonic()
+        if half.bulk or half.pipe is not None:
+            self._splice(half)
+        else:
+            self._copy(half, last)
+
+    def _copy(self, half: Half, last: bool) -> None:
+        limit, pace = COPY_SIZE, half.pace
+        while True:
+            data, half.rest = half.rest, b""
+            if not data:
+                if pace is not None and not (limit := min(COPY_SIZE, pace.allowance(self._active))):
+                    self._pause(half, pace)
+                    return
+                try:
+                    data = half.source.recv(limit)
+                except BlockingIOError:
+                    break
+                except OSError:
+                    self._broke(half.source, seen_reading=True)
+                    return
+                if not data:
+                    self._ended(half)
+                    return
+                if pace is not None:
+                    pace.spend(len(data))
+            try:
+                count = half.sink.send(data)
+            except BlockingIOError:
+                count = 0
+            except OSError:
+                self._broke(half.sink, seen_reading=False)
+                return
+            half.moved += count
+            if count < len(data):
+                half.rest = data[count:]
+                self._wait_for_room(half)
+                return
+            if count == COPY_SIZE:
+                half.bulk = True
+                self._splice(half)
+                return
+            if not last:
+                break
+        self._read(half)
+
+    def _splice(self, half: Half) -> None:
+        pool, pace = self._relay.pool, half.pace
+        pipe = half.pipe
+        if pipe is None:
+            pipe = half.pipe = pool.borrow()
+            if pipe is None:  # no descriptors left: copying is slower, and right
+                half.bulk = False
+                self._read(half)
+                return
+        source, sink = half.source.fileno(), half.sink.fileno()
+        limit, budget = pool.size, BUDGET
+        while True:
+            if not pipe.held:
+                if pace is not None and not (limit := min(pool.size, pace.allowance(self._active))):
+                    half.pipe = None
+                    pool.give_back(pipe)
+                    self._pause(half, pace)
+                    return
+                try:
+                    pipe.held = count = os.splice(source, pipe.writer, limit, flags=FLAGS)
+                except BlockingIOError:
+                    break
+                except OSError:
+                    self._broke(half.source, seen_reading=True)
+                    return
+                if not count:
+                    self._ended(half)
+                    return
+                if pace is not None:
+                    pace.spend(count)
+                budget -= count
+                if count < ENOUGH:
+                    budget = 0
+                    half.bulk = count >= FEW
+            try:
+                count = os.splice(pipe.reader, sink, pipe.held, flags=FLAGS)
+            except BlockingIOError:
+                self._wait_for_room(half)
+                return
+            except OSError:
+                self._broke(half.sink, seen_reading=False)
+                return
+            pipe.held -= count
+            half.moved += count
+            if not pipe.held and budget <= 0:
+                break
+        half.pipe = None
+        pool.give_back(pipe)
+        self._read(half)
+
+    def _read(self, half: Half) -> None:
+        if half.waiting or not half.reading:
+            half.reading, half.waiting = True, False
+            self._ask()
+
+    def _wait_for_room(self, half: Half) -> None:
+        """Do not read for the moment; a reset is noticed all the same."""
+        if not half.waiting:
+            half.reading, half.waiting = False, True
+            self._ask()
+
+    def _pause(self, half: Half, pace: Pace) -> None:
+        half.reading = half.waiting = False
+        self._ask()
+        half.pause = self._relay.wheel.add(pace.due(self._active), partial(self._resume, half))
+
+    def _resume(self, half: Half, _now: float) -> None:
+        half.pause = None
+        self._pump(half)
+
+    def _ask(self) -> None:
+        """Wait at either side for what is wanted of it now."""
+        up, down = self._up, self._down
+        self._left_watch.ask((READ if up.reading else 0) | (WRITE if down.waiting else 0))
+        self._right_watch.ask((READ if down.reading else 0) | (WRITE if up.waiting else 0))
+
+    # --- ends -------------------------------------------------------------------------------------------------------
+
+    def _ended(self, half: Half) -> None:
+        """The source of `half` will send no more, and all that it sent is delivered: pass that on."""
+        self._stop(half)
+        if self._broken is not None:
+            self._settle()
+            return
+        if self._up.over and self._down.over:
+            self._finish("eof", reset=False)  # which ends the sink's direction too
+            return
+        try:
+            half.sink.shutdown(SHUT_WR)
+        except OSError:
+            self._broke(half.sink, seen_reading=False)
+            return
+        relay = self._relay
+        if relay.half_close_timeout < relay.wheel.horizon:  # a later one is seen to when the wheel has turned
+            self._schedule(self._active + relay.half_close_timeout, self._check_idle)
+        self._ask()
+
+    def _broke(self, side: _socket.socket, seen_reading: bool) -> None:
+        """The connection of `side` is dead: what it had sent before is still delivered, then the other is reset too."""
+        if self._broken not in (None, side):
+            self._finish("reset", reset=True)
+            return
+        self._broken = side
+        towards, away = self._around(side)
+        self._stop(towards)
+        if seen_reading:
+            self._stop(away)  # else it goes on until its source is empty
+        self._settle()
+
+    def _settle(self) -> None:
+        """Reset the side that lives as soon as it has acknowledged all that was sent to it, as without a gateway."""
+        if self._broken is None or self._on_done is None:
+            return
+        _, away = self._around(self._broken)
+        if away.over and not unacknowledged(away.sink):
+            self._finish("reset", reset=True)
+        elif self._progress is None:
+            self._progress = (-1, 0)
+            self._schedule(0, self._check_settled)
+        if self._on_done is not None:
+            self._ask()
+
+    def _check_settled(self, now: float) -> float | None:
+        if self._broken is None:
+            return None
+        _, away = self._around(self._broken)
+        progress = (away.moved, unacknowledged(away.sink))
+        if progress != self._progress:
+            self._progress = progress
+            self._active = now
+        if (away.over and not progress[1]) or now >= self._active + RESET_GRACE:
+            self._finish("reset", reset=True)
+            return None
+        return now
+
+    def _around(self, side: _socket.socket) -> tuple[Half, Half]:
+        """The halves towards `side` and away from it."""
+        return (self._down, self._up) if side is self._left else (self._up, self._down)
+
+    def _check_idle(self, now: float) -> float | None:
+        half_closed = self._up.over or self._down.over
+        due = self._active + (self._relay.half_close_timeout if half_closed else self._relay.idle_timeout)
+        if now < due:
+            return due
+        self._finish("half-closed" if half_closed else "idle", reset=True)
+        return None
+
+    def _schedule(self, due: float, check: Callable[[float], float | None]) -> None:
+        if self._entry is not None:
+            self._relay.wheel.discard(self._entry)
+        self._entry = self._relay.wheel.add(due, check)
+
+    def _stop(self, half: Half) -> None:
+        """No more bytes in this direction."""
+        half.over = True
+        half.reading = half.waiting = False
+        half.rest = b""
+        if half.pause is not None:
+            self._relay.wheel.discard(half.pause)
+            half.pause = None
+        if half.pipe is not None:
+            self._relay.pool.give_back(half.pipe)
+            half.pipe = None
+
+    def _finish(self, reason: Reason, reset: bool) -> None:
+        on_done, self._on_done = self._on_done, None
+        if on_done is None:
+            return
+        self._stop(self._up)
+        self._stop(self._down)
+        if self._entry is not None:
+            self._relay.wheel.discard(self._entry)
+            self._entry = None
+        self._left_watch.forget(closing=True)
+        self._right_watch.forget(closing=True)
+        for sock in (self._left, self._right):
+            if reset:
+                close_by_reset(sock)
+            sock.close()
+        self._relay.live.discard(self)
+        side: SideName | None = None
+        if reason == "reset":
+            side = "left" if self._broken is self._left else "right"
+        # Later, on its own: an error in it is the hub's to report, and `abort` does not call back its caller.
+        get_hub().loop.run_callback(on_done, RelayResult(self.up, self.down, reason, side))

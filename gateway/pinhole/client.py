@@ -1,0 +1,245 @@
+"""The worker's side of the broker: one socket, many who ask at once, and none of them in the way of another."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from gevent import get_hub
+from gevent.event import AsyncResult
+
+from gateway.lease.messages import (
+    MAX_PACKET,
+    MOST_COUNTED,
+    MOST_MESSAGES,
+    Close,
+    Count,
+    Counted,
+    FromWorker,
+    Hello,
+    Open,
+    Opened,
+    Refused,
+    ToWorker,
+    Update,
+    Updated,
+    decode_to_worker,
+    packets,
+)
+from gateway.model.errors import PinholeRefused
+from gateway.model.requests import Done, Lease, PinholeRequest, PinholeUpdate
+from gateway.observe.counters import observe
+from gateway.observe.log import get_logger
+
+TIMEOUT = 2.25
+"""Seconds that an answer may take; after that the broker counts as dead for this request. A little longer than a module
+holds a message for it (2 s): by then that has gone as it was."""
+
+_MOST_UNSENT = 8192  # messages that wait for room in the socket; a further one is not sent
+_TURN = 64  # packets read in a row: then others have their turn
+_READ, _WRITE = 1, 2  # libev's
+
+_Answered = Callable[[ToWorker | PinholeRefused], None]
+
+log = get_logger()
+
+
+class BrokerClient:
+    """Asks the broker for pinholes over `sock`, a SEQPACKET socket. `keep`: the pinholes of the predecessor stay open;
+    their ids are known.
+
+    Nothing here waits but `open`, `update` and `count`: what is said in one turn of the event loop goes out together
+    at its end, and answers come from the loop. The socket outlives both processes: answers to a predecessor may still
+    be in it, and requests wait in it for a broker that is being replaced. Hence ids that start at random.
+    """
+
+    def __init__(self, sock: socket.socket, *, timeout: float = TIMEOUT, keep: bool = False) -> None:
+        self._sock = sock  # the descriptor is its
+        self._fd = sock.fileno()
+        os.set_blocking(self._fd, False)
+        self._timeout = timeout
+        self._next_id = secrets.randbits(62)
+        self._waiting: dict[int, tuple[_Answered, float]] = {}  # by question; who asked first times out first
+        self._unsent: deque[FromWorker] = deque([Hello(os.getpid(), keep)])
+        self._loop = get_hub().loop
+        self._readable = self._loop.io(self._fd, _READ)
+        self._readable.start(self._read)
+        self._writable = self._loop.io(self._fd, _WRITE)
+        self._clock = self._loop.timer(0.0)
+        self._ticking = self._sends_soon = self._is_full = False
+        self._send()
+
+    # --- questions --------------------------------------------------------------------------------------------------
+
+    def ask(self, wish: PinholeRequest | PinholeUpdate, done: Done) -> None:
+        """Open a pinhole, or change an open conversation: `done` is called later, in the event loop, with the lease as
+        it is then, or with why not: the broker's rule, or "broker" if it does not answer in time."""
+
+        def answered(answer: ToWorker | PinholeRefused) -> None:
+            if isinstance(answer, Opened | Updated):
+                done(answer.lease)
+            elif isinstance(answer, PinholeRefused):
+                done(answer)
+            else:
+                done(PinholeRefused("broker", "another question was answered"))
+
+        self._next_id += 1
+        if isinstance(wish, PinholeRequest):
+            self._question(Open(self._next_id, wish), answered)
+        else:
+            self._question(Update(self._next_id, wish), answered)
+
+    def open(self, request: PinholeRequest) -> Lease:
+        """Open a pinhole, and wait for it. PinholeRefused as for `ask`."""
+        return self._wait(request)
+
+    def update(self, update: PinholeUpdate) -> Lease:
+        """Change an open conversation; the lease as it is now. PinholeRefused as for `ask`."""
+        return self._wait(update)
+
+    def _wait(self, wish: PinholeRequest | PinholeUpdate) -> Lease:
+        outcome: AsyncResult[Lease | PinholeRefused] = AsyncResult()
+        self.ask(wish, outcome.set)
+        lease = outcome.get()
+        if isinstance(lease, PinholeRefused):
+            raise lease
+        assert lease is not None
+        return lease
+
+    def count(self, leases: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Packets in and out of these conversations; of those that are open. PinholeRefused as for `ask`."""
+        outcomes: list[AsyncResult[ToWorker | PinholeRefused]] = []
+        for at in range(0, len(leases), MOST_COUNTED):
+            self._next_id += 1
+            outcomes.append(AsyncResult())
+            self._question(Count(self._next_id, tuple(leases[at : at + MOST_COUNTED])), outcomes[-1].set)
+        counts: dict[str, tuple[int, int]] = {}
+        for outcome in outcomes:
+            answer = outcome.get()
+            if isinstance(answer, PinholeRefused):
+                raise answer
+            if isinstance(answer, Counted):
+                counts.update(answer.packets)
+        return counts
+
+    def close(self, lease_id: str) -> None:
+        """Close a pinhole; not waited for. Without a broker the pinhole ends by its timeout."""
+        if len(self._unsent) < _MOST_UNSENT:
+            self._unsent.append(Close(lease_id))
+            self._send_soon()
+
+    def stop(self) -> None:
+        """Read no more answers, and say nothing more. The socket stays open: it is its owner's."""
+        self._unsent.clear()
+        for watcher in (self._readable, self._writable, self._clock):
+            watcher.stop()
+            watcher.close()
+
+    def _question(self, question: Open | Update | Count, answered: _Answered) -> None:
+        self._waiting[question.id] = answered, time.monotonic() + self._timeout
+        if not self._ticking:
+            self._wind()
+        if len(self._unsent) < _MOST_UNSENT:  # else it times out
+            self._unsent.append(question)
+            self._send_soon()
+
+    # --- sending ----------------------------------------------------------------------------------------------------
+
+    def _send_soon(self) -> None:
+        if not self._sends_soon and not self._is_full:
+            self._sends_soon = True
+            self._loop.run_callback(self._send)
+
+    def _send(self) -> None:
+        """Send what waits, in its order, but no question that nobody waits for any more."""
+        self._sends_soon = False
+        while self._unsent:
+            batch: list[FromWorker] = []
+            while self._unsent and len(batch) < MOST_MESSAGES:
+                message = self._unsent.popleft()
+                if isinstance(message, Hello | Close) or message.id in self._waiting:
+                    batch.append(message)
+            if not self._post(batch):
+                return
+        if self._is_full:
+            self._is_full = False
+            self._writable.stop()
+
+    def _post(self, batch: Sequence[FromWorker]) -> bool:
+        """Whether the socket took it all. What it did not take waits again."""
+        try:
+            for packet, inside in packets(batch):
+                os.write(self._fd, packet)
+                batch = batch[len(inside) :]
+        except BlockingIOError:
+            self._unsent.extendleft(reversed(batch))
+            if not self._is_full:
+                self._is_full = True
+                self._writable.start(self._send)
+            return False
+        except (OSError, ValueError) as error:
+            log.error("broker.lost", error=str(error))
+            for message in batch:
+                if isinstance(message, Open | Update | Count):
+                    self._settle(message.id, PinholeRefused("broker", str(error)))
+        return True
+
+    # --- answers ----------------------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        for _ in range(_TURN):
+            try:
+                data = os.read(self._fd, MAX_PACKET + 1)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._lost(error.strerror)
+                return
+            if not data:
+                self._lost("closed")
+                return
+            try:
+                messages = decode_to_worker(data)
+            except ValueError as error:
+                log.error("broker.bad_message", error=str(error)[:200])
+                continue
+            for message in messages:
+                if isinstance(message, Refused):
+                    self._settle(message.id, PinholeRefused(message.rule, message.detail))
+                elif not self._settle(message.id, message) and isinstance(message, Opened):
+                    self.close(message.lease.id)  # came too late: nobody will use it
+
+    def _lost(self, why: str | None) -> None:
+        log.error("broker.lost", error=why)
+        self._readable.stop()
+
+    def _settle(self, question: int, answer: ToWorker | PinholeRefused) -> bool:
+        """Tell who has asked; whether anybody waited for it."""
+        waiting = self._waiting.pop(question, None)
+        if waiting is None:
+            return False
+        answered, until = waiting
+        observe("algate_broker_seconds", time.monotonic() - until + self._timeout)
+        answered(answer)
+        return True
+
+    def _wind(self) -> None:
+        """Come back when the first question is out of time."""
+        _, until = next(iter(self._waiting.values()))
+        self._ticking = True
+        self._clock.close()
+        self._clock = self._loop.timer(max(0.001, until - time.monotonic()))
+        self._clock.start(self._give_up)
+
+    def _give_up(self) -> None:
+        self._ticking = False
+        now = time.monotonic()
+        for question in list(itertools.takewhile(lambda one: self._waiting[one][1] <= now, self._waiting)):
+            self._settle(question, PinholeRefused("broker", f"no answer within {self._timeout:g} s"))
+        if self._waiting and not self._ticking:
+            self._wind()

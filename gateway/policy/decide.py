@@ -1,0 +1,266 @@
+"""Who may reach what: pure decisions. The only room that permits or denies a client's request."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+import msgspec
+
+from alg.address import Address, Endpoint, canonical
+from gateway.config.schema import Config, Network
+from gateway.model.embedded import seen_through
+from gateway.model.hosts import canonical_name
+from gateway.model.requests import ConnectRequest
+from gateway.policy.index import RuleIndex
+from gateway.policy.rules import (
+    Decision,
+    Prefix,
+    Query,
+    Rule,
+    compile_rules,
+    minute_of_week,
+    why_not,
+    why_not_apart_from_target,
+)
+
+__all__ = ["Decision", "Explanation", "Policy"]
+
+CLIENTS = 4096  # of whom a decision is remembered
+_THIS_NETWORK = ipaddress.ip_network(
+    "0.0.0.0/8"
+)  # RFC 1122 3.2.1.3: never a destination, and Linux takes it for itself
+_BROADCAST = ipaddress.ip_address("255.255.255.255")
+_LOOPBACK = (Prefix.of(ipaddress.ip_network("127.0.0.0/8")), Prefix.of(ipaddress.ip_network("::1/128")))
+_LINK_LOCAL = (Prefix.of(ipaddress.ip_network("169.254.0.0/16")), Prefix.of(ipaddress.ip_network("fe80::/10")))
+_NEVER = Prefix(0, 0, 0)  # of no version: no rule can name what is in it
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """How a decision came about: the rules before the deciding one, each as (label, place, why it does not match)."""
+
+    decision: Decision
+    place: str
+    passed: list[tuple[str, str, str]]
+
+
+class Policy:
+    """The rules of one configuration. Without any rule: inside clients may reach the outside; without inside networks
+    loopback clients may. A deployment's own addresses are no destination, unless a rule names them."""
+
+    def __init__(
+        self,
+        inside: Sequence[Network],
+        rules: Sequence[Rule] = (),
+        access: Sequence[Rule] = (),
+        now: Callable[[], datetime] | None = None,
+    ) -> None:
+        """`rules` are asked first and govern all commands, then `access` (of the access file), which governs those of
+        SOCKS. `now` gives the local time; without it rules with a time match as at the start of the week."""
+        self._inside = tuple(inside)
+        self._inside_prefixes = tuple(Prefix.of(network) for network in inside)
+        self._index = RuleIndex([*rules, *access])
+        self._has_rules = bool(rules)
+        self._has_access = bool(access)
+        self._any_bind_peer = any(rule.any_peer for rule in self._index.rules)
+        self._now = now
+        self._clients: dict[str, bool] = {}  # whether they may ask where there are no rules, as far as it was asked
+
+    @classmethod
+    def of(cls, config: Config, now: Callable[[], datetime] | None = None) -> Policy:
+        """The policy of a configuration."""
+        rules, access = compile_rules(config)
+        return cls(config.inside_networks, rules, access, now)
+
+    def become(self, other: Policy) -> None:
+        """Decide as `other` does from now on, for everybody who holds this policy."""
+        self._inside, self._inside_prefixes = other._inside, other._inside_prefixes
+        self._index = other._index
+        self._has_rules, self._has_access = other._has_rules, other._has_access
+        self._any_bind_peer = other._any_bind_peer
+        self._clients = {}
+
+    def decide_client(self, request: ConnectRequest) -> Decision:
+        """Whether this client may ask at all; asked before a name is resolved, so that strangers cause no lookups.
+
+        A permission says only that a rule may permit it, at some address of the name.
+        """
+        if not self._governed(request):
+            return self._default(request)
+        rule = self._by_name(self._query(request))
+        if rule is None:
+            return Decision(False, "none")
+        return rule.decision
+
+    def decide_name(self, request: ConnectRequest) -> Decision | None:
+        """What is decided by the name alone, for an upstream that resolves it. None if it depends on its address, or
+        if no rule sends it to an upstream."""
+        if not self._governed(request):
+            return None
+        query = self._query(request)
+        rule = self._by_name(query)
+        if rule is None or query.name is None or not (rule.decision.via or rule.decision.chain):
+            return None
+        definite = self._index.everywhere | self._index.named(query.name)
+        return rule.decision if self._index.first(definite & 1 << self._index.rules.index(rule)) else None
+
+    def decide(self, request: ConnectRequest, address: Address, *, own: bool) -> Decision:
+        """Whether `request` may be carried out at `address`: the one that its name resolved to, or was given.
+
+        `own`: whether it, or an IPv4 address embedded in it, is an address of this host. The caller dials exactly the
+        address that was decided on. An address that embeds others is permitted only if all of them are.
+        """
+        if not self._governed(request):
+            return self._decide_default(request, address, own)
+        query = self._query(request)
+        static = self._index.apart_from_target(query)
+        first: Decision | None = None
+        for target in seen_through(address):
+            kind, protected = self._protection(target, own)
+            rule = self._index.first_match(query, static, target, protected)
+            decision = rule.decision if rule is not None else Decision(False, kind or "none")
+            if not decision.permit:
+                return decision
+            first = first or decision
+        assert first is not None
+        return first
+
+    def decide_association(self, request: ConnectRequest) -> Decision:
+        """Whether the client of a UDP ASSOCIATE may send any datagram at all. Where to is not known yet: `decide` is
+        asked for each of them. The request's host and port are no target (RFC 1928 section 4) and not looked at."""
+        if not self._governed(request):
+            return self._default(request)
+        index = self._index
+        found = index.apart_from_target(self._query(request), any_port=True)
+        never = index.first(found & index.everywhere & index.any_port & ~index.permits)  # nothing behind it is asked
+        rule = index.first(found & index.permits)
+        if rule is None or (never is not None and index.rules.index(never) < index.rules.index(rule)):
+            return never.decision if never is not None else Decision(False, "none")
+        return rule.decision
+
+    def permits_transfer(
+        self, client: Endpoint, user: str | None, server: Endpoint, other: Endpoint, is_own: Callable[[str], bool]
+    ) -> bool:
+        """Whether an FTP client may have `server`, of its control connection, exchange files with `other` (FXP): only
+        where one rule of the command "fxp" names both. `is_own`: whether an address is one of this host."""
+        decisions = [
+            self.decide(ConnectRequest("fxp", client, end.host, end.port, user), end.ip, own=is_own(end.host))
+            for end in (server, other)
+        ]
+        return decisions[0].permit and decisions[0] is decisions[1]
+
+    def permits_any_peer(self, request: ConnectRequest) -> bool:
+        """Whether a BIND that expects no particular peer (address 0) may be answered by anyone: only where a rule says
+        so. Whoever comes still has to be permitted by `decide`, with his address."""
+        if not self._any_bind_peer or not self._governed(request):
+            return False
+        rule = self._index.first(self._index.apart_from_target(self._query(request)) & self._index.everywhere)
+        return rule is not None and rule.permit and rule.any_peer
+
+    def demands_ident(self, request: ConnectRequest) -> bool:
+        """Whether the client's ident server has to be asked for the user (RFC 1413) before this can be decided: a rule
+        that may come to decide has `ident = true`."""
+        index = self._index
+        if not index.ident or not self._governed(request):
+            return False
+        query = self._query(request)
+        found = index.apart_from_target(query, any_user=True)
+        found &= index.everywhere | index.by_prefix | index.named(query.name)
+        decides = index.apart_from_target(query) & index.everywhere
+        before = ((decides & -decides) - 1) if decides else -1  # the rules that are asked before that one
+        return bool(found & index.ident & before)
+
+    def explain(self, request: ConnectRequest, address: Address | None, *, own: bool) -> Explanation:
+        """The same decision as `decide`, or without an address as `decide_client`, and how it came about. Slow."""
+        if address is None:
+            decision = self.decide_client(request)
+            targets: tuple[Address, ...] = ()
+        else:
+            decision = self.decide(request, address, own=own)
+            targets = seen_through(address)
+        if not self._governed(request):
+            return Explanation(decision, "", [])
+        query = self._query(request)
+        passed: list[tuple[str, str, str]] = []
+        for rule in self._index.rules:
+            if rule.decision is decision:
+                return Explanation(decision, rule.place, passed)
+            if address is None:
+                why = why_not_apart_from_target(rule, query) or "to: holds addresses, and the name has none here"
+            else:
+                reasons = [why_not(rule, query, target, self._protection(target, own)[1]) for target in targets]
+                why = next((reason for reason in reasons if reason), "")
+            passed.append((rule.label, rule.place, why))
+        return Explanation(decision, "", passed)
+
+    def _governed(self, request: ConnectRequest) -> bool:
+        """Whether there are rules for this kind of request."""
+        return self._has_rules or (self._has_access and request.command != "transparent")
+
+    def _query(self, request: ConnectRequest) -> Query:
+        return Query(
+            request.command,
+            canonical(request.client.host),
+            _name(request.host),
+            request.port,
+            request.user,
+            request.groups if request.user is not None else (),
+            minute_of_week(self._now()) if self._now is not None else 0,
+        )
+
+    def _by_name(self, query: Query) -> Rule | None:
+        """The first rule that matches whatever the address is, or permits some addresses."""
+        index = self._index
+        candidates = index.everywhere | index.named(query.name) | (index.by_prefix & index.permits)
+        return index.first(index.apart_from_target(query) & candidates)
+
+    def _protection(self, target: Address, own: bool) -> tuple[str, Prefix | None]:
+        """What kind of address it is that only a rule which names it permits, and the range of that kind; "" and None
+        for an ordinary one."""
+        version = 0 if target.version == 4 else 1
+        if target.is_loopback:
+            return "loopback", _LOOPBACK[version]
+        if target.is_unspecified or target in _THIS_NETWORK:
+            return "unspecified", _NEVER
+        if target.is_link_local:
+            return "link-local", _LINK_LOCAL[version]
+        if target.is_multicast or target == _BROADCAST:
+            return "multicast", _NEVER
+        if own:
+            bits = target.max_prefixlen
+            return "own", Prefix(target.version, int(target), (1 << bits) - 1)
+        for prefix in self._inside_prefixes:
+            if prefix.contains(target):
+                return "inside", prefix
+        return "", None
+
+    def _decide_default(self, request: ConnectRequest, address: Address, own: bool) -> Decision:
+        decision = self._default(request)
+        if not decision.permit:
+            return decision
+        for target in seen_through(address):
+            kind, _ = self._protection(target, own)
+            if kind:
+                return Decision(False, kind)
+        return decision
+
+    def _default(self, request: ConnectRequest) -> Decision:
+        if request.command == "fxp":
+            return Decision(False, "none")
+        permit = self._clients.get(request.client.host)
+        if permit is None:
+            client = canonical(request.client.host)
+            permit = any(client in network for network in self._inside) if self._inside else client.is_loopback
+            if len(self._clients) >= CLIENTS:
+                self._clients.clear()
+            self._clients[request.client.host] = permit
+        return Decision(permit, "default" if permit else "client")
+
+
+def _name(host: str) -> str | None:
+    """The canonical form of a name; None for an address, and for what no resolver will take for a name."""
+    try:
+        return canonical_name(host)
+    except ValueError:
+        return None

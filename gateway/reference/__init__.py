@@ -1,5 +1,0 @@
-"""The reference, written from the code: configuration, commands, events as Markdown, manual pages, an example.
-
-`python -m gateway.reference docs` writes what is committed below docs/, `python -m gateway.reference package DIR` the
-manual pages, shell completions and the example that packages install.
-"""

@@ -1,0 +1,282 @@
+"""Which children a configuration needs, and what each of them is started with."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+import socket
+from collections.abc import Callable, Iterator, Sequence
+
+from gateway.config.schema import Config, parse_endpoint
+from gateway.observe.log import get_logger
+from gateway.process.boot import Boot
+from gateway.supervisor.child import Child
+from gateway.supervisor.children import KILL_MARGIN, Children
+from gateway.supervisor.code import Code
+from gateway.supervisor.heritage import Heritage
+from gateway.supervisor.listeners import Listeners, listen_console
+from gateway.supervisor.run_dir import RunDir
+from gateway.supervisor.shared_files import SharedFiles
+
+log = get_logger()
+
+
+class Crew:
+    """The children of one instance, and the sockets that they find again when they are replaced.
+
+    `heritage`: what an earlier version has left. Then `first` start in standby, and the others when that one has gone.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run_dir: RunDir,
+        listeners: Listeners,
+        files: SharedFiles,
+        code: Code,
+        heritage: Heritage | None = None,
+    ) -> None:
+        self.config = config
+        self.files = files
+        self.standby = heritage is not None
+        self._heritage = heritage
+        self._run_dir = run_dir
+        self._listeners = listeners
+        self._code = code
+        self._sockets: list[socket.socket] = []
+        self._admins: dict[str, socket.socket] = {}
+        self._memfds: list[int] = []
+        self._broker_ends: dict[int, int] = dict(heritage.broker_ends) if heritage else {}
+        self._journal: list[int] = []
+        self._packets_pair: tuple[int, int] | None = heritage.packets if heritage else None
+        self._console: tuple[str, socket.socket] | None = None
+        self._console_files: dict[str, int] = {}
+        self.old_slots = heritage.slots if heritage else []
+        taken = {*self.old_slots, *([self._packets_pair[0]] if self._packets_pair else [])}
+        free = (slot for slot in itertools.count() if slot not in taken)
+        self.slots = list(itertools.islice(free, config.worker_count))
+        self._free_slot = next(free)
+        self.workers = [self._make_worker(index, slot) for index, slot in enumerate(self.slots)]
+        self.packets = self._make_packets() if config.packets_wanted else None
+        self.broker = self._make_broker() if config.broker_wanted else None
+        self.console = self._make_console() if config.console.listen else None
+
+    def __iter__(self) -> Iterator[Child]:
+        yield from (child for child in (self.broker, self.packets) if child)
+        yield from self.workers
+        if self.console:
+            yield self.console
+
+    @property
+    def first(self) -> list[Child]:
+        """Those that can be started while an earlier version still serves."""
+        return [*([self.broker] if self.broker else []), *self.workers]
+
+    @property
+    def rest(self) -> list[Child]:
+        """Those of which there can be only one at a time."""
+        return [child for child in (self.packets, self.console) if child]
+
+    def dismiss(self, children: Sequence[Child]) -> None:
+        """Nobody need ask those of them that have ended."""
+        for child in children:
+            if child.lifeline is None and child.name in self._admins:
+                self._sockets.remove(self._admins[child.name])
+                self._admins.pop(child.name).close()
+                self._run_dir.forget(child.name)
+
+    def forget_old(self) -> None:
+        """The workers of the earlier version have ended."""
+        for slot in self.old_slots:
+            if slot in self._broker_ends:
+                os.close(self._broker_ends.pop(slot))
+        self.old_slots = []
+
+    def heritage(self, channel: int, ticket: str, admin: int) -> Heritage:
+        """What another version needs to take over. `admin`: the supervisor's own socket."""
+        admins = {name: sock.fileno() for name, sock in self._admins.items() if not name.startswith("worker-")}
+        return Heritage(
+            channel=channel,
+            ticket=ticket,
+            run_dir=str(self._run_dir.path),
+            made=self._run_dir.made,
+            lock=self._run_dir.lock,
+            admins={**admins, "supervisor": admin},
+            listeners=[
+                (place.kind, place.endpoint.host, place.endpoint.port, fd) for place, fd in self._listeners.all()
+            ],
+            slots=[*self.slots, *self.old_slots],
+            broker_ends=self._broker_ends,
+            packets=self._packets_pair,
+            journal=self._journal,
+            console=(self._console[0], self._console[1].fileno()) if self._console else None,
+            console_files=self._console_files,
+        )
+
+    def check_console(self) -> None:
+        """Raise AlgateError if the console could not listen where the configuration says now."""
+        where = self.config.console.listen
+        port = parse_endpoint(where).port if where else None
+        if where and (self._console is None or port != parse_endpoint(self._console[0]).port):  # else it is ours
+            listen_console(self.config).close()
+
+    def refit(self, before: Config, children: Children, turn: Callable[[float], None]) -> None:
+        """Start, replace or end those that do not change while they run: packets and console."""
+        config = self.config
+        if self.packets is not None and not config.packets_wanted:
+            children.end([self.packets], KILL_MARGIN, turn)
+            self.dismiss([self.packets])
+            self.packets = None
+        elif self.packets is None and config.packets_wanted:
+            self.packets = self._make_packets()
+            children.start_soon(self.packets)
+        elif self.packets is not None and (before.alg, before.network, before.pinhole, before.log) != (
+            config.alg, config.network, config.pinhole, config.log,
+        ):  # fmt: skip
+            children.replace(self.packets)  # its journal tells the next one what is under way
+        if self.console is not None and not config.console.listen:
+            children.end([self.console], KILL_MARGIN, turn)
+            self.dismiss([self.console])
+            self.console = None
+            self._close_console()
+        elif self.console is None and config.console.listen:
+            self.console = self._make_console()
+            children.start_soon(self.console)
+        elif self.console is not None and (before.console, before.packets_wanted, before.log) != (
+            config.console, config.packets_wanted, config.log,
+        ):  # fmt: skip
+            children.replace(self.console)
+
+    def close(self) -> None:
+        """Close the sockets; nobody can be started any more."""
+        self._close_console()
+        for sock in self._sockets:
+            sock.close()
+        for fd in self._memfds:
+            os.close(fd)
+
+    def _admin(self, name: str) -> int:
+        """The socket that the command line talks to it by."""
+        if name not in self._admins:
+            inherited = self._heritage.admins.get(name) if self._heritage else None
+            run_dir = self._run_dir
+            self._admins[name] = run_dir.listen(name) if inherited is None else run_dir.adopt(name, inherited)
+            self._sockets.append(self._admins[name])
+        return self._admins[name].fileno()
+
+    def _broker_pair(self, slot: int) -> int:
+        """A slot of the broker; its other end. Both stay open: who replaces a dead one takes up its pair."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._sockets += [ours, theirs]
+        self._broker_ends[slot] = ours.fileno()
+        return theirs.fileno()
+
+    def _make_worker(self, index: int, slot: int) -> Child:
+        name = f"worker-{slot}"
+        admin = self._admin(name)
+        broker = self._broker_pair(slot) if self.config.broker_wanted else None
+
+        def boot(lifeline: int) -> Boot:
+            return Boot(
+                role="worker",
+                slot=slot,
+                config=self.config,
+                lifeline=lifeline,
+                admin=admin,
+                broker=broker,
+                socks=self._listeners.fds(index, "socks"),
+                transparent=self._listeners.fds(index, "transparent"),
+                files=self.files.fds(),
+                standby=self.standby,
+            )
+
+        return Child(name, "gateway.process.worker", self.config.process.user, None, self._code, boot)
+
+    def _make_packets(self) -> Child:
+        admin = self._admin("packets")
+        if self._packets_pair is None:
+            self._packets_pair = self._free_slot, self._broker_pair(self._free_slot)
+        slot, broker = self._packets_pair
+        if not self._journal:
+            inherited = self._heritage.journal if self._heritage else []
+            self._journal = inherited or [os.memfd_create(f"algate-journal-{i}") for i in range(2)]
+            self._memfds += self._journal
+
+        def boot(lifeline: int) -> Boot:
+            return Boot(
+                role="packets",
+                slot=slot,
+                config=self.config,
+                lifeline=lifeline,
+                admin=admin,
+                broker=broker,
+                journal=self._journal,
+            )
+
+        # The queue is netfilter's, so reading it needs the capability; nothing else of the process does.
+        user = self.config.process.broker_user
+        return Child("packets", "gateway.process.packets", user, "net_admin", self._code, boot)
+
+    def _make_broker(self) -> Child:
+        admin = self._admin("broker")
+
+        def boot(lifeline: int) -> Boot:
+            return Boot(
+                role="broker",
+                slot=0,
+                config=self.config,
+                lifeline=lifeline,
+                admin=admin,
+                workers=self._broker_ends,
+                standby=self.standby,
+            )
+
+        user = self.config.process.broker_user
+        return Child("broker", "gateway.process.broker", user, "net_admin", self._code, boot)
+
+    def _make_console(self) -> Child:
+        admin = self._admin("console")
+        self._console_listener()
+        if not self._console_files:
+            self._console_files = self._heritage.console_files if self._heritage else {}
+            self._memfds += self._console_files.values()
+        if self._console_files:
+            self._run_dir.adopt_file("console.token")
+        else:
+            token = secrets.token_urlsafe(24)
+            path = self._run_dir.write("console.token", token + "\n")
+            self._console_files = {name: os.memfd_create(f"algate-{name}") for name in ("token", "totals")}
+            self._memfds += self._console_files.values()
+            os.write(self._console_files["token"], token.encode())
+            log.info("console", listen=self.config.console.listen, token=str(path))
+
+        def boot(lifeline: int) -> Boot:
+            return Boot(
+                role="console",
+                slot=0,
+                config=self.config,
+                lifeline=lifeline,
+                admin=admin,
+                console=self._console_listener().fileno(),
+                files=self._console_files,
+                names=["supervisor", *(child.name for child in self)],
+            )
+
+        return Child("console", "gateway.process.console", self.config.process.user, None, self._code, boot)
+
+    def _console_listener(self) -> socket.socket:
+        """The console's socket where it is to listen now: the one that is there, or the old version's, or a new one."""
+        where = self.config.console.listen
+        if self._console is None and self._heritage is not None and self._heritage.console is not None:
+            at, fd = self._heritage.console
+            self._console = at, socket.socket(fileno=fd)
+        if self._console is None or self._console[0] != where:
+            self._close_console()  # first: one place may contain the other, as 0.0.0.0 does
+            self._console = where, listen_console(self.config)
+        return self._console[1]
+
+    def _close_console(self) -> None:
+        if self._console is not None:
+            self._console[1].close()
+            self._console = None

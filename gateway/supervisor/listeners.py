@@ -1,0 +1,193 @@
+"""Listening TCP sockets, made by the supervisor: the workers have no right to, and a replaced one finds its backlog."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import itertools
+import os
+import socket
+import struct
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from typing import Literal, NamedTuple
+
+from alg.address import Endpoint
+from gateway.config.schema import Config, parse_endpoint
+from gateway.model.errors import AlgateError
+from gateway.observe.log import get_logger
+
+BACKLOG = 4096
+LINGER = 0.5  # seconds in which a connection that the kernel has answered comes to the backlog
+_SO_ATTACH_FILTER = 26  # <asm-generic/socket.h>
+_FREEBIND = {4: (socket.IPPROTO_IP, 15), 6: (socket.IPPROTO_IPV6, 78)}  # <linux/in.h>, <linux/in6.h>
+
+log = get_logger()
+
+Kind = Literal["socks", "transparent"]
+
+
+class Place(NamedTuple):
+    """Where one of the fronts listens."""
+
+    kind: Kind
+    endpoint: Endpoint
+
+
+def places(config: Config) -> dict[Place, str]:
+    """Where a configuration wants listeners, with the key that says so. Redirected connections come to all addresses,
+    for REDIRECT picks the interface's own."""
+    found = {Place("socks", parse_endpoint(text)): f"socks.listen[{i}]" for i, text in enumerate(config.socks.listen)}
+    if config.transparent_enabled:
+        for host in ("0.0.0.0", "::"):
+            found[Place("transparent", Endpoint(host, config.transparent.port))] = "transparent.port"
+    return found
+
+
+class Listeners:
+    """The listening sockets of all workers: each has its own at every place (SO_REUSEPORT).
+
+    `inherited`: those of an earlier version, spread over the workers that there are now.
+    """
+
+    def __init__(self, workers: int, inherited: Iterable[tuple[Place, socket.socket]] = ()) -> None:
+        self._sets: list[dict[Place, list[socket.socket]]] = [{} for _ in range(workers)]
+        self._left_out: frozenset[Place] = frozenset()
+        self._absent: set[Place] = set()
+        numbers: Counter[Place] = Counter()
+        for place, sock in inherited:
+            self._sets[numbers[place] % workers].setdefault(place, []).append(sock)
+            numbers[place] += 1
+
+    def places(self) -> set[Place]:
+        """Where they listen."""
+        return {place for sockets in self._sets for place in sockets}
+
+    def look(self) -> None:
+        """Say whose address is not there, or has come. To be called now and then."""
+        absent = {place for place in self.places() if not _is_there(place.endpoint)}
+        for place in absent - self._absent:
+            log.warning("listen.absent", address=str(place.endpoint), hint="no interface has this address yet")
+        for place in (self._absent - absent) & self.places():
+            log.info("listen.present", address=str(place.endpoint))
+        self._absent = absent
+
+    def all(self) -> list[tuple[Place, int]]:
+        """Every socket, as an heir wants to have them."""
+        sets = [[(place, sock.fileno()) for place, some in one.items() for sock in some] for one in self._sets]
+        return list(itertools.chain.from_iterable(sets))
+
+    def open(self, wanted: Mapping[Place, str]) -> None:
+        """Bind for each worker at these places, where it has no socket yet; `listen` is still to be called. Raises
+        AlgateError naming the key and address, and then has made none."""
+        made: list[tuple[int, Place, socket.socket]] = []
+        try:
+            for index, sockets in enumerate(self._sets):
+                for place, key in wanted.items():
+                    if place not in sockets:
+                        made.append((index, place, _bound(key, place.endpoint)))
+        except AlgateError:
+            _close(sock for _, _, sock in made)
+            raise
+        for index, place, sock in made:
+            self._sets[index][place] = [sock]
+
+    def listen(self) -> None:
+        """Have all that were opened take connections. Raises AlgateError."""
+        for place, fd in self.all():
+            with socket.socket(fileno=os.dup(fd)) as sock:
+                try:
+                    sock.listen(BACKLOG)
+                except OSError as error:
+                    raise AlgateError(f"{place.kind}: cannot listen on {place.endpoint}: {error.strerror}") from error
+
+    def leave_out(self, places: Collection[Place]) -> None:
+        """`fds` does not name these: they are about to go."""
+        self._left_out = frozenset(places)
+
+    def fds(self, worker: int, kind: Kind) -> list[int]:
+        """The descriptors of one worker (by number) at the places of a kind."""
+        sets = self._sets[worker].items()
+        chosen = [some for place, some in sets if place.kind == kind and place not in self._left_out]
+        return [sock.fileno() for sock in itertools.chain.from_iterable(chosen)]
+
+    def refuse(self, places: Collection[Place]) -> None:
+        """Begin no further connections at these places. Those under way come to the backlog, within LINGER."""
+        for sockets in self._sets:
+            for place in places:
+                for sock in sockets.get(place, []):
+                    _drop_new(sock)
+
+    def discard(self, places: Collection[Place]) -> None:
+        """Listen there no more, in whatever process; what is in the backlog is reset."""
+        for sockets in self._sets:
+            for place in places:
+                for sock in sockets.pop(place, []):
+                    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                        sock.shutdown(socket.SHUT_RDWR)
+                    sock.close()
+
+    def close(self) -> None:
+        """Close our own descriptors; who else has them goes on."""
+        for sockets in self._sets:
+            _close(itertools.chain.from_iterable(sockets.values()))
+
+
+def _is_there(endpoint: Endpoint) -> bool:
+    """Whether an address is one of this host's, now."""
+    with socket.socket(socket.AF_INET6 if endpoint.version == 6 else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.bind((endpoint.host, 0))
+        except OSError as error:
+            return error.errno != errno.EADDRNOTAVAIL
+    return True
+
+
+def _drop_new(listener: socket.socket) -> None:
+    """Have the kernel drop SYNs, but not the ACK of who has been answered: nobody who was let in is reset.
+
+    shutdown(2) and close(2) reset what is in the backlog; there is no other way to stop a listener.
+    """
+    # ldb [13]; and #SYN|ACK; jeq #SYN: ret #0; else ret #-1   (the filter sees the TCP header first)
+    program = b"".join(
+        struct.pack("=HBBI", *instruction)
+        for instruction in ((0x30, 0, 0, 13), (0x54, 0, 0, 0x12), (0x15, 0, 1, 2), (6, 0, 0, 0), (6, 0, 0, 0xFFFFFFFF))
+    )
+    buffer = ctypes.create_string_buffer(program, len(program))
+    fprog = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
+    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
+
+
+def _close(sockets: Iterable[socket.socket]) -> None:
+    for sock in sockets:
+        sock.close()
+
+
+def listen_console(config: Config) -> socket.socket:
+    """The console's listening socket. Raises AlgateError, also if another instance has one there."""
+    listener = _bound("console.listen", parse_endpoint(config.console.listen), shared=False)
+    listener.listen(BACKLOG)
+    return listener
+
+
+def _bound(key: str, endpoint: Endpoint, shared: bool = True) -> socket.socket:
+    family = socket.AF_INET6 if endpoint.version == 6 else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        try:
+            listener.bind((endpoint.host, endpoint.port))
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+            # At boot an interface may get its address after us; connections come when it is there.
+            listener.setsockopt(*_FREEBIND[endpoint.version], 1)
+            listener.bind((endpoint.host, endpoint.port))
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise AlgateError(f"{key}: cannot listen on {endpoint}: {error.strerror}") from error
+    return listener

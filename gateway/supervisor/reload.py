@@ -1,0 +1,190 @@
+"""Another configuration for a gateway that runs: validated, prepared by every process, and only then used by all."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from gateway.config.schema import Config
+from gateway.host import rules
+from gateway.model.errors import AlgateError, ConfigError
+from gateway.observe.log import get_logger, setup_logging
+from gateway.process.lifeline import Commit, Done, FromChild, Prepare, Prepared, Rollback
+from gateway.supervisor.child import Child
+from gateway.supervisor.children import Children
+from gateway.supervisor.crew import Crew
+from gateway.supervisor.listeners import LINGER, Listeners, places
+from gateway.supervisor.shared_files import SharedFiles
+
+log = get_logger()
+
+DEADLINE = 10.0  # seconds that a child may take to prepare, and to change
+NEW_PROCESSES = ("run_dir", "user", "broker_user", "workers")  # keys of [process] that only a new process can heed
+
+
+class Reload:
+    """One reload. `turn(until)` lets things happen meanwhile; what children say comes in by `heard`."""
+
+    def __init__(
+        self, new: Config, listeners: Listeners, crew: Crew, children: Children, turn: Callable[[float], None]
+    ) -> None:
+        self._old = crew.config
+        self.config, self.kept = _usable(self._old, new)
+        self._listeners = listeners
+        self._crew = crew
+        self._children = children
+        self._turn = turn
+        self._waiting: dict[Child, int | None] = {}  # whose answer is awaited, and its pid
+        self._ended = 0
+        self._failure = ""
+
+    def heard(self, child: Child, message: FromChild) -> None:
+        """Take a child's answer."""
+        match message:
+            case Prepared(reason):
+                self._failure = self._failure or reason
+                self._waiting.pop(child, None)
+            case Done(ended):
+                self._ended += ended
+                self._waiting.pop(child, None)
+
+    def run(self) -> dict[str, Any]:
+        """Do it; what has changed. AlgateError: nothing has, and the message says why."""
+        if self.config.broker_wanted != self._old.broker_wanted:
+            key = "pinhole.backend" if self._old.pinhole != self.config.pinhole else "network.inside_interfaces"
+            raise ConfigError(f"{key}: with or without a broker, that takes new processes: `algate reload --upgrade`")
+        files = SharedFiles(self.config)
+        wanted = places(self.config)
+        removed = self._listeners.places() - wanted.keys()
+        added = {place: key for place, key in wanted.items() if place not in self._listeners.places()}
+        before = self._crew.config, self._crew.files
+        in_place = [child for child in (*self._crew.workers, self._crew.broker) if child is not None]
+        try:
+            self._listeners.open(added)
+            self._crew.config, self._crew.files = self.config, files
+            self._listeners.leave_out(removed)
+            self._crew.check_console()
+            self._tell_all(in_place, Prepare())
+            if self._failure:
+                raise ConfigError(self._failure)
+            if self._waiting:
+                names = ", ".join(child.name for child in self._waiting)
+                raise AlgateError(f"{names}: no answer within {DEADLINE:g} s")
+            self._listeners.listen()
+            with_rules = self._change_rules()
+        except (AlgateError, OSError):
+            for child in in_place:
+                child.tell(Rollback())
+            self._crew.config, self._crew.files = before
+            self._listeners.leave_out(())
+            self._listeners.discard(added)
+            files.close()
+            raise
+        if self.config.log != self._old.log:
+            setup_logging("supervisor", self.config.log)
+        self._tell_all(in_place, Commit())
+        for child in self._waiting:
+            log.error("reload.unanswered", child=child.name, pid=child.pid)
+            self._children.kill(child)  # who comes in its place starts with the new configuration
+        before[1].close()
+        self._crew.refit(self._old, self._children, self._turn)
+        self._retire(removed)
+        return {
+            "changed": changes(self._old, self.config),
+            "restart": self.kept,
+            "listeners_added": [str(place.endpoint) for place in added],
+            "listeners_removed": [str(place.endpoint) for place in removed],
+            "rules": with_rules,
+            "ended": self._ended,
+        }
+
+    def _tell_all(self, children: Sequence[Child], message: Prepare | Commit) -> None:
+        """Tell them, and wait for the answers of those that live."""
+        self._waiting = {child: child.pid for child in children if child.ready}
+        for child in self._waiting:
+            if isinstance(message, Prepare):
+                child.prepare()
+            else:
+                child.tell(message)
+        until = time.monotonic() + DEADLINE
+        while self._waiting and time.monotonic() < until:
+            self._turn(until)
+            self._waiting = {child: pid for child, pid in self._waiting.items() if child.pid == pid}
+
+    def _change_rules(self) -> str:
+        """Let the iptables rules follow, if this instance's are there. Only root may look."""
+        if not self.config.transparent_enabled:
+            return "none"
+        if all(rules.render(self._old, family) == rules.render(self.config, family) for family in rules.FAMILIES):
+            return "as before"
+        if os.geteuid() != 0:
+            return "to be applied"
+        if not rules.applied(self.config):
+            return "not applied"
+        rules.apply(self.config)
+        return "changed"
+
+    def _retire(self, removed: Sequence[Any] | set[Any]) -> None:
+        """Whoever has connected is served; then the listeners go."""
+        if removed:
+            self._listeners.refuse(removed)
+            until = time.monotonic() + LINGER
+            while time.monotonic() < until:
+                self._turn(until)
+            self._listeners.discard(removed)
+
+
+def reload_retired(new: Config, listeners: Listeners, crew: Crew) -> None:
+    """Have workers that only see their flows to the end judge these by a new configuration. Raises AlgateError."""
+    files = SharedFiles(new)
+    before = crew.files
+    crew.config, crew.files = _usable(crew.config, new)[0], files
+    listeners.leave_out(listeners.places())  # they listen no more
+    for worker in crew.workers:
+        worker.prepare()
+        worker.tell(Commit())
+    before.close()
+
+
+def _usable(old: Config, new: Config) -> tuple[Config, list[str]]:
+    """The new configuration as far as running processes can heed it, and the keys that they cannot."""
+    kept = [f"process.{key}" for key in NEW_PROCESSES if getattr(old.process, key) != getattr(new.process, key)]
+    process = msgspec.structs.replace(new.process, **{key: getattr(old.process, key) for key in NEW_PROCESSES})
+    return msgspec.structs.replace(new, process=process), kept
+
+
+def changes(old: Config, new: Config) -> list[str]:
+    """What is different, as "KEY: BEFORE -> AFTER"; no secrets, and long values shortened."""
+    before, after = _flat(msgspec.to_builtins(old)), _flat(msgspec.to_builtins(new))
+    found = [
+        f"{key}: {_change(before.get(key), after.get(key))}"
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key) and not key.startswith("loaded.")
+    ]
+    if old.loaded.access != new.loaded.access:
+        found.append("socks.access_file: other rules")
+    if old.loaded.passwords != new.loaded.passwords:
+        found.append("upstream: other passwords")
+    return found
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {k: v for key, one in value.items() for k, v in _flat(one, f"{prefix}.{key}" if prefix else key).items()}
+    return {prefix: value}
+
+
+def _change(before: Any, after: Any) -> str:
+    one, other = _short(before), _short(after)
+    return f"{one} -> {other}" if one != other else f"{one}, changed"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list | tuple) and value and isinstance(value[0], dict):
+        return f"{len(value)} of them"
+    text = "none" if value is None else msgspec.json.encode(value).decode()
+    return text if len(text) <= 80 else text[:77] + "..."

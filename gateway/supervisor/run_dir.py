@@ -1,0 +1,131 @@
+"""The run directory: the lock that keeps a second instance out, and the sockets that the command line talks to."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+from gateway.model.errors import AlgateError
+from gateway.supervisor.heritage import Heritage
+
+
+class RunDir:
+    """Holds `run_dir` for this instance. Raises AlgateError where it cannot be made or another instance holds it.
+
+    `heritage`: the instance itself held it before, in another process; `claim` makes it ours.
+    """
+
+    def __init__(self, path: str, heritage: Heritage | None = None) -> None:
+        self.path = Path(path)
+        self.made = not self.path.exists()
+        self._sockets: list[Path] = []
+        self._files: list[Path] = []
+        if heritage is not None:
+            self.made, self.lock = heritage.made, heritage.lock
+            return
+        try:
+            self.path.mkdir(mode=0o755, parents=True, exist_ok=True)
+            owner = self.path.stat().st_uid
+            if owner != os.geteuid():
+                raise AlgateError(f"process.run_dir: {path} belongs to another user (uid {owner})")
+            self.lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise AlgateError(f"process.run_dir: {path} cannot be used: {error.strerror}") from error
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            pid = os.read(self.lock, 20).decode(errors="replace").strip()
+            os.close(self.lock)
+            raise AlgateError(f"process.run_dir: another algate (pid {pid}) already runs in {path}") from error
+        self.claim()
+        for stale in self.path.glob("*.sock"):  # of an instance that was killed: we hold its lock now
+            stale.unlink()
+        for links in self.path.glob("code-*"):
+            shutil.rmtree(links, ignore_errors=True)
+
+    def claim(self) -> None:
+        """Say in the lock whose it is."""
+        os.truncate(self.lock, 0)
+        os.pwrite(self.lock, f"{os.getpid()}\n".encode(), 0)
+
+    def adopt(self, name: str, fd: int) -> socket.socket:
+        """A socket that the process before has made by `listen`."""
+        self._sockets.append(self.path / f"{name}.sock")
+        return socket.socket(fileno=fd)
+
+    def adopt_file(self, name: str) -> None:
+        """A file that the process before has written."""
+        self._files.append(self.path / name)
+
+    def listen(self, name: str) -> socket.socket:
+        """A listening stream socket `NAME.sock`, for this user only."""
+        path = self.path / f"{name}.sock"
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener.bind(str(path))
+            path.chmod(0o600)
+            listener.listen(16)
+        except OSError as error:
+            listener.close()
+            raise AlgateError(f"process.run_dir: cannot listen on {path}: {error.strerror or error}") from error
+        self._sockets.append(path)
+        return listener
+
+    def socket_of(self, name: str) -> Path:
+        """Where the socket of that name is. FileNotFoundError if `listen` has not made it."""
+        path = self.path / f"{name}.sock"
+        if path not in self._sockets:
+            raise FileNotFoundError(errno.ENOENT, f"there is no process {name!r}")
+        return path
+
+    def write(self, name: str, content: str) -> Path:
+        """A file for this user only, gone with the instance."""
+        path = self.path / name
+        try:
+            path.unlink(missing_ok=True)
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(content)
+        except OSError as error:
+            raise AlgateError(f"process.run_dir: cannot write {path}: {error.strerror}") from error
+        self._files.append(path)
+        return path
+
+    def forget(self, name: str) -> None:
+        """Take away the socket of this name."""
+        path = self.path / f"{name}.sock"
+        path.unlink(missing_ok=True)
+        self._sockets.remove(path)
+
+    def remove_dead(self) -> None:
+        """Take away sockets that nobody serves any more, as of a version that was killed."""
+        for path in set(self.path.glob("*.sock")) - set(self._sockets):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                try:
+                    probe.setblocking(False)
+                    probe.connect(str(path))
+                except ConnectionRefusedError:
+                    path.unlink(missing_ok=True)
+                except OSError:
+                    pass  # somebody serves it, and has much to do
+
+    def leave(self, names: Iterable[str]) -> None:
+        """Take away the sockets of these names; all else is somebody else's now."""
+        for name in names:
+            (self.path / f"{name}.sock").unlink(missing_ok=True)
+        os.close(self.lock)
+
+    def remove(self) -> None:
+        """Take away what was made here, the directory too if it was not there before."""
+        for path in (*self._sockets, *self._files, self.path / "lock"):
+            path.unlink(missing_ok=True)
+        os.close(self.lock)
+        if self.made:
+            try:
+                self.path.rmdir()
+            except OSError:
+                pass  # somebody else keeps files in it

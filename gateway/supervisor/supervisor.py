@@ -1,0 +1,397 @@
+"""The supervisor: opens the listeners, starts the other processes, and replaces one that dies. No gevent here."""
+
+from __future__ import annotations
+
+import os
+import resource
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from gateway.config.schema import Config
+from gateway.host.address_watch import AddressWatch
+from gateway.host.doctor import refuse_helpers
+from gateway.host.privilege import is_privileged
+from gateway.host.samples import HostSamples
+from gateway.model.errors import AlgateError
+from gateway.observe.admin import Rows, answer
+from gateway.observe.counters import recent_rows
+from gateway.observe.log import get_logger, setup_logging
+from gateway.observe.metrics import Sample, metrics_row
+from gateway.process.lifeline import Ask, Departed, File, FromChild, Report
+from gateway.supervisor.child import Child
+from gateway.supervisor.children import KILL_MARGIN, Children
+from gateway.supervisor.code import Code
+from gateway.supervisor.crew import Crew
+from gateway.supervisor.desk import Desk
+from gateway.supervisor.heritage import Channel, Heritage, inherited
+from gateway.supervisor.listeners import Listeners, places
+from gateway.supervisor.notify import Watchdog, notify
+from gateway.supervisor.reload import Reload, reload_retired
+from gateway.supervisor.run_dir import RunDir
+from gateway.supervisor.shared_files import CHECK_INTERVAL, SharedFiles
+from gateway.supervisor.takeover import HandOver, TakeOver
+from gateway.supervisor.wishes import Wishes
+
+log = get_logger()
+
+START_DEADLINE = 90.0  # seconds until all must be ready; a small router that has just booted is slow
+FOREVER = 1e9  # seconds
+STOP_LINGER = 0.1  # seconds in which those who connect at the very end are still taken in
+
+
+def run(load: Callable[[], Config]) -> int:
+    """Run the gateway until SIGTERM or SIGINT; returns the exit code. `load` reads the configuration, now and whenever
+    it is to be used anew. Raises AlgateError if the gateway cannot start."""
+    heritage = inherited()
+    channel = Channel(socket.socket(fileno=heritage.channel)) if heritage else None
+    try:
+        return _run(load, heritage, channel)
+    except AlgateError as error:
+        if channel is not None:
+            channel.say(f"failed: {error}")
+        raise
+
+
+def _run(load: Callable[[], Config], heritage: Heritage | None, channel: Channel | None) -> int:
+    config = load()
+    setup_logging("supervisor", config.log)
+    if heritage is not None:
+        _check_heritage(heritage, config)
+    if config.broker_wanted and not is_privileged():
+        raise AlgateError("kernel pinholes and redirected connections need root (or set pinhole.backend = 'userspace')")
+    if config.broker_wanted:
+        refuse_helpers(config)
+    _raise_descriptor_limit()
+    run_dir = RunDir(config.process.run_dir, heritage)
+    gateway = None
+    try:
+        gateway = _Supervisor(load, config, run_dir, heritage, channel)
+        return gateway.run()
+    finally:
+        if heritage is None if gateway is None else gateway.in_charge:
+            run_dir.remove()
+        else:
+            run_dir.leave([f"worker-{slot}" for slot in gateway.slots] if gateway else [])
+
+
+def _check_heritage(heritage: Heritage, config: Config) -> None:
+    """Raise AlgateError if this configuration takes a gateway that was stopped."""
+    if heritage.run_dir != config.process.run_dir:
+        raise AlgateError("process.run_dir: has changed, and that takes a restart")
+    if heritage.broker_ends and not config.broker_wanted:
+        raise AlgateError("pinhole.backend, network.inside_interfaces: to do without the broker takes a restart")
+
+
+class _Supervisor:
+    def __init__(
+        self,
+        load: Callable[[], Config],
+        config: Config,
+        run_dir: RunDir,
+        heritage: Heritage | None,
+        elder: Channel | None,
+    ) -> None:
+        self._load = load
+        self._run_dir = run_dir
+        self.in_charge = heritage is None  # of what outlives a version: listeners, table, run directory
+        self._elder = elder
+        self._successor: Channel | None = None
+        self._next_look = time.monotonic()
+        self._selector = selectors.DefaultSelector()
+        self._children = Children(self._selector, self._on_message)
+        self._state = "starting"
+        self._patience: float | None = None  # seconds that flows get in the end; None: as configured
+        self._admin = (
+            run_dir.adopt("supervisor", heritage.admins["supervisor"]) if heritage else run_dir.listen("supervisor")
+        )
+        self._code = Code(run_dir.path)
+        self._listeners = Listeners(config.worker_count, heritage.sockets() if heritage else ())
+        self._listeners.open(places(config))
+        self._listeners.leave_out(self._listeners.places() - places(config).keys())
+        self._crew = Crew(config, run_dir, self._listeners, SharedFiles(config), self._code, heritage)
+        self._take_over: TakeOver | None = None
+        if heritage is not None and elder is not None:
+            self._take_over = TakeOver(heritage, elder, self._crew, self._children, self._listeners, self._turn)
+        self._watchdog = Watchdog()
+        self._addresses = AddressWatch()
+        self._wishes = Wishes()
+        self._reload: Reload | None = None
+        self._verbs: dict[str, Callable[[], Rows]] = {
+            wish: partial(self._wishes.add, wish) for wish in ("reload", "upgrade", "drain")
+        }
+        self._verbs |= {"status": self._status, "metrics": self._metrics, "events": recent_rows}
+        self._desk = Desk(run_dir, self._verbs)
+        self._host = HostSamples()
+
+    @property
+    def slots(self) -> list[int]:
+        """The slots of our workers."""
+        return self._crew.slots
+
+    @property
+    def _config(self) -> Config:
+        return self._crew.config
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        signals, waker = self._catch_signals()
+        self._selector.register(signals, selectors.EVENT_READ, lambda: self._on_signals(signals))
+        self._selector.register(self._addresses, selectors.EVENT_READ, lambda: self._addresses.read(time.monotonic()))
+        self._admin.setblocking(False)
+        if self._elder is not None:
+            self._selector.register(self._elder.sock, selectors.EVENT_READ, self._on_elder)
+        by = {"reload": self._do_reload, "upgrade": self._do_upgrade, "drain": self._do_drain}
+        try:
+            self._start()
+            while self._state == "running":
+                self._turn(None)
+                while self._state == "running" and self._wishes.grant(by):
+                    pass
+            return 0
+        finally:
+            if self._successor is not None:
+                self._retire(self._successor)
+            elif self.in_charge:
+                self._stop_all()
+            else:
+                self._abandon()
+            for closable in (self._listeners, self._crew, self._admin, self._addresses, signals, waker, self._selector):
+                closable.close()
+            self._code.close()
+            self._crew.files.close()
+
+    def _start(self) -> None:
+        """Start all, and be ready. Raises AlgateError. SIGTERM is obeyed meanwhile."""
+        first = list(self._crew) if self._take_over is None else self._crew.first
+        if self._take_over is None:
+            self._listeners.listen()
+        for child in first:
+            self._children.start(child)
+        give_up = time.monotonic() + START_DEADLINE
+        while self._state == "starting" and not all(child.ready for child in first):
+            if time.monotonic() > give_up:
+                missing = ", ".join(child.name for child in first if not child.ready)
+                raise AlgateError(f"not ready after {START_DEADLINE:g} s: {missing}")
+            self._turn(give_up)
+        if self._state != "starting":
+            return
+        if self._take_over is not None:
+            self._take_over.run()
+            self.in_charge = True
+            self._run_dir.claim()
+            self._wishes.remember(self._take_over.ticket, {"pid": os.getpid()})
+            self._take_over.channel.say("ready")
+        self._selector.register(self._admin, selectors.EVENT_READ, self._on_admin)
+        self._children.starting = False
+        self._state = "running"
+        log.info("ready", socks=",".join(self._config.socks.listen), workers=len(self._crew.workers))
+        notify("READY=1")
+
+    def _turn(self, until: float | None) -> None:
+        """Wait for something to happen, at the most until then, and do what is due."""
+        due = [*self._children.due(), self._watchdog.due, self._next_look, *([until] if until is not None else [])]
+        for key, _ in self._selector.select(max(0.0, min(due) - time.monotonic())):
+            key.data()
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + CHECK_INTERVAL
+            self._listeners.look()
+            # During a reload a worker could take it for the configuration before: it is seen again at the next look.
+            for name, fd in (self._crew.files.refresh() if self._reload is None else {}).items():
+                for worker in self._crew.workers:
+                    worker.tell(File(name), [fd])
+        if self._addresses.gone(now):
+            for worker in self._crew.workers:
+                worker.tell(Departed())
+        self._children.tick(now)
+        self._watchdog.tick(now, self._children.answering)
+
+    def _on_message(self, child: Child, message: FromChild) -> None:
+        if isinstance(message, Ask):
+            self._desk.serve(child, message)
+        elif self._reload is not None:
+            self._reload.heard(child, message)
+        elif self._take_over is not None:
+            self._take_over.heard(child, message)
+
+    # --- what is wished for -----------------------------------------------------------------------------------------
+
+    def _do_reload(self, _ticket: str) -> dict[str, Any]:
+        """Use the configuration as it is written now; what has changed. AlgateError: the old one stays."""
+        notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            new = self._load()
+            self._reload = Reload(new, self._listeners, self._crew, self._children, lambda until: self._turn(until))
+            done = self._reload.run()
+        except (AlgateError, OSError) as error:
+            log.error("reload.failed", reason=str(error), hint="the configuration before stays in use")
+            raise
+        finally:
+            self._reload = None
+            notify("READY=1")
+        log.info("reload", **done)
+        if self._elder is not None:
+            self._elder.say("reload")
+        return done
+
+    def _do_drain(self, _ticket: str) -> dict[str, Any]:
+        """Accept no more, and end when all flows have."""
+        self._patience = FOREVER
+        self._state = "stopping"
+        return {"state": "draining"}
+
+    def _do_upgrade(self, ticket: str) -> dict[str, Any]:
+        """Have a new version take over. AlgateError: it could not, and all is as before."""
+        hand_over = HandOver(self._selector, self._run_dir, self._crew, self._children, self._turn)
+        try:
+            self._successor, pid = hand_over.run(ticket, self._admin, self._on_admin)
+        except AlgateError as error:
+            log.error("upgrade.failed", reason=str(error), hint="the version before goes on")
+            raise
+        notify(f"MAINPID={pid}")
+        if self._state != "running":  # SIGTERM came meanwhile: it is for whoever is in charge
+            os.kill(pid, signal.SIGTERM)
+        self._state = "retired"
+        self.in_charge = False
+        return {"pid": pid}
+
+    def _on_elder(self) -> None:
+        assert self._elder is not None
+        self._elder.hear()
+        if self._elder.ended:
+            self._selector.unregister(self._elder.sock)
+            self._elder.sock.close()
+            self._elder = None
+            if self.in_charge:
+                self._crew.forget_old()
+                log.info("upgrade.complete")
+
+    # --- stopping ---------------------------------------------------------------------------------------------------
+
+    def _stop_all(self) -> None:
+        """Drain the workers, then end the broker, which takes its rules away."""
+        self._state = "draining"
+        notify("STOPPING=1")
+        patience = self._config.process.drain_timeout if self._patience is None else self._patience
+        log.info("drain", deadline=patience)
+        self._listeners.refuse(self._listeners.places())
+        self._wait(STOP_LINGER)
+        self._listeners.discard(self._listeners.places())
+        last = [child for child in (self._crew.broker, self._crew.console) if child]  # it shows the draining
+        self._children.end(self._crew.workers, patience + KILL_MARGIN, self._turn_ending, patience)
+        self._children.end([self._crew.packets] if self._crew.packets else [], KILL_MARGIN, self._turn)
+        self._children.end(last, KILL_MARGIN, self._turn)
+        log.info("stopped")
+
+    def _retire(self, successor: Channel) -> None:
+        """Let our flows end; all else is the successor's, also the listeners. Without it they are cut soon."""
+        seconds = self._config.process.retire_timeout
+        log.info("retire", deadline=seconds)
+
+        alone = False
+
+        def turn(until: float) -> None:
+            nonlocal alone
+            self._turn_ending(until)
+            if "reload" in successor.words:
+                successor.words.remove("reload")
+                self._reload_retired()
+            if successor.ended and not alone:
+                alone = True
+                self._selector.unregister(successor.sock)
+                self._hurry()
+
+        self._children.end(self._crew.workers, seconds + KILL_MARGIN, turn, seconds)
+        while self._elder is not None and not alone:  # the successor learns by our end that its workers have gone too
+            turn(time.monotonic() + KILL_MARGIN)
+        log.info("stopped")
+
+    def _reload_retired(self) -> None:
+        try:
+            reload_retired(self._load(), self._listeners, self._crew)
+        except AlgateError as error:  # as of keys that only the new version knows
+            log.error("reload.failed", reason=str(error), hint="flows of this version go on by the old rules")
+        if self._elder is not None:
+            self._elder.say("reload")
+
+    def _turn_ending(self, until: float) -> None:
+        self._turn(until)
+        self._crew.dismiss(self._crew.workers)
+
+    def _hurry(self) -> None:
+        """Those workers that have longer end within the usual time."""
+        self._patience = None
+        for child in self._crew.workers:
+            child.signal(signal.SIGTERM)
+
+    def _abandon(self) -> None:
+        """We could not take over: nothing of what the old version has is touched."""
+        if self._crew.broker:
+            self._children.abandon([self._crew.broker], self._turn)
+        self._children.end([*self._crew.workers, *self._crew.rest], KILL_MARGIN, self._turn)
+
+    def _wait(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self._turn(until)
+
+    # --- signals and the command line -------------------------------------------------------------------------------
+
+    def _catch_signals(self) -> tuple[socket.socket, socket.socket]:
+        """A socket that is readable when a signal has come, with its number as a byte; and its other end."""
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setblocking(False)
+        signal.set_wakeup_fd(theirs.fileno())
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, lambda *_: None)
+        return ours, theirs
+
+    def _on_signals(self, signals: socket.socket) -> None:
+        for number in signals.recv(64):
+            if number in (signal.SIGTERM, signal.SIGINT):
+                if self._state == "retired" or (self._state == "draining" and self._patience is not None):
+                    self._hurry()
+                elif self._state == "draining":  # asked twice: at once
+                    log.warning("drain.cut")
+                    for child in self._crew.workers:
+                        child.signal(signal.SIGKILL)
+                elif self._state == "starting" or self._state == "running":
+                    self._state = "stopping"
+            elif number == signal.SIGHUP:
+                self._wishes.add("reload")
+            elif number == signal.SIGUSR2:
+                self._wishes.add("upgrade")
+            elif number == signal.SIGUSR1:
+                log.info("status", **self._status()[0])
+                self._children.tell_all(Report())
+
+    def _on_admin(self) -> None:
+        try:
+            connection, _ = self._admin.accept()
+        except OSError:
+            return
+        answer(connection, self._verbs, {"outcome": self._wishes.outcome})
+
+    def _status(self) -> list[dict[str, Any]]:
+        row = {"process": "supervisor", "pid": os.getpid(), "state": self._state}
+        row["children"] = {child.name: {"pid": child.pid, "restarts": child.restarts} for child in self._crew}
+        return [row]
+
+    def _metrics(self) -> list[dict[str, Any]]:
+        restarts: list[Sample] = [
+            (("algate_process_restarts_total", child.name), child.restarts) for child in self._crew
+        ]
+        return [metrics_row("supervisor", [*restarts, *self._host.samples(self._config)])]
+
+
+def _raise_descriptor_limit() -> None:
+    """As many descriptors as we may have; the children inherit it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
