@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, TypedDict
 
 from gateway.config.schema import Config
-from gateway.lease.validate import Network
+from gateway.model.requests import Network
 
 
 class TableLimits(TypedDict):

@@ -13,11 +13,12 @@ from rich.text import Text
 
 from alg.address import Endpoint
 from gateway.cli.output import console, show_json, styled
+from gateway.config.rules import policy_of
 from gateway.config.schema import Config
 from gateway.model.errors import AlgateError
 from gateway.model.requests import CommandName, ConnectRequest
 from gateway.net.addresses import is_local
-from gateway.policy.decide import Explanation, Policy
+from gateway.policy.decide import Explanation
 from gateway.policy.rules import DAYS, Decision
 
 FORM = '"connect 192.168.56.10 -> example.com:443 [user ann] [group staff,ops] [at Mo 08:30]"'
@@ -70,7 +71,7 @@ def _moment(found: re.Match[str]) -> datetime:
 def explain(config: Config, source: str, text: str, as_json: bool = False) -> None:
     """Print which rule decides, for each address of the request's host. `source` names the configuration file."""
     question = parse_question(text)
-    policy = Policy.of(config, lambda: question.at or datetime.now())
+    policy = policy_of(config, lambda: question.at or datetime.now())
     request = question.request
     addresses, problem = _addresses(config, request.host)
     answers = [
@@ -116,7 +117,8 @@ def _own(address: str) -> bool:
 
 def _addresses(config: Config, host: str) -> tuple[list[str], str]:
     """The addresses of the host, or why it has none. Asks the name servers of the configuration."""
-    from gateway.net.resolver import ResolveError, resolver_of  # gevent is not for every command
+    from gateway.net.resolver import ResolveError  # gevent is not for every command
+    from gateway.process.service import resolver_of
 
     try:
         return resolver_of(config.dns).resolve(host), ""

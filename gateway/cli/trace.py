@@ -14,9 +14,9 @@ from gateway.cli.live import collect
 from gateway.cli.options import config_option, json_option
 from gateway.cli.output import console, show_json
 from gateway.config.load import load_config
-from gateway.config.schema import Network
 from gateway.driver.capture import read
 from gateway.driver.offline import Rehearsal
+from gateway.model.requests import Network
 from gateway.observe.trace import Row, render
 
 POLL = 0.25  # seconds

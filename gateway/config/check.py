@@ -10,9 +10,9 @@ from typing import Any
 
 from alg.address import Endpoint
 from alg.registry import BrokenModule, modules
+from gateway.config.rules import RuleError, compile_rules
 from gateway.config.schema import Config, parse_endpoint, port_range
 from gateway.model.hosts import canonical_name
-from gateway.policy.rules import RuleError, compile_rules
 
 
 class BadValue(Exception):

@@ -17,6 +17,8 @@ from msgspec import Meta
 from alg.address import Endpoint
 from alg.api import Mode
 from gateway.config.schema_rules import DnsSection, Loaded, RuleSection, UpstreamSection
+from gateway.model.requests import Network
+from gateway.observe.log import LogSettings
 
 DEFAULT_PATH = Path("/etc/algate/algate.toml")
 DEFAULT_RUN_DIR = "/run/algate"
@@ -26,7 +28,6 @@ _T = TypeVar("_T")
 
 AuthName = Literal["none", "ident", "password", "gssapi"]
 ProtectionName = Literal["none", "integrity", "confidentiality"]
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -143,6 +144,12 @@ class LogSection(_Section, frozen=True):
         Literal["logfmt", "json", "console"], Meta(description='Their form. "console" is for the eye.')
     ] = "logfmt"
     connections: Annotated[bool, Meta(description="Whether a flow's begin and end have a line each.")] = True
+
+    @property
+    def settings(self) -> LogSettings:
+        """What the log is set up with. Raises ValueError where `syslog` is neither a path nor an endpoint."""
+        syslog = self.syslog if self.target != "syslog" or self.syslog.startswith("/") else parse_endpoint(self.syslog)
+        return LogSettings(self.target, syslog, self.format, self.connections)
 
 
 class ConsoleSection(_Section, frozen=True):

@@ -7,9 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from gateway.model.requests import CommandName
-
-LogLevel = Literal["", "debug", "info", "warning", "error"]
+from gateway.model.requests import CommandName, LogLevel
 
 
 class RuleSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,6 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from gateway.config.schema import ConsoleSection, parse_endpoint
 from gateway.console import views
 from gateway.console.exposition import CONTENT_TYPE, exposition
 from gateway.console.gatherer import Gatherer, NoAnswer
@@ -62,13 +61,17 @@ class _Kick(msgspec.Struct, frozen=True):
 
 
 class App:
-    """The WSGI application. `token`: what must be known to change something, and beyond loopback to see something."""
+    """The WSGI application.
 
-    def __init__(self, section: ConsoleSection, gatherer: Gatherer, token: str) -> None:
+    `public`: whether it listens beyond loopback. `hosts`: further names by which a browser may ask for it.
+    `token`: what must be known to change something, and where it is public to see something.
+    """
+
+    def __init__(self, *, public: bool, hosts: Sequence[str], gatherer: Gatherer, token: str) -> None:
         if not token:
             raise ValueError("without a token anybody could change everything")
-        self._hosts = frozenset(host.lower() for host in section.hosts) | {"localhost"}
-        self._public = not parse_endpoint(section.listen).ip.is_loopback
+        self._hosts = frozenset(host.lower() for host in hosts) | {"localhost"}
+        self._public = public
         self._gatherer = gatherer
         self._token = token
         self._static = _static_files()

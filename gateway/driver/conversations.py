@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable
 
 import gevent
 import msgspec
@@ -14,8 +13,9 @@ import structlog
 from alg.address import Endpoint, parse_ip
 from alg.api import Mode, OpenConversation, UpdateConversation
 from gateway.model.errors import PinholeRefused
-from gateway.model.requests import Done, Lease, PinholeRequest, PinholeUpdate
+from gateway.model.requests import Lease, PinholeRequest, PinholeUpdate
 from gateway.net.addresses import PublicAddress
+from gateway.pinhole.backend import ConversationBackend
 
 log = structlog.get_logger()
 
@@ -25,26 +25,6 @@ Told = Callable[[int, Endpoint | str], None]
 def is_translated(client: str) -> bool:
     """Whether the world sees another address of the inside host `client`: that of a host that it can reach stays."""
     return not parse_ip(client).is_global
-
-
-class Pinholes(Protocol):
-    """A backend of conversations. `ask` opens one or changes it; `done` is called later, not to be kept waiting, with
-    the lease as it is then or with why not.
-
-    `traffic`: packets in and out of the leases with these ids, of those of which something is known.
-    """
-
-    def ask(self, wish: PinholeRequest | PinholeUpdate, done: Done) -> None: ...
-
-    def close(self, lease: Lease) -> None: ...
-
-    def traffic(self, leases: Sequence[str]) -> Mapping[str, tuple[int, int]]: ...
-
-
-class Openings(Pinholes, Protocol):
-    """A backend of connections too: `open` waits, and raises PinholeRefused."""
-
-    def open(self, request: PinholeRequest) -> Lease: ...
 
 
 class _Conversation:
@@ -68,7 +48,7 @@ class Conversations:
     Mode OBSERVE opens nothing, and tells port 0 of the address that would be used.
     """
 
-    def __init__(self, pinholes: Pinholes, mode: Mode, flow: str, told: Told) -> None:
+    def __init__(self, pinholes: ConversationBackend, mode: Mode, flow: str, told: Told) -> None:
         self._pinholes = pinholes
         self._mode = mode
         self._flow = flow

@@ -33,8 +33,9 @@ from alg.registry import modules
 from alg.sip.events import Datagram, Release, RevokeConversation, SipEvent, StandDown
 from alg.sip.options import SipOptions
 from alg.sip.session import SipEngine
-from gateway.config.schema import Config, Network
+from gateway.config.schema import Config
 from gateway.driver.capture import Piece
+from gateway.model.requests import Network
 from gateway.observe.trace import Row, row
 
 

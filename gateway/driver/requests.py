@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
 from alg.address import Endpoint
 from alg.api import OpenMeeting, OpenOutbound, OpenPinhole, OpenRelay, Side
-from gateway.driver import conversations
 from gateway.flow.table import Flow
-from gateway.model.requests import Lease, PinholeRequest
+from gateway.model.requests import PinholeRequest
 from gateway.net.addresses import PublicAddress
 
 Opening = OpenPinhole | OpenOutbound | OpenMeeting
 Public = Mapping[Side, PublicAddress]
-
-
-class Pinholes(conversations.Openings, Protocol):
-    """A backend of pinholes. `open` raises PinholeRefused; `outbound`: whether OpenOutbound means anything to it."""
-
-    outbound: bool
-
-
-class DataPaths(Protocol):
-    """Makes data connections itself. `meet` raises PinholeRefused; its second result is where the client connects."""
-
-    def join(self, client: Endpoint, server: Endpoint, sources: tuple[str, str], reason: str) -> None: ...
-
-    def meet(self, request: PinholeRequest, inner_host: str) -> tuple[Lease, Endpoint]: ...
-
-    def close(self, lease: Lease) -> None: ...
 
 
 def is_forbidden(command: Opening | OpenRelay, flow: Flow, public: Public) -> bool:

@@ -12,13 +12,13 @@ from alg.address import Endpoint
 from alg.api import AlgModule, FlowContext, Side
 from alg.registry import options_of
 from gateway.config.schema import AlgSection, Config
-from gateway.driver.requests import DataPaths, Pinholes
 from gateway.driver.stream import Inspection
 from gateway.flow.dial import Connection
 from gateway.flow.table import Flow, Flows
 from gateway.net.addresses import PublicAddress, is_local, public_address
 from gateway.net.relay.poller import Watches
 from gateway.net.sockets import abort, endpoint, prepare
+from gateway.pinhole.backend import Backend, DataPaths
 from gateway.policy.decide import Decision, Policy
 
 
@@ -30,7 +30,7 @@ class FlowRunner:
         config: Config,
         flows: Flows,
         modules: Mapping[str, type[AlgModule]],
-        pinholes: Mapping[str, Pinholes],
+        pinholes: Mapping[str, Backend],
         paths: DataPaths,
         policy: Policy,
     ) -> None:

@@ -42,7 +42,7 @@ from alg.api import (
 )
 from gateway.driver.activity import ActivityWatch
 from gateway.driver.conversations import Conversations
-from gateway.driver.requests import DataPaths, Opening, Pinholes, advertised, is_forbidden, request_of
+from gateway.driver.requests import Opening, advertised, is_forbidden, request_of
 from gateway.flow.table import HALF_CLOSE_TIMEOUT, Flow
 from gateway.model.errors import PinholeRefused
 from gateway.net.addresses import PublicAddress
@@ -50,6 +50,7 @@ from gateway.net.relay.connection import local_hosts
 from gateway.net.sockets import abort
 from gateway.net.urgent import Marks, receive
 from gateway.observe.trace import PASSED
+from gateway.pinhole.backend import Backend, DataPaths
 
 log = structlog.get_logger()
 
@@ -74,7 +75,7 @@ class Inspection:
         module: AlgModule,
         mode: Mode,
         sockets: dict[Side, gsocket.socket],
-        pinholes: Pinholes,
+        pinholes: Backend,
         paths: DataPaths,
         public: Mapping[Side, PublicAddress],
         may_transfer: Callable[[Endpoint], bool],

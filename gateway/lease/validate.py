@@ -16,9 +16,7 @@ import msgspec
 
 from alg.address import Address, Endpoint
 from gateway.model.errors import PinholeRefused
-from gateway.model.requests import Lease, PinholeRequest, PinholeUpdate
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+from gateway.model.requests import Lease, Network, PinholeRequest, PinholeUpdate
 
 LOWEST_PORT = 1024
 SHORTEST_TTL = 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable
 from typing import Literal
 
@@ -13,6 +14,8 @@ from gateway.model.errors import PinholeRefused
 CommandName = Literal["connect", "bind", "udp", "resolve", "transparent", "fxp"]
 Transport = Literal["tcp", "udp"]
 Direction = Literal["in", "out"]
+LogLevel = Literal["", "debug", "info", "warning", "error"]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class ConnectRequest(msgspec.Struct, frozen=True):

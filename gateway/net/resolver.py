@@ -26,8 +26,6 @@ import gevent
 import gevent.socket as gsocket
 import msgspec
 
-from gateway.config.check import parse_name_server
-from gateway.config.schema_rules import DnsSection
 from gateway.model.hosts import canonical_name
 from gateway.observe.counters import count, observe
 
@@ -354,12 +352,6 @@ def _read_hosts(path: str) -> dict[str, tuple[str, ...]]:
 
 def _ipv6_first(addresses: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(addresses, key=lambda address: ":" not in address))
-
-
-def resolver_of(dns_section: DnsSection) -> Resolver:
-    """The resolver that [dns] describes."""
-    servers = [parse_name_server(text) for text in dns_section.servers]
-    return Resolver(dns_section.timeout, cache_size=dns_section.cache_size, servers=servers)
 
 
 def _read_resolv_conf(path: str, port: int, servers: Sequence[tuple[str, int]]) -> dns.resolver.Resolver | None:

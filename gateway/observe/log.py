@@ -9,11 +9,12 @@ from __future__ import annotations
 import atexit
 import sys
 import time
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
+import msgspec
 import structlog
 
-from gateway.config.schema import LogSection, parse_endpoint
+from alg.address import Endpoint
 from gateway.observe.batch import BatchSink, Later
 from gateway.observe.counters import tally
 from gateway.observe.flood import Flood
@@ -59,6 +60,21 @@ KINDS = {
         "upgrade.failed",
     ),
 }
+
+
+class LogSettings(msgspec.Struct, frozen=True):
+    """Where the lines of a process go and in which form: [log] as `config` read it.
+
+    `syslog` is the path of the local daemon's socket, or the endpoint of a server (RFC 5424 over UDP); it
+    counts for the target "syslog" only. `connections`: whether a flow's beginning and end have a line each.
+    """
+
+    target: Literal["stderr", "syslog", "journald"] = "stderr"
+    syslog: str | Endpoint = "/dev/log"
+    format: Literal["logfmt", "json", "console"] = "logfmt"
+    connections: bool = True
+
+
 _processors: list[structlog.typing.Processor] = []  # one list for all loggers, so that it can change
 _KIND_OF = {event: kind for kind, events in KINDS.items() for event in events}
 # What reads the log by a regular expression relies on this order (docs/how-to/socks-authentication.md).
@@ -66,13 +82,13 @@ KEY_ORDER = ("timestamp", "level", "process", "event", "address")
 
 
 def setup_logging(
-    process: str, section: LogSection | None = None, stream: TextIO | None = None, later: Later | None = None
+    process: str, settings: LogSettings | None = None, stream: TextIO | None = None, later: Later | None = None
 ) -> FlowLog:
     """Configure this process's log; every line carries `process` ("supervisor", "broker", "worker-0"). May be called
     again: loggers in use change too. What writes the lines of flows. `later`: for an event loop, see BatchSink."""
-    section = section or LogSection()
+    settings = settings or LogSettings()
     stream = stream or sys.stderr
-    render = _renderer(section, stream)
+    render = _renderer(settings, stream)
 
     flood = Flood()
 
@@ -116,7 +132,7 @@ def setup_logging(
     if later is not None:
         plain = batch = BatchSink(plain, later)
         atexit.register(batch.flush)
-    sink = _sink(section, process, plain)
+    sink = _sink(settings, process, plain)
     _processors[:] = [*before, hand_over]
     _Logger.sink = sink
     structlog.configure(
@@ -124,9 +140,9 @@ def setup_logging(
         logger_factory=lambda *_: _Logger(),
         cache_logger_on_first_use=True,
     )
-    quick = section.target == "stderr" and section.format == "logfmt"
+    quick = settings.target == "stderr" and settings.format == "logfmt"
     PINHOLES.become(process, sink if quick else None)
-    if not section.connections:
+    if not settings.connections:
         return NoFlowLog()
     return QuickFlowLog(process, sink) if quick else FlowLog()
 
@@ -147,8 +163,8 @@ class _Logger:
     debug = info = warning = error = critical = exception = msg
 
 
-def _renderer(section: LogSection, stream: TextIO) -> structlog.typing.Processor:
-    match section.format:
+def _renderer(settings: LogSettings, stream: TextIO) -> structlog.typing.Processor:
+    match settings.format:
         case "json":
             return structlog.processors.JSONRenderer(default=str)
         case "console":
@@ -157,13 +173,13 @@ def _renderer(section: LogSection, stream: TextIO) -> structlog.typing.Processor
             return Logfmt(KEY_ORDER)
 
 
-def _sink(section: LogSection, process: str, plain: Sink) -> Sink:
+def _sink(settings: LogSettings, process: str, plain: Sink) -> Sink:
     """The sink; one that cannot be reached leaves its lines to the plain one."""
-    match section.target:
+    match settings.target:
         case "syslog":
-            if section.syslog.startswith("/"):
-                return SyslogSink(f"algate-{process}", plain, section.syslog)
-            return SyslogServerSink(parse_endpoint(section.syslog), plain)
+            if isinstance(settings.syslog, str):
+                return SyslogSink(f"algate-{process}", plain, settings.syslog)
+            return SyslogServerSink(settings.syslog, plain)
         case "journald":
             return JournaldSink("algate", plain)
         case _:

@@ -14,10 +14,8 @@ import msgspec
 
 from gateway.lease.validate import LONGEST_CONVERSATION, LONGEST_TTL, SHORTEST_TTL
 from gateway.model.errors import PinholeRefused
-from gateway.model.requests import Lease, PinholeRequest, PinholeUpdate
+from gateway.model.requests import Lease, Network, PinholeRequest, PinholeUpdate
 from gateway.pinhole.client import BrokerClient
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _TRIES = 3  # another program may take a port between the broker's look and our bind
 

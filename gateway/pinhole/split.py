@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from gateway.driver.conversations import Openings
 from gateway.model.requests import Done, Lease, PinholeRequest, PinholeUpdate
+from gateway.pinhole.backend import Backend
 
 
 class SplitPinholes:
@@ -14,7 +14,7 @@ class SplitPinholes:
 
     outbound = False  # as of the userspace backend
 
-    def __init__(self, connections: Openings, conversations: Openings) -> None:
+    def __init__(self, connections: Backend, conversations: Backend) -> None:
         self._connections = connections
         self._conversations = conversations
 

@@ -17,10 +17,10 @@ from alg.address import Endpoint
 from gateway.flow.table import Flows
 from gateway.lease.table import LeaseTable, lease_row
 from gateway.model.errors import PinholeRefused
-from gateway.model.requests import Done, Lease, PinholeRequest, PinholeUpdate
+from gateway.model.requests import Done, Lease, Network, PinholeRequest, PinholeUpdate
 from gateway.net.sockets import abort, endpoint, prepare
 from gateway.observe.metrics import Sample
-from gateway.pinhole.admission import Admission, Network
+from gateway.pinhole.admission import Admission
 
 log = structlog.get_logger()
 

@@ -9,17 +9,15 @@ from datetime import datetime
 import msgspec
 
 from alg.address import Address, Endpoint, canonical
-from gateway.config.schema import Config, Network
 from gateway.model.embedded import seen_through
 from gateway.model.hosts import canonical_name
-from gateway.model.requests import ConnectRequest
+from gateway.model.requests import ConnectRequest, Network
 from gateway.policy.index import RuleIndex
 from gateway.policy.rules import (
     Decision,
     Prefix,
     Query,
     Rule,
-    compile_rules,
     minute_of_week,
     why_not,
     why_not_apart_from_target,
@@ -66,12 +64,6 @@ class Policy:
         self._any_bind_peer = any(rule.any_peer for rule in self._index.rules)
         self._now = now
         self._clients: dict[str, bool] = {}  # whether they may ask where there are no rules, as far as it was asked
-
-    @classmethod
-    def of(cls, config: Config, now: Callable[[], datetime] | None = None) -> Policy:
-        """The policy of a configuration."""
-        rules, access = compile_rules(config)
-        return cls(config.inside_networks, rules, access, now)
 
     def become(self, other: Policy) -> None:
         """Decide as `other` does from now on, for everybody who holds this policy."""

@@ -6,38 +6,18 @@
 from __future__ import annotations
 
 import ipaddress
-import re
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, NamedTuple
 
 import msgspec
 
-from alg.address import Address, canonical
-from gateway.config.schema import Config
-from gateway.config.schema_rules import LogLevel, RuleSection
-from gateway.model.hosts import canonical_name
-from gateway.model.requests import CommandName
+from alg.address import Address
+from gateway.model.requests import CommandName, LogLevel
 
-SHARED = (
-    "bandwidth_per_rule", "bandwidth_per_client", "bandwidth_per_user",
-    "quota_per_rule", "quota_per_client", "quota_per_user",
-)  # fmt: skip
-LIMITS = ("max_sessions", "max_sessions_per_client", "max_session_rate", "bandwidth", *SHARED)
-_TCP = frozenset({"connect", "bind", "transparent"})
-_LONGEST_PERIOD = 366 * 86400  # seconds
 DAYS = ("Mo", "Tu", "We", "Th", "Fr", "Sa", "Su")
 DAY = 24 * 60  # minutes
 WEEK = 7 * DAY
-
-
-class RuleError(ValueError):
-    """A rule that makes no sense; `key` is the path below the rule, as "to[1]"."""
-
-    def __init__(self, key: str, message: str) -> None:
-        super().__init__(message)
-        self.key = key
 
 
 class ShareLimit(msgspec.Struct, frozen=True):
@@ -143,193 +123,6 @@ class Query(NamedTuple):
 
 def minute_of_week(moment: datetime) -> int:
     return moment.weekday() * DAY + moment.hour * 60 + moment.minute
-
-
-def compile_rule(section: RuleSection, label: str, place: str) -> Rule:
-    """The rule of a section. Raises RuleError."""
-    names: set[str] = set()
-    suffixes: set[str] = set()
-    targets: list[Prefix] = []
-    for i, text in enumerate(section.to):
-        with _At(f"to[{i}]"):
-            if text.startswith("*."):
-                suffixes.add("." + canonical_name(text[2:]))
-            elif _looks_like_address(text):
-                targets.append(parse_prefix(text))
-            else:
-                names.add(canonical_name(text))
-    sources: list[Prefix] = []
-    for i, text in enumerate(section.from_):
-        with _At(f"from[{i}]"):
-            sources.append(parse_prefix(text))
-    ports: list[tuple[int, int]] = []
-    for i, port in enumerate(section.port):
-        with _At(f"port[{i}]"):
-            ports.append(_ports(port))
-    times: list[tuple[int, int]] = []
-    texts = [section.time] if isinstance(section.time, str) else section.time
-    for i, text in enumerate(texts):
-        with _At("time" if isinstance(section.time, str) else f"time[{i}]"):
-            times += parse_time(text)
-    via = (section.via,) if isinstance(section.via, str) else section.via
-    _check(section, via, everywhere=not section.to)
-    limits = Limits(
-        section.max_sessions, section.max_sessions_per_client, section.max_session_rate, tuple(_shares(section))
-    )
-    decision = Decision(
-        section.action == "permit",
-        label,
-        rate=float(section.bandwidth) or None,
-        limits=limits if limits != Limits() else None,
-        via=via,
-        chain=section.chain,
-        log=section.log,
-    )
-    return Rule(
-        decision, place, frozenset(section.command), tuple(sources), tuple(targets), frozenset(names),
-        frozenset(suffixes), tuple(ports), frozenset(section.user), frozenset(section.group), tuple(times),
-        section.any_peer, section.ident,
-    )  # fmt: skip
-
-
-def compile_rules(config: Config) -> tuple[list[Rule], list[Rule]]:
-    """The rules of a configuration, and those of its access file. Raises RuleError with the path from the top."""
-    rules: list[Rule] = []
-    lines = config.loaded.rule_lines
-    for i, section in enumerate(config.rule):
-        place = f"line {lines[i]}" if i < len(lines) else ""
-        try:
-            rules.append(compile_rule(section, section.name or f"rule[{i}]", place))
-        except RuleError as error:
-            raise RuleError(f"rule[{i}].{error.key}", str(error)) from None
-    access: list[Rule] = []
-    for section, place in zip(config.loaded.access, config.loaded.access_places, strict=True):
-        access.append(compile_rule(section, section.name, place))
-    return rules, access
-
-
-def _shares(section: RuleSection) -> Iterator[ShareLimit]:
-    for of, rate, quota in (
-        ("rule", section.bandwidth_per_rule, section.quota_per_rule),
-        ("client", section.bandwidth_per_client, section.quota_per_client),
-        ("user", section.bandwidth_per_user, section.quota_per_user),
-    ):
-        if rate or quota:
-            yield ShareLimit(of, float(rate), quota, section.quota_period)  # type: ignore[arg-type]
-
-
-def _check(section: RuleSection, via: Sequence[str], *, everywhere: bool) -> None:
-    for key in LIMITS:
-        value = getattr(section, key)
-        if not value >= 0:
-            raise RuleError(key, f"{value:g} is negative")
-        if value and section.action == "deny":
-            raise RuleError(key, "has no meaning for a rule that denies")
-        if value and section.command and key in SHARED and not _TCP.intersection(section.command):
-            raise RuleError(key, f"is for TCP, and the rule for {', '.join(section.command)}")
-    if not 1 <= section.quota_period <= _LONGEST_PERIOD:
-        raise RuleError("quota_period", f"{section.quota_period:g} is not between 1 second and a year")
-    if via and section.chain:
-        raise RuleError("chain", "a rule has either via or chain")
-    if section.action == "deny" and (via or section.chain or section.any_peer):
-        raise RuleError("action", "a rule that denies has no via, chain or any_peer")
-    if section.action == "permit" and "fxp" in section.command:
-        if not section.from_:
-            raise RuleError("from", "has to name the clients, where fxp is permitted")
-        if not section.to or not all(map(_looks_like_address, section.to)):
-            raise RuleError("to", "has to name both servers by address, where fxp is permitted")
-        if section.group:
-            raise RuleError("group", "is not known where fxp is asked for")
-    if section.any_peer and not everywhere:
-        raise RuleError("any_peer", "says that any peer may come, and `to` says which")
-    if section.any_peer and section.command and "bind" not in section.command:
-        raise RuleError("any_peer", "is of the command bind, which this rule does not match")
-
-
-class _At:
-    """Errors within are errors of a key."""
-
-    def __init__(self, key: str) -> None:
-        self._key = key
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError):
-            raise RuleError(self._key, str(error)) from None
-
-
-def _looks_like_address(text: str) -> bool:
-    return ":" in text or "/" in text or re.fullmatch(r"[0-9.]+", text, re.ASCII) is not None
-
-
-def parse_prefix(text: str) -> Prefix:
-    """ "192.0.2.1", "192.0.2.0/24", "2001:db8::/32"; "192.0.2.0/255.255.0.255" too. ValueError says what is wrong."""
-    host, slash, length = text.partition("/")
-    if slash and "." in length and ":" not in host:
-        value, mask = int(ipaddress.IPv4Address(host)), int(ipaddress.IPv4Address(length))
-        if value & ~mask:
-            raise ValueError(f"{text!r} has bits set that the mask leaves out")
-        return Prefix(4, value, mask)
-    network = ipaddress.ip_network(text)
-    address = network.network_address
-    plain = canonical(address)
-    if plain.version != address.version and network.prefixlen >= 96:  # ::ffff:192.0.2.0/120
-        return Prefix.of(ipaddress.ip_network((int(plain), network.prefixlen - 96)))
-    return Prefix.of(network)
-
-
-def _ports(port: int | str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", str(port), re.ASCII)
-    if not found:
-        raise ValueError(f"{port!r} is not a port or LOWEST-HIGHEST")
-    low, high = int(found[1]), int(found[2] or found[1])
-    if not low <= high <= 65535:
-        raise ValueError(f"{port!r} is not a range of ports (0 to 65535)")
-    return low, high
-
-
-def parse_time(text: str) -> list[tuple[int, int]]:
-    """ "Mo-Fr 08:00-18:00", "Sa,Su", "22:00-06:00" as spans of the week in minutes, end excluded, none over its end.
-
-    A span over midnight belongs to the day on which it begins. ValueError says what is wrong.
-    """
-    found = re.fullmatch(r"\s*([A-Za-z][A-Za-z,-]*)?\s*(?:(\d\d):(\d\d)-(\d\d):(\d\d))?\s*", text)
-    if not found or not text.strip():
-        raise ValueError(f'{text!r} is not of the form "Mo-Fr 08:00-18:00"')
-    start, end = 0, DAY
-    if found[2]:
-        start, end = (int(found[i]) * 60 + int(found[i + 1]) for i in (2, 4))
-        if int(found[3]) > 59 or int(found[5]) > 59 or start >= DAY or end > DAY or start == end:
-            raise ValueError(f"{text!r} is not a span of time (00:00 to 24:00)")
-        if end < start:
-            end += DAY
-    spans: list[tuple[int, int]] = []
-    for day in sorted(_days(found[1])) if found[1] else range(7):
-        first, last = day * DAY + start, day * DAY + end
-        spans.append((first, min(last, WEEK)))
-        if last > WEEK:
-            spans.append((0, last - WEEK))
-    return spans
-
-
-def _days(text: str) -> set[int]:
-    known = {name.lower(): i for i, name in enumerate(DAYS)}
-    days: set[int] = set()
-    for part in text.lower().split(","):
-        first, dash, last = part.partition("-")
-        if first not in known or (dash and last not in known):
-            raise ValueError(f"{part!r} is not a day or a range of days ({', '.join(DAYS)})")
-        day = known[first]
-        days.add(day)
-        while dash and day != known[last]:
-            day = (day + 1) % 7
-            days.add(day)
-    return days
-
-
-# --- one rule, one request ------------------------------------------------------------------------------------------
 
 
 def why_not(rule: Rule, query: Query, target: Address, protected: Prefix | None) -> str | None:

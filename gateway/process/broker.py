@@ -71,7 +71,7 @@ class _Supervisor:
                     os.close(fd)
                 send(self._lifeline, Prepared())
             case Commit() if broker is not None and self._next is not None:
-                setup_logging("broker", self._next.config.log, later=broker.turn.later)
+                setup_logging("broker", self._next.config.log.settings, later=broker.turn.later)
                 send(self._lifeline, Done(broker.configure(Limits.of(self._next.config))))
             case Report() if broker is not None:
                 broker.report()
@@ -83,7 +83,7 @@ class _Supervisor:
 def main(boot: Boot) -> int:
     """Serve until the supervisor says otherwise; the exit code."""
     turn = Turn()
-    setup_logging("broker", boot.config.log, later=turn.later)
+    setup_logging("broker", boot.config.log.settings, later=turn.later)
     supervisor = _Supervisor(socket.socket(fileno=boot.lifeline), boot.standby)
     broker = Broker(
         workers={slot: socket.socket(fileno=fd) for slot, fd in boot.workers.items()},

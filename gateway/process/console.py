@@ -14,6 +14,7 @@ import gevent
 import gevent.socket as gsocket
 from gevent.event import AsyncResult
 
+from gateway.config.schema import parse_endpoint
 from gateway.console.app import App
 from gateway.console.gatherer import Gatherer, NoAnswer
 from gateway.console.serve import serve
@@ -44,7 +45,12 @@ class Console:
         self._lag = LagMeter()
         self._gatherer = Gatherer(boot.names, self._ask, Totals(boot.files["totals"]))
         token = os.pread(boot.files["token"], LONGEST_TOKEN, 0).decode()
-        self._app = App(config.console, self._gatherer, token)
+        self._app = App(
+            public=not parse_endpoint(config.console.listen).ip.is_loopback,
+            hosts=config.console.hosts,
+            gatherer=self._gatherer,
+            token=token,
+        )
         self._verbs = {"status": self._status, "metrics": self._metrics, "events": recent_rows}
 
     def run(self) -> None:
@@ -110,7 +116,7 @@ class Console:
 def main() -> None:
     """Entry: the boot document's descriptor is the only argument."""
     boot = Boot.from_memfd(int(sys.argv[1]))
-    setup_logging("console", boot.config.log)
+    setup_logging("console", boot.config.log.settings)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Console(boot).run()
 

@@ -203,7 +203,7 @@ class Packets:
 def main() -> None:
     """Entry: the boot document's descriptor is the only argument."""
     boot = Boot.from_memfd(int(sys.argv[1]))
-    setup_logging("packets", boot.config.log)
+    setup_logging("packets", boot.config.log.settings)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         packets = Packets(boot)

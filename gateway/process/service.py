@@ -14,8 +14,10 @@ from alg.api import Mode
 from alg.registry import modules
 from alg.sip.options import SipOptions
 from alg.sip.session import SipEngine
+from gateway.config.check import parse_name_server
+from gateway.config.rules import policy_of
 from gateway.config.schema import Config
-from gateway.driver.requests import Pinholes
+from gateway.config.schema_rules import DnsSection
 from gateway.driver.runner import FlowRunner
 from gateway.flow.audit import Audit
 from gateway.flow.dial import Dialer
@@ -37,7 +39,8 @@ from gateway.front.udp.reader import MessageReader
 from gateway.front.udp.routes import Options
 from gateway.net.addresses import is_local
 from gateway.net.relay.splice import Relay
-from gateway.net.resolver import resolver_of
+from gateway.net.resolver import Resolver
+from gateway.pinhole.backend import Backend
 from gateway.pinhole.split import SplitPinholes
 from gateway.pinhole.userspace import UserspacePinholes
 from gateway.policy.decide import Policy
@@ -52,7 +55,7 @@ class Ground(NamedTuple):
     flows: Flows
     acceptor: Acceptor
     userspace: UserspacePinholes
-    kernel: Pinholes
+    kernel: Backend
     policy: Policy
     limits: RuleLimits
 
@@ -66,7 +69,7 @@ class Service:
     def __init__(self, config: Config, files: Mapping[str, int], ground: Ground, before: Service | None = None) -> None:
         self._config = config
         self._ground = ground
-        self._rules = Policy.of(config, datetime.now)
+        self._rules = policy_of(config, datetime.now)
         flows, userspace, kernel, policy = ground.flows, ground.userspace, ground.kernel, ground.policy
         outside = config.network.outside
         source = outside if outside != "auto" and is_local(outside) else None
@@ -134,14 +137,14 @@ class Service:
         return accepted
 
 
-def _of_socks(backend: str, userspace: UserspacePinholes, kernel: Pinholes) -> Pinholes:
+def _of_socks(backend: str, userspace: UserspacePinholes, kernel: Backend) -> Backend:
     """The pinholes of SOCKS clients, as `pinhole.backend` says."""
     if backend == "auto":
         return SplitPinholes(userspace, kernel)
     return kernel if backend == "kernel" else userspace
 
 
-def _reader(config: Config, pinholes: Pinholes) -> MessageReader | None:
+def _reader(config: Config, pinholes: Backend) -> MessageReader | None:
     """What is read of the datagrams of SOCKS clients, as `[alg.sip]` says."""
     section = config.alg["sip"]
     if section.mode is Mode.OFF or "udp" not in section.transports:
@@ -154,3 +157,9 @@ def _reader(config: Config, pinholes: Pinholes) -> MessageReader | None:
         lambda client, public: SipEngine(options, fixed=(client, public)),
         options.look_every,
     )
+
+
+def resolver_of(section: DnsSection) -> Resolver:
+    """The resolver that [dns] describes. Raises ValueError where an address of a name server is none."""
+    servers = [parse_name_server(text) for text in section.servers]
+    return Resolver(section.timeout, cache_size=section.cache_size, servers=servers)

@@ -22,6 +22,7 @@ import gevent
 import gevent.socket as gsocket
 
 from alg.sip.rows import CallRow, call_rows
+from gateway.config.rules import policy_of
 from gateway.driver.conversations import Conversations
 from gateway.driver.stream import Inspection
 from gateway.flow.dial import CONNECT_TIMEOUT
@@ -42,7 +43,6 @@ from gateway.pinhole.admission import Admission
 from gateway.pinhole.client import BrokerClient
 from gateway.pinhole.kernel import KernelPinholes
 from gateway.pinhole.userspace import UserspacePinholes
-from gateway.policy.decide import Policy
 from gateway.policy.limits import RuleLimits
 from gateway.process.boot import Boot
 from gateway.process.lifeline import (
@@ -93,7 +93,7 @@ class Worker:
             self._acceptor,
             self._userspace,
             KernelPinholes(broker) if broker else self._userspace,
-            Policy.of(config, datetime.now),
+            policy_of(config, datetime.now),
             RuleLimits(config.worker_count, time.time() - time.monotonic()),
         )
         self._service = Service(config, boot.files, self._ground)
@@ -212,9 +212,9 @@ class Worker:
         if self._next is None:
             return 0
         gevent.spawn_later(HANDSHAKES_END, self._service.authentication.close)
-        log_before = self._boot.config.log
+        log_before = self._boot.config.log.settings
         (self._boot, self._service), self._next = self._next, None
-        if self._boot.config.log != log_before:
+        if self._boot.config.log.settings != log_before:
             self._flows.use_log(_set_up_log(self._boot))
         self._service.take_over()
         self._listen(self._boot)
@@ -318,7 +318,7 @@ def _talks_of(flow: Flow) -> list[_Talk]:
 
 
 def _set_up_log(boot: Boot) -> FlowLog:
-    return setup_logging(f"worker-{boot.slot}", boot.config.log, later=gevent.get_hub().loop.run_callback)
+    return setup_logging(f"worker-{boot.slot}", boot.config.log.settings, later=gevent.get_hub().loop.run_callback)
 
 
 def main() -> None:

@@ -85,7 +85,7 @@ class Reload:
             files.close()
             raise
         if self.config.log != self._old.log:
-            setup_logging("supervisor", self.config.log)
+            setup_logging("supervisor", self.config.log.settings)
         self._tell_all(in_place, Commit())
         for child in self._waiting:
             log.error("reload.unanswered", child=child.name, pid=child.pid)

@@ -59,7 +59,7 @@ def run(load: Callable[[], Config]) -> int:
 
 def _run(load: Callable[[], Config], heritage: Heritage | None, channel: Channel | None) -> int:
     config = load()
-    setup_logging("supervisor", config.log)
+    setup_logging("supervisor", config.log.settings)
     if heritage is not None:
         _check_heritage(heritage, config)
     if config.broker_wanted and not is_privileged():

@@ -10,10 +10,10 @@ import time
 from datetime import datetime
 
 from alg.address import Address, Endpoint
+from gateway.config.rules import compile_rule
 from gateway.config.schema_rules import RuleSection
 from gateway.model.requests import ConnectRequest
 from gateway.policy.decide import Policy
-from gateway.policy.rules import compile_rule
 
 INSIDE = [ipaddress.ip_network("10.0.0.0/8")]
 ROUNDS = 20000

@@ -53,7 +53,7 @@ def log_a_failure(section: LogSection) -> str:
     """Log what a worker logs of a wrong password; what went to standard error."""
     stream = io.StringIO()
     structlog.reset_defaults()
-    setup_logging("worker-0", section, stream)
+    setup_logging("worker-0", section.settings, stream)
     get_logger().warning("auth.failed", address="192.0.2.1", client="192.0.2.1:5", user=USER)
     return stream.getvalue()
 

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.cli.explain import parse_question
 from gateway.config.load import load_config
-from gateway.policy.decide import Policy
+from gateway.config.rules import policy_of
 
 HERE = Path(__file__).parent
 _LINE = re.compile(
@@ -33,7 +33,7 @@ def test_what_is_decided(path: Path, line: str, monkeypatch: pytest.MonkeyPatch)
     assert found, f"{path.name}: {line!r} is not as README.md has it"
     question = parse_question(found["question"])
     config = load_config(path)
-    policy = Policy.of(config, (lambda: question.at) if question.at else None)  # type: ignore[arg-type,return-value]
+    policy = policy_of(config, (lambda: question.at) if question.at else None)  # type: ignore[arg-type,return-value]
     address = ipaddress.ip_address(found["address"] or question.request.host)
     decision = policy.decide(question.request, address, own=found["own"] is not None)
     assert ("permit" if decision.permit else "deny", decision.rule) == (found["word"], found["rule"])

@@ -42,7 +42,7 @@ def test_both_ways_give_the_same_lines(target: str | None, user: str | None, rul
     for plain in (True, False):
         stream = io.StringIO(newline="")
         structlog.reset_defaults()
-        quick = setup_logging("worker-0", LogSection(), stream)
+        quick = setup_logging("worker-0", LogSection().settings, stream)
         assert isinstance(quick, QuickFlowLog)
         both_lines(FlowLog() if plain else quick, flow, reason)
         said.append(re.sub(r"timestamp=\S+Z", "", stream.getvalue()))
@@ -54,13 +54,13 @@ def test_both_ways_give_the_same_lines(target: str | None, user: str | None, rul
 def test_other_forms_have_them_too(form: str) -> None:
     stream = io.StringIO()
     section = LogSection(format="json" if form == "json" else "console")
-    both_lines(setup_logging("worker-0", section, stream), Flow("w0-1", "socks", CLIENT, SERVER, None), "eof")
+    both_lines(setup_logging("worker-0", section.settings, stream), Flow("w0-1", "socks", CLIENT, SERVER, None), "eof")
     assert len(stream.getvalue().splitlines()) == 2
 
 
 def test_a_log_without_connections() -> None:
     stream = io.StringIO()
-    log = setup_logging("worker-0", LogSection(connections=False), stream)
+    log = setup_logging("worker-0", LogSection(connections=False).settings, stream)
     assert isinstance(log, NoFlowLog)
     both_lines(log, Flow("w0-1", "socks", CLIENT, SERVER, None), "eof")
     get_logger().info("ready")

@@ -27,7 +27,7 @@ def reset() -> Iterator[None]:
 def lines(section: LogSection) -> list[str]:
     stream = io.StringIO()
     structlog.reset_defaults()
-    setup_logging("worker-0", section, stream)
+    setup_logging("worker-0", section.settings, stream)
     log = get_logger()
     log.info("flow.end", flow="w0-1", client="192.0.2.1:5", up=3)
     log.warning("auth.failed", client="192.0.2.1:5", address="192.0.2.1", user='a "b"\nevent=flow.end')
@@ -57,7 +57,7 @@ def test_json() -> None:
 
 def test_what_a_stranger_sent_cannot_steer_the_terminal() -> None:
     stream = io.StringIO()
-    setup_logging("worker-0", LogSection(format="console"), stream)
+    setup_logging("worker-0", LogSection(format="console").settings, stream)
     get_logger().info("socks.failed", target="\x1b[2J\nmine.example")
     assert "\x1b[2J" not in stream.getvalue()
     assert stream.getvalue().count("\n") == 1

@@ -39,7 +39,7 @@ def test_one_kind_hides_no_other_and_what_is_done_is_always_written() -> None:
 
 def test_ten_thousand_of_a_kind() -> None:
     stream = io.StringIO()
-    setup_logging("worker-0", LogSection(), stream)
+    setup_logging("worker-0", LogSection().settings, stream)
     log = get_logger()
     for number in range(10_000):
         log.info("socks.malformed", client=f"192.0.2.1:{number}")

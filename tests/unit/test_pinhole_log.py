@@ -52,7 +52,7 @@ def test_both_ways_give_the_same_lines_and_counts(lease: Lease, event: str, by: 
     for quick in (False, True):
         stream = io.StringIO(newline="")
         structlog.reset_defaults()
-        setup_logging("broker", LogSection(), stream)
+        setup_logging("broker", LogSection().settings, stream)
         if not quick:
             PINHOLES.become("broker", None)
         counts.clear()
@@ -65,7 +65,7 @@ def test_both_ways_give_the_same_lines_and_counts(lease: Lease, event: str, by: 
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_other_forms_have_them_too(form: str) -> None:
     stream = io.StringIO()
-    setup_logging("broker", LogSection(format="json" if form == "json" else "console"), stream)
+    setup_logging("broker", LogSection(format="json" if form == "json" else "console").settings, stream)
     PINHOLES.info("pinhole.open", LEASE, slot=0)
     (line,) = stream.getvalue().splitlines()
     assert "203.0.113.2:40000" in line

@@ -35,16 +35,16 @@ from alg.api import (
 from alg.sip.events import Datagram, Moved, Release, RevokeConversation, SipCommand, SipEvent, StandDown
 from alg.sip.journal import ConversationRecord, Entry, Record
 from alg.sip.options import LOOK
-from gateway.config.schema import Network
-from gateway.driver.conversations import Conversations, Pinholes, is_translated
+from gateway.driver.conversations import Conversations, is_translated
 from gateway.driver.ordering import Held, InOrder
 from gateway.front.packets.journal import Journal
 from gateway.front.packets.packet import NotWhole, UdpPacket, parse
-from gateway.model.requests import Lease
+from gateway.model.requests import Lease, Network
 from gateway.net.addresses import PublicAddress
 from gateway.observe.counters import Key, counts
 from gateway.observe.metrics import Sample
 from gateway.observe.trace import Trace
+from gateway.pinhole.backend import ConversationBackend
 
 log = structlog.get_logger()
 
@@ -103,7 +103,7 @@ class PacketFront:
     def __init__(
         self,
         engine: Engine,
-        pinholes: Pinholes,
+        pinholes: ConversationBackend,
         mode: Mode,
         inside: Sequence[Network],
         public_towards: Callable[[str], PublicAddress | None],

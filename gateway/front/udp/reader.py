@@ -32,13 +32,14 @@ from alg.api import (
 )
 from alg.sip.events import Datagram, Release, RevokeConversation, SipCommand, SipEvent, StandDown
 from alg.sip.rows import CallRow
-from gateway.driver.conversations import Conversations, Pinholes
+from gateway.driver.conversations import Conversations
 from gateway.driver.ordering import Held, InOrder
 from gateway.flow.table import Flow
 from gateway.front.udp.routes import Host, Outside, bound
 from gateway.front.udp.wire import MAX_ADDRESS_HEADER, MAX_DATA
 from gateway.observe.counters import count
 from gateway.observe.trace import PASSED
+from gateway.pinhole.backend import ConversationBackend
 
 log = structlog.get_logger()
 
@@ -63,7 +64,7 @@ class MessageReader(NamedTuple):
 
     ports: frozenset[int]
     mode: Mode
-    pinholes: Pinholes
+    pinholes: ConversationBackend
     engine: Callable[[Endpoint, Endpoint], Engine]
     look_every: float
 

@@ -28,7 +28,7 @@ def fresh() -> Iterator[None]:
     structlog.reset_defaults()
     counts.clear()
     counters.recent.clear()
-    setup_logging("worker-0", LogSection(), io.StringIO())
+    setup_logging("worker-0", LogSection().settings, io.StringIO())
     yield
     structlog.reset_defaults()
     counts.clear()

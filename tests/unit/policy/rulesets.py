@@ -6,9 +6,10 @@ import ipaddress
 import random
 
 from alg.address import Address, Endpoint
+from gateway.config.rules import compile_rule
 from gateway.config.schema_rules import RuleSection
 from gateway.model.requests import CommandName, ConnectRequest
-from gateway.policy.rules import Prefix, Query, Rule, compile_rule, why_not
+from gateway.policy.rules import Prefix, Query, Rule, why_not
 
 COMMANDS: tuple[CommandName, ...] = ("connect", "bind", "udp", "resolve", "transparent")  # fxp: test_transfers.py
 NAMES = ("example.com", "www.example.com", "a.b.example.com", "example.org", "com", "intranet")

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from gateway.config.load import parse_config
-from gateway.net.resolver import ResolveError, Resolver, resolver_of
+from gateway.net.resolver import ResolveError, Resolver
+from gateway.process.service import resolver_of
 from tests.unit.test_resolve import NameServer
 
 

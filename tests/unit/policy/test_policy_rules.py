@@ -10,6 +10,7 @@ import pytest
 from alg.address import Endpoint
 from gateway.config.access_file import Lookups, parse_access_file
 from gateway.config.load import parse_config
+from gateway.config.rules import policy_of
 from gateway.model.embedded import seen_through
 from gateway.model.hosts import canonical_name
 from gateway.model.requests import CommandName, ConnectRequest
@@ -18,7 +19,7 @@ from gateway.policy.decide import Policy
 
 def policy(text: str) -> Policy:
     upstream = '[[upstream]]\nname = "up"\nkind = "socks5"\naddress = "192.0.2.9:1080"\n'
-    return Policy.of(parse_config(upstream + text, "test"))
+    return policy_of(parse_config(upstream + text, "test"))
 
 
 def request(

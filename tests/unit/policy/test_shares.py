@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.config.rules import RuleError, compile_rule
 from gateway.config.schema_rules import RuleSection
 from gateway.policy import shares as module
 from gateway.policy.limits import LimitReached, RuleLimits, Session
 from gateway.policy.pace import Bucket
-from gateway.policy.rules import Decision, Limits, RuleError, ShareLimit, compile_rule
+from gateway.policy.rules import Decision, Limits, ShareLimit
 from gateway.policy.shares import DOWN, UP, SharedPace, Shares
 
 QUOTA = ShareLimit("client", 0.0, 1000, 100.0)

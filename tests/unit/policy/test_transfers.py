@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from alg.address import Endpoint
+from gateway.config.rules import RuleError, compile_rule
 from gateway.config.schema_rules import RuleSection
 from gateway.policy.decide import Policy
-from gateway.policy.rules import RuleError, compile_rule
 
 CLIENT, SERVER, OTHER = "192.168.56.10", "203.0.113.10", "198.51.100.7"
 ROUTER = "203.0.113.2"
