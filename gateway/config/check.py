@@ -64,6 +64,8 @@ def check(config: Config) -> None:
         raise BadValue(f"process.workers: {config.process.workers} is negative (0: one per core)")
     if not config.process.run_dir.startswith("/"):
         raise BadValue(f"process.run_dir: {config.process.run_dir!r} is not an absolute path")
+    if not 0 <= config.network.keepalive <= 32767:  # what the kernel takes
+        raise BadValue(f"network.keepalive: {config.network.keepalive:g} is not between 0 and 32767 seconds")
     if config.process.drain_timeout < 0:
         raise BadValue(f"process.drain_timeout: {config.process.drain_timeout:g} is negative")
 

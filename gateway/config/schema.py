@@ -55,6 +55,13 @@ class NetworkSection(_Section, frozen=True):
         tuple[Literal["ipv4", "ipv6"], ...],
         Meta(description="Families for which `algate rules` adds a MASQUERADE rule for inside networks."),
     ] = ()
+    keepalive: Annotated[
+        float,
+        Meta(
+            description="Seconds of silence after which both ends of a relayed connection are probed (TCP keep-alive), "
+            "so that no router on the way forgets it, and an end that is gone is found; 0: never."
+        ),
+    ] = 110.0
 
 
 class GssapiSection(_Section, frozen=True):

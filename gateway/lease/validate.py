@@ -59,7 +59,8 @@ _UDP_SERVICES = frozenset(
 SERVICE_PORTS = {"tcp": _TCP_SERVICES, "udp": _UDP_SERVICES}
 """Ports above 1023 where a service without good authentication often listens, and where no ephemeral port of a common
 system is likely: a client that names one as its data port is rather a victim of slipstreaming. Over UDP only what
-answers strangers there: phones choose their media ports anywhere (0072)."""
+answers strangers there: phones choose their media ports anywhere (0072). For targets inside only: a server outside
+chooses its passive ports among all, and its own service there is nobody's secret that a client comes to."""
 
 _BROADCAST = ipaddress.ip_address("255.255.255.255")
 _FLOW = re.compile(r"[A-Za-z0-9._:-]{1,32}")
@@ -92,7 +93,7 @@ def check_request(request: PinholeRequest, inside: Sequence[Network]) -> None:
         raise PinholeRefused("visitor", "of a worker's own ports only")
     if not _within(client, inside):
         raise PinholeRefused("client", f"{client} is not inside")
-    target = _target(request.target, request.transport)
+    target = _target(request.target, request.transport, inside=request.direction == "in")
     if request.uses == 0:
         _check_conversation(request, client, target, inside)
         return
@@ -227,10 +228,11 @@ def _check_outbound(request: PinholeRequest, client: Address, target: Address, i
         raise PinholeRefused("family", "IPv4 and IPv6 are mixed")
 
 
-def _target(endpoint: Endpoint, transport: str) -> Address:
+def _target(endpoint: Endpoint, transport: str, inside: bool = True) -> Address:
+    """Where a pinhole may lead; `inside`: the target is a host of the inside, whose services are to be kept closed."""
     if not LOWEST_PORT <= endpoint.port <= 65535:
         raise PinholeRefused("port", f"{endpoint.port} is not between {LOWEST_PORT} and 65535")
-    if endpoint.port in SERVICE_PORTS.get(transport, _TCP_SERVICES):
+    if inside and endpoint.port in SERVICE_PORTS.get(transport, _TCP_SERVICES):
         raise PinholeRefused("port", f"{endpoint.port} is the port of a service")
     return _address("target", endpoint.host)
 

@@ -9,7 +9,10 @@ import dns.name
 
 MAX_LENGTH = 253
 
-_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
+# What DNS carries is a name (RFC 2181, section 11), whatever RFC 952 says of host names: labels begin and end with
+# hyphens, and have underscores, or what else a URL may have in its host (RFC 3986, 3.2.2). Left out is only what means
+# something where names are written: in zone files, in lists, in rules (`*`), in addresses.
+_LABEL = re.compile(r"[a-z0-9_!$&'+=~-]{1,63}", re.ASCII)
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
 
 

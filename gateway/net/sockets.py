@@ -11,9 +11,10 @@ import time
 from alg.address import Endpoint
 
 _LINGER_RESET = struct.pack("ii", 1, 0)
-_KEEPALIVE_IDLE = 300  # seconds
-_KEEPALIVE_INTERVAL = 60  # seconds
+KEEPALIVE = 110.0  # seconds of silence: routers on the way may forget a connection after 4 minutes, or a little over 2
 _KEEPALIVE_PROBES = 5
+
+_keepalive = KEEPALIVE
 
 
 def abort(sock: _socket.socket) -> None:
@@ -52,11 +53,21 @@ def close_gently(sock: socket.socket, timeout: float) -> None:
     sock.close()
 
 
+def keep_alive_after(seconds: float) -> None:
+    """Probe connections that are prepared from now on after this many seconds of silence, and then five times, each
+    after half of that; 0: never."""
+    global _keepalive
+    _keepalive = seconds
+
+
 def _keep_alive(sock: _socket.socket) -> None:
-    """Find out, within ten minutes, that a silent peer is gone."""
+    """Let no router on the way forget the connection, and find out within minutes that a silent peer is gone."""
+    if _keepalive <= 0:
+        return
+    idle = max(1, round(_keepalive))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, idle // 2))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
 
 

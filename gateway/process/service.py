@@ -40,6 +40,7 @@ from gateway.front.udp.routes import Options
 from gateway.net.addresses import is_local
 from gateway.net.relay.splice import Relay
 from gateway.net.resolver import Resolver
+from gateway.net.sockets import keep_alive_after
 from gateway.pinhole.backend import Backend
 from gateway.pinhole.split import SplitPinholes
 from gateway.pinhole.userspace import UserspacePinholes
@@ -125,6 +126,7 @@ class Service:
     def take_over(self) -> None:
         """From now on this configuration's rules and limits hold, for what is under way too."""
         config = self._config
+        keep_alive_after(config.network.keepalive)
         self._ground.policy.become(self._rules)
         self._ground.userspace.configure(
             config.pinhole_ports, config.pinhole.per_client, config.pinhole.rate, config.inside_networks

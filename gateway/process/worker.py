@@ -32,6 +32,7 @@ from gateway.front.udp.association import Association
 from gateway.model.errors import AlgateError
 from gateway.net.addresses import is_local
 from gateway.net.relay.splice import Relay
+from gateway.net.sockets import keep_alive_after
 from gateway.observe.admin import Rows, answer
 from gateway.observe.counters import recent_rows
 from gateway.observe.flow_log import FlowLog
@@ -97,6 +98,7 @@ class Worker:
             RuleLimits(config.worker_count, time.time() - time.monotonic()),
         )
         self._service = Service(config, boot.files, self._ground)
+        keep_alive_after(config.network.keepalive)
         self._next: tuple[Boot, Service] | None = None
         self._lifeline = gsocket.socket(fileno=boot.lifeline)
         self._listening: dict[int, Callable[[], None]] = {}  # by inode: how it is stopped

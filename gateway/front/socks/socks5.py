@@ -154,7 +154,8 @@ def encode_reply(reply: Reply, bound: Endpoint | str | None = None) -> bytes:
 def decode_name(raw: bytes, reply: int) -> str:
     """A host name off the wire as text. SocksError(`reply`) where it cannot be one.
 
-    What a name may be is the resolver's to say; this keeps out what could confuse a log, a rule or a C library.
+    What a name may be is the resolver's to say; this keeps out what could confuse a log, a rule or a C library. An IPv6
+    address in brackets, as URLs have it (RFC 3986, 3.2.2), is that address.
     """
     try:
         name = raw.decode()
@@ -164,7 +165,16 @@ def decode_name(raw: bytes, reply: int) -> str:
         raise SocksError(reply, "the host name is empty")
     if not name.isprintable() or any(character.isspace() for character in name):
         raise SocksError(reply, "the host name has a blank or a control character in it")
-    return name
+    return _without_brackets(name)
+
+
+def _without_brackets(name: str) -> str:
+    if not (name.startswith("[") and name.endswith("]")) or "%" in name:
+        return name
+    try:
+        return str(IPv6Address(name[1:-1]))
+    except ValueError:
+        return name
 
 
 def _check_version(buffer: bytes) -> None:

@@ -152,7 +152,7 @@ def test_whatever_passes_is_harmless(request_: PinholeRequest) -> None:
     client = ipaddress.ip_address(request_.client)
     assert any(client in network for network in INSIDE)
     assert 1024 <= request_.target.port <= 65535
-    assert request_.target.port not in SERVICE_PORTS[request_.transport]
+    assert request_.direction == "out" or request_.target.port not in SERVICE_PORTS[request_.transport]
     assert 1 <= request_.ttl <= (300 if request_.uses else 7200)
     assert request_.uses in (0, 1)
     assert " " not in request_.flow + request_.reason
@@ -170,6 +170,12 @@ CONVERSATION = msgspec.structs.replace(
 )
 LOCAL = msgspec.structs.replace(INBOUND, local=True, target=Endpoint("192.168.56.10", 80))
 LOCAL_UDP = msgspec.structs.replace(LOCAL, transport="udp", uses=0, peer=None, peers=None)
+
+
+@pytest.mark.parametrize("port", sorted(SERVICE_PORTS["tcp"]))
+def test_a_server_outside_may_be_passive_at_any_port(port: int) -> None:
+    """Ports of services are kept closed inside; a server outside takes its passive ports at random among all."""
+    assert rule_of(msgspec.structs.replace(OUTBOUND, target=Endpoint(OUTBOUND.target.host, port))) is None
 
 
 @pytest.mark.parametrize("port", sorted(SERVICE_PORTS["tcp"] - SERVICE_PORTS["udp"]))

@@ -39,6 +39,22 @@ def request4(command: int, address: str, port: int, userid: bytes, name: bytes |
     return fixed if name is None else fixed + name + b"\0"
 
 
+@pytest.mark.parametrize(
+    ("name", "host"),
+    [
+        (b"[2001:DB8::1]", "2001:db8::1"),
+        (b"[::ffff:192.0.2.1]", "::ffff:c000:201"),
+        (b"[fe80::1%1]", "[fe80::1%1]"),  # no name either, which is said later
+        (b"[192.0.2.1]", "[192.0.2.1]"),
+        (b"[2001:db8::1", "[2001:db8::1"),
+        (b"[]", "[]"),
+    ],
+)
+def test_an_address_in_brackets(name: bytes, host: str) -> None:
+    """As it stands in a URL, where a client handed it on without a look (RFC 3986, 3.2.2)."""
+    assert socks5.decode_name(name, Reply.GENERAL_FAILURE) == host
+
+
 # --- any bytes -------------------------------------------------------------------------------------------------------
 
 versioned = st.builds(

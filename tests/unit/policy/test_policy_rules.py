@@ -135,6 +135,13 @@ def test_addresses_are_seen_through(text: str, seen: list[str]) -> None:
         ("bücher.example", "xn--bcher-kva.example"),
         ("a_b.example", "a_b.example"),
         ("x" * 63 + ".example", "x" * 63 + ".example"),
+        ("-a.test", "-a.test"),
+        ("r4---sn-.Example.com", "r4---sn-.example.com"),
+        ("_sip._udp.example", "_sip._udp.example"),
+        ("a.-.example", "a.-.example"),
+        ("-.example.", "-.example"),
+        ("x_.example", "x_.example"),
+        ("a+b!c.example", "a+b!c.example"),
     ],
 )
 def test_one_spelling_for_one_name(text: str, name: str) -> None:
@@ -143,7 +150,21 @@ def test_one_spelling_for_one_name(text: str, name: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", ".", "a..b", "ex\\097mple.com", "127.1", "0x7f000001", "a b", "a\0b", "-a.test", "x" * 64, "a." * 127 + "aa"],
+    [
+        "",
+        ".",
+        "a..b",
+        "ex\\097mple.com",
+        "127.1",
+        "0x7f000001",
+        "a b",
+        "a\0b",
+        "*.test",
+        "x" * 64,
+        "a." * 127 + "aa",
+        "a/b.test",
+        "[::1]",
+    ],
 )
 def test_what_is_no_name(text: str) -> None:
     with pytest.raises(ValueError, match="is not a host name"):
