@@ -12,6 +12,7 @@ from gateway.broker.server import Broker, Turn
 from gateway.observe.log import setup_logging
 from gateway.process.boot import Boot
 from gateway.process.collector import collect_rarely
+from gateway.process.confine import hide
 from gateway.process.lifeline import (
     Commit,
     Done,
@@ -99,4 +100,5 @@ def main(boot: Boot) -> int:
 
 
 if __name__ == "__main__":
+    hide()
     sys.exit(main(Boot.from_memfd(int(sys.argv[1]))))

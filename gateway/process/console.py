@@ -26,6 +26,7 @@ from gateway.observe.lag import LagMeter
 from gateway.observe.log import get_logger, setup_logging
 from gateway.observe.metrics import metrics_row
 from gateway.process.boot import Boot
+from gateway.process.confine import hide
 from gateway.process.lifeline import Answering, Ask, Ping, Pong, Ready, Report, hear_supervisor, send
 
 log = get_logger()
@@ -115,6 +116,7 @@ class Console:
 
 def main() -> None:
     """Entry: the boot document's descriptor is the only argument."""
+    hide()
     boot = Boot.from_memfd(int(sys.argv[1]))
     setup_logging("console", boot.config.log.settings)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -37,6 +37,7 @@ from gateway.pinhole.client import BrokerClient
 from gateway.pinhole.kernel import KernelPinholes
 from gateway.process.boot import Boot
 from gateway.process.collector import collect_rarely
+from gateway.process.confine import hide
 from gateway.process.lifeline import Ping, Pong, Ready, Report, hear_supervisor, send
 
 log = get_logger()
@@ -202,6 +203,7 @@ class Packets:
 
 def main() -> None:
     """Entry: the boot document's descriptor is the only argument."""
+    hide()
     boot = Boot.from_memfd(int(sys.argv[1]))
     setup_logging("packets", boot.config.log.settings)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

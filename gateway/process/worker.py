@@ -46,6 +46,7 @@ from gateway.pinhole.kernel import KernelPinholes
 from gateway.pinhole.userspace import UserspacePinholes
 from gateway.policy.limits import RuleLimits
 from gateway.process.boot import Boot
+from gateway.process.confine import hide
 from gateway.process.lifeline import (
     Commit,
     Departed,
@@ -325,6 +326,7 @@ def _set_up_log(boot: Boot) -> FlowLog:
 
 def main() -> None:
     """Entry: the boot document's descriptor is the only argument."""
+    hide()
     boot = Boot.from_memfd(int(sys.argv[1]))
     flow_log = _set_up_log(boot)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -22,6 +22,7 @@ from gateway.observe.admin import Rows, answer
 from gateway.observe.counters import recent_rows
 from gateway.observe.log import get_logger, setup_logging
 from gateway.observe.metrics import Sample, metrics_row
+from gateway.process.confine import hide
 from gateway.process.lifeline import Ask, Departed, File, FromChild, Report
 from gateway.supervisor.child import Child
 from gateway.supervisor.children import KILL_MARGIN, Children
@@ -58,6 +59,7 @@ def run(load: Callable[[], Config]) -> int:
 
 
 def _run(load: Callable[[], Config], heritage: Heritage | None, channel: Channel | None) -> int:
+    hide()
     config = load()
     setup_logging("supervisor", config.log.settings)
     if heritage is not None:
