@@ -19,12 +19,12 @@ def _modules(package: str, *names: str) -> list[str]:
 # What a message or a pinhole passes through, and a measurement says so. Not what makes objects that msgspec fills.
 COMPILED = {
     "alg.compiled": [
-        *_modules("alg", "address", "api", "bucket"),
-        *_modules("alg/sip", "bindings", "calls", "conversations", "core", "edits", "events", "grammar", "ladder"),
+        *_modules("alg", "address", "api", "bucket", "datagrams"),
+        *_modules("alg/sip", "bindings", "calls", "conversations", "core", "edits", "grammar", "ladder"),
         *_modules("alg/sip", "message", "module", "rows", "sdp", "session", "stand_down", "stream"),
     ],
     "gateway.compiled": [
-        *_modules("gateway/driver", "conversations", "ordering"),
+        *_modules("gateway/driver", "conversations", "datagrams", "ordering"),
         *_modules("gateway/front/packets", "packet", "queue"),
         *_modules("gateway/front/udp", "reader"),
         *_modules("gateway/broker", "elements", "element_messages", "engine", "netfilter", "netlink", "stale"),

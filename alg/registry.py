@@ -1,51 +1,147 @@
-"""Which protocol modules there are: the entry points of the group `algate.alg`, ours and those of other packages."""
+"""Which protocol modules there are: ours and those of other packages, found by their entry points.
+
+Modules of streams are in the group `algate.alg`, modules of datagrams in `algate.datagram`. A module that has both
+faces names its other one as the attribute `datagrams` of its class. Whatever a class declares of itself is read here,
+and nowhere else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
 
 from alg.api import AlgModule
+from alg.datagrams import DatagramContext, DatagramModule
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 GROUP = "algate.alg"
+DATAGRAM_GROUP = "algate.datagram"
+API = 1
+"""The version of the interface of modules (`alg.api`, `alg.datagrams`) that a module has to name, if it names any."""
 
 
 class BrokenModule(Exception):
     """A protocol module that is installed cannot be used; the message names it and says why."""
 
 
+@dataclass(frozen=True)
+class DatagramKind:
+    """An installed module of datagrams, and what its class declares (`alg.datagrams.DatagramModule`)."""
+
+    name: str
+    package: str
+    made_by: type[DatagramModule]
+    options: type[DataclassInstance] | None
+    shown: bool
+    recorded: bool
+    tables: tuple[str, ...]
+
+    def make(self, context: DatagramContext) -> tuple[DatagramModule, float | None]:
+        """A module, and the seconds between two `Activity` that it wants; None: it wants none."""
+        module = self.made_by(context)
+        every: float | None = getattr(module, "look_every", None)
+        return module, every
+
+
 def modules() -> Mapping[str, type[AlgModule]]:
-    """All installed protocol modules by name ("ftp"). Raises BrokenModule for one that cannot be loaded."""
+    """All installed modules of streams by name ("ftp"). Raises BrokenModule for one that cannot be loaded."""
+    return MappingProxyType({entry.name: cast(type[AlgModule], _load(entry)) for entry in _entries(GROUP)})
+
+
+def datagram_modules() -> Mapping[str, DatagramKind]:
+    """All installed modules of datagrams by name ("sip"). Raises BrokenModule for one that cannot be loaded."""
+    found: dict[str, DatagramKind] = {}
+    for entry in _entries(GROUP):
+        face = getattr(_load(entry), "datagrams", None)
+        if face is not None:
+            found[entry.name] = _datagram_kind(entry, _checked(face, _origin(entry)))
+    for entry in _entries(DATAGRAM_GROUP):
+        if entry.name in found:
+            raise BrokenModule(f"two modules of datagrams are named {entry.name!r}: one is {entry.value}")
+        found[entry.name] = _datagram_kind(entry, _load(entry))
+    return MappingProxyType(found)
+
+
+def transports() -> Mapping[str, tuple[str, ...]]:
+    """What each installed module reads: "tcp", "udp" or both. Raises BrokenModule."""
+    streams, datagrams = modules(), datagram_modules()
+    return {
+        name: (*(("tcp",) if name in streams else ()), *(("udp",) if name in datagrams else ()))
+        for name in sorted({*streams, *datagrams})
+    }
+
+
+def options_by_name() -> Mapping[str, type[DataclassInstance] | None]:
+    """The dataclasses in which installed modules declare their own keys. Raises BrokenModule."""
+    found = {name: kind.options for name, kind in datagram_modules().items()}
+    return {**found, **{name: options_of(module) for name, module in modules().items()}}
+
+
+def _datagram_kind(entry: EntryPoint, face: type) -> DatagramKind:
+    return DatagramKind(
+        entry.name,
+        entry.dist.name if entry.dist else "",
+        cast(type[DatagramModule], face),
+        getattr(face, "Options", None),
+        bool(getattr(face, "shown", False)),
+        bool(getattr(face, "recorded", False)),
+        tuple(getattr(face, "tables", ())),
+    )
+
+
+def _entries(group: str) -> Iterator[EntryPoint]:
+    """The entry points of a group, by their names. Raises BrokenModule for a name that two packages claim."""
     found: dict[str, EntryPoint] = {}
-    for entry in entry_points(group=GROUP):
+    for entry in entry_points(group=group):
         other = found.setdefault(entry.name, entry)
         if other.value != entry.value:
             raise BrokenModule(f"two protocol modules are named {entry.name!r}: {other.value} and {entry.value}")
-    return MappingProxyType({name: _load(entry) for name, entry in sorted(found.items())})
+    yield from (found[name] for name in sorted(found))
 
 
-def _load(entry: EntryPoint) -> type[AlgModule]:
-    origin = (
-        f"protocol module {entry.name!r} ({entry.value}, of package {entry.dist.name if entry.dist else 'unknown'})"
-    )
+def _origin(entry: EntryPoint) -> str:
+    return f"protocol module {entry.name!r} ({entry.value}, of package {entry.dist.name if entry.dist else 'unknown'})"
+
+
+def _load(entry: EntryPoint) -> type:
+    origin = _origin(entry)
     try:
         loaded = entry.load()
     except Exception as error:  # a foreign package's import may fail in any way
         raise BrokenModule(f"{origin} cannot be loaded: {type(error).__name__}: {error}") from error
+    return _checked(loaded, origin)
+
+
+def _checked(loaded: object, origin: str) -> type:
     if not isinstance(loaded, type):
         raise BrokenModule(f"{origin} is not a class")
     for method in ("handle", "deadline"):
         if not callable(getattr(loaded, method, None)):
             raise BrokenModule(f"{origin} has no method {method}()")
-    return cast(type[AlgModule], loaded)
+    version = getattr(loaded, "api", API)
+    if version != API:
+        raise BrokenModule(f"{origin} is written for version {version} of the interface of modules; this is {API}")
+    return loaded
 
 
 def options_of(module: type[AlgModule]) -> type[DataclassInstance] | None:
     """The dataclass in which a module declares its own keys of `[alg.NAME]`; None: it has none."""
     options: type[DataclassInstance] | None = getattr(module, "Options", None)
     return options
+
+
+def tables_of(module: AlgModule | DatagramModule) -> tuple[str, ...]:
+    """The names of the tables that a module shows (`alg.datagrams.ShownModule`)."""
+    tables: tuple[str, ...] = getattr(module, "tables", ())
+    return tables
+
+
+def shown_tables() -> frozenset[str]:
+    """The names of all tables that installed modules show. Raises BrokenModule."""
+    names = {name for kind in datagram_modules().values() for name in kind.tables}
+    return frozenset(names | {name for module in modules().values() for name in getattr(module, "tables", ())})

@@ -124,7 +124,7 @@ class Bindings:
     def _target(self, client: Endpoint, named: Endpoint) -> Endpoint:
         """The socket that a contact stands for: the one it names, or the TCP connection that it goes through."""
         conversation = self._conversations.of(client)
-        return client if conversation and conversation.ref == 0 else named
+        return client if self._conversations.is_fixed(conversation) else named
 
     def _remember(self, message: Message, client: Endpoint, asked: Asked) -> None:
         if len(self._asked) >= MOST_ASKED:

@@ -86,6 +86,10 @@ class Conversations:
             return self._stream
         return self._targets.get(target)
 
+    def is_fixed(self, conversation: Conversation | None) -> bool:
+        """Whether it is the one that was fixed: whatever its client names, it is reached there."""
+        return conversation is not None and conversation is self._stream
+
     def by_ref(self, ref: int) -> Conversation | None:
         """The conversation that the driver knows by this number."""
         return self._refs.get(ref)
@@ -108,6 +112,12 @@ class Conversations:
         """
         self._stream = Conversation(0, target, None, "sip.signalling", State.OPEN, public)
         return self._stream
+
+    def publish(self, target: Endpoint, public: Endpoint) -> None:
+        """The inside socket `target` has this public endpoint, whether anybody opens it or not. It never ends."""
+        conversation = Conversation(0, target, None, "sip.signalling", State.OPEN, public)
+        self._targets[target] = conversation
+        self._publics[public] = conversation, target
 
     def restore(self, conversation: Conversation, now: float) -> None:
         """Put back one that is open. The driver is asked about it soon, and not about all of them at once."""

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 from alg.address import Endpoint
 from alg.api import Edit, Note, Side
+from alg.datagrams import Release, StandDown
 from alg.sip.bindings import Bindings, is_third_party
 from alg.sip.calls import Call, Calls, turn
 from alg.sip.conversations import Commands, Conversation, Conversations, State
 from alg.sip.edits import Edits, advertise, describe, hairpin, own_places, restore, same_host
-from alg.sip.events import Release, StandDown
 from alg.sip.journal import Changes, Record, TalkRecord, restore_all
 from alg.sip.ladder import Rung, rung_of, unread_rung
 from alg.sip.message import HostPort, Malformed, Message, parse
@@ -212,7 +212,7 @@ class Core:
         """Find out what the message needs, and ask for it. The same again for the same message."""
         plan = Plan()
         source = self.conversations.of(client)
-        for name, place in own_places(message, client.host, source is not None and source.ref == 0):
+        for name, place in own_places(message, client.host, self.conversations.is_fixed(source)):
             wanted = self._signalling(source, name, place, client, server, message, now)
             if wanted:
                 plan.places.append((name, place, wanted))
@@ -237,7 +237,7 @@ class Core:
         now: float,
     ) -> Conversation | None:
         """The conversation that a place of the client's stands for; `source`: the one of where it speaks, if any."""
-        if source and source.ref == 0:
+        if source and self.conversations.is_fixed(source):
             return source  # a TCP connection: whatever port the client names, it is reached through it
         port = place.port or 5060
         target = client if port == client.port else Endpoint(client.host, port)

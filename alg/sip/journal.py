@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from alg.address import Endpoint
 from alg.api import Side
+from alg.datagrams import Entry
 from alg.sip.calls import Call, Calls, Key
 from alg.sip.conversations import Claim, Conversation, Conversations, Peers, State
 
@@ -73,12 +76,41 @@ class TalkRecord:
 Record = ConversationRecord | CallRecord | TalkRecord
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """The state of `key` is this from now on; `record` None: it is no more."""
+class _Kept(msgspec.Struct, array_like=True, omit_defaults=True):
+    """One of the records, as it is encoded."""
 
-    key: str
-    record: Record | None
+    conversation: ConversationRecord | None = None
+    call: CallRecord | None = None
+    talk: TalkRecord | None = None
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_Kept)
+
+
+def records_of(entries: Iterable[Entry]) -> list[Record]:
+    """What entries say; what cannot be read (another version wrote it) is left out."""
+    found: list[Record] = []
+    for entry in entries:
+        if entry.record is not None:
+            try:
+                kept = _decoder.decode(entry.record)
+            except (msgspec.DecodeError, msgspec.ValidationError):
+                continue
+            record = kept.conversation or kept.call or kept.talk
+            if record is not None:
+                found.append(record)
+    return found
+
+
+def _entry(key: str, record: Record | None) -> Entry:
+    if record is None:
+        return Entry(key, None, None)
+    if isinstance(record, ConversationRecord):
+        return Entry(key, record.ref, _encoder.encode(_Kept(conversation=record)))
+    if isinstance(record, CallRecord):
+        return Entry(key, None, _encoder.encode(_Kept(call=record)))
+    return Entry(key, None, _encoder.encode(_Kept(talk=record)))
 
 
 @dataclass(slots=True)
@@ -92,17 +124,17 @@ class Changes:
     def talk(self, client: Endpoint, server: str, rule: str | None, *, revoked: bool) -> None:
         """These are left alone from now on, by `rule`; None: they are forgotten."""
         record = TalkRecord(client, server, rule, revoked) if rule is not None else None
-        self.talks.append(Entry(f"talk {client} {server} {revoked}", record))
+        self.talks.append(_entry(f"talk {client} {server} {revoked}", record))
 
     def taken(self, conversations: Conversations, calls: Calls) -> list[Entry]:
         """The entries to store, once."""
         entries = []
         for ref in self.conversations:
             one = conversations.by_ref(ref)
-            entries.append(Entry(f"conversation {ref}", _conversation_record(one) if one else None))
+            entries.append(_entry(f"conversation {ref}", _conversation_record(one) if one else None))
         for key in self.calls:
             call = calls.by_key(key)
-            entries.append(Entry(f"call {key[0]} {key[1].hex()}", _call_record(call) if call else None))
+            entries.append(_entry(f"call {key[0]} {key[1].hex()}", _call_record(call) if call else None))
         entries += self.talks
         self.conversations.clear()
         self.calls.clear()

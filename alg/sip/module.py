@@ -7,7 +7,7 @@ and the flow is relayed unread from then on: what looks like SIP in the middle o
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -35,12 +35,13 @@ from alg.api import (
     Tick,
     UpdateConversation,
 )
+from alg.datagrams import DatagramModule, Kicked, Release, Row, Shown
 from alg.sip.core import Core
-from alg.sip.events import Release
 from alg.sip.ladder import unread_rung
 from alg.sip.message import Malformed
 from alg.sip.options import SipOptions
-from alg.sip.rows import CallRow, row_of
+from alg.sip.rows import CallRow, call_rows, kicked, row_of
+from alg.sip.session import SipEngine
 from alg.sip.stream import take
 
 STALLED = 10.0  # seconds for the rest of a message
@@ -73,6 +74,8 @@ class SipModule:
     """One TCP connection between a client and a SIP server, as `alg.api.AlgModule`."""
 
     Options: ClassVar[type[SipOptions]] = SipOptions
+    datagrams: ClassVar[type[DatagramModule]] = SipEngine
+    tables: ClassVar[tuple[str, ...]] = ("calls",)
     shown: ClassVar[bool] = True  # its messages hold no passwords, so `algate trace` may show them
 
     def __init__(self, context: FlowContext) -> None:
@@ -99,6 +102,19 @@ class SipModule:
     def calls(self) -> list[CallRow]:
         """The calls under way."""
         return [row_of(call) for call in self._core.calls.all()]
+
+    def table(self, name: str, shown: Shown) -> list[Row]:
+        """The calls under way, as `algate calls` shows them."""
+        return call_rows(self.calls(), shown.leases, shown.traffic, shown.now) if name == "calls" else []
+
+    def samples(self) -> list[tuple[tuple[str, ...], float]]:
+        """Calls, for the metrics."""
+        states = Counter(call.state for call in self._core.calls.all())
+        return [(("algate_calls", state), float(number)) for state, number in states.items()]
+
+    def kick(self, name: str) -> list[Kicked]:
+        """Cut the media of the call with this Call-ID."""
+        return kicked(self.calls(), name)
 
     def handle(self, event: Event) -> Sequence[Command]:
         """See `AlgModule.handle`."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alg.address import Endpoint
+from alg.datagrams import Kicked
 from alg.sip.calls import Call
 
 
@@ -65,11 +66,23 @@ def row_of(call: Call) -> CallRow:
     )
 
 
+def kicked(calls: Iterable[CallRow], name: str) -> list[Kicked]:
+    """Those of the calls that have this Call-ID, with the conversations of their media."""
+    return [
+        Kicked(
+            {"id": name, "kind": "call", "client": call.client, "server": call.server},
+            tuple(media.ref for media in call.media),
+        )
+        for call in calls
+        if call.call_id == name
+    ]
+
+
 def call_rows(
-    calls: Iterable[CallRow], leases: Mapping[int, str], traffic: Mapping[int, tuple[int, int]], now: float, **more: Any
+    calls: Iterable[CallRow], leases: Mapping[int, str], traffic: Mapping[int, tuple[int, int]], now: float
 ) -> list[dict[str, Any]]:
     """The rows as JSON has them; `leases` and `traffic` (packets in and out) by the number of a stream, `now` on the
-    clock of the events, `more` is added to each row."""
+    clock of the events."""
     return [
         {
             "client": call.client,
@@ -79,7 +92,6 @@ def call_rows(
             "callee": call.callee,
             "state": call.state,
             "media": [_media_row(media, leases, traffic) for media in call.media],
-            **more,
             "duration": round(now - call.since, 3),
         }
         for call in calls

@@ -1,24 +1,34 @@
-"""SIP (RFC 3261): `SipEngine` for datagrams, `SipModule` for a TCP flow.
+"""SIP (RFC 3261) in datagrams: `SipEngine`. Of a TCP flow: `alg.sip.module`.
 
 How to drive them: docs/decisions/0050-sip-module.md.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import ClassVar
 
 from alg.address import Endpoint
 from alg.api import Activity, Opened, Refused, Side, Tick
-from alg.sip.core import HOLD, Core
-from alg.sip.events import Datagram, Moved, RevokeConversation, SipCommand, SipEvent
-from alg.sip.journal import Changes, Entry, Record, TalkRecord
+from alg.datagrams import (
+    Datagram,
+    DatagramCommand,
+    DatagramContext,
+    DatagramEvent,
+    Entry,
+    Kicked,
+    Moved,
+    RevokeConversation,
+    Row,
+    Shown,
+)
+from alg.sip.core import Core
+from alg.sip.journal import Changes, TalkRecord, records_of
 from alg.sip.ladder import unread_rung
-from alg.sip.module import SipModule
 from alg.sip.options import SipOptions
-from alg.sip.rows import CallMedia, CallRow, row_of
+from alg.sip.rows import CallRow, call_rows, kicked, row_of
 from alg.sip.stream import begins_as_sip
-
-__all__ = ["HOLD", "CallMedia", "CallRow", "SipEngine", "SipModule", "SipOptions"]
 
 MOST_REVOKED = 20000
 MOST_CLIENTS = 20000
@@ -27,29 +37,29 @@ _STUN_COOKIE = b"\x21\x12\xa4\x42"
 
 
 class SipEngine:
-    """All SIP over UDP between inside clients and the outside. `recorded`: whether `journal` will be asked for.
+    """All SIP over UDP between inside clients and the outside, as `alg.datagrams.DatagramModule`."""
 
-    `fixed`: a client's socket and its public one, which is there for as long as the engine (a SOCKS association's):
-    nothing is opened for what it signals, and whatever port the client names, it is reached there.
-    """
+    Options: ClassVar[type[SipOptions]] = SipOptions
+    shown: ClassVar[bool] = True  # its messages hold no passwords, so `algate trace` may show them
+    recorded: ClassVar[bool] = True
+    tables: ClassVar[tuple[str, ...]] = ("calls",)
 
-    def __init__(
-        self,
-        options: SipOptions | None = None,
-        recorded: bool = False,
-        fixed: tuple[Endpoint, Endpoint] | None = None,
-    ) -> None:
-        self._options = options or SipOptions()
-        self._changes = Changes() if recorded else None
+    def __init__(self, context: DatagramContext | None = None) -> None:
+        context = context or DatagramContext()
+        self._options = context.options if isinstance(context.options, SipOptions) else SipOptions()
+        self.look_every = self._options.look_every
+        self._changes = Changes() if context.recorded else None
         self._core = Core(self._options, self._changes)
-        if fixed is not None:
-            self._core.conversations.fix(*fixed)
+        if context.fixed is not None:
+            self._core.conversations.fix(*context.fixed)
+        for inside, outside in context.published.items():
+            self._core.conversations.publish(inside, outside)
         self._revoked: dict[tuple[Endpoint, str], str] = {}
         self._rates: dict[str, tuple[float, float]] = {}
         self._over_rate = 0
-        self._out: list[SipCommand] = []
+        self._out: list[DatagramCommand] = []
 
-    def handle(self, event: SipEvent) -> Sequence[SipCommand]:
+    def handle(self, event: DatagramEvent) -> Sequence[DatagramCommand]:
         """Take one event; answer with commands, to be done in this order. Never raises, never blocks."""
         match event:
             case Datagram():
@@ -64,7 +74,7 @@ class SipEngine:
                 self._core.conversations.reopen(ref, now)
             case Tick(now):
                 self._core.tick(now)
-        out: Sequence[SipCommand] = self._core.taken()
+        out: Sequence[DatagramCommand] = self._core.taken()
         if self._out:
             out, self._out = [*self._out, *out], []
         return out
@@ -77,12 +87,34 @@ class SipEngine:
         """The calls under way."""
         return [row_of(call) for call in self._core.calls.all()]
 
+    def table(self, name: str, shown: Shown) -> list[Row]:
+        """The calls under way, as `algate calls` shows them."""
+        return call_rows(self.calls(), shown.leases, shown.traffic, shown.now) if name == "calls" else []
+
+    def samples(self) -> list[tuple[tuple[str, ...], float]]:
+        """Calls and registrations, for the metrics."""
+        counts = self.counts()
+        states = Counter(dict.fromkeys(("trying", "early", "confirmed", "failed"), 0))
+        states.update(call.state for call in self._core.calls.all())
+        return [
+            *((("algate_calls", state), float(number)) for state, number in states.items()),
+            (("algate_calls_total", "begun"), counts["begun"]),
+            (("algate_calls_total", "answered"), counts["answered"]),
+            (("algate_registrations",), counts["registered"]),
+            (("algate_registrations_total",), counts["granted"]),
+        ]
+
+    def kick(self, name: str) -> list[Kicked]:
+        """Cut the media of the call with this Call-ID."""
+        return kicked(self.calls(), name)
+
     def journal(self) -> list[Entry]:
         """What has changed since this was asked last: to be stored, the latest entry of each key."""
         return self._changes.taken(self._core.conversations, self._core.calls) if self._changes else []
 
-    def restore(self, records: Sequence[Record], now: float) -> None:
+    def restore(self, entries: Sequence[Entry], now: float) -> None:
         """Begin with what another engine's entries said. Only before any event."""
+        records = records_of(entries)
         self._core.restore(records, now)
         for record in records:
             if isinstance(record, TalkRecord) and record.revoked:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from alg.address import Endpoint
-from alg.registry import BrokenModule, modules
+from alg.registry import BrokenModule, transports
 from gateway.config.rules import RuleError, compile_rules
 from gateway.config.schema import Config, parse_endpoint, port_range
 from gateway.model.hosts import canonical_name
@@ -88,7 +88,7 @@ def _check_auth(config: Config) -> None:
 
 
 def _check_publish(config: Config) -> None:
-    seen: set[Endpoint] = set()
+    seen: set[tuple[str, Endpoint]] = set()
     for i, entry in enumerate(config.publish):
         outside = _valid(f"publish[{i}].outside", entry.outside, parse_endpoint)
         inside = _valid(f"publish[{i}].inside", entry.inside, parse_endpoint)
@@ -98,9 +98,12 @@ def _check_publish(config: Config) -> None:
             raise BadValue(f"publish[{i}].inside: {inside.host} is not in network.inside")
         if inside.version != outside.version:
             raise BadValue(f"publish[{i}].outside: {outside.host} is of another family than {inside.host}")
-        if outside in seen:
-            raise BadValue(f"publish[{i}].outside: {outside} is published already")
-        seen.add(outside)
+        for where, endpoint in (("outside", outside), ("inside", inside)):
+            if where == "inside" and entry.protocol == "tcp":
+                continue  # one server may be found at several places; a socket of UDP has one endpoint outside
+            if (f"{entry.protocol} {where}", endpoint) in seen:
+                raise BadValue(f"publish[{i}].{where}: {endpoint} is published already")
+            seen.add((f"{entry.protocol} {where}", endpoint))
     if config.publish and not config.transparent_enabled:
         raise BadValue("publish: needs network.inside_interfaces, as its connections are redirected too")
 
@@ -164,7 +167,7 @@ def parse_name_server(text: str) -> tuple[str, int]:
 
 def _check_alg(config: Config) -> None:
     try:
-        known = modules()
+        known = transports()
     except BrokenModule as error:
         raise BadValue(f"alg: {error}") from error
     owner: dict[int, str] = {}
@@ -172,6 +175,9 @@ def _check_alg(config: Config) -> None:
         if name not in known:
             raise BadValue(f"alg.{name}: no such protocol module (installed: {', '.join(sorted(known))})")
         _ports(f"alg.{name}.ports", section.ports)
+        for transport in section.transports:
+            if transport not in known[name]:
+                raise BadValue(f"alg.{name}.transports: the module reads only {', '.join(known[name])}")
         for port in section.ports:
             if owner.setdefault(port, name) != name:
                 raise BadValue(f"alg.{owner[port]}.ports and alg.{name}.ports: port {port} is in both")

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from alg.registry import BrokenModule, modules, options_of
+from alg.registry import BrokenModule, options_by_name, transports
 from gateway.config.access_file import AccessError, Lookups, parse_access_file
 from gateway.config.check import BadValue, check
 from gateway.config.messages import readable, resembling
@@ -129,17 +129,18 @@ def _with_options(name: str, section: dict[str, Any]) -> dict[str, Any]:
     common = [key for key in AlgSection.__struct_fields__ if key != "options"]
     own = {key: value for key, value in section.items() if key not in common and (key != "options" or value != {})}
     try:
-        module = modules().get(name)
+        kinds, options = transports(), options_by_name()
     except BrokenModule as error:
         raise BadValue(f"alg: {error}") from error
-    if module is not None:
-        known = options_of(module)
+    if name in kinds:
+        known = options[name]
         for key in own:
             if known is None or key not in known.__dataclass_fields__:
                 fields = list(known.__dataclass_fields__) if known else []
                 raise BadValue(f"alg.{name}.{key}: unknown key{resembling(key, [*common, *fields])}")
         if known is not None:
             own = msgspec.to_builtins(dataclasses.asdict(_convert(own, known, f"alg.{name}")))
+    section = {"transports": list(kinds.get(name, ())), **section}
     return {**{key: section[key] for key in common if key in section}, "options": own}
 
 

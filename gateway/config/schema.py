@@ -199,6 +199,13 @@ class PublishSection(_Section, frozen=True):
         ),
     ]
     inside: Annotated[str, Meta(description="The server itself, in `network.inside`.", examples=["192.168.56.20:21"])]
+    protocol: Annotated[
+        Literal["tcp", "udp"],
+        Meta(
+            description='"tcp": clients are connected to the server by the gateway. "udp": datagrams are translated by '
+            "the kernel, and what the server sends from its port leaves from the outside one (a telephone exchange)."
+        ),
+    ] = "tcp"
 
 
 class PinholeSection(_Section, frozen=True):
@@ -226,7 +233,7 @@ class AlgSection(_Section, frozen=True):
     options: dict[str, Any] = {}  # the module's own keys; in the file they stand beside these
     transports: Annotated[
         tuple[Literal["tcp", "udp"], ...],
-        Meta(description='Which of them are read; modules other than sip know only "tcp".'),
+        Meta(description="Which of them are read; without the key all that the module knows."),
     ] = ("tcp",)
 
 
@@ -284,7 +291,20 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     @cached_property
     def published(self) -> dict[Endpoint, Endpoint]:
         """Servers inside, by the endpoint of this router at which the outside finds them."""
-        return {parse_endpoint(entry.outside): parse_endpoint(entry.inside) for entry in self.publish}
+        return {
+            parse_endpoint(entry.outside): parse_endpoint(entry.inside)
+            for entry in self.publish
+            if entry.protocol == "tcp"
+        }
+
+    @cached_property
+    def published_datagrams(self) -> dict[Endpoint, Endpoint]:
+        """Sockets of UDP inside that the outside finds at an endpoint of this router, with that endpoint."""
+        return {
+            parse_endpoint(entry.inside): parse_endpoint(entry.outside)
+            for entry in self.publish
+            if entry.protocol == "udp"
+        }
 
     @cached_property
     def transparent_enabled(self) -> bool:
@@ -329,6 +349,14 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         """Ports of all modules that are not off and read this transport, ascending."""
         active = (s for s in self.alg.values() if s.mode is not Mode.OFF and transport in s.transports)
         return tuple(sorted({port for section in active for port in section.ports}))
+
+    def datagram_sections(self) -> dict[str, AlgSection]:
+        """The sections of the modules that read datagrams, by name."""
+        return {
+            name: section
+            for name, section in self.alg.items()
+            if section.mode is not Mode.OFF and "udp" in section.transports
+        }
 
     def module_of(self, port: int, transport: Literal["tcp", "udp"] = "tcp") -> tuple[str, AlgSection] | None:
         """Name and section of the module that is responsible for a server's port, unless it is off."""

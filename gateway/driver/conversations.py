@@ -20,6 +20,11 @@ from gateway.pinhole.backend import ConversationBackend
 log = structlog.get_logger()
 
 Told = Callable[[int, Endpoint | str], None]
+Admitted = Callable[[int], None]
+
+
+def _nobody_waits(ref: int) -> None:
+    """Who may send media matters to nobody."""
 
 
 def is_translated(client: str) -> bool:
@@ -28,31 +33,52 @@ def is_translated(client: str) -> bool:
 
 
 class _Conversation:
-    """One of them: its lease once it is open, and what is still to be done, in order. `read`: by a module."""
+    """One of them: its lease once it is open, and what is still to be done, in order.
 
-    __slots__ = ("busy", "closed", "lease", "read", "updates")
+    `read`: by a module. `peers`: who may send in when all of that is done; `admitting`: how many changes that let
+    somebody in are not done yet.
+    """
 
-    def __init__(self, read: bool) -> None:
+    __slots__ = ("admitting", "busy", "closed", "lease", "peers", "read", "updates")
+
+    def __init__(self, read: bool, peers: tuple[str, ...] | None) -> None:
         self.read = read
+        self.peers = peers
+        self.admitting = 0
         self.lease: Lease | None = None
-        self.updates: deque[UpdateConversation] = deque()
+        self.updates: deque[tuple[UpdateConversation, bool]] = deque()
         self.busy = False
         self.closed = False
+
+    def lets_in(self, peers: tuple[str, ...] | None) -> bool:
+        """Whether these are more than may send in now."""
+        if self.peers is None or peers is None:
+            return self.peers is not None
+        return not set(self.peers).issuperset(peers)
 
 
 class Conversations:
     """Opens, updates and closes, one after the other for each conversation and at once for several. Never waits.
 
     `flow`: what leases are called by. `told(ref, outcome)`: is called from the event loop with the public endpoint, or
-    with a rule; it must not wait.
+    with a rule; it must not wait. `admitted(ref)`: the same, when nothing that was to let somebody in is under way any
+    more (`is_admitting`), done or not.
     Mode OBSERVE opens nothing, and tells port 0 of the address that would be used.
     """
 
-    def __init__(self, pinholes: ConversationBackend, mode: Mode, flow: str, told: Told) -> None:
+    def __init__(
+        self,
+        pinholes: ConversationBackend,
+        mode: Mode,
+        flow: str,
+        told: Told,
+        admitted: Admitted = _nobody_waits,
+    ) -> None:
         self._pinholes = pinholes
         self._mode = mode
         self._flow = flow
         self._told = told
+        self._admitted = admitted
         self._live: dict[int, _Conversation] = {}
 
     def __len__(self) -> int:
@@ -79,9 +105,19 @@ class Conversations:
         one = self._live.get(ref)
         return one.lease if one is not None else None
 
+    def is_read(self, ref: int) -> bool:
+        """Whether a module reads what comes to it."""
+        one = self._live.get(ref)
+        return one is not None and one.read
+
+    def is_admitting(self, ref: int) -> bool:
+        """Whether somebody is about to be let in, who is not yet: a message that names him has to wait."""
+        one = self._live.get(ref)
+        return one is not None and one.admitting > 0
+
     def restore(self, ref: int, lease: Lease, read: bool) -> None:
         """Take over one that another process has opened."""
-        self._live[ref] = one = _Conversation(read)
+        self._live[ref] = one = _Conversation(read, lease.peers)
         one.lease = lease
 
     def open(self, command: OpenConversation, client: str, public: PublicAddress | None, read: bool = False) -> None:
@@ -96,7 +132,7 @@ class Conversations:
         elif self._mode is not Mode.REWRITE:
             self._later(command.ref, Endpoint(public.advertised, 0) if is_translated(client) else command.target)
         else:
-            self._live[command.ref] = one = _Conversation(read)
+            self._live[command.ref] = one = _Conversation(read, command.peers)
             one.busy = True
             translated = is_translated(client)
             request = PinholeRequest(
@@ -124,7 +160,10 @@ class Conversations:
             if self._mode is Mode.REWRITE:
                 self._later(command.ref, "lease")
             return
-        one.updates.append(command)
+        lets_in = one.lets_in(command.peers)
+        one.peers = command.peers
+        one.admitting += lets_in
+        one.updates.append((command, lets_in))
         if not one.busy:
             self._work(command.ref, one)
 
@@ -135,6 +174,7 @@ class Conversations:
             one.closed = True
             if not one.busy:
                 self._end(one)
+            self._nobody_waits(ref, one)
 
     def close_all(self) -> None:
         for ref in list(self._live):
@@ -153,22 +193,32 @@ class Conversations:
             self._told(ref, Endpoint(host or outcome.public.host, outcome.public.port))
         self._work(ref, one)
 
-    def _updated(self, ref: int, one: _Conversation, outcome: Lease | PinholeRefused) -> None:
+    def _updated(self, ref: int, one: _Conversation, lets_in: bool, outcome: Lease | PinholeRefused) -> None:
         if isinstance(outcome, PinholeRefused):
             self._lost(ref, one, outcome)
             return
         one.lease = outcome
+        if lets_in and one.admitting:
+            one.admitting -= 1
+            if not one.admitting:
+                self._admitted(ref)
         self._work(ref, one)
+
+    def _nobody_waits(self, ref: int, one: _Conversation) -> None:
+        """What was to let somebody in will not be done."""
+        if one.admitting:
+            one.admitting = 0
+            self._admitted(ref)
 
     def _work(self, ref: int, one: _Conversation) -> None:
         """Begin with what waits, or close if that was wished meanwhile."""
         one.busy = bool(one.updates) and not one.closed
         if one.busy:
             assert one.lease is not None
-            command = one.updates.popleft()
+            command, lets_in = one.updates.popleft()
             ttl = msgspec.UNSET if command.ttl is None else command.ttl
             update = PinholeUpdate(one.lease.id, peers=command.peers, ttl=ttl)
-            self._pinholes.ask(update, functools.partial(self._updated, ref, one))
+            self._pinholes.ask(update, functools.partial(self._updated, ref, one, lets_in))
         elif one.closed:
             self._end(one)
 
@@ -178,6 +228,7 @@ class Conversations:
         if not one.closed:
             del self._live[ref]
             self._told(ref, refused.rule)
+            self._nobody_waits(ref, one)
 
     def _end(self, one: _Conversation) -> None:
         if one.lease is not None:

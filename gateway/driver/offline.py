@@ -29,10 +29,16 @@ from alg.api import (
     Revoke,
     Side,
 )
-from alg.registry import modules
-from alg.sip.events import Datagram, Release, RevokeConversation, SipEvent, StandDown
-from alg.sip.options import SipOptions
-from alg.sip.session import SipEngine
+from alg.datagrams import (
+    Datagram,
+    DatagramContext,
+    DatagramEvent,
+    DatagramModule,
+    Release,
+    RevokeConversation,
+    StandDown,
+)
+from alg.registry import datagram_modules, modules
 from gateway.config.schema import Config
 from gateway.driver.capture import Piece
 from gateway.model.requests import Network
@@ -48,7 +54,7 @@ class Rehearsal:
         self._public = public
         self._port = itertools.count(config.pinhole_ports[0], 2)
         self._modules = modules()
-        self._engines: dict[str, SipEngine] = {}
+        self._datagram_modules: dict[str, DatagramModule] = {}
         self._waiting: dict[int, Piece] = {}
         self._numbers = itertools.count(1)
         self._flows: dict[frozenset[Endpoint], _Flow | None] = {}
@@ -80,17 +86,20 @@ class Rehearsal:
         if known is None or outward == self._is_inside(piece.destination):
             return
         name, section = known
-        engine = self._engines.get(name)
-        if engine is None:
-            engine = self._engines[name] = SipEngine(msgspec.convert(section.options, SipOptions))
+        module = self._datagram_modules.get(name)
+        if module is None:
+            kind = datagram_modules()[name]
+            options = msgspec.convert(section.options, kind.options) if kind.options is not None else None
+            module, _ = kind.make(DatagramContext(options))
+            self._datagram_modules[name] = module
         side, client, server = Side.CLIENT, piece.source, piece.destination
         if not outward:
             side, client, server = Side.SERVER, server, client
         number = next(self._numbers)
         self._waiting[number] = piece
-        events: deque[SipEvent] = deque([Datagram(number, side, client, server, piece.data, piece.time)])
+        events: deque[DatagramEvent] = deque([Datagram(number, side, client, server, piece.data, piece.time)])
         while events:
-            for command in engine.handle(events.popleft()):
+            for command in module.handle(events.popleft()):
                 match command:
                     case Release(which, edits):
                         sent = self._waiting.pop(which)

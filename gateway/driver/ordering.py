@@ -11,13 +11,14 @@ from typing import Generic, TypeVar
 class Held:
     """A datagram that has not gone yet; `ready` when it may. `way`: from where to where; `since`: when it came."""
 
-    __slots__ = ("number", "queue", "ready", "since", "way")
+    __slots__ = ("kept", "number", "queue", "ready", "since", "way")
 
     def __init__(self, way: Hashable, since: float) -> None:
         self.way = way
         self.since = since
         self.number = 0
         self.ready = False
+        self.kept = False  # whether it had to wait
         self.queue: deque[Held] | None = None  # where it waits, with those of its way
 
 
@@ -25,12 +26,16 @@ H = TypeVar("H", bound=Held)
 
 
 class InOrder(Generic[H]):
-    """All that wait. Only what cannot go at once is put into a queue: nearly everything can."""
+    """All that wait. Only what cannot go at once is put into a queue: nearly everything can.
+
+    `kept`: how many wait, decided on or not.
+    """
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
         self._held: dict[int, H] = {}
         self._queues: dict[Hashable, deque[H]] = {}
+        self.kept = 0
 
     def __len__(self) -> int:
         """How many have not been decided on."""
@@ -61,10 +66,17 @@ class InOrder(Generic[H]):
     def keep(self, held: H) -> bool:
         """All is done that could be done with it at once: whether it has to wait."""
         if held.ready:
-            return bool(held.queue)
-        if held.queue is None:
+            if not held.queue:
+                return False
+        elif held.queue is None:
             held.queue = self._queues[held.way] = deque((held,))  # type: ignore[assignment]
+        held.kept = True
+        self.kept += 1
         return True
+
+    def get(self, number: int) -> H | None:
+        """What waits under this number and has not been decided on."""
+        return self._held.get(number)
 
     def take(self, number: int) -> H | None:
         """What has waited under this number; None if it has been taken, or forgotten."""
@@ -78,7 +90,9 @@ class InOrder(Generic[H]):
         queue = self._queues[held.way]
         gone = []
         while queue and queue[0].ready:
-            gone.append(queue.popleft())
+            one = queue.popleft()
+            self.kept -= one.kept
+            gone.append(one)
         if not queue:
             del self._queues[held.way]
         return gone
@@ -87,3 +101,4 @@ class InOrder(Generic[H]):
         """Forget them all."""
         self._held.clear()
         self._queues.clear()
+        self.kept = 0

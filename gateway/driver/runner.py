@@ -41,7 +41,9 @@ class FlowRunner:
         self._pinholes = pinholes
         self._paths = paths
         self._module_ports = frozenset(config.module_ports())
-        self._options = {name: _options(modules[name], section) for name, section in config.alg.items()}
+        self._options = {
+            name: _options(modules[name], section) for name, section in config.alg.items() if name in modules
+        }
 
     def run(
         self,

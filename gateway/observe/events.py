@@ -9,6 +9,7 @@ EVENTS = {
     "accept.exhausted": "No descriptor is left for new connections; they wait in the listener's queue.",
     "accept.failed": "A connection to the command line's socket could not be accepted.",
     "accept.recovered": "There are descriptors again, `after` seconds without.",
+    "alg.broken": "A protocol module has made a mistake; what it could not bear goes on unread. Said once a kind.",
     "alg.bypass": "The module reads this flow no more: it needs no gateway or cannot be read. It passes untouched.",
     "alg.edit": 'Bytes were replaced, for `reason`; with `mode = "observe"` `applied` is false and nothing was.',
     "alg.note": "Something a module saw and did not act on: `code` and `detail`.",

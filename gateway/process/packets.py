@@ -11,8 +11,9 @@ import signal
 import socket
 import sys
 import time
-from collections import Counter
-from typing import cast
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, cast
 
 import gevent
 import gevent.socket as gsocket
@@ -20,12 +21,13 @@ import msgspec
 from netfilterqueue import COPY_PACKET, NetfilterQueue
 
 from alg.api import Mode
-from alg.sip.options import SipOptions
-from alg.sip.rows import call_rows
-from alg.sip.session import SipEngine
+from alg.datagrams import DatagramContext, Shown, ShownModule
+from alg.registry import DatagramKind, datagram_modules
+from gateway.config.schema import AlgSection, Config
+from gateway.driver.datagrams import DatagramDriver, Setting
 from gateway.front.packets.journal import Journal
 from gateway.front.packets.packet import LONGEST_WHOLE
-from gateway.front.packets.queue import PacketFront
+from gateway.front.packets.queue import MOST_HELD, PacketFront, QueueModule
 from gateway.net.addresses import PublicAddress, public_address, source_towards
 from gateway.observe.admin import Rows, answer
 from gateway.observe.counters import recent_rows
@@ -70,26 +72,23 @@ class Packets:
     def __init__(self, boot: Boot) -> None:
         config = boot.config
         assert boot.broker is not None
-        section = config.alg["sip"]
         self._outside = config.network.outside
         self._routes: dict[str, tuple[float, PublicAddress | None]] = {}
-        # Nothing is open in any other mode, so there is nothing to go on with.
-        journal = Journal(boot.journal) if boot.journal and section.mode is Mode.REWRITE else None
+        journal = Journal(boot.journal) if boot.journal else None
         keep = journal is not None and bool(journal.found)
-        options = msgspec.convert(section.options, SipOptions)
-        self._engine = SipEngine(options, recorded=journal is not None)
+        self._kinds = datagram_modules()
         self._trace = Trace()
         self._front = PacketFront(
-            self._engine,
+            [
+                _queue_module(config, self._kinds[name], section, recorded=journal is not None)
+                for name, section in config.datagram_sections().items()
+            ],
             KernelPinholes(BrokerClient(socket.socket(fileno=boot.broker), keep=keep)),
-            section.mode,
             config.inside_networks,
             self._public_towards,
             self._trace,
             journal=journal,
-            look_every=options.look_every,
         )
-        self._mode: Mode = section.mode
         self._lag = LagMeter()
         self._admin = gsocket.socket(fileno=boot.admin)
         self._lifeline = gsocket.socket(fileno=boot.lifeline)
@@ -142,8 +141,10 @@ class Packets:
         return known[1]
 
     def _serve_admin(self) -> None:
-        verbs = {"status": self._status, "calls": self._calls, "trace": self._trace_rows}
+        verbs = {"status": self._status, "trace": self._trace_rows}
         verbs |= {"metrics": self._metrics, "events": recent_rows}
+        tables = {name for kind in self._kinds.values() for name in kind.tables}
+        verbs |= {name: partial(self._table, name) for name in tables}
         while True:
             try:
                 connection, _ = self._admin.accept()
@@ -153,41 +154,49 @@ class Packets:
                 continue
             gevent.spawn(answer, connection, verbs, {"ladder": self._trace.ladders.rows, "kick": self._kick})
 
+    def _shown(self) -> Iterator[tuple[DatagramKind, DatagramDriver, ShownModule]]:
+        """The modules that have something to show."""
+        for name, driver in self._front.drivers().items():
+            if self._kinds[name].tables:
+                yield self._kinds[name], driver, cast(ShownModule, driver.module)
+
     def _status(self) -> Rows:
-        row = {"process": "packets", "pid": os.getpid(), "mode": self._mode.value}
-        return [{**row, **self._front.status(), **self._engine.counts()}]
+        row: dict[str, Any] = {"process": "packets", "pid": os.getpid()}
+        for name, driver in self._front.drivers().items():
+            row["mode" if len(self._front.drivers()) == 1 else f"mode_{name}"] = driver.setting.mode.value
+        row |= self._front.status()
+        for _, _, module in self._shown():
+            row |= module.counts()
+        return [row]
 
     def _metrics(self) -> Rows:
-        counts = self._engine.counts()
-        states = Counter(dict.fromkeys(("trying", "early", "confirmed", "failed"), 0))
-        states.update(call.state for call in self._engine.calls())
-        samples: list[Sample] = [
-            *self._front.samples(),
-            *((("algate_calls", state), number) for state, number in states.items()),
-            (("algate_calls_total", "begun"), counts["begun"]),
-            (("algate_calls_total", "answered"), counts["answered"]),
-            (("algate_registrations",), counts["registered"]),
-            (("algate_registrations_total",), counts["granted"]),
-        ]
+        samples: list[Sample] = self._front.samples()
+        for _, _, module in self._shown():
+            samples += module.samples()
         return [metrics_row("packets", samples)]
 
     def _trace_rows(self) -> Rows:
         return [{**row, "process": "packets"} for row in self._trace.rows()]
 
-    def _calls(self) -> Rows:
-        self._front.look_at_traffic()
-        leases = self._front.conversations.lease_ids()
-        return call_rows(self._engine.calls(), leases, {}, time.monotonic(), transport="udp")
+    def _table(self, name: str) -> Rows:
+        """The rows of the table `name`, of all modules that have it."""
+        rows: Rows = []
+        for kind, driver, module in self._shown():
+            if name in kind.tables:
+                driver.look_at_traffic()
+                shown = Shown(driver.conversations.lease_ids(), {}, time.monotonic())
+                rows += ({**row, "transport": "udp"} for row in module.table(name, shown))
+        return rows
 
     def _kick(self, name: str) -> Rows:
-        """Cut the media of the call with this Call-ID."""
+        """End what a module calls so, as a call by its Call-ID."""
         rows: Rows = []
-        for call in self._engine.calls():
-            if call.call_id == name:
-                log.warning("call.kick", call=name, client=call.client, server=call.server)
-                for media in call.media:
-                    self._front.conversations.close(media.ref)
-                rows.append({"id": name, "kind": "call", "client": call.client, "server": call.server})
+        for _, driver, module in self._shown():
+            for kicked in module.kick(name):
+                log.warning("call.kick", call=name, client=kicked.row["client"], server=kicked.row["server"])
+                for ref in kicked.refs:
+                    driver.conversations.close(ref)
+                rows.append(kicked.row)
         return rows
 
     def _watch_supervisor(self) -> None:
@@ -199,6 +208,17 @@ class Packets:
                     log.info("status", **self._status()[0])
         log.error("supervisor.gone")
         os._exit(1)
+
+
+def _queue_module(config: Config, kind: DatagramKind, section: AlgSection, recorded: bool) -> QueueModule:
+    """A module as the queue drives it. In any other mode than "rewrite" nothing is open, so there is nothing that a
+    successor could go on with."""
+    options = msgspec.convert(section.options, kind.options) if kind.options is not None else None
+    recorded = recorded and kind.recorded and section.mode is Mode.REWRITE
+    module, look_every = kind.make(DatagramContext(options, recorded, None, config.published_datagrams))
+    flow = f"p-{int(time.time() * 1000) & 0xFFFFFFFF:x}"
+    setting = Setting(kind.name, section.mode, flow, MOST_HELD, {}, look_every, kind.shown)
+    return QueueModule(module, setting, frozenset(section.ports), recorded)
 
 
 def main() -> None:

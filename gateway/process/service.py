@@ -10,13 +10,12 @@ from typing import NamedTuple
 import gevent.socket as gsocket
 import msgspec
 
-from alg.api import Mode
-from alg.registry import modules
-from alg.sip.options import SipOptions
-from alg.sip.session import SipEngine
+from alg.address import Endpoint
+from alg.datagrams import DatagramContext, DatagramModule
+from alg.registry import DatagramKind, datagram_modules, modules
 from gateway.config.check import parse_name_server
 from gateway.config.rules import policy_of
-from gateway.config.schema import Config
+from gateway.config.schema import AlgSection, Config
 from gateway.config.schema_rules import DnsSection
 from gateway.driver.runner import FlowRunner
 from gateway.flow.audit import Audit
@@ -105,7 +104,7 @@ class Service:
                     ground.relay.wheel,
                     config.pinhole_ports,
                     Options.of(config),
-                    _reader(config, of_socks),
+                    _readers(config, of_socks),
                 ),
                 "resolve": ResolveCommand(lookup),
             },
@@ -146,19 +145,23 @@ def _of_socks(backend: str, userspace: UserspacePinholes, kernel: Backend) -> Ba
     return kernel if backend == "kernel" else userspace
 
 
-def _reader(config: Config, pinholes: Backend) -> MessageReader | None:
-    """What is read of the datagrams of SOCKS clients, as `[alg.sip]` says."""
-    section = config.alg["sip"]
-    if section.mode is Mode.OFF or "udp" not in section.transports:
-        return None
-    options = msgspec.convert(section.options, SipOptions)
-    return MessageReader(
-        frozenset(section.ports),
-        section.mode,
-        pinholes,
-        lambda client, public: SipEngine(options, fixed=(client, public)),
-        options.look_every,
-    )
+def _readers(config: Config, pinholes: Backend) -> Mapping[int, MessageReader]:
+    """Who reads the datagrams of SOCKS clients, by the ports of their targets."""
+    kinds = datagram_modules()
+    readers: dict[int, MessageReader] = {}
+    for name, section in config.datagram_sections().items():
+        reader = _reader(kinds[name], section, pinholes)
+        readers.update((port, reader) for port in section.ports)
+    return readers
+
+
+def _reader(kind: DatagramKind, section: AlgSection, pinholes: Backend) -> MessageReader:
+    options = msgspec.convert(section.options, kind.options) if kind.options is not None else None
+
+    def make(client: Endpoint, public: Endpoint) -> tuple[DatagramModule, float | None]:
+        return kind.make(DatagramContext(options, fixed=(client, public)))
+
+    return MessageReader(kind.name, section.mode, pinholes, make, kind.shown)
 
 
 def resolver_of(section: DnsSection) -> Resolver:

@@ -16,12 +16,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import gevent
 import gevent.socket as gsocket
 
-from alg.sip.rows import CallRow, call_rows
+from alg.datagrams import Shown, ShownModule
+from alg.registry import shown_tables, tables_of
 from gateway.config.rules import policy_of
 from gateway.driver.conversations import Conversations
 from gateway.driver.stream import Inspection
@@ -34,7 +36,7 @@ from gateway.net.addresses import is_local
 from gateway.net.relay.splice import Relay
 from gateway.net.sockets import keep_alive_after
 from gateway.observe.admin import Rows, answer
-from gateway.observe.counters import recent_rows
+from gateway.observe.counters import Key, recent_rows
 from gateway.observe.flow_log import FlowLog
 from gateway.observe.lag import LagMeter
 from gateway.observe.log import get_logger, setup_logging
@@ -72,6 +74,7 @@ GC_THRESHOLD = 20_000  # objects; flows leave no cycles, and looking through tho
 HANDSHAKE_GRACE = 1.0  # seconds of the drain deadline that connections without a flow get
 HANDSHAKES_END = 120.0  # seconds after which nobody is in a handshake of an earlier configuration
 ROWS_IN_A_ROW = 200
+_OF_FLOWS = frozenset({"algate_calls"})  # gauges of modules that add up; what they count is counted elsewhere
 ABORT_MARGIN = 0.5  # seconds of the drain deadline that are kept for the resets
 
 
@@ -107,6 +110,7 @@ class Worker:
         self._grace = HANDSHAKE_GRACE
         self._deadline = math.inf  # when (monotonic) what still flows is cut
         self._lag = LagMeter()
+        self._tables = shown_tables()
 
     def run(self) -> None:
         """Serve until SIGTERM, then drain; or until the supervisor is gone, then end at once."""
@@ -244,7 +248,7 @@ class Worker:
 
     def _answer(self, connection: gsocket.socket, _address: tuple[object, ...]) -> None:
         verbs = {"status": self._status, "flows": self._flow_rows, "pinholes": self._userspace.rows}
-        verbs |= {"calls": self._calls, "trace": self._trace}
+        verbs |= {"trace": self._trace, **{name: partial(self._table, name) for name in self._tables}}
         verbs |= {"metrics": self._metrics, "events": recent_rows}
         answer(connection, verbs, {"kick": self._kick, "ladder": PASSED.ladders.rows})
 
@@ -257,36 +261,42 @@ class Worker:
         samples = [*self._flows.samples(), *self._userspace.samples()]
         samples.append((("algate_connections", "handshake"), self._acceptor.handling))
         samples.append((("algate_connections", "flow"), len(self._flows)))
-        states = Counter(call.state for flow in self._flows for talk in _talks_of(flow) for call in talk.calls)
-        samples += ((("algate_calls", state), number) for state, number in states.items())
+        shown: Counter[Key] = Counter()
+        for flow in self._flows:
+            for read in _read_of(flow):
+                for key, number in read.module.samples():
+                    if key[0] in _OF_FLOWS:
+                        shown[key] += int(number)
+        samples += shown.items()
         return [metrics_row(f"worker-{self._boot.slot}", samples)]
 
     def _kick(self, name: str) -> Rows:
         """End the flow, close the pinhole, or cut the media of the call, with this id."""
         rows: Rows = []
         for flow in self._flows:
-            for calls, held, _ in _talks_of(flow):
-                for call in calls:
-                    if call.call_id == name:
-                        log.warning("call.kick", call=name, flow=flow.id, client=call.client, server=call.server)
-                        for media in call.media:
-                            held.close(media.ref)
-                        rows.append({"id": name, "kind": "call", "client": call.client, "server": call.server})
+            for read in _read_of(flow):
+                for kicked in read.module.kick(name):
+                    ends = {"client": kicked.row["client"], "server": kicked.row["server"]}
+                    log.warning("call.kick", call=name, flow=flow.id, **ends)
+                    for ref in kicked.refs:
+                        read.held.close(ref)
+                    rows.append(kicked.row)
             if flow.id == name and flow.carrier is not None:
                 log.warning("flow.kick", **flow.names())
                 flow.carrier.abort()
                 rows.append({"id": name, "kind": "flow", "client": str(flow.client), "server": str(flow.server)})
         return rows + self._userspace.kick(name)
 
-    def _calls(self) -> Rows:
-        """Calls that are made over flows."""
+    def _table(self, name: str) -> Rows:
+        """The rows of the table `name`, of all modules of flows that have it."""
         rows: Rows = []
         for flow in self._flows:
-            for calls, held, transport in _talks_of(flow):
-                if calls:
-                    traffic = {ref: (came, went) for ref, came, went in held.traffic()}
-                    more = {"transport": transport, "flow": flow.id}
-                    rows += call_rows(calls, held.lease_ids(), traffic, time.monotonic(), **more)
+            for read in _read_of(flow):
+                if name in tables_of(read.module):
+                    traffic = {ref: (came, went) for ref, came, went in read.held.traffic()}
+                    shown = Shown(read.held.lease_ids(), traffic, time.monotonic())
+                    more = {"transport": read.transport, "flow": flow.id}
+                    rows += ({**row, **more} for row in read.module.table(name, shown))
         return rows
 
     def _trace(self) -> Rows:
@@ -302,21 +312,27 @@ class Worker:
         return rows
 
 
-class _Talk(NamedTuple):
-    """The calls that are made over a flow, the conversations of their media, and what carries their signalling."""
+class _Read(NamedTuple):
+    """What is read of a flow by a module that has something to show: the module, the conversations that it holds, and
+    what carries what it reads."""
 
-    calls: list[CallRow]
+    module: ShownModule
     held: Conversations
     transport: str
 
 
-def _talks_of(flow: Flow) -> list[_Talk]:
-    """What is said over a flow, if it is read: one talk over a connection, one an outside socket of an association."""
+def _read_of(flow: Flow) -> list[_Read]:
+    """What is read of a flow: by one module of a connection, or one for each outside socket of an association."""
     carrier = flow.carrier
     if isinstance(carrier, Inspection):
-        return [_Talk(getattr(carrier.module, "calls", list)(), carrier.conversations, "tcp")]
-    if isinstance(carrier, Association):
-        return [_Talk(messages.calls(), messages.conversations, "udp") for messages in carrier.messages()]
+        if tables_of(carrier.module):
+            return [_Read(cast(ShownModule, carrier.module), carrier.conversations, "tcp")]
+    elif isinstance(carrier, Association):
+        return [
+            _Read(cast(ShownModule, messages.driver.module), messages.conversations, "udp")
+            for messages in carrier.messages()
+            if tables_of(messages.driver.module)
+        ]
     return []
 
 

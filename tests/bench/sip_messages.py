@@ -12,8 +12,9 @@ from collections.abc import Iterator
 
 from alg.address import Endpoint
 from alg.api import OpenConversation, Opened, Side
-from alg.sip.events import Datagram
-from alg.sip.session import SipEngine, SipOptions
+from alg.datagrams import Datagram, DatagramContext
+from alg.sip.options import SipOptions
+from alg.sip.session import SipEngine
 
 SERVER = Endpoint("203.0.113.5", 5060)
 CLIENTS = [Endpoint(f"192.168.{56 + n // 200}.{n % 200 + 10}", 5060) for n in range(400)]
@@ -55,7 +56,7 @@ def keep_alive(number: int) -> Iterator[tuple[Side, bytes]]:
 
 
 def measure(name: str, messages: list[tuple[Endpoint, Side, bytes]]) -> None:
-    engine = SipEngine(SipOptions(rate=10**9))
+    engine = SipEngine(DatagramContext(SipOptions(rate=10**9)))
     port = 20000
     started, used = time.perf_counter(), time.process_time()
     for number, (client, side, data) in enumerate(messages):

@@ -2,7 +2,7 @@
 
 Two files of which one is in use: entries are appended to it, and when much of it is out of date the other one is
 written anew. A file begins with its age and the length of what is whole; what a dead process left behind that does not
-count.
+count. What a record says is the module's own matter (`alg.datagrams.Entry`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
-from alg.sip.journal import CallRecord, ConversationRecord, Entry, Record, TalkRecord
 from gateway.model.requests import Lease
 
 SLACK = 1024 * 1024  # bytes out of date that are worth no rewriting
@@ -22,26 +21,29 @@ _HEAD = struct.Struct("=QQ")  # age (0: never written), bytes behind this that c
 _LENGTH = struct.Struct("=I")
 
 
-class _Stored(msgspec.Struct, array_like=True, omit_defaults=True):
-    """An entry in the file; nothing but a key: it is no more."""
+class Stored(msgspec.Struct, array_like=True, omit_defaults=True, frozen=True):
+    """What is known of `key` of a module. `record` None: it is no more.
 
+    `ref`: the conversation that the record describes, with its pinhole `lease`; `read`: whether the module reads what
+    comes to it; `server`: the outside host with which it began, "" if that is not known.
+    """
+
+    module: str
     key: str
-    conversation: ConversationRecord | None = None
-    call: CallRecord | None = None
-    talk: TalkRecord | None = None
+    record: bytes | None = None
+    ref: int | None = None
     lease: Lease | None = None
-
-    @property
-    def record(self) -> Record | None:
-        return self.conversation or self.call or self.talk
+    read: bool = False
+    server: str = ""
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(_Stored)
+_decoder = msgspec.msgpack.Decoder(Stored)
+_Name = tuple[str, str]
 
 
 class Journal:
-    """The journal in two memory files. `found`: the records of the predecessor, with the leases of its conversations.
+    """The journal in two memory files. `found`: what the predecessor knew.
 
     What cannot be read (another version wrote it) counts as nothing.
     """
@@ -49,39 +51,28 @@ class Journal:
     def __init__(self, files: Sequence[int]) -> None:
         self._files = tuple(files)
         self._age, self._current = max((_head(fd)[0], index) for index, fd in enumerate(files))
-        self._live: dict[str, bytes] = {}
+        self._live: dict[_Name, bytes] = {}
         self._size = 0  # of what is live
-        self.found: list[tuple[Record, Lease | None]] = []
-        stored: dict[str, _Stored] = {}
+        stored: dict[_Name, Stored] = {}
         try:
             for one in _read(self._files[self._current]):
-                stored.pop(one.key, None)
-                stored[one.key] = one
+                stored.pop((one.module, one.key), None)
+                stored[one.module, one.key] = one
         except (msgspec.DecodeError, msgspec.ValidationError, struct.error):
             stored.clear()
-        for one in stored.values():
-            if one.record is not None:
-                self.found.append((one.record, one.lease))
-                self._keep(one.key, _encoder.encode(one))
+        self.found = [one for one in stored.values() if one.record is not None]
+        for one in self.found:
+            self._keep(one, _encoder.encode(one))
         self._rewrite()
 
-    def put(self, entries: Iterable[tuple[Entry, Lease | None]]) -> None:
-        """Store entries, with the leases of conversations; they count when this returns, all or none."""
+    def put(self, entries: Iterable[Stored]) -> None:
+        """Store entries; they count when this returns, all or none."""
         written = b""
-        for entry, lease in entries:
-            record = entry.record
-            if record is None and entry.key not in self._live:
+        for entry in entries:
+            if entry.record is None and (entry.module, entry.key) not in self._live:
                 continue
-            data = _encoder.encode(
-                _Stored(
-                    entry.key,
-                    record if isinstance(record, ConversationRecord) else None,
-                    record if isinstance(record, CallRecord) else None,
-                    record if isinstance(record, TalkRecord) else None,
-                    lease,
-                )
-            )
-            self._keep(entry.key, data if record is not None else None)
+            data = _encoder.encode(entry)
+            self._keep(entry, data if entry.record is not None else None)
             written += _LENGTH.pack(len(data)) + data
         if not written:
             return
@@ -90,10 +81,11 @@ class Journal:
         else:
             self._append(written)
 
-    def _keep(self, key: str, data: bytes | None) -> None:
-        self._size -= len(self._live.pop(key, b""))
+    def _keep(self, entry: Stored, data: bytes | None) -> None:
+        name = entry.module, entry.key
+        self._size -= len(self._live.pop(name, b""))
         if data is not None:
-            self._live[key] = data
+            self._live[name] = data
             self._size += len(data)
 
     def _append(self, data: bytes) -> None:
@@ -119,7 +111,7 @@ def _head(fd: int) -> tuple[int, int]:
     return age, end
 
 
-def _read(fd: int) -> Iterator[_Stored]:
+def _read(fd: int) -> Iterator[Stored]:
     _, end = _head(fd)
     data = os.pread(fd, end, _HEAD.size) if end else b""
     at = 0

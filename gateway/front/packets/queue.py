@@ -1,4 +1,4 @@
-"""The driver of UDP in the packet path: packets from NFQUEUE to the engine and back, its conversations to the broker.
+"""UDP in the packet path: packets from NFQUEUE to the modules of their ports, and on.
 
 A packet is read in the middle of the router, so the inside client has its own address in it, in both directions. The
 packet's translation is the kernel's; only the payload is edited here.
@@ -8,48 +8,30 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, cast
 
 import gevent
 import structlog
-from gevent.event import Event as Wakeup
 
 from alg.address import Endpoint, canonical
-from alg.api import (
-    Activity,
-    ClosePinhole,
-    Edit,
-    Mode,
-    Note,
-    OpenConversation,
-    Opened,
-    Refused,
-    Rung,
-    Side,
-    Tick,
-    UpdateConversation,
-    apply_edits,
-)
-from alg.sip.events import Datagram, Moved, Release, RevokeConversation, SipCommand, SipEvent, StandDown
-from alg.sip.journal import ConversationRecord, Entry, Record
-from alg.sip.options import LOOK
-from gateway.driver.conversations import Conversations, is_translated
-from gateway.driver.ordering import Held, InOrder
-from gateway.front.packets.journal import Journal
+from alg.api import OpenConversation, Side
+from alg.datagrams import DatagramModule, Entry, Moved, RecordedModule
+from gateway.driver.conversations import is_translated
+from gateway.driver.datagrams import DatagramDriver, HeldDatagram, Placement, Setting
+from gateway.front.packets.journal import Journal, Stored
 from gateway.front.packets.packet import NotWhole, UdpPacket, parse
-from gateway.model.requests import Lease, Network
+from gateway.model.requests import Network
 from gateway.net.addresses import PublicAddress
-from gateway.observe.counters import Key, counts
+from gateway.observe.counters import Key
 from gateway.observe.metrics import Sample
 from gateway.observe.trace import Trace
 from gateway.pinhole.backend import ConversationBackend
 
 log = structlog.get_logger()
 
-MOST_HELD = 1024  # packets that wait for a verdict; a further one passes untouched
-LONGEST_HOLD = 2.5  # seconds; then a packet passes untouched, whatever the engine waits for
+MOST_HELD = 1024  # packets of a module that wait for a verdict; with a further one those of its way pass as they are
 MOST_REMEMBERED = 65536  # sockets of clients
 ADDRESSES = 2.0  # seconds between two looks at this host's addresses
 WRITE, WRITE_SHARE = 0.005, 20  # seconds between two entries in the journal at least, and for one that took a second
@@ -67,101 +49,137 @@ class QueuedPacket(Protocol):
     def accept(self) -> None: ...
 
 
-class _HeldPacket(Held):
-    """A packet without a verdict, and its payload if that is to be another one."""
+class QueueModule(NamedTuple):
+    """A module that reads packets of the queue. `ports`: of servers; `setting`: how it is driven; `recorded`: whether
+    it outlives the process."""
 
-    __slots__ = ("packet", "parsed", "payload", "side")
-
-    def __init__(self, packet: QueuedPacket, parsed: UdpPacket, side: Side, since: float) -> None:
-        super().__init__((parsed.source, parsed.destination), since)
-        self.packet = packet
-        self.parsed = parsed
-        self.side = side
-        self.payload: bytes | None = None
+    module: DatagramModule
+    setting: Setting
+    ports: frozenset[int]
+    recorded: bool
 
 
-class Engine(Protocol):
-    """What decides about datagrams (`alg.sip.session.SipEngine`)."""
+class _Item(NamedTuple):
+    packet: QueuedPacket
+    parsed: UdpPacket
 
-    def handle(self, event: SipEvent) -> Sequence[SipCommand]: ...
 
-    def deadline(self) -> float | None: ...
+class _Line:
+    """One module with its driver: carries its datagrams (`gateway.driver.datagrams.Carrier`).
 
-    def journal(self) -> list[Entry]: ...
+    `servers`: with which outside host a conversation began.
+    """
 
-    def restore(self, records: Sequence[Record], now: float) -> None: ...
+    def __init__(
+        self,
+        front: PacketFront,
+        wanted: QueueModule,
+        pinholes: ConversationBackend,
+        trace: Trace,
+        now: Callable[[], float],
+    ) -> None:
+        self.name = wanted.setting.name
+        self.recorded = wanted.recorded
+        self.servers: dict[int, str] = {}
+        self._front = front
+        self.driver = DatagramDriver(wanted.module, wanted.setting, pinholes, self, trace, now)
+
+    def send(self, held: HeldDatagram) -> None:
+        self._front.send(held)
+
+    def place(self, command: OpenConversation) -> Placement:
+        server = self.servers.get(command.ref) or self._front.facing(command.target.host)
+        if server is not None:
+            self.servers[command.ref] = server
+        public = self._front.public_towards(server) if server is not None else None
+        # What comes to a socket that speaks the protocol itself is for us to read; all else is media.
+        return Placement(command.target.host, public, self._front.knows(command.target))
+
+    def changed(self) -> None:
+        if self.recorded:
+            self._front.write_soon()
+
+    def media_moved(self) -> None:
+        pass
+
+    def entries(self) -> Iterator[Stored]:
+        """What its successor has to know, and does not yet."""
+        for key, ref, record in cast(RecordedModule, self.driver.module).journal():
+            if ref is None or record is None:
+                yield Stored(self.name, key, record)
+                continue
+            lease = self.driver.conversations.lease(ref)
+            read = self.driver.conversations.is_read(ref)
+            yield Stored(self.name, key, record, ref, lease, read, self.servers.get(ref, ""))
+
+    def take_over(self, found: Sequence[Stored], now: float) -> None:
+        """Go on with the conversations of the predecessor, as far as they were opened."""
+        entries = []
+        for one in found:
+            if one.ref is not None:
+                if one.lease is None:
+                    continue
+                self.driver.conversations.restore(one.ref, one.lease, one.read)
+                if one.server:
+                    self.servers[one.ref] = one.server
+            entries.append(Entry(one.key, one.ref, one.record))
+        cast(RecordedModule, self.driver.module).restore(entries, now)
 
 
 class PacketFront:
     """All packets of one queue. `take` is the queue's callback; `run` keeps time, in a greenlet of its own.
 
     `inside`: who is a client. `public_towards`: where conversations with an outside host listen; None without a route.
-    `journal`: what a predecessor knew is in it, and what a successor has to know is put there. `look_every`: seconds
-    between two looks at the kernel's counters.
+    `journal`: what a predecessor knew is in it, and what a successor has to know is put there.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        modules: Sequence[QueueModule],
         pinholes: ConversationBackend,
-        mode: Mode,
         inside: Sequence[Network],
         public_towards: Callable[[str], PublicAddress | None],
         trace: Trace,
         now: Callable[[], float] = time.monotonic,
         journal: Journal | None = None,
-        look_every: float = LOOK,
     ) -> None:
-        self.counters: Counter[str] = Counter()
-        self.conversations = Conversations(pinholes, mode, f"p-{int(time.time() * 1000) & 0xFFFFFFFF:x}", self._told)
-        self._engine = engine
-        self._mode = mode
+        self.public_towards = public_towards
+        self._counters: Counter[str] = Counter()
         self._inside = tuple(inside)
-        self._public_towards = public_towards
-        self._trace = trace
         self._now = now
-        self._waiting: InOrder[_HeldPacket] = InOrder()
         self._facing: dict[str, str] = {}  # the outside host that an inside one spoke with last
-        self._sockets: set[Endpoint] = set()  # of clients, that were seen here
-        self._events: deque[SipEvent] = deque()
-        self._handling = False
-        self._changed = Wakeup()
-        self._look_every = look_every
-        self._next_activity = now() + look_every
+        self._sockets: dict[Endpoint, _Line] = {}  # of clients, that were seen here, and whose they are
+        self._hosts: dict[str, bool] = {}  # whether they are inside
         self._next_look = now() + ADDRESSES
-        self._servers: dict[int, str] = {}  # with which outside host a conversation began
         self._journal = journal
         self._to_write, self._next_write = False, -math.inf
         self._write_timer: Any = None
-        self._wakes_at = math.inf  # when `run` comes back by itself
-        self._hosts: dict[str, bool] = {}  # whether they are inside
-        self._edit_keys: dict[str, Key] = {}
+        self._lines = [_Line(self, wanted, pinholes, trace, now) for wanted in modules]
+        self._by_port = {port: line for line, wanted in zip(self._lines, modules, strict=True) for port in wanted.ports}
         if journal is not None:
             self._take_over(journal)
 
     def _take_over(self, journal: Journal) -> None:
-        """Go on with the conversations of the predecessor, as far as they were opened."""
-        records = []
-        for record, lease in journal.found:
-            if isinstance(record, ConversationRecord):
-                if lease is None:
-                    continue
-                read = record.reason == "sip.signalling"
-                self.conversations.restore(record.ref, lease, read)
-                if read:
-                    self._sockets.add(record.target)
-                if record.peers:
-                    self._servers[record.ref] = record.peers[0]
-            records.append(record)
-        self._engine.restore(records, self._now())
-        if records:
-            log.info("packets.taken_over", conversations=len(self.conversations), records=len(records))
+        for line in self._lines:
+            if line.recorded:
+                found = [one for one in journal.found if one.module == line.name]
+                line.take_over(found, self._now())
+                for one in found:
+                    if one.read and one.lease is not None:
+                        self._sockets[one.lease.target] = line
+        if journal.found:
+            conversations = sum(len(line.driver.conversations) for line in self._lines)
+            log.info("packets.taken_over", conversations=conversations, records=len(journal.found))
+
+    def drivers(self) -> Mapping[str, DatagramDriver]:
+        """The drivers of the modules, by their names."""
+        return {line.name: line.driver for line in self._lines}
 
     # --- packets ----------------------------------------------------------------------------------------------------
 
     def take(self, packet: QueuedPacket) -> None:
         """Handle one packet of the queue: now, or when what it waits for has come."""
-        self.counters["packets"] += 1
+        self._counters["packets"] += 1
         try:
             parsed = parse(packet.get_payload())
         except NotWhole as error:
@@ -171,21 +189,17 @@ class PacketFront:
         if side is None or not parsed.payload:
             self._pass(packet, "other")
             return
-        if len(self._waiting) >= MOST_HELD:
-            self._pass(packet, "crowded")
-            return
         client, server = parsed.source, parsed.destination
         if side is Side.SERVER:
             client, server = server, client
-        now = self._now()
-        held = self._waiting.add(_HeldPacket(packet, parsed, side, now))
-        self._remember(client, server.host)
-        self._feed(Datagram(held.number, side, client, server, parsed.payload, now))
-        if self._waiting.keep(held):
+        line = self._line_of(client, server)
+        if line is None:
+            self._pass(packet, "other")
+            return
+        self._remember(client, server.host, line)
+        way = parsed.source, parsed.destination
+        if line.driver.take(side, client, server, parsed.payload, _Item(packet, parsed), way) is not None:
             packet.retain()
-            if not held.ready:
-                self.counters["held"] += 1
-                self._wake_by(now + LONGEST_HOLD)
 
     def _side(self, parsed: UdpPacket) -> Side | None:
         """Who sent it; None for what is not between inside and outside."""
@@ -203,184 +217,140 @@ class PacketFront:
             known = self._hosts[host] = any(address in network for network in self._inside)
         return known
 
-    def _remember(self, client: Endpoint, server: str) -> None:
+    def _line_of(self, client: Endpoint, server: Endpoint) -> _Line | None:
+        """Whose module reads what these two say: that of the server's port, or of what the client's socket has spoken
+        before, or of a server inside that the outside finds at its port."""
+        return self._by_port.get(server.port) or self._sockets.get(client) or self._by_port.get(client.port)
+
+    def _remember(self, client: Endpoint, server: str, line: _Line) -> None:
         if len(self._sockets) >= MOST_REMEMBERED:
             self._facing.clear()
             self._sockets.clear()
         self._facing[client.host] = server
-        self._sockets.add(client)
+        self._sockets[client] = line
 
     def _pass(self, packet: QueuedPacket, reason: str) -> None:
-        self.counters[f"untouched_{reason}"] += 1
+        self._counters[f"untouched_{reason}"] += 1
         packet.accept()
 
-    def _release(self, number: int, edits: tuple[Edit, ...], rung: Rung | None = None) -> None:
-        held = self._waiting.take(number)
-        if held is None:  # its time was over
-            return
-        parsed = held.parsed
-        self._trace.add(held.side, parsed.source, parsed.destination, parsed.payload, edits, rung=rung)
-        if edits:
-            self._count(edits)
-            if self._mode is Mode.REWRITE:
-                held.payload = apply_edits(parsed.payload, edits)
-        for one in self._waiting.let_go(held):
-            if one.payload is not None:
-                try:
-                    one.packet.set_payload(one.parsed.with_payload(one.payload))
-                    self.counters["edited"] += 1
-                except ValueError:
-                    self.counters["untouched_grown"] += 1
-            one.packet.accept()
+    def send(self, held: HeldDatagram) -> None:
+        """Let a packet go on its way."""
+        item: _Item = held.item
+        if held.edited is not None:
+            try:
+                item.packet.set_payload(item.parsed.with_payload(held.edited))
+                self._counters["edited"] += 1
+            except ValueError:
+                self._counters["untouched_grown"] += 1
+        item.packet.accept()
 
-    def _count(self, edits: tuple[Edit, ...]) -> None:
-        for edit in edits:
-            key = self._edit_keys.get(edit.reason)
-            if key is None:
-                done = "yes" if self._mode is Mode.REWRITE else "no"
-                key = self._edit_keys[edit.reason] = ("algate_edits_total", edit.reason, done)
-            counts[key] += 1
+    def facing(self, client: str) -> str | None:
+        """The outside host that an inside one spoke with last."""
+        return self._facing.get(client)
 
-    # --- the engine -------------------------------------------------------------------------------------------------
+    def knows(self, socket: Endpoint) -> bool:
+        """Whether an inside socket has spoken a module's protocol here."""
+        return socket in self._sockets
 
-    def _feed(self, event: SipEvent) -> None:
-        """Give the engine an event and do what it answers; an event that this causes waits for its turn."""
-        self._events.append(event)
-        if self._handling:
-            return
-        self._handling = True
-        try:
-            while self._events:
-                for command in self._engine.handle(self._events.popleft()):
-                    self._do(command)
-        finally:
-            self._handling = False
-        if self._journal is not None and not self._to_write:
-            self._to_write = True
-            loop = gevent.get_hub().loop
-            wait = self._next_write - self._now()
-            if wait > 0:
-                self._write_timer = loop.timer(wait)
-                self._write_timer.start(self._write)
-            else:
-                loop.run_callback(self._write)
-        deadline = self._engine.deadline()
-        if deadline is not None:
-            self._wake_by(deadline)
+    # --- the journal ------------------------------------------------------------------------------------------------
 
-    def _wake_by(self, when: float) -> None:
-        if when < self._wakes_at:
-            self._wakes_at = when
-            self._changed.set()
-
-    def _write(self) -> None:
+    def write_soon(self) -> None:
         """Put what has changed into the journal: once for all packets of a turn, or of some milliseconds if many come.
         A call that has come and gone meanwhile is not written at all."""
+        if self._journal is None or self._to_write:
+            return
+        self._to_write = True
+        loop = gevent.get_hub().loop
+        wait = self._next_write - self._now()
+        if wait > 0:
+            self._write_timer = loop.timer(wait)
+            self._write_timer.start(self._write)
+        else:
+            loop.run_callback(self._write)
+
+    def _write(self) -> None:
         self._to_write = False
         if self._write_timer is not None:
             self._write_timer.close()
             self._write_timer = None
         if self._journal is not None:
             begun = self._now()
-            self._journal.put((entry, self._lease_of(entry.record)) for entry in self._engine.journal())
+            for line in self._lines:
+                if line.recorded:
+                    self._journal.put(line.entries())
             ended = self._now()
             self._next_write = ended + max(WRITE, WRITE_SHARE * (ended - begun))
-
-    def _lease_of(self, record: Record | None) -> Lease | None:
-        return self.conversations.lease(record.ref) if isinstance(record, ConversationRecord) else None
-
-    def _do(self, command: SipCommand) -> None:
-        match command:
-            case Release(number, edits, rung):
-                self._release(number, edits, rung)
-            case OpenConversation():
-                server = self._servers.get(command.ref) or self._facing.get(command.target.host)
-                if server is not None:
-                    self._servers[command.ref] = server
-                public = self._public_towards(server) if server is not None else None
-                # What comes to a socket that speaks the protocol itself is for us to read; all else is media.
-                read = command.target in self._sockets
-                self.conversations.open(command, command.target.host, public, read)
-            case UpdateConversation():
-                self.conversations.update(command)
-            case ClosePinhole(ref):
-                self.conversations.close(ref)
-            case StandDown(client, server, rule):
-                log.info("alg.stand_down", client=str(client), server=server, rule=rule)
-            case RevokeConversation(client, server, rule):
-                log.warning("alg.revoke", client=str(client), server=server, rule=rule)
-            case Note(code, detail):
-                log.info("alg.note", code=code, detail=detail)
-
-    def _told(self, ref: int, outcome: Endpoint | str) -> None:
-        """What became of a conversation: its public endpoint, or the rule by which it was refused."""
-        if isinstance(outcome, str):
-            self._feed(Refused(ref, outcome, self._now()))
-        else:
-            self._feed(Opened(ref, outcome, self._now()))
 
     # --- time -------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Give the engine its ticks, and let go what waits too long. Does not return."""
+        """Keep the modules' time, and look at this host's addresses. Does not return."""
+        for line in self._lines:
+            gevent.spawn(line.driver.run)
         while True:
-            self._changed.clear()
-            times = [self._engine.deadline(), self._next_activity, self._next_look]
-            if (oldest := self._waiting.oldest()) is not None:
-                times.append(oldest.since + LONGEST_HOLD)
-            self._wakes_at = min(time for time in times if time is not None)
-            self._changed.wait(max(0.0, self._wakes_at - self._now()))
-            self.tick()
+            gevent.sleep(max(0.0, self._next_look - self._now()))
+            self._look_when_due()
 
     def tick(self) -> None:
         """Do what is due."""
+        for line in self._lines:
+            line.driver.tick()
+        self._look_when_due()
+
+    def _look_when_due(self) -> None:
         now = self._now()
-        while (oldest := self._waiting.oldest()) is not None and oldest.since + LONGEST_HOLD <= now:
-            self.counters["overdue"] += 1
-            self._release(oldest.number, ())
-        deadline = self._engine.deadline()
-        if deadline is not None and deadline <= now:
-            self._feed(Tick(now))
-        if self._next_activity <= now:
-            self._next_activity = now + self._look_every
-            gevent.spawn(self.look_at_traffic)
         if self._next_look <= now:
             self._next_look = now + ADDRESSES
-            self._look_at_addresses(now)
+            for line in self._lines:
+                self._look_at_addresses(line, now)
 
-    def _look_at_addresses(self, now: float) -> None:
+    def _look_at_addresses(self, line: _Line, now: float) -> None:
         """Open anew what listens at an address that is not this host's towards its server any more."""
-        for ref, server in list(self._servers.items()):
-            if ref not in self.conversations:
-                del self._servers[ref]
+        conversations = line.driver.conversations
+        for ref, server in list(line.servers.items()):
+            if ref not in conversations:
+                del line.servers[ref]
                 continue
-            lease = self.conversations.lease(ref)
-            public = self._public_towards(server) if lease is not None and is_translated(lease.client) else None
+            lease = conversations.lease(ref)
+            public = self.public_towards(server) if lease is not None and is_translated(lease.client) else None
             if lease is not None and public is not None and public.local != lease.public.host:
                 log.warning("pinhole.moved", old=str(lease.public), address=public.local, target=str(lease.target))
-                self._feed(Moved(ref, now))
+                line.driver.tell(Moved(ref, now))
 
     def look_at_traffic(self) -> None:
-        """Tell the engine what the kernel has counted. Waits for the broker."""
-        for ref, packets_in, packets_out in self.conversations.traffic():
-            self._feed(Activity(ref, packets_in, packets_out, self._now()))
+        """Tell the modules what the kernel has counted. Waits for the broker."""
+        for line in self._lines:
+            line.driver.look_at_traffic()
 
     def stop(self) -> None:
         """Let everything go as it is."""
-        for number in self._waiting.numbers():
-            self._release(number, ())
+        for line in self._lines:
+            line.driver.flush()
+
+    # --- what is shown ----------------------------------------------------------------------------------------------
+
+    def counters(self) -> Counter[str]:
+        """Counts since the start: "packets", "edited", "held", "overdue", and "untouched_" with the reason."""
+        found = Counter(self._counters)
+        for line in self._lines:
+            for name, number in line.driver.counters.items():
+                found["untouched_crowded" if name == "crowded" else name] += number
+        return found
 
     def status(self) -> dict[str, Any]:
-        """Counts since the start, as `algate status --json` shows them."""
-        return {"waiting": len(self._waiting), "conversations": len(self.conversations), **self.counters}
+        """The same, as `algate status --json` shows them, and what there is now."""
+        waiting = sum(len(line.driver) for line in self._lines)
+        conversations = sum(len(line.driver.conversations) for line in self._lines)
+        return {"waiting": waiting, "conversations": conversations, **self.counters()}
 
     def samples(self) -> list[Sample]:
         """The same for the metrics."""
+        status = self.status()
         values: dict[Key, float] = {
-            ("algate_packets_waiting",): len(self._waiting),
-            ("algate_conversations",): len(self.conversations),
+            ("algate_packets_waiting",): status["waiting"],
+            ("algate_conversations",): status["conversations"],
         }
-        for name, number in self.counters.items():
+        for name, number in self.counters().items():
             _, untouched, reason = name.partition("untouched_")
             values[("algate_packets_untouched_total", reason) if untouched else (_METRICS[name],)] = number
         return list(values.items())

@@ -6,6 +6,7 @@ import _socket
 import errno
 import random
 import socket
+from collections.abc import Mapping
 
 import structlog
 
@@ -28,8 +29,8 @@ TRIES = 64  # random ports
 
 
 class UdpAssociateCommand:
-    """Carries out UDP ASSOCIATE requests. `ports`: lowest and highest port, towards the client too. `reader`: what is
-    read of their datagrams; None: nothing."""
+    """Carries out UDP ASSOCIATE requests. `ports`: lowest and highest port, towards the client too. `readers`: who
+    reads their datagrams, by the targets' ports."""
 
     def __init__(
         self,
@@ -39,7 +40,7 @@ class UdpAssociateCommand:
         wheel: Wheel,
         ports: tuple[int, int],
         options: Options,
-        reader: MessageReader | None,
+        readers: Mapping[int, MessageReader],
     ) -> None:
         self._lookup = lookup
         self._pinholes = pinholes
@@ -47,7 +48,7 @@ class UdpAssociateCommand:
         self._wheel = wheel
         self._ports = ports
         self._options = options
-        self._reader = reader
+        self._readers = readers
         self._random = random.SystemRandom()
 
     def run(self, request: SocksRequest) -> None:
@@ -82,7 +83,7 @@ class UdpAssociateCommand:
             except OSError:
                 pass  # it has ended by itself
 
-        association = Association(request, inner, flow, self._lookup, self._pinholes, self._options, self._reader, end)
+        association = Association(request, inner, flow, self._lookup, self._pinholes, self._options, self._readers, end)
         flow.hand_over(association)
         entry = self._wheel.add(association.active + self._options.idle_timeout, association.renew)
         try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import _socket
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -72,11 +72,11 @@ class Association:
         lookup: Lookup,
         pinholes: UserspacePinholes,
         options: Options,
-        reader: MessageReader | None,
+        readers: Mapping[int, MessageReader],
         end: Callable[[str], None],
     ) -> None:
-        """`inner`: a bound, non-blocking UDP socket for the client. `reader`: reads what is said with its ports.
-        `end(reason)` is called, from the hub, when the association should be closed."""
+        """`inner`: a bound, non-blocking UDP socket for the client. `readers`: who reads datagrams, by the
+        targets' ports. `end(reason)` is called, from the hub, when the association should be closed."""
         self.up = self.down = 0
         self.active = monotonic()
         self.dropped: Counter[str] = Counter()
@@ -91,7 +91,7 @@ class Association:
         self._lookup = lookup
         self._pinholes = pinholes
         self._options = options
-        self._reader = reader
+        self._readers = readers
         self._end = end
         self._reassembly = Reassembly()
         self._routes: dict[bytes, Route] = {}
@@ -117,7 +117,7 @@ class Association:
 
     def messages(self) -> list[Messages]:
         """What is read of it, by the sockets towards the outside."""
-        return [outside.messages for outside in self._outsides.values() if outside.messages is not None]
+        return [messages for outside in self._outsides.values() for messages in outside.messages.values()]
 
     def hosts(self) -> tuple[str, ...]:
         """The addresses of this host that its sockets use."""
@@ -289,28 +289,38 @@ class Association:
 
     def _read(self, outside: Outside, target: Host, header: bytes) -> Messages | None:
         """Who reads what is said with `target` through this socket; None: nobody."""
-        reader = self._reader
-        if reader is None or target[1] not in reader.ports:
+        reader = self._readers.get(target[1])
+        if reader is None:
             return None
-        if outside.messages is None:
+        messages = outside.messages.get(reader.name)
+        if messages is None:
             client, idle, send = self._client_socket(), self._options.idle_timeout, partial(self._pass_on, outside)
-            outside.messages = Messages(reader, self._flow, client, outside, idle, send, self._moved)
-        return outside.messages if outside.messages.admit(target, header) else None
+            messages = Messages(reader, self._flow, client, outside, idle, send, self._moved)
+            outside.messages[reader.name] = messages
+        messages.admit(target, header)
+        return messages
+
+    def _reading(self, outside: Outside, target: Host) -> Messages | None:
+        """Who reads already what is said with `target` through this socket."""
+        reader = self._readers.get(target[1])
+        messages = outside.messages.get(reader.name) if reader is not None else None
+        return messages if messages is not None and target in messages.peers else None
 
     def _read_anew(self) -> None:
         """Read no more what is read now; whoever is written to again is decided on again."""
         self._routes.clear()
         for outside in self._outsides.values():
-            if outside.messages is not None:
-                outside.messages.close()
-                outside.messages = None
+            for messages in outside.messages.values():
+                messages.close()
+            outside.messages.clear()
 
     def _pass_on(self, outside: Outside, side: Side, target: Host, data: bytes) -> None:
         """A datagram of `side`, read."""
         if side is Side.CLIENT:
             self._send(outside.sock, target, data)
-        elif outside.messages is not None:
-            self._answer((outside.messages.peers.get(target) or _header(target)) + data, len(data))
+        else:
+            messages = self._reading(outside, target)
+            self._answer((messages.peers[target] if messages is not None else _header(target)) + data, len(data))
 
     def _moved(self) -> None:
         self.active = monotonic()
@@ -370,8 +380,8 @@ class Association:
 
     def _from_another(self, outside: Outside, sender: Host, data: memoryview) -> bytes | None:
         """The header for a datagram of none of the peers; None if it is read, or if nobody has asked for it."""
-        messages = outside.messages
-        if messages is None or sender not in messages.peers:
+        messages = self._reading(outside, sender)
+        if messages is None:
             if not self._options.open_answers:
                 self.dropped["unasked"] += 1
                 return None

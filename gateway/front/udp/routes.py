@@ -58,7 +58,7 @@ class Outside:
         self.lease = lease
         self.sock = sock
         self.public = public
-        self.messages: Messages | None = None  # what is read of what passes; none was so far
+        self.messages: dict[str, Messages] = {}  # what is read of what passes, by the module that reads it
         self.watcher: _IoWatcher = get_hub().loop.io(sock.fileno(), READ)
 
 

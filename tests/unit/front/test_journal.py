@@ -8,8 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from alg.address import Endpoint
-from alg.sip.journal import ConversationRecord, Entry, TalkRecord
-from gateway.front.packets.journal import SLACK, Journal
+from gateway.front.packets.journal import SLACK, Journal, Stored
 from gateway.model.requests import Lease
 
 TARGET = Endpoint("192.168.56.10", 4000)
@@ -24,12 +23,16 @@ def files() -> Iterator[list[int]]:
         os.close(fd)
 
 
-def conversation(ref: int, ends: float = 1.0) -> ConversationRecord:
-    claims: list[tuple[str, tuple[bytes, ...], tuple[str, ...] | None, float]] = [
-        ("call", (b"192.168.56.10", b"\xff-call"), ("203.0.113.10",), float("inf")),
-        ("signalling", (), None, 2.0),
-    ]
-    return ConversationRecord(ref, TARGET, 4001, "sip.rtp", PUBLIC, ("203.0.113.10",), ends, claims, {"uri": b"\xfe"})
+def conversation(key: str, ref: int, said: bytes = b"\xff") -> Stored:
+    return Stored("test", key, said, ref, lease(ref), True, "203.0.113.10")
+
+
+def talk(key: str) -> Stored:
+    return Stored("test", key, b"talk")
+
+
+def gone(key: str) -> Stored:
+    return Stored("test", key)
 
 
 def lease(ref: int) -> Lease:
@@ -40,23 +43,29 @@ def lease(ref: int) -> Lease:
 def test_what_was_stored_is_found(files: list[int]) -> None:
     journal = Journal(files)
     assert journal.found == []
-    journal.put([(Entry("a", conversation(1)), lease(1)), (Entry("b", TalkRecord(TARGET, "x", "y", True)), None)])
-    journal.put([(Entry("a", conversation(1, 5.0)), lease(1)), (Entry("c", conversation(3)), lease(3))])
-    journal.put([(Entry("c", None), None), (Entry("never there", None), None)])
+    journal.put([conversation("a", 1), talk("b")])
+    journal.put([conversation("a", 1, b"later"), conversation("c", 3)])
+    journal.put([gone("c"), gone("never there"), Stored("other", "b")])
     found = Journal(files).found
-    assert found == [(TalkRecord(TARGET, "x", "y", True), None), (conversation(1, 5.0), lease(1))]
+    assert found == [talk("b"), conversation("a", 1, b"later")]
     assert Journal(files).found == found  # and a third time
 
 
+def test_modules_do_not_meet(files: list[int]) -> None:
+    Journal(files).put([Stored("one", "a", b"1"), Stored("two", "a", b"2")])
+    Journal(files).put([Stored("one", "a")])
+    assert Journal(files).found == [Stored("two", "a", b"2")]
+
+
 def test_half_an_entry_does_not_count(files: list[int]) -> None:
-    Journal(files).put([(Entry("a", conversation(1)), lease(1))])
+    Journal(files).put([conversation("a", 1)])
     for fd in files:
         os.pwrite(fd, b"\xff" * 10, os.fstat(fd).st_size)
-    assert Journal(files).found == [(conversation(1), lease(1))]
+    assert Journal(files).found == [conversation("a", 1)]
 
 
 def test_what_cannot_be_read_is_nothing(files: list[int]) -> None:
-    Journal(files).put([(Entry("a", conversation(1)), lease(1))])
+    Journal(files).put([conversation("a", 1)])
     for fd in files:
         os.pwrite(fd, b"\xff" * 64, 24)
     assert Journal(files).found == []
@@ -65,8 +74,6 @@ def test_what_cannot_be_read_is_nothing(files: list[int]) -> None:
 def test_it_does_not_grow_without_end(files: list[int]) -> None:
     journal = Journal(files)
     for number in range(20000):
-        journal.put([(Entry(f"{number % 7}", conversation(number)), lease(number))])
+        journal.put([conversation(f"{number % 7}", number)])
     assert sum(os.fstat(fd).st_size for fd in files) < 3 * SLACK
-    assert sorted(record.ref for record, _ in Journal(files).found if isinstance(record, ConversationRecord)) == [
-        *range(19993, 20000)
-    ]
+    assert sorted(one.ref for one in Journal(files).found if one.ref is not None) == [*range(19993, 20000)]

@@ -10,11 +10,11 @@ import pytest
 
 from alg.address import Endpoint
 from alg.api import Activity, Edit, Mode, OpenConversation, Opened, Refused, Side, Tick, UpdateConversation
-from alg.sip.events import Datagram, Release, SipCommand, SipEvent
-from alg.sip.journal import Entry, Record
+from alg.datagrams import Datagram, DatagramCommand, DatagramEvent, Release
 from alg.sip.ladder import Rung
+from gateway.driver.datagrams import LONGEST_HOLD, UNREAD_FOR, Setting
 from gateway.front.packets.packet import parse
-from gateway.front.packets.queue import LONGEST_HOLD, MOST_HELD, PacketFront
+from gateway.front.packets.queue import MOST_HELD, PacketFront, QueueModule
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Done, Lease, PinholeRequest, PinholeUpdate
 from gateway.net.addresses import PublicAddress
@@ -99,37 +99,31 @@ class Engine:
     """Answers each event by `answers(event)`."""
 
     def __init__(self) -> None:
-        self.events: list[SipEvent] = []
-        self.answers: Callable[[SipEvent], Sequence[SipCommand]] = lambda event: []
+        self.events: list[DatagramEvent] = []
+        self.answers: Callable[[DatagramEvent], Sequence[DatagramCommand]] = lambda event: []
         self.wants: float | None = None
 
-    def handle(self, event: SipEvent) -> Sequence[SipCommand]:
+    def handle(self, event: DatagramEvent) -> Sequence[DatagramCommand]:
         self.events.append(event)
         return self.answers(event)
 
     def deadline(self) -> float | None:
         return self.wants
 
-    def journal(self) -> list[Entry]:
-        return []
-
-    def restore(self, records: Sequence[Record], now: float) -> None:
-        raise AssertionError("there is no journal")
-
 
 class Rig:
     def __init__(self, mode: Mode = Mode.REWRITE) -> None:
         self.now = 100.0
         self.engine, self.pinholes, self.order = Engine(), Pinholes(), list[Packet]()
+        setting = Setting("test", mode, "p-1", MOST_HELD, {}, 2.0, True)
+        self.trace = Trace()
         self.front = PacketFront(
-            self.engine,
+            [QueueModule(self.engine, setting, frozenset({5060}), False)],
             self.pinholes,
-            mode,
             [ipaddress.ip_network("192.168.56.0/24")],
             lambda server: PublicAddress("203.0.113.2", "198.51.100.1"),
-            Trace(),
+            self.trace,
             lambda: self.now,
-            look_every=2.0,
         )
 
     def take(self, data: bytes) -> Packet:
@@ -147,7 +141,7 @@ def rig() -> Rig:
     return Rig()
 
 
-def opens(event: SipEvent) -> Sequence[SipCommand]:
+def opens(event: DatagramEvent) -> Sequence[DatagramCommand]:
     """Holds each datagram until its conversation is open; then edits it."""
     match event:
         case Datagram(number, _, client):
@@ -191,7 +185,7 @@ def test_the_engine_is_told_what_was_counted_as_often_as_it_wants(rig: Rig) -> N
 def test_where_a_message_belongs_is_remembered_with_it(rig: Rig) -> None:
     rig.engine.answers = lambda event: [Release(1, EDIT, Rung(b"call", first=True))]
     rig.take(packet4(b"hello"))
-    (row,) = rig.front._trace.ladders.rows("call")
+    (row,) = rig.trace.ladders.rows("call")
     assert (row["source"], row["title"], row["edits"][0]["after"]) == (str(A4), "hello", "LONGER")
 
 
@@ -211,7 +205,7 @@ def test_observing_opens_and_changes_nothing_but_says_what_it_would() -> None:
     assert packet.payload == b"hello"
     assert rig.pinholes.said == []
     assert rig.engine.events[1] == Opened(1, Endpoint("198.51.100.1", 0), 100.0)
-    (row,) = rig.front._trace.rows()
+    (row,) = rig.trace.rows()
     assert row["after"] == "LONGERello"
 
 
@@ -234,7 +228,7 @@ def test_nothing_waits_for_ever(rig: Rig) -> None:
     rig.now += LONGEST_HOLD
     rig.front.tick()
     assert rig.order == [packet]
-    assert rig.front.counters["overdue"] == 1
+    assert rig.front.counters()["overdue"] == 1
     rig.engine.answers = lambda event: [Release(1, EDIT)] if isinstance(event, Tick) else []
     rig.engine.wants = rig.now
     rig.front.tick()  # too late: it is gone
@@ -242,11 +236,91 @@ def test_nothing_waits_for_ever(rig: Rig) -> None:
 
 
 def test_a_crowd_passes_untouched(rig: Rig) -> None:
-    for _ in range(MOST_HELD + 3):
-        rig.take(packet4(b"one"))
-    assert len(rig.order) == rig.front.counters["untouched_crowded"] == 3
+    """Those of the way that is crowded, in their order; another way's still wait."""
+    data = packet4(b"elsewhere")
+    other = rig.take(data[:16] + bytes([203, 0, 113, 66]) + data[20:])
+    crowd = [rig.take(packet4(b"one")) for _ in range(MOST_HELD)]
+    assert rig.order == crowd[:-1]
+    assert rig.front.status()["waiting"] == 2
     rig.front.stop()
-    assert len(rig.order) == MOST_HELD + 3
+    assert rig.order == [*crowd[:-1], other, crowd[-1]]
+
+
+def admits(event: DatagramEvent) -> Sequence[DatagramCommand]:
+    """Every datagram of the server lets somebody in, or says again who is in."""
+    match event:
+        case Datagram(number, Side.CLIENT, client):
+            return [OpenConversation(1, client, None, (), 60.0, "test.media"), Release(number)]
+        case Datagram(number, Side.SERVER):
+            return [UpdateConversation(1, ("203.0.113.10",), None), Release(number, EDIT)]
+        case _:
+            return []
+
+
+def reversed4(payload: bytes) -> bytes:
+    data = packet4(payload)
+    return data[:12] + data[16:20] + data[12:16] + data[22:24].join((data[20:20], data[20:22])) + data[24:]
+
+
+def test_a_message_that_names_a_peer_goes_when_that_peer_is_let_in(rig: Rig) -> None:
+    rig.engine.answers = admits
+    first = rig.take(packet4(b"offer"))
+    rig.settle()
+    answer = rig.take(reversed4(b"answer"))
+    assert rig.order == [first]
+    behind = rig.take(reversed4(b"answer again"))  # lets nobody in, and does not overtake
+    rig.settle()
+    assert rig.order == [first, answer, behind]
+    assert answer.payload == b"LONGERnswer"
+    assert isinstance(rig.pinholes.said[1], PinholeUpdate)
+    assert rig.take(reversed4(b"and again")) in rig.order, "nobody is let in who was not"
+
+
+@pytest.mark.parametrize("rule", ["broker", "lease"])
+def test_a_message_that_names_a_peer_goes_too_if_that_peer_is_not_let_in(rig: Rig, rule: str) -> None:
+    rig.engine.answers = admits
+    rig.take(packet4(b"offer"))
+    rig.settle()
+    rig.pinholes.rule = rule
+    answer = rig.take(reversed4(b"answer"))
+    rig.settle()
+    assert rig.order[-1] is answer
+    assert Refused(1, rule, 100.0) in rig.engine.events
+
+
+def test_a_message_that_names_a_peer_does_not_wait_for_ever(rig: Rig) -> None:
+    rig.engine.answers = admits
+    rig.take(packet4(b"offer"))
+    rig.settle()
+    rig.pinholes.ask = lambda wish, done: None  # type: ignore[method-assign]
+    answer = rig.take(reversed4(b"answer"))
+    rig.now += LONGEST_HOLD
+    rig.front.tick()
+    assert rig.order[-1] is answer
+    assert answer.payload == b"LONGERnswer", "what the module has said of it holds"
+
+
+def test_a_module_that_raises_harms_nobody_else(rig: Rig) -> None:
+    def answers(event: DatagramEvent) -> Sequence[DatagramCommand]:
+        if isinstance(event, Datagram) and event.data == b"poison":
+            raise RuntimeError("a mistake")
+        return [Release(event.packet, EDIT)] if isinstance(event, Datagram) else []
+
+    rig.engine.answers = answers
+    poison = rig.take(packet4(b"poison"))
+    assert (rig.order, poison.payload) == ([poison], b"poison")
+    assert rig.take(packet4(b"harmless")).payload == b"harmless", "these two go on without the module"
+    data = packet4(b"harmless")
+    assert rig.take(data[:16] + bytes([203, 0, 113, 66]) + data[20:]).payload == b"LONGERarmless"
+    rig.now += UNREAD_FOR
+    assert rig.take(packet4(b"harmless")).payload == b"LONGERarmless"
+
+
+def test_edits_that_do_not_fit_are_a_mistake_too(rig: Rig) -> None:
+    rig.engine.answers = lambda event: (
+        [Release(event.packet, (Edit(5, 99, b"", "test"),))] if isinstance(event, Datagram) else []
+    )
+    assert rig.take(packet4(b"short")).payload == b"short"
 
 
 def test_what_is_not_whole_or_not_between_inside_and_outside_is_never_shown(rig: Rig) -> None:
@@ -257,7 +331,7 @@ def test_what_is_not_whole_or_not_between_inside_and_outside_is_never_shown(rig:
     rig.take(data[:16] + bytes([192, 168, 56, 11]) + data[20:])
     assert rig.engine.events == []
     assert len(rig.order) == 4
-    counted = {name: count for name, count in rig.front.counters.items() if name != "packets"}
+    counted = {name: count for name, count in rig.front.counters().items() if name != "packets"}
     assert counted == {"untouched_long": 1, "untouched_fragment": 1, "untouched_other": 2}
 
 

@@ -10,8 +10,7 @@ import pytest
 
 from alg.address import Endpoint
 from alg.api import ClosePinhole, Edit, Mode, OpenConversation, Opened, Refused, Side
-from alg.sip.events import Datagram, Release, RevokeConversation, SipCommand, SipEvent
-from alg.sip.rows import CallRow
+from alg.datagrams import Datagram, DatagramCommand, DatagramEvent, Release
 from gateway.flow.table import Flow
 from gateway.front.udp.reader import LONGEST, MOST_WAITING, MessageReader, Messages
 from gateway.front.udp.routes import Host, Outside
@@ -33,12 +32,9 @@ class Engine(packets.Engine):
         self.fixed: tuple[Endpoint, Endpoint] | None = None
         self.answers = lambda event: [Release(event.packet)] if isinstance(event, Datagram) else []
 
-    def make(self, client: Endpoint, public: Endpoint) -> Engine:
+    def make(self, client: Endpoint, public: Endpoint) -> tuple[Engine, float]:
         self.fixed = client, public
-        return self
-
-    def calls(self) -> list[CallRow]:
-        return []
+        return self, 30.0
 
 
 class Rig:
@@ -62,7 +58,7 @@ class Rig:
             backend="userspace",
         )
         self.outside = Outside(lease, socket.socket(type=socket.SOCK_DGRAM), PublicAddress("10.0.0.2", "203.0.113.1"))
-        reader = MessageReader(frozenset({5060}), mode, self.pinholes, self.engine.make, 30.0)
+        reader = MessageReader("test", mode, self.pinholes, self.engine.make, True)
         flow = Flow("flow-1", "socks", CLIENT, Endpoint(*SERVER), None)
         self.messages = Messages(reader, flow, CLIENT, self.outside, 300.0, self._send, self._alive)
 
@@ -89,7 +85,7 @@ def rig() -> Iterator[Rig]:
     rig.close()
 
 
-def hold(event: SipEvent) -> Sequence[SipCommand]:
+def hold(event: DatagramEvent) -> Sequence[DatagramCommand]:
     """The first datagram waits for a conversation; all others go on at once."""
     match event:
         case Datagram(packet=1):
@@ -150,24 +146,6 @@ def test_observing_changes_nothing() -> None:
     assert rig.datas() == [b"first"]
     assert rig.pinholes.said == []
     rig.close()
-
-
-def test_a_pair_that_was_revoked_is_not_read_when_nothing_of_it_waits(rig: Rig) -> None:
-    def answers(event: SipEvent) -> Sequence[SipCommand]:
-        if isinstance(event, Datagram) and event.packet == 2:
-            return [RevokeConversation(CLIENT, SERVER[0], "sip.not-sip"), Release(2)]
-        return hold(event)
-
-    rig.engine.answers = answers
-    assert rig.messages.admit(SERVER, b"header")
-    assert rig.messages.admit(OTHER, b"header")
-    rig.messages.take(Side.CLIENT, SERVER, b"first")
-    rig.messages.take(Side.CLIENT, SERVER, b"nonsense")
-    assert rig.messages.admit(SERVER, b"header"), "the first one still waits, and must not be overtaken"
-    gevent.sleep(0.01)
-    assert not rig.messages.admit(SERVER, b"header")
-    assert SERVER not in rig.messages.peers
-    assert rig.messages.admit(OTHER, b"header")
 
 
 def test_what_opens_after_the_end_is_closed(rig: Rig) -> None:

@@ -21,8 +21,17 @@ from alg.api import (
     UpdateConversation,
     apply_edits,
 )
-from alg.sip.events import Datagram, Release, RevokeConversation, SipCommand, SipEvent, StandDown
-from alg.sip.session import SipEngine, SipOptions
+from alg.datagrams import (
+    Datagram,
+    DatagramCommand,
+    DatagramContext,
+    DatagramEvent,
+    Release,
+    RevokeConversation,
+    StandDown,
+)
+from alg.sip.options import SipOptions
+from alg.sip.session import SipEngine
 
 FILES = sorted(Path(__file__).parent.glob("*.dialogue"))
 HEADER = re.compile(r"([A-Za-z-]+)\s*:")
@@ -33,7 +42,7 @@ class Step:
     """An event of a dialogue, where it stands, and what must come of it (without the edits' diffs)."""
 
     number: int
-    event: SipEvent
+    event: DatagramEvent
     expected: list[str] = field(default_factory=list)
 
 
@@ -129,7 +138,7 @@ class Reader:
             case _:
                 raise ValueError(f"unknown mark {mark!r}")
 
-    def _event(self, word: str, rest: str) -> SipEvent:
+    def _event(self, word: str, rest: str) -> DatagramEvent:
         first, _, second = rest.partition(" ")
         match word:
             case "client" | "server":
@@ -233,7 +242,7 @@ def who(peers: tuple[str, ...] | None) -> str:
     return "any" if peers is None else ",".join(peers) or "nobody"
 
 
-def words(command: SipCommand, dialogue: Dialogue) -> str:
+def words(command: DatagramCommand, dialogue: Dialogue) -> str:
     match command:
         case Release(packet, ()):
             return f"pass {packet}"
@@ -260,7 +269,7 @@ def words(command: SipCommand, dialogue: Dialogue) -> str:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_dialogue(path: Path) -> None:
     dialogue = Reader(path).read()
-    engine = SipEngine(dialogue.options, fixed=dialogue.fixed)
+    engine = SipEngine(DatagramContext(dialogue.options, fixed=dialogue.fixed))
     for step in dialogue.steps:
         shown = [words(command, dialogue) for command in engine.handle(step.event)]
         assert shown == step.expected, f"{path.name}:{step.number}"

@@ -8,12 +8,14 @@ import pytest
 
 from alg.address import Endpoint
 from alg.api import Activity, ClosePinhole, Note, OpenConversation, Opened, Refused, Side, Tick, UpdateConversation
+from alg.datagrams import Datagram, DatagramContext, Entry, Moved, Release, RevokeConversation
 from alg.sip import bindings, calls, core, session
 from alg.sip.conversations import Conversations
-from alg.sip.events import Datagram, Moved, Release, RevokeConversation
-from alg.sip.journal import TalkRecord
+from alg.sip.journal import TalkRecord, records_of
 from alg.sip.ladder import unread_rung
-from alg.sip.session import CallMedia, SipEngine, SipOptions
+from alg.sip.options import SipOptions
+from alg.sip.rows import CallMedia
+from alg.sip.session import SipEngine
 
 CLIENT, SERVER = Endpoint("192.168.56.10", 5060), Endpoint("203.0.113.5", 5060)
 
@@ -51,16 +53,16 @@ def bye(number: int = 1) -> bytes:
 
 def test_another_engine_goes_on_with_what_the_journal_says() -> None:
     """The successor shows the same call, closes its media with the BYE, and opens nothing a second time."""
-    engine = SipEngine(recorded=True)
+    engine = SipEngine(DatagramContext(recorded=True))
     engine.handle(Datagram(1, Side.CLIENT, CLIENT, SERVER, invite(), 10.0))
     engine.handle(Opened(1, Endpoint("203.0.113.1", 40002), 10.0))
-    stored = {entry.key: entry.record for entry in engine.journal()}
+    stored = {entry.key: entry for entry in engine.journal()}
     engine.handle(Datagram(2, Side.SERVER, CLIENT, SERVER, answer(), 12.0))
     engine.handle(Datagram(3, Side.CLIENT, CLIENT, Endpoint("203.0.113.6", 5060), b"nonsense", 12.0))
-    stored |= {entry.key: entry.record for entry in engine.journal()}
+    stored |= {entry.key: entry for entry in engine.journal()}
     assert engine.journal() == []
-    successor = SipEngine(recorded=True)
-    successor.restore([record for record in stored.values() if record], 13.0)
+    successor = SipEngine(DatagramContext(recorded=True))
+    successor.restore(list(stored.values()), 13.0)
     assert successor.calls() == engine.calls()
     other = Endpoint("203.0.113.6", 5060)
     assert successor.handle(Datagram(1, Side.CLIENT, CLIENT, other, invite(2), 13.0)) == [
@@ -82,14 +84,14 @@ def test_who_is_forgotten_is_forgotten_by_the_journal_too(monkeypatch: pytest.Mo
     """Else anybody inside could fill the memory with one datagram for each of his ports and each address."""
     monkeypatch.setattr(session, "MOST_REVOKED", 3)
     monkeypatch.setattr(core, "MOST_TALKS", 3)
-    engine = SipEngine(recorded=True)
+    engine = SipEngine(DatagramContext(recorded=True))
     secure = invite().replace(b"INVITE sip:", b"INVITE sips:", 1)
-    stored: dict[str, object] = {}
+    stored: dict[str, Entry] = {}
     for port in range(5000, 5010):
         engine.handle(Datagram(1, Side.CLIENT, Endpoint(CLIENT.host, port), SERVER, b"nonsense", float(port)))
         engine.handle(Datagram(2, Side.CLIENT, Endpoint(CLIENT.host, port + 100), SERVER, secure, float(port)))
-        stored |= {entry.key: entry.record for entry in engine.journal()}
-    kept = [record for record in stored.values() if isinstance(record, TalkRecord)]
+        stored |= {entry.key: entry for entry in engine.journal()}
+    kept = [record for record in records_of(stored.values()) if isinstance(record, TalkRecord)]
     assert sorted(record.client.port for record in kept) == [5007, 5008, 5009, 5107, 5108, 5109]
 
 
@@ -224,7 +226,7 @@ def test_a_servers_nonsense_takes_nothing_away() -> None:
 
 
 def test_a_flood_of_one_client_harms_no_other() -> None:
-    engine = SipEngine(SipOptions(rate=10))
+    engine = SipEngine(DatagramContext(SipOptions(rate=10)))
     opened = [
         command
         for number in range(1, 101)
@@ -240,7 +242,7 @@ def test_a_flood_of_one_client_harms_no_other() -> None:
 
 
 def test_what_waits_is_bounded() -> None:
-    engine = SipEngine(SipOptions(rate=10000))
+    engine = SipEngine(DatagramContext(SipOptions(rate=10000)))
     waiting = 0
     for number in range(1, 200):
         out = engine.handle(Datagram(number, Side.CLIENT, CLIENT, SERVER, invite(), 0.0))
@@ -252,7 +254,7 @@ def test_what_waits_is_bounded() -> None:
 
 
 def test_a_client_has_so_many_calls_and_no_more() -> None:
-    engine = SipEngine(SipOptions(rate=10000))
+    engine = SipEngine(DatagramContext(SipOptions(rate=10000)))
     notes = []
     for number in range(1, calls.MOST_OF_CLIENT + 11):
         out = engine.handle(Datagram(number, Side.CLIENT, CLIENT, SERVER, invite(number), 0.0))
@@ -265,7 +267,7 @@ def test_a_client_has_so_many_calls_and_no_more() -> None:
 
 
 def test_thousands_of_calls_leave_nothing_behind() -> None:
-    engine = SipEngine(SipOptions(rate=10000))
+    engine = SipEngine(DatagramContext(SipOptions(rate=10000)))
     now, open_now = 0.0, set[int]()
     for number in range(3000):
         now += 0.01
@@ -322,7 +324,7 @@ def test_a_client_that_subscribes_without_end_fills_no_memory(
     monkeypatch: pytest.MonkeyPatch, fixed: tuple[Endpoint, Endpoint] | None
 ) -> None:
     monkeypatch.setattr(bindings, "MOST_HELD", 100)
-    engine = SipEngine(SipOptions(rate=10000), fixed=fixed)
+    engine = SipEngine(DatagramContext(SipOptions(rate=10000), fixed=fixed))
     for number in range(300):
         for side, data in zip((Side.CLIENT, Side.SERVER), subscribe(number), strict=True):
             engine.handle(Datagram(number, side, CLIENT, SERVER, data, 0.0))
@@ -342,7 +344,7 @@ def test_what_is_fixed_keeps_no_list_of_who_wants_it() -> None:
 
 def test_a_fixed_socket_is_never_opened_and_never_closed() -> None:
     """All that a call opens are its media, over and over, and nothing is left to be done when it has ended."""
-    engine = SipEngine(fixed=FIXED)
+    engine = SipEngine(DatagramContext(fixed=FIXED))
     now, opened, shut = 0.0, 0, 0
     for number in range(1, 6):
         done = b"SIP/2.0 200 OK\r\n" + bye(number).partition(b"\r\n")[2]

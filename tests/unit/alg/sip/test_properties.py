@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from alg.address import Endpoint
 from alg.api import Edit, OpenConversation, Opened, Refused, Side, Tick, apply_edits
-from alg.sip.events import Datagram, Release
+from alg.datagrams import Datagram, Release
 from alg.sip.message import Malformed, parse
 from alg.sip.sdp import find_sdp, read_sdp
 from alg.sip.session import SipEngine

@@ -8,7 +8,7 @@ import pytest
 
 from alg.address import Endpoint
 from alg.api import Side
-from alg.sip.events import Datagram, Release
+from alg.datagrams import Datagram, Release
 from alg.sip.ladder import unread_rung
 from alg.sip.message import Malformed, Message, parse, uri_host
 from alg.sip.sdp import find_sdp, read_sdp

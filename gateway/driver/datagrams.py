@@ -1,0 +1,414 @@
+"""The driver of a datagram module: shows it datagrams, carries out its commands, and lets them go in their order.
+
+Who carries the datagrams (the kernel's queue, an association of SOCKS) is a `Carrier`.
+
+Two things hold for every datagram. It goes once, edited or as it came, whatever the module does; and it goes in the
+order in which it came on its way. A datagram whose message names a peer goes after the kernel lets that peer in: what
+`alg.datagrams.Release` says is done here.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import gevent
+import structlog
+from gevent.event import Event as Wakeup
+
+from alg.address import Endpoint
+from alg.api import (
+    Activity,
+    ClosePinhole,
+    Edit,
+    Mode,
+    Note,
+    OpenConversation,
+    Opened,
+    Refused,
+    Rung,
+    Side,
+    Tick,
+    UpdateConversation,
+    apply_edits,
+)
+from alg.datagrams import (
+    Datagram,
+    DatagramCommand,
+    DatagramEvent,
+    DatagramModule,
+    Release,
+    RevokeConversation,
+    StandDown,
+)
+from gateway.driver.conversations import Conversations
+from gateway.driver.ordering import Held, InOrder
+from gateway.net.addresses import PublicAddress
+from gateway.observe.counters import Key, count, counts
+from gateway.observe.trace import Trace
+from gateway.pinhole.backend import ConversationBackend
+
+log = structlog.get_logger()
+
+LONGEST_HOLD = 2.5
+"""Seconds that a datagram waits; then it goes, whatever its module or the broker still has to say."""
+
+UNREAD_FOR = 60.0
+"""Seconds that a module is not shown what two say to each other, after it raised an exception on it."""
+
+_MOST_UNREAD = 4096  # of such pairs
+_AFTER_AN_ERROR = 1.0  # seconds until a module whose clock failed is told the time again
+
+
+class HeldDatagram(Held):
+    """A datagram that has not gone yet.
+
+    `item`: what the carrier knows it by. `edited`: what goes in place of `data`, if anything. `edits`, `rung`: what the
+    module has said of it; `waits`: the conversations that have to let somebody in before it goes.
+    """
+
+    __slots__ = ("client", "data", "edited", "edits", "item", "rung", "server", "side", "waits")
+
+    def __init__(
+        self, way: Hashable, side: Side, client: Endpoint, server: Endpoint, data: bytes, item: Any, since: float
+    ) -> None:
+        super().__init__(way, since)
+        self.side = side
+        self.client = client
+        self.server = server
+        self.data = data
+        self.item = item
+        self.edited: bytes | None = None
+        self.edits: tuple[Edit, ...] = ()
+        self.rung: Rung | None = None
+        self.waits: set[int] | None = None
+
+
+class Placement(NamedTuple):
+    """Where a conversation is to be opened. `client`: whose it must be; `public`: where it listens, None: it cannot;
+    `read`: whether what comes to it is for the module to read."""
+
+    client: str
+    public: PublicAddress | None
+    read: bool = False
+
+
+class Carrier(Protocol):
+    """Who brings datagrams, and takes them on."""
+
+    def send(self, held: HeldDatagram) -> None:
+        """Let it go on: `edited` if there is such a thing, else as it came."""
+        ...
+
+    def place(self, command: OpenConversation) -> Placement:
+        """Where to open what the module asks for."""
+        ...
+
+    def changed(self) -> None:
+        """The module has been told something: what it would leave to a successor may be another."""
+        ...
+
+    def media_moved(self) -> None:
+        """Conversations have carried something since the last look at them."""
+        ...
+
+
+class Setting(NamedTuple):
+    """How a module is driven. `name`: the module's, for the log; `most`: datagrams that may wait at a time;
+    `flow`: what leases are called by; `names`: more for each line of the log; `look_every`: seconds between two looks
+    at what conversations have carried, None: never; `shown`: whether its messages may be traced."""
+
+    name: str
+    mode: Mode
+    flow: str
+    most: int
+    names: dict[str, str]
+    look_every: float | None
+    shown: bool
+
+
+class DatagramDriver:
+    """Drives one module. `take` is called for each datagram; `run` keeps time, in a greenlet of its own."""
+
+    def __init__(
+        self,
+        module: DatagramModule,
+        setting: Setting,
+        pinholes: ConversationBackend,
+        carrier: Carrier,
+        trace: Trace,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.counters: Counter[str] = Counter()
+        self.module = module
+        self.setting = setting
+        self.conversations = Conversations(pinholes, setting.mode, setting.flow, self._told, self._admitted)
+        self._carrier = carrier
+        self._trace = trace
+        self._now = now
+        self._waiting: InOrder[HeldDatagram] = InOrder()
+        self._behind: dict[int, list[HeldDatagram]] = {}  # by the conversation that has to let somebody in first
+        self._events: deque[DatagramEvent] = deque()
+        self._handling = self._closed = False
+        self._changed = Wakeup()
+        self._wakes_at = math.inf  # when `run` comes back by itself
+        self._next_look = now() + setting.look_every if setting.look_every is not None else math.inf
+        self._carried: dict[int, tuple[int, int]] = {}
+        self._unread: dict[tuple[Endpoint, str], float] = {}  # what two say that the module cannot bear, until when
+        self._errors: set[str] = set()
+        self._silent_until = -math.inf
+        self._edit_keys: dict[str, Key] = {}
+
+    def __len__(self) -> int:
+        """How many datagrams have not been decided on."""
+        return len(self._waiting)
+
+    # --- datagrams --------------------------------------------------------------------------------------------------
+
+    def take(
+        self, side: Side, client: Endpoint, server: Endpoint, data: bytes, item: Any, way: Hashable
+    ) -> HeldDatagram | None:
+        """Show the module a datagram, which goes now or later: what has to wait comes back, None if nothing does."""
+        now = self._now()
+        held = HeldDatagram(way, side, client, server, data, item, now)
+        if self._waiting.kept >= self.setting.most and not self._make_room(way):
+            self.counters["crowded"] += 1
+            self._carrier.send(held)
+            return None
+        self._waiting.add(held)
+        if self._unread and self._is_unread(client, server.host, now):
+            self._go(held)
+        else:
+            self._feed(Datagram(held.number, side, client, server, data, now))
+        if not self._waiting.keep(held):
+            return None
+        if not held.ready:
+            self.counters["held"] += 1
+            self._wake_by(now + LONGEST_HOLD)
+        return held
+
+    def _make_room(self, way: Hashable) -> bool:
+        """Too many wait: those of this way go as they are, in their order. Whether that has made room."""
+        for one in self._waiting.of_way(way):
+            self._end_wait(one.number)
+        return self._waiting.kept < self.setting.most
+
+    def _is_unread(self, client: Endpoint, server: str, now: float) -> bool:
+        until = self._unread.get((client, server))
+        if until is None:
+            return False
+        if until > now:
+            return True
+        del self._unread[client, server]
+        return False
+
+    def _release(self, command: Release, admitting: set[int] | None) -> None:
+        held = self._waiting.get(command.packet)
+        if held is None:  # its time was over
+            return
+        held.edits, held.rung = command.edits, command.rung
+        if admitting:
+            held.waits = admitting
+            for ref in admitting:
+                self._behind.setdefault(ref, []).append(held)
+        else:
+            self._go(held)
+
+    def _end_wait(self, number: int) -> None:
+        """It waits no longer. What the module has said of it holds."""
+        held = self._waiting.get(number)
+        if held is not None:
+            self._go(held)
+
+    def _go(self, held: HeldDatagram) -> None:
+        if self._waiting.take(held.number) is None:
+            return
+        held.waits = None
+        edits = held.edits
+        if self.setting.shown:
+            ends = (held.client, held.server) if held.side is Side.CLIENT else (held.server, held.client)
+            flow = self.setting.names.get("flow", "")
+            self._trace.add(held.side, ends[0], ends[1], held.data, edits, flow, held.rung)
+        if edits:
+            self._count(edits)
+            if self.setting.mode is Mode.REWRITE:
+                try:
+                    held.edited = apply_edits(held.data, edits)
+                except ValueError as error:
+                    self._broken(error, held.client, held.server.host)
+        for one in self._waiting.let_go(held):
+            self._carrier.send(one)
+
+    def _count(self, edits: tuple[Edit, ...]) -> None:
+        for edit in edits:
+            key = self._edit_keys.get(edit.reason)
+            if key is None:
+                done = "yes" if self.setting.mode is Mode.REWRITE else "no"
+                key = self._edit_keys[edit.reason] = ("algate_edits_total", edit.reason, done)
+            counts[key] += 1
+
+    # --- the module -------------------------------------------------------------------------------------------------
+
+    def tell(self, event: DatagramEvent) -> None:
+        """Tell the module what happened."""
+        if not self._closed:
+            self._feed(event)
+
+    def _feed(self, event: DatagramEvent) -> None:
+        """Give the module an event and do what it answers; an event that this causes waits for its turn."""
+        self._events.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._events:
+                self._do_all(self._answer_to(self._events.popleft()))
+        finally:
+            self._handling = False
+        self._carrier.changed()
+        deadline = self._deadline()
+        if deadline is not None:
+            self._wake_by(deadline)
+        if len(self.conversations):
+            self._wake_by(self._next_look)
+
+    def _answer_to(self, event: DatagramEvent) -> Sequence[DatagramCommand]:
+        try:
+            return self.module.handle(event)
+        except Exception as error:  # a module may fail in any way: it must not take others with it
+            if isinstance(event, Datagram):
+                self._broken(error, event.client, event.server.host)
+                return [Release(event.packet)]
+            self._broken(error, None, "")
+            return []
+
+    def _broken(self, error: Exception, client: Endpoint | None, server: str) -> None:
+        """The module has made a mistake, with what these two say. They go on without it."""
+        now = self._now()
+        count("algate_module_errors_total", self.setting.name)
+        self._silent_until = now + _AFTER_AN_ERROR
+        if client is not None:
+            if len(self._unread) >= _MOST_UNREAD:
+                self._unread.clear()
+            self._unread[client, server] = now + UNREAD_FOR
+        kind = type(error).__name__
+        if kind not in self._errors:
+            self._errors.add(kind)
+            frames = traceback.extract_tb(error.__traceback__)
+            where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+            reason = f"{kind}: {error}"[:200] + where
+            ends = {"client": str(client), "server": server} if client is not None else {}
+            log.error("alg.broken", module=self.setting.name, reason=reason, **ends, **self.setting.names)
+
+    def _deadline(self) -> float | None:
+        try:
+            at = self.module.deadline()
+        except Exception as error:
+            self._broken(error, None, "")
+            return None
+        return None if at is None else max(at, self._silent_until)
+
+    def _do_all(self, commands: Sequence[DatagramCommand]) -> None:
+        admitting: set[int] | None = None
+        for command in commands:
+            if isinstance(command, Release):
+                self._release(command, set(admitting) if admitting else None)
+                continue
+            self._do(command)
+            if isinstance(command, UpdateConversation) and self.conversations.is_admitting(command.ref):
+                admitting = admitting or set()
+                admitting.add(command.ref)
+
+    def _do(self, command: DatagramCommand) -> None:
+        match command:
+            case OpenConversation():
+                client, public, read = self._carrier.place(command)
+                self.conversations.open(command, client, public, read)
+            case UpdateConversation():
+                self.conversations.update(command)
+            case ClosePinhole(ref):
+                self.conversations.close(ref)
+            case StandDown(whose, server, rule):
+                log.info("alg.stand_down", client=str(whose), server=server, rule=rule, **self.setting.names)
+            case RevokeConversation(whose, server, rule):
+                log.warning("alg.revoke", client=str(whose), server=server, rule=rule, **self.setting.names)
+            case Note(code, detail):
+                log.info("alg.note", code=code, detail=detail, **self.setting.names)
+
+    def _told(self, ref: int, outcome: Endpoint | str) -> None:
+        """What became of a conversation: its public endpoint, or the rule by which it was refused."""
+        if self._closed:
+            self.conversations.close(ref)
+        elif isinstance(outcome, str):
+            self._feed(Refused(ref, outcome, self._now()))
+        else:
+            self._feed(Opened(ref, outcome, self._now()))
+
+    def _admitted(self, ref: int) -> None:
+        """Nobody is about to be let in there any more: what waited for that goes."""
+        for held in self._behind.pop(ref, ()):
+            if held.waits is not None:
+                held.waits.discard(ref)
+                if not held.waits:
+                    self._go(held)
+
+    # --- time -------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Give the module its ticks, look at what was carried, and let go what waits too long. Does not return."""
+        while True:
+            self._changed.clear()
+            times = [self._deadline(), self._next_look if len(self.conversations) else None]
+            if (oldest := self._waiting.oldest()) is not None:
+                times.append(oldest.since + LONGEST_HOLD)
+            self._wakes_at = min((time for time in times if time is not None), default=math.inf)
+            left = self._wakes_at - self._now()
+            self._changed.wait(None if math.isinf(left) else max(0.0, left))
+            self.tick()
+
+    def _wake_by(self, when: float) -> None:
+        if when < self._wakes_at:
+            self._wakes_at = when
+            self._changed.set()
+
+    def tick(self) -> None:
+        """Do what is due."""
+        now = self._now()
+        while (oldest := self._waiting.oldest()) is not None and oldest.since + LONGEST_HOLD <= now:
+            self.counters["overdue"] += 1
+            self._end_wait(oldest.number)
+        deadline = self._deadline()
+        if deadline is not None and deadline <= now:
+            self._feed(Tick(now))
+        if len(self.conversations) and self._next_look <= now and self.setting.look_every is not None:
+            self._next_look = now + self.setting.look_every
+            gevent.spawn(self.look_at_traffic)
+
+    def look_at_traffic(self) -> None:
+        """Tell the module what the kernel has counted. Waits for the broker."""
+        counted = {ref: (came, went) for ref, came, went in self.conversations.traffic()}
+        if self._closed:
+            return
+        if any(packets != self._carried.get(ref, (0, 0)) for ref, packets in counted.items()):
+            self._carrier.media_moved()
+        self._carried = counted
+        for ref, packets in counted.items():
+            self._feed(Activity(ref, *packets, self._now()))
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Let everything go as it is."""
+        for number in self._waiting.numbers():
+            self._end_wait(number)
+
+    def close(self) -> None:
+        """Close all that was opened; nothing is sent any more."""
+        self._closed = True
+        self._waiting.clear()
+        self._behind.clear()
+        self.conversations.close_all()
