@@ -9,8 +9,11 @@ import click
 from gateway.cli.explain import explain
 from gateway.cli.options import config_option, json_option
 from gateway.cli.output import show_json
+from gateway.config.doubts import doubts
 from gateway.config.load import load_config
 from gateway.config.schema import DEFAULT_PATH
+from gateway.model.errors import ConfigError
+from gateway.supervisor.preflight import placed, refusals, surprises
 
 
 @click.command()
@@ -20,8 +23,9 @@ from gateway.config.schema import DEFAULT_PATH
 def check(config_path: str | None, as_json: bool, request: str | None) -> None:
     """Validate a configuration and print it.
 
-    What it prints is in effect, defaults included. Exits with 2 and a message that names the
-    file and the line or key if it cannot be used.
+    What it prints is in effect, defaults included. Exits with 2 and a message that names the file,
+    the line and the key if it cannot be used, or if `algate run` would refuse it on this host. What
+    is valid and can hardly be meant, as a rule that never decides, is told on standard error.
 
     \b
     Examples:
@@ -30,8 +34,13 @@ def check(config_path: str | None, as_json: bool, request: str | None) -> None:
       algate check --explain "connect 192.168.56.10 -> example.com:443 user ann"
     """
     config = load_config(config_path)
+    source = config_path or str(DEFAULT_PATH)
+    for message in refusals(config):
+        raise ConfigError(placed(config, message, source))
+    for message in (*doubts(config), *surprises(config)):
+        click.echo(f"algate: warning: {placed(config, message, source)}", err=True)
     if request is not None:
-        explain(config, config_path or str(DEFAULT_PATH), request, as_json)
+        explain(config, source, request, as_json)
     elif as_json:
         show_json([tomllib.loads(config.to_toml())])
     else:

@@ -15,7 +15,7 @@ from alg.address import Endpoint
 from gateway.cli.output import console, show_json, styled
 from gateway.config.rules import policy_of
 from gateway.config.schema import Config
-from gateway.model.errors import AlgateError
+from gateway.model.errors import ConfigError
 from gateway.model.requests import CommandName, ConnectRequest
 from gateway.net.addresses import is_local
 from gateway.policy.decide import Explanation
@@ -38,13 +38,13 @@ class Question(NamedTuple):
 
 
 def parse_question(text: str) -> Question:
-    """Read the text that --explain takes. Raises AlgateError."""
+    """Read the text that --explain takes. Raises ConfigError: the command line cannot be used."""
     found = _REQUEST.fullmatch(text.strip())
     if not found or found["command"] not in get_args(CommandName):
-        raise AlgateError(f"--explain: {text!r} is not of the form {FORM}")
+        raise ConfigError(f"--explain: {text!r} is not of the form {FORM}")
     host, colon, port = found["server"].rpartition(":")
     if not colon or not re.fullmatch(r"[0-9]{1,5}", port, re.ASCII) or int(port) > 65535:
-        raise AlgateError(f"--explain: {found['server']!r} is not HOST:PORT")
+        raise ConfigError(f"--explain: {found['server']!r} is not HOST:PORT")
     user, groups = None, ()
     words = found["rest"].split()
     for key, value in zip(words[::2], words[1::2], strict=True):
@@ -55,7 +55,7 @@ def parse_question(text: str) -> Question:
     try:
         client = Endpoint.of(found["client"], 0)
     except ValueError:
-        raise AlgateError(f"--explain: the client {found['client']!r} is not an address") from None
+        raise ConfigError(f"--explain: the client {found['client']!r} is not an address") from None
     command: CommandName = next(name for name in get_args(CommandName) if name == found["command"])
     request = ConnectRequest(command, client, host.removeprefix("[").removesuffix("]"), int(port), user, groups=groups)
     return Question(request, _moment(found) if found["day"] else None)
@@ -64,7 +64,7 @@ def parse_question(text: str) -> Question:
 def _moment(found: re.Match[str]) -> datetime:
     day, hour, minute = found["day"].capitalize(), int(found["hour"]), int(found["minute"])
     if day not in DAYS or hour > 23 or minute > 59:
-        raise AlgateError(f"--explain: {found['day']} {hour}:{minute:02} is no time of the week ({', '.join(DAYS)})")
+        raise ConfigError(f"--explain: {found['day']} {hour}:{minute:02} is no time of the week ({', '.join(DAYS)})")
     return datetime(2024, 1, 1) + timedelta(days=DAYS.index(day), hours=hour, minutes=minute)  # that was a Monday
 
 
@@ -136,8 +136,8 @@ def _passed(passed: list[tuple[str, str, str]], source: str) -> Iterator[str]:
 
 
 def _place(place: str, source: str) -> str:
-    """FILE:LINE of a rule; a line of the access file comes with its file."""
-    return f"{source}:{place.removeprefix('line ')}" if place.startswith("line ") else place or source
+    """FILE:LINE of a rule or of a line of the access file."""
+    return place or source
 
 
 def _verdict(decision: Decision) -> str:

@@ -10,7 +10,9 @@ config_option = click.option(
     "config_path",
     metavar="FILE",
     type=click.Path(dir_okay=False),
-    help="Configuration file (default: /etc/algate/algate.toml if it exists).",
+    envvar="ALGATE_CONFIG",
+    help="Configuration file (default: $ALGATE_CONFIG, else /etc/algate/algate.toml if it exists). The files "
+    "conf.d/*.toml beside it are read after it.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON array of objects.")
 unread_config_option = click.option(

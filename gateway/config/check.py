@@ -23,7 +23,7 @@ def check(config: Config) -> None:
     """Raise BadValue for the first value that makes no sense."""
     network = config.network
     for i, text in enumerate(network.inside):
-        _valid(f"network.inside[{i}]", text, ipaddress.ip_network)
+        _valid(f"network.inside[{i}]", text, _network)
     for i, name in enumerate(network.inside_interfaces):
         if not re.fullmatch(r"[A-Za-z0-9_.:@-]{1,15}\+?", name):
             raise BadValue(f"network.inside_interfaces[{i}]: {name!r} is not the name of an interface")
@@ -34,7 +34,7 @@ def check(config: Config) -> None:
     if not config.socks.listen and not config.transparent_enabled:
         raise BadValue("socks.listen: is empty and network.inside_interfaces too: there is nothing to do")
     for i, text in enumerate(config.socks.listen):
-        _valid(f"socks.listen[{i}]", text, parse_endpoint)
+        _valid(f"socks.listen[{i}]", text, _listening)
     if not config.socks.auth:
         raise BadValue("socks.auth: must name at least one method")
     _positive("socks.handshake_timeout", config.socks.handshake_timeout)
@@ -56,10 +56,11 @@ def check(config: Config) -> None:
     _check_alg(config)
     _check_rules(config)
     if config.console.listen:
-        _valid("console.listen", config.console.listen, parse_endpoint)
+        _valid("console.listen", config.console.listen, _listening)
     for i, host in enumerate(config.console.hosts):
         if not re.fullmatch(r"[A-Za-z0-9.\-\[\]:]{1,260}", host):
             raise BadValue(f"console.hosts[{i}]: {host!r} is not a name or address, with or without a port")
+    _check_listening(config)
     if config.process.workers < 0:
         raise BadValue(f"process.workers: {config.process.workers} is negative (0: one per core)")
     if not config.process.run_dir.startswith("/"):
@@ -68,6 +69,47 @@ def check(config: Config) -> None:
         raise BadValue(f"network.keepalive: {config.network.keepalive:g} is not between 0 and 32767 seconds")
     if config.process.drain_timeout < 0:
         raise BadValue(f"process.drain_timeout: {config.process.drain_timeout:g} is negative")
+
+
+def _network(text: str) -> None:
+    """A network as "192.168.56.0/24"; ValueError says what is wrong, and what would be right."""
+    try:
+        ipaddress.ip_network(text)
+    except ValueError as error:
+        if "host bits" not in str(error):
+            raise
+        whole = ipaddress.ip_network(text, strict=False)
+        raise ValueError(f"{text} has host bits set (write {whole} for the network)") from None
+
+
+def _listening(text: str) -> Endpoint:
+    endpoint = parse_endpoint(text)
+    if "%" in endpoint.host:
+        raise ValueError(f"{text!r} has a zone, and a listener has none; listen on another address of the interface")
+    return endpoint
+
+
+def _check_listening(config: Config) -> None:
+    """No two listeners of ours at one endpoint, and none among the ports of pinholes."""
+    low, high = config.pinhole_ports
+    taken: dict[str, Endpoint] = {}
+    if config.transparent_enabled:
+        taken["transparent.port"] = Endpoint("::", config.transparent.port)
+    wanted = [(f"socks.listen[{i}]", text) for i, text in enumerate(config.socks.listen)]
+    wanted += [("console.listen", config.console.listen)] if config.console.listen else []
+    for key, text in wanted:
+        endpoint = parse_endpoint(text)
+        for other, there in taken.items():
+            if endpoint.port == there.port and (other == "transparent.port" or _overlap(endpoint, there)):
+                raise BadValue(f"{key}: {text} is taken by {other}; choose another port")
+        if low <= endpoint.port <= high:
+            raise BadValue(f"{key}: port {endpoint.port} is one of pinhole.ports ({config.pinhole.ports})")
+        taken[key] = endpoint
+
+
+def _overlap(one: Endpoint, other: Endpoint) -> bool:
+    """Whether two listeners of one port meet: at the same address, or one at all addresses of the family."""
+    return one.version == other.version and (one.host == other.host or one.ip.is_unspecified or other.ip.is_unspecified)
 
 
 def _check_auth(config: Config) -> None:

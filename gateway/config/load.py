@@ -8,7 +8,7 @@ import re
 import socket
 import tomllib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import msgspec
 
@@ -16,6 +16,7 @@ from alg.registry import BrokenModule, options_by_name, transports
 from gateway.config.access_file import AccessError, Lookups, parse_access_file
 from gateway.config.check import BadValue, check
 from gateway.config.messages import readable, resembling
+from gateway.config.places import line_of, lines_of, path_in
 from gateway.config.schema import DEFAULT_ALG, DEFAULT_PATH, AlgSection, Config
 from gateway.config.schema_rules import Loaded
 from gateway.model.errors import ConfigError
@@ -23,28 +24,95 @@ from gateway.model.errors import ConfigError
 _T = TypeVar("_T")
 
 
-def load_config(path: str | os.PathLike[str] | None = None) -> Config:
-    """Read and validate a configuration file.
+DROP_INS = "conf.d"  # the folder beside the configuration file whose *.toml are read after it
 
-    Without `path`: /etc/algate/algate.toml if there is one, else the defaults (SOCKS on loopback). Raises ConfigError.
+
+class _Source(msgspec.Struct, frozen=True):
+    """A file of the configuration: its tables, the line of each key, and how many tables of each [[array]] the files
+    before it have."""
+
+    name: str
+    document: dict[str, Any]
+    lines: dict[str, int]
+    before: dict[str, int]
+
+    def place(self, path: str) -> str | None:
+        """FILE:LINE of a key of the whole configuration; None if nothing of it stands in this file."""
+        found = re.match(r"(\w+)\[(\d+)\]", path)
+        if found:
+            index = int(found[2]) - self.before.get(found[1], 0)
+            if index < 0:
+                return None
+            path = f"{found[1]}[{index}]{path[found.end() :]}"
+        line = line_of(self.lines, path)
+        return None if line is None else f"{self.name}:{line}"
+
+    def places(self) -> dict[str, str]:
+        """FILE:LINE of each key by its path in the whole configuration, but of a rule's own keys: they are many."""
+        found = {}
+        for path, line in self.lines.items():
+            array = re.match(r"(\w+)\[(\d+)\]", path)
+            if array:
+                path = f"{array[1]}[{int(array[2]) + self.before.get(array[1], 0)}]{path[array.end() :]}"
+            if not path.startswith("rule[") or path.endswith("]"):
+                found[path] = f"{self.name}:{line}"
+        return found
+
+
+def load_config(path: str | os.PathLike[str] | None = None) -> Config:
+    """Read and validate a configuration file and the files `conf.d/*.toml` beside it, in the order of their names.
+
+    A table of a later file adds to that of the earlier ones, and a key that it sets again is taken from it; [[tables]]
+    are appended. Without `path`: /etc/algate/algate.toml and /etc/algate/conf.d, as far as they are there, else the
+    defaults (SOCKS on loopback). Raises ConfigError.
     """
-    if path is None:
-        if not DEFAULT_PATH.exists():
-            return parse_config("", "default configuration")
-        path = DEFAULT_PATH
+    main = Path(DEFAULT_PATH if path is None else path)
+    files = [main] if path is not None or main.exists() else []
+    drop_ins = main.parent / DROP_INS
     try:
-        text = Path(path).read_bytes().decode()
+        files += sorted(file for file in drop_ins.glob("*.toml") if not file.name.startswith("."))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from error
-    return parse_config(text, str(path))
+        raise ConfigError(f"{drop_ins}: cannot be read: {error.strerror}") from error
+    if not files:
+        return parse_config("", "default configuration")
+    return _parse([(_text_of(file), str(file)) for file in files])
 
 
 def parse_config(text: str, source: str) -> Config:
     """Validate a TOML document; `source` names it in errors. Raises ConfigError."""
+    return _parse([(text, source)])
+
+
+def _text_of(path: Path) -> str:
     try:
-        document = tomllib.loads(text)
+        return path.read_bytes().decode()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from error
+
+
+def _parse(texts: list[tuple[str, str]]) -> Config:
+    document: dict[str, Any] = {}
+    sources: list[_Source] = []
+    for text, name in texts:
+        tables = _tables(text, name)
+        before = {key: len(value) for key, value in document.items() if isinstance(value, list)}
+        sources.append(_Source(name, tables, lines_of(text), before))
+        _merge(document, tables)
+    try:
+        if "loaded" in document:
+            raise BadValue("loaded: unknown key")
+        config = _convert(_with_defaults(document), Config)
+        check(config)
+        return msgspec.structs.replace(config, loaded=_load_others(config, sources))
+    except BadValue as error:
+        raise ConfigError(f"{_place(sources, str(error))}: {error}") from error
+
+
+def _tables(text: str, source: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         message = str(error)
         found = re.search(r"\(at line (\d+), column (\d+)\)", message)
@@ -53,19 +121,36 @@ def parse_config(text: str, source: str) -> Config:
         where = f"{source}:{line}:{column}"
         what = re.sub(r"Cannot declare \((.*?),?\) twice", r"the table \1 is there twice", message.split(" (at ")[0])
         raise ConfigError(f"{where}: {what}") from error
-    try:
-        if "loaded" in document:
-            raise BadValue("loaded: unknown key")
-        config = _convert(_with_defaults(document), Config)
-        check(config)
-        return msgspec.structs.replace(config, loaded=_load_others(config, text))
-    except BadValue as error:
-        raise ConfigError(f"{source}: {error}") from error
 
 
-def _load_others(config: Config, text: str) -> Loaded:
-    """What stands in the other files that the configuration names, and on which lines of `text` the rules begin."""
-    lines = [number for number, line in enumerate(text.splitlines(), 1) if re.match(r"\s*\[\[\s*rule\s*\]\]", line)]
+def _merge(into: dict[str, Any], tables: dict[str, Any]) -> None:
+    """Add the tables of a later file."""
+    for key, value in tables.items():
+        there = into.get(key)
+        if isinstance(there, dict) and isinstance(value, dict):
+            _merge(there, value)
+        elif _is_array_of_tables(there) and _is_array_of_tables(value):
+            into[key] = [*there, *value]
+        else:
+            into[key] = value
+
+
+def _is_array_of_tables(value: Any) -> TypeGuard[list[dict[str, Any]]]:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+
+
+def _place(sources: list[_Source], message: str) -> str:
+    """FILE:LINE of the key with which a message begins; the first file alone if it stands nowhere (a default)."""
+    for source in reversed(sources):
+        place = source.place(path_in(message))
+        if place is not None:
+            return place
+    return sources[0].name
+
+
+def _load_others(config: Config, sources: list[_Source]) -> Loaded:
+    """What stands in the other files that the configuration names, and where its keys stand."""
+    places = {path: place for source in sources for path, place in source.places().items()}
     passwords: dict[str, str] = {}
     for i, upstream in enumerate(config.upstream):
         if upstream.password_file:
@@ -83,7 +168,7 @@ def _load_others(config: Config, text: str) -> Loaded:
         except AccessError as error:
             raise ConfigError(str(error)) from error
     return Loaded(
-        rule_lines=tuple(lines) if len(lines) == len(config.rule) else (),
+        places=places,
         access=tuple(line.rule for line in access),
         access_places=tuple(line.place for line in access),
         passwords=passwords,

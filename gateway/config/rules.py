@@ -87,9 +87,8 @@ def compile_rule(section: RuleSection, label: str, place: str) -> Rule:
 def compile_rules(config: Config) -> tuple[list[Rule], list[Rule]]:
     """The rules of a configuration, and those of its access file. Raises RuleError with the path from the top."""
     rules: list[Rule] = []
-    lines = config.loaded.rule_lines
     for i, section in enumerate(config.rule):
-        place = f"line {lines[i]}" if i < len(lines) else ""
+        place = config.loaded.places.get(f"rule[{i}]", "")
         try:
             rules.append(compile_rule(section, section.name or f"rule[{i}]", place))
         except RuleError as error:

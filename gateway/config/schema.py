@@ -263,7 +263,7 @@ DEFAULT_ALG = {"ftp": AlgSection(ports=(21,)), "sip": AlgSection(ports=(5060,), 
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, dict=True):
-    """The whole configuration, valid once `config_file.load_config` has returned it."""
+    """The whole configuration, valid once `load.load_config` has returned it."""
 
     network: NetworkSection = NetworkSection()
     socks: SocksSection = SocksSection()

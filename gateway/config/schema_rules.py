@@ -111,11 +111,11 @@ class DnsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     """What was read from other files along with the configuration, as children may be unable to read them.
 
-    `rule_lines`: the lines on which the [[rule]] tables begin. `access`: the lines of the access file as rules, and
+    `places`: where each key stands, as "FILE:LINE" by its path. `access`: the lines of the access file as rules, and
     `access_places` where each stands, as "FILE:LINE". `passwords` of upstreams, by name.
     """
 
-    rule_lines: tuple[int, ...] = ()
+    places: dict[str, str] = {}
     access: tuple[RuleSection, ...] = ()
     access_places: tuple[str, ...] = ()
     passwords: dict[str, str] = {}

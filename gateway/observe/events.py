@@ -45,6 +45,7 @@ EVENTS = {
     "console.kick": "Somebody ended a flow, a pinhole or the media of a call by the console.",
     "drain": "Draining: no new connections, `deadline` seconds for those that there are.",
     "drain.cut": "Flows were ended before they were done.",
+    "config.doubt": "The configuration is valid and says what can hardly be meant; `algate check` says the same.",
     "file.loaded": "A file that the configuration names has changed, and is in use.",
     "file.rejected": "A file that the configuration names has changed and is not usable; the one before stays.",
     "flow.denied": "A flow was ended, as the new rules do not permit it.",

@@ -8,13 +8,14 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import msgspec
 
 from alg.address import Address
 from gateway.model.requests import CommandName, LogLevel
 
+_COMMANDS: frozenset[CommandName] = frozenset(get_args(CommandName))
 DAYS = ("Mo", "Tu", "We", "Th", "Fr", "Sa", "Su")
 DAY = 24 * 60  # minutes
 WEEK = 7 * DAY
@@ -179,3 +180,55 @@ def names_target(rule: Rule, name: str | None, target: Address, protected: Prefi
     if name is not None and name in rule.names:
         return True
     return any(prefix.contains(target) and prefix.within(protected) for prefix in rule.targets)
+
+
+# --- one rule, another rule -----------------------------------------------------------------------------------------
+
+
+def covers(first: Rule, later: Rule, *, fxp: bool = True) -> bool:
+    """Whether every request that `later` could decide is decided by `first`, so that `later` never does.
+
+    It is certain where it says so; that several rules together cover one is not found. Where both permit, `later` must
+    have no target of its own: naming one permits what a rule for everywhere does not (protected addresses).
+    `fxp`: whether any rule is about transfers between servers, which no general permission covers.
+    """
+    commands = later.commands or (_COMMANDS if fxp and not later.permit else _COMMANDS - {"fxp"})
+    if not all(is_of_command(first, command) for command in commands):
+        return False
+    if first.permit and later.permit and not later.everywhere and not _same_targets(first, later):
+        return False
+    if later.any_peer and not first.any_peer:
+        return False
+    return (
+        _all_within(first.sources, later.sources)
+        and (first.everywhere or (not later.everywhere and _targets_within(first, later)))
+        and _spans_within(first.ports, later.ports)
+        and _spans_within(first.times, later.times)
+        and (not first.users or (bool(later.users) and later.users <= first.users))
+        and (not first.groups or (bool(later.groups) and later.groups <= first.groups))
+        and (not first.ident or later.ident or bool(later.users))
+    )
+
+
+def _same_targets(first: Rule, later: Rule) -> bool:
+    return (first.targets, first.names, first.suffixes) == (later.targets, later.names, later.suffixes)
+
+
+def _all_within(first: tuple[Prefix, ...], later: tuple[Prefix, ...]) -> bool:
+    if not first:
+        return True
+    return bool(later) and all(any(inner.within(outer) for outer in first) for inner in later)
+
+
+def _targets_within(first: Rule, later: Rule) -> bool:
+    return (
+        all(any(inner.within(outer) for outer in first.targets) for inner in later.targets)
+        and all(names_match(first, name) for name in later.names)
+        and all(any(suffix.endswith(outer) for outer in first.suffixes) for suffix in later.suffixes)
+    )
+
+
+def _spans_within(first: tuple[tuple[int, int], ...], later: tuple[tuple[int, int], ...]) -> bool:
+    if not first:
+        return True
+    return bool(later) and all(any(low <= start and end <= high for low, high in first) for start, end in later)

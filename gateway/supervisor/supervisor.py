@@ -12,12 +12,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from gateway.config.doubts import doubts
 from gateway.config.schema import Config
 from gateway.host.address_watch import AddressWatch
 from gateway.host.doctor import refuse_helpers
 from gateway.host.privilege import is_privileged
 from gateway.host.samples import HostSamples
-from gateway.model.errors import AlgateError
+from gateway.model.errors import AlgateError, ConfigError
 from gateway.observe.admin import Rows, answer
 from gateway.observe.counters import recent_rows
 from gateway.observe.log import get_logger, setup_logging
@@ -32,6 +33,7 @@ from gateway.supervisor.desk import Desk
 from gateway.supervisor.heritage import Channel, Heritage, inherited
 from gateway.supervisor.listeners import Listeners, places
 from gateway.supervisor.notify import Watchdog, notify
+from gateway.supervisor.preflight import placed, refusals, surprises
 from gateway.supervisor.reload import Reload, reload_retired
 from gateway.supervisor.run_dir import RunDir
 from gateway.supervisor.shared_files import CHECK_INTERVAL, SharedFiles
@@ -64,6 +66,10 @@ def _run(load: Callable[[], Config], heritage: Heritage | None, channel: Channel
     setup_logging("supervisor", config.log.settings)
     if heritage is not None:
         _check_heritage(heritage, config)
+    for message in refusals(config):
+        raise ConfigError(placed(config, message, "configuration"))
+    for message in (*doubts(config), *surprises(config)):
+        log.warning("config.doubt", reason=placed(config, message, "configuration"))
     if config.broker_wanted and not is_privileged():
         raise AlgateError("kernel pinholes and redirected connections need root (or set pinhole.backend = 'userspace')")
     if config.broker_wanted:

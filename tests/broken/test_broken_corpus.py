@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,11 @@ def test_what_check_says(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         main()
     said = capsys.readouterr()
     assert (ended.value.code, said.out) == (2, "")
-    assert said.err == f"algate: {expected.removeprefix('#! ').replace('FILE', str(path), 1)}\n"
+    wanted = expected.removeprefix("#! ")
+    told = said.err.removeprefix("algate: ").replace(str(path), "FILE", 1).rstrip("\n")
+    if not re.match(r"FILE:\d", wanted):  # a file may leave it open on which line that is
+        told = re.sub(r"^FILE:\d+:", "FILE:", told)
+    assert told == wanted
 
 
 def test_there_are_enough() -> None:

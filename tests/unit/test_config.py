@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from alg.api import Mode
 from gateway.config.load import load_config, parse_config
@@ -54,7 +55,8 @@ def test_a_full_configuration() -> None:
 
 def test_what_check_prints_is_the_same_configuration() -> None:
     config = parse_config(FULL, "algate.toml")
-    assert parse_config(config.to_toml(), "again") == config
+    again = parse_config(config.to_toml(), "again")
+    assert replace(again, loaded=config.loaded) == config
     assert tomllib.loads(config.to_toml())["socks"]["handshake_timeout"] == 10
 
 
@@ -125,7 +127,7 @@ def test_instances_differ_by_their_run_dir() -> None:
 def test_an_error_names_the_file_and_the_key(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config(text, "f.toml")
-    assert str(caught.value).startswith(message)
+    assert re.sub(r"^f.toml:\d+: ", "f.toml: ", str(caught.value)).startswith(message)
 
 
 def test_an_unreadable_file(tmp_path: Path) -> None:
@@ -172,4 +174,5 @@ def test_a_module_gets_its_keys() -> None:
     defaults = {"pasv_address": "keep", "convert": "off", "nat64": ("64:ff9b::/96",)}
     assert config.alg["ftp"].options == {**defaults, "pasv_address": "peer"}
     assert parse_config("", "file").alg["ftp"].options == defaults
-    assert parse_config(config.to_toml(), "again") == config
+    again = parse_config(config.to_toml(), "again")
+    assert replace(again, loaded=config.loaded) == config

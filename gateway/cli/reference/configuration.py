@@ -155,9 +155,14 @@ _INTRODUCTION = """\
 # Configuration
 
 TOML, in `/etc/algate/algate.toml` or wherever `-c FILE` says. `algate check` validates it and prints what is in effect.
-An unknown key, a wrong type or a value that makes no sense is an error that names the file and the key, and the exit
-code is 2. Every key has a default unless it says *required*; with no file at all, algate is a SOCKS server on
-127.0.0.1:1080 for clients of the same machine.
+An unknown key, a wrong type or a value that makes no sense is an error that names the file, the line and the key, and
+the exit code is 2. So is what this host does not have: a users file, a keytab, an account. What is valid and can hardly
+be meant, as a rule that never decides, is told as a warning. Every key has a default unless it says *required*; with no
+file at all, algate is a SOCKS server on 127.0.0.1:1080 for clients of the same machine.
+
+The files `conf.d/*.toml` beside the configuration file are read after it, in the order of their names: a table adds to
+that of the earlier files, a key that is set again is taken from the later file, and `[[tables]]` are appended. Without
+`-c` the environment variable `ALGATE_CONFIG` names the file.
 
 [algate.toml.example](algate.toml.example) has every key with a comment. A package or module of somebody else may bring
 further tables, `[alg.NAME]`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ GOOD = '[[rule]]\naction = "permit"\n'
 def test_the_error_names_the_key(keys: str, error: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config(GOOD + GOOD + keys, "algate.toml")
-    assert str(caught.value).startswith("algate.toml: " + error)
+    assert re.sub(r"^algate.toml:\d+: ", "algate.toml: ", str(caught.value)).startswith("algate.toml: " + error)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_the_error_names_the_key(keys: str, error: str) -> None:
 def test_so_do_others(text: str, error: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config(text, "algate.toml")
-    assert str(caught.value).startswith("algate.toml: " + error)
+    assert re.sub(r"^algate.toml:\d+: ", "algate.toml: ", str(caught.value)).startswith("algate.toml: " + error)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,40 @@
+"""What a valid configuration says and can hardly mean: each doubt begins with its key path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gateway.config.rules import compile_rules
+from gateway.config.schema import Config
+from gateway.policy.rules import Rule, covers
+
+_MOST_EARLIER = 256
+_IDENTIFYING = frozenset({"ident", "password", "gssapi"})
+
+
+def doubts(config: Config) -> Iterator[str]:
+    """Each doubt as "KEY: what is odd, and what to do". The configuration is valid."""
+    for i, network in enumerate(config.inside_networks):
+        if network.prefixlen == 0:
+            yield f"network.inside[{i}]: {network} is everybody: whoever reaches this gateway may use it"
+    if config.socks.listen and not _IDENTIFYING.intersection(config.socks.auth):
+        for i, section in enumerate(config.rule):
+            if (section.user or section.group) and not section.ident:  # with `ident` the client's host is asked
+                key = "user" if section.user else "group"
+                yield f"rule[{i}].{key}: never matches: by no method of socks.auth does a client prove who it is"
+    rules, _ = compile_rules(config)
+    yield from _shadowed(rules)
+
+
+def _shadowed(rules: list[Rule]) -> Iterator[str]:
+    """Rules that an earlier one leaves nothing to decide. Held against the first rules only, so that thousands of rules
+    take no time worth mentioning: a rule that covers others unintended is nearly always one of the first."""
+    earlier_rules: list[Rule] = []
+    fxp = any("fxp" in rule.commands for rule in rules)
+    for i, rule in enumerate(rules):
+        first = next((earlier for earlier in earlier_rules if covers(earlier, rule, fxp=fxp)), None)
+        if first is not None:
+            where = f" ({first.place})" if first.place else ""
+            yield f"rule[{i}]: never decides: {first.label}{where} stands before it and matches all that it does"
+        elif len(earlier_rules) < _MOST_EARLIER:
+            earlier_rules.append(rule)

@@ -1,0 +1,51 @@
+"""What `algate run` would refuse on this host although the configuration is valid: missing files, unknown accounts."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Iterator
+from pathlib import Path
+
+from gateway.config.places import line_of, path_in
+from gateway.config.schema import Config
+from gateway.host.privilege import is_privileged
+from gateway.model.errors import ConfigError
+from gateway.supervisor.shared_files import SharedFiles
+
+
+def refusals(config: Config) -> Iterator[str]:
+    """Each reason for which `algate run` would not start on this host, as "KEY: what is wrong".
+
+    What this user may not look at is not told.
+    """
+    try:
+        SharedFiles(config).close()
+    except ConfigError as error:
+        if "Permission denied" not in str(error) or os.geteuid() == 0:
+            yield str(error)
+    if is_privileged():
+        yield from _accounts(config)
+
+
+def surprises(config: Config) -> Iterator[str]:
+    """What this host does not have now, and may have later, as "KEY: what is missing"."""
+    names = (path.name for path in Path("/proc/sys/net/ipv4/conf").glob("*"))
+    there = sorted(name for name in names if name not in ("all", "default"))
+    for i, name in enumerate(config.network.inside_interfaces):
+        if not any(one == name or (name.endswith("+") and one.startswith(name[:-1])) for one in there):
+            has = ", ".join(one for one in there if one != "lo") or "none but lo"
+            yield f"network.inside_interfaces[{i}]: this host has no interface {name} now (it has {has})"
+
+
+def placed(config: Config, message: str, source: str) -> str:
+    """The message with FILE:LINE of its key before it; `source` where that is not known."""
+    return f"{line_of(config.loaded.places, path_in(message)) or source}: {message}"
+
+
+def _accounts(config: Config) -> Iterator[str]:
+    for key, name in (("process.user", config.process.user), ("process.broker_user", config.process.broker_user)):
+        try:
+            pwd.getpwnam(name)
+        except KeyError:
+            yield f"{key}: there is no user {name!r} on this host"
