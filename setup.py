@@ -20,8 +20,9 @@ def _modules(package: str, *names: str) -> list[str]:
 COMPILED = {
     "alg.compiled": [
         *_modules("alg", "address", "api", "bucket", "datagrams"),
+        *_modules("alg/text", "header", "sdp"),
         *_modules("alg/sip", "bindings", "calls", "conversations", "core", "edits", "grammar", "ladder"),
-        *_modules("alg/sip", "message", "module", "rows", "sdp", "session", "stand_down", "stream"),
+        *_modules("alg/sip", "message", "module", "peers", "rows", "sdp", "session", "stand_down", "stream"),
     ],
     "gateway.compiled": [
         *_modules("gateway/driver", "conversations", "datagrams", "ordering"),

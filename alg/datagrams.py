@@ -73,9 +73,9 @@ class Release(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StandDown:
-    """What `client` and the address `server` say to each other is edited no more; `rule` says why.
+    """What `client` and the address `server` say to each other is edited no more, or only in part; `rule` says why.
 
-    The driver may stop to show it these datagrams; it need not.
+    The driver goes on showing the module these datagrams: it remembers, and may begin again.
     """
 
     client: Endpoint
@@ -87,7 +87,7 @@ class StandDown:
 class RevokeConversation:
     """Nothing that `client` and the address `server` say opens anything from now on; `rule` says why.
 
-    As with `StandDown` the module remembers it itself, and for how long.
+    As with `StandDown` the module remembers it itself, and for how long. What is open stays.
     """
 
     client: Endpoint

@@ -131,7 +131,7 @@ def test_words_of_sip_are_known_in_its_room_only(path: Path) -> None:
 
 def test_the_words_of_sip_are_found_where_they_are() -> None:
     found = {match[0].lower() for path in MODULES for text in literals(path) for match in SIP_WORDS.finditer(text)}
-    assert {"call-id", "cseq", "invite", "max-forwards"} <= found
+    assert {"call-id", "cseq", "invite", "session-expires"} <= found
 
 
 @pytest.mark.parametrize("module", ["gateway.process.broker", "gateway.supervisor.supervisor"])

@@ -11,8 +11,9 @@ from typing import cast
 
 from alg.address import Endpoint
 from alg.sip.conversations import Conversations
-from alg.sip.edits import endpoint_of, is_address, same_host
-from alg.sip.message import Message, Span, read_uri, uri_host
+from alg.sip.edits import DEFAULT_PORT, endpoint_of, is_address, same_host
+from alg.sip.message import HostPort, Message, address_of_record, uri_host
+from alg.text.header import Span
 
 DEFAULT_EXPIRES = 3600  # RFC 3261, 10.2.1.1: the registrar's choice; ours where it does not say it
 LONGEST = 86400.0
@@ -59,16 +60,14 @@ class Bindings:
         """The client sends a REGISTER, of its own address of record."""
         default = message.number("expires")
         wishes: dict[Endpoint, int] = {}
-        for addr in message.addrs("contact"):
-            place = uri_host(message.data, addr.uri)
-            if place and same_host(place.host, client.host):
-                target = self._target(client, Endpoint(client.host, place.port or 5060))
+        for addr, uri in message.own_contacts():
+            if target := self._named(client, uri.place):
                 wishes[target] = _seconds(message, addr.params, default)
         peers = {server: None}
         found = uri_host(message.data, message.uri)  # the registrar itself, where an outbound proxy stands before it
         if found and (address := is_address(found.host)):
             peers[str(address)] = None
-        who = client.host, server, _address_of_record(message, "to")
+        who = client.host, server, _aor(message, "to")
         self._remember(message, client, Asked(who, wishes, message.is_star(), tuple(peers), now))
 
     def subscribe(self, message: Message, client: Endpoint, server: str, now: float) -> None:
@@ -112,14 +111,20 @@ class Bindings:
         if message.method == b"SUBSCRIBE":
             return {target: wish if expires is None else expires for target, wish in asked.wishes.items()}
         granted: dict[Endpoint, int] = {}
-        for addr in message.addrs("contact"):
+        for addr in message.readable("contact"):
             place = uri_host(message.data, addr.uri)
-            endpoint = endpoint_of(place) if place else None
-            found = self._conversations.behind(endpoint) if endpoint else None
-            if found and found[0].target.host == client.host:
-                default = expires if expires is not None else asked.wishes.get(found[1])
-                granted[found[1]] = _seconds(message, addr.params, default)
+            if place and (target := self._named(client, place)):
+                default = expires if expires is not None else asked.wishes.get(target)
+                granted[target] = _seconds(message, addr.params, default)
         return granted
+
+    def _named(self, client: Endpoint, place: HostPort) -> Endpoint | None:
+        """Which socket of the client a contact names, by its own address or by a public one of ours."""
+        if same_host(place.host, client.host):
+            return self._target(client, Endpoint(client.host, place.port or DEFAULT_PORT))
+        endpoint = endpoint_of(place)
+        found = self._conversations.behind(endpoint) if endpoint else None
+        return found[1] if found and found[0].is_of(client) else None
 
     def _target(self, client: Endpoint, named: Endpoint) -> Endpoint:
         """The socket that a contact stands for: the one it names, or the TCP connection that it goes through."""
@@ -134,17 +139,15 @@ class Bindings:
 
 def is_third_party(message: Message) -> bool:
     """Whether somebody registers for somebody else (RFC 3261, 10.2): From is not To."""
-    return _address_of_record(message, "from") != _address_of_record(message, "to")
+    return _aor(message, "from") != _aor(message, "to")
 
 
-def _address_of_record(message: Message, name: str) -> bytes:
-    text = message.text(message.addrs(name)[0].uri)
-    uri = read_uri(text)
-    return text[: uri.place.end] if uri else text
+def _aor(message: Message, name: str) -> bytes:
+    return address_of_record(message.text(message.addrs(name)[0].uri))
 
 
 def _seconds(message: Message, params: Span, default: int | None) -> int:
     found = message.param(params, b"expires")
-    if found and found[0].isdigit():
-        return int(found[0][:10])
+    if found and (digits := found[0].strip(b'"')).isdigit():
+        return int(digits[:10])
     return DEFAULT_EXPIRES if default is None else default

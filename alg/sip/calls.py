@@ -14,12 +14,12 @@ from typing import cast
 
 from alg.address import Address, Endpoint
 from alg.api import Side
-from alg.sip.conversations import Conversation, Conversations, Peers
+from alg.sip.conversations import SIGNALLING, Conversation, Conversations, Peers
 from alg.sip.edits import is_address
 from alg.sip.message import Message
 from alg.sip.options import SipOptions
-from alg.sip.sdp import Description
 from alg.sip.stand_down import is_public
+from alg.text.sdp import Description
 
 LINGER = 5.0  # seconds after a failure (the INVITE may come again, with credentials) or after a BYE that nobody answers
 SETUP = 240.0  # seconds without a word until an INVITE without a final answer is given up (RFC 3261, 16.6: 180)
@@ -29,7 +29,7 @@ MOST_CALLS = 20000
 MOST_OF_CLIENT = 128
 
 Key = tuple[str, bytes]
-Turn = tuple[Side, int]  # who sent the request, and its CSeq
+RequestKey = tuple[Side, int]  # who sent a request, and its CSeq
 
 
 @dataclass(slots=True)
@@ -49,9 +49,9 @@ class Call:
     servers: set[str]
     state: str = "trying"
     media: list[Conversation] = field(default_factory=list)
-    offered: dict[Turn, list[Conversation]] = field(default_factory=dict)
+    offered: dict[RequestKey, list[Conversation]] = field(default_factory=dict)
     far: dict[bytes, tuple[str, ...]] = field(default_factory=dict)
-    far_offered: dict[Turn, tuple[bytes, tuple[str, ...]]] = field(default_factory=dict)
+    far_offered: dict[RequestKey, tuple[bytes, tuple[str, ...]]] = field(default_factory=dict)
     legs: set[bytes] = field(default_factory=set)
     kinds: dict[int, str] = field(default_factory=dict)
     counted: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -79,7 +79,7 @@ def own_tag(side: Side, message: Message) -> bytes:
     return message.tag("from" if (side is Side.CLIENT) == message.is_request else "to")
 
 
-def turn(side: Side, message: Message) -> Turn:
+def request_of(side: Side, message: Message) -> RequestKey:
     """The request that a message is, or answers."""
     return (side if message.is_request else side.other), message.cseq
 
@@ -177,10 +177,10 @@ class Calls:
 
     # --- offers and answers -----------------------------------------------------------------------------------------
 
-    def client_media(self, call: Call, side_turn: Turn, media: list[Conversation], now: float) -> None:
-        """The client names these sockets in the request `side_turn`, or in an answer to it."""
-        before = call.offered.get(side_turn, [])
-        call.offered[side_turn] = media
+    def client_media(self, call: Call, asked: RequestKey, media: list[Conversation], now: float) -> None:
+        """The client names these sockets in the request `asked`, or in an answer to it."""
+        before = call.offered.get(asked, [])
+        call.offered[asked] = media
         self._tidy(call, before, now)
 
     def far_media(self, call: Call, side: Side, message: Message, sdp: Description, now: float) -> None:
@@ -195,7 +195,7 @@ class Calls:
             return  # on hold in the old way (0.0.0.0), or all refused: whoever was let in stays
         tag = remote_tag(side, message)
         if message.is_request:
-            call.far_offered[turn(side, message)] = tag, tuple(hosts)
+            call.far_offered[request_of(side, message)] = tag, tuple(hosts)
         else:
             call.far[tag] = tuple(hosts)
         self.admit(call, now)
@@ -252,7 +252,7 @@ class Calls:
             call.state, call.since = "early", now
 
     def _final(self, call: Call, side: Side, message: Message, now: float) -> None:
-        asked = turn(side, message)
+        asked = request_of(side, message)
         good = message.status < 300
         if message.method == b"BYE":
             call.legs.discard(remote_tag(side, message))
@@ -288,7 +288,7 @@ class Calls:
             self.admit(call, now)
         self._watch(call)
 
-    def _agree(self, call: Call, asked: Turn, now: float) -> None:
+    def _agree(self, call: Call, asked: RequestKey, now: float) -> None:
         """The request `asked` was accepted: what it offers is in use; what was before is not, nor are older offers of
         that side (an UPDATE may be accepted before its INVITE)."""
         if offered := call.far_offered.pop(asked, None):
@@ -302,7 +302,7 @@ class Calls:
 
     def active(self, conversation: Conversation, packets: tuple[int, int], now: float) -> None:
         """A conversation has carried so many packets (in, out); those of a signalling socket are no media."""
-        if conversation.reason == "sip.signalling":
+        if conversation.reason == SIGNALLING:
             return
         for claim in conversation.claims:
             call = self._calls.get(cast(Key, claim[1])) if claim[0] == "call" else None

@@ -12,8 +12,11 @@ from alg.api import ClosePinhole, OpenConversation, UpdateConversation
 
 TTL = 300.0  # seconds that the driver is asked for at once; refreshed when half of them are over
 SLACK = 60.0  # seconds by which it may end too early until it is refreshed, when only its peers change
+SIGNALLING = "sip.signalling"  # the reason of a socket that speaks SIP; all others are for media
+PORT = "port"  # the rule of a port that nobody gets
 REFUSED_FOR = 10.0  # seconds before a socket that was refused is asked for again
 MOST_PEERS = 8
+MOST_SPEAKERS = 8  # sockets of the client that have named one socket
 
 Peers = tuple[str, ...] | None
 Claim = tuple[str, tuple[str | bytes, ...]]  # its kind, and what it belongs to
@@ -31,8 +34,8 @@ class State(Enum):
 class Conversation:
     """An inside socket `target` (and `second`, a port beside it) and its public endpoint, once it is `OPEN`.
 
-    `spelled`: how the client writes it ("via", "uri"), for the way back. `claims`: who needs it, with the peers that
-    each lets in and the time until which it is needed.
+    `spelled`: how the client writes it ("via", "uri"), for the way back; `speakers`: from which other sockets of its.
+    `claims`: who needs it, with the peers that each lets in and the time until which it is needed.
     """
 
     ref: int
@@ -45,11 +48,21 @@ class Conversation:
     ends: float = 0.0  # when the driver will close it
     claims: dict[Claim, tuple[Peers, float]] = field(default_factory=dict)
     spelled: dict[str, bytes] = field(default_factory=dict)
+    speakers: list[Endpoint] = field(default_factory=list)
     due: float = 0.0  # when it is to be refreshed
     written: bytes = b""  # `public` as messages have it; nothing where there is nothing to be changed for it
 
     def __post_init__(self) -> None:
         self.show_as(self.public)
+
+    def named_by(self, socket: Endpoint) -> None:
+        """The client's socket `socket` has told somebody of this one."""
+        if socket != self.target and socket not in self.speakers:
+            self.speakers = [*self.speakers[1 - MOST_SPEAKERS :], socket]
+
+    def is_of(self, socket: Endpoint) -> bool:
+        """Whether this is the inside socket `socket`, or one that it has named as its own."""
+        return socket == self.target or socket in self.speakers
 
     def show_as(self, public: Endpoint | None) -> None:
         """From now on `public` is what may be advertised."""
@@ -102,7 +115,8 @@ class Conversations:
 
     def media_behind(self, public: Endpoint) -> tuple[Conversation, Endpoint] | None:
         """The open conversation that is advertised as `public` for media, and the inside socket behind that port."""
-        return self._publics.get(public)
+        found = self._publics.get(public)
+        return found if found is not None and found[0].reason != SIGNALLING else None
 
     def fix(self, target: Endpoint, public: Endpoint) -> Conversation:
         """A conversation that is there without anybody opening it: a TCP connection, or the socket of a SOCKS
@@ -110,7 +124,7 @@ class Conversations:
 
         A UDP port of the same number that media use, inside or outside, is another one.
         """
-        self._stream = Conversation(0, target, None, "sip.signalling", State.OPEN, public)
+        self._stream = Conversation(0, target, None, SIGNALLING, State.OPEN, public)
         return self._stream
 
     def publish(self, target: Endpoint, public: Endpoint) -> None:
@@ -185,9 +199,13 @@ class Conversations:
         conversation.state = State.OPENING
         conversation.show_as(None)
         self.out.append(ClosePinhole(ref))
+        self._ask(conversation, now)
+        self.touch(conversation)
+
+    def _ask(self, conversation: Conversation, now: float) -> None:
         self.out.append(
             OpenConversation(
-                ref,
+                conversation.ref,
                 conversation.target,
                 conversation.second,
                 conversation.peers,
@@ -195,7 +213,6 @@ class Conversations:
                 conversation.reason,
             )
         )
-        self.touch(conversation)
 
     def opened(self, ref: int, public: Endpoint, now: float) -> None:
         """The driver opened `ref`; one that nobody wants any more is closed."""
@@ -208,10 +225,15 @@ class Conversations:
         self._show(conversation)
         self.touch(conversation)
 
-    def refused(self, ref: int, now: float) -> None:
-        """The driver did not open `ref`, or lost it."""
+    def refused(self, ref: int, rule: str, now: float) -> None:
+        """The driver did not open `ref`, or lost it. Where it was for one of two ports, the first is asked for alone:
+        media without RTCP are better than none."""
         if conversation := self._refs.get(ref):
             self._hide(conversation)
+            if rule == PORT and conversation.second is not None and conversation.state is State.OPENING:
+                conversation.second = None
+                self._ask(conversation, now)
+                return
             self.touch(conversation)
             conversation.state = State.REFUSED
             conversation.ends = now + REFUSED_FOR

@@ -1,7 +1,7 @@
 """One message at a time, from whichever side: what is edited, what it opens and closes. Both drivers' faces share it.
 
 Codes of notes: sip.ice, sip.public, sip.outbound, sip.tls, sip.repaired (stood down), sip.third-party, sip.low-port,
-sip.media-transport, sip.sdp, sip.refused, sip.unanswered, sip.rate, sip.held, sip.calls, sip.trailing (not touched).
+sip.media-transport, sip.sdp, sip.refused, sip.unanswered, sip.rate, sip.held, sip.calls, sip.unread (not touched).
 """
 
 from __future__ import annotations
@@ -9,36 +9,54 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from alg.address import Endpoint
 from alg.api import Edit, Note, Side
-from alg.datagrams import Release, StandDown
+from alg.datagrams import Release, RevokeConversation, StandDown
 from alg.sip.bindings import Bindings, is_third_party
-from alg.sip.calls import Call, Calls, turn
+from alg.sip.calls import Call, Calls, request_of
 from alg.sip.conversations import Commands, Conversation, Conversations, State
 from alg.sip.edits import Edits, advertise, describe, hairpin, own_places, restore, same_host
 from alg.sip.journal import Changes, Record, TalkRecord, restore_all
 from alg.sip.ladder import Rung, rung_of, unread_rung
-from alg.sip.message import HostPort, Malformed, Message, parse
+from alg.sip.message import HostPort, Message, parse
 from alg.sip.options import SipOptions
-from alg.sip.sdp import NOWHERE, Description, Media, find_sdp, is_held, read_sdp
-from alg.sip.stand_down import reason_to_stand_down
+from alg.sip.peers import Peers
+from alg.sip.sdp import find_sdp
+from alg.sip.stand_down import WHOLLY, reason_to_stand_down
+from alg.text.header import Malformed
+from alg.text.sdp import ON_HOLD, Description, Media, is_held, read_sdp
 
 HOLD = 2.0  # seconds that a message waits for its conversations at most
 SIGNALLING = 180.0  # seconds that a client's socket keeps its port after its latest message
 MOST_HELD = 1024
 MOST_HELD_OF_CLIENT = 64
-MOST_TALKS = 20000
+MOST_NOTED = 20000
 LOWEST_PORT = 1024
 NOTE_AGAIN = 60.0  # seconds before the same is said again
+_NOTHING = b"\r\n\t \0"  # behind a message in a datagram: no other message
 
-CoreCommand = Commands | Release | StandDown | Note
+CoreCommand = Commands | Release | StandDown | RevokeConversation | Note
+
+
+class Turn(NamedTuple):
+    """A message and how it came: `packet` is the driver's number for it, `side` sent it, `client` is the inside socket,
+    `server` the outside one."""
+
+    packet: int
+    side: Side
+    client: Endpoint
+    server: Endpoint
+    message: Message
+    now: float
 
 
 @dataclass(slots=True)
 class Plan:
-    """What an outbound message needs, and where."""
+    """What an outbound message needs, and where. `edits_signalling`: or the client's own words stay there."""
 
+    edits_signalling: bool = True
     places: list[tuple[str, HostPort, Conversation]] = field(default_factory=list)
     call: Call | None = None
     sdp: Description | None = None
@@ -62,10 +80,7 @@ class Plan:
 class Held:
     """A message of a client that waits for conversations, by their refs."""
 
-    packet: int
-    client: Endpoint
-    server: Endpoint
-    message: Message
+    turn: Turn
     plan: Plan
     until: float
     waits: set[int]
@@ -77,13 +92,14 @@ class Core:
     def __init__(self, options: SipOptions, changes: Changes | None = None) -> None:
         self.conversations = Conversations()
         self.calls = Calls(self.conversations, options)
+        self.peers = Peers(changes)
+        self.unread = 0  # messages that passed unread, since the start
         self._options = options
         self.bindings = Bindings(self.conversations)
-        self._stood_down: dict[tuple[Endpoint, str], str] = {}
         self._held: dict[int, Held] = {}
+        self._held_of: dict[str, int] = {}  # by the client's address, how many
         self._noted: dict[tuple[str, str], float] = {}
         self._out: list[CoreCommand] = []
-        self._changes = changes
         if changes is not None:
             self.conversations.changed, self.calls.changed = changes.conversations, changes.calls
 
@@ -92,8 +108,8 @@ class Core:
         restore_all(records, self.conversations, self.calls, now)
         self.bindings.restore()
         for record in records:
-            if isinstance(record, TalkRecord) and not record.revoked:
-                self._stood_down[record.client, record.server] = record.rule
+            if isinstance(record, TalkRecord):
+                self.peers.restore(record.client, record.server, record.rule, record.until)
 
     # --- in and out -------------------------------------------------------------------------------------------------
 
@@ -106,13 +122,26 @@ class Core:
 
     def note(self, code: str, detail: str, now: float, client: Endpoint) -> None:
         """Say something, but not the same of the same client again and again."""
-        key = (code, client.host)
+        self._say(code, client.host, f"{client.host}: {detail}", now)
+
+    def unreadable(self, client: Endpoint, wrong: Malformed, now: float) -> None:
+        """A message with `client` is not read: it is counted, and said once a minute of each socket."""
+        self.unread += 1
+        self._say("sip.unread", str(client), f"{client}: {wrong.reason}, at byte {wrong.at}", now)
+
+    def _say(self, code: str, who: str, detail: str, now: float) -> None:
+        key = (code, who)
         if self._noted.get(key, -math.inf) + NOTE_AGAIN > now:
             return
-        if len(self._noted) >= MOST_TALKS:
+        if len(self._noted) >= MOST_NOTED:
             self._noted.clear()
         self._noted[key] = now
-        self._out.append(Note(code, f"{client.host}: {detail}"))
+        self._out.append(Note(code, detail))
+
+    def revoke(self, client: Endpoint, server: str, rule: str, now: float) -> None:
+        """What these two say to each other passes unread for a while."""
+        self.peers.revoke(client, server, rule, now)
+        self._out.append(RevokeConversation(client, server, rule))
 
     def release(self, packet: int, rung: Rung | None = None, edits: tuple[Edit, ...] = ()) -> None:
         self._out.append(Release(packet, edits, rung))
@@ -121,15 +150,16 @@ class Core:
         """Take `data`, which begins as a SIP message. It is released now or later."""
         try:
             message = parse(data)
-            if message.end < len(data) and data[message.end :].strip():
-                # Something behind the message (RFC 4475, 3.1.1.8): a reader may see another message there.
-                self.note("sip.trailing", "bytes behind a message", now, client)
-                self.release(packet, rung_of(message))
-            elif side is Side.CLIENT:
-                self._outbound(packet, client, server, message, now)
+            if message.end < len(data) and data[message.end :].strip(_NOTHING):
+                # A reader may see another message there (RFC 4475, 3.1.1.8).
+                raise Malformed("bytes behind the message", message.end)
+            turn = Turn(packet, side, client, server, message, now)
+            if side is Side.CLIENT:
+                self._outbound(turn)
             else:
-                self._inbound(packet, client, server, message, now)
-        except Malformed:
+                self._inbound(turn)
+        except Malformed as wrong:
+            self.unreadable(client, wrong, now)
             self.release(packet, unread_rung(data))
 
     def opened(self, ref: int, public: Endpoint, now: float) -> None:
@@ -140,8 +170,9 @@ class Core:
         conversation = self.conversations.by_ref(ref)
         if conversation:
             self.note("sip.refused", f"{conversation.target}: {rule}", now, conversation.target)
-        self.conversations.refused(ref, now)
-        self._settled(ref, now)
+        self.conversations.refused(ref, rule, now)
+        if conversation is None or conversation.state is State.REFUSED:
+            self._settled(ref, now)
 
     def active(self, ref: int, packets: tuple[int, int], now: float) -> None:
         if conversation := self.conversations.by_ref(ref):
@@ -149,9 +180,9 @@ class Core:
 
     def tick(self, now: float) -> None:
         for held in [held for held in self._held.values() if held.until <= now]:
-            del self._held[held.packet]
-            self.note("sip.unanswered", "no answer about a conversation", now, held.client)
-            self.release(held.packet, rung_of(held.message))
+            self._let_go(held)
+            self.note("sip.unanswered", "no answer about a conversation", now, held.turn.client)
+            self.release(held.turn.packet, rung_of(held.turn.message))
         self.calls.tick(now)
         self.conversations.tick(now)
 
@@ -163,194 +194,215 @@ class Core:
 
     # --- from the client --------------------------------------------------------------------------------------------
 
-    def _outbound(self, packet: int, client: Endpoint, server: Endpoint, message: Message, now: float) -> None:
-        if self._stood_down and (client, server.host) in self._stood_down:
-            self.release(packet, rung_of(message))
-            return
-        if rule := reason_to_stand_down(message, client, server.host, self.conversations, self._options.stand_down):
-            self._stand_down(client, server, rule, now)
-            self.release(packet, rung_of(message))
+    def _outbound(self, turn: Turn) -> None:
+        message, client, server = turn.message, turn.client, turn.server.host
+        rule = self._standing(turn)
+        if rule in WHOLLY:
+            self.release(turn.packet, rung_of(message))
             return
         if message.method == b"REGISTER" and message.is_request and is_third_party(message):
-            self.note("sip.third-party", "a REGISTER for somebody else", now, client)
-            self.release(packet, rung_of(message))
+            self.note("sip.third-party", "a REGISTER for somebody else", turn.now, client)
+            self.release(turn.packet, rung_of(message))
             return
-        plan = self._plan(client, server, message, now)
+        plan = self._plan(turn, rule is None)
         waits = plan.waits()
         if not waits:
-            self._send(packet, client, server, message, plan, now)
-        elif len(self._held) >= MOST_HELD or self._held_of(client) >= MOST_HELD_OF_CLIENT:
-            self.note("sip.held", "too many messages wait", now, client)
-            self.release(packet, rung_of(message))
+            self._send(turn, plan)
+        elif len(self._held) >= MOST_HELD or self._held_of.get(client.host, 0) >= MOST_HELD_OF_CLIENT:
+            self.note("sip.held", "too many messages wait", turn.now, client)
+            self.release(turn.packet, rung_of(message))
         else:
-            self._held[packet] = Held(packet, client, server, message, plan, now + HOLD, waits)
+            self._held[turn.packet] = Held(turn, plan, turn.now + HOLD, waits)
+            self._held_of[client.host] = self._held_of.get(client.host, 0) + 1
+        self.peers.seen(client, server, turn.now)
 
-    def _held_of(self, client: Endpoint) -> int:
-        return sum(held.client.host == client.host for held in self._held.values())
+    def _standing(self, turn: Turn) -> str | None:
+        """Why the client and this server are left alone, from this message on. A REGISTER without such a reason ends
+        one that the client itself had given."""
+        client, server, message = turn.client, turn.server.host, turn.message
+        before = self.peers.rule(client, server)
+        is_register = message.is_request and message.method == b"REGISTER"
+        if before is not None and not is_register:
+            return before
+        rule = reason_to_stand_down(message, client, server, self.conversations, self._options.stand_down)
+        if rule is None and before == "sip.outbound":
+            return before  # the registrar's answer decides that anew
+        if rule != before:
+            self._stand(client, server, rule, turn.now)
+        return rule
 
-    def _stand_down(self, client: Endpoint, server: Endpoint, rule: str, now: float) -> None:
-        if len(self._stood_down) >= MOST_TALKS:
-            oldest = next(iter(self._stood_down))
-            del self._stood_down[oldest]
-            if self._changes is not None:
-                self._changes.talk(*oldest, None, revoked=False)
-        self._stood_down[client, server.host] = rule
-        if self._changes is not None:
-            self._changes.talk(client, server.host, rule, revoked=False)
-        self._out.append(StandDown(client, server.host, rule))
-        self.note(rule, f"stood down towards {server.host}", now, client)
+    def _stand(self, client: Endpoint, server: str, rule: str | None, now: float) -> None:
+        self.peers.stand_down(client, server, rule, now)
+        if rule is None:
+            return
+        self._out.append(StandDown(client, server, rule))
+        self.note(rule, f"stood down towards {server}", now, client)
 
     def _settled(self, ref: int, now: float) -> None:
         """Release what waited for `ref` and now waits for nothing."""
         for held in list(self._held.values()):
             held.waits.discard(ref)
             if not held.waits:
-                del self._held[held.packet]
-                self._send(held.packet, held.client, held.server, held.message, held.plan, now)
+                self._let_go(held)
+                self._send(held.turn._replace(now=now), held.plan)
 
-    def _plan(self, client: Endpoint, server: Endpoint, message: Message, now: float) -> Plan:
+    def _let_go(self, held: Held) -> None:
+        del self._held[held.turn.packet]
+        host = held.turn.client.host
+        self._held_of[host] -= 1
+        if not self._held_of[host]:
+            del self._held_of[host]
+
+    def _plan(self, turn: Turn, edits_signalling: bool) -> Plan:
         """Find out what the message needs, and ask for it. The same again for the same message."""
-        plan = Plan()
+        plan = Plan(edits_signalling)
+        message, client = turn.message, turn.client
         source = self.conversations.of(client)
         for name, place in own_places(message, client.host, self.conversations.is_fixed(source)):
-            wanted = self._signalling(source, name, place, client, server, message, now)
+            wanted = self._signalling(turn, source, name, place)
             if wanted:
                 plan.places.append((name, place, wanted))
         if message.method == b"INVITE" and message.is_request:
-            plan.call = self.calls.begin(Side.CLIENT, client, server.host, message, now)
+            plan.call = self.calls.begin(Side.CLIENT, client, turn.server.host, message, turn.now)
             if plan.call is None:
-                self.note("sip.calls", "too many calls", now, client)
+                self.note("sip.calls", "too many calls", turn.now, client)
         else:
             plan.call = self.calls.find(client, message)
         if plan.call:
-            self._plan_media(plan, plan.call, client, message, now)
+            self._plan_media(turn, plan, plan.call)
         return plan
 
-    def _signalling(
-        self,
-        source: Conversation | None,
-        name: str,
-        place: HostPort,
-        client: Endpoint,
-        server: Endpoint,
-        message: Message,
-        now: float,
-    ) -> Conversation | None:
+    def _signalling(self, turn: Turn, source: Conversation | None, name: str, place: HostPort) -> Conversation | None:
         """The conversation that a place of the client's stands for; `source`: the one of where it speaks, if any."""
         if source and self.conversations.is_fixed(source):
             return source  # a TCP connection: whatever port the client names, it is reached through it
+        client, now = turn.client, turn.now
         port = place.port or 5060
         target = client if port == client.port else Endpoint(client.host, port)
-        if target != client and name == "via" and message.param(message.vias()[0].params, b"rport"):
+        if target != client and name == "via" and turn.message.param(turn.message.via().params, b"rport"):
             target = client  # the answer comes to where the request came from (RFC 3581)
         if target.port < LOWEST_PORT:
             self.note("sip.low-port", str(target), now, client)
             return None
         # A phone that sends from one port and listens at SIP's: its answers must get there.
-        peers = (server.host,) if name == "via" and target != client and target.port == 5060 else ()
+        peers = (turn.server.host,) if name == "via" and target != client and target.port == 5060 else ()
         claim = ("signalling", peers)
         if source and target is client:
             self.conversations.claim(source, claim, now, now + SIGNALLING, peers)
             return source
         return self.conversations.want(target, None, "sip.signalling", claim, now, now + SIGNALLING, peers)
 
-    def _plan_media(self, plan: Plan, call: Call, client: Endpoint, message: Message, now: float) -> None:
-        try:
-            span = find_sdp(message)
-            sdp = read_sdp(message.data, *span) if span else None
-        except Malformed as wrong:
-            self.note("sip.sdp", str(wrong), now, client)
-            return
+    def _plan_media(self, turn: Turn, plan: Plan, call: Call) -> None:
+        sdp = self._description(turn)
         if sdp is None:
             return
+        client, now = turn.client, turn.now
         if sdp.ice:
             self.note("sip.ice", "candidates in a session description", now, client)
             return
         mine = {index: line for index, line in enumerate(sdp.media) if line.port and _is_own(line, client.host)}
         for line in mine.values():
             if not line.datagrams or line.port < LOWEST_PORT:
-                self.note(
-                    "sip.low-port" if line.datagrams else "sip.media-transport",
-                    f"{line.kind} {line.port} {line.protocol.decode('latin-1')}",
-                    now,
-                    client,
-                )
+                code = "sip.low-port" if line.datagrams else "sip.media-transport"
+                self.note(code, f"{line.kind} {line.port} {line.protocol.decode('latin-1')}", now, client)
                 return
         peers = self.calls.peers(call)
         for index, line in mine.items():
-            second = None
-            if line.pair:
-                second = line.rtcp_port if line.rtcp_port not in (None, line.port) else line.port + 1
             reason = "sip.rtp" if line.pair else "sip.udptl"
-            target = Endpoint(client.host, line.port)
-            plan.media[index] = wanted = self.conversations.want(
-                target, second if second and second < 65536 else None, reason, call.claim, now, math.inf, peers
-            )
+            target, second = Endpoint(client.host, line.port), _second(line)
+            wanted = self.conversations.want(target, second, reason, call.claim, now, math.inf, peers)
+            plan.media[index] = wanted
             call.kinds[wanted.ref] = line.kind
         call.on_hold = is_held(mine.values())
-        self.calls.client_media(call, turn(Side.CLIENT, message), list(plan.media.values()), now)
+        self.calls.client_media(call, request_of(Side.CLIENT, turn.message), list(plan.media.values()), now)
         plan.sdp = sdp
 
-    def _send(self, packet: int, client: Endpoint, server: Endpoint, message: Message, plan: Plan, now: float) -> None:
+    def _description(self, turn: Turn) -> Description | None:
+        """The session description of a message; None: it has none, or one that cannot be read."""
+        try:
+            span = find_sdp(turn.message)
+            return read_sdp(turn.message.data, *span) if span else None
+        except Malformed as wrong:
+            self.note("sip.sdp", f"{wrong.reason}, at byte {wrong.at}", turn.now, turn.client)
+            return None
+
+    def _send(self, turn: Turn, plan: Plan) -> None:
+        message, client, server = turn.message, turn.client, turn.server.host
         edits = Edits(message)
-        for name, place, conversation in plan.places:
-            if conversation.state is State.OPEN:
-                advertise(edits, message, name, place, conversation)
-                self.conversations.touch(conversation)
+        if plan.edits_signalling:
+            for name, place, conversation in plan.places:
+                if conversation.state is State.OPEN:
+                    advertise(edits, message, client, name, place, conversation)
+                    self.conversations.touch(conversation)
         if plan.sdp and all(wanted.state is State.OPEN for wanted in plan.media.values()):
             public = plan.public()
             if public:
                 describe(edits, message, plan.sdp, client.host, public.host, plan.media)
         if message.is_request and message.method == b"REGISTER":
-            self.bindings.register(message, client, server.host, now)
+            self.bindings.register(message, client, server, turn.now)
         elif message.is_request and message.method == b"SUBSCRIBE":
-            self.bindings.subscribe(message, client, server.host, now)
+            self.bindings.subscribe(message, client, server, turn.now)
         if plan.call:
-            self._follow(plan.call, Side.CLIENT, client, server, message, now)
-        self.release(packet, rung_of(message), edits.done())
+            self._follow(turn, plan.call)
+        self.release(turn.packet, rung_of(message), edits.done())
 
     # --- from the server --------------------------------------------------------------------------------------------
 
-    def _inbound(self, packet: int, client: Endpoint, server: Endpoint, message: Message, now: float) -> None:
+    def _inbound(self, turn: Turn) -> None:
+        message, client, server, now = turn.message, turn.client, turn.server.host, turn.now
         edits = Edits(message)
-        if not self._stood_down or (client, server.host) not in self._stood_down:
+        rule = self.peers.rule(client, server)
+        if rule not in WHOLLY:
             restore(edits, message, client, self.conversations)
             if message.method in (b"REGISTER", b"SUBSCRIBE") and not message.is_request:
-                self.bindings.answered(message, client, server.host, now)
+                self.bindings.answered(message, client, server, now)
+                self._agreed(turn, rule)
             if message.method == b"INVITE" and message.is_request:
-                call = self.calls.begin(Side.SERVER, client, server.host, message, now)
+                call = self.calls.begin(Side.SERVER, client, server, message, now)
             else:
                 call = self.calls.find(client, message)
-            if call and server.host in call.servers:
-                self._far(edits, call, client, message, now)
-                self._follow(call, Side.SERVER, client, server, message, now)
-        self.release(packet, rung_of(message), edits.done())
+            if call and server in call.servers:
+                self._far(edits, turn, call)
+                self._follow(turn, call)
+        self.release(turn.packet, rung_of(message), edits.done())
 
-    def _far(self, edits: Edits, call: Call, client: Endpoint, message: Message, now: float) -> None:
-        try:
-            span = find_sdp(message)
-            sdp = read_sdp(message.data, *span) if span else None
-        except Malformed as wrong:
-            self.note("sip.sdp", str(wrong), now, client)
+    def _agreed(self, turn: Turn, rule: str | None) -> None:
+        """A registrar that requires `outbound` keeps to the client's flow (RFC 5626, 6), whatever Contact says."""
+        message = turn.message
+        if message.method != b"REGISTER" or not 200 <= message.status < 300 or rule not in (None, "sip.outbound"):
             return
+        agreed = "sip.outbound" if message.has_option("require", b"outbound") else None
+        if agreed != rule:
+            self._stand(turn.client, turn.server.host, agreed, turn.now)
+
+    def _far(self, edits: Edits, turn: Turn, call: Call) -> None:
+        sdp = self._description(turn)
         if sdp:
             call.far_on_hold = is_held(sdp.media)
-        if sdp and (sdp.ice or not hairpin(edits, message, sdp, self.conversations)):
-            self.calls.far_media(call, Side.SERVER, message, sdp, now)
+        if sdp and (sdp.ice or not hairpin(edits, turn.message, sdp, self.conversations)):
+            self.calls.far_media(call, Side.SERVER, turn.message, sdp, turn.now)
 
-    def _follow(self, call: Call, side: Side, client: Endpoint, server: Endpoint, message: Message, now: float) -> None:
-        self.calls.heard(call, side, server.host, message, now)
-        if call.state != "confirmed" or self.calls.find(client, message) is not call:
+    def _follow(self, turn: Turn, call: Call) -> None:
+        self.calls.heard(call, turn.side, turn.server.host, turn.message, turn.now)
+        if call.state != "confirmed" or self.calls.find(turn.client, turn.message) is not call:
             return
-        source = call.signalling or self.conversations.of(client)
+        source = call.signalling or self.conversations.of(turn.client)
         if source:
             # As long as the call lives its servers reach the client, however long nobody spoke.
             call.signalling = source
-            self.conversations.claim(source, call.claim, now, math.inf, tuple(sorted(call.servers)))
+            self.conversations.claim(source, call.claim, turn.now, math.inf, tuple(sorted(call.servers)))
 
 
 def _is_own(line: Media, host: str) -> bool:
     """Whether media are to come to `host`; also those on hold in the old way (RFC 3264, 8.4: 0.0.0.0)."""
     if line.connection is None:
         return False
-    return line.connection.host in NOWHERE or same_host(line.connection.host, host)
+    return line.connection.host in ON_HOLD or same_host(line.connection.host, host)
+
+
+def _second(line: Media) -> int | None:
+    """The port of a stream's RTCP that is to be opened beside RTP's; None: there is none, or nobody gets it."""
+    if not line.pair:
+        return None
+    port = line.rtcp_port if line.rtcp_port not in (None, line.port) else line.port + 1
+    return port if port is not None and LOWEST_PORT <= port < 65536 else None

@@ -9,8 +9,9 @@ from functools import lru_cache
 from alg.address import Endpoint, canonical
 from alg.api import Edit
 from alg.sip.conversations import Conversation, Conversations
-from alg.sip.message import HostPort, Message, Span, uri_host
-from alg.sip.sdp import Description
+from alg.sip.message import HostPort, Message, uri_host
+from alg.text.header import Span
+from alg.text.sdp import Description
 
 DEFAULT_PORT = 5060
 NOWHERE = ("0.0.0.0", "::")  # what a client writes whom its SOCKS library does not tell its address
@@ -88,34 +89,38 @@ def own_places(message: Message, host: str, fixed: bool = False) -> list[tuple[s
     """
     found = []
     if message.is_request:
-        sent_by = message.vias()[0].sent_by
+        sent_by = message.via().sent_by
         if same_host(sent_by.host, host) or (fixed and sent_by.host in NOWHERE):
             found.append(("via", sent_by))
     for name in _OWN_HEADERS:
         if name not in message.headers:
             continue
-        for addr in message.addrs(name):
+        for addr in message.readable(name):
             place = uri_host(message.data, addr.uri)
             if place and (same_host(place.host, host) or (fixed and place.host in NOWHERE)):
                 found.append((name, place))
     return found
 
 
-def advertise(edits: Edits, message: Message, name: str, place: HostPort, conversation: Conversation) -> None:
-    """Write the public endpoint in `place`, and remember how the client had written it."""
+def advertise(
+    edits: Edits, message: Message, client: Endpoint, name: str, place: HostPort, conversation: Conversation
+) -> None:
+    """Write the public endpoint in `place`, and remember how the client had written it, and from which socket."""
     if not conversation.written:
         return
+    conversation.named_by(client)
     conversation.spelled["via" if name == "via" else "uri"] = message.data[place.start : place.end]
     edits.replace(place.start, place.end, conversation.written, f"sip.{name}")
 
 
 def restore(edits: Edits, message: Message, client: Endpoint, conversations: Conversations) -> None:
-    """Give an inbound message back the client's own words wherever it names the client's public endpoint."""
+    """Give the socket `client` back its own words wherever an inbound message names a public endpoint that stands for
+    that socket, or that it has named itself. What another phone at the same address has named is that one's."""
 
     def back(place: HostPort | None, kind: str, reason: str) -> Conversation | None:
         endpoint = endpoint_of(place) if place else None
         found = conversations.behind(endpoint) if endpoint else None
-        if found is None or place is None or found[0].target.host != client.host:
+        if found is None or place is None or not found[0].is_of(client):
             return None
         conversation = found[0]
         if conversation.written:
@@ -130,7 +135,7 @@ def restore(edits: Edits, message: Message, client: Endpoint, conversations: Con
     for name in _ECHOED_HEADERS:
         if name not in message.headers:
             continue
-        for addr in message.addrs(name):
+        for addr in message.readable(name):
             back(uri_host(message.data, addr.uri), "uri", f"sip.{name}")
 
 
@@ -140,7 +145,7 @@ def _restore_via(
     client: Endpoint,
     back: Callable[[HostPort | None, str, str], Conversation | None],
 ) -> None:
-    via = message.vias()[0]
+    via = message.via()
     conversation = back(via.sent_by, "via", "sip.via")
     if conversation is None or conversation.public is None:
         return
@@ -173,6 +178,8 @@ def describe(
                 edits.replace(*line.rtcp_span, b"%d" % port, "sdp.rtcp")
             elif line.rtcp_port == conversation.second:
                 edits.replace(*line.rtcp_span, b"%d" % (port + 1), "sdp.rtcp")
+            else:
+                continue  # it could not be had: nobody is told of another host's port in its place
             if line.rtcp_place and same_host(line.rtcp_place.host, host):
                 edits.replace(line.rtcp_place.start, line.rtcp_place.end, public.encode(), "sdp.rtcp")
 

@@ -32,6 +32,7 @@ class ConversationRecord:
     ends: float
     claims: list[tuple[str, tuple[bytes, ...], Peers, float]]
     spelled: dict[str, bytes]
+    speakers: list[Endpoint] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +66,12 @@ class CallRecord:
 
 @dataclass(frozen=True, slots=True)
 class TalkRecord:
-    """A client's socket and a server that are left alone; `revoked`: for they lost the right (`rule`)."""
+    """A client's socket and a server that are left alone, by `rule`. `until`: it is revoked, and until then."""
 
     client: Endpoint
     server: str
     rule: str
-    revoked: bool
+    until: float | None = None
 
 
 Record = ConversationRecord | CallRecord | TalkRecord
@@ -121,10 +122,10 @@ class Changes:
     calls: set[Key] = field(default_factory=set)
     talks: list[Entry] = field(default_factory=list)
 
-    def talk(self, client: Endpoint, server: str, rule: str | None, *, revoked: bool) -> None:
-        """These are left alone from now on, by `rule`; None: they are forgotten."""
-        record = TalkRecord(client, server, rule, revoked) if rule is not None else None
-        self.talks.append(_entry(f"talk {client} {server} {revoked}", record))
+    def talk(self, client: Endpoint, server: str, rule: str | None, until: float | None = None) -> None:
+        """These are left alone from now on, by `rule`; None: not any more. `until`: of a revocation, else None."""
+        record = TalkRecord(client, server, rule, until) if rule is not None else None
+        self.talks.append(_entry(f"talk {client} {server} {until is not None}", record))
 
     def taken(self, conversations: Conversations, calls: Calls) -> list[Entry]:
         """The entries to store, once."""
@@ -162,7 +163,16 @@ def _conversation_record(one: Conversation) -> ConversationRecord | None:
         for (kind, words), (peers, until) in one.claims.items()
     ]
     return ConversationRecord(
-        one.ref, one.target, one.second, one.reason, one.public, one.peers, one.ends, claims, one.spelled
+        one.ref,
+        one.target,
+        one.second,
+        one.reason,
+        one.public,
+        one.peers,
+        one.ends,
+        claims,
+        one.spelled,
+        one.speakers,
     )
 
 
@@ -178,6 +188,7 @@ def _conversation(record: ConversationRecord) -> Conversation:
         record.ends,
         {_claim(kind, words): (peers, until) for kind, words, peers, until in record.claims},
         record.spelled,
+        record.speakers,
     )
 
 

@@ -1,6 +1,7 @@
 """A SIP message as spans over its original bytes (RFC 3261, 7 and 25). Nothing is ever written anew.
 
-`parse` is strict: what is not certain is `Malformed`, and is then relayed as it came.
+`parse` is strict where a span is edited or a value decides something, and blind elsewhere: what it cannot read in one
+way only is `Malformed`, and is then relayed as it came. docs/protocols/sip.md has the list.
 """
 
 from __future__ import annotations
@@ -9,26 +10,22 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
+from urllib.parse import unquote_to_bytes
 
 from alg.sip.grammar import (
     ADDR_SPEC,
+    ANY_NAME_ADDR,
     BLANK,
-    BLANKS,
-    CALL_ID,
     COMMA,
     CSEQ,
-    HEADER,
-    NAME,
     NAME_ADDR,
     NUMBER,
-    PARAM,
     REQUEST,
     SIP_URI,
     STATUS,
     VIA,
 )
-
-Span = tuple[int, int]
+from alg.text.header import BLANKS, Malformed, Span, find_param, read_head
 
 _KNOWN = {
     b"via": "via", b"v": "via",
@@ -45,26 +42,11 @@ _KNOWN = {
     b"path": "path",
     b"expires": "expires",
     b"session-expires": "session-expires", b"x": "session-expires",
-    b"max-forwards": "max-forwards",
     b"require": "require",
-    b"date": "date",
 }  # fmt: skip
 _NEEDED = ("via", "from", "to", "call-id", "cseq")
-_ONCE = frozenset(
-    (
-        "from",
-        "to",
-        "call-id",
-        "cseq",
-        "content-length",
-        "content-type",
-        "max-forwards",
-        "expires",
-        "session-expires",
-        "date",
-    )
-)
-_MOST_SEQUENCE = 2**31 - 1
+_ONCE = frozenset(("from", "to", "call-id", "cseq", "content-length"))  # or twice the same, but for the last
+_MOST_SEQUENCE = 2**32 - 1
 _REMEMBERED = 4096  # texts
 _SHORT = 256  # bytes: longer ones are read anew, so that nobody fills the memory
 
@@ -79,10 +61,6 @@ def remembered(read: Callable[[bytes], T]) -> Callable[[bytes], T]:
         return recall(text) if len(text) <= _SHORT else read(text)
 
     return ask
-
-
-class Malformed(Exception):
-    """Not a SIP message, or not one that can be read in one way only; the text says why."""
 
 
 class HostPort(NamedTuple):
@@ -110,7 +88,7 @@ class Addr(NamedTuple):
 
 
 class Message:
-    """One message in `data[start:end]`, its body in `data[body:end]`. Made by `parse`.
+    """One message in `data`, its body in `data[body:end]`. Made by `parse`.
 
     `method` is the request's, or the one that a response answers (CSeq); `status` is 0 where `is_request`. `headers`
     holds the spans of the values of the known headers by their long names in lower case, in order; `first` the first
@@ -119,7 +97,7 @@ class Message:
 
     __slots__ = (
         "_addrs",
-        "_vias",
+        "_via",
         "body",
         "call_id",
         "cseq",
@@ -129,14 +107,12 @@ class Message:
         "headers",
         "is_request",
         "method",
-        "start",
         "status",
         "uri",
     )
 
-    def __init__(self, data: bytes, start: int) -> None:
+    def __init__(self, data: bytes) -> None:
         self.data = data
-        self.start = start
         self.is_request = False
         self.status = 0
         self.method = b""
@@ -147,22 +123,25 @@ class Message:
         self.cseq = 0
         self.body = 0
         self.end = 0
-        self._vias: list[Via] = []
+        self._via: Via | None = None
         self._addrs: dict[str, list[Addr]] = {}
 
     def text(self, span: Span) -> bytes:
         return self.data[span[0] : span[1]]
 
-    def vias(self) -> list[Via]:
-        """All values of Via, the topmost first. Malformed if one is not by the grammar."""
-        if not self._vias:
-            for start, end in self.headers.get("via", ()):
-                for match in _values(VIA, self.data, start, end):
-                    self._vias.append(Via(match[1].decode().upper(), _host_port(match, 2, 3), match.span(4)))
-        return self._vias
+    def via(self) -> Via:
+        """The topmost value of Via; the others are other hops' matter. Malformed if it cannot be read."""
+        if self._via is None:
+            start, end = self.headers["via"][0]
+            match = VIA.match(self.data, start, end)
+            place = _host_port(match, 2, 3) if match else None
+            if match is None or place is None:
+                raise Malformed("Via", start)
+            self._via = Via(match[1].decode().upper(), place, match.span(4))
+        return self._via
 
     def addrs(self, name: str) -> list[Addr]:
-        """All values of a header of addresses; `Contact: *` has none. Malformed if one is not by the grammar."""
+        """All values of a header of addresses; `Contact: *` has none. Malformed if one cannot be read."""
         if (found := self._addrs.get(name)) is not None:
             return found
         found = []
@@ -170,9 +149,43 @@ class Message:
             value = self.data[start:end]
             if name == "contact" and value.strip() == b"*":
                 continue
-            for uri, params in _read_addrs(value):
-                found.append(Addr((start + uri[0], start + uri[1]), (start + params[0], start + params[1])))
+            try:
+                for uri, params in _read_addrs(value):
+                    found.append(Addr((start + uri[0], start + uri[1]), (start + params[0], start + params[1])))
+            except Malformed as wrong:
+                raise Malformed(name, start + wrong.at) from None
         self._addrs[name] = found
+        return found
+
+    def readable(self, name: str) -> list[Addr]:
+        """Those values of a header of addresses that can be read: of somebody else's, one odd value is no matter."""
+        try:
+            return self.addrs(name)
+        except Malformed:
+            return [
+                Addr(match.span(1), match.span(2))
+                for span in self.headers[name]
+                for match in ANY_NAME_ADDR.finditer(self.data, *span)
+                if match[1] is not None
+            ]
+
+    def own_contacts(self) -> list[tuple[Addr, Uri]]:
+        """The values of Contact that are sip or sips URIs, in a message whose sender has to be told from it. Malformed
+        if one cannot be read, or if `*` stands beside another."""
+        spans = self.headers.get("contact")
+        if spans is None:
+            return []
+        addrs = self.addrs("contact")
+        if len(spans) > 1 and any(self.text(span).strip() == b"*" for span in spans):
+            raise Malformed("contact * beside another", spans[0][0])
+        found = []
+        for addr in addrs:
+            text = self.text(addr.uri)
+            uri = read_uri(text)
+            if uri is not None:
+                found.append((addr, uri))
+            elif _is_sip(text):
+                raise Malformed("contact", addr.uri[0])
         return found
 
     def is_star(self) -> bool:
@@ -181,15 +194,27 @@ class Message:
         return len(spans) == 1 and self.text(spans[0]).strip() == b"*"
 
     def number(self, name: str) -> int | None:
-        """The number at the beginning of the header `name`, or None."""
+        """The number at the beginning of the header `name`. None where there is none, or two that differ."""
+        found: int | None = None
         for span in self.headers.get(name, ()):
             if match := NUMBER.match(self.data, *span):
-                return int(match[1][:18])
-        return None
+                number = int(match[1][:18])
+                if found is not None and found != number:
+                    return None
+                found = number
+        return found
+
+    def has_option(self, name: str, option: bytes) -> bool:
+        """Whether a header of option tags (Require) has `option`, in lower case."""
+        return any(
+            option == word.strip().lower()
+            for span in self.headers.get(name, ())
+            for word in self.text(span).split(b",")
+        )
 
     def param(self, params: Span, name: bytes) -> tuple[bytes, Span] | None:
         """The value of a parameter and its span; without a value b"" and the empty span behind the name."""
-        return _param(self.data, params, name)
+        return find_param(self.data, params, name)
 
     def tag(self, name: str) -> bytes:
         """The tag of From or To, or b""."""
@@ -207,18 +232,21 @@ class Uri(NamedTuple):
 
 @remembered
 def read_uri(text: bytes) -> Uri | None:
-    """Read a URI. None for one that is neither sip nor sips; Malformed for one that is, but not by the grammar."""
+    """Read a URI. None for one that is neither sip nor sips, or whose host and port cannot be told."""
     match = SIP_URI.fullmatch(text)
-    if match is None:
-        if text[:5].lower().startswith((b"sip:", b"sips:")):
-            raise Malformed("a URI")
+    place = _host_port(match, 2, 3) if match else None
+    if match is None or place is None:
         return None
     params = frozenset(match[4].lower().split(b";"))
-    return Uri(match[1].decode().lower(), _host_port(match, 2, 3), params, match[5] is not None)
+    return Uri(match[1].decode().lower(), place, params, match[5] is not None)
+
+
+def _is_sip(text: bytes) -> bool:
+    return text[:5].lower().startswith((b"sip:", b"sips:"))
 
 
 def uri_host(data: bytes, span: Span) -> HostPort | None:
-    """Where host and port of a sip or sips URI stand in `data`. None for another scheme; Malformed as `read_uri`."""
+    """Where host and port of a sip or sips URI stand in `data`. None as `read_uri`."""
     uri = read_uri(data[span[0] : span[1]])
     if uri is None:
         return None
@@ -226,71 +254,71 @@ def uri_host(data: bytes, span: Span) -> HostPort | None:
     return HostPort(host, port, span[0] + start, span[0] + end)
 
 
-def parse(data: bytes, start: int = 0) -> Message:
-    """Read the message that begins at `start`. Without Content-Length its body goes to the end of `data`.
+@remembered
+def address_of_record(text: bytes) -> bytes:
+    """A URI in the form by which addresses of record are compared (RFC 3261, 10.3 and 19.1.4): user without escapes,
+    host in lower case, the port where it is not SIP's own."""
+    uri = read_uri(text)
+    if uri is None:
+        return text.lower()
+    user = unquote_to_bytes(text[len(uri.scheme) + 1 : uri.place.start])
+    port = b":%d" % uri.place.port if uri.place.port not in (None, 5060) else b""
+    return user + uri.place.host.lower().rstrip(".").encode() + port
 
-    Malformed if it is not by the grammar, contradicts itself, or its end is not there.
+
+def parse(data: bytes) -> Message:
+    """Read the message that begins `data`. Without Content-Length its body goes to the end of `data`.
+
+    Malformed if what matters in it cannot be read, contradicts itself, or its end is not there.
     """
-    message = Message(data, start)
+    message = Message(data)
     at = _start_line(message)
-    head_end = data.find(b"\r\n\r\n", at - 2)
-    if head_end < 0:
-        raise Malformed("no end of the headers")
-    head_end += 2
+    lines, message.body = read_head(data, at)
     headers, first = message.headers, message.first
-    for line in _lines(data[at:head_end]):
+    for line in lines:
         length = len(line)
         known, before, value = _recalled_line(line) if length <= _SHORT else _read_line(line)
-        begin = at + before
-        at += length + 2
-        if known is None:
-            continue
-        if known not in headers:
-            first[known] = value
-            headers[known] = [(begin, at - 2)]
-        elif known in _ONCE:
-            raise Malformed(f"more than one {known}")
-        else:
-            headers[known].append((begin, at - 2))
-    if at != head_end:  # a line ends otherwise than in CR LF, or something between two headers was skipped
-        raise Malformed("a header")
-    message.body = head_end + 2
+        if known is not None:
+            begin = at + before
+            if known not in headers:
+                first[known] = value
+                headers[known] = [(begin, begin + len(value))]
+            elif known in _ONCE and (known == "content-length" or value.rstrip(BLANKS) != first[known].rstrip(BLANKS)):
+                raise Malformed(f"{known} twice", begin)
+            else:
+                headers[known].append((begin, begin + len(value)))
+        at += length
     message.end = _end(message)
     _check(message)
     return message
 
 
-def _lines(head: bytes) -> list[bytes]:
-    """The headers of `head`, each without the CR LF at its end."""
-    if b"\n " in head or b"\n\t" in head:  # folded
-        return [match[0][:-2] for match in HEADER.finditer(head)]
-    return head.splitlines()
-
-
 def _read_line(line: bytes) -> tuple[str | None, int, bytes]:
     """The header that a line is (None: one that matters not), how much stands before its value, and the value."""
     label, colon, value = line.partition(b":")
-    name = label.rstrip(b" \t")
-    if not colon or not NAME.fullmatch(name):
-        raise Malformed("a header")
-    value = value.lstrip(BLANKS)
-    return _KNOWN.get(name.lower()), len(line) - len(value), value
+    known = _KNOWN.get(label.rstrip(b" \t").lower()) if colon else None
+    if known is None:
+        return None, 0, b""
+    rest = value.removesuffix(b"\n").removesuffix(b"\r")
+    value = rest.lstrip(BLANKS)
+    return known, len(label) + 1 + len(rest) - len(value), value
 
 
 _recalled_line = lru_cache(_REMEMBERED)(_read_line)
 
 
 def _start_line(message: Message) -> int:
-    data, start = message.data, message.start
-    if match := STATUS.match(data, start):
+    data = message.data
+    if match := STATUS.match(data):
         message.status = int(match[1])
-    elif match := REQUEST.match(data, start):
+    elif match := REQUEST.match(data):
         message.is_request = True
         message.method = match[1]
         message.uri = match.span(2)
-        found = read_uri(data[message.uri[0] : message.uri[1]])
-        if found and found.has_headers:
-            raise Malformed("headers in the Request-URI")
+        text = match[2]
+        found = read_uri(text)
+        if found.has_headers if found is not None else _is_sip(text):
+            raise Malformed("the Request-URI", message.uri[0])
     else:
         raise Malformed("the start line")
     return match.end()
@@ -300,17 +328,18 @@ def _end(message: Message) -> int:
     value = message.first.get("content-length")
     if value is None:
         return len(message.data)
-    end = message.body + content_length(value)
+    at = message.headers["content-length"][0][0]
+    end = message.body + content_length(value, at)
     if end > len(message.data):
-        raise Malformed("Content-Length goes beyond the end")
+        raise Malformed("content-length goes beyond the end", at)
     return end
 
 
-def content_length(value: bytes) -> int:
-    """The value of Content-Length. Malformed where it is not a number of at most nine digits."""
+def content_length(value: bytes, at: int = 0) -> int:
+    """The value of Content-Length that stands at `at`. Malformed where it is not a number of at most nine digits."""
     digits = value.rstrip(BLANKS)
     if not digits.isdigit() or len(digits) > 9:
-        raise Malformed("Content-Length")
+        raise Malformed("content-length", at)
     return int(digits)
 
 
@@ -323,77 +352,65 @@ def _cseq(value: bytes) -> tuple[int, bytes] | None:
 @remembered
 def _read_addrs(value: bytes) -> tuple[Addr, ...]:
     """The addresses of a header's value; spans count from its beginning."""
-    return tuple(Addr(match.span(1), match.span(2)) for match in _values(NAME_ADDR, value, 0, len(value)))
+    return tuple(Addr(match.span(1), match.span(2)) for match in _addr_values(value))
 
 
 @remembered
 def _tag(value: bytes) -> bytes:
-    found = _param(value, _read_addrs(value)[0].params, b"tag")
+    found = find_param(value, _read_addrs(value)[0].params, b"tag")
     return found[0] if found else b""
 
 
-def _param(data: bytes, params: Span, name: bytes) -> tuple[bytes, Span] | None:
-    for match in PARAM.finditer(data, *params):
-        if match[1].lower() == name:
-            if match[2] is None:
-                return b"", (match.end(1), match.end(1))
-            return match[2], match.span(2)
-    return None
-
-
 def _check(message: Message) -> None:
-    first = message.first
+    first, headers = message.first, message.headers
     for name in _NEEDED:
         if name not in first:
-            raise Malformed(f"no {name}")
-    call_id = CALL_ID.fullmatch(first["call-id"])
+            raise Malformed(f"no {name}", message.body)
+    message.call_id = first["call-id"].rstrip(BLANKS)
     cseq = _cseq(first["cseq"])
-    if call_id is None or cseq is None or cseq[0] > _MOST_SEQUENCE:
-        raise Malformed("Call-ID or CSeq")
-    message.call_id = call_id[1]
+    if not message.call_id:
+        raise Malformed("call-id", headers["call-id"][0][0])
+    if cseq is None or cseq[0] > _MOST_SEQUENCE:
+        raise Malformed("cseq", headers["cseq"][0][0])
     if message.is_request and message.method != cseq[1]:
-        raise Malformed("CSeq names another method")
+        raise Malformed("cseq names another method", headers["cseq"][0][0])
     message.cseq, message.method = cseq
-    if "max-forwards" in first:
-        hops = first["max-forwards"].rstrip(BLANKS)
-        if not hops.isdigit() or len(hops) > 4 or int(hops) > 255:
-            raise Malformed("Max-Forwards")
-    if "date" in first and not first["date"].strip().endswith(b"GMT"):
-        raise Malformed("Date")  # RFC 3261, 20.17: no other zone
-    message.vias()
-    if len(_read_addrs(first["from"])) != 1 or len(_read_addrs(first["to"])) != 1:
-        raise Malformed("From or To")
-    message.addrs("contact")
-    contacts = message.headers.get("contact", ())
-    if len(contacts) > 1 and any(message.text(span).strip() == b"*" for span in contacts):
-        raise Malformed("Contact * beside another")
+    message.via()
+    for name in ("from", "to"):
+        if len(_read_party(first[name], headers[name][0][0], name)) != 1:
+            raise Malformed(name, headers[name][0][0])
 
 
-def _values(pattern: re.Pattern[bytes], data: bytes, start: int, end: int) -> list[re.Match[bytes]]:
-    """The values of a header, with commas between them; an address may stand without <>."""
-    found = []
+def _read_party(value: bytes, at: int, name: str) -> tuple[Addr, ...]:
+    try:
+        return _read_addrs(value)
+    except Malformed as wrong:
+        raise Malformed(name, at + wrong.at) from None
+
+
+def _addr_values(data: bytes) -> list[re.Match[bytes]]:
+    """The values of a header of addresses, with commas between them; an address may stand without <>."""
+    found: list[re.Match[bytes]] = []
+    start, end = 0, len(data)
     while True:
-        match = pattern.match(data, start, end)
-        if match is None and pattern is NAME_ADDR:
-            match = ADDR_SPEC.match(data, start, end)
+        match = NAME_ADDR.match(data, start, end) or ADDR_SPEC.match(data, start, end)
         if match is None:
-            raise Malformed("a value of a header")
+            raise Malformed("an address", start)
         found.append(match)
         if match.end() == end:
             return found
         comma = COMMA.match(data, match.end(), end)
         if comma is None:
             if not BLANK.fullmatch(data, match.end(), end):
-                raise Malformed("a value of a header")
+                raise Malformed("an address", match.end())
             return found
         start = comma.end()
 
 
-def _host_port(match: re.Match[bytes], host: int, port: int) -> HostPort:
-    text = match[host].decode("ascii")
+def _host_port(match: re.Match[bytes], host: int, port: int) -> HostPort | None:
+    """None for a port that cannot be."""
+    text = match[host].decode("latin-1").strip("[]")
     if match[port] is None:
-        return HostPort(text.strip("[]"), None, *match.span(host))
+        return HostPort(text, None, *match.span(host))
     number = int(match[port])
-    if number > 65535:
-        raise Malformed("a port")
-    return HostPort(text.strip("[]"), number, match.start(host), match.end(port))
+    return HostPort(text, number, match.start(host), match.end(port)) if number <= 65535 else None

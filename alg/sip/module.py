@@ -1,8 +1,9 @@
 """`SipModule`: SIP over one TCP flow, transparent or through SOCKS.
 
 Rules: sip.not-sip (the flow does not begin as SIP on a side), sip.framing (a message's end cannot be told), sip.stalled
-(a message does not go on), sip.waiting (too much waits behind a message). Each revokes the right to pinholes for good,
-and the flow is relayed unread from then on: what looks like SIP in the middle of something else never counts.
+(a message does not go on), sip.waiting (too much waits behind a message). Each ends the right to pinholes, for as long
+as the connection lasts, and what comes is relayed unread: what looks like SIP in the middle of something else never
+counts. What running calls have been told stays open until they end, by their timers or by silence.
 """
 
 from __future__ import annotations
@@ -38,11 +39,12 @@ from alg.api import (
 from alg.datagrams import DatagramModule, Kicked, Release, Row, Shown
 from alg.sip.core import Core
 from alg.sip.ladder import unread_rung
-from alg.sip.message import Malformed
 from alg.sip.options import SipOptions
-from alg.sip.rows import CallRow, call_rows, kicked, row_of
-from alg.sip.session import SipEngine
-from alg.sip.stream import take
+from alg.sip.peers import PeerRow
+from alg.sip.rows import CallRow, call_rows, kicked, peer_rows, row_of
+from alg.sip.session import TABLES, SipEngine
+from alg.sip.stream import Framer, Part
+from alg.text.header import Malformed
 
 STALLED = 10.0  # seconds for the rest of a message
 MOST_WAITING = 262144  # bytes behind a message that waits
@@ -60,10 +62,11 @@ class Piece:
 
 @dataclass(slots=True)
 class Stream:
-    """One direction: `buffer` holds what is no whole message yet, `pieces` what waits for its turn."""
+    """One direction: `framer` holds what is no whole message yet, `pieces` what waits for its turn, `waiting` bytes."""
 
-    buffer: bytes = b""
+    framer: Framer = field(default_factory=Framer)
     pieces: deque[Piece] = field(default_factory=deque)
+    waiting: int = 0
     spoke: bool = False
     closed: bool = False
     ended: bool = False
@@ -75,7 +78,7 @@ class SipModule:
 
     Options: ClassVar[type[SipOptions]] = SipOptions
     datagrams: ClassVar[type[DatagramModule]] = SipEngine
-    tables: ClassVar[tuple[str, ...]] = ("calls",)
+    tables: ClassVar[tuple[str, ...]] = TABLES
     shown: ClassVar[bool] = True  # its messages hold no passwords, so `algate trace` may show them
 
     def __init__(self, context: FlowContext) -> None:
@@ -90,12 +93,14 @@ class SipModule:
         self._streams = {side: Stream() for side in Side}
         self._waiting: dict[int, Piece] = {}
         self._packet = 0
-        self._foreign = context.inside is not Side.CLIENT
+        self._unread = context.inside is not Side.CLIENT  # from now on
+        self._rule: str | None = None  # by which the right to pinholes has ended
+        self._revoked = False  # and the driver has been told
         self._out: list[Command] = []
 
     def deadline(self) -> float | None:
         """See `AlgModule.deadline`."""
-        times = [stream.stalls_at for stream in self._streams.values() if stream.buffer]
+        times = [] if self._unread else [stream.stalls_at for stream in self._streams.values() if len(stream.framer)]
         core = self._core.deadline()
         return min([*times, core] if core is not None else times, default=None)
 
@@ -103,8 +108,16 @@ class SipModule:
         """The calls under way."""
         return [row_of(call) for call in self._core.calls.all()]
 
+    def peers(self, now: float) -> list[PeerRow]:
+        """What becomes of what the two sides say to each other."""
+        if self._rule is not None:
+            return [PeerRow(self._client, self._server.host, "revoked", self._rule, None)]
+        return self._core.peers.rows(now)
+
     def table(self, name: str, shown: Shown) -> list[Row]:
-        """The calls under way, as `algate calls` shows them."""
+        """The calls under way, as `algate calls` shows them; or what becomes of what the two sides say."""
+        if name == "peers":
+            return peer_rows(self.peers(shown.now), shown.now)
         return call_rows(self.calls(), shown.leases, shown.traffic, shown.now) if name == "calls" else []
 
     def samples(self) -> list[tuple[tuple[str, ...], float]]:
@@ -119,12 +132,10 @@ class SipModule:
     def handle(self, event: Event) -> Sequence[Command]:
         """See `AlgModule.handle`."""
         self._out = []
-        if self._foreign:
-            self._give_up(None)
         match event:
             case Received(side, data, now):
                 stream = self._streams[side]
-                stream.buffer += data
+                stream.framer.add(data)
                 stream.stalls_at = now + STALLED
                 self._read(side, now)
             case Closed(side, _):
@@ -138,33 +149,36 @@ class SipModule:
             case Tick(now):
                 self._core.tick(now)
                 for stream in self._streams.values():
-                    if stream.buffer and stream.stalls_at <= now and not self._foreign:
-                        self._give_up("sip.stalled")
+                    if len(stream.framer) and stream.stalls_at <= now and not self._unread:
+                        self._give_up("sip.stalled", Malformed("a message that does not go on"))
         self._collect()
         return self._out
 
     def _read(self, side: Side, now: float) -> None:
         stream = self._streams[side]
-        while not self._foreign and stream.buffer:
+        while not self._unread:
             try:
-                data = take(stream.buffer)
-            except Malformed:
-                self._give_up("sip.framing" if stream.spoke else "sip.not-sip")
+                taken = stream.framer.take()
+            except Malformed as wrong:
+                self._give_up("sip.framing" if stream.spoke else "sip.not-sip", wrong)
                 return
-            if data is None:
+            if taken is None:
                 break
-            stream.buffer = stream.buffer[len(data) :]
-            blank = data.startswith(b"\r\n")
-            piece = Piece(data, ready=blank)
+            piece = Piece(taken.data, ready=taken.part is not Part.MESSAGE)
             stream.pieces.append(piece)
-            if not blank:
+            stream.waiting += len(taken.data)
+            if taken.why:
+                self._core.unreadable(self._client, Malformed(taken.why), now)
+            if taken.part is not Part.BETWEEN:
                 stream.spoke = True
+            if not piece.ready:
                 self._packet += 1
                 self._waiting[self._packet] = piece
-                self._core.message(self._packet, side, self._client, self._server, data, now)
+                self._core.message(self._packet, side, self._client, self._server, taken.data, now)
                 self._commands()
-        if sum(len(piece.data) for piece in stream.pieces) > MOST_WAITING:
-            self._give_up("sip.waiting")
+                self._deliver(side)
+        if stream.waiting > MOST_WAITING:
+            self._give_up("sip.waiting", Malformed(f"{stream.waiting} bytes wait"))
 
     def _commands(self) -> None:
         for command in self._core.taken():
@@ -179,22 +193,29 @@ class SipModule:
         """Deliver what is ready, in order."""
         self._commands()
         for side, stream in self._streams.items():
-            while stream.pieces and (stream.pieces[0].ready or self._foreign):
-                piece = stream.pieces.popleft()
-                rung = piece.rung if piece.ready else unread_rung(piece.data)
-                self._out.append(Deliver(side.other, piece.data, piece.edits, rung))
-            if stream.buffer and (self._foreign or (stream.closed and not stream.pieces)):
-                self._out.append(Deliver(side.other, stream.buffer))
-                stream.buffer = b""
+            self._deliver(side)
+            if len(stream.framer) and (self._unread or (stream.closed and not stream.pieces)):
+                self._out.append(Deliver(side.other, stream.framer.rest()))
             if stream.closed and not stream.ended and not stream.pieces:
                 stream.ended = True
                 self._out.append(CloseWrite(side.other))
-        if self._foreign:
+        if self._unread and not self._core.calls.all():
+            if self._rule is not None and not self._revoked:
+                self._revoked = True
+                self._out.append(Revoke(self._rule))
             self._out.append(Bypass())
 
-    def _give_up(self, rule: str | None) -> None:
-        """Relay unread from now on."""
+    def _deliver(self, side: Side) -> None:
+        stream = self._streams[side]
+        while stream.pieces and (stream.pieces[0].ready or self._unread):
+            piece = stream.pieces.popleft()
+            stream.waiting -= len(piece.data)
+            rung = piece.rung if piece.ready else unread_rung(piece.data)
+            self._out.append(Deliver(side.other, piece.data, piece.edits, rung))
+
+    def _give_up(self, rule: str, wrong: Malformed) -> None:
+        """Relay unread from now on; messages that wait go as they are."""
         self._commands()
-        self._foreign = True
-        if rule:
-            self._out += (Note(rule, "relayed unread from now on"), Revoke(rule))
+        self._unread, self._rule = True, rule
+        self._core.unread += 1
+        self._out.append(Note(rule, f"{self._client}: relayed unread from now on: {wrong.reason}, at byte {wrong.at}"))

@@ -9,6 +9,7 @@ from typing import Any
 from alg.address import Endpoint
 from alg.datagrams import Kicked
 from alg.sip.calls import Call
+from alg.sip.peers import PeerRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,20 @@ def call_rows(
             "duration": round(now - call.since, 3),
         }
         for call in calls
+    ]
+
+
+def peer_rows(peers: Iterable[PeerRow], now: float) -> list[dict[str, Any]]:
+    """The rows as JSON has them; `now` on the clock of the events."""
+    return [
+        {
+            "client": str(peer.client),
+            "server": peer.server,
+            "state": peer.state,
+            "reason": peer.reason,
+            "until": round(peer.until - now, 3) if peer.until is not None else None,
+        }
+        for peer in peers
     ]
 
 

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import ClassVar
 
-from alg.address import Endpoint
 from alg.api import Activity, Opened, Refused, Side, Tick
 from alg.datagrams import (
     Datagram,
@@ -19,21 +18,19 @@ from alg.datagrams import (
     Entry,
     Kicked,
     Moved,
-    RevokeConversation,
     Row,
     Shown,
 )
 from alg.sip.core import Core
-from alg.sip.journal import Changes, TalkRecord, records_of
+from alg.sip.journal import Changes, records_of
 from alg.sip.ladder import unread_rung
 from alg.sip.options import SipOptions
-from alg.sip.rows import CallRow, call_rows, kicked, row_of
-from alg.sip.stream import begins_as_sip
+from alg.sip.peers import PeerRow
+from alg.sip.rows import CallRow, call_rows, kicked, peer_rows, row_of
+from alg.sip.stream import begins_as_sip, hides_sip
 
-MOST_REVOKED = 20000
+TABLES = ("calls", "peers")
 MOST_CLIENTS = 20000
-_STUN_BINDING = (b"\x00\x01", b"\x01\x01")  # request and success: a keep-alive of RFC 5626, 3.5.2
-_STUN_COOKIE = b"\x21\x12\xa4\x42"
 
 
 class SipEngine:
@@ -42,7 +39,7 @@ class SipEngine:
     Options: ClassVar[type[SipOptions]] = SipOptions
     shown: ClassVar[bool] = True  # its messages hold no passwords, so `algate trace` may show them
     recorded: ClassVar[bool] = True
-    tables: ClassVar[tuple[str, ...]] = ("calls",)
+    tables: ClassVar[tuple[str, ...]] = TABLES
 
     def __init__(self, context: DatagramContext | None = None) -> None:
         context = context or DatagramContext()
@@ -54,10 +51,8 @@ class SipEngine:
             self._core.conversations.fix(*context.fixed)
         for inside, outside in context.published.items():
             self._core.conversations.publish(inside, outside)
-        self._revoked: dict[tuple[Endpoint, str], str] = {}
         self._rates: dict[str, tuple[float, float]] = {}
         self._over_rate = 0
-        self._out: list[DatagramCommand] = []
 
     def handle(self, event: DatagramEvent) -> Sequence[DatagramCommand]:
         """Take one event; answer with commands, to be done in this order. Never raises, never blocks."""
@@ -74,10 +69,7 @@ class SipEngine:
                 self._core.conversations.reopen(ref, now)
             case Tick(now):
                 self._core.tick(now)
-        out: Sequence[DatagramCommand] = self._core.taken()
-        if self._out:
-            out, self._out = [*self._out, *out], []
-        return out
+        return self._core.taken()
 
     def deadline(self) -> float | None:
         """When a `Tick` is wanted, or None."""
@@ -87,12 +79,18 @@ class SipEngine:
         """The calls under way."""
         return [row_of(call) for call in self._core.calls.all()]
 
+    def peers(self, now: float) -> list[PeerRow]:
+        """Who speaks with whom, and what becomes of it."""
+        return self._core.peers.rows(now)
+
     def table(self, name: str, shown: Shown) -> list[Row]:
-        """The calls under way, as `algate calls` shows them."""
+        """The calls under way, as `algate calls` shows them; or the pairs of client and server, and what is edited."""
+        if name == "peers":
+            return peer_rows(self.peers(shown.now), shown.now)
         return call_rows(self.calls(), shown.leases, shown.traffic, shown.now) if name == "calls" else []
 
     def samples(self) -> list[tuple[tuple[str, ...], float]]:
-        """Calls and registrations, for the metrics."""
+        """Calls, registrations and what could not be read, for the metrics."""
         counts = self.counts()
         states = Counter(dict.fromkeys(("trying", "early", "confirmed", "failed"), 0))
         states.update(call.state for call in self._core.calls.all())
@@ -102,6 +100,7 @@ class SipEngine:
             (("algate_calls_total", "answered"), counts["answered"]),
             (("algate_registrations",), counts["registered"]),
             (("algate_registrations_total",), counts["granted"]),
+            (("algate_messages_unread_total",), counts["unread"]),
         ]
 
     def kick(self, name: str) -> list[Kicked]:
@@ -116,16 +115,14 @@ class SipEngine:
         """Begin with what another engine's entries said. Only before any event."""
         records = records_of(entries)
         self._core.restore(records, now)
-        for record in records:
-            if isinstance(record, TalkRecord) and record.revoked:
-                self._revoked[record.client, record.server] = record.rule
 
     def counts(self) -> dict[str, int]:
-        """Since the start: calls begun and answered, registrations granted, messages beyond a client's rate; and
-        registrations that are bound now."""
+        """Since the start: calls begun and answered, registrations granted, messages beyond a client's rate, and those
+        that could not be read. Now: registrations that are bound."""
         calls, bindings = self._core.calls, self._core.bindings
         return {
             "over_rate": self._over_rate,
+            "unread": self._core.unread,
             "begun": calls.begun,
             "answered": calls.answered,
             "granted": bindings.granted,
@@ -133,29 +130,20 @@ class SipEngine:
         }
 
     def _datagram(self, event: Datagram) -> None:
-        if self._revoked and (event.client, event.server.host) in self._revoked:
-            self._core.release(event.packet, unread_rung(event.data))
-        elif not self._within_rate(event.client.host, event.now):
+        if not self._within_rate(event.client.host, event.now):
             self._over_rate += 1
             self._core.note("sip.rate", f"more than {self._options.rate} messages a second", event.now, event.client)
             self._core.release(event.packet, unread_rung(event.data))
-        elif begins_as_sip(event.data):
-            self._core.message(event.packet, event.side, event.client, event.server, event.data, event.now)
-        else:
-            if event.side is Side.CLIENT and not _is_keep_alive(event.data):
-                self._revoke(event, "sip.not-sip")
+        elif not begins_as_sip(event.data):
+            # A keep-alive, of whatever bytes: it says nothing and changes nothing. But SIP in the middle of something
+            # else is what a browser can be made to send (NAT slipstreaming): it is no phone's.
+            if event.side is Side.CLIENT and hides_sip(event.data):
+                self._core.revoke(event.client, event.server.host, "sip.not-sip", event.now)
             self._core.release(event.packet)
-
-    def _revoke(self, event: Datagram, rule: str) -> None:
-        if len(self._revoked) >= MOST_REVOKED:
-            oldest = next(iter(self._revoked))
-            del self._revoked[oldest]
-            if self._changes is not None:
-                self._changes.talk(*oldest, None, revoked=True)
-        self._revoked[event.client, event.server.host] = rule
-        if self._changes is not None:
-            self._changes.talk(event.client, event.server.host, rule, revoked=True)
-        self._out.append(RevokeConversation(event.client, event.server.host, rule))
+        elif self._core.peers.is_revoked(event.client, event.server.host, event.now):
+            self._core.release(event.packet, unread_rung(event.data))
+        else:
+            self._core.message(event.packet, event.side, event.client, event.server, event.data, event.now)
 
     def _within_rate(self, host: str, now: float) -> bool:
         """Take one of the client's tokens: `rate` more each second, twice as many at most."""
@@ -166,10 +154,3 @@ class SipEngine:
             del self._rates[next(iter(self._rates))]
         self._rates[host] = (tokens - 1.0 if tokens >= 1.0 else tokens, now)
         return tokens >= 1.0
-
-
-def _is_keep_alive(data: bytes) -> bool:
-    """Blank lines, zero bytes, or STUN's Binding: what phones send to keep a NAT's port."""
-    if not data.strip(b"\r\n\t \x00"):
-        return True
-    return len(data) >= 20 and data[:2] in _STUN_BINDING and data[4:8] == _STUN_COOKIE

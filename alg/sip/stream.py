@@ -1,58 +1,158 @@
-"""SIP over a stream (RFC 3261, 18.3): where one message ends and the next begins."""
+"""SIP over a stream (RFC 3261, 18.3): where one message ends and the next begins.
+
+Each byte is looked at a few times however the stream is cut: what has been searched is not searched again.
+"""
 
 from __future__ import annotations
 
 import re
+from enum import Enum
+from typing import NamedTuple
 
-from alg.sip.grammar import HEADER
-from alg.sip.message import Malformed, content_length
+from alg.text.header import Malformed, find_empty_line
 
-MOST = 65536  # bytes of a message, head and body
-MOST_LINE = 8192
+MOST = 65536  # bytes of a message that is read, head and body; a longer one passes unread
+MOST_LINE = 8192  # of a start line
+_BEGINNING = 128  # bytes by which a start line is told before its end is there
 
 _TOKEN = rb"[A-Za-z0-9!%'*+.\-_`~]++"
-_START = re.compile(rb"SIP/[0-9]\.[0-9] [^\r\n]*|" + _TOKEN + rb" [^\r\n]*SIP/[0-9]\.[0-9][ \t]*")
-_MAY_START = re.compile(rb"(?:S|SI|SIP|SIP/[^\r\n]*|" + _TOKEN + rb"(?: [^\r\n]*)?)\r?")
-_BLANK_LINES = re.compile(rb"(?:\r\n)+")
+_START = re.compile(rb"(?i:SIP)/[0-9]\.[0-9] [^\r\n]*|" + _TOKEN + rb" [^\r\n]*(?i:SIP)/[0-9]\.[0-9][ \t]*")
+_MAY_START = re.compile(rb"(?:(?i:S|SI|SIP|SIP/[^\r\n]*)|" + _TOKEN + rb"(?: [^\r\n]*)?)\r?")
+_BETWEEN = re.compile(rb"[\r\n\0 \t]+")
+_LENGTH = re.compile(rb"(?i)\n(?:content-length|l)[ \t]*+:(?:[ \t]|\r?\n[ \t])*+([^\r\n]*+)")
+_TYPE = re.compile(rb"(?i)\n(?:content-type|c)[ \t]*+:")
+
+
+class Part(Enum):
+    """What `Framer.take` has found."""
+
+    BETWEEN = "between"  # blank lines and zero bytes between messages: keep-alives
+    MESSAGE = "message"
+    UNREAD = "unread"  # a message that cannot be edited for its length, or a piece of it
+
+
+class Taken(NamedTuple):
+    """Bytes that belong together, from the beginning of what was left. `why`: of UNREAD; b"" for its later pieces."""
+
+    part: Part
+    data: bytes
+    why: str = ""
 
 
 def begins_as_sip(data: bytes) -> bool:
     """Whether the first line of `data` is a SIP start line, well-formed or not."""
-    end = data.find(b"\r\n")
+    end = data.find(b"\n")
+    if end > 0 and data[end - 1] == 0x0D:
+        end -= 1
     return end >= 0 and _START.fullmatch(data, 0, end) is not None
 
 
-def take(buffer: bytes) -> bytes | None:
-    """The first message of `buffer`, or the blank lines before it (keep-alives); None: more bytes are needed.
+def hides_sip(data: bytes) -> bool:
+    """Whether `data`, which does not begin as SIP, has a start line in it, behind more than blank lines."""
+    return b"SIP/2.0" in data and not begins_as_sip(data.lstrip(b"\r\n"))
 
-    Malformed where it does not begin as SIP, or where its end cannot be told: nothing behind it can be read then.
-    """
-    if blank := _BLANK_LINES.match(buffer):
-        return blank[0]
-    line_end = buffer.find(b"\r\n")
-    if line_end < 0:
-        if len(buffer) > MOST_LINE or (buffer != b"\r" and not _MAY_START.fullmatch(buffer)):
+
+class Framer:
+    """One direction of a stream: `add` bytes, `take` what is whole."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._line_end = -1  # of the start line that the buffer begins with, once it is there
+        self._searched = 0  # bytes in which there is no end of the line or of the head
+        self._needed = 0  # bytes of the message, once its head is there
+        self._passing = 0  # bytes of a message that is not read and has begun to pass
+        self._tells = False  # the buffer's beginning has been found to be that of a start line
+
+    def __len__(self) -> int:
+        return len(self._buffer)
+
+    def add(self, data: bytes) -> None:
+        self._buffer += data
+
+    def rest(self) -> bytes:
+        """All that is left; afterwards there is nothing."""
+        data = bytes(self._buffer)
+        self._buffer.clear()
+        return data
+
+    def take(self) -> Taken | None:
+        """The next message, or what stands before it; None: more bytes are needed.
+
+        Malformed where what is there does not begin as SIP, or where a message's end cannot be told: nothing behind it
+        can be read then. A message without Content-Length is only its head: what follows has to begin as SIP.
+        """
+        if self._passing:
+            return self._pass("")
+        if not self._buffer:
+            return None
+        if self._line_end < 0:
+            if between := _BETWEEN.match(self._buffer):
+                return Taken(Part.BETWEEN, self._cut(between.end()))
+            if not self._find_start_line():
+                return None
+        why = ""
+        if not self._needed:
+            empty = find_empty_line_from(self._buffer, max(self._line_end, self._searched - 2))
+            if empty is None:
+                self._searched = len(self._buffer)
+                if self._searched > MOST:
+                    raise Malformed("a head that is too long", MOST)
+                return None
+            length = _length(self._buffer, self._line_end, empty)
+            self._needed = empty + (length or 0)
+            if length is None and _TYPE.search(self._buffer, self._line_end, empty):
+                why = "no content-length beside a content-type"
+        if self._needed > MOST:
+            why = f"{self._needed} bytes are too long"
+        if why:
+            self._passing = self._needed
+            return self._pass(why)
+        if len(self._buffer) < self._needed:
+            return None
+        return Taken(Part.MESSAGE, self._cut(self._needed))
+
+    def _find_start_line(self) -> bool:
+        """Whether the start line is there. Malformed where it is none, or cannot become one."""
+        end = self._buffer.find(b"\n", self._searched)
+        if end < 0:
+            if not self._tells:
+                if not _MAY_START.fullmatch(self._buffer, 0, _BEGINNING):
+                    raise Malformed("not a start line")
+                self._tells = len(self._buffer) >= _BEGINNING
+            self._searched = len(self._buffer)
+            if self._searched > MOST_LINE:
+                raise Malformed("a start line that is too long", MOST_LINE)
+            return False
+        without = end - 1 if end and self._buffer[end - 1] == 0x0D else end
+        if not _START.fullmatch(self._buffer, 0, without):
             raise Malformed("not a start line")
-        return None
-    if not _START.fullmatch(buffer, 0, line_end):
-        raise Malformed("not a start line")
-    head_end = buffer.find(b"\r\n\r\n", line_end)
-    if head_end < 0:
-        if len(buffer) > MOST:
-            raise Malformed("a message that is too long")
-        return None
-    end = head_end + 4 + content_length(_length(buffer, line_end + 2, head_end + 2))
-    if end > MOST:
-        raise Malformed("a message that is too long")
-    return buffer[:end] if len(buffer) >= end else None
+        self._line_end = self._searched = end
+        return True
+
+    def _pass(self, why: str) -> Taken | None:
+        data = self._cut(min(self._passing, len(self._buffer)))
+        self._passing -= len(data)
+        return Taken(Part.UNREAD, data, why) if data else None
+
+    def _cut(self, end: int) -> bytes:
+        data = bytes(self._buffer[:end])
+        del self._buffer[:end]
+        self._line_end, self._searched, self._needed, self._tells = -1, 0, 0, False
+        return data
 
 
-def _length(buffer: bytes, at: int, end: int) -> bytes:
-    found: list[bytes] = []
-    while match := HEADER.match(buffer, at, end):
-        if match[1].lower() in (b"content-length", b"l"):
-            found.append(match[2])
-        at = match.end()
-    if at != end or len(found) != 1:
-        raise Malformed("no Content-Length that can be found")
-    return found[0]
+def find_empty_line_from(buffer: bytearray, at: int) -> int | None:
+    """Where the body begins that follows the first empty line at `at` or later."""
+    empty = find_empty_line(buffer, at)
+    return empty[1] if empty else None
+
+
+def _length(buffer: bytearray, at: int, end: int) -> int | None:
+    """What Content-Length says in a head; None: there is none. Malformed for no number, and for several."""
+    found: int | None = None
+    for match in _LENGTH.finditer(buffer, at, end):
+        digits = match[1].rstrip(b" \t")
+        if not digits.isdigit() or len(digits) > 9 or found is not None:
+            raise Malformed("content-length", match.start(1))
+        found = int(digits)
+    return found

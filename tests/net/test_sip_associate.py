@@ -274,16 +274,17 @@ def test_a_call_that_is_kicked_ends_its_media_only(
     phone.hang_up(2)
 
 
-def test_not_sip_at_all_revokes_that_pair_for_good(lab: Lab, gateway: Gateway, phone: Phone) -> None:
+def test_sip_in_something_else_revokes_that_pair(lab: Lab, gateway: Gateway, phone: Phone) -> None:
     """Byte for byte, in its place; what it opened before goes on, and nothing new is opened. Keep-alives are none."""
-    for keep_alive in (b"\r\n\r\n", b"\0", b""):
+    for keep_alive in (b"\r\n\r\n", b"\0", b"", b"NAT Keep Alive Msg", b"GET / HTTP/1.1\r\n\r\n"):
         phone.send(keep_alive)
         assert phone.server.end.socket.recv(99) == keep_alive
     assert offered(phone.ask("INVITE", 1, body=sdp(CLIENT4, MEDIA)))[0] == ROUTER_OUT4
     phone.hang_up(2)
     assert pinholes(gateway, "sip.rtp") == []
-    phone.send(b"GET / HTTP/1.1\r\n\r\n")
-    assert phone.server.end.socket.recv(99) == b"GET / HTTP/1.1\r\n\r\n"
+    post = b"POST / HTTP/1.1\r\n\r\nREGISTER sip:x SIP/2.0\r\n\r\n"
+    phone.send(post)
+    assert phone.server.end.socket.recv(99) == post
     gateway.wait_for_log(f"event=alg.revoke .*client={phone.own} server={SERVER4} rule=sip.not-sip")
     for number in (3, 4):
         invite = phone.request("INVITE", number, body=sdp(CLIENT4, MEDIA))

@@ -84,7 +84,6 @@ def test_scenario(case: tuple[str, str], played: dict[tuple[str, str], Future[Pl
 @pytest.mark.parametrize(
     ("scenario", "reason"),
     [
-        ("stand-down-outbound", "sip.outbound"),
         ("stand-down-sips", "sip.tls"),
         ("stand-down-public", "sip.public"),
         ("stand-down-repaired", "sip.repaired"),

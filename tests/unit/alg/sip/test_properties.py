@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from alg.address import Endpoint
 from alg.api import Edit, OpenConversation, Opened, Refused, Side, Tick, apply_edits
 from alg.datagrams import Datagram, Release
-from alg.sip.message import Malformed, parse
-from alg.sip.sdp import find_sdp, read_sdp
+from alg.sip.message import parse
+from alg.sip.sdp import find_sdp
 from alg.sip.session import SipEngine
+from alg.text.header import Malformed
+from alg.text.sdp import read_sdp
 from tests.unit.alg.sip.rfc_messages import needs_messages, paths
 
 CLIENT = Endpoint("192.168.56.10", 5060)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from alg.sip.message import Malformed, parse, remembered, uri_host
+from alg.sip.message import parse, remembered, uri_host
+from alg.text.header import Malformed
 
 HEADERS = [
     b"Via: SIP/2.0/UDP 192.168.56.10:5070;branch=z9hG4bK1",
@@ -24,10 +25,9 @@ def message(*headers: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("turned", range(len(HEADERS)))
-@pytest.mark.parametrize("before", [b"", b"\r\n\r\n....."])
-def test_spans_are_those_of_this_message(turned: int, before: bytes) -> None:
-    data = before + message(*HEADERS[turned:], b"Subject: " + b"x" * turned, *HEADERS[:turned])
-    found = parse(data, len(before))
+def test_spans_are_those_of_this_message(turned: int) -> None:
+    data = message(*HEADERS[turned:], b"Subject: " + b"x" * turned, *HEADERS[:turned])
+    found = parse(data)
     assert [found.text(addr.uri) for addr in found.addrs("contact")] == [
         b"sip:a@192.168.56.10:5070;ob",
         b"sip:a@192.168.56.11",
@@ -47,14 +47,30 @@ def test_a_fold_before_a_value_is_no_part_of_it(fold: bytes) -> None:
     assert found.tag("from") == b"f1"
 
 
-@pytest.mark.parametrize(
-    "odd", [b"X: a\rb", b"X: a\nb", b"X: a\r", b"X: a\nY: b\rZ: c", b"\r", b"\n", b"X", b": a", b"X Y: a"]
-)
+@pytest.mark.parametrize("odd", [b"X: a\rb", b"X: a\r", b"X: a\nY: b\rZ: c", b"\r", b"Via: a\rb"])
 @pytest.mark.parametrize("at", [0, 4, len(HEADERS)])
-def test_lines_that_are_none(odd: bytes, at: int) -> None:
+def test_a_cr_alone_ends_a_line_for_some(odd: bytes, at: int) -> None:
     data = message(*HEADERS[:at], odd, *HEADERS[at:])
-    with pytest.raises(Malformed):
+    with pytest.raises(Malformed) as wrong:
         parse(data)
+    assert data[wrong.value.at : wrong.value.at + 2].startswith(b"\r")
+    assert not data[wrong.value.at : wrong.value.at + 2].endswith(b"\n")
+
+
+@pytest.mark.parametrize("odd", [b"Q: a\nb", b"Q: a\nY: b", b"Q", b": a", b"Q Y: a", b"\xff\xfe: \x00", b"Via", b"Q:"])
+@pytest.mark.parametrize("at", [0, 4, len(HEADERS)])
+def test_what_else_stands_there_matters_to_nobody(odd: bytes, at: int) -> None:
+    data = message(*HEADERS[:at], odd, *HEADERS[at:])
+    assert parse(data).first == parse(message(*HEADERS)).first
+
+
+@pytest.mark.parametrize("mixed", [b"\n", b"\r\n"])
+def test_lines_may_end_in_lf_alone(mixed: bytes) -> None:
+    data = message(*HEADERS).replace(b"\r\n", b"\n", 3).replace(b"\r\n", mixed)
+    found = parse(data + b"\0")
+    assert found.first == parse(message(*HEADERS)).first
+    assert found.text(found.addrs("from")[0].params) == b";tag=f1"
+    assert (found.body, found.end) == (len(data), len(data))
 
 
 @pytest.mark.parametrize(("length", "times"), [(256, 1), (257, 2)])

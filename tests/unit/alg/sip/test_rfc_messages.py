@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import pytest
 
 from alg.address import Endpoint
-from alg.api import Side
+from alg.api import Note, Side
 from alg.datagrams import Datagram, Release
 from alg.sip.ladder import unread_rung
-from alg.sip.message import Malformed, Message, parse, uri_host
-from alg.sip.sdp import find_sdp, read_sdp
+from alg.sip.message import Message, parse, uri_host
+from alg.sip.sdp import find_sdp
 from alg.sip.session import SipEngine
+from alg.text.header import Malformed
+from alg.text.sdp import read_sdp
 from tests.unit.alg.sip.rfc_messages import FOLDER, needs_messages, paths, read
 
 pytestmark = needs_messages
@@ -20,21 +22,21 @@ pytestmark = needs_messages
 # RFC 4475, 3.1.2, and those of 3.3 whose fields contradict or lack each other; RFC 5118, 4.2.
 MALFORMED = [
     "badinv01", "clerr", "ncl", "scalar02", "scalarlg", "quotbal", "ltgtruri", "lwsruri", "lwsstart", "trws", "escruri",
-    "baddate", "regbadct", "badaspec", "baddn", "badvers", "mismatch01", "mismatch02", "bigcode", "insuf", "multi01",
+    "regbadct", "badaspec", "baddn", "badvers", "mismatch01", "mismatch02", "bigcode", "insuf", "multi01",
     "mcl01", "ipv6-bad",
 ]  # fmt: skip
 
 
 @dataclass
 class Well:
-    """What a well-formed message says: `vias` and `contacts` as HOST or HOST:PORT, `media` as KIND PORT at HOST."""
+    """What a message says: `via` (the topmost) and `contacts` as HOST or HOST:PORT, `media` as KIND PORT at HOST."""
 
     name: str
     method: str
     status: int
     call_id: str
     cseq: int
-    vias: str
+    via: str
     contacts: str = ""
     from_tag: str = ""
     to_tag: str = ""
@@ -44,7 +46,7 @@ class Well:
 
 AUDIO = "audio 49217 at {0}, video 3227 at {0}"
 WELL = [
-    Well("wsinv", "INVITE", 0, "wsinv.ndaksdj@192.0.2.1", 9, "192.0.2.2 spindle.example.com 192.168.255.111",
+    Well("wsinv", "INVITE", 0, "wsinv.ndaksdj@192.0.2.1", 9, "192.0.2.2",
          "example.com", "98asjd8", "1918181833n", AUDIO.format("192.0.2.4")),
     Well("intmeth", "!interesting-Method0123456789_*+`.%indeed'~", 0, 'intmeth.word%ZK-!.*_+\'@word`~)(><:\\/"][?}{',
          139122385, "host1.example.com", "", "_token~1'+`*%!-."),
@@ -56,14 +58,14 @@ WELL = [
          "host1.example.com host3.example.com", "f232jadfj23"),
     Well("lwsdisp", "OPTIONS", 0, "lwsdisp.1234abcd@funky.example.com", 60, "funky.example.com", "", "323"),
     Well("longreq", "INVITE", 0, "longreq.one" + "really" * 20 + "longcallid", 3882340,
-         " ".join(f"sip{n}.example.com" for n in range(33, 0, -1)) + " host.example.com", "host5.example.net",
+         "sip33.example.com", "host5.example.net",
          "1" + "298" * 50 + "2424", "",
          AUDIO.format("192.0.2.1")),
     Well("dblreq", "REGISTER", 0, "dblreq.0ha0isndaksdj99sdfafnl3lk233412", 8, "192.0.2.125", "host.example.com",
          "43251j3j324", behind=450),
     Well("semiuri", "OPTIONS", 0, "semiuri.0ha0isndaksdj", 8, "192.0.2.1", "", "33242"),
     Well("transports", "OPTIONS", 0, "transports.kijh4akdnaqjkwendsasfdj", 60,
-         "t1.example.com t2.example.com t3.example.com t4.example.com t5.example.com", "", "323"),
+         "t1.example.com", "", "323"),
     Well("mpart01", "MESSAGE", 0, "3d9485ad0c49859b@Zmx1ZmZ5LW1hYy0xNi5sb2NhbA..", 1, "127.0.0.1:5070",
          "127.0.0.1:5070", "2fb0dcc9"),
     Well("unreason", "INVITE", 200, "unreason.1234ksdfak3j2erwedfsASdf", 35, "192.0.2.198", "host198.example.com",
@@ -79,7 +81,9 @@ WELL = [
     Well("invut", "INVITE", 0, "invut.0ha0isndaksdjadsfij34n23d", 235448, "somehost.example.com", "host5.example.net",
          "8392034"),
     Well("regaut01", "REGISTER", 0, "regaut01.0ha0isndaksdj", 9338, "192.0.2.253", "", "87321hj23128"),
-    Well("bcast", "INVITE", 200, "bcast.0384840201234ksdfak3j2erwedfsASdf", 35, "192.0.2.198 255.255.255.255",
+    Well("baddate", "INVITE", 0, "baddate.239423mnsadf3j23lj42--sedfnm234", 1392934, "host.example.com",
+         "host5.example.net", "2234923", "", AUDIO.format("192.0.2.5")),
+    Well("bcast", "INVITE", 200, "bcast.0384840201234ksdfak3j2erwedfsASdf", 35, "192.0.2.198",
          "host28.example.com", "11141343", "2229", AUDIO.format("192.0.2.198")),
     Well("zeromf", "OPTIONS", 0, "zeromf.jfasdlfnm2o2l43r5u0asdfas", 39234321, "host1.example.com", "", "3ghsd41"),
     Well("cparam01", "REGISTER", 0, "cparam01.70710@saturn.example.com", 2, "saturn.example.com:5060",
@@ -103,12 +107,12 @@ WELL = [
          "2001:db8::9:1", "81x2"),
     Well("ipv6-in-sdp", "INVITE", 0, "SSG9559905523997077@hlau_4100", 8612, "2001:db8::20", "2001:db8::20", "81x2", "",
          "audio 6000 at 2001:db8::20, video 6024 at 2001:db8::20", 10),
-    Well("mult-ip-in-header", "BYE", 0, "997077@lau_4100", 89187, "2001:db8::9:1:6050 192.0.2.1 2001:db8::9:255", "",
+    Well("mult-ip-in-header", "BYE", 0, "997077@lau_4100", 89187, "2001:db8::9:1:6050", "",
          "81x2", "9817--94"),
     Well("mult-ip-in-sdp", "INVITE", 0, "SSG9559905523997077@hlau_4100", 8912, "2001:db8::9:1", "2001:db8::9:1",
          "81x2", "", "audio 22334 at 192.0.2.1, video 6024 at 2001:db8::1", 8),
     Well("ipv4-mapped-ipv6", "INVITE", 0, "SSG9559905523997077@hlau_4100", 612,
-         "::ffff:192.0.2.10:19823 ::ffff:192.0.2.2", "::ffff:192.0.2.2", "81x2", "",
+         "::ffff:192.0.2.10:19823", "::ffff:192.0.2.2", "81x2", "",
          "audio 6000 at ::ffff:192.0.2.2, video 6024 at ::ffff:192.0.2.2", 9),
     Well("ipv6-bug-abnf-3-colons", "OPTIONS", 0, "G9559905523997077@hlau_4100", 689, "lab1.east.example.com", "",
          "810x2"),
@@ -139,9 +143,8 @@ def media(message: Message) -> str:
 def test_well_formed(well: Well) -> None:
     data = read(well.name)
     message = parse(data)
-    vias = " ".join(
-        via.sent_by.host + (f":{via.sent_by.port}" if via.sent_by.port is not None else "") for via in message.vias()
-    )
+    sent_by = message.via().sent_by
+    via = sent_by.host + (f":{sent_by.port}" if sent_by.port is not None else "")
     assert (
         Well(
             well.name,
@@ -149,7 +152,7 @@ def test_well_formed(well: Well) -> None:
             message.status,
             message.call_id.decode(),
             message.cseq,
-            vias,
+            via,
             contacts(message),
             message.tag("from").decode(),
             message.tag("to").decode(),
@@ -163,7 +166,7 @@ def test_well_formed(well: Well) -> None:
 @pytest.mark.parametrize("name", MALFORMED)
 def test_malformed(name: str) -> None:
     with pytest.raises(Malformed):
-        parse(read(name))
+        parse(read(name)).own_contacts()
 
 
 def test_each_message_is_one_or_the_other() -> None:
@@ -178,9 +181,14 @@ CLIENTS = ("192.0.2.1", "192.0.2.5", "192.0.2.15", "192.0.2.53", "192.0.2.59", "
 @pytest.mark.parametrize("client", CLIENTS)
 @pytest.mark.parametrize("side", list(Side))
 def test_malformed_is_relayed_as_it_came(name: str, client: str, side: Side) -> None:
-    """Whoever sends it: of the address that it names, too."""
+    """Whoever sends it: of the address that it names, too. It is counted, and said why."""
     engine = SipEngine()
     server = Endpoint("2001:db8::5" if ":" in client else "198.51.100.5", 5060)
-    commands = engine.handle(Datagram(1, side, Endpoint(client, 5060), server, read(name), 0.0))
-    assert commands == [Release(1, (), unread_rung(read(name)))]
+    if name == "regbadct" and side is Side.SERVER:
+        return  # its Contact is somebody else's matter
+    note, release = engine.handle(Datagram(1, side, Endpoint(client, 5060), server, read(name), 0.0))
+    assert isinstance(note, Note)
+    assert note.code == "sip.unread"
+    assert release == Release(1, (), unread_rung(read(name)))
+    assert engine.counts()["unread"] == 1
     assert engine.calls() == []

@@ -1,0 +1,147 @@
+"""A session description (RFC 8866) as spans over its original bytes. SIP and RTSP carry them.
+
+What matters is read strictly: addresses and ports of c= and m=. Where o= or a=rtcp cannot be read, it is left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from alg.text.header import Malformed, Span
+
+_LINE = re.compile(rb"\n(o=|c=|m=|a=(?:rtcp:|rtcp-mux|candidate:|ice-|sendrecv|sendonly|recvonly|inactive))([^\r\n]*+)")
+_NET = rb"(?i:IN)[ \t]+(?i:IP[46])[ \t]+"
+_ORIGIN = re.compile(rb"[^\r\n]*[ \t]" + _NET + rb"(\S+)[ \t]*")
+_CONNECTION = re.compile(rb"[ \t]*" + _NET + rb"([^\s/]+)(?:/[0-9]+)*[ \t]*")
+_MEDIA = re.compile(rb"[ \t]*(\S+)[ \t]+([0-9]{1,5})(?:/([0-9]{1,5}))?[ \t]+(\S+)(?:[ \t].*)?", re.DOTALL)
+_RTCP = re.compile(rb"[ \t]*([0-9]{1,5})(?:[ \t]+" + _NET + rb"(\S+))?[ \t]*")
+_MOST_MEDIA = 16
+_PAIR = 2  # as the number of ports in m=: devices say so of RTP and its RTCP
+ON_HOLD = ("0.0.0.0", "::")  # as an address: on hold in the old way (RFC 3264, 8.4)
+
+
+class Place(NamedTuple):
+    """An address (or a name) that stands in `data[start:end]`."""
+
+    host: str
+    start: int
+    end: int
+
+
+@dataclass(slots=True)
+class Media:
+    """An m= line. `port` 0: refused or not in use. `many`: it stands for several sessions at ports of their own.
+    `connection`: its own c= or the session's.
+
+    `rtcp_port`: as a=rtcp says, None without. `pair`: RTP with RTCP beside it.
+    """
+
+    kind: str
+    port: int
+    port_span: Span
+    many: bool
+    protocol: bytes
+    connection: Place | None
+    rtcp_port: int | None = None
+    rtcp_span: Span = (0, 0)
+    rtcp_place: Place | None = None
+    direction: str = "sendrecv"
+
+    @property
+    def pair(self) -> bool:
+        return b"RTP/" in self.protocol
+
+    @property
+    def datagrams(self) -> bool:
+        """Whether it goes over UDP in a way that one port, or a pair, is enough for."""
+        return not self.many and (
+            self.protocol.lower() == b"udptl" or self.protocol.startswith((b"RTP/", b"UDP/TLS/RTP"))
+        )
+
+
+@dataclass(slots=True)
+class Description:
+    """What a session description says that matters here. `ice`: it has candidates or other marks of ICE (RFC 8839)."""
+
+    origin: Place | None = None
+    connections: list[Place] = field(default_factory=list)
+    media: list[Media] = field(default_factory=list)
+    ice: bool = False
+
+
+def is_held(media: Iterable[Media]) -> bool:
+    """Whether all streams that are in use are on hold (RFC 3264, 8.4): silence in them means nothing."""
+    used = [line for line in media if line.port]
+    return bool(used) and all(
+        line.direction != "sendrecv" or (line.connection is not None and line.connection.host in ON_HOLD)
+        for line in used
+    )
+
+
+def read_sdp(data: bytes, start: int, end: int) -> Description:
+    """Read the description in `data[start:end]`. Malformed where a c= or m= line cannot be read."""
+    if not data.startswith(b"v=0", start):
+        raise Malformed("a session description without v=0", start)
+    found = Description()
+    session: Place | None = None
+    direction = "sendrecv"
+    media: Media | None = None
+    for match in _LINE.finditer(data, start, end):
+        key, span = match[1], match.span(2)
+        if key == b"m=":
+            media = _media(data, span, session, direction)
+            found.media.append(media)
+            if len(found.media) > _MOST_MEDIA:
+                raise Malformed("too many m= lines", span[0])
+        elif key == b"c=":
+            place = _place(_CONNECTION, data, span)
+            if place is None:
+                raise Malformed("c=", span[0])
+            found.connections.append(place)
+            if media is None:
+                session = place
+            else:
+                media.connection = place
+        elif key == b"o=":
+            found.origin = _place(_ORIGIN, data, span)
+        elif key == b"a=rtcp:":
+            if media is not None:
+                _rtcp(media, data, span)
+        elif key in (b"a=candidate:", b"a=ice-"):
+            found.ice = True
+        elif key != b"a=rtcp-mux":
+            if media is None:
+                direction = key[2:].decode()
+            else:
+                media.direction = key[2:].decode()
+    return found
+
+
+def _place(pattern: re.Pattern[bytes], data: bytes, span: Span) -> Place | None:
+    match = pattern.fullmatch(data, *span)
+    return Place(match[1].decode("latin-1"), *match.span(1)) if match else None
+
+
+def _media(data: bytes, span: Span, connection: Place | None, direction: str) -> Media:
+    match = _MEDIA.fullmatch(data, *span)
+    if match is None or int(match[2]) > 65535:
+        raise Malformed("m=", span[0])
+    many = match[3] is not None and int(match[3]) > _PAIR
+    return Media(
+        match[1].decode("latin-1"), int(match[2]), match.span(2), many, match[4], connection, direction=direction
+    )
+
+
+def _rtcp(media: Media, data: bytes, span: Span) -> None:
+    match = _RTCP.fullmatch(data, *span)
+    if match is None or not 0 < int(match[1]) < 65536:
+        return
+    if media.rtcp_port is not None:  # said twice: which one counts cannot be told
+        media.rtcp_port, media.rtcp_place = None, None
+        return
+    media.rtcp_port, media.rtcp_span = int(match[1]), match.span(1)
+    if match[2] is not None:
+        media.rtcp_place = Place(match[2].decode("latin-1"), *match.span(2))
