@@ -16,8 +16,9 @@ from gateway.cli.output import console, show_json, styled
 from gateway.config.rules import policy_of
 from gateway.config.schema import Config
 from gateway.model.errors import ConfigError
+from gateway.model.hosts import read_host
 from gateway.model.requests import CommandName, ConnectRequest
-from gateway.net.addresses import is_local
+from gateway.net.addresses import OwnAddresses
 from gateway.policy.decide import Explanation
 from gateway.policy.rules import DAYS, Decision
 
@@ -57,7 +58,7 @@ def parse_question(text: str) -> Question:
     except ValueError:
         raise ConfigError(f"--explain: the client {found['client']!r} is not an address") from None
     command: CommandName = next(name for name in get_args(CommandName) if name == found["command"])
-    request = ConnectRequest(command, client, host.removeprefix("[").removesuffix("]"), int(port), user, groups=groups)
+    request = ConnectRequest(command, client, read_host(host), int(port), user, groups=groups)
     return Question(request, _moment(found) if found["day"] else None)
 
 
@@ -71,11 +72,11 @@ def _moment(found: re.Match[str]) -> datetime:
 def explain(config: Config, source: str, text: str, as_json: bool = False) -> None:
     """Print which rule decides, for each address of the request's host. `source` names the configuration file."""
     question = parse_question(text)
-    policy = policy_of(config, lambda: question.at or datetime.now())
+    policy = policy_of(config, lambda: question.at or datetime.now(), OwnAddresses().has)
     request = question.request
     addresses, problem = _addresses(config, request.host)
     answers = [
-        (address, policy.explain(request, ipaddress.ip_address(address) if address else None, own=_own(address)))
+        (address, policy.explain(request, ipaddress.ip_address(address) if address else None))
         for address in addresses or [""]
     ]
     if as_json:
@@ -109,10 +110,6 @@ def _row(request: ConnectRequest, address: str, explanation: Explanation, source
             {"rule": name, "place": _place(place, source), "why": why} for name, place, why in explanation.passed
         ],
     }
-
-
-def _own(address: str) -> bool:
-    return bool(address) and is_local(address)
 
 
 def _addresses(config: Config, host: str) -> tuple[list[str], str]:

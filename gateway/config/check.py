@@ -12,7 +12,7 @@ from alg.address import Endpoint
 from alg.registry import BrokenModule, transports
 from gateway.config.rules import RuleError, compile_rules
 from gateway.config.schema import Config, parse_endpoint, port_range
-from gateway.model.hosts import canonical_name
+from gateway.model.hosts import TRANSLATION_LENGTHS, canonical_name
 
 
 class BadValue(Exception):
@@ -29,6 +29,10 @@ def check(config: Config) -> None:
             raise BadValue(f"network.inside_interfaces[{i}]: {name!r} is not the name of an interface")
     if network.inside_interfaces and not network.inside:
         raise BadValue("network.inside: must name the inside networks, as network.inside_interfaces is set")
+    for i, text in enumerate(network.nat64):
+        if _valid(f"network.nat64[{i}]", text, ipaddress.IPv6Network).prefixlen not in TRANSLATION_LENGTHS:
+            lengths = ", ".join(map(str, TRANSLATION_LENGTHS))
+            raise BadValue(f"network.nat64[{i}]: the length of {text} is none of {lengths}")
     if network.outside != "auto":
         _valid("network.outside", network.outside, ipaddress.ip_address)
     if not config.socks.listen and not config.transparent_enabled:

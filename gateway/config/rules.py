@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 
-from alg.address import canonical
+from alg.address import Address, canonical
 from gateway.config.schema import Config
 from gateway.config.schema_rules import RuleSection
 from gateway.model.hosts import canonical_name
-from gateway.policy.decide import Policy
+from gateway.policy.decide import Policy, nobodys
 from gateway.policy.rules import DAY, DAYS, WEEK, Decision, Limits, Prefix, Rule, ShareLimit
 
 SHARED = (
@@ -31,10 +31,14 @@ class RuleError(ValueError):
         self.key = key
 
 
-def policy_of(config: Config, now: Callable[[], datetime] | None = None) -> Policy:
-    """The policy of a configuration; `now` gives the local time (see Policy). Raises RuleError."""
+def policy_of(
+    config: Config,
+    now: Callable[[], datetime] | None = None,
+    is_own: Callable[[Address], bool] = nobodys,
+) -> Policy:
+    """The policy of a configuration; `now` and `is_own` as for Policy. Raises RuleError."""
     rules, access = compile_rules(config)
-    return Policy(config.inside_networks, rules, access, now)
+    return Policy(config.inside_networks, rules, access, now, is_own, config.nat64_prefixes)
 
 
 def compile_rule(section: RuleSection, label: str, place: str) -> Rule:

@@ -62,6 +62,14 @@ class NetworkSection(_Section, frozen=True):
             "so that no router on the way forgets it, and an end that is gone is found; 0: never."
         ),
     ] = 110.0
+    nat64: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Prefixes of a NAT64 of this network (RFC 6052), beside 64:ff9b::/96 and 64:ff9b:1::/48: rules "
+            "judge the IPv4 addresses behind them too.",
+            examples=[["2001:db8:64::/96"]],
+        ),
+    ] = ()
 
 
 class GssapiSection(_Section, frozen=True):
@@ -282,6 +290,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     @cached_property
     def inside_networks(self) -> tuple[Network, ...]:
         return tuple(ipaddress.ip_network(text) for text in self.network.inside)
+
+    @cached_property
+    def nat64_prefixes(self) -> tuple[ipaddress.IPv6Network, ...]:
+        return tuple(ipaddress.IPv6Network(text) for text in self.network.nat64)
 
     @cached_property
     def pinhole_ports(self) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from gateway.config.schema import AlgSection, Config
 from gateway.driver.stream import Inspection
 from gateway.flow.dial import Connection
 from gateway.flow.table import Flow, Flows
-from gateway.net.addresses import PublicAddress, is_local, public_address
+from gateway.net.addresses import PublicAddress, public_address
 from gateway.net.relay.poller import Watches
 from gateway.net.sockets import abort, endpoint, prepare
 from gateway.pinhole.backend import Backend, DataPaths
@@ -162,7 +162,7 @@ class FlowRunner:
         seen = Endpoint(public[Side.SERVER].advertised, own.port)
 
         def may_transfer(other: Endpoint) -> bool:
-            return self._policy.permits_transfer(flow.client, flow.user, flow.server, other, is_local)
+            return self._policy.permits_transfer(flow.client, flow.user, flow.server, other)
 
         transfers = may_transfer(flow.server)  # without a rule that names it, no other host needs to be asked for
         inspection = Inspection(

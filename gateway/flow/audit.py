@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Collection
 
 import structlog
@@ -11,7 +10,6 @@ from alg.address import Endpoint
 from gateway.flow.table import Flow, Flows
 from gateway.flow.upstream import Upstreams
 from gateway.model.requests import CommandName, ConnectRequest
-from gateway.net.addresses import is_local
 from gateway.policy.decide import Decision, Policy
 
 log = structlog.get_logger()
@@ -79,13 +77,13 @@ class Audit:
         request = self._request(flow)
         if request.command == "udp":
             return self._policy.decide_association(request)
-        client = self._policy.decide_client(request)
-        if not client.permit:
-            return client
-        by_name = self._policy.decide_name(request)
+        judgement = self._policy.judge(request)
+        if not judgement.client.permit:
+            return judgement.client
+        by_name = judgement.by_name
         if by_name is not None and self._upstreams.resolve_remotely(by_name):
             return by_name
-        return self._policy.decide(request, ipaddress.ip_address(flow.server.host), own=is_local(flow.server.host))
+        return judgement.at(flow.server.ip)
 
     def _request(self, flow: Flow) -> ConnectRequest:
         command = "transparent" if flow.front == "transparent" else _COMMANDS.get(flow.module, "connect")

@@ -20,7 +20,7 @@ from gateway.model.hosts import canonical_name
 from gateway.model.requests import ConnectRequest
 from gateway.net.addresses import is_local
 from gateway.net.resolver import ResolveError, Resolver
-from gateway.policy.decide import Decision, Policy
+from gateway.policy.decide import Decision, Judgement, Policy
 from gateway.policy.limits import LimitReached, RuleLimits, Session
 
 log = structlog.get_logger()
@@ -82,16 +82,16 @@ class Dialer:
     def dial(self, request: ConnectRequest) -> Connection:
         """A connection to the request's server, straight or through upstreams. Raises DialError."""
         deadline = time.monotonic() + CONNECT_TIMEOUT
-        client = self._policy.decide_client(request)
+        judgement = self._policy.judge(request)
+        client, by_name = judgement.client, judgement.by_name
         if not client.permit:
             _note(request, client)
             raise DialError("denied", f"client {request.client.host} is not allowed", client.rule)
-        by_name = self._policy.decide_name(request)
         if by_name is not None and self._upstreams.resolve_remotely(by_name):
             _note(request, by_name)
             return self._enter(request, by_name, [], deadline)
         failure = None
-        for decision, addresses in self._groups(request, deadline):
+        for decision, addresses in self._groups(request, judgement, deadline):
             _note(request, decision)
             if not decision.permit:
                 failure = failure or DialError("denied", f"{addresses[0]} is not allowed", decision.rule)
@@ -109,12 +109,14 @@ class Dialer:
         except OSError as error:
             raise dial_error(error) from error
 
-    def _groups(self, request: ConnectRequest, deadline: float) -> list[tuple[Decision, list[Address]]]:
+    def _groups(
+        self, request: ConnectRequest, judgement: Judgement, deadline: float
+    ) -> list[tuple[Decision, list[Address]]]:
         """The addresses of the request's host by what is decided on them, in the order in which to try them; those
         that are denied come first, so that a failure to connect is what is told in the end."""
         groups: list[tuple[Decision, list[Address]]] = []
         for address in self._addresses(request, deadline):
-            decision = self._policy.decide(request, address, own=is_local(str(address)))
+            decision = judgement.at(address)
             for other, addresses in groups:
                 if other == decision:
                     addresses.append(address)
@@ -179,7 +181,9 @@ class Dialer:
 
     def _source_for(self, addresses: list[Address]) -> Address | None:
         """The address to connect from; an upstream on this very host is reached from wherever the kernel likes."""
-        return None if any(is_local(str(address)) for address in addresses) else self._source
+        if self._source is None or any(is_local(str(address)) for address in addresses):
+            return None
+        return self._source
 
 
 def race(

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from alg.address import Address, canonical
 from gateway.flow.dial import DialError
+from gateway.model.hosts import parse_address
 from gateway.model.requests import ConnectRequest
-from gateway.net.addresses import is_local
 from gateway.net.resolver import ResolveError, Resolver
-from gateway.policy.decide import Decision, Policy
+from gateway.policy.decide import Decision, Judgement, Policy
 from gateway.policy.limits import LimitReached, RuleLimits, Session
 
 TIMEOUT = 10.0  # seconds to resolve a name
@@ -34,9 +34,7 @@ class Lookup:
 
     def check_client(self, request: ConnectRequest) -> None:
         """Raise DialError "denied" if this client may not ask at all."""
-        client = self._policy.decide_client(request)
-        if not client.permit:
-            raise DialError("denied", f"client {request.client.host} is not allowed", client.rule)
+        _permit_client(request, self._policy.judge(request))
 
     def admit_association(self, request: ConnectRequest) -> Admission:
         """Count a UDP association for its rule. DialError "denied" if this client may send no datagram to anybody, or
@@ -48,9 +46,8 @@ class Lookup:
 
     def admit(self, request: ConnectRequest, address: Address | None) -> Admission:
         """Count a permitted request for the rule that permits it at `address` (None: at any). Raises DialError."""
-        if address is None:
-            return self._count(request, self._policy.decide_client(request))
-        return self._count(request, self._policy.decide(request, address, own=is_local(str(address))))
+        judgement = self._policy.judge(request)
+        return self._count(request, judgement.client if address is None else judgement.at(address))
 
     def _count(self, request: ConnectRequest, decision: Decision) -> Admission:
         try:
@@ -61,13 +58,12 @@ class Lookup:
 
     def check(self, request: ConnectRequest, address: Address) -> None:
         """Raise DialError "denied" if the request may not be carried out at `address`."""
-        decision = self._policy.decide(request, address, own=is_local(str(address)))
-        if not decision.permit:
-            raise DialError("denied", f"{address} is not allowed", decision.rule)
+        _permit(self._policy.judge(request), address)
 
     def permitted(self, request: ConnectRequest) -> list[Address]:
         """The permitted addresses of the request's host, at least one. May wait for name servers. Raises DialError."""
-        self.check_client(request)
+        judgement = self._policy.judge(request)
+        _permit_client(request, judgement)
         try:
             addresses = self._resolver.resolve(request.host, time.monotonic() + TIMEOUT)
         except ResolveError as error:
@@ -75,7 +71,7 @@ class Lookup:
         permitted, refusal = [], DialError("name", f"{request.host} has no address")
         for address in map(canonical, addresses):
             try:
-                self.check(request, address)
+                _permit(judgement, address)
             except DialError as error:
                 refusal = error
             else:
@@ -86,12 +82,13 @@ class Lookup:
 
     def name_of(self, request: ConnectRequest) -> str:
         """The name of the address that is the request's host (PTR). Raises DialError."""
-        self.check_client(request)
+        judgement = self._policy.judge(request)
+        _permit_client(request, judgement)
         try:
-            address = canonical(request.host)
+            address = parse_address(request.host)
         except ValueError:
             raise DialError("name", f"{request.host} is not an address") from None
-        self.check(request, address)
+        _permit(judgement, address)
         try:
             return self._resolver.reverse(str(address), time.monotonic() + TIMEOUT)
         except ResolveError as error:
@@ -106,3 +103,14 @@ class Lookup:
         if anybody and not self._policy.permits_any_peer(request):
             raise DialError("denied", "no rule lets anybody in", "any-peer")
         return anybody
+
+
+def _permit_client(request: ConnectRequest, judgement: Judgement) -> None:
+    if not judgement.client.permit:
+        raise DialError("denied", f"client {request.client.host} is not allowed", judgement.client.rule)
+
+
+def _permit(judgement: Judgement, address: Address) -> None:
+    decision = judgement.at(address)
+    if not decision.permit:
+        raise DialError("denied", f"{address} is not allowed", decision.rule)

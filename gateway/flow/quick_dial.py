@@ -16,7 +16,6 @@ from gevent import get_hub
 from alg.address import Address
 from gateway.flow.dial import CONNECT_TIMEOUT, IP_BIND_ADDRESS_NO_PORT
 from gateway.model.requests import ConnectRequest
-from gateway.net.addresses import OwnAddresses
 from gateway.net.relay.poller import GONE, WRITE, Watch
 from gateway.net.relay.splice import Relay
 from gateway.net.relay.wheel import Entry
@@ -33,15 +32,15 @@ class QuickDialer:
     def __init__(self, policy: Policy, relay: Relay, source: str | None = None) -> None:
         self._policy = policy
         self._relay = relay
-        self._own = OwnAddresses()
         self._source = ipaddress.ip_address(source) if source else None
 
     def decide(self, request: ConnectRequest, address: Address) -> Decision | None:
         """The permission for a request that is simple; None for any other, and for what is not permitted: those are
         the `Dialer`'s, which decides again."""
-        if not self._policy.decide_client(request).permit or self._policy.demands_ident(request):
+        judgement = self._policy.judge(request)
+        if not judgement.client.permit or self._policy.demands_ident(request):
             return None
-        decision = self._policy.decide(request, address, own=self._own.has(request.host))
+        decision = judgement.at(address)
         if not decision.permit or decision.limits or decision.via or decision.chain or decision.log:
             return None
         return decision

@@ -1,11 +1,19 @@
-"""Host names: one spelling for one name, so that the rules judge the very name that is then looked up."""
+"""Names and addresses of hosts: one spelling for each, and the IPv4 addresses that IPv6 addresses carry.
+
+One spelling, so that the rules judge the very name that is then looked up; and what an address carries is judged too:
+a rule for an IPv4 address must not be passed by in the clothes of an IPv6 one.
+"""
 
 from __future__ import annotations
 
+import ipaddress
 import re
+from collections.abc import Sequence
 
 import dns.exception
 import dns.name
+
+from alg.address import Address, canonical
 
 MAX_LENGTH = 253
 
@@ -14,6 +22,7 @@ MAX_LENGTH = 253
 # something where names are written: in zone files, in lists, in rules (`*`), in addresses.
 _LABEL = re.compile(r"[a-z0-9_!$&'+=~-]{1,63}", re.ASCII)
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
+_NUMBERS = re.compile(r"[0-9.]+", re.ASCII)
 
 
 def canonical_name(text: str) -> str:
@@ -35,3 +44,101 @@ def canonical_name(text: str) -> str:
     if len(name) > MAX_LENGTH or not all(map(_LABEL.fullmatch, labels)) or _NUMBER.fullmatch(labels[-1]):
         raise ValueError(f"{text!r} is not a host name")
     return name
+
+
+def parse_address(text: str) -> Address:
+    """The address that a client's `text` is, an IPv4-mapped one as IPv4. ValueError for a name, and for an address with
+    a zone: which links a host has means nothing to its clients."""
+    ip = canonical(text)
+    if isinstance(ip, ipaddress.IPv6Address) and ip.scope_id is not None:
+        raise ValueError("a zone has no meaning for a client")
+    return ip
+
+
+def read_host(text: str) -> str:
+    """The one spelling of the host that a client names: the canonical text of an address, also of one in brackets (as
+    in a URI, RFC 3986 section 3.2.2), or a name as `canonical_name` has it. What is neither stays as it is: it will not
+    be found, and that is what its client is to be told."""
+    if ":" in text or _NUMBERS.fullmatch(text):
+        try:
+            bracketed = text.startswith("[") and text.endswith("]")
+            return str(parse_address(text[1:-1] if bracketed else text))
+        except ValueError:
+            return text
+    try:
+        return canonical_name(text)
+    except ValueError:
+        return text
+
+
+def name_of(host: str) -> str | None:
+    """The name that `host`, as `read_host` spells it, is; None for an address, and for what cannot be a name."""
+    if ":" in host or _NUMBERS.fullmatch(host):
+        return None
+    try:
+        return canonical_name(host)
+    except ValueError:
+        return None
+
+
+TRANSLATION_LENGTHS = (32, 40, 48, 56, 64, 96)
+"""Lengths that a prefix of NAT64 may have (RFC 6052 section 2.2)."""
+
+_LOW = 0xFFFFFFFF
+_LOCAL_TRANSLATION = 0x64FF9B0001  # 64:ff9b:1::/48 (RFC 8215)
+# An IPv4 address whose packets go nowhere (RFC 1122 section 3.2.1.3), so no reading of an address that means anything.
+_NOWHERE = 1 << 24
+
+
+def seen_through(address: Address, nat64: Sequence[ipaddress.IPv6Network] = ()) -> tuple[Address, ...]:
+    """The address itself, an IPv4-mapped one as IPv4, and behind it the IPv4 addresses to which its packets may go on.
+
+    Those are: what a translator of `nat64` (prefixes as RFC 6052 section 2.2 has them), of 64:ff9b::/96 or of a prefix
+    within 64:ff9b:1::/48 (RFC 8215; how long it is only the network knows, so all readings count) makes of it; the one
+    in a 6to4 (2002::/16, RFC 3056), ISATAP (RFC 5214), IPv4-compatible or IPv4-translated (RFC 2765) address; the
+    server and the client in a Teredo address (2001::/32, RFC 4380). Whoever permits `address` must permit them all.
+    A zone says nothing here and is left out.
+    """
+    ip = canonical(address)
+    if isinstance(ip, ipaddress.IPv4Address):
+        return (ip,)
+    number = int(ip)
+    if ip.scope_id is not None:
+        ip = ipaddress.IPv6Address(number)
+    found = list(_carried(number, nat64))
+    return (ip, *map(ipaddress.IPv4Address, found)) if found else (ip,)
+
+
+def _carried(number: int, nat64: Sequence[ipaddress.IPv6Network]) -> Sequence[int]:
+    """The IPv4 addresses in the IPv6 address `number`."""
+    found: list[int] = []
+    if number >> 112 == 0x2002:
+        found.append(number >> 80 & _LOW)
+    elif number >> 96 == 0x20010000:
+        found += (number >> 64 & _LOW, ~number & _LOW)
+    elif number >> 32 in (0x64FF9B << 64, 0xFFFF0000) or (number >> 32 == 0 and number > 1):  # not :: and ::1
+        found.append(number & _LOW)
+    elif number >> 80 == _LOCAL_TRANSLATION:
+        known = [prefix.prefixlen for prefix in nat64 if _is_in(number, prefix)]
+        readings = [_translated(number, length) for length in known or TRANSLATION_LENGTHS[2:]]
+        found += [one for one in readings if known or one >= _NOWHERE]
+        nat64 = ()
+    for prefix in nat64:
+        if _is_in(number, prefix):
+            found.append(_translated(number, prefix.prefixlen))
+    if number >> 32 & 0xFDFFFFFF == 0x5EFE:  # whatever the prefix is
+        found.append(number & _LOW)
+    return found
+
+
+def _is_in(number: int, prefix: ipaddress.IPv6Network) -> bool:
+    return number >> 128 - prefix.prefixlen == int(prefix.network_address) >> 128 - prefix.prefixlen
+
+
+def _translated(number: int, length: int) -> int:
+    """The IPv4 address behind a prefix of that length (RFC 6052 section 2.2): bits 64 to 71 are never part of it."""
+    if length == 96:
+        return number & _LOW
+    behind = length - 32  # bits of it that stand behind those
+    before = number >> 64 & (1 << 64 - length) - 1
+    return before << behind | number >> 56 - behind & (1 << behind) - 1

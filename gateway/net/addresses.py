@@ -1,14 +1,38 @@
-"""Whether an address is one of this host's own, and which of them the world sees."""
+"""Which addresses are this host's own, as its kernel says, and which of them the world sees."""
 
 from __future__ import annotations
 
+import _socket
+import ctypes
 import ipaddress
 import socket
-import time
+import struct
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from time import monotonic
 
-from alg.address import Address
-from gateway.model.embedded import seen_through
+from alg.address import Address, parse_ip
+from gateway.model.hosts import seen_through
+
+# <linux/rtnetlink.h>
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTA_DST = 1
+RTN_UNSPEC, RTN_UNICAST, RTN_LOCAL, RTN_BROADCAST, RTN_ANYCAST, RTN_MULTICAST = range(6)
+RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV4_RULE = 0x1, 0x10, 0x40, 0x80
+RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE, RTMGRP_IPV6_RULE = 0x100, 0x400, 0x40000
+NLMSG_ERROR = 2
+NLM_F_REQUEST = 1
+
+LOOK = 0.001
+"""Seconds between two looks at what the kernel has said of changes: each is a system call."""
+
+_OWN = frozenset({RTN_LOCAL, RTN_BROADCAST, RTN_ANYCAST})
+_HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
+_ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg: family, lengths of destination and source, tos, table, ..., type, flags
+_ATTRIBUTE = struct.Struct("=HH")
+_TYPE_AT = _HEADER.size + 7
+_SO_ATTACH_FILTER = 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,60 +51,143 @@ def public_address(outside: str, facing: str) -> PublicAddress:
     return PublicAddress(outside if is_local(outside) else facing, outside)
 
 
-def is_local(host: str) -> bool:
-    """Whether `host`, the text of an address, is one of this host's own (loopback and unspecified are), or embeds one.
-
-    The kernel says, without privilege: a packet to one's own address is sent from that address. No packet is sent.
-    ValueError for a name.
-    """
-    return any(_is_local(ip) for ip in seen_through(ipaddress.ip_address(host)))
-
-
 class OwnAddresses:
-    """`is_local`, asked of the kernel at most once in `lifetime` seconds for each address: a dial a time would cost a
-    socket each."""
+    """What the kernel says of addresses: the type of the route that a packet to them takes, asked without privilege.
 
-    def __init__(self, lifetime: float = 1.0, size: int = 4096) -> None:
-        self._lifetime = lifetime
+    Answers are remembered until the kernel says that addresses, links, rules or local routes have changed. It says so
+    before whoever changes them is told that it was done; so an answer is never older than LOOK seconds.
+    """
+
+    def __init__(self, size: int = 4096) -> None:
         self._size = size
-        self._known: dict[str, tuple[float, bool]] = {}
+        self._known: dict[int, dict[int, int]] = {4: {}, 6: {}}
+        self._next_look = 0.0
+        self._sequence = 0
+        # The sockets of the C library: an answer is there when the question has been sent, so there is nobody to wait
+        # for.
+        self._socket = _netlink(0)
+        groups = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV4_RULE
+        self._events = _netlink(groups | RTMGRP_IPV6_IFADDR | RTMGRP_IPV6_ROUTE | RTMGRP_IPV6_RULE)
+        _hear_only_of_local_routes(self._events)
 
-    def has(self, host: str) -> bool:
-        """Whether `host`, the text of an address, is or embeds one of this host's own. ValueError for a name."""
-        now = time.monotonic()
-        known = self._known.get(host)
-        if known is not None and known[0] > now:
-            return known[1]
-        if len(self._known) >= self._size:
-            self._known.clear()
-        answer = is_local(host)
-        self._known[host] = (now + self._lifetime, answer)
-        return answer
+    def close(self) -> None:
+        """Give the sockets back."""
+        self._socket.close()
+        self._events.close()
+
+    def has(self, address: Address) -> bool:
+        """Whether packets to this very address end at this host: it is one of its own, or a broadcast or anycast
+        address that it listens to. What the address may carry in it is not looked at (`seen_through`)."""
+        return self._type_of(address) in _OWN
+
+    def is_local(self, host: str) -> bool:
+        """Whether `host`, the text of an address, is one of this host's own, from which it may send. ValueError for a
+        name."""
+        return self._type_of(parse_ip(host)) == RTN_LOCAL
+
+    def _type_of(self, address: Address) -> int:
+        now = monotonic()
+        if now >= self._next_look:
+            self._forget_what_changed()
+            self._next_look = now + LOOK
+        known, number = self._known[address.version], int(address)
+        kind = known.get(number)
+        if kind is None:
+            kind = self._ask(address)
+            if len(known) >= self._size:
+                known.clear()
+            known[number] = kind
+        return kind
+
+    def _forget_what_changed(self) -> None:
+        while True:
+            try:
+                self._events.recv(65536)
+            except BlockingIOError:
+                return
+            except OSError:  # ENOBUFS: there was more than the kernel could tell us
+                pass
+            for known in self._known.values():
+                known.clear()
+
+    def _ask(self, address: Address) -> int:
+        """RTN_UNSPEC where there is no route."""
+        self._sequence = self._sequence + 1 & 0xFFFFFFFF
+        packed = address.packed
+        family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
+        body = _ROUTE.pack(family, len(packed) * 8, 0, 0, 0, 0, 0, 0, 0)
+        body += _ATTRIBUTE.pack(_ATTRIBUTE.size + len(packed), RTA_DST) + packed
+        length = _HEADER.size + len(body)
+        self._socket.send(_HEADER.pack(length, RTM_GETROUTE, NLM_F_REQUEST, self._sequence, 0) + body)
+        while True:
+            answer = self._socket.recv(65536)
+            _, kind, _, sequence, _ = _HEADER.unpack_from(answer)
+            if sequence == self._sequence:
+                return answer[_TYPE_AT] if kind == RTM_NEWROUTE else RTN_UNSPEC
 
 
-def _is_local(ip: Address) -> bool:
-    if ip.is_loopback or ip.is_unspecified:
-        return True
-    if isinstance(ip, ipaddress.IPv4Address):
-        return _source_for(socket.AF_INET, (str(ip), 9)) == str(ip)
-    # A link-local address means something only on a link, and which link is not known here: any.
-    scopes = [index for index, _name in socket.if_nameindex()] if ip.is_link_local else [0]
-    return any(_source_for(socket.AF_INET6, (str(ip), 9, 0, scope)) == str(ip) for scope in scopes)
+def is_own(host: str) -> bool:
+    """Whether packets to `host`, the text of an address, end at this host, in any spelling: also those to an IPv4
+    address that it carries. A single question; for many there is `OwnAddresses`. ValueError for a name."""
+    own = OwnAddresses()
+    try:
+        return any(ip.is_unspecified or own.has(ip) for ip in seen_through(ipaddress.ip_address(host)))
+    finally:
+        own.close()
+
+
+def is_local(host: str) -> bool:
+    """`OwnAddresses.is_local` as a single question. ValueError for a name."""
+    own = OwnAddresses()
+    try:
+        return own.is_local(host)
+    finally:
+        own.close()
 
 
 def source_towards(host: str) -> str | None:
     """The address of this host that faces `host`, the text of an address; None where there is no route to it."""
-    ip = ipaddress.ip_address(host)
-    return _source_for(socket.AF_INET if ip.version == 4 else socket.AF_INET6, (host, 9))
-
-
-def _source_for(family: socket.AddressFamily, address: tuple[str, int] | tuple[str, int, int, int]) -> str | None:
-    """The address that the kernel would send from to `address`; None where there is no route."""
+    ip = _without_zone(parse_ip(host))
+    family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.setblocking(False)  # never blocks; keeps gevent from resolving the address in a thread
         try:
-            probe.connect(address)
+            probe.connect((str(ip), 9))
         except OSError:
             return None
         source: str = probe.getsockname()[0]
         return source.partition("%")[0]
+
+
+def _without_zone(ip: Address) -> Address:
+    if isinstance(ip, ipaddress.IPv6Address) and ip.scope_id is not None:
+        return ipaddress.IPv6Address(int(ip))
+    return ip
+
+
+def _netlink(groups: int) -> _socket.socket:
+    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    sock = _socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
+    try:
+        sock.bind((0, groups))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _hear_only_of_local_routes(sock: _socket.socket) -> None:
+    """A router that learns routes from others hears thousands of changes that say nothing of its own addresses: of
+    messages on routes take only those whose type is not RTN_UNICAST (a filter as bpf(4) has them)."""
+    low_byte = 4 if sys.byteorder == "little" else 5  # of nlmsg_type
+    program: Sequence[tuple[int, int, int, int]] = (
+        (0x30, 0, 0, low_byte),  # ldb [type]
+        (0x15, 1, 0, RTM_NEWROUTE),  # jeq: look at its type
+        (0x15, 0, 2, RTM_DELROUTE),  # jeq; else take it
+        (0x30, 0, 0, _TYPE_AT),  # ldb [rtm_type]
+        (0x15, 1, 0, RTN_UNICAST),  # jeq: leave it
+        (0x06, 0, 0, 0xFFFFFFFF),  # ret: take it
+        (0x06, 0, 0, 0),  # ret: leave it
+    )
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in program))
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program), ctypes.addressof(code)))

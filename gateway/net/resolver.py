@@ -6,7 +6,6 @@ which may be before gevent's monkey patch; so `_Nameserver` does the query itsel
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import struct
 import time
@@ -26,7 +25,7 @@ import gevent
 import gevent.socket as gsocket
 import msgspec
 
-from gateway.model.hosts import canonical_name
+from gateway.model.hosts import canonical_name, parse_address
 from gateway.observe.counters import count, observe
 
 ResolveFailure = Literal["nxdomain", "timeout", "servfail", "invalid"]
@@ -239,7 +238,7 @@ def _query(resolver: dns.resolver.Resolver, host: str, kind: str, lifetime: floa
     if answer.rrset is None:
         ttl = min(max(ttl, MIN_TTL), NEGATIVE_TTL)
         return _Answer(now() + ttl, detail=f"{host}: the name has no address")
-    addresses = tuple(_canonical(record.address) for record in answer.rrset)[:MAX_ADDRESSES]
+    addresses = tuple(str(parse_address(record.address)) for record in answer.rrset)[:MAX_ADDRESSES]
     return _Answer(now() + min(max(ttl, MIN_TTL), MAX_TTL), addresses)
 
 
@@ -308,20 +307,9 @@ def _exactly(sock: gsocket.socket, count: int) -> bytes:
 def _literal(name: str) -> str | None:
     """The canonical text if `name` is an address."""
     try:
-        return _canonical(name)
+        return str(parse_address(name))
     except ValueError:
         return None
-
-
-def _canonical(text: str) -> str:
-    """One spelling for one address, so that a rule for an IPv4 address cannot be passed by in IPv6 clothes."""
-    ip = ipaddress.ip_address(text)
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip.scope_id is not None:
-            raise ValueError("a scope has no meaning for a client")
-        if ip.ipv4_mapped is not None:
-            ip = ip.ipv4_mapped
-    return str(ip)
 
 
 def _host_name(name: str) -> str:

@@ -9,8 +9,7 @@ from datetime import datetime
 import msgspec
 
 from alg.address import Address, Endpoint, canonical
-from gateway.model.embedded import seen_through
-from gateway.model.hosts import canonical_name
+from gateway.model.hosts import name_of, seen_through
 from gateway.model.requests import ConnectRequest, Network
 from gateway.policy.index import RuleIndex
 from gateway.policy.rules import (
@@ -23,7 +22,7 @@ from gateway.policy.rules import (
     why_not_apart_from_target,
 )
 
-__all__ = ["Decision", "Explanation", "Policy"]
+__all__ = ["Decision", "Explanation", "Judgement", "Policy"]
 
 CLIENTS = 4096  # of whom a decision is remembered
 _THIS_NETWORK = ipaddress.ip_network(
@@ -33,6 +32,11 @@ _BROADCAST = ipaddress.ip_address("255.255.255.255")
 _LOOPBACK = (Prefix.of(ipaddress.ip_network("127.0.0.0/8")), Prefix.of(ipaddress.ip_network("::1/128")))
 _LINK_LOCAL = (Prefix.of(ipaddress.ip_network("169.254.0.0/16")), Prefix.of(ipaddress.ip_network("fe80::/10")))
 _NEVER = Prefix(0, 0, 0)  # of no version: no rule can name what is in it
+
+
+def nobodys(_address: Address) -> bool:
+    """No address is this host's own."""
+    return False
 
 
 class Explanation(msgspec.Struct, frozen=True):
@@ -53,9 +57,12 @@ class Policy:
         rules: Sequence[Rule] = (),
         access: Sequence[Rule] = (),
         now: Callable[[], datetime] | None = None,
+        is_own: Callable[[Address], bool] = nobodys,
+        nat64: Sequence[ipaddress.IPv6Network] = (),
     ) -> None:
         """`rules` are asked first and govern all commands, then `access` (of the access file), which governs those of
-        SOCKS. `now` gives the local time; without it rules with a time match as at the start of the week."""
+        SOCKS. `now` gives the local time; without it rules with a time match as at the start of the week. `is_own`:
+        whether packets to an address end at this host. `nat64`: prefixes behind which a translator finds IPv4."""
         self._inside = tuple(inside)
         self._inside_prefixes = tuple(Prefix.of(network) for network in inside)
         self._index = RuleIndex([*rules, *access])
@@ -63,6 +70,8 @@ class Policy:
         self._has_access = bool(access)
         self._any_bind_peer = any(rule.any_peer for rule in self._index.rules)
         self._now = now
+        self._is_own = is_own
+        self._nat64 = tuple(nat64)
         self._clients: dict[str, bool] = {}  # whether they may ask where there are no rules, as far as it was asked
 
     def become(self, other: Policy) -> None:
@@ -71,52 +80,12 @@ class Policy:
         self._index = other._index
         self._has_rules, self._has_access = other._has_rules, other._has_access
         self._any_bind_peer = other._any_bind_peer
+        self._nat64 = other._nat64
         self._clients = {}
 
-    def decide_client(self, request: ConnectRequest) -> Decision:
-        """Whether this client may ask at all; asked before a name is resolved, so that strangers cause no lookups.
-
-        A permission says only that a rule may permit it, at some address of the name.
-        """
-        if not self._governed(request):
-            return self._default(request)
-        rule = self._by_name(self._query(request))
-        if rule is None:
-            return Decision(False, "none")
-        return rule.decision
-
-    def decide_name(self, request: ConnectRequest) -> Decision | None:
-        """What is decided by the name alone, for an upstream that resolves it. None if it depends on its address, or
-        if no rule sends it to an upstream."""
-        if not self._governed(request):
-            return None
-        query = self._query(request)
-        rule = self._by_name(query)
-        if rule is None or query.name is None or not (rule.decision.via or rule.decision.chain):
-            return None
-        definite = self._index.everywhere | self._index.named(query.name)
-        return rule.decision if self._index.first(definite & 1 << self._index.rules.index(rule)) else None
-
-    def decide(self, request: ConnectRequest, address: Address, *, own: bool) -> Decision:
-        """Whether `request` may be carried out at `address`: the one that its name resolved to, or was given.
-
-        `own`: whether it, or an IPv4 address embedded in it, is an address of this host. The caller dials exactly the
-        address that was decided on. An address that embeds others is permitted only if all of them are.
-        """
-        if not self._governed(request):
-            return self._decide_default(request, address, own)
-        query = self._query(request)
-        static = self._index.apart_from_target(query)
-        first: Decision | None = None
-        for target in seen_through(address):
-            kind, protected = self._protection(target, own)
-            rule = self._index.first_match(query, static, target, protected)
-            decision = rule.decision if rule is not None else Decision(False, kind or "none")
-            if not decision.permit:
-                return decision
-            first = first or decision
-        assert first is not None
-        return first
+    def judge(self, request: ConnectRequest) -> Judgement:
+        """All that is to be decided on a request; its selectors but `to` are looked at once, now."""
+        return Judgement(self, request)
 
     def decide_association(self, request: ConnectRequest) -> Decision:
         """Whether the client of a UDP ASSOCIATE may send any datagram at all. Where to is not known yet: `decide` is
@@ -131,14 +100,11 @@ class Policy:
             return never.decision if never is not None else Decision(False, "none")
         return rule.decision
 
-    def permits_transfer(
-        self, client: Endpoint, user: str | None, server: Endpoint, other: Endpoint, is_own: Callable[[str], bool]
-    ) -> bool:
+    def permits_transfer(self, client: Endpoint, user: str | None, server: Endpoint, other: Endpoint) -> bool:
         """Whether an FTP client may have `server`, of its control connection, exchange files with `other` (FXP): only
-        where one rule of the command "fxp" names both. `is_own`: whether an address is one of this host."""
+        where one rule of the command "fxp" names both."""
         decisions = [
-            self.decide(ConnectRequest("fxp", client, end.host, end.port, user), end.ip, own=is_own(end.host))
-            for end in (server, other)
+            self.judge(ConnectRequest("fxp", client, end.host, end.port, user)).at(end.ip) for end in (server, other)
         ]
         return decisions[0].permit and decisions[0] is decisions[1]
 
@@ -163,17 +129,15 @@ class Policy:
         before = ((decides & -decides) - 1) if decides else -1  # the rules that are asked before that one
         return bool(found & index.ident & before)
 
-    def explain(self, request: ConnectRequest, address: Address | None, *, own: bool) -> Explanation:
-        """The same decision as `decide`, or without an address as `decide_client`, and how it came about. Slow."""
-        if address is None:
-            decision = self.decide_client(request)
-            targets: tuple[Address, ...] = ()
-        else:
-            decision = self.decide(request, address, own=own)
-            targets = seen_through(address)
-        if not self._governed(request):
+    def explain(self, request: ConnectRequest, address: Address | None) -> Explanation:
+        """The same decision as `Judgement.at`, or without an address as `Judgement.client`, and how it came about.
+        Slow."""
+        judgement = self.judge(request)
+        decision = judgement.client if address is None else judgement.at(address)
+        targets = () if address is None else seen_through(address, self._nat64)
+        query = judgement.query
+        if query is None:
             return Explanation(decision, "", [])
-        query = self._query(request)
         passed: list[tuple[str, str, str]] = []
         for rule in self._index.rules:
             if rule.decision is decision:
@@ -181,7 +145,7 @@ class Policy:
             if address is None:
                 why = why_not_apart_from_target(rule, query) or "to: holds addresses, and the name has none here"
             else:
-                reasons = [why_not(rule, query, target, self._protection(target, own)[1]) for target in targets]
+                reasons = [why_not(rule, query, target, self._protection(target)[1]) for target in targets]
                 why = next((reason for reason in reasons if reason), "")
             passed.append((rule.label, rule.place, why))
         return Explanation(decision, "", passed)
@@ -194,20 +158,14 @@ class Policy:
         return Query(
             request.command,
             canonical(request.client.host),
-            _name(request.host),
+            name_of(request.host),
             request.port,
             request.user,
             request.groups if request.user is not None else (),
             minute_of_week(self._now()) if self._now is not None else 0,
         )
 
-    def _by_name(self, query: Query) -> Rule | None:
-        """The first rule that matches whatever the address is, or permits some addresses."""
-        index = self._index
-        candidates = index.everywhere | index.named(query.name) | (index.by_prefix & index.permits)
-        return index.first(index.apart_from_target(query) & candidates)
-
-    def _protection(self, target: Address, own: bool) -> tuple[str, Prefix | None]:
+    def _protection(self, target: Address) -> tuple[str, Prefix | None]:
         """What kind of address it is that only a rule which names it permits, and the range of that kind; "" and None
         for an ordinary one."""
         version = 0 if target.version == 4 else 1
@@ -219,23 +177,13 @@ class Policy:
             return "link-local", _LINK_LOCAL[version]
         if target.is_multicast or target == _BROADCAST:
             return "multicast", _NEVER
-        if own:
+        if self._is_own(target):
             bits = target.max_prefixlen
             return "own", Prefix(target.version, int(target), (1 << bits) - 1)
         for prefix in self._inside_prefixes:
             if prefix.contains(target):
                 return "inside", prefix
         return "", None
-
-    def _decide_default(self, request: ConnectRequest, address: Address, own: bool) -> Decision:
-        decision = self._default(request)
-        if not decision.permit:
-            return decision
-        for target in seen_through(address):
-            kind, _ = self._protection(target, own)
-            if kind:
-                return Decision(False, kind)
-        return decision
 
     def _default(self, request: ConnectRequest) -> Decision:
         if request.command == "fxp":
@@ -250,9 +198,64 @@ class Policy:
         return Decision(permit, "default" if permit else "client")
 
 
-def _name(host: str) -> str | None:
-    """The canonical form of a name; None for an address, and for what no resolver will take for a name."""
-    try:
-        return canonical_name(host)
-    except ValueError:
-        return None
+class Judgement:
+    """What the rules say of one request.
+
+    `client`: whether this client may ask at all, to be looked at before a name is resolved, so that strangers cause no
+    lookups; a permission says only that a rule may permit it, at some address of the name. `query`: the request as the
+    rules are asked; None where no rules govern it.
+    """
+
+    __slots__ = ("_index", "_named", "_policy", "_rule", "_static", "client", "query")
+
+    def __init__(self, policy: Policy, request: ConnectRequest) -> None:
+        self._policy = policy
+        self._index = index = policy._index  # other rules may come before this is over
+        self._rule: Rule | None = None
+        self.query: Query | None
+        if not policy._governed(request):
+            self.query = None
+            self.client = policy._default(request)
+            return
+        self.query = query = policy._query(request)
+        self._static = static = index.apart_from_target(query)
+        self._named = named = index.named(query.name)
+        # The first rule that matches whatever the address is, or permits some addresses.
+        self._rule = index.first(static & (index.everywhere | named | (index.by_prefix & index.permits)))
+        self.client = self._rule.decision if self._rule is not None else Decision(False, "none")
+
+    @property
+    def by_name(self) -> Decision | None:
+        """What is decided by the name alone, for an upstream that resolves it. None if it depends on its address, or
+        if no rule sends it to an upstream."""
+        rule, query = self._rule, self.query
+        if rule is None or query is None or query.name is None or not (rule.decision.via or rule.decision.chain):
+            return None
+        index = self._index
+        definite = index.everywhere | self._named
+        return rule.decision if index.first(definite & 1 << index.rules.index(rule)) else None
+
+    def at(self, address: Address) -> Decision:
+        """Whether the request may be carried out at `address`: the one that its name resolved to, or was given.
+
+        The caller dials exactly the address that was decided on. One that carries others is permitted only if all of
+        them are.
+        """
+        policy, query = self._policy, self.query
+        if query is None:
+            if self.client.permit:
+                for target in seen_through(address, policy._nat64):
+                    kind, _ = policy._protection(target)
+                    if kind:
+                        return Decision(False, kind)
+            return self.client
+        first: Decision | None = None
+        for target in seen_through(address, policy._nat64):
+            kind, protected = policy._protection(target)
+            rule = self._index.first_match(query.name, self._static, self._named, target, protected)
+            decision = rule.decision if rule is not None else Decision(False, kind or "none")
+            if not decision.permit:
+                return decision
+            first = first or decision
+        assert first is not None
+        return first

@@ -144,11 +144,14 @@ class RuleIndex:
         """The first rule of a set."""
         return self.rules[(found & -found).bit_length() - 1] if found else None
 
-    def first_match(self, query: Query, static: int, target: Address, protected: Prefix | None) -> Rule | None:
-        """The first rule that matches at `target`; `static`: of `apart_from_target`."""
-        found = static & (self.everywhere | self.named(query.name) | self.at(target))
+    def first_match(
+        self, name: str | None, static: int, named: int, target: Address, protected: Prefix | None
+    ) -> Rule | None:
+        """The first rule that matches at `target`, which was asked for by `name`; `static`: of `apart_from_target`,
+        `named`: of `named`."""
+        found = static & (self.everywhere | named | self.at(target))
         if protected is not None:
-            found &= ~self.permits | self.naming(query.name, target, protected)
+            found &= ~self.permits | self.naming(name, target, protected)
         return self.first(found)
 
 

@@ -36,7 +36,7 @@ from gateway.front.transparent.tcp import TransparentFront
 from gateway.front.udp.associate import UdpAssociateCommand
 from gateway.front.udp.reader import MessageReader
 from gateway.front.udp.routes import Options
-from gateway.net.addresses import is_local
+from gateway.net.addresses import OwnAddresses
 from gateway.net.relay.splice import Relay
 from gateway.net.resolver import Resolver
 from gateway.net.sockets import keep_alive_after
@@ -49,13 +49,15 @@ from gateway.process.authentication import Authentication
 
 
 class Ground(NamedTuple):
-    """What of a worker outlives a configuration. `kernel`: the backend of unconfigured clients' pinholes."""
+    """What of a worker outlives a configuration. `own`: what the kernel says of addresses. `kernel`: the backend of
+    unconfigured clients' pinholes."""
 
     relay: Relay
     flows: Flows
     acceptor: Acceptor
     userspace: UserspacePinholes
     kernel: Backend
+    own: OwnAddresses
     policy: Policy
     limits: RuleLimits
 
@@ -69,10 +71,10 @@ class Service:
     def __init__(self, config: Config, files: Mapping[str, int], ground: Ground, before: Service | None = None) -> None:
         self._config = config
         self._ground = ground
-        self._rules = policy_of(config, datetime.now)
+        self._rules = policy_of(config, datetime.now, ground.own.has)
         flows, userspace, kernel, policy = ground.flows, ground.userspace, ground.kernel, ground.policy
         outside = config.network.outside
-        source = outside if outside != "auto" and is_local(outside) else None
+        source = outside if outside != "auto" and ground.own.is_local(outside) else None
         resolver, upstreams = resolver_of(config.dns), Upstreams(upstreams_of(config))
         dialer = Dialer(policy, resolver, source, ground.limits, upstreams)
         lookup = Lookup(policy, resolver, ground.limits)

@@ -32,7 +32,7 @@ from gateway.flow.table import HALF_CLOSE_TIMEOUT, IDLE_TIMEOUT, Flow, Flows
 from gateway.front.accept import Acceptor
 from gateway.front.udp.association import Association
 from gateway.model.errors import AlgateError
-from gateway.net.addresses import is_local
+from gateway.net.addresses import OwnAddresses
 from gateway.net.relay.splice import Relay
 from gateway.net.sockets import keep_alive_after
 from gateway.observe.admin import Rows, answer
@@ -92,13 +92,15 @@ class Worker:
             self._flows, config.pinhole_ports, config.pinhole.per_client, config.pinhole.rate, admission
         )
         self._acceptor = Acceptor()
+        own = OwnAddresses()
         self._ground = Ground(
             relay,
             self._flows,
             self._acceptor,
             self._userspace,
             KernelPinholes(broker) if broker else self._userspace,
-            policy_of(config, datetime.now),
+            own,
+            policy_of(config, datetime.now, own.has),
             RuleLimits(config.worker_count, time.time() - time.monotonic()),
         )
         self._service = Service(config, boot.files, self._ground)
@@ -238,11 +240,11 @@ class Worker:
 
     def _end_departed(self) -> None:
         """Nothing comes to an address that is gone: say so by a reset, as silence would be waited out for long."""
-        for flow, host in self._flows.departed(is_local):
+        for flow, host in self._flows.departed(self._ground.own.is_local):
             log.warning("flow.departed", **flow.names(), address=host)
             if flow.carrier is not None:
                 flow.carrier.abort()
-        self._userspace.close_departed(is_local)
+        self._userspace.close_departed(self._ground.own.is_local)
 
     # --- what is asked over the admin socket ------------------------------------------------------------------------
 

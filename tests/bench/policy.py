@@ -46,7 +46,7 @@ def sections(chance: random.Random, count: int) -> list[RuleSection]:
 
 
 def measure(count: int) -> tuple[float, float, float]:
-    """Seconds to build the policy; the median and the 99th percentile of a decision (decide_client and decide)."""
+    """Seconds to build the policy; the median and the 99th percentile of a decision on a client and an address."""
     chance = random.Random(1)
     wanted = sections(chance, count)
     began = time.perf_counter()
@@ -65,8 +65,9 @@ def measure(count: int) -> tuple[float, float, float]:
     for number in range(ROUNDS):
         request, address = asked[number % len(asked)]
         start = time.perf_counter()
-        policy.decide_client(request)
-        policy.decide(request, address, own=False)
+        judgement = policy.judge(request)
+        assert judgement.client is not None
+        judgement.at(address)
         times.append(time.perf_counter() - start)
     return built, statistics.median(times), statistics.quantiles(times, n=100)[98]
 

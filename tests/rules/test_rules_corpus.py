@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from alg.address import canonical
 from gateway.cli.explain import parse_question
 from gateway.config.load import load_config
 from gateway.config.rules import policy_of
@@ -33,7 +34,9 @@ def test_what_is_decided(path: Path, line: str, monkeypatch: pytest.MonkeyPatch)
     assert found, f"{path.name}: {line!r} is not as README.md has it"
     question = parse_question(found["question"])
     config = load_config(path)
-    policy = policy_of(config, (lambda: question.at) if question.at else None)  # type: ignore[arg-type,return-value]
     address = ipaddress.ip_address(found["address"] or question.request.host)
-    decision = policy.decide(question.request, address, own=found["own"] is not None)
+    own = canonical(address) if found["own"] else None
+    at = question.at
+    policy = policy_of(config, (lambda: at) if at else None, lambda one: one == own)
+    decision = policy.judge(question.request).at(address)
     assert ("permit" if decision.permit else "deny", decision.rule) == (found["word"], found["rule"])

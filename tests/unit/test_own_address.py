@@ -7,24 +7,37 @@ import socket
 import pytest
 
 from gateway.front.transparent.original_dst import original_destination
-from gateway.net.addresses import is_local
+from gateway.net.addresses import is_local, is_own
 
 
 @pytest.mark.parametrize(
-    "host", ["127.0.0.1", "127.9.8.7", "::1", "0.0.0.0", "::", "::ffff:127.0.0.1", "::ffff:0.0.0.0"]
+    "host",
+    [
+        *("127.0.0.1", "127.9.8.7", "::1", "0.0.0.0", "::", "::ffff:127.0.0.1", "::ffff:0.0.0.0", "::1%lo", "::1%1"),
+        *("64:ff9b::127.0.0.1", "64:ff9b:1::127.0.0.1", "2002:7f00:1::", "127.255.255.255"),
+    ],
 )
 def test_own(host: str) -> None:
-    assert is_local(host)
+    assert is_own(host)
 
 
-@pytest.mark.parametrize("host", ["192.0.2.77", "2001:db8::77", "224.0.0.1", "255.255.255.255", "fe80::77", "ff02::1"])
+@pytest.mark.parametrize(
+    "host", ["192.0.2.77", "2001:db8::77", "224.0.0.1", "fe80::77", "ff02::1", "64:ff9b::192.0.2.77", "fe80::77%lo"]
+)
 def test_foreign(host: str) -> None:
+    assert not is_own(host)
     assert not is_local(host)
 
 
+def test_from_what_cannot_be_sent() -> None:
+    assert is_local("127.9.8.7")
+    assert not is_local("127.255.255.255")
+
+
 def test_a_name_is_no_address() -> None:
-    with pytest.raises(ValueError, match="does not appear"):
-        is_local("localhost")
+    for ask in (is_own, is_local):
+        with pytest.raises(ValueError, match="does not appear"):
+            ask("localhost")
 
 
 @pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])

@@ -13,9 +13,9 @@ from gateway.policy.decide import Policy
 INSIDE = [ipaddress.ip_network("192.168.56.0/24"), ipaddress.ip_network("fd00:56::/64")]
 
 
-def ask(policy: Policy, client: str, target: str, *, own: bool = False) -> tuple[bool, str]:
+def ask(policy: Policy, client: str, target: str) -> tuple[bool, str]:
     request = ConnectRequest("connect", Endpoint.of(client, 50000), target, 443)
-    decision = policy.decide(request, ipaddress.ip_address(target), own=own)
+    decision = policy.judge(request).at(ipaddress.ip_address(target))
     return decision.permit, decision.rule
 
 
@@ -63,4 +63,5 @@ def test_what_is_no_destination(target: str, rule: str) -> None:
 
 
 def test_the_gateway_itself_is_no_destination() -> None:
-    assert ask(Policy(INSIDE), "192.168.56.10", "203.0.113.2", own=True) == (False, "own")
+    policy = Policy(INSIDE, is_own=lambda address: str(address) == "203.0.113.2")
+    assert ask(policy, "192.168.56.10", "203.0.113.2") == (False, "own")

@@ -15,7 +15,7 @@ from socket import AF_INET, inet_ntoa
 from time import monotonic
 from typing import Protocol
 
-from alg.address import Address, Endpoint, parse_ip
+from alg.address import Address, Endpoint, canonical, parse_ip
 from gateway.driver.runner import FlowRunner
 from gateway.flow.dial import DialError, dial_error
 from gateway.flow.quick_dial import QuickDialer, cooperative
@@ -143,7 +143,7 @@ class _Handshake:
             return
         lane = self._lane
         packed, port = buffer[4:end], buffer[end] << 8 | buffer[end + 1]
-        host = inet_ntoa(packed) if end == 8 else str(ipaddress.IPv6Address(packed))
+        host = inet_ntoa(packed) if end == 8 else str(canonical(ipaddress.IPv6Address(packed)))
         if lane.runner.has_module(port):
             self._hand_over()
             return

@@ -34,7 +34,7 @@ class Reply(IntEnum):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """`host` is the text of an IPv4 address, or (4a) a name as the client wrote it. `userid` is only a claim."""
+    """`host` is the text of an IPv4 address, or (4a) what the client named (`read_host`). `userid` is a claim."""
 
     command: Command
     host: str

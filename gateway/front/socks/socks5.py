@@ -12,7 +12,8 @@ from ipaddress import IPv4Address, IPv6Address
 
 import msgspec
 
-from alg.address import Endpoint
+from alg.address import Endpoint, canonical
+from gateway.model.hosts import read_host
 
 VERSION = 5
 MAX_MESSAGE = 262  # a request with a name of 255 bytes
@@ -74,7 +75,7 @@ class Greeting(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """`host` is the canonical text of an address, or a name as the client wrote it, without blanks and controls."""
+    """`host` is the canonical text of an address, or a name (`gateway.model.hosts.read_host`)."""
 
     command: Command
     host: str
@@ -128,7 +129,7 @@ def parse_request(buffer: bytes) -> tuple[Request, int] | None:
         case AddressType.IPV4:
             host = str(IPv4Address(address))
         case AddressType.IPV6:
-            host = str(IPv6Address(address))
+            host = str(canonical(IPv6Address(address)))
         case _:
             host = decode_name(address, Reply.GENERAL_FAILURE)
     return Request(command, host, int.from_bytes(buffer[end : end + 2], "big")), end + 2
@@ -152,10 +153,9 @@ def encode_reply(reply: Reply, bound: Endpoint | str | None = None) -> bytes:
 
 
 def decode_name(raw: bytes, reply: int) -> str:
-    """A host name off the wire as text. SocksError(`reply`) where it cannot be one.
+    """A host off the wire, in its one spelling (`read_host`). SocksError(`reply`) where it can be none.
 
-    What a name may be is the resolver's to say; this keeps out what could confuse a log, a rule or a C library. An IPv6
-    address in brackets, as URLs have it (RFC 3986, 3.2.2), is that address.
+    What a name may be is the resolver's to say; this keeps out what could confuse a log, a rule or a C library.
     """
     try:
         name = raw.decode()
@@ -165,16 +165,7 @@ def decode_name(raw: bytes, reply: int) -> str:
         raise SocksError(reply, "the host name is empty")
     if not name.isprintable() or any(character.isspace() for character in name):
         raise SocksError(reply, "the host name has a blank or a control character in it")
-    return _without_brackets(name)
-
-
-def _without_brackets(name: str) -> str:
-    if not (name.startswith("[") and name.endswith("]")) or "%" in name:
-        return name
-    try:
-        return str(IPv6Address(name[1:-1]))
-    except ValueError:
-        return name
+    return read_host(name)
 
 
 def _check_version(buffer: bytes) -> None:

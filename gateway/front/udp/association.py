@@ -21,7 +21,7 @@ import structlog
 from gevent import get_hub
 from gevent.lock import BoundedSemaphore
 
-from alg.address import Address, Endpoint, canonical
+from alg.address import Address, Endpoint
 from alg.api import Side
 from gateway.flow.dial import DialError
 from gateway.flow.lookup import Lookup
@@ -40,6 +40,7 @@ from gateway.front.udp.wire import (
     parse_header,
 )
 from gateway.model.errors import PinholeRefused
+from gateway.model.hosts import parse_address
 from gateway.model.requests import ConnectRequest, PinholeRequest
 from gateway.net.addresses import public_address
 from gateway.net.relay.connection import local_hosts
@@ -227,7 +228,7 @@ class Association:
             return route
         wish = msgspec.structs.replace(self._wish, host=parsed.host, port=parsed.port)
         try:
-            address = canonical(parsed.host)
+            address = parse_address(parsed.host)
         except ValueError:
             self._decide_later(wish, route, MAX_RESOLVING)
             return route

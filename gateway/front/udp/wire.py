@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 import msgspec
 
-from alg.address import Endpoint
+from alg.address import Endpoint, canonical
 from gateway.front.socks.socks5 import AddressType, Reply, SocksError, decode_name
 
 MAX_HEADER = 262  # a name of 255 bytes
@@ -18,7 +18,7 @@ _END = 0x80  # the bit of FRAG that says: this is the last fragment
 
 
 class Header(msgspec.Struct, frozen=True):
-    """`fragment` is FRAG as it stands. `host` is the canonical text of an address, or a name as the client wrote it."""
+    """`fragment` is FRAG as it stands. `host` is the canonical text of an address, or a name."""
 
     fragment: int
     host: str
@@ -56,7 +56,7 @@ def parse_header(datagram: bytes) -> tuple[Header, int]:
         case AddressType.IPV4:
             host = str(IPv4Address(datagram[4:8]))
         case AddressType.IPV6:
-            host = str(IPv6Address(datagram[4:20]))
+            host = str(canonical(IPv6Address(datagram[4:20])))
         case _:
             host = decode_name(datagram[5 : size - 2], Reply.GENERAL_FAILURE)
     return Header(datagram[2], host, int.from_bytes(datagram[size - 2 : size], "big")), size

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alg.address import Endpoint
+from alg.address import Endpoint, canonical
 from gateway.front.socks import socks4, socks5
 from gateway.front.socks.socks5 import Command, Method, Reply, SocksError
+from gateway.model.hosts import read_host
 
 Parser = Callable[[bytes], tuple[Any, int] | None]
 
@@ -104,20 +105,39 @@ def test_greeting(methods: bytes, behind: bytes) -> None:
 @given(command=st.sampled_from(Command), ip=st.ip_addresses(), port=ports, behind=rest)
 def test_request_with_an_address(command: Command, ip: IPv4Address | IPv6Address, port: int, behind: bytes) -> None:
     wire = request5(command, 1 if ip.version == 4 else 4, ip.packed, port)
-    assert socks5.parse_request(wire + behind) == (socks5.Request(command, str(ip), port), len(wire))
+    assert socks5.parse_request(wire + behind) == (socks5.Request(command, str(canonical(ip)), port), len(wire))
 
 
 @given(command=st.sampled_from(Command), name=names, port=ports, behind=rest)
 def test_request_with_a_name(command: Command, name: str, port: int, behind: bytes) -> None:
     wire = request5(command, 3, bytes((len(name),)) + name.encode(), port)
-    assert socks5.parse_request(wire + behind) == (socks5.Request(command, name, port), len(wire))
+    assert socks5.parse_request(wire + behind) == (socks5.Request(command, read_host(name), port), len(wire))
 
 
 def test_request_with_an_international_name() -> None:
     name = "bücher.example".encode()
     parsed = socks5.parse_request(request5(1, 3, bytes((len(name),)) + name, 80))
     assert parsed is not None
-    assert parsed[0].host == "bücher.example"
+    assert parsed[0].host == "xn--bcher-kva.example"
+
+
+@pytest.mark.parametrize(
+    ("written", "host"),
+    [
+        ("[2001:db8::1]", "2001:db8::1"),
+        ("[::ffff:192.0.2.1]", "192.0.2.1"),
+        ("2001:DB8:0::1", "2001:db8::1"),
+        ("192.0.2.1", "192.0.2.1"),
+        ("WWW.Example.", "www.example"),
+        ("-begins.and-.ends-", "-begins.and-.ends-"),
+        ("2001:db8::1%eth0", "2001:db8::1%eth0"),
+        ("[192.0.2.1]", "[192.0.2.1]"),
+        ("127.1", "127.1"),
+    ],
+)
+def test_one_spelling_for_one_host(written: str, host: str) -> None:
+    wire = request5(1, 3, bytes((len(written),)) + written.encode(), 80)
+    assert socks5.parse_request(wire) == (socks5.Request(socks5.Command.CONNECT, host, 80), len(wire))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +195,7 @@ def test_socks4(command: socks4.Command, ip: IPv4Address, port: int, userid: byt
 @given(last=st.integers(1, 255), name=names, port=ports, userid=userids, behind=rest)
 def test_socks4a(last: int, name: str, port: int, userid: bytes, behind: bytes) -> None:
     wire = request4(1, f"0.0.0.{last}", port, userid, name.encode())
-    expected = socks4.Request(socks4.Command.CONNECT, name, port, userid)
+    expected = socks4.Request(socks4.Command.CONNECT, read_host(name), port, userid)
     assert socks4.parse_request(wire + behind) == (expected, len(wire))
 
 

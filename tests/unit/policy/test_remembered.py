@@ -15,8 +15,8 @@ def request(client: str) -> ConnectRequest:
 
 
 def permitted(policy: Policy, client: str) -> bool:
-    at_all = policy.decide_client(request(client)).permit
-    assert policy.decide(request(client), parse_ip("203.0.113.10"), own=False).permit == at_all
+    at_all = policy.judge(request(client)).client.permit
+    assert policy.judge(request(client)).at(parse_ip("203.0.113.10")).permit == at_all
     return at_all
 
 

@@ -29,9 +29,10 @@ def fxp(*to: str, **changes: Any) -> RuleSection:
 
 def permitted(*sections: RuleSection, other: str = OTHER, user: str | None = None) -> bool:
     rules = [compile_rule(section, f"rule[{i}]", "") for i, section in enumerate(sections)]
-    policy = Policy([ipaddress.ip_network("192.168.56.0/24")], rules)
+    own = ipaddress.ip_address(ROUTER)
+    policy = Policy([ipaddress.ip_network("192.168.56.0/24")], rules, is_own=lambda address: address == own)
     client, ends = Endpoint(CLIENT, 40000), (Endpoint(SERVER, 21), Endpoint(other, 51210))
-    return policy.permits_transfer(client, user, *ends, lambda host: host == ROUTER)
+    return policy.permits_transfer(client, user, *ends)
 
 
 @pytest.mark.parametrize(
