@@ -44,7 +44,7 @@ def request4(command: int, address: str, port: int, userid: bytes, name: bytes |
     ("name", "host"),
     [
         (b"[2001:DB8::1]", "2001:db8::1"),
-        (b"[::ffff:192.0.2.1]", "::ffff:c000:201"),
+        (b"[::ffff:192.0.2.1]", "192.0.2.1"),
         (b"[fe80::1%1]", "[fe80::1%1]"),  # no name either, which is said later
         (b"[192.0.2.1]", "[192.0.2.1]"),
         (b"[2001:db8::1", "[2001:db8::1"),
