@@ -195,7 +195,7 @@ def test_what_is_permitted(lab: Lab, gateway: Gateway, servers: dict[int, socket
         ("169.254.169.254", "link-local"),
         ("inside.example", "inside"),
         ("own.example", "own"),
-        ("nat64.example", "own"),
+        ("nat64.example", "loopback"),
     ],
 )
 def test_what_is_not_allowed(
