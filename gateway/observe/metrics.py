@@ -76,7 +76,7 @@ METRICS = (
     Metric("algate_calls_total", "counter", "SIP calls that began, and that were answered (over UDP).", ("result",)),
     Metric("algate_registrations", "gauge", "SIP contacts that are registered (over UDP)."),
     Metric("algate_registrations_total", "counter", "REGISTER and SUBSCRIBE requests that were granted (over UDP)."),
-    Metric("algate_messages_unread_total", "counter", "SIP messages that passed unread, for they could not be read (UDP)."),
+    Metric("algate_messages_unread_total", "counter", "SIP messages that could not be read: they passed unread (UDP)."),
     Metric("algate_conversations", "gauge", "UDP conversations that the packets process holds."),
     Metric("algate_packets_total", "counter", "Datagrams that the packets process has read."),
     Metric("algate_packets_edited_total", "counter", "Datagrams whose payload was edited."),
