@@ -1,4 +1,5 @@
-# The developer's whole interface. `sudo make setup` on a fresh Debian 12 is all there is to install.
+# The developer's whole interface, on Debian 12, 13 and Ubuntu 24.04. `sudo make run` needs little; `sudo make setup` brings
+# the rest: a compiler, the tests' clients and servers, the checks. requirements/ has the lists of packages.
 SHELL := /bin/bash
 PYTHON ?= /usr/bin/python3
 CONFIG ?=
@@ -7,66 +8,69 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 BIN := .venv/bin
-# For the gateway and its tests: none of these starts a service when it is installed.
-PACKAGES := python3 python3-venv iproute2 iptables nftables conntrack procps util-linux ca-certificates \
-	curl lftp tnftp ncftp wget openssl dante-client proxychains4 netcat-openbsd ncat openssh-client dnsmasq-base sip-tester baresip-core libpcre3 \
-	groff-base systemd gcc python3-dev libnetfilter-queue-dev libkrb5-dev krb5-user krb5-config strace chromium \
-	libcap2 libpam0g libssl3 libwrap0 libsodium23 libidn2-0 libhiredis0.14 libmemcached11 libmemcachedutil2 libpcre2-posix3 \
-	libverto1 libverto-libev1 libkadm5srv-mit12 libkdb5-10 libgssrpc4 libnetfilter-conntrack3 libevent-core-2.1-7
-# The servers that the tests talk to. Unpacked into .venv/peers, not installed: an installed server would be started,
-# on port 21 or 5060 of this very machine, and some exclude one another.
-PEERS := prometheus rsyslog libestr0 libfastjson4 liblognorm5 vsftpd pure-ftpd proftpd-core kamailio krb5-kdc krb5-admin-server oidentd dante-server microsocks redsocks tinyproxy-bin tor openssh-server tayga
+# The pip that a venv would be given a copy of; run as it is, it leaves 16 MB out of what only runs.
+PIP = $(or $(lastword $(sort $(wildcard /usr/share/python-wheels/pip-*.whl))),$(error python3-venv is not installed: sudo make setup))/pip
+PIP_INSTALL = $(BIN)/python $(PIP) install --quiet --disable-pip-version-check --no-cache-dir
 
 # Where what setup.py compiles is. Made anew when anything there changes; `make pure` takes it away.
 COMPILED := setup.py $(wildcard alg/*.py alg/*/*.py gateway/*/*.py gateway/*/*/*.py)
 
-.PHONY: setup packages pure run test bench check lab conformance clean wheelhouse vagrant-test docs dist deb
+.PHONY: setup debian-run debian-test lock pure run test bench check lab conformance clean wheelhouse vagrant-test docs dist deb
 
-setup: packages .venv/.python .venv/.compiled .venv/.peers
+setup: debian-test .venv/.test .venv/.compiled .venv/.peers
 
-# Asks dpkg, so it is quick and needs no network and no root when nothing is missing.
-packages:
-	@missing=$$(comm -23 <(tr ' ' '\n' <<<"$(PACKAGES)" | sort -u) \
-		<(dpkg-query -W -f '$${Package} $${db:Status-Status}\n' $(PACKAGES) 2>/dev/null | sed -n 's/ installed$$//p' | sort -u) \
-		| tr '\n' ' '); \
-	if [ -z "$${missing// }" ]; then exit 0; fi; \
-	if [ "$$(id -u)" != 0 ]; then \
-		echo "Missing Debian packages: $$missing" >&2; \
-		echo "Install them (sudo apt-get install --no-install-recommends $$missing) or run: sudo make setup" >&2; exit 1; \
-	fi; \
-	export DEBIAN_FRONTEND=noninteractive; \
-	apt-get update -q && apt-get install -qy --no-install-recommends $$missing
+# They ask dpkg: quick, without network and root, when nothing is missing.
+debian-run:
+	@requirements/debian require requirements/run.deb
 
-.venv/.python: pyproject.toml | packages
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[router,gssapi,dev]'
+debian-test: debian-run
+	@requirements/debian install requirements/test.deb
+
+# What running needs, and no more: wheels of the versions that the lock file names. What a gateway consists of is imported
+# once, so that Python's cache of it is there before processes come that may not write it.
+.venv/.run: pyproject.toml setup.py requirements/run.txt | debian-run
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv --without-pip .venv
+	$(PIP_INSTALL) --no-compile --only-binary :all: --require-hashes -r requirements/run.txt
+	$(PIP_INSTALL) --no-compile --no-deps --no-build-isolation -e .
+	$(BIN)/python -c 'import gateway.cli.main, gateway.process.worker, gateway.process.broker, gateway.process.console'
+	@touch $@
+
+# What the tests, the checks and the packages need. What is built here is built with what the lock file names, too.
+.venv/.test: requirements/test.txt requirements/built.txt | debian-test .venv/.run
+	$(BIN)/python -m ensurepip >/dev/null
+	$(PIP_INSTALL) --require-hashes -r requirements/test.txt
+	$(PIP_INSTALL) --require-hashes --no-deps --no-build-isolation -r requirements/built.txt
 	@touch $@
 
 # Half a minute, where anything has changed. The sources stay what they are, and are what a traceback shows.
-.venv/.compiled: $(COMPILED) | .venv/.python
+.venv/.compiled: $(COMPILED) | .venv/.test
 	@mkdir -p build
 	ALGATE_COMPILE=1 $(BIN)/python -W ignore setup.py -q build_ext --inplace >build/compile.log 2>&1 || { cat build/compile.log >&2; exit 1; }
 	@touch $@
+
+.venv/.peers: requirements/peers.deb requirements/debian | debian-test .venv/.test
+	requirements/debian unpack $< .venv/peers
+	@touch $@
+
+# The lock files anew, with the newest versions that pyproject.toml allows; for every Python from 3.11 on.
+LOCK = build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--no-annotate --custom-compile-command 'make lock'
+lock:
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet --disable-pip-version-check uv
+	$(LOCK) --extra router pyproject.toml requirements/build.in -o requirements/run.txt
+	$(LOCK) --extra router --extra dev -c requirements/run.txt pyproject.toml requirements/build.in -o requirements/test.txt
+	$(LOCK) --no-deps requirements/built.in -o requirements/built.txt
+	$(LOCK) --extra docs -c requirements/run.txt pyproject.toml requirements/build.in -o requirements/docs.txt
 
 # The sources as they are, for whoever works on them with a debugger: `.venv/bin/python -m pytest ...` runs them then.
 pure:
 	find alg gateway -name '*.so' -delete
 	rm -f .venv/.compiled
 
-# Made anew when the list above changes; the stamp holds the list.
-.venv/.peers: Makefile | packages .venv/.python
-	@if [ "$$(cat $@ 2>/dev/null)" != "$(PEERS)" ]; then \
-		set -e; rm -rf .venv/peers; mkdir -p .venv/peers; cd .venv/peers; \
-		echo "apt-get download $(PEERS)"; \
-		ls /var/lib/apt/lists/*_Packages* >/dev/null 2>&1 || apt-get update -q; \
-		apt-get download -q -o APT::Sandbox::User=root $(PEERS); \
-		for package in *.deb; do dpkg -x "$$package" .; done; \
-		rm -f -- *.deb; \
-	fi
-	@echo "$(PEERS)" >$@
-
-# CONFIG=FILE; without it /etc/algate/algate.toml, and without that SOCKS for this machine.
-run: setup
+# CONFIG=FILE; without it /etc/algate/algate.toml, and without that SOCKS for this machine. What is compiled is compiled
+# again when its source has changed; what is not, is not.
+run: .venv/.run $(if $(wildcard .venv/.compiled),.venv/.compiled)
 	exec $(BIN)/algate run $(if $(CONFIG),-c $(CONFIG))
 
 # As root all of it, network namespaces and slow tests too; else what needs no root. PYTEST_ARGS goes to pytest. Tests wait
@@ -111,8 +115,8 @@ docs: setup .venv/.docs
 	$(BIN)/mkdocs build --strict --quiet
 
 # Not for everybody: the documentation's own tools.
-.venv/.docs: pyproject.toml | .venv/.python
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
+.venv/.docs: requirements/docs.txt | .venv/.run
+	$(PIP_INSTALL) --require-hashes -r $<
 	@touch $@
 
 # A source distribution and, from it, a wheel with what is compiled; then a Debian package of the wheel. Into dist/.

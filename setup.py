@@ -28,7 +28,9 @@ COMPILED = {
         *_modules("gateway/driver", "conversations", "datagrams", "ordering"),
         *_modules("gateway/front/packets", "packet", "queue"),
         *_modules("gateway/front/udp", "reader"),
-        *_modules("gateway/broker", "elements", "element_messages", "engine", "netfilter", "netlink", "stale"),
+        *_modules(
+            "gateway/broker", "elements", "element_messages", "engine", "netfilter", "netlink", "nfqueue", "stale"
+        ),
         *_modules("gateway/lease", "ports", "table", "validate"),
         *_modules("gateway/observe", "ladders", "logfmt", "pinhole_log", "trace"),
         *_modules("gateway/pinhole", "client"),

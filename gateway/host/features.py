@@ -18,6 +18,7 @@ from gateway.broker.conntrack import Conntrack
 from gateway.broker.elements import elements_of, leases_of
 from gateway.broker.netfilter import Change, Netfilter
 from gateway.broker.netlink import NetfilterError
+from gateway.broker.nfqueue import Queue
 from gateway.model.requests import Lease
 
 PINHOLES, CONNTRACK, RULES, QUEUE = "kernel pinholes", "connection tracking", "rules", "packets to us (NFQUEUE)"
@@ -78,14 +79,8 @@ def _conntrack() -> None:
 
 
 def _queue() -> None:
-    """Bind a queue, as the packets process does; which needs the package of the extra `router`."""
-    try:
-        from netfilterqueue import NetfilterQueue
-    except ImportError as error:
-        raise ValueError(f"{error} (pip install 'algate[router]')") from error
-    queue = NetfilterQueue()
-    queue.bind(1, lambda packet: packet.accept())
-    queue.unbind()
+    """Bind a queue, as the packets process does."""
+    Queue(1, 16, 4096, 65536).close()
 
 
 def _rules(rules: dict[str, str]) -> None:

@@ -5,7 +5,6 @@ from gevent import monkey
 
 monkey.patch_all()
 
-import errno
 import os
 import signal
 import socket
@@ -18,11 +17,11 @@ from typing import Any, cast
 import gevent
 import gevent.socket as gsocket
 import msgspec
-from netfilterqueue import COPY_PACKET, NetfilterQueue
 
 from alg.api import Mode
 from alg.datagrams import DatagramContext, Shown, ShownModule
 from alg.registry import DatagramKind, datagram_modules
+from gateway.broker.nfqueue import Queue
 from gateway.config.schema import AlgSection, Config
 from gateway.driver.datagrams import DatagramDriver, Setting
 from gateway.front.packets.journal import Journal
@@ -52,20 +51,6 @@ ROUND = 16  # packets in a row: then timers and the broker's answers get their t
 ROUTE_AGE = 0.1  # seconds that an answer of the routing table is believed
 
 
-class _Turn:
-    """The queue's socket as the binding wants to see it: empty after some packets, so that nobody waits for long."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self.left = 0
-
-    def recv(self, size: int) -> bytes:
-        if self.left <= 0:
-            raise BlockingIOError(errno.EAGAIN, "others are waiting")
-        self.left -= 1
-        return os.read(self._fd, size)
-
-
 class Packets:
     """Everything that the process consists of, put together from its boot document."""
 
@@ -93,23 +78,13 @@ class Packets:
         self._admin = gsocket.socket(fileno=boot.admin)
         self._lifeline = gsocket.socket(fileno=boot.lifeline)
         self._stop = gevent.event.Event()
-        self._queue = NetfilterQueue()
-        self._queue.bind(
-            config.queue,
-            self._front.take,
-            max_len=LONGEST_QUEUE,
-            mode=COPY_PACKET,
-            range=LONGEST_WHOLE,
-            sock_len=RECEIVE_BUFFER,
-        )
+        self._queue = Queue(config.queue, LONGEST_QUEUE, LONGEST_WHOLE, RECEIVE_BUFFER)
 
     def run(self) -> None:
         """Serve until SIGTERM, or until the supervisor is gone."""
         gevent.signal_handler(signal.SIGTERM, self._stop.set)
-        fd = self._queue.get_fd()
-        os.set_blocking(fd, False)
-        reading = gevent.get_hub().loop.io(fd, READ)
-        reading.start(self._read, _Turn(fd))
+        reading = gevent.get_hub().loop.io(self._queue.fileno(), READ)
+        reading.start(self._read)
         gevent.spawn(self._front.run)
         gevent.spawn(self._serve_admin)
         gevent.spawn(self._watch_supervisor)
@@ -117,13 +92,12 @@ class Packets:
         self._stop.wait()
         reading.close()
         self._front.stop()
-        self._queue.unbind()
+        self._queue.close()
 
-    def _read(self, turn: _Turn) -> None:
+    def _read(self) -> None:
         """Hand packets to the front, a few at a time. In the event loop itself: nothing there waits."""
-        turn.left = ROUND
         try:
-            self._queue.run_socket(cast(socket.socket, turn))
+            self._queue.read(ROUND, self._front.take)
         except BaseException:
             self._stop.set()  # the successor begins where this one ends
             raise

@@ -3,7 +3,7 @@
 set -eu
 . /tmp/algate/common.sh
 
-packages python3 python3-venv iptables nftables conntrack procps util-linux libnetfilter-queue1 openssh-server
+packages python3 python3-venv iptables nftables conntrack procps util-linux openssh-server
 
 inside=$(link 192.168.56.2)
 outside=$(link 203.0.113.2)

@@ -38,13 +38,11 @@ WRITE, WRITE_SHARE = 0.005, 20  # seconds between two entries in the journal at 
 
 
 class QueuedPacket(Protocol):
-    """A packet of NFQUEUE. `retain` keeps its bytes beyond the callback; `accept` ends it."""
+    """A packet of NFQUEUE. `accept` ends it."""
 
     def get_payload(self) -> bytes: ...
 
     def set_payload(self, payload: bytes) -> None: ...
-
-    def retain(self) -> None: ...
 
     def accept(self) -> None: ...
 
@@ -198,8 +196,7 @@ class PacketFront:
             return
         self._remember(client, server.host, line)
         way = parsed.source, parsed.destination
-        if line.driver.take(side, client, server, parsed.payload, _Item(packet, parsed), way) is not None:
-            packet.retain()
+        line.driver.take(side, client, server, parsed.payload, _Item(packet, parsed), way)
 
     def _side(self, parsed: UdpPacket) -> Side | None:
         """Who sent it; None for what is not between inside and outside."""

@@ -28,16 +28,13 @@ class Packet:
     """A packet of the queue that remembers what became of it."""
 
     def __init__(self, data: bytes, order: list[Packet]) -> None:
-        self.data, self.order, self.retained = data, order, False
+        self.data, self.order = data, order
 
     def get_payload(self) -> bytes:
         return self.data
 
     def set_payload(self, payload: bytes) -> None:
         self.data = payload
-
-    def retain(self) -> None:
-        self.retained = True
 
     def accept(self) -> None:
         self.order.append(self)
@@ -158,7 +155,6 @@ def test_a_packet_waits_for_its_conversation_and_then_goes_edited(rig: Rig) -> N
     rig.engine.answers = opens
     packet = rig.take(packet4(b"hello"))
     assert rig.order == []
-    assert packet.retained
     assert rig.front.status()["waiting"] == 1
     rig.settle()
     assert rig.order == [packet]

@@ -1,0 +1,142 @@
+"""One queue of NFQUEUE: packets that the kernel holds until they have a verdict (linux/netfilter/nfnetlink_queue.h).
+
+By netlink, as everything here. The Python binding of libnetfilter_queue has to be compiled wherever it is installed
+(docs/decisions/0135-running-takes-wheels-and-no-compiler.md).
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import os
+import struct
+from collections.abc import Callable
+
+from gateway.broker.netlink import ACK, ERROR, HEADER, REQUEST, attribute, error_of
+
+_NETLINK_NETFILTER = 12
+_SUBSYSTEM = 3 << 8
+_PACKET, _VERDICT, _CONFIG = _SUBSYSTEM | 0, _SUBSYSTEM | 1, _SUBSYSTEM | 2
+_GENERAL = struct.Struct(">BBH")  # nfgenmsg: family, version, number of the queue
+_COMMAND, _PARAMETERS, _LONGEST = 1, 2, 3  # attributes of _CONFIG
+_BIND, _UNBIND, _COPY_PACKET = 1, 2, 2
+_PACKET_HEADER, _VERDICT_HEADER, _PAYLOAD = 1, 2, 10  # attributes of _PACKET and _VERDICT
+_ATTRIBUTE = struct.Struct("=HH")
+_ID = struct.Struct(">I")
+_VERDICT_VALUES = struct.Struct(">II")
+_BODY = HEADER.size + _GENERAL.size  # where attributes begin
+_NF_ACCEPT = 1
+_ROOM = 1024  # bytes of what comes besides a packet
+_RCVBUFFORCE = 33
+
+
+class Packet:
+    """A packet of the queue. `accept` ends it, with the payload that was set, if one was."""
+
+    def __init__(self, queue: Queue, number: int, payload: bytes) -> None:
+        self._queue = queue
+        self._number = number
+        self._payload = payload
+        self._changed = False
+
+    def get_payload(self) -> bytes:
+        """The packet from its IP header on."""
+        return self._payload
+
+    def set_payload(self, payload: bytes) -> None:
+        """Another packet in its place, from its IP header on."""
+        self._payload = payload
+        self._changed = True
+
+    def accept(self) -> None:
+        """Let it go on. OSError if the kernel cannot be told."""
+        self._queue.accept(self._number, self._payload if self._changed else None)
+
+
+class Queue:
+    """The queue `number` of this network namespace, bound until `close`. Needs CAP_NET_ADMIN.
+
+    `waiting`: packets that the kernel holds at most. `length`: bytes of a packet that are copied here at most.
+    `buffer`: bytes of the socket's buffer. OSError where it cannot be bound (EPERM or EBUSY: another one has it).
+    """
+
+    def __init__(self, number: int, waiting: int, length: int, buffer: int) -> None:
+        self._number = number
+        self._size = length + _ROOM
+        self._socket = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+        try:
+            self._socket.bind((0, 0))
+            self._socket.setsockopt(_socket.SOL_SOCKET, _RCVBUFFORCE, buffer)
+            self._configure(_COMMAND, struct.pack(">BBH", _BIND, 0, _socket.AF_INET))
+            self._configure(_PARAMETERS, struct.pack(">IB", length, _COPY_PACKET))
+            self._configure(_LONGEST, struct.pack(">I", waiting))
+            self._socket.setblocking(False)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def fileno(self) -> int:
+        """The socket, readable when a packet waits."""
+        return self._socket.fileno()
+
+    def read(self, most: int, take: Callable[[Packet], None]) -> None:
+        """Call `take` for each packet that waits, `most` of them at most. Never waits."""
+        for _ in range(most):
+            try:
+                data = self._socket.recv(self._size)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.ENOBUFS, errno.EINTR):  # packets were lost before they were here
+                    continue
+                raise
+            packet = self._packet(data)
+            if packet is not None:
+                take(packet)
+
+    def accept(self, packet: int, payload: bytes | None) -> None:
+        """Give the packet with this number its verdict, and another payload if it is to have one."""
+        verdict = _ATTRIBUTE.pack(12, _VERDICT_HEADER) + _VERDICT_VALUES.pack(_NF_ACCEPT, packet)
+        if payload is not None:
+            verdict += attribute(_PAYLOAD, payload)
+        self._socket.send(self._message(_VERDICT, REQUEST, verdict))
+
+    def close(self) -> None:
+        """Give the queue up. Packets without a verdict are the kernel's again, and dropped."""
+        try:
+            self._socket.setblocking(True)
+            self._configure(_COMMAND, struct.pack(">BBH", _UNBIND, 0, 0))
+        except OSError:
+            pass  # the end of the socket does the same
+        finally:
+            self._socket.close()
+
+    def _packet(self, data: bytes) -> Packet | None:
+        """The packet in a message of the kernel's; None for another message."""
+        if len(data) < _BODY or HEADER.unpack_from(data)[1] != _PACKET:
+            return None
+        at, end = _BODY, len(data)
+        number, payload = -1, b""
+        while at + 4 <= end:
+            size, kind = _ATTRIBUTE.unpack_from(data, at)
+            if size < 4 or at + size > end:
+                break
+            if kind == _PACKET_HEADER and size >= 8:
+                number = _ID.unpack_from(data, at + 4)[0]
+            elif kind == _PAYLOAD:
+                payload = data[at + 4 : at + size]
+            at += size + 3 & ~3
+        return Packet(self, number, payload) if number >= 0 else None
+
+    def _configure(self, kind: int, value: bytes) -> None:
+        self._socket.send(self._message(_CONFIG, REQUEST | ACK, attribute(kind, value)))
+        while True:
+            answer = self._socket.recv(self._size)
+            if len(answer) >= HEADER.size and HEADER.unpack_from(answer)[1] == ERROR:
+                break
+        if code := error_of(answer):
+            raise OSError(code, os.strerror(code))
+
+    def _message(self, kind: int, flags: int, body: bytes) -> bytes:
+        size = _BODY + len(body)
+        return HEADER.pack(size, kind, flags, 0, 0) + _GENERAL.pack(_socket.AF_UNSPEC, 0, self._number) + body
