@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from gateway.config.schema import Config
+from gateway.config.schema import DEFAULT_RUN_DIR, Config
 from gateway.model.errors import AlgateError
 from gateway.observe.admin import Rows, ask
 
@@ -14,9 +15,20 @@ TIMEOUT = 3.0  # seconds for a process to answer
 def run_dir_of(config: Config) -> Path:
     """The run directory. AlgateError if no gateway runs there."""
     run_dir = Path(config.process.run_dir)
-    if not (run_dir / "supervisor.sock").exists():
-        raise AlgateError(f"no gateway is running (there is no socket in {run_dir})")
-    return run_dir
+    if _has_socket(run_dir):
+        return run_dir
+    service = Path(DEFAULT_RUN_DIR)
+    if run_dir != service and os.geteuid() != 0 and _has_socket(service):
+        raise AlgateError(f"no gateway of yours is running; the one of this host is in {service}, for root: use sudo")
+    raise AlgateError(f"no gateway is running (there is no socket in {run_dir})")
+
+
+def _has_socket(run_dir: Path) -> bool:
+    """Whether a gateway runs there, as far as this user can see; AlgateError if the folder is not for this user."""
+    try:
+        return (run_dir / "supervisor.sock").exists()
+    except PermissionError:
+        raise AlgateError(f"{run_dir} is not for this user to look into: use sudo") from None
 
 
 def ask_at(path: Path, verb: str, id: str = "") -> Rows:
@@ -24,4 +36,5 @@ def ask_at(path: Path, verb: str, id: str = "") -> Rows:
     try:
         return ask(str(path), verb, TIMEOUT, id)
     except OSError as error:
-        raise AlgateError(f"{path}: no answer ({error})") from error
+        hint = ": use sudo" if isinstance(error, PermissionError) else ""
+        raise AlgateError(f"{path}: no answer ({error}){hint}") from error

@@ -25,7 +25,7 @@ def flows(config_path: str | None, as_json: bool) -> None:
       algate flows
       algate flows --json
     """
-    columns = ["id", "front", "client", "server", "module", "up", "down", "age"]
+    columns = ["id", "front", "client", "server", "user", "module", "up", "down", "age"]
     show_rows(collect(config_path, "flows"), as_json, columns, age=lambda row: f"{time.time() - row['since']:.0f} s")
 
 

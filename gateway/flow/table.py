@@ -130,6 +130,7 @@ class Flow:
             "front": self.front,
             "client": str(self.client),
             "server": str(self.server),
+            "parent": self.parent,
             "user": self.user,
             "module": self.module,
             "rule": self.rule,
@@ -165,6 +166,19 @@ class Flows:
 
     def __len__(self) -> int:
         return len(self._live)
+
+    def add_data(self, client: Endpoint, server: Endpoint, parent: str | None, reason: str) -> Flow:
+        """A data connection that belongs to the flow `parent`: it is of the same user, and permitted by the same rule.
+
+        `client` is the end on the side of that flow's client, whichever of the two has connected, so that `up` and
+        `down` mean the same of both. `reason`: what its pinhole was opened for.
+        """
+        owner = self._live.get(parent or "")
+        flow = self.add("pinhole", client, server, owner.user if owner is not None else None)
+        flow.parent, flow.module = parent, reason
+        if owner is not None:
+            flow.rule = owner.rule
+        return flow
 
     def add(
         self,

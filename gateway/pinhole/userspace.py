@@ -213,7 +213,7 @@ class UserspacePinholes:
                 pass
         if client is not None and server is not None:
             log.info("pinhole.use", pinhole=lease.id, flow=lease.flow)
-            self._relay(lease.reason, client, server)
+            self._relay(lease.reason, lease.flow, client, server)
         elif client is not None:
             abort(client)
         return reason
@@ -239,20 +239,19 @@ class UserspacePinholes:
             if near is not None:
                 abort(near)
             return
-        self._relay(reason, near, far)
+        self._relay(reason, None, near, far)
 
-    def _relay(self, reason: str, client: gsocket.socket, server: gsocket.socket) -> None:
+    def _relay(self, reason: str, parent: str | None, client: gsocket.socket, server: gsocket.socket) -> None:
         """A flow of its own, between two connected sockets."""
         try:
             for sock in (client, server):
                 sock.settimeout(None)
                 prepare(sock)
-            flow = self._flows.add("pinhole", endpoint(client.getpeername()), endpoint(server.getpeername()))
+            flow = self._flows.add_data(endpoint(client.getpeername()), endpoint(server.getpeername()), parent, reason)
         except OSError:  # one of them has gone
             abort(client)
             abort(server)
             return
-        flow.module = reason
         self._flows.relay(flow, client, server)
 
     def _accept_peer(self, lease: Lease, listener: gsocket.socket) -> gsocket.socket:
@@ -279,7 +278,8 @@ class UserspacePinholes:
         gevent.spawn(self._connect, lease, peer)
 
     def _connect(self, lease: Lease, peer: gsocket.socket) -> None:
-        """Join the peer to the target: the peer is this flow's client, for it came to us."""
+        """Join the peer to the target. The data connection has the same client as the flow that it belongs to: that is
+        the target, but where a server inside is published and the peer is a client outside."""
         try:
             target = _connect_target(lease.target)
         except OSError as error:
@@ -289,14 +289,14 @@ class UserspacePinholes:
         try:
             prepare(peer)
             prepare(target)
-            flow = self._flows.add("pinhole", endpoint(peer.getpeername()), lease.target)
-            flow.parent = lease.flow
+            client, server = (peer, target) if lease.target.host != lease.client else (target, peer)
+            ends = endpoint(client.getpeername()), endpoint(server.getpeername())
+            flow = self._flows.add_data(*ends, lease.flow, lease.reason)
         except OSError:  # one of them has gone
             abort(peer)
             abort(target)
             return
-        flow.module = lease.reason
-        self._flows.relay(flow, peer, target)
+        self._flows.relay(flow, client, server)
 
 
 def _log_open(lease: Lease) -> None:

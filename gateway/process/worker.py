@@ -273,7 +273,7 @@ class Worker:
         return [metrics_row(f"worker-{self._boot.slot}", samples)]
 
     def _kick(self, name: str) -> Rows:
-        """End the flow, close the pinhole, or cut the media of the call, with this id."""
+        """End the flow and its data connections, close the pinhole, or cut the media of the call, with this id."""
         rows: Rows = []
         for flow in self._flows:
             for read in _read_of(flow):
@@ -283,10 +283,10 @@ class Worker:
                     for ref in kicked.refs:
                         read.held.close(ref)
                     rows.append(kicked.row)
-            if flow.id == name and flow.carrier is not None:
+            if name in (flow.id, flow.parent) and flow.carrier is not None:
                 log.warning("flow.kick", **flow.names())
                 flow.carrier.abort()
-                rows.append({"id": name, "kind": "flow", "client": str(flow.client), "server": str(flow.server)})
+                rows.append({"id": flow.id, "kind": "flow", "client": str(flow.client), "server": str(flow.server)})
         return rows + self._userspace.kick(name)
 
     def _table(self, name: str) -> Rows:

@@ -32,6 +32,9 @@ class RunDir:
             self.path.mkdir(mode=0o755, parents=True, exist_ok=True)
             owner = self.path.stat().st_uid
             if owner != os.geteuid():
+                holder = _holder(self.path / "lock")
+                if holder:
+                    raise AlgateError(f"process.run_dir: another algate (pid {holder}) already runs in {path}")
                 raise AlgateError(f"process.run_dir: {path} belongs to another user (uid {owner})")
             self.lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -129,3 +132,16 @@ class RunDir:
                 self.path.rmdir()
             except OSError:
                 pass  # somebody else keeps files in it
+
+
+def _holder(lock: Path) -> int:
+    """The process id of the instance that holds a lock; 0 if none does, or this user may not see."""
+    try:
+        with lock.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return int(file.read(20).strip() or 0)
+    except (OSError, ValueError):
+        pass
+    return 0

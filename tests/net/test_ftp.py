@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.gateway import Gateway
-from tests.lab.lab import ROUTER_IN4, ROUTER_IN6, Lab
+from tests.lab.lab import ROUTER_IN4, ROUTER_IN6, SERVER4, Lab
 from tests.lab.servers import FtpServer
 from tests.net.ftp_clients import CLIENTS, Client, Job, curl
 
@@ -149,3 +149,41 @@ def test_through_socks_with_the_commands_of_rfc_959(
 ) -> None:
     job = Job(gateway.lab, server, 4, False, (*extra, "--socks5-hostname", f"{ROUTER_IN4}:1080"))
     session(curl, job, small)
+
+
+def test_a_download_is_one_whoever_connects_and_ends_with_its_session(
+    gateway: Gateway, server: FtpServer, small: Files
+) -> None:
+    """In active mode the server connects; all the same the client downloads, and an operator sees whose it is."""
+    lab = gateway.lab
+    served = server.root / "pub" / "slow"
+    served.unlink(missing_ok=True)
+    os.link(small.local, served)
+    served.chmod(0o644)
+    before = worker_bytes(gateway)
+    url = server.url("pub/slow", 4)
+    command = ["curl", "-sS", "-o", "/dev/null", "--limit-rate", "20k", "--ftp-port", "-"]
+    fetching = lab.popen("inside", [*command, "--socks5-hostname", f"{ROUTER_IN4}:1080", url])
+    try:
+        Lab.wait_for(
+            lambda: any(row["front"] == "pinhole" for row in gateway.admin("flows")), 20, "the data connection"
+        )
+        data = next(row for row in gateway.admin("flows") if row["front"] == "pinhole")
+        control = next(row for row in gateway.admin("flows") if row["id"] == data["parent"])
+        assert data["client"].rpartition(":")[0] == control["client"].rpartition(":")[0]
+        assert data["server"].rpartition(":")[0] == SERVER4
+        Lab.wait_for(lambda: worker_bytes(gateway)[1] - before[1] > 10_000, 20, "bytes of the file")
+        assert worker_bytes(gateway)[0] - before[0] < 2_000
+        kicked = gateway.algate("kick", control["id"])
+        assert kicked.stdout.count("flow of") == 2
+    finally:
+        fetching.kill()
+        fetching.wait()
+        served.unlink()
+    Lab.wait_for(lambda: gateway.admin("flows") == [], 20, "the end of both")
+
+
+def worker_bytes(gateway: Gateway) -> tuple[int, int]:
+    """Bytes from the clients and to them, of all flows up to now."""
+    rows = [row for row in gateway.admin("status") if row["process"].startswith("worker")]
+    return sum(int(row["up"]) for row in rows), sum(int(row["down"]) for row in rows)
