@@ -94,8 +94,7 @@ def _listening(text: str) -> Endpoint:
 
 
 def _check_listening(config: Config) -> None:
-    """No two listeners of ours at one endpoint, and none among the ports of pinholes."""
-    low, high = config.pinhole_ports
+    """No two listeners of ours at one endpoint."""
     taken: dict[str, Endpoint] = {}
     if config.transparent_enabled:
         taken["transparent.port"] = Endpoint("::", config.transparent.port)
@@ -106,8 +105,6 @@ def _check_listening(config: Config) -> None:
         for other, there in taken.items():
             if endpoint.port == there.port and (other == "transparent.port" or _overlap(endpoint, there)):
                 raise BadValue(f"{key}: {text} is taken by {other}; choose another port")
-        if low <= endpoint.port <= high:
-            raise BadValue(f"{key}: port {endpoint.port} is one of pinhole.ports ({config.pinhole.ports})")
         taken[key] = endpoint
 
 

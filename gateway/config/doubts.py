@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gateway.config.rules import compile_rules
-from gateway.config.schema import Config
+from gateway.config.schema import Config, parse_endpoint
 from gateway.policy.rules import Rule, covers
 
 _MOST_EARLIER = 256
@@ -17,6 +17,11 @@ def doubts(config: Config) -> Iterator[str]:
     for i, network in enumerate(config.inside_networks):
         if network.prefixlen == 0:
             yield f"network.inside[{i}]: {network} is everybody: whoever reaches this gateway may use it"
+    low, high = config.pinhole_ports
+    listening = [(f"socks.listen[{i}]", text) for i, text in enumerate(config.socks.listen)]
+    for key, text in (*listening, *([("console.listen", config.console.listen)] if config.console.listen else [])):
+        if low <= parse_endpoint(text).port <= high:
+            yield f"{key}: its port is one of pinhole.ports ({config.pinhole.ports}), which are for the world outside"
     if config.socks.listen and not _IDENTIFYING.intersection(config.socks.auth):
         for i, section in enumerate(config.rule):
             if (section.user or section.group) and not section.ident:  # with `ident` the client's host is asked

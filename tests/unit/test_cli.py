@@ -136,9 +136,9 @@ def _read(client: socket.socket, stop: threading.Event) -> None:
     [
         (["--version"], 0, "algate, version "),
         (["check", "-c", "GOOD"], 0, "[socks]"),
-        (["check", "-c", "BAD"], 2, "algate: BAD: socks.lisen: unknown key"),
-        (["run", "-c", "BAD"], 2, "algate: BAD: socks.lisen: unknown key"),
-        (["status", "-c", "BAD"], 2, "algate: BAD: socks.lisen: unknown key"),
+        (["check", "-c", "BAD"], 2, "algate: BAD:2: socks.lisen: unknown key"),
+        (["run", "-c", "BAD"], 2, "algate: BAD:2: socks.lisen: unknown key"),
+        (["status", "-c", "BAD"], 2, "algate: BAD:2: socks.lisen: unknown key"),
         (["check", "-c", "NOWHERE"], 2, "algate: NOWHERE: cannot be read: No such file or directory"),
         (["status", "-c", "GOOD"], 1, "algate: no gateway is running (there is no socket in "),
         (["kick", "x", "-c", "GOOD"], 1, "algate: no gateway is running"),
@@ -148,7 +148,7 @@ def _read(client: socket.socket, stop: threading.Event) -> None:
         (["status", "--json", "--watch", "-c", "GOOD"], 2, "--watch is for people"),
         (
             ["check", "-c", "GOOD", "--explain", "connect to nowhere"],
-            1,
+            2,
             "algate: --explain: 'connect to nowhere' is not",
         ),
     ],

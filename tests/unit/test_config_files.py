@@ -109,6 +109,7 @@ def test_every_key_is_found_on_the_line_on_which_it_stands(document: dict[str, o
             "rule[1]: never decides",
         ),
         ('[[rule]]\naction = "permit"\nuser = ["ann"]', "rule[0].user: never matches"),
+        ('[socks]\nlisten = ["127.0.0.1:41080"]', "socks.listen[0]: its port is one of pinhole.ports"),
         ('[[rule]]\naction = "permit"\ngroup = ["staff"]', "rule[0].group: never matches"),
         ('[network]\ninside = ["10.0.0.0/8", "0.0.0.0/0"]', "network.inside[1]: 0.0.0.0/0 is everybody"),
     ],
