@@ -1,4 +1,4 @@
-"""FTP command lines (RFC 959, 5.3): the verb, and where its argument stands."""
+"""FTP command lines (RFC 959, 5.3): the verb, where its argument stands, and which lines need a look at all."""
 
 from __future__ import annotations
 
@@ -6,13 +6,22 @@ import re
 from dataclasses import dataclass
 
 # Telnet sequences that a client may send before a command, as IAC IP IAC DM before ABOR (RFC 959, 4.1.3). A DM sent as
-# urgent data may be missing, or come apart from its IAC.
-_TELNET = re.compile(rb"(?:\xff(?:[\xfb-\xfe].?|[\xf0-\xfa\xff])?|\xf2)*", re.DOTALL)
+# urgent data may be missing, or come apart from its IAC. It never gives back what it took, so it is linear.
+_TELNET_TEXT = rb"(?>(?:\xff(?:[\xfb-\xfe].?|[\xf0-\xfa\xff])?|\xf2)*)"
+_TELNET = re.compile(_TELNET_TEXT, re.DOTALL)
 _COMMAND = re.compile(rb"([A-Za-z]{3,4})(?: (.*?))?\r?\n", re.DOTALL)
 _BEGINNING = re.compile(rb"(?:\r|[A-Za-z]{0,4}|[A-Za-z]{3,4}[ \r].*)", re.DOTALL)
+_SEEN_OF_A_BEGINNING = 256  # bytes; they decide, whatever follows
+_BLANK_LINES = re.compile(rb"(?m)^\r?\n")
+_BLANKS = re.compile(rb"(?:\r?\n)*")
 # Short enough to look like FTP, but another protocol's: a browser or a mailer was made to speak to this port.
 _FOREIGN_VERBS = frozenset({"GET", "HEAD", "POST", "PUT", "EHLO", "HELO", "LHLO", "NICK"})
 _FOREIGN_VERSION = re.compile(rb" (?:HTTP|SIP|RTSP|ICE)/[0-9.]+$")
+
+_DATA = ("PORT", "EPRT", "PASV", "EPSV")
+_READ = (*_DATA, "LPRT", "LPSV", "AUTH", "REIN")
+TRANSFERS = ("RETR", "STOR", "STOU", "APPE", "LIST", "NLST", "MLSD")
+"""Commands that use the data connection (RFC 959, 5.4; RFC 3659)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +32,16 @@ class FtpCommand:
     argument: bytes
     start: int
     end: int
+
+    @property
+    def is_epsv_all(self) -> bool:
+        """True for the promise to use nothing but EPSV (RFC 2428, 4)."""
+        return self.verb == "EPSV" and self.argument.upper() == b"ALL"
+
+    @property
+    def ends_data(self) -> bool:
+        """True where no data connection of before is wanted any more: another one is, or all begins anew."""
+        return (self.verb in _DATA and not self.is_epsv_all) or self.verb == "REIN"
 
     @property
     def foreign(self) -> bool:
@@ -41,12 +60,29 @@ def parse_command(line: bytes) -> FtpCommand | None:
 
 def may_begin_command(partial: bytes) -> bool:
     """False where no line that begins with `partial` (without LF) can be a command or blank."""
-    return _BEGINNING.fullmatch(partial, _skip_telnet(partial)) is not None
+    beginning = partial[:_SEEN_OF_A_BEGINNING]
+    return _BEGINNING.fullmatch(beginning, _skip_telnet(beginning)) is not None
 
 
-def is_blank(line: bytes) -> bool:
-    """True for a line with nothing in it: servers do not agree whether it deserves a reply."""
-    return line in (b"\r\n", b"\n")
+def lines_to_read(transfers: bool) -> re.Pattern[bytes]:
+    """What finds the beginning of the next line, in whole lines, that has to be parsed; all others are only counted.
+
+    It finds more than is needed, never less. `transfers`: those that use the data connection too.
+    """
+    verbs = "|".join((*_READ, *TRANSFERS) if transfers else _READ).encode()
+    return re.compile(rb"(?ims)^" + _TELNET_TEXT + rb"(?:" + verbs + rb")[ \r\n]")
+
+
+def skip_blank(lines: bytes, at: int) -> int:
+    """Where the first line begins, from the beginning of a line at `at` on, that is not blank. Servers do not agree
+    whether a blank line deserves a reply."""
+    found = _BLANKS.match(lines, at)
+    return found.end() if found else at
+
+
+def count_commands(lines: bytes) -> int:
+    """How many of these whole lines are not blank."""
+    return lines.count(b"\n") - len(_BLANK_LINES.findall(lines))
 
 
 def _skip_telnet(line: bytes) -> int:

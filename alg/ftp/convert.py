@@ -1,71 +1,112 @@
 """Between active and passive mode (`[alg.ftp] convert`): what is said to a side instead of what the other one said.
 
-Here alone the gateway makes commands and replies of its own.
+Here, and for NAT64, the gateway makes commands and replies of its own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from alg.address import Endpoint, format_port_argument
-from alg.api import Edit
-from alg.ftp.commands import FtpCommand
-from alg.ftp.endpoints import Advert
+from alg.address import Endpoint
+from alg.api import Edit, Opened, OpenMeeting, OpenRelay
+from alg.ftp.active import Advert, read_advert
+from alg.ftp.addresses import format_port_argument
+from alg.ftp.commands import TRANSFERS, FtpCommand
+from alg.ftp.passive import read_passive
+from alg.ftp.replies import Kind, Sent
+from alg.ftp.strategy import TTL, Answer, Ask, Pass, Talk
 
 REASON = "ftp.convert"
-# Commands that use the data connection (RFC 959, 5.4; RFC 3659).
-TRANSFERS = frozenset({"RETR", "STOR", "STOU", "APPE", "LIST", "NLST", "MLSD"})
+_MOST_RELAYS = 16  # of a client that pipelines
 
 
 @dataclass(slots=True)
-class DataRelay:
+class _DataRelay:
     """A PORT or EPRT that the server got as PASV or EPSV: the gateway connects to both sides once `server`, the
     endpoint of its reply, is known and the transfer has `begun` (a client may not listen any longer than that)."""
 
     advert: Advert
-    verb: str  # PASV or EPSV
     server: Endpoint | None = None
     begun: bool = False
 
-    @property
-    def request(self) -> tuple[Edit, ...]:
-        """The edit of the client's line, after what Telnet may have put before it."""
-        command = self.advert.command
-        return (Edit(command.start - len(command.verb) - 1, command.end, self.verb.encode(), REASON),)
 
-    def answer(self, line: bytes) -> tuple[Edit, ...]:
-        """The edit of the server's 227 or 229 to the reply that the client expects."""
-        return (Edit(0, len(line), f"200 {self.advert.command.verb} command successful.\r\n".encode(), REASON),)
+class ConvertActive:
+    """The client is active, the server passive."""
+
+    def __init__(self, talk: Talk) -> None:
+        self._talk = talk
+        self._relays: dict[int, _DataRelay] = {}  # not connected yet, the latest is the last
+
+    def command(self, command: FtpCommand, line: bytes) -> Answer | None:
+        talk = self._talk
+        if command.verb in TRANSFERS and self._relays:
+            ref, relay = next(reversed(self._relays.items()))
+            relay.begun = True
+            return Pass(after=self._connected(ref))
+        if command.verb not in ("PORT", "EPRT") or talk.epsv_all or not talk.greeted:
+            return None
+        advert = read_advert(command, talk.client)
+        verb = "PASV" if command.verb == "PORT" or talk.no_epsv else "EPSV"
+        if not len(talk.unanswered):
+            self._relays.clear()  # nothing was transferred
+        elif len(self._relays) >= _MOST_RELAYS:
+            del self._relays[next(iter(self._relays))]
+        ref = talk.new_ref()
+        self._relays[ref] = _DataRelay(advert)
+        edit = Edit(command.start - len(command.verb) - 1, command.end, verb.encode(), REASON)
+        return Pass((edit,), Sent(Kind[verb], ref))
+
+    def reply(self, sent: Sent, code: int, line: bytes) -> Answer | None:
+        relay = self._relays.get(sent.ref) if sent.ref is not None else None
+        if relay is None or sent.ref is None:
+            return None
+        if code not in (227, 229):
+            del self._relays[sent.ref]  # the server will not be passive
+            return None
+        relay.server = read_passive(self._talk, code, line).target
+        text = f"200 {relay.advert.command.verb} command successful.\r\n".encode()
+        return Pass((Edit(0, len(line), text, REASON),), after=self._connected(sent.ref))
+
+    def replaces(self, sent: Sent, code: int) -> bool:
+        return sent.ref in self._relays
+
+    def _connected(self, ref: int) -> tuple[OpenRelay, ...]:
+        relay = self._relays[ref]
+        if not relay.begun or relay.server is None:
+            return ()
+        del self._relays[ref]
+        return (OpenRelay(relay.advert.target, relay.server, REASON),)
 
 
-@dataclass(frozen=True, slots=True)
-class Meeting:
-    """A PASV of a client that the server gets as PORT. `target` is the client, at no port in particular."""
+class ConvertPassive:
+    """The client is passive, the server active: both connect to the gateway. In IPv4, and not to published servers."""
 
-    command: FtpCommand
-    target: Endpoint
+    def __init__(self, talk: Talk) -> None:
+        self._talk = talk
+        self._inner: dict[int, Endpoint] = {}  # where the client has to connect, until the server has answered
 
-    def edits(self, public: Endpoint) -> tuple[Edit, ...]:
-        """PORT, naming `public`. ValueError where it cannot."""
-        text = b"PORT " + format_port_argument(public)
-        return (Edit(self.command.end - len(self.command.verb), self.command.end, text, REASON),)
+    def command(self, command: FtpCommand, line: bytes) -> Answer | None:
+        talk = self._talk
+        if command.verb != "PASV" or command.argument or not talk.greeted or talk.epsv_all:
+            return None
+        self._inner.clear()
+        ref = talk.new_ref()
 
+        def opened(event: Opened) -> tuple[Edit, ...]:
+            text = b"PORT " + format_port_argument(event.public)
+            if event.inner is not None:
+                self._inner[ref] = event.inner
+            return (Edit(command.end - len(command.verb), command.end, text, REASON),)
 
-@dataclass(frozen=True, slots=True)
-class Translated:
-    """The 227 of a server behind NAT64, of `length` bytes, that its client has to read as a 229 (RFC 6384, 5). `target`
-    is where the client finds it."""
+        target = Endpoint.of(talk.client, 0)
+        return Ask(OpenMeeting(ref, TTL, REASON), target, opened, sent_otherwise=Kind.PASV)
 
-    target: Endpoint
-    length: int
+    def reply(self, sent: Sent, code: int, line: bytes) -> Answer | None:
+        inner = self._inner.pop(sent.ref, None) if sent.ref is not None else None
+        if inner is None or code >= 300:
+            return None
+        text = b"227 Entering Passive Mode (%s).\r\n" % format_port_argument(inner)
+        return Pass((Edit(0, len(line), text, REASON),))
 
-    def edits(self, public: Endpoint) -> tuple[Edit, ...]:
-        """229, naming the port of `public`."""
-        text = b"229 Entering Extended Passive Mode (|||%d|).\r\n" % public.port
-        return (Edit(0, self.length, text, REASON),)
-
-
-def passive_reply(line: bytes, inner: Endpoint) -> tuple[Edit, ...]:
-    """The edit of the server's reply to PORT to a 227 that names `inner`, of IPv4."""
-    text = b"227 Entering Passive Mode (%s).\r\n" % format_port_argument(inner)
-    return (Edit(0, len(line), text, REASON),)
+    def replaces(self, sent: Sent, code: int) -> bool:
+        return False

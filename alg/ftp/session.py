@@ -1,220 +1,571 @@
-"""The FTP module: a control connection; conversion between active and passive mode, where the options ask for it, and
-between IPv6 and IPv4, where the server is behind NAT64 (RFC 6384)."""
+"""The FTP module (RFC 959, 2428, 4217): follows a control connection, asks for pinholes, rewrites PORT, EPRT, 227, 229.
+
+Each direction is a queue of lines, and has a state (`alg.ftp.state`). A line that needs a pinhole holds its own
+direction until the answer, never the other one. What is to be done with a line that agrees on a data connection, the
+session asks its strategies, in order: transfers between servers, NAT64, conversion between the modes, and last the
+modes as they are. Lines that mean nothing here are counted and relayed many at a time.
+
+What cannot be meant honestly is relayed as it came and revokes the flow's right to pinholes; from then on, bytes are
+relayed unread. The rules (also codes of notes; the notes that revoke nothing are in docs/protocols/ftp.md):
+
+    ftp.not-ftp   the client's first line is not a command, or is another protocol's
+    ftp.greeting  the server's first bytes are not those of an FTP server
+    ftp.early     PORT or EPRT before the server's greeting
+    ftp.syntax    PORT or EPRT is not by the grammar, or a number is out of range
+    ftp.address   PORT or EPRT names another host than the client
+    ftp.family    EPRT names another address family than the flow's
+    ftp.low-port  a port below 1024
+    ftp.flood     more commands that have to be read, in a second or without an answer, than any client sends
+"""
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
 
-from alg.address import Endpoint
+from alg.address import canonical
 from alg.api import (
-    AskTransfer,
+    Bypass,
+    Closed,
+    ClosePinhole,
+    CloseWrite,
     Command,
     Deliver,
     Edit,
     Event,
     FlowContext,
+    Note,
     Opened,
-    OpenMeeting,
-    OpenOutbound,
-    OpenRelay,
+    Received,
+    Refused,
+    Revoke,
     Side,
+    Tick,
 )
-from alg.ftp.commands import FtpCommand, parse_command
-from alg.ftp.control import TTL, FtpControl
-from alg.ftp.convert import REASON, TRANSFERS, DataRelay, Meeting, Translated, passive_reply
-from alg.ftp.endpoints import Other, Wrong, read_advert, read_epsv_reply, read_pasv_reply
-from alg.ftp.replies import Kind, Sent
+from alg.bucket import Rate
+from alg.ftp.commands import (
+    FtpCommand,
+    count_commands,
+    lines_to_read,
+    may_begin_command,
+    parse_command,
+    skip_blank,
+)
+from alg.ftp.convert import REASON, ConvertActive, ConvertPassive
+from alg.ftp.nat64 import Nat64
+from alg.ftp.options import FtpOptions
+from alg.ftp.plain import Plain
+from alg.ftp.replies import Kind, ReplyTracker, Sent, Unanswered, may_begin_replies, may_precede_replies
+from alg.ftp.state import Control, Step, after
+from alg.ftp.strategy import Answer, Ask, Pass, Strategy, Talk, Unclear, Wrong
+from alg.ftp.stream import Hold, Stream, joined
+from alg.ftp.tls import TlsStream
+from alg.ftp.transfers import Transfers
+from alg.lines import Lines
 
-_MOST_RELAYS = 16  # of a client that pipelines
+ANSWER_WITHIN = 5.0  # seconds for Opened or Refused
+LINE_WITHIN = 5.0  # seconds for the rest of a line: a peer that does not speak in lines must not hang on us
+MOST_HELD = 65536  # bytes behind a line that waits
+MOST_READ = 1000.0  # commands a second that have to be read, on average, and twice as many at once
+_MOST_BEFORE = 1000  # lines of a server before its greeting
+_DATA_DONE = (226, 425, 426)  # of a data connection: closed, not opened, aborted
+_READ, _READ_ALL = lines_to_read(transfers=False), lines_to_read(transfers=True)
 
 
-class FtpModule(FtpControl):
-    """One FTP control connection, as `alg.api.AlgModule`."""
+class FtpModule:
+    """One control connection, as `alg.api.AlgModule`."""
+
+    Options = FtpOptions
 
     def __init__(self, context: FlowContext) -> None:
-        super().__init__(context)
-        self._relays: dict[int, DataRelay] = {}  # not connected yet, the latest is the last
-        self._inner: dict[int, Endpoint] = {}  # of meetings, until the server has answered
-        self._nat64 = self._server.version == 6 and any(
-            self._server in ipaddress.ip_network(prefix) for prefix in self._options.nat64
-        )
-        self._no_epsv = False  # the server does not know it
-        self._extended: set[int] = set()  # PASV of ours that the client sent as EPSV
-        self._within_reply = False  # the server's latest line was not the last of a reply
-        self._transfers = context.transfers
-        self._asked: Other | None = None  # the latest third host that a client named
+        options = context.options if isinstance(context.options, FtpOptions) else FtpOptions()
+        published = context.inside is Side.SERVER
+        client, server = canonical(context.client.host), canonical(context.server.host)
+        self._talk = Talk(client, server, published, options, Unanswered(), ReplyTracker())
+        self._strategies = _strategies(self._talk, context)
+        converts = any(isinstance(strategy, ConvertActive) for strategy in self._strategies)
+        self._read = _READ_ALL if converts else _READ
+        self._rate = Rate(MOST_READ, 2 * MOST_READ)
+        self._streams = {side: Stream() for side in Side}
+        self._pinholes = _Pinholes()
+        self._tls: dict[Side, TlsStream] = {}  # directions that are encrypted
+        self._spoke_during_auth = False
+        self._hides = False  # of the server's reply the client gets to see the last line only, which we make
+        self._now = 0.0
+        self._out: list[Command] = []
+
+    def deadline(self) -> float | None:
+        """When a pending answer or an unfinished line is given up, or None."""
+        times = [stream.hold.deadline for stream in self._streams.values() if stream.hold]
+        times += [stream.stalls_at for stream in self._streams.values() if len(stream.buffer)]
+        return min(times, default=None)
 
     def handle(self, event: Event) -> Sequence[Command]:
         """See `AlgModule.handle`."""
-        if isinstance(event, Opened) and event.inner is not None:
-            self._inner[event.ref] = event.inner
-        return super().handle(event)
+        self._out = []
+        self._now = event.now
+        match event:
+            case Received(side, data, _):
+                self._received(side, data)
+            case Closed(side, _):
+                self._closed(side)
+            case Opened():
+                self._opened(event)
+            case Refused(ref, _, _):
+                self._refused(ref)
+            case Tick():
+                for side in Side:
+                    self._tick(side)
+        return joined(self._out)
 
-    # --- transfers between two servers ------------------------------------------------------------------------------
+    # --- events -----------------------------------------------------------------------------------------------------
 
-    def _asks_transfer(self, command: FtpCommand, line: bytes, now: float) -> bool:
-        """Whether a PORT or EPRT names a third host: a rule may permit it, and then it goes out as it came."""
-        if not self._transfers or self._epsv_all or not self._greeted:
-            return False
-        try:
-            read_advert(command, self._client)
-        except Other as other:
-            if other.advert.target.ip == self._server:
-                return False
+    def _received(self, side: Side, data: bytes) -> None:
+        stream = self._streams[side]
+        if stream.state is Control.UNREAD:
+            self._deliver(side, data)
+            return
+        if stream.state is Control.TLS:
+            data = self._encrypted(side, data)
+            if not data:
+                return
+            stream = self._streams[side]
+        stream.push(stream.buffer.feed(data))
+        stream.stalls_at = self._now + LINE_WITHIN
+        self._advance(side)
+        while stream.hold and stream.waiting > MOST_HELD:
+            self._no_answer(side)
+            self._advance(side)
+
+    def _closed(self, side: Side) -> None:
+        stream = self._streams[side]
+        stream.closed = True
+        if rest := stream.buffer.release():
+            stream.push([Lines(rest, whole=False)])
+        self._advance(side)
+
+    def _opened(self, event: Opened) -> None:
+        for side, stream in self._streams.items():
+            if (hold := stream.hold) and hold.ref == event.ref:
+                try:
+                    edits = hold.ask.opened(event)
+                except ValueError as error:
+                    self._out += (Note("ftp.unwritable", str(error)), ClosePinhole(event.ref))
+                    self._release(side, hold.ask.otherwise)
+                else:
+                    self._pinholes.add(event.ref)
+                    if side is Side.SERVER:
+                        self._out += self._pinholes.turn_to(event.ref)
+                    self._release(side, edits, event.ref)
+                self._advance(side)
+                return
+        if event.ref not in self._pinholes:
+            self._out.append(ClosePinhole(event.ref))  # too late: its line has gone out as it was
+
+    def _refused(self, ref: int) -> None:
+        for side, stream in self._streams.items():
+            if (hold := stream.hold) and hold.ref == ref:
+                if hold.ask.refused is not None:
+                    self._revoke(hold.ask.refused, side)
+                    return
+                self._release(side, hold.ask.otherwise)
+                self._advance(side)
+
+    def _tick(self, side: Side) -> None:
+        stream = self._streams[side]
+        if stream.hold and stream.hold.deadline <= self._now:
+            self._no_answer(side)
+        if len(stream.buffer) and stream.stalls_at <= self._now:
+            stream.push([Lines(stream.buffer.release(), whole=False)])
+        self._advance(side)
+
+    # --- lines ------------------------------------------------------------------------------------------------------
+
+    def _advance(self, side: Side) -> None:
+        """Go through what has come from `side`, up to a line that has to wait."""
+        stream = self._streams[side]
+        while stream.queue and stream.state is not Control.WAITING:
+            lines = stream.queue[0]
+            if not lines.whole:
+                stream.at = len(lines.data)
+                self._piece(side, lines.data)
+            elif side is Side.CLIENT:
+                self._commands(stream, lines.data)
+            else:
+                self._replies(stream, lines.data)
+            stream.drop_done()
+        if stream.state is Control.WAITING:
+            return
+        if stream.state is Control.AUTH:
+            self._spoke_during_auth = self._spoke_during_auth or len(stream.buffer) > 0
+            self._deliver(side, stream.buffer.release())  # may be TLS already, which knows no lines
+        elif len(stream.buffer) and not stream.spoke and not self._may_begin(side, stream.buffer.beginning(256)):
+            self._revoke_first(side)
+        self._end(side)
+
+    def _piece(self, side: Side, data: bytes) -> None:
+        """A part of a line that is not read."""
+        stream = self._streams[side]
+        self._spoke_during_auth = self._spoke_during_auth or stream.state is Control.AUTH
+        if not (stream.spoke or stream.closed):
+            self._revoke_first(side, data)
+        elif side is Side.SERVER:
+            self._deliver_text(data)
+        else:
+            self._deliver(side, data)
+
+    def _may_begin(self, side: Side, beginning: bytes) -> bool:
+        if side is Side.CLIENT:
+            return may_begin_command(beginning)
+        return may_begin_replies(beginning) or self._may_be_banner(beginning)
+
+    def _may_be_banner(self, data: bytes) -> bool:
+        """Text before the greeting: some put a banner there (inetd), and clients pass over it. The client has to be
+        silent yet, or it could be an echo of what it said."""
+        client = self._streams[Side.CLIENT]
+        silent = not (client.spoke or client.queue or len(client.buffer) or self._talk.greeted)
+        return silent and may_precede_replies(data)
+
+    # --- commands of the client -------------------------------------------------------------------------------------
+
+    def _commands(self, stream: Stream, lines: bytes) -> None:
+        """Whole lines of the client. Those that mean nothing go together."""
+        while stream.at < len(lines):
+            begun = stream.at
+            if stream.state is Control.AUTH:
+                self._spoke_during_auth = True
+                stream.at = len(lines)
+                self._deliver(Side.CLIENT, lines[begun:])
+                return
+            if stream.state is Control.GREETING:
+                stream.at = skip_blank(lines, begun)
+            else:
+                found = self._read.search(lines, begun)
+                stream.at = len(lines) if found is None else found.start()
+                self._goes_on(count_commands(lines[begun : stream.at]))
+            if stream.at > begun:
+                self._deliver(Side.CLIENT, lines[begun : stream.at])
+                continue
+            stream.at = lines.index(b"\n", begun) + 1
+            self._command(stream, lines[begun : stream.at])
+            if stream.state not in (Control.COMMANDS, Control.AUTH):
+                return
+
+    def _command(self, stream: Stream, line: bytes) -> None:
+        """A line of the client that has to be read."""
+        talk = self._talk
+        command = parse_command(line)
+        if stream.state is Control.GREETING:
+            if command is None or command.foreign:
+                self._revoke_first(Side.CLIENT, line)
+                return
+            stream.spoke = True
+            self._step(Side.CLIENT, Step.PROVED)
+        self._goes_on(1, others=0)
+        if command is None:
+            self._do(Side.CLIENT, line, Pass())
+            return
+        if not self._rate.take(None, self._now) or talk.unanswered.full:
+            self._revoke(Wrong("ftp.flood", "more commands than a client sends"), Side.CLIENT, line)
+            return
+        if command.ends_data:
             self._close_old()
-            self._asked = other
-            self._out.append(AskTransfer(self._wait(Side.CLIENT, line, now, other.advert), other.advert.target))
-            return True
-        except Wrong:
-            pass
-        return False
-
-    def _refused(self, ref: int, now: float) -> None:
-        wait = self._streams[Side.CLIENT].wait
-        if wait and wait.ref == ref and self._asked and wait.advert is self._asked.advert:
-            self._revoke(self._asked.rule, str(self._asked), Side.CLIENT)
-            return
-        super()._refused(ref, now)
-
-    # --- the client is active, the server passive -------------------------------------------------------------------
-
-    def _port(self, command: FtpCommand, line: bytes, now: float) -> None:
-        if self._asks_transfer(command, line, now):
-            return
-        converts = self._options.convert == "active" or self._nat64
-        if not converts or self._epsv_all or not self._greeted:
-            super()._port(command, line, now)
-            return
-        verb = "PASV" if command.verb == "PORT" or self._no_epsv else "EPSV"
         try:
-            relay = DataRelay(read_advert(command, self._client), verb)
+            self._do(Side.CLIENT, line, self._asked_of_command(command, line))
         except Wrong as wrong:
-            self._revoke(wrong.rule, str(wrong), Side.CLIENT, line)
+            self._revoke(wrong, Side.CLIENT, line)
             return
-        self._close_old()
-        if not len(self._unanswered):
-            self._relays.clear()  # nothing was transferred
-        elif len(self._relays) >= _MOST_RELAYS:
-            del self._relays[next(iter(self._relays))]
-        self._last_ref += 1
-        self._relays[self._last_ref] = relay
-        self._unanswered.add(Sent(Kind[verb], self._last_ref))
-        self._deliver(Side.CLIENT, line, relay.request)
+        if command.verb == "AUTH":
+            self._step(Side.CLIENT, Step.SENT_AUTH)
 
-    def _passive(self, sent: Sent, line: bytes, now: float) -> None:
-        if sent.ref in self._extended:
-            self._translate(sent, line, now)
+    def _asked_of_command(self, command: FtpCommand, line: bytes) -> Answer:
+        for strategy in self._strategies:
+            if (answer := strategy.command(command, line)) is not None:
+                return answer
+        return Pass()
+
+    def _goes_on(self, commands: int, others: int | None = None) -> None:
+        """The client has sent so many commands, `others` of them (None: all) mean nothing. So it took the latest line
+        of the server for the end of a reply, if it looked like one."""
+        if not commands:
             return
-        relay = None if sent.ref is None else self._relays.get(sent.ref)
-        if relay is None or sent.ref is None:
-            super()._passive(sent, line, now)
+        talk = self._talk
+        if talk.replies.within is not None and (code := talk.replies.resume()) is not None:
+            self._hides = False
+            talk.unanswered.answer_odd(code)
+        talk.unanswered.add_others(commands if others is None else others)
+
+    # --- replies of the server --------------------------------------------------------------------------------------
+
+    def _replies(self, stream: Stream, lines: bytes) -> None:
+        """Whole lines of the server. Those that mean nothing go together."""
+        talk, replies = self._talk, self._talk.replies
+        begun = at = stream.at  # what is between them can go
+        while at < len(lines):
+            to = len(lines)
+            if stream.state is Control.GREETING and replies.within is None:
+                to = lines.index(b"\n", at) + 1
+                if not self._is_good_first(stream, lines[at:to]):
+                    stream.at = to
+                    self._revoke_first(Side.SERVER, lines[begun:to])
+                    return
+            awaited = stream.state is Control.GREETING or self._pinholes.in_turn or len(talk.unanswered) > 0
+            found = replies.find(lines, at, to, awaited)
+            if found is None or found.start() > at:
+                end = to if found is None else found.start()
+                replies.pass_text(lines, at, end)
+                at = end
+                continue
+            end = lines.index(b"\n", found.end() - 1) + 1
+            code = replies.take(found)
+            if code is None:
+                if replies.within in (b"227", b"229"):
+                    self._deliver_text(lines[begun:at])
+                    begun = at
+                    self._hides = self._is_replaced(int(replies.within))
+                replies.pass_text(lines, at, end)
+                at = end
+                continue
+            if self._is_plain(stream, code):
+                talk.unanswered.answer(code)
+                at = end
+                continue
+            self._deliver_text(lines[begun:at])
+            self._hides = False
+            stream.at = end
+            self._reply(stream, code, lines[at:end])
+            if stream.state not in (Control.GREETING, Control.COMMANDS):
+                return
+            begun = at = end
+        stream.at = at
+        self._deliver_text(lines[begun:at])
+
+    def _is_good_first(self, stream: Stream, line: bytes) -> bool:
+        """Whether a line may come before the greeting, or be it."""
+        stream.before += 1
+        if stream.before > _MOST_BEFORE:
+            return False
+        if may_begin_replies(line):
+            stream.spoke = True
+        return stream.spoke or self._may_be_banner(line)
+
+    def _is_plain(self, stream: Stream, code: int) -> bool:
+        """Whether the reply means nothing."""
+        if stream.state is Control.GREETING or (code in _DATA_DONE and self._pinholes.in_turn):
+            return False
+        return self._talk.unanswered.is_plain(code)
+
+    def _is_replaced(self, code: int) -> bool:
+        sent = self._talk.unanswered.expects(code)
+        return sent is not None and any(strategy.replaces(sent, code) for strategy in self._strategies)
+
+    def _reply(self, stream: Stream, code: int, line: bytes) -> None:
+        """The last line of a reply that means something."""
+        if stream.state is Control.GREETING and not self._talk.greeted:
+            # 120 and a refusal (421, 5xx) are no greeting yet (RFC 959, 5.4); any other code is one, whatever it says.
+            if code < 400 and code != 120:
+                self._talk.greeted = True
+                self._step(Side.SERVER, Step.PROVED)
+            self._deliver(Side.SERVER, line)
             return
+        if stream.state is Control.GREETING:
+            self._step(Side.SERVER, Step.PROVED)
+        if code in _DATA_DONE:
+            self._out += self._pinholes.turn_to(None)
+        sent = self._talk.unanswered.answer(code)
+        if sent is None:
+            self._deliver(Side.SERVER, line)
+            return
+        if sent.kind is Kind.AUTH and code < 400:
+            self._stand_down(line, resumable=code == 234 and not self._spoke_during_auth)
+            return
+        if sent.kind is Kind.AUTH:
+            self._spoke_during_auth = False
+            self._step(Side.CLIENT, Step.AUTH_REFUSED)
+        elif sent.kind is Kind.EPSV_ALL and code >= 400:
+            self._talk.epsv_all = False
+        if sent.ref in self._pinholes:
+            self._out += self._pinholes.turn_to(sent.ref)
+            if code >= 400:
+                self._out += self._pinholes.turn_to(None)
         try:
-            # A server that names another address means itself: nobody else is connected to.
-            read = read_pasv_reply(line, self._server, True) if sent.kind is Kind.PASV else None
-            relay.server = (read or read_epsv_reply(line, self._server)).target
+            self._do(Side.SERVER, line, self._asked_of_reply(sent, code, line))
+        except Unclear as unclear:
+            self._do(Side.SERVER, line, Pass(before=(Note(unclear.rule, str(unclear)),)))
         except Wrong as wrong:
-            self._revoke(wrong.rule, str(wrong), Side.SERVER, line)
-            return
-        self._deliver(Side.SERVER, line, relay.answer(line))
-        self._connect(sent.ref)
+            self._revoke(wrong, Side.SERVER, line)
 
-    def _connect(self, ref: int) -> None:
-        relay = self._relays[ref]
-        if relay.begun and relay.server is not None:
-            del self._relays[ref]
-            self._out.append(OpenRelay(relay.advert.target, relay.server, REASON))
+    def _asked_of_reply(self, sent: Sent, code: int, line: bytes) -> Answer:
+        if code in (227, 229) and (sent.kind is Kind.PORT or self._talk.unanswered.has(Kind.AUTH)):
+            return Pass()
+        for strategy in self._strategies:
+            if (answer := strategy.reply(sent, code, line)) is not None:
+                return answer
+        return Pass()
+
+    # --- what is done -----------------------------------------------------------------------------------------------
+
+    def _do(self, side: Side, line: bytes, answer: Answer) -> None:
+        self._out += answer.before
+        if isinstance(answer, Ask):
+            self._streams[side].hold = Hold(answer, line, self._now + ANSWER_WITHIN)
+            self._step(side, Step.ASKED)
+            self._out.append(answer.question)
+            return
+        if side is Side.CLIENT:
+            self._talk.unanswered.add(answer.sent)
+        self._deliver(side, line, answer.edits)
+        self._out += answer.after
+
+    def _step(self, side: Side, step: Step) -> None:
+        stream = self._streams[side]
+        stream.state = after(stream.state, step)
 
     def _deliver(self, side: Side, data: bytes, edits: tuple[Edit, ...] = ()) -> None:
-        in_passive = side is Side.SERVER and self._replies.within in (b"227", b"229") and not self._unread
-        ours = self._extended or any(relay.server is None for relay in self._relays.values())
-        if in_passive and not edits and ours:
-            edits = (Edit(0, len(data), b"", REASON),)  # the last line is all that we make of this reply
-        if side is Side.SERVER:
-            self._within_reply = self._replies.within is not None
-        super()._deliver(side, data, edits)
+        if data:
+            self._out.append(Deliver(side.other, data, edits))
 
-    # --- the client is of IPv6, the server of IPv4, behind NAT64 ----------------------------------------------------
+    def _deliver_text(self, data: bytes) -> None:
+        """What the server says beside the last lines of replies that mean something."""
+        self._deliver(Side.SERVER, data, (Edit(0, len(data), b"", REASON),) if self._hides else ())
 
-    def _extended_passive(self, command: FtpCommand, line: bytes) -> None:
-        """EPSV of a client whose server does not know it."""
-        self._close_old()
-        verb = len(line[: command.start].rstrip(b" ")) - len("EPSV")
-        edit = Edit(verb, command.end, b"PASV", REASON)
-        self._unanswered.add(Sent(Kind.PASV, self._extended_ref()))
-        self._deliver(Side.CLIENT, line, (edit,))
+    def _end(self, side: Side) -> None:
+        stream = self._streams[side]
+        if stream.closed and not stream.ended:
+            stream.ended = True
+            self._out.append(CloseWrite(side.other))
 
-    def _extended_ref(self) -> int:
-        self._last_ref += 1
-        self._extended.add(self._last_ref)
-        return self._last_ref
-
-    def _try_pasv(self, sent: Sent, line: bytes) -> tuple[Edit, ...]:
-        """The server does not know EPSV: ask again, in place of the client; the edit that keeps the answer from it."""
-        self._no_epsv = True
-        if len(self._unanswered) or self._within_reply:
-            return ()  # it would not be clear which reply is whose
-        if sent.ref is not None and sent.ref in self._relays:
-            self._relays[sent.ref].verb = "PASV"
-        self._unanswered.add(Sent(Kind.PASV, self._extended_ref() if sent.ref is None else sent.ref))
-        self._out.append(Deliver(Side.SERVER, b"", (Edit(0, 0, b"PASV\r\n", REASON),)))
-        return (Edit(0, len(line), b"", REASON),)
-
-    def _translate(self, sent: Sent, line: bytes, now: float) -> None:
-        """The 227 of a PASV that the client sent as EPSV. Whatever address it names, the server's own is meant."""
-        self._extended.discard(sent.ref or 0)
-        try:
-            target = read_pasv_reply(line, self._server, True).target
-        except Wrong as wrong:
-            self._revoke(wrong.rule, str(wrong), Side.SERVER, line)
+    def _release(self, side: Side, edits: tuple[Edit, ...], ref: int | None = None) -> None:
+        """Deliver the line that is held, if there is one; `ref`: of the pinhole that is open for it."""
+        stream = self._streams[side]
+        hold = stream.hold
+        if hold is None:
             return
-        ref = self._wait(Side.SERVER, line, now, Translated(target, len(line)))
-        self._out.append(OpenOutbound(ref, target, "tcp", TTL, 1, "ftp.passive"))
+        stream.hold = None
+        self._step(side, Step.ANSWERED)
+        if side is Side.CLIENT:
+            kind = hold.ask.sent_otherwise if ref is None else hold.ask.sent
+            self._talk.unanswered.add(Sent(kind, ref))
+        self._deliver(side, hold.line, edits)
 
-    def _release(self, side: Side, edits: tuple[Edit, ...] = (), ref: int | None = None) -> None:
-        wait = self._streams[side].wait
-        if wait and isinstance(wait.advert, Translated) and not edits:
-            edits = wait.advert.edits(wait.advert.target)  # the client can do nothing with a 227, pinhole or not
-        super()._release(side, edits, ref)
+    def _no_answer(self, side: Side) -> None:
+        if hold := self._streams[side].hold:
+            self._out += (Note("ftp.unanswered", f"no answer about {hold.ask.target}"), ClosePinhole(hold.ref))
+            self._release(side, hold.ask.otherwise)
 
-    # --- the client is passive, the server active -------------------------------------------------------------------
+    def _close_asked(self) -> None:  # but not answered yet
+        self._out += [ClosePinhole(stream.hold.ref) for stream in self._streams.values() if stream.hold]
 
-    def _client_line(self, line: bytes, now: float) -> None:
-        command = None if self._unanswered.has(Kind.AUTH) else parse_command(line)
-        if command and self._is_to_meet(command):
-            self._close_old()
-            self._inner.clear()
-            ref = self._wait(Side.CLIENT, line, now, Meeting(command, Endpoint.of(self._client, 0)))
-            self._out.append(OpenMeeting(ref, TTL, REASON))
+    def _close_old(self) -> None:
+        """The client wants another data connection. A server that is behind (pipelining) may yet use what is open."""
+        if not len(self._talk.unanswered):
+            self._out += self._pinholes.close_all()
+
+    def _revoke(self, wrong: Wrong, side: Side, line: bytes = b"") -> None:
+        self._out += (Note(wrong.rule, str(wrong)), Revoke(wrong.rule))
+        self._pinholes.forget()  # Revoke closes them
+        self._close_asked()
+        self._deliver(side, line)
+        self._flush()
+
+    def _revoke_first(self, side: Side, line: bytes = b"") -> None:
+        rule = "ftp.not-ftp" if side is Side.CLIENT else "ftp.greeting"
+        self._revoke(Wrong(rule, f"the {side}'s first line is not FTP"), side, line)
+
+    def _flush(self) -> None:
+        """Deliver everything that is held, in order, and read nothing from now on."""
+        for side, stream in self._streams.items():
+            self._release(side, stream.hold.ask.otherwise if stream.hold else ())
+            self._step(side, Step.GIVEN_UP)
+            self._deliver(side, stream.take_all())
+            self._end(side)
+
+    # --- TLS --------------------------------------------------------------------------------------------------------
+
+    def _stand_down(self, line: bytes, *, resumable: bool) -> None:
+        """The server agreed to AUTH: what follows cannot be read (RFC 4217, 4), unless CCC ends that."""
+        self._out += self._pinholes.close_all()
+        self._close_asked()
+        self._deliver(Side.SERVER, line)
+        if not resumable:
+            self._flush()
+            self._out += (Note("ftp.tls", "stood down after AUTH"), Bypass())
             return
-        if command and command.verb == "EPSV" and self._no_epsv and command.argument.upper() != b"ALL":
-            self._extended_passive(command, line)
-            return
-        super()._client_line(line, now)
-        if command and command.verb in TRANSFERS and self._relays and not self._unread:
-            latest = next(reversed(self._relays))
-            self._relays[latest].begun = True
-            self._connect(latest)
+        self._out.append(Note("ftp.tls", "stood down after AUTH"))
+        self._tls = {side: TlsStream() for side in Side}
+        for side in Side:
+            self._step(side, Step.AUTH_AGREED)
+        self._talk.unanswered = Unanswered()
+        if behind := self._streams[Side.SERVER].take_all():
+            self._encrypted(Side.SERVER, behind)  # a server does not begin TLS: this ends in Bypass
 
-    def _is_to_meet(self, command: FtpCommand) -> bool:
-        return (
-            self._options.convert == "passive"
-            and command.verb == "PASV"
-            and not command.argument
-            and self._greeted
-            and not (self._epsv_all or self._published)
-            and self._client.version == 4
-        )
+    def _encrypted(self, side: Side, data: bytes) -> bytes:
+        """Deliver what is TLS; return what is clear text again."""
+        watch = self._tls[side]
+        clear = watch.clear_from(data)
+        if watch.broken:
+            self._deliver(side, data)
+            for either in Side:
+                self._step(either, Step.GIVEN_UP)
+            self._out += (Note("ftp.not-tls", f"what the {side} sends after AUTH is not TLS"), Bypass())
+            return b""
+        self._deliver(side, data[:clear])
+        if clear is None:
+            return b""
+        del self._tls[side]
+        self._streams[side] = Stream(after(Control.TLS, Step.CLEAR))
+        self._out.append(Note("ftp.clear", f"the {side} speaks in clear again (CCC)"))
+        return data[clear:]
 
-    def _answer_edits(self, sent: Sent, code: int, line: bytes) -> tuple[Edit, ...]:
-        if self._nat64 and sent.kind is Kind.EPSV and code in (500, 502):
-            edits = self._try_pasv(sent, line)
-            if edits:
-                return edits
-        if sent.ref is None:
-            return ()
-        self._extended.discard(sent.ref)
-        self._relays.pop(sent.ref, None)  # the server will not be passive
-        inner = self._inner.pop(sent.ref, None)
-        return passive_reply(line, inner) if inner is not None and code < 300 else ()
+
+class _Pinholes:
+    """The open pinholes of a session, by `ref`. One of them is for the server's next data connection; clients that
+    pipeline have more."""
+
+    def __init__(self) -> None:
+        self._open: set[int] = set()
+        self._next: int | None = None
+
+    def __contains__(self, ref: int | None) -> bool:
+        return ref in self._open
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether one is for the next data connection."""
+        return self._next is not None
+
+    def add(self, ref: int) -> None:
+        self._open.add(ref)
+
+    def forget(self) -> None:
+        """All are closed, by whomever."""
+        self._open.clear()
+
+    def close_all(self) -> list[Command]:
+        closed: list[Command] = [ClosePinhole(ref) for ref in sorted(self._open)]
+        self._open.clear()
+        return closed
+
+    def turn_to(self, ref: int | None) -> list[Command]:
+        """The server's next data connection is that of `ref`, or of none: what the one before it had is closed."""
+        before, self._next = self._next, ref
+        if before is None or before == ref or before not in self._open:
+            return []
+        self._open.discard(before)
+        return [ClosePinhole(before)]
+
+
+def _strategies(talk: Talk, context: FlowContext) -> list[Strategy]:
+    """In the order in which they are asked."""
+    options = talk.options
+    nat64 = talk.server.version == 6 and any(talk.server in ipaddress.ip_network(prefix) for prefix in options.nat64)
+    strategies: list[Strategy] = []
+    if context.transfers:
+        strategies.append(Transfers(talk))
+    if nat64:
+        strategies.append(Nat64(talk))
+    if options.convert == "active" or nat64:
+        strategies.append(ConvertActive(talk))
+    if options.convert == "passive" and not talk.published and talk.client.version == 4:
+        strategies.append(ConvertPassive(talk))
+    return [*strategies, Plain(talk)]

@@ -1,4 +1,4 @@
-"""One direction of an FTP control connection: what came and is not delivered yet."""
+"""One direction of an FTP control connection: its state, and what came and is not delivered yet."""
 
 from __future__ import annotations
 
@@ -8,43 +8,62 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from alg.api import Command, Deliver
-from alg.ftp.convert import Meeting, Translated
-from alg.ftp.endpoints import Advert, Passive
-from alg.lines import Line, LineBuffer
+from alg.ftp.state import Control
+from alg.ftp.strategy import Ask
+from alg.lines import LineBuffer, Lines
 
 
 @dataclass(frozen=True, slots=True)
-class Wait:
-    """A line that is held until its pinhole `ref` is open, or until `deadline`. `advert`: what to rewrite then."""
+class Hold:
+    """A line that is held back until its question has an answer, or until `deadline`."""
 
-    ref: int
+    ask: Ask
     line: bytes
     deadline: float
-    advert: Advert | Passive | Meeting | Translated
+
+    @property
+    def ref(self) -> int:
+        return self.ask.question.ref
 
 
 @dataclass(slots=True)
 class Stream:
-    """A queue of lines. While `wait` is set, nothing behind that line moves."""
+    """A queue of lines. While one of them is held, nothing behind it moves."""
 
+    state: Control = Control.GREETING
     buffer: LineBuffer = field(default_factory=LineBuffer)
-    lines: deque[Line] = field(default_factory=deque)
-    held: int = 0  # bytes in `lines`
-    wait: Wait | None = None
+    queue: deque[Lines] = field(default_factory=deque)
+    at: int = 0  # how much of the first in the queue has been done
+    queued: int = 0  # bytes in the queue
+    hold: Hold | None = None
     spoke: bool = False  # a first line was found good
+    before: int = 0  # lines of a server before its greeting
     closed: bool = False  # the side sends no more
     ended: bool = False  # and the other one was told
     stalls_at: float = 0.0  # when an unfinished line is given up, if there is one
 
-    def push(self, lines: Iterable[Line]) -> None:
-        for line in lines:
-            self.lines.append(line)
-            self.held += len(line.data)
+    def push(self, lines: Iterable[Lines]) -> None:
+        for item in lines:
+            self.queue.append(item)
+            self.queued += len(item.data)
 
-    def pop(self) -> Line:
-        line = self.lines.popleft()
-        self.held -= len(line.data)
-        return line
+    @property
+    def waiting(self) -> int:
+        """Bytes behind a line that is held."""
+        return self.queued - self.at
+
+    def drop_done(self) -> None:
+        """Forget the first in the queue if all of it has been done."""
+        if self.queue and self.at >= len(self.queue[0].data):
+            self.queued -= len(self.queue.popleft().data)
+            self.at = 0
+
+    def take_all(self) -> bytes:
+        """All that has not been done, the unfinished line too."""
+        data = b"".join(item.data for item in self.queue)[self.at :] + self.buffer.release()
+        self.queue.clear()
+        self.queued = self.at = 0
+        return data
 
 
 def joined(commands: Sequence[Command]) -> list[Command]:
@@ -53,6 +72,7 @@ def joined(commands: Sequence[Command]) -> list[Command]:
     for to, run in groupby(commands, lambda c: c.to if isinstance(c, Deliver) and not c.edits else None):
         if to is None:
             result += run
-        else:
-            result.append(Deliver(to, b"".join(c.data for c in run if isinstance(c, Deliver))))
+            continue
+        deliveries = [c for c in run if isinstance(c, Deliver)]
+        result.append(deliveries[0] if len(deliveries) == 1 else Deliver(to, b"".join(c.data for c in deliveries)))
     return result

@@ -1,4 +1,5 @@
-"""Runs every dialogue of this folder against the FTP module. The format is described in tests/wire/README.md."""
+"""Runs every dialogue of this folder, and of tests/wire/field/ftp, against the FTP module. The format is described in
+tests/wire/README.md."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ from alg.api import (
 from alg.ftp.options import FtpOptions
 from alg.ftp.session import FtpModule
 
-FILES = sorted(Path(__file__).parent.glob("*.dialogue"))
+FIELD = Path(__file__).parents[1] / "field" / "ftp"
+FILES = sorted([*Path(__file__).parent.glob("*.dialogue"), *FIELD.glob("*.dialogue")])
 Cut = Callable[[bytes], list[bytes]]
 
 
@@ -197,6 +199,13 @@ def run(path: Path, cut: Cut) -> None:
 
 def test_there_is_a_corpus() -> None:
     assert len(FILES) > 20
+
+
+@pytest.mark.parametrize("path", sorted(FIELD.glob("*.dialogue")), ids=lambda path: path.stem)
+def test_what_is_of_the_field_says_whose_it_is_and_what_is_right(path: Path) -> None:
+    first, second = path.read_text().splitlines()[:2]
+    assert first.startswith("# source: ")
+    assert second.startswith("# right: ")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

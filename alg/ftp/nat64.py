@@ -1,0 +1,73 @@
+"""A client of IPv6 and a server of IPv4 behind NAT64 (RFC 6384, 5).
+
+EPSV becomes PASV where the server does not know it, and its 227 a 229. EPRT is converted to EPSV, as
+`alg.ftp.convert.ConvertActive` does it.
+"""
+
+from __future__ import annotations
+
+from alg.address import Endpoint
+from alg.api import Deliver, Edit, Opened, OpenOutbound, Side
+from alg.ftp.commands import FtpCommand
+from alg.ftp.convert import REASON
+from alg.ftp.passive import read_passive
+from alg.ftp.replies import Kind, Sent
+from alg.ftp.strategy import TTL, Answer, Ask, Pass, Talk
+
+
+class Nat64:
+    """Asks for IPv4's passive mode in the client's place, and tells the client of it in the words of IPv6."""
+
+    def __init__(self, talk: Talk) -> None:
+        self._talk = talk
+        self._extended: set[int] = set()  # PASV of ours that the client sent as EPSV
+
+    def command(self, command: FtpCommand, line: bytes) -> Answer | None:
+        """EPSV of a client whose server does not know it."""
+        if command.verb != "EPSV" or not self._talk.no_epsv or command.is_epsv_all:
+            return None
+        verb = len(line[: command.start].rstrip(b" ")) - len("EPSV")
+        return Pass((Edit(verb, command.end, b"PASV", REASON),), self._extended_sent())
+
+    def reply(self, sent: Sent, code: int, line: bytes) -> Answer | None:
+        if sent.kind is Kind.EPSV and code in (500, 502):
+            return self._try_pasv(sent, line)
+        if not self.replaces(sent, code):
+            if sent.ref is not None:
+                self._extended.discard(sent.ref)
+            return None
+        if sent.ref is not None:
+            self._extended.discard(sent.ref)
+        target = read_passive(self._talk, code, line).target
+        edits = _translated(target, len(line))  # the client can do nothing with a 227, pinhole or not
+
+        def opened(event: Opened) -> tuple[Edit, ...]:
+            return _translated(event.public, len(line))
+
+        question = OpenOutbound(self._talk.new_ref(), target, "tcp", TTL, 1, "ftp.passive")
+        return Ask(question, target, opened, otherwise=edits)
+
+    def replaces(self, sent: Sent, code: int) -> bool:
+        """A 227 that answers what the client said as EPSV."""
+        return code == 227 and (sent.ref in self._extended or (sent.kind is Kind.EPSV and sent.ref is None))
+
+    def _try_pasv(self, sent: Sent, line: bytes) -> Answer | None:
+        """The server does not know EPSV: ask again, in place of the client, and keep the answer from it."""
+        talk = self._talk
+        talk.no_epsv = True
+        if len(talk.unanswered) or talk.replies.several:
+            return None  # it would not be clear which reply is whose
+        again = self._extended_sent() if sent.ref is None else Sent(Kind.PASV, sent.ref)
+        talk.unanswered.add(again)
+        say = Deliver(Side.SERVER, b"", (Edit(0, 0, b"PASV\r\n", REASON),))
+        return Pass((Edit(0, len(line), b"", REASON),), before=(say,))
+
+    def _extended_sent(self) -> Sent:
+        ref = self._talk.new_ref()
+        self._extended.add(ref)
+        return Sent(Kind.PASV, ref)
+
+
+def _translated(public: Endpoint, length: int) -> tuple[Edit, ...]:
+    """The edit of a 227 of `length` bytes to a 229 that names the port of `public`."""
+    return (Edit(0, length, b"229 Entering Extended Passive Mode (|||%d|).\r\n" % public.port, REASON),)

@@ -1,0 +1,72 @@
+"""Both modes as they are: PORT and EPRT get a pinhole to the client, 227 and 229 a way to the server."""
+
+from __future__ import annotations
+
+from alg.api import Edit, Note, Opened, OpenOutbound, OpenPinhole
+from alg.ftp.active import read_advert
+from alg.ftp.commands import FtpCommand
+from alg.ftp.passive import Passive, read_passive
+from alg.ftp.replies import Kind, Sent
+from alg.ftp.strategy import TTL, Answer, Ask, Pass, Talk, Wrong
+
+_KINDS = {"PASV": Kind.PASV, "EPSV": Kind.EPSV, "AUTH": Kind.AUTH}
+
+
+class Plain:
+    """The last strategy: has an answer to every command."""
+
+    def __init__(self, talk: Talk) -> None:
+        self._talk = talk
+
+    def command(self, command: FtpCommand, line: bytes) -> Answer:
+        if command.verb in ("PORT", "EPRT"):
+            return self._port(command)
+        if command.is_epsv_all:
+            self._talk.epsv_all = True
+            return Pass(sent=Sent(Kind.EPSV_ALL))
+        before: tuple[Note, ...] = ()
+        if command.verb in ("LPRT", "LPSV"):
+            before = (Note("ftp.rfc1639", f"{command.verb} is relayed, and nothing opened"),)
+        return Pass(sent=Sent(_KINDS.get(command.verb, Kind.OTHER)), before=before)
+
+    def reply(self, sent: Sent, code: int, line: bytes) -> Answer | None:
+        if code not in (227, 229):
+            return None
+        if self._talk.published and sent.kind is Kind.OTHER:
+            return None  # a port of the inside is opened only where the client has asked for one
+        if code == 227 and sent.kind is not Kind.EPSV and self._talk.epsv_all:
+            return Pass(before=(Note("ftp.epsv-all", "227 after EPSV ALL"),))
+        return self.lead(read_passive(self._talk, code, line))
+
+    def replaces(self, sent: Sent, code: int) -> bool:
+        return False
+
+    def lead(self, passive: Passive) -> Answer:
+        """Lead the client to where the server listens."""
+        talk = self._talk
+        ref, target = talk.new_ref(), passive.target
+
+        def opened(event: Opened) -> tuple[Edit, ...]:
+            return passive.edits(event.public)
+
+        if talk.published:
+            question = OpenPinhole(ref, target, str(talk.client), "tcp", TTL, 1, passive.reason)
+            return Ask(question, target, opened)
+        before: tuple[Note, ...] = ()
+        if passive.is_foreign and passive.keep:
+            before = (Note("ftp.address", f"reply 227 names {passive.written} instead of {talk.server}"),)
+        return Ask(OpenOutbound(ref, target, "tcp", TTL, 1, "ftp.passive"), target, opened, before=before)
+
+    def _port(self, command: FtpCommand) -> Answer:
+        talk = self._talk
+        if talk.epsv_all:
+            return Pass(before=(Note("ftp.epsv-all", f"{command.verb} after EPSV ALL"),))
+        if not talk.greeted:
+            raise Wrong("ftp.early", f"{command.verb} before the server's greeting")
+        advert = read_advert(command, talk.client)
+
+        def opened(event: Opened) -> tuple[Edit, ...]:
+            return advert.edits(event.public)
+
+        question = OpenPinhole(talk.new_ref(), advert.target, str(talk.server), "tcp", TTL, 1, advert.reason)
+        return Ask(question, advert.target, opened)

@@ -1,0 +1,84 @@
+"""The states of an FTP control connection, and what leads from one to another.
+
+Each side has a state of its own. The table is all there is: what is not in it cannot happen. docs/protocols/ftp.md
+draws it (`python -m alg.ftp.state`).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Control(StrEnum):
+    """What is done with what one side says."""
+
+    GREETING = "greeting"
+    COMMANDS = "commands"
+    WAITING = "waiting"
+    AUTH = "auth"
+    TLS = "tls"
+    UNREAD = "unread"
+
+
+class Step(StrEnum):
+    """What happens to one side."""
+
+    PROVED = "proved"
+    ASKED = "asked"
+    ANSWERED = "answered"
+    SENT_AUTH = "sent AUTH"
+    AUTH_REFUSED = "AUTH refused"
+    AUTH_AGREED = "AUTH agreed"
+    CLEAR = "clear again"
+    GIVEN_UP = "given up"
+
+
+MEANINGS: dict[Control | Step, str] = {
+    Control.GREETING: "nothing has shown yet that this side speaks FTP: its first line decides",
+    Control.COMMANDS: "its lines are read: commands of the client, replies of the server",
+    Control.WAITING: "a line is held back until its pinhole is open, and nothing behind it moves",
+    Control.AUTH: "the client's bytes pass as they come: they may be TLS already",
+    Control.TLS: "its bytes pass unread; the lengths of TLS records are followed, in case of CCC",
+    Control.UNREAD: "its bytes pass unread, to the end",
+    Step.PROVED: "the client's first line is a command, or the server has greeted (2xx or 3xx)",
+    Step.ASKED: "a line names an endpoint: a pinhole is asked for",
+    Step.ANSWERED: "the answer is there, or was waited for in vain: the line goes out",
+    Step.SENT_AUTH: "the client has sent AUTH",
+    Step.AUTH_REFUSED: "the server has refused AUTH (4xx, 5xx)",
+    Step.AUTH_AGREED: "the server has agreed to AUTH (234)",
+    Step.CLEAR: "no TLS record begins where one had to begin (CCC)",
+    Step.GIVEN_UP: "what was said cannot be meant honestly, or cannot be read for good",
+}
+
+TABLE: dict[tuple[Control, Step], Control] = {
+    (Control.GREETING, Step.PROVED): Control.COMMANDS,
+    (Control.COMMANDS, Step.ASKED): Control.WAITING,
+    (Control.WAITING, Step.ANSWERED): Control.COMMANDS,
+    (Control.COMMANDS, Step.SENT_AUTH): Control.AUTH,
+    (Control.AUTH, Step.AUTH_REFUSED): Control.COMMANDS,
+    (Control.AUTH, Step.AUTH_AGREED): Control.TLS,
+    (Control.COMMANDS, Step.AUTH_AGREED): Control.TLS,  # the server's side
+    (Control.TLS, Step.CLEAR): Control.GREETING,
+    **{(state, Step.GIVEN_UP): Control.UNREAD for state in Control},
+}
+
+
+def after(state: Control, step: Step) -> Control:
+    """The state that `step` leads to. KeyError where that cannot happen."""
+    return TABLE[state, step]
+
+
+def diagram() -> str:
+    """The table as a Mermaid diagram, and the meaning of each state and step, in Markdown."""
+    lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {Control.GREETING}"]
+    lines += [f"    {state} --> {to}: {step}" for (state, step), to in TABLE.items() if step is not Step.GIVEN_UP]
+    lines += [f"    {state} --> {Control.UNREAD}: {Step.GIVEN_UP}" for state in Control if state != Control.UNREAD]
+    lines += ["```", "", "| state of a side | what is done with its bytes |", "| --- | --- |"]
+    lines += [f"| {state} | {MEANINGS[state]} |" for state in Control]
+    lines += ["", "| step | what has happened |", "| --- | --- |"]
+    lines += [f"| {step} | {MEANINGS[step]} |" for step in Step]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(diagram())

@@ -1,0 +1,41 @@
+"""Transfers between two servers (FXP): a PORT that names a third host, which a rule may permit."""
+
+from __future__ import annotations
+
+from alg.api import AskTransfer, Edit, Opened
+from alg.ftp.active import Other, read_advert
+from alg.ftp.commands import FtpCommand
+from alg.ftp.replies import Sent
+from alg.ftp.strategy import Answer, Ask, Talk, Wrong
+
+
+class Transfers:
+    """Asks whether the third host is permitted: then the line goes out as it came, and nothing is opened."""
+
+    def __init__(self, talk: Talk) -> None:
+        self._talk = talk
+
+    def command(self, command: FtpCommand, line: bytes) -> Answer | None:
+        talk = self._talk
+        if command.verb not in ("PORT", "EPRT") or talk.epsv_all or not talk.greeted:
+            return None
+        try:
+            read_advert(command, talk.client)
+        except Other as other:
+            advert = other.advert
+            if advert.target.ip == talk.server:
+                return None
+
+            def opened(event: Opened) -> tuple[Edit, ...]:
+                return advert.edits(event.public)
+
+            return Ask(AskTransfer(talk.new_ref(), advert.target), advert.target, opened, refused=other)
+        except Wrong:
+            pass
+        return None
+
+    def reply(self, sent: Sent, code: int, line: bytes) -> Answer | None:
+        return None
+
+    def replaces(self, sent: Sent, code: int) -> bool:
+        return False
