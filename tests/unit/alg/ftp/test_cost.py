@@ -28,10 +28,9 @@ class Flood:
     unit: bytes
     before: tuple[tuple[Side, bytes], ...] = ()
     login: bool = True
-    times: int | None = None
 
     def data(self, size: int) -> bytes:
-        return self.unit * (self.times or size // len(self.unit))
+        return self.unit * max(2, size // len(self.unit))
 
 
 FLOODS = [
