@@ -27,10 +27,10 @@ from pyroute2.netlink.nfnetlink.nfctsocket import (
 
 from alg.address import Endpoint, parse_ip
 from gateway.broker.netlink import (
-    ACK,
-    DUMP,
-    HEADER,
-    REQUEST,
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    NLM_F_REQUEST,
+    NLMSGHDR,
     NetfilterError,
     Netlink,
     attribute,
@@ -42,14 +42,14 @@ _GET = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET
 _DELETE = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE
 _GET_STATISTICS = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET_STATS
 _FAMILY: dict[int, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
-_BODY = HEADER.size + 4
-_ORIGINAL, _REPLY, _MARK, _ID, _ZONE, _FILTER = 1, 2, 8, 12, 18, 25
-_TUPLE_IP, _TUPLE_PROTO = 1, 2
-_NUMBER, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3
+_BODY = NLMSGHDR.size + 4
+CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_MARK, CTA_ID, CTA_ZONE, CTA_FILTER = 1, 2, 8, 12, 18, 25
+CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 2
+CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
 _ADDRESS = {(4, True): 1, (4, False): 2, (6, True): 3, (6, False): 4}  # by version and whether it is the source
-_FILTER_ORIGINAL, _FILTER_REPLY = 1, 2
-_UDP = bytes((socket.IPPROTO_UDP,))
-_ENTRIES = 1
+CTA_FILTER_ORIG_FLAGS, CTA_FILTER_REPLY_FLAGS = 1, 2
+_IPPROTO_UDP = bytes((socket.IPPROTO_UDP,))
+CTA_STATS_GLOBAL_ENTRIES = 1
 
 _WALK = 1_000
 """Connections that can be read (5 us each) in the time in which the kernel walks its table for one host."""
@@ -100,14 +100,14 @@ class Conntrack:
             packed = [parse_ip(host).packed for host in hosts if (":" in host) == (version == 6)]
             for question in self._questions({(source, host) for host in packed for source in (True, False)}):
                 for found in self._connections(version, question):
-                    if any(_socket(*end).endpoint in sockets for end in _ends_of(found[_ORIGINAL], version)):
+                    if any(_socket(*end).endpoint in sockets for end in _ends_of(found[CTA_TUPLE_ORIG], version)):
                         result.append(Found(_read(found, version), version, _name(found)))
         return result
 
     def delete(self, found: Found) -> bool:
         """Have the kernel forget a connection; False if it has just ended."""
         try:
-            self._netlink.request(self._message(_DELETE, REQUEST | ACK, found.version, found.name))
+            self._netlink.request(self._message(_DELETE, NLM_F_REQUEST | NLM_F_ACK, found.version, found.name))
         except NetfilterError as error:
             if error.code != errno.ENOENT:
                 raise
@@ -116,9 +116,9 @@ class Conntrack:
 
     def _questions(self, hosts: set[_Host]) -> Collection[_Host | None]:
         """Which hosts to ask for; None: all of UDP at once, where that is less than to walk the table for each."""
-        message = self._message(_GET_STATISTICS, REQUEST | ACK, 4, b"")
+        message = self._message(_GET_STATISTICS, NLM_F_REQUEST | NLM_F_ACK, 4, b"")
         entries = sum(
-            int.from_bytes(attribute_map(packet, _BODY).get(_ENTRIES, b""), "big")
+            int.from_bytes(attribute_map(packet, _BODY).get(CTA_STATS_GLOBAL_ENTRIES, b""), "big")
             for packet in self._netlink.request(message)
         )
         return hosts if entries > len(hosts) * _WALK else (None,)
@@ -126,16 +126,18 @@ class Conntrack:
     def _connections(self, version: int, host: _Host | None) -> Iterator[dict[int, bytes]]:
         """UDP connections from or to a host, or all. The kernel chooses (CTA_FILTER; before Linux 5.8 it names all)."""
         flags = FILTER_FLAG_CTA_PROTO_NUM
-        wanted = nested(_TUPLE_PROTO, attribute(_NUMBER, _UDP))
+        wanted = nested(CTA_TUPLE_PROTO, attribute(CTA_PROTO_NUM, _IPPROTO_UDP))
         if host is not None:
             source, address = host
             flags |= FILTER_FLAG_CTA_IP_SRC if source else FILTER_FLAG_CTA_IP_DST
-            wanted += nested(_TUPLE_IP, attribute(_ADDRESS[version, source], address))
-        chosen = attribute(_FILTER_ORIGINAL, struct.pack("=I", flags)) + attribute(_FILTER_REPLY, bytes(4))
-        body = nested(_ORIGINAL, wanted) + nested(_FILTER, chosen)
-        for packet in self._netlink.request(self._message(_GET, REQUEST | DUMP, version, body)):
+            wanted += nested(CTA_TUPLE_IP, attribute(_ADDRESS[version, source], address))
+        chosen = attribute(CTA_FILTER_ORIG_FLAGS, struct.pack("=I", flags)) + attribute(
+            CTA_FILTER_REPLY_FLAGS, bytes(4)
+        )
+        body = nested(CTA_TUPLE_ORIG, wanted) + nested(CTA_FILTER, chosen)
+        for packet in self._netlink.request(self._message(_GET, NLM_F_REQUEST | NLM_F_DUMP, version, body)):
             found = attribute_map(packet, _BODY)
-            if _ORIGINAL in found and _ID in found:
+            if CTA_TUPLE_ORIG in found and CTA_ID in found:
                 yield found
 
     def _message(self, kind: int, flags: int, version: int, body: bytes) -> bytes:
@@ -144,14 +146,14 @@ class Conntrack:
 
 def _name(found: dict[int, bytes]) -> bytes:
     """What tells the kernel which connection is meant: its id too, as another may have the same ends meanwhile."""
-    name = nested(_ORIGINAL, found[_ORIGINAL]) + attribute(_ID, found[_ID])
-    return name + attribute(_ZONE, found[_ZONE]) if _ZONE in found else name
+    name = nested(CTA_TUPLE_ORIG, found[CTA_TUPLE_ORIG]) + attribute(CTA_ID, found[CTA_ID])
+    return name + attribute(CTA_ZONE, found[CTA_ZONE]) if CTA_ZONE in found else name
 
 
 def _read(found: dict[int, bytes], version: int) -> Connection:
-    source, destination = (_socket(*end) for end in _ends_of(found[_ORIGINAL], version))
-    answers = {end[0]: _socket(*end) for end in _ends_of(found.get(_REPLY, b""), version)}
-    mark = int.from_bytes(found.get(_MARK, b""), "big")
+    source, destination = (_socket(*end) for end in _ends_of(found[CTA_TUPLE_ORIG], version))
+    answers = {end[0]: _socket(*end) for end in _ends_of(found.get(CTA_TUPLE_REPLY, b""), version)}
+    mark = int.from_bytes(found.get(CTA_MARK, b""), "big")
     return Connection(source, destination, answers.get(True, destination), answers.get(False, source), mark)
 
 
@@ -167,8 +169,8 @@ def _text(address: bytes) -> str:
 def _ends_of(original: bytes, version: int) -> Iterator[tuple[bool, bytes, bytes]]:
     """Where a UDP connection began (True), and where it went to (False): address and port. Nothing of others."""
     parts = attribute_map(original)
-    protocol = attribute_map(parts.get(_TUPLE_PROTO, b""))
-    if protocol.get(_NUMBER) == _UDP:
-        addresses = attribute_map(parts.get(_TUPLE_IP, b""))
-        for source, port in ((True, _SOURCE_PORT), (False, _DESTINATION_PORT)):
+    protocol = attribute_map(parts.get(CTA_TUPLE_PROTO, b""))
+    if protocol.get(CTA_PROTO_NUM) == _IPPROTO_UDP:
+        addresses = attribute_map(parts.get(CTA_TUPLE_IP, b""))
+        for source, port in ((True, CTA_PROTO_SRC_PORT), (False, CTA_PROTO_DST_PORT)):
             yield source, addresses.get(_ADDRESS[version, source], b""), protocol.get(port, b"")

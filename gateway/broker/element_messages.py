@@ -6,16 +6,17 @@ import struct
 from collections.abc import Iterator
 
 from gateway.broker.elements import SETS, TALKED, Element
-from gateway.broker.netlink import HEADER, attribute, attribute_map, attributes, nested
+from gateway.broker.netlink import NLMSGHDR, attribute, attribute_map, attributes, nested
 
-FAMILY = 1  # inet
-INET = struct.pack(">BBH", FAMILY, 0, 0)  # nfgenmsg: family, version, resource
-_BODY = HEADER.size + len(INET)
-_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ITEM = 1, 2, 3, 1
-_KEY, _DATA, _TIMEOUT, _USERDATA, _EXPRESSION = 1, 2, 4, 6, 7
-_DATA_VALUE, _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 1, 2
-_COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
-_UDATA_COMMENT = 0
+NFPROTO_INET = 1  # inet
+_NFGENMSG = struct.pack(">BBH", NFPROTO_INET, 0, 0)  # nfgenmsg: family, version, resource
+_BODY = NLMSGHDR.size + len(_NFGENMSG)
+NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_LIST_ELEM = 1, 2, 3, 1
+NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_DATA, NFTA_SET_ELEM_TIMEOUT, NFTA_SET_ELEM_EXPIRATION = 1, 2, 4, 5
+NFTA_SET_ELEM_USERDATA, NFTA_SET_ELEM_EXPR = 6, 7
+NFTA_DATA_VALUE, NFTA_EXPR_NAME, NFTA_EXPR_DATA = 1, 1, 2
+NFTA_COUNTER_BYTES, NFTA_COUNTER_PACKETS = 1, 2
+NFTNL_UDATA_SET_ELEM_COMMENT = 0
 _U64 = struct.Struct(">Q")
 
 
@@ -23,8 +24,11 @@ class ElementMessages:
     """The bodies of messages about elements of the table `name`."""
 
     def __init__(self, name: str) -> None:
-        table = attribute(_LIST_TABLE, name.encode() + b"\0")
-        self._head = {each: INET + table + attribute(_LIST_SET, each.encode() + b"\0") for each in (*SETS, *TALKED)}
+        table = attribute(NFTA_SET_ELEM_LIST_TABLE, name.encode() + b"\0")
+        self._head = {
+            each: _NFGENMSG + table + attribute(NFTA_SET_ELEM_LIST_SET, each.encode() + b"\0")
+            for each in (*SETS, *TALKED)
+        }
         self._frames: dict[str, bytes] = {}
         self._timed_frames: dict[str, bytes] = {}
 
@@ -36,65 +40,93 @@ class ElementMessages:
         """The element with this key. Most messages are of a key alone: what stands before it is made once."""
         frame = self._frames.get(name)
         if frame is None:
-            item = nested(_LIST_ITEM, _value(_KEY, key))
-            frame = self._frames[name] = (self._head[name] + nested(_LIST_ELEMENTS, item))[: -len(key)]
+            item = nested(NFTA_LIST_ELEM, _value(NFTA_SET_ELEM_KEY, key))
+            frame = self._frames[name] = (self._head[name] + nested(NFTA_SET_ELEM_LIST_ELEMENTS, item))[: -len(key)]
         return frame + key
 
     def whole(self, element: Element) -> bytes:
         """The element with all that it is."""
-        timeout = attribute(_TIMEOUT, _U64.pack(int(element.timeout * 1000)))
+        timeout = attribute(NFTA_SET_ELEM_TIMEOUT, _U64.pack(int(element.timeout * 1000)))
         if not (element.data or element.comment or element.packets):
             frame = self._timed_frames.get(element.set)
             if frame is None:
-                body = self._item(element.set, _value(_KEY, element.key) + timeout)
+                body = self._item(element.set, _value(NFTA_SET_ELEM_KEY, element.key) + timeout)
                 frame = self._timed_frames[element.set] = body[: -len(element.key) - len(timeout)]
             return frame + element.key + timeout
-        item = _value(_KEY, element.key) + timeout
+        item = _value(NFTA_SET_ELEM_KEY, element.key) + timeout
         if element.data is not None:
-            item += _value(_DATA, element.data)
+            item += _value(NFTA_SET_ELEM_DATA, element.data)
         if element.comment:
-            item += attribute(_USERDATA, _comment(element.comment))
+            item += attribute(NFTA_SET_ELEM_USERDATA, _comment(element.comment))
         if element.packets:
             item += _counter(element.packets, element.bytes)
         return self._item(element.set, item)
 
     def _item(self, name: str, item: bytes) -> bytes:
-        return self._head[name] + nested(_LIST_ELEMENTS, nested(_LIST_ITEM, item))
+        return self._head[name] + nested(NFTA_SET_ELEM_LIST_ELEMENTS, nested(NFTA_LIST_ELEM, item))
 
 
 def glances(name: str, answer: bytes) -> Iterator[Element]:
-    """The elements of a set in an answer of the kernel's (a whole message): of each only the key and the counter."""
-    for _, item in attributes(attribute_map(answer, _BODY).get(_LIST_ELEMENTS, b"")):
-        yield _glance(name, item)
+    """The elements of a set in an answer of the kernel's (a whole message): of each only the key and the counter, which
+    is half the work of `elements_in`."""
+    for _, item in attributes(attribute_map(answer, _BODY).get(NFTA_SET_ELEM_LIST_ELEMENTS, b"")):
+        fields = attribute_map(item)
+        packets, total = _counted(fields)
+        yield Element(name, _datum(fields, NFTA_SET_ELEM_KEY) or b"", None, 0.0, "", packets, total)
 
 
-def _glance(name: str, item: bytes) -> Element:
-    """Key and counter of an element: ten times as fast as to decode all of it."""
-    fields = attribute_map(item)
-    counter: dict[int, bytes] = {}
-    if _EXPRESSION in fields:
-        counter = attribute_map(attribute_map(fields[_EXPRESSION]).get(_EXPRESSION_DATA, b""))
-    return Element(
-        set=name,
-        key=attribute_map(fields.get(_KEY, b"")).get(_DATA_VALUE, b""),
-        data=None,
-        timeout=0.0,
-        comment="",
-        packets=int.from_bytes(counter.get(_COUNTER_PACKETS, b""), "big"),
-        bytes=int.from_bytes(counter.get(_COUNTER_BYTES, b""), "big"),
-    )
+def elements_in(name: str, answer: bytes) -> Iterator[Element]:
+    """The elements of a set in an answer of the kernel's (a whole message), with what is left of their time."""
+    for _, item in attributes(attribute_map(answer, _BODY).get(NFTA_SET_ELEM_LIST_ELEMENTS, b"")):
+        fields = attribute_map(item)
+        packets, total = _counted(fields)
+        yield Element(
+            set=name,
+            key=_datum(fields, NFTA_SET_ELEM_KEY) or b"",
+            data=_datum(fields, NFTA_SET_ELEM_DATA),
+            timeout=int.from_bytes(fields.get(NFTA_SET_ELEM_EXPIRATION, b""), "big") / 1000,
+            comment=_comment_in(fields.get(NFTA_SET_ELEM_USERDATA, b"")),
+            packets=packets,
+            bytes=total,
+        )
+
+
+def _datum(fields: dict[int, bytes], kind: int) -> bytes | None:
+    value = fields.get(kind)
+    return None if value is None else attribute_map(value).get(NFTA_DATA_VALUE)
+
+
+def _counted(fields: dict[int, bytes]) -> tuple[int, int]:
+    """Packets and bytes of an element's counter."""
+    expression = fields.get(NFTA_SET_ELEM_EXPR)
+    if expression is None:
+        return 0, 0
+    counter = attribute_map(attribute_map(expression).get(NFTA_EXPR_DATA, b""))
+    packets, total = counter.get(NFTA_COUNTER_PACKETS, b""), counter.get(NFTA_COUNTER_BYTES, b"")
+    return int.from_bytes(packets, "big"), int.from_bytes(total, "big")
+
+
+def _comment_in(userdata: bytes) -> str:
+    """The comment in an element's user data, which is a row of (kind, length, value); "" if there is none."""
+    at = 0
+    while at + 2 <= len(userdata):
+        kind, length = userdata[at], userdata[at + 1]
+        if kind == NFTNL_UDATA_SET_ELEM_COMMENT:
+            return userdata[at + 2 : at + 2 + length].rstrip(b"\0").decode(errors="replace")
+        at += 2 + length
+    return ""
 
 
 def _value(kind: int, value: bytes) -> bytes:
-    return nested(kind, attribute(_DATA_VALUE, value))
+    return nested(kind, attribute(NFTA_DATA_VALUE, value))
 
 
 def _counter(packets: int, total: int) -> bytes:
-    values = attribute(_COUNTER_BYTES, _U64.pack(total)) + attribute(_COUNTER_PACKETS, _U64.pack(packets))
-    return nested(_EXPRESSION, attribute(_EXPRESSION_NAME, b"counter\0"), nested(_EXPRESSION_DATA, values))
+    values = attribute(NFTA_COUNTER_BYTES, _U64.pack(total)) + attribute(NFTA_COUNTER_PACKETS, _U64.pack(packets))
+    return nested(NFTA_SET_ELEM_EXPR, attribute(NFTA_EXPR_NAME, b"counter\0"), nested(NFTA_EXPR_DATA, values))
 
 
 def _comment(text: str) -> bytes:
     """A comment as libnftnl's user data has it: kind, length, text with a NUL."""
     data = text.encode() + b"\0"
-    return bytes((_UDATA_COMMENT, len(data))) + data
+    return bytes((NFTNL_UDATA_SET_ELEM_COMMENT, len(data))) + data

@@ -25,21 +25,20 @@ from pyroute2.netlink.nfnetlink.nftsocket import (
     NFT_MSG_GETSETELEM,
     NFT_MSG_GETTABLE,
     NFT_MSG_NEWSETELEM,
-    nft_set_elem_list_msg,
     nft_table_msg,
 )
 
 from gateway.broker import marks
-from gateway.broker.element_messages import FAMILY, ElementMessages, glances
+from gateway.broker.element_messages import NFPROTO_INET, ElementMessages, elements_in, glances
 from gateway.broker.elements import COUNTED, SETS, Element
 from gateway.broker.netlink import (
-    ACK,
-    CREATE,
-    DUMP,
-    ERROR,
-    EXCL,
-    HEADER,
-    REQUEST,
+    NLM_F_ACK,
+    NLM_F_CREATE,
+    NLM_F_DUMP,
+    NLM_F_EXCL,
+    NLM_F_REQUEST,
+    NLMSG_ERROR,
+    NLMSGHDR,
     NetfilterError,
     Netlink,
     decoded,
@@ -52,11 +51,11 @@ BATCH = 64
 """Changes in one transaction: its answers have to fit into the socket's buffer even if all of them are errors."""
 
 _NF_TABLES = NFNL_SUBSYS_NFTABLES << 8
-_GET_TABLE, _DEL_TABLE = _NF_TABLES | NFT_MSG_GETTABLE, _NF_TABLES | NFT_MSG_DELTABLE
-_GET_ELEMENT = _NF_TABLES | NFT_MSG_GETSETELEM
-_NEW_ELEMENT, _DEL_ELEMENT = _NF_TABLES | NFT_MSG_NEWSETELEM, _NF_TABLES | NFT_MSG_DELSETELEM
-_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-_BATCH = struct.pack(">BBH", 0, 0, NFNL_SUBSYS_NFTABLES)
+_GETTABLE, _DELTABLE = _NF_TABLES | NFT_MSG_GETTABLE, _NF_TABLES | NFT_MSG_DELTABLE
+_GETSETELEM = _NF_TABLES | NFT_MSG_GETSETELEM
+_NEWSETELEM, _DELSETELEM = _NF_TABLES | NFT_MSG_NEWSETELEM, _NF_TABLES | NFT_MSG_DELSETELEM
+NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
+_BATCH_BODY = struct.pack(">BBH", 0, 0, NFNL_SUBSYS_NFTABLES)
 _FIND_NFT = {**os.environ, "PATH": "/usr/sbin:/sbin:/usr/bin:/bin", "LC_ALL": "C"}
 
 
@@ -118,7 +117,7 @@ class Netfilter:
 
     def unload(self) -> None:
         """Delete the table, if there is one."""
-        errors = self._transaction([self._netlink.encoded(self._named(), _DEL_TABLE, REQUEST)])
+        errors = self._transaction([self._netlink.encoded(self._named(), _DELTABLE, NLM_F_REQUEST)])
         if errors and errors[0].code != errno.ENOENT:
             raise errors[0]
 
@@ -131,14 +130,14 @@ class Netfilter:
     def _table_comment(self) -> str | None:
         """The comment of the table that is there ("" without), or None if there is no table."""
         try:
-            (table,) = self._ask(self._named(), _GET_TABLE, ACK)
+            (table,) = self._ask(self._named(), _GETTABLE, NLM_F_ACK)
         except TableGoneError:
             return None
         return str(table.get_attr("NFTA_TABLE_USERDATA") or "")
 
     def _named(self) -> Any:
         message = nft_table_msg()
-        message["nfgen_family"] = FAMILY
+        message["nfgen_family"] = NFPROTO_INET
         message["attrs"] = [("NFTA_TABLE_NAME", self.name)]
         return message
 
@@ -202,9 +201,7 @@ class Netfilter:
         return [
             element
             for name in sets
-            for answer in self._request(
-                self._netlink.message(_GET_ELEMENT, REQUEST | DUMP, self._messages.all_of(name))
-            )
+            for answer in self._request(self._question(self._messages.all_of(name), NLM_F_DUMP))
             for element in glances(name, answer)
         ]
 
@@ -238,23 +235,19 @@ class Netfilter:
         ]
 
     def _question(self, body: bytes, flags: int = 0) -> bytes:
-        return self._netlink.message(_GET_ELEMENT, REQUEST | flags, body)
+        return self._netlink.message(_GETSETELEM, NLM_F_REQUEST | flags, body)
 
     def _read(self, name: str) -> list[Element]:
-        """All elements of a set."""
-        message = nft_set_elem_list_msg()
-        message["nfgen_family"] = FAMILY
-        message["attrs"] = [("NFTA_SET_ELEM_LIST_TABLE", self.name), ("NFTA_SET_ELEM_LIST_SET", name)]
-        return [
-            _element(name, item)
-            for answer in self._ask(message, _GET_ELEMENT, DUMP)
-            for item in answer.get_attr("NFTA_SET_ELEM_LIST_ELEMENTS") or ()
-        ]
+        """All elements of a set, with all that they are."""
+        answers = self._request(self._question(self._messages.all_of(name), NLM_F_DUMP))
+        return [element for answer in answers for element in elements_in(name, answer)]
 
     def _change(self, add: bool, element: Element) -> bytes:
         if add:
-            return self._netlink.message(_NEW_ELEMENT, REQUEST | CREATE | EXCL, self._messages.whole(element))
-        return self._netlink.message(_DEL_ELEMENT, REQUEST, self._messages.key(element.set, element.key))
+            return self._netlink.message(
+                _NEWSETELEM, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL, self._messages.whole(element)
+            )
+        return self._netlink.message(_DELSETELEM, NLM_F_REQUEST, self._messages.key(element.set, element.key))
 
     # --- netlink ----------------------------------------------------------------------------------------------------
 
@@ -263,15 +256,15 @@ class Netfilter:
 
         Only the last message asks for an answer; the errors of others come before it.
         """
-        begin = self._netlink.message(_BATCH_BEGIN, REQUEST, _BATCH)
-        end = self._netlink.message(_BATCH_END, REQUEST, _BATCH)
-        length, kind, flags, last, pid = HEADER.unpack_from(messages[-1])
-        messages[-1] = HEADER.pack(length, kind, flags | ACK, last, pid) + messages[-1][HEADER.size :]
+        begin = self._netlink.message(NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, _BATCH_BODY)
+        end = self._netlink.message(NFNL_MSG_BATCH_END, NLM_F_REQUEST, _BATCH_BODY)
+        length, kind, flags, last, pid = NLMSGHDR.unpack_from(messages[-1])
+        messages[-1] = NLMSGHDR.pack(length, kind, flags | NLM_F_ACK, last, pid) + messages[-1][NLMSGHDR.size :]
         positions = {sequence_of(message): at for at, message in enumerate(messages)}
         self._netlink.send(b"".join([begin, *messages, end]))
         errors = {}
         for kind, sequence, _flags, packet in self._netlink.receive():
-            if kind != ERROR:
+            if kind != NLMSG_ERROR:
                 continue
             code = error_of(packet)
             if sequence == sequence_of(begin) and code:
@@ -291,33 +284,9 @@ class Netfilter:
             raise
 
     def _ask(self, message: Any, kind: int, flags: int) -> list[Any]:
-        return decoded(type(message), self._request(self._netlink.encoded(message, kind, REQUEST | flags)))
+        return decoded(type(message), self._request(self._netlink.encoded(message, kind, NLM_F_REQUEST | flags)))
 
     def _error(self, code: int) -> NetfilterError:
         if code == errno.ENOENT:
             return TableGoneError(code, f"table inet {self.name}")
         return NetfilterError(code, "netfilter")
-
-
-def _element(name: str, item: Any) -> Element:
-    """An element as pyroute2 decoded it."""
-    data = item.get_attr("NFTA_SET_ELEM_DATA")
-    expression = item.get_attr("NFTA_SET_ELEM_EXPR")
-    counter = expression.get_attr("NFTA_EXPR_DATA") if expression else None
-    return Element(
-        set=name,
-        key=item.get_attr("NFTA_SET_ELEM_KEY").get_attr("NFTA_DATA_VALUE"),
-        data=data.get_attr("NFTA_DATA_VALUE") if data else None,
-        timeout=(item.get_attr("NFTA_SET_ELEM_EXPIRATION") or 0) / 1000,
-        comment=_text_of(item.get_attr("NFTA_SET_ELEM_USERDATA")),
-        packets=counter.get_attr("NFTA_COUNTER_PACKETS") if counter else 0,
-        bytes=counter.get_attr("NFTA_COUNTER_BYTES") if counter else 0,
-    )
-
-
-def _text_of(userdata: Any) -> str:
-    """The comment in user data that pyroute2 decoded; "" if there is none."""
-    for kind, value in userdata if isinstance(userdata, list) else ():
-        if kind.endswith("_COMMENT"):
-            return bytes(value).decode(errors="replace")
-    return ""

@@ -16,15 +16,15 @@ from typing import Any
 NETLINK_DEADLINE = 1.0
 """Seconds that the kernel may take to answer."""
 
-REQUEST, MULTI, ACK, INTERRUPTED = 0x1, 0x2, 0x4, 0x10
-DUMP, EXCL, CREATE = 0x300, 0x200, 0x400
-ERROR, DONE = 2, 3
-HEADER = struct.Struct("=IHHII")
+NLM_F_REQUEST, NLM_F_MULTI, NLM_F_ACK, NLM_F_DUMP_INTR = 0x1, 0x2, 0x4, 0x10
+NLM_F_DUMP, NLM_F_EXCL, NLM_F_CREATE = 0x300, 0x200, 0x400
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+NLMSGHDR = struct.Struct("=IHHII")
 
-_NETLINK_NETFILTER = 12
-_SOL_NETLINK, _CAP_ACK = 270, 10
-_ATTRIBUTE = struct.Struct("=HH")
-_NESTED, _TYPE_MASK = 0x8000, 0x3FFF
+NETLINK_NETFILTER = 12
+SOL_NETLINK, NETLINK_CAP_ACK = 270, 10
+NLATTR = struct.Struct("=HH")
+NLA_F_NESTED, NLA_TYPE_MASK = 0x8000, 0x3FFF
 _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
 
 
@@ -43,22 +43,22 @@ class NetfilterError(Exception):
 
 def attribute(kind: int, value: bytes) -> bytes:
     """One attribute, padded to four bytes."""
-    return _ATTRIBUTE.pack(4 + len(value), kind) + value + _PADDING[len(value) & 3]
+    return NLATTR.pack(4 + len(value), kind) + value + _PADDING[len(value) & 3]
 
 
 def nested(kind: int, *attributes: bytes) -> bytes:
     """One attribute that is made of attributes."""
-    return attribute(kind | _NESTED, b"".join(attributes))
+    return attribute(kind | NLA_F_NESTED, b"".join(attributes))
 
 
 def attributes(data: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
     """The attributes in `data[start:]`: (kind, value). What is cut off or too short ends it."""
     at, end = start, len(data)
     while at + 4 <= end:
-        length, kind = _ATTRIBUTE.unpack_from(data, at)
+        length, kind = NLATTR.unpack_from(data, at)
         if length < 4 or at + length > end:
             return
-        yield kind & _TYPE_MASK, data[at + 4 : at + length]
+        yield kind & NLA_TYPE_MASK, data[at + 4 : at + length]
         at += length + 3 & ~3
 
 
@@ -71,15 +71,15 @@ class Netlink:
     """A socket to netfilter. Not for several threads. Raises NetfilterError, ETIMEDOUT without an answer."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
-        self._socket.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+        self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
         self._socket.bind((0, 0))
         self._sequence = 0
 
     def message(self, kind: int, flags: int, body: bytes) -> bytes:
         """A message with the next sequence number."""
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
-        return HEADER.pack(HEADER.size + len(body), kind, flags, self._sequence, 0) + body
+        return NLMSGHDR.pack(NLMSGHDR.size + len(body), kind, flags, self._sequence, 0) + body
 
     def encoded(self, message: Any, kind: int, flags: int) -> bytes:
         """One of pyroute2's messages, with the next sequence number."""
@@ -116,10 +116,10 @@ class Netlink:
             except OSError as error:
                 raise NetfilterError(error.errno or errno.EIO, "netlink answer") from error
             at = 0
-            while at + HEADER.size <= len(data):
-                length, kind, flags, sequence, _pid = HEADER.unpack_from(data, at)
+            while at + NLMSGHDR.size <= len(data):
+                length, kind, flags, sequence, _pid = NLMSGHDR.unpack_from(data, at)
                 yield kind, sequence, flags, data[at : at + length]
-                at += max(length + 3 & ~3, HEADER.size)
+                at += max(length + 3 & ~3, NLMSGHDR.size)
 
     def request(self, message: bytes) -> list[bytes]:
         """Send one message; the answers to it (whole messages). NetfilterError with the kernel's errno."""
@@ -130,10 +130,10 @@ class Netlink:
             for kind, sequence, flags, packet in self.receive():
                 if sequence != sequence_of(message):
                     continue
-                whole = whole and not flags & INTERRUPTED
-                if kind == DONE:
+                whole = whole and not flags & NLM_F_DUMP_INTR
+                if kind == NLMSG_DONE:
                     break
-                if kind == ERROR:
+                if kind == NLMSG_ERROR:
                     if code := error_of(packet):
                         raise NetfilterError(code, "netfilter")
                     break
@@ -152,7 +152,7 @@ class Netlink:
             at = positions.pop(sequence, None)
             if at is None:
                 continue
-            if kind != ERROR:
+            if kind != NLMSG_ERROR:
                 answers[at] = packet
             elif (code := error_of(packet)) not in (0, errno.ENOENT):
                 raise NetfilterError(code, "netfilter")
@@ -170,11 +170,11 @@ def decoded(message_class: Any, packets: list[bytes]) -> list[Any]:
 
 
 def sequence_of(message: bytes) -> int:
-    sequence: int = HEADER.unpack_from(message)[3]
+    sequence: int = NLMSGHDR.unpack_from(message)[3]
     return sequence
 
 
 def error_of(packet: bytes) -> int:
-    """The errno in a message of type ERROR; 0 if all is well."""
-    (code,) = struct.unpack_from("=i", packet, HEADER.size) if len(packet) >= HEADER.size + 4 else (-errno.EBADMSG,)
+    """The errno in a message of type NLMSG_ERROR; 0 if all is well."""
+    (code,) = struct.unpack_from("=i", packet, NLMSGHDR.size) if len(packet) >= NLMSGHDR.size + 4 else (-errno.EBADMSG,)
     return -int(code)
