@@ -128,6 +128,7 @@ def leases_of(elements: Iterable[Element], unix: float) -> list[Found]:
     everything = {(element.set, element.key): element for element in elements}
     found: list[Found] = []
     seconds: dict[str, int] = {}
+    local_ids: set[str] = set()
     peers = _peers(everything)
     for element in everything.values():
         owner = _parse_comment(element.comment)
@@ -143,7 +144,8 @@ def leases_of(elements: Iterable[Element], unix: float) -> list[Found]:
                 found.append(conversation)
         elif owner.local is not None:
             local = _read_local(element, owner, peers, everything, unix)
-            if local is not None and local.lease.id not in {one.lease.id for one in found}:
+            if local is not None and owner.id not in local_ids:
+                local_ids.add(owner.id)
                 found.append(local)
         elif element.set.startswith(("dnat", "once")):
             single = _read_single(element, owner, everything, unix)
@@ -320,8 +322,8 @@ def _unpack_key(element: Element) -> tuple[Endpoint, Transport, str | None] | No
     transport = _TRANSPORTS.get(protocol)
     if transport is None:
         return None
-    source = None if anybody else str(ipaddress.ip_address(element.key[-size:]))
-    return Endpoint(str(ipaddress.ip_address(element.key[:size])), port), transport, source
+    source = None if anybody else _text(element.key[-size:])
+    return Endpoint(_text(element.key[:size]), port), transport, source
 
 
 @functools.lru_cache(maxsize=4096)  # the same few addresses again and again, and parsing is dear
@@ -337,4 +339,9 @@ def _pack(endpoint: Endpoint) -> bytes:
 def _unpack(data: bytes, version: int) -> Endpoint:
     size = _SIZES[version]
     (port,) = _PORT.unpack_from(data, size)
-    return Endpoint(str(ipaddress.ip_address(data[:size])), port)
+    return Endpoint(_text(data[:size]), port)
+
+
+@functools.lru_cache(maxsize=4096)
+def _text(address: bytes) -> str:
+    return str(ipaddress.ip_address(address))
