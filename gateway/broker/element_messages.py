@@ -9,8 +9,8 @@ from gateway.broker.elements import SETS, TALKED, Element
 from gateway.broker.netlink import NLMSGHDR, attribute, attribute_map, attributes, nested
 
 NFPROTO_INET = 1  # inet
-_NFGENMSG = struct.pack(">BBH", NFPROTO_INET, 0, 0)  # nfgenmsg: family, version, resource
-_BODY = NLMSGHDR.size + len(_NFGENMSG)
+NFGENMSG = struct.pack(">BBH", NFPROTO_INET, 0, 0)  # nfgenmsg: family, version, resource
+_BODY = NLMSGHDR.size + len(NFGENMSG)
 NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_LIST_ELEM = 1, 2, 3, 1
 NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_DATA, NFTA_SET_ELEM_TIMEOUT, NFTA_SET_ELEM_EXPIRATION = 1, 2, 4, 5
 NFTA_SET_ELEM_USERDATA, NFTA_SET_ELEM_EXPR = 6, 7
@@ -26,7 +26,7 @@ class ElementMessages:
     def __init__(self, name: str) -> None:
         table = attribute(NFTA_SET_ELEM_LIST_TABLE, name.encode() + b"\0")
         self._head = {
-            each: _NFGENMSG + table + attribute(NFTA_SET_ELEM_LIST_SET, each.encode() + b"\0")
+            each: NFGENMSG + table + attribute(NFTA_SET_ELEM_LIST_SET, each.encode() + b"\0")
             for each in (*SETS, *TALKED)
         }
         self._frames: dict[str, bytes] = {}

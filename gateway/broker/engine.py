@@ -6,19 +6,26 @@ journal: a new engine reads the leases back from it.
 
 from __future__ import annotations
 
+import errno
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
+from alg.bucket import Rate
+from gateway.broker import marks
+from gateway.broker.conntrack import Conntrack
+from gateway.broker.element_messages import NFPROTO_INET
 from gateway.broker.elements import elements_of, leases_of
 from gateway.broker.limits import Limits
 from gateway.broker.netfilter import Change, Netfilter, TableGoneError
 from gateway.broker.netlink import NetfilterError
 from gateway.broker.ports import can_bind
+from gateway.broker.restore import Restoration
+from gateway.broker.ruleset_watch import Changes
 from gateway.broker.stale import Stale
 from gateway.broker.usage import Usage
 from gateway.lease.messages import MOST_COUNTED, Count, Counted, Open, Opened, Refused, ToWorker, Update, Updated
@@ -30,6 +37,13 @@ from gateway.observe.admin import Rows
 from gateway.observe.log import get_logger
 from gateway.observe.metrics import Sample
 from gateway.observe.pinhole_log import PINHOLES as pinhole_log
+
+SOON = 0.05
+"""Seconds between a change of netfilter's rules by somebody else and the look at our own: changes come in rows."""
+
+RESTORATIONS, PER_SECOND = 5, 1 / 60
+"""How often the table is put back: so often at once, and once a minute in the long run. Whoever removes it more often
+means it."""
 
 log = get_logger()
 
@@ -74,7 +88,13 @@ class Engine:
         self._answers: dict[int, list[ToWorker]] = {}
         self._just_opened: list[tuple[int, Lease]] = []  # of which the log is to say so
         self._just_updated: list[tuple[int, Lease]] = []
-        self._usage = Usage(self.netfilter, self._leases, self._table_gone)
+        self._usage = Usage(self.netfilter, self._leases, self._on_table_gone)
+        self._restore_wanted = limits.restore
+        self._restoration = Restoration(self.netfilter, self._leases, lambda: Conntrack().begun_with(marks.ADMITTED))
+        self._restorations = Rate(PER_SECOND, RESTORATIONS)
+        self._suspicion = math.inf  # when to look whether the table is as it was
+        self._elements_gone = False  # somebody has deleted elements of ours
+        self._disputed = -math.inf  # until when the table is not put back
         self.stale = Stale(self._leases.of_client, self.netfilter.has_any)
         self._inherited: set[str] = set()  # leases of a worker that died, of which its successor said nothing yet
         self._opened = self._refused = 0
@@ -82,13 +102,19 @@ class Engine:
     # --- beginning, passing and end of time -------------------------------------------------------------------------
 
     def load(self) -> None:
-        """Make the table, or read back what is in it. Raises NetfilterError."""
+        """Read back what is in the table, and make it where it is not there as it must be. Raises NetfilterError."""
+        try:
+            elements = self.netfilter.elements()
+        except TableGoneError:  # or it is another version's, without one of our sets
+            elements = []
         made = self.netfilter.load()
         unix = time.time()
         now = time.monotonic()
-        for found in leases_of(self.netfilter.elements(), unix):
+        for found in leases_of(elements, unix):
             self._leases.restore(found.lease, owner=found.slot, deadline=now + found.left, used=found.used)
             self._usage.opened(found.lease)
+        if made and len(self._leases):
+            self._put_back(empty=True)
         log.info("broker.table", table=self.netfilter.name, made=made, pinholes=len(self._leases))
 
     def shut_down(self) -> None:
@@ -105,6 +131,7 @@ class Engine:
     def configure(self, limits: Limits) -> int:
         """Other limits from now on. Pinholes of who is not inside any more are closed; how many those are."""
         self._inside = limits.inside
+        self._restore_wanted = limits.restore
         self._leases.configure(**limits.of_table())
         return len(self._end("reload", lambda lease: not limits.has_inside(lease.client)))
 
@@ -123,15 +150,22 @@ class Engine:
 
     def deadline(self) -> float:
         """When (monotonic) `tick` has something to do; infinity: not before something is asked."""
-        return min(self._leases.deadline() or math.inf, self._usage.deadline(), self.stale.deadline())
+        if self._restoration:
+            return 0.0
+        return min(self._leases.deadline() or math.inf, self._usage.deadline(), self.stale.deadline(), self._suspicion)
 
     def tick(self) -> None:
         """Do what waits: a transaction, expiry, reconciliation. Raises NetfilterError if the table cannot be made."""
         self.flush()
         now = time.monotonic()
+        if self._suspicion <= now:
+            self._look_at_table()
+        if self._restoration:
+            self._restore_some()
         self._expire(now)
         self.stale.tick()
-        self._usage.tick(now)
+        if not self._restoration:  # what is not there yet would count as used
+            self._usage.tick(now)
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -152,7 +186,8 @@ class Engine:
                     self._disinherit(slot, request)
                 elif refusal.rule in ("quota", "full"):
                     self.flush()
-                    self._usage.notice(request.visitor or request.client, refusal.rule)  # used ones do not count
+                    if not self._restoration:
+                        self._usage.notice(request.visitor or request.client, refusal.rule)  # used ones do not count
                 else:
                     raise
                 lease = self._reserve(slot, request)
@@ -243,9 +278,19 @@ class Engine:
             try:
                 refused = self.netfilter.apply(changes)
             except TableGoneError:
-                self._table_gone(opens)
-                refused = self.netfilter.apply(changes[: len(closes) + len(opens)])
-                done = not updates
+                if not self._make_again([one.lease for one in opens], [one.new for one in updates]):
+                    raise NetfilterError(errno.EAGAIN, "the table is removed again and again") from None
+                for opening in opens:
+                    if self._leases.find(opening.lease.id) is None:
+                        deadline = time.monotonic() + opening.ttl
+                        self._leases.restore(opening.lease, owner=opening.slot, deadline=deadline)
+                # There is nothing to delete any more, and of an update everything to add.
+                changes = [Change()] * len(closes) + changes[len(closes) : len(closes) + len(opens)]
+                if self._restore_wanted:
+                    changes += [Change(add=elements_of(one.new, one.slot, one.ttl)) for one in updates]
+                else:
+                    done = not updates
+                refused = self.netfilter.apply(changes)
         except NetfilterError as error:
             log.error("broker.netfilter_failed", error=str(error), opens=len(opens), closes=len(closes))
             refused = dict.fromkeys(range(len(closes) + len(opens) + len(updates)), error)
@@ -370,7 +415,8 @@ class Engine:
     def _look(self) -> None:
         self.flush()
         self._expire(time.monotonic())
-        self._usage.look()
+        if not self._restoration:
+            self._usage.look()
 
     def _expire(self, now: float) -> None:
         expired = self._leases.expire(now)
@@ -379,15 +425,69 @@ class Engine:
             pinhole_log.info("pinhole.expire", lease)
             self.stale.closed(lease)
 
-    def _table_gone(self, pending: Sequence[Opening] = ()) -> None:
-        """Somebody flushed the ruleset: all leases are lost but those on their way; make the table again."""
+    # --- what others did to the table -------------------------------------------------------------------------------
+
+    def others_changed(self, changes: Changes) -> None:
+        """Somebody else has changed netfilter's rules: with the next `tick` but one look whether ours are whole."""
+        self._suspicion = min(self._suspicion, time.monotonic() + SOON)
+        if changes.lost or (NFPROTO_INET, self.netfilter.name) in changes.elements:
+            self._elements_gone = True
+
+    def _look_at_table(self) -> None:
+        self._suspicion = math.inf
+        if time.monotonic() < self._disputed:
+            self._suspicion = self._disputed
+            return
+        elements_gone, self._elements_gone = self._elements_gone, False
+        if not self.netfilter.is_whole():
+            self._on_table_gone()
+        elif elements_gone and self._restore_wanted:
+            log.error("broker.elements_gone", table=self.netfilter.name)
+            self._put_back(empty=False)
+
+    def _on_table_gone(self) -> None:
+        if self._restore_wanted:
+            self._make_again()
+        else:  # with the next opening
+            self._lose_all()
+
+    def _make_again(self, opening: Sequence[Lease] = (), updated: Sequence[Lease] = ()) -> bool:
+        """Somebody has removed the table or a part of it: make it anew, and put back what is open, but not the leases
+        `opening` and `updated`, which are about to be. Returns False if that has been done too often: then the table
+        stays as it is for a while.
+        """
         now = time.monotonic()
-        coming = {one.lease.id for one in pending}
-        for lease in self._leases.close_all(now=now):
-            self._usage.closed(lease.id)
-            if lease.id not in coming:
-                pinhole_log.info("pinhole.close", lease, by="flush")
-        for one in pending:
-            self._leases.restore(one.lease, owner=one.slot, deadline=now + one.ttl)
+        if not self._restorations.take("", now):
+            if self._disputed <= now:
+                self._disputed = now + self._restorations.wait("", now)
+                log.error("broker.table_disputed", table=self.netfilter.name, seconds=round(self._disputed - now))
+            self._suspicion = self._disputed
+            return False
         log.error("broker.table_gone", table=self.netfilter.name)
+        if not self._restore_wanted:
+            self._lose_all({lease.id for lease in opening})
         self.netfilter.load()
+        self._suspicion = now + SOON  # whoever flushes rules may not have done yet
+        if self._restore_wanted:
+            self._put_back(empty=True, without={lease.id for lease in (*opening, *updated)})
+        return True
+
+    def _put_back(self, *, empty: bool, without: Collection[str] = ()) -> None:
+        for lease in self._restoration.begin(empty=empty, without=without, first=self._usage.flowing()):
+            self._usage.found_used(lease)
+
+    def _restore_some(self) -> None:
+        try:
+            restored = self._restoration.step()
+        except TableGoneError:
+            self._on_table_gone()
+            return
+        for lease in restored:
+            self.stale.disturbed(lease)
+
+    def _lose_all(self, without: Collection[str] = ()) -> None:
+        """What was open is not any more, but for what is on its way."""
+        for lease in self._leases.close_all(now=time.monotonic()):
+            self._usage.closed(lease.id)
+            if lease.id not in without:
+                pinhole_log.info("pinhole.close", lease, by="flush")

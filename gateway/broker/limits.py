@@ -20,19 +20,30 @@ class TableLimits(TypedDict):
 
 
 class Limits(NamedTuple):
-    """`inside`: who may be a client. `ports`, `read_ports`, `per_client`, `rate`: see LeaseTable."""
+    """`inside`: who may be a client. `ports`, `read_ports`, `per_client`, `rate`: see LeaseTable.
+
+    `restore`: whether the table is put back with what is open when somebody else has removed it.
+    """
 
     inside: Sequence[Network]
     ports: tuple[int, int]
     read_ports: tuple[int, int] | None
     per_client: int
     rate: float
+    restore: bool = True
 
     @classmethod
     def of(cls, config: Config) -> Limits:
         """The limits of a configuration."""
         pinhole = config.pinhole
-        return cls(config.inside_networks, config.pinhole_ports, config.read_ports, pinhole.per_client, pinhole.rate)
+        return cls(
+            inside=config.inside_networks,
+            ports=config.pinhole_ports,
+            read_ports=config.read_ports,
+            per_client=pinhole.per_client,
+            rate=pinhole.rate,
+            restore=config.rules.restore,
+        )
 
     def of_table(self) -> TableLimits:
         """Those that are the lease table's."""

@@ -22,6 +22,7 @@ from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES
 from pyroute2.netlink.nfnetlink.nftsocket import (
     NFT_MSG_DELSETELEM,
     NFT_MSG_DELTABLE,
+    NFT_MSG_GETRULE,
     NFT_MSG_GETSETELEM,
     NFT_MSG_GETTABLE,
     NFT_MSG_NEWSETELEM,
@@ -29,7 +30,7 @@ from pyroute2.netlink.nfnetlink.nftsocket import (
 )
 
 from gateway.broker import marks
-from gateway.broker.element_messages import NFPROTO_INET, ElementMessages, elements_in, glances
+from gateway.broker.element_messages import NFGENMSG, NFPROTO_INET, ElementMessages, elements_in, glances
 from gateway.broker.elements import COUNTED, SETS, Element
 from gateway.broker.netlink import (
     NLM_F_ACK,
@@ -41,6 +42,7 @@ from gateway.broker.netlink import (
     NLMSGHDR,
     NetfilterError,
     Netlink,
+    attribute,
     decoded,
     error_of,
     sequence_of,
@@ -52,6 +54,7 @@ BATCH = 64
 
 _NF_TABLES = NFNL_SUBSYS_NFTABLES << 8
 _GETTABLE, _DELTABLE = _NF_TABLES | NFT_MSG_GETTABLE, _NF_TABLES | NFT_MSG_DELTABLE
+_GETRULE, NFTA_RULE_TABLE = _NF_TABLES | NFT_MSG_GETRULE, 1
 _GETSETELEM = _NF_TABLES | NFT_MSG_GETSETELEM
 _NEWSETELEM, _DELSETELEM = _NF_TABLES | NFT_MSG_NEWSETELEM, _NF_TABLES | NFT_MSG_DELSETELEM
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
@@ -75,6 +78,27 @@ class Change:
     add: tuple[Element, ...] = ()
 
 
+def _comment_of(table: Any) -> str:
+    return str(table.get_attr("NFTA_TABLE_USERDATA") or "")
+
+
+def _shape_of(text: str) -> tuple[int, int]:
+    """How many chains, sets and other objects a table in nft's syntax has, and how many rules."""
+    objects = rules = 0
+    within = ""
+    for line in text.splitlines():
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        depth = len(line) - len(line.lstrip("\t"))
+        if depth == 1 and words[-1] in ("{", "}") and words[0] != "}":
+            within = words[0]
+            objects += 1
+        elif depth == 2 and within == "chain" and words[0] != "type":
+            rules += 1
+    return objects, rules
+
+
 class Netfilter:
     """The table `name`, its fixed part and its elements. Not for several threads (but for `counters`)."""
 
@@ -94,6 +118,12 @@ class Netfilter:
         )
         self._netlink = Netlink()
         self._messages = ElementMessages(name)
+        self._shape = _shape_of(self._rules)
+
+    @property
+    def port(self) -> int:
+        """The netlink port that changes of elements come from."""
+        return self._netlink.port
 
     # --- the table --------------------------------------------------------------------------------------------------
 
@@ -102,8 +132,9 @@ class Netfilter:
 
         Returns whether it was made. Raises ForeignTableError and NetfilterError.
         """
-        there = self._table_comment()
-        if there == self._mark:
+        table = self._table()
+        there = None if table is None else _comment_of(table)
+        if table is not None and there == self._mark and self._has_all(table):
             return False
         if there is not None and not there.startswith("algate "):
             raise ForeignTableError(errno.EEXIST, f"table inet {self.name} is not ours")
@@ -111,9 +142,15 @@ class Netfilter:
         self._nft(["-f", "-"], replace + self._rules)
         return True
 
-    def present(self) -> bool:
-        """Whether the table is there."""
-        return self._table_comment() is not None
+    def is_whole(self) -> bool:
+        """Whether the table is there with all its chains, sets and rules; nothing is said of elements."""
+        table = self._table()
+        return table is not None and _comment_of(table) == self._mark and self._has_all(table)
+
+    def _has_all(self, table: Any) -> bool:
+        body = NFGENMSG + attribute(NFTA_RULE_TABLE, self.name.encode() + b"\0")
+        rules = self._request(self._netlink.message(_GETRULE, NLM_F_REQUEST | NLM_F_DUMP, body))
+        return (int(table.get_attr("NFTA_TABLE_USE") or 0), len(rules)) == self._shape
 
     def unload(self) -> None:
         """Delete the table, if there is one."""
@@ -127,13 +164,13 @@ class Netfilter:
         entries = [entry["counter"] for entry in listing["nftables"] if "counter" in entry]
         return {entry["name"]: {"packets": entry["packets"], "bytes": entry["bytes"]} for entry in entries}
 
-    def _table_comment(self) -> str | None:
-        """The comment of the table that is there ("" without), or None if there is no table."""
+    def _table(self) -> Any | None:
+        """The kernel's description of the table, or None if there is no table."""
         try:
             (table,) = self._ask(self._named(), _GETTABLE, NLM_F_ACK)
         except TableGoneError:
             return None
-        return str(table.get_attr("NFTA_TABLE_USERDATA") or "")
+        return table
 
     def _named(self) -> Any:
         message = nft_table_msg()

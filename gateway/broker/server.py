@@ -21,6 +21,7 @@ from gateway.broker.admin import AdminDoor
 from gateway.broker.engine import Engine
 from gateway.broker.limits import Limits
 from gateway.broker.netlink import NetfilterError
+from gateway.broker.ruleset_watch import RulesetWatch
 from gateway.lease.messages import (
     MAX_PACKET,
     Close,
@@ -119,6 +120,9 @@ class Broker:
         self._register(self._admin, door.serve)
         self._register(door.wake, door.work)
         self._register(self._engine.stale.wake, lambda: self._engine.stale.wake.recv(64))  # for its `tick`
+        watch = RulesetWatch()
+        watch.leave_out_port(self._engine.netfilter.port, self._engine.netfilter.name)
+        self._selector.register(watch, selectors.EVENT_READ, lambda: self._on_ruleset(watch))
         orphaned = False
         try:
             self._engine.load()
@@ -163,6 +167,11 @@ class Broker:
     def _timeout(self) -> float | None:
         deadline = min([self._engine.deadline(), *self._paused.values()])
         return None if math.isinf(deadline) else max(0.0, deadline - time.monotonic())
+
+    def _on_ruleset(self, watch: RulesetWatch) -> None:
+        changes = watch.read()
+        if changes is not None:
+            self._engine.others_changed(changes)
 
     # --- workers ----------------------------------------------------------------------------------------------------
 
@@ -250,7 +259,7 @@ class Broker:
         return [{"process": "broker", "pid": os.getpid(), **self._engine.status()}]
 
     def _metrics(self) -> Rows:
-        present = self._engine.netfilter.present()
+        present = self._engine.netfilter.is_whole()
         return [metrics_row("broker", [(("algate_broker_table_present",), present), *self._engine.samples()])]
 
 

@@ -76,6 +76,12 @@ class Stale:
             self._closed.update(_targets_of(lease))
             self._add(lease)
 
+    def disturbed(self, lease: Lease) -> None:
+        """For a moment this pinhole was not in the kernel's table: packets of then are remembered wrongly."""
+        if is_datagram(lease):
+            self._soon = min(self._soon, time.monotonic() + SOON)
+            self._add(lease)
+
     def _add(self, lease: Lease) -> None:
         for endpoint in _endpoints_of(lease):
             self._changed[endpoint] = lease

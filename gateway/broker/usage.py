@@ -70,7 +70,7 @@ class Usage:
             once = {(element.set, element.key) for element in self._netfilter.glance(ONCE)}
             for lease in self._leases.live():
                 if is_single(lease) and self._once.setdefault(lease.id, once_of(lease)) not in once:
-                    self._use(lease)
+                    self.found_used(lease)
             self._look_at_flows()
         except TableGoneError:
             self._gone()
@@ -114,11 +114,16 @@ class Usage:
         try:
             for lease in self._leases.of_client(client):
                 if is_single(lease) and not self._netfilter.has(*once_of(lease)):
-                    self._use(lease)
+                    self.found_used(lease)
         except NetfilterError as error:
             log.warning("broker.reconcile_failed", error=str(error))
 
-    def _use(self, lease: Lease) -> None:
+    def flowing(self) -> list[str]:
+        """Conversations of which packets were seen, by their ids."""
+        return list(self._flowing)
+
+    def found_used(self, lease: Lease) -> None:
+        """It is known by other means that the pinhole is used up."""
         self._leases.use(lease.id)
         self.used += 1
         pinhole_log.info("pinhole.use", lease)

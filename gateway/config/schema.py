@@ -231,6 +231,26 @@ class PinholeSection(_Section, frozen=True):
     ] = 100.0
 
 
+class RulesSection(_Section, frozen=True):
+    """The rules in netfilter, beside those of other firewalls (docs/how-to/beside-firewalls.md). Not `[[rule]]`."""
+
+    restore: Annotated[
+        bool,
+        Meta(
+            description="Put back what somebody else has removed: applied iptables rules, and the table of pinholes "
+            "with all that is open. false: it is only reported.",
+        ),
+    ] = True
+    foreign: Annotated[
+        Literal["ask", "add"],
+        Meta(
+            description='Chains of other firewalls that drop what the gateway admits. "ask": `algate doctor` and '
+            '`algate rules show --nft` print the lines that are missing; "add": `algate rules apply` adds them, and '
+            "`remove` takes them away.",
+        ),
+    ] = "ask"
+
+
 class AlgSection(_Section, frozen=True):
     """One protocol module, by its name."""
 
@@ -278,6 +298,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     transparent: TransparentSection = TransparentSection()
     publish: tuple[PublishSection, ...] = ()
     pinhole: PinholeSection = PinholeSection()
+    rules: RulesSection = RulesSection()
     alg: dict[str, AlgSection] = msgspec.field(default_factory=lambda: dict(DEFAULT_ALG))
     process: ProcessSection = ProcessSection()
     log: LogSection = LogSection()

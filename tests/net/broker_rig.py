@@ -67,6 +67,7 @@ class Rig:
         ports: str = "40000-40999",
         rate: float = 1e5,
         log: Path | None = None,
+        restore: bool = True,
     ) -> None:
         tag = secrets.token_hex(3)
         self.inside, self.router, self.outside = (f"brk-{tag}-{end}" for end in "iro")
@@ -74,6 +75,7 @@ class Rig:
         self._log = log
         toml = f'[network]\ninside = ["192.168.56.0/24", "fd00:56::/64"]\n[pinhole]\nports = "{ports}"\n'
         toml += f'per_client = {per_client}\nrate = {rate}\nbackend = "kernel"\n'
+        toml += f"[rules]\nrestore = {str(restore).lower()}\n"
         self._config = parse_config(toml, "rig")
         self._pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(SLOTS)]
         self.workers = [theirs for _, theirs in self._pairs]

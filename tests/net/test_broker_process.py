@@ -98,16 +98,6 @@ def test_without_a_supervisor_it_goes_and_the_pinholes_stay(rig: Rig) -> None:
     assert rig.count("once4") == 1
 
 
-def test_a_flushed_ruleset_is_made_again(rig: Rig) -> None:
-    rig.open(inbound())
-    rig.at(rig.router, "nft delete table inet algate")
-    lease = rig.open(inbound())
-    assert [row["id"] for row in rig.pinholes()] == [lease.id]
-    rig.at(rig.router, "nft delete table inet algate")
-    assert rig.pinholes() == []
-    assert "inet algate" in rig.tables()
-
-
 def test_another_version_of_the_table_is_replaced_and_a_foreign_one_is_not_touched(rig: Rig) -> None:
     rig.end(signal.SIGKILL)
     rig.at(rig.router, "nft delete table inet algate")
