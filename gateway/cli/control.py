@@ -87,6 +87,7 @@ def drain(config_path: str | None) -> None:
     config = load_config(config_path)
     run_dir = run_dir_of(config)
     if os.geteuid() == 0:
+        ask_at(run_dir / "supervisor.sock", "leave_rules")
         rules.stop_redirecting(config)
     _have_done(run_dir, "drain")
     out = console()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
+
 import click
 
+from gateway.cli.instance import TIMEOUT
 from gateway.cli.options import config_option, json_option
 from gateway.cli.output import show_json
 from gateway.config.load import load_config
+from gateway.config.schema import Config
 from gateway.host.rules import FAMILIES, apply, remove, render
+from gateway.observe.admin import ask
 
 
 @click.group()
@@ -61,7 +67,9 @@ def apply_command(config_path: str | None) -> None:
     Example:
       sudo algate rules apply
     """
-    apply(load_config(config_path))
+    config = load_config(config_path)
+    apply(config)
+    _tell_supervisor(config, "keep_rules")
 
 
 @rules.command("remove")
@@ -75,4 +83,13 @@ def remove_command(config_path: str | None) -> None:
     Example:
       sudo algate rules remove
     """
-    remove(load_config(config_path))
+    config = load_config(config_path)
+    _tell_supervisor(config, "leave_rules")  # or it would put them back
+    remove(config)
+    _tell_supervisor(config, "leave_rules")
+
+
+def _tell_supervisor(config: Config, verb: str) -> None:
+    """Tell the gateway, if one runs and may be asked."""
+    with suppress(OSError):
+        ask(str(Path(config.process.run_dir) / "supervisor.sock"), verb, TIMEOUT)

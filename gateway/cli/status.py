@@ -50,12 +50,21 @@ def status(config_path: str | None, as_json: bool, watch: bool) -> None:
         show_json(rows)
     elif not out.is_terminal and not watch:
         out.print(table_of(rows, COLUMNS))
+        _print_rules(rows)
     elif not out.is_terminal:
         with suppress(KeyboardInterrupt):
             _print_samples(rows, config_path)
     else:
         with suppress(KeyboardInterrupt):
             _draw(out, rows, config_path, watch)
+        _print_rules(rows)
+
+
+def _print_rules(rows: Rows) -> None:
+    """Whether the iptables rules are there, where this configuration has any."""
+    for row in rows:
+        if row.get("rules"):
+            click.echo(f"iptables rules: {row['rules']}")
 
 
 def _print_samples(rows: Rows, config_path: str | None) -> None:

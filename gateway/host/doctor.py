@@ -11,10 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from alg.api import Mode
+from gateway.broker.netfilter import Netfilter
+from gateway.broker.netlink import NetfilterError
 from gateway.config.schema import Config
 from gateway.host import helpers, rules
 from gateway.host.checks import examine_host, examine_router
 from gateway.host.finding import Finding
+from gateway.host.keeper import look_at
 from gateway.model.errors import AlgateError
 
 _SBIN = ":/usr/sbin:/sbin"  # not in everybody's PATH
@@ -45,6 +48,7 @@ def examine(config: Config) -> list[Finding]:
     found += _bridge(config)
     found += _helpers(config)
     found += examine_router(config)
+    found += _rules(config)
     found += _kernel(config)
     return found
 
@@ -126,6 +130,35 @@ def _helpers(config: Config) -> Iterator[Finding]:
             yield Finding(f"kernel helper {name}", "failed", one.where, one.detach)
         if not attached:
             yield Finding(f"kernel helper {name}", "ok", f"not attached to port {', '.join(map(str, modules[name]))}")
+
+
+def _rules(config: Config) -> Iterator[Finding]:
+    """Whether the rules are there, and the table of a gateway that runs."""
+    look = look_at(config)
+    match look.state:
+        case "applied":
+            yield Finding("rules", "ok", "applied")
+        case "absent":
+            yield Finding("rules", "warning", "not applied", "algate rules apply")
+        case "incomplete":
+            yield Finding("rules", "warning", f"not as they were applied: {look.detail}", "algate rules apply")
+        case "unknown":
+            yield Finding("rules", "warning", look.detail, "run the doctor as root")
+    if config.broker_wanted and Path(config.process.run_dir, "supervisor.sock").exists():
+        try:
+            whole = Netfilter(config.instance).is_whole()
+        except NetfilterError as error:
+            yield Finding("table of pinholes", "warning", str(error), "run the doctor as root")
+            return
+        if whole:
+            yield Finding("table of pinholes", "ok", f"inet {config.instance} is there, with all chains and rules")
+        else:
+            yield Finding(
+                "table of pinholes",
+                "warning",
+                f"inet {config.instance} is gone, or not whole: somebody has changed it",
+                "algate reload; rules.restore = true puts it back by itself",
+            )
 
 
 def _kernel(config: Config) -> Iterator[Finding]:

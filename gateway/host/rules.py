@@ -179,7 +179,12 @@ def _run(argv: Sequence[str], stdin: str = "") -> str:
     if program is None:
         package = "nftables" if argv[0] == "nft" else "iptables"
         raise AlgateError(f"{argv[0]} is not installed: install the package {package}")
-    done = subprocess.run([program, *argv[1:]], input=stdin, capture_output=True, text=True, timeout=60, check=False)
+    try:
+        done = subprocess.run(
+            [program, *argv[1:]], input=stdin, capture_output=True, text=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise AlgateError(f"{argv[0]}: {error}") from error
     if done.returncode:
         raise AlgateError(f"{argv[0]}: {_explain(done.stderr, stdin)}")
     return done.stdout
@@ -311,6 +316,33 @@ def apply(config: Config) -> None:
 def applied(config: Config) -> bool:
     """Whether this instance's rules are there. Raises AlgateError."""
     return any(_own_part(config.instance, host.read()) for host in _hosts(config.instance, []).values())
+
+
+def missing(config: Config) -> list[str] | None:
+    """What of the rules is not there as `apply` makes them: tables and chains, for people; None: nothing of them is.
+    Whether a rule is another one than ours is not looked at, only how many there are. Raises AlgateError."""
+    wanted = {family: _parse(render(config, family) or "") for family in FAMILIES}
+    hosts = _hosts(config.instance, [family for family in FAMILIES if wanted[family]])
+    there = {family: _own_part(config.instance, host.read()) for family, host in hosts.items()}
+    if not any(there.values()):
+        return None
+    found = []
+    for family, tables in wanted.items():
+        for name, table in tables.items():
+            own = _shape(there.get(family, {}).get(name, _Table()))
+            shape = _shape(table)
+            found += [f"{_PREFIX[family]} -t {name} {chain}" for chain in shape if own.get(chain) != shape[chain]]
+    return found
+
+
+def _shape(table: _Table) -> dict[str, int]:
+    """How many rules each of our chains has, and how many jumps lead from a built-in one to which of ours."""
+    shape = dict.fromkeys(table.chains, 0)
+    for rule in table.rules:
+        words = rule.split()
+        name = words[1] if words[0] == "-A" else f"{words[1]} -j {words[-1]}"
+        shape[name] = shape.get(name, 0) + 1
+    return shape
 
 
 def stop_redirecting(config: Config) -> None:

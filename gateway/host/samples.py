@@ -1,54 +1,58 @@
-"""What only root may see of this host, for the metrics: the NFQUEUE of the packets process, and whether the rules are
-applied. So the supervisor looks."""
+"""What the kernel counts of the packets process's NFQUEUE, for the metrics: the supervisor reads it."""
 
 from __future__ import annotations
 
 import os
-import time
+from typing import TextIO
 
 from gateway.config.schema import Config
-from gateway.host import rules
-from gateway.model.errors import AlgateError
 from gateway.observe.metrics import Sample
 
 _QUEUES = "/proc/net/netfilter/nfnetlink_queue"
-RULES_AGE = 15.0  # seconds that an answer of iptables-save is believed: it takes some milliseconds
 
 
-class HostSamples:
+class QueueSamples:
     """Looks when it is asked."""
 
     def __init__(self) -> None:
-        self._rules: list[Sample] = []
-        self._next_look = 0.0
+        self._file: TextIO | None = None
 
     def samples(self, config: Config) -> list[Sample]:
-        """Those that this configuration has: of a queue if it has one, of rules if it wants any."""
-        if os.geteuid() != 0 or not config.transparent_enabled:
+        """Those of this configuration's queue, if it has one."""
+        if not config.packets_wanted:
             return []
-        now = time.monotonic()
-        if now >= self._next_look:
-            self._next_look = now + RULES_AGE
-            try:
-                self._rules = [(("algate_rules_applied",), rules.applied(config))]
-            except AlgateError:
-                self._rules = []
-        return [*self._rules, *_queue(config.queue)]
+        try:
+            if self._file is None:
+                self._file = _opened()
+            self._file.seek(0)
+            rows = [line.split() for line in self._file]
+        except OSError:
+            return []
+        return [
+            sample
+            for row in rows
+            if row[0] == str(config.queue)
+            for sample in (
+                (("algate_queue_waiting",), float(row[2])),
+                (("algate_queue_dropped_total", "queue"), float(row[5])),
+                (("algate_queue_dropped_total", "user"), float(row[6])),
+            )
+        ]
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
-def _queue(number: int) -> list[Sample]:
+def _opened() -> TextIO:
+    """The file is root's, and readable for root's group. A service's user that may change groups for its children (as
+    the supervisor may) belongs to that group for the moment of opening; what is open can be read again and again."""
+    own = os.getegid()
     try:
-        with open(_QUEUES) as file:
-            rows = [line.split() for line in file]
-    except OSError:
-        return []
-    return [
-        sample
-        for row in rows
-        if row[0] == str(number)
-        for sample in (
-            (("algate_queue_waiting",), float(row[2])),
-            (("algate_queue_dropped_total", "queue"), float(row[5])),
-            (("algate_queue_dropped_total", "user"), float(row[6])),
-        )
-    ]
+        return open(_QUEUES)
+    except PermissionError:
+        os.setegid(0)
+        try:
+            return open(_QUEUES)
+        finally:
+            os.setegid(own)

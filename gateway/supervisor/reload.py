@@ -116,16 +116,20 @@ class Reload:
             self._waiting = {child: pid for child, pid in self._waiting.items() if child.pid == pid}
 
     def _change_rules(self) -> str:
-        """Let the iptables rules follow, if this instance's are there. Only root may look."""
+        """Let the iptables rules follow, if this instance's are there and we may change them: with iptables-nft
+        CAP_NET_ADMIN is enough, iptables-legacy wants root."""
         if not self.config.transparent_enabled:
             return "none"
         if all(rules.render(self._old, family) == rules.render(self.config, family) for family in rules.FAMILIES):
             return "as before"
-        if os.geteuid() != 0:
+        try:
+            if not rules.applied(self.config):
+                return "not applied"
+            rules.apply(self.config)
+        except AlgateError:
+            if os.geteuid() == 0:
+                raise
             return "to be applied"
-        if not rules.applied(self.config):
-            return "not applied"
-        rules.apply(self.config)
         return "changed"
 
     def _retire(self, removed: Sequence[Any] | set[Any]) -> None:

@@ -16,8 +16,9 @@ from gateway.config.doubts import doubts
 from gateway.config.schema import Config
 from gateway.host.address_watch import AddressWatch
 from gateway.host.doctor import refuse_helpers
+from gateway.host.keeper import RulesKeeper
 from gateway.host.privilege import is_privileged
-from gateway.host.samples import HostSamples
+from gateway.host.samples import QueueSamples
 from gateway.model.errors import AlgateError, ConfigError
 from gateway.observe.admin import Rows, answer
 from gateway.observe.counters import recent_rows
@@ -132,9 +133,12 @@ class _Supervisor:
         self._verbs: dict[str, Callable[[], Rows]] = {
             wish: partial(self._wishes.add, wish) for wish in ("reload", "upgrade", "drain")
         }
+        self._rules = RulesKeeper()
+        self._broker_pid: int | None = None
+        self._verbs |= {"leave_rules": self._on_rules_removed, "keep_rules": self._on_rules_applied}
         self._verbs |= {"status": self._status, "metrics": self._metrics, "events": recent_rows}
         self._desk = Desk(run_dir, self._verbs)
-        self._host = HostSamples()
+        self._queue = QueueSamples()
 
     @property
     def slots(self) -> list[int]:
@@ -151,6 +155,10 @@ class _Supervisor:
         signals, waker = self._catch_signals()
         self._selector.register(signals, selectors.EVENT_READ, lambda: self._on_signals(signals))
         self._selector.register(self._addresses, selectors.EVENT_READ, lambda: self._addresses.read(time.monotonic()))
+        self._selector.register(self._rules.wake, selectors.EVENT_READ, lambda: None)  # for its `tick`
+        if self._rules.watch is not None:
+            changed = self._rules.changed
+            self._selector.register(self._rules.watch, selectors.EVENT_READ, lambda: changed(time.monotonic()))
         self._admin.setblocking(False)
         if self._elder is not None:
             self._selector.register(self._elder.sock, selectors.EVENT_READ, self._on_elder)
@@ -171,6 +179,8 @@ class _Supervisor:
                 self._abandon()
             for closable in (self._listeners, self._crew, self._admin, self._addresses, signals, waker, self._selector):
                 closable.close()
+            self._rules.close()
+            self._queue.close()
             self._code.close()
             self._crew.files.close()
 
@@ -203,7 +213,8 @@ class _Supervisor:
 
     def _turn(self, until: float | None) -> None:
         """Wait for something to happen, at the most until then, and do what is due."""
-        due = [*self._children.due(), self._watchdog.due, self._next_look, *([until] if until is not None else [])]
+        due = [*self._children.due(), self._watchdog.due, self._next_look, self._rules.next]
+        due += [until] if until is not None else []
         for key, _ in self._selector.select(max(0.0, min(due) - time.monotonic())):
             key.data()
         now = time.monotonic()
@@ -214,11 +225,28 @@ class _Supervisor:
             for name, fd in (self._crew.files.refresh() if self._reload is None else {}).items():
                 for worker in self._crew.workers:
                     worker.tell(File(name), [fd])
+        self._keep_rules(now)
         if self._addresses.gone(now):
             for worker in self._crew.workers:
                 worker.tell(Departed())
         self._children.tick(now)
         self._watchdog.tick(now, self._children.answering)
+
+    def _keep_rules(self, now: float) -> None:
+        broker = self._crew.broker
+        if broker is not None and broker.pid != self._broker_pid:
+            self._broker_pid = broker.pid
+            self._rules.leave_out(broker.pid)
+        serving = self._state == "running" and self.in_charge and self._reload is None
+        self._rules.tick(now, self._config, may_restore=serving)
+
+    def _on_rules_removed(self) -> Rows:
+        self._rules.leave()
+        return [{}]
+
+    def _on_rules_applied(self) -> Rows:
+        self._rules.applied()
+        return [{}]
 
     def _on_message(self, child: Child, message: FromChild) -> None:
         if isinstance(message, Ask):
@@ -388,7 +416,8 @@ class _Supervisor:
         answer(connection, self._verbs, {"outcome": self._wishes.outcome})
 
     def _status(self) -> list[dict[str, Any]]:
-        row = {"process": "supervisor", "pid": os.getpid(), "state": self._state}
+        row = {"process": "supervisor", "pid": os.getpid(), "state": self._state, "rules": self._rules.status()}
+        row["obstacle"] = self._rules.obstacle()
         row["children"] = {child.name: {"pid": child.pid, "restarts": child.restarts} for child in self._crew}
         return [row]
 
@@ -396,7 +425,7 @@ class _Supervisor:
         restarts: list[Sample] = [
             (("algate_process_restarts_total", child.name), child.restarts) for child in self._crew
         ]
-        return [metrics_row("supervisor", [*restarts, *self._host.samples(self._config)])]
+        return [metrics_row("supervisor", [*restarts, *self._rules.samples(), *self._queue.samples(self._config)])]
 
 
 def _raise_descriptor_limit() -> None:

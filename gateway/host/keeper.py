@@ -1,0 +1,218 @@
+"""Watches the iptables rules of this instance, and puts them back when somebody else has removed them.
+
+Nobody has to say that the rules are wanted: whoever has applied them (`algate rules apply`, a script), they are there,
+and from then on they are kept, until `algate rules remove` says that they are not wanted any more.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal, NamedTuple
+
+from alg.bucket import Rate
+from gateway.broker.netlink import NetfilterError
+from gateway.broker.ruleset_watch import RulesetWatch
+from gateway.config.schema import Config
+from gateway.host import legacy_tables, rules
+from gateway.model.errors import AlgateError
+from gateway.observe.log import get_logger
+from gateway.observe.metrics import Sample
+
+SOON = 0.1  # seconds between a change and the look: one change rarely comes alone
+POLL = 1.0  # seconds between two looks at iptables-legacy's tables, which tell nobody when they change
+RARELY = 30.0  # seconds between two looks without a reason; and between two where nothing tells of changes: POLL
+RESTORATIONS, PER_SECOND = 5, 1 / 60
+"""How often rules are put back: so often at once, and once a minute in the long run. Whoever removes them more often
+means it."""
+REMOVING = 5.0  # seconds that `algate rules remove` may take
+
+State = Literal["unknown", "none", "applied", "absent", "incomplete"]
+
+log = get_logger()
+
+
+class Look(NamedTuple):
+    """What was found: the state of the rules, and what of them is missing or why nothing is known."""
+
+    state: State
+    detail: str = ""
+
+
+class RulesKeeper:
+    """`watch` is readable when the kernel tells of a change: `changed`; `wake` when something that was begun has ended:
+    `tick`, as at `next`. What takes long is done in a thread.
+    """
+
+    def __init__(self) -> None:
+        self.look = Look("none")
+        self.due = 0.0
+        self._wanted = False
+        self._left_at = -math.inf  # when the operator has removed the rules
+        self._disputed = -math.inf  # until when they are not put back
+        self._said = ""
+        self._restorations = Rate(PER_SECOND, RESTORATIONS)
+        self._worker = ThreadPoolExecutor(1)
+        self._job: Future[Look] | None = None
+        self._restoring = False
+        self._legacy = legacy_tables.LegacyTables()
+        self._poll_at = 0.0
+        self.wake, self._waker = socket.socketpair()
+        self.wake.setblocking(False)
+        self.watch: RulesetWatch | None = None
+        try:
+            self.watch = RulesetWatch()
+            self.watch.only_generations(without_pid=0)
+        except NetfilterError:
+            pass  # without CAP_NET_ADMIN there are no rules of ours
+
+    def leave_out(self, pid: int | None) -> None:
+        """The broker's process, whose changes concern no rule."""
+        if self.watch is not None:
+            self.watch.only_generations(without_pid=pid or 0)
+
+    def changed(self, now: float) -> None:
+        """`watch` is readable."""
+        if self.watch is not None and self.watch.read() is not None:
+            self.due = min(self.due, now + SOON)
+
+    def leave(self) -> None:
+        """`algate rules remove` is about to remove the rules, or has done so: they are not wanted any more."""
+        self._wanted = False
+        self._left_at = time.monotonic()
+        self.due = min(self.due, self._left_at + SOON)
+
+    def applied(self) -> None:
+        """`algate rules apply` has been done."""
+        self._left_at = self._disputed = -math.inf
+        self._restorations = Rate(PER_SECOND, RESTORATIONS)
+        self.due = 0.0
+
+    @property
+    def next(self) -> float:
+        """When (monotonic) `tick` has something to do, if nothing happens."""
+        return math.inf if self._job is not None else min(self.due, self._poll_at)
+
+    def tick(self, now: float, config: Config, may_restore: bool) -> None:
+        """Look, or put back, if it is time. `may_restore`: this process is the one that is to do it."""
+        if self._job is not None:
+            if not self._job.done():
+                return
+            self._drain_wake()
+            job, self._job = self._job, None
+            self._found(job.result(), now, config, may_restore)
+            return
+        if now >= self._poll_at:
+            self._poll_at = now + POLL
+            if self.watch is None or self._legacy.changed():
+                self.due = now
+        if now >= self.due:
+            self.due = now + RARELY
+            self._begin(lambda: look_at(config))
+
+    def _begin(self, job: Callable[[], Look]) -> None:
+        self._job = self._worker.submit(job)
+        self._job.add_done_callback(lambda _: self._waker.send(b"\0"))
+
+    def _drain_wake(self) -> None:
+        try:
+            self.wake.recv(64)
+        except BlockingIOError:
+            pass
+
+    def _found(self, look: Look, now: float, config: Config, may_restore: bool) -> None:
+        self.look = look
+        if look.state == "applied":
+            if self._restoring:
+                log.info("rules.restored")
+            self._restoring = False
+            self._said = ""
+            self._wanted = self._wanted or now >= self._left_at + REMOVING
+            self._legacy.changed()  # as it is now is as it should be
+        elif look.state == "unknown":
+            if self._restoring:
+                self._say("rules.restore_failed", error=look.detail, hint="as root: algate rules apply")
+            self._restoring = False
+        elif self._wanted and may_restore:
+            self._gone(look, now, config)
+
+    def _gone(self, look: Look, now: float, config: Config) -> None:
+        """Rules that were applied are not there, or not all."""
+        if not config.rules.restore:
+            self._say("rules.gone", missing=look.detail, hint="algate rules apply")
+        elif now < self._disputed:
+            self.due = self._disputed
+        elif not self._restorations.take("", now):
+            self._disputed = self.due = now + self._restorations.wait("", now)
+            log.error("rules.disputed", missing=look.detail, seconds=round(self._disputed - now))
+        else:
+            log.error("rules.gone", missing=look.detail)
+            self._restoring = True
+            self._begin(lambda: put_back(config))
+
+    def _say(self, event: str, **fields: str) -> None:
+        if self._said != event:
+            self._said = event
+            log.error(event, **fields)
+
+    # --- what is told of it -----------------------------------------------------------------------------------------
+
+    def status(self) -> str:
+        """In words: for `algate status` and the console; "" where this configuration has no rules."""
+        match self.look.state:
+            case "none":
+                return ""
+            case "applied":
+                return "applied"
+            case "unknown":
+                return f"not known whether they are applied: {self.look.detail}"
+        if not self._wanted:
+            return "not applied"
+        told = f"gone: {self.look.detail}"
+        if self._disputed > time.monotonic():
+            told += "; removed again and again, so left alone for a while (algate rules apply puts them back)"
+        return told
+
+    def obstacle(self) -> str:
+        """Why the gateway does not serve as it should: rules that were applied are not there. "" if all is well."""
+        missing = self.look.state in ("absent", "incomplete") and self._wanted
+        return f"iptables rules: {self.status()}" if missing else ""
+
+    def samples(self) -> list[Sample]:
+        """For the metrics; nothing where nothing is known."""
+        if self.look.state in ("none", "unknown"):
+            return []
+        return [(("algate_rules_applied",), float(self.look.state == "applied"))]
+
+    def close(self) -> None:
+        """End the thread and close what is open."""
+        self._worker.shutdown(wait=True)
+        self.wake.close()
+        self._waker.close()
+        if self.watch is not None:
+            self.watch.close()
+
+
+def look_at(config: Config) -> Look:
+    """How the rules are now."""
+    if not config.transparent_enabled:
+        return Look("none")
+    try:
+        missing = rules.missing(config)
+        if missing is None:
+            return Look("absent", "none of them is there")
+    except AlgateError as error:
+        return Look("unknown", str(error))
+    return Look("incomplete", ", ".join(missing)) if missing else Look("applied")
+
+
+def put_back(config: Config) -> Look:
+    """Apply the rules, and look again."""
+    try:
+        rules.apply(config)
+    except AlgateError as error:
+        return Look("unknown", str(error))
+    return look_at(config)
