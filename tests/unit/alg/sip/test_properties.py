@@ -254,3 +254,44 @@ def test_any_multipart(pieces: list[bytes]) -> None:
     except Malformed:
         return
     assert span is None or message.body < span[0] <= span[1] < message.end
+
+
+INVITE_LINES = [
+    b"Via: SIP/2.0/UDP 192.168.56.10:5060;branch=z9hG4bK1",
+    b"From: <sip:alice@example.com>;tag=a",
+    b"To: <sip:bob@example.com>",
+    b"Call-ID: c1",
+    b"CSeq: 1 INVITE",
+    b"Contact: <sip:alice@192.168.56.10>",
+    b"Content-Type: application/sdp",
+]
+BODY = b"v=0\no=- 1 1 IN IP4 192.168.56.10\ns=-\nc=IN IP4 192.168.56.10\nt=0 0\nm=audio 4000 RTP/AVP 0\n"
+KNOWN_NAMES = re.compile(
+    rb"(?i)(via|v|from|f|to|t|call-id|i|cseq|contact|m|content-(length|type|encoding)|[lcex]|route|record-route|path|"
+    rb"expires|session-expires|require)[ \t]*:"
+)
+noise = st.one_of(
+    st.binary(max_size=60),
+    st.sampled_from(
+        [b"Max-Forwards: x", b"Max-Forwards: 7", b"Date: today", b"Subject:", b"no colon", b": x", b"A B: c"]
+    ),
+).filter(lambda line: not re.search(rb"[\r\n]", line) and line[:1] not in b" \t" and not KNOWN_NAMES.match(line))
+names = st.binary(max_size=20).filter(lambda text: not re.search(rb'[\r\n"<>,;\\]', text))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_what_is_not_ours_is_not_judged(more: st.DataObject) -> None:
+    """Lines of others, names, line ends: whatever they are, the same is edited as without them."""
+    lines = [line.replace(b": <", b": " + more.draw(names) + b"<") for line in INVITE_LINES]
+    for line in more.draw(st.lists(noise, max_size=5)):
+        lines.insert(more.draw(st.integers(0, len(lines))), line)
+    ends = more.draw(st.lists(st.sampled_from([b"\r\n", b"\n"]), min_size=len(lines) + 2, max_size=len(lines) + 2))
+    start, *head = [b"INVITE sip:bob@example.com SIP/2.0", *lines, b""]
+    data = b"".join(line + end for line, end in zip([start, *head], ends, strict=True)) + BODY
+    plain = b"\r\n".join([start, *INVITE_LINES, b"", b""]) + BODY
+    found = apply_edits(data, Driver().send(Side.CLIENT, data))
+    wanted = [edit[2:] for edit in Driver().send(Side.CLIENT, plain)]
+    assert [edit[2:] for edit in Driver().send(Side.CLIENT, data)] == wanted
+    assert len(wanted) == 5
+    assert found.endswith(BODY.replace(b"192.168.56.10", b"203.0.113.1").replace(b"4000", b"40004"))

@@ -327,3 +327,43 @@ def test_no_byte_is_lost(pieces: list[tuple[Side, bytes]], begin: bool) -> None:
         out += one.handle(Tick(100.0))
     for side in Side:
         assert sent(out, side.other) == came[side]
+
+
+def test_a_stream_that_loses_its_framing_keeps_the_media_of_its_call() -> None:
+    """Relayed unread, byte for byte; the call ends when its media are silent, and only then is the flow let go."""
+    one = module()
+    one.handle(Received(C, OFFER, 0.0))
+    one.handle(Opened(1, MEDIA, 0.1))
+    one.handle(Received(S, message("SIP/2.0 200 OK", VIA_BACK, body=sdp("203.0.113.77", 30000)), 0.2))
+    out = list(one.handle(Received(S, b"garbage\r\n" + OFFER, 1.0)))
+    assert sent(out, C) == b"garbage\r\n" + OFFER
+    assert [type(command) for command in others(out)] == [Note]
+    assert [(row.state, row.reason, row.until) for row in one.peers(1.0)] == [("revoked", "sip.framing", None)]
+    another = message(INVITE, VIA, CONTACT, cseq="2 INVITE", body=sdp("192.168.56.10", 4100))
+    out = list(one.handle(Received(C, another, 2.0)))
+    assert out == [Deliver(S, another)]
+    one.handle(Activity(1, 50, 50, 30.0))
+    one.handle(Activity(1, 60, 50, 60.0))
+    assert [type(command) for command in one.handle(Tick(160.0))] == [UpdateConversation], "it is refreshed"
+    assert len(one.calls()) == 1
+    out = list(one.handle(Tick(361.0)))
+    assert out[0] == ClosePinhole(1)
+    assert isinstance(out[-2], Revoke)
+    assert out[-1] == Bypass()
+
+
+@pytest.mark.parametrize("size", [48000, 64000, 100_000, 300_000])
+@pytest.mark.parametrize("piece", [1460, 16384])
+def test_a_message_of_any_length_arrives_whole(size: int, piece: int) -> None:
+    """What is longer than 64 KiB passes unread, and the next message is read again."""
+    one = module()
+    big = message("MESSAGE sip:bob@example.com SIP/2.0", VIA, cseq="1 MESSAGE", body="y" * size)
+    options = message("OPTIONS sip:example.com SIP/2.0", VIA, cseq="2 OPTIONS")
+    data, out = big + b"\r\n" + options, list[Command]()
+    for at in range(0, len(data), piece):
+        out += one.handle(Received(C, data[at : at + piece], 0.0))
+    edited = size < 65000
+    assert sent(out, S) == (big.replace(VIA.encode(), VIA_OUT.encode()) if edited else big) + b"\r\n" + options.replace(
+        VIA.encode(), VIA_OUT.encode()
+    )
+    assert [command.code for command in others(out) if isinstance(command, Note)] == ([] if edited else ["sip.unread"])

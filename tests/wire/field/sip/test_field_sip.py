@@ -1,0 +1,205 @@
+"""Plays every file of this folder over UDP and TCP. The format: tests/wire/field/sip/README.md."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from alg.address import Endpoint
+from alg.api import (
+    Bypass,
+    Deliver,
+    FlowContext,
+    Note,
+    OpenConversation,
+    Opened,
+    Received,
+    Refused,
+    Side,
+    UpdateConversation,
+    apply_edits,
+)
+from alg.datagrams import Datagram, Release
+from alg.sip.module import SipModule
+from alg.sip.session import SipEngine
+
+FILES = sorted(Path(__file__).parent.glob("*.sip"))
+CLIENT, SERVER = Endpoint("10.71.0.10", 5060), Endpoint("198.51.100.10", 5060)
+CONNECTION = Endpoint("10.71.0.10", 51000)  # what the phone's TCP connection comes from
+PUBLIC = Endpoint("198.51.100.1", 40000)
+PORTS = {5060: 40000, 4000: 40002, 4010: 40004}
+OUTSIDE = {
+    "phone": str(PUBLIC), "host": str(PUBLIC), "received": PUBLIC.host, "rport": "40000", "address": PUBLIC.host,
+    "rtp": "40002", "rtcp": "40003", "video": "40004", "vrtcp": "40005",
+}  # fmt: skip
+INSIDE = {
+    "phone": str(CLIENT), "host": CLIENT.host, "received": CLIENT.host, "address": CLIENT.host,
+    "rtp": "4000", "rtcp": "4001", "video": "4010", "vrtcp": "4011",
+}  # fmt: skip
+ESCAPE = re.compile(rb"\\(n|r|t|0|-|\\|x[0-9a-f]{2})")
+ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"0": b"\0", b"-": b"", b"\\": b"\\"}
+
+
+@dataclass
+class Said:
+    """A message: who says it, what is right of it, and its lines."""
+
+    side: Side
+    right: str
+    lines: list[str] = field(default_factory=list)
+
+    def bytes(self, words: dict[str, str], end: bytes) -> bytes:
+        """What is on the wire where `words` are said."""
+        while self.lines and not self.lines[-1] and "" in self.lines[:-1] and not self.lines[-2]:
+            self.lines.pop()
+        split = self.lines.index("") if "" in self.lines else len(self.lines)
+        body = b"".join(_line(line, words, end) for line in self.lines[split + 1 :])
+        words = {**words, "length": str(len(body))}
+        head = b"".join(_line(line, words, end) for line in self.lines[: split + 1])
+        return head + body
+
+
+def _line(line: str, words: dict[str, str], end: bytes) -> bytes:
+    for word, text in words.items():
+        line = line.replace("{" + word + "}", text)
+    ends = end
+    if line.endswith((r"\n", r"\-")):
+        ends = b""
+    return (
+        ESCAPE.sub(
+            lambda match: ESCAPES.get(match[1]) or (b"" if match[1] == b"-" else bytes([int(match[1][1:], 16)])),
+            line.encode(),
+        )
+        + ends
+    )
+
+
+class Field:
+    """One file."""
+
+    def __init__(self, path: Path) -> None:
+        self.about: dict[str, str] = {}
+        self.said: list[Said] = []
+        for line in path.read_text().splitlines():
+            if line.startswith(">> "):
+                side, _, right = line[3:].partition(" ")
+                self.said.append(Said(Side(side), right or self.about["right"]))
+            elif self.said:
+                self.said[-1].lines.append(line)
+            elif line:
+                key, _, value = line.partition(": ")
+                self.about[key] = value
+        for one in self.said[:-1]:
+            if len(one.lines) > 1 and not one.lines[-1]:
+                one.lines.pop()  # the blank line before the next one
+        self.end = b"\n" if self.about.get("lines") == "lf" else b"\r\n"
+
+    def goes_over(self, transport: str) -> bool:
+        return self.about.get("transport", transport) == transport
+
+    def came_and_goes(self, one: Said, sent_from: Endpoint) -> tuple[bytes, bytes]:
+        """What the side says, and what the other one must hear."""
+        inside = one.bytes({**INSIDE, "rport": str(sent_from.port)}, self.end)
+        outside = one.bytes(OUTSIDE, self.end)
+        came, goes = (inside, outside) if one.side is Side.CLIENT else (outside, inside)
+        if one.right == "edited":
+            return came, goes
+        return came, came
+
+
+def public(target: Endpoint) -> Endpoint:
+    return Endpoint(PUBLIC.host, PORTS[target.port])
+
+
+class Peers:
+    """Who may send media in."""
+
+    def __init__(self) -> None:
+        self.found: dict[int, tuple[str, ...] | None] = {}
+        self._media: set[int] = set()
+
+    def see(self, command: object) -> None:
+        if isinstance(command, OpenConversation) and command.reason != "sip.signalling":
+            self._media.add(command.ref)
+            self.found[command.ref] = command.peers
+        elif isinstance(command, UpdateConversation) and command.ref in self._media:
+            self.found[command.ref] = command.peers
+
+    def text(self) -> str:
+        hosts = {host for peers in self.found.values() for host in peers or ()}
+        return " ".join(sorted(hosts)) or "nobody"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if Field(path).goes_over("udp")], ids=lambda path: path.stem)
+def test_over_udp(path: Path) -> None:
+    case, engine, peers = Field(path), SipEngine(), Peers()
+    for number, one in enumerate(case.said):
+        came, goes = case.came_and_goes(one, CLIENT)
+        commands = list(engine.handle(Datagram(number, one.side, CLIENT, SERVER, came, float(number))))
+        heard = []
+        codes = [command.code for command in commands if isinstance(command, Note)]
+        if one.right == "ignored":
+            assert commands == [Release(number)]
+        while commands:
+            command = commands.pop(0)
+            peers.see(command)
+            if isinstance(command, OpenConversation):
+                assert one.right == "edited"
+                commands += engine.handle(Opened(command.ref, public(command.target), float(number)))
+            elif isinstance(command, Release):
+                heard.append(apply_edits(came, command.edits))
+        assert heard == [goes]
+        assert ("sip.unread" in codes or number > 0) if one.right == "untouched" else "sip.unread" not in codes
+    if "peers" in case.about:
+        assert peers.text() == case.about["peers"]
+
+
+def over_tcp(case: Field, cut: int) -> tuple[list[bytes], str]:
+    """What each message became when it was cut at `cut`, and who may send media in."""
+    module, peers = SipModule(FlowContext(CONNECTION, SERVER, public=PUBLIC)), Peers()
+    heard = []
+    for number, one in enumerate(case.said):
+        came, _ = case.came_and_goes(one, CONNECTION)
+        out = b""
+        for piece in (came[:cut], came[cut:]):
+            commands = list(module.handle(Received(one.side, piece, float(number)))) if piece else []
+            while commands:
+                command = commands.pop(0)
+                peers.see(command)
+                assert not isinstance(command, Bypass)
+                if isinstance(command, OpenConversation):
+                    assert one.right == "edited"
+                    answer = (
+                        Refused(command.ref, "taken", float(number))
+                        if command.reason == "sip.signalling"
+                        else Opened(command.ref, public(command.target), float(number))
+                    )
+                    commands += module.handle(answer)
+                elif isinstance(command, Deliver):
+                    assert command.to is one.side.other
+                    out += apply_edits(command.data, command.edits)
+        heard.append(out)
+    return heard, peers.text()
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if Field(path).goes_over("tcp")], ids=lambda path: path.stem)
+def test_over_tcp_however_it_is_cut(path: Path) -> None:
+    case = Field(path)
+    wanted = [case.came_and_goes(one, CONNECTION)[1] for one in case.said]
+    longest = max(len(case.came_and_goes(one, CONNECTION)[0]) for one in case.said)
+    for cut in range(longest):
+        heard, peers = over_tcp(case, cut)
+        assert heard == wanted, f"cut at {cut}"
+        assert peers == case.about.get("peers", peers)
+
+
+def test_each_says_where_it_was_seen() -> None:
+    for path in FILES:
+        about = Field(path).about
+        assert about["source"], path.name
+        assert about["what"], path.name
+        assert about["right"] in ("edited", "untouched", "ignored"), path.name
+    assert len(FILES) > 50
