@@ -217,4 +217,5 @@ class Gatherer:
             total("algate_edits_total"),
             total("algate_pinhole_refusals_total"),
             total("algate_calls"),
+            total("algate_kernel_bytes_total"),
         ]

@@ -10,9 +10,9 @@ from gateway.console.gatherer import Gatherer, Snapshot
 from gateway.console.totals import Buckets
 from gateway.observe.admin import Rows
 
-POINT = ("time", "flows", "up", "down", "opened", "denied", "pinholes", "edits", "refused", "calls")
+POINT = ("time", "flows", "up", "down", "opened", "denied", "pinholes", "edits", "refused", "calls", "kernel")
 """What the numbers of a point of the charts are (`Gatherer.points`)."""
-FLOW = ("id", "front", "client", "server", "user", "module", "rule", "since", "up", "down")
+FLOW = ("id", "front", "client", "server", "parent", "user", "module", "rule", "since", "up", "down")
 PINHOLE = (
     "id", "protocol", "direction", "public", "target", "peer", "client", "reason", "flow", "backend", "expires",
     "packets", "bytes",

@@ -2,6 +2,7 @@
 
 import { get } from "./api.js";
 import { clock, duration, el, fill, say, whole } from "./dom.js";
+import { kick } from "./kick.js";
 import { Table } from "./table.js";
 
 const EVERY = 2000; // milliseconds
@@ -10,7 +11,7 @@ const sum = (row, key) => row.media.reduce((total, media) => total + media[key],
 const uri = (text) => text.replace(/^sips?:/, "");
 
 export function callsView() {
-  const search = el("input", { type: "search", placeholder: "Filter calls: names, addresses, state:early", "aria-label": "Filter calls", oninput: () => table.filter(search.value) });
+  const search = el("input", { type: "search", placeholder: "Filter: names, state:early", "aria-label": "Filter calls", oninput: () => table.filter(search.value) });
   const late = el("span", { class: "late", role: "status" });
   const ladder = el("section", { class: "ladder", tabindex: 0, "aria-label": "Messages of the call" }, el("p", { class: "empty" }, "Choose a call to see its messages."));
   const table = new Table({
@@ -24,12 +25,24 @@ export function callsView() {
       { key: "to", label: "to", width: "minmax(90px, 1fr)", card: "c" },
       { key: "packets", label: "media", width: "76px", n: true, search: false, show: (row) => whole(row.packets), card: "d" },
       { key: "duration", label: "time", width: "88px", n: true, search: false, show: (row) => duration(row.duration), card: "b" },
+      { key: "about", card: "e", search: false, show: (row) => `${row.state} · ${row.client}` },
     ],
-    onOpen: (row) => choose(row),
+    onOpen: (row) => { choose(row); node.classList.add("open"); },
     onSelect: (row) => choose(row),
   });
   const node = el("div", { class: "calls" }, el("section", { class: "full" }, el("div", { class: "filter" }, search, late), table.node), ladder);
   let timer, chosen, drawn = "";
+
+  const describe = (row) => `the media of the call ${row.from} → ${row.to}`;
+
+  function cut(row) {
+    return kick(row.call_id, describe(row), refresh, "Its media are cut; the phones do not know of it, and go on with their call in silence until one hangs up.");
+  }
+
+  function close() {
+    node.classList.remove("open");
+    table.body.focus();
+  }
 
   function choose(row) {
     if (chosen?.id !== row.id) drawn = "";
@@ -46,17 +59,18 @@ export function callsView() {
     const opened = new Set([...ladder.querySelectorAll("details[open]")].map((one) => one.dataset.at));
     const begun = steps[0]?.time ?? 0;
     fill(ladder,
+      el("header", {}, el("button", { class: "danger", onclick: () => cut(call) }, "Cut the media"), el("button", { class: "icon narrow", "aria-label": "Close", onclick: close }, "✕")),
       el("div", { class: "ends" },
         el("span", {}, el("b", {}, "client"), el("small", {}, call.client)),
         el("span", {}, el("b", {}, "algate"), el("small", {}, `${steps.reduce((total, step) => total + step.edits.length, 0)} edits`)),
         el("span", {}, el("b", {}, "server"), el("small", {}, call.server))),
       steps.length ? el("div", { class: "steps" }, steps.map((step, i) => rung(step, i, begun, opened.has(String(i))))) : el("p", { class: "empty" }, "Its messages are not remembered any more."),
-      el("table", { class: "plain" },
+      el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Media of the call" }, el("table", { class: "plain" },
         el("thead", {}, el("tr", {}, ["media", "client's socket", "advertised", "peers"].map((name) => el("th", {}, name)), ["in", "out"].map((name) => el("th", { class: "n" }, name)))),
         el("tbody", {}, call.media.map((media) => el("tr", {},
           el("td", {}, media.kind), el("td", { class: "mono" }, media.target), el("td", { class: "mono" }, media.public ?? "–"),
           el("td", { class: "mono" }, media.peers === null ? "anybody" : media.peers.join(", ") || "nobody yet"),
-          el("td", { class: "n" }, whole(media.packets_in)), el("td", { class: "n" }, whole(media.packets_out)))))));
+          el("td", { class: "n" }, whole(media.packets_in)), el("td", { class: "n" }, whole(media.packets_out))))))));
   }
 
   async function refresh() {
@@ -85,7 +99,13 @@ export function callsView() {
     shown: () => { refresh(); table.body.focus(); },
     gone: () => clearTimeout(timer),
     search,
-    escape() { search.value = ""; table.filter(""); table.body.focus(); },
+    escape() {
+      if (document.activeElement !== search && node.classList.contains("open")) return close();
+      search.value = "";
+      table.filter("");
+      table.body.focus();
+    },
+    kick: () => table.selected && cut(table.selected),
   };
 }
 

@@ -72,12 +72,13 @@ export class Chart {
     const width = this.node.clientWidth, height = this.node.clientHeight;
     if (!width || this.times.length < 2) return;
     const first = this.times[0], last = this.times.at(-1);
-    const peak = Math.max(...this.values.flat(), 1e-9);
-    const top = nice(this.clip ? Math.max(...this.values.map(usual), 1e-9) : peak);
+    const peak = Math.max(...this.values.flat(), 0);
+    const quiet = peak <= 0; // an axis from nought to nought says nothing
+    const top = quiet ? 1 : nice(this.clip ? Math.max(...this.values.map(usual), 1e-9) : peak);
     const x = (i) => LEFT + ((this.times[i] - first) / (last - first)) * (width - LEFT - 4);
     const y = (value) => TOP + (1 - Math.min(value, top) / top) * (height - TOP - BOTTOM);
     this.x = x;
-    const parts = [0, 0.5, 1].flatMap((share) => [
+    const parts = (quiet ? [0] : [0, 0.5, 1]).flatMap((share) => [
       el("line", { class: "grid", x1: LEFT, x2: width, y1: y(share * top), y2: y(share * top) }),
       el("text", { x: LEFT - 8, y: y(share * top) + 4, "text-anchor": "end" }, this.format(share * top)),
     ]);
@@ -87,6 +88,7 @@ export class Chart {
       const at = LEFT + (k / count) * (width - LEFT - 4);
       parts.push(el("text", { x: at, y: height - 2, "text-anchor": k === 0 ? "start" : k === count ? "end" : "middle" }, clock(time).slice(0, last - first < 600 ? 8 : 5)));
     }
+    if (quiet) parts.push(el("text", { x: LEFT + (width - LEFT) / 2, y: TOP + (height - TOP - BOTTOM) / 2, "text-anchor": "middle" }, "nothing in this time"));
     if (peak > top) parts.push(el("text", { x: width, y: TOP + 12, "text-anchor": "end" }, `peak ${this.format(peak)}`));
     this.values.forEach((values, k) => {
       const line = path(values, x, y);

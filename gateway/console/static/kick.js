@@ -51,11 +51,11 @@ function ask({ heading, words, button, wantToken, act }) {
   });
 }
 
-/** End what has this id. */
-export async function kick(id, words, after) {
+/** End what has this id; `consequence` says what becomes of it. */
+export async function kick(id, words, after, consequence = "Both sides see a reset; the client may come again.") {
   const done = await ask({
     heading: "Kick it?",
-    words: `${words}. Both sides see a reset; the client may come again.`,
+    words: `${words}. ${consequence}`,
     button: "Kick",
     wantToken: !token.get(),
     act: () => post("/api/kick", { id }),

@@ -10,7 +10,7 @@ const EVERY = 2000; // milliseconds
 
 /** `load()` gives the rows; `details(row)` what to show of one, as [name, text] pairs. */
 function listView({ label, example, columns, sort, descending, load, details, what, note }) {
-  const search = el("input", { type: "search", placeholder: `Filter ${label}: words, ${example}, -word`, "aria-label": `Filter ${label}`, oninput: () => { table.filter(search.value); tell(); } });
+  const search = el("input", { type: "search", placeholder: `Filter: ${example}, -word`, "aria-label": `Filter ${label}`, oninput: () => { table.filter(search.value); tell(); } });
   const count = el("span", { class: "count", role: "status" }), late = el("span", { class: "late", role: "status" });
   const pause = el("button", { "aria-pressed": "false", onclick: () => toggle() }, "Pause");
   const drawer = el("aside", { class: "drawer", hidden: true, "aria-label": "Details" });
@@ -109,6 +109,7 @@ export function flowsView() {
       { key: "up", label: "up", width: "76px", n: true, search: false, show: (row) => bytes(row.up) },
       { key: "down", label: "down", width: "76px", n: true, search: false, show: (row) => bytes(row.down), card: "d" },
       { key: "age", label: "age", width: "92px", n: true, search: false, faint: true, show: (row) => duration(row.age) },
+      { key: "about", card: "e", search: false, show: (row) => [row.front, row.user, row.module, row.rule].filter(Boolean).join(" · ") },
     ],
     async load() {
       const answer = await get("/api/flows");
@@ -126,7 +127,7 @@ export function flowsView() {
       return { rows, silent: answer.silent };
     },
     details: (row) => [
-      ["client", row.client], ["server", row.server], ["id", row.id], ["front", row.front], ["user", row.user], ["module", row.module], ["rule", row.rule],
+      ["client", row.client], ["server", row.server], ["id", row.id], ["front", row.front], ["data of", row.parent], ["user", row.user], ["module", row.module], ["rule", row.rule],
       ["since", new Date(row.since * 1000).toLocaleString("en-GB")], ["age", duration(row.age)],
       ["up", `${bytes(row.up)} (${whole(row.up)})`], ["down", `${bytes(row.down)} (${whole(row.down)})`], ["rate", rate(row.speed)],
     ],
@@ -150,6 +151,7 @@ export function pinholesView() {
       { key: "packets", label: "packets", width: "80px", n: true, search: false, show: (row) => whole(row.packets ?? 0) },
       { key: "bytes", label: "bytes", width: "80px", n: true, search: false, show: (row) => bytes(row.bytes ?? 0), card: "d" },
       { key: "left", label: "closes in", width: "92px", n: true, search: false, show: (row) => duration(row.left), card: "b" },
+      { key: "about", card: "e", search: false, show: (row) => [row.protocol, row.reason, `from ${row.peer ?? "anybody"}`].join(" · ") },
     ],
     async load() {
       const answer = await get("/api/pinholes");

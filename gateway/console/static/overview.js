@@ -4,7 +4,7 @@ import { get } from "./api.js";
 import { Chart, rates, sparkline } from "./chart.js";
 import { bytes, clock, duration, el, fill, rate, say, short, whole } from "./dom.js";
 
-const column = Object.fromEntries(["time", "flows", "up", "down", "opened", "denied", "pinholes", "edits", "refused", "calls"].map((name, i) => [name, i]));
+const column = Object.fromEntries(["time", "flows", "up", "down", "opened", "denied", "pinholes", "edits", "refused", "calls", "kernel"].map((name, i) => [name, i]));
 const level = (name) => (points) => points.map((point) => point[column[name]]).slice(1);
 const speed = (name) => (points) => rates(points, column[name]);
 const minutely = (name) => (points) => speed(name)(points).map((value) => value * 60);
@@ -42,6 +42,7 @@ export function overviewView(state) {
   const traffic = new Chart([
     { label: "down, to clients", colour: "c-down", values: speed("down") },
     { label: "up, from clients", colour: "c-up", values: speed("up") },
+    { label: "in the kernel, both ways", colour: "c-violet", values: speed("kernel") },
   ], rate);
   const happenings = new Chart([
     { label: "new flows", colour: "c-violet", values: minutely("opened") },
@@ -163,14 +164,14 @@ function showEvents(node, rows) {
 
 /** The processes, one a row. */
 export function processesView(state) {
-  const body = el("div", { class: "scroll" });
+  const body = el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Processes" });
   const node = el("div", { class: "page" }, card("Processes", el("small", {}, "asked every two seconds while this page is open"), body));
   return {
     node,
     update() {
       if (!state.overview) return;
       const { processes, time } = state.overview;
-      const names = ["process", "", "answers in", "up", "restarts", "memory", "CPU", "descriptors", "flows", "handshakes", "loop lag"];
+      const names = ["process", "", "answers in", "up", "restarts", "memory", "CPU", "descriptors", "flows", "being connected", "loop lag"];
       fill(body, el("table", { class: "plain" },
         el("thead", {}, el("tr", {}, names.map((name, i) => el("th", { class: i > 1 ? "n" : "" }, name)))),
         el("tbody", {}, processes.map((one) => el("tr", {},

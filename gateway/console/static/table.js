@@ -2,7 +2,7 @@
 
 import { el, fill, say } from "./dom.js";
 
-const ROW = 28, CARD = 58, SPARE = 6;
+const ROW = 28, CARD = 74, SPARE = 6;
 const narrow = matchMedia("(max-width: 720px)");
 
 /** "a b key:c -d" as a test of a row; `text(row)` is what words are looked for in. */
@@ -21,7 +21,8 @@ export function matcher(query, text) {
 }
 
 /**
- * `columns`: {key, label, width, show(row), n: a number, mono, card: "a" to "d": its place on a phone, tag(row)}.
+ * `columns`: {key, label, width, show(row), n: a number, mono, card: "a" to "d": its place on a phone, and "e": a line on a phone
+ * alone, tag(row)}.
  * `onOpen(row)`: a row was chosen; `onSelect(row)`: it is the current one.
  */
 export class Table {
@@ -32,8 +33,8 @@ export class Table {
     this.query = "";
     this.texts = new Map();
     this.pool = [];
-    this.template = columns.map((column) => column.width).join(" ");
-    this.head = el("div", { class: "vhead", role: "row" }, columns.map((column) =>
+    this.template = columns.filter((column) => column.card !== "e").map((column) => column.width).join(" ");
+    this.head = el("div", { class: "vhead", role: "row" }, columns.filter((column) => column.card !== "e").map((column) =>
       el("button", { class: column.n ? "n" : "", role: "columnheader", onclick: () => this.#order(column.key) }, column.label)));
     this.head.style.gridTemplateColumns = this.template;
     this.size = el("div", { class: "vsize" });
@@ -102,7 +103,7 @@ export class Table {
   }
 
   #marks() {
-    this.columns.forEach((column, i) => {
+    this.columns.filter((column) => column.card !== "e").forEach((column, i) => {
       if (column.key === this.sort) this.head.children[i].setAttribute("aria-sort", this.descending ? "descending" : "ascending");
       else this.head.children[i].removeAttribute("aria-sort");
     });
