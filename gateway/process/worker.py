@@ -261,8 +261,8 @@ class Worker:
 
     def _metrics(self) -> Rows:
         samples = [*self._flows.samples(), *self._userspace.samples()]
-        read = sum(1 for flow in self._flows if _read_of(flow))  # the acceptor still holds those
-        samples.append((("algate_connections", "handshake"), max(0, self._acceptor.handling - read)))
+        inspected = sum(isinstance(flow.carrier, Inspection) for flow in self._flows)  # the acceptor still holds those
+        samples.append((("algate_connections", "handshake"), max(0, self._acceptor.handling - inspected)))
         samples.append((("algate_connections", "flow"), len(self._flows)))
         shown: Counter[Key] = Counter()
         for flow in self._flows:

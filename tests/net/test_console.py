@@ -111,6 +111,13 @@ def token(gateway: Gateway) -> str:
     return path.read_text().strip()
 
 
+def picture(page: Page, name: str) -> None:
+    """Keep a picture of the page for whoever wants to look at it: CONSOLE_PICTURES names the folder."""
+    folder = os.environ.get("CONSOLE_PICTURES")
+    if folder:
+        page.screenshot(path=Path(folder) / f"{name}.png")
+
+
 def rows(page: Page) -> Any:
     return page.locator(".vrow:visible")
 
@@ -236,7 +243,14 @@ def test_nothing_is_wider_than_the_screen(page: Page, lab: Lab, listener: socket
             if view == "flows":
                 expect(rows(page)).to_have_count(1)
                 expect(rows(page).get_by_text(f"{SERVER4}:7007")).to_be_visible()
+            picture(page, f"{view}-{width}")
             assert page.evaluate("document.documentElement.scrollWidth") <= width, view
+            if view == "flows" and width <= 720:
+                expect(rows(page).locator(".e")).to_contain_text("socks")
+            for link in page.locator(".tabs a").all():  # no view is behind the edge
+                box = link.bounding_box()
+                assert box is not None
+                assert box["x"] + box["width"] <= width
 
 
 def test_a_call_has_its_ladder(lab: Lab, gateway: Gateway, page: Page) -> None:
@@ -256,6 +270,23 @@ def test_a_call_has_its_ladder(lab: Lab, gateway: Gateway, page: Page) -> None:
         expect(steps.first.locator("del", has_text=CLIENT4).first).to_be_visible()
         expect(steps.first.locator("ins", has_text="203.0.113.2").first).to_be_visible()
         expect(page.locator(".ladder table")).to_contain_text("203.0.113.2")
+        picture(page, "call-1280")
+        page.set_viewport_size({"width": 390, "height": 800})
+        expect(page.locator(".ladder")).to_be_hidden()
+        picture(page, "calls-390")
+        rows(page).first.click()
+        expect(page.locator(".ladder")).to_be_visible()
+        picture(page, "call-390")
+        page.get_by_role("button", name="Close").click()
+        expect(page.locator(".ladder")).to_be_hidden()
+        rows(page).first.click()
+        page.get_by_role("button", name="Cut the media").click()
+        dialog = page.get_by_role("dialog")
+        expect(dialog).to_contain_text("in silence until one hangs up")
+        dialog.get_by_label("Token").fill(token(gateway))
+        dialog.get_by_role("button", name="Kick").click()
+        expect(page.locator(".toast")).to_contain_text("the media of the call")
+        gateway.wait_for_log("event=call.kick")
         succeeds(lab, caller, callee)
     finally:
         kamailio.stop()
