@@ -211,6 +211,7 @@ def test_rows_are_arrays(app: App) -> None:
     assert dict(zip(table["columns"], table["rows"][0], strict=True)) == {
         **FLOW,
         "server": None,
+        "parent": None,
         "user": None,
         "module": None,
         "rule": None,
