@@ -13,6 +13,9 @@ from typing import Any, NamedTuple, Protocol
 
 from alg.address import Endpoint
 
+API = (1, 0)
+"""Version of this interface. A module names the first number as its `api`: it works with every second number."""
+
 
 class Side(StrEnum):
     """An end of a flow: the client opened the flow, the server accepted it."""
@@ -78,7 +81,7 @@ class Refused:
 class Activity:
     """The conversation `ref` has carried so many packets since it was opened, in both ports together.
 
-    Told by a driver that can count, every `look_every` seconds of a module that has such an attribute.
+    Told by a driver that can count, every `look_every` seconds of a module that declares that.
     """
 
     ref: int
@@ -127,7 +130,8 @@ class Rung(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Deliver:
-    """Send `data`, as it came but for `edits` (in ascending order, not overlapping), to the side `to`."""
+    """Send `data`, the next bytes that came and were not delivered, to the side `to`: as they came but for `edits` (in
+    ascending order, not overlapping)."""
 
     to: Side
     data: bytes
@@ -136,8 +140,18 @@ class Deliver:
 
 
 @dataclass(frozen=True, slots=True)
+class Say:
+    """Send `data`, words of the module's own, to the side `to`, behind what was delivered to it; `reason` as
+    "ftp.nat64". With `mode = "observe"` it is only logged."""
+
+    to: Side
+    data: bytes
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class CloseWrite:
-    """Nothing more will be delivered to `to`: pass the end of stream on to it."""
+    """Nothing more will be delivered to `to`, as the other side has sent its end (`Closed`): pass that on."""
 
     to: Side
 
@@ -260,6 +274,7 @@ class Note:
 
 Command = (
     Deliver
+    | Say
     | CloseWrite
     | OpenPinhole
     | OpenOutbound
@@ -299,16 +314,21 @@ class FlowContext:
 class AlgModule(Protocol):
     """A protocol module: one instance a flow, made as `Module(context)`.
 
-    A module with keys of its own in `[alg.NAME]` declares them as a frozen dataclass in its class attribute `Options`:
-    a field a key, each with a default, of a type that TOML has. Unknown keys and wrong types are configuration errors.
-    `Options` itself may raise ValueError("KEY: what is wrong"). A module that wants to be told `Activity` has an
-    attribute `look_every`: in seconds.
+    It may raise, hang or hold back too much: then its flow is relayed unread, with every byte, and opens nothing more.
+
+    A class says what it wants by attributes; `alg.registry.Traits` has the defaults:
+
+    `api`: the version of this interface that it is written for, 1. `Options`: its own keys in `[alg.NAME]`, as a frozen
+    dataclass: a field a key, each with a default, of a type that TOML has. Unknown keys and wrong types are
+    configuration errors; `Options` itself may raise ValueError("KEY: what is wrong"). `look_every`: seconds between two
+    events `Activity`. `shown`: whether `algate trace` may show its messages. `most_held`: bytes of a direction that it
+    may hold back. `share`: of a processor, that one flow may cost on average.
     """
 
     def __init__(self, context: FlowContext) -> None: ...
 
     def handle(self, event: Event) -> Sequence[Command]:
-        """Take one event; answer with commands, to be done in this order. Never raises, never blocks."""
+        """Take one event; answer with commands, to be done in this order. Does not block."""
         ...
 
     def deadline(self) -> float | None:

@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
 
-from alg.api import AlgModule
+from alg.api import API, AlgModule
 from alg.datagrams import DatagramContext, DatagramModule
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 GROUP = "algate.alg"
 DATAGRAM_GROUP = "algate.datagram"
-API = 1
-"""The version of the interface of modules (`alg.api`, `alg.datagrams`) that a module has to name, if it names any."""
 
 
 class BrokenModule(Exception):
@@ -48,9 +46,57 @@ class DatagramKind:
         return module, every
 
 
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What a module of streams declares of itself by attributes of the same names (`alg.api.AlgModule`)."""
+
+    look_every: float | None = None
+    shown: bool = False
+    most_held: int = 131072
+    share: float = 0.25
+
+
+_DEFAULTS = Traits()
+
+
+def traits_of(module: AlgModule) -> Traits:
+    """What a module declares; the defaults where it says nothing."""
+    return Traits(
+        getattr(module, "look_every", _DEFAULTS.look_every),
+        bool(getattr(module, "shown", _DEFAULTS.shown)),
+        int(getattr(module, "most_held", _DEFAULTS.most_held)),
+        float(getattr(module, "share", _DEFAULTS.share)),
+    )
+
+
 def modules() -> Mapping[str, type[AlgModule]]:
     """All installed modules of streams by name ("ftp"). Raises BrokenModule for one that cannot be loaded."""
     return MappingProxyType({entry.name: cast(type[AlgModule], _load(entry)) for entry in _entries(GROUP)})
+
+
+def loadable() -> tuple[Mapping[str, type[AlgModule]], Mapping[str, DatagramKind], Mapping[str, str]]:
+    """What this process can use, which may be less than another one can: its modules of streams and of datagrams by
+    name, and why the others cannot be used."""
+    streams: dict[str, type[AlgModule]] = {}
+    datagrams: dict[str, DatagramKind] = {}
+    broken: dict[str, str] = {}
+    for group in (GROUP, DATAGRAM_GROUP):
+        try:
+            entries = list(_entries(group))
+        except BrokenModule as error:
+            broken[""] = str(error)
+            continue
+        for entry in entries:
+            try:
+                loaded = _load(entry)
+                face = loaded if group == DATAGRAM_GROUP else getattr(loaded, "datagrams", None)
+                if face is not None:
+                    datagrams[entry.name] = _datagram_kind(entry, _checked(face, _origin(entry)))
+                if group == GROUP:
+                    streams[entry.name] = cast(type[AlgModule], loaded)
+            except BrokenModule as error:
+                broken[entry.name] = str(error)
+    return streams, datagrams, broken
 
 
 def datagram_modules() -> Mapping[str, DatagramKind]:
@@ -123,9 +169,10 @@ def _checked(loaded: object, origin: str) -> type:
     for method in ("handle", "deadline"):
         if not callable(getattr(loaded, method, None)):
             raise BrokenModule(f"{origin} has no method {method}()")
-    version = getattr(loaded, "api", API)
-    if version != API:
-        raise BrokenModule(f"{origin} is written for version {version} of the interface of modules; this is {API}")
+    version = getattr(loaded, "api", API[0])
+    if version != API[0]:
+        this = ".".join(map(str, API))
+        raise BrokenModule(f"{origin} is written for version {version} of the interface of modules; this is {this}")
     return loaded
 
 

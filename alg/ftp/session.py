@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
+from typing import ClassVar
 
 from alg.address import canonical
 from alg.api import (
@@ -75,7 +76,10 @@ _READ, _READ_ALL = lines_to_read(transfers=False), lines_to_read(transfers=True)
 class FtpModule:
     """One control connection, as `alg.api.AlgModule`."""
 
+    api: ClassVar[int] = 1
     Options = FtpOptions
+    share: ClassVar[float] = 0.05  # of a processor: thousands of commands a second
+    most_held: ClassVar[int] = 2 * MOST_HELD
 
     def __init__(self, context: FlowContext) -> None:
         options = context.options if isinstance(context.options, FtpOptions) else FtpOptions()

@@ -87,6 +87,11 @@ class Conversations:
     def __contains__(self, ref: int) -> bool:
         return ref in self._live
 
+    @property
+    def asking(self) -> bool:
+        """Whether the backend has still to answer for one of them."""
+        return any(one.busy for one in self._live.values())
+
     def lease_ids(self) -> dict[int, str]:
         """The ids of the open leases, by number."""
         return {ref: one.lease.id for ref, one in self._live.items() if one.lease is not None}

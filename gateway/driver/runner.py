@@ -7,12 +7,15 @@ from collections.abc import Mapping
 
 import gevent.socket as gsocket
 import msgspec
+import structlog
 
 from alg.address import Endpoint
-from alg.api import AlgModule, FlowContext, Side
-from alg.registry import options_of
+from alg.api import AlgModule, FlowContext, Mode, Side
+from alg.registry import options_of, traits_of
 from gateway.config.schema import AlgSection, Config
-from gateway.driver.stream import Inspection
+from gateway.driver.announced import Announced
+from gateway.driver.guard import Broken, Guard
+from gateway.driver.stream import Inspection, Surroundings
 from gateway.flow.dial import Connection
 from gateway.flow.table import Flow, Flows
 from gateway.net.addresses import PublicAddress, public_address
@@ -21,9 +24,12 @@ from gateway.net.sockets import abort, endpoint, prepare
 from gateway.pinhole.backend import Backend, DataPaths
 from gateway.policy.decide import Decision, Policy
 
+log = structlog.get_logger()
+
 
 class FlowRunner:
-    """Runs flows for the fronts. `modules` by name, `pinholes` by front."""
+    """Runs flows for the fronts. `modules` by name, `pinholes` by front. A module that is not there, though it is
+    configured, is logged, and its flows are relayed unread."""
 
     def __init__(
         self,
@@ -33,7 +39,11 @@ class FlowRunner:
         pinholes: Mapping[str, Backend],
         paths: DataPaths,
         policy: Policy,
+        guard: Guard,
+        announced: Announced,
     ) -> None:
+        self._guard = guard
+        self._announced = announced
         self._policy = policy
         self._config = config
         self._flows = flows
@@ -88,11 +98,11 @@ class FlowRunner:
             through_upstream = bool(decision.via or decision.chain)
         # The server behind an upstream sees that one's address, so nothing that we could open would be found.
         responsible = None if through_upstream else self._config.module_of(flow.server.port)
-        if responsible is not None:
-            flow.module, section = responsible
-            if self._inspect(flow, flow.module, section, client, server, early, published):
-                return
-        elif early:
+        if responsible is not None and (begun := self._begin(flow, *responsible, server, published)):
+            module, around = begun
+            self._inspect(flow, module, responsible[1].mode, {Side.CLIENT: client, Side.SERVER: server}, around, early)
+            return
+        if early:
             try:
                 server.sendall(early)
                 flow.count_early(len(early))
@@ -137,17 +147,13 @@ class FlowRunner:
         flow.rate = decision.rate
         self._flows.relay(flow, client_sock, server_sock, watches)
 
-    def _inspect(
-        self,
-        flow: Flow,
-        name: str,
-        section: AlgSection,
-        client: gsocket.socket,
-        server: gsocket.socket,
-        early: bytes,
-        published: Endpoint | None,
-    ) -> bool:
-        """Drive the module until the flow is over (True) or the module has stood down (False)."""
+    def _begin(
+        self, flow: Flow, name: str, section: AlgSection, server: gsocket.socket, published: Endpoint | None
+    ) -> tuple[AlgModule, Surroundings] | None:
+        """The module `name` for a flow, and what it works with; None where the flow has to go on without it."""
+        kind = self._modules.get(name)
+        if kind is None or self._guard.is_out(name) or self._announced.has(flow.client.host, flow.server):
+            return None
         outside = self._config.network.outside
         own = endpoint(server.getsockname())
         facing = own.host
@@ -165,26 +171,39 @@ class FlowRunner:
             return self._policy.permits_transfer(flow.client, flow.user, flow.server, other)
 
         transfers = may_transfer(flow.server)  # without a rule that names it, no other host needs to be asked for
-        inspection = Inspection(
-            flow,
-            self._modules[name](FlowContext(flow.client, flow.server, inside, self._options[name], seen, transfers)),
-            section.mode,
-            {Side.CLIENT: client, Side.SERVER: server},
-            self._pinholes[flow.front],
-            self._paths,
-            public,
-            may_transfer,
-        )
-        flow.hand_over(inspection)
-        over = True
+        context = FlowContext(flow.client, flow.server, inside, self._options[name], seen, transfers)
         try:
-            over = inspection.run(early)
+            module = self._guard.call(name, flow.id, kind, context)
+        except Broken as broken:
+            log.error("alg.broken", flow=flow.id, module=name, reason=str(broken))
+            return None
+        flow.module = name
+        return module, Surroundings(
+            self._pinholes[flow.front], self._paths, public, may_transfer, self._guard, self._announced.add
+        )
+
+    def _inspect(
+        self,
+        flow: Flow,
+        module: AlgModule,
+        mode: Mode,
+        sockets: dict[Side, gsocket.socket],
+        around: Surroundings,
+        early: bytes,
+    ) -> None:
+        """Drive the module until the flow is over, or goes on without it."""
+        inspection = Inspection(flow, module, traits_of(module), mode, sockets, around)
+        flow.hand_over(inspection)
+        legacy = None
+        try:
+            legacy = inspection.run(early)
         finally:
-            if over:
-                client.close()
-                server.close()
-                self._flows.end(flow, inspection.reason)
-        return over
+            if legacy is None:
+                for sock in sockets.values():
+                    sock.close()
+                self._flows.end(flow, flow.ended_by or inspection.reason)
+        if legacy is not None:
+            self._flows.relay(flow, sockets[Side.CLIENT], sockets[Side.SERVER], legacy=legacy)
 
 
 def _options(module: type[AlgModule], section: AlgSection) -> object | None:

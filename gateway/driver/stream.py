@@ -1,20 +1,26 @@
-"""The driver of a protocol module over one flow: sockets and time in as events, its commands out as I/O."""
+"""The driver of a protocol module over one flow: sockets and time in as events, its commands out as I/O.
+
+A `Pump` moves the bytes and keeps each until it is delivered, `Openings` are what the module opens, and an `Inspection`
+stands between them and the module: it calls it, and carries out what it answers.
+
+Nothing that a module does costs its flow a byte. Where it stands down, raises, hangs, holds back too much or for too
+long, delivers what did not come, or costs more than its flow is worth, the pump delivers what is held as it came, and
+the flow goes on unread. What of that is the module's fault takes the flow's right to pinholes too.
+"""
 
 from __future__ import annotations
 
-import functools
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
-import gevent
 import gevent.socket as gsocket
 import structlog
 from gevent.event import Event as Wakeup
 
 from alg.address import Endpoint
 from alg.api import (
-    Activity,
     AlgModule,
     AskTransfer,
     Bypass,
@@ -35,118 +41,162 @@ from alg.api import (
     Received,
     Refused,
     Revoke,
+    Say,
     Side,
     Tick,
     UpdateConversation,
     apply_edits,
 )
+from alg.registry import Traits
 from gateway.driver.activity import ActivityWatch
 from gateway.driver.conversations import Conversations
-from gateway.driver.requests import Opening, advertised, is_forbidden, request_of
+from gateway.driver.guard import Broken, Guard, described
+from gateway.driver.openings import Openings
+from gateway.driver.pump import Pump
 from gateway.flow.table import HALF_CLOSE_TIMEOUT, Flow
-from gateway.model.errors import PinholeRefused
 from gateway.net.addresses import PublicAddress
-from gateway.net.relay.connection import local_hosts
-from gateway.net.sockets import abort
-from gateway.net.urgent import Marks, receive
+from gateway.net.relay.half import Legacy
+from gateway.net.turns import turns
 from gateway.observe.trace import PASSED
 from gateway.pinhole.backend import Backend, DataPaths
 
 log = structlog.get_logger()
 
-READ_SIZE = 16384
-HIGH_WATER = 65536  # bytes waiting for a slow reader, beyond which the other side is not read
-MOST_HELD = 32768  # bytes that the module holds back, beyond which their side is not read
-TURN = 32  # events in a row, after which other flows have their turn
-MOST_UNANSWERED = 4  # pinholes that a flow may be asking its backend for at a time, given up or not
-OPENINGS = 200  # pinholes a second and flow, and as many at once: a flood must not reach the broker, who serves all
+LONGEST_HOLD = (
+    60.0  # seconds without a delivery, after which what a module holds (or an end of the stream) passes it by
+)
+SMALLEST_PIECE, LARGEST_PIECE = 256, 16384  # bytes that a module is given at a time
+SHORT, LONG = 0.0002, 0.0005  # seconds of a call, below which the next piece is larger, and above which it is smaller
+MOST_COUNTED = 0.05  # seconds of one call: for more the machine is to blame, or the guard sees to it
+SHORTEST_TICK = 0.01  # seconds between two ticks of a module that wants one all the time
+MEMORY = 10.0  # seconds in which work is forgotten
+LIGHT = 0.002  # seconds of work within the last second, up to which a flow is served before others
+
+
+def _nothing_announced(_client: str, _target: Endpoint, _seconds: float) -> None:
+    """Nobody wants to know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a flow's module works with, beside the flow.
+
+    `public`: the address at which a side is told to find the other one; the client is told of a published server only.
+    `may_transfer`: whether a rule lets the server exchange files with a third host. `announce`: see `Openings`.
+    """
+
+    backend: Backend
+    paths: DataPaths
+    public: Mapping[Side, PublicAddress]
+    may_transfer: Callable[[Endpoint], bool]
+    guard: Guard
+    announce: Callable[[str, Endpoint, float], None] = _nothing_announced
+    now: Callable[[], float] = field(default=time.monotonic)
+
+
+class Effort:
+    """How much work a flow's module was in the last seconds, and how much it is given at a time.
+
+    `share`: of a processor, on average over some ten seconds, beyond which the flow is `too_much`.
+    """
+
+    def __init__(self, share: float, now: float) -> None:
+        self.piece = SMALLEST_PIECE
+        self._share = share
+        self._spent = 0.0  # seconds of work; each passing second takes a part of it away
+        self._at = now
+
+    def spend(self, seconds: float, now: float) -> None:
+        """A call took so long."""
+        self._spent = self._left(now) + min(seconds, MOST_COUNTED)
+        self._at = now
+        if seconds > LONG:
+            self.piece = max(SMALLEST_PIECE, self.piece // 2)
+        elif seconds < SHORT:
+            self.piece = min(LARGEST_PIECE, self.piece * 2)
+
+    def is_light(self, now: float) -> bool:
+        """Whether it is so little that others need not be served before."""
+        return self._left(now) < LIGHT
+
+    def is_too_much(self, now: float) -> bool:
+        """Whether it is more than a flow may cost."""
+        return self._left(now) > self._share * MEMORY
+
+    def _left(self, now: float) -> float:
+        return self._spent * max(0.0, 1.0 - (now - self._at) / MEMORY)
 
 
 class Inspection:
-    """Carries one flow through a module. `run` returns when the flow is over (True) or to be relayed unread (False).
-
-    `may_transfer`: whether a rule lets the server exchange files with a third host.
-    `public`: the address at which a side is told to find the other one. The client is told of a published server only.
-    """
+    """Carries one flow through a module."""
 
     def __init__(
         self,
         flow: Flow,
         module: AlgModule,
+        traits: Traits,
         mode: Mode,
         sockets: dict[Side, gsocket.socket],
-        pinholes: Backend,
-        paths: DataPaths,
-        public: Mapping[Side, PublicAddress],
-        may_transfer: Callable[[Endpoint], bool],
-        now: Callable[[], float] = time.monotonic,
+        around: Surroundings,
     ) -> None:
-        self.up = 0
-        self.down = 0
+        self.module = module
         self.reason = "eof"
         self._flow = flow
-        self.module = module
+        self._traits = traits
         self._mode = mode
-        self._sockets = sockets
-        self._pinholes = pinholes
-        self._paths = paths
-        self._public = public
-        self._may_transfer = may_transfer
-        self._now = now
+        self._around = around
+        self._now = around.now
+        self._name = flow.module or ""
+        self._pump = Pump(sockets, self._received, self._closed, self._wake, self._is_to_wait)
+        own = str(sockets[Side.CLIENT].getsockname()[0]), str(sockets[Side.SERVER].getsockname()[0])
+        self._openings = Openings(
+            flow, mode, around.backend, around.paths, around.public, own, self._feed, self._now, around.announce
+        )
+        self._activity = ActivityWatch(self.conversations, traits.look_every, self._feed, self._now)
+        self._effort = Effort(traits.share, self._now())
         self._events: deque[Event] = deque()
         self._handling = False
-        self._out = {side: bytearray() for side in Side}
-        self._marks = {side: Marks() for side in Side}  # of what goes to a side
-        self._no_more = dict.fromkeys(Side, False)
-        self._writable = {side: Wakeup() for side in Side}  # something to send, or the end
-        self._drained = {side: Wakeup() for side in Side}  # room for more
-        self._leases: dict[int, Callable[[], None]] = {}  # how each is closed
-        self._opening: set[int] = set()
-        self._unanswered = 0
-        self._openings_left = float(OPENINGS)
-        self._openings_at = now()
-        self._flooded = False
-        self.conversations = Conversations(pinholes, mode, flow.id, self._told_soon)
-        self._activity = ActivityWatch(self.conversations, getattr(module, "look_every", None), self._carried, now)
-        self._revoked: str | None = None
-        self._bypass = False
-        self._over = False
-        self._ended = False
+        self._delivered_at = self._now()
+        self._next_tick = 0.0
         self._changed = Wakeup()
-        self._half_closed_at: float | None = None
 
     # --- the flow ---------------------------------------------------------------------------------------------------
 
-    def run(self, early: bytes = b"") -> bool:
-        """Carry the flow; `early` are bytes of the client that came with its handshake."""
-        if early:
-            self._received(Side.CLIENT, early)
-        readers = [gevent.spawn(self._read, side) for side in Side]
-        writers = [gevent.spawn(self._write, side) for side in Side]
+    @property
+    def up(self) -> int:
+        """Bytes from the client so far."""
+        return self._pump.up
+
+    @property
+    def down(self) -> int:
+        """Bytes from the server so far."""
+        return self._pump.down
+
+    @property
+    def conversations(self) -> Conversations:
+        """Those that the module holds."""
+        return self._openings.conversations
+
+    def run(self, early: bytes = b"") -> Legacy | None:
+        """Carry the flow. None when it is over; else what is left to another carrier, as the flow is to be relayed
+        unread from now on. `early` are bytes of the client that came with its handshake."""
+        pump = self._pump
         try:
-            while not (self._over or self._bypass or all(writer.dead for writer in writers)):
+            if early:
+                pump.came(Side.CLIENT, early)
+            pump.start()
+            while not (pump.over or pump.movable):
                 self._changed.clear()
                 self._changed.wait(self._timeout())
                 self._tick()
-            if self._bypass and not self._over:
-                gevent.killall(readers)
-                for side in Side:
-                    self._no_more[side] = True  # of ours; the writer ends when all is sent
-                    self._writable[side].set()
-                gevent.joinall(writers)
-                return self._over
-            return True
+            return pump.hand_over() if pump.movable and not pump.over else None
         finally:
-            self._ended = True
-            gevent.killall([*readers, *writers])
-            for close in self._leases.values():
-                close()
-            self._leases.clear()
-            self.conversations.close_all()
+            self._openings.end()
+            pump.stop()
 
     def hosts(self) -> tuple[str, ...]:
         """The addresses of this host that its connections use."""
-        return local_hosts(*self._sockets.values())
+        return self._pump.hosts()
 
     def abort(self, reset: bool = True) -> None:
         """End the flow now, with a reset to both sides."""
@@ -154,72 +204,72 @@ class Inspection:
 
     def _fail(self, reason: str) -> None:
         self.reason = reason
-        self._over = True
-        for sock in self._sockets.values():
-            abort(sock)
+        self._pump.abort()
+
+    def _wake(self) -> None:
         self._changed.set()
 
     def _timeout(self) -> float | None:
-        times = [self.module.deadline(), self._activity.deadline()]
-        if self._half_closed_at is not None:
-            times.append(self._half_closed_at + HALF_CLOSE_TIMEOUT)
+        times = [self._half_closes_at()]
+        if not self._pump.passing and not self._handling:
+            times += (self._activity.deadline(), self._stalls_at(), self._deadline())
         pending = [t for t in times if t is not None]
         return max(0.0, min(pending) - self._now()) if pending else None
 
     def _tick(self) -> None:
         now = self._now()
-        if self._half_closed_at is not None and now >= self._half_closed_at + HALF_CLOSE_TIMEOUT:
+        if (at := self._half_closes_at()) is not None and now >= at:
             self._fail("half-closed")
             return
+        if self._pump.passing or self._handling:
+            return
+        if self._around.guard.is_out(self._name):
+            self._stand_down("out")
+            return
+        if (at := self._stalls_at()) is not None and now >= at:
+            self._stand_down("stalled")
+            return
         self._activity.tick()
-        deadline = self.module.deadline()
-        if deadline is not None and now >= deadline and not self._bypass:
+        deadline = self._deadline()
+        if deadline is not None and now >= deadline:
+            self._next_tick = now + SHORTEST_TICK
             self._feed(Tick(now))
 
-    def _read(self, side: Side) -> None:
-        sock, out = self._sockets[side], self._out[side.other]
-        while not self._over:
-            while len(out) > HIGH_WATER or self._marks[side.other].held > MOST_HELD:
-                self._drained[side.other].clear()
-                self._drained[side.other].wait()
-            try:
-                data, urgent = receive(sock, READ_SIZE)
-            except OSError:
-                self._fail("reset")
-                return
-            if not data:
-                self._half_closed_at = self._now()
-                self._feed(Closed(side, self._now()))
-                return
-            self._received(side, data, urgent)
+    def _half_closes_at(self) -> float | None:
+        return self._pump.moved_at + HALF_CLOSE_TIMEOUT if self._pump.half_closed else None
 
-    def _received(self, side: Side, data: bytes, urgent: bool = False) -> None:
-        self._marks[side.other].came(len(data), urgent)
-        if side is Side.CLIENT:
-            self.up += len(data)
-        else:
-            self.down += len(data)
-        self._feed(Received(side, data, self._now()))
+    def _stalls_at(self) -> float | None:
+        directions = self._pump.directions.values()
+        if not any(direction.held or (direction.closed and not direction.asked) for direction in directions):
+            return None
+        return self._delivered_at + LONGEST_HOLD
 
-    def _write(self, side: Side) -> None:
-        sock, out = self._sockets[side], self._out[side]
-        try:
-            while True:
-                if out:
-                    sent = self._marks[side].send(sock, bytes(out[:READ_SIZE]))
-                    del out[:sent]
-                    self._drained[side].set()
-                elif self._no_more[side]:
-                    if not self._bypass:
-                        sock.shutdown(gsocket.SHUT_WR)
-                    return
-                else:
-                    self._writable[side].clear()
-                    self._writable[side].wait()
-        except OSError:
-            self._fail("reset")
-        finally:
-            self._changed.set()
+    # --- what the pump tells ----------------------------------------------------------------------------------------
+
+    def _received(self, side: Side, data: bytes) -> None:
+        """Give the module what came, piece by piece; what it is not given any more passes unread."""
+        pump, effort = self._pump, self._effort
+        held = pump.directions[side].held
+        if len(held) == len(data):
+            self._delivered_at = self._now()
+        at = 0
+        while at < len(data) and not pump.passing:
+            piece = data[at : at + effort.piece]
+            at += len(piece)
+            self._feed(Received(side, piece, self._now()))
+        idle = not (pump.passing or self._handling or self._openings.asking)
+        if idle and len(held) > self._traits.most_held:
+            self._stand_down("held")
+
+    def _closed(self, side: Side) -> None:
+        self._delivered_at = self._now()
+        self._feed(Closed(side, self._now()))
+
+    def _is_to_wait(self, side: Side) -> bool:
+        """Whether `side` is not to be read for the moment: the module is at work, or holds what it may hold until an
+        answer comes."""
+        full = len(self._pump.directions[side].held) > self._traits.most_held
+        return self._handling or (full and self._openings.asking)
 
     # --- the module -------------------------------------------------------------------------------------------------
 
@@ -229,158 +279,130 @@ class Inspection:
         if self._handling:
             return
         self._handling = True
-        count = 0
         try:
-            while self._events and not self._bypass:
-                count += 1
-                if count % TURN == 0:
-                    gevent.sleep(0)
-                for command in self.module.handle(self._events.popleft()):
-                    self._do(command)
+            while self._events and not self._pump.passing:
+                if turns().over:
+                    turns().wait(self._effort.is_light(self._now()))
+                    continue
+                self._handle(self._events.popleft())
+        except Broken as broken:
+            self._broken(str(broken))
         finally:
             self._handling = False
-        self._changed.set()
+            self._pump.wake()
+            self._changed.set()
+
+    def _handle(self, event: Event) -> None:
+        guard = self._around.guard
+        if guard.is_out(self._name):
+            self._stand_down("out")
+            return
+        began = time.perf_counter()
+        commands = guard.call(self._name, self._flow.id, self.module.handle, event)
+        if not isinstance(commands, list | tuple):  # such as a generator, which has yet to run
+            commands = guard.call(self._name, self._flow.id, tuple, commands)
+        try:
+            for command in commands:
+                if self._pump.passing and not isinstance(command, Note | Revoke):
+                    break
+                self._do(command)
+        except Exception as error:  # what is no command, or makes no sense
+            raise Broken(described(error)) from error
+        took, now = time.perf_counter() - began, self._now()
+        turns().spend(took)
+        self._effort.spend(took, now)
+        if self._effort.is_too_much(now) and not self._pump.passing:
+            self._stand_down("effort")
+
+    def _deadline(self) -> float | None:
+        try:
+            deadline = self._around.guard.call(self._name, self._flow.id, self.module.deadline)
+            return None if deadline is None else max(float(deadline), self._next_tick)
+        except Broken as broken:
+            self._broken(str(broken))
+        except (TypeError, ValueError) as error:
+            self._broken(f"its deadline is not a time: {error}")
+        return None
+
+    def _broken(self, reason: str) -> None:
+        """The module has failed: the flow goes on without it."""
+        if not self._pump.passing:
+            log.error("alg.broken", flow=self._flow.id, module=self._name, reason=reason)
+            self._openings.revoke("broken")
+            self._pump.pass_on()
+
+    def _stand_down(self, reason: str) -> None:
+        """The driver lets the flow go on unread, by itself."""
+        log.warning("alg.unread", flow=self._flow.id, module=self._name, reason=reason)
+        self._openings.revoke(reason)
+        self._pump.pass_on()
 
     def _do(self, command: Command) -> None:
         match command:
             case Deliver():
                 self._deliver(command)
+            case Say(to, data, reason):
+                self._say(to, data, reason)
             case CloseWrite(to):
-                self._no_more[to] = True
-                self._writable[to].set()
+                self._close_write(to)
             case OpenPinhole() | OpenOutbound() | OpenMeeting():
-                self._open(command)
+                self._openings.open(command)
             case OpenRelay():
-                self._join(command)
+                self._openings.join(command)
             case AskTransfer(ref, other):
-                permitted = not self._revoked and self._may_transfer(other)
+                permitted = not self._openings.revoked and self._around.may_transfer(other)
                 log.info("alg.transfer", flow=self._flow.id, other=str(other), permitted=permitted)
                 answer = Opened(ref, other, self._now()) if permitted else Refused(ref, "transfer", self._now())
                 self._feed(answer)
-            case OpenConversation():
-                if self._revoked:
-                    self._feed(Refused(command.ref, self._revoked, self._now()))
-                else:
-                    self.conversations.open(command, self._flow.client.host, self._public.get(Side.SERVER))
-            case UpdateConversation():
-                self.conversations.update(command)
+            case OpenConversation() | UpdateConversation():
+                self._openings.converse(command)
             case ClosePinhole(ref):
-                self._close(ref)
+                self._openings.close(ref)
             case Revoke(rule):
-                self._revoked = rule
-                log.warning("alg.revoke", flow=self._flow.id, module=self._flow.module, rule=rule)
-                for ref in (*self._leases, *self._opening):
-                    self._close(ref)
-                self.conversations.close_all()
+                self._openings.revoke(rule)
             case Note(code, detail):
                 log.info("alg.note", flow=self._flow.id, code=code, detail=detail)
             case Bypass():
-                self._bypass = True
-                log.info("alg.bypass", flow=self._flow.id, module=self._flow.module)
+                log.info("alg.bypass", flow=self._flow.id, module=self._name)
+                self._pump.pass_on()
+            case _:
+                raise TypeError(f"{type(command).__name__} is no command")
 
     def _deliver(self, command: Deliver) -> None:
+        edited = apply_edits(command.data, command.edits)
+        direction = self._pump.directions[command.to.other]
+        if not direction.held.startswith(command.data):
+            raise ValueError(f"it delivers to the {command.to} what did not come")
+        rewrite = self._mode is Mode.REWRITE
         for edit in command.edits:
             log.info(
                 "alg.edit",
                 flow=self._flow.id,
                 reason=edit.reason,
-                applied=self._mode is Mode.REWRITE,
+                applied=rewrite,
                 before=command.data[edit.start : edit.end].decode("latin-1"),
                 after=edit.replacement.decode("latin-1"),
             )
-        edits = command.edits if self._mode is Mode.REWRITE else ()
-        if getattr(self.module, "shown", False):
+        if self._traits.shown:
             ends = self._flow.client, self._flow.server
             source, destination = ends if command.to is Side.SERVER else ends[::-1]
             PASSED.add(command.to.other, source, destination, command.data, command.edits, self._flow.id, command.rung)
-        data = apply_edits(command.data, edits)
-        self._out[command.to] += data
-        self._marks[command.to].delivered(command.data, edits, len(data))
-        self._drained[command.to].set()  # the module may hold less now
-        self._writable[command.to].set()
-
-    # --- its pinholes -----------------------------------------------------------------------------------------------
-
-    def _open(self, command: Opening) -> None:
-        forbidden = "target" if is_forbidden(command, self._flow, self._public) else None
-        refusal = self._revoked or forbidden or self._flood()
-        observe = self._mode is Mode.OBSERVE
-        if observe and isinstance(command, OpenMeeting):
-            refusal = "observe"
-        if refusal:
-            self._feed(Refused(command.ref, refusal, self._now()))
-        elif observe or (isinstance(command, OpenOutbound) and not self._pinholes.outbound):
-            # Nothing is opened: the module shows what it would write, with port 0 for the one it would get.
-            self._feed(Opened(command.ref, advertised(command, 0, self._flow, self._public), self._now()))
+        if rewrite:
+            direction.deliver(command.data, command.edits, edited)
         else:
-            self._opening.add(command.ref)
-            self._unanswered += 1
-            gevent.spawn(self._open_pinhole, command)
+            direction.deliver(command.data, (), command.data)
+        self._delivered_at = self._now()
 
-    def _flood(self) -> str | None:
-        """Too many openings at a time or in a short time are refused here."""
-        now = self._now()
-        self._openings_left = min(OPENINGS, self._openings_left + (now - self._openings_at) * OPENINGS)
-        self._openings_at = now
-        if self._unanswered < MOST_UNANSWERED and self._openings_left >= 1:
-            self._openings_left -= 1
-            return None
-        if not self._flooded:
-            self._flooded = True  # said once: a log is not to be flooded either
-            log.warning("pinhole.flood", flow=self._flow.id, client=self._flow.client.host)
-        return "flood"
+    def _say(self, to: Side, data: bytes, reason: str) -> None:
+        rewrite = self._mode is Mode.REWRITE
+        log.info("alg.say", flow=self._flow.id, reason=reason, applied=rewrite, to=to, data=data.decode("latin-1"))
+        if rewrite:
+            self._pump.directions[to.other].say(data)
 
-    def _join(self, command: OpenRelay) -> None:
-        if self._revoked or self._mode is Mode.OBSERVE or is_forbidden(command, self._flow, self._public):
-            return
-        if self._flood():
-            return
-        client, server = (str(self._sockets[side].getsockname()[0]) for side in (Side.CLIENT, Side.SERVER))
-        self._paths.join(command.client, command.server, (client, server), command.reason)
-
-    def _open_pinhole(self, command: Opening) -> None:
-        ref, inner = command.ref, None
-        try:
-            request = request_of(command, self._flow, self._public)
-            if isinstance(command, OpenMeeting):
-                lease, inner = self._paths.meet(request, self._sockets[Side.CLIENT].getsockname()[0])
-            else:
-                lease = self._pinholes.open(request)
-        except PinholeRefused as refused:
-            self._unanswered -= 1
-            log.warning("pinhole.refused", flow=self._flow.id, rule=refused.rule, detail=refused.detail)
-            self._opening.discard(ref)
-            self._feed(Refused(ref, refused.rule, self._now()))
-            return
-        self._unanswered -= 1
-        close = functools.partial((self._pinholes if inner is None else self._paths).close, lease)
-        if self._ended or self._bypass or ref not in self._opening:  # nobody wants it any more
-            close()
-            return
-        self._opening.discard(ref)
-        self._leases[ref] = close
-        public = advertised(command, lease.public.port, self._flow, self._public)
-        self._feed(Opened(ref, public, self._now(), inner))
-
-    def _told_soon(self, ref: int, outcome: Endpoint | str) -> None:
-        gevent.spawn(self._told, ref, outcome)
-
-    def _told(self, ref: int, outcome: Endpoint | str) -> None:
-        """What became of a conversation: its public endpoint, or the rule by which it was refused."""
-        if self._ended or self._bypass:
-            self.conversations.close(ref)
-        elif isinstance(outcome, str):
-            self._feed(Refused(ref, outcome, self._now()))
-        else:
-            self._feed(Opened(ref, outcome, self._now()))
-
-    def _carried(self, activity: Activity) -> None:
-        if not self._ended and not self._bypass:
-            self._feed(activity)
-
-    def _close(self, ref: int) -> None:
-        self.conversations.close(ref)
-        self._opening.discard(ref)
-        close = self._leases.pop(ref, None)
-        if close is not None:
-            close()
+    def _close_write(self, to: Side) -> None:
+        direction = self._pump.directions[to.other]
+        if not direction.closed:
+            raise ValueError(f"it ends the stream to the {to}, and the {to.other} has not")
+        if direction.held:
+            direction.deliver(data := bytes(direction.held), (), data)
+        direction.end()

@@ -17,7 +17,7 @@ from gevent.event import Event
 from alg.address import Endpoint
 from gateway.net.relay.connection import RelaySocket
 from gateway.net.relay.copy import CopyHandle, EncodedSocket
-from gateway.net.relay.half import RelayResult
+from gateway.net.relay.half import FRESH, Legacy, RelayResult
 from gateway.net.relay.poller import UNWATCHED, Watches
 from gateway.net.relay.splice import Relay
 from gateway.observe.counters import count, flow_opened
@@ -237,9 +237,17 @@ class Flows:
         """Wait until no flow is live, at most `timeout` seconds; whether that is so."""
         return bool(self._empty.wait(timeout))
 
-    def relay(self, flow: Flow, client: RelaySocket, server: RelaySocket, watches: Watches = UNWATCHED) -> None:
+    def relay(
+        self,
+        flow: Flow,
+        client: RelaySocket,
+        server: RelaySocket,
+        watches: Watches = UNWATCHED,
+        legacy: Legacy = FRESH,
+    ) -> None:
         """Let the relay carry `flow` from now on, unread; it owns both sockets and ends the flow. Returns at once.
 
+        `legacy`: what another carrier has left to do; up is from the client to the server.
         A client whose stream is protected needs every byte in Python; all others are spliced.
         """
         done = partial(self._relayed, flow)
@@ -248,9 +256,10 @@ class Flows:
         if isinstance(client, EncodedSocket) or isinstance(server, EncodedSocket):
             assert isinstance(client, gsocket.socket)
             assert isinstance(server, gsocket.socket)
-            flow.hand_over(CopyHandle(self._relay, client, server, done, *paces))
+            up, down = paces or (None, None)
+            flow.hand_over(CopyHandle(self._relay, client, server, done, up, down, legacy))
         else:
-            flow.hand_over(self._relay.start(client, server, done, *paces, watches=watches))
+            flow.hand_over(self._relay.start(client, server, done, *paces, watches=watches, legacy=legacy))
 
     def _paces(self, flow: Flow, now: float) -> tuple[()] | tuple[Pace, Pace]:
         """At what pace to read from the client and from the server. A data connection is held to what its flow is."""

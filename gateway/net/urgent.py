@@ -20,7 +20,7 @@ def receive(sock: socket.socket, size: int) -> tuple[bytes, bool]:
 
     The kernel never reads across the mark, so the urgent byte always comes first in a read.
     """
-    if not _is_plain(sock):
+    if not is_plain(sock):
         return sock.recv(size), False
     if not sock.recv(1, socket.MSG_PEEK):  # waits; only then the mark is known
         return b"", False
@@ -28,7 +28,7 @@ def receive(sock: socket.socket, size: int) -> tuple[bytes, bool]:
     return sock.recv(1 if urgent else size), urgent
 
 
-def _is_plain(sock: socket.socket) -> bool:
+def is_plain(sock: socket.socket) -> bool:
     """Whether what is on the wire is the stream itself: else (GSSAPI, RFC 1961) TCP's mark says nothing about it."""
     return type(sock) is gsocket.socket
 
@@ -49,6 +49,11 @@ class Marks:
         """Bytes that came and have not been delivered."""
         return self._came - self._passed
 
+    @property
+    def pending(self) -> bool:
+        """Whether an urgent byte is still to be sent as one."""
+        return bool(self._in or self._out)
+
     def came(self, count: int, urgent: bool) -> None:
         """So many bytes came; `urgent`: the last of them is."""
         self._came += count
@@ -65,11 +70,15 @@ class Marks:
         self._passed += len(data)
         self._queued += length
 
+    def said(self, length: int) -> None:
+        """So many bytes were queued for sending that did not come."""
+        self._queued += length
+
     def send(self, sock: socket.socket, data: bytes) -> int:
         """Send the first of `data`, at most up to the next mark; how many bytes. OSError."""
         mark = self._out[0] - self._sent if self._out else len(data)
         if mark == 0:
-            count = sock.send(data[:1], socket.MSG_OOB if _is_plain(sock) else 0)
+            count = sock.send(data[:1], socket.MSG_OOB if is_plain(sock) else 0)
             self._out.popleft()
         else:
             count = sock.send(data[:mark])

@@ -12,8 +12,11 @@ RATE = 20.0  # of them in a second after that, in one process
 LIMITED = frozenset(
     {
         "accept.exhausted",
+        "alg.broken",
         "alg.note",
         "alg.revoke",
+        "alg.slow",
+        "alg.unread",
         "auth.banned",
         "auth.failed",
         "auth.no_method",

@@ -25,7 +25,8 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     console (console): its listening TCP socket.
     files (console): "token", what a browser must know to change something; "totals", which outlives it.
     files (worker): memfds of the files that it may not read itself, by name ("users", "keytab"); when a file has
-    changed a new one comes over the lifeline.
+    changed a new one comes over the lifeline. And "announced", memory that all workers share
+    (gateway/driver/announced.py).
     names (console): the processes that can be asked.
     standby (worker, broker): be ready, but begin when the lifeline says so.
     """

@@ -20,7 +20,7 @@ import msgspec
 
 from alg.api import Mode
 from alg.datagrams import DatagramContext, Shown, ShownModule
-from alg.registry import DatagramKind, datagram_modules
+from alg.registry import DatagramKind
 from gateway.broker.nfqueue import Queue
 from gateway.config.schema import AlgSection, Config
 from gateway.driver.datagrams import DatagramDriver, Setting
@@ -39,6 +39,7 @@ from gateway.pinhole.kernel import KernelPinholes
 from gateway.process.boot import Boot
 from gateway.process.collector import collect_rarely
 from gateway.process.confine import hide
+from gateway.process.installed import installed
 from gateway.process.lifeline import Ping, Pong, Ready, Report, hear_supervisor, send
 
 log = get_logger()
@@ -61,12 +62,13 @@ class Packets:
         self._routes: dict[str, tuple[float, PublicAddress | None]] = {}
         journal = Journal(boot.journal) if boot.journal else None
         keep = journal is not None and bool(journal.found)
-        self._kinds = datagram_modules()
+        _, self._kinds = installed(config)
         self._trace = Trace()
         self._front = PacketFront(
             [
                 _queue_module(config, self._kinds[name], section, recorded=journal is not None)
                 for name, section in config.datagram_sections().items()
+                if name in self._kinds
             ],
             KernelPinholes(BrokerClient(socket.socket(fileno=boot.broker), keep=keep)),
             config.inside_networks,

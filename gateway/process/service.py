@@ -12,11 +12,13 @@ import msgspec
 
 from alg.address import Endpoint
 from alg.datagrams import DatagramContext, DatagramModule
-from alg.registry import DatagramKind, datagram_modules, modules
+from alg.registry import DatagramKind
 from gateway.config.check import parse_name_server
 from gateway.config.rules import policy_of
 from gateway.config.schema import AlgSection, Config
 from gateway.config.schema_rules import DnsSection
+from gateway.driver.announced import Announced
+from gateway.driver.guard import Guard
 from gateway.driver.runner import FlowRunner
 from gateway.flow.audit import Audit
 from gateway.flow.dial import Dialer
@@ -46,6 +48,7 @@ from gateway.pinhole.userspace import UserspacePinholes
 from gateway.policy.decide import Policy
 from gateway.policy.limits import RuleLimits
 from gateway.process.authentication import Authentication
+from gateway.process.installed import installed
 
 
 class Ground(NamedTuple):
@@ -60,6 +63,7 @@ class Ground(NamedTuple):
     own: OwnAddresses
     policy: Policy
     limits: RuleLimits
+    announced: Announced
 
 
 class Service:
@@ -79,10 +83,11 @@ class Service:
         dialer = Dialer(policy, resolver, source, ground.limits, upstreams)
         lookup = Lookup(policy, resolver, ground.limits)
         of_socks = _of_socks(config.pinhole.backend, userspace, kernel)
+        streams, datagrams = installed(config)
         runner = FlowRunner(
             config,
             flows,
-            modules(),
+            streams,
             {
                 "transparent": userspace if config.pinhole.backend == "userspace" else kernel,
                 "socks": of_socks,
@@ -90,6 +95,8 @@ class Service:
             },
             userspace,
             policy,
+            Guard(),
+            ground.announced,
         )
         earlier = before.authentication if before is not None else None
         self.authentication: Authentication = Authentication(config.socks, files, earlier)
@@ -106,7 +113,7 @@ class Service:
                     ground.relay.wheel,
                     config.pinhole_ports,
                     Options.of(config),
-                    _readers(config, of_socks),
+                    _readers(config, datagrams, of_socks),
                 ),
                 "resolve": ResolveCommand(lookup),
             },
@@ -147,11 +154,12 @@ def _of_socks(backend: str, userspace: UserspacePinholes, kernel: Backend) -> Ba
     return kernel if backend == "kernel" else userspace
 
 
-def _readers(config: Config, pinholes: Backend) -> Mapping[int, MessageReader]:
+def _readers(config: Config, kinds: Mapping[str, DatagramKind], pinholes: Backend) -> Mapping[int, MessageReader]:
     """Who reads the datagrams of SOCKS clients, by the ports of their targets."""
-    kinds = datagram_modules()
     readers: dict[int, MessageReader] = {}
     for name, section in config.datagram_sections().items():
+        if name not in kinds:
+            continue
         reader = _reader(kinds[name], section, pinholes)
         readers.update((port, reader) for port in section.ports)
     return readers

@@ -8,6 +8,7 @@ monkey.patch_all()
 import _socket
 import gc
 import math
+import mmap
 import os
 import signal
 import socket
@@ -25,6 +26,7 @@ import gevent.socket as gsocket
 from alg.datagrams import Shown, ShownModule
 from alg.registry import shown_tables, tables_of
 from gateway.config.rules import policy_of
+from gateway.driver.announced import Announced
 from gateway.driver.conversations import Conversations
 from gateway.driver.stream import Inspection
 from gateway.flow.dial import CONNECT_TIMEOUT
@@ -102,6 +104,7 @@ class Worker:
             own,
             policy_of(config, datetime.now, own.has),
             RuleLimits(config.worker_count, time.time() - time.monotonic()),
+            Announced(mmap.mmap(boot.files["announced"], 0), boot.slot),
         )
         self._service = Service(config, boot.files, self._ground)
         keep_alive_after(config.network.keepalive)

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 
 from gateway.config.schema import Config, parse_endpoint
+from gateway.driver import announced
 from gateway.observe.log import get_logger
 from gateway.process.boot import Boot
 from gateway.supervisor.child import Child
@@ -46,12 +47,14 @@ class Crew:
         self._code = code
         self._sockets: list[socket.socket] = []
         self._admins: dict[str, socket.socket] = {}
-        self._memfds: list[int] = []
         self._broker_ends: dict[int, int] = dict(heritage.broker_ends) if heritage else {}
         self._journal: list[int] = []
         self._packets_pair: tuple[int, int] | None = heritage.packets if heritage else None
         self._console: tuple[str, socket.socket] | None = None
         self._console_files: dict[str, int] = {}
+        self._announced = os.memfd_create("algate-announced")
+        os.truncate(self._announced, announced.SIZE)
+        self._memfds: list[int] = [self._announced]
         self.old_slots = heritage.slots if heritage else []
         taken = {*self.old_slots, *([self._packets_pair[0]] if self._packets_pair else [])}
         free = (slot for slot in itertools.count() if slot not in taken)
@@ -187,7 +190,7 @@ class Crew:
                 broker=broker,
                 socks=self._listeners.fds(index, "socks"),
                 transparent=self._listeners.fds(index, "transparent"),
-                files=self.files.fds(),
+                files={**self.files.fds(), "announced": self._announced},
                 standby=self.standby,
             )
 

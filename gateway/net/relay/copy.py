@@ -8,13 +8,15 @@ from collections.abc import Callable
 import gevent
 import gevent.socket as gsocket
 
-from gateway.net.relay.connection import local_hosts
-from gateway.net.relay.half import Reason, RelayResult, SideName
-from gateway.net.relay.splice import Relay
+from gateway.net.relay.connection import local_hosts, unacknowledged
+from gateway.net.relay.half import FRESH, Head, Legacy, Reason, RelayResult, SideName
+from gateway.net.relay.splice import RESET_GRACE, Relay
 from gateway.net.sockets import abort
+from gateway.net.turns import turns
 from gateway.policy.pace import Pace
 
 READ_SIZE = 65536
+SETTLE = 0.05  # seconds between two looks at whether all has arrived
 
 
 class EncodedSocket(gsocket.socket):
@@ -32,6 +34,7 @@ class CopyHandle:
         on_done: Callable[[RelayResult], None],
         up: Pace | None = None,
         down: Pace | None = None,
+        legacy: Legacy = FRESH,
     ) -> None:
         self.up = 0
         self.down = 0
@@ -40,15 +43,22 @@ class CopyHandle:
         self._right = right
         self._on_done = on_done
         self._active = time.monotonic()
-        self._open = 2  # directions
+        self._broken: SideName | None = legacy.broken  # the side whose connection is dead
         self._over = False
         for sock in (left, right):
             sock.settimeout(None)
         self._greenlets = [
-            gevent.spawn(self._copy, left, right, True, up),
-            gevent.spawn(self._copy, right, left, False, down),
+            gevent.spawn(self._copy, *direction)
+            for direction, over in (
+                ((left, right, True, up, legacy.up), legacy.up.over or legacy.broken == "right"),
+                ((right, left, False, down, legacy.down), legacy.down.over or legacy.broken == "left"),
+            )
+            if not over
         ]
+        self._open = len(self._greenlets)  # directions
         self._entry = relay.wheel.add(self._active + relay.idle_timeout, self._check_idle)
+        if not self._open:
+            self._finish("eof" if self._broken is None else "reset", self._broken is not None, self._broken)
 
     def hosts(self) -> tuple[str, ...]:
         """The addresses of this host that its connections use."""
@@ -58,32 +68,51 @@ class CopyHandle:
         """End the flow now. May be called again, and after the end."""
         self._finish("aborted", reset)
 
-    def _copy(self, source: gsocket.socket, sink: gsocket.socket, up: bool, pace: Pace | None) -> None:
-        side = source
+    def _copy(self, source: gsocket.socket, sink: gsocket.socket, up: bool, pace: Pace | None, head: Head) -> None:
+        source_name: SideName = "left" if up else "right"
+        sink_name: SideName = "right" if up else "left"
+        side = sink_name
         try:
+            if head.rest:
+                sink.sendall(head.rest)
+                self._count(up, len(head.rest))
+            side = source_name
             while data := source.recv(_allowed(pace)):
                 if pace is not None:
                     pace.spend(len(data))
-                side = sink
+                side = sink_name
                 sink.sendall(data)
-                side = source
+                side = source_name
                 self._active = time.monotonic()
-                if up:
-                    self.up += len(data)
-                else:
-                    self.down += len(data)
-            side = sink
-            sink.shutdown(gsocket.SHUT_WR)
+                self._count(up, len(data))
+                turns().wait()  # neither end may ever make it wait, and each piece costs a fraction of a millisecond
+            if self._broken is None:
+                side = sink_name
+                sink.shutdown(gsocket.SHUT_WR)
         except OSError:
-            self._finish("reset", True, "left" if side is self._left else "right")
+            if self._broken is None:
+                self._broken = side
+            if side == sink_name and self._broken == sink_name and self._open > 1:
+                self._open -= 1
+                return  # what the dead side had sent is still delivered: by the other direction, which then ends it
+        if self._broken is not None:
+            if self._broken == source_name:
+                _let_arrive(sink)
+            self._finish("reset", True, self._broken)
             return
         self._open -= 1
         if not self._open:
             self._finish("eof", False)
-            return
-        self._relay.wheel.discard(self._entry)
-        self._active = time.monotonic()
-        self._entry = self._relay.wheel.add(self._active + self._relay.half_close_timeout, self._check_idle)
+        else:
+            self._relay.wheel.discard(self._entry)
+            self._active = time.monotonic()
+            self._entry = self._relay.wheel.add(self._active + self._relay.half_close_timeout, self._check_idle)
+
+    def _count(self, up: bool, count: int) -> None:
+        if up:
+            self.up += count
+        else:
+            self.down += count
 
     def _check_idle(self, now: float) -> float | None:
         half = self._open < 2
@@ -111,6 +140,18 @@ class CopyHandle:
         for greenlet in self._greenlets:
             greenlet.kill(block=False)
         self._on_done(result)
+
+
+def _let_arrive(sink: gsocket.socket) -> None:
+    """Wait until the other end has all that was sent to it, as long as that goes on."""
+    left, until = -1, time.monotonic() + RESET_GRACE
+    try:
+        while (now_left := unacknowledged(sink)) and time.monotonic() < until:
+            if now_left != left:
+                left, until = now_left, time.monotonic() + RESET_GRACE
+            gevent.sleep(SETTLE)
+    except OSError:
+        pass  # closed meanwhile
 
 
 def _allowed(pace: Pace | None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import _socket
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -26,6 +26,26 @@ class RelayResult(msgspec.Struct, frozen=True):
     down: int
     reason: Reason
     side: SideName | None = None
+
+
+class Head(NamedTuple):
+    """What an earlier carrier of a flow leaves of a direction. `rest`: bytes that it has read and not sent; `over`: the
+    source has sent its last byte, all of them were sent on, and the sink has been told of the end."""
+
+    rest: bytes = b""
+    over: bool = False
+
+
+class Legacy(NamedTuple):
+    """The state of a flow that another carrier has begun: its directions from left to right and from right to left,
+    and the side whose connection is dead already, if one is."""
+
+    up: Head = Head()
+    down: Head = Head()
+    broken: SideName | None = None
+
+
+FRESH = Legacy()
 
 
 class Half:

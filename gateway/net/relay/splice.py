@@ -2,8 +2,10 @@
 
 Each direction is a `Half`. A few bytes are copied: recv and send are cheaper than two splices. When more comes, bytes
 go from socket to pipe to socket by splice(2) and are never seen. A half reads only while it holds nothing, so a sink
-that is full stops the reading (backpressure), and EAGAIN on reading can only mean that the source is empty. Everything
-here runs in the hub: it never blocks and never raises out of a callback.
+that is full stops the reading (backpressure), and EAGAIN on reading can only mean that the source is empty; or that an
+urgent byte comes next, which splice does not pass (it says EAGAIN, or 0 as at the end), and recv does: so where splice
+has nothing at once, the next look is by recv. Everything here runs in the hub: it never blocks and never raises out of
+a callback.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from time import monotonic
 from gevent import get_hub
 
 from gateway.net.relay.connection import RelaySocket, close_by_reset, local_hosts, take, unacknowledged
-from gateway.net.relay.half import Half, Reason, RelayResult, SideName
+from gateway.net.relay.half import FRESH, Half, Legacy, Reason, RelayResult, SideName
 from gateway.net.relay.pipes import PIPE_SIZE, PipePool
 from gateway.net.relay.poller import BROKEN, ENDED, GONE, READ, UNWATCHED, WRITE, Poller, Watch, Watches
 from gateway.net.relay.wheel import Entry, Wheel
@@ -54,17 +56,18 @@ class Relay:
         down: Pace | None = None,
         *,
         watches: Watches = UNWATCHED,
+        legacy: Legacy = FRESH,
     ) -> RelayHandle:
         """Join two connected TCP (or Unix stream) sockets until both have closed.
 
         Takes the sockets over: the objects passed in are detached and of no more use, and the relay closes the
         connections. `on_done` is called once, from the hub, and so must not block. `up`, `down`: at what pace to read
         from left and from right; may be shared. `watches`: of left and right, where they are in the poller already.
-        ValueError for a closed socket.
+        `legacy`: what an earlier carrier has left to do. ValueError for a closed socket.
         """
         if left.fileno() < 0 or right.fileno() < 0:
             raise ValueError("a closed socket cannot be relayed")
-        return RelayHandle(self, take(left), take(right), on_done, up, down, watches)
+        return RelayHandle(self, take(left), take(right), on_done, up, down, watches, legacy)
 
     def close(self) -> None:
         """Abort every live flow by a reset, and free what they shared. Not to be used after that."""
@@ -101,6 +104,7 @@ class RelayHandle:
         up: Pace | None,
         down: Pace | None,
         watches: Watches,
+        legacy: Legacy,
     ) -> None:
         self._relay = relay
         self._left = left
@@ -115,6 +119,24 @@ class RelayHandle:
         relay.live.add(self)
         self._left_watch = relay.poller.reading(left.fileno(), self._left_ready, watches[0])
         self._right_watch = relay.poller.reading(right.fileno(), self._right_ready, watches[1])
+        if legacy is not FRESH:
+            self._inherit(legacy)
+
+    def _inherit(self, legacy: Legacy) -> None:
+        """Go on where another carrier has stopped."""
+        for half, head in ((self._up, legacy.up), (self._down, legacy.down)):
+            if head.over:
+                self._stop(half)
+            elif head.rest:
+                half.rest = head.rest
+                half.reading, half.waiting = False, True
+        if (self._up.over or self._down.over) and self._relay.half_close_timeout < self._relay.wheel.horizon:
+            self._schedule(self._active + self._relay.half_close_timeout, self._check_idle)
+        self._ask()
+        if self._up.over and self._down.over and legacy.broken is None:
+            self._finish("eof", reset=False)
+        elif legacy.broken is not None:
+            self._broke(self._left if legacy.broken == "left" else self._right, seen_reading=False)
 
     @property
     def up(self) -> int:
@@ -225,13 +247,14 @@ class RelayHandle:
                 try:
                     pipe.held = count = os.splice(source, pipe.writer, limit, flags=FLAGS)
                 except BlockingIOError:
+                    half.bulk = budget < BUDGET
                     break
                 except OSError:
                     self._broke(half.source, seen_reading=True)
                     return
                 if not count:
-                    self._ended(half)
-                    return
+                    half.bulk = False
+                    break
                 if pace is not None:
                     pace.spend(count)
                 budget -= count

@@ -1,0 +1,187 @@
+"""What a module of one flow opens: its pinholes, conversations, relays and meetings, as far as they may be."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import gevent
+import structlog
+
+from alg.address import Endpoint
+from alg.api import (
+    Event,
+    Mode,
+    OpenConversation,
+    Opened,
+    OpenMeeting,
+    OpenOutbound,
+    OpenRelay,
+    Refused,
+    Side,
+    UpdateConversation,
+)
+from alg.bucket import Rate
+from gateway.driver.conversations import Conversations
+from gateway.driver.requests import Opening, Public, advertised, is_forbidden, request_of
+from gateway.flow.table import Flow
+from gateway.model.errors import PinholeRefused
+from gateway.pinhole.backend import Backend, DataPaths
+
+log = structlog.get_logger()
+
+MOST_UNANSWERED = 4  # pinholes that a flow may be asking its backend for at a time, given up or not
+OPENINGS = 200  # pinholes a second and flow, and as many at once: a flood must not reach the broker, who serves all
+
+
+class Openings:
+    """Opens and closes for one flow; `tell` is called later, from a greenlet, with what became of it.
+
+    `own_hosts`: this host's addresses towards the client and towards the server. `announce`: is told where the client
+    is about to connect, with the seconds for which that holds.
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        mode: Mode,
+        backend: Backend,
+        paths: DataPaths,
+        public: Public,
+        own_hosts: tuple[str, str],
+        tell: Callable[[Event], None],
+        now: Callable[[], float],
+        announce: Callable[[str, Endpoint, float], None],
+    ) -> None:
+        self.revoked: str | None = None  # by which rule this flow may open nothing any more
+        self.conversations = Conversations(backend, mode, flow.id, self._conversation_told)
+        self._flow = flow
+        self._mode = mode
+        self._backend = backend
+        self._paths = paths
+        self._public = public
+        self._own_hosts = own_hosts
+        self._tell = tell
+        self._now = now
+        self._announce = announce
+        self._leases: dict[int, Callable[[], None]] = {}  # how each is closed
+        self._opening: set[int] = set()
+        self._unanswered = 0
+        self._rate = Rate(OPENINGS, OPENINGS)
+        self._flooded = False
+        self._over = False
+
+    @property
+    def asking(self) -> bool:
+        """Whether an answer to the module is still to come."""
+        return bool(self._opening) or self.conversations.asking
+
+    def open(self, command: Opening) -> None:
+        """Ask the backend, unless it is clear already what it has to be told. May call `tell` at once."""
+        if isinstance(command, OpenOutbound):
+            self._announce(self._flow.client.host, command.target, command.ttl)
+        forbidden = "target" if is_forbidden(command, self._flow, self._public) else None
+        refusal = self.revoked or forbidden or self._flood()
+        observe = self._mode is Mode.OBSERVE
+        if observe and isinstance(command, OpenMeeting):
+            refusal = "observe"
+        if refusal:
+            self._tell(Refused(command.ref, refusal, self._now()))
+        elif observe or (isinstance(command, OpenOutbound) and not self._backend.outbound):
+            # Nothing is opened: the module shows what it would write, with port 0 for the one it would get.
+            self._tell(Opened(command.ref, advertised(command, 0, self._flow, self._public), self._now()))
+        else:
+            self._opening.add(command.ref)
+            self._unanswered += 1
+            gevent.spawn(self._open, command)
+
+    def converse(self, command: OpenConversation | UpdateConversation) -> None:
+        """Open or change a conversation."""
+        if isinstance(command, UpdateConversation):
+            self.conversations.update(command)
+        elif self.revoked:
+            self._tell(Refused(command.ref, self.revoked, self._now()))
+        else:
+            self.conversations.open(command, self._flow.client.host, self._public.get(Side.SERVER))
+
+    def join(self, command: OpenRelay) -> None:
+        """Relay between an endpoint of the client and one of the server, if both are their own."""
+        if self.revoked or self._mode is Mode.OBSERVE or is_forbidden(command, self._flow, self._public):
+            return
+        if not self._flood():
+            self._paths.join(command.client, command.server, self._own_hosts, command.reason)
+
+    def close(self, ref: int) -> None:
+        """Close one, if it is open or being opened."""
+        self.conversations.close(ref)
+        self._opening.discard(ref)
+        close = self._leases.pop(ref, None)
+        if close is not None:
+            close()
+
+    def revoke(self, rule: str) -> None:
+        """Nothing more is opened for this flow, and what is unused is closed."""
+        self.revoked = rule
+        log.warning("alg.revoke", flow=self._flow.id, module=self._flow.module, rule=rule)
+        self._close_all()
+
+    def end(self) -> None:
+        """The module is not told anything any more."""
+        self._over = True
+        self._close_all()
+
+    def _close_all(self) -> None:
+        for ref in (*self._leases, *self._opening):
+            self.close(ref)
+        self.conversations.close_all()
+
+    def _flood(self) -> str | None:
+        """Too many openings at a time or in a short time are refused here."""
+        if self._unanswered < MOST_UNANSWERED and self._rate.take(None, self._now()):
+            return None
+        if not self._flooded:
+            self._flooded = True  # said once: a log is not to be flooded either
+            log.warning("pinhole.flood", flow=self._flow.id, client=self._flow.client.host)
+        return "flood"
+
+    def _open(self, command: Opening) -> None:
+        ref, inner = command.ref, None
+        try:
+            request = request_of(command, self._flow, self._public)
+            if isinstance(command, OpenMeeting):
+                lease, inner = self._paths.meet(request, self._own_hosts[0])
+            else:
+                lease = self._backend.open(request)
+        except PinholeRefused as refused:
+            log.warning("pinhole.refused", flow=self._flow.id, rule=refused.rule, detail=refused.detail)
+            self._opening.discard(ref)
+            self._tell_unless_over(Refused(ref, refused.rule, self._now()))
+            return
+        finally:
+            self._unanswered -= 1
+        close = functools.partial((self._backend if inner is None else self._paths).close, lease)
+        if self._over or ref not in self._opening:  # nobody wants it any more
+            close()
+            return
+        self._opening.discard(ref)
+        self._leases[ref] = close
+        self._tell_unless_over(
+            Opened(ref, advertised(command, lease.public.port, self._flow, self._public), self._now(), inner)
+        )
+
+    def _conversation_told(self, ref: int, outcome: Endpoint | str) -> None:
+        """From the event loop, which must not wait."""
+        gevent.spawn(self._conversation, ref, outcome)
+
+    def _conversation(self, ref: int, outcome: Endpoint | str) -> None:
+        """What became of a conversation: its public endpoint, or the rule by which it was refused."""
+        if self._over:
+            self.conversations.close(ref)
+        elif isinstance(outcome, str):
+            self._tell(Refused(ref, outcome, self._now()))
+        else:
+            self._tell(Opened(ref, outcome, self._now()))
+
+    def _tell_unless_over(self, event: Event) -> None:
+        if not self._over:
+            self._tell(event)

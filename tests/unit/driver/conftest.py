@@ -1,0 +1,3 @@
+from tests.unit.relay.conftest import relay
+
+__all__ = ["relay"]
