@@ -13,8 +13,8 @@ log = get_logger()
 
 
 def installed(config: Config) -> tuple[Mapping[str, type[AlgModule]], Mapping[str, DatagramKind]]:
-    """The modules of streams and of datagrams, by name. One that is configured and that only the supervisor could import
-    must not end the service: that is logged, and what it would read passes unread."""
+    """The modules of streams and of datagrams, by name. One that is configured and that only the supervisor could
+    import must not end the service: that is logged, and what it would read passes unread."""
     streams, datagrams, broken = loadable()
     for name, section in config.alg.items():
         if name not in streams and name not in datagrams and section.mode is not Mode.OFF:
