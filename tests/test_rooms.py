@@ -37,6 +37,7 @@ RULES = [
         for room in ("broker", "host", "supervisor", "config")
     ),
 ]
+PYROUTE2 = {"gateway/broker/netfilter.py", "gateway/broker/conntrack.py"}
 # Each row may import from the rows below it, never from those above or beside.
 ROWS = [
     ("gateway.cli",),
@@ -90,6 +91,10 @@ def test_a_module_stays_in_its_room(path: Path) -> None:
         if name.startswith(files):
             wrong = [module for module in imported if any(within(module, package) for package in banned)]
             assert not wrong, f"{name} imports {wrong}: {why}"
+    if name not in PYROUTE2:
+        assert not [m for m in imported if within(m, "pyroute2")], (
+            f"{name}: only what talks to netfilter needs pyroute2"
+        )
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -132,4 +137,9 @@ def test_the_words_of_sip_are_found_where_they_are() -> None:
 @pytest.mark.parametrize("module", ["gateway.process.broker", "gateway.supervisor.supervisor"])
 def test_privileged_processes_never_load_gevent(module: str) -> None:
     code = f"import sys, {module}; sys.exit('gevent' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_workers_never_load_pyroute2() -> None:
+    code = "import sys, gateway.process.worker; sys.exit('pyroute2' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -15,6 +15,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_CTNETLINK
+from pyroute2.netlink.nfnetlink.nfctsocket import (
+    FILTER_FLAG_CTA_IP_DST,
+    FILTER_FLAG_CTA_IP_SRC,
+    FILTER_FLAG_CTA_PROTO_NUM,
+    IPCTNL_MSG_CT_DELETE,
+    IPCTNL_MSG_CT_GET,
+    IPCTNL_MSG_CT_GET_STATS,
+)
+
 from alg.address import Endpoint, parse_ip
 from gateway.broker.netlink import (
     NLM_F_ACK,
@@ -28,10 +38,6 @@ from gateway.broker.netlink import (
     nested,
 )
 
-NFNL_SUBSYS_CTNETLINK = 1
-IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_DELETE, IPCTNL_MSG_CT_GET_STATS = 1, 2, 5
-# net/netfilter/nf_internals.h: what of a connection a CTA_FILTER compares
-FILTER_FLAG_CTA_IP_SRC, FILTER_FLAG_CTA_IP_DST, FILTER_FLAG_CTA_PROTO_NUM = 1 << 0, 1 << 1, 1 << 3
 _GET = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET
 _DELETE = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE
 _GET_STATISTICS = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET_STATS

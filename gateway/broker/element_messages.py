@@ -85,7 +85,7 @@ def elements_in(name: str, answer: bytes) -> Iterator[Element]:
             key=_datum(fields, NFTA_SET_ELEM_KEY) or b"",
             data=_datum(fields, NFTA_SET_ELEM_DATA),
             timeout=int.from_bytes(fields.get(NFTA_SET_ELEM_EXPIRATION, b""), "big") / 1000,
-            comment=comment_in(fields.get(NFTA_SET_ELEM_USERDATA, b"")),
+            comment=_comment_in(fields.get(NFTA_SET_ELEM_USERDATA, b"")),
             packets=packets,
             bytes=total,
         )
@@ -106,8 +106,8 @@ def _counted(fields: dict[int, bytes]) -> tuple[int, int]:
     return int.from_bytes(packets, "big"), int.from_bytes(total, "big")
 
 
-def comment_in(userdata: bytes) -> str:
-    """The comment in the user data of an element or a table: a row of (kind, length, value). "" if there is none."""
+def _comment_in(userdata: bytes) -> str:
+    """The comment in an element's user data, which is a row of (kind, length, value); "" if there is none."""
     at = 0
     while at + 2 <= len(userdata):
         kind, length = userdata[at], userdata[at + 1]

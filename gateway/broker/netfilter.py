@@ -1,6 +1,7 @@
 """The one place that talks to nf_tables: the broker's table, and its elements.
 
-The table is made by nft from a template; everything else is asked of the kernel by netlink messages, as bytes (0036).
+pyroute2's message classes encode and decode, but for what is asked many times in a second: elements added and deleted,
+and the look at all of them (0036).
 """
 
 from __future__ import annotations
@@ -14,11 +15,22 @@ import struct
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
+from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES
+from pyroute2.netlink.nfnetlink.nftsocket import (
+    NFT_MSG_DELSETELEM,
+    NFT_MSG_DELTABLE,
+    NFT_MSG_GETRULE,
+    NFT_MSG_GETSETELEM,
+    NFT_MSG_GETTABLE,
+    NFT_MSG_NEWSETELEM,
+    nft_table_msg,
+)
 
 from gateway.broker import marks
-from gateway.broker.element_messages import NFGENMSG, ElementMessages, comment_in, elements_in, glances
+from gateway.broker.element_messages import NFGENMSG, NFPROTO_INET, ElementMessages, elements_in, glances
 from gateway.broker.elements import COUNTED, SETS, Element
 from gateway.broker.netlink import (
     NLM_F_ACK,
@@ -31,7 +43,7 @@ from gateway.broker.netlink import (
     NetfilterError,
     Netlink,
     attribute,
-    attribute_map,
+    decoded,
     error_of,
     sequence_of,
 )
@@ -40,10 +52,6 @@ NFT_DEADLINE = 5.0
 BATCH = 64
 """Changes in one transaction: its answers have to fit into the socket's buffer even if all of them are errors."""
 
-NFNL_SUBSYS_NFTABLES = 10
-NFT_MSG_GETTABLE, NFT_MSG_DELTABLE, NFT_MSG_GETRULE = 1, 2, 7
-NFT_MSG_NEWSETELEM, NFT_MSG_GETSETELEM, NFT_MSG_DELSETELEM = 12, 13, 14
-NFTA_TABLE_NAME, NFTA_TABLE_USE, NFTA_TABLE_USERDATA = 1, 3, 6
 _NF_TABLES = NFNL_SUBSYS_NFTABLES << 8
 _GETTABLE, _DELTABLE = _NF_TABLES | NFT_MSG_GETTABLE, _NF_TABLES | NFT_MSG_DELTABLE
 _GETRULE, NFTA_RULE_TABLE = _NF_TABLES | NFT_MSG_GETRULE, 1
@@ -52,10 +60,6 @@ _NEWSETELEM, _DELSETELEM = _NF_TABLES | NFT_MSG_NEWSETELEM, _NF_TABLES | NFT_MSG
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
 _BATCH_BODY = struct.pack(">BBH", 0, 0, NFNL_SUBSYS_NFTABLES)
 _FIND_NFT = {**os.environ, "PATH": "/usr/sbin:/sbin:/usr/bin:/bin", "LC_ALL": "C"}
-
-
-Table = dict[int, bytes]
-"""The kernel's attributes of a table."""
 
 
 class TableGoneError(NetfilterError):
@@ -74,8 +78,8 @@ class Change:
     add: tuple[Element, ...] = ()
 
 
-def _comment_of(table: Table) -> str:
-    return comment_in(table.get(NFTA_TABLE_USERDATA, b""))
+def _comment_of(table: Any) -> str:
+    return str(table.get_attr("NFTA_TABLE_USERDATA") or "")
 
 
 def _shape_of(text: str) -> tuple[int, int]:
@@ -143,14 +147,14 @@ class Netfilter:
         table = self._table()
         return table is not None and _comment_of(table) == self._mark and self._has_all(table)
 
-    def _has_all(self, table: Table) -> bool:
+    def _has_all(self, table: Any) -> bool:
         body = NFGENMSG + attribute(NFTA_RULE_TABLE, self.name.encode() + b"\0")
         rules = self._request(self._netlink.message(_GETRULE, NLM_F_REQUEST | NLM_F_DUMP, body))
-        return (int.from_bytes(table.get(NFTA_TABLE_USE, b""), "big"), len(rules)) == self._shape
+        return (int(table.get_attr("NFTA_TABLE_USE") or 0), len(rules)) == self._shape
 
     def unload(self) -> None:
         """Delete the table, if there is one."""
-        errors = self._transaction([self._netlink.message(_DELTABLE, NLM_F_REQUEST, self._named())])
+        errors = self._transaction([self._netlink.encoded(self._named(), _DELTABLE, NLM_F_REQUEST)])
         if errors and errors[0].code != errno.ENOENT:
             raise errors[0]
 
@@ -160,16 +164,19 @@ class Netfilter:
         entries = [entry["counter"] for entry in listing["nftables"] if "counter" in entry]
         return {entry["name"]: {"packets": entry["packets"], "bytes": entry["bytes"]} for entry in entries}
 
-    def _table(self) -> Table | None:
+    def _table(self) -> Any | None:
         """The kernel's description of the table, or None if there is no table."""
         try:
-            (table,) = self._request(self._netlink.message(_GETTABLE, NLM_F_REQUEST | NLM_F_ACK, self._named()))
+            (table,) = self._ask(self._named(), _GETTABLE, NLM_F_ACK)
         except TableGoneError:
             return None
-        return attribute_map(table, NLMSGHDR.size + len(NFGENMSG))
+        return table
 
-    def _named(self) -> bytes:
-        return NFGENMSG + attribute(NFTA_TABLE_NAME, self.name.encode() + b"\0")
+    def _named(self) -> Any:
+        message = nft_table_msg()
+        message["nfgen_family"] = NFPROTO_INET
+        message["attrs"] = [("NFTA_TABLE_NAME", self.name)]
+        return message
 
     def _nft(self, arguments: list[str], text: str) -> str:
         try:
@@ -312,6 +319,9 @@ class Netfilter:
             if error.code == errno.ENOENT:
                 raise self._error(error.code) from None
             raise
+
+    def _ask(self, message: Any, kind: int, flags: int) -> list[Any]:
+        return decoded(type(message), self._request(self._netlink.encoded(message, kind, NLM_F_REQUEST | flags)))
 
     def _error(self, code: int) -> NetfilterError:
         if code == errno.ENOENT:

@@ -1,4 +1,7 @@
-"""A netlink socket to netfilter whose every answer has a deadline, and messages and attributes as bytes (0036)."""
+"""A netlink socket whose every answer has a deadline, which pyroute2's sockets have not; its messages go over it.
+
+And attributes as bytes, for the few messages that are too many for a generic encoder (0036).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 NETLINK_DEADLINE = 1.0
 """Seconds that the kernel may take to answer."""
@@ -78,6 +82,19 @@ class Netlink:
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
         return NLMSGHDR.pack(NLMSGHDR.size + len(body), kind, flags, self._sequence, 0) + body
 
+    def encoded(self, message: Any, kind: int, flags: int) -> bytes:
+        """One of pyroute2's messages, with the next sequence number."""
+        self._sequence = (self._sequence + 1) & 0xFFFFFFFF
+        message["header"]["type"] = kind
+        message["header"]["flags"] = flags
+        message["header"]["sequence_number"] = self._sequence
+        message.encode()
+        return bytes(message.data)
+
+    def ask(self, message: Any, kind: int, flags: int) -> list[Any]:
+        """Send one of pyroute2's messages; the answers to it, decoded by the same class."""
+        return decoded(type(message), self.request(self.encoded(message, kind, flags)))
+
     def send(self, data: bytes) -> None:
         self._socket.settimeout(NETLINK_DEADLINE)
         try:
@@ -143,6 +160,14 @@ class Netlink:
             if not positions:
                 break
         return answers
+
+
+def decoded(message_class: Any, packets: list[bytes]) -> list[Any]:
+    """Whole messages as one of pyroute2's classes reads them."""
+    messages = [message_class(packet) for packet in packets]
+    for message in messages:
+        message.decode()
+    return messages
 
 
 def sequence_of(message: bytes) -> int:

@@ -12,16 +12,9 @@ import os
 import struct
 from collections.abc import Callable
 
-from gateway.broker.netlink import (
-    NETLINK_NETFILTER,
-    NLM_F_ACK,
-    NLM_F_REQUEST,
-    NLMSG_ERROR,
-    NLMSGHDR,
-    attribute,
-    error_of,
-)
+from gateway.broker.netlink import ACK, ERROR, HEADER, REQUEST, attribute, error_of
 
+_NETLINK_NETFILTER = 12
 _SUBSYSTEM = 3 << 8
 _PACKET, _VERDICT, _CONFIG = _SUBSYSTEM | 0, _SUBSYSTEM | 1, _SUBSYSTEM | 2
 _GENERAL = struct.Struct(">BBH")  # nfgenmsg: family, version, number of the queue
@@ -31,7 +24,7 @@ _PACKET_HEADER, _VERDICT_HEADER, _PAYLOAD = 1, 2, 10  # attributes of _PACKET an
 _ATTRIBUTE = struct.Struct("=HH")
 _ID = struct.Struct(">I")
 _VERDICT_VALUES = struct.Struct(">II")
-_BODY = NLMSGHDR.size + _GENERAL.size  # where attributes begin
+_BODY = HEADER.size + _GENERAL.size  # where attributes begin
 _NF_ACCEPT = 1
 _ROOM = 1024  # bytes of what comes besides a packet
 _RCVBUFFORCE = 33
@@ -70,7 +63,7 @@ class Queue:
     def __init__(self, number: int, waiting: int, length: int, buffer: int) -> None:
         self._number = number
         self._size = length + _ROOM
-        self._socket = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+        self._socket = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
         try:
             self._socket.bind((0, 0))
             self._socket.setsockopt(_socket.SOL_SOCKET, _RCVBUFFORCE, buffer)
@@ -106,7 +99,7 @@ class Queue:
         verdict = _ATTRIBUTE.pack(12, _VERDICT_HEADER) + _VERDICT_VALUES.pack(_NF_ACCEPT, packet)
         if payload is not None:
             verdict += attribute(_PAYLOAD, payload)
-        self._socket.send(self._message(_VERDICT, NLM_F_REQUEST, verdict))
+        self._socket.send(self._message(_VERDICT, REQUEST, verdict))
 
     def close(self) -> None:
         """Give the queue up. Packets without a verdict are the kernel's again, and dropped."""
@@ -120,7 +113,7 @@ class Queue:
 
     def _packet(self, data: bytes) -> Packet | None:
         """The packet in a message of the kernel's; None for another message."""
-        if len(data) < _BODY or NLMSGHDR.unpack_from(data)[1] != _PACKET:
+        if len(data) < _BODY or HEADER.unpack_from(data)[1] != _PACKET:
             return None
         at, end = _BODY, len(data)
         number, payload = -1, b""
@@ -136,14 +129,14 @@ class Queue:
         return Packet(self, number, payload) if number >= 0 else None
 
     def _configure(self, kind: int, value: bytes) -> None:
-        self._socket.send(self._message(_CONFIG, NLM_F_REQUEST | NLM_F_ACK, attribute(kind, value)))
+        self._socket.send(self._message(_CONFIG, REQUEST | ACK, attribute(kind, value)))
         while True:
             answer = self._socket.recv(self._size)
-            if len(answer) >= NLMSGHDR.size and NLMSGHDR.unpack_from(answer)[1] == NLMSG_ERROR:
+            if len(answer) >= HEADER.size and HEADER.unpack_from(answer)[1] == ERROR:
                 break
         if code := error_of(answer):
             raise OSError(code, os.strerror(code))
 
     def _message(self, kind: int, flags: int, body: bytes) -> bytes:
         size = _BODY + len(body)
-        return NLMSGHDR.pack(size, kind, flags, 0, 0) + _GENERAL.pack(_socket.AF_UNSPEC, 0, self._number) + body
+        return HEADER.pack(size, kind, flags, 0, 0) + _GENERAL.pack(_socket.AF_UNSPEC, 0, self._number) + body

@@ -162,6 +162,13 @@ def test_the_end_of_the_socket_is_a_refusal(other: Other) -> None:
         client.open(INBOUND)
 
 
-def test_the_broker_loads_no_gevent() -> None:
-    code = "import sys, gateway.process.broker; sys.exit('gevent' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+def test_the_client_loads_no_pyroute2_and_the_broker_no_gevent() -> None:
+    code = "import sys, {}; print([name for name in ('gevent', 'pyroute2') if name in sys.modules])"
+    for module, loaded in [
+        ("gateway.pinhole.kernel", "['gevent']"),
+        ("gateway.process.broker", "['pyroute2']"),
+    ]:
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(module)], capture_output=True, text=True, check=True, timeout=60
+        )
+        assert done.stdout.strip() == loaded
