@@ -1,6 +1,7 @@
 """One queue of NFQUEUE: packets that the kernel holds until they have a verdict (linux/netfilter/nfnetlink_queue.h).
 
-By netlink, as everything here. The Python binding of libnetfilter_queue has to be compiled wherever it is installed
+It is read by the library, netfilterqueue, wherever that is installed: in the packages and in every test. It has to
+be compiled, so `make run` on a fresh machine does without it, and the same few messages are sent and read here
 (docs/decisions/0135-running-takes-wheels-and-no-compiler.md).
 """
 
@@ -11,10 +12,19 @@ import errno
 import os
 import struct
 from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any, Protocol
 
-from gateway.broker.netlink import ACK, ERROR, HEADER, REQUEST, attribute, error_of
+from gateway.broker.netlink import (
+    NETLINK_NETFILTER,
+    NLM_F_ACK,
+    NLM_F_REQUEST,
+    NLMSG_ERROR,
+    NLMSGHDR,
+    attribute,
+    error_of,
+)
 
-_NETLINK_NETFILTER = 12
 _SUBSYSTEM = 3 << 8
 _PACKET, _VERDICT, _CONFIG = _SUBSYSTEM | 0, _SUBSYSTEM | 1, _SUBSYSTEM | 2
 _GENERAL = struct.Struct(">BBH")  # nfgenmsg: family, version, number of the queue
@@ -24,16 +34,92 @@ _PACKET_HEADER, _VERDICT_HEADER, _PAYLOAD = 1, 2, 10  # attributes of _PACKET an
 _ATTRIBUTE = struct.Struct("=HH")
 _ID = struct.Struct(">I")
 _VERDICT_VALUES = struct.Struct(">II")
-_BODY = HEADER.size + _GENERAL.size  # where attributes begin
+_BODY = NLMSGHDR.size + _GENERAL.size  # where attributes begin
 _NF_ACCEPT = 1
 _ROOM = 1024  # bytes of what comes besides a packet
 _RCVBUFFORCE = 33
 
 
+class QueuedPacket(Protocol):
+    """A packet of the queue, as netfilterqueue has it. `accept` ends it, with the payload that was set, if one was."""
+
+    def get_payload(self) -> bytes: ...
+
+    def set_payload(self, payload: bytes) -> None: ...
+
+    def accept(self) -> None: ...
+
+
+class Queue(Protocol):
+    """A queue that is bound until `close`."""
+
+    def fileno(self) -> int:
+        """The socket, readable when a packet waits."""
+        ...
+
+    def read(self, most: int, take: Callable[[QueuedPacket], None]) -> None:
+        """Call `take` for each packet that waits, `most` of them at most. Never waits."""
+        ...
+
+    def close(self) -> None:
+        """Give the queue up. Packets without a verdict are dropped by the kernel."""
+        ...
+
+
+def open_queue(number: int, waiting: int, length: int, buffer: int) -> Queue:
+    """Bind the queue `number` of this network namespace. Needs CAP_NET_ADMIN.
+
+    `waiting`: packets that the kernel holds at most. `length`: bytes of a packet that are copied here at most.
+    `buffer`: bytes of the socket's buffer. OSError where it cannot be bound (EPERM, or EBUSY: another one has it).
+    """
+    if find_spec("netfilterqueue") is not None:
+        return LibraryQueue(number, waiting, length, buffer)
+    return NetlinkQueue(number, waiting, length, buffer)
+
+
+class LibraryQueue:
+    """A queue that netfilterqueue reads."""
+
+    def __init__(self, number: int, waiting: int, length: int, buffer: int) -> None:
+        from netfilterqueue import COPY_PACKET, NetfilterQueue
+
+        self._queue: Any = NetfilterQueue()
+        self._take: Callable[[QueuedPacket], None] = _accept
+        self._left = 0
+        self._queue.bind(number, self._taken, max_len=waiting, mode=COPY_PACKET, range=length, sock_len=buffer)
+        self._fd: int = self._queue.get_fd()
+        os.set_blocking(self._fd, False)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def read(self, most: int, take: Callable[[QueuedPacket], None]) -> None:
+        self._take, self._left = take, most
+        self._queue.run_socket(self)
+
+    def recv(self, size: int) -> bytes:
+        """What the library reads from: a socket that is empty after some packets, so that nobody waits for long."""
+        if self._left <= 0:
+            raise BlockingIOError(errno.EAGAIN, "others are waiting")
+        self._left -= 1
+        return os.read(self._fd, size)
+
+    def close(self) -> None:
+        self._queue.unbind()
+
+    def _taken(self, packet: Any) -> None:
+        packet.retain()  # its verdict may come later than the end of this call
+        self._take(packet)
+
+
+def _accept(packet: QueuedPacket) -> None:
+    packet.accept()
+
+
 class Packet:
     """A packet of the queue. `accept` ends it, with the payload that was set, if one was."""
 
-    def __init__(self, queue: Queue, number: int, payload: bytes) -> None:
+    def __init__(self, queue: NetlinkQueue, number: int, payload: bytes) -> None:
         self._queue = queue
         self._number = number
         self._payload = payload
@@ -53,17 +139,13 @@ class Packet:
         self._queue.accept(self._number, self._payload if self._changed else None)
 
 
-class Queue:
-    """The queue `number` of this network namespace, bound until `close`. Needs CAP_NET_ADMIN.
-
-    `waiting`: packets that the kernel holds at most. `length`: bytes of a packet that are copied here at most.
-    `buffer`: bytes of the socket's buffer. OSError where it cannot be bound (EPERM or EBUSY: another one has it).
-    """
+class NetlinkQueue:
+    """A queue that is read and answered by netlink messages made here."""
 
     def __init__(self, number: int, waiting: int, length: int, buffer: int) -> None:
         self._number = number
         self._size = length + _ROOM
-        self._socket = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+        self._socket = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
         try:
             self._socket.bind((0, 0))
             self._socket.setsockopt(_socket.SOL_SOCKET, _RCVBUFFORCE, buffer)
@@ -79,7 +161,7 @@ class Queue:
         """The socket, readable when a packet waits."""
         return self._socket.fileno()
 
-    def read(self, most: int, take: Callable[[Packet], None]) -> None:
+    def read(self, most: int, take: Callable[[QueuedPacket], None]) -> None:
         """Call `take` for each packet that waits, `most` of them at most. Never waits."""
         for _ in range(most):
             try:
@@ -99,7 +181,7 @@ class Queue:
         verdict = _ATTRIBUTE.pack(12, _VERDICT_HEADER) + _VERDICT_VALUES.pack(_NF_ACCEPT, packet)
         if payload is not None:
             verdict += attribute(_PAYLOAD, payload)
-        self._socket.send(self._message(_VERDICT, REQUEST, verdict))
+        self._socket.send(self._message(_VERDICT, NLM_F_REQUEST, verdict))
 
     def close(self) -> None:
         """Give the queue up. Packets without a verdict are the kernel's again, and dropped."""
@@ -113,7 +195,7 @@ class Queue:
 
     def _packet(self, data: bytes) -> Packet | None:
         """The packet in a message of the kernel's; None for another message."""
-        if len(data) < _BODY or HEADER.unpack_from(data)[1] != _PACKET:
+        if len(data) < _BODY or NLMSGHDR.unpack_from(data)[1] != _PACKET:
             return None
         at, end = _BODY, len(data)
         number, payload = -1, b""
@@ -129,14 +211,14 @@ class Queue:
         return Packet(self, number, payload) if number >= 0 else None
 
     def _configure(self, kind: int, value: bytes) -> None:
-        self._socket.send(self._message(_CONFIG, REQUEST | ACK, attribute(kind, value)))
+        self._socket.send(self._message(_CONFIG, NLM_F_REQUEST | NLM_F_ACK, attribute(kind, value)))
         while True:
             answer = self._socket.recv(self._size)
-            if len(answer) >= HEADER.size and HEADER.unpack_from(answer)[1] == ERROR:
+            if len(answer) >= NLMSGHDR.size and NLMSGHDR.unpack_from(answer)[1] == NLMSG_ERROR:
                 break
         if code := error_of(answer):
             raise OSError(code, os.strerror(code))
 
     def _message(self, kind: int, flags: int, body: bytes) -> bytes:
         size = _BODY + len(body)
-        return HEADER.pack(size, kind, flags, 0, 0) + _GENERAL.pack(_socket.AF_UNSPEC, 0, self._number) + body
+        return NLMSGHDR.pack(size, kind, flags, 0, 0) + _GENERAL.pack(_socket.AF_UNSPEC, 0, self._number) + body

@@ -18,7 +18,7 @@ from gateway.broker.conntrack import Conntrack
 from gateway.broker.elements import elements_of, leases_of
 from gateway.broker.netfilter import Change, Netfilter
 from gateway.broker.netlink import NetfilterError
-from gateway.broker.nfqueue import Queue
+from gateway.broker.nfqueue import open_queue
 from gateway.model.requests import Lease
 
 PINHOLES, CONNTRACK, RULES, QUEUE = "kernel pinholes", "connection tracking", "rules", "packets to us (NFQUEUE)"
@@ -80,7 +80,7 @@ def _conntrack() -> None:
 
 def _queue() -> None:
     """Bind a queue, as the packets process does."""
-    Queue(1, 16, 4096, 65536).close()
+    open_queue(1, 16, 4096, 65536).close()
 
 
 def _rules(rules: dict[str, str]) -> None:

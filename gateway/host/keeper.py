@@ -134,7 +134,7 @@ class RulesKeeper:
             self._legacy.changed()  # as it is now is as it should be
         elif look.state == "unknown":
             if self._restoring:
-                self._say("rules.restore_failed", error=look.detail, hint="as root: algate rules apply")
+                self._restore_failed(look.detail)
             self._restoring = False
         elif self._wanted and may_restore:
             self._gone(look, now, config)
@@ -142,7 +142,8 @@ class RulesKeeper:
     def _gone(self, look: Look, now: float, config: Config) -> None:
         """Rules that were applied are not there, or not all."""
         if not config.rules.restore:
-            self._say("rules.gone", missing=look.detail, hint="algate rules apply")
+            if self._is_news("gone"):
+                log.error("rules.gone", missing=look.detail, hint="algate rules apply")
         elif now < self._disputed:
             self.due = self._disputed
         elif not self._restorations.take("", now):
@@ -153,10 +154,14 @@ class RulesKeeper:
             self._restoring = True
             self._begin(lambda: put_back(config))
 
-    def _say(self, event: str, **fields: str) -> None:
-        if self._said != event:
-            self._said = event
-            log.error(event, **fields)
+    def _restore_failed(self, error: str) -> None:
+        if self._is_news("failed"):
+            log.error("rules.restore_failed", error=error, hint="as root: algate rules apply")
+
+    def _is_news(self, what: str) -> bool:
+        """Whether that was not what was said last."""
+        before, self._said = self._said, what
+        return before != what
 
     # --- what is told of it -----------------------------------------------------------------------------------------
 

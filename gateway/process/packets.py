@@ -21,7 +21,7 @@ import msgspec
 from alg.api import Mode
 from alg.datagrams import DatagramContext, Shown, ShownModule
 from alg.registry import DatagramKind
-from gateway.broker.nfqueue import Queue
+from gateway.broker.nfqueue import open_queue
 from gateway.config.schema import AlgSection, Config
 from gateway.driver.datagrams import DatagramDriver, Setting
 from gateway.front.packets.journal import Journal
@@ -80,7 +80,7 @@ class Packets:
         self._admin = gsocket.socket(fileno=boot.admin)
         self._lifeline = gsocket.socket(fileno=boot.lifeline)
         self._stop = gevent.event.Event()
-        self._queue = Queue(config.queue, LONGEST_QUEUE, LONGEST_WHOLE, RECEIVE_BUFFER)
+        self._queue = open_queue(config.queue, LONGEST_QUEUE, LONGEST_WHOLE, RECEIVE_BUFFER)
 
     def run(self) -> None:
         """Serve until SIGTERM, or until the supervisor is gone."""

@@ -332,7 +332,7 @@ def test_a_new_broker_reads_conversations_back(rig: Rig, phones: Phones) -> None
     assert gets(phone, far, leases[0].public) == of(far)
 
 
-def test_the_quick_look_sees_what_pyroute2_sees(rig: Rig, phones: Phones) -> None:
+def test_the_quick_look_sees_the_same_as_the_whole_one(rig: Rig, phones: Phones) -> None:
     lease = rig.open(conversation())
     rig.open(conversation(client=CLIENT6, target=Endpoint(CLIENT6, 4000), public_host=PUBLIC6, peers=None))
     rig.open(inbound())

@@ -1,0 +1,60 @@
+"""A queue of NFQUEUE, read by the library and by messages of our own: both do the same."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.lab.lab import Lab
+
+# Binds the queue, sends itself datagrams through it, changes the second and holds the third till the end.
+PROGRAM = """
+import select, socket, sys
+from gateway.broker import nfqueue
+queue = getattr(nfqueue, sys.argv[1])(77, 64, 2000, 65536)
+try:
+    getattr(nfqueue, sys.argv[1])(77, 64, 2000, 65536)
+except OSError:
+    print("a second one is refused")
+receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+receiver.bind(("127.0.0.1", 9977))
+receiver.settimeout(5)
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sender.setsockopt(socket.SOL_SOCKET, 11, 1)  # SO_NO_CHECK: no checksum to correct
+held = []
+def take(packet):
+    payload = packet.get_payload()
+    if payload.endswith(b"two"):
+        packet.set_payload(payload[:-3] + b"TWO")
+    if payload.endswith(b"three"):
+        held.append(packet)
+    else:
+        packet.accept()
+def read():
+    assert select.select([queue.fileno()], [], [], 5)[0]
+    queue.read(1, take)
+for text in (b"one", b"two", b"three", b"four"):
+    sender.sendto(text, ("127.0.0.1", 9977))
+for _ in range(4):
+    read()
+got = [receiver.recv(100) for _ in range(3)]
+held[0].accept()
+print(got, receiver.recv(100))
+queue.read(16, take)  # nothing waits: it comes back at once
+queue.close()
+"""
+
+
+@pytest.mark.net
+@pytest.mark.parametrize("reader", ["LibraryQueue", "NetlinkQueue"])
+def test_both_readers_do_the_same(lab: Lab, reader: str) -> None:
+    rule = ["OUTPUT", "-o", "lo", "-p", "udp", "--dport", "9977", "-j", "NFQUEUE", "--queue-num", "77"]
+    lab.run("outside", ["iptables", "-A", *rule])
+    try:
+        done = lab.run("outside", [sys.executable, "-c", PROGRAM, reader], check=False)
+    finally:
+        lab.run("outside", ["iptables", "-D", *rule])
+    assert isinstance(done, subprocess.CompletedProcess)
+    assert done.stdout == "a second one is refused\n[b'one', b'TWO', b'four'] b'three'\n", done.stderr
