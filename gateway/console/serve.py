@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -19,14 +20,46 @@ log = get_logger()
 
 MOST_CONNECTIONS = 64
 REQUEST = 10.0  # seconds from the first byte of a request to its last
+RESPONSE = 60.0  # seconds for an answer, with what is left of the request
 IDLE = 60.0  # seconds that a connection may wait for its next request
 STALLED = 15.0  # seconds that a client may take to read
+READ_SIZE = 1024  # bytes that are read at a time: some of them cost a microsecond each
+
+
+class _InTurns(io.RawIOBase):
+    """A client's bytes, a few in a round of the event loop: one who sends without end keeps nobody waiting."""
+
+    def __init__(self, sock: gsocket.socket, give_way: Callable[[], None]) -> None:
+        self._sock = sock
+        self._give_way = give_way
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._sock.recv_into(buffer)
+        self._give_way()
+        return count
+
+
+class _Server(WSGIServer):
+    give_way: Callable[[], None]
 
 
 class _Handler(WSGIHandler):
-    def __init__(self, sock: gsocket.socket, address: Any, server: WSGIServer) -> None:
+    def __init__(self, sock: gsocket.socket, address: Any, server: _Server) -> None:
         sock.settimeout(STALLED)
         super().__init__(sock, address, server)
+        self.rfile = io.BufferedReader(_InTurns(sock, server.give_way), READ_SIZE)
+
+    def handle(self) -> None:
+        try:
+            super().handle()
+        except OSError:
+            pass  # it has gone, which is no news
+
+    def handle_one_response(self) -> None:
+        _within(RESPONSE, super().handle_one_response)
 
     def read_requestline(self) -> str:
         self.socket.settimeout(IDLE)
@@ -57,9 +90,8 @@ class _Errors(io.StringIO):
         return len(text)
 
 
-def serve(listener: gsocket.socket, app: WSGIApplication) -> None:
-    """Serve until the listener is closed."""
-    server = WSGIServer(
-        listener, app, log=None, error_log=_Errors(), spawn=Pool(MOST_CONNECTIONS), handler_class=_Handler
-    )
+def serve(listener: gsocket.socket, app: WSGIApplication, give_way: Callable[[], None]) -> None:
+    """Serve until the listener is closed. `give_way` is called between two reads of a client."""
+    server = _Server(listener, app, log=None, error_log=_Errors(), spawn=Pool(MOST_CONNECTIONS), handler_class=_Handler)
+    server.give_way = give_way
     server.serve_forever()

@@ -113,16 +113,16 @@ def _converse(sock: gsocket.socket, upstream: Upstream, host: str, port: int) ->
 
 def _receive(sock: gsocket.socket, parse: Parser) -> int:
     """One answer and not a byte more. Raises UpstreamError, OSError."""
-    held = b""
+    held = bytearray()
     while True:
         seen = sock.recv(PEEK_SIZE, MSG_PEEK)
         if not seen:
             raise UpstreamError("failed", "it closed the connection")
-        result = parse(held + seen)
-        take = len(seen) if result is None else result[1] - len(held)
+        before = len(held)
+        held += seen
+        result = parse(held)
+        take = len(seen) if result is None else result[1] - before
         while take:
-            part = sock.recv(take)
-            held += part
-            take -= len(part)
+            take -= len(sock.recv(take))
         if result is not None:
             return result[0]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator
 from typing import Literal
 
 Failure = Literal["denied", "refused", "network", "host", "timeout", "failed"]
-Parser = Callable[[bytes], tuple[int, int] | None]
+Parser = Callable[[bytes | bytearray], tuple[int, int] | None]
 Dialogue = Generator[tuple[bytes, Parser], int, None]
 Kind = Literal["socks4a", "socks5", "http"]
 
@@ -87,7 +87,7 @@ def _http(host: str, port: int, user: str, password: str) -> Dialogue:
     head = f"CONNECT {where} HTTP/1.1\r\nHost: {where}\r\n"
     if user:
         head += f"Proxy-Authorization: Basic {b64encode(f'{user}:{password}'.encode()).decode()}\r\n"
-    status = yield (head + "\r\n").encode(), _http_status
+    status = yield (head + "\r\n").encode(), _HttpStatus()
     if not 200 <= status < 300:
         raise UpstreamError("denied" if status in (401, 407) else _HTTP.get(status, "failed"), f"HTTP status {status}")
 
@@ -102,7 +102,7 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 def _pair(version: int) -> Parser:
     """Two bytes, a version and a value."""
 
-    def parse(buffer: bytes) -> tuple[int, int] | None:
+    def parse(buffer: bytes | bytearray) -> tuple[int, int] | None:
         if buffer and buffer[0] != version:
             raise UpstreamError("failed", f"its answer begins with {buffer[0]}, not with {version}")
         return (buffer[1], 2) if len(buffer) >= 2 else None
@@ -110,13 +110,13 @@ def _pair(version: int) -> Parser:
     return parse
 
 
-def _reply4(buffer: bytes) -> tuple[int, int] | None:
+def _reply4(buffer: bytes | bytearray) -> tuple[int, int] | None:
     if buffer and buffer[0]:
         raise UpstreamError("failed", f"its answer begins with {buffer[0]}, not with 0")
     return (buffer[1], 8) if len(buffer) >= 8 else None
 
 
-def _reply5(buffer: bytes) -> tuple[int, int] | None:
+def _reply5(buffer: bytes | bytearray) -> tuple[int, int] | None:
     if buffer and buffer[0] != 5:
         raise UpstreamError("failed", f"its answer begins with {buffer[0]}, not with 5")
     if len(buffer) < 5:
@@ -133,20 +133,28 @@ def _reply5(buffer: bytes) -> tuple[int, int] | None:
     return (buffer[1], length) if len(buffer) >= length else None
 
 
-def _http_status(buffer: bytes) -> tuple[int, int] | None:
-    """The status of an answer whose whole head is there; what follows a success is the tunnel's (RFC 9110, 9.3.6)."""
-    start = 0
-    while True:
-        if not (buffer[start : start + 7] or b"HTTP/1.").startswith(b"HTTP/1."[: len(buffer) - start]):
-            raise UpstreamError("failed", "its answer is not HTTP")
-        end = buffer.find(b"\r\n\r\n", start, MAX_HTTP_HEAD)
-        if end < 0:
-            if len(buffer) > MAX_HTTP_HEAD:
-                raise UpstreamError("failed", "the head of its answer is too long")
-            return None
-        found = _STATUS.match(buffer, start)
-        if not found:
-            raise UpstreamError("failed", "its answer is not HTTP")
-        start = end + 4
-        if not found[1].startswith(b"1"):  # else it is an interim answer, and the real one follows
-            return int(found[1]), start
+class _HttpStatus:
+    """A parser of the status of an answer whose whole head is there, interim answers (1xx) before it included; what
+    follows a success is the tunnel's (RFC 9110, 9.3.6). It is given all that came, and looks at each byte once."""
+
+    def __init__(self) -> None:
+        self._start = 0  # of the answer, behind the interim ones
+        self._seen = 0
+
+    def __call__(self, buffer: bytes | bytearray) -> tuple[int, int] | None:
+        while True:
+            beginning = bytes(buffer[self._start : self._start + 7])
+            if not b"HTTP/1.".startswith(beginning):
+                raise UpstreamError("failed", "its answer is not HTTP")
+            end = buffer.find(b"\r\n\r\n", max(self._start, self._seen - 3), MAX_HTTP_HEAD)
+            if end < 0:
+                self._seen = len(buffer)
+                if len(buffer) > MAX_HTTP_HEAD:
+                    raise UpstreamError("failed", "the head of its answer is too long")
+                return None
+            found = _STATUS.match(buffer, self._start)
+            if not found:
+                raise UpstreamError("failed", "its answer is not HTTP")
+            self._start = self._seen = end + 4
+            if not found[1].startswith(b"1"):  # else it is an interim answer, and the real one follows
+                return int(found[1]), self._start

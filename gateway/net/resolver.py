@@ -26,6 +26,7 @@ import gevent.socket as gsocket
 import msgspec
 
 from gateway.model.hosts import canonical_name, parse_address
+from gateway.net.turns import turns
 from gateway.observe.counters import count, observe
 
 ResolveFailure = Literal["nxdomain", "timeout", "servfail", "invalid"]
@@ -37,6 +38,9 @@ FAILURE_TTL = 2.0  # for a server that failed, so that clients which retry do no
 CACHE_SIZE = 4096  # names
 LOOK_EVERY = 1.0  # seconds between two looks at /etc/hosts and /etc/resolv.conf
 SECOND_FAMILY = 0.3  # seconds to wait for the addresses of one family when those of the other are there (RFC 8305)
+LONGEST_DATAGRAM = 4096  # bytes: we ask for 1,232 at most
+LONGEST_ANSWER = 16384  # bytes of an answer over TCP: reading one of them takes milliseconds
+MOST_WRONG = 16  # datagrams that are no answer to the question, after which the name server has failed
 MAX_ADDRESSES = 16  # of a name and family
 
 
@@ -270,8 +274,9 @@ class _Nameserver(dns.nameserver.Do53Nameserver):
         with gsocket.socket(family, gsocket.SOCK_DGRAM) as sock:
             sock.connect((self.address, self.port))
             sock.send(wire)
-            while True:
-                data = sock.recv(65535)
+            for _ in range(MOST_WRONG):
+                data = sock.recv(LONGEST_DATAGRAM)
+                turns().wait()  # whoever sends wrong answers may have many of them ready
                 try:
                     response = dns.message.from_wire(data, raise_on_truncation=True)
                 except dns.message.Truncated as error:
@@ -282,12 +287,15 @@ class _Nameserver(dns.nameserver.Do53Nameserver):
                     continue  # forged or broken: the right one may still come
                 if request.is_response(response):
                     return response
+        raise EOFError("the name server sends nothing but wrong answers")
 
     def _over_tcp(self, family: int, request: dns.message.QueryMessage, wire: bytes) -> dns.message.Message:
         with gsocket.socket(family, gsocket.SOCK_STREAM) as sock:
             sock.connect((self.address, self.port))
             sock.sendall(struct.pack("!H", len(wire)) + wire)
             (length,) = struct.unpack("!H", _exactly(sock, 2))
+            if length > LONGEST_ANSWER:
+                raise EOFError(f"an answer of {length} bytes")
             response = dns.message.from_wire(_exactly(sock, length))
         if not request.is_response(response):
             raise EOFError("the name server answered another question")
@@ -295,13 +303,13 @@ class _Nameserver(dns.nameserver.Do53Nameserver):
 
 
 def _exactly(sock: gsocket.socket, count: int) -> bytes:
-    data = b""
+    data = bytearray()
     while len(data) < count:
         part = sock.recv(count - len(data))
         if not part:
             raise EOFError("the name server closed the connection")
         data += part
-    return data
+    return bytes(data)
 
 
 def _literal(name: str) -> str | None:

@@ -31,7 +31,8 @@ class Turns:
         self._budget = budget
         self._spent = 0.0  # in this round
         self._lines: tuple[deque[Any], deque[Any]] = deque(), deque()  # greenlets: the light ones, the others
-        self._calling = False
+        self._calling = False  # those that wait in line, until then:
+        self._until = 0.0
         self._due = False  # whether the timer is started
         self._timer: _TimerWatcher = self.hub.loop.timer(0.0)
 
@@ -41,7 +42,7 @@ class Turns:
     @property
     def over(self) -> bool:
         """Whether this round's budget is spent: whoever wants to work has to `wait` first."""
-        return self._spent >= self._budget
+        return perf_counter() >= self._until if self._calling else self._spent >= self._budget
 
     def spend(self, seconds: float) -> None:
         """So much work was done in this round."""
@@ -68,12 +69,12 @@ class Turns:
         light, other = self._lines
         if not light and not other:
             return
-        until = perf_counter() + self._budget
+        self._until = perf_counter() + self._budget
         self._calling = True
         try:
             while light or other:
                 (light or other).popleft().switch()
-                if perf_counter() >= until:
+                if self.over:
                     break
         finally:
             self._calling = False

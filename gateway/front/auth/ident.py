@@ -11,9 +11,9 @@ from alg.address import Endpoint
 
 PORT = 113
 LONGEST_REPLY = 1000  # bytes (RFC 1413 section 4: a reply may not be longer)
-_REPLY = re.compile(
-    rb"\s*(\d{1,5})\s*,\s*(\d{1,5})\s*:\s*USERID\s*:\s*([^:,]{1,128}?)(?:,[^:]{1,128})?\s*:(.*)", re.DOTALL
-)
+LONGEST_FIELD = 128  # bytes of an operating system's name, and of a character set's
+_BLANKS = b" \t\r\n\v\f"
+_PORT = re.compile(rb"[0-9]{1,5}")
 _NAME = re.compile(r"[^\x00-\x20:\x7f]{1,255}")
 
 
@@ -22,13 +22,22 @@ def parse_reply(line: bytes, client_port: int, our_port: int) -> str | None:
 
     OTHER, which says that the id is no user name of that host (section 6.2), is none either.
     """
-    found = _REPLY.fullmatch(line)
-    if found is None or (int(found[1]), int(found[2])) != (client_port, our_port):
+    ports, _, rest = line.partition(b":")
+    kind, _, rest = rest.partition(b":")
+    system, colon, text = rest.partition(b":")
+    theirs, comma, own = ports.partition(b",")
+    numbers = theirs.strip(_BLANKS), own.strip(_BLANKS)
+    if not colon or not comma or kind.strip(_BLANKS) != b"USERID" or not all(map(_PORT.fullmatch, numbers)):
         return None
-    if found[3].strip().upper() == b"OTHER":
+    if (int(numbers[0]), int(numbers[1])) != (client_port, our_port):
+        return None
+    name_of_system, _, charset = system.partition(b",")
+    if not 0 < len(name_of_system.strip(_BLANKS)) <= LONGEST_FIELD or len(charset) > LONGEST_FIELD:
+        return None
+    if name_of_system.strip(_BLANKS).upper() == b"OTHER":
         return None
     try:
-        name = found[4].strip(b" \t").decode()
+        name = text.strip(b" \t").decode()
     except UnicodeDecodeError:
         return None
     return name if _NAME.fullmatch(name) else None

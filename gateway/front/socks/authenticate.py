@@ -23,6 +23,7 @@ from gateway.front.socks.gssapi_wire import ABORT, Level, MessageType, choose_le
 from gateway.front.socks.request import ANONYMOUS, Identity, Incoming
 from gateway.front.socks.socks5 import Method
 from gateway.net.sockets import endpoint
+from gateway.net.turns import turns
 
 log = structlog.get_logger()
 
@@ -154,6 +155,7 @@ class Authenticator:
         try:
             while not context.complete:
                 token = incoming.read(lambda buffer: parse_message(buffer, MessageType.AUTHENTICATION))
+                turns().wait()  # a step takes a millisecond, and a client may have many of them ready
                 answer = context.step(token)
                 incoming.sock.sendall(encode_message(MessageType.AUTHENTICATION, answer))
             principal = context.principal

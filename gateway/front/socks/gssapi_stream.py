@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import gevent.socket as gsocket
@@ -10,6 +11,7 @@ from gateway.front.socks.gssapi import GssapiContext
 from gateway.front.socks.gssapi_wire import HEADER, MessageType, encode_message, parse_message
 from gateway.front.socks.socks5 import SocksError
 from gateway.net.relay.copy import EncodedSocket
+from gateway.net.turns import turns
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -55,7 +57,10 @@ class ProtectedSocket(EncodedSocket):
     def recv(self, size: int, *args: Any) -> bytes:
         """At most `size` bytes; b"" at the end of the stream, which must not be within a message."""
         while not self._clear:
-            if not self._decode():
+            if self._decode():
+                if turns().over:  # a message may be empty: whoever sends only such ones keeps us here
+                    turns().wait()
+            else:
                 data = super().recv(READ_SIZE, *args)
                 if not data:
                     if self._wire:
@@ -83,8 +88,10 @@ class ProtectedSocket(EncodedSocket):
         """Take one message out of what has come; whether there was a whole one."""
         if len(self._wire) < HEADER:
             return False
+        end = HEADER + int.from_bytes(self._wire[2:HEADER], "big")
+        began = perf_counter()
         try:
-            found = parse_message(bytes(self._wire), MessageType.ENCAPSULATION)
+            found = parse_message(bytes(self._wire[:end]), MessageType.ENCAPSULATION)
             if found is None:
                 return False
             token, used = found
@@ -92,4 +99,5 @@ class ProtectedSocket(EncodedSocket):
         except (SocksError, ValueError) as error:
             raise ConnectionError(str(error)) from None
         del self._wire[:used]
+        turns().spend(perf_counter() - began)
         return True

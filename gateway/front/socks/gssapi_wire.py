@@ -37,7 +37,7 @@ LEVELS: dict[ProtectionName, Level] = {
 }
 
 
-def parse_message(buffer: bytes, wanted: MessageType) -> tuple[bytes, int] | None:
+def parse_message(buffer: bytes | bytearray, wanted: MessageType) -> tuple[bytes, int] | None:
     """Read VER MTYP LEN TOKEN: the token; None: more is needed. SocksError for another version or type, or an abort."""
     if buffer and buffer[0] != VERSION:
         raise SocksError(None, f"version {buffer[0]} of the GSSAPI sub-negotiation where 1 was expected")

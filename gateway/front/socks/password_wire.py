@@ -27,7 +27,7 @@ class Credentials(msgspec.Struct, frozen=True):
         return f"Credentials(user={self.user!r})"
 
 
-def parse_credentials(buffer: bytes) -> tuple[Credentials, int] | None:
+def parse_credentials(buffer: bytes | bytearray) -> tuple[Credentials, int] | None:
     """Read VER ULEN UNAME PLEN PASSWD (section 2); None: more is needed. SocksError for another version.
 
     The RFC has names and passwords of 1 to 255 bytes; empty ones are read too, and are no user's.

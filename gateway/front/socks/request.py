@@ -65,10 +65,10 @@ class Incoming:
         self.local: tuple[object, ...] = sock.getsockname()  # of the client's own connection, whatever is laid over it
         self.buffer = bytearray()
 
-    def read(self, parse: Callable[[bytes], tuple[T, int] | None]) -> T:
+    def read(self, parse: Callable[[bytes | bytearray], tuple[T, int] | None]) -> T:
         """Receive until `parse` has a message. What is behind it stays in the buffer: it is the server's. Raises Gone,
         OSError, and what `parse` raises."""
-        while (result := parse(bytes(self.buffer))) is None:
+        while (result := parse(self.buffer)) is None:
             self._receive()
         message, used = result
         del self.buffer[:used]

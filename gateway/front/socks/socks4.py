@@ -42,7 +42,7 @@ class Request(msgspec.Struct, frozen=True):
     userid: bytes
 
 
-def parse_request(buffer: bytes) -> tuple[Request, int] | None:
+def parse_request(buffer: bytes | bytearray) -> tuple[Request, int] | None:
     """Read VN CD DSTPORT DSTIP USERID NUL, and for 0.0.0.x (4a) a name and NUL.
 
     SocksError for another version, an unknown command, a user id or name beyond 255 bytes, a name that cannot be one.
@@ -78,7 +78,7 @@ def encode_reply(reply: Reply, bound: Endpoint | None = None) -> bytes:
     return bytes((0, reply)) + bound.port.to_bytes(2, "big") + bound.ip.packed
 
 
-def _until_nul(buffer: bytes, start: int, limit: int, what: str) -> tuple[bytes, int] | None:
+def _until_nul(buffer: bytes | bytearray, start: int, limit: int, what: str) -> tuple[bytes, int] | None:
     """The bytes from `start` to a NUL and where to go on behind it; None if there is no NUL yet."""
     end = buffer.find(b"\0", start, start + limit + 1)
     if end >= 0:

@@ -82,7 +82,7 @@ class Request(msgspec.Struct, frozen=True):
     port: int
 
 
-def parse_greeting(buffer: bytes) -> tuple[Greeting, int] | None:
+def parse_greeting(buffer: bytes | bytearray) -> tuple[Greeting, int] | None:
     """Read VER NMETHODS METHODS (RFC 1928, section 3). SocksError for another version."""
     if not buffer:
         return None
@@ -98,7 +98,7 @@ def encode_method(method: Method) -> bytes:
     return bytes((VERSION, method))
 
 
-def parse_request(buffer: bytes) -> tuple[Request, int] | None:
+def parse_request(buffer: bytes | bytearray) -> tuple[Request, int] | None:
     """Read VER CMD RSV ATYP DST.ADDR DST.PORT (RFC 1928, section 4).
 
     SocksError for another version, an unknown address type or command, or a name that cannot be one. Those that can be
@@ -168,6 +168,6 @@ def decode_name(raw: bytes, reply: int) -> str:
     return read_host(name)
 
 
-def _check_version(buffer: bytes) -> None:
+def _check_version(buffer: bytes | bytearray) -> None:
     if buffer[0] != VERSION:
         raise SocksError(None, f"SOCKS version {buffer[0]} where 5 was expected")

@@ -8,6 +8,7 @@ import random
 import socket
 from collections.abc import Mapping
 
+import gevent
 import structlog
 
 from gateway.flow.dial import DialError
@@ -25,6 +26,7 @@ from gateway.pinhole.userspace import UserspacePinholes
 log = structlog.get_logger()
 
 READ_SIZE = 4096
+PAUSE = 0.05  # seconds between two reads of a control connection: who floods it is to wait, and nobody else
 TRIES = 64  # random ports
 
 
@@ -91,7 +93,7 @@ class UdpAssociateCommand:
             request.grant(bound)
             prepare(request.sock)
             while request.sock.recv(READ_SIZE):  # nothing that comes here means anything
-                pass
+                gevent.sleep(PAUSE)
         except OSError:
             reasons.append("reset")
         finally:
