@@ -49,9 +49,9 @@ class Script:
 
 @contextlib.contextmanager
 def script(
-    lab: Lab, gateway: Gateway, role: Role = "inside", host: str = SERVER4, greet: bool = True
+    lab: Lab, gateway: Gateway, role: Role = "inside", host: str = SERVER4, greet: bool = True, settle: bool = True
 ) -> Iterator[Script]:
-    """A session, greeted and logged in; its flow is over at the end, and so are its pinholes."""
+    """A session, greeted and logged in (`greet`). At the end its flow is waited for, and its pinholes (`settle`)."""
     listener = lab.listen("outside", host, PORT)
     client = Control(lab, host, PORT, role)
     server, _ = listener.accept()
@@ -67,5 +67,6 @@ def script(
     finally:
         client.close()
         server.close()
+    if settle:
         lab.wait_for(lambda: gateway.admin("flows") == [], 10, "the flow to end")
         assert gateway.admin("pinholes") == []
