@@ -321,8 +321,9 @@ class AlgModule(Protocol):
     `api`: the version of this interface that it is written for, 1. `Options`: its own keys in `[alg.NAME]`, as a frozen
     dataclass: a field a key, each with a default, of a type that TOML has. Unknown keys and wrong types are
     configuration errors; `Options` itself may raise ValueError("KEY: what is wrong"). `look_every`: seconds between two
-    events `Activity`. `shown`: whether `algate trace` may show its messages. `most_held`: bytes of a direction that it
-    may hold back. `share`: of a processor, that one flow may cost on average.
+    events `Activity`. `shown`: whether `algate trace` may show its messages; `conceal`, if there is
+    one, gives what is shown of the bytes of one: as many bytes, without what is secret. `most_held`: bytes of a
+    direction that it may hold back. `share`: of a processor, that one flow may cost on average.
     """
 
     def __init__(self, context: FlowContext) -> None: ...

@@ -7,7 +7,7 @@ and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
@@ -54,6 +54,7 @@ class Traits:
     shown: bool = False
     most_held: int = 131072
     share: float = 0.25
+    conceal: Callable[[bytes], bytes] | None = None
 
 
 _DEFAULTS = Traits()
@@ -66,6 +67,7 @@ def traits_of(module: AlgModule) -> Traits:
         bool(getattr(module, "shown", _DEFAULTS.shown)),
         int(getattr(module, "most_held", _DEFAULTS.most_held)),
         float(getattr(module, "share", _DEFAULTS.share)),
+        getattr(module, "conceal", None),
     )
 
 

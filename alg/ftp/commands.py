@@ -20,8 +20,15 @@ _FOREIGN_VERSION = re.compile(rb" (?:HTTP|SIP|RTSP|ICE)/[0-9.]+$")
 
 _DATA = ("PORT", "EPRT", "PASV", "EPSV")
 _READ = (*_DATA, "LPRT", "LPSV", "AUTH", "REIN")
+# What is secret stands behind these: a password, an account, what GSSAPI says (RFC 959, 4.1.1; RFC 2228).
+_SECRET = re.compile(rb"(?im)^(" + _TELNET_TEXT + rb"(?:PASS|ACCT|ADAT|AUTH|MIC|CONF|ENC)[ \t])([^\r\n]+)")
 TRANSFERS = ("RETR", "STOR", "STOU", "APPE", "LIST", "NLST", "MLSD")
 """Commands that use the data connection (RFC 959, 5.4; RFC 3659)."""
+
+
+def conceal(lines: bytes) -> bytes:
+    """The lines, whole ones, with asterisks in place of what is secret in them; as long as before."""
+    return _SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), lines)
 
 
 @dataclass(frozen=True, slots=True)

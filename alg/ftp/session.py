@@ -46,6 +46,7 @@ from alg.api import (
 from alg.bucket import Rate
 from alg.ftp.commands import (
     FtpCommand,
+    conceal,
     count_commands,
     lines_to_read,
     may_begin_command,
@@ -77,6 +78,8 @@ class FtpModule:
     """One control connection, as `alg.api.AlgModule`."""
 
     api: ClassVar[int] = 1
+    shown: ClassVar[bool] = True
+    conceal = staticmethod(conceal)
     Options = FtpOptions
     share: ClassVar[float] = 0.05  # of a processor: thousands of commands a second
     most_held: ClassVar[int] = 2 * MOST_HELD

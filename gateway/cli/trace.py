@@ -4,25 +4,42 @@ from __future__ import annotations
 
 import ipaddress
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 import click
 from rich.text import Text
 
+from gateway.cli.diff import clock, render
 from gateway.cli.live import collect
 from gateway.cli.options import config_option, json_option
 from gateway.cli.output import console, show_json
 from gateway.config.load import load_config
-from gateway.driver.capture import read
+from gateway.config.schema import parse_endpoint
+from gateway.driver.capture import Piece, Writer, read
 from gateway.driver.offline import Rehearsal
+from gateway.model.errors import AlgateError
 from gateway.model.requests import Network
-from gateway.observe.trace import Row, render
+from gateway.observe.trace import Row
 
 POLL = 0.25  # seconds
 # Who is inside if the configuration does not say: private addresses.
 _PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
 _EXAMPLE = "192.0.2.1"
+_TRANSPORTS: tuple[Literal["tcp", "udp"], ...] = ("tcp", "udp")
+
+
+client_option = click.option("--client", metavar="ADDRESS", help="Only messages from and to this inside host.")
+ladder_option = click.option(
+    "--call", "ladder", metavar="ID", help="Only messages of the call with this id, as `algate calls` shows it."
+)
+write_option = click.option(
+    "--write", "into", metavar="FILE.pcap", type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the messages into a capture file too: as they came, or with --after as they went on.",
+)  # fmt: skip
+after_option = click.option("--after", is_flag=True, help="With --write: messages as they went on.")
 
 
 @click.command()
@@ -31,44 +48,85 @@ _EXAMPLE = "192.0.2.1"
 @click.option(
     "--public", metavar="ADDRESS", help=f"The router's public address (default: network.outside, or {_EXAMPLE})."
 )
+@client_option
+@ladder_option
+@write_option
+@after_option
 @click.argument("capture", metavar="FILE.pcap", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-def explain(config_path: str | None, as_json: bool, public: str | None, capture: Path) -> None:
+def explain(
+    config_path: str | None,
+    as_json: bool,
+    public: str | None,
+    client: str | None,
+    ladder: str | None,
+    into: Path | None,
+    after: bool,
+    capture: Path,
+) -> None:
     """Show what modules would change in a capture.
 
-    The capture is one of the inside interface. Nothing is sent or opened.
+    The capture (pcap or pcapng, also compressed by gzip) is one of the inside interface. Nothing is sent or opened.
 
     \b
     Examples:
       algate explain call.pcap
-      algate explain --public 203.0.113.2 --json call.pcap
+      algate explain --public 203.0.113.2 --json call.pcap.gz
+      algate explain --client 192.168.56.10 --write edited.pcap --after call.pcap
     """
     config = load_config(config_path)
     if public is None:
         public = config.network.outside if config.network.outside != "auto" else _EXAMPLE
+    _address("--public", public)
     inside: tuple[Network, ...] = config.inside_networks or tuple(map(ipaddress.ip_network, _PRIVATE))
-    rows = Rehearsal(config, inside, public).run(read(capture))
-    if as_json:
-        show_json(list(rows))
-    else:
-        _print(rows)
+    rehearsal = Rehearsal(config, inside, public)
+    wanted = _Filter(client, ladder)
+    with _writing(into, after) as write:
+        rows = map(write, filter(wanted, rehearsal.run(read(capture))))
+        if as_json:
+            show_json(list(rows))
+        else:
+            _print(rows)
+    if not rehearsal.read:
+        ports = ", ".join(f"{port}/{transport}" for transport in _TRANSPORTS for port in config.module_ports(transport))
+        click.echo(
+            f"{capture}: no module reads any of it: of {rehearsal.pieces} datagrams and pieces of streams none is"
+            f" between inside and outside at a port of a module ({ports})",
+            err=True,
+        )
 
 
 @click.command()
 @config_option
 @json_option
-def trace(config_path: str | None, as_json: bool) -> None:
+@client_option
+@ladder_option
+@write_option
+@after_option
+def trace(
+    config_path: str | None, as_json: bool, client: str | None, ladder: str | None, into: Path | None, after: bool
+) -> None:
     """Show messages as they pass, and their edits.
 
-    Those of SIP, over UDP and TCP, until interrupted; with --json those of a moment ago.
+    Those of all modules, over UDP and TCP, until interrupted; passwords are left out. With --json those of
+    a moment ago.
 
     \b
     Examples:
       algate trace
+      algate trace --client 192.168.56.10 --write phone.pcap
       algate trace --json
     """
-    if as_json:
-        show_json(collect(config_path, "trace"))
-        return
+    wanted = _Filter(client, ladder)
+    with _writing(into, after) as write:
+        if as_json:
+            show_json([write(row) for row in collect(config_path, "trace") if wanted(row)])
+            return
+        with suppress(KeyboardInterrupt):
+            _follow(config_path, wanted, write)
+
+
+def _follow(config_path: str | None, wanted: Callable[[Row], bool], write: Callable[[Row], Row]) -> None:
+    """Print what comes, for ever."""
     seen: dict[str, int] | None = None  # the latest message of each process
     while True:
         rows = collect(config_path, "trace")
@@ -79,9 +137,57 @@ def trace(config_path: str | None, as_json: bool) -> None:
             new, missed = _unseen(rows, seen, last)
             if missed:
                 click.echo(f"({missed} messages passed unseen)")
-            _print(new)
+            _print(map(write, filter(wanted, new)))
         seen = last
         time.sleep(POLL)
+
+
+class _Filter:
+    """Whether a row is wanted: of a host inside, of a call. What is no message is wanted always."""
+
+    def __init__(self, client: str | None, ladder: str | None) -> None:
+        self._client = _address("--client", client) if client is not None else None
+        self._ladder = ladder
+
+    def __call__(self, row: Row) -> bool:
+        if "event" in row:
+            return self._ladder is None and (self._client is None or self._client in str(row["detail"]))
+        if self._ladder is not None and self._ladder not in (row.get("ladder"), row.get("flow")):
+            return False
+        ends = (str(row["source"]), str(row["destination"]))
+        return self._client is None or any(end.rpartition(":")[0].strip("[]") == self._client for end in ends)
+
+
+@contextmanager
+def _writing(path: Path | None, after: bool) -> Iterator[Callable[[Row], Row]]:
+    """What rows go through: with a path each message is written into a capture file there."""
+    if path is None:
+        if after:
+            raise click.UsageError("--after says what --write writes, and there is no --write")
+        yield lambda row: row
+        return
+    try:
+        file = path.open("wb")
+    except OSError as error:
+        raise AlgateError(f"{path}: cannot be written: {error.strerror}") from None
+    with file:
+        writer = Writer(file)
+
+        def write(row: Row) -> Row:
+            if "event" not in row:
+                text = row["after"] if after and row["after"] is not None else row["data"]
+                ends = (parse_endpoint(row["source"]), parse_endpoint(row["destination"]))
+                writer.write(Piece(row["transport"], row["time"], *ends, text.encode("latin-1")))
+            return row
+
+        yield write
+
+
+def _address(option: str, text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise click.UsageError(f"{option}: {text!r} is not an address") from None
 
 
 def _unseen(rows: Iterable[Row], seen: Mapping[str, int], last: Mapping[str, int]) -> tuple[list[Row], int]:
@@ -102,7 +208,8 @@ def _print(rows: Iterable[Row]) -> None:
     out = console()
     for row in rows:
         if "event" in row:
-            out.print(Text.assemble((f"* {row['event']} ", "bold yellow"), row["detail"]), soft_wrap=True)
+            head = f"{clock(row['time'])} * {row['event']} "
+            out.print(Text.assemble((head, "bold yellow"), row["detail"]), soft_wrap=True)
         else:
             for line in render(row):
                 out.print(line, soft_wrap=True)

@@ -1,12 +1,14 @@
-"""Reading a capture file (pcap, pcapng): UDP datagrams and TCP streams in it, by dpkt."""
+"""Capture files, by dpkt: UDP datagrams and TCP streams are read from pcap and pcapng, and written as pcap."""
 
 from __future__ import annotations
 
+import gzip
 import ipaddress
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal, cast
 
 import dpkt
 
@@ -17,6 +19,7 @@ _ETHERNET, _NULL, _SLL, _SLL2, _LOOP = 1, 0, 113, 276, 108
 _RAW = (12, 14, 101, 228, 229)
 _VLAN = (0x8100, 0x88A8)
 _IP_TYPES = (0x0800, 0x86DD)
+_MOST_OF_PACKET = 65000  # bytes of payload in a packet that is written
 _MOST_AHEAD = 256  # segments of a stream that may wait for an earlier one
 
 
@@ -66,12 +69,63 @@ def read(path: Path) -> Iterator[Piece]:
     """
     streams: dict[tuple[Endpoint, Endpoint], _Stream] = {}
     try:
-        with path.open("rb") as file:
+        with _opened(path) as file:
             reader = dpkt.pcap.UniversalReader(file)
             for when, frame in reader:
                 yield from _pieces(float(when), _ip_of(reader.datalink(), bytes(frame)), streams)
-    except (OSError, ValueError, dpkt.Error) as error:
+    except (OSError, EOFError, zlib.error, ValueError, dpkt.Error) as error:
         raise AlgateError(f"{path}: cannot be read as a capture: {error}") from error
+
+
+def _opened(path: Path) -> BinaryIO:
+    """The file, unpacked where it is compressed by gzip."""
+    file = path.open("rb")
+    magic = file.read(2)
+    file.seek(0)
+    return cast(BinaryIO, gzip.open(file)) if magic == b"\x1f\x8b" else file
+
+
+class Writer:
+    """Writes pieces as packets of a pcap file (LINKTYPE_RAW), for Wireshark and its like.
+
+    A stream is written as segments that follow each other; its handshake was not seen, and is not invented.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._writer = dpkt.pcap.Writer(file, snaplen=65535 + 60, linktype=_RAW[1])
+        self._file = file
+        self._sent: dict[tuple[Endpoint, Endpoint], int] = {}
+
+    def write(self, piece: Piece) -> None:
+        """Append a piece. OSError if the file takes no more."""
+        for at in range(0, len(piece.data), _MOST_OF_PACKET):
+            data = piece.data[at : at + _MOST_OF_PACKET]
+            self._writer.writepkt(self._packet(piece, data), ts=piece.time)
+        self._file.flush()
+
+    def _packet(self, piece: Piece, data: bytes) -> bytes:
+        source, destination = piece.source.ip, piece.destination.ip
+        inner: dpkt.Packet
+        if piece.transport == "udp":
+            inner = dpkt.udp.UDP(sport=piece.source.port, dport=piece.destination.port, data=data, ulen=8 + len(data))
+            protocol = dpkt.ip.IP_PROTO_UDP
+        else:
+            way = piece.source, piece.destination
+            sequence, acknowledged = self._sent.get(way, 1), self._sent.get(way[::-1], 1)
+            self._sent[way] = (sequence + len(data)) & 0xFFFFFFFF
+            flags = dpkt.tcp.TH_ACK | dpkt.tcp.TH_PUSH
+            inner = dpkt.tcp.TCP(
+                sport=way[0].port, dport=way[1].port, seq=sequence, ack=acknowledged, flags=flags, win=65535, data=data
+            )
+            protocol = dpkt.ip.IP_PROTO_TCP
+        if source.version == 4:
+            packet = dpkt.ip.IP(src=source.packed, dst=destination.packed, p=protocol, data=inner, ttl=64)
+            packet.len = 20 + len(bytes(inner))
+            return bytes(packet)
+        packet6 = dpkt.ip6.IP6(src=source.packed, dst=destination.packed, nxt=protocol, data=inner, hlim=64)
+        packet6.extension_hdrs = {}
+        packet6.plen = len(bytes(inner))
+        return bytes(packet6)
 
 
 def _ip_of(link: int, frame: bytes) -> bytes:

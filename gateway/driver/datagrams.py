@@ -232,7 +232,7 @@ class DatagramDriver:
         if self.setting.shown:
             ends = (held.client, held.server) if held.side is Side.CLIENT else (held.server, held.client)
             flow = self.setting.names.get("flow", "")
-            self._trace.add(held.side, ends[0], ends[1], held.data, edits, flow, held.rung)
+            self._trace.add(held.side, ends[0], ends[1], held.data, edits, flow, held.rung, transport="udp")
         if edits:
             self._count(edits)
             if self.setting.mode is Mode.REWRITE:

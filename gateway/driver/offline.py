@@ -27,6 +27,7 @@ from alg.api import (
     OpenPinhole,
     Received,
     Revoke,
+    Rung,
     Side,
 )
 from alg.datagrams import (
@@ -38,7 +39,7 @@ from alg.datagrams import (
     RevokeConversation,
     StandDown,
 )
-from alg.registry import datagram_modules, modules
+from alg.registry import datagram_modules, modules, traits_of
 from gateway.config.schema import Config
 from gateway.driver.capture import Piece
 from gateway.model.requests import Network
@@ -46,12 +47,16 @@ from gateway.observe.trace import Row, row
 
 
 class Rehearsal:
-    """Takes pieces of a capture, gives rows: messages ("data") as `algate trace` has them, and "event" rows."""
+    """Takes pieces of a capture, gives rows: messages ("data") as `algate trace` has them, and "event" rows.
+
+    `pieces`: how many there were; `read`: how many of them a module was shown.
+    """
 
     def __init__(self, config: Config, inside: Sequence[Network], public: str) -> None:
         self._config = config
         self._inside = tuple(inside)
         self._public = public
+        self.pieces = self.read = 0
         self._port = itertools.count(config.pinhole_ports[0], 2)
         self._modules = modules()
         self._datagram_modules: dict[str, DatagramModule] = {}
@@ -62,6 +67,7 @@ class Rehearsal:
     def run(self, pieces: Iterable[Piece]) -> Iterator[Row]:
         """The rows, in the capture's order; a message appears when it would have been sent on."""
         for piece in pieces:
+            self.pieces += 1
             yield from self._datagram(piece) if piece.transport == "udp" else self._stream(piece)
 
     def open(self, target: Endpoint) -> Endpoint:
@@ -86,6 +92,7 @@ class Rehearsal:
         if known is None or outward == self._is_inside(piece.destination):
             return
         name, section = known
+        self.read += 1
         module = self._datagram_modules.get(name)
         if module is None:
             kind = datagram_modules()[name]
@@ -101,10 +108,11 @@ class Rehearsal:
         while events:
             for command in module.handle(events.popleft()):
                 match command:
-                    case Release(which, edits):
+                    case Release(which, edits, rung):
                         sent = self._waiting.pop(which)
                         who = Side.CLIENT if self._is_inside(sent.source) else Side.SERVER
-                        yield row(sent.time, who, sent.source, sent.destination, sent.data, edits)
+                        message = row(sent.time, who, sent.source, sent.destination, sent.data, edits)
+                        yield {**message, "transport": "udp", "flow": "", "ladder": _ladder(rung)}
                     case OpenConversation(ref, target):
                         public = self.open(target)
                         events.append(Opened(ref, public, piece.time))
@@ -124,6 +132,7 @@ class Rehearsal:
             self._flows[key] = self._begin(piece)
         flow = self._flows[key]
         if flow is not None and piece.data:
+            self.read += 1
             yield from flow.received(piece)
 
     def _begin(self, piece: Piece) -> _Flow | None:
@@ -143,6 +152,7 @@ class Rehearsal:
 class _Flow:
     def __init__(self, module: AlgModule, client: Endpoint, server: Endpoint, rehearsal: Rehearsal) -> None:
         self._module = module
+        self._traits = traits_of(module)
         self._ends = {Side.CLIENT: client, Side.SERVER: server}
         self._rehearsal = rehearsal
         self._bypassed = False
@@ -159,7 +169,10 @@ class _Flow:
     def _do(self, command: Command, when: float, events: deque[Event]) -> Iterator[Row]:
         match command:
             case Deliver(to, data, edits):
-                yield row(when, to.other, self._ends[to.other], self._ends[to], data, edits)
+                conceal = self._traits.conceal
+                shown = conceal(data) if conceal is not None else data
+                message = row(when, to.other, self._ends[to.other], self._ends[to], shown, edits)
+                yield {**message, "transport": "tcp", "flow": "", "ladder": _ladder(command.rung)}
             case OpenPinhole(ref, target) | OpenConversation(ref, target):
                 public = self._rehearsal.open(target)
                 events.append(Opened(ref, public, when))
@@ -176,6 +189,10 @@ class _Flow:
                 yield _event(when, "bypass", "relayed unread from here on")
             case _:
                 pass
+
+
+def _ladder(rung: Rung | None) -> str | None:
+    return rung.ladder.decode("latin-1") if rung is not None else None
 
 
 def _event(when: float, event: str, detail: str) -> dict[str, Any]:

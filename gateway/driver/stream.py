@@ -386,7 +386,10 @@ class Inspection:
         if self._traits.shown:
             ends = self._flow.client, self._flow.server
             source, destination = ends if command.to is Side.SERVER else ends[::-1]
-            PASSED.add(command.to.other, source, destination, command.data, command.edits, self._flow.id, command.rung)
+            conceal = self._traits.conceal
+            data = conceal(command.data) if conceal is not None else command.data
+            told = self._flow.id, command.rung
+            PASSED.add(command.to.other, source, destination, data, command.edits, *told, transport="tcp")
         if rewrite:
             direction.deliver(command.data, command.edits, edited)
         else:

@@ -1,23 +1,22 @@
-"""What became of each message that a module read: a ring of the last ones in a process, and their form for people."""
+"""What became of each message that a module read: a ring of the last ones in a process."""
 
 from __future__ import annotations
 
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-from rich.text import Text
 
 from alg.address import Endpoint
 from alg.api import Edit, Rung, Side, apply_edits
+from gateway.model.requests import Transport
 from gateway.observe.ladders import Ladders
 
 KEPT = 256
 
 Row = dict[str, Any]
-_Kept = tuple[int, float, Side, Endpoint, Endpoint, bytes, tuple[Edit, ...], str]
+_Kept = tuple[int, float, Side, Endpoint, Endpoint, bytes, tuple[Edit, ...], str, str | None, Transport]
 
 
 class Trace:
@@ -40,18 +39,28 @@ class Trace:
         edits: Sequence[Edit],
         flow: str = "",
         rung: Rung | None = None,
+        *,
+        transport: Transport,
     ) -> None:
         """Remember a message that `side` sent, and what is changed in it; `rung`: where it belongs in a ladder."""
         now = time.time()
-        self._ring.append((next(self._numbers), now, side, source, destination, data, tuple(edits), flow))
+        ladder = rung.ladder.decode("latin-1") if rung is not None else None
+        kept = (side, source, destination, data, tuple(edits), flow, ladder, transport)
+        self._ring.append((next(self._numbers), now, *kept))
         if rung is not None:
             self.ladders.add(now, side, source, destination, data, edits, rung)
 
     def rows(self) -> list[Row]:
-        """As `algate trace --json` shows them; bytes as Latin-1 text."""
+        """As `algate trace --json` shows them; bytes as Latin-1 text. `ladder`: what they belong to, as a call's id."""
         return [
-            {"number": number, **row(when, side, source, destination, data, edits), "flow": flow}
-            for number, when, side, source, destination, data, edits, flow in self._ring
+            {
+                "number": number,
+                **row(when, side, source, destination, data, edits),
+                "transport": transport,
+                "flow": flow,
+                "ladder": ladder,
+            }
+            for number, when, side, source, destination, data, edits, flow, ladder, transport in self._ring
         ]
 
 
@@ -79,44 +88,3 @@ def row(when: float, side: Side, source: Endpoint, destination: Endpoint, data: 
             for edit in edits
         ],
     }
-
-
-def render(row: Row) -> Iterator[Text]:
-    """The lines of a message for a terminal: unchanged ones as they are, changed ones as - and + with the reasons."""
-    head = f"{_clock(row['time'])} {row['source']} -> {row['destination']}"
-    count = len(row["edits"])
-    yield Text.assemble((head, "bold"), (f"  {count} edit{'s' * (count != 1)}" if count else "  untouched", "dim"))
-    data, edits = row["data"], row["edits"]
-    at = 0
-    for line in data.splitlines(keepends=True):
-        end = at + len(line)
-        mine = [edit for edit in edits if at <= edit["start"] < end]
-        if not mine:
-            yield Text("    " + _shown(line))
-        else:
-            yield _line("  - ", line, at, mine, "before", "red")
-            yield _line("  + ", line, at, mine, "after", "green")
-            yield Text("      " + ", ".join(dict.fromkeys(edit["reason"] for edit in mine)), style="dim")
-        at = end
-    yield Text("")
-
-
-def _line(mark: str, line: str, at: int, edits: Sequence[Row], which: str, colour: str) -> Text:
-    text = Text(mark, style=colour)
-    done = 0
-    for edit in edits:
-        start, end = edit["start"] - at, min(edit["end"] - at, len(line))
-        text.append(_shown(line[done:start]), style=colour)
-        text.append(_shown(edit[which]), style=f"bold {colour}")
-        done = end
-    text.append(_shown(line[done:]), style=colour)
-    return text
-
-
-def _shown(text: str) -> str:
-    """Without line ends, and without what a terminal would obey."""
-    return "".join(c if c.isprintable() or c == "\t" else f"\\x{ord(c):02x}" for c in text.rstrip("\r\n"))
-
-
-def _clock(when: float) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(when)) + f".{int(when % 1 * 1000):03}"

@@ -37,6 +37,13 @@ def test_kick(lab: Lab, server: FtpServer) -> None:
     assert ask5(bind, SERVER4, 21)[0] == 0
     flows = {flow["client"]: flow["id"] for flow in gateway.admin("flows")}
 
+    # What was said is traced, without the password.
+    traced = json.loads(gateway.algate("trace", "--json", "--client", one.socket.getsockname()[0]).stdout)
+    said = [row["data"] for row in traced if row["transport"] == "tcp"]
+    assert f"USER {server.user}\r\n" in said
+    assert f"PASS {'*' * len(server.password)}\r\n" in said
+    assert not any(server.password in line for line in said if line.startswith("PASS"))
+
     # A pinhole in the kernel; the session goes on.
     done = gateway.algate("kick", pinhole["id"])
     assert done.stdout.startswith(f"{pinhole['id']}: pinhole of ")

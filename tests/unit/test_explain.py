@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import struct
 from pathlib import Path
@@ -9,9 +10,13 @@ from pathlib import Path
 import dpkt
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
+from alg.ftp.commands import conceal
+from gateway.cli.diff import render
 from gateway.cli.main import cli
-from gateway.observe.trace import render
+from gateway.model.errors import AlgateError
 
 CLIENT, SERVER = "192.168.56.10", "203.0.113.10"
 SDP = f"v=0\r\no=- 1 1 IN IP4 {CLIENT}\r\ns=-\r\nc=IN IP4 {CLIENT}\r\nt=0 0\r\nm=audio 9000 RTP/AVP 0\r\n"
@@ -79,7 +84,7 @@ def test_a_diff_with_reasons(capture: Path) -> None:
     assert "    From: <sip:ann@example.test>;tag=1" in lines
     assert "  - PORT 192,168,56,10,200,10" in lines
     assert any(line.startswith("  + PORT 198,51,100,1,") for line in lines)
-    assert any(line.startswith("* pinhole 198.51.100.1:") and "(sip.rtp)" in line for line in lines)
+    assert any("* pinhole 198.51.100.1:" in line and "(sip.rtp)" in line for line in lines)
 
 
 def test_in_colour_on_a_terminal_only(capture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,3 +121,67 @@ def test_what_a_terminal_would_obey_is_shown_and_not_sent() -> None:
     text = "".join(line.plain for line in render(row))
     assert "\\x1b[2J\\x07\\x9b" in text
     assert "\x1b" not in text
+
+
+def messages(*arguments: str | Path) -> list[dict[str, object]]:
+    return [row for row in json.loads(run("explain", "--json", *arguments)) if "event" not in row]
+
+
+def test_a_compressed_capture_is_read(capture: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "capture.pcap.gz"
+    packed.write_bytes(gzip.compress(capture.read_bytes()))
+    assert messages(packed) == messages(capture)
+    packed.write_bytes(gzip.compress(capture.read_bytes())[:-20])
+    cut = CliRunner().invoke(cli, ["explain", str(packed)])
+    assert isinstance(cut.exception, AlgateError)
+    assert "cannot be read as a capture" in str(cut.exception)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_messages_are_written_as_a_capture(capture: Path, tmp_path: Path, after: bool) -> None:
+    written = tmp_path / "written.pcap"
+    rows = messages("--write", written, *(["--after"] if after else []), capture)
+    again = messages(written)
+    sent = [row["after"] if after and row["after"] is not None else row["data"] for row in rows]
+    assert [row["data"] for row in again] == sent
+    assert [row["source"] for row in again] == [row["source"] for row in rows]
+    assert [row["time"] for row in again] == [row["time"] for row in rows]
+
+
+def test_messages_of_one_client_or_call(capture: Path) -> None:
+    assert messages("--client", "192.168.56.99", capture) == []
+    assert messages("--client", CLIENT, capture) == messages(capture)
+    assert [str(row["data"])[:6] for row in messages("--call", "1@x", capture)] == ["INVITE"]
+    assert messages("--call", "2@x", capture) == []
+
+
+def test_an_address_that_is_none(capture: Path) -> None:
+    for option in ("--public", "--client"):
+        done = CliRunner().invoke(cli, ["explain", option, "foo", str(capture)])
+        assert (done.exit_code, f"{option}: 'foo' is not an address" in done.output) == (2, True)
+
+
+def test_a_capture_with_nothing_to_read(tmp_path: Path) -> None:
+    path = tmp_path / "rtp.pcap"
+    with path.open("wb") as file:
+        udp = dpkt.udp.UDP(sport=9000, dport=9002, data=b"\x80" + b"\0" * 171)
+        udp.ulen = len(udp)
+        dpkt.pcap.Writer(file).writepkt(ethernet(CLIENT, SERVER, udp, 17), 1700000000.0)
+    said = run("explain", path)
+    assert "no module reads any of it: of 1 datagrams and pieces" in said
+    assert "21/tcp" in said
+    assert "5060/udp" in said
+
+
+@given(
+    st.sampled_from([b"", b"\xff\xf4", b"\xff\xf4\xff\xf2"]),
+    st.sampled_from([b"PASS ", b"pass ", b"ACCT ", b"ADAT "]),
+    st.text("abc !*", min_size=6, max_size=12).map(str.encode),
+    st.lists(st.sampled_from([b"NOOP\r\n", b"USER ann\r\n", b"331 Password required for pass\r\n"]), max_size=3),
+)
+def test_no_password_is_shown(telnet: bytes, verb: bytes, secret: bytes, others: list[bytes]) -> None:
+    line = telnet + verb + secret + b"\r\n"
+    text = b"".join([*others, line, *others])
+    shown = conceal(text)
+    assert len(shown) == len(text)
+    assert shown == b"".join([*others, telnet + verb + b"*" * len(secret) + b"\r\n", *others])
