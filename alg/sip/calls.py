@@ -26,7 +26,7 @@ SETUP = 240.0  # seconds without a word until an INVITE without a final answer i
 SESSION_GRACE = 32.0
 AFTERWARDS = 32.0  # seconds that a server may send its BYE again (RFC 3261, 17.1.2.2: 64 * T1)
 MOST_CALLS = 20000
-MOST_OF_CLIENT = 128
+MOST_OF_CLIENT = MOST_CALLS // 2  # what a client may have is `pinhole.per_client`'s matter; this bounds memory
 
 Key = tuple[str, bytes]
 RequestKey = tuple[Side, int]  # who sent a request, and its CSeq

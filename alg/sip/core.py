@@ -31,7 +31,7 @@ from alg.text.sdp import ON_HOLD, Description, Media, is_held, read_sdp
 HOLD = 2.0  # seconds that a message waits for its conversations at most
 SIGNALLING = 180.0  # seconds that a client's socket keeps its port after its latest message
 MOST_HELD = 1024
-MOST_HELD_OF_CLIENT = 64
+MOST_HELD_OF_CLIENT = MOST_HELD // 2
 MOST_NOTED = 20000
 LOWEST_PORT = 1024
 NOTE_AGAIN = 60.0  # seconds before the same is said again

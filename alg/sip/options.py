@@ -48,9 +48,10 @@ class SipOptions:
         },
     )
     rate: int = field(
-        default=200,
+        default=1000,
         metadata={
-            "description": "Messages a second of one client, twice as many at once; what is more passes untouched."
+            "description": "Messages a second of one client, twice as many at once; what is more passes untouched. A "
+            "telephone exchange is one client."
         },
     )
 

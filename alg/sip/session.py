@@ -132,7 +132,9 @@ class SipEngine:
     def _datagram(self, event: Datagram) -> None:
         if not self._within_rate(event.client.host, event.now):
             self._over_rate += 1
-            self._core.note("sip.rate", f"more than {self._options.rate} messages a second", event.now, event.client)
+            self._core.note(
+                "sip.rate", f"more than {self._options.rate} messages a second (alg.sip.rate)", event.now, event.client
+            )
             self._core.release(event.packet, unread_rung(event.data))
         elif not begins_as_sip(event.data):
             # A keep-alive, of whatever bytes: it says nothing and changes nothing. But SIP in the middle of something

@@ -15,6 +15,13 @@ from gateway.broker.netlink import NetfilterError
 from gateway.observe.admin import ANSWER_DEADLINE, Rows, answer
 from gateway.observe.counters import recent_rows
 
+COUNTED = {
+    "data": ("algate_kernel_bytes_total", "bytes"),
+    "unread": ("algate_datagrams_unread_total", "packets"),
+    "early": ("algate_datagrams_early_total", "packets"),
+}
+"""Metrics by the counter of the table, and what of it they show."""
+
 _THREADS = 8
 
 
@@ -66,7 +73,7 @@ class AdminDoor:
         try:
             verbs |= {
                 "status": self._with_counters(verbs["status"]),
-                "metrics": self._with_bytes(verbs["metrics"]),
+                "metrics": self._with_kernels(verbs["metrics"]),
                 "events": recent_rows,
             }
             answer(connection, verbs, {name: self._of_one_in_loop(verb) for name, verb in self._of_one.items()})
@@ -94,14 +101,16 @@ class AdminDoor:
 
         return ask
 
-    def _with_bytes(self, metrics: Callable[[], Rows]) -> Callable[[], Rows]:
-        """What the kernel carried through pinholes is told by nobody else."""
+    def _with_kernels(self, metrics: Callable[[], Rows]) -> Callable[[], Rows]:
+        """What the kernel carried through pinholes, and what it kept from modules and from pinholes, is told by nobody
+        else."""
 
         def ask() -> Rows:
             (row,) = metrics()
-            counted = self._counters().get("counters", {}).get("data")
-            if counted is not None:
-                row["samples"].append(["algate_kernel_bytes_total", counted["bytes"]])
+            counters = self._counters().get("counters", {})
+            for name, (metric, unit) in COUNTED.items():
+                if name in counters:
+                    row["samples"].append([metric, counters[name][unit]])
             return [row]
 
         return ask

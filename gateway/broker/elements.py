@@ -19,7 +19,14 @@ from gateway.model.requests import Lease, Traffic, Transport
 
 ONCE = ("once4", "once6")
 COUNTED = ("in4", "inany4", "out4", "outany4", "in6", "inany6", "out6", "outany6")
-TALKED = ("talked4", "talked6")
+TALKED = ("talked4", "talked6", "untold")
+PUBLIC = ("public4", "public6")
+FILLED_IN = frozenset({"module_ports", "server_ports", "inside4", "inside6"})
+"""Sets that are the configuration's, and no pinholes'."""
+
+UNTOLD = "untold", b"\x11"
+"""Set and key (UDP) of the element that is there if a socket may have talked that `talked_of` does not know of."""
+
 SETS = (
     *("dnat4", "dnat6", *ONCE, "snat4", "snat6", "many4", "many6", "any4", "any6"),
     *COUNTED,
@@ -169,6 +176,8 @@ def _conversation(
 ) -> list[Element]:
     """The elements of one port: the source port first, as it says whose they are."""
     elements = [Element(f"snat{family}", _pack(target), _pack(public), ttl, comment)]
+    if public != target:
+        elements.append(Element(f"public{family}", _pack(public), None, ttl, ""))
     anybody = "any" if peers is None else ""
     for peer in (None,) if peers is None else peers:
         inward, socket = pack_key(public, "udp", peer), pack_key(target, "udp", peer)

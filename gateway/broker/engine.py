@@ -78,6 +78,7 @@ class Engine:
         self, *, table: str, limits: Limits, send: Callable[[int, Sequence[ToWorker]], Sequence[ToWorker]]
     ) -> None:
         self.netfilter = Netfilter(table)
+        self.netfilter.measure(limits.meter, now=False)
         self._inside = limits.inside
         self._leases = LeaseTable(backend="kernel", **limits.of_table())
         self._rng = random.SystemRandom()
@@ -130,6 +131,7 @@ class Engine:
 
     def configure(self, limits: Limits) -> int:
         """Other limits from now on. Pinholes of who is not inside any more are closed; how many those are."""
+        self.netfilter.measure(limits.meter)
         self._inside = limits.inside
         self._restore_wanted = limits.restore
         self._leases.configure(**limits.of_table())

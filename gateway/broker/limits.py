@@ -6,6 +6,7 @@ import ipaddress
 from collections.abc import Sequence
 from typing import NamedTuple, TypedDict
 
+from gateway.broker.netfilter import Meter
 from gateway.config.schema import Config
 from gateway.model.requests import Network
 
@@ -20,7 +21,8 @@ class TableLimits(TypedDict):
 
 
 class Limits(NamedTuple):
-    """`inside`: who may be a client. `ports`, `read_ports`, `per_client`, `rate`: see LeaseTable.
+    """`inside`: who may be a client. `ports`, `read_ports`, `per_client`, `rate`: see LeaseTable. `meter`: how fast
+    datagrams for modules may come.
 
     `restore`: whether the table is put back with what is open when somebody else has removed it.
     """
@@ -31,11 +33,18 @@ class Limits(NamedTuple):
     per_client: int
     rate: float
     restore: bool = True
+    meter: Meter = Meter()
 
     @classmethod
     def of(cls, config: Config) -> Limits:
         """The limits of a configuration."""
         pinhole = config.pinhole
+        meter = Meter(
+            config.module_ports("udp") if config.packets_wanted else (),
+            config.read_ports,
+            tuple(str(network) for network in config.inside_networks),
+            config.transparent.datagram_rate,
+        )
         return cls(
             inside=config.inside_networks,
             ports=config.pinhole_ports,
@@ -43,6 +52,7 @@ class Limits(NamedTuple):
             per_client=pinhole.per_client,
             rate=pinhole.rate,
             restore=config.rules.restore,
+            meter=meter,
         )
 
     def of_table(self) -> TableLimits:

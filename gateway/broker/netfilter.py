@@ -49,6 +49,7 @@ from gateway.broker.netlink import (
 )
 
 NFT_DEADLINE = 5.0
+OUTSIDE = 10
 BATCH = 64
 """Changes in one transaction: its answers have to fit into the socket's buffer even if all of them are errors."""
 
@@ -99,11 +100,60 @@ def _shape_of(text: str) -> tuple[int, int]:
     return objects, rules
 
 
+def _filled_in(script: str) -> int:
+    """How many rules a script adds."""
+    return sum(line.startswith("add rule ") for line in script.splitlines())
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """A limit for each source before datagrams are given to modules.
+
+    `ports`: those of servers; `read`: lowest and highest public port of conversations that modules read; `inside`: the
+    networks of clients. `rate`: datagrams a second of a client, half as many at once; of a host outside, which answers
+    many clients, `OUTSIDE` times as many.
+    """
+
+    ports: tuple[int, ...] = ()
+    read: tuple[int, int] | None = None
+    inside: tuple[str, ...] = ()
+    rate: float = 1.0
+
+    def script(self, table: str) -> str:
+        """What fills the sets and the chain, as nft reads it."""
+        ports = [str(port) for port in self.ports]
+        read = [f"{self.read[0]}-{self.read[1]}"] if self.read and ports else []
+        lines = [f"flush chain inet {table} rates"]
+        for name, elements in (
+            ("server_ports", ports),
+            ("module_ports", [*ports, *read]),
+            ("inside4", [network for network in self.inside if ":" not in network]),
+            ("inside6", [network for network in self.inside if ":" in network]),
+        ):
+            lines.append(f"flush set inet {table} {name}")
+            if elements:
+                lines.append(f"add element inet {table} {name} {{ {', '.join(elements)} }}")
+        for family, word in ((4, "ip"), (6, "ip6")):
+            lines.append(self._rule(table, family, word, f"{word} saddr @inside{family}", self.rate) + " return")
+            lines.append(f"add rule inet {table} rates {word} saddr @inside{family} return")
+            lines.append(self._rule(table, family, word, "", self.rate * OUTSIDE))
+        return "".join(line + "\n" for line in lines)
+
+    @staticmethod
+    def _rule(table: str, family: int, word: str, who: str, rate: float) -> str:
+        limit = f"limit rate over {max(1, round(rate))}/second burst {max(5, round(rate / 2))} packets"
+        return (
+            f"add rule inet {table} rates {who} update @sources{family} {{ {word} saddr {limit} }} "
+            f"meta mark set meta mark or {marks.PASSING:#x} counter name unread"
+        )
+
+
 class Netfilter:
     """The table `name`, its fixed part and its elements. Not for several threads (but for `counters`)."""
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._rates = ""
         source = importlib.resources.files("iptables").joinpath("algate.nft").read_text()
         self._mark = "algate " + hashlib.sha256(source.encode()).hexdigest()[:16]
         self._rules = string.Template(source).substitute(
@@ -135,11 +185,13 @@ class Netfilter:
         table = self._table()
         there = None if table is None else _comment_of(table)
         if table is not None and there == self._mark and self._has_all(table):
+            if self._rates:
+                self._nft(["-f", "-"], self._rates)
             return False
         if there is not None and not there.startswith("algate "):
             raise ForeignTableError(errno.EEXIST, f"table inet {self.name} is not ours")
         replace = f"delete table inet {self.name}\n" if there is not None else ""
-        self._nft(["-f", "-"], replace + self._rules)
+        self._nft(["-f", "-"], replace + self._rules + self._rates)
         return True
 
     def is_whole(self) -> bool:
@@ -150,7 +202,15 @@ class Netfilter:
     def _has_all(self, table: Any) -> bool:
         body = NFGENMSG + attribute(NFTA_RULE_TABLE, self.name.encode() + b"\0")
         rules = self._request(self._netlink.message(_GETRULE, NLM_F_REQUEST | NLM_F_DUMP, body))
-        return (int(table.get_attr("NFTA_TABLE_USE") or 0), len(rules)) == self._shape
+        filled_in = _filled_in(self._rates)
+        return (int(table.get_attr("NFTA_TABLE_USE") or 0), len(rules) - filled_in) == self._shape
+
+    def measure(self, meter: Meter, now: bool = True) -> None:
+        """How fast a host may send what modules read; what is more is marked, and passes unread. Holds from the next
+        `load` on, or at once (`now`; raises NetfilterError)."""
+        self._rates = meter.script(self.name)
+        if now:
+            self._nft(["-f", "-"], self._rates)
 
     def unload(self) -> None:
         """Delete the table, if there is one."""
@@ -159,7 +219,7 @@ class Netfilter:
             raise errors[0]
 
     def counters(self) -> dict[str, dict[str, int]]:
-        """Packets and bytes of the named counters: admitted, data, late."""
+        """Packets and bytes of the named counters: admitted, data, late, unread, early."""
         listing = msgspec.json.decode(self._nft(["-j", "list", "counters", "table", "inet", self.name], ""))
         entries = [entry["counter"] for entry in listing["nftables"] if "counter" in entry]
         return {entry["name"]: {"packets": entry["packets"], "bytes": entry["bytes"]} for entry in entries}

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import os
 import socket
 import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from gateway.broker.elements import FILLED_IN
 from gateway.broker.netlink import NETLINK_NETFILTER, NLMSGHDR, SOL_NETLINK, NetfilterError, attributes
 
 NFNLGRP_NFTABLES = 7
@@ -45,6 +47,11 @@ class Changes(NamedTuple):
     elements: frozenset[tuple[int, str]] = frozenset()
     flowtables: bool = False
     lost: bool = False
+
+
+def _two(message: bytes) -> list[tuple[int, bytes]]:
+    """The first two attributes of a message about elements: the table's name and the set's."""
+    return list(itertools.islice(attributes(message, _FAMILY + 4), 2))
 
 
 class RulesetWatch:
@@ -124,8 +131,9 @@ class RulesetWatch:
                 length, kind, *_ = NLMSGHDR.unpack_from(data, at)
                 message = data[at : at + length]
                 if kind == _NFTABLES << 8 | NFT_MSG_DELSETELEM:
-                    name = next((value for _, value in attributes(message, _FAMILY + 4)), b"")
-                    elements.add((message[_FAMILY], name.rstrip(b"\0").decode(errors="replace")))
+                    names = [value.rstrip(b"\0").decode(errors="replace") for _, value in _two(message)]
+                    if names[1:] and names[1] not in FILLED_IN:
+                        elements.add((message[_FAMILY], names[0]))
                 flowtables = flowtables or kind == _NFTABLES << 8 | NFT_MSG_NEWFLOWTABLE
                 at += max(length + 3 & ~3, NLMSGHDR.size)
         return Changes(frozenset(elements), flowtables, lost) if any_change else None

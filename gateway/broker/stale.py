@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from alg.address import Endpoint
 from gateway.broker.conntrack import Connection, Conntrack, Found, Socket
-from gateway.broker.elements import second_of, talked_of
+from gateway.broker.elements import UNTOLD, second_of, talked_of
 from gateway.broker.marks import MEDIA
 from gateway.broker.netlink import NetfilterError
 from gateway.model.requests import Lease
@@ -117,8 +117,9 @@ class Stale:
             self._begin()
 
     def _have_talked(self, sockets: Iterable[Endpoint]) -> bool:
+        """Whether any of them has, or may have: where the kernel had no room to note who talks, anybody may."""
         try:
-            return self._is_any(talked_of(one) for one in sockets)
+            return self._is_any([*(talked_of(one) for one in sockets), UNTOLD])
         except NetfilterError as error:
             log.warning("broker.conntrack_failed", error=str(error))
             return True

@@ -47,6 +47,7 @@ def check(config: Config) -> None:
     _check_auth(config)
     _ports("transparent.port", [config.transparent.port])
     _ports("transparent.ports", config.transparent.ports)
+    _positive("transparent.datagram_rate", config.transparent.datagram_rate)
     _check_publish(config)
     low, high = _valid("pinhole.ports", config.pinhole.ports, port_range)
     if config.transparent_enabled and low <= config.transparent.port <= high:

@@ -194,6 +194,14 @@ class TransparentSection(_Section, frozen=True):
         tuple[int, ...],
         Meta(description="Further TCP ports to relay, beside those of the modules.", examples=[[80, 443]]),
     ] = ()
+    datagram_rate: Annotated[
+        float,
+        Meta(
+            description="Datagrams a second of one client that modules read, on average; half as many at once. What is "
+            "more passes unread: the kernel does not even show it. A host outside, which answers many clients, has ten "
+            "times as much."
+        ),
+    ] = 2000.0
 
 
 class PublishSection(_Section, frozen=True):
@@ -228,7 +236,7 @@ class PinholeSection(_Section, frozen=True):
     rate: Annotated[
         float,
         Meta(description="How many pinholes a client may open in a second, on average; twice as many at once."),
-    ] = 100.0
+    ] = 500.0
 
 
 class RulesSection(_Section, frozen=True):

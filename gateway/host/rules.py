@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from gateway.broker.marks import ADMITTED
+from gateway.broker.marks import ADMITTED, PASSING
 from gateway.config.schema import Config, parse_endpoint
 from gateway.host.privilege import is_privileged
 from gateway.model.errors import AlgateError
@@ -65,6 +65,7 @@ def render(config: Config, family: Family) -> str | None:
     if not inside:
         return None
     ports = [str(port) for port in sorted({*config.module_ports(), *config.transparent.ports})]
+    sockets = {i: o for i, o in config.published_datagrams.items() if o.version == version}
     published = [endpoint for endpoint in config.published if endpoint.version == version]
     values = {
         "chain": [config.instance.upper()],
@@ -77,6 +78,13 @@ def render(config: Config, family: Family) -> str | None:
         "masquerade": inside if family in config.network.masquerade else [],
         "published": [f"-d {e.host} -p tcp -m tcp --dport {e.port}" for e in published],
         "redirected": [f"--ctproto tcp --ctorigdst {e.host} --ctorigdstport {e.port}" for e in published],
+        "forwarded": [
+            f"-d {o.host} -p udp -m udp --dport {o.port} -j DNAT --to-destination {i}" for i, o in sockets.items()
+        ],
+        "sender": [f"-s {i.host} -p udp -m udp --sport {i.port}" for i in sockets],
+        "returned": [f"-s {i.host} -p udp -m udp --sport {i.port} -j SNAT --to-source {o}" for i, o in sockets.items()],
+        "open": [f"--ctproto udp --ctorigdst {o.host} --ctorigdstport {o.port}" for o in sockets.values()],
+        "unread": [f"{PASSING:#x}/{PASSING:#x}"],
         "admitted": [f"{ADMITTED:#x}/{ADMITTED:#x}"],
         "packets": [config.instance.upper()] if config.packets_wanted else [],
         "udp": [str(port) for port in config.module_ports("udp")] if config.packets_wanted else [],
@@ -350,7 +358,8 @@ def stop_redirecting(config: Config) -> None:
     Raises AlgateError."""
     if config.transparent_enabled and applied(config):
         transparent = msgspec.structs.replace(config.transparent, ports=())
-        apply(msgspec.structs.replace(config, alg={}, transparent=transparent, publish=()))
+        sockets = tuple(entry for entry in config.publish if entry.protocol == "udp")  # the kernel's alone
+        apply(msgspec.structs.replace(config, alg={}, transparent=transparent, publish=sockets))
 
 
 def remove(config: Config) -> None:

@@ -267,6 +267,42 @@ def test_a_connection_that_was_there_before_begins_anew_from_the_public_port(
     assert gets(phone, far, lease.public) == of(far)
 
 
+def fill(rig: Rig, script: Path, name: str, size: int = 65536) -> None:
+    """A set of sockets has no room left."""
+    elements = [f"10.{number >> 14}.{number >> 6 & 255}.1 . {1024 + (number & 63)}" for number in range(size)]
+    for start in range(0, size, 4096):
+        listed = ", ".join(elements[start : start + 4096])
+        script.write_text(f"add element inet {rig.table} {name} {{ {listed} }}\n")
+        rig.at(rig.router, f"nft -f {script}")
+
+
+def test_a_connection_that_was_there_before_is_found_though_there_was_no_room_to_note_it(
+    rig: Rig, phones: Phones, tmp_path: Path
+) -> None:
+    """An inside resolver has 65,536 sockets in ten minutes; media of later calls leave from the public port all the
+    same, and soon."""
+    rig.at(rig.router, "iptables -A FORWARD -i in -o out -j ACCEPT")
+    fill(rig, tmp_path / "fill.nft", "talked4")
+    phone, far = phones.at(rig.inside, CLIENT, 4000), phones.at(rig.outside, SERVER)
+    before = gets(far, phone, of(far))
+    lease = rig.open(conversation(peers=()))
+    assert before.port != lease.public.port
+    wait_for(lambda: gets(far, phone, of(far)) == lease.public, "it to begin anew", 1.0)
+
+
+def test_who_comes_too_early_is_heard_at_once_when_he_is_let_in(rig: Rig, phones: Phones) -> None:
+    """What came before is not remembered as a connection to this host."""
+    lease = rig.open(conversation(peers=()))
+    phone, far = phones.at(rig.inside, CLIENT, 4000), phones.at(rig.outside, SERVER)
+    for _ in range(3):
+        far.sendto(b"early", (lease.public.host, lease.public.port))
+    update(rig, lease, peers=(SERVER,))
+    far.sendto(b"in time", (lease.public.host, lease.public.port))
+    phone.settimeout(0.5)
+    assert phone.recv(100) == b"in time"
+    assert rig.status()["counters"]["early"]["packets"] == 3
+
+
 @pytest.mark.parametrize("walk", [0, 1_000_000], ids=["host by host", "all at once"])
 def test_only_connections_of_these_sockets_are_forgotten(
     rig: Rig, phones: Phones, walk: int, monkeypatch: pytest.MonkeyPatch

@@ -247,7 +247,7 @@ def test_nothing_to_redirect_is_said(host: Host) -> None:
 def test_a_missing_program_is_named(host: Host) -> None:
     environment = {"PATH": str(host.tmp)}
     code = (
-        "import sys; from gateway.host import programs, rules; programs._SBIN = ''\n"
+        "import sys; from gateway.host import rules; rules._SBIN = ''\n"
         "from gateway.config.load import load_config; rules.apply(load_config(sys.argv[1]))"
     )
     python = algate().with_name("python")

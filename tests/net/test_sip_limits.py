@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.lab.gateway import Gateway
-from tests.lab.lab import CLIENT2_4, CLIENT4, ROUTER_OUT4, SERVER4, Lab
-from tests.net.test_sip import pinholes
+from tests.lab.lab import CLIENT2_4, CLIENT4, ROUTER_OUT4, SERVER4, STRANGER4, Lab
+from tests.net.test_sip import Media, pinholes
 from tests.net.test_sip_addresses import Phone, Server, message, offered, sdp
 
 RATE, PER_CLIENT, FLOOD = 50, 4, 1000
@@ -90,6 +91,44 @@ def test_a_phone_with_too_many_pinholes(gateway: Gateway, phones: tuple[Phone, P
         phone.ask("ACK", number - 1 if phone is greedy else 11, ";tag=far")
         phone.ask("BYE", number, ";tag=far")
     assert pinholes(gateway, "sip.rtp") == []
+
+
+FLOODER = """
+import socket, sys, time
+end = socket.socket(type=socket.SOCK_DGRAM)
+end.connect((sys.argv[1], 5060))
+until = time.monotonic() + float(sys.argv[2])
+while time.monotonic() < until:
+    for _ in range(200):
+        try:
+            end.send(b"x" * 400)
+        except OSError:
+            pass
+"""
+
+
+def test_a_flood_of_another_client_to_the_modules_port(
+    lab: Lab, gateway: Gateway, server: Server, phones: tuple[Phone, Phone]
+) -> None:
+    """The kernel shows only so much of it: whoever else speaks is heard."""
+    before = counters(gateway)["unread"]["packets"]
+    sink = Media(lab, "stranger", STRANGER4, 5060)
+    flooder = lab.popen("client2", [sys.executable, "-c", FLOODER, STRANGER4, "6"])
+    try:
+        lab.wait_for(lambda: counters(gateway)["unread"]["packets"] > before, 5, "the flood to be more than is read")
+        answered = 0
+        for number in range(1000, 1060):
+            phones[0].end.send((SERVER4, 5060), options(number, CLIENT4))
+            answered += server.end.hears(1) is not None
+        assert answered == 60
+    finally:
+        lab.stop(flooder)
+        sink.close()
+
+
+def counters(gateway: Gateway) -> dict[str, Any]:
+    found: dict[str, Any] = next(row["counters"] for row in gateway.admin("status") if row["process"] == "broker")
+    return found
 
 
 @pytest.mark.parametrize(("padding", "repaired"), [(2500, True), (6000, False)], ids=["3 KB", "7 KB"])

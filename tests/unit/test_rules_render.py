@@ -33,9 +33,13 @@ def test_a_small_router() -> None:
         ":ALGATE-FORWARD - [0:0]",
         "-I FORWARD 1 -j ALGATE-FORWARD",
         "-A ALGATE-FORWARD -d 192.168.56.0/24 -i eth1 -j RETURN",
+        "-A ALGATE-FORWARD -m mark --mark 0x80000000/0x80000000 -j RETURN",
         "-A ALGATE-FORWARD -s 192.168.56.0/24 -i eth1 -p udp -m conntrack --ctorigdstport 5060 --ctdir ORIGINAL "
         + queue,
         "-A ALGATE-FORWARD -d 192.168.56.0/24 -o eth1 -p udp -m conntrack --ctorigdstport 5060 --ctdir REPLY " + queue,
+        "-A ALGATE-FORWARD -d 192.168.56.0/24 -o eth1 -p udp -m udp --dport 5060 -m conntrack --ctdir ORIGINAL "
+        + queue,
+        "-A ALGATE-FORWARD -s 192.168.56.0/24 -i eth1 -p udp -m udp --sport 5060 -m conntrack --ctdir REPLY " + queue,
         "-A ALGATE-FORWARD -d 192.168.56.0/24 -o eth1 -p udp -m conntrack --ctorigdstport 48750:49999 --ctdir ORIGINAL "
         + queue,
         "-A ALGATE-FORWARD -s 192.168.56.0/24 -i eth1 -p udp -m conntrack --ctorigdstport 48750:49999 --ctdir REPLY "
@@ -62,6 +66,20 @@ def test_a_small_router() -> None:
         "-A ALGATE-INPUT -m connmark --mark 0x20000000/0x20000000 -j ACCEPT",
         "-A ALGATE-FORWARD -m connmark --mark 0x20000000/0x20000000 -j ACCEPT",
         "COMMIT",
+    ]
+
+
+def test_a_published_socket_of_udp_is_the_kernels() -> None:
+    entry = '[[publish]]\noutside = "203.0.113.2:5060"\ninside = "192.168.56.20:5060"\nprotocol = "udp"\n'
+    found = lines(f'{BASIC}{entry}[process]\nrun_dir = "/run/algate"')
+    assert [line for line in found if "192.168.56.20" in line or "203.0.113.2" in line] == [
+        "-A ALGATE-PREROUTING -d 203.0.113.2 -p udp -m udp --dport 5060 -j DNAT --to-destination 192.168.56.20:5060",
+        "-A ALGATE-POSTROUTING -s 192.168.56.20 -p udp -m udp --sport 5060 -o eth1 -j RETURN",
+        "-A ALGATE-POSTROUTING -s 192.168.56.20 -p udp -m udp --sport 5060 -j SNAT --to-source 203.0.113.2:5060",
+        (
+            "-A ALGATE-FORWARD -p udp -m conntrack --ctstate DNAT"
+            " --ctproto udp --ctorigdst 203.0.113.2 --ctorigdstport 5060 -j ACCEPT"
+        ),
     ]
 
 
