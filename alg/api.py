@@ -209,7 +209,11 @@ class OpenConversation:
 class UpdateConversation:
     """`peers` and `ttl` (seconds from now) of the conversation `ref` are these from now on. Whoever is no peer any more
     is cut off at once. `ttl` None: it ends when it would have ended. Not answered, but by `Refused` if the conversation
-    is not open any more."""
+    is not open any more.
+
+    What the same answer delivers behind it goes when whoever is a peer now can send: nobody is told of a peer before
+    that peer is let in.
+    """
 
     ref: int
     peers: tuple[str, ...] | None

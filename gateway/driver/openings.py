@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import gevent
 import structlog
+from gevent.event import Event as Wakeup
 
 from alg.address import Endpoint
 from alg.api import (
@@ -31,6 +32,7 @@ from gateway.pinhole.backend import Backend, DataPaths
 log = structlog.get_logger()
 
 MOST_UNANSWERED = 4  # pinholes that a flow may be asking its backend for at a time, given up or not
+LONGEST_HOLD = 2.5  # seconds that a message waits for its peer to be let in
 OPENINGS = 200  # pinholes a second and flow, and as many at once: a flood must not reach the broker, who serves all
 
 
@@ -54,7 +56,8 @@ class Openings:
         announce: Callable[[str, Endpoint, float], None],
     ) -> None:
         self.revoked: str | None = None  # by which rule this flow may open nothing any more
-        self.conversations = Conversations(backend, mode, flow.id, self._conversation_told)
+        self.conversations = Conversations(backend, mode, flow.id, self._conversation_told, self._admitted)
+        self._admission = Wakeup()
         self._flow = flow
         self._mode = mode
         self._backend = backend
@@ -103,6 +106,16 @@ class Openings:
             self._tell(Refused(command.ref, self.revoked, self._now()))
         else:
             self.conversations.open(command, self._flow.client.host, self._public.get(Side.SERVER))
+
+    def let_in(self, ref: int) -> None:
+        """Wait until nobody is about to be let in to this conversation any more, `LONGEST_HOLD` seconds at most."""
+        until = self._now() + LONGEST_HOLD
+        while self.conversations.is_admitting(ref) and (left := until - self._now()) > 0:
+            self._admission.clear()
+            self._admission.wait(left)
+
+    def _admitted(self, ref: int) -> None:
+        self._admission.set()
 
     def join(self, command: OpenRelay) -> None:
         """Relay between an endpoint of the client and one of the server, if both are their own."""

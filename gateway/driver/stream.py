@@ -297,7 +297,8 @@ class Inspection:
         if guard.is_out(self._name):
             self._stand_down("out")
             return
-        began = time.perf_counter()
+        began, waited = time.perf_counter(), 0.0
+        admitting: list[int] = []
         commands = guard.call(self._name, self._flow.id, self.module.handle, event)
         if not isinstance(commands, list | tuple):  # such as a generator, which has yet to run
             commands = guard.call(self._name, self._flow.id, tuple, commands)
@@ -305,14 +306,25 @@ class Inspection:
             for command in commands:
                 if self._pump.passing and not isinstance(command, Note | Revoke):
                     break
+                if admitting and isinstance(command, Deliver):
+                    waited += self._let_in(admitting)
                 self._do(command)
+                if isinstance(command, UpdateConversation):
+                    admitting.append(command.ref)
         except Exception as error:  # what is no command, or makes no sense
             raise Broken(described(error)) from error
-        took, now = time.perf_counter() - began, self._now()
+        took, now = time.perf_counter() - began - waited, self._now()
         turns().spend(took)
         self._effort.spend(took, now)
         if self._effort.is_too_much(now) and not self._pump.passing:
             self._stand_down("effort")
+
+    def _let_in(self, refs: list[int]) -> float:
+        """What names a peer is delivered when that peer is let in. How many seconds that took."""
+        began = time.perf_counter()
+        while refs:
+            self._openings.let_in(refs.pop())
+        return time.perf_counter() - began
 
     def _deadline(self) -> float | None:
         try:

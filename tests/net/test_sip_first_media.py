@@ -11,7 +11,7 @@ from tests.lab.lab import Lab
 CALLS = 60
 
 
-@pytest.mark.parametrize("transport", ["udp"])
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
 @pytest.mark.parametrize("status", [183, 200])
 def test_the_first_packet_after_an_answer_is_delivered_arrives(
     lab: Lab, gateway: Gateway, transport: Transport, status: int
