@@ -386,6 +386,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         """Number of the instance's NFQUEUE, unlike that of another instance."""
         return 1024 + int(hashlib.sha256(self.instance.encode()).hexdigest()[:8], 16) % 64000
 
+    @cached_property
+    def early_queue(self) -> int:
+        """Number of the NFQUEUE for media that come before their sender is let in."""
+        return 65024 + int(hashlib.sha256(self.instance.encode()).hexdigest()[:8], 16) % 511
+
     def module_ports(self, transport: Literal["tcp", "udp"] = "tcp") -> tuple[int, ...]:
         """Ports of all modules that are not off and read this transport, ascending."""
         active = (s for s in self.alg.values() if s.mode is not Mode.OFF and transport in s.transports)

@@ -116,6 +116,10 @@ class Carrier(Protocol):
         """Conversations have carried something since the last look at them."""
         ...
 
+    def admitted(self, ref: int) -> None:
+        """Whoever was to be let in to this conversation is, or will not be."""
+        ...
+
 
 class Setting(NamedTuple):
     """How a module is driven. `name`: the module's, for the log; `most`: datagrams that may wait at a time;
@@ -350,6 +354,7 @@ class DatagramDriver:
 
     def _admitted(self, ref: int) -> None:
         """Nobody is about to be let in there any more: what waited for that goes."""
+        self._carrier.admitted(ref)
         for held in self._behind.pop(ref, ()):
             if held.waits is not None:
                 held.waits.discard(ref)

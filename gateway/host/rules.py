@@ -90,6 +90,7 @@ def render(config: Config, family: Family) -> str | None:
         "udp": [str(port) for port in config.module_ports("udp")] if config.packets_wanted else [],
         "read": ["{}:{}".format(*config.read_ports)] if config.read_ports else [],
         "queue": [str(config.queue)],
+        "early": [str(config.early_queue)],
     }
     template = files("iptables").joinpath(f"{family}.rules").read_text(encoding="ascii")
     lines = (line for line in template.splitlines() if not line.startswith("#"))

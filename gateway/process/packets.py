@@ -24,6 +24,7 @@ from alg.registry import DatagramKind
 from gateway.broker.nfqueue import open_queue
 from gateway.config.schema import AlgSection, Config
 from gateway.driver.datagrams import DatagramDriver, Setting
+from gateway.front.packets.early import EarlyMedia
 from gateway.front.packets.journal import Journal
 from gateway.front.packets.packet import LONGEST_WHOLE
 from gateway.front.packets.queue import MOST_HELD, PacketFront, QueueModule
@@ -46,6 +47,8 @@ log = get_logger()
 
 # Packets that wait in the kernel: a quarter of a second. Further ones are dropped, and SIP sends them again after half.
 LONGEST_QUEUE = 2048
+LONGEST_EARLY = 512  # the same of media that come before their sender is let in
+HEADERS = 128  # bytes of those that are looked at
 RECEIVE_BUFFER = 4 * 1024 * 1024
 READ = 1  # libev's EV_READ
 ROUND = 16  # packets in a row: then timers and the broker's answers get their turn
@@ -64,6 +67,7 @@ class Packets:
         keep = journal is not None and bool(journal.found)
         _, self._kinds = installed(config)
         self._trace = Trace()
+        self._early = EarlyMedia()
         self._front = PacketFront(
             [
                 _queue_module(config, self._kinds[name], section, recorded=journal is not None)
@@ -75,26 +79,32 @@ class Packets:
             self._public_towards,
             self._trace,
             journal=journal,
+            admitted=self._early.admitted,
         )
         self._lag = LagMeter()
         self._admin = gsocket.socket(fileno=boot.admin)
         self._lifeline = gsocket.socket(fileno=boot.lifeline)
         self._stop = gevent.event.Event()
         self._queue = open_queue(config.queue, LONGEST_QUEUE, LONGEST_WHOLE, RECEIVE_BUFFER)
+        self._early_queue = open_queue(config.early_queue, LONGEST_EARLY, HEADERS, RECEIVE_BUFFER)
 
     def run(self) -> None:
         """Serve until SIGTERM, or until the supervisor is gone."""
         gevent.signal_handler(signal.SIGTERM, self._stop.set)
         reading = gevent.get_hub().loop.io(self._queue.fileno(), READ)
         reading.start(self._read)
+        early = gevent.get_hub().loop.io(self._early_queue.fileno(), READ)
+        early.start(self._read_early)
         gevent.spawn(self._front.run)
         gevent.spawn(self._serve_admin)
         gevent.spawn(self._watch_supervisor)
         send(self._lifeline, Ready())
         self._stop.wait()
         reading.close()
+        early.close()
         self._front.stop()
         self._queue.close()
+        self._early_queue.close()
 
     def _read(self) -> None:
         """Hand packets to the front, a few at a time. In the event loop itself: nothing there waits."""
@@ -102,6 +112,13 @@ class Packets:
             self._queue.read(ROUND, self._front.take)
         except BaseException:
             self._stop.set()  # the successor begins where this one ends
+            raise
+
+    def _read_early(self) -> None:
+        try:
+            self._early_queue.read(ROUND, self._early.take)
+        except BaseException:
+            self._stop.set()
             raise
 
     def _public_towards(self, server: str) -> PublicAddress | None:

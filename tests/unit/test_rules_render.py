@@ -30,8 +30,14 @@ def test_a_small_router() -> None:
     queue = "-j NFQUEUE --queue-num 15855 --queue-bypass"
     assert lines(BASIC + '[process]\nrun_dir = "/run/algate"') == [
         "*mangle",
+        ":ALGATE-PREROUTING - [0:0]",
         ":ALGATE-FORWARD - [0:0]",
+        "-I PREROUTING 1 -j ALGATE-PREROUTING",
         "-I FORWARD 1 -j ALGATE-FORWARD",
+        (
+            "-A ALGATE-PREROUTING -p udp -m mark --mark 0x80000000/0x80000000 -m conntrack --ctstate NEW"
+            " -j NFQUEUE --queue-num 65458 --queue-bypass"
+        ),
         "-A ALGATE-FORWARD -d 192.168.56.0/24 -i eth1 -j RETURN",
         "-A ALGATE-FORWARD -m mark --mark 0x80000000/0x80000000 -j RETURN",
         "-A ALGATE-FORWARD -s 192.168.56.0/24 -i eth1 -p udp -m conntrack --ctorigdstport 5060 --ctdir ORIGINAL "

@@ -106,6 +106,16 @@ def parse(data: bytes) -> UdpPacket:
     )
 
 
+def ends_of(data: bytes) -> tuple[Endpoint, Endpoint]:
+    """Source and destination of a packet of UDP, of which the first bytes are enough. Raises NotWhole."""
+    try:
+        source, destination, start, _ = (_ipv6 if data[:1] >= b"\x60" else _ipv4)(data)
+        source_port, destination_port = _TWO.unpack_from(data, start)
+    except struct.error:
+        raise NotWhole("broken") from None
+    return _endpoint(source, source_port), _endpoint(destination, destination_port)
+
+
 @lru_cache(16384)
 def _endpoint(packed: bytes, port: int) -> Endpoint:
     return Endpoint(str(ipaddress.ip_address(packed)), port)

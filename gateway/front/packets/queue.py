@@ -100,6 +100,11 @@ class _Line:
     def media_moved(self) -> None:
         pass
 
+    def admitted(self, ref: int) -> None:
+        lease = self.driver.conversations.lease(ref)
+        if lease is not None:
+            self._front.admitted(lease.public, 1 if lease.second is None else 2)
+
     def entries(self) -> Iterator[Stored]:
         """What its successor has to know, and does not yet."""
         for key, ref, record in cast(RecordedModule, self.driver.module).journal():
@@ -124,11 +129,16 @@ class _Line:
         cast(RecordedModule, self.driver.module).restore(entries, now)
 
 
+def _unheard(public: Endpoint, ports: int) -> None:
+    """Nobody wants to know."""
+
+
 class PacketFront:
     """All packets of one queue. `take` is the queue's callback; `run` keeps time, in a greenlet of its own.
 
     `inside`: who is a client. `public_towards`: where conversations with an outside host listen; None without a route.
-    `journal`: what a predecessor knew is in it, and what a successor has to know is put there.
+    `journal`: what a predecessor knew is in it, and what a successor has to know is put there. `admitted` is told the
+    first public port, and how many there are, where somebody has been let in.
     """
 
     def __init__(
@@ -140,8 +150,10 @@ class PacketFront:
         trace: Trace,
         now: Callable[[], float] = time.monotonic,
         journal: Journal | None = None,
+        admitted: Callable[[Endpoint, int], None] = _unheard,
     ) -> None:
         self.public_towards = public_towards
+        self.admitted = admitted
         self._counters: Counter[str] = Counter()
         self._inside = tuple(inside)
         self._now = now

@@ -110,3 +110,6 @@ class Messages:
 
     def media_moved(self) -> None:
         self._alive()
+
+    def admitted(self, ref: int) -> None:
+        pass

@@ -1,0 +1,76 @@
+"""Media that come just before their sender is let in: they wait a moment, and then the kernel decides.
+
+A far side sends its answer and its first media at the same time. The answer waits until the kernel lets these media in;
+the media are faster. So what comes to a conversation's port from somebody who is no peer yet waits here, before
+connection tracking has decided where it goes: until somebody is let in there, `LONGEST` seconds at most. Then the
+kernel looks again, and drops what still comes from no peer (`iptables/algate.nft`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+
+from alg.address import Endpoint
+from gateway.front.packets.packet import NotWhole, ends_of
+from gateway.front.packets.queue import QueuedPacket
+
+LONGEST = 0.06  # seconds
+MOST = 256  # packets that wait; a further one does not
+MOST_OF_PORT = 16  # of one public port: nobody can make others' not wait
+
+
+class EarlyMedia:
+    """The packets that wait. `take` is the queue's callback; `admitted` is called when somebody is let in."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Endpoint, deque[QueuedPacket]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def take(self, packet: QueuedPacket) -> None:
+        """Handle one packet of the queue."""
+        try:
+            _, public = ends_of(packet.get_payload())
+        except NotWhole:
+            packet.accept()
+            return
+        waiting = self._waiting.get(public)
+        if self._count >= MOST or (waiting is not None and len(waiting) >= MOST_OF_PORT):
+            packet.accept()
+            return
+        if waiting is None:
+            waiting = self._waiting[public] = deque()
+            _later(LONGEST, lambda: self._release(public, waiting))
+        waiting.append(packet)
+        self._count += 1
+
+    def admitted(self, public: Endpoint, ports: int) -> None:
+        """Somebody is let in to `ports` public ports, from this one on."""
+        if self._waiting:
+            for port in range(public.port, public.port + ports):
+                endpoint = Endpoint(public.host, port)
+                if (waiting := self._waiting.get(endpoint)) is not None:
+                    self._release(endpoint, waiting)
+
+    def _release(self, public: Endpoint, waiting: deque[QueuedPacket]) -> None:
+        if self._waiting.get(public) is waiting:
+            del self._waiting[public]
+        while waiting:
+            self._count -= 1
+            waiting.popleft().accept()
+
+
+def _later(seconds: float, action: Callable[[], None]) -> None:
+    timer: Any = gevent.get_hub().loop.timer(seconds)
+
+    def fire() -> None:
+        timer.close()
+        action()
+
+    timer.start(fire)
