@@ -112,6 +112,7 @@ conformance: setup
 # The generated part of docs/reference, and all of docs/ as a site in build/docs.
 docs: setup .venv/.docs
 	$(BIN)/python -m gateway.cli.reference docs
+	$(BIN)/python docs/rooms.py
 	$(BIN)/mkdocs build --strict --quiet
 
 # Not for everybody: the documentation's own tools.
