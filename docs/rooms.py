@@ -1,7 +1,7 @@
-"""The map of the rooms in docs/architecture.md, drawn from the imports: `python docs/rooms.py` writes diagrams/rooms.svg.
+"""The map of the rooms in docs/architecture.md: `python docs/rooms.py` draws diagrams/rooms.svg from the imports.
 
-A room is a folder of `gateway/`, or `alg/`; rooms stand in the rows of tests/test_rooms.py, and an arrow says that a room
-imports from another one.
+A room is a folder of `gateway/`, or `alg/`. Rooms stand in the rows of tests/test_rooms.py, and an arrow says that a
+room imports from another one.
 """
 
 from __future__ import annotations
@@ -71,22 +71,24 @@ def draw() -> str:
         gap = WIDTH / len(names)
         for at, name in enumerate(names):
             places[name] = (gap * (at + 0.5), 24 + level * ROW)
+    height = 24 + len(layers) * ROW
+    style = (
+        ".box{fill:#fff;stroke:#0d8a7d;stroke-width:1.5}.arrow{stroke:#0d8a7d;stroke-opacity:.28;fill:none}"
+        "text{fill:#222;text-anchor:middle}.what{font-size:11px;fill:#555}.name{font-size:14px;font-weight:bold}"
+    )
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {24 + len(layers) * ROW}" font-family="sans-serif">',
-        "<style>.box{fill:#fff;stroke:#0d8a7d;stroke-width:1.5}.arrow{stroke:#0d8a7d;stroke-opacity:.28;fill:none}"
-        "text{fill:#222;text-anchor:middle}.what{font-size:11px;fill:#555}.name{font-size:14px;font-weight:bold}</style>",
-        f'<rect width="{WIDTH}" height="{24 + len(layers) * ROW}" fill="#f7faf9"/>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif">',
+        f"<style>{style}</style>",
+        f'<rect width="{WIDTH}" height="{height}" fill="#f7faf9"/>',
     ]
     for one, other in sorted(arrows()):
         (x1, y1), (x2, y2) = places[one], places[other]
-        middle = (y1 + BOX_HEIGHT + y2) / 2
-        parts.append(
-            f'<path class="arrow" d="M{x1:.0f} {y1 + BOX_HEIGHT}C{x1:.0f} {middle:.0f} {x2:.0f} {middle:.0f} {x2:.0f} {y2}"/>'
-        )
+        start, middle = y1 + BOX_HEIGHT, (y1 + BOX_HEIGHT + y2) / 2
+        curve = f"M{x1:.0f} {start}C{x1:.0f} {middle:.0f} {x2:.0f} {middle:.0f} {x2:.0f} {y2}"
+        parts.append(f'<path class="arrow" d="{curve}"/>')
     for name, (x, y) in places.items():
-        parts.append(
-            f'<rect class="box" x="{x - BOX_WIDTH / 2:.0f}" y="{y}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="8"/>'
-        )
+        left = x - BOX_WIDTH / 2
+        parts.append(f'<rect class="box" x="{left:.0f}" y="{y}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="8"/>')
         parts.append(f'<text class="name" x="{x:.0f}" y="{y + 19}">{name}</text>')
         parts.append(f'<text class="what" x="{x:.0f}" y="{y + 36}">{WHAT[name]}</text>')
     return "\n".join([*parts, "</svg>", ""])
