@@ -61,6 +61,7 @@ lock:
 	$(LOCK) --extra router pyproject.toml requirements/build.in -o requirements/run.txt
 	$(LOCK) --extra router --extra dev -c requirements/run.txt pyproject.toml requirements/build.in -o requirements/test.txt
 	$(LOCK) --no-deps requirements/built.in -o requirements/built.txt
+	$(LOCK) --extra router --extra gssapi --no-emit-package gssapi -c requirements/run.txt pyproject.toml -o requirements/package.txt
 	$(LOCK) --extra docs -c requirements/run.txt pyproject.toml requirements/build.in -o requirements/docs.txt
 
 # The sources as they are, for whoever works on them with a debugger: `.venv/bin/python -m pytest ...` runs them then.

@@ -53,8 +53,9 @@ class RunDir:
 
     def claim(self) -> None:
         """Say in the lock whose it is."""
-        os.truncate(self.lock, 0)
-        os.pwrite(self.lock, f"{os.getpid()}\n".encode(), 0)
+        said = f"{os.getpid()}\n".encode()
+        os.pwrite(self.lock, said, 0)  # in this order it is never empty
+        os.truncate(self.lock, len(said))
 
     def adopt(self, name: str, fd: int) -> socket.socket:
         """A socket that the process before has made by `listen`."""
