@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.lab.peers import installed, unpacked
+from tests.lab.peers import PEERS, installed, unpacked
 
 if TYPE_CHECKING:
     from tests.lab.lab import Lab, Role
@@ -124,7 +124,12 @@ def proftpd(lab: Lab, directives: Sequence[str]) -> FtpServer:
     users = home / "users"
     users.write_text(f"{_USER}:{_HASH}:{owner.pw_uid}:{owner.pw_gid}::{root}:/bin/sh\n")
     users.chmod(0o600)
+    modules = PEERS / "usr/lib/proftpd"  # some of what 1.3.8 has in itself in one release is loaded in another
+    loaded = [
+        f"LoadModule {name}.c" for name in ("mod_ls", "mod_xfer", "mod_delay") if (modules / f"{name}.so").exists()
+    ]
     lines = [
+        f"ModulePath {modules}", *loaded,
         "ServerType standalone", "DefaultServer on", f"DefaultAddress {SERVER4}", "Port 21", "UseIPv6 on",
         f"User {_OWNER}", "Group bin",
         "DefaultRoot ~", "RequireValidShell off", "AuthOrder mod_auth_file.c", f"AuthUserFile {users}",
