@@ -157,9 +157,10 @@ class DatagramModule(Protocol):
     """A module for datagrams, made as `Module(context)`: one for all inside clients of a process, or one for each
     socket of an association of SOCKS. Its class is found by the entry points of the group "algate.datagram".
 
-    Declared in the class, each with a default (`alg.registry.Declared`): `api` (1), `Options` (as of `AlgModule`),
-    `look_every` (seconds between two `Activity`; None: never), `recorded` (whether it has `journal` and `restore`),
-    `shown` (whether its messages may be traced), `rows` (the names of the tables that `table` knows).
+    Declared in the class, each with a default: `api` (1), `Options` (as of `AlgModule`), `look_every` (seconds between
+    two `Activity`; None: never), `recorded` (whether it has `journal` and `restore`), `shown` (whether its messages may
+    be traced), `tables` (the names of the tables that `table` knows), `kinds` (the kinds of pinholes that it asks for:
+    "conversation").
     """
 
     def __init__(self, context: DatagramContext) -> None: ...

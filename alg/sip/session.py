@@ -40,6 +40,7 @@ class SipEngine:
     shown: ClassVar[bool] = True  # its messages hold no passwords, so `algate trace` may show them
     recorded: ClassVar[bool] = True
     tables: ClassVar[tuple[str, ...]] = TABLES
+    kinds: ClassVar[tuple[str, ...]] = ("conversation",)
 
     def __init__(self, context: DatagramContext | None = None) -> None:
         context = context or DatagramContext()

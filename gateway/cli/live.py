@@ -9,7 +9,7 @@ import click
 
 from gateway.cli.instance import ask_at, run_dir_of
 from gateway.cli.options import config_option, json_option
-from gateway.cli.output import show_rows
+from gateway.cli.output import show_json, show_rows
 from gateway.config.load import load_config
 from gateway.observe.admin import Rows
 
@@ -50,9 +50,11 @@ def pinholes(config_path: str | None, as_json: bool) -> None:
 @config_option
 @json_option
 def calls(config_path: str | None, as_json: bool) -> None:
-    """Show the calls under way.
+    """Show the calls under way, and the peers.
 
-    Their media packets are those that the kernel has counted.
+    Media packets are those that the kernel has counted. Of a client and a server that speak with each other the state
+    is "edited"; "stood-down": their messages are left alone; "revoked": they are not read. `reason` says why, and
+    `until` for how many seconds more. With --json such a row has the "kind" "peer".
 
     \b
     Examples:
@@ -63,14 +65,25 @@ def calls(config_path: str | None, as_json: bool) -> None:
     def of_media(row: dict[str, Any], which: str) -> str:
         return " ".join(str(media[which]) for media in row["media"]) or "-"
 
+    found, peers = collect(config_path, "calls"), collect(config_path, "peers")
+    if as_json:
+        show_json([*found, *({"kind": "peer", **row} for row in peers)])
+        return
     show_rows(
-        collect(config_path, "calls"),
-        as_json,
+        found,
+        False,
         ["client", "server", "caller", "callee", "state", "duration", "media", "in", "out", "call_id"],
         duration=lambda row: f"{row['duration']:.0f} s",
         media=lambda row: of_media(row, "public"),
         **{"in": lambda row: of_media(row, "packets_in"), "out": lambda row: of_media(row, "packets_out")},
     )
+    if peers:
+        show_rows(
+            peers,
+            False,
+            ["client", "server", "state", "reason", "until"],
+            until=lambda row: "-" if row["until"] is None else f"{row['until']:.0f} s",
+        )
 
 
 def collect(config_path: str | None, verb: str) -> Rows:

@@ -83,6 +83,7 @@ class App:
             "/api/flows": lambda _: self._table("flows", views.FLOW),
             "/api/pinholes": lambda _: self._table("pinholes", views.PINHOLE),
             "/api/calls": lambda _: _json(self._gatherer.rows("calls")[1]),
+            "/api/peers": lambda _: _json(self._gatherer.rows("peers")[1]),
             "/api/ladder": self._ladder,
         }
         self._write: dict[str, Callable[[bytes], _Response]] = {"/api/kick": self._kick, "/api/token": self._try_token}

@@ -13,7 +13,7 @@ from gateway.process.lifeline import Answering, Ask
 from gateway.supervisor.child import Child
 from gateway.supervisor.run_dir import RunDir
 
-VERBS = frozenset(("calls", "events", "flows", "kick", "ladder", "metrics", "pinholes", "status"))
+VERBS = frozenset(("calls", "events", "flows", "kick", "ladder", "metrics", "peers", "pinholes", "status"))
 
 
 class Desk:

@@ -30,8 +30,9 @@ export function callsView() {
     onOpen: (row) => { choose(row); node.classList.add("open"); },
     onSelect: (row) => choose(row),
   });
-  const node = el("div", { class: "calls" }, el("section", { class: "full" }, el("div", { class: "filter" }, search, late), table.node), ladder);
-  let timer, chosen, drawn = "";
+  const peers = el("details", { class: "peers" });
+  const node = el("div", { class: "calls" }, el("section", { class: "full" }, el("div", { class: "filter" }, search, late), table.node, peers), ladder);
+  let timer, chosen, drawn = "", drawnPeers = "";
 
   const describe = (row) => `the media of the call ${row.from} → ${row.to}`;
 
@@ -73,6 +74,22 @@ export function callsView() {
           el("td", { class: "n" }, whole(media.packets_in)), el("td", { class: "n" }, whole(media.packets_out))))))));
   }
 
+  /** Whose messages are edited, and whose are not and why; those that are not first. */
+  function drawPeers(rows) {
+    const odd = rows.filter((row) => row.state !== "edited");
+    const state = JSON.stringify(rows);
+    if (state === drawnPeers) return;
+    drawnPeers = state;
+    const until = (row) => row.until === null ? "" : `${duration(row.until)} more`;
+    fill(peers,
+      el("summary", {}, `${whole(rows.length)} peers${odd.length ? `, ${whole(odd.length)} not edited` : ""}`),
+      el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Peers" }, el("table", { class: "plain" },
+        el("thead", {}, el("tr", {}, ["client", "server", "state", "reason", "until"].map((name) => el("th", {}, name)))),
+        el("tbody", {}, [...odd, ...rows.filter((row) => row.state === "edited")].map((row) => el("tr", {},
+          el("td", { class: "mono" }, row.client), el("td", { class: "mono" }, row.server), el("td", {}, row.state),
+          el("td", {}, row.reason), el("td", {}, until(row))))))));
+  }
+
   async function refresh() {
     clearTimeout(timer);
     if (!document.hidden && node.isConnected) {
@@ -81,6 +98,7 @@ export function callsView() {
           ...row, id: `${row.client} ${row.call_id}`, from: uri(row.caller), to: uri(row.callee), packets: sum(row, "packets_in") + sum(row, "packets_out"),
         }));
         table.update(rows);
+        drawPeers(await get("/api/peers"));
         say(late, "");
         const row = chosen && rows.find((one) => one.id === chosen.id);
         if (row) choose(row);
