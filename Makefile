@@ -6,6 +6,7 @@ CONFIG ?=
 SCENARIO ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+ATTACK_ARGS ?=
 
 BIN := .venv/bin
 # The pip that a venv would be given a copy of; run as it is, it leaves 16 MB out of what only runs.
@@ -15,7 +16,7 @@ PIP_INSTALL = $(BIN)/python $(PIP) install --quiet --disable-pip-version-check -
 # Where what setup.py compiles is. Made anew when anything there changes; `make pure` takes it away.
 COMPILED := setup.py $(wildcard alg/*.py alg/*/*.py gateway/*/*.py gateway/*/*/*.py)
 
-.PHONY: setup debian-run debian-test lock pure run test bench check lab conformance clean wheelhouse vagrant-test docs dist deb
+.PHONY: setup debian-run debian-test lock pure run test bench bench-attacks fuzz check lab conformance clean wheelhouse vagrant-test docs dist deb
 
 setup: debian-test .venv/.test .venv/.compiled .venv/.peers
 
@@ -82,6 +83,15 @@ test: setup
 # All peers, several rounds, into docs/benchmarks.md; under 20 minutes. BENCH_ROUNDS=1 BENCH_SECONDS=1 is quick.
 bench: setup
 	$(BIN)/python -m tests.bench $(BENCH_ARGS)
+
+# What attacks do to everybody else, into docs/threat-model.md; ten minutes. ATTACK_ARGS goes to it.
+bench-attacks: setup
+	$(BIN)/python -m tests.bench.attacks --write $(ATTACK_ARGS)
+
+# Random inputs for all that reads what strangers send, for FUZZ_SECONDS; what is found is kept in tests/fuzz/corpus.
+FUZZ_SECONDS ?= 14400
+fuzz: setup
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 check: setup
 	$(BIN)/ruff check .

@@ -263,7 +263,8 @@ class Bypass:
 
 @dataclass(frozen=True, slots=True)
 class Revoke:
-    """This flow may never again open a pinhole; `rule` names why. Open ones that are unused are closed."""
+    """This flow may never again open a pinhole; `rule` names why. Open ones that are unused are closed. When the
+    commands with it are done, everything from then on is relayed unread, and the module is not called again."""
 
     rule: str
 

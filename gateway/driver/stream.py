@@ -67,6 +67,7 @@ LONGEST_HOLD = (
 )
 SMALLEST_PIECE, LARGEST_PIECE = 256, 16384  # bytes that a module is given at a time
 SHORT, LONG = 0.0002, 0.0005  # seconds of a call, below which the next piece is larger, and above which it is smaller
+IO = 0.00002  # seconds that reading and sending a piece takes
 MOST_COUNTED = 0.05  # seconds of one call: for more the machine is to blame, or the guard sees to it
 SHORTEST_TICK = 0.01  # seconds between two ticks of a module that wants one all the time
 MEMORY = 10.0  # seconds in which work is forgotten
@@ -313,8 +314,10 @@ class Inspection:
                     admitting.append(command.ref)
         except Exception as error:  # what is no command, or makes no sense
             raise Broken(described(error)) from error
+        if self._openings.revoked:  # nothing more can come of reading it
+            self._pump.pass_on()
         took, now = time.perf_counter() - began - waited, self._now()
-        turns().spend(took)
+        turns().spend(took + IO)
         self._effort.spend(took, now)
         if self._effort.is_too_much(now) and not self._pump.passing:
             self._stand_down("effort")

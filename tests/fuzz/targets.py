@@ -1,0 +1,222 @@
+"""What is fuzzed: each target takes an input and a source of chance, and raises where something is wrong."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import dns.exception
+import dns.message
+
+from alg.address import Endpoint
+from alg.api import (
+    AlgModule,
+    AskTransfer,
+    Bypass,
+    Closed,
+    CloseWrite,
+    Deliver,
+    Event,
+    FlowContext,
+    OpenConversation,
+    Opened,
+    OpenMeeting,
+    OpenOutbound,
+    OpenPinhole,
+    Received,
+    Refused,
+    Say,
+    Side,
+    Tick,
+    apply_edits,
+)
+from alg.ftp.options import FtpOptions
+from alg.ftp.session import FtpModule
+from alg.sip.module import SipModule
+from gateway.config.access_file import AccessError, Lookups, parse_access_file
+from gateway.flow.upstream_wire import Kind, UpstreamError, dialogue
+from gateway.front.auth.ident import parse_reply
+from gateway.front.socks import password_wire, socks4, socks5
+from gateway.front.socks.gssapi_wire import MessageType, parse_message
+from gateway.front.socks.socks5 import SocksError
+from gateway.front.udp import wire
+
+Target = Callable[[bytes, random.Random], None]
+
+CLIENT, SERVER = Endpoint("192.168.56.10", 40000), Endpoint("203.0.113.5", 21)
+INNER = Endpoint("192.168.56.2", 45000)
+
+
+def pieces(data: bytes, rng: random.Random) -> Iterator[bytes]:
+    """The input cut at random, as a stream arrives."""
+    most = rng.choice([1, 3, 40, 1400, 16384]) if len(data) < 3000 else rng.choice([40, 1400, 16384])
+    at = 0
+    while at < len(data):
+        size = rng.randrange(1, most + 1)
+        yield data[at : at + size]
+        at += size
+
+
+def stream(make: Callable[[random.Random], AlgModule]) -> Target:
+    """A module of streams: whatever it is told, it delivers what came, in order, as the next bytes that came."""
+
+    def target(data: bytes, rng: random.Random) -> None:
+        module, now = make(rng), 0.0
+        held = {side: bytearray() for side in Side}
+        events: deque[Event] = deque()
+        closed: set[Side] = set()
+        ended: set[Side] = set()
+        bypassed = False
+
+        def do(event: Event) -> bool:
+            events.append(event)
+            while events:
+                for command in module.handle(events.popleft()):
+                    match command:
+                        case Deliver(to, sent, edits):
+                            assert held[to.other].startswith(sent), "it delivers what did not come"
+                            del held[to.other][: len(sent)]
+                            apply_edits(sent, edits)
+                        case CloseWrite(to):
+                            assert to.other in closed, "it ends a direction that has not ended"
+                            assert not held[to.other], "it ends a direction of which it holds bytes"
+                            ended.add(to.other)
+                        case OpenPinhole(ref, target):
+                            assert target.port >= 1024
+                            events.append(answer(ref, Endpoint("203.0.113.2", 40002), None))
+                        case OpenOutbound(ref, target):
+                            events.append(answer(ref, target, None))
+                        case OpenConversation(ref):
+                            events.append(answer(ref, Endpoint("203.0.113.2", 40004), None))
+                        case OpenMeeting(ref):
+                            events.append(answer(ref, Endpoint("203.0.113.2", 40006), INNER))
+                        case AskTransfer(ref, other):
+                            events.append(answer(ref, other, None))
+                        case Bypass():
+                            return True
+                        case Say():
+                            pass
+            return False
+
+        def answer(ref: int, public: Endpoint, inner: Endpoint | None) -> Event:
+            return Opened(ref, public, now, inner) if rng.random() < 0.7 else Refused(ref, "full", now)
+
+        side = rng.choice(list(Side))
+        for piece in pieces(data, rng):
+            now += rng.choice([0.0, 0.001, 0.1, 6.0])
+            held[side] += piece
+            bypassed = do(Received(side, piece, now))
+            deadline = module.deadline()
+            if not bypassed and deadline is not None and deadline <= now:
+                bypassed = do(Tick(now))
+            if bypassed:
+                return
+            if rng.random() < 0.2:
+                side = side.other
+        for side in Side:
+            closed.add(side)
+            if do(Closed(side, now)):
+                return
+        for _ in range(50):  # everything that it waits for has its time
+            deadline = module.deadline()
+            if deadline is None:
+                break
+            now = max(now, deadline)
+            if do(Tick(now)):
+                return
+        assert not any(held.values()), "it keeps bytes for ever"
+        assert ended == set(Side), "it does not pass an end on"
+
+    return target
+
+
+def ftp(rng: random.Random) -> AlgModule:
+    options = FtpOptions(convert=rng.choice(["off", "active", "passive"]))
+    return FtpModule(FlowContext(CLIENT, SERVER, rng.choice(list(Side)), options, transfers=rng.random() < 0.3))
+
+
+def sip(rng: random.Random) -> AlgModule:
+    return SipModule(FlowContext(CLIENT, Endpoint("203.0.113.5", 5060), public=Endpoint("203.0.113.2", 40000)))
+
+
+def handshakes(data: bytes, _rng: random.Random) -> None:
+    """A parser of a handshake takes what it says that it takes, whether the rest has come or not."""
+    for parse in (
+        socks5.parse_greeting,
+        socks5.parse_request,
+        socks4.parse_request,
+        password_wire.parse_credentials,
+        lambda buffer: parse_message(buffer, MessageType.ENCAPSULATION),
+    ):
+        try:
+            found = parse(data)
+        except SocksError:
+            continue
+        if found is not None:
+            assert 0 < found[1] <= len(data)
+            assert parse(data[: found[1]]) == found
+            for end in range(min(found[1], 40)):
+                try:
+                    assert parse(data[:end]) is None
+                except SocksError as error:
+                    raise AssertionError("a part is wrong, and the whole is not") from error
+
+
+def datagrams(data: bytes, _rng: random.Random) -> None:
+    """The header of a datagram of a UDP association."""
+    try:
+        header, used = wire.parse_header(data)
+    except (ValueError, SocksError):
+        return
+    assert wire.header_size(data) == used <= len(data)
+    assert header.host.isprintable()
+
+
+def ident(data: bytes, _rng: random.Random) -> None:
+    name = parse_reply(data, 6191, 23)
+    assert name is None or name.isprintable() or not set(name) & set(" \r\n\t:\0")
+
+
+def upstream(data: bytes, rng: random.Random) -> None:
+    kind: Kind = rng.choice(["socks4a", "socks5", "http"])
+    steps = dialogue(kind, "www.example.org", 443, "ann", "pw")
+    _, parse = next(steps)
+    held = bytearray()
+    try:
+        for piece in pieces(data, rng):
+            held += piece
+            while (found := parse(held)) is not None:
+                assert 0 < found[1] <= len(held)
+                del held[: found[1]]
+                _, parse = steps.send(found[0])
+    except (UpstreamError, StopIteration):
+        pass
+
+
+def names(data: bytes, _rng: random.Random) -> None:
+    """An answer of a name server, as dnspython reads it: what it raises is caught by the resolver."""
+    try:
+        dns.message.from_wire(data)
+    except dns.exception.DNSException:
+        pass
+
+
+def access(data: bytes, _rng: random.Random) -> None:
+    lookups = Lookups(lambda _host: ["192.0.2.1"], lambda _service: 80, lambda _file: "ann\nbob")
+    try:
+        parse_access_file(data.decode("latin-1"), "sockd.conf", "inverted", lookups)
+    except AccessError:
+        pass
+
+
+TARGETS: dict[str, Target] = {
+    "ftp": stream(ftp),
+    "sip": stream(sip),
+    "handshakes": handshakes,
+    "datagrams": datagrams,
+    "ident": ident,
+    "upstream": upstream,
+    "names": names,
+    "access": access,
+}
