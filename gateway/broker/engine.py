@@ -383,15 +383,16 @@ class Engine:
         pinhole_log.info("pinhole.close", lease, by=by)
 
     def _refuse(self, slot: int, request_id: int, client: str, reason: str, refusal: PinholeRefused) -> None:
-        self._refused += 1
-        log.warning(
-            "pinhole.refused",
-            slot=slot,
-            client=client[:64],
-            reason=reason[:64],
-            rule=refusal.rule,
-            detail=refusal.detail[:200],
-        )
+        if refusal.rule != "rate":  # who is too fast asks again in a moment; a worker says so when it gives up
+            self._refused += 1
+            log.warning(
+                "pinhole.refused",
+                slot=slot,
+                client=client[:64],
+                reason=reason[:64],
+                rule=refusal.rule,
+                detail=refusal.detail[:200],
+            )
         self._answer(slot, Refused(request_id, refusal.rule, refusal.detail[:200]))
 
     def _answer(self, slot: int, message: ToWorker) -> None:

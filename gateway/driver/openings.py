@@ -27,7 +27,9 @@ from gateway.driver.conversations import Conversations
 from gateway.driver.requests import Opening, Public, advertised, is_forbidden, request_of
 from gateway.flow.table import Flow
 from gateway.model.errors import PinholeRefused
+from gateway.model.requests import Lease
 from gateway.pinhole.backend import Backend, DataPaths
+from gateway.pinhole.turns import in_turn
 
 log = structlog.get_logger()
 
@@ -157,14 +159,19 @@ class Openings:
             log.warning("pinhole.flood", flow=self._flow.id, client=self._flow.client.host)
         return "flood"
 
+    def _ask(self, command: Opening) -> tuple[Lease, Endpoint | None]:
+        """The lease, and of a meeting where the client has to connect. Raises PinholeRefused."""
+        request = request_of(command, self._flow, self._public)
+        if isinstance(command, OpenMeeting):
+            return self._paths.meet(request, self._own_hosts[0])
+        return self._backend.open(request), None
+
     def _open(self, command: Opening) -> None:
-        ref, inner = command.ref, None
+        ref = command.ref
         try:
-            request = request_of(command, self._flow, self._public)
-            if isinstance(command, OpenMeeting):
-                lease, inner = self._paths.meet(request, self._own_hosts[0])
-            else:
-                lease = self._backend.open(request)
+            lease, inner = in_turn(
+                lambda: self._ask(command), self._flow.client.host, lambda: not self._over and ref in self._opening
+            )
         except PinholeRefused as refused:
             log.warning("pinhole.refused", flow=self._flow.id, rule=refused.rule, detail=refused.detail)
             self._opening.discard(ref)

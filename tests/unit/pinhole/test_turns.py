@@ -1,0 +1,111 @@
+"""gateway.pinhole.turns: a rate that is exceeded paces, and refuses only after that."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alg.bucket import Rate
+from gateway.model.errors import PinholeRefused
+from gateway.pinhole import turns
+from gateway.pinhole.turns import PATIENCE, in_turn
+
+
+class Clock:
+    """Time that passes only where somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.time = 1000.0
+
+    def now(self) -> float:
+        return self.time
+
+    def sleep(self, seconds: float) -> None:
+        self.time += seconds
+
+
+class Limited:
+    """A backend that counts what it is asked, and lets through what a rate lets."""
+
+    def __init__(self, clock: Clock, per_second: float, burst: float) -> None:
+        self.asked = self.opened = 0
+        self._clock = clock
+        self._rate = Rate(per_second, burst)
+
+    def open(self) -> int:
+        self.asked += 1
+        if not self._rate.take("a", self._clock.now()):
+            raise PinholeRefused("rate", "too fast")
+        self.opened += 1
+        return self.opened
+
+
+def test_what_is_within_the_rate_does_not_wait() -> None:
+    clock = Clock()
+    backend = Limited(clock, 100, 200)
+    for number in range(1, 201):
+        assert in_turn(backend.open, "a", lambda: True, clock.now, clock.sleep) == number
+    assert clock.time == 1000.0
+
+
+@given(st.integers(100, 1000), st.sampled_from([10.0, 100.0, 1000.0]))
+@settings(deadline=None, max_examples=40)
+def test_what_is_beyond_it_waits_and_is_served(count: int, per_second: float) -> None:
+    """One after the other, as the commands of a session are: none is refused, and the rate holds."""
+    clock = Clock()
+    backend = Limited(clock, per_second, 2 * per_second)
+    for _ in range(count):
+        in_turn(backend.open, "a", lambda: True, clock.now, clock.sleep)
+    assert backend.opened == count
+    assert count <= 2 * per_second + (clock.time - 1000.0) * per_second + 1
+    assert backend.asked < count + (clock.time - 1000.0) / 0.004 + 1  # and the broker is not asked all the time
+    assert not turns._waiting
+
+
+def test_it_ends() -> None:
+    clock = Clock()
+    backend = Limited(clock, 0.01, 0)
+    with pytest.raises(PinholeRefused, match="too fast"):
+        in_turn(backend.open, "a", lambda: True, clock.now, clock.sleep)
+    assert PATIENCE <= clock.time - 1000.0 < PATIENCE + 0.1
+    assert not turns._waiting
+
+
+@pytest.mark.parametrize("rule", ["quota", "full", "target", "flow"])
+def test_other_refusals_are_told_at_once(rule: str) -> None:
+    clock = Clock()
+
+    def refuse() -> None:
+        raise PinholeRefused(rule, "no")
+
+    with pytest.raises(PinholeRefused, match="no"):
+        in_turn(refuse, "a", lambda: True, clock.now, clock.sleep)
+    assert clock.time == 1000.0
+
+
+def test_nobody_waits_for_what_nobody_wants() -> None:
+    clock = Clock()
+    backend = Limited(clock, 0.01, 0)
+    with pytest.raises(PinholeRefused):
+        in_turn(backend.open, "a", lambda: clock.time < 1000.5, clock.now, clock.sleep)
+    assert clock.time < 1001.0
+
+
+def test_many_that_wait_ask_no_more_often_than_one() -> None:
+    """The pause grows with the number of the client's flows that wait."""
+    pauses: list[float] = []
+    clock = Clock()
+    backend = Limited(clock, 0.01, 0)
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        clock.sleep(seconds)
+        if len(pauses) < 20:  # another flow of the same client comes meanwhile
+            with pytest.raises(PinholeRefused):
+                in_turn(backend.open, "a", lambda: True, clock.now, sleep)
+
+    with pytest.raises(PinholeRefused):
+        in_turn(backend.open, "a", lambda: True, clock.now, sleep)
+    assert max(pauses) > 8 * min(pauses)
+    assert not turns._waiting
