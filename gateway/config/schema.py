@@ -239,7 +239,10 @@ class PinholeSection(_Section, frozen=True):
     per_client: Annotated[int, Meta(description="How many pinholes a client may have open.")] = 64
     rate: Annotated[
         float,
-        Meta(description="How many pinholes a client may open in a second, on average; twice as many at once."),
+        Meta(
+            description="How many pinholes a client may open in a second, on average; twice as many at once. Beyond that "
+            "it waits, at most two seconds for each."
+        ),
     ] = 500.0
 
 
