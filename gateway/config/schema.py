@@ -240,8 +240,8 @@ class PinholeSection(_Section, frozen=True):
     rate: Annotated[
         float,
         Meta(
-            description="How many pinholes a client may open in a second, on average; twice as many at once. Beyond that "
-            "it waits, at most two seconds for each."
+            description="How many pinholes a client may open in a second, on average; twice as many at once. Beyond "
+            "that it waits, at most two seconds for each."
         ),
     ] = 500.0
 
