@@ -33,6 +33,7 @@ from gateway.lease.table import LeaseTable
 from gateway.lease.validate import SHORTEST_TTL, check_request, check_update, valid_lease_id
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Lease, PinholeRequest
+from gateway.net.neighbours import Kernel, Neighbours
 from gateway.observe.admin import Rows
 from gateway.observe.log import get_logger
 from gateway.observe.metrics import Sample
@@ -80,7 +81,8 @@ class Engine:
         self.netfilter = Netfilter(table)
         self.netfilter.measure(limits.meter, now=False)
         self._inside = limits.inside
-        self._leases = LeaseTable(backend="kernel", **limits.of_table())
+        self._neighbours = Neighbours(limits.inside, Kernel())
+        self._leases = LeaseTable(backend="kernel", identify=self._neighbours.identify, **limits.of_table())
         self._rng = random.SystemRandom()
         self._send = send
         self._opens: list[Opening] = []
@@ -132,7 +134,7 @@ class Engine:
     def configure(self, limits: Limits) -> int:
         """Other limits from now on. Pinholes of who is not inside any more are closed; how many those are."""
         self.netfilter.measure(limits.meter)
-        self._inside = limits.inside
+        self._inside = self._neighbours.inside = tuple(limits.inside)
         self._restore_wanted = limits.restore
         self._leases.configure(**limits.of_table())
         return len(self._end("reload", lambda lease: not limits.has_inside(lease.client)))
@@ -186,7 +188,7 @@ class Engine:
             except PinholeRefused as refusal:
                 if refusal.rule == "taken":
                     self._disinherit(slot, request)
-                elif refusal.rule in ("quota", "full"):
+                elif refusal.rule in ("quota", "share", "full"):
                     self.flush()
                     if not self._restoration:
                         self._usage.notice(request.visitor or request.client, refusal.rule)  # used ones do not count

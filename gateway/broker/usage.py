@@ -36,6 +36,7 @@ class Usage:
         self._silent: dict[str, None] = {}  # the others, in the order in which they are asked for
         self._next = math.inf
         self._last = -math.inf
+        self._took = 0.0  # seconds, the last look
         self.used = 0
 
     def deadline(self) -> float:
@@ -79,6 +80,7 @@ class Usage:
             log.warning("broker.reconcile_failed", error=str(error))
             return
         now = time.monotonic()
+        self._took = now - begun
         # With thousands of pinholes the look takes long: never spend more than a tenth of the time on it.
         self._next = now + max(LOOK, 10 * (now - begun))
 
@@ -105,15 +107,16 @@ class Usage:
             pinhole_log.info("pinhole.use", lease)
 
     def notice(self, client: str, rule: str) -> None:
-        """Find out what of a client, or of all (`rule` "full"), is used up. A few questions at most, as anybody can
-        make us ask."""
-        if rule == "full":
-            if time.monotonic() >= self._last + _SOONEST:
+        """Find out what of a client, or of all (`rule` is not "quota"), is used up. A few questions at most, as anybody
+        can make us ask."""
+        leases = [lease for lease in self._leases.of_host(client) if is_single(lease)] if rule == "quota" else []
+        if rule != "quota" or len(leases) > _MOST_FLOWS:
+            if time.monotonic() >= self._last + max(_SOONEST, 10 * self._took):
                 self.look()
             return
         try:
-            for lease in self._leases.of_client(client):
-                if is_single(lease) and not self._netfilter.has(*once_of(lease)):
+            for lease in leases:
+                if not self._netfilter.has(*once_of(lease)):
                     self.found_used(lease)
         except NetfilterError as error:
             log.warning("broker.reconcile_failed", error=str(error))

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Any
 
+import msgspec
+
 from alg.address import Endpoint
 from alg.registry import BrokenModule, transports
 from gateway.config.rules import RuleError, compile_rules
@@ -54,6 +56,9 @@ def check(config: Config) -> None:
         raise BadValue(f"pinhole.ports: {config.pinhole.ports} contains transparent.port {config.transparent.port}")
     _positive("pinhole.per_client", config.pinhole.per_client)
     _positive("pinhole.rate", config.pinhole.rate)
+    for key, number in msgspec.structs.asdict(config.limits).items():
+        if number < 0:
+            raise BadValue(f"limits.{key}: {number} is negative (0: no limit)")
     if config.pinhole.backend == "kernel" and not network.inside:
         raise BadValue("pinhole.backend: kernel pinholes lead to inside clients, and network.inside is empty")
     if not config.log.syslog.startswith("/"):

@@ -236,7 +236,13 @@ class PinholeSection(_Section, frozen=True):
         Literal["auto", "kernel", "userspace"],
         Meta(description='Who opens them. "auto": the kernel for unconfigured clients, userspace for SOCKS clients.'),
     ] = "auto"
-    per_client: Annotated[int, Meta(description="How many pinholes a client may have open.")] = 64
+    per_client: Annotated[
+        int,
+        Meta(
+            description="How many pinholes of each kind a client may have open: connections, conversations (a call has "
+            "one for each of its media), and sockets of UDP associations. See `limits` for what a client is."
+        ),
+    ] = 1024
     rate: Annotated[
         float,
         Meta(
@@ -264,6 +270,25 @@ class RulesSection(_Section, frozen=True):
             "`remove` takes them away.",
         ),
     ] = "ask"
+
+
+class LimitsSection(_Section, frozen=True):
+    """What one client may have at a time of what all clients share, counted over all workers; 0: as much as it likes.
+
+    A client is a host: the addresses of an inside host that the router sees with one link-layer address are one client,
+    and outside a /64 is. Beside these numbers a client that has more than 256 of something may not have more than what
+    is left for all others. For pinholes see `pinhole.per_client`, for messages the modules.
+    """
+
+    flows: Annotated[int, Meta(description="Relayed flows. A connection beyond that is closed where it arrives.")] = (
+        8192
+    )
+    handshakes: Annotated[
+        int,
+        Meta(description="Connections that are not relayed yet: in a handshake, being connected, or read by a module."),
+    ] = 5120
+    associations: Annotated[int, Meta(description="UDP associations; each takes two ports.")] = 1024
+    lookups: Annotated[int, Meta(description="Names that are being resolved.")] = 256
 
 
 class AlgSection(_Section, frozen=True):
@@ -314,6 +339,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     publish: tuple[PublishSection, ...] = ()
     pinhole: PinholeSection = PinholeSection()
     rules: RulesSection = RulesSection()
+    limits: LimitsSection = LimitsSection()
     alg: dict[str, AlgSection] = msgspec.field(default_factory=lambda: dict(DEFAULT_ALG))
     process: ProcessSection = ProcessSection()
     log: LogSection = LogSection()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import time
+from collections.abc import Iterator
 from itertools import zip_longest
 from typing import Literal, NamedTuple
 
@@ -20,6 +22,7 @@ from gateway.model.hosts import canonical_name
 from gateway.model.requests import ConnectRequest
 from gateway.net.addresses import is_local
 from gateway.net.resolver import ResolveError, Resolver
+from gateway.policy.clients import ClientLimit, Clients, Kind
 from gateway.policy.decide import Decision, Judgement, Policy
 from gateway.policy.limits import LimitReached, RuleLimits, Session
 
@@ -72,7 +75,10 @@ class Dialer:
         source: str | None = None,
         limits: RuleLimits | None = None,
         upstreams: Upstreams | None = None,
+        clients: Clients | None = None,
     ) -> None:
+        """`clients`: how many names each of them may have resolved at a time."""
+        self._clients = clients
         self._policy = policy
         self._resolver = resolver
         self._source = ipaddress.ip_address(source) if source else None
@@ -126,10 +132,11 @@ class Dialer:
         return sorted(groups, key=lambda group: group[0].permit)
 
     def _addresses(self, request: ConnectRequest, deadline: float) -> list[Address]:
-        try:
-            return [ipaddress.ip_address(text) for text in self._resolver.resolve(request.host, deadline)]
-        except ResolveError as error:
-            raise DialError("name", str(error)) from error
+        with looking_up(self._clients, request.client.host):
+            try:
+                return [ipaddress.ip_address(text) for text in self._resolver.resolve(request.host, deadline)]
+            except ResolveError as error:
+                raise DialError("name", str(error)) from error
 
     def _enter(
         self, request: ConnectRequest, decision: Decision, addresses: list[Address], deadline: float
@@ -184,6 +191,27 @@ class Dialer:
         if self._source is None or any(is_local(str(address)) for address in addresses):
             return None
         return self._source
+
+
+@contextlib.contextmanager
+def looking_up(clients: Clients | None, client: str) -> Iterator[None]:
+    """Count a name that is resolved for a client, as long as that takes. Raises DialError if there are many already."""
+    if clients is None:
+        yield
+        return
+    try:
+        holder = clients.enter(Kind.LOOKUPS, client)
+    except ClientLimit as limit:
+        raise limit_error(limit) from limit
+    try:
+        yield
+    finally:
+        clients.give_back(Kind.LOOKUPS, holder)
+
+
+def limit_error(limit: ClientLimit) -> DialError:
+    """A client has as much as it may have of something."""
+    return DialError("denied", str(limit), f"limits.{limit.kind.label}")
 
 
 def race(

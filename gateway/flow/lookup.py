@@ -7,10 +7,11 @@ import time
 from typing import NamedTuple
 
 from alg.address import Address, canonical
-from gateway.flow.dial import DialError
+from gateway.flow.dial import DialError, limit_error, looking_up
 from gateway.model.hosts import parse_address
 from gateway.model.requests import ConnectRequest
 from gateway.net.resolver import ResolveError, Resolver
+from gateway.policy.clients import ClientLimit, Clients, Holder, Kind
 from gateway.policy.decide import Decision, Judgement, Policy
 from gateway.policy.limits import LimitReached, RuleLimits, Session
 
@@ -27,7 +28,8 @@ class Admission(NamedTuple):
 class Lookup:
     """Resolves, and lets the policy decide on each address."""
 
-    def __init__(self, policy: Policy, resolver: Resolver, limits: RuleLimits) -> None:
+    def __init__(self, policy: Policy, resolver: Resolver, limits: RuleLimits, clients: Clients | None = None) -> None:
+        self._clients = clients
         self._limits = limits
         self._policy = policy
         self._resolver = resolver
@@ -43,6 +45,20 @@ class Lookup:
         if not client.permit:
             raise DialError("denied", f"client {request.client.host} is not allowed", client.rule)
         return self._count(request, client)
+
+    def take_association(self, client: str) -> Holder | None:
+        """Count a UDP association for its client; DialError if that has as many as it may. Give it back in the end."""
+        if self._clients is None:
+            return None
+        try:
+            return self._clients.enter(Kind.ASSOCIATIONS, client)
+        except ClientLimit as limit:
+            raise limit_error(limit) from limit
+
+    def give_back_association(self, holder: Holder | None) -> None:
+        """It has ended."""
+        if self._clients is not None and holder is not None:
+            self._clients.give_back(Kind.ASSOCIATIONS, holder)
 
     def admit(self, request: ConnectRequest, address: Address | None) -> Admission:
         """Count a permitted request for the rule that permits it at `address` (None: at any). Raises DialError."""
@@ -64,10 +80,11 @@ class Lookup:
         """The permitted addresses of the request's host, at least one. May wait for name servers. Raises DialError."""
         judgement = self._policy.judge(request)
         _permit_client(request, judgement)
-        try:
-            addresses = self._resolver.resolve(request.host, time.monotonic() + TIMEOUT)
-        except ResolveError as error:
-            raise DialError("name", str(error)) from error
+        with looking_up(self._clients, request.client.host):
+            try:
+                addresses = self._resolver.resolve(request.host, time.monotonic() + TIMEOUT)
+            except ResolveError as error:
+                raise DialError("name", str(error)) from error
         permitted, refusal = [], DialError("name", f"{request.host} has no address")
         for address in map(canonical, addresses):
             try:
@@ -89,10 +106,11 @@ class Lookup:
         except ValueError:
             raise DialError("name", f"{request.host} is not an address") from None
         _permit(judgement, address)
-        try:
-            return self._resolver.reverse(str(address), time.monotonic() + TIMEOUT)
-        except ResolveError as error:
-            raise DialError("name", str(error)) from error
+        with looking_up(self._clients, request.client.host):
+            try:
+                return self._resolver.reverse(str(address), time.monotonic() + TIMEOUT)
+            except ResolveError as error:
+                raise DialError("name", str(error)) from error
 
     def any_peer(self, request: ConnectRequest) -> bool:
         """Whether the request's host is the address 0: anybody. DialError "denied" where no rule allows that."""

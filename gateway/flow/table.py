@@ -23,6 +23,7 @@ from gateway.net.relay.splice import Relay
 from gateway.observe.counters import count, flow_opened
 from gateway.observe.flow_log import FlowLog
 from gateway.observe.metrics import Sample
+from gateway.policy.clients import Clients, Holder, Kind
 from gateway.policy.limits import Session
 from gateway.policy.pace import Bucket, Pace
 from gateway.policy.rules import ShareLimit
@@ -61,6 +62,7 @@ class Flow:
         "client",
         "ended_by",
         "front",
+        "holder",
         "id",
         "line",
         "module",
@@ -85,6 +87,7 @@ class Flow:
         self.target: str | None = None  # what the client asked for, where that is not the server's endpoint
         self.rate: float | None = None  # bytes a second in each direction; None: as fast as it goes
         self.session: Session | None = None  # what the rule counts
+        self.holder: Holder | None = None  # the client that it counts for
         self.line = ""  # what its log lines have in common
         self.ended_by = ""  # why the gateway has ended it, if it has a reason of its own
         self.began = time.monotonic()  # the wall clock may jump
@@ -143,7 +146,11 @@ class Flow:
 class Flows:
     """The live flows of one worker."""
 
-    def __init__(self, worker: str, relay: Relay, flow_log: FlowLog | None = None) -> None:
+    def __init__(
+        self, worker: str, relay: Relay, flow_log: FlowLog | None = None, clients: Clients | None = None
+    ) -> None:
+        """`clients`: where they are counted; whether a client may have another one is asked where it is accepted."""
+        self._clients = clients
         self._worker = worker
         self._relay = relay
         self._log = flow_log or FlowLog()
@@ -193,6 +200,9 @@ class Flows:
         """A new flow, in the table until `end`. `rule` has permitted it; `target` is what the client asked for."""
         flow = Flow(f"{self._worker}-{self._epoch}-{next(self._numbers)}", front, client, server, user)
         flow.rule, flow.target = rule, target
+        if self._clients is not None:
+            flow.holder = self._clients.holder(client.host)
+            self._clients.take(Kind.FLOWS, flow.holder)
         self._live[flow.id] = flow
         self._empty.clear()
         flow_opened(front, rule)
@@ -204,6 +214,8 @@ class Flows:
         del self._live[flow.id]
         if flow.session is not None:
             flow.session.release()
+        if flow.holder is not None and self._clients is not None:
+            self._clients.give_back(Kind.FLOWS, flow.holder)
         self.finished += 1
         count("algate_flows_ended_total", flow.front, reason)
         up, down = flow.up, flow.down

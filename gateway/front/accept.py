@@ -7,6 +7,7 @@ import errno
 import resource
 import time
 from collections.abc import Callable
+from functools import partial
 from socket import SOCK_STREAM
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from gevent import get_hub
 
 from gateway.net.sockets import prepare
 from gateway.observe.metrics import open_descriptors
+from gateway.policy.clients import ClientLimit, Clients, Holder, Kind
 
 if TYPE_CHECKING:
     from gevent._types import _IoWatcher, _TimerWatcher
@@ -43,8 +45,10 @@ class Acceptor:
     its server. The limit is RLIMIT_NOFILE as it is at that moment.
     """
 
-    def __init__(self) -> None:
-        self.opening = 0  # connections without a greenlet that are going to need a descriptor for their server
+    def __init__(self, clients: Clients | None = None) -> None:
+        """`clients`: what each of them may have; without it there is no bound."""
+        self._clients = clients
+        self._opening = 0  # connections without a greenlet that are going to need a descriptor for their server
         self._handling: set[gevent.Greenlet[..., None]] = set()
         self._full_since: float | None = None
         self._unasked = 0  # connections that may come before the kernel is asked again
@@ -52,7 +56,7 @@ class Acceptor:
     @property
     def handling(self) -> int:
         """Connections that the relay does not carry yet: in their handshake, being connected, or read by a module."""
-        return len(self._handling) + self.opening
+        return len(self._handling) + self._opening
 
     def serve(self, listener: gsocket.socket, handler: Handler) -> None:
         """Accept until the listener is shut down; a greenlet each. What it accepts `handler` owns."""
@@ -86,11 +90,48 @@ class Acceptor:
         watcher.start(self._ready, listener, watcher, handler)
         return watcher.stop
 
-    def spawn(self, handler: Callable[[], None]) -> None:
-        """Go on with a connection in a greenlet, which counts as `handling`."""
+    def spawn(self, handler: Callable[[], None], client: str) -> None:
+        """Go on with a client's connection in a greenlet, which counts as `handling`."""
         greenlet = gevent.spawn(handler)
         self._handling.add(greenlet)
-        greenlet.link(self._handling.discard)
+        if self._clients is None:
+            greenlet.link(self._handling.discard)
+            return
+        holder = self._clients.holder(client)
+        self._clients.take(Kind.HANDSHAKES, holder)
+        greenlet.link(partial(self._handled, holder))
+
+    def _handled(self, holder: Holder, greenlet: gevent.Greenlet[..., None]) -> None:
+        self._handling.discard(greenlet)
+        if self._clients is not None:
+            self._clients.give_back(Kind.HANDSHAKES, holder)
+
+    def begin(self, client: str) -> Holder | None:
+        """A connection of this client is on its way to the relay, without a greenlet. `end` with what is returned."""
+        self._opening += 1
+        if self._clients is None:
+            return None
+        holder = self._clients.holder(client)
+        self._clients.take(Kind.HANDSHAKES, holder)
+        return holder
+
+    def end(self, holder: Holder | None) -> None:
+        """It has come there, or to its end, or is handed over."""
+        self._opening -= 1
+        if holder is not None and self._clients is not None:
+            self._clients.give_back(Kind.HANDSHAKES, holder)
+
+    def _admits(self, client: str) -> bool:
+        """Whether the client may have one more connection."""
+        if self._clients is None:
+            return True
+        try:
+            self._clients.check(Kind.FLOWS, client)
+            self._clients.check(Kind.HANDSHAKES, client)
+        except ClientLimit as limit:
+            log.warning("client.limit", client=client, kind=limit.kind.label, bound=limit.bound, most=limit.most)
+            return False
+        return True
 
     def _ready(self, listener: _socket.socket, watcher: _IoWatcher, handler: Quick) -> None:
         for _ in range(BATCH):
@@ -112,6 +153,9 @@ class Acceptor:
                 continue  # it had gone before we came to it
             self._recovered()
             sock = _socket.socket(listener.family, SOCK_STREAM, listener.proto, fileno=fd)
+            if not self._admits(address[0]):
+                sock.close()
+                continue
             sock.setblocking(False)
             handler(sock, address)
 
@@ -131,7 +175,7 @@ class Acceptor:
             self._unasked -= 1
             return True
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        left = limit - min(RESERVE, limit // 4) - open_descriptors() - len(self._handling) - self.opening
+        left = limit - min(RESERVE, limit // 4) - open_descriptors() - len(self._handling) - self._opening
         self._unasked = left // DESCRIPTORS
         return left >= DESCRIPTORS
 
@@ -148,3 +192,9 @@ class Acceptor:
         if self._full_since is not None:
             log.warning("accept.recovered", after=round(time.monotonic() - self._full_since, 3))
             self._full_since = None
+
+
+def room_for_connections() -> int:
+    """How many connections this process has descriptors for, each with the one to its server."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (limit - min(RESERVE, limit // 4)) // 2

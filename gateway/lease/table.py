@@ -23,6 +23,7 @@ from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Lease, PinholeRequest, PinholeUpdate, Traffic
 from gateway.observe.metrics import Sample
 from gateway.observe.pinhole_log import lease_fields
+from gateway.policy.clients import Identity
 
 RATE = 100.0
 """Openings of one client in a second, on average: more than a client that fetches small files one by one can use."""
@@ -32,21 +33,31 @@ NOTHING = Traffic()
 _LEAST_SLACK = 1024  # deadlines out of date that are kept, at least
 
 
+SHARE = 64
+"""Pinholes that a client may have whatever others have. Beyond that it may have as many as are left for all others."""
+
+
 @dataclass(slots=True)
 class _Entry:
     lease: Lease
     owner: int
     deadline: float
+    payer: Identity
     used: bool = False
+
+
+def _by_address(address: str) -> Identity:
+    return Identity(address, address)
 
 
 class LeaseTable:
     """Leases of one backend.
 
     `ports`: lowest and highest public port; `read_ports`: those of them for datagrams that a module reads, which are
-    given to nobody else. `per_client`: how many a client may hold; `total`: how many there may be, half of them those
-    of visitors.
+    given to nobody else. `per_client`: how many of each kind a client may hold (kinds: connections, conversations, and
+    sockets of UDP associations); `total`: how many there may be, half of them those of visitors.
     `rate`: how many a client may open in a second, on average; twice as many at once.
+    `identify`: which addresses are one client.
     A lease that was used up (`use`) counts no more and is not listed, but keeps its port until its time is over or
     somebody closes it.
     """
@@ -61,7 +72,9 @@ class LeaseTable:
         total: int = 8192,
         hold: float = HOLD,
         rate: float = RATE,
+        identify: Callable[[str], Identity] = _by_address,
     ) -> None:
+        self._identify = identify
         self._backend: Literal["kernel", "userspace"] = backend
         self._total = total
         self._ports = PublicPorts(hold)
@@ -69,6 +82,9 @@ class LeaseTable:
         self.configure(ports=ports, read_ports=read_ports, per_client=per_client, rate=rate)
         self._entries: dict[str, _Entry] = {}
         self._clients: dict[str, dict[str, Lease]] = {}
+        self._hosts: dict[str, dict[str, Lease]] = {}
+        self._kinds: Counter[tuple[str, str]] = Counter()
+        self._networks: Counter[str] = Counter()
         self._conversations: dict[Endpoint, str] = {}
         self._live = self._visiting = 0
         self._deadlines: list[tuple[float, str]] = []
@@ -95,16 +111,21 @@ class LeaseTable:
     ) -> Lease:
         """Make a lease. For direction "in" its public port is random, free (`is_free`) and not used lately.
 
-        `owner` is whoever may close it (a worker's slot). PinholeRefused "rate", "quota" (client), "full" (all),
-        "ports", "taken".
+        `owner` is whoever may close it (a worker's slot). PinholeRefused "rate", "quota" (client), "share" (as much as
+        is left for others), "full" (all), "ports", "taken".
         """
-        payer = request.visitor or request.client
-        if not self._rate.take(payer, now):
-            raise PinholeRefused("rate", f"{payer} opens pinholes too fast")
-        if len(self._clients.get(payer, ())) >= self._per_client:
-            raise PinholeRefused("quota", f"{payer} holds {self._per_client} pinholes")
+        client = request.visitor or request.client
+        payer = self._identify(client)
+        if not self._rate.take(payer.host, now):
+            raise PinholeRefused("rate", f"{client} opens pinholes too fast")
+        kind = _kind(request.transport, request.local or self._backend == "userspace")
+        if self._kinds[payer.host, kind] >= self._per_client:
+            raise PinholeRefused("quota", f"{client} holds {self._per_client} {kind} (pinhole.per_client)")
         if self._live >= self._total:
             raise PinholeRefused("full", f"there are {self._total} pinholes")
+        held = max(len(self._hosts.get(payer.host, ())), self._networks[payer.network])
+        if held >= SHARE and held >= self._total - self._live:
+            raise PinholeRefused("share", f"{payer.network} holds {held} pinholes, and fewer are left")
         if request.visitor is not None and self._visiting >= self._total // 2:
             raise PinholeRefused("full", f"clients outside hold {self._visiting} pinholes")
         if request.uses == 0 and not request.local:
@@ -134,13 +155,17 @@ class LeaseTable:
 
     def restore(self, lease: Lease, *, owner: int, deadline: float, used: bool = False) -> None:
         """Put a lease in that is already open (read back from the kernel); no quota is asked."""
-        self._entries[lease.id] = _Entry(lease, owner, deadline, used)
+        payer = self._identify(_payer(lease))
+        self._entries[lease.id] = _Entry(lease, owner, deadline, payer, used)
         self._end_by(deadline, lease.id)
         self._ports.take(lease.protocol, lease.public, _ports_of(lease))
         for target in _sockets_of(lease):
             self._conversations[target] = lease.id
         if not used:
             self._clients.setdefault(_payer(lease), {})[lease.id] = lease
+            self._hosts.setdefault(payer.host, {})[lease.id] = lease
+            self._kinds[payer.host, _kind_of(lease)] += 1
+            self._networks[payer.network] += 1
             self._live += 1
             self._visiting += lease.visitor is not None
 
@@ -149,7 +174,7 @@ class LeaseTable:
         entry = self._entries[lease_id]
         if not entry.used:
             entry.used = True
-            self._forget_client(entry.lease)
+            self._forget_client(entry)
 
     def find(self, lease_id: str) -> Lease | None:
         """The open lease with this id."""
@@ -192,6 +217,7 @@ class LeaseTable:
         for target in _sockets_of(lease):
             self._conversations[target] = lease.id
         self._clients[_payer(lease)][lease.id] = lease
+        self._hosts[entry.payer.host][lease.id] = lease
         entry.lease, entry.deadline = lease, deadline
         self._end_by(deadline, lease.id)
 
@@ -264,6 +290,10 @@ class LeaseTable:
         """The open pinholes that count as this client's."""
         return list(self._clients.get(client, {}).values())
 
+    def of_host(self, client: str) -> list[Lease]:
+        """The open pinholes that count as those of the host which has this address, by whichever of its addresses."""
+        return list(self._hosts.get(self._identify(client).host, {}).values())
+
     def __len__(self) -> int:
         """How many pinholes are open."""
         return self._live
@@ -284,24 +314,48 @@ class LeaseTable:
         lease = entry.lease
         del self._entries[lease.id]
         if not entry.used:
-            self._forget_client(lease)
+            self._forget_client(entry)
         for target in _sockets_of(lease):
             del self._conversations[target]
         self._ports.give_back(lease.protocol, lease.public, _ports_of(lease), now)
         return lease
 
-    def _forget_client(self, lease: Lease) -> None:
+    def _forget_client(self, entry: _Entry) -> None:
+        lease = entry.lease
+        host, network = entry.payer
         self._live -= 1
         self._visiting -= lease.visitor is not None
         leases = self._clients[_payer(lease)]
         del leases[lease.id]
         if not leases:
             del self._clients[_payer(lease)]
+        of_host = self._hosts[host]
+        del of_host[lease.id]
+        if not of_host:
+            del self._hosts[host]
+        kind = host, _kind_of(lease)
+        self._kinds[kind] -= 1
+        if not self._kinds[kind]:
+            del self._kinds[kind]
+        self._networks[network] -= 1
+        if not self._networks[network]:
+            del self._networks[network]
 
 
 def _payer(lease: Lease) -> str:
     """Whose quota it is of."""
     return lease.visitor or lease.client
+
+
+def _kind(transport: str, local: bool) -> str:
+    """What kinds there are for the quotas of clients. `local`: a worker's own port."""
+    if transport == "tcp":
+        return "connections"
+    return "associations" if local else "conversations"
+
+
+def _kind_of(lease: Lease) -> str:
+    return _kind(lease.protocol, lease.backend == "userspace")
 
 
 def _ports_of(lease: Lease) -> int:

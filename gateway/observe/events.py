@@ -46,6 +46,8 @@ EVENTS = {
     "broker.table_restored": "The open pinholes are in the table again.",
     "broker.worker_lost": "A worker's connection to the broker has ended, as after an upgrade.",
     "call.kick": "The media of a call were cut by `algate kick` or the console.",
+    "client.limit": "A client has as much of `kind` as it may (limits.*, `bound=most`), or as is left for all others "
+    "(`bound=share`): its connection was closed.",
     "console": "The console serves; `token` is the file with the token that changes ask for.",
     "console.denied": "Somebody came to the console with a wrong token.",
     "console.error": "A request to the console failed.",

@@ -24,6 +24,7 @@ LIMITED = frozenset(
         "auth.protection",
         "broker.bad_message",
         "broker.flood",
+        "client.limit",
         "console.denied",
         "console.error",
         "pinhole.flood",

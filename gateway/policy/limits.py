@@ -1,17 +1,20 @@
 """What rules allow at most: sessions at a time, of one client, new ones a second, and what they share (shares.py).
 
-Pure: time is an argument.
+The numbers hold for all workers together: each counts in memory that all of them read (shared_counts.py), and what is
+looked at and then counted is so under a lock. Pure: time is an argument.
 
 A `Session` is counted from `enter` until its `release`, which may be called any number of times: so whoever might be
-the last to hold it releases it, and no counter leaks. What is at zero is forgotten.
+the last to hold it releases it, and no counter leaks. What is at zero is forgotten. A worker that dies holds nothing.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-
 from gateway.policy.rules import Decision, Limits
+from gateway.policy.shared_counts import Cell, SharedCounts, key_of
 from gateway.policy.shares import Share, Shares
+
+_NANO = 1_000_000_000
+_NO_LIMITS = Limits()
 
 
 class LimitReached(Exception):
@@ -44,73 +47,94 @@ class Session:
             self._owner.join(rule, self._client)
 
 
-class _Bucket:
-    """Tokens for new sessions: as many as come in a second, at least one, can be saved up."""
-
-    __slots__ = ("rate", "since", "tokens")
-
-    def __init__(self, rate: float, now: float) -> None:
-        self.rate = rate
-        self.since = now
-        self.tokens = max(1.0, rate)
-
-    def take(self, now: float) -> bool:
-        self.tokens = min(max(1.0, self.rate), self.tokens + (now - self.since) * self.rate)
-        self.since = now
-        if self.tokens < 1:
-            return False
-        self.tokens -= 1
-        return True
-
-
 class RuleLimits:
-    """The sessions of one worker. `workers`: how many share the limits; each has its part, rounded up. `offset`: what
-    has to be added to `now` to have Unix time, by which the periods of quotas are counted."""
+    """The sessions of all workers, as one of them sees them. `shared`: what they count in; without it there is one
+    worker. `offset`: what has to be added to `now` to have Unix time, by which the periods of quotas are counted."""
 
-    def __init__(self, workers: int = 1, offset: float = 0.0) -> None:
-        self._workers = workers
-        self._shares = Shares(workers, offset)
-        self._sessions: Counter[str] = Counter()
-        self._clients: Counter[tuple[str, str]] = Counter()
-        self._buckets: dict[str, _Bucket] = {}
+    def __init__(self, shared: SharedCounts | None = None, offset: float = 0.0) -> None:
+        self._shared = shared or SharedCounts.alone()
+        self._shares = Shares(self._shared, offset)
+        self._sessions: dict[str, Cell] = {}
+        self._clients: dict[tuple[str, str], Cell] = {}
+        self._rates: dict[str, Cell] = {}
 
     def enter(self, decision: Decision, client: str, now: float, user: str | None = None) -> Session:
         """Count a session of a client (an address), or of a user, for the rule that decided. `now` in seconds,
         monotonic. Raises LimitReached."""
-        rule, limits = decision.rule, decision.limits or Limits()
-        if limits.sessions and self._sessions[rule] >= self._part(limits.sessions):
-            raise LimitReached(f"{limits.sessions} sessions are the limit")
-        if limits.per_client and self._clients[rule, client] >= self._part(limits.per_client):
-            raise LimitReached(f"{limits.per_client} sessions of a client are the limit")
-        used_up = self._shares.used_up(rule, limits.shares, client, user, now)
-        if used_up is not None:
-            raise LimitReached(used_up)
-        if limits.rate:
-            bucket = self._buckets.get(rule)
-            if bucket is None:
-                bucket = self._buckets[rule] = _Bucket(limits.rate / self._workers, now)
-            if not bucket.take(now):
+        rule, limits = decision.rule, decision.limits or _NO_LIMITS
+        if limits is _NO_LIMITS:
+            self.join(rule, client)
+            return Session(self, rule, client)
+        with self._shared.lock(_rule_key(rule)):
+            if limits.sessions and self._live(self._sessions.get(rule), _rule_key(rule)) >= limits.sessions:
+                raise LimitReached(f"{limits.sessions} sessions are the limit")
+            of_client = self._live(self._clients.get((rule, client)), _client_key(rule, client))
+            if limits.per_client and of_client >= limits.per_client:
+                raise LimitReached(f"{limits.per_client} sessions of a client are the limit")
+            used_up = self._shares.used_up(rule, limits.shares, client, user, now)
+            if used_up is not None:
+                raise LimitReached(used_up)
+            if limits.rate and not self._take(rule, limits.rate, now):
                 raise LimitReached(f"{limits.rate:g} new sessions a second are the limit")
-        self.join(rule, client)
+            self.join(rule, client)
         return Session(self, rule, client, self._shares.join(rule, limits.shares, client, user, now))
 
     def join(self, rule: str, client: str) -> None:
         """For `Session.move`: one more."""
-        self._sessions[rule] += 1
-        self._clients[rule, client] += 1
+        self._of_rule(rule).live += 1
+        self._of_client(rule, client).live += 1
 
     def leave(self, rule: str, client: str) -> None:
         """For `Session.release`."""
-        self._sessions[rule] -= 1
-        if not self._sessions[rule]:
-            del self._sessions[rule]
-        self._clients[rule, client] -= 1
-        if not self._clients[rule, client]:
-            del self._clients[rule, client]
+        cell = self._of_rule(rule)
+        cell.live -= 1
+        if not cell.live:
+            self._sessions.pop(rule).release()
+        cell = self._of_client(rule, client)
+        cell.live -= 1
+        if not cell.live:
+            self._clients.pop((rule, client)).release()
 
     def counts(self) -> dict[str, int]:
-        """Live sessions by rule."""
-        return dict(self._sessions)
+        """Live sessions of this worker, by rule."""
+        return {rule: cell.live for rule, cell in self._sessions.items() if cell.live}
 
-    def _part(self, limit: int) -> int:
-        return -(-limit // self._workers)
+    def _live(self, cell: Cell | None, key: int) -> int:
+        """How many there are in all workers; `cell`: of those in this one, if there are any."""
+        return (cell.live if cell is not None else 0) + sum(live for live, *_ in self._shared.others(key))
+
+    def _of_rule(self, rule: str) -> Cell:
+        cell = self._sessions.get(rule)
+        if cell is None:
+            cell = self._sessions[rule] = self._shared.cell(_rule_key(rule))
+        return cell
+
+    def _of_client(self, rule: str, client: str) -> Cell:
+        cell = self._clients.get((rule, client))
+        if cell is None:
+            cell = self._clients[rule, client] = self._shared.cell(_client_key(rule, client))
+        return cell
+
+    def _take(self, rule: str, rate: float, now: float) -> bool:
+        """One new session, if the rate allows it: as many as come in a second, at least one, can be saved up.
+
+        A leaky bucket as a meter (GCRA, ITU-T I.371): when the next session would be on time if all came evenly. The
+        latest of what the workers have noted is what holds, and each writes its own.
+        """
+        cell = self._rates.get(rule)
+        if cell is None:
+            cell = self._rates[rule] = self._shared.cell(key_of("rate of rule", rule))
+        moment = int(now * _NANO)
+        expected = max([cell.mark, *(mark for _, _, mark, _ in cell.others())])
+        if expected - moment > int((max(1.0, rate) - 1) / rate * _NANO):
+            return False
+        cell.mark = max(expected, moment) + int(_NANO / rate)
+        return True
+
+
+def _rule_key(rule: str) -> int:
+    return key_of("rule", rule)
+
+
+def _client_key(rule: str, client: str) -> int:
+    return key_of("client of rule", rule, client)

@@ -8,85 +8,149 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from gateway.policy.pace import Bucket, Pace
+from gateway.policy.pace import BURST, SMALLEST, WORTHWHILE, Pace
 from gateway.policy.rules import ShareLimit
+from gateway.policy.shared_counts import Cell, SharedCounts, key_of
 
 MOST = 65_536  # shares that are remembered; beyond that those without a flow are forgotten, the oldest first
 SWEEP = 10.0  # seconds between two looks for those that may be forgotten
 UP, DOWN = 0, 1
+_NANO = 1_000_000_000
 _ASK_AGAIN = 1.0  # seconds; a flow whose quota is used up is ended before that
 
 
 class Quota:
-    """Bytes, in both directions together, of each period. Periods are counted from the beginning of Unix time."""
+    """Bytes, in both directions together, of each period. Periods are counted from the beginning of Unix time.
 
-    __slots__ = ("_limit", "_offset", "_period", "_used", "_window")
+    What is used stands in a cell: of which period, and how much by this worker; what the others have used stands in
+    theirs. So that no two of them use the same bytes, each may use its part of what is left, of those that have flows.
+    """
 
-    def __init__(self, limit: int, period: float, now: float, offset: float) -> None:
+    __slots__ = ("_cell", "_limit", "_offset", "_period", "_window")
+
+    def __init__(self, cell: Cell, limit: int, period: float, offset: float) -> None:
         """`period` in seconds; `offset`: what has to be added to `now` to have Unix time."""
+        self._cell = cell
         self._limit = limit
         self._period = period
         self._offset = offset
-        self._window = int((now + offset) // period)
-        self._used = 0
+        self._window = 0
 
     def left(self, now: float) -> int:
         """How many bytes may still be moved in this period."""
-        window = int((now + self._offset) // self._period)
-        if window != self._window:
-            self._window = window
-            self._used = 0
-        return self._limit - self._used
+        window = self._window = int((now + self._offset) // self._period)
+        cell = self._cell
+        used = cell.spent if cell.mark == window else 0
+        return self._limit - used - sum(spent for _, spent, mark, _ in cell.others() if mark == window)
+
+    def mine(self, now: float) -> int:
+        """How many of them this worker may use before it asks again."""
+        left = self.left(now)
+        if left <= 0:
+            return 0
+        holders = 1 + sum(live > 0 for live, *_ in self._cell.others())
+        if left >= holders:
+            return left // holders
+        return left if self._cell.first_of_live() else 0
 
     def spend(self, count: int) -> None:
-        self._used += count
+        """`count` bytes more are used, in the period of which `left` was asked last."""
+        cell = self._cell
+        if cell.mark != self._window:
+            cell.spent = 0
+            cell.mark = self._window
+        cell.spent += count
 
     def rest(self, now: float) -> float:
         """Seconds until the period is over."""
         return self._period - (now + self._offset) % self._period
 
     def is_new(self, now: float) -> bool:
-        return self.left(now) == self._limit
+        """Whether this worker has used nothing of this period."""
+        return not self._cell.spent or self._cell.mark != int((now + self._offset) // self._period)
 
-    def change(self, other: Quota) -> None:
-        """Be what `other` is, but for what is used; of another period nothing is."""
-        self._limit, self._period = other._limit, other._period
+
+class SharedBucket:
+    """At most `rate` bytes a second, above 0, and a short burst, by all workers together. As `pace.Bucket`, but what it
+    knows is one number: when all that was spent would be gone at this rate (GCRA). Each worker writes its own, and the
+    latest holds; what two spend in the same microseconds is counted once, which is far below a hundredth."""
+
+    __slots__ = ("_burst", "_cell", "_now", "_rate", "_worthwhile")
+
+    def __init__(self, rate: float, cell: Cell) -> None:
+        self._cell = cell
+        self._rate = rate
+        self._burst = max(rate * BURST, SMALLEST)
+        self._worthwhile = min(self._burst / 2, WORTHWHILE)
+        self._now = 0
+
+    def allowance(self, now: float) -> int:
+        """How many bytes may be moved now; 0 rather than a few."""
+        tokens = self._tokens(now)
+        return int(tokens) if tokens >= self._worthwhile else 0
+
+    def spend(self, count: int) -> None:
+        """`count` bytes were moved."""
+        self._cell.mark = max(self._latest(), self._now) + int(count * _NANO / self._rate)
+
+    def due(self, now: float) -> float:
+        """When `allowance` is worth asking for again, if nobody else spends."""
+        return now + max(0.0, self._worthwhile - self._tokens(now)) / self._rate
+
+    def is_new(self, now: float) -> bool:
+        """Whether what this worker has spent is made up for."""
+        return self._cell.mark <= now * _NANO
+
+    def _tokens(self, now: float) -> float:
+        self._now = int(now * _NANO)
+        return self._burst - max(0, self._latest() - self._now) * self._rate / _NANO
+
+    def _latest(self) -> int:
+        return max([self._cell.mark, *(mark for _, _, mark, _ in self._cell.others())])
 
 
 class Share:
-    """A rate for each direction, a quota, or both. `flows`: how many have it."""
+    """A rate for each direction, a quota, or both. `flows`: how many of this worker have it."""
 
-    __slots__ = ("flows", "limit", "paces", "quota")
+    __slots__ = ("_cells", "_offset", "flows", "limit", "paces", "quota")
 
-    def __init__(self, limit: ShareLimit, workers: int, now: float, offset: float) -> None:
+    def __init__(self, cells: tuple[Cell, Cell, Cell], offset: float) -> None:
+        """`cells`: of the rates up and down, and of the quota. Without `use` it limits nothing."""
+        self._cells = cells
+        self._offset = offset
         self.flows = 0
-        self.limit = limit
-        self.paces: tuple[Bucket, Bucket] | None = None
+        self.limit: ShareLimit | None = None
+        self.paces: tuple[SharedBucket, SharedBucket] | None = None
         self.quota: Quota | None = None
-        if limit.rate:
-            self.paces = Bucket(limit.rate / workers, now), Bucket(limit.rate / workers, now)
-        if limit.quota:
-            self.quota = Quota(-(-limit.quota // workers), limit.period, now, offset)
 
-    def become(self, other: Share) -> None:
-        """Have the limits of `other`: the rules have changed. What is used of a quota stays used."""
-        self.limit, self.paces = other.limit, other.paces
-        if self.quota is not None and other.quota is not None:
-            self.quota.change(other.quota)
-        else:
-            self.quota = other.quota
+    def use(self, limit: ShareLimit) -> None:
+        """Have this limit from now on. What is used of a quota stays used, as it stands in the cells."""
+        up, down, used = self._cells
+        self.limit = limit
+        self.paces = (SharedBucket(limit.rate, up), SharedBucket(limit.rate, down)) if limit.rate else None
+        self.quota = Quota(used, limit.quota, limit.period, self._offset) if limit.quota else None
+
+    def change(self, flows: int) -> None:
+        """So many more flows have it."""
+        self.flows += flows
+        self._cells[2].live = self.flows
 
     def is_new(self, now: float) -> bool:
-        """Whether it is as if nobody had used it."""
-        full = self.paces is None or all(pace.full(now) for pace in self.paces)
+        """Whether it is as if nobody in this worker had used it."""
+        full = self.paces is None or all(pace.is_new(now) for pace in self.paces)
         return full and (self.quota is None or self.quota.is_new(now))
+
+    def forget(self) -> None:
+        """It is of no use any more."""
+        for cell in self._cells:
+            cell.release()
 
 
 class Shares:
-    """Those of one worker. `workers`: how many have a part of each limit; `offset`: from `now` to Unix time."""
+    """Those that this worker's flows have. `shared`: where all workers count; `offset`: from `now` to Unix time."""
 
-    def __init__(self, workers: int, offset: float) -> None:
-        self._workers = workers
+    def __init__(self, shared: SharedCounts, offset: float) -> None:
+        self._shared = shared
         self._offset = offset
         self._table: dict[tuple[str, str, str], Share] = {}
         self._next_sweep = 0.0
@@ -97,9 +161,12 @@ class Shares:
     def used_up(self, rule: str, limits: Sequence[ShareLimit], client: str, user: str | None, now: float) -> str | None:
         """Why nobody may begin a flow, or None."""
         for limit in limits:
-            share = self._table.get((rule, limit.of, _whose(limit, client, user) or ""))
-            if share is not None and share.limit == limit and share.quota and share.quota.left(now) <= 0:
-                return f"quota_per_{limit.of} of {limit.quota} bytes is used up for {share.quota.rest(now):.0f} s more"
+            whose = _whose(limit, client, user)
+            if not limit.quota or whose is None:
+                continue
+            quota = self._share((rule, limit.of, whose), limit).quota  # others may have used it up
+            if quota is not None and quota.left(now) <= 0:
+                return f"quota_per_{limit.of} of {limit.quota} bytes is used up for {quota.rest(now):.0f} s more"
         return None
 
     def join(
@@ -113,31 +180,32 @@ class Shares:
         for limit in limits:
             whose = _whose(limit, client, user)
             if whose is not None:
-                share = self._share((rule, limit.of, whose), limit, now)
-                share.flows += 1
+                share = self._share((rule, limit.of, whose), limit)
+                share.change(1)
                 found.append(share)
         return tuple(found)
 
     @staticmethod
     def leave(shares: Sequence[Share]) -> None:
         for share in shares:
-            share.flows -= 1
+            share.change(-1)
 
-    def _share(self, key: tuple[str, str, str], limit: ShareLimit, now: float) -> Share:
+    def _share(self, key: tuple[str, str, str], limit: ShareLimit) -> Share:
         share = self._table.get(key)
         if share is None:
             if len(self._table) >= MOST:
                 oldest = next((key for key, share in self._table.items() if not share.flows), None)
                 if oldest is not None:
-                    del self._table[oldest]
-            share = self._table[key] = Share(limit, self._workers, now, self._offset)
-        elif share.limit != limit:
-            share.become(Share(limit, self._workers, now, self._offset))
+                    self._table.pop(oldest).forget()
+            up, down, used = (self._shared.cell(key_of("share", *key, what)) for what in ("up", "down", "used"))
+            share = self._table[key] = Share((up, down, used), self._offset)
+        if share.limit != limit:
+            share.use(limit)
         return share
 
     def _sweep(self, now: float) -> None:
         for key in [key for key, share in self._table.items() if not share.flows and share.is_new(now)]:
-            del self._table[key]
+            self._table.pop(key).forget()
 
 
 def _whose(limit: ShareLimit, client: str, user: str | None) -> str | None:
@@ -173,11 +241,12 @@ class SharedPace(Pace):
             if share.paces is not None:
                 least = min(least, share.paces[self._way].allowance(now))
             if share.quota is not None:
-                left = share.quota.left(now)
-                if left <= 0:
-                    self._used_up(share.limit)
+                mine = share.quota.mine(now)
+                if mine <= 0:
+                    if share.limit is not None:
+                        self._used_up(share.limit)
                     return 0
-                least = min(least, left)
+                least = min(least, mine)
         return least
 
     def spend(self, count: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from gateway.config.schema import SocksSection
 from gateway.front.auth.guard import Guard
@@ -16,6 +16,7 @@ from gateway.front.socks.gssapi import GssapiAcceptor
 from gateway.front.socks.gssapi_wire import LEVELS
 from gateway.model.errors import ConfigError
 from gateway.observe.log import get_logger
+from gateway.policy.shared_counts import SharedCounts
 
 log = get_logger()
 
@@ -23,14 +24,22 @@ log = get_logger()
 class Authentication:
     """The authenticator of a worker and what it stands on. `files`: descriptors by name ("users", "keytab").
 
-    `before`: the one of an earlier configuration. Who was banned under the same terms stays so.
+    `shared`, `identify`: where guessers are counted by all workers, and who is one (see Guard). `before`: the one of an
+    earlier configuration. Who was banned under the same terms stays so.
     """
 
-    def __init__(self, socks: SocksSection, files: Mapping[str, int], before: Authentication | None = None) -> None:
+    def __init__(
+        self,
+        socks: SocksSection,
+        files: Mapping[str, int],
+        shared: SharedCounts,
+        identify: Callable[[str], str],
+        before: Authentication | None = None,
+    ) -> None:
         self._fds = dict(files)
         self._terms = socks.guard
         self.accounts = Accounts(_read_users(files["users"]) if "users" in files else {})
-        guard = Guard(socks.guard.failures, socks.guard.window, socks.guard.ban)
+        guard = Guard(socks.guard.failures, socks.guard.window, socks.guard.ban, shared=shared, identify=identify)
         if before is not None and before._terms == socks.guard:
             guard = before._guard
         self._guard: Guard = guard

@@ -28,6 +28,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     changed a new one comes over the lifeline. And "announced", memory that all workers share
     (gateway/driver/announced.py).
     names (console): the processes that can be asked.
+    counts (worker): the memory that all workers count in (gateway/process/counts_file.py).
     standby (worker, broker): be ready, but begin when the lifeline says so.
     """
 
@@ -44,11 +45,12 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     console: int | None = None
     files: dict[str, int] = {}
     names: list[str] = []
+    counts: int | None = None
     standby: bool = False
 
     def descriptors(self) -> list[int]:
         """All that are named, in a fixed order."""
-        optional = [fd for fd in (self.broker, self.console) if fd is not None]
+        optional = [fd for fd in (self.broker, self.console, self.counts) if fd is not None]
         return [
             self.lifeline, self.admin, *self.workers.values(), *optional, *self.journal, *self.socks, *self.transparent,
             *self.files.values(),
@@ -56,7 +58,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
 
     def known_already(self) -> list[int]:
         """Those that a child which is told of another configuration has already."""
-        return [self.lifeline, self.admin, *([self.broker] if self.broker is not None else [])]
+        return [self.lifeline, self.admin, *(fd for fd in (self.broker, self.counts) if fd is not None)]
 
     def own(self) -> list[int]:
         """Those that a worker has for itself because of such a message."""
@@ -75,6 +77,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
             socks=[new[fd] for fd in self.socks],
             transparent=[new[fd] for fd in self.transparent],
             console=None if self.console is None else new[self.console],
+            counts=None if self.counts is None else new[self.counts],
             files={name: new[fd] for name, fd in self.files.items()},
         )
 

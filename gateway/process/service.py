@@ -26,7 +26,7 @@ from gateway.flow.lookup import Lookup
 from gateway.flow.quick_dial import QuickDialer, cooperative
 from gateway.flow.table import Flows
 from gateway.flow.upstream import Upstreams, upstreams_of
-from gateway.front.accept import Acceptor, Quick
+from gateway.front.accept import Acceptor, Quick, room_for_connections
 from gateway.front.auth.ident import IdentClient
 from gateway.front.socks.bind import BindCommand
 from gateway.front.socks.connect import ConnectCommand
@@ -39,16 +39,21 @@ from gateway.front.udp.associate import UdpAssociateCommand
 from gateway.front.udp.reader import MessageReader
 from gateway.front.udp.routes import Options
 from gateway.net.addresses import OwnAddresses
+from gateway.net.neighbours import Neighbours
 from gateway.net.relay.splice import Relay
 from gateway.net.resolver import Resolver
 from gateway.net.sockets import keep_alive_after
 from gateway.pinhole.backend import Backend
 from gateway.pinhole.split import SplitPinholes
 from gateway.pinhole.userspace import UserspacePinholes
+from gateway.policy.clients import Clients, Kind
 from gateway.policy.decide import Policy
 from gateway.policy.limits import RuleLimits
+from gateway.policy.shared_counts import SharedCounts
 from gateway.process.authentication import Authentication
 from gateway.process.installed import installed
+
+LOOKUPS = 2048  # names that a worker resolves at a time; each holds some 40 KB
 
 
 class Ground(NamedTuple):
@@ -64,6 +69,9 @@ class Ground(NamedTuple):
     policy: Policy
     limits: RuleLimits
     announced: Announced
+    counts: SharedCounts
+    clients: Clients
+    neighbours: Neighbours
 
 
 class Service:
@@ -80,8 +88,8 @@ class Service:
         outside = config.network.outside
         source = outside if outside != "auto" and ground.own.is_local(outside) else None
         resolver, upstreams = resolver_of(config.dns), Upstreams(upstreams_of(config))
-        dialer = Dialer(policy, resolver, source, ground.limits, upstreams)
-        lookup = Lookup(policy, resolver, ground.limits)
+        dialer = Dialer(policy, resolver, source, ground.limits, upstreams, ground.clients)
+        lookup = Lookup(policy, resolver, ground.limits, ground.clients)
         of_socks = _of_socks(config.pinhole.backend, userspace, kernel)
         streams, datagrams = installed(config)
         runner = FlowRunner(
@@ -99,7 +107,9 @@ class Service:
             ground.announced,
         )
         earlier = before.authentication if before is not None else None
-        self.authentication: Authentication = Authentication(config.socks, files, earlier)
+        self.authentication: Authentication = Authentication(
+            config.socks, files, ground.counts, ground.neighbours.guesser, earlier
+        )
         accounts = self.authentication.accounts
         connect = ConnectCommand(dialer, runner)
         self._socks = SocksFront(
@@ -136,15 +146,34 @@ class Service:
         config = self._config
         keep_alive_after(config.network.keepalive)
         self._ground.policy.become(self._rules)
+        self._ground.clients.configure(most_of(config), room_of(config))
+        self._ground.neighbours.inside = config.inside_networks
         self._ground.userspace.configure(
             config.pinhole_ports, config.pinhole.per_client, config.pinhole.rate, config.inside_networks
         )
 
     def _in_greenlet(self, handle: Callable[[gsocket.socket, tuple[object, ...]], None]) -> Quick:
         def accepted(sock: _socket.socket, address: tuple[object, ...]) -> None:
-            self._ground.acceptor.spawn(lambda: handle(cooperative(sock), address))
+            self._ground.acceptor.spawn(lambda: handle(cooperative(sock), address), str(address[0]))
 
         return accepted
+
+
+def most_of(config: Config) -> dict[Kind, int]:
+    """What a client may have of each kind."""
+    return {kind: getattr(config.limits, kind.label) for kind in Kind}
+
+
+def room_of(config: Config) -> dict[Kind, int]:
+    """What one worker has room for: descriptors, its part of the ports, and names that wait."""
+    connections = room_for_connections()
+    low, high = config.pinhole_ports
+    return {
+        Kind.FLOWS: connections,
+        Kind.HANDSHAKES: connections,
+        Kind.ASSOCIATIONS: (high - low + 1) // 2 // config.worker_count,
+        Kind.LOOKUPS: LOOKUPS,
+    }
 
 
 def _of_socks(backend: str, userspace: UserspacePinholes, kernel: Backend) -> Backend:

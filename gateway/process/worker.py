@@ -35,6 +35,7 @@ from gateway.front.accept import Acceptor
 from gateway.front.udp.association import Association
 from gateway.model.errors import AlgateError
 from gateway.net.addresses import OwnAddresses
+from gateway.net.neighbours import Kernel, Neighbours
 from gateway.net.relay.splice import Relay
 from gateway.net.sockets import keep_alive_after
 from gateway.observe.admin import Rows, answer
@@ -48,9 +49,11 @@ from gateway.pinhole.admission import Admission
 from gateway.pinhole.client import BrokerClient
 from gateway.pinhole.kernel import KernelPinholes
 from gateway.pinhole.userspace import UserspacePinholes
+from gateway.policy.clients import Clients
 from gateway.policy.limits import RuleLimits
 from gateway.process.boot import Boot
 from gateway.process.confine import hide
+from gateway.process.counts_file import shared_counts
 from gateway.process.lifeline import (
     Commit,
     Departed,
@@ -68,7 +71,7 @@ from gateway.process.lifeline import (
     hear_supervisor,
     send,
 )
-from gateway.process.service import Ground, Service
+from gateway.process.service import Ground, Service, most_of, room_of
 
 log = get_logger()
 
@@ -87,13 +90,16 @@ class Worker:
         config = boot.config
         self._boot = boot
         relay = Relay(IDLE_TIMEOUT, HALF_CLOSE_TIMEOUT)
-        self._flows = Flows(f"w{boot.slot}", relay, flow_log)
+        counts = shared_counts(boot.counts, boot.slot)
+        neighbours = Neighbours(config.inside_networks, Kernel())
+        self._clients = Clients(counts, neighbours.identify, most_of(config), room_of(config))
+        self._flows = Flows(f"w{boot.slot}", relay, flow_log, self._clients)
         broker = BrokerClient(socket.socket(fileno=boot.broker)) if boot.broker is not None else None
         admission = Admission(broker, config.inside_networks) if broker else None
         self._userspace = UserspacePinholes(
             self._flows, config.pinhole_ports, config.pinhole.per_client, config.pinhole.rate, admission
         )
-        self._acceptor = Acceptor()
+        self._acceptor = Acceptor(self._clients)
         own = OwnAddresses()
         self._ground = Ground(
             relay,
@@ -103,8 +109,11 @@ class Worker:
             KernelPinholes(broker) if broker else self._userspace,
             own,
             policy_of(config, datetime.now, own.has),
-            RuleLimits(config.worker_count, time.time() - time.monotonic()),
+            RuleLimits(counts, time.time() - time.monotonic()),
             Announced(mmap.mmap(boot.files["announced"], 0), boot.slot),
+            counts,
+            self._clients,
+            neighbours,
         )
         self._service = Service(config, boot.files, self._ground)
         keep_alive_after(config.network.keepalive)
@@ -267,6 +276,9 @@ class Worker:
         inspected = sum(isinstance(flow.carrier, Inspection) for flow in self._flows)  # the acceptor still holds those
         samples.append((("algate_connections", "handshake"), max(0, self._acceptor.handling - inspected)))
         samples.append((("algate_connections", "flow"), len(self._flows)))
+        refused = self._clients.refused
+        samples += ((("algate_client_refusals_total", *what), number) for what, number in refused.items())
+        samples += ((("algate_client_holdings", kind), number) for kind, number in self._clients.totals().items())
         shown: Counter[Key] = Counter()
         for flow in self._flows:
             for read in _read_of(flow):

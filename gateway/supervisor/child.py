@@ -24,6 +24,7 @@ class Child:
 
     `boot(lifeline_fd)` makes what it is started with; `user` is whom it runs as when the supervisor is root,
     `capability` what it keeps (a name as setpriv knows it), or None. `code` is how it reaches the program.
+    `ended` is called whenever its process has ended.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Child:
         capability: str | None,
         code: Code,
         boot: Callable[[int], Boot],
+        ended: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
         self.ready = False
@@ -42,6 +44,7 @@ class Child:
         self._module = module
         self._code = code
         self._boot = boot
+        self._ended = ended
         self._privileges = _privileges(user, capability)
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
@@ -121,6 +124,7 @@ class Child:
             code = self._process.wait()
         self._process = None
         self.ready = False
+        self._ended()
         return code
 
     def _prefer(self, more: int) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from gateway.config.schema import Config, parse_endpoint
 from gateway.driver import announced
 from gateway.observe.log import get_logger
+from gateway.policy.shared_counts import SLOTS, clear, open_slot
+from gateway.process import counts_file
 from gateway.process.boot import Boot
 from gateway.supervisor.child import Child
 from gateway.supervisor.children import KILL_MARGIN, Children
@@ -54,7 +56,10 @@ class Crew:
         self._console_files: dict[str, int] = {}
         self._announced = os.memfd_create("algate-announced")
         os.truncate(self._announced, announced.SIZE)
-        self._memfds: list[int] = [self._announced]
+        inherited = heritage.counts if heritage else None
+        self._counts = counts_file.create() if inherited is None else inherited
+        self._counts_view = counts_file.view(self._counts)
+        self._memfds: list[int] = [self._announced, self._counts]
         self.old_slots = heritage.slots if heritage else []
         taken = {*self.old_slots, *([self._packets_pair[0]] if self._packets_pair else [])}
         free = (slot for slot in itertools.count() if slot not in taken)
@@ -115,6 +120,7 @@ class Crew:
             journal=self._journal,
             console=(self._console[0], self._console[1].fileno()) if self._console else None,
             console_files=self._console_files,
+            counts=self._counts,
         )
 
     def check_console(self) -> None:
@@ -179,6 +185,8 @@ class Crew:
         name = f"worker-{slot}"
         admin = self._admin(name)
         broker = self._broker_pair(slot) if self.config.broker_wanted else None
+        if slot < SLOTS:
+            open_slot(self._counts_view, slot)
 
         def boot(lifeline: int) -> Boot:
             return Boot(
@@ -191,10 +199,15 @@ class Crew:
                 socks=self._listeners.fds(index, "socks"),
                 transparent=self._listeners.fds(index, "transparent"),
                 files={**self.files.fds(), "announced": self._announced},
+                counts=self._counts,
                 standby=self.standby,
             )
 
-        return Child(name, "gateway.process.worker", self.config.process.user, None, self._code, boot)
+        def ended() -> None:
+            if slot < SLOTS:
+                clear(self._counts_view, slot)
+
+        return Child(name, "gateway.process.worker", self.config.process.user, None, self._code, boot, ended)
 
     def _make_packets(self) -> Child:
         admin = self._admin("packets")

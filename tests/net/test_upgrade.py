@@ -273,3 +273,27 @@ def test_a_stop_in_the_middle_ends_both_versions(lab: Lab, gateway: Gateway) -> 
     os.kill(before, signal.SIGTERM)
     lab.wait_for(lambda: pid_of(gateway) is None, 20, "both versions to end")
     gateway.wait_for_log("event=retire ")  # the old one had gone on to hand over
+
+
+def test_sessions_of_the_version_before_count(lab: Lab, gateway: Gateway, server: FtpServer) -> None:
+    """A limit of a rule is of both versions together, as long as the old one has flows."""
+    document = tomllib.loads(gateway.config.read_text())
+    document["rule"] = [{"action": "permit", "max_sessions": 3}]
+    gateway.config.write_text(tomli_w.dumps(document))
+    gateway.algate("reload")
+    socks: list[socket.socket] = []
+
+    def ask() -> int:
+        socks.append(lab.connect("inside", ROUTER_IN4, 1080))
+        return ask5(socks[-1], SERVER4, 21)[0]
+
+    try:
+        assert [ask() for _ in range(4)] == [0, 0, 0, 2]
+        upgrade(gateway)
+        assert ask() == 2
+        socks[0].close()
+        lab.wait_for(lambda: ask() == 0, 10, "a session of the old version to be over")
+        assert ask() == 2
+    finally:
+        for sock in socks:
+            sock.close()

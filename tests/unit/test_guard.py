@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.front.auth.guard import LONGEST_DELAY, Guard
+from gateway.policy.shared_counts import SharedCounts, clear
+from tests.unit.policy.test_clients import memory
 
 GUESSER, HONEST = "192.0.2.1", "192.0.2.2"
 
@@ -71,3 +73,47 @@ def test_what_is_over_leaves_the_table() -> None:
         it.failed(f"10.0.0.{host}", 0)
     it.failed(HONEST, 1000)
     assert len(it) == 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.floats(0, 40)), max_size=100))
+def test_workers_count_together(failures: list[tuple[int, float]]) -> None:
+    """As one would that saw them all: the same count, the same ban, whichever worker is asked."""
+    words = memory(3)
+    guards = [Guard(5, window=60, ban=60, shared=SharedCounts(words, slot)) for slot in range(3)]
+    now, banned_until, tries = 0.0, 0.0, 0
+    for worker, pause in failures:
+        now += pause
+        assert len({guard.banned("192.0.2.1", now) for guard in guards}) == 1
+        if guards[worker].banned("192.0.2.1", now):
+            assert now < banned_until
+            continue
+        tries += 1
+        if guards[worker].failed("192.0.2.1", now).banned:
+            banned_until = now + 60
+            assert all(guard.banned("192.0.2.1", now + 59) for guard in guards)
+            assert not any(guard.banned("192.0.2.2", now) for guard in guards)
+
+
+def test_ten_guesses_are_ten_whoever_sees_them() -> None:
+    words = memory(3)
+    guards = [Guard(10, 600, 600, shared=SharedCounts(words, slot)) for slot in range(3)]
+    verdicts = [guards[number % 3].failed("192.0.2.1", number) for number in range(10)]
+    assert [verdict.failures for verdict in verdicts] == list(range(1, 11))
+    assert [verdict.banned for verdict in verdicts] == [False] * 9 + [True]
+    clear(words, 0)
+    clear(words, 1)
+    guards[0] = Guard(10, 600, 600, shared=SharedCounts(words, 0))
+    guards[1] = Guard(10, 600, 600, shared=SharedCounts(words, 1))
+    assert all(guard.banned("192.0.2.1", 10) for guard in guards)  # a worker that dies forgives nothing
+    assert guards[0].failed("192.0.2.1", 11).failures == 11
+
+
+def test_a_host_inside_does_not_ban_its_lan() -> None:
+    """Whose link-layer address is known is one guesser by all its addresses, and nobody else is."""
+    hosts = {"fd00::1": "link 02", "fd00::2": "link 02", "fd00::3": "link 03"}
+    guard = Guard(3, 600, 600, identify=lambda address: hosts.get(address, address))
+    for address in ("fd00::1", "fd00::2", "fd00::1"):
+        guard.failed(address, 0)
+    assert guard.banned("fd00::2", 1)
+    assert not guard.banned("fd00::3", 1)
+    assert not guard.banned("fd00::4", 1)

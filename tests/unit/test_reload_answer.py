@@ -23,7 +23,7 @@ def config(text: str = "") -> Config:
     ("before", "after", "lines"),
     [
         ("", "", []),
-        ("", "[pinhole]\nper_client = 3", ["pinhole.per_client: 64 -> 3"]),
+        ("", "[pinhole]\nper_client = 3", ["pinhole.per_client: 1024 -> 3"]),
         ('[dns]\nservers = ["192.0.2.1"]', "", ['dns.servers: ["192.0.2.1"] -> []']),
         ("", '[[rule]]\naction = "deny"', ["rule: [] -> 1 of them"]),
         ('[[rule]]\naction = "deny"', '[[rule]]\naction = "permit"', ["rule: 1 of them, changed"]),

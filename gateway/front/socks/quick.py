@@ -30,6 +30,7 @@ from gateway.net.relay.poller import READ, Watch
 from gateway.net.relay.splice import Relay
 from gateway.net.relay.wheel import Entry
 from gateway.net.sockets import endpoint
+from gateway.policy.clients import Holder
 from gateway.policy.decide import Decision
 
 _CHOSEN = socks5.encode_method(socks5.Method.NONE)
@@ -39,12 +40,14 @@ _GRANTED4 = bytes((socks5.VERSION, socks5.Reply.SUCCEEDED, 0, socks5.AddressType
 
 
 class Taking(Protocol):
-    """What takes connections in. `opening`: those here that are on their way to the relay; `spawn` runs what is handed
-    over in a greenlet."""
+    """What takes connections in. From `begin` to `end` one is on its way to the relay; `spawn` runs what is handed over
+    in a greenlet. `client` is the text of an address."""
 
-    opening: int
+    def begin(self, client: str) -> Holder | None: ...
 
-    def spawn(self, handler: Callable[[], None]) -> None: ...
+    def end(self, holder: Holder | None) -> None: ...
+
+    def spawn(self, handler: Callable[[], None], client: str) -> None: ...
 
 
 class QuickSocks:
@@ -72,7 +75,6 @@ class QuickSocks:
 
     def accept(self, sock: _socket.socket, address: tuple[object, ...]) -> None:
         """Serve one accepted connection; owns the socket."""
-        self.taking.opening += 1
         _Handshake(self, sock, address)
 
 
@@ -85,6 +87,7 @@ class _Handshake:
         "_chosen",
         "_decision",
         "_entry",
+        "_holder",
         "_lane",
         "_server",
         "_since",
@@ -96,6 +99,7 @@ class _Handshake:
         self._lane = lane
         self._sock = sock
         self._address = address
+        self._holder = lane.taking.begin(str(address[0]))
         self._buffer = b""
         self._chosen = False
         self._since = monotonic()
@@ -167,11 +171,11 @@ class _Handshake:
         lane, sock, decision, server = self._lane, self._sock, self._decision, self._server
         assert decision is not None
         assert server is not None
-        lane.taking.opening -= 1
+        lane.taking.end(self._holder)
         client = endpoint(self._address)
         if isinstance(result, OSError):
             self._watch.forget(closing=False)
-            lane.taking.spawn(partial(self._fail, client, server, dial_error(result)))
+            lane.taking.spawn(partial(self._fail, client, server, dial_error(result)), client.host)
             return
         assert watch is not None
         try:
@@ -203,7 +207,7 @@ class _Handshake:
         """Let a greenlet go on with what has come, in what is left of the time."""
         self._leave(closing=False)
         left = self._lane.timeout - (monotonic() - self._since)
-        self._lane.taking.spawn(partial(self._go_on, left))
+        self._lane.taking.spawn(partial(self._go_on, left), str(self._address[0]))
 
     def _go_on(self, seconds: float) -> None:
         self._lane.front.resume(cooperative(self._sock), self._address, self._buffer, self._chosen, seconds)
@@ -216,7 +220,7 @@ class _Handshake:
     def _leave(self, closing: bool) -> None:
         self._lane.wheel.discard(self._entry)
         self._watch.forget(closing)
-        self._lane.taking.opening -= 1
+        self._lane.taking.end(self._holder)
 
 
 class QuickTransparent:
@@ -232,11 +236,11 @@ class QuickTransparent:
         """Serve one accepted connection; owns the socket."""
         plain = self._plain(sock, address)
         if plain is None:
-            self._taking.spawn(partial(self._hand_over, sock, address))
+            self._taking.spawn(partial(self._hand_over, sock, address), str(address[0]))
             return
         request, target, decision = plain
-        self._taking.opening += 1
-        self._dialer.start(target, request.port, partial(self._dialled, sock, request, decision))
+        holder = self._taking.begin(request.client.host)
+        self._dialer.start(target, request.port, partial(self._dialled, sock, request, decision, holder))
 
     def _plain(
         self, sock: _socket.socket, address: tuple[object, ...]
@@ -258,10 +262,11 @@ class QuickTransparent:
         sock: _socket.socket,
         request: ConnectRequest,
         decision: Decision,
+        holder: Holder | None,
         result: _socket.socket | OSError,
         watch: Watch | None,
     ) -> None:
-        self._taking.opening -= 1
+        self._taking.end(holder)
         server = Endpoint(request.host, request.port)
         if isinstance(result, OSError):
             self._front.fail(sock, request.client, server, dial_error(result))

@@ -57,9 +57,12 @@ class UdpAssociateCommand:
         """Serve one request, to the end of its association; owns its socket."""
         try:
             admission = self._lookup.admit_association(request.wish())
+            holder = None
             try:
+                holder = self._lookup.take_association(request.client.host)
                 inner = self._bind(str(request.incoming.local[0]))
             except DialError:
+                self._lookup.give_back_association(holder)
                 admission.session.release()
                 raise
         except DialError as error:
@@ -102,6 +105,7 @@ class UdpAssociateCommand:
             request.sock.close()
             if association.dropped:
                 log.info("socks.udp_dropped", flow=flow.id, **association.dropped)
+            self._lookup.give_back_association(holder)
             self._flows.end(flow, reasons[0] if reasons else "eof")
 
     def _bind(self, host: str) -> _socket.socket:

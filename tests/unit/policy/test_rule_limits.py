@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from gateway.policy.limits import LimitReached, RuleLimits, Session
 from gateway.policy.rules import Decision, Limits
+from gateway.policy.shared_counts import SharedCounts, clear
+from tests.unit.policy.test_clients import memory
 
 
 def decision(rule: str = "r", **limits: float) -> Decision:
@@ -53,13 +55,43 @@ def test_less_than_one_a_second() -> None:
     counters.enter(rule, "a", 10.1)
 
 
-def test_workers_share_a_limit() -> None:
-    counters = RuleLimits(workers=2)
-    rule = decision(sessions=3)
-    counters.enter(rule, "a", 0)
-    counters.enter(rule, "a", 0)
+@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from("abc"), st.integers(0, 3)), max_size=150))
+@settings(deadline=None)
+def test_workers_share_a_limit(steps: list[tuple[int, str, int]]) -> None:
+    """Exactly: what is refused is refused because there are as many, in whichever worker they are."""
+    words = memory(3)
+    counters = [RuleLimits(SharedCounts(words, slot)) for slot in range(3)]
+    rule = decision(sessions=5, per_client=3)
+    live: list[tuple[int, str, Session]] = []
+    for worker, client, action in steps:
+        if action == 0 and live:
+            live.pop(0)[2].release()
+        elif action == 1:
+            clear(words, worker)  # it has died, and another one comes in its place
+            live = [one for one in live if one[0] != worker]
+            counters[worker] = RuleLimits(SharedCounts(words, worker))
+        else:
+            full = len(live) >= 5 or sum(1 for _, whose, _ in live if whose == client) >= 3
+            try:
+                live.append((worker, client, counters[worker].enter(rule, client, 0)))
+            except LimitReached:
+                assert full
+            else:
+                assert not full
+
+
+def test_workers_share_the_rate_of_new_sessions() -> None:
+    words = memory(2)
+    one, other = (RuleLimits(SharedCounts(words, slot)) for slot in range(2))
+    rule = decision(rate=4.0)
+    for counters in (one, other, one, other):
+        counters.enter(rule, "a", 10)
+    for counters in (one, other):
+        with pytest.raises(LimitReached):
+            counters.enter(rule, "a", 10.2)
+    other.enter(rule, "a", 10.3)
     with pytest.raises(LimitReached):
-        counters.enter(rule, "a", 0)
+        one.enter(rule, "a", 10.3)
 
 
 @given(seed=st.integers(0, 2**32))

@@ -10,9 +10,11 @@ from gateway.config.rules import RuleError, compile_rule
 from gateway.config.schema_rules import RuleSection
 from gateway.policy import shares as module
 from gateway.policy.limits import LimitReached, RuleLimits, Session
-from gateway.policy.pace import Bucket
+from gateway.policy.pace import BURST, Bucket
 from gateway.policy.rules import Decision, Limits, ShareLimit
+from gateway.policy.shared_counts import SharedCounts, clear
 from gateway.policy.shares import DOWN, UP, SharedPace, Shares
+from tests.unit.policy.test_clients import memory
 
 QUOTA = ShareLimit("client", 0.0, 1000, 100.0)
 
@@ -76,11 +78,69 @@ def test_a_rate_is_shared_in_each_direction_and_the_least_counts() -> None:
     assert pace_of(limits, rule, "b", 0).allowance(0) == 5000
 
 
-def test_each_worker_has_its_part() -> None:
-    rule = decision(ShareLimit("client", 10_000.0, 1001, 100.0))
-    pace = pace_of(RuleLimits(workers=2), rule, "a", 0)
-    assert pace.allowance(0) == 501
-    assert pace_of(RuleLimits(workers=2), decision(ShareLimit("client", 10_000.0, 0, 1.0)), "a", 0).allowance(0) == 2500
+@given(st.lists(st.tuples(st.integers(0, 2), st.floats(0, 0.3), st.floats(0, 1)), max_size=200))
+@settings(deadline=None, max_examples=50)
+def test_workers_share_a_rate(steps: list[tuple[int, float, float]]) -> None:
+    """Whoever moves how much when: together they have the rate, the burst, and what each reads in the same moment."""
+    rate = 100_000.0
+    words = memory(3)
+    rule = decision(ShareLimit("client", rate, 0, 1.0))
+    paces = [pace_of(RuleLimits(SharedCounts(words, slot)), rule, "a", 0) for slot in range(3)]
+    now, moved = 0.0, 0
+    for worker, later, share in steps:
+        now += later
+        count = int(paces[worker].allowance(now) * share)
+        if count:
+            paces[worker].spend(count)
+        moved += count
+        assert moved <= rate * (now + BURST) + 1
+    took = 0
+    began = now = now + 1.0
+    while now < began + 20:  # and as much as they want they get
+        now += 0.01
+        for pace in paces:
+            count = pace.allowance(now)
+            if count:
+                pace.spend(count)
+            took += count
+    assert took == pytest.approx(rate * (20 + BURST), rel=0.02)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.floats(0, 1), st.booleans()), max_size=200))
+@settings(deadline=None)
+def test_workers_share_a_quota(steps: list[tuple[int, float, bool]]) -> None:
+    """Never more, however they interleave: also where all look before any of them has used what it may."""
+    words = memory(3)
+    rule = decision(ShareLimit("client", 0.0, 10_000, 100.0))
+    paces = [pace_of(RuleLimits(SharedCounts(words, slot)), rule, "a", 0) for slot in range(3)]
+    moved = 0
+    for worker, share, together in steps:
+        movers = paces if together else [paces[worker]]
+        counts = [int(pace.allowance(1.0) * share) for pace in movers]
+        for pace, count in zip(movers, counts, strict=True):
+            if count:
+                pace.spend(count)
+        moved += sum(counts)
+        assert moved <= 10_000
+    for _ in range(100):
+        for pace in paces:
+            count = pace.allowance(1.0)
+            if count:
+                pace.spend(count)
+            moved += count
+    assert moved == 10_000
+    with pytest.raises(LimitReached, match="used up"):
+        RuleLimits(SharedCounts(words, 1)).enter(rule, "a", 1.0)
+
+
+def test_a_worker_that_died_has_used_what_it_has_used() -> None:
+    words = memory(2)
+    rule = decision(QUOTA)
+    first = pace_of(RuleLimits(SharedCounts(words, 0)), rule, "a", 1)
+    first.spend(first.allowance(1) - 100)
+    clear(words, 0)
+    assert pace_of(RuleLimits(SharedCounts(words, 1)), rule, "a", 2).allowance(2) == 100
+    assert pace_of(RuleLimits(SharedCounts(words, 0)), rule, "a", 2).allowance(2) == 50  # half, as there are two
 
 
 def test_other_limits_hold_for_the_flows_that_are_there() -> None:
@@ -130,7 +190,7 @@ def test_never_more_and_nothing_left(steps: list[tuple[int, float, float, bool]]
 
 def test_a_crowd_is_forgotten_before_those_who_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST", 10)
-    table = Shares(1, 0.0)
+    table = Shares(SharedCounts.alone(), 0.0)
     stays = table.join("r", [QUOTA], "stays", None, 0)
     for number in range(100):
         gone = table.join("r", [QUOTA], f"client{number}", None, 0)

@@ -1,0 +1,181 @@
+"""Which addresses are one machine: those that the kernel has seen with one link-layer address (ip-neighbour(8)).
+
+A host has one IPv4 address and as many IPv6 addresses as it likes (RFC 8981), all of which share a /64 with every other
+host of its link. So neither the address nor the /64 says who it is; its link-layer address does, where it is on a link
+of ours. Whoever forges that too is a matter for the switch.
+"""
+
+from __future__ import annotations
+
+import _socket
+import ipaddress
+import os
+import struct
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from gateway.policy.clients import Identity
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+SOONEST = 1.0  # seconds between two questions for all of them
+DEADLINE = 0.5  # seconds for the answer
+MOST = 65_536  # addresses that are remembered
+
+# <linux/netlink.h>, <linux/rtnetlink.h>, <linux/neighbour.h>
+_NETLINK_ROUTE = 0
+_RTM_NEWNEIGH, _RTM_GETNEIGH = 28, 30
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
+_RTMGRP_NEIGH = 4
+_NDA_DST, _NDA_LLADDR = 1, 2
+_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
+_MESSAGE = struct.Struct("=BBHiHBB")  # struct ndmsg
+_ATTRIBUTE = struct.Struct("=HH")
+
+
+class Source(Protocol):
+    """Where it is known from."""
+
+    def all(self) -> dict[str, str]:
+        """Address to link-layer address, of all that there are now. Raises OSError."""
+        ...
+
+    def news(self) -> dict[str, str] | None:
+        """Those that came since it was asked last; None if that is not known."""
+        ...
+
+
+class Kernel:
+    """The kernel's table, and what it tells of each change (rtnetlink(7)). Needs no privilege."""
+
+    def __init__(self) -> None:
+        flags = _socket.SOCK_RAW | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
+        self._changes = _socket.socket(_socket.AF_NETLINK, flags, _NETLINK_ROUTE)
+        self._changes.bind((0, _RTMGRP_NEIGH))
+
+    def close(self) -> None:
+        self._changes.close()
+
+    def news(self) -> dict[str, str] | None:
+        found: dict[str, str] = {}
+        while True:
+            try:
+                data = self._changes.recv(1 << 16)
+            except BlockingIOError:
+                return found
+            except OSError:  # ENOBUFS: there were more than the socket holds
+                return None
+            _read(found, data)
+
+    def all(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        sock = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, _NETLINK_ROUTE)
+        try:
+            sock.settimeout(DEADLINE)
+            body = _MESSAGE.pack(_socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0)
+            header = _HEADER.pack(_HEADER.size + len(body), _RTM_GETNEIGH, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0)
+            sock.sendto(header + body, (0, 0))
+            while _read(found, sock.recv(1 << 16)):
+                pass
+        finally:
+            sock.close()
+        return found
+
+
+def _read(found: dict[str, str], data: bytes) -> bool:
+    """Take what a packet says; whether there is more to come. Raises OSError."""
+    at = 0
+    while at < len(data):
+        length, kind, _, _, _ = _HEADER.unpack_from(data, at)
+        if kind == _NLMSG_DONE:
+            return False
+        if kind == _NLMSG_ERROR:
+            code = -struct.unpack_from("=i", data, at + _HEADER.size)[0]
+            raise OSError(code, os.strerror(code))
+        if kind == _RTM_NEWNEIGH:
+            _add(found, data[at + _HEADER.size + _MESSAGE.size : at + length])
+        at += length + 3 & ~3
+    return True
+
+
+def _add(found: dict[str, str], attributes: bytes) -> None:
+    address = link = b""
+    at = 0
+    while at + _ATTRIBUTE.size <= len(attributes):
+        length, kind = _ATTRIBUTE.unpack_from(attributes, at)
+        if length < _ATTRIBUTE.size:
+            return
+        value = attributes[at + _ATTRIBUTE.size : at + length]
+        if kind == _NDA_DST:
+            address = value
+        elif kind == _NDA_LLADDR:
+            link = value
+        at += length + 3 & ~3
+    if len(address) in (4, 16) and any(link):
+        found[str(ipaddress.ip_address(address))] = link.hex()
+
+
+class Neighbours:
+    """Who an address is. `inside`: whose addresses are hosts of ours."""
+
+    def __init__(
+        self,
+        inside: Sequence[Network] = (),
+        source: Source | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.inside = tuple(inside)
+        self._source = source
+        self._clock = clock
+        self._links: dict[str, str] = {}
+        self._missed = True  # what there is has to be asked for
+        self._next = 0.0
+
+    def identify(self, address: str) -> Identity:
+        """The host and the network of an address. Outside, a /64 is one host: it is one household's. Inside, one whose
+        link-layer address is known needs no network: it has one identity whatever its addresses are."""
+        address = address.partition("%")[0]
+        ip = ipaddress.ip_address(address)
+        if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+            ip = ip.ipv4_mapped
+        network = str(ip) if ip.version == 4 else str(ipaddress.ip_network((ip, 64), strict=False))
+        if not any(ip in inside for inside in self.inside):
+            return Identity(network, network)
+        link = self._link(str(ip))
+        if link is not None:
+            return Identity(f"link {link}", f"link {link}")
+        return Identity(str(ip), network)
+
+    def guesser(self, address: str) -> str:
+        """Who is banned where somebody at this address guesses: an IPv4 address alone, however many others seem to have
+        its link-layer address (a bridge that answers for them); of an IPv6 address inside the host."""
+        return address if ":" not in address else self.identify(address).host
+
+    def _link(self, address: str) -> str | None:
+        found = self._links.get(address)
+        if found is not None or self._source is None:
+            return found
+        news = self._source.news()
+        if news is None:
+            self._missed = True
+        else:
+            self._learn(news)
+        if self._missed and self._clock() >= self._next:
+            begun = self._clock()
+            try:
+                self._learn(self._source.all())
+                self._missed = False
+            except OSError:
+                pass  # it is asked again
+            after = self._clock()
+            self._next = after + max(SOONEST, 10 * (after - begun))
+        return self._links.get(address)
+
+    def _learn(self, links: dict[str, str]) -> None:
+        """What the kernel forgets meanwhile is still true."""
+        if len(self._links) + len(links) > MOST:
+            self._links.clear()
+            self._missed = True
+        self._links.update(links)

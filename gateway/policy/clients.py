@@ -1,0 +1,178 @@
+"""What one client may have at most of what all clients share: connections, handshakes, UDP associations, lookups. Pure.
+
+A *client* is a host: `identify` says which addresses are the same one (an IPv4 address and many IPv6 addresses may be
+one machine). It also says to which network an address belongs, for those that have as many addresses as they like.
+
+Two bounds hold for each kind of thing. The first is a number that the configuration names, over all workers together.
+The second needs no number: of what a worker has room for, nobody may have more than what is left for all others, once
+he has more than SMALL. So whoever takes as much as he can gets half, and the next one a quarter; there is always
+something left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+from typing import Literal, NamedTuple
+
+from gateway.policy.shared_counts import LIVE, SharedCounts, key_of
+
+SMALL = 256  # of a kind: what a client may always have, as far as its number allows
+REMEMBERED = 4096  # addresses; those that have nothing are forgotten beyond that
+LARGE = 1024  # numbers above are not asked of other workers while this one has few
+
+
+class Kind(IntEnum):
+    """What is counted."""
+
+    FLOWS = 0
+    HANDSHAKES = 1
+    ASSOCIATIONS = 2
+    LOOKUPS = 3
+
+    @property
+    def label(self) -> str:
+        """Its name for the configuration, the log and the metrics."""
+        return self.name.lower()
+
+
+class Identity(NamedTuple):
+    """Who an address is: `host` for its own bound, `network` for the share of what there is."""
+
+    host: str
+    network: str
+
+
+class ClientLimit(Exception):
+    """A client has as much as it may have. `bound`: "most" (the number) or "share"."""
+
+    def __init__(self, kind: Kind, client: str, bound: Literal["most", "share"], most: int) -> None:
+        super().__init__(f"{most} {kind.label} are the limit of {client}")
+        self.kind = kind
+        self.client = client
+        self.bound = bound
+        self.most = most
+
+
+class Holder:
+    """What a host, or a network, has now in this worker: `counts` by kind. Others see it in the shared memory."""
+
+    __slots__ = ("_cell", "counts", "network")
+
+    def __init__(self, shared: SharedCounts, key: int, network: Holder | None) -> None:
+        self._cell = shared.cell(key)
+        self.counts = [0] * len(Kind)
+        self.network = network
+
+    def change(self, kind: int, by: int) -> None:
+        """So many more."""
+        counts = self.counts
+        counts[kind] = number = counts[kind] + by
+        cell = self._cell
+        cell.words[cell.at + LIVE + kind] = number
+
+    def everywhere(self, kind: int) -> int:
+        """How many it has in all workers."""
+        return self.counts[kind] + self._cell.live_elsewhere(kind)
+
+    def forget(self) -> None:
+        """It has nothing, and is known no more."""
+        self._cell.release()
+
+
+class Clients:
+    """The clients of one worker.
+
+    `most`: the number for each kind; 0, or no number: as many as it likes. `room`: how many of a kind this worker has
+    room for at all, as far as that is known.
+    """
+
+    def __init__(
+        self,
+        shared: SharedCounts,
+        identify: Callable[[str], Identity],
+        most: Mapping[Kind, int],
+        room: Mapping[Kind, int],
+    ) -> None:
+        self._shared = shared
+        self._identify = identify
+        self._addresses: dict[str, Holder] = {}
+        self._holders: dict[tuple[str, str], Holder] = {}
+        self._totals = [0] * len(Kind)
+        self.refused: dict[tuple[str, str], int] = {}
+        self.configure(most, room)
+
+    def configure(self, most: Mapping[Kind, int], room: Mapping[Kind, int]) -> None:
+        """Other bounds from now on; what clients have they keep."""
+        self._most = [most.get(kind, 0) for kind in Kind]
+        # What the others hold is looked at where that can matter: below an eighth of a large number it cannot for long.
+        self._alone = [number >> 3 if number > LARGE else 0 for number in self._most]
+        self._room = [room.get(kind, 0) for kind in Kind]
+
+    def holder(self, address: str) -> Holder:
+        """Who has what an address has."""
+        return self._addresses.get(address) or self._find(address)
+
+    def check(self, kind: Kind, address: str) -> Holder:
+        """Who the client is, if it may have one more of a kind. Raises ClientLimit."""
+        holder = self._addresses.get(address) or self._find(address)
+        mine = holder.counts[kind]
+        most = self._most[kind]
+        if most and mine >= self._alone[kind] and holder.everywhere(kind) >= most:
+            raise self._refusal(kind, address, "most", most)
+        network = holder.network
+        largest = mine if network is None else max(mine, network.counts[kind])
+        if largest >= SMALL and 0 < self._room[kind] <= largest + self._totals[kind]:
+            raise self._refusal(kind, address, "share", mine)
+        return holder
+
+    def take(self, kind: int, holder: Holder) -> None:
+        """It has one more of a kind."""
+        holder.change(kind, 1)
+        if holder.network is not None:
+            holder.network.change(kind, 1)
+        self._totals[kind] += 1
+
+    def give_back(self, kind: int, holder: Holder) -> None:
+        """It has one less."""
+        holder.change(kind, -1)
+        if holder.network is not None:
+            holder.network.change(kind, -1)
+        self._totals[kind] -= 1
+
+    def enter(self, kind: Kind, address: str) -> Holder:
+        """One more of a kind for a client; to be given back. Raises ClientLimit."""
+        holder = self.check(kind, address)
+        self.take(kind, holder)
+        return holder
+
+    def count(self, kind: Kind, address: str) -> int:
+        """How many a client has, in all workers."""
+        return self.holder(address).everywhere(kind)
+
+    def totals(self) -> dict[str, int]:
+        """How many there are of each kind in this worker."""
+        return {kind.label: self._totals[kind] for kind in Kind}
+
+    def _refusal(self, kind: Kind, address: str, bound: Literal["most", "share"], most: int) -> ClientLimit:
+        self.refused[kind.label, bound] = self.refused.get((kind.label, bound), 0) + 1
+        return ClientLimit(kind, address, bound, most)
+
+    def _find(self, address: str) -> Holder:
+        if len(self._addresses) >= REMEMBERED:
+            self._forget_idle()
+        host, network = self._identify(address)
+        above = self._holder("network", network, None) if network != host else None
+        holder = self._addresses[address] = self._holder("host", host, above)
+        return holder
+
+    def _holder(self, what: str, name: str, above: Holder | None) -> Holder:
+        holder = self._holders.get((what, name))
+        if holder is None:
+            holder = self._holders[what, name] = Holder(self._shared, key_of("client", what, name), above)
+        return holder
+
+    def _forget_idle(self) -> None:
+        self._addresses = {address: one for address, one in self._addresses.items() if any(one.counts)}
+        for key in [key for key, one in self._holders.items() if not any(one.counts)]:
+            self._holders.pop(key).forget()

@@ -1,0 +1,68 @@
+"""The memory that workers count in together: a memfd that the supervisor makes, and every worker maps."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import time
+from collections.abc import Iterator
+
+from gateway.policy.shared_counts import SIZE, SLOTS, SharedCounts
+
+PATIENCE = 0.002  # seconds that a lock is waited for: no worker can hold up the others, whatever it does with a lock
+
+
+def create() -> int:
+    """A new memory, as a descriptor."""
+    fd = os.memfd_create("algate-counts")
+    os.ftruncate(fd, SIZE)
+    return fd
+
+
+def view(fd: int) -> memoryview:
+    """All of it as numbers; the mapping lives as long as what is returned."""
+    return memoryview(mmap.mmap(fd, SIZE)).cast("Q")
+
+
+def shared_counts(fd: int | None, slot: int) -> SharedCounts:
+    """What a worker counts in; without a descriptor, or beyond the last slot, it counts alone. Owns the descriptor."""
+    if fd is None or slot >= SLOTS:
+        return SharedCounts.alone()
+    return SharedCounts(view(fd), slot, _Locks(fd).hold)
+
+
+class _Locks:
+    """Locks between processes: record locks (fcntl(2)) on bytes of the memory's file. They go with a process that dies.
+
+    They belong to the process, so one thread alone may use them, and must not wait for anything while it holds one.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.missed = 0  # locks that were not to be had in time
+
+    @contextlib.contextmanager
+    def hold(self, key: int) -> Iterator[None]:
+        at = key & 0x7FFFFFFF
+        have = self._take(at)
+        try:
+            yield
+        finally:
+            if have:
+                fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, at)
+
+    def _take(self, at: int) -> bool:
+        until = 0.0
+        while True:
+            try:
+                fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, at)
+                return True
+            except OSError:
+                now = time.monotonic()
+                until = until or now + PATIENCE
+                if now >= until:
+                    self.missed += 1
+                    return False
+                os.sched_yield()
