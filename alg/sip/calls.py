@@ -313,6 +313,16 @@ class Calls:
                 self._watch(call)
                 self.touch(call)
 
+    def lost(self, conversation: Conversation, now: float) -> None:
+        """A conversation was open and is not any more, so nothing will be counted of it. That is as if nobody spoke: a
+        call whose BYE was lost as well must not live for as long as one that is on hold."""
+        for claim in conversation.claims:
+            call = self._calls.get(cast(Key, claim[1])) if claim[0] == "call" else None
+            if call is not None and conversation.reason != SIGNALLING:
+                call.counted.setdefault(conversation.ref, (0, 0))
+                self._watch(call)
+                self.touch(call)
+
     # --- the end ----------------------------------------------------------------------------------------------------
 
     def end(self, call: Call, now: float) -> None:

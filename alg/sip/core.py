@@ -170,6 +170,8 @@ class Core:
         conversation = self.conversations.by_ref(ref)
         if conversation:
             self.note("sip.refused", f"{conversation.target}: {rule}", now, conversation.target)
+            if conversation.state is State.OPEN:
+                self.calls.lost(conversation, now)
         self.conversations.refused(ref, rule, now)
         if conversation is None or conversation.state is State.REFUSED:
             self._settled(ref, now)
