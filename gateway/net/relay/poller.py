@@ -8,14 +8,16 @@ a close needs no word. With no event asked for, epoll still reports errors, whic
 from __future__ import annotations
 
 import select
+from collections import deque
 from collections.abc import Callable
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from gevent import get_hub
 from gevent.monkey import get_original
 
 if TYPE_CHECKING:
-    from gevent._types import _IoWatcher, _Loop
+    from gevent._types import _IoWatcher, _Loop, _TimerWatcher
 
 READ = select.EPOLLIN | select.EPOLLRDHUP
 WRITE = select.EPOLLOUT
@@ -23,7 +25,9 @@ ENDED = select.EPOLLRDHUP  # with READ: the other end sends no more than what is
 BROKEN = select.EPOLLERR
 GONE = select.EPOLLERR | select.EPOLLHUP  # reported whatever is asked for
 
-BATCH = 128  # sockets that are served before libev and the greenlets get their turn
+BATCH = 128  # sockets that are served before libev and the greenlets get their turn,
+TURN = 0.002  # or as many as take so many seconds: each may have a megabyte to move
+LOOK = 8  # sockets between two looks at the clock
 _LIBEV_READ = 1
 
 Handler = Callable[[int], None]
@@ -71,9 +75,11 @@ class Poller:
     def __init__(self) -> None:
         self.epoll: select.epoll = get_original("select", "epoll")()  # the monkey patch takes it away
         self.watches: dict[int, Watch] = {}
+        self._ready: deque[tuple[int, Watch | None, int]] = deque()  # that were told of, and not served yet
         self._loop: _Loop = get_hub().loop
         self._watcher: _IoWatcher = self._loop.io(self.epoll.fileno(), _LIBEV_READ)
         self._watcher.start(self._tell)
+        self._again: _TimerWatcher = self._loop.timer(0.0)
 
     def __len__(self) -> int:
         return len(self.watches)
@@ -95,18 +101,29 @@ class Poller:
     def close(self) -> None:
         self._watcher.stop()
         self._watcher.close()
+        self._again.stop()
+        self._again.close()
+        self._ready.clear()
         self.epoll.close()
 
     def _tell(self) -> None:
-        watches = self.watches
-        # Looked up before the first is served: a descriptor may be closed meanwhile, and opened again for another.
-        ready = [(fd, watches.get(fd), events) for fd, events in self.epoll.poll(0, BATCH)]
-        for fd, watch, events in ready:
+        watches, ready = self.watches, self._ready
+        if not ready:
+            # Looked up before the first is served: a descriptor may be closed meanwhile, and opened again for another.
+            ready.extend([(fd, watches.get(fd), events) for fd, events in self.epoll.poll(0, BATCH)])
+        began, served = perf_counter(), 0
+        while ready:
+            fd, watch, events = ready.popleft()
             if watch is not None and watches.get(fd) is watch:
                 try:
                     watch.handler(events)
                 except Exception as error:
                     self._loop.handle_error(watch.handler, type(error), error, error.__traceback__)
+            served += 1
+            if not served % LOOK and perf_counter() - began > TURN:
+                break
+        if ready:  # the others in the next round of the loop, before those that become ready meanwhile
+            self._again.start(self._tell)
 
 
 Watches = tuple[Watch | None, Watch | None]

@@ -1,6 +1,7 @@
 """The relay's own epoll: who is told of what, and who is not."""
 
 import socket
+import time
 from collections.abc import Callable, Iterator
 
 import gevent
@@ -123,3 +124,30 @@ def test_an_error_in_a_handler_harms_nobody(
     told(lambda: events)
     assert "on purpose" in capsys.readouterr().err
     watch.forget(closing=False)
+
+
+def test_many_that_take_long_are_served_in_turns(poller: Poller) -> None:
+    """A socket that is ready takes a millisecond here: others, timers and greenlets, get their turn between them."""
+    pairs = [socket.socketpair() for _ in range(60)]
+    served: list[int] = []
+
+    def serve(number: int) -> None:
+        served.append(number)
+        until = time.thread_time() + 0.001
+        while time.thread_time() < until:
+            pass
+
+    for number, (near, far) in enumerate(pairs):
+        poller.watch(near.fileno(), READ, lambda _events, number=number: serve(number))  # type: ignore[misc]
+        far.send(b"x")
+    longest, before = 0.0, time.process_time()
+    while len(served) < 600:
+        gevent.sleep(0.0001)
+        now = time.process_time()
+        longest, before = max(longest, now - before), now
+    assert longest < 0.03
+    counts = [served.count(number) for number in range(len(pairs))]
+    assert min(counts) >= max(counts) // 2
+    for pair in pairs:
+        for sock in pair:
+            sock.close()
