@@ -221,6 +221,16 @@ class UpdateConversation:
 
 
 @dataclass(frozen=True, slots=True)
+class FindSocket:
+    """Ask for the public endpoint of `target`, a UDP socket of the flow's own inside client that another module, in
+    whichever process, has opened a conversation for. Nothing is opened. Answered by `Opened`, or by `Refused` where
+    there is none."""
+
+    ref: int
+    target: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
 class OpenRelay:
     """Connect to `client`, an endpoint of the flow's own client, and to `server`, one of its server's, and relay
     between them. Not answered: a side that is not connected to sees that itself."""
@@ -258,13 +268,14 @@ class ClosePinhole:
 
 @dataclass(frozen=True, slots=True)
 class Bypass:
-    """Relay everything from now on unread; the module is not called again."""
+    """Relay everything from now on unread; the module is not called again, unless it outlives its flow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Revoke:
-    """This flow may never again open a pinhole; `rule` names why. Open ones that are unused are closed. When the
-    commands with it are done, everything from then on is relayed unread, and the module is not called again."""
+    """This flow may never again open a pinhole; `rule` names why. Open ones that are unused are closed; conversations
+    of a module that outlives its flow stay. When the commands with it are done, everything from then on is relayed
+    unread, and the module is not called again, unless it outlives its flow."""
 
     rule: str
 
@@ -285,6 +296,7 @@ Command = (
     | OpenOutbound
     | OpenConversation
     | UpdateConversation
+    | FindSocket
     | OpenRelay
     | OpenMeeting
     | AskTransfer
@@ -323,13 +335,13 @@ class AlgModule(Protocol):
 
     A class says what it wants by attributes; `alg.registry.Traits` has the defaults:
 
-    `api`: the version of this interface that it is written for, 1. `kinds`: the kinds of pinholes that it may ask for,
-    as "once" and "conversation". `Options`: its own keys in `[alg.NAME]`, as a frozen
+    `api`: the version of this interface that it is written for, 1. `Options`: its own keys in `[alg.NAME]`, as a frozen
     dataclass: a field a key, each with a default, of a type that TOML has. Unknown keys and wrong types are
     configuration errors; `Options` itself may raise ValueError("KEY: what is wrong"). `look_every`: seconds between two
     events `Activity`. `shown`: whether `algate trace` may show its messages; `conceal`, if there is
     one, gives what is shown of the bytes of one: as many bytes, without what is secret. `most_held`: bytes of a
-    direction that it may hold back. `share`: of a processor, that one flow may cost on average.
+    direction that it may hold back. `share`: of a processor, that one flow may cost on average. `outlives`: whether it
+    is an `OutlivingModule`.
     """
 
     def __init__(self, context: FlowContext) -> None: ...
@@ -340,6 +352,18 @@ class AlgModule(Protocol):
 
     def deadline(self) -> float | None:
         """When a `Tick` is wanted, or None."""
+        ...
+
+
+class OutlivingModule(AlgModule, Protocol):
+    """One whose conversations need not end with its flow, nor when its flow is relayed unread.
+
+    From then on it is told `Activity`, `Refused` and `Tick`, and of its answers `UpdateConversation`, `ClosePinhole`
+    and `Note` are done. It ends, with all that is open, when it does not live on any more.
+    """
+
+    def lives_on(self) -> bool:
+        """Whether something of it is in use that others have been told of."""
         ...
 
 

@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from alg.address import Endpoint
-from alg.api import ClosePinhole, OpenConversation, UpdateConversation
+from alg.api import ClosePinhole, FindSocket, OpenConversation, UpdateConversation
 
 TTL = 300.0  # seconds that the driver is asked for at once; refreshed when half of them are over
 SLACK = 60.0  # seconds by which it may end too early until it is refreshed, when only its peers change
 SIGNALLING = "sip.signalling"  # the reason of a socket that speaks SIP; all others are for media
 PORT = "port"  # the rule of a port that nobody gets
 REFUSED_FOR = 10.0  # seconds before a socket that was refused is asked for again
+FOUND_FOR = 60.0  # seconds before somebody else's socket is asked about again
+MOST_FOUND = 64
 MOST_PEERS = 8
 MOST_SPEAKERS = 8  # sockets of the client that have named one socket
 
@@ -51,6 +53,7 @@ class Conversation:
     speakers: list[Endpoint] = field(default_factory=list)
     due: float = 0.0  # when it is to be refreshed
     written: bytes = b""  # `public` as messages have it; nothing where there is nothing to be changed for it
+    borrowed: bool = False  # another engine has opened it, and sees to it
 
     def __post_init__(self) -> None:
         self.show_as(self.public)
@@ -70,7 +73,7 @@ class Conversation:
         self.written = b"" if public is None or public == self.target else str(public).encode()
 
 
-Commands = OpenConversation | UpdateConversation | ClosePinhole
+Commands = OpenConversation | UpdateConversation | ClosePinhole | FindSocket
 
 
 class Conversations:
@@ -84,6 +87,7 @@ class Conversations:
         self._targets: dict[Endpoint, Conversation] = {}
         self._publics: dict[Endpoint, tuple[Conversation, Endpoint]] = {}
         self._stream: Conversation | None = None
+        self._found: dict[Endpoint, Conversation] = {}
         self._timers: list[tuple[float, int]] = []
         self._last_ref = 0
 
@@ -127,9 +131,29 @@ class Conversations:
         self._stream = Conversation(0, target, None, SIGNALLING, State.OPEN, public)
         return self._stream
 
+    def find(self, target: Endpoint, now: float) -> Conversation | None:
+        """The conversation that another engine has for the inside socket `target`, as far as is known; it is asked
+        about from time to time. None: there is none."""
+        conversation = self._found.get(target)
+        if conversation is None or (conversation.state is not State.OPENING and conversation.ends <= now):
+            if conversation is not None:
+                self._return(conversation)
+            elif len(self._found) >= MOST_FOUND:
+                self._return(next(iter(self._found.values())))
+            self._last_ref += 1
+            conversation = Conversation(self._last_ref, target, None, SIGNALLING, borrowed=True)
+            self._refs[conversation.ref] = self._found[target] = conversation
+            self.out.append(FindSocket(conversation.ref, target))
+        return None if conversation.state is State.REFUSED else conversation
+
+    def _return(self, conversation: Conversation) -> None:
+        self._hide(conversation)
+        del self._refs[conversation.ref]
+        del self._found[conversation.target]
+
     def publish(self, target: Endpoint, public: Endpoint) -> None:
         """The inside socket `target` has this public endpoint, whether anybody opens it or not. It never ends."""
-        conversation = Conversation(0, target, None, "sip.signalling", State.OPEN, public)
+        conversation = Conversation(0, target, None, SIGNALLING, State.OPEN, public)
         self._targets[target] = conversation
         self._publics[public] = conversation, target
 
@@ -175,7 +199,7 @@ class Conversations:
 
     def claim(self, conversation: Conversation, claim: Claim, now: float, until: float, peers: Peers = ()) -> None:
         """`claim` lets `peers` in until that time; what it said before is void. One that was fixed needs none."""
-        if conversation.ref == 0:
+        if conversation.ref == 0 or conversation.borrowed:
             return
         before = conversation.claims.get(claim)
         conversation.claims[claim] = (peers, until)
@@ -217,7 +241,9 @@ class Conversations:
     def opened(self, ref: int, public: Endpoint, now: float) -> None:
         """The driver opened `ref`; one that nobody wants any more is closed."""
         conversation = self._refs.get(ref)
-        if conversation is None or conversation.state is State.REFUSED:
+        if conversation is not None and conversation.borrowed:
+            conversation.ends = now + FOUND_FOR
+        elif conversation is None or conversation.state is State.REFUSED:
             self.out.append(ClosePinhole(ref))
             return
         conversation.state = State.OPEN
@@ -230,6 +256,9 @@ class Conversations:
         media without RTCP are better than none."""
         if conversation := self._refs.get(ref):
             self._hide(conversation)
+            if conversation.borrowed:
+                conversation.state, conversation.ends = State.REFUSED, now + FOUND_FOR
+                return
             if rule == PORT and conversation.second is not None and conversation.state is State.OPENING:
                 conversation.second = None
                 self._ask(conversation, now)

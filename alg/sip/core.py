@@ -17,7 +17,7 @@ from alg.datagrams import Release, RevokeConversation, StandDown
 from alg.sip.bindings import Bindings, is_third_party
 from alg.sip.calls import Call, Calls, request_of
 from alg.sip.conversations import Commands, Conversation, Conversations, State
-from alg.sip.edits import Edits, advertise, describe, hairpin, own_places, restore, same_host
+from alg.sip.edits import Edits, advertise, describe, hairpin, is_over_udp, own_places, restore, same_host
 from alg.sip.journal import Changes, Record, TalkRecord, restore_all
 from alg.sip.ladder import Rung, rung_of, unread_rung
 from alg.sip.message import HostPort, Message, parse
@@ -87,14 +87,16 @@ class Held:
 
 
 class Core:
-    """The state of SIP: of all clients (UDP) or of one TCP connection. `changes`: where what changes is noted."""
+    """The state of SIP: of all clients (UDP) or of one TCP connection (`streams`). `changes`: where what changes is
+    noted."""
 
-    def __init__(self, options: SipOptions, changes: Changes | None = None) -> None:
+    def __init__(self, options: SipOptions, changes: Changes | None = None, streams: bool = False) -> None:
         self.conversations = Conversations()
         self.calls = Calls(self.conversations, options)
         self.peers = Peers(changes)
         self.unread = 0  # messages that passed unread, since the start
         self._options = options
+        self._streams = streams
         self.bindings = Bindings(self.conversations)
         self._held: dict[int, Held] = {}
         self._held_of: dict[str, int] = {}  # by the client's address, how many
@@ -168,7 +170,7 @@ class Core:
 
     def refused(self, ref: int, rule: str, now: float) -> None:
         conversation = self.conversations.by_ref(ref)
-        if conversation:
+        if conversation and not conversation.borrowed:
             self.note("sip.refused", f"{conversation.target}: {rule}", now, conversation.target)
             if conversation.state is State.OPEN:
                 self.calls.lost(conversation, now)
@@ -276,10 +278,14 @@ class Core:
 
     def _signalling(self, turn: Turn, source: Conversation | None, name: str, place: HostPort) -> Conversation | None:
         """The conversation that a place of the client's stands for; `source`: the one of where it speaks, if any."""
-        if source and self.conversations.is_fixed(source):
-            return source  # a TCP connection: whatever port the client names, it is reached through it
         client, now = turn.client, turn.now
         port = place.port or 5060
+        if source and self.conversations.is_fixed(source):
+            # A TCP connection: whatever port the client names, it is reached through it. But a request that went over
+            # TCP for its length alone (RFC 3261, 18.1.1) has the contact where the client is reached over UDP.
+            asks = self._streams and name == "contact" and port != client.port and is_over_udp(turn.message, place)
+            found = self.conversations.find(Endpoint(client.host, port), now) if asks else None
+            return found or source
         target = client if port == client.port else Endpoint(client.host, port)
         if target != client and name == "via" and turn.message.param(turn.message.via().params, b"rport"):
             target = client  # the answer comes to where the request came from (RFC 3581)
@@ -332,7 +338,10 @@ class Core:
         message, client, server = turn.message, turn.client, turn.server.host
         edits = Edits(message)
         if plan.edits_signalling:
-            for name, place, conversation in plan.places:
+            for name, place, wanted in plan.places:
+                conversation = wanted
+                if wanted.borrowed and wanted.state is State.REFUSED:
+                    conversation = self.conversations.of(client) or wanted
                 if conversation.state is State.OPEN:
                     advertise(edits, message, client, name, place, conversation)
                     self.conversations.touch(conversation)

@@ -102,6 +102,14 @@ def own_places(message: Message, host: str, fixed: bool = False) -> list[tuple[s
     return found
 
 
+def is_over_udp(message: Message, place: HostPort) -> bool:
+    """Whether the contact that stands at `place` is to be reached over UDP (RFC 3263, 4.1: it does not say TCP)."""
+    return any(
+        addr.uri[0] + uri.place.start == place.start and b"transport=tcp" not in uri.params
+        for addr, uri in message.own_contacts()
+    )
+
+
 def advertise(
     edits: Edits, message: Message, client: Endpoint, name: str, place: HostPort, conversation: Conversation
 ) -> None:

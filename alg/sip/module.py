@@ -3,7 +3,8 @@
 Rules: sip.not-sip (the flow does not begin as SIP on a side), sip.framing (a message's end cannot be told), sip.stalled
 (a message does not go on), sip.waiting (too much waits behind a message). Each ends the right to pinholes, for as long
 as the connection lasts, and what comes is relayed unread: what looks like SIP in the middle of something else never
-counts. What running calls have been told stays open until they end, by their timers or by silence.
+counts. What running calls have been told stays open until they end, by their timers or by silence; so it does when the
+connection ends.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from alg.api import (
     Deliver,
     Edit,
     Event,
+    FindSocket,
     FlowContext,
     Note,
     OpenConversation,
@@ -77,20 +79,20 @@ class SipModule:
     """One TCP connection between a client and a SIP server, as `alg.api.AlgModule`."""
 
     api: ClassVar[int] = 1
-    kinds: ClassVar[tuple[str, ...]] = ("conversation",)
     Options: ClassVar[type[SipOptions]] = SipOptions
     datagrams: ClassVar[type[DatagramModule]] = SipEngine
     tables: ClassVar[tuple[str, ...]] = TABLES
     share: ClassVar[float] = 1.0  # of a processor: a trunk may carry the calls of a whole site
     most_held: ClassVar[int] = MOST + MOST_WAITING  # a message that is not whole, and what waits before it
     shown: ClassVar[bool] = True  # its messages hold no passwords, so `algate trace` may show them
+    outlives: ClassVar[bool] = True
 
     def __init__(self, context: FlowContext) -> None:
         options = context.options if isinstance(context.options, SipOptions) else SipOptions()
         self._client = Endpoint.of(canonical(context.client.host), context.client.port)
         self._server = Endpoint.of(canonical(context.server.host), context.server.port)
         self.look_every = options.look_every
-        self._core = Core(options)
+        self._core = Core(options, streams=True)
         # What the client advertises of itself is this connection: who connects there finds it (RFC 5923). Without the
         # connection's own address nothing of the signalling is edited.
         self._core.conversations.fix(self._client, context.public or self._client)
@@ -99,7 +101,6 @@ class SipModule:
         self._packet = 0
         self._unread = context.inside is not Side.CLIENT  # from now on
         self._rule: str | None = None  # by which the right to pinholes has ended
-        self._revoked = False  # and the driver has been told
         self._out: list[Command] = []
 
     def deadline(self) -> float | None:
@@ -132,6 +133,11 @@ class SipModule:
     def kick(self, name: str) -> list[Kicked]:
         """Cut the media of the call with this Call-ID."""
         return kicked(self.calls(), name)
+
+    def lives_on(self) -> bool:
+        """Whether there are calls that have been answered or ring, which do not end with their connection (RFC 3261, 12
+        and 18)."""
+        return any(call.state in ("early", "confirmed") for call in self._core.calls.all())
 
     def handle(self, event: Event) -> Sequence[Command]:
         """See `AlgModule.handle`."""
@@ -190,7 +196,7 @@ class SipModule:
                 case Release(packet, edits, rung):
                     piece = self._waiting.pop(packet)
                     piece.ready, piece.edits, piece.rung = True, edits, rung
-                case OpenConversation() | UpdateConversation() | ClosePinhole() | Note():
+                case OpenConversation() | UpdateConversation() | ClosePinhole() | FindSocket() | Note():
                     self._out.append(command)
 
     def _collect(self) -> None:
@@ -203,10 +209,7 @@ class SipModule:
             if stream.closed and not stream.ended and not stream.pieces:
                 stream.ended = True
                 self._out.append(CloseWrite(side.other))
-        if self._unread and not self._core.calls.all():
-            if self._rule is not None and not self._revoked:
-                self._revoked = True
-                self._out.append(Revoke(self._rule))
+        if self._unread:
             self._out.append(Bypass())
 
     def _deliver(self, side: Side) -> None:
@@ -222,4 +225,5 @@ class SipModule:
         self._commands()
         self._unread, self._rule = True, rule
         self._core.unread += 1
-        self._out.append(Note(rule, f"{self._client}: relayed unread from now on: {wrong.reason}, at byte {wrong.at}"))
+        detail = f"{self._client}: relayed unread from now on: {wrong.reason}, at byte {wrong.at}"
+        self._out += (Note(rule, detail), Revoke(rule))

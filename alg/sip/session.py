@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from alg.api import Activity, Opened, Refused, Side, Tick
 from alg.datagrams import (
@@ -70,7 +70,8 @@ class SipEngine:
                 self._core.conversations.reopen(ref, now)
             case Tick(now):
                 self._core.tick(now)
-        return self._core.taken()
+        # Only a core of streams asks for sockets of others.
+        return cast(Sequence[DatagramCommand], self._core.taken())
 
     def deadline(self) -> float | None:
         """When a `Tick` is wanted, or None."""

@@ -181,6 +181,9 @@ class Engine:
         request = message.request
         try:
             check_request(request, self._inside)
+            if request.find:
+                self._find(slot, message)
+                return
             if request.direction == "out":
                 self._replace(slot, request)
             try:
@@ -199,6 +202,15 @@ class Engine:
             self._refuse(slot, message.id, request.client, request.reason, refusal)
             return
         self._opens.append(Opening(slot, message.id, lease, request.ttl))
+
+    def _find(self, slot: int, message: Open) -> None:
+        """Say which conversation an inside socket has, whoever holds it: to whom, and what else, is not told."""
+        self.flush()  # what is told of has to be open
+        lease = self._leases.of_socket(message.request.target)
+        if lease is None or lease.uses:
+            raise PinholeRefused("none", f"{message.request.target} has no conversation")
+        told = msgspec.structs.replace(lease, id="0" * 16, flow="", peers=())
+        self._answer(slot, Opened(message.id, told))
 
     def update(self, slot: int, message: Update) -> None:
         """Change a conversation with the next `flush`, which answers; or refuse at once."""

@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from alg.address import Endpoint, parse_ip
-from alg.api import Mode, OpenConversation, UpdateConversation
+from alg.api import FindSocket, Mode, OpenConversation, UpdateConversation
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Lease, PinholeRequest, PinholeUpdate
 from gateway.net.addresses import PublicAddress
@@ -157,6 +157,38 @@ class Conversations:
             )
             host = public.advertised if translated else None
             self._pinholes.ask(request, functools.partial(self._opened, command.ref, one, host))
+
+    def find(self, command: FindSocket, client: str, public: PublicAddress | None) -> None:
+        """Ask for the public endpoint of a socket of the inside host `client` that another process holds; `told` is
+        called later, with the rule "none" where there is no such."""
+        if command.target.host != client:
+            self._later(command.ref, "target")
+        elif public is None:
+            self._later(command.ref, "public")
+        elif self._mode is not Mode.REWRITE:
+            self._later(command.ref, "observe")
+        else:
+            request = PinholeRequest(
+                flow=self._flow,
+                reason="find",
+                client=client,
+                direction="in",
+                transport="udp",
+                target=command.target,
+                peer=None,
+                public_host=None,
+                ttl=1.0,
+                uses=0,
+                find=True,
+            )
+            host = public.advertised if is_translated(client) else None
+            self._pinholes.ask(request, functools.partial(self._answered, command.ref, host))
+
+    def _answered(self, ref: int, host: str | None, outcome: Lease | PinholeRefused) -> None:
+        if isinstance(outcome, PinholeRefused):
+            self._told(ref, outcome.rule)
+        else:
+            self._told(ref, Endpoint(host or outcome.public.host, outcome.public.port))
 
     def update(self, command: UpdateConversation) -> None:
         """Change one; `told` is called with a rule if it is open no more."""

@@ -12,6 +12,7 @@ from gevent.event import Event as Wakeup
 from alg.address import Endpoint
 from alg.api import (
     Event,
+    FindSocket,
     Mode,
     OpenConversation,
     Opened,
@@ -134,21 +135,36 @@ class Openings:
         if close is not None:
             close()
 
-    def revoke(self, rule: str) -> None:
-        """Nothing more is opened for this flow, and what is unused is closed."""
+    def find(self, command: FindSocket) -> None:
+        """Ask for the public endpoint of another socket of the client."""
+        self.conversations.find(command, self._flow.client.host, self._public.get(Side.SERVER))
+
+    def revoke(self, rule: str, keeps: bool) -> None:
+        """Nothing more is opened for this flow, and what is unused is closed; if it `keeps` them, not conversations."""
         self.revoked = rule
         log.warning("alg.revoke", flow=self._flow.id, module=self._flow.module, rule=rule)
-        self._close_all()
+        self._close_connections()
+        if not keeps:
+            self.conversations.close_all()
 
     def end(self) -> None:
         """The module is not told anything any more."""
         self._over = True
-        self._close_all()
-
-    def _close_all(self) -> None:
-        for ref in (*self._leases, *self._opening):
-            self.close(ref)
+        self._close_connections()
         self.conversations.close_all()
+
+    def leave(self, tell: Callable[[Event], None]) -> Conversations:
+        """Only the conversations are left, to somebody else: `tell` is called with what becomes of them."""
+        self._tell = tell
+        self._close_connections()
+        return self.conversations
+
+    def _close_connections(self) -> None:
+        for ref in (*self._leases, *self._opening):
+            close = self._leases.pop(ref, None)
+            self._opening.discard(ref)
+            if close is not None:
+                close()
 
     def _flood(self) -> str | None:
         """Too many openings at a time or in a short time are refused here."""

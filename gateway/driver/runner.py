@@ -13,6 +13,7 @@ from alg.address import Endpoint
 from alg.api import AlgModule, FlowContext, Mode, Side
 from alg.registry import options_of, traits_of
 from gateway.config.schema import AlgSection, Config
+from gateway.driver.afterlife import Afterlife
 from gateway.driver.announced import Announced
 from gateway.driver.guard import Broken, Guard
 from gateway.driver.stream import Inspection, Surroundings
@@ -41,8 +42,10 @@ class FlowRunner:
         policy: Policy,
         guard: Guard,
         announced: Announced,
+        afterlife: Afterlife,
     ) -> None:
         self._guard = guard
+        self._afterlife = afterlife
         self._announced = announced
         self._policy = policy
         self._config = config
@@ -179,7 +182,13 @@ class FlowRunner:
             return None
         flow.module = name
         return module, Surroundings(
-            self._pinholes[flow.front], self._paths, public, may_transfer, self._guard, self._announced.add
+            self._pinholes[flow.front],
+            self._paths,
+            public,
+            may_transfer,
+            self._guard,
+            self._afterlife,
+            self._announced.add,
         )
 
     def _inspect(

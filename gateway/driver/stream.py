@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import gevent.socket as gsocket
 import structlog
@@ -30,6 +31,7 @@ from alg.api import (
     Command,
     Deliver,
     Event,
+    FindSocket,
     Mode,
     Note,
     OpenConversation,
@@ -38,6 +40,7 @@ from alg.api import (
     OpenOutbound,
     OpenPinhole,
     OpenRelay,
+    OutlivingModule,
     Received,
     Refused,
     Revoke,
@@ -49,6 +52,7 @@ from alg.api import (
 )
 from alg.registry import Traits
 from gateway.driver.activity import ActivityWatch
+from gateway.driver.afterlife import Afterlife, Survivor
 from gateway.driver.conversations import Conversations
 from gateway.driver.guard import Broken, Guard, described
 from gateway.driver.openings import Openings
@@ -84,6 +88,7 @@ class Surroundings:
 
     `public`: the address at which a side is told to find the other one; the client is told of a published server only.
     `may_transfer`: whether a rule lets the server exchange files with a third host. `announce`: see `Openings`.
+    `afterlife`: where modules go that outlive their flow.
     """
 
     backend: Backend
@@ -91,6 +96,7 @@ class Surroundings:
     public: Mapping[Side, PublicAddress]
     may_transfer: Callable[[Endpoint], bool]
     guard: Guard
+    afterlife: Afterlife
     announce: Callable[[str, Endpoint, float], None] = _nothing_announced
     now: Callable[[], float] = field(default=time.monotonic)
 
@@ -157,6 +163,7 @@ class Inspection:
         self._effort = Effort(traits.share, self._now())
         self._events: deque[Event] = deque()
         self._handling = False
+        self._is_broken = False
         self._delivered_at = self._now()
         self._next_tick = 0.0
         self._changed = Wakeup()
@@ -192,8 +199,24 @@ class Inspection:
                 self._tick()
             return pump.hand_over() if pump.movable and not pump.over else None
         finally:
-            self._openings.end()
+            self._leave()
             pump.stop()
+
+    def _leave(self) -> None:
+        """The module has carried its flow. What it has open ends, or it lives on with it."""
+        if self.reason == "aborted" or not self._lives_on():
+            self._openings.end()
+            return
+        survivor = Survivor(self._flow, self.module, self._traits.look_every, self._around.guard, self._now)
+        self._around.afterlife.add(survivor, self._openings.leave(survivor.tell))
+
+    def _lives_on(self) -> bool:
+        if not self._traits.outlives or self._is_broken:
+            return False
+        try:
+            return bool(self._around.guard.call(self._name, self._flow.id, cast(OutlivingModule, self.module).lives_on))
+        except Broken:
+            return False
 
     def hosts(self) -> tuple[str, ...]:
         """The addresses of this host that its connections use."""
@@ -343,13 +366,14 @@ class Inspection:
         """The module has failed: the flow goes on without it."""
         if not self._pump.passing:
             log.error("alg.broken", flow=self._flow.id, module=self._name, reason=reason)
-            self._openings.revoke("broken")
+            self._is_broken = True
+            self._openings.revoke("broken", keeps=False)
             self._pump.pass_on()
 
     def _stand_down(self, reason: str) -> None:
         """The driver lets the flow go on unread, by itself."""
         log.warning("alg.unread", flow=self._flow.id, module=self._name, reason=reason)
-        self._openings.revoke(reason)
+        self._openings.revoke(reason, self._lives_on())
         self._pump.pass_on()
 
     def _do(self, command: Command) -> None:
@@ -373,8 +397,10 @@ class Inspection:
                 self._openings.converse(command)
             case ClosePinhole(ref):
                 self._openings.close(ref)
+            case FindSocket():
+                self._openings.find(command)
             case Revoke(rule):
-                self._openings.revoke(rule)
+                self._openings.revoke(rule, self._lives_on())
             case Note(code, detail):
                 log.info("alg.note", flow=self._flow.id, code=code, detail=detail)
             case Bypass():

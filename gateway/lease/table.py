@@ -153,6 +153,11 @@ class LeaseTable:
         self.restore(lease, owner=owner, deadline=now + request.ttl)
         return lease
 
+    def of_socket(self, target: Endpoint) -> Lease | None:
+        """The conversation of an inside socket, whoever holds it."""
+        found = self._conversations.get(target)
+        return self._entries[found].lease if found is not None else None
+
     def restore(self, lease: Lease, *, owner: int, deadline: float, used: bool = False) -> None:
         """Put a lease in that is already open (read back from the kernel); no quota is asked."""
         payer = self._identify(_payer(lease))

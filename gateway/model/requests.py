@@ -49,6 +49,7 @@ class PinholeRequest(msgspec.Struct, frozen=True):
     `local`: a worker of this host listens at the public port itself; netfilter lets the peer in (where INPUT drops).
     `visitor`: for whom a published server's port is, a client outside: it counts as that one's, not as the server's.
     `read`: its datagrams are for a module to read, so the port is one of those that iptables hands to the queue.
+    `find`: nothing is opened; the answer is the lease of the conversation that `target` has, whoever holds it.
     """
 
     flow: str
@@ -66,6 +67,7 @@ class PinholeRequest(msgspec.Struct, frozen=True):
     read: bool = False
     local: bool = False
     visitor: str | None = None
+    find: bool = False
 
 
 class PinholeUpdate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -14,6 +14,7 @@ EVENTS = {
     "alg.edit": 'Bytes were replaced, for `reason`; with `mode = "observe"` `applied` is false and nothing was.',
     "alg.note": "Something a module saw and did not act on: `code` and `detail`.",
     "alg.out": "A module had so many slow `calls` within so many `seconds`: it reads nothing more in this process.",
+    "alg.outlives": "A flow has ended, or is relayed unread; its module keeps what running calls have told others of.",
     "alg.revoke": "A client or server said what it has no right to: the flow opens no pinholes any more.",
     "alg.say": "A module said something of its own `to` a side, for `reason`; `applied` is false with `observe`.",
     "alg.slow": "A call of a module has taken so many `seconds` of a processor.",

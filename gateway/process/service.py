@@ -17,6 +17,7 @@ from gateway.config.check import parse_name_server
 from gateway.config.rules import policy_of
 from gateway.config.schema import AlgSection, Config
 from gateway.config.schema_rules import DnsSection
+from gateway.driver.afterlife import Afterlife
 from gateway.driver.announced import Announced
 from gateway.driver.guard import Guard
 from gateway.driver.runner import FlowRunner
@@ -72,6 +73,7 @@ class Ground(NamedTuple):
     counts: SharedCounts
     clients: Clients
     neighbours: Neighbours
+    afterlife: Afterlife
 
 
 class Service:
@@ -105,6 +107,7 @@ class Service:
             policy,
             Guard(),
             ground.announced,
+            ground.afterlife,
         )
         earlier = before.authentication if before is not None else None
         self.authentication: Authentication = Authentication(

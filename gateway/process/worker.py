@@ -26,6 +26,7 @@ import gevent.socket as gsocket
 from alg.datagrams import Shown, ShownModule
 from alg.registry import shown_tables, tables_of
 from gateway.config.rules import policy_of
+from gateway.driver.afterlife import Afterlife
 from gateway.driver.announced import Announced
 from gateway.driver.conversations import Conversations
 from gateway.driver.stream import Inspection
@@ -83,6 +84,16 @@ _OF_FLOWS = frozenset({"algate_calls"})  # gauges of modules that add up; what t
 ABORT_MARGIN = 0.5  # seconds of the drain deadline that are kept for the resets
 
 
+class _Read(NamedTuple):
+    """What is read of a flow by a module that has something to show: the module, the conversations that it holds, and
+    what carries what it reads."""
+
+    flow: Flow
+    module: ShownModule
+    held: Conversations
+    transport: str
+
+
 class Worker:
     """Everything that one worker consists of, put together from its boot document."""
 
@@ -100,6 +111,7 @@ class Worker:
             self._flows, config.pinhole_ports, config.pinhole.per_client, config.pinhole.rate, admission
         )
         self._acceptor = Acceptor(self._clients)
+        self._afterlife = Afterlife()
         own = OwnAddresses()
         self._ground = Ground(
             relay,
@@ -114,6 +126,7 @@ class Worker:
             counts,
             self._clients,
             neighbours,
+            self._afterlife,
         )
         self._service = Service(config, boot.files, self._ground)
         keep_alive_after(config.network.keepalive)
@@ -291,14 +304,14 @@ class Worker:
     def _kick(self, name: str) -> Rows:
         """End the flow and its data connections, close the pinhole, or cut the media of the call, with this id."""
         rows: Rows = []
+        for read in self._read():
+            for kicked in read.module.kick(name):
+                ends = {"client": kicked.row["client"], "server": kicked.row["server"]}
+                log.warning("call.kick", call=name, flow=read.flow.id, **ends)
+                for ref in kicked.refs:
+                    read.held.close(ref)
+                rows.append(kicked.row)
         for flow in self._flows:
-            for read in _read_of(flow):
-                for kicked in read.module.kick(name):
-                    ends = {"client": kicked.row["client"], "server": kicked.row["server"]}
-                    log.warning("call.kick", call=name, flow=flow.id, **ends)
-                    for ref in kicked.refs:
-                        read.held.close(ref)
-                    rows.append(kicked.row)
             if name in (flow.id, flow.parent) and flow.carrier is not None:
                 log.warning("flow.kick", **flow.names())
                 flow.carrier.abort()
@@ -308,14 +321,21 @@ class Worker:
     def _table(self, name: str) -> Rows:
         """The rows of the table `name`, of all modules of flows that have it."""
         rows: Rows = []
-        for flow in self._flows:
-            for read in _read_of(flow):
-                if name in tables_of(read.module):
-                    traffic = {ref: (came, went) for ref, came, went in read.held.traffic()}
-                    shown = Shown(read.held.lease_ids(), traffic, time.monotonic())
-                    more = {"transport": read.transport, "flow": flow.id}
-                    rows += ({**row, **more} for row in read.module.table(name, shown))
+        for read in self._read():
+            if name in tables_of(read.module):
+                traffic = {ref: (came, went) for ref, came, went in read.held.traffic()}
+                shown = Shown(read.held.lease_ids(), traffic, time.monotonic())
+                more = {"transport": read.transport, "flow": read.flow.id}
+                rows += ({**row, **more} for row in read.module.table(name, shown))
         return rows
+
+    def _read(self) -> list[_Read]:
+        """Whatever modules with something to show read, or have read in a flow that they outlive."""
+        found = [read for flow in self._flows for read in _read_of(flow)]
+        for survivor in self._afterlife:
+            if tables_of(survivor.module):
+                found.append(_Read(survivor.flow, cast(ShownModule, survivor.module), survivor.conversations, "tcp"))
+        return found
 
     def _trace(self) -> Rows:
         return [{**row, "process": f"worker-{self._boot.slot}"} for row in PASSED.rows()]
@@ -330,24 +350,15 @@ class Worker:
         return rows
 
 
-class _Read(NamedTuple):
-    """What is read of a flow by a module that has something to show: the module, the conversations that it holds, and
-    what carries what it reads."""
-
-    module: ShownModule
-    held: Conversations
-    transport: str
-
-
 def _read_of(flow: Flow) -> list[_Read]:
     """What is read of a flow: by one module of a connection, or one for each outside socket of an association."""
     carrier = flow.carrier
     if isinstance(carrier, Inspection):
         if tables_of(carrier.module):
-            return [_Read(cast(ShownModule, carrier.module), carrier.conversations, "tcp")]
+            return [_Read(flow, cast(ShownModule, carrier.module), carrier.conversations, "tcp")]
     elif isinstance(carrier, Association):
         return [
-            _Read(cast(ShownModule, messages.driver.module), messages.conversations, "udp")
+            _Read(flow, cast(ShownModule, messages.driver.module), messages.conversations, "udp")
             for messages in carrier.messages()
             if tables_of(messages.driver.module)
         ]

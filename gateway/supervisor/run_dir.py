@@ -53,9 +53,8 @@ class RunDir:
 
     def claim(self) -> None:
         """Say in the lock whose it is."""
-        said = f"{os.getpid()}\n".encode()
-        os.pwrite(self.lock, said, 0)  # in this order it is never empty
-        os.truncate(self.lock, len(said))
+        os.truncate(self.lock, 0)
+        os.pwrite(self.lock, f"{os.getpid()}\n".encode(), 0)
 
     def adopt(self, name: str, fd: int) -> socket.socket:
         """A socket that the process before has made by `listen`."""
@@ -106,10 +105,7 @@ class RunDir:
         self._sockets.remove(path)
 
     def remove_dead(self) -> None:
-        """Take away what a version that was killed has left: sockets that nobody serves, links to its code."""
-        for links in self.path.glob("code-*"):
-            if not Path("/proc", links.name.removeprefix("code-")).exists():
-                shutil.rmtree(links, ignore_errors=True)
+        """Take away sockets that nobody serves any more, as of a version that was killed."""
         for path in set(self.path.glob("*.sock")) - set(self._sockets):
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
                 try:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.lab.peers import LIBRARIES, installed, unpacked
+from tests.lab.servers import PEERS
 
 if TYPE_CHECKING:
     from tests.lab.lab import Lab, Role
@@ -72,13 +72,14 @@ class Kamailio:
         home = lab.tmp / f"kamailio-{role}"
         home.mkdir(exist_ok=True)
         config = home / "kamailio.cfg"
-        modules = LIBRARIES / "kamailio/modules"
+        modules = PEERS / "usr/lib/x86_64-linux-gnu/kamailio/modules"
         config.write_text(_KAMAILIO.format(domain=DOMAIN, address=address, modules=modules))
-        program = unpacked("kamailio", "usr/sbin/kamailio")
+        program = PEERS / "usr/sbin/kamailio"
+        assert program.exists(), f"{program} is missing: run `make setup`"
         self.lab = lab
         self.log = lab.logs / f"kamailio-{role}.log"
         argv: list[str | Path] = [program, "-f", config, "-DD", "-Y", home, "-m", "32", "-M", "8", "-w", home]
-        libraries = LIBRARIES / "kamailio"
+        libraries = PEERS / "usr/lib/x86_64-linux-gnu/kamailio"
         self.process = lab.popen(role, argv, log=self.log, env={"LD_LIBRARY_PATH": str(libraries)})
 
         def serves() -> bool:
@@ -131,8 +132,7 @@ def sipp(
     host, _, port = local.rpartition(":")
     lab._counter += 1
     log = lab.logs / f"sipp-{lab._counter:02}-{scenario}"
-    argv: list[str | Path] = [installed("sip-tester", "/usr/bin/sipp")]
-    argv += ["-sf", SCENARIOS / f"{scenario}.xml", "-i", host, "-p", port]
+    argv: list[str | Path] = ["/usr/bin/sipp", "-sf", SCENARIOS / f"{scenario}.xml", "-i", host, "-p", port]
     argv += [
         "-m",
         str(calls),
@@ -194,7 +194,7 @@ class Baresip:
             f'<sip:{user}@{DOMAIN}>;auth_pass=none;outbound="sip:{proxy};transport=udp";regint=60;answermode=auto\n'
         )
         (self.home / "contacts").write_text("")
-        command = [str(installed("baresip-core", "/usr/bin/baresip")), "-4", "-f", str(self.home), "-v"]
+        command = ["/usr/bin/baresip", "-4", "-f", str(self.home), "-v"]
         self.log = lab.logs / f"baresip-{lab._counter:02}-{user}.log"
         if dial is not None:
             command += ["-e", f"/dial sip:{dial}@{DOMAIN}"]

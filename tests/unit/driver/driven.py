@@ -13,6 +13,7 @@ from gevent.socket import socket
 from alg.address import Endpoint
 from alg.api import AlgModule, Command, Deliver, Event, Mode, Received, Side
 from alg.registry import traits_of
+from gateway.driver.afterlife import Afterlife
 from gateway.driver.guard import Guard
 from gateway.driver.stream import Inspection, Surroundings
 from gateway.flow.table import Flow, Flows
@@ -95,12 +96,14 @@ class Driven:
         self.flow: Flow = self.flows.add("transparent", Endpoint("192.0.2.1", 4000), Endpoint("198.51.100.1", 21))
         self.flow.module = "test"
         self.backend = backend or SlowBackend()
+        self.afterlife = Afterlife()
         around = Surroundings(
             cast(Backend, self.backend),
             cast(DataPaths, None),
             {Side.SERVER: PUBLIC},
             lambda _other: False,
             guard or Guard(),
+            self.afterlife,
             now=time.monotonic,
         )
         self._sockets = {Side.CLIENT: wrap(left), Side.SERVER: right}

@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from alg.address import Endpoint
 from alg.api import AlgModule
 from gateway.config.load import parse_config
+from gateway.driver.afterlife import Afterlife
 from gateway.driver.announced import Announced
 from gateway.driver.guard import Guard
 from gateway.driver.runner import FlowRunner
@@ -42,6 +43,7 @@ class Rig:
             cast(Policy, NeverAsks()),
             Guard(),
             self.announced,
+            Afterlife(),
         )
 
 

@@ -1,15 +1,10 @@
-"""The messages of RFC 4475 and RFC 5118: read from ../shared/data/sip beside the checkout, not ours to copy."""
+"""The messages of RFC 4475 and RFC 5118: tests/data/sip, byte for byte."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-FOLDER = Path(__file__).parents[4].parent / "shared" / "data" / "sip"
-needs_messages = pytest.mark.skipif(
-    not FOLDER.is_dir(), reason=f"the RFCs' messages are not at {FOLDER}: nothing to read"
-)
+FOLDER = Path(__file__).parents[3] / "data" / "sip"
 
 
 def paths() -> list[Path]:

@@ -17,7 +17,7 @@ from alg.sip.sdp import find_sdp
 from alg.sip.session import SipEngine
 from alg.text.header import Malformed
 from alg.text.sdp import read_sdp
-from tests.unit.alg.sip.rfc_messages import needs_messages, paths
+from tests.unit.alg.sip.rfc_messages import paths
 
 CLIENT = Endpoint("192.168.56.10", 5060)
 SERVER = Endpoint("203.0.113.5", 5060)
@@ -205,7 +205,6 @@ def test_each_datagram_is_released_once(happens: list[bytes | str], more: st.Dat
     assert sorted(released) == list(range(1, sent + 1))
 
 
-@needs_messages
 @pytest.mark.parametrize("path", paths(), ids=lambda path: path.stem)
 def test_the_rfcs_messages_only_change_by_edits(path: object) -> None:
     """As if sent by each address that the message names, and as if received."""

@@ -15,9 +15,7 @@ from alg.sip.sdp import find_sdp
 from alg.sip.session import SipEngine
 from alg.text.header import Malformed
 from alg.text.sdp import read_sdp
-from tests.unit.alg.sip.rfc_messages import FOLDER, needs_messages, paths, read
-
-pytestmark = needs_messages
+from tests.unit.alg.sip.rfc_messages import FOLDER, paths, read
 
 # RFC 4475, 3.1.2, and those of 3.3 whose fields contradict or lack each other; RFC 5118, 4.2.
 MALFORMED = [

@@ -18,6 +18,7 @@ from alg.api import (
     CloseWrite,
     Command,
     Deliver,
+    FindSocket,
     FlowContext,
     Note,
     OpenConversation,
@@ -252,7 +253,7 @@ def test_a_message_that_does_not_go_on() -> None:
     out = one.handle(Tick(15.0))
     assert isinstance(out[0], Note)
     assert out[0].code == "sip.stalled"
-    assert list(out[1:]) == [Deliver(S, OFFER[:200]), Revoke("sip.stalled"), Bypass()]
+    assert list(out[1:]) == [Revoke("sip.stalled"), Deliver(S, OFFER[:200]), Bypass()]
 
 
 def test_refused_and_unanswered() -> None:
@@ -330,26 +331,22 @@ def test_no_byte_is_lost(pieces: list[tuple[Side, bytes]], begin: bool) -> None:
 
 
 def test_a_stream_that_loses_its_framing_keeps_the_media_of_its_call() -> None:
-    """Relayed unread, byte for byte; the call ends when its media are silent, and only then is the flow let go."""
+    """It is relayed unread, byte for byte; the call ends when its media are silent, and the module with it."""
     one = module()
     one.handle(Received(C, OFFER, 0.0))
     one.handle(Opened(1, MEDIA, 0.1))
     one.handle(Received(S, message("SIP/2.0 200 OK", VIA_BACK, body=sdp("203.0.113.77", 30000)), 0.2))
     out = list(one.handle(Received(S, b"garbage\r\n" + OFFER, 1.0)))
     assert sent(out, C) == b"garbage\r\n" + OFFER
-    assert [type(command) for command in others(out)] == [Note]
+    assert [type(command) for command in others(out)] == [Note, Revoke, Bypass]
     assert [(row.state, row.reason, row.until) for row in one.peers(1.0)] == [("revoked", "sip.framing", None)]
-    another = message(INVITE, VIA, CONTACT, cseq="2 INVITE", body=sdp("192.168.56.10", 4100))
-    out = list(one.handle(Received(C, another, 2.0)))
-    assert out == [Deliver(S, another)]
+    assert one.lives_on()
     one.handle(Activity(1, 50, 50, 30.0))
     one.handle(Activity(1, 60, 50, 60.0))
-    assert [type(command) for command in one.handle(Tick(160.0))] == [UpdateConversation], "it is refreshed"
-    assert len(one.calls()) == 1
-    out = list(one.handle(Tick(361.0)))
-    assert out[0] == ClosePinhole(1)
-    assert isinstance(out[-2], Revoke)
-    assert out[-1] == Bypass()
+    assert UpdateConversation in [type(command) for command in one.handle(Tick(160.0))], "it is refreshed"
+    assert one.lives_on()
+    assert ClosePinhole(1) in one.handle(Tick(361.0))
+    assert not one.lives_on()
 
 
 @pytest.mark.parametrize("size", [48000, 64000, 100_000, 300_000])
@@ -367,3 +364,55 @@ def test_a_message_of_any_length_arrives_whole(size: int, piece: int) -> None:
         VIA.encode(), VIA_OUT.encode()
     )
     assert [command.code for command in others(out) if isinstance(command, Note)] == ([] if edited else ["sip.unread"])
+
+
+UDP_CONTACT = "Contact: <sip:alice@192.168.56.10:5060;ob>"
+UDP_PUBLIC = Endpoint("203.0.113.1", 40000)
+
+
+def test_a_request_that_is_too_long_for_udp_names_the_udp_binding() -> None:
+    """RFC 3261, 18.1.1: it goes over TCP for its length alone, and what follows comes over UDP."""
+    one = module()
+    offer = message(INVITE, VIA, UDP_CONTACT, body=sdp("192.168.56.10", 4000))
+    find, opening = one.handle(Received(C, offer, 0.0))
+    assert find == FindSocket(1, Endpoint("192.168.56.10", 5060))
+    assert isinstance(opening, OpenConversation)
+    assert one.handle(Opened(opening.ref, MEDIA, 0.1)) == []
+    out = one.handle(Opened(1, UDP_PUBLIC, 0.1))
+    contact_out = "Contact: <sip:alice@203.0.113.1:40000;ob>"
+    assert sent(out, S) == message(INVITE, VIA_OUT, contact_out, body=sdp("203.0.113.1", 40002))
+    ok = message("SIP/2.0 200 OK", VIA_BACK, body=sdp("203.0.113.77", 30000))
+    assert sent(one.handle(Received(S, ok, 0.2)), C) == ok.replace(VIA_BACK.encode(), VIA_HOME.encode())
+    bye = message(
+        "BYE sip:alice@203.0.113.1:40000;ob SIP/2.0", "Via: SIP/2.0/TCP 203.0.113.5;branch=z9hG4bK2", cseq="7 BYE"
+    )
+    assert sent(one.handle(Received(S, bye, 0.3)), C).startswith(b"BYE sip:alice@192.168.56.10:5060;ob SIP/2.0\r\n")
+    options = message("OPTIONS sip:example.com SIP/2.0", VIA, UDP_CONTACT, cseq="2 OPTIONS")
+    assert contact_out.encode() in sent(one.handle(Received(C, options, 1.0)), S), "it is remembered"
+    assert FindSocket(3, Endpoint("192.168.56.10", 5060)) in one.handle(Received(C, options, 61.0))
+
+
+def test_without_a_udp_binding_the_connection_is_the_contact() -> None:
+    one = module()
+    options = message("OPTIONS sip:example.com SIP/2.0", VIA, UDP_CONTACT, cseq="2 OPTIONS")
+    assert others(one.handle(Received(C, options, 0.0))) == [FindSocket(1, Endpoint("192.168.56.10", 5060))]
+    out = one.handle(Refused(1, "none", 0.1))
+    assert b"Contact: <sip:alice@203.0.113.1:33000;ob>" in sent(out, S)
+    assert others(out) == []
+    assert b"Contact: <sip:alice@203.0.113.1:33000;ob>" in sent(one.handle(Received(C, options, 1.0)), S)
+
+
+def test_calls_outlive_their_connection() -> None:
+    one = module()
+    assert not one.lives_on()
+    one.handle(Received(C, OFFER, 0.0))
+    one.handle(Opened(1, MEDIA, 0.1))
+    assert not one.lives_on(), "its answer would come over this connection"
+    one.handle(Received(S, message("SIP/2.0 200 OK", VIA_BACK, body=sdp("203.0.113.77", 30000)), 0.2))
+    one.handle(Closed(C, 1.0))
+    one.handle(Closed(S, 1.0))
+    assert one.lives_on()
+    one.handle(Activity(1, 50, 50, 30.0))
+    assert [type(command) for command in one.handle(Tick(160.0))] == [UpdateConversation]
+    assert list(one.handle(Tick(330.0))) == [ClosePinhole(1)]
+    assert not one.lives_on()

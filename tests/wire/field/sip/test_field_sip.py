@@ -12,6 +12,7 @@ from alg.address import Endpoint
 from alg.api import (
     Bypass,
     Deliver,
+    FindSocket,
     FlowContext,
     Note,
     OpenConversation,
@@ -170,14 +171,11 @@ def over_tcp(case: Field, cut: int) -> tuple[list[bytes], str]:
                 command = commands.pop(0)
                 peers.see(command)
                 assert not isinstance(command, Bypass)
-                if isinstance(command, OpenConversation):
+                if isinstance(command, FindSocket):
+                    commands += module.handle(Refused(command.ref, "none", float(number)))
+                elif isinstance(command, OpenConversation):
                     assert one.right == "edited"
-                    answer = (
-                        Refused(command.ref, "taken", float(number))
-                        if command.reason == "sip.signalling"
-                        else Opened(command.ref, public(command.target), float(number))
-                    )
-                    commands += module.handle(answer)
+                    commands += module.handle(Opened(command.ref, public(command.target), float(number)))
                 elif isinstance(command, Deliver):
                     assert command.to is one.side.other
                     out += apply_edits(command.data, command.edits)

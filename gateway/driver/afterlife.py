@@ -1,0 +1,127 @@
+"""Modules that outlive their flows: what a running call has told others of stays open until the call ends.
+
+A call that was begun over TCP does not end with its connection, nor because the driver stops reading it. So a module
+that says so (`alg.api.AlgModule.lives_on`) goes on without bytes: it is told the time and what its conversations carry,
+changes and closes them, and opens nothing more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import cast
+
+import gevent
+import structlog
+from gevent.event import Event as Wakeup
+
+from alg.api import AlgModule, ClosePinhole, Event, Note, Opened, OutlivingModule, Tick, UpdateConversation
+from gateway.driver.activity import ActivityWatch
+from gateway.driver.conversations import Conversations
+from gateway.driver.guard import Broken, Guard
+from gateway.flow.table import Flow
+
+log = structlog.get_logger()
+
+MOST = 4096  # modules in a process; of more, the oldest ends
+SHORTEST_TICK = 0.01  # seconds between two ticks of a module that wants one all the time
+
+
+class Survivor:
+    """A module without its flow. `conversations`: what it still holds."""
+
+    def __init__(
+        self, flow: Flow, module: AlgModule, look_every: float | None, guard: Guard, now: Callable[[], float]
+    ) -> None:
+        self.flow = flow
+        self.module = module
+        self.conversations: Conversations
+        self._look_every = look_every
+        self._name = flow.module or ""
+        self._guard = guard
+        self._now = now
+        self._activity: ActivityWatch
+        self._changed = Wakeup()
+        self._greenlet: gevent.Greenlet[..., None] | None = None
+
+    def begin(self, conversations: Conversations, over: Callable[[], None]) -> None:
+        """Go on with these conversations; `over` is called at the end, when they are closed."""
+        self.conversations = conversations
+        self._activity = ActivityWatch(conversations, self._look_every, self.tell, self._now)
+        self._greenlet = gevent.spawn(self._run, over)
+
+    def tell(self, event: Event) -> None:
+        """Give the module an event, and do what it answers as far as that needs no flow."""
+        if isinstance(event, Opened):  # what was asked for before the end: nobody has been told of it
+            self.conversations.close(event.ref)
+            return
+        try:
+            commands = self._guard.call(self._name, self.flow.id, self.module.handle, event)
+            for command in commands:
+                match command:
+                    case UpdateConversation():
+                        self.conversations.update(command)
+                    case ClosePinhole(ref):
+                        self.conversations.close(ref)
+                    case Note(code, detail):
+                        log.info("alg.note", flow=self.flow.id, code=code, detail=detail)
+        except Broken as broken:
+            log.error("alg.broken", flow=self.flow.id, module=self._name, reason=str(broken))
+            self.end()
+        self._changed.set()
+
+    def end(self) -> None:
+        """End it now."""
+        if self._greenlet is not None:
+            self._greenlet.kill(block=False)
+
+    def _run(self, over: Callable[[], None]) -> None:
+        try:
+            while not self._guard.is_out(self._name) and self._lives_on():
+                self._changed.clear()
+                self._changed.wait(self._timeout())
+                self._activity.tick()
+                deadline = self._deadline()
+                if deadline is not None and deadline <= self._now():
+                    self.tell(Tick(self._now()))
+                    gevent.sleep(SHORTEST_TICK)
+        except Broken as broken:
+            log.error("alg.broken", flow=self.flow.id, module=self._name, reason=str(broken))
+        finally:
+            self.conversations.close_all()
+            over()
+
+    def _lives_on(self) -> bool:
+        return bool(self._guard.call(self._name, self.flow.id, cast(OutlivingModule, self.module).lives_on))
+
+    def _deadline(self) -> float | None:
+        return self._guard.call(self._name, self.flow.id, self.module.deadline)
+
+    def _timeout(self) -> float | None:
+        pending = [at for at in (self._deadline(), self._activity.deadline()) if at is not None]
+        return max(0.0, min(pending) - self._now()) if pending else None
+
+
+class Afterlife:
+    """The survivors of a process."""
+
+    def __init__(self) -> None:
+        self._survivors: dict[str, Survivor] = {}
+
+    def __len__(self) -> int:
+        return len(self._survivors)
+
+    def __iter__(self) -> Iterator[Survivor]:
+        return iter(list(self._survivors.values()))
+
+    def add(self, survivor: Survivor, conversations: Conversations) -> None:
+        """A module goes on without its flow."""
+        while len(self._survivors) >= MOST:
+            self._survivors.pop(next(iter(self._survivors))).end()
+        key = survivor.flow.id
+        self._survivors[key] = survivor
+        log.info("alg.outlives", flow=key, module=survivor.flow.module, conversations=len(conversations))
+        survivor.begin(conversations, lambda: self._over(key, survivor))
+
+    def _over(self, key: str, survivor: Survivor) -> None:
+        if self._survivors.get(key) is survivor:
+            del self._survivors[key]
