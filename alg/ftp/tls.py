@@ -35,8 +35,9 @@ class TlsStream:
                 continue
             if not self._header and self._spoke and data[at] not in _TYPES:
                 return at
-            self._header.append(data[at])
-            at += 1
+            piece = data[at : at + _HEADER - len(self._header)]
+            self._header += piece
+            at += len(piece)
             self._read_header()
         return None
 

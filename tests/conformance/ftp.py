@@ -37,7 +37,8 @@ NO_STORE = ("wget",)
 def play(lab: Lab, way: Way, variant: Variant) -> str:
     """One variant by one way: "" if it is as it should be, else what was wrong."""
     try:
-        with Session(lab, partial(way.connect, lab), variant.version, variant.login) as session:
+        connect = partial(way.connect, lab)
+        with Session(lab, connect, variant.version, variant.login, variant.greeting) as session:
             variant.play(session)
     except (Missing, OSError, LabError) as error:
         return str(error) or type(error).__name__

@@ -26,6 +26,7 @@ class Session:
     connect: Connect
     version: int
     login: bool
+    greeting: bytes = b"220 ready\r\n"
     client: socket.socket = field(init=False)
     server: socket.socket = field(init=False)
 
@@ -38,7 +39,7 @@ class Session:
         for sock in (self.client, self.server):
             sock.settimeout(TIMEOUT)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.reply(b"220 ready\r\n")
+        self.reply(self.greeting)
         if self.login:
             self.command(b"USER ann\r\n", b"230 in\r\n")
         return self
@@ -209,12 +210,25 @@ def two_pipelined(session: Session) -> None:
         session.reply(b"226 done\r\n")
 
 
-def _pasv(session: Session, form: str) -> None:
+def _plainly(argument: bytes) -> bytes:
+    return argument
+
+
+def _pasv(
+    session: Session,
+    form: str,
+    change: Callable[[bytes], bytes] = _plainly,
+    command: bytes = b"PASV",
+    host: str = SERVER4,
+    port: int = 0,
+) -> None:
+    """A 227 of the given form, whose six numbers `change` has changed, naming `host` in place of the server."""
     with session.lab.enter("outside"):
-        listener = socket.create_server((SERVER4, 0))
-    reply = form.encode() % six(SERVER4, listener.getsockname()[1])
-    line = session.command(b"PASV\r\n", reply + b"\r\n")
-    session.fetch_passive(*endpoint(line), listener)
+        listener = socket.create_server((SERVER4, port))
+    listening = listener.getsockname()[1]
+    reply = form.encode() % change(six(host, listening))
+    session.command(command + b"\r\n", reply + b"\r\n")
+    session.fetch_passive(SERVER4, listening, listener)
 
 
 def pasv(session: Session) -> None:
@@ -229,21 +243,69 @@ def pasv_multi_line(session: Session) -> None:
     _pasv(session, "227-Look\r\n227 Entering Passive Mode (%s)")
 
 
-def _epsv(session: Session, delimiter: str) -> None:
+def pasv_blanks(session: Session) -> None:
+    _pasv(session, "227 Entering Passive Mode( %s )", lambda argument: argument.replace(b",", b", "))
+
+
+def pasv_zeros(session: Session) -> None:
+    _pasv(session, "227 Passive (%s)", lambda argument: b",".join(b"%03d" % int(n) for n in argument.split(b",")))
+
+
+def pasv_signed(session: Session) -> None:
+    def signed(argument: bytes) -> bytes:
+        return b",".join(b"%d" % (int(n) - 256 if int(n) > 127 else int(n)) for n in argument.split(b","))
+
+    _pasv(session, "227 Passive (%s)", signed)
+
+
+def pasv_private(session: Session) -> None:
+    _pasv(session, "227 Entering Passive Mode (%s).", host="10.9.8.7")
+
+
+def pasv_zero(session: Session) -> None:
+    _pasv(session, "227 Entering Passive Mode (%s).", host="0.0.0.0")
+
+
+def pasv_at_a_service(session: Session) -> None:
+    _pasv(session, "227 Entering Passive Mode (%s).", port=3389)
+
+
+def epsv_answered_by_227(session: Session) -> None:
+    _pasv(session, "227 Entering Passive Mode (%s).", command=b"EPSV")
+
+
+def pasv_after_what_cannot_be_read(session: Session) -> None:
+    session.command(b"EPSV\r\n", b"229 Entering Extended Passive Mode (||30000|)\r\n")
+    pasv(session)
+
+
+def pasv_after_another_code(session: Session) -> None:
+    session.command(b"STOR a\r\n", b"553-no\r\n150 yes\r\n")
+    pasv(session)
+
+
+def _epsv(session: Session, form: str, command: bytes = b"EPSV") -> None:
     host = SERVER4 if session.version == 4 else SERVER6
     listener = session.lab.listen("outside", host)
-    d = delimiter * 3
     port = listener.getsockname()[1]
-    session.command(b"EPSV\r\n", f"229 Extended Passive ({d}{port}{delimiter})\r\n".encode())
+    session.command(command + b"\r\n", f"229 Extended Passive {form % port}\r\n".encode())
     session.fetch_passive(host, port, listener)
 
 
 def epsv(session: Session) -> None:
-    _epsv(session, "|")
+    _epsv(session, "(|||%d|)")
 
 
 def epsv_delimiter(session: Session) -> None:
-    _epsv(session, "!")
+    _epsv(session, "(!!!%d!)")
+
+
+def epsv_bare(session: Session) -> None:
+    _epsv(session, "|||%d|")
+
+
+def pasv_answered_by_229(session: Session) -> None:
+    _epsv(session, "(|||%d|)", b"PASV")
 
 
 def ccc(session: Session) -> None:
@@ -361,6 +423,7 @@ class Variant:
     play: Callable[[Session], None]
     version: int = 4
     login: bool = True
+    greeting: bytes = b"220 ready\r\n"
 
 
 WORKS = (
@@ -374,6 +437,8 @@ WORKS = (
     Variant("PORT after HOST and its 220", port_after_host),
     Variant("PORT after a line of 6,000 bytes", port_after_long_line),
     Variant("PORT after AUTH TLS and CCC", ccc),
+    Variant("PORT after a greeting of 200", port, greeting=b"200 ready\r\n"),
+    Variant("PORT after text before the greeting", port, greeting=b"All is logged.\r\n220 ready\r\n"),
     Variant("two transfers, one after the other", twice),
     Variant("two transfers in one segment", two_pipelined),
     Variant("EPRT, IPv4", eprt),
@@ -381,9 +446,20 @@ WORKS = (
     Variant("PASV", pasv),
     Variant("PASV, 227 without parentheses", pasv_bare),
     Variant("PASV, 227 of several lines", pasv_multi_line),
+    Variant("PASV, 227 with blanks", pasv_blanks),
+    Variant("PASV, 227 with leading zeros", pasv_zeros),
+    Variant("PASV, 227 with signed numbers", pasv_signed),
+    Variant("PASV, 227 with a private address, which the client does not use", pasv_private),
+    Variant("PASV, 227 with 0,0,0,0, which the client does not use", pasv_zero),
+    Variant("PASV, port 3389", pasv_at_a_service),
+    Variant("PASV, answered by 229", pasv_answered_by_229),
+    Variant("PASV, after a 229 that cannot be read", pasv_after_what_cannot_be_read),
+    Variant("PASV, after a reply that ended with another code", pasv_after_another_code),
+    Variant("EPSV, answered by 227", epsv_answered_by_227),
     Variant("EPSV, IPv4", epsv),
     Variant("EPSV, IPv6", epsv, 6),
     Variant("EPSV, 229 with another delimiter", epsv_delimiter),
+    Variant("EPSV, 229 without parentheses", epsv_bare),
     Variant("ABOR keeps its urgent byte", urgent),
 )
 SAFE = (

@@ -62,6 +62,12 @@ FLOODS = [
     Flood("text before a greeting", SERVER, b"a\n", login=False),
     Flood("replies of two lines", SERVER, b"211-\n211 \n"),
     Flood("227 of two lines", SERVER, b"227-\n227 \n"),
+    Flood(
+        "records of TLS",
+        CLIENT,
+        b"\x17\x03\x03\x00\x01a",
+        ((CLIENT, b"AUTH TLS\r\n"), (SERVER, b"234 go\r\n"), (CLIENT, b"\x16\x03\x01\x00\x01a")),
+    ),
     Flood("replies that end with another code", SERVER, b"211-\n212 \n"),
 ]
 

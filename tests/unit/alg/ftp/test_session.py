@@ -169,6 +169,10 @@ CLIENT_LINES = [
     b"PORT 192,168,56,10",
     b"AB\r\n",
     b"\xff",
+    b"CPSV\r\n",
+    b"P@SW\r\n",
+    b"\r\n\r\n",
+    b"NOOP\r\nNOOP\r\n",
 ]
 SERVER_LINES = [
     b"220 ready\r\n",
@@ -179,6 +183,18 @@ SERVER_LINES = [
     b"227 (203,0,113,5,117,50).\r\n",
     b"227 =203,0,113,5,117,51\r\n",
     b"227 (1,2,3,4,5,6)\r\n",
+    b"227 Passive( 203, 0, 113, 5, 117, 52 )\n",
+    b"227 (-53,0,113,5,-61,-112)\r\n",
+    b"227 (0,0,0,0,117,53)\r\n",
+    b"227 (192,168,56,10,117,54)\r\n",
+    b"227 (::1,117,55)\r\n",
+    b"227-(203,0,113,5,117,56)\r\n227 go\r\n",
+    b"227 (2,233,252)\r\n",
+    b"229 |||30006|\r\n",
+    b"229 (||30007|)\r\n",
+    b"553-no\r\n150 yes\r\n",
+    b"200 AUTH ok\r\n",
+    b"All is logged.\r\n",
     b"229 (|||30005|)\r\n",
     b"229 (|||80|)\r\n",
     b"234 go\r\n",
@@ -383,9 +399,10 @@ LEFT_OUT_IN_PIECES: list[Item] = [
     (Side.SERVER, b"220 ready\r\n"),
 ]
 CONVERTING = FlowContext(CONTEXT.client, CONTEXT.server, options=FtpOptions(convert="active"))
+PEER = FlowContext(CONTEXT.client, CONTEXT.server, options=FtpOptions(pasv_address="peer"))
 
 
-@pytest.mark.parametrize("context", [NAT64, SERVERS, CONVERTING], ids=["nat64", "fxp", "convert"])
+@pytest.mark.parametrize("context", [NAT64, SERVERS, CONVERTING, PEER], ids=["nat64", "fxp", "convert", "peer"])
 @given(dialogues, cuttings)
 @example(LEFT_OUT_IN_PIECES, [1])
 @settings(max_examples=300, deadline=None)
@@ -418,3 +435,51 @@ def test_where_more_is_said_than_was_heard(context: FlowContext, items: list[Ite
         assert target.port >= 1024
         assert not revoked
     assert normal(commands) == normal(play(items, [1 << 20], context)[0])
+
+
+PUBLISHED = FlowContext(Endpoint("198.51.100.7", 40000), Endpoint("203.0.113.5", 21), inside=SERVER)
+
+
+@given(dialogues, cuttings)
+@settings(max_examples=400, deadline=None)
+def test_a_published_server(items: list[Item], cuts: list[int]) -> None:
+    """A port of the inside opens to the flow's own client only, only where that has asked for one, and what is changed
+    of a reply is its endpoint."""
+    commands, given_bytes = play(items, cuts, PUBLISHED)
+    asked = given_bytes[CLIENT].upper().count(b"PASV") + given_bytes[CLIENT].upper().count(b"EPSV")
+    inbound = [c for c in commands if isinstance(c, OpenPinhole) and c.target.host == PUBLISHED.server.host]
+    assert len(inbound) <= asked
+    assert all(command.peer == PUBLISHED.client.host and command.target.port >= 1024 for command in inbound)
+    assert not any(isinstance(command, OpenOutbound) for command in commands)
+    for side in Side:
+        deliveries = [c for c in commands if isinstance(c, Deliver) and c.to is side.other]
+        assert b"".join(d.data for d in deliveries) == given_bytes[side]
+        for edit in (edit for delivery in deliveries for edit in delivery.edits):
+            assert edit.reason in (("ftp.port", "ftp.eprt") if side is CLIENT else ("ftp.pasv", "ftp.epsv"))
+    assert normal(commands) == normal(play(items, [1 << 20], PUBLISHED)[0])
+
+
+@given(st.integers(100, 599), st.sampled_from([b" ready\r\n", b"\r\n", b"-a\r\nb\r\n%d c\n"]))
+def test_which_first_replies_are_greetings(code: int, text: bytes) -> None:
+    """Any below 400 but 120, which says that the greeting is to come (RFC 959, 5.4)."""
+    module = FtpModule(CONTEXT)
+    module.handle(Received(SERVER, b"%d" % code + (text % code if b"%" in text else text), 0))
+    module.handle(Received(CLIENT, b"USER ann\r\n", 0))
+    answer = module.handle(Received(CLIENT, PORT, 0))
+    assert isinstance(answer[0], OpenPinhole) == (code < 400 and code != 120)
+
+
+KINDS = st.sampled_from([b"PASV", b"EPSV", b"CPSV", b"P@SW", b"pasv", b"EPSV 1", b"STAT"])
+REPLIES = st.sampled_from(
+    [(227, b"203,0,113,5,117,50", 30002), (227, b"10, 0,0, 1,117,50", 30002), (229, b"|||30005|", 30005)]
+)
+
+
+@given(KINDS, REPLIES, st.lists(st.sampled_from([b"NOOP\r\n", b"TYPE I\r\n"]), max_size=3))
+def test_what_a_reply_says_decides(command: bytes, reply: tuple[int, bytes, int], earlier: list[bytes]) -> None:
+    code, text, port = reply
+    module = greeted()
+    module.handle(Received(CLIENT, b"".join(earlier) + command + b"\r\n", 0))
+    module.handle(Received(SERVER, b"200 ok\r\n" * len(earlier), 0))
+    answer = module.handle(Received(SERVER, b"%d Passive (%s)\r\n" % (code, text), 0))
+    assert OpenOutbound(1, Endpoint("203.0.113.5", port), "tcp", 60.0, 1, "ftp.passive") in answer
