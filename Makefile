@@ -62,6 +62,7 @@ lock:
 	$(LOCK) --extra router pyproject.toml requirements/build.in -o requirements/run.txt
 	$(LOCK) --extra router --extra dev -c requirements/run.txt pyproject.toml requirements/build.in -o requirements/test.txt
 	$(LOCK) --no-deps requirements/built.in -o requirements/built.txt
+	$(LOCK) --extra router --extra gssapi --no-emit-package gssapi -c requirements/run.txt pyproject.toml -o requirements/package.txt
 	$(LOCK) --extra docs -c requirements/run.txt pyproject.toml requirements/build.in -o requirements/docs.txt
 
 # The sources as they are, for whoever works on them with a debugger: `.venv/bin/python -m pytest ...` runs them then.
@@ -122,6 +123,7 @@ conformance: setup
 # The generated part of docs/reference, and all of docs/ as a site in build/docs.
 docs: setup .venv/.docs
 	$(BIN)/python -m gateway.cli.reference docs
+	$(BIN)/python docs/rooms.py
 	$(BIN)/mkdocs build --strict --quiet
 
 # Not for everybody: the documentation's own tools.

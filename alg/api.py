@@ -335,7 +335,8 @@ class AlgModule(Protocol):
 
     A class says what it wants by attributes; `alg.registry.Traits` has the defaults:
 
-    `api`: the version of this interface that it is written for, 1. `Options`: its own keys in `[alg.NAME]`, as a frozen
+    `api`: the version of this interface that it is written for, 1. `kinds`: the kinds of pinholes that it may ask for,
+    as "once" and "conversation". `Options`: its own keys in `[alg.NAME]`, as a frozen
     dataclass: a field a key, each with a default, of a type that TOML has. Unknown keys and wrong types are
     configuration errors; `Options` itself may raise ValueError("KEY: what is wrong"). `look_every`: seconds between two
     events `Activity`. `shown`: whether `algate trace` may show its messages; `conceal`, if there is

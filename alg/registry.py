@@ -132,6 +132,53 @@ def options_by_name() -> Mapping[str, type[DataclassInstance] | None]:
     return {**found, **{name: options_of(module) for name, module in modules().items()}}
 
 
+@dataclass(frozen=True)
+class Installed:
+    """An installed module, whether it can be used or not. `transports`: what it can read. `kinds`: the kinds of
+    pinholes that it may ask for, as its class declares. `problem`: why it cannot be used; "" if it can."""
+
+    name: str
+    package: str
+    version: str
+    api: int
+    transports: tuple[str, ...]
+    kinds: tuple[str, ...]
+    problem: str
+
+
+def installed() -> list[Installed]:
+    """Every module that an entry point names, by name; the broken ones too."""
+    found: dict[str, list[tuple[EntryPoint, str, type | None, str]]] = {}
+    for group, transport in ((GROUP, "tcp"), (DATAGRAM_GROUP, "udp")):
+        for entry in sorted(entry_points(group=group), key=lambda entry: entry.name):
+            try:
+                loaded, problem = _load(entry), ""
+                face = getattr(loaded, "datagrams", None) if group == GROUP else None
+                if face is not None:
+                    found.setdefault(entry.name, []).append((entry, "udp", _checked(face, _origin(entry)), ""))
+            except BrokenModule as error:
+                loaded, problem = None, str(error)
+            found.setdefault(entry.name, []).append((entry, transport, loaded, problem))
+    rows = []
+    for name, faces in sorted(found.items()):
+        entry = faces[-1][0]
+        classes = [loaded for _, _, loaded, _ in faces if loaded is not None]
+        kinds = {kind for loaded in classes for kind in getattr(loaded, "kinds", ())}
+        versions = {int(getattr(loaded, "api", API[0])) for loaded in classes}
+        rows.append(
+            Installed(
+                name,
+                entry.dist.name if entry.dist else "",
+                entry.dist.version if entry.dist else "",
+                max(versions, default=0),
+                tuple(sorted({transport for _, transport, loaded, _ in faces if loaded is not None})),
+                tuple(sorted(kinds)),
+                "; ".join(problem for *_, problem in faces if problem),
+            )
+        )
+    return rows
+
+
 def _datagram_kind(entry: EntryPoint, face: type) -> DatagramKind:
     return DatagramKind(
         entry.name,

@@ -79,6 +79,7 @@ class SipModule:
     """One TCP connection between a client and a SIP server, as `alg.api.AlgModule`."""
 
     api: ClassVar[int] = 1
+    kinds: ClassVar[tuple[str, ...]] = ("conversation",)
     Options: ClassVar[type[SipOptions]] = SipOptions
     datagrams: ClassVar[type[DatagramModule]] = SipEngine
     tables: ClassVar[tuple[str, ...]] = TABLES

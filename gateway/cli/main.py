@@ -12,6 +12,7 @@ from gateway.cli.completion import completion
 from gateway.cli.control import drain, kick, reload
 from gateway.cli.doctor import doctor
 from gateway.cli.live import calls, flows, pinholes
+from gateway.cli.modules import modules
 from gateway.cli.passwd import passwd
 from gateway.cli.rules import rules
 from gateway.cli.run import run
@@ -43,7 +44,8 @@ def cli() -> None:
 
 
 COMMANDS = (
-    run, check, doctor, rules, status, flows, pinholes, calls, kick, reload, drain, explain, trace, passwd, completion,
+    run, check, doctor, rules, status, flows, pinholes, calls, kick, reload, drain, explain, trace, modules, passwd,
+    completion,
 )  # fmt: skip
 
 for command in COMMANDS:

@@ -159,12 +159,16 @@ class LogSection(_Section, frozen=True):
         Literal["logfmt", "json", "console"], Meta(description='Their form. "console" is for the eye.')
     ] = "logfmt"
     connections: Annotated[bool, Meta(description="Whether a flow's begin and end have a line each.")] = True
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Meta(description="Lines of a lower level are not written. What they count is counted all the same."),
+    ] = "debug"
 
     @property
     def settings(self) -> LogSettings:
         """What the log is set up with. Raises ValueError where `syslog` is neither a path nor an endpoint."""
         syslog = self.syslog if self.target != "syslog" or self.syslog.startswith("/") else parse_endpoint(self.syslog)
-        return LogSettings(self.target, syslog, self.format, self.connections)
+        return LogSettings(self.target, syslog, self.format, self.connections, self.level)
 
 
 class ConsoleSection(_Section, frozen=True):

@@ -21,7 +21,15 @@ from gateway.observe.flood import Flood
 from gateway.observe.flow_log import FlowLog, NoFlowLog, QuickFlowLog
 from gateway.observe.logfmt import Logfmt, Stamp
 from gateway.observe.pinhole_log import PINHOLES
-from gateway.observe.sinks import JournaldSink, Sink, StreamSink, SyslogServerSink, SyslogSink
+from gateway.observe.sinks import (
+    JournaldSink,
+    JournalPrefixSink,
+    Sink,
+    StreamSink,
+    SyslogServerSink,
+    SyslogSink,
+    is_journal,
+)
 
 KINDS = {
     "denied": (
@@ -66,16 +74,19 @@ class LogSettings(msgspec.Struct, frozen=True):
     """Where the lines of a process go and in which form: [log] as `config` read it.
 
     `syslog` is the path of the local daemon's socket, or the endpoint of a server (RFC 5424 over UDP); it
-    counts for the target "syslog" only. `connections`: whether a flow's beginning and end have a line each.
+    counts for the target "syslog" only. `connections`: whether a flow's beginning and end have a line each. `level`:
+    lines below it are counted, and not written.
     """
 
     target: Literal["stderr", "syslog", "journald"] = "stderr"
     syslog: str | Endpoint = "/dev/log"
     format: Literal["logfmt", "json", "console"] = "logfmt"
     connections: bool = True
+    level: Literal["debug", "info", "warning", "error"] = "debug"
 
 
 _processors: list[structlog.typing.Processor] = []  # one list for all loggers, so that it can change
+_LEVELS = {"debug": 0, "info": 1, "warning": 2, "error": 3}
 _KIND_OF = {event: kind for kind, events in KINDS.items() for event in events}
 # What reads the log by a regular expression relies on this order (docs/how-to/socks-authentication.md).
 KEY_ORDER = ("timestamp", "level", "process", "event", "address")
@@ -89,6 +100,13 @@ def setup_logging(
     settings = settings or LogSettings()
     stream = stream or sys.stderr
     render = _renderer(settings, stream)
+
+    least = _LEVELS[settings.level]
+
+    def is_wanted(_logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        if _LEVELS.get(method, 3) < least:
+            raise structlog.DropEvent
+        return event
 
     flood = Flood()
 
@@ -115,6 +133,7 @@ def setup_logging(
 
     before: list[structlog.typing.Processor] = [
         tally,
+        is_wanted,
         leave_out,
         name_process,
         structlog.processors.add_log_level,
@@ -125,13 +144,16 @@ def setup_logging(
     def lost_line(count: int) -> str:
         event: structlog.typing.EventDict = {"event": "log.lost", "lines": count}
         for processor in before:
-            processor(None, "warning", event)
+            if processor is not is_wanted:
+                processor(None, "warning", event)
         return str(render(None, "warning", event))
 
     plain: Sink = StreamSink(stream, lost_line)
     if later is not None:
         plain = batch = BatchSink(plain, later)
         atexit.register(batch.flush)
+    if is_journal(stream):
+        plain = JournalPrefixSink(plain)
     sink = _sink(settings, process, plain)
     _processors[:] = [*before, hand_over]
     _Logger.sink = sink
@@ -140,7 +162,8 @@ def setup_logging(
         logger_factory=lambda *_: _Logger(),
         cache_logger_on_first_use=True,
     )
-    quick = settings.target == "stderr" and settings.format == "logfmt"
+    # What is written past structlog is of the level "info".
+    quick = settings.target == "stderr" and settings.format == "logfmt" and least <= _LEVELS["info"]
     PINHOLES.become(process, sink if quick else None)
     if not settings.connections:
         return NoFlowLog()

@@ -34,6 +34,12 @@ class Stamp:
         return f"{self._text}.{int((now - second) * 1e6):06d}Z"
 
 
+def moment(unix: float) -> str:
+    """A time as lines have it: of seconds since 1970, in UTC (RFC 3339)."""
+    second = int(unix)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(second))}.{int((unix - second) * 1e6):06d}Z"
+
+
 class Logfmt:
     """Renders as `structlog.processors.LogfmtRenderer(key_order=..., drop_missing=True, bool_as_flag=False)` does, but
     escapes control characters in values: what a stranger has sent is in there."""

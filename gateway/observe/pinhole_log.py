@@ -13,7 +13,7 @@ import structlog
 
 from gateway.model.requests import Lease
 from gateway.observe.counters import PINHOLE_RESULTS, broker_pinhole, counts
-from gateway.observe.logfmt import Stamp, value_text
+from gateway.observe.logfmt import Stamp, moment, value_text
 from gateway.observe.sinks import Sink
 
 _NOTHING: dict[str, str] = {}
@@ -60,7 +60,7 @@ class PinholeLog:
     def info(self, event: str, lease: Lease, **more: Any) -> None:
         """What happened to a lease; `more` stands before what it is."""
         if self._sink is None:
-            _plain.info(event, **more, **lease_fields(lease))
+            _plain.info(event, **more, **{**lease_fields(lease), "expires": moment(lease.expires)})
             return
         counts["algate_log_events_total", event] += 1
         if event in PINHOLE_RESULTS:
@@ -71,7 +71,7 @@ class PinholeLog:
             f"timestamp={self._stamp.text()}{self._head}{event}{said} id={lease.id} protocol={lease.protocol}"
             f" direction={lease.direction} public={lease.public} target={lease.target} peer={peer or ''}"
             f" client={lease.client} reason={value_text(lease.reason)} flow={value_text(lease.flow)}"
-            f" backend={lease.backend} uses={lease.uses} expires={lease.expires}"
+            f" backend={lease.backend} uses={lease.uses} expires={moment(lease.expires)}"
             f" second={'' if second is None else second}"
         )
         self._sink.write(line, "info", _NOTHING)

@@ -50,6 +50,26 @@ class StreamSink:
         self._rest = data[written:]
 
 
+class JournalPrefixSink:
+    """Each line begins with its severity as journald reads it from a service's stderr: "<4>" (sd-daemon(3))."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def write(self, line: str, level: str, fields: Mapping[str, Any]) -> None:
+        self._sink.write(f"<{_SEVERITIES.get(level, 6)}>{line}", level, fields)
+
+
+def is_journal(stream: TextIO) -> bool:
+    """Whether the stream is the one that systemd has connected with the journal (JOURNAL_STREAM, systemd.exec(5))."""
+    named = os.environ.get("JOURNAL_STREAM", "")
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return named == f"{status.st_dev}:{status.st_ino}"
+
+
 def _writer(stream: TextIO) -> Callable[[bytes], int]:
     """What writes bytes past the stream's own buffer, which tears lines on a full disk; returns how many."""
     try:

@@ -69,7 +69,7 @@ class Child:
             self._process = subprocess.Popen(
                 [*self._privileges, access.python, "-P", "-m", self._module, str(memfd)],
                 pass_fds=[memfd, *boot.descriptors(), *access.fds],
-                env={**os.environ, "PYTHONPATH": access.path, "PYTHONDONTWRITEBYTECODE": "1"},
+                env={**os.environ, "PYTHONPATH": _path(access.path), "PYTHONDONTWRITEBYTECODE": "1"},
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 process_group=0,  # a ^C at the terminal is for the supervisor alone
@@ -145,6 +145,11 @@ class Child:
         """Send it a signal, if it runs."""
         if self._process is not None:
             self._process.send_signal(number)
+
+
+def _path(own: str) -> str:
+    """What a child searches for modules: our own code, and whatever this process was told to search."""
+    return os.pathsep.join(filter(None, (own, os.environ.get("PYTHONPATH", ""))))
 
 
 def _privileges(user: str, capability: str | None) -> list[str]:

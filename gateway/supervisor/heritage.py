@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import socket
 import subprocess
 import sys
+from typing import NoReturn
 
 import msgspec
 
@@ -54,20 +57,48 @@ class Heritage(msgspec.Struct, frozen=True, kw_only=True):
             for kind, host, port, fd in self.listeners
         ]
 
-    def bequeath(self) -> subprocess.Popen[bytes]:
-        """Start this program once more, as it is installed now, with the same command line."""
+    def bequeath(self) -> Heir:
+        """Start this program once more, as it is installed now, with the same command line. It is no child of ours.
+
+        systemd takes a main process that is not its own child for a stranger, for whose end it does not wait: a stop
+        would be a SIGKILL to all. So a process in between starts it and ends, and it is init's, which is systemd.
+        OSError if it cannot be started.
+        """
         memfd = os.memfd_create("algate-heritage", 0)
         os.write(memfd, msgspec.json.encode(self))
         os.lseek(memfd, 0, os.SEEK_SET)
+        reader, writer = os.pipe()
         try:
-            return subprocess.Popen(
+            between = os.fork()
+            if between == 0:
+                self._start_and_end(memfd, writer)
+            os.close(writer)
+            writer = -1
+            said = os.read(reader, 64)
+            os.waitpid(between, 0)
+        finally:
+            for fd in (memfd, reader, writer):
+                if fd >= 0:
+                    os.close(fd)
+        number = int(said or b"-1")
+        if number < 0:
+            raise OSError(-number, os.strerror(-number))
+        return Heir(number)
+
+    def _start_and_end(self, memfd: int, writer: int) -> NoReturn:
+        """Start it from the process in between; its pid, or the errno below zero, goes to `writer`."""
+        try:
+            heir = subprocess.Popen(
                 [sys.executable, *sys.orig_argv[1:]],
                 pass_fds=[memfd, *self.descriptors()],
                 env={**os.environ, _VARIABLE: str(memfd)},
                 stdin=subprocess.DEVNULL,
             )
+            os.write(writer, str(heir.pid).encode())
+        except OSError as error:
+            os.write(writer, str(-(error.errno or 1)).encode())
         finally:
-            os.close(memfd)
+            os._exit(0)
 
 
 def inherited() -> Heritage | None:
@@ -82,8 +113,40 @@ def inherited() -> Heritage | None:
     return heritage
 
 
+class Heir:
+    """The process that is to take over. Not a child: its end is seen by a pidfd."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        try:
+            self._fd = os.pidfd_open(pid)
+        except ProcessLookupError:  # it has ended already
+            self._fd = -1
+
+    def end(self, seconds: float) -> None:
+        """Wait that long for its end, then kill it."""
+        if self._fd < 0:
+            return
+        ended = select.poll()
+        ended.register(self._fd, select.POLLIN)
+        if not ended.poll(seconds * 1000):
+            signal.pidfd_send_signal(self._fd, signal.SIGKILL)
+            ended.poll()
+        self.close()
+
+    def close(self) -> None:
+        """It is not watched any more."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+
 class Channel:
-    """One end of the line between the two supervisors; `word` is "prepared", "go", "ready", or "failed: REASON"."""
+    """One end of the line between the two supervisors; `word` is "prepared", "go", "ready", or "failed: REASON".
+
+    Later the new one says "reload" (read the configuration anew), "stop" (let flows end within the usual time) and
+    "cut" (end them).
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)

@@ -53,8 +53,9 @@ class RunDir:
 
     def claim(self) -> None:
         """Say in the lock whose it is."""
-        os.truncate(self.lock, 0)
-        os.pwrite(self.lock, f"{os.getpid()}\n".encode(), 0)
+        said = f"{os.getpid()}\n".encode()
+        os.pwrite(self.lock, said, 0)  # in this order it is never empty
+        os.truncate(self.lock, len(said))
 
     def adopt(self, name: str, fd: int) -> socket.socket:
         """A socket that the process before has made by `listen`."""
@@ -105,7 +106,10 @@ class RunDir:
         self._sockets.remove(path)
 
     def remove_dead(self) -> None:
-        """Take away sockets that nobody serves any more, as of a version that was killed."""
+        """Take away what a version that was killed has left: sockets that nobody serves, links to its code."""
+        for links in self.path.glob("code-*"):
+            if not Path("/proc", links.name.removeprefix("code-")).exists():
+                shutil.rmtree(links, ignore_errors=True)
         for path in set(self.path.glob("*.sock")) - set(self._sockets):
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
                 try:

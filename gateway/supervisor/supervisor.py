@@ -319,11 +319,19 @@ class _Supervisor:
         self._listeners.refuse(self._listeners.places())
         self._wait(STOP_LINGER)
         self._listeners.discard(self._listeners.places())
+        if self._elder is not None and patience < FOREVER:
+            self._elder.say("stop")
         last = [child for child in (self._crew.broker, self._crew.console) if child]  # it shows the draining
         self._children.end(self._crew.workers, patience + KILL_MARGIN, self._turn_ending, patience)
+        self._wait_for_elder(time.monotonic() + patience + KILL_MARGIN)
         self._children.end([self._crew.packets] if self._crew.packets else [], KILL_MARGIN, self._turn)
         self._children.end(last, KILL_MARGIN, self._turn)
         log.info("stopped")
+
+    def _wait_for_elder(self, until: float) -> None:
+        """The flows of an earlier version use our broker; and who stops us (systemd) kills it when we have ended."""
+        while self._elder is not None and time.monotonic() < until:
+            self._turn(until)
 
     def _retire(self, successor: Channel) -> None:
         """Let our flows end; all else is the successor's, also the listeners. Without it they are cut soon."""
@@ -338,6 +346,12 @@ class _Supervisor:
             if "reload" in successor.words:
                 successor.words.remove("reload")
                 self._reload_retired()
+            if "stop" in successor.words:
+                successor.words.remove("stop")
+                self._hurry()
+            if "cut" in successor.words:
+                successor.words.remove("cut")
+                self._cut()
             if successor.ended and not alone:
                 alone = True
                 self._selector.unregister(successor.sock)
@@ -365,6 +379,16 @@ class _Supervisor:
         self._patience = None
         for child in self._crew.workers:
             child.signal(signal.SIGTERM)
+        if self._elder is not None:
+            self._elder.say("stop")
+
+    def _cut(self) -> None:
+        """All flows end now."""
+        log.warning("drain.cut")
+        for child in self._crew.workers:
+            child.signal(signal.SIGKILL)
+        if self._elder is not None:
+            self._elder.say("cut")
 
     def _abandon(self) -> None:
         """We could not take over: nothing of what the old version has is touched."""
@@ -395,9 +419,7 @@ class _Supervisor:
                 if self._state == "retired" or (self._state == "draining" and self._patience is not None):
                     self._hurry()
                 elif self._state == "draining":  # asked twice: at once
-                    log.warning("drain.cut")
-                    for child in self._crew.workers:
-                        child.signal(signal.SIGKILL)
+                    self._cut()
                 elif self._state == "starting" or self._state == "running":
                     self._state = "stopping"
             elif number == signal.SIGHUP:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import selectors
 import socket
-import subprocess
 import time
 from collections.abc import Callable
 
@@ -19,7 +18,7 @@ from gateway.process.lifeline import Done, FromChild, Go
 from gateway.supervisor.child import Child
 from gateway.supervisor.children import KILL_MARGIN, Children
 from gateway.supervisor.crew import Crew
-from gateway.supervisor.heritage import Channel, Heritage
+from gateway.supervisor.heritage import Channel, Heir, Heritage
 from gateway.supervisor.listeners import LINGER, Listeners, places
 from gateway.supervisor.run_dir import RunDir
 
@@ -51,16 +50,16 @@ class HandOver:
         channel = Channel(ours)
         with theirs:
             try:
-                process = self._crew.heritage(theirs.fileno(), ticket, admin.fileno()).bequeath()
+                heir = self._crew.heritage(theirs.fileno(), ticket, admin.fileno()).bequeath()
             except OSError as error:  # as while a package is replaced
                 ours.close()
                 raise AlgateError(f"the new version cannot be started: {error}") from error
         self._selector.register(ours, selectors.EVENT_READ, channel.hear)
-        log.info("upgrade.start", pid=process.pid)
+        log.info("upgrade.start", pid=heir.pid)
         try:
             self._await(channel, "prepared", DEADLINE)
         except AlgateError:
-            self._give_up(channel, process)
+            self._give_up(channel, heir)
             raise
         self._selector.unregister(admin)
         self._children.end(self._crew.rest, KILL_MARGIN, self._turn)
@@ -70,12 +69,13 @@ class HandOver:
         try:
             self._await(channel, "ready", SWITCH_DEADLINE)
         except AlgateError:
-            self._give_up(channel, process)
+            self._give_up(channel, heir)
             self._selector.register(admin, selectors.EVENT_READ, on_admin)
             for child in [*([self._crew.broker] if self._crew.broker else []), *self._crew.rest]:
                 self._children.start_soon(child)
             raise
-        return channel, process.pid
+        heir.close()
+        return channel, heir.pid
 
     def _await(self, channel: Channel, word: str, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -86,15 +86,11 @@ class HandOver:
                 raise AlgateError(f"the new version cannot take over: it was not ready after {seconds:g} s")
             self._turn(until)
 
-    def _give_up(self, channel: Channel, process: subprocess.Popen[bytes]) -> None:
+    def _give_up(self, channel: Channel, heir: Heir) -> None:
         """End the new one, if it still lives; its children end with it."""
         self._selector.unregister(channel.sock)
         channel.sock.close()
-        try:
-            process.wait(KILL_MARGIN)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        heir.end(KILL_MARGIN)
         self._turn(time.monotonic() + SETTLE)
         self._run_dir.remove_dead()
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tests.lab.peers import LIBRARIES, unpacked
 
 if TYPE_CHECKING:
     from tests.lab.lab import Lab
 
-PEERS = Path(sys.prefix, "peers")
 REALM = "ALGATE.TEST"
 USER, PASSWORD = "ann", "secret of ann"
-_PLUGINS = f"usr/lib/{os.uname().machine}-linux-gnu/krb5/plugins/kdb"
+_PLUGINS = LIBRARIES / "krb5/plugins/kdb"
 
 
 class Kerberos:
@@ -30,14 +28,14 @@ class Kerberos:
             f"[libdefaults]\n default_realm = {REALM}\n dns_lookup_kdc = false\n dns_lookup_realm = false\n"
             " rdns = false\n dns_canonicalize_hostname = false\n udp_preference_limit = 1\n"
             f"[realms]\n {REALM} = {{\n kdc = 127.0.0.1:88\n }}\n"
-            f"[dbmodules]\n db_module_dir = {PEERS / _PLUGINS}\n"
+            f"[dbmodules]\n db_module_dir = {_PLUGINS}\n"
             f"[logging]\n kdc = FILE:{lab.logs / 'kdc.log'}\n"
         )
         kdc.write_text(
             f"[kdcdefaults]\n kdc_listen = 127.0.0.1:88\n kdc_tcp_listen = 127.0.0.1:88\n"
             f"[realms]\n {REALM} = {{\n database_name = {self.home}/db\n key_stash_file = {self.home}/stash\n"
             f" acl_file = {self.home}/acl\n }}\n"
-            f"[dbmodules]\n db_module_dir = {PEERS / _PLUGINS}\n"
+            f"[dbmodules]\n db_module_dir = {_PLUGINS}\n"
         )
         # Each file by its name: nothing of the machine's own Kerberos is read or written.
         self.env = {"KRB5_CONFIG": str(conf), "KRB5_KDC_PROFILE": str(kdc), "KRB5CCNAME": f"FILE:{self.cache}"}
@@ -45,7 +43,7 @@ class Kerberos:
         self._run("kadmin.local", "addprinc", "-pw", PASSWORD, USER)
         self._run("kadmin.local", "addprinc", "-randkey", f"rcmd/{host}")
         self._run("kadmin.local", "ktadd", "-k", str(self.keytab), f"rcmd/{host}")
-        self.process = lab.popen("inside", [PEERS / "usr/sbin/krb5kdc", "-n"], env=self.env)
+        self.process = lab.popen("inside", [unpacked("krb5-kdc", "usr/sbin/krb5kdc"), "-n"], env=self.env)
         lab.wait_for(self._kinit, 10, "the KDC to give a ticket" + lab.tail_of_logs())
 
     def renew_key(self, host: str) -> None:
@@ -60,7 +58,7 @@ class Kerberos:
         assert self._kinit()
 
     def _run(self, program: str, *arguments: str) -> None:
-        self._lab.run("inside", [PEERS / "usr/sbin" / program, *arguments], env=self.env)
+        self._lab.run("inside", [unpacked("krb5-kdc", f"usr/sbin/{program}"), *arguments], env=self.env)
 
     def _kinit(self) -> bool:
         done = self._lab.run("inside", ["kinit", USER], stdin=f"{PASSWORD}\n", env=self.env, check=False)

@@ -1,8 +1,4 @@
-"""Real servers in the namespace `outside`, from Debian packages that `make setup` unpacked into .venv/peers.
-
-They are not installed, as an installed FTP server would listen on the machine's own port 21, and as these packages
-exclude one another.
-"""
+"""Real servers in the namespace `outside`, from Debian packages that `make setup` unpacked into .venv/peers."""
 
 from __future__ import annotations
 
@@ -15,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.lab.peers import PEERS, installed, unpacked
+
 if TYPE_CHECKING:
     from tests.lab.lab import Lab, Role
 
-PEERS = Path(sys.prefix, "peers")
 # Whose files they are: a user that every Debian has, with a home directory that exists (vsftpd insists).
 _OWNER = "bin"
 _USER, _PASSWORD = "ann", "secret"
@@ -91,7 +88,7 @@ def vsftpd(lab: Lab, options: Mapping[str, str], role: Role = "outside") -> FtpS
     (home / "empty").mkdir()
     file = home / "vsftpd.conf"
     file.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
-    process = lab.popen(role, [_program("usr/sbin/vsftpd"), file], log=log)
+    process = lab.popen(role, [unpacked("vsftpd", "usr/sbin/vsftpd"), file], log=log)
     return _listening(FtpServer(lab, "vsftpd", root, "anonymous", "guest", process, log))
 
 
@@ -101,9 +98,9 @@ def pure_ftpd(lab: Lab, arguments: Sequence[str]) -> FtpServer:
     owner = pwd.getpwnam(_OWNER)
     # user:password:uid:gid:gecos:home, then limits
     passwd.write_text(f"{_USER}:{_HASH}:{owner.pw_uid}:{owner.pw_gid}::{root}/./::::::::::::\n")
-    lab.run("outside", [_program("usr/bin/pure-pw"), "mkdb", database, "-f", passwd])
+    lab.run("outside", [unpacked("pure-ftpd", "usr/bin/pure-pw"), "mkdb", database, "-f", passwd])
     argv: list[str | Path] = [
-        _program("usr/sbin/pure-ftpd"),
+        unpacked("pure-ftpd", "usr/sbin/pure-ftpd"),
         "-l",
         f"puredb:{database}",
         "-E",
@@ -127,7 +124,12 @@ def proftpd(lab: Lab, directives: Sequence[str]) -> FtpServer:
     users = home / "users"
     users.write_text(f"{_USER}:{_HASH}:{owner.pw_uid}:{owner.pw_gid}::{root}:/bin/sh\n")
     users.chmod(0o600)
+    modules = PEERS / "usr/lib/proftpd"  # some of what 1.3.8 has in itself in one release is loaded in another
+    loaded = [
+        f"LoadModule {name}.c" for name in ("mod_ls", "mod_xfer", "mod_delay") if (modules / f"{name}.so").exists()
+    ]
     lines = [
+        f"ModulePath {modules}", *loaded,
         "ServerType standalone", "DefaultServer on", f"DefaultAddress {SERVER4}", "Port 21", "UseIPv6 on",
         f"User {_OWNER}", "Group bin",
         "DefaultRoot ~", "RequireValidShell off", "AuthOrder mod_auth_file.c", f"AuthUserFile {users}",
@@ -138,7 +140,7 @@ def proftpd(lab: Lab, directives: Sequence[str]) -> FtpServer:
     # DefaultAddress, as the name of this machine may have no address. It listens on all.
     file = home / "proftpd.conf"
     file.write_text("\n".join(lines) + "\n")
-    process = lab.popen("outside", [_program("usr/sbin/proftpd"), "-n", "-c", file], log=log)
+    process = lab.popen("outside", [unpacked("proftpd-core", "usr/sbin/proftpd"), "-n", "-c", file], log=log)
     return _listening(FtpServer(lab, "proftpd", root, _USER, _PASSWORD, process, log))
 
 
@@ -179,7 +181,7 @@ def tayga(lab: Lab, prefix: str) -> None:
     config.write_text(
         f"tun-device nat64\nipv4-addr 192.168.255.1\nprefix {prefix}\ndynamic-pool {pool}\ndata-dir {lab.tmp}\n"
     )
-    program = _program("usr/sbin/tayga")
+    program = unpacked("tayga", "usr/sbin/tayga")
     lab.run("router", [program, "-c", config, "--mktun"])
     for command in ("link set nat64 up", f"route add {pool} dev nat64", f"route add {prefix} dev nat64"):
         lab.run("router", ["ip", *command.split()])
@@ -190,7 +192,8 @@ def tayga(lab: Lab, prefix: str) -> None:
 def dns(lab: Lab, records: Mapping[str, Sequence[str]]) -> None:
     from tests.lab.lab import SERVER4
 
-    argv = ["/usr/sbin/dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts"]
+    argv: list[str | Path] = [installed("dnsmasq-base", "/usr/sbin/dnsmasq")]
+    argv += ["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts"]
     argv += ["--user=nobody", "--pid-file=", "--local=/#/", f"--listen-address={SERVER4}", "--bind-interfaces"]
     argv += [f"--host-record={name},{','.join(addresses)}" for name, addresses in records.items()]
     process = lab.popen("outside", argv, log=lab.logs / "dns.log")
@@ -214,12 +217,6 @@ def _tree(lab: Lab, name: str) -> tuple[Path, Path, Path]:
     for path in (home, root, root / "pub", upload):
         path.chmod(0o755)
     return root, home, lab.logs / f"{name}-{number}.log"
-
-
-def _program(path: str) -> Path:
-    program = PEERS / path
-    assert program.exists(), f"{program} is missing: run `make setup`"
-    return program
 
 
 def _listening(server: FtpServer) -> FtpServer:

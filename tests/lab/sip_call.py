@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.lab.peers import installed
 from tests.lab.sip_scenario import Check, Message, Party, Scenario, Side, compile_scenario, other
 from tests.lab.sip_text import Stream, judge_inbound, leg_of, shows, skeleton, streams
 from tests.lab.socks_phone import SocksPhone
@@ -67,7 +68,8 @@ class Phone:
         self.errors = base.with_suffix(".errors.log")
         scenario = base.with_suffix(".xml")
         scenario.write_text(xml)
-        argv: list[str | Path] = ["/usr/bin/sipp", "-sf", scenario, "-i", party.literal, "-p", str(party.port)]
+        argv: list[str | Path] = [installed("sip-tester", "/usr/bin/sipp")]
+        argv += ["-sf", scenario, "-i", party.literal, "-p", str(party.port)]
         argv += ["-m", "1", "-nostdin", "-nd", "-timeout", "80", "-timeout_error", "-recv_timeout", "70000"]
         argv += ["-trace_msg", "-message_file", self.log, "-trace_err", "-error_file", self.errors]
         argv += ["-t", "t1" if transport == "tcp" else "u1", "-default_behaviors", "all,-bye"]

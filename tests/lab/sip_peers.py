@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.lab.servers import PEERS
+from tests.lab.peers import LIBRARIES, installed, unpacked
 
 if TYPE_CHECKING:
     from tests.lab.lab import Lab, Role
@@ -72,14 +72,13 @@ class Kamailio:
         home = lab.tmp / f"kamailio-{role}"
         home.mkdir(exist_ok=True)
         config = home / "kamailio.cfg"
-        modules = PEERS / "usr/lib/x86_64-linux-gnu/kamailio/modules"
+        modules = LIBRARIES / "kamailio/modules"
         config.write_text(_KAMAILIO.format(domain=DOMAIN, address=address, modules=modules))
-        program = PEERS / "usr/sbin/kamailio"
-        assert program.exists(), f"{program} is missing: run `make setup`"
+        program = unpacked("kamailio", "usr/sbin/kamailio")
         self.lab = lab
         self.log = lab.logs / f"kamailio-{role}.log"
         argv: list[str | Path] = [program, "-f", config, "-DD", "-Y", home, "-m", "32", "-M", "8", "-w", home]
-        libraries = PEERS / "usr/lib/x86_64-linux-gnu/kamailio"
+        libraries = LIBRARIES / "kamailio"
         self.process = lab.popen(role, argv, log=self.log, env={"LD_LIBRARY_PATH": str(libraries)})
 
         def serves() -> bool:
@@ -132,7 +131,8 @@ def sipp(
     host, _, port = local.rpartition(":")
     lab._counter += 1
     log = lab.logs / f"sipp-{lab._counter:02}-{scenario}"
-    argv: list[str | Path] = ["/usr/bin/sipp", "-sf", SCENARIOS / f"{scenario}.xml", "-i", host, "-p", port]
+    argv: list[str | Path] = [installed("sip-tester", "/usr/bin/sipp")]
+    argv += ["-sf", SCENARIOS / f"{scenario}.xml", "-i", host, "-p", port]
     argv += [
         "-m",
         str(calls),
@@ -194,7 +194,7 @@ class Baresip:
             f'<sip:{user}@{DOMAIN}>;auth_pass=none;outbound="sip:{proxy};transport=udp";regint=60;answermode=auto\n'
         )
         (self.home / "contacts").write_text("")
-        command = ["/usr/bin/baresip", "-4", "-f", str(self.home), "-v"]
+        command = [str(installed("baresip-core", "/usr/bin/baresip")), "-4", "-f", str(self.home), "-v"]
         self.log = lab.logs / f"baresip-{lab._counter:02}-{user}.log"
         if dial is not None:
             command += ["-e", f"/dial sip:{dial}@{DOMAIN}"]

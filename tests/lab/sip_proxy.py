@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.lab.lab import ROUTER_IN4, ROUTER_IN6, ROUTER_OUT4, ROUTER_OUT6
-from tests.lab.servers import PEERS
+from tests.lab.peers import LIBRARIES, unpacked
 
 if TYPE_CHECKING:
     from tests.lab.lab import Lab
@@ -122,7 +122,7 @@ class OutboundProxy:
         lab.wait_for(self._pongs, 15, "rtpengine to answer" + lab.tail_of_logs())
         home = lab.tmp / "kamailio-proxy"
         home.mkdir(exist_ok=True)
-        libraries = PEERS / "usr/lib/x86_64-linux-gnu/kamailio"
+        libraries = LIBRARIES / "kamailio"
         config = home / "kamailio.cfg"
         config.write_text(
             _KAMAILIO.format(
@@ -137,8 +137,7 @@ class OutboundProxy:
                 edits=EDITS,
             )
         )
-        program = PEERS / "usr/sbin/kamailio"
-        assert program.exists(), f"{program} is missing: run `make setup`"
+        program = unpacked("kamailio", "usr/sbin/kamailio")
         # Transactions stay for five seconds after their end: that is what the memory is for.
         argv = [program, "-f", config, "-DD", "-Y", home, "-m", "1024", "-M", "16", "-w", home]
         environment = {"LD_LIBRARY_PATH": str(libraries)}

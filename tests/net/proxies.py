@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from tests.lab.lab import Lab, Role
+from tests.lab.peers import unpacked
 from tests.lab.servers import _listens
 
-PEERS = Path(sys.prefix, "peers")
 USER, PASSWORD = "ann", "secret"
 
 
@@ -20,12 +19,13 @@ def danted(lab: Lab, role: Role, host: str, port: int = 1080) -> None:
         "clientmethod: none\nsocksmethod: none\nuser.privileged: root\nuser.unprivileged: nobody\n"
         "client pass { from: 0.0.0.0/0 to: 0.0.0.0/0 }\nsocks pass { from: 0.0.0.0/0 to: 0.0.0.0/0 }\n"
     )
-    _start(lab, role, [PEERS / "usr/sbin/danted", "-f", config, "-p", lab.tmp / "danted.pid"], port)
+    _start(lab, role, [unpacked("dante-server", "usr/sbin/danted"), "-f", config, "-p", lab.tmp / "danted.pid"], port)
 
 
 def microsocks(lab: Lab, role: Role, host: str, port: int) -> None:
     """SOCKS 5 for USER with PASSWORD."""
-    argv: list[str | Path] = [PEERS / "usr/bin/microsocks", "-i", host, "-p", str(port), "-u", USER, "-P", PASSWORD]
+    argv: list[str | Path] = [unpacked("microsocks", "usr/bin/microsocks")]
+    argv += ["-i", host, "-p", str(port), "-u", USER, "-P", PASSWORD]
     _start(lab, role, argv, port)
 
 
@@ -33,10 +33,9 @@ def tinyproxy(lab: Lab, role: Role, host: str, port: int) -> None:
     """HTTP CONNECT for USER with PASSWORD."""
     config = lab.tmp / "tinyproxy.conf"
     config.write_text(f"Port {port}\nListen {host}\nTimeout 60\nMaxClients 20\nBasicAuth {USER} {PASSWORD}\n")
-    _start(lab, role, [PEERS / "usr/bin/tinyproxy", "-d", "-c", config], port)
+    _start(lab, role, [unpacked("tinyproxy-bin", "usr/bin/tinyproxy"), "-d", "-c", config], port)
 
 
 def _start(lab: Lab, role: Role, argv: list[str | Path], port: int) -> None:
-    assert Path(argv[0]).exists(), f"{argv[0]} is missing: run `make setup`"
     process = lab.popen(role, argv)
     lab.wait_for(lambda: _listens(process, port), 10, f"{argv[0]} to listen{lab.tail_of_logs()}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def says_all(words: dict[str, str], lease: Lease) -> None:
     assert (words["public"], words["target"]) == (str(lease.public), str(lease.target))
     assert words["peer"] == (lease.peer or ",".join(lease.peers or ()))
     assert words["uses"] == str(lease.uses)
-    assert float(words["expires"]) == pytest.approx(lease.expires, abs=1)
+    assert datetime.fromisoformat(words["expires"]).timestamp() == pytest.approx(lease.expires, abs=1)
 
 
 def test_used_and_closed(rig: Rig, tmp_path: Path) -> None:

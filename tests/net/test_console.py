@@ -21,6 +21,7 @@ from tests.bench.peers import PORT as SINK
 from tests.bench.peers import Peer
 from tests.lab.gateway import Gateway
 from tests.lab.lab import CLIENT4, ROUTER_IN4, SERVER4, Lab
+from tests.lab.peers import installed
 from tests.lab.sip_peers import Kamailio, sipp, succeeds
 from tests.net.console_http import LISTEN, door, fetch
 from tests.net.socks_wire import ask5
@@ -58,7 +59,7 @@ def gateway(lab: Lab) -> Iterator[Gateway]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    assert Path(CHROMIUM).exists(), "chromium is missing: run `make setup`"
+    installed("chromium", CHROMIUM)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser

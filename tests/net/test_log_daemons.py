@@ -8,7 +8,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,8 +19,8 @@ import structlog
 from gateway.config.schema import LogSection
 from gateway.observe.log import get_logger, setup_logging
 from gateway.observe.sinks import JournaldSink, StreamSink, SyslogSink
+from tests.lab.peers import LIBRARIES, MULTIARCH, PEERS, unpacked
 
-PEERS = Path(sys.executable).parents[1] / "peers"
 JOURNALD = Path("/lib/systemd/systemd-journald")
 USER = 'ann "x"\nevent=flow.end class=connection é'  # what an attacker would call himself
 
@@ -61,9 +60,7 @@ def log_a_failure(section: LogSection) -> str:
 @pytest.fixture
 def rsyslog(tmp_path: Path) -> Iterator[tuple[Path, int, Path]]:
     """A socket, a UDP port, and the file with what has come, a JSON document a line."""
-    daemon = PEERS / "usr/sbin/rsyslogd"
-    if not daemon.exists():
-        pytest.skip("rsyslog is not in .venv/peers: make setup")
+    daemon = unpacked("rsyslog", "usr/sbin/rsyslogd")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -74,9 +71,8 @@ def rsyslog(tmp_path: Path) -> Iterator[tuple[Path, int, Path]]:
         'template(name="all" type="list") { property(name="jsonmesg") constant(value="\\n") }\n'
         f'action(type="omfile" file="{out}" template="all")\n'
     )
-    libraries = PEERS / "usr/lib/x86_64-linux-gnu"
-    argv: list[str | Path] = [daemon, "-n", "-f", config, "-i", tmp_path / "pid", "-M", libraries / "rsyslog"]
-    with running(argv, {"LD_LIBRARY_PATH": f"{libraries}:{PEERS}/lib/x86_64-linux-gnu"}):
+    argv: list[str | Path] = [daemon, "-n", "-f", config, "-i", tmp_path / "pid", "-M", LIBRARIES / "rsyslog"]
+    with running(argv, {"LD_LIBRARY_PATH": f"{LIBRARIES}:{PEERS}/lib/{MULTIARCH}"}):
         wait_for((tmp_path / "log").exists, "rsyslogd's socket")
         yield tmp_path / "log", port, out
 

@@ -16,7 +16,8 @@ import pytest
 
 from tests.lab.gateway import Gateway
 from tests.lab.lab import ROUTER_IN4, SERVER4, Lab
-from tests.lab.servers import PEERS, FtpServer
+from tests.lab.peers import unpacked
+from tests.lab.servers import FtpServer
 from tests.net.console_http import LISTEN, PORT, fetch, samples, total
 from tests.net.socks_wire import ask5
 
@@ -66,8 +67,7 @@ def pid_of(gateway: Gateway, name: str) -> int:
 
 
 def test_promtool_finds_nothing_to_say(lab: Lab, gateway: Gateway) -> None:
-    program = PEERS / "usr/bin/promtool"
-    assert program.exists(), f"{program} is missing: run `make setup`"
+    program = unpacked("prometheus", "usr/bin/promtool")
     text = fetch(lab, "/metrics")[1]
     done = subprocess.run([program, "check", "metrics"], input=text, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")

@@ -171,9 +171,9 @@ def files_of(upper: Path) -> set[str]:
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="no dpkg-deb here")
 def test_the_debian_package(wheel: Path, directory: Path) -> None:
-    build = ROOT / "gateway" / "process" / "debian" / "build"
-    pip = str(Path(sys.executable).parent / "pip")
-    run(build, wheel, directory, env={"PIP": pip, "DPKG_DEB_COMPRESSOR_TYPE": "none"})  # compressing takes ten seconds
+    build = ROOT / "gateway/supervisor/install/debian/build"
+    # Not compressed: that takes ten seconds.
+    run(build, wheel, directory, env={"PYTHON": sys.executable, "DPKG_DEB_COMPRESSOR_TYPE": "none"})
     (package,) = directory.glob("*.deb")
     with throw_away_root(directory) as root:
         shutil.copy(package, root / "run" / "algate.deb")
@@ -188,7 +188,7 @@ def test_the_debian_package(wheel: Path, directory: Path) -> None:
 
         with (root / "etc/algate/algate.toml").open("a") as config:
             config.write(RULE)
-        unit = (root / "lib/systemd/system/algate.service").read_text()
+        unit = (root / "usr/lib/systemd/system/algate.service").read_text()
         capabilities = re.findall(r"CAP_(\w+)", re.findall(r"(?m)^AmbientCapabilities=(.*)$", unit)[0])
         given = ",".join(["-all", *(f"+{name.lower()}" for name in capabilities)])
         run(*chroot, "install", "-d", "-o", "algate", "-g", "algate", "/run/algate")

@@ -23,6 +23,7 @@ from tests.lab.lab import (
     Lab,
     Role,
 )
+from tests.lab.peers import unpacked
 from tests.lab.servers import _listens
 from tests.net import proxies
 
@@ -310,7 +311,7 @@ def test_a_rule_asks_ident(lab: Lab, gateway: Gateway, servers: dict[int, socket
     assert "rule=unconfirmed" in gateway.wait_for_log("event=socks.denied", after=seen)
     config = lab.tmp / "oidentd.conf"
     config.write_text("")
-    argv: list[str | Path] = [proxies.PEERS / "usr/sbin/oidentd", "-i", "-S", "-u", "0", "-g", "0", "-C", config]
+    argv: list[str | Path] = [unpacked("oidentd", "usr/sbin/oidentd"), "-i", "-S", "-u", "0", "-g", "0", "-C", config]
     oidentd = lab.popen("inside", argv)
     try:
         lab.wait_for(lambda: _listens(oidentd, 113), 5, "oidentd")

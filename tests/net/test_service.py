@@ -50,9 +50,15 @@ def service(lab: Lab) -> Iterator[Service]:
     log = lab.logs / f"service-{time.monotonic_ns()}.log"
     argv: list[str | Path] = ["setpriv", *user]
     argv += [f"--inh-caps={given}", f"--ambient-caps={given}", f"--bounding-set={given}"]
-    argv += [sys.executable, "-P", "-c", "from gateway.cli.main import main; main()", "run", "-c", config]
-    root = str(Path(__file__).parents[2])
-    process = lab.popen("router", argv, log=log, env={"PYTHONPATH": root})
+    # The checkout at a place that everybody may look at, as an installed program is: it may be below a private home.
+    root, public = Path(__file__).parents[2], lab.tmp / "checkout"
+    public.mkdir(exist_ok=True)
+    python = Path(sys.executable)
+    if python.is_relative_to(root):
+        python = public / python.relative_to(root)
+    argv += [python, "-P", "-c", "from gateway.cli.main import main; main()", "run", "-c", config]
+    bind: list[str | Path] = ["sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"', root, public]
+    process = lab.popen("router", [*bind, *argv], log=log, env={"PYTHONPATH": str(public)})
     try:
         lab.wait_for(lambda: "event=ready" in log.read_text() or process.poll() is not None, 15, "it to be ready")
         assert "event=ready" in log.read_text(), log.read_text()

@@ -15,8 +15,8 @@ import pytest
 import socks  # type: ignore[import-untyped]
 
 from tests.lab.gateway import Gateway
-from tests.lab.kerberos import PEERS
 from tests.lab.lab import CLIENT4, ROUTER_IN4, ROUTER_IN6, SERVER4, Lab, Role
+from tests.lab.peers import unpacked
 from tests.net.socks_wire import receive, request4, request5
 
 PORT = 8080
@@ -309,7 +309,7 @@ def oidentd(lab: Lab, server: None) -> Iterator[None]:
     names.write_text("nameserver 127.0.0.1\n")
     config = lab.tmp / "oidentd.conf"
     config.write_text("")
-    argv: list[str | Path] = [PEERS / "usr/sbin/oidentd", "-i", "-S", "-u", "0", "-g", "0", "-C", config]
+    argv: list[str | Path] = [unpacked("oidentd", "usr/sbin/oidentd"), "-i", "-S", "-u", "0", "-g", "0", "-C", config]
     process = lab.popen("inside", argv)
     lab.wait_for(lambda: _answers(lab), 5, "oidentd" + lab.tail_of_logs())
     yield

@@ -14,7 +14,8 @@ import pytest
 
 from tests.lab.gateway import Gateway
 from tests.lab.lab import ROUTER_IN4, ROUTER_OUT4, SERVER4, SERVER6, Lab
-from tests.lab.servers import PEERS, FtpServer
+from tests.lab.peers import installed, unpacked
+from tests.lab.servers import FtpServer
 
 PORT = 8024
 SSH_PORT = 2222
@@ -83,7 +84,7 @@ route {{
 }}
 """
     )
-    return ["socksify"], {"SOCKS_CONF": str(conf)}
+    return [installed("dante-client", "/usr/bin/socksify")], {"SOCKS_CONF": str(conf)}
 
 
 def test_socksify_active_ftp(
@@ -211,11 +212,17 @@ PidFile none
 AuthenticationMethods publickey
 """
     )
+    sshd = unpacked("openssh-server", "usr/sbin/sshd")
+    parts = sshd.parents[1] / "lib/openssh"
+    with (home / "sshd_config").open("a") as config:  # what it starts itself, from OpenSSH 9.8 and 10.0 on
+        for part in ("sshd-session", "sshd-auth"):
+            if (parts / part).exists():
+                config.write(f"Sshd{part[5:].title()}Path {parts / part}\n")
     # The user that it drops its privileges to and its empty directory, which an installed one would have.
     etc = Path("/etc/netns", lab.ns("outside"))
     etc.mkdir(parents=True, exist_ok=True)
     (etc / "passwd").write_text(Path("/etc/passwd").read_text() + "sshd:x:65533:65534::/run/sshd:/usr/sbin/nologin\n")
-    start = f"mount -t tmpfs tmpfs /run && mkdir /run/sshd && exec {PEERS}/usr/sbin/sshd -D -e -f {home}/sshd_config"
+    start = f"mount -t tmpfs tmpfs /run && mkdir /run/sshd && exec {sshd} -D -e -f {home}/sshd_config"
     server = lab.popen("outside", ["sh", "-c", start])
     lab.wait_for(lambda: _accepts(lab, SSH_PORT), 10, "sshd to listen")
     files: list[str | Path] = [
@@ -333,11 +340,11 @@ def test_resolve_ptr(lab: Lab, gateway: Gateway) -> None:
 
 @pytest.mark.parametrize("version", ["-4", "-5"])
 def test_tor_resolve(lab: Lab, gateway: Gateway, version: str) -> None:
-    program = PEERS / "usr/bin/tor-resolve"
+    program = unpacked("tor", "usr/bin/tor-resolve")
     assert lab.run("inside", [program, version, "files.example", f"{ROUTER_IN4}:1080"]).stdout == f"{SERVER4}\n"
     assert lab.run("inside", [program, version, "nowhere", f"{ROUTER_IN4}:1080"], check=False).returncode
 
 
 def test_tor_resolve_ptr(lab: Lab, gateway: Gateway) -> None:
-    program = PEERS / "usr/bin/tor-resolve"
+    program = unpacked("tor", "usr/bin/tor-resolve")
     assert lab.run("inside", [program, "-x", SERVER4, f"{ROUTER_IN4}:1080"]).stdout == "files.example\n"

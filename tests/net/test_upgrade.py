@@ -188,6 +188,8 @@ def test_if_the_new_version_dies_in_between_the_old_one_takes_everything_back(
     gateway.wait_for_log("event=broker.orphaned", deadline=15)  # the old version has let go
     os.kill(heir, signal.SIGKILL)
     gateway.wait_for_log("event=upgrade.failed .*it has ended", deadline=15)
+    run_dir = Path(tomllib.loads(gateway.config.read_text())["process"]["run_dir"])
+    lab.wait_for(lambda: not (run_dir / f"code-{heir}").exists(), 5, "its links to be gone")
     status = ["broker", "packets", "supervisor", "worker-0", "worker-1"]
     lab.wait_for(lambda: processes(gateway) == status, 15, "all processes to be there")
     lab.connect("outside", *split(pinhole["public"])).close()
@@ -230,6 +232,26 @@ def test_without_its_successor_the_old_version_ends_soon(lab: Lab, gateway: Gate
     with pytest.raises((ConnectionError, socket.timeout)):
         control.command("NOOP")
     control.close()
+
+
+def test_a_stop_waits_for_the_flows_of_the_old_version(lab: Lab, gateway: Gateway) -> None:
+    """systemd kills whatever is left when the main process, the new version, has ended."""
+    content = os.urandom(20_000_000)
+    download = Download(lab, content)
+    heir = upgrade(gateway)
+    assert _parent(heir) != gateway.process.pid  # else systemd would not wait for the end of the new one either
+    os.kill(heir, signal.SIGTERM)
+    gateway.wait_for_log("event=drain ")
+    assert gateway.process.poll() is None
+    assert download.finish() == (len(content), hashlib.sha256(content).digest())
+    lab.wait_for(lambda: not Path(f"/proc/{heir}").exists(), 20, "the new version to end")
+    stopped = [line for line in gateway.log_lines() if "event=stopped" in line]
+    assert len(stopped) == 2  # the old one had ended before
+    assert gateway.process.wait(10) == 0
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_who_has_handed_over_does_so_no_second_time(lab: Lab, gateway: Gateway) -> None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import structlog
 
+from alg.address import Endpoint
 from gateway.config.schema import LogSection
+from gateway.flow.table import Flow
+from gateway.observe.counters import counts
 from gateway.observe.events import EVENTS
 from gateway.observe.log import KINDS, get_logger, setup_logging
 from gateway.observe.sinks import JournaldSink, StreamSink, SyslogSink
@@ -46,6 +51,33 @@ def test_logfmt_has_its_class_and_its_order_and_one_line_an_event() -> None:
     assert failed.endswith(r'user="a \"b\"\nevent=flow.end" class=denied')
     assert exhausted.endswith('reason="Too many open files" class=resource')
     assert "class=" not in ready
+
+
+def test_a_service_has_the_severity_for_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "stderr").open("w+") as stream:
+        status = os.fstat(stream.fileno())
+        for named, expected in (
+            (f"{status.st_dev}:{status.st_ino}", ["<6>timestamp", "<4>timestamp", "<3>timestamp"]),
+            (f"{status.st_dev}:{status.st_ino + 1}", ["timestamp"] * 3),
+        ):
+            monkeypatch.setenv("JOURNAL_STREAM", named)
+            stream.truncate(0)
+            stream.seek(0)
+            waiting: list[Callable[[], None]] = []
+            flows = setup_logging("worker-0", LogSection().settings, stream, later=waiting.append)
+            flows.opened(Flow("w0-1", "socks", Endpoint("192.0.2.1", 5), Endpoint("192.0.2.2", 80), None))
+            get_logger().warning("auth.failed")
+            get_logger().error("accept.exhausted")
+            assert [line.partition("=")[0] for line in (tmp_path / "stderr").read_text().splitlines()] == expected
+
+
+@pytest.mark.parametrize(("level", "events"), [("info", 4), ("warning", 2), ("error", 1)])
+def test_lines_below_the_level_are_counted_only(level: Literal["info", "warning", "error"], events: int) -> None:
+    before = counts["algate_log_events_total", "ready"]
+    said = lines(LogSection(level=level))
+    assert len(said) == events
+    assert "level=error" in said[-1 if level != "info" else 2]
+    assert counts["algate_log_events_total", "ready"] == before + 1
 
 
 def test_json() -> None:

@@ -56,6 +56,12 @@ def test_users_and_directories(tmp_path: Path) -> None:
     assert (tmp_path / "etc" / "algate" / "users").stat().st_gid == users["algate"]
 
 
+def test_a_broken_configuration_is_tried_once() -> None:
+    text = UNIT.read_text()
+    assert "\nRestartPreventExitStatus=2\n" in text  # what `algate run` ends with then
+    assert "ExecStartPre" not in text  # its exit code would not count
+
+
 def test_what_counts_as_privileged() -> None:
     names = re.findall(r"CAP_\w+", re.findall(r"(?m)^AmbientCapabilities=(.*)$", UNIT.read_text())[0])
     bits = {"CAP_KILL": 5, "CAP_SETGID": 6, "CAP_SETUID": 7, "CAP_SETPCAP": 8, "CAP_NET_ADMIN": 12}

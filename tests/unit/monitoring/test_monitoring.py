@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gateway.observe.metrics import BY_NAME
-from tests.lab.servers import PEERS
+from tests.lab.peers import unpacked
 
 MONITORING = Path(__file__).parents[3] / "docs" / "monitoring"
 ALERTS = MONITORING / "alerts.yml"
@@ -21,8 +21,7 @@ LABELS = {"instance", "job", "process", "le"}
 
 
 def promtool(*arguments: str | Path) -> None:
-    program = PEERS / "usr/bin/promtool"
-    assert program.exists(), f"{program} is missing: run `make setup`"
+    program = unpacked("prometheus", "usr/bin/promtool")
     done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
