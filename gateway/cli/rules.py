@@ -12,7 +12,10 @@ from gateway.cli.options import config_option, json_option
 from gateway.cli.output import show_json
 from gateway.config.load import load_config
 from gateway.config.schema import Config
+from gateway.host import foreign_chains
+from gateway.host.native import lines_for, native
 from gateway.host.rules import FAMILIES, apply, remove, render
+from gateway.model.errors import AlgateError
 from gateway.observe.admin import ask
 
 
@@ -32,19 +35,27 @@ def rules() -> None:
 @rules.command()
 @config_option
 @click.option("--family", type=click.Choice(FAMILIES), help="Only this family, as input for ip(6)tables-restore.")
+@click.option("--nft", is_flag=True, help="As nft text, for a host with nftables.service.")
 @json_option
-def show(config_path: str | None, family: str | None, as_json: bool) -> None:
+def show(config_path: str | None, family: str | None, nft: bool, as_json: bool) -> None:
     """Print the rules that `apply` would load.
 
-    Needs no root.
+    Needs no root. With --nft they are tables of their own, to be included in /etc/nftables.conf, and the lines that a
+    chain at input or forward needs that drops: an accept in one table does not overrule a drop in another.
 
     \b
     Examples:
       algate rules show
       algate rules show --family ipv6
+      algate rules show --nft
       algate rules show --json
     """
     config = load_config(config_path)
+    if nft:
+        if as_json or family:
+            raise click.UsageError("--nft is for itself: it prints both families, and no JSON")
+        click.echo(_nft_text(config), nl=False)
+        return
     texts = {name: render(config, name) for name in FAMILIES if family in (None, name)}
     if as_json:
         show_json([{"family": name, "rules": text} for name, text in texts.items()])
@@ -54,6 +65,14 @@ def show(config_path: str | None, family: str | None, as_json: bool) -> None:
             click.echo(f"# {name}: no inside network of this family, no rules")
         else:
             click.echo(f"# {name}\n{text}", nl=False)
+
+
+def _nft_text(config: Config) -> str:
+    text = f"# The rules of {config.instance} as nft tables of their own.\n{native(config)}"
+    for hook in ("input", "forward"):
+        text += f"\n# First in a chain at {hook} that drops (of a table inet; in ip or ip6 those of its family):\n"
+        text += "".join(f'#   {line} comment "{config.instance}"\n' for line in lines_for(config, hook, "inet"))
+    return text
 
 
 @rules.command("apply")
@@ -69,6 +88,11 @@ def apply_command(config_path: str | None) -> None:
     """
     config = load_config(config_path)
     apply(config)
+    if config.rules.foreign == "add":
+        for failure in foreign_chains.add(config):
+            click.echo(f"algate: {failure}", err=True)
+    else:
+        _print_missing(config)
     _tell_supervisor(config, "keep_rules")
 
 
@@ -86,7 +110,20 @@ def remove_command(config_path: str | None) -> None:
     config = load_config(config_path)
     _tell_supervisor(config, "leave_rules")  # or it would put them back
     remove(config)
+    with suppress(AlgateError):  # without nft there is nothing of ours in its tables
+        foreign_chains.remove(config.instance)
     _tell_supervisor(config, "leave_rules")
+
+
+def _print_missing(config: Config) -> None:
+    """What chains of other firewalls seem to need, on standard error."""
+    with suppress(AlgateError):
+        missing = foreign_chains.missing(foreign_chains.ruleset(), config)
+        for chain in dict.fromkeys(each.chain for each in missing):
+            click.echo(f"{chain} seems to drop what the gateway admits ({chain.why}). It needs:", err=True)
+            for each in missing:
+                if each.chain == chain:
+                    click.echo(f"  {each.command(config.instance)}", err=True)
 
 
 def _tell_supervisor(config: Config, verb: str) -> None:

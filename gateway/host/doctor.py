@@ -14,7 +14,7 @@ from alg.api import Mode
 from gateway.broker.netfilter import Netfilter
 from gateway.broker.netlink import NetfilterError
 from gateway.config.schema import Config
-from gateway.host import helpers, rules
+from gateway.host import helpers, openings, rules
 from gateway.host.checks import examine_host, examine_router
 from gateway.host.finding import Finding
 from gateway.host.keeper import look_at
@@ -49,6 +49,7 @@ def examine(config: Config) -> list[Finding]:
     found += _helpers(config)
     found += examine_router(config)
     found += _rules(config)
+    found += _openings(config)
     found += _kernel(config)
     return found
 
@@ -159,6 +160,19 @@ def _rules(config: Config) -> Iterator[Finding]:
                 f"inet {config.instance} is gone, or not whole: somebody has changed it",
                 "algate reload; rules.restore = true puts it back by itself",
             )
+
+
+def _openings(config: Config) -> Iterator[Finding]:
+    """Try whether what the gateway opens would pass this host's rules."""
+    if os.geteuid() != 0:
+        yield Finding("openings", "warning", "not tried: only root can copy the rules", "run the doctor as root")
+        return
+    try:
+        tried = openings.try_openings(config)
+    except (openings.CannotTry, AlgateError) as error:
+        yield Finding("openings", "warning", f"could not be tried: {error}")
+        return
+    yield from openings.findings(tried, config.instance)
 
 
 def _kernel(config: Config) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ from alg.bucket import Rate
 from gateway.broker.netlink import NetfilterError
 from gateway.broker.ruleset_watch import RulesetWatch
 from gateway.config.schema import Config
-from gateway.host import legacy_tables, rules
+from gateway.host import foreign_chains, legacy_tables, rules
 from gateway.model.errors import AlgateError
 from gateway.observe.log import get_logger
 from gateway.observe.metrics import Sample
@@ -36,10 +36,15 @@ log = get_logger()
 
 
 class Look(NamedTuple):
-    """What was found: the state of the rules, and what of them is missing or why nothing is known."""
+    """What was found: the state of the rules, and what of them is missing or why nothing is known.
+
+    `foreign`: chains of other firewalls that seem to drop what the gateway admits, each with the first line that it
+    needs.
+    """
 
     state: State
     detail: str = ""
+    foreign: tuple[tuple[str, str], ...] = ()
 
 
 class RulesKeeper:
@@ -54,6 +59,7 @@ class RulesKeeper:
         self._left_at = -math.inf  # when the operator has removed the rules
         self._disputed = -math.inf  # until when they are not put back
         self._said = ""
+        self._said_of: set[str] = set()  # chains of others
         self._restorations = Rate(PER_SECOND, RESTORATIONS)
         self._worker = ThreadPoolExecutor(1)
         self._job: Future[Look] | None = None
@@ -125,6 +131,10 @@ class RulesKeeper:
 
     def _found(self, look: Look, now: float, config: Config, may_restore: bool) -> None:
         self.look = look
+        for chain, line in look.foreign:
+            if chain not in self._said_of:
+                log.warning("rules.foreign", chain=chain, line=line, hint="algate doctor prints all that is missing")
+        self._said_of = {chain for chain, _ in look.foreign}
         if look.state == "applied":
             if self._restoring:
                 log.info("rules.restored")
@@ -207,17 +217,23 @@ def look_at(config: Config) -> Look:
         return Look("none")
     try:
         missing = rules.missing(config)
-        if missing is None:
-            return Look("absent", "none of them is there")
+        lines = foreign_chains.missing(foreign_chains.ruleset(), config)
     except AlgateError as error:
         return Look("unknown", str(error))
-    return Look("incomplete", ", ".join(missing)) if missing else Look("applied")
+    foreign = tuple({str(each.chain): each.line for each in reversed(lines)}.items())
+    if missing is None:
+        return Look("absent", "none of them is there", foreign)
+    if config.rules.foreign == "add":
+        missing += [f"nft {chain}: lines of ours" for chain, _ in foreign]
+    return Look("incomplete", ", ".join(missing), foreign) if missing else Look("applied", "", foreign)
 
 
 def put_back(config: Config) -> Look:
     """Apply the rules, and look again."""
     try:
         rules.apply(config)
+        if config.rules.foreign == "add":
+            foreign_chains.add(config)
     except AlgateError as error:
         return Look("unknown", str(error))
     return look_at(config)

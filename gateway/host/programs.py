@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
 
+from gateway.model.errors import AlgateError
+
 _SBIN = ":/usr/sbin:/sbin"  # not in everybody's PATH
 _DEADLINE = 10.0  # seconds
+_LONG_DEADLINE = 60.0  # seconds, for what changes something
 
 
 def output_of(argv: Sequence[str]) -> str:
@@ -21,3 +25,30 @@ def output_of(argv: Sequence[str]) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout if done.returncode == 0 else ""
+
+
+def run_program(argv: Sequence[str], stdin: str = "") -> str:
+    """What a program says. Raises AlgateError, with the program's own words, if it fails or is not there."""
+    program = shutil.which(argv[0], path=os.environ.get("PATH", "") + _SBIN)
+    if program is None:
+        package = "nftables" if argv[0] == "nft" else "iptables"
+        raise AlgateError(f"{argv[0]} is not installed: install the package {package}")
+    try:
+        done = subprocess.run(
+            [program, *argv[1:]], input=stdin, capture_output=True, text=True, timeout=_LONG_DEADLINE, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise AlgateError(f"{argv[0]}: {error}") from error
+    if done.returncode:
+        raise AlgateError(f"{argv[0]}: {_explain(done.stderr, stdin)}")
+    return done.stdout
+
+
+def _explain(stderr: str, stdin: str) -> str:
+    """The program's own words, and the line that it did not like."""
+    message = " ".join(stderr.split()) or "failed without a word"
+    found = re.search(r"line:? (\d+)", message)
+    lines = stdin.splitlines()
+    if found and 0 < int(found[1]) <= len(lines):
+        message += f" (that line is: {lines[int(found[1]) - 1]})"
+    return message

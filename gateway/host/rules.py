@@ -10,11 +10,8 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import json
-import os
 import re
-import shutil
 import string
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -25,6 +22,7 @@ import msgspec
 from gateway.broker.marks import ADMITTED, PASSING
 from gateway.config.schema import Config, parse_endpoint
 from gateway.host.privilege import is_privileged
+from gateway.host.programs import run_program
 from gateway.model.errors import AlgateError
 
 Family = Literal["ipv4", "ipv6"]
@@ -33,7 +31,6 @@ FAMILIES: tuple[Family, ...] = ("ipv4", "ipv6")
 _PREFIX: dict[Family, str] = {"ipv4": "iptables", "ipv6": "ip6tables"}
 _NFT_FAMILY: dict[Family, str] = {"ipv4": "ip", "ipv6": "ip6"}
 _BUILTIN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
-_SBIN = ":/usr/sbin:/sbin"  # not in everybody's PATH
 _PORTS_PER_RULE = 15  # the multiport match takes no more
 _TABLE_ABSENT = "algate: table was absent"
 _CHAIN_ABSENT = "algate: chain was absent"
@@ -183,32 +180,6 @@ def _transaction(instance: str, now: _Tables, wanted: _Tables) -> str:
 # --- the programs ---------------------------------------------------------------------------------------------------
 
 
-def _run(argv: Sequence[str], stdin: str = "") -> str:
-    program = shutil.which(argv[0], path=os.environ.get("PATH", "") + _SBIN)
-    if program is None:
-        package = "nftables" if argv[0] == "nft" else "iptables"
-        raise AlgateError(f"{argv[0]} is not installed: install the package {package}")
-    try:
-        done = subprocess.run(
-            [program, *argv[1:]], input=stdin, capture_output=True, text=True, timeout=60, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise AlgateError(f"{argv[0]}: {error}") from error
-    if done.returncode:
-        raise AlgateError(f"{argv[0]}: {_explain(done.stderr, stdin)}")
-    return done.stdout
-
-
-def _explain(stderr: str, stdin: str) -> str:
-    """The program's own words, and the line that it did not like."""
-    message = " ".join(stderr.split()) or "failed without a word"
-    found = re.search(r"line:? (\d+)", message)
-    lines = stdin.splitlines()
-    if found and 0 < int(found[1]) <= len(lines):
-        message += f" (that line is: {lines[int(found[1]) - 1]})"
-    return message
-
-
 class _Host:
     """The rules of one family on this host, as far as they are ours to change."""
 
@@ -217,10 +188,10 @@ class _Host:
         self._prefix = _PREFIX[family]
         self._nft_family = _NFT_FAMILY[family]
         # With iptables-legacy a table comes with its kernel module and cannot be made to go away again.
-        self._is_nft = "nf_tables" in _run([f"{self._prefix}-restore", "--version"])
+        self._is_nft = "nf_tables" in run_program([f"{self._prefix}-restore", "--version"])
 
     def read(self) -> _Tables:
-        return _parse(_run([f"{self._prefix}-save"]))
+        return _parse(run_program([f"{self._prefix}-save"]))
 
     def test(self, wanted: _Tables) -> None:
         """Raise AlgateError if `wanted` would not load. Changes nothing."""
@@ -261,14 +232,14 @@ class _Host:
 
     def _restore(self, script: str, *options: str) -> None:
         if script:
-            _run([f"{self._prefix}-restore", "--noflush", "--wait", "10", *options], script)
+            run_program([f"{self._prefix}-restore", "--noflush", "--wait", "10", *options], script)
 
     def _chains(self) -> set[tuple[str, str]]:
         found = self._nft_objects("list", "chains", self._nft_family)
         return {(chain["table"], chain["name"]) for kind, chain in found if kind == "chain"}
 
     def _nft_objects(self, *command: str) -> list[tuple[str, dict[str, Any]]]:
-        entries = json.loads(_run(["nft", "-j", *command]))["nftables"]
+        entries = json.loads(run_program(["nft", "-j", *command]))["nftables"]
         return [(kind, value) for entry in entries for kind, value in entry.items() if kind != "metainfo"]
 
     def _drop_what_was_absent(self, before: _Tables, wanted: _Tables) -> None:
@@ -287,10 +258,10 @@ class _Host:
             }
             empty = [chain for chain in marked if chain in accepting - used]
             if empty:
-                _run(["nft", "-f", "-"], "".join(f"delete chain {' '.join(where)} {chain}\n" for chain in empty))
+                run_program(["nft", "-f", "-"], "".join(f"delete chain {' '.join(where)} {chain}\n" for chain in empty))
             others = [value for kind, value in objects if kind != "table" and value.get("name") not in empty]
             if not others and not kept and any(_TABLE_ABSENT in rule for rule in gone.values()):
-                _run(["nft", "delete", "table", *where])
+                run_program(["nft", "delete", "table", *where])
 
 
 # --- apply and remove -----------------------------------------------------------------------------------------------

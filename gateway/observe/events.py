@@ -97,6 +97,7 @@ EVENTS = {
     "rule.deny": "A rule with `log` has denied a request.",
     "rule.permit": "A rule with `log` has permitted a request.",
     "rules.disputed": "Somebody removes the iptables rules again and again; they are left alone for some `seconds`.",
+    "rules.foreign": "A chain of another firewall seems to drop what the gateway admits; `line` is what it needs.",
     "rules.gone": "Somebody has removed iptables rules that were applied; `missing` names the chains.",
     "rules.restore_failed": "The iptables rules could not be put back.",
     "rules.restored": "The iptables rules are there again.",

@@ -6,7 +6,7 @@ import pytest
 
 from gateway.config.load import parse_config
 from gateway.config.schema import Config
-from gateway.host import rules
+from gateway.host import programs, rules
 from gateway.model.errors import AlgateError
 
 BASIC = """
@@ -196,5 +196,7 @@ def test_what_was_there_is_put_back_at_its_place() -> None:
 
 
 def test_the_failing_line_is_shown() -> None:
-    said = rules._explain("iptables-restore v1.8.9 (nf_tables): \nline 2: RULE_APPEND failed\n", "*nat\n-A X\nCOMMIT\n")
+    said = programs._explain(
+        "iptables-restore v1.8.9 (nf_tables): \nline 2: RULE_APPEND failed\n", "*nat\n-A X\nCOMMIT\n"
+    )
     assert said == "iptables-restore v1.8.9 (nf_tables): line 2: RULE_APPEND failed (that line is: -A X)"

@@ -1,0 +1,112 @@
+"""The bundled rules as native nft text: for hosts with nftables.service, and for chains of other firewalls.
+
+The rules stand in one place, `iptables/ipv4.rules` and `ipv6.rules`; the translation is that of iptables itself
+(iptables-restore-translate), but for the one match that it does not know.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from gateway.config.schema import Config
+from gateway.host import rules
+from gateway.host.programs import run_program
+from gateway.host.rules import FAMILIES, Family
+from gateway.model.errors import AlgateError
+
+_NFT_FAMILY: dict[Family, str] = {"ipv4": "ip", "ipv6": "ip6"}
+_TRANSLATOR: dict[Family, str] = {"ipv4": "iptables-restore-translate", "ipv6": "ip6tables-restore-translate"}
+# Where each built-in chain of iptables hooks in; the nat chains are a little before those of others.
+_HOOKS = {
+    ("nat", "PREROUTING"): "type nat hook prerouting priority -105; policy accept;",
+    ("nat", "POSTROUTING"): "type nat hook postrouting priority 95; policy accept;",
+    ("mangle", "PREROUTING"): "type filter hook prerouting priority -155; policy accept;",
+    ("mangle", "FORWARD"): "type filter hook forward priority -155; policy accept;",
+    ("raw", "PREROUTING"): "type filter hook prerouting priority -305; policy accept;",
+}
+_RULE = re.compile(r"(?:add|insert) rule ip6? (\S+) (\S+) (.*)")
+_UNKNOWN = re.compile(r"# -t (\S+) -A (\S+) (.*)")
+_SOCKET = re.compile(r"-i (\S+) -m addrtype --dst-type LOCAL -m socket --nowildcard -j RETURN *$")
+
+
+class Line(NamedTuple):
+    """A rule as nft text: of which table and built-in chain of iptables it is."""
+
+    table: str
+    chain: str
+    text: str
+
+
+def native(config: Config) -> str:
+    """The rules that bring clients to the gateway, as nft tables of their own; "" if there are none. AlgateError.
+
+    What lets admitted packets through is not in it: an accept in one table does not overrule a drop in another. Those
+    lines are for the chains that drop (`lines_for`).
+    """
+    texts = []
+    for family in FAMILIES:
+        chains: dict[tuple[str, str], list[str]] = {}
+        for line in translated(config, family):
+            if (line.table, line.chain) in _HOOKS:
+                chains.setdefault((line.table, line.chain), []).append(line.text)
+        name = f"{_NFT_FAMILY[family]} {config.instance}-rules"
+        body = [
+            f"\tchain {table}-{chain.lower()} {{\n\t\t{_HOOKS[table, chain]}\n"
+            + "".join(f"\t\t{text}\n" for text in lines)
+            + "\t}\n"
+            for (table, chain), lines in chains.items()
+        ]
+        if body:
+            texts.append(f"add table {name}\ndelete table {name}\ntable {name} {{\n" + "".join(body) + "}\n")
+    return "".join(texts)
+
+
+def lines_for(config: Config, hook: str, family: str) -> list[str]:
+    """What a chain of another firewall has to accept, as nft rules, most important first.
+
+    `hook`: "input" or "forward"; `family` of the chain's table: "ip", "ip6" or "inet". Raises AlgateError.
+    """
+    found: list[str] = []
+    for name in FAMILIES:
+        if family in (_NFT_FAMILY[name], "inet"):
+            for line in translated(config, name):
+                if (line.table, line.chain) == ("filter", hook.upper()):
+                    found.append(line.text)
+    return sorted(dict.fromkeys(found), key=lambda text: not text.startswith("ct mark"))
+
+
+def translated(config: Config, family: Family) -> list[Line]:
+    """The rules of one family. Raises AlgateError."""
+    text = rules.render(config, family)
+    if text is None:
+        return []
+    prefix = config.instance.upper() + "-"
+    found = []
+    for line in run_program([_TRANSLATOR[family], "-f", "/dev/stdin"], text).splitlines():
+        unknown = _UNKNOWN.match(line)
+        if unknown:
+            found.append(Line(unknown[1], unknown[2].removeprefix(prefix), _by_hand(unknown[3])))
+            continue
+        rule = _RULE.match(line)
+        if rule and rule[2].startswith(prefix):
+            found.append(Line(rule[1], rule[2].removeprefix(prefix), _for_any_family(rule[3])))
+    return found
+
+
+def _by_hand(rule: str) -> str:
+    known = _SOCKET.match(rule)
+    if not known:
+        raise AlgateError(f"this rule has no nft form: {rule}")
+    return f'iifname "{known[1]}" fib daddr type local socket wildcard {{ 0, 1 }} return'
+
+
+def _for_any_family(rule: str) -> str:
+    """As it can also stand in a table of family inet; without counters."""
+    rule = rule.replace("counter ", "").replace("ct original protocol 6", "meta l4proto tcp")
+    rule = re.sub(r"ct original (daddr|saddr) (\S+)", lambda m: f"ct original {_of(m[2])} {m[1]} {m[2]}", rule)
+    return re.sub(r"\bip protocol (udp|tcp)\b", r"meta l4proto \1", rule)
+
+
+def _of(address: str) -> str:
+    return "ip6" if ":" in address else "ip"

@@ -1,0 +1,226 @@
+"""The doctor's trial of openings: what is copied of this host, and what came of it (gateway.host.trial)."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from gateway.config.schema import Config, parse_endpoint
+from gateway.host import foreign_chains, rules
+from gateway.host.finding import Finding
+from gateway.host.native import lines_for
+from gateway.host.programs import output_of, run_program
+from gateway.host.trial import Foreign, Link, Plan, Tried
+
+_DEADLINE = 60.0  # seconds
+_IPTABLES_TABLES = ("filter", "nat", "mangle", "raw", "security")
+_IPTABLES_CHAIN = re.compile(r"ip6? filter (INPUT|FORWARD)\b")
+_OWNED = re.compile(r"(?m)^\s*flags .*\bowner\b.*\n")  # such a table would go with the program that made it
+_MOST_OTHERS = 200  # interfaces
+# Somebody outside: hosts that a firewall has no reason to know, but not of a prefix that firewalls drop.
+_PEERS = ("9.9.9.10", "2620:fe::10")
+
+
+class CannotTry(Exception):
+    """The host has nothing that it could be tried with; the text says what is missing."""
+
+
+def try_openings(config: Config) -> list[Tried]:
+    """Try it, in a network namespace that lives as long as the attempt; needs root. Raises CannotTry, AlgateError."""
+    plan = plan_of(config)
+    unshare = shutil.which("unshare", path=os.environ.get("PATH", "") + ":/usr/bin:/bin")
+    if unshare is None:
+        raise CannotTry("unshare is not installed")
+    try:
+        done = subprocess.run(
+            [unshare, "--net", sys.executable, "-m", "gateway.host.trial"],
+            input=msgspec.json.encode(plan),
+            capture_output=True,
+            timeout=_DEADLINE,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CannotTry(str(error)) from error
+    if done.returncode:
+        raise CannotTry(done.stderr.decode(errors="replace").strip()[-500:])
+    answer = msgspec.json.decode(done.stdout)
+    if isinstance(answer, dict):
+        raise CannotTry(str(answer["error"])[:500])
+    return msgspec.convert(answer, list[Tried])
+
+
+def plan_of(config: Config) -> Plan:
+    """What to copy of this host. Raises CannotTry, AlgateError."""
+    links = _links()
+    inside = _inside(config, links)
+    outside, via = _outside(config, links)
+    entries = foreign_chains.ruleset()
+    needed = {
+        str(chain): tuple(lines_for(config, chain.hook, chain.family))
+        for chain in foreign_chains.dropping(entries, config.instance)
+    }
+    own = {
+        program: text
+        for program, family in (("iptables", "ipv4"), ("ip6tables", "ipv6"))
+        if config.transparent_enabled and (text := rules.render(config, family)) and not _has(program, config.instance)  # type: ignore[arg-type]
+    }
+    named = [name for name in links if name not in ("lo", inside, outside)]
+    sockets = [parse_endpoint(text) for text in config.socks.listen]
+    return Plan(
+        inside=Link(inside, tuple(links[inside])),
+        outside=Link(outside, tuple(links[outside]), via),
+        others=tuple(named[:_MOST_OTHERS]),
+        clients=_clients(config, links[inside]),
+        peers=_peers(links[outside], via),
+        tables=tuple(_tables(entries, config.instance)),
+        iptables={
+            program: text for program in ("iptables", "ip6tables") if (text := output_of([f"{program}-save"])).strip()
+        },
+        own=own,
+        foreign=tuple(Foreign(chain, lines) for chain, lines in needed.items()),
+        instance=config.instance,
+        pinholes=config.pinhole_ports,
+        transparent=config.transparent.port if config.transparent_enabled else None,
+        modules=config.module_ports(),
+        socks=tuple(at for at in sockets if at.host in _hosts(links[inside])),
+        published=tuple(at for at in config.published if at.host in _hosts(links[outside])),
+    )
+
+
+def _has(program: str, instance: str) -> bool:
+    return f":{instance.upper()}-" in output_of([f"{program}-save"])
+
+
+def _links() -> dict[str, list[str]]:
+    """The interfaces of this host with their addresses; link-local ones are left out."""
+    found: dict[str, list[str]] = {}
+    for link in json.loads(run_program(["ip", "-j", "addr", "show"])):
+        addresses = [one for one in link.get("addr_info", ()) if one.get("scope") == "global"]
+        found[link["ifname"]] = [f"{one['local']}/{one['prefixlen']}" for one in addresses]
+    return found
+
+
+def _inside(config: Config, links: dict[str, list[str]]) -> str:
+    names = [name for name in config.network.inside_interfaces if links.get(name)]
+    names += [name for name, addresses in links.items() if name != "lo" and _clients(config, addresses)]
+    if not names:
+        raise CannotTry("no interface of network.inside_interfaces has an address")
+    return names[0]
+
+
+def _outside(config: Config, links: dict[str, list[str]]) -> tuple[str, tuple[str, ...]]:
+    """The interface to the outside, and the neighbours that default routes lead to."""
+    routes: list[dict[str, Any]] = []
+    for family in ("-4", "-6"):
+        routes += json.loads(run_program(["ip", "-j", family, "route", "show", "default"]) or "[]")
+    inside = config.network.inside_interfaces
+    ways = [route for route in routes if route.get("dev") in links and route.get("dev") not in inside]
+    if ways:
+        name = str(ways[0]["dev"])
+        return name, tuple(str(way["gateway"]) for way in ways if way.get("dev") == name and "gateway" in way)
+    for name, addresses in links.items():
+        if name != "lo" and name not in inside and addresses and not _clients(config, addresses):
+            return name, ()
+    raise CannotTry("no interface to the outside has an address")
+
+
+def _clients(config: Config, addresses: Sequence[str]) -> tuple[str, ...]:
+    """A client of each family: a host of an inside network on this interface that is not the router."""
+    found = []
+    for text in addresses:
+        interface = ipaddress.ip_interface(text)
+        if any(interface.ip in network for network in config.inside_networks):
+            host = _another(interface)
+            if host is not None and any(ipaddress.ip_address(host) in network for network in config.inside_networks):
+                found.append(host)
+    return tuple(found)
+
+
+def _peers(addresses: Sequence[str], via: Sequence[str]) -> tuple[str, ...]:
+    """Somebody outside, of each family: beyond the default route, or else a neighbour."""
+    found = []
+    for text in addresses:
+        interface = ipaddress.ip_interface(text)
+        far = next((peer for peer in _PEERS if (":" in peer) == (interface.version == 6)), None)
+        beyond = any((":" in gateway) == (interface.version == 6) for gateway in via)
+        host = far if beyond else _another(interface)
+        if host is not None:
+            found.append(host)
+    return tuple(found)
+
+
+def _another(interface: Any) -> str | None:
+    """Another host of an interface's network, from its end, where hosts are rarest."""
+    network = interface.network
+    for back in range(2, 10):
+        if network.num_addresses > back:
+            host = network[network.num_addresses - back]
+            if host not in (interface.ip, network.network_address):
+                return str(host)
+    return None
+
+
+def _hosts(addresses: Sequence[str]) -> set[str]:
+    return {text.partition("/")[0] for text in addresses}
+
+
+def _tables(entries: Sequence[dict[str, Any]], instance: str) -> list[str]:
+    """nft text of all tables but the instance's own; of iptables' tables only the chains that are not iptables'."""
+    texts = []
+    for table in (entry["table"] for entry in entries if "table" in entry):
+        family, name = table["family"], table["name"]
+        if (family, name) == ("inet", instance):
+            continue
+        if family in ("ip", "ip6") and name in _IPTABLES_TABLES:
+            saved = {
+                line[1:].split()[0]
+                for program in ("iptables", "ip6tables")
+                for line in output_of([f"{program}-save", "-t", name]).splitlines()
+                if line.startswith(":")
+            }
+            chains = [
+                entry["chain"]["name"]
+                for entry in entries
+                if "chain" in entry and (entry["chain"]["family"], entry["chain"]["table"]) == (family, name)
+            ]
+            texts += [run_program(["nft", "list", "chain", family, name, one]) for one in chains if one not in saved]
+        elif family != "netdev":
+            text = run_program(["nft", "list", "table", family, name])
+            texts.append(_OWNED.sub("", text))
+    return texts
+
+
+def lines_of(tried: Sequence[Tried]) -> dict[str, list[Tried]]:
+    """Lines, each with its chain before it, that let through what could not pass; and what each lets through."""
+    lines: dict[str, list[Tried]] = {}
+    for one in tried:
+        for line in one.lines:
+            lines.setdefault(line, []).append(one)
+    return lines
+
+
+def findings(tried: Sequence[Tried], instance: str) -> Iterator[Finding]:
+    """What came of it, for the doctor."""
+    for line, let_through in lines_of(tried).items():
+        stops = " and ".join(dict.fromkeys(one.stopped_by for one in let_through))
+        yield Finding(
+            f"openings through {' '.join(line.split()[:3])}",
+            "warning",
+            f"{stops} stops {'; '.join(one.what for one in let_through)}",
+            f"nft insert rule {line} comment {instance}",
+        )
+    for one in tried:
+        if not one.passed:
+            remedy = "algate rules apply" if _IPTABLES_CHAIN.match(one.stopped_by) else ""
+            yield Finding("openings", "warning", f"{one.what}: stopped by {one.stopped_by}", remedy)
+    if tried and all(one.passed and not one.lines for one in tried):
+        yield Finding("openings", "ok", f"{len(tried)} kinds of packets tried in a copy of the rules: all pass")
