@@ -93,6 +93,7 @@ class Engine:
         self._just_updated: list[tuple[int, Lease]] = []
         self._usage = Usage(self.netfilter, self._leases, self._on_table_gone)
         self._restore_wanted = limits.restore
+        self._signalling = limits.signalling
         self._restoration = Restoration(self.netfilter, self._leases, lambda: Conntrack().begun_with(marks.ADMITTED))
         self._restorations = Rate(PER_SECOND, RESTORATIONS)
         self._suspicion = math.inf  # when to look whether the table is as it was
@@ -110,7 +111,7 @@ class Engine:
             elements = self.netfilter.elements()
         except TableGoneError:  # or it is another version's, without one of our sets
             elements = []
-        made = self.netfilter.load()
+        made = self._load()
         unix = time.time()
         now = time.monotonic()
         for found in leases_of(elements, unix):
@@ -119,6 +120,19 @@ class Engine:
         if made and len(self._leases):
             self._put_back(empty=True)
         log.info("broker.table", table=self.netfilter.name, made=made, pinholes=len(self._leases))
+
+    def _load(self) -> bool:
+        made = self.netfilter.load()
+        self._keep_aside()
+        return made
+
+    def _keep_aside(self) -> None:
+        """Where this host has flowtables: keep what is read, and media, out of them. Nothing fails for it."""
+        try:
+            if self._signalling and self.netfilter.has_flowtables():
+                self.netfilter.keep_aside(self._signalling)
+        except NetfilterError as error:
+            log.warning("broker.offload", error=str(error), hint="algate doctor says what to add")
 
     def shut_down(self) -> None:
         """Close everything and delete the table. Raises NetfilterError."""
@@ -136,6 +150,9 @@ class Engine:
         self.netfilter.measure(limits.meter)
         self._inside = self._neighbours.inside = tuple(limits.inside)
         self._restore_wanted = limits.restore
+        if self._signalling != limits.signalling:
+            self._signalling = limits.signalling
+            self._keep_aside()
         self._leases.configure(**limits.of_table())
         return len(self._end("reload", lambda lease: not limits.has_inside(lease.client)))
 
@@ -447,6 +464,8 @@ class Engine:
     def others_changed(self, changes: Changes) -> None:
         """Somebody else has changed netfilter's rules: with the next `tick` but one look whether ours are whole."""
         self._suspicion = min(self._suspicion, time.monotonic() + SOON)
+        if changes.flowtables:
+            self._keep_aside()
         if changes.lost or (NFPROTO_INET, self.netfilter.name) in changes.elements:
             self._elements_gone = True
 
@@ -483,7 +502,7 @@ class Engine:
         log.error("broker.table_gone", table=self.netfilter.name)
         if not self._restore_wanted:
             self._lose_all({lease.id for lease in opening})
-        self.netfilter.load()
+        self._load()
         self._suspicion = now + SOON  # whoever flushes rules may not have done yet
         if self._restore_wanted:
             self._put_back(empty=True, without={lease.id for lease in (*opening, *updated)})

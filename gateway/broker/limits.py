@@ -24,7 +24,8 @@ class Limits(NamedTuple):
     """`inside`: who may be a client. `ports`, `read_ports`, `per_client`, `rate`: see LeaseTable. `meter`: how fast
     datagrams for modules may come.
 
-    `restore`: whether the table is put back with what is open when somebody else has removed it.
+    `restore`: whether the table is put back with what is open when somebody else has removed it. `signalling`: UDP
+    ports of modules, whose connections are kept out of flowtables.
     """
 
     inside: Sequence[Network]
@@ -34,6 +35,7 @@ class Limits(NamedTuple):
     rate: float
     restore: bool = True
     meter: Meter = Meter()
+    signalling: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, config: Config) -> Limits:
@@ -53,6 +55,7 @@ class Limits(NamedTuple):
             rate=pinhole.rate,
             restore=config.rules.restore,
             meter=meter,
+            signalling=config.module_ports("udp") if config.packets_wanted else (),
         )
 
     def of_table(self) -> TableLimits:

@@ -13,6 +13,7 @@ import os
 import string
 import struct
 import subprocess
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,7 @@ from gateway.broker.netlink import (
     NetfilterError,
     Netlink,
     attribute,
+    attribute_map,
     decoded,
     error_of,
     sequence_of,
@@ -55,6 +57,10 @@ BATCH = 64
 
 _NF_TABLES = NFNL_SUBSYS_NFTABLES << 8
 _GETTABLE, _DELTABLE = _NF_TABLES | NFT_MSG_GETTABLE, _NF_TABLES | NFT_MSG_DELTABLE
+NFT_MSG_GETFLOWTABLE, NFTA_RULE_CHAIN = 23, 2
+_BODY = NLMSGHDR.size + len(NFGENMSG)
+_ASIDE_OBJECTS = 2  # of iptables/aside.nft: a chain and a helper
+_GETFLOWTABLE = _NF_TABLES | NFT_MSG_GETFLOWTABLE
 _GETRULE, NFTA_RULE_TABLE = _NF_TABLES | NFT_MSG_GETRULE, 1
 _GETSETELEM = _NF_TABLES | NFT_MSG_GETSETELEM
 _NEWSETELEM, _DELSETELEM = _NF_TABLES | NFT_MSG_NEWSETELEM, _NF_TABLES | NFT_MSG_DELSETELEM
@@ -169,6 +175,7 @@ class Netfilter:
         self._netlink = Netlink()
         self._messages = ElementMessages(name)
         self._shape = _shape_of(self._rules)
+        self._aside: str | None = None  # what keeps our flows out of flowtables
 
     @property
     def port(self) -> int:
@@ -184,7 +191,8 @@ class Netfilter:
         """
         table = self._table()
         there = None if table is None else _comment_of(table)
-        if table is not None and there == self._mark and self._has_all(table):
+        self._aside = None
+        if table is not None and there == self._mark and self._has_all(table, read_back=True):
             if self._rates:
                 self._nft(["-f", "-"], self._rates)
             return False
@@ -194,16 +202,49 @@ class Netfilter:
         self._nft(["-f", "-"], replace + self._rules + self._rates)
         return True
 
+    def has_flowtables(self) -> bool:
+        """Whether this host has flowtables, whosever they are."""
+        body = bytes(len(NFGENMSG))  # of any family
+        return bool(self._request(self._netlink.message(_GETFLOWTABLE, NLM_F_REQUEST | NLM_F_DUMP, body)))
+
+    def keep_aside(self, ports: Sequence[int]) -> None:
+        """Keep connections to these UDP ports, and conversations, out of flowtables. NetfilterError if the kernel
+        cannot do that: then nothing has changed."""
+        text = self._aside_text(ports)
+        if text != self._aside:
+            chain = f"inet {self.name} aside"
+            replace = f"flush chain {chain}\ndelete chain {chain}\n" if self._aside is not None else ""
+            self._nft(["-f", "-"], replace + text)
+            self._aside = text
+
+    def _aside_text(self, ports: Sequence[int]) -> str:
+        lines = importlib.resources.files("iptables").joinpath("aside.nft").read_text().splitlines(keepends=True)
+        return "".join(
+            string.Template(line).substitute(table=self.name, port=port)
+            for line in lines
+            if not line.startswith("#")
+            for port in (ports if "$port" in line else ("",))
+        )
+
     def is_whole(self) -> bool:
         """Whether the table is there with all its chains, sets and rules; nothing is said of elements."""
         table = self._table()
-        return table is not None and _comment_of(table) == self._mark and self._has_all(table)
+        return table is not None and _comment_of(table) == self._mark and self._has_all(table, self._rates == "")
 
-    def _has_all(self, table: Any) -> bool:
+    def _has_all(self, table: Any, read_back: bool) -> bool:
+        """Whether a table has all that it must have. `read_back`: what was filled in later need not be as it is known
+        here, as another process may have done that."""
         body = NFGENMSG + attribute(NFTA_RULE_TABLE, self.name.encode() + b"\0")
-        rules = self._request(self._netlink.message(_GETRULE, NLM_F_REQUEST | NLM_F_DUMP, body))
-        filled_in = _filled_in(self._rates)
-        return (int(table.get_attr("NFTA_TABLE_USE") or 0), len(rules) - filled_in) == self._shape
+        answers = self._request(self._netlink.message(_GETRULE, NLM_F_REQUEST | NLM_F_DUMP, body))
+        chains = Counter(attribute_map(answer, _BODY).get(NFTA_RULE_CHAIN, b"").rstrip(b"\0") for answer in answers)
+        rates, aside = chains.pop(b"rates", 0), chains.pop(b"aside", 0)
+        objects = int(table.get_attr("NFTA_TABLE_USE") or 0) - (_ASIDE_OBJECTS if aside else 0)
+        if (objects, chains.total()) != self._shape:
+            return False
+        if read_back:
+            self._aside = "" if aside else None
+            return True
+        return rates == _filled_in(self._rates) and aside == (_shape_of(self._aside)[1] if self._aside else 0)
 
     def measure(self, meter: Meter, now: bool = True) -> None:
         """How fast a host may send what modules read; what is more is marked, and passes unread. Holds from the next

@@ -15,10 +15,13 @@ import dns.message
 import dns.query
 import dns.resolver
 
+from gateway.broker.marks import ADMITTED, MEDIA
 from gateway.config.check import parse_name_server
 from gateway.config.schema import Config, parse_endpoint
 from gateway.host.finding import Finding
+from gateway.host.foreign_chains import ruleset
 from gateway.host.foreign_rules import translators
+from gateway.model.errors import AlgateError
 from gateway.net.addresses import is_local
 
 ENOUGH_DESCRIPTORS = 16384  # two for each flow, and as many flows as a busy house has
@@ -38,7 +41,9 @@ def examine_router(config: Config, proc: Path = _PROC) -> Iterator[Finding]:
     """The checks of a router that forwards for others; `proc` is its /proc/sys."""
     yield from _reverse_path(config, proc)
     yield _port_range(config, proc)
+    yield _listening_ports(config, proc)
     yield _other_translation(config)
+    yield from _flowtables(config)
 
 
 def _clock() -> Finding:
@@ -130,12 +135,62 @@ def _port_range(config: Config, proc: Path) -> Finding:
     )
 
 
+def _listening_ports(config: Config, proc: Path) -> Finding:
+    """A connection of this host's own may have a listener's port when the gateway starts, and for a minute after its
+    end."""
+    texts = [*config.socks.listen, *([config.console.listen] if config.console.listen else [])]
+    ports = {parse_endpoint(text).port for text in texts}
+    ports |= {config.transparent.port} if config.transparent_enabled else set()
+    first, last = map(int, (proc / "net/ipv4/ip_local_port_range").read_text().split())
+    reserved = _reserved((proc / "net/ipv4/ip_local_reserved_ports").read_text())
+    both = sorted(port for port in ports if first <= port <= last and port not in reserved)
+    if not both:
+        return Finding("listening ports", "ok", "none is used for this host's own connections")
+    low, high = config.pinhole_ports
+    return Finding(
+        "listening ports",
+        "warning",
+        f"{', '.join(map(str, both))} in ip_local_port_range ({first}-{last}): the kernel may give it to a connection"
+        " of this host's own, and the start would have to wait",
+        f"sysctl -w net.ipv4.ip_local_reserved_ports={','.join(map(str, both))},{low}-{high}",
+    )
+
+
 def _reserved(text: str) -> set[int]:
     ports: set[int] = set()
     for part in filter(None, text.strip().split(",")):
         first, _, last = part.partition("-")
         ports.update(range(int(first), int(last or first) + 1))
     return ports
+
+
+def _flowtables(config: Config) -> Iterator[Finding]:
+    """An offloaded connection meets no rule: messages are not read, and media do not end with their call."""
+    ports = config.module_ports("udp")
+    try:
+        entries = ruleset()
+    except AlgateError:  # without root nothing is known
+        return
+    tables = [entry["flowtable"] for entry in entries if "flowtable" in entry]
+    if not tables or not config.packets_wanted:
+        return
+    where = ", ".join(f"{one['family']} {one['table']} {one['name']}" for one in tables)
+    aside = any(
+        (one.get("table"), one.get("name")) == (config.instance, "aside")
+        for one in (entry["chain"] for entry in entries if "chain" in entry)
+    )
+    only6 = aside and any(network.version == 6 for network in config.inside_networks)
+    if aside and not only6:
+        yield Finding("flow offload", "ok", f"{where}: SIP over UDP and media are kept out of it")
+        return
+    condition = f"ct mark and {ADMITTED | MEDIA:#x} == 0x0 ct original proto-dst != {{ {', '.join(map(str, ports))} }}"
+    yield Finding(
+        "flow offload",
+        "warning",
+        f"{where}: SIP over UDP{' over IPv6' if only6 else ''} is not read from the third packet on, and media do not"
+        " end with their call",
+        f"in each rule with `flow add`, before it: {condition}",
+    )
 
 
 def _other_translation(config: Config) -> Finding:

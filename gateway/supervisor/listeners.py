@@ -8,6 +8,7 @@ import itertools
 import os
 import socket
 import struct
+import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Literal, NamedTuple
@@ -19,6 +20,9 @@ from gateway.observe.log import get_logger
 
 BACKLOG = 4096
 LINGER = 0.5  # seconds in which a connection that the kernel has answered comes to the backlog
+TIME_WAIT = 65.0  # seconds that the kernel keeps an ended connection (TCP_TIMEWAIT_LEN), and some more
+_POLL = 0.25  # seconds between two attempts to bind
+_LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp
 _SO_ATTACH_FILTER = 26  # <asm-generic/socket.h>
 _FREEBIND = {4: (socket.IPPROTO_IP, 15), 6: (socket.IPPROTO_IPV6, 78)}  # <linux/in.h>, <linux/in6.h>
 
@@ -77,15 +81,17 @@ class Listeners:
         sets = [[(place, sock.fileno()) for place, some in one.items() for sock in some] for one in self._sets]
         return list(itertools.chain.from_iterable(sets))
 
-    def open(self, wanted: Mapping[Place, str]) -> None:
+    def open(self, wanted: Mapping[Place, str], patience: float = 0.0) -> None:
         """Bind for each worker at these places, where it has no socket yet; `listen` is still to be called. Raises
-        AlgateError naming the key and address, and then has made none."""
+        AlgateError naming the key and address, and then has made none.
+
+        `patience`: seconds to wait for ports that only connections of this host's own still have."""
         made: list[tuple[int, Place, socket.socket]] = []
         try:
             for index, sockets in enumerate(self._sets):
                 for place, key in wanted.items():
                     if place not in sockets:
-                        made.append((index, place, _bound(key, place.endpoint)))
+                        made.append((index, place, _bound(key, place.endpoint, patience=patience)))
         except AlgateError:
             _close(sock for _, _, sock in made)
             raise
@@ -163,14 +169,50 @@ def _close(sockets: Iterable[socket.socket]) -> None:
         sock.close()
 
 
-def listen_console(config: Config) -> socket.socket:
+def listen_console(config: Config, patience: float = 0.0) -> socket.socket:
     """The console's listening socket. Raises AlgateError, also if another instance has one there."""
-    listener = _bound("console.listen", parse_endpoint(config.console.listen), shared=False)
+    listener = _bound("console.listen", parse_endpoint(config.console.listen), shared=False, patience=patience)
     listener.listen(BACKLOG)
     return listener
 
 
-def _bound(key: str, endpoint: Endpoint, shared: bool = True) -> socket.socket:
+def _bound(key: str, endpoint: Endpoint, shared: bool = True, patience: float = 0.0) -> socket.socket:
+    """A socket that is bound. Where the port is an ended connection's of this host, it is free again within a minute
+    (TIME_WAIT): then wait for it."""
+    until = time.monotonic() + patience
+    said = False
+    while True:
+        try:
+            return _bind(key, endpoint, shared)
+        except AlgateError as error:
+            in_use = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE
+            if not in_use or time.monotonic() >= until or _somebody_listens(endpoint.port):
+                raise
+        if not said:
+            said = True
+            log.warning(
+                "listen.waits",
+                address=str(endpoint),
+                hint=f"a connection of this host's own has the port, for a minute at most: "
+                f"sysctl -w net.ipv4.ip_local_reserved_ports={endpoint.port}",
+            )
+        time.sleep(_POLL)
+
+
+def _somebody_listens(port: int) -> bool:
+    """Whether a TCP socket listens at this port, at whatever address."""
+    for name in ("tcp", "tcp6"):
+        try:
+            with open(f"/proc/self/net/{name}") as file:
+                rows = [line.split() for line in file][1:]
+        except OSError:
+            continue
+        if any(row[3] == _LISTEN and int(row[1].rpartition(":")[2], 16) == port for row in rows):
+            return True
+    return False
+
+
+def _bind(key: str, endpoint: Endpoint, shared: bool) -> socket.socket:
     family = socket.AF_INET6 if endpoint.version == 6 else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:

@@ -32,7 +32,7 @@ from gateway.supervisor.code import Code
 from gateway.supervisor.crew import Crew
 from gateway.supervisor.desk import Desk
 from gateway.supervisor.heritage import Channel, Heritage, inherited
-from gateway.supervisor.listeners import Listeners, places
+from gateway.supervisor.listeners import TIME_WAIT, Listeners, places
 from gateway.supervisor.notify import Watchdog, notify
 from gateway.supervisor.preflight import placed, refusals, surprises
 from gateway.supervisor.reload import Reload, reload_retired
@@ -120,7 +120,7 @@ class _Supervisor:
         )
         self._code = Code(run_dir.path)
         self._listeners = Listeners(config.worker_count, heritage.sockets() if heritage else ())
-        self._listeners.open(places(config))
+        self._listeners.open(places(config), patience=TIME_WAIT)
         self._listeners.leave_out(self._listeners.places() - places(config).keys())
         self._crew = Crew(config, run_dir, self._listeners, SharedFiles(config), self._code, heritage)
         self._take_over: TakeOver | None = None

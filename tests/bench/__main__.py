@@ -60,7 +60,7 @@ def main() -> int:
                 try:
                     samples[report.LOGGING]["log share"].append(measures.log_share(load))
                 except (LabError, ArithmeticError) as error:
-                    _note(notes, f"log share: {_first_line(error)}")
+                    _failed(notes, "log share", error)
             print(f"  {time.monotonic() - began:.0f} s", file=sys.stderr)
             if whole and not arguments.quick:
                 report.write(run, turn + 1)
@@ -78,8 +78,10 @@ def _sections(*, write: bool) -> None:
         report.write_sections(said)
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def _failed(notes: Notes, what: str, error: Exception) -> None:
+    """The whole reason on the terminal, with the log that a lab's error brings along; its first line in the report."""
+    print(f"  {what}: {error or type(error).__name__}", file=sys.stderr)
+    notes[f"{what}: {next(iter(str(error).splitlines()), type(error).__name__)}"] = None
 
 
 def _measure(load: measures.Load, peer: Peer, names: list[str], samples: Samples, notes: Notes) -> None:
@@ -91,12 +93,7 @@ def _measure(load: measures.Load, peer: Peer, names: list[str], samples: Samples
                 for key, value in measure(load, peer):
                     samples[peer.name][key].append(value)
         except (measures.Missed, LabError, ValueError, ArithmeticError, subprocess.SubprocessError) as error:
-            _note(notes, f"{peer.name}, {name}: {_first_line(error)}")
-
-
-def _note(notes: Notes, text: str) -> None:
-    print(f"  {text}", file=sys.stderr)
-    notes[text] = None
+            _failed(notes, f"{peer.name}, {name}", error)
 
 
 def _ftp(lab: Lab, samples: Samples, notes: Notes, turn: int) -> None:
@@ -117,7 +114,7 @@ def _ftp(lab: Lab, samples: Samples, notes: Notes, turn: int) -> None:
                     found = [measures.ftp(lab, active) for _ in range(FTP_TRANSFERS)]
                 (pinhole if active else plain).extend(found)
         except (LabError, OSError, ftplib.Error) as error:
-            _note(notes, f"FTP data: {_first_line(error)}")
+            _failed(notes, "FTP data", error)
 
 
 def _arguments() -> argparse.Namespace:
