@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from alg.api import Mode
-from gateway.broker.netfilter import Netfilter
 from gateway.broker.netlink import NetfilterError
 from gateway.config.schema import Config
 from gateway.host import helpers, openings, rules
@@ -147,7 +146,7 @@ def _rules(config: Config) -> Iterator[Finding]:
             yield Finding("rules", "warning", look.detail, "run the doctor as root")
     if config.broker_wanted and Path(config.process.run_dir, "supervisor.sock").exists():
         try:
-            whole = Netfilter(config.instance).is_whole()
+            whole = _is_whole(config.instance)
         except NetfilterError as error:
             yield Finding("table of pinholes", "warning", str(error), "run the doctor as root")
             return
@@ -160,6 +159,13 @@ def _rules(config: Config) -> Iterator[Finding]:
                 f"inet {config.instance} is gone, or not whole: somebody has changed it",
                 "algate reload; rules.restore = true puts it back by itself",
             )
+
+
+def _is_whole(instance: str) -> bool:
+    """Whether the broker's table is. Raises NetfilterError."""
+    from gateway.broker.netfilter import Netfilter  # needs what only a router has installed (the extra `router`)
+
+    return Netfilter(instance).is_whole()
 
 
 def _openings(config: Config) -> Iterator[Finding]:

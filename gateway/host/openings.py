@@ -18,8 +18,8 @@ from gateway.config.schema import Config, parse_endpoint
 from gateway.host import foreign_chains, rules
 from gateway.host.finding import Finding
 from gateway.host.native import lines_for
+from gateway.host.plan import Foreign, Link, Plan, Tried
 from gateway.host.programs import output_of, run_program
-from gateway.host.trial import Foreign, Link, Plan, Tried
 
 _DEADLINE = 60.0  # seconds
 _IPTABLES_TABLES = ("filter", "nat", "mangle", "raw", "security")

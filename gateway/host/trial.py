@@ -32,6 +32,7 @@ from alg.address import Endpoint
 from gateway.broker.elements import elements_of
 from gateway.broker.netfilter import Change, Netfilter
 from gateway.broker.netlink import NETLINK_NETFILTER, NLMSGHDR, SOL_NETLINK, NetfilterError, attribute_map
+from gateway.host.plan import Link, Plan, Tried
 from gateway.host.programs import run_program
 from gateway.model.errors import AlgateError
 from gateway.model.requests import Lease
@@ -52,55 +53,6 @@ NFTA_TRACE_NFPROTO, NFTA_TRACE_POLICY = 15, 16
 NFT_TRACETYPE_POLICY = 1
 NF_DROP = 0
 _FAMILIES = {1: "inet", 2: "ip", 5: "netdev", 7: "bridge", 10: "ip6"}
-
-
-class Link(msgspec.Struct, frozen=True):
-    """An interface: `addresses` as "192.0.2.1/24"; `via`: the neighbour that a default route leads to."""
-
-    name: str
-    addresses: tuple[str, ...]
-    via: tuple[str, ...] = ()
-
-
-class Foreign(msgspec.Struct, frozen=True):
-    """Lines that a base chain of another firewall needs (gateway.host.foreign_chains)."""
-
-    chain: str
-    lines: tuple[str, ...]
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """What to try.
-
-    `others`: further interfaces that rules may name. `clients`, `peers`: hosts inside and outside. `tables`: nft text
-    of the host's tables; `iptables`: input for iptables-restore and ip6tables-restore, by program; `own`: the same, of
-    the gateway's rules. `foreign`: what chains of others may need. The others are as configured.
-    """
-
-    inside: Link
-    outside: Link
-    others: tuple[str, ...]
-    clients: tuple[str, ...]
-    peers: tuple[str, ...]
-    tables: tuple[str, ...]
-    iptables: dict[str, str]
-    own: dict[str, str]
-    foreign: tuple[Foreign, ...]
-    instance: str
-    pinholes: tuple[int, int]
-    transparent: int | None = None
-    modules: tuple[int, ...] = ()
-    socks: tuple[Endpoint, ...] = ()
-    published: tuple[Endpoint, ...] = ()
-
-
-class Tried(msgspec.Struct, frozen=True):
-    """One packet: what it stands for, whether it arrived, what stopped it first, and the lines that let it through."""
-
-    what: str
-    passed: bool
-    stopped_by: str = ""
-    lines: tuple[str, ...] = ()
 
 
 class Stop(NamedTuple):

@@ -1,0 +1,56 @@
+"""What the trial of openings is told and what it answers (gateway.host.trial, in a process of its own)."""
+
+from __future__ import annotations
+
+import msgspec
+
+from alg.address import Endpoint
+
+
+class Link(msgspec.Struct, frozen=True):
+    """An interface: `addresses` as "192.0.2.1/24"; `via`: the neighbour that a default route leads to."""
+
+    name: str
+    addresses: tuple[str, ...]
+    via: tuple[str, ...] = ()
+
+
+class Foreign(msgspec.Struct, frozen=True):
+    """Lines that a base chain of another firewall needs (gateway.host.foreign_chains)."""
+
+    chain: str
+    lines: tuple[str, ...]
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What to try.
+
+    `others`: further interfaces that rules may name. `clients`, `peers`: hosts inside and outside. `tables`: nft text
+    of the host's tables; `iptables`: input for iptables-restore and ip6tables-restore, by program; `own`: the same, of
+    the gateway's rules. `foreign`: what chains of others may need. The others are as configured.
+    """
+
+    inside: Link
+    outside: Link
+    others: tuple[str, ...]
+    clients: tuple[str, ...]
+    peers: tuple[str, ...]
+    tables: tuple[str, ...]
+    iptables: dict[str, str]
+    own: dict[str, str]
+    foreign: tuple[Foreign, ...]
+    instance: str
+    pinholes: tuple[int, int]
+    transparent: int | None = None
+    modules: tuple[int, ...] = ()
+    socks: tuple[Endpoint, ...] = ()
+    published: tuple[Endpoint, ...] = ()
+
+
+class Tried(msgspec.Struct, frozen=True):
+    """One packet: what it stands for, whether it arrived, what stopped it first, and the lines that let it through."""
+
+    what: str
+    passed: bool
+    stopped_by: str = ""
+    lines: tuple[str, ...] = ()
