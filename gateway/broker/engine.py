@@ -177,7 +177,7 @@ class Engine:
 
     def tick(self) -> None:
         """Do what waits: a transaction, expiry, reconciliation. Raises NetfilterError if the table cannot be made."""
-        self.flush()
+        self.flush()  # whatever was asked for since the last turn of the loop
         now = time.monotonic()
         if self._suspicion <= now:
             self._look_at_table()
@@ -209,7 +209,7 @@ class Engine:
                 if refusal.rule == "taken":
                     self._disinherit(slot, request)
                 elif refusal.rule in ("quota", "share", "full"):
-                    self.flush()
+                    self.flush()  # what is about to be closed holds a place no longer
                     if not self._restoration:
                         self._usage.notice(request.visitor or request.client, refusal.rule)  # used ones do not count
                 else:
@@ -233,7 +233,7 @@ class Engine:
         """Change a conversation with the next `flush`, which answers; or refuse at once."""
         update = message.update
         if any(one.new.id == update.lease for one in self._updates):
-            self.flush()
+            self.flush()  # the second change of a lease begins where the first one has ended
         old = self._leases.get(update.lease, owner=slot) if valid_lease_id(update.lease) else None
         try:
             if old is None:
@@ -257,7 +257,7 @@ class Engine:
 
     def count(self, slot: int, message: Count) -> None:
         """Say how much has passed through conversations of this slot."""
-        self.flush()
+        self.flush()  # what was opened just now is there to be asked for
         found = [self._leases.get(lease_id, owner=slot) for lease_id in message.leases[:MOST_COUNTED]]
         counts = self._usage.counts([lease for lease in found if lease is not None and lease.uses == 0])
         self._answer(slot, Counted(message.id, counts))
@@ -266,7 +266,7 @@ class Engine:
         """Close a lease of this slot with the next `flush`; of others, and what is no lease, nothing happens."""
         lease = None
         if any(one.new.id == lease_id for one in self._updates):
-            self.flush()
+            self.flush()  # what is deleted is what the change has made of it
         if valid_lease_id(lease_id):
             lease = self._leases.close(lease_id, now=time.monotonic(), owner=slot)
         if lease is not None:
@@ -282,7 +282,13 @@ class Engine:
             self._closing(slot, lease, "hello")
 
     def flush(self) -> None:
-        """Close, open and change what waits, in one transaction, and answer."""
+        """Close, open and change what waits, in one transaction, and answer.
+
+        Afterwards the kernel's table and the lease table say the same, whoever asked knows the outcome or will read it
+        next, and what was refused holds no port. What is asked for between two calls takes effect together, closings
+        before openings before changes; so whoever needs an order within that calls it in between. What the kernel did
+        not answer to waits for the next call, as a closing.
+        """
         if self._opens or self._closes or self._updates:
             self._commit()
         answers, self._answers = self._answers, {}
@@ -395,10 +401,10 @@ class Engine:
         """An outbound pinhole has no port of ours that sets it apart: the same wish again takes the old one's place."""
         for lease in self._leases.of_client(request.client):
             if lease.direction == "out" and (lease.protocol, lease.target) == (request.transport, request.target):
-                self.flush()
+                self.flush()  # that one may be on its way too
                 if self._leases.close(lease.id, now=time.monotonic()) is not None:
                     self._closing(slot, lease, "replaced")
-                    self.flush()
+                    self.flush()  # its elements are those that the new one is about to have
 
     def _disinherit(self, slot: int, request: PinholeRequest) -> None:
         """Close what a dead worker had opened for a socket, and its successor never heard of."""
@@ -406,7 +412,7 @@ class Engine:
             shared = {lease.target.port, lease.second} & {request.target.port, request.second} - {None}
             if lease.id in self._inherited and lease.uses == 0 and shared:
                 self.close(slot, lease.id)
-        self.flush()
+        self.flush()  # the sockets are free for who asks
 
     def _closing(self, slot: int, lease: Lease, by: str) -> None:
         self._closes.append((slot, lease))
@@ -447,7 +453,7 @@ class Engine:
         return self._leases.samples()
 
     def _look(self) -> None:
-        self.flush()
+        self.flush()  # what is on its way is among what is looked at
         self._expire(time.monotonic())
         if not self._restoration:
             self._usage.look()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import ipaddress
 import json
 import os
@@ -45,6 +46,7 @@ _ROUNDS = 6  # lines that are added to the copy, at the most, for one packet
 _SYN, _SYN_ACK, _ACK = 0x02, 0x12, 0x10
 _SHORTEST = 28  # bytes of a packet of UDP over IPv4
 _CLONE_NEWNET = 0x40000000
+_SO_RCVBUFFORCE = 33
 _WITHOUT_DAD = (("ipv6/conf/default/accept_dad", "0"), ("ipv6/conf/all/accept_dad", "0"))
 NFNLGRP_NFTRACE, NETLINK_ADD_MEMBERSHIP = 9, 1
 NFT_MSG_TRACE = 10 << 8 | 17
@@ -69,6 +71,7 @@ class Trace:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
         self._socket.bind((0, 0))
         self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTRACE)
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 8 << 20)  # some firewalls have long chains
         self._socket.setblocking(False)
         chains = "".join(
             f"\tchain {hook} {{\n\t\ttype filter hook {hook} priority -500;\n"
@@ -79,25 +82,33 @@ class Trace:
 
     def forget(self) -> None:
         """Nothing that was said until now matters."""
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                self._socket.recv(1 << 16)
+        for _ in self._told():
+            pass
 
     def stop(self) -> Stop | None:
         """Where the last dropped packet was dropped; None: no nf_tables chain did it."""
         found = None
         base: dict[tuple[str, str], str] = {}
         base_chains = _base_chains()
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                data = self._socket.recv(1 << 16)
-                at = 0
-                while at + NLMSGHDR.size <= len(data):
-                    length, kind, *_ = NLMSGHDR.unpack_from(data, at)
-                    if kind == NFT_MSG_TRACE:
-                        found = self._dropped(data[at : at + length], base, base_chains) or found
-                    at += max(length + 3 & ~3, NLMSGHDR.size)
+        for data in self._told():
+            at = 0
+            while at + NLMSGHDR.size <= len(data):
+                length, kind, *_ = NLMSGHDR.unpack_from(data, at)
+                if kind == NFT_MSG_TRACE:
+                    found = self._dropped(data[at : at + length], base, base_chains) or found
+                at += max(length + 3 & ~3, NLMSGHDR.size)
         return found
+
+    def _told(self) -> Iterator[bytes]:
+        """What the kernel has said since the last call."""
+        while True:
+            try:
+                yield self._socket.recv(1 << 16)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:  # that: something was left out
+                    raise
 
     def _dropped(
         self, message: bytes, base: dict[tuple[str, str], str], base_chains: set[tuple[str, str, str]]

@@ -46,6 +46,7 @@ def is_told_of(gateway: Gateway, event: str) -> bool:
     return any(f"event={event}" in line for line in gateway.log_lines())
 
 
+@pytest.mark.slow
 def test_firewalld(own_lab: Lab, server: FtpServer) -> None:
     lab = own_lab
     bare(lab)
