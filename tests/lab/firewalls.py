@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lab.servers import PEERS
+from tests.lab.peers import PEERS
 
 if TYPE_CHECKING:
     from tests.lab.lab import Lab
