@@ -6,17 +6,17 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lab.peers import PEERS
-
 if TYPE_CHECKING:
     from tests.lab.lab import Lab
 
+PEERS = Path(sys.prefix, "peers")  # unpacked by `make setup`
 PYTHON = "/usr/bin/python3"  # Debian's own: these programs' modules are made for it
 _PACKAGES = PEERS / "usr/lib/python3/dist-packages"
 _BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
