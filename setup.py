@@ -21,7 +21,7 @@ COMPILED = {
     "alg.compiled": [
         *_modules("alg", "address", "api", "bucket", "datagrams"),
         *_modules("alg/text", "header", "sdp"),
-        *_modules("alg/sip", "bindings", "calls", "conversations", "core", "edits", "grammar", "ladder"),
+        *_modules("alg/sip", "bindings", "call", "calls", "conversations", "core", "edits", "grammar", "ladder"),
         *_modules("alg/sip", "message", "module", "peers", "rows", "sdp", "session", "stand_down", "stream"),
     ],
     "gateway.compiled": [

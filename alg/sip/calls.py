@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import heapq
 import math
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import cast
 
 from alg.address import Address, Endpoint
 from alg.api import Side
+from alg.sip.call import Call, CallState, Happening, Key, RequestKey
 from alg.sip.conversations import SIGNALLING, Conversation, Conversations, Peers
 from alg.sip.edits import is_address
 from alg.sip.message import Message
@@ -27,46 +27,6 @@ SESSION_GRACE = 32.0
 AFTERWARDS = 32.0  # seconds that a server may send its BYE again (RFC 3261, 17.1.2.2: 64 * T1)
 MOST_CALLS = 20000
 MOST_OF_CLIENT = MOST_CALLS // 2  # what a client may have is `pinhole.per_client`'s matter; this bounds memory
-
-Key = tuple[str, bytes]
-RequestKey = tuple[Side, int]  # who sent a request, and its CSeq
-
-
-@dataclass(slots=True)
-class Call:
-    """One call. `media` is agreed on, `offered` is on the way, by the request that it belongs to.
-
-    `far`: by the tag of the far side, the addresses that its session description names; `far_offered` likewise.
-    """
-
-    key: Key
-    client: Endpoint
-    server: str
-    caller: str
-    callee: str
-    since: float
-    heard: float
-    servers: set[str]
-    state: str = "trying"
-    media: list[Conversation] = field(default_factory=list)
-    offered: dict[RequestKey, list[Conversation]] = field(default_factory=dict)
-    far: dict[bytes, tuple[str, ...]] = field(default_factory=dict)
-    far_offered: dict[RequestKey, tuple[bytes, tuple[str, ...]]] = field(default_factory=dict)
-    legs: set[bytes] = field(default_factory=set)
-    kinds: dict[int, str] = field(default_factory=dict)
-    counted: dict[int, tuple[int, int]] = field(default_factory=dict)
-    signalling: Conversation | None = None
-    tag: bytes = b""  # the client's own, once there is an answer
-    replaces: Key | None = None  # the same call at the address where the client was
-    on_hold: bool = False  # by the client's latest description
-    far_on_hold: bool = False  # by the far side's
-    session_ends: float = math.inf
-    ends: float = math.inf
-    timer: float = math.inf  # the earliest time for which a look at it is planned
-    claim: tuple[str, Key] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.claim = ("call", self.key)
 
 
 def remote_tag(side: Side, message: Message) -> bytes:
@@ -157,8 +117,7 @@ class Calls:
             self._add(call)
         elif side is Side.CLIENT or server in call.servers:
             call.ends = math.inf
-            if call.state == "failed":  # with credentials, say
-                call.state, call.since = "trying", now
+            call.happens(Happening.INVITED, now)  # again, with credentials, say
         return call
 
     def _elsewhere(self, server: str, message: Message) -> Key | None:
@@ -248,8 +207,8 @@ class Calls:
                 self._watch(call)
         elif message.status >= 200:
             self._final(call, side, message, now)
-        elif message.status > 100 and call.state == "trying":
-            call.state, call.since = "early", now
+        elif message.status > 100:
+            call.happens(Happening.PROGRESS, now)
 
     def _final(self, call: Call, side: Side, message: Message, now: float) -> None:
         asked = request_of(side, message)
@@ -270,14 +229,13 @@ class Calls:
             if call.replaces and (replaced := self._calls.get(call.replaces)):
                 self.end(replaced, now)
             call.far = {tag: hosts for tag, hosts in call.far.items() if tag in call.legs}
-            if call.state != "confirmed":
-                call.state, call.since = "confirmed", now
+            if call.happens(Happening.ANSWERED, now):
                 self.answered += 1
         if good:
             self._agree(call, asked, now)
-        elif message.method == b"INVITE" and call.state != "confirmed":
+        elif message.method == b"INVITE" and call.state is not CallState.CONFIRMED:
             call.ends = now + LINGER
-            call.state, call.since = "failed", now
+            call.happens(Happening.REFUSED, now)
             call.far.clear()
             call.far_offered.clear()
             self.admit(call, now)
@@ -346,7 +304,7 @@ class Calls:
 
     def _due(self, call: Call) -> float:
         """When the call ends by itself, as things stand."""
-        if call.state != "confirmed":
+        if call.state is not CallState.CONFIRMED:
             return min(call.ends, call.heard + SETUP)
         silent = call.on_hold or call.far_on_hold or not call.counted
         quiet = self._hold_timeout if silent else self._media_timeout

@@ -15,7 +15,8 @@ from alg.address import Endpoint
 from alg.api import Edit, Note, Side
 from alg.datagrams import Release, RevokeConversation, StandDown
 from alg.sip.bindings import Bindings, is_third_party
-from alg.sip.calls import Call, Calls, request_of
+from alg.sip.call import Call, CallState
+from alg.sip.calls import Calls, request_of
 from alg.sip.conversations import Commands, Conversation, Conversations, State
 from alg.sip.edits import Edits, advertise, describe, hairpin, is_over_udp, own_places, restore, same_host
 from alg.sip.journal import Changes, Record, TalkRecord, restore_all
@@ -395,7 +396,7 @@ class Core:
 
     def _follow(self, turn: Turn, call: Call) -> None:
         self.calls.heard(call, turn.side, turn.server.host, turn.message, turn.now)
-        if call.state != "confirmed" or self.calls.find(turn.client, turn.message) is not call:
+        if call.state is not CallState.CONFIRMED or self.calls.find(turn.client, turn.message) is not call:
             return
         source = call.signalling or self.conversations.of(turn.client)
         if source:

@@ -15,7 +15,8 @@ import msgspec
 from alg.address import Endpoint
 from alg.api import Side
 from alg.datagrams import Entry
-from alg.sip.calls import Call, Calls, Key
+from alg.sip.call import Call, CallState, Key
+from alg.sip.calls import Calls
 from alg.sip.conversations import Claim, Conversation, Conversations, Peers, State
 
 
@@ -199,17 +200,18 @@ def _claim(kind: str, words: tuple[bytes, ...]) -> Claim:
     return kind, (*(word.decode() for word in words[:-1]), words[-1])
 
 
+# Fields of a call that are recorded as they are.
+_PLAIN = (
+    "key", "client", "server", "caller", "callee", "since", "heard", "tag", "replaces", "on_hold", "far_on_hold",
+    "session_ends", "ends",
+)  # fmt: skip
+
+
 def _call_record(call: Call) -> CallRecord:
     return CallRecord(
-        key=call.key,
-        client=call.client,
-        server=call.server,
-        caller=call.caller,
-        callee=call.callee,
-        since=call.since,
-        heard=call.heard,
+        **{name: getattr(call, name) for name in _PLAIN},
+        state=str(call.state),
         servers=sorted(call.servers),
-        state=call.state,
         media=[one.ref for one in call.media],
         offered=[(*asked, [one.ref for one in media]) for asked, media in call.offered.items()],
         far=list(call.far.items()),
@@ -218,12 +220,6 @@ def _call_record(call: Call) -> CallRecord:
         kinds=list(call.kinds.items()),
         counted=list(call.counted.items()),
         signalling=call.signalling.ref if call.signalling else None,
-        tag=call.tag,
-        replaces=call.replaces,
-        on_hold=call.on_hold,
-        session_ends=call.session_ends,
-        ends=call.ends,
-        far_on_hold=call.far_on_hold,
     )
 
 
@@ -232,15 +228,9 @@ def _call(record: CallRecord, conversations: Conversations) -> Call:
         return [one for ref in refs if (one := conversations.by_ref(ref))]
 
     return Call(
-        key=record.key,
-        client=record.client,
-        server=record.server,
-        caller=record.caller,
-        callee=record.callee,
-        since=record.since,
-        heard=record.heard,
+        **{name: getattr(record, name) for name in _PLAIN},
+        state=CallState(record.state),
         servers=set(record.servers),
-        state=record.state,
         media=those(record.media),
         offered={(side, number): those(refs) for side, number, refs in record.offered},
         far=dict(record.far),
@@ -249,10 +239,4 @@ def _call(record: CallRecord, conversations: Conversations) -> Call:
         kinds=dict(record.kinds),
         counted=dict(record.counted),
         signalling=conversations.by_ref(record.signalling) if record.signalling is not None else None,
-        tag=record.tag,
-        replaces=record.replaces,
-        on_hold=record.on_hold,
-        session_ends=record.session_ends,
-        ends=record.ends,
-        far_on_hold=record.far_on_hold,
     )

@@ -39,6 +39,7 @@ from alg.api import (
     UpdateConversation,
 )
 from alg.datagrams import DatagramModule, Kicked, Release, Row, Shown
+from alg.sip.call import CallState
 from alg.sip.core import Core
 from alg.sip.ladder import unread_rung
 from alg.sip.options import SipOptions
@@ -128,7 +129,7 @@ class SipModule:
 
     def samples(self) -> list[tuple[tuple[str, ...], float]]:
         """Calls, for the metrics."""
-        states = Counter(call.state for call in self._core.calls.all())
+        states = Counter(str(call.state) for call in self._core.calls.all())
         return [(("algate_calls", state), float(number)) for state, number in states.items()]
 
     def kick(self, name: str) -> list[Kicked]:
@@ -138,7 +139,7 @@ class SipModule:
     def lives_on(self) -> bool:
         """Whether there are calls that have been answered or ring, which do not end with their connection (RFC 3261, 12
         and 18)."""
-        return any(call.state in ("early", "confirmed") for call in self._core.calls.all())
+        return any(call.state in (CallState.EARLY, CallState.CONFIRMED) for call in self._core.calls.all())
 
     def handle(self, event: Event) -> Sequence[Command]:
         """See `AlgModule.handle`."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from alg.address import Endpoint
 from alg.datagrams import Kicked
-from alg.sip.calls import Call
+from alg.sip.call import Call
 from alg.sip.peers import PeerRow
 
 
@@ -51,7 +51,7 @@ def row_of(call: Call) -> CallRow:
         call.key[1].decode("utf-8", "replace"),
         call.caller,
         call.callee,
-        call.state,
+        str(call.state),
         call.since,
         tuple(
             CallMedia(

@@ -21,6 +21,7 @@ from alg.datagrams import (
     Row,
     Shown,
 )
+from alg.sip.call import CallState
 from alg.sip.core import Core
 from alg.sip.journal import Changes, records_of
 from alg.sip.ladder import unread_rung
@@ -94,8 +95,8 @@ class SipEngine:
     def samples(self) -> list[tuple[tuple[str, ...], float]]:
         """Calls, registrations and what could not be read, for the metrics."""
         counts = self.counts()
-        states = Counter(dict.fromkeys(("trying", "early", "confirmed", "failed"), 0))
-        states.update(call.state for call in self._core.calls.all())
+        states = Counter(dict.fromkeys(map(str, CallState), 0))
+        states.update(str(call.state) for call in self._core.calls.all())
         return [
             *((("algate_calls", state), float(number)) for state, number in states.items()),
             (("algate_calls_total", "begun"), counts["begun"]),
