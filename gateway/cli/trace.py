@@ -19,7 +19,6 @@ from gateway.cli.output import console, show_json
 from gateway.config.load import load_config
 from gateway.config.schema import parse_endpoint
 from gateway.driver.capture import Piece, Writer, read
-from gateway.driver.offline import Rehearsal
 from gateway.model.errors import AlgateError
 from gateway.model.requests import Network
 from gateway.observe.trace import Row
@@ -78,6 +77,8 @@ def explain(
         public = config.network.outside if config.network.outside != "auto" else _EXAMPLE
     _address("--public", public)
     inside: tuple[Network, ...] = config.inside_networks or tuple(map(ipaddress.ip_network, _PRIVATE))
+    from gateway.driver.offline import Rehearsal  # it loads gevent, which no other command needs
+
     rehearsal = Rehearsal(config, inside, public)
     wanted = _Filter(client, ladder)
     with _writing(into, after) as write:

@@ -88,6 +88,20 @@ class HeldDatagram(Held):
         self.waits: set[int] | None = None
 
 
+Said = StandDown | RevokeConversation | Note
+
+
+def log_said(command: Said, **names: str) -> None:
+    """A line of the log for what a module has said; `names` are more for it."""
+    match command:
+        case StandDown(client, server, rule):
+            log.info("alg.stand_down", client=str(client), server=server, rule=rule, **names)
+        case RevokeConversation(client, server, rule):
+            log.warning("alg.revoke", client=str(client), server=server, rule=rule, **names)
+        case Note(code, detail):
+            log.info("alg.note", code=code, detail=detail, **names)
+
+
 class Placement(NamedTuple):
     """Where a conversation is to be opened. `client`: whose it must be; `public`: where it listens, None: it cannot;
     `read`: whether what comes to it is for the module to read."""
@@ -118,6 +132,10 @@ class Carrier(Protocol):
 
     def admitted(self, ref: int) -> None:
         """Whoever was to be let in to this conversation is, or will not be."""
+        ...
+
+    def said(self, command: Said) -> None:
+        """The module has said something that somebody may want to read."""
         ...
 
 
@@ -336,12 +354,8 @@ class DatagramDriver:
                 self.conversations.update(command)
             case ClosePinhole(ref):
                 self.conversations.close(ref)
-            case StandDown(whose, server, rule):
-                log.info("alg.stand_down", client=str(whose), server=server, rule=rule, **self.setting.names)
-            case RevokeConversation(whose, server, rule):
-                log.warning("alg.revoke", client=str(whose), server=server, rule=rule, **self.setting.names)
-            case Note(code, detail):
-                log.info("alg.note", code=code, detail=detail, **self.setting.names)
+            case StandDown() | RevokeConversation() | Note():
+                self._carrier.said(command)
 
     def _told(self, ref: int, outcome: Endpoint | str) -> None:
         """What became of a conversation: its public endpoint, or the rule by which it was refused."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -20,6 +20,7 @@ from alg.api import (
     Deliver,
     Event,
     FlowContext,
+    Mode,
     Note,
     OpenConversation,
     Opened,
@@ -30,20 +31,16 @@ from alg.api import (
     Rung,
     Side,
 )
-from alg.datagrams import (
-    Datagram,
-    DatagramContext,
-    DatagramEvent,
-    DatagramModule,
-    Release,
-    RevokeConversation,
-    StandDown,
-)
+from alg.datagrams import DatagramContext, DatagramModule, RevokeConversation, StandDown
 from alg.registry import datagram_modules, modules, traits_of
 from gateway.config.schema import Config
 from gateway.driver.capture import Piece
-from gateway.model.requests import Network
-from gateway.observe.trace import Row, row
+from gateway.driver.datagrams import DatagramDriver, HeldDatagram, Placement, Said, Setting
+from gateway.model.requests import Done, Lease, Network, PinholeRequest, PinholeUpdate
+from gateway.net.addresses import PublicAddress
+from gateway.observe.trace import Row, Trace, row
+
+MOST_WAITING = 1024  # datagrams that a module holds; with a further one those of its way go as they are
 
 
 class Rehearsal:
@@ -59,9 +56,7 @@ class Rehearsal:
         self.pieces = self.read = 0
         self._port = itertools.count(config.pinhole_ports[0], 2)
         self._modules = modules()
-        self._datagram_modules: dict[str, DatagramModule] = {}
-        self._waiting: dict[int, Piece] = {}
-        self._numbers = itertools.count(1)
+        self._readings: dict[str, _Datagrams] = {}
         self._flows: dict[frozenset[Endpoint], _Flow | None] = {}
 
     def run(self, pieces: Iterable[Piece]) -> Iterator[Row]:
@@ -69,6 +64,11 @@ class Rehearsal:
         for piece in pieces:
             self.pieces += 1
             yield from self._datagram(piece) if piece.transport == "udp" else self._stream(piece)
+
+    @property
+    def public(self) -> str:
+        """The router's address outside."""
+        return self._public
 
     def open(self, target: Endpoint) -> Endpoint:
         """The public endpoint that a target gets."""
@@ -93,36 +93,13 @@ class Rehearsal:
             return
         name, section = known
         self.read += 1
-        module = self._datagram_modules.get(name)
-        if module is None:
+        reading = self._readings.get(name)
+        if reading is None:
             kind = datagram_modules()[name]
             options = msgspec.convert(section.options, kind.options) if kind.options is not None else None
             module, _ = kind.make(DatagramContext(options))
-            self._datagram_modules[name] = module
-        side, client, server = Side.CLIENT, piece.source, piece.destination
-        if not outward:
-            side, client, server = Side.SERVER, server, client
-        number = next(self._numbers)
-        self._waiting[number] = piece
-        events: deque[DatagramEvent] = deque([Datagram(number, side, client, server, piece.data, piece.time)])
-        while events:
-            for command in module.handle(events.popleft()):
-                match command:
-                    case Release(which, edits, rung):
-                        sent = self._waiting.pop(which)
-                        who = Side.CLIENT if self._is_inside(sent.source) else Side.SERVER
-                        message = row(sent.time, who, sent.source, sent.destination, sent.data, edits)
-                        yield {**message, "transport": "udp", "flow": "", "ladder": _ladder(rung)}
-                    case OpenConversation(ref, target):
-                        public = self.open(target)
-                        events.append(Opened(ref, public, piece.time))
-                        yield _event(piece.time, "pinhole", f"{public} -> {target} ({command.reason})")
-                    case StandDown(_, host, rule) | RevokeConversation(_, host, rule):
-                        yield _event(piece.time, type(command).__name__, f"{client.host} with {host}: {rule}")
-                    case Note(code, detail):
-                        yield _event(piece.time, code, detail)
-                    case _:
-                        pass
+            reading = self._readings[name] = _Datagrams(name, module, self)
+        yield from reading.received(piece, outward)
 
     # --- streams ----------------------------------------------------------------------------------------------------
 
@@ -147,6 +124,90 @@ class Rehearsal:
         kind = getattr(module, "Options", None)
         options = msgspec.convert(found[1].options, kind) if kind is not None else None
         return _Flow(module(FlowContext(client, server, Side.CLIENT, options)), client, server, self)
+
+
+class _Datagrams:
+    """A module of datagrams with its driver, whose carrier and whose backend of pinholes this is."""
+
+    def __init__(self, name: str, module: DatagramModule, rehearsal: Rehearsal) -> None:
+        self._rehearsal = rehearsal
+        self._now = 0.0
+        self._rows: list[Row] = []
+        self._number = 0
+        self._leases: dict[str, Lease] = {}
+        setting = Setting(name, Mode.REWRITE, "explain", MOST_WAITING, {}, None, False)
+        self._driver = DatagramDriver(module, setting, self, self, Trace(1), lambda: self._now)
+
+    def received(self, piece: Piece, outward: bool) -> list[Row]:
+        """The rows that a datagram causes."""
+        self._now, self._rows = piece.time, []
+        self._driver.tick()
+        side, client, server = Side.CLIENT, piece.source, piece.destination
+        if not outward:
+            side, client, server = Side.SERVER, server, client
+        self._driver.take(side, client, server, piece.data, None, (piece.source, piece.destination))
+        return self._rows
+
+    # --- as a carrier ---
+
+    def send(self, held: HeldDatagram) -> None:
+        ends = (held.client, held.server) if held.side is Side.CLIENT else (held.server, held.client)
+        message = row(held.since, held.side, *ends, held.data, held.edits)
+        self._rows.append({**message, "transport": "udp", "flow": "", "ladder": _ladder(held.rung)})
+
+    def place(self, command: OpenConversation) -> Placement:
+        return Placement(command.target.host, PublicAddress(self._rehearsal.public, self._rehearsal.public))
+
+    def said(self, command: Said) -> None:
+        match command:
+            case StandDown(client, host, rule) | RevokeConversation(client, host, rule):
+                detail = f"{client.host} with {host}: {rule}"
+                self._rows.append(_event(self._now, type(command).__name__, detail))
+            case Note(code, detail):
+                self._rows.append(_event(self._now, code, detail))
+
+    def changed(self) -> None:
+        pass
+
+    def media_moved(self) -> None:
+        pass
+
+    def admitted(self, ref: int) -> None:
+        pass
+
+    # --- as a backend of pinholes ---
+
+    def ask(self, wish: PinholeRequest | PinholeUpdate, done: Done) -> None:
+        """Everything is granted at once."""
+        if isinstance(wish, PinholeUpdate):
+            done(self._leases[wish.lease])
+            return
+        self._number += 1
+        public = self._rehearsal.open(wish.target)
+        self._rows.append(_event(self._now, "pinhole", f"{public} -> {wish.target} ({wish.reason})"))
+        lease = self._leases[str(self._number)] = Lease(
+            id=str(self._number),
+            flow=wish.flow,
+            reason=wish.reason,
+            client=wish.client,
+            direction="in",
+            protocol="udp",
+            public=public,
+            target=wish.target,
+            peer=None,
+            uses=0,
+            expires=0.0,
+            backend="kernel",
+            peers=wish.peers,
+            second=wish.second,
+        )
+        done(lease)
+
+    def close(self, lease: Lease) -> None:
+        self._leases.pop(lease.id, None)
+
+    def traffic(self, leases: Sequence[str]) -> Mapping[str, tuple[int, int]]:
+        return {}
 
 
 class _Flow:

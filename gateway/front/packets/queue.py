@@ -19,7 +19,7 @@ from alg.address import Endpoint, canonical
 from alg.api import OpenConversation, Side
 from alg.datagrams import DatagramModule, Entry, Moved, RecordedModule
 from gateway.driver.conversations import is_translated
-from gateway.driver.datagrams import DatagramDriver, HeldDatagram, Placement, Setting
+from gateway.driver.datagrams import DatagramDriver, HeldDatagram, Placement, Said, Setting, log_said
 from gateway.front.packets.journal import Journal, Stored
 from gateway.front.packets.packet import NotWhole, UdpPacket, parse
 from gateway.model.requests import Network
@@ -104,6 +104,9 @@ class _Line:
         lease = self.driver.conversations.lease(ref)
         if lease is not None:
             self._front.admitted(lease.public, 1 if lease.second is None else 2)
+
+    def said(self, command: Said) -> None:
+        log_said(command)
 
     def entries(self) -> Iterator[Stored]:
         """What its successor has to know, and does not yet."""

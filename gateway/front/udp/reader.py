@@ -15,7 +15,7 @@ from alg.address import Endpoint, canonical
 from alg.api import Mode, OpenConversation, Side
 from alg.datagrams import DatagramModule
 from gateway.driver.conversations import Conversations
-from gateway.driver.datagrams import DatagramDriver, HeldDatagram, Placement, Setting
+from gateway.driver.datagrams import DatagramDriver, HeldDatagram, Placement, Said, Setting, log_said
 from gateway.flow.table import Flow
 from gateway.front.udp.routes import Host, Outside, bound
 from gateway.front.udp.wire import MAX_ADDRESS_HEADER, MAX_DATA
@@ -65,6 +65,7 @@ class Messages:
         public = Endpoint(outside.public.advertised, outside.lease.public.port)
         self.peers: dict[Host, bytes] = {}
         self.name = reader.name
+        self._flow = flow.id
         self._client = client
         self._public = outside.public
         self._send = send
@@ -113,3 +114,6 @@ class Messages:
 
     def admitted(self, ref: int) -> None:
         pass
+
+    def said(self, command: Said) -> None:
+        log_said(command, flow=self._flow)
