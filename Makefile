@@ -16,7 +16,7 @@ PIP_INSTALL = $(BIN)/python $(PIP) install --quiet --disable-pip-version-check -
 # Where what setup.py compiles is. Made anew when anything there changes; `make pure` takes it away.
 COMPILED := setup.py $(wildcard alg/*.py alg/*/*.py gateway/*/*.py gateway/*/*/*.py)
 
-.PHONY: setup debian-run debian-test lock pure run test bench bench-attacks fuzz check lab conformance clean wheelhouse vagrant-test docs dist deb
+.PHONY: setup debian-run debian-build debian-test fresh release lock pure run test bench bench-attacks fuzz check lab conformance clean wheelhouse vagrant-test docs dist deb
 
 setup: debian-test .venv/.test .venv/.compiled .venv/.peers
 
@@ -24,7 +24,10 @@ setup: debian-test .venv/.test .venv/.compiled .venv/.peers
 debian-run:
 	@requirements/debian require requirements/run.deb
 
-debian-test: debian-run
+debian-build: debian-run
+	@requirements/debian install requirements/build.deb
+
+debian-test: debian-build
 	@requirements/debian install requirements/test.deb
 
 # What running needs, and no more: wheels of the versions that the lock file names. What a gateway consists of is imported
@@ -37,7 +40,7 @@ debian-test: debian-run
 	@touch $@
 
 # What the tests, the checks and the packages need. What is built here is built with what the lock file names, too.
-.venv/.test: requirements/test.txt requirements/built.txt | debian-test .venv/.run
+.venv/.test: requirements/test.txt requirements/built.txt | debian-build .venv/.run
 	$(BIN)/python -m ensurepip >/dev/null
 	$(PIP_INSTALL) --require-hashes -r requirements/test.txt
 	$(PIP_INSTALL) --require-hashes --no-deps --no-build-isolation -r requirements/built.txt
@@ -132,14 +135,27 @@ docs: setup .venv/.docs
 	$(PIP_INSTALL) --require-hashes -r $<
 	@touch $@
 
-# A source distribution and, from it, a wheel with what is compiled; then a Debian package of the wheel. Into dist/.
-dist: setup
+# A source distribution and, from it, a wheel with what is compiled. Into dist/.
+dist: .venv/.test
 	rm -rf dist
 	ALGATE_COMPILE=1 $(BIN)/python -m build --no-isolation --outdir dist >/dev/null
 	@ls dist
 
+# And a Debian package of the wheel, for the release that this is.
 deb: dist
 	gateway/supervisor/install/debian/build dist/*.whl dist
+
+# All of a release, in dist/: sdist, wheel, a Debian package for each of RELEASES (in root file systems of theirs), an OCI image,
+# checksums. The version is gateway.__version__.
+release: dist
+	tests/fresh/fresh deb
+	RELEASES=$(firstword $(RELEASES) bookworm) tests/fresh/fresh image
+	cd dist && sha256sum -- * >SHA256SUMS && cat SHA256SUMS
+
+# What a newcomer types, on minimal root file systems of each release: `make fresh STEPS="run test deb service"`, see tests/fresh/fresh.
+STEPS ?= run
+fresh:
+	tests/fresh/fresh $(STEPS)
 
 clean:
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m tests.lab --remove-stale; fi

@@ -19,6 +19,7 @@ from gateway.cli.run import run
 from gateway.cli.status import status
 from gateway.cli.trace import explain, trace
 from gateway.model.errors import AlgateError, ConfigError
+from gateway.observe.sinks import said_to
 
 EXIT_FAILED = 1
 EXIT_CONFIG = 2
@@ -57,8 +58,8 @@ def main() -> None:
     try:
         cli()
     except ConfigError as error:
-        click.echo(f"algate: {error}", err=True)
+        click.echo(f"{said_to(sys.stderr)}algate: {error}", err=True)
         sys.exit(EXIT_CONFIG)
     except AlgateError as error:
-        click.echo(f"algate: {error}", err=True)
+        click.echo(f"{said_to(sys.stderr)}algate: {error}", err=True)
         sys.exit(EXIT_FAILED)

@@ -70,6 +70,11 @@ def is_journal(stream: TextIO) -> bool:
     return named == f"{status.st_dev}:{status.st_ino}"
 
 
+def said_to(stream: TextIO) -> str:
+    """What stands before an error's message on this stream: its severity, where the journal reads it."""
+    return f"<{_SEVERITIES['error']}>" if is_journal(stream) else ""
+
+
 def _writer(stream: TextIO) -> Callable[[bytes], int]:
     """What writes bytes past the stream's own buffer, which tears lines on a full disk; returns how many."""
     try:
