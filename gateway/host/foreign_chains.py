@@ -141,7 +141,7 @@ def _targets(value: Any) -> Iterator[str]:
     """The chains that an expression may jump or go to."""
     if isinstance(value, dict):
         for kind, inner in value.items():
-            if kind in ("jump", "goto") and isinstance(inner, dict):
+            if kind in ("jump", "goto") and isinstance(inner, dict) and "target" in inner:
                 yield str(inner["target"])
             else:
                 yield from _targets(inner)
