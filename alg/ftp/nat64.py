@@ -7,7 +7,7 @@ EPSV becomes PASV where the server does not know it, and its 227 a 229. EPRT is 
 from __future__ import annotations
 
 from alg.address import Endpoint
-from alg.api import Deliver, Edit, Opened, OpenOutbound, Side
+from alg.api import Edit, Opened, OpenOutbound, Say, Side
 from alg.ftp.commands import FtpCommand
 from alg.ftp.convert import REASON
 from alg.ftp.passive import read_passive
@@ -59,7 +59,7 @@ class Nat64:
             return None  # it would not be clear which reply is whose
         again = self._extended_sent() if sent.ref is None else Sent(Kind.PASV, sent.ref)
         talk.unanswered.add(again)
-        say = Deliver(Side.SERVER, b"", (Edit(0, 0, b"PASV\r\n", REASON),))
+        say = Say(Side.SERVER, b"PASV\r\n", REASON)
         return Pass((Edit(0, len(line), b"", REASON),), before=(say,))
 
     def _extended_sent(self) -> Sent:

@@ -30,6 +30,7 @@ from alg.api import (
     Received,
     Refused,
     Revoke,
+    Say,
     Side,
     Tick,
     apply_edits,
@@ -131,8 +132,8 @@ def shown(commands: list[Command]) -> list[str]:
     lines: list[str] = []
     merged: tuple[Side, bytes] | None = None
     for command in [*commands, None]:
-        if isinstance(command, Deliver):
-            data = apply_edits(command.data, command.edits)
+        if isinstance(command, Deliver | Say):
+            data = apply_edits(command.data, command.edits) if isinstance(command, Deliver) else command.data
             if merged and merged[0] is command.to:
                 merged = (command.to, merged[1] + data)
                 continue
