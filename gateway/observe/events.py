@@ -50,6 +50,7 @@ EVENTS = {
     "call.kick": "The media of a call were cut by `algate kick` or the console.",
     "client.limit": "A client has as much of `kind` as it may (limits.*, `bound=most`), or as is left for all others "
     "(`bound=share`): its connection was closed.",
+    "confine.unfiltered": "A process has no filter of system calls, as libseccomp is not there.",
     "console": "The console serves; `token` is the file with the token that changes ask for.",
     "console.denied": "Somebody came to the console with a wrong token.",
     "console.error": "A request to the console failed.",
@@ -64,6 +65,8 @@ EVENTS = {
     "flow.end": "A flow has ended; `up` and `down` are bytes from and to the client, `duration` seconds.",
     "flow.kick": "A flow was ended by `algate kick` or the console.",
     "flow.open": "A flow has begun.",
+    "instance.name_taken": "A program that is no gateway holds this instance's name in the network namespace: a "
+    "second gateway would not be noticed.",
     "listen.absent": "A listener's address is not (or no longer) on any interface; it is served as soon as it is.",
     "listen.present": "A listener's address has come.",
     "listen.waits": "A connection of this host has a listener's port; the start waits, a minute at most.",

@@ -27,7 +27,7 @@ from gateway.observe.lag import LagMeter
 from gateway.observe.log import get_logger, setup_logging
 from gateway.observe.metrics import metrics_row
 from gateway.process.boot import Boot
-from gateway.process.confine import hide
+from gateway.process.confine import hide, restrict_calls
 from gateway.process.lifeline import Answering, Ask, Ping, Pong, Ready, Report, hear_supervisor, send
 
 log = get_logger()
@@ -121,7 +121,10 @@ def main() -> None:
     boot = Boot.from_memfd(int(sys.argv[1]))
     setup_logging("console", boot.config.log.settings)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Console(boot).run()
+    console = Console(boot)
+    if not restrict_calls():
+        log.warning("confine.unfiltered", reason="there is no libseccomp")
+    console.run()
 
 
 if __name__ == "__main__":

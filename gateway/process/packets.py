@@ -39,7 +39,7 @@ from gateway.pinhole.client import BrokerClient
 from gateway.pinhole.kernel import KernelPinholes
 from gateway.process.boot import Boot
 from gateway.process.collector import collect_rarely
-from gateway.process.confine import hide
+from gateway.process.confine import hide, restrict_calls
 from gateway.process.installed import installed
 from gateway.process.lifeline import Ping, Pong, Ready, Report, hear_supervisor, send
 
@@ -226,6 +226,8 @@ def main() -> None:
         log.error("queue.failed", queue=boot.config.queue, reason=str(error))
         sys.exit(1)
     collect_rarely()
+    if not restrict_calls():
+        log.warning("confine.unfiltered", reason="there is no libseccomp")
     packets.run()
 
 

@@ -53,7 +53,7 @@ from gateway.pinhole.userspace import UserspacePinholes
 from gateway.policy.clients import Clients
 from gateway.policy.limits import RuleLimits
 from gateway.process.boot import Boot
-from gateway.process.confine import hide
+from gateway.process.confine import hide, restrict_calls
 from gateway.process.counts_file import shared_counts
 from gateway.process.lifeline import (
     Commit,
@@ -382,6 +382,8 @@ def main() -> None:
         sys.exit(1)
     gc.freeze()  # what is there stays: nobody need look at it again
     gc.set_threshold(GC_THRESHOLD, 20, 100)
+    if not restrict_calls():
+        log.warning("confine.unfiltered", reason="there is no libseccomp")
     worker.run()
 
 

@@ -121,6 +121,7 @@ class Crew:
             console=(self._console[0], self._console[1].fileno()) if self._console else None,
             console_files=self._console_files,
             counts=self._counts,
+            name=self._run_dir.name.descriptor if self._run_dir.name is not None else None,
         )
 
     def check_console(self) -> None:

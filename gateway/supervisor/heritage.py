@@ -25,6 +25,7 @@ class Heritage(msgspec.Struct, frozen=True, kw_only=True):
     it. run_dir, made, lock: the run directory, whether it is the instance's own, and the lock on it. admins: sockets of
     the command line, by process. listeners: by place. slots: in which old workers live on. broker_ends: by slot.
     packets: the slot of the packets process and its end of the pair. journal, console, console_files, counts: see Boot.
+    name: the lock on the instance's name (name_lock.py).
     """
 
     channel: int
@@ -41,13 +42,14 @@ class Heritage(msgspec.Struct, frozen=True, kw_only=True):
     console: tuple[str, int] | None
     console_files: dict[str, int]
     counts: int | None = None  # of a version that had none
+    name: int | None = None
 
     def descriptors(self) -> list[int]:
         """All that are named."""
         some = [self.channel, self.lock, *self.admins.values(), *self.broker_ends.values(), *self.journal]
         some += [fd for *_, fd in self.listeners]
         some += [one[1] for one in (self.packets, self.console) if one is not None]
-        some += [self.counts] if self.counts is not None else []
+        some += [fd for fd in (self.counts, self.name) if fd is not None]
         return [*some, *self.console_files.values()]
 
     def sockets(self) -> list[tuple[Place, socket.socket]]:

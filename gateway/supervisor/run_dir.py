@@ -12,21 +12,25 @@ from pathlib import Path
 
 from gateway.model.errors import AlgateError
 from gateway.supervisor.heritage import Heritage
+from gateway.supervisor.name_lock import NameLock
 
 
 class RunDir:
-    """Holds `run_dir` for this instance. Raises AlgateError where it cannot be made or another instance holds it.
+    """Holds `run_dir` for this instance, and the name `instance` in this network namespace ("": no name). Raises
+    AlgateError where it cannot be made or another instance holds one of them.
 
     `heritage`: the instance itself held it before, in another process; `claim` makes it ours.
     """
 
-    def __init__(self, path: str, heritage: Heritage | None = None) -> None:
+    def __init__(self, path: str, heritage: Heritage | None = None, instance: str = "") -> None:
         self.path = Path(path)
         self.made = not self.path.exists()
         self._sockets: list[Path] = []
         self._files: list[Path] = []
+        self.name: NameLock | None = None
         if heritage is not None:
             self.made, self.lock = heritage.made, heritage.lock
+            self.name = NameLock(instance, heritage.name) if instance else None
             return
         try:
             self.path.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -45,6 +49,11 @@ class RunDir:
             pid = os.read(self.lock, 20).decode(errors="replace").strip()
             os.close(self.lock)
             raise AlgateError(f"process.run_dir: another algate (pid {pid}) already runs in {path}") from error
+        try:
+            self.name = NameLock(instance) if instance else None
+        except AlgateError:
+            self.remove()
+            raise
         self.claim()
         for stale in self.path.glob("*.sock"):  # of an instance that was killed: we hold its lock now
             stale.unlink()
@@ -56,6 +65,8 @@ class RunDir:
         said = f"{os.getpid()}\n".encode()
         os.pwrite(self.lock, said, 0)  # in this order it is never empty
         os.truncate(self.lock, len(said))
+        if self.name is not None:
+            self.name.claim()
 
     def adopt(self, name: str, fd: int) -> socket.socket:
         """A socket that the process before has made by `listen`."""
@@ -124,13 +135,18 @@ class RunDir:
         """Take away the sockets of these names; all else is somebody else's now."""
         for name in names:
             (self.path / f"{name}.sock").unlink(missing_ok=True)
+        self._let_go()
+
+    def _let_go(self) -> None:
         os.close(self.lock)
+        if self.name is not None:
+            self.name.close()
 
     def remove(self) -> None:
         """Take away what was made here, the directory too if it was not there before."""
         for path in (*self._sockets, *self._files, self.path / "lock"):
             path.unlink(missing_ok=True)
-        os.close(self.lock)
+        self._let_go()
         if self.made:
             try:
                 self.path.rmdir()

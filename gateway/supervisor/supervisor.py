@@ -76,7 +76,7 @@ def _run(load: Callable[[], Config], heritage: Heritage | None, channel: Channel
     if config.broker_wanted:
         refuse_helpers(config)
     _raise_descriptor_limit()
-    run_dir = RunDir(config.process.run_dir, heritage)
+    run_dir = RunDir(config.process.run_dir, heritage, config.instance)
     gateway = None
     try:
         gateway = _Supervisor(load, config, run_dir, heritage, channel)

@@ -92,3 +92,12 @@ def test_the_attacks_succeed_on_a_process_that_hides_nothing(gateway: Gateway) -
         victim.wait()
     for name in ("memory", "descriptors", "pidfd_getfd 0", "ptrace"):
         assert f"{name}: taken" in said, said
+
+
+@pytest.mark.parametrize("name", ["worker-0", "worker-1", "packets", "console"])
+def test_a_process_may_make_no_calls_but_those_that_it_needs(gateway: Gateway, name: str) -> None:
+    """Which those are is in unit/test_confine.py; here that the filter is there, in every thread."""
+    for task in Path(f"/proc/{pid_of(gateway, name)}/task").iterdir():
+        fields = dict(line.split(":\t", 1) for line in (task / "status").read_text().splitlines() if ":\t" in line)
+        assert fields["Seccomp"] == "2"
+        assert fields["NoNewPrivs"] == "1"

@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,46 @@ def test_a_second_instance_in_the_same_run_dir_is_refused(lab: Lab, gateway: Gat
     assert done.returncode == 1
     assert f"another algate (pid {gateway.process.pid}) already runs in" in done.stderr
     assert process(gateway, "supervisor")["state"] == "running"
+
+
+def test_a_second_instance_is_refused_though_the_run_dir_was_taken_away(lab: Lab, gateway: Gateway) -> None:
+    """It would take the first one's table for its own, and delete it when it ends."""
+    run_dir = Path(tomllib.loads(gateway.config.read_text())["process"]["run_dir"])
+    table = lab.run("router", ["nft", "list", "tables"]).stdout
+    shutil.rmtree(run_dir)
+    second = lab.run("router", [gateway.command, "run", "-c", gateway.config], check=False)
+    assert second.returncode == 1
+    assert f"another algate (pid {gateway.process.pid}) already runs as algate-" in second.stderr, second.stderr
+    assert not run_dir.exists()
+    assert lab.run("router", ["nft", "list", "tables"]).stdout == table
+    with lab.connect("inside", ROUTER_IN4, 1080) as client:  # the first one goes on
+        client.sendall(b"\5\1\0")
+        assert client.recv(2) == b"\5\0"
+
+
+def test_whoever_is_no_gateway_does_not_keep_one_out(lab: Lab) -> None:
+    """Anybody may take a name in the abstract namespace."""
+    config = lab.write_config()
+    name = lab.run("router", [sys.executable, "-c", NAME_OF, str(config)]).stdout.strip()
+    as_nobody = ["setpriv", "--reuid=nobody", "--clear-groups", "/usr/bin/python3", "-c"]
+    squatter = lab.popen("router", [*as_nobody, SQUAT, name])
+    try:
+        lab.wait_for(lambda: f"@{name}" in lab.run("router", ["cat", "/proc/net/unix"]).stdout, 10, "it to be taken")
+        gateway = lab.start_gateway(config)
+        assert any("event=instance.name_taken" in line for line in gateway.log_lines())
+        assert gateway.stop() == 0
+    finally:
+        lab.stop(squatter)
+
+
+NAME_OF = (
+    "import sys; from pathlib import Path; from gateway.config.load import load_config;"
+    " print('algate/' + load_config(Path(sys.argv[1])).instance)"
+)
+SQUAT = (
+    "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.bind(chr(0) + sys.argv[1]); s.listen();"
+    " time.sleep(60)"
+)
 
 
 def test_a_broken_configuration_exits_with_2(lab: Lab) -> None:
