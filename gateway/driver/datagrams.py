@@ -46,6 +46,7 @@ from alg.datagrams import (
     StandDown,
 )
 from gateway.driver.conversations import Conversations
+from gateway.driver.guard import Hung, alarm
 from gateway.driver.ordering import Held, InOrder
 from gateway.net.addresses import PublicAddress
 from gateway.observe.counters import Key, count, counts
@@ -299,16 +300,19 @@ class DatagramDriver:
             self._wake_by(self._next_look)
 
     def _answer_to(self, event: DatagramEvent) -> Sequence[DatagramCommand]:
+        before = alarm.enter()
         try:
             return self.module.handle(event)
-        except Exception as error:  # a module may fail in any way: it must not take others with it
+        except (Exception, Hung) as error:  # a module may fail in any way: it must not take others with it
             if isinstance(event, Datagram):
                 self._broken(error, event.client, event.server.host)
                 return [Release(event.packet)]
             self._broken(error, None, "")
             return []
+        finally:
+            alarm.leave(before)
 
-    def _broken(self, error: Exception, client: Endpoint | None, server: str) -> None:
+    def _broken(self, error: BaseException, client: Endpoint | None, server: str) -> None:
         """The module has made a mistake, with what these two say. They go on without it."""
         now = self._now()
         count("algate_module_errors_total", self.setting.name)

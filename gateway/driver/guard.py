@@ -3,19 +3,20 @@
 A module that raises or hangs is `Broken` to its caller, who lets that flow go on unread. A call that takes long is
 logged; a module with three such calls within a minute is out: it reads nothing any more in this process.
 
-While modules are called a timer of the kernel (ITIMER_REAL) interrupts the process four times a second. A call that has
-used the processor for `HUNG` seconds by then, or has seen `BLOCKED` of these ticks, is ended by an exception in its
-midst, in the same way as by ^C: it reaches loops and regular expressions of Python, and a `time.sleep`. Ticks are
-counted, not seconds, as the whole process may have been stopped. What the exception cannot reach (a loop in C) the
-supervisor ends with the process.
+While modules are called a timer of the kernel (ITIMER_REAL) interrupts the process four times a second. A call that
+has used the processor for `HUNG` seconds after the first of these ticks, or has seen `BLOCKED` of them, is ended by an
+exception in its midst, in the same way as by ^C: it reaches loops and regular expressions of Python, and a
+`time.sleep`. Ticks are counted, not seconds, as the whole process may have been stopped. What the exception cannot
+reach (a loop in C) the supervisor ends with the process.
 """
 
 from __future__ import annotations
 
+import atexit
 import signal
 from collections import deque
 from collections.abc import Callable
-from time import monotonic, perf_counter, thread_time
+from time import monotonic, thread_time
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -32,7 +33,7 @@ SLOW = 0.05  # seconds of a processor for one call, above which it is logged
 MOST_SLOW = 3  # such calls
 WITHIN = 60.0  # seconds
 TICK = 0.25  # seconds
-HUNG = 0.4  # seconds of a processor for one call, after which it is ended
+HUNG = 0.2  # seconds of a processor from the first tick of a call on, after which it is ended: 0.25 to 0.75 in all
 BLOCKED = 8  # ticks that a call sees, after which it is ended whatever it does
 QUIET = 4  # ticks without a call, after which there are none
 FRESH = 0.01  # seconds for which a reading of the processor's clock is good enough
@@ -51,32 +52,91 @@ def described(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
+class Alarm:
+    """Ends calls that hang; one a process, as signals are. `enter` before a call, `leave` after it, and what `enter`
+    has returned goes to `leave`: a module that waits (cooperatively) lets others be called meanwhile."""
+
+    def __init__(self) -> None:
+        self._greenlet: Any = None  # of the call under way
+        self._ticks = 0  # that it has seen
+        self._used = 0.0  # the processor's clock at the first of them
+        self._quiet = 0  # ticks without a call
+        self._armed = False
+
+    def enter(self) -> Any:
+        """A call begins."""
+        if not self._armed:
+            self._arm()
+        before, self._greenlet = self._greenlet, getcurrent()
+        self._ticks = 0
+        return before
+
+    def leave(self, before: Any) -> None:
+        """The call has ended."""
+        self._greenlet = before
+        self._ticks = self._quiet = 0
+
+    def _arm(self) -> None:
+        """Have ticks, until some have passed without a call."""
+        self._armed = True
+        self._quiet = 0
+        try:
+            signal.signal(signal.SIGALRM, self._tick)
+            signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
+        except ValueError:
+            pass  # not the main thread, as in some tests: then nothing is ended
+
+    def _tick(self, _number: int, _frame: FrameType | None) -> None:
+        greenlet = self._greenlet
+        if greenlet is None:
+            self._quiet += 1
+            if self._quiet > QUIET:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                self._armed = False
+            return
+        self._ticks += 1
+        if self._ticks == 1:
+            self._used = thread_time()
+        current = greenlet is getcurrent()
+        if self._ticks < BLOCKED and not (current and thread_time() - self._used >= HUNG):
+            return
+        self._ticks = 0
+        if current:
+            raise Hung
+        # It waits cooperatively, so nobody else is held up.
+        get_hub().loop.run_callback(greenlet.throw, Hung)
+
+    def stop(self) -> None:
+        """No ticks any more, as the process ends: Python gives the signal its deadly meaning back then."""
+        if self._armed:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+alarm = Alarm()
+atexit.register(alarm.stop)
+
+
 class Guard:
-    """Calls the modules of one process."""
+    """Calls the modules of one process, or of one configuration of it."""
 
     def __init__(self) -> None:
         self._out: set[str] = set()
         self._slow: dict[str, deque[float]] = {}
-        self._greenlet: Any = None  # of the last one that began
-        self._ticks = 0
-        self._idle = 0
-        self._armed = False
         self._read_at = 0.0
         self._read = 0.0
+        self.ended = 0.0  # when the last call had ended, on the monotonic clock,
+        self.took = 0.0  # and how many seconds it took
 
     def is_out(self, name: str) -> bool:
-        """Whether a module is not called any more in this process."""
+        """Whether a module is not called any more."""
         return name in self._out
 
     def call(self, name: str, flow: str, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function of the module `name` for a flow. Raises Broken."""
-        began = perf_counter()
+        began = monotonic()
         if began - self._read_at > FRESH:
             self._read_at, self._read = began, thread_time()
-        if not self._armed:
-            self._arm()
-        before = self._greenlet, self._ticks
-        self._greenlet, self._ticks = getcurrent(), 0
+        before = alarm.enter()
         try:
             return function(*arguments)
         except Hung:
@@ -86,9 +146,10 @@ class Guard:
         except BaseException as error:
             raise Broken(described(error)) from error
         finally:
-            self._greenlet, self._ticks = before
-            self._idle = 0
-            if perf_counter() - began > SLOW:
+            alarm.leave(before)
+            self.ended = monotonic()
+            self.took = self.ended - began
+            if self.took > SLOW:
                 self._took(name, flow, thread_time() - self._read)
 
     def _took(self, name: str, flow: str, seconds: float) -> None:
@@ -101,32 +162,3 @@ class Guard:
         if len(times) == MOST_SLOW and now - times[0] <= WITHIN and name not in self._out:
             self._out.add(name)
             log.error("alg.out", module=name, calls=MOST_SLOW, seconds=WITHIN)
-
-    # --- what hangs -------------------------------------------------------------------------------------------------
-
-    def _arm(self) -> None:
-        """Have ticks, until a second has passed without a call."""
-        self._armed = True
-        self._idle = 0
-        try:
-            signal.signal(signal.SIGALRM, self._tick)
-            signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
-        except ValueError:
-            pass  # not the main thread, as in some tests: then nothing is ended
-
-    def _tick(self, _number: int, _frame: FrameType | None) -> None:
-        greenlet = self._greenlet
-        if greenlet is None:
-            self._idle += 1
-            if self._idle > QUIET:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                self._armed = False
-            return
-        self._ticks += 1
-        if self._ticks < BLOCKED and (greenlet is not getcurrent() or thread_time() - self._read < HUNG):
-            return
-        self._ticks = 0
-        if greenlet is getcurrent():
-            raise Hung
-        # It waits cooperatively, so nobody else is held up.
-        get_hub().loop.run_callback(greenlet.throw, Hung)

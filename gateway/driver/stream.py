@@ -54,7 +54,7 @@ from alg.registry import Traits
 from gateway.driver.activity import ActivityWatch
 from gateway.driver.afterlife import Afterlife, Survivor
 from gateway.driver.conversations import Conversations
-from gateway.driver.guard import Broken, Guard, described
+from gateway.driver.guard import Broken, Guard, Hung, alarm, described
 from gateway.driver.openings import Openings
 from gateway.driver.pump import Pump
 from gateway.flow.table import HALF_CLOSE_TIMEOUT, Flow
@@ -166,6 +166,9 @@ class Inspection:
         self._is_broken = False
         self._delivered_at = self._now()
         self._next_tick = 0.0
+        self._deadline: float | None = None  # the module's
+        self._wakes_at: float | None = None
+        self._turns = turns()
         self._changed = Wakeup()
 
     # --- the flow ---------------------------------------------------------------------------------------------------
@@ -190,12 +193,14 @@ class Inspection:
         unread from now on. `early` are bytes of the client that came with its handshake."""
         pump = self._pump
         try:
+            self._ask_deadline()
             if early:
                 pump.came(Side.CLIENT, early)
             pump.start()
             while not (pump.over or pump.movable):
                 self._changed.clear()
-                self._changed.wait(self._timeout())
+                self._wakes_at = self._due()
+                self._changed.wait(None if self._wakes_at is None else max(0.0, self._wakes_at - self._now()))
                 self._tick()
             return pump.hand_over() if pump.movable and not pump.over else None
         finally:
@@ -233,12 +238,12 @@ class Inspection:
     def _wake(self) -> None:
         self._changed.set()
 
-    def _timeout(self) -> float | None:
+    def _due(self) -> float | None:
+        """When there is something to do, if nothing happens."""
         times = [self._half_closes_at()]
         if not self._pump.passing and not self._handling:
-            times += (self._activity.deadline(), self._stalls_at(), self._deadline())
-        pending = [t for t in times if t is not None]
-        return max(0.0, min(pending) - self._now()) if pending else None
+            times += (self._activity.deadline(), self._stalls_at(), self._deadline)
+        return min((t for t in times if t is not None), default=None)
 
     def _tick(self) -> None:
         now = self._now()
@@ -254,8 +259,7 @@ class Inspection:
             self._stand_down("stalled")
             return
         self._activity.tick()
-        deadline = self._deadline()
-        if deadline is not None and now >= deadline:
+        if self._deadline is not None and now >= self._deadline:
             self._next_tick = now + SHORTEST_TICK
             self._feed(Tick(now))
 
@@ -281,8 +285,7 @@ class Inspection:
             piece = data[at : at + effort.piece]
             at += len(piece)
             self._feed(Received(side, piece, self._now()))
-        idle = not (pump.passing or self._handling or self._openings.asking)
-        if idle and len(held) > self._traits.most_held:
+        if len(held) > self._traits.most_held and not (pump.passing or self._handling or self._openings.asking):
             self._stand_down("held")
 
     def _closed(self, side: Side) -> None:
@@ -305,33 +308,37 @@ class Inspection:
         self._handling = True
         try:
             while self._events and not self._pump.passing:
-                if turns().over:
-                    turns().wait(self._effort.is_light(self._now()))
+                if self._turns.over:
+                    self._turns.wait(self._effort.is_light(self._now()))
                     continue
                 self._handle(self._events.popleft())
+            if not self._pump.passing:
+                self._ask_deadline()
         except Broken as broken:
             self._broken(str(broken))
         finally:
             self._handling = False
             self._pump.wake()
-            self._changed.set()
+            due = self._due()
+            if due is not None and (self._wakes_at is None or due < self._wakes_at):
+                self._changed.set()
 
     def _handle(self, event: Event) -> None:
         guard = self._around.guard
         if guard.is_out(self._name):
             self._stand_down("out")
             return
-        began, waited = time.perf_counter(), 0.0
         admitting: list[int] = []
         commands = guard.call(self._name, self._flow.id, self.module.handle, event)
         if not isinstance(commands, list | tuple):  # such as a generator, which has yet to run
             commands = guard.call(self._name, self._flow.id, tuple, commands)
+        took, now = guard.took + IO, guard.ended
         try:
             for command in commands:
                 if self._pump.passing and not isinstance(command, Note | Revoke):
                     break
                 if admitting and isinstance(command, Deliver):
-                    waited += self._let_in(admitting)
+                    self._let_in(admitting)
                 self._do(command)
                 if isinstance(command, UpdateConversation):
                     admitting.append(command.ref)
@@ -339,28 +346,28 @@ class Inspection:
             raise Broken(described(error)) from error
         if self._openings.revoked:  # nothing more can come of reading it
             self._pump.pass_on()
-        took, now = time.perf_counter() - began - waited, self._now()
-        turns().spend(took + IO)
+        self._turns.spend(took)
         self._effort.spend(took, now)
         if self._effort.is_too_much(now) and not self._pump.passing:
             self._stand_down("effort")
 
-    def _let_in(self, refs: list[int]) -> float:
-        """What names a peer is delivered when that peer is let in. How many seconds that took."""
-        began = time.perf_counter()
+    def _let_in(self, refs: list[int]) -> None:
+        """What names a peer is delivered when that peer is let in."""
         while refs:
             self._openings.let_in(refs.pop())
-        return time.perf_counter() - began
 
-    def _deadline(self) -> float | None:
+    def _ask_deadline(self) -> None:
+        """When the module wants a tick. It is asked when it has been told something: else nothing has changed."""
+        before = alarm.enter()
         try:
-            deadline = self._around.guard.call(self._name, self._flow.id, self.module.deadline)
-            return None if deadline is None else max(float(deadline), self._next_tick)
-        except Broken as broken:
-            self._broken(str(broken))
-        except (TypeError, ValueError) as error:
-            self._broken(f"its deadline is not a time: {error}")
-        return None
+            deadline = self.module.deadline()
+            self._deadline = None if deadline is None else max(float(deadline), self._next_tick)
+        except Hung:
+            self._broken("it hangs")
+        except Exception as error:
+            self._broken(described(error))
+        finally:
+            alarm.leave(before)
 
     def _broken(self, reason: str) -> None:
         """The module has failed: the flow goes on without it."""

@@ -45,10 +45,9 @@ class Turns:
         return perf_counter() >= self._until if self._calling else self._spent >= self._budget
 
     def spend(self, seconds: float) -> None:
-        """So much work was done in this round."""
+        """So much work was done. Little work is added up over rounds, which costs nothing but a turn now and then."""
         if not self._calling:  # else it is measured below
             self._spent += seconds
-            self._ask()
 
     def wait(self, light: bool = False) -> None:
         """Let others go on, and come back in a later round. `light`: before those that are not. Not for the hub."""

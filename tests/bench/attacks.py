@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import random
 import socket
 import struct
@@ -279,7 +280,8 @@ def transfer() -> None:
                     break
     except OSError:
         right = False
-    print(json.dumps({"bytes": count, "right": right}))
+    print(json.dumps({"bytes": count, "right": right}), flush=True)
+    os._exit(0)  # a thread still reads
 
 
 # --- the bench ------------------------------------------------------------------------------------------------------

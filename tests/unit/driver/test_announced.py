@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alg.address import Endpoint
@@ -53,6 +53,7 @@ def test_one_worker_overwrites_none_of_another() -> None:
     assert not flooded.has("b", Endpoint("198.51.100.10", 1024))
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(0, 20), st.sampled_from(["a", "b"]), st.integers(1, 9), st.floats(0, 100)), max_size=50
