@@ -5,9 +5,13 @@ from gevent import monkey
 
 monkey.patch_all()
 
+import sys
+
+if __name__ == "__main__":  # structlog loads rich where it is there: four megabytes that nobody here needs
+    sys.modules["rich"] = None  # type: ignore[assignment]
+
 import os
 import signal
-import sys
 from itertools import count
 
 import gevent

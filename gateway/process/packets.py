@@ -5,10 +5,14 @@ from gevent import monkey
 
 monkey.patch_all()
 
+import sys
+
+if __name__ == "__main__":  # structlog loads rich where it is there: four megabytes that nobody here needs
+    sys.modules["rich"] = None  # type: ignore[assignment]
+
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from functools import partial

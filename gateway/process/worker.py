@@ -5,6 +5,11 @@ from gevent import monkey
 
 monkey.patch_all()
 
+import sys
+
+if __name__ == "__main__":  # structlog loads rich where it is there: four megabytes that nobody here needs
+    sys.modules["rich"] = None  # type: ignore[assignment]
+
 import _socket
 import gc
 import math
@@ -12,7 +17,6 @@ import mmap
 import os
 import signal
 import socket
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence

@@ -52,14 +52,7 @@ class BindCommand:
                 admission.session.release()
                 raise
         except DialError as error:
-            log.info(
-                "socks.denied" if error.failure == "denied" else "socks.failed",
-                **request.names(),
-                failure=error.failure,
-                rule=error.rule,
-                detail=str(error),
-            )
-            request.refuse(error.failure)
+            request.fail(error)
             return
         reason, peer = "gone", None
         try:

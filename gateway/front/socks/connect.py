@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import structlog
-
 from gateway.driver.runner import FlowRunner
 from gateway.flow.dial import Dialer, DialError
 from gateway.front.socks.request import SocksRequest
 from gateway.net.sockets import endpoint
-
-log = structlog.get_logger()
 
 
 class ConnectCommand:
@@ -42,11 +38,4 @@ class ConnectCommand:
 
     def fail(self, request: SocksRequest, error: DialError) -> None:
         """Tell the client and the log that there is no connection; owns the request's socket."""
-        log.info(
-            "socks.denied" if error.failure == "denied" else "socks.failed",
-            **request.names(),
-            failure=error.failure,
-            rule=error.rule,
-            detail=str(error),
-        )
-        request.refuse(error.failure)
+        request.fail(error)

@@ -7,12 +7,15 @@ from typing import Protocol, TypeVar
 
 import gevent.socket as gsocket
 import msgspec
+import structlog
 
 from alg.address import Endpoint
-from gateway.flow.dial import DialFailure
+from gateway.flow.dial import DialError, DialFailure
 from gateway.front.socks import socks4, socks5
 from gateway.model.requests import CommandName, ConnectRequest
 from gateway.net.sockets import close_gently
+
+log = structlog.get_logger()
 
 T = TypeVar("T")
 
@@ -147,9 +150,31 @@ class SocksRequest:
         else:
             self.sock.sendall(socks4.encode_reply(socks4.Reply.GRANTED, bound))
 
+    def fail(self, error: DialError) -> None:
+        """Tell the log and the client that it is not carried out, and close."""
+        log_failure(self, error)
+        self.refuse(error.failure)
+
     def refuse(self, failure: DialFailure) -> None:
         """Send the reply that tells the truth, and close."""
         refuse(self.sock, self.version, _REPLIES[failure] if self.version == socks5.VERSION else socks4.Reply.REJECTED)
+
+
+class Asked(Protocol):
+    """A request, or a datagram: `names` says who asks for what."""
+
+    def names(self) -> dict[str, str]: ...
+
+
+def log_failure(request: Asked, error: DialError) -> None:
+    """The line on a request that is not carried out."""
+    log.info(
+        "socks.denied" if error.failure == "denied" else "socks.failed",
+        **request.names(),
+        failure=error.failure,
+        rule=error.rule,
+        detail=str(error),
+    )
 
 
 def refuse(sock: gsocket.socket, version: int, reply: int | None) -> None:

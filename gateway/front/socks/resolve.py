@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import structlog
-
 from alg.address import Endpoint
 from gateway.flow.dial import DialError
 from gateway.flow.lookup import Lookup
 from gateway.front.socks import socks4
 from gateway.front.socks.request import GOODBYE, SocksRequest
 from gateway.net.sockets import close_gently
-
-log = structlog.get_logger()
 
 
 class ResolveCommand:
@@ -25,14 +21,7 @@ class ResolveCommand:
         try:
             answer = self._answer(request)
         except DialError as error:
-            log.info(
-                "socks.denied" if error.failure == "denied" else "socks.failed",
-                **request.names(),
-                failure=error.failure,
-                rule=error.rule,
-                detail=str(error),
-            )
-            request.refuse(error.failure)
+            request.fail(error)
             return
         try:
             request.grant(answer)

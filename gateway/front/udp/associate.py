@@ -66,14 +66,7 @@ class UdpAssociateCommand:
                 admission.session.release()
                 raise
         except DialError as error:
-            log.info(
-                "socks.denied" if error.failure == "denied" else "socks.failed",
-                **request.names(),
-                failure=error.failure,
-                rule=error.rule,
-                detail=str(error),
-            )
-            request.refuse(error.failure)
+            request.fail(error)
             return
         bound = endpoint(inner.getsockname())
         flow = self._flows.add("socks", request.client, bound, request.user, rule=admission.decision.rule)

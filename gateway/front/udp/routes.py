@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import _socket
 from time import monotonic
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
-import structlog
 from gevent import get_hub
 
 from gateway.config.schema import Config
 from gateway.flow.dial import DialError
+from gateway.front.socks.request import log_failure
 from gateway.model.requests import ConnectRequest, Lease
 from gateway.net.addresses import PublicAddress
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from gevent._types import _IoWatcher
 
     from gateway.front.udp.reader import Messages
-
-log = structlog.get_logger()
 
 READ = 1  # libev's EV_READ
 MAX_ROUTES = 1024  # targets of an association, and peers that may answer; the one used least recently makes room
@@ -75,6 +73,17 @@ class Route:
         self.waiting: list[bytes] | None = None  # data, while it is being decided
 
 
+class _Datagram(NamedTuple):
+    """A datagram of a flow, to be sent as `wish` says."""
+
+    flow: str
+    wish: ConnectRequest
+
+    def names(self) -> dict[str, str]:
+        target = f"{self.wish.host}:{self.wish.port}"
+        return {"flow": self.flow, "client": str(self.wish.client), "command": "udp", "target": target}
+
+
 class Refusals:
     """The refusals of an association, on the log: one a second at most, for its client may write to the whole world."""
 
@@ -87,16 +96,7 @@ class Refusals:
         if monotonic() < self._told + 1:
             return
         self._told = monotonic()
-        log.info(
-            "socks.denied" if error.failure == "denied" else "socks.failed",
-            flow=self._flow,
-            client=str(wish.client),
-            command="udp",
-            target=f"{wish.host}:{wish.port}",
-            failure=error.failure,
-            rule=error.rule,
-            detail=str(error),
-        )
+        log_failure(_Datagram(self._flow, wish), error)
 
 
 def bound(table: dict[Key, Value]) -> None:
