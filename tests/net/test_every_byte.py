@@ -113,4 +113,4 @@ def test_a_data_connection_is_no_control_connection(lab: Lab, gateway: Gateway) 
                 STREAMS["junk"],
                 STREAMS["much junk"],
             )
-            lab.wait_for(lambda: len(gateway.admin("flows")) == 1, 5, "the data connection to end")
+            lab.wait_for(lambda: len(gateway.admin("flows")) == 1, 30, "the data connection to end")
