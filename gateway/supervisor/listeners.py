@@ -161,7 +161,10 @@ def _drop_new(listener: socket.socket) -> None:
     )
     buffer = ctypes.create_string_buffer(program, len(program))
     fprog = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
-    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
+    except PermissionError:  # some kernels want CAP_NET_ADMIN for it, as in a container: then the backlog is reset
+        pass
 
 
 def _close(sockets: Iterable[socket.socket]) -> None:

@@ -116,11 +116,9 @@ class RunDir:
         path.unlink(missing_ok=True)
         self._sockets.remove(path)
 
-    def remove_dead(self) -> None:
-        """Take away what a version that was killed has left: sockets that nobody serves, links to its code."""
-        for links in self.path.glob("code-*"):
-            if not Path("/proc", links.name.removeprefix("code-")).exists():
-                shutil.rmtree(links, ignore_errors=True)
+    def remove_dead(self, pid: int) -> None:
+        """Take away what a version that was killed, `pid`, has left: sockets that nobody serves, links to its code."""
+        shutil.rmtree(self.path / f"code-{pid}", ignore_errors=True)
         for path in set(self.path.glob("*.sock")) - set(self._sockets):
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
                 try:

@@ -92,7 +92,7 @@ class HandOver:
         channel.sock.close()
         heir.end(KILL_MARGIN)
         self._turn(time.monotonic() + SETTLE)
-        self._run_dir.remove_dead()
+        self._run_dir.remove_dead(heir.pid)
 
 
 class TakeOver:
