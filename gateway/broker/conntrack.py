@@ -37,6 +37,7 @@ from gateway.broker.netlink import (
     attribute_map,
     nested,
 )
+from gateway.model.requests import Transport
 
 _GET = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET
 _DELETE = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE
@@ -49,6 +50,7 @@ CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
 _ADDRESS = {(4, True): 1, (4, False): 2, (6, True): 3, (6, False): 4}  # by version and whether it is the source
 CTA_FILTER_ORIG_FLAGS, CTA_FILTER_REPLY_FLAGS = 1, 2
 _IPPROTO_UDP = bytes((socket.IPPROTO_UDP,))
+_PROTOCOLS: dict[Transport, bytes] = {"udp": _IPPROTO_UDP, "tcp": bytes((socket.IPPROTO_TCP,))}
 CTA_STATS_GLOBAL_ENTRIES = 1
 
 _WALK = 1_000
@@ -83,6 +85,45 @@ class Found:
     connection: Connection
     version: int
     name: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """What became of a flow: `seen` is its source as the destination knows it; `answers`, who really answers it.
+    `from_source`: whether it began at its source; `id`: the kernel's own name of it."""
+
+    seen: Endpoint
+    answers: Endpoint
+    from_source: bool
+    id: bytes
+
+
+class TranslationTable:
+    """Asks for single connections. Not for two threads at a time. Raises NetfilterError."""
+
+    def __init__(self) -> None:
+        self._netlink = Netlink()
+
+    def get(self, transport: Transport, source: Endpoint, destination: Endpoint) -> Translation | None:
+        """The connection with these ends, whichever of them began it; None: there is none (yet)."""
+        version = source.version
+        ends = attribute(_ADDRESS[version, True], parse_ip(source.host).packed)
+        ends += attribute(_ADDRESS[version, False], parse_ip(destination.host).packed)
+        protocol = attribute(CTA_PROTO_NUM, _PROTOCOLS[transport])
+        protocol += attribute(CTA_PROTO_SRC_PORT, struct.pack(">H", source.port))
+        protocol += attribute(CTA_PROTO_DST_PORT, struct.pack(">H", destination.port))
+        body = nested(CTA_TUPLE_ORIG, nested(CTA_TUPLE_IP, ends), nested(CTA_TUPLE_PROTO, protocol))
+        head = struct.pack(">BBH", _FAMILY[version], 0, 0)
+        (answer,) = self._netlink.ask_each([self._netlink.message(_GET, NLM_F_REQUEST, head + body)])
+        if answer is None:
+            return None
+        found = attribute_map(answer, _BODY)
+        one, other = (_both_ends(found.get(kind, b""), version) for kind in (CTA_TUPLE_ORIG, CTA_TUPLE_REPLY))
+        if one is None or other is None:
+            return None
+        if one == (source, destination):
+            return Translation(other[1], other[0], True, found.get(CTA_ID, b""))
+        return Translation(one[1], one[0], False, found.get(CTA_ID, b""))
 
 
 class Conntrack:
@@ -158,6 +199,20 @@ class Conntrack:
 
     def _message(self, kind: int, flags: int, version: int, body: bytes) -> bytes:
         return self._netlink.message(kind, flags, struct.pack(">BBH", _FAMILY[version], 0, 0) + body)
+
+
+def _both_ends(tuple_: bytes, version: int) -> tuple[Endpoint, Endpoint] | None:
+    """Source and destination of one direction."""
+    parts = attribute_map(tuple_)
+    addresses = attribute_map(parts.get(CTA_TUPLE_IP, b""))
+    protocol = attribute_map(parts.get(CTA_TUPLE_PROTO, b""))
+    try:
+        return (
+            Endpoint(_text(addresses[_ADDRESS[version, True]]), int.from_bytes(protocol[CTA_PROTO_SRC_PORT], "big")),
+            Endpoint(_text(addresses[_ADDRESS[version, False]]), int.from_bytes(protocol[CTA_PROTO_DST_PORT], "big")),
+        )
+    except KeyError:
+        return None
 
 
 def _name(found: dict[int, bytes]) -> bytes:

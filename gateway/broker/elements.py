@@ -28,15 +28,19 @@ UNTOLD = "untold", b"\x11"
 """Set and key (UDP) of the element that is there if a socket may have talked that `talked_of` does not know of."""
 
 SETS = (
-    *("dnat4", "dnat6", *ONCE, "snat4", "snat6", "many4", "many6", "any4", "any6"),
+    *("dnat4", "dnat6", *ONCE, "snat4", "snat6", "many4", "many6", "any4", "any6", "follow4", "follow6"),
     *COUNTED,
 )
+
+LEARNT = ("seen4", "seen6", "marks")
+"""Maps that packets fill."""
 
 LONGEST_COMMENT = 127
 """Bytes without the NUL; nft shows no longer one."""
 
 _COMMENT = "algate 1"
 _SECOND = "+1"
+_PLAIN = "="  # not translated: the public port is the target itself
 _LOCAL = "@"  # and the target: the public port is a worker's own
 _PROTOCOLS: dict[Transport, int] = {"tcp": 6, "udp": 17}
 _TRANSPORTS: dict[int, Transport] = {number: name for name, number in _PROTOCOLS.items()}
@@ -92,9 +96,15 @@ def elements_of(lease: Lease, slot: int, ttl: float) -> tuple[Element, ...]:
         return tuple(elements)
     once = f"once{family}"
     if lease.direction == "out":
-        return (Element(once, pack_key(lease.target, lease.protocol, lease.client), None, ttl, comment),)
+        key = pack_key(lease.target, lease.protocol, lease.client)
+        admitted = Element(once, key, None, ttl, comment)
+        if lease.follows is None:
+            return (admitted,)
+        return (Element(f"follow{family}", key, _packed(lease.follows), ttl, ""), admitted)
     assert lease.peer is not None
     key = pack_key(lease.public, lease.protocol, lease.peer)
+    if lease.public == lease.target:
+        return (Element(once, key, None, ttl, f"{comment} {_PLAIN}"),)
     # The map element first: a pinhole that has its `once` has its target too.
     return (Element(f"dnat{family}", key, _pack(lease.target), ttl, comment), Element(once, key, None, ttl, ""))
 
@@ -169,6 +179,7 @@ class _Owner:
     reason: str
     second: bool
     local: bytes | None
+    plain: bool
 
 
 def _conversation(
@@ -245,7 +256,8 @@ def _read_single(
         return None
     destination, transport = key[:2]
     source = key[2]
-    inbound = element.data is not None
+    inbound = element.data is not None or owner.plain
+    follow = everything.get((f"follow{destination.version}", element.key)) if not inbound else None
     target = _unpack(element.data, destination.version) if element.data is not None else destination
     lease = Lease(
         id=owner.id,
@@ -260,6 +272,7 @@ def _read_single(
         uses=1,
         expires=unix + element.timeout,
         backend="kernel",
+        follows=str(ipaddress.ip_address(follow.data)) if follow is not None and follow.data else None,
     )
     used = (f"once{destination.version}", element.key) not in everything
     return Found(lease, owner.slot, element.timeout, used)
@@ -316,9 +329,11 @@ def _parse_comment(comment: str) -> _Owner | None:
             local = bytes.fromhex(role.removeprefix(_LOCAL))
         except ValueError:
             return None
-    elif role not in ("", _SECOND):
+    elif role not in ("", _SECOND, _PLAIN):
         return None
-    return _Owner(int(words[0]), words[1], words[2], words[3], second=role == _SECOND, local=local)
+    return _Owner(
+        int(words[0]), words[1], words[2], words[3], second=role == _SECOND, local=local, plain=role == _PLAIN
+    )
 
 
 def _unpack_key(element: Element) -> tuple[Endpoint, Transport, str | None] | None:

@@ -6,6 +6,7 @@ journal: a new engine reads the leases back from it.
 
 from __future__ import annotations
 
+import _socket
 import errno
 import math
 import random
@@ -15,12 +16,14 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from alg.address import Endpoint
 from alg.bucket import Rate
 from gateway.broker import marks
 from gateway.broker.conntrack import Conntrack
 from gateway.broker.element_messages import NFPROTO_INET
 from gateway.broker.elements import elements_of, leases_of
 from gateway.broker.limits import Limits
+from gateway.broker.nat import Nat, ReturnPath
 from gateway.broker.netfilter import Change, Netfilter, TableGoneError
 from gateway.broker.netlink import NetfilterError
 from gateway.broker.ports import can_bind
@@ -28,11 +31,31 @@ from gateway.broker.restore import Restoration
 from gateway.broker.ruleset_watch import Changes
 from gateway.broker.stale import Stale
 from gateway.broker.usage import Usage
-from gateway.lease.messages import MOST_COUNTED, Count, Counted, Open, Opened, Refused, ToWorker, Update, Updated
+from gateway.lease.messages import (
+    MOST_COUNTED,
+    Count,
+    Counted,
+    Dial,
+    Look,
+    Open,
+    Opened,
+    Refused,
+    Seen,
+    ToWorker,
+    Update,
+    Updated,
+)
 from gateway.lease.table import LeaseTable
-from gateway.lease.validate import SHORTEST_TTL, check_request, check_update, valid_lease_id
+from gateway.lease.validate import (
+    SHORTEST_TTL,
+    check_connection,
+    check_flow,
+    check_request,
+    check_update,
+    valid_lease_id,
+)
 from gateway.model.errors import PinholeRefused
-from gateway.model.requests import Lease, PinholeRequest
+from gateway.model.requests import Along, Lease, PinholeRequest
 from gateway.net.neighbours import Kernel, Neighbours
 from gateway.observe.admin import Rows
 from gateway.observe.log import get_logger
@@ -91,6 +114,8 @@ class Engine:
         self._answers: dict[int, list[ToWorker]] = {}
         self._just_opened: list[tuple[int, Lease]] = []  # of which the log is to say so
         self._just_updated: list[tuple[int, Lease]] = []
+        self._nat = Nat(self.netfilter, self._rng)
+        self._return_path = ReturnPath(table)
         self._usage = Usage(self.netfilter, self._leases, self._on_table_gone)
         self._restore_wanted = limits.restore
         self._signalling = limits.signalling
@@ -112,6 +137,7 @@ class Engine:
         except TableGoneError:  # or it is another version's, without one of our sets
             elements = []
         made = self._load()
+        self._return_path.make(self._inside)
         unix = time.time()
         now = time.monotonic()
         for found in leases_of(elements, unix):
@@ -140,6 +166,7 @@ class Engine:
         for lease in leases:
             pinhole_log.info("pinhole.close", lease, by="stop")
         self.netfilter.unload()
+        self._return_path.remove()
         for lease in leases:
             self.stale.closed(lease)
         self.stale.forget()
@@ -153,6 +180,7 @@ class Engine:
         if self._signalling != limits.signalling:
             self._signalling = limits.signalling
             self._keep_aside()
+        self._return_path.make(self._inside)
         self._leases.configure(**limits.of_table())
         return len(self._end("reload", lambda lease: not limits.has_inside(lease.client)))
 
@@ -197,11 +225,14 @@ class Engine:
         """Check, choose a port, and open with the next `flush`, which answers; or refuse at once."""
         request = message.request
         try:
+            if request.along is not None:
+                check_request(msgspec.structs.replace(request, public_host=None), self._inside)
+                request = self._located(request, request.along)
             check_request(request, self._inside)
             if request.find:
                 self._find(slot, message)
                 return
-            if request.direction == "out":
+            if request.uses == 1 and not request.local and (request.direction == "out" or request.public_host is None):
                 self._replace(slot, request)
             try:
                 lease = self._reserve(slot, request)
@@ -228,6 +259,37 @@ class Engine:
             raise PinholeRefused("none", f"{message.request.target} has no conversation")
         told = msgspec.structs.replace(lease, id="0" * 16, flow="", peers=())
         self._answer(slot, Opened(message.id, told))
+
+    def _located(self, request: PinholeRequest, along: Along) -> PinholeRequest:
+        """The request with the public address that its flow has. PinholeRefused."""
+        try:
+            public = self._nat.public_of(along)
+        except NetfilterError as error:
+            raise PinholeRefused("kernel", str(error)) from None
+        return msgspec.structs.replace(request, public_host=None if public == request.client else public)
+
+    def connect(self, slot: int, message: Dial) -> tuple[_socket.socket, Endpoint] | None:
+        """A connection under way with a client's address, and as what it is seen; None: refused, which is answered."""
+        try:
+            check_connection(message.client, message.server, self._inside)
+            if not self._return_path.there:
+                raise PinholeRefused("flow", "nothing would come back")
+            return self._nat.connect(message.client, message.server)
+        except PinholeRefused as refusal:
+            self._answer(slot, Refused(message.id, refusal.rule, refusal.detail[:200]))
+        except (NetfilterError, OSError) as error:
+            self._answer(slot, Refused(message.id, "kernel", str(error)[:200]))
+        return None
+
+    def look(self, slot: int, message: Look) -> None:
+        """Say as what a flow is seen, with the next `flush`."""
+        try:
+            check_flow(message.along, self._inside)
+            self._answer(slot, Seen(message.id, self._nat.public_of(message.along)))
+        except PinholeRefused as refusal:
+            self._answer(slot, Refused(message.id, refusal.rule, refusal.detail[:200]))
+        except NetfilterError as error:
+            self._answer(slot, Refused(message.id, "kernel", str(error)[:200]))
 
     def update(self, slot: int, message: Update) -> None:
         """Change a conversation with the next `flush`, which answers; or refuse at once."""
@@ -391,16 +453,19 @@ class Engine:
 
     def _reserve(self, slot: int, request: PinholeRequest) -> Lease:
         def is_free(port: int) -> bool:
-            return can_bind(request.transport, request.public_host or "", port)
+            # That the NAT translates to an address that is none of this host's is what it was asked for.
+            return can_bind(request.transport, request.public_host or "", port, foreign=request.along is not None)
 
         return self._leases.open(
             request, now=time.monotonic(), unix=time.time(), rng=self._rng, is_free=is_free, owner=slot
         )
 
     def _replace(self, slot: int, request: PinholeRequest) -> None:
-        """An outbound pinhole has no port of ours that sets it apart: the same wish again takes the old one's place."""
+        """A pinhole that is not translated has no port of ours that sets it apart: the same wish again takes the old
+        one's place."""
+        same = request.direction, request.transport, request.target, request.peer
         for lease in self._leases.of_client(request.client):
-            if lease.direction == "out" and (lease.protocol, lease.target) == (request.transport, request.target):
+            if lease.public == lease.target and (lease.direction, lease.protocol, lease.target, lease.peer) == same:
                 self.flush()  # that one may be on its way too
                 if self._leases.close(lease.id, now=time.monotonic()) is not None:
                     self._closing(slot, lease, "replaced")

@@ -13,4 +13,13 @@ MEDIA = 0x40000000
 """The connection belongs to a conversation (UDP): it passes only as long as that is open. Always with ADMITTED."""
 
 PASSING = 0x80000000
-"""In the packet's own mark, from priority -5 to -3 of FORWARD and INPUT: some instance's conversation lets it pass."""
+"""In the packet's own mark, from priority -5 to -3 of FORWARD and INPUT: some instance's conversation lets it pass.
+From priority -90 of PREROUTING to -3 of INPUT: it belongs to a connection that the gateway has made with a client's
+address."""
+
+PROBE = 0xA19A7E01
+"""The priority (SO_PRIORITY) of a probe: a datagram that shows what the NAT makes of it, and never leaves this host."""
+
+SPOKEN = (16384, 32767)
+"""Ports of the gateway's own connections that have a client's address: below those that systems choose for themselves
+(RFC 6056 section 3.2; Linux 32768, others 49152), so that the client's own connections have others."""

@@ -171,6 +171,8 @@ class Netfilter:
             entered=hex(marks.MEDIA | marks.ADMITTED),
             passing=hex(marks.PASSING),
             passed=hex(marks.PASSING ^ 0xFFFFFFFF),
+            probe=hex(marks.PROBE),
+            spoken="{}-{}".format(*marks.SPOKEN),
         )
         self._netlink = Netlink()
         self._messages = ElementMessages(name)
@@ -350,6 +352,11 @@ class Netfilter:
     def has_any(self, keys: Iterable[tuple[str, bytes]]) -> bool:
         """Whether any of these elements (set, key) is there."""
         return any(answer is not None for answer in self._get(keys))
+
+    def data(self, name: str, key: bytes) -> bytes | None:
+        """What a map has for a key; None: nothing."""
+        (answer,) = self._get([(name, key)])
+        return next((element.data for element in elements_in(name, answer)), None) if answer else None
 
     def counted(self, wanted: Iterable[Element]) -> list[Element]:
         """`wanted`, with the counters that those of them have which are there and count."""

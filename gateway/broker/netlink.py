@@ -70,8 +70,9 @@ def attribute_map(data: bytes, start: int = 0) -> dict[int, bytes]:
 class Netlink:
     """A socket to netfilter. Not for several threads. Raises NetfilterError, ETIMEDOUT without an answer."""
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+    def __init__(self, protocol: int = NETLINK_NETFILTER) -> None:
+        """`protocol`: another than netfilter's, as NETLINK_ROUTE."""
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
         self._socket.bind((0, 0))
         self.port: int = self._socket.getsockname()[0]  # by which the kernel's notices name who has changed something

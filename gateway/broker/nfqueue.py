@@ -31,6 +31,7 @@ _GENERAL = struct.Struct(">BBH")  # nfgenmsg: family, version, number of the que
 _COMMAND, _PARAMETERS, _LONGEST = 1, 2, 3  # attributes of _CONFIG
 _BIND, _UNBIND, _COPY_PACKET = 1, 2, 2
 _PACKET_HEADER, _VERDICT_HEADER, _PAYLOAD = 1, 2, 10  # attributes of _PACKET and _VERDICT
+_MARK, _INDEV, _OUTDEV = 3, 5, 6  # attributes of _PACKET: NFQA_MARK, NFQA_IFINDEX_INDEV, NFQA_IFINDEX_OUTDEV
 _ATTRIBUTE = struct.Struct("=HH")
 _ID = struct.Struct(">I")
 _VERDICT_VALUES = struct.Struct(">II")
@@ -42,6 +43,10 @@ _RCVBUFFORCE = 33
 
 class QueuedPacket(Protocol):
     """A packet of the queue, as netfilterqueue has it. `accept` ends it, with the payload that was set, if one was."""
+
+    mark: int
+    indev: int
+    outdev: int
 
     def get_payload(self) -> bytes: ...
 
@@ -117,9 +122,17 @@ def _accept(packet: QueuedPacket) -> None:
 
 
 class Packet:
-    """A packet of the queue. `accept` ends it, with the payload that was set, if one was."""
+    """A packet of the queue. `accept` ends it, with the payload that was set, if one was.
 
-    def __init__(self, queue: NetlinkQueue, number: int, payload: bytes) -> None:
+    `mark`: the packet's own; `indev`, `outdev`: indexes of the interfaces by which it came and is to leave, 0: none.
+    """
+
+    def __init__(
+        self, queue: NetlinkQueue, number: int, payload: bytes, mark: int = 0, indev: int = 0, outdev: int = 0
+    ) -> None:
+        self.mark = mark
+        self.indev = indev
+        self.outdev = outdev
         self._queue = queue
         self._number = number
         self._payload = payload
@@ -199,6 +212,7 @@ class NetlinkQueue:
             return None
         at, end = _BODY, len(data)
         number, payload = -1, b""
+        more = {_MARK: 0, _INDEV: 0, _OUTDEV: 0}
         while at + 4 <= end:
             size, kind = _ATTRIBUTE.unpack_from(data, at)
             if size < 4 or at + size > end:
@@ -207,8 +221,10 @@ class NetlinkQueue:
                 number = _ID.unpack_from(data, at + 4)[0]
             elif kind == _PAYLOAD:
                 payload = data[at + 4 : at + size]
+            elif kind in more and size >= 8:
+                more[kind] = _ID.unpack_from(data, at + 4)[0]
             at += size + 3 & ~3
-        return Packet(self, number, payload) if number >= 0 else None
+        return Packet(self, number, payload, more[_MARK], more[_INDEV], more[_OUTDEV]) if number >= 0 else None
 
     def _configure(self, kind: int, value: bytes) -> None:
         self._socket.send(self._message(_CONFIG, NLM_F_REQUEST | NLM_F_ACK, attribute(kind, value)))

@@ -12,14 +12,17 @@ from gateway.model.requests import Transport
 _SOCKET_KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
 
-def can_bind(transport: Transport, host: str, port: int) -> bool:
-    """Whether nobody on this host has this port. PinholeRefused "public" if the address is none of this host's."""
+def can_bind(transport: Transport, host: str, port: int, foreign: bool = False) -> bool:
+    """Whether nobody on this host has this port. If the address is none of this host's, PinholeRefused "public"; or,
+    with `foreign` (the NAT translates to it), nobody has."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     probe = _socket.socket(family, _SOCKET_KINDS[transport])  # asked thousands of times a second
     try:
         probe.bind((host, port))
     except OSError as error:
         if error.errno == errno.EADDRNOTAVAIL:
+            if foreign:
+                return True
             raise PinholeRefused("public", f"{host} is not an address of this host") from None
         return False
     finally:

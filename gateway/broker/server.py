@@ -26,12 +26,16 @@ from gateway.lease.messages import (
     MAX_PACKET,
     Close,
     Count,
+    Dial,
+    Dialled,
     FromWorker,
     Hello,
+    Look,
     Open,
     ToWorker,
     Update,
     decode_from_worker,
+    encode,
     packets,
 )
 from gateway.observe.admin import Rows
@@ -234,11 +238,27 @@ class Broker:
                 self._engine.update(slot, message)
             case Count():
                 self._engine.count(slot, message)
+            case Dial():
+                self._dial(slot, message)
+            case Look():
+                self._engine.look(slot, message)
             case Close(lease):
                 self._engine.close(slot, lease)
             case Hello(pid, keep):
                 self._engine.greet(slot, keep)
                 log.info("broker.hello", slot=slot, pid=pid, keep=keep)
+
+    def _dial(self, slot: int, message: Dial) -> None:
+        connected = self._engine.connect(slot, message)
+        if connected is None:
+            return
+        sock, seen = connected
+        try:
+            socket.send_fds(self._workers[slot], [encode(Dialled(message.id, seen))], [sock.fileno()])
+        except OSError:
+            pass  # a worker that does not read is not waited for
+        finally:
+            sock.close()
 
     def _send(self, slot: int, messages: Sequence[ToWorker]) -> Sequence[ToWorker]:
         """Which of them the worker's socket did not take: a worker that does not read is not waited for."""

@@ -10,7 +10,7 @@ import gevent
 import msgspec
 import structlog
 
-from alg.address import Endpoint, parse_ip
+from alg.address import Endpoint
 from alg.api import FindSocket, Mode, OpenConversation, UpdateConversation
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Lease, PinholeRequest, PinholeUpdate
@@ -25,11 +25,6 @@ Admitted = Callable[[int], None]
 
 def _nobody_waits(ref: int) -> None:
     """Who may send media matters to nobody."""
-
-
-def is_translated(client: str) -> bool:
-    """Whether the world sees another address of the inside host `client`: that of a host that it can reach stays."""
-    return not parse_ip(client).is_global
 
 
 class _Conversation:
@@ -135,11 +130,11 @@ class Conversations:
         elif public is None:
             self._later(command.ref, "public")
         elif self._mode is not Mode.REWRITE:
-            self._later(command.ref, Endpoint(public.advertised, 0) if is_translated(client) else command.target)
+            named = public.advertised
+            self._later(command.ref, Endpoint(named, 0) if named != client else command.target)
         else:
             self._live[command.ref] = one = _Conversation(read, command.peers)
             one.busy = True
-            translated = is_translated(client)
             request = PinholeRequest(
                 flow=self._flow,
                 reason=command.reason,
@@ -150,12 +145,14 @@ class Conversations:
                 second=command.second,
                 peer=None,
                 peers=command.peers,
-                public_host=public.local if translated else None,
+                public_host=public.local if public.local != client else None,
+                along=public.along,
                 ttl=command.ttl,
                 uses=0,
                 read=read,
             )
-            host = public.advertised if translated else None
+            # What lies before a further NAT has another name there than its own.
+            host = public.advertised if public.along is None and public.local != client else None
             self._pinholes.ask(request, functools.partial(self._opened, command.ref, one, host))
 
     def find(self, command: FindSocket, client: str, public: PublicAddress | None) -> None:
@@ -181,7 +178,7 @@ class Conversations:
                 uses=0,
                 find=True,
             )
-            host = public.advertised if is_translated(client) else None
+            host = public.advertised if public.along is None and public.local != client else None
             self._pinholes.ask(request, functools.partial(self._answered, command.ref, host))
 
     def _answered(self, ref: int, host: str | None, outcome: Lease | PinholeRefused) -> None:

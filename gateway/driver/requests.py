@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from alg.address import Endpoint
 from alg.api import OpenMeeting, OpenOutbound, OpenPinhole, OpenRelay, Side
 from gateway.flow.table import Flow
-from gateway.model.requests import PinholeRequest
+from gateway.model.requests import Along, PinholeRequest
 from gateway.net.addresses import PublicAddress
 
 Opening = OpenPinhole | OpenOutbound | OpenMeeting
@@ -45,11 +45,13 @@ def advertised(command: Opening, port: int, flow: Flow, public: Public) -> Endpo
 def request_of(command: Opening, flow: Flow, public: Public) -> PinholeRequest:
     """What to ask a backend for."""
     peer = public_host = None
+    along: Along | None = public[Side.SERVER].along
     transport, uses, target = "tcp", 1, flow.client
     match command:
         case OpenPinhole():
             transport, uses, target, peer = command.transport, command.uses, command.target, command.peer
-            public_host = public_of(target, flow, public).local
+            place = public_of(target, flow, public)
+            public_host, along = place.local, place.along
         case OpenOutbound():
             transport, uses, target = command.transport, command.uses, command.target
         case OpenMeeting():
@@ -65,4 +67,5 @@ def request_of(command: Opening, flow: Flow, public: Public) -> PinholeRequest:
         public_host=public_host,
         ttl=command.ttl,
         uses=uses,
+        along=along,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import _socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import gevent.socket as gsocket
 import msgspec
@@ -19,7 +19,9 @@ from gateway.driver.guard import Broken, Guard
 from gateway.driver.stream import Inspection, Surroundings
 from gateway.flow.dial import Connection
 from gateway.flow.table import Flow, Flows
-from gateway.net.addresses import PublicAddress, public_address
+from gateway.model.errors import PinholeRefused
+from gateway.model.requests import Along
+from gateway.net.addresses import PublicAddress, is_local, public_address
 from gateway.net.relay.poller import Watches
 from gateway.net.sockets import abort, endpoint, prepare
 from gateway.pinhole.backend import Backend, DataPaths
@@ -43,10 +45,13 @@ class FlowRunner:
         guard: Guard,
         announced: Announced,
         afterlife: Afterlife,
+        look: Callable[[Along], str] | None = None,
     ) -> None:
+        """`look`: what the NAT makes of a flow of ours; raises PinholeRefused."""
         self._guard = guard
         self._afterlife = afterlife
         self._announced = announced
+        self._look = look
         self._policy = policy
         self._config = config
         self._flows = flows
@@ -101,7 +106,8 @@ class FlowRunner:
             through_upstream = bool(decision.via or decision.chain)
         # The server behind an upstream sees that one's address, so nothing that we could open would be found.
         responsible = None if through_upstream else self._config.module_of(flow.server.port)
-        if responsible is not None and (begun := self._begin(flow, *responsible, server, published)):
+        seen = connection.seen if connection is not None else None
+        if responsible is not None and (begun := self._begin(flow, *responsible, server, published, seen)):
             module, around = begun
             self._inspect(flow, module, responsible[1].mode, {Side.CLIENT: client, Side.SERVER: server}, around, early)
             return
@@ -151,7 +157,13 @@ class FlowRunner:
         self._flows.relay(flow, client_sock, server_sock, watches)
 
     def _begin(
-        self, flow: Flow, name: str, section: AlgSection, server: gsocket.socket, published: Endpoint | None
+        self,
+        flow: Flow,
+        name: str,
+        section: AlgSection,
+        server: gsocket.socket,
+        published: Endpoint | None,
+        seen: Endpoint | None,
     ) -> tuple[AlgModule, Surroundings] | None:
         """The module `name` for a flow, and what it works with; None where the flow has to go on without it."""
         kind = self._modules.get(name)
@@ -159,22 +171,23 @@ class FlowRunner:
             return None
         outside = self._config.network.outside
         own = endpoint(server.getsockname())
-        facing = own.host
+        facing = seen.host if seen is not None else own.host
         if published is None:
-            public = {Side.SERVER: public_address(outside, facing)}
+            along = Along("tcp", own, endpoint(server.getpeername()))
+            public = {Side.SERVER: self._place(public_address(outside, facing), along, seen)}
         else:
             public = {
                 Side.CLIENT: public_address(outside, published.host),
                 Side.SERVER: PublicAddress(facing, facing),
             }
         inside = Side.SERVER if published else Side.CLIENT
-        seen = Endpoint(public[Side.SERVER].advertised, own.port)
+        own = Endpoint(public[Side.SERVER].advertised, seen.port if seen is not None else own.port)
 
         def may_transfer(other: Endpoint) -> bool:
             return self._policy.permits_transfer(flow.client, flow.user, flow.server, other)
 
         transfers = may_transfer(flow.server)  # without a rule that names it, no other host needs to be asked for
-        context = FlowContext(flow.client, flow.server, inside, self._options[name], seen, transfers)
+        context = FlowContext(flow.client, flow.server, inside, self._options[name], own, transfers)
         try:
             module = self._guard.call(name, flow.id, kind, context)
         except Broken as broken:
@@ -213,6 +226,20 @@ class FlowRunner:
                 self._flows.end(flow, flow.ended_by or inspection.reason)
         if legacy is not None:
             self._flows.relay(flow, sockets[Side.CLIENT], sockets[Side.SERVER], legacy=legacy)
+
+    def _place(self, public: PublicAddress, along: Along, seen: Endpoint | None) -> PublicAddress:
+        """Where pinholes of the flow are, if it is not the configuration that says so."""
+        host = public.local
+        if host != public.advertised or self._config.network.outside == public.advertised:
+            return public
+        if seen is None:
+            if self._look is None:
+                return public
+            try:
+                host = self._look(along)
+            except PinholeRefused:
+                return public
+        return PublicAddress(public.local if seen is None and not is_local(host) else host, host, along)
 
 
 def _options(module: type[AlgModule], section: AlgSection) -> object | None:

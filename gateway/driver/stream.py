@@ -155,7 +155,8 @@ class Inspection:
         self._now = around.now
         self._name = flow.module or ""
         self._pump = Pump(sockets, self._received, self._closed, self._wake, self._is_to_wait)
-        own = str(sockets[Side.CLIENT].getsockname()[0]), str(sockets[Side.SERVER].getsockname()[0])
+        # Towards the server it is not the socket's own where that has the client's address.
+        own = str(sockets[Side.CLIENT].getsockname()[0]), around.public[Side.SERVER].local
         self._openings = Openings(
             flow, mode, around.backend, around.paths, around.public, own, self._feed, self._now, around.announce
         )

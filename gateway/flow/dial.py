@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import errno
 import ipaddress
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import zip_longest
 from typing import Literal, NamedTuple
 
@@ -18,6 +20,7 @@ from gevent.queue import Empty, Queue
 from alg.address import Address, Endpoint
 from gateway.flow.upstream import Upstreams
 from gateway.flow.upstream_wire import UpstreamError
+from gateway.model.errors import PinholeRefused
 from gateway.model.hosts import canonical_name
 from gateway.model.requests import ConnectRequest
 from gateway.net.addresses import is_local
@@ -63,10 +66,21 @@ class Connection(NamedTuple):
     decision: Decision
     session: Session
     server: Endpoint | None
+    seen: Endpoint | None = None
+    """As what the server sees it, where it has the client's own address on this side of the NAT."""
+
+
+AsClient = Callable[[Endpoint, Endpoint], tuple[_socket.socket, Endpoint]]
+"""Begins a connection with a redirected client's own address to the server that it had dialled, and says as what that
+sees it: `BrokerClient.connect`. Raises PinholeRefused."""
 
 
 class Dialer:
-    """Connects. `source` is the address of this host to connect from, or None for the kernel's choice."""
+    """Connects. `source` is the address of this host to connect from, or None for the kernel's choice.
+
+    `as_client`: for redirected connections, if nothing else says from where to connect: they go the way that the
+    client's packets would go, and the NAT makes of them what it would make of those.
+    """
 
     def __init__(
         self,
@@ -76,6 +90,7 @@ class Dialer:
         limits: RuleLimits | None = None,
         upstreams: Upstreams | None = None,
         clients: Clients | None = None,
+        as_client: AsClient | None = None,
     ) -> None:
         """`clients`: how many names each of them may have resolved at a time."""
         self._clients = clients
@@ -84,6 +99,7 @@ class Dialer:
         self._source = ipaddress.ip_address(source) if source else None
         self._limits = limits or RuleLimits()
         self._upstreams = upstreams or Upstreams({})
+        self._as_client = as_client if source is None else None
 
     def dial(self, request: ConnectRequest) -> Connection:
         """A connection to the request's server, straight or through upstreams. Raises DialError."""
@@ -148,6 +164,11 @@ class Dialer:
             raise DialError("denied", f"rule {decision.rule}: {error}", decision.rule) from error
         try:
             if not decision.via and not decision.chain:
+                if request.command == "transparent" and self._as_client is not None:
+                    server = Endpoint.of(addresses[0], request.port)
+                    connected = _as_client(self._as_client, request.client, server, deadline)
+                    if connected is not None:
+                        return Connection(connected[0], decision, session, server, connected[1])
                 sock, address = race(addresses, request.port, deadline, self._source)
                 return Connection(sock, decision, session, Endpoint.of(address, request.port))
             return self._through(request, decision, addresses, session, deadline)
@@ -212,6 +233,32 @@ def looking_up(clients: Clients | None, client: str) -> Iterator[None]:
 def limit_error(limit: ClientLimit) -> DialError:
     """A client has as much as it may have of something."""
     return DialError("denied", str(limit), f"limits.{limit.kind.label}")
+
+
+def _as_client(
+    connect: AsClient, client: Endpoint, server: Endpoint, deadline: float
+) -> tuple[gsocket.socket, Endpoint] | None:
+    """A connection with the client's address; None where there can be none. Raises DialError."""
+    try:
+        sock, seen = connect(client, server)
+    except PinholeRefused as refused:
+        if refused.rule == "connect":
+            code = int(refused.detail)
+            raise dial_error(OSError(code, os.strerror(code))) from None
+        log.info("transparent.own_address", client=str(client), target=str(server), rule=refused.rule)
+        return None
+    try:
+        gsocket.wait_write(sock.fileno(), max(deadline - time.monotonic(), 0.01), TimeoutError())
+        if code := sock.getsockopt(gsocket.SOL_SOCKET, gsocket.SO_ERROR):
+            raise OSError(code, os.strerror(code))
+        sock.setsockopt(gsocket.IPPROTO_TCP, gsocket.TCP_NODELAY, 1)
+    except OSError as error:
+        sock.close()
+        raise dial_error(error) from error
+    except BaseException:
+        sock.close()
+        raise
+    return gsocket.socket(sock.family, gsocket.SOCK_STREAM, sock.proto, fileno=sock.detach()), seen
 
 
 def race(

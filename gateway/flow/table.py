@@ -294,7 +294,13 @@ class Flows:
 
     def departed(self, is_local: Callable[[str], bool]) -> list[tuple[Flow, str]]:
         """The flows that use an address which this host has no more, and that address: nothing can come to them."""
-        hosts = ((flow, host) for flow in self if flow.carrier for host in flow.carrier.hosts() if not is_local(host))
+        hosts = (
+            (flow, host)
+            for flow in self
+            if flow.carrier
+            for host in flow.carrier.hosts()
+            if host != flow.client.host and not is_local(host)  # a connection of ours may have the client's address
+        )
         return list({flow.id: (flow, host) for flow, host in hosts}.values())
 
     def abort_all(self) -> None:

@@ -10,7 +10,8 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from gateway.model.requests import Lease, PinholeRequest, PinholeUpdate
+from alg.address import Endpoint
+from gateway.model.requests import Along, Lease, PinholeRequest, PinholeUpdate
 
 MAX_PACKET = 8192
 """Longest packet in bytes; a longer one is dropped."""
@@ -52,6 +53,22 @@ class Count(msgspec.Struct, tag="count", frozen=True, forbid_unknown_fields=True
     leases: tuple[str, ...]
 
 
+class Dial(msgspec.Struct, tag="dial", frozen=True, forbid_unknown_fields=True):
+    """Begin a connection with the address of `client` to `server`, to which that client's socket has a connection that
+    was redirected to this host. Answered by `Dialled` or `Refused`."""
+
+    id: int
+    client: Endpoint
+    server: Endpoint
+
+
+class Look(msgspec.Struct, tag="look", frozen=True, forbid_unknown_fields=True):
+    """As what is the source of this flow seen by its destination? Answered by `Seen` or `Refused`."""
+
+    id: int
+    along: Along
+
+
 class Close(msgspec.Struct, tag="close", frozen=True, forbid_unknown_fields=True):
     """Close a pinhole of this worker's slot, if it is still open. Not answered."""
 
@@ -79,6 +96,21 @@ class Counted(msgspec.Struct, tag="counted", frozen=True):
     packets: dict[str, tuple[int, int]]
 
 
+class Dialled(msgspec.Struct, tag="dialled", frozen=True):
+    """The connection of `Dial` `id` is under way: its descriptor is with this message (SCM_RIGHTS), which has no other
+    beside it. `seen`: what the server sees of it."""
+
+    id: int
+    seen: Endpoint
+
+
+class Seen(msgspec.Struct, tag="seen", frozen=True):
+    """The address that `Look` `id` asked for."""
+
+    id: int
+    host: str
+
+
 class Refused(msgspec.Struct, tag="refused", frozen=True):
     """The pinhole of `Open` or `Update` `id` was not opened or changed; `rule` is a stable word."""
 
@@ -87,8 +119,8 @@ class Refused(msgspec.Struct, tag="refused", frozen=True):
     detail: str
 
 
-FromWorker = Hello | Open | Update | Count | Close
-ToWorker = Opened | Updated | Counted | Refused
+FromWorker = Hello | Open | Update | Count | Dial | Look | Close
+ToWorker = Opened | Updated | Counted | Dialled | Seen | Refused
 
 _Message = TypeVar("_Message", FromWorker, ToWorker)
 

@@ -149,6 +149,7 @@ class LeaseTable:
             peers=request.peers,
             second=request.second,
             visitor=request.visitor,
+            follows=request.public_host if request.direction == "out" else None,
         )
         self.restore(lease, owner=owner, deadline=now + request.ttl)
         return lease
@@ -309,7 +310,7 @@ class LeaseTable:
         if request.direction == "out":
             return request.target
         if request.public_host is None:
-            if request.uses != 0:
+            if request.uses != 0 and request.along is None:
                 raise PinholeRefused("public", "no public address")
             return request.target
         width = 1 if request.second is None else 2

@@ -16,7 +16,7 @@ import msgspec
 
 from alg.address import Address, Endpoint
 from gateway.model.errors import PinholeRefused
-from gateway.model.requests import Lease, Network, PinholeRequest, PinholeUpdate
+from gateway.model.requests import Along, Lease, Network, PinholeRequest, PinholeUpdate
 
 LOWEST_PORT = 1024
 SHORTEST_TTL = 1.0
@@ -86,6 +86,8 @@ def check_request(request: PinholeRequest, inside: Sequence[Network]) -> None:
     if request.uses not in (0, 1):
         raise PinholeRefused("uses", "the kernel backend lets exactly one connection through, or a conversation")
     client = _address("client", request.client)
+    if request.along is not None:
+        _check_along(request.along, client, inside)
     if request.local:
         _check_local(request, client, inside)
         return
@@ -116,6 +118,37 @@ def check_update(update: PinholeUpdate, lease: Lease, inside: Sequence[Network])
         _check_second(target, update.second)
     if update.peers is not msgspec.UNSET:
         _check_peers(update.peers, lease.target.version, inside)
+
+
+def check_flow(along: Along, inside: Sequence[Network]) -> Address:
+    """Raise PinholeRefused unless it is a flow with somebody outside; its source."""
+    source, destination = (_address("along", end.host) for end in (along.source, along.destination))
+    if not 1 <= along.source.port <= 65535 or not 1 <= along.destination.port <= 65535:
+        raise PinholeRefused("along", "not a port")
+    if not 0 <= along.mark <= 0xFFFFFFFF or not 0 <= along.device <= 0x7FFFFFFF:
+        raise PinholeRefused("along", "not a mark or a device")
+    if _within(destination, inside):
+        raise PinholeRefused("along", f"{destination} is inside")
+    if source.version != destination.version:
+        raise PinholeRefused("family", "IPv4 and IPv6 are mixed")
+    return source
+
+
+def _check_along(along: Along, client: Address, inside: Sequence[Network]) -> None:
+    """A flow of the client, or of this host on its behalf."""
+    source = check_flow(along, inside)
+    if source != client and _within(source, inside):
+        raise PinholeRefused("along", f"{source} is not the client {client}")
+    if source.version != client.version:
+        raise PinholeRefused("family", "IPv4 and IPv6 are mixed")
+
+
+def check_connection(client: Endpoint, server: Endpoint, inside: Sequence[Network]) -> None:
+    """Raise PinholeRefused unless the gateway may connect to `server` with this client's address."""
+    address = _address("client", client.host)
+    if not _within(address, inside):
+        raise PinholeRefused("client", f"{client.host} is not inside")
+    check_flow(Along("tcp", client, server), inside)
 
 
 def _check_local(request: PinholeRequest, client: Address, inside: Sequence[Network]) -> None:
@@ -207,9 +240,10 @@ def _check_public(text: str, client: Address, inside: Sequence[Network]) -> None
 def _check_inbound(request: PinholeRequest, client: Address, target: Address, inside: Sequence[Network]) -> None:
     if target != client:
         raise PinholeRefused("target", f"{target} is not the client {client}")
-    if request.public_host is None:
+    if request.public_host is not None:
+        _check_public(request.public_host, client, inside)
+    elif request.along is None:  # then the broker has found that nothing is translated
         raise PinholeRefused("public", "no public address")
-    _check_public(request.public_host, client, inside)
     if request.peer is None:
         raise PinholeRefused("peer", "the kernel backend needs to know the peer")
     peer = _address("peer", request.peer)
@@ -220,8 +254,10 @@ def _check_inbound(request: PinholeRequest, client: Address, target: Address, in
 
 
 def _check_outbound(request: PinholeRequest, client: Address, target: Address, inside: Sequence[Network]) -> None:
-    if request.peer is not None or request.public_host is not None:
+    if request.peer is not None or (request.public_host is not None and request.along is None):
         raise PinholeRefused("peer", "an outbound pinhole has neither peer nor public address")
+    if request.public_host is not None:
+        _check_public(request.public_host, client, inside)
     if _within(target, inside):
         raise PinholeRefused("target", f"{target} is inside")
     if client.version != target.version:

@@ -33,6 +33,21 @@ class ConnectRequest(msgspec.Struct, frozen=True):
     groups: tuple[str, ...] = ()
 
 
+class Along(msgspec.Struct, frozen=True):
+    """The flow in which a pinhole is asked for: from the socket `source` to `destination`, as packets are before any
+    translation. What the NAT makes of that flow says at which address its pinholes are.
+
+    `mark` (of its packets) and `device` (the interface by which they leave, 0: as the routes say): of the first packet
+    of a flow over UDP, which nothing remembers yet.
+    """
+
+    transport: Transport
+    source: Endpoint
+    destination: Endpoint
+    mark: int = 0
+    device: int = 0
+
+
 class PinholeRequest(msgspec.Struct, frozen=True):
     """A wish for a pinhole.
 
@@ -50,6 +65,8 @@ class PinholeRequest(msgspec.Struct, frozen=True):
     `visitor`: for whom a published server's port is, a client outside: it counts as that one's, not as the server's.
     `read`: its datagrams are for a module to read, so the port is one of those that iptables hands to the queue.
     `find`: nothing is opened; the answer is the lease of the conversation that `target` has, whoever holds it.
+    `along`: the broker finds out by itself at which address this flow is seen; `public_host` says nothing then. Where
+    the flow is not translated, public is target. A pinhole of direction "out" comes from the same address.
     """
 
     flow: str
@@ -68,6 +85,7 @@ class PinholeRequest(msgspec.Struct, frozen=True):
     local: bool = False
     visitor: str | None = None
     find: bool = False
+    along: Along | None = None
 
 
 class PinholeUpdate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -96,6 +114,7 @@ class Lease(msgspec.Struct, frozen=True):
     """An open pinhole and who holds it. `expires` is Unix time in seconds. For direction "out" `public` is `target`.
 
     `uses`, `peers`, `second`, `visitor` as in PinholeRequest: port `public.port + 1` leads to `second` of the target.
+    `follows`: from which address a connection of direction "out" is to come; None: from whichever the NAT chooses.
     """
 
     id: str
@@ -113,6 +132,7 @@ class Lease(msgspec.Struct, frozen=True):
     peers: tuple[str, ...] | None = ()
     second: int | None = None
     visitor: str | None = None
+    follows: str | None = None
 
 
 Done = Callable[[Lease | PinholeRefused], None]

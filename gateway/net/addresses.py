@@ -14,6 +14,7 @@ from time import monotonic
 
 from alg.address import Address, parse_ip
 from gateway.model.hosts import seen_through
+from gateway.model.requests import Along
 
 # <linux/rtnetlink.h>
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
@@ -37,10 +38,15 @@ _SO_ATTACH_FILTER = 26
 
 @dataclass(frozen=True, slots=True)
 class PublicAddress:
-    """Where pinholes of a flow listen (`local`, an address of this host) and what is told to the world."""
+    """Where pinholes of a flow listen (`local`, an address of this host) and what is told to the world.
+
+    `along`: the flow, where the broker is to find out by itself what the NAT makes of it; the addresses are then those
+    that it is expected to find, and what is told is what it found.
+    """
 
     local: str
     advertised: str
+    along: Along | None = None
 
 
 def public_address(outside: str, facing: str) -> PublicAddress:
@@ -145,13 +151,16 @@ def is_local(host: str) -> bool:
         own.close()
 
 
-def source_towards(host: str) -> str | None:
-    """The address of this host that faces `host`, the text of an address; None where there is no route to it."""
+def source_towards(host: str, device: int = 0) -> str | None:
+    """The address of this host that faces `host`, the text of an address; None where there is no route to it.
+    `device`: the index of the interface by which packets leave, 0: as the routes say."""
     ip = _without_zone(parse_ip(host))
     family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.setblocking(False)  # never blocks; keeps gevent from resolving the address in a thread
         try:
+            if device:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, socket.if_indextoname(device).encode())
             probe.connect((str(ip), 9))
         except OSError:
             return None

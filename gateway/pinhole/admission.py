@@ -54,6 +54,7 @@ class Admission:
             client=owner,
             visitor=request.client if not udp and owner != request.client else None,
             local=True,
+            along=None,
             ttl=max(SHORTEST_TTL, min(request.ttl, LONGEST_CONVERSATION if udp else LONGEST_TTL)),
             uses=0 if udp else 1,
             peer=None if udp else request.peer,

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import _socket
 import itertools
 import os
 import secrets
 import socket
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from socket import CMSG_LEN, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET
 
 from gevent import get_hub
 from gevent.event import AsyncResult
 
+from alg.address import Endpoint
 from gateway.lease.messages import (
     MAX_PACKET,
     MOST_COUNTED,
@@ -20,11 +24,15 @@ from gateway.lease.messages import (
     Close,
     Count,
     Counted,
+    Dial,
+    Dialled,
     FromWorker,
     Hello,
+    Look,
     Open,
     Opened,
     Refused,
+    Seen,
     ToWorker,
     Update,
     Updated,
@@ -32,7 +40,7 @@ from gateway.lease.messages import (
     packets,
 )
 from gateway.model.errors import PinholeRefused
-from gateway.model.requests import Done, Lease, PinholeRequest, PinholeUpdate
+from gateway.model.requests import Along, Done, Lease, PinholeRequest, PinholeUpdate
 from gateway.observe.counters import observe
 from gateway.observe.log import get_logger
 
@@ -43,6 +51,8 @@ holds a message for it (2 s): by then that has gone as it was."""
 _MOST_UNSENT = 8192  # messages that wait for room in the socket; a further one is not sent
 _TURN = 64  # packets read in a row: then others have their turn
 _READ, _WRITE = 1, 2  # libev's
+
+_ROOM = CMSG_LEN(4)  # for one descriptor
 
 _Answered = Callable[[ToWorker | PinholeRefused], None]
 
@@ -61,6 +71,8 @@ class BrokerClient:
     def __init__(self, sock: socket.socket, *, timeout: float = TIMEOUT, keep: bool = False) -> None:
         self._sock = sock  # the descriptor is its
         self._fd = sock.fileno()
+        self._raw = _socket.socket(fileno=os.dup(self._fd))  # without gevent's waiting
+        self._under_way: dict[int, _socket.socket] = {}  # connections that came with an answer, by question
         os.set_blocking(self._fd, False)
         self._timeout = timeout
         self._next_id = secrets.randbits(62)
@@ -102,6 +114,40 @@ class BrokerClient:
         """Change an open conversation; the lease as it is now. PinholeRefused as for `ask`."""
         return self._wait(update)
 
+    def connect(self, client: Endpoint, server: Endpoint) -> tuple[_socket.socket, Endpoint]:
+        """A connection under way with the address of an inside client, whose own one to `server` was redirected here,
+        and as what the server sees it. Waits for the broker, not for the server. PinholeRefused as for `ask`, or
+        "connect" with the errno as its detail."""
+        outcome: AsyncResult[ToWorker | PinholeRefused] = AsyncResult()
+        sockets: list[_socket.socket] = []
+        self._next_id += 1
+        question = self._next_id
+
+        def answered(answer: ToWorker | PinholeRefused) -> None:
+            if (sock := self._under_way.pop(question, None)) is not None:
+                sockets.append(sock)
+            outcome.set(answer)
+
+        self._question(Dial(question, client, server), answered)
+        answer = outcome.get()
+        if isinstance(answer, PinholeRefused):
+            raise answer
+        if not isinstance(answer, Dialled) or not sockets:
+            raise PinholeRefused("broker", "no connection came with the answer")
+        return sockets[0], answer.seen
+
+    def seen(self, along: Along) -> str:
+        """The address as which the source of a flow is seen by its destination. PinholeRefused as for `ask`."""
+        outcome: AsyncResult[ToWorker | PinholeRefused] = AsyncResult()
+        self._next_id += 1
+        self._question(Look(self._next_id, along), outcome.set)
+        answer = outcome.get()
+        if isinstance(answer, PinholeRefused):
+            raise answer
+        if not isinstance(answer, Seen):
+            raise PinholeRefused("broker", "another question was answered")
+        return answer.host
+
     def _wait(self, wish: PinholeRequest | PinholeUpdate) -> Lease:
         outcome: AsyncResult[Lease | PinholeRefused] = AsyncResult()
         self.ask(wish, outcome.set)
@@ -139,8 +185,9 @@ class BrokerClient:
         for watcher in (self._readable, self._writable, self._clock):
             watcher.stop()
             watcher.close()
+        self._raw.close()
 
-    def _question(self, question: Open | Update | Count, answered: _Answered) -> None:
+    def _question(self, question: Open | Update | Count | Dial | Look, answered: _Answered) -> None:
         self._waiting[question.id] = answered, time.monotonic() + self._timeout
         if not self._ticking:
             self._wind()
@@ -185,7 +232,7 @@ class BrokerClient:
         except (OSError, ValueError) as error:
             log.error("broker.lost", error=str(error))
             for message in batch:
-                if isinstance(message, Open | Update | Count):
+                if isinstance(message, Open | Update | Count | Dial | Look):
                     self._settle(message.id, PinholeRefused("broker", str(error)))
         return True
 
@@ -194,7 +241,7 @@ class BrokerClient:
     def _read(self) -> None:
         for _ in range(_TURN):
             try:
-                data = os.read(self._fd, MAX_PACKET + 1)
+                data, passed, _, _ = self._raw.recvmsg(MAX_PACKET + 1, _ROOM, MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -203,16 +250,21 @@ class BrokerClient:
             if not data:
                 self._lost("closed")
                 return
+            connections = [_socket.socket(fileno=number) for number in _numbers(passed)]
             try:
                 messages = decode_to_worker(data)
             except ValueError as error:
                 log.error("broker.bad_message", error=str(error)[:200])
                 continue
             for message in messages:
+                if isinstance(message, Dialled) and connections:
+                    self._under_way[message.id] = connections.pop()
                 if isinstance(message, Refused):
                     self._settle(message.id, PinholeRefused(message.rule, message.detail))
                 elif not self._settle(message.id, message) and isinstance(message, Opened):
                     self.close(message.lease.id)  # came too late: nobody will use it
+                if isinstance(message, Dialled) and (unused := self._under_way.pop(message.id, None)) is not None:
+                    unused.close()
 
     def _lost(self, why: str | None) -> None:
         log.error("broker.lost", error=why)
@@ -243,3 +295,11 @@ class BrokerClient:
             self._settle(question, PinholeRefused("broker", f"no answer within {self._timeout:g} s"))
         if self._waiting and not self._ticking:
             self._wind()
+
+
+def _numbers(passed: list[tuple[int, int, bytes]]) -> Iterator[int]:
+    """The descriptors that came with a packet."""
+    for level, kind, data in passed:
+        if level == SOL_SOCKET and kind == SCM_RIGHTS:
+            for at in range(0, len(data) - 3, 4):
+                yield int.from_bytes(data[at : at + 4], sys.byteorder)

@@ -32,6 +32,7 @@ from gateway.front.packets.early import EarlyMedia
 from gateway.front.packets.journal import Journal
 from gateway.front.packets.packet import LONGEST_WHOLE
 from gateway.front.packets.queue import MOST_HELD, PacketFront, QueueModule
+from gateway.model.requests import Along
 from gateway.net.addresses import PublicAddress, public_address, source_towards
 from gateway.observe.admin import Rows, answer
 from gateway.observe.counters import recent_rows
@@ -66,7 +67,7 @@ class Packets:
         config = boot.config
         assert boot.broker is not None
         self._outside = config.network.outside
-        self._routes: dict[str, tuple[float, PublicAddress | None]] = {}
+        self._routes: dict[tuple[str, int], tuple[float, str | None]] = {}
         journal = Journal(boot.journal) if boot.journal else None
         keep = journal is not None and bool(journal.found)
         _, self._kinds = installed(config)
@@ -80,7 +81,7 @@ class Packets:
             ],
             KernelPinholes(BrokerClient(socket.socket(fileno=boot.broker), keep=keep)),
             config.inside_networks,
-            self._public_towards,
+            self._public_along,
             self._trace,
             journal=journal,
             admitted=self._early.admitted,
@@ -125,17 +126,22 @@ class Packets:
             self._stop.set()
             raise
 
-    def _public_towards(self, server: str) -> PublicAddress | None:
-        """The address of this host that `server` sees."""
+    def _public_along(self, along: Along) -> PublicAddress | None:
+        """Where pinholes of a flow listen, if it is for the configuration to say; else what is expected of the NAT: the
+        broker finds out."""
         now = time.monotonic()
-        known = self._routes.get(server)
+        way = along.destination.host, along.device
+        known = self._routes.get(way)
         if known is None or known[0] < now:
-            facing = source_towards(server)
             if len(self._routes) > 4096:
                 self._routes.clear()
-            known = (now + ROUTE_AGE, public_address(self._outside, facing) if facing else None)
-            self._routes[server] = known
-        return known[1]
+            known = self._routes[way] = now + ROUTE_AGE, source_towards(*way)
+        facing = known[1]
+        if facing is None:
+            return None
+        public = public_address(self._outside, facing)
+        named = self._outside == public.advertised
+        return public if named else PublicAddress(facing, facing, along)
 
     def _serve_admin(self) -> None:
         verbs = {"status": self._status, "trace": self._trace_rows}

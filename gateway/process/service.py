@@ -45,6 +45,7 @@ from gateway.net.relay.splice import Relay
 from gateway.net.resolver import Resolver
 from gateway.net.sockets import keep_alive_after
 from gateway.pinhole.backend import Backend
+from gateway.pinhole.client import BrokerClient
 from gateway.pinhole.split import SplitPinholes
 from gateway.pinhole.userspace import UserspacePinholes
 from gateway.policy.clients import Clients, Kind
@@ -66,6 +67,7 @@ class Ground(NamedTuple):
     acceptor: Acceptor
     userspace: UserspacePinholes
     kernel: Backend
+    broker: BrokerClient | None
     own: OwnAddresses
     policy: Policy
     limits: RuleLimits
@@ -90,7 +92,9 @@ class Service:
         outside = config.network.outside
         source = outside if outside != "auto" and ground.own.is_local(outside) else None
         resolver, upstreams = resolver_of(config.dns), Upstreams(upstreams_of(config))
-        dialer = Dialer(policy, resolver, source, ground.limits, upstreams, ground.clients)
+        broker = ground.broker if config.pinhole.backend != "userspace" else None
+        as_client = broker.connect if broker is not None else None
+        dialer = Dialer(policy, resolver, source, ground.limits, upstreams, ground.clients, as_client)
         lookup = Lookup(policy, resolver, ground.limits, ground.clients)
         of_socks = _of_socks(config.pinhole.backend, userspace, kernel)
         streams, datagrams = installed(config)
@@ -108,6 +112,7 @@ class Service:
             Guard(),
             ground.announced,
             ground.afterlife,
+            ground.broker.seen if ground.broker is not None else None,
         )
         earlier = before.authentication if before is not None else None
         self.authentication: Authentication = Authentication(

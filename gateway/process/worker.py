@@ -123,6 +123,7 @@ class Worker:
             self._acceptor,
             self._userspace,
             KernelPinholes(broker) if broker else self._userspace,
+            broker,
             own,
             policy_of(config, datetime.now, own.has),
             RuleLimits(counts, time.time() - time.monotonic()),

@@ -18,11 +18,10 @@ import structlog
 from alg.address import Endpoint, canonical
 from alg.api import OpenConversation, Side
 from alg.datagrams import DatagramModule, Entry, Moved, RecordedModule
-from gateway.driver.conversations import is_translated
 from gateway.driver.datagrams import DatagramDriver, HeldDatagram, Placement, Said, Setting, log_said
 from gateway.front.packets.journal import Journal, Stored
 from gateway.front.packets.packet import NotWhole, UdpPacket, parse
-from gateway.model.requests import Network
+from gateway.model.requests import Along, Network
 from gateway.net.addresses import PublicAddress
 from gateway.observe.counters import Key
 from gateway.observe.metrics import Sample
@@ -39,6 +38,10 @@ WRITE, WRITE_SHARE = 0.005, 20  # seconds between two entries in the journal at 
 
 class QueuedPacket(Protocol):
     """A packet of NFQUEUE. `accept` ends it."""
+
+    mark: int
+    indev: int
+    outdev: int
 
     def get_payload(self) -> bytes: ...
 
@@ -65,7 +68,7 @@ class _Item(NamedTuple):
 class _Line:
     """One module with its driver: carries its datagrams (`gateway.driver.datagrams.Carrier`).
 
-    `servers`: with which outside host a conversation began.
+    `servers`: with which outside host a conversation began; `facing`: which address of this host faced it then.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class _Line:
         self.name = wanted.setting.name
         self.recorded = wanted.recorded
         self.servers: dict[int, str] = {}
+        self.facing: dict[int, str] = {}
         self._front = front
         self.driver = DatagramDriver(wanted.module, wanted.setting, pinholes, self, trace, now)
 
@@ -86,12 +90,14 @@ class _Line:
         self._front.send(held)
 
     def place(self, command: OpenConversation) -> Placement:
-        server = self.servers.get(command.ref) or self._front.facing(command.target.host)
-        if server is not None:
-            self.servers[command.ref] = server
-        public = self._front.public_towards(server) if server is not None else None
+        client = command.target.host
+        along = self._front.path(client, self.servers.get(command.ref))
+        public = self._front.public_along(along) if along is not None else None
+        if along is not None and public is not None:
+            self.servers[command.ref] = along.destination.host
+            self.facing[command.ref] = public.local
         # What comes to a socket that speaks the protocol itself is for us to read; all else is media.
-        return Placement(command.target.host, public, self._front.knows(command.target))
+        return Placement(client, public, self._front.knows(command.target))
 
     def changed(self) -> None:
         if self.recorded:
@@ -139,7 +145,7 @@ def _unheard(public: Endpoint, ports: int) -> None:
 class PacketFront:
     """All packets of one queue. `take` is the queue's callback; `run` keeps time, in a greenlet of its own.
 
-    `inside`: who is a client. `public_towards`: where conversations with an outside host listen; None without a route.
+    `inside`: who is a client. `public_along`: where conversations of a flow listen; None without a route.
     `journal`: what a predecessor knew is in it, and what a successor has to know is put there. `admitted` is told the
     first public port, and how many there are, where somebody has been let in.
     """
@@ -149,18 +155,18 @@ class PacketFront:
         modules: Sequence[QueueModule],
         pinholes: ConversationBackend,
         inside: Sequence[Network],
-        public_towards: Callable[[str], PublicAddress | None],
+        public_along: Callable[[Along], PublicAddress | None],
         trace: Trace,
         now: Callable[[], float] = time.monotonic,
         journal: Journal | None = None,
         admitted: Callable[[Endpoint, int], None] = _unheard,
     ) -> None:
-        self.public_towards = public_towards
+        self.public_along = public_along
         self.admitted = admitted
         self._counters: Counter[str] = Counter()
         self._inside = tuple(inside)
         self._now = now
-        self._facing: dict[str, str] = {}  # the outside host that an inside one spoke with last
+        self._paths: dict[str, Along] = {}  # the flow with the outside that an inside host used last
         self._sockets: dict[Endpoint, _Line] = {}  # of clients, that were seen here, and whose they are
         self._hosts: dict[str, bool] = {}  # whether they are inside
         self._next_look = now() + ADDRESSES
@@ -209,7 +215,7 @@ class PacketFront:
         if line is None:
             self._pass(packet, "other")
             return
-        self._remember(client, server.host, line)
+        self._remember(side, client, server, line, packet)
         way = parsed.source, parsed.destination
         line.driver.take(side, client, server, parsed.payload, _Item(packet, parsed), way)
 
@@ -234,11 +240,15 @@ class PacketFront:
         before, or of a server inside that the outside finds at its port."""
         return self._by_port.get(server.port) or self._sockets.get(client) or self._by_port.get(client.port)
 
-    def _remember(self, client: Endpoint, server: str, line: _Line) -> None:
+    def _remember(self, side: Side, client: Endpoint, server: Endpoint, line: _Line, packet: QueuedPacket) -> None:
         if len(self._sockets) >= MOST_REMEMBERED:
-            self._facing.clear()
+            self._paths.clear()
             self._sockets.clear()
-        self._facing[client.host] = server
+        if side is Side.CLIENT:
+            self._paths[client.host] = Along("udp", client, server, packet.mark, packet.outdev)
+        else:  # its mark is not that of the client's packets
+            known = self._paths.get(client.host)
+            self._paths[client.host] = Along("udp", client, server, known.mark if known else 0, packet.indev)
         self._sockets[client] = line
 
     def _pass(self, packet: QueuedPacket, reason: str) -> None:
@@ -256,9 +266,13 @@ class PacketFront:
                 self._counters["untouched_grown"] += 1
         item.packet.accept()
 
-    def facing(self, client: str) -> str | None:
-        """The outside host that an inside one spoke with last."""
-        return self._facing.get(client)
+    def path(self, client: str, server: str | None) -> Along | None:
+        """The flow with the outside that an inside host used last; if it is known, one with `server`."""
+        along = self._paths.get(client)
+        if server is None or (along is not None and along.destination.host == server):
+            return along
+        source = along.source if along is not None else Endpoint(client, 9)
+        return Along("udp", source, Endpoint(server, along.destination.port if along is not None else 9))
 
     def knows(self, socket: Endpoint) -> bool:
         """Whether an inside socket has spoken a module's protocol here."""
@@ -322,10 +336,14 @@ class PacketFront:
         for ref, server in list(line.servers.items()):
             if ref not in conversations:
                 del line.servers[ref]
+                line.facing.pop(ref, None)
                 continue
             lease = conversations.lease(ref)
-            public = self.public_towards(server) if lease is not None and is_translated(lease.client) else None
-            if lease is not None and public is not None and public.local != lease.public.host:
+            along = self.path(lease.client, server) if lease is not None else None
+            public = self.public_along(along) if along is not None else None
+            if lease is None or public is None or lease.public == lease.target:
+                continue
+            if line.facing.setdefault(ref, public.local) != public.local:
                 log.warning("pinhole.moved", old=str(lease.public), address=public.local, target=str(lease.target))
                 line.driver.tell(Moved(ref, now))
 

@@ -27,6 +27,8 @@ EDIT = (Edit(0, 1, b"LONGER", "test"),)
 class Packet:
     """A packet of the queue that remembers what became of it."""
 
+    mark = indev = outdev = 0
+
     def __init__(self, data: bytes, order: list[Packet]) -> None:
         self.data, self.order = data, order
 

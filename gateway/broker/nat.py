@@ -1,0 +1,255 @@
+"""What the NAT of this host makes of a flow, and connections that the gateway makes with a client's own address.
+
+The rules of the NAT are never read: the kernel is asked what it did (connection tracking), or shown what it would have
+to do (a probe). docs/decisions/0121-what-the-nat-does-decides.md
+"""
+
+from __future__ import annotations
+
+import _socket
+import contextlib
+import errno
+import ipaddress
+import os
+import random
+import socket
+import struct
+import sys
+import time
+import zlib
+from collections.abc import Sequence
+
+from alg.address import Endpoint
+from gateway.broker.conntrack import TranslationTable
+from gateway.broker.elements import Element
+from gateway.broker.marks import PASSING, PROBE, SPOKEN
+from gateway.broker.netfilter import Change, Netfilter
+from gateway.broker.netlink import (
+    NLM_F_ACK,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REQUEST,
+    NetfilterError,
+    Netlink,
+    attribute,
+)
+from gateway.model.errors import PinholeRefused
+from gateway.model.requests import Along, Network
+from gateway.net.addresses import OwnAddresses
+from gateway.observe.log import get_logger
+
+REMEMBERED = 0.1
+"""Seconds that an answer is believed: of the many conversations that one message begins."""
+
+_MOST = 4096
+_IP_TRANSPARENT, _IPV6_TRANSPARENT = 19, 75
+_SO_MARK = 36
+_TRIES = 16
+
+# <linux/fib_rules.h>, <linux/rtnetlink.h>
+_RTM_NEWROUTE, _RTM_DELROUTE, _RTM_NEWRULE, _RTM_DELRULE = 24, 25, 32, 33
+_RULE = struct.Struct("=BBBBBBBBI")  # fib_rule_hdr, and rtmsg: the same sizes
+_FR_ACT_TO_TBL, _RTN_LOCAL, _RT_SCOPE_HOST, _RTPROT_STATIC = 1, 2, 254, 4
+_FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK = 6, 10, 15, 16
+_RTA_DST, _RTA_OIF, _RTA_TABLE = 1, 4, 15
+_LOOPBACK = 1  # the index of lo
+_RULE_PRIORITY = 1  # behind `local` (0) only: nobody else's rule may send such a packet elsewhere
+_TABLES = 0xA1600000
+
+log = get_logger()
+
+
+class Nat:
+    """What becomes of flows. Not for several threads. `rng` chooses ports."""
+
+    def __init__(self, netfilter: Netfilter, rng: random.Random) -> None:
+        self._netfilter = netfilter
+        self._rng = rng
+        self._tracking = TranslationTable()
+        self._own = OwnAddresses()
+        self._known: dict[Along, tuple[float, str]] = {}
+
+    def public_of(self, along: Along) -> str:
+        """The address as which the flow's source is seen by its destination; the source's own one where nothing is
+        translated. PinholeRefused "public" where nobody knows. Raises NetfilterError."""
+        now = time.monotonic()
+        known = self._known.get(along)
+        if known is None or known[0] < now:
+            if len(self._known) >= _MOST:
+                self._known.clear()
+            known = self._known[along] = (now + REMEMBERED, self._ask(along))
+        return known[1]
+
+    def _ask(self, along: Along) -> str:
+        found = self._tracking.get(along.transport, along.source, along.destination)
+        if found is not None:
+            public = found.seen.host
+            if along.transport != "udp" or public == along.source.host or self._own.is_local(public):
+                return public
+            # The connection may be remembered from before this host lost that address.
+            afresh = self._probe(along, 0)
+            return afresh if afresh is not None and self._own.is_local(afresh) else public
+        if along.transport == "udp":
+            probed = self._probe(along, along.source.port)
+            if probed is not None:
+                return probed
+        elif self._own.is_local(along.source.host):
+            return along.source.host  # what is not tracked is not translated
+        raise PinholeRefused("public", f"nobody knows as what {along.source} is seen by {along.destination}")
+
+    def _probe(self, along: Along, port: int) -> str | None:
+        """What the NAT makes of a datagram like the flow's, from this port (0: any). None: it did not get that far."""
+        host = along.source.host
+        try:
+            with contextlib.closing(_transparent(socket.SOCK_DGRAM, host, along.mark)) as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, struct.pack("=I", PROBE))
+                if along.device:
+                    device = socket.if_indextoname(along.device).encode()
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device)
+                try:
+                    sock.bind((host, port))
+                except OSError as error:
+                    if error.errno != errno.EADDRINUSE:
+                        raise
+                    sock.bind((host, 0))  # a server of this host has that port
+                source = Endpoint(host, sock.getsockname()[1])
+                sock.sendto(b"", (along.destination.host, along.destination.port))
+        except OSError as error:
+            if error.errno != errno.EPERM:  # that is how our own chain ends it
+                return None
+        except ValueError:
+            return None
+        name, key = f"seen{source.version}", struct.pack(">H", source.port)
+        data = self._netfilter.data(name, key)
+        # An element that is there keeps its data: the next probe is to find none.
+        self._netfilter.apply([Change(delete=(Element(name, key, None, 0.0, ""),))])
+        return None if data is None else str(ipaddress.ip_address(data))
+
+    def connect(self, client: Endpoint, server: Endpoint) -> tuple[_socket.socket, Endpoint]:
+        """A connection under way from the client's address to `server`, where the client's own connection to that
+        server was redirected to this host; and the endpoint as which the server sees it. It is routed and translated
+        as the client's packets would be. PinholeRefused "flow": there is no such connection; "connect": the errno is
+        the detail. Raises NetfilterError."""
+        asked = self._tracking.get("tcp", client, server)
+        if asked is None or not asked.from_source or asked.answers == server:
+            raise PinholeRefused("flow", f"{client} has no connection to {server} that was redirected")
+        mark = self._netfilter.data("marks", asked.id)
+        value = int.from_bytes(mark, sys.byteorder) if mark else 0
+        sock = _transparent(socket.SOCK_STREAM, client.host, value)
+        try:
+            port = self._bind(sock, client.host)
+            sock.setblocking(False)
+            code = sock.connect_ex((server.host, server.port))
+            if code not in (0, errno.EINPROGRESS):
+                raise OSError(code, os.strerror(code))
+            # The first packet has passed the NAT by now.
+            found = self._tracking.get("tcp", Endpoint(client.host, port), server)
+        except OSError as error:
+            sock.close()
+            raise PinholeRefused("connect", str(error.errno)) from error
+        except BaseException:
+            sock.close()
+            raise
+        return sock, found.seen if found is not None else Endpoint(client.host, port)
+
+    def _bind(self, sock: _socket.socket, host: str) -> int:
+        for _ in range(_TRIES):
+            port = self._rng.randint(*SPOKEN)
+            try:
+                sock.bind((host, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                return port
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
+class ReturnPath:
+    """Leads what comes back to connections with a client's address to this host: packets that nft has marked so
+    (PASSING) are looked up in a table of their own, in which the inside networks are this host. `instance` tells the
+    tables of several apart."""
+
+    def __init__(self, instance: str) -> None:
+        self._table = _TABLES | zlib.crc32(instance.encode()) & 0xFFFF
+        self._netlink = Netlink(socket.NETLINK_ROUTE)
+        self._networks: set[Network] = set()
+        self.there = False
+
+    def make(self, inside: Sequence[Network]) -> None:
+        """Make it, or what of it is not there, for these networks. Where it cannot be made, that is logged."""
+        wanted = set(inside)
+        try:
+            for network in self._networks - wanted:
+                self._route(_RTM_DELROUTE, network)
+            for network in wanted - self._networks:
+                self._route(_RTM_NEWROUTE, network)
+            for version in (4, 6):
+                if any(network.version == version for network in wanted):
+                    self._rule(_RTM_NEWRULE, version)
+            self._networks, self.there = wanted, True
+        except NetfilterError as error:
+            self.there = False
+            log.warning("nat.no_return_path", reason=str(error))
+
+    def remove(self) -> None:
+        """Take it away."""
+        self.there = False
+        for network in self._networks:
+            try:
+                self._route(_RTM_DELROUTE, network)
+            except NetfilterError:
+                pass  # somebody has taken it away
+        for version in {network.version for network in self._networks}:
+            try:
+                self._rule(_RTM_DELRULE, version)
+            except NetfilterError:
+                pass
+        self._networks = set()
+
+    def _rule(self, kind: int, version: int) -> None:
+        body = _RULE.pack(_family(version), 0, 0, 0, 0, 0, 0, _FR_ACT_TO_TBL, 0)
+        for name, value in (
+            *((_FRA_PRIORITY, _RULE_PRIORITY), (_FRA_FWMARK, PASSING), (_FRA_FWMASK, PASSING)),
+            (_FRA_TABLE, self._table),
+        ):
+            body += attribute(name, struct.pack("=I", value))
+        self._change(kind, body)
+
+    def _route(self, kind: int, network: Network) -> None:
+        body = _RULE.pack(
+            _family(network.version), network.prefixlen, 0, 0, 0, _RTPROT_STATIC, _RT_SCOPE_HOST, _RTN_LOCAL, 0
+        )
+        body += attribute(_RTA_DST, network.network_address.packed)
+        body += attribute(_RTA_OIF, struct.pack("=I", _LOOPBACK))
+        body += attribute(_RTA_TABLE, struct.pack("=I", self._table))
+        self._change(kind, body)
+
+    def _change(self, kind: int, body: bytes) -> None:
+        flags = NLM_F_REQUEST | NLM_F_ACK | (NLM_F_CREATE | NLM_F_EXCL if kind in (_RTM_NEWRULE, _RTM_NEWROUTE) else 0)
+        try:
+            self._netlink.request(self._netlink.message(kind, flags, body))
+        except NetfilterError as error:
+            if error.code != errno.EEXIST:
+                raise
+
+
+def _transparent(kind: int, host: str, mark: int) -> _socket.socket:
+    """A socket that may have any address. Needs CAP_NET_ADMIN."""
+    version = 6 if ":" in host else 4
+    sock = _socket.socket(_family(version), kind | socket.SOCK_CLOEXEC)
+    try:
+        if version == 4:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
+        if mark:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, struct.pack("=I", mark))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _family(version: int) -> int:
+    return socket.AF_INET if version == 4 else socket.AF_INET6
