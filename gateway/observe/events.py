@@ -72,6 +72,8 @@ EVENTS = {
     "listen.waits": "A connection of this host has a listener's port; the start waits, a minute at most.",
     "log.lost": "The log could not be written (a full disk, say): so many `lines` are missing.",
     "notify.failed": "systemd did not take a message.",
+    "nat.no_return_path": "The rule and routes could not be made that lead answers to connections with a client's "
+    "address to this host: redirected connections go out with its own.",
     "packets.taken_over": "A new packets process knows the conversations of the one before.",
     "pinhole.close": "A pinhole was closed, or its flow has ended.",
     "pinhole.expire": "A pinhole's time is over.",
@@ -116,6 +118,8 @@ EVENTS = {
     "status": "What SIGUSR1 asks for: the process, as `algate status` shows it.",
     "stopped": "The gateway has ended, and taken away what it made.",
     "supervisor.gone": "The supervisor is gone: this process ends too.",
+    "transparent.own_address": "A redirected connection goes out with this host's own address and not as its client's "
+    "would: the broker does not make one (`rule`).",
     "transparent.failed": "A redirected connection could not be served; it was reset.",
     "transparent.loop": "A redirected connection was meant for the gateway itself; it was reset.",
     "upgrade.complete": "The processes of the version before have ended.",

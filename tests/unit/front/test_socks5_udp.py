@@ -19,6 +19,7 @@ from gateway.front.udp.wire import (
     header_size,
     parse_header,
 )
+from gateway.model.hosts import read_host
 
 ports = st.integers(0, 65535)
 fragments = st.integers(0, 255)
@@ -37,7 +38,7 @@ def test_a_header_with_an_address(
 @given(name=st.from_regex(r"[a-z0-9._-]{1,255}", fullmatch=True), port=ports, data=st.binary(max_size=50))
 def test_a_header_with_a_name(name: str, port: int, data: bytes) -> None:
     wire = b"\0\0\0\3" + bytes([len(name)]) + name.encode() + port.to_bytes(2, "big") + data
-    assert parse_header(wire) == (Header(0, name, port), len(wire) - len(data))
+    assert parse_header(wire) == (Header(0, read_host(name), port), len(wire) - len(data))
 
 
 @given(st.binary(max_size=300))
