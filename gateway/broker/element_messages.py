@@ -38,6 +38,8 @@ class ElementMessages:
 
     def key(self, name: str, key: bytes) -> bytes:
         """The element with this key. Most messages are of a key alone: what stands before it is made once."""
+        if len(key) & 3:  # the padding stands behind it
+            return self._item(name, _value(NFTA_SET_ELEM_KEY, key))
         frame = self._frames.get(name)
         if frame is None:
             item = nested(NFTA_LIST_ELEM, _value(NFTA_SET_ELEM_KEY, key))

@@ -262,6 +262,8 @@ class Engine:
 
     def _located(self, request: PinholeRequest, along: Along) -> PinholeRequest:
         """The request with the public address that its flow has. PinholeRefused."""
+        if any(along.source == lease.target for _, lease in self._closes):
+            self.flush()  # a conversation of this very socket translates it as long as it is there
         try:
             public = self._nat.public_of(along)
         except NetfilterError as error:
