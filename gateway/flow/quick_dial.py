@@ -29,7 +29,16 @@ Done = Callable[[_socket.socket | OSError, Watch | None], None]
 class QuickDialer:
     """Connects in callbacks. `source` is the address of this host to connect from, or None for the kernel's choice."""
 
-    def __init__(self, policy: Policy, relay: Relay, source: str | None = None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        relay: Relay,
+        source: str | None = None,
+        routes_by_policy: Callable[[], bool] | None = None,
+    ) -> None:
+        """`routes_by_policy`: whether the way of a redirected connection may be another than that of our own; then it
+        is not simple."""
+        self._routes_by_policy = routes_by_policy
         self._policy = policy
         self._relay = relay
         self._source = ipaddress.ip_address(source) if source else None
@@ -37,6 +46,8 @@ class QuickDialer:
     def decide(self, request: ConnectRequest, address: Address) -> Decision | None:
         """The permission for a request that is simple; None for any other, and for what is not permitted: those are
         the `Dialer`'s, which decides again."""
+        if request.command == "transparent" and self._routes_by_policy is not None and self._routes_by_policy():
+            return None
         judgement = self._policy.judge(request)
         if not judgement.client.permit or self._policy.demands_ident(request):
             return None

@@ -8,7 +8,7 @@ import ipaddress
 import socket
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
@@ -18,16 +18,19 @@ from gateway.model.requests import Along
 
 # <linux/rtnetlink.h>
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
-RTA_DST = 1
+RTM_NEWRULE, RTM_GETRULE = 32, 34
+RTA_DST, FRA_TABLE = 1, 15
 RTN_UNSPEC, RTN_UNICAST, RTN_LOCAL, RTN_BROADCAST, RTN_ANYCAST, RTN_MULTICAST = range(6)
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV4_RULE = 0x1, 0x10, 0x40, 0x80
 RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE, RTMGRP_IPV6_RULE = 0x100, 0x400, 0x40000
 NLMSG_ERROR = 2
-NLM_F_REQUEST = 1
+NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
 
 LOOK = 0.001
 """Seconds between two looks at what the kernel has said of changes: each is a system call."""
 
+_KERNELS = frozenset({253, 254, 255})  # default, main, local
+_OUR_TABLES = 0xA1600000  # where the broker's tables begin
 _OWN = frozenset({RTN_LOCAL, RTN_BROADCAST, RTN_ANYCAST})
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg: family, lengths of destination and source, tos, table, ..., type, flags
@@ -67,6 +70,7 @@ class OwnAddresses:
     def __init__(self, size: int = 4096) -> None:
         self._size = size
         self._known: dict[int, dict[int, int]] = {4: {}, 6: {}}
+        self._by_policy: bool | None = None
         self._next_look = 0.0
         self._sequence = 0
         # The sockets of the C library: an answer is there when the question has been sent, so there is nobody to wait
@@ -91,11 +95,37 @@ class OwnAddresses:
         name."""
         return self._type_of(parse_ip(host)) == RTN_LOCAL
 
-    def _type_of(self, address: Address) -> int:
+    def routes_by_policy(self) -> bool:
+        """Whether rules beside the kernel's own three choose among routing tables (ip-rule(8)): the way of a packet may
+        then depend on more than where it goes. algate's own rule does not count."""
+        self._look()
+        if self._by_policy is None:
+            self._by_policy = any(table and table < _OUR_TABLES and table not in _KERNELS for table in self._tables())
+        return self._by_policy
+
+    def _tables(self) -> Iterator[int]:
+        """The tables that rules lead to."""
+        self._sequence = self._sequence + 1 & 0xFFFFFFFF
+        request = _HEADER.pack(_HEADER.size + 1, RTM_GETRULE, NLM_F_REQUEST | NLM_F_DUMP, self._sequence, 0)
+        self._socket.send(request + bytes(1))
+        while True:
+            data = self._socket.recv(65536)
+            while len(data) >= _HEADER.size:
+                length, kind, _, sequence, _ = _HEADER.unpack_from(data)
+                if sequence == self._sequence:
+                    if kind != RTM_NEWRULE:  # the end, or an error
+                        return
+                    yield _table_of(data[:length])
+                data = data[max((length + 3) & ~3, _HEADER.size) :]
+
+    def _look(self) -> None:
         now = monotonic()
         if now >= self._next_look:
             self._forget_what_changed()
             self._next_look = now + LOOK
+
+    def _type_of(self, address: Address) -> int:
+        self._look()
         known, number = self._known[address.version], int(address)
         kind = known.get(number)
         if kind is None:
@@ -115,6 +145,7 @@ class OwnAddresses:
                 pass
             for known in self._known.values():
                 known.clear()
+            self._by_policy = None
 
     def _ask(self, address: Address) -> int:
         """RTN_UNSPEC where there is no route."""
@@ -166,6 +197,18 @@ def source_towards(host: str, device: int = 0) -> str | None:
             return None
         source: str = probe.getsockname()[0]
         return source.partition("%")[0]
+
+
+def _table_of(message: bytes) -> int:
+    """The table of a rule, in a message as <linux/fib_rules.h> has it: small numbers stand in its head."""
+    table = message[_HEADER.size + 4]
+    at = _HEADER.size + _ROUTE.size
+    while at + _ATTRIBUTE.size <= len(message):
+        size, kind = _ATTRIBUTE.unpack_from(message, at)
+        if kind == FRA_TABLE and size >= 8:
+            table = int.from_bytes(message[at + 4 : at + 8], sys.byteorder)
+        at += max((size + 3) & ~3, _ATTRIBUTE.size)
+    return table
 
 
 def _without_zone(ip: Address) -> Address:

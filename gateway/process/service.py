@@ -140,7 +140,8 @@ class Service:
             RuleIdent(policy, IdentClient(config.socks.ident_timeout), accounts),
         )
         transparent = TransparentFront(dialer, runner, config.published)
-        quick = QuickDialer(policy, ground.relay, source)
+        by_policy = ground.own.routes_by_policy if as_client is not None and source is None else None
+        quick = QuickDialer(policy, ground.relay, source, by_policy)
         quick_socks = QuickSocks(
             self._socks, connect, quick, runner, ground.relay, config.socks.handshake_timeout, ground.acceptor
         )

@@ -90,6 +90,7 @@ def _route_to(network: str) -> Callable[[Lab], None]:
     return prepare
 
 
+PLAIN = 7070
 TEXT = "by the same address\n" * 10_000
 SECOND = frozenset({SECOND4})
 PUBLIC_LOOKING, CLASS_A = "192.169.16.10", "11.12.13.10"
@@ -139,7 +140,9 @@ def router(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         setup.prepare(lab)
         uplinks.rebase(lab)
         before = lab.run("router", ["ip", "rule"]).stdout
-        config = lab.write_config(network={"inside": list(setup.inside)}, process={"workers": 1})
+        config = lab.write_config(
+            network={"inside": list(setup.inside)}, process={"workers": 1}, transparent={"ports": [PLAIN]}
+        )
         gateway = lab.start_gateway(config)
         yield Router(lab, gateway, setup)
         assert gateway.stop() == 0, lab.tail_of_logs()
@@ -167,6 +170,20 @@ def test_the_control_connection(router: Router) -> None:
             connection.settimeout(5)
             assert connection.recv(64) == b"neither\r\n"
             connection.close()
+
+
+def test_a_port_without_a_module(router: Router) -> None:
+    """What is only relayed goes the client's way too, where there are several."""
+    setup, lab = router.setup, router.lab
+    if setup.server != FAR4:
+        pytest.skip("there is one way only")
+    with lab.listen("outside", "0.0.0.0", PLAIN) as listener, lab.connect("inside", FAR4, PLAIN) as sock:
+        connection, address = listener.accept()
+        assert address[0] in setup.seen
+        connection.sendall(b"hello")
+        sock.settimeout(5)
+        assert sock.recv(64) == b"hello"
+        connection.close()
 
 
 def test_a_refusal_is_a_refusal(router: Router) -> None:

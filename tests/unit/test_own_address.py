@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -49,3 +52,21 @@ def test_a_connection_without_redirect(family: socket.AddressFamily, host: str) 
         with accepted:
             destination = original_destination(accepted)
             assert destination is None or (destination.host, destination.port) == server.getsockname()[:2]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a network namespace")
+def test_who_chooses_among_tables() -> None:
+    """In a namespace of its own there are the kernel's three rules; another table is policy, algate's own is not."""
+    program = """
+import subprocess
+from gateway.net.addresses import OwnAddresses
+own = OwnAddresses(); print(own.routes_by_policy())
+ours, main = "fwmark 0x80000000/0x80000000 lookup 2707430000", "from all lookup main suppress_prefixlength 0"
+for rule in (ours, main, "from 10.0.0.0/8 lookup 2"):
+    subprocess.run(["ip", "rule", "add", *rule.split()], check=True)
+    __import__("time").sleep(0.002); print(own.routes_by_policy())
+"""
+    done = subprocess.run(
+        ["unshare", "--net", sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["False", "False", "False", "True"], done.stderr
