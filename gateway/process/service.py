@@ -179,7 +179,7 @@ def room_of(config: Config) -> dict[Kind, int]:
     low, high = config.pinhole_ports
     return {
         Kind.FLOWS: connections,
-        Kind.HANDSHAKES: connections,
+        Kind.HANDSHAKES: 2 * connections,  # a handshake has no server yet
         Kind.ASSOCIATIONS: (high - low + 1) // 2 // config.worker_count,
         Kind.LOOKUPS: LOOKUPS,
     }
