@@ -26,8 +26,8 @@ _CLONE_THREAD = 0x00010000  # <linux/sched.h>
 _SOCK_TYPE_MASK = 0xF  # <linux/net.h>
 _NETLINK_ROUTE = 0
 
-# What strace(1) has seen of workers, packets and console under the tests of tests/net, and what the C library may use
-# in their place. What needs a look at its arguments stands in `_with_arguments`.
+# What workers, packets and console need under the tests of tests/net, which run with the filter on, and what the C
+# library may use in place of that. What needs a look at its arguments stands in `_with_arguments`.
 CALLS = (
     # descriptors and their data
     "read", "readv", "pread64", "preadv", "preadv2", "write", "writev", "pwrite64", "pwritev", "pwritev2", "lseek",

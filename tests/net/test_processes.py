@@ -217,7 +217,8 @@ def test_a_broken_configuration_exits_with_2(lab: Lab) -> None:
     for command in ("run", "check"):
         done = lab.run("router", [Path(sys.executable).parent / "algate", command, "-c", config], check=False)
         assert done.returncode == 2
-        assert done.stderr == f"algate: {config}: pinhole.per_clients: unknown key (did you mean per_client?)\n"
+        line = next(at for at, text in enumerate(config.read_text().splitlines(), 1) if text.startswith("per_clients"))
+        assert done.stderr == f"algate: {config}:{line}: pinhole.per_clients: unknown key (did you mean per_client?)\n"
 
 
 def test_children_have_no_privileges(gateway: Gateway) -> None:
