@@ -105,7 +105,8 @@ def test_227_names_another_host(strict_lab: Lab, gateway: Gateway, host: str) ->
     with script(strict_lab, gateway) as session:
         reply = b"227 Passive (" + port_command(host, 51210)[5:-2] + b").\r\n"
         assert session.command(b"PASV\r\n", reply) == reply.decode().strip()
-        assert gateway.admin("pinholes") == []
+        # At most that port of the server itself: clients connect there whatever the reply names.
+        assert {row["target"] for row in gateway.admin("pinholes")} <= {f"{SERVER4}:51210"}
         target = strict_lab.listen("stranger", STRANGER4, 51210)
         assert fails(strict_lab, "inside", (STRANGER4, 51210))
         target.close()
@@ -176,12 +177,15 @@ def test_overlapping_retransmissions(strict_lab: Lab, gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("window", [500, 100_000], ids=["in-step", "blindly"])
-def test_a_flood_of_port_commands(strict_lab: Lab, gateway: Gateway, window: int) -> None:
+def test_a_flood_of_port_commands(
+    strict_lab: Lab, gateway: Gateway, window: int, request: pytest.FixtureRequest
+) -> None:
     """One client asks for pinholes as fast as it can, or with at most `window` commands on the way.
 
-    It holds no more than its quota, and others are served meanwhile.
+    It holds few, as its session is soon relayed unread, and others are served meanwhile.
     """
     server = strict_lab.vsftpd()
+    request.addfinalizer(server.stop)
     server.put("pub/here", b"x")
     block = b"".join(port_command(CLIENT4, 20000 + i) for i in range(100))
     with script(strict_lab, gateway) as session:
@@ -226,10 +230,9 @@ def test_a_flood_of_port_commands(strict_lab: Lab, gateway: Gateway, window: int
                 sock.shutdown(socket.SHUT_RDWR)
             for thread in threads:
                 thread.join(10)
-        assert most <= 64
-        assert most >= 32 or window > 500  # who does not wait for answers gets few
+        assert most <= 256  # so many commands may be without an answer; beyond that the session is relayed unread
+        gateway.wait_for_log("ftp.flood")
         assert rate > 1_000  # about 10,000 where nothing else runs
-    server.stop()
 
 
 def test_a_race_for_a_pinhole(strict_lab: Lab, gateway: Gateway) -> None:

@@ -247,12 +247,16 @@ def test_nothing_to_redirect_is_said(host: Host) -> None:
 def test_a_missing_program_is_named(host: Host) -> None:
     environment = {"PATH": str(host.tmp)}
     code = (
-        "import sys; from gateway.host import rules; rules._SBIN = ''\n"
+        "import sys; from gateway.host import programs, rules; programs._SBIN = ''\n"
         "from gateway.config.load import load_config; rules.apply(load_config(sys.argv[1]))"
     )
     python = algate().with_name("python")
     done = subprocess.run(
-        [python, "-c", code, host.config()], env=environment, capture_output=True, text=True, check=False
+        ["/usr/bin/unshare", "--net", python, "-c", code, host.config()],  # never in the machine's own namespace
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "iptables-restore is not installed: install the package iptables" in done.stderr
 

@@ -64,5 +64,5 @@ $ROUTER "$ALGATE" calls -c "$CONFIG" | cut -c1-150 | sed 's/^/   /'
 
 wait $caller || fail "caller: $(tail -5 "$work/caller")"
 wait $callee || fail "callee: $(tail -5 "$work/callee")"
-[ "$($ROUTER "$ALGATE" calls --json -c "$CONFIG" | tr -d ' \n')" = "[]" ] || fail "the call is still known"
+$ROUTER "$ALGATE" calls --json -c "$CONFIG" | grep -q '"call_id"' && fail "the call is still known"
 echo "OK: the call was set up, heard and ended."
