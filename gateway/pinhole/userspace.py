@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import random
 import time
@@ -331,7 +332,12 @@ def _connect_target(target: Endpoint, source: str | None = None) -> gsocket.sock
     try:
         sock.settimeout(CONNECT_TIMEOUT)
         if source is not None:
-            sock.bind((source, 0))
+            try:
+                sock.bind((source, 0))
+            except OSError as error:
+                # The control connection has the client's own address, which is not this host's: the kernel chooses.
+                if error.errno != errno.EADDRNOTAVAIL:
+                    raise
         sock.connect((target.host, target.port))
         sock.settimeout(None)
     except BaseException:
