@@ -107,6 +107,8 @@ class FlowRunner:
         # The server behind an upstream sees that one's address, so nothing that we could open would be found.
         responsible = None if through_upstream else self._config.module_of(flow.server.port)
         seen = connection.seen if connection is not None else None
+        if seen is not None and is_local(seen.host):  # a NAT may as well show an address that is not this host's
+            flow.seen = seen.host
         if responsible is not None and (begun := self._begin(flow, *responsible, server, published, seen)):
             module, around = begun
             self._inspect(flow, module, responsible[1].mode, {Side.CLIENT: client, Side.SERVER: server}, around, early)

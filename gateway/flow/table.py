@@ -69,6 +69,7 @@ class Flow:
         "parent",
         "rate",
         "rule",
+        "seen",
         "server",
         "session",
         "target",
@@ -85,6 +86,7 @@ class Flow:
         self.parent: str | None = None  # the flow for whose pinhole this one carries data
         self.rule = ""  # which permitted it
         self.target: str | None = None  # what the client asked for, where that is not the server's endpoint
+        self.seen: str | None = None  # the address of this host as which the server sees a connection with the client's
         self.rate: float | None = None  # bytes a second in each direction; None: as fast as it goes
         self.session: Session | None = None  # what the rule counts
         self.holder: Holder | None = None  # the client that it counts for
@@ -298,7 +300,7 @@ class Flows:
             (flow, host)
             for flow in self
             if flow.carrier
-            for host in flow.carrier.hosts()
+            for host in (*flow.carrier.hosts(), *((flow.seen,) if flow.seen else ()))
             if host != flow.client.host and not is_local(host)  # a connection of ours may have the client's address
         )
         return list({flow.id: (flow, host) for flow, host in hosts}.values())
