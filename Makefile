@@ -110,9 +110,9 @@ lab: setup
 # Wheels for a router without a network, as the Vagrant lab's: algate and all that it needs.
 wheelhouse: setup
 	rm -rf vagrant/wheelhouse build
-	$(BIN)/pip wheel --quiet --disable-pip-version-check --wheel-dir vagrant/wheelhouse '.[router]'
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --wheel-dir vagrant/wheelhouse '.[router]'
 	rm vagrant/wheelhouse/algate-*.whl
-	ALGATE_COMPILE=1 $(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir vagrant/wheelhouse .
+	ALGATE_COMPILE=1 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir vagrant/wheelhouse .
 	@ls vagrant/wheelhouse
 
 # The Vagrant lab, brought up, and every scenario in it. See vagrant/README.md.

@@ -119,8 +119,7 @@ def test_the_wheel_has_what_is_no_python(wheel: Path, dist: Path) -> None:
 def test_the_wheel_in_a_fresh_environment(wheel: Path, directory: Path) -> None:
     venv = directory / "venv"
     run(sys.executable, "-m", "venv", "--without-pip", venv)
-    pip = Path(sys.executable).parent / "pip"
-    run(pip, "--python", venv / "bin" / "python", "install", "--quiet", "--no-compile", wheel)
+    run(sys.executable, "-m", "pip", "--python", venv / "bin" / "python", "install", "--quiet", "--no-compile", wheel)
     algate = venv / "bin" / "algate"
     assert "[socks]" in run(algate, "check", cwd=directory)
     config = directory / "algate.toml"
