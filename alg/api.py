@@ -1,7 +1,7 @@
 """What a protocol module and its driver say to each other: events in, commands out.
 
 A module is pure. It is told what happened (`Event`), with the time as an argument, and answers with what is to be
-done (`Command`). The driver (`gateway/flow/table.py`) does it. Times are seconds of a monotonic clock.
+done (`Command`). The driver (`gateway/driver/stream.py`) does it. Times are seconds of a monotonic clock.
 """
 
 from __future__ import annotations
