@@ -21,8 +21,8 @@ COMPILED = {
     "alg.compiled": [
         *_modules("alg", "address", "api", "bucket", "datagrams"),
         *_modules("alg/text", "header", "sdp"),
-        *_modules("alg/sip", "bindings", "call", "calls", "conversations", "core", "edits", "grammar", "ladder"),
-        *_modules("alg/sip", "message", "module", "peers", "rows", "sdp", "session", "stand_down", "stream"),
+        *_modules("alg/sip", "bindings", "call", "calls", "core", "edits", "grammar", "ladder", "message"),
+        *_modules("alg/sip", "peers", "rows", "sdp", "sockets", "stand_down", "stream", "tcp", "udp"),
     ],
     "gateway.compiled": [
         *_modules("gateway/driver", "conversations", "datagrams", "ordering"),

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import cast
 
 from alg.address import Endpoint
-from alg.sip.conversations import Conversations
 from alg.sip.edits import DEFAULT_PORT, endpoint_of, is_address, same_host
 from alg.sip.message import HostPort, Message, address_of_record, uri_host
+from alg.sip.sockets import InsideSockets
 from alg.text.header import Span
 
 DEFAULT_EXPIRES = 3600  # RFC 3261, 10.2.1.1: the registrar's choice; ours where it does not say it
@@ -39,22 +39,22 @@ class Asked:
 class Bindings:
     """All bindings of an engine."""
 
-    def __init__(self, conversations: Conversations) -> None:
-        self._conversations = conversations
+    def __init__(self, sockets: InsideSockets) -> None:
+        self._sockets = sockets
         self._asked: dict[tuple[str, bytes, int], Asked] = {}
         self._held: dict[Who, set[Endpoint]] = {}
         self.granted = 0  # requests, since the start
 
     def __len__(self) -> int:
         """How many contacts are bound."""
-        return sum(self._conversations.of(target) is not None for held in self._held.values() for target in held)
+        return sum(self._sockets.of(target) is not None for held in self._held.values() for target in held)
 
     def restore(self) -> None:
-        """Learn what is held from the conversations that were put back."""
-        for conversation in self._conversations.all():
-            for kind, who in conversation.claims:
+        """Learn what is held from the sockets that were put back."""
+        for inside in self._sockets.all():
+            for kind, who in inside.claims:
                 if kind == "binding":
-                    self._held.setdefault(cast(Who, who), set()).add(conversation.target)
+                    self._held.setdefault(cast(Who, who), set()).add(inside.target)
 
     def register(self, message: Message, client: Endpoint, server: str, now: float) -> None:
         """The client sends a REGISTER, of its own address of record."""
@@ -91,17 +91,17 @@ class Bindings:
         granted = self._granted(message, client, asked)
         claim = ("binding", asked.who)
         for target in (*held,) if asked.star else (*asked.wishes,):
-            conversation = self._conversations.of(target)
+            inside = self._sockets.of(target)
             seconds = 0 if asked.star else granted.get(target, 0)
-            if conversation is None or seconds <= 0:
+            if inside is None or seconds <= 0:
                 held.discard(target)
-                if conversation:
-                    self._conversations.drop(conversation, claim, now)
+                if inside:
+                    self._sockets.drop(inside, claim, now)
             else:
                 self.granted += 1
                 held.add(target)
                 until = now + min(float(seconds), LONGEST) + GRACE
-                self._conversations.claim(conversation, claim, now, until, asked.peers)
+                self._sockets.claim(inside, claim, now, until, asked.peers)
         if not held:
             del self._held[asked.who]
 
@@ -123,13 +123,13 @@ class Bindings:
         if same_host(place.host, client.host):
             return self._target(client, Endpoint(client.host, place.port or DEFAULT_PORT))
         endpoint = endpoint_of(place)
-        found = self._conversations.behind(endpoint) if endpoint else None
+        found = self._sockets.behind(endpoint) if endpoint else None
         return found[1] if found and found[0].is_of(client) else None
 
     def _target(self, client: Endpoint, named: Endpoint) -> Endpoint:
         """The socket that a contact stands for: the one it names, or the TCP connection that it goes through."""
-        conversation = self._conversations.of(client)
-        return client if self._conversations.is_fixed(conversation) else named
+        inside = self._sockets.of(client)
+        return client if self._sockets.is_fixed(inside) else named
 
     def _remember(self, message: Message, client: Endpoint, asked: Asked) -> None:
         if len(self._asked) >= MOST_ASKED:

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from alg.address import Endpoint
 from alg.api import Side
-from alg.sip.conversations import Conversation
+from alg.sip.sockets import InsideSocket
 
 Key = tuple[str, bytes]
 RequestKey = tuple[Side, int]  # who sent a request, and its CSeq
@@ -63,14 +63,14 @@ class Call:
     heard: float
     servers: set[str]
     state: CallState = CallState.TRYING
-    media: list[Conversation] = field(default_factory=list)
-    offered: dict[RequestKey, list[Conversation]] = field(default_factory=dict)
+    media: list[InsideSocket] = field(default_factory=list)
+    offered: dict[RequestKey, list[InsideSocket]] = field(default_factory=dict)
     far: dict[bytes, tuple[str, ...]] = field(default_factory=dict)
     far_offered: dict[RequestKey, tuple[bytes, tuple[str, ...]]] = field(default_factory=dict)
     legs: set[bytes] = field(default_factory=set)
     kinds: dict[int, str] = field(default_factory=dict)
     counted: dict[int, tuple[int, int]] = field(default_factory=dict)
-    signalling: Conversation | None = None
+    signalling: InsideSocket | None = None
     tag: bytes = b""  # the client's own, once there is an answer
     replaces: Key | None = None  # the same call at the address where the client was
     on_hold: bool = False  # by the client's latest description

@@ -14,10 +14,10 @@ from typing import cast
 from alg.address import Address, Endpoint
 from alg.api import Side
 from alg.sip.call import Call, CallState, Happening, Key, RequestKey
-from alg.sip.conversations import SIGNALLING, Conversation, Conversations, Peers
 from alg.sip.edits import is_address
 from alg.sip.message import Message
 from alg.sip.options import SipOptions
+from alg.sip.sockets import SIGNALLING, InsideSocket, InsideSockets, Peers
 from alg.sip.stand_down import is_public
 from alg.text.sdp import Description
 
@@ -63,9 +63,9 @@ def _media_host(text: str, server: str) -> str | None:
 class Calls:
     """All calls of an engine. `changed`: the keys of those that change, if somebody wants to know."""
 
-    def __init__(self, conversations: Conversations, options: SipOptions) -> None:
+    def __init__(self, sockets: InsideSockets, options: SipOptions) -> None:
         self.changed: set[Key] | None = None
-        self._conversations = conversations
+        self._sockets = sockets
         self._any_source = options.media_source == "any"
         self._media_timeout, self._hold_timeout = options.media_timeout, options.hold_timeout
         self.begun = self.answered = 0  # calls, since the start
@@ -136,7 +136,7 @@ class Calls:
 
     # --- offers and answers -----------------------------------------------------------------------------------------
 
-    def client_media(self, call: Call, asked: RequestKey, media: list[Conversation], now: float) -> None:
+    def client_media(self, call: Call, asked: RequestKey, media: list[InsideSocket], now: float) -> None:
         """The client names these sockets in the request `asked`, or in an answer to it."""
         before = call.offered.get(asked, [])
         call.offered[asked] = media
@@ -162,8 +162,8 @@ class Calls:
     def admit(self, call: Call, now: float) -> None:
         """Let the far side's media in to all of the call's sockets."""
         peers = self.peers(call)
-        for conversation in self._all_media(call):
-            self._conversations.claim(conversation, call.claim, now, math.inf, peers)
+        for inside in self._all_media(call):
+            self._sockets.claim(inside, call.claim, now, math.inf, peers)
 
     def peers(self, call: Call) -> Peers:
         """Who may send media to the call's sockets."""
@@ -176,20 +176,20 @@ class Calls:
             return None
         return tuple(sorted(hosts))
 
-    def _all_media(self, call: Call) -> list[Conversation]:
-        found = {conversation.ref: conversation for conversation in call.media}
+    def _all_media(self, call: Call) -> list[InsideSocket]:
+        found = {inside.ref: inside for inside in call.media}
         for media in call.offered.values():
-            found.update((conversation.ref, conversation) for conversation in media)
+            found.update((inside.ref, inside) for inside in media)
         return list(found.values())
 
-    def _tidy(self, call: Call, before: list[Conversation], now: float) -> None:
+    def _tidy(self, call: Call, before: list[InsideSocket], now: float) -> None:
         """Give up those sockets of `before` that the call does not use any more."""
         if not before:
             return
-        used = {conversation.ref for conversation in self._all_media(call)}
-        for conversation in before:
-            if conversation.ref not in used:
-                self._conversations.drop(conversation, call.claim, now)
+        used = {inside.ref for inside in self._all_media(call)}
+        for inside in before:
+            if inside.ref not in used:
+                self._sockets.drop(inside, call.claim, now)
 
     # --- what messages do to a call ---------------------------------------------------------------------------------
 
@@ -258,26 +258,26 @@ class Calls:
             self._tidy(call, before, now)
         self.admit(call, now)
 
-    def active(self, conversation: Conversation, packets: tuple[int, int], now: float) -> None:
-        """A conversation has carried so many packets (in, out); those of a signalling socket are no media."""
-        if conversation.reason == SIGNALLING:
+    def active(self, inside: InsideSocket, packets: tuple[int, int], now: float) -> None:
+        """The pinhole of a socket has carried so many packets (in, out); those of a signalling socket are no media."""
+        if inside.reason == SIGNALLING:
             return
-        for claim in conversation.claims:
+        for claim in inside.claims:
             call = self._calls.get(cast(Key, claim[1])) if claim[0] == "call" else None
             if call is not None:
-                if call.counted.get(conversation.ref) != packets:
+                if call.counted.get(inside.ref) != packets:
                     call.heard = now
-                call.counted[conversation.ref] = packets
+                call.counted[inside.ref] = packets
                 self._watch(call)
                 self.touch(call)
 
-    def lost(self, conversation: Conversation, now: float) -> None:
-        """A conversation was open and is not any more, so nothing will be counted of it. That is as if nobody spoke: a
-        call whose BYE was lost as well must not live for as long as one that is on hold."""
-        for claim in conversation.claims:
+    def lost(self, inside: InsideSocket, now: float) -> None:
+        """The pinhole of a socket was open and is not any more, so nothing will be counted of it. That is as if
+        nobody spoke: a call whose BYE was lost as well must not live for as long as one that is on hold."""
+        for claim in inside.claims:
             call = self._calls.get(cast(Key, claim[1])) if claim[0] == "call" else None
-            if call is not None and conversation.reason != SIGNALLING:
-                call.counted.setdefault(conversation.ref, (0, 0))
+            if call is not None and inside.reason != SIGNALLING:
+                call.counted.setdefault(inside.ref, (0, 0))
                 self._watch(call)
                 self.touch(call)
 
@@ -295,12 +295,12 @@ class Calls:
         self._of_client[call.client.host] -= 1
         if not self._of_client[call.client.host]:
             del self._of_client[call.client.host]
-        for conversation in self._all_media(call):
-            self._conversations.drop(conversation, call.claim, now)
+        for inside in self._all_media(call):
+            self._sockets.drop(inside, call.claim, now)
         if call.signalling:
             servers = tuple(sorted(call.servers))
-            self._conversations.claim(call.signalling, ("afterwards", servers), now, now + AFTERWARDS, servers)
-            self._conversations.drop(call.signalling, call.claim, now)
+            self._sockets.claim(call.signalling, ("afterwards", servers), now, now + AFTERWARDS, servers)
+            self._sockets.drop(call.signalling, call.claim, now)
 
     def _due(self, call: Call) -> float:
         """When the call ends by itself, as things stand."""

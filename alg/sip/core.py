@@ -17,19 +17,19 @@ from alg.datagrams import Release, RevokeConversation, StandDown
 from alg.sip.bindings import Bindings, is_third_party
 from alg.sip.call import Call, CallState
 from alg.sip.calls import Calls, request_of
-from alg.sip.conversations import Commands, Conversation, Conversations, State
 from alg.sip.edits import Edits, advertise, describe, hairpin, is_over_udp, own_places, restore, same_host
-from alg.sip.journal import Changes, Record, TalkRecord, restore_all
 from alg.sip.ladder import Rung, rung_of, unread_rung
 from alg.sip.message import HostPort, Message, parse
 from alg.sip.options import SipOptions
 from alg.sip.peers import Peers
+from alg.sip.records import Changes, Record, TalkRecord, restore_all
 from alg.sip.sdp import find_sdp
+from alg.sip.sockets import Commands, InsideSocket, InsideSockets, State
 from alg.sip.stand_down import WHOLLY, reason_to_stand_down
 from alg.text.header import Malformed
 from alg.text.sdp import ON_HOLD, Description, Media, is_held, read_sdp
 
-HOLD = 2.0  # seconds that a message waits for its conversations at most
+HOLD = 2.0  # seconds that a message waits for its sockets to be opened at most
 SIGNALLING = 180.0  # seconds that a client's socket keeps its port after its latest message
 MOST_HELD = 1024
 MOST_HELD_OF_CLIENT = MOST_HELD // 2
@@ -58,28 +58,28 @@ class Plan:
     """What an outbound message needs, and where. `edits_signalling`: or the client's own words stay there."""
 
     edits_signalling: bool = True
-    places: list[tuple[str, HostPort, Conversation]] = field(default_factory=list)
+    places: list[tuple[str, HostPort, InsideSocket]] = field(default_factory=list)
     call: Call | None = None
     sdp: Description | None = None
-    media: dict[int, Conversation] = field(default_factory=dict)
+    media: dict[int, InsideSocket] = field(default_factory=dict)
 
     def waits(self) -> set[int]:
-        """The conversations that the message must wait for."""
+        """The numbers of the sockets that the message must wait for."""
         found = {wanted.ref for _, _, wanted in self.places if wanted.state is State.OPENING}
         if self.media:
             found.update(wanted.ref for wanted in self.media.values() if wanted.state is State.OPENING)
         return found
 
     def public(self) -> Endpoint | None:
-        """What is advertised of the first conversation that has anything: of media, if there are any, for what the
+        """What is advertised of the first socket that has anything: of media, if there are any, for what the
         world sees of them may be another address than that of the connection or association that signals."""
-        wanted = [*self.media.values(), *(conversation for _, _, conversation in self.places)]
-        return next((conversation.public for conversation in wanted if conversation.public), None)
+        wanted = [*self.media.values(), *(inside for _, _, inside in self.places)]
+        return next((inside.public for inside in wanted if inside.public), None)
 
 
 @dataclass(slots=True)
 class Held:
-    """A message of a client that waits for conversations, by their refs."""
+    """A message of a client that waits for sockets to be opened, by their refs."""
 
     turn: Turn
     plan: Plan
@@ -92,23 +92,23 @@ class Core:
     noted."""
 
     def __init__(self, options: SipOptions, changes: Changes | None = None, streams: bool = False) -> None:
-        self.conversations = Conversations()
-        self.calls = Calls(self.conversations, options)
+        self.sockets = InsideSockets()
+        self.calls = Calls(self.sockets, options)
         self.peers = Peers(changes)
         self.unread = 0  # messages that passed unread, since the start
         self._options = options
         self._streams = streams
-        self.bindings = Bindings(self.conversations)
+        self.bindings = Bindings(self.sockets)
         self._held: dict[int, Held] = {}
         self._held_of: dict[str, int] = {}  # by the client's address, how many
         self._noted: dict[tuple[str, str], float] = {}
         self._out: list[CoreCommand] = []
         if changes is not None:
-            self.conversations.changed, self.calls.changed = changes.conversations, changes.calls
+            self.sockets.changed, self.calls.changed = changes.sockets, changes.calls
 
     def restore(self, records: Sequence[Record], now: float) -> None:
         """Go on where another process was, as its records say."""
-        restore_all(records, self.conversations, self.calls, now)
+        restore_all(records, self.sockets, self.calls, now)
         self.bindings.restore()
         for record in records:
             if isinstance(record, TalkRecord):
@@ -116,10 +116,10 @@ class Core:
 
     # --- in and out -------------------------------------------------------------------------------------------------
 
-    def taken(self) -> Sequence[CoreCommand]:
-        """The commands since the last time: conversations first, for what is released may count on them."""
-        out = [*self.conversations.out, *self._out]
-        self.conversations.out.clear()
+    def drain(self) -> Sequence[CoreCommand]:
+        """The commands since the last time: pinholes first, for what is released may count on them."""
+        out = [*self.sockets.out, *self._out]
+        self.sockets.out.clear()
         self._out.clear()
         return out
 
@@ -166,22 +166,22 @@ class Core:
             self.release(packet, unread_rung(data))
 
     def opened(self, ref: int, public: Endpoint, now: float) -> None:
-        self.conversations.opened(ref, public, now)
+        self.sockets.opened(ref, public, now)
         self._settled(ref, now)
 
     def refused(self, ref: int, rule: str, now: float) -> None:
-        conversation = self.conversations.by_ref(ref)
-        if conversation and not conversation.borrowed:
-            self.note("sip.refused", f"{conversation.target}: {rule}", now, conversation.target)
-            if conversation.state is State.OPEN:
-                self.calls.lost(conversation, now)
-        self.conversations.refused(ref, rule, now)
-        if conversation is None or conversation.state is State.REFUSED:
+        inside = self.sockets.by_ref(ref)
+        if inside and not inside.borrowed:
+            self.note("sip.refused", f"{inside.target}: {rule}", now, inside.target)
+            if inside.state is State.OPEN:
+                self.calls.lost(inside, now)
+        self.sockets.refused(ref, rule, now)
+        if inside is None or inside.state is State.REFUSED:
             self._settled(ref, now)
 
     def active(self, ref: int, packets: tuple[int, int], now: float) -> None:
-        if conversation := self.conversations.by_ref(ref):
-            self.calls.active(conversation, packets, now)
+        if inside := self.sockets.by_ref(ref):
+            self.calls.active(inside, packets, now)
 
     def tick(self, now: float) -> None:
         for held in [held for held in self._held.values() if held.until <= now]:
@@ -189,10 +189,10 @@ class Core:
             self.note("sip.unanswered", "no answer about a conversation", now, held.turn.client)
             self.release(held.turn.packet, rung_of(held.turn.message))
         self.calls.tick(now)
-        self.conversations.tick(now)
+        self.sockets.tick(now)
 
     def deadline(self) -> float | None:
-        soonest = min(self.calls.deadline(), self.conversations.deadline())
+        soonest = min(self.calls.deadline(), self.sockets.deadline())
         if self._held:
             soonest = min(soonest, next(iter(self._held.values())).until)  # in the order in which they came
         return None if soonest == math.inf else soonest
@@ -229,7 +229,7 @@ class Core:
         is_register = message.is_request and message.method == b"REGISTER"
         if before is not None and not is_register:
             return before
-        rule = reason_to_stand_down(message, client, server, self.conversations, self._options.stand_down)
+        rule = reason_to_stand_down(message, client, server, self.sockets, self._options.stand_down)
         if rule is None and before == "sip.outbound":
             return before  # the registrar's answer decides that anew
         if rule != before:
@@ -262,8 +262,8 @@ class Core:
         """Find out what the message needs, and ask for it. The same again for the same message."""
         plan = Plan(edits_signalling)
         message, client = turn.message, turn.client
-        source = self.conversations.of(client)
-        for name, place in own_places(message, client.host, self.conversations.is_fixed(source)):
+        source = self.sockets.of(client)
+        for name, place in own_places(message, client.host, self.sockets.is_fixed(source)):
             wanted = self._signalling(turn, source, name, place)
             if wanted:
                 plan.places.append((name, place, wanted))
@@ -277,15 +277,15 @@ class Core:
             self._plan_media(turn, plan, plan.call)
         return plan
 
-    def _signalling(self, turn: Turn, source: Conversation | None, name: str, place: HostPort) -> Conversation | None:
-        """The conversation that a place of the client's stands for; `source`: the one of where it speaks, if any."""
+    def _signalling(self, turn: Turn, source: InsideSocket | None, name: str, place: HostPort) -> InsideSocket | None:
+        """The socket that a place of the client's stands for; `source`: the one it speaks from, if that has a port."""
         client, now = turn.client, turn.now
         port = place.port or 5060
-        if source and self.conversations.is_fixed(source):
+        if source and self.sockets.is_fixed(source):
             # A TCP connection: whatever port the client names, it is reached through it. But a request that went over
             # TCP for its length alone (RFC 3261, 18.1.1) has the contact where the client is reached over UDP.
             asks = self._streams and name == "contact" and port != client.port and is_over_udp(turn.message, place)
-            found = self.conversations.find(Endpoint(client.host, port), now) if asks else None
+            found = self.sockets.find(Endpoint(client.host, port), now) if asks else None
             return found or source
         target = client if port == client.port else Endpoint(client.host, port)
         if target != client and name == "via" and turn.message.param(turn.message.via().params, b"rport"):
@@ -297,9 +297,9 @@ class Core:
         peers = (turn.server.host,) if name == "via" and target != client and target.port == 5060 else ()
         claim = ("signalling", peers)
         if source and target is client:
-            self.conversations.claim(source, claim, now, now + SIGNALLING, peers)
+            self.sockets.claim(source, claim, now, now + SIGNALLING, peers)
             return source
-        return self.conversations.want(target, None, "sip.signalling", claim, now, now + SIGNALLING, peers)
+        return self.sockets.want(target, None, "sip.signalling", claim, now, now + SIGNALLING, peers)
 
     def _plan_media(self, turn: Turn, plan: Plan, call: Call) -> None:
         sdp = self._description(turn)
@@ -319,7 +319,7 @@ class Core:
         for index, line in mine.items():
             reason = "sip.rtp" if line.pair else "sip.udptl"
             target, second = Endpoint(client.host, line.port), _second(line)
-            wanted = self.conversations.want(target, second, reason, call.claim, now, math.inf, peers)
+            wanted = self.sockets.want(target, second, reason, call.claim, now, math.inf, peers)
             plan.media[index] = wanted
             call.kinds[wanted.ref] = line.kind
         call.on_hold = is_held(mine.values())
@@ -340,12 +340,12 @@ class Core:
         edits = Edits(message)
         if plan.edits_signalling:
             for name, place, wanted in plan.places:
-                conversation = wanted
+                inside = wanted
                 if wanted.borrowed and wanted.state is State.REFUSED:
-                    conversation = self.conversations.of(client) or wanted
-                if conversation.state is State.OPEN:
-                    advertise(edits, message, client, name, place, conversation)
-                    self.conversations.touch(conversation)
+                    inside = self.sockets.of(client) or wanted
+                if inside.state is State.OPEN:
+                    advertise(edits, message, client, name, place, inside)
+                    self.sockets.touch(inside)
         if plan.sdp and all(wanted.state is State.OPEN for wanted in plan.media.values()):
             public = plan.public()
             if public:
@@ -365,7 +365,7 @@ class Core:
         edits = Edits(message)
         rule = self.peers.rule(client, server)
         if rule not in WHOLLY:
-            restore(edits, message, client, self.conversations)
+            restore(edits, message, client, self.sockets)
             if message.method in (b"REGISTER", b"SUBSCRIBE") and not message.is_request:
                 self.bindings.answered(message, client, server, now)
                 self._agreed(turn, rule)
@@ -391,18 +391,18 @@ class Core:
         sdp = self._description(turn)
         if sdp:
             call.far_on_hold = is_held(sdp.media)
-        if sdp and (sdp.ice or not hairpin(edits, turn.message, sdp, self.conversations)):
+        if sdp and (sdp.ice or not hairpin(edits, turn.message, sdp, self.sockets)):
             self.calls.far_media(call, Side.SERVER, turn.message, sdp, turn.now)
 
     def _follow(self, turn: Turn, call: Call) -> None:
         self.calls.heard(call, turn.side, turn.server.host, turn.message, turn.now)
         if call.state is not CallState.CONFIRMED or self.calls.find(turn.client, turn.message) is not call:
             return
-        source = call.signalling or self.conversations.of(turn.client)
+        source = call.signalling or self.sockets.of(turn.client)
         if source:
             # As long as the call lives its servers reach the client, however long nobody spoke.
             call.signalling = source
-            self.conversations.claim(source, call.claim, turn.now, math.inf, tuple(sorted(call.servers)))
+            self.sockets.claim(source, call.claim, turn.now, math.inf, tuple(sorted(call.servers)))
 
 
 def _is_own(line: Media, host: str) -> bool:

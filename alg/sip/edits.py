@@ -8,8 +8,8 @@ from functools import lru_cache
 
 from alg.address import Endpoint, canonical
 from alg.api import Edit
-from alg.sip.conversations import Conversation, Conversations
 from alg.sip.message import HostPort, Message, uri_host
+from alg.sip.sockets import InsideSocket, InsideSockets
 from alg.text.header import Span
 from alg.text.sdp import Description
 
@@ -111,30 +111,30 @@ def is_over_udp(message: Message, place: HostPort) -> bool:
 
 
 def advertise(
-    edits: Edits, message: Message, client: Endpoint, name: str, place: HostPort, conversation: Conversation
+    edits: Edits, message: Message, client: Endpoint, name: str, place: HostPort, inside: InsideSocket
 ) -> None:
     """Write the public endpoint in `place`, and remember how the client had written it, and from which socket."""
-    if not conversation.written:
+    if not inside.written:
         return
-    conversation.named_by(client)
-    conversation.spelled["via" if name == "via" else "uri"] = message.data[place.start : place.end]
-    edits.replace(place.start, place.end, conversation.written, f"sip.{name}")
+    inside.named_by(client)
+    inside.spelled["via" if name == "via" else "uri"] = message.data[place.start : place.end]
+    edits.replace(place.start, place.end, inside.written, f"sip.{name}")
 
 
-def restore(edits: Edits, message: Message, client: Endpoint, conversations: Conversations) -> None:
+def restore(edits: Edits, message: Message, client: Endpoint, sockets: InsideSockets) -> None:
     """Give the socket `client` back its own words wherever an inbound message names a public endpoint that stands for
     that socket, or that it has named itself. What another phone at the same address has named is that one's."""
 
-    def back(place: HostPort | None, kind: str, reason: str) -> Conversation | None:
+    def back(place: HostPort | None, kind: str, reason: str) -> InsideSocket | None:
         endpoint = endpoint_of(place) if place else None
-        found = conversations.behind(endpoint) if endpoint else None
+        found = sockets.behind(endpoint) if endpoint else None
         if found is None or place is None or not found[0].is_of(client):
             return None
-        conversation = found[0]
-        if conversation.written:
-            words = conversation.spelled.get(kind) or str(conversation.target).encode()
+        inside = found[0]
+        if inside.written:
+            words = inside.spelled.get(kind) or str(inside.target).encode()
             edits.replace(place.start, place.end, words, reason)
-        return conversation
+        return inside
 
     if message.is_request:
         back(uri_host(message.data, message.uri), "uri", "sip.request-uri")
@@ -151,13 +151,13 @@ def _restore_via(
     edits: Edits,
     message: Message,
     client: Endpoint,
-    back: Callable[[HostPort | None, str, str], Conversation | None],
+    back: Callable[[HostPort | None, str, str], InsideSocket | None],
 ) -> None:
     via = message.via()
-    conversation = back(via.sent_by, "via", "sip.via")
-    if conversation is None or conversation.public is None:
+    inside = back(via.sent_by, "via", "sip.via")
+    if inside is None or inside.public is None:
         return
-    public = conversation.public
+    public = inside.public
     received = message.param(via.params, b"received")
     if received and same_host(received[0].decode("latin-1").strip("[]"), public.host):
         edits.replace(*received[1], client.host.encode(), "sip.received")
@@ -167,24 +167,24 @@ def _restore_via(
 
 
 def describe(
-    edits: Edits, message: Message, sdp: Description, host: str, public: str, media: dict[int, Conversation]
+    edits: Edits, message: Message, sdp: Description, host: str, public: str, media: dict[int, InsideSocket]
 ) -> None:
-    """Write public endpoints into the client's own session description; `media`: the conversation of each m= line."""
+    """Write public endpoints into the client's own session description; `media`: the socket of each m= line."""
     if public == host:
         return
     for place in (*sdp.connections, *([sdp.origin] if sdp.origin else ())):
         if same_host(place.host, host):
             reason = "sdp.origin" if place is sdp.origin else "sdp.connection"
             edits.replace(place.start, place.end, public.encode(), reason)
-    for index, conversation in media.items():
+    for index, inside in media.items():
         line = sdp.media[index]
-        assert conversation.public is not None
-        port = conversation.public.port
+        assert inside.public is not None
+        port = inside.public.port
         edits.replace(*line.port_span, b"%d" % port, "sdp.port")
         if line.rtcp_port is not None:
             if line.rtcp_port == line.port:
                 edits.replace(*line.rtcp_span, b"%d" % port, "sdp.rtcp")
-            elif line.rtcp_port == conversation.second:
+            elif line.rtcp_port == inside.second:
                 edits.replace(*line.rtcp_span, b"%d" % (port + 1), "sdp.rtcp")
             else:
                 continue  # it could not be had: nobody is told of another host's port in its place
@@ -192,7 +192,7 @@ def describe(
                 edits.replace(line.rtcp_place.start, line.rtcp_place.end, public.encode(), "sdp.rtcp")
 
 
-def hairpin(edits: Edits, message: Message, sdp: Description, conversations: Conversations) -> bool:
+def hairpin(edits: Edits, message: Message, sdp: Description, sockets: InsideSockets) -> bool:
     """Where the far side's description names sockets of inside clients, write these: their media need no router.
 
     Only where every stream in use does so, behind one address. Returns whether it did.
@@ -202,7 +202,7 @@ def hairpin(edits: Edits, message: Message, sdp: Description, conversations: Con
         address = is_address(line.connection.host) if line.connection else None
         if not line.port:
             continue
-        found = conversations.media_behind(Endpoint(str(address), line.port)) if address else None
+        found = sockets.media_behind(Endpoint(str(address), line.port)) if address else None
         if found is None:
             return False
         behind[index] = found[1]
@@ -216,7 +216,7 @@ def hairpin(edits: Edits, message: Message, sdp: Description, conversations: Con
         line = sdp.media[index]
         edits.replace(*line.port_span, b"%d" % endpoint.port, "sdp.hairpin")
         if line.rtcp_port is not None and line.connection:
-            found = conversations.media_behind(Endpoint(line.connection.host, line.rtcp_port))
+            found = sockets.media_behind(Endpoint(line.connection.host, line.rtcp_port))
             if found:
                 edits.replace(*line.rtcp_span, b"%d" % found[1].port, "sdp.hairpin")
             if line.rtcp_place:

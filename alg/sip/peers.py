@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from alg.address import Endpoint
-from alg.sip.journal import Changes
+from alg.sip.records import Changes
 
 MOST_STOOD_DOWN = 20000
 MOST_REVOKED = 20000

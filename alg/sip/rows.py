@@ -42,9 +42,9 @@ class CallRow:
 
 def row_of(call: Call) -> CallRow:
     """What is shown of a call."""
-    media = {conversation.ref: conversation for conversation in call.media}
+    media = {inside.ref: inside for inside in call.media}
     for offered in call.offered.values():
-        media.update((conversation.ref, conversation) for conversation in offered)
+        media.update((inside.ref, inside) for inside in offered)
     return CallRow(
         call.client.host,
         call.server,
@@ -57,18 +57,18 @@ def row_of(call: Call) -> CallRow:
             CallMedia(
                 ref,
                 call.kinds.get(ref, ""),
-                conversation.target,
-                conversation.public,
-                conversation.peers,
+                inside.target,
+                inside.public,
+                inside.peers,
                 *call.counted.get(ref, (0, 0)),
             )
-            for ref, conversation in media.items()
+            for ref, inside in media.items()
         ),
     )
 
 
 def kicked(calls: Iterable[CallRow], name: str) -> list[Kicked]:
-    """Those of the calls that have this Call-ID, with the conversations of their media."""
+    """Those of the calls that have this Call-ID, with the sockets of their media."""
     return [
         Kicked(
             {"id": name, "kind": "call", "client": call.client, "server": call.server},

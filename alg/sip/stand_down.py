@@ -6,9 +6,9 @@ import ipaddress
 from functools import lru_cache
 
 from alg.address import Address, Endpoint
-from alg.sip.conversations import Conversations
 from alg.sip.edits import endpoint_of, same_host
 from alg.sip.message import Message
+from alg.sip.sockets import InsideSockets
 
 _PRIVATE = tuple(
     ipaddress.ip_network(network)
@@ -37,7 +37,7 @@ WHOLLY = ("sip.repaired", "sip.tls")  # the other reasons concern signalling: me
 
 
 def reason_to_stand_down(
-    message: Message, client: Endpoint, server: str, conversations: Conversations, repaired: tuple[str, ...]
+    message: Message, client: Endpoint, server: str, sockets: InsideSockets, repaired: tuple[str, ...]
 ) -> str | None:
     """Why what `client` says to `server` is to be left alone from this message of the client on, or None.
 
@@ -58,7 +58,7 @@ def reason_to_stand_down(
         if same_host(uri.place.host, client.host):
             shows_own = True
         elif endpoint := endpoint_of(uri.place):
-            behind = conversations.behind(endpoint)
+            behind = sockets.behind(endpoint)
             if behind is not None and behind[0].is_of(client):
                 shows_own = True  # it has learned what we have made of it
             elif behind is not None or is_public(endpoint.ip):

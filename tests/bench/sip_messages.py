@@ -14,7 +14,7 @@ from alg.address import Endpoint
 from alg.api import OpenConversation, Opened, Side
 from alg.datagrams import Datagram, DatagramContext
 from alg.sip.options import SipOptions
-from alg.sip.session import SipEngine
+from alg.sip.udp import SipEngine
 
 SERVER = Endpoint("203.0.113.5", 5060)
 CLIENTS = [Endpoint(f"192.168.{56 + n // 200}.{n % 200 + 10}", 5060) for n in range(400)]

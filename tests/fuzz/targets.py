@@ -33,7 +33,7 @@ from alg.api import (
 )
 from alg.ftp.options import FtpOptions
 from alg.ftp.session import FtpModule
-from alg.sip.module import SipModule
+from alg.sip.tcp import SipModule
 from gateway.config.access_file import AccessError, Lookups, parse_access_file
 from gateway.flow.upstream_wire import Kind, UpstreamError, dialogue
 from gateway.front.auth.ident import parse_reply

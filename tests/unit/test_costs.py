@@ -19,7 +19,7 @@ from gevent.socket import socket, socketpair
 from alg.address import Endpoint
 from alg.api import FlowContext
 from alg.ftp.session import FtpModule
-from alg.sip.module import SipModule
+from alg.sip.tcp import SipModule
 from gateway.config.access_file import AccessError, Lookups, parse_access_file
 from gateway.driver.guard import Guard
 from gateway.flow.upstream_wire import UpstreamError, dialogue

@@ -20,7 +20,7 @@ from alg.address import Endpoint
 from alg.api import Mode
 from alg.datagrams import DatagramContext
 from alg.sip.options import SipOptions
-from alg.sip.session import SipEngine
+from alg.sip.udp import SipEngine
 from gateway.driver.datagrams import Setting
 from gateway.front.packets.journal import Journal
 from gateway.front.packets.queue import MOST_HELD, PacketFront, QueueModule

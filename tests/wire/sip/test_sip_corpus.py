@@ -31,7 +31,7 @@ from alg.datagrams import (
     StandDown,
 )
 from alg.sip.options import SipOptions
-from alg.sip.session import SipEngine
+from alg.sip.udp import SipEngine
 
 FILES = sorted(Path(__file__).parent.glob("*.dialogue"))
 HEADER = re.compile(r"([A-Za-z-]+)\s*:")

@@ -10,8 +10,8 @@ import pytest
 from alg.address import Endpoint
 from alg.api import Command, Deliver, FlowContext, Received, Side
 from alg.datagrams import Datagram
-from alg.sip.module import SipModule
-from alg.sip.session import SipEngine
+from alg.sip.tcp import SipModule
+from alg.sip.udp import SipEngine
 
 CLIENT, SERVER = Endpoint("192.168.56.10", 5060), Endpoint("203.0.113.5", 5060)
 HEAD = (

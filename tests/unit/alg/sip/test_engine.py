@@ -1,4 +1,4 @@
-"""alg.sip.session: limits, floods, keep-alives and what `algate calls` shows. Dialogues are in tests/wire/sip."""
+"""alg.sip.udp: limits, floods, keep-alives and what `algate calls` shows. Dialogues are in tests/wire/sip."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from alg.address import Endpoint
 from alg.api import Activity, ClosePinhole, Note, OpenConversation, Opened, Refused, Side, Tick, UpdateConversation
 from alg.datagrams import Datagram, DatagramContext, Entry, Moved, Release, RevokeConversation
 from alg.sip import bindings, calls, core, peers
-from alg.sip.conversations import Conversations
-from alg.sip.journal import TalkRecord, records_of
 from alg.sip.ladder import unread_rung
 from alg.sip.options import SipOptions
+from alg.sip.records import TalkRecord, records_of
 from alg.sip.rows import CallMedia
-from alg.sip.session import SipEngine
+from alg.sip.sockets import InsideSockets
+from alg.sip.udp import SipEngine
 
 CLIENT, SERVER = Endpoint("192.168.56.10", 5060), Endpoint("203.0.113.5", 5060)
 
@@ -360,13 +360,13 @@ def test_a_client_that_subscribes_without_end_fills_no_memory(
 
 def test_what_is_fixed_keeps_no_list_of_who_wants_it() -> None:
     """It never ends, so no claim on it ever would."""
-    conversations = Conversations()
-    fixed = conversations.fix(*FIXED)
+    sockets = InsideSockets()
+    fixed = sockets.fix(*FIXED)
     for number in range(10):
-        conversations.claim(fixed, ("binding", (str(number),)), 0.0, 60.0, (SERVER.host,))
+        sockets.claim(fixed, ("binding", (str(number),)), 0.0, 60.0, (SERVER.host,))
     assert fixed.claims == {}
-    assert conversations.out == []
-    assert conversations.deadline() == math.inf
+    assert sockets.out == []
+    assert sockets.deadline() == math.inf
 
 
 def test_a_fixed_socket_is_never_opened_and_never_closed() -> None:

@@ -14,7 +14,7 @@ from alg.api import Edit, OpenConversation, Opened, Refused, Side, Tick, apply_e
 from alg.datagrams import Datagram, Release
 from alg.sip.message import parse
 from alg.sip.sdp import find_sdp
-from alg.sip.session import SipEngine
+from alg.sip.udp import SipEngine
 from alg.text.header import Malformed
 from alg.text.sdp import read_sdp
 from tests.unit.alg.sip.rfc_messages import paths

@@ -12,7 +12,7 @@ from alg.datagrams import Datagram, Release
 from alg.sip.ladder import unread_rung
 from alg.sip.message import Message, parse, uri_host
 from alg.sip.sdp import find_sdp
-from alg.sip.session import SipEngine
+from alg.sip.udp import SipEngine
 from alg.text.header import Malformed
 from alg.text.sdp import read_sdp
 from tests.unit.alg.sip.rfc_messages import FOLDER, paths, read

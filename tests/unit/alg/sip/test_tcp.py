@@ -1,4 +1,4 @@
-"""alg.sip.module: SIP over one TCP connection, however its bytes are cut."""
+"""alg.sip.tcp: SIP over one TCP connection, however its bytes are cut."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from alg.api import (
     apply_edits,
 )
 from alg.sip.ladder import Rung
-from alg.sip.module import SipModule
+from alg.sip.tcp import SipModule
 
 C, S = Side.CLIENT, Side.SERVER
 CLIENT, SERVER = Endpoint("192.168.56.10", 51000), Endpoint("203.0.113.5", 5060)

@@ -24,8 +24,8 @@ from alg.api import (
     apply_edits,
 )
 from alg.datagrams import Datagram, Release
-from alg.sip.module import SipModule
-from alg.sip.session import SipEngine
+from alg.sip.tcp import SipModule
+from alg.sip.udp import SipEngine
 
 FILES = sorted(Path(__file__).parent.glob("*.sip"))
 CLIENT, SERVER = Endpoint("10.71.0.10", 5060), Endpoint("198.51.100.10", 5060)

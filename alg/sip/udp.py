@@ -1,4 +1,4 @@
-"""SIP (RFC 3261) in datagrams: `SipEngine`. Of a TCP flow: `alg.sip.module`.
+"""SIP (RFC 3261) in datagrams: `SipEngine`. Of a TCP flow: `alg.sip.tcp`.
 
 How to drive them: docs/decisions/0050-sip-module.md.
 """
@@ -23,10 +23,10 @@ from alg.datagrams import (
 )
 from alg.sip.call import CallState
 from alg.sip.core import Core
-from alg.sip.journal import Changes, records_of
 from alg.sip.ladder import unread_rung
 from alg.sip.options import SipOptions
 from alg.sip.peers import PeerRow
+from alg.sip.records import Changes, records_of
 from alg.sip.rows import CallRow, call_rows, kicked, peer_rows, row_of
 from alg.sip.stream import begins_as_sip, hides_sip
 
@@ -50,9 +50,9 @@ class SipEngine:
         self._changes = Changes() if context.recorded else None
         self._core = Core(self._options, self._changes)
         if context.fixed is not None:
-            self._core.conversations.fix(*context.fixed)
-        for inside, outside in context.published.items():
-            self._core.conversations.publish(inside, outside)
+            self._core.sockets.fix(*context.fixed)
+        for target, public in context.published.items():
+            self._core.sockets.publish(target, public)
         self._rates: dict[str, tuple[float, float]] = {}
         self._over_rate = 0
 
@@ -68,11 +68,11 @@ class SipEngine:
             case Activity(ref, packets_in, packets_out, now):
                 self._core.active(ref, (packets_in, packets_out), now)
             case Moved(ref, now):
-                self._core.conversations.reopen(ref, now)
+                self._core.sockets.reopen(ref, now)
             case Tick(now):
                 self._core.tick(now)
         # Only a core of streams asks for sockets of others.
-        return cast(Sequence[DatagramCommand], self._core.taken())
+        return cast(Sequence[DatagramCommand], self._core.drain())
 
     def deadline(self) -> float | None:
         """When a `Tick` is wanted, or None."""
@@ -112,7 +112,7 @@ class SipEngine:
 
     def journal(self) -> list[Entry]:
         """What has changed since this was asked last: to be stored, the latest entry of each key."""
-        return self._changes.taken(self._core.conversations, self._core.calls) if self._changes else []
+        return self._changes.drain(self._core.sockets, self._core.calls) if self._changes else []
 
     def restore(self, entries: Sequence[Entry], now: float) -> None:
         """Begin with what another engine's entries said. Only before any event."""

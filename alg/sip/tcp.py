@@ -45,8 +45,8 @@ from alg.sip.ladder import unread_rung
 from alg.sip.options import SipOptions
 from alg.sip.peers import PeerRow
 from alg.sip.rows import CallRow, call_rows, kicked, peer_rows, row_of
-from alg.sip.session import TABLES, SipEngine
 from alg.sip.stream import MOST, Framer, Part
+from alg.sip.udp import TABLES, SipEngine
 from alg.text.header import Malformed
 
 STALLED = 10.0  # seconds for the rest of a message
@@ -97,7 +97,7 @@ class SipModule:
         self._core = Core(options, streams=True)
         # What the client advertises of itself is this connection: who connects there finds it (RFC 5923). Without the
         # connection's own address nothing of the signalling is edited.
-        self._core.conversations.fix(self._client, context.public or self._client)
+        self._core.sockets.fix(self._client, context.public or self._client)
         self._streams = {side: Stream() for side in Side}
         self._waiting: dict[int, Piece] = {}
         self._packet = 0
@@ -193,7 +193,7 @@ class SipModule:
             self._give_up("sip.waiting", Malformed(f"{stream.waiting} bytes wait"))
 
     def _commands(self) -> None:
-        for command in self._core.taken():
+        for command in self._core.drain():
             match command:
                 case Release(packet, edits, rung):
                     piece = self._waiting.pop(packet)

@@ -17,12 +17,12 @@ from alg.api import Side
 from alg.datagrams import Entry
 from alg.sip.call import Call, CallState, Key
 from alg.sip.calls import Calls
-from alg.sip.conversations import Claim, Conversation, Conversations, Peers, State
+from alg.sip.sockets import Claim, InsideSocket, InsideSockets, Peers, State
 
 
 @dataclass(frozen=True, slots=True)
-class ConversationRecord:
-    """An open conversation; fields as in `Conversation`."""
+class SocketRecord:
+    """An inside socket that has a public port; fields as in `InsideSocket`."""
 
     ref: int
     target: Endpoint
@@ -38,7 +38,7 @@ class ConversationRecord:
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
-    """A call; fields as in `Call`, with the numbers of conversations in their place."""
+    """A call; fields as in `Call`, with the numbers of sockets in their place."""
 
     key: Key
     client: Endpoint
@@ -75,13 +75,13 @@ class TalkRecord:
     until: float | None = None
 
 
-Record = ConversationRecord | CallRecord | TalkRecord
+Record = SocketRecord | CallRecord | TalkRecord
 
 
 class _Kept(msgspec.Struct, array_like=True, omit_defaults=True):
     """One of the records, as it is encoded."""
 
-    conversation: ConversationRecord | None = None
+    socket: SocketRecord | None = None
     call: CallRecord | None = None
     talk: TalkRecord | None = None
 
@@ -99,7 +99,7 @@ def records_of(entries: Iterable[Entry]) -> list[Record]:
                 kept = _decoder.decode(entry.record)
             except (msgspec.DecodeError, msgspec.ValidationError):
                 continue
-            record = kept.conversation or kept.call or kept.talk
+            record = kept.socket or kept.call or kept.talk
             if record is not None:
                 found.append(record)
     return found
@@ -108,8 +108,8 @@ def records_of(entries: Iterable[Entry]) -> list[Record]:
 def _entry(key: str, record: Record | None) -> Entry:
     if record is None:
         return Entry(key, None, None)
-    if isinstance(record, ConversationRecord):
-        return Entry(key, record.ref, _encoder.encode(_Kept(conversation=record)))
+    if isinstance(record, SocketRecord):
+        return Entry(key, record.ref, _encoder.encode(_Kept(socket=record)))
     if isinstance(record, CallRecord):
         return Entry(key, None, _encoder.encode(_Kept(call=record)))
     return Entry(key, None, _encoder.encode(_Kept(talk=record)))
@@ -119,7 +119,7 @@ def _entry(key: str, record: Record | None) -> Entry:
 class Changes:
     """What has changed since it was stored."""
 
-    conversations: set[int] = field(default_factory=set)
+    sockets: set[int] = field(default_factory=set)
     calls: set[Key] = field(default_factory=set)
     talks: list[Entry] = field(default_factory=list)
 
@@ -128,57 +128,57 @@ class Changes:
         record = TalkRecord(client, server, rule, until) if rule is not None else None
         self.talks.append(_entry(f"talk {client} {server} {until is not None}", record))
 
-    def taken(self, conversations: Conversations, calls: Calls) -> list[Entry]:
-        """The entries to store, once."""
+    def drain(self, sockets: InsideSockets, calls: Calls) -> list[Entry]:
+        """The entries to store; what has changed is then empty."""
         entries = []
-        for ref in self.conversations:
-            one = conversations.by_ref(ref)
-            entries.append(_entry(f"conversation {ref}", _conversation_record(one) if one else None))
+        for ref in self.sockets:
+            inside = sockets.by_ref(ref)
+            entries.append(_entry(f"conversation {ref}", _socket_record(inside) if inside else None))
         for key in self.calls:
             call = calls.by_key(key)
             entries.append(_entry(f"call {key[0]} {key[1].hex()}", _call_record(call) if call else None))
         entries += self.talks
-        self.conversations.clear()
+        self.sockets.clear()
         self.calls.clear()
         self.talks.clear()
         return entries
 
 
-def restore_all(records: Iterable[Record], conversations: Conversations, calls: Calls, now: float) -> None:
-    """Put conversations and calls back."""
+def restore_all(records: Iterable[Record], sockets: InsideSockets, calls: Calls, now: float) -> None:
+    """Put sockets and calls back."""
     found = []
     for record in records:
-        if isinstance(record, ConversationRecord):
-            conversations.restore(_conversation(record), now)
+        if isinstance(record, SocketRecord):
+            sockets.restore(_inside_socket(record), now)
         elif isinstance(record, CallRecord):
             found.append(record)
     for record in found:
-        calls.restore(_call(record, conversations))
+        calls.restore(_call(record, sockets))
 
 
-def _conversation_record(one: Conversation) -> ConversationRecord | None:
-    if one.state is not State.OPEN or one.public is None:
+def _socket_record(inside: InsideSocket) -> SocketRecord | None:
+    if inside.state is not State.OPEN or inside.public is None:
         return None
     claims = [
         (kind, tuple(word if isinstance(word, bytes) else word.encode() for word in words), peers, until)
-        for (kind, words), (peers, until) in one.claims.items()
+        for (kind, words), (peers, until) in inside.claims.items()
     ]
-    return ConversationRecord(
-        one.ref,
-        one.target,
-        one.second,
-        one.reason,
-        one.public,
-        one.peers,
-        one.ends,
+    return SocketRecord(
+        inside.ref,
+        inside.target,
+        inside.second,
+        inside.reason,
+        inside.public,
+        inside.peers,
+        inside.ends,
         claims,
-        one.spelled,
-        one.speakers,
+        inside.spelled,
+        inside.speakers,
     )
 
 
-def _conversation(record: ConversationRecord) -> Conversation:
-    return Conversation(
+def _inside_socket(record: SocketRecord) -> InsideSocket:
+    return InsideSocket(
         record.ref,
         record.target,
         record.second,
@@ -212,8 +212,8 @@ def _call_record(call: Call) -> CallRecord:
         **{name: getattr(call, name) for name in _PLAIN},
         state=str(call.state),
         servers=sorted(call.servers),
-        media=[one.ref for one in call.media],
-        offered=[(*asked, [one.ref for one in media]) for asked, media in call.offered.items()],
+        media=[inside.ref for inside in call.media],
+        offered=[(*asked, [inside.ref for inside in media]) for asked, media in call.offered.items()],
         far=list(call.far.items()),
         far_offered=[(*asked, *offer) for asked, offer in call.far_offered.items()],
         legs=sorted(call.legs),
@@ -223,9 +223,9 @@ def _call_record(call: Call) -> CallRecord:
     )
 
 
-def _call(record: CallRecord, conversations: Conversations) -> Call:
-    def those(refs: list[int]) -> list[Conversation]:
-        return [one for ref in refs if (one := conversations.by_ref(ref))]
+def _call(record: CallRecord, sockets: InsideSockets) -> Call:
+    def those(refs: list[int]) -> list[InsideSocket]:
+        return [inside for ref in refs if (inside := sockets.by_ref(ref))]
 
     return Call(
         **{name: getattr(record, name) for name in _PLAIN},
@@ -238,5 +238,5 @@ def _call(record: CallRecord, conversations: Conversations) -> Call:
         legs=set(record.legs),
         kinds=dict(record.kinds),
         counted=dict(record.counted),
-        signalling=conversations.by_ref(record.signalling) if record.signalling is not None else None,
+        signalling=sockets.by_ref(record.signalling) if record.signalling is not None else None,
     )
