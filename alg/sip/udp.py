@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import ClassVar, cast
 
 from alg.api import Activity, Opened, Refused, Side, Tick
+from alg.bucket import Rate
 from alg.datagrams import (
     Datagram,
     DatagramCommand,
@@ -53,7 +54,7 @@ class SipEngine:
             self._core.sockets.fix(*context.fixed)
         for target, public in context.published.items():
             self._core.sockets.publish(target, public)
-        self._rates: dict[str, tuple[float, float]] = {}
+        self._rate = Rate(self._options.rate, 2 * self._options.rate, MOST_CLIENTS)
         self._over_rate = 0
 
     def handle(self, event: DatagramEvent) -> Sequence[DatagramCommand]:
@@ -133,7 +134,7 @@ class SipEngine:
         }
 
     def _datagram(self, event: Datagram) -> None:
-        if not self._within_rate(event.client.host, event.now):
+        if not self._rate.take(event.client.host, event.now):
             self._over_rate += 1
             self._core.note(
                 "sip.rate", f"more than {self._options.rate} messages a second (alg.sip.rate)", event.now, event.client
@@ -149,13 +150,3 @@ class SipEngine:
             self._core.release(event.packet, unread_rung(event.data))
         else:
             self._core.message(event.packet, event.side, event.client, event.server, event.data, event.now)
-
-    def _within_rate(self, host: str, now: float) -> bool:
-        """Take one of the client's tokens: `rate` more each second, twice as many at most."""
-        most = 2.0 * self._options.rate
-        tokens, at = self._rates.pop(host, (most, now))
-        tokens = min(most, tokens + (now - at) * self._options.rate)
-        if len(self._rates) >= MOST_CLIENTS:
-            del self._rates[next(iter(self._rates))]
-        self._rates[host] = (tokens - 1.0 if tokens >= 1.0 else tokens, now)
-        return tokens >= 1.0

@@ -280,9 +280,9 @@ class Flows:
         payer = self._live.get(flow.parent or "", flow)
         if payer.session is not None and payer.session.shares:
             shares, used_up = payer.session.shares, partial(self._used_up, flow)
-            own = [Bucket(payer.rate, now) if payer.rate else None for _ in (UP, DOWN)]
+            own = [Bucket.of(payer.rate, now) if payer.rate else None for _ in (UP, DOWN)]
             return SharedPace(own[UP], shares, UP, used_up), SharedPace(own[DOWN], shares, DOWN, used_up)
-        return (Bucket(payer.rate, now), Bucket(payer.rate, now)) if payer.rate else ()
+        return (Bucket.of(payer.rate, now), Bucket.of(payer.rate, now)) if payer.rate else ()
 
     def _used_up(self, flow: Flow, limit: ShareLimit) -> None:
         """End a flow that its quota does not let go on; not at once, as it is the relay that asks."""

@@ -5,6 +5,8 @@ Without this, who sends garbage fast enough fills the disk, and hides what else 
 
 from __future__ import annotations
 
+from alg.bucket import Rate
+
 BURST = 200  # lines of one event
 RATE = 20.0  # of them in a second after that, in one process
 
@@ -46,17 +48,14 @@ class Flood:
     """Says of each line whether it is written; the next that is says how many were left out."""
 
     def __init__(self, burst: int = BURST, rate: float = RATE) -> None:
-        self._burst, self._rate = burst, rate
-        self._buckets: dict[str, tuple[float, float, int]] = {}  # event: tokens, when, lines left out since
+        self._rate = Rate(rate, burst)
+        self._left_out: dict[str, int] = {}  # lines of each event since one was written
 
     def take(self, event: str, now: float) -> int | None:
         """None: leave the line out. Else how many of this event were left out before it. `now`: monotonic seconds."""
         if event not in LIMITED:
             return 0
-        tokens, then, left_out = self._buckets.get(event, (float(self._burst), now, 0))
-        tokens = min(self._burst, tokens + (now - then) * self._rate)
-        if tokens < 1:
-            self._buckets[event] = (tokens, now, left_out + 1)
+        if not self._rate.take(event, now):
+            self._left_out[event] = self._left_out.get(event, 0) + 1
             return None
-        self._buckets[event] = (tokens - 1, now, 0)
-        return left_out
+        return self._left_out.pop(event, 0)

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from gateway.policy.rules import Decision, Limits
 from gateway.policy.shared_counts import Cell, SharedCounts, key_of
+from gateway.policy.shared_tokens import SharedTokens
 from gateway.policy.shares import Share, Shares
 
-_NANO = 1_000_000_000
 _NO_LIMITS = Limits()
 
 
@@ -56,7 +56,7 @@ class RuleLimits:
         self._shares = Shares(self._shared, offset)
         self._sessions: dict[str, Cell] = {}
         self._clients: dict[tuple[str, str], Cell] = {}
-        self._rates: dict[str, Cell] = {}
+        self._rates: dict[str, SharedTokens] = {}
 
     def enter(self, decision: Decision, client: str, now: float, user: str | None = None) -> Session:
         """Count a session of a client (an address), or of a user, for the rule that decided. `now` in seconds,
@@ -116,20 +116,12 @@ class RuleLimits:
         return cell
 
     def _take(self, rule: str, rate: float, now: float) -> bool:
-        """One new session, if the rate allows it: as many as come in a second, at least one, can be saved up.
-
-        A leaky bucket as a meter (GCRA, ITU-T I.371): when the next session would be on time if all came evenly. The
-        latest of what the workers have noted is what holds, and each writes its own.
-        """
-        cell = self._rates.get(rule)
-        if cell is None:
-            cell = self._rates[rule] = self._shared.cell(key_of("rate of rule", rule))
-        moment = int(now * _NANO)
-        expected = max([cell.mark, *(mark for _, _, mark, _ in cell.others())])
-        if expected - moment > int((max(1.0, rate) - 1) / rate * _NANO):
-            return False
-        cell.mark = max(expected, moment) + int(_NANO / rate)
-        return True
+        """One new session, if the rate allows it: as many as come in a second, at least one, can be saved up."""
+        bucket = self._rates.get(rule)
+        if bucket is None or bucket.rate != rate:
+            cell = bucket.cell if bucket is not None else self._shared.cell(key_of("rate of rule", rule))
+            bucket = self._rates[rule] = SharedTokens(rate, max(1.0, rate), cell)
+        return bucket.take(now)
 
 
 def _rule_key(rule: str) -> int:

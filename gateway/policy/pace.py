@@ -1,12 +1,15 @@
-"""Rate limits: what says how much may be read now, and when it is worth asking again; by a token bucket.
+"""Rate limits of bytes: what says how much may be read now, and when it is worth asking again.
 
-Whoever shares a `Bucket` (the flows of a rule, a user, a client) shares the rate. No timer belongs to it: a flow that
-has to wait stands in the relay's wheel.
+Flows that share a `Bucket` (those of a rule, a user, a client) share its rate. No timer belongs to it: a flow that has
+to wait stands in the relay's wheel.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Protocol
+
+from alg.bucket import TokenBucket
 
 BURST = 0.5  # seconds of the rate that can be saved up: two ticks of the wheel, so that waiting there costs no rate
 SMALLEST = 1500  # bytes that can be saved up at the least
@@ -31,30 +34,44 @@ class Pace(ABC):
         """When `allowance` is worth asking for again, if nobody else spends."""
 
 
+class Tokens(Protocol):
+    """A token bucket: of one process (`alg.bucket.TokenBucket`) or of several (`shared_counts.SharedTokens`)."""
+
+    rate: float
+    burst: float
+
+    def tokens(self, now: float) -> float:
+        """How many there are."""
+
+    def spend(self, count: float) -> None:
+        """Take so many, as of the time at which `tokens` was asked last."""
+
+
 class Bucket(Pace):
-    """At most `rate` bytes a second, above 0, and a short burst."""
+    """Bytes as the tokens of a bucket. None are given out until a read is worthwhile."""
 
-    __slots__ = ("_burst", "_rate", "_since", "_tokens", "_worthwhile")
+    __slots__ = ("_tokens", "_worthwhile")
 
-    def __init__(self, rate: float, now: float) -> None:
-        self._rate = rate
-        self._burst = max(rate * BURST, SMALLEST)
-        self._worthwhile = min(self._burst / 2, WORTHWHILE)
-        self._tokens = self._burst
-        self._since = now
+    def __init__(self, tokens: Tokens) -> None:
+        self._tokens = tokens
+        self._worthwhile = min(tokens.burst / 2, WORTHWHILE)
+
+    @classmethod
+    def of(cls, rate: float, now: float) -> Bucket:
+        """At most `rate` bytes a second, above 0, and a short burst, in this process."""
+        return cls(TokenBucket(rate, burst_of(rate), now))
 
     def allowance(self, now: float) -> int:
-        self._tokens = min(self._burst, self._tokens + (now - self._since) * self._rate)
-        self._since = now
-        return int(self._tokens) if self._tokens >= self._worthwhile else 0
+        tokens = self._tokens.tokens(now)
+        return int(tokens) if tokens >= self._worthwhile else 0
 
     def spend(self, count: int) -> None:
-        self._tokens -= count
-
-    def full(self, now: float) -> bool:
-        """Whether all that can be saved up is there."""
-        self.allowance(now)
-        return self._tokens >= self._burst
+        self._tokens.spend(count)
 
     def due(self, now: float) -> float:
-        return now + max(0.0, self._worthwhile - self._tokens) / self._rate
+        return now + max(0.0, self._worthwhile - self._tokens.tokens(now)) / self._tokens.rate
+
+
+def burst_of(rate: float) -> float:
+    """How many bytes can be saved up at a rate in bytes a second."""
+    return max(rate * BURST, SMALLEST)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from gateway.policy.pace import BURST, SMALLEST, WORTHWHILE, Pace
+from gateway.policy.pace import Bucket, Pace, burst_of
 from gateway.policy.rules import ShareLimit
 from gateway.policy.shared_counts import Cell, SharedCounts, key_of
+from gateway.policy.shared_tokens import SharedTokens
 
 MOST = 65_536  # shares that are remembered; beyond that those without a flow are forgotten, the oldest first
 SWEEP = 10.0  # seconds between two looks for those that may be forgotten
 UP, DOWN = 0, 1
-_NANO = 1_000_000_000
 _ASK_AGAIN = 1.0  # seconds; a flow whose quota is used up is ended before that
 
 
@@ -70,49 +70,10 @@ class Quota:
         return not self._cell.spent or self._cell.mark != int((now + self._offset) // self._period)
 
 
-class SharedBucket:
-    """At most `rate` bytes a second, above 0, and a short burst, by all workers together. As `pace.Bucket`, but what it
-    knows is one number: when all that was spent would be gone at this rate (GCRA). Each worker writes its own, and the
-    latest holds; what two spend in the same microseconds is counted once, which is far below a hundredth."""
-
-    __slots__ = ("_burst", "_cell", "_now", "_rate", "_worthwhile")
-
-    def __init__(self, rate: float, cell: Cell) -> None:
-        self._cell = cell
-        self._rate = rate
-        self._burst = max(rate * BURST, SMALLEST)
-        self._worthwhile = min(self._burst / 2, WORTHWHILE)
-        self._now = 0
-
-    def allowance(self, now: float) -> int:
-        """How many bytes may be moved now; 0 rather than a few."""
-        tokens = self._tokens(now)
-        return int(tokens) if tokens >= self._worthwhile else 0
-
-    def spend(self, count: int) -> None:
-        """`count` bytes were moved."""
-        self._cell.mark = max(self._latest(), self._now) + int(count * _NANO / self._rate)
-
-    def due(self, now: float) -> float:
-        """When `allowance` is worth asking for again, if nobody else spends."""
-        return now + max(0.0, self._worthwhile - self._tokens(now)) / self._rate
-
-    def is_new(self, now: float) -> bool:
-        """Whether what this worker has spent is made up for."""
-        return self._cell.mark <= now * _NANO
-
-    def _tokens(self, now: float) -> float:
-        self._now = int(now * _NANO)
-        return self._burst - max(0, self._latest() - self._now) * self._rate / _NANO
-
-    def _latest(self) -> int:
-        return max([self._cell.mark, *(mark for _, _, mark, _ in self._cell.others())])
-
-
 class Share:
     """A rate for each direction, a quota, or both. `flows`: how many of this worker have it."""
 
-    __slots__ = ("_cells", "_offset", "flows", "limit", "paces", "quota")
+    __slots__ = ("_cells", "_offset", "_rates", "flows", "limit", "paces", "quota")
 
     def __init__(self, cells: tuple[Cell, Cell, Cell], offset: float) -> None:
         """`cells`: of the rates up and down, and of the quota. Without `use` it limits nothing."""
@@ -120,14 +81,19 @@ class Share:
         self._offset = offset
         self.flows = 0
         self.limit: ShareLimit | None = None
-        self.paces: tuple[SharedBucket, SharedBucket] | None = None
+        self._rates: tuple[SharedTokens, ...] = ()
+        self.paces: tuple[Bucket, Bucket] | None = None
         self.quota: Quota | None = None
 
     def use(self, limit: ShareLimit) -> None:
         """Have this limit from now on. What is used of a quota stays used, as it stands in the cells."""
         up, down, used = self._cells
         self.limit = limit
-        self.paces = (SharedBucket(limit.rate, up), SharedBucket(limit.rate, down)) if limit.rate else None
+        self._rates, self.paces = (), None
+        if limit.rate:
+            burst = burst_of(limit.rate)
+            self._rates = ups, downs = SharedTokens(limit.rate, burst, up), SharedTokens(limit.rate, burst, down)
+            self.paces = Bucket(ups), Bucket(downs)
         self.quota = Quota(used, limit.quota, limit.period, self._offset) if limit.quota else None
 
     def change(self, flows: int) -> None:
@@ -137,7 +103,7 @@ class Share:
 
     def is_new(self, now: float) -> bool:
         """Whether it is as if nobody in this worker had used it."""
-        full = self.paces is None or all(pace.is_new(now) for pace in self.paces)
+        full = all(rate.is_new(now) for rate in self._rates)
         return full and (self.quota is None or self.quota.is_new(now))
 
     def forget(self) -> None:

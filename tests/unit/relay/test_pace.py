@@ -26,7 +26,7 @@ SIZE = 800_000
     asks=st.lists(st.tuples(st.floats(0, 10), st.floats(0, 1)), max_size=50),
 )
 def test_never_more_than_the_rate(rate: float, asks: list[tuple[float, float]]) -> None:
-    pace, now, spent = Bucket(rate, 0.0), 0.0, 0
+    pace, now, spent = Bucket.of(rate, 0.0), 0.0, 0
     for later, share in asks:
         now += later
         count = int(pace.allowance(now) * share)
@@ -50,7 +50,7 @@ def paced(relay: Relay, up: Pace | None, down: Pace | None) -> Joined:
 
 @pytest.mark.parametrize("way", ["up", "down"])
 def test_a_transfer_takes_its_time(relay: Relay, way: str) -> None:
-    pace = Bucket(RATE, monotonic())
+    pace = Bucket.of(RATE, monotonic())
     flow = paced(relay, pace, None) if way == "up" else paced(relay, None, pace)
     sender, receiver = (flow.client, flow.server) if way == "up" else (flow.server, flow.client)
     began = monotonic()
@@ -66,7 +66,7 @@ def test_a_transfer_takes_its_time(relay: Relay, way: str) -> None:
 
 
 def test_flows_share_a_pace(relay: Relay) -> None:
-    pace = Bucket(RATE, monotonic())
+    pace = Bucket.of(RATE, monotonic())
     flows = [paced(relay, pace, None) for _ in range(4)]
     began = monotonic()
     for flow in flows:
@@ -82,7 +82,7 @@ def test_flows_share_a_pace(relay: Relay) -> None:
 @pytest.mark.parametrize("who", ["client", "server", "gateway"])
 def test_an_end_while_it_waits(relay: Relay, who: str) -> None:
     """Nothing stays in the wheel, and nobody waits for a pace that no longer matters."""
-    flow = paced(relay, Bucket(10_000, monotonic()), None)
+    flow = paced(relay, Bucket.of(10_000, monotonic()), None)
     sender = gevent.spawn(flow.client.sendall, bytes(30_000))
     sender.join(0.3)
     began = monotonic()
