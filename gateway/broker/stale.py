@@ -6,7 +6,7 @@ more is marked, and would be dropped. Nobody waits for the look: it takes long, 
 to connections that must not go. So it comes later, for all that changed meanwhile, and takes what is wrong.
 
 While the kernel looks it serves no packets on that processor. So it is asked soon only where something may be wrong
-that matters now, and that the kernel tells at once: whether a socket has talked past all pinholes (0079).
+that matters now, and that the kernel tells at once: whether a socket has talked past all pinholes (decision 0079).
 """
 
 from __future__ import annotations

@@ -59,8 +59,8 @@ _UDP_SERVICES = frozenset(
 SERVICE_PORTS = {"tcp": _TCP_SERVICES, "udp": _UDP_SERVICES}
 """Ports above 1023 where a service without good authentication often listens, and where no ephemeral port of a common
 system is likely: a client that names one as its data port is rather a victim of slipstreaming. Over UDP only what
-answers strangers there: phones choose their media ports anywhere (0072). For targets inside only: a server outside
-chooses its passive ports among all, and its own service there is nobody's secret that a client comes to."""
+answers strangers there: phones choose their media ports anywhere (decision 0052). For targets inside only: a server
+outside chooses its passive ports among all, and a client may reach a service there anyway."""
 
 _BROADCAST = ipaddress.ip_address("255.255.255.255")
 _FLOW = re.compile(r"[A-Za-z0-9._:-]{1,32}")

@@ -10,7 +10,7 @@ from gateway.pinhole.backend import Backend
 
 class SplitPinholes:
     """For SOCKS clients: what they open by TCP comes through us, as their own connections do; media that a session
-    describes do not, so they are the kernel's (0071)."""
+    describes do not, so they are the kernel's (decision 0052)."""
 
     outbound = False  # as of the userspace backend
 

@@ -319,7 +319,7 @@ def _expect(played: Played, rows: Rows) -> None:
 def _is_so(detail: str, played: Played, rows: Rows) -> bool:
     kind, _, value = detail.partition(" within ")[0].partition(" ")
     if played.transport != "udp" and kind == "signalling":
-        return True  # the connection, or the association, is its pinhole (0053, 0095)
+        return True  # the connection, or the association, is its pinhole (decision 0050)
     party = played.inside.party
     if kind == "call":
         states = [row["state"] for row in _here(rows("calls"), party)]

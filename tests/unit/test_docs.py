@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -31,3 +32,31 @@ def test_the_site_builds_strictly_and_needs_nothing_from_elsewhere(tmp_path: Pat
         assert '<script src="http' not in text, page
         assert "fonts.g" + "oogleapis" not in text, page
     assert "diagrams/ways.svg" in (tmp_path / "index.html").read_text()
+
+
+DECISIONS = {path.name[:4]: path for path in (ROOT / "docs/decisions").glob("[0-9]*.md")}
+
+
+@pytest.mark.parametrize("path", DECISIONS.values(), ids=DECISIONS.keys())
+def test_a_decision_has_a_status_a_date_and_a_line_in_the_list(path: Path) -> None:
+    heading, _, rest = path.read_text().partition("\n")
+    assert heading.startswith("# ")
+    assert re.search(r"Status\W+(accepted|proposed|replaced)", rest[:300])
+    assert re.search(r"20\d\d-\d\d-\d\d", rest[:600])
+    assert f"({path.name})" in (ROOT / "docs/decisions/README.md").read_text()
+
+
+def test_every_decision_that_is_named_somewhere_exists() -> None:
+    files = [
+        path
+        for folder in ("alg", "gateway", "tests", "docs", "iptables")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".md", ".nft", ".rules", ".toml")
+    ]
+    missing = [
+        (str(path.relative_to(ROOT)), number)
+        for path in files
+        for number in re.findall(r"decisions?[ /](0\d{3})\b", path.read_text())
+        if number not in DECISIONS
+    ]
+    assert not missing
