@@ -1,14 +1,15 @@
-"""Waiting for a turn: who opens pinholes faster than it may is made to wait a little, and refused only after that."""
+"""Waiting for a turn: a client that opens pinholes too fast waits a little, and is refused only after that."""
 
 from __future__ import annotations
 
 import random
 import time
-from collections import Counter
+from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
 import gevent
+from gevent.event import Event
 
 from gateway.model.errors import PinholeRefused
 
@@ -17,7 +18,7 @@ T = TypeVar("T")
 PATIENCE = 2.0  # seconds
 _PAUSE = 0.008  # seconds between two attempts of one client, however many of its flows wait
 
-_waiting: Counter[str] = Counter()  # by client, in this process
+_queues: dict[str, deque[Event]] = {}  # by client, in this process; the first of a queue is the one that asks
 
 
 def in_turn(
@@ -29,23 +30,34 @@ def in_turn(
 ) -> T:
     """The result of `attempt`, which is made again where it is refused for the rate of `client`, for two seconds.
 
-    `wanted`: whether there still is anybody who waits for it. Raises PinholeRefused, of another rule at once.
+    The flows of a client that wait are served in the order in which they came: with attempts at random, one of many
+    would be unlucky for two seconds. `wanted`: whether the flow still waits for the result. Raises PinholeRefused, at
+    once for any other rule than "rate".
     """
+    if client not in _queues:
+        try:
+            return attempt()
+        except PinholeRefused as refused:
+            if refused.rule != "rate" or not wanted():
+                raise
     until = now() + PATIENCE
-    waits = False
+    queue, place = _queues.setdefault(client, deque()), Event()
+    queue.append(place)
     try:
+        if queue[0] is not place and not place.wait(PATIENCE):
+            raise PinholeRefused("rate", f"{len(queue)} pinholes of {client} wait already")
         while True:
+            if not wanted():
+                raise PinholeRefused("rate", "the flow has ended while it waited")
             try:
                 return attempt()
             except PinholeRefused as refused:
-                if refused.rule != "rate" or now() >= until or not wanted():
+                if refused.rule != "rate" or now() >= until:
                     raise
-            if not waits:
-                _waiting[client] += 1
-                waits = True
-            sleep(_PAUSE * _waiting[client] * random.uniform(0.5, 1.5))
+            sleep(_PAUSE * random.uniform(0.5, 1.5))
     finally:
-        if waits:
-            _waiting[client] -= 1
-            if not _waiting[client]:
-                del _waiting[client]
+        queue.remove(place)
+        if queue:
+            queue[0].set()
+        else:
+            del _queues[client]
