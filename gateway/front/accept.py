@@ -107,19 +107,24 @@ class Acceptor:
             self._clients.give_back(Kind.HANDSHAKES, holder)
 
     def begin(self, client: str) -> Holder | None:
-        """A connection of this client is on its way to the relay, without a greenlet. `end` with what is returned."""
+        """A connection of this client is on its way to the relay, without a greenlet. `end` with what is returned.
+
+        It counts as a flow from now on, so that what a client begins at several workers at once is bounded as well.
+        """
         self._opening += 1
         if self._clients is None:
             return None
         holder = self._clients.holder(client)
         self._clients.take(Kind.HANDSHAKES, holder)
+        self._clients.take(Kind.FLOWS, holder)
         return holder
 
     def end(self, holder: Holder | None) -> None:
-        """It has come there, or to its end, or is handed over."""
+        """It has come there (its flow is in the table already), or to its end, or is handed over."""
         self._opening -= 1
         if holder is not None and self._clients is not None:
             self._clients.give_back(Kind.HANDSHAKES, holder)
+            self._clients.give_back(Kind.FLOWS, holder)
 
     def _admits(self, client: str) -> bool:
         """Whether the client may have one more connection."""

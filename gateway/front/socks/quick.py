@@ -168,28 +168,37 @@ class _Handshake:
         self._watch.rest()
 
     def _dialled(self, result: _socket.socket | OSError, watch: Watch | None) -> None:
-        lane, sock, decision, server = self._lane, self._sock, self._decision, self._server
+        decision, server = self._decision, self._server
         assert decision is not None
         assert server is not None
-        lane.taking.end(self._holder)
         client = endpoint(self._address)
         if isinstance(result, OSError):
             self._watch.forget(closing=False)
-            lane.taking.spawn(partial(self._fail, client, server, dial_error(result)), client.host)
+            taking = self._lane.taking
+            taking.end(self._holder)
+            taking.spawn(partial(self._fail, client, server, dial_error(result)), client.host)
             return
         assert watch is not None
+        self._join(client, server, result, watch, decision)
+        self._lane.taking.end(self._holder)
+
+    def _join(
+        self, client: Endpoint, server: Endpoint, dialled: _socket.socket, watch: Watch, decision: Decision
+    ) -> None:
+        """The server is there: tell the client, and let the flow begin."""
         try:
-            bound = result.getsockname()
-            granted = self._send(_grant(result.family, bound))
+            bound = dialled.getsockname()
+            granted = self._send(_grant(dialled.family, bound))
         except OSError:
             granted = False
         if not granted:  # the client has gone
             self._watch.forget(closing=True)
             watch.forget(closing=True)
-            sock.close()
-            result.close()
+            self._sock.close()
+            dialled.close()
             return
-        lane.runner.join("socks", client, sock, server, result, self._buffer, decision, (self._watch, watch))
+        watches = (self._watch, watch)
+        self._lane.runner.join("socks", client, self._sock, server, dialled, self._buffer, decision, watches)
 
     def _send(self, answer: bytes) -> bool:
         """The first bytes of a connection always fit; otherwise it is broken."""
@@ -266,13 +275,14 @@ class QuickTransparent:
         result: _socket.socket | OSError,
         watch: Watch | None,
     ) -> None:
-        self._taking.end(holder)
         server = Endpoint(request.host, request.port)
         if isinstance(result, OSError):
+            self._taking.end(holder)
             self._front.fail(sock, request.client, server, dial_error(result))
             return
         assert watch is not None
         self._runner.join("transparent", request.client, sock, server, result, b"", decision, (None, watch))
+        self._taking.end(holder)
 
     def _hand_over(self, sock: _socket.socket, address: tuple[object, ...]) -> None:
         self._front.handle(cooperative(sock), address)
