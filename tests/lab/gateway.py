@@ -38,7 +38,7 @@ class Gateway:
         """Whether it was started and not stopped, be it alive or not."""
         return self._process is not None
 
-    def start(self, deadline: float = 15, rules: bool = True) -> None:
+    def start(self, deadline: float = 60, rules: bool = True) -> None:
         """Apply the rules (unless not `rules`), start it, wait until "ready" is on the log."""
         from tests.lab.lab import LabError
 

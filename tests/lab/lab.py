@@ -316,7 +316,7 @@ class Lab:
         path.write_text(tomli_w.dumps(_merged(base, sections)))
         return path
 
-    def start_gateway(self, config: Path | None = None, deadline: float = 15, rules: bool = True) -> Gateway:
+    def start_gateway(self, config: Path | None = None, deadline: float = 60, rules: bool = True) -> Gateway:
         """Apply the rules, start `algate run` in the router and wait until it says that it is ready."""
         gateway = Gateway(self, config or self.write_config())
         gateway.start(deadline, rules)

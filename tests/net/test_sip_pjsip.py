@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import subprocess
 import sys
@@ -28,9 +29,12 @@ def kamailio(lab: Lab, gateway: Gateway) -> Iterator[Kamailio]:
 class Phone:
     """A running pjsip."""
 
+    _numbers = itertools.count(1)
+
     def __init__(self, lab: Lab, role: Role, user: str, address: str, dial: str | None = None) -> None:
         self._lab = lab
-        self._log = lab.logs / f"pjsip-{user}.log"
+        # A log of its own: what the phones of an earlier call said there is not this one's.
+        self._log = lab.logs / f"pjsip-{user}-{next(self._numbers)}.log"
         argv = [
             sys.executable,
             "-m",
@@ -41,7 +45,6 @@ class Phone:
             *([dial] if dial else []),
         ]
         self._process = lab.popen(role, argv, log=self._log, stdin=subprocess.PIPE)
-        self._seen = 0
 
     def said(self, key: str) -> list[Any]:
         """What it has said of `key` so far."""
