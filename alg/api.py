@@ -162,7 +162,7 @@ class OpenPinhole:
 
     On the flow of a published server: of its client or of its server; whichever it is, the other side is told.
 
-    `ttl` in seconds until it closes unused; `uses` connections may come through. Answered by `Opened` or `Refused`.
+    One connection may come through, within `ttl` seconds. Answered by `Opened` or `Refused`.
     """
 
     ref: int
@@ -170,20 +170,18 @@ class OpenPinhole:
     peer: str | None
     transport: str
     ttl: float
-    uses: int
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class OpenOutbound:
-    """Let the flow's own client connect to `target` outside, `uses` times within `ttl` seconds, whatever the router's
-    FORWARD policy is. Nothing is translated. Answered by `Opened` (with `target` as `public`) or `Refused`."""
+    """Let the flow's own client connect to `target` outside, once within `ttl` seconds, whatever the router's FORWARD
+    policy is. Nothing is translated. Answered by `Opened` (with `target` as `public`) or `Refused`."""
 
     ref: int
     target: Endpoint
     transport: str
     ttl: float
-    uses: int
     reason: str
 
 

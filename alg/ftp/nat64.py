@@ -44,7 +44,7 @@ class Nat64:
         def opened(event: Opened) -> tuple[Edit, ...]:
             return _translated(event.public, len(line))
 
-        question = OpenOutbound(self._talk.new_ref(), target, "tcp", TTL, 1, "ftp.passive")
+        question = OpenOutbound(self._talk.new_ref(), target, "tcp", TTL, "ftp.passive")
         return Ask(question, target, opened, otherwise=edits)
 
     def replaces(self, sent: Sent, code: int) -> bool:

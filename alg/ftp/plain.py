@@ -50,12 +50,12 @@ class Plain:
             return passive.edits(event.public)
 
         if talk.published:
-            question = OpenPinhole(ref, target, str(talk.client), "tcp", TTL, 1, passive.reason)
+            question = OpenPinhole(ref, target, str(talk.client), "tcp", TTL, passive.reason)
             return Ask(question, target, opened)
         before: tuple[Note, ...] = ()
         if passive.is_foreign and passive.keep:
             before = (Note("ftp.address", f"reply 227 names {passive.written} instead of {talk.server}"),)
-        return Ask(OpenOutbound(ref, target, "tcp", TTL, 1, "ftp.passive"), target, opened, before=before)
+        return Ask(OpenOutbound(ref, target, "tcp", TTL, "ftp.passive"), target, opened, before=before)
 
     def _port(self, command: FtpCommand) -> Answer:
         talk = self._talk
@@ -68,5 +68,5 @@ class Plain:
         def opened(event: Opened) -> tuple[Edit, ...]:
             return advert.edits(event.public)
 
-        question = OpenPinhole(talk.new_ref(), advert.target, str(talk.server), "tcp", TTL, 1, advert.reason)
+        question = OpenPinhole(talk.new_ref(), advert.target, str(talk.server), "tcp", TTL, advert.reason)
         return Ask(question, advert.target, opened)

@@ -1,8 +1,8 @@
 """A lease as elements of the table `iptables/algate.nft`, and back. Pure.
 
 The lease rides in the user data of one of its elements, as a comment that `nft list table` shows: "algate 1 SLOT ID
-FLOW REASON" (and " +1" for the second port of a pair). Everything else is in the keys, the data and the timeout, so the
-kernel's table is all that a restarted broker needs.
+FLOW REASON", and words for what the keys do not show: "+1", the second port of a pair; "read", the kind. Everything
+else is in the keys, the data and the timeout, so the kernel's table is all that a restarted broker needs.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ LONGEST_COMMENT = 127
 
 _COMMENT = "algate 1"
 _SECOND = "+1"
+_READ = "read"
 _PLAIN = "="  # not translated: the public port is the target itself
 _LOCAL = "@"  # and the target: the public port is a worker's own
 _PROTOCOLS: dict[Transport, int] = {"tcp": 6, "udp": 17}
@@ -88,7 +89,9 @@ def elements_of(lease: Lease, slot: int, ttl: float) -> tuple[Element, ...]:
     family = lease.public.version
     if lease.backend == "userspace":
         return tuple(_local(lease, ttl, f"{comment} {_LOCAL}{_pack(lease.target).hex()}"))
-    if lease.uses == 0:
+    if not lease.single:
+        if lease.kind == "read":
+            comment += f" {_READ}"
         elements = _conversation(family, lease.public, lease.target, lease.peers, ttl, comment)
         if lease.second is not None:
             public, target = second_of(lease)
@@ -116,7 +119,7 @@ def talked_of(endpoint: Endpoint) -> tuple[str, bytes]:
 
 def is_single(lease: Lease) -> bool:
     """Whether an element of `once` stands for the lease."""
-    return lease.uses == 1 and (lease.peer is not None or lease.direction == "out")
+    return lease.single and (lease.peer is not None or lease.direction == "out")
 
 
 def once_of(lease: Lease) -> tuple[str, bytes]:
@@ -180,6 +183,7 @@ class _Owner:
     second: bool
     local: bytes | None
     plain: bool
+    read: bool
 
 
 def _conversation(
@@ -201,9 +205,9 @@ def _conversation(
 def _local(lease: Lease, ttl: float, comment: str) -> list[Element]:
     """The elements of a port where a worker listens. The first one says whose it is."""
     family = lease.public.version
-    if lease.uses and lease.peer is not None:
+    if lease.single and lease.peer is not None:
         return [Element(f"once{family}", pack_key(lease.public, lease.protocol, lease.peer), None, ttl, comment)]
-    peers = lease.peers if lease.uses == 0 else None
+    peers = None if lease.single else lease.peers
     anybody = "any" if peers is None else ""
     return [
         Element(f"in{anybody}{family}", pack_key(lease.public, lease.protocol, peer), None, ttl, comment)
@@ -240,9 +244,9 @@ def _read_conversation(
         public=public,
         target=target,
         peer=None,
-        uses=0,
         expires=unix + element.timeout,
         backend="kernel",
+        kind="read" if owner.read else "conversation",
         peers=None if None in allowed else tuple(sorted(peer for peer in allowed if peer is not None)),
     )
     return Found(lease, owner.slot, element.timeout, used=False)
@@ -269,7 +273,6 @@ def _read_single(
         public=destination,
         target=target,
         peer=source if inbound else None,
-        uses=1,
         expires=unix + element.timeout,
         backend="kernel",
         follows=str(ipaddress.ip_address(follow.data)) if follow is not None and follow.data else None,
@@ -301,9 +304,9 @@ def _read_local(
         public=public,
         target=target,
         peer=source if transport == "tcp" else None,
-        uses=1 if transport == "tcp" else 0,
         expires=unix + element.timeout,
         backend="userspace",
+        kind="local",
         peers=() if transport == "tcp" else None if None in allowed else tuple(sorted(p for p in allowed if p)),
     )
     return Found(lease, owner.slot, element.timeout, used=False)
@@ -320,20 +323,19 @@ def _with_second(found: Found, second: int | None) -> Found:
 def _parse_comment(comment: str) -> _Owner | None:
     head, found, rest = comment.partition(_COMMENT + " ")
     words = rest.split(" ")
-    if head or not found or not words[0].isdecimal() or len(words) not in (4, 5):
+    if head or not found or not words[0].isdecimal() or len(words) < 4:
         return None
-    role = words[4] if len(words) == 5 else ""
+    roles = set(words[4:])
     local = None
-    if role.startswith(_LOCAL):
+    for role in [role for role in roles if role.startswith(_LOCAL)]:
+        roles.remove(role)
         try:
             local = bytes.fromhex(role.removeprefix(_LOCAL))
         except ValueError:
             return None
-    elif role not in ("", _SECOND, _PLAIN):
+    if not roles <= {_SECOND, _PLAIN, _READ}:
         return None
-    return _Owner(
-        int(words[0]), words[1], words[2], words[3], second=role == _SECOND, local=local, plain=role == _PLAIN
-    )
+    return _Owner(int(words[0]), words[1], words[2], words[3], _SECOND in roles, local, _PLAIN in roles, _READ in roles)
 
 
 def _unpack_key(element: Element) -> tuple[Endpoint, Transport, str | None] | None:

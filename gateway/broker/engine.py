@@ -232,7 +232,7 @@ class Engine:
             if request.find:
                 self._find(slot, message)
                 return
-            if request.uses == 1 and not request.local and (request.direction == "out" or request.public_host is None):
+            if request.kind == "once" and (request.direction == "out" or request.public_host is None):
                 self._replace(slot, request)
             try:
                 lease = self._reserve(slot, request)
@@ -255,7 +255,7 @@ class Engine:
         """Say which conversation an inside socket has, whoever holds it: to whom, and what else, is not told."""
         self.flush()  # what is told of has to be open
         lease = self._leases.of_socket(message.request.target)
-        if lease is None or lease.uses:
+        if lease is None or lease.single:
             raise PinholeRefused("none", f"{message.request.target} has no conversation")
         told = msgspec.structs.replace(lease, id="0" * 16, flow="", peers=())
         self._answer(slot, Opened(message.id, told))
@@ -323,7 +323,7 @@ class Engine:
         """Say how much has passed through conversations of this slot."""
         self.flush()  # what was opened just now is there to be asked for
         found = [self._leases.get(lease_id, owner=slot) for lease_id in message.leases[:MOST_COUNTED]]
-        counts = self._usage.counts([lease for lease in found if lease is not None and lease.uses == 0])
+        counts = self._usage.counts([lease for lease in found if lease is not None and not lease.single])
         self._answer(slot, Counted(message.id, counts))
 
     def close(self, slot: int, lease_id: str) -> None:
@@ -477,7 +477,7 @@ class Engine:
         """Close what a dead worker had opened for a socket, and its successor never heard of."""
         for lease in self._leases.of_client(request.client):
             shared = {lease.target.port, lease.second} & {request.target.port, request.second} - {None}
-            if lease.id in self._inherited and lease.uses == 0 and shared:
+            if lease.id in self._inherited and not lease.single and shared:
                 self.close(slot, lease.id)
         self.flush()  # the sockets are free for who asks
 

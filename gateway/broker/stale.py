@@ -58,7 +58,7 @@ class Stale:
         """This pinhole has been opened: what its client's socket sent before has another public port."""
         if not is_datagram(lease):
             return
-        if lease.backend == "kernel" and not lease.uses:
+        if lease.backend == "kernel" and not lease.single:
             self._ask(lease.target)
         if not self._closed.isdisjoint(_targets_of(lease)):
             self._soon = min(self._soon, time.monotonic() + SOON)
@@ -207,7 +207,7 @@ def _pairs(lease: Lease) -> Iterator[tuple[Socket, Socket]]:
     for public, target in ports:
         inner = target if lease.backend == "kernel" else public
         yield Socket(public, source=False), Socket(inner, source=True)
-        if lease.backend == "kernel" and not lease.uses:
+        if lease.backend == "kernel" and not lease.single:
             yield Socket(target, source=True), Socket(public, source=False)
 
 
@@ -224,7 +224,7 @@ def _is_right(connection: Connection, sockets: Iterable[Socket], right: dict[Soc
         lease, wanted = right[end]
         if answered != wanted:
             return False
-        checked = lease.uses == 0 and (connection.mark & MEDIA or not end.source)
+        checked = not lease.single and (connection.mark & MEDIA or not end.source)
         if checked and lease.peers is not None and peer.endpoint.host not in lease.peers:
             return False
     return True

@@ -54,7 +54,7 @@ class Usage:
 
     def opened(self, lease: Lease) -> None:
         """This pinhole is open."""
-        if lease.uses == 0:
+        if not lease.single:
             self._silent[lease.id] = None
 
     def closed(self, lease_id: str) -> None:
@@ -143,7 +143,7 @@ class Usage:
         """The open pinholes, as of the last look, and what has passed through conversations."""
         leases: Sequence[Lease] = self._leases.live()
         counted = {}
-        if any(lease.uses == 0 for lease in leases):
+        if any(not lease.single for lease in leases):
             try:
                 counted = {(element.set, element.key): element for element in self._netfilter.glance(COUNTED)}
             except NetfilterError as error:
@@ -151,7 +151,7 @@ class Usage:
         rows = []
         for lease in leases:
             traffic = NOTHING
-            if lease.uses == 0:
+            if not lease.single:
                 keys = [(element.set, element.key) for element in elements_of(lease, 0, 1.0)]
                 traffic = traffic_of(counted[key] for key in keys if key in counted)
                 self._seen(lease, traffic)

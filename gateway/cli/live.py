@@ -40,7 +40,7 @@ def pinholes(config_path: str | None, as_json: bool) -> None:
       algate pinholes
       algate pinholes --json
     """
-    columns = ["id", "protocol", "public", "target", "peer", "reason", "flow", "packets", "bytes", "left"]
+    columns = ["id", "kind", "protocol", "public", "target", "peer", "reason", "flow", "packets", "bytes", "left"]
     show_rows(
         collect(config_path, "pinholes"), as_json, columns, left=lambda row: f"{row['expires'] - time.time():.0f} s"
     )

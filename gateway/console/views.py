@@ -14,7 +14,7 @@ POINT = ("time", "flows", "up", "down", "opened", "denied", "pinholes", "edits",
 """What the numbers of a point of the charts are (`Gatherer.points`)."""
 FLOW = ("id", "front", "client", "server", "parent", "user", "module", "rule", "since", "up", "down")
 PINHOLE = (
-    "id", "protocol", "direction", "public", "target", "peer", "client", "reason", "flow", "backend", "expires",
+    "id", "kind", "protocol", "direction", "public", "target", "peer", "client", "reason", "flow", "backend", "expires",
     "packets", "bytes",
 )  # fmt: skip
 MOST_EVENTS = 60

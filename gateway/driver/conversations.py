@@ -1,4 +1,4 @@
-"""The conversations (UDP pinholes with many uses) that one engine or flow holds, by the engine's own numbers."""
+"""The conversations (UDP pinholes of many packets) that one engine or flow holds, by the engine's own numbers."""
 
 from __future__ import annotations
 
@@ -148,8 +148,7 @@ class Conversations:
                 public_host=public.local if public.local != client else None,
                 along=public.along,
                 ttl=command.ttl,
-                uses=0,
-                read=read,
+                kind="read" if read else "conversation",
             )
             # What lies before a further NAT has another name there than its own.
             host = public.advertised if public.along is None and public.local != client else None
@@ -175,7 +174,7 @@ class Conversations:
                 peer=None,
                 public_host=None,
                 ttl=1.0,
-                uses=0,
+                kind="conversation",
                 find=True,
             )
             host = public.advertised if public.along is None and public.local != client else None

@@ -195,7 +195,7 @@ class _Datagrams:
             public=public,
             target=wish.target,
             peer=None,
-            uses=0,
+            kind=wish.kind,
             expires=0.0,
             backend="kernel",
             peers=wish.peers,

@@ -46,14 +46,14 @@ def request_of(command: Opening, flow: Flow, public: Public) -> PinholeRequest:
     """What to ask a backend for."""
     peer = public_host = None
     along: Along | None = public[Side.SERVER].along
-    transport, uses, target = "tcp", 1, flow.client
+    transport, target = "tcp", flow.client
     match command:
         case OpenPinhole():
-            transport, uses, target, peer = command.transport, command.uses, command.target, command.peer
+            transport, target, peer = command.transport, command.target, command.peer
             place = public_of(target, flow, public)
             public_host, along = place.local, place.along
         case OpenOutbound():
-            transport, uses, target = command.transport, command.uses, command.target
+            transport, target = command.transport, command.target
         case OpenMeeting():
             peer, public_host = flow.server.host, public[Side.SERVER].local
     return PinholeRequest(
@@ -66,6 +66,5 @@ def request_of(command: Opening, flow: Flow, public: Public) -> PinholeRequest:
         peer=peer,
         public_host=public_host,
         ttl=command.ttl,
-        uses=uses,
         along=along,
     )

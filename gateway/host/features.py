@@ -66,7 +66,7 @@ def _lease(public: str, client: str, peer: str) -> Lease:
         public=Endpoint(public, 40000),
         target=Endpoint(client, 50000),
         peer=None,
-        uses=0,
+        kind="conversation",
         expires=0.0,
         backend="kernel",
         peers=(peer,),

@@ -358,7 +358,6 @@ class Attempts:
             "public": Endpoint(self.public, port),
             "target": Endpoint(self.client, target),
             "peer": self.peer,
-            "uses": 1,
             "expires": time.time() + 60,
             "backend": "kernel",
         }
@@ -376,7 +375,7 @@ class Attempts:
         return self._copy.arrives("outside", lambda data: _ends(data)[1:3] == (lease.public, source)) is not None
 
     def media(self, inwards: bool) -> bool:
-        lease = self._lease(protocol="udp", uses=0, peer=None, peers=(self.peer,))
+        lease = self._lease(protocol="udp", kind="conversation", peer=None, peers=(self.peer,))
         far = Endpoint(self.peer, self._next()[1])
         if inwards:
             self._copy.send("outside", packet(17, far, lease.public))

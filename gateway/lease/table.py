@@ -118,7 +118,7 @@ class LeaseTable:
         payer = self._identify(client)
         if not self._rate.take(payer.host, now):
             raise PinholeRefused("rate", f"{client} opens pinholes too fast")
-        kind = _kind(request.transport, request.local or self._backend == "userspace")
+        kind = _kind(request.transport, request.kind == "local" or self._backend == "userspace")
         if self._kinds[payer.host, kind] >= self._per_client:
             raise PinholeRefused("quota", f"{client} holds {self._per_client} {kind} (pinhole.per_client)")
         if self._live >= self._total:
@@ -128,7 +128,7 @@ class LeaseTable:
             raise PinholeRefused("share", f"{payer.network} holds {held} pinholes, and fewer are left")
         if request.visitor is not None and self._visiting >= self._total // 2:
             raise PinholeRefused("full", f"clients outside hold {self._visiting} pinholes")
-        if request.uses == 0 and not request.local:
+        if request.kind in ("conversation", "read"):
             for port in (request.target.port, request.second):
                 if port is not None and Endpoint(request.target.host, port) in self._conversations:
                     raise PinholeRefused("taken", f"port {port} of {request.target.host} has an open conversation")
@@ -143,9 +143,9 @@ class LeaseTable:
             public=public,
             target=request.target,
             peer=request.peer,
-            uses=request.uses,
+            kind=request.kind,
             expires=unix + request.ttl,
-            backend="userspace" if request.local else self._backend,
+            backend="userspace" if request.kind == "local" else self._backend,
             peers=request.peers,
             second=request.second,
             visitor=request.visitor,
@@ -195,7 +195,7 @@ class LeaseTable:
     def changed(self, update: PinholeUpdate, *, unix: float, owner: int) -> Lease:
         """What the update makes of a conversation; nothing is changed yet. PinholeRefused "lease", "taken"."""
         lease = self.get(update.lease, owner=owner)
-        if lease is None or lease.uses != 0:
+        if lease is None or lease.single:
             raise PinholeRefused("lease", "no open conversation of this worker")
         second = lease.second if update.second is msgspec.UNSET else update.second
         if (second is None) != (lease.second is None):
@@ -310,11 +310,13 @@ class LeaseTable:
         if request.direction == "out":
             return request.target
         if request.public_host is None:
-            if request.uses != 0 and request.along is None:
+            if request.single and request.along is None:
                 raise PinholeRefused("public", "no public address")
             return request.target
         width = 1 if request.second is None else 2
-        return self._ports.choose(request.public_host, request.transport, width, request.read, now, rng, is_free)
+        return self._ports.choose(
+            request.public_host, request.transport, width, request.kind == "read", now, rng, is_free
+        )
 
     def _remove(self, entry: _Entry, now: float) -> Lease:
         lease = entry.lease
@@ -373,7 +375,7 @@ def _ports_of(lease: Lease) -> int:
 
 def _sockets_of(lease: Lease) -> Iterator[Endpoint]:
     """The inside sockets that a conversation is of: each can send from one public port only."""
-    if lease.uses == 0 and lease.backend == "kernel":
+    if not lease.single and lease.backend == "kernel":
         yield lease.target
         if lease.second is not None:
             yield Endpoint(lease.target.host, lease.second)

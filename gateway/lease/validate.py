@@ -82,13 +82,11 @@ def check_request(request: PinholeRequest, inside: Sequence[Network]) -> None:
         raise PinholeRefused("flow", "not the id of a flow")
     if not _REASON.fullmatch(request.reason):
         raise PinholeRefused("reason", "not a reason")
-    _check_ttl(request.ttl, LONGEST_TTL if request.uses else LONGEST_CONVERSATION)
-    if request.uses not in (0, 1):
-        raise PinholeRefused("uses", "the kernel backend lets exactly one connection through, or a conversation")
+    _check_ttl(request.ttl, LONGEST_TTL if request.single else LONGEST_CONVERSATION)
     client = _address("client", request.client)
     if request.along is not None:
         _check_along(request.along, client, inside)
-    if request.local:
+    if request.kind == "local":
         _check_local(request, client, inside)
         return
     if request.visitor is not None:
@@ -96,11 +94,11 @@ def check_request(request: PinholeRequest, inside: Sequence[Network]) -> None:
     if not _within(client, inside):
         raise PinholeRefused("client", f"{client} is not inside")
     target = _target(request.target, request.transport, inside=request.direction == "in")
-    if request.uses == 0:
+    if request.kind != "once":
         _check_conversation(request, client, target, inside)
         return
     if request.peers != () or request.second is not None:
-        raise PinholeRefused("uses", "only a conversation has peers and a second port")
+        raise PinholeRefused("kind", "only a conversation has peers and a second port")
     if request.direction == "in":
         _check_inbound(request, client, target, inside)
     else:
@@ -159,10 +157,8 @@ def _check_local(request: PinholeRequest, client: Address, inside: Sequence[Netw
     """
     if not _within(client, inside):
         raise PinholeRefused("client", f"{client} is not inside")
-    if request.direction != "in" or request.second is not None or request.read:
+    if request.direction != "in" or request.second is not None:
         raise PinholeRefused("local", "a worker listens at one port")
-    if request.uses != (0 if request.transport == "udp" else 1):
-        raise PinholeRefused("uses", "one connection, or one conversation")
     if request.public_host is None:
         raise PinholeRefused("public", "no public address")
     target = _address("target", request.target.host)
@@ -170,7 +166,7 @@ def _check_local(request: PinholeRequest, client: Address, inside: Sequence[Netw
         raise PinholeRefused("port", f"{request.target.port} is not a port")
     if request.transport == "tcp" and request.peer == request.client:
         if request.peers != ():
-            raise PinholeRefused("uses", "only a conversation has peers")
+            raise PinholeRefused("kind", "only a conversation has peers")
         if not client.version == _address("public", request.public_host).version == target.version:
             raise PinholeRefused("family", "IPv4 and IPv6 are mixed")
         if request.visitor not in (None, request.target.host):
@@ -186,14 +182,14 @@ def _check_local(request: PinholeRequest, client: Address, inside: Sequence[Netw
             raise PinholeRefused("peer", "the peers of a conversation stand in peers")
         _check_peers(request.peers, client.version, inside)
     elif request.peers != ():
-        raise PinholeRefused("uses", "only a conversation has peers")
+        raise PinholeRefused("kind", "only a conversation has peers")
     elif request.peer is not None:
         _check_peers((request.peer,), client.version, inside)
 
 
 def _check_conversation(request: PinholeRequest, client: Address, target: Address, inside: Sequence[Network]) -> None:
     if request.transport != "udp" or request.direction != "in":
-        raise PinholeRefused("uses", "only UDP, and only inbound, has conversations")
+        raise PinholeRefused("kind", "only UDP, and only inbound, has conversations")
     if target != client:
         raise PinholeRefused("target", f"{target} is not the client {client}")
     if request.peer is not None:

@@ -14,6 +14,10 @@ from gateway.model.errors import PinholeRefused
 CommandName = Literal["connect", "bind", "udp", "resolve", "transparent", "fxp"]
 Transport = Literal["tcp", "udp"]
 Direction = Literal["in", "out"]
+Kind = Literal["once", "conversation", "read", "local"]
+"""Kinds of pinholes. `once`: one connection, from one peer. `conversation`: datagrams both ways between one inside
+socket and its peers, until it is closed or its time is over. `read`: the same, and a module reads what comes. `local`:
+a port of this host at which a worker listens: one connection of TCP, or datagrams."""
 LogLevel = Literal["", "debug", "info", "warning", "error"]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -55,15 +59,16 @@ class PinholeRequest(msgspec.Struct, frozen=True):
     the gateway) lead to `target`, which is the flow's `client`.
     direction "out": the flow's `client` may connect to `target` outside; `peer` and `public_host` are None.
     `client` is the address of the inside client that owns it, `flow` the id of the flow, `reason` as "ftp.port",
-    `ttl` seconds until it closes unused, `uses` connections that may come through.
+    `ttl` seconds until it closes unused.
 
-    `uses` 0 (UDP, direction "in", kernel only): a port for a conversation, both ways, until it is closed or its time is
-    over; docs/decisions/0035-udp-pinholes.md. Then `peer` is None and `peers` says who may send in, from any port of
-    theirs: addresses, () for nobody yet, None for anybody. `second` is the target's port behind a second public port,
-    the next one (RTP and RTCP: the first is even then). `public_host` None: nothing is translated, public is target.
-    `local`: a worker of this host listens at the public port itself; netfilter lets the peer in (where INPUT drops).
+    `kind` "conversation" (UDP, direction "in", kernel only): a port for a conversation, both ways, until it is closed
+    or its time is over; docs/decisions/0035-udp-pinholes.md. Then `peer` is None and `peers` says who may send in, from
+    any port of theirs: addresses, () for nobody yet, None for anybody. `second` is the target's port behind a second
+    public port, the next one (RTP and RTCP: the first is even then). `public_host` None: nothing is translated, public
+    is target. Kind "read": the same, but its datagrams are for a module to read, so the port is one of those that
+    iptables hands to the queue. Kind "local": a worker of this host listens at the public port itself; netfilter lets
+    the peer in (where INPUT drops).
     `visitor`: for whom a published server's port is, a client outside: it counts as that one's, not as the server's.
-    `read`: its datagrams are for a module to read, so the port is one of those that iptables hands to the queue.
     `find`: nothing is opened; the answer is the lease of the conversation that `target` has, whoever holds it.
     `along`: the broker finds out by itself at which address this flow is seen; `public_host` says nothing then. Where
     the flow is not translated, public is target. A pinhole of direction "out" comes from the same address.
@@ -78,18 +83,21 @@ class PinholeRequest(msgspec.Struct, frozen=True):
     peer: str | None
     public_host: str | None
     ttl: float
-    uses: int
+    kind: Kind = "once"
     peers: tuple[str, ...] | None = ()
     second: int | None = None
-    read: bool = False
-    local: bool = False
     visitor: str | None = None
     find: bool = False
     along: Along | None = None
 
+    @property
+    def single(self) -> bool:
+        """Whether it is for one connection."""
+        return is_single(self.kind, self.transport)
+
 
 class PinholeUpdate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A wish to change the open pinhole `lease`, of `uses` 0; what is UNSET stays as it is.
+    """A wish to change the open conversation `lease`; what is UNSET stays as it is.
 
     `ttl`: seconds from now; `peers`, `target` and `second` as in PinholeRequest. `second` can be given only to a
     pinhole that has one. The public ports never change.
@@ -113,7 +121,7 @@ class Traffic(msgspec.Struct, frozen=True):
 class Lease(msgspec.Struct, frozen=True):
     """An open pinhole and who holds it. `expires` is Unix time in seconds. For direction "out" `public` is `target`.
 
-    `uses`, `peers`, `second`, `visitor` as in PinholeRequest: port `public.port + 1` leads to `second` of the target.
+    `kind`, `peers`, `second`, `visitor` as in PinholeRequest: port `public.port + 1` leads to `second` of the target.
     `follows`: from which address a connection of direction "out" is to come; None: from whichever the NAT chooses.
     """
 
@@ -126,13 +134,23 @@ class Lease(msgspec.Struct, frozen=True):
     public: Endpoint
     target: Endpoint
     peer: str | None
-    uses: int
     expires: float
     backend: Literal["kernel", "userspace"]
+    kind: Kind = "once"
     peers: tuple[str, ...] | None = ()
     second: int | None = None
     visitor: str | None = None
     follows: str | None = None
+
+    @property
+    def single(self) -> bool:
+        """Whether it is for one connection."""
+        return is_single(self.kind, self.protocol)
+
+
+def is_single(kind: Kind, transport: Transport) -> bool:
+    """Whether a pinhole of this kind is for one connection, and used up by it."""
+    return kind == "once" or (kind == "local" and transport == "tcp")
 
 
 Done = Callable[[Lease | PinholeRefused], None]

@@ -22,13 +22,14 @@ _plain = structlog.get_logger()
 
 def peer_of(lease: Lease) -> str | None:
     """The "peer" of a conversation is all its peers' addresses; None if anybody may come."""
-    return lease.peer if lease.uses or lease.peers is None else ",".join(lease.peers)
+    return lease.peer if lease.single or lease.peer or lease.peers is None else ",".join(lease.peers)
 
 
 def lease_fields(lease: Lease) -> dict[str, Any]:
     """What a line says of a lease."""
     return {
         "id": lease.id,
+        "kind": lease.kind,
         "protocol": lease.protocol,
         "direction": lease.direction,
         "public": str(lease.public),
@@ -38,7 +39,7 @@ def lease_fields(lease: Lease) -> dict[str, Any]:
         "reason": lease.reason,
         "flow": lease.flow,
         "backend": lease.backend,
-        "uses": lease.uses,
+        "uses": int(lease.single),
         "expires": lease.expires,
         "second": lease.second,
     }
@@ -68,10 +69,11 @@ class PinholeLog:
         said = "".join([f" {key}={value_text(value)}" for key, value in more.items()])
         peer, second = peer_of(lease), lease.second
         line = (
-            f"timestamp={self._stamp.text()}{self._head}{event}{said} id={lease.id} protocol={lease.protocol}"
+            f"timestamp={self._stamp.text()}{self._head}{event}{said} id={lease.id} kind={lease.kind}"
+            f" protocol={lease.protocol}"
             f" direction={lease.direction} public={lease.public} target={lease.target} peer={peer or ''}"
             f" client={lease.client} reason={value_text(lease.reason)} flow={value_text(lease.flow)}"
-            f" backend={lease.backend} uses={lease.uses} expires={moment(lease.expires)}"
+            f" backend={lease.backend} uses={int(lease.single)} expires={moment(lease.expires)}"
             f" second={'' if second is None else second}"
         )
         self._sink.write(line, "info", _NOTHING)

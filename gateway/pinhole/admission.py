@@ -53,10 +53,9 @@ class Admission:
             flow=request.flow or "socks",
             client=owner,
             visitor=request.client if not udp and owner != request.client else None,
-            local=True,
+            kind="local",
             along=None,
             ttl=max(SHORTEST_TTL, min(request.ttl, LONGEST_CONVERSATION if udp else LONGEST_TTL)),
-            uses=0 if udp else 1,
             peer=None if udp else request.peer,
             peers=((request.peer,) if request.peer is not None else None) if udp else (),
         )
@@ -70,7 +69,7 @@ class Admission:
             self._open.add(lease.id)
             # The worker's own rules are those that it asked for.
             return msgspec.structs.replace(
-                lease, client=request.client, flow=request.flow, uses=request.uses, peer=request.peer, peers=()
+                lease, client=request.client, flow=request.flow, kind=request.kind, peer=request.peer, peers=()
             ), made
         raise PinholeRefused("ports", "somebody else is faster")
 

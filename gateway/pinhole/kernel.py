@@ -21,7 +21,7 @@ class KernelPinholes:
         return self._broker.open(request)
 
     def ask(self, wish: PinholeRequest | PinholeUpdate, done: Done) -> None:
-        """Open a pinhole, or change an open conversation (a pinhole of `uses` 0), without waiting: `done` is told in
+        """Open a pinhole, or change an open conversation, without waiting: `done` is told in
         the event loop, the lease as it is then or why not."""
         self._broker.ask(wish, done)
 

@@ -20,7 +20,7 @@ class SplitPinholes:
 
     def open(self, request: PinholeRequest) -> Lease:
         """Raises PinholeRefused."""
-        return (self._connections if request.uses else self._conversations).open(request)
+        return (self._connections if request.single else self._conversations).open(request)
 
     def ask(self, wish: PinholeRequest | PinholeUpdate, done: Done) -> None:
         """Open or change a conversation; `done` is told later."""
@@ -32,4 +32,4 @@ class SplitPinholes:
 
     def close(self, lease: Lease) -> None:
         """Close it, if it is still open."""
-        (self._connections if lease.uses else self._conversations).close(lease)
+        (self._connections if lease.single else self._conversations).close(lease)

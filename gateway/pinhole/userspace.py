@@ -176,13 +176,12 @@ class UserspacePinholes:
         return self._table.samples()
 
     def _serve(self, lease: Lease, listener: gsocket.socket, ttl: float) -> str:
-        """Admit the peer, as often as the lease says, until its time is over. Returns why it ended."""
+        """Admit the peer once, until its time is over. Returns why it ended."""
         try:
             with gevent.Timeout(ttl):
-                for _ in range(lease.uses):
-                    peer = self._accept_peer(lease, listener)
-                    log.info("pinhole.use", pinhole=lease.id, flow=lease.flow)
-                    gevent.spawn(self._connect, lease, peer)
+                peer = self._accept_peer(lease, listener)
+                log.info("pinhole.use", pinhole=lease.id, flow=lease.flow)
+                gevent.spawn(self._connect, lease, peer)
         except gevent.Timeout:
             return "expired"
         return "used"

@@ -27,7 +27,7 @@ def waits(rig: Rig, seconds: float) -> list[float]:
         port = 4000 + 2 * (len(found) % SOCKETS)
         request = inbound(
             transport="udp",
-            uses=0,
+            kind="conversation",
             peer=None,
             peers=(SERVER,),
             reason="sip.rtp",

@@ -26,7 +26,7 @@ def media(number: int) -> PinholeRequest:
     """A pair of ports for the media of a call, of one of 100 telephones."""
     client = f"192.168.56.{10 + number % 100}"
     target = Endpoint(client, 4000 + 2 * (number // 100))
-    changes = {"transport": "udp", "uses": 0, "peer": None, "client": client, "target": target}
+    changes = {"transport": "udp", "kind": "conversation", "peer": None, "client": client, "target": target}
     return inbound(flow=f"w0-{number}", reason="sip.rtp", second=target.port + 1, **changes)
 
 

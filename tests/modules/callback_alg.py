@@ -79,7 +79,7 @@ class CallbackModule:
                     rest = b"".join(self._held) + self._lines.release()
                     return [*commands, Revoke("callback.address"), Deliver(Side.SERVER, rest), Bypass()]
                 target = Endpoint(self._client.host, int(found[2]))
-                return [*commands, OpenPinhole(1, target, self._server.host, "tcp", 60.0, 1, "callback.call")]
+                return [*commands, OpenPinhole(1, target, self._server.host, "tcp", 60.0, "callback.call")]
             commands.append(Deliver(Side.SERVER, self._held.popleft()))
         if self._closed:
             rest = self._lines.release()

@@ -269,7 +269,6 @@ def inbound(**changes: Any) -> PinholeRequest:
         peer=SERVER,
         public_host=PUBLIC,
         ttl=60.0,
-        uses=1,
     )
     return msgspec.structs.replace(request, **changes)
 

@@ -227,12 +227,11 @@ def test_a_hundred_thousand_messages_of_a_worker_that_was_taken_over(rig: Rig) -
         "peer": [None, "0.0.0.0", "fe80::1%in", PUBLIC],
         "public_host": ["0.0.0.0", SERVER, "192.168.56.1", None],
         "ttl": [float("nan"), -1.0, 1e300, 299.0],
-        "uses": [0, 2, -1, 2**63],
+        "kind": ["conversation", "read", "local", "everything", -1],
         "peers": [[], None, [SERVER] * 300, ["x"]],
         "direction": ["out", "in", "up"],
         "transport": ["udp", "sctp"],
         "second": [50001, 22, -5],
-        "local": [True],
         "flow": ['"; drop', "x" * 48, "a\nb"],
         "reason": ["", "sip.rtp"],
     }

@@ -43,7 +43,7 @@ def says_all(words: dict[str, str], lease: Lease) -> None:
     assert (words["flow"], words["reason"]) == (lease.flow, lease.reason)
     assert (words["public"], words["target"]) == (str(lease.public), str(lease.target))
     assert words["peer"] == (lease.peer or ",".join(lease.peers or ()))
-    assert words["uses"] == str(lease.uses)
+    assert (words["kind"], words["uses"]) == (lease.kind, str(int(lease.single)))
     assert datetime.fromisoformat(words["expires"]).timestamp() == pytest.approx(lease.expires, abs=1)
 
 
@@ -67,7 +67,7 @@ def test_used_and_closed(rig: Rig, tmp_path: Path) -> None:
 
 
 def test_a_conversation(rig: Rig, tmp_path: Path) -> None:
-    wish = inbound(transport="udp", uses=0, peer=None, peers=(SERVER,), reason="sip.rtp", second=50001)
+    wish = inbound(transport="udp", kind="conversation", peer=None, peers=(SERVER,), reason="sip.rtp", second=50001)
     lease = rig.open(wish)
     (opened,) = wait_for(lambda: lines(tmp_path, lease, "pinhole.open"), "the opening")
     says_all(opened, lease)

@@ -91,7 +91,13 @@ def phones(rig: Rig) -> Iterator[Phones]:
 
 
 def conversation(**changes: Any) -> PinholeRequest:
-    base: dict[str, Any] = {"transport": "udp", "uses": 0, "peer": None, "peers": (SERVER,), "reason": "sip.rtp"}
+    base: dict[str, Any] = {
+        "transport": "udp",
+        "kind": "conversation",
+        "peer": None,
+        "peers": (SERVER,),
+        "reason": "sip.rtp",
+    }
     return inbound(**{**base, "target": Endpoint(CLIENT, 4000), **changes})
 
 

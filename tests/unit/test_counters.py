@@ -131,7 +131,11 @@ def test_pinholes_of_clients(steps: list[tuple[str, int, float]], seed: int) -> 
                 client=client,
                 target=Endpoint(client, 50000 + which % 7 * 2),
                 ttl=1.0 + which % 50,
-                **({"transport": "udp", "uses": 0, "peer": None, "second": 50001 + which % 7 * 2} if udp else {}),
+                **(
+                    {"transport": "udp", "kind": "conversation", "peer": None, "second": 50001 + which % 7 * 2}
+                    if udp
+                    else {}
+                ),
             )
             try:
                 table.open(request, now=now, unix=now, rng=rng, is_free=lambda port: bool(port % 5), owner=which % 2)

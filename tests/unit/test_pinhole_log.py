@@ -21,7 +21,7 @@ from gateway.observe.pinhole_log import PINHOLES
 
 LEASE = Lease(
     "0" * 16, "f", "sip.rtp", "192.0.2.1", "in", "udp", Endpoint("203.0.113.2", 40000), Endpoint("192.0.2.1", 4000),
-    None, 0, 1.5, "kernel",
+    None, 1.5, "kernel", "conversation",
 )  # fmt: skip
 
 
@@ -38,7 +38,7 @@ leases = st.builds(
     reason=st.text(),
     peers=st.none() | st.tuples() | st.tuples(st.just("203.0.113.5"), st.just("2001:db8::5")),
     peer=st.none() | st.just("203.0.113.5"),
-    uses=st.integers(0, 1),
+    kind=st.sampled_from(["once", "conversation", "read", "local"]),
     second=st.none() | st.integers(1, 65535),
     target=st.builds(Endpoint, st.sampled_from(["192.0.2.1", "fd00::1"]), st.integers(0, 65535)),
     backend=st.sampled_from(["kernel", "userspace"]),

@@ -106,7 +106,6 @@ class BindCommand:
             peer=towards if peers else None,
             public_host=public.local,
             ttl=self._timeout,
-            uses=1,
         )
         try:
             lease, listener = self._pinholes.reserve(wish, listen)

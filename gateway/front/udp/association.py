@@ -345,7 +345,7 @@ class Association:
             peer=None if self._options.open_answers else str(address),  # and whom else the client writes to
             public_host=public.local,
             ttl=2 * self._options.idle_timeout,
-            uses=1,
+            kind="local",
         )
         try:
             lease, sock = self._pinholes.reserve(wish, bind_datagrams)

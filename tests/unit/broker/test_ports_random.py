@@ -26,7 +26,7 @@ def pair(port: int = 4000) -> PinholeRequest:
     return msgspec.structs.replace(
         INBOUND,
         transport="udp",
-        uses=0,
+        kind="conversation",
         peer=None,
         peers=(INBOUND.peer or "",),
         target=Endpoint(INBOUND.client, port),

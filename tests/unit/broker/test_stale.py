@@ -20,7 +20,9 @@ from gateway.model.requests import Lease
 
 TARGET, PUBLIC = Endpoint("192.168.56.10", 5060), Endpoint("203.0.113.2", 40000)
 PEER, OTHER, ROUTER = Endpoint("203.0.113.10", 9), Endpoint("203.0.113.66", 9), Endpoint("203.0.113.2", 5060)
-LEASE = Lease("0" * 16, "f", "sip", TARGET.host, "in", "udp", PUBLIC, TARGET, None, 0, 1.0, "kernel", (PEER.host,))
+LEASE = Lease(
+    "0" * 16, "f", "sip", TARGET.host, "in", "udp", PUBLIC, TARGET, None, 1.0, "kernel", "conversation", (PEER.host,)
+)
 
 
 def connection(source: Endpoint, destination: Endpoint, answers: Endpoint, to: Endpoint, mark: int = 0) -> Connection:

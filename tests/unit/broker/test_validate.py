@@ -29,7 +29,6 @@ INBOUND = PinholeRequest(
     peer="203.0.113.5",
     public_host="203.0.113.1",
     ttl=60.0,
-    uses=1,
 )
 OUTBOUND = msgspec.structs.replace(
     INBOUND, direction="out", reason="ftp.pasv", target=Endpoint("203.0.113.5", 30000), peer=None, public_host=None
@@ -82,8 +81,8 @@ def test_good_requests_pass(request_: PinholeRequest) -> None:
         ({"ttl": float("nan")}, "ttl"),
         ({"ttl": float("inf")}, "ttl"),
         ({"ttl": -1.0}, "ttl"),
-        ({"uses": 0}, "uses"),
-        ({"uses": 2}, "uses"),
+        ({"kind": "conversation"}, "kind"),
+        ({"kind": "read"}, "kind"),
         ({"flow": ""}, "flow"),
         ({"flow": "a b"}, "flow"),
         ({"flow": "a\n"}, "flow"),
@@ -134,7 +133,7 @@ endpoints = st.builds(Endpoint, addresses, st.integers(-5, 70000) | st.sampled_f
         peer=st.none() | addresses,
         public_host=st.none() | addresses,
         ttl=st.floats(),
-        uses=st.integers(-1, 3),
+        kind=st.sampled_from(["once", "conversation", "read"]),
     )
     | st.builds(
         lambda base, target, peer, public: msgspec.structs.replace(base, target=target, peer=peer, public_host=public),
@@ -153,23 +152,22 @@ def test_whatever_passes_is_harmless(request_: PinholeRequest) -> None:
     assert any(client in network for network in INSIDE)
     assert 1024 <= request_.target.port <= 65535
     assert request_.direction == "out" or request_.target.port not in SERVICE_PORTS[request_.transport]
-    assert 1 <= request_.ttl <= (300 if request_.uses else 7200)
-    assert request_.uses in (0, 1)
+    assert 1 <= request_.ttl <= (300 if request_.single else 7200)
     assert " " not in request_.flow + request_.reason
     if request_.direction == "in":
         assert request_.target.host == request_.client
-        peers = [request_.peer] if request_.uses else request_.peers
+        peers = [request_.peer] if request_.single else request_.peers
         assert peers is None or not any(ipaddress.ip_address(peer or "") in net for peer in peers for net in INSIDE)
-        assert request_.uses == 1 or request_.transport == "udp"
+        assert request_.single or request_.transport == "udp"
     else:
         assert not any(request_.target.ip in network for network in INSIDE)
 
 
 CONVERSATION = msgspec.structs.replace(
-    INBOUND, transport="udp", uses=0, peer=None, peers=("203.0.113.5",), second=50001, ttl=3600.0
+    INBOUND, transport="udp", kind="conversation", peer=None, peers=("203.0.113.5",), second=50001, ttl=3600.0
 )
-LOCAL = msgspec.structs.replace(INBOUND, local=True, target=Endpoint("192.168.56.10", 80))
-LOCAL_UDP = msgspec.structs.replace(LOCAL, transport="udp", uses=0, peer=None, peers=None)
+LOCAL = msgspec.structs.replace(INBOUND, kind="local", target=Endpoint("192.168.56.10", 80))
+LOCAL_UDP = msgspec.structs.replace(LOCAL, transport="udp", peer=None, peers=None)
 
 
 @pytest.mark.parametrize("port", sorted(SERVICE_PORTS["tcp"]))
@@ -195,9 +193,9 @@ def test_good_conversations_pass(peers: tuple[str, ...] | None) -> None:
 @pytest.mark.parametrize(
     ("changes", "rule"),
     [
-        ({"transport": "tcp"}, "uses"),
-        ({"direction": "out"}, "uses"),
-        ({"uses": -1, "ttl": 60.0}, "uses"),
+        ({"transport": "tcp"}, "kind"),
+        ({"direction": "out"}, "kind"),
+        ({"kind": "once", "ttl": 60.0}, "kind"),
         ({"peer": "203.0.113.5"}, "peer"),
         ({"peers": ("192.168.56.11",)}, "peers"),
         ({"peers": ("203.0.113.5", "203.0.113.5")}, "peers"),
@@ -221,7 +219,7 @@ def test_bad_conversations(changes: dict[str, Any], rule: str) -> None:
 
 @pytest.mark.parametrize("changes", [{"peers": ("203.0.113.5",)}, {"second": 50001}])
 def test_only_a_conversation_has_what_conversations_have(changes: dict[str, Any]) -> None:
-    assert rule_of(msgspec.structs.replace(INBOUND, **changes)) == "uses"
+    assert rule_of(msgspec.structs.replace(INBOUND, **changes)) == "kind"
 
 
 INNER = msgspec.structs.replace(
@@ -242,8 +240,7 @@ INNER = msgspec.structs.replace(
         ({"public_host": "2001:db8:113::2"}, "family"),
         ({"target": Endpoint("2001:db8::9", 40000)}, "family"),
         ({"target": Endpoint("203.0.113.9", 0)}, "port"),
-        ({"peers": ("203.0.113.9",)}, "uses"),
-        ({"uses": 0}, "uses"),
+        ({"peers": ("203.0.113.9",)}, "kind"),
         ({"second": 50001}, "local"),
         ({"ttl": 301.0}, "ttl"),
         ({"visitor": "203.0.113.9"}, None),  # the client outside whom the server inside connects to
@@ -271,11 +268,10 @@ def test_ports_of_a_worker_itself_pass(request_: PinholeRequest) -> None:
         ({"second": 50001}, "local"),
         ({"visitor": INBOUND.peer}, None),  # the client outside of a server inside
         ({"visitor": "203.0.113.8"}, "visitor"),
-        ({"local": False, "visitor": INBOUND.peer, "target": Endpoint("192.168.56.10", 50000)}, "visitor"),
-        ({"uses": 0}, "uses"),
-        ({"transport": "udp"}, "uses"),
+        ({"kind": "once", "visitor": INBOUND.peer, "target": Endpoint("192.168.56.10", 50000)}, "visitor"),
+        ({"transport": "udp"}, "peer"),
         ({"peer": "192.168.56.11"}, "peers"),
-        ({"peers": None}, "uses"),
+        ({"peers": None}, "kind"),
         ({"ttl": 301.0}, "ttl"),
     ],
 )

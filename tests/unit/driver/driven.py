@@ -55,7 +55,7 @@ class SlowBackend:
             public=Endpoint("203.0.113.2", 40000 + number),
             target=request.target,
             peer=request.peer,
-            uses=request.uses,
+            kind=request.kind,
             expires=0.0,
             backend="kernel",
         )

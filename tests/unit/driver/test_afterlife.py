@@ -37,7 +37,18 @@ class Kernel(SlowBackend):
         self.asked += 1
         public = Endpoint("203.0.113.2", 40000)
         lease = Lease(
-            "p1", wish.flow, wish.reason, wish.client, "in", "udp", public, wish.target, None, 0, 0.0, "kernel"
+            "p1",
+            wish.flow,
+            wish.reason,
+            wish.client,
+            "in",
+            "udp",
+            public,
+            wish.target,
+            None,
+            0.0,
+            "kernel",
+            "conversation",
         )
         self.open_now.add(lease.id)
         done(lease)

@@ -63,7 +63,7 @@ class Twisted(Plain):
         match event:
             case Received(_, b"PORT"):
                 target = Endpoint("192.0.2.1", 5000)
-                opening = OpenPinhole(1, target, "198.51.100.1", "tcp", 60, 1, "test.test")
+                opening = OpenPinhole(1, target, "198.51.100.1", "tcp", 60, "test.test")
                 return [opening, Deliver(Side.SERVER, b"PORT")]
             case Received(_, b"HELD"):
                 return ()

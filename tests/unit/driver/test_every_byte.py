@@ -73,7 +73,7 @@ class Wild:
             case "open":
                 self._ref += 1
                 target = Endpoint("192.0.2.1", 5000)
-                return [OpenPinhole(self._ref, target, "198.51.100.1", "tcp", 60, 1, "test.test")]
+                return [OpenPinhole(self._ref, target, "198.51.100.1", "tcp", 60, "test.test")]
             case "bypass":
                 return [Bypass()]
             case "bypass-late":
@@ -89,7 +89,7 @@ class Wild:
             case "ahead":
                 return [*self._all(), *([Deliver(Side.SERVER, bytes(9))] * 3)]
             case "nonsense":
-                return [*self._all(), "nonsense", Deliver("nobody", b"x"), OpenPinhole(1, None, None, "", 0, 0, "")]  # type: ignore[arg-type]
+                return [*self._all(), "nonsense", Deliver("nobody", b"x"), OpenPinhole(1, None, None, "", 0, "")]  # type: ignore[arg-type]
             case "no-sequence":
                 return None
             case "wrong-edit":

@@ -37,7 +37,22 @@ def gone(key: str) -> Stored:
 
 def lease(ref: int) -> Lease:
     text = f"{ref:016x}"
-    return Lease(text, "p-1", "sip.rtp", TARGET.host, "in", "udp", PUBLIC, TARGET, None, 0, 1.0, "kernel", None, 4001)
+    return Lease(
+        text,
+        "p-1",
+        "sip.rtp",
+        TARGET.host,
+        "in",
+        "udp",
+        PUBLIC,
+        TARGET,
+        None,
+        1.0,
+        "kernel",
+        "conversation",
+        None,
+        4001,
+    )
 
 
 def test_what_was_stored_is_found(files: list[int]) -> None:

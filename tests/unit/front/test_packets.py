@@ -76,7 +76,7 @@ class Pinholes:
             public=Endpoint(request.public_host or "", 40000),
             target=request.target,
             peer=None,
-            uses=0,
+            kind="conversation",
             expires=0.0,
             backend="kernel",
         )
@@ -84,7 +84,7 @@ class Pinholes:
     def _updated(self, update: PinholeUpdate) -> Lease:
         return Lease(
             id=update.lease, flow="", reason="", client="", direction="in", protocol="udp", public=B4, target=A4,
-            peer=None, uses=0, expires=0.0, backend="kernel",
+            peer=None, expires=0.0, backend="kernel", kind="conversation",
         )  # fmt: skip
 
     def close(self, lease: Lease) -> None:
@@ -163,7 +163,7 @@ def test_a_packet_waits_for_its_conversation_and_then_goes_edited(rig: Rig) -> N
     assert packet.payload == b"LONGERello"
     (request,) = rig.pinholes.said
     assert isinstance(request, PinholeRequest)
-    assert (request.read, request.public_host, request.uses) == (True, "203.0.113.2", 0)
+    assert (request.kind, request.public_host) == ("read", "203.0.113.2")
     assert rig.engine.events[1] == Opened(1, Endpoint("198.51.100.1", 40000), 100.0)
 
 

@@ -98,8 +98,8 @@ class Kernel:
         self.number += 1
         lease = Lease(
             f"{self.number:016x}", wish.flow, wish.reason, wish.client, "in", "udp",
-            Endpoint(wish.public_host or "", 40000 + 2 * self.number), wish.target, None, 0, 0.0, "kernel", wish.peers,
-            wish.second,
+            Endpoint(wish.public_host or "", 40000 + 2 * self.number), wish.target, None, 0.0, "kernel",
+            "conversation", wish.peers, wish.second,
         )  # fmt: skip
         self.leases[lease.id] = lease, self.now + wish.ttl
         done(lease)

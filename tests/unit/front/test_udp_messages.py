@@ -53,7 +53,7 @@ class Rig:
             public=Endpoint("10.0.0.2", 41000),
             target=CLIENT,
             peer=None,
-            uses=1,
+            kind="local",
             expires=0.0,
             backend="userspace",
         )

@@ -151,9 +151,9 @@ def shown(commands: list[Command]) -> list[str]:
 
 def words(command: Command) -> str:
     match command:
-        case OpenPinhole(ref, target, peer, "tcp", 60.0, 1, reason):
+        case OpenPinhole(ref, target, peer, "tcp", 60.0, reason):
             return f"open {ref} {target} for {peer} {reason}"
-        case OpenOutbound(ref, target, "tcp", 60.0, 1, reason):
+        case OpenOutbound(ref, target, "tcp", 60.0, reason):
             return f"out {ref} {target} {reason}"
         case OpenRelay(client, server, "ftp.convert"):
             return f"relay {client} {server}"

@@ -51,7 +51,7 @@ def greeted() -> FtpModule:
 def test_the_edit_is_the_argument_and_no_more() -> None:
     module = greeted()
     assert module.handle(Received(CLIENT, PORT + b"LIST\r\n", 0)) == [
-        OpenPinhole(1, Endpoint("192.168.56.10", 51210), "203.0.113.5", "tcp", 60.0, 1, "ftp.port")
+        OpenPinhole(1, Endpoint("192.168.56.10", 51210), "203.0.113.5", "tcp", 60.0, "ftp.port")
     ]
     assert module.handle(Opened(1, PUBLIC, 0)) == [
         Deliver(SERVER, PORT, (Edit(5, 25, b"203,0,113,1,156,65", "ftp.port"),)),
@@ -482,4 +482,4 @@ def test_what_a_reply_says_decides(command: bytes, reply: tuple[int, bytes, int]
     module.handle(Received(CLIENT, b"".join(earlier) + command + b"\r\n", 0))
     module.handle(Received(SERVER, b"200 ok\r\n" * len(earlier), 0))
     answer = module.handle(Received(SERVER, b"%d Passive (%s)\r\n" % (code, text), 0))
-    assert OpenOutbound(1, Endpoint("203.0.113.5", port), "tcp", 60.0, 1, "ftp.passive") in answer
+    assert OpenOutbound(1, Endpoint("203.0.113.5", port), "tcp", 60.0, "ftp.passive") in answer
