@@ -1,4 +1,4 @@
-"""The keys of `[alg.sip]` that are SIP's own; `description` is what the reference says of each."""
+"""The keys of `[alg.sip]` that only SIP has. `description` is what docs/reference/ says about each."""
 
 from __future__ import annotations
 
@@ -13,45 +13,43 @@ MOST = 86400.0
 
 @dataclass(frozen=True, slots=True)
 class SipOptions:
-    """Media, when a call has ended that nobody ends, and with whom SIP needs no gateway.
-
-    ValueError for times that make no sense; it begins with the key.
-    """
+    """Options of the SIP module. Raises ValueError, beginning with the key, for times that make no sense."""
 
     media_source: Literal["sdp", "any"] = field(
         default="sdp",
         metadata={
-            "description": 'Who may send media in, once there is an answer. "sdp": whom the far side\'s SDP names; '
-            '"any": anybody.'
+            "description": 'Which hosts may send media in once a call is answered. "sdp": those that the far side\'s '
+            'SDP names; "any": all hosts.'
         },
     )
     media_timeout: float = field(
         default=300.0,
         metadata={
-            "description": "Seconds without a media packet and without a message after which a call has ended: its BYE "
-            "was lost. At least 10. The kernel's counters are looked at five times in it, and every 30 s at least."
+            "description": "Seconds without a media packet and without a message after which a call counts as ended "
+            "(its BYE was lost). At least 10. The kernel's counters are read five times in this period, "
+            "and at least every 30 s."
         },
     )
     hold_timeout: float = field(
         default=7200.0,
         metadata={
-            "description": "Seconds without a message after which a call has ended that is on hold, or whose media are "
-            "not counted. At least `media_timeout`, at most 86400."
+            "description": "The same, for a call that is on hold or whose media are not counted: seconds without a "
+            "message. At least `media_timeout`, at most 86400."
         },
     )
     stand_down: tuple[str, ...] = field(
         default=(),
         metadata={
-            "description": "Addresses of registrars and proxies that repair NAT themselves: what is said with them "
-            "stays untouched.",
+            "description": "Addresses of registrars and proxies that handle NAT themselves. Messages to and from them "
+            "stay untouched.",
             "examples": [["203.0.113.10"]],
         },
     )
     rate: int = field(
         default=1000,
         metadata={
-            "description": "Messages a second of one client, twice as many at once; what is more passes untouched. A "
-            "telephone exchange is one client."
+            "description": "Messages a second of one client that are read, on average; twice as many at once. Messages "
+            "beyond that pass untouched. A telephone exchange is one client."
         },
     )
 
@@ -64,5 +62,5 @@ class SipOptions:
 
     @property
     def look_every(self) -> float:
-        """Seconds between two looks of a driver at what was counted (`alg.api.Activity`)."""
+        """Seconds between two `alg.api.Activity` events that the driver sends."""
         return min(LOOK, self.media_timeout / LOOKS)

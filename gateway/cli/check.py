@@ -23,9 +23,9 @@ from gateway.supervisor.preflight import placed, refusals, surprises
 def check(config_path: str | None, as_json: bool, request: str | None) -> None:
     """Validate a configuration and print it.
 
-    What it prints is in effect, defaults included. Exits with 2 and a message that names the file,
-    the line and the key if it cannot be used, or if `algate run` would refuse it on this host. What
-    is valid and can hardly be meant, as a rule that never decides, is told on standard error.
+    Prints the configuration in effect, defaults included. If it cannot be used, or `algate run` would
+    refuse it on this host, the exit code is 2 and a message names the file, the line and the key. Settings
+    that are valid but hardly meant, such as a rule that never decides, are warned of on standard error.
 
     \b
     Examples:

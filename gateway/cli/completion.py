@@ -1,4 +1,4 @@
-"""`algate completion`: what a shell needs to complete our commands and options."""
+"""`algate completion`: the script with which a shell completes commands and options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHELLS = ("bash", "zsh", "fish")
 def completion(context: click.Context, shell: str) -> None:
     """Print the completion script for a shell.
 
-    The Debian package installs those of all three.
+    The Debian package installs the scripts of all three shells.
 
     \b
     Examples:
@@ -29,7 +29,7 @@ def completion(context: click.Context, shell: str) -> None:
 
 
 def completion_script(command: click.Command, shell: str) -> str:
-    """The script. AlgateError if this shell is too old for it."""
+    """Return the completion script for a shell. Raises AlgateError if the installed shell is too old for it."""
     kind = get_completion_class(shell)
     if kind is None:
         raise AlgateError(f"completion: there is nothing for {shell}")

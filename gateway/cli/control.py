@@ -1,4 +1,4 @@
-"""`algate reload`, `drain`, `kick`: what changes a gateway that runs, asked of its processes over their sockets."""
+"""`algate reload`, `drain` and `kick`: commands that change a running gateway, through the sockets of its processes."""
 
 from __future__ import annotations
 
@@ -24,13 +24,18 @@ POLL = 0.1  # seconds between two questions whether it is done
 @click.command()
 @config_option
 @json_option
-@click.option("--upgrade", is_flag=True, help="Have new processes take over, with the program as it is installed now.")
+@click.option(
+    "--upgrade",
+    is_flag=True,
+    help="Start new processes from the program as it is installed now, and let them take over.",
+)
 def reload(config_path: str | None, as_json: bool, upgrade: bool) -> None:
-    """Use the configuration as it is written now.
+    """Read the configuration again and use it.
 
-    It is validated first; with a mistake in it the one before stays in use, and the exit code is 2. Flows that the new
-    rules do not allow are ended, all others live on. With --upgrade new processes take over the listeners, for another
-    version of the program or for keys that only new processes can heed; the old ones end with their flows.
+    The configuration is validated first. If it has a mistake, the old one stays in use and the exit code is 2. Flows
+    that the new rules do not allow are ended; all others go on. With --upgrade new processes take over the listeners;
+    use it for a new version of the program, and for keys that only take effect in new processes. The old processes end
+    when their flows have ended.
 
     \b
     Examples:
@@ -76,9 +81,10 @@ def _print_outcome(outcome: dict[str, Any]) -> None:
 def drain(config_path: str | None) -> None:
     """End the gateway when its flows have ended.
 
-    It accepts no more, and lets all flows come to their end. New connections of unconfigured clients go straight
-    through the NAT from then on, if the iptables rules are there. There is no deadline: SIGTERM ends the waiting. This
-    command shows how many are left, and returns when the gateway has ended; ^C leaves the gateway draining.
+    The gateway accepts no new connections and waits for all flows to end. New connections of unconfigured clients then
+    go straight through the NAT, if the iptables rules are applied. There is no deadline: SIGTERM ends the gateway at
+    once. This command shows how many flows are left, and returns when the gateway has ended. ^C stops this command
+    alone: the gateway goes on draining.
 
     \b
     Example:
@@ -122,8 +128,8 @@ def _flows_left(run_dir: Path) -> int:
 def kick(config_path: str | None, as_json: bool, ids: tuple[str, ...]) -> None:
     """End flows, pinholes or calls by their ids.
 
-    Of a call the media are cut. The ids are those of `algate flows`, `algate pinholes` and `algate calls`. The exit
-    code is 1 if there is none such.
+    The ids are those that `algate flows`, `algate pinholes` and `algate calls` show. Of a call, the media are ended.
+    The exit code is 1 if nothing has such an id.
 
     \b
     Examples:
@@ -148,7 +154,8 @@ def kick(config_path: str | None, as_json: bool, ids: tuple[str, ...]) -> None:
 
 
 def _have_done(run_dir: Path, wish: str) -> dict[str, Any]:
-    """Have the supervisor do something, and wait for the outcome. Raises AlgateError, with the supervisor's words."""
+    """Ask the supervisor for a job and wait for its outcome. Raises AlgateError with the supervisor's message if it
+    fails."""
     path = run_dir / "supervisor.sock"
     (ticket,) = ask_at(path, wish)
     outcome = _wait_for(path, str(ticket["ticket"]))
@@ -158,7 +165,7 @@ def _have_done(run_dir: Path, wish: str) -> dict[str, Any]:
 
 
 def _wait_for(path: Path, ticket: str) -> dict[str, Any]:
-    """The outcome of what was asked for. The supervisor answers nobody while it does something else."""
+    """Poll for the outcome of the job with this ticket. The supervisor answers nothing while it works on a job."""
     silent = 0
     while True:
         try:

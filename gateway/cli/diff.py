@@ -1,4 +1,4 @@
-"""Messages and their edits for people: unchanged lines as they are, changed ones as - and + with the reasons."""
+"""Messages and their edits as a diff: unchanged lines as they are, changed ones with - and + and the reasons."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from gateway.observe.trace import Row
 
 
 def render(row: Row) -> Iterator[Text]:
-    """The lines of a message for a terminal: unchanged ones as they are, changed ones as - and + with the reasons."""
+    """Render a message of a trace for a terminal: unchanged lines as they are, changed ones with - and + and the
+    reasons."""
     head = f"{clock(row['time'])} {row['source']} -> {row['destination']}"
     count = len(row["edits"])
     yield Text.assemble((head, "bold"), (f"  {count} edit{'s' * (count != 1)}" if count else "  untouched", "dim"))
@@ -43,10 +44,10 @@ def _line(mark: str, line: str, at: int, edits: Sequence[Row], which: str, colou
 
 
 def _shown(text: str) -> str:
-    """Without line ends, and without what a terminal would obey."""
+    """Remove line ends, and replace characters that a terminal would interpret."""
     return "".join(c if c.isprintable() or c == "\t" else f"\\x{ord(c):02x}" for c in text.rstrip("\r\n"))
 
 
 def clock(when: float) -> str:
-    """Unix time as local date and time of day, with milliseconds and the offset from UTC (ISO 8601)."""
+    """Format a Unix time as local date and time of day, with milliseconds and the offset from UTC (ISO 8601)."""
     return datetime.fromtimestamp(when).astimezone().isoformat(sep=" ", timespec="milliseconds")

@@ -18,10 +18,11 @@ from gateway.host.doctor import examine
 @config_option
 @json_option
 def doctor(config_path: str | None, as_json: bool) -> None:
-    """Say whether this host is fit for algate.
+    """Check whether this host is fit for algate.
 
-    And what to do if it is not. Looks at programs, forwarding, interfaces and kernel helpers, and tries what it needs
-    of the kernel in a network namespace of its own. Changes nothing. Exits with 1 if something stops the gateway.
+    Checks programs, forwarding, interfaces and kernel helpers, and tries the features of the kernel that are needed in
+    a network namespace of its own. Says what to do about each problem. Changes nothing. The exit code is 1 if something
+    keeps the gateway from working.
 
     \b
     Examples:

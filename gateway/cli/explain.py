@@ -32,14 +32,14 @@ _REQUEST = re.compile(
 
 
 class Question(NamedTuple):
-    """A request and the local time at which it is asked; None: now."""
+    """A request, and the local time for which it is decided; None means now."""
 
     request: ConnectRequest
     at: datetime | None
 
 
 def parse_question(text: str) -> Question:
-    """Read the text that --explain takes. Raises ConfigError: the command line cannot be used."""
+    """Parse the text of --explain. Raises ConfigError, as for any command line that cannot be used."""
     found = _REQUEST.fullmatch(text.strip())
     if not found or found["command"] not in get_args(CommandName):
         raise ConfigError(f"--explain: {text!r} is not of the form {FORM}")
@@ -113,7 +113,7 @@ def _row(request: ConnectRequest, address: str, explanation: Explanation, source
 
 
 def _addresses(config: Config, host: str) -> tuple[list[str], str]:
-    """The addresses of the host, or why it has none. Asks the name servers of the configuration."""
+    """Return the addresses of the host, or the reason why it has none. Asks the name servers of the configuration."""
     from gateway.net.resolver import ResolveError  # gevent is not for every command
     from gateway.process.service import resolver_of
 
@@ -133,7 +133,7 @@ def _passed(passed: list[tuple[str, str, str]], source: str) -> Iterator[str]:
 
 
 def _place(place: str, source: str) -> str:
-    """FILE:LINE of a rule or of a line of the access file."""
+    """Return where a rule, or a line of the access file, stands, as FILE:LINE."""
     return place or source
 
 
@@ -142,7 +142,7 @@ def _verdict(decision: Decision) -> str:
 
 
 def _conditions(decision: Decision) -> str:
-    """By which way, and how fast."""
+    """Describe through which upstreams, and with which limits, a permitted request is carried out."""
     said = ""
     if decision.via or decision.chain:
         said += " through " + (" then ".join(decision.chain) or " or ".join(decision.via))

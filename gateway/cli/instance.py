@@ -1,4 +1,4 @@
-"""The instance of a configuration that runs: where its processes are asked."""
+"""Finds the running instance of a configuration, and asks its processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TIMEOUT = 3.0  # seconds for a process to answer
 
 
 def run_dir_of(config: Config) -> Path:
-    """The run directory. AlgateError if no gateway runs there."""
+    """Return the run directory of the configuration. Raises AlgateError if no gateway runs there."""
     run_dir = Path(config.process.run_dir)
     if _has_socket(run_dir):
         return run_dir
@@ -24,7 +24,8 @@ def run_dir_of(config: Config) -> Path:
 
 
 def _has_socket(run_dir: Path) -> bool:
-    """Whether a gateway runs there, as far as this user can see; AlgateError if the folder is not for this user."""
+    """Whether a gateway runs in this run directory, as far as this user can see. Raises AlgateError if the user may not
+    look into the directory."""
     try:
         return (run_dir / "supervisor.sock").exists()
     except PermissionError:
@@ -32,7 +33,7 @@ def _has_socket(run_dir: Path) -> bool:
 
 
 def ask_at(path: Path, verb: str, id: str = "") -> Rows:
-    """What the process that serves a socket answers. AlgateError if it does not."""
+    """Ask the process that serves a socket, and return its answer. Raises AlgateError if it does not answer."""
     try:
         return ask(str(path), verb, TIMEOUT, id)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""`algate flows`, `pinholes`, `calls`: what is live, asked of the running processes over their sockets."""
+"""`algate flows`, `pinholes` and `calls`: tables of what exists now, collected from the running processes."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def pinholes(config_path: str | None, as_json: bool) -> None:
 def calls(config_path: str | None, as_json: bool) -> None:
     """Show the calls under way, and the peers.
 
-    Media packets are those that the kernel has counted. Of a client and a server that speak with each other the state
-    is "edited"; "stood-down": their messages are left alone; "revoked": they are not read. `reason` says why, and
-    `until` for how many seconds more. With --json such a row has the "kind" "peer".
+    Media packets are counted by the kernel. A peer is a client and a server that exchange messages; its state is
+    "edited" (messages are edited), "stood-down" (they are left alone) or "revoked" (they are not read). `reason` says
+    why, and `until` for how many more seconds. With --json the row of a peer has the "kind" "peer".
 
     \b
     Examples:
@@ -87,6 +87,7 @@ def calls(config_path: str | None, as_json: bool) -> None:
 
 
 def collect(config_path: str | None, verb: str) -> Rows:
-    """The rows of all processes of the instance. AlgateError if none runs, or one of them does not answer."""
+    """Collect the rows of all processes of the instance. Raises AlgateError if no gateway runs, or a process does not
+    answer."""
     run_dir = run_dir_of(load_config(config_path))
     return [row for path in sorted(run_dir.glob("*.sock")) for row in ask_at(path, verb)]

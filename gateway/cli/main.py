@@ -1,4 +1,5 @@
-"""The command line: `algate COMMAND`. One file a command; an error of ours ends with a line and an exit code."""
+"""The command line: `algate COMMAND`, with one file for each command. An AlgateError ends it with one line on standard
+error and an exit code."""
 
 from __future__ import annotations
 

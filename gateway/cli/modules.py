@@ -19,8 +19,8 @@ from gateway.config.load import load_config
 def modules(config_path: str | None, as_json: bool) -> None:
     """Show the protocol modules that are installed.
 
-    Those of other packages too, and those that cannot be used, with the reason. `kinds` are the kinds of pinholes that
-    a module may ask for.
+    Shows modules of other packages too, and modules that cannot be used, with the reason. `kinds` are the kinds of
+    pinholes that a module may ask for.
 
     \b
     Examples:

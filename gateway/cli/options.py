@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ unread_config_option = click.option(
     metavar="FILE",
     type=click.Path(dir_okay=False),
     expose_value=False,
-    help="Taken as every command takes it; nothing of it is needed here.",
+    help="Accepted as by every command, but this command needs no configuration.",
 )

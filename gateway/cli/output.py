@@ -1,6 +1,6 @@
-"""What commands print: one JSON array for machines, tables for people, with colour where there is a terminal.
+"""How commands print: one JSON array with --json, otherwise tables, with colour on a terminal.
 
-NO_COLOR and TERM=dumb take the colour away (rich sees to that); a pipe gets plain, whole lines.
+NO_COLOR and TERM=dumb turn the colour off (rich does that). A pipe gets plain lines that are not shortened.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def show_rows(
     columns: Sequence[str],
     **derived: Callable[[dict[str, Any]], str],
 ) -> None:
-    """Print rows as one JSON array, or the named columns of them as a table; `derived` makes columns of its own."""
+    """Print rows as one JSON array, or as a table with the named columns. `derived` computes columns that the rows do
+    not have."""
     if as_json:
         show_json(rows)
     else:
@@ -52,14 +53,14 @@ def show_rows(
 
 
 def show_json(rows: object) -> None:
-    """Print an array of objects, for machines."""
+    """Print rows as one JSON array of objects."""
     click.echo(json.dumps(rows, indent=2))
 
 
 def table_of(
     rows: Sequence[dict[str, Any]], columns: Sequence[str], **derived: Callable[[dict[str, Any]], str]
 ) -> Table:
-    """The named columns of rows; what a row has not is "-"."""
+    """Return a table with the named columns of rows. A value that a row does not have is shown as "-"."""
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         cells = (derived[column](row) if column in derived else row.get(column) for column in columns)
@@ -68,13 +69,14 @@ def table_of(
 
 
 def styled(value: object) -> Text:
-    """A word in its colour, if it has one."""
+    """Return a word in the colour of its meaning, if it has one."""
     text = str(value)
     return Text(text, style=_STYLES.get(text, ""))
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """The last `width` values as blocks, the highest as a full one; `width` characters, blank where there is none."""
+    """Draw the last `width` values as blocks, scaled to the highest one. The result has `width` characters, blank where
+    there is no value."""
     shown = list(values)[-width:]
     highest = max(shown, default=0.0)
     scale = (len(BLOCKS) - 1) / highest if highest > 0 else 0.0

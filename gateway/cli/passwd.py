@@ -25,8 +25,8 @@ SERVICE_GROUP = "algate"
 def passwd(file: Path, user: str) -> None:
     """Add a user, or change a password.
 
-    USER is added to the users file FILE if need be. Asks for the password twice; reads one line if its input is
-    not a terminal. Groups of the user stay. A gateway that runs takes up the file within seconds.
+    Adds USER to the users file FILE if it is not there yet. Asks for the password twice; if the input is not a
+    terminal, reads it as one line. The user's groups stay. A running gateway uses the new file within seconds.
 
     \b
     Examples:
@@ -57,7 +57,8 @@ def _read_password() -> str:
 
 
 def _service_group() -> int | None:
-    """The group whose supervisor is to read the file (systemd/algate.sysusers), if it was made on this host."""
+    """The group of the service (systemd/algate.sysusers), whose supervisor has to read the file; None if the group does
+    not exist on this host."""
     try:
         return grp.getgrnam(SERVICE_GROUP).gr_gid
     except KeyError:
@@ -65,8 +66,8 @@ def _service_group() -> int | None:
 
 
 def _replace(file: Path, text: str) -> None:
-    """Write the file in one step; a reader sees the old one or the new one. Its owner and its mode stay; a new one is
-    for this user only, and for the service's group if there is one."""
+    """Replace the file atomically, so that a reader sees the old one or the new one. Owner and mode stay. A new file is
+    readable by this user only, and by the service's group if there is one."""
     file = file.resolve()
     descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)  # mode 0600
     temporary = Path(name)

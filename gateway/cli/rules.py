@@ -23,7 +23,7 @@ from gateway.observe.admin import ask
 def rules() -> None:
     """Show, apply or remove the iptables rules.
 
-    They bring unconfigured clients to the gateway.
+    The rules redirect the traffic of unconfigured clients to the gateway.
 
     \b
     Examples:
@@ -34,14 +34,19 @@ def rules() -> None:
 
 @rules.command()
 @config_option
-@click.option("--family", type=click.Choice(FAMILIES), help="Only this family, as input for ip(6)tables-restore.")
-@click.option("--nft", is_flag=True, help="As nft text, for a host with nftables.service.")
+@click.option(
+    "--family",
+    type=click.Choice(FAMILIES),
+    help="Print the rules of this family only, as input for iptables-restore or ip6tables-restore.",
+)
+@click.option("--nft", is_flag=True, help="Print the rules as nft text, for a host that uses nftables.service.")
 @json_option
 def show(config_path: str | None, family: str | None, nft: bool, as_json: bool) -> None:
     """Print the rules that `apply` would load.
 
-    Needs no root. With --nft they are tables of their own, to be included in /etc/nftables.conf, and the lines that a
-    chain at input or forward needs that drops: an accept in one table does not overrule a drop in another.
+    Needs no root. With --nft the rules are printed as tables of their own, to be included in /etc/nftables.conf,
+    followed by the lines that your chains at input and forward need if they drop packets: in nftables an accept in one
+    table does not overrule a drop in another.
 
     \b
     Examples:
@@ -80,7 +85,7 @@ def _nft_text(config: Config) -> str:
 def apply_command(config_path: str | None) -> None:
     """Load the rules.
 
-    Twice is as once, and a failure changes nothing.
+    Safe to repeat: running it again has no further effect. If it fails, nothing is changed.
 
     \b
     Example:
@@ -99,9 +104,9 @@ def apply_command(config_path: str | None) -> None:
 @rules.command("remove")
 @config_option
 def remove_command(config_path: str | None) -> None:
-    """Take the rules away.
+    """Remove the rules.
 
-    Everything is then as it was before `apply`.
+    Netfilter is then as it was before `apply`.
 
     \b
     Example:
@@ -116,7 +121,7 @@ def remove_command(config_path: str | None) -> None:
 
 
 def _print_missing(config: Config) -> None:
-    """What chains of other firewalls seem to need, on standard error."""
+    """Print the lines that chains of other firewalls seem to need, on standard error."""
     with suppress(AlgateError):
         missing = foreign_chains.missing(foreign_chains.ruleset(), config)
         for chain in dict.fromkeys(each.chain for each in missing):
@@ -127,6 +132,6 @@ def _print_missing(config: Config) -> None:
 
 
 def _tell_supervisor(config: Config, verb: str) -> None:
-    """Tell the gateway, if one runs and may be asked."""
+    """Send a request to the supervisor, if a gateway runs and this user may ask it."""
     with suppress(OSError):
         ask(str(Path(config.process.run_dir) / "supervisor.sock"), verb, TIMEOUT)

@@ -17,7 +17,7 @@ from gateway.supervisor import supervisor
 def run(config_path: str | None) -> None:
     """Run the gateway in the foreground.
 
-    It logs "ready" when it serves, drains on SIGTERM and then exits with 0.
+    Logs "ready" when it serves. On SIGTERM it lets flows end for `process.drain_timeout` seconds, then exits with 0.
 
     \b
     Examples:

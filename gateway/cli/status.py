@@ -1,4 +1,4 @@
-"""`algate status`: the processes and, on a terminal, what they do, drawn."""
+"""`algate status`: a table of the processes and, on a terminal, a drawing of their throughput."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ WATCH_PERIOD = 1.0  # seconds
 @click.command()
 @config_option
 @json_option
-@click.option("--watch", is_flag=True, help="Go on, a sample a second, until interrupted.")
+@click.option("--watch", is_flag=True, help="Go on, with one sample each second, until interrupted.")
 def status(config_path: str | None, as_json: bool, watch: bool) -> None:
     """Show the processes, their flows and bytes.
 
-    Counts are those since a process started. On a terminal two seconds of throughput and connections are drawn
-    below; with --watch they go on. In a pipe --watch prints a line a second.
+    Counts are since a process started. On a terminal two seconds of throughput and connections are drawn below the
+    table; with --watch the drawing goes on. In a pipe --watch prints one line each second.
 
     \b
     Examples:
@@ -61,7 +61,7 @@ def status(config_path: str | None, as_json: bool, watch: bool) -> None:
 
 
 def _print_rules(rows: Rows) -> None:
-    """Whether the iptables rules are there, where this configuration has any."""
+    """Print whether the iptables rules are applied, if this configuration has any."""
     for row in rows:
         if row.get("rules"):
             click.echo(f"iptables rules: {row['rules']}")
@@ -75,7 +75,7 @@ def _print_samples(rows: Rows, config_path: str | None) -> None:
 
 
 def _draw(out: Console, rows: Rows, config_path: str | None, watch: bool) -> None:
-    """What was drawn last stays on the terminal."""
+    """Draw once for each poll of the status. The last drawing stays on the terminal."""
     samples = Samples(rows)
     with Live(samples.picture(rows), console=out, auto_refresh=False) as live:
         for number, rows in enumerate(_polls(config_path, WATCH_PERIOD if watch else PERIOD), 1):
@@ -86,14 +86,14 @@ def _draw(out: Console, rows: Rows, config_path: str | None, watch: bool) -> Non
 
 
 def _polls(config_path: str | None, period: float) -> Iterator[Rows]:
-    """The status again and again."""
+    """Yield the rows of the status, once for each period."""
     while True:
         time.sleep(period)
         yield collect(config_path, "status")
 
 
 class Samples:
-    """What has happened between one look at the status and the next."""
+    """Rates of flows and bytes, computed from one poll of the status to the next."""
 
     def __init__(self, rows: Rows) -> None:
         self._last, self._when = _totals(rows), time.monotonic()
@@ -102,7 +102,7 @@ class Samples:
         }
 
     def add(self, rows: Rows) -> None:
-        """Take the rows of this moment."""
+        """Add the rows of a poll."""
         totals, now = _totals(rows), time.monotonic()
         seconds = max(now - self._when, 1e-6)
         # A process that was replaced counts anew: nothing is negative.
@@ -138,7 +138,7 @@ def _said(name: str, value: float) -> str:
 
 
 def _totals(rows: Rows) -> dict[str, int]:
-    """Flows at this moment and, since the processes started, flows and bytes."""
+    """Sum up the rows: flows at this moment and, since the processes started, flows and bytes."""
 
     def total(key: str) -> int:
         values: list[Any] = [row.get(key, 0) for row in rows]

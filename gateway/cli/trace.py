@@ -36,9 +36,9 @@ ladder_option = click.option(
 )
 write_option = click.option(
     "--write", "into", metavar="FILE.pcap", type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the messages into a capture file too: as they came, or with --after as they went on.",
+    help="Also write the messages into a capture file: as they came, or with --after as they were sent on.",
 )  # fmt: skip
-after_option = click.option("--after", is_flag=True, help="With --write: messages as they went on.")
+after_option = click.option("--after", is_flag=True, help="With --write: write messages as they were sent on.")
 
 
 @click.command()
@@ -64,7 +64,7 @@ def explain(
 ) -> None:
     """Show what modules would change in a capture.
 
-    The capture (pcap or pcapng, also compressed by gzip) is one of the inside interface. Nothing is sent or opened.
+    The capture (pcap or pcapng, also compressed by gzip) must be of the inside interface. Nothing is sent or opened.
 
     \b
     Examples:
@@ -108,8 +108,8 @@ def trace(
 ) -> None:
     """Show messages as they pass, and their edits.
 
-    Those of all modules, over UDP and TCP, until interrupted; passwords are left out. With --json those of
-    a moment ago.
+    Shows messages of all modules, over UDP and TCP, until interrupted. Passwords are left out. With --json the
+    messages that passed most recently are printed once.
 
     \b
     Examples:
@@ -127,7 +127,7 @@ def trace(
 
 
 def _follow(config_path: str | None, wanted: Callable[[Row], bool], write: Callable[[Row], Row]) -> None:
-    """Print what comes, for ever."""
+    """Print messages as they come, until interrupted."""
     seen: dict[str, int] | None = None  # the latest message of each process
     while True:
         rows = collect(config_path, "trace")
@@ -144,7 +144,8 @@ def _follow(config_path: str | None, wanted: Callable[[Row], bool], write: Calla
 
 
 class _Filter:
-    """Whether a row is wanted: of a host inside, of a call. What is no message is wanted always."""
+    """Decides whether a row is shown: by the inside host and the call that were asked for. A row that is no message is
+    always shown."""
 
     def __init__(self, client: str | None, ladder: str | None) -> None:
         self._client = _address("--client", client) if client is not None else None
@@ -161,7 +162,8 @@ class _Filter:
 
 @contextmanager
 def _writing(path: Path | None, after: bool) -> Iterator[Callable[[Row], Row]]:
-    """What rows go through: with a path each message is written into a capture file there."""
+    """Return a function that every shown row is passed to. With a path it writes each message into a capture file
+    there."""
     if path is None:
         if after:
             raise click.UsageError("--after says what --write writes, and there is no --write")
@@ -192,7 +194,8 @@ def _address(option: str, text: str) -> str:
 
 
 def _unseen(rows: Iterable[Row], seen: Mapping[str, int], last: Mapping[str, int]) -> tuple[list[Row], int]:
-    """The rows that are new, in the order of time, and how many there were that no row is left of."""
+    """Return the rows that were not seen before, in the order of time, and how many messages are missing because the
+    ring was overwritten."""
     new: list[Row] = []
     missed = 0
     for process in last:

@@ -1,4 +1,5 @@
-"""The configuration as frozen structs: what there is to configure, and what follows from it."""
+"""The configuration as frozen structs: every key with its type, its default and the description that docs/reference/
+and the example file show; and what follows from the keys."""
 
 from __future__ import annotations
 
@@ -31,67 +32,87 @@ ProtectionName = Literal["none", "integrity", "confidentiality"]
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A table of the file: unknown keys are errors."""
+    """The base of all tables of the file. An unknown key is an error."""
 
 
 class NetworkSection(_Section, frozen=True):
-    """Who is inside, and what the outside sees of it."""
+    """Which networks are inside, and with which address the outside sees them."""
 
     inside: Annotated[
         tuple[str, ...],
-        Meta(description="Networks whose hosts are clients.", examples=[["192.168.56.0/24", "fd00:56::/64"]]),
+        Meta(
+            description="Networks whose hosts are inside: they are the clients that the gateway serves.",
+            examples=[["192.168.56.0/24", "fd00:56::/64"]],
+        ),
     ] = ()
     inside_interfaces: Annotated[
         tuple[str, ...],
         Meta(
-            description="Interfaces on which `algate rules` catches unconfigured clients; empty: none are served.",
+            description="Interfaces whose traffic `algate rules` hands to the gateway, for unconfigured clients. "
+            "Empty: none are served.",
             examples=[["eth1"]],
         ),
     ] = ()
     outside: Annotated[
-        str, Meta(description='The public address to advertise; "auto": the local address that faces the server.')
+        str,
+        Meta(
+            description='The public address to advertise in messages. "auto": the address with which the NAT sends '
+            "the flow to its server."
+        ),
     ] = "auto"
     masquerade: Annotated[
         tuple[Literal["ipv4", "ipv6"], ...],
-        Meta(description="Families for which `algate rules` adds a MASQUERADE rule for inside networks."),
+        Meta(description="Address families for which `algate rules` adds a MASQUERADE rule for the inside networks."),
     ] = ()
     keepalive: Annotated[
         float,
         Meta(
-            description="Seconds of silence after which both ends of a relayed connection are probed (TCP keep-alive), "
-            "so that no router on the way forgets it, and an end that is gone is found; 0: never."
+            description="Seconds without data after which both ends of a relayed connection are probed (TCP "
+            "keep-alive), so that routers on the way do not forget it and a dead end is found. 0: "
+            "never."
         ),
     ] = 110.0
     nat64: Annotated[
         tuple[str, ...],
         Meta(
-            description="Prefixes of a NAT64 of this network (RFC 6052), beside 64:ff9b::/96 and 64:ff9b:1::/48: rules "
-            "judge the IPv4 addresses behind them too.",
+            description="Prefixes of a NAT64 of this network (RFC 6052), in addition to 64:ff9b::/96 and "
+            "64:ff9b:1::/48. Rules for IPv4 addresses also apply to addresses of these prefixes.",
             examples=[["2001:db8:64::/96"]],
         ),
     ] = ()
 
 
 class GssapiSection(_Section, frozen=True):
-    """Kerberos: for `socks.auth` with "gssapi" (docs/how-to/socks-authentication.md)."""
+    """Kerberos, for `socks.auth` with "gssapi" (docs/how-to/socks-authentication.md)."""
 
-    keytab: Annotated[str, Meta(description="Keys of the service.")] = "/etc/krb5.keytab"
-    service: Annotated[str, Meta(description="The service that clients ask for a ticket for.")] = "rcmd"
-    realm: Annotated[str, Meta(description="Users of this realm are known without it.", examples=["EXAMPLE.COM"])] = ""
+    keytab: Annotated[str, Meta(description="The file with the keys of the service.")] = "/etc/krb5.keytab"
+    service: Annotated[str, Meta(description="The service name for which clients ask for a ticket.")] = "rcmd"
+    realm: Annotated[
+        str,
+        Meta(
+            description="Users of this realm are known by their name alone, without `@REALM`.", examples=["EXAMPLE.COM"]
+        ),
+    ] = ""
     protection: Annotated[
-        tuple[ProtectionName, ...], Meta(description="Levels that are allowed, in order of preference.")
+        tuple[ProtectionName, ...], Meta(description="Levels of protection that are allowed, in order of preference.")
     ] = ("confidentiality", "integrity")
-    nec: Annotated[bool, Meta(description="Accept the choice of a level that has no protection of its own.")] = False
+    nec: Annotated[
+        bool, Meta(description="Accept a client that chooses its level in an unprotected message (NEC's form).")
+    ] = False
 
 
 class GuardSection(_Section, frozen=True):
-    """Against the guessing of passwords."""
+    """Protection against the guessing of passwords."""
 
     failures: Annotated[
-        int, Meta(description="Failed authentications within the window that ban an address; 0: none is banned.")
+        int,
+        Meta(
+            description="Number of failed authentications within `window` after which a client is banned. 0: no "
+            "client is ever banned."
+        ),
     ] = 10
-    window: Annotated[float, Meta(description="Seconds after which failures are forgotten.")] = 600.0
-    ban: Annotated[float, Meta(description="Seconds that a ban lasts.")] = 600.0
+    window: Annotated[float, Meta(description="Seconds after which a failed authentication is forgotten.")] = 600.0
+    ban: Annotated[float, Meta(description="Duration of a ban, in seconds.")] = 600.0
 
 
 class SocksSection(_Section, frozen=True):
@@ -99,45 +120,64 @@ class SocksSection(_Section, frozen=True):
 
     listen: Annotated[
         tuple[str, ...],
-        Meta(description="Where SOCKS clients connect; []: nowhere.", examples=[["192.168.56.1:1080"]]),
+        Meta(
+            description="Addresses and ports at which SOCKS clients connect. []: the SOCKS server is off.",
+            examples=[["192.168.56.1:1080"]],
+        ),
     ] = ("127.0.0.1:1080",)
     auth: Annotated[
         tuple[AuthName, ...],
-        Meta(description="Methods that say who a client is, in order of preference.", examples=[["password"]]),
+        Meta(description="Authentication methods, in order of preference.", examples=[["password"]]),
     ] = ("none",)
     users: Annotated[
         str,
-        Meta(description="Names, password hashes and groups; `algate passwd` writes it, changes are taken up at once."),
+        Meta(
+            description="The file with user names, password hashes and groups. `algate passwd` writes it; changes "
+            "take effect within seconds."
+        ),
     ] = "/etc/algate/users"
-    ident_timeout: Annotated[float, Meta(description="Seconds for a client's ident server to answer.")] = 3.0
+    ident_timeout: Annotated[float, Meta(description="Seconds to wait for the answer of a client's ident server.")] = (
+        3.0
+    )
     gssapi: GssapiSection = GssapiSection()
     guard: GuardSection = GuardSection()
-    handshake_timeout: Annotated[float, Meta(description="Seconds for a whole handshake.")] = 10.0
-    bind_timeout: Annotated[float, Meta(description="Seconds that a BIND waits for its peer.")] = 120.0
+    handshake_timeout: Annotated[float, Meta(description="Seconds that a client has for the whole handshake.")] = 10.0
+    bind_timeout: Annotated[float, Meta(description="Seconds that a BIND request waits for its peer.")] = 120.0
     udp_answers: Annotated[
         Literal["strict", "open"],
         Meta(
-            description='Who may send to a UDP association. "strict": whom its client has written to; "open": anybody.'
+            description='Which hosts may send to a UDP association. "strict": only the endpoints to which its '
+            'client has sent; "open": all hosts.'
         ),
     ] = "strict"
     udp_fragments: Annotated[
         Literal["reassemble", "refuse"],
-        Meta(description='SOCKS fragments of datagrams. "reassemble": put them together; "refuse": drop them.'),
+        Meta(
+            description='What happens to datagrams in SOCKS fragments. "reassemble": they are put together; '
+            '"refuse": they are dropped.'
+        ),
     ] = "reassemble"
     udp_idle_timeout: Annotated[
         float,
-        Meta(description="Seconds without a datagram, or a packet of media of its calls, that end a UDP association."),
+        Meta(
+            description="Seconds after which a UDP association ends if neither a datagram nor a media packet of its "
+            "calls has passed."
+        ),
     ] = 300.0
     access_file: Annotated[
         str,
         Meta(
-            description="An access file of the classic sockd, asked after the rules (docs/rules.md).",
+            description="An access file of the classic sockd. It is asked for requests that no [[rule]] decides "
+            "(docs/rules.md).",
             examples=["/etc/sockd.conf"],
         ),
     ] = ""
     access_masks: Annotated[
         Literal["inverted", "netmask"],
-        Meta(description='Its masks. "inverted": as sockd before 4.2 has them; "netmask": as later ones.'),
+        Meta(
+            description='How masks in the access file are written. "inverted": as in sockd before 4.2; "netmask": '
+            "as in later versions."
+        ),
     ] = "inverted"
 
 
@@ -146,7 +186,10 @@ class LogSection(_Section, frozen=True):
 
     target: Annotated[
         Literal["stderr", "syslog", "journald"],
-        Meta(description='Where lines go. "syslog": see `syslog`; "journald": there each key is a field.'),
+        Meta(
+            description='Where log lines go. "syslog": to the daemon that `syslog` names; "journald": to the '
+            "journal, with each key as a field."
+        ),
     ] = "stderr"
     syslog: Annotated[
         str,
@@ -156,17 +199,19 @@ class LogSection(_Section, frozen=True):
         ),
     ] = "/dev/log"
     format: Annotated[
-        Literal["logfmt", "json", "console"], Meta(description='Their form. "console" is for the eye.')
+        Literal["logfmt", "json", "console"],
+        Meta(description='Form of the lines. "console" is meant for reading on a terminal.'),
     ] = "logfmt"
-    connections: Annotated[bool, Meta(description="Whether a flow's begin and end have a line each.")] = True
+    connections: Annotated[bool, Meta(description="Whether the beginning and the end of each flow are logged.")] = True
     level: Annotated[
         Literal["debug", "info", "warning", "error"],
-        Meta(description="Lines of a lower level are not written. What they count is counted all the same."),
+        Meta(description="The lowest level that is written. Events of lower levels still count in the metrics."),
     ] = "debug"
 
     @property
     def settings(self) -> LogSettings:
-        """What the log is set up with. Raises ValueError where `syslog` is neither a path nor an endpoint."""
+        """The settings with which the log is set up. Raises ValueError where `syslog` is neither a path nor an
+        endpoint."""
         syslog = self.syslog if self.target != "syslog" or self.syslog.startswith("/") else parse_endpoint(self.syslog)
         return LogSettings(self.target, syslog, self.format, self.connections, self.level)
 
@@ -177,14 +222,15 @@ class ConsoleSection(_Section, frozen=True):
     listen: Annotated[
         str,
         Meta(
-            description='Address and port of the console; "": there is none. Beyond loopback everything but the health '
-            "asks for the token.",
+            description='Address and port of the console. "": the console is off. Beyond loopback everything but '
+            "/healthz and /readyz requires the token.",
         ),
     ] = "127.0.0.1:9180"
     hosts: Annotated[
         tuple[str, ...],
         Meta(
-            description="Further names by which a browser may ask for it, as that of a proxy in front of it.",
+            description="Further host names in requests that the console accepts, such as the name of a proxy in "
+            "front of it.",
             examples=[["algate.example.net"]],
         ),
     ] = ()
@@ -193,136 +239,157 @@ class ConsoleSection(_Section, frozen=True):
 class TransparentSection(_Section, frozen=True):
     """The front for unconfigured clients, whose connections iptables redirects."""
 
-    port: Annotated[int, Meta(description="Where redirected connections arrive.")] = 10800
+    port: Annotated[int, Meta(description="The port to which iptables redirects connections.")] = 10800
     ports: Annotated[
         tuple[int, ...],
-        Meta(description="Further TCP ports to relay, beside those of the modules.", examples=[[80, 443]]),
+        Meta(
+            description="TCP ports of servers to redirect and relay, in addition to the ports of the modules.",
+            examples=[[80, 443]],
+        ),
     ] = ()
     datagram_rate: Annotated[
         float,
         Meta(
-            description="Datagrams a second of one client that modules read, on average; half as many at once. What is "
-            "more passes unread: the kernel does not even show it. A host outside, which answers many clients, has ten "
-            "times as much."
+            description="Datagrams a second of one client that modules read, on average; half as many at once. "
+            "Datagrams beyond that pass unread, without leaving the kernel. A host outside, which "
+            "answers many clients, may send ten times as many."
         ),
     ] = 2000.0
 
 
 class PublishSection(_Section, frozen=True):
-    """A server inside that clients outside may reach, once for each; with a port of a module it is inspected."""
+    """A server inside that clients outside may reach. One table for each server. If `inside` has a port of a module,
+    the module reads it."""
 
     outside: Annotated[
         str,
         Meta(
-            description="Address and port of this router at which clients outside find it.",
+            description="Address and port of this router at which clients outside reach the server.",
             examples=["203.0.113.2:21"],
         ),
     ]
-    inside: Annotated[str, Meta(description="The server itself, in `network.inside`.", examples=["192.168.56.20:21"])]
+    inside: Annotated[
+        str, Meta(description="Address and port of the server, in `network.inside`.", examples=["192.168.56.20:21"])
+    ]
     protocol: Annotated[
         Literal["tcp", "udp"],
         Meta(
-            description='"tcp": clients are connected to the server by the gateway. "udp": datagrams are translated by '
-            "the kernel, and what the server sends from its port leaves from the outside one (a telephone exchange)."
+            description='"tcp": the gateway connects clients to the server. "udp": the kernel translates datagrams, '
+            "and what the server sends from its port leaves from the outside port (a telephone "
+            "exchange)."
         ),
     ] = "tcp"
 
 
 class PinholeSection(_Section, frozen=True):
-    """Temporary public endpoints, each for one session of one inside client."""
+    """Pinholes: temporary public ports, each for one session of one inside client."""
 
-    ports: Annotated[str, Meta(description="Public ports that pinholes may use.")] = "40000-49999"
+    ports: Annotated[str, Meta(description="The range of public ports for pinholes.")] = "40000-49999"
     backend: Annotated[
         Literal["auto", "kernel", "userspace"],
-        Meta(description='Who opens them. "auto": the kernel for unconfigured clients, userspace for SOCKS clients.'),
+        Meta(
+            description='Where pinholes are opened. "auto": in the kernel for unconfigured clients, in userspace '
+            "for SOCKS clients."
+        ),
     ] = "auto"
     per_client: Annotated[
         int,
         Meta(
-            description="How many pinholes of each kind a client may have open: connections, conversations (a call has "
-            "one for each of its media), and sockets of UDP associations. See `limits` for what a client is."
+            description="Number of pinholes of each kind that a client may have open: connections, conversations (a "
+            "call has one for each of its media), and sockets of UDP associations. What a client is: "
+            "see `limits`."
         ),
     ] = 1024
     rate: Annotated[
         float,
         Meta(
-            description="How many pinholes a client may open in a second, on average; twice as many at once. Beyond "
-            "that it waits, at most two seconds for each."
+            description="Number of pinholes that a client may open in a second, on average; twice as many at once. "
+            "A request beyond that waits two seconds at most, and is then refused."
         ),
     ] = 500.0
 
 
 class RulesSection(_Section, frozen=True):
-    """The rules in netfilter, beside those of other firewalls (docs/how-to/beside-firewalls.md). Not `[[rule]]`."""
+    """The gateway's own rules in netfilter, beside those of other firewalls (docs/how-to/beside-firewalls.md). Not to
+    be confused with `[[rule]]`."""
 
     restore: Annotated[
         bool,
         Meta(
-            description="Put back what somebody else has removed: applied iptables rules, and the table of pinholes "
-            "with all that is open. false: it is only reported.",
+            description="true: iptables rules and the nft table of pinholes, with all open pinholes, are restored "
+            "when another program has removed them. false: the removal is only reported.",
         ),
     ] = True
     foreign: Annotated[
         Literal["ask", "add"],
         Meta(
-            description='Chains of other firewalls that drop what the gateway admits. "ask": `algate doctor` and '
-            '`algate rules show --nft` print the lines that are missing; "add": `algate rules apply` adds them, and '
-            "`remove` takes them away.",
+            description='What to do about chains of other firewalls that drop what the gateway admits. "ask": '
+            '`algate doctor` and `algate rules show --nft` print the missing lines; "add": `algate '
+            "rules apply` adds them, and `remove` removes them.",
         ),
     ] = "ask"
 
 
 class LimitsSection(_Section, frozen=True):
-    """What one client may have at a time of what all clients share, counted over all workers; 0: as much as it likes.
+    """Limits on what one client may use at a time, counted over all workers. 0: no limit.
 
-    A client is a host: the addresses of an inside host that the router sees with one link-layer address are one client,
-    and outside a /64 is. Beside these numbers a client that has more than 256 of something may not have more than what
-    is left for all others. For pinholes see `pinhole.per_client`, for messages the modules.
+    A client is a host: all addresses of an inside host that have one link-layer address are one client; outside, a /64
+    is one client. In addition, a client that has more than 256 of something gets another one only if more than that
+    number is left. For pinholes see `pinhole.per_client`; modules limit messages themselves.
     """
 
-    flows: Annotated[int, Meta(description="Relayed flows. A connection beyond that is closed where it arrives.")] = (
-        8192
-    )
+    flows: Annotated[int, Meta(description="Relayed flows. A connection beyond that is closed when it arrives.")] = 8192
     handshakes: Annotated[
         int,
-        Meta(description="Connections that are not relayed yet: in a handshake, being connected, or read by a module."),
+        Meta(
+            description="Connections that are not relayed yet: in a handshake, being connected to the server, or "
+            "read by a module."
+        ),
     ] = 5120
-    associations: Annotated[int, Meta(description="UDP associations; each takes two ports.")] = 1024
-    lookups: Annotated[int, Meta(description="Names that are being resolved.")] = 256
+    associations: Annotated[int, Meta(description="UDP associations. Each uses two ports.")] = 1024
+    lookups: Annotated[int, Meta(description="Host names that are being resolved.")] = 256
 
 
 class AlgSection(_Section, frozen=True):
     """One protocol module, by its name."""
 
     mode: Annotated[
-        Mode, Meta(description='"rewrite": edit what must change; "observe": only say what would change; "off".')
+        Mode,
+        Meta(
+            description='"rewrite": messages are edited and pinholes opened; "observe": it is only logged what '
+            'would be edited; "off": the module is not used.'
+        ),
     ] = Mode.REWRITE
-    ports: Annotated[tuple[int, ...], Meta(description="Server ports that speak the protocol.")] = ()
+    ports: Annotated[tuple[int, ...], Meta(description="Ports of servers that speak the protocol.")] = ()
     options: dict[str, Any] = {}  # the module's own keys; in the file they stand beside these
     transports: Annotated[
         tuple[Literal["tcp", "udp"], ...],
-        Meta(description="Which of them are read; without the key all that the module knows."),
+        Meta(description="Transports that the module reads. Default: all that it knows."),
     ] = ("tcp",)
 
 
 class ProcessSection(_Section, frozen=True):
     """The processes of the gateway."""
 
-    workers: Annotated[int, Meta(description="Worker processes; 0: one per core.")] = 0
+    workers: Annotated[int, Meta(description="Number of worker processes. 0: one for each processor.")] = 0
     run_dir: Annotated[
         str,
         Meta(
-            description="Sockets and lock; another one for each instance on a host. Without root the default is "
-            "$XDG_RUNTIME_DIR/algate."
+            description="Directory for sockets and the lock file. Each instance on a host needs its own. Without "
+            "root the default is $XDG_RUNTIME_DIR/algate."
         ),
     ] = DEFAULT_RUN_DIR
-    user: Annotated[str, Meta(description="Whom the workers run as.", examples=["algate"])] = "nobody"
+    user: Annotated[str, Meta(description="User that the workers run as.", examples=["algate"])] = "nobody"
     broker_user: Annotated[
-        str, Meta(description="Whom the broker and the packets process run as, with CAP_NET_ADMIN.")
+        str, Meta(description="User that the broker and the packets process run as, with CAP_NET_ADMIN.")
     ] = "daemon"
-    drain_timeout: Annotated[float, Meta(description="Seconds that flows get to end after SIGTERM.")] = 10.0
+    drain_timeout: Annotated[float, Meta(description="Seconds that flows may go on after SIGTERM.")] = 10.0
     retire_timeout: Annotated[
-        float, Meta(description="Seconds that flows get to end after an upgrade; new ones have new processes.")
+        float,
+        Meta(
+            description="Seconds that flows of the old processes may go on after an upgrade. New flows are served "
+            "by the new processes."
+        ),
     ] = 3600.0
 
 
@@ -359,12 +426,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     @cached_property
     def pinhole_ports(self) -> tuple[int, int]:
-        """Lowest and highest public port of a pinhole."""
+        """The lowest and the highest public port of pinholes."""
         return port_range(self.pinhole.ports)
 
     @cached_property
     def published(self) -> dict[Endpoint, Endpoint]:
-        """Servers inside, by the endpoint of this router at which the outside finds them."""
+        """Published TCP servers: the server's endpoint by the endpoint of this router at which clients outside reach
+        it."""
         return {
             parse_endpoint(entry.outside): parse_endpoint(entry.inside)
             for entry in self.publish
@@ -373,7 +441,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     @cached_property
     def published_datagrams(self) -> dict[Endpoint, Endpoint]:
-        """Sockets of UDP inside that the outside finds at an endpoint of this router, with that endpoint."""
+        """Published UDP servers: the endpoint of this router by the server's own endpoint."""
         return {
             parse_endpoint(entry.inside): parse_endpoint(entry.outside)
             for entry in self.publish
@@ -382,12 +450,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     @cached_property
     def transparent_enabled(self) -> bool:
-        """Whether iptables can hand over traffic at all: there are inside interfaces."""
+        """Whether iptables can hand over traffic: there are inside interfaces."""
         return bool(self.network.inside_interfaces)
 
     @cached_property
     def broker_wanted(self) -> bool:
-        """Whether anything privileged is configured: kernel pinholes for inside clients."""
+        """Whether a broker is needed: pinholes are opened in the kernel."""
         if self.pinhole.backend == "kernel":
             return True
         return self.transparent_enabled and self.pinhole.backend == "auto"
@@ -405,23 +473,25 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     @cached_property
     def packets_wanted(self) -> bool:
-        """Whether a module reads UDP in the packet path: it needs the broker, and interfaces to catch packets on."""
+        """Whether the packets process is needed: a module reads UDP, and there are a broker and interfaces whose
+        packets can be queued."""
         return self.transparent_enabled and self.broker_wanted and bool(self.module_ports("udp"))
 
     @cached_property
     def read_ports(self) -> tuple[int, int] | None:
-        """Those of the pinhole ports whose datagrams a module reads, the highest eighth; None: no module reads UDP."""
+        """The highest eighth of the pinhole ports, whose datagrams a module reads, as (lowest, highest). None if no
+        module reads UDP."""
         low, high = self.pinhole_ports
         return (high - (high - low) // 8, high) if self.packets_wanted else None
 
     @cached_property
     def queue(self) -> int:
-        """Number of the instance's NFQUEUE, unlike that of another instance."""
+        """Number of this instance's NFQUEUE. Another instance has another one."""
         return 1024 + int(hashlib.sha256(self.instance.encode()).hexdigest()[:8], 16) % 64000
 
     @cached_property
     def early_queue(self) -> int:
-        """Number of the NFQUEUE for media that come before their sender is let in."""
+        """Number of the NFQUEUE for media packets that come before their sender is let in."""
         return 65024 + int(hashlib.sha256(self.instance.encode()).hexdigest()[:8], 16) % 511
 
     def module_ports(self, transport: Literal["tcp", "udp"] = "tcp") -> tuple[int, ...]:
@@ -438,7 +508,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         }
 
     def module_of(self, port: int, transport: Literal["tcp", "udp"] = "tcp") -> tuple[str, AlgSection] | None:
-        """Name and section of the module that is responsible for a server's port, unless it is off."""
+        """Name and section of the module that reads a server's port; None if there is none or it is off."""
         for name, section in self.alg.items():
             if section.mode is not Mode.OFF and port in section.ports and transport in section.transports:
                 return name, section
@@ -454,7 +524,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 def parse_endpoint(text: str) -> Endpoint:
-    """ "192.0.2.1:1080" or "[2001:db8::1]:1080" as an Endpoint. ValueError says what is wrong."""
+    """Parse "192.0.2.1:1080" or "[2001:db8::1]:1080". Raises ValueError with a message that can be shown."""
     found = re.fullmatch(r"(?:\[([^\]]*)\]|([^:]*)):(\d{1,5})", text)
     if not found:
         raise ValueError(f"{text!r} is not ADDRESS:PORT (an IPv6 address in brackets)")

@@ -23,7 +23,7 @@ _COMPLETIONS = {
 
 
 def documents() -> dict[str, str]:
-    """The files of docs/reference/ that are written from the code."""
+    """Return the generated files of docs/reference/, by name."""
     return {
         "configuration.md": configuration.markdown(),
         "algate.toml.example": configuration.example(),
@@ -34,7 +34,7 @@ def documents() -> dict[str, str]:
 
 
 def shared_files() -> dict[str, str]:
-    """What a package installs, by the path below /usr/share."""
+    """Return the files that a package installs, by their path below /usr/share."""
     files = {f"man/man{name[-1]}/{name}": page for name, page in pages().items()}
     files |= {_COMPLETIONS[shell]: completion_script(cli, shell) for shell in SHELLS}
     files["doc/algate/algate.toml.example"] = configuration.example()
@@ -50,7 +50,7 @@ def write(files: dict[str, str], directory: Path) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """The command line."""
+    """Parse the command line and write what it asks for."""
     match arguments:
         case ["docs"]:
             write(documents(), DOCS)

@@ -1,4 +1,4 @@
-"""The commands as click knows them: as Markdown. Their manual pages are made from the same in `manual.py`."""
+"""The commands as click knows them, as Markdown. `manual.py` makes the manual pages from the same."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNWRAPPED = "\b\n"  # how click marks a paragraph whose lines stay as they are
 
 @dataclass(frozen=True)
 class Command:
-    """One command: its name with those before it, what it says of itself, and what may be given to it."""
+    """One command: its full name, its help text, its arguments and options."""
 
     name: str  # "algate rules show"
     usage: str  # "[OPTIONS] FILE"
@@ -28,14 +28,14 @@ class Command:
 
     @property
     def page(self) -> str:
-        """The name of its manual page, without the section."""
+        """The name of the command's manual page, without the section."""
         return self.name.replace(" ", "-")
 
 
 def commands(
     command: click.Command = cli, name: str = "algate", parent: click.Context | None = None
 ) -> Iterator[Command]:
-    """A command and all below it, each before those."""
+    """Return a command and all its subcommands, each command before its subcommands."""
     context = click.Context(command, info_name=name, parent=parent, **command.context_settings)
     summary, *paragraphs = inspect.cleandoc(command.help or "").split("\n\n")
     examples: list[str] = []
@@ -80,7 +80,7 @@ is one line on standard error.
 
 
 def markdown() -> str:
-    """docs/reference/commands.md"""
+    """Return docs/reference/commands.md."""
     parts = [GENERATED.format(source="the commands of gateway/cli"), _INTRODUCTION]
     parts += [f"| {number} | {meaning} |\n" for number, meaning in EXIT_CODES.items()]
     for command in commands():

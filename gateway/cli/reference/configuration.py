@@ -1,4 +1,4 @@
-"""What there is to configure, read off the structs of the configuration: as Markdown and as a commented example."""
+"""The reference of the configuration, read from its structs: as Markdown, and as a commented example."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ _HIDDEN = {"loaded", "options"}  # not of the file
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """One key: `path` is that of its table. `default` is None where there is none; `kind` is its type in words."""
+    """One key. `path` is the path of its table, `default` is None where the key is required, `kind` is its type in
+    words."""
 
     path: str
     name: str
@@ -34,13 +35,13 @@ class Key:
 
     @property
     def shown(self) -> object:
-        """What an example has: the default, unless that is nothing."""
+        """The value that the example file shows: the default, or an example if the default is empty."""
         return self.default if self.default not in (None, (), [], "") or self.example is None else self.example
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """One table of the file, or of a list of tables (`repeated`)."""
+    """One table of the file; `repeated` for a list of tables."""
 
     path: str
     repeated: bool
@@ -53,7 +54,8 @@ class Table:
 
 
 def tables() -> list[Table]:
-    """All tables, those of the installed protocol modules too, in the order in which they are documented."""
+    """Return all tables, including those of the installed protocol modules, in the order in which they are
+    documented."""
     found = [table for name, kind in _fields(Config) if name not in _HIDDEN for table in _of(name, kind)]
     places = {name: place for place, name in enumerate(ORDER)}
     return sorted(found, key=lambda table: places.get(table.path.partition(".")[0], len(ORDER)))
@@ -66,7 +68,7 @@ def _fields(struct: type) -> Iterator[tuple[str, Any]]:
 
 
 def _of(path: str, kind: Any) -> Iterator[Table]:
-    """The table of a struct and those within it; of `alg` one for each module."""
+    """Yield the table of a struct and the tables within it; for `alg` one for each module."""
     if path == "alg":
         for name in sorted(modules(), key=lambda name: (name not in DEFAULT_ALG, name)):
             yield _module_table(name, get_args(kind)[1])
@@ -120,7 +122,7 @@ def _prose(struct: type) -> str:
 
 
 def _words(kind: Any) -> str:
-    """The type of a key in words: "text", "a list of whole numbers", "`tcp` or `udp`"."""
+    """Return the type of a key in words: "text", "a list of whole numbers", "`tcp` or `udp`"."""
     if hasattr(kind, "__metadata__"):
         kind = kind.__origin__
     if get_origin(kind) is Literal:
@@ -143,7 +145,7 @@ def _choice(values: list[str]) -> str:
 
 
 def toml_value(value: object) -> str:
-    """A value as it stands in the file, in one line."""
+    """Return a value as TOML, in one line."""
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(toml_value, value)) + "]"
     return tomli_w.dumps({"x": value}).removeprefix("x = ").rstrip("\n")
@@ -170,7 +172,7 @@ further tables, `[alg.NAME]`.
 
 
 def markdown() -> str:
-    """docs/reference/configuration.md"""
+    """Return docs/reference/configuration.md."""
     parts = [GENERATED.format(source="the structs of gateway/config/schema.py"), _INTRODUCTION]
     for table in tables():
         parts.append(f"\n## {table.header}\n\n{links(table.description)}\n")
@@ -187,12 +189,12 @@ GENERATED = "<!-- Written by `make docs` from {source}: change it there. -->\n\n
 
 
 def code(text: str) -> str:
-    """Quoted words as code, as what is to be typed."""
+    """Turn quoted words into code."""
     return re.sub(r'("[^"]*"|\[\])', r"`\1`", text)
 
 
 def links(text: str) -> str:
-    """`docs/x.md` as a link from docs/reference/."""
+    """Turn `docs/x.md` into a link that works in docs/reference/."""
     return re.sub(r"docs/(\S+?\.md)", r"[\1](../\1)", text)
 
 
@@ -205,7 +207,7 @@ _HEAD = """\
 
 
 def example() -> str:
-    """The commented configuration: it sets nothing as it is, and loads without the "#" before its keys too."""
+    """Return the example file. As it is it sets nothing; without the "#" before its keys it loads too."""
     parts = [_HEAD]
     for table in tables():
         parts.append("\n" + _comment(table.description))
@@ -217,7 +219,7 @@ def example() -> str:
 
 
 def _kind_note(key: Key) -> str:
-    """The words that a key may have, where its description does not say them."""
+    """Return the values that a key may have, if its description does not name them."""
     if '"' not in key.kind or key.description.count('"') >= key.kind.count('"'):
         return ""
     return f"({key.kind.removeprefix('a list of ')})"

@@ -1,4 +1,4 @@
-"""The events of the log: what the code logs, beside what each means."""
+"""The reference of log events: the calls that log, found in the code, beside the meaning of each event."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _SHARED = {
 
 @dataclass
 class Logged:
-    """An event as the code logs it: at which levels, and with which keys."""
+    """An event as the code logs it: its levels and keys."""
 
     levels: set[str] = field(default_factory=set)
     keys: dict[str, None] = field(default_factory=dict)
 
 
 def logged(root: Path = _ROOT) -> dict[str, Logged]:
-    """All events that the code below `root` logs, by their names."""
+    """Return all events that the code below `root` logs, by name."""
     found: dict[str, Logged] = {}
     for path in sorted(root.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -49,7 +49,8 @@ def logged(root: Path = _ROOT) -> dict[str, Logged]:
 
 
 def _made_by_hand(node: ast.Dict) -> str:
-    """The event of `{"event": NAME, ...}`, as the log writes of itself; "" of every other mapping."""
+    """Return the event of a literal `{"event": NAME, ...}`, which the log writes about itself; "" for any other
+    mapping."""
     match node:
         case ast.Dict(keys=[ast.Constant("event"), *_], values=[ast.Constant(str(name)), *_]) if "." in name:
             return name
@@ -57,7 +58,8 @@ def _made_by_hand(node: ast.Dict) -> str:
 
 
 def _level(function: ast.expr) -> str:
-    """The level of `log.LEVEL(...)`, `self._log.LEVEL(...)` and `getattr(log, ...)(...)`; "" of every other call."""
+    """Return the level of `log.LEVEL(...)`, `self._log.LEVEL(...)` and `getattr(log, ...)(...)`; "" for any other
+    call."""
     if isinstance(function, ast.Attribute) and function.attr in _LEVELS and ast.unparse(function.value).endswith("log"):
         return function.attr
     if isinstance(function, ast.Call) and ast.unparse(function).startswith("getattr(log, "):
@@ -97,7 +99,7 @@ keys `flow front client server target user rule`, *request* for `client command 
 
 
 def markdown() -> str:
-    """docs/reference/events.md"""
+    """Return docs/reference/events.md."""
     kinds = {event: kind for kind, events in KINDS.items() for event in events}
     parts = [GENERATED.format(source="gateway/observe/events.py and the calls that log"), _INTRODUCTION]
     calls = logged()

@@ -17,7 +17,7 @@ _FILES = (
 
 
 def pages() -> dict[str, str]:
-    """All manual pages by the names of their files."""
+    """Return all manual pages, by file name."""
     every = list(commands())
     texts = {f"{command.page}.1": "\n".join(_command_page(command, every)) + "\n" for command in every}
     texts["algate.toml.5"] = "\n".join(_configuration_page()) + "\n"
@@ -104,11 +104,11 @@ def _verbatim(lines: tuple[str, ...]) -> Iterator[str]:
 
 
 def _text(text: str) -> str:
-    """Prose, with `code` in bold."""
+    """Format prose, with `code` in bold."""
     return re.sub(r"`([^`]*)`", r"\\fB\1\\fR", _escape(text))
 
 
 def _escape(text: str) -> str:
-    """Characters that man(7) would take for its own; no line begins with one of its commands."""
+    """Escape characters that man(7) interprets, and commands at the beginning of a line."""
     escaped = text.replace("\\", "\\e").replace("-", "\\-")
     return "\\&" + escaped if escaped[:1] in (".", "'") else escaped

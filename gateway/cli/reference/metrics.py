@@ -1,4 +1,4 @@
-"""The metrics, read off the list that the exposition is made from: as Markdown."""
+"""The reference of the metrics, read from the list that the exposition is made from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ where a process is replaced, and begin anew with the gateway.
 
 
 def markdown() -> str:
-    """docs/reference/metrics.md"""
+    """Return docs/reference/metrics.md."""
     parts = [GENERATED.format(source="gateway/observe/metrics.py"), _INTRODUCTION]
     for metric in METRICS:
         labels = ", ".join(f"`{label}`" for label in metric.labels)
