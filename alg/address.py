@@ -1,4 +1,4 @@
-"""Endpoints: an address and a port."""
+"""Endpoints: an IP address and a port."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 @lru_cache(maxsize=4096)
 def parse_ip(text: str) -> Address:
-    """The address that `text` is, remembered: the same few come with every connection. ValueError for a name."""
+    """Parse an IP address. Results are remembered, because the same few addresses come with every connection. Raises
+    ValueError for a name."""
     return ipaddress.ip_address(text)
 
 
 class Endpoint(NamedTuple):
     """An IP address and a port (0 to 65535). `host` is the canonical text of an address, never a name.
 
-    A tuple, since it is hashed and compared several times for each message: as a dataclass that was Python code.
+    It is a tuple because it is hashed and compared several times for each message, and a dataclass does that in Python
+    code.
     """
 
     host: str
@@ -26,7 +28,8 @@ class Endpoint(NamedTuple):
 
     @classmethod
     def of(cls, host: str | Address, port: int) -> Endpoint:
-        """Make an endpoint of any valid spelling. ValueError for a name, a bad address or a bad port."""
+        """Make an endpoint from any valid spelling of an address. Raises ValueError for a name, a bad address or a bad
+        port."""
         if not 0 <= port <= 65535:
             raise ValueError(f"port {port} is not between 0 and 65535")
         return cls(str(ipaddress.ip_address(host)), port)
@@ -46,7 +49,8 @@ class Endpoint(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def canonical(host: str | Address) -> Address:
-    """The address itself; for an IPv4-mapped IPv6 address (`::ffff:10.0.0.1`) the IPv4 one. ValueError for a name."""
+    """Return the canonical text of an address; for an IPv4-mapped IPv6 address (`::ffff:10.0.0.1`) that of the IPv4
+    address. Raises ValueError for a name."""
     ip = ipaddress.ip_address(host)
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
         return ip.ipv4_mapped

@@ -1,7 +1,8 @@
-"""What a protocol module and its driver say to each other: events in, commands out.
+"""The interface between a protocol module of streams and its driver: events go in, commands come out.
 
-A module is pure. It is told what happened (`Event`), with the time as an argument, and answers with what is to be
-done (`Command`). The driver (`gateway/driver/stream.py`) does it. Times are seconds of a monotonic clock.
+A module is pure. The driver (`gateway/driver/stream.py`) tells it what happened (`Event`), with the time as an
+argument; the module answers with what is to be done (`Command`), and the driver does it. Times are seconds of a
+monotonic clock.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from typing import Any, NamedTuple, Protocol
 from alg.address import Endpoint
 
 API = (1, 0)
-"""Version of this interface. A module names the first number as its `api`: it works with every second number."""
+"""Version of this interface, (major, minor). A module names the major number as its `api`, and works with every minor
+number."""
 
 
 class Side(StrEnum):
-    """An end of a flow: the client opened the flow, the server accepted it."""
+    """An end of a flow. The client opened the flow, the server accepted it."""
 
     CLIENT = "client"
     SERVER = "server"
@@ -29,7 +31,7 @@ class Side(StrEnum):
 
 
 class Mode(StrEnum):
-    """What a module may do: change the payload, only say what it would change, or nothing."""
+    """What a module may do: edit the payload, only report what it would edit, or nothing."""
 
     REWRITE = "rewrite"
     OBSERVE = "observe"
@@ -41,7 +43,7 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """Bytes came from `side`; never empty."""
+    """`side` sent `data`, which is never empty."""
 
     side: Side
     data: bytes
@@ -58,9 +60,11 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The pinhole `ref` is open; `public` is what may be advertised (for an outbound one: its target).
+    """The pinhole `ref` is open. `public` is the endpoint that may be advertised; for an outbound pinhole it is the
+    target.
 
-    `inner`: of a meeting, where the client has to connect."""
+    `inner`: for a meeting (`OpenMeeting`), the endpoint to which the client has to connect.
+    """
 
     ref: int
     public: Endpoint
@@ -70,7 +74,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The pinhole `ref` was not opened; `rule` names why."""
+    """The pinhole `ref` was not opened. `rule` names the reason."""
 
     ref: int
     rule: str
@@ -79,9 +83,9 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """The conversation `ref` has carried so many packets since it was opened, in both ports together.
+    """The conversation `ref` has carried `packets` packets since it was opened, in both ports together.
 
-    Told by a driver that can count, every `look_every` seconds of a module that declares that.
+    A driver that can count sends this every `look_every` seconds, if the module's class declares that.
     """
 
     ref: int
@@ -103,7 +107,7 @@ Event = Received | Closed | Opened | Refused | Activity | Tick
 
 
 class Edit(NamedTuple):
-    """Replace `data[start:end]` of a `Deliver` by `replacement`; `reason` as "ftp.port"."""
+    """Replace `data[start:end]` of a `Deliver` by `replacement`. `reason` is a stable word, such as "ftp.port"."""
 
     start: int
     end: int
@@ -112,9 +116,9 @@ class Edit(NamedTuple):
 
 
 class Rung(Protocol):
-    """The place of a message in a ladder: among those that belong together and are shown so, as those of a call.
+    """The place of a message in a ladder: a sequence of messages that are shown together, such as those of one call.
 
-    `ladder`: which one; `first`: it may begin with this message.
+    `ladder` identifies the sequence. `first`: this message may begin it.
     """
 
     @property
@@ -124,13 +128,13 @@ class Rung(Protocol):
     def first(self) -> bool: ...
 
     def row(self, data: bytes, edits: Sequence[Edit]) -> dict[str, Any]:
-        """What is told of the message `data`, as JSON has it; without secrets."""
+        """Describe the message `data` for a trace, as a JSON object without secrets."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Deliver:
-    """Send `data`, the next bytes that came and were not delivered, to the side `to`: as they came but for `edits` (in
+    """Send `data` to the side `to`: the next bytes that came and were not delivered yet, unchanged but for `edits` (in
     ascending order, not overlapping)."""
 
     to: Side
@@ -141,8 +145,8 @@ class Deliver:
 
 @dataclass(frozen=True, slots=True)
 class Say:
-    """Send `data`, words of the module's own, to the side `to`, behind what was delivered to it; `reason` as
-    "ftp.nat64". With `mode = "observe"` it is only logged."""
+    """Send `data`, bytes of the module's own, to the side `to`, after what was delivered to it. `reason` is a stable
+    word, such as "ftp.nat64". With `mode = "observe"` it is only logged."""
 
     to: Side
     data: bytes
@@ -151,16 +155,18 @@ class Say:
 
 @dataclass(frozen=True, slots=True)
 class CloseWrite:
-    """Nothing more will be delivered to `to`, as the other side has sent its end (`Closed`): pass that on."""
+    """Pass on the end of the stream to `to`: the other side has sent its end (`Closed`), and nothing more will be
+    delivered."""
 
     to: Side
 
 
 @dataclass(frozen=True, slots=True)
 class OpenPinhole:
-    """Let `peer` (an address; None: anyone) reach `target`, an endpoint of the flow's own client, from outside.
+    """Let `peer` (an address; None: any host) connect from outside to `target`, an endpoint of the flow's own client.
 
-    On the flow of a published server: of its client or of its server; whichever it is, the other side is told.
+    For a published server `target` may belong to either end of the flow; the public endpoint is then advertised to the
+    opposite end.
 
     One connection may come through, within `ttl` seconds. Answered by `Opened` or `Refused`.
     """
@@ -187,12 +193,13 @@ class OpenOutbound:
 
 @dataclass(frozen=True, slots=True)
 class OpenConversation:
-    """Give `target`, a socket of the flow's own inside client, one public port for whomever it talks to (UDP).
+    """Give `target`, a UDP socket of the flow's own inside client, one public port, whatever host it exchanges
+    datagrams with.
 
-    What `target` sends leaves from the public port; `peers` (addresses, at most 8; (): nobody yet; None: anybody) may
-    send to it from any port of theirs. `second`: the client's port behind a second public port, the next one (RTP and
-    RTCP; the first is even then). Open for `ttl` seconds from now (at most 7,200), however much it is used.
-    Answered by `Opened` (the first public port) or `Refused`.
+    What `target` sends leaves from the public port. `peers` (addresses, at most 8; (): nobody yet; None: all hosts) may
+    send to it from any port of theirs. `second`: the client's port behind a second public port, which is the next
+    number (RTP and RTCP; the first one is even then). Open for `ttl` seconds from now (at most 7,200), however much it
+    is used. Answered by `Opened` (with the first public port) or `Refused`.
     """
 
     ref: int
@@ -205,12 +212,12 @@ class OpenConversation:
 
 @dataclass(frozen=True, slots=True)
 class UpdateConversation:
-    """`peers` and `ttl` (seconds from now) of the conversation `ref` are these from now on. Whoever is no peer any more
-    is cut off at once. `ttl` None: it ends when it would have ended. Not answered, but by `Refused` if the conversation
-    is not open any more.
+    """Change `peers` and `ttl` (seconds from now) of the conversation `ref`. Hosts that are no peers any more are cut
+    off at once. `ttl` None: the end of the conversation does not change. Answered only by `Refused`, if the
+    conversation is not open any more.
 
-    What the same answer delivers behind it goes when whoever is a peer now can send: nobody is told of a peer before
-    that peer is let in.
+    What the same answer delivers after this command is sent when the new peers are let in, so that no side hears of a
+    peer before that peer can send.
     """
 
     ref: int
@@ -220,9 +227,9 @@ class UpdateConversation:
 
 @dataclass(frozen=True, slots=True)
 class FindSocket:
-    """Ask for the public endpoint of `target`, a UDP socket of the flow's own inside client that another module, in
-    whichever process, has opened a conversation for. Nothing is opened. Answered by `Opened`, or by `Refused` where
-    there is none."""
+    """Ask for the public endpoint of `target`, a UDP socket of the flow's own inside client for which another module,
+    in any process, has opened a conversation. Nothing is opened. Answered by `Opened`, or by `Refused` if there is
+    none."""
 
     ref: int
     target: Endpoint
@@ -230,8 +237,8 @@ class FindSocket:
 
 @dataclass(frozen=True, slots=True)
 class OpenRelay:
-    """Connect to `client`, an endpoint of the flow's own client, and to `server`, one of its server's, and relay
-    between them. Not answered: a side that is not connected to sees that itself."""
+    """Connect to `client`, an endpoint of the flow's own client, and to `server`, an endpoint of its server, and relay
+    between them. Not answered: a side to which no connection comes notices that itself."""
 
     client: Endpoint
     server: Endpoint
@@ -240,8 +247,8 @@ class OpenRelay:
 
 @dataclass(frozen=True, slots=True)
 class OpenMeeting:
-    """Let the flow's server connect to a public port, its client to an inner one, each once within `ttl` seconds, and
-    relay between them. Answered by `Opened` (with `inner`) or `Refused`."""
+    """Let the flow's server connect to a public port and its client to an inner port, each once within `ttl` seconds,
+    and relay between them. Answered by `Opened` (with `inner`) or `Refused`."""
 
     ref: int
     ttl: float
@@ -259,28 +266,29 @@ class AskTransfer:
 
 @dataclass(frozen=True, slots=True)
 class ClosePinhole:
-    """Close the pinhole `ref`, if it is still open. Connections that it admitted live on; a conversation is cut off."""
+    """Close the pinhole `ref`, if it is still open. Connections that it admitted go on; a conversation is cut off."""
 
     ref: int
 
 
 @dataclass(frozen=True, slots=True)
 class Bypass:
-    """Relay everything from now on unread; the module is not called again, unless it outlives its flow."""
+    """Relay the flow unread from now on. The module is not called again, unless it outlives its flow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Revoke:
-    """This flow may never again open a pinhole; `rule` names why. Open ones that are unused are closed; conversations
-    of a module that outlives its flow stay. When the commands with it are done, everything from then on is relayed
-    unread, and the module is not called again, unless it outlives its flow."""
+    """Take away this flow's right to open pinholes, for good; `rule` names the reason. Open pinholes that are unused
+    are closed; conversations of a module that outlives its flow stay. When the other commands of the same answer are
+    done, the flow is relayed unread, and the module is not called again, unless it outlives its flow."""
 
     rule: str
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something an operator may want to see. `code` is stable ("ftp.tls"), `detail` is text without secrets."""
+    """Report something that an operator may want to know. `code` is stable ("ftp.tls"), `detail` is text without
+    secrets."""
 
     code: str
     detail: str
@@ -309,13 +317,12 @@ Command = (
 
 @dataclass(frozen=True, slots=True)
 class FlowContext:
-    """What a module is told of its flow at the start.
+    """What a module is told about its flow when it is made.
 
-    `client`: the client's own endpoint on this flow, as the client knows it. `server`: the server's, as dialled.
-    `inside`: which of them is behind this router; the server, if it is published (`[[publish]]`).
-    `options`: an instance of the module's `Options`; None: its defaults.
-    `public`: whom the server sees as the client, the connection's own endpoint towards it; None: not known.
-    `transfers`: whether `AskTransfer` may be permitted at all.
+    `client`: the client's own endpoint on this flow, as the client knows it. `server`: the server's endpoint, as
+    dialled. `inside`: which of the two is behind this router; that is the server if it is published (`[[publish]]`).
+    `options`: an instance of the module's `Options`; None: its defaults. `public`: the endpoint that the server sees as
+    the client; None: not known. `transfers`: whether `AskTransfer` may be permitted at all.
     """
 
     client: Endpoint
@@ -327,47 +334,50 @@ class FlowContext:
 
 
 class AlgModule(Protocol):
-    """A protocol module: one instance a flow, made as `Module(context)`.
+    """A protocol module of streams, with one instance for each flow, made as `Module(context)`.
 
-    It may raise, hang or hold back too much: then its flow is relayed unread, with every byte, and opens nothing more.
+    If it raises, hangs or holds back too much, its flow is relayed unread, with every byte, and opens nothing more.
 
-    A class says what it wants by attributes; `alg.registry.Traits` has the defaults:
+    A class declares what it wants by attributes; `alg.registry.Traits` has the defaults:
 
-    `api`: the version of this interface that it is written for, 1. `kinds`: the kinds of pinholes that it may ask for,
-    as "once" and "conversation". `Options`: its own keys in `[alg.NAME]`, as a frozen
-    dataclass: a field a key, each with a default, of a type that TOML has. Unknown keys and wrong types are
-    configuration errors; `Options` itself may raise ValueError("KEY: what is wrong"). `look_every`: seconds between two
-    events `Activity`. `shown`: whether `algate trace` may show its messages; `conceal`, if there is
-    one, gives what is shown of the bytes of one: as many bytes, without what is secret. `most_held`: bytes of a
-    direction that it may hold back. `share`: of a processor, that one flow may cost on average. `outlives`: whether it
-    is an `OutlivingModule`.
+    - `api`: the version of this interface that it is written for, 1.
+    - `kinds`: the kinds of pinholes that it may ask for, such as "once" and "conversation".
+    - `Options`: its own keys in `[alg.NAME]`, as a frozen dataclass with a field for each key. Each has a default and a
+      type that TOML has. Unknown keys and wrong types are configuration errors; `Options` itself may raise
+      ValueError("KEY: what is wrong").
+    - `look_every`: seconds between two `Activity` events.
+    - `shown`: whether `algate trace` may show its messages. `conceal`, if there is one, returns what is shown of the
+      bytes of a message: as many bytes, without what is secret.
+    - `most_held`: number of bytes of a direction that it may hold back.
+    - `share`: share of a processor that one flow may use on average.
+    - `outlives`: whether it is an `OutlivingModule`.
     """
 
     def __init__(self, context: FlowContext) -> None: ...
 
     def handle(self, event: Event) -> Sequence[Command]:
-        """Take one event; answer with commands, to be done in this order. Does not block."""
+        """Handle one event, and return commands, which are carried out in this order. Must not block."""
         ...
 
     def deadline(self) -> float | None:
-        """When a `Tick` is wanted, or None."""
+        """Return when a `Tick` is wanted, or None."""
         ...
 
 
 class OutlivingModule(AlgModule, Protocol):
-    """One whose conversations need not end with its flow, nor when its flow is relayed unread.
+    """A module whose conversations may go on after its flow has ended, or is relayed unread.
 
-    From then on it is told `Activity`, `Refused` and `Tick`, and of its answers `UpdateConversation`, `ClosePinhole`
-    and `Note` are done. It ends, with all that is open, when it does not live on any more.
+    From then on it receives `Activity`, `Refused` and `Tick`; of its answers `UpdateConversation`, `ClosePinhole` and
+    `Note` are carried out. It ends, with all that is open, when `lives_on` returns False.
     """
 
     def lives_on(self) -> bool:
-        """Whether something of it is in use that others have been told of."""
+        """Whether something is still in use that was advertised to others."""
         ...
 
 
 def apply_edits(data: bytes, edits: Sequence[Edit]) -> bytes:
-    """`data` with `edits` applied. ValueError where edits overlap, are out of order or out of range."""
+    """Return `data` with `edits` applied. Raises ValueError where edits overlap, are out of order or out of range."""
     if not edits:
         return data
     out: list[bytes] = []

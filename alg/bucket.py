@@ -1,4 +1,4 @@
-"""How much may be done now: token buckets. Pure: the time is an argument, monotonic, in seconds."""
+"""Token buckets, which limit how much may be done at a time. Pure: the time is an argument, monotonic, in seconds."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _MOST_KEYS = 4096
 
 
 class TokenBucket:
-    """`rate` tokens come in each second, above 0, and at most `burst` of them are saved up. It begins full.
+    """A bucket that gets `rate` tokens each second (above 0) and holds at most `burst` of them. It starts full.
 
-    More may be spent than there are: the bucket is then below zero, and what is missing has to come in first.
+    More tokens may be spent than there are: the bucket is then below zero, and what is missing has to come in first.
     """
 
     __slots__ = ("_at", "_tokens", "burst", "rate")
@@ -23,7 +23,7 @@ class TokenBucket:
         self._at = now
 
     def tokens(self, now: float) -> float:
-        """How many there are; negative: more were spent than had come in."""
+        """The number of tokens; negative if more were spent than had come in."""
         self._tokens = min(self.burst, self._tokens + (now - self._at) * self.rate)
         self._at = now
         return self._tokens
@@ -33,7 +33,7 @@ class TokenBucket:
         self._tokens -= count
 
     def take(self, now: float) -> bool:
-        """Take one token, if there is one."""
+        """Take one token if there is one. Returns whether there was."""
         if self.tokens(now) < 1.0:
             return False
         self._tokens -= 1.0
@@ -41,9 +41,10 @@ class TokenBucket:
 
 
 class Rate:
-    """`per_second` on average and `burst` at once, for each key (a client, a worker), by a token bucket of its own.
+    """A rate limit for each key (a client, a worker): `per_second` on average and `burst` at once, by one token bucket
+    for each key.
 
-    At most `most_keys` keys are remembered: those that asked latest. Of the others the buckets are taken for full.
+    At most `most_keys` keys are remembered: those that asked most recently. For all others the bucket counts as full.
     """
 
     def __init__(self, per_second: float, burst: float, most_keys: int = _MOST_KEYS) -> None:
@@ -53,7 +54,7 @@ class Rate:
         self._buckets: OrderedDict[Hashable, TokenBucket] = OrderedDict()
 
     def take(self, key: Hashable, now: float) -> bool:
-        """Whether `key` may do it now; then it is counted."""
+        """Whether `key` may act now. If so, the action is counted."""
         bucket = self._buckets.get(key)
         if bucket is None:
             bucket = self._add(key, now)
@@ -62,13 +63,13 @@ class Rate:
         return bucket.take(now)
 
     def charge(self, key: Hashable, count: int, now: float) -> None:
-        """`key` has done it `count` times more than it asked for: it has to wait that much longer."""
+        """Count `count` actions of `key` that it had not asked for. It has to wait that much longer."""
         bucket = self._buckets.get(key) or self._add(key, now)
         bucket.tokens(now)
         bucket.spend(count)
 
     def wait(self, key: Hashable, now: float) -> float:
-        """Seconds until `key` may do it."""
+        """Return the seconds until `key` may act again."""
         bucket = self._buckets.get(key)
         return max(0.0, (1.0 - (bucket.tokens(now) if bucket else self._burst)) / self._per_second)
 

@@ -1,7 +1,7 @@
-"""What a datagram module and its driver say to each other, beside the words of `alg.api`.
+"""The interface between a module of datagrams and its driver: the events and commands that `alg.api` does not have.
 
-Datagrams are no flow: one module sees every datagram of its ports between inside and outside, as it stands in the
-middle of the router. The client's address is always its own (private) one, the server's always the real one: outbound
+Datagrams belong to no flow. One module sees every datagram of its ports between inside and outside, as it is in the
+middle of the router: the client's address is always its own (private) one, the server's always the real one. Outbound
 datagrams are shown before their source is translated, inbound ones after their destination was.
 """
 
@@ -30,11 +30,11 @@ from alg.api import (
 
 
 class Datagram(NamedTuple):
-    """`side` sent `data` (the UDP payload, whole). `client` is the inside socket, `server` the outside one.
+    """`side` sent `data`, a whole UDP payload. `client` is the inside socket, `server` the outside one.
 
-    `packet`: the driver's number for it, not in use for another datagram that waits. Answered by exactly one `Release`
-    of that number, in the same call or in a later one. A driver waits 2.5 seconds for it; then the datagram goes as it
-    came.
+    `packet` is the driver's number for the datagram, unique among those that wait. The module answers with exactly one
+    `Release` of that number, in the same call or in a later one. A driver waits 2.5 seconds for it, and then sends the
+    datagram on as it came.
     """
 
     packet: int
@@ -47,8 +47,8 @@ class Datagram(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """The public address of the conversation `ref` is this router's no more. The module closes it and opens it anew:
-    what the client says next names the new address."""
+    """The public address of the conversation `ref` is no longer one of this router's. The module closes the
+    conversation and opens it again; the client's next message then names the new address."""
 
     ref: int
     now: float
@@ -60,10 +60,10 @@ DatagramEvent = Datagram | Activity | Moved | Opened | Refused | Tick
 
 
 class Release(NamedTuple):
-    """Let the datagram go, with `edits` to its payload; no edits: untouched.
+    """Send the datagram on, with `edits` to its payload; without edits it goes untouched.
 
-    It goes when every `UpdateConversation` that stands before it in the same answer and lets somebody in has been
-    carried out: nobody is told of a peer before that peer is let in. In mode "observe" the driver leaves the edits out.
+    It is sent when every `UpdateConversation` before it in the same answer that lets a peer in has been carried out, so
+    that no side hears of a peer before that peer can send. In mode "observe" the driver leaves the edits out.
     """
 
     packet: int
@@ -73,9 +73,10 @@ class Release(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StandDown:
-    """What `client` and the address `server` say to each other is edited no more, or only in part; `rule` says why.
+    """Report that messages between `client` and the address `server` are not edited any more, or only in part. `rule`
+    is the reason.
 
-    The driver goes on showing the module these datagrams: it remembers, and may begin again.
+    The driver goes on showing the module these datagrams; the module itself remembers, and may begin to edit again.
     """
 
     client: Endpoint
@@ -85,9 +86,9 @@ class StandDown:
 
 @dataclass(frozen=True, slots=True)
 class RevokeConversation:
-    """Nothing that `client` and the address `server` say opens anything from now on; `rule` says why.
+    """Report that messages between `client` and the address `server` open no pinholes any more. `rule` is the reason.
 
-    As with `StandDown` the module remembers it itself, and for how long. What is open stays.
+    As with `StandDown` the module itself remembers that, and for how long. What is open stays open.
     """
 
     client: Endpoint
@@ -101,10 +102,10 @@ DatagramCommand = Release | OpenConversation | UpdateConversation | ClosePinhole
 
 
 class Entry(NamedTuple):
-    """The state of `key` is `record` from now on, in the module's own encoding; None: it is no more.
+    """A journal entry: the state of `key` is `record`, in the module's own encoding; None: the key is deleted.
 
-    `ref`: the open conversation that the record describes, if it describes one. The driver stores that one's pinhole
-    with it, and gives a record back only together with its pinhole.
+    `ref`: the open conversation that the record describes, if it describes one. The driver stores that conversation's
+    pinhole with it, and gives a record back only together with its pinhole.
     """
 
     key: str
@@ -119,8 +120,9 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a driver knows that a row may show. `leases`: the pinholes' ids by the number of their conversation;
-    `traffic`: packets in and out by the same, where that was asked for; `now` on the clock of the events."""
+    """What a driver knows that a row of a table may show. `leases`: the ids of pinholes, by the number of their
+    conversation; `traffic`: packets in and out, by the same number, where they were asked for; `now`: the time on the
+    clock of the events."""
 
     leases: Mapping[int, str]
     traffic: Mapping[int, tuple[int, int]]
@@ -128,7 +130,7 @@ class Shown:
 
 
 class Kicked(NamedTuple):
-    """What an operator has ended: `row` is told, the conversations `refs` are closed."""
+    """The result of a kick: `row` describes what an operator has ended; the conversations `refs` are closed."""
 
     row: Row
     refs: tuple[int, ...]
@@ -139,12 +141,12 @@ class Kicked(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DatagramContext:
-    """What a datagram module is told at the start.
+    """What a datagram module is told when it is made.
 
-    `options`: an instance of the module's `Options`; None: its defaults. `recorded`: whether `journal` will be asked.
-    `fixed`: a client's socket and its public one, which is there for as long as the module (an association of SOCKS):
-    the module serves nobody else, and whatever port the client names, it is reached there. `published`: inside sockets
-    that have a public endpoint whether anybody opens it or not.
+    `options`: an instance of the module's `Options`; None: its defaults. `recorded`: whether `journal` will be called.
+    `fixed`: for an association of SOCKS, the client's socket and its public socket, which exists as long as the module.
+    The module then serves this client only, which is reached there whatever port it names. `published`: inside sockets
+    that have a public endpoint without anybody opening one.
     """
 
     options: object | None = None
@@ -157,51 +159,51 @@ class DatagramModule(Protocol):
     """A module for datagrams, made as `Module(context)`: one for all inside clients of a process, or one for each
     socket of an association of SOCKS. Its class is found by the entry points of the group "algate.datagram".
 
-    Declared in the class, each with a default: `api` (1), `Options` (as of `AlgModule`), `look_every` (seconds between
-    two `Activity`; None: never), `recorded` (whether it has `journal` and `restore`), `shown` (whether its messages may
-    be traced), `tables` (the names of the tables that `table` knows), `kinds` (the kinds of pinholes that it asks for:
-    "conversation").
+    A class declares, each with a default: `api` (1), `Options` (as in `AlgModule`), `look_every` (seconds between two
+    `Activity` events; None: none), `recorded` (whether it has `journal` and `restore`), `shown` (whether its messages
+    may be traced), `tables` (the names of the tables that `table` knows), `kinds` (the kinds of pinholes that it asks
+    for: "conversation").
     """
 
     def __init__(self, context: DatagramContext) -> None: ...
 
     def handle(self, event: DatagramEvent) -> Sequence[DatagramCommand]:
-        """Take one event; answer with commands, to be done in this order. Never raises, never blocks."""
+        """Handle one event, and return commands, which are carried out in this order. Must neither raise nor block."""
         ...
 
     def deadline(self) -> float | None:
-        """When a `Tick` is wanted, or None."""
+        """Return when a `Tick` is wanted, or None."""
         ...
 
 
 class RecordedModule(DatagramModule, Protocol):
-    """One that outlives its process: another process goes on where it was."""
+    """A module whose state outlives its process: the module of a new process goes on from its journal."""
 
     def journal(self) -> Sequence[Entry]:
-        """What has changed since this was asked last."""
+        """Return what has changed since the last call."""
         ...
 
     def restore(self, entries: Sequence[Entry], now: float) -> None:
-        """Begin with what another one's entries said, the latest of each key. Only before any event. What cannot be
-        read is left out."""
+        """Start with the entries of another module's journal, the latest one of each key. Called before any event.
+        Entries that cannot be read are ignored."""
         ...
 
 
 class ShownModule(DatagramModule, Protocol):
-    """One that has something to show."""
+    """A module that has tables and metrics to show."""
 
     def table(self, name: str, shown: Shown) -> list[Row]:
-        """The rows of a table, as JSON has them."""
+        """Return the rows of a table, as JSON objects."""
         ...
 
     def samples(self) -> list[tuple[tuple[str, ...], float]]:
-        """Metrics: the name and the values of the labels, and the value."""
+        """Return metrics: the name and the values of the labels, and the value."""
         ...
 
     def counts(self) -> dict[str, int]:
-        """Numbers since the start, for `algate status`."""
+        """Return counts since the start, for `algate status`."""
         ...
 
     def kick(self, name: str) -> list[Kicked]:
-        """End what is called so."""
+        """End what has this id, such as a call. Returns None if nothing has it."""
         ...

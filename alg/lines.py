@@ -1,4 +1,4 @@
-"""A bounded line buffer: bytes in, whole lines out, not one byte changed, at a cost that is linear in bytes."""
+"""A bounded line buffer: bytes go in, whole lines come out, not one byte changed, at a cost that is linear in bytes."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ BOUND = 4096
 
 
 class Lines(NamedTuple):
-    """Bytes of a stream. `whole`: one or more lines, each with its LF and none too long. Else a piece of a line that is
-    too long, or came too slowly, and must be relayed unread."""
+    """Bytes of a stream. `whole`: they are one or more lines, each with its LF and none too long. Otherwise they are a
+    piece of a line that is too long, or came too slowly, and must be relayed unread."""
 
     data: bytes
     whole: bool = True
 
 
 class LineBuffer:
-    """Cuts a stream where lines end in LF (a CR before it is kept).
+    """Cuts a stream into lines that end in LF (a CR before it is kept).
 
-    A line longer than `bound` bytes, LF included, comes out in pieces that are not `whole`, its end too: whatever such
-    a line says, it is never mistaken for a line of its own. Never holds more than `bound` bytes.
+    A line longer than `bound` bytes, LF included, comes out in pieces that are not `whole`, its end included, so that
+    no part of it is mistaken for a line. The buffer never holds more than `bound` bytes.
     """
 
     def __init__(self, bound: int = BOUND) -> None:
@@ -28,15 +28,15 @@ class LineBuffer:
         self._unread = False
 
     def __len__(self) -> int:
-        """Bytes of the unfinished line that is held."""
+        """The number of bytes of the unfinished line."""
         return len(self._partial)
 
     def beginning(self, most: int) -> bytes:
-        """The first bytes, at most so many, of the unfinished line that is held."""
+        """Return the first bytes of the unfinished line, at most `most` of them."""
         return bytes(self._partial[:most])
 
     def feed(self, data: bytes) -> list[Lines]:
-        """Take bytes; return the lines and pieces that they finish, in order."""
+        """Add bytes, and return the lines and pieces that are complete now, in order."""
         found: list[Lines] = []
         if self._unread:
             end = data.find(b"\n") + 1
@@ -59,14 +59,15 @@ class LineBuffer:
         return found
 
     def release(self) -> bytes:
-        """Hand out the unfinished line now; what follows, up to its LF, will be pieces that are not `whole`."""
+        """Return the unfinished line now. What follows, up to its LF, will be pieces that are not `whole`."""
         data = bytes(self._partial)
         self._unread = self._unread or bool(data)
         self._partial.clear()
         return data
 
     def _sort(self, lines: bytes, found: list[Lines]) -> None:
-        """Tell the lines that are too long from the others. A step goes as far as the bound, so it is linear."""
+        """Separate lines that are too long from the others. Each step advances by up to the bound, so the cost is
+        linear."""
         begun = at = 0
         while len(lines) - at > self._bound:
             end = lines.rfind(b"\n", at, at + self._bound) + 1

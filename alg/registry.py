@@ -1,7 +1,7 @@
-"""Which protocol modules there are: ours and those of other packages, found by their entry points.
+"""Finds the installed protocol modules, ours and those of other packages, by their entry points.
 
-Modules of streams are in the group `algate.alg`, modules of datagrams in `algate.datagram`. A module that has both
-faces names its other one as the attribute `datagrams` of its class. Whatever a class declares of itself is read here,
+Modules of streams are in the group `algate.alg`, modules of datagrams in `algate.datagram`. A protocol that has both
+names its module of datagrams as the attribute `datagrams` of its class of streams. What a class declares is read here,
 and nowhere else.
 """
 
@@ -24,7 +24,7 @@ DATAGRAM_GROUP = "algate.datagram"
 
 
 class BrokenModule(Exception):
-    """A protocol module that is installed cannot be used; the message names it and says why."""
+    """An installed protocol module cannot be used. The message names it and says why."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class DatagramKind:
     tables: tuple[str, ...]
 
     def make(self, context: DatagramContext) -> tuple[DatagramModule, float | None]:
-        """A module, and the seconds between two `Activity` that it wants; None: it wants none."""
+        """Make a module. Also returns the seconds between two `Activity` events that it wants; None: it wants none."""
         module = self.made_by(context)
         every: float | None = getattr(module, "look_every", None)
         return module, every
@@ -48,7 +48,7 @@ class DatagramKind:
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What a module of streams declares of itself by attributes of the same names (`alg.api.AlgModule`)."""
+    """What a module of streams declares by attributes of the same names (`alg.api.AlgModule`), with the defaults."""
 
     look_every: float | None = None
     shown: bool = False
@@ -62,7 +62,7 @@ _DEFAULTS = Traits()
 
 
 def traits_of(module: AlgModule) -> Traits:
-    """What a module declares; the defaults where it says nothing."""
+    """Return what a module declares, and the defaults for the rest."""
     return Traits(
         getattr(module, "look_every", _DEFAULTS.look_every),
         bool(getattr(module, "shown", _DEFAULTS.shown)),
@@ -74,13 +74,13 @@ def traits_of(module: AlgModule) -> Traits:
 
 
 def modules() -> Mapping[str, type[AlgModule]]:
-    """All installed modules of streams by name ("ftp"). Raises BrokenModule for one that cannot be loaded."""
+    """Return all installed modules of streams, by name ("ftp"). Raises BrokenModule for one that cannot be loaded."""
     return MappingProxyType({entry.name: cast(type[AlgModule], _load(entry)) for entry in _entries(GROUP)})
 
 
 def loadable() -> tuple[Mapping[str, type[AlgModule]], Mapping[str, DatagramKind], Mapping[str, str]]:
-    """What this process can use, which may be less than another one can: its modules of streams and of datagrams by
-    name, and why the others cannot be used."""
+    """Return the modules that this process can load: those of streams and of datagrams by name, and the reasons why
+    others cannot be loaded. Processes may differ, because their users may read different files."""
     streams: dict[str, type[AlgModule]] = {}
     datagrams: dict[str, DatagramKind] = {}
     broken: dict[str, str] = {}
@@ -104,7 +104,7 @@ def loadable() -> tuple[Mapping[str, type[AlgModule]], Mapping[str, DatagramKind
 
 
 def datagram_modules() -> Mapping[str, DatagramKind]:
-    """All installed modules of datagrams by name ("sip"). Raises BrokenModule for one that cannot be loaded."""
+    """Return all installed modules of datagrams, by name ("sip"). Raises BrokenModule for one that cannot be loaded."""
     found: dict[str, DatagramKind] = {}
     for entry in _entries(GROUP):
         face = getattr(_load(entry), "datagrams", None)
@@ -118,7 +118,7 @@ def datagram_modules() -> Mapping[str, DatagramKind]:
 
 
 def transports() -> Mapping[str, tuple[str, ...]]:
-    """What each installed module reads: "tcp", "udp" or both. Raises BrokenModule."""
+    """Return the transports that each installed module reads: "tcp", "udp" or both. Raises BrokenModule."""
     streams, datagrams = modules(), datagram_modules()
     return {
         name: (*(("tcp",) if name in streams else ()), *(("udp",) if name in datagrams else ()))
@@ -127,15 +127,15 @@ def transports() -> Mapping[str, tuple[str, ...]]:
 
 
 def options_by_name() -> Mapping[str, type[DataclassInstance] | None]:
-    """The dataclasses in which installed modules declare their own keys. Raises BrokenModule."""
+    """Return the dataclasses in which installed modules declare their own keys, by name. Raises BrokenModule."""
     found = {name: kind.options for name, kind in datagram_modules().items()}
     return {**found, **{name: options_of(module) for name, module in modules().items()}}
 
 
 @dataclass(frozen=True)
 class Installed:
-    """An installed module, whether it can be used or not. `transports`: what it can read. `kinds`: the kinds of
-    pinholes that it may ask for, as its class declares. `problem`: why it cannot be used; "" if it can."""
+    """An installed module, usable or not. `transports`: what it can read. `kinds`: the kinds of pinholes that it may
+    ask for. `problem`: why it cannot be used; "" if it can."""
 
     name: str
     package: str
@@ -147,7 +147,7 @@ class Installed:
 
 
 def installed() -> list[Installed]:
-    """Every module that an entry point names, by name; the broken ones too."""
+    """Return every module that an entry point names, by name, including broken ones."""
     found: dict[str, list[tuple[EntryPoint, str, type | None, str]]] = {}
     for group, transport in ((GROUP, "tcp"), (DATAGRAM_GROUP, "udp")):
         for entry in sorted(entry_points(group=group), key=lambda entry: entry.name):
@@ -192,7 +192,7 @@ def _datagram_kind(entry: EntryPoint, face: type) -> DatagramKind:
 
 
 def _entries(group: str) -> Iterator[EntryPoint]:
-    """The entry points of a group, by their names. Raises BrokenModule for a name that two packages claim."""
+    """Return the entry points of a group, by name. Raises BrokenModule for a name that two packages use."""
     found: dict[str, EntryPoint] = {}
     for entry in entry_points(group=group):
         other = found.setdefault(entry.name, entry)
@@ -228,18 +228,18 @@ def _checked(loaded: object, origin: str) -> type:
 
 
 def options_of(module: type[AlgModule]) -> type[DataclassInstance] | None:
-    """The dataclass in which a module declares its own keys of `[alg.NAME]`; None: it has none."""
+    """Return the dataclass in which a module declares its own keys of `[alg.NAME]`; None if it has none."""
     options: type[DataclassInstance] | None = getattr(module, "Options", None)
     return options
 
 
 def tables_of(module: AlgModule | DatagramModule) -> tuple[str, ...]:
-    """The names of the tables that a module shows (`alg.datagrams.ShownModule`)."""
+    """Return the names of the tables that a module shows (`alg.datagrams.ShownModule`)."""
     tables: tuple[str, ...] = getattr(module, "tables", ())
     return tables
 
 
 def shown_tables() -> frozenset[str]:
-    """The names of all tables that installed modules show. Raises BrokenModule."""
+    """Return the names of all tables that installed modules show. Raises BrokenModule."""
     names = {name for kind in datagram_modules().values() for name in kind.tables}
     return frozenset(names | {name for module in modules().values() for name in getattr(module, "tables", ())})

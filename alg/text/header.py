@@ -1,8 +1,8 @@
 """Header lines, parameters and quoted strings as SIP and RTSP have them (RFC 3261, 25; RFC 7826, 20), over bytes.
 
 A line ends in CR LF, or in LF alone (RFC 2543 allowed it, and some devices still do it). Inside a header value a line
-end can only be a fold, so white space is any of blank, tab, CR, LF. Repetitions of one character are possessive, and
-those of groups are such that each way back fails at once: reading takes time in proportion to the bytes.
+end can only be a fold, so white space is any of blank, tab, CR, LF. The patterns use possessive repetitions, so that
+reading takes time in proportion to the bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ _LOGICAL_LINE = re.compile(rb"[^\n]*+\n(?:[ \t][^\n]*+\n)*+")
 
 
 class Malformed(Exception):
-    """Bytes that cannot be read, or not in one way only: `reason`, and `at` which byte."""
+    """Bytes that cannot be read, or can be read in more than one way. `reason` says what is wrong, `at` is the
+    offset."""
 
     def __init__(self, reason: str, at: int = 0) -> None:
         super().__init__(reason)
@@ -37,7 +38,8 @@ class Malformed(Exception):
 
 
 def find_empty_line(data: bytes | bytearray, line_end: int) -> Span | None:
-    """The first empty line behind the LF at `line_end` or a later one: its span. None: there is none."""
+    """Find the first empty line behind the LF at `line_end` or a later one, and return its span. None: there is
+    none."""
     plain = data.find(b"\n\r\n", line_end)
     bare = data.find(b"\n\n", line_end, plain + 1 if plain >= 0 else len(data))
     if bare >= 0:
@@ -46,8 +48,8 @@ def find_empty_line(data: bytes | bytearray, line_end: int) -> Span | None:
 
 
 def read_head(data: bytes, at: int) -> tuple[list[bytes], int]:
-    """The header lines that begin at `at` (behind a start line), each with its folds and its line end, and where the
-    body begins. Malformed where there is no empty line, or a CR that ends no line."""
+    """Read the header lines that begin at `at` (behind a start line). Returns each with its folds and its line end, and
+    where the body begins. Raises Malformed where there is no empty line, or a CR that ends no line."""
     empty = find_empty_line(data, at - 1)
     if empty is None:
         raise Malformed("no end of the head", len(data))
@@ -69,7 +71,8 @@ def _lone_cr(head: bytes) -> int:
 
 
 def find_param(data: bytes, params: Span, name: bytes) -> tuple[bytes, Span] | None:
-    """The value of the parameter `name` (in lower case) and its span; without a value b"" and an empty span."""
+    """Find the parameter `name` (in lower case). Returns its value and its span; for a parameter without a value b""
+    and an empty span."""
     for match in PARAM.finditer(data, *params):
         if match[1].lower() == name:
             if match[2] is None:

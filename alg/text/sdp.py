@@ -1,6 +1,6 @@
-"""A session description (RFC 8866) as spans over its original bytes. SIP and RTSP carry them.
+"""Reads a session description (RFC 8866) as spans over its original bytes. SIP and RTSP carry them.
 
-What matters is read strictly: addresses and ports of c= and m=. Where o= or a=rtcp cannot be read, it is left out.
+Addresses and ports of c= and m= lines are read strictly. An o= or a=rtcp line that cannot be read is ignored.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ON_HOLD = ("0.0.0.0", "::")  # as an address: on hold in the old way (RFC 3264, 
 
 
 class Place(NamedTuple):
-    """An address (or a name) that stands in `data[start:end]`."""
+    """An address (or a name), as it stands in `data[start:end]`."""
 
     host: str
     start: int
@@ -33,10 +33,10 @@ class Place(NamedTuple):
 
 @dataclass(slots=True)
 class Media:
-    """An m= line. `port` 0: refused or not in use. `many`: it stands for several sessions at ports of their own.
-    `connection`: its own c= or the session's.
+    """An m= line. `port` 0: the stream is refused or not in use. `many`: the line stands for several sessions at ports
+    of their own. `connection`: its own c= line or the session's.
 
-    `rtcp_port`: as a=rtcp says, None without. `pair`: RTP with RTCP beside it.
+    `rtcp_port`: the port of a=rtcp; None without one. `pair`: RTP with RTCP beside it.
     """
 
     kind: str
@@ -56,7 +56,7 @@ class Media:
 
     @property
     def datagrams(self) -> bool:
-        """Whether it goes over UDP in a way that one port, or a pair, is enough for."""
+        """Whether the stream goes over UDP in a way for which one port, or a pair, is enough."""
         return not self.many and (
             self.protocol.lower() == b"udptl" or self.protocol.startswith((b"RTP/", b"UDP/TLS/RTP"))
         )
@@ -64,7 +64,8 @@ class Media:
 
 @dataclass(slots=True)
 class Description:
-    """What a session description says that matters here. `ice`: it has candidates or other marks of ICE (RFC 8839)."""
+    """The parts of a session description that matter here. `ice`: it has candidates or other marks of ICE (RFC
+    8839)."""
 
     origin: Place | None = None
     connections: list[Place] = field(default_factory=list)
@@ -73,7 +74,7 @@ class Description:
 
 
 def is_held(media: Iterable[Media]) -> bool:
-    """Whether all streams that are in use are on hold (RFC 3264, 8.4): silence in them means nothing."""
+    """Whether all streams in use are on hold (RFC 3264, 8.4), so that silence in them is normal."""
     used = [line for line in media if line.port]
     return bool(used) and all(
         line.direction != "sendrecv" or (line.connection is not None and line.connection.host in ON_HOLD)
@@ -82,7 +83,7 @@ def is_held(media: Iterable[Media]) -> bool:
 
 
 def read_sdp(data: bytes, start: int, end: int) -> Description:
-    """Read the description in `data[start:end]`. Malformed where a c= or m= line cannot be read."""
+    """Read the description in `data[start:end]`. Raises Malformed where a c= or m= line cannot be read."""
     if not data.startswith(b"v=0", start):
         raise Malformed("a session description without v=0", start)
     found = Description()

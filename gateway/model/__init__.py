@@ -1,1 +1,1 @@
-"""Values and errors that cross rooms: requests, host names, leases. No I/O."""
+"""Values and errors that several rooms share: requests, host names, leases. No I/O."""

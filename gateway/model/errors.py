@@ -1,4 +1,4 @@
-"""The errors that cross rooms. Each message is written for the person who reads it."""
+"""Errors that several rooms share. Each message is written for the person who reads it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ class AlgateError(Exception):
 
 
 class ConfigError(AlgateError):
-    """The configuration cannot be used; the message names file and key path."""
+    """The configuration cannot be used. The message names the file and the path of the key."""
 
 
 class PinholeRefused(AlgateError):

@@ -1,7 +1,7 @@
-"""Names and addresses of hosts: one spelling for each, and the IPv4 addresses that IPv6 addresses carry.
+"""Names and addresses of hosts: one spelling for each, and the IPv4 addresses that IPv6 addresses embed.
 
-One spelling, so that the rules judge the very name that is then looked up; and what an address carries is judged too:
-a rule for an IPv4 address must not be passed by in the clothes of an IPv6 one.
+A host has one spelling, so that the rules judge the very name that is then looked up. A rule for an IPv4 address must
+also apply when that address is embedded in an IPv6 one.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ _NUMBERS = re.compile(r"[0-9.]+", re.ASCII)
 
 
 def canonical_name(text: str) -> str:
-    """`text` in lower case ASCII (IDNA) without the last dot. ValueError if it cannot be a host name.
+    """Return a host name in lower case ASCII (IDNA) without the last dot. Raises ValueError if `text` cannot be a host
+    name.
 
-    What the C library reads as an address in other spellings (127.1, 0x7f000001) is none either, nor is a name with
-    the escapes of zone files (`ex\\097mple.com`), which two readers might read differently.
+    Text that the C library reads as an address in another spelling (127.1, 0x7f000001) is no host name, nor is a name
+    with the escapes of zone files (`ex\\097mple.com`), which two readers might read differently.
     """
     name = text.lower()
     if "\\" in text:
@@ -47,8 +48,8 @@ def canonical_name(text: str) -> str:
 
 
 def parse_address(text: str) -> Address:
-    """The address that a client's `text` is, an IPv4-mapped one as IPv4. ValueError for a name, and for an address with
-    a zone: which links a host has means nothing to its clients."""
+    """Parse the address that a client sent; an IPv4-mapped one becomes IPv4. Raises ValueError for a name, and for an
+    address with a zone, because the links of this host mean nothing to its clients."""
     ip = canonical(text)
     if isinstance(ip, ipaddress.IPv6Address) and ip.scope_id is not None:
         raise ValueError("a zone has no meaning for a client")
@@ -56,9 +57,9 @@ def parse_address(text: str) -> Address:
 
 
 def read_host(text: str) -> str:
-    """The one spelling of the host that a client names: the canonical text of an address, also of one in brackets (as
-    in a URI, RFC 3986 section 3.2.2), or a name as `canonical_name` has it. What is neither stays as it is: it will not
-    be found, and that is what its client is to be told."""
+    """Return the one spelling of the host that a client names: the canonical text of an address, also of one in
+    brackets (as in a URI, RFC 3986 section 3.2.2), or a name as `canonical_name` returns it. Text that is neither is
+    returned as it is: it will not be found, and the client is told so."""
     if ":" in text or _NUMBERS.fullmatch(text):
         try:
             bracketed = text.startswith("[") and text.endswith("]")
@@ -72,7 +73,7 @@ def read_host(text: str) -> str:
 
 
 def name_of(host: str) -> str | None:
-    """The name that `host`, as `read_host` spells it, is; None for an address, and for what cannot be a name."""
+    """Return `host`, as spelled by `read_host`, if it is a name; None for an address, and for what cannot be a name."""
     if ":" in host or _NUMBERS.fullmatch(host):
         return None
     try:
@@ -91,13 +92,13 @@ _NOWHERE = 1 << 24
 
 
 def seen_through(address: Address, nat64: Sequence[ipaddress.IPv6Network] = ()) -> tuple[Address, ...]:
-    """The address itself, an IPv4-mapped one as IPv4, and behind it the IPv4 addresses to which its packets may go on.
+    """Return the address itself (an IPv4-mapped one as IPv4) and the IPv4 addresses that it embeds, to which its
+    packets may go on. Whoever permits `address` must permit them all. A zone is ignored.
 
-    Those are: what a translator of `nat64` (prefixes as RFC 6052 section 2.2 has them), of 64:ff9b::/96 or of a prefix
-    within 64:ff9b:1::/48 (RFC 8215; how long it is only the network knows, so all readings count) makes of it; the one
-    in a 6to4 (2002::/16, RFC 3056), ISATAP (RFC 5214), IPv4-compatible or IPv4-translated (RFC 2765) address; the
-    server and the client in a Teredo address (2001::/32, RFC 4380). Whoever permits `address` must permit them all.
-    A zone says nothing here and is left out.
+    These embed an IPv4 address: prefixes of NAT64, which are `nat64` (RFC 6052 section 2.2), 64:ff9b::/96 and prefixes
+    within 64:ff9b:1::/48 (RFC 8215; only the network knows how long such a prefix is, so all readings count); 6to4
+    (2002::/16, RFC 3056); ISATAP (RFC 5214); IPv4-compatible and IPv4-translated addresses (RFC 2765); Teredo, which
+    embeds those of the server and the client (2001::/32, RFC 4380).
     """
     ip = canonical(address)
     if isinstance(ip, ipaddress.IPv4Address):
@@ -110,7 +111,7 @@ def seen_through(address: Address, nat64: Sequence[ipaddress.IPv6Network] = ()) 
 
 
 def _carried(number: int, nat64: Sequence[ipaddress.IPv6Network]) -> Sequence[int]:
-    """The IPv4 addresses in the IPv6 address `number`."""
+    """Return the IPv4 addresses in the IPv6 address `number`."""
     found: list[int] = []
     if number >> 112 == 0x2002:
         found.append(number >> 80 & _LOW)
@@ -136,7 +137,8 @@ def _is_in(number: int, prefix: ipaddress.IPv6Network) -> bool:
 
 
 def _translated(number: int, length: int) -> int:
-    """The IPv4 address behind a prefix of that length (RFC 6052 section 2.2): bits 64 to 71 are never part of it."""
+    """Return the IPv4 address behind a prefix of that length (RFC 6052 section 2.2). Bits 64 to 71 are never part of
+    it."""
     if length == 96:
         return number & _LOW
     behind = length - 32  # bits of it that stand behind those

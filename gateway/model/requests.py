@@ -1,4 +1,4 @@
-"""Values that cross rooms: what a client asks for, what a pinhole is. Frozen, and plain enough to go over IPC."""
+"""Values that several rooms share: what a client asks for, and what a pinhole is. Frozen, and plain enough for IPC."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Transport = Literal["tcp", "udp"]
 Direction = Literal["in", "out"]
 Kind = Literal["once", "conversation", "read", "local"]
 """Kinds of pinholes. `once`: one connection, from one peer. `conversation`: datagrams both ways between one inside
-socket and its peers, until it is closed or its time is over. `read`: the same, and a module reads what comes. `local`:
-a port of this host at which a worker listens: one connection of TCP, or datagrams."""
+socket and its peers, until it is closed or its time is over. `read`: the same, and a module reads the datagrams.
+`local`: a port of this host at which a worker listens, for one TCP connection or for datagrams."""
 LogLevel = Literal["", "debug", "info", "warning", "error"]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class ConnectRequest(msgspec.Struct, frozen=True):
-    """A client's wish to reach a server: what `policy` decides on and `dial` carries out.
+    """A client's request to reach a server: `policy` decides on it, and `dial` carries it out.
 
-    `host` is a name or the text of an IP address; `user` is the authenticated name, if any, and `groups` are its own.
-    Command "fxp" is never dialled: the client's server is to exchange files with it.
+    `host` is a name or the text of an IP address. `user` is the authenticated name, if any, and `groups` are the user's
+    groups. The command "fxp" is never dialled: it stands for a transfer between the client's server and another one.
     """
 
     command: CommandName
@@ -38,11 +38,11 @@ class ConnectRequest(msgspec.Struct, frozen=True):
 
 
 class Along(msgspec.Struct, frozen=True):
-    """The flow in which a pinhole is asked for: from the socket `source` to `destination`, as packets are before any
-    translation. What the NAT makes of that flow says at which address its pinholes are.
+    """The flow for which a pinhole is requested: from the socket `source` to `destination`, before any translation. The
+    address with which the NAT sends this flow on is the address for its pinholes.
 
-    `mark` (of its packets) and `device` (the interface by which they leave, 0: as the routes say): of the first packet
-    of a flow over UDP, which nothing remembers yet.
+    `mark` of its packets and `device` (the interface by which they leave; 0: the one that the routes say) describe the
+    first packet of a flow over UDP, which connection tracking does not know yet.
     """
 
     transport: Transport
@@ -53,25 +53,29 @@ class Along(msgspec.Struct, frozen=True):
 
 
 class PinholeRequest(msgspec.Struct, frozen=True):
-    """A wish for a pinhole.
+    """A request for a pinhole.
 
-    direction "in": connections of `peer` to a port of `public_host` (an address of this host; the port is chosen by
-    the gateway) lead to `target`, which is the flow's `client`.
-    direction "out": the flow's `client` may connect to `target` outside; `peer` and `public_host` are None.
-    `client` is the address of the inside client that owns it, `flow` the id of the flow, `reason` as "ftp.port",
-    `ttl` seconds until it closes unused.
+    `flow` is the id of the flow, `reason` a stable word such as "ftp.port", `client` the address of the inside client
+    that owns the pinhole, `ttl` the seconds until it closes unused.
 
-    `kind` "conversation" (UDP, direction "in", kernel only): a port for a conversation, both ways, until it is closed
-    or its time is over; docs/decisions/0035-udp-pinholes.md. Then `peer` is None and `peers` says who may send in, from
-    any port of theirs: addresses, () for nobody yet, None for anybody. `second` is the target's port behind a second
-    public port, the next one (RTP and RTCP: the first is even then). `public_host` None: nothing is translated, public
-    is target. Kind "read": the same, but its datagrams are for a module to read, so the port is one of those that
-    iptables hands to the queue. Kind "local": a worker of this host listens at the public port itself; netfilter lets
-    the peer in (where INPUT drops).
-    `visitor`: for whom a published server's port is, a client outside: it counts as that one's, not as the server's.
-    `find`: nothing is opened; the answer is the lease of the conversation that `target` has, whoever holds it.
-    `along`: the broker finds out by itself at which address this flow is seen; `public_host` says nothing then. Where
-    the flow is not translated, public is target. A pinhole of direction "out" comes from the same address.
+    direction "in": connections of `peer` to a port of `public_host` (an address of this host) lead to `target`, an
+    endpoint of the client. The gateway chooses the port. direction "out": the client may connect to `target` outside;
+    `peer` and `public_host` are None.
+
+    `kind` "conversation" (UDP, direction "in", kernel only): a port for datagrams both ways, until it is closed or its
+    time is over (docs/decisions/0035-udp-pinholes.md). `peer` is None, and `peers` are the addresses that may send in,
+    from any port; (): none yet; None: all hosts. `second` is the target's port behind a second public port, which is
+    the next number (RTP and RTCP; the first one is even then). `public_host` None: nothing is translated, public is
+    target.
+
+    `kind` "read": a conversation whose datagrams a module reads; its port is one of those that iptables hands to the
+    queue. `kind` "local": a worker of this host listens at the public port itself, and netfilter lets the peer in where
+    INPUT drops.
+
+    `visitor`: the outside client that uses a published server; the pinhole counts against its quota, not the server's.
+    `find`: nothing is opened; the answer is the lease of the open conversation of `target`, in any process. `along`:
+    the broker finds out by itself with which address this flow is seen, and `public_host` is ignored; where the flow is
+    not translated, public is target. A pinhole of direction "out" uses the same address.
     """
 
     flow: str
@@ -92,14 +96,14 @@ class PinholeRequest(msgspec.Struct, frozen=True):
 
     @property
     def single(self) -> bool:
-        """Whether it is for one connection."""
+        """Whether the pinhole is for one connection."""
         return is_single(self.kind, self.transport)
 
 
 class PinholeUpdate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A wish to change the open conversation `lease`; what is UNSET stays as it is.
+    """A request to change the open conversation `lease`. Fields that are UNSET do not change.
 
-    `ttl`: seconds from now; `peers`, `target` and `second` as in PinholeRequest. `second` can be given only to a
+    `ttl`: seconds from now. `peers`, `target` and `second` as in PinholeRequest. `second` can be given only to a
     pinhole that has one. The public ports never change.
     """
 
@@ -111,7 +115,7 @@ class PinholeUpdate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Traffic(msgspec.Struct, frozen=True):
-    """What has passed through a conversation: packets in and out, and bytes of both (of IP packets)."""
+    """What has passed through a conversation: packets in, packets out, and the bytes of both (whole IP packets)."""
 
     packets_in: int = 0
     packets_out: int = 0
@@ -119,10 +123,10 @@ class Traffic(msgspec.Struct, frozen=True):
 
 
 class Lease(msgspec.Struct, frozen=True):
-    """An open pinhole and who holds it. `expires` is Unix time in seconds. For direction "out" `public` is `target`.
+    """An open pinhole and its owner. `expires` is Unix time in seconds. For direction "out" `public` is `target`.
 
-    `kind`, `peers`, `second`, `visitor` as in PinholeRequest: port `public.port + 1` leads to `second` of the target.
-    `follows`: from which address a connection of direction "out" is to come; None: from whichever the NAT chooses.
+    `kind`, `peers`, `second`, `visitor` as in PinholeRequest; port `public.port + 1` leads to `second` of the target.
+    `follows`: the address from which a connection of direction "out" has to come; None: any that the NAT chooses.
     """
 
     id: str
@@ -144,14 +148,14 @@ class Lease(msgspec.Struct, frozen=True):
 
     @property
     def single(self) -> bool:
-        """Whether it is for one connection."""
+        """Whether the pinhole is for one connection."""
         return is_single(self.kind, self.protocol)
 
 
 def is_single(kind: Kind, transport: Transport) -> bool:
-    """Whether a pinhole of this kind is for one connection, and used up by it."""
+    """Whether a pinhole of this kind and transport is for one connection, and used up by it."""
     return kind == "once" or (kind == "local" and transport == "tcp")
 
 
 Done = Callable[[Lease | PinholeRefused], None]
-"""Who is told what became of a wish: the pinhole as it is now, or why not."""
+"""A callback for the result of a request: the pinhole as it is now, or the reason why it was refused."""
