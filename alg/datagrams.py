@@ -205,5 +205,5 @@ class ShownModule(DatagramModule, Protocol):
         ...
 
     def kick(self, name: str) -> list[Kicked]:
-        """End what has this id, such as a call. Returns None if nothing has it."""
+        """End what has this id, such as a call, and return what was ended."""
         ...

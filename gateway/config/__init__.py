@@ -1,1 +1,1 @@
-"""Configuration: text in, checked values out."""
+"""Reads the configuration: text in, checked values out."""

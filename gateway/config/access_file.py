@@ -1,11 +1,12 @@
-"""The access file of the classic sockd (version 4): `permit|deny source mask [destination mask] [op port]`. Pure.
+"""Parses the access file of the classic sockd (version 4): `permit|deny source mask [destination mask] [op port]`.
+Pure.
 
-As in the paper that describes it, a mask is inverted: its bits say what is *not* compared, so 0.0.0.0 is one host and
+In the paper that describes it a mask is inverted: its bits say what is *not* compared, so 0.0.0.0 means one host and
 255.255.255.255 all. Later versions of sockd turned that round; `masks="netmask"` reads their files. The first line that
-matches decides, and a request that no line matches is denied. There is only IPv4, CONNECT and BIND.
+matches decides, and a request that no line matches is denied. Only IPv4, CONNECT and BIND exist.
 
-Also read are the fields of those later versions: `?=I` (ident must confirm the user), `*=ann,bob,/etc/list` (users),
-`: command` and lines that begin with `#NO_IDENTD:` or `#BAD_ID:` (shell commands, which are never run).
+The fields of later versions are read too: `?=I` (ident must confirm the user), `*=ann,bob,/etc/list` (users), `:
+command` and lines that begin with `#NO_IDENTD:` or `#BAD_ID:` (shell commands, which are never run).
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ _OPERATORS: dict[str, Callable[[int], list[tuple[int, int]]]] = {
 
 
 class AccessError(Exception):
-    """A line that cannot be read; the message begins with FILE:LINE."""
+    """A line that cannot be read. The message begins with FILE:LINE."""
 
 
 class Lookups(NamedTuple):
-    """What the text alone does not say. Each raises ValueError or OSError if there is no answer: the IPv4 addresses of
-    a host name, the port of a service, the text of a file of user names."""
+    """Functions for what the text alone does not say: the IPv4 addresses of a host name, the port of a service, the
+    text of a file of user names. Each raises ValueError or OSError if there is no answer."""
 
     host: Callable[[str], Sequence[str]]
     service: Callable[[str], int]
@@ -44,14 +45,14 @@ class Lookups(NamedTuple):
 
 
 class AccessLine(NamedTuple):
-    """A line as a rule; `place` is FILE:LINE."""
+    """A line as a rule. `place` is FILE:LINE."""
 
     rule: RuleSection
     place: str
 
 
 def parse_access_file(text: str, source: str, masks: Masks, lookups: Lookups) -> list[AccessLine]:
-    """The lines of an access file in order. `source` names the file. Raises AccessError."""
+    """Parse an access file, and return its lines in order. `source` names the file. Raises AccessError."""
     lines: list[AccessLine] = []
     for number, line in enumerate(text.splitlines(), 1):
         place = f"{source}:{number}"
@@ -65,7 +66,7 @@ def parse_access_file(text: str, source: str, masks: Masks, lookups: Lookups) ->
 
 
 def _line(line: str, place: str, masks: Masks, lookups: Lookups) -> RuleSection | None:
-    """One line as a rule; None for an empty one, a comment, and one that can match nothing."""
+    """Parse one line. Returns None for an empty line, a comment, and a line that can match nothing."""
     fields = re.split(r"[:#]", line, maxsplit=1)[0].split()
     if not fields:
         return None
@@ -135,7 +136,7 @@ def _users(text: str, lookups: Lookups) -> tuple[str, ...]:
 
 
 def _prefixes(host: str, mask_text: str, masks: Masks, lookups: Lookups) -> list[str]:
-    """ADDRESS/MASK with the mask as a netmask, one for each address of the host."""
+    """Return ADDRESS/MASK, with the mask as a netmask, for each address of the host."""
     try:
         mask = int(ipaddress.IPv4Address(mask_text))
     except ValueError:
@@ -163,7 +164,7 @@ def _prefixes(host: str, mask_text: str, masks: Masks, lookups: Lookups) -> list
 
 
 def _is_netmask(mask: int) -> bool:
-    """Whether it is ones and then zeros."""
+    """Whether a mask is a sequence of ones followed by zeros."""
     rest = mask ^ _ALL
     return rest & (rest + 1) == 0
 

@@ -1,4 +1,4 @@
-"""Values of the right type that make no sense: each is an error that begins with its key path."""
+"""Finds values of the right type that make no sense. The message of each error begins with the path of the key."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gateway.model.hosts import TRANSLATION_LENGTHS, canonical_name
 
 
 class BadValue(Exception):
-    """A value of the right type that makes no sense; the message begins with its key path."""
+    """A value of the right type that makes no sense. The message begins with the path of the key."""
 
 
 def check(config: Config) -> None:
@@ -82,7 +82,7 @@ def check(config: Config) -> None:
 
 
 def _network(text: str) -> None:
-    """A network as "192.168.56.0/24"; ValueError says what is wrong, and what would be right."""
+    """Parse a network such as "192.168.56.0/24". Raises ValueError with what is wrong, and what would be right."""
     try:
         ipaddress.ip_network(text)
     except ValueError as error:
@@ -100,7 +100,7 @@ def _listening(text: str) -> Endpoint:
 
 
 def _check_listening(config: Config) -> None:
-    """No two listeners of ours at one endpoint."""
+    """Check that no two listeners are at the same endpoint."""
     taken: dict[str, Endpoint] = {}
     if config.transparent_enabled:
         taken["transparent.port"] = Endpoint("::", config.transparent.port)
@@ -115,7 +115,8 @@ def _check_listening(config: Config) -> None:
 
 
 def _overlap(one: Endpoint, other: Endpoint) -> bool:
-    """Whether two listeners of one port meet: at the same address, or one at all addresses of the family."""
+    """Whether two listeners of one port overlap: they are at the same address, or one is at all addresses of the
+    family."""
     return one.version == other.version and (one.host == other.host or one.ip.is_unspecified or other.ip.is_unspecified)
 
 
@@ -158,7 +159,7 @@ def _check_publish(config: Config) -> None:
 
 
 def _check_rules(config: Config) -> None:
-    """[dns], [[upstream]], [[rule]]."""
+    """Check [dns], [[upstream]] and [[rule]]."""
     for i, text in enumerate(config.dns.servers):
         _valid(f"dns.servers[{i}]", text, parse_name_server)
     _positive("dns.timeout", config.dns.timeout)
@@ -194,7 +195,7 @@ def _check_rules(config: Config) -> None:
 
 
 def parse_host_port(text: str) -> tuple[str, int]:
-    """ "proxy.example:1080", "192.0.2.1:1080" or "[2001:db8::1]:1080". ValueError says what is wrong."""
+    """Parse "proxy.example:1080", "192.0.2.1:1080" or "[2001:db8::1]:1080". Raises ValueError with what is wrong."""
     host, colon, port = text.rpartition(":")
     if not colon or not re.fullmatch(r"[0-9]{1,5}", port, re.ASCII) or not 1 <= int(port) <= 65535:
         raise ValueError(f"{text!r} is not HOST:PORT")
@@ -206,7 +207,7 @@ def parse_host_port(text: str) -> tuple[str, int]:
 
 
 def parse_name_server(text: str) -> tuple[str, int]:
-    """ "192.0.2.53", "2001:db8::53", or with a port as "192.0.2.53:5353". ValueError says what is wrong."""
+    """Parse "192.0.2.53", "2001:db8::53", or with a port "192.0.2.53:5353". Raises ValueError with what is wrong."""
     try:
         return str(ipaddress.ip_address(text)), 53
     except ValueError:

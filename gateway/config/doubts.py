@@ -1,4 +1,4 @@
-"""What a valid configuration says and can hardly mean: each doubt begins with its key path."""
+"""Finds settings that are valid but can hardly be meant. Each doubt begins with the path of the key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _IDENTIFYING = frozenset({"ident", "password", "gssapi"})
 
 
 def doubts(config: Config) -> Iterator[str]:
-    """Each doubt as "KEY: what is odd, and what to do". The configuration is valid."""
+    """Return each doubt about a valid configuration as "KEY: what is odd, and what to do"."""
     for i, network in enumerate(config.inside_networks):
         if network.prefixlen == 0:
             yield f"network.inside[{i}]: {network} is everybody: whoever reaches this gateway may use it"
@@ -32,8 +32,9 @@ def doubts(config: Config) -> Iterator[str]:
 
 
 def _shadowed(rules: list[Rule]) -> Iterator[str]:
-    """Rules that an earlier one leaves nothing to decide. Held against the first rules only, so that thousands of rules
-    take no time worth mentioning: a rule that covers others unintended is nearly always one of the first."""
+    """Find rules that never decide because an earlier rule covers them. Each rule is compared with the first rules
+    only, so that thousands of rules take little time: a rule that covers others by mistake is nearly always one of the
+    first."""
     earlier_rules: list[Rule] = []
     fxp = any("fxp" in rule.commands for rule in rules)
     for i, rule in enumerate(rules):

@@ -1,4 +1,4 @@
-"""Reading the configuration: TOML in, `Config` out. Every error names the file and the line or key path."""
+"""Reads the configuration: TOML in, `Config` out. Every error names the file and the line or the path of the key."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _Source(msgspec.Struct, frozen=True):
     before: dict[str, int]
 
     def place(self, path: str) -> str | None:
-        """FILE:LINE of a key of the whole configuration; None if nothing of it stands in this file."""
+        """Return FILE:LINE of a key of the whole configuration; None if it is not in this file."""
         found = re.match(r"(\w+)\[(\d+)\]", path)
         if found:
             index = int(found[2]) - self.before.get(found[1], 0)
@@ -48,7 +48,8 @@ class _Source(msgspec.Struct, frozen=True):
         return None if line is None else f"{self.name}:{line}"
 
     def places(self) -> dict[str, str]:
-        """FILE:LINE of each key by its path in the whole configuration, but of a rule's own keys: they are many."""
+        """Return FILE:LINE of each key by its path in the whole configuration. The keys within rules are left out,
+        because they are many."""
         found = {}
         for path, line in self.lines.items():
             array = re.match(r"(\w+)\[(\d+)\]", path)
@@ -62,9 +63,9 @@ class _Source(msgspec.Struct, frozen=True):
 def load_config(path: str | os.PathLike[str] | None = None) -> Config:
     """Read and validate a configuration file and the files `conf.d/*.toml` beside it, in the order of their names.
 
-    A table of a later file adds to that of the earlier ones, and a key that it sets again is taken from it; [[tables]]
-    are appended. Without `path`: /etc/algate/algate.toml and /etc/algate/conf.d, as far as they are there, else the
-    defaults (SOCKS on loopback). Raises ConfigError.
+    A table of a later file is merged into that of earlier files, and a key that it sets again replaces the earlier one;
+    [[tables]] are appended. Without `path`: /etc/algate/algate.toml and /etc/algate/conf.d, if they exist, otherwise
+    the defaults (SOCKS on loopback). Raises ConfigError.
     """
     main = Path(DEFAULT_PATH if path is None else path)
     files = [main] if path is not None or main.exists() else []
@@ -124,7 +125,7 @@ def _tables(text: str, source: str) -> dict[str, Any]:
 
 
 def _merge(into: dict[str, Any], tables: dict[str, Any]) -> None:
-    """Add the tables of a later file."""
+    """Merge the tables of a later file."""
     for key, value in tables.items():
         there = into.get(key)
         if isinstance(there, dict) and isinstance(value, dict):
@@ -140,7 +141,8 @@ def _is_array_of_tables(value: Any) -> TypeGuard[list[dict[str, Any]]]:
 
 
 def _place(sources: list[_Source], message: str) -> str:
-    """FILE:LINE of the key with which a message begins; the first file alone if it stands nowhere (a default)."""
+    """Return FILE:LINE of the key with which a message begins; only the first file's name if the key is in no file (a
+    default)."""
     for source in reversed(sources):
         place = source.place(path_in(message))
         if place is not None:
@@ -149,7 +151,7 @@ def _place(sources: list[_Source], message: str) -> str:
 
 
 def _load_others(config: Config, sources: list[_Source]) -> Loaded:
-    """What stands in the other files that the configuration names, and where its keys stand."""
+    """Read the other files that the configuration names, and note where its keys stand."""
     places = {path: place for source in sources for path, place in source.places().items()}
     passwords: dict[str, str] = {}
     for i, upstream in enumerate(config.upstream):
@@ -185,13 +187,15 @@ def _read(key: str, path: str) -> str:
 
 
 def _host_addresses(name: str) -> list[str]:
-    """The IPv4 addresses of a host in the access file, as the classic sockd took them: once, when it reads the file."""
+    """Resolve a host of the access file to IPv4 addresses. As in the classic sockd this happens once, when the file is
+    read."""
     found = socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)
     return sorted({str(address[0]) for *_, address in found})
 
 
 def _with_defaults(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with what a default depends on: a module's ports, a run_dir that this user can make."""
+    """Return the document with defaults that depend on something: a module's ports, a run_dir that this user can
+    create."""
     if isinstance(document.get("alg", {}), dict):
         sections = {name: msgspec.to_builtins(section) for name, section in DEFAULT_ALG.items()}
         for name, section in document.get("alg", {}).items():
@@ -210,7 +214,7 @@ def _with_defaults(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_options(name: str, section: dict[str, Any]) -> dict[str, Any]:
-    """The section with the keys that are the module's own apart, complete and checked."""
+    """Return the section of a module with the module's own keys apart, complete and checked."""
     common = [key for key in AlgSection.__struct_fields__ if key != "options"]
     own = {key: value for key, value in section.items() if key not in common and (key != "options" or value != {})}
     try:
@@ -230,7 +234,7 @@ def _with_options(name: str, section: dict[str, Any]) -> dict[str, Any]:
 
 
 def _convert(value: Any, kind: type[_T], prefix: str = "") -> _T:
-    """`value` as a `kind`. BadValue names the key, below `prefix`."""
+    """Convert `value` to `kind`. Raises BadValue, which names the key, below `prefix`."""
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:

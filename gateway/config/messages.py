@@ -1,4 +1,4 @@
-"""What is wrong with a value of the configuration, in our words: msgspec's messages, with what would be right."""
+"""Turns msgspec's messages about wrong values into messages that say what would be right."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _NAMES = {
 
 
 def readable(message: str, kind: type, prefix: str = "") -> str:
-    """The message of a `msgspec.ValidationError` that converting to `kind` raised, as "KEY: what is wrong".
+    """Return the message of a `msgspec.ValidationError` that converting to `kind` raised, as "KEY: what is wrong".
 
     "Expected `int`, got `str` - at `$.a.b`" becomes "a.b: expected `int`, got `str`". An unknown key comes with the
-    known one that it resembles, a wrong word with the words that there are. `prefix`: the key of the whole value.
+    known one that it resembles, a wrong word with the words that are allowed. `prefix`: the key of the whole value.
     """
     text, _, path = message.partition(" - at `")
     path = path.rstrip("`").removeprefix("$")
@@ -51,20 +51,20 @@ def readable(message: str, kind: type, prefix: str = "") -> str:
 
 
 def resembling(word: str, known: list[str]) -> str:
-    """A hint at the known word that one resembles, or nothing."""
+    """Return a hint at the known word that a word resembles, or ""."""
     found = get_close_matches(word, known, n=1)
     return f" (did you mean {found[0]}?)" if found else ""
 
 
 def _elsewhere(key: str, whole: inspect.Type) -> str:
-    """A hint at the table that has such a key, or nothing."""
+    """Return a hint at the table that has such a key, or ""."""
     assert isinstance(whole, inspect.StructType | inspect.DataclassType)
     tables = [field.encode_name for field in whole.fields if key in _keys(_unwrapped(field.type))]
     return f" (there is {tables[0]}.{key})" if len(tables) == 1 else ""
 
 
 def _type_at(there: inspect.Type, path: str) -> inspect.Type | None:
-    """The type of the value at a path as `.rule[0].from`; None if it is not to be known."""
+    """Return the type of the value at a path such as `.rule[0].from`; None if it cannot be known."""
     for name, _ in re.findall(r"\.([^.\[]+)|(\[[^\]]*\])", path):
         there = _unwrapped(there)
         if name and isinstance(there, inspect.StructType | inspect.DataclassType):

@@ -1,4 +1,4 @@
-"""Where the keys of a TOML document stand: the line of each key, of each table and of each element of a list."""
+"""Finds where the keys of a TOML document stand: the line of each key, of each table and of each element of a list."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _PATH = re.compile(r"[\w-]+(?:\.[\w-]+|\[\d+\])*")
 
 
 def lines_of(text: str) -> dict[str, int]:
-    """The line (from 1) of every key of a valid TOML document, by its path as "rule[0].port[1]".
+    """Return the line (from 1) of every key of a valid TOML document, by its path such as "rule[0].port[1]".
 
-    Keys of inline tables are not in it; the key whose value they are is.
+    Keys of inline tables are not included; the key whose value the inline table is, is included.
     """
     found: dict[str, int] = {}
     counts: Counter[str] = Counter()
@@ -52,8 +52,8 @@ def lines_of(text: str) -> dict[str, int]:
 
 
 def line_of(found: Mapping[str, _T], path: str) -> _T | None:
-    """The line of a path, or of the nearest thing around it that has one; `found` as `lines_of` gives it (or with
-    whatever else stands for a line)."""
+    """Return the line of a path, or of the nearest part of it that has one. `found` is the result of `lines_of`, or has
+    other values in place of lines."""
     while path:
         if path in found:
             return found[path]
@@ -62,7 +62,7 @@ def line_of(found: Mapping[str, _T], path: str) -> _T | None:
 
 
 def path_in(message: str) -> str:
-    """The path of the key with which a message begins ("rule[0].port: ..."); "" if there is none."""
+    """Return the path of the key with which a message begins ("rule[0].port: ..."); "" if there is none."""
     found = _PATH.match(message)
     return found[0] if found else ""
 
@@ -72,7 +72,7 @@ def _path(dotted: str) -> str:
 
 
 def _inside_arrays(path: str, counts: Counter[str]) -> str:
-    """The path with the number of the last element behind each array of tables that it leads through."""
+    """Insert the number of the last element behind each array of tables in the path."""
     parts = path.split(".")
     there = parts[0]
     for name in parts[1:]:
@@ -81,7 +81,7 @@ def _inside_arrays(path: str, counts: Counter[str]) -> str:
 
 
 def _tokens(text: str, at: int) -> Iterator[tuple[str, int]]:
-    """Punctuation of a value that begins at `at`, outside of strings and comments, with its offset."""
+    """Yield the punctuation of a value that begins at `at`, outside strings and comments, with its offset."""
     while found := _TOKEN.search(text, at):
         token, at = found[0], found.end()
         if token == "#":
@@ -104,7 +104,7 @@ def _end_of_string(text: str, at: int, quote: str) -> int:
 
 
 def _end_of_value(text: str, at: int) -> int:
-    """The offset behind the line on which the value ends."""
+    """Return the offset behind the line on which the value ends."""
     depth = 0
     for token, offset in _tokens(text, at):
         depth += (token in "[{") - (token in "]}")
@@ -114,7 +114,7 @@ def _end_of_value(text: str, at: int) -> int:
 
 
 def _elements(text: str, at: int) -> Iterator[tuple[int, int]]:
-    """Number and offset of each element of the list that begins at `at`, if a list does."""
+    """Yield number and offset of each element of the list that begins at `at`, if a list begins there."""
     if text[at:].lstrip(" \t")[:1] != "[":
         return
     depth = index = 0

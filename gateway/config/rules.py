@@ -1,4 +1,4 @@
-"""The rules of a configuration, compiled from their text to what the policy matches."""
+"""Compiles the rules of a configuration from text to the form that the policy matches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LONGEST_PERIOD = 366 * 86400  # seconds
 
 
 class RuleError(ValueError):
-    """A rule that makes no sense; `key` is the path below the rule, as "to[1]"."""
+    """A rule that makes no sense. `key` is the path below the rule, such as "to[1]"."""
 
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)
@@ -36,13 +36,13 @@ def policy_of(
     now: Callable[[], datetime] | None = None,
     is_own: Callable[[Address], bool] = nobodys,
 ) -> Policy:
-    """The policy of a configuration; `now` and `is_own` as for Policy. Raises RuleError."""
+    """Return the policy of a configuration. `now` and `is_own` as for Policy. Raises RuleError."""
     rules, access = compile_rules(config)
     return Policy(config.inside_networks, rules, access, now, is_own, config.nat64_prefixes)
 
 
 def compile_rule(section: RuleSection, label: str, place: str) -> Rule:
-    """The rule of a section. Raises RuleError."""
+    """Compile the rule of a section. Raises RuleError."""
     names: set[str] = set()
     suffixes: set[str] = set()
     targets: list[Prefix] = []
@@ -89,7 +89,8 @@ def compile_rule(section: RuleSection, label: str, place: str) -> Rule:
 
 
 def compile_rules(config: Config) -> tuple[list[Rule], list[Rule]]:
-    """The rules of a configuration, and those of its access file. Raises RuleError with the path from the top."""
+    """Compile the rules of a configuration and those of its access file. Raises RuleError with the path from the
+    top."""
     rules: list[Rule] = []
     for i, section in enumerate(config.rule):
         place = config.loaded.places.get(f"rule[{i}]", "")
@@ -142,7 +143,7 @@ def _check(section: RuleSection, via: Sequence[str], *, everywhere: bool) -> Non
 
 
 class _At:
-    """Errors within are errors of a key."""
+    """A context manager: errors raised within it become errors of a key."""
 
     def __init__(self, key: str) -> None:
         self._key = key
@@ -160,7 +161,8 @@ def _looks_like_address(text: str) -> bool:
 
 
 def parse_prefix(text: str) -> Prefix:
-    """ "192.0.2.1", "192.0.2.0/24", "2001:db8::/32"; "192.0.2.0/255.255.0.255" too. ValueError says what is wrong."""
+    """Parse "192.0.2.1", "192.0.2.0/24", "2001:db8::/32" or "192.0.2.0/255.255.0.255". Raises ValueError with what is
+    wrong."""
     host, slash, length = text.partition("/")
     if slash and "." in length and ":" not in host:
         value, mask = int(ipaddress.IPv4Address(host)), int(ipaddress.IPv4Address(length))
@@ -186,9 +188,10 @@ def _ports(port: int | str) -> tuple[int, int]:
 
 
 def parse_time(text: str) -> list[tuple[int, int]]:
-    """ "Mo-Fr 08:00-18:00", "Sa,Su", "22:00-06:00" as spans of the week in minutes, end excluded, none over its end.
+    """Parse "Mo-Fr 08:00-18:00", "Sa,Su" or "22:00-06:00" into spans of the week in minutes. The end of a span is
+    excluded, and no span goes beyond the end of the week.
 
-    A span over midnight belongs to the day on which it begins. ValueError says what is wrong.
+    A span over midnight belongs to the day on which it begins. Raises ValueError with what is wrong.
     """
     found = re.fullmatch(r"\s*([A-Za-z][A-Za-z,-]*)?\s*(?:(\d\d):(\d\d)-(\d\d):(\d\d))?\s*", text)
     if not found or not text.strip():

@@ -1,1 +1,2 @@
-"""What a process writes down (log lines, counters, traces), and the wire on which it is asked."""
+"""What a process records about itself (log lines, counters, traces), and the protocol with which it is asked for
+them."""

@@ -1,6 +1,7 @@
-"""How the command line asks a process what is live: one line of JSON in, one JSON array out, over a unix socket.
+"""The protocol of the admin sockets: the command line sends one line of JSON over a unix socket, and the process
+answers with one JSON array.
 
-No gevent here: a broker and a supervisor serve it from their own loops, a worker from a greenlet.
+This module does not use gevent: broker and supervisor serve it from their own loops, a worker from a greenlet.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ LONGEST_QUESTION = 4096
 
 
 class Question(msgspec.Struct, frozen=True):
-    """What is asked: `verb` is "status", "flows", "pinholes", ...; `id`: of which one, for verbs that want to know."""
+    """A question. `verb` is "status", "flows", "pinholes", ...; `id` names one of them, for verbs that need it."""
 
     verb: str
     id: str = ""
@@ -28,9 +29,10 @@ def answer(
     verbs: Mapping[str, Callable[[], Rows]],
     of_one: Mapping[str, Callable[[str], Rows]] | None = None,
 ) -> None:
-    """Read one question, answer it (an unknown verb: no rows), and close. Errors of the connection are its own.
+    """Read one question, answer it (with no rows if the verb is unknown), and close the connection. Errors of the
+    connection are ignored.
 
-    `of_one`: the verbs that are about one thing, and want its id.
+    `of_one`: the verbs that are about one thing and need its id.
     """
     with connection:
         connection.settimeout(ANSWER_DEADLINE)
@@ -52,7 +54,8 @@ def answer(
 
 
 def ask(path: str, verb: str, timeout: float, id: str = "") -> Rows:
-    """Ask the process that serves `path`. OSError where it does not answer within `timeout` seconds."""
+    """Ask the process that serves `path`, and return its rows. Raises OSError if it does not answer within `timeout`
+    seconds."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout)
         connection.connect(path)
@@ -61,12 +64,12 @@ def ask(path: str, verb: str, timeout: float, id: str = "") -> Rows:
 
 
 def question(verb: str, id: str = "") -> bytes:
-    """A question as it is sent."""
+    """Encode a question."""
     return msgspec.json.encode(Question(verb, id)) + b"\n"
 
 
 def read_rows(connection: socket.socket) -> Rows:
-    """The answer to a question that was sent. OSError where there is none."""
+    """Read the answer to a question that was sent. Raises OSError if there is none."""
     parts = []
     while chunk := connection.recv(65536):
         parts.append(chunk)

@@ -1,4 +1,4 @@
-"""Log lines that are written together: one system call for those of one turn of an event loop."""
+"""Writes log lines in batches: one system call for all lines of one turn of an event loop."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ _PATIENT = ("debug", "info")
 
 
 class BatchSink:
-    """Hands lines on in pieces of as many as a pipe keeps whole, so that those of several processes do not mix.
+    """A sink that passes lines on in pieces of at most PIPE_BUF bytes, so that lines of several processes do not mix in
+    a pipe.
 
-    `later` calls a function soon, as an event loop can. A warning or worse goes on at once, with those before it.
+    `later` is a function of the event loop that calls another function soon. A warning or worse is written at once,
+    together with the lines before it.
     """
 
     def __init__(self, sink: Sink, later: Later) -> None:
@@ -31,7 +33,7 @@ class BatchSink:
             self._later(self.flush)
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write the lines that wait."""
         lines, self._waiting = self._waiting, []
         piece: list[str] = []
         size = 0

@@ -1,7 +1,7 @@
-"""What a process counts: plain numbers by metric and label values, cheap enough for the way of a connection.
+"""The counters of a process: plain numbers by metric and label values, cheap enough to be changed for each connection.
 
-Most of it is counted where it is logged: each line of the log has a stable event, so no place in the code has to name
-both. What is logged by nobody is counted by `count` and `observe`. Prometheus' form is made at a scrape, elsewhere.
+Most things are counted where they are logged: each log line has a stable event, so the code need not name both. What is
+not logged is counted by `count` and `observe`. The console turns the numbers into Prometheus' format.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ recent: deque[tuple[float, str, dict[str, Any]]] = deque(maxlen=RECENT)
 
 
 class Histogram:
-    """Observations in buckets by their upper bounds, and their sum."""
+    """A histogram: observations in buckets by their upper bounds, and their sum."""
 
     __slots__ = ("bounds", "buckets", "sum")
 
@@ -52,12 +52,12 @@ histograms: dict[str, Histogram] = {}
 
 
 def count(name: str, *labels: str) -> None:
-    """One more of it."""
+    """Add one to a counter."""
     counts[(name, *labels)] += 1
 
 
 def observe(name: str, seconds: float) -> None:
-    """Something took so long."""
+    """Add a duration to a histogram."""
     histogram = histograms.get(name)
     if histogram is None:
         histogram = histograms[name] = Histogram()
@@ -65,7 +65,8 @@ def observe(name: str, seconds: float) -> None:
 
 
 def flow_opened(front: str, rule: str) -> None:
-    """A flow has begun; `rule` has permitted it. Not by the log, which may be without flows."""
+    """Count a flow that has begun; `rule` has permitted it. It is counted here because the log may leave out lines of
+    flows."""
     counts["algate_flows_opened_total", front] += 1
     if front != "pinhole":
         counts["algate_handshakes_total", front, "granted"] += 1
@@ -74,7 +75,7 @@ def flow_opened(front: str, rule: str) -> None:
 
 
 def tally(_logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """The first of the log's processors: counts the line, and remembers it if it is noteworthy."""
+    """The first processor of the log: counts the event, and keeps it if it is noteworthy."""
     name = event["event"]
     counts["algate_log_events_total", name] += 1
     handler = _HANDLERS.get(name)
@@ -118,8 +119,8 @@ def _pinhole(result: str) -> Callable[[Fields], None]:
 
 
 def broker_pinhole(result: str, backend: str, protocol: str) -> None:
-    """One of the broker's was "opened", "used", "closed" or "expired". A port that it only lets through to a worker's
-    socket is the worker's pinhole, which counts it."""
+    """Count a pinhole of the broker that was "opened", "used", "closed" or "expired". A pinhole at which a worker
+    listens is counted by that worker."""
     if backend == "kernel":
         counts["algate_pinhole_events_total", backend, protocol, result] += 1
 
@@ -169,7 +170,7 @@ _NOTEWORTHY = frozenset(
 
 
 def recent_rows() -> list[dict[str, Any]]:
-    """The noteworthy lines as objects; `time` is Unix time."""
+    """Return the noteworthy events as objects; `time` is Unix time."""
     return [
         {
             "time": when,

@@ -1,6 +1,7 @@
-"""Lines that anybody can cause as often as he likes: each kind of event has a burst, then a rate (a token bucket).
+"""Limits log lines that a stranger can cause as often as it likes: each kind of event has a token bucket.
 
-Without this, who sends garbage fast enough fills the disk, and hides what else he does. Pure: time is an argument.
+Without this, a stranger that sends garbage fast enough fills the disk and hides what else it does. Pure: time is an
+argument.
 """
 
 from __future__ import annotations
@@ -45,14 +46,15 @@ LIMITED = frozenset(
 
 
 class Flood:
-    """Says of each line whether it is written; the next that is says how many were left out."""
+    """Decides for each line whether it is written. The next line that is written says how many were left out."""
 
     def __init__(self, burst: int = BURST, rate: float = RATE) -> None:
         self._rate = Rate(rate, burst)
         self._left_out: dict[str, int] = {}  # lines of each event since one was written
 
     def take(self, event: str, now: float) -> int | None:
-        """None: leave the line out. Else how many of this event were left out before it. `now`: monotonic seconds."""
+        """Return None if the line is to be left out, otherwise how many lines of this event were left out before it.
+        `now`: monotonic seconds."""
         if event not in LIMITED:
             return 0
         if not self._rate.take(event, now):

@@ -1,7 +1,7 @@
-"""The two lines of a flow, written by the shortest way: they are most of what a log costs.
+"""The two log lines of a flow, written the shortest way, because they are most of the cost of a log.
 
-As logfmt on a stream they are made here, and are those that structlog would make of `flow.names()`
-(tests/unit/test_flow_log.py). In any other form they take the way of all lines.
+As logfmt on a stream they are formatted here, and equal those that structlog would make of `flow.names()`
+(tests/unit/test_flow_log.py). In any other format they are logged like all other lines.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _known_text = lru_cache(1024)(value_text)  # of words that come again and again
 
 
 class Named(Protocol):
-    """A flow, as its lines name it."""
+    """A flow, as its log lines name it."""
 
     id: str
     front: str
@@ -38,22 +38,22 @@ class Named(Protocol):
 
 
 class FlowLog:
-    """Lines as all others are."""
+    """Writes the lines of flows like all other lines."""
 
     def __init__(self) -> None:
         self._log: Any = structlog.get_logger()
 
     def opened(self, flow: Named) -> None:
-        """It has begun."""
+        """Log that a flow has begun."""
         self._log.info("flow.open", **flow.names())
 
     def ended(self, flow: Named, reason: str, up: int, down: int, duration: float) -> None:
-        """It is over, after `duration` seconds; `up` and `down` are bytes from and to the client."""
+        """Log that a flow has ended, after `duration` seconds. `up` and `down` are bytes from and to the client."""
         self._log.info("flow.end", **flow.names(), reason=reason, up=up, down=down, duration=duration)
 
 
 class NoFlowLog(FlowLog):
-    """Without lines."""
+    """Writes no lines (`log.connections = false`)."""
 
     def __init__(self) -> None:
         pass
@@ -66,7 +66,7 @@ class NoFlowLog(FlowLog):
 
 
 class QuickFlowLog(FlowLog):
-    """Lines as logfmt, past structlog."""
+    """Formats the lines as logfmt itself, bypassing structlog."""
 
     def __init__(self, process: str, sink: Sink) -> None:
         self._sink = sink

@@ -1,7 +1,7 @@
-"""Messages that belong together, as those of a call: the last ones of the last of them, for their ladders.
+"""Keeps the messages of recent ladders, such as the messages of a call.
 
-Kept apart from the trace, which registrations and keep-alives would soon have pushed a call out of. What belongs
-together, and what of a message may be told, is the protocol module's to say (`alg.api.Rung`).
+They are kept apart from the trace, from which registrations and keep-alives would soon push out a call. The protocol
+module says which messages belong together, and what of them may be shown (`alg.api.Rung`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Step(NamedTuple):
 
 
 class Ladders:
-    """What was said, by the name of the ladder. In the way of a packet: it is only kept."""
+    """Recent messages by the name of their ladder. Adding one must be cheap, because each packet does it."""
 
     def __init__(self) -> None:
         self._calls: OrderedDict[bytes, deque[_Step]] = OrderedDict()
@@ -45,7 +45,7 @@ class Ladders:
         edits: Sequence[Edit],
         rung: Rung,
     ) -> None:
-        """Remember a message, if its ladder has begun. `when` is Unix time."""
+        """Keep a message, if its ladder has begun. `when` is Unix time."""
         name = rung.ladder
         steps = self._calls.get(name)
         if steps is None:
@@ -62,7 +62,7 @@ class Ladders:
             self._bytes -= sum(len(step.data) for step in forgotten)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """The steps of a ladder, oldest first."""
+        """Return the messages of a ladder, oldest first."""
         return [
             {
                 "time": step.time,

@@ -1,4 +1,4 @@
-"""How late the event loop is: a timer that measures itself. For processes with gevent."""
+"""Measures how late the event loop is, by a timer. For processes with gevent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INTERVAL = 0.5  # seconds
 
 
 class LagMeter:
-    """Observes `algate_event_loop_lag_seconds` as long as it lives."""
+    """Observes `algate_event_loop_lag_seconds` as long as it exists."""
 
     def __init__(self) -> None:
         self._timer: _TimerWatcher = get_hub().loop.timer(INTERVAL, INTERVAL, ref=False)

@@ -1,7 +1,7 @@
-"""Logging: one line an event, with a stable name ("pinhole.open"), to stderr, syslog or journald.
+"""Logging: one line for each event, with a stable name ("pinhole.open"), to stderr, syslog or journald.
 
-Lines of the three kinds that a SOCKS server's log is read for carry `class`: "denied" (access was refused),
-"connection" (one began or ended), "resource" (something ran out or broke).
+Three kinds of lines that administrators of a SOCKS server look for carry `class`: "denied" (access was refused),
+"connection" (a connection began or ended), "resource" (something ran out or broke).
 """
 
 from __future__ import annotations
@@ -71,11 +71,11 @@ KINDS = {
 
 
 class LogSettings(msgspec.Struct, frozen=True):
-    """Where the lines of a process go and in which form: [log] as `config` read it.
+    """Where the log lines of a process go, and in which format: the table [log].
 
-    `syslog` is the path of the local daemon's socket, or the endpoint of a server (RFC 5424 over UDP); it
-    counts for the target "syslog" only. `connections`: whether a flow's beginning and end have a line each. `level`:
-    lines below it are counted, and not written.
+    `syslog` is the path of the local daemon's socket, or the endpoint of a server (RFC 5424 over UDP); it is used for
+    the target "syslog" only. `connections`: whether the beginning and the end of flows are logged. `level`: events
+    below it are counted, but not written.
     """
 
     target: Literal["stderr", "syslog", "journald"] = "stderr"
@@ -95,8 +95,9 @@ KEY_ORDER = ("timestamp", "level", "process", "event", "address")
 def setup_logging(
     process: str, settings: LogSettings | None = None, stream: TextIO | None = None, later: Later | None = None
 ) -> FlowLog:
-    """Configure this process's log; every line carries `process` ("supervisor", "broker", "worker-0"). May be called
-    again: loggers in use change too. What writes the lines of flows. `later`: for an event loop, see BatchSink."""
+    """Configure the log of this process; every line carries `process` ("supervisor", "broker", "worker-0"). May be
+    called again: loggers in use change too. Returns the object that writes the lines of flows. `later`: a function of
+    the event loop, see BatchSink."""
     settings = settings or LogSettings()
     stream = stream or sys.stderr
     render = _renderer(settings, stream)
@@ -171,12 +172,12 @@ def setup_logging(
 
 
 def get_logger() -> Any:
-    """The logger: `log.info("flow.open", flow=..., client=...)`."""
+    """Return the logger: `log.info("flow.open", flow=..., client=...)`."""
     return structlog.get_logger()
 
 
 class _Logger:
-    """What structlog calls in the end: each method hands a line to the sink of now."""
+    """The logger that structlog calls last: each method passes a line to the current sink."""
 
     sink: Sink
 
@@ -197,7 +198,7 @@ def _renderer(settings: LogSettings, stream: TextIO) -> structlog.typing.Process
 
 
 def _sink(settings: LogSettings, process: str, plain: Sink) -> Sink:
-    """The sink; one that cannot be reached leaves its lines to the plain one."""
+    """Make the sink. A sink that cannot be reached passes its lines to the plain one."""
     match settings.target:
         case "syslog":
             if isinstance(settings.syslog, str):

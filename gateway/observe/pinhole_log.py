@@ -1,8 +1,8 @@
-"""The audit lines of pinholes: who may reach whom from outside, since when, and until when.
+"""The audit lines of pinholes: which host outside may reach which endpoint inside, and from when to when.
 
-A broker under load writes thousands of them a second, so as logfmt on a stream they are made here, past structlog, and
-are those that it would make of `lease_fields` (tests/unit/test_pinhole_log.py). In any other form they take the way of
-all lines.
+A broker under load writes thousands of them a second. As logfmt on a stream they are formatted here, bypassing
+structlog, and equal those that it would make of `lease_fields` (tests/unit/test_pinhole_log.py). In any other format
+they are logged like all other lines.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ _plain = structlog.get_logger()
 
 
 def peer_of(lease: Lease) -> str | None:
-    """The "peer" of a conversation is all its peers' addresses; None if anybody may come."""
+    """Return the "peer" of a lease. For a conversation these are the addresses of all its peers; None if all hosts are
+    admitted."""
     return lease.peer if lease.single or lease.peer or lease.peers is None else ",".join(lease.peers)
 
 
 def lease_fields(lease: Lease) -> dict[str, Any]:
-    """What a line says of a lease."""
+    """Return the fields of a log line about a lease."""
     return {
         "id": lease.id,
         "kind": lease.kind,
@@ -46,7 +47,7 @@ def lease_fields(lease: Lease) -> dict[str, Any]:
 
 
 class PinholeLog:
-    """Writes them."""
+    """Writes the audit lines of pinholes."""
 
     def __init__(self) -> None:
         self._sink: Sink | None = None
@@ -54,12 +55,12 @@ class PinholeLog:
         self._stamp = Stamp()
 
     def become(self, process: str, sink: Sink | None) -> None:
-        """From now on lines are `process`'s, and go to `sink` as logfmt; None: the way of all lines."""
+        """Use this process name and sink from now on, and logfmt. Without a sink, lines are logged like all others."""
         self._sink = sink
         self._head = f" level=info process={process} event="
 
     def info(self, event: str, lease: Lease, **more: Any) -> None:
-        """What happened to a lease; `more` stands before what it is."""
+        """Log an event of a lease. The fields `more` stand before those of the lease."""
         if self._sink is None:
             _plain.info(event, **more, **{**lease_fields(lease), "expires": moment(lease.expires)})
             return
@@ -80,4 +81,4 @@ class PinholeLog:
 
 
 PINHOLES = PinholeLog()
-"""This process's."""
+"""The pinhole log of this process."""

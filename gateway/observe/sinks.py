@@ -1,4 +1,4 @@
-"""Where log lines go: a stream, syslog or journald. A sink never blocks and never raises."""
+"""Sinks for log lines: a stream, syslog or journald. A sink never blocks and never raises."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _SEVERITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "exception": 3, 
 
 
 class Sink(Protocol):
-    """Takes a rendered line, the level that it was logged at, and its fields."""
+    """A function that takes a rendered line, its level, and its fields."""
 
     def write(self, line: str, level: str, fields: Mapping[str, Any]) -> None: ...
 
 
 class StreamSink:
-    """Lines to a stream, as stderr, each by one write; those that a full disk did not take are counted.
+    """Writes lines to a stream such as stderr, each by one write. Lines that a full disk does not accept are counted.
 
-    `lost_line` makes the line that says how many are missing; it stands before the first that is written again.
+    `lost_line` makes the line that says how many are missing; it is written before the first line that succeeds again.
     """
 
     def __init__(self, stream: TextIO, lost_line: Callable[[int], str] | None = None) -> None:
@@ -51,7 +51,7 @@ class StreamSink:
 
 
 class JournalPrefixSink:
-    """Each line begins with its severity as journald reads it from a service's stderr: "<4>" (sd-daemon(3))."""
+    """Puts the severity before each line, as journald reads it from a service's stderr: "<4>" (sd-daemon(3))."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
@@ -61,7 +61,7 @@ class JournalPrefixSink:
 
 
 def is_journal(stream: TextIO) -> bool:
-    """Whether the stream is the one that systemd has connected with the journal (JOURNAL_STREAM, systemd.exec(5))."""
+    """Whether systemd has connected the stream with the journal (JOURNAL_STREAM, systemd.exec(5))."""
     named = os.environ.get("JOURNAL_STREAM", "")
     try:
         status = os.fstat(stream.fileno())
@@ -71,12 +71,13 @@ def is_journal(stream: TextIO) -> bool:
 
 
 def said_to(stream: TextIO) -> str:
-    """What stands before an error's message on this stream: its severity, where the journal reads it."""
+    """Return the prefix of an error message on this stream: its severity where the journal reads it, otherwise ""."""
     return f"<{_SEVERITIES['error']}>" if is_journal(stream) else ""
 
 
 def _writer(stream: TextIO) -> Callable[[bytes], int]:
-    """What writes bytes past the stream's own buffer, which tears lines on a full disk; returns how many."""
+    """Return a function that writes bytes to the stream, bypassing its buffer, which tears lines on a full disk. It
+    returns how many bytes were written."""
     try:
         fd = stream.fileno()
     except (OSError, ValueError):  # one in memory
@@ -85,7 +86,7 @@ def _writer(stream: TextIO) -> Callable[[bytes], int]:
 
 
 class _DatagramSink(ABC):
-    """A datagram socket, a unix one where the address is a path; a line that it does not take goes to `fallback`."""
+    """A datagram socket; a unix one if the address is a path. A line that it does not accept goes to `fallback`."""
 
     def __init__(self, address: str | tuple[str, int], fallback: Sink, family: int = socket.AF_UNIX) -> None:
         self._address = address
@@ -104,7 +105,7 @@ class _DatagramSink(ABC):
 
 
 class SyslogSink(_DatagramSink):
-    """The local syslog daemon, as syslog(3) speaks to it; facility "daemon". `tag` is the program's name."""
+    """The local syslog daemon, in the format of syslog(3), with facility "daemon". `tag` is the program's name."""
 
     def __init__(self, tag: str, fallback: Sink, path: str = SYSLOG_PATH) -> None:
         super().__init__(path, fallback)
@@ -116,7 +117,7 @@ class SyslogSink(_DatagramSink):
 
 
 class SyslogServerSink(_DatagramSink):
-    """A syslog server, by UDP (RFC 5426) and in the form of RFC 5424; the name of the event is the message's id."""
+    """A syslog server, by UDP (RFC 5426) in the format of RFC 5424. The name of the event is the message id."""
 
     def __init__(self, server: Endpoint, fallback: Sink) -> None:
         family = socket.AF_INET6 if server.version == 6 else socket.AF_INET
@@ -131,17 +132,18 @@ class SyslogServerSink(_DatagramSink):
 
 
 def _bytes(text: str) -> bytes:
-    """A text in UTF-8; what is none (as in the name of a file) does not stop a line."""
+    """Encode text in UTF-8. Text that cannot be encoded (as in the name of a file) does not stop a line."""
     return text.encode(errors="backslashreplace")
 
 
 def _printable(text: str, longest: int) -> str:
-    """A field of the header (RFC 5424 section 6.2): printable ASCII without blanks, "-" where there is nothing."""
+    """Format a field of the header (RFC 5424 section 6.2): printable ASCII without blanks, "-" if it is empty."""
     return "".join(char for char in text if "!" <= char <= "~")[:longest] or "-"
 
 
 class JournaldSink(_DatagramSink):
-    """systemd-journald by its native protocol: every field of the event is one of the entry, as ALGATE_CLIENT."""
+    """systemd-journald by its native protocol. Every field of the event becomes a field of the entry, such as
+    ALGATE_CLIENT."""
 
     def __init__(self, identifier: str, fallback: Sink, path: str = JOURNALD_PATH) -> None:
         super().__init__(path, fallback)
@@ -154,7 +156,7 @@ class JournaldSink(_DatagramSink):
 
 
 def _field(key: str, value: bytes) -> bytes:
-    """A field, by its length if it has more than one line (systemd's "Native Journal Protocol")."""
+    """Encode a field; with its length if it has more than one line (systemd's "Native Journal Protocol")."""
     if b"\n" in value:
         return key.encode() + b"\n" + len(value).to_bytes(8, "little") + value + b"\n"
     return key.encode() + b"=" + value + b"\n"

@@ -1,4 +1,4 @@
-"""What became of each message that a module read: a ring of the last ones in a process."""
+"""The trace: a ring of the most recent messages that modules of this process have read, with their edits."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _Kept = tuple[int, float, Side, Endpoint, Endpoint, bytes, tuple[Edit, ...], str
 
 
 class Trace:
-    """The last messages of a process, each with a number, so that whoever asks again knows what is new.
+    """The most recent messages of a process. Each has a number, so that a reader that asks again knows which are new.
 
-    `ladders` keeps those of calls for longer.
+    `ladders` keeps the messages of calls for longer.
     """
 
     def __init__(self, size: int = KEPT) -> None:
@@ -42,7 +42,7 @@ class Trace:
         *,
         transport: Transport,
     ) -> None:
-        """Remember a message that `side` sent, and what is changed in it; `rung`: where it belongs in a ladder."""
+        """Add a message that `side` sent, with its edits. `rung`: its place in a ladder."""
         now = time.time()
         ladder = rung.ladder.decode("latin-1") if rung is not None else None
         kept = (side, source, destination, data, tuple(edits), flow, ladder, transport)
@@ -51,7 +51,8 @@ class Trace:
             self.ladders.add(now, side, source, destination, data, edits, rung)
 
     def rows(self) -> list[Row]:
-        """As `algate trace --json` shows them; bytes as Latin-1 text. `ladder`: what they belong to, as a call's id."""
+        """Return the messages as `algate trace --json` shows them, bytes as Latin-1 text. `ladder`: the id of what they
+        belong to, such as a call."""
         return [
             {
                 "number": number,
@@ -65,11 +66,11 @@ class Trace:
 
 
 PASSED = Trace()
-"""Of the flows of this process; those of a module that says that they may be `shown`."""
+"""The trace of the flows of this process. It has only messages of modules that declare `shown`."""
 
 
 def row(when: float, side: Side, source: Endpoint, destination: Endpoint, data: bytes, edits: Sequence[Edit]) -> Row:
-    """One message as an object; `when` is Unix time, `edits` are (start, end, replacement, reason) of `data`."""
+    """Return one message as an object. `when` is Unix time; `edits` are (start, end, replacement, reason) of `data`."""
     return {
         "time": when,
         "from": side.value,

@@ -1,1 +1,1 @@
-"""Decides what a client may do, and how much of it: pure decisions and counters."""
+"""Decides what a client may do, and how much of it. Pure decisions and counters."""

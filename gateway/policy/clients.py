@@ -1,12 +1,12 @@
-"""What one client may have at most of what all clients share: connections, handshakes, UDP associations, lookups. Pure.
+"""Limits what one client may use of what all clients share: connections, handshakes, UDP associations, lookups. Pure.
 
-A *client* is a host: `identify` says which addresses are the same one (an IPv4 address and many IPv6 addresses may be
-one machine). It also says to which network an address belongs, for those that have as many addresses as they like.
+A *client* is a host: `identify` says which addresses belong to the same host, which may have one IPv4 address and many
+IPv6 addresses. It also names the network of an address, for clients that have as many addresses as they like.
 
-Two bounds hold for each kind of thing. The first is a number that the configuration names, over all workers together.
-The second needs no number: of what a worker has room for, nobody may have more than what is left for all others, once
-he has more than SMALL. So whoever takes as much as he can gets half, and the next one a quarter; there is always
-something left.
+Two bounds hold for each kind of thing. The first is a configured number, over all workers together. The second needs no
+number: a client that has more than SMALL of something gets another one only if a worker has more than that number left
+for all others. So one client that takes as much as it can gets half, the next one a quarter, and something is always
+left.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LARGE = 1024  # numbers above are not asked of other workers while this one has 
 
 
 class Kind(IntEnum):
-    """What is counted."""
+    """The kinds of things that are counted for each client."""
 
     FLOWS = 0
     HANDSHAKES = 1
@@ -32,19 +32,19 @@ class Kind(IntEnum):
 
     @property
     def label(self) -> str:
-        """Its name for the configuration, the log and the metrics."""
+        """The name of the kind in the configuration, the log and the metrics."""
         return self.name.lower()
 
 
 class Identity(NamedTuple):
-    """Who an address is: `host` for its own bound, `network` for the share of what there is."""
+    """The client to which an address belongs: `host` for the configured bound, `network` for the share."""
 
     host: str
     network: str
 
 
 class ClientLimit(Exception):
-    """A client has as much as it may have. `bound`: "most" (the number) or "share"."""
+    """A client has as much as it may have. `bound` is "most" (the configured number) or "share"."""
 
     def __init__(self, kind: Kind, client: str, bound: Literal["most", "share"], most: int) -> None:
         super().__init__(f"{most} {kind.label} are the limit of {client}")
@@ -55,7 +55,8 @@ class ClientLimit(Exception):
 
 
 class Holder:
-    """What a host, or a network, has now in this worker: `counts` by kind. Others see it in the shared memory."""
+    """What a host, or a network, has now in this worker: `counts` by kind. Other workers see it in the shared
+    memory."""
 
     __slots__ = ("_cell", "counts", "network")
 
@@ -65,26 +66,26 @@ class Holder:
         self.network = network
 
     def change(self, kind: int, by: int) -> None:
-        """So many more."""
+        """Add `by` to the count of a kind; negative to subtract."""
         counts = self.counts
         counts[kind] = number = counts[kind] + by
         cell = self._cell
         cell.words[cell.at + LIVE + kind] = number
 
     def everywhere(self, kind: int) -> int:
-        """How many it has in all workers."""
+        """Return how many of a kind it has in all workers."""
         return self.counts[kind] + self._cell.live_elsewhere(kind)
 
     def forget(self) -> None:
-        """It has nothing, and is known no more."""
+        """Forget a holder that has nothing."""
         self._cell.release()
 
 
 class Clients:
-    """The clients of one worker.
+    """The clients of one worker, and what they have.
 
-    `most`: the number for each kind; 0, or no number: as many as it likes. `room`: how many of a kind this worker has
-    room for at all, as far as that is known.
+    `most`: the bound for each kind; 0, or no entry: no bound. `room`: how many of a kind this worker has room for, as
+    far as that is known.
     """
 
     def __init__(
@@ -103,18 +104,18 @@ class Clients:
         self.configure(most, room)
 
     def configure(self, most: Mapping[Kind, int], room: Mapping[Kind, int]) -> None:
-        """Other bounds from now on; what clients have they keep."""
+        """Use other bounds from now on. What clients have is not changed."""
         self._most = [most.get(kind, 0) for kind in Kind]
         # What the others hold is looked at where that can matter: below an eighth of a large number it cannot for long.
         self._alone = [number >> 3 if number > LARGE else 0 for number in self._most]
         self._room = [room.get(kind, 0) for kind in Kind]
 
     def holder(self, address: str) -> Holder:
-        """Who has what an address has."""
+        """Return the holder for an address."""
         return self._addresses.get(address) or self._find(address)
 
     def check(self, kind: Kind, address: str) -> Holder:
-        """Who the client is, if it may have one more of a kind. Raises ClientLimit."""
+        """Return the client's holder if it may have one more of a kind. Raises ClientLimit."""
         holder = self._addresses.get(address) or self._find(address)
         mine = holder.counts[kind]
         most = self._most[kind]
@@ -127,31 +128,31 @@ class Clients:
         return holder
 
     def take(self, kind: int, holder: Holder) -> None:
-        """It has one more of a kind."""
+        """Count one more of a kind for a holder."""
         holder.change(kind, 1)
         if holder.network is not None:
             holder.network.change(kind, 1)
         self._totals[kind] += 1
 
     def give_back(self, kind: int, holder: Holder) -> None:
-        """It has one less."""
+        """Count one less of a kind for a holder."""
         holder.change(kind, -1)
         if holder.network is not None:
             holder.network.change(kind, -1)
         self._totals[kind] -= 1
 
     def enter(self, kind: Kind, address: str) -> Holder:
-        """One more of a kind for a client; to be given back. Raises ClientLimit."""
+        """Check the bounds and count one more of a kind for a client, to be given back later. Raises ClientLimit."""
         holder = self.check(kind, address)
         self.take(kind, holder)
         return holder
 
     def count(self, kind: Kind, address: str) -> int:
-        """How many a client has, in all workers."""
+        """Return how many of a kind a client has in all workers."""
         return self.holder(address).everywhere(kind)
 
     def totals(self) -> dict[str, int]:
-        """How many there are of each kind in this worker."""
+        """Return how many there are of each kind in this worker."""
         return {kind.label: self._totals[kind] for kind in Kind}
 
     def _refusal(self, kind: Kind, address: str, bound: Literal["most", "share"], most: int) -> ClientLimit:

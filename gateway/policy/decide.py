@@ -1,4 +1,4 @@
-"""Who may reach what: pure decisions. The only room that permits or denies a client's request."""
+"""Decides which client may reach what. This is the only room that permits or denies a client's request. Pure."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _NEVER = Prefix(0, 0, 0)  # of no version: no rule can name what is in it
 
 
 def nobodys(_address: Address) -> bool:
-    """No address is this host's own."""
+    """The default of `is_own`: no address belongs to this host."""
     return False
 
 
@@ -48,8 +48,8 @@ class Explanation(msgspec.Struct, frozen=True):
 
 
 class Policy:
-    """The rules of one configuration. Without any rule: inside clients may reach the outside; without inside networks
-    loopback clients may. A deployment's own addresses are no destination, unless a rule names them."""
+    """The rules of one configuration. Without any rule, inside clients may reach the outside; without inside networks,
+    loopback clients may. Addresses of the gateway's own network are no destination unless a rule names them."""
 
     def __init__(
         self,
@@ -60,9 +60,9 @@ class Policy:
         is_own: Callable[[Address], bool] = nobodys,
         nat64: Sequence[ipaddress.IPv6Network] = (),
     ) -> None:
-        """`rules` are asked first and govern all commands, then `access` (of the access file), which governs those of
-        SOCKS. `now` gives the local time; without it rules with a time match as at the start of the week. `is_own`:
-        whether packets to an address end at this host. `nat64`: prefixes behind which a translator finds IPv4."""
+        """`rules` are asked first and apply to all commands; then `access` (rules of the access file), which apply to
+        the commands of SOCKS. `now` returns the local time; without it, rules with a time match as at the start of the
+        week. `is_own`: whether packets to an address end at this host. `nat64`: prefixes that embed IPv4 addresses."""
         self._inside = tuple(inside)
         self._inside_prefixes = tuple(Prefix.of(network) for network in inside)
         self._index = RuleIndex([*rules, *access])
@@ -75,7 +75,7 @@ class Policy:
         self._clients: dict[str, bool] = {}  # whether they may ask where there are no rules, as far as it was asked
 
     def become(self, other: Policy) -> None:
-        """Decide as `other` does from now on, for everybody who holds this policy."""
+        """Take over the rules of `other`, for everything that holds this policy."""
         self._inside, self._inside_prefixes = other._inside, other._inside_prefixes
         self._index = other._index
         self._has_rules, self._has_access = other._has_rules, other._has_access
@@ -84,12 +84,13 @@ class Policy:
         self._clients = {}
 
     def judge(self, request: ConnectRequest) -> Judgement:
-        """All that is to be decided on a request; its selectors but `to` are looked at once, now."""
+        """Return a judgement of a request. All selectors but `to` are evaluated now, once."""
         return Judgement(self, request)
 
     def decide_association(self, request: ConnectRequest) -> Decision:
-        """Whether the client of a UDP ASSOCIATE may send any datagram at all. Where to is not known yet: `decide` is
-        asked for each of them. The request's host and port are no target (RFC 1928 section 4) and not looked at."""
+        """Decide whether the client of a UDP ASSOCIATE may send any datagram at all. The targets are not known yet;
+        `judge` is called for each of them. The request's host and port are no target (RFC 1928 section 4) and are
+        ignored."""
         if not self._governed(request):
             return self._default(request)
         index = self._index
@@ -101,24 +102,24 @@ class Policy:
         return rule.decision
 
     def permits_transfer(self, client: Endpoint, user: str | None, server: Endpoint, other: Endpoint) -> bool:
-        """Whether an FTP client may have `server`, of its control connection, exchange files with `other` (FXP): only
-        where one rule of the command "fxp" names both."""
+        """Whether an FTP client may let `server`, of its control connection, exchange files with `other` (FXP). True
+        only if one rule with the command "fxp" names both servers."""
         decisions = [
             self.judge(ConnectRequest("fxp", client, end.host, end.port, user)).at(end.ip) for end in (server, other)
         ]
         return decisions[0].permit and decisions[0] is decisions[1]
 
     def permits_any_peer(self, request: ConnectRequest) -> bool:
-        """Whether a BIND that expects no particular peer (address 0) may be answered by anyone: only where a rule says
-        so. Whoever comes still has to be permitted by `decide`, with his address."""
+        """Whether a BIND that expects no particular peer (address 0) may accept connections of any host: only if a rule
+        says so. The address that connects must still be permitted."""
         if not self._any_bind_peer or not self._governed(request):
             return False
         rule = self._index.first(self._index.apart_from_target(self._query(request)) & self._index.everywhere)
         return rule is not None and rule.permit and rule.any_peer
 
     def demands_ident(self, request: ConnectRequest) -> bool:
-        """Whether the client's ident server has to be asked for the user (RFC 1413) before this can be decided: a rule
-        that may come to decide has `ident = true`."""
+        """Whether the client's ident server (RFC 1413) has to be asked for the user before this request can be decided:
+        a rule that may decide it has `ident = true`."""
         index = self._index
         if not index.ident or not self._governed(request):
             return False
@@ -130,7 +131,7 @@ class Policy:
         return bool(found & index.ident & before)
 
     def explain(self, request: ConnectRequest, address: Address | None) -> Explanation:
-        """The same decision as `Judgement.at`, or without an address as `Judgement.client`, and how it came about.
+        """Return the decision of `Judgement.at`, or without an address of `Judgement.client`, with the reasons.
         Slow."""
         judgement = self.judge(request)
         decision = judgement.client if address is None else judgement.at(address)
@@ -166,8 +167,8 @@ class Policy:
         )
 
     def _protection(self, target: Address) -> tuple[str, Prefix | None]:
-        """What kind of address it is that only a rule which names it permits, and the range of that kind; "" and None
-        for an ordinary one."""
+        """If only a rule that names `target` may permit it, return the kind of the address and the range of that kind;
+        otherwise "" and None."""
         version = 0 if target.version == 4 else 1
         if target.is_loopback:
             return "loopback", _LOOPBACK[version]
@@ -199,11 +200,11 @@ class Policy:
 
 
 class Judgement:
-    """What the rules say of one request.
+    """What the rules say about one request.
 
-    `client`: whether this client may ask at all, to be looked at before a name is resolved, so that strangers cause no
-    lookups; a permission says only that a rule may permit it, at some address of the name. `query`: the request as the
-    rules are asked; None where no rules govern it.
+    `client`: whether this client may ask at all. It is evaluated before a name is resolved, so that strangers cause no
+    lookups; a permission only means that a rule may permit the request at some address of the name. `query`: the
+    request in the form that rules use; None where no rules apply.
     """
 
     __slots__ = ("_index", "_named", "_policy", "_rule", "_static", "client", "query")
@@ -226,8 +227,8 @@ class Judgement:
 
     @property
     def by_name(self) -> Decision | None:
-        """What is decided by the name alone, for an upstream that resolves it. None if it depends on its address, or
-        if no rule sends it to an upstream."""
+        """Decide by the name alone, for an upstream that resolves it. None if the decision depends on the address, or
+        if no rule sends the request to an upstream."""
         rule, query = self._rule, self.query
         if rule is None or query is None or query.name is None or not (rule.decision.via or rule.decision.chain):
             return None
@@ -236,10 +237,9 @@ class Judgement:
         return rule.decision if index.first(definite & 1 << index.rules.index(rule)) else None
 
     def at(self, address: Address) -> Decision:
-        """Whether the request may be carried out at `address`: the one that its name resolved to, or was given.
+        """Decide whether the request may be carried out at `address`, which its name resolved to or which it named.
 
-        The caller dials exactly the address that was decided on. One that carries others is permitted only if all of
-        them are.
+        The caller dials exactly this address. An address that embeds others is permitted only if all of them are.
         """
         policy, query = self._policy, self.query
         if query is None:

@@ -1,8 +1,8 @@
-"""Finding the first rule that matches, among thousands, without looking at each. Pure.
+"""Finds the first rule that matches, among thousands, without evaluating each. Pure.
 
-Every selector has its own table from a value (an address, a name, a port, ...) to the set of the rules whose selector
-it satisfies. A set is an integer with a bit for each rule, so that the rules which match are the AND of a handful of
-integers, and the first of them is the lowest bit.
+Each selector has a table from a value (an address, a name, a port, ...) to the set of rules that it satisfies. A set is
+an integer with a bit for each rule, so the rules that match are the AND of a few integers, and the first of them is the
+lowest bit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ COMMANDS: tuple[CommandName, ...] = ("connect", "bind", "udp", "resolve", "trans
 
 
 class _Prefixes:
-    """Rules by address. One dictionary for each mask that occurs: there are few."""
+    """Rules by address, with one dictionary for each mask that occurs. There are few masks."""
 
     def __init__(self, selectors: Sequence[Sequence[Prefix]]) -> None:
         self._tables: dict[int, dict[int, dict[int, int]]] = {4: {}, 6: {}}
@@ -34,7 +34,7 @@ class _Prefixes:
         return found
 
     def lookup_within(self, address: Address, outer: Prefix) -> int:
-        """Only the rules whose prefix lies within `outer`, which contains the address."""
+        """Look up only rules whose prefix lies within `outer`, which contains the address."""
         found, number = 0, int(address)
         for mask, values in self._tables[address.version].items():
             if mask & outer.mask == outer.mask:
@@ -43,10 +43,10 @@ class _Prefixes:
 
 
 class _Spans:
-    """Rules by a number that has to lie in one of their spans; a rule without spans has all numbers."""
+    """Rules by a number that has to lie in one of their spans. A rule without spans matches all numbers."""
 
     def __init__(self, selectors: Sequence[Sequence[tuple[int, int]]], size: int) -> None:
-        """Spans as (first, behind the last), of numbers below `size`."""
+        """`selectors`: spans of each rule as (first, behind the last), of numbers below `size`."""
         edges: dict[int, list[tuple[int, bool]]] = {0: []}
         always = 0
         for i, spans in enumerate(selectors):
@@ -68,7 +68,7 @@ class _Spans:
 
 
 def _joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The same numbers in spans that neither overlap nor touch."""
+    """Return spans of the same numbers that neither overlap nor touch."""
     joined: list[tuple[int, int]] = []
     for first, end in sorted(spans):
         if joined and first <= joined[-1][1]:
@@ -79,7 +79,7 @@ def _joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 class RuleIndex:
-    """The rules of a policy, by what they ask for."""
+    """The rules of a policy, indexed by their selectors."""
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         self.rules = tuple(rules)
@@ -102,8 +102,8 @@ class RuleIndex:
         self._any_group = _set(not rule.groups for rule in rules)
 
     def apart_from_target(self, query: Query, *, any_user: bool = False, any_port: bool = False) -> int:
-        """The rules all whose selectors but `to` match; with `any_user` those of the user are not asked, nor with
-        `any_port` that of the port."""
+        """Return the rules whose selectors all match, `to` aside. With `any_user` the selectors of users are ignored,
+        with `any_port` that of ports."""
         found = self._commands[query.command] & (self._any_source | self._sources.lookup(query.client))
         found &= self._times.lookup(query.minute)
         if not any_port:
@@ -118,7 +118,7 @@ class RuleIndex:
         return found & (self._any_user | self._users.get(query.user, 0)) & groups
 
     def named(self, name: str | None) -> int:
-        """The rules whose `to` holds the name, by itself or by a wildcard."""
+        """Return the rules whose `to` contains the name, literally or by a wildcard."""
         if name is None:
             return 0
         found = self._names.get(name, 0)
@@ -130,25 +130,26 @@ class RuleIndex:
         return found
 
     def at(self, target: Address) -> int:
-        """The rules whose `to` holds the address."""
+        """Return the rules whose `to` contains the address."""
         return self._targets.lookup(target)
 
     def naming(self, name: str | None, target: Address, protected: Prefix) -> int:
-        """The rules that name this very target: its exact name, or a prefix that lies within the protected range."""
+        """Return the rules that name this very target: by its exact name, or by a prefix that lies within the protected
+        range."""
         if not protected.version:
             return 0
         exact = self._names.get(name, 0) if name is not None else 0
         return exact | self._targets.lookup_within(target, protected)
 
     def first(self, found: int) -> Rule | None:
-        """The first rule of a set."""
+        """Return the first rule of a set."""
         return self.rules[(found & -found).bit_length() - 1] if found else None
 
     def first_match(
         self, name: str | None, static: int, named: int, target: Address, protected: Prefix | None
     ) -> Rule | None:
-        """The first rule that matches at `target`, which was asked for by `name`; `static`: of `apart_from_target`,
-        `named`: of `named`."""
+        """Return the first rule that matches at `target`, which was requested as `name`. `static`: the result of
+        `apart_from_target`; `named`: the result of `named`."""
         found = static & (self.everywhere | named | self.at(target))
         if protected is not None:
             found &= ~self.permits | self.naming(name, target, protected)
@@ -156,7 +157,7 @@ class RuleIndex:
 
 
 def _set(members: Iterable[bool]) -> int:
-    """The set of the positions at which there is True."""
+    """Return the set of the positions at which there is True."""
     bits = "".join("1" if member else "0" for member in members)
     return int(bits[::-1], 2) if bits else 0
 

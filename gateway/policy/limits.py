@@ -1,10 +1,11 @@
-"""What rules allow at most: sessions at a time, of one client, new ones a second, and what they share (shares.py).
+"""The limits of rules: sessions at a time, sessions of one client, new sessions a second, and shared rates and quotas
+(shares.py).
 
-The numbers hold for all workers together: each counts in memory that all of them read (shared_counts.py), and what is
-looked at and then counted is so under a lock. Pure: time is an argument.
+The numbers hold for all workers together. Each worker counts in memory that all of them read (shared_counts.py);
+checking and counting happens under a lock. Pure: time is an argument.
 
-A `Session` is counted from `enter` until its `release`, which may be called any number of times: so whoever might be
-the last to hold it releases it, and no counter leaks. What is at zero is forgotten. A worker that dies holds nothing.
+A `Session` is counted from `enter` until its `release`, which may be called any number of times, so that every possible
+last holder can release it. Entries at zero are forgotten. The sessions of a worker that dies are released.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ _NO_LIMITS = Limits()
 
 
 class LimitReached(Exception):
-    """A rule allows no more now; the message says which limit."""
+    """The limit of a rule is reached. The message says which one."""
 
 
 class Session:
-    """One session that is counted for a rule. `shares`: the rates and quotas that its bytes are held to."""
+    """One session that is counted for a rule. `shares`: the rates and quotas that apply to its bytes."""
 
     __slots__ = ("_client", "_owner", "_rule", "shares")
 
@@ -33,14 +34,14 @@ class Session:
         self.shares = shares
 
     def release(self) -> None:
-        """It is over. Again: nothing happens."""
+        """Stop counting the session. Calling it again has no effect."""
         if self._owner is not None:
             owner, self._owner = self._owner, None
             owner.leave(self._rule, self._client)
             Shares.leave(self.shares)
 
     def move(self, rule: str) -> None:
-        """Count for another rule from now on, whatever that one's limits are; what it shares stays."""
+        """Count for another rule from now on, whatever its limits are. The shares do not change."""
         if self._owner is not None:
             self._owner.leave(self._rule, self._client)
             self._rule = rule
@@ -48,8 +49,9 @@ class Session:
 
 
 class RuleLimits:
-    """The sessions of all workers, as one of them sees them. `shared`: what they count in; without it there is one
-    worker. `offset`: what has to be added to `now` to have Unix time, by which the periods of quotas are counted."""
+    """The sessions of all workers, as one of them sees them. `shared`: the memory in which they count; without it there
+    is one worker. `offset`: what has to be added to `now` to get Unix time, by which the periods of quotas are counted.
+    """
 
     def __init__(self, shared: SharedCounts | None = None, offset: float = 0.0) -> None:
         self._shared = shared or SharedCounts.alone()
@@ -59,8 +61,8 @@ class RuleLimits:
         self._rates: dict[str, SharedTokens] = {}
 
     def enter(self, decision: Decision, client: str, now: float, user: str | None = None) -> Session:
-        """Count a session of a client (an address), or of a user, for the rule that decided. `now` in seconds,
-        monotonic. Raises LimitReached."""
+        """Count a session of a client (an address) and a user for the rule that decided. `now` in seconds, monotonic.
+        Raises LimitReached."""
         rule, limits = decision.rule, decision.limits or _NO_LIMITS
         if limits is _NO_LIMITS:
             self.join(rule, client)
@@ -80,12 +82,12 @@ class RuleLimits:
         return Session(self, rule, client, self._shares.join(rule, limits.shares, client, user, now))
 
     def join(self, rule: str, client: str) -> None:
-        """For `Session.move`: one more."""
+        """Count one more session of a client; used by `Session.move`."""
         self._of_rule(rule).live += 1
         self._of_client(rule, client).live += 1
 
     def leave(self, rule: str, client: str) -> None:
-        """For `Session.release`."""
+        """Count one session less of a client; used by `Session.release`."""
         cell = self._of_rule(rule)
         cell.live -= 1
         if not cell.live:
@@ -96,11 +98,11 @@ class RuleLimits:
             self._clients.pop((rule, client)).release()
 
     def counts(self) -> dict[str, int]:
-        """Live sessions of this worker, by rule."""
+        """Return the live sessions of this worker, by rule."""
         return {rule: cell.live for rule, cell in self._sessions.items() if cell.live}
 
     def _live(self, cell: Cell | None, key: int) -> int:
-        """How many there are in all workers; `cell`: of those in this one, if there are any."""
+        """Return the number of sessions in all workers. `cell`: the cell of this worker, if it has one."""
         return (cell.live if cell is not None else 0) + sum(live for live, *_ in self._shared.others(key))
 
     def _of_rule(self, rule: str) -> Cell:
@@ -116,7 +118,8 @@ class RuleLimits:
         return cell
 
     def _take(self, rule: str, rate: float, now: float) -> bool:
-        """One new session, if the rate allows it: as many as come in a second, at least one, can be saved up."""
+        """Take one token for a new session, if the rate allows it. As many tokens as come in a second, and at least
+        one, can be saved up."""
         bucket = self._rates.get(rule)
         if bucket is None or bucket.rate != rate:
             cell = bucket.cell if bucket is not None else self._shared.cell(key_of("rate of rule", rule))

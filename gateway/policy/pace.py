@@ -1,7 +1,7 @@
-"""Rate limits of bytes: what says how much may be read now, and when it is worth asking again.
+"""Rate limits of bytes: how much may be read now, and when it is worth asking again.
 
-Flows that share a `Bucket` (those of a rule, a user, a client) share its rate. No timer belongs to it: a flow that has
-to wait stands in the relay's wheel.
+Flows that share a `Bucket` (those of a rule, a user, a client) share its rate. A bucket has no timer: a flow that has
+to wait is put into the relay's timer wheel.
 """
 
 from __future__ import annotations
@@ -17,38 +17,39 @@ WORTHWHILE = 64 * 1024  # bytes for which nobody need wait longer
 
 
 class Pace(ABC):
-    """At what pace one direction of a flow is read."""
+    """The rate at which one direction of a flow may be read."""
 
     __slots__ = ()
 
     @abstractmethod
     def allowance(self, now: float) -> int:
-        """How many bytes may be read now; 0 rather than a few. `now` is of the monotonic clock."""
+        """Return how many bytes may be read now. It is 0 rather than a few bytes. `now` is of the monotonic clock."""
 
     @abstractmethod
     def spend(self, count: int) -> None:
-        """`count` bytes were read."""
+        """Count `count` bytes that were read."""
 
     @abstractmethod
     def due(self, now: float) -> float:
-        """When `allowance` is worth asking for again, if nobody else spends."""
+        """Return when to call `allowance` again, if no other flow spends in the meantime."""
 
 
 class Tokens(Protocol):
-    """A token bucket: of one process (`alg.bucket.TokenBucket`) or of several (`shared_counts.SharedTokens`)."""
+    """A token bucket, of one process (`alg.bucket.TokenBucket`) or of several (`shared_counts.SharedTokens`)."""
 
     rate: float
     burst: float
 
     def tokens(self, now: float) -> float:
-        """How many there are."""
+        """Return the number of tokens."""
 
     def spend(self, count: float) -> None:
-        """Take so many, as of the time at which `tokens` was asked last."""
+        """Take `count` tokens, as of the time of the last call of `tokens`."""
 
 
 class Bucket(Pace):
-    """Bytes as the tokens of a bucket. None are given out until a read is worthwhile."""
+    """A bucket whose tokens are bytes. None are given out before there are enough for a read that is worth a system
+    call."""
 
     __slots__ = ("_tokens", "_worthwhile")
 
@@ -58,7 +59,7 @@ class Bucket(Pace):
 
     @classmethod
     def of(cls, rate: float, now: float) -> Bucket:
-        """At most `rate` bytes a second, above 0, and a short burst, in this process."""
+        """Make a bucket of this process, for `rate` bytes a second (above 0) and a short burst."""
         return cls(TokenBucket(rate, burst_of(rate), now))
 
     def allowance(self, now: float) -> int:
@@ -73,5 +74,5 @@ class Bucket(Pace):
 
 
 def burst_of(rate: float) -> float:
-    """How many bytes can be saved up at a rate in bytes a second."""
+    """Return how many bytes can be saved up at a rate in bytes a second."""
     return max(rate * BURST, SMALLEST)

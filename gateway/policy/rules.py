@@ -1,6 +1,6 @@
-"""A rule, ready to be matched, and how one request is held against one rule. Pure.
+"""Rules in the form in which they are matched, and the matching of one request with one rule. Pure.
 
-`why_not` is the meaning of a rule in full; `policy_index` finds the same first match among thousands.
+`why_not` defines the meaning of a rule; `index.py` finds the same first match among thousands.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ WEEK = 7 * DAY
 
 
 class ShareLimit(msgspec.Struct, frozen=True):
-    """What all flows of a rule share, or those of each client or user: `rate` in bytes a second and direction, `quota`
-    in bytes of both directions in `period` seconds. 0: no limit."""
+    """What all flows of a rule share, or those of each client or user: `rate` in bytes a second for each direction,
+    `quota` in bytes of both directions in `period` seconds. 0: no limit."""
 
     of: Literal["rule", "client", "user"]
     rate: float
@@ -32,7 +32,8 @@ class ShareLimit(msgspec.Struct, frozen=True):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What a rule allows at most: sessions at a time, of one client, and new ones a second. 0: no limit."""
+    """The limits of a rule: sessions at a time, sessions of one client at a time, new sessions a second. 0: no
+    limit."""
 
     sessions: int = 0
     per_client: int = 0
@@ -41,10 +42,10 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """`rule` names what decided: a rule's name or number, a line of the access file, or "default", "client", "none",
-    "loopback", ..., for the log. What else the rule says: `rate` in bytes a second for each direction of a flow
-    (None: as fast as it goes), `limits`, the upstreams `via` (one after the other is tried) or `chain` (through all),
-    `log` (the level of a line on this decision)."""
+    """A decision on a request. `rule` names what decided, for the log: a rule's name or number, a line of the access
+    file, or "default", "client", "none", "loopback", ... The rest is what the rule says: `rate` in bytes a second for
+    each direction of a flow (None: no limit), `limits`, the upstreams `via` (tried one after the other) or `chain`
+    (through all of them), `log` (the level of a line for this decision)."""
 
     permit: bool
     rule: str
@@ -56,7 +57,7 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 class Prefix(NamedTuple):
-    """Addresses that agree with `value` in the bits of `mask`; a mask of the access file may have gaps."""
+    """Addresses that agree with `value` in the bits of `mask`. A mask of the access file may have gaps."""
 
     version: int
     value: int
@@ -66,7 +67,7 @@ class Prefix(NamedTuple):
         return address.version == self.version and int(address) & self.mask == self.value
 
     def within(self, other: Prefix) -> bool:
-        """Whether all addresses of this one are also of the other one."""
+        """Whether all addresses of this prefix are also in the other one."""
         return (
             self.version == other.version
             and self.mask & other.mask == other.mask
@@ -80,7 +81,7 @@ class Prefix(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule of the configuration or a line of the access file. An empty selector matches all."""
+    """A rule of the configuration or a line of the access file. An empty selector matches everything."""
 
     decision: Decision
     place: str
@@ -106,12 +107,13 @@ class Rule:
 
     @property
     def everywhere(self) -> bool:
-        """Whether it has no `to` at all."""
+        """Whether the rule has no `to` at all."""
         return not (self.targets or self.names or self.suffixes)
 
 
 class Query(NamedTuple):
-    """A request as rules see it: `client` in its plain form, `name` canonical or None, `minute` of the week."""
+    """A request in the form that rules use: `client` as a plain address, `name` canonical or None, `minute` of the
+    week."""
 
     command: CommandName
     client: Address
@@ -127,9 +129,9 @@ def minute_of_week(moment: datetime) -> int:
 
 
 def why_not(rule: Rule, query: Query, target: Address, protected: Prefix | None) -> str | None:
-    """Why the rule does not match the request at `target`, or None if it does.
+    """Return why the rule does not match the request at `target`, or None if it does.
 
-    `protected`: the range of addresses that only a rule which names them permits, if `target` is of one.
+    `protected`: if only a rule that names the target may permit it, the range of such addresses.
     """
     reason = why_not_apart_from_target(rule, query)
     if reason is not None:
@@ -143,7 +145,7 @@ def why_not(rule: Rule, query: Query, target: Address, protected: Prefix | None)
 
 
 def why_not_apart_from_target(rule: Rule, query: Query) -> str | None:
-    """Why one of the selectors other than `to` does not match; None if all do."""
+    """Return why one of the selectors other than `to` does not match, or None if all do."""
     if not is_of_command(rule, query.command):
         return f"command: not {query.command}"
     if rule.sources and not any(prefix.contains(query.client) for prefix in rule.sources):
@@ -162,19 +164,19 @@ def why_not_apart_from_target(rule: Rule, query: Query) -> str | None:
 
 
 def is_of_command(rule: Rule, command: CommandName) -> bool:
-    """Whether the rule is about this command. What is said of all commands permits no transfer between servers."""
+    """Whether the rule is about this command. A rule about all commands permits no transfer between servers."""
     return command in rule.commands or (not rule.commands and not (command == "fxp" and rule.permit))
 
 
 def names_match(rule: Rule, name: str | None) -> bool:
-    """Whether `to` holds the name, by itself or by a wildcard."""
+    """Whether `to` contains the name, literally or by a wildcard."""
     if name is None:
         return False
     return name in rule.names or any(name.endswith(suffix) for suffix in rule.suffixes)
 
 
 def names_target(rule: Rule, name: str | None, target: Address, protected: Prefix) -> bool:
-    """Whether `to` names this very target: its exact name, or a prefix that lies within the protected range."""
+    """Whether `to` names this very target: by its exact name, or by a prefix that lies within the protected range."""
     if not protected.version:
         return False
     if name is not None and name in rule.names:
@@ -186,11 +188,11 @@ def names_target(rule: Rule, name: str | None, target: Address, protected: Prefi
 
 
 def covers(first: Rule, later: Rule, *, fxp: bool = True) -> bool:
-    """Whether every request that `later` could decide is decided by `first`, so that `later` never does.
+    """Whether every request that `later` could decide is decided by `first`, so that `later` never decides.
 
-    It is certain where it says so; that several rules together cover one is not found. Where both permit, `later` must
-    have no target of its own: naming one permits what a rule for everywhere does not (protected addresses).
-    `fxp`: whether any rule is about transfers between servers, which no general permission covers.
+    A True is certain; that several rules together cover one is not found. Where both permit, `later` must have no `to`,
+    because naming a target permits what a rule for all targets does not (protected addresses). `fxp`: whether any rule
+    is about transfers between servers, which no rule about all commands permits.
     """
     commands = later.commands or (_COMMANDS if fxp and not later.permit else _COMMANDS - {"fxp"})
     if not all(is_of_command(first, command) for command in commands):

@@ -1,15 +1,16 @@
-"""Counts that all workers of an instance have in common, in memory that they share. Pure: the memory is an argument.
+"""Counts that all workers of an instance share, in shared memory. Pure: the memory is an argument.
 
 Each worker writes to its own slot and nowhere else, and reads all of them. A *cell* belongs to a key (what is counted,
-for whom) and holds numbers of two sorts:
+and for which client) and holds two sorts of numbers:
 
 - `live`: how many there are now, of up to KINDS kinds. The supervisor sets them to zero when the worker dies (`clear`),
   so that nothing leaks;
-- `spent`, `mark` and `until`: what was used up, and times. They stay: who takes the slot next goes on with them.
+- `spent`, `mark` and `until`: what was used up, and times. They stay: the next worker in the slot goes on with them.
 
 The memory is a header (a version, how often a slot was opened, and which slots are) and, for each slot, a hash table of
-CELLS cells in sets of WAYS. What a process before has left, and nobody has asked for since, gives way when its set is
-full; a key for which there is no room is counted in its own worker only, and `full` says how often that has happened.
+CELLS cells in sets of WAYS. A cell that an earlier process left, and that nothing has asked for since, is reused when
+its set is full. A key for which there is no room is counted in its own worker only; `full` says how often that has
+happened.
 """
 
 from __future__ import annotations
@@ -34,24 +35,25 @@ _SLOT = CELLS * WORDS
 LIVE, _SPENT, _MARK, _UNTIL = 1, 1 + KINDS, 2 + KINDS, 3 + KINDS
 
 Lock = Callable[[int], contextlib.AbstractContextManager[object]]
-"""`lock(key)`: while it is held no other worker holds the lock of this key."""
+"""`lock(key)`: while it is held, no other worker holds the lock of this key."""
 
 
 @functools.lru_cache(maxsize=1 << 14)
 def key_of(*parts: str) -> int:
-    """The 64-bit key of what `parts` name: the same in every process, and never 0."""
+    """Return the 64-bit key for `parts`: the same in every process, and never 0."""
     text = "\0".join(parts).encode(errors="surrogateescape")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") or 1
 
 
 @contextlib.contextmanager
 def no_lock(_key: int) -> Iterator[None]:
-    """For one process alone."""
+    """The lock for one process alone: it does nothing."""
     yield
 
 
 class SharedCounts:
-    """What one worker sees of the memory. `words`: all of it as unsigned 64-bit numbers; `slot`: where it writes."""
+    """One worker's view of the memory. `words`: all of it as unsigned 64-bit numbers; `slot`: the slot that it
+    writes."""
 
     def __init__(self, words: memoryview, slot: int = 0, lock: Lock = no_lock) -> None:
         if not 0 <= slot < SLOTS:
@@ -67,13 +69,13 @@ class SharedCounts:
 
     @classmethod
     def alone(cls) -> SharedCounts:
-        """Of one process that shares with nobody."""
+        """Make counts of one process that shares with no other."""
         words = memoryview(bytearray(8 * (HEADER + _SLOT))).cast("Q")
         open_slot(words, 0)
         return cls(words, 0)
 
     def cell(self, key: int) -> Cell:
-        """The cell of this key: one in the shared memory, or where that has no room, one of this process alone."""
+        """Return the cell of a key: in the shared memory or, if that has no room, one of this process alone."""
         words = self.words
         start = self._base + key % _SETS * _SET
         free = 0
@@ -98,8 +100,8 @@ class SharedCounts:
         return Cell(self, key, free, words)
 
     def left_by_predecessor(self, key: int) -> tuple[int, int, int]:
-        """`spent`, `mark` and `until` of a key in this slot, which this process need not have asked for: zeros if there
-        is nothing."""
+        """Return `spent`, `mark` and `until` of a key in this slot, as an earlier process may have left them; zeros if
+        there is nothing."""
         words = self.words
         start = self._base + key % _SETS * _SET
         for at in range(start, start + _SET, WORDS):
@@ -108,7 +110,7 @@ class SharedCounts:
         return 0, 0, 0
 
     def elsewhere(self, key: int) -> list[int]:
-        """Where the cells of this key in other slots are, as indices into `words`."""
+        """Return where the cells of this key in other slots are, as indices into `words`."""
         words = self.words
         if words[1] != self._opened:
             self._opened = words[1]
@@ -129,7 +131,7 @@ class SharedCounts:
         return found
 
     def others(self, key: int) -> list[tuple[int, int, int, int]]:
-        """`live`, `spent`, `mark` and `until` of a key in the other slots."""
+        """Return `live`, `spent`, `mark` and `until` of a key in each of the other slots."""
         words = self.words
         return [
             (words[at + LIVE], words[at + _SPENT], words[at + _MARK], words[at + _UNTIL]) for at in self.elsewhere(key)
@@ -137,8 +139,8 @@ class SharedCounts:
 
 
 class Cell:
-    """The numbers of one key: this worker's own to be changed, and those of all to be read. `words` and `at` are where
-    they are, for who has no time: `words[at + LIVE + kind]`. Properties are of the first kind."""
+    """The numbers of one key: this worker's own, which it may change, and those of all workers. For code in a hurry
+    `words[at + LIVE + kind]` is the count itself. Properties are of the first kind."""
 
     __slots__ = ("_key", "_shared", "at", "words")
 
@@ -150,7 +152,7 @@ class Cell:
 
     @property
     def live(self) -> int:
-        """How many this worker holds."""
+        """How many this worker has."""
         return int(self.words[self.at + LIVE])
 
     @live.setter
@@ -182,32 +184,33 @@ class Cell:
         self.words[self.at + _UNTIL] = number
 
     def live_elsewhere(self, kind: int = 0) -> int:
-        """How many the other workers hold."""
+        """How many of a kind the other workers have."""
         words = self._shared.words
         return sum([words[at + LIVE + kind] for at in self._shared.elsewhere(self._key)])
 
     def all_live(self) -> int:
-        """How many all workers hold."""
+        """How many all workers have."""
         return self.live + self.live_elsewhere()
 
     def others(self) -> list[tuple[int, int, int, int]]:
-        """`live`, `spent`, `mark` and `until` of the other workers that have a cell of this key."""
+        """Return `live`, `spent`, `mark` and `until` of the other workers that have a cell of this key."""
         return self._shared.others(self._key)
 
     def first_of_live(self) -> bool:
-        """Whether no worker in a lower slot holds any."""
+        """Whether no worker in a lower slot has any."""
         shared = self._shared
         return not any(at < shared._base and shared.words[at + LIVE] for at in shared.elsewhere(self._key))
 
     def release(self) -> None:
-        """Nobody here holds anything of it any more, and nothing of it is to be remembered. It is of no use then."""
+        """Free the cell: this worker has nothing of the key, and nothing is to be remembered. The object must not be
+        used afterwards."""
         if self.at:
             self.words[self.at] = 0
             self._shared._mine.discard(self.at)
 
 
 def open_slot(words: memoryview, slot: int) -> None:
-    """There will be a worker in this slot. For the supervisor; again: nothing happens."""
+    """Mark a slot as used by a worker. Called by the supervisor; calling it again has no effect."""
     words[0] = VERSION
     if not words[2 + slot]:
         words[2 + slot] = 1
@@ -215,7 +218,7 @@ def open_slot(words: memoryview, slot: int) -> None:
 
 
 def clear(words: memoryview, slot: int) -> None:
-    """The worker of this slot has ended: it holds nothing any more. For the supervisor."""
+    """Set to zero what the worker of this slot had, because it has ended. Called by the supervisor."""
     base = HEADER + slot * _SLOT
     for at in range(base, base + _SLOT, WORDS):
         if words[at]:

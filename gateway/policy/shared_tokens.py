@@ -1,4 +1,4 @@
-"""A token bucket that all workers of an instance have together. Pure: the memory and the time are arguments."""
+"""A token bucket that all workers of an instance share. Pure: the memory and the time are arguments."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ _NANO = 1_000_000_000
 
 
 class SharedTokens:
-    """As `alg.bucket.TokenBucket`, but what it knows is one number in shared memory: when all that was spent will have
-    come in again at this rate, in nanoseconds (GCRA, ITU-T I.371). Each worker writes its own cell, and the latest
-    holds; what two workers spend in the same microseconds is counted once, which is far below a hundredth."""
+    """Like `alg.bucket.TokenBucket`, but its state is one number in shared memory: the time at which all that was spent
+    will have come in again at this rate, in nanoseconds (GCRA, ITU-T I.371). Each worker writes its own cell, and the
+    latest time counts. What two workers spend within the same microseconds is counted once; that is far below one
+    percent."""
 
     __slots__ = ("_now", "burst", "cell", "rate")
 
@@ -21,23 +22,23 @@ class SharedTokens:
         self._now = 0
 
     def tokens(self, now: float) -> float:
-        """How many there are; negative: more were spent than had come in."""
+        """The number of tokens; negative if more were spent than had come in."""
         self._now = int(now * _NANO)
         return self.burst - max(0, self._latest() - self._now) * self.rate / _NANO
 
     def spend(self, count: float) -> None:
-        """Take `count` tokens, as of the time at which `tokens` was asked last."""
+        """Take `count` tokens, as of the time of the last call of `tokens`."""
         self.cell.mark = max(self._latest(), self._now) + int(count * _NANO / self.rate)
 
     def take(self, now: float) -> bool:
-        """Take one token, if there is one. Where two workers may not both have the last one, the caller has a lock."""
+        """Take one token if there is one. Where two workers must not both get the last one, the caller holds a lock."""
         if self.tokens(now) < 1.0:
             return False
         self.spend(1.0)
         return True
 
     def is_new(self, now: float) -> bool:
-        """Whether what this worker has spent has come in again."""
+        """Whether all that this worker has spent has come in again."""
         return self.cell.mark <= now * _NANO
 
     def _latest(self) -> int:

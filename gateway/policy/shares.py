@@ -1,7 +1,8 @@
-"""What flows share: the rates and quotas of a rule, of its clients and of its users. Pure: time is an argument.
+"""Rates and quotas that flows share: those of a rule, of its clients and of its users. Pure: time is an argument.
 
-A share is there as long as a flow has it, and after that until it would be as new: its rate is saved up again, and the
-period of its quota is over. So who comes again finds what he left, and who is gone leaves nothing.
+A share exists as long as a flow has it, and then until it would be as new: its rate is saved up again, and the period
+of its quota is over. So a client that connects again finds its share as it left it, and one that stays away leaves
+nothing behind.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ _ASK_AGAIN = 1.0  # seconds; a flow whose quota is used up is ended before that
 
 
 class Quota:
-    """Bytes, in both directions together, of each period. Periods are counted from the beginning of Unix time.
+    """A quota: bytes of both directions together in each period. Periods are counted from the beginning of Unix time.
 
-    What is used stands in a cell: of which period, and how much by this worker; what the others have used stands in
-    theirs. So that no two of them use the same bytes, each may use its part of what is left, of those that have flows.
+    A cell holds the period and what this worker has used of it; the cells of other workers hold what they have used.
+    Each worker with flows may use its part of what is left before it looks again, so no two of them use the same bytes.
     """
 
     __slots__ = ("_cell", "_limit", "_offset", "_period", "_window")
 
     def __init__(self, cell: Cell, limit: int, period: float, offset: float) -> None:
-        """`period` in seconds; `offset`: what has to be added to `now` to have Unix time."""
+        """`period` in seconds; `offset`: what has to be added to `now` to get Unix time."""
         self._cell = cell
         self._limit = limit
         self._period = period
@@ -37,14 +38,14 @@ class Quota:
         self._window = 0
 
     def left(self, now: float) -> int:
-        """How many bytes may still be moved in this period."""
+        """Return how many bytes are left in this period."""
         window = self._window = int((now + self._offset) // self._period)
         cell = self._cell
         used = cell.spent if cell.mark == window else 0
         return self._limit - used - sum(spent for _, spent, mark, _ in cell.others() if mark == window)
 
     def mine(self, now: float) -> int:
-        """How many of them this worker may use before it asks again."""
+        """Return how many of these bytes this worker may use before it asks again."""
         left = self.left(now)
         if left <= 0:
             return 0
@@ -54,7 +55,7 @@ class Quota:
         return left if self._cell.first_of_live() else 0
 
     def spend(self, count: int) -> None:
-        """`count` bytes more are used, in the period of which `left` was asked last."""
+        """Count `count` used bytes, in the period of the last call of `left`."""
         cell = self._cell
         if cell.mark != self._window:
             cell.spent = 0
@@ -62,7 +63,7 @@ class Quota:
         cell.spent += count
 
     def rest(self, now: float) -> float:
-        """Seconds until the period is over."""
+        """Return the seconds until the period is over."""
         return self._period - (now + self._offset) % self._period
 
     def is_new(self, now: float) -> bool:
@@ -71,12 +72,13 @@ class Quota:
 
 
 class Share:
-    """A rate for each direction, a quota, or both. `flows`: how many of this worker have it."""
+    """A rate for each direction, a quota, or both. `flows`: how many flows of this worker have it."""
 
     __slots__ = ("_cells", "_offset", "_rates", "flows", "limit", "paces", "quota")
 
     def __init__(self, cells: tuple[Cell, Cell, Cell], offset: float) -> None:
-        """`cells`: of the rates up and down, and of the quota. Without `use` it limits nothing."""
+        """`cells`: those of the rates up and down, and of the quota. Before `use` is called the share limits
+        nothing."""
         self._cells = cells
         self._offset = offset
         self.flows = 0
@@ -86,7 +88,7 @@ class Share:
         self.quota: Quota | None = None
 
     def use(self, limit: ShareLimit) -> None:
-        """Have this limit from now on. What is used of a quota stays used, as it stands in the cells."""
+        """Apply this limit from now on. What was used of a quota stays used, because the cells hold it."""
         up, down, used = self._cells
         self.limit = limit
         self._rates, self.paces = (), None
@@ -97,23 +99,24 @@ class Share:
         self.quota = Quota(used, limit.quota, limit.period, self._offset) if limit.quota else None
 
     def change(self, flows: int) -> None:
-        """So many more flows have it."""
+        """Add `flows` to the number of flows that have this share."""
         self.flows += flows
         self._cells[2].live = self.flows
 
     def is_new(self, now: float) -> bool:
-        """Whether it is as if nobody in this worker had used it."""
+        """Whether the share is as if no flow of this worker had used it."""
         full = all(rate.is_new(now) for rate in self._rates)
         return full and (self.quota is None or self.quota.is_new(now))
 
     def forget(self) -> None:
-        """It is of no use any more."""
+        """Free the cells. The share must not be used afterwards."""
         for cell in self._cells:
             cell.release()
 
 
 class Shares:
-    """Those that this worker's flows have. `shared`: where all workers count; `offset`: from `now` to Unix time."""
+    """The shares of this worker's flows. `shared`: the memory in which all workers count; `offset`: from `now` to Unix
+    time."""
 
     def __init__(self, shared: SharedCounts, offset: float) -> None:
         self._shared = shared
@@ -125,7 +128,7 @@ class Shares:
         return len(self._table)
 
     def used_up(self, rule: str, limits: Sequence[ShareLimit], client: str, user: str | None, now: float) -> str | None:
-        """Why nobody may begin a flow, or None."""
+        """Return why no new flow may begin (a quota is used up), or None."""
         for limit in limits:
             whose = _whose(limit, client, user)
             if not limit.quota or whose is None:
@@ -138,7 +141,8 @@ class Shares:
     def join(
         self, rule: str, limits: Sequence[ShareLimit], client: str, user: str | None, now: float
     ) -> tuple[Share, ...]:
-        """The shares of a flow that begins; `leave` with them when it ends. One of users it has none without a user."""
+        """Return the shares of a new flow; call `leave` with them when it ends. Without a user it has no share of
+        users."""
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP
             self._sweep(now)
@@ -175,7 +179,7 @@ class Shares:
 
 
 def _whose(limit: ShareLimit, client: str, user: str | None) -> str | None:
-    """Who has the share: "" is everybody, None nobody."""
+    """Return who has the share: "" for all together; None if there is none."""
     match limit.of:
         case "rule":
             return ""
@@ -186,9 +190,9 @@ def _whose(limit: ShareLimit, client: str, user: str | None) -> str | None:
 
 
 class SharedPace(Pace):
-    """One direction of a flow (UP, DOWN) under its own rate and what it shares.
+    """One direction of a flow (UP, DOWN), under its own rate and the shares that it has.
 
-    `used_up` is called with the limit whose quota does not let the flow go on, perhaps again.
+    `used_up` is called with the limit whose quota does not let the flow go on, possibly several times.
     """
 
     __slots__ = ("_own", "_shares", "_used_up", "_way")
