@@ -1,4 +1,4 @@
-"""The console's requests and answers (WSGI): who may ask what, and with which headers it is answered."""
+"""The console's requests and answers (WSGI): which requests are allowed, and with which headers they are answered."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _HEADERS = [
 
 
 class _Refused(Exception):
-    """The request is answered with an error; the text is for people."""
+    """The request is answered with an error. The text is for people."""
 
     def __init__(self, status: HTTPStatus, text: str) -> None:
         super().__init__(text)
@@ -61,10 +61,10 @@ class _Kick(msgspec.Struct, frozen=True):
 
 
 class App:
-    """The WSGI application.
+    """The WSGI application of the console.
 
-    `public`: whether it listens beyond loopback. `hosts`: further names by which a browser may ask for it.
-    `token`: what must be known to change something, and where it is public to see something.
+    `public`: whether it listens beyond loopback. `hosts`: further names by which a browser may ask for it. `token`: the
+    secret that requests need to change something and, if the console is public, to read.
     """
 
     def __init__(self, *, public: bool, hosts: Sequence[str], gatherer: Gatherer, token: str) -> None:
@@ -137,7 +137,8 @@ class App:
         raise _Refused(HTTPStatus.NOT_FOUND, "there is no such page")
 
     def _check_host(self, host: str) -> None:
-        """Only our own names: else any site could have its name lead here, and read us as if we were a part of it."""
+        """Check that the Host header is one of our own names. Otherwise any site could point its name here, and read
+        the console as if it were part of that site."""
         name = host.lower()
         if name in self._hosts or name.rpartition(":")[0] in self._hosts:
             return
@@ -172,7 +173,7 @@ class App:
         return _Response(exposition(self._gatherer.totals, snapshot.samples()), CONTENT_TYPE)
 
     def _stream(self) -> Iterator[bytes]:
-        """Server-sent events: the past of the charts once, then every look."""
+        """Yield server-sent events: the history of the charts once, then the result of every poll."""
         snapshots = self._gatherer.watch()
 
         def stream() -> Iterator[bytes]:
@@ -233,7 +234,7 @@ def _body(environ: WSGIEnvironment) -> bytes:
 
 
 def _static_files() -> dict[str, _Response]:
-    """The page's files by their paths, all in memory."""
+    """Return the page's files by path, all in memory."""
     files = {}
     for file in sorted(Path(__file__).with_name("static").iterdir()):
         content = file.read_bytes()

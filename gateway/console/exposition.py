@@ -15,7 +15,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def exposition(totals: Totals, further: Iterable[tuple[Series, float]]) -> bytes:
-    """All metrics of all processes; `further`: gauges that the console itself has of them."""
+    """Return all metrics of all processes. `further`: gauges that the console itself measures."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Gathered(totals, further))
     return generate_latest(registry)

@@ -1,4 +1,4 @@
-"""What the console knows of the other processes: asked of all at once, remembered for the charts."""
+"""Collects what the other processes report: all are asked at once, and the results are kept for the charts."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ MOST_SHARED = 8  # answers that are kept for a moment
 
 
 class NoAnswer(Exception):
-    """A process did not answer; the text says why."""
+    """A process did not answer. The text says why."""
 
 
 class Asking(Protocol):
-    """Ask a process (its name, a verb, an id) within so many seconds. Raises NoAnswer."""
+    """A function that asks a process (its name, a verb, an id) within so many seconds. Raises NoAnswer."""
 
     def __call__(self, process: str, verb: str, id: str, timeout: float) -> Rows: ...
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What a process said to "metrics" after `seconds`; `row` is None where it said nothing, and `error` why."""
+    """The answer of a process to "metrics" after `seconds`. `row` is None if it did not answer, and `error` says
+    why."""
 
     seconds: float
     row: dict[str, Any] | None = None
@@ -42,7 +43,8 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """One look. `time`: Unix time; `begun`: monotonic; `supervisor`: its status, None without an answer."""
+    """One poll of all processes. `time`: Unix time; `begun`: monotonic; `supervisor`: its status, None without an
+    answer."""
 
     time: float
     begun: float
@@ -50,7 +52,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     answers: dict[str, Answer]
 
     def failures(self) -> list[str]:
-        """Why it is not well: processes that did not answer."""
+        """The reasons why the gateway is not healthy: processes that did not answer."""
         gone = set()
         if self.supervisor is not None and self.supervisor["state"] == "draining":  # they are meant to end
             gone = {name for name, child in self.supervisor["children"].items() if child["pid"] is None}
@@ -58,7 +60,7 @@ class Snapshot(msgspec.Struct, frozen=True):
         return [f"{name}: {answer.error}" for name, answer in silent]
 
     def obstacles(self) -> list[str]:
-        """Why it is not ready to serve."""
+        """The reasons why the gateway is not ready to serve."""
         found = self.failures()
         if self.supervisor is not None and self.supervisor["state"] != "running":
             found.append(f"supervisor: {self.supervisor['state']}")
@@ -71,7 +73,7 @@ class Snapshot(msgspec.Struct, frozen=True):
         return found
 
     def samples(self) -> list[tuple[Series, float]]:
-        """What only the console knows, for the metrics."""
+        """Return the metrics that only the console knows."""
         found: list[tuple[Series, float]] = [(("console", "algate_ready"), not self.obstacles())]
         for name, answer in self.answers.items():
             found.append(((name, "algate_process_up"), answer.row is not None))
@@ -80,7 +82,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 class Gatherer:
-    """`names`: the processes that there are at first; the supervisor says when there are others."""
+    """Polls the processes. `names`: the processes at first; later the supervisor says which there are."""
 
     def __init__(self, names: Sequence[str], ask: Asking, totals: Totals) -> None:
         self._names = list(names)
@@ -95,14 +97,14 @@ class Gatherer:
         self._shared: dict[tuple[str, str], tuple[float, list[str], Rows]] = {}
 
     def run(self) -> None:
-        """Look again and again; does not return."""
+        """Poll again and again; does not return."""
         while True:
             self.look()
             self._wanted.clear()
             self._wanted.wait(WATCHED if self._watchers else UNWATCHED)
 
     def look(self) -> Snapshot:
-        """A look that began after this call did."""
+        """Return the result of a poll that began after this call did."""
         called = time.monotonic()
         with self._looking:
             if self._snapshot is None or self._snapshot.begun < called:
@@ -113,7 +115,8 @@ class Gatherer:
             return self._snapshot
 
     def watch(self) -> Iterator[Snapshot]:
-        """Every look from now on; the first at once. NoAnswer if there are too many who watch."""
+        """Yield the result of every poll from now on, the first one at once. Raises NoAnswer if there are too many
+        watchers."""
         if len(self._watchers) >= MOST_WATCHERS:
             raise NoAnswer("too many are watching")
         return self._watch()
@@ -133,7 +136,8 @@ class Gatherer:
             self._watchers.discard(watcher)
 
     def rows(self, verb: str, id: str = "") -> tuple[list[str], Rows]:
-        """Who did not answer, and the rows of all who did. Many who ask at the same time cause one question."""
+        """Return the processes that did not answer, and the rows of all others. Simultaneous calls share one
+        question."""
         key = (verb, id)
         with self._sharing:
             known = self._shared.pop(key, None)
@@ -145,7 +149,7 @@ class Gatherer:
             return known[1], known[2]
 
     def tell(self, verb: str, id: str) -> Rows:
-        """Have done what changes something, by whoever it concerns; its rows."""
+        """Send a command to the processes that it concerns, and return their rows."""
         concerned = [name for name in self._names if name not in ("supervisor", "console")]
         return self._ask_all(concerned, verb, id)[1]
 

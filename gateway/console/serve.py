@@ -1,4 +1,4 @@
-"""HTTP for the console: gevent's own server, with times and numbers that end."""
+"""HTTP for the console: gevent's server, with limits on times and numbers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ READ_SIZE = 1024  # bytes that are read at a time: some of them cost a microseco
 
 
 class _InTurns(io.RawIOBase):
-    """A client's bytes, a few in a round of the event loop: one who sends without end keeps nobody waiting."""
+    """Reads a client's bytes, a few in each round of the event loop, so that a client that sends without end delays no
+    other."""
 
     def __init__(self, sock: gsocket.socket, give_way: Callable[[], None]) -> None:
         self._sock = sock
@@ -73,7 +74,7 @@ class _Handler(WSGIHandler):
         return _within(REQUEST, super().read_request, raw_requestline)
 
     def log_request(self) -> None:
-        """Nothing: what changes something is logged where it is done."""
+        """Log nothing: requests that change something are logged where they are carried out."""
 
 
 def _within(seconds: float, call: Any, *arguments: Any) -> Any:
@@ -82,7 +83,7 @@ def _within(seconds: float, call: Any, *arguments: Any) -> Any:
 
 
 class _Errors(io.StringIO):
-    """What the server has to say goes to the log, in one line."""
+    """Passes error messages of the server to the log, each in one line."""
 
     def write(self, text: str) -> int:
         if text.strip():

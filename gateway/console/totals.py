@@ -1,6 +1,7 @@
-"""Counters that go on: what a process had counted when it was replaced is added to what its successor counts.
+"""Counters that survive a restart: what a process had counted when it was replaced is added to what its successor
+counts.
 
-Kept in a memfd that the supervisor holds, so that the console itself may be replaced too.
+They are kept in a memfd that the supervisor holds, so that the console itself may be replaced too.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class _Told(msgspec.Struct):
 
 
 def check_row(row: dict[str, Any], process: str) -> None:
-    """ValueError unless this can be the `metrics_row` of that process: one that was taken over says what it likes."""
+    """Raise ValueError unless this can be the `metrics_row` of that process. A process that was taken over may send
+    anything."""
     told = msgspec.convert(row, _Told)
     if told.process != process:
         raise ValueError(f"it says that it is {told.process[:40]!r}")
@@ -58,7 +60,8 @@ class _Counted(msgspec.Struct):
 
 
 class _Process(msgspec.Struct):
-    """Of one process: when the one that counts now was started, what it has counted, and what those before it had."""
+    """The counters of one process: when the current one was started, what it has counted, and what its predecessors had
+    counted."""
 
     start: float
     now: _Counted
@@ -66,7 +69,7 @@ class _Process(msgspec.Struct):
 
 
 class Totals:
-    """`fd`: where it is kept."""
+    """All counters. `fd`: the memfd in which they are kept."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -78,7 +81,7 @@ class Totals:
             self._processes = {}
 
     def take(self, row: dict[str, Any]) -> None:
-        """What a process has answered to "metrics"."""
+        """Add the answer of a process to "metrics"."""
         name = row["process"]
         counted = _Counted()
         gauges = self._gauges[name] = []
@@ -97,11 +100,11 @@ class Totals:
             self._processes[name] = _Process(row["start"], counted, _sum(known.before, known.now))
 
     def lost(self, process: str) -> None:
-        """It did not answer: of the moment nothing is known."""
+        """Note that a process did not answer: its gauges are unknown."""
         self._gauges.pop(process, None)
 
     def keep(self) -> None:
-        """Write it down."""
+        """Write the counters into the memfd."""
         data = msgspec.json.encode(self._processes)
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, data, 0)
@@ -115,13 +118,13 @@ class Totals:
             yield from _sum(process.before, process.now).counters
 
     def histograms(self) -> Iterator[tuple[str, str, Buckets]]:
-        """Process, name, buckets."""
+        """Return all histograms as process, name and buckets."""
         for name, process in self._processes.items():
             for metric, buckets in _sum(process.before, process.now).histograms.items():
                 yield name, metric, buckets
 
     def sums(self) -> dict[str, dict[tuple[str, ...], float]]:
-        """All counters and gauges by metric and labels, summed up over the processes."""
+        """Return all counters and gauges by metric and labels, summed up over the processes."""
         sums: dict[str, dict[tuple[str, ...], float]] = {}
         for (_, name, *labels), value in (*self.counters(), *self.gauges()):
             of_metric = sums.setdefault(name, {})

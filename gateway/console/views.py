@@ -1,4 +1,4 @@
-"""What the page is told, made of what the processes have answered. Pure but for the host's name."""
+"""Makes the JSON for the page from the answers of the processes. Pure, except for the host's name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gateway.console.totals import Buckets
 from gateway.observe.admin import Rows
 
 POINT = ("time", "flows", "up", "down", "opened", "denied", "pinholes", "edits", "refused", "calls", "kernel")
-"""What the numbers of a point of the charts are (`Gatherer.points`)."""
+"""The names of the numbers in a point of the charts (`Gatherer.points`)."""
 FLOW = ("id", "front", "client", "server", "parent", "user", "module", "rule", "since", "up", "down")
 PINHOLE = (
     "id", "kind", "protocol", "direction", "public", "target", "peer", "client", "reason", "flow", "backend", "expires",
@@ -23,7 +23,7 @@ _HOST = socket.gethostname()
 
 
 def overview(snapshot: Snapshot, gatherer: Gatherer) -> dict[str, Any]:
-    """Everything but the tables."""
+    """Return everything but the tables."""
     sums = gatherer.totals.sums()
     lag = {process: buckets for process, name, buckets in gatherer.totals.histograms() if name.endswith("lag_seconds")}
     status = snapshot.supervisor or {"state": "unknown", "children": {}}
@@ -74,12 +74,12 @@ _SUMS = (
 
 
 def events(rows: Rows) -> Rows:
-    """The noteworthy lines of all processes, the latest first."""
+    """Return the noteworthy log events of all processes, the latest first."""
     return sorted(rows, key=lambda row: row["time"], reverse=True)[:MOST_EVENTS]
 
 
 def table(columns: tuple[str, ...], rows: Rows) -> dict[str, Any]:
-    """Rows as arrays: thousands of them are read by a browser again and again."""
+    """Return rows as arrays, because a browser reads thousands of them again and again."""
     return {"columns": columns, "rows": [[row.get(column) for column in columns] for row in rows]}
 
 

@@ -1,4 +1,4 @@
-"""Live flows under other rules: those that are no longer allowed are ended, with a reset to both sides."""
+"""Checks live flows against new rules. Flows that are no longer allowed are ended with a reset to both sides."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ _COMMANDS: dict[str | None, CommandName] = {"socks.bind": "bind", "socks.udp": "
 
 
 class Audit:
-    """Asks the policy again about flows that it once permitted. `groups` of a user; `published`: servers inside."""
+    """Asks the policy again about flows that it once permitted. `groups`: the groups of a user; `published`: published
+    servers."""
 
     def __init__(
         self,
@@ -36,8 +37,8 @@ class Audit:
         self._checked: set[str] = set()
 
     def run(self) -> int:
-        """Check the flows that were not checked yet; how many were ended. A flow that came about while the rules
-        changed was decided by the old ones, so this is to be called again."""
+        """Check the flows that were not checked yet, and return how many were ended. A flow that was set up while the
+        rules changed was decided by the old ones, so call this again later."""
         ended = 0
         live = list(self._flows)
         for flow in live:
@@ -63,13 +64,14 @@ class Audit:
         return True
 
     def _rename(self, flow: Flow, rule: str) -> None:
-        """It counts for the rule that permits it now."""
+        """Count a flow for the rule that permits it now."""
         flow.rule = rule
         if flow.session is not None:
             flow.session.move(rule)
 
     def _decide(self, flow: Flow) -> Decision | None:
-        """What the policy says; None for what is no matter of its own: data connections belong to another flow."""
+        """Return the policy's decision on a flow; None for data connections, which depend on the flow that they belong
+        to."""
         if flow.front == "pinhole":
             return None
         if flow.front == "published":

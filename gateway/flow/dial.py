@@ -1,4 +1,5 @@
-"""Connecting to a server on a client's behalf: resolve, let the policy decide on each address, connect to that one."""
+"""Connects to servers for clients: resolves the name, lets the policy decide on each address, connects to a permitted
+one."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ _FAILURES: dict[int, DialFailure] = {
 
 
 class DialError(Exception):
-    """No connection; `failure` says why in one word, `rule` which rule denied it (failure "denied")."""
+    """No connection was made. `failure` is the reason in one word, `rule` the rule that denied it (failure
+    "denied")."""
 
     def __init__(self, failure: DialFailure, detail: str, rule: str = "") -> None:
         super().__init__(detail)
@@ -59,27 +61,27 @@ class DialError(Exception):
 
 
 class Connection(NamedTuple):
-    """A connection on a client's behalf. `session` counts for the rule and is to be released when the flow ends.
-    `server`: who it leads to; None if an upstream has resolved the name."""
+    """A connection for a client. `session` counts for the rule, and is to be released when the flow ends. `server`: the
+    server's endpoint; None if an upstream has resolved the name."""
 
     sock: gsocket.socket
     decision: Decision
     session: Session
     server: Endpoint | None
     seen: Endpoint | None = None
-    """As what the server sees it, where it has the client's own address on this side of the NAT."""
+    """The endpoint that the server sees, if the connection has the client's own address on this side of the NAT."""
 
 
 AsClient = Callable[[Endpoint, Endpoint], tuple[_socket.socket, Endpoint]]
-"""Begins a connection with a redirected client's own address to the server that it had dialled, and says as what that
-sees it: `BrokerClient.connect`. Raises PinholeRefused."""
+"""A function that begins a connection from a redirected client's own address to the server that it had dialled, and
+returns the endpoint that the server sees: `BrokerClient.connect`. Raises PinholeRefused."""
 
 
 class Dialer:
-    """Connects. `source` is the address of this host to connect from, or None for the kernel's choice.
+    """Connects to servers. `source` is the address of this host to connect from, or None for the kernel's choice.
 
-    `as_client`: for redirected connections, if nothing else says from where to connect: they go the way that the
-    client's packets would go, and the NAT makes of them what it would make of those.
+    `as_client`: used for redirected connections, unless something else says from where to connect. They then take the
+    way that the client's packets would take, and the NAT treats them like those.
     """
 
     def __init__(
@@ -92,7 +94,7 @@ class Dialer:
         clients: Clients | None = None,
         as_client: AsClient | None = None,
     ) -> None:
-        """`clients`: how many names each of them may have resolved at a time."""
+        """`clients`: limits how many names each client may have resolved at a time."""
         self._clients = clients
         self._policy = policy
         self._resolver = resolver
@@ -102,7 +104,7 @@ class Dialer:
         self._as_client = as_client if source is None else None
 
     def dial(self, request: ConnectRequest) -> Connection:
-        """A connection to the request's server, straight or through upstreams. Raises DialError."""
+        """Connect to the request's server, directly or through upstreams. Raises DialError."""
         deadline = time.monotonic() + CONNECT_TIMEOUT
         judgement = self._policy.judge(request)
         client, by_name = judgement.client, judgement.by_name
@@ -125,7 +127,7 @@ class Dialer:
         raise failure or DialError("name", f"{request.host} has no address")
 
     def reach(self, server: Endpoint) -> gsocket.socket:
-        """A connected TCP socket to a published server, which the configuration itself permits. Raises DialError."""
+        """Connect a TCP socket to a published server, which the configuration itself permits. Raises DialError."""
         try:
             return _connect(server.ip, server.port, CONNECT_TIMEOUT, None)
         except OSError as error:
@@ -134,8 +136,8 @@ class Dialer:
     def _groups(
         self, request: ConnectRequest, judgement: Judgement, deadline: float
     ) -> list[tuple[Decision, list[Address]]]:
-        """The addresses of the request's host by what is decided on them, in the order in which to try them; those
-        that are denied come first, so that a failure to connect is what is told in the end."""
+        """Group the addresses of the request's host by the decision on them, in the order in which they are tried.
+        Denied ones come first, so that a failure to connect is what is reported in the end."""
         groups: list[tuple[Decision, list[Address]]] = []
         for address in self._addresses(request, deadline):
             decision = judgement.at(address)
@@ -157,7 +159,7 @@ class Dialer:
     def _enter(
         self, request: ConnectRequest, decision: Decision, addresses: list[Address], deadline: float
     ) -> Connection:
-        """Connect within the limits of the rule. Without addresses the upstream is told the name."""
+        """Connect within the limits of the rule. Without addresses the upstream gets the name."""
         try:
             session = self._limits.enter(decision, request.client.host, time.monotonic(), request.user)
         except LimitReached as error:
@@ -197,7 +199,7 @@ class Dialer:
         raise DialError("name", f"{request.host} has no address")
 
     def _to_upstream(self, host: str, port: int, deadline: float) -> gsocket.socket:
-        """A connection to an upstream: the configuration itself permits it."""
+        """Connect to an upstream, which the configuration itself permits."""
         try:
             addresses = [ipaddress.ip_address(text) for text in self._resolver.resolve(host, deadline)]
             return race(addresses, port, deadline, self._source_for(addresses))[0]
@@ -208,7 +210,7 @@ class Dialer:
             raise UpstreamError(failure, str(error)) from error
 
     def _source_for(self, addresses: list[Address]) -> Address | None:
-        """The address to connect from; an upstream on this very host is reached from wherever the kernel likes."""
+        """Return the address to connect from. For an upstream on this very host the kernel chooses."""
         if self._source is None or any(is_local(str(address)) for address in addresses):
             return None
         return self._source
@@ -216,7 +218,8 @@ class Dialer:
 
 @contextlib.contextmanager
 def looking_up(clients: Clients | None, client: str) -> Iterator[None]:
-    """Count a name that is resolved for a client, as long as that takes. Raises DialError if there are many already."""
+    """Count a name as being resolved for a client, as long as that takes. Raises DialError if there are too many
+    already."""
     if clients is None:
         yield
         return
@@ -231,14 +234,14 @@ def looking_up(clients: Clients | None, client: str) -> Iterator[None]:
 
 
 def limit_error(limit: ClientLimit) -> DialError:
-    """A client has as much as it may have of something."""
+    """Return the DialError for a client that has as much as it may have of something."""
     return DialError("denied", str(limit), f"limits.{limit.kind.label}")
 
 
 def _as_client(
     connect: AsClient, client: Endpoint, server: Endpoint, deadline: float
 ) -> tuple[gsocket.socket, Endpoint] | None:
-    """A connection with the client's address; None where there can be none. Raises DialError."""
+    """Connect from the client's address; returns None where that is not possible. Raises DialError."""
     try:
         sock, seen = connect(client, server)
     except PinholeRefused as refused:
@@ -264,8 +267,9 @@ def _as_client(
 def race(
     addresses: list[Address], port: int, deadline: float, source: Address | None
 ) -> tuple[gsocket.socket, Address]:
-    """Happy eyeballs (RFC 8305): the first of the addresses that answers. The families take turns; the next attempt
-    begins when one has failed, or after ATTEMPT_DELAY. Raises DialError, of the attempt that failed first."""
+    """Happy Eyeballs (RFC 8305): connect to the first of the addresses that answers. The families take turns; the next
+    attempt begins when one has failed, or after ATTEMPT_DELAY. Raises the DialError of the attempt that failed first.
+    """
     waiting = _take_turns(addresses)
     results: Queue[tuple[Address, gsocket.socket | OSError]] = Queue()
     running: dict[Address, gevent.Greenlet[..., None]] = {}
@@ -302,7 +306,7 @@ def race(
 
 
 def _take_turns(addresses: list[Address]) -> list[Address]:
-    """In the given order, but with the families in turns (RFC 8305 section 4)."""
+    """Order the addresses with the families in turns (RFC 8305 section 4), otherwise as given."""
     unique = list(dict.fromkeys(addresses))
     first = [address for address in unique if address.version == unique[0].version]
     other = [address for address in unique if address.version != unique[0].version]
@@ -311,7 +315,7 @@ def _take_turns(addresses: list[Address]) -> list[Address]:
 
 
 def _note(request: ConnectRequest, decision: Decision) -> None:
-    """The line that a rule with `log` asks for."""
+    """Write the log line that a rule with `log` asks for."""
     if decision.log:
         getattr(log, decision.log)(
             "rule.permit" if decision.permit else "rule.deny",
@@ -341,7 +345,7 @@ def _connect(address: Address, port: int, timeout: float, source: Address | None
 
 
 def dial_error(error: OSError) -> DialError:
-    """What the failure of a connection attempt means."""
+    """Return the DialError for the failure of a connection attempt."""
     if isinstance(error, TimeoutError):
         return DialError("timeout", "no answer in time")
     return DialError(_FAILURES.get(error.errno or 0, "failed"), error.strerror or str(error))

@@ -1,4 +1,5 @@
-"""The addresses of a host that a request may be carried out at, for the commands that do not connect."""
+"""Resolves a request's host and returns the addresses that the policy permits. Used by BIND, UDP ASSOCIATE and
+RESOLVE."""
 
 from __future__ import annotations
 
@@ -19,14 +20,14 @@ TIMEOUT = 10.0  # seconds to resolve a name
 
 
 class Admission(NamedTuple):
-    """A permission, and the session that counts for it: to be released when it ends."""
+    """A permission, and the session that counts for it, which is to be released when it ends."""
 
     decision: Decision
     session: Session
 
 
 class Lookup:
-    """Resolves, and lets the policy decide on each address."""
+    """Resolves names, and lets the policy decide on each address."""
 
     def __init__(self, policy: Policy, resolver: Resolver, limits: RuleLimits, clients: Clients | None = None) -> None:
         self._clients = clients
@@ -39,15 +40,16 @@ class Lookup:
         _permit_client(request, self._policy.judge(request))
 
     def admit_association(self, request: ConnectRequest) -> Admission:
-        """Count a UDP association for its rule. DialError "denied" if this client may send no datagram to anybody, or
-        if the rule allows no more."""
+        """Count a UDP association for its rule. Raises DialError "denied" if this client may send no datagram at all,
+        or if the rule's limit is reached."""
         client = self._policy.decide_association(request)
         if not client.permit:
             raise DialError("denied", f"client {request.client.host} is not allowed", client.rule)
         return self._count(request, client)
 
     def take_association(self, client: str) -> Holder | None:
-        """Count a UDP association for its client; DialError if that has as many as it may. Give it back in the end."""
+        """Count a UDP association for its client, to be given back when it ends. Raises DialError if the client has as
+        many as it may have."""
         if self._clients is None:
             return None
         try:
@@ -56,12 +58,13 @@ class Lookup:
             raise limit_error(limit) from limit
 
     def give_back_association(self, holder: Holder | None) -> None:
-        """It has ended."""
+        """Count a UDP association as ended."""
         if self._clients is not None and holder is not None:
             self._clients.give_back(Kind.ASSOCIATIONS, holder)
 
     def admit(self, request: ConnectRequest, address: Address | None) -> Admission:
-        """Count a permitted request for the rule that permits it at `address` (None: at any). Raises DialError."""
+        """Count a permitted request for the rule that permits it at `address` (None: at any address). Raises
+        DialError."""
         judgement = self._policy.judge(request)
         return self._count(request, judgement.client if address is None else judgement.at(address))
 
@@ -77,7 +80,8 @@ class Lookup:
         _permit(self._policy.judge(request), address)
 
     def permitted(self, request: ConnectRequest) -> list[Address]:
-        """The permitted addresses of the request's host, at least one. May wait for name servers. Raises DialError."""
+        """Return the permitted addresses of the request's host, at least one. May wait for name servers. Raises
+        DialError."""
         judgement = self._policy.judge(request)
         _permit_client(request, judgement)
         with looking_up(self._clients, request.client.host):
@@ -98,7 +102,7 @@ class Lookup:
         return permitted
 
     def name_of(self, request: ConnectRequest) -> str:
-        """The name of the address that is the request's host (PTR). Raises DialError."""
+        """Return the name (PTR) of the address that is the request's host. Raises DialError."""
         judgement = self._policy.judge(request)
         _permit_client(request, judgement)
         try:
@@ -113,7 +117,8 @@ class Lookup:
                 raise DialError("name", str(error)) from error
 
     def any_peer(self, request: ConnectRequest) -> bool:
-        """Whether the request's host is the address 0: anybody. DialError "denied" where no rule allows that."""
+        """Whether the request's host is the address 0, which means all hosts. Raises DialError "denied" if no rule
+        allows that."""
         try:
             anybody = ipaddress.ip_address(request.host).is_unspecified
         except ValueError:

@@ -1,4 +1,4 @@
-"""Dialling without a greenlet: for requests that name an address and need nothing but a connection to it."""
+"""Dials without a greenlet, for requests that name an address and need nothing but a connection to it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gateway.net.sockets import prepare
 from gateway.policy.decide import Decision, Policy
 
 Done = Callable[[_socket.socket | OSError, Watch | None], None]
-"""Called with the socket and its watch, or with what went wrong and None."""
+"""A callback with the socket and its watch, or with the error and None."""
 
 
 class QuickDialer:
@@ -36,16 +36,16 @@ class QuickDialer:
         source: str | None = None,
         routes_by_policy: Callable[[], bool] | None = None,
     ) -> None:
-        """`routes_by_policy`: whether the way of a redirected connection may be another than that of our own; then it
-        is not simple."""
+        """`routes_by_policy`: whether a redirected connection may take another way than one of the gateway's own; then
+        it is not simple."""
         self._routes_by_policy = routes_by_policy
         self._policy = policy
         self._relay = relay
         self._source = ipaddress.ip_address(source) if source else None
 
     def decide(self, request: ConnectRequest, address: Address) -> Decision | None:
-        """The permission for a request that is simple; None for any other, and for what is not permitted: those are
-        the `Dialer`'s, which decides again."""
+        """Return the permission for a simple request; None for any other, and for one that is not permitted. Those are
+        handled by the `Dialer`, which decides again."""
         if request.command == "transparent" and self._routes_by_policy is not None and self._routes_by_policy():
             return None
         judgement = self._policy.judge(request)
@@ -95,7 +95,7 @@ class _Dialling:
         self._watch = relay.poller.watch(sock.fileno(), WRITE, self._ready)
 
     def _ready(self, events: int) -> None:
-        """The kernel has the answer."""
+        """The kernel has finished the attempt."""
         self._wheel.discard(self._entry)
         code = self._sock.getsockopt(SOL_SOCKET, SO_ERROR) if events & GONE else 0
         if code:
@@ -113,5 +113,5 @@ class _Dialling:
 
 
 def cooperative(sock: _socket.socket) -> gsocket.socket:
-    """The connection of `sock` as a socket of gevent's, for a greenlet; `sock` is of no more use."""
+    """Move the connection of `sock` into a socket of gevent's, for a greenlet. `sock` must not be used afterwards."""
     return gsocket.socket(sock.family, SOCK_STREAM, sock.proto, fileno=sock.detach())

@@ -1,4 +1,4 @@
-"""Flows: one relayed TCP connection each, and the table of those that are live in this worker."""
+"""Flows (one relayed TCP connection each) and the table of those that are live in this worker."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ FRONTS = ("socks", "transparent", "published", "pinhole")
 
 
 class Carrier(Protocol):
-    """What moves a flow's bytes now: the relay, or the driver of a protocol module. Counts are exact."""
+    """The part that moves a flow's bytes at the moment: the relay, or the driver of a protocol module. Counts are
+    exact."""
 
     @property
     def up(self) -> int: ...
@@ -53,7 +54,7 @@ class Carrier(Protocol):
 
 
 class Flow:
-    """One flow: who talks to whom, and how much. `front` is one of FRONTS."""
+    """One flow: its ends, its user, its bytes. `front` is one of FRONTS."""
 
     __slots__ = (
         "_before",
@@ -107,12 +108,12 @@ class Flow:
         return self._before[1] + (self.carrier.down if self.carrier else 0)
 
     def hand_over(self, carrier: Carrier | None) -> None:
-        """From now on `carrier` moves the bytes; what the one before it has moved stays counted."""
+        """Let `carrier` move the bytes from now on. What the previous carrier has moved stays counted."""
         self._before = (self.up, self.down)
         self.carrier = carrier
 
     def names(self) -> dict[str, str]:
-        """Who and what this is, for each line about it; what there is not is left out."""
+        """Return the fields that name the flow in each log line about it. Empty ones are left out."""
         names = {
             "flow": self.id,
             "front": self.front,
@@ -125,7 +126,7 @@ class Flow:
         return {key: value for key, value in names.items() if value}
 
     def count_early(self, count: int) -> None:
-        """Bytes of the client that went to the server before any carrier."""
+        """Count bytes of the client that were sent to the server before any carrier."""
         self._before = (self._before[0] + count, self._before[1])
 
     def row(self) -> dict[str, Any]:
@@ -151,7 +152,8 @@ class Flows:
     def __init__(
         self, worker: str, relay: Relay, flow_log: FlowLog | None = None, clients: Clients | None = None
     ) -> None:
-        """`clients`: where they are counted; whether a client may have another one is asked where it is accepted."""
+        """`clients`: counts the flows of each client. Whether a client may have another one is asked where it is
+        accepted."""
         self._clients = clients
         self._worker = worker
         self._relay = relay
@@ -177,10 +179,11 @@ class Flows:
         return len(self._live)
 
     def add_data(self, client: Endpoint, server: Endpoint, parent: str | None, reason: str) -> Flow:
-        """A data connection that belongs to the flow `parent`: it is of the same user, and permitted by the same rule.
+        """Add a data connection that belongs to the flow `parent`: it has the same user, and was permitted by the same
+        rule.
 
         `client` is the end on the side of that flow's client, whichever of the two has connected, so that `up` and
-        `down` mean the same of both. `reason`: what its pinhole was opened for.
+        `down` mean the same for both. `reason`: what its pinhole was opened for.
         """
         owner = self._live.get(parent or "")
         flow = self.add("pinhole", client, server, owner.user if owner is not None else None)
@@ -199,7 +202,8 @@ class Flows:
         rule: str = "",
         target: str | None = None,
     ) -> Flow:
-        """A new flow, in the table until `end`. `rule` has permitted it; `target` is what the client asked for."""
+        """Add a new flow, which is in the table until `end`. `rule` has permitted it; `target` is what the client asked
+        for."""
         flow = Flow(f"{self._worker}-{self._epoch}-{next(self._numbers)}", front, client, server, user)
         flow.rule, flow.target = rule, target
         if self._clients is not None:
@@ -212,7 +216,7 @@ class Flows:
         return flow
 
     def end(self, flow: Flow, reason: str) -> None:
-        """Take `flow` out of the table and count it."""
+        """Remove `flow` from the table, and count it."""
         del self._live[flow.id]
         if flow.session is not None:
             flow.session.release()
@@ -228,7 +232,7 @@ class Flows:
             self._empty.set()
 
     def totals(self) -> dict[str, int]:
-        """Counts since this worker began: flows live and finished, bytes of both."""
+        """Return counts since this worker began: live and finished flows, and their bytes."""
         return {
             "flows": len(self._live),
             "finished": self.finished,
@@ -237,7 +241,7 @@ class Flows:
         }
 
     def samples(self) -> list[Sample]:
-        """The same for the metrics."""
+        """Return the counts as metrics."""
         totals = self.totals()
         fronts = Counter(dict.fromkeys(FRONTS, 0))
         fronts.update(flow.front for flow in self._live.values())
@@ -248,7 +252,7 @@ class Flows:
         ]
 
     def wait_empty(self, timeout: float) -> bool:
-        """Wait until no flow is live, at most `timeout` seconds; whether that is so."""
+        """Wait for at most `timeout` seconds until no flow is live, and return whether that is so."""
         return bool(self._empty.wait(timeout))
 
     def relay(
@@ -259,10 +263,10 @@ class Flows:
         watches: Watches = UNWATCHED,
         legacy: Legacy = FRESH,
     ) -> None:
-        """Let the relay carry `flow` from now on, unread; it owns both sockets and ends the flow. Returns at once.
+        """Let the relay carry `flow` from now on, unread. It owns both sockets and ends the flow. Returns at once.
 
-        `legacy`: what another carrier has left to do; up is from the client to the server.
-        A client whose stream is protected needs every byte in Python; all others are spliced.
+        `legacy`: what another carrier has left to do; up is from the client to the server. A client whose stream is
+        protected needs every byte in Python; all others are spliced.
         """
         done = partial(self._relayed, flow)
         now = time.monotonic()
@@ -276,7 +280,8 @@ class Flows:
             flow.hand_over(self._relay.start(client, server, done, *paces, watches=watches, legacy=legacy))
 
     def _paces(self, flow: Flow, now: float) -> tuple[()] | tuple[Pace, Pace]:
-        """At what pace to read from the client and from the server. A data connection is held to what its flow is."""
+        """Return the rate limiters of both directions. A data connection shares the limits of the control flow that
+        opened it."""
         payer = self._live.get(flow.parent or "", flow)
         if payer.session is not None and payer.session.shares:
             shares, used_up = payer.session.shares, partial(self._used_up, flow)
@@ -285,7 +290,7 @@ class Flows:
         return (Bucket.of(payer.rate, now), Bucket.of(payer.rate, now)) if payer.rate else ()
 
     def _used_up(self, flow: Flow, limit: ShareLimit) -> None:
-        """End a flow that its quota does not let go on; not at once, as it is the relay that asks."""
+        """End a flow whose quota is used up. Not at once, because it is the relay that calls this."""
         if not flow.ended_by and flow.carrier is not None:
             flow.ended_by = "quota"
             log.warning("quota.used_up", **flow.names(), quota=f"quota_per_{limit.of}", bytes=limit.quota)
@@ -295,7 +300,8 @@ class Flows:
         self.end(flow, flow.ended_by or result.reason)
 
     def departed(self, is_local: Callable[[str], bool]) -> list[tuple[Flow, str]]:
-        """The flows that use an address which this host has no more, and that address: nothing can come to them."""
+        """Return the flows that use an address that this host no longer has, with that address. Nothing can come to
+        them any more."""
         hosts = (
             (flow, host)
             for flow in self

@@ -1,4 +1,4 @@
-"""Flows through other proxies: one of a list, or all of a chain."""
+"""Connections through upstream proxies: one of a list, or all of a chain."""
 
 from __future__ import annotations
 
@@ -45,19 +45,20 @@ def upstreams_of(config: Config) -> dict[str, Upstream]:
 
 
 class Upstreams:
-    """The way through the upstreams that a decision names."""
+    """Connects through the upstreams that a decision names."""
 
     def __init__(self, upstreams: Mapping[str, Upstream]) -> None:
         self._upstreams = upstreams
 
     def resolve_remotely(self, decision: Decision) -> bool:
-        """Whether whoever dials for this decision resolves names itself: all of `via`, or the last of the chain."""
+        """Whether the upstream that connects to the server for this decision resolves names itself: all of `via`, or
+        the last one of the chain."""
         names = decision.chain[-1:] or decision.via
         return bool(names) and all(self._upstreams[name].remote for name in names)
 
     def open(self, decision: Decision, host: str, port: int, connect: Connect, deadline: float) -> gsocket.socket:
-        """A tunnel to `host` (an address or a canonical name), by `connect` to the first upstream. Raises
-        UpstreamError: of the upstream that was tried last, or that the server itself has refused."""
+        """Open a tunnel to `host` (an address or a canonical name); `connect` connects to the first upstream. Raises
+        the UpstreamError of the upstream that was tried last, or with which the server itself refused."""
         ways = [decision.chain] if decision.chain else [(name,) for name in decision.via]
         for number, way in enumerate(ways):
             # Each gets its part of the time that is left, so that a silent one does not take it all.
@@ -99,7 +100,7 @@ class Upstreams:
 
 
 def _converse(sock: gsocket.socket, upstream: Upstream, host: str, port: int) -> None:
-    """Ask for a tunnel; nothing that comes through it is read. Raises UpstreamError, OSError."""
+    """Ask an upstream for a tunnel. Nothing that comes through the tunnel is read. Raises UpstreamError, OSError."""
     steps = dialogue(upstream.kind, host, port, upstream.user, upstream.password)
     data, parse = next(steps)
     while True:
@@ -112,7 +113,7 @@ def _converse(sock: gsocket.socket, upstream: Upstream, host: str, port: int) ->
 
 
 def _receive(sock: gsocket.socket, parse: Parser) -> int:
-    """One answer and not a byte more. Raises UpstreamError, OSError."""
+    """Receive one answer, and not a byte more. Raises UpstreamError, OSError."""
     held = bytearray()
     while True:
         seen = sock.recv(PEEK_SIZE, MSG_PEEK)

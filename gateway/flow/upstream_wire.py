@@ -1,8 +1,8 @@
 """The client's side of SOCKS 4a, SOCKS 5 (RFC 1928, RFC 1929) and HTTP CONNECT (RFC 9110 section 9.3.6). Pure.
 
-Each protocol is a dialogue: a generator that yields what to send and the parser of the answer, is sent what that parser
-made of it, and returns when the tunnel is there. A parser looks at what has come so far and answers None (more is
-needed), or what it read and how many bytes that took; what is behind those bytes belongs to the tunnel.
+Each protocol is a dialogue: a generator that yields what to send and the parser of the answer, receives what that
+parser returned, and ends when the tunnel is open. A parser looks at what has come so far and returns None (more is
+needed), or what it read and how many bytes that took. The bytes behind those belong to the tunnel.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _HTTP: dict[int, Failure] = {403: "denied", 502: "host", 503: "host", 504: "time
 
 
 class UpstreamError(Exception):
-    """The upstream does not do what was asked; `failure` says why in one word."""
+    """The upstream does not do what was asked. `failure` is the reason in one word."""
 
     def __init__(self, failure: Failure, detail: str) -> None:
         super().__init__(detail)
@@ -43,7 +43,7 @@ class UpstreamError(Exception):
 
 
 def dialogue(kind: Kind, host: str, port: int, user: str = "", password: str = "") -> Dialogue:
-    """The dialogue that asks an upstream for a tunnel to `host` (an address or a canonical name) and `port`."""
+    """Return the dialogue that asks an upstream for a tunnel to `host` (an address or a canonical name) and `port`."""
     if kind == "socks4a":
         return _socks4a(host, port, user)
     if kind == "socks5":
@@ -100,7 +100,7 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _pair(version: int) -> Parser:
-    """Two bytes, a version and a value."""
+    """Return a parser of two bytes, a version and a value."""
 
     def parse(buffer: bytes | bytearray) -> tuple[int, int] | None:
         if buffer and buffer[0] != version:
@@ -134,8 +134,9 @@ def _reply5(buffer: bytes | bytearray) -> tuple[int, int] | None:
 
 
 class _HttpStatus:
-    """A parser of the status of an answer whose whole head is there, interim answers (1xx) before it included; what
-    follows a success is the tunnel's (RFC 9110, 9.3.6). It is given all that came, and looks at each byte once."""
+    """A parser of the status of an answer whose whole head has come, including interim answers (1xx) before it. What
+    follows a success belongs to the tunnel (RFC 9110, 9.3.6). It is given everything that came, and looks at each byte
+    once."""
 
     def __init__(self) -> None:
         self._start = 0  # of the answer, behind the interim ones

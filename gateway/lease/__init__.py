@@ -1,1 +1,1 @@
-"""What a pinhole may be: the table of leases, ports, checks and messages. Pure; the broker and the workers share it."""
+"""What a pinhole may be: the table of leases, ports, checks and messages. Pure. Broker and workers share it."""

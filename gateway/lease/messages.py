@@ -1,6 +1,6 @@
-"""What workers and the broker say to each other: in a packet of a SOCK_SEQPACKET socket a list of messages, msgpack.
+"""The messages between workers and the broker: a packet of a SOCK_SEQPACKET socket is a list of messages, in msgpack.
 
-Nothing in a message says who sent it: the broker knows a worker by the descriptor that the message came on.
+Nothing in a message says who sent it: the broker identifies a worker by the descriptor on which the message came.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ from alg.address import Endpoint
 from gateway.model.requests import Along, Lease, PinholeRequest, PinholeUpdate
 
 MAX_PACKET = 8192
-"""Longest packet in bytes; a longer one is dropped."""
+"""The longest packet, in bytes. A longer one is dropped."""
 
 MOST_MESSAGES = 64
-"""Messages in one packet."""
+"""The greatest number of messages in one packet."""
 
 MOST_COUNTED = 64
-"""Conversations that one message may ask the traffic of."""
+"""The greatest number of conversations whose traffic one message may ask for."""
 
 
 class Hello(msgspec.Struct, tag="hello", frozen=True, forbid_unknown_fields=True):
-    """A new worker sits in this slot: close what its predecessor left, unless it knows all about it and goes on with
-    it (`keep`). `pid` is for the log."""
+    """There is a new worker in this slot: close what its predecessor left, unless the worker knows all of it and goes
+    on with it (`keep`). `pid` is for the log."""
 
     pid: int
     keep: bool = False
 
 
 class Open(msgspec.Struct, tag="open", frozen=True, forbid_unknown_fields=True):
-    """Open a pinhole; answered by `Opened` or `Refused` with the same `id` (the worker's choice)."""
+    """Open a pinhole. Answered by `Opened` or `Refused` with the same `id`, which the worker chooses."""
 
     id: int
     request: PinholeRequest
 
 
 class Update(msgspec.Struct, tag="update", frozen=True, forbid_unknown_fields=True):
-    """Change an open conversation of this worker's slot; answered by `Updated` or `Refused`."""
+    """Change an open conversation of this worker's slot. Answered by `Updated` or `Refused`."""
 
     id: int
     update: PinholeUpdate
 
 
 class Count(msgspec.Struct, tag="count", frozen=True, forbid_unknown_fields=True):
-    """How much has passed through these conversations of this worker's slot (MOST_COUNTED at most)? Answered by
+    """Ask how much has passed through these conversations of this worker's slot (MOST_COUNTED at most). Answered by
     `Counted`."""
 
     id: int
@@ -54,8 +54,8 @@ class Count(msgspec.Struct, tag="count", frozen=True, forbid_unknown_fields=True
 
 
 class Dial(msgspec.Struct, tag="dial", frozen=True, forbid_unknown_fields=True):
-    """Begin a connection with the address of `client` to `server`, to which that client's socket has a connection that
-    was redirected to this host. Answered by `Dialled` or `Refused`."""
+    """Begin a connection from the address of `client` to `server`, to which that client has a connection that was
+    redirected to this host. Answered by `Dialled` or `Refused`."""
 
     id: int
     client: Endpoint
@@ -63,7 +63,7 @@ class Dial(msgspec.Struct, tag="dial", frozen=True, forbid_unknown_fields=True):
 
 
 class Look(msgspec.Struct, tag="look", frozen=True, forbid_unknown_fields=True):
-    """As what is the source of this flow seen by its destination? Answered by `Seen` or `Refused`."""
+    """Ask with which address the destination of this flow sees its source. Answered by `Seen` or `Refused`."""
 
     id: int
     along: Along
@@ -83,36 +83,36 @@ class Opened(msgspec.Struct, tag="opened", frozen=True):
 
 
 class Updated(msgspec.Struct, tag="updated", frozen=True):
-    """The conversation of `Update` `id` is changed: the lease as it is now."""
+    """The conversation of `Update` `id` was changed; the lease as it is now."""
 
     id: int
     lease: Lease
 
 
 class Counted(msgspec.Struct, tag="counted", frozen=True):
-    """Packets in and out of the leases of `Count` `id`; those that are not open are left out."""
+    """Packets in and out of the leases of `Count` `id`. Leases that are not open are left out."""
 
     id: int
     packets: dict[str, tuple[int, int]]
 
 
 class Dialled(msgspec.Struct, tag="dialled", frozen=True):
-    """The connection of `Dial` `id` is under way: its descriptor is with this message (SCM_RIGHTS), which has no other
-    beside it. `seen`: what the server sees of it."""
+    """The connection of `Dial` `id` has begun. Its descriptor comes with this message (SCM_RIGHTS), which is alone in
+    its packet. `seen`: the endpoint that the server sees."""
 
     id: int
     seen: Endpoint
 
 
 class Seen(msgspec.Struct, tag="seen", frozen=True):
-    """The address that `Look` `id` asked for."""
+    """The address for which `Look` `id` asked."""
 
     id: int
     host: str
 
 
 class Refused(msgspec.Struct, tag="refused", frozen=True):
-    """The pinhole of `Open` or `Update` `id` was not opened or changed; `rule` is a stable word."""
+    """The pinhole of `Open` or `Update` `id` was not opened or changed. `rule` is a stable word."""
 
     id: int
     rule: str
@@ -130,7 +130,7 @@ _to_worker = msgspec.msgpack.Decoder(Annotated[list[ToWorker], msgspec.Meta(max_
 
 
 def encode(*messages: FromWorker | ToWorker) -> bytes:
-    """Messages as one packet. ValueError if it is longer than MAX_PACKET."""
+    """Encode messages as one packet. Raises ValueError if it is longer than MAX_PACKET."""
     data = _encoder.encode(messages)
     if len(data) > MAX_PACKET:
         raise ValueError(f"packet of {len(data)} bytes, {MAX_PACKET} are allowed")
@@ -138,7 +138,8 @@ def encode(*messages: FromWorker | ToWorker) -> bytes:
 
 
 def packets(messages: Sequence[_Message]) -> Iterator[tuple[bytes, Sequence[_Message]]]:
-    """Messages as few packets: each with what is in it. ValueError if one message alone is too long."""
+    """Encode messages as few packets, each returned with the messages in it. Raises ValueError if one message alone is
+    too long."""
     if len(messages) <= MOST_MESSAGES:
         try:
             yield encode(*messages), messages
@@ -152,12 +153,12 @@ def packets(messages: Sequence[_Message]) -> Iterator[tuple[bytes, Sequence[_Mes
 
 
 def decode_from_worker(data: bytes) -> list[FromWorker]:
-    """Read a packet of a worker. ValueError for anything that is not exactly a list of its messages."""
+    """Decode a packet of a worker. Raises ValueError for anything that is not exactly a list of its messages."""
     return _decode(_from_worker, data)
 
 
 def decode_to_worker(data: bytes) -> list[ToWorker]:
-    """Read a packet of the broker. ValueError for anything that is not exactly a list of its messages."""
+    """Decode a packet of the broker. Raises ValueError for anything that is not exactly a list of its messages."""
     return _decode(_to_worker, data)
 
 

@@ -1,4 +1,4 @@
-"""Which public ports are given out: random ones, that nobody has and nobody had lately. Pure; times are monotonic."""
+"""Chooses public ports: random ones that are free and were not used recently. Pure; times are monotonic."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ HOLD = 10.0
 peer, short enough for 1,000 pinholes/s from 10,000 ports."""
 
 REST = 2.0
-"""Seconds that a port of a conversation (UDP) rests at the least, where it is crowded: what its peer still sends after
-the end of a call is over by then. No connection of TCP, which may be retried for longer, gets a port so."""
+"""Seconds that a port of a conversation (UDP) rests at least when ports are scarce: what its peer still sends after the
+end of a call is over by then. A TCP connection, which may be retried for longer, never gets such a port."""
 
 _RANDOM_TRIES = 12
 _RESTED_TRIES = 32
@@ -39,7 +39,7 @@ class PublicPorts:
         self._first = math.inf  # the first of these times
 
     def configure(self, ports: tuple[int, int], read_ports: tuple[int, int] | None) -> None:
-        """Lowest and highest port; those of them that are given to nobody but for datagrams that a module reads."""
+        """Set the lowest and the highest port, and those that are only for datagrams that a module reads."""
         self._low, self._high = ports
         self._read = read_ports
 
@@ -53,7 +53,8 @@ class PublicPorts:
         rng: random.Random,
         is_free: Callable[[int], bool],
     ) -> Endpoint:
-        """The first of `width` (1 or 2) free ports of `host`; of two it is even. PinholeRefused "ports"."""
+        """Choose `width` (1 or 2) free ports of `host`, and return the first; of two it is even. Raises PinholeRefused
+        "ports"."""
         low, high = self._range(read)
         lowest = low + low % width  # RTP and RTCP: even and the next (RFC 3550, 11). So both of them are chosen as one
 
@@ -80,7 +81,8 @@ class PublicPorts:
         return self._read if read else (self._low, self._read[0] - 1)
 
     def _rested(self, host: str, width: int, now: float, rng: random.Random) -> Iterator[int]:
-        """Ports of conversations that rest: any of those that rested the longest, so that nobody can guess which."""
+        """Choose among resting ports of conversations: at random among those that have rested the longest, so that the
+        choice cannot be guessed."""
         queue = self._resting.get(("udp", host, width))
         for _ in range(_RESTED_TRIES):
             if not queue:
@@ -103,12 +105,12 @@ class PublicPorts:
         return all(self._busy.get((transport, host, first + offset)) == until for offset in range(count))
 
     def take(self, transport: Transport, first: Endpoint, count: int) -> None:
-        """These are somebody's now."""
+        """Mark ports as used."""
         for port in range(first.port, first.port + count):
             self._busy[transport, first.host, port] = math.inf
 
     def give_back(self, transport: Transport, first: Endpoint, count: int, now: float) -> None:
-        """These are nobody's any more, and rest."""
+        """Mark ports as free again; they begin to rest."""
         if not count:
             return
         until = now + self._hold
@@ -118,7 +120,7 @@ class PublicPorts:
         self._first = min(self._first, until)
 
     def tick(self, now: float) -> None:
-        """Forget who has rested."""
+        """Forget the ports that have rested long enough."""
         if self._first > now:
             return
         for (transport, host, count), queue in list(self._resting.items()):
@@ -132,7 +134,7 @@ class PublicPorts:
         self._first = min((queue[0][0] for queue in self._resting.values()), default=math.inf)
 
     def deadline(self) -> float:
-        """When `tick` has something to do; infinity: not as things are."""
+        """Return when `tick` has something to do; infinity if nothing rests."""
         return self._first
 
 
@@ -142,7 +144,7 @@ def _random(choices: int, rng: random.Random) -> Iterator[int]:
 
 
 def _around(low: int, end: int, step: int, rng: random.Random) -> Iterator[int]:
-    """All of them, as it may be crowded, from a random one on."""
+    """Yield all ports, starting with a random one."""
     every = range(low, end, step)
     if every:
         start = rng.randrange(len(every))

@@ -1,7 +1,7 @@
-"""The table of leases: who holds which pinhole, until when, and which ports may be given out.
+"""The table of leases: which owner holds which pinhole, until when, and which ports may be given out.
 
 Pure: the times, the random source and the test whether a port is free are arguments. `now` is monotonic time in
-seconds; `unix` is wall clock time and only goes into `Lease.expires`, so that a step of the clock ends no lease.
+seconds. `unix` is wall clock time and only goes into `Lease.expires`, so a step of the clock ends no lease.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from gateway.observe.pinhole_log import lease_fields
 from gateway.policy.clients import Identity
 
 RATE = 100.0
-"""Openings of one client in a second, on average: more than a client that fetches small files one by one can use."""
+"""Default of how many pinholes a client may open in a second, on average: more than a client that fetches small files
+one by one can use."""
 
 NOTHING = Traffic()
 
@@ -34,7 +35,8 @@ _LEAST_SLACK = 1024  # deadlines out of date that are kept, at least
 
 
 SHARE = 64
-"""Pinholes that a client may have whatever others have. Beyond that it may have as many as are left for all others."""
+"""Number of pinholes that a client may have whatever others have. Beyond that it gets another one only if more than
+that number is left."""
 
 
 @dataclass(slots=True)
@@ -51,15 +53,13 @@ def _by_address(address: str) -> Identity:
 
 
 class LeaseTable:
-    """Leases of one backend.
+    """The leases of one backend.
 
-    `ports`: lowest and highest public port; `read_ports`: those of them for datagrams that a module reads, which are
-    given to nobody else. `per_client`: how many of each kind a client may hold (kinds: connections, conversations, and
-    sockets of UDP associations); `total`: how many there may be, half of them those of visitors.
-    `rate`: how many a client may open in a second, on average; twice as many at once.
-    `identify`: which addresses are one client.
-    A lease that was used up (`use`) counts no more and is not listed, but keeps its port until its time is over or
-    somebody closes it.
+    `ports`: lowest and highest public port; `read_ports`: those that are only for datagrams that a module reads.
+    `per_client`: how many of each kind a client may hold (connections, conversations, and sockets of UDP associations);
+    `total`: how many there may be, half of them those of visitors. `rate`: how many a client may open in a second, on
+    average; twice as many at once. `identify`: says which addresses are one client. A lease that was used (`use`)
+    counts no more and is not listed, but keeps its port until its time is over or its owner closes it.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class LeaseTable:
     def configure(
         self, *, ports: tuple[int, int], read_ports: tuple[int, int] | None = None, per_client: int, rate: float = RATE
     ) -> None:
-        """Other limits from now on; what is open stays. As for the constructor."""
+        """Use other limits from now on; what is open stays open. The arguments are those of the constructor."""
         self._ports.configure(ports, read_ports)
         self._per_client = per_client
         if rate != self._per_second:
@@ -109,10 +109,10 @@ class LeaseTable:
         is_free: Callable[[int], bool],
         owner: int = 0,
     ) -> Lease:
-        """Make a lease. For direction "in" its public port is random, free (`is_free`) and not used lately.
+        """Make a lease. For direction "in" its public port is random, free (`is_free`) and was not used recently.
 
-        `owner` is whoever may close it (a worker's slot). PinholeRefused "rate", "quota" (client), "share" (as much as
-        is left for others), "full" (all), "ports", "taken".
+        `owner` is the worker's slot that may close it. Raises PinholeRefused "rate", "quota" (the client's), "share"
+        (the client has as much as is left for all others), "full" (all pinholes), "ports", "taken".
         """
         client = request.visitor or request.client
         payer = self._identify(client)
@@ -155,12 +155,12 @@ class LeaseTable:
         return lease
 
     def of_socket(self, target: Endpoint) -> Lease | None:
-        """The conversation of an inside socket, whoever holds it."""
+        """Return the open conversation of an inside socket, whatever its owner."""
         found = self._conversations.get(target)
         return self._entries[found].lease if found is not None else None
 
     def restore(self, lease: Lease, *, owner: int, deadline: float, used: bool = False) -> None:
-        """Put a lease in that is already open (read back from the kernel); no quota is asked."""
+        """Add a lease that is already open (read back from the kernel). No quota is checked."""
         payer = self._identify(_payer(lease))
         self._entries[lease.id] = _Entry(lease, owner, deadline, payer, used)
         self._end_by(deadline, lease.id)
@@ -176,7 +176,7 @@ class LeaseTable:
             self._visiting += lease.visitor is not None
 
     def use(self, lease_id: str) -> None:
-        """The lease was used up: its pinhole is no longer open."""
+        """Mark a lease as used up: its pinhole is no longer open."""
         entry = self._entries[lease_id]
         if not entry.used:
             entry.used = True
@@ -188,12 +188,13 @@ class LeaseTable:
         return entry.lease if entry is not None and not entry.used else None
 
     def get(self, lease_id: str, *, owner: int) -> Lease | None:
-        """The open lease, if it is this owner's."""
+        """Return the open lease with this id, if it belongs to this owner."""
         entry = self._entries.get(lease_id)
         return entry.lease if entry is not None and entry.owner == owner and not entry.used else None
 
     def changed(self, update: PinholeUpdate, *, unix: float, owner: int) -> Lease:
-        """What the update makes of a conversation; nothing is changed yet. PinholeRefused "lease", "taken"."""
+        """Return what an update would make of a conversation; nothing is changed yet. Raises PinholeRefused "lease",
+        "taken"."""
         lease = self.get(update.lease, owner=owner)
         if lease is None or lease.single:
             raise PinholeRefused("lease", "no open conversation of this worker")
@@ -216,7 +217,7 @@ class LeaseTable:
         return new
 
     def replace(self, lease: Lease, *, deadline: float) -> None:
-        """Put a lease in the place of the one with its id."""
+        """Replace the lease with the same id."""
         entry = self._entries[lease.id]
         for target in _sockets_of(entry.lease):
             del self._conversations[target]
@@ -238,7 +239,7 @@ class LeaseTable:
         return self._entries[lease_id].deadline
 
     def close(self, lease_id: str, *, now: float, owner: int | None = None) -> Lease | None:
-        """Take a lease out, used or not; None if there is none or it is somebody else's than `owner`'s."""
+        """Remove a lease, used or not, and return it; None if there is none or it is not `owner`'s."""
         entry = self._entries.get(lease_id)
         if entry is None or (owner is not None and entry.owner != owner):
             return None
@@ -253,15 +254,15 @@ class LeaseTable:
         return [(entry.owner, entry.lease) for entry in self._entries.values() if not entry.used]
 
     def close_owner(self, owner: int, *, now: float) -> list[Lease]:
-        """Take out all leases of an owner."""
+        """Remove all leases of an owner, and return them."""
         return [self._remove(entry, now) for entry in list(self._entries.values()) if entry.owner == owner]
 
     def close_all(self, *, now: float) -> list[Lease]:
-        """Take out all leases."""
+        """Remove all leases, and return them."""
         return [self._remove(entry, now) for entry in list(self._entries.values())]
 
     def expire(self, now: float) -> list[Lease]:
-        """Take out what is past its time; those that nobody had used come back."""
+        """Remove leases that are past their time, and return those that were not used."""
         self._ports.tick(now)
         expired = []
         while self._deadlines and self._deadlines[0][0] <= now:
@@ -293,11 +294,12 @@ class LeaseTable:
         return [(("algate_pinholes", self._backend, protocol), number) for protocol, number in counts.items()]
 
     def of_client(self, client: str) -> list[Lease]:
-        """The open pinholes that count as this client's."""
+        """Return the open pinholes that count against this client's quota."""
         return list(self._clients.get(client, {}).values())
 
     def of_host(self, client: str) -> list[Lease]:
-        """The open pinholes that count as those of the host which has this address, by whichever of its addresses."""
+        """Return the open pinholes that count against the quota of the host that has this address, by any of its
+        addresses."""
         return list(self._hosts.get(self._identify(client).host, {}).values())
 
     def __len__(self) -> int:
@@ -351,12 +353,12 @@ class LeaseTable:
 
 
 def _payer(lease: Lease) -> str:
-    """Whose quota it is of."""
+    """Return the address against whose quota a lease counts."""
     return lease.visitor or lease.client
 
 
 def _kind(transport: str, local: bool) -> str:
-    """What kinds there are for the quotas of clients. `local`: a worker's own port."""
+    """Return the kind under which a pinhole counts in a client's quotas. `local`: the port of a worker."""
     if transport == "tcp":
         return "connections"
     return "associations" if local else "conversations"
@@ -367,14 +369,14 @@ def _kind_of(lease: Lease) -> str:
 
 
 def _ports_of(lease: Lease) -> int:
-    """How many public ports a lease holds, from its own on."""
+    """Return how many public ports a lease holds, from its own port on."""
     if lease.direction != "in":
         return 0
     return 1 if lease.second is None else 2
 
 
 def _sockets_of(lease: Lease) -> Iterator[Endpoint]:
-    """The inside sockets that a conversation is of: each can send from one public port only."""
+    """Return the inside sockets of a conversation. Each can send from one public port only."""
     if not lease.single and lease.backend == "kernel":
         yield lease.target
         if lease.second is not None:
@@ -382,7 +384,7 @@ def _sockets_of(lease: Lease) -> Iterator[Endpoint]:
 
 
 def lease_row(lease: Lease, traffic: Traffic = NOTHING) -> dict[str, Any]:
-    """A lease as `algate pinholes --json` shows it: endpoints as text, `expires` in Unix time."""
+    """Return a lease as `algate pinholes --json` shows it: endpoints as text, `expires` in Unix time."""
     return {
         **lease_fields(lease),
         "packets": traffic.packets_in + traffic.packets_out,

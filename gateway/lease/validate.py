@@ -1,7 +1,8 @@
-"""What the broker allows, whoever asks. Pure.
+"""Checks what the broker allows, whichever process asks. Pure.
 
-A worker parses what strangers send, so it may have been taken over: nothing that it says is believed. A pinhole leads
-to the client who owns it and nowhere else, from one named peer, once, for minutes at most, to no service's port.
+A worker parses what strangers send, so it may have been taken over, and nothing that it says is believed. A pinhole
+leads to the client that owns it and nowhere else, from one named peer, once, for minutes at most, and to no port of a
+service.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ LOWEST_PORT = 1024
 SHORTEST_TTL = 1.0
 LONGEST_TTL = 300.0
 LONGEST_CONVERSATION = 7200.0
-"""Registrations are asked for by the hour (RFC 3261, 10.2); a module that wants longer refreshes."""
+"""Registrations are renewed by the hour (RFC 3261, 10.2). A module that wants a longer time refreshes."""
 MOST_PEERS = 8
 
 _TCP_SERVICES = frozenset(
@@ -57,10 +58,10 @@ _UDP_SERVICES = frozenset(
     }
 )
 SERVICE_PORTS = {"tcp": _TCP_SERVICES, "udp": _UDP_SERVICES}
-"""Ports above 1023 where a service without good authentication often listens, and where no ephemeral port of a common
-system is likely: a client that names one as its data port is rather a victim of slipstreaming. Over UDP only what
-answers strangers there: phones choose their media ports anywhere (decision 0052). For targets inside only: a server
-outside chooses its passive ports among all, and a client may reach a service there anyway."""
+"""Ports above 1023 at which services without good authentication often listen, and which are rarely ephemeral ports of
+common systems: a client that names one as its data port is more likely a victim of slipstreaming. For UDP the list has
+only ports that answer strangers, because phones choose their media ports anywhere (decision 0052). The list is for
+targets inside: a server outside may use any passive port, and a client may reach its services anyway."""
 
 _BROADCAST = ipaddress.ip_address("255.255.255.255")
 _FLOW = re.compile(r"[A-Za-z0-9._:-]{1,32}")
@@ -74,9 +75,9 @@ def valid_lease_id(text: str) -> bool:
 
 
 def check_request(request: PinholeRequest, inside: Sequence[Network]) -> None:
-    """Raise PinholeRefused unless the kernel backend may open this pinhole; `inside` is who may be a client.
+    """Raise PinholeRefused unless the kernel backend may open this pinhole. `inside`: the networks of clients.
 
-    That `public_host` is an address of this host is found out by binding it, later.
+    Whether `public_host` is an address of this host is found out later, by binding it.
     """
     if not _FLOW.fullmatch(request.flow):
         raise PinholeRefused("flow", "not the id of a flow")
@@ -106,7 +107,7 @@ def check_request(request: PinholeRequest, inside: Sequence[Network]) -> None:
 
 
 def check_update(update: PinholeUpdate, lease: Lease, inside: Sequence[Network]) -> None:
-    """Raise PinholeRefused unless the open conversation `lease` may be changed so."""
+    """Raise PinholeRefused unless the open conversation `lease` may be changed like this."""
     if update.ttl is not msgspec.UNSET:
         _check_ttl(update.ttl, LONGEST_CONVERSATION)
     target = lease.target if update.target is msgspec.UNSET else update.target
@@ -119,7 +120,7 @@ def check_update(update: PinholeUpdate, lease: Lease, inside: Sequence[Network])
 
 
 def check_flow(along: Along, inside: Sequence[Network]) -> Address:
-    """Raise PinholeRefused unless it is a flow with somebody outside; its source."""
+    """Raise PinholeRefused unless it is a flow with a host outside; return its source."""
     source, destination = (_address("along", end.host) for end in (along.source, along.destination))
     if not 1 <= along.source.port <= 65535 or not 1 <= along.destination.port <= 65535:
         raise PinholeRefused("along", "not a port")
@@ -133,7 +134,7 @@ def check_flow(along: Along, inside: Sequence[Network]) -> Address:
 
 
 def _check_along(along: Along, client: Address, inside: Sequence[Network]) -> None:
-    """A flow of the client, or of this host on its behalf."""
+    """Check that it is a flow of the client, or of this host for the client."""
     source = check_flow(along, inside)
     if source != client and _within(source, inside):
         raise PinholeRefused("along", f"{source} is not the client {client}")
@@ -150,10 +151,12 @@ def check_connection(client: Endpoint, server: Endpoint, inside: Sequence[Networ
 
 
 def _check_local(request: PinholeRequest, client: Address, inside: Sequence[Network]) -> None:
-    """A worker's own port: it listens, checks the peer and relays; netfilter lets the peer in as well.
+    """Check a request for a worker's own port: the worker listens, checks the peer and relays, and netfilter lets the
+    peer in as well.
 
-    The peer is outside, and the target the client's own; or the peer is the client, and what it is led to is the
-    worker's business (the client of a published server, say): more than to reach the worker it does not get.
+    Either the peer is outside and the target is the client's own; or the peer is the client, and the target is the
+    worker's business (for example, the client of a published server): such a pinhole only lets the client reach the
+    worker.
     """
     if not _within(client, inside):
         raise PinholeRefused("client", f"{client} is not inside")
@@ -261,7 +264,7 @@ def _check_outbound(request: PinholeRequest, client: Address, target: Address, i
 
 
 def _target(endpoint: Endpoint, transport: str, inside: bool = True) -> Address:
-    """Where a pinhole may lead; `inside`: the target is a host of the inside, whose services are to be kept closed."""
+    """Check where a pinhole may lead. `inside`: the target is a host inside, whose services must stay closed."""
     if not LOWEST_PORT <= endpoint.port <= 65535:
         raise PinholeRefused("port", f"{endpoint.port} is not between {LOWEST_PORT} and 65535")
     if inside and endpoint.port in SERVICE_PORTS.get(transport, _TCP_SERVICES):
@@ -271,9 +274,10 @@ def _target(endpoint: Endpoint, transport: str, inside: bool = True) -> Address:
 
 @functools.lru_cache(maxsize=4096)
 def _address(rule: str, text: str) -> Address:
-    """A unicast address in its one canonical spelling (two spellings would be two keys).
+    """Parse a unicast address into its canonical spelling (two spellings would be two keys).
 
-    Remembered, as the same few come again and again, and parsing is dear; what is refused is not."""
+    Results are remembered, because the same few addresses come again and again; refusals are not.
+    """
     if len(text) > 45:
         raise PinholeRefused(rule, "not an address")
     try:

@@ -1,1 +1,1 @@
-"""The sockets, addresses and names of this host, and the moving of bytes. It knows no rule and no protocol."""
+"""Sockets, addresses and names of this host, and the moving of bytes. Knows no rule and no protocol."""

@@ -1,4 +1,4 @@
-"""Which addresses are this host's own, as its kernel says, and which of them the world sees."""
+"""Finds out which addresses are this host's own, as its kernel says, and which of them the world sees."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NLMSG_ERROR = 2
 NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
 
 LOOK = 0.001
-"""Seconds between two looks at what the kernel has said of changes: each is a system call."""
+"""Seconds between two checks for changes that the kernel has reported. Each check is a system call."""
 
 _KERNELS = frozenset({253, 254, 255})  # default, main, local
 _OUR_TABLES = 0xA1600000  # where the broker's tables begin
@@ -41,10 +41,10 @@ _SO_ATTACH_FILTER = 26
 
 @dataclass(frozen=True, slots=True)
 class PublicAddress:
-    """Where pinholes of a flow listen (`local`, an address of this host) and what is told to the world.
+    """Where pinholes of a flow listen (`local`, an address of this host), and the address that is advertised.
 
-    `along`: the flow, where the broker is to find out by itself what the NAT makes of it; the addresses are then those
-    that it is expected to find, and what is told is what it found.
+    `along`: the flow, if the broker is to find out by itself what the NAT makes of it. The addresses are then those
+    that are expected, and what the broker found is advertised.
     """
 
     local: str
@@ -53,7 +53,7 @@ class PublicAddress:
 
 
 def public_address(outside: str, facing: str) -> PublicAddress:
-    """`facing`, an address of this host, unless `network.outside` names another one ("auto" does not)."""
+    """Return `facing`, an address of this host, unless `network.outside` names another one ("auto" does not)."""
     if outside == "auto" or (":" in outside) != (":" in facing):
         return PublicAddress(facing, facing)
     # Behind a further, static translation the named address is not ours: packets for it arrive at the facing one.
@@ -61,10 +61,10 @@ def public_address(outside: str, facing: str) -> PublicAddress:
 
 
 class OwnAddresses:
-    """What the kernel says of addresses: the type of the route that a packet to them takes, asked without privilege.
+    """Asks the kernel about addresses: the type of the route to each says whether it is local. No privilege is needed.
 
-    Answers are remembered until the kernel says that addresses, links, rules or local routes have changed. It says so
-    before whoever changes them is told that it was done; so an answer is never older than LOOK seconds.
+    Answers are remembered until the kernel reports that addresses, links, rules or local routes have changed. It
+    reports that before the program that changes them gets its answer, so an answer is never older than LOOK seconds.
     """
 
     def __init__(self, size: int = 4096) -> None:
@@ -81,30 +81,30 @@ class OwnAddresses:
         _hear_only_of_local_routes(self._events)
 
     def close(self) -> None:
-        """Give the sockets back."""
+        """Close the sockets."""
         self._socket.close()
         self._events.close()
 
     def has(self, address: Address) -> bool:
-        """Whether packets to this very address end at this host: it is one of its own, or a broadcast or anycast
-        address that it listens to. What the address may carry in it is not looked at (`seen_through`)."""
+        """Whether packets to this very address end at this host: the address is its own, or a broadcast or anycast
+        address at which it listens. Addresses that it embeds are not considered (`seen_through`)."""
         return self._type_of(address) in _OWN
 
     def is_local(self, host: str) -> bool:
-        """Whether `host`, the text of an address, is one of this host's own, from which it may send. ValueError for a
-        name."""
+        """Whether `host`, the text of an address, is an address of this host from which it may send. Raises ValueError
+        for a name."""
         return self._type_of(parse_ip(host)) == RTN_LOCAL
 
     def routes_by_policy(self) -> bool:
-        """Whether rules beside the kernel's own three choose among routing tables (ip-rule(8)): the way of a packet may
-        then depend on more than where it goes. algate's own rule does not count."""
+        """Whether rules other than the kernel's three (ip-rule(8)) choose among routing tables, so that the way of a
+        packet may depend on more than its destination. algate's own rule does not count."""
         self._look()
         if self._by_policy is None:
             self._by_policy = any(table and table < _OUR_TABLES and table not in _KERNELS for table in self._tables())
         return self._by_policy
 
     def _tables(self) -> Iterator[int]:
-        """The tables that rules lead to."""
+        """Return the tables that rules lead to."""
         self._sequence = self._sequence + 1 & 0xFFFFFFFF
         request = _HEADER.pack(_HEADER.size + 1, RTM_GETRULE, NLM_F_REQUEST | NLM_F_DUMP, self._sequence, 0)
         self._socket.send(request + bytes(1))
@@ -148,7 +148,7 @@ class OwnAddresses:
             self._by_policy = None
 
     def _ask(self, address: Address) -> int:
-        """RTN_UNSPEC where there is no route."""
+        """Return the type of the route to an address; RTN_UNSPEC if there is no route."""
         self._sequence = self._sequence + 1 & 0xFFFFFFFF
         packed = address.packed
         family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
@@ -164,8 +164,8 @@ class OwnAddresses:
 
 
 def is_own(host: str) -> bool:
-    """Whether packets to `host`, the text of an address, end at this host, in any spelling: also those to an IPv4
-    address that it carries. A single question; for many there is `OwnAddresses`. ValueError for a name."""
+    """Whether packets to `host`, the text of an address in any spelling, end at this host, including those to an IPv4
+    address that it embeds. For a single question; `OwnAddresses` is for many. Raises ValueError for a name."""
     own = OwnAddresses()
     try:
         return any(ip.is_unspecified or own.has(ip) for ip in seen_through(ipaddress.ip_address(host)))
@@ -174,7 +174,7 @@ def is_own(host: str) -> bool:
 
 
 def is_local(host: str) -> bool:
-    """`OwnAddresses.is_local` as a single question. ValueError for a name."""
+    """`OwnAddresses.is_local` for a single question. Raises ValueError for a name."""
     own = OwnAddresses()
     try:
         return own.is_local(host)
@@ -183,8 +183,8 @@ def is_local(host: str) -> bool:
 
 
 def source_towards(host: str, device: int = 0) -> str | None:
-    """The address of this host that faces `host`, the text of an address; None where there is no route to it.
-    `device`: the index of the interface by which packets leave, 0: as the routes say."""
+    """Return the address of this host from which it sends to `host`, the text of an address; None if there is no route.
+    `device`: the index of the interface by which packets leave; 0: the one that the routes say."""
     ip = _without_zone(parse_ip(host))
     family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -200,7 +200,7 @@ def source_towards(host: str, device: int = 0) -> str | None:
 
 
 def _table_of(message: bytes) -> int:
-    """The table of a rule, in a message as <linux/fib_rules.h> has it: small numbers stand in its head."""
+    """Return the table of a rule in a netlink message (<linux/fib_rules.h>): small numbers are in the header."""
     table = message[_HEADER.size + 4]
     at = _HEADER.size + _ROUTE.size
     while at + _ATTRIBUTE.size <= len(message):
@@ -229,8 +229,8 @@ def _netlink(groups: int) -> _socket.socket:
 
 
 def _hear_only_of_local_routes(sock: _socket.socket) -> None:
-    """A router that learns routes from others hears thousands of changes that say nothing of its own addresses: of
-    messages on routes take only those whose type is not RTN_UNICAST (a filter as bpf(4) has them)."""
+    """Attach a filter (bpf(4)) that passes, of messages about routes, only those whose type is not RTN_UNICAST. A
+    router that learns routes gets thousands of messages that say nothing about its own addresses."""
     low_byte = 4 if sys.byteorder == "little" else 5  # of nlmsg_type
     program: Sequence[tuple[int, int, int, int]] = (
         (0x30, 0, 0, low_byte),  # ldb [type]

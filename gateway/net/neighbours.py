@@ -1,8 +1,9 @@
-"""Which addresses are one machine: those that the kernel has seen with one link-layer address (ip-neighbour(8)).
+"""Finds out which addresses belong to one machine: those that the kernel has seen with one link-layer address
+(ip-neighbour(8)).
 
 A host has one IPv4 address and as many IPv6 addresses as it likes (RFC 8981), all of which share a /64 with every other
-host of its link. So neither the address nor the /64 says who it is; its link-layer address does, where it is on a link
-of ours. Whoever forges that too is a matter for the switch.
+host of its link. So neither the address nor the /64 identifies it. Its link-layer address does, if it is on a link of
+this router. Forged link-layer addresses are the switch's problem.
 """
 
 from __future__ import annotations
@@ -36,19 +37,19 @@ _ATTRIBUTE = struct.Struct("=HH")
 
 
 class Source(Protocol):
-    """Where it is known from."""
+    """A source of link-layer addresses."""
 
     def all(self) -> dict[str, str]:
-        """Address to link-layer address, of all that there are now. Raises OSError."""
+        """Return all current link-layer addresses, by address. Raises OSError."""
         ...
 
     def news(self) -> dict[str, str] | None:
-        """Those that came since it was asked last; None if that is not known."""
+        """Return the link-layer addresses that are new since the last call; None if that is not known."""
         ...
 
 
 class Kernel:
-    """The kernel's table, and what it tells of each change (rtnetlink(7)). Needs no privilege."""
+    """The kernel's neighbour table, and its reports of changes (rtnetlink(7)). Needs no privilege."""
 
     def __init__(self) -> None:
         flags = _socket.SOCK_RAW | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
@@ -85,7 +86,7 @@ class Kernel:
 
 
 def _read(found: dict[str, str], data: bytes) -> bool:
-    """Take what a packet says; whether there is more to come. Raises OSError."""
+    """Read a packet into `found`. Returns whether more packets follow. Raises OSError."""
     at = 0
     while at < len(data):
         length, kind, _, _, _ = _HEADER.unpack_from(data, at)
@@ -118,7 +119,7 @@ def _add(found: dict[str, str], attributes: bytes) -> None:
 
 
 class Neighbours:
-    """Who an address is. `inside`: whose addresses are hosts of ours."""
+    """Identifies the client to which an address belongs. `inside`: the networks of clients."""
 
     def __init__(
         self,
@@ -134,8 +135,8 @@ class Neighbours:
         self._next = 0.0
 
     def identify(self, address: str) -> Identity:
-        """The host and the network of an address. Outside, a /64 is one host: it is one household's. Inside, one whose
-        link-layer address is known needs no network: it has one identity whatever its addresses are."""
+        """Return the host and the network of an address. Outside, a /64 is one host, because it belongs to one
+        household. An inside host whose link-layer address is known has one identity for all its addresses."""
         address = address.partition("%")[0]
         ip = ipaddress.ip_address(address)
         if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
@@ -149,8 +150,8 @@ class Neighbours:
         return Identity(str(ip), network)
 
     def guesser(self, address: str) -> str:
-        """Who is banned where somebody at this address guesses: an IPv4 address alone, however many others seem to have
-        its link-layer address (a bridge that answers for them); of an IPv6 address inside the host."""
+        """Return what is banned when the client at this address guesses passwords: for IPv4 the address alone, however
+        many others seem to have its link-layer address (a bridge may answer for them); for IPv6 inside, the host."""
         return address if ":" not in address else self.identify(address).host
 
     def _link(self, address: str) -> str | None:
@@ -174,7 +175,7 @@ class Neighbours:
         return self._links.get(address)
 
     def _learn(self, links: dict[str, str]) -> None:
-        """What the kernel forgets meanwhile is still true."""
+        """Add link-layer addresses. Those that the kernel forgets stay true."""
         if len(self._links) + len(links) > MOST:
             self._links.clear()
             self._missed = True

@@ -1,7 +1,8 @@
-"""Names to addresses: /etc/hosts, a cache, and dnspython over gevent's own sockets.
+"""Resolves names to addresses: /etc/hosts, a cache, and dnspython over gevent's sockets.
 
-dnspython builds and judges the messages and goes from server to server. It binds the socket class when it is imported,
-which may be before gevent's monkey patch; so `_Nameserver` does the query itself, and import order does not matter.
+dnspython builds and checks the messages, and goes from server to server. It binds the socket class when it is imported,
+which may be before gevent's monkey patch; so `_Nameserver` does the query itself, and the order of imports does not
+matter.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class ResolveError(Exception):
 
 
 class _Answer(msgspec.Struct, frozen=True):
-    """What is known of a name until `expires` (monotonic): addresses, or why there are none."""
+    """The cached result for a name until `expires` (monotonic): addresses, or the reason why there are none."""
 
     expires: float
     addresses: tuple[str, ...] = ()
@@ -72,7 +73,7 @@ class _Answer(msgspec.Struct, frozen=True):
 
 
 class _Watched:
-    """A file that is read again when it was changed."""
+    """A file that is read again when it has changed."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -80,7 +81,7 @@ class _Watched:
         self._next_look = 0.0
 
     def changed(self) -> bool:
-        """Whether the file is another than at the last call; one that is not there counts as a state of it."""
+        """Whether the file differs from that of the last call. A missing file counts as a state of its own."""
         now = time.monotonic()
         if now < self._next_look:
             return False
@@ -108,8 +109,8 @@ class Resolver:
         cache_size: int = CACHE_SIZE,
         servers: Sequence[tuple[str, int]] = (),
     ) -> None:
-        """`timeout`: seconds for a name; `port`: of the name servers that `resolv_conf` lists. A file that is missing
-        or useless is no error: names that need it fail until it is there. `servers`: addresses and ports of the name
+        """`timeout`: seconds for a name; `port`: that of the name servers that `resolv_conf` lists. A missing or
+        useless file is no error; names that need it fail until it exists. `servers`: addresses and ports of the name
         servers to ask in place of those."""
         self._timeout = timeout
         self._port = port
@@ -124,11 +125,12 @@ class Resolver:
         self._refresh()
 
     def resolve(self, name: str, deadline: float | None = None) -> list[str]:
-        """The addresses of `name` as canonical text, IPv6 first; never empty. An IPv4-mapped address becomes IPv4.
+        """Return the addresses of `name` as canonical text, IPv6 first; never empty. An IPv4-mapped address becomes
+        IPv4.
 
-        An address resolves to itself; then /etc/hosts, then the cache, then DNS. Of a name with a dot only that name is
-        asked for; one without is tried with the search list of resolv.conf first. `deadline` is of `time.monotonic()`
-        and can only shorten the resolver's own limit. Raises ResolveError.
+        An address resolves to itself; otherwise /etc/hosts, the cache and DNS are asked in this order. A name with a
+        dot is looked up as it is; one without is first tried with the search list of resolv.conf. `deadline` is a time
+        of `time.monotonic()`, and can only shorten the resolver's own limit. Raises ResolveError.
         """
         if address := _literal(name):
             return [address]
@@ -147,8 +149,8 @@ class Resolver:
         return answer.get()
 
     def reverse(self, address: str, deadline: float | None = None) -> str:
-        """The name of an address (PTR), as the name servers tell it: at most 255 printable characters, no proof of
-        anything. Not cached. `deadline` as for `resolve`. Raises ResolveError."""
+        """Return the name of an address (PTR) as the name servers report it: at most 255 printable characters, which
+        prove nothing. Not cached. `deadline` as for `resolve`. Raises ResolveError."""
         self._refresh()
         if self._dns is None:
             raise ResolveError("servfail", f"{address}: no name server in {self._conf_file.path}")
@@ -174,7 +176,8 @@ class Resolver:
             self._cache.clear()
 
     def _ask_once(self, host: str, patience: float | None) -> _Answer:
-        """Ask for `host`, together with all who want to know it at the same time; each waits as long as it likes."""
+        """Ask for `host`, together with all greenlets that want to know it at the same time; each waits for its own
+        time."""
         job = self._pending.get(host)
         if job is None:
             job = self._pending[host] = gevent.spawn(self._ask, host)
@@ -226,7 +229,7 @@ def _too_late(host: str) -> _Answer:
 
 
 def _query(resolver: dns.resolver.Resolver, host: str, kind: str, lifetime: float) -> _Answer:
-    """One record type of one name; errors as an answer that expires soon."""
+    """Query one record type of one name. Errors become an answer that expires soon."""
     name = dns.name.from_text(host, None if "." not in host else dns.name.root)
     now = time.monotonic
     try:
@@ -247,7 +250,7 @@ def _query(resolver: dns.resolver.Resolver, host: str, kind: str, lifetime: floa
 
 
 class _Nameserver(dns.nameserver.Do53Nameserver):
-    """A name server that is asked over gevent's sockets, whatever is patched."""
+    """A name server that is asked over gevent's sockets, whether or not the process is patched."""
 
     def query(
         self,
@@ -313,7 +316,7 @@ def _exactly(sock: gsocket.socket, count: int) -> bytes:
 
 
 def _literal(name: str) -> str | None:
-    """The canonical text if `name` is an address."""
+    """Return the canonical text if `name` is an address, otherwise None."""
     try:
         return str(parse_address(name))
     except ValueError:
@@ -321,7 +324,7 @@ def _literal(name: str) -> str | None:
 
 
 def _host_name(name: str) -> str:
-    """`name` in its one canonical form. ResolveError "invalid" if it cannot be a host name."""
+    """Return the canonical form of `name`. Raises ResolveError "invalid" if it cannot be a host name."""
     try:
         return canonical_name(name)
     except ValueError as error:
@@ -329,7 +332,7 @@ def _host_name(name: str) -> str:
 
 
 def _read_hosts(path: str) -> dict[str, tuple[str, ...]]:
-    """Names of a hosts file (hosts(5)) and their addresses, IPv6 first; lines that make no sense are skipped."""
+    """Read a hosts file (hosts(5)): names and their addresses, IPv6 first. Lines that make no sense are skipped."""
     found: dict[str, list[str]] = {}
     try:
         text = Path(path).read_text(encoding="utf-8", errors="replace")
@@ -351,8 +354,8 @@ def _ipv6_first(addresses: Iterable[str]) -> tuple[str, ...]:
 
 
 def _read_resolv_conf(path: str, port: int, servers: Sequence[tuple[str, int]]) -> dns.resolver.Resolver | None:
-    """dnspython's resolver for `path`, asking over gevent; None if the file lists no name server. `servers` take the
-    place of those, and the file's search list and options stay."""
+    """Make dnspython's resolver for `path`, over gevent; None if the file lists no name server. `servers` replace the
+    listed ones; the file's search list and options stay."""
     resolver = dns.resolver.Resolver(configure=False)
     try:
         resolver.read_resolv_conf(path)

@@ -1,4 +1,4 @@
-"""What the gateway does to TCP sockets everywhere, and what it asks of the host's addresses."""
+"""Functions on TCP sockets that the whole gateway uses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _keepalive = KEEPALIVE
 
 
 def abort(sock: _socket.socket) -> None:
-    """Close with a reset: the peer learns at once that this connection has failed."""
+    """Close with a reset, so that the peer learns at once that the connection has failed."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
     except OSError:
@@ -27,9 +27,9 @@ def abort(sock: _socket.socket) -> None:
 
 
 def prepare(sock: _socket.socket) -> None:
-    """What every flow's socket gets: no delay, keep-alive, and urgent data as bytes of the stream.
+    """Set the options that every flow's socket has: no delay, keep-alive, and urgent data as bytes of the stream.
 
-    Without SO_OOBINLINE the byte of an urgent mark (FTP's ABOR, RFC 959 4.1.3) would be lost on the way.
+    Without SO_OOBINLINE the byte of an urgent mark (FTP's ABOR, RFC 959 4.1.3) would be lost.
     """
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
@@ -37,9 +37,10 @@ def prepare(sock: _socket.socket) -> None:
 
 
 def close_gently(sock: socket.socket, timeout: float) -> None:
-    """Close so that what was sent arrives: end our direction, then wait for the peer's end, at most `timeout` seconds.
+    """Close so that what was sent arrives: end our direction, then wait for the peer's end for at most `timeout`
+    seconds.
 
-    A close with unread bytes would be a reset, which may overtake the last reply.
+    Closing with unread bytes would be a reset, which may overtake the last reply.
     """
     until = time.monotonic() + timeout
     try:
@@ -54,14 +55,15 @@ def close_gently(sock: socket.socket, timeout: float) -> None:
 
 
 def keep_alive_after(seconds: float) -> None:
-    """Probe connections that are prepared from now on after this many seconds of silence, and then five times, each
-    after half of that; 0: never."""
+    """For connections that are prepared from now on: probe after this many seconds of silence, and then five times,
+    each after half of that. 0: never."""
     global _keepalive
     _keepalive = seconds
 
 
 def _keep_alive(sock: _socket.socket) -> None:
-    """Let no router on the way forget the connection, and find out within minutes that a silent peer is gone."""
+    """Turn keep-alive on, so that no router on the way forgets the connection, and a dead peer is found within
+    minutes."""
     if _keepalive <= 0:
         return
     idle = max(1, round(_keepalive))
@@ -72,7 +74,7 @@ def _keep_alive(sock: _socket.socket) -> None:
 
 
 def endpoint(address: tuple[object, ...]) -> Endpoint:
-    """The Endpoint of a socket address as getpeername() gives it; an IPv4-mapped IPv6 address as IPv4."""
+    """Return the Endpoint of a socket address as getpeername() returns it. An IPv4-mapped IPv6 address becomes IPv4."""
     host, port = str(address[0]).partition("%")[0], address[1]
     assert isinstance(port, int)
     if host.startswith("::ffff:"):

@@ -1,12 +1,12 @@
-"""Turns: work that could go on for ever is done in small pieces, and between them everybody else is served.
+"""Turns: work that could go on for ever is done in small pieces, and between them all others are served.
 
 gevent looks at sockets and timers only when its callbacks are done, or after fifty of them. A greenlet whose socket
 always has something to read never waits, and `gevent.sleep(0)` gives way to other callbacks only: with pieces of one
-millisecond it took 136 ms until another socket was looked at. A timer that is due at once makes libev look at all of
-them first, and costs two microseconds.
+millisecond it took 136 ms until another socket was looked at. A timer that is due at once makes libev look at all
+sockets first, and costs two microseconds.
 
-What was done in one round of the event loop is added up, whoever did it; beyond `BUDGET` the rest waits in line. The
-line gets one budget a round together, however many stand in it.
+The work of one round of the event loop is added up over all greenlets; beyond `BUDGET` the rest waits in line. The line
+gets one budget for each round, however many wait in it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BUDGET = 0.001  # seconds of work in a round of the event loop, and as much agai
 
 
 class Turns:
-    """The line of one process, made in its hub's thread. Times are seconds."""
+    """The line of waiting greenlets of one process, made in its hub's thread. Times are in seconds."""
 
     def __init__(self, budget: float = BUDGET) -> None:
         self.hub = get_hub()
@@ -41,16 +41,18 @@ class Turns:
 
     @property
     def over(self) -> bool:
-        """Whether this round's budget is spent: whoever wants to work has to `wait` first."""
+        """Whether this round's budget is spent. Then a greenlet must `wait` before it works."""
         return perf_counter() >= self._until if self._calling else self._spent >= self._budget
 
     def spend(self, seconds: float) -> None:
-        """So much work was done. Little work is added up over rounds, which costs nothing but a turn now and then."""
+        """Count `seconds` of work. Small amounts are added up over rounds, which costs nothing but a turn now and
+        then."""
         if not self._calling:  # else it is measured below
             self._spent += seconds
 
     def wait(self, light: bool = False) -> None:
-        """Let others go on, and come back in a later round. `light`: before those that are not. Not for the hub."""
+        """Let others go on, and return in a later round. `light`: before those that are not light. Must not be called
+        in the hub."""
         current, line = getcurrent(), self._lines[0 if light else 1]
         line.append(current)
         self._ask()
@@ -62,7 +64,7 @@ class Turns:
             raise
 
     def _next_round(self) -> None:
-        """libev has looked at sockets and timers: call up those that wait, for one budget."""
+        """Called when libev has looked at sockets and timers: wake those that wait, for one budget."""
         self._due = False
         self._spent = 0.0
         light, other = self._lines
@@ -90,7 +92,7 @@ _turns: Turns | None = None
 
 
 def turns() -> Turns:
-    """The line of this process (of this thread's hub)."""
+    """Return the line of this process (of this thread's hub)."""
     global _turns
     if _turns is None or _turns.hub is not get_hub():
         _turns = Turns()

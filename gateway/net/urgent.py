@@ -1,4 +1,4 @@
-"""TCP urgent data on its way through a flow that is inspected: an FTP client's ABOR is urgent (RFC 959, 4.1.3)."""
+"""TCP urgent data on its way through an inspected flow. An FTP client's ABOR is urgent (RFC 959, 4.1.3)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ _SIOCATMARK = 0x8905  # <asm-generic/sockios.h>
 
 
 def receive(sock: socket.socket, size: int) -> tuple[bytes, bool]:
-    """Up to `size` bytes of a socket with SO_OOBINLINE, and whether they are one urgent byte. b"" at the end. OSError.
+    """Receive up to `size` bytes of a socket with SO_OOBINLINE. Returns the bytes, b"" at the end, and whether they are
+    one urgent byte. Raises OSError.
 
-    The kernel never reads across the mark, so the urgent byte always comes first in a read.
+    The kernel never reads across the mark, so the urgent byte is always the first of a read.
     """
     if not is_plain(sock):
         return sock.recv(size), False
@@ -29,12 +30,13 @@ def receive(sock: socket.socket, size: int) -> tuple[bytes, bool]:
 
 
 def is_plain(sock: socket.socket) -> bool:
-    """Whether what is on the wire is the stream itself: else (GSSAPI, RFC 1961) TCP's mark says nothing about it."""
+    """Whether the bytes on the wire are the stream itself. Otherwise (GSSAPI, RFC 1961) TCP's mark says nothing about
+    it."""
     return type(sock) is gsocket.socket
 
 
 class Marks:
-    """The urgent bytes of one direction, from where they stood in what came to where they stand in what goes."""
+    """The urgent bytes of one direction: translates their places in what came to places in what is sent."""
 
     def __init__(self) -> None:
         self._came = 0
@@ -46,7 +48,7 @@ class Marks:
 
     @property
     def held(self) -> int:
-        """Bytes that came and have not been delivered."""
+        """The number of bytes that came and were not delivered yet."""
         return self._came - self._passed
 
     @property
@@ -55,13 +57,14 @@ class Marks:
         return bool(self._in or self._out)
 
     def came(self, count: int, urgent: bool) -> None:
-        """So many bytes came; `urgent`: the last of them is."""
+        """Count bytes that came. `urgent`: the last of them is urgent."""
         self._came += count
         if urgent:
             self._in.append(self._came - 1)
 
     def delivered(self, data: bytes, edits: Sequence[Edit], length: int) -> None:
-        """The next `data` of what came were queued for sending with these edits, `length` bytes then."""
+        """Count bytes that were queued for sending: the next `data` of what came, with these edits, now `length`
+        bytes."""
         while self._in and self._in[0] < self._passed + len(data):
             at = self._in.popleft() - self._passed
             if not any(edit.start <= at < edit.end for edit in edits):  # else the byte is no more
@@ -71,11 +74,11 @@ class Marks:
         self._queued += length
 
     def said(self, length: int) -> None:
-        """So many bytes were queued for sending that did not come."""
+        """Count bytes that were queued for sending and did not come from the other side."""
         self._queued += length
 
     def send(self, sock: socket.socket, data: bytes) -> int:
-        """Send the first of `data`, at most up to the next mark; how many bytes. OSError."""
+        """Send the first bytes of `data`, at most up to the next mark. Returns how many were sent. Raises OSError."""
         mark = self._out[0] - self._sent if self._out else len(data)
         if mark == 0:
             count = sock.send(data[:1], socket.MSG_OOB if is_plain(sock) else 0)

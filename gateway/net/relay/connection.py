@@ -1,4 +1,4 @@
-"""The connections that are relayed, as plain sockets."""
+"""The relayed connections as plain sockets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RelaySocket(Protocol):
 
 
 def take(sock: RelaySocket) -> _socket.socket:
-    """The descriptor of `sock` in the plainest socket object, which knows neither gevent's watchers nor its waits."""
+    """Move the descriptor of `sock` into a plain socket object, without gevent's watchers and waits."""
     if type(sock) is _socket.socket:  # made for us: prepared, and not blocking
         return sock
     family = sock.family
@@ -34,18 +34,18 @@ def take(sock: RelaySocket) -> _socket.socket:
 
 
 def local_hosts(*socks: _socket.socket) -> tuple[str, ...]:
-    """The addresses of this host that connections use; none of one that is closed."""
+    """Return the addresses of this host that connections use; none for a closed one."""
     return tuple(str(sock.getsockname()[0]) for sock in socks if sock.fileno() >= 0)
 
 
 def unacknowledged(sock: _socket.socket) -> int:
-    """How many bytes the kernel holds that the other end has not got yet."""
+    """Return how many bytes the other end has not acknowledged yet."""
     count: int = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
     return count
 
 
 def close_by_reset(sock: _socket.socket) -> None:
-    """Let the close that follows be a reset."""
+    """Make the following close a reset."""
     _quietly_set(sock, SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
 
 

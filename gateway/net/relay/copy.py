@@ -1,4 +1,4 @@
-"""The data path for a socket whose bytes on the wire are not those of the stream: copied through two greenlets."""
+"""The data path for a socket whose bytes on the wire are not those of the stream: two greenlets copy them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ SETTLE = 0.05  # seconds between two looks at whether all has arrived
 
 
 class EncodedSocket(gsocket.socket):
-    """A socket with a `recv` and a `send` that change what passes: the kernel alone cannot relay it."""
+    """A socket whose `recv` and `send` transform the bytes, so that the kernel alone cannot relay it."""
 
 
 class CopyHandle:
-    """A flow that is copied: `left` and `right` as `Relay.start` has them, with the limits of `relay`."""
+    """A flow that is copied between `left` and `right`, as in `Relay.start`, with the limits of `relay`."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class CopyHandle:
 
 
 def _let_arrive(sink: gsocket.socket) -> None:
-    """Wait until the other end has all that was sent to it, as long as that goes on."""
+    """Wait until the other end has acknowledged all that was sent to it, as long as that makes progress."""
     left, until = -1, time.monotonic() + RESET_GRACE
     try:
         while (now_left := unacknowledged(sink)) and time.monotonic() < until:
@@ -155,7 +155,7 @@ def _let_arrive(sink: gsocket.socket) -> None:
 
 
 def _allowed(pace: Pace | None) -> int:
-    """How much may be read now; waits until it is something."""
+    """Wait until something may be read, and return how many bytes."""
     if pace is None:
         return READ_SIZE
     while not (allowed := pace.allowance(now := time.monotonic())):

@@ -29,16 +29,16 @@ class RelayResult(msgspec.Struct, frozen=True):
 
 
 class Head(NamedTuple):
-    """What an earlier carrier of a flow leaves of a direction. `rest`: bytes that it has read and not sent; `over`: the
-    source has sent its last byte, all of them were sent on, and the sink has been told of the end."""
+    """The state of one direction that an earlier carrier of a flow leaves. `rest`: bytes that it has read and not sent;
+    `over`: the source has sent its last byte, all bytes were sent on, and the sink was told of the end."""
 
     rest: bytes = b""
     over: bool = False
 
 
 class Legacy(NamedTuple):
-    """The state of a flow that another carrier has begun: its directions from left to right and from right to left,
-    and the side whose connection is dead already, if one is."""
+    """The state of a flow that another carrier has begun: its two directions, and the side whose connection is dead
+    already, if any."""
 
     up: Head = Head()
     down: Head = Head()
@@ -49,8 +49,8 @@ FRESH = Legacy()
 
 
 class Half:
-    """One direction of a flow. It is at any time in one of: reading, waiting for room in the sink (then `pipe` or
-    `rest` may hold bytes), paused by its rate, over."""
+    """One direction of a flow. At any time it is in one of these states: reading, waiting for room in the sink (then
+    `pipe` or `rest` may hold bytes), paused by its rate, over."""
 
     __slots__ = ("bulk", "moved", "over", "pace", "pause", "pipe", "reading", "rest", "sink", "source", "waiting")
 

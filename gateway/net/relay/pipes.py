@@ -36,7 +36,7 @@ class Pipe:
 
 
 class PipePool:
-    """Lends pipes. `lent` is how many are out."""
+    """Lends pipes. `lent` is the number of pipes that are lent."""
 
     def __init__(self, size: int = PIPE_SIZE, kept: int = KEPT) -> None:
         self.lent = 0
@@ -45,7 +45,7 @@ class PipePool:
         self._idle: list[Pipe] = []
 
     def borrow(self) -> Pipe | None:
-        """An empty pipe; None when the process or the host has no descriptors left for one."""
+        """Return an empty pipe; None if the process or the host has no descriptors left."""
         if self._idle:
             pipe = self._idle.pop()
         else:
@@ -57,8 +57,8 @@ class PipePool:
         return pipe
 
     def give_back(self, pipe: Pipe) -> None:
-        """Take `pipe` back; one that still has bytes in it is closed, as nobody else may get those, and so is a small
-        one."""
+        """Take `pipe` back. One that still has bytes in it is closed, because no other flow may get those, and so is a
+        small one."""
         self.lent -= 1
         if pipe.held or pipe.size < self.size or len(self._idle) >= self._kept:
             pipe.close()

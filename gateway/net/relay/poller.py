@@ -1,8 +1,8 @@
-"""What is ready, for thousands of sockets and the price of one libev watcher: an epoll of our own within libev's.
+"""Polls thousands of sockets for the cost of one libev watcher: an epoll of our own inside libev's.
 
-A watcher of libev is made, started, stopped and closed for every wait, with a system call or two each time. Here a
-socket is registered once for its life, whoever waits for it in turn; what is asked for changes only when it must; and
-a close needs no word. With no event asked for, epoll still reports errors, which libev cannot.
+A watcher of libev is made, started, stopped and closed for each wait, with a system call or two each time. Here a
+socket is registered once for its life, and its handler may be replaced. The events that it waits for change only when
+they must, and closing it needs no call. With no event asked for, epoll still reports errors, which libev cannot do.
 """
 
 from __future__ import annotations
@@ -57,20 +57,21 @@ class Watch:
             self._asked = events
 
     def rest(self) -> None:
-        """Hear nothing, not even of a break, until something is asked for again."""
+        """Report no events, not even a break, until `ask` is called again."""
         if self._asked is not None:
             self._poller.epoll.unregister(self.fd)
             self._asked = None
 
     def forget(self, closing: bool) -> None:
-        """No more of it. `closing`: the socket is closed next, which lets the kernel forget it too."""
+        """Remove the socket from the poller. `closing`: the socket is closed next, so the kernel removes it by
+        itself."""
         if self._poller.watches.pop(self.fd, None) is not None and not closing:
             self.rest()
         self.handler = _deaf  # whose handler it was may have it as an attribute: a cycle
 
 
 class Poller:
-    """One a process, made in its hub's thread. `watches` by descriptor."""
+    """The poller of a process, made in its hub's thread. `watches` by descriptor."""
 
     def __init__(self) -> None:
         self.epoll: select.epoll = get_original("select", "epoll")()  # the monkey patch takes it away
@@ -85,13 +86,13 @@ class Poller:
         return len(self.watches)
 
     def watch(self, fd: int, events: int, handler: Handler) -> Watch:
-        """Watch a socket from now on, until it is forgotten."""
+        """Watch a socket until it is forgotten."""
         self.epoll.register(fd, events)
         watch = self.watches[fd] = Watch(self, fd, events, handler)
         return watch
 
     def reading(self, fd: int, handler: Handler, watch: Watch | None) -> Watch:
-        """Have `handler` told of what can be read; `watch` is that of the socket if it is watched already."""
+        """Call `handler` when the socket can be read. `watch` is the socket's watch, if it has one already."""
         if watch is None:
             return self.watch(fd, READ, handler)
         watch.handler = handler
@@ -127,10 +128,10 @@ class Poller:
 
 
 Watches = tuple[Watch | None, Watch | None]
-"""Of a flow's two sockets; None for one that is not watched yet."""
+"""The watches of a flow's two sockets; None for one that is not watched yet."""
 
 UNWATCHED: Watches = (None, None)
 
 
 def _deaf(_events: int) -> None:
-    """The handler of what is not watched any more."""
+    """The handler of a socket that is no longer watched."""

@@ -1,11 +1,10 @@
 """The data path: two sockets joined in callbacks, without a greenlet.
 
-Each direction is a `Half`. A few bytes are copied: recv and send are cheaper than two splices. When more comes, bytes
-go from socket to pipe to socket by splice(2) and are never seen. A half reads only while it holds nothing, so a sink
-that is full stops the reading (backpressure), and EAGAIN on reading can only mean that the source is empty; or that an
-urgent byte comes next, which splice does not pass (it says EAGAIN, or 0 as at the end), and recv does: so where splice
-has nothing at once, the next look is by recv. Everything here runs in the hub: it never blocks and never raises out of
-a callback.
+Each direction is a `Half`. A few bytes are copied, because recv and send are cheaper than two splices. More bytes go
+from socket to pipe to socket by splice(2) and are never seen. A half reads only while it holds nothing, so a full sink
+stops the reading (backpressure). EAGAIN on reading means that the source is empty, or that an urgent byte comes next,
+which recv passes and splice does not (it says EAGAIN, or 0 as at the end): so where splice returns nothing at once, the
+next read is by recv. Everything here runs in the hub; it never blocks, and never raises out of a callback.
 """
 
 from __future__ import annotations
@@ -35,11 +34,12 @@ RESET_GRACE = 5.0  # seconds without progress in delivering what came before a r
 
 
 class Relay:
-    """What the flows of a process share: pipes, a timer wheel, limits. One a worker, made in its hub's thread."""
+    """What the flows of a process share: pipes, a timer wheel, limits. One for each worker, made in its hub's
+    thread."""
 
     def __init__(self, idle_timeout: float, half_close_timeout: float, pipe_size: int = PIPE_SIZE) -> None:
-        """`idle_timeout`: seconds without a byte in either direction until a flow is reset; `half_close_timeout`: the
-        same once one side has closed its direction."""
+        """`idle_timeout`: seconds without a byte in either direction after which a flow is reset; `half_close_timeout`:
+        the same after one side has closed its direction."""
         self.idle_timeout = idle_timeout
         self.half_close_timeout = half_close_timeout
         self.live: set[RelayHandle] = set()
@@ -60,17 +60,17 @@ class Relay:
     ) -> RelayHandle:
         """Join two connected TCP (or Unix stream) sockets until both have closed.
 
-        Takes the sockets over: the objects passed in are detached and of no more use, and the relay closes the
-        connections. `on_done` is called once, from the hub, and so must not block. `up`, `down`: at what pace to read
-        from left and from right; may be shared. `watches`: of left and right, where they are in the poller already.
-        `legacy`: what an earlier carrier has left to do. ValueError for a closed socket.
+        Takes the sockets over: the objects passed in are detached and must not be used afterwards, and the relay closes
+        the connections. `on_done` is called once, from the hub, and so must not block. `up`, `down`: rate limiters for
+        reading from left and from right; they may be shared. `watches`: those of left and right, if they are in the
+        poller already. `legacy`: what an earlier carrier has left to do. Raises ValueError for a closed socket.
         """
         if left.fileno() < 0 or right.fileno() < 0:
             raise ValueError("a closed socket cannot be relayed")
         return RelayHandle(self, take(left), take(right), on_done, up, down, watches, legacy)
 
     def close(self) -> None:
-        """Abort every live flow by a reset, and free what they shared. Not to be used after that."""
+        """Abort every live flow by a reset, and free what they shared. Must not be used afterwards."""
         for handle in tuple(self.live):
             handle.abort(reset=True)
         self.pool.close()
@@ -123,7 +123,7 @@ class RelayHandle:
             self._inherit(legacy)
 
     def _inherit(self, legacy: Legacy) -> None:
-        """Go on where another carrier has stopped."""
+        """Continue where another carrier has stopped."""
         for half, head in ((self._up, legacy.up), (self._down, legacy.down)):
             if head.over:
                 self._stop(half)
@@ -166,7 +166,7 @@ class RelayHandle:
         self._ready(self._right_watch, self._down, self._up, events)
 
     def _ready(self, watch: Watch, out: Half, into: Half, events: int) -> None:
-        """Something happened at one side. `out` reads from it, `into` writes to it."""
+        """Handle events of one side. `out` reads from it, `into` writes to it."""
         if into.waiting and events & (WRITE | GONE):
             self._pump(into)
         if out.reading:
@@ -179,7 +179,8 @@ class RelayHandle:
                 self._broke(out.source, seen_reading=False)
 
     def _pump(self, half: Half, last: bool = False) -> None:
-        """Move what can be moved without waiting, within the budget. `last`: after what is there comes the end."""
+        """Move what can be moved without waiting, within the budget. `last`: the source has ended behind what it has
+        sent."""
         self._active = monotonic()
         if half.bulk or half.pipe is not None:
             self._splice(half)
@@ -283,7 +284,7 @@ class RelayHandle:
             self._ask()
 
     def _wait_for_room(self, half: Half) -> None:
-        """Do not read for the moment; a reset is noticed all the same."""
+        """Stop reading until the sink has room. A reset is noticed all the same."""
         if not half.waiting:
             half.reading, half.waiting = False, True
             self._ask()
@@ -298,7 +299,7 @@ class RelayHandle:
         self._pump(half)
 
     def _ask(self) -> None:
-        """Wait at either side for what is wanted of it now."""
+        """Ask the poller for the events that both sides need now."""
         up, down = self._up, self._down
         self._left_watch.ask((READ if up.reading else 0) | (WRITE if down.waiting else 0))
         self._right_watch.ask((READ if down.reading else 0) | (WRITE if up.waiting else 0))
@@ -306,7 +307,7 @@ class RelayHandle:
     # --- ends -------------------------------------------------------------------------------------------------------
 
     def _ended(self, half: Half) -> None:
-        """The source of `half` will send no more, and all that it sent is delivered: pass that on."""
+        """Pass on the end: the source of `half` will send no more, and all that it sent is delivered."""
         self._stop(half)
         if self._broken is not None:
             self._settle()
@@ -325,7 +326,8 @@ class RelayHandle:
         self._ask()
 
     def _broke(self, side: _socket.socket, seen_reading: bool) -> None:
-        """The connection of `side` is dead: what it had sent before is still delivered, then the other is reset too."""
+        """The connection of `side` is dead. What it had sent before is still delivered, then the other side is reset
+        too."""
         if self._broken not in (None, side):
             self._finish("reset", reset=True)
             return
@@ -337,7 +339,8 @@ class RelayHandle:
         self._settle()
 
     def _settle(self) -> None:
-        """Reset the side that lives as soon as it has acknowledged all that was sent to it, as without a gateway."""
+        """Reset the side that lives as soon as it has acknowledged all that was sent to it, as would happen without a
+        gateway."""
         if self._broken is None or self._on_done is None:
             return
         _, away = self._around(self._broken)
@@ -363,7 +366,7 @@ class RelayHandle:
         return now
 
     def _around(self, side: _socket.socket) -> tuple[Half, Half]:
-        """The halves towards `side` and away from it."""
+        """Return the halves towards `side` and away from it."""
         return (self._down, self._up) if side is self._left else (self._up, self._down)
 
     def _check_idle(self, now: float) -> float | None:
@@ -380,7 +383,7 @@ class RelayHandle:
         self._entry = self._relay.wheel.add(due, check)
 
     def _stop(self, half: Half) -> None:
-        """No more bytes in this direction."""
+        """Stop this direction: no more bytes are moved."""
         half.over = True
         half.reading = half.waiting = False
         half.rest = b""

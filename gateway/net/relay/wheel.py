@@ -1,4 +1,4 @@
-"""A timer wheel: many limits that are seldom reached, for the price of one timer."""
+"""A timer wheel: many time limits that are seldom reached, for the cost of one timer."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Entry:
 class Wheel:
     """Calls checks at their time, up to one tick late, in the hub. The timer runs only while something waits.
 
-    A check is given the time (of `time.monotonic()`) and answers with the time of its next check, or None when it is
-    done. So what happens often (a byte moved) need only note the time, and the check finds out that it came too early.
+    A check gets the time (of `time.monotonic()`) and returns the time of its next call, or None when it is done. So an
+    event that happens often (a byte moved) only notes the time, and the check finds out that it came too early.
     """
 
     def __init__(self, tick: float = TICK, slots: int = SLOTS) -> None:
@@ -48,7 +48,7 @@ class Wheel:
         return self._waiting
 
     def add(self, due: float, check: Check) -> Entry:
-        """Call `check` at `due`; the answer is for `discard`."""
+        """Call `check` at `due`. The result is for `discard`."""
         if not self._waiting:
             self._when = time.monotonic()
             self._timer.again(self._turn)
@@ -58,7 +58,7 @@ class Wheel:
         return entry
 
     def discard(self, entry: Entry) -> None:
-        """Forget `entry`; one that is done already is no error."""
+        """Forget `entry`. It is no error if it is done already."""
         if entry.check is not None:
             entry.check = None
             self._slots[entry.slot].discard(entry)
