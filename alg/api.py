@@ -38,6 +38,11 @@ class Mode(StrEnum):
     OFF = "off"
 
 
+PINHOLE_KINDS = ("once", "anybody", "conversation", "exchange", "mapping", "read", "gre")
+"""The kinds of pinholes that a module's class may name in its `kinds`. It asks for them by: `OpenPinhole` and
+`OpenOutbound` (once), `OpenPinhole` without a peer (anybody), `OpenConversation`, `OpenExchange`, `OpenMapping`."""
+
+
 # --- events ---------------------------------------------------------------------------------------------------------
 
 
@@ -63,7 +68,8 @@ class Opened:
     """The pinhole `ref` is open. `public` is the endpoint that may be advertised; for an outbound pinhole it is the
     target.
 
-    `inner`: for a meeting (`OpenMeeting`), the endpoint to which the client has to connect.
+    `inner`: for a meeting (`OpenMeeting`), the endpoint to which the client has to connect; for an exchange, the
+    endpoint where the server finds the client.
     """
 
     ref: int
@@ -163,7 +169,8 @@ class CloseWrite:
 
 @dataclass(frozen=True, slots=True)
 class OpenPinhole:
-    """Let `peer` (an address; None: any host) connect from outside to `target`, an endpoint of the flow's own client.
+    """Let `peer` (an address; None: any host, but only the first one) connect from outside to `target`, an endpoint of
+    the flow's own client. Kind "once", or "anybody" without a peer.
 
     For a published server `target` may belong to either end of the flow; the public endpoint is then advertised to the
     opposite end.
@@ -223,6 +230,83 @@ class UpdateConversation:
     ref: int
     peers: tuple[str, ...] | None
     ttl: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenMapping:
+    """Give `target`, a socket of the flow's own inside client, a public port for any number of connections and
+    datagrams, for `ttl` seconds from now (at most 7,200; `UpdateMapping` prolongs it).
+
+    `transports`: "tcp", "udp" or both, which have one number then. `peers`: who may come, as prefixes
+    ("198.51.100.0/24", at most 8); None: anybody. `port`: the public port that is wished for, if it is free; `exact`:
+    that one or none. A socket that has a public port already gets that one. What the socket sends leaves from the
+    public port too. Answered by `Opened` or `Refused` ("wish": that port cannot be had).
+    """
+
+    ref: int
+    target: Endpoint
+    transports: tuple[str, ...]
+    peers: tuple[str, ...] | None
+    ttl: float
+    reason: str
+    port: int | None = None
+    exact: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateMapping:
+    """`peers` and `ttl` (seconds from now; None: as it was) of the mapping `ref` are these from now on. Connections of
+    TCP live on; datagrams of who may come no more stop at once. Not answered, but by `Refused` if it is open no more.
+    """
+
+    ref: int
+    peers: tuple[str, ...] | None
+    ttl: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenExchange:
+    """On the flow of a published server: let the socket `client` of its client outside and the server inside exchange
+    datagrams (UDP), each of which knows the other one by an address of this host.
+
+    `server`: the server's socket; None: not known yet, `UpdateExchange` names it. `client_second`, `server_second`: the
+    ports of RTCP beside them. Open for `ttl` seconds (at most 7,200). Answered by `Opened`: `public` is where the
+    client finds the server, `inner` is where the server finds the client (of pairs the first port, which is even); or
+    by `Refused`.
+    """
+
+    ref: int
+    client: Endpoint
+    server: Endpoint | None
+    ttl: float
+    reason: str
+    client_second: int | None = None
+    server_second: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateExchange:
+    """The server's socket of the exchange `ref`, and the time that it has from now on in seconds (None: as it was).
+    As with `UpdateConversation`, what the same answer delivers behind it goes when it is done."""
+
+    ref: int
+    server: Endpoint
+    server_second: int | None
+    ttl: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Find out what listens at `target`, a TCP port of the flow's own client: connect to it from this host, send `send`
+    and read. Answered by `Opened` (with `target` as `public`) if what comes back begins with `expect` (b"": it accepts
+    the connection), else by `Refused` ("probe"). It takes five seconds at most, and nothing is opened. At most 512
+    bytes each.
+    """
+
+    ref: int
+    target: Endpoint
+    send: bytes
+    expect: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +386,11 @@ Command = (
     | OpenOutbound
     | OpenConversation
     | UpdateConversation
+    | OpenMapping
+    | UpdateMapping
+    | OpenExchange
+    | UpdateExchange
+    | Probe
     | FindSocket
     | OpenRelay
     | OpenMeeting
@@ -341,7 +430,7 @@ class AlgModule(Protocol):
     A class declares what it wants by attributes; `alg.registry.Traits` has the defaults:
 
     - `api`: the version of this interface that it is written for, 1.
-    - `kinds`: the kinds of pinholes that it may ask for, such as "once" and "conversation".
+    - `kinds`: the kinds of pinholes that it may ask for, of `PINHOLE_KINDS`; others are refused.
     - `Options`: its own keys in `[alg.NAME]`, as a frozen dataclass with a field for each key. Each has a default and a
       type that TOML has. Unknown keys and wrong types are configuration errors; `Options` itself may raise
       ValueError("KEY: what is wrong").

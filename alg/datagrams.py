@@ -19,11 +19,14 @@ from alg.api import (
     Note,
     OpenConversation,
     Opened,
+    OpenMapping,
+    Probe,
     Refused,
     Rung,
     Side,
     Tick,
     UpdateConversation,
+    UpdateMapping,
 )
 
 # --- events ---------------------------------------------------------------------------------------------------------
@@ -96,7 +99,19 @@ class RevokeConversation:
     rule: str
 
 
-DatagramCommand = Release | OpenConversation | UpdateConversation | ClosePinhole | StandDown | RevokeConversation | Note
+DatagramCommand = (
+    Release
+    | OpenConversation
+    | UpdateConversation
+    | OpenMapping
+    | UpdateMapping
+    | Probe
+    | ClosePinhole
+    | StandDown
+    | RevokeConversation
+    | Note
+)
+"""`OpenMapping` and `Probe` are of the client of whichever datagram the module has been shown: `target` names it."""
 
 # --- what outlives a process ----------------------------------------------------------------------------------------
 
@@ -161,8 +176,8 @@ class DatagramModule(Protocol):
 
     A class declares, each with a default: `api` (1), `Options` (as in `AlgModule`), `look_every` (seconds between two
     `Activity` events; None: none), `recorded` (whether it has `journal` and `restore`), `shown` (whether its messages
-    may be traced), `tables` (the names of the tables that `table` knows), `kinds` (the kinds of pinholes that it asks
-    for: "conversation").
+    may be traced), `tables` (the names of the tables that `table` knows), `kinds` (the kinds of pinholes that it may
+    ask for, as in `AlgModule`).
     """
 
     def __init__(self, context: DatagramContext) -> None: ...

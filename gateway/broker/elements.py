@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from alg.address import Endpoint
-from gateway.model.requests import Lease, Traffic, Transport
+from gateway.model.requests import Lease, Protocol, Traffic, Transport
 
 ONCE = ("once4", "once6")
 COUNTED = ("in4", "inany4", "out4", "outany4", "in6", "inany6", "out6", "outany6")
@@ -43,8 +43,8 @@ _SECOND = "+1"
 _READ = "read"
 _PLAIN = "="  # not translated: the public port is the target itself
 _LOCAL = "@"  # and the target: the public port is a worker's own
-_PROTOCOLS: dict[Transport, int] = {"tcp": 6, "udp": 17}
-_TRANSPORTS: dict[int, Transport] = {number: name for name, number in _PROTOCOLS.items()}
+_PROTOCOLS: dict[str, int] = {"tcp": 6, "udp": 17}
+_TRANSPORTS: dict[int, Transport] = {6: "tcp", 17: "udp"}
 _SIZES = {4: 4, 6: 16}
 _SERVICE = struct.Struct(">B3xH2x")
 _PORT = struct.Struct(">H2x")
@@ -75,7 +75,7 @@ class Found:
     used: bool
 
 
-def pack_key(destination: Endpoint, transport: Transport, source: str | None) -> bytes:
+def pack_key(destination: Endpoint, transport: Protocol, source: str | None) -> bytes:
     """`destination . protocol . destination port`, and `. source` unless it is None; each padded to four bytes."""
     key = _packed(destination.host) + _SERVICE.pack(_PROTOCOLS[transport], destination.port)
     return key if source is None else key + _packed(source)

@@ -55,7 +55,7 @@ from gateway.lease.validate import (
     valid_lease_id,
 )
 from gateway.model.errors import PinholeRefused
-from gateway.model.requests import Along, Lease, PinholeRequest
+from gateway.model.requests import Along, Lease, PinholeRequest, transports_of
 from gateway.net.neighbours import Kernel, Neighbours
 from gateway.observe.admin import Rows
 from gateway.observe.log import get_logger
@@ -456,7 +456,10 @@ class Engine:
     def _reserve(self, slot: int, request: PinholeRequest) -> Lease:
         def is_free(port: int) -> bool:
             # That the NAT translates to an address that is none of this host's is what it was asked for.
-            return can_bind(request.transport, request.public_host or "", port, foreign=request.along is not None)
+            return all(
+                can_bind(transport, request.public_host or "", port, foreign=request.along is not None)
+                for transport in transports_of(request.transport)
+            )
 
         return self._leases.open(
             request, now=time.monotonic(), unix=time.time(), rng=self._rng, is_free=is_free, owner=slot

@@ -1,17 +1,27 @@
-"""The conversations (UDP pinholes of many packets) that one engine or flow holds, by the engine's own numbers."""
+"""The pinholes of many packets (conversations, mappings, exchanges) that one engine or flow holds, by the engine's own
+numbers."""
 
 from __future__ import annotations
 
 import functools
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import gevent
-import msgspec
 import structlog
 
 from alg.address import Endpoint
-from alg.api import FindSocket, Mode, OpenConversation, UpdateConversation
+from alg.api import (
+    FindSocket,
+    Mode,
+    OpenConversation,
+    OpenExchange,
+    OpenMapping,
+    UpdateConversation,
+    UpdateExchange,
+    UpdateMapping,
+)
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Lease, PinholeRequest, PinholeUpdate
 from gateway.net.addresses import PublicAddress
@@ -19,7 +29,7 @@ from gateway.pinhole.backend import ConversationBackend
 
 log = structlog.get_logger()
 
-Told = Callable[[int, Endpoint | str], None]
+Told = Callable[[int, Endpoint | str, Endpoint | None], None]
 Admitted = Callable[[int], None]
 
 
@@ -41,7 +51,7 @@ class _Conversation:
         self.peers = peers
         self.admitting = 0
         self.lease: Lease | None = None
-        self.updates: deque[tuple[UpdateConversation, bool]] = deque()
+        self.updates: deque[tuple[dict[str, Any], bool]] = deque()
         self.busy = False
         self.closed = False
 
@@ -55,9 +65,9 @@ class _Conversation:
 class Conversations:
     """Opens, updates and closes, one after the other for each conversation and at once for several. Never waits.
 
-    `flow`: what leases are called by. `told(ref, outcome)`: is called from the event loop with the public endpoint, or
-    with a rule; it must not wait. `admitted(ref)`: the same, when nothing that was to let somebody in is under way any
-    more (`is_admitting`), done or not.
+    `flow`: what leases are called by. `told(ref, outcome, inner)`: is called from the event loop with the public
+    endpoint, or with a rule, and with the inner endpoint of an exchange; it must not wait. `admitted(ref)`: the same,
+    when nothing that was to let somebody in is under way any more (`is_admitting`), done or not.
     Mode OBSERVE opens nothing, and tells port 0 of the address that would be used.
     """
 
@@ -125,6 +135,85 @@ class Conversations:
 
         `read`: what comes through is for the packets process to read.
         """
+        if not self._may_open(command, client, public):
+            return
+        assert public is not None
+        request = PinholeRequest(
+            flow=self._flow,
+            reason=command.reason,
+            client=client,
+            direction="in",
+            transport="udp",
+            target=command.target,
+            second=command.second,
+            peer=None,
+            peers=command.peers,
+            public_host=public.local if public.local != client else None,
+            along=public.along,
+            ttl=command.ttl,
+            kind="read" if read else "conversation",
+        )
+        self._ask(command.ref, request, public)
+
+    def map(self, command: OpenMapping, client: str, public: PublicAddress | None) -> None:
+        """Open a mapping; as `open`."""
+        if not self._may_open(command, client, public):
+            return
+        assert public is not None
+        transports = set(command.transports)
+        if not transports or not transports <= {"tcp", "udp"}:
+            self._later(command.ref, "transport")
+            return
+        request = PinholeRequest(
+            flow=self._flow,
+            reason=command.reason,
+            client=client,
+            direction="in",
+            transport="tcp+udp" if len(transports) > 1 else "udp" if "udp" in transports else "tcp",
+            target=command.target,
+            peer=None,
+            peers=command.peers,
+            public_host=public.local if public.local != client else None,
+            along=public.along,
+            ttl=command.ttl,
+            kind="mapping",
+            wish=command.port,
+            exact=command.exact,
+        )
+        self._ask(command.ref, request, public)
+
+    def exchange(self, command: OpenExchange, server: str, public: PublicAddress, inner_host: str) -> None:
+        """Open an exchange of the published host `server` with the client outside, who knows it by `public` and is
+        known to it by `inner_host`; as `open`."""
+        if command.server is not None and command.server.host != server:
+            self._later(command.ref, "target")
+            return
+        if self._mode is not Mode.REWRITE:
+            self._told_later(command.ref, Endpoint(public.advertised, 0), Endpoint(inner_host, 0))
+            return
+        pair = command.client_second is not None
+        request = PinholeRequest(
+            flow=self._flow,
+            reason=command.reason,
+            client=server,
+            direction="in",
+            transport="udp",
+            target=command.server or Endpoint(server, 0),
+            second=(command.server_second or 0) if pair else None,
+            peer=None,
+            public_host=public.local,
+            along=public.along,
+            ttl=command.ttl,
+            kind="exchange",
+            visitor=command.client.host,
+            outer=command.client,
+            outer_second=command.client_second,
+            inner_host=inner_host,
+        )
+        self._ask(command.ref, request, public)
+
+    def _may_open(self, command: OpenConversation | OpenMapping, client: str, public: PublicAddress | None) -> bool:
+        """Whether the backend is to be asked; if not, what it is told in its place is on its way."""
         if command.target.host != client:  # an engine's mistake must not become a hole
             self._later(command.ref, "target")
         elif public is None:
@@ -133,26 +222,15 @@ class Conversations:
             named = public.advertised
             self._later(command.ref, Endpoint(named, 0) if named != client else command.target)
         else:
-            self._live[command.ref] = one = _Conversation(read, command.peers)
-            one.busy = True
-            request = PinholeRequest(
-                flow=self._flow,
-                reason=command.reason,
-                client=client,
-                direction="in",
-                transport="udp",
-                target=command.target,
-                second=command.second,
-                peer=None,
-                peers=command.peers,
-                public_host=public.local if public.local != client else None,
-                along=public.along,
-                ttl=command.ttl,
-                kind="read" if read else "conversation",
-            )
-            # What lies before a further NAT has another name there than its own.
-            host = public.advertised if public.along is None and public.local != client else None
-            self._pinholes.ask(request, functools.partial(self._opened, command.ref, one, host))
+            return True
+        return False
+
+    def _ask(self, ref: int, request: PinholeRequest, public: PublicAddress) -> None:
+        self._live[ref] = one = _Conversation(request.kind == "read", request.peers)
+        one.busy = True
+        # What lies before a further NAT has another name there than its own.
+        host = public.advertised if public.along is None and request.public_host is not None else None
+        self._pinholes.ask(request, functools.partial(self._opened, ref, one, host))
 
     def find(self, command: FindSocket, client: str, public: PublicAddress | None) -> None:
         """Ask for the public endpoint of a socket of the inside host `client` that another process holds; `told` is
@@ -182,21 +260,29 @@ class Conversations:
 
     def _answered(self, ref: int, host: str | None, outcome: Lease | PinholeRefused) -> None:
         if isinstance(outcome, PinholeRefused):
-            self._told(ref, outcome.rule)
+            self._told(ref, outcome.rule, None)
         else:
-            self._told(ref, Endpoint(host or outcome.public.host, outcome.public.port))
+            self._told(ref, Endpoint(host or outcome.public.host, outcome.public.port), None)
 
-    def update(self, command: UpdateConversation) -> None:
+    def update(self, command: UpdateConversation | UpdateMapping | UpdateExchange) -> None:
         """Change one; `told` is called with a rule if it is open no more."""
         one = self._live.get(command.ref)
         if one is None:
             if self._mode is Mode.REWRITE:
                 self._later(command.ref, "lease")
             return
-        lets_in = one.lets_in(command.peers)
-        one.peers = command.peers
+        changes: dict[str, Any] = {} if command.ttl is None else {"ttl": command.ttl}
+        if isinstance(command, UpdateExchange):
+            changes |= {"target": command.server}
+            if command.server_second is not None:
+                changes |= {"second": command.server_second}
+            lets_in = True
+        else:
+            changes |= {"peers": command.peers}
+            lets_in = one.lets_in(command.peers)
+            one.peers = command.peers
         one.admitting += lets_in
-        one.updates.append((command, lets_in))
+        one.updates.append((changes, lets_in))
         if not one.busy:
             self._work(command.ref, one)
 
@@ -214,7 +300,10 @@ class Conversations:
             self.close(ref)
 
     def _later(self, ref: int, outcome: Endpoint | str) -> None:
-        gevent.get_hub().loop.run_callback(self._told, ref, outcome)
+        self._told_later(ref, outcome, None)
+
+    def _told_later(self, ref: int, outcome: Endpoint | str, inner: Endpoint | None) -> None:
+        gevent.get_hub().loop.run_callback(self._told, ref, outcome, inner)
 
     def _opened(self, ref: int, one: _Conversation, host: str | None, outcome: Lease | PinholeRefused) -> None:
         """`host`: what is advertised, where that is not the pinhole's own address."""
@@ -223,7 +312,7 @@ class Conversations:
             return
         one.lease = outcome
         if not one.closed:
-            self._told(ref, Endpoint(host or outcome.public.host, outcome.public.port))
+            self._told(ref, Endpoint(host or outcome.public.host, outcome.public.port), outcome.inner)
         self._work(ref, one)
 
     def _updated(self, ref: int, one: _Conversation, lets_in: bool, outcome: Lease | PinholeRefused) -> None:
@@ -248,9 +337,8 @@ class Conversations:
         one.busy = bool(one.updates) and not one.closed
         if one.busy:
             assert one.lease is not None
-            command, lets_in = one.updates.popleft()
-            ttl = msgspec.UNSET if command.ttl is None else command.ttl
-            update = PinholeUpdate(one.lease.id, peers=command.peers, ttl=ttl)
+            changes, lets_in = one.updates.popleft()
+            update = PinholeUpdate(one.lease.id, **changes)
             self._pinholes.ask(update, functools.partial(self._updated, ref, one, lets_in))
         elif one.closed:
             self._end(one)
@@ -260,7 +348,7 @@ class Conversations:
         self._end(one)
         if not one.closed:
             del self._live[ref]
-            self._told(ref, refused.rule)
+            self._told(ref, refused.rule, None)
             self._nobody_waits(ref, one)
 
     def _end(self, one: _Conversation) -> None:

@@ -29,11 +29,14 @@ from alg.api import (
     Note,
     OpenConversation,
     Opened,
+    OpenMapping,
+    Probe,
     Refused,
     Rung,
     Side,
     Tick,
     UpdateConversation,
+    UpdateMapping,
     apply_edits,
 )
 from alg.datagrams import (
@@ -48,6 +51,7 @@ from alg.datagrams import (
 from gateway.driver.conversations import Conversations
 from gateway.driver.guard import Hung, alarm
 from gateway.driver.ordering import Held, InOrder
+from gateway.driver.probe import is_proven
 from gateway.net.addresses import PublicAddress
 from gateway.observe.counters import Key, count, counts
 from gateway.observe.trace import Trace
@@ -61,6 +65,7 @@ LONGEST_HOLD = 2.5
 UNREAD_FOR = 60.0
 """Seconds that a module is not shown what two say to each other, after it raised an exception on it."""
 
+MOST_PROBES = 64  # ports of clients that are looked at, at a time
 _MOST_UNREAD = 4096  # of such pairs
 _AFTER_AN_ERROR = 1.0  # seconds until a module whose clock failed is told the time again
 
@@ -119,7 +124,7 @@ class Carrier(Protocol):
         """Let it go on: `edited` if there is such a thing, else as it came."""
         ...
 
-    def place(self, command: OpenConversation) -> Placement:
+    def place(self, command: OpenConversation | OpenMapping) -> Placement:
         """Where to open what the module asks for."""
         ...
 
@@ -184,6 +189,7 @@ class DatagramDriver:
         self._unread: dict[tuple[Endpoint, str], float] = {}  # what two say that the module cannot bear, until when
         self._errors: set[str] = set()
         self._silent_until = -math.inf
+        self._probing = 0
         self._edit_keys: dict[str, Key] = {}
 
     def __len__(self) -> int:
@@ -345,7 +351,7 @@ class DatagramDriver:
                 self._release(command, set(admitting) if admitting else None)
                 continue
             self._do(command)
-            if isinstance(command, UpdateConversation) and self.conversations.is_admitting(command.ref):
+            if isinstance(command, UpdateConversation | UpdateMapping) and self.conversations.is_admitting(command.ref):
                 admitting = admitting or set()
                 admitting.add(command.ref)
 
@@ -354,14 +360,38 @@ class DatagramDriver:
             case OpenConversation():
                 client, public, read = self._carrier.place(command)
                 self.conversations.open(command, client, public, read)
-            case UpdateConversation():
+            case OpenMapping():
+                client, public, _ = self._carrier.place(command)
+                self.conversations.map(command, client, public)
+            case UpdateConversation() | UpdateMapping():
                 self.conversations.update(command)
+            case Probe():
+                self._probe(command)
             case ClosePinhole(ref):
                 self.conversations.close(ref)
             case StandDown() | RevokeConversation() | Note():
                 self._carrier.said(command)
 
-    def _told(self, ref: int, outcome: Endpoint | str) -> None:
+    def _probe(self, command: Probe) -> None:
+        # Only a socket of somebody who speaks with this module has a place: nobody else is connected to.
+        wish = OpenMapping(command.ref, command.target, ("tcp",), None, 0.0, "")
+        client, public, _ = self._carrier.place(wish)
+        if client != command.target.host or public is None or self._probing >= MOST_PROBES:
+            gevent.get_hub().loop.run_callback(self._told, command.ref, "probe", None)
+            return
+        self._probing += 1
+        gevent.spawn(self._look_who_listens, command)
+
+    def _look_who_listens(self, command: Probe) -> None:
+        proven = False
+        try:
+            proven = is_proven(command)
+        finally:
+            self._probing -= 1
+            if not self._closed:
+                self._told(command.ref, command.target if proven else "probe", None)
+
+    def _told(self, ref: int, outcome: Endpoint | str, inner: Endpoint | None) -> None:
         """What became of a conversation: its public endpoint, or the rule by which it was refused."""
         if self._closed:
             self.conversations.close(ref)

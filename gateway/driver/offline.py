@@ -24,6 +24,7 @@ from alg.api import (
     Note,
     OpenConversation,
     Opened,
+    OpenMapping,
     OpenOutbound,
     OpenPinhole,
     Received,
@@ -155,7 +156,7 @@ class _Datagrams:
         message = row(held.since, held.side, *ends, held.data, held.edits)
         self._rows.append({**message, "transport": "udp", "flow": "", "ladder": _ladder(held.rung)})
 
-    def place(self, command: OpenConversation) -> Placement:
+    def place(self, command: OpenConversation | OpenMapping) -> Placement:
         return Placement(command.target.host, PublicAddress(self._rehearsal.public, self._rehearsal.public))
 
     def said(self, command: Said) -> None:

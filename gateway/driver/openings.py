@@ -16,15 +16,21 @@ from alg.api import (
     Mode,
     OpenConversation,
     Opened,
+    OpenExchange,
+    OpenMapping,
     OpenMeeting,
     OpenOutbound,
     OpenRelay,
+    Probe,
     Refused,
     Side,
     UpdateConversation,
+    UpdateExchange,
+    UpdateMapping,
 )
 from alg.bucket import Rate
 from gateway.driver.conversations import Conversations
+from gateway.driver.probe import is_proven
 from gateway.driver.requests import Opening, Public, advertised, is_forbidden, request_of
 from gateway.flow.table import Flow
 from gateway.model.errors import PinholeRefused
@@ -101,14 +107,44 @@ class Openings:
             self._unanswered += 1
             gevent.spawn(self._open, command)
 
-    def converse(self, command: OpenConversation | UpdateConversation) -> None:
-        """Open or change a conversation."""
-        if isinstance(command, UpdateConversation):
-            self.conversations.update(command)
-        elif self.revoked:
-            self._tell(Refused(command.ref, self.revoked, self._now()))
+    def converse(self, command: OpenConversation | OpenMapping | OpenExchange) -> None:
+        """Open a conversation, a mapping or an exchange."""
+        forbidden = "target" if is_forbidden(command, self._flow, self._public) else None
+        client, public = self._flow.client.host, self._public.get(Side.SERVER)
+        if refusal := self.revoked or forbidden:
+            self._tell(Refused(command.ref, refusal, self._now()))
+        elif isinstance(command, OpenConversation):
+            self.conversations.open(command, client, public)
+        elif isinstance(command, OpenMapping):
+            self.conversations.map(command, client, public)
         else:
-            self.conversations.open(command, self._flow.client.host, self._public.get(Side.SERVER))
+            server, inner = self._flow.server.host, self._public[Side.SERVER].local
+            self.conversations.exchange(command, server, self._public[Side.CLIENT], inner)
+
+    def change(self, command: UpdateConversation | UpdateMapping | UpdateExchange) -> None:
+        """Change one of these."""
+        self.conversations.update(command)
+
+    def probe(self, command: Probe) -> None:
+        """Find out what listens at a port of the client."""
+        refusal = self.revoked or ("target" if command.target.host != self._flow.client.host else self._flood())
+        if refusal:
+            self._tell(Refused(command.ref, refusal, self._now()))
+            return
+        self._opening.add(command.ref)
+        self._unanswered += 1
+        gevent.spawn(self._probe, command)
+
+    def _probe(self, command: Probe) -> None:
+        proven = False
+        try:
+            proven = is_proven(command)
+        finally:
+            self._unanswered -= 1
+            if command.ref in self._opening:
+                self._opening.discard(command.ref)
+                answer = Opened(command.ref, command.target, self._now())
+                self._tell_unless_over(answer if proven else Refused(command.ref, "probe", self._now()))
 
     def let_in(self, ref: int) -> None:
         """Wait until nobody is about to be let in to this conversation any more, `LONGEST_HOLD` seconds at most."""
@@ -205,18 +241,18 @@ class Openings:
             Opened(ref, advertised(command, lease.public.port, self._flow, self._public), self._now(), inner)
         )
 
-    def _conversation_told(self, ref: int, outcome: Endpoint | str) -> None:
+    def _conversation_told(self, ref: int, outcome: Endpoint | str, inner: Endpoint | None) -> None:
         """From the event loop, which must not wait."""
-        gevent.spawn(self._conversation, ref, outcome)
+        gevent.spawn(self._conversation, ref, outcome, inner)
 
-    def _conversation(self, ref: int, outcome: Endpoint | str) -> None:
+    def _conversation(self, ref: int, outcome: Endpoint | str, inner: Endpoint | None) -> None:
         """What became of a conversation: its public endpoint, or the rule by which it was refused."""
         if self._over:
             self.conversations.close(ref)
         elif isinstance(outcome, str):
             self._tell(Refused(ref, outcome, self._now()))
         else:
-            self._tell(Opened(ref, outcome, self._now()))
+            self._tell(Opened(ref, outcome, self._now(), inner))
 
     def _tell_unless_over(self, event: Event) -> None:
         if not self._over:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from alg.address import Endpoint
-from alg.api import OpenMeeting, OpenOutbound, OpenPinhole, OpenRelay, Side
+from alg.api import (
+    OpenConversation,
+    OpenExchange,
+    OpenMapping,
+    OpenMeeting,
+    OpenOutbound,
+    OpenPinhole,
+    OpenRelay,
+    Side,
+)
 from gateway.flow.table import Flow
 from gateway.model.requests import Along, PinholeRequest
 from gateway.net.addresses import PublicAddress
@@ -14,7 +23,10 @@ Opening = OpenPinhole | OpenOutbound | OpenMeeting
 Public = Mapping[Side, PublicAddress]
 
 
-def is_forbidden(command: Opening | OpenRelay, flow: Flow, public: Public) -> bool:
+Conversing = OpenConversation | OpenMapping | OpenExchange
+
+
+def is_forbidden(command: Opening | OpenRelay | Conversing, flow: Flow, public: Public) -> bool:
     """A module's mistake must not become a hole: a pinhole leads to the flow's own client, or to its server if that
     is published (a relay: to both of them), and to nobody else."""
     match command:
@@ -23,6 +35,10 @@ def is_forbidden(command: Opening | OpenRelay, flow: Flow, public: Public) -> bo
             return command.target.host not in own
         case OpenRelay(client, server):
             return client.host != flow.client.host or server.host != flow.server.host
+        case OpenExchange(client=client):
+            return Side.CLIENT not in public or client.host != flow.client.host
+        case OpenConversation() | OpenMapping():
+            return command.target.host != flow.client.host
     return False
 
 
@@ -66,5 +82,6 @@ def request_of(command: Opening, flow: Flow, public: Public) -> PinholeRequest:
         peer=peer,
         public_host=public_host,
         ttl=command.ttl,
+        kind="anybody" if isinstance(command, OpenPinhole) and peer is None else "once",
         along=along,
     )

@@ -36,11 +36,14 @@ from alg.api import (
     Note,
     OpenConversation,
     Opened,
+    OpenExchange,
+    OpenMapping,
     OpenMeeting,
     OpenOutbound,
     OpenPinhole,
     OpenRelay,
     OutlivingModule,
+    Probe,
     Received,
     Refused,
     Revoke,
@@ -48,6 +51,8 @@ from alg.api import (
     Side,
     Tick,
     UpdateConversation,
+    UpdateExchange,
+    UpdateMapping,
     apply_edits,
 )
 from alg.registry import Traits
@@ -341,7 +346,7 @@ class Inspection:
                 if admitting and isinstance(command, Deliver):
                     self._let_in(admitting)
                 self._do(command)
-                if isinstance(command, UpdateConversation):
+                if isinstance(command, UpdateConversation | UpdateMapping | UpdateExchange):
                     admitting.append(command.ref)
         except Exception as error:  # what is no command, or makes no sense
             raise Broken(described(error)) from error
@@ -401,8 +406,12 @@ class Inspection:
                 log.info("alg.transfer", flow=self._flow.id, other=str(other), permitted=permitted)
                 answer = Opened(ref, other, self._now()) if permitted else Refused(ref, "transfer", self._now())
                 self._feed(answer)
-            case OpenConversation() | UpdateConversation():
+            case OpenConversation() | OpenMapping() | OpenExchange():
                 self._openings.converse(command)
+            case UpdateConversation() | UpdateMapping() | UpdateExchange():
+                self._openings.change(command)
+            case Probe():
+                self._openings.probe(command)
             case ClosePinhole(ref):
                 self._openings.close(ref)
             case FindSocket():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from alg.address import Endpoint
 from gateway.model.errors import PinholeRefused
@@ -46,7 +46,7 @@ class PublicPorts:
     def choose(
         self,
         host: str,
-        transport: Transport,
+        transports: Sequence[Transport],
         width: int,
         read: bool,
         now: float,
@@ -59,17 +59,17 @@ class PublicPorts:
         lowest = low + low % width  # RTP and RTCP: even and the next (RFC 3550, 11). So both of them are chosen as one
 
         def usable(port: int) -> bool:
-            return self._busy.get((transport, host, port), -math.inf) <= now and is_free(port)
+            return all(self._busy.get((each, host, port), -math.inf) <= now for each in transports) and is_free(port)
 
         for choice in _random((high - lowest + 1) // width, rng):
             port = lowest + choice * width
             if usable(port) and (width == 1 or usable(port + 1)):
                 return Endpoint(host, port)
-        if transport == "udp":
+        if tuple(transports) == ("udp",):
             for port in self._rested(host, width, now, rng):
                 if lowest <= port <= high + 1 - width and all(is_free(port + offset) for offset in range(width)):
                     return Endpoint(host, port)
-                self._forget(transport, host, port, width)
+                self._forget("udp", host, port, width)
         for port in _around(lowest, high + 2 - width, width, rng):
             if usable(port) and (width == 1 or usable(port + 1)):
                 return Endpoint(host, port)

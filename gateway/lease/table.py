@@ -20,7 +20,7 @@ from alg.address import Endpoint
 from alg.bucket import Rate
 from gateway.lease.ports import HOLD, PublicPorts
 from gateway.model.errors import PinholeRefused
-from gateway.model.requests import Lease, PinholeRequest, PinholeUpdate, Traffic
+from gateway.model.requests import Lease, PinholeRequest, PinholeUpdate, Traffic, transports_of
 from gateway.observe.metrics import Sample
 from gateway.observe.pinhole_log import lease_fields
 from gateway.policy.clients import Identity
@@ -164,7 +164,8 @@ class LeaseTable:
         payer = self._identify(_payer(lease))
         self._entries[lease.id] = _Entry(lease, owner, deadline, payer, used)
         self._end_by(deadline, lease.id)
-        self._ports.take(lease.protocol, lease.public, _ports_of(lease))
+        for transport in transports_of(lease.protocol):
+            self._ports.take(transport, lease.public, _ports_of(lease))
         for target in _sockets_of(lease):
             self._conversations[target] = lease.id
         if not used:
@@ -316,9 +317,8 @@ class LeaseTable:
                 raise PinholeRefused("public", "no public address")
             return request.target
         width = 1 if request.second is None else 2
-        return self._ports.choose(
-            request.public_host, request.transport, width, request.kind == "read", now, rng, is_free
-        )
+        transports, read = transports_of(request.transport), request.kind == "read"
+        return self._ports.choose(request.public_host, transports, width, read, now, rng, is_free)
 
     def _remove(self, entry: _Entry, now: float) -> Lease:
         lease = entry.lease
@@ -327,7 +327,8 @@ class LeaseTable:
             self._forget_client(entry)
         for target in _sockets_of(lease):
             del self._conversations[target]
-        self._ports.give_back(lease.protocol, lease.public, _ports_of(lease), now)
+        for transport in transports_of(lease.protocol):
+            self._ports.give_back(transport, lease.public, _ports_of(lease), now)
         return lease
 
     def _forget_client(self, entry: _Entry) -> None:

@@ -83,6 +83,8 @@ def check_request(request: PinholeRequest, inside: Sequence[Network]) -> None:
         raise PinholeRefused("flow", "not the id of a flow")
     if not _REASON.fullmatch(request.reason):
         raise PinholeRefused("reason", "not a reason")
+    if request.kind not in ("once", "conversation", "read", "local"):
+        raise PinholeRefused("kind", f"{request.kind} is not available")
     _check_ttl(request.ttl, LONGEST_TTL if request.single else LONGEST_CONVERSATION)
     client = _address("client", request.client)
     if request.along is not None:

@@ -14,10 +14,14 @@ from gateway.model.errors import PinholeRefused
 CommandName = Literal["connect", "bind", "udp", "resolve", "transparent", "fxp"]
 Transport = Literal["tcp", "udp"]
 Direction = Literal["in", "out"]
-Kind = Literal["once", "conversation", "read", "local"]
-"""Kinds of pinholes. `once`: one connection, from one peer. `conversation`: datagrams both ways between one inside
-socket and its peers, until it is closed or its time is over. `read`: the same, and a module reads the datagrams.
-`local`: a port of this host at which a worker listens, for one TCP connection or for datagrams."""
+Protocol = Literal["tcp", "udp", "tcp+udp", "gre"]
+"""What a pinhole is for: one transport, both on one port, or GRE."""
+Kind = Literal["once", "anybody", "conversation", "read", "local", "mapping", "exchange", "gre"]
+"""Kinds of pinholes. `once`: one connection, from one peer. `anybody`: one connection, from whoever is first.
+`conversation`: datagrams both ways between one inside socket and its peers, until it is closed or its time is over.
+`read`: the same, and a module reads what comes. `local`: a port of this host at which a worker listens: one connection
+of TCP, or datagrams. `mapping`: any number of connections and datagrams to one inside socket. `exchange`: datagrams
+between a server inside and a client outside, both translated. `gre`: packets of GRE that have one call number."""
 LogLevel = Literal["", "debug", "info", "warning", "error"]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -72,6 +76,15 @@ class PinholeRequest(msgspec.Struct, frozen=True):
     queue. `kind` "local": a worker of this host listens at the public port itself, and netfilter lets the peer in where
     INPUT drops.
 
+    `kind` "anybody": `peer` is None, and the first host that comes is let in. `kind` "mapping" (kernel only): any
+    number of connections and datagrams of `peers`, which are prefixes here, as "198.51.100.0/24", or None for all
+    hosts. `wish` is the public port that is wanted if it is free, `exact`: that one or none; other kinds have no wish.
+
+    `kind` "exchange" (UDP, kernel only): between `target`, a socket of the server inside, which is the `client` here
+    (port 0: not known yet), and `outer`, a socket of the client outside, who is the `visitor`. That one finds the
+    server at the public port, and the server finds it at a port of `inner_host`, an address of this host too.
+    `outer_second`: the port of RTCP beside `outer`; `second` is the server's (0: not known yet).
+
     `visitor`: the outside client that uses a published server; the pinhole counts against its quota, not the server's.
     `find`: nothing is opened; the answer is the lease of the open conversation of `target`, in any process. `along`:
     the broker finds out by itself with which address this flow is seen, and `public_host` is ignored; where the flow is
@@ -82,7 +95,7 @@ class PinholeRequest(msgspec.Struct, frozen=True):
     reason: str
     client: str
     direction: Direction
-    transport: Transport
+    transport: Protocol
     target: Endpoint
     peer: str | None
     public_host: str | None
@@ -93,6 +106,11 @@ class PinholeRequest(msgspec.Struct, frozen=True):
     visitor: str | None = None
     find: bool = False
     along: Along | None = None
+    wish: int | None = None
+    exact: bool = False
+    outer: Endpoint | None = None
+    outer_second: int | None = None
+    inner_host: str | None = None
 
     @property
     def single(self) -> bool:
@@ -101,7 +119,7 @@ class PinholeRequest(msgspec.Struct, frozen=True):
 
 
 class PinholeUpdate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A request to change the open conversation `lease`. Fields that are UNSET do not change.
+    """A request to change the open conversation, mapping or exchange `lease`. Fields that are UNSET do not change.
 
     `ttl`: seconds from now. `peers`, `target` and `second` as in PinholeRequest. `second` can be given only to a
     pinhole that has one. The public ports never change.
@@ -127,6 +145,7 @@ class Lease(msgspec.Struct, frozen=True):
 
     `kind`, `peers`, `second`, `visitor` as in PinholeRequest; port `public.port + 1` leads to `second` of the target.
     `follows`: the address from which a connection of direction "out" has to come; None: any that the NAT chooses.
+    `outer`, `outer_second` as in PinholeRequest; `inner`: where the server of an exchange finds its client.
     """
 
     id: str
@@ -134,7 +153,7 @@ class Lease(msgspec.Struct, frozen=True):
     reason: str
     client: str
     direction: Direction
-    protocol: Transport
+    protocol: Protocol
     public: Endpoint
     target: Endpoint
     peer: str | None
@@ -145,6 +164,9 @@ class Lease(msgspec.Struct, frozen=True):
     second: int | None = None
     visitor: str | None = None
     follows: str | None = None
+    outer: Endpoint | None = None
+    outer_second: int | None = None
+    inner: Endpoint | None = None
 
     @property
     def single(self) -> bool:
@@ -152,9 +174,20 @@ class Lease(msgspec.Struct, frozen=True):
         return is_single(self.kind, self.protocol)
 
 
-def is_single(kind: Kind, transport: Transport) -> bool:
-    """Whether a pinhole of this kind and transport is for one connection, and used up by it."""
-    return kind == "once" or (kind == "local" and transport == "tcp")
+def transports_of(protocol: Protocol) -> tuple[Transport, ...]:
+    """The transports whose ports a pinhole has: both, one, or none (GRE)."""
+    match protocol:
+        case "tcp+udp":
+            return ("tcp", "udp")
+        case "gre":
+            return ()
+        case _:
+            return (protocol,)
+
+
+def is_single(kind: Kind, transport: Protocol) -> bool:
+    """Whether a pinhole of this kind is for one connection, and used up by it."""
+    return kind in ("once", "anybody") or (kind == "local" and transport == "tcp")
 
 
 Done = Callable[[Lease | PinholeRefused], None]

@@ -16,7 +16,7 @@ import gevent
 import structlog
 
 from alg.address import Endpoint, canonical
-from alg.api import OpenConversation, Side
+from alg.api import OpenConversation, OpenMapping, Side
 from alg.datagrams import DatagramModule, Entry, Moved, RecordedModule
 from gateway.driver.datagrams import DatagramDriver, HeldDatagram, Placement, Said, Setting, log_said
 from gateway.front.packets.journal import Journal, Stored
@@ -89,7 +89,7 @@ class _Line:
     def send(self, held: HeldDatagram) -> None:
         self._front.send(held)
 
-    def place(self, command: OpenConversation) -> Placement:
+    def place(self, command: OpenConversation | OpenMapping) -> Placement:
         client = command.target.host
         along = self._front.path(client, self.servers.get(command.ref))
         public = self._front.public_along(along) if along is not None else None

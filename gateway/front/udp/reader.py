@@ -12,7 +12,7 @@ from typing import NamedTuple
 import gevent
 
 from alg.address import Endpoint, canonical
-from alg.api import Mode, OpenConversation, Side
+from alg.api import Mode, OpenConversation, OpenMapping, Side
 from alg.datagrams import DatagramModule
 from gateway.driver.conversations import Conversations
 from gateway.driver.datagrams import DatagramDriver, HeldDatagram, Placement, Said, Setting, log_said
@@ -103,7 +103,7 @@ class Messages:
         fits = held.edited is not None and len(held.edited) <= LONGEST
         self._send(held.side, held.item, held.edited if fits and held.edited is not None else held.data)
 
-    def place(self, command: OpenConversation) -> Placement:
+    def place(self, command: OpenConversation | OpenMapping) -> Placement:
         return Placement(self._client.host, self._public)
 
     def changed(self) -> None:

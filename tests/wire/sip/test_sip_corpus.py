@@ -15,10 +15,13 @@ from alg.api import (
     Note,
     OpenConversation,
     Opened,
+    OpenMapping,
+    Probe,
     Refused,
     Side,
     Tick,
     UpdateConversation,
+    UpdateMapping,
     apply_edits,
 )
 from alg.datagrams import (
@@ -258,6 +261,8 @@ def words(command: DatagramCommand, dialogue: Dialogue) -> str:
             return f"update {ref} for {who(peers)}"
         case ClosePinhole(ref):
             return f"shut {ref}"
+        case OpenMapping() | UpdateMapping() | Probe():
+            raise AssertionError(f"SIP asks for no {type(command).__name__}")
         case StandDown(_, server, rule):
             return f"stand-down {server} {rule}"
         case RevokeConversation(_, server, rule):
