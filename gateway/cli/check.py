@@ -7,13 +7,14 @@ import tomllib
 import click
 
 from gateway.cli.explain import explain
+from gateway.cli.instance import may_run
 from gateway.cli.options import config_option, json_option
 from gateway.cli.output import show_json
 from gateway.config.doubts import doubts
 from gateway.config.load import load_config
 from gateway.config.schema import DEFAULT_PATH
 from gateway.model.errors import ConfigError
-from gateway.supervisor.preflight import placed, refusals, surprises
+from gateway.supervisor.preflight import listening, placed, refusals, surprises
 
 
 @click.command()
@@ -37,7 +38,8 @@ def check(config_path: str | None, as_json: bool, request: str | None) -> None:
     source = config_path or str(DEFAULT_PATH)
     for message in refusals(config):
         raise ConfigError(placed(config, message, source))
-    for message in (*doubts(config), *surprises(config)):
+    ports = () if may_run(config) else listening(config)
+    for message in (*doubts(config), *surprises(config), *ports):
         click.echo(f"algate: warning: {placed(config, message, source)}", err=True)
     if request is not None:
         explain(config, source, request, as_json)

@@ -23,6 +23,14 @@ def run_dir_of(config: Config) -> Path:
     raise AlgateError(f"no gateway is running (there is no socket in {run_dir})")
 
 
+def may_run(config: Config) -> bool:
+    """Whether a gateway of this configuration runs, or may run: what is not for this user to look into is not known."""
+    try:
+        return _has_socket(Path(config.process.run_dir))
+    except AlgateError:
+        return True
+
+
 def _has_socket(run_dir: Path) -> bool:
     """Whether a gateway runs in this run directory, as far as this user can see. Raises AlgateError if the user may not
     look into the directory."""

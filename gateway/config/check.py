@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import math
+import os
 import re
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -15,6 +17,9 @@ from alg.registry import BrokenModule, transports
 from gateway.config.rules import RuleError, compile_rules
 from gateway.config.schema import Config, parse_endpoint, port_range
 from gateway.model.hosts import TRANSLATION_LENGTHS, canonical_name
+
+_MOST_WORKERS = 1024
+_LONGEST_RUN_DIR = 107 - len("/supervisor.sock")  # bytes; unix(7): a socket's path has 108, the last one zero
 
 
 class BadValue(Exception):
@@ -35,8 +40,9 @@ def check(config: Config) -> None:
         if _valid(f"network.nat64[{i}]", text, ipaddress.IPv6Network).prefixlen not in TRANSLATION_LENGTHS:
             lengths = ", ".join(map(str, TRANSLATION_LENGTHS))
             raise BadValue(f"network.nat64[{i}]: the length of {text} is none of {lengths}")
-    if network.outside != "auto":
-        _valid("network.outside", network.outside, ipaddress.ip_address)
+    outside = network.outside
+    if outside != "auto" and _valid("network.outside", outside, ipaddress.ip_address).is_unspecified:
+        raise BadValue(f'network.outside: {outside} is no host\'s address (leave it out, or write "auto")')
     if not config.socks.listen and not config.transparent_enabled:
         raise BadValue("socks.listen: is empty and network.inside_interfaces too: there is nothing to do")
     for i, text in enumerate(config.socks.listen):
@@ -71,14 +77,16 @@ def check(config: Config) -> None:
         if not re.fullmatch(r"[A-Za-z0-9.\-\[\]:]{1,260}", host):
             raise BadValue(f"console.hosts[{i}]: {host!r} is not a name or address, with or without a port")
     _check_listening(config)
-    if config.process.workers < 0:
-        raise BadValue(f"process.workers: {config.process.workers} is negative (0: one per core)")
+    if not 0 <= config.process.workers <= _MOST_WORKERS:
+        raise BadValue(f"process.workers: {config.process.workers} is not between 0 (one per core) and {_MOST_WORKERS}")
     if not config.process.run_dir.startswith("/"):
         raise BadValue(f"process.run_dir: {config.process.run_dir!r} is not an absolute path")
+    if len(os.fsencode(config.process.run_dir)) > _LONGEST_RUN_DIR:
+        raise BadValue(f"process.run_dir: is longer than {_LONGEST_RUN_DIR} bytes, too long for the sockets in it")
     if not 0 <= config.network.keepalive <= 32767:  # what the kernel takes
         raise BadValue(f"network.keepalive: {config.network.keepalive:g} is not between 0 and 32767 seconds")
-    if config.process.drain_timeout < 0:
-        raise BadValue(f"process.drain_timeout: {config.process.drain_timeout:g} is negative")
+    _seconds("process.drain_timeout", config.process.drain_timeout)
+    _seconds("process.retire_timeout", config.process.retire_timeout)
 
 
 def _network(text: str) -> None:
@@ -155,7 +163,7 @@ def _check_publish(config: Config) -> None:
                 raise BadValue(f"publish[{i}].{where}: {endpoint} is published already")
             seen.add((f"{entry.protocol} {where}", endpoint))
     if config.publish and not config.transparent_enabled:
-        raise BadValue("publish: needs network.inside_interfaces, as its connections are redirected too")
+        raise BadValue("publish[0]: needs network.inside_interfaces, as its connections are redirected too")
 
 
 def _check_rules(config: Config) -> None:
@@ -243,6 +251,15 @@ def _valid(key: str, text: str, parse: Any) -> Any:
 def _positive(key: str, value: float) -> None:
     if not value > 0:
         raise BadValue(f"{key}: {value:g} is not greater than 0")
+    if math.isinf(value):
+        raise BadValue(f"{key}: {value:g} is no number that could be reached")
+
+
+def _seconds(key: str, value: float) -> None:
+    if value < 0:
+        raise BadValue(f"{key}: {value:g} is negative")
+    if not math.isfinite(value):
+        raise BadValue(f"{key}: {value:g} is not a number of seconds")
 
 
 def _ports(key: str, ports: Iterable[int]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator
 
+from gateway.config.check import parse_host_port
 from gateway.config.rules import compile_rules
 from gateway.config.schema import Config, parse_endpoint
 from gateway.policy.rules import Rule, covers
@@ -27,8 +29,43 @@ def doubts(config: Config) -> Iterator[str]:
             if (section.user or section.group) and not section.ident:  # with `ident` the client's host is asked
                 key = "user" if section.user else "group"
                 yield f"rule[{i}].{key}: never matches: by no method of socks.auth does a client prove who it is"
+    yield from _network(config)
+    yield from _accounts(config)
+    if config.pinhole.per_client > high - low + 1:
+        yield f"pinhole.per_client: {config.pinhole.per_client} are more than pinhole.ports has; one client takes all"
     rules, _ = compile_rules(config)
+    for i, rule in enumerate(rules):
+        families = {prefix.version for prefix in rule.sources}, {prefix.version for prefix in rule.targets}
+        if rule.sources and rule.targets and not (rule.names or rule.suffixes) and not set.intersection(*families):
+            yield f"rule[{i}].to: never matches: none of its addresses is of the family of those of `from`"
     yield from _shadowed(rules)
+
+
+def _network(config: Config) -> Iterator[str]:
+    names = config.network.inside_interfaces
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            yield f"network.inside_interfaces[{i}]: {name} is there twice"
+    if config.network.outside != "auto":
+        outside = ipaddress.ip_address(config.network.outside)
+        for i, network in enumerate(config.inside_networks):
+            if outside in network and network.prefixlen:
+                yield f"network.outside: {outside} is in network.inside[{i}]: servers outside may not find this router"
+    listeners = [parse_endpoint(text) for text in config.socks.listen]
+    for i, upstream in enumerate(config.upstream):
+        host, port = parse_host_port(upstream.address)
+        for there in listeners:
+            here = host in (there.host, "localhost") or (there.ip.is_unspecified and host in ("127.0.0.1", "::1"))
+            if here and port == there.port:
+                yield f"upstream[{i}].address: {upstream.address} is this gateway itself (socks.listen)"
+
+
+def _accounts(config: Config) -> Iterator[str]:
+    process = config.process
+    if process.user == "root":
+        yield "process.user: workers read what strangers send, and as root they may do anything; name another user"
+    elif process.user == process.broker_user and config.broker_wanted:
+        yield f"process.user: workers and the broker are both {process.user}: give the broker a user of its own"
 
 
 def _shadowed(rules: list[Rule]) -> Iterator[str]:

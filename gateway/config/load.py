@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import os
 import re
@@ -24,6 +25,7 @@ from gateway.model.errors import ConfigError
 _T = TypeVar("_T")
 
 
+_QUOTES = re.compile("[“”„‘’«»]")  # of word processors and web pages
 DROP_INS = "conf.d"  # the folder beside the configuration file whose *.toml are read after it
 
 
@@ -86,11 +88,13 @@ def parse_config(text: str, source: str) -> Config:
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_bytes().decode()
+        content = path.read_bytes().removeprefix(codecs.BOM_UTF8)  # as editors of Windows write it
+        return content.decode()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from error
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: is not UTF-8 text (byte 0x{content[error.start]:02x})") from error
 
 
 def _parse(texts: list[tuple[str, str]]) -> Config:
@@ -121,6 +125,8 @@ def _tables(text: str, source: str) -> dict[str, Any]:
         line, column = (found[1], found[2]) if found else (len(lines), len(lines[-1]) + 1)  # "at end of document"
         where = f"{source}:{line}:{column}"
         what = re.sub(r"Cannot declare \((.*?),?\) twice", r"the table \1 is there twice", message.split(" (at ")[0])
+        if text.splitlines() and (found_quote := _QUOTES.search(text.splitlines()[int(line) - 1])):
+            what += f" (TOML's quotation mark is \", not {found_quote[0]})"
         raise ConfigError(f"{where}: {what}") from error
 
 

@@ -48,6 +48,9 @@ def compile_rule(section: RuleSection, label: str, place: str) -> Rule:
     targets: list[Prefix] = []
     for i, text in enumerate(section.to):
         with _At(f"to[{i}]"):
+            if "://" in text:
+                host = text.partition("://")[2].partition("/")[0]
+                raise ValueError(f"{text!r} is a URL: write its host alone ({host}), and the port as `port`")
             if text.startswith("*."):
                 suffixes.add("." + canonical_name(text[2:]))
             elif _looks_like_address(text):

@@ -69,7 +69,7 @@ class Listeners:
 
     def look(self) -> None:
         """Say whose address is not there, or has come. To be called now and then."""
-        absent = {place for place in self.places() if not _is_there(place.endpoint)}
+        absent = {place for place in self.places() if not is_there(place.endpoint)}
         for place in absent - self._absent:
             log.warning("listen.absent", address=str(place.endpoint), hint="no interface has this address yet")
         for place in (self._absent - absent) & self.places():
@@ -139,7 +139,7 @@ class Listeners:
             _close(itertools.chain.from_iterable(sockets.values()))
 
 
-def _is_there(endpoint: Endpoint) -> bool:
+def is_there(endpoint: Endpoint) -> bool:
     """Whether an address is one of this host's, now."""
     with socket.socket(socket.AF_INET6 if endpoint.version == 6 else socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:
@@ -200,6 +200,16 @@ def _bound(key: str, endpoint: Endpoint, shared: bool = True, patience: float = 
                 f"sysctl -w net.ipv4.ip_local_reserved_ports={endpoint.port}",
             )
         time.sleep(_POLL)
+
+
+def is_taken(endpoint: Endpoint) -> bool:
+    """Whether another program listens at this port of this address now."""
+    try:
+        _bind("", endpoint, shared=False).close()
+    except AlgateError as error:
+        in_use = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE
+        return in_use and _somebody_listens(endpoint.port)
+    return False
 
 
 def _somebody_listens(port: int) -> bool:

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gateway.config.places import line_of, path_in
-from gateway.config.schema import Config
+from gateway.config.schema import Config, parse_endpoint
 from gateway.host.privilege import is_privileged
 from gateway.model.errors import ConfigError
+from gateway.supervisor.listeners import is_taken, is_there, places
 from gateway.supervisor.shared_files import SharedFiles
 
 
@@ -36,6 +37,20 @@ def surprises(config: Config) -> Iterator[str]:
         if not any(one == name or (name.endswith("+") and one.startswith(name[:-1])) for one in there):
             has = ", ".join(one for one in there if one != "lo") or "none but lo"
             yield f"network.inside_interfaces[{i}]: this host has no interface {name} now (it has {has})"
+    if config.log.target == "syslog" and config.log.syslog.startswith("/") and not Path(config.log.syslog).exists():
+        yield f"log.syslog: {config.log.syslog} is not there now: lines are lost until it is"
+
+
+def listening(config: Config) -> Iterator[str]:
+    """Where `algate run` could not listen now, as "KEY: what is wrong"; to be asked while this gateway does not run."""
+    wanted = [(place.endpoint, key) for place, key in places(config).items()]
+    if config.console.listen:
+        wanted.append((parse_endpoint(config.console.listen), "console.listen"))
+    for endpoint, key in wanted:
+        if not is_there(endpoint):
+            yield f"{key}: this host does not have the address {endpoint.host} now"
+        elif is_taken(endpoint):
+            yield f"{key}: another program listens on port {endpoint.port} of {endpoint.host} now"
 
 
 def placed(config: Config, message: str, source: str) -> str:

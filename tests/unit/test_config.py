@@ -119,7 +119,7 @@ def test_instances_differ_by_their_run_dir() -> None:
         ("[pinhole]\nper_client = 0", "f.toml: pinhole.per_client: 0 is not greater than 0"),
         ("[alg.ftp]\nports = [70000]", "f.toml: alg.ftp.ports: 70000 is not a port"),
         ("alg = 1", "f.toml: alg: expected a table, got a whole number"),
-        ("[process]\nworkers = -1", "f.toml: process.workers: -1 is negative"),
+        ("[process]\nworkers = -1", "f.toml: process.workers: -1 is not between 0 (one per core) and 1024"),
         ("[[rule]]\naction = 'permit'\ntime = 3", "f.toml: rule[0].time: expected text or a list, got a whole number"),
         ("[[rule]]\naction = 'permit'\nfrm = []", "f.toml: rule[0].frm: unknown key (did you mean from?)"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import random
+import socket
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,32 @@ def test_every_key_is_found_on_the_line_on_which_it_stands(document: dict[str, o
         ('[socks]\nlisten = ["127.0.0.1:41080"]', "socks.listen[0]: its port is one of pinhole.ports"),
         ('[[rule]]\naction = "permit"\ngroup = ["staff"]', "rule[0].group: never matches"),
         ('[network]\ninside = ["10.0.0.0/8", "0.0.0.0/0"]', "network.inside[1]: 0.0.0.0/0 is everybody"),
+        (
+            '[network]\ninside = ["10.0.0.0/8"]\noutside = "10.0.0.1"',
+            "network.outside: 10.0.0.1 is in network.inside[0]",
+        ),
+        (
+            '[network]\ninside = ["10.0.0.0/8"]\ninside_interfaces = ["eth1", "eth2", "eth1"]',
+            "network.inside_interfaces[2]: eth1 is there twice",
+        ),
+        ('[pinhole]\nports = "40000-40009"\nper_client = 11', "pinhole.per_client: 11 are more than pinhole.ports has"),
+        (
+            '[[rule]]\naction = "permit"\nfrom = ["10.0.0.0/8"]\nto = ["2001:db8::/32"]',
+            "rule[0].to: never matches: none of its addresses is of the family",
+        ),
+        (
+            '[[upstream]]\nname = "a"\nkind = "socks5"\naddress = "127.0.0.1:1080"',
+            "upstream[0].address: 127.0.0.1:1080 is this gateway itself",
+        ),
+        (
+            '[socks]\nlisten = ["0.0.0.0:1090"]\n[[upstream]]\nname = "a"\nkind = "http"\naddress = "localhost:1090"',
+            "upstream[0].address: localhost:1090 is this gateway itself",
+        ),
+        ('[process]\nuser = "root"', "process.user: workers read what strangers send, and as root"),
+        (
+            '[network]\ninside = ["10.0.0.0/8"]\ninside_interfaces = ["eth1"]\n[process]\nuser = "daemon"',
+            "process.user: workers and the broker are both daemon",
+        ),
     ],
 )
 def test_what_can_hardly_be_meant_is_told(text: str, said: str) -> None:
@@ -126,10 +153,60 @@ def test_what_can_hardly_be_meant_is_told(text: str, said: str) -> None:
         '[[rule]]\naction = "deny"\ntime = "Mo-Fr"\n[[rule]]\naction = "permit"',
         '[[rule]]\naction = "permit"\nident = true\nuser = ["ann"]',
         '[[rule]]\naction = "permit"\n[[rule]]\naction = "deny"\ncommand = ["fxp"]',
+        '[[rule]]\naction = "permit"\nfrom = ["10.0.0.0/8"]\nto = ["2001:db8::/32", "example.com"]',
+        '[[upstream]]\nname = "a"\nkind = "socks5"\naddress = "192.0.2.1:1080"',
     ],
 )
 def test_what_can_be_meant_is_not(text: str) -> None:
     assert list(doubts(parse_config(text, "f.toml"))) == []
+
+
+def said_by_check(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], path: Path
+) -> tuple[object, list[str]]:
+    """The exit code of `algate check`, and its lines on standard error with FILE for the path."""
+    monkeypatch.setattr("sys.argv", ["algate", "check", "-c", str(path)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code, capsys.readouterr().err.replace(str(path), "FILE").splitlines()
+
+
+def test_what_this_host_has_not_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "algate.toml"
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        path.write_text(
+            f'[process]\nrun_dir = "{tmp_path}"\n[console]\nlisten = ""\n'
+            '[pinhole]\nports = "1024-1025"\nper_client = 2\n'
+            f'[socks]\nlisten = [\n"127.0.0.1:{port}",\n"203.0.113.77:1080"]\n'
+            '[log]\ntarget = "syslog"\nsyslog = "/nonexistent/log"\n'
+        )
+        assert said_by_check(monkeypatch, capsys, path) == (
+            0,
+            [
+                "algate: warning: FILE:14: log.syslog: /nonexistent/log is not there now: lines are lost until it is",
+                f"algate: warning: FILE:10: socks.listen[0]: another program listens on port {port} of 127.0.0.1 now",
+                "algate: warning: FILE:11: socks.listen[1]: this host does not have the address 203.0.113.77 now",
+            ],
+        )
+        (tmp_path / "supervisor.sock").touch()  # as if this gateway ran: it is the other program then
+        assert [line.partition(": log.")[2][:6] for line in said_by_check(monkeypatch, capsys, path)[1]] == ["syslog"]
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "algate.toml"
+    path.write_bytes(b"\xef\xbb\xbf[pinhole]\r\nper_client = 3\r\n")
+    assert load_config(path).pinhole.per_client == 3
+
+
+def test_text_of_another_code_page_is_told_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "algate.toml"
+    path.write_bytes('[network]\ninside = ["10.0.0.0/8"] # Büro\n'.encode("latin-1"))
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert str(caught.value) == f"{path}:2: is not UTF-8 text (byte 0xfc)"
 
 
 LOOPBACK = Prefix.of(ipaddress.ip_network("127.0.0.0/8"))
