@@ -1,5 +1,5 @@
-"""The broker's answers to the command line and the console: in threads, as who asks may be slow; from what the broker's
-own loop says, so that one that hangs does not answer."""
+"""The broker's answers to the command line and the console. Threads wait for the clients, which may be slow; the
+broker's own loop makes the answers, so that a loop that hangs does not answer."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ COUNTED = {
     "unread": ("algate_datagrams_unread_total", "packets"),
     "early": ("algate_datagrams_early_total", "packets"),
 }
-"""Metrics by the counter of the table, and what of it they show."""
+"""Metrics by the counter of the table, and which number of the counter they show."""
 
 _THREADS = 8
 
 
 class AdminDoor:
-    """Takes connections of the listening socket `sock`; a few at a time, further ones are closed.
+    """Takes connections of the listening socket `sock`, a few at a time; further ones are closed.
 
-    `verbs`: what can be asked, `of_one`: of one pinhole; each is called by `work`, in the broker's loop, which is to
-    call that whenever `wake` is readable.
+    `verbs`: what can be asked; `of_one`: verbs about one pinhole. Each is called by `work`, in the broker's loop, which
+    has to call that whenever `wake` is readable.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class AdminDoor:
         threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
 
     def work(self) -> None:
-        """Do what the threads wait for."""
+        """Answer what the threads wait for."""
         self.wake.recv(64)
         while self._jobs:
             verb, future = self._jobs.popleft()
@@ -102,8 +102,8 @@ class AdminDoor:
         return ask
 
     def _with_kernels(self, metrics: Callable[[], Rows]) -> Callable[[], Rows]:
-        """What the kernel carried through pinholes, and what it kept from modules and from pinholes, is told by nobody
-        else."""
+        """Add the table's counters: what the kernel carried through pinholes, and what it kept from modules and
+        pinholes."""
 
         def ask() -> Rows:
             (row,) = metrics()

@@ -1,7 +1,7 @@
-"""Connections that the kernel's connection tracking knows, and how it is made to forget some of them.
+"""Finds connections in the kernel's connection tracking, and deletes some of them.
 
-The kernel walks its whole table for each question (8.6 ms with 262,144 buckets), so one is asked for all sockets of
-many requests (0036).
+The kernel walks its whole table for each question (8.6 ms with 262,144 buckets), so one question is asked for the
+sockets of many requests (decision 0036).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _PROTOCOLS: dict[Transport, bytes] = {"udp": _IPPROTO_UDP, "tcp": bytes((socket.
 CTA_STATS_GLOBAL_ENTRIES = 1
 
 _WALK = 1_000
-"""Connections that can be read (5 us each) in the time in which the kernel walks its table for one host."""
+"""Number of connections that can be read (5 µs each) in the time in which the kernel walks its table for one host."""
 
 _Host = tuple[bool, bytes]
 """An address, and whether connections from it (True) or to it are meant."""
@@ -80,7 +80,7 @@ class Connection:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A connection, and how the kernel names it."""
+    """A connection, and the attributes by which the kernel identifies it."""
 
     connection: Connection
     version: int
@@ -89,8 +89,8 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """What became of a flow: `seen` is its source as the destination knows it; `answers`, who really answers it.
-    `from_source`: whether it began at its source; `id`: the kernel's own name of it."""
+    """What the NAT made of a flow. `seen`: its source as the destination sees it; `answers`: the endpoint that really
+    answers. `from_source`: whether the flow began at its source; `id`: the kernel's id of it."""
 
     seen: Endpoint
     answers: Endpoint
@@ -99,13 +99,13 @@ class Translation:
 
 
 class TranslationTable:
-    """Asks for single connections. Not for two threads at a time. Raises NetfilterError."""
+    """Asks for single connections. Must not be used by two threads at a time. Raises NetfilterError."""
 
     def __init__(self) -> None:
         self._netlink = Netlink()
 
     def get(self, transport: Transport, source: Endpoint, destination: Endpoint) -> Translation | None:
-        """The connection with these ends, whichever of them began it; None: there is none (yet)."""
+        """Return the connection with these ends, whichever of them began it; None: there is none (yet)."""
         version = source.version
         ends = attribute(_ADDRESS[version, True], parse_ip(source.host).packed)
         ends += attribute(_ADDRESS[version, False], parse_ip(destination.host).packed)
@@ -127,14 +127,14 @@ class TranslationTable:
 
 
 class Conntrack:
-    """Finds and deletes UDP connections. Not for two threads at a time. Raises NetfilterError."""
+    """Finds and deletes UDP connections. Must not be used by two threads at a time. Raises NetfilterError."""
 
     def __init__(self) -> None:
         self._netlink = Netlink()
 
     def find(self, sockets: Collection[Endpoint]) -> list[Found]:
-        """The connections that began at any of these sockets, or went to one. Takes long, but nearly all of it in the
-        kernel, where other threads run."""
+        """Return the connections that began at any of these sockets, or went to one. Takes long, but nearly all of that
+        time in the kernel, where other threads run."""
         result = []
         hosts = {host for host, _ in sockets}
         for version in {6 if ":" in host else 4 for host in hosts}:
@@ -146,8 +146,9 @@ class Conntrack:
         return result
 
     def begun_with(self, mark: int) -> set[bytes]:
-        """Connections of TCP and UDP whose mark has these bits, by how they began: destination, protocol, destination
-        port, source, as `elements.pack_key` has them. One walk of the kernel through its table for each family."""
+        """Return TCP and UDP connections whose mark has these bits, by destination, protocol, destination port and
+        source of their first packet, as `elements.pack_key` packs them. The kernel walks its table once for each
+        family."""
         wanted = attribute(CTA_MARK, struct.pack(">I", mark)) + attribute(CTA_MARK_MASK, struct.pack(">I", mark))
         result = set()
         for version in (4, 6):
@@ -162,7 +163,7 @@ class Conntrack:
         return result
 
     def delete(self, found: Found) -> bool:
-        """Have the kernel forget a connection; False if it has just ended."""
+        """Delete a connection's entry. Returns False if it has just ended."""
         try:
             self._netlink.request(self._message(_DELETE, NLM_F_REQUEST | NLM_F_ACK, found.version, found.name))
         except NetfilterError as error:
@@ -172,7 +173,8 @@ class Conntrack:
         return True
 
     def _questions(self, hosts: set[_Host]) -> Collection[_Host | None]:
-        """Which hosts to ask for; None: all of UDP at once, where that is less than to walk the table for each."""
+        """Return the hosts to ask for; None: all of UDP at once, where that is less than walking the table for each
+        host."""
         message = self._message(_GET_STATISTICS, NLM_F_REQUEST | NLM_F_ACK, 4, b"")
         entries = sum(
             int.from_bytes(attribute_map(packet, _BODY).get(CTA_STATS_GLOBAL_ENTRIES, b""), "big")
@@ -181,7 +183,8 @@ class Conntrack:
         return hosts if entries > len(hosts) * _WALK else (None,)
 
     def _connections(self, version: int, host: _Host | None) -> Iterator[dict[int, bytes]]:
-        """UDP connections from or to a host, or all. The kernel chooses (CTA_FILTER; before Linux 5.8 it names all)."""
+        """Yield UDP connections from or to a host, or all. The kernel filters them (CTA_FILTER; before Linux 5.8 it
+        returns all)."""
         flags = FILTER_FLAG_CTA_PROTO_NUM
         wanted = nested(CTA_TUPLE_PROTO, attribute(CTA_PROTO_NUM, _IPPROTO_UDP))
         if host is not None:
@@ -202,7 +205,7 @@ class Conntrack:
 
 
 def _both_ends(tuple_: bytes, version: int) -> tuple[Endpoint, Endpoint] | None:
-    """Source and destination of one direction."""
+    """Return source and destination of one direction."""
     parts = attribute_map(tuple_)
     addresses = attribute_map(parts.get(CTA_TUPLE_IP, b""))
     protocol = attribute_map(parts.get(CTA_TUPLE_PROTO, b""))
@@ -216,7 +219,8 @@ def _both_ends(tuple_: bytes, version: int) -> tuple[Endpoint, Endpoint] | None:
 
 
 def _name(found: dict[int, bytes]) -> bytes:
-    """What tells the kernel which connection is meant: its id too, as another may have the same ends meanwhile."""
+    """Return the attributes that identify a connection, its id included, because another one may have the same ends by
+    now."""
     name = nested(CTA_TUPLE_ORIG, found[CTA_TUPLE_ORIG]) + attribute(CTA_ID, found[CTA_ID])
     return name + attribute(CTA_ZONE, found[CTA_ZONE]) if CTA_ZONE in found else name
 
@@ -238,7 +242,8 @@ def _text(address: bytes) -> str:
 
 
 def _ends_of(original: bytes, version: int) -> Iterator[tuple[bool, bytes, bytes]]:
-    """Where a UDP connection began (True), and where it went to (False): address and port. Nothing of others."""
+    """Yield where a UDP connection began (True) and where it went to (False): address and port. Nothing for other
+    protocols."""
     parts = attribute_map(original)
     protocol = attribute_map(parts.get(CTA_TUPLE_PROTO, b""))
     if protocol.get(CTA_PROTO_NUM) == _IPPROTO_UDP:

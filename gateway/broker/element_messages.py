@@ -1,4 +1,4 @@
-"""Elements as bytes of netlink messages, by `struct`: for what is asked many times in a second (0036)."""
+"""Packs elements into netlink messages by `struct`, because this happens many times in a second (decision 0036)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _U64 = struct.Struct(">Q")
 
 
 class ElementMessages:
-    """The bodies of messages about elements of the table `name`."""
+    """Makes the bodies of messages about elements of the table `name`."""
 
     def __init__(self, name: str) -> None:
         table = attribute(NFTA_SET_ELEM_LIST_TABLE, name.encode() + b"\0")
@@ -33,11 +33,11 @@ class ElementMessages:
         self._timed_frames: dict[str, bytes] = {}
 
     def all_of(self, name: str) -> bytes:
-        """All elements of a set."""
+        """A message body for all elements of a set."""
         return self._head[name]
 
     def key(self, name: str, key: bytes) -> bytes:
-        """The element with this key. Most messages are of a key alone: what stands before it is made once."""
+        """A message body for the element with this key. What precedes the key is packed once for each set."""
         if len(key) & 3:  # the padding stands behind it
             return self._item(name, _value(NFTA_SET_ELEM_KEY, key))
         frame = self._frames.get(name)
@@ -47,7 +47,7 @@ class ElementMessages:
         return frame + key
 
     def whole(self, element: Element) -> bytes:
-        """The element with all that it is."""
+        """A message body for an element with all its fields."""
         timeout = attribute(NFTA_SET_ELEM_TIMEOUT, _U64.pack(int(element.timeout * 1000)))
         if not (element.data or element.comment or element.packets):
             frame = self._timed_frames.get(element.set)
@@ -69,8 +69,8 @@ class ElementMessages:
 
 
 def glances(name: str, answer: bytes) -> Iterator[Element]:
-    """The elements of a set in an answer of the kernel's (a whole message): of each only the key and the counter, which
-    is half the work of `elements_in`."""
+    """Read the elements of a set in an answer of the kernel (a whole message): only key and counter of each, which is
+    half the work of `elements_in`."""
     for _, item in attributes(attribute_map(answer, _BODY).get(NFTA_SET_ELEM_LIST_ELEMENTS, b"")):
         fields = attribute_map(item)
         packets, total = _counted(fields)
@@ -78,7 +78,7 @@ def glances(name: str, answer: bytes) -> Iterator[Element]:
 
 
 def elements_in(name: str, answer: bytes) -> Iterator[Element]:
-    """The elements of a set in an answer of the kernel's (a whole message), with what is left of their time."""
+    """Read the elements of a set in an answer of the kernel (a whole message), with the rest of their time."""
     for _, item in attributes(attribute_map(answer, _BODY).get(NFTA_SET_ELEM_LIST_ELEMENTS, b"")):
         fields = attribute_map(item)
         packets, total = _counted(fields)
@@ -99,7 +99,7 @@ def _datum(fields: dict[int, bytes], kind: int) -> bytes | None:
 
 
 def _counted(fields: dict[int, bytes]) -> tuple[int, int]:
-    """Packets and bytes of an element's counter."""
+    """Read packets and bytes of an element's counter."""
     expression = fields.get(NFTA_SET_ELEM_EXPR)
     if expression is None:
         return 0, 0
@@ -109,7 +109,7 @@ def _counted(fields: dict[int, bytes]) -> tuple[int, int]:
 
 
 def _comment_in(userdata: bytes) -> str:
-    """The comment in an element's user data, which is a row of (kind, length, value); "" if there is none."""
+    """Read the comment in an element's user data, which is a sequence of (kind, length, value); "" if there is none."""
     at = 0
     while at + 2 <= len(userdata):
         kind, length = userdata[at], userdata[at + 1]
@@ -129,6 +129,6 @@ def _counter(packets: int, total: int) -> bytes:
 
 
 def _comment(text: str) -> bytes:
-    """A comment as libnftnl's user data has it: kind, length, text with a NUL."""
+    """Pack a comment as libnftnl's user data has it: kind, length, text with a NUL."""
     data = text.encode() + b"\0"
     return bytes((NFTNL_UDATA_SET_ELEM_COMMENT, len(data))) + data

@@ -22,10 +22,11 @@ COUNTED = ("in4", "inany4", "out4", "outany4", "in6", "inany6", "out6", "outany6
 TALKED = ("talked4", "talked6", "untold")
 PUBLIC = ("public4", "public6")
 FILLED_IN = frozenset({"module_ports", "server_ports", "inside4", "inside6"})
-"""Sets that are the configuration's, and no pinholes'."""
+"""Sets that the configuration fills, and not pinholes."""
 
 UNTOLD = "untold", b"\x11"
-"""Set and key (UDP) of the element that is there if a socket may have talked that `talked_of` does not know of."""
+"""Set and key (UDP) of the element that exists if sockets may have sent packets that the `talked` sets had no room to
+note."""
 
 SETS = (
     *("dnat4", "dnat6", *ONCE, "snat4", "snat6", "many4", "many6", "any4", "any6", "follow4", "follow6"),
@@ -36,7 +37,7 @@ LEARNT = ("seen4", "seen6", "marks")
 """Maps that packets fill."""
 
 LONGEST_COMMENT = 127
-"""Bytes without the NUL; nft shows no longer one."""
+"""The longest comment in bytes, without the NUL; nft shows no longer one."""
 
 _COMMENT = "algate 1"
 _SECOND = "+1"
@@ -51,9 +52,10 @@ _PORT = struct.Struct(">H2x")
 
 
 class Element(NamedTuple):
-    """An element of a set or map: `key` and `data` as the kernel has them; `timeout` in seconds: what is left.
+    """An element of a set or map: `key` and `data` as the kernel has them; `timeout` is the rest of its time in
+    seconds.
 
-    `packets` and `bytes` are those of its counter, where its set counts.
+    `packets` and `bytes` are those of its counter, if its set counts.
     """
 
     set: str
@@ -67,7 +69,7 @@ class Element(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A lease that was read back: whose slot, how many seconds are left, and whether it was used up."""
+    """A lease that was read back: its slot, how many seconds are left, and whether it was used up."""
 
     lease: Lease
     slot: int
@@ -76,13 +78,15 @@ class Found:
 
 
 def pack_key(destination: Endpoint, transport: Protocol, source: str | None) -> bytes:
-    """`destination . protocol . destination port`, and `. source` unless it is None; each padded to four bytes."""
+    """Pack a key: `destination . protocol . destination port`, and `. source` unless it is None; each padded to four
+    bytes."""
     key = _packed(destination.host) + _SERVICE.pack(_PROTOCOLS[transport], destination.port)
     return key if source is None else key + _packed(source)
 
 
 def elements_of(lease: Lease, slot: int, ttl: float) -> tuple[Element, ...]:
-    """What to add for a lease that lives `ttl` seconds (or to delete). ValueError if its comment is too long."""
+    """Return the elements to add (or delete) for a lease that lives `ttl` seconds. Raises ValueError if its comment is
+    too long."""
     comment = f"{_COMMENT} {slot} {lease.id} {lease.flow} {lease.reason}"
     if len(comment.encode()) + len(" @") + 2 * len(_pack(lease.target)) > LONGEST_COMMENT:
         raise ValueError(f"comment is longer than {LONGEST_COMMENT} bytes")
@@ -113,29 +117,29 @@ def elements_of(lease: Lease, slot: int, ttl: float) -> tuple[Element, ...]:
 
 
 def talked_of(endpoint: Endpoint) -> tuple[str, bytes]:
-    """Set and key of the element that is there if a socket has talked past all pinholes lately."""
+    """Return set and key of the element that exists if a socket has recently sent packets past all pinholes."""
     return f"talked{endpoint.version}", _pack(endpoint)
 
 
 def is_single(lease: Lease) -> bool:
-    """Whether an element of `once` stands for the lease."""
+    """Whether an element of the set `once` represents the lease."""
     return lease.single and (lease.peer is not None or lease.direction == "out")
 
 
 def once_of(lease: Lease) -> tuple[str, bytes]:
-    """Set and key of the element that is there as long as a pinhole of one use (and one peer) is unused."""
+    """Return set and key of the element that exists as long as a pinhole of one use (and one peer) is unused."""
     source = lease.client if lease.direction == "out" else lease.peer
     return f"once{lease.public.version}", pack_key(lease.public, lease.protocol, source)
 
 
 def second_of(lease: Lease) -> tuple[Endpoint, Endpoint]:
-    """Public endpoint and target of the second port of a pair."""
+    """Return public endpoint and target of the second port of a pair."""
     assert lease.second is not None
     return Endpoint(lease.public.host, lease.public.port + 1), Endpoint(lease.target.host, lease.second)
 
 
 def traffic_of(elements: Iterable[Element]) -> Traffic:
-    """What has passed through a conversation: the sum of the counters of its elements."""
+    """Return what has passed through a conversation: the sum of the counters of its elements."""
     packets, total = {True: 0, False: 0}, 0
     for element in elements:
         packets[element.set.startswith("in")] += element.packets
@@ -144,7 +148,8 @@ def traffic_of(elements: Iterable[Element]) -> Traffic:
 
 
 def leases_of(elements: Iterable[Element], unix: float) -> list[Found]:
-    """The leases that the elements of all sets are; `unix` is the time now. What is not ours is left out."""
+    """Read the leases from the elements of all sets. `unix` is the current time. Elements that are not ours are
+    ignored."""
     everything = {(element.set, element.key): element for element in elements}
     found: list[Found] = []
     seconds: dict[str, int] = {}
@@ -189,7 +194,8 @@ class _Owner:
 def _conversation(
     family: int, public: Endpoint, target: Endpoint, peers: tuple[str, ...] | None, ttl: float, comment: str
 ) -> list[Element]:
-    """The elements of one port: the source port first, as it says whose they are."""
+    """Return the elements of one port of a conversation. The element of the source port comes first, because it holds
+    the lease's comment."""
     elements = [Element(f"snat{family}", _pack(target), _pack(public), ttl, comment)]
     if public != target:
         elements.append(Element(f"public{family}", _pack(public), None, ttl, ""))
@@ -203,7 +209,7 @@ def _conversation(
 
 
 def _local(lease: Lease, ttl: float, comment: str) -> list[Element]:
-    """The elements of a port where a worker listens. The first one says whose it is."""
+    """Return the elements of a port at which a worker listens. The first one holds the lease's comment."""
     family = lease.public.version
     if lease.single and lease.peer is not None:
         return [Element(f"once{family}", pack_key(lease.public, lease.protocol, lease.peer), None, ttl, comment)]
@@ -216,7 +222,7 @@ def _local(lease: Lease, ttl: float, comment: str) -> list[Element]:
 
 
 def _peers(elements: Mapping[tuple[str, bytes], Element]) -> dict[Endpoint, list[str | None]]:
-    """Who may send to an inside socket, or to one of this host; None in the list: anybody."""
+    """Return which peers may send to each inside socket, or socket of this host; None in a list: all hosts."""
     found: dict[Endpoint, list[str | None]] = {}
     for element in elements.values():
         if element.set.startswith("in"):
@@ -339,7 +345,7 @@ def _parse_comment(comment: str) -> _Owner | None:
 
 
 def _unpack_key(element: Element) -> tuple[Endpoint, Transport, str | None] | None:
-    """Destination, protocol and source of a key that `pack_key` made."""
+    """Read destination, protocol and source from a key that `pack_key` made."""
     size = _SIZES[6 if element.set.endswith("6") else 4]
     anybody = "any" in element.set
     if len(element.key) != (1 if anybody else 2) * size + _SERVICE.size:

@@ -1,7 +1,7 @@
-"""The broker's pinholes: what is open, and the kernel's table that makes it so. No sockets of workers here.
+"""The broker's pinholes: what is open, and the kernel's table that makes it so. This module has no sockets of workers.
 
-What is asked for waits until `flush`, so that many requests are one netfilter transaction. The kernel's table is the
-journal: a new engine reads the leases back from it.
+Requests wait until `flush`, so that many of them are one netfilter transaction. The kernel's table is the journal: a
+new engine reads the leases back from it.
 """
 
 from __future__ import annotations
@@ -63,11 +63,12 @@ from gateway.observe.metrics import Sample
 from gateway.observe.pinhole_log import PINHOLES as pinhole_log
 
 SOON = 0.05
-"""Seconds between a change of netfilter's rules by somebody else and the look at our own: changes come in rows."""
+"""Seconds between a change of netfilter's rules by another program and the check of our own, because changes often
+follow one another."""
 
 RESTORATIONS, PER_SECOND = 5, 1 / 60
-"""How often the table is put back: so often at once, and once a minute in the long run. Whoever removes it more often
-means it."""
+"""How often the table is restored: this often at once, and once a minute in the long run. A program that removes it
+more often means to."""
 
 log = get_logger()
 
@@ -82,7 +83,8 @@ class Opening(NamedTuple):
 
 
 class Updating(NamedTuple):
-    """A change that is not yet in the kernel; `before`: when it was to end, `ttl`: seconds that it is to live now."""
+    """A change that is not yet in the kernel. `before`: when the conversation was to end; `ttl`: the seconds that it is
+    to live now."""
 
     slot: int
     id: int
@@ -95,7 +97,8 @@ class Updating(NamedTuple):
 class Engine:
     """All pinholes of one instance.
 
-    `table`: its nft table. `send(slot, messages)` gives a worker answers; those that it did not take.
+    `table`: its nft table. `send(slot, messages)` sends answers to a worker, and returns those that its socket did not
+    accept.
     """
 
     def __init__(
@@ -131,7 +134,8 @@ class Engine:
     # --- beginning, passing and end of time -------------------------------------------------------------------------
 
     def load(self) -> None:
-        """Read back what is in the table, and make it where it is not there as it must be. Raises NetfilterError."""
+        """Read back what is in the table, and create the table if it is missing or not as it must be. Raises
+        NetfilterError."""
         try:
             elements = self.netfilter.elements()
         except TableGoneError:  # or it is another version's, without one of our sets
@@ -153,7 +157,7 @@ class Engine:
         return made
 
     def _keep_aside(self) -> None:
-        """Where this host has flowtables: keep what is read, and media, out of them. Nothing fails for it."""
+        """If this host has flowtables, keep media and what modules read out of them. A failure is only logged."""
         try:
             if self._signalling and self.netfilter.has_flowtables():
                 self.netfilter.keep_aside(self._signalling)
@@ -173,7 +177,8 @@ class Engine:
         log.info("broker.stopped", opened=self._opened, used=self._usage.used, refused=self._refused)
 
     def configure(self, limits: Limits) -> int:
-        """Other limits from now on. Pinholes of who is not inside any more are closed; how many those are."""
+        """Use other limits from now on. Pinholes of clients that are not inside any more are closed. Returns how many
+        those are."""
         self.netfilter.measure(limits.meter)
         self._inside = self._neighbours.inside = tuple(limits.inside)
         self._restore_wanted = limits.restore
@@ -185,7 +190,7 @@ class Engine:
         return len(self._end("reload", lambda lease: not limits.has_inside(lease.client)))
 
     def kick(self, lease_id: str) -> Rows:
-        """Close the pinhole with this id, whoever holds it; what was closed."""
+        """Close the pinhole with this id, whatever its owner, and return it."""
         ended = self._end("kick", lambda lease: lease.id == lease_id)
         return [{"id": one.id, "kind": "pinhole", "client": one.client, "server": one.peer} for one in ended]
 
@@ -198,13 +203,14 @@ class Engine:
         return [lease for _, lease in ended]
 
     def deadline(self) -> float:
-        """When (monotonic) `tick` has something to do; infinity: not before something is asked."""
+        """When (monotonic) `tick` has something to do; infinity: not before the next request."""
         if self._restoration:
             return 0.0
         return min(self._leases.deadline() or math.inf, self._usage.deadline(), self.stale.deadline(), self._suspicion)
 
     def tick(self) -> None:
-        """Do what waits: a transaction, expiry, reconciliation. Raises NetfilterError if the table cannot be made."""
+        """Do what is due: a transaction, expiry, reconciliation. Raises NetfilterError if the table cannot be
+        created."""
         self.flush()  # whatever was asked for since the last turn of the loop
         now = time.monotonic()
         if self._suspicion <= now:
@@ -222,7 +228,7 @@ class Engine:
     # --- what workers ask -------------------------------------------------------------------------------------------
 
     def open(self, slot: int, message: Open) -> None:
-        """Check, choose a port, and open with the next `flush`, which answers; or refuse at once."""
+        """Check a request, choose a port, and open it with the next `flush`, which answers; or refuse it at once."""
         request = message.request
         try:
             if request.along is not None:
@@ -252,7 +258,7 @@ class Engine:
         self._opens.append(Opening(slot, message.id, lease, request.ttl))
 
     def _find(self, slot: int, message: Open) -> None:
-        """Say which conversation an inside socket has, whoever holds it: to whom, and what else, is not told."""
+        """Answer which public endpoint the conversation of an inside socket has. Its owner and peers are not told."""
         self.flush()  # what is told of has to be open
         lease = self._leases.of_socket(message.request.target)
         if lease is None or lease.single:
@@ -261,7 +267,7 @@ class Engine:
         self._answer(slot, Opened(message.id, told))
 
     def _located(self, request: PinholeRequest, along: Along) -> PinholeRequest:
-        """The request with the public address that its flow has. PinholeRefused."""
+        """Return the request with the public address of its flow. Raises PinholeRefused."""
         if any(along.source == lease.target for _, lease in self._closes):
             self.flush()  # a conversation of this very socket translates it as long as it is there
         try:
@@ -271,7 +277,8 @@ class Engine:
         return msgspec.structs.replace(request, public_host=None if public == request.client else public)
 
     def connect(self, slot: int, message: Dial) -> tuple[_socket.socket, Endpoint] | None:
-        """A connection under way with a client's address, and as what it is seen; None: refused, which is answered."""
+        """Begin a connection with a client's address, and return it with the endpoint that the server sees; None:
+        refused, which is answered here."""
         try:
             check_connection(message.client, message.server, self._inside)
             if not self._return_path.there:
@@ -284,7 +291,7 @@ class Engine:
         return None
 
     def look(self, slot: int, message: Look) -> None:
-        """Say as what a flow is seen, with the next `flush`."""
+        """Answer with which address a flow is seen, with the next `flush`."""
         try:
             check_flow(message.along, self._inside)
             self._answer(slot, Seen(message.id, self._nat.public_of(message.along)))
@@ -320,14 +327,14 @@ class Engine:
             self.flush()  # and nobody may ask for the one that it leaves before it has
 
     def count(self, slot: int, message: Count) -> None:
-        """Say how much has passed through conversations of this slot."""
+        """Answer how much has passed through conversations of this slot."""
         self.flush()  # what was opened just now is there to be asked for
         found = [self._leases.get(lease_id, owner=slot) for lease_id in message.leases[:MOST_COUNTED]]
         counts = self._usage.counts([lease for lease in found if lease is not None and not lease.single])
         self._answer(slot, Counted(message.id, counts))
 
     def close(self, slot: int, lease_id: str) -> None:
-        """Close a lease of this slot with the next `flush`; of others, and what is no lease, nothing happens."""
+        """Close a lease of this slot with the next `flush`. Leases of other slots, and unknown ids, are ignored."""
         lease = None
         if any(one.new.id == lease_id for one in self._updates):
             self.flush()  # what is deleted is what the change has made of it
@@ -337,7 +344,7 @@ class Engine:
             self._closing(slot, lease, "worker")
 
     def greet(self, slot: int, keep: bool) -> None:
-        """Another worker sits in this slot: close all its leases with the next `flush`, or keep them for it."""
+        """There is a new worker in this slot: close all its leases with the next `flush`, or keep them for it."""
         self.flush()  # what the predecessor had asked for is its own
         if keep:
             self._inherited = {lease.id for lease in self._leases.of_owner(slot)}
@@ -348,10 +355,10 @@ class Engine:
     def flush(self) -> None:
         """Close, open and change what waits, in one transaction, and answer.
 
-        Afterwards the kernel's table and the lease table say the same, whoever asked knows the outcome or will read it
-        next, and what was refused holds no port. What is asked for between two calls takes effect together, closings
-        before openings before changes; so whoever needs an order within that calls it in between. What the kernel did
-        not answer to waits for the next call, as a closing.
+        Afterwards the kernel's table and the lease table agree, every requester knows the outcome or will read it next,
+        and a refused request holds no port. Requests between two calls take effect together: closings first, then
+        openings, then changes. Code that needs another order calls this in between. What the kernel did not answer
+        waits for the next call, as a closing.
         """
         if self._opens or self._closes or self._updates:
             self._commit()
@@ -406,7 +413,8 @@ class Engine:
             self._updated_or_not(updating, refused.get(index), done)
 
     def _change(self, one: Updating) -> Change:
-        """Deleted and added in one transaction: no packet meets a conversation half changed."""
+        """Return a change that deletes and adds in one transaction, so that no packet meets a half-changed
+        conversation."""
         old, new = elements_of(one.old, one.slot, one.ttl), elements_of(one.new, one.slot, one.ttl)
         was, becomes = ((lease.expires, lease.target, lease.second) for lease in (one.old, one.new))
         if was != becomes:
@@ -432,7 +440,7 @@ class Engine:
         self._answer(one.slot, Opened(one.id, one.lease))
 
     def _updated_or_not(self, one: Updating, error: NetfilterError | None, done: bool) -> None:
-        """`done`: it is known what the kernel did. Else the whole pinhole must go."""
+        """Finish an update. `done`: it is known what the kernel did; otherwise the whole pinhole is closed."""
         if error is None and done:
             self._inherited.discard(one.new.id)
             if (one.old.target, one.old.second) != (one.new.target, one.new.second):
@@ -466,8 +474,8 @@ class Engine:
         )
 
     def _replace(self, slot: int, request: PinholeRequest) -> None:
-        """A pinhole that is not translated has no port of ours that sets it apart: the same wish again takes the old
-        one's place."""
+        """Close the pinhole that the request replaces. A pinhole that is not translated has no port of ours that sets
+        it apart, so a second request with the same key replaces the first one."""
         same = request.direction, request.transport, request.target, request.peer
         for lease in self._leases.of_client(request.client):
             if lease.public == lease.target and (lease.direction, lease.protocol, lease.target, lease.peer) == same:
@@ -477,7 +485,7 @@ class Engine:
                     self.flush()  # its elements are those that the new one is about to have
 
     def _disinherit(self, slot: int, request: PinholeRequest) -> None:
-        """Close what a dead worker had opened for a socket, and its successor never heard of."""
+        """Close what a dead worker had opened for a socket and its successor does not know."""
         for lease in self._leases.of_client(request.client):
             shared = {lease.target.port, lease.second} & {request.target.port, request.second} - {None}
             if lease.id in self._inherited and not lease.single and shared:
@@ -508,18 +516,18 @@ class Engine:
     # --- what the kernel did ----------------------------------------------------------------------------------------
 
     def rows(self) -> Rows:
-        """The open pinholes as they are now, with what has passed through conversations."""
+        """Return the open pinholes as they are now, with what has passed through conversations."""
         self._look()
         return self._usage.rows()
 
     def status(self) -> dict[str, Any]:
-        """How many pinholes there are and were."""
+        """Return how many pinholes there are and were."""
         self._look()
         counts = {"opened": self._opened, "used": self._usage.used, "refused": self._refused}
         return {"table": self.netfilter.name, "pinholes": len(self._leases), **counts}
 
     def samples(self) -> list[Sample]:
-        """The open pinholes, for the metrics. Ports that are only let through to a worker are the worker's."""
+        """Return the open pinholes, for the metrics. Ports at which a worker listens are counted by the worker."""
         return self._leases.samples()
 
     def _look(self) -> None:
@@ -538,7 +546,7 @@ class Engine:
     # --- what others did to the table -------------------------------------------------------------------------------
 
     def others_changed(self, changes: Changes) -> None:
-        """Somebody else has changed netfilter's rules: with the next `tick` but one look whether ours are whole."""
+        """Another program has changed netfilter's rules: check after a moment whether ours are complete."""
         self._suspicion = min(self._suspicion, time.monotonic() + SOON)
         if changes.flowtables:
             self._keep_aside()
@@ -564,10 +572,9 @@ class Engine:
             self._lose_all()
 
     def _make_again(self, opening: Sequence[Lease] = (), updated: Sequence[Lease] = ()) -> bool:
-        """Somebody has removed the table or a part of it: make it anew, and put back what is open, but not the leases
-        `opening` and `updated`, which are about to be. Returns False if that has been done too often: then the table
-        stays as it is for a while.
-        """
+        """Create the table again after another program has removed it or a part of it, and restore what is open, except
+        for the leases `opening` and `updated`, which are about to be changed. Returns False if that has been done too
+        often; the table then stays as it is for a while."""
         now = time.monotonic()
         if not self._restorations.take("", now):
             if self._disputed <= now:
@@ -598,7 +605,7 @@ class Engine:
             self.stale.disturbed(lease)
 
     def _lose_all(self, without: Collection[str] = ()) -> None:
-        """What was open is not any more, but for what is on its way."""
+        """Count everything as closed, except for what is on its way."""
         for lease in self._leases.close_all(now=time.monotonic()):
             self._usage.closed(lease.id)
             if lease.id not in without:

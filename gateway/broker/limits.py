@@ -1,4 +1,4 @@
-"""What a configuration allows the broker's pinholes to be."""
+"""The limits that a configuration sets for the broker's pinholes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gateway.model.requests import Network
 
 
 class TableLimits(TypedDict):
-    """As the lease table wants them."""
+    """The limits in the form that the lease table takes."""
 
     ports: tuple[int, int]
     read_ports: tuple[int, int] | None
@@ -21,10 +21,10 @@ class TableLimits(TypedDict):
 
 
 class Limits(NamedTuple):
-    """`inside`: who may be a client. `ports`, `read_ports`, `per_client`, `rate`: see LeaseTable. `meter`: how fast
-    datagrams for modules may come.
+    """The broker's limits. `inside`: the networks of clients. `ports`, `read_ports`, `per_client`, `rate`: see
+    LeaseTable. `meter`: how fast datagrams for modules may come.
 
-    `restore`: whether the table is put back with what is open when somebody else has removed it. `signalling`: UDP
+    `restore`: whether the table is restored, with what is open, when another program has removed it. `signalling`: UDP
     ports of modules, whose connections are kept out of flowtables.
     """
 
@@ -59,11 +59,11 @@ class Limits(NamedTuple):
         )
 
     def of_table(self) -> TableLimits:
-        """Those that are the lease table's."""
+        """Return the limits of the lease table."""
         return {
             "ports": self.ports, "read_ports": self.read_ports, "per_client": self.per_client, "rate": self.rate
         }  # fmt: skip
 
     def has_inside(self, host: str) -> bool:
-        """Whether an address may be a client's."""
+        """Whether an address may belong to a client."""
         return any(ipaddress.ip_address(host) in network for network in self.inside)

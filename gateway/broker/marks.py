@@ -1,7 +1,4 @@
-"""The bits of the connection mark that tell other firewalls' rules about pinholes, and one of the packet's own mark.
-
-Only these bits are ever set or read; a rule elsewhere that writes the mark must leave them alone (use a mask).
-"""
+"""The bits of the connection mark that tell rules of other firewalls about pinholes, and one bit of the packet mark."""
 
 PINHOLE = 0x10000000
 """The connection was let into the NAT by a pinhole; it has to be admitted before it may pass."""

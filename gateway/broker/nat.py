@@ -1,7 +1,7 @@
-"""What the NAT of this host makes of a flow, and connections that the gateway makes with a client's own address.
+"""Finds out what the NAT of this host makes of a flow, and makes connections with a client's own address.
 
-The rules of the NAT are never read: the kernel is asked what it did (connection tracking), or shown what it would have
-to do (a probe). docs/decisions/0121-what-the-nat-does-decides.md
+The rules of the NAT are never read: the kernel is asked what it did (connection tracking), or given a packet to
+translate (a probe). docs/decisions/0121-what-the-nat-does-decides.md
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from gateway.net.addresses import OwnAddresses
 from gateway.observe.log import get_logger
 
 REMEMBERED = 0.1
-"""Seconds that an answer is believed: of the many conversations that one message begins."""
+"""Seconds for which an answer is reused, because one message may begin many conversations."""
 
 _MOST = 4096
 _IP_TRANSPARENT, _IPV6_TRANSPARENT = 19, 75
@@ -60,7 +60,7 @@ log = get_logger()
 
 
 class Nat:
-    """What becomes of flows. Not for several threads. `rng` chooses ports."""
+    """Asks what the NAT makes of flows. Must not be used by several threads. `rng` chooses ports."""
 
     def __init__(self, netfilter: Netfilter, rng: random.Random) -> None:
         self._netfilter = netfilter
@@ -70,8 +70,8 @@ class Nat:
         self._known: dict[Along, tuple[float, str]] = {}
 
     def public_of(self, along: Along) -> str:
-        """The address as which the flow's source is seen by its destination; the source's own one where nothing is
-        translated. PinholeRefused "public" where nobody knows. Raises NetfilterError."""
+        """Return the address with which the flow's source is seen by its destination; the source's own address if
+        nothing is translated. Raises PinholeRefused "public" if it cannot be found out, and NetfilterError."""
         now = time.monotonic()
         known = self._known.get(along)
         if known is None or known[0] < now:
@@ -98,7 +98,8 @@ class Nat:
         raise PinholeRefused("public", f"nobody knows as what {along.source} is seen by {along.destination}")
 
     def _probe(self, along: Along, port: int) -> str | None:
-        """What the NAT makes of a datagram like the flow's, from this port (0: any). None: it did not get that far."""
+        """Return what the NAT makes of a datagram like the flow's, from this port (0: any); None if it did not get that
+        far."""
         host = along.source.host
         try:
             with contextlib.closing(_transparent(socket.SOCK_DGRAM, host, along.mark)) as sock:
@@ -126,10 +127,10 @@ class Nat:
         return None if data is None else str(ipaddress.ip_address(data))
 
     def connect(self, client: Endpoint, server: Endpoint) -> tuple[_socket.socket, Endpoint]:
-        """A connection under way from the client's address to `server`, where the client's own connection to that
-        server was redirected to this host; and the endpoint as which the server sees it. It is routed and translated
-        as the client's packets would be. PinholeRefused "flow": there is no such connection; "connect": the errno is
-        the detail. Raises NetfilterError."""
+        """Begin a connection from the client's address to `server`, if the client's own connection to that server was
+        redirected to this host, and return it with the endpoint that the server sees. It is routed and translated like
+        the client's packets. Raises PinholeRefused "flow" if there is no such connection, or "connect" with the errno
+        as the detail, and NetfilterError."""
         asked = self._tracking.get("tcp", client, server)
         if asked is None or not asked.from_source or asked.answers == server:
             raise PinholeRefused("flow", f"{client} has no connection to {server} that was redirected")
@@ -166,9 +167,9 @@ class Nat:
 
 
 class ReturnPath:
-    """Leads what comes back to connections with a client's address to this host: packets that nft has marked so
-    (PASSING) are looked up in a table of their own, in which the inside networks are this host. `instance` tells the
-    tables of several apart."""
+    """Routes packets of connections with a client's address to this host: packets that nft has marked (PASSING) use a
+    routing table of their own, in which the inside networks are this host. `instance` distinguishes the tables of
+    several instances."""
 
     def __init__(self, instance: str) -> None:
         self._table = _TABLES | zlib.crc32(instance.encode()) & 0xFFFF
@@ -177,7 +178,7 @@ class ReturnPath:
         self.there = False
 
     def make(self, inside: Sequence[Network]) -> None:
-        """Make it, or what of it is not there, for these networks. Where it cannot be made, that is logged."""
+        """Create the rule and the routes for these networks, as far as they are missing. A failure is logged."""
         wanted = set(inside)
         try:
             for network in self._networks - wanted:
@@ -193,7 +194,7 @@ class ReturnPath:
             log.warning("nat.no_return_path", reason=str(error))
 
     def remove(self) -> None:
-        """Take it away."""
+        """Remove the rule and the routes."""
         self.there = False
         for network in self._networks:
             try:
@@ -235,7 +236,7 @@ class ReturnPath:
 
 
 def _transparent(kind: int, host: str, mark: int) -> _socket.socket:
-    """A socket that may have any address. Needs CAP_NET_ADMIN."""
+    """Make a socket that may be bound to any address. Needs CAP_NET_ADMIN."""
     version = 6 if ":" in host else 4
     sock = _socket.socket(_family(version), kind | socket.SOCK_CLOEXEC)
     try:

@@ -1,7 +1,7 @@
-"""The one place that talks to nf_tables: the broker's table, and its elements.
+"""The only module that talks to nf_tables: the broker's table and its elements.
 
-pyroute2's message classes encode and decode, but for what is asked many times in a second: elements added and deleted,
-and the look at all of them (0036).
+pyroute2's message classes encode and decode, except for what happens many times in a second: adding and deleting
+elements, and reading all of them (decision 0036).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from gateway.broker.netlink import (
 NFT_DEADLINE = 5.0
 OUTSIDE = 10
 BATCH = 64
-"""Changes in one transaction: its answers have to fit into the socket's buffer even if all of them are errors."""
+"""Changes in one transaction. Its answers have to fit into the socket's buffer even if all of them are errors."""
 
 _NF_TABLES = NFNL_SUBSYS_NFTABLES << 8
 _GETTABLE, _DELTABLE = _NF_TABLES | NFT_MSG_GETTABLE, _NF_TABLES | NFT_MSG_DELTABLE
@@ -70,16 +70,16 @@ _FIND_NFT = {**os.environ, "PATH": "/usr/sbin:/sbin:/usr/bin:/bin", "LC_ALL": "C
 
 
 class TableGoneError(NetfilterError):
-    """The table is not there: somebody flushed the ruleset."""
+    """The table does not exist: another program flushed the ruleset."""
 
 
 class ForeignTableError(NetfilterError):
-    """There is a table of our name that we did not make."""
+    """There is a table of our name that algate did not create."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Elements to delete (those that are there), then elements to add (all or none). A lease's whole change."""
+    """Elements to delete (those that exist), then elements to add (all or none): the whole change of a lease."""
 
     delete: tuple[Element, ...] = ()
     add: tuple[Element, ...] = ()
@@ -90,7 +90,7 @@ def _comment_of(table: Any) -> str:
 
 
 def _shape_of(text: str) -> tuple[int, int]:
-    """How many chains, sets and other objects a table in nft's syntax has, and how many rules."""
+    """Count the chains, sets and other objects of a table in nft's syntax, and its rules."""
     objects = rules = 0
     within = ""
     for line in text.splitlines():
@@ -107,17 +107,17 @@ def _shape_of(text: str) -> tuple[int, int]:
 
 
 def _filled_in(script: str) -> int:
-    """How many rules a script adds."""
+    """Count the rules that a script adds."""
     return sum(line.startswith("add rule ") for line in script.splitlines())
 
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """A limit for each source before datagrams are given to modules.
+    """A rate limit for each source of datagrams for modules.
 
     `ports`: those of servers; `read`: lowest and highest public port of conversations that modules read; `inside`: the
-    networks of clients. `rate`: datagrams a second of a client, half as many at once; of a host outside, which answers
-    many clients, `OUTSIDE` times as many.
+    networks of clients. `rate`: datagrams a second of a client, half as many at once; a host outside, which answers
+    many clients, may send `OUTSIDE` times as many.
     """
 
     ports: tuple[int, ...] = ()
@@ -126,7 +126,7 @@ class Meter:
     rate: float = 1.0
 
     def script(self, table: str) -> str:
-        """What fills the sets and the chain, as nft reads it."""
+        """Return the script in nft's syntax that fills the sets and the chain."""
         ports = [str(port) for port in self.ports]
         read = [f"{self.read[0]}-{self.read[1]}"] if self.read and ports else []
         lines = [f"flush chain inet {table} rates"]
@@ -155,7 +155,8 @@ class Meter:
 
 
 class Netfilter:
-    """The table `name`, its fixed part and its elements. Not for several threads (but for `counters`)."""
+    """The nft table `name`: its fixed part and its elements. Must not be used by several threads, except for
+    `counters`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -181,15 +182,15 @@ class Netfilter:
 
     @property
     def port(self) -> int:
-        """The netlink port that changes of elements come from."""
+        """The netlink port from which changes of elements are sent."""
         return self._netlink.port
 
     # --- the table --------------------------------------------------------------------------------------------------
 
     def load(self) -> bool:
-        """Make the table, unless it is there as we would make it: then it stays, with its elements.
+        """Create the table, unless it exists as we would create it; then it stays, with its elements.
 
-        Returns whether it was made. Raises ForeignTableError and NetfilterError.
+        Returns whether it was created. Raises ForeignTableError and NetfilterError.
         """
         table = self._table()
         there = None if table is None else _comment_of(table)
@@ -205,13 +206,13 @@ class Netfilter:
         return True
 
     def has_flowtables(self) -> bool:
-        """Whether this host has flowtables, whosever they are."""
+        """Whether this host has flowtables, of any program."""
         body = bytes(len(NFGENMSG))  # of any family
         return bool(self._request(self._netlink.message(_GETFLOWTABLE, NLM_F_REQUEST | NLM_F_DUMP, body)))
 
     def keep_aside(self, ports: Sequence[int]) -> None:
-        """Keep connections to these UDP ports, and conversations, out of flowtables. NetfilterError if the kernel
-        cannot do that: then nothing has changed."""
+        """Keep connections to these UDP ports, and conversations, out of flowtables. Raises NetfilterError if the
+        kernel cannot do that; then nothing has changed."""
         text = self._aside_text(ports)
         if text != self._aside:
             chain = f"inet {self.name} aside"
@@ -229,13 +230,13 @@ class Netfilter:
         )
 
     def is_whole(self) -> bool:
-        """Whether the table is there with all its chains, sets and rules; nothing is said of elements."""
+        """Whether the table exists with all its chains, sets and rules. Elements are not checked."""
         table = self._table()
         return table is not None and _comment_of(table) == self._mark and self._has_all(table, self._rates == "")
 
     def _has_all(self, table: Any, read_back: bool) -> bool:
-        """Whether a table has all that it must have. `read_back`: what was filled in later need not be as it is known
-        here, as another process may have done that."""
+        """Whether a table has everything that it must have. `read_back`: what was filled in later is not checked,
+        because another process may have done that."""
         body = NFGENMSG + attribute(NFTA_RULE_TABLE, self.name.encode() + b"\0")
         answers = self._request(self._netlink.message(_GETRULE, NLM_F_REQUEST | NLM_F_DUMP, body))
         chains = Counter(attribute_map(answer, _BODY).get(NFTA_RULE_CHAIN, b"").rstrip(b"\0") for answer in answers)
@@ -249,8 +250,8 @@ class Netfilter:
         return rates == _filled_in(self._rates) and aside == (_shape_of(self._aside)[1] if self._aside else 0)
 
     def measure(self, meter: Meter, now: bool = True) -> None:
-        """How fast a host may send what modules read; what is more is marked, and passes unread. Holds from the next
-        `load` on, or at once (`now`; raises NetfilterError)."""
+        """Set how fast a host may send datagrams for modules. Those beyond are marked, and pass unread. Takes effect
+        with the next `load`, or at once (`now`; raises NetfilterError)."""
         self._rates = meter.script(self.name)
         if now:
             self._nft(["-f", "-"], self._rates)
@@ -262,13 +263,13 @@ class Netfilter:
             raise errors[0]
 
     def counters(self) -> dict[str, dict[str, int]]:
-        """Packets and bytes of the named counters: admitted, data, late, unread, early."""
+        """Return packets and bytes of the named counters: admitted, data, late, unread, early."""
         listing = msgspec.json.decode(self._nft(["-j", "list", "counters", "table", "inet", self.name], ""))
         entries = [entry["counter"] for entry in listing["nftables"] if "counter" in entry]
         return {entry["name"]: {"packets": entry["packets"], "bytes": entry["bytes"]} for entry in entries}
 
     def _table(self) -> Any | None:
-        """The kernel's description of the table, or None if there is no table."""
+        """Return the kernel's description of the table, or None if there is no table."""
         try:
             (table,) = self._ask(self._named(), _GETTABLE, NLM_F_ACK)
         except TableGoneError:
@@ -303,10 +304,10 @@ class Netfilter:
     # --- its elements -----------------------------------------------------------------------------------------------
 
     def apply(self, changes: Sequence[Change]) -> dict[int, NetfilterError]:
-        """Do all changes, as few transactions as possible. Returns those that were refused: index to error.
+        """Carry out changes, in as few transactions as possible. Returns those that were refused: index to error.
 
-        The kernel names every element that it does not take, and does nothing; so those are left out and the others
-        tried again. Raises TableGoneError, or NetfilterError if nobody knows what was done.
+        The kernel names every element that it refuses, and then does nothing; so those are left out and the others are
+        tried again. Raises TableGoneError, or NetfilterError if it is not known what was done.
         """
         refused: dict[int, NetfilterError] = {}
         for start in range(0, len(changes), BATCH):
@@ -333,11 +334,11 @@ class Netfilter:
         return refused
 
     def elements(self, sets: Sequence[str] = SETS) -> list[Element]:
-        """All elements of these sets, with what is left of their time. Raises TableGoneError."""
+        """Read all elements of these sets, with the rest of their time. Raises TableGoneError."""
         return [element for name in sets for element in self._read(name)]
 
     def glance(self, sets: Sequence[str]) -> list[Element]:
-        """All elements of these sets, but of each only the key and the counter. Raises TableGoneError."""
+        """Read only key and counter of all elements of these sets. Raises TableGoneError."""
         return [
             element
             for name in sets
@@ -350,16 +351,16 @@ class Netfilter:
         return self.has_any([(name, key)])
 
     def has_any(self, keys: Iterable[tuple[str, bytes]]) -> bool:
-        """Whether any of these elements (set, key) is there."""
+        """Whether any of these elements (set, key) exists."""
         return any(answer is not None for answer in self._get(keys))
 
     def data(self, name: str, key: bytes) -> bytes | None:
-        """What a map has for a key; None: nothing."""
+        """Return what a map has for a key; None: nothing."""
         (answer,) = self._get([(name, key)])
         return next((element.data for element in elements_in(name, answer)), None) if answer else None
 
     def counted(self, wanted: Iterable[Element]) -> list[Element]:
-        """`wanted`, with the counters that those of them have which are there and count."""
+        """Return the elements of `wanted` with their counters, if they exist and count."""
         result = list(wanted)
         counting = [at for at, element in enumerate(result) if element.set in COUNTED]
         answers = self._get((result[at].set, result[at].key) for at in counting)
@@ -370,8 +371,8 @@ class Netfilter:
         return result
 
     def _get(self, keys: Iterable[tuple[str, bytes]]) -> list[bytes | None]:
-        """What the kernel says of each of these elements; None: it is not there. Asked often, hence like a change
-        (0036), and many at once."""
+        """Ask the kernel for each of these elements; None: it does not exist. Packed by `struct` because it happens
+        often (decision 0036), and many in one call."""
         messages = [self._question(self._messages.key(name, key)) for name, key in keys]
         return [
             answer
@@ -383,7 +384,7 @@ class Netfilter:
         return self._netlink.message(_GETSETELEM, NLM_F_REQUEST | flags, body)
 
     def _read(self, name: str) -> list[Element]:
-        """All elements of a set, with all that they are."""
+        """Read all elements of a set, with all their fields."""
         answers = self._request(self._question(self._messages.all_of(name), NLM_F_DUMP))
         return [element for answer in answers for element in elements_in(name, answer)]
 
@@ -397,9 +398,9 @@ class Netfilter:
     # --- netlink ----------------------------------------------------------------------------------------------------
 
     def _transaction(self, messages: list[bytes]) -> dict[int, NetfilterError]:
-        """Do all or nothing. Returns the errors by position of the message; empty: done.
+        """Carry out all messages or none. Returns the errors by position of the message; empty: all were carried out.
 
-        Only the last message asks for an answer; the errors of others come before it.
+        Only the last message asks for an answer; errors of the others come before it.
         """
         begin = self._netlink.message(NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, _BATCH_BODY)
         end = self._netlink.message(NFNL_MSG_BATCH_END, NLM_F_REQUEST, _BATCH_BODY)

@@ -1,6 +1,6 @@
-"""A netlink socket whose every answer has a deadline, which pyroute2's sockets have not; its messages go over it.
+"""A netlink socket on which every answer has a deadline, unlike pyroute2's sockets. pyroute2's messages go over it.
 
-And attributes as bytes, for the few messages that are too many for a generic encoder (0036).
+It also packs attributes as bytes, for the few messages that are too frequent for a generic encoder (decision 0036).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 NETLINK_DEADLINE = 1.0
-"""Seconds that the kernel may take to answer."""
+"""Seconds within which the kernel has to answer."""
 
 NLM_F_REQUEST, NLM_F_MULTI, NLM_F_ACK, NLM_F_DUMP_INTR = 0x1, 0x2, 0x4, 0x10
 NLM_F_DUMP, NLM_F_EXCL, NLM_F_CREATE = 0x300, 0x200, 0x400
@@ -29,7 +29,7 @@ _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
 
 
 class NetfilterError(Exception):
-    """The kernel or nft would not do it; `code` is an errno."""
+    """The kernel or nft refused. `code` is an errno."""
 
     def __init__(self, code: int, what: str) -> None:
         super().__init__(f"{what}: {os.strerror(code)}")
@@ -37,22 +37,22 @@ class NetfilterError(Exception):
 
     @property
     def rule(self) -> str:
-        """The rule by which a pinhole is refused that the kernel did not take."""
+        """The rule of the refusal of a pinhole that the kernel did not accept."""
         return "full" if self.code in (errno.ENFILE, errno.ENOSPC) else "kernel"
 
 
 def attribute(kind: int, value: bytes) -> bytes:
-    """One attribute, padded to four bytes."""
+    """Pack one attribute, padded to four bytes."""
     return NLATTR.pack(4 + len(value), kind) + value + _PADDING[len(value) & 3]
 
 
 def nested(kind: int, *attributes: bytes) -> bytes:
-    """One attribute that is made of attributes."""
+    """Pack one attribute that consists of attributes."""
     return attribute(kind | NLA_F_NESTED, b"".join(attributes))
 
 
 def attributes(data: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
-    """The attributes in `data[start:]`: (kind, value). What is cut off or too short ends it."""
+    """Yield the attributes in `data[start:]` as (kind, value). One that is cut off or too short ends the sequence."""
     at, end = start, len(data)
     while at + 4 <= end:
         length, kind = NLATTR.unpack_from(data, at)
@@ -63,15 +63,15 @@ def attributes(data: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
 
 
 def attribute_map(data: bytes, start: int = 0) -> dict[int, bytes]:
-    """The attributes in `data[start:]`, the last one of each kind."""
+    """Return the attributes in `data[start:]`, the last one of each kind."""
     return dict(attributes(data, start))
 
 
 class Netlink:
-    """A socket to netfilter. Not for several threads. Raises NetfilterError, ETIMEDOUT without an answer."""
+    """A netlink socket. Must not be used by several threads. Raises NetfilterError; ETIMEDOUT if no answer comes."""
 
     def __init__(self, protocol: int = NETLINK_NETFILTER) -> None:
-        """`protocol`: another than netfilter's, as NETLINK_ROUTE."""
+        """`protocol`: netfilter's by default, or another one such as NETLINK_ROUTE."""
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
         self._socket.bind((0, 0))
@@ -79,12 +79,12 @@ class Netlink:
         self._sequence = 0
 
     def message(self, kind: int, flags: int, body: bytes) -> bytes:
-        """A message with the next sequence number."""
+        """Return a message with the next sequence number."""
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
         return NLMSGHDR.pack(NLMSGHDR.size + len(body), kind, flags, self._sequence, 0) + body
 
     def encoded(self, message: Any, kind: int, flags: int) -> bytes:
-        """One of pyroute2's messages, with the next sequence number."""
+        """Encode one of pyroute2's messages, with the next sequence number."""
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
         message["header"]["type"] = kind
         message["header"]["flags"] = flags
@@ -93,7 +93,7 @@ class Netlink:
         return bytes(message.data)
 
     def ask(self, message: Any, kind: int, flags: int) -> list[Any]:
-        """Send one of pyroute2's messages; the answers to it, decoded by the same class."""
+        """Send one of pyroute2's messages, and return the answers, decoded by the same class."""
         return decoded(type(message), self.request(self.encoded(message, kind, flags)))
 
     def send(self, data: bytes) -> None:
@@ -104,7 +104,7 @@ class Netlink:
             raise NetfilterError(error.errno or errno.ETIMEDOUT, "netlink send") from error
 
     def receive(self) -> Iterator[tuple[int, int, int, bytes]]:
-        """Messages (type, sequence, flags, whole) until the reader has enough, or the deadline is over."""
+        """Yield messages (type, sequence, flags, whole) until the reader has enough, or the deadline is over."""
         deadline = time.monotonic() + NETLINK_DEADLINE
         while True:
             left = deadline - time.monotonic()
@@ -124,7 +124,7 @@ class Netlink:
                 at += max(length + 3 & ~3, NLMSGHDR.size)
 
     def request(self, message: bytes) -> list[bytes]:
-        """Send one message; the answers to it (whole messages). NetfilterError with the kernel's errno."""
+        """Send one message, and return the answers (whole messages). Raises NetfilterError with the kernel's errno."""
         for _ in range(5):
             self.send(message)
             answers: list[bytes] = []
@@ -145,8 +145,8 @@ class Netlink:
         raise NetfilterError(errno.EAGAIN, "netfilter changes while it is read")
 
     def ask_each(self, messages: Sequence[bytes]) -> list[bytes | None]:
-        """Send questions that have one answer each, in one system call. The answers (whole messages) in this order;
-        None where the kernel has nothing (ENOENT). NetfilterError for any other error."""
+        """Send questions that have one answer each, in one system call. Returns the answers (whole messages) in this
+        order; None where the kernel has nothing (ENOENT). Raises NetfilterError for any other error."""
         positions = {sequence_of(message): at for at, message in enumerate(messages)}
         answers: list[bytes | None] = [None] * len(messages)
         self.send(b"".join(messages))
@@ -164,7 +164,7 @@ class Netlink:
 
 
 def decoded(message_class: Any, packets: list[bytes]) -> list[Any]:
-    """Whole messages as one of pyroute2's classes reads them."""
+    """Decode whole messages by one of pyroute2's classes."""
     messages = [message_class(packet) for packet in packets]
     for message in messages:
         message.decode()
@@ -177,6 +177,6 @@ def sequence_of(message: bytes) -> int:
 
 
 def error_of(packet: bytes) -> int:
-    """The errno in a message of type NLMSG_ERROR; 0 if all is well."""
+    """Return the errno in a message of type NLMSG_ERROR; 0 for success."""
     (code,) = struct.unpack_from("=i", packet, NLMSGHDR.size) if len(packet) >= NLMSGHDR.size + 4 else (-errno.EBADMSG,)
     return -int(code)

@@ -1,7 +1,7 @@
-"""One queue of NFQUEUE: packets that the kernel holds until they have a verdict (linux/netfilter/nfnetlink_queue.h).
+"""One queue of NFQUEUE: packets that the kernel holds until they get a verdict (linux/netfilter/nfnetlink_queue.h).
 
-It is read by the library, netfilterqueue, wherever that is installed: in the packages and in every test. It has to
-be compiled, so `make run` on a fresh machine does without it, and the same few messages are sent and read here
+The library netfilterqueue reads it wherever it is installed: in the packages and in every test. It has to be compiled,
+so `make run` on a fresh machine does without it, and the same few messages are sent and read here
 (docs/decisions/0135-running-takes-wheels-and-no-compiler.md).
 """
 
@@ -42,7 +42,8 @@ _RCVBUFFORCE = 33
 
 
 class QueuedPacket(Protocol):
-    """A packet of the queue, as netfilterqueue has it. `accept` ends it, with the payload that was set, if one was."""
+    """A packet of the queue, as netfilterqueue has it. `accept` gives the verdict, with the payload that was set, if
+    any."""
 
     mark: int
     indev: int
@@ -59,7 +60,7 @@ class Queue(Protocol):
     """A queue that is bound until `close`."""
 
     def fileno(self) -> int:
-        """The socket, readable when a packet waits."""
+        """Return the descriptor of the socket, which is readable when a packet waits."""
         ...
 
     def read(self, most: int, take: Callable[[QueuedPacket], None]) -> None:
@@ -67,15 +68,16 @@ class Queue(Protocol):
         ...
 
     def close(self) -> None:
-        """Give the queue up. Packets without a verdict are dropped by the kernel."""
+        """Give the queue up. The kernel drops packets without a verdict."""
         ...
 
 
 def open_queue(number: int, waiting: int, length: int, buffer: int) -> Queue:
     """Bind the queue `number` of this network namespace. Needs CAP_NET_ADMIN.
 
-    `waiting`: packets that the kernel holds at most. `length`: bytes of a packet that are copied here at most.
-    `buffer`: bytes of the socket's buffer. OSError where it cannot be bound (EPERM, or EBUSY: another one has it).
+    `waiting`: the greatest number of packets that the kernel holds. `length`: the greatest number of bytes of a packet
+    that are copied. `buffer`: the size of the socket's buffer in bytes. Raises OSError if the queue cannot be bound
+    (EPERM, or EBUSY if another process has it).
     """
     if find_spec("netfilterqueue") is not None:
         return LibraryQueue(number, waiting, length, buffer)
@@ -103,7 +105,8 @@ class LibraryQueue:
         self._queue.run_socket(self)
 
     def recv(self, size: int) -> bytes:
-        """What the library reads from: a socket that is empty after some packets, so that nobody waits for long."""
+        """The socket that the library reads from. It seems empty after some packets, so that nothing else waits for
+        long."""
         if self._left <= 0:
             raise BlockingIOError(errno.EAGAIN, "others are waiting")
         self._left -= 1
@@ -122,7 +125,7 @@ def _accept(packet: QueuedPacket) -> None:
 
 
 class Packet:
-    """A packet of the queue. `accept` ends it, with the payload that was set, if one was.
+    """A packet of the queue. `accept` gives the verdict, with the payload that was set, if any.
 
     `mark`: the packet's own; `indev`, `outdev`: indexes of the interfaces by which it came and is to leave, 0: none.
     """
@@ -139,16 +142,16 @@ class Packet:
         self._changed = False
 
     def get_payload(self) -> bytes:
-        """The packet from its IP header on."""
+        """Return the packet, starting with its IP header."""
         return self._payload
 
     def set_payload(self, payload: bytes) -> None:
-        """Another packet in its place, from its IP header on."""
+        """Replace the packet, starting with its IP header."""
         self._payload = payload
         self._changed = True
 
     def accept(self) -> None:
-        """Let it go on. OSError if the kernel cannot be told."""
+        """Let the packet go on. Raises OSError if the kernel cannot be told."""
         self._queue.accept(self._number, self._payload if self._changed else None)
 
 
@@ -171,7 +174,7 @@ class NetlinkQueue:
             raise
 
     def fileno(self) -> int:
-        """The socket, readable when a packet waits."""
+        """Return the descriptor of the socket, which is readable when a packet waits."""
         return self._socket.fileno()
 
     def read(self, most: int, take: Callable[[QueuedPacket], None]) -> None:
@@ -190,14 +193,14 @@ class NetlinkQueue:
                 take(packet)
 
     def accept(self, packet: int, payload: bytes | None) -> None:
-        """Give the packet with this number its verdict, and another payload if it is to have one."""
+        """Give the packet with this number its verdict, with another payload if it is to have one."""
         verdict = _ATTRIBUTE.pack(12, _VERDICT_HEADER) + _VERDICT_VALUES.pack(_NF_ACCEPT, packet)
         if payload is not None:
             verdict += attribute(_PAYLOAD, payload)
         self._socket.send(self._message(_VERDICT, NLM_F_REQUEST, verdict))
 
     def close(self) -> None:
-        """Give the queue up. Packets without a verdict are the kernel's again, and dropped."""
+        """Give the queue up. The kernel drops packets without a verdict."""
         try:
             self._socket.setblocking(True)
             self._configure(_COMMAND, struct.pack(">BBH", _UNBIND, 0, 0))
@@ -207,7 +210,7 @@ class NetlinkQueue:
             self._socket.close()
 
     def _packet(self, data: bytes) -> Packet | None:
-        """The packet in a message of the kernel's; None for another message."""
+        """Return the packet in a message of the kernel; None for another message."""
         if len(data) < _BODY or NLMSGHDR.unpack_from(data)[1] != _PACKET:
             return None
         at, end = _BODY, len(data)

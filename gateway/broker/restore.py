@@ -1,4 +1,4 @@
-"""Puts the elements of open pinholes back into a table that somebody else has emptied or removed."""
+"""Restores the elements of open pinholes in a table that another program has emptied or removed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gateway.model.requests import Lease
 from gateway.observe.log import get_logger
 
 STEP = 32
-"""Leases put back in one turn of the broker's loop: some milliseconds, then workers are served."""
+"""Leases restored in one turn of the broker's loop: that takes some milliseconds, then workers are served."""
 
 _SHORTEST = 0.05  # seconds; what ends sooner is not put back
 
@@ -22,10 +22,10 @@ log = get_logger()
 
 
 class Restoration:
-    """What is still to be put back, a few leases at a time.
+    """The leases that are still to be restored, a few at a time.
 
-    `admitted`: keys of the connections that pinholes have let in (`once_of`), as connection tracking remembers them;
-    may raise NetfilterError.
+    `admitted`: returns the keys of connections that pinholes have let in (`once_of`), as connection tracking remembers
+    them; may raise NetfilterError.
     """
 
     def __init__(self, netfilter: Netfilter, leases: LeaseTable, admitted: Callable[[], set[bytes]]) -> None:
@@ -37,13 +37,12 @@ class Restoration:
         self._done = 0
 
     def __bool__(self) -> bool:
-        """Whether anything is still to be put back."""
+        """Whether anything is still to be restored."""
         return bool(self._waiting)
 
     def begin(self, *, empty: bool, without: Collection[str] = (), first: Iterable[str] = ()) -> list[Lease]:
-        """Put everything back but the leases `without`, and `first` before the others. `empty`: the sets have nothing
-        in them. Returns the leases of one use that are used up: only connection tracking knows it now.
-        """
+        """Restore everything but the leases `without`, with `first` before the others. `empty`: the sets contain
+        nothing. Returns the leases of one use that are used up, which only connection tracking knows at this point."""
         owned = {lease.id: (owner, lease) for owner, lease in self._leases.owned() if lease.id not in without}
         singles = [lease for _, lease in owned.values() if is_single(lease)]
         used = self._used(singles) if singles else []
@@ -64,7 +63,8 @@ class Restoration:
         return [lease for lease in singles if once_of(lease)[1] in admitted]
 
     def step(self) -> list[Lease]:
-        """Put some back; those. NetfilterError: the kernel did not take them, and they are not tried again."""
+        """Restore some leases, and return them. Raises NetfilterError if the kernel refused them; they are not tried
+        again."""
         chosen = list(itertools.islice(self._waiting.items(), STEP))
         now = time.monotonic()
         leases: list[Lease] = []

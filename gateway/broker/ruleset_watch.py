@@ -1,7 +1,7 @@
-"""Changes of netfilter's rules by others, as the kernel tells them (NFNLGRP_NFTABLES of nfnetlink).
+"""Watches changes of netfilter's rules by other programs, which the kernel announces (NFNLGRP_NFTABLES of nfnetlink).
 
-Only nf_tables tells; iptables-legacy changes its rules without a word. Listening needs CAP_NET_ADMIN. The kernel leaves
-out what nobody here wants to hear (a socket filter), as the broker itself makes thousands of changes a second.
+Only nf_tables announces changes; iptables-legacy does not. Listening needs CAP_NET_ADMIN. A socket filter leaves out,
+in the kernel, what is not needed, because the broker itself makes thousands of changes a second.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ Instruction = tuple[int, int, int, int]
 
 
 class Changes(NamedTuple):
-    """What others have changed since the last look.
+    """What other programs have changed since the last call.
 
-    `elements`: (family, table) from which elements were deleted; `flowtables`: whether one was added;
-    `lost`: the kernel could not tell everything, so anything may have changed.
+    `elements`: (family, table) from which elements were deleted; `flowtables`: whether one was added; `lost`:
+    announcements were lost, so anything may have changed.
     """
 
     elements: frozenset[tuple[int, str]] = frozenset()
@@ -50,12 +50,13 @@ class Changes(NamedTuple):
 
 
 def _two(message: bytes) -> list[tuple[int, bytes]]:
-    """The first two attributes of a message about elements: the table's name and the set's."""
+    """Read the first two attributes of a message about elements: the names of the table and the set."""
     return list(itertools.islice(attributes(message, _FAMILY + 4), 2))
 
 
 class RulesetWatch:
-    """`fileno` is readable when somebody else has changed rules, sets or tables of this network namespace.
+    """Watches the rules, sets and tables of this network namespace. `fileno` is readable when another program has
+    changed some.
 
     Raises NetfilterError (EPERM without CAP_NET_ADMIN).
     """
@@ -71,7 +72,7 @@ class RulesetWatch:
             raise NetfilterError(error.errno or errno.EIO, "netlink events") from error
 
     def leave_out_port(self, port: int, table: str) -> None:
-        """Tell nothing of transactions from the netlink socket with this port, nor of elements of other tables."""
+        """Ignore transactions from the netlink socket with this port, and elements of other tables."""
         kinds = [struct.unpack(">H", struct.pack("=H", _NFTABLES << 8 | kind))[0] for kind in (12, 14)]
         (start,) = struct.unpack(">I", table.encode()[:4].ljust(4, b"\0"))
         self._attach(
@@ -89,7 +90,7 @@ class RulesetWatch:
         )
 
     def only_generations(self, without_pid: int) -> None:
-        """Tell only that there was a transaction (NFT_MSG_NEWGEN), and of those of one process not even that."""
+        """Report only that there was a transaction (NFT_MSG_NEWGEN), and ignore those of one process."""
         (kind,) = struct.unpack(">H", struct.pack("=H", _NFTABLES << 8 | NFT_MSG_NEWGEN))
         self._attach(
             [
@@ -112,7 +113,7 @@ class RulesetWatch:
         return self._socket.fileno()
 
     def read(self) -> Changes | None:
-        """What has changed since the last call; None: nothing of interest."""
+        """Return what has changed since the last call; None: nothing of interest."""
         any_change = lost = flowtables = False
         elements: set[tuple[int, str]] = set()
         while True:

@@ -1,7 +1,7 @@
-"""The broker: the one privileged process. It opens and closes kernel pinholes for workers, whom it does not believe.
+"""The broker: the one privileged process. It opens and closes kernel pinholes for workers, and does not trust them.
 
-One thread decides, by `selectors`, no gevent; others only wait, for who asks and for connection tracking. A worker is
-the descriptor that its messages come on, and nothing that it says.
+One thread decides, with `selectors` and without gevent; other threads only wait, for clients of the admin socket and
+for connection tracking. A worker is identified by the descriptor on which its messages come, and by nothing in them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ from gateway.observe.log import get_logger
 from gateway.observe.metrics import metrics_row
 
 MESSAGES = 20_000.0
-"""Messages of one worker in a second: what comes faster stays in its socket. Twice what 1,500 calls a second need."""
+"""Messages of one worker that are read in a second; the rest stays in its socket. Twice what 1,500 calls a second
+need."""
 
 _ROUND = 64  # messages of one worker in one round: no worker keeps the others waiting
 _BURST = 4_000
@@ -53,8 +54,8 @@ log = get_logger()
 
 
 class Supervisor(Protocol):
-    """Who started the broker. `ready` tells it; `hear` does what it says, when its descriptor is readable, and says
-    whether it still lives."""
+    """The process that started the broker. `ready` tells it that the broker serves; `hear` carries out what it says,
+    when its descriptor is readable, and returns whether it is still alive."""
 
     def fileno(self) -> int: ...
 
@@ -64,17 +65,17 @@ class Supervisor(Protocol):
 
 
 class Turn:
-    """What is to be done at the end of a turn of the loop."""
+    """Actions for the end of a turn of the loop."""
 
     def __init__(self) -> None:
         self._waiting: list[Callable[[], None]] = []
 
     def later(self, action: Callable[[], None]) -> None:
-        """Do it then."""
+        """Do something at the end of this turn."""
         self._waiting.append(action)
 
     def end(self) -> None:
-        """Do it now."""
+        """Do what was left for the end of the turn."""
         waiting, self._waiting = self._waiting, []
         for action in waiting:
             action()
@@ -83,8 +84,8 @@ class Turn:
 class Broker:
     """The broker's loop.
 
-    `workers`: one SEQPACKET socket per worker, by slot; the slot is the identity. `table`: the nft table of this
-    instance. `admin`: a listening unix socket. `turn`: what others want to be done after each turn.
+    `workers`: one SEQPACKET socket for each worker, by slot; the slot is the identity. `table`: the nft table of this
+    instance. `admin`: a listening unix socket. `turn`: actions of others for the end of each turn.
     """
 
     def __init__(
@@ -109,8 +110,8 @@ class Broker:
         self._stopping = False
 
     def run(self) -> int:
-        """Serve until SIGTERM (everything is closed, the table deleted) or until the supervisor is dead (the table
-        stays, its timeouts are the kernel's). Returns the exit code."""
+        """Serve until SIGTERM (then everything is closed and the table deleted) or until the supervisor has died (then
+        the table stays, and the kernel ends its pinholes). Returns the exit code."""
         wake, waker = socket.socketpair()
         waker.setblocking(False)
         signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
@@ -152,7 +153,7 @@ class Broker:
         return 0
 
     def configure(self, limits: Limits) -> int:
-        """Other limits from now on; how many pinholes are closed for that."""
+        """Use other limits from now on. Returns how many pinholes are closed because of that."""
         return self._engine.configure(limits)
 
     def report(self) -> None:
@@ -213,7 +214,7 @@ class Broker:
         return read
 
     def _pause(self, slot: int, now: float) -> None:
-        """Read this worker again when it may say something; its socket holds what it says meanwhile."""
+        """Stop reading this worker until it may send again. Its socket holds what it sends meanwhile."""
         if self._complaints.take(slot, now):
             log.warning("broker.flood", slot=slot, most=MESSAGES)
         self._selector.unregister(self._workers[slot])
@@ -226,7 +227,8 @@ class Broker:
             self._register(self._workers[slot], self._reader(slot, self._workers[slot]))
 
     def _lost(self, slot: int, worker: socket.socket, why: str | None) -> None:
-        """The supervisor keeps both ends, so this is its end too, or that of an earlier version."""
+        """Handle a worker's socket that has ended. The supervisor keeps both ends open, so it has ended too, or is that
+        of an earlier version."""
         log.info("broker.worker_lost", slot=slot, error=why)
         self._selector.unregister(worker)
 
@@ -261,7 +263,8 @@ class Broker:
             sock.close()
 
     def _send(self, slot: int, messages: Sequence[ToWorker]) -> Sequence[ToWorker]:
-        """Which of them the worker's socket did not take: a worker that does not read is not waited for."""
+        """Send messages to a worker, and return those that its socket did not accept: the broker does not wait for a
+        worker that does not read."""
         unheard: list[ToWorker] = []
         for packet, inside in packets(messages):
             try:
@@ -284,7 +287,7 @@ class Broker:
 
 
 def _hung_up(sock: socket.socket) -> bool:
-    """Whether nothing read was the end, and not a packet of no bytes."""
+    """Whether an empty read was the end of the connection, and not a packet without bytes."""
     poll = select.poll()
     poll.register(sock, select.POLLRDHUP)
     return bool(poll.poll(0))

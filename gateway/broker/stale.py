@@ -1,12 +1,14 @@
-"""Which UDP connections have to begin anew, for they contradict the pinholes; and when they are looked for.
+"""Finds conntrack entries of UDP that contradict the open pinholes, and decides when to search for and delete them.
 
-A connection is the memory of a translation. What a peer sent before its pinhole opened is one to this host itself and
-would stay so; what an inside socket sent before has another public port; what was let out to a peer that is none any
-more is marked, and would be dropped. Nobody waits for the look: it takes long, and packets that wait in a queue belong
-to connections that must not go. So it comes later, for all that changed meanwhile, and takes what is wrong.
+An entry is the memory of a translation. What a peer sent before its pinhole opened is a connection to this host itself,
+and would stay one; what an inside socket sent before has another public port; what was let out to a host that is no
+peer any more is marked, and would be dropped. No request waits for the search: it takes long, and packets that wait in
+a queue belong to connections that must not be deleted. So it comes later, for all that changed meanwhile, and deletes
+what is wrong.
 
-While the kernel looks it serves no packets on that processor. So it is asked soon only where something may be wrong
-that matters now, and that the kernel tells at once: whether a socket has talked past all pinholes (decision 0079).
+While the kernel walks its table it serves no packets on that processor. So it is asked soon only where something may be
+wrong that matters now, and the kernel answers that at once: whether a socket has sent packets past all pinholes
+(decision 0079).
 """
 
 from __future__ import annotations
@@ -33,10 +35,10 @@ log = get_logger()
 
 
 class Stale:
-    """The sockets whose connections have to be looked at. `open_of`: the open pinholes of a client; `is_any`: whether
-    any of some elements (set, key) is in the kernel's table.
+    """The sockets whose connections have to be searched. `open_of`: returns the open pinholes of a client; `is_any`:
+    whether any of some elements (set, key) is in the kernel's table.
 
-    `wake` is readable when a look has ended: then it is to be read, and `tick` has something to do.
+    `wake` is readable when a search has ended; then read it and call `tick`.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class Stale:
         self.wake, self._waker = socket.socketpair()
 
     def opened(self, lease: Lease) -> None:
-        """This pinhole has been opened: what its client's socket sent before has another public port."""
+        """Note that a pinhole was opened: what its client's socket sent before has another public port."""
         if not is_datagram(lease):
             return
         if lease.backend == "kernel" and not lease.single:
@@ -65,19 +67,21 @@ class Stale:
         self._add(lease)
 
     def admitted(self, lease: Lease) -> None:
-        """Others may come through this pinhole than before, and may have come too early."""
+        """Note that a pinhole admits other peers than before, which may have sent too early."""
         if is_datagram(lease):
             self._ask(lease.public)
             self._add(lease)
 
     def closed(self, lease: Lease) -> None:
-        """This pinhole has ended. What is left of it passes no more; it only must not meet another one's packets."""
+        """Note that a pinhole has ended. The kernel drops what is left of it, but a new pinhole must not meet its
+        entries."""
         if is_datagram(lease):
             self._closed.update(_targets_of(lease))
             self._add(lease)
 
     def disturbed(self, lease: Lease) -> None:
-        """For a moment this pinhole was not in the kernel's table: packets of then are remembered wrongly."""
+        """Note that a pinhole was missing from the kernel's table for a moment, so that packets of that moment made
+        wrong entries."""
         if is_datagram(lease):
             self._soon = min(self._soon, time.monotonic() + SOON)
             self._add(lease)
@@ -93,17 +97,17 @@ class Stale:
             self._ask_at = time.monotonic() + SOON
 
     def deadline(self) -> float:
-        """When (monotonic) `tick` has something to do; infinity: not as things are, or not before `wake`."""
+        """When (monotonic) `tick` has something to do; infinity: not before a new event or `wake`."""
         return min(self._due, self._ask_at) if self._look is None else math.inf
 
     @property
     def _due(self) -> float:
-        """When to look next."""
+        """Return when to search next."""
         rests = self._looked + SHARE * self._took, self._looked + LATER_SHARE * self._took
         return min(max(self._soon, rests[0]), max(self._later, rests[1]))
 
     def tick(self) -> None:
-        """Have the kernel forget what is wrong, if it is known; begin to look, if it is time."""
+        """Delete the wrong entries that a search has found, and start the next search if it is due."""
         if self._look is not None:
             if not self._look[0].done():
                 return
@@ -117,7 +121,8 @@ class Stale:
             self._begin()
 
     def _have_talked(self, sockets: Iterable[Endpoint]) -> bool:
-        """Whether any of them has, or may have: where the kernel had no room to note who talks, anybody may."""
+        """Whether any of these sockets has sent packets past all pinholes, or may have: where the kernel had no room to
+        note it, any socket may have."""
         try:
             return self._is_any([*(talked_of(one) for one in sockets), UNTOLD])
         except NetfilterError as error:
@@ -125,7 +130,7 @@ class Stale:
             return True
 
     def forget(self) -> None:
-        """Have the kernel forget all that is wrong, and wait for it."""
+        """Search for and delete all wrong entries, and wait for it."""
         self._forget()
         self._begin()
         self._forget()
@@ -140,8 +145,8 @@ class Stale:
             looking.add_done_callback(lambda _: self._waker.send(b"\0"))
 
     def _find(self, changed: dict[Endpoint, Lease]) -> tuple[list[Found], list[Lease]]:
-        """In the thread: the connections of what has changed, and which leases they are of. Ends `changed`, bit by bit,
-        as there may be tens of thousands in it and nobody is to wait for that."""
+        """Runs in the thread: find the connections of the changed sockets, and their leases. Empties `changed` bit by
+        bit, because freeing tens of thousands of entries at once would delay the other thread."""
         found = self._conntrack.find(changed)
         ends = [end.endpoint for one in found for end in (one.connection.source, one.connection.destination)]
         leases = {lease.id: lease for end in ends if (lease := changed.get(end))}
@@ -150,7 +155,8 @@ class Stale:
         return found, [*leases.values()]
 
     def _forget(self) -> None:
-        """Wait for what the look has found, and decide by the pinholes of now: they have changed meanwhile."""
+        """Wait for the result of the search, and decide by the pinholes of this moment, which may have changed
+        meanwhile."""
         if self._look is None:
             return
         looking, begun = self._look
@@ -173,12 +179,12 @@ class Stale:
 
 
 def is_datagram(lease: Lease) -> bool:
-    """Whether connection tracking remembers anything of this pinhole that could become wrong."""
+    """Whether connection tracking keeps entries of this pinhole that could become wrong."""
     return lease.protocol == "udp" and lease.direction == "in"
 
 
 def sockets_of(lease: Lease) -> Iterator[Socket]:
-    """The ends by which connections of a pinhole are known; none but those of UDP."""
+    """Return the ends by which connections of a pinhole are found; only for UDP."""
     for sock, _ in _pairs(lease):
         yield sock
 
@@ -198,7 +204,8 @@ def _targets_of(lease: Lease) -> Iterator[Endpoint]:
 
 
 def _pairs(lease: Lease) -> Iterator[tuple[Socket, Socket]]:
-    """Each end, as a packet shows it before translation, and what the other side's answers have in its place."""
+    """Return each end as a packet shows it before translation, with what the answers of the other side have in its
+    place."""
     if not is_datagram(lease):
         return
     ports = [(lease.public, lease.target)]

@@ -1,4 +1,4 @@
-"""What the kernel did with the pinholes: which of them were used up, and what has passed through the others."""
+"""Finds out what the kernel did with the pinholes: which were used up, and what has passed through conversations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gateway.observe.log import get_logger
 from gateway.observe.pinhole_log import PINHOLES as pinhole_log
 
 LOOK = 1.0
-"""Seconds between two looks."""
+"""Seconds between two polls."""
 
 _SOONEST = 0.1  # seconds between two looks that full quotas ask for
 _MOST_FLOWS = 64  # conversations that one look asks for: nobody is answered meanwhile
@@ -25,7 +25,7 @@ log = get_logger()
 
 
 class Usage:
-    """Finds out, once a second and when it is asked. `gone` is called where the kernel's table is no more."""
+    """Polls the kernel's table, once a second and when asked. `gone` is called if the table does not exist any more."""
 
     def __init__(self, netfilter: Netfilter, leases: LeaseTable, gone: Callable[[], None]) -> None:
         self._netfilter = netfilter
@@ -44,7 +44,7 @@ class Usage:
         return self._next
 
     def tick(self, now: float) -> None:
-        """Look, if it is time and there is something to look at."""
+        """Poll the table, if it is time and there are pinholes."""
         if not len(self._leases):
             self._next = math.inf
         elif math.isinf(self._next):
@@ -53,12 +53,12 @@ class Usage:
             self.look()
 
     def opened(self, lease: Lease) -> None:
-        """This pinhole is open."""
+        """Start to watch a pinhole that was opened."""
         if not lease.single:
             self._silent[lease.id] = None
 
     def closed(self, lease_id: str) -> None:
-        """That one is open no more."""
+        """Stop watching a pinhole that was closed."""
         self._once.pop(lease_id, None)
         self._flowing.discard(lease_id)
         self._silent.pop(lease_id, None)
@@ -94,7 +94,7 @@ class Usage:
             self._seen(lease, traffic)
 
     def _traffic(self, leases: Sequence[Lease]) -> Iterator[tuple[Lease, Traffic]]:
-        """What has passed through conversations, asked for all of them together."""
+        """Return what has passed through conversations, with one question for all of them."""
         elements = [elements_of(lease, 0, 1.0) for lease in leases]
         counted = iter(self._netfilter.counted(element for group in elements for element in group))
         for lease, group in zip(leases, elements, strict=True):
@@ -107,8 +107,8 @@ class Usage:
             pinhole_log.info("pinhole.use", lease)
 
     def notice(self, client: str, rule: str) -> None:
-        """Find out what of a client, or of all (`rule` is not "quota"), is used up. A few questions at most, as anybody
-        can make us ask."""
+        """Find out which pinholes of a client, or of all clients (`rule` is not "quota"), are used up. Asks a few
+        questions at most, because any client can cause this."""
         leases = [lease for lease in self._leases.of_host(client) if is_single(lease)] if rule == "quota" else []
         if rule != "quota" or len(leases) > _MOST_FLOWS:
             if time.monotonic() >= self._last + max(_SOONEST, 10 * self._took):
@@ -122,17 +122,17 @@ class Usage:
             log.warning("broker.reconcile_failed", error=str(error))
 
     def flowing(self) -> list[str]:
-        """Conversations of which packets were seen, by their ids."""
+        """Return the ids of conversations of which packets were seen."""
         return list(self._flowing)
 
     def found_used(self, lease: Lease) -> None:
-        """It is known by other means that the pinhole is used up."""
+        """Note that a pinhole is used up, as found by other means."""
         self._leases.use(lease.id)
         self.used += 1
         pinhole_log.info("pinhole.use", lease)
 
     def counts(self, leases: Sequence[Lease]) -> dict[str, tuple[int, int]]:
-        """Packets in and out of these conversations, by their ids; of none where the kernel does not answer."""
+        """Return packets in and out of these conversations, by id; empty if the kernel does not answer."""
         try:
             return {lease.id: (found.packets_in, found.packets_out) for lease, found in self._traffic(leases)}
         except NetfilterError as error:
@@ -140,7 +140,7 @@ class Usage:
             return {}
 
     def rows(self) -> Rows:
-        """The open pinholes, as of the last look, and what has passed through conversations."""
+        """Return the open pinholes as of the last poll, with what has passed through conversations."""
         leases: Sequence[Lease] = self._leases.live()
         counted = {}
         if any(not lease.single for lease in leases):

@@ -1,7 +1,7 @@
-"""Ports that a worker listens at itself, and that the router's own INPUT chain would not let anybody reach.
+"""Ports at which a worker listens itself, and which the router's INPUT chain would not let any host reach.
 
-Where there is a broker, it chooses the port and lets the peer in: one table of leases, one quota, one range of ports,
-whoever serves them.
+If there is a broker, it chooses the port and lets the peer in. So there is one table of leases, one quota and one range
+of ports, whether the kernel or a worker serves them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ T = TypeVar("T")
 
 
 class Admission:
-    """Asks the broker for a worker's own ports, where their peer or their target is in `inside`; it knows no others."""
+    """Asks the broker for a worker's own ports, if their peer or their target is in `inside`; the broker knows no
+    others."""
 
     def __init__(self, broker: BrokerClient, inside: Sequence[Network]) -> None:
         self._broker = broker
@@ -31,12 +32,13 @@ class Admission:
         self._open: set[str] = set()
 
     def concerns(self, request: PinholeRequest) -> bool:
-        """Whether the broker has to be asked for this pinhole: it knows none that leads to the other family."""
+        """Whether the broker has to be asked for this pinhole. It knows none that leads to the other address family."""
         owner = self._owner(request)
         return owner is not None and (":" in (request.public_host or "")) == (":" in owner)
 
     def _owner(self, request: PinholeRequest) -> str | None:
-        """Who is inside: the peer (then it is let in for its own sake), else the target."""
+        """Return the end that is inside: the peer if it is (the pinhole is then opened for it), otherwise the
+        target."""
         candidates = (request.peer if request.transport == "tcp" else None, request.target.host)
         return next((host for host in candidates if host is not None and self._is_inside(host)), None)
 
@@ -45,7 +47,7 @@ class Admission:
         return any(address in network for network in self.inside)
 
     def reserve(self, request: PinholeRequest, make: Callable[[str, int], T]) -> tuple[Lease, T]:
-        """A lease and what `make(host, port)` bound at its public port. Raises PinholeRefused."""
+        """Return a lease, and what `make(host, port)` bound at its public port. Raises PinholeRefused."""
         udp = request.transport == "udp"
         owner = self._owner(request) or request.client
         wish = msgspec.structs.replace(
@@ -74,7 +76,7 @@ class Admission:
         raise PinholeRefused("ports", "somebody else is faster")
 
     def renew(self, lease_id: str, ttl: float) -> None:
-        """Let a conversation live for `ttl` seconds from now; what the broker does not know is none of its."""
+        """Let a conversation live for `ttl` seconds from now. Ids that the broker does not know are ignored."""
         if lease_id in self._open:
             try:
                 self._broker.update(PinholeUpdate(lease_id, ttl=min(ttl, LONGEST_CONVERSATION)))
@@ -82,7 +84,7 @@ class Admission:
                 self._open.discard(lease_id)  # its time was over, or there is a new broker
 
     def release(self, lease_id: str) -> None:
-        """Let nobody in any more."""
+        """Close the port: let no host in any more."""
         if lease_id in self._open:
             self._open.remove(lease_id)
             self._broker.close(lease_id)

@@ -1,4 +1,4 @@
-"""What a driver asks of a backend of pinholes."""
+"""The interfaces of pinhole backends, as drivers use them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from gateway.model.requests import Done, Lease, PinholeRequest, PinholeUpdate
 class ConversationBackend(Protocol):
     """A backend of conversations (UDP).
 
-    `ask` opens one or changes it; `done` is called later, not to be kept waiting, with the lease as it is then or with
-    why not. `traffic`: packets in and out of the leases with these ids, of those of which something is known.
+    `ask` opens or changes one; `done` is called later, and must not block, with the lease as it is then or the reason
+    of the refusal. `traffic`: packets in and out of the leases with these ids, as far as they are known.
     """
 
     def ask(self, wish: PinholeRequest | PinholeUpdate, done: Done) -> None: ...
@@ -24,9 +24,9 @@ class ConversationBackend(Protocol):
 
 
 class Backend(ConversationBackend, Protocol):
-    """A backend of single connections too: `open` waits, and raises PinholeRefused.
+    """A backend of single connections too. `open` waits, and raises PinholeRefused.
 
-    `outbound`: whether a pinhole for a connection of the client to the outside means anything to it.
+    `outbound`: whether the backend supports pinholes for connections of the client to the outside.
     """
 
     outbound: bool
@@ -35,7 +35,8 @@ class Backend(ConversationBackend, Protocol):
 
 
 class DataPaths(Protocol):
-    """Makes data connections itself. `meet` raises PinholeRefused; its second result is where the client connects."""
+    """A backend that makes data connections itself. `meet` raises PinholeRefused; its second result is where the client
+    connects."""
 
     def join(self, client: Endpoint, server: Endpoint, sources: tuple[str, str], reason: str) -> None: ...
 

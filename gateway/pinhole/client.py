@@ -1,4 +1,5 @@
-"""The worker's side of the broker: one socket, many who ask at once, and none of them in the way of another."""
+"""The worker's client of the broker: one socket for many greenlets that ask at the same time, none of which delays
+another."""
 
 from __future__ import annotations
 
@@ -45,8 +46,8 @@ from gateway.observe.counters import observe
 from gateway.observe.log import get_logger
 
 TIMEOUT = 2.25
-"""Seconds that an answer may take; after that the broker counts as dead for this request. A little longer than a module
-holds a message for it (2 s): by then that has gone as it was."""
+"""Seconds within which an answer has to come; after that the request is refused. A little longer than a module holds a
+message for it (2 s), which by then has been sent on as it was."""
 
 _MOST_UNSENT = 8192  # messages that wait for room in the socket; a further one is not sent
 _TURN = 64  # packets read in a row: then others have their turn
@@ -60,12 +61,12 @@ log = get_logger()
 
 
 class BrokerClient:
-    """Asks the broker for pinholes over `sock`, a SEQPACKET socket. `keep`: the pinholes of the predecessor stay open;
+    """Asks the broker for pinholes over `sock`, a SEQPACKET socket. `keep`: the predecessor's pinholes stay open, and
     their ids are known.
 
-    Nothing here waits but `open`, `update` and `count`: what is said in one turn of the event loop goes out together
-    at its end, and answers come from the loop. The socket outlives both processes: answers to a predecessor may still
-    be in it, and requests wait in it for a broker that is being replaced. Hence ids that start at random.
+    Only `open`, `update` and `count` wait. Messages of one turn of the event loop are sent together at its end, and
+    answers come from the loop. The socket outlives both processes: answers to a predecessor may still be in it, and
+    requests wait in it for a broker that is being replaced. Hence ids start at random.
     """
 
     def __init__(self, sock: socket.socket, *, timeout: float = TIMEOUT, keep: bool = False) -> None:
@@ -89,8 +90,8 @@ class BrokerClient:
     # --- questions --------------------------------------------------------------------------------------------------
 
     def ask(self, wish: PinholeRequest | PinholeUpdate, done: Done) -> None:
-        """Open a pinhole, or change an open conversation: `done` is called later, in the event loop, with the lease as
-        it is then, or with why not: the broker's rule, or "broker" if it does not answer in time."""
+        """Open a pinhole, or change an open conversation. `done` is called later, in the event loop, with the lease as
+        it is then, or with the refusal: the broker's rule, or "broker" if it does not answer in time."""
 
         def answered(answer: ToWorker | PinholeRefused) -> None:
             if isinstance(answer, Opened | Updated):
@@ -107,17 +108,17 @@ class BrokerClient:
             self._question(Update(self._next_id, wish), answered)
 
     def open(self, request: PinholeRequest) -> Lease:
-        """Open a pinhole, and wait for it. PinholeRefused as for `ask`."""
+        """Open a pinhole, and wait for it. Raises PinholeRefused as `ask` reports it."""
         return self._wait(request)
 
     def update(self, update: PinholeUpdate) -> Lease:
-        """Change an open conversation; the lease as it is now. PinholeRefused as for `ask`."""
+        """Change an open conversation, and return the lease as it is now. Raises PinholeRefused as `ask` reports it."""
         return self._wait(update)
 
     def connect(self, client: Endpoint, server: Endpoint) -> tuple[_socket.socket, Endpoint]:
-        """A connection under way with the address of an inside client, whose own one to `server` was redirected here,
-        and as what the server sees it. Waits for the broker, not for the server. PinholeRefused as for `ask`, or
-        "connect" with the errno as its detail."""
+        """Begin a connection from the address of an inside client whose own connection to `server` was redirected here,
+        and return it with the endpoint that the server sees. Waits for the broker, not for the server. Raises
+        PinholeRefused as `ask` reports it, or "connect" with the errno as its detail."""
         outcome: AsyncResult[ToWorker | PinholeRefused] = AsyncResult()
         sockets: list[_socket.socket] = []
         self._next_id += 1
@@ -137,7 +138,8 @@ class BrokerClient:
         return sockets[0], answer.seen
 
     def seen(self, along: Along) -> str:
-        """The address as which the source of a flow is seen by its destination. PinholeRefused as for `ask`."""
+        """Return the address with which the source of a flow is seen by its destination. Raises PinholeRefused as `ask`
+        reports it."""
         outcome: AsyncResult[ToWorker | PinholeRefused] = AsyncResult()
         self._next_id += 1
         self._question(Look(self._next_id, along), outcome.set)
@@ -158,7 +160,8 @@ class BrokerClient:
         return lease
 
     def count(self, leases: Sequence[str]) -> dict[str, tuple[int, int]]:
-        """Packets in and out of these conversations; of those that are open. PinholeRefused as for `ask`."""
+        """Return packets in and out of those of these conversations that are open. Raises PinholeRefused as `ask`
+        reports it."""
         outcomes: list[AsyncResult[ToWorker | PinholeRefused]] = []
         for at in range(0, len(leases), MOST_COUNTED):
             self._next_id += 1
@@ -174,13 +177,13 @@ class BrokerClient:
         return counts
 
     def close(self, lease_id: str) -> None:
-        """Close a pinhole; not waited for. Without a broker the pinhole ends by its timeout."""
+        """Close a pinhole, without waiting. If there is no broker, the pinhole ends by its timeout."""
         if len(self._unsent) < _MOST_UNSENT:
             self._unsent.append(Close(lease_id))
             self._send_soon()
 
     def stop(self) -> None:
-        """Read no more answers, and say nothing more. The socket stays open: it is its owner's."""
+        """Read no more answers, and send nothing more. The socket stays open; it belongs to the caller."""
         self._unsent.clear()
         for watcher in (self._readable, self._writable, self._clock):
             watcher.stop()
@@ -203,7 +206,7 @@ class BrokerClient:
             self._loop.run_callback(self._send)
 
     def _send(self) -> None:
-        """Send what waits, in its order, but no question that nobody waits for any more."""
+        """Send what waits, in its order, but no request whose result is not waited for any more."""
         self._sends_soon = False
         while self._unsent:
             batch: list[FromWorker] = []
@@ -218,7 +221,7 @@ class BrokerClient:
             self._writable.stop()
 
     def _post(self, batch: Sequence[FromWorker]) -> bool:
-        """Whether the socket took it all. What it did not take waits again."""
+        """Send a batch, and return whether the socket accepted all of it. The rest waits again."""
         try:
             for packet, inside in packets(batch):
                 os.write(self._fd, packet)
@@ -271,7 +274,7 @@ class BrokerClient:
         self._readable.stop()
 
     def _settle(self, question: int, answer: ToWorker | PinholeRefused) -> bool:
-        """Tell who has asked; whether anybody waited for it."""
+        """Pass an answer to its request. Returns whether something waited for it."""
         waiting = self._waiting.pop(question, None)
         if waiting is None:
             return False
@@ -281,7 +284,7 @@ class BrokerClient:
         return True
 
     def _wind(self) -> None:
-        """Come back when the first question is out of time."""
+        """Set the timer for the first request whose time will be over."""
         _, until = next(iter(self._waiting.values()))
         self._ticking = True
         self._clock.close()
@@ -298,7 +301,7 @@ class BrokerClient:
 
 
 def _numbers(passed: list[tuple[int, int, bytes]]) -> Iterator[int]:
-    """The descriptors that came with a packet."""
+    """Return the descriptors that came with a packet."""
     for level, kind, data in passed:
         if level == SOL_SOCKET and kind == SCM_RIGHTS:
             for at in range(0, len(data) - 3, 4):

@@ -9,7 +9,7 @@ from gateway.pinhole.client import BrokerClient
 
 
 class KernelPinholes:
-    """Pinholes for clients whose route back is this router."""
+    """Kernel pinholes, for clients whose way out is this router."""
 
     outbound = True
 
@@ -17,18 +17,19 @@ class KernelPinholes:
         self._broker = broker
 
     def open(self, request: PinholeRequest) -> Lease:
-        """Open a pinhole; waits for the broker. Raises PinholeRefused."""
+        """Open a pinhole, and wait for the broker. Raises PinholeRefused."""
         return self._broker.open(request)
 
     def ask(self, wish: PinholeRequest | PinholeUpdate, done: Done) -> None:
-        """Open a pinhole, or change an open conversation, without waiting: `done` is told in
-        the event loop, the lease as it is then or why not."""
+        """Open a pinhole, or change an open conversation, without waiting. `done` is called in the event loop with the
+        lease as it is then, or the refusal."""
         self._broker.ask(wish, done)
 
     def traffic(self, leases: Sequence[str]) -> Mapping[str, tuple[int, int]]:
-        """Packets in and out of the conversations with these ids; of those that are open. Raises PinholeRefused."""
+        """Return packets in and out of those of these conversations that are open. Raises PinholeRefused."""
         return self._broker.count(leases)
 
     def close(self, lease: Lease) -> None:
-        """Close it, if it is still open. A connection that it admitted lives on, a conversation ends. Does not wait."""
+        """Close a pinhole, if it is still open. A connection that it admitted goes on, a conversation ends. Does not
+        wait."""
         self._broker.close(lease.id)

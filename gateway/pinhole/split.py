@@ -9,8 +9,8 @@ from gateway.pinhole.backend import Backend
 
 
 class SplitPinholes:
-    """For SOCKS clients: what they open by TCP comes through us, as their own connections do; media that a session
-    describes do not, so they are the kernel's (decision 0052)."""
+    """The pinholes of SOCKS clients. TCP connections come through the worker, as the client's own connections do. Media
+    that a session describes do not, so the kernel serves them (decision 0052)."""
 
     outbound = False  # as of the userspace backend
 
@@ -19,17 +19,17 @@ class SplitPinholes:
         self._conversations = conversations
 
     def open(self, request: PinholeRequest) -> Lease:
-        """Raises PinholeRefused."""
+        """Open a pinhole for a connection. Raises PinholeRefused."""
         return (self._connections if request.single else self._conversations).open(request)
 
     def ask(self, wish: PinholeRequest | PinholeUpdate, done: Done) -> None:
-        """Open or change a conversation; `done` is told later."""
+        """Open or change a conversation. `done` is called later."""
         self._conversations.ask(wish, done)
 
     def traffic(self, leases: Sequence[str]) -> Mapping[str, tuple[int, int]]:
-        """Packets in and out of conversations."""
+        """Return packets in and out of conversations."""
         return self._conversations.traffic(leases)
 
     def close(self, lease: Lease) -> None:
-        """Close it, if it is still open."""
+        """Close a pinhole, if it is still open."""
         (self._connections if lease.single else self._conversations).close(lease)

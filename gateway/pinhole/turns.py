@@ -28,11 +28,11 @@ def in_turn(
     now: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = gevent.sleep,
 ) -> T:
-    """The result of `attempt`, which is made again where it is refused for the rate of `client`, for two seconds.
+    """Return the result of `attempt`. If it is refused for the rate of `client`, it is repeated for two seconds.
 
-    The flows of a client that wait are served in the order in which they came: with attempts at random, one of many
-    would be unlucky for two seconds. `wanted`: whether the flow still waits for the result. Raises PinholeRefused, at
-    once for any other rule than "rate".
+    The waiting flows of a client are served in the order in which they came; with attempts at random, one of many would
+    be unlucky for two seconds. `wanted`: whether the flow still waits for the result. Raises PinholeRefused, at once
+    for any other rule than "rate".
     """
     if client not in _queues:
         try:

@@ -1,4 +1,5 @@
-"""Pinholes in userspace: listen on the public address, check the peer, relay. For clients whom no route may reach."""
+"""Pinholes in userspace: listen on the public address, check the peer, relay. For clients to which the kernel has no
+route."""
 
 from __future__ import annotations
 
@@ -37,9 +38,9 @@ S = TypeVar("S", bound=Closable)
 
 
 class UserspacePinholes:
-    """The userspace backend of one worker. What comes through a pinhole is a flow of its own, front "pinhole".
+    """The userspace backend of one worker. What comes through a pinhole is a flow of its own, with the front "pinhole".
 
-    `ports`, `per_client`, `rate`: see LeaseTable. With `admission` they are the broker's to enforce, where it knows.
+    `ports`, `per_client`, `rate`: see LeaseTable. With `admission` the broker enforces them where it knows the pinhole.
     """
 
     outbound = False  # a SOCKS client reaches the outside through us, whatever the FORWARD policy is
@@ -54,14 +55,14 @@ class UserspacePinholes:
         self._waiting: dict[str, gevent.Greenlet[..., str]] = {}
 
     def configure(self, ports: tuple[int, int], per_client: int, rate: float, inside: Sequence[Network]) -> None:
-        """Other limits from now on; what is open stays."""
+        """Use other limits from now on. What is open stays open."""
         self._table.configure(ports=ports, per_client=per_client, rate=rate)
         if self._admission is not None:
             self._admission.inside = tuple(inside)
 
     def reserve(self, request: PinholeRequest, make: Callable[[str, int], S]) -> tuple[Lease, S]:
-        """Lease a port of the public host for a caller that serves it itself, and the socket that `make(host, port)`
-        has bound there (OSError: that port is not free). `release` ends it. Raises PinholeRefused."""
+        """Lease a port of the public host for a caller that serves it itself, with the socket that `make(host, port)`
+        has bound there (OSError: the port is not free). `release` ends it. Raises PinholeRefused."""
         if self._admission is not None and self._admission.concerns(request):
             lease, sock = self._admission.reserve(request, make)
             self._table.restore(lease, owner=0, deadline=time.monotonic() + request.ttl)
@@ -70,7 +71,7 @@ class UserspacePinholes:
         made: list[S] = []
 
         def is_free(port: int) -> bool:
-            """Whether we can have it; if so, we do."""
+            """Try to bind the port, and return whether that worked."""
             try:
                 made.append(make(request.public_host or "", port))
             except OSError:
@@ -89,7 +90,7 @@ class UserspacePinholes:
         return lease, made[-1]
 
     def renew(self, lease: Lease, ttl: float) -> None:
-        """A reserved port is in use: let it live for `ttl` seconds from now."""
+        """Let a reserved port live for `ttl` seconds from now, because it is in use."""
         current = self._table.get(lease.id, owner=0)
         if current is not None:
             lease = msgspec.structs.replace(current, expires=time.time() + ttl)
@@ -98,7 +99,7 @@ class UserspacePinholes:
             gevent.spawn(self._admission.renew, lease.id, ttl)
 
     def release(self, lease: Lease, reason: str) -> None:
-        """Give a reserved port back; the caller has closed its socket. `reason` is for the log."""
+        """Give a reserved port back. The caller has closed its socket. `reason` is for the log."""
         self._table.close(lease.id, now=time.monotonic())
         if self._admission is not None:
             self._admission.release(lease.id)
@@ -116,12 +117,12 @@ class UserspacePinholes:
         return lease
 
     def join(self, client: Endpoint, server: Endpoint, sources: tuple[str, str], reason: str) -> None:
-        """Connect to both, from our address that each knows (`sources`), and relay. Returns at once."""
+        """Connect to both sides, each from the address at which it knows us (`sources`), and relay. Returns at once."""
         gevent.spawn(self._join, client, server, sources, reason)
 
     def meet(self, request: PinholeRequest, inner_host: str) -> tuple[Lease, Endpoint]:
-        """A port for the request's peer, and one at `inner_host` for its client: when both have come, relay. The lease
-        is that of the peer's port; the endpoint is the client's. Raises PinholeRefused."""
+        """Open a port for the request's peer, and one at `inner_host` for its client, and relay when both have come.
+        Returns the lease of the peer's port, and the client's endpoint. Raises PinholeRefused."""
         entry = msgspec.structs.replace(request, peer=request.client, public_host=inner_host)
         entrance, inner = self.reserve(entry, listen)
         try:
@@ -137,22 +138,22 @@ class UserspacePinholes:
         return lease, endpoint(inner.getsockname())
 
     def ask(self, wish: PinholeRequest | PinholeUpdate, done: Done) -> None:
-        """There are no conversations here: `done` is told so."""
+        """Refuse: this backend has no conversations."""
         refusal = PinholeRefused("transport", "conversations are for the kernel backend")
         gevent.get_hub().loop.run_callback(done, refusal)
 
     def traffic(self, leases: Sequence[str]) -> Mapping[str, tuple[int, int]]:
-        """There are no conversations here."""
+        """Return nothing: this backend has no conversations."""
         return {}
 
     def close(self, lease: Lease) -> None:
-        """Close it if it is still open; connections that it admitted live on."""
+        """Close a pinhole, if it is still open. Connections that it admitted go on."""
         waiting = self._waiting.get(lease.id)
         if waiting is not None:
             waiting.kill(block=False)
 
     def kick(self, name: str) -> list[dict[str, Any]]:
-        """Close the pinhole with this id, if it is served here; what was closed."""
+        """Close the pinhole with this id, if it is served here, and return it."""
         lease = self._table.get(name, owner=0)
         if lease is None or lease.id not in self._waiting:
             return []
@@ -161,22 +162,22 @@ class UserspacePinholes:
         return [{"id": name, "kind": "pinhole", "client": lease.client, "server": lease.peer}]
 
     def close_departed(self, is_local: Callable[[str], bool]) -> None:
-        """Close those at an address that this host has no more."""
+        """Close pinholes at an address that this host no longer has."""
         for lease in self._table.live():
             if not is_local(lease.public.host):
                 self.close(lease)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The open pinholes as `algate pinholes --json` shows them; those that the broker knows, it shows."""
+        """Return the open pinholes as `algate pinholes --json` shows them, except those that the broker shows."""
         admission = self._admission or ()
         return [lease_row(lease) for lease in self._table.live() if lease.id not in admission]
 
     def samples(self) -> list[Sample]:
-        """The open pinholes, for the metrics; also those that the broker only lets through."""
+        """Return the open pinholes, for the metrics, including those that the broker only admits."""
         return self._table.samples()
 
     def _serve(self, lease: Lease, listener: gsocket.socket, ttl: float) -> str:
-        """Admit the peer once, until its time is over. Returns why it ended."""
+        """Admit the peer once, until the pinhole's time is over. Returns why it ended."""
         try:
             with gevent.Timeout(ttl):
                 peer = self._accept_peer(lease, listener)
@@ -242,7 +243,7 @@ class UserspacePinholes:
         self._relay(reason, None, near, far)
 
     def _relay(self, reason: str, parent: str | None, client: gsocket.socket, server: gsocket.socket) -> None:
-        """A flow of its own, between two connected sockets."""
+        """Relay two connected sockets as a flow of its own."""
         try:
             for sock in (client, server):
                 sock.settimeout(None)
@@ -267,7 +268,8 @@ class UserspacePinholes:
             abort(sock)
 
     def _admit_waiting(self, lease: Lease, listener: gsocket.socket) -> None:
-        """Who has connected before the close is not to be lost: a server may send all, and say so, before we accept."""
+        """Admit a peer that has connected before the close: a server may send everything, and say so, before we
+        accept."""
         listener.settimeout(0)
         try:
             peer = self._accept_peer(lease, listener)
@@ -279,7 +281,7 @@ class UserspacePinholes:
 
     def _connect(self, lease: Lease, peer: gsocket.socket) -> None:
         """Join the peer to the target. The data connection has the same client as the flow that it belongs to: that is
-        the target, but where a server inside is published and the peer is a client outside."""
+        the target, except for a published server, whose client is the peer outside."""
         try:
             target = _connect_target(lease.target)
         except OSError as error:
@@ -313,7 +315,7 @@ def _log_open(lease: Lease) -> None:
 
 
 def listen(host: str, port: int) -> gsocket.socket:
-    """A TCP socket that listens there. OSError."""
+    """Return a TCP socket that listens at this address and port. Raises OSError."""
     listener = gsocket.socket(gsocket.AF_INET6 if ":" in host else gsocket.AF_INET, gsocket.SOCK_STREAM)
     try:
         # Connections of an earlier pinhole at this port may linger; two listeners are still impossible.
