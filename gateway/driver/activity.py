@@ -1,4 +1,4 @@
-"""Telling a module what its conversations have carried, where the backend of pinholes counts: `alg.api.Activity`."""
+"""Tells a module what its conversations have carried (`alg.api.Activity`), if the backend of pinholes counts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from gateway.driver.conversations import Conversations
 
 
 class ActivityWatch:
-    """Asks every `every` seconds (None: never) while there is a conversation; `tell` is called from a greenlet.
+    """Asks the backend every `every` seconds (None: never) while there is a conversation. `tell` is called from a
+    greenlet.
 
-    `now`: the clock that `tick` and `deadline` are by.
+    `now`: the clock of `tick` and `deadline`.
     """
 
     def __init__(
@@ -30,11 +31,11 @@ class ActivityWatch:
         self._at = now()
 
     def deadline(self) -> float | None:
-        """When `tick` has something to do; None: not as things are."""
+        """Return when `tick` has something to do; None: not before there is a conversation."""
         return self._at if self._every is not None and len(self._conversations) else None
 
     def tick(self) -> None:
-        """Ask, if it is time."""
+        """Ask the backend, if it is time."""
         at, now = self.deadline(), self._now()
         if self._every is not None and at is not None and at <= now:
             self._at = now + self._every

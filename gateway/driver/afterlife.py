@@ -1,8 +1,8 @@
-"""Modules that outlive their flows: what a running call has told others of stays open until the call ends.
+"""Modules that outlive their flows: what a running call has advertised stays open until the call ends.
 
 A call that was begun over TCP does not end with its connection, nor because the driver stops reading it. So a module
-that says so (`alg.api.AlgModule.lives_on`) goes on without bytes: it is told the time and what its conversations carry,
-changes and closes them, and opens nothing more.
+that declares it (`alg.api.OutlivingModule`) goes on without bytes: it is told the time and what its conversations
+carry, may change and close them, and opens nothing more.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHORTEST_TICK = 0.01  # seconds between two ticks of a module that wants one all
 
 
 class Survivor:
-    """A module without its flow. `conversations`: what it still holds."""
+    """A module without its flow. `conversations`: what it still has open."""
 
     def __init__(
         self, flow: Flow, module: AlgModule, look_every: float | None, guard: Guard, now: Callable[[], float]
@@ -44,13 +44,13 @@ class Survivor:
         self._greenlet: gevent.Greenlet[..., None] | None = None
 
     def begin(self, conversations: Conversations, over: Callable[[], None]) -> None:
-        """Go on with these conversations; `over` is called at the end, when they are closed."""
+        """Go on with these conversations. `over` is called at the end, when they are closed."""
         self.conversations = conversations
         self._activity = ActivityWatch(conversations, self._look_every, self.tell, self._now)
         self._greenlet = gevent.spawn(self._run, over)
 
     def tell(self, event: Event) -> None:
-        """Give the module an event, and do what it answers as far as that needs no flow."""
+        """Pass an event to the module, and carry out the commands that need no flow."""
         if isinstance(event, Opened):  # what was asked for before the end: nobody has been told of it
             self.conversations.close(event.ref)
             return
@@ -70,7 +70,7 @@ class Survivor:
         self._changed.set()
 
     def end(self) -> None:
-        """End it now."""
+        """End the module now."""
         if self._greenlet is not None:
             self._greenlet.kill(block=False)
 
@@ -114,7 +114,7 @@ class Afterlife:
         return iter(list(self._survivors.values()))
 
     def add(self, survivor: Survivor, conversations: Conversations) -> None:
-        """A module goes on without its flow."""
+        """Let a module go on without its flow."""
         while len(self._survivors) >= MOST:
             self._survivors.pop(next(iter(self._survivors))).end()
         key = survivor.flow.id

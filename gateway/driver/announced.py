@@ -1,9 +1,9 @@
-"""Where clients are about to connect, as a module has read: a data connection is no control connection, whatever its
-port.
+"""Data connections that clients are about to make, as modules have read: such a connection is no control connection,
+whatever its port.
 
-A passive data connection may go to a port of another module (5060, say), and it may come to another worker than the one
-that carries its control connection. So this is memory that the workers share, in which each writes only a region of its
-own: a ring of entries of 16 bytes, a hash of the connection's ends and the time until which the entry counts.
+A passive data connection may go to a port of another module (5060, for example), and may come to another worker than
+its control connection. So this is memory that the workers share. Each writes only a region of its own, which is a ring
+of entries of 16 bytes: a hash of the connection's ends, and the time until which the entry counts.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ LONGEST = 300.0  # seconds for which an entry counts at most
 
 
 class Announced:
-    """`memory`: of SIZE bytes, shared by the processes, or just a bytearray; `own`: the number of who writes here.
+    """`memory`: SIZE bytes that the processes share, or just a bytearray; `own`: the number of the process that writes
+    here.
 
-    `now` is a clock that all processes have in common (CLOCK_MONOTONIC).
+    `now` is a clock that all processes share (CLOCK_MONOTONIC).
     """
 
     def __init__(
@@ -39,14 +40,14 @@ class Announced:
         self._now = now
 
     def add(self, client: str, target: Endpoint, seconds: float) -> None:
-        """`client` is about to connect to `target`, within `seconds`."""
+        """Announce that `client` is about to connect to `target`, within `seconds`."""
         entry = _ENTRY.pack(_hash(client, target), self._now() + min(seconds, LONGEST))
         at = self._base + self._next * _ENTRY.size
         self._memory[at : at + _ENTRY.size] = entry
         self._next = (self._next + 1) % ENTRIES
 
     def has(self, client: str, target: Endpoint) -> bool:
-        """Whether that was announced, and counts still."""
+        """Whether this connection was announced, and the announcement still counts."""
         wanted, memory, now = _hash(client, target), self._memory, self._now()
         at = memory.find(wanted)
         while at >= 0:

@@ -1,4 +1,5 @@
-"""Capture files, by dpkt: UDP datagrams and TCP streams are read from pcap and pcapng, and written as pcap."""
+"""Reads and writes capture files by dpkt: UDP datagrams and TCP streams are read from pcap and pcapng, and written as
+pcap."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ _MOST_AHEAD = 256  # segments of a stream that may wait for an earlier one
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A datagram, or the next bytes of a stream. `time` is Unix time; `first`: the stream begins, by its client."""
+    """A datagram, or the next bytes of a stream. `time` is Unix time; `first`: the stream begins, and its client
+    sends."""
 
     transport: Literal["tcp", "udp"]
     time: float
@@ -36,14 +38,14 @@ class Piece:
 
 
 class _Stream:
-    """One direction of a connection: what comes next, and what came too early."""
+    """One direction of a connection: the next sequence number, and the segments that came too early."""
 
     def __init__(self, following: int) -> None:
         self.following = following
         self.ahead: dict[int, bytes] = {}
 
     def take(self, sequence: int, data: bytes) -> bytes:
-        """The bytes that are in order now."""
+        """Add a segment, and return the bytes that are in order now."""
         if len(self.ahead) < _MOST_AHEAD:
             self.ahead[sequence] = data
         ready = b""
@@ -63,7 +65,8 @@ class _Stream:
 
 
 def read(path: Path) -> Iterator[Piece]:
-    """All datagrams and stream bytes of a capture, in its order. Fragments and what is not IP are left out.
+    """Yield all datagrams and stream bytes of a capture, in its order. Fragments and packets that are not IP are left
+    out.
 
     Raises AlgateError for a file that cannot be read.
     """
@@ -78,7 +81,7 @@ def read(path: Path) -> Iterator[Piece]:
 
 
 def _opened(path: Path) -> BinaryIO:
-    """The file, unpacked where it is compressed by gzip."""
+    """Open the file, and decompress it if it is compressed by gzip."""
     file = path.open("rb")
     magic = file.read(2)
     file.seek(0)
@@ -86,9 +89,9 @@ def _opened(path: Path) -> BinaryIO:
 
 
 class Writer:
-    """Writes pieces as packets of a pcap file (LINKTYPE_RAW), for Wireshark and its like.
+    """Writes pieces as packets of a pcap file (LINKTYPE_RAW), for Wireshark and similar programs.
 
-    A stream is written as segments that follow each other; its handshake was not seen, and is not invented.
+    A stream is written as segments that follow each other. Its handshake was not seen, and is not invented.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -97,7 +100,7 @@ class Writer:
         self._sent: dict[tuple[Endpoint, Endpoint], int] = {}
 
     def write(self, piece: Piece) -> None:
-        """Append a piece. OSError if the file takes no more."""
+        """Append a piece. Raises OSError if the file cannot be written."""
         for at in range(0, len(piece.data), _MOST_OF_PACKET):
             data = piece.data[at : at + _MOST_OF_PACKET]
             self._writer.writepkt(self._packet(piece, data), ts=piece.time)
@@ -129,7 +132,7 @@ class Writer:
 
 
 def _ip_of(link: int, frame: bytes) -> bytes:
-    """The IP packet in a frame; nothing if there is none."""
+    """Return the IP packet in a frame; nothing if there is none."""
     if link in _RAW:
         return frame
     if link in (_NULL, _LOOP):

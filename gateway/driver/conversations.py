@@ -34,14 +34,14 @@ Admitted = Callable[[int], None]
 
 
 def _nobody_waits(ref: int) -> None:
-    """Who may send media matters to nobody."""
+    """The default of `admitted`: does nothing."""
 
 
 class _Conversation:
-    """One of them: its lease once it is open, and what is still to be done, in order.
+    """One conversation: its lease once it is open, and what is still to be done, in order.
 
-    `read`: by a module. `peers`: who may send in when all of that is done; `admitting`: how many changes that let
-    somebody in are not done yet.
+    `read`: a module reads its datagrams. `peers`: which peers may send in when all of that is done; `admitting`: how
+    many changes that let a peer in are not done yet.
     """
 
     __slots__ = ("admitting", "busy", "closed", "lease", "peers", "read", "updates")
@@ -56,19 +56,20 @@ class _Conversation:
         self.closed = False
 
     def lets_in(self, peers: tuple[str, ...] | None) -> bool:
-        """Whether these are more than may send in now."""
+        """Whether these peers are more than may send in now."""
         if self.peers is None or peers is None:
             return self.peers is not None
         return not set(self.peers).issuperset(peers)
 
 
 class Conversations:
-    """Opens, updates and closes, one after the other for each conversation and at once for several. Never waits.
+    """Opens, updates and closes conversations: one step after the other for each of them, and many at the same time.
+    Never waits.
 
-    `flow`: what leases are called by. `told(ref, outcome, inner)`: is called from the event loop with the public
-    endpoint, or with a rule, and with the inner endpoint of an exchange; it must not wait. `admitted(ref)`: the same,
-    when nothing that was to let somebody in is under way any more (`is_admitting`), done or not.
-    Mode OBSERVE opens nothing, and tells port 0 of the address that would be used.
+    `flow`: the id of the flow in leases. `told(ref, outcome, inner)` is called from the event loop with the public
+    endpoint, or the rule of the refusal, and with the inner endpoint of an exchange; it must not block. `admitted(ref)`
+    is called likewise when no change that lets a peer in is under way any more (`is_admitting`), done or refused. Mode
+    OBSERVE opens nothing, and reports port 0 of the address that would be used.
     """
 
     def __init__(
@@ -94,16 +95,16 @@ class Conversations:
 
     @property
     def asking(self) -> bool:
-        """Whether the backend has still to answer for one of them."""
+        """Whether an answer of the backend is still to come for any of them."""
         return any(one.busy for one in self._live.values())
 
     def lease_ids(self) -> dict[int, str]:
-        """The ids of the open leases, by number."""
+        """Return the ids of the open leases, by number."""
         return {ref: one.lease.id for ref, one in self._live.items() if one.lease is not None}
 
     def traffic(self) -> list[tuple[int, int, int]]:
-        """Number, packets in, packets out of each open one, as the kernel has counted; not of those that a module
-        reads. Waits for the backend."""
+        """Return number, packets in and packets out of each open one, as the kernel has counted, except for those that
+        a module reads. Waits for the backend."""
         refs = {one.lease.id: ref for ref, one in self._live.items() if one.lease is not None and not one.read}
         try:
             return [(refs[lease], *counts) for lease, counts in self._pinholes.traffic(list(refs)).items()]
@@ -111,17 +112,17 @@ class Conversations:
             return []  # the broker is being replaced
 
     def lease(self, ref: int) -> Lease | None:
-        """The lease of one that is open."""
+        """Return the lease of an open one."""
         one = self._live.get(ref)
         return one.lease if one is not None else None
 
     def is_read(self, ref: int) -> bool:
-        """Whether a module reads what comes to it."""
+        """Whether a module reads the datagrams of this one."""
         one = self._live.get(ref)
         return one is not None and one.read
 
     def is_admitting(self, ref: int) -> bool:
-        """Whether somebody is about to be let in, who is not yet: a message that names him has to wait."""
+        """Whether a peer is about to be let in and is not yet. A message that names the peer has to wait."""
         one = self._live.get(ref)
         return one is not None and one.admitting > 0
 
@@ -131,9 +132,9 @@ class Conversations:
         one.lease = lease
 
     def open(self, command: OpenConversation, client: str, public: PublicAddress | None, read: bool = False) -> None:
-        """Open one for the inside host `client`; `told` is called later. Without `public`: refused.
+        """Open one for the inside host `client`; `told` is called later. Without `public` it is refused.
 
-        `read`: what comes through is for the packets process to read.
+        `read`: the packets process reads its datagrams.
         """
         if not self._may_open(command, client, public):
             return
@@ -156,7 +157,7 @@ class Conversations:
         self._ask(command.ref, request, public)
 
     def map(self, command: OpenMapping, client: str, public: PublicAddress | None) -> None:
-        """Open a mapping; as `open`."""
+        """Open a mapping; otherwise like `open`."""
         if not self._may_open(command, client, public):
             return
         assert public is not None
@@ -183,8 +184,8 @@ class Conversations:
         self._ask(command.ref, request, public)
 
     def exchange(self, command: OpenExchange, server: str, public: PublicAddress, inner_host: str) -> None:
-        """Open an exchange of the published host `server` with the client outside, who knows it by `public` and is
-        known to it by `inner_host`; as `open`."""
+        """Open an exchange of the published host `server` with the client outside, which knows it by `public` and is
+        known to it by `inner_host`; otherwise like `open`."""
         if command.server is not None and command.server.host != server:
             self._later(command.ref, "target")
             return
@@ -213,7 +214,7 @@ class Conversations:
         self._ask(command.ref, request, public)
 
     def _may_open(self, command: OpenConversation | OpenMapping, client: str, public: PublicAddress | None) -> bool:
-        """Whether the backend is to be asked; if not, what it is told in its place is on its way."""
+        """Whether to ask the backend. If not, the answer in its place is already on its way."""
         if command.target.host != client:  # an engine's mistake must not become a hole
             self._later(command.ref, "target")
         elif public is None:
@@ -233,8 +234,8 @@ class Conversations:
         self._pinholes.ask(request, functools.partial(self._opened, ref, one, host))
 
     def find(self, command: FindSocket, client: str, public: PublicAddress | None) -> None:
-        """Ask for the public endpoint of a socket of the inside host `client` that another process holds; `told` is
-        called later, with the rule "none" where there is no such."""
+        """Ask for the public endpoint of a socket of the inside host `client` that another process has opened. `told`
+        is called later, with the rule "none" if there is none."""
         if command.target.host != client:
             self._later(command.ref, "target")
         elif public is None:
@@ -265,7 +266,7 @@ class Conversations:
             self._told(ref, Endpoint(host or outcome.public.host, outcome.public.port), None)
 
     def update(self, command: UpdateConversation | UpdateMapping | UpdateExchange) -> None:
-        """Change one; `told` is called with a rule if it is open no more."""
+        """Change one. `told` is called with a rule if it is not open any more."""
         one = self._live.get(command.ref)
         if one is None:
             if self._mode is Mode.REWRITE:
@@ -306,7 +307,7 @@ class Conversations:
         gevent.get_hub().loop.run_callback(self._told, ref, outcome, inner)
 
     def _opened(self, ref: int, one: _Conversation, host: str | None, outcome: Lease | PinholeRefused) -> None:
-        """`host`: what is advertised, where that is not the pinhole's own address."""
+        """Handle the answer to an opening. `host`: the advertised address, if it is not the pinhole's own."""
         if isinstance(outcome, PinholeRefused):
             self._lost(ref, one, outcome)
             return
@@ -327,13 +328,13 @@ class Conversations:
         self._work(ref, one)
 
     def _nobody_waits(self, ref: int, one: _Conversation) -> None:
-        """What was to let somebody in will not be done."""
+        """Note that the changes that were to let a peer in will not be done."""
         if one.admitting:
             one.admitting = 0
             self._admitted(ref)
 
     def _work(self, ref: int, one: _Conversation) -> None:
-        """Begin with what waits, or close if that was wished meanwhile."""
+        """Begin the next step, or close if that was asked for meanwhile."""
         one.busy = bool(one.updates) and not one.closed
         if one.busy:
             assert one.lease is not None

@@ -1,10 +1,10 @@
-"""The driver of a datagram module: shows it datagrams, carries out its commands, and lets them go in their order.
+"""The driver of a datagram module: shows it datagrams, carries out its commands, and sends the datagrams on in order.
 
-Who carries the datagrams (the kernel's queue, an association of SOCKS) is a `Carrier`.
+What carries the datagrams (the kernel's queue, an association of SOCKS) is a `Carrier`.
 
-Two things hold for every datagram. It goes once, edited or as it came, whatever the module does; and it goes in the
-order in which it came on its way. A datagram whose message names a peer goes after the kernel lets that peer in: what
-`alg.datagrams.Release` says is done here.
+Two things hold for every datagram. It is sent on once, edited or as it came, whatever the module does; and datagrams of
+one way are sent on in the order in which they came. A datagram whose message names a peer is sent on after the kernel
+lets that peer in, as `alg.datagrams.Release` promises.
 """
 
 from __future__ import annotations
@@ -60,10 +60,11 @@ from gateway.pinhole.backend import ConversationBackend
 log = structlog.get_logger()
 
 LONGEST_HOLD = 2.5
-"""Seconds that a datagram waits; then it goes, whatever its module or the broker still has to say."""
+"""Seconds that a datagram waits at most. Then it is sent on, whatever its module or the broker has still to answer."""
 
 UNREAD_FOR = 60.0
-"""Seconds that a module is not shown what two say to each other, after it raised an exception on it."""
+"""Seconds for which a module is not shown the datagrams of a client and a server after it raised an exception on
+one."""
 
 MOST_PROBES = 64  # ports of clients that are looked at, at a time
 _MOST_UNREAD = 4096  # of such pairs
@@ -71,10 +72,10 @@ _AFTER_AN_ERROR = 1.0  # seconds until a module whose clock failed is told the t
 
 
 class HeldDatagram(Held):
-    """A datagram that has not gone yet.
+    """A datagram that was not sent on yet.
 
-    `item`: what the carrier knows it by. `edited`: what goes in place of `data`, if anything. `edits`, `rung`: what the
-    module has said of it; `waits`: the conversations that have to let somebody in before it goes.
+    `item`: what identifies it for the carrier. `edited`: what is sent in place of `data`, if anything. `edits`, `rung`:
+    what the module's `Release` said; `waits`: the conversations that have to let a peer in before it is sent.
     """
 
     __slots__ = ("client", "data", "edited", "edits", "item", "rung", "server", "side", "waits")
@@ -98,7 +99,7 @@ Said = StandDown | RevokeConversation | Note
 
 
 def log_said(command: Said, **names: str) -> None:
-    """A line of the log for what a module has said; `names` are more for it."""
+    """Log what a module has reported. `names` are further fields of the line."""
     match command:
         case StandDown(client, server, rule):
             log.info("alg.stand_down", client=str(client), server=server, rule=rule, **names)
@@ -109,8 +110,8 @@ def log_said(command: Said, **names: str) -> None:
 
 
 class Placement(NamedTuple):
-    """Where a conversation is to be opened. `client`: whose it must be; `public`: where it listens, None: it cannot;
-    `read`: whether what comes to it is for the module to read."""
+    """Where a conversation is to be opened. `client`: the inside host that it must belong to; `public`: the address at
+    which it listens, None: it cannot be opened; `read`: whether the module reads its datagrams."""
 
     client: str
     public: PublicAddress | None
@@ -118,37 +119,37 @@ class Placement(NamedTuple):
 
 
 class Carrier(Protocol):
-    """Who brings datagrams, and takes them on."""
+    """What brings datagrams to the driver, and sends them on."""
 
     def send(self, held: HeldDatagram) -> None:
-        """Let it go on: `edited` if there is such a thing, else as it came."""
+        """Send a datagram on: `edited` if it is set, otherwise as it came."""
         ...
 
     def place(self, command: OpenConversation | OpenMapping) -> Placement:
-        """Where to open what the module asks for."""
+        """Return where to open what the module asks for."""
         ...
 
     def changed(self) -> None:
-        """The module has been told something: what it would leave to a successor may be another."""
+        """Called when the module was told something, after which its journal may have changed."""
         ...
 
     def media_moved(self) -> None:
-        """Conversations have carried something since the last look at them."""
+        """Called when conversations have carried something since the last poll."""
         ...
 
     def admitted(self, ref: int) -> None:
-        """Whoever was to be let in to this conversation is, or will not be."""
+        """Called when the peers that were to be let in to this conversation are, or will not be."""
         ...
 
     def said(self, command: Said) -> None:
-        """The module has said something that somebody may want to read."""
+        """Called when the module has reported something."""
         ...
 
 
 class Setting(NamedTuple):
-    """How a module is driven. `name`: the module's, for the log; `most`: datagrams that may wait at a time;
-    `flow`: what leases are called by; `names`: more for each line of the log; `look_every`: seconds between two looks
-    at what conversations have carried, None: never; `shown`: whether its messages may be traced."""
+    """How a module is driven. `name`: the module's name, for the log; `most`: how many datagrams may wait at a time;
+    `flow`: the id of the flow in leases; `names`: further fields of each log line; `look_every`: seconds between two
+    polls of what conversations have carried, None: never; `shown`: whether its messages may be traced."""
 
     name: str
     mode: Mode
@@ -160,7 +161,7 @@ class Setting(NamedTuple):
 
 
 class DatagramDriver:
-    """Drives one module. `take` is called for each datagram; `run` keeps time, in a greenlet of its own."""
+    """Drives one module. Call `take` for each datagram; `run` keeps time, in a greenlet of its own."""
 
     def __init__(
         self,
@@ -193,7 +194,7 @@ class DatagramDriver:
         self._edit_keys: dict[str, Key] = {}
 
     def __len__(self) -> int:
-        """How many datagrams have not been decided on."""
+        """How many datagrams were not decided on yet."""
         return len(self._waiting)
 
     # --- datagrams --------------------------------------------------------------------------------------------------
@@ -201,7 +202,7 @@ class DatagramDriver:
     def take(
         self, side: Side, client: Endpoint, server: Endpoint, data: bytes, item: Any, way: Hashable
     ) -> HeldDatagram | None:
-        """Show the module a datagram, which goes now or later: what has to wait comes back, None if nothing does."""
+        """Show the module a datagram, which is sent on now or later. Returns it if it has to wait, otherwise None."""
         now = self._now()
         held = HeldDatagram(way, side, client, server, data, item, now)
         if self._waiting.kept >= self.setting.most and not self._make_room(way):
@@ -221,7 +222,8 @@ class DatagramDriver:
         return held
 
     def _make_room(self, way: Hashable) -> bool:
-        """Too many wait: those of this way go as they are, in their order. Whether that has made room."""
+        """Make room when too many wait: those of this way are sent on as they are, in order. Returns whether there is
+        room now."""
         for one in self._waiting.of_way(way):
             self._end_wait(one.number)
         return self._waiting.kept < self.setting.most
@@ -248,7 +250,7 @@ class DatagramDriver:
             self._go(held)
 
     def _end_wait(self, number: int) -> None:
-        """It waits no longer. What the module has said of it holds."""
+        """End the wait of a datagram. What the module has said about it holds."""
         held = self._waiting.get(number)
         if held is not None:
             self._go(held)
@@ -283,12 +285,12 @@ class DatagramDriver:
     # --- the module -------------------------------------------------------------------------------------------------
 
     def tell(self, event: DatagramEvent) -> None:
-        """Tell the module what happened."""
+        """Pass an event to the module."""
         if not self._closed:
             self._feed(event)
 
     def _feed(self, event: DatagramEvent) -> None:
-        """Give the module an event and do what it answers; an event that this causes waits for its turn."""
+        """Pass an event to the module, and carry out its commands. An event that this causes is handled afterwards."""
         self._events.append(event)
         if self._handling:
             return
@@ -319,7 +321,7 @@ class DatagramDriver:
             alarm.leave(before)
 
     def _broken(self, error: BaseException, client: Endpoint | None, server: str) -> None:
-        """The module has made a mistake, with what these two say. They go on without it."""
+        """Handle an exception of the module on a datagram of these two, which go on without it."""
         now = self._now()
         count("algate_module_errors_total", self.setting.name)
         self._silent_until = now + _AFTER_AN_ERROR
@@ -392,7 +394,7 @@ class DatagramDriver:
                 self._told(command.ref, command.target if proven else "probe", None)
 
     def _told(self, ref: int, outcome: Endpoint | str, inner: Endpoint | None) -> None:
-        """What became of a conversation: its public endpoint, or the rule by which it was refused."""
+        """Handle the result for a conversation: its public endpoint, or the rule by which it was refused."""
         if self._closed:
             self.conversations.close(ref)
         elif isinstance(outcome, str):
@@ -401,7 +403,7 @@ class DatagramDriver:
             self._feed(Opened(ref, outcome, self._now()))
 
     def _admitted(self, ref: int) -> None:
-        """Nobody is about to be let in there any more: what waited for that goes."""
+        """Send on what waited for peers to be let in to this conversation."""
         self._carrier.admitted(ref)
         for held in self._behind.pop(ref, ()):
             if held.waits is not None:
@@ -412,7 +414,7 @@ class DatagramDriver:
     # --- time -------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Give the module its ticks, look at what was carried, and let go what waits too long. Does not return."""
+        """Give the module its ticks, poll what was carried, and send on what waits too long. Does not return."""
         while True:
             self._changed.clear()
             times = [self._deadline(), self._next_look if len(self.conversations) else None]
@@ -455,12 +457,12 @@ class DatagramDriver:
     # --- the end ----------------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Let everything go as it is."""
+        """Send everything on as it is."""
         for number in self._waiting.numbers():
             self._end_wait(number)
 
     def close(self) -> None:
-        """Close all that was opened; nothing is sent any more."""
+        """Close all that was opened. Nothing is sent any more."""
         self._closed = True
         self._waiting.clear()
         self._behind.clear()

@@ -1,13 +1,13 @@
-"""Calling modules, so that one that raises, hangs or is slow harms its own flows' inspection and nothing else.
+"""Calls modules so that one that raises, hangs or is slow harms the inspection of its own flows and nothing else.
 
-A module that raises or hangs is `Broken` to its caller, who lets that flow go on unread. A call that takes long is
+If a module raises or hangs, its caller gets `Broken`, and lets that flow go on unread. A call that takes long is
 logged; a module with three such calls within a minute is out: it reads nothing any more in this process.
 
-While modules are called a timer of the kernel (ITIMER_REAL) interrupts the process four times a second. A call that
+While modules are called, a timer of the kernel (ITIMER_REAL) interrupts the process four times a second. A call that
 has used the processor for `HUNG` seconds after the first of these ticks, or has seen `BLOCKED` of them, is ended by an
-exception in its midst, in the same way as by ^C: it reaches loops and regular expressions of Python, and a
-`time.sleep`. Ticks are counted, not seconds, as the whole process may have been stopped. What the exception cannot
-reach (a loop in C) the supervisor ends with the process.
+exception in its midst, in the same way as by ^C: that reaches loops and regular expressions of Python, and a
+`time.sleep`. Ticks are counted and not seconds, because the whole process may have been stopped. What the exception
+cannot reach (a loop in C) the supervisor ends with the process.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FRESH = 0.01  # seconds for which a reading of the processor's clock is good eno
 
 
 class Broken(Exception):
-    """A module has failed; the message says how, in one line. The flow is to go on without it."""
+    """A module has failed; the message says how, in one line. The flow has to go on without it."""
 
 
 class Hung(BaseException):
@@ -48,13 +48,13 @@ class Hung(BaseException):
 
 
 def described(error: BaseException) -> str:
-    """An error in one line of bounded length."""
+    """Describe an error in one line of bounded length."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
 class Alarm:
-    """Ends calls that hang; one a process, as signals are. `enter` before a call, `leave` after it, and what `enter`
-    has returned goes to `leave`: a module that waits (cooperatively) lets others be called meanwhile."""
+    """Ends calls that hang. One for each process, because signals are. Call `enter` before a call and `leave` after it
+    with what `enter` returned: a module that waits (cooperatively) lets others be called meanwhile."""
 
     def __init__(self) -> None:
         self._greenlet: Any = None  # of the call under way
@@ -64,7 +64,7 @@ class Alarm:
         self._armed = False
 
     def enter(self) -> Any:
-        """A call begins."""
+        """Note that a call begins."""
         if not self._armed:
             self._arm()
         before, self._greenlet = self._greenlet, getcurrent()
@@ -72,12 +72,12 @@ class Alarm:
         return before
 
     def leave(self, before: Any) -> None:
-        """The call has ended."""
+        """Note that the call has ended."""
         self._greenlet = before
         self._ticks = self._quiet = 0
 
     def _arm(self) -> None:
-        """Have ticks, until some have passed without a call."""
+        """Start the timer. It stops when some ticks have passed without a call."""
         self._armed = True
         self._quiet = 0
         try:
@@ -107,7 +107,8 @@ class Alarm:
         get_hub().loop.run_callback(greenlet.throw, Hung)
 
     def stop(self) -> None:
-        """No ticks any more, as the process ends: Python gives the signal its deadly meaning back then."""
+        """Stop the timer, because the process ends: Python then restores the signal's default action, which is to
+        kill."""
         if self._armed:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -153,7 +154,8 @@ class Guard:
                 self._took(name, flow, thread_time() - self._read)
 
     def _took(self, name: str, flow: str, seconds: float) -> None:
-        """The time of this thread's processor: a machine that is busy is not the module's fault."""
+        """Count the time of a call. It is processor time of this thread, because a busy machine is not the module's
+        fault."""
         if seconds <= SLOW:
             return
         log.warning("alg.slow", module=name, flow=flow, seconds=round(seconds, 3))

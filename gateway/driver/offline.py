@@ -1,4 +1,4 @@
-"""What the modules would do with what a capture holds, without a network: `algate explain`.
+"""Shows what the modules would do with the contents of a capture, without a network: `algate explain`.
 
 Pinholes are granted at once, with ports counted up from the first one of `pinhole.ports`.
 """
@@ -45,7 +45,7 @@ MOST_WAITING = 1024  # datagrams that a module holds; with a further one those o
 
 
 class Rehearsal:
-    """Takes pieces of a capture, gives rows: messages ("data") as `algate trace` has them, and "event" rows.
+    """Takes pieces of a capture, and returns rows: messages ("data") as `algate trace` has them, and "event" rows.
 
     `pieces`: how many there were; `read`: how many of them a module was shown.
     """
@@ -61,7 +61,7 @@ class Rehearsal:
         self._flows: dict[frozenset[Endpoint], _Flow | None] = {}
 
     def run(self, pieces: Iterable[Piece]) -> Iterator[Row]:
-        """The rows, in the capture's order; a message appears when it would have been sent on."""
+        """Yield the rows in the capture's order. A message appears when it would have been sent on."""
         for piece in pieces:
             self.pieces += 1
             yield from self._datagram(piece) if piece.transport == "udp" else self._stream(piece)
@@ -72,7 +72,7 @@ class Rehearsal:
         return self._public
 
     def open(self, target: Endpoint) -> Endpoint:
-        """The public endpoint that a target gets."""
+        """Return the public endpoint for a target."""
         return Endpoint(self._public, next(self._port)) if ":" not in target.host else target
 
     def _is_inside(self, endpoint: Endpoint) -> bool:
@@ -114,7 +114,8 @@ class Rehearsal:
             yield from flow.received(piece)
 
     def _begin(self, piece: Piece) -> _Flow | None:
-        """The flow, if a module is responsible. Its beginning may be missing: the server has the module's port."""
+        """Begin a flow, if a module reads it. Its beginning may be missing from the capture: the server is the end with
+        the module's port."""
         client, server = piece.source, piece.destination
         if self._config.module_of(server.port) is None and not piece.first:
             client, server = server, client
@@ -128,7 +129,7 @@ class Rehearsal:
 
 
 class _Datagrams:
-    """A module of datagrams with its driver, whose carrier and whose backend of pinholes this is."""
+    """A module of datagrams with its driver. This object is both the carrier and the backend of pinholes."""
 
     def __init__(self, name: str, module: DatagramModule, rehearsal: Rehearsal) -> None:
         self._rehearsal = rehearsal
@@ -140,7 +141,7 @@ class _Datagrams:
         self._driver = DatagramDriver(module, setting, self, self, Trace(1), lambda: self._now)
 
     def received(self, piece: Piece, outward: bool) -> list[Row]:
-        """The rows that a datagram causes."""
+        """Return the rows that a datagram causes."""
         self._now, self._rows = piece.time, []
         self._driver.tick()
         side, client, server = Side.CLIENT, piece.source, piece.destination
@@ -179,7 +180,7 @@ class _Datagrams:
     # --- as a backend of pinholes ---
 
     def ask(self, wish: PinholeRequest | PinholeUpdate, done: Done) -> None:
-        """Everything is granted at once."""
+        """Grant everything at once."""
         if isinstance(wish, PinholeUpdate):
             done(self._leases[wish.lease])
             return

@@ -1,4 +1,4 @@
-"""What a module of one flow opens: its pinholes, conversations, relays and meetings, as far as they may be."""
+"""What a module of one flow opens, as far as it may: pinholes, conversations, relays and meetings."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ OPENINGS = 200  # pinholes a second and flow, and as many at once: a flood must 
 
 
 class Openings:
-    """Opens and closes for one flow; `tell` is called later, from a greenlet, with what became of it.
+    """Opens and closes for one flow. `tell` is called later, from a greenlet, with the result.
 
-    `own_hosts`: this host's addresses towards the client and towards the server. `announce`: is told where the client
-    is about to connect, with the seconds for which that holds.
+    `own_hosts`: this host's addresses towards the client and towards the server. `announce`: is called with where the
+    client is about to connect, and the seconds for which that counts.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Openings:
         return bool(self._opening) or self.conversations.asking
 
     def open(self, command: Opening) -> None:
-        """Ask the backend, unless it is clear already what it has to be told. May call `tell` at once."""
+        """Ask the backend, unless the answer is known already. May call `tell` at once."""
         if isinstance(command, OpenOutbound):
             self._announce(self._flow.client.host, command.target, command.ttl)
         forbidden = "target" if is_forbidden(command, self._flow, self._public) else None
@@ -122,7 +122,7 @@ class Openings:
             self.conversations.exchange(command, server, self._public[Side.CLIENT], inner)
 
     def change(self, command: UpdateConversation | UpdateMapping | UpdateExchange) -> None:
-        """Change one of these."""
+        """Change a conversation, a mapping or an exchange."""
         self.conversations.update(command)
 
     def probe(self, command: Probe) -> None:
@@ -147,7 +147,8 @@ class Openings:
                 self._tell_unless_over(answer if proven else Refused(command.ref, "probe", self._now()))
 
     def let_in(self, ref: int) -> None:
-        """Wait until nobody is about to be let in to this conversation any more, `LONGEST_HOLD` seconds at most."""
+        """Wait until no peer is about to be let in to this conversation any more, for at most `LONGEST_HOLD`
+        seconds."""
         until = self._now() + LONGEST_HOLD
         while self.conversations.is_admitting(ref) and (left := until - self._now()) > 0:
             self._admission.clear()
@@ -176,7 +177,7 @@ class Openings:
         self.conversations.find(command, self._flow.client.host, self._public.get(Side.SERVER))
 
     def revoke(self, rule: str, keeps: bool) -> None:
-        """Nothing more is opened for this flow, and what is unused is closed; if it `keeps` them, not conversations."""
+        """Open nothing more for this flow, and close what is unused; with `keeps`, conversations stay open."""
         self.revoked = rule
         log.warning("alg.revoke", flow=self._flow.id, module=self._flow.module, rule=rule)
         self._close_connections()
@@ -184,13 +185,13 @@ class Openings:
             self.conversations.close_all()
 
     def end(self) -> None:
-        """The module is not told anything any more."""
+        """Tell the module nothing any more."""
         self._over = True
         self._close_connections()
         self.conversations.close_all()
 
     def leave(self, tell: Callable[[Event], None]) -> Conversations:
-        """Only the conversations are left, to somebody else: `tell` is called with what becomes of them."""
+        """Hand over the conversations, which are all that is left: `tell` is called with their results from now on."""
         self._tell = tell
         self._close_connections()
         return self.conversations
@@ -203,7 +204,7 @@ class Openings:
                 close()
 
     def _flood(self) -> str | None:
-        """Too many openings at a time or in a short time are refused here."""
+        """Refuse an opening, because there are too many at a time or in a short time."""
         if self._unanswered < MOST_UNANSWERED and self._rate.take(None, self._now()):
             return None
         if not self._flooded:
@@ -212,7 +213,7 @@ class Openings:
         return "flood"
 
     def _ask(self, command: Opening) -> tuple[Lease, Endpoint | None]:
-        """The lease, and of a meeting where the client has to connect. Raises PinholeRefused."""
+        """Return the lease and, for a meeting, where the client has to connect. Raises PinholeRefused."""
         request = request_of(command, self._flow, self._public)
         if isinstance(command, OpenMeeting):
             return self._paths.meet(request, self._own_hosts[0])
@@ -242,11 +243,11 @@ class Openings:
         )
 
     def _conversation_told(self, ref: int, outcome: Endpoint | str, inner: Endpoint | None) -> None:
-        """From the event loop, which must not wait."""
+        """Called from the event loop, so it must not block."""
         gevent.spawn(self._conversation, ref, outcome, inner)
 
     def _conversation(self, ref: int, outcome: Endpoint | str, inner: Endpoint | None) -> None:
-        """What became of a conversation: its public endpoint, or the rule by which it was refused."""
+        """Handle the result for a conversation: its public endpoint, or the rule by which it was refused."""
         if self._over:
             self.conversations.close(ref)
         elif isinstance(outcome, str):

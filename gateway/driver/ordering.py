@@ -1,4 +1,4 @@
-"""Datagrams that wait for a decision, and in which order they go: none overtakes another one of its way."""
+"""The order of datagrams that wait for a decision: none overtakes another one of its way."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Generic, TypeVar
 
 
 class Held:
-    """A datagram that has not gone yet; `ready` when it may. `way`: from where to where; `since`: when it came."""
+    """A datagram that was not sent on yet; `ready` when it may be. `way`: from where to where; `since`: when it
+    came."""
 
     __slots__ = ("kept", "number", "queue", "ready", "since", "way")
 
@@ -26,7 +27,7 @@ H = TypeVar("H", bound=Held)
 
 
 class InOrder(Generic[H]):
-    """All that wait. Only what cannot go at once is put into a queue: nearly everything can.
+    """All datagrams that wait. Only those that cannot be sent on at once are put into a queue; nearly all can.
 
     `kept`: how many wait, decided on or not.
     """
@@ -38,23 +39,23 @@ class InOrder(Generic[H]):
         self.kept = 0
 
     def __len__(self) -> int:
-        """How many have not been decided on."""
+        """How many were not decided on yet."""
         return len(self._held)
 
     def numbers(self) -> list[int]:
-        """Of those."""
+        """The numbers of the datagrams that were not decided on yet."""
         return list(self._held)
 
     def oldest(self) -> H | None:
-        """Which of those has waited the longest."""
+        """The datagram that has waited the longest of those that were not decided on yet."""
         return next(iter(self._held.values()), None)
 
     def of_way(self, way: Hashable) -> list[H]:
-        """Those that wait for one another on this way, decided on or not."""
+        """Return the datagrams that wait on this way, decided on or not."""
         return list(self._queues.get(way, ()))
 
     def add(self, held: H) -> H:
-        """It has come; its number is new."""
+        """Add a datagram, with a new number."""
         held.number = next(self._numbers)
         self._held[held.number] = held
         queue = self._queues.get(held.way)
@@ -64,7 +65,8 @@ class InOrder(Generic[H]):
         return held
 
     def keep(self, held: H) -> bool:
-        """All is done that could be done with it at once: whether it has to wait."""
+        """Queue a datagram if it has to wait, after everything was done that could be done at once. Returns whether it
+        waits."""
         if held.ready:
             if not held.queue:
                 return False
@@ -75,15 +77,15 @@ class InOrder(Generic[H]):
         return True
 
     def get(self, number: int) -> H | None:
-        """What waits under this number and has not been decided on."""
+        """Return the datagram with this number, if it waits and was not decided on."""
         return self._held.get(number)
 
     def take(self, number: int) -> H | None:
-        """What has waited under this number; None if it has been taken, or forgotten."""
+        """Remove and return the datagram with this number; None if it was taken, or forgotten."""
         return self._held.pop(number, None)
 
     def let_go(self, held: H) -> list[H]:
-        """It may go: those that do now, in their order."""
+        """Mark a datagram as ready, and return those that can be sent on now, in order."""
         held.ready = True
         if held.queue is None:
             return [held]
@@ -98,7 +100,7 @@ class InOrder(Generic[H]):
         return gone
 
     def clear(self) -> None:
-        """Forget them all."""
+        """Forget all datagrams."""
         self._held.clear()
         self._queues.clear()
         self.kept = 0

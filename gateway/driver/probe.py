@@ -1,4 +1,4 @@
-"""Finding out what listens at a port of a client, before a module has that port opened to the world."""
+"""Finds out what listens at a port of a client, before a module has that port opened to the world."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ LONGEST = 5.0
 """Seconds for connection and answer together."""
 
 MOST_BYTES = 512
-"""That may be sent, and expected."""
+"""The greatest number of bytes that may be sent, and that may be expected."""
 
 
 def is_proven(command: Probe) -> bool:
-    """Whether what the module expects listens there. Waits, `LONGEST` seconds at most."""
+    """Whether the port gives the answer that the module expects. Waits for at most `LONGEST` seconds."""
     if max(len(command.send), len(command.expect)) > MOST_BYTES:
         return False
     target = command.target

@@ -1,7 +1,7 @@
-"""Moving the bytes of a flow that a module reads.
+"""Moves the bytes of a flow that a module reads.
 
-Every byte that comes is kept until it is delivered, so whatever becomes of the module, nothing is lost: `pass_on`
-delivers what is kept, and from then on what comes goes on unread, until another carrier can go on at that very byte.
+Every byte that comes is kept until it is delivered, so nothing is lost, whatever happens to the module: `pass_on`
+delivers what is kept, and what comes afterwards goes on unread, until another carrier continues at that very byte.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NAMES: dict[Side, SideName] = {Side.CLIENT: "left", Side.SERVER: "right"}
 class Direction:
     """One direction: what came from `source` and is not delivered (`held`), what was delivered and is not sent (`out`).
 
-    `asked`: the end is to be passed on once `out` is empty; `over`: it was.
+    `asked`: the end is to be passed on once `out` is empty; `over`: that was done.
     """
 
     __slots__ = ("asked", "closed", "drained", "held", "marks", "out", "over", "sending", "sink", "source", "writable")
@@ -48,7 +48,7 @@ class Direction:
         self.drained = Wakeup()  # room for more
 
     def deliver(self, data: bytes, edits: Sequence[Edit], edited: bytes) -> None:
-        """Queue `edited` in place of `data`, the first of what is held."""
+        """Queue `edited` in place of `data`, which are the first bytes of `held`."""
         del self.held[: len(data)]
         self.out += edited
         self.marks.delivered(data, edits, len(edited))
@@ -56,7 +56,7 @@ class Direction:
         self.writable.set()
 
     def say(self, data: bytes) -> None:
-        """Queue what did not come."""
+        """Queue bytes that did not come from the other side."""
         self.out += data
         self.marks.said(len(data))
         self.writable.set()
@@ -68,11 +68,11 @@ class Direction:
 
 
 class Pump:
-    """Reads both sides and writes to both. What happens is told by the calls below, from greenlets of the pump:
+    """Reads both sides and writes to both. It reports events by these calls, from its greenlets:
 
-    `received(side, data)`: bytes came, and are held; returns when the next may be read. `closed(side)`: its end came.
-    `changed()`: the flow may be over, or ready to be handed over. `waits(side)`: nothing is to be read for the moment;
-    asked again after `wake`.
+    `received(side, data)`: bytes came, and are held; returns when the next bytes may be read. `closed(side)`: the side
+    has ended its direction. `changed()`: the flow may be over, or ready to be handed over. `waits(side)`: asks whether
+    not to read for the moment; asked again after `wake`.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Pump:
         self._writers: list[gevent.Greenlet[..., None]] = []
 
     def start(self) -> None:
-        """Begin to move."""
+        """Begin to move bytes."""
         self._readers = [gevent.spawn(self._read, side) for side in Side]
         self._writers = [gevent.spawn(self._write, side) for side in Side]
 
@@ -114,8 +114,8 @@ class Pump:
 
     @property
     def movable(self) -> bool:
-        """Whether another carrier can go on: what comes passes unread, no urgent byte is still to be marked, and on
-        a connection that is protected no message is half sent."""
+        """Whether another carrier can go on: what comes passes unread, no urgent byte is still to be marked, and on a
+        protected connection no message is half sent."""
         return self.passing and all(
             direction.over
             or (not direction.marks.pending and (is_plain(direction.sink) or not (direction.out or direction.sending)))
@@ -123,7 +123,7 @@ class Pump:
         )
 
     def pass_on(self) -> None:
-        """Deliver what is held, and from now on what comes, unread."""
+        """Deliver what is held, and let what comes from now on pass unread."""
         self.passing = True
         for direction in self.directions.values():
             if direction.held:
@@ -134,12 +134,12 @@ class Pump:
         self._changed()
 
     def wake(self) -> None:
-        """What `waits` says may have changed."""
+        """Ask `waits` again, because its answer may have changed."""
         for direction in self.directions.values():
             direction.drained.set()
 
     def hand_over(self) -> Legacy:
-        """Stop, and leave the rest to another carrier: only when `movable`."""
+        """Stop, and return the rest for another carrier. Allowed only if `movable`."""
         self.stop()
         for side, direction in self.directions.items():
             if not direction.over:
@@ -148,11 +148,11 @@ class Pump:
         return Legacy(up, down, None if self.broken is None else _NAMES[self.broken])
 
     def stop(self) -> None:
-        """No more of it: what waits is ended. The sockets stay as they are."""
+        """Stop, and end the greenlets that wait. The sockets stay as they are."""
         gevent.killall([*self._readers, *self._writers])
 
     def abort(self) -> None:
-        """Reset both connections; what is not sent is lost."""
+        """Reset both connections. What is not sent is lost."""
         self.aborted = True
         for direction in self.directions.values():
             abort(direction.source)
@@ -163,7 +163,7 @@ class Pump:
         return local_hosts(*(direction.source for direction in self.directions.values()))
 
     def came(self, side: Side, data: bytes, urgent: bool = False) -> None:
-        """Take bytes of a side."""
+        """Take bytes that a side has sent."""
         direction = self.directions[side]
         direction.marks.came(len(data), urgent)
         self._add(side, len(data))
@@ -185,7 +185,7 @@ class Pump:
             self.down += count
 
     def _broke(self, side: Side) -> None:
-        """The connection of `side` is dead: what it had sent before still goes on, and the next carrier ends the flow
+        """The connection of `side` is dead. What it had sent before still goes on, and the next carrier ends the flow
         when that has arrived."""
         if self.broken is None and not self.aborted:
             self.broken = side

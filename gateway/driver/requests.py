@@ -1,4 +1,4 @@
-"""What a module's commands mean to the backends of pinholes: whose they may be, and where they lead."""
+"""Translates a module's commands into requests for pinholes, and checks to whom they may lead."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ Conversing = OpenConversation | OpenMapping | OpenExchange
 
 
 def is_forbidden(command: Opening | OpenRelay | Conversing, flow: Flow, public: Public) -> bool:
-    """A module's mistake must not become a hole: a pinhole leads to the flow's own client, or to its server if that
-    is published (a relay: to both of them), and to nobody else."""
+    """Whether a command must not be carried out, because a module's mistake must not become a hole: a pinhole leads to
+    the flow's own client, or to its server if that is published (a relay: to both), and to no other host."""
     match command:
         case OpenPinhole():
             own = [flow.client.host, *([flow.server.host] if Side.CLIENT in public else [])]
@@ -43,12 +43,12 @@ def is_forbidden(command: Opening | OpenRelay | Conversing, flow: Flow, public: 
 
 
 def public_of(target: Endpoint, flow: Flow, public: Public) -> PublicAddress:
-    """Where the side that is not `target` is to find it."""
+    """Return the address at which the side opposite to `target` finds it."""
     return public[Side.SERVER if target.host == flow.client.host else Side.CLIENT]
 
 
 def advertised(command: Opening, port: int, flow: Flow, public: Public) -> Endpoint:
-    """What a module is told of the pinhole that was opened at `port`."""
+    """Return what a module is told about the pinhole that was opened at `port`."""
     match command:
         case OpenPinhole(target=target):
             return Endpoint(public_of(target, flow, public).advertised, port)
@@ -59,7 +59,7 @@ def advertised(command: Opening, port: int, flow: Flow, public: Public) -> Endpo
 
 
 def request_of(command: Opening, flow: Flow, public: Public) -> PinholeRequest:
-    """What to ask a backend for."""
+    """Return the request to a backend."""
     peer = public_host = None
     along: Along | None = public[Side.SERVER].along
     transport, target = "tcp", flow.client

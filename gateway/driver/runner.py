@@ -1,4 +1,4 @@
-"""Carrying one flow once both its sockets are connected: through its module, or straight to the relay."""
+"""Carries a flow once both its sockets are connected: through its module, or straight to the relay."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ log = structlog.get_logger()
 
 
 class FlowRunner:
-    """Runs flows for the fronts. `modules` by name, `pinholes` by front. A module that is not there, though it is
-    configured, is logged, and its flows are relayed unread."""
+    """Runs flows for the fronts. `modules` by name, `pinholes` by front. If a configured module is not installed, that
+    is logged, and its flows are relayed unread."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class FlowRunner:
         afterlife: Afterlife,
         look: Callable[[Along], str] | None = None,
     ) -> None:
-        """`look`: what the NAT makes of a flow of ours; raises PinholeRefused."""
+        """`look`: returns with which address the NAT sends a flow of this host on; raises PinholeRefused."""
         self._guard = guard
         self._afterlife = afterlife
         self._announced = announced
@@ -75,11 +75,11 @@ class FlowRunner:
         published: Endpoint | None = None,
         connection: Connection | None = None,
     ) -> None:
-        """Carry a flow; owns both sockets from now on. Returns when no greenlet is needed for it any more.
+        """Carry a flow; owns both sockets from now on. Returns when the flow needs no greenlet any more.
 
-        `early`: bytes of the client that came with its handshake and are meant for the server. `user`, `target`: who
-        asked for what, for the log. `published`: where the client had dialled, if that is a published server.
-        `connection`: how `server` came about, if by a rule.
+        `early`: bytes of the client that came with its handshake and are meant for the server. `user`, `target`: for
+        the log, the user and what was asked for. `published`: the endpoint that the client had dialled, if that is a
+        published server. `connection`: how `server` was connected, if by a rule.
         """
         try:
             prepare(client)
@@ -139,8 +139,8 @@ class FlowRunner:
         decision: Decision,
         watches: Watches,
     ) -> None:
-        """Carry a flow that no module reads; as `run`, but for sockets that do not block, and never waits. `watches`:
-        those of the client's and the server's socket."""
+        """Carry a flow that no module reads, with sockets that do not block, and without waiting. `watches`: those of
+        the client's and the server's socket. The other arguments are those of `run`."""
         if early:
             try:
                 sent = server_sock.send(early)
@@ -167,7 +167,7 @@ class FlowRunner:
         published: Endpoint | None,
         seen: Endpoint | None,
     ) -> tuple[AlgModule, Surroundings] | None:
-        """The module `name` for a flow, and what it works with; None where the flow has to go on without it."""
+        """Make the module `name` for a flow, and what it works with; None if the flow has to go on without it."""
         kind = self._modules.get(name)
         if kind is None or self._guard.is_out(name) or self._announced.has(flow.client.host, flow.server):
             return None
@@ -230,7 +230,7 @@ class FlowRunner:
             self._flows.relay(flow, sockets[Side.CLIENT], sockets[Side.SERVER], legacy=legacy)
 
     def _place(self, public: PublicAddress, along: Along, seen: Endpoint | None) -> PublicAddress:
-        """Where pinholes of the flow are, if it is not the configuration that says so."""
+        """Return where pinholes of the flow are, if the configuration does not say so."""
         host = public.local
         if host != public.advertised or self._config.network.outside == public.advertised:
             return public
@@ -245,6 +245,6 @@ class FlowRunner:
 
 
 def _options(module: type[AlgModule], section: AlgSection) -> object | None:
-    """The module's own keys, as it wants them; they have been checked."""
+    """Return the module's own keys as its `Options`. They have been checked."""
     options = options_of(module)
     return None if options is None else msgspec.convert(section.options, options)

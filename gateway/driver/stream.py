@@ -1,11 +1,11 @@
 """The driver of a protocol module over one flow: sockets and time in as events, its commands out as I/O.
 
-A `Pump` moves the bytes and keeps each until it is delivered, `Openings` are what the module opens, and an `Inspection`
-stands between them and the module: it calls it, and carries out what it answers.
+A `Pump` moves the bytes and keeps each until it is delivered, `Openings` opens what the module asks for, and an
+`Inspection` stands between them and the module: it calls the module, and carries out its commands.
 
-Nothing that a module does costs its flow a byte. Where it stands down, raises, hangs, holds back too much or for too
-long, delivers what did not come, or costs more than its flow is worth, the pump delivers what is held as it came, and
-the flow goes on unread. What of that is the module's fault takes the flow's right to pinholes too.
+Nothing that a module does costs its flow a byte. If it stands down, raises, hangs, holds back too much or for too long,
+delivers what did not come, or costs more than its flow is worth, the pump delivers what is held as it came, and the
+flow goes on unread. If it was the module's fault, the flow also loses its right to pinholes.
 """
 
 from __future__ import annotations
@@ -84,16 +84,16 @@ LIGHT = 0.002  # seconds of work within the last second, up to which a flow is s
 
 
 def _nothing_announced(_client: str, _target: Endpoint, _seconds: float) -> None:
-    """Nobody wants to know."""
+    """The default of `announce`: does nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a flow's module works with, beside the flow.
+    """What a flow's module works with, in addition to the flow.
 
     `public`: the address at which a side is told to find the other one; the client is told of a published server only.
     `may_transfer`: whether a rule lets the server exchange files with a third host. `announce`: see `Openings`.
-    `afterlife`: where modules go that outlive their flow.
+    `afterlife`: takes the modules that outlive their flow.
     """
 
     backend: Backend
@@ -107,9 +107,9 @@ class Surroundings:
 
 
 class Effort:
-    """How much work a flow's module was in the last seconds, and how much it is given at a time.
+    """Measures how much work a flow's module was in the last seconds, and limits how many bytes it is given at a time.
 
-    `share`: of a processor, on average over some ten seconds, beyond which the flow is `too_much`.
+    `share`: the share of a processor, on average over some ten seconds, beyond which the flow is `too_much`.
     """
 
     def __init__(self, share: float, now: float) -> None:
@@ -119,7 +119,7 @@ class Effort:
         self._at = now
 
     def spend(self, seconds: float, now: float) -> None:
-        """A call took so long."""
+        """Count the duration of a call."""
         self._spent = self._left(now) + min(seconds, MOST_COUNTED)
         self._at = now
         if seconds > LONG:
@@ -128,11 +128,11 @@ class Effort:
             self.piece = min(LARGEST_PIECE, self.piece * 2)
 
     def is_light(self, now: float) -> bool:
-        """Whether it is so little that others need not be served before."""
+        """Whether it is so little work that others need not be served first."""
         return self._left(now) < LIGHT
 
     def is_too_much(self, now: float) -> bool:
-        """Whether it is more than a flow may cost."""
+        """Whether it is more work than a flow may cost."""
         return self._left(now) > self._share * MEMORY
 
     def _left(self, now: float) -> float:
@@ -191,12 +191,12 @@ class Inspection:
 
     @property
     def conversations(self) -> Conversations:
-        """Those that the module holds."""
+        """The conversations of the module."""
         return self._openings.conversations
 
     def run(self, early: bytes = b"") -> Legacy | None:
-        """Carry the flow. None when it is over; else what is left to another carrier, as the flow is to be relayed
-        unread from now on. `early` are bytes of the client that came with its handshake."""
+        """Carry the flow. Returns None when it is over, otherwise what is left for another carrier, because the flow is
+        to be relayed unread from now on. `early` are bytes of the client that came with its handshake."""
         pump = self._pump
         try:
             self._ask_deadline()
@@ -214,7 +214,7 @@ class Inspection:
             pump.stop()
 
     def _leave(self) -> None:
-        """The module has carried its flow. What it has open ends, or it lives on with it."""
+        """The module's work on its flow is over. What it has open ends, or goes on with the module."""
         if self.reason == "aborted" or not self._lives_on():
             self._openings.end()
             return
@@ -245,7 +245,7 @@ class Inspection:
         self._changed.set()
 
     def _due(self) -> float | None:
-        """When there is something to do, if nothing happens."""
+        """Return when there is something to do if nothing happens."""
         times = [self._half_closes_at()]
         if not self._pump.passing and not self._handling:
             times += (self._activity.deadline(), self._stalls_at(), self._deadline)
@@ -281,7 +281,7 @@ class Inspection:
     # --- what the pump tells ----------------------------------------------------------------------------------------
 
     def _received(self, side: Side, data: bytes) -> None:
-        """Give the module what came, piece by piece; what it is not given any more passes unread."""
+        """Give the module what came, piece by piece. What it is not given any more passes unread."""
         pump, effort = self._pump, self._effort
         held = pump.directions[side].held
         if len(held) == len(data):
@@ -299,7 +299,7 @@ class Inspection:
         self._feed(Closed(side, self._now()))
 
     def _is_to_wait(self, side: Side) -> bool:
-        """Whether `side` is not to be read for the moment: the module is at work, or holds what it may hold until an
+        """Whether `side` is not to be read for the moment: the module is at work, or holds as much as it may until an
         answer comes."""
         full = len(self._pump.directions[side].held) > self._traits.most_held
         return self._handling or (full and self._openings.asking)
@@ -307,7 +307,7 @@ class Inspection:
     # --- the module -------------------------------------------------------------------------------------------------
 
     def _feed(self, event: Event) -> None:
-        """Give the module an event and do what it answers; an event that this causes waits for its turn."""
+        """Pass an event to the module, and carry out its commands. An event that this causes is handled afterwards."""
         self._events.append(event)
         if self._handling:
             return
@@ -358,12 +358,13 @@ class Inspection:
             self._stand_down("effort")
 
     def _let_in(self, refs: list[int]) -> None:
-        """What names a peer is delivered when that peer is let in."""
+        """Wait until the peers of these conversations are let in, before a message that names them is delivered."""
         while refs:
             self._openings.let_in(refs.pop())
 
     def _ask_deadline(self) -> None:
-        """When the module wants a tick. It is asked when it has been told something: else nothing has changed."""
+        """Ask the module when it wants a tick. Only after it was told something, because otherwise nothing has
+        changed."""
         before = alarm.enter()
         try:
             deadline = self.module.deadline()
@@ -376,7 +377,7 @@ class Inspection:
             alarm.leave(before)
 
     def _broken(self, reason: str) -> None:
-        """The module has failed: the flow goes on without it."""
+        """The module has failed; the flow goes on without it."""
         if not self._pump.passing:
             log.error("alg.broken", flow=self._flow.id, module=self._name, reason=reason)
             self._is_broken = True
@@ -384,7 +385,7 @@ class Inspection:
             self._pump.pass_on()
 
     def _stand_down(self, reason: str) -> None:
-        """The driver lets the flow go on unread, by itself."""
+        """The driver itself decides to let the flow go on unread."""
         log.warning("alg.unread", flow=self._flow.id, module=self._name, reason=reason)
         self._openings.revoke(reason, self._lives_on())
         self._pump.pass_on()
