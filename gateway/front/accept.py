@@ -1,4 +1,4 @@
-"""Accepting connections for as long as there are descriptors for them, with some kept in reserve."""
+"""Accepts connections as long as there are descriptors for them, with some kept in reserve."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ Handler = Callable[[gsocket.socket, tuple[object, ...]], None]
 
 
 class Acceptor:
-    """Accepts for the listeners of one process.
+    """Accepts connections for the listeners of one process.
 
-    Nothing is counted that could be counted wrongly: how many descriptors are in use the kernel says; how many
-    connections still have a greenlet, the set of these greenlets. Each of them is going to need one more descriptor for
-    its server. The limit is RLIMIT_NOFILE as it is at that moment.
+    Nothing is counted that could be counted wrongly: the kernel says how many descriptors are in use, and the
+    connections that still have a greenlet are the set of these greenlets. Each of them is going to need one more
+    descriptor, for its server. The limit is RLIMIT_NOFILE at that moment.
     """
 
     def __init__(self, clients: Clients | None = None) -> None:
-        """`clients`: what each of them may have; without it there is no bound."""
+        """`clients`: limits what each client may have; without it there is no bound."""
         self._clients = clients
         self._opening = 0  # connections without a greenlet that are going to need a descriptor for their server
         self._handling: set[gevent.Greenlet[..., None]] = set()
@@ -55,11 +55,13 @@ class Acceptor:
 
     @property
     def handling(self) -> int:
-        """Connections that the relay does not carry yet: in their handshake, being connected, or read by a module."""
+        """The number of connections that the relay does not carry yet: in their handshake, being connected, or read by
+        a module."""
         return len(self._handling) + self._opening
 
     def serve(self, listener: gsocket.socket, handler: Handler) -> None:
-        """Accept until the listener is shut down; a greenlet each. What it accepts `handler` owns."""
+        """Accept until the listener is shut down, with a greenlet for each connection. `handler` owns the accepted
+        socket."""
         while True:
             if not self.has_room():
                 self._pause()
@@ -78,7 +80,8 @@ class Acceptor:
             greenlet.link(self._handling.discard)  # however it ends, begun or not
 
     def listen(self, fd: int, handler: Quick) -> Callable[[], None]:
-        """Accept on a listening TCP socket, many a wake-up, until it is shut down or somebody calls what is returned.
+        """Accept on a listening TCP socket, many connections in one wake-up, until it is shut down or the returned
+        function is called.
 
         `handler` is called in the hub for each connection, with a socket that does not block; it owns the socket, and
         must neither block nor raise.
@@ -91,7 +94,7 @@ class Acceptor:
         return watcher.stop
 
     def spawn(self, handler: Callable[[], None], client: str) -> None:
-        """Go on with a client's connection in a greenlet, which counts as `handling`."""
+        """Continue a client's connection in a greenlet, which counts as `handling`."""
         greenlet = gevent.spawn(handler)
         self._handling.add(greenlet)
         if self._clients is None:
@@ -107,9 +110,11 @@ class Acceptor:
             self._clients.give_back(Kind.HANDSHAKES, holder)
 
     def begin(self, client: str) -> Holder | None:
-        """A connection of this client is on its way to the relay, without a greenlet. `end` with what is returned.
+        """Count a connection of this client that is on its way to the relay, without a greenlet. Call `end` with the
+        result.
 
-        It counts as a flow from now on, so that what a client begins at several workers at once is bounded as well.
+        It counts as a flow from now on, so that connections that a client begins at several workers at once are bounded
+        too.
         """
         self._opening += 1
         if self._clients is None:
@@ -120,7 +125,7 @@ class Acceptor:
         return holder
 
     def end(self, holder: Holder | None) -> None:
-        """It has come there (its flow is in the table already), or to its end, or is handed over."""
+        """The connection has reached the relay (its flow is in the table already), has ended, or was handed over."""
         self._opening -= 1
         if holder is not None and self._clients is not None:
             self._clients.give_back(Kind.HANDSHAKES, holder)
@@ -175,7 +180,7 @@ class Acceptor:
         watcher.start(self._ready, listener, watcher, handler)
 
     def has_room(self) -> bool:
-        """Whether one more connection may come, with the one to its server."""
+        """Whether there are descriptors for one more connection and the one to its server."""
         if self._unasked > 0:
             self._unasked -= 1
             return True
@@ -200,6 +205,6 @@ class Acceptor:
 
 
 def room_for_connections() -> int:
-    """How many connections this process has descriptors for, each with the one to its server."""
+    """Return how many connections this process has descriptors for, each with the one to its server."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return (limit - min(RESERVE, limit // 4)) // 2

@@ -1,8 +1,9 @@
-"""Who guesses passwords: failures counted by client, pure. A guesser waits ever longer, and is then banned.
+"""Counts failed authentications by client: a guesser waits longer and longer, and is then banned. Pure.
 
-All workers count together (gateway/policy/shared_counts.py): a guesser has one set of tries, and a ban is everybody's.
+All workers count together (gateway/policy/shared_counts.py): a guesser has one set of attempts, and a ban holds in all
+workers.
 
-Successes forgive nothing, else a guesser with one account of his own could go on for ever; time does.
+A success clears nothing, because a guesser with an account of its own could then go on for ever. Time does.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _MILLI = 1000
 
 @dataclass(slots=True)
 class _Record:
-    """What this worker has seen. In the cell the same for the others: how many since when, and until when banned."""
+    """What this worker has counted. The cell holds the same for the other workers: how many failures since when, and
+    until when the client is banned."""
 
     failures: int
     since: float
@@ -39,7 +41,7 @@ class _Record:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a failure leads to: `delay` seconds until it is answered; `banned`: this one was the last straw."""
+    """The result of a failure: `delay` is the seconds until it is answered; `banned`: this failure led to a ban."""
 
     failures: int
     delay: float
@@ -47,11 +49,11 @@ class Verdict:
 
 
 class Guard:
-    """Counts failures. All times are seconds of one monotonic clock; nothing here reads it.
+    """Counts failures. All times are seconds of one monotonic clock, and are arguments.
 
-    `limit` failures within `window` seconds ban a client for `ban` seconds. `limit` 0: nobody is banned. `identify`
-    says which addresses are one client; without it an IPv6 address is one with its /64, which outside is one household.
-    At most `capacity` clients are remembered, the latest ones. `shared`: what all workers count in.
+    `limit` failures within `window` seconds ban a client for `ban` seconds. `limit` 0: no client is banned. `identify`
+    says which addresses are one client; without it an IPv6 address counts with its /64, which outside is one household.
+    At most `capacity` clients are remembered, the latest ones. `shared`: the memory in which all workers count.
     """
 
     def __init__(
@@ -112,7 +114,7 @@ class Guard:
         return Verdict(failures, delay, banned)
 
     def _shrink(self, now: float) -> None:
-        """Forget who has done nothing for long, and the oldest beyond the capacity."""
+        """Forget clients that have done nothing for long, and the oldest ones beyond the capacity."""
         while self._records:
             key, oldest = next(iter(self._records.items()))
             over = now >= max(oldest.since + self._window, oldest.banned_until)
@@ -126,6 +128,6 @@ def _key(client: str) -> int:
 
 
 def household(address: str) -> str:
-    """An IPv4 address by itself, an IPv6 one with its /64."""
+    """Return an IPv4 address as it is, an IPv6 address with its /64."""
     ip = ipaddress.ip_address(address)
     return str(ip) if ip.version == 4 else str(ipaddress.ip_network((ip, 64), strict=False))

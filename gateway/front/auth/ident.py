@@ -1,4 +1,4 @@
-"""Asking a client's host who owns a connection (RFC 1413). The answer is worth as much as that host is trusted."""
+"""Asks a client's host which user owns a connection (RFC 1413). The answer is worth as much as that host is trusted."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _NAME = re.compile(r"[^\x00-\x20:\x7f]{1,255}")
 
 
 def parse_reply(line: bytes, client_port: int, our_port: int) -> str | None:
-    """The user id in a reply, without its end of line; None if it is an error, for other ports, or no plain name.
+    """Return the user id in a reply without its end of line; None if it is an error, for other ports, or no plain name.
 
-    OTHER, which says that the id is no user name of that host (section 6.2), is none either.
+    A reply of the kind OTHER, whose id is no user name of that host (section 6.2), gives None too.
     """
     ports, _, rest = line.partition(b":")
     kind, _, rest = rest.partition(b":")
@@ -44,15 +44,15 @@ def parse_reply(line: bytes, client_port: int, our_port: int) -> str | None:
 
 
 class IdentClient:
-    """Asks. `timeout`: seconds for a whole exchange, `port`: of the ident server."""
+    """Asks ident servers. `timeout`: seconds for a whole exchange; `port`: the port of the ident server."""
 
     def __init__(self, timeout: float, port: int = PORT) -> None:
         self._timeout = timeout
         self._port = port
 
     def ask(self, client: Endpoint, ours: Endpoint) -> str | None:
-        """Who owns the client's end of its connection to `ours`, an endpoint of this host; None: no answer in time,
-        or none that can be used."""
+        """Return which user owns the client's end of its connection to `ours`, an endpoint of this host; None: no
+        answer in time, or none that can be used."""
         try:
             with gevent.Timeout(self._timeout, TimeoutError):
                 line = self._exchange(client, ours)

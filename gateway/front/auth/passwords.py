@@ -1,7 +1,7 @@
-"""Checking passwords in a worker: argon2id in a few threads, so that the event loop never waits for a hash.
+"""Checks passwords in a worker: argon2id in a few threads, so that the event loop never waits for a hash.
 
-A check takes one hash whether the user exists or not. Only successes are remembered, for a minute. One client address
-has one check running at a time, so that a guesser with many connections does not take the threads from others.
+A check computes one hash whether the user exists or not. Only successes are remembered, for a minute. Each client
+address has one check running at a time, so that a guesser with many connections does not take the threads from others.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CACHE_SIZE = 1024
 
 
 class Overloaded(Exception):
-    """Too many checks wait already: this one was not made."""
+    """Too many checks wait already. This one was not made."""
 
 
 class Accounts:
@@ -45,7 +45,7 @@ class Accounts:
 
 @dataclass(slots=True)
 class _Lane:
-    """Whose turn it is among the checks of one address; `users` counts who holds or awaits it."""
+    """The lock for the checks of one address; `users` counts the greenlets that hold or await it."""
 
     turn: BoundedSemaphore = field(default_factory=BoundedSemaphore)
     users: int = 0
@@ -72,7 +72,7 @@ class PasswordChecker:
         return len(self._running) + len(self._lanes)
 
     def check(self, name: bytes, password: bytes, address: str) -> User | None:
-        """The user, if this is the password. `address` is the client's. Raises Overloaded."""
+        """Return the user if this is the password, otherwise None. `address` is the client's. Raises Overloaded."""
         user = self._user(name)
         stored = user.hash if user else self._dummy
         key = self._key(name, password, stored)
@@ -97,7 +97,8 @@ class PasswordChecker:
         return user if user is not None and user.hash != NO_PASSWORD else None
 
     def _key(self, name: bytes, password: bytes, stored: str) -> bytes:
-        """What stands for a check in the tables, and does not give the password away. For a changed hash another."""
+        """Return the key of a check in the tables, which does not give the password away. A changed hash has another
+        key."""
         parts = b"".join(len(part).to_bytes(2, "big") + part for part in (name, password, stored.encode()))
         return hmac.digest(self._secret, parts, hashlib.sha256)
 
@@ -121,7 +122,7 @@ class PasswordChecker:
 
 
 def _verify(stored: str, password: bytes) -> bool:
-    """In a thread: argon2 gives the interpreter free while it works."""
+    """Verify a password, in a thread: argon2 releases the interpreter's lock while it works."""
     try:
         return HASHER.verify(stored, password)
     except argon2.exceptions.Argon2Error:

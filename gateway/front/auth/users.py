@@ -1,6 +1,7 @@
-"""The users file: `name:argon2id-hash` or `name:argon2id-hash:group1,group2`, one user a line. Text in, text out: pure.
+"""Reads the users file: `name:argon2id-hash` or `name:argon2id-hash:group1,group2`, one user in each line. Pure.
 
-A hash `*` is no password: such a user is known by GSSAPI or ident only, and the line gives the groups.
+The hash `*` means that there is no password: such a user can authenticate by GSSAPI or ident only, and the line gives
+the groups.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ _NAME = re.compile(r"[^\x00-\x20:,\x7f]+")
 
 
 class BadUsers(ValueError):
-    """The users file cannot be used; the message begins with the number of its line."""
+    """The users file cannot be used. The message begins with the number of the line."""
 
 
 class User(msgspec.Struct, frozen=True):
-    """A user. `hash` is in argon2's own form, or "*"; it shows in no repr."""
+    """A user. `hash` is in argon2's own form, or "*". It is in no repr."""
 
     name: str
     hash: str
@@ -44,7 +45,8 @@ Users = Mapping[str, User]
 
 
 def parse_users(text: str) -> dict[str, User]:
-    """The users by name; empty lines and those that begin with `#` are skipped. Raises BadUsers."""
+    """Parse a users file, and return the users by name. Empty lines and those that begin with `#` are skipped. Raises
+    BadUsers."""
     users: dict[str, User] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):
@@ -60,13 +62,13 @@ def parse_users(text: str) -> dict[str, User]:
 
 
 def check_name(name: str) -> None:
-    """ValueError if this cannot be the name of a user."""
+    """Raise ValueError if this cannot be the name of a user."""
     if not _NAME.fullmatch(name) or name.startswith("#") or len(name.encode()) > MAX_NAME:
         raise ValueError(f"{name!r} is not a user name (no blank, colon or comma, at most {MAX_NAME} bytes)")
 
 
 def with_user(text: str, name: str, hashed: str) -> str:
-    """The file's text with this user's hash; groups, comments and order stay."""
+    """Return the file's text with this user's hash. Groups, comments and order stay."""
     lines = text.splitlines()
     for i, line in enumerate(lines):
         fields = line.strip().split(":")

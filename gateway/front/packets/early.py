@@ -1,8 +1,8 @@
-"""Media that come just before their sender is let in: they wait a moment, and then the kernel decides.
+"""Media packets that come just before their sender is let in: they wait a moment, and then the kernel decides.
 
-A far side sends its answer and its first media at the same time. The answer waits until the kernel lets these media in;
-the media are faster. So what comes to a conversation's port from somebody who is no peer yet waits here, before
-connection tracking has decided where it goes: until somebody is let in there, `LONGEST` seconds at most. Then the
+A far side sends its answer and its first media at the same time. The answer waits until the kernel lets these media in,
+and the media are faster. So a packet to a conversation's port from a host that is no peer yet waits here, before
+connection tracking has decided where it goes: until a peer is let in there, for `LONGEST` seconds at most. Then the
 kernel looks again, and drops what still comes from no peer (`iptables/algate.nft`).
 """
 
@@ -24,7 +24,7 @@ MOST_OF_PORT = 16  # of one public port: nobody can make others' not wait
 
 
 class EarlyMedia:
-    """The packets that wait. `take` is the queue's callback; `admitted` is called when somebody is let in."""
+    """The packets that wait. `take` is the queue's callback; `admitted` is called when a peer is let in."""
 
     def __init__(self) -> None:
         self._waiting: dict[Endpoint, deque[QueuedPacket]] = {}
@@ -51,7 +51,7 @@ class EarlyMedia:
         self._count += 1
 
     def admitted(self, public: Endpoint, ports: int) -> None:
-        """Somebody is let in to `ports` public ports, from this one on."""
+        """A peer was let in to `ports` public ports, from this one on."""
         if self._waiting:
             for port in range(public.port, public.port + ports):
                 endpoint = Endpoint(public.host, port)

@@ -1,8 +1,8 @@
-"""Where the packets process keeps what its successor has to know: memory that the supervisor holds.
+"""The journal of the packets process for its successor: memory that the supervisor holds.
 
-Two files of which one is in use: entries are appended to it, and when much of it is out of date the other one is
-written anew. A file begins with its age and the length of what is whole; what a dead process left behind that does not
-count. What a record says is the module's own matter (`alg.datagrams.Entry`).
+There are two files, of which one is in use: entries are appended to it, and when much of it is out of date the other
+one is written anew. A file begins with its age and the length of its complete part; an entry that a dead process left
+unfinished does not count. The contents of a record are the module's own matter (`alg.datagrams.Entry`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _LENGTH = struct.Struct("=I")
 
 
 class Stored(msgspec.Struct, array_like=True, omit_defaults=True, frozen=True):
-    """What is known of `key` of a module. `record` None: it is no more.
+    """The state of `key` of a module. `record` None: the key was deleted.
 
-    `ref`: the conversation that the record describes, with its pinhole `lease`; `read`: whether the module reads what
-    comes to it; `server`: the outside host with which it began, "" if that is not known.
+    `ref`: the conversation that the record describes, with its pinhole `lease`; `read`: whether the module reads its
+    datagrams; `server`: the outside host with which it began, "" if that is not known.
     """
 
     module: str
@@ -43,9 +43,9 @@ _Name = tuple[str, str]
 
 
 class Journal:
-    """The journal in two memory files. `found`: what the predecessor knew.
+    """The journal in two memory files. `found`: the entries of the predecessor.
 
-    What cannot be read (another version wrote it) counts as nothing.
+    What cannot be read (another version wrote it) is ignored.
     """
 
     def __init__(self, files: Sequence[int]) -> None:
@@ -66,7 +66,7 @@ class Journal:
         self._rewrite()
 
     def put(self, entries: Iterable[Stored]) -> None:
-        """Store entries; they count when this returns, all or none."""
+        """Store entries. They count when this returns, all or none."""
         written = b""
         for entry in entries:
             if entry.record is None and (entry.module, entry.key) not in self._live:
@@ -95,7 +95,7 @@ class Journal:
         os.pwrite(fd, _HEAD.pack(self._age, self._end), 0)
 
     def _rewrite(self) -> None:
-        """Write what is live to the other file, which counts from when its head is written."""
+        """Write the live entries to the other file, which counts as soon as its head is written."""
         self._current = 1 - self._current
         self._age += 1
         self._end = 0

@@ -1,4 +1,4 @@
-"""IPv4 and IPv6 packets with UDP in them, as NFQUEUE hands them over. Pure.
+"""Reads and changes IPv4 and IPv6 packets with UDP in them, as NFQUEUE delivers them. Pure.
 
 Only what can be rewritten safely is read: a whole datagram in one packet. For anything else `parse` says why not.
 """
@@ -14,8 +14,8 @@ from typing import NamedTuple
 from alg.address import Endpoint
 
 LONGEST_WHOLE = 3840
-"""Bytes of a packet that the queue hands over; of a longer one only the beginning is seen. The binding reads 4,096
-bytes at once, with up to 130 of the kernel's notes in front: a packet for which that is too little would be lost."""
+"""Bytes of a packet that the queue delivers; of a longer one only the beginning is seen. The library reads 4,096 bytes
+at once, with up to 130 bytes of the kernel's own in front: a packet that did not fit would be lost."""
 
 LONGEST_DATAGRAM = 65535
 _UDP = 17
@@ -30,7 +30,7 @@ _ONE, _TWO, _THREE = struct.Struct(">H"), struct.Struct(">HH"), struct.Struct(">
 
 
 class NotWhole(Exception):
-    """The packet is to be passed on untouched; `reason` is a stable word: "fragment", "long", "other", "broken"."""
+    """The packet has to be passed on untouched. `reason` is a stable word: "fragment", "long", "other", "broken"."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -51,10 +51,11 @@ class UdpPacket(NamedTuple):
         return self.headers[0] >> 4
 
     def with_payload(self, payload: bytes) -> bytes:
-        """The packet's bytes with another payload: lengths and checksums follow. ValueError if it gets too long.
+        """Return the packet's bytes with another payload, and lengths and checksums to match. Raises ValueError if it
+        gets too long.
 
-        A packet that grew beyond what every link carries may be fragmented on its way (IPv4): its sender, who
-        forbade that, knows nothing of the growth.
+        A packet that has grown beyond what every link carries may be fragmented on its way (IPv4), although its sender
+        forbade that, because the sender does not know that it has grown.
         """
         udp_length = 8 + len(payload)
         headers = bytearray(self.headers)
@@ -79,7 +80,7 @@ class UdpPacket(NamedTuple):
 
 
 def parse(data: bytes) -> UdpPacket:
-    """Read a packet that begins with its IP header. Raises NotWhole for what must pass untouched."""
+    """Read a packet that begins with its IP header. Raises NotWhole for one that must pass untouched."""
     if not data:
         raise NotWhole("broken")
     version = data[0] >> 4
@@ -107,7 +108,7 @@ def parse(data: bytes) -> UdpPacket:
 
 
 def ends_of(data: bytes) -> tuple[Endpoint, Endpoint]:
-    """Source and destination of a packet of UDP, of which the first bytes are enough. Raises NotWhole."""
+    """Read source and destination of a UDP packet, of which the first bytes are enough. Raises NotWhole."""
     try:
         source, destination, start, _ = (_ipv6 if data[:1] >= b"\x60" else _ipv4)(data)
         source_port, destination_port = _TWO.unpack_from(data, start)
@@ -122,7 +123,7 @@ def _endpoint(packed: bytes, port: int) -> Endpoint:
 
 
 def _ipv4(data: bytes) -> tuple[bytes, bytes, int, int]:
-    """Source, destination, where UDP begins, where the packet ends."""
+    """Return source, destination, where UDP begins, and where the packet ends."""
     first, total, flags, protocol, source, destination = _IPV4.unpack_from(data)
     start = (first & 15) * 4
     if start < 20 or total < start + 8:
@@ -156,8 +157,8 @@ def _allow_fragments(headers: bytearray, payload: bytes) -> None:
 
 
 def _checksum(data: bytes | bytearray) -> int:
-    """The Internet checksum (RFC 1071) of what is not all zeros: with an end-around carry numbers are added modulo
-    0xFFFF, and so is one large number of sixteen-bit digits."""
+    """Compute the Internet checksum (RFC 1071) of bytes that are not all zeros: with an end-around carry numbers are
+    added modulo 0xFFFF, and so is one large number of sixteen-bit digits."""
     if len(data) % 2:
         data = data + b"\0"
     return -int.from_bytes(data, "big") % 0xFFFF

@@ -1,7 +1,7 @@
-"""UDP in the packet path: packets from NFQUEUE to the modules of their ports, and on.
+"""UDP in the packet path: passes packets from NFQUEUE to the modules of their ports, and sends them on.
 
 A packet is read in the middle of the router, so the inside client has its own address in it, in both directions. The
-packet's translation is the kernel's; only the payload is edited here.
+kernel translates the packet; only the payload is edited here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ WRITE, WRITE_SHARE = 0.005, 20  # seconds between two entries in the journal at 
 
 
 class QueuedPacket(Protocol):
-    """A packet of NFQUEUE. `accept` ends it."""
+    """A packet of NFQUEUE. `accept` gives the verdict."""
 
     mark: int
     indev: int
@@ -51,8 +51,8 @@ class QueuedPacket(Protocol):
 
 
 class QueueModule(NamedTuple):
-    """A module that reads packets of the queue. `ports`: of servers; `setting`: how it is driven; `recorded`: whether
-    it outlives the process."""
+    """A module that reads packets of the queue. `ports`: those of servers; `setting`: how it is driven; `recorded`:
+    whether its state outlives the process."""
 
     module: DatagramModule
     setting: Setting
@@ -66,9 +66,10 @@ class _Item(NamedTuple):
 
 
 class _Line:
-    """One module with its driver: carries its datagrams (`gateway.driver.datagrams.Carrier`).
+    """One module with its driver; the carrier of its datagrams (`gateway.driver.datagrams.Carrier`).
 
-    `servers`: with which outside host a conversation began; `facing`: which address of this host faced it then.
+    `servers`: the outside host with which each conversation began; `facing`: the address of this host that faced it
+    then.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class _Line:
         log_said(command)
 
     def entries(self) -> Iterator[Stored]:
-        """What its successor has to know, and does not yet."""
+        """Return the entries that its successor has to know, and that are not written yet."""
         for key, ref, record in cast(RecordedModule, self.driver.module).journal():
             if ref is None or record is None:
                 yield Stored(self.name, key, record)
@@ -125,7 +126,7 @@ class _Line:
             yield Stored(self.name, key, record, ref, lease, read, self.servers.get(ref, ""))
 
     def take_over(self, found: Sequence[Stored], now: float) -> None:
-        """Go on with the conversations of the predecessor, as far as they were opened."""
+        """Continue the conversations of the predecessor, as far as they were opened."""
         entries = []
         for one in found:
             if one.ref is not None:
@@ -139,15 +140,15 @@ class _Line:
 
 
 def _unheard(public: Endpoint, ports: int) -> None:
-    """Nobody wants to know."""
+    """The default of `admitted`: does nothing."""
 
 
 class PacketFront:
-    """All packets of one queue. `take` is the queue's callback; `run` keeps time, in a greenlet of its own.
+    """Handles all packets of one queue. `take` is the queue's callback; `run` keeps time, in a greenlet of its own.
 
-    `inside`: who is a client. `public_along`: where conversations of a flow listen; None without a route.
-    `journal`: what a predecessor knew is in it, and what a successor has to know is put there. `admitted` is told the
-    first public port, and how many there are, where somebody has been let in.
+    `inside`: the networks of clients. `public_along`: returns where conversations of a flow listen; None without a
+    route. `journal`: holds the entries of the predecessor, and gets those for the successor. `admitted` is called with
+    the first public port, and how many there are, where a peer was let in.
     """
 
     def __init__(
@@ -197,7 +198,7 @@ class PacketFront:
     # --- packets ----------------------------------------------------------------------------------------------------
 
     def take(self, packet: QueuedPacket) -> None:
-        """Handle one packet of the queue: now, or when what it waits for has come."""
+        """Handle one packet of the queue, now or when what it waits for has come."""
         self._counters["packets"] += 1
         try:
             parsed = parse(packet.get_payload())
@@ -220,7 +221,7 @@ class PacketFront:
         line.driver.take(side, client, server, parsed.payload, _Item(packet, parsed), way)
 
     def _side(self, parsed: UdpPacket) -> Side | None:
-        """Who sent it; None for what is not between inside and outside."""
+        """Return which side sent the packet; None if it is not between inside and outside."""
         source, destination = self._is_inside(parsed.source.host), self._is_inside(parsed.destination.host)
         if source == destination:
             return None
@@ -236,8 +237,8 @@ class PacketFront:
         return known
 
     def _line_of(self, client: Endpoint, server: Endpoint) -> _Line | None:
-        """Whose module reads what these two say: that of the server's port, or of what the client's socket has spoken
-        before, or of a server inside that the outside finds at its port."""
+        """Return the module that reads datagrams of these two: that of the server's port, or of what the client's
+        socket has spoken before, or of a server inside that the outside finds at its port."""
         return self._by_port.get(server.port) or self._sockets.get(client) or self._by_port.get(client.port)
 
     def _remember(self, side: Side, client: Endpoint, server: Endpoint, line: _Line, packet: QueuedPacket) -> None:
@@ -256,7 +257,7 @@ class PacketFront:
         packet.accept()
 
     def send(self, held: HeldDatagram) -> None:
-        """Let a packet go on its way."""
+        """Send a packet on its way."""
         item: _Item = held.item
         if held.edited is not None:
             try:
@@ -267,7 +268,8 @@ class PacketFront:
         item.packet.accept()
 
     def path(self, client: str, server: str | None) -> Along | None:
-        """The flow with the outside that an inside host used last; if it is known, one with `server`."""
+        """Return the flow with the outside that an inside host used last; if `server` is given and known, one with
+        it."""
         along = self._paths.get(client)
         if server is None or (along is not None and along.destination.host == server):
             return along
@@ -281,8 +283,8 @@ class PacketFront:
     # --- the journal ------------------------------------------------------------------------------------------------
 
     def write_soon(self) -> None:
-        """Put what has changed into the journal: once for all packets of a turn, or of some milliseconds if many come.
-        A call that has come and gone meanwhile is not written at all."""
+        """Write what has changed into the journal: once for all packets of a turn, or of some milliseconds if many
+        come. A call that begins and ends meanwhile is not written at all."""
         if self._journal is None or self._to_write:
             return
         self._to_write = True
@@ -310,7 +312,7 @@ class PacketFront:
     # --- time -------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Keep the modules' time, and look at this host's addresses. Does not return."""
+        """Keep the modules' time, and check this host's addresses. Does not return."""
         for line in self._lines:
             gevent.spawn(line.driver.run)
         while True:
@@ -331,7 +333,7 @@ class PacketFront:
                 self._look_at_addresses(line, now)
 
     def _look_at_addresses(self, line: _Line, now: float) -> None:
-        """Open anew what listens at an address that is not this host's towards its server any more."""
+        """Open conversations again that listen at an address which no longer faces their server."""
         conversations = line.driver.conversations
         for ref, server in list(line.servers.items()):
             if ref not in conversations:
@@ -353,7 +355,7 @@ class PacketFront:
             line.driver.look_at_traffic()
 
     def stop(self) -> None:
-        """Let everything go as it is."""
+        """Send everything on as it is."""
         for line in self._lines:
             line.driver.flush()
 
@@ -368,13 +370,13 @@ class PacketFront:
         return found
 
     def status(self) -> dict[str, Any]:
-        """The same, as `algate status --json` shows them, and what there is now."""
+        """Return the counts and the current numbers as `algate status --json` shows them."""
         waiting = sum(len(line.driver) for line in self._lines)
         conversations = sum(len(line.driver.conversations) for line in self._lines)
         return {"waiting": waiting, "conversations": conversations, **self.counters()}
 
     def samples(self) -> list[Sample]:
-        """The same for the metrics."""
+        """Return the counts and the current numbers for the metrics."""
         status = self.status()
         values: dict[Key, float] = {
             ("algate_packets_waiting",): status["waiting"],

@@ -1,4 +1,5 @@
-"""Who is this client? The choice of a method and what follows it (RFC 1928 section 3, RFC 1929, RFC 1961, RFC 1413)."""
+"""Authenticates SOCKS clients: the choice of a method and what follows it (RFC 1928 section 3, RFC 1929, RFC 1961, RFC
+1413)."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ _WIRE: dict[AuthName, Method] = {
 
 
 class NotAuthenticated(Exception):
-    """The client may not go on. `answer` is what it is still to be told before its connection is closed."""
+    """The client may not go on. `answer` is what it is still told before its connection is closed."""
 
     def __init__(self, answer: bytes) -> None:
         super().__init__()
@@ -45,8 +46,8 @@ class NotAuthenticated(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Gssapi:
-    """The GSSAPI method: `levels` of protection that are allowed, in the server's order; principals of `realm` are
-    known without it; `nec`: accept the choice of a level without protection of its own, as NEC's code sends it."""
+    """The GSSAPI method. `levels`: levels of protection that are allowed, in the server's order; principals of `realm`
+    are known without it; `nec`: accept the choice of a level in an unprotected message, as NEC's code sends it."""
 
     acceptor: GssapiAcceptor
     levels: Sequence[Level]
@@ -55,7 +56,7 @@ class Gssapi:
 
 
 class Authenticator:
-    """Authenticates clients by `methods`, the server's order of preference. What a method needs must be given."""
+    """Authenticates clients by `methods`, in the server's order of preference. What a method needs must be given."""
 
     def __init__(
         self,
@@ -75,10 +76,10 @@ class Authenticator:
         self._ident = ident
 
     def version4(self, incoming: Incoming, client: Endpoint, userid: bytes) -> Identity:
-        """For a SOCKS 4 request, which has a user id and nothing to prove it: ident, or nobody in particular.
+        """Authenticate a SOCKS 4 request, which has a user id and nothing to prove it, by ident or not at all.
 
-        Raises NotAuthenticated: reply 92 where no ident server answers and 93 where it names somebody else; 91 where
-        the methods demand what version 4 does not have.
+        Raises NotAuthenticated: reply 92 if no ident server answers, 93 if it names another user, 91 if the methods
+        demand what version 4 does not have.
         """
         for method in self._methods:
             if method == "none":
@@ -98,8 +99,8 @@ class Authenticator:
         raise NotAuthenticated(socks4.encode_reply(socks4.Reply.REJECTED))
 
     def version5(self, incoming: Incoming, client: Endpoint) -> Identity:
-        """Read the greeting, choose the first method that both have, and carry it out. Raises NotAuthenticated,
-        SocksError, Gone, OSError. The client is told that it succeeded only when it did.
+        """Read the greeting, choose the first method that both sides have, and carry it out. Raises NotAuthenticated,
+        SocksError, Gone, OSError. The client is told that it succeeded only after it did.
 
         After GSSAPI with protection `incoming` has another socket, which protects what goes over it.
         """
@@ -173,7 +174,7 @@ class Authenticator:
         return Identity(user.user, user.groups, DatagramProtection(context))
 
     def _choose_level(self, method: Gssapi, incoming: Incoming, context: GssapiContext) -> bool:
-        """Agree on a level of protection (RFC 1961 section 4.2); whether there is one."""
+        """Agree on a level of protection (RFC 1961 section 4.2). Returns whether there is one."""
         token = incoming.read(lambda buffer: parse_message(buffer, MessageType.PROTECTION_LEVEL))
         bare = len(token) == 1
         try:
@@ -191,7 +192,7 @@ class Authenticator:
         return True
 
     def _failed(self, client: Endpoint, method: str, user: bytes, answer: bytes, reason: str = "") -> NoReturn:
-        """Count and log a failure, and let the client wait for its answer. A client that goes before is counted."""
+        """Count and log a failure, and delay its answer. A client that leaves before that is counted too."""
         verdict = self._guard.failed(client.host, time.monotonic())
         self._log_failure(client, method, user, failures=verdict.failures, **({"reason": reason} if reason else {}))
         if verdict.banned:
@@ -201,7 +202,7 @@ class Authenticator:
 
     @staticmethod
     def _log_failure(client: Endpoint, method: str, user: bytes, **more: object) -> None:
-        """The line that fail2ban reads (docs/how-to/socks-authentication.md); never with a password."""
+        """Write the line that fail2ban reads (docs/how-to/socks-authentication.md), never with a password."""
         text = user.decode(errors="backslashreplace")
         name = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
         log.warning("auth.failed", address=client.host, client=str(client), method=method, user=name, **more)

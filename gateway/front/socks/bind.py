@@ -1,4 +1,5 @@
-"""SOCKS BIND: wait for the one connection that a client expects from outside (RFC 1928 section 4; SOCKS 4 alike)."""
+"""SOCKS BIND: waits for the one connection that a client expects from outside (RFC 1928 section 4; SOCKS 4
+likewise)."""
 
 from __future__ import annotations
 
@@ -31,8 +32,8 @@ ELSEWHERE = {4: "192.0.2.1", 6: "2001:db8::1"}  # stands for the outside where a
 
 
 class BindCommand:
-    """Carries out BIND requests. `outside` as in the configuration; `timeout`: seconds until the expected peer must
-    have connected."""
+    """Carries out BIND requests. `outside`: as in the configuration; `timeout`: seconds within which the expected peer
+    must have connected."""
 
     def __init__(self, lookup: Lookup, pinholes: UserspacePinholes, flows: Flows, outside: str, timeout: float) -> None:
         self._lookup = lookup
@@ -73,7 +74,8 @@ class BindCommand:
             request.sock.close()
 
     def _expected(self, request: SocksRequest) -> tuple[frozenset[str] | None, str]:
-        """The addresses of which one may connect (None: anybody), and one that is like them. Raises DialError."""
+        """Return the addresses of which one may connect (None: all hosts), and one address of that family. Raises
+        DialError."""
         wish = request.wish()
         if self._lookup.any_peer(wish):
             return None, ELSEWHERE[6 if ":" in request.host else 4]
@@ -89,7 +91,7 @@ class BindCommand:
     def _listen(
         self, request: SocksRequest, peers: frozenset[str] | None, towards: str
     ) -> tuple[Lease, Endpoint, gsocket.socket]:
-        """The pinhole, what to tell the client, and the listening socket. Raises DialError."""
+        """Open the pinhole. Returns it, the endpoint to tell the client, and the listening socket. Raises DialError."""
         facing = source_towards(towards)
         if peers is None and self._outside != "auto" and is_local(self._outside):
             facing = self._outside
@@ -116,8 +118,8 @@ class BindCommand:
     def _wait(
         self, request: SocksRequest, lease: Lease, listener: gsocket.socket, peers: frozenset[str] | None
     ) -> tuple[str, gsocket.socket | None]:
-        """Wait for the peer: why that ended, and the peer. What the client sends meanwhile is kept for it. OSError when
-        the client has gone."""
+        """Wait for the peer. Returns why the wait ended, and the peer. What the client sends meanwhile is kept for the
+        peer. Raises OSError when the client has gone."""
         until = time.monotonic() + self._timeout
         listener.settimeout(0.0)
         while (left := until - time.monotonic()) > 0:
@@ -138,7 +140,7 @@ class BindCommand:
         return "expired", None
 
     def _denied_by(self, request: SocksRequest, peers: frozenset[str] | None) -> str | None:
-        """The rule by which this is not allowed any more: rules may change, and time goes on."""
+        """Return the rule by which this is not allowed any more; rules may change, and time goes on."""
         try:
             if peers is None:
                 self._lookup.any_peer(request.wish())
@@ -152,7 +154,7 @@ class BindCommand:
     def _accept(
         self, request: SocksRequest, lease: Lease, listener: gsocket.socket, peers: frozenset[str] | None
     ) -> gsocket.socket | None:
-        """The expected peer, if it is the one that has connected; a stranger is closed."""
+        """Accept a connection, and return it if it is the expected peer's. Any other is closed."""
         try:
             peer, address = listener.accept()
         except OSError:  # it has gone already

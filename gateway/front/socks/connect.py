@@ -1,4 +1,4 @@
-"""SOCKS CONNECT: dial, tell the client the truth, and carry the flow."""
+"""SOCKS CONNECT: dials, tells the client the result, and carries the flow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Security contexts of GSSAPI: the only room that knows python-gssapi, an extra that is loaded when it is needed."""
+"""Security contexts of GSSAPI. The only module that knows python-gssapi, an optional package that is loaded when
+needed."""
 
 from __future__ import annotations
 
@@ -16,13 +17,14 @@ LARGEST_PIECE = 32768  # bytes that one message carries at the most
 
 
 class GssapiFailure(Exception):
-    """The client's tokens are not those of anybody we know; the message is for the log."""
+    """The client's tokens do not authenticate it. The message is for the log."""
 
 
 class GssapiAcceptor:
-    """Accepts contexts for a service, as "rcmd", with the keys of a keytab (a path), whatever the name of this host.
+    """Accepts contexts for a service such as "rcmd", with the keys of a keytab (a path), whatever the name of this
+    host.
 
-    Raises ConfigError where the package is missing or the keytab has no such key.
+    Raises ConfigError if the package is missing or the keytab has no such key.
     """
 
     def __init__(self, service: str, keytab: str) -> None:
@@ -36,7 +38,7 @@ class GssapiAcceptor:
         self.reload(keytab)
 
     def reload(self, keytab: str) -> None:
-        """Use another keytab. Raises ConfigError, and goes on with the old keys."""
+        """Use another keytab. Raises ConfigError, and then goes on with the old keys."""
         name = self._gssapi.Name(self._service, self._gssapi.NameType.hostbased_service)
         try:
             self._credentials = self._gssapi.Credentials(name=name, usage="accept", store={"keytab": keytab})
@@ -45,7 +47,7 @@ class GssapiAcceptor:
             raise ConfigError(f"socks.gssapi.keytab: {reason}") from None
 
     def context(self) -> GssapiContext:
-        """A new context, for one client."""
+        """Return a new context, for one client."""
         return GssapiContext(self._gssapi.SecurityContext(creds=self._credentials, usage="accept"), self._gssapi)
 
 
@@ -58,9 +60,9 @@ class GssapiContext:
         self.level = Level.NONE
 
     def step(self, token: bytes) -> bytes:
-        """Take a token of the client; what to answer. Raises GssapiFailure.
+        """Handle a token of the client, and return the answer. Raises GssapiFailure.
 
-        In a thread: the library writes its replay cache to the disk.
+        Runs in a thread, because the library writes its replay cache to the disk.
         """
         try:
             answer: bytes | None = gevent.get_hub().threadpool.apply(lambda: self._context.step(token))
@@ -74,7 +76,7 @@ class GssapiContext:
 
     @property
     def principal(self) -> str:
-        """Who the client is, as "ann@EXAMPLE.ORG". GssapiFailure for one without a name."""
+        """Return the client's principal, such as "ann@EXAMPLE.ORG". Raises GssapiFailure if it has no name."""
         try:
             name = self._context.initiator_name
         except self._error as error:
@@ -84,15 +86,16 @@ class GssapiContext:
         return str(name)
 
     def wrap_level(self, level: int) -> bytes:
-        """The server's answer to the choice of a level: integrity is all it has (RFC 1961 section 4.2)."""
+        """Wrap the server's answer to the choice of a level, with integrity only (RFC 1961 section 4.2)."""
         return bytes(self._context.wrap(bytes([level]), False).message)
 
     def wrap(self, data: bytes) -> bytes:
-        """A token that holds `data` with the protection of `level`."""
+        """Return a token that holds `data` with the protection of `level`."""
         return bytes(self._context.wrap(data, self.level is not Level.INTEGRITY).message)
 
     def unwrap(self, token: bytes, level: Level | None = None) -> bytes:
-        """What is in a token. ValueError: it was changed, repeated, or not encrypted although `level` demands that."""
+        """Return the contents of a token. Raises ValueError if it was changed, repeated, or not encrypted although
+        `level` demands that."""
         try:
             result = self._context.unwrap(token)
         except self._error as error:
@@ -102,11 +105,11 @@ class GssapiContext:
         return bytes(result.message)
 
     def piece(self) -> int:
-        """How many bytes fit into a message."""
+        """Return how many bytes fit into a message."""
         limit: int = self._context.get_wrap_size_limit(MAX_TOKEN, self.level is not Level.INTEGRITY)
         return min(LARGEST_PIECE, limit)
 
 
 def _reason(error: Exception) -> str:
-    """The library's message in one line."""
+    """Return the library's message in one line."""
     return " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""Per-message protection (RFC 1961 section 5): a client's stream and datagrams, each message in a token."""
+"""Per-message protection (RFC 1961 section 5) of a client's stream and datagrams: each message is in a token."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class DatagramProtection:
         self._context = context
 
     def wrap(self, data: bytes) -> bytes:
-        """Encapsulate. ValueError for what is too long to be encapsulated."""
+        """Encapsulate a datagram. Raises ValueError if it is too long."""
         return encode_message(MessageType.ENCAPSULATION, self._context.wrap(data))
 
     def unwrap(self, datagram: bytes) -> bytes:
-        """What is in a datagram. ValueError for anything that is not exactly one good message."""
+        """Return the contents of a datagram. Raises ValueError for anything that is not exactly one valid message."""
         try:
             found = parse_message(datagram, MessageType.ENCAPSULATION)
         except SocksError as error:
@@ -41,10 +41,10 @@ class DatagramProtection:
 
 
 class ProtectedSocket(EncodedSocket):
-    """A client's socket after the negotiation: `recv` and `send` are in the clear for us, and protected on the wire.
+    """A client's socket after the negotiation: `recv` and `send` use clear text, and the wire is protected.
 
-    Made from the plain socket, which it takes over, and from what has come on it already. One greenlet may receive
-    while another one sends. A message that is not the client's is a ConnectionError.
+    It is made from the plain socket, which it takes over, and from what has come on it already. One greenlet may
+    receive while another one sends. A message that is not the client's raises ConnectionError.
     """
 
     def __init__(self, plain: gsocket.socket, context: GssapiContext, received: bytes) -> None:
@@ -55,7 +55,7 @@ class ProtectedSocket(EncodedSocket):
         self._clear = bytearray()
 
     def recv(self, size: int, *args: Any) -> bytes:
-        """At most `size` bytes; b"" at the end of the stream, which must not be within a message."""
+        """Receive at most `size` bytes; b"" at the end of the stream, which must not be within a message."""
         while not self._clear:
             if self._decode():
                 if turns().over:  # a message may be empty: whoever sends only such ones keeps us here
@@ -72,7 +72,7 @@ class ProtectedSocket(EncodedSocket):
         return part
 
     def send(self, data: Buffer, *args: Any) -> int:
-        """Send one message; how many bytes of `data` are in it."""
+        """Send one message, and return how many bytes of `data` are in it."""
         part = bytes(memoryview(data)[: self._piece])
         wire = memoryview(encode_message(MessageType.ENCAPSULATION, self._context.wrap(part)))
         while wire:  # not by sendall: that one comes back here
@@ -85,7 +85,7 @@ class ProtectedSocket(EncodedSocket):
             self.send(view[start : start + self._piece])
 
     def _decode(self) -> bool:
-        """Take one message out of what has come; whether there was a whole one."""
+        """Decode one message of what has come. Returns whether there was a whole one."""
         if len(self._wire) < HEADER:
             return False
         end = HEADER + int.from_bytes(self._wire[2:HEADER], "big")

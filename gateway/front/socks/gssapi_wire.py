@@ -1,4 +1,4 @@
-"""The GSSAPI method of SOCKS 5 on the wire (RFC 1961), without a socket and without a security context."""
+"""The wire format of the GSSAPI method of SOCKS 5 (RFC 1961), without a socket and without a security context."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ LEVELS: dict[ProtectionName, Level] = {
 
 
 def parse_message(buffer: bytes | bytearray, wanted: MessageType) -> tuple[bytes, int] | None:
-    """Read VER MTYP LEN TOKEN: the token; None: more is needed. SocksError for another version or type, or an abort."""
+    """Read VER MTYP LEN TOKEN, and return the token; None: more bytes are needed. Raises SocksError for another version
+    or type, or an abort."""
     if buffer and buffer[0] != VERSION:
         raise SocksError(None, f"version {buffer[0]} of the GSSAPI sub-negotiation where 1 was expected")
     if len(buffer) >= 2 and buffer[1] != wanted:
@@ -52,17 +53,18 @@ def parse_message(buffer: bytes | bytearray, wanted: MessageType) -> tuple[bytes
 
 
 def encode_message(kind: MessageType, token: bytes) -> bytes:
-    """VER MTYP LEN TOKEN. ValueError for a token that is too long."""
+    """Encode VER MTYP LEN TOKEN. Raises ValueError for a token that is too long."""
     if len(token) > MAX_TOKEN:
         raise ValueError(f"a token of {len(token)} bytes does not fit into a message")
     return bytes((VERSION, kind)) + len(token).to_bytes(2, "big") + token
 
 
 def choose_level(offered: int, allowed: Sequence[Level]) -> Level | None:
-    """The level to answer a client's with (section 4.2), from `allowed`, the server's order; None: refuse the client.
+    """Return the level with which to answer the client's (section 4.2), from `allowed`, in the server's order; None:
+    refuse the client.
 
     A client that asks for no protection would not understand any other answer. One that asks for protection, or leaves
-    the choice, gets what it asked for or the first that is allowed: it may then go. It never gets none.
+    the choice, gets what it asked for or the first allowed level, after which it may leave. It never gets none.
     """
     if offered == Level.NONE:
         return Level.NONE if Level.NONE in allowed else None

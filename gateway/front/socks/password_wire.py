@@ -1,4 +1,4 @@
-"""Username and password on the wire (RFC 1929), without a socket. A message is at most 513 bytes long."""
+"""The wire format of username and password (RFC 1929), without a socket. A message has at most 513 bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FAILURE = bytes((VERSION, 1))
 
 
 class Credentials(msgspec.Struct, frozen=True):
-    """What a client claims. The password shows in no repr, so that no log or traceback can hold it."""
+    """The credentials of a client. The password is in no repr, so that no log or traceback can contain it."""
 
     user: bytes
     password: bytes
@@ -28,9 +28,9 @@ class Credentials(msgspec.Struct, frozen=True):
 
 
 def parse_credentials(buffer: bytes | bytearray) -> tuple[Credentials, int] | None:
-    """Read VER ULEN UNAME PLEN PASSWD (section 2); None: more is needed. SocksError for another version.
+    """Read VER ULEN UNAME PLEN PASSWD (section 2); None: more bytes are needed. Raises SocksError for another version.
 
-    The RFC has names and passwords of 1 to 255 bytes; empty ones are read too, and are no user's.
+    The RFC has names and passwords of 1 to 255 bytes. Empty ones are read too, and belong to no user.
     """
     if not buffer:
         return None

@@ -1,8 +1,9 @@
-"""The short way for the plainest connections: libev callbacks from accepting to the relay, and no greenlet.
+"""The short way for the plainest connections: libev callbacks from accepting to the relay, without a greenlet (decision
+0040).
 
-Only what is plain goes here: SOCKS 5 without authentication, CONNECT to an address, or a redirected connection; to a
-port without a module, permitted by a rule without further conditions. Everything else, and whatever is not as
-expected, is handed over as it stands to the front with the greenlets, which decides anew: no semantics live here twice.
+Only plain connections take it: SOCKS 5 without authentication with CONNECT to an address, or a redirected connection,
+to a port without a module, permitted by a rule without further conditions. Everything else is handed over as it stands
+to the front with the greenlets, which decides anew. For speed it has a small codec of its own beside `socks5`.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ _GRANTED4 = bytes((socks5.VERSION, socks5.Reply.SUCCEEDED, 0, socks5.AddressType
 
 
 class Taking(Protocol):
-    """What takes connections in. From `begin` to `end` one is on its way to the relay; `spawn` runs what is handed over
-    in a greenlet. `client` is the text of an address."""
+    """The interface of the acceptor. From `begin` to `end` a connection is on its way to the relay; `spawn` runs what
+    is handed over in a greenlet. `client` is the text of an address."""
 
     def begin(self, client: str) -> Holder | None: ...
 
@@ -51,7 +52,7 @@ class Taking(Protocol):
 
 
 class QuickSocks:
-    """SOCKS 5 CONNECT for clients that need not say who they are."""
+    """SOCKS 5 CONNECT for clients that need not authenticate."""
 
     def __init__(
         self,
@@ -164,7 +165,7 @@ class _Handshake:
         lane.dialer.start(address, port, self._dialled)
 
     def _early(self, _events: int) -> None:
-        """The client says or ends something before its server is there: that can wait."""
+        """The client sends or ends something before its server is connected. That can wait."""
         self._watch.rest()
 
     def _dialled(self, result: _socket.socket | OSError, watch: Watch | None) -> None:
@@ -185,7 +186,7 @@ class _Handshake:
     def _join(
         self, client: Endpoint, server: Endpoint, dialled: _socket.socket, watch: Watch, decision: Decision
     ) -> None:
-        """The server is there: tell the client, and let the flow begin."""
+        """The server is connected: tell the client, and begin the flow."""
         try:
             bound = dialled.getsockname()
             granted = self._send(_grant(dialled.family, bound))
@@ -201,7 +202,7 @@ class _Handshake:
         self._lane.runner.join("socks", client, self._sock, server, dialled, self._buffer, decision, watches)
 
     def _send(self, answer: bytes) -> bool:
-        """The first bytes of a connection always fit; otherwise it is broken."""
+        """Send the first bytes of a connection. They always fit; otherwise the connection is broken."""
         try:
             return self._sock.send(answer) == len(answer)
         except OSError:
@@ -213,7 +214,7 @@ class _Handshake:
         self._lane.command.fail(request, error)
 
     def _hand_over(self) -> None:
-        """Let a greenlet go on with what has come, in what is left of the time."""
+        """Let a greenlet continue with what has come, for the rest of the time."""
         self._leave(closing=False)
         left = self._lane.timeout - (monotonic() - self._since)
         self._lane.taking.spawn(partial(self._go_on, left), str(self._address[0]))
@@ -289,7 +290,7 @@ class QuickTransparent:
 
 
 def _grant(family: int, bound: tuple[str, int]) -> bytes:
-    """The success reply with the bound endpoint (RFC 1928 section 6)."""
+    """Return the success reply with the bound endpoint (RFC 1928 section 6)."""
     if family == AF_INET:
         return _GRANTED4 + _socket.inet_aton(bound[0]) + bound[1].to_bytes(2, "big")
     return socks5.encode_reply(socks5.Reply.SUCCEEDED, endpoint(bound))

@@ -1,4 +1,4 @@
-"""A SOCKS request that has been read, and the ways to answer it: the same for versions 4, 4a and 5."""
+"""A SOCKS request that has been read, and the ways to answer it, for versions 4, 4a and 5 alike."""
 
 from __future__ import annotations
 
@@ -34,19 +34,21 @@ _REPLIES: dict[DialFailure, socks5.Reply] = {
 
 
 class Protection(Protocol):
-    """Per-message protection that was negotiated with the client (RFC 1961 section 5), for what is not its stream."""
+    """The per-message protection that was negotiated with the client (RFC 1961 section 5), for datagrams."""
 
     def wrap(self, data: bytes) -> bytes:
-        """A datagram for the client, encapsulated."""
+        """Encapsulate a datagram for the client."""
         ...
 
     def unwrap(self, datagram: bytes) -> bytes:
-        """What is in a datagram of the client. ValueError: it is not from the client or was changed; drop it."""
+        """Return the contents of a client's datagram. Raises ValueError if it is not from the client or was changed;
+        then drop it."""
         ...
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Who a client has shown to be: the answer of its authentication. `protection` is None but after GSSAPI with it."""
+    """The identity of a client: the result of its authentication. `protection` is None except after GSSAPI with
+    protection."""
 
     user: str | None = None
     groups: tuple[str, ...] = ()
@@ -61,7 +63,7 @@ class Gone(Exception):
 
 
 class Incoming:
-    """A client's socket, and what has come from it and is not consumed yet."""
+    """A client's socket, and the bytes that have come from it and are not consumed yet."""
 
     def __init__(self, sock: gsocket.socket) -> None:
         self.sock = sock
@@ -69,8 +71,8 @@ class Incoming:
         self.buffer = bytearray()
 
     def read(self, parse: Callable[[bytes | bytearray], tuple[T, int] | None]) -> T:
-        """Receive until `parse` has a message. What is behind it stays in the buffer: it is the server's. Raises Gone,
-        OSError, and what `parse` raises."""
+        """Receive until `parse` has a message. The bytes behind it stay in the buffer, because they are for the server.
+        Raises Gone, OSError, and what `parse` raises."""
         while (result := parse(self.buffer)) is None:
             self._receive()
         message, used = result
@@ -78,7 +80,7 @@ class Incoming:
         return message
 
     def peek(self) -> int:
-        """The first byte."""
+        """Return the first byte, without consuming it."""
         while not self.buffer:
             self._receive()
         return self.buffer[0]
@@ -91,9 +93,9 @@ class Incoming:
 
 
 class SocksRequest:
-    """What a client asks for. `version` is 4 or 5; `identity` what its authentication has shown.
+    """A client's request. `version` is 4 or 5; `identity` is the result of its authentication.
 
-    `reverse`: command "resolve" asks for the name of an address. `sock` carries the client's bytes as they are meant: a
+    `reverse`: the command "resolve" asks for the name of an address. `sock` carries the client's bytes in clear: a
     protection of the stream is done within it.
     """
 
@@ -127,7 +129,7 @@ class SocksRequest:
 
     @property
     def protection(self) -> Protection | None:
-        """How datagrams of a UDP association are to be wrapped and unwrapped; None: not at all."""
+        """How datagrams of a UDP association are wrapped and unwrapped; None: not at all."""
         return self.identity.protection
 
     @property
@@ -135,39 +137,40 @@ class SocksRequest:
         return self.incoming.sock
 
     def names(self) -> dict[str, str]:
-        """Who asks for what, for each line about it."""
+        """Return the fields that name the request in each log line about it."""
         user = {"user": self.user} if self.user else {}
         return {"client": str(self.client), **user, "command": self.command, "target": f"{self.host}:{self.port}"}
 
     def wish(self) -> ConnectRequest:
-        """The request as the policy and the dialler know it."""
+        """Return the request in the form that policy and dialler use."""
         return ConnectRequest(self.command, self.client, self.host, self.port, self.user, self.groups)
 
     def grant(self, bound: Endpoint | str) -> None:
-        """Send a success reply with a bound endpoint (a name: RESOLVE_PTR). OSError if the client has gone."""
+        """Send a success reply with a bound endpoint (a name for RESOLVE_PTR). Raises OSError if the client has
+        gone."""
         if self.version == socks5.VERSION or isinstance(bound, str):
             self.sock.sendall(socks5.encode_reply(socks5.Reply.SUCCEEDED, bound))
         else:
             self.sock.sendall(socks4.encode_reply(socks4.Reply.GRANTED, bound))
 
     def fail(self, error: DialError) -> None:
-        """Tell the log and the client that it is not carried out, and close."""
+        """Tell the log and the client that the request is not carried out, and close."""
         log_failure(self, error)
         self.refuse(error.failure)
 
     def refuse(self, failure: DialFailure) -> None:
-        """Send the reply that tells the truth, and close."""
+        """Send the reply for a failure, and close."""
         refuse(self.sock, self.version, _REPLIES[failure] if self.version == socks5.VERSION else socks4.Reply.REJECTED)
 
 
 class Asked(Protocol):
-    """A request, or a datagram: `names` says who asks for what."""
+    """A request, or a datagram. `names` returns its fields for the log."""
 
     def names(self) -> dict[str, str]: ...
 
 
 def log_failure(request: Asked, error: DialError) -> None:
-    """The line on a request that is not carried out."""
+    """Log a request that is not carried out."""
     log.info(
         "socks.denied" if error.failure == "denied" else "socks.failed",
         **request.names(),
@@ -178,7 +181,7 @@ def log_failure(request: Asked, error: DialError) -> None:
 
 
 def refuse(sock: gsocket.socket, version: int, reply: int | None) -> None:
-    """Send a failure reply of a version (None: there is none that the client would understand) and close."""
+    """Send a failure reply of a version (None: there is none that the client would understand), and close."""
     try:
         if reply is not None and version == socks5.VERSION:
             sock.sendall(socks5.encode_reply(socks5.Reply(reply)))

@@ -11,7 +11,7 @@ from gateway.net.sockets import close_gently
 
 
 class ResolveCommand:
-    """Carries out RESOLVE and RESOLVE_PTR. Only what the client might be permitted to reach is told."""
+    """Carries out RESOLVE and RESOLVE_PTR. The client is told only addresses that it might be permitted to reach."""
 
     def __init__(self, lookup: Lookup) -> None:
         self._lookup = lookup

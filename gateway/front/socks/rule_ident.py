@@ -1,4 +1,4 @@
-"""Ident where a rule asks for it: the user of a client that has not shown who it is (RFC 1413)."""
+"""Asks ident where a rule demands it, for the user of a client that has not authenticated (RFC 1413)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gateway.policy.decide import Policy
 
 
 class RuleIdent:
-    """Asks a client's ident server when a rule which may come to decide on its request has `ident = true`."""
+    """Asks a client's ident server if a rule that may decide on its request has `ident = true`."""
 
     def __init__(self, policy: Policy, ident: IdentClient, accounts: Accounts) -> None:
         self._policy = policy
@@ -18,8 +18,8 @@ class RuleIdent:
         self._accounts = accounts
 
     def complete(self, request: SocksRequest) -> None:
-        """Put the user that ident names into the request. Without an answer it stays without one, and rules that want
-        one do not match. What a SOCKS 4 client says of itself counts for nothing. OSError if the client has gone."""
+        """Return the request with the user that ident names. Without an answer it has no user, and rules that want one
+        do not match. The user id of a SOCKS 4 request is ignored. Raises OSError if the client has gone."""
         if request.user is not None or not self._policy.demands_ident(request.wish()):
             return
         name = self._ident.ask(request.client, endpoint(request.sock.getsockname()))

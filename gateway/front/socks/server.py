@@ -35,14 +35,14 @@ _COMMANDS5: dict[socks5.Command, CommandName] = {
 
 
 class SocksCommand(Protocol):
-    """What carries out one of the commands; owns the request's socket."""
+    """Carries out one of the commands; owns the request's socket."""
 
     def run(self, request: SocksRequest) -> None: ...
 
 
 class SocksFront:
-    """Serves SOCKS clients by `commands`, once `authenticator` knows them. `timeout`: seconds for a whole handshake,
-    however the client dribbles."""
+    """Serves SOCKS clients by `commands`, after `authenticator` has authenticated them. `timeout`: seconds for a whole
+    handshake, however slowly its bytes come."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class SocksFront:
     def resume(
         self, sock: gsocket.socket, address: tuple[object, ...], received: bytes, chosen: bool, seconds: float
     ) -> None:
-        """Go on with a handshake of which `received` is not consumed yet and `seconds` are left; owns the socket.
+        """Continue a handshake of which `received` is not consumed yet and `seconds` are left; owns the socket.
 
         `chosen`: the greeting was answered already, with the method "none".
         """
@@ -90,7 +90,7 @@ class SocksFront:
             self._commands[request.command].run(request)
 
     def log_timeout(self, client: Endpoint) -> None:
-        """Say that a client's time for its handshake is over."""
+        """Log that a client's time for its handshake is over."""
         log.info("socks.timeout", client=str(client), seconds=self._timeout)
 
     def _request4(self, incoming: Incoming, client: Endpoint) -> SocksRequest:

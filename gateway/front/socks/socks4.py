@@ -1,7 +1,7 @@
-"""SOCKS version 4 and 4a on the wire, without a socket.
+"""The wire format of SOCKS versions 4 and 4a, without a socket.
 
 There is no RFC: "SOCKS: A protocol for TCP proxy across firewalls" (Y. Lee) and its 4a supplement. `parse_request`
-works as the parsers of `socks5` do. A request is at most 520 bytes long.
+works like the parsers of `socks5`. A request has at most 520 bytes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Reply(IntEnum):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """`host` is the text of an IPv4 address, or (4a) what the client named (`read_host`). `userid` is a claim."""
+    """A request. `host` is the text of an IPv4 address, or (4a) what the client named (`read_host`). `userid` is not
+    proved."""
 
     command: Command
     host: str
@@ -45,7 +46,8 @@ class Request(msgspec.Struct, frozen=True):
 def parse_request(buffer: bytes | bytearray) -> tuple[Request, int] | None:
     """Read VN CD DSTPORT DSTIP USERID NUL, and for 0.0.0.x (4a) a name and NUL.
 
-    SocksError for another version, an unknown command, a user id or name beyond 255 bytes, a name that cannot be one.
+    Raises SocksError for another version, an unknown command, a user id or name beyond 255 bytes, a name that cannot be
+    one.
     """
     if not buffer:
         return None
@@ -72,14 +74,15 @@ def parse_request(buffer: bytes | bytearray) -> tuple[Request, int] | None:
 
 
 def encode_reply(reply: Reply, bound: Endpoint | None = None) -> bytes:
-    """VN (0) CD DSTPORT DSTIP. `bound` is the bound endpoint; without one, or with an IPv6 one, 0.0.0.0:0 is sent."""
+    """Encode VN (0) CD DSTPORT DSTIP. `bound` is the bound endpoint; without one, or with an IPv6 one, 0.0.0.0:0 is
+    sent."""
     if bound is None or bound.version == 6:
         return bytes((0, reply)) + bytes(6)
     return bytes((0, reply)) + bound.port.to_bytes(2, "big") + bound.ip.packed
 
 
 def _until_nul(buffer: bytes | bytearray, start: int, limit: int, what: str) -> tuple[bytes, int] | None:
-    """The bytes from `start` to a NUL and where to go on behind it; None if there is no NUL yet."""
+    """Return the bytes from `start` to a NUL, and the offset behind it; None if there is no NUL yet."""
     end = buffer.find(b"\0", start, start + limit + 1)
     if end >= 0:
         return bytes(buffer[start:end]), end + 1

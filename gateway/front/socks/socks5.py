@@ -1,8 +1,8 @@
-"""SOCKS version 5 on the wire (RFC 1928), without a socket.
+"""The wire format of SOCKS version 5 (RFC 1928), without a socket.
 
-Each `parse_*` looks at what has come so far and answers None (more is needed), or what it read and how many bytes that
-took; what is behind those bytes is the server's and is not looked at. A message is at most 262 bytes long, so a caller
-that parses after each read and stops at an answer never holds more than that and one read.
+Each `parse_*` looks at what has come so far and returns None (more bytes are needed), or what it read and how many
+bytes that took. The bytes behind those are for the server, and are not looked at. A message has at most 262 bytes, so a
+caller that parses after each read and stops at a result never holds more than that and one read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Method(IntEnum):
 
 
 class Command(IntEnum):
-    """RFC 1928, section 4, and the two that Tor added to ask for names and addresses."""
+    """Commands (RFC 1928, section 4), and the two that Tor added to ask for names and addresses."""
 
     CONNECT = 0x01
     BIND = 0x02
@@ -39,7 +39,7 @@ class Command(IntEnum):
 
 
 class Reply(IntEnum):
-    """RFC 1928, section 6."""
+    """Reply codes (RFC 1928, section 6)."""
 
     SUCCEEDED = 0x00
     GENERAL_FAILURE = 0x01
@@ -53,7 +53,7 @@ class Reply(IntEnum):
 
 
 class AddressType(IntEnum):
-    """RFC 1928, section 5."""
+    """Address types (RFC 1928, section 5)."""
 
     IPV4 = 0x01
     NAME = 0x03
@@ -61,7 +61,7 @@ class AddressType(IntEnum):
 
 
 class SocksError(Exception):
-    """The client does not speak SOCKS as it should. `reply` is the code to answer with; None: close without a word."""
+    """The client does not follow the protocol. `reply` is the code to answer with; None: close without an answer."""
 
     def __init__(self, reply: int | None, message: str) -> None:
         super().__init__(message)
@@ -69,13 +69,14 @@ class SocksError(Exception):
 
 
 class Greeting(msgspec.Struct, frozen=True):
-    """The methods that the client offers, in its order; may be empty, and hold numbers that `Method` does not know."""
+    """The methods that the client offers, in its order. May be empty, and contain numbers that `Method` does not
+    have."""
 
     methods: tuple[int, ...]
 
 
 class Request(msgspec.Struct, frozen=True):
-    """`host` is the canonical text of an address, or a name (`gateway.model.hosts.read_host`)."""
+    """A request. `host` is the canonical text of an address, or a name (`gateway.model.hosts.read_host`)."""
 
     command: Command
     host: str
@@ -83,7 +84,7 @@ class Request(msgspec.Struct, frozen=True):
 
 
 def parse_greeting(buffer: bytes | bytearray) -> tuple[Greeting, int] | None:
-    """Read VER NMETHODS METHODS (RFC 1928, section 3). SocksError for another version."""
+    """Read VER NMETHODS METHODS (RFC 1928, section 3). Raises SocksError for another version."""
     if not buffer:
         return None
     _check_version(buffer)
@@ -94,15 +95,15 @@ def parse_greeting(buffer: bytes | bytearray) -> tuple[Greeting, int] | None:
 
 
 def encode_method(method: Method) -> bytes:
-    """The server's choice of a method (RFC 1928, section 3)."""
+    """Encode the server's choice of a method (RFC 1928, section 3)."""
     return bytes((VERSION, method))
 
 
 def parse_request(buffer: bytes | bytearray) -> tuple[Request, int] | None:
     """Read VER CMD RSV ATYP DST.ADDR DST.PORT (RFC 1928, section 4).
 
-    SocksError for another version, an unknown address type or command, or a name that cannot be one. Those that can be
-    answered are raised when the whole request is there: an answer before that may be lost in a reset.
+    Raises SocksError for another version, an unknown address type or command, or a name that cannot be one. Errors that
+    can be answered are raised when the whole request has come, because an earlier answer may be lost in a reset.
     """
     if not buffer:
         return None
@@ -136,9 +137,9 @@ def parse_request(buffer: bytes | bytearray) -> tuple[Request, int] | None:
 
 
 def encode_reply(reply: Reply, bound: Endpoint | str | None = None) -> bytes:
-    """VER REP RSV ATYP BND.ADDR BND.PORT (RFC 1928, section 6).
+    """Encode VER REP RSV ATYP BND.ADDR BND.PORT (RFC 1928, section 6).
 
-    `bound`: an endpoint; None for 0.0.0.0:0, as failures have it; a name to answer RESOLVE_PTR. ValueError for a name
+    `bound`: an endpoint; None for 0.0.0.0:0, as in failures; a name to answer RESOLVE_PTR. Raises ValueError for a name
     that is empty or longer than 255 bytes.
     """
     if isinstance(bound, str):
@@ -153,9 +154,10 @@ def encode_reply(reply: Reply, bound: Endpoint | str | None = None) -> bytes:
 
 
 def decode_name(raw: bytes, reply: int) -> str:
-    """A host off the wire, in its one spelling (`read_host`). SocksError(`reply`) where it can be none.
+    """Decode a host name of a message into its one spelling (`read_host`). Raises SocksError(`reply`) if it cannot be
+    one.
 
-    What a name may be is the resolver's to say; this keeps out what could confuse a log, a rule or a C library.
+    The resolver decides what a name may be; this keeps out what could confuse a log, a rule or a C library.
     """
     try:
         name = raw.decode()

@@ -1,1 +1,1 @@
-"""Redirected TCP connections of clients that know nothing of the gateway."""
+"""Serves redirected TCP connections of clients that know nothing of the gateway."""

@@ -1,4 +1,4 @@
-"""Where a connection was going before iptables redirected it."""
+"""Finds out where a connection was going before iptables redirected it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _NOT_THERE = (errno.ENOENT, errno.ENOPROTOOPT)
 
 
 def original_destination(sock: _socket.socket) -> Endpoint | None:
-    """The destination that the client of this accepted TCP connection had dialled, as conntrack remembers it.
+    """Return the destination that the client of this accepted TCP connection had dialled, as conntrack remembers it.
 
     None if conntrack does not know it. A connection that was not redirected has its own local endpoint. An IPv4 client
-    on a dual-stack socket gets an IPv4 endpoint. OSError where the socket is not a TCP connection.
+    on a dual-stack socket gets an IPv4 endpoint. Raises OSError if the socket is not a TCP connection.
     """
     try:
         if sock.family == socket.AF_INET6 and not _is_mapped(sock):

@@ -1,4 +1,4 @@
-"""The transparent front, TCP: connections that iptables has redirected here, carried on to where they were going."""
+"""The transparent front for TCP: connects what iptables has redirected here to where it was going."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = structlog.get_logger()
 
 
 class TransparentFront:
-    """Serves clients that know nothing of the gateway. What fails for them is a reset, as it would be without us.
+    """Serves clients that know nothing of the gateway. A failure becomes a reset, as it would be without a gateway.
 
     `published`: servers inside, by the endpoint of this host that clients outside dial.
     """
@@ -59,7 +59,7 @@ class TransparentFront:
         return target in self._published
 
     def fail(self, sock: _socket.socket, client: Endpoint, target: Endpoint, error: DialError) -> None:
-        """Reset a client's connection, and say why; does not wait."""
+        """Reset a client's connection, and log why. Does not wait."""
         own = error.failure == "denied" and error.rule in ("own", "loopback")
         log.warning(
             "transparent.loop" if own else "transparent.failed",
@@ -72,7 +72,7 @@ class TransparentFront:
         abort(sock)
 
     def _publish(self, sock: gsocket.socket, client: Endpoint, target: Endpoint) -> None:
-        """Lead a client to the server that is published at `target`."""
+        """Connect a client to the server that is published at `target`."""
         inside = self._published[target]
         try:
             server = self._dialer.reach(inside)

@@ -1,4 +1,4 @@
-"""SOCKS UDP ASSOCIATE (RFC 1928 section 4): make an association, and end it with its TCP connection."""
+"""SOCKS UDP ASSOCIATE (RFC 1928 section 4): makes an association, and ends it with its TCP connection."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ TRIES = 64  # random ports
 
 
 class UdpAssociateCommand:
-    """Carries out UDP ASSOCIATE requests. `ports`: lowest and highest port, towards the client too. `readers`: who
-    reads their datagrams, by the targets' ports."""
+    """Carries out UDP ASSOCIATE requests. `ports`: lowest and highest port, also of sockets towards the client.
+    `readers`: the modules that read datagrams, by the targets' ports."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class UdpAssociateCommand:
         reasons: list[str] = []
 
         def end(reason: str) -> None:
-            """Wakes the greenlet below, which waits for the end of the control connection."""
+            """Wake the greenlet below, which waits for the end of the control connection."""
             reasons.append(reason)
             try:
                 request.sock.shutdown(socket.SHUT_RDWR)
@@ -102,7 +102,7 @@ class UdpAssociateCommand:
             self._flows.end(flow, reasons[0] if reasons else "eof")
 
     def _bind(self, host: str) -> _socket.socket:
-        """A socket for the client at the address that it has connected to. Raises DialError."""
+        """Bind a socket for the client at the address to which it has connected. Raises DialError."""
         host = host.removeprefix("::ffff:") if "." in host else host
         for _ in range(TRIES):
             try:

@@ -1,8 +1,8 @@
-"""One UDP association: datagrams of a client to whom it may reach, and their answers, in libev callbacks.
+"""One UDP association: datagrams of a client to permitted targets, and their answers, in libev callbacks.
 
-No greenlet carries a datagram. Towards the client there is one socket, on the address that the client knows; towards
-the outside one for each address of this host that faces a target, each a pinhole with its lease. Nothing is ever sent
-to anybody but the client and the targets that the policy has permitted.
+No greenlet carries a datagram. There is one socket towards the client, on the address that the client knows, and
+towards the outside one for each address of this host that faces a target; each of these is a pinhole with its lease.
+Nothing is ever sent to hosts other than the client and the targets that the policy has permitted.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Association:
         readers: Mapping[int, MessageReader],
         end: Callable[[str], None],
     ) -> None:
-        """`inner`: a bound, non-blocking UDP socket for the client. `readers`: who reads datagrams, by the
+        """`inner`: a bound, non-blocking UDP socket for the client. `readers`: the modules that read datagrams, by the
         targets' ports. `end(reason)` is called, from the hub, when the association should be closed."""
         self.up = self.down = 0
         self.active = monotonic()
@@ -107,7 +107,7 @@ class Association:
         self._inner_watcher.start(self._from_client)
 
     def close(self) -> None:
-        """Stop for good; closes its sockets and pinholes."""
+        """Stop for good, and close its sockets and pinholes."""
         self._closed = True
         close_watched(self._inner_watcher, self._inner)
         self._read_anew()
@@ -117,7 +117,7 @@ class Association:
         self._outsides.clear()
 
     def messages(self) -> list[Messages]:
-        """What is read of it, by the sockets towards the outside."""
+        """The modules that read its datagrams, by the sockets towards the outside."""
         return [messages for outside in self._outsides.values() for messages in outside.messages.values()]
 
     def hosts(self) -> tuple[str, ...]:
@@ -125,11 +125,11 @@ class Association:
         return local_hosts(self._inner, *(outside.sock for outside in self._outsides.values()))
 
     def abort(self, reset: bool = True) -> None:
-        """End it from outside, as a drain does."""
+        """End the association from outside, as a drain does."""
         self._end("aborted")
 
     def renew(self, now: float) -> float | None:
-        """The wheel's check: when to look again; None, after `end`, if nothing has moved for too long."""
+        """The wheel's check. Returns when to check again; None, after `end`, if nothing has moved for too long."""
         due = self.active + self._options.idle_timeout
         if now >= due:
             self._end("idle")
@@ -165,7 +165,7 @@ class Association:
                 self._take(memoryview(datagram), now)
 
     def _is_client(self, sender: tuple[object, ...]) -> bool:
-        """Whether this is the client after all: its address, and the first port of it or the one it had told."""
+        """Whether the sender is the client: its address, and the first port of it or the one that it had told."""
         host = str(sender[0]).partition("%")[0]
         if host != self._wish.client.host or (self._client is not None and sender[1] != self._hint):
             if not self.dropped["stranger"]:
@@ -217,7 +217,7 @@ class Association:
     # --- decisions --------------------------------------------------------------------------------------------------
 
     def _route(self, header: bytes, now: float) -> Route:
-        """A new decision on where datagrams with this header go."""
+        """Decide anew where datagrams with this header go."""
         route = Route(now + VERDICT)
         self._routes.pop(header, None)  # behind the others, for it is in use
         self._routes[header] = route
@@ -244,8 +244,8 @@ class Association:
         return route
 
     def _decide_later(self, wish: ConnectRequest, route: Route, limit: int) -> None:
-        """Decide in a greenlet of its own, for that waits for others; its datagrams wait too, all others go on. There
-        are at most `limit` of a kind: names must not keep addresses waiting."""
+        """Decide in a greenlet, because that may wait. The datagrams of this route wait too; all others go on. There
+        are at most `limit` such greenlets of a kind, so that names do not keep addresses waiting."""
         if self._deciding[limit] >= limit:
             return
         self._deciding[limit] += 1
@@ -274,7 +274,7 @@ class Association:
                     route.messages.take(Side.CLIENT, route.target, data)
 
     def _direct(self, route: Route, outside: Outside, address: Address, port: int) -> None:
-        """Let the route lead to an address that was decided on. Raises DialError."""
+        """Let the route lead to a permitted address. Raises DialError."""
         if not port:
             raise DialError("failed", "there is no port 0")
         family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
@@ -289,7 +289,7 @@ class Association:
     # --- what is read -----------------------------------------------------------------------------------------------
 
     def _read(self, outside: Outside, target: Host, header: bytes) -> Messages | None:
-        """Who reads what is said with `target` through this socket; None: nobody."""
+        """Return the module that reads datagrams from and to `target` through this socket; None: no module."""
         reader = self._readers.get(target[1])
         if reader is None:
             return None
@@ -302,13 +302,13 @@ class Association:
         return messages
 
     def _reading(self, outside: Outside, target: Host) -> Messages | None:
-        """Who reads already what is said with `target` through this socket."""
+        """Return the module that reads datagrams from and to `target` through this socket already."""
         reader = self._readers.get(target[1])
         messages = outside.messages.get(reader.name) if reader is not None else None
         return messages if messages is not None and target in messages.peers else None
 
     def _read_anew(self) -> None:
-        """Read no more what is read now; whoever is written to again is decided on again."""
+        """Stop reading all datagrams. The next datagram to each target is decided on again."""
         self._routes.clear()
         for outside in self._outsides.values():
             for messages in outside.messages.values():
@@ -316,7 +316,7 @@ class Association:
             outside.messages.clear()
 
     def _pass_on(self, outside: Outside, side: Side, target: Host, data: bytes) -> None:
-        """A datagram of `side`, read."""
+        """Pass on a datagram of `side` that a module has read."""
         if side is Side.CLIENT:
             self._send(outside.sock, target, data)
         else:
@@ -331,7 +331,8 @@ class Association:
         return Endpoint(self._wish.client.host, int(str(self._client[1])))
 
     def _open(self, facing: str, address: Address) -> Outside:
-        """A socket, with its pinhole, at the address `facing` of this host; may wait for the broker. DialError."""
+        """Open a socket, with its pinhole, at the address `facing` of this host. May wait for the broker. Raises
+        DialError."""
         if len(self._outsides) >= MAX_OUTSIDE:
             raise DialError("failed", "the association sends from too many addresses")
         public = public_address(self._options.outside, facing)
@@ -380,7 +381,8 @@ class Association:
             self._answer(_VIEW[start : MAX_ADDRESS_HEADER + size], size)
 
     def _from_another(self, outside: Outside, sender: Host, data: memoryview) -> bytes | None:
-        """The header for a datagram of none of the peers; None if it is read, or if nobody has asked for it."""
+        """Return the header for a datagram that comes from none of the peers; None if a module reads it, or it was not
+        asked for."""
         messages = self._reading(outside, sender)
         if messages is None:
             if not self._options.open_answers:
@@ -406,5 +408,5 @@ class Association:
 
 
 def _header(target: Host) -> bytes:
-    """The header of what comes from `target`."""
+    """Return the header of datagrams that come from `target`."""
     return encode_header(Endpoint.of(target[0].partition("%")[0], target[1]))

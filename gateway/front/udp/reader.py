@@ -1,7 +1,7 @@
 """Datagrams of a UDP association that a module reads: those to its ports, through one socket of the association.
 
-The association's socket towards the outside is the client's public endpoint, and is there without anybody opening it;
-what the module opens are conversations for media, which are the kernel's and do not go through the association.
+The association's socket towards the outside is the client's public endpoint, and exists without anybody opening it. The
+module opens conversations for media, which the kernel carries and the association does not.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ LONGEST = MAX_DATA - MAX_ADDRESS_HEADER  # bytes of a datagram that can be sent 
 
 
 class MessageReader(NamedTuple):
-    """A module that reads what SOCKS clients say to the ports that it has.
+    """A module that reads what SOCKS clients send to its ports.
 
-    `make`: one for a client's socket and its public one, with the seconds between two looks at the kernel's counters,
-    at most (None: no looks). `shown`: whether its messages may be traced.
+    `make`: makes one for a client's socket and its public one, with the greatest number of seconds between two polls of
+    the kernel's counters (None: no polls). `shown`: whether its messages may be traced.
     """
 
     name: str
@@ -45,10 +45,10 @@ Send = Callable[[Side, Host, bytes], None]
 
 
 class Messages:
-    """What a client says through one socket of its association, from its making to `close`.
+    """The messages of a client through one socket of its association, until `close`.
 
     `peers`: the targets whose datagrams are read here, with the headers of their answers. `send(side, target, data)`
-    passes a datagram of `side` on. `alive` is called when media have moved: they are a sign of life too.
+    passes a datagram of `side` on. `alive` is called when media have moved, because the association is then not idle.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Messages:
         send: Send,
         alive: Callable[[], None],
     ) -> None:
-        """`client`: the source of the client's datagrams. `outside`: where they leave."""
+        """`client`: the source of the client's datagrams. `outside`: the socket from which they leave."""
         public = Endpoint(outside.public.advertised, outside.lease.public.port)
         self.peers: dict[Host, bytes] = {}
         self.name = reader.name
@@ -78,22 +78,22 @@ class Messages:
 
     @property
     def conversations(self) -> Conversations:
-        """What the module has opened."""
+        """The conversations that the module has opened."""
         return self.driver.conversations
 
     def admit(self, target: Host, header: bytes) -> None:
-        """Read what is said with `target` from now on."""
+        """Read datagrams from and to `target` from now on."""
         self.peers.pop(target, None)  # behind the others, for it is in use
         self.peers[target] = header
         bound(self.peers)
 
     def close(self) -> None:
-        """Close all that was opened; nothing is sent any more."""
+        """Close all that was opened. Nothing is sent any more."""
         self._timer.kill(block=False)
         self.driver.close()
 
     def take(self, side: Side, target: Host, data: bytes) -> None:
-        """A datagram of `side`: it goes on at once, or when what it waits for has come."""
+        """Take a datagram of `side`. It is sent on at once, or when what it waits for has come."""
         server = Endpoint(str(canonical(target[0].partition("%")[0])), target[1])
         self.driver.take(side, self._client, server, data, target, (side, target))
 

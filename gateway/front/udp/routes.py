@@ -1,4 +1,4 @@
-"""What an association knows of its ways to the outside: its sockets there, and where datagrams go."""
+"""The routes of an association to the outside: its sockets there, and where datagrams go."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ Value = TypeVar("Value")
 
 
 class Options(msgspec.Struct, frozen=True):
-    """`open_answers`: anybody may answer, not only whom the client has written to. `reassemble`: fragments are put
-    together, else dropped. `idle_timeout`: seconds without a datagram. `outside` as in the configuration."""
+    """Options of associations. `open_answers`: all hosts may answer, not only those to which the client has sent;
+    `reassemble`: fragments are put together, otherwise dropped; `idle_timeout`: seconds without a datagram; `outside`:
+    as in the configuration."""
 
     open_answers: bool
     reassemble: bool
@@ -48,7 +49,7 @@ class Options(msgspec.Struct, frozen=True):
 
 
 class Outside:
-    """A socket towards the outside, its pinhole, and `public`, where the world finds its port."""
+    """A socket towards the outside, its pinhole, and `public`, the endpoint at which the world finds it."""
 
     __slots__ = ("lease", "messages", "public", "sock", "watcher")
 
@@ -61,7 +62,7 @@ class Outside:
 
 
 class Route:
-    """Where datagrams with a certain header go, until the decision is to be asked for again."""
+    """Where datagrams with a certain header go, until the time of the next decision."""
 
     __slots__ = ("messages", "sock", "target", "until", "waiting")
 
@@ -85,14 +86,14 @@ class _Datagram(NamedTuple):
 
 
 class Refusals:
-    """The refusals of an association, on the log: one a second at most, for its client may write to the whole world."""
+    """Logs the refusals of an association, one a second at most, because its client may send to the whole world."""
 
     def __init__(self, flow: str) -> None:
         self._flow = flow
         self._told = 0.0
 
     def tell(self, wish: ConnectRequest, error: DialError) -> None:
-        """Log one, unless there was one just now."""
+        """Log a refusal, unless one was logged just now."""
         if monotonic() < self._told + 1:
             return
         self._told = monotonic()
@@ -100,6 +101,6 @@ class Refusals:
 
 
 def bound(table: dict[Key, Value]) -> None:
-    """Let the oldest entry go when there are too many."""
+    """Remove the oldest entry if there are too many."""
     if len(table) > MAX_ROUTES:
         del table[next(iter(table))]

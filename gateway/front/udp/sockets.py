@@ -17,7 +17,7 @@ RECEIVE_BUFFER = 1 << 20  # bytes asked for; the kernel's limit may be lower
 
 
 def facing_address(address: Address) -> str:
-    """The address of this host that faces `address`. Raises DialError."""
+    """Return the address of this host that faces `address`. Raises DialError."""
     facing = source_towards(str(address))
     if facing is None:
         raise DialError("network", f"there is no way to {address}")
@@ -25,7 +25,7 @@ def facing_address(address: Address) -> str:
 
 
 def bind_datagrams(host: str, port: int) -> _socket.socket:
-    """A bound, non-blocking UDP socket. OSError."""
+    """Return a bound, non-blocking UDP socket. Raises OSError."""
     sock = _socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
     try:
         sock.setblocking(False)
@@ -43,7 +43,7 @@ def bind_datagrams(host: str, port: int) -> _socket.socket:
 
 
 def close_watched(watcher: _IoWatcher, sock: _socket.socket) -> None:
-    """Close a socket; its watcher goes first."""
+    """Close a socket, and its watcher before it."""
     watcher.stop()
     watcher.close()
     sock.close()

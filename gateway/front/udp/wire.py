@@ -1,4 +1,5 @@
-"""Datagrams of a SOCKS 5 UDP association on the wire (RFC 1928, section 7), without a socket and without a clock."""
+"""The wire format of datagrams of a SOCKS 5 UDP association (RFC 1928, section 7), without a socket and without a
+clock."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ _END = 0x80  # the bit of FRAG that says: this is the last fragment
 
 
 class Header(msgspec.Struct, frozen=True):
-    """`fragment` is FRAG as it stands. `host` is the canonical text of an address, or a name."""
+    """The header of a datagram. `fragment` is FRAG as it stands. `host` is the canonical text of an address, or a
+    name."""
 
     fragment: int
     host: str
@@ -26,7 +28,7 @@ class Header(msgspec.Struct, frozen=True):
 
 
 def header_size(datagram: bytes | memoryview) -> int:
-    """How many bytes the header takes, by its address type; 0 where there is no whole header of a known type."""
+    """Return how many bytes the header takes, by its address type; 0 if there is no whole header of a known type."""
     if len(datagram) < 5:
         return 0
     match datagram[3]:
@@ -42,10 +44,10 @@ def header_size(datagram: bytes | memoryview) -> int:
 
 
 def parse_header(datagram: bytes) -> tuple[Header, int]:
-    """Read RSV FRAG ATYP DST.ADDR DST.PORT; the header, and how many bytes it takes: the data is behind them.
+    """Read RSV FRAG ATYP DST.ADDR DST.PORT. Returns the header, and how many bytes it takes; the data is behind them.
 
-    SocksError where it is cut off or of an unknown type, where RSV is not zero, and for a name that cannot be one.
-    There is no answer to such a datagram: it is to be dropped.
+    Raises SocksError if it is cut off or of an unknown type, if RSV is not zero, or for a name that cannot be one. Such
+    a datagram is dropped; there is no answer to it.
     """
     size = header_size(datagram)
     if not size:
@@ -63,7 +65,7 @@ def parse_header(datagram: bytes) -> tuple[Header, int]:
 
 
 def encode_header(source: Endpoint) -> bytes:
-    """The header of an unfragmented datagram that came from `source`; at most MAX_ADDRESS_HEADER bytes."""
+    """Encode the header of an unfragmented datagram that came from `source`; at most MAX_ADDRESS_HEADER bytes."""
     kind = AddressType.IPV6 if source.version == 6 else AddressType.IPV4
     return bytes((0, 0, 0, kind)) + source.ip.packed + source.port.to_bytes(2, "big")
 
@@ -71,8 +73,8 @@ def encode_header(source: Endpoint) -> bytes:
 class Reassembly:
     """The REASSEMBLY QUEUE and REASSEMBLY TIMER of one association (RFC 1928, section 7).
 
-    One sequence at a time, its fragments in order: a gap can never be filled, as a lower position abandons the queue;
-    so what leaves a gap abandons it at once. Holds at most MAX_DATA bytes. Times are monotonic seconds.
+    There is one sequence at a time, with its fragments in order: a gap can never be filled, because a lower position
+    abandons the queue, so a gap abandons it at once. Holds at most MAX_DATA bytes. Times are monotonic seconds.
     """
 
     def __init__(self, timeout: float = REASSEMBLY_TIMEOUT) -> None:
@@ -83,7 +85,8 @@ class Reassembly:
         self._until = 0.0
 
     def add(self, header: Header, data: bytes, now: float) -> bytes | None:
-        """Take one datagram. The whole data once it is there (of a standalone one at once), None before that."""
+        """Take one datagram. Returns the whole data once it is complete (of a standalone one at once), None before
+        that."""
         if self._parts and now >= self._until:
             self.abandon()
         if header.fragment == 0:  # less than any position: what was queued is abandoned
