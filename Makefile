@@ -135,15 +135,16 @@ docs: setup .venv/.docs
 	$(PIP_INSTALL) --require-hashes -r $<
 	@touch $@
 
-# A source distribution and, from it, a wheel with what is compiled. Into dist/.
+# A source distribution and, from it, a wheel with what is compiled; and a wheel of the client's side alone. Into dist/.
 dist: .venv/.test
 	rm -rf dist
 	ALGATE_COMPILE=1 $(BIN)/python -m build --no-isolation --outdir dist >/dev/null
+	gateway/client/wheel/build dist
 	@ls dist
 
 # And a Debian package of the wheel, for the release that this is.
 deb: dist
-	gateway/supervisor/install/debian/build dist/*.whl dist
+	gateway/supervisor/install/debian/build dist/algate-*.whl dist
 
 # All of a release, in dist/: sdist, wheel, a Debian package for each of RELEASES (in root file systems of theirs), an OCI image,
 # checksums. The version is gateway.__version__.

@@ -24,14 +24,13 @@ RULES = [
     ("gateway/front/auth/guard.py", ("gevent", "socket", "time", "structlog"), "guesses are counted by a pure table"),
     ("gateway/front/auth/users.py", ("gevent", "socket", "time", "structlog"), "the users file is text"),
     ("gateway/front/packets/packet.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
-    ("gateway/front/socks/socks4.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
-    ("gateway/front/socks/socks5.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
-    ("gateway/front/socks/password_wire.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
-    ("gateway/front/socks/gssapi_wire.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
-    ("gateway/front/udp/wire.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
-    ("gateway/flow/upstream_wire.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
     ("gateway/config/access_file.py", ("gevent", "socket", "time", "structlog"), "the parser is pure"),
     ("gateway/observe/", ("alg.sip", "alg.ftp"), "what is shown is of no protocol: its module says it"),
+    (
+        "gateway/client/",
+        ("gevent", "msgspec", "structlog", "click", "dns"),
+        "the library needs the standard library only",
+    ),
     *(
         (f"gateway/{room}/", ("gevent",), "these processes and tools run without gevent")
         for room in ("broker", "host", "supervisor", "config")
@@ -49,7 +48,7 @@ ROWS = [
     ("gateway.flow", "gateway.broker"),
     ("gateway.net", "gateway.lease", "gateway.config", "gateway.console"),
     ("gateway.policy", "gateway.observe"),
-    ("gateway.model",),
+    ("gateway.model", "gateway.client"),
     ("alg",),
 ]
 # Headers and other words of SIP that are no one else's; `Via`, `Contact` and `REGISTER` may be.
@@ -78,7 +77,7 @@ def row_of(module: str) -> int | None:
 
 
 def room_of(module: str) -> str:
-    """`gateway.front.udp.wire` is in the room `gateway.front`; all of `alg` is one room."""
+    """`alg.socks.udp` is in the room `gateway.front`; all of `alg` is one room."""
     first, _, rest = module.partition(".")
     return first if first == "alg" else f"{first}.{rest.partition('.')[0]}"
 

@@ -19,8 +19,7 @@ import structlog
 from gevent.queue import Empty, Queue
 
 from alg.address import Address, Endpoint
-from gateway.flow.upstream import Upstreams
-from gateway.flow.upstream_wire import UpstreamError
+from gateway.flow.upstream import UpstreamError, Upstreams
 from gateway.model.errors import PinholeRefused
 from gateway.model.hosts import canonical_name
 from gateway.model.requests import ConnectRequest

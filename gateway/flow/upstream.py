@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from socket import MSG_PEEK
+from typing import Any
 
 import gevent
 import gevent.socket as gsocket
 import msgspec
 
+from alg.socks.dialogue import Account, Dialogue, Kind, Parser, ask
+from alg.socks.errors import Failure, ProxyError
+from alg.socks.socks5 import Command
 from gateway.config.check import parse_host_port
 from gateway.config.schema import Config
-from gateway.flow.upstream_wire import Failure, Kind, Parser, UpstreamError, dialogue
 from gateway.policy.rules import Decision
-
-PEEK_SIZE = 4096
 
 # Connects to a host (an address or a name) and port until a time of `time.monotonic()`; raises UpstreamError.
 Connect = Callable[[str, int, float], gsocket.socket]
+
+
+class UpstreamError(Exception):
+    """An upstream does not do what was asked, or cannot be reached; `failure` says why in one word."""
+
+    def __init__(self, failure: Failure, detail: str) -> None:
+        super().__init__(detail)
+        self.failure = failure
 
 
 class Upstream(msgspec.Struct, frozen=True):
@@ -88,9 +96,11 @@ class Upstreams:
                 try:
                     with gevent.Timeout(max(deadline - time.monotonic(), 0.01), late):
                         _converse(sock, upstream, *target)
-                except UpstreamError as error:
+                except (UpstreamError, ProxyError) as error:
                     failure = "failed" if error.failure == "refused" and not last else error.failure
                     raise UpstreamError(failure, f"upstream {upstream.name}: {error}") from error
+                except ValueError as error:
+                    raise UpstreamError("failed", f"upstream {upstream.name}: {error}") from error
                 except OSError as error:
                     raise UpstreamError("failed", f"upstream {upstream.name}: {error.strerror or error}") from error
         except BaseException:
@@ -100,8 +110,10 @@ class Upstreams:
 
 
 def _converse(sock: gsocket.socket, upstream: Upstream, host: str, port: int) -> None:
-    """Ask an upstream for a tunnel. Nothing that comes through the tunnel is read. Raises UpstreamError, OSError."""
-    steps = dialogue(upstream.kind, host, port, upstream.user, upstream.password)
+    """Ask an upstream for a tunnel. Nothing that comes through the tunnel is read. Raises ProxyError, ValueError,
+    UpstreamError, OSError."""
+    account = Account(upstream.user, upstream.password)
+    steps: Dialogue = ask(upstream.kind, Command.CONNECT, host, port, account)
     data, parse = next(steps)
     while True:
         sock.sendall(data)
@@ -112,18 +124,12 @@ def _converse(sock: gsocket.socket, upstream: Upstream, host: str, port: int) ->
             return
 
 
-def _receive(sock: gsocket.socket, parse: Parser) -> int:
-    """Receive one answer, and not a byte more. Raises UpstreamError, OSError."""
+def _receive(sock: gsocket.socket, parse: Parser) -> Any:
+    """Receive one answer, and not a byte more. Raises ProxyError, UpstreamError, OSError."""
     held = bytearray()
-    while True:
-        seen = sock.recv(PEEK_SIZE, MSG_PEEK)
-        if not seen:
+    while isinstance(result := parse(held), int):
+        data = sock.recv(result)
+        if not data:
             raise UpstreamError("failed", "it closed the connection")
-        before = len(held)
-        held += seen
-        result = parse(held)
-        take = len(seen) if result is None else result[1] - before
-        while take:
-            take -= len(sock.recv(take))
-        if result is not None:
-            return result[0]
+        held += data
+    return result[0]

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 
+from alg.socks.gssapi import LEVELS
 from gateway.config.schema import SocksSection
 from gateway.front.auth.guard import Guard
 from gateway.front.auth.ident import IdentClient
@@ -13,7 +14,6 @@ from gateway.front.auth.passwords import Accounts, PasswordChecker
 from gateway.front.auth.users import Users, parse_users
 from gateway.front.socks.authenticate import Authenticator, Gssapi
 from gateway.front.socks.gssapi import GssapiAcceptor
-from gateway.front.socks.gssapi_wire import LEVELS
 from gateway.model.errors import ConfigError
 from gateway.observe.log import get_logger
 from gateway.policy.shared_counts import SharedCounts

@@ -34,13 +34,15 @@ from alg.api import (
 from alg.ftp.options import FtpOptions
 from alg.ftp.session import FtpModule
 from alg.sip.tcp import SipModule
+from alg.socks import password as password_wire
+from alg.socks import socks4, socks5
+from alg.socks import udp as wire
+from alg.socks.dialogue import Account, Kind, ask
+from alg.socks.errors import ProxyError
+from alg.socks.gssapi import MessageType, parse_message
+from alg.socks.socks5 import Command, SocksError
 from gateway.config.access_file import AccessError, Lookups, parse_access_file
-from gateway.flow.upstream_wire import Kind, UpstreamError, dialogue
 from gateway.front.auth.ident import parse_reply
-from gateway.front.socks import password_wire, socks4, socks5
-from gateway.front.socks.gssapi_wire import MessageType, parse_message
-from gateway.front.socks.socks5 import SocksError
-from gateway.front.udp import wire
 
 Target = Callable[[bytes, random.Random], None]
 
@@ -180,17 +182,18 @@ def ident(data: bytes, _rng: random.Random) -> None:
 
 def upstream(data: bytes, rng: random.Random) -> None:
     kind: Kind = rng.choice(["socks4a", "socks5", "http"])
-    steps = dialogue(kind, "www.example.org", 443, "ann", "pw")
+    command = rng.choice([Command.CONNECT, Command.BIND, Command.RESOLVE]) if kind != "http" else Command.CONNECT
+    steps = ask(kind, command, "www.example.org", 443, Account("ann", "pw"))
     _, parse = next(steps)
     held = bytearray()
     try:
         for piece in pieces(data, rng):
             held += piece
-            while (found := parse(held)) is not None:
+            while not isinstance(found := parse(held), int):
                 assert 0 < found[1] <= len(held)
                 del held[: found[1]]
                 _, parse = steps.send(found[0])
-    except (UpstreamError, StopIteration):
+    except (ProxyError, StopIteration):
         pass
 
 

@@ -20,15 +20,17 @@ from alg.address import Endpoint
 from alg.api import FlowContext
 from alg.ftp.session import FtpModule
 from alg.sip.tcp import SipModule
+from alg.socks import password as password_wire
+from alg.socks import socks4, socks5
+from alg.socks.dialogue import ask
+from alg.socks.errors import ProxyError
+from alg.socks.gssapi import MessageType, encode_message, parse_message
+from alg.socks.socks5 import Command, SocksError
 from gateway.config.access_file import AccessError, Lookups, parse_access_file
 from gateway.driver.guard import Guard
-from gateway.flow.upstream_wire import UpstreamError, dialogue
 from gateway.front.auth.ident import parse_reply
-from gateway.front.socks import password_wire, socks4, socks5
 from gateway.front.socks.gssapi_stream import ProtectedSocket
-from gateway.front.socks.gssapi_wire import MessageType, encode_message, parse_message
 from gateway.front.socks.request import Incoming
-from gateway.front.socks.socks5 import SocksError
 from gateway.net.relay.splice import Relay
 from gateway.net.turns import turns
 from tests.unit.driver.driven import Driven
@@ -143,17 +145,17 @@ def test_the_answer_of_an_upstream(shape: str) -> None:
         data = HTTP[shape](size)
 
         def run() -> None:
-            steps = dialogue("http", "www.example.org", 443)
+            steps = ask("http", Command.CONNECT, "www.example.org", 443)
             _, parse = next(steps)
             held = bytearray()
             try:
                 for at in range(len(data)):
                     held += data[at : at + 1]
                     result = parse(held)
-                    if result is not None:
+                    if not isinstance(result, int):
                         held.clear()
                         _, parse = steps.send(result[0])
-            except (UpstreamError, StopIteration):
+            except (ProxyError, StopIteration):
                 pass
 
         return run

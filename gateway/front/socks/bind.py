@@ -11,10 +11,10 @@ import gevent.socket as gsocket
 import structlog
 
 from alg.address import Endpoint
+from alg.socks import socks4
 from gateway.flow.dial import DialError
 from gateway.flow.lookup import Admission, Lookup
 from gateway.flow.table import Flows
-from gateway.front.socks import socks4
 from gateway.front.socks.request import SocksRequest
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Lease, PinholeRequest

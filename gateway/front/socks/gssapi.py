@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 
-from gateway.front.socks.gssapi_wire import MAX_TOKEN, Level
+from alg.socks.gssapi import MAX_TOKEN, Level
 from gateway.model.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import gevent.socket as gsocket
 
+from alg.socks.gssapi import HEADER, MessageType, encode_message, parse_message
+from alg.socks.socks5 import SocksError
 from gateway.front.socks.gssapi import GssapiContext
-from gateway.front.socks.gssapi_wire import HEADER, MessageType, encode_message, parse_message
-from gateway.front.socks.socks5 import SocksError
 from gateway.net.relay.copy import EncodedSocket
 from gateway.net.turns import turns
 

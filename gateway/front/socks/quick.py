@@ -17,10 +17,10 @@ from time import monotonic
 from typing import Protocol
 
 from alg.address import Address, Endpoint, canonical, parse_ip
+from alg.socks import socks5
 from gateway.driver.runner import FlowRunner
 from gateway.flow.dial import DialError, dial_error
 from gateway.flow.quick_dial import QuickDialer, cooperative
-from gateway.front.socks import socks5
 from gateway.front.socks.connect import ConnectCommand
 from gateway.front.socks.request import READ_SIZE, Incoming, SocksRequest
 from gateway.front.socks.server import SocksFront

@@ -10,8 +10,8 @@ import msgspec
 import structlog
 
 from alg.address import Endpoint
+from alg.socks import socks4, socks5
 from gateway.flow.dial import DialError, DialFailure
-from gateway.front.socks import socks4, socks5
 from gateway.model.requests import CommandName, ConnectRequest
 from gateway.net.sockets import close_gently
 

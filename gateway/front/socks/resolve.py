@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from alg.address import Endpoint
+from alg.socks import socks4
 from gateway.flow.dial import DialError
 from gateway.flow.lookup import Lookup
-from gateway.front.socks import socks4
 from gateway.front.socks.request import GOODBYE, SocksRequest
 from gateway.net.sockets import close_gently
 

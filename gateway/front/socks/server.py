@@ -10,11 +10,12 @@ import gevent.socket as gsocket
 import structlog
 
 from alg.address import Endpoint
-from gateway.front.socks import socks4, socks5
+from alg.socks import socks4, socks5
+from alg.socks.socks5 import SocksError
 from gateway.front.socks.authenticate import Authenticator, NotAuthenticated
 from gateway.front.socks.request import ANONYMOUS, GOODBYE, Gone, Incoming, SocksRequest, refuse
 from gateway.front.socks.rule_ident import RuleIdent
-from gateway.front.socks.socks5 import SocksError
+from gateway.model.hosts import read_host
 from gateway.model.requests import CommandName
 from gateway.net.sockets import close_gently, endpoint
 
@@ -99,7 +100,7 @@ class SocksFront:
         command = _COMMANDS4[wire.command]
         if command not in self._commands:
             raise SocksError(socks4.Reply.REJECTED, f"{wire.command.name} is not available")
-        return SocksRequest(incoming, socks4.VERSION, command, client, wire.host, wire.port, identity)
+        return SocksRequest(incoming, socks4.VERSION, command, client, read_host(wire.host), wire.port, identity)
 
     def _request5(self, incoming: Incoming, client: Endpoint, chosen: bool) -> SocksRequest:
         identity = ANONYMOUS if chosen else self._authenticator.version5(incoming, client)
@@ -108,7 +109,9 @@ class SocksFront:
         if command not in self._commands:
             raise SocksError(socks5.Reply.COMMAND_NOT_SUPPORTED, f"{wire.command.name} is not available")
         reverse = wire.command is socks5.Command.RESOLVE_PTR
-        return SocksRequest(incoming, socks5.VERSION, command, client, wire.host, wire.port, identity, reverse)
+        return SocksRequest(
+            incoming, socks5.VERSION, command, client, read_host(wire.host), wire.port, identity, reverse
+        )
 
 
 def _say_goodbye(sock: gsocket.socket, answer: bytes) -> None:

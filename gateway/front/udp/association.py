@@ -23,15 +23,8 @@ from gevent.lock import BoundedSemaphore
 
 from alg.address import Address, Endpoint
 from alg.api import Side
-from gateway.flow.dial import DialError
-from gateway.flow.lookup import Lookup
-from gateway.flow.table import Flow
-from gateway.front.socks.request import SocksRequest
-from gateway.front.socks.socks5 import SocksError
-from gateway.front.udp.reader import MessageReader, Messages
-from gateway.front.udp.routes import READ, Host, Options, Outside, Refusals, Route, bound
-from gateway.front.udp.sockets import bind_datagrams, close_watched, facing_address
-from gateway.front.udp.wire import (
+from alg.socks.socks5 import SocksError
+from alg.socks.udp import (
     MAX_ADDRESS_HEADER,
     MAX_HEADER,
     Reassembly,
@@ -39,8 +32,15 @@ from gateway.front.udp.wire import (
     header_size,
     parse_header,
 )
+from gateway.flow.dial import DialError
+from gateway.flow.lookup import Lookup
+from gateway.flow.table import Flow
+from gateway.front.socks.request import SocksRequest
+from gateway.front.udp.reader import MessageReader, Messages
+from gateway.front.udp.routes import READ, Host, Options, Outside, Refusals, Route, bound
+from gateway.front.udp.sockets import bind_datagrams, close_watched, facing_address
 from gateway.model.errors import PinholeRefused
-from gateway.model.hosts import parse_address
+from gateway.model.hosts import parse_address, read_host
 from gateway.model.requests import ConnectRequest, PinholeRequest
 from gateway.net.addresses import public_address
 from gateway.net.relay.connection import local_hosts
@@ -226,9 +226,10 @@ class Association:
             parsed, _ = parse_header(header)
         except SocksError:
             return route
-        wish = msgspec.structs.replace(self._wish, host=parsed.host, port=parsed.port)
+        host = read_host(parsed.host)
+        wish = msgspec.structs.replace(self._wish, host=host, port=parsed.port)
         try:
-            address = parse_address(parsed.host)
+            address = parse_address(host)
         except ValueError:
             self._decide_later(wish, route, MAX_RESOLVING)
             return route

@@ -14,11 +14,11 @@ import gevent
 from alg.address import Endpoint, canonical
 from alg.api import Mode, OpenConversation, OpenMapping, Side
 from alg.datagrams import DatagramModule
+from alg.socks.udp import MAX_ADDRESS_HEADER, MAX_DATA
 from gateway.driver.conversations import Conversations
 from gateway.driver.datagrams import DatagramDriver, HeldDatagram, Placement, Said, Setting, log_said
 from gateway.flow.table import Flow
 from gateway.front.udp.routes import Host, Outside, bound
-from gateway.front.udp.wire import MAX_ADDRESS_HEADER, MAX_DATA
 from gateway.observe.trace import PASSED
 from gateway.pinhole.backend import ConversationBackend
 

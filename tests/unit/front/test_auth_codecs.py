@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.pretty import pretty_repr
 
-from gateway.front.socks.gssapi_wire import (
+from alg.socks.gssapi import (
     ABORT,
     MAX_TOKEN,
     Level,
@@ -16,8 +16,8 @@ from gateway.front.socks.gssapi_wire import (
     encode_message,
     parse_message,
 )
-from gateway.front.socks.password_wire import Credentials, parse_credentials
-from gateway.front.socks.socks5 import SocksError
+from alg.socks.password import Credentials, parse_credentials
+from alg.socks.socks5 import SocksError
 
 CONF, INTEG, NONE = Level.CONFIDENTIALITY, Level.INTEGRITY, Level.NONE
 

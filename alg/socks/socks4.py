@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from enum import IntEnum
 from ipaddress import IPv4Address
-
-import msgspec
+from typing import NamedTuple
 
 from alg.address import Endpoint
-from gateway.front.socks.socks5 import SocksError, decode_name
+from alg.socks.socks5 import SocksError, decode_name
 
 VERSION = 4
 MAX_USERID = 255
@@ -33,8 +32,8 @@ class Reply(IntEnum):
     USERID_DIFFERS = 93
 
 
-class Request(msgspec.Struct, frozen=True):
-    """A request. `host` is the text of an IPv4 address, or (4a) what the client named (`read_host`). `userid` is not
+class Request(NamedTuple):
+    """A request. `host` is the text of an IPv4 address, or (4a) what the client named, in its spelling. `userid` is not
     proved."""
 
     command: Command

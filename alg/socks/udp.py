@@ -4,11 +4,10 @@ clock."""
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address
-
-import msgspec
+from typing import NamedTuple
 
 from alg.address import Endpoint, canonical
-from gateway.front.socks.socks5 import AddressType, Reply, SocksError, decode_name
+from alg.socks.socks5 import AddressType, Reply, SocksError, decode_name, encode_address
 
 MAX_HEADER = 262  # a name of 255 bytes
 MAX_ADDRESS_HEADER = 22  # what `encode_header` makes at most
@@ -18,7 +17,7 @@ REASSEMBLY_TIMEOUT = 5.0  # seconds for all fragments of a datagram: the shortes
 _END = 0x80  # the bit of FRAG that says: this is the last fragment
 
 
-class Header(msgspec.Struct, frozen=True):
+class Header(NamedTuple):
     """The header of a datagram. `fragment` is FRAG as it stands. `host` is the canonical text of an address, or a
     name."""
 
@@ -68,6 +67,28 @@ def encode_header(source: Endpoint) -> bytes:
     """Encode the header of an unfragmented datagram that came from `source`; at most MAX_ADDRESS_HEADER bytes."""
     kind = AddressType.IPV6 if source.version == 6 else AddressType.IPV4
     return bytes((0, 0, 0, kind)) + source.ip.packed + source.port.to_bytes(2, "big")
+
+
+def encode_target(host: str, port: int, fragment: int = 0) -> bytes:
+    """The header of a datagram for a host (an address or a name). ValueError for a name that fits into none."""
+    return bytes((0, 0, fragment)) + encode_address(host) + port.to_bytes(2, "big")
+
+
+def fragments(host: str, port: int, data: bytes, size: int) -> list[bytes]:
+    """The datagrams that carry `data` with at most `size` bytes of it in each; a single one is no fragment.
+
+    ValueError where that would be more than 127, the positions that there are.
+    """
+    if len(data) <= size:
+        return [encode_target(host, port) + data]
+    parts = [data[start : start + size] for start in range(0, len(data), size)]
+    if len(parts) >= _END:
+        raise ValueError(f"{len(data)} bytes do not fit into {_END - 1} fragments of {size}")
+    last = len(parts)
+    return [
+        encode_target(host, port, number | _END if number == last else number) + part
+        for number, part in enumerate(parts, 1)
+    ]
 
 
 class Reassembly:

@@ -8,12 +8,10 @@ caller that parses after each read and stops at a result never holds more than t
 from __future__ import annotations
 
 from enum import IntEnum
-from ipaddress import IPv4Address, IPv6Address
-
-import msgspec
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import NamedTuple
 
 from alg.address import Endpoint, canonical
-from gateway.model.hosts import read_host
 
 VERSION = 5
 MAX_MESSAGE = 262  # a request with a name of 255 bytes
@@ -68,15 +66,15 @@ class SocksError(Exception):
         self.reply = reply
 
 
-class Greeting(msgspec.Struct, frozen=True):
+class Greeting(NamedTuple):
     """The methods that the client offers, in its order. May be empty, and contain numbers that `Method` does not
     have."""
 
     methods: tuple[int, ...]
 
 
-class Request(msgspec.Struct, frozen=True):
-    """A request. `host` is the canonical text of an address, or a name (`gateway.model.hosts.read_host`)."""
+class Request(NamedTuple):
+    """A request. `host` is the canonical text of an address, or what the client named, in its spelling."""
 
     command: Command
     host: str
@@ -153,9 +151,21 @@ def encode_reply(reply: Reply, bound: Endpoint | str | None = None) -> bytes:
     return bytes((VERSION, reply, 0, kind)) + bound.ip.packed + bound.port.to_bytes(2, "big")
 
 
+def encode_address(host: str) -> bytes:
+    """ATYP and an address (section 5): of the text of an IP address, else the name itself. ValueError for a name that
+    is empty or longer than 255 bytes."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        name = host.encode() if host.isascii() else host.encode("idna")
+        if not 1 <= len(name) <= 255:
+            raise ValueError(f"a host name has 1 to 255 bytes, not {len(name)}") from None
+        return bytes((AddressType.NAME, len(name))) + name
+    return bytes((AddressType.IPV6 if address.version == 6 else AddressType.IPV4,)) + address.packed
+
+
 def decode_name(raw: bytes, reply: int) -> str:
-    """Decode a host name of a message into its one spelling (`read_host`). Raises SocksError(`reply`) if it cannot be
-    one.
+    """Decode a host name of a message; its spelling stays. Raises SocksError(`reply`) if it cannot be one.
 
     The resolver decides what a name may be; this keeps out what could confuse a log, a rule or a C library.
     """
@@ -167,7 +177,7 @@ def decode_name(raw: bytes, reply: int) -> str:
         raise SocksError(reply, "the host name is empty")
     if not name.isprintable() or any(character.isspace() for character in name):
         raise SocksError(reply, "the host name has a blank or a control character in it")
-    return read_host(name)
+    return name
 
 
 def _check_version(buffer: bytes | bytearray) -> None:

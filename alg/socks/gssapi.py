@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import Protocol
 
-from gateway.config.schema import ProtectionName
-from gateway.front.socks.socks5 import SocksError
+from alg.socks.socks5 import SocksError
 
 VERSION = 1
 MAX_TOKEN = 65535
@@ -30,7 +30,7 @@ class Level(IntEnum):
     SELECTIVE = 3
 
 
-LEVELS: dict[ProtectionName, Level] = {
+LEVELS: dict[str, Level] = {
     "none": Level.NONE,
     "integrity": Level.INTEGRITY,
     "confidentiality": Level.CONFIDENTIALITY,
@@ -73,3 +73,25 @@ def choose_level(offered: int, allowed: Sequence[Level]) -> Level | None:
     if offered in allowed:
         return Level(offered)
     return next((level for level in allowed if level is not Level.NONE), None)
+
+
+class Mechanism(Protocol):
+    """A client's security context, as python-gssapi or a test has it. Each method raises ValueError for what is not
+    the proxy's."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the context is established."""
+        ...
+
+    def step(self, token: bytes | None) -> bytes:
+        """Take the proxy's token (None: begin); the next one for it, or nothing."""
+        ...
+
+    def wrap(self, data: bytes, level: Level) -> bytes:
+        """A token with `data` in it, protected so."""
+        ...
+
+    def unwrap(self, token: bytes, level: Level) -> bytes:
+        """What is in a token that has to be protected so."""
+        ...

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
-import msgspec
-
-from gateway.front.socks.socks5 import SocksError
+from alg.socks.socks5 import SocksError
 
 VERSION = 1
 MAX_MESSAGE = 513
@@ -14,17 +12,24 @@ SUCCESS = bytes((VERSION, 0))
 FAILURE = bytes((VERSION, 1))
 
 
-class Credentials(msgspec.Struct, frozen=True):
+class Credentials(NamedTuple):
     """The credentials of a client. The password is in no repr, so that no log or traceback can contain it."""
 
     user: bytes
     password: bytes
 
-    def __rich_repr__(self) -> list[tuple[str, Any]]:
+    def __rich_repr__(self) -> list[tuple[str, bytes]]:
         return [("user", self.user)]
 
     def __repr__(self) -> str:
         return f"Credentials(user={self.user!r})"
+
+
+def encode_credentials(user: bytes, password: bytes) -> bytes:
+    """VER ULEN UNAME PLEN PASSWD (section 2). ValueError for what is longer than 255 bytes."""
+    if len(user) > 255 or len(password) > 255:
+        raise ValueError("a user's name and a password have at most 255 bytes")
+    return bytes((VERSION, len(user))) + user + bytes((len(password),)) + password
 
 
 def parse_credentials(buffer: bytes | bytearray) -> tuple[Credentials, int] | None:

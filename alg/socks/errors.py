@@ -1,0 +1,67 @@
+"""Why a proxy does not do what it was asked to do, as programs know it from connections without one."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any, Literal
+
+Failure = Literal["denied", "refused", "network", "host", "timeout", "failed"]
+
+ERRNO: dict[Failure, int] = {
+    "denied": errno.EACCES,
+    "refused": errno.ECONNREFUSED,
+    "network": errno.ENETUNREACH,
+    "host": errno.EHOSTUNREACH,
+    "timeout": errno.ETIMEDOUT,
+    "failed": errno.ECONNABORTED,
+}
+
+
+class ProxyError(OSError):
+    """A proxy has refused, is wrong or is gone. `failure` says why in one word, `errno` as a program without a proxy
+    would be told; `reply` is the proxy's own code (SOCKS 4, SOCKS 5 or HTTP status), where there was one.
+
+    It is a ConnectionRefusedError, a TimeoutError or a PermissionError too, where it means that.
+    """
+
+    failure: Failure
+    reply: int | None
+
+    def __new__(cls, failure: Failure, _detail: str, _reply: int | None = None) -> ProxyError:
+        return super().__new__(_KINDS.get(failure, cls) if cls is ProxyError else cls)
+
+    def __init__(self, failure: Failure, detail: str, reply: int | None = None) -> None:
+        super().__init__(ERRNO[failure], detail)
+        self.errno, self.strerror = ERRNO[failure], detail  # OSError leaves that to a `__new__` that sees them
+        self.failure = failure
+        self.reply = reply
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ProxyError, (self.failure, str(self), self.reply)
+
+
+class _Denied(ProxyError, PermissionError):
+    pass
+
+
+class _Refused(ProxyError, ConnectionRefusedError):
+    pass
+
+
+class _TimedOut(ProxyError, TimeoutError):
+    pass
+
+
+class _Aborted(ProxyError, ConnectionAbortedError):
+    pass
+
+
+_KINDS: dict[Failure, type[ProxyError]] = {
+    "denied": _Denied,
+    "refused": _Refused,
+    "timeout": _TimedOut,
+    "failed": _Aborted,
+}

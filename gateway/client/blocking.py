@@ -1,0 +1,357 @@
+"""Connections through proxies with plain sockets: for threads, and for greenlets where gevent has patched `socket`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import time
+from types import TracebackType
+from typing import Any
+
+from alg.socks.dialogue import Granted
+from alg.socks.errors import ProxyError
+from alg.socks.gssapi import Level, MessageType, encode_message, parse_message
+from alg.socks.socks5 import Command, SocksError
+from alg.socks.udp import MAX_DATA, Reassembly, fragments, parse_header
+from gateway.client.proxy import Chain, Proxy, Via, is_address
+from gateway.client.pump import protected
+from gateway.client.session import Dial, Protect, Receive, Send, Session, request, second, tunnel
+
+Address = tuple[str, int]
+UNSPECIFIED = ("0.0.0.0", "::", "")
+MAX_DATAGRAM = 65535
+REAL = "_without_algate"  # the attribute by which a replacement in `socket` says what it replaces
+
+
+def unpatched(function: Any) -> Any:
+    """What a function or class of the module `socket` is without `patch.socksified`. It is asked each time: gevent may
+    have patched the module since this one was loaded."""
+    while (real := getattr(function, REAL, None)) is not None:
+        function = real
+    return function
+
+
+def _look_up_here(host: str, port: int, family: int) -> list[Any]:
+    """The addresses of a host, by this host's own resolver. Raises ProxyError."""
+    try:
+        found: list[Any] = unpatched(socket.getaddrinfo)(host, port, family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise ProxyError("host", f"{host}: {error.strerror or error}") from error
+    return found
+
+
+class Deadline:
+    """One moment for all of an operation. `timeout`: seconds from now; None: it never comes."""
+
+    def __init__(self, timeout: float | None) -> None:
+        self._until = None if timeout is None else time.monotonic() + timeout
+
+    def left(self) -> float | None:
+        """Seconds that are left. Raises ProxyError ("timeout") if there are none."""
+        if self._until is None:
+            return None
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise late()
+        return left
+
+
+def late() -> ProxyError:
+    return ProxyError("timeout", "no answer in time")
+
+
+def connect(via: Via, host: str, port: int, timeout: float | None = None) -> socket.socket:
+    """A connection to `host` (a name or an address) through proxies; blocking, without a timeout of its own.
+
+    `timeout`: seconds for all of it. Raises ProxyError (an OSError with the errno of a connection without a proxy;
+    a ConnectionRefusedError, TimeoutError or PermissionError where that is meant), ProxySyntaxError.
+    """
+    chain = Chain.of(via)
+    carrier = Carrier(Deadline(timeout))
+    carrier.carry_out(tunnel(chain, _for_proxy(chain.last, host), port))
+    return carrier.release()
+
+
+def connect_socket(sock: socket.socket, via: Via, host: str, port: int, timeout: float | None = None) -> Granted:
+    """As `connect`, with a socket of the caller's own, not connected yet; what the last proxy said. Where the proxy's
+    connection is encoded, the descriptor leads to a pair of sockets then. It stays open where this fails."""
+    chain = Chain.of(via)
+    carrier = Carrier(Deadline(timeout), sock)
+    before = sock.gettimeout()
+    try:
+        return carrier.carry_out(tunnel(chain, _for_proxy(chain.last, host), port))
+    finally:
+        sock.settimeout(before)
+
+
+def listen(via: Via, host: str, port: int = 0, timeout: float | None = None) -> Listening:
+    """Let one peer connect (BIND): `host` and `port` are who is expected. Raises ProxyError."""
+    chain = Chain.of(via)
+    carrier = Carrier(Deadline(timeout))
+    first = carrier.carry_out(request(chain, Command.BIND, _for_proxy(chain.last, host), port))
+    return Listening(chain.last, carrier, first)
+
+
+def datagrams(via: Via, timeout: float | None = None) -> Datagrams:
+    """Datagrams through a proxy (UDP ASSOCIATE, SOCKS 5). Raises ProxyError: through a chain there are none."""
+    chain = Chain.of(via)
+    if len(chain.proxies) > 1:
+        raise ProxyError("failed", "there are no datagrams through a chain of proxies")
+    carrier = Carrier(Deadline(timeout))
+    try:
+        granted = carrier.carry_out(request(chain, Command.UDP_ASSOCIATE, "0.0.0.0", 0))
+        return Datagrams(carrier, granted)
+    except BaseException:
+        carrier.close()
+        raise
+
+
+def resolve(via: Via, name: str, timeout: float | None = None) -> str:
+    """The address that the proxy finds for a name (Tor's RESOLVE, which algate has too). Raises ProxyError."""
+    return _look_up(via, Command.RESOLVE, name, timeout)
+
+
+def resolve_address(via: Via, address: str, timeout: float | None = None) -> str:
+    """The name that the proxy finds for an address (RESOLVE_PTR). Raises ProxyError."""
+    return _look_up(via, Command.RESOLVE_PTR, address, timeout)
+
+
+def _look_up(via: Via, command: Command, host: str, timeout: float | None) -> str:
+    carrier = Carrier(Deadline(timeout))
+    try:
+        return carrier.carry_out(request(Chain.of(via), command, host, 0)).host
+    finally:
+        carrier.close()
+
+
+class Carrier:
+    """Carries out the steps of sessions with one socket: `sock` if that is given, else one of its own."""
+
+    def __init__(self, deadline: Deadline, sock: socket.socket | None = None) -> None:
+        self.deadline = deadline
+        self.sock = sock
+        self.proxy: Address = ("", 0)  # where the first proxy was found
+        self._given = sock
+
+    def carry_out(self, session: Session) -> Granted:
+        """All steps of a session; what came of it. Closes an own socket where that fails. Raises ProxyError."""
+        try:
+            return self._carry_out(session)
+        except TimeoutError as error:
+            self._abandon()
+            if isinstance(error, ProxyError):
+                raise
+            raise late() from error
+        except BaseException:
+            self._abandon()
+            raise
+
+    def release(self) -> socket.socket:
+        """The connection, which is the caller's now."""
+        assert self.sock is not None
+        self.sock.settimeout(None)
+        sock, self.sock = self.sock, None
+        return sock
+
+    def close(self) -> None:
+        if self.sock is not None:
+            self.sock.close()
+            self.sock = None
+
+    def _abandon(self) -> None:
+        if self.sock is not None and self._given is None:
+            self.close()
+
+    def _carry_out(self, session: Session) -> Granted:
+        answer: Any = None
+        while True:
+            try:
+                step = session.send(answer)
+            except StopIteration as stop:
+                granted: Granted = stop.value
+                return granted
+            try:
+                answer = self._do(step)
+            except TimeoutError:
+                raise
+            except OSError as error:
+                broken = error if isinstance(error, ProxyError) else ProxyError("failed", error.strerror or str(error))
+                session.throw(broken)  # it says which proxy that was, and goes no further
+
+    def _do(self, step: Dial | Send | Receive | Protect) -> bytes | None:
+        match step:
+            case Dial(host, port):
+                self._dial(host, port)
+                return None
+            case Protect(codec, early):
+                assert self.sock is not None
+                self._replace(codec, early)
+                return None
+        sock = self.sock
+        assert sock is not None
+        sock.settimeout(self.deadline.left())
+        if isinstance(step, Send):
+            view = memoryview(step.data)
+            while view:  # sendall would have its time for each part
+                sock.settimeout(self.deadline.left())
+                view = view[sock.send(view) :]
+            return None
+        return sock.recv(step.size)
+
+    def _dial(self, host: str, port: int) -> None:
+        """A connection to the first proxy, at one of its addresses."""
+        family = int(self._given.family) if self._given is not None else 0
+        plain = unpatched(socket.socket)
+        found = _look_up_here(host, port, family)
+        failure: OSError | None = None
+        for kind, _, protocol, _, address in found:
+            sock = self._given if self._given is not None else plain(kind, socket.SOCK_STREAM, protocol)
+            try:
+                sock.settimeout(self.deadline.left())
+                plain.connect(sock, address)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            except OSError as error:
+                failure = failure or error
+                if self._given is None:
+                    sock.close()
+                    continue
+                break
+            self.sock, self.proxy = sock, (str(address[0]), int(address[1]))
+            return
+        assert failure is not None
+        if isinstance(failure, TimeoutError):
+            raise ProxyError("timeout", f"{host}: no answer in time") from failure
+        # That nobody listens there says nothing of the server.
+        raise ProxyError("failed", f"{host} port {port}: {failure.strerror or failure}") from failure
+
+    def _replace(self, codec: Any, early: bytes) -> None:
+        assert self.sock is not None
+        if self._given is None:
+            self.sock = protected(self.sock, codec, early)
+            return
+        near = protected(self._given.dup(), codec, early)
+        os.dup2(near.fileno(), self._given.fileno(), inheritable=False)
+        near.close()
+
+
+class Listening:
+    """One peer may come (BIND). `address` is where: host and port, for the peer to be told."""
+
+    def __init__(self, proxy: Proxy, carrier: Carrier, first: Granted) -> None:
+        self._proxy = proxy
+        self._carrier = carrier
+        self._first = first
+        host = carrier.proxy[0] if first.host in UNSPECIFIED else first.host
+        self.address: Address = (host, first.port)
+
+    def accept(self, timeout: float | None = None) -> tuple[socket.socket, Address]:
+        """Wait for the peer: the connection, and who it is. It can be had once. Raises ProxyError."""
+        self._carrier.deadline = Deadline(timeout)
+        peer = self._carrier.carry_out(second(self._proxy, self._first))
+        return self._carrier.release(), (peer.host, peer.port)
+
+    def fileno(self) -> int:
+        """Readable when there is a peer, or none any more."""
+        return self._carrier.sock.fileno() if self._carrier.sock is not None else -1
+
+    def close(self) -> None:
+        self._carrier.close()
+
+    def __enter__(self) -> Listening:
+        return self
+
+    def __exit__(self, _kind: type[BaseException] | None, _e: BaseException | None, _t: TracebackType | None) -> None:
+        self.close()
+
+
+class Datagrams:
+    """An association: datagrams to and from anybody, through the proxy. It lasts as long as its control connection.
+
+    `fragment`: bytes of data in a datagram beyond which it is sent in SOCKS fragments; None: never.
+    """
+
+    def __init__(self, carrier: Carrier, granted: Granted, fragment: int | None = None) -> None:
+        assert carrier.sock is not None
+        self.fragment = fragment
+        self._control = carrier.release()
+        self._mechanism = granted.mechanism if granted.level is not Level.NONE else None
+        self._level = granted.level
+        self._reassembly = Reassembly()
+        self._timeout: float | None = None
+        # Proxies behind a NAT, or that listen on all addresses, do not know how we see them.
+        host = carrier.proxy[0] if granted.host in UNSPECIFIED else granted.host
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._sock = unpatched(socket.socket)(family, socket.SOCK_DGRAM)
+        try:
+            unpatched(socket.socket).connect(self._sock, (host, granted.port))
+        except OSError as error:
+            self.close()
+            raise ProxyError("network", f"{host}: {error.strerror or error}") from error
+        self.relay: Address = (host, granted.port)
+
+    def settimeout(self, timeout: float | None) -> None:
+        """Seconds that `recvfrom` waits at most; None: for ever."""
+        self._timeout = timeout
+
+    def sendto(self, data: bytes, address: Address) -> int:
+        """Send a datagram to a host (a name or an address) and port. OSError; ValueError for what fits into none."""
+        if len(data) > MAX_DATA:
+            raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+        for part in fragments(address[0], address[1], data, self.fragment or MAX_DATA):
+            if self._mechanism is not None:
+                part = encode_message(MessageType.ENCAPSULATION, self._mechanism.wrap(part, self._level))
+            self._sock.send(part)
+        return len(data)
+
+    def recvfrom(self, _size: int = MAX_DATAGRAM) -> tuple[bytes, Address]:
+        """The next datagram and who sent it. TimeoutError; ConnectionAbortedError where the proxy has ended it."""
+        deadline = Deadline(self._timeout)
+        while True:
+            left = deadline.left()
+            poll = select.poll()
+            poll.register(self._sock.fileno(), select.POLLIN)
+            poll.register(self._control.fileno(), select.POLLIN)
+            ready = poll.poll(None if left is None else left * 1000)
+            for descriptor, _ in sorted(ready, key=lambda found: found[0] != self._sock.fileno()):
+                if descriptor == self._sock.fileno():
+                    found = self._decode(self._sock.recv(MAX_DATAGRAM))
+                    if found is not None:
+                        return found
+                elif not self._control.recv(4096):
+                    raise ProxyError("failed", "the proxy has ended the association")
+
+    def _decode(self, wire: bytes) -> tuple[bytes, Address] | None:
+        """What is in a datagram of the proxy; None for what is none, or a fragment and not the last one."""
+        try:
+            if self._mechanism is not None:
+                found = parse_message(wire, MessageType.ENCAPSULATION)
+                if found is None or found[1] != len(wire):
+                    return None
+                wire = self._mechanism.unwrap(found[0], self._level)
+            header, size = parse_header(wire)
+        except (SocksError, ValueError):
+            return None
+        data = self._reassembly.add(header, wire[size:], time.monotonic())
+        return None if data is None else (data, (header.host, header.port))
+
+    def fileno(self) -> int:
+        return int(self._sock.fileno())
+
+    def close(self) -> None:
+        self._sock.close()
+        self._control.close()
+
+    def __enter__(self) -> Datagrams:
+        return self
+
+    def __exit__(self, _kind: type[BaseException] | None, _e: BaseException | None, _t: TracebackType | None) -> None:
+        self.close()
+
+
+def _for_proxy(proxy: Proxy, host: str) -> str:
+    """The host as the proxy can be told it: SOCKS 4 has no names, so this host looks them up. Raises ProxyError."""
+    if proxy.kind != "socks4" or is_address(host):
+        return host
+    return str(_look_up_here(host, 0, socket.AF_INET)[0][4][0])

@@ -1,0 +1,116 @@
+"""What lies between a program's bytes and the wire: TLS, or GSSAPI's protection of messages (RFC 1961 section 5)."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Protocol
+
+from alg.socks.gssapi import HEADER, Level, Mechanism, MessageType, encode_message, parse_message
+from alg.socks.socks5 import SocksError
+
+PIECE = 16384  # bytes of the program's that one message carries
+
+
+class Codec(Protocol):
+    """ConnectionError for what is on the wire and cannot be there."""
+
+    def feed(self, wire: bytes) -> bytes:
+        """What came on the wire; what it means for the program."""
+        ...
+
+    def seal(self, clear: bytes) -> bytes:
+        """What the program sends, for the wire."""
+        ...
+
+    def pending(self) -> bytes:
+        """What is to be sent without that the program has said anything."""
+        ...
+
+    def finish(self) -> bytes:
+        """The program ends its direction: what says so on the wire."""
+        ...
+
+    @property
+    def ended(self) -> bool:
+        """Whether the other side has said that it has ended its direction."""
+        ...
+
+
+class GssapiCodec:
+    """Each message in a token."""
+
+    ended = False
+
+    def __init__(self, mechanism: Mechanism, level: Level) -> None:
+        self._mechanism = mechanism
+        self._level = level
+        self._wire = bytearray()
+
+    def feed(self, wire: bytes) -> bytes:
+        self._wire += wire
+        clear = bytearray()
+        try:
+            while len(self._wire) >= HEADER:
+                end = HEADER + int.from_bytes(self._wire[2:HEADER], "big")
+                found = parse_message(bytes(self._wire[:end]), MessageType.ENCAPSULATION)
+                if found is None:
+                    break
+                clear += self._mechanism.unwrap(found[0], self._level)
+                del self._wire[:end]
+        except (SocksError, ValueError) as error:
+            raise ConnectionAbortedError(str(error)) from error
+        return bytes(clear)
+
+    def seal(self, clear: bytes) -> bytes:
+        pieces = (clear[start : start + PIECE] for start in range(0, len(clear), PIECE))
+        return b"".join(
+            encode_message(MessageType.ENCAPSULATION, self._mechanism.wrap(piece, self._level)) for piece in pieces
+        )
+
+    def pending(self) -> bytes:
+        return b""
+
+    def finish(self) -> bytes:
+        return b""
+
+
+class TlsCodec:
+    """A TLS connection after its handshake."""
+
+    def __init__(self, stream: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> None:
+        self._stream = stream
+        self._incoming = incoming
+        self._outgoing = outgoing
+        self.ended = False
+
+    def feed(self, wire: bytes) -> bytes:
+        self._incoming.write(wire)
+        clear = bytearray()
+        try:
+            while data := self._stream.read(65536):
+                clear += data
+            self.ended = True
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self.ended = True
+        except ssl.SSLError as error:
+            raise ConnectionAbortedError(f"TLS: {error.reason or error}") from error
+        return bytes(clear)
+
+    def seal(self, clear: bytes) -> bytes:
+        try:
+            self._stream.write(clear)
+        except ssl.SSLError as error:
+            raise ConnectionAbortedError(f"TLS: {error.reason or error}") from error
+        return self._outgoing.read()
+
+    def pending(self) -> bytes:
+        return self._outgoing.read()
+
+    def finish(self) -> bytes:
+        try:
+            self._stream.unwrap()
+        except ssl.SSLError:
+            pass  # the other side goes on
+        return self._outgoing.read()

@@ -1,0 +1,225 @@
+"""Proxies and chains of them: read from URLs, the environment, a file."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from alg.socks.dialogue import Kind
+
+ProtectionName = Literal["none", "integrity", "confidentiality"]
+
+DEFAULT_PORT = 1080
+_KINDS: dict[str, Kind] = {
+    "socks": "socks5",
+    "socks4": "socks4",
+    "socks4a": "socks4a",
+    "socks5": "socks5",
+    "socks5h": "socks5",
+    "http": "http",
+}
+_OPTIONS = ("gssapi", "service", "ca", "certificate", "name", "password_file")
+_LEVELS: dict[str, ProtectionName] = {
+    "none": "none",
+    "integrity": "integrity",
+    "confidentiality": "confidentiality",
+}
+ENVIRONMENT = ("ALGATE_PROXY", "ALL_PROXY", "all_proxy", "SOCKS_SERVER")
+CLIENT_FILE = "algate/client.toml"
+
+
+class ProxySyntaxError(ValueError):
+    """What names a proxy cannot be understood; the message says what and where."""
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """One proxy. It resolves the names itself (but for SOCKS 4, which has no names).
+
+    `tls`: it is spoken to inside TLS; `ca`: a file with the authorities that its certificate may be of (empty: the
+    system's), `certificate`: a file with our own certificate and key, `name`: whom its certificate has to name (empty:
+    `host`).
+    `gssapi`: Kerberos with at least this protection, with a ticket for `service` at `host`.
+    """
+
+    kind: Kind
+    host: str
+    port: int = DEFAULT_PORT
+    user: str = ""
+    password: str = field(default="", repr=False)
+    tls: bool = False
+    ca: str = ""
+    certificate: str = ""
+    name: str = ""
+    gssapi: ProtectionName | None = None
+    service: str = "rcmd"
+
+    @classmethod
+    def parse(cls, url: str) -> Proxy:
+        """Read SCHEME://[USER[:PASSWORD]@]HOST[:PORT][?OPTIONS]; without a scheme it is SOCKS 5.
+
+        Schemes: socks5 (and socks5h, socks), socks4a, socks4, http; https or SCHEME+tls: inside TLS. Options: `gssapi`
+        (none, integrity, confidentiality), `service`, `ca`, `certificate`, `name`, `password_file`. Raises
+        ProxySyntaxError; the message has no password in it.
+        """
+        text = url if "://" in url else f"socks5://{url}"
+        try:
+            parts = urlsplit(text)
+            port = parts.port
+        except ValueError as error:
+            raise ProxySyntaxError(f"{_shown(url)}: {error}") from None
+        scheme, tls = parts.scheme, False
+        if scheme == "https":
+            scheme, tls = "http", True
+        elif scheme.endswith("+tls"):
+            scheme, tls = scheme.removesuffix("+tls"), True
+        if scheme not in _KINDS:
+            raise ProxySyntaxError(
+                f"{_shown(url)}: {parts.scheme} is no kind of proxy ({', '.join(_KINDS)}, https, +tls)"
+            )
+        if not parts.hostname:
+            raise ProxySyntaxError(f"{_shown(url)}: there is no host")
+        if port == 0 or parts.path not in ("", "/") or parts.fragment:
+            raise ProxySyntaxError(f"{_shown(url)}: is not SCHEME://USER:PASSWORD@HOST:PORT?OPTIONS")
+        options = _options(url, parts)
+        level = options.get("gssapi")
+        if level is not None and (level not in _LEVELS or _KINDS[scheme] != "socks5"):
+            raise ProxySyntaxError(
+                f"{_shown(url)}: gssapi={level}: is none of {', '.join(_LEVELS)}, of a SOCKS 5 proxy"
+            )
+        for option in ("ca", "certificate", "name"):
+            if option in options and not tls:
+                raise ProxySyntaxError(f"{_shown(url)}: {option} means something inside TLS only")
+        user, password = unquote(parts.username or ""), unquote(parts.password or "")
+        if "password_file" in options:
+            password = _password(options["password_file"])
+        if len(user.encode()) > 255 or len(password.encode()) > 255:
+            raise ProxySyntaxError(f"{_shown(url)}: user and password have at most 255 bytes")
+        return cls(
+            _KINDS[scheme],
+            parts.hostname,
+            port or (443 if parts.scheme == "https" else DEFAULT_PORT),
+            user,
+            password,
+            tls,
+            options.get("ca", ""),
+            options.get("certificate", ""),
+            options.get("name", ""),
+            _LEVELS[level] if level is not None else None,
+            options.get("service", "rcmd"),
+        )
+
+    def __str__(self) -> str:
+        """As a URL, without the password."""
+        scheme = {True: "https", False: "http"}[self.tls] if self.kind == "http" else self.kind + "+tls" * self.tls
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{scheme}://{self.user + '@' if self.user else ''}{host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Proxies, each reached through the one before it; the last one is what does the work."""
+
+    proxies: tuple[Proxy, ...]
+
+    def __post_init__(self) -> None:
+        if not self.proxies:
+            raise ProxySyntaxError("a chain of no proxies")
+
+    @classmethod
+    def of(cls, via: Via) -> Chain:
+        """What anything that names proxies means. Raises ProxySyntaxError."""
+        if isinstance(via, Chain):
+            return via
+        if isinstance(via, Proxy):
+            return cls((via,))
+        if isinstance(via, str):
+            return cls((Proxy.parse(via),))
+        return cls(tuple(proxy if isinstance(proxy, Proxy) else Proxy.parse(proxy) for proxy in via))
+
+    @property
+    def last(self) -> Proxy:
+        return self.proxies[-1]
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self.proxies))
+
+
+Via = str | Proxy | Chain | Iterable[str | Proxy]
+
+
+def configured(environment: Mapping[str, str] = os.environ) -> Chain | None:
+    """The proxies that the user has configured: in ALGATE_PROXY (several, with blanks between), ALL_PROXY or the
+    classic clients' SOCKS_SERVER, else by `via` in ~/.config/algate/client.toml; None without. ProxySyntaxError."""
+    for variable in ENVIRONMENT:
+        words = environment.get(variable, "").split()
+        if words:
+            try:
+                return Chain.of(words)
+            except ProxySyntaxError as error:
+                raise ProxySyntaxError(f"{variable}: {error}") from None
+    home = environment.get("XDG_CONFIG_HOME") or os.path.join(environment.get("HOME", "/"), ".config")
+    return read_file(Path(home, CLIENT_FILE))
+
+
+def read_file(path: Path) -> Chain | None:
+    """The chain of a file with `via = "URL"` or `via = ["URL", ...]`; None if there is no file. ProxySyntaxError."""
+    try:
+        table = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ProxySyntaxError(f"{path}: {error}") from None
+    if unknown := sorted(table.keys() - {"via"}):
+        raise ProxySyntaxError(f"{path}: {unknown[0]}: no such key")
+    via = table.get("via")
+    if not isinstance(via, str) and not (isinstance(via, list) and via and all(isinstance(one, str) for one in via)):
+        raise ProxySyntaxError(f"{path}: via: is neither a URL nor a list of them")
+    try:
+        return Chain.of(via)
+    except ProxySyntaxError as error:
+        raise ProxySyntaxError(f"{path}: via: {error}") from None
+
+
+def is_address(host: str) -> bool:
+    """Whether a host is an IP address and not a name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _options(url: str, parts: SplitResult) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for key, value in parse_qsl(parts.query, keep_blank_values=True):
+        if key not in _OPTIONS:
+            raise ProxySyntaxError(f"{_shown(url)}: {key}: no such option ({', '.join(_OPTIONS)})")
+        if key in options or not value:
+            raise ProxySyntaxError(f"{_shown(url)}: {key}: needs one value")
+        options[key] = value
+    return options
+
+
+def _password(file: str) -> str:
+    """The first line of a file. Raises ProxySyntaxError."""
+    try:
+        lines = Path(file).expanduser().read_text().splitlines()
+    except (OSError, ValueError) as error:
+        raise ProxySyntaxError(f"{file}: {error}") from None
+    if not lines or not lines[0]:
+        raise ProxySyntaxError(f"{file}: there is no password in it")
+    return lines[0]
+
+
+def _shown(url: str) -> str:
+    """A URL for a message: without what may be a password."""
+    scheme, mark, rest = url.rpartition("://")
+    account, at, where = rest.rpartition("@")
+    return f"{scheme}{mark}{account.partition(':')[0]}{at}{where}"

@@ -1,0 +1,100 @@
+"""A socket for a program, where what is on the wire has to be encoded: one end of a pair, which a thread feeds.
+
+So a program gets a real socket whatever the proxy wants: it can be waited for, wrapped in TLS and handed on by its
+descriptor. Where threads are greenlets (gevent's patch), it is a greenlet.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+
+from gateway.client.codec import Codec
+
+CHUNK = 65536
+
+
+def protected(wire: socket.socket, codec: Codec, early: bytes) -> socket.socket:
+    """A socket that carries in the clear what `wire`, which is taken over, carries as `codec` has it. `early` comes
+    first."""
+    near, far = socket.socketpair()
+    far.setblocking(False)
+    wire.setblocking(False)
+    threading.Thread(target=_Pump(wire, far, codec, early).run, name="proxy connection", daemon=True).start()
+    return near
+
+
+class _Pump:
+    """Carries both directions; neither is read while what it has brought is not delivered."""
+
+    def __init__(self, wire: socket.socket, far: socket.socket, codec: Codec, early: bytes) -> None:
+        self._wire = wire
+        self._far = far
+        self._codec = codec
+        self._to_wire = bytearray(codec.pending())
+        self._to_far = bytearray(early)
+        self._wire_ended = codec.ended  # the proxy has said all
+        self._far_ended = False  # the program has
+        self._told_wire = self._told_far = False  # and the other one knows
+        self._closed = False  # the program has closed its socket, and wants no answer
+
+    def run(self) -> None:
+        try:
+            while not (self._told_wire and (self._told_far or self._closed)):
+                self._turn()
+        except OSError:
+            pass  # whoever is left sees the end of it below
+        finally:
+            self._wire.close()
+            self._far.close()
+
+    def _turn(self) -> None:
+        self._tell_ends()
+        if self._told_wire and (self._told_far or self._closed):
+            return
+        poll = select.poll()
+        wire = (0 if self._wire_ended or self._to_far else select.POLLIN) | (select.POLLOUT if self._to_wire else 0)
+        far = (0 if self._far_ended or self._to_wire else select.POLLIN) | (select.POLLOUT if self._to_far else 0)
+        # What is not waited for is not watched: a hang-up is told in any case, and again and again.
+        if wire:
+            poll.register(self._wire.fileno(), wire)
+        if far:
+            poll.register(self._far.fileno(), far)
+        for descriptor, happened in poll.poll():
+            broken = happened & (select.POLLERR | select.POLLHUP)  # reading or writing finds out what it is
+            ready = select.POLLIN | select.POLLOUT if broken else happened
+            if descriptor == self._wire.fileno():
+                self._serve_wire(wire & ready)
+            else:
+                self._closed = self._closed or bool(happened & select.POLLHUP)
+                self._serve_far(far & ready)
+
+    def _serve_wire(self, ready: int) -> None:
+        if ready & select.POLLOUT:
+            del self._to_wire[: self._wire.send(self._to_wire)]
+        if ready & select.POLLIN:
+            data = self._wire.recv(CHUNK)
+            if data:
+                self._to_far += self._codec.feed(data)
+                self._to_wire += self._codec.pending()
+            self._wire_ended = not data or self._codec.ended
+
+    def _serve_far(self, ready: int) -> None:
+        if ready & select.POLLOUT:
+            del self._to_far[: self._far.send(self._to_far)]
+        if ready & select.POLLIN:
+            data = self._far.recv(CHUNK)
+            if data:
+                self._to_wire += self._codec.seal(data)
+            else:
+                self._far_ended = True
+                self._to_wire += self._codec.finish()
+
+    def _tell_ends(self) -> None:
+        if self._wire_ended and not self._to_far and not self._told_far:
+            self._told_far = True
+            self._far.shutdown(socket.SHUT_WR)
+        if self._far_ended and not self._to_wire and not self._told_wire:
+            self._told_wire = True
+            self._wire.shutdown(socket.SHUT_WR)

@@ -1,0 +1,148 @@
+"""What a client does to get through a chain of proxies, step by step and without a socket: whoever has one carries the
+steps out (`blocking`, `aio`) and says what came of each.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Generator
+from typing import Any, NamedTuple
+
+from alg.socks.dialogue import Account, Dialogue, Granted, ask, second_reply
+from alg.socks.errors import ProxyError
+from alg.socks.gssapi import Level
+from alg.socks.socks5 import Command
+from gateway.client.codec import Codec, GssapiCodec, TlsCodec
+from gateway.client.kerberos import context_for
+from gateway.client.proxy import Chain, Proxy
+
+_LEVELS = {"none": Level.NONE, "integrity": Level.INTEGRITY, "confidentiality": Level.CONFIDENTIALITY}
+
+
+class Dial(NamedTuple):
+    """Connect to a host by TCP. The answer is None."""
+
+    host: str
+    port: int
+
+
+class Send(NamedTuple):
+    """Send all of it. The answer is None."""
+
+    data: bytes
+
+
+class Receive(NamedTuple):
+    """Receive at least one byte and at most `size`: no more belongs to us. The answer are they; b"" at the end."""
+
+    size: int
+
+
+class Protect(NamedTuple):
+    """From now on the wire carries what `codec` makes of it; `early` has been decoded already. The answer is None."""
+
+    codec: Codec
+    early: bytes
+
+
+Step = Dial | Send | Receive | Protect
+Session = Generator[Step, Any, Granted]
+
+
+def tunnel(chain: Chain, host: str, port: int) -> Session:
+    """Connect through all of a chain. Raises ProxyError."""
+    return request(chain, Command.CONNECT, host, port)
+
+
+def request(chain: Chain, command: Command, host: str, port: int) -> Session:
+    """Let the last proxy of a chain carry out a command. Raises ProxyError."""
+    granted = Granted("", 0)
+    yield Dial(chain.proxies[0].host, chain.proxies[0].port)
+    for number, proxy in enumerate(chain.proxies):
+        last = number == len(chain.proxies) - 1
+        what, target = (command, (host, port)) if last else (Command.CONNECT, _place(chain.proxies[number + 1]))
+        try:
+            if proxy.tls:
+                yield from _tls(proxy)
+            granted = yield from _converse(ask(proxy.kind, what, *target, _account(proxy)))
+        except ProxyError as error:
+            # That a proxy refuses says nothing of the server.
+            failure = "failed" if error.failure == "refused" and not last else error.failure
+            raise ProxyError(failure, f"{proxy}: {error}", error.reply) from error
+        except ValueError as error:
+            raise ProxyError("failed", f"{proxy}: {error}") from error
+        if granted.mechanism is not None and granted.level is not Level.NONE and what is Command.CONNECT:
+            yield Protect(GssapiCodec(granted.mechanism, granted.level), granted.early)
+    return granted
+
+
+def second(proxy: Proxy, first: Granted) -> Session:
+    """Wait for the peer of a BIND. Raises ProxyError."""
+    try:
+        granted = yield from _converse(second_reply(proxy.kind, first))
+    except ProxyError as error:
+        raise ProxyError(error.failure, f"{proxy}: {error}", error.reply) from error
+    if granted.mechanism is not None and granted.level is not Level.NONE:
+        yield Protect(GssapiCodec(granted.mechanism, granted.level), granted.early)
+    return granted
+
+
+def _place(proxy: Proxy) -> tuple[str, int]:
+    return proxy.host, proxy.port
+
+
+def _account(proxy: Proxy) -> Account:
+    if proxy.gssapi is None:
+        return Account(proxy.user, proxy.password)
+    return Account(proxy.user, proxy.password, context_for(proxy.service, proxy.host), _LEVELS[proxy.gssapi])
+
+
+def _converse(dialogue: Dialogue) -> Session:
+    data, parse = next(dialogue)
+    held = bytearray()
+    while True:
+        if data:
+            yield Send(data)
+        while isinstance(result := parse(held), int):
+            received = yield Receive(result)
+            if not received:
+                raise ProxyError("failed", "it closed the connection")
+            held += received
+        held.clear()
+        try:
+            data, parse = dialogue.send(result[0])
+        except StopIteration as stop:
+            granted: Granted = stop.value
+            return granted
+
+
+def _tls(proxy: Proxy) -> Generator[Step, Any, None]:
+    """The handshake with a proxy, whose certificate has to be good."""
+    try:
+        context = ssl.create_default_context(cafile=proxy.ca or None)
+        if proxy.certificate:
+            context.load_cert_chain(proxy.certificate)
+    except OSError as error:
+        raise ProxyError("failed", f"{proxy.ca} {proxy.certificate}: {error}") from error
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    stream = context.wrap_bio(incoming, outgoing, server_hostname=proxy.name or proxy.host)
+    while True:
+        try:
+            stream.do_handshake()
+        except ssl.SSLWantReadError:
+            if outgoing.pending:
+                yield Send(outgoing.read())
+            received = yield Receive(65536)
+            if not received:
+                raise ProxyError("failed", "it closed the connection within the TLS handshake") from None
+            incoming.write(received)
+        except ssl.SSLCertVerificationError as error:
+            raise ProxyError("denied", f"its certificate: {error.verify_message}") from error
+        except ssl.SSLError as error:
+            raise ProxyError("failed", f"TLS: {error.reason or error}") from error
+        else:
+            break
+    if outgoing.pending:
+        yield Send(outgoing.read())
+    codec = TlsCodec(stream, incoming, outgoing)
+    yield Protect(codec, codec.feed(b""))
