@@ -30,6 +30,7 @@ WHAT = {
     "policy": "who may do what",
     "observe": "what is written down",
     "model": "values that cross rooms",
+    "client": "the library of programs",
     "alg": "protocols, pure",
 }
 
