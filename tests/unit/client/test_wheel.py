@@ -36,9 +36,7 @@ def test_the_wheel_works_alone(tmp_path: Path) -> None:
     assert subprocess.run(command, capture_output=True, text=True, cwd=tmp_path).stdout == "True\n"
 
 
-@pytest.mark.parametrize(
-    "module", ["gateway.process.worker", "gateway.process.broker", "gateway.supervisor.crew"]
-)
+@pytest.mark.parametrize("module", ["gateway.process.worker", "gateway.process.broker", "gateway.supervisor.crew"])
 def test_the_gateway_runs_without_it(module: str) -> None:
     code = f"import sys, {module}; sys.exit('gateway.client' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
