@@ -1,1 +1,1 @@
-"""What root asks of this host and does to it: iptables rules, the doctor, the rules and helpers of others."""
+"""Examines and changes this host: iptables rules, the doctor, the rules and helpers of other programs."""

@@ -1,4 +1,4 @@
-"""When this host loses an address: the kernel's word for it, which needs no privilege (rtnetlink(7))."""
+"""Notices when this host loses an address, as the kernel announces, which needs no privilege (rtnetlink(7))."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, po
 
 
 class AddressWatch:
-    """`fileno` is readable when addresses of this network namespace have come or gone; `due` is when to ask `gone`."""
+    """Watches the addresses of this network namespace. `fileno` is readable when some have come or gone; `due` is when
+    to call `gone`."""
 
     def __init__(self) -> None:
         self.due = math.inf  # monotonic
@@ -25,19 +26,19 @@ class AddressWatch:
         return self._socket.fileno()
 
     def read(self, now: float) -> None:
-        """Take what the kernel has to say."""
+        """Read what the kernel has announced."""
         if self._lost():
             self.due = now + _SETTLED
 
     def gone(self, now: float) -> bool:
-        """Whether an address has gone, half a second and more ago; once."""
+        """Whether an address has gone, at least half a second ago. Reported once."""
         if now < self.due:
             return False
         self.due = math.inf
         return True
 
     def _lost(self) -> bool:
-        """Whether an address has gone since the last call; also if there was more than the kernel could tell us."""
+        """Whether an address has gone since the last call; also True if announcements were lost."""
         lost = False
         while True:
             try:

@@ -1,6 +1,6 @@
-"""What the doctor looks at outside of the gateway's own things: clock, name servers, descriptors, ports, other rules.
+"""The doctor's checks of things outside the gateway: clock, name servers, descriptors, ports, rules of other programs.
 
-Nothing here stops the gateway, so each finding is "ok" or a warning.
+None of them keeps the gateway from working, so each finding is "ok" or a warning.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PROC = Path("/proc/sys")
 
 
 def examine_host(config: Config) -> Iterator[Finding]:
-    """The checks that concern any configuration."""
+    """Return the checks that concern any configuration."""
     yield _clock()
     yield from _name_servers(config)
     yield _descriptors()
@@ -38,7 +38,7 @@ def examine_host(config: Config) -> Iterator[Finding]:
 
 
 def examine_router(config: Config, proc: Path = _PROC) -> Iterator[Finding]:
-    """The checks of a router that forwards for others; `proc` is its /proc/sys."""
+    """Return the checks of a router that forwards for others. `proc` is its /proc/sys."""
     yield from _reverse_path(config, proc)
     yield _port_range(config, proc)
     yield _listening_ports(config, proc)
@@ -47,7 +47,7 @@ def examine_router(config: Config, proc: Path = _PROC) -> Iterator[Finding]:
 
 
 def _clock() -> Finding:
-    """Rules with a time and all logs rely on it; a router without a battery begins in the past."""
+    """Check the clock: rules with a time and all logs rely on it, and a router without a battery starts in the past."""
     now, built = time.time(), Path(__file__).stat().st_mtime
     text = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(now))
     if now < built - 86400:
@@ -101,7 +101,8 @@ def _listening(config: Config) -> Iterator[Finding]:
 
 
 def _reverse_path(config: Config, proc: Path) -> Iterator[Finding]:
-    """Without it a packet from outside may claim an inside source, which pinholes and rules believe."""
+    """Check the reverse path filter: without it a packet from outside may claim an inside source, which pinholes and
+    rules believe."""
     if not any(network.version == 4 for network in config.inside_networks):
         return
     conf = proc / "net/ipv4/conf"
@@ -120,7 +121,7 @@ def _reverse_path(config: Config, proc: Path) -> Iterator[Finding]:
 
 
 def _port_range(config: Config, proc: Path) -> Finding:
-    """A port that a local connection goes out from cannot be a pinhole, and the reverse."""
+    """Check the range of local ports: a port of a local connection cannot be a pinhole, and the reverse."""
     low, high = config.pinhole_ports
     first, last = map(int, (proc / "net/ipv4/ip_local_port_range").read_text().split())
     both = (max(low, first), min(high, last))
@@ -136,8 +137,8 @@ def _port_range(config: Config, proc: Path) -> Finding:
 
 
 def _listening_ports(config: Config, proc: Path) -> Finding:
-    """A connection of this host's own may have a listener's port when the gateway starts, and for a minute after its
-    end."""
+    """Check listening ports: a connection of this host may use a listener's port when the gateway starts, and for a
+    minute after its end."""
     texts = [*config.socks.listen, *([config.console.listen] if config.console.listen else [])]
     ports = {parse_endpoint(text).port for text in texts}
     ports |= {config.transparent.port} if config.transparent_enabled else set()
@@ -165,7 +166,8 @@ def _reserved(text: str) -> set[int]:
 
 
 def _flowtables(config: Config) -> Iterator[Finding]:
-    """An offloaded connection meets no rule: messages are not read, and media do not end with their call."""
+    """Check flowtables: an offloaded connection meets no rule, so messages are not read, and media do not end with
+    their call."""
     ports = config.module_ports("udp")
     try:
         entries = ruleset()
@@ -194,7 +196,7 @@ def _flowtables(config: Config) -> Iterator[Finding]:
 
 
 def _other_translation(config: Config) -> Finding:
-    """Rules of others that take our traffic before we see it."""
+    """Check for rules of other programs that translate our traffic before we see it."""
     found = translators((*config.module_ports(), *config.transparent.ports), config.instance)
     if found:
         return Finding("other rules", "warning", "; ".join(found), "remove them, or the port from the configuration")

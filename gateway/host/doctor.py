@@ -1,4 +1,4 @@
-"""Is this host fit for this configuration? Each check is a finding, with what to do about it."""
+"""Checks whether this host is fit for a configuration. Each check returns a finding, with what to do about it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PACKAGES = {
 
 
 def examine(config: Config) -> list[Finding]:
-    """All checks that concern this configuration. As root it sees more."""
+    """Return the findings of all checks that concern this configuration. Root sees more."""
     privileged = config.broker_wanted or config.transparent_enabled
     found = [Finding("configuration", "ok", f"{len(config.alg)} modules, instance {config.instance}")]
     found += examine_host(config)
@@ -63,7 +63,7 @@ def refuse_helpers(config: Config) -> None:
 
 
 def _modules(config: Config) -> dict[str, tuple[int, ...]]:
-    """Ports of the modules that a kernel helper could get in the way of."""
+    """Return the ports of the modules with which a kernel helper could interfere."""
     return {name: section.ports for name, section in config.alg.items() if section.mode is not Mode.OFF}
 
 
@@ -105,7 +105,7 @@ def _forwarding(config: Config) -> Iterator[Finding]:
 
 
 def _bridge(config: Config) -> Iterator[Finding]:
-    """With br_netfilter, what two hosts of one bridge say to each other passes iptables, and so our REDIRECT."""
+    """Check bridges: with br_netfilter, packets between two hosts of one bridge pass iptables, and so our REDIRECT."""
     bridges = [name for name in config.network.inside_interfaces if Path("/sys/class/net", name, "bridge").exists()]
     filtered = [name for name in ("iptables", "ip6tables") if _sysctl(f"net/bridge/bridge-nf-call-{name}") == "1"]
     if bridges and filtered:
@@ -133,7 +133,7 @@ def _helpers(config: Config) -> Iterator[Finding]:
 
 
 def _rules(config: Config) -> Iterator[Finding]:
-    """Whether the rules are there, and the table of a gateway that runs."""
+    """Check whether the rules are applied, and the table of a running gateway exists."""
     look = look_at(config)
     match look.state:
         case "applied":
@@ -162,7 +162,7 @@ def _rules(config: Config) -> Iterator[Finding]:
 
 
 def _is_whole(instance: str) -> bool:
-    """Whether the broker's table is. Raises NetfilterError."""
+    """Whether the broker's table is complete. Raises NetfilterError."""
     from gateway.broker.netfilter import Netfilter  # needs what only a router has installed (the extra `router`)
 
     return Netfilter(instance).is_whole()
@@ -182,7 +182,7 @@ def _openings(config: Config) -> Iterator[Finding]:
 
 
 def _kernel(config: Config) -> Iterator[Finding]:
-    """Try it in a network namespace that lives as long as the attempt."""
+    """Try the features of the kernel, in a network namespace that exists as long as the attempt."""
     if os.geteuid() != 0:
         yield Finding(
             "kernel", "warning", "not tried: only root can make a network namespace", "run the doctor as root"

@@ -1,7 +1,7 @@
-"""What the kernel can do, by doing it: `python -m gateway.host.features`, in a network namespace of its own.
+"""Finds out what the kernel can do by doing it: `python -m gateway.host.features`, in a network namespace of its own.
 
-Reads iptables rules (`{"iptables": ..., "ip6tables": ...}`) from standard input, and writes what was tried, as a JSON
-object: name of the feature to the reason why it failed, or null. Whoever calls it makes and drops the namespace.
+Reads iptables rules (`{"iptables": ..., "ip6tables": ...}`) from standard input, and writes the result as a JSON
+object: the name of each feature, and the reason why it failed, or null. The caller makes and removes the namespace.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _pinholes() -> None:
-    """One of each kind into the table of pinholes, read back, and deleted."""
+    """Add one pinhole of each kind to the table, read them back, and delete them."""
     netfilter = Netfilter("algate-doctor")
     netfilter.load()
     leases = [_lease("203.0.113.1", "192.168.0.10", "203.0.113.5"), _lease("2001:db8::1", "fd00::10", "2001:db8::5")]

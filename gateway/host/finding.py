@@ -1,4 +1,4 @@
-"""What a check of the host found."""
+"""The result of a check of the host."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ Status = Literal["ok", "warning", "failed"]
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One check: what was looked at, how it is, and what to do if it is not well. "failed" stops the gateway."""
+    """The result of one check: what was checked, its state, and what to do if it is not well. "failed" keeps the
+    gateway from working."""
 
     check: str
     status: Status

@@ -1,4 +1,4 @@
-"""Chains of other firewalls that drop what the gateway admits, and the lines that they need."""
+"""Finds chains of other firewalls that drop what the gateway admits, and the lines that they need."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ _HOOKS = ("input", "forward")
 
 
 class Chain(NamedTuple):
-    """A base chain of another firewall. `comments`: those of its rules; `admits`: whether it accepts our mark."""
+    """A base chain of another firewall. `comments`: the comments of its rules; `admits`: whether it accepts our
+    mark."""
 
     family: str
     table: str
@@ -38,20 +39,20 @@ class Missing(NamedTuple):
     line: str
 
     def command(self, instance: str) -> str:
-        """The command that adds it, at the chain's beginning."""
+        """Return the command that adds the line at the chain's beginning."""
         return f"nft insert rule {self.chain} {self.line} comment {instance}"
 
 
 def ruleset() -> list[dict[str, Any]]:
-    """The host's nf_tables objects, as `nft -j` has them. AlgateError without CAP_NET_ADMIN or nft."""
+    """Return the host's nf_tables objects, as `nft -j` lists them. Raises AlgateError without CAP_NET_ADMIN or nft."""
     entries: list[dict[str, Any]] = json.loads(run_program(["nft", "-j", "-t", "list", "ruleset"]))["nftables"]
     return entries
 
 
 def dropping(entries: Sequence[Mapping[str, Any]], instance: str) -> list[Chain]:
-    """The chains at input and forward that drop whatever they do not know: by their policy, or by a rule without a
-    condition in them or in a chain that they lead to. iptables-nft's own chains are left out: there our jumps come
-    first."""
+    """Return the chains at input and forward that drop what they do not know: by their policy, or by a rule without a
+    condition in them or in a chain that they lead to. iptables-nft's own chains are left out, because our jumps come
+    first there."""
     rules: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for rule in (entry["rule"] for entry in entries if "rule" in entry):
         rules.setdefault((rule["family"], rule["table"], rule["chain"]), []).append(rule)
@@ -71,8 +72,8 @@ def dropping(entries: Sequence[Mapping[str, Any]], instance: str) -> list[Chain]
 
 
 def missing(entries: Sequence[Mapping[str, Any]], config: Config) -> list[Missing]:
-    """The lines that dropping chains seem to need and do not have: none of a chain that has any of ours, or accepts
-    the mark by a rule of its own."""
+    """Return the lines that dropping chains seem to need and do not have; none for a chain that has any of ours, or
+    accepts the mark by a rule of its own."""
     return [
         Missing(chain, line)
         for chain in dropping(entries, config.instance)
@@ -82,8 +83,8 @@ def missing(entries: Sequence[Mapping[str, Any]], config: Config) -> list[Missin
 
 
 def add(config: Config) -> list[str]:
-    """Insert the lines into all dropping chains, in place of those that were inserted before. Returns what could not
-    be done, and why. Raises AlgateError."""
+    """Insert the lines into all dropping chains, in place of those that were inserted before. Returns what could not be
+    done, and why. Raises AlgateError."""
     entries = ruleset()
     failures = []
     for chain in dropping(entries, config.instance):
@@ -112,7 +113,7 @@ def _deletions(entries: Sequence[Mapping[str, Any]], instance: str, chain: Chain
 
 
 def _is_ours(table: str, entries: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether it is the table of an instance of ours, or what `algate rules show --nft` prints."""
+    """Whether it is the table of an instance of ours, or one that `algate rules show --nft` prints."""
     tables = [entry["table"] for entry in entries if "table" in entry]
     comments = [str(one.get("comment", "")) for one in tables if one["name"] == table]
     return table.startswith("algate") or any(comment.startswith("algate ") for comment in comments)
@@ -123,7 +124,8 @@ def _dropping_rule(
     place: tuple[str, str, str],
     seen: set[tuple[str, str, str]],
 ) -> str:
-    """The place of a rule without a condition that drops or rejects, from this chain on; "" if there is none."""
+    """Return the place of a rule without a condition that drops or rejects, in this chain or one that it leads to; ""
+    if there is none."""
     seen.add(place)
     for rule in rules.get(place, ()):
         statements = [statement for statement in rule["expr"] if isinstance(statement, dict)]
@@ -138,7 +140,7 @@ def _dropping_rule(
 
 
 def _targets(value: Any) -> Iterator[str]:
-    """The chains that an expression may jump or go to."""
+    """Return the chains to which an expression may jump or go."""
     if isinstance(value, dict):
         for kind, inner in value.items():
             if kind in ("jump", "goto") and isinstance(inner, dict) and "target" in inner:

@@ -1,4 +1,4 @@
-"""Address translation by rules that are not ours."""
+"""Finds address translation by rules of other programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _RULE = re.compile(r"-A (\S+) .*-p tcp .*--dports? (\S+) .*-j (?:REDIRECT|DNAT)\
 
 
 def translators(ports: Collection[int], instance: str) -> list[str]:
-    """The rules that take connections to TCP `ports` before `instance` sees them, for people; needs root."""
+    """Describe the rules that translate connections to TCP `ports` before `instance` sees them. Needs root."""
     found = list(in_ruleset(output_of(["nft", "-j", "list", "ruleset"]), instance))
     for program in ("iptables", "ip6tables"):
         found += in_nat_rules(output_of([f"{program}-save", "-t", "nat"]), program, ports)
@@ -21,7 +21,7 @@ def translators(ports: Collection[int], instance: str) -> list[str]:
 
 
 def in_ruleset(text: str, instance: str) -> Iterator[str]:
-    """Those of a ruleset as `nft -j list ruleset` writes it: chains before iptables' own that translate."""
+    """Find translating chains before iptables' own, in a ruleset as `nft -j list ruleset` writes it."""
     try:
         entries = json.loads(text)["nftables"]
     except (ValueError, KeyError, TypeError):  # nft is not there, or too old to say it so
@@ -39,7 +39,7 @@ def in_ruleset(text: str, instance: str) -> Iterator[str]:
 
 
 def in_nat_rules(text: str, program: str, ports: Collection[int]) -> Iterator[str]:
-    """Those of iptables' nat table, as iptables-save writes it, in chains that are not ours."""
+    """Find such rules in iptables' nat table, as iptables-save writes it, in chains that are not ours."""
     for line in text.splitlines():
         rule = _RULE.match(line)
         if rule and not rule[1].lower().startswith("algate") and {*rule[2].split(",")} & {*map(str, ports)}:

@@ -1,7 +1,7 @@
-"""Kernel helpers (nf_conntrack_ftp, nf_conntrack_sip) that would edit the same flows as a module of ours.
+"""Finds kernel helpers (nf_conntrack_ftp, nf_conntrack_sip) that would edit the same flows as a module of ours.
 
-Two editors of one stream make nonsense of it: the helper changes addresses that the module has changed already, shifts
-sequence numbers below a relay, and opens ports that no policy of ours was asked about.
+Two editors of one stream destroy it: the helper changes addresses that the module has changed already, shifts sequence
+numbers below a relay, and opens ports that our policy has not permitted.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Attached:
 
 
 def attached(modules: Ports) -> list[Attached]:
-    """The helpers that are attached to flows of these modules; needs root to see rules."""
+    """Return the helpers that are attached to flows of these modules. Needs root to see rules."""
     found = list(_automatic(modules))
     for prefix in ("iptables", "ip6tables"):
         text = output_of([f"{prefix}-save", "-t", "raw"])
@@ -46,7 +46,7 @@ def attached(modules: Ports) -> list[Attached]:
 
 
 def in_raw_rules(text: str, prefix: str, modules: Ports) -> Iterator[Attached]:
-    """Those of a table as iptables-save writes it. `prefix`: "iptables" or "ip6tables"."""
+    """Find helpers in a table as iptables-save writes it. `prefix`: "iptables" or "ip6tables"."""
     for line in text.splitlines():
         rule = _CT_RULE.search(line)
         if rule is None or not line.startswith("-A "):
@@ -58,7 +58,7 @@ def in_raw_rules(text: str, prefix: str, modules: Ports) -> Iterator[Attached]:
 
 
 def in_ruleset(text: str, modules: Ports) -> Iterator[Attached]:
-    """Those of a ruleset as `nft -j list ruleset` writes it."""
+    """Find helpers in a ruleset as `nft -j list ruleset` writes it."""
     try:
         entries: list[dict[str, Any]] = json.loads(text)["nftables"]
     except (ValueError, KeyError, TypeError):  # nft is not there, or too old to say it so
@@ -82,7 +82,7 @@ def in_ruleset(text: str, modules: Ports) -> Iterator[Attached]:
 
 
 def _automatic(modules: Ports) -> Iterator[Attached]:
-    """Kernels before 6.0 can attach helpers by themselves, by their well-known ports."""
+    """Find helpers that the kernel attaches by itself, by their well-known ports (before Linux 6.0)."""
     try:
         automatic = _SYSCTL.read_text().strip() == "1"
     except OSError:
@@ -95,13 +95,13 @@ def _automatic(modules: Ports) -> Iterator[Attached]:
 
 
 def _module_of(helper: str, modules: Ports) -> str | None:
-    """The module that a helper gets in the way of; "ftp-2121" is the helper of a further port."""
+    """Return the module with which a helper interferes. "ftp-2121" is the helper of a further port."""
     name = helper.strip('"').partition("-")[0]
     return name if name in HELPERS and name in modules else None
 
 
 def _assigned(value: Any, expressions: Sequence[Any]) -> Iterator[tuple[str, list[tuple[int, int]] | None]]:
-    """Names of helper objects that a statement sets, and for which ports (None: any)."""
+    """Yield names of helper objects that a statement sets, and for which ports (None: any)."""
     if isinstance(value, str):
         yield value, _matched_ports(expressions)
     elif isinstance(value, dict) and "map" in value:

@@ -1,7 +1,7 @@
-"""Watches the iptables rules of this instance, and puts them back when somebody else has removed them.
+"""Watches the iptables rules of this instance, and restores them when another program has removed them.
 
-Nobody has to say that the rules are wanted: whoever has applied them (`algate rules apply`, a script), they are there,
-and from then on they are kept, until `algate rules remove` says that they are not wanted any more.
+Rules that were seen complete, whatever has applied them (`algate rules apply`, a script), are kept from then on, until
+`algate rules remove` says that they are not wanted any more.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ SOON = 0.1  # seconds between a change and the look: one change rarely comes alo
 POLL = 1.0  # seconds between two looks at iptables-legacy's tables, which tell nobody when they change
 RARELY = 30.0  # seconds between two looks without a reason; and between two where nothing tells of changes: POLL
 RESTORATIONS, PER_SECOND = 5, 1 / 60
-"""How often rules are put back: so often at once, and once a minute in the long run. Whoever removes them more often
-means it."""
+"""How often rules are restored: this often at once, and once a minute in the long run. A program that removes them more
+often means to."""
 REMOVING = 5.0  # seconds that `algate rules remove` may take
 
 State = Literal["unknown", "none", "applied", "absent", "incomplete"]
@@ -36,7 +36,7 @@ log = get_logger()
 
 
 class Look(NamedTuple):
-    """What was found: the state of the rules, and what of them is missing or why nothing is known.
+    """The result of a check: the state of the rules, and what of them is missing or why nothing is known.
 
     `foreign`: chains of other firewalls that seem to drop what the gateway admits, each with the first line that it
     needs.
@@ -48,9 +48,8 @@ class Look(NamedTuple):
 
 
 class RulesKeeper:
-    """`watch` is readable when the kernel tells of a change: `changed`; `wake` when something that was begun has ended:
-    `tick`, as at `next`. What takes long is done in a thread.
-    """
+    """Keeps the rules. When `watch` is readable, the kernel has announced a change: call `changed`. When `wake` is
+    readable, a check has ended: call `tick`, as at `next`. What takes long is done in a thread."""
 
     def __init__(self) -> None:
         self.look = Look("none")
@@ -76,34 +75,34 @@ class RulesKeeper:
             pass  # without CAP_NET_ADMIN there are no rules of ours
 
     def leave_out(self, pid: int | None) -> None:
-        """The broker's process, whose changes concern no rule."""
+        """Ignore changes of the broker's process, which concern no rule."""
         if self.watch is not None:
             self.watch.only_generations(without_pid=pid or 0)
 
     def changed(self, now: float) -> None:
-        """`watch` is readable."""
+        """Handle announcements of the kernel: `watch` is readable."""
         if self.watch is not None and self.watch.read() is not None:
             self.due = min(self.due, now + SOON)
 
     def leave(self) -> None:
-        """`algate rules remove` is about to remove the rules, or has done so: they are not wanted any more."""
+        """Forget that the rules are wanted: `algate rules remove` is about to remove them, or has done so."""
         self._wanted = False
         self._left_at = time.monotonic()
         self.due = min(self.due, self._left_at + SOON)
 
     def applied(self) -> None:
-        """`algate rules apply` has been done."""
+        """Note that `algate rules apply` was run."""
         self._left_at = self._disputed = -math.inf
         self._restorations = Rate(PER_SECOND, RESTORATIONS)
         self.due = 0.0
 
     @property
     def next(self) -> float:
-        """When (monotonic) `tick` has something to do, if nothing happens."""
+        """When (monotonic) `tick` has something to do if nothing happens."""
         return math.inf if self._job is not None else min(self.due, self._poll_at)
 
     def tick(self, now: float, config: Config, may_restore: bool) -> None:
-        """Look, or put back, if it is time. `may_restore`: this process is the one that is to do it."""
+        """Check or restore the rules, if it is time. `may_restore`: this process is the one that has to do it."""
         if self._job is not None:
             if not self._job.done():
                 return
@@ -150,7 +149,7 @@ class RulesKeeper:
             self._gone(look, now, config)
 
     def _gone(self, look: Look, now: float, config: Config) -> None:
-        """Rules that were applied are not there, or not all."""
+        """Handle rules that were applied and are missing, at least partly."""
         if not config.rules.restore:
             if self._is_news("gone"):
                 log.error("rules.gone", missing=look.detail, hint="algate rules apply")
@@ -169,14 +168,14 @@ class RulesKeeper:
             log.error("rules.restore_failed", error=error, hint="as root: algate rules apply")
 
     def _is_news(self, what: str) -> bool:
-        """Whether that was not what was said last."""
+        """Whether this differs from what was logged last."""
         before, self._said = self._said, what
         return before != what
 
     # --- what is told of it -----------------------------------------------------------------------------------------
 
     def status(self) -> str:
-        """In words: for `algate status` and the console; "" where this configuration has no rules."""
+        """Describe the state for `algate status` and the console; "" if this configuration has no rules."""
         match self.look.state:
             case "none":
                 return ""
@@ -192,12 +191,13 @@ class RulesKeeper:
         return told
 
     def obstacle(self) -> str:
-        """Why the gateway does not serve as it should: rules that were applied are not there. "" if all is well."""
+        """Return why the gateway does not serve as it should: rules that were applied are missing. "" if all is
+        well."""
         missing = self.look.state in ("absent", "incomplete") and self._wanted
         return f"iptables rules: {self.status()}" if missing else ""
 
     def samples(self) -> list[Sample]:
-        """For the metrics; nothing where nothing is known."""
+        """Return metrics; none where nothing is known."""
         if self.look.state in ("none", "unknown"):
             return []
         return [(("algate_rules_applied",), float(self.look.state == "applied"))]
@@ -212,7 +212,7 @@ class RulesKeeper:
 
 
 def look_at(config: Config) -> Look:
-    """How the rules are now."""
+    """Check the rules."""
     if not config.transparent_enabled:
         return Look("none")
     try:
@@ -229,7 +229,7 @@ def look_at(config: Config) -> Look:
 
 
 def put_back(config: Config) -> Look:
-    """Apply the rules, and look again."""
+    """Apply the rules, and check them again."""
     try:
         rules.apply(config)
         if config.rules.foreign == "add":

@@ -1,4 +1,5 @@
-"""Whether iptables-legacy's tables have changed: cheaply, as nobody tells (IPT_SO_GET_INFO of linux/netfilter_ipv4)."""
+"""Notices changes of iptables-legacy's tables, which nothing announces, cheaply (IPT_SO_GET_INFO of
+linux/netfilter_ipv4)."""
 
 from __future__ import annotations
 
@@ -17,19 +18,20 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class LegacyTables:
-    """The size and number of rules of each table, as of the last look. Without CAP_NET_ADMIN there are none."""
+    """The size and the number of rules of each table at the last call. Without CAP_NET_ADMIN there are none."""
 
     def __init__(self) -> None:
         self._seen = _state()
 
     def changed(self) -> bool:
-        """Whether they are others than at the last call."""
+        """Whether they have changed since the last call."""
         before, self._seen = self._seen, _state()
         return before != self._seen
 
 
 def _state() -> dict[tuple[int, str], bytes]:
-    """By family and table; only those that exist, as asking for another one would make it."""
+    """Return the state by family and table, only of tables that exist, because asking for another one would create
+    it."""
     found: dict[tuple[int, str], bytes] = {}
     for family, level, names in _FAMILIES:
         try:

@@ -1,7 +1,7 @@
-"""The bundled rules as native nft text: for hosts with nftables.service, and for chains of other firewalls.
+"""The bundled rules as native nft text, for hosts with nftables.service and for chains of other firewalls.
 
-The rules stand in one place, `iptables/ipv4.rules` and `ipv6.rules`; the translation is that of iptables itself
-(iptables-restore-translate), but for the one match that it does not know.
+The rules are written in one place, `iptables/ipv4.rules` and `ipv6.rules`. iptables itself translates them
+(iptables-restore-translate), except for the one match that it does not know.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SOCKET = re.compile(r"-i (\S+) -m addrtype --dst-type LOCAL -m socket --nowildc
 
 
 class Line(NamedTuple):
-    """A rule as nft text: of which table and built-in chain of iptables it is."""
+    """A rule as nft text, with the table and the built-in chain of iptables that it belongs to."""
 
     table: str
     chain: str
@@ -39,10 +39,11 @@ class Line(NamedTuple):
 
 
 def native(config: Config) -> str:
-    """The rules that bring clients to the gateway, as nft tables of their own; "" if there are none. AlgateError.
+    """Return the rules that redirect clients to the gateway, as nft tables of their own; "" if there are none. Raises
+    AlgateError.
 
-    What lets admitted packets through is not in it: an accept in one table does not overrule a drop in another. Those
-    lines are for the chains that drop (`lines_for`).
+    What lets admitted packets through is not included, because an accept in one table does not overrule a drop in
+    another. Those lines are for the chains that drop (`lines_for`).
     """
     texts = []
     for family in FAMILIES:
@@ -63,7 +64,7 @@ def native(config: Config) -> str:
 
 
 def lines_for(config: Config, hook: str, family: str) -> list[str]:
-    """What a chain of another firewall has to accept, as nft rules, most important first.
+    """Return what a chain of another firewall has to accept, as nft rules, the most important first.
 
     `hook`: "input" or "forward"; `family` of the chain's table: "ip", "ip6" or "inet". Raises AlgateError.
     """
@@ -77,7 +78,7 @@ def lines_for(config: Config, hook: str, family: str) -> list[str]:
 
 
 def translated(config: Config, family: Family) -> list[Line]:
-    """The rules of one family. Raises AlgateError."""
+    """Return the translated rules of one family. Raises AlgateError."""
     text = rules.render(config, family)
     if text is None:
         return []
@@ -102,7 +103,7 @@ def _by_hand(rule: str) -> str:
 
 
 def _for_any_family(rule: str) -> str:
-    """As it can also stand in a table of family inet; without counters."""
+    """Return the rule in a form that is also valid in a table of family inet, without counters."""
     rule = rule.replace("counter ", "").replace("ct original protocol 6", "meta l4proto tcp")
     rule = re.sub(r"ct original (daddr|saddr) (\S+)", lambda m: f"ct original {_of(m[2])} {m[1]} {m[2]}", rule)
     return re.sub(r"\bip protocol (udp|tcp)\b", r"meta l4proto \1", rule)

@@ -1,4 +1,4 @@
-"""The doctor's trial of openings: what is copied of this host, and what came of it (gateway.host.trial)."""
+"""The doctor's trial of openings: what is copied of this host, and the results (gateway.host.trial)."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ _PEERS = ("9.9.9.10", "2620:fe::10")
 
 
 class CannotTry(Exception):
-    """The host has nothing that it could be tried with; the text says what is missing."""
+    """The trial is not possible. The text says what is missing."""
 
 
 def try_openings(config: Config) -> list[Tried]:
-    """Try it, in a network namespace that lives as long as the attempt; needs root. Raises CannotTry, AlgateError."""
+    """Carry out the trial, in a network namespace that exists as long as the attempt. Needs root. Raises CannotTry,
+    AlgateError."""
     plan = plan_of(config)
     unshare = shutil.which("unshare", path=os.environ.get("PATH", "") + ":/usr/bin:/bin")
     if unshare is None:
@@ -59,7 +60,7 @@ def try_openings(config: Config) -> list[Tried]:
 
 
 def plan_of(config: Config) -> Plan:
-    """What to copy of this host. Raises CannotTry, AlgateError."""
+    """Return what to copy of this host. Raises CannotTry, AlgateError."""
     links = _links()
     inside = _inside(config, links)
     outside, via = _outside(config, links)
@@ -101,7 +102,7 @@ def _has(program: str, instance: str) -> bool:
 
 
 def _links() -> dict[str, list[str]]:
-    """The interfaces of this host with their addresses; link-local ones are left out."""
+    """Return the interfaces of this host with their addresses, without link-local ones."""
     found: dict[str, list[str]] = {}
     for link in json.loads(run_program(["ip", "-j", "addr", "show"])):
         addresses = [one for one in link.get("addr_info", ()) if one.get("scope") == "global"]
@@ -118,7 +119,7 @@ def _inside(config: Config, links: dict[str, list[str]]) -> str:
 
 
 def _outside(config: Config, links: dict[str, list[str]]) -> tuple[str, tuple[str, ...]]:
-    """The interface to the outside, and the neighbours that default routes lead to."""
+    """Return the interface to the outside, and the neighbours of the default routes."""
     routes: list[dict[str, Any]] = []
     for family in ("-4", "-6"):
         routes += json.loads(run_program(["ip", "-j", family, "route", "show", "default"]) or "[]")
@@ -134,7 +135,7 @@ def _outside(config: Config, links: dict[str, list[str]]) -> tuple[str, tuple[st
 
 
 def _clients(config: Config, addresses: Sequence[str]) -> tuple[str, ...]:
-    """A client of each family: a host of an inside network on this interface that is not the router."""
+    """Choose a client of each family: a host of an inside network on this interface that is not the router."""
     found = []
     for text in addresses:
         interface = ipaddress.ip_interface(text)
@@ -146,7 +147,7 @@ def _clients(config: Config, addresses: Sequence[str]) -> tuple[str, ...]:
 
 
 def _peers(addresses: Sequence[str], via: Sequence[str]) -> tuple[str, ...]:
-    """Somebody outside, of each family: beyond the default route, or else a neighbour."""
+    """Choose a host outside, of each family: beyond the default route, or else a neighbour."""
     found = []
     for text in addresses:
         interface = ipaddress.ip_interface(text)
@@ -159,7 +160,7 @@ def _peers(addresses: Sequence[str], via: Sequence[str]) -> tuple[str, ...]:
 
 
 def _another(interface: Any) -> str | None:
-    """Another host of an interface's network, from its end, where hosts are rarest."""
+    """Choose another host of an interface's network, from its end, where hosts are rarest."""
     network = interface.network
     for back in range(2, 10):
         if network.num_addresses > back:
@@ -174,7 +175,8 @@ def _hosts(addresses: Sequence[str]) -> set[str]:
 
 
 def _tables(entries: Sequence[dict[str, Any]], instance: str) -> list[str]:
-    """nft text of all tables but the instance's own; of iptables' tables only the chains that are not iptables'."""
+    """Return the nft text of all tables but the instance's own; of iptables' tables only the chains that are not
+    iptables'."""
     texts = []
     for table in (entry["table"] for entry in entries if "table" in entry):
         family, name = table["family"], table["name"]
@@ -200,7 +202,8 @@ def _tables(entries: Sequence[dict[str, Any]], instance: str) -> list[str]:
 
 
 def lines_of(tried: Sequence[Tried]) -> dict[str, list[Tried]]:
-    """Lines, each with its chain before it, that let through what could not pass; and what each lets through."""
+    """Return the lines, each with its chain before it, that let through what could not pass, and what each lets
+    through."""
     lines: dict[str, list[Tried]] = {}
     for one in tried:
         for line in one.lines:
@@ -209,7 +212,7 @@ def lines_of(tried: Sequence[Tried]) -> dict[str, list[Tried]]:
 
 
 def findings(tried: Sequence[Tried], instance: str) -> Iterator[Finding]:
-    """What came of it, for the doctor."""
+    """Return the results as the doctor's findings."""
     for line, let_through in lines_of(tried).items():
         stops = " and ".join(dict.fromkeys(one.stopped_by for one in let_through))
         yield Finding(

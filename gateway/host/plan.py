@@ -1,4 +1,4 @@
-"""What the trial of openings is told and what it answers (gateway.host.trial, in a process of its own)."""
+"""The input and the output of the trial of openings (gateway.host.trial), which runs in a process of its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from alg.address import Endpoint
 
 
 class Link(msgspec.Struct, frozen=True):
-    """An interface: `addresses` as "192.0.2.1/24"; `via`: the neighbour that a default route leads to."""
+    """An interface. `addresses`: as "192.0.2.1/24"; `via`: the neighbour of a default route."""
 
     name: str
     addresses: tuple[str, ...]
@@ -23,11 +23,11 @@ class Foreign(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What to try.
+    """The input of the trial.
 
     `others`: further interfaces that rules may name. `clients`, `peers`: hosts inside and outside. `tables`: nft text
-    of the host's tables; `iptables`: input for iptables-restore and ip6tables-restore, by program; `own`: the same, of
-    the gateway's rules. `foreign`: what chains of others may need. The others are as configured.
+    of the host's tables; `iptables`: input for iptables-restore and ip6tables-restore, by program; `own`: the same for
+    the gateway's rules. `foreign`: the lines that chains of others may need. The other fields are as configured.
     """
 
     inside: Link
@@ -48,7 +48,8 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Tried(msgspec.Struct, frozen=True):
-    """One packet: what it stands for, whether it arrived, what stopped it first, and the lines that let it through."""
+    """The result for one packet: what it stands for, whether it arrived, what stopped it first, and the lines that let
+    it through."""
 
     what: str
     passed: bool

@@ -1,4 +1,4 @@
-"""Asking the system's programs."""
+"""Runs programs of the system."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LONG_DEADLINE = 60.0  # seconds, for what changes something
 
 
 def output_of(argv: Sequence[str]) -> str:
-    """What a program says; nothing if it is not there or fails: then it has nothing to show."""
+    """Return what a program prints; "" if it does not exist or fails, because it then has nothing to show."""
     program = shutil.which(argv[0], path=os.environ.get("PATH", "") + _SBIN)
     if program is None:
         return ""
@@ -28,7 +28,8 @@ def output_of(argv: Sequence[str]) -> str:
 
 
 def run_program(argv: Sequence[str], stdin: str = "") -> str:
-    """What a program says. Raises AlgateError, with the program's own words, if it fails or is not there."""
+    """Return what a program prints. Raises AlgateError, with the program's own message, if it fails or does not
+    exist."""
     program = shutil.which(argv[0], path=os.environ.get("PATH", "") + _SBIN)
     if program is None:
         package = "nftables" if argv[0] == "nft" else "iptables"
@@ -45,7 +46,7 @@ def run_program(argv: Sequence[str], stdin: str = "") -> str:
 
 
 def _explain(stderr: str, stdin: str) -> str:
-    """The program's own words, and the line that it did not like."""
+    """Return the program's own message, and the line that it complains about."""
     message = " ".join(stderr.split()) or "failed without a word"
     found = re.search(r"line:? (\d+)", message)
     lines = stdin.splitlines()

@@ -1,8 +1,8 @@
 """The bundled iptables rules: rendered from `iptables/ipv4.rules` and `ipv6.rules`, applied and removed.
 
-The rules live in chains of their own, named after the instance; the built-in chains get one jump each. Nothing is
-remembered in a file: what is ours is read from iptables-save, and that a table did not exist before is a comment on
-our own jump, so that `remove` can leave everything as it was.
+The rules are in chains of their own, named after the instance; the built-in chains get one jump each. Nothing is
+remembered in a file: our rules are found in the output of iptables-save, and a comment on our own jump says that a
+table did not exist before, so that `remove` can restore everything.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _Tables = dict[str, _Table]
 
 
 def render(config: Config, family: Family) -> str | None:
-    """The rules of this configuration for one family, as input for `iptables-restore --noflush`.
+    """Return the rules of this configuration for one family, as input for `iptables-restore --noflush`.
 
     None if no inside network belongs to the family. Raises AlgateError if there is nothing to redirect at all.
     """
@@ -96,13 +96,13 @@ def render(config: Config, family: Family) -> str | None:
 
 
 def _socks_ports(config: Config, version: int) -> list[int]:
-    """Ports on which SOCKS listens for others than this host itself."""
+    """Return the ports at which SOCKS listens for hosts other than this one."""
     endpoints = map(parse_endpoint, config.socks.listen)
     return sorted({e.port for e in endpoints if e.version == version and not ipaddress.ip_address(e.host).is_loopback})
 
 
 def _fill(line: str, values: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """The line once for each combination of the values of the names in it."""
+    """Return the line once for each combination of the values of the names in it."""
     names = string.Template(line).get_identifiers()
     for combination in itertools.product(*(values[name] for name in names)):
         yield string.Template(line).substitute(dict(zip(names, combination, strict=True)))
@@ -112,7 +112,7 @@ def _fill(line: str, values: Mapping[str, Sequence[str]]) -> Iterator[str]:
 
 
 def _parse(text: str) -> _Tables:
-    """Read the output of iptables-save, or what `render` made."""
+    """Parse the output of iptables-save, or of `render`."""
     tables: _Tables = {}
     table = _Table()
     for line in text.splitlines():
@@ -131,13 +131,13 @@ def _own_chains(instance: str, table: _Table) -> list[str]:
 
 
 def _is_jump(rule: str, own: Sequence[str]) -> bool:
-    """Whether the rule leads from elsewhere into one of our chains."""
+    """Whether the rule is a jump from another chain into one of ours."""
     words = rule.split()
     return words[-1] in own and words[-2] in ("-j", "-g") and words[1] not in own
 
 
 def _own_part(instance: str, saved: _Tables) -> _Tables:
-    """Our chains, their rules, and our jumps with their positions: what puts back the state that was saved."""
+    """Return our chains, their rules, and our jumps with their positions, which restore the state that was saved."""
     part: _Tables = {}
     for name, table in saved.items():
         own = _own_chains(instance, table)
@@ -156,7 +156,7 @@ def _own_part(instance: str, saved: _Tables) -> _Tables:
 
 
 def _transaction(instance: str, now: _Tables, wanted: _Tables) -> str:
-    """Input for iptables-restore that makes `wanted` of what is ours in `now`."""
+    """Return input for iptables-restore that changes our part of `now` into `wanted`."""
     lines: list[str] = []
     for name in [*wanted, *(name for name in now if name not in wanted)]:
         table, goal = now.get(name, _Table()), wanted.get(name, _Table())
@@ -181,7 +181,7 @@ def _transaction(instance: str, now: _Tables, wanted: _Tables) -> str:
 
 
 class _Host:
-    """The rules of one family on this host, as far as they are ours to change."""
+    """Our rules of one family on this host."""
 
     def __init__(self, family: Family, instance: str) -> None:
         self.instance = instance
@@ -198,13 +198,14 @@ class _Host:
         self._restore(_transaction(self.instance, self.read(), wanted), "--test")
 
     def load(self, wanted: _Tables) -> None:
-        """Make `wanted` of what is ours, in one transaction; AlgateError and nothing changed if it fails."""
+        """Replace our rules by `wanted`, in one transaction. Raises AlgateError if it fails; then nothing has
+        changed."""
         now = self.read()
         self._restore(_transaction(self.instance, now, wanted))
         self._drop_what_was_absent(_own_part(self.instance, now), wanted)
 
     def marked(self, wanted: _Tables) -> _Tables:
-        """`wanted`, with a comment on each jump that makes a table or built-in chain come into being."""
+        """Return `wanted`, with a comment on each jump that makes a table or built-in chain come into being."""
         if not self._is_nft:
             return wanted
         now = self.read()
@@ -243,7 +244,7 @@ class _Host:
         return [(kind, value) for entry in entries for kind, value in entry.items() if kind != "metainfo"]
 
     def _drop_what_was_absent(self, before: _Tables, wanted: _Tables) -> None:
-        """Delete the built-in chains and tables that came with our jumps, if nothing else has moved in."""
+        """Delete the built-in chains and tables that came with our jumps, if nothing else is in them."""
         for name, table in before.items():
             kept = {rule.split()[1] for rule in wanted.get(name, _Table()).rules if rule.startswith("-I ")}
             gone = {rule.split()[1]: rule for rule in table.rules if rule.startswith("-I ")}
@@ -268,9 +269,9 @@ class _Host:
 
 
 def apply(config: Config) -> None:
-    """Load the rules of this configuration in place of those that this instance has loaded before.
+    """Load the rules of this configuration, in place of those that this instance has loaded before.
 
-    All or nothing: when one family fails, the other is put back. Raises AlgateError.
+    All or nothing: when one family fails, the other is restored. Raises AlgateError.
     """
     wanted = {family: _parse(render(config, family) or "") for family in FAMILIES}
     _require_root()
@@ -294,13 +295,13 @@ def apply(config: Config) -> None:
 
 
 def applied(config: Config) -> bool:
-    """Whether this instance's rules are there. Raises AlgateError."""
+    """Whether this instance's rules are applied. Raises AlgateError."""
     return any(_own_part(config.instance, host.read()) for host in _hosts(config.instance, []).values())
 
 
 def missing(config: Config) -> list[str] | None:
-    """What of the rules is not there as `apply` makes them: tables and chains, for people; None: nothing of them is.
-    Whether a rule is another one than ours is not looked at, only how many there are. Raises AlgateError."""
+    """Describe which tables and chains of the rules are not as `apply` makes them; None if no rules are applied. Only
+    the number of rules is compared, not their contents. Raises AlgateError."""
     wanted = {family: _parse(render(config, family) or "") for family in FAMILIES}
     hosts = _hosts(config.instance, [family for family in FAMILIES if wanted[family]])
     there = {family: _own_part(config.instance, host.read()) for family, host in hosts.items()}
@@ -316,7 +317,7 @@ def missing(config: Config) -> list[str] | None:
 
 
 def _shape(table: _Table) -> dict[str, int]:
-    """How many rules each of our chains has, and how many jumps lead from a built-in one to which of ours."""
+    """Return how many rules each of our chains has, and how many jumps lead from a built-in chain to which of ours."""
     shape = dict.fromkeys(table.chains, 0)
     for rule in table.rules:
         words = rule.split()
@@ -326,8 +327,8 @@ def _shape(table: _Table) -> dict[str, int]:
 
 
 def stop_redirecting(config: Config) -> None:
-    """If the rules are there: no new connection is led to the gateway; what is under way is let through as before.
-    Raises AlgateError."""
+    """If the rules are applied, redirect no new connection to the gateway; connections under way pass as before. Raises
+    AlgateError."""
     if config.transparent_enabled and applied(config):
         transparent = msgspec.structs.replace(config.transparent, ports=())
         sockets = tuple(entry for entry in config.publish if entry.protocol == "udp")  # the kernel's alone
@@ -335,14 +336,14 @@ def stop_redirecting(config: Config) -> None:
 
 
 def remove(config: Config) -> None:
-    """Take away everything that `apply` made for this instance, if there is anything. Raises AlgateError."""
+    """Remove everything that `apply` made for this instance, if there is anything. Raises AlgateError."""
     _require_root()
     for host in _hosts(config.instance, []).values():
         host.load({})
 
 
 def _hosts(instance: str, needed: Sequence[Family]) -> dict[Family, _Host]:
-    """The families that are needed, and those that this host can do anyway."""
+    """Return the families that are needed, and those that this host supports anyway."""
     hosts: dict[Family, _Host] = {}
     for family in FAMILIES:
         try:

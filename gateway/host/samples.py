@@ -1,4 +1,4 @@
-"""What the kernel counts of the packets process's NFQUEUE, for the metrics: the supervisor reads it."""
+"""The kernel's counts of the packets process's NFQUEUE, for the metrics. The supervisor reads them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _QUEUES = "/proc/net/netfilter/nfnetlink_queue"
 
 
 class QueueSamples:
-    """Looks when it is asked."""
+    """Reads the counts when asked."""
 
     def __init__(self) -> None:
         self._file: TextIO | None = None
 
     def samples(self, config: Config) -> list[Sample]:
-        """Those of this configuration's queue, if it has one."""
+        """Return the counts of this configuration's queue, if it has one."""
         if not config.packets_wanted:
             return []
         try:
@@ -45,8 +45,9 @@ class QueueSamples:
 
 
 def _opened() -> TextIO:
-    """The file is root's, and readable for root's group. A service's user that may change groups for its children (as
-    the supervisor may) belongs to that group for the moment of opening; what is open can be read again and again."""
+    """Open the kernel's file. It is root's, and readable for root's group. A service's user that may change groups for
+    its children (as the supervisor may) joins that group for the moment of opening; the open file can be read again and
+    again."""
     own = os.getegid()
     try:
         return open(_QUEUES)

@@ -1,13 +1,13 @@
-"""Would what the gateway opens pass this host's rules? Tried with real packets, in a copy of the rules:
-`python -m gateway.host.trial` in a network namespace of its own, with a `Plan` on standard input.
+"""Tries with real packets, in a copy of this host's rules, whether what the gateway opens would pass them: `python -m
+gateway.host.trial` in a network namespace of its own, with a `Plan` on standard input.
 
 The copy has interfaces with the names, addresses and routes of the host's, the host's nf_tables objects and iptables
 rules, the gateway's own rules and table, and pinholes as a session would open them. Packets come in by the interfaces
-as from a client or from outside. What does not arrive is followed by netfilter's own trace (NFNLGRP_NFTRACE) to the
-rule that stopped it, and tried again with the lines that this chain may need; counters tell which of them were needed.
-Nothing of this touches the host or its traffic.
+as from a client or from outside. A packet that does not arrive is followed by netfilter's own trace (NFNLGRP_NFTRACE)
+to the rule that stopped it, and tried again with the lines that this chain may need; counters tell which of them were
+needed. Nothing of this touches the host or its traffic.
 
-Writes a JSON list of `Tried`. Whoever calls it makes and drops the namespace.
+Writes a JSON list of `Tried`. The caller makes and removes the namespace.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ _FAMILIES = {1: "inet", 2: "ip", 5: "netdev", 7: "bridge", 10: "ip6"}
 
 
 class Stop(NamedTuple):
-    """Where a packet ended: for people, and the base chain."""
+    """Where a packet ended: a description, and the base chain."""
 
     place: str
     chain: str
 
 
 class Trace:
-    """What netfilter says of the packets that a table of ours has marked for it."""
+    """Netfilter's trace of the packets that a table of ours has marked."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
@@ -81,12 +81,12 @@ class Trace:
         run_program(["nft", "-f", "-"], f"table inet algate_trace {{\n{chains}}}\n")
 
     def forget(self) -> None:
-        """Nothing that was said until now matters."""
+        """Discard everything that was traced until now."""
         for _ in self._told():
             pass
 
     def stop(self) -> Stop | None:
-        """Where the last dropped packet was dropped; None: no nf_tables chain did it."""
+        """Return where the last dropped packet was dropped; None: no nf_tables chain dropped it."""
         found = None
         base: dict[tuple[str, str], str] = {}
         base_chains = _base_chains()
@@ -100,7 +100,7 @@ class Trace:
         return found
 
     def _told(self) -> Iterator[bytes]:
-        """What the kernel has said since the last call."""
+        """Yield the trace messages since the last call."""
         while True:
             try:
                 yield self._socket.recv(1 << 16)
@@ -113,7 +113,8 @@ class Trace:
     def _dropped(
         self, message: bytes, base: dict[tuple[str, str], str], base_chains: set[tuple[str, str, str]]
     ) -> Stop | None:
-        """Where a message says that its packet was dropped. `base`: the base chain that it is in, of each table."""
+        """Return where a message says that its packet was dropped. `base`: the base chain that the packet is in, of
+        each table."""
         family = _FAMILIES.get(message[NLMSGHDR.size], "")
         fields = attribute_map(message, NLMSGHDR.size + 4)
         table, chain = (fields.get(kind, b"").rstrip(b"\0").decode() for kind in (NFTA_TRACE_TABLE, NFTA_TRACE_CHAIN))
@@ -150,7 +151,7 @@ def _rule_text(chain: str, handle: int) -> str:
 
 
 class Copy:
-    """The copy of the host, in this namespace; what the world is to it, in another one."""
+    """The copy of the host in this namespace, and the world around it in another one."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -213,13 +214,13 @@ class Copy:
         self.macs[side] = (_mac_of(link.name), far)
 
     def send(self, side: Side, packet: bytes) -> None:
-        """A packet comes in by an interface."""
+        """Send a packet in by an interface."""
         near, far = self.macs[side]
         kind = b"\x86\xdd" if packet[0] >> 4 == 6 else b"\x08\x00"
         self.wires[side].send(near + far + kind + packet)
 
     def arrives(self, side: Side, wanted: Callable[[bytes], bool]) -> bytes | None:
-        """The first packet that leaves by an interface and is meant, soon; None: none does."""
+        """Return the first packet that leaves by an interface soon and is the one meant; None if none does."""
         until = time.monotonic() + _WAIT
         wire = self.wires[side]
         while (left := until - time.monotonic()) > 0:
@@ -238,7 +239,7 @@ class Copy:
             run_program(["nft", "-f", "-"], f"insert rule {chain} {text}\n")
 
     def hits(self) -> dict[str, int]:
-        """Packets that each added line, with its chain before it, has let through."""
+        """Return how many packets each added line, with its chain before it, has let through."""
         found = {}
         for chain in dict.fromkeys(chain for chain, _ in self._added):
             for entry in json.loads(run_program(["nft", "-j", "list", "chain", *chain.split()]))["nftables"]:
@@ -270,7 +271,7 @@ def _checksum_odd(data: bytes) -> int:
 
 
 def packet(protocol: int, source: Endpoint, destination: Endpoint, flags: int = _SYN, acknowledged: int = 0) -> bytes:
-    """An IP packet of TCP (6; no data) or UDP (17; a few bytes)."""
+    """Return an IP packet of TCP (6; no data) or UDP (17; a few bytes)."""
     addresses = ipaddress.ip_address(source.host).packed + ipaddress.ip_address(destination.host).packed
     if protocol == socket.IPPROTO_TCP:
         number = 1000 if flags == _SYN else 2000
@@ -289,7 +290,8 @@ def packet(protocol: int, source: Endpoint, destination: Endpoint, flags: int = 
 
 
 def _ends(data: bytes) -> tuple[int, Endpoint, Endpoint, int, int]:
-    """Protocol, source, destination, TCP flags and sequence number of a packet; protocol 0: neither TCP nor UDP."""
+    """Return protocol, source, destination, TCP flags and sequence number of a packet; protocol 0: neither TCP nor
+    UDP."""
     nothing = Endpoint("0.0.0.0", 0)
     if data[0] >> 4 == 4:
         protocol, at = data[9], (data[0] & 15) * 4
@@ -313,7 +315,7 @@ def _ends(data: bytes) -> tuple[int, Endpoint, Endpoint, int, int]:
 
 
 class Attempts:
-    """Each method sends a packet as a session would, and says whether it came to where it must."""
+    """Each method sends a packet as a session would, and returns whether it arrived where it must."""
 
     def __init__(self, copy: Copy, client: str, peer: str, near: str, public: str) -> None:
         self._copy = copy
@@ -322,7 +324,7 @@ class Attempts:
         self._source = 20000
 
     def all(self) -> Iterator[tuple[str, Callable[[], bool]]]:
-        """What there is to try, with words for it."""
+        """Return all attempts, with descriptions."""
         plan = self._copy.plan
         yield "a pinhole to a client (active FTP)", self.pinhole
         yield "media of a client (UDP, in)", lambda: self.media(inwards=True)
@@ -460,7 +462,7 @@ def _listening(at: Endpoint) -> Iterator[None]:
 
 
 def run(plan: Plan) -> list[Tried]:
-    """Try all of it. Raises AlgateError, NetfilterError, OSError if the host cannot be copied."""
+    """Make all attempts. Raises AlgateError, NetfilterError, OSError if the host cannot be copied."""
     copy = Copy(plan)
     lines = {foreign.chain: foreign.lines for foreign in plan.foreign}
     results: list[Tried] = []
@@ -485,7 +487,8 @@ def run(plan: Plan) -> list[Tried]:
 def _try_with_lines(
     copy: Copy, tried: Tried, attempt: Callable[[], bool], stop: Stop | None, lines: dict[str, tuple[str, ...]]
 ) -> Tried:
-    """Try again, with the lines that the chain may need which stops it; there may be several such chains."""
+    """Try again, with the lines that may be needed by the chain that stopped the packet; there may be several such
+    chains."""
     for _ in range(_ROUNDS):
         if stop is None:
             break
@@ -503,7 +506,7 @@ def _try_with_lines(
 
 
 def _quadruples(plan: Plan) -> Iterator[tuple[str, str, str, str]]:
-    """Client, peer, and the host's addresses on both sides, of each family that both sides have."""
+    """Return client, peer, and the host's addresses on both sides, of each family that both sides have."""
     for version in (4, 6):
 
         def of(hosts: Sequence[str], version: int = version) -> str | None:
@@ -539,7 +542,7 @@ def _setns(fd: int) -> None:
 
 
 def main() -> None:
-    """Read the plan, try it, write what came of it."""
+    """Read the plan, carry it out, and write the results."""
     plan = msgspec.json.decode(sys.stdin.buffer.read(), type=Plan)
     try:
         tried = run(plan)

@@ -1,4 +1,4 @@
-"""Puts a worker's authentication together, from the configuration and the files that the supervisor hands over."""
+"""Builds a worker's authentication from the configuration and the files that the supervisor hands over."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ log = get_logger()
 
 
 class Authentication:
-    """The authenticator of a worker and what it stands on. `files`: descriptors by name ("users", "keytab").
+    """The authenticator of a worker and its parts. `files`: descriptors by name ("users", "keytab").
 
-    `shared`, `identify`: where guessers are counted by all workers, and who is one (see Guard). `before`: the one of an
-    earlier configuration. Who was banned under the same terms stays so.
+    `shared`, `identify`: where all workers count failures, and which addresses are one client (see Guard). `before`:
+    the authentication of an earlier configuration; bans under the same terms stay.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Authentication:
         )
 
     def close(self) -> None:
-        """Nobody will be authenticated by it any more."""
+        """Free what it holds. It must not be used afterwards."""
         for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()
@@ -81,7 +81,7 @@ class Authentication:
 
 
 def _path(fd: int) -> str:
-    """Opened by this name a memfd is read from its start, whoever else reads it."""
+    """Return a path of a memfd. A memfd that is opened by it is read from its start, independently of other readers."""
     return f"/proc/self/fd/{fd}"
 
 

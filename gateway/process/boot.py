@@ -1,7 +1,7 @@
 """How the supervisor hands a child its configuration and descriptors: one JSON document in an inherited memfd.
 
-A child that has given up its privileges may be unable to read the configuration file or to bind a port; so it gets
-both ready made.
+A child that has given up its privileges may be unable to read the configuration file or to bind a port, so it gets both
+ready made.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from gateway.config.schema import Config
 class Boot(msgspec.Struct, frozen=True, kw_only=True):
     """What a child process starts with. Numbers are inherited descriptors.
 
-    lifeline: a socket to the supervisor (gateway/process/lifeline.py); its end: the supervisor is dead.
-    admin: a listening unix stream socket for `algate status` and its kin.
-    workers (broker): by slot, one SEQPACKET socket a worker, one for packets. broker (worker, packets): its other end.
-    socks, transparent (worker): listening TCP sockets of this slot.
-    journal (packets): two memfds that outlive it, for what its successor has to know.
-    console (console): its listening TCP socket.
-    files (console): "token", what a browser must know to change something; "totals", which outlives it.
-    files (worker): memfds of the files that it may not read itself, by name ("users", "keytab"); when a file has
-    changed a new one comes over the lifeline. And "announced", memory that all workers share
-    (gateway/driver/announced.py).
-    names (console): the processes that can be asked.
-    counts (worker): the memory that all workers count in (gateway/process/counts_file.py).
-    standby (worker, broker): be ready, but begin when the lifeline says so.
+    - `lifeline`: a socket to the supervisor (gateway/process/lifeline.py); its end means that the supervisor is dead.
+    - `admin`: a listening unix stream socket for `algate status` and similar commands.
+    - `workers` (broker): by slot, one SEQPACKET socket for each worker, and one for packets.
+    - `broker` (worker, packets): the other end of its own socket of these.
+    - `socks`, `transparent` (worker): listening TCP sockets of this slot.
+    - `journal` (packets): two memfds that outlive the process, for its successor.
+    - `console` (console): its listening TCP socket.
+    - `files` (console): "token", the secret that changes require; "totals", which outlives the process.
+    - `files` (worker): memfds of the files that it may not read itself, by name ("users", "keytab"); when a file has
+      changed, a new one comes over the lifeline. And "announced", memory that all workers share
+      (gateway/driver/announced.py).
+    - `names` (console): the processes that can be asked.
+    - `counts` (worker): the memory in which all workers count (gateway/process/counts_file.py).
+    - `standby` (worker, broker): be ready, but begin when the lifeline says so.
     """
 
     role: str
@@ -49,7 +50,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     standby: bool = False
 
     def descriptors(self) -> list[int]:
-        """All that are named, in a fixed order."""
+        """Return all descriptors, in a fixed order."""
         optional = [fd for fd in (self.broker, self.console, self.counts) if fd is not None]
         return [
             self.lifeline, self.admin, *self.workers.values(), *optional, *self.journal, *self.socks, *self.transparent,
@@ -57,15 +58,16 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
         ]  # fmt: skip
 
     def known_already(self) -> list[int]:
-        """Those that a child which is told of another configuration has already."""
+        """Return the descriptors that a child has already when it gets the document of another configuration."""
         return [self.lifeline, self.admin, *(fd for fd in (self.broker, self.counts) if fd is not None)]
 
     def own(self) -> list[int]:
-        """Those that a worker has for itself because of such a message."""
+        """Return the descriptors that belong to a worker because of such a message."""
         return [*self.socks, *self.transparent, *self.files.values()]
 
     def renumbered(self, numbers: Sequence[int]) -> Boot:
-        """The same with other numbers for `descriptors`, as they are in the process that has received them."""
+        """Return the document with other numbers for `descriptors`, as they are in the process that has received
+        them."""
         new = dict(zip(self.descriptors(), numbers, strict=True))
         return msgspec.structs.replace(
             self,
@@ -82,7 +84,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def to_memfd(self) -> int:
-        """Write it to a new memfd and return that, positioned at its start."""
+        """Write the document to a new memfd, and return that, positioned at its start."""
         fd = os.memfd_create("algate-boot", 0)
         os.write(fd, msgspec.json.encode(self))
         os.lseek(fd, 0, os.SEEK_SET)

@@ -43,7 +43,7 @@ class _Supervisor:
         return self._lifeline.fileno()
 
     def wait(self) -> bool:
-        """Return when it is our turn; False: it will never be."""
+        """Wait until the supervisor says that the broker may begin. Returns False if it will never be."""
         if self._waiting:
             send(self._lifeline, Ready())
         while self._waiting:
@@ -82,7 +82,7 @@ class _Supervisor:
 
 
 def main(boot: Boot) -> int:
-    """Serve until the supervisor says otherwise; the exit code."""
+    """Serve until the supervisor says otherwise. Returns the exit code."""
     turn = Turn()
     setup_logging("broker", boot.config.log.settings, later=turn.later)
     supervisor = _Supervisor(socket.socket(fileno=boot.lifeline), boot.standby)

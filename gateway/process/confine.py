@@ -1,4 +1,5 @@
-"""What a process gives up for good when it starts: so that whoever takes it over, or a sibling of it, gains little."""
+"""What a process gives up for good when it starts, so that whoever takes it over, or takes over another process of the
+same user, gains little."""
 
 from __future__ import annotations
 
@@ -64,10 +65,10 @@ _IOCTLS = (
 
 
 def hide() -> None:
-    """Be no longer dumpable: nobody but a process with CAP_SYS_PTRACE can read or write our memory, take our
+    """Make this process undumpable: only a process with CAP_SYS_PTRACE can then read or write its memory, take its
     descriptors (pidfd_getfd(2)), or follow the links below /proc/PID/fd. Raises OSError.
 
-    A process that runs as the same user could do all of that otherwise (ptrace(2), "Ptrace access mode checking").
+    Otherwise any process of the same user could do all of that (ptrace(2), "Ptrace access mode checking").
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0):
@@ -76,12 +77,12 @@ def hide() -> None:
 
 
 def restrict_calls() -> bool:
-    """Allow this process from now on no system calls but those that it needs (seccomp(2)): no program is started, no
-    process traced or signalled, nothing mounted, no module loaded, and there are no new sockets but for TCP, UDP, the
-    local log daemon and questions to the routing table. Anything else fails with EPERM.
+    """Allow this process only the system calls that it needs from now on (seccomp(2)): it can start no program, trace
+    or signal no process, mount nothing, load no module, and make no sockets but for TCP, UDP, the local log daemon and
+    questions to the routing table. Anything else fails with EPERM.
 
-    For all threads; to be called when everything is imported. False: there is no libseccomp, and nothing was done.
-    Raises OSError where the kernel does not take the filter.
+    Holds for all threads; call it when everything is imported. Returns False if there is no libseccomp, and nothing was
+    done. Raises OSError if the kernel refuses the filter.
     """
     if seccomp is None:
         return False
@@ -110,7 +111,7 @@ def _allow(rules: Any, name: str, *conditions: Any) -> None:
 
 
 def _with_arguments(library: Any) -> Sequence[tuple[str, tuple[Any, ...]]]:
-    """Calls that are allowed with certain arguments only."""
+    """Return the calls that are allowed with certain arguments only."""
     argument, same, masked = library.Arg, library.EQ, library.MASKED_EQ
     found: list[tuple[str, tuple[Any, ...]]] = [
         ("socket", (argument(0, same, int(family)), argument(1, masked, _SOCK_TYPE_MASK, int(kind))))

@@ -40,7 +40,7 @@ LONGEST_TOKEN = 200
 
 
 class Console:
-    """Everything that the process consists of, put together from its boot document."""
+    """All parts of the process, built from its boot document."""
 
     def __init__(self, boot: Boot) -> None:
         config = boot.config
@@ -79,7 +79,7 @@ class Console:
         return [metrics_row("console")]
 
     def _ask(self, process: str, verb: str, id: str, timeout: float) -> Rows:
-        """Ask a process by way of the supervisor. Raises NoAnswer."""
+        """Ask a process through the supervisor. Raises NoAnswer."""
         if process == "console":
             return self._verbs[verb]() if verb in self._verbs else []
         number = next(self._numbers)

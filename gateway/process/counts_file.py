@@ -1,4 +1,4 @@
-"""The memory that workers count in together: a memfd that the supervisor makes, and every worker maps."""
+"""The memory in which all workers count: a memfd that the supervisor makes, and every worker maps."""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ PATIENCE = 0.002  # seconds that a lock is waited for: no worker can hold up the
 
 
 def create() -> int:
-    """A new memory, as a descriptor."""
+    """Create the memory, and return its descriptor."""
     fd = os.memfd_create("algate-counts")
     os.ftruncate(fd, SIZE)
     return fd
 
 
 def view(fd: int) -> memoryview:
-    """All of it as numbers; the mapping lives as long as what is returned."""
+    """Return the whole memory as numbers. The mapping exists as long as the result."""
     return memoryview(mmap.mmap(fd, SIZE)).cast("Q")
 
 
 def shared_counts(fd: int | None, slot: int) -> SharedCounts:
-    """What a worker counts in; without a descriptor, or beyond the last slot, it counts alone. Owns the descriptor."""
+    """Return the counts of a worker. Without a descriptor, or beyond the last slot, the worker counts alone. Owns the
+    descriptor."""
     if fd is None or slot >= SLOTS:
         return SharedCounts.alone()
     return SharedCounts(view(fd), slot, _Locks(fd).hold)
 
 
 class _Locks:
-    """Locks between processes: record locks (fcntl(2)) on bytes of the memory's file. They go with a process that dies.
+    """Locks between processes: record locks (fcntl(2)) on bytes of the memory's file. The kernel releases them when a
+    process dies.
 
-    They belong to the process, so one thread alone may use them, and must not wait for anything while it holds one.
+    They belong to the process, so only one thread may use them, and must not wait for anything while it holds one.
     """
 
     def __init__(self, fd: int) -> None:

@@ -1,4 +1,4 @@
-"""The protocol modules that a process can use."""
+"""Loads the protocol modules that a process can use."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ log = get_logger()
 
 
 def installed(config: Config) -> tuple[Mapping[str, type[AlgModule]], Mapping[str, DatagramKind]]:
-    """The modules of streams and of datagrams, by name. One that is configured and that only the supervisor could
-    import must not end the service: that is logged, and what it would read passes unread."""
+    """Return the modules of streams and of datagrams, by name. If a configured module can be imported by the supervisor
+    but not by this process, that is logged, and what it would read passes unread; it must not end the service."""
     streams, datagrams, broken = loadable()
     for name, section in config.alg.items():
         if name not in streams and name not in datagrams and section.mode is not Mode.OFF:

@@ -1,6 +1,6 @@
-"""What the supervisor and a child say to each other: JSON in the packets of a SEQPACKET socket pair, the lifeline.
+"""The messages between the supervisor and a child: JSON in the packets of a SEQPACKET socket pair, the lifeline.
 
-Its end tells each that the other is dead.
+The end of the connection tells each side that the other is dead.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ MOST_FDS = 250  # the kernel takes 253 with one message
 
 
 class File(msgspec.Struct, frozen=True, tag="file"):
-    """A shared file has changed; its memfd comes along."""
+    """A shared file has changed. Its memfd comes along."""
 
     name: str
 
 
 class Prepare(msgspec.Struct, frozen=True, tag="prepare"):
-    """There is another configuration: get ready for it. A memfd of a Boot comes along, then what that names."""
+    """Prepare for another configuration. A memfd of a Boot comes along, and the descriptors that it names."""
 
 
 class Commit(msgspec.Struct, frozen=True, tag="commit"):
@@ -34,13 +34,13 @@ class Rollback(msgspec.Struct, frozen=True, tag="rollback"):
 
 
 class Retire(msgspec.Struct, frozen=True, tag="retire"):
-    """Accept no more (somebody else does), let flows end for some seconds, and end."""
+    """Accept no more (another process does), let flows go on for some seconds, and end."""
 
     seconds: float
 
 
 class Go(msgspec.Struct, frozen=True, tag="go"):
-    """For who was started in standby: begin."""
+    """Begin. For a process that was started in standby."""
 
 
 class Report(msgspec.Struct, frozen=True, tag="report"):
@@ -52,29 +52,29 @@ class Departed(msgspec.Struct, frozen=True, tag="departed"):
 
 
 class Ping(msgspec.Struct, frozen=True, tag="ping"):
-    """Do you live? Answered with Pong."""
+    """Ask whether the process is alive. Answered with Pong."""
 
 
 class Answering(msgspec.Struct, frozen=True, tag="answering"):
-    """To an Ask: the connection on which the answer will come is along, or `error` says why there is none."""
+    """The answer to an Ask: the connection on which the rows will come is along, or `error` says why there is none."""
 
     number: int
     error: str = ""
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """The child serves, or would if it was let (standby)."""
+    """The child serves, or is ready to (standby)."""
 
 
 class Prepared(msgspec.Struct, frozen=True, tag="prepared"):
-    """The answer to Prepare; `reason`: why it cannot be used, if so."""
+    """The answer to Prepare. `reason`: why the configuration cannot be used, if so."""
 
     reason: str = ""
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
-    """The answer to Commit: how many flows and pinholes were ended because they are not allowed any more. The answer
-    to Go: the child serves."""
+    """The answer to Commit: how many flows and pinholes were ended because they are not allowed any more. Also the
+    answer to Go: the child serves."""
 
     ended: int = 0
 
@@ -84,7 +84,7 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
 
 
 class Ask(msgspec.Struct, frozen=True, tag="ask"):
-    """A question for another process, which the supervisor puts (gateway/supervisor/desk.py)."""
+    """A question for another process, which the supervisor sends (gateway/supervisor/desk.py)."""
 
     number: int
     process: str
@@ -97,17 +97,17 @@ FromChild = Ready | Prepared | Done | Pong | Ask
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
-    """Both ends of a lifeline."""
+    """Return both ends of a new lifeline."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 def send(sock: socket.socket, message: ToChild | FromChild, fds: Sequence[int] = ()) -> None:
-    """Send a message, with descriptors. OSError if nobody is there any more."""
+    """Send a message, with descriptors. Raises OSError if the other side is gone."""
     socket.send_fds(sock, [msgspec.json.encode(message)], list(fds))
 
 
 def hear_child(sock: socket.socket) -> FromChild | None:
-    """The child's next message, None at the end. BlockingIOError if there is none yet."""
+    """Receive the child's next message; None at the end. Raises BlockingIOError if there is none yet."""
     try:
         data = sock.recv(LONGEST)
     except ConnectionResetError:
@@ -116,7 +116,8 @@ def hear_child(sock: socket.socket) -> FromChild | None:
 
 
 def hear_supervisor(sock: socket.socket) -> tuple[ToChild, list[int]] | None:
-    """The supervisor's next message and the descriptors that came with it; None at the end. BlockingIOError."""
+    """Receive the supervisor's next message and the descriptors that came with it; None at the end. Raises
+    BlockingIOError if there is none yet."""
     try:
         data, fds, _, _ = socket.recv_fds(sock, LONGEST, MOST_FDS)
     except ConnectionResetError:

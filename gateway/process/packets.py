@@ -61,7 +61,7 @@ ROUTE_AGE = 0.1  # seconds that an answer of the routing table is believed
 
 
 class Packets:
-    """Everything that the process consists of, put together from its boot document."""
+    """All parts of the process, built from its boot document."""
 
     def __init__(self, boot: Boot) -> None:
         config = boot.config
@@ -112,7 +112,7 @@ class Packets:
         self._early_queue.close()
 
     def _read(self) -> None:
-        """Hand packets to the front, a few at a time. In the event loop itself: nothing there waits."""
+        """Pass packets to the front, a few at a time. Runs in the event loop itself, because nothing there waits."""
         try:
             self._queue.read(ROUND, self._front.take)
         except BaseException:
@@ -127,8 +127,8 @@ class Packets:
             raise
 
     def _public_along(self, along: Along) -> PublicAddress | None:
-        """Where pinholes of a flow listen, if it is for the configuration to say; else what is expected of the NAT: the
-        broker finds out."""
+        """Return where pinholes of a flow listen, if the configuration says so; otherwise what is expected of the NAT,
+        and the broker finds out."""
         now = time.monotonic()
         way = along.destination.host, along.device
         known = self._routes.get(way)
@@ -158,7 +158,7 @@ class Packets:
             gevent.spawn(answer, connection, verbs, {"ladder": self._trace.ladders.rows, "kick": self._kick})
 
     def _shown(self) -> Iterator[tuple[DatagramKind, DatagramDriver, ShownModule]]:
-        """The modules that have something to show."""
+        """Return the modules that have something to show."""
         for name, driver in self._front.drivers().items():
             if self._kinds[name].tables:
                 yield self._kinds[name], driver, cast(ShownModule, driver.module)
@@ -182,7 +182,7 @@ class Packets:
         return [{**row, "process": "packets"} for row in self._trace.rows()]
 
     def _table(self, name: str) -> Rows:
-        """The rows of the table `name`, of all modules that have it."""
+        """Return the rows of the table `name`, of all modules that have it."""
         rows: Rows = []
         for kind, driver, module in self._shown():
             if name in kind.tables:
@@ -192,7 +192,7 @@ class Packets:
         return rows
 
     def _kick(self, name: str) -> Rows:
-        """End what a module calls so, as a call by its Call-ID."""
+        """End what has this id in a module, such as a call by its Call-ID."""
         rows: Rows = []
         for _, driver, module in self._shown():
             for kicked in module.kick(name):
@@ -214,8 +214,8 @@ class Packets:
 
 
 def _queue_module(config: Config, kind: DatagramKind, section: AlgSection, recorded: bool) -> QueueModule:
-    """A module as the queue drives it. In any other mode than "rewrite" nothing is open, so there is nothing that a
-    successor could go on with."""
+    """Return a module as the queue drives it. In a mode other than "rewrite" nothing is open, so there is nothing with
+    which a successor could go on."""
     options = msgspec.convert(section.options, kind.options) if kind.options is not None else None
     recorded = recorded and kind.recorded and section.mode is Mode.REWRITE
     module, look_every = kind.make(DatagramContext(options, recorded, None, config.published_datagrams))

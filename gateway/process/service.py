@@ -1,4 +1,5 @@
-"""What one configuration makes of a worker: its fronts, over the flows and pinholes that outlive a configuration."""
+"""The part of a worker that depends on the configuration: its fronts, over the flows and pinholes that outlive a
+configuration."""
 
 from __future__ import annotations
 
@@ -59,8 +60,8 @@ LOOKUPS = 2048  # names that a worker resolves at a time; each holds some 40 KB
 
 
 class Ground(NamedTuple):
-    """What of a worker outlives a configuration. `own`: what the kernel says of addresses. `kernel`: the backend of
-    unconfigured clients' pinholes."""
+    """The part of a worker that outlives a configuration. `own`: what the kernel says about addresses. `kernel`: the
+    backend of unconfigured clients' pinholes."""
 
     relay: Relay
     flows: Flows
@@ -151,7 +152,7 @@ class Service:
         self.audit = Audit(flows, policy, accounts.groups, upstreams, config.published.values())
 
     def take_over(self) -> None:
-        """From now on this configuration's rules and limits hold, for what is under way too."""
+        """Apply this configuration's rules and limits from now on, also to what is under way."""
         config = self._config
         keep_alive_after(config.network.keepalive)
         self._ground.policy.become(self._rules)
@@ -169,12 +170,13 @@ class Service:
 
 
 def most_of(config: Config) -> dict[Kind, int]:
-    """What a client may have of each kind."""
+    """Return how many of each kind a client may have."""
     return {kind: getattr(config.limits, kind.label) for kind in Kind}
 
 
 def room_of(config: Config) -> dict[Kind, int]:
-    """What one worker has room for: descriptors, its part of the ports, and names that wait."""
+    """Return how many of each kind one worker has room for: by its descriptors, its part of the ports, and names that
+    wait."""
     connections = room_for_connections()
     low, high = config.pinhole_ports
     return {
@@ -186,14 +188,14 @@ def room_of(config: Config) -> dict[Kind, int]:
 
 
 def _of_socks(backend: str, userspace: UserspacePinholes, kernel: Backend) -> Backend:
-    """The pinholes of SOCKS clients, as `pinhole.backend` says."""
+    """Return the backend for pinholes of SOCKS clients, as `pinhole.backend` says."""
     if backend == "auto":
         return SplitPinholes(userspace, kernel)
     return kernel if backend == "kernel" else userspace
 
 
 def _readers(config: Config, kinds: Mapping[str, DatagramKind], pinholes: Backend) -> Mapping[int, MessageReader]:
-    """Who reads the datagrams of SOCKS clients, by the ports of their targets."""
+    """Return the modules that read datagrams of SOCKS clients, by the ports of their targets."""
     readers: dict[int, MessageReader] = {}
     for name, section in config.datagram_sections().items():
         if name not in kinds:
@@ -213,6 +215,6 @@ def _reader(kind: DatagramKind, section: AlgSection, pinholes: Backend) -> Messa
 
 
 def resolver_of(section: DnsSection) -> Resolver:
-    """The resolver that [dns] describes. Raises ValueError where an address of a name server is none."""
+    """Return the resolver that [dns] describes. Raises ValueError if the address of a name server is wrong."""
     servers = [parse_name_server(text) for text in section.servers]
     return Resolver(section.timeout, cache_size=section.cache_size, servers=servers)

@@ -89,8 +89,8 @@ ABORT_MARGIN = 0.5  # seconds of the drain deadline that are kept for the resets
 
 
 class _Read(NamedTuple):
-    """What is read of a flow by a module that has something to show: the module, the conversations that it holds, and
-    what carries what it reads."""
+    """A module that reads a flow and has something to show: the module, its conversations, and the carrier of what it
+    reads."""
 
     flow: Flow
     module: ShownModule
@@ -99,7 +99,7 @@ class _Read(NamedTuple):
 
 
 class Worker:
-    """Everything that one worker consists of, put together from its boot document."""
+    """All parts of one worker, built from its boot document."""
 
     def __init__(self, boot: Boot, flow_log: FlowLog) -> None:
         config = boot.config
@@ -159,7 +159,7 @@ class Worker:
         admin.kill()
 
     def _listen(self, boot: Boot) -> None:
-        """Accept at all places of the document; those that are known already go on as they are."""
+        """Accept at all listeners of the document. Those that are known already go on as they are."""
         before, self._listening = self._listening, {}
         for fds, accept in ((boot.socks, self._accept_socks), (boot.transparent, self._accept_transparent)):
             for fd in fds:
@@ -177,12 +177,13 @@ class Worker:
         self._service.accept_transparent(sock, address)
 
     def _end_within(self, seconds: float) -> None:
-        """Accept no more, and end with the last flow, or at this time at the latest. Again: whichever is sooner."""
+        """Accept no more, and end with the last flow, or at this time at the latest. If called again, the earlier time
+        counts."""
         self._deadline = min(self._deadline, time.monotonic() + seconds)
         self._stop.set()
 
     def _drain(self) -> None:
-        """Let what is there come to its end. A handshake gets a second if there is a hurry."""
+        """Let flows end. A handshake gets one second if there is little time."""
         grace = time.monotonic() + self._grace
         self._wait_until(lambda: not self._acceptor.handling or time.monotonic() >= grace)
         self._wait_until(lambda: not len(self._flows))
@@ -198,7 +199,8 @@ class Worker:
     # --- what the supervisor wants ----------------------------------------------------------------------------------
 
     def _obey(self) -> None:
-        """Without a supervisor nobody would replace or end us: go, and let the kernel reset what is open."""
+        """Obey the supervisor until it is gone. Without it nothing would replace or end this worker, so it ends, and
+        the kernel resets what is open."""
         while (heard := hear_supervisor(self._lifeline)) is not None:
             message, fds = heard
             match message:
@@ -226,7 +228,7 @@ class Worker:
         os._exit(1)
 
     def _prepare(self, fds: Sequence[int]) -> str:
-        """Build what a new document describes; why that cannot be, or nothing."""
+        """Build what a new document describes. Returns the reason if that is not possible, otherwise ""."""
         boot = Boot.from_memfd(fds[0]).renumbered(fds[1:])
         for fd in boot.known_already():
             os.close(fd)
@@ -247,7 +249,7 @@ class Worker:
                 os.close(fd)
 
     def _commit(self) -> int:
-        """Use what was prepared; how many flows are not allowed any more, and were ended."""
+        """Use what was prepared. Returns how many flows are not allowed any more and were ended."""
         if self._next is None:
             return 0
         gevent.spawn_later(HANDSHAKES_END, self._service.authentication.close)
@@ -261,7 +263,8 @@ class Worker:
         return self._service.audit.run()
 
     def _audit_again(self, service: Service) -> None:
-        """Flows that were decided by the old rules may come about for as long as a dial takes."""
+        """Repeat the audit: flows that were decided by the old rules may still come about for as long as a dial
+        takes."""
         for _ in range(int(CONNECT_TIMEOUT) + 1):
             gevent.sleep(1)
             if self._service is not service:
@@ -269,7 +272,8 @@ class Worker:
             service.audit.run()
 
     def _end_departed(self) -> None:
-        """Nothing comes to an address that is gone: say so by a reset, as silence would be waited out for long."""
+        """Reset flows of an address that is gone, because nothing comes to it any more, and silence would be waited out
+        for long."""
         for flow, host in self._flows.departed(self._ground.own.is_local):
             log.warning("flow.departed", **flow.names(), address=host)
             if flow.carrier is not None:
@@ -307,7 +311,7 @@ class Worker:
         return [metrics_row(f"worker-{self._boot.slot}", samples)]
 
     def _kick(self, name: str) -> Rows:
-        """End the flow and its data connections, close the pinhole, or cut the media of the call, with this id."""
+        """End the flow with its data connections, close the pinhole, or end the media of the call with this id."""
         rows: Rows = []
         for read in self._read():
             for kicked in read.module.kick(name):
@@ -324,7 +328,7 @@ class Worker:
         return rows + self._userspace.kick(name)
 
     def _table(self, name: str) -> Rows:
-        """The rows of the table `name`, of all modules of flows that have it."""
+        """Return the rows of the table `name`, of all modules of flows that have it."""
         rows: Rows = []
         for read in self._read():
             if name in tables_of(read.module):
@@ -335,7 +339,7 @@ class Worker:
         return rows
 
     def _read(self) -> list[_Read]:
-        """Whatever modules with something to show read, or have read in a flow that they outlive."""
+        """Yield all modules with something to show that read a flow, or outlive one."""
         found = [read for flow in self._flows for read in _read_of(flow)]
         for survivor in self._afterlife:
             if tables_of(survivor.module):
@@ -346,7 +350,7 @@ class Worker:
         return [{**row, "process": f"worker-{self._boot.slot}"} for row in PASSED.rows()]
 
     def _flow_rows(self) -> Rows:
-        """Of thousands of flows, so that connections have their turn meanwhile."""
+        """Return the rows of the flows, in pieces, so that connections are served meanwhile: there may be thousands."""
         rows = []
         for number, flow in enumerate(self._flows, 1):
             rows.append(flow.row())
@@ -356,7 +360,8 @@ class Worker:
 
 
 def _read_of(flow: Flow) -> list[_Read]:
-    """What is read of a flow: by one module of a connection, or one for each outside socket of an association."""
+    """Yield what modules read of a flow: one module of a connection, or one for each outside socket of an
+    association."""
     carrier = flow.carrier
     if isinstance(carrier, Inspection):
         if tables_of(carrier.module):

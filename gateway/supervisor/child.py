@@ -1,4 +1,4 @@
-"""One child process: started without privileges (but for what it needs), and its lifeline."""
+"""One child process: started without privileges (except for those that it needs), and its lifeline."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ HURRY = 10  # by which a process that starts is less nice than others
 class Child:
     """A process that the supervisor keeps alive.
 
-    `boot(lifeline_fd)` makes what it is started with; `user` is whom it runs as when the supervisor is root,
-    `capability` what it keeps (a name as setpriv knows it), or None. `code` is how it reaches the program.
-    `ended` is called whenever its process has ended.
+    `boot(lifeline_fd)` makes what it is started with; `user` is the user that it runs as when the supervisor is root;
+    `capability` is the one that it keeps (a name of setpriv), or None. `code` is how it reaches the program. `ended` is
+    called whenever its process has ended.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class Child:
 
     @property
     def age(self) -> float:
-        """Seconds since it was started."""
+        """Seconds since the process was started."""
         return time.monotonic() - self._started
 
     def start(self) -> None:
-        """Start the process; its lifeline is readable when it is ready and at its end."""
+        """Start the process. Its lifeline is readable when it is ready and at its end."""
         ours, theirs = lifeline.pair()
         boot = self._boot(theirs.fileno())
         memfd = boot.to_memfd()
@@ -85,7 +85,7 @@ class Child:
         self._prefer(HURRY)
 
     def tell(self, message: lifeline.ToChild, fds: Sequence[int] = ()) -> None:
-        """Send it a message. One that does not run needs none: it learns everything when it is started."""
+        """Send a message. A process that does not run needs none: it learns everything when it is started."""
         if self.lifeline is not None:
             try:
                 lifeline.send(self.lifeline, message, fds)
@@ -93,7 +93,7 @@ class Child:
                 pass  # it has just ended
 
     def prepare(self) -> None:
-        """Have it get ready for what it would be started with now."""
+        """Tell it to prepare for the configuration with which it would be started now."""
         if self.lifeline is not None:
             boot = self._boot(self.lifeline.fileno())
             memfd = boot.to_memfd()
@@ -101,7 +101,8 @@ class Child:
             os.close(memfd)
 
     def hear(self) -> lifeline.FromChild | None:
-        """What it says; None: it has ended. BlockingIOError if it says nothing. `ready` is up to date then."""
+        """Receive a message; None: the process has ended. Raises BlockingIOError if there is none. Afterwards `ready`
+        is up to date."""
         assert self.lifeline is not None
         message = lifeline.hear_child(self.lifeline)
         if isinstance(message, lifeline.Ready):
@@ -128,8 +129,8 @@ class Child:
         return code
 
     def _prefer(self, more: int) -> None:
-        """Have it run before others, by so much of niceness more than ours: those that wait for a worker's successor
-        wait for its start."""
+        """Let it run before others, at a niceness that much below ours: clients that wait for a worker's successor wait
+        for its start."""
         if self._process is not None:
             try:
                 os.setpriority(os.PRIO_PROCESS, self._process.pid, os.getpriority(os.PRIO_PROCESS, 0) - more)
@@ -137,7 +138,7 @@ class Child:
                 pass  # not root, or it has ended
 
     def abandon(self) -> None:
-        """End the lifeline, as our death would."""
+        """End the lifeline, as the supervisor's death would."""
         if self.lifeline is not None:
             self.lifeline.shutdown(socket.SHUT_RDWR)
 
@@ -148,12 +149,12 @@ class Child:
 
 
 def _path(own: str) -> str:
-    """What a child searches for modules: our own code, and whatever this process was told to search."""
+    """Return the PYTHONPATH of a child: our own code, and whatever this process was told to search."""
     return os.pathsep.join(filter(None, (own, os.environ.get("PYTHONPATH", ""))))
 
 
 def _privileges(user: str, capability: str | None) -> list[str]:
-    """The setpriv(1) command line that gives up what we may do, or nothing if that is nothing."""
+    """Return the setpriv(1) command line that gives up our privileges; empty if we have none."""
     if not is_privileged():
         return []
     setpriv = shutil.which("setpriv")

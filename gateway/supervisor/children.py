@@ -33,9 +33,9 @@ class _Restart:
 
 
 class Children:
-    """All children of the supervisor, watched by its `selector`. `heard(child, message)` is called with what one says.
+    """All children of the supervisor, watched by its `selector`. `heard(child, message)` is called with their messages.
 
-    While `starting`, a child that ends before it was ready is an AlgateError.
+    While `starting`, a child that ends before it was ready raises AlgateError.
     """
 
     def __init__(self, selector: selectors.BaseSelector, heard: Callable[[Child, FromChild], None]) -> None:
@@ -49,7 +49,7 @@ class Children:
         self._next_ping = time.monotonic() + PING_INTERVAL
 
     def start(self, child: Child) -> None:
-        """Start it, and replace it whenever it dies, until `end`."""
+        """Start a child, and replace it whenever it dies, until `end`."""
         self._ending.discard(child)
         child.start()
         self._alive.append(child)
@@ -58,7 +58,8 @@ class Children:
         log.info("process.start", child=child.name, pid=child.pid)
 
     def start_soon(self, child: Child) -> None:
-        """Start it with the next `tick`; what cannot be started, as while a package is replaced, is tried again."""
+        """Start a child with the next `tick`. If it cannot be started, as while a package is replaced, that is tried
+        again."""
         self._ending.discard(child)
         self._restarts.append(_Restart(child, time.monotonic()))
 
@@ -80,7 +81,8 @@ class Children:
             self._ping()
 
     def _ping(self) -> None:
-        """Ask whether they live. Counted in questions, not in seconds: we may have been stopped ourselves."""
+        """Ask the children whether they are alive. Counted in questions and not in seconds, because this process may
+        have been stopped itself."""
         for child in [child for child in self._alive if child.ready]:
             if child.unanswered >= MOST_UNANSWERED:
                 log.error("process.hung", child=child.name, pid=child.pid, seconds=MOST_UNANSWERED * PING_INTERVAL)
@@ -91,29 +93,32 @@ class Children:
 
     @property
     def answering(self) -> bool:
-        """Whether all that are ready have answered lately."""
+        """Whether all children that are ready have answered recently."""
         return all(child.unanswered < MOST_UNANSWERED for child in self._alive)
 
     def kill(self, child: Child) -> None:
-        """SIGKILL; another one starts in its place."""
+        """Kill a child (SIGKILL). A new one starts in its place."""
         child.signal(signal.SIGKILL)
 
     def replace(self, child: Child) -> None:
-        """SIGTERM; when it has ended another one starts in its place, with what is configured then."""
+        """End a child (SIGTERM). When it has ended, a new one starts in its place, with the configuration of that
+        moment."""
         self._replacing.add(child)
         child.signal(signal.SIGTERM)
 
     def tell_all(self, message: ToChild) -> None:
-        """Tell all that run."""
+        """Send a message to all children that run."""
         for child in self._alive:
             child.tell(message)
 
     def end(
         self, children: Sequence[Child], seconds: float, turn: Callable[[float], None], retire: float | None = None
     ) -> None:
-        """SIGTERM; SIGKILL after `seconds`; returns when all have ended. `turn(until)` lets things happen meanwhile.
+        """End children: SIGTERM, and SIGKILL after `seconds`. Returns when all have ended. `turn(until)` handles events
+        meanwhile.
 
-        `retire`: for workers, the seconds that their flows get; without it what they were started with counts.
+        `retire`: for workers, the seconds that their flows get; without it the configuration with which they were
+        started counts.
         """
         self._ending.update(children)
         self._replacing.difference_update(children)
@@ -133,7 +138,8 @@ class Children:
             turn(until)
 
     def abandon(self, children: Sequence[Child], turn: Callable[[float], None]) -> None:
-        """Let them believe that we are dead: they end at once and clean nothing up. Returns when they have ended."""
+        """Let children believe that the supervisor is dead: they end at once and clean nothing up. Returns when they
+        have ended."""
         self._ending.update(children)
         self._restarts = [restart for restart in self._restarts if restart.child not in self._ending]
         for child in children:

@@ -1,7 +1,7 @@
 """How a child finds the program and its interpreter after its privileges are gone.
 
-A checkout in a private directory (/root, one of mktemp) cannot be reached by another user. Then the child gets the
-directories themselves, open, and reaches them through /proc/self/fd, which asks for no right on what lies above them.
+A checkout in a private directory (/root, or one of mktemp) cannot be reached by another user. Then the child gets the
+open directories, and reaches them through /proc/self/fd, which asks for no right on the directories above.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PARTS = ("alg", "gateway", "iptables")
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The interpreter to start, what its PYTHONPATH must be, and the descriptors that both need."""
+    """The interpreter to start, its PYTHONPATH, and the descriptors that both need."""
 
     python: str
     path: str
@@ -28,9 +28,9 @@ class Access:
 
 
 class Code:
-    """The program's files as children reach them. `directory` (of ours, may be private) is used where links are needed.
+    """The program's files as children reach them. `directory` (ours, may be private) is used where links are needed.
 
-    The descriptors stay open as long as this object is not closed, so that a child can be started again.
+    The descriptors stay open until this object is closed, so that a child can be started again.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -39,7 +39,8 @@ class Code:
         self._by_descriptor: Access | None = None
 
     def access(self, privileges: list[str]) -> Access:
-        """What a child started by the command line `privileges` (setpriv ...) needs. AlgateError if there is no way."""
+        """Return what a child that is started by the command line `privileges` (setpriv ...) needs. Raises AlgateError
+        if there is no way."""
         direct = Access(sys.executable, str(ROOT), ())
         if not privileges or _readable(privileges, direct):
             return direct
@@ -55,7 +56,8 @@ class Code:
         return self._by_descriptor
 
     def _open(self) -> Access:
-        """Links into our descriptors, named as the packages are: the checkout's own directory may be private too."""
+        """Make links into our descriptors, named like the packages, because the checkout's own directory may be private
+        too."""
         self.close()
         self._links.mkdir()
         for part in PARTS:
@@ -81,7 +83,8 @@ class Code:
 
 
 def _readable(privileges: list[str], access: Access) -> bool:
-    """Whether a process with these privileges could read the program; asked of the kernel, by such a process."""
+    """Whether a process with these privileges could read the program. The kernel is asked, by starting such a
+    process."""
     paths = [f"{access.path}/{part}/." for part in PARTS] + [f"{access.path}/gateway/__init__.py", access.python]
     prefix = Path(access.python).parent.parent
     paths.append(f"{prefix}/pyvenv.cfg" if Path(sys.prefix, "pyvenv.cfg").exists() else access.python)

@@ -1,4 +1,4 @@
-"""Which children a configuration needs, and what each of them is started with."""
+"""Determines which children a configuration needs, and what each of them is started with."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ log = get_logger()
 class Crew:
     """The children of one instance, and the sockets that they find again when they are replaced.
 
-    `heritage`: what an earlier version has left. Then `first` start in standby, and the others when that one has gone.
+    `heritage`: what an earlier version has left. Then `first` starts in standby, and the others when that version has
+    gone.
     """
 
     def __init__(
@@ -78,16 +79,16 @@ class Crew:
 
     @property
     def first(self) -> list[Child]:
-        """Those that can be started while an earlier version still serves."""
+        """The children that can be started while an earlier version still serves."""
         return [*([self.broker] if self.broker else []), *self.workers]
 
     @property
     def rest(self) -> list[Child]:
-        """Those of which there can be only one at a time."""
+        """The children of which there can be only one at a time."""
         return [child for child in (self.packets, self.console) if child]
 
     def dismiss(self, children: Sequence[Child]) -> None:
-        """Nobody need ask those of them that have ended."""
+        """Remove the admin sockets of children that have ended."""
         for child in children:
             if child.lifeline is None and child.name in self._admins:
                 self._sockets.remove(self._admins[child.name])
@@ -95,14 +96,14 @@ class Crew:
                 self._run_dir.forget(child.name)
 
     def forget_old(self) -> None:
-        """The workers of the earlier version have ended."""
+        """Note that the workers of the earlier version have ended."""
         for slot in self.old_slots:
             if slot in self._broker_ends:
                 os.close(self._broker_ends.pop(slot))
         self.old_slots = []
 
     def heritage(self, channel: int, ticket: str, admin: int) -> Heritage:
-        """What another version needs to take over. `admin`: the supervisor's own socket."""
+        """Return what another version needs to take over. `admin`: the supervisor's own socket."""
         admins = {name: sock.fileno() for name, sock in self._admins.items() if not name.startswith("worker-")}
         return Heritage(
             channel=channel,
@@ -132,7 +133,7 @@ class Crew:
             listen_console(self.config).close()
 
     def refit(self, before: Config, children: Children, turn: Callable[[float], None]) -> None:
-        """Start, replace or end those that do not change while they run: packets and console."""
+        """Start, replace or end the children that do not change while they run: packets and console."""
         config = self.config
         if self.packets is not None and not config.packets_wanted:
             children.end([self.packets], KILL_MARGIN, turn)
@@ -159,7 +160,7 @@ class Crew:
             children.replace(self.console)
 
     def close(self) -> None:
-        """Close the sockets; nobody can be started any more."""
+        """Close the sockets. No child can be started afterwards."""
         self._close_console()
         for sock in self._sockets:
             sock.close()
@@ -167,7 +168,7 @@ class Crew:
             os.close(fd)
 
     def _admin(self, name: str) -> int:
-        """The socket that the command line talks to it by."""
+        """Return the admin socket of a child."""
         if name not in self._admins:
             inherited = self._heritage.admins.get(name) if self._heritage else None
             run_dir = self._run_dir
@@ -176,7 +177,8 @@ class Crew:
         return self._admins[name].fileno()
 
     def _broker_pair(self, slot: int) -> int:
-        """A slot of the broker; its other end. Both stay open: who replaces a dead one takes up its pair."""
+        """Return the broker's end of a slot, and its other end. Both stay open, so that a replaced process uses its
+        predecessor's pair."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._sockets += [ours, theirs]
         self._broker_ends[slot] = ours.fileno()
@@ -283,7 +285,8 @@ class Crew:
         return Child("console", "gateway.process.console", self.config.process.user, None, self._code, boot)
 
     def _console_listener(self) -> socket.socket:
-        """The console's socket where it is to listen now: the one that is there, or the old version's, or a new one."""
+        """Return the console's socket at its configured address: the one that exists, or the old version's, or a new
+        one."""
         where = self.config.console.listen
         if self._console is None and self._heritage is not None and self._heritage.console is not None:
             at, fd = self._heritage.console

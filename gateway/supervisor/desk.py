@@ -1,5 +1,5 @@
-"""How the console asks the other processes, though it may not open their sockets: the supervisor puts its question, and
-hands it the connection on which the answer will come. So what it can ask is decided here."""
+"""How the console asks the other processes, though it may not open their sockets: the supervisor sends its question,
+and hands it the connection on which the answer will come. So this module decides what the console may ask."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ VERBS = frozenset(("calls", "events", "flows", "kick", "ladder", "metrics", "pee
 
 
 class Desk:
-    """`own`: what the supervisor answers itself, by verb."""
+    """Sends questions of the console. `own`: what the supervisor answers itself, by verb."""
 
     def __init__(self, run_dir: RunDir, own: Mapping[str, Callable[[], Rows]]) -> None:
         self._run_dir = run_dir
         self._own = own
 
     def serve(self, child: Child, ask: Ask) -> None:
-        """Put a child's question; does not wait."""
+        """Send a child's question, without waiting."""
         try:
             if child.name != "console":
                 raise OSError(0, "only the console asks")
@@ -38,7 +38,8 @@ class Desk:
             child.tell(Answering(ask.number), [connection.fileno()])
 
     def _put(self, ask: Ask) -> socket.socket:
-        """The connection to a process, with the question sent. OSError also if it has not answered many before."""
+        """Return the connection to a process, with the question sent. Raises OSError, also if the process has not
+        answered many questions before."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             connection.setblocking(False)

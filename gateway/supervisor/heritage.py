@@ -1,4 +1,4 @@
-"""What a supervisor leaves to the one that takes over from it, and what the two say to each other meanwhile."""
+"""What a supervisor hands to the one that takes over from it, and the messages between the two."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ _VARIABLE = "ALGATE_HERITAGE"
 
 
 class Heritage(msgspec.Struct, frozen=True, kw_only=True):
-    """Numbers are descriptors.
+    """What a supervisor hands over. Numbers are descriptors.
 
-    channel: a SEQPACKET socket to the old supervisor; its end: that one has ended. ticket: who asked for this asks with
-    it. run_dir, made, lock: the run directory, whether it is the instance's own, and the lock on it. admins: sockets of
-    the command line, by process. listeners: by place. slots: in which old workers live on. broker_ends: by slot.
-    packets: the slot of the packets process and its end of the pair. journal, console, console_files, counts: see Boot.
-    name: the lock on the instance's name (name_lock.py).
+    channel: a SEQPACKET socket to the old supervisor; its end means that the old one has ended. ticket: identifies the
+    upgrade request; the caller polls for its outcome with it. run_dir, made, lock: the run directory, whether the
+    instance has made it, and the lock on it. admins: sockets of the command line, by process. listeners: by place.
+    slots: those in which old workers go on. broker_ends: by slot. packets: the slot of the packets process and its end
+    of the pair. journal, console, console_files, counts: see Boot. name: the lock on the instance's name
+    (name_lock.py).
     """
 
     channel: int
@@ -45,7 +46,7 @@ class Heritage(msgspec.Struct, frozen=True, kw_only=True):
     name: int | None = None
 
     def descriptors(self) -> list[int]:
-        """All that are named."""
+        """Return all descriptors."""
         some = [self.channel, self.lock, *self.admins.values(), *self.broker_ends.values(), *self.journal]
         some += [fd for *_, fd in self.listeners]
         some += [one[1] for one in (self.packets, self.console) if one is not None]
@@ -53,18 +54,19 @@ class Heritage(msgspec.Struct, frozen=True, kw_only=True):
         return [*some, *self.console_files.values()]
 
     def sockets(self) -> list[tuple[Place, socket.socket]]:
-        """The listeners. To be called once."""
+        """Return the listeners. May be called once."""
         return [
             (Place("socks" if kind == "socks" else "transparent", Endpoint(host, port)), socket.socket(fileno=fd))
             for kind, host, port, fd in self.listeners
         ]
 
     def bequeath(self) -> Heir:
-        """Start this program once more, as it is installed now, with the same command line. It is no child of ours.
+        """Start this program once more, as it is installed now, with the same command line, and not as a child of this
+        process.
 
-        systemd takes a main process that is not its own child for a stranger, for whose end it does not wait: a stop
-        would be a SIGKILL to all. So a process in between starts it and ends, and it is init's, which is systemd.
-        OSError if it cannot be started.
+        systemd does not wait for the end of a main process that is not its own child, so a stop would be a SIGKILL to
+        all. So a process in between starts it and ends, which makes it a child of init, that is systemd. Raises OSError
+        if it cannot be started.
         """
         memfd = os.memfd_create("algate-heritage", 0)
         os.write(memfd, msgspec.json.encode(self))
@@ -88,7 +90,7 @@ class Heritage(msgspec.Struct, frozen=True, kw_only=True):
         return Heir(number)
 
     def _start_and_end(self, memfd: int, writer: int) -> NoReturn:
-        """Start it from the process in between; its pid, or the errno below zero, goes to `writer`."""
+        """Start the program from the process in between. Its pid, or the negative errno, is written to `writer`."""
         try:
             heir = subprocess.Popen(
                 [sys.executable, *sys.orig_argv[1:]],
@@ -104,7 +106,7 @@ class Heritage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def inherited() -> Heritage | None:
-    """What this process was left, if it is to take over from another one."""
+    """Return what this process was handed, if it is to take over from another one."""
     number = os.environ.pop(_VARIABLE, None)
     if number is None:
         return None
@@ -116,7 +118,7 @@ def inherited() -> Heritage | None:
 
 
 class Heir:
-    """The process that is to take over. Not a child: its end is seen by a pidfd."""
+    """The process that is to take over. It is not a child, so its end is noticed by a pidfd."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -126,7 +128,7 @@ class Heir:
             self._fd = -1
 
     def end(self, seconds: float) -> None:
-        """Wait that long for its end, then kill it."""
+        """Wait this many seconds for its end, then kill it."""
         if self._fd < 0:
             return
         ended = select.poll()
@@ -137,17 +139,17 @@ class Heir:
         self.close()
 
     def close(self) -> None:
-        """It is not watched any more."""
+        """Stop watching it."""
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1
 
 
 class Channel:
-    """One end of the line between the two supervisors; `word` is "prepared", "go", "ready", or "failed: REASON".
+    """One end of the channel between the two supervisors. `word` is "prepared", "go", "ready", or "failed: REASON".
 
-    Later the new one says "reload" (read the configuration anew), "stop" (let flows end within the usual time) and
-    "cut" (end them).
+    Later the new supervisor says "reload" (read the configuration again), "stop" (let flows end within the usual time)
+    and "cut" (end them).
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -157,14 +159,14 @@ class Channel:
         self.words: list[str] = []
 
     def say(self, word: str) -> None:
-        """Nobody need be there to hear it."""
+        """Send a word. It is no error if the other side is gone."""
         try:
             self.sock.send(word.encode())
         except OSError:
             pass
 
     def hear(self) -> None:
-        """Take what has come; call it when the socket is readable."""
+        """Receive what has come. Call it when the socket is readable."""
         try:
             data = self.sock.recv(65536)
         except BlockingIOError:
@@ -177,6 +179,6 @@ class Channel:
 
     @property
     def failure(self) -> str | None:
-        """Why the other one has given up."""
+        """Return why the other supervisor has given up."""
         failed = [word.partition(": ")[2] for word in self.words if word.startswith("failed: ")]
         return failed[0] if failed else ("it has ended" if self.ended else None)

@@ -1,4 +1,5 @@
-"""Listening TCP sockets, made by the supervisor: the workers have no right to, and a replaced one finds its backlog."""
+"""Listening TCP sockets, made by the supervisor, because workers have no right to, and a replaced worker finds its
+backlog."""
 
 from __future__ import annotations
 
@@ -39,8 +40,8 @@ class Place(NamedTuple):
 
 
 def places(config: Config) -> dict[Place, str]:
-    """Where a configuration wants listeners, with the key that says so. Redirected connections come to all addresses,
-    for REDIRECT picks the interface's own."""
+    """Return where a configuration wants listeners, with the key that says so. Redirected connections come to all
+    addresses, because REDIRECT chooses the address of the interface."""
     found = {Place("socks", parse_endpoint(text)): f"socks.listen[{i}]" for i, text in enumerate(config.socks.listen)}
     if config.transparent_enabled:
         for host in ("0.0.0.0", "::"):
@@ -49,9 +50,9 @@ def places(config: Config) -> dict[Place, str]:
 
 
 class Listeners:
-    """The listening sockets of all workers: each has its own at every place (SO_REUSEPORT).
+    """The listening sockets of all workers: each worker has its own at every place (SO_REUSEPORT).
 
-    `inherited`: those of an earlier version, spread over the workers that there are now.
+    `inherited`: those of an earlier version, distributed over the workers of this one.
     """
 
     def __init__(self, workers: int, inherited: Iterable[tuple[Place, socket.socket]] = ()) -> None:
@@ -68,7 +69,7 @@ class Listeners:
         return {place for sockets in self._sets for place in sockets}
 
     def look(self) -> None:
-        """Say whose address is not there, or has come. To be called now and then."""
+        """Log which listeners' addresses are missing, or have appeared. Call it now and then."""
         absent = {place for place in self.places() if not is_there(place.endpoint)}
         for place in absent - self._absent:
             log.warning("listen.absent", address=str(place.endpoint), hint="no interface has this address yet")
@@ -77,15 +78,16 @@ class Listeners:
         self._absent = absent
 
     def all(self) -> list[tuple[Place, int]]:
-        """Every socket, as an heir wants to have them."""
+        """Return every socket, for a supervisor that takes over."""
         sets = [[(place, sock.fileno()) for place, some in one.items() for sock in some] for one in self._sets]
         return list(itertools.chain.from_iterable(sets))
 
     def open(self, wanted: Mapping[Place, str], patience: float = 0.0) -> None:
-        """Bind for each worker at these places, where it has no socket yet; `listen` is still to be called. Raises
-        AlgateError naming the key and address, and then has made none.
+        """Bind for each worker at these places, where it has no socket yet; `listen` must be called afterwards. Raises
+        AlgateError, which names the key and address, and then has made none.
 
-        `patience`: seconds to wait for ports that only connections of this host's own still have."""
+        `patience`: seconds to wait for ports that only connections of this host's own still have.
+        """
         made: list[tuple[int, Place, socket.socket]] = []
         try:
             for index, sockets in enumerate(self._sets):
@@ -99,7 +101,7 @@ class Listeners:
             self._sets[index][place] = [sock]
 
     def listen(self) -> None:
-        """Have all that were opened take connections. Raises AlgateError."""
+        """Let all sockets that were opened accept connections. Raises AlgateError."""
         for place, fd in self.all():
             with socket.socket(fileno=os.dup(fd)) as sock:
                 try:
@@ -108,24 +110,24 @@ class Listeners:
                     raise AlgateError(f"{place.kind}: cannot listen on {place.endpoint}: {error.strerror}") from error
 
     def leave_out(self, places: Collection[Place]) -> None:
-        """`fds` does not name these: they are about to go."""
+        """Leave these places out of `fds`, because they are about to be closed."""
         self._left_out = frozenset(places)
 
     def fds(self, worker: int, kind: Kind) -> list[int]:
-        """The descriptors of one worker (by number) at the places of a kind."""
+        """Return the descriptors of one worker (by number) at the places of a kind."""
         sets = self._sets[worker].items()
         chosen = [some for place, some in sets if place.kind == kind and place not in self._left_out]
         return [sock.fileno() for sock in itertools.chain.from_iterable(chosen)]
 
     def refuse(self, places: Collection[Place]) -> None:
-        """Begin no further connections at these places. Those under way come to the backlog, within LINGER."""
+        """Let no further connections begin at these places. Those under way reach the backlog, within LINGER."""
         for sockets in self._sets:
             for place in places:
                 for sock in sockets.get(place, []):
                     _drop_new(sock)
 
     def discard(self, places: Collection[Place]) -> None:
-        """Listen there no more, in whatever process; what is in the backlog is reset."""
+        """Stop listening at these places, in every process. What is in the backlog is reset."""
         for sockets in self._sets:
             for place in places:
                 for sock in sockets.pop(place, []):
@@ -134,13 +136,13 @@ class Listeners:
                     sock.close()
 
     def close(self) -> None:
-        """Close our own descriptors; who else has them goes on."""
+        """Close our own descriptors. Other processes that have them go on."""
         for sockets in self._sets:
             _close(itertools.chain.from_iterable(sockets.values()))
 
 
 def is_there(endpoint: Endpoint) -> bool:
-    """Whether an address is one of this host's, now."""
+    """Whether an address is one of this host's at this moment."""
     with socket.socket(socket.AF_INET6 if endpoint.version == 6 else socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:
             sock.bind((endpoint.host, 0))
@@ -150,7 +152,8 @@ def is_there(endpoint: Endpoint) -> bool:
 
 
 def _drop_new(listener: socket.socket) -> None:
-    """Have the kernel drop SYNs, but not the ACK of who has been answered: nobody who was let in is reset.
+    """Let the kernel drop SYNs, but not the ACK of a client whose SYN was answered, so that no accepted client is
+    reset.
 
     shutdown(2) and close(2) reset what is in the backlog; there is no other way to stop a listener.
     """
@@ -173,15 +176,15 @@ def _close(sockets: Iterable[socket.socket]) -> None:
 
 
 def listen_console(config: Config, patience: float = 0.0) -> socket.socket:
-    """The console's listening socket. Raises AlgateError, also if another instance has one there."""
+    """Return the console's listening socket. Raises AlgateError, also if another instance has one there."""
     listener = _bound("console.listen", parse_endpoint(config.console.listen), shared=False, patience=patience)
     listener.listen(BACKLOG)
     return listener
 
 
 def _bound(key: str, endpoint: Endpoint, shared: bool = True, patience: float = 0.0) -> socket.socket:
-    """A socket that is bound. Where the port is an ended connection's of this host, it is free again within a minute
-    (TIME_WAIT): then wait for it."""
+    """Return a bound socket. If a connection of this host that has ended still has the port, it is free again within a
+    minute (TIME_WAIT); then wait for it."""
     until = time.monotonic() + patience
     said = False
     while True:

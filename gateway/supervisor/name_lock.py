@@ -1,8 +1,8 @@
 """The lock on an instance's name in this network namespace: a socket in the abstract namespace of unix(7).
 
 An instance's rules, its nft table and its queue are named after it, and there is one of each in a network namespace.
-The lock file in the run directory does not guard them: somebody may take that directory away while the gateway runs,
-and two containers may have different directories under one name. The kernel frees a name with its last descriptor.
+The lock file in the run directory does not guard them: that directory may be removed while the gateway runs, and two
+containers may have different directories under one name. The kernel frees a name with its last descriptor.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 
 
 class NameLock:
-    """Holds the name `instance`. Raises AlgateError where another gateway has it. `inherited`: the descriptor by which
-    an earlier version of this instance holds it."""
+    """Holds the name `instance`. Raises AlgateError if another gateway has it. `inherited`: the descriptor by which an
+    earlier version of this instance holds it."""
 
     def __init__(self, instance: str, inherited: int | None = None) -> None:
         self._address = f"\0algate/{instance}"
@@ -39,7 +39,7 @@ class NameLock:
             self.claim()
 
     def claim(self) -> None:
-        """Who asks whose it is hears of this process from now on."""
+        """Make this process the one that is reported as the holder."""
         if self._socket is not None:
             self._socket.listen(1)
 
@@ -48,12 +48,13 @@ class NameLock:
         return self._socket.fileno() if self._socket is not None else None
 
     def close(self) -> None:
-        """Give it up, unless a later version has it too."""
+        """Release the name, unless a later version has it too."""
         if self._socket is not None:
             self._socket.close()
 
     def _explain(self, instance: str) -> None:
-        """Somebody has the name: a gateway, or a program of another user that is none. That is not to keep us out."""
+        """Handle a name that is taken: by a gateway (an error), or by a program of another user that is no gateway,
+        which must not keep this gateway from starting."""
         pid, uid = _holder(self._address)
         if uid in (0, os.geteuid()):
             raise AlgateError(
@@ -64,7 +65,7 @@ class NameLock:
 
 
 def _holder(address: str) -> tuple[int, int]:
-    """Process and user that listen there; -1 if nobody says."""
+    """Return the process and the user that listen there; -1 if it is not known."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:

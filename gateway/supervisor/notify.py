@@ -1,4 +1,4 @@
-"""What systemd is told, if it started us (sd_notify(3))."""
+"""Messages to systemd, if it started this process (sd_notify(3))."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = get_logger()
 
 
 def notify(message: str) -> None:
-    """Send "READY=1" and its kin to $NOTIFY_SOCKET; without one nothing happens."""
+    """Send a message such as "READY=1" to $NOTIFY_SOCKET. Without one nothing happens."""
     path = os.environ.get("NOTIFY_SOCKET")
     if not path:
         return
@@ -26,7 +26,7 @@ def notify(message: str) -> None:
 
 
 class Watchdog:
-    """systemd's watchdog (WATCHDOG_USEC), if it wants to hear of us. A gateway of which a process hangs is not well."""
+    """systemd's watchdog (WATCHDOG_USEC), if it is on. A gateway of which a process hangs does not report."""
 
     def __init__(self) -> None:
         usec = os.environ.get("WATCHDOG_USEC", "")
@@ -34,7 +34,7 @@ class Watchdog:
         self.due = time.monotonic() + self._interval
 
     def tick(self, now: float, well: bool) -> None:
-        """Tell it, if it is time (monotonic seconds) and all is well."""
+        """Report to the watchdog, if it is time (monotonic seconds) and all is well."""
         if now >= self.due:
             self.due = now + self._interval
             if well:

@@ -1,4 +1,5 @@
-"""What `algate run` would refuse on this host although the configuration is valid: missing files, unknown accounts."""
+"""Finds out what `algate run` would refuse on this host although the configuration is valid: missing files, unknown
+accounts."""
 
 from __future__ import annotations
 
@@ -16,9 +17,9 @@ from gateway.supervisor.shared_files import SharedFiles
 
 
 def refusals(config: Config) -> Iterator[str]:
-    """Each reason for which `algate run` would not start on this host, as "KEY: what is wrong".
+    """Return each reason why `algate run` would not start on this host, as "KEY: what is wrong".
 
-    What this user may not look at is not told.
+    What this user may not look at is left out.
     """
     try:
         SharedFiles(config).close()
@@ -30,7 +31,7 @@ def refusals(config: Config) -> Iterator[str]:
 
 
 def surprises(config: Config) -> Iterator[str]:
-    """What this host does not have now, and may have later, as "KEY: what is missing"."""
+    """Return what this host does not have now but may have later, as "KEY: what is missing"."""
     names = (path.name for path in Path("/proc/sys/net/ipv4/conf").glob("*"))
     there = sorted(name for name in names if name not in ("all", "default"))
     for i, name in enumerate(config.network.inside_interfaces):
@@ -42,7 +43,8 @@ def surprises(config: Config) -> Iterator[str]:
 
 
 def listening(config: Config) -> Iterator[str]:
-    """Where `algate run` could not listen now, as "KEY: what is wrong"; to be asked while this gateway does not run."""
+    """Return where `algate run` could not listen now, as "KEY: what is wrong". Call it while this gateway does not
+    run."""
     wanted = [(place.endpoint, key) for place, key in places(config).items()]
     if config.console.listen:
         wanted.append((parse_endpoint(config.console.listen), "console.listen"))
@@ -54,7 +56,7 @@ def listening(config: Config) -> Iterator[str]:
 
 
 def placed(config: Config, message: str, source: str) -> str:
-    """The message with FILE:LINE of its key before it; `source` where that is not known."""
+    """Return the message with FILE:LINE of its key before it; `source` if that is not known."""
     return f"{line_of(config.loaded.places, path_in(message)) or source}: {message}"
 
 

@@ -1,4 +1,5 @@
-"""Another configuration for a gateway that runs: validated, prepared by every process, and only then used by all."""
+"""Reload: another configuration for a running gateway, which is validated, prepared by every process, and only then
+used by all."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ NEW_PROCESSES = ("run_dir", "user", "broker_user", "workers")  # keys of [proces
 
 
 class Reload:
-    """One reload. `turn(until)` lets things happen meanwhile; what children say comes in by `heard`."""
+    """One reload. `turn(until)` handles events meanwhile; messages of children come in by `heard`."""
 
     def __init__(
         self, new: Config, listeners: Listeners, crew: Crew, children: Children, turn: Callable[[float], None]
@@ -53,7 +54,8 @@ class Reload:
                 self._waiting.pop(child, None)
 
     def run(self) -> dict[str, Any]:
-        """Do it; what has changed. AlgateError: nothing has, and the message says why."""
+        """Carry out the reload, and return what has changed. Raises AlgateError with the reason if nothing has
+        changed."""
         if self.config.broker_wanted != self._old.broker_wanted:
             key = "pinhole.backend" if self._old.pinhole != self.config.pinhole else "network.inside_interfaces"
             raise ConfigError(f"{key}: with or without a broker, that takes new processes: `algate reload --upgrade`")
@@ -103,7 +105,7 @@ class Reload:
         }
 
     def _tell_all(self, children: Sequence[Child], message: Prepare | Commit) -> None:
-        """Tell them, and wait for the answers of those that live."""
+        """Send a message to children, and wait for the answers of those that are alive."""
         self._waiting = {child: child.pid for child in children if child.ready}
         for child in self._waiting:
             if isinstance(message, Prepare):
@@ -116,8 +118,8 @@ class Reload:
             self._waiting = {child: pid for child, pid in self._waiting.items() if child.pid == pid}
 
     def _change_rules(self) -> str:
-        """Let the iptables rules follow, if this instance's are there and we may change them: with iptables-nft
-        CAP_NET_ADMIN is enough, iptables-legacy wants root."""
+        """Apply the new iptables rules, if this instance's rules are applied and we may change them: with iptables-nft
+        CAP_NET_ADMIN is enough, iptables-legacy needs root."""
         if not self.config.transparent_enabled:
             return "none"
         if all(rules.render(self._old, family) == rules.render(self.config, family) for family in rules.FAMILIES):
@@ -133,7 +135,7 @@ class Reload:
         return "changed"
 
     def _retire(self, removed: Sequence[Any] | set[Any]) -> None:
-        """Whoever has connected is served; then the listeners go."""
+        """Close listeners after all clients that have connected are accepted."""
         if removed:
             self._listeners.refuse(removed)
             until = time.monotonic() + LINGER
@@ -143,7 +145,7 @@ class Reload:
 
 
 def reload_retired(new: Config, listeners: Listeners, crew: Crew) -> None:
-    """Have workers that only see their flows to the end judge these by a new configuration. Raises AlgateError."""
+    """Let workers that only wait for the end of their flows check these by a new configuration. Raises AlgateError."""
     files = SharedFiles(new)
     before = crew.files
     crew.config, crew.files = _usable(crew.config, new)[0], files
@@ -155,14 +157,14 @@ def reload_retired(new: Config, listeners: Listeners, crew: Crew) -> None:
 
 
 def _usable(old: Config, new: Config) -> tuple[Config, list[str]]:
-    """The new configuration as far as running processes can heed it, and the keys that they cannot."""
+    """Return the new configuration as far as running processes can use it, and the keys that need new processes."""
     kept = [f"process.{key}" for key in NEW_PROCESSES if getattr(old.process, key) != getattr(new.process, key)]
     process = msgspec.structs.replace(new.process, **{key: getattr(old.process, key) for key in NEW_PROCESSES})
     return msgspec.structs.replace(new, process=process), kept
 
 
 def changes(old: Config, new: Config) -> list[str]:
-    """What is different, as "KEY: BEFORE -> AFTER"; no secrets, and long values shortened."""
+    """Return the differences as "KEY: BEFORE -> AFTER", without secrets, and with long values shortened."""
     before, after = _flat(msgspec.to_builtins(old)), _flat(msgspec.to_builtins(new))
     found = [
         f"{key}: {_change(before.get(key), after.get(key))}"

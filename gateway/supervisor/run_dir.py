@@ -1,4 +1,4 @@
-"""The run directory: the lock that keeps a second instance out, and the sockets that the command line talks to."""
+"""The run directory: the lock that keeps a second instance out, and the sockets that the command line uses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gateway.supervisor.name_lock import NameLock
 
 class RunDir:
     """Holds `run_dir` for this instance, and the name `instance` in this network namespace ("": no name). Raises
-    AlgateError where it cannot be made or another instance holds one of them.
+    AlgateError if the directory cannot be made, or another instance holds one of them.
 
     `heritage`: the instance itself held it before, in another process; `claim` makes it ours.
     """
@@ -61,7 +61,7 @@ class RunDir:
             shutil.rmtree(links, ignore_errors=True)
 
     def claim(self) -> None:
-        """Say in the lock whose it is."""
+        """Write into the lock which process holds it."""
         said = f"{os.getpid()}\n".encode()
         os.pwrite(self.lock, said, 0)  # in this order it is never empty
         os.truncate(self.lock, len(said))
@@ -69,16 +69,16 @@ class RunDir:
             self.name.claim()
 
     def adopt(self, name: str, fd: int) -> socket.socket:
-        """A socket that the process before has made by `listen`."""
+        """Take over a socket that the previous process has made by `listen`."""
         self._sockets.append(self.path / f"{name}.sock")
         return socket.socket(fileno=fd)
 
     def adopt_file(self, name: str) -> None:
-        """A file that the process before has written."""
+        """Take over a file that the previous process has written."""
         self._files.append(self.path / name)
 
     def listen(self, name: str) -> socket.socket:
-        """A listening stream socket `NAME.sock`, for this user only."""
+        """Make a listening stream socket `NAME.sock`, for this user only."""
         path = self.path / f"{name}.sock"
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -92,14 +92,14 @@ class RunDir:
         return listener
 
     def socket_of(self, name: str) -> Path:
-        """Where the socket of that name is. FileNotFoundError if `listen` has not made it."""
+        """Return the path of a socket. Raises FileNotFoundError if `listen` has not made it."""
         path = self.path / f"{name}.sock"
         if path not in self._sockets:
             raise FileNotFoundError(errno.ENOENT, f"there is no process {name!r}")
         return path
 
     def write(self, name: str, content: str) -> Path:
-        """A file for this user only, gone with the instance."""
+        """Write a file for this user only, which is removed with the instance."""
         path = self.path / name
         try:
             path.unlink(missing_ok=True)
@@ -111,13 +111,14 @@ class RunDir:
         return path
 
     def forget(self, name: str) -> None:
-        """Take away the socket of this name."""
+        """Remove the socket of this name."""
         path = self.path / f"{name}.sock"
         path.unlink(missing_ok=True)
         self._sockets.remove(path)
 
     def remove_dead(self, pid: int) -> None:
-        """Take away what a version that was killed, `pid`, has left: sockets that nobody serves, links to its code."""
+        """Remove what a version that was killed, `pid`, has left: sockets that no process serves, and links to its
+        code."""
         shutil.rmtree(self.path / f"code-{pid}", ignore_errors=True)
         for path in set(self.path.glob("*.sock")) - set(self._sockets):
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -130,7 +131,7 @@ class RunDir:
                     pass  # somebody serves it, and has much to do
 
     def leave(self, names: Iterable[str]) -> None:
-        """Take away the sockets of these names; all else is somebody else's now."""
+        """Remove the sockets of these names. All else belongs to another process now."""
         for name in names:
             (self.path / f"{name}.sock").unlink(missing_ok=True)
         self._let_go()
@@ -141,7 +142,7 @@ class RunDir:
             self.name.close()
 
     def remove(self) -> None:
-        """Take away what was made here, the directory too if it was not there before."""
+        """Remove what was made here, and the directory if it did not exist before."""
         for path in (*self._sockets, *self._files, self.path / "lock"):
             path.unlink(missing_ok=True)
         self._let_go()
@@ -153,7 +154,7 @@ class RunDir:
 
 
 def _holder(lock: Path) -> int:
-    """The process id of the instance that holds a lock; 0 if none does, or this user may not see."""
+    """Return the process id of the instance that holds a lock; 0 if none does, or this user may not see it."""
     try:
         with lock.open() as file:
             try:

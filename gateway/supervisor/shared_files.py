@@ -1,4 +1,4 @@
-"""Files that only the supervisor may read, users and keytab: given to the workers as memfds, anew when they change."""
+"""Files that only the supervisor may read (users, keytab): handed to the workers as memfds, again when they change."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _Stamp = tuple[int, int, int]
 
 @dataclass(slots=True)
 class SharedFile:
-    """One file: `key` is its key in the configuration, `fd` a memfd with what it held when it was last good."""
+    """One file. `key` is its key in the configuration, `fd` a memfd with its last valid contents."""
 
     name: str
     key: str
@@ -32,7 +32,7 @@ class SharedFile:
     _seen: _Stamp | None = field(default=None)
 
     def load(self) -> None:
-        """Read it. Raises ConfigError, and keeps what was good before."""
+        """Read the file. Raises ConfigError, and then keeps the last valid contents."""
         try:
             self._seen = _stamp(self.path)
             with self.path.open("rb") as file:
@@ -52,7 +52,7 @@ class SharedFile:
         self.fd = memfd
 
     def changed(self) -> bool:
-        """Whether it is another file than the one that was read; one that is gone for a moment is not."""
+        """Whether the file differs from the one that was read. A file that is missing for a moment does not."""
         try:
             return _stamp(self.path) != self._seen
         except OSError:
@@ -83,11 +83,12 @@ class SharedFiles:
         return bool(self._files)
 
     def fds(self) -> dict[str, int]:
-        """The descriptors by name, for a process that is to be started now."""
+        """Return the descriptors by name, for a process that is to be started now."""
         return {file.name: file.fd for file in self._files}
 
     def refresh(self) -> dict[str, int]:
-        """Look at the files; the descriptors of those that have changed and are good. A bad one is logged."""
+        """Check the files, and return the descriptors of those that have changed and are valid. An invalid one is
+        logged."""
         fresh = {}
         for file in self._files:
             if not file.changed():

@@ -1,4 +1,4 @@
-"""The supervisor: opens the listeners, starts the other processes, and replaces one that dies. No gevent here."""
+"""The supervisor: opens the listeners, starts the other processes, and replaces one that dies. Uses no gevent."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ STOP_LINGER = 0.1  # seconds in which those who connect at the very end are stil
 
 
 def run(load: Callable[[], Config]) -> int:
-    """Run the gateway until SIGTERM or SIGINT; returns the exit code. `load` reads the configuration, now and whenever
-    it is to be used anew. Raises AlgateError if the gateway cannot start."""
+    """Run the gateway until SIGTERM or SIGINT, and return the exit code. `load` reads the configuration, now and at
+    each reload. Raises AlgateError if the gateway cannot start."""
     heritage = inherited()
     channel = Channel(socket.socket(fileno=heritage.channel)) if heritage else None
     try:
@@ -89,7 +89,7 @@ def _run(load: Callable[[], Config], heritage: Heritage | None, channel: Channel
 
 
 def _check_heritage(heritage: Heritage, config: Config) -> None:
-    """Raise AlgateError if this configuration takes a gateway that was stopped."""
+    """Raise AlgateError if this configuration cannot take over from the running gateway."""
     if heritage.run_dir != config.process.run_dir:
         raise AlgateError("process.run_dir: has changed, and that takes a restart")
     if heritage.broker_ends and not config.broker_wanted:
@@ -185,7 +185,7 @@ class _Supervisor:
             self._crew.files.close()
 
     def _start(self) -> None:
-        """Start all, and be ready. Raises AlgateError. SIGTERM is obeyed meanwhile."""
+        """Start all children, and report that the gateway is ready. Raises AlgateError. SIGTERM is obeyed meanwhile."""
         first = list(self._crew) if self._take_over is None else self._crew.first
         if self._take_over is None:
             self._listeners.listen()
@@ -212,7 +212,7 @@ class _Supervisor:
         notify("READY=1")
 
     def _turn(self, until: float | None) -> None:
-        """Wait for something to happen, at the most until then, and do what is due."""
+        """Wait for an event, until this time at the latest, and do what is due."""
         due = [*self._children.due(), self._watchdog.due, self._next_look, self._rules.next]
         due += [until] if until is not None else []
         for key, _ in self._selector.select(max(0.0, min(due) - time.monotonic())):
@@ -259,7 +259,8 @@ class _Supervisor:
     # --- what is wished for -----------------------------------------------------------------------------------------
 
     def _do_reload(self, _ticket: str) -> dict[str, Any]:
-        """Use the configuration as it is written now; what has changed. AlgateError: the old one stays."""
+        """Read the configuration again and use it. Returns what has changed. Raises AlgateError: the old one stays in
+        use."""
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             new = self._load()
@@ -277,13 +278,13 @@ class _Supervisor:
         return done
 
     def _do_drain(self, _ticket: str) -> dict[str, Any]:
-        """Accept no more, and end when all flows have."""
+        """Accept no more, and end when all flows have ended."""
         self._patience = FOREVER
         self._state = "stopping"
         return {"state": "draining"}
 
     def _do_upgrade(self, ticket: str) -> dict[str, Any]:
-        """Have a new version take over. AlgateError: it could not, and all is as before."""
+        """Let a new version take over. Raises AlgateError if it could not, and all is as before."""
         hand_over = HandOver(self._selector, self._run_dir, self._crew, self._children, self._turn)
         try:
             self._successor, pid = hand_over.run(ticket, self._admin, self._on_admin)
@@ -311,7 +312,7 @@ class _Supervisor:
     # --- stopping ---------------------------------------------------------------------------------------------------
 
     def _stop_all(self) -> None:
-        """Drain the workers, then end the broker, which takes its rules away."""
+        """Drain the workers, then end the broker, which removes its table."""
         self._state = "draining"
         notify("STOPPING=1")
         patience = self._config.process.drain_timeout if self._patience is None else self._patience
@@ -329,12 +330,14 @@ class _Supervisor:
         log.info("stopped")
 
     def _wait_for_elder(self, until: float) -> None:
-        """The flows of an earlier version use our broker; and who stops us (systemd) kills it when we have ended."""
+        """Wait for an earlier version, whose flows use our broker: when we have ended, systemd kills what is left of
+        it."""
         while self._elder is not None and time.monotonic() < until:
             self._turn(until)
 
     def _retire(self, successor: Channel) -> None:
-        """Let our flows end; all else is the successor's, also the listeners. Without it they are cut soon."""
+        """Let our flows end. Everything else, the listeners included, belongs to the successor. If it ends, the flows
+        are cut soon."""
         seconds = self._config.process.retire_timeout
         log.info("retire", deadline=seconds)
 
@@ -375,7 +378,7 @@ class _Supervisor:
         self._crew.dismiss(self._crew.workers)
 
     def _hurry(self) -> None:
-        """Those workers that have longer end within the usual time."""
+        """Let workers that have a longer time end within the usual time."""
         self._patience = None
         for child in self._crew.workers:
             child.signal(signal.SIGTERM)
@@ -383,7 +386,7 @@ class _Supervisor:
             self._elder.say("stop")
 
     def _cut(self) -> None:
-        """All flows end now."""
+        """End all flows now."""
         log.warning("drain.cut")
         for child in self._crew.workers:
             child.signal(signal.SIGKILL)
@@ -391,7 +394,7 @@ class _Supervisor:
             self._elder.say("cut")
 
     def _abandon(self) -> None:
-        """We could not take over: nothing of what the old version has is touched."""
+        """Give up taking over. Nothing of what the old version has is touched."""
         if self._crew.broker:
             self._children.abandon([self._crew.broker], self._turn)
         self._children.end([*self._crew.workers, *self._crew.rest], KILL_MARGIN, self._turn)
@@ -404,7 +407,7 @@ class _Supervisor:
     # --- signals and the command line -------------------------------------------------------------------------------
 
     def _catch_signals(self) -> tuple[socket.socket, socket.socket]:
-        """A socket that is readable when a signal has come, with its number as a byte; and its other end."""
+        """Return a socket that is readable when a signal has come, with its number as a byte, and its other end."""
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setblocking(False)
@@ -451,6 +454,6 @@ class _Supervisor:
 
 
 def _raise_descriptor_limit() -> None:
-    """As many descriptors as we may have; the children inherit it."""
+    """Raise the limit of descriptors as far as allowed. The children inherit it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,4 +1,4 @@
-"""An upgrade: one supervisor hands its listeners, its admin sockets and the broker's table over to another one.
+"""Upgrade: one supervisor hands its listeners, its admin sockets and the broker's table over to another one.
 
 The old one goes on until the new one has started all that can be started beside it, and takes everything back if the
 new one then fails. Its workers end with their flows.
@@ -32,7 +32,7 @@ Turn = Callable[[float], None]
 
 
 class HandOver:
-    """The old side."""
+    """The side of the old supervisor."""
 
     def __init__(
         self, selector: selectors.BaseSelector, run_dir: RunDir, crew: Crew, children: Children, turn: Turn
@@ -44,8 +44,8 @@ class HandOver:
         self._turn = turn
 
     def run(self, ticket: str, admin: socket.socket, on_admin: Callable[[], None]) -> tuple[Channel, int]:
-        """Do it; the channel to the new supervisor, and its pid. `admin`: the socket that it will serve in our place.
-        AlgateError: all is as before, and the message says why."""
+        """Hand over. Returns the channel to the new supervisor, and its pid. `admin`: the socket that it will serve in
+        our place. Raises AlgateError with the reason if all is as before."""
         ours, theirs = lifeline.pair()
         channel = Channel(ours)
         with theirs:
@@ -87,7 +87,7 @@ class HandOver:
             self._turn(until)
 
     def _give_up(self, channel: Channel, heir: Heir) -> None:
-        """End the new one, if it still lives; its children end with it."""
+        """End the new supervisor, if it is still alive. Its children end with it."""
         self._selector.unregister(channel.sock)
         channel.sock.close()
         heir.end(KILL_MARGIN)
@@ -96,7 +96,7 @@ class HandOver:
 
 
 class TakeOver:
-    """The new side. `heard` takes what children say."""
+    """The side of the new supervisor. `heard` takes messages of children."""
 
     def __init__(
         self, heritage: Heritage, channel: Channel, crew: Crew, children: Children, listeners: Listeners, turn: Turn
@@ -115,7 +115,7 @@ class TakeOver:
             self._awaited.discard(child)
 
     def run(self) -> None:
-        """With the first children ready: have the old version let go, and begin. Raises AlgateError."""
+        """When the first children are ready, let the old version let go, and begin. Raises AlgateError."""
         self.channel.say("prepared")
         self._wait(lambda: "go" in self.channel.words, DEADLINE, "the old version did not let go")
         self._crew.standby = False

@@ -1,4 +1,5 @@
-"""What the supervisor is asked to do, and does when its hands are free. Who asks gets a ticket, to ask later with."""
+"""Requests to the supervisor, which it carries out one after the other. A caller gets a ticket, with which it polls for
+the outcome."""
 
 from __future__ import annotations
 
@@ -14,28 +15,28 @@ _UNKNOWN = {"error": "what became of it is not known: another version may have t
 
 
 class Wishes:
-    """In the order in which they came."""
+    """The requests, in the order in which they came."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, str] = {}  # by ticket; the first may be under way
         self._outcomes: dict[str, dict[str, Any]] = {}
 
     def add(self, wish: str) -> Rows:
-        """Remember a wish; its ticket, like no other that any version has given."""
+        """Add a request, and return its ticket, which is unique over all versions."""
         ticket = secrets.token_hex(8)
         self._waiting[ticket] = wish
         return [{"ticket": ticket}]
 
     def outcome(self, ticket: str) -> Rows:
-        """What has become of it; no row: nothing yet. With "error" it was not done; "usage": whether that is the fault
-        of the configuration."""
+        """Return the outcome of a request; no row: there is none yet. "error": it failed; "usage": whether the
+        configuration is at fault."""
         if ticket in self._waiting:
             return []
         return [self._outcomes.get(ticket, _UNKNOWN)]
 
     def grant(self, by: Mapping[str, Callable[[str], dict[str, Any]]]) -> bool:
-        """Do the next one that waits; False: there is none. `by` says how, and is told the ticket. An AlgateError or
-        OSError is the outcome."""
+        """Carry out the next request. Returns False if there is none. `by` says how, and gets the ticket. An
+        AlgateError or OSError is the outcome."""
         if not self._waiting:
             return False
         ticket, wish = next(iter(self._waiting.items()))
@@ -48,7 +49,7 @@ class Wishes:
         return True
 
     def remember(self, ticket: str, outcome: dict[str, Any]) -> None:
-        """What has become of a wish, also of one that was told to an earlier version."""
+        """Store the outcome of a request, also of one that an earlier version got."""
         self._outcomes[ticket] = outcome
         if len(self._outcomes) > REMEMBERED:
             del self._outcomes[next(iter(self._outcomes))]
