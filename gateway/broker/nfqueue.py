@@ -53,6 +53,8 @@ class QueuedPacket(Protocol):
 
     def set_payload(self, payload: bytes) -> None: ...
 
+    def set_mark(self, mark: int) -> None: ...
+
     def accept(self) -> None: ...
 
 
@@ -140,6 +142,7 @@ class Packet:
         self._number = number
         self._payload = payload
         self._changed = False
+        self._marked: int | None = None
 
     def get_payload(self) -> bytes:
         """Return the packet, starting with its IP header."""
@@ -150,9 +153,13 @@ class Packet:
         self._payload = payload
         self._changed = True
 
+    def set_mark(self, mark: int) -> None:
+        """It goes on with this mark."""
+        self._marked = mark
+
     def accept(self) -> None:
-        """Let the packet go on. Raises OSError if the kernel cannot be told."""
-        self._queue.accept(self._number, self._payload if self._changed else None)
+        """Let it go on. OSError if the kernel cannot be told."""
+        self._queue.accept(self._number, self._payload if self._changed else None, self._marked)
 
 
 class NetlinkQueue:
@@ -192,11 +199,13 @@ class NetlinkQueue:
             if packet is not None:
                 take(packet)
 
-    def accept(self, packet: int, payload: bytes | None) -> None:
-        """Give the packet with this number its verdict, with another payload if it is to have one."""
+    def accept(self, packet: int, payload: bytes | None, mark: int | None = None) -> None:
+        """Give the packet with this number its verdict, and another payload and mark if it is to have them."""
         verdict = _ATTRIBUTE.pack(12, _VERDICT_HEADER) + _VERDICT_VALUES.pack(_NF_ACCEPT, packet)
         if payload is not None:
             verdict += attribute(_PAYLOAD, payload)
+        if mark is not None:
+            verdict += attribute(_MARK, _ID.pack(mark))
         self._socket.send(self._message(_VERDICT, NLM_F_REQUEST, verdict))
 
     def close(self) -> None:

@@ -135,6 +135,7 @@ EVENTS = {
     "transparent.own_address": "A redirected connection uses this host's own address instead of its client's, because "
     "the broker could not make the socket (`rule`).",
     "transparent.failed": "A redirected connection could not be served; it was reset.",
+    "transparent.refused": "A server refuses TCP at a port that is also read over UDP. Its client was refused as well.",
     "transparent.loop": "A redirected connection was addressed to the gateway itself. It was reset.",
     "upgrade.complete": "The processes of the previous version have ended.",
     "upgrade.failed": "The new processes could not take over. The old ones go on.",

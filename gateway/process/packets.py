@@ -29,9 +29,10 @@ from gateway.broker.nfqueue import open_queue
 from gateway.config.schema import AlgSection, Config
 from gateway.driver.datagrams import DatagramDriver, Setting
 from gateway.front.packets.early import EarlyMedia
+from gateway.front.packets.handshakes import Handshakes
 from gateway.front.packets.journal import Journal
-from gateway.front.packets.packet import LONGEST_WHOLE
-from gateway.front.packets.queue import MOST_HELD, PacketFront, QueueModule
+from gateway.front.packets.packet import LONGEST_WHOLE, is_tcp
+from gateway.front.packets.queue import MOST_HELD, PacketFront, QueuedPacket, QueueModule
 from gateway.model.requests import Along
 from gateway.net.addresses import PublicAddress, public_address, source_towards
 from gateway.observe.admin import Rows, answer
@@ -73,6 +74,7 @@ class Packets:
         _, self._kinds = installed(config)
         self._trace = Trace()
         self._early = EarlyMedia()
+        self._handshakes = Handshakes(config.inside_networks)
         self._front = PacketFront(
             [
                 _queue_module(config, self._kinds[name], section, recorded=journal is not None)
@@ -121,10 +123,13 @@ class Packets:
 
     def _read_early(self) -> None:
         try:
-            self._early_queue.read(ROUND, self._early.take)
+            self._early_queue.read(ROUND, self._take_early)
         except BaseException:
             self._stop.set()
             raise
+
+    def _take_early(self, packet: QueuedPacket) -> None:
+        (self._handshakes if is_tcp(packet.get_payload()) else self._early).take(packet)
 
     def _public_along(self, along: Along) -> PublicAddress | None:
         """Return where pinholes of a flow listen, if the configuration says so; otherwise what is expected of the NAT,
@@ -168,6 +173,7 @@ class Packets:
         for name, driver in self._front.drivers().items():
             row["mode" if len(self._front.drivers()) == 1 else f"mode_{name}"] = driver.setting.mode.value
         row |= self._front.status()
+        row["handshakes_refused"] = self._handshakes.refused
         for _, _, module in self._shown():
             row |= module.counts()
         return [row]

@@ -35,6 +35,7 @@ from tests.lab.gateway import Gateway
 Role = Literal["inside", "client2", "router", "outside", "stranger"]
 ROLES: tuple[Role, ...] = ("inside", "client2", "router", "outside", "stranger")
 
+PATIENCE = float(os.environ.get("LAB_PATIENCE", "1"))
 CLIENT4, CLIENT6 = "192.168.56.10", "fd00:56::10"
 CLIENT2_4, CLIENT2_6 = "192.168.56.11", "fd00:56::11"
 ROUTER_IN4, ROUTER_IN6 = "192.168.56.2", "fd00:56::2"
@@ -212,8 +213,8 @@ class Lab:
         source: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
         try:
             done = subprocess.run(
-                command, capture_output=True, timeout=timeout, env=environment, encoding="utf-8", errors="replace",
-                check=False, **source,
+                command, capture_output=True, timeout=timeout * PATIENCE, env=environment, encoding="utf-8",
+                errors="replace", check=False, **source,
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise LabError(f"{role}: {' '.join(command[4:])}: not done after {timeout:g} s: {error.stderr!r}") from None
@@ -267,8 +268,11 @@ class Lab:
 
     @staticmethod
     def wait_for(condition: Callable[[], T], deadline: float, what: str) -> T:
-        """The first true value of `condition`, asked again and again for `deadline` seconds; else LabError."""
-        end = time.monotonic() + deadline
+        """The first true value of `condition`, asked again and again for `deadline` seconds; else LabError.
+
+        On a machine that is known to be slow (an emulated one) LAB_PATIENCE in the environment multiplies deadlines.
+        """
+        end = time.monotonic() + deadline * PATIENCE
         while True:
             value = condition()
             if value:

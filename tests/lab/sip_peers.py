@@ -32,7 +32,7 @@ tcp_children=1
 auto_aliases=no
 alias="{domain}"
 listen=udp:{address}:5060
-listen=tcp:{address}:5060
+{tcp}
 mpath="{modules}"
 loadmodule "tm.so"
 loadmodule "sl.so"
@@ -66,14 +66,15 @@ request_route {{
 
 
 class Kamailio:
-    """A running Kamailio, in the role's namespace, on UDP and TCP port 5060 of `address`."""
+    """A running Kamailio, in the role's namespace, on UDP and (unless `tcp` is False) TCP port 5060 of `address`."""
 
-    def __init__(self, lab: Lab, role: Role, address: str) -> None:
+    def __init__(self, lab: Lab, role: Role, address: str, tcp: bool = True) -> None:
         home = lab.tmp / f"kamailio-{role}"
         home.mkdir(exist_ok=True)
         config = home / "kamailio.cfg"
         modules = LIBRARIES / "kamailio/modules"
-        config.write_text(_KAMAILIO.format(domain=DOMAIN, address=address, modules=modules))
+        listen = f"listen=tcp:{address}:5060" if tcp else "disable_tcp=yes"
+        config.write_text(_KAMAILIO.format(domain=DOMAIN, address=address, modules=modules, tcp=listen))
         program = unpacked("kamailio", "usr/sbin/kamailio")
         self.lab = lab
         self.log = lab.logs / f"kamailio-{role}.log"
@@ -83,6 +84,8 @@ class Kamailio:
 
         def serves() -> bool:
             assert self.process.poll() is None, f"kamailio ended:\n{self.log.read_text()}"
+            if not tcp:
+                return ":5060 " in lab.run(role, ["ss", "-Hnlu"]).stdout
             with lab.enter(role):
                 try:
                     socket.create_connection((address, 5060), 0.2).close()

@@ -9,7 +9,8 @@ import pytest
 
 from tests.lab.lab import Lab
 
-# Binds the queue, sends itself datagrams through it, changes the second and holds the third till the end.
+# Binds the queue, sends itself datagrams through it, changes the second, holds the third till the end, and gives a
+# fifth the mark by which it is dropped.
 PROGRAM = """
 import select, socket, sys
 from gateway.broker import nfqueue
@@ -28,6 +29,8 @@ def take(packet):
     payload = packet.get_payload()
     if payload.endswith(b"two"):
         packet.set_payload(payload[:-3] + b"TWO")
+    if payload.endswith(b"five"):
+        packet.set_mark(packet.mark | 5)  # and is dropped for that
     if payload.endswith(b"three"):
         held.append(packet)
     else:
@@ -35,9 +38,9 @@ def take(packet):
 def read():
     assert select.select([queue.fileno()], [], [], 5)[0]
     queue.read(1, take)
-for text in (b"one", b"two", b"three", b"four"):
+for text in (b"one", b"two", b"three", b"five", b"four"):
     sender.sendto(text, ("127.0.0.1", 9977))
-for _ in range(4):
+for _ in range(5):
     read()
 got = [receiver.recv(100) for _ in range(3)]
 held[0].accept()
@@ -51,10 +54,13 @@ queue.close()
 @pytest.mark.parametrize("reader", ["LibraryQueue", "NetlinkQueue"])
 def test_both_readers_do_the_same(lab: Lab, reader: str) -> None:
     rule = ["OUTPUT", "-o", "lo", "-p", "udp", "--dport", "9977", "-j", "NFQUEUE", "--queue-num", "77"]
-    lab.run("outside", ["iptables", "-A", *rule])
+    marked = ["INPUT", "-i", "lo", "-p", "udp", "-m", "mark", "--mark", "5", "-j", "DROP"]
+    for one in (rule, marked):
+        lab.run("outside", ["iptables", "-A", *one])
     try:
         done = lab.run("outside", [sys.executable, "-c", PROGRAM, reader], check=False)
     finally:
-        lab.run("outside", ["iptables", "-D", *rule])
+        for one in (rule, marked):
+            lab.run("outside", ["iptables", "-D", *one])
     assert isinstance(done, subprocess.CompletedProcess)
     assert done.stdout == "a second one is refused\n[b'one', b'TWO', b'four'] b'three'\n", done.stderr

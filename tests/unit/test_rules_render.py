@@ -38,6 +38,11 @@ def test_a_small_router() -> None:
             "-A ALGATE-PREROUTING -p udp -m mark --mark 0x80000000/0x80000000 -m conntrack --ctstate NEW"
             " -j NFQUEUE --queue-num 65458 --queue-bypass"
         ),
+        (
+            "-A ALGATE-PREROUTING -s 192.168.56.0/24 -i eth1 -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN"
+            " -m multiport --dports 5060 -m addrtype ! --dst-type LOCAL"
+            " -j NFQUEUE --queue-num 65458 --queue-bypass"
+        ),
         "-A ALGATE-FORWARD -d 192.168.56.0/24 -i eth1 -j RETURN",
         "-A ALGATE-FORWARD -m mark --mark 0x80000000/0x80000000 -j RETURN",
         "-A ALGATE-FORWARD -s 192.168.56.0/24 -i eth1 -p udp -m conntrack --ctorigdstport 5060 --ctdir ORIGINAL "
@@ -105,7 +110,7 @@ def test_every_interface_with_every_network_and_all_ports() -> None:
         some,
         rest,
     ]
-    assert sum("! --dst-type LOCAL" in line for line in found) == 4
+    assert sum("! --dst-type LOCAL -j RETURN" in line for line in found) == 4
 
 
 def test_a_module_that_is_off_has_no_port() -> None:

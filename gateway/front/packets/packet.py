@@ -18,7 +18,7 @@ LONGEST_WHOLE = 3840
 at once, with up to 130 bytes of the kernel's own in front: a packet that did not fit would be lost."""
 
 LONGEST_DATAGRAM = 65535
-_UDP = 17
+TCP, _UDP = 6, 17  # numbers of protocols (IANA)
 # Extension headers of IPv6 that may stand before UDP, and have the common form (RFC 6564): next header, length.
 _SKIPPED = frozenset({0, 43, 60})
 _FRAGMENT6 = 44
@@ -107,10 +107,10 @@ def parse(data: bytes) -> UdpPacket:
     )
 
 
-def ends_of(data: bytes) -> tuple[Endpoint, Endpoint]:
-    """Read source and destination of a UDP packet, of which the first bytes are enough. Raises NotWhole."""
+def ends_of(data: bytes, protocol: int = _UDP) -> tuple[Endpoint, Endpoint]:
+    """Source and destination of a packet of UDP (or TCP), of which the first bytes are enough. Raises NotWhole."""
     try:
-        source, destination, start, _ = (_ipv6 if data[:1] >= b"\x60" else _ipv4)(data)
+        source, destination, start, _ = (_ipv6 if data[:1] >= b"\x60" else _ipv4)(data, protocol)
         source_port, destination_port = _TWO.unpack_from(data, start)
     except struct.error:
         raise NotWhole("broken") from None
@@ -122,20 +122,26 @@ def _endpoint(packed: bytes, port: int) -> Endpoint:
     return Endpoint(str(ipaddress.ip_address(packed)), port)
 
 
-def _ipv4(data: bytes) -> tuple[bytes, bytes, int, int]:
-    """Return source, destination, where UDP begins, and where the packet ends."""
+def is_tcp(data: bytes) -> bool:
+    """Whether TCP comes right behind the IP header."""
+    at = 6 if data[:1] >= b"\x60" else 9
+    return len(data) > at and data[at] == TCP
+
+
+def _ipv4(data: bytes, wanted: int = _UDP) -> tuple[bytes, bytes, int, int]:
+    """Source, destination, where UDP (or `wanted`) begins, where the packet ends."""
     first, total, flags, protocol, source, destination = _IPV4.unpack_from(data)
     start = (first & 15) * 4
     if start < 20 or total < start + 8:
         raise NotWhole("broken")
     if flags & _FRAGMENT4:
         raise NotWhole("fragment")
-    if protocol != _UDP:
+    if protocol != wanted:
         raise NotWhole("other")
     return source, destination, start, total
 
 
-def _ipv6(data: bytes) -> tuple[bytes, bytes, int, int]:
+def _ipv6(data: bytes, wanted: int = _UDP) -> tuple[bytes, bytes, int, int]:
     length, following = struct.unpack_from(">HB", data, 4)
     start, end = 40, 40 + length
     while following in _SKIPPED:
@@ -143,7 +149,7 @@ def _ipv6(data: bytes) -> tuple[bytes, bytes, int, int]:
         start += 8 + 8 * units
     if following == _FRAGMENT6:
         raise NotWhole("fragment")
-    if following != _UDP:
+    if following != wanted:
         raise NotWhole("other")
     return data[8:24], data[24:40], start, end
 

@@ -38,6 +38,9 @@ class Packet:
     def set_payload(self, payload: bytes) -> None:
         self.data = payload
 
+    def set_mark(self, mark: int) -> None:
+        self.mark = mark
+
     def accept(self) -> None:
         self.order.append(self)
 

@@ -1,0 +1,91 @@
+"""A server without TCP refuses a client of port 5060 at its SYN, as it does without a gateway: so clients that could go
+by UDP do that (docs/decisions/0160-refused-at-the-handshake.md)."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.gateway import Gateway
+from tests.lab.lab import CLIENT4, SERVER4, SERVER6, STRANGER4, Lab
+from tests.lab.sip_peers import Kamailio
+from tests.net.test_sip_pjsip import Phone
+
+
+def refused_handshakes(gateway: Gateway) -> int:
+    packets = next(row for row in gateway.admin("status") if row["process"] == "packets")
+    return int(packets["handshakes_refused"])
+
+
+@pytest.fixture
+def kamailio(lab: Lab, gateway: Gateway) -> Iterator[Kamailio]:
+    kamailio = Kamailio(lab, "outside", SERVER4, tcp=False)
+    yield kamailio
+    kamailio.stop()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pjsua2") is None, reason="pjsua2 (pjsip) is not installed")
+def test_pjsip_sends_a_large_request_over_udp_then(lab: Lab, gateway: Gateway, kamailio: Kamailio) -> None:
+    """With its defaults it tries TCP above 1,300 bytes, and UDP if that is refused, but not if it is reset later."""
+    phones: list[Phone] = []
+    try:
+        phones.append(Phone(lab, "stranger", "bob", STRANGER4))
+        phones[0].wait_for("registered", 200)
+        phones.append(Phone(lab, "inside", "ann", CLIENT4, "bob+"))
+        for phone in phones:
+            phone.wait_for("state", "CONFIRMED")
+            phone.hears(15)
+    finally:
+        for phone in phones:
+            phone.stop()
+
+
+@pytest.mark.parametrize("server", [SERVER4, SERVER6])
+def test_nobody_listens(lab: Lab, gateway: Gateway, server: str) -> None:
+    before = refused_handshakes(gateway)
+    for _ in range(3):
+        with pytest.raises(ConnectionRefusedError):
+            lab.connect("inside", server, 5060)
+    assert refused_handshakes(gateway) == before + 3
+    assert "event=transparent.refused" in "\n".join(gateway.log_lines())
+
+
+@pytest.mark.parametrize("server", [SERVER4, SERVER6])
+def test_one_that_listens_is_served_and_found_again_soon(lab: Lab, gateway: Gateway, server: str) -> None:
+    with lab.listen("outside", "::", 5060) as listener:
+
+        def served() -> bool:  # it may be known as one that refuses, for two seconds
+            try:
+                with lab.connect("inside", server, 5060) as sock:
+                    while True:  # the question whether it listens was a connection too
+                        connection, _ = listener.accept()
+                        with connection:
+                            connection.sendall(b"hello\r\n")
+                            sock.settimeout(0.5)
+                            try:
+                                return sock.recv(64) == b"hello\r\n"
+                            except TimeoutError:
+                                continue
+            except ConnectionRefusedError:
+                return False
+
+        lab.wait_for(served, 10, "the server to be known as one that serves")
+
+
+def test_other_ports_do_not_wait(lab: Lab, gateway: Gateway) -> None:
+    """What has no other way than TCP is accepted and reset, as before."""
+    before = refused_handshakes(gateway)
+    with contextlib.suppress(ConnectionResetError), lab.connect("inside", SERVER4, 21) as sock:
+        assert sock.recv(1) == b""
+    assert refused_handshakes(gateway) == before
+
+
+def test_one_that_does_not_answer_is_no_refusal(lab: Lab, gateway: Gateway) -> None:
+    """The SYN waits for a second at the most, and then all is as before."""
+    began = time.monotonic()
+    with lab.connect("inside", "203.0.113.99", 5060, timeout=10):  # nobody has this address
+        assert time.monotonic() - began < 5
