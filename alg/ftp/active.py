@@ -1,4 +1,4 @@
-"""Where a client listens: PORT and EPRT, read, checked against the flow, and rewritten."""
+"""Where a client listens: reads PORT and EPRT, checks them against the flow, and rewrites them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOWEST_PORT = 1024
 
 @dataclass(frozen=True, slots=True)
 class Advert:
-    """PORT or EPRT of a client: where it listens. `delimiter` is that of EPRT, empty for PORT."""
+    """A client's PORT or EPRT: the endpoint at which it listens. `delimiter` is that of EPRT, empty for PORT."""
 
     command: FtpCommand
     target: Endpoint
@@ -31,9 +31,10 @@ class Advert:
         return f"ftp.{self.command.verb.lower()}"
 
     def edits(self, public: Endpoint) -> tuple[Edit, ...]:
-        """The edit of the argument, and of nothing else, that advertises `public` instead; none where it is the same.
+        """Return the edit of the argument, and of nothing else, that advertises `public` instead; none if it is the
+        same.
 
-        ValueError where the command cannot express `public`.
+        Raises ValueError if the command cannot express `public`.
         """
         public = Endpoint.of(canonical(public.host), public.port)
         if public == self.target:
@@ -43,7 +44,7 @@ class Advert:
 
 
 class Other(Wrong):
-    """A client names a third host: a bounce, or a transfer between two servers (FXP)."""
+    """A client names a third host, for a bounce attack or for a transfer between two servers (FXP)."""
 
     def __init__(self, advert: Advert, client: Address) -> None:
         super().__init__("ftp.address", f"{advert.command.verb} names {advert.target} instead of {client}")

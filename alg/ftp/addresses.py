@@ -1,8 +1,8 @@
-"""The endpoints that FTP writes into its lines: RFC 959 (PORT, 227) and RFC 2428 (EPRT, 229).
+"""The endpoints in FTP lines: RFC 959 (PORT, 227) and RFC 2428 (EPRT, 229).
 
-What clients write (PORT, EPRT) is read strictly, for it opens a port of an inside host. What servers write (227, 229)
-is read as the clients of thirty years have read it (RFC 1123, 4.1.2.6: search for the digits), as long as only one
-meaning is possible. Each search is linear in the length of the line.
+What clients write (PORT, EPRT) is read strictly, because it opens a port of an inside host. What servers write (227,
+229) is read as clients have always read it (RFC 1123, 4.1.2.6: search for the digits), as long as only one meaning is
+possible. Each search is linear in the length of the line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from alg.address import Address, Endpoint
 
 @dataclass(frozen=True, slots=True)
 class ExtendedPort:
-    """The argument of EPRT: an endpoint, and the delimiter it was written with (one byte)."""
+    """The argument of EPRT: an endpoint, and the delimiter with which it was written (one byte)."""
 
     endpoint: Endpoint
     delimiter: bytes
@@ -24,7 +24,7 @@ class ExtendedPort:
 
 @dataclass(frozen=True, slots=True)
 class FoundEndpoint:
-    """An endpoint that stands in `line[start:end]`."""
+    """An endpoint, as it stands in `line[start:end]`."""
 
     endpoint: Endpoint
     start: int
@@ -33,7 +33,7 @@ class FoundEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class FoundPort:
-    """A port that stands in `line[start:end]`."""
+    """A port, as it stands in `line[start:end]`."""
 
     port: int
     start: int
@@ -64,7 +64,7 @@ _EPSV_LOOSE = re.compile(rb"(?<!\|)\|[ \t]{0,4}\|[ \t]{0,4}\|[ \t]{0,4}([0-9]{1,
 def parse_port_argument(argument: bytes) -> Endpoint:
     """Read `h1,h2,h3,h4,p1,p2` (RFC 959, 5.3.2): all of `argument`, numbers of 1 to 3 digits, each 0 to 255.
 
-    ValueError for anything else.
+    Raises ValueError for anything else.
     """
     if not _SIX_ONLY.fullmatch(argument):
         raise ValueError("not six numbers with commas between them")
@@ -75,16 +75,17 @@ def parse_port_argument(argument: bytes) -> Endpoint:
 
 
 def format_port_argument(endpoint: Endpoint) -> bytes:
-    """Write `h1,h2,h3,h4,p1,p2`. ValueError for an IPv6 address, which cannot be written so."""
+    """Write `h1,h2,h3,h4,p1,p2`. Raises ValueError for an IPv6 address, which cannot be written like this."""
     if endpoint.version != 4:
         raise ValueError(f"{endpoint} is not an IPv4 endpoint")
     return f"{endpoint.host.replace('.', ',')},{endpoint.port >> 8},{endpoint.port & 255}".encode()
 
 
 def parse_eprt_argument(argument: bytes) -> ExtendedPort:
-    """Read `|1|a.b.c.d|port|` or `|2|x:y::z|port|`, the delimiter being any of the characters 33 to 126 (RFC 2428, 2).
+    """Read `|1|a.b.c.d|port|` or `|2|x:y::z|port|`, where the delimiter may be any of the characters 33 to 126 (RFC
+    2428, 2).
 
-    ValueError for anything else, as for an address that is not of the family named.
+    Raises ValueError for anything else, including an address that is not of the family named.
     """
     delimiter = argument[:1]
     if not b"!" <= delimiter <= b"~":
@@ -101,7 +102,7 @@ def parse_eprt_argument(argument: bytes) -> ExtendedPort:
 
 
 def format_eprt_argument(endpoint: Endpoint, delimiter: bytes = b"|") -> bytes:
-    """Write the argument of EPRT with `delimiter` (one byte). ValueError where the delimiter occurs in the text."""
+    """Write the argument of EPRT with `delimiter` (one byte). Raises ValueError if the delimiter occurs in the text."""
     family = "2" if endpoint.version == 6 else "1"
     fields = [family.encode(), endpoint.host.encode(), str(endpoint.port).encode()]
     if any(delimiter in field for field in fields):
@@ -113,7 +114,7 @@ def find_pasv_endpoint(line: bytes) -> FoundEndpoint:
     """Find the endpoint of a 227 reply line, with or without parentheses and other text.
 
     RFC 959, 4.1.2 shows no strict form; RFC 1123, 4.1.2.6 asks to search for the digits. Numbers of -128 to -1 are read
-    modulo 256. ValueError where there is none, more than one, or a number beyond -128 to 255.
+    modulo 256. Raises ValueError if there is none, more than one, or a number beyond -128 to 255.
     """
     found = [match for match in _SIX_IN_TEXT.finditer(line) if not _goes_on(line, match)]
     if found:
@@ -136,8 +137,8 @@ def find_pasv_endpoint(line: bytes) -> FoundEndpoint:
 def find_epsv_port(line: bytes) -> FoundPort:
     """Find the port of a 229 reply line, `(|||port|)` with any delimiter of the characters 33 to 126 (RFC 2428, 3).
 
-    `|||port|` may also stand without parentheses and have blanks in it. ValueError where there is none, more than one,
-    or the port is above 65535.
+    `|||port|` may also stand without parentheses and have blanks in it. Raises ValueError if there is none, more than
+    one, or the port is above 65535.
     """
     number = 2
     found = list(_EPSV_IN_TEXT.finditer(line))
@@ -157,7 +158,7 @@ def _endpoint(numbers: list[int]) -> Endpoint:
 
 
 def _goes_on(line: bytes, match: re.Match[bytes]) -> bool:
-    """Whether a comma makes these six numbers a part of more."""
+    """Whether a comma makes these six numbers part of a longer sequence."""
     return (
         _MORE_BEHIND.match(line, match.end()) is not None
         or _MORE_BEFORE.search(line[max(0, match.start() - 8) : match.start()]) is not None

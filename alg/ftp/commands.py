@@ -1,4 +1,4 @@
-"""FTP command lines (RFC 959, 5.3): the verb, where its argument stands, and which lines need a look at all."""
+"""FTP command lines (RFC 959, 5.3): the verb, where its argument stands, and which lines have to be parsed at all."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TRANSFERS = ("RETR", "STOR", "STOU", "APPE", "LIST", "NLST", "MLSD")
 
 
 def conceal(lines: bytes) -> bytes:
-    """The lines, whole ones, with asterisks in place of what is secret in them; as long as before."""
+    """Return whole lines with asterisks in place of secrets; the length does not change."""
     return _SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), lines)
 
 
@@ -47,17 +47,17 @@ class FtpCommand:
 
     @property
     def ends_data(self) -> bool:
-        """True where no data connection of before is wanted any more: another one is, or all begins anew."""
+        """True if no earlier data connection is wanted any more: the client asks for another one, or starts again."""
         return (self.verb in _DATA and not self.is_epsv_all) or self.verb == "REIN"
 
     @property
     def foreign(self) -> bool:
-        """True where another protocol than FTP is plainly spoken (an HTTP request line, an SMTP greeting)."""
+        """True if the line plainly belongs to a protocol other than FTP (an HTTP request line, an SMTP greeting)."""
         return self.verb in _FOREIGN_VERBS or _FOREIGN_VERSION.search(self.argument) is not None
 
 
 def parse_command(line: bytes) -> FtpCommand | None:
-    """Read a whole line, LF included. None where it is not a verb of 3 or 4 letters, alone or with an argument."""
+    """Read a whole line, LF included. None if it is not a verb of 3 or 4 letters, alone or with an argument."""
     found = _COMMAND.fullmatch(line, _skip_telnet(line))
     if found is None:
         return None
@@ -66,29 +66,30 @@ def parse_command(line: bytes) -> FtpCommand | None:
 
 
 def may_begin_command(partial: bytes) -> bool:
-    """False where no line that begins with `partial` (without LF) can be a command or blank."""
+    """False if no line that begins with `partial` (without LF) can be a command or blank."""
     beginning = partial[:_SEEN_OF_A_BEGINNING]
     return _BEGINNING.fullmatch(beginning, _skip_telnet(beginning)) is not None
 
 
 def lines_to_read(transfers: bool) -> re.Pattern[bytes]:
-    """What finds the beginning of the next line, in whole lines, that has to be parsed; all others are only counted.
+    """Return a search for the beginning of the next line, in whole lines, that has to be parsed; all others are only
+    counted.
 
-    It finds more than is needed, never less. `transfers`: those that use the data connection too.
+    It finds more than is needed, never less. `transfers`: lines of those commands too.
     """
     verbs = "|".join((*_READ, *TRANSFERS) if transfers else _READ).encode()
     return re.compile(rb"(?ims)^" + _TELNET_TEXT + rb"(?:" + verbs + rb")[ \r\n]")
 
 
 def skip_blank(lines: bytes, at: int) -> int:
-    """Where the first line begins, from the beginning of a line at `at` on, that is not blank. Servers do not agree
-    whether a blank line deserves a reply."""
+    """Return where the first line that is not blank begins, searching from the beginning of a line at `at`. Servers do
+    not agree whether a blank line gets a reply."""
     found = _BLANKS.match(lines, at)
     return found.end() if found else at
 
 
 def count_commands(lines: bytes) -> int:
-    """How many of these whole lines are not blank."""
+    """Count the whole lines that are not blank."""
     return lines.count(b"\n") - len(_BLANK_LINES.findall(lines))
 
 

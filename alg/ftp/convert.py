@@ -1,4 +1,5 @@
-"""Between active and passive mode (`[alg.ftp] convert`): what is said to a side instead of what the other one said.
+"""Conversion between active and passive mode (`[alg.ftp] convert`): one side is told something else than the other side
+said.
 
 Here, and for NAT64, the gateway makes commands and replies of its own.
 """
@@ -22,8 +23,8 @@ _MOST_RELAYS = 16  # of a client that pipelines
 
 @dataclass(slots=True)
 class _DataRelay:
-    """A PORT or EPRT that the server got as PASV or EPSV: the gateway connects to both sides once `server`, the
-    endpoint of its reply, is known and the transfer has `begun` (a client may not listen any longer than that)."""
+    """A PORT or EPRT that the server got as PASV or EPSV. The gateway connects to both sides once `server`, the
+    endpoint of its reply, is known and the transfer has `begun` (clients need not listen before that)."""
 
     advert: Advert
     server: Endpoint | None = None
@@ -31,7 +32,7 @@ class _DataRelay:
 
 
 class ConvertActive:
-    """The client is active, the server passive."""
+    """Strategy: the client is active, the server passive."""
 
     def __init__(self, talk: Talk) -> None:
         self._talk = talk
@@ -79,7 +80,8 @@ class ConvertActive:
 
 
 class ConvertPassive:
-    """The client is passive, the server active: both connect to the gateway. In IPv4, and not to published servers."""
+    """Strategy: the client is passive, the server active, and both connect to the gateway. Only for IPv4, and not for
+    published servers."""
 
     def __init__(self, talk: Talk) -> None:
         self._talk = talk

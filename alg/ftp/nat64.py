@@ -1,6 +1,6 @@
-"""A client of IPv6 and a server of IPv4 behind NAT64 (RFC 6384, 5).
+"""An IPv6 client and an IPv4 server behind NAT64 (RFC 6384, 5).
 
-EPSV becomes PASV where the server does not know it, and its 227 a 229. EPRT is converted to EPSV, as
+EPSV becomes PASV where the server does not know EPSV, and its 227 becomes a 229. EPRT is converted to EPSV, as
 `alg.ftp.convert.ConvertActive` does it.
 """
 
@@ -16,14 +16,14 @@ from alg.ftp.strategy import TTL, Answer, Ask, Pass, Talk
 
 
 class Nat64:
-    """Asks for IPv4's passive mode in the client's place, and tells the client of it in the words of IPv6."""
+    """Strategy: asks for IPv4's passive mode in the client's place, and answers the client in the form of IPv6."""
 
     def __init__(self, talk: Talk) -> None:
         self._talk = talk
         self._extended: set[int] = set()  # PASV of ours that the client sent as EPSV
 
     def command(self, command: FtpCommand, line: bytes) -> Answer | None:
-        """EPSV of a client whose server does not know it."""
+        """Handle EPSV of a client whose server does not know it."""
         if command.verb != "EPSV" or not self._talk.no_epsv or command.is_epsv_all:
             return None
         verb = len(line[: command.start].rstrip(b" ")) - len("EPSV")
@@ -48,11 +48,11 @@ class Nat64:
         return Ask(question, target, opened, otherwise=edits)
 
     def replaces(self, sent: Sent, code: int) -> bool:
-        """A 227 that answers what the client said as EPSV."""
+        """Whether it is a 227 that answers what the client sent as EPSV."""
         return code == 227 and (sent.ref in self._extended or (sent.kind is Kind.EPSV and sent.ref is None))
 
     def _try_pasv(self, sent: Sent, line: bytes) -> Answer | None:
-        """The server does not know EPSV: ask again, in place of the client, and keep the answer from it."""
+        """The server does not know EPSV: send PASV in place of the client, and keep the reply from the client."""
         talk = self._talk
         talk.no_epsv = True
         if len(talk.unanswered) or talk.replies.several:
@@ -69,5 +69,5 @@ class Nat64:
 
 
 def _translated(public: Endpoint, length: int) -> tuple[Edit, ...]:
-    """The edit of a 227 of `length` bytes to a 229 that names the port of `public`."""
+    """Return the edit that turns a 227 of `length` bytes into a 229 with the port of `public`."""
     return (Edit(0, length, b"229 Entering Extended Passive Mode (|||%d|).\r\n" % public.port, REASON),)

@@ -1,4 +1,4 @@
-"""Where a server listens: 227 and 229 replies, read, checked against the flow, and rewritten."""
+"""Where a server listens: reads 227 and 229 replies, checks them against the flow, and rewrites them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from alg.ftp.strategy import Talk, Unclear, Wrong
 
 @dataclass(frozen=True, slots=True)
 class Passive:
-    """A 227 or 229 reply of a server: where it listens (`target`, at its own address), and the `written` endpoint,
-    which is `line[start:end]`; of a 229 that is the port alone. `keep`: it goes out as it is in any case."""
+    """A server's 227 or 229 reply: where it listens (`target`, at its own address), and the `written` endpoint, which
+    is `line[start:end]`; of a 229 that is the port alone. `keep`: the reply goes out as it is in any case."""
 
     target: Endpoint
     written: Endpoint
@@ -29,13 +29,13 @@ class Passive:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether it names another host than the server."""
+        """Whether the reply names another host than the server."""
         return self.written.host != self.target.host
 
     def edits(self, public: Endpoint) -> tuple[Edit, ...]:
-        """The edit that names `public` instead, and of nothing else; none where it says so already.
+        """Return the edit that names `public` instead, and changes nothing else; none if it says so already.
 
-        ValueError where the reply cannot express `public`.
+        Raises ValueError if the reply cannot express `public`.
         """
         public = Endpoint.of(canonical(public.host), public.port)
         if self.keep:
@@ -49,13 +49,13 @@ class Passive:
 
 
 def read_passive(talk: Talk, code: int, line: bytes) -> Passive:
-    """Read a 227 or 229 reply of the flow's own server, whose last line this is. What the code says decides, not what
-    was asked. Raises Unclear, and Wrong for a port below 1024.
+    """Read a 227 or 229 reply of the flow's own server, of which this is the last line. The code decides, not what was
+    asked. Raises Unclear, and Wrong for a port below 1024.
 
-    Whatever address a 227 names: the server's own is meant. A server that is not told its public address names a
-    private one, one that speaks IPv6 names 0.0.0.0, and most clients connect to where they are connected already. The
-    port counts; whether the address is corrected is said by `pasv_address`, and it is for the unspecified one of a
-    published server, which no client could do anything with.
+    Whatever address a 227 names, the server's own is meant. A server that is not configured with its public address
+    names a private one, one that uses IPv6 names 0.0.0.0, and most clients connect to the host to which they are
+    connected already. Only the port counts. `pasv_address` says whether the address is corrected; the unspecified
+    address of a published server always is, because no client could use it.
     """
     try:
         target, written, start, end = _find(code, line, talk)

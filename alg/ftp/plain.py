@@ -1,4 +1,5 @@
-"""Both modes as they are: PORT and EPRT get a pinhole to the client, 227 and 229 a way to the server."""
+"""Both modes without conversion: PORT and EPRT get a pinhole to the client, 227 and 229 an outbound one to the
+server."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ _KINDS = {"PASV": Kind.PASV, "EPSV": Kind.EPSV, "AUTH": Kind.AUTH}
 
 
 class Plain:
-    """The last strategy: has an answer to every command."""
+    """The last strategy: it answers every command."""
 
     def __init__(self, talk: Talk) -> None:
         self._talk = talk
@@ -42,7 +43,7 @@ class Plain:
         return False
 
     def lead(self, passive: Passive) -> Answer:
-        """Lead the client to where the server listens."""
+        """Let the client connect to where the server listens."""
         talk = self._talk
         ref, target = talk.new_ref(), passive.target
 

@@ -1,4 +1,4 @@
-"""FTP replies (RFC 959, 4.2): which line ends one, and which command it answers."""
+"""FTP replies (RFC 959, 4.2): which line ends a reply, and which command it answers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _FOREIGN_BEGINNING = re.compile(rb"(?:SSH-|HTTP/|RTSP/|\+OK|\* |RFB )")
 _MOST_TEXT = 4096  # bytes of a reply's earlier lines that are remembered, of those that name an endpoint
 
 MOST_UNANSWERED = 256
-"""Commands without an answer that mean something to the gateway. No client has more and needs the gateway; those
-that mean nothing are only counted."""
+"""The greatest number of unanswered commands that mean something to the gateway. No client that needs the gateway has
+more; commands that mean nothing are only counted."""
 
 
 class ReplyTracker:
@@ -39,7 +39,7 @@ class ReplyTracker:
 
     @property
     def text(self) -> bytes:
-        """What the lines of the present reply before its last one said, of a 227 or 229: its first 4,096 bytes."""
+        """The lines of the current 227 or 229 reply before its last one: their first 4,096 bytes."""
         return self._text
 
     @property
@@ -48,8 +48,8 @@ class ReplyTracker:
         return self._several
 
     def find(self, lines: bytes, at: int, to: int, awaited: bool = True) -> re.Match[bytes] | None:
-        """The next of the whole lines `lines[at:to]` that begins or ends a reply: its beginning, with the code and what
-        stands behind it. Every line before it is text, or (where no reply is `awaited`) a reply of one line."""
+        """Find the next of the whole lines `lines[at:to]` that begins or ends a reply: its beginning, with the code and
+        the character behind it. Every line before it is text, or (where no reply is `awaited`) a reply of one line."""
         if self._open is not None:
             return _end_of(self._open).search(lines, at, to)
         return (_REPLY if awaited else _REPLY_GOES_ON).search(lines, at, to)
@@ -64,7 +64,7 @@ class ReplyTracker:
         self._other_end = int(found[1]) if found is not None else None
 
     def take(self, found: re.Match[bytes]) -> int | None:
-        """Take the line that `find` has found; return the code of the reply that it ends, or None where it begins one
+        """Take the line that `find` has found. Returns the code of the reply that it ends, or None if it begins a reply
         of several lines."""
         self._several = self._open is not None
         if not self._several:
@@ -77,10 +77,11 @@ class ReplyTracker:
         return int(found[1])
 
     def resume(self) -> int | None:
-        """The client goes on: if the latest line of a multi-line reply looked like the end of one with another code,
-        this is what the client took it for. Then that was the end, and its code is returned.
+        """The client sends its next command. If the latest line of a multi-line reply looked like the end of one with
+        another code, the client took it for the end; then it was the end, and its code is returned.
 
-        Some servers end so (`553-...`, then `150 ...`); without this, all that follows would be text for ever.
+        Some servers end replies like this (`553-...`, then `150 ...`); without this, all that follows would be text for
+        ever.
         """
         code, self._other_end = self._other_end, None
         if code is not None:
@@ -94,12 +95,12 @@ def _end_of(code: bytes) -> re.Pattern[bytes]:
 
 
 def may_begin_replies(data: bytes) -> bool:
-    """False where a stream that begins with `data` does not begin with a reply."""
+    """False if a stream that begins with `data` does not begin with a reply."""
     return _BEGINNING.fullmatch(data[:_SEEN_OF_A_BEGINNING]) is not None
 
 
 def may_precede_replies(data: bytes) -> bool:
-    """Whether `data` may be text that stands before a greeting, as a banner of inetd: no other protocol begins so."""
+    """Whether `data` may be text before a greeting, such as a banner of inetd; no other protocol begins like this."""
     return _TEXT_BYTES.fullmatch(data) is not None and _FOREIGN_BEGINNING.match(data) is None
 
 
@@ -116,7 +117,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A command that the server has; `ref` is the pinhole that was opened for it."""
+    """A command that was sent to the server. `ref` is the pinhole that was opened for it."""
 
     kind: Kind
     ref: int | None = None
@@ -139,8 +140,8 @@ class Unanswered:
 
     Those that mean nothing to the gateway are counted only, so that a flood of them costs nothing.
 
-    Counting alone goes wrong: ABOR may get one reply or two, a blank line one or none. So codes that belong to one kind
-    of command find that command, and a success that cannot be its answer is not taken for it.
+    Counting alone goes wrong: ABOR may get one reply or two, a blank line one or none. So a code that belongs to one
+    kind of command finds that command, and a success that cannot be the answer to a command is not taken for it.
     """
 
     def __init__(self) -> None:
@@ -154,11 +155,11 @@ class Unanswered:
 
     @property
     def full(self) -> bool:
-        """Whether more than anybody needs wait for their answer."""
+        """Whether more commands wait for their answer than any client needs."""
         return len(self._sent) >= MOST_UNANSWERED
 
     def add(self, sent: Sent) -> None:
-        """A command went to the server."""
+        """Add a command that was sent to the server."""
         self._count += 1
         if sent == OTHER:
             self._since += 1
@@ -168,16 +169,16 @@ class Unanswered:
         self._kinds[sent.kind] += 1
 
     def add_others(self, count: int) -> None:
-        """So many commands went to the server that mean nothing."""
+        """Add `count` commands that were sent to the server and mean nothing."""
         self._since += count
         self._count += count
 
     def has(self, kind: Kind) -> bool:
-        """Whether a command of this kind, not OTHER, waits."""
+        """Whether a command of this kind, which is not OTHER, waits."""
         return self._kinds[kind] > 0
 
     def expects(self, code: int) -> Sent | None:
-        """The command that a reply with the code 227 or 229 would answer, as `answer` finds it."""
+        """Return the command that a reply with the code 227 or 229 would answer, as `answer` finds it."""
         for kind in _OWN_CODES[code]:
             for _, sent in self._sent:
                 if sent.kind is kind:
@@ -185,7 +186,7 @@ class Unanswered:
         return None
 
     def is_plain(self, code: int) -> bool:
-        """Whether the reply `code` answers nothing that means something to the gateway; then `answer` finds OTHER or
+        """Whether the reply `code` answers no command that means something to the gateway; then `answer` finds OTHER or
         nothing."""
         if code in _OWN_CODES:
             return not self._count
@@ -206,12 +207,13 @@ class Unanswered:
         return self._pop()
 
     def answer_odd(self, code: int) -> None:
-        """A reply that the client took for one, and that names no endpoint: forget what it ends."""
+        """Handle a reply that names no endpoint and that the client took for the end of another one: forget the command
+        that it answers."""
         if code not in _OWN_CODES:
             self.answer(code)
 
     def _pop_through(self, kind: Kind) -> Sent:
-        """The first of this kind; whatever came before it is forgotten."""
+        """Return the first command of this kind, and forget those before it."""
         while True:
             before, sent = self._sent.popleft()
             self._count -= before + 1

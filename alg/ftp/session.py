@@ -1,12 +1,12 @@
 """The FTP module (RFC 959, 2428, 4217): follows a control connection, asks for pinholes, rewrites PORT, EPRT, 227, 229.
 
 Each direction is a queue of lines, and has a state (`alg.ftp.state`). A line that needs a pinhole holds its own
-direction until the answer, never the other one. What is to be done with a line that agrees on a data connection, the
-session asks its strategies, in order: transfers between servers, NAT64, conversion between the modes, and last the
-modes as they are. Lines that mean nothing here are counted and relayed many at a time.
+direction until the answer comes, never the other one. For a line that agrees on a data connection the session asks its
+strategies, in order: transfers between servers, NAT64, conversion between the modes, and last the modes as they are.
+Lines that mean nothing here are counted and relayed many at a time.
 
-What cannot be meant honestly is relayed as it came and revokes the flow's right to pinholes; from then on, bytes are
-relayed unread. The rules (also codes of notes; the notes that revoke nothing are in docs/protocols/ftp.md):
+A line that no honest peer sends is relayed as it came, and revokes the flow's right to pinholes; from then on, bytes
+are relayed unread. The rules (also codes of notes; the notes that revoke nothing are in docs/protocols/ftp.md):
 
     ftp.not-ftp   the client's first line is not a command, or is another protocol's
     ftp.greeting  the server's first bytes are not those of an FTP server
@@ -103,7 +103,7 @@ class FtpModule:
         self._out: list[Command] = []
 
     def deadline(self) -> float | None:
-        """When a pending answer or an unfinished line is given up, or None."""
+        """Return when a pending answer or an unfinished line is given up, or None."""
         times = [stream.hold.deadline for stream in self._streams.values() if stream.hold]
         times += [stream.stalls_at for stream in self._streams.values() if len(stream.buffer)]
         return min(times, default=None)
@@ -190,7 +190,7 @@ class FtpModule:
     # --- lines ------------------------------------------------------------------------------------------------------
 
     def _advance(self, side: Side) -> None:
-        """Go through what has come from `side`, up to a line that has to wait."""
+        """Handle what has come from `side`, up to a line that has to wait."""
         stream = self._streams[side]
         while stream.queue and stream.state is not Control.WAITING:
             lines = stream.queue[0]
@@ -212,7 +212,7 @@ class FtpModule:
         self._end(side)
 
     def _piece(self, side: Side, data: bytes) -> None:
-        """A part of a line that is not read."""
+        """Relay a part of a line that is not read."""
         stream = self._streams[side]
         self._spoke_during_auth = self._spoke_during_auth or stream.state is Control.AUTH
         if not (stream.spoke or stream.closed):
@@ -228,8 +228,8 @@ class FtpModule:
         return may_begin_replies(beginning) or self._may_be_banner(beginning)
 
     def _may_be_banner(self, data: bytes) -> bool:
-        """Text before the greeting: some put a banner there (inetd), and clients pass over it. The client has to be
-        silent yet, or it could be an echo of what it said."""
+        """Whether `data` may be text before the greeting: some servers put a banner there (inetd), and clients skip it.
+        The client must be silent so far, or it could be an echo of what it sent."""
         client = self._streams[Side.CLIENT]
         silent = not (client.spoke or client.queue or len(client.buffer) or self._talk.greeted)
         return silent and may_precede_replies(data)
@@ -237,7 +237,7 @@ class FtpModule:
     # --- commands of the client -------------------------------------------------------------------------------------
 
     def _commands(self, stream: Stream, lines: bytes) -> None:
-        """Whole lines of the client. Those that mean nothing go together."""
+        """Handle whole lines of the client. Those that mean nothing are delivered together."""
         while stream.at < len(lines):
             begun = stream.at
             if stream.state is Control.AUTH:
@@ -260,7 +260,7 @@ class FtpModule:
                 return
 
     def _command(self, stream: Stream, line: bytes) -> None:
-        """A line of the client that has to be read."""
+        """Handle a line of the client that has to be read."""
         talk = self._talk
         command = parse_command(line)
         if stream.state is Control.GREETING:
@@ -293,8 +293,8 @@ class FtpModule:
         return Pass()
 
     def _goes_on(self, commands: int, others: int | None = None) -> None:
-        """The client has sent so many commands, `others` of them (None: all) mean nothing. So it took the latest line
-        of the server for the end of a reply, if it looked like one."""
+        """The client has sent more commands, of which `others` (None: all) mean nothing. So it took the latest line of
+        the server for the end of a reply, if it looked like one."""
         if not commands:
             return
         talk = self._talk
@@ -306,7 +306,7 @@ class FtpModule:
     # --- replies of the server --------------------------------------------------------------------------------------
 
     def _replies(self, stream: Stream, lines: bytes) -> None:
-        """Whole lines of the server. Those that mean nothing go together."""
+        """Handle whole lines of the server. Those that mean nothing are delivered together."""
         talk, replies = self._talk, self._talk.replies
         begun = at = stream.at  # what is between them can go
         while at < len(lines):
@@ -358,7 +358,7 @@ class FtpModule:
         return stream.spoke or self._may_be_banner(line)
 
     def _is_plain(self, stream: Stream, code: int) -> bool:
-        """Whether the reply means nothing."""
+        """Whether the reply means nothing to the gateway."""
         if stream.state is Control.GREETING or (code in _DATA_DONE and self._pinholes.in_turn):
             return False
         return self._talk.unanswered.is_plain(code)
@@ -368,7 +368,7 @@ class FtpModule:
         return sent is not None and any(strategy.replaces(sent, code) for strategy in self._strategies)
 
     def _reply(self, stream: Stream, code: int, line: bytes) -> None:
-        """The last line of a reply that means something."""
+        """Handle the last line of a reply that means something."""
         if stream.state is Control.GREETING and not self._talk.greeted:
             # 120 and a refusal (421, 5xx) are no greeting yet (RFC 959, 5.4); any other code is one, whatever it says.
             if code < 400 and code != 120:
@@ -434,7 +434,7 @@ class FtpModule:
             self._out.append(Deliver(side.other, data, edits))
 
     def _deliver_text(self, data: bytes) -> None:
-        """What the server says beside the last lines of replies that mean something."""
+        """Deliver what the server sends apart from the last lines of replies that mean something."""
         self._deliver(Side.SERVER, data, (Edit(0, len(data), b"", REASON),) if self._hides else ())
 
     def _end(self, side: Side) -> None:
@@ -444,7 +444,7 @@ class FtpModule:
             self._out.append(CloseWrite(side.other))
 
     def _release(self, side: Side, edits: tuple[Edit, ...], ref: int | None = None) -> None:
-        """Deliver the line that is held, if there is one; `ref`: of the pinhole that is open for it."""
+        """Deliver the line that is held, if there is one. `ref`: the pinhole that is open for it."""
         stream = self._streams[side]
         hold = stream.hold
         if hold is None:
@@ -465,7 +465,8 @@ class FtpModule:
         self._out += [ClosePinhole(stream.hold.ref) for stream in self._streams.values() if stream.hold]
 
     def _close_old(self) -> None:
-        """The client wants another data connection. A server that is behind (pipelining) may yet use what is open."""
+        """Close earlier pinholes, because the client wants another data connection. If the server still has commands to
+        answer (pipelining), it may yet use them."""
         if not len(self._talk.unanswered):
             self._out += self._pinholes.close_all()
 
@@ -508,7 +509,7 @@ class FtpModule:
             self._encrypted(Side.SERVER, behind)  # a server does not begin TLS: this ends in Bypass
 
     def _encrypted(self, side: Side, data: bytes) -> bytes:
-        """Deliver what is TLS; return what is clear text again."""
+        """Deliver what is TLS, and return what is clear text again."""
         watch = self._tls[side]
         clear = watch.clear_from(data)
         if watch.broken:
@@ -539,14 +540,14 @@ class _Pinholes:
 
     @property
     def in_turn(self) -> bool:
-        """Whether one is for the next data connection."""
+        """Whether one of them is for the next data connection."""
         return self._next is not None
 
     def add(self, ref: int) -> None:
         self._open.add(ref)
 
     def forget(self) -> None:
-        """All are closed, by whomever."""
+        """Forget all of them, because they were closed elsewhere."""
         self._open.clear()
 
     def close_all(self) -> list[Command]:
@@ -555,7 +556,7 @@ class _Pinholes:
         return closed
 
     def turn_to(self, ref: int | None) -> list[Command]:
-        """The server's next data connection is that of `ref`, or of none: what the one before it had is closed."""
+        """The server's next data connection is that of `ref`, or of none: close the pinhole before it."""
         before, self._next = self._next, ref
         if before is None or before == ref or before not in self._open:
             return []
@@ -564,7 +565,7 @@ class _Pinholes:
 
 
 def _strategies(talk: Talk, context: FlowContext) -> list[Strategy]:
-    """In the order in which they are asked."""
+    """Return the strategies in the order in which they are asked."""
     options = talk.options
     nat64 = talk.server.version == 6 and any(talk.server in ipaddress.ip_network(prefix) for prefix in options.nat64)
     strategies: list[Strategy] = []

@@ -1,7 +1,7 @@
-"""The states of an FTP control connection, and what leads from one to another.
+"""The states of an FTP control connection, and the steps that lead from one to another.
 
-Each side has a state of its own. The table is all there is: what is not in it cannot happen. docs/protocols/ftp.md
-draws it (`python -m alg.ftp.state`).
+Each side has a state of its own. The table is complete: a step that is not in it cannot happen. docs/protocols/ftp.md
+shows it (`python -m alg.ftp.state`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from enum import StrEnum
 
 
 class Control(StrEnum):
-    """What is done with what one side says."""
+    """What is done with the bytes of one side."""
 
     GREETING = "greeting"
     COMMANDS = "commands"
@@ -64,12 +64,12 @@ TABLE: dict[tuple[Control, Step], Control] = {
 
 
 def after(state: Control, step: Step) -> Control:
-    """The state that `step` leads to. KeyError where that cannot happen."""
+    """Return the state that `step` leads to. Raises KeyError if the step cannot happen in this state."""
     return TABLE[state, step]
 
 
 def diagram() -> str:
-    """The table as a Mermaid diagram, and the meaning of each state and step, in Markdown."""
+    """Return the table as a Mermaid diagram, and the meaning of each state and step, in Markdown."""
     lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {Control.GREETING}"]
     lines += [f"    {state} --> {to}: {step}" for (state, step), to in TABLE.items() if step is not Step.GIVEN_UP]
     lines += [f"    {state} --> {Control.UNREAD}: {Step.GIVEN_UP}" for state in Control if state != Control.UNREAD]

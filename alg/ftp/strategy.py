@@ -1,7 +1,7 @@
-"""What is asked about a line of a control connection, and what may be answered.
+"""The questions that a session asks its strategies about a line of a control connection, and the possible answers.
 
-A session reads lines and asks its strategies, in a fixed order, what is to be done with one. The first that has an
-answer decides. A strategy is pure and knows nothing of the others; what has been said so far it finds in `Talk`.
+A session reads lines and asks its strategies, in a fixed order, what to do with each. The first one that has an answer
+decides. A strategy is pure and knows nothing of the others; `Talk` holds what was said so far.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from alg.ftp.options import FtpOptions
 from alg.ftp.replies import OTHER, Kind, ReplyTracker, Sent, Unanswered
 
 TTL = 60.0
-"""Seconds that a pinhole stays open if nobody comes."""
+"""Seconds that a pinhole stays open if no connection comes."""
 
 
 @dataclass(slots=True)
 class Talk:
-    """What is known of one control connection. `published`: the server is the side that is inside.
+    """What is known about one control connection. `published`: the server is the side that is inside.
 
-    `greeted`: the server has; `epsv_all`: the client has promised to use nothing but EPSV (RFC 2428, 4); `no_epsv`: the
-    server has shown that it does not know EPSV.
+    `greeted`: the server has sent its greeting; `epsv_all`: the client has promised to use nothing but EPSV (RFC 2428,
+    4); `no_epsv`: the server has shown that it does not know EPSV.
     """
 
     client: Address
@@ -40,13 +40,13 @@ class Talk:
     latest_ref: int = 0
 
     def new_ref(self) -> int:
-        """A number for a pinhole, or for a command that has to be found again."""
+        """Return a number for a pinhole, or for a command that has to be found again."""
         self.latest_ref += 1
         return self.latest_ref
 
 
 class Wrong(Exception):
-    """What cannot be meant honestly: the session opens no more pinholes. `rule` ("ftp.address") says why."""
+    """A line that no honest peer sends: the session opens no more pinholes. `rule` ("ftp.address") says why."""
 
     def __init__(self, rule: str, detail: str) -> None:
         super().__init__(detail)
@@ -54,8 +54,8 @@ class Wrong(Exception):
 
 
 class Unclear(Exception):
-    """What earns no pinhole, as it cannot be read, but does no harm either: the line passes, the session goes on.
-    `rule` is the code of the note."""
+    """A line that gets no pinhole because it cannot be read, but does no harm either: it passes, and the session goes
+    on. `rule` is the code of the note."""
 
     def __init__(self, rule: str, detail: str) -> None:
         super().__init__(detail)
@@ -64,9 +64,9 @@ class Unclear(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """The line goes out now, with `edits`. `sent`: of a command, what is remembered of it until its reply comes.
+    """Deliver the line now, with `edits`. `sent`: for a command, what is remembered of it until its reply comes.
 
-    `before` and `after`: what else is done, before and after it goes out.
+    `before` and `after`: further commands, before and after the line is delivered.
     """
 
     edits: tuple[Edit, ...] = ()
@@ -77,11 +77,11 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """The line is held back until `question` has its answer; then it goes out with the edits that `opened` makes of it
-    (ValueError: it cannot name that endpoint). Without a pinhole it goes out with the edits `otherwise`.
+    """Hold the line back until `question` is answered, then deliver it with the edits that `opened` makes of the answer
+    (ValueError: the line cannot name that endpoint). Without a pinhole it is delivered with the edits `otherwise`.
 
-    `before`: what else is done at once. `target`: for the log. `sent` and `sent_otherwise`: of a command, what kind is
-    remembered. `refused`: why the session is given up where the answer is no.
+    `before`: further commands that are given at once. `target`: for the log. `sent` and `sent_otherwise`: for a
+    command, which kind is remembered. `refused`: why the session is given up if the answer is no.
     """
 
     question: OpenPinhole | OpenOutbound | OpenMeeting | AskTransfer
@@ -101,14 +101,14 @@ class Strategy(Protocol):
     """One way to treat the lines that agree on a data connection. Each method may raise Wrong or Unclear."""
 
     def command(self, command: FtpCommand, line: bytes) -> Answer | None:
-        """What to do with a command of the client; None: it is not this strategy's."""
+        """Return what to do with a command of the client; None: this strategy has no answer."""
         ...
 
     def reply(self, sent: Sent, code: int, line: bytes) -> Answer | None:
-        """What to do with the last line of the reply to `sent`, a command that means something or whose reply is 227 or
-        229; None: it is not this strategy's."""
+        """Return what to do with the last line of the reply to `sent`, which is a command that means something, or
+        whose reply is 227 or 229; None: this strategy has no answer."""
         ...
 
     def replaces(self, sent: Sent, code: int) -> bool:
-        """Whether the last line is all that the client gets to see of a reply of several lines to `sent`."""
+        """Whether the client gets to see only the last line of a reply of several lines to `sent`."""
         ...

@@ -1,4 +1,4 @@
-"""One direction of an FTP control connection: its state, and what came and is not delivered yet."""
+"""One direction of an FTP control connection: its state, and what has come and is not delivered yet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from alg.lines import LineBuffer, Lines
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """A line that is held back until its question has an answer, or until `deadline`."""
+    """A line that is held back until its question is answered, or until `deadline`."""
 
     ask: Ask
     line: bytes
@@ -49,17 +49,17 @@ class Stream:
 
     @property
     def waiting(self) -> int:
-        """Bytes behind a line that is held."""
+        """The number of bytes behind a line that is held."""
         return self.queued - self.at
 
     def drop_done(self) -> None:
-        """Forget the first in the queue if all of it has been done."""
+        """Remove the first entry of the queue if all of it was handled."""
         if self.queue and self.at >= len(self.queue[0].data):
             self.queued -= len(self.queue.popleft().data)
             self.at = 0
 
     def take_all(self) -> bytes:
-        """All that has not been done, the unfinished line too."""
+        """Return all that was not handled, the unfinished line included."""
         data = b"".join(item.data for item in self.queue)[self.at :] + self.buffer.release()
         self.queue.clear()
         self.queued = self.at = 0
@@ -67,7 +67,7 @@ class Stream:
 
 
 def joined(commands: Sequence[Command]) -> list[Command]:
-    """Join neighbouring deliveries that carry no edits: one send instead of one a line."""
+    """Join neighbouring deliveries without edits, so that they are sent with one call instead of one for each line."""
     result: list[Command] = []
     for to, run in groupby(commands, lambda c: c.to if isinstance(c, Deliver) and not c.edits else None):
         if to is None:

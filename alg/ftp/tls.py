@@ -1,9 +1,9 @@
-"""Where TLS ends on an FTP control connection: CCC makes it clear again (RFC 4217, 11 and 12.3).
+"""Finds where TLS ends on an FTP control connection: CCC makes it clear text again (RFC 4217, 11 and 12.3).
 
-What is inside the records stays unread, CCC too. But TLS says of each record how long it is, so one who has followed
-them from the first on knows for sure where the next one has to begin. A byte there that begins no record can only be
-clear text: a receiver that still spoke TLS would end the connection at it. TLS need not be trusted for that, since two
-ends that forge records could have spoken in clear from the start.
+The contents of the records, CCC included, stay unread. But each TLS record says how long it is, so a reader that has
+followed them from the first one on knows for sure where the next one has to begin. A byte there that begins no record
+can only be clear text: a receiver that still used TLS would end the connection at it. The records need not be trusted
+for that, because two ends that forge records could have used clear text from the start.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _HEADER = 5
 
 
 class TlsStream:
-    """One direction, from the first byte behind the reply that agreed to AUTH on."""
+    """One direction, from the first byte behind the reply that agreed to AUTH."""
 
     def __init__(self) -> None:
         self._header = bytearray()
@@ -25,7 +25,8 @@ class TlsStream:
         self.broken = False  # not TLS: nothing can be known about it any more
 
     def clear_from(self, data: bytes) -> int | None:
-        """Follow `data`; the place in it where clear text begins, or None. Not to be called again after a place."""
+        """Follow `data`, and return the place in it where clear text begins, or None. Must not be called again after it
+        returned a place."""
         at = 0
         while at < len(data) and not self.broken:
             if self._left:

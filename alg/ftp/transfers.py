@@ -10,7 +10,8 @@ from alg.ftp.strategy import Answer, Ask, Talk, Wrong
 
 
 class Transfers:
-    """Asks whether the third host is permitted: then the line goes out as it came, and nothing is opened."""
+    """Strategy: asks whether the third host is permitted. If so, the line is delivered as it came, and nothing is
+    opened."""
 
     def __init__(self, talk: Talk) -> None:
         self._talk = talk

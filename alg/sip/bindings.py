@@ -1,7 +1,7 @@
-"""What a registrar granted: while a binding lives, the registrar may reach the client's contact (RFC 3261, 10).
+"""What registrars have granted: while a binding lasts, the registrar may reach the client's contact (RFC 3261, 10).
 
-Nothing opens before a 2xx of the server that the REGISTER went to, and only contacts of the client itself count. A
-SUBSCRIBE that was accepted is the same for the server that will send NOTIFY (RFC 6665).
+Nothing opens before a 2xx of the server to which the REGISTER went, and only contacts of the client itself count. An
+accepted SUBSCRIBE does the same for the server that will send NOTIFY (RFC 6665).
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ Who = tuple[str, str, bytes]  # client's address, server's address, address of r
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request that was sent: for which sockets, by their wish in seconds; `star`: none of the client's any more."""
+    """A request that was sent: its sockets with the seconds that it asks for; `star`: all bindings of the client are
+    removed."""
 
     who: Who
     wishes: dict[Endpoint, int]
@@ -46,18 +47,18 @@ class Bindings:
         self.granted = 0  # requests, since the start
 
     def __len__(self) -> int:
-        """How many contacts are bound."""
+        """The number of contacts that are bound."""
         return sum(self._sockets.of(target) is not None for held in self._held.values() for target in held)
 
     def restore(self) -> None:
-        """Learn what is held from the sockets that were put back."""
+        """Find the bindings in the claims of the sockets that were restored."""
         for inside in self._sockets.all():
             for kind, who in inside.claims:
                 if kind == "binding":
                     self._held.setdefault(cast(Who, who), set()).add(inside.target)
 
     def register(self, message: Message, client: Endpoint, server: str, now: float) -> None:
-        """The client sends a REGISTER, of its own address of record."""
+        """Note that the client sends a REGISTER for its own address of record."""
         default = message.number("expires")
         wishes: dict[Endpoint, int] = {}
         for addr, uri in message.own_contacts():
@@ -71,14 +72,14 @@ class Bindings:
         self._remember(message, client, Asked(who, wishes, message.is_star(), tuple(peers), now))
 
     def subscribe(self, message: Message, client: Endpoint, server: str, now: float) -> None:
-        """The client sends a SUBSCRIBE."""
+        """Note that the client sends a SUBSCRIBE."""
         expires = message.number("expires")
         wishes = {self._target(client, client): DEFAULT_EXPIRES if expires is None else expires}
         who = client.host, server, message.call_id
         self._remember(message, client, Asked(who, wishes, False, (server,), now))
 
     def answered(self, message: Message, client: Endpoint, server: str, now: float) -> None:
-        """The server answers a REGISTER or SUBSCRIBE."""
+        """Handle the server's answer to a REGISTER or SUBSCRIBE."""
         if not 200 <= message.status < 300:
             return
         asked = self._asked.get((client.host, message.call_id, message.cseq))
@@ -106,7 +107,7 @@ class Bindings:
             del self._held[asked.who]
 
     def _granted(self, message: Message, client: Endpoint, asked: Asked) -> dict[Endpoint, int]:
-        """For how many seconds each of the client's sockets is bound, as the answer says."""
+        """Return for how many seconds each of the client's sockets is bound, according to the answer."""
         expires = message.number("expires")
         if message.method == b"SUBSCRIBE":
             return {target: wish if expires is None else expires for target, wish in asked.wishes.items()}
@@ -119,7 +120,7 @@ class Bindings:
         return granted
 
     def _named(self, client: Endpoint, place: HostPort) -> Endpoint | None:
-        """Which socket of the client a contact names, by its own address or by a public one of ours."""
+        """Return which socket of the client a contact names, by its own address or by a public one of ours."""
         if same_host(place.host, client.host):
             return self._target(client, Endpoint(client.host, place.port or DEFAULT_PORT))
         endpoint = endpoint_of(place)
@@ -127,7 +128,8 @@ class Bindings:
         return found[1] if found and found[0].is_of(client) else None
 
     def _target(self, client: Endpoint, named: Endpoint) -> Endpoint:
-        """The socket that a contact stands for: the one it names, or the TCP connection that it goes through."""
+        """Return the socket that a contact stands for: the one that it names, or the TCP connection that it goes
+        through."""
         inside = self._sockets.of(client)
         return client if self._sockets.is_fixed(inside) else named
 
@@ -138,7 +140,7 @@ class Bindings:
 
 
 def is_third_party(message: Message) -> bool:
-    """Whether somebody registers for somebody else (RFC 3261, 10.2): From is not To."""
+    """Whether a user registers for another user (RFC 3261, 10.2): From is not To."""
     return _aor(message, "from") != _aor(message, "to")
 
 

@@ -1,7 +1,8 @@
-"""The life of one call: its states, and what leads from one to the next. docs/protocols/sip.md draws it from here.
+"""The life of one call: its states, and the events that lead from one to the next. docs/protocols/sip.md shows the
+table.
 
-What is not in the table changes no state. Whatever its state, a call is over when its last leg is answered a BYE, when
-its time is up (`Calls._due`), or when it goes on at another address of its client's.
+An event that is not in the table changes no state. In any state, a call is over when its last leg's BYE is answered,
+when its time is up (`Calls._due`), or when it goes on at another address of its client.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ RequestKey = tuple[Side, int]  # who sent a request, and its CSeq
 
 
 class CallState(StrEnum):
-    """As `algate calls` shows them."""
+    """The states of a call, as `algate calls` shows them."""
 
     TRYING = "trying"  # an INVITE, and no answer yet
     EARLY = "early"  # it rings somewhere
@@ -28,7 +29,7 @@ class CallState(StrEnum):
 
 
 class Happening(StrEnum):
-    """What changes a call's state."""
+    """The events that change a call's state."""
 
     INVITED = "INVITE"
     PROGRESS = "1xx but 100"
@@ -49,9 +50,11 @@ TRANSITIONS: dict[tuple[CallState, Happening], CallState] = {
 
 @dataclass(slots=True)
 class Call:
-    """One call. `media` is agreed on, `offered` is on the way, by the request that it belongs to.
+    """One call. `media` are the agreed sockets, `offered` those of offers under way, by the request that each belongs
+    to.
 
-    `far`: by the tag of the far side, the addresses that its session description names; `far_offered` likewise.
+    `far`: by the tag of the far side, the addresses that its session description names; `far_offered` likewise for
+    offers.
     """
 
     key: Key
@@ -84,7 +87,7 @@ class Call:
         self.claim = ("call", self.key)
 
     def happens(self, what: Happening, now: float) -> bool:
-        """Go to the next state, if `what` leads to another one; whether it did."""
+        """Change to the next state, if `what` leads to another one. Returns whether it did."""
         following = TRANSITIONS.get((self.state, what))
         if following is None:
             return False
@@ -93,7 +96,7 @@ class Call:
 
 
 def drawing() -> str:
-    """The table as a diagram (Mermaid)."""
+    """Return the table as a diagram (Mermaid)."""
     lines = ["stateDiagram-v2", f"    [*] --> {CallState.TRYING}: {Happening.INVITED}"]
     lines += [f"    {state} --> {following}: {what}" for (state, what), following in TRANSITIONS.items()]
     lines += [

@@ -1,7 +1,7 @@
-"""Calls: which media sockets of the client are in use, and whose media may reach them.
+"""Calls: which media sockets of the client are in use, and which addresses may send media to them.
 
-RFC 3261, 3262 (PRACK), 3264 (offer and answer), 3311 (UPDATE), 4028 (session timers). A call is told by its client's
-address and its Call-ID. It may have several legs: a forked INVITE is answered by several.
+RFC 3261, 3262 (PRACK), 3264 (offer and answer), 3311 (UPDATE), 4028 (session timers). A call is identified by its
+client's address and its Call-ID. It may have several legs, because a forked INVITE is answered by several servers.
 """
 
 from __future__ import annotations
@@ -30,23 +30,24 @@ MOST_OF_CLIENT = MOST_CALLS // 2  # what a client may have is `pinhole.per_clien
 
 
 def remote_tag(side: Side, message: Message) -> bytes:
-    """The tag of the far side in a message that `side` sent."""
+    """Return the tag of the far side in a message that `side` sent."""
     return message.tag("to" if (side is Side.CLIENT) == message.is_request else "from")
 
 
 def own_tag(side: Side, message: Message) -> bytes:
-    """The tag of the client in a message that `side` sent."""
+    """Return the tag of the client in a message that `side` sent."""
     return message.tag("from" if (side is Side.CLIENT) == message.is_request else "to")
 
 
 def request_of(side: Side, message: Message) -> RequestKey:
-    """The request that a message is, or answers."""
+    """Return the request that a message is, or answers."""
     return (side if message.is_request else side.other), message.cseq
 
 
 def may_send_media(address: Address, server: str) -> bool:
-    """Whether media can come from `address` to a client of `server`: it is one host's, of the same family, and not
-    behind another NAT than the server is (what a phone there says of itself is not what will come)."""
+    """Whether media can come from `address` to a client of `server`: it is the address of one host, of the same family,
+    and not behind another NAT than the server is (the address that a phone there names is not the one that its media
+    come from)."""
     if address.is_unspecified or address.is_multicast or address.is_loopback or address.is_link_local:
         return False
     facing = is_address(server)
@@ -55,13 +56,13 @@ def may_send_media(address: Address, server: str) -> bool:
 
 @lru_cache(1024)
 def _media_host(text: str, server: str) -> str | None:
-    """The address that a description's `text` is, where media can come from it."""
+    """Return the address that `text` of a description is, if media can come from it."""
     address = is_address(text)
     return str(address) if address and may_send_media(address, server) else None
 
 
 class Calls:
-    """All calls of an engine. `changed`: the keys of those that change, if somebody wants to know."""
+    """All calls of an engine. `changed`: the keys of calls that have changed, if they are recorded."""
 
     def __init__(self, sockets: InsideSockets, options: SipOptions) -> None:
         self.changed: set[Key] | None = None
@@ -81,7 +82,7 @@ class Calls:
         return self._calls.get(key)
 
     def restore(self, call: Call) -> None:
-        """Put back a call."""
+        """Add a call that was recorded."""
         self._add(call)
 
     def _add(self, call: Call) -> None:
@@ -92,7 +93,7 @@ class Calls:
         self.touch(call)
 
     def touch(self, call: Call) -> None:
-        """It has changed."""
+        """Note that the call has changed."""
         if self.changed is not None:
             self.changed.add(call.key)
 
@@ -100,7 +101,7 @@ class Calls:
         return self._calls.get((client.host, message.call_id))
 
     def begin(self, side: Side, client: Endpoint, server: str, message: Message, now: float) -> Call | None:
-        """The call of an INVITE, made if there is none. None: there are too many."""
+        """Return the call of an INVITE, and make it if there is none. None: there are too many."""
         call = self.find(client, message)
         if call is None:
             count = self._of_client.get(client.host, 0)
@@ -121,7 +122,7 @@ class Calls:
         return call
 
     def _elsewhere(self, server: str, message: Message) -> Key | None:
-        """The call with which an INVITE of a client goes on that had another address: one dialog (RFC 3261, 12)."""
+        """Return the call that an INVITE continues from another address of its client: one dialog (RFC 3261, 12)."""
         same = self._same_id.get(message.call_id)
         if not same:
             return None
@@ -137,13 +138,13 @@ class Calls:
     # --- offers and answers -----------------------------------------------------------------------------------------
 
     def client_media(self, call: Call, asked: RequestKey, media: list[InsideSocket], now: float) -> None:
-        """The client names these sockets in the request `asked`, or in an answer to it."""
+        """Note that the client names these sockets in the request `asked`, or in an answer to it."""
         before = call.offered.get(asked, [])
         call.offered[asked] = media
         self._tidy(call, before, now)
 
     def far_media(self, call: Call, side: Side, message: Message, sdp: Description, now: float) -> None:
-        """The far side's session description in `message`, which `side` (the server's) sent."""
+        """Read the far side's session description in `message`, which `side` (the server's) sent."""
         hosts: dict[str, None] = {}
         for line in sdp.media:
             for place in (line.connection, line.rtcp_place):
@@ -160,13 +161,13 @@ class Calls:
         self.admit(call, now)
 
     def admit(self, call: Call, now: float) -> None:
-        """Let the far side's media in to all of the call's sockets."""
+        """Let the far side's media in to all sockets of the call."""
         peers = self.peers(call)
         for inside in self._all_media(call):
             self._sockets.claim(inside, call.claim, now, math.inf, peers)
 
     def peers(self, call: Call) -> Peers:
-        """Who may send media to the call's sockets."""
+        """Return the addresses that may send media to the call's sockets."""
         hosts: dict[str, None] = {}
         for addresses in call.far.values():
             hosts.update(dict.fromkeys(addresses))
@@ -183,7 +184,7 @@ class Calls:
         return list(found.values())
 
     def _tidy(self, call: Call, before: list[InsideSocket], now: float) -> None:
-        """Give up those sockets of `before` that the call does not use any more."""
+        """Release the sockets of `before` that the call does not use any more."""
         if not before:
             return
         used = {inside.ref for inside in self._all_media(call)}
@@ -194,7 +195,7 @@ class Calls:
     # --- what messages do to a call ---------------------------------------------------------------------------------
 
     def heard(self, call: Call, side: Side, server: str, message: Message, now: float) -> None:
-        """Follow a message of the call, after its session description was seen."""
+        """Follow a message of the call, after its session description was read."""
         call.heard = now
         self.touch(call)
         if side is Side.CLIENT and message.is_request:
@@ -247,8 +248,8 @@ class Calls:
         self._watch(call)
 
     def _agree(self, call: Call, asked: RequestKey, now: float) -> None:
-        """The request `asked` was accepted: what it offers is in use; what was before is not, nor are older offers of
-        that side (an UPDATE may be accepted before its INVITE)."""
+        """The request `asked` was accepted: what it offers is in use. What was used before is not, nor are older offers
+        of that side (an UPDATE may be accepted before its INVITE)."""
         if offered := call.far_offered.pop(asked, None):
             call.far[offered[0]] = offered[1]
         if (media := call.offered.pop(asked, None)) is not None:
@@ -259,7 +260,8 @@ class Calls:
         self.admit(call, now)
 
     def active(self, inside: InsideSocket, packets: tuple[int, int], now: float) -> None:
-        """The pinhole of a socket has carried so many packets (in, out); those of a signalling socket are no media."""
+        """Note that the pinhole of a socket has carried so many packets (in, out). Those of a signalling socket are no
+        media."""
         if inside.reason == SIGNALLING:
             return
         for claim in inside.claims:
@@ -272,8 +274,8 @@ class Calls:
                 self.touch(call)
 
     def lost(self, inside: InsideSocket, now: float) -> None:
-        """The pinhole of a socket was open and is not any more, so nothing will be counted of it. That is as if
-        nobody spoke: a call whose BYE was lost as well must not live for as long as one that is on hold."""
+        """Note that the pinhole of a socket is not open any more, so nothing will be counted for it. The call is
+        treated as silent: if its BYE was lost too, it must not last as long as one that is on hold."""
         for claim in inside.claims:
             call = self._calls.get(cast(Key, claim[1])) if claim[0] == "call" else None
             if call is not None and inside.reason != SIGNALLING:
@@ -284,7 +286,7 @@ class Calls:
     # --- the end ----------------------------------------------------------------------------------------------------
 
     def end(self, call: Call, now: float) -> None:
-        """The call is over: its sockets are given up."""
+        """End the call, and release its sockets."""
         if self._calls.pop(call.key, None) is None:
             return
         self.touch(call)
@@ -303,7 +305,7 @@ class Calls:
             self._sockets.drop(call.signalling, call.claim, now)
 
     def _due(self, call: Call) -> float:
-        """When the call ends by itself, as things stand."""
+        """Return when the call ends by itself in its current state."""
         if call.state is not CallState.CONFIRMED:
             return min(call.ends, call.heard + SETUP)
         silent = call.on_hold or call.far_on_hold or not call.counted
@@ -317,7 +319,7 @@ class Calls:
             heapq.heappush(self._timers, (due, call.key))
 
     def deadline(self) -> float:
-        """When `tick` has something to do; infinity: not as things are."""
+        """Return when `tick` has something to do; infinity if there is nothing."""
         return self._timers[0][0] if self._timers else math.inf
 
     def tick(self, now: float) -> None:

@@ -1,4 +1,5 @@
-"""One message at a time, from whichever side: what is edited, what it opens and closes. Both drivers' faces share it.
+"""Handles one message at a time, from either side: what is edited, what it opens and closes. Shared by the modules for
+UDP and for TCP.
 
 Codes of notes: sip.ice, sip.public, sip.outbound, sip.tls, sip.repaired (stood down), sip.third-party, sip.low-port,
 sip.media-transport, sip.sdp, sip.refused, sip.unanswered, sip.rate, sip.held, sip.calls, sip.unread (not touched).
@@ -42,7 +43,7 @@ CoreCommand = Commands | Release | StandDown | RevokeConversation | Note
 
 
 class Turn(NamedTuple):
-    """A message and how it came: `packet` is the driver's number for it, `side` sent it, `client` is the inside socket,
+    """A message and how it came. `packet` is the driver's number for it, `side` sent it, `client` is the inside socket,
     `server` the outside one."""
 
     packet: int
@@ -55,7 +56,8 @@ class Turn(NamedTuple):
 
 @dataclass(slots=True)
 class Plan:
-    """What an outbound message needs, and where. `edits_signalling`: or the client's own words stay there."""
+    """The sockets that an outbound message needs, and where they stand in it. `edits_signalling`: whether signalling is
+    edited, or the client's own text stays."""
 
     edits_signalling: bool = True
     places: list[tuple[str, HostPort, InsideSocket]] = field(default_factory=list)
@@ -64,22 +66,22 @@ class Plan:
     media: dict[int, InsideSocket] = field(default_factory=dict)
 
     def waits(self) -> set[int]:
-        """The numbers of the sockets that the message must wait for."""
+        """The numbers of the sockets for which the message must wait."""
         found = {wanted.ref for _, _, wanted in self.places if wanted.state is State.OPENING}
         if self.media:
             found.update(wanted.ref for wanted in self.media.values() if wanted.state is State.OPENING)
         return found
 
     def public(self) -> Endpoint | None:
-        """What is advertised of the first socket that has anything: of media, if there are any, for what the
-        world sees of them may be another address than that of the connection or association that signals."""
+        """Return the public endpoint of the first socket that has one. Sockets of media come first, because their
+        public address may differ from that of the connection or association that carries the signalling."""
         wanted = [*self.media.values(), *(inside for _, _, inside in self.places)]
         return next((inside.public for inside in wanted if inside.public), None)
 
 
 @dataclass(slots=True)
 class Held:
-    """A message of a client that waits for sockets to be opened, by their refs."""
+    """A client's message that waits for sockets to be opened, by their numbers."""
 
     turn: Turn
     plan: Plan
@@ -88,8 +90,8 @@ class Held:
 
 
 class Core:
-    """The state of SIP: of all clients (UDP) or of one TCP connection (`streams`). `changes`: where what changes is
-    noted."""
+    """The state of SIP: of all clients (UDP) or of one TCP connection (`streams`). `changes`: where changes are
+    recorded."""
 
     def __init__(self, options: SipOptions, changes: Changes | None = None, streams: bool = False) -> None:
         self.sockets = InsideSockets()
@@ -107,7 +109,7 @@ class Core:
             self.sockets.changed, self.calls.changed = changes.sockets, changes.calls
 
     def restore(self, records: Sequence[Record], now: float) -> None:
-        """Go on where another process was, as its records say."""
+        """Continue from the records of another process."""
         restore_all(records, self.sockets, self.calls, now)
         self.bindings.restore()
         for record in records:
@@ -117,18 +119,18 @@ class Core:
     # --- in and out -------------------------------------------------------------------------------------------------
 
     def drain(self) -> Sequence[CoreCommand]:
-        """The commands since the last time: pinholes first, for what is released may count on them."""
+        """Return the commands since the last call, pinholes first, because released messages may depend on them."""
         out = [*self.sockets.out, *self._out]
         self.sockets.out.clear()
         self._out.clear()
         return out
 
     def note(self, code: str, detail: str, now: float, client: Endpoint) -> None:
-        """Say something, but not the same of the same client again and again."""
+        """Report something, but not the same about the same client again and again."""
         self._say(code, client.host, f"{client.host}: {detail}", now)
 
     def unreadable(self, client: Endpoint, wrong: Malformed, now: float) -> None:
-        """A message with `client` is not read: it is counted, and said once a minute of each socket."""
+        """Count a message from or to `client` that is not read, and report it once a minute for each socket."""
         self.unread += 1
         self._say("sip.unread", str(client), f"{client}: {wrong.reason}, at byte {wrong.at}", now)
 
@@ -142,7 +144,7 @@ class Core:
         self._out.append(Note(code, detail))
 
     def revoke(self, client: Endpoint, server: str, rule: str, now: float) -> None:
-        """What these two say to each other passes unread for a while."""
+        """Let messages between these two pass unread for a while."""
         self.peers.revoke(client, server, rule, now)
         self._out.append(RevokeConversation(client, server, rule))
 
@@ -150,7 +152,7 @@ class Core:
         self._out.append(Release(packet, edits, rung))
 
     def message(self, packet: int, side: Side, client: Endpoint, server: Endpoint, data: bytes, now: float) -> None:
-        """Take `data`, which begins as a SIP message. It is released now or later."""
+        """Handle `data`, which begins as a SIP message. It is released now or later."""
         try:
             message = parse(data)
             if message.end < len(data) and data[message.end :].strip(_NOTHING):
@@ -222,8 +224,8 @@ class Core:
         self.peers.seen(client, server, turn.now)
 
     def _standing(self, turn: Turn) -> str | None:
-        """Why the client and this server are left alone, from this message on. A REGISTER without such a reason ends
-        one that the client itself had given."""
+        """Return why the client and this server are left alone, from this message on. A REGISTER without such a reason
+        ends a stand-down that the client itself had caused."""
         client, server, message = turn.client, turn.server.host, turn.message
         before = self.peers.rule(client, server)
         is_register = message.is_request and message.method == b"REGISTER"
@@ -244,7 +246,7 @@ class Core:
         self.note(rule, f"stood down towards {server}", now, client)
 
     def _settled(self, ref: int, now: float) -> None:
-        """Release what waited for `ref` and now waits for nothing."""
+        """Release messages that waited for `ref` and now wait for nothing."""
         for held in list(self._held.values()):
             held.waits.discard(ref)
             if not held.waits:
@@ -259,7 +261,8 @@ class Core:
             del self._held_of[host]
 
     def _plan(self, turn: Turn, edits_signalling: bool) -> Plan:
-        """Find out what the message needs, and ask for it. The same again for the same message."""
+        """Find out which sockets the message needs, and ask for them. Asking again for the same message changes
+        nothing."""
         plan = Plan(edits_signalling)
         message, client = turn.message, turn.client
         source = self.sockets.of(client)
@@ -278,7 +281,8 @@ class Core:
         return plan
 
     def _signalling(self, turn: Turn, source: InsideSocket | None, name: str, place: HostPort) -> InsideSocket | None:
-        """The socket that a place of the client's stands for; `source`: the one it speaks from, if that has a port."""
+        """Return the socket that the client names in a place. `source`: the socket from which it sends, if that has a
+        port."""
         client, now = turn.client, turn.now
         port = place.port or 5060
         if source and self.sockets.is_fixed(source):
@@ -327,7 +331,7 @@ class Core:
         plan.sdp = sdp
 
     def _description(self, turn: Turn) -> Description | None:
-        """The session description of a message; None: it has none, or one that cannot be read."""
+        """Return the session description of a message; None: it has none, or one that cannot be read."""
         try:
             span = find_sdp(turn.message)
             return read_sdp(turn.message.data, *span) if span else None
@@ -379,7 +383,8 @@ class Core:
         self.release(turn.packet, rung_of(message), edits.done())
 
     def _agreed(self, turn: Turn, rule: str | None) -> None:
-        """A registrar that requires `outbound` keeps to the client's flow (RFC 5626, 6), whatever Contact says."""
+        """Handle a registrar that requires `outbound`: it keeps to the client's flow (RFC 5626, 6), whatever Contact
+        says."""
         message = turn.message
         if message.method != b"REGISTER" or not 200 <= message.status < 300 or rule not in (None, "sip.outbound"):
             return
@@ -406,14 +411,15 @@ class Core:
 
 
 def _is_own(line: Media, host: str) -> bool:
-    """Whether media are to come to `host`; also those on hold in the old way (RFC 3264, 8.4: 0.0.0.0)."""
+    """Whether media are to come to `host`, including those on hold in the old way (RFC 3264, 8.4: 0.0.0.0)."""
     if line.connection is None:
         return False
     return line.connection.host in ON_HOLD or same_host(line.connection.host, host)
 
 
 def _second(line: Media) -> int | None:
-    """The port of a stream's RTCP that is to be opened beside RTP's; None: there is none, or nobody gets it."""
+    """Return the port of a stream's RTCP that is to be opened beside RTP's; None: there is none, or it is not
+    opened."""
     if not line.pair:
         return None
     port = line.rtcp_port if line.rtcp_port not in (None, line.port) else line.port + 1

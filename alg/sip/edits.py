@@ -1,4 +1,4 @@
-"""From addresses in a message to edits, and back. Nothing else in the module makes edits."""
+"""Turns addresses in a message into edits, and back. Nothing else in the module makes edits."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Edits:
         self._found: dict[Span, Edit] = {}
 
     def replace(self, start: int, end: int, new: bytes, reason: str) -> None:
-        """Replace `data[start:end]`; nothing happens where it says so already."""
+        """Replace `data[start:end]`; nothing happens if the text is the same."""
         if self._message.data[start:end] != new:
             self._found[start, end] = Edit(start, end, new, reason)
 
     def done(self) -> tuple[Edit, ...]:
-        """All edits in order, with Content-Length following the body (RFC 3261, 20.14)."""
+        """Return all edits in order, with Content-Length adapted to the body (RFC 3261, 20.14)."""
         if not self._found:
             return ()
         message = self._message
@@ -49,7 +49,7 @@ class Edits:
 
 
 def same_host(text: str, host: str) -> bool:
-    """Whether `text`, as a message has it, is the address `host` (canonical)."""
+    """Whether `text` of a message is the address `host` (canonical)."""
     if text == host:
         return True
     if ":" not in text:
@@ -62,7 +62,7 @@ def same_host(text: str, host: str) -> bool:
 
 @lru_cache(8192)
 def is_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address that `text` is, or None for a name, or for an address that means something to its host only."""
+    """Return the address that `text` is; None for a name, or for an address that has a meaning only on its own host."""
     if not (text[:1].isdigit() or ":" in text) or "%" in text:
         return None
     try:
@@ -72,7 +72,7 @@ def is_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
 
 
 def endpoint_of(place: HostPort) -> Endpoint | None:
-    """What a host and port name, with SIP's default port; None for a name."""
+    """Return the endpoint of a host and port, with SIP's default port; None for a name."""
     return _endpoint(place.host, place.port or DEFAULT_PORT)
 
 
@@ -83,9 +83,11 @@ def _endpoint(host: str, port: int) -> Endpoint | None:
 
 
 def own_places(message: Message, host: str, fixed: bool = False) -> list[tuple[str, HostPort]]:
-    """Where an outbound message names `host`, its own client, in signalling: ("via", place), ("contact", place), ...
+    """Return where an outbound message names `host`, its own client, in signalling: ("via", place), ("contact", place),
+    ...
 
-    `fixed`: it goes through a connection or association of the client, so no address (NOWHERE) is the client's too.
+    `fixed`: the message goes through a connection or association of the client, so the unspecified address (NOWHERE) is
+    the client's too.
     """
     found = []
     if message.is_request:
@@ -103,7 +105,7 @@ def own_places(message: Message, host: str, fixed: bool = False) -> list[tuple[s
 
 
 def is_over_udp(message: Message, place: HostPort) -> bool:
-    """Whether the contact that stands at `place` is to be reached over UDP (RFC 3263, 4.1: it does not say TCP)."""
+    """Whether the contact at `place` is to be reached over UDP (RFC 3263, 4.1: it does not say TCP)."""
     return any(
         addr.uri[0] + uri.place.start == place.start and b"transport=tcp" not in uri.params
         for addr, uri in message.own_contacts()
@@ -113,7 +115,7 @@ def is_over_udp(message: Message, place: HostPort) -> bool:
 def advertise(
     edits: Edits, message: Message, client: Endpoint, name: str, place: HostPort, inside: InsideSocket
 ) -> None:
-    """Write the public endpoint in `place`, and remember how the client had written it, and from which socket."""
+    """Write the public endpoint into `place`, and remember how the client had written it, and from which socket."""
     if not inside.written:
         return
     inside.named_by(client)
@@ -122,8 +124,8 @@ def advertise(
 
 
 def restore(edits: Edits, message: Message, client: Endpoint, sockets: InsideSockets) -> None:
-    """Give the socket `client` back its own words wherever an inbound message names a public endpoint that stands for
-    that socket, or that it has named itself. What another phone at the same address has named is that one's."""
+    """Restore the words of the socket `client` wherever an inbound message names a public endpoint that stands for that
+    socket, or that it has named itself. What another phone at the same address has named is left for that phone."""
 
     def back(place: HostPort | None, kind: str, reason: str) -> InsideSocket | None:
         endpoint = endpoint_of(place) if place else None
@@ -169,7 +171,7 @@ def _restore_via(
 def describe(
     edits: Edits, message: Message, sdp: Description, host: str, public: str, media: dict[int, InsideSocket]
 ) -> None:
-    """Write public endpoints into the client's own session description; `media`: the socket of each m= line."""
+    """Write public endpoints into the client's own session description. `media`: the socket of each m= line."""
     if public == host:
         return
     for place in (*sdp.connections, *([sdp.origin] if sdp.origin else ())):
@@ -193,9 +195,9 @@ def describe(
 
 
 def hairpin(edits: Edits, message: Message, sdp: Description, sockets: InsideSockets) -> bool:
-    """Where the far side's description names sockets of inside clients, write these: their media need no router.
+    """If the far side's description names sockets of inside clients, write these: their media need no router.
 
-    Only where every stream in use does so, behind one address. Returns whether it did.
+    Only if every stream in use does so, behind one address. Returns whether it did.
     """
     behind: dict[int, Endpoint] = {}
     for index, line in enumerate(sdp.media):

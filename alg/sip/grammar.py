@@ -1,6 +1,7 @@
-"""The values of SIP's headers that matter here, as patterns over bytes: what is strict in each, and what is not.
+"""The values of the SIP headers that matter here, as patterns over bytes: strict where it matters, and lenient
+elsewhere.
 
-docs/protocols/sip.md says which headers those are. Header lines, parameters, hosts: `alg.text.header`.
+docs/protocols/sip.md lists these headers. Header lines, parameters, hosts: `alg.text.header`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A call's messages, one below the other: of which call one is, and what is told of it, without body and secrets."""
+"""The ladder of a call: which call a message belongs to, and what is shown of it, without body and secrets."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _cseq = re.compile(rb"\ncseq[ \t]*:[ \t]*([^\r\n]+)", re.IGNORECASE).search
 
 
 class Rung(NamedTuple):
-    """See `alg.api.Rung`: the ladder is named by the Call-ID, and begins with an INVITE."""
+    """See `alg.api.Rung`. The ladder is named by the Call-ID, and begins with an INVITE."""
 
     ladder: bytes
     first: bool
 
     def row(self, data: bytes, edits: Sequence[Edit]) -> dict[str, Any]:
-        """First line, CSeq and edits. `head`, `before` or `after`, `tail`: the line around an edit."""
+        """Return first line, CSeq and edits. `head`, `before` or `after`, `tail`: the line around an edit."""
         return {
             "title": _text(data.partition(b"\r\n")[0]),
             "cseq": _text(cseq[1]) if (cseq := _cseq(data)) else "",
@@ -32,18 +32,18 @@ class Rung(NamedTuple):
 
 
 def rung_of(message: Message) -> Rung:
-    """The rung of a message that was read."""
+    """Return the rung of a message that was read."""
     return Rung(message.call_id, message.is_request and message.method == b"INVITE")
 
 
 def unread_rung(data: bytes) -> Rung | None:
-    """The rung of a message that nobody has read; None for what names no call."""
+    """Return the rung of a message that was not read; None if it names no call."""
     found = _call_id(data)
     return Rung(found[1], data.startswith(b"INVITE ")) if found else None
 
 
 def _change(data: bytes, edit: Edit) -> dict[str, str]:
-    """An edit with the rest of its line, as far as that is one line and no secret."""
+    """Return an edit with the rest of its line, if that is one line and no secret."""
     start = data.rfind(b"\n", 0, edit.start) + 1
     end = data.find(b"\r", edit.end)
     end = end if end >= 0 else len(data)

@@ -1,7 +1,8 @@
 """A SIP message as spans over its original bytes (RFC 3261, 7 and 25). Nothing is ever written anew.
 
-`parse` is strict where a span is edited or a value decides something, and blind elsewhere: what it cannot read in one
-way only is `Malformed`, and is then relayed as it came. docs/protocols/sip.md has the list.
+`parse` is strict where a span is edited or a value decides something, and blind elsewhere: where it could read
+something in more than one way it raises `Malformed`, and the message is relayed as it came. docs/protocols/sip.md has
+the list.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ T = TypeVar("T")
 
 
 def remembered(read: Callable[[bytes], T]) -> Callable[[bytes], T]:
-    """`read`, with what it says of short texts remembered: the messages of a dialog repeat most of their headers."""
+    """Wrap `read` so that its results for short texts are remembered: the messages of a dialog repeat most of their
+    headers."""
     recall = lru_cache(_REMEMBERED)(read)
 
     def ask(text: bytes) -> T:
@@ -64,7 +66,7 @@ def remembered(read: Callable[[bytes], T]) -> Callable[[bytes], T]:
 
 
 class HostPort(NamedTuple):
-    """A host and perhaps a port that stand in `data[start:end]`; `host` as written, without brackets."""
+    """A host, and possibly a port, as they stand in `data[start:end]`; `host` is as written, without brackets."""
 
     host: str
     port: int | None
@@ -73,7 +75,7 @@ class HostPort(NamedTuple):
 
 
 class Via(NamedTuple):
-    """A value of Via: `params` is the span behind sent-by."""
+    """A value of Via. `params` is the span behind sent-by."""
 
     transport: str
     sent_by: HostPort
@@ -81,18 +83,18 @@ class Via(NamedTuple):
 
 
 class Addr(NamedTuple):
-    """A value of From, To, Contact, Route, ...: spans of its URI and of what follows (`;tag=...`)."""
+    """A value of From, To, Contact, Route, ...: the spans of its URI and of what follows (`;tag=...`)."""
 
     uri: Span
     params: Span
 
 
 class Message:
-    """One message in `data`, its body in `data[body:end]`. Made by `parse`.
+    """One message in `data`, with its body in `data[body:end]`. Made by `parse`.
 
-    `method` is the request's, or the one that a response answers (CSeq); `status` is 0 where `is_request`. `headers`
-    holds the spans of the values of the known headers by their long names in lower case, in order; `first` the first
-    value of each.
+    `method` is the request's, or the one that a response answers (CSeq); `status` is 0 if `is_request`. `headers` holds
+    the spans of the values of the known headers by their long names in lower case, in order; `first` the first value of
+    each.
     """
 
     __slots__ = (
@@ -130,7 +132,7 @@ class Message:
         return self.data[span[0] : span[1]]
 
     def via(self) -> Via:
-        """The topmost value of Via; the others are other hops' matter. Malformed if it cannot be read."""
+        """The topmost value of Via; the others concern other hops. Raises Malformed if it cannot be read."""
         if self._via is None:
             start, end = self.headers["via"][0]
             match = VIA.match(self.data, start, end)
@@ -141,7 +143,7 @@ class Message:
         return self._via
 
     def addrs(self, name: str) -> list[Addr]:
-        """All values of a header of addresses; `Contact: *` has none. Malformed if one cannot be read."""
+        """Return all values of a header of addresses; `Contact: *` has none. Raises Malformed if one cannot be read."""
         if (found := self._addrs.get(name)) is not None:
             return found
         found = []
@@ -158,7 +160,8 @@ class Message:
         return found
 
     def readable(self, name: str) -> list[Addr]:
-        """Those values of a header of addresses that can be read: of somebody else's, one odd value is no matter."""
+        """Return the values of a header of addresses that can be read. For headers of others, where one odd value does
+        not matter."""
         try:
             return self.addrs(name)
         except Malformed:
@@ -170,8 +173,8 @@ class Message:
             ]
 
     def own_contacts(self) -> list[tuple[Addr, Uri]]:
-        """The values of Contact that are sip or sips URIs, in a message whose sender has to be told from it. Malformed
-        if one cannot be read, or if `*` stands beside another."""
+        """Return the values of Contact that are sip or sips URIs, where they identify the sender. Raises Malformed if
+        one cannot be read, or if `*` stands beside another."""
         spans = self.headers.get("contact")
         if spans is None:
             return []
@@ -194,7 +197,7 @@ class Message:
         return len(spans) == 1 and self.text(spans[0]).strip() == b"*"
 
     def number(self, name: str) -> int | None:
-        """The number at the beginning of the header `name`. None where there is none, or two that differ."""
+        """Return the number at the beginning of the header `name`. None if there is none, or two that differ."""
         found: int | None = None
         for span in self.headers.get(name, ()):
             if match := NUMBER.match(self.data, *span):
@@ -213,16 +216,18 @@ class Message:
         )
 
     def param(self, params: Span, name: bytes) -> tuple[bytes, Span] | None:
-        """The value of a parameter and its span; without a value b"" and the empty span behind the name."""
+        """Return the value of a parameter and its span; for a parameter without a value b"" and the empty span behind
+        the name."""
         return find_param(self.data, params, name)
 
     def tag(self, name: str) -> bytes:
-        """The tag of From or To, or b""."""
+        """Return the tag of From or To, or b""."""
         return _tag(self.first[name])
 
 
 class Uri(NamedTuple):
-    """A sip or sips URI (`scheme` and `params`, as "b=c", in lower case); `place` counts from the URI's beginning."""
+    """A sip or sips URI (`scheme` and `params`, such as "b=c", in lower case). `place` counts from the URI's
+    beginning."""
 
     scheme: str
     place: HostPort
@@ -232,7 +237,7 @@ class Uri(NamedTuple):
 
 @remembered
 def read_uri(text: bytes) -> Uri | None:
-    """Read a URI. None for one that is neither sip nor sips, or whose host and port cannot be told."""
+    """Read a URI. None if it is neither sip nor sips, or its host and port cannot be determined."""
     match = SIP_URI.fullmatch(text)
     place = _host_port(match, 2, 3) if match else None
     if match is None or place is None:
@@ -246,7 +251,7 @@ def _is_sip(text: bytes) -> bool:
 
 
 def uri_host(data: bytes, span: Span) -> HostPort | None:
-    """Where host and port of a sip or sips URI stand in `data`. None as `read_uri`."""
+    """Return where host and port of a sip or sips URI stand in `data`. None as in `read_uri`."""
     uri = read_uri(data[span[0] : span[1]])
     if uri is None:
         return None
@@ -256,8 +261,8 @@ def uri_host(data: bytes, span: Span) -> HostPort | None:
 
 @remembered
 def address_of_record(text: bytes) -> bytes:
-    """A URI in the form by which addresses of record are compared (RFC 3261, 10.3 and 19.1.4): user without escapes,
-    host in lower case, the port where it is not SIP's own."""
+    """Return a URI in the form in which addresses of record are compared (RFC 3261, 10.3 and 19.1.4): user without
+    escapes, host in lower case, the port if it is not SIP's own."""
     uri = read_uri(text)
     if uri is None:
         return text.lower()
@@ -267,9 +272,9 @@ def address_of_record(text: bytes) -> bytes:
 
 
 def parse(data: bytes) -> Message:
-    """Read the message that begins `data`. Without Content-Length its body goes to the end of `data`.
+    """Read the message at the beginning of `data`. Without Content-Length its body goes to the end of `data`.
 
-    Malformed if what matters in it cannot be read, contradicts itself, or its end is not there.
+    Raises Malformed if what matters in it cannot be read or contradicts itself, or if its end is missing.
     """
     message = Message(data)
     at = _start_line(message)
@@ -294,7 +299,7 @@ def parse(data: bytes) -> Message:
 
 
 def _read_line(line: bytes) -> tuple[str | None, int, bytes]:
-    """The header that a line is (None: one that matters not), how much stands before its value, and the value."""
+    """Return the header of a line (None: one that does not matter), how much stands before its value, and the value."""
     label, colon, value = line.partition(b":")
     known = _KNOWN.get(label.rstrip(b" \t").lower()) if colon else None
     if known is None:
@@ -336,7 +341,7 @@ def _end(message: Message) -> int:
 
 
 def content_length(value: bytes, at: int = 0) -> int:
-    """The value of Content-Length that stands at `at`. Malformed where it is not a number of at most nine digits."""
+    """Read the value of Content-Length at `at`. Raises Malformed if it is not a number of at most nine digits."""
     digits = value.rstrip(BLANKS)
     if not digits.isdigit() or len(digits) > 9:
         raise Malformed("content-length", at)
@@ -351,7 +356,7 @@ def _cseq(value: bytes) -> tuple[int, bytes] | None:
 
 @remembered
 def _read_addrs(value: bytes) -> tuple[Addr, ...]:
-    """The addresses of a header's value; spans count from its beginning."""
+    """Read the addresses of a header's value. Spans count from its beginning."""
     return tuple(Addr(match.span(1), match.span(2)) for match in _addr_values(value))
 
 
@@ -389,7 +394,7 @@ def _read_party(value: bytes, at: int, name: str) -> tuple[Addr, ...]:
 
 
 def _addr_values(data: bytes) -> list[re.Match[bytes]]:
-    """The values of a header of addresses, with commas between them; an address may stand without <>."""
+    """Split the values of a header of addresses at commas. An address may stand without <>."""
     found: list[re.Match[bytes]] = []
     start, end = 0, len(data)
     while True:
@@ -408,7 +413,7 @@ def _addr_values(data: bytes) -> list[re.Match[bytes]]:
 
 
 def _host_port(match: re.Match[bytes], host: int, port: int) -> HostPort | None:
-    """None for a port that cannot be."""
+    """Return host and port of a match; None for an impossible port."""
     text = match[host].decode("latin-1").strip("[]")
     if match[port] is None:
         return HostPort(text, None, *match.span(host))

@@ -1,4 +1,5 @@
-"""Who speaks with whom, and whether what they say is edited, left alone (stood down) or not read any more (revoked)."""
+"""The pairs of client and server that exchange messages, and whether these are edited, left alone (stood down) or not
+read any more (revoked)."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ SHOWN_FOR = 3600.0  # seconds after the latest message
 
 @dataclass(frozen=True, slots=True)
 class PeerRow:
-    """What becomes of what a client's socket and the address `server` say to each other.
+    """How messages between a client's socket and the address `server` are treated.
 
     `state`: edited, stood-down, revoked; `reason`: the rule, "" where edited. `until`: when that ends, on the clock of
     the events; None: with a REGISTER or its answer (stood-down), with the connection (revoked, over TCP).
@@ -39,18 +40,18 @@ class Peers:
         self._seen: dict[tuple[Endpoint, str], float] = {}
 
     def rule(self, client: Endpoint, server: str) -> str | None:
-        """Why these two are left alone; None: they are not."""
+        """Return why these two are left alone; None: they are not."""
         return self._stood_down.get((client, server)) if self._stood_down else None
 
     def seen(self, client: Endpoint, server: str, now: float) -> None:
-        """The client has said something to the server that may be edited."""
+        """Note that the client has sent the server a message that may be edited."""
         key = (client, server)
         if key not in self._seen and len(self._seen) >= MOST_SEEN:
             del self._seen[next(iter(self._seen))]
         self._seen[key] = now
 
     def stand_down(self, client: Endpoint, server: str, rule: str | None, now: float) -> None:
-        """These two are left alone from now on, by `rule`; None: not any more."""
+        """Leave these two alone from now on, by `rule`; None: not any more."""
         key = (client, server)
         self._seen[key] = now
         if rule is None:
@@ -65,7 +66,7 @@ class Peers:
         self._write(key, rule)
 
     def revoke(self, client: Endpoint, server: str, rule: str, now: float) -> None:
-        """What these two say to each other is not read for a while, by `rule`."""
+        """Do not read messages between these two for a while, by `rule`."""
         key = (client, server)
         if key not in self._revoked and len(self._revoked) >= MOST_REVOKED:
             self._forget(next(iter(self._revoked)))
@@ -74,7 +75,7 @@ class Peers:
             self._changes.talk(client, server, rule, now + REVOKED_FOR)
 
     def is_revoked(self, client: Endpoint, server: str, now: float) -> bool:
-        """Whether what these two say to each other is not read."""
+        """Whether messages between these two are not read."""
         if not self._revoked or (found := self._revoked.get((client, server))) is None:
             return False
         if found[1] > now:
@@ -83,14 +84,14 @@ class Peers:
         return False
 
     def restore(self, client: Endpoint, server: str, rule: str, until: float | None) -> None:
-        """Put back what another engine had decided."""
+        """Restore what another engine had decided."""
         if until is None:
             self._stood_down[client, server] = rule
         else:
             self._revoked[client, server] = rule, until
 
     def rows(self, now: float) -> list[PeerRow]:
-        """All that are left alone, and those that were edited lately."""
+        """Return all pairs that are left alone or not read, and those that were edited recently."""
         rows = {key: PeerRow(*key, "edited", "", None) for key, at in self._seen.items() if now - at < SHOWN_FOR}
         rows |= {key: PeerRow(*key, "stood-down", rule, None) for key, rule in self._stood_down.items()}
         rows |= {

@@ -1,8 +1,8 @@
-"""What of an engine's state outlives its process: records that can be stored, and the state made of them again.
+"""Records of the part of an engine's state that outlives its process, and the state restored from them.
 
-Who drives the engine stores them (`SipEngine.journal`), so that a process that takes the place of a dead one knows its
-calls and registrations. Times are of the monotonic clock, which does not begin anew with a process. What waits for an
-answer is not recorded: it is asked for again with the next retransmission.
+The driver of the engine stores them (`SipEngine.journal`), so that a process that replaces a dead one knows its calls
+and registrations. Times are of the monotonic clock, which does not restart with a process. What waits for an answer is
+not recorded: it is asked for again with the next retransmission.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from alg.sip.sockets import Claim, InsideSocket, InsideSockets, Peers, State
 
 @dataclass(frozen=True, slots=True)
 class SocketRecord:
-    """An inside socket that has a public port; fields as in `InsideSocket`."""
+    """An inside socket that has a public port. The fields are those of `InsideSocket`."""
 
     ref: int
     target: Endpoint
@@ -38,7 +38,7 @@ class SocketRecord:
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
-    """A call; fields as in `Call`, with the numbers of sockets in their place."""
+    """A call. The fields are those of `Call`, with the numbers of sockets in place of the sockets."""
 
     key: Key
     client: Endpoint
@@ -67,7 +67,7 @@ class CallRecord:
 
 @dataclass(frozen=True, slots=True)
 class TalkRecord:
-    """A client's socket and a server that are left alone, by `rule`. `until`: it is revoked, and until then."""
+    """A client's socket and a server that are left alone, by `rule`. `until`: it is a revocation, and ends then."""
 
     client: Endpoint
     server: str
@@ -91,7 +91,7 @@ _decoder = msgspec.msgpack.Decoder(_Kept)
 
 
 def records_of(entries: Iterable[Entry]) -> list[Record]:
-    """What entries say; what cannot be read (another version wrote it) is left out."""
+    """Decode entries. Those that cannot be read (another version wrote them) are left out."""
     found: list[Record] = []
     for entry in entries:
         if entry.record is not None:
@@ -124,12 +124,13 @@ class Changes:
     talks: list[Entry] = field(default_factory=list)
 
     def talk(self, client: Endpoint, server: str, rule: str | None, until: float | None = None) -> None:
-        """These are left alone from now on, by `rule`; None: not any more. `until`: of a revocation, else None."""
+        """Record that these two are left alone, by `rule`; None: not any more. `until`: for a revocation, otherwise
+        None."""
         record = TalkRecord(client, server, rule, until) if rule is not None else None
         self.talks.append(_entry(f"talk {client} {server} {until is not None}", record))
 
     def drain(self, sockets: InsideSockets, calls: Calls) -> list[Entry]:
-        """The entries to store; what has changed is then empty."""
+        """Return the entries to store; the set of changes is then empty."""
         entries = []
         for ref in self.sockets:
             inside = sockets.by_ref(ref)
@@ -145,7 +146,7 @@ class Changes:
 
 
 def restore_all(records: Iterable[Record], sockets: InsideSockets, calls: Calls, now: float) -> None:
-    """Put sockets and calls back."""
+    """Restore sockets and calls."""
     found = []
     for record in records:
         if isinstance(record, SocketRecord):
@@ -194,7 +195,7 @@ def _inside_socket(record: SocketRecord) -> InsideSocket:
 
 
 def _claim(kind: str, words: tuple[bytes, ...]) -> Claim:
-    """A claim of its words: those of calls and bindings end with what a message said, in bytes."""
+    """Make a claim from its encoded words: those of calls and bindings end with bytes of a message."""
     if kind in ("signalling", "afterwards"):
         return kind, tuple(word.decode() for word in words)
     return kind, (*(word.decode() for word in words[:-1]), words[-1])

@@ -1,4 +1,4 @@
-"""Calls as they are shown: `algate calls`."""
+"""Calls and peers as `algate calls` shows them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from alg.sip.peers import PeerRow
 
 @dataclass(frozen=True, slots=True)
 class CallMedia:
-    """One stream of a call: the client's socket, what is advertised for it, who may send in (None: anyone)."""
+    """One stream of a call: the client's socket, what is advertised for it, and which addresses may send in (None:
+    all)."""
 
     ref: int
     kind: str
@@ -41,7 +42,7 @@ class CallRow:
 
 
 def row_of(call: Call) -> CallRow:
-    """What is shown of a call."""
+    """Return what is shown of a call."""
     media = {inside.ref: inside for inside in call.media}
     for offered in call.offered.values():
         media.update((inside.ref, inside) for inside in offered)
@@ -68,7 +69,7 @@ def row_of(call: Call) -> CallRow:
 
 
 def kicked(calls: Iterable[CallRow], name: str) -> list[Kicked]:
-    """Those of the calls that have this Call-ID, with the sockets of their media."""
+    """Return the calls that have this Call-ID, with the sockets of their media."""
     return [
         Kicked(
             {"id": name, "kind": "call", "client": call.client, "server": call.server},
@@ -82,8 +83,8 @@ def kicked(calls: Iterable[CallRow], name: str) -> list[Kicked]:
 def call_rows(
     calls: Iterable[CallRow], leases: Mapping[int, str], traffic: Mapping[int, tuple[int, int]], now: float
 ) -> list[dict[str, Any]]:
-    """The rows as JSON has them; `leases` and `traffic` (packets in and out) by the number of a stream, `now` on the
-    clock of the events."""
+    """Return the rows as JSON objects. `leases` and `traffic` (packets in and out) by the number of a stream; `now` is
+    on the clock of the events."""
     return [
         {
             "client": call.client,
@@ -100,7 +101,7 @@ def call_rows(
 
 
 def peer_rows(peers: Iterable[PeerRow], now: float) -> list[dict[str, Any]]:
-    """The rows as JSON has them; `now` on the clock of the events."""
+    """Return the rows as JSON objects. `now` is on the clock of the events."""
     return [
         {
             "client": str(peer.client),

@@ -1,4 +1,4 @@
-"""Where the session description stands in a message's body. What it says: `alg.text.sdp`."""
+"""Finds the session description in a message's body. `alg.text.sdp` reads it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _UNCODED = (b"binary", b"8bit", b"7bit")
 
 
 def find_sdp(message: Message) -> Span | None:
-    """The span of the session description in a message that may have one (and is no MESSAGE or NOTIFY).
+    """Return the span of the session description in a message that may have one (and is no MESSAGE or NOTIFY).
 
-    Of a multipart body (RFC 5621) its only part of that type. Malformed where there are several, or a part that cannot
-    be told from the others.
+    Of a multipart body (RFC 5621) it is the only part of that type. Raises Malformed if there are several, or a part
+    whose bounds are unclear.
     """
     kinds = message.headers.get("content-type")
     if message.method not in _BODIES or not kinds or message.body >= message.end:
@@ -46,7 +46,7 @@ def find_sdp(message: Message) -> Span | None:
 
 
 def _parts(message: Message, boundary: bytes) -> list[Span | None]:
-    """The spans of the parts' bodies that are session descriptions; None for others (RFC 2046, 5.1.1)."""
+    """Return the spans of the parts' bodies that are session descriptions; None for other parts (RFC 2046, 5.1.1)."""
     data, end = message.data, message.end
     delimiter = re.compile(rb"(?m:^)--" + re.escape(boundary) + rb"(--)?+[ \t]*+(?:\r?\n|\Z)")
     body = data[message.body : end]
@@ -62,7 +62,8 @@ def _parts(message: Message, boundary: bytes) -> list[Span | None]:
 
 
 def _part(data: bytes, start: int, end: int) -> Span | None:
-    """The description of the part in `data[start:end]`; the line end before the next delimiter is not its own."""
+    """Return the description of the part in `data[start:end]`. The line end before the next delimiter does not belong
+    to it."""
     empty = find_empty_line(data[:end], start)
     if data.startswith((b"\r\n", b"\n"), start) or empty is None:
         return None  # without a head it is plain text

@@ -1,4 +1,4 @@
-"""The inside sockets that have a public port, who asks for it and until when."""
+"""The inside sockets that have a public port, and the claims on them: what needs a socket, and until when."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Claim = tuple[str, tuple[str | bytes, ...]]  # its kind, and what it belongs to
 
 
 class State(Enum):
-    """What is known of the pinhole of a socket."""
+    """The state of a socket's pinhole."""
 
     OPENING = "opening"
     OPEN = "open"
@@ -36,8 +36,8 @@ class State(Enum):
 class InsideSocket:
     """An inside socket `target` (and `second`, a port beside it) and its public endpoint, once it is `OPEN`.
 
-    `spelled`: how the client writes it ("via", "uri"), for the way back; `speakers`: from which other sockets of its.
-    `claims`: who needs it, with the peers that each lets in and the time until which it is needed.
+    `spelled`: how the client writes it ("via", "uri"), for the way back; `speakers`: from which other sockets it was
+    named. `claims`: what needs it, with the peers that each lets in and the time until which it is needed.
     """
 
     ref: int
@@ -59,7 +59,7 @@ class InsideSocket:
         self.show_as(self.public)
 
     def named_by(self, socket: Endpoint) -> None:
-        """The client's socket `socket` has told somebody of this one."""
+        """Note that the client's socket `socket` has named this one to others."""
         if socket != self.target and socket not in self.speakers:
             self.speakers = [*self.speakers[1 - MOST_SPEAKERS :], socket]
 
@@ -68,7 +68,7 @@ class InsideSocket:
         return socket == self.target or socket in self.speakers
 
     def show_as(self, public: Endpoint | None) -> None:
-        """From now on `public` is what may be advertised."""
+        """Advertise `public` from now on."""
         self.public = public
         self.written = b"" if public is None or public == self.target else str(public).encode()
 
@@ -77,8 +77,8 @@ Commands = OpenConversation | UpdateConversation | ClosePinhole | FindSocket
 
 
 class InsideSockets:
-    """All inside sockets of an engine. What the driver must do is put into `out`, which its owner empties; the numbers
-    of those that change into `changed`, if somebody wants to know."""
+    """All inside sockets of an engine. Commands for the driver are put into `out`, which its owner empties; the numbers
+    of sockets that change into `changed`, if they are recorded."""
 
     def __init__(self) -> None:
         self.out: list[Commands] = []
@@ -98,33 +98,34 @@ class InsideSockets:
         return list(self._refs.values())
 
     def of(self, target: Endpoint) -> InsideSocket | None:
-        """What is known of the inside socket `target`, which speaks SIP; of one that was fixed, that one."""
+        """Return the entry of the inside socket `target`, which speaks SIP; for a fixed socket, that one."""
         if self._stream is not None and self._stream.target == target:
             return self._stream
         return self._targets.get(target)
 
     def is_fixed(self, inside: InsideSocket | None) -> bool:
-        """Whether it is the one that was fixed: whatever its client names, it is reached there."""
+        """Whether it is the fixed one: whatever its client names, it is reached there."""
         return inside is not None and inside is self._stream
 
     def by_ref(self, ref: int) -> InsideSocket | None:
-        """The socket that the driver knows by this number."""
+        """Return the socket with this number."""
         return self._refs.get(ref)
 
     def behind(self, public: Endpoint) -> tuple[InsideSocket, Endpoint] | None:
-        """What is advertised as `public`, a place where SIP is spoken, and the inside socket behind that port."""
+        """Return the socket that is advertised as `public` where SIP is spoken, and the inside socket behind that
+        port."""
         if self._stream is not None and self._stream.public == public:
             return self._stream, self._stream.target
         return self._publics.get(public)
 
     def media_behind(self, public: Endpoint) -> tuple[InsideSocket, Endpoint] | None:
-        """The socket that is advertised as `public` for media, and the inside socket behind that port."""
+        """Return the socket that is advertised as `public` for media, and the inside socket behind that port."""
         found = self._publics.get(public)
         return found if found is not None and found[0].reason != SIGNALLING else None
 
     def fix(self, target: Endpoint, public: Endpoint) -> InsideSocket:
-        """A socket with a public endpoint that is there without anybody opening it: a TCP connection, or the socket of
-        a SOCKS association. It never ends.
+        """Add a socket whose public endpoint exists without anybody opening it: a TCP connection, or the socket of a
+        SOCKS association. It never ends.
 
         A UDP port of the same number that media use, inside or outside, is another one.
         """
@@ -132,8 +133,8 @@ class InsideSockets:
         return self._stream
 
     def find(self, target: Endpoint, now: float) -> InsideSocket | None:
-        """What another engine has opened for the inside socket `target`, as far as is known; it is asked about from
-        time to time. None: nothing."""
+        """Return what another engine has opened for the inside socket `target`, as far as it is known; the driver is
+        asked about it now and then. None: nothing."""
         inside = self._found.get(target)
         if inside is None or (inside.state is not State.OPENING and inside.ends <= now):
             if inside is not None:
@@ -152,13 +153,13 @@ class InsideSockets:
         del self._found[inside.target]
 
     def publish(self, target: Endpoint, public: Endpoint) -> None:
-        """The inside socket `target` has this public endpoint, whether anybody opens it or not. It never ends."""
+        """Note that the inside socket `target` has this public endpoint without anybody opening it. It never ends."""
         inside = InsideSocket(0, target, None, SIGNALLING, State.OPEN, public)
         self._targets[target] = inside
         self._publics[public] = inside, target
 
     def restore(self, inside: InsideSocket, now: float) -> None:
-        """Put back one that is open. The driver is asked about it soon, and not about all of them at once."""
+        """Restore one that is open. The driver is asked about each of them soon, but not about all at once."""
         self._last_ref = max(self._last_ref, inside.ref)
         self._refs[inside.ref] = self._targets[inside.target] = inside
         self._show(inside)
@@ -181,7 +182,7 @@ class InsideSockets:
         until: float,
         peers: Peers = (),
     ) -> InsideSocket:
-        """The socket `target`, with a pinhole that is opened if there is none, with this claim on it."""
+        """Return the socket `target` with this claim on it; a pinhole is opened if there is none."""
         inside = self._targets.get(target)
         if inside is None:
             self._last_ref += 1
@@ -198,7 +199,8 @@ class InsideSockets:
         return inside
 
     def claim(self, inside: InsideSocket, claim: Claim, now: float, until: float, peers: Peers = ()) -> None:
-        """`claim` lets `peers` in until that time; what it said before is void. One that was fixed needs none."""
+        """Let `peers` in by `claim` until that time, in place of what the claim said before. A fixed socket needs
+        none."""
         if inside.ref == 0 or inside.borrowed:
             return
         before = inside.claims.get(claim)
@@ -210,12 +212,12 @@ class InsideSockets:
             self._changed(inside, now)
 
     def drop(self, inside: InsideSocket, claim: Claim, now: float) -> None:
-        """`claim` is void. Without any claim the pinhole is closed."""
+        """Remove a claim. Without any claim the pinhole is closed."""
         if inside.claims.pop(claim, None) is not None:
             self._changed(inside, now)
 
     def reopen(self, ref: int, now: float) -> None:
-        """The public endpoint of `ref` is this router's no more: close it, and ask for another one."""
+        """Close `ref` and ask for another public endpoint, because its address is no longer one of this router's."""
         inside = self._refs.get(ref)
         if inside is None or inside.state is not State.OPEN:
             return
@@ -239,7 +241,7 @@ class InsideSockets:
         )
 
     def opened(self, ref: int, public: Endpoint, now: float) -> None:
-        """The driver opened `ref`; one that nobody wants any more is closed."""
+        """The driver opened `ref`. If nothing claims it any more, it is closed."""
         inside = self._refs.get(ref)
         if inside is not None and inside.borrowed:
             inside.ends = now + FOUND_FOR
@@ -252,7 +254,7 @@ class InsideSockets:
         self.touch(inside)
 
     def refused(self, ref: int, rule: str, now: float) -> None:
-        """The driver did not open `ref`, or lost it. Where it was for one of two ports, the first is asked for alone:
+        """The driver did not open `ref`, or lost it. If it was for two ports, the first one is asked for alone, because
         media without RTCP are better than none."""
         if inside := self._refs.get(ref):
             self._hide(inside)
@@ -269,11 +271,11 @@ class InsideSockets:
             self._refresh_at(inside, inside.ends)
 
     def deadline(self) -> float:
-        """When `tick` has something to do; infinity: not as things are."""
+        """Return when `tick` has something to do; infinity if there is nothing."""
         return self._timers[0][0] if self._timers else math.inf
 
     def tick(self, now: float) -> None:
-        """Refresh what is still needed, close what is not."""
+        """Refresh what is still needed, and close what is not."""
         while self._timers and self._timers[0][0] <= now:
             at, ref = heapq.heappop(self._timers)
             inside = self._refs.get(ref)

@@ -1,4 +1,4 @@
-"""When the client, or its provider, deals with NAT by itself: then nothing is touched."""
+"""Decides when the client, or its provider, handles NAT by itself. Then nothing is touched."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PRIVATE = tuple(
 
 @lru_cache(8192)
 def is_public(address: Address) -> bool:
-    """Whether an address is not one of those that are behind NAT (RFC 1918, 6598, 4193)."""
+    """Whether an address is not of a range that is used behind NAT (RFC 1918, 6598, 4193)."""
     return not any(address in network for network in _PRIVATE)
 
 
@@ -39,10 +39,11 @@ WHOLLY = ("sip.repaired", "sip.tls")  # the other reasons concern signalling: me
 def reason_to_stand_down(
     message: Message, client: Endpoint, server: str, sockets: InsideSockets, repaired: tuple[str, ...]
 ) -> str | None:
-    """Why what `client` says to `server` is to be left alone from this message of the client on, or None.
+    """Return why messages between `client` and `server` are to be left alone from this message of the client on, or
+    None.
 
-    sip.repaired: the configuration says that the provider repairs it. sip.tls: sips or TLS. sip.public: the client
-    shows a public address that it found out by itself (STUN, rport). Malformed where Contact cannot be read.
+    sip.repaired: the configuration says that the provider handles it. sip.tls: sips or TLS. sip.public: the client
+    shows a public address that it found out by itself (STUN, rport). Raises Malformed if Contact cannot be read.
     """
     if server in repaired:
         return "sip.repaired"

@@ -1,6 +1,6 @@
-"""SIP over a stream (RFC 3261, 18.3): where one message ends and the next begins.
+"""SIP over a stream (RFC 3261, 18.3): finds where one message ends and the next begins.
 
-Each byte is looked at a few times however the stream is cut: what has been searched is not searched again.
+Each byte is examined a few times however the stream is cut: what was searched is not searched again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TYPE = re.compile(rb"(?i)\n(?:content-type|c)[ \t]*+:")
 
 
 class Part(Enum):
-    """What `Framer.take` has found."""
+    """The kinds of bytes that `Framer.take` finds."""
 
     BETWEEN = "between"  # blank lines and zero bytes between messages: keep-alives
     MESSAGE = "message"
@@ -32,7 +32,8 @@ class Part(Enum):
 
 
 class Taken(NamedTuple):
-    """Bytes that belong together, from the beginning of what was left. `why`: of UNREAD; b"" for its later pieces."""
+    """Bytes that belong together, from the beginning of what was left. `why`: the reason for UNREAD; b"" for its later
+    pieces."""
 
     part: Part
     data: bytes
@@ -70,15 +71,15 @@ class Framer:
         self._buffer += data
 
     def rest(self) -> bytes:
-        """All that is left; afterwards there is nothing."""
+        """Return all that is left, and empty the buffer."""
         data = bytes(self._buffer)
         self._buffer.clear()
         return data
 
     def take(self) -> Taken | None:
-        """The next message, or what stands before it; None: more bytes are needed.
+        """Return the next message, or what stands before it; None: more bytes are needed.
 
-        Malformed where what is there does not begin as SIP, or where a message's end cannot be told: nothing behind it
+        Raises Malformed if the bytes do not begin as SIP, or a message's end cannot be determined; nothing behind it
         can be read then. A message without Content-Length is only its head: what follows has to begin as SIP.
         """
         if self._passing:
@@ -112,7 +113,7 @@ class Framer:
         return Taken(Part.MESSAGE, self._cut(self._needed))
 
     def _find_start_line(self) -> bool:
-        """Whether the start line is there. Malformed where it is none, or cannot become one."""
+        """Whether the start line is complete. Raises Malformed if it is none, or cannot become one."""
         end = self._buffer.find(b"\n", self._searched)
         if end < 0:
             if not self._tells:
@@ -142,13 +143,13 @@ class Framer:
 
 
 def find_empty_line_from(buffer: bytearray, at: int) -> int | None:
-    """Where the body begins that follows the first empty line at `at` or later."""
+    """Return where the body begins that follows the first empty line at `at` or later."""
     empty = find_empty_line(buffer, at)
     return empty[1] if empty else None
 
 
 def _length(buffer: bytearray, at: int, end: int) -> int | None:
-    """What Content-Length says in a head; None: there is none. Malformed for no number, and for several."""
+    """Read Content-Length in a head; None: there is none. Raises Malformed if it is no number, or there are several."""
     found: int | None = None
     for match in _LENGTH.finditer(buffer, at, end):
         digits = match[1].rstrip(b" \t")

@@ -1,10 +1,10 @@
 """`SipModule`: SIP over one TCP flow, transparent or through SOCKS.
 
-Rules: sip.not-sip (the flow does not begin as SIP on a side), sip.framing (a message's end cannot be told), sip.stalled
-(a message does not go on), sip.waiting (too much waits behind a message). Each ends the right to pinholes, for as long
-as the connection lasts, and what comes is relayed unread: what looks like SIP in the middle of something else never
-counts. What running calls have been told stays open until they end, by their timers or by silence; so it does when the
-connection ends.
+Rules: sip.not-sip (the flow does not begin as SIP on a side), sip.framing (a message's end cannot be determined),
+sip.stalled (a message does not go on), sip.waiting (too much waits behind a message). Each ends the right to pinholes
+for as long as the connection lasts, and what comes is relayed unread: what looks like SIP in the middle of something
+else never counts. What running calls have advertised stays open until they end, by their timers or by silence, also
+when the connection ends.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class Piece:
 
 @dataclass(slots=True)
 class Stream:
-    """One direction: `framer` holds what is no whole message yet, `pieces` what waits for its turn, `waiting` bytes."""
+    """One direction. `framer` holds what is no whole message yet, `pieces` what waits for its turn, `waiting` the
+    number of bytes."""
 
     framer: Framer = field(default_factory=Framer)
     pieces: deque[Piece] = field(default_factory=deque)
@@ -116,13 +117,14 @@ class SipModule:
         return [row_of(call) for call in self._core.calls.all()]
 
     def peers(self, now: float) -> list[PeerRow]:
-        """What becomes of what the two sides say to each other."""
+        """Return how messages between the two sides are treated."""
         if self._rule is not None:
             return [PeerRow(self._client, self._server.host, "revoked", self._rule, None)]
         return self._core.peers.rows(now)
 
     def table(self, name: str, shown: Shown) -> list[Row]:
-        """The calls under way, as `algate calls` shows them; or what becomes of what the two sides say."""
+        """Return the calls under way as `algate calls` shows them, or how messages between the two sides are
+        treated."""
         if name == "peers":
             return peer_rows(self.peers(shown.now), shown.now)
         return call_rows(self.calls(), shown.leases, shown.traffic, shown.now) if name == "calls" else []
@@ -133,12 +135,12 @@ class SipModule:
         return [(("algate_calls", state), float(number)) for state, number in states.items()]
 
     def kick(self, name: str) -> list[Kicked]:
-        """Cut the media of the call with this Call-ID."""
+        """End the media of the call with this Call-ID."""
         return kicked(self.calls(), name)
 
     def lives_on(self) -> bool:
-        """Whether there are calls that have been answered or ring, which do not end with their connection (RFC 3261, 12
-        and 18)."""
+        """Whether there are calls that were answered or ring, which do not end with their connection (RFC 3261, 12 and
+        18)."""
         return any(call.state in (CallState.EARLY, CallState.CONFIRMED) for call in self._core.calls.all())
 
     def handle(self, event: Event) -> Sequence[Command]:
@@ -223,7 +225,7 @@ class SipModule:
             self._out.append(Deliver(side.other, piece.data, piece.edits, rung))
 
     def _give_up(self, rule: str, wrong: Malformed) -> None:
-        """Relay unread from now on; messages that wait go as they are."""
+        """Relay unread from now on. Messages that wait are delivered as they are."""
         self._commands()
         self._unread, self._rule = True, rule
         self._core.unread += 1

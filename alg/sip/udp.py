@@ -1,4 +1,4 @@
-"""SIP (RFC 3261) in datagrams: `SipEngine`. Of a TCP flow: `alg.sip.tcp`.
+"""SIP (RFC 3261) in datagrams: `SipEngine`. `alg.sip.tcp` is for TCP flows.
 
 How to drive them: docs/decisions/0050-sip-module.md.
 """
@@ -58,7 +58,7 @@ class SipEngine:
         self._over_rate = 0
 
     def handle(self, event: DatagramEvent) -> Sequence[DatagramCommand]:
-        """Take one event; answer with commands, to be done in this order. Never raises, never blocks."""
+        """Handle one event, and return commands, which are carried out in this order. Never raises, never blocks."""
         match event:
             case Datagram():
                 self._datagram(event)
@@ -76,7 +76,7 @@ class SipEngine:
         return cast(Sequence[DatagramCommand], self._core.drain())
 
     def deadline(self) -> float | None:
-        """When a `Tick` is wanted, or None."""
+        """Return when a `Tick` is wanted, or None."""
         return self._core.deadline()
 
     def calls(self) -> list[CallRow]:
@@ -84,11 +84,12 @@ class SipEngine:
         return [row_of(call) for call in self._core.calls.all()]
 
     def peers(self, now: float) -> list[PeerRow]:
-        """Who speaks with whom, and what becomes of it."""
+        """Return the pairs of client and server, and how their messages are treated."""
         return self._core.peers.rows(now)
 
     def table(self, name: str, shown: Shown) -> list[Row]:
-        """The calls under way, as `algate calls` shows them; or the pairs of client and server, and what is edited."""
+        """Return the calls under way as `algate calls` shows them, or the pairs of client and server and how their
+        messages are treated."""
         if name == "peers":
             return peer_rows(self.peers(shown.now), shown.now)
         return call_rows(self.calls(), shown.leases, shown.traffic, shown.now) if name == "calls" else []
@@ -108,21 +109,21 @@ class SipEngine:
         ]
 
     def kick(self, name: str) -> list[Kicked]:
-        """Cut the media of the call with this Call-ID."""
+        """End the media of the call with this Call-ID."""
         return kicked(self.calls(), name)
 
     def journal(self) -> list[Entry]:
-        """What has changed since this was asked last: to be stored, the latest entry of each key."""
+        """Return what has changed since the last call: entries to store, the latest one of each key."""
         return self._changes.drain(self._core.sockets, self._core.calls) if self._changes else []
 
     def restore(self, entries: Sequence[Entry], now: float) -> None:
-        """Begin with what another engine's entries said. Only before any event."""
+        """Start with the entries of another engine. Called before any event."""
         records = records_of(entries)
         self._core.restore(records, now)
 
     def counts(self) -> dict[str, int]:
-        """Since the start: calls begun and answered, registrations granted, messages beyond a client's rate, and those
-        that could not be read. Now: registrations that are bound."""
+        """Return counts since the start (calls begun and answered, registrations granted, messages beyond a client's
+        rate, and those that could not be read) and the number of current registrations."""
         calls, bindings = self._core.calls, self._core.bindings
         return {
             "over_rate": self._over_rate,
