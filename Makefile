@@ -128,6 +128,7 @@ conformance: setup
 docs: setup .venv/.docs
 	$(BIN)/python -m gateway.cli.reference docs
 	$(BIN)/python docs/rooms.py
+	$(BIN)/python docs/decisions.py
 	$(BIN)/mkdocs build --strict --quiet
 
 # Not for everybody: the documentation's own tools.
