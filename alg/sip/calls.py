@@ -21,7 +21,7 @@ from alg.sip.sockets import SIGNALLING, InsideSocket, InsideSockets, Peers
 from alg.sip.stand_down import is_public
 from alg.text.sdp import Description
 
-LINGER = 5.0  # seconds after a failure (the INVITE may come again, with credentials) or after a BYE that nobody answers
+LINGER = 5.0  # seconds after a failure (the INVITE may come again, with credentials) or after a BYE without an answer
 SETUP = 240.0  # seconds without a word until an INVITE without a final answer is given up (RFC 3261, 16.6: 180)
 SESSION_GRACE = 32.0
 AFTERWARDS = 32.0  # seconds that a server may send its BYE again (RFC 3261, 17.1.2.2: 64 * T1)
@@ -152,7 +152,7 @@ class Calls:
                 if host:
                     hosts[host] = None
         if not hosts:
-            return  # on hold in the old way (0.0.0.0), or all refused: whoever was let in stays
+            return  # on hold in the old way (0.0.0.0), or all refused: the peers stay
         tag = remote_tag(side, message)
         if message.is_request:
             call.far_offered[request_of(side, message)] = tag, tuple(hosts)

@@ -405,7 +405,7 @@ class Core:
             return
         source = call.signalling or self.sockets.of(turn.client)
         if source:
-            # As long as the call lives its servers reach the client, however long nobody spoke.
+            # As long as the call lasts its servers reach the client, however long it has been silent.
             call.signalling = source
             self.sockets.claim(source, call.claim, turn.now, math.inf, tuple(sorted(call.servers)))
 

@@ -14,7 +14,7 @@ from alg.text.header import Span
 from alg.text.sdp import Description
 
 DEFAULT_PORT = 5060
-NOWHERE = ("0.0.0.0", "::")  # what a client writes whom its SOCKS library does not tell its address
+NOWHERE = ("0.0.0.0", "::")  # what a client writes if its SOCKS library does not tell it its address
 _OWN_HEADERS = ("contact", "record-route", "path")
 _ECHOED_HEADERS = ("route", *_OWN_HEADERS)
 
@@ -189,7 +189,7 @@ def describe(
             elif line.rtcp_port == inside.second:
                 edits.replace(*line.rtcp_span, b"%d" % (port + 1), "sdp.rtcp")
             else:
-                continue  # it could not be had: nobody is told of another host's port in its place
+                continue  # it was not opened, and another host's port must not be advertised in its place
             if line.rtcp_place and same_host(line.rtcp_place.host, host):
                 edits.replace(line.rtcp_place.start, line.rtcp_place.end, public.encode(), "sdp.rtcp")
 

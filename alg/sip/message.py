@@ -49,7 +49,7 @@ _NEEDED = ("via", "from", "to", "call-id", "cseq")
 _ONCE = frozenset(("from", "to", "call-id", "cseq", "content-length"))  # or twice the same, but for the last
 _MOST_SEQUENCE = 2**32 - 1
 _REMEMBERED = 4096  # texts
-_SHORT = 256  # bytes: longer ones are read anew, so that nobody fills the memory
+_SHORT = 256  # bytes: longer ones are read anew, so that a stranger cannot fill the memory
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 LOOK = 30.0  # seconds between two looks at what was counted of media, or less
 LOOKS = 5  # in the shortest time without media that ends a call
-LEAST = 10.0  # seconds: where nobody speaks, RTCP comes every 5 s, give or take the half (RFC 3550, 6.2)
+LEAST = 10.0  # seconds: in silence RTCP comes every 5 s, give or take the half (RFC 3550, 6.2)
 MOST = 86400.0
 
 

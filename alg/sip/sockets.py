@@ -13,9 +13,9 @@ from alg.api import ClosePinhole, FindSocket, OpenConversation, UpdateConversati
 TTL = 300.0  # seconds that the driver is asked for at once; refreshed when half of them are over
 SLACK = 60.0  # seconds by which it may end too early until it is refreshed, when only its peers change
 SIGNALLING = "sip.signalling"  # the reason of a socket that speaks SIP; all others are for media
-PORT = "port"  # the rule of a port that nobody gets
+PORT = "port"  # the rule of a port that is never given out
 REFUSED_FOR = 10.0  # seconds before a socket that was refused is asked for again
-FOUND_FOR = 60.0  # seconds before somebody else's socket is asked about again
+FOUND_FOR = 60.0  # seconds before another engine's socket is asked about again
 MOST_FOUND = 64
 MOST_PEERS = 8
 MOST_SPEAKERS = 8  # sockets of the client that have named one socket

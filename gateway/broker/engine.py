@@ -125,7 +125,7 @@ class Engine:
         self._restoration = Restoration(self.netfilter, self._leases, lambda: Conntrack().begun_with(marks.ADMITTED))
         self._restorations = Rate(PER_SECOND, RESTORATIONS)
         self._suspicion = math.inf  # when to look whether the table is as it was
-        self._elements_gone = False  # somebody has deleted elements of ours
+        self._elements_gone = False  # another program has deleted elements of ours
         self._disputed = -math.inf  # until when the table is not put back
         self.stale = Stale(self._leases.of_client, self.netfilter.has_any)
         self._inherited: set[str] = set()  # leases of a worker that died, of which its successor said nothing yet
@@ -320,11 +320,11 @@ class Engine:
         ttl = max(before - now, SHORTEST_TTL) if update.ttl is msgspec.UNSET else update.ttl
         moves = (old.target, old.second) != (new.target, new.second)
         if moves:
-            self.flush()  # somebody may wait to close what this socket was
+            self.flush()  # a conversation that had this socket may still have to be closed
         self._leases.replace(new, deadline=before if update.ttl is msgspec.UNSET else now + ttl)
         self._updates.append(Updating(slot, message.id, old, new, before, ttl))
         if moves:
-            self.flush()  # and nobody may ask for the one that it leaves before it has
+            self.flush()  # no request may name the socket that it leaves before it has left it
 
     def count(self, slot: int, message: Count) -> None:
         """Answer how much has passed through conversations of this slot."""
@@ -586,7 +586,7 @@ class Engine:
         if not self._restore_wanted:
             self._lose_all({lease.id for lease in opening})
         self._load()
-        self._suspicion = now + SOON  # whoever flushes rules may not have done yet
+        self._suspicion = now + SOON  # the program that flushes rules may not be done yet
         if self._restore_wanted:
             self._put_back(empty=True, without={lease.id for lease in (*opening, *updated)})
         return True

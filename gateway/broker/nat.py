@@ -53,7 +53,7 @@ _FR_ACT_TO_TBL, _RTN_LOCAL, _RT_SCOPE_HOST, _RTPROT_STATIC = 1, 2, 254, 4
 _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK = 6, 10, 15, 16
 _RTA_DST, _RTA_OIF, _RTA_TABLE = 1, 4, 15
 _LOOPBACK = 1  # the index of lo
-_RULE_PRIORITY = 1  # behind `local` (0) only: nobody else's rule may send such a packet elsewhere
+_RULE_PRIORITY = 1  # behind `local` (0) only: no other rule may send such a packet elsewhere
 _TABLES = 0xA1600000
 
 log = get_logger()
@@ -95,7 +95,9 @@ class Nat:
                 return probed
         elif self._own.is_local(along.source.host):
             return along.source.host  # what is not tracked is not translated
-        raise PinholeRefused("public", f"nobody knows as what {along.source} is seen by {along.destination}")
+        raise PinholeRefused(
+            "public", f"it cannot be found out with which address {along.destination} sees {along.source}"
+        )
 
     def _probe(self, along: Along, port: int) -> str | None:
         """Return what the NAT makes of a datagram like the flow's, from this port (0: any); None if it did not get that
@@ -200,7 +202,7 @@ class ReturnPath:
             try:
                 self._route(_RTM_DELROUTE, network)
             except NetfilterError:
-                pass  # somebody has taken it away
+                pass  # another program has removed it
         for version in {network.version for network in self._networks}:
             try:
                 self._rule(_RTM_DELRULE, version)

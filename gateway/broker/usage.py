@@ -19,7 +19,7 @@ LOOK = 1.0
 """Seconds between two polls."""
 
 _SOONEST = 0.1  # seconds between two looks that full quotas ask for
-_MOST_FLOWS = 64  # conversations that one look asks for: nobody is answered meanwhile
+_MOST_FLOWS = 64  # conversations that one poll asks for: no request is answered meanwhile
 
 log = get_logger()
 

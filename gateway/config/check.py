@@ -140,7 +140,7 @@ def _check_auth(config: Config) -> None:
             raise BadValue(f"{key}: {path!r} is not an absolute path")
     _positive("socks.ident_timeout", socks.ident_timeout)
     if socks.guard.failures < 0:
-        raise BadValue(f"socks.guard.failures: {socks.guard.failures} is negative (0: ban nobody)")
+        raise BadValue(f"socks.guard.failures: {socks.guard.failures} is negative (0: no bans)")
     _positive("socks.guard.window", socks.guard.window)
     _positive("socks.guard.ban", socks.guard.ban)
 

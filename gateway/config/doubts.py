@@ -18,7 +18,7 @@ def doubts(config: Config) -> Iterator[str]:
     """Return each doubt about a valid configuration as "KEY: what is odd, and what to do"."""
     for i, network in enumerate(config.inside_networks):
         if network.prefixlen == 0:
-            yield f"network.inside[{i}]: {network} is everybody: whoever reaches this gateway may use it"
+            yield f"network.inside[{i}]: {network} is everybody: all hosts that reach this gateway may use it"
     low, high = config.pinhole_ports
     listening = [(f"socks.listen[{i}]", text) for i, text in enumerate(config.socks.listen)]
     for key, text in (*listening, *([("console.listen", config.console.listen)] if config.console.listen else [])):

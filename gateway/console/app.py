@@ -144,7 +144,7 @@ class App:
             return
         bare = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
         try:
-            ipaddress.ip_address(bare)  # an address is nobody else's name
+            ipaddress.ip_address(bare)  # an address cannot be another site's name
         except ValueError:
             raise _Refused(HTTPStatus.MISDIRECTED_REQUEST, f"{host[:100]!r} is not in console.hosts") from None
 

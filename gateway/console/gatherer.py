@@ -16,7 +16,7 @@ from gateway.console.totals import Series, Totals, check_row
 from gateway.observe.admin import Rows
 
 TIMEOUT = 1.0  # seconds that a process may take to answer, else it counts as dead
-WATCHED = 2.0  # seconds between two looks while somebody watches
+WATCHED = 2.0  # seconds between two polls while a page is open
 UNWATCHED = 5.0
 POINTS = 720  # of the charts
 MOST_WATCHERS = 16

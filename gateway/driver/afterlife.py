@@ -51,7 +51,7 @@ class Survivor:
 
     def tell(self, event: Event) -> None:
         """Pass an event to the module, and carry out the commands that need no flow."""
-        if isinstance(event, Opened):  # what was asked for before the end: nobody has been told of it
+        if isinstance(event, Opened):  # what was asked for before the end, and was not advertised
             self.conversations.close(event.ref)
             return
         try:

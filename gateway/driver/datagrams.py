@@ -180,7 +180,7 @@ class DatagramDriver:
         self._trace = trace
         self._now = now
         self._waiting: InOrder[HeldDatagram] = InOrder()
-        self._behind: dict[int, list[HeldDatagram]] = {}  # by the conversation that has to let somebody in first
+        self._behind: dict[int, list[HeldDatagram]] = {}  # by the conversation that has to let a peer in first
         self._events: deque[DatagramEvent] = deque()
         self._handling = self._closed = False
         self._changed = Wakeup()
@@ -375,7 +375,7 @@ class DatagramDriver:
                 self._carrier.said(command)
 
     def _probe(self, command: Probe) -> None:
-        # Only a socket of somebody who speaks with this module has a place: nobody else is connected to.
+        # Only a socket of a client that uses this module has a place, so only such clients are connected to.
         wish = OpenMapping(command.ref, command.target, ("tcp",), None, 0.0, "")
         client, public, _ = self._carrier.place(wish)
         if client != command.target.host or public is None or self._probing >= MOST_PROBES:

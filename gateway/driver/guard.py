@@ -103,7 +103,7 @@ class Alarm:
         self._ticks = 0
         if current:
             raise Hung
-        # It waits cooperatively, so nobody else is held up.
+        # It waits cooperatively, so it delays no other greenlet.
         get_hub().loop.run_callback(greenlet.throw, Hung)
 
     def stop(self) -> None:

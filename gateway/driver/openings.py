@@ -233,7 +233,7 @@ class Openings:
         finally:
             self._unanswered -= 1
         close = functools.partial((self._backend if inner is None else self._paths).close, lease)
-        if self._over or ref not in self._opening:  # nobody wants it any more
+        if self._over or ref not in self._opening:  # it is not wanted any more
             close()
             return
         self._opening.discard(ref)

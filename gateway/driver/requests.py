@@ -1,4 +1,4 @@
-"""Translates a module's commands into requests for pinholes, and checks to whom they may lead."""
+"""Translates a module's commands into requests for pinholes, and checks where they may lead."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ class Lookup:
         except ValueError:
             return False
         if anybody and not self._policy.permits_any_peer(request):
-            raise DialError("denied", "no rule lets anybody in", "any-peer")
+            raise DialError("denied", "no rule permits connections of any host", "any-peer")
         return anybody
 
 

@@ -200,7 +200,7 @@ def _other_translation(config: Config) -> Finding:
     found = translators((*config.module_ports(), *config.transparent.ports), config.instance)
     if found:
         return Finding("other rules", "warning", "; ".join(found), "remove them, or the port from the configuration")
-    return Finding("other rules", "ok", "nobody else translates these ports before us")
+    return Finding("other rules", "ok", "no other rules translate these ports before ours")
 
 
 def _number(path: Path) -> int:

@@ -156,7 +156,7 @@ def _rules(config: Config) -> Iterator[Finding]:
             yield Finding(
                 "table of pinholes",
                 "warning",
-                f"inet {config.instance} is gone, or not whole: somebody has changed it",
+                f"inet {config.instance} is missing or incomplete: another program has changed it",
                 "algate reload; rules.restore = true puts it back by itself",
             )
 

@@ -228,7 +228,7 @@ class _Host:
         elif table not in now or any(_TABLE_ABSENT in other for other in now[table].rules):
             mark = _TABLE_ABSENT
         else:
-            # Of another instance too: whoever is the last of us to go leaves it as it was before the first.
+            # Of another instance too: the last instance to go leaves it as it was before the first.
             made = any(_CHAIN_ABSENT in other and other.split()[1] == chain for other in now[table].rules)
             mark = _CHAIN_ABSENT if made or (table, chain) not in present else None
         return rule.replace(" -j ", f' -m comment --comment "{mark}" -j ', 1) if mark else rule

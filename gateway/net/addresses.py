@@ -73,8 +73,7 @@ class OwnAddresses:
         self._by_policy: bool | None = None
         self._next_look = 0.0
         self._sequence = 0
-        # The sockets of the C library: an answer is there when the question has been sent, so there is nobody to wait
-        # for.
+        # Sockets that block: the answer is there when the question has been sent, so nothing waits.
         self._socket = _netlink(0)
         groups = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV4_RULE
         self._events = _netlink(groups | RTMGRP_IPV6_IFADDR | RTMGRP_IPV6_ROUTE | RTMGRP_IPV6_RULE)

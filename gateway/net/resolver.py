@@ -279,7 +279,7 @@ class _Nameserver(dns.nameserver.Do53Nameserver):
             sock.send(wire)
             for _ in range(MOST_WRONG):
                 data = sock.recv(LONGEST_DATAGRAM)
-                turns().wait()  # whoever sends wrong answers may have many of them ready
+                turns().wait()  # a host that sends wrong answers may have many of them ready
                 try:
                     response = dns.message.from_wire(data, raise_on_truncation=True)
                 except dns.message.Truncated as error:

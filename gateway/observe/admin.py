@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 Rows = list[dict[str, Any]]
-ANSWER_DEADLINE = 2.0  # seconds that a peer may take; whoever connects is root or the gateway's own user
+ANSWER_DEADLINE = 2.0  # seconds that a peer may take; only root and the gateway's own user can connect
 LONGEST_QUESTION = 4096
 
 

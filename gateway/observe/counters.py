@@ -126,7 +126,7 @@ def broker_pinhole(result: str, backend: str, protocol: str) -> None:
 
 
 def _pinhole_refused(event: Fields) -> None:
-    if "slot" not in event:  # the broker's own line: whoever asked counts it
+    if "slot" not in event:  # the broker's own line: the process that asked counts it
         counts["algate_pinhole_refusals_total", event["rule"]] += 1
 
 

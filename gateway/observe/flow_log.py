@@ -32,7 +32,7 @@ class Named(Protocol):
     target: str | None
     user: str | None
     rule: str
-    line: str  # for whoever writes its lines: what of them does not change
+    line: str  # a cache of the log writer: the constant part of the flow's lines
 
     def names(self) -> dict[str, str]: ...
 

@@ -73,7 +73,7 @@ class Admission:
             return msgspec.structs.replace(
                 lease, client=request.client, flow=request.flow, kind=request.kind, peer=request.peer, peers=()
             ), made
-        raise PinholeRefused("ports", "somebody else is faster")
+        raise PinholeRefused("ports", "another program took each port first")
 
     def renew(self, lease_id: str, ttl: float) -> None:
         """Let a conversation live for `ttl` seconds from now. Ids that the broker does not know are ignored."""

@@ -265,7 +265,7 @@ class BrokerClient:
                 if isinstance(message, Refused):
                     self._settle(message.id, PinholeRefused(message.rule, message.detail))
                 elif not self._settle(message.id, message) and isinstance(message, Opened):
-                    self.close(message.lease.id)  # came too late: nobody will use it
+                    self.close(message.lease.id)  # came too late, and will not be used
                 if isinstance(message, Dialled) and (unused := self._under_way.pop(message.id, None)) is not None:
                     unused.close()
 

@@ -210,7 +210,7 @@ class UserspacePinholes:
                     listener.settimeout(0)
                 client = client or self._accept(lease, inner, lease.client)
                 server = self._accept(lease, outer, lease.peer)
-            except OSError:  # nobody
+            except OSError:  # no peer has connected
                 pass
         if client is not None and server is not None:
             log.info("pinhole.use", pinhole=lease.id, flow=lease.flow)
@@ -273,7 +273,7 @@ class UserspacePinholes:
         listener.settimeout(0)
         try:
             peer = self._accept_peer(lease, listener)
-        except OSError:  # nobody
+        except OSError:  # no peer has connected
             return
         peer.settimeout(None)
         log.info("pinhole.use", pinhole=lease.id, flow=lease.flow)

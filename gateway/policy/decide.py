@@ -24,7 +24,7 @@ from gateway.policy.rules import (
 
 __all__ = ["Decision", "Explanation", "Judgement", "Policy"]
 
-CLIENTS = 4096  # of whom a decision is remembered
+CLIENTS = 4096  # whose decisions are remembered
 _THIS_NETWORK = ipaddress.ip_network(
     "0.0.0.0/8"
 )  # RFC 1122 3.2.1.3: never a destination, and Linux takes it for itself

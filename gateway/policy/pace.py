@@ -13,7 +13,7 @@ from alg.bucket import TokenBucket
 
 BURST = 0.5  # seconds of the rate that can be saved up: two ticks of the wheel, so that waiting there costs no rate
 SMALLEST = 1500  # bytes that can be saved up at the least
-WORTHWHILE = 64 * 1024  # bytes for which nobody need wait longer
+WORTHWHILE = 64 * 1024  # bytes that are always worth a read
 
 
 class Pace(ABC):

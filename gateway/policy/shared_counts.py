@@ -27,7 +27,7 @@ CELLS = 1 << 15  # of one slot
 KINDS = 4
 WORDS = 8  # of a cell: its key, live of each kind, spent, mark, until
 HEADER = 2 + SLOTS
-SIZE = 8 * (HEADER + SLOTS * CELLS * WORDS)  # bytes; pages that nobody touches take no memory
+SIZE = 8 * (HEADER + SLOTS * CELLS * WORDS)  # bytes; pages that are never touched take no memory
 
 _SETS = CELLS // WAYS
 _SET = WAYS * WORDS
@@ -92,7 +92,7 @@ class SharedCounts:
                 self.full += 1
                 return Cell(self, key, 0, memoryview(bytearray(8 * WORDS)).cast("Q"))
             free = min(idle, key=lambda at: words[at + _MARK])
-            words[free] = 0  # first: whoever reads meanwhile finds nothing rather than what is another's
+            words[free] = 0  # first, so that a process that reads meanwhile finds nothing of another key
         for at in range(free + 1, free + WORDS):
             words[at] = 0
         words[free] = key

@@ -57,7 +57,7 @@ CALLS = (
 )  # fmt: skip
 
 # <asm/sockios.h> and others: what is waiting in a socket, urgent data, names of interfaces. None that changes anything
-# (TIOCSTI would type into the terminal of whoever has started us).
+# (TIOCSTI would type into the terminal from which the gateway was started).
 _IOCTLS = (
     termios.FIONREAD, termios.TIOCOUTQ, 0x8905, termios.FIONBIO, termios.FIOCLEX, termios.FIONCLEX, termios.TCGETS,
     termios.TIOCGWINSZ, 0x8910, 0x8933, 0x8912,

@@ -7,7 +7,7 @@ monkey.patch_all()
 
 import sys
 
-if __name__ == "__main__":  # structlog loads rich where it is there: four megabytes that nobody here needs
+if __name__ == "__main__":  # structlog loads rich where it is there: four megabytes that this process does not need
     sys.modules["rich"] = None  # type: ignore[assignment]
 
 import os
@@ -106,14 +106,14 @@ class Console:
             message, fds = heard
             match message:
                 case Answering(number, problem) if number in self._waiting:
-                    # A socket from now on: closed with the result, if that is what nobody waits for any more.
+                    # A socket from now on: closed with the result, if its answer is not waited for any more.
                     self._waiting[number].set((problem, gsocket.socket(fileno=fds[0]) if fds else None))
                     continue
                 case Ping():
                     send(self._lifeline, Pong())
                 case Report():
                     log.info("status", **self._status()[0])
-            for fd in fds:  # of an answer that nobody waits for any more
+            for fd in fds:  # of an answer that is not waited for any more
                 os.close(fd)
         log.error("supervisor.gone")
         os._exit(1)

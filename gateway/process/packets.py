@@ -7,7 +7,7 @@ monkey.patch_all()
 
 import sys
 
-if __name__ == "__main__":  # structlog loads rich where it is there: four megabytes that nobody here needs
+if __name__ == "__main__":  # structlog loads rich where it is there: four megabytes that this process does not need
     sys.modules["rich"] = None  # type: ignore[assignment]
 
 import os

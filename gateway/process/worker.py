@@ -7,7 +7,7 @@ monkey.patch_all()
 
 import sys
 
-if __name__ == "__main__":  # structlog loads rich where it is there: four megabytes that nobody here needs
+if __name__ == "__main__":  # structlog loads rich where it is there: four megabytes that this process does not need
     sys.modules["rich"] = None  # type: ignore[assignment]
 
 import _socket
@@ -82,7 +82,7 @@ log = get_logger()
 
 GC_THRESHOLD = 20_000  # objects; flows leave no cycles, and looking through thousands of live ones takes long
 HANDSHAKE_GRACE = 1.0  # seconds of the drain deadline that connections without a flow get
-HANDSHAKES_END = 120.0  # seconds after which nobody is in a handshake of an earlier configuration
+HANDSHAKES_END = 120.0  # seconds after which no handshake of an earlier configuration is left
 ROWS_IN_A_ROW = 200
 _OF_FLOWS = frozenset({"algate_calls"})  # gauges of modules that add up; what they count is counted elsewhere
 ABORT_MARGIN = 0.5  # seconds of the drain deadline that are kept for the resets
@@ -390,7 +390,7 @@ def main() -> None:
     except AlgateError as error:
         log.error("start.failed", reason=str(error))
         sys.exit(1)
-    gc.freeze()  # what is there stays: nobody need look at it again
+    gc.freeze()  # what exists now stays, and need not be examined again
     gc.set_threshold(GC_THRESHOLD, 20, 100)
     if not restrict_calls():
         log.warning("confine.unfiltered", reason="there is no libseccomp")

@@ -128,7 +128,7 @@ class RunDir:
                 except ConnectionRefusedError:
                     path.unlink(missing_ok=True)
                 except OSError:
-                    pass  # somebody serves it, and has much to do
+                    pass  # a busy process serves it
 
     def leave(self, names: Iterable[str]) -> None:
         """Remove the sockets of these names. All else belongs to another process now."""
@@ -150,7 +150,7 @@ class RunDir:
             try:
                 self.path.rmdir()
             except OSError:
-                pass  # somebody else keeps files in it
+                pass  # another program keeps files in it
 
 
 def _holder(lock: Path) -> int:

@@ -292,7 +292,7 @@ class _Supervisor:
             log.error("upgrade.failed", reason=str(error), hint="the version before goes on")
             raise
         notify(f"MAINPID={pid}")
-        if self._state != "running":  # SIGTERM came meanwhile: it is for whoever is in charge
+        if self._state != "running":  # SIGTERM came meanwhile: it concerns the supervisor in charge
             os.kill(pid, signal.SIGTERM)
         self._state = "retired"
         self.in_charge = False

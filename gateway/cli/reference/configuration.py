@@ -166,7 +166,7 @@ The files `conf.d/*.toml` beside the configuration file are read after it, in th
 that of the earlier files, a key that is set again is taken from the later file, and `[[tables]]` are appended. Without
 `-c` the environment variable `ALGATE_CONFIG` names the file.
 
-[algate.toml.example](algate.toml.example) has every key with a comment. A package or module of somebody else may bring
+[algate.toml.example](algate.toml.example) has every key with a comment. A protocol module of another package may bring
 further tables, `[alg.NAME]`.
 """
 

@@ -63,7 +63,7 @@ class PasswordChecker:
         self._cache: OrderedDict[bytes, float] = OrderedDict()
         self._running: dict[bytes, gevent.Greenlet[..., bool]] = {}
         self._lanes: dict[str, _Lane] = {}
-        # What unknown users are checked against: as costly as a real one, and nobody's.
+        # What unknown users are checked against: as costly as a real hash, and of no user.
         self._dummy = HASHER.hash(secrets.token_bytes(16))
 
     @property

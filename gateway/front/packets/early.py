@@ -20,7 +20,7 @@ from gateway.front.packets.queue import QueuedPacket
 
 LONGEST = 0.06  # seconds
 MOST = 256  # packets that wait; a further one does not
-MOST_OF_PORT = 16  # of one public port: nobody can make others' not wait
+MOST_OF_PORT = 16  # of one public port, so that one sender cannot take the room of others
 
 
 class EarlyMedia:

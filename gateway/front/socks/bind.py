@@ -28,7 +28,7 @@ REASON = "socks.bind"
 READ_SIZE = 4096
 VERDICT = 1.0  # seconds that a decision holds while a client waits; then the policy is asked again
 MAX_EARLY = 65536  # bytes that a client may send before its peer has come
-ELSEWHERE = {4: "192.0.2.1", 6: "2001:db8::1"}  # stands for the outside where anybody is expected (RFC 5737, RFC 3849)
+ELSEWHERE = {4: "192.0.2.1", 6: "2001:db8::1"}  # stands for the outside if all hosts are expected (RFC 5737, RFC 3849)
 
 
 class BindCommand:
@@ -57,7 +57,7 @@ class BindCommand:
             return
         reason, peer = "gone", None
         try:
-            request.grant(advertised)  # only now: whoever reads it may have its peer connect at once
+            request.grant(advertised)  # only now: a client that reads it may have its peer connect at once
             reason, peer = self._wait(request, lease, listener, peers)
         except OSError:
             pass  # the client has gone

@@ -58,7 +58,7 @@ class ProtectedSocket(EncodedSocket):
         """Receive at most `size` bytes; b"" at the end of the stream, which must not be within a message."""
         while not self._clear:
             if self._decode():
-                if turns().over:  # a message may be empty: whoever sends only such ones keeps us here
+                if turns().over:  # a message may be empty: a client that sends only such ones keeps us here
                     turns().wait()
             else:
                 data = super().recv(READ_SIZE, *args)

@@ -26,7 +26,7 @@ from gateway.pinhole.userspace import UserspacePinholes
 log = structlog.get_logger()
 
 READ_SIZE = 4096
-PAUSE = 0.05  # seconds between two reads of a control connection: who floods it is to wait, and nobody else
+PAUSE = 0.05  # seconds between two reads of a control connection: a client that floods it waits, and no other does
 TRIES = 64  # random ports
 
 

@@ -344,7 +344,7 @@ class Association:
             direction="in",
             transport="udp",
             target=self._client_socket(),
-            peer=None if self._options.open_answers else str(address),  # and whom else the client writes to
+            peer=None if self._options.open_answers else str(address),  # and the other hosts to which the client sends
             public_host=public.local,
             ttl=2 * self._options.idle_timeout,
             kind="local",

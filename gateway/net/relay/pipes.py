@@ -7,7 +7,7 @@ import os
 
 # Measured, seconds of a worker's CPU for a gigabyte: 64 KiB 0.45, 256 KiB 0.33, 512 KiB 0.28, 1 MiB 0.24. But an
 # unprivileged user may have 64 MiB of pipes in all (pipe-user-pages-soft), and all workers are one user; beyond that
-# he gets pipes of 8 KiB. So while many are lent, to flows whose sinks are slow, the next are small.
+# it gets pipes of 8 KiB. So while many are lent, to flows whose sinks are slow, the next are small.
 PIPE_SIZE = 1024 * 1024
 SMALLEST = 64 * 1024
 KEPT = 8
