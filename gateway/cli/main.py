@@ -9,6 +9,7 @@ import click
 
 from gateway import __version__
 from gateway.cli.check import check
+from gateway.cli.classic import finger, ftp, telnet, whois
 from gateway.cli.completion import completion
 from gateway.cli.control import drain, kick, reload
 from gateway.cli.doctor import doctor
@@ -47,7 +48,7 @@ def cli() -> None:
 
 COMMANDS = (
     run, check, doctor, rules, status, flows, pinholes, calls, kick, reload, drain, explain, trace, modules, passwd,
-    completion,
+    ftp, telnet, finger, whois, completion,
 )  # fmt: skip
 
 for command in COMMANDS:

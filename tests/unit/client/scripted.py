@@ -14,12 +14,12 @@ Lines = Sequence[tuple[bytes, bytes]]
 class Proxy:
     """Serves one connection by a script, then is what the tunnel leads to: it says what it gets, in upper case."""
 
-    def __init__(self, lines: Lines, dribble: float = 0.0, tail: bytes = b"") -> None:
+    def __init__(self, lines: Lines, dribble: float = 0.0, tail: bytes = b"", ends: bool = False) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.heard = b""
         self.failure: BaseException | None = None
-        self._lines, self._dribble, self._tail = lines, dribble, tail
+        self._lines, self._dribble, self._tail, self._ends = lines, dribble, tail, ends
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -49,6 +49,8 @@ class Proxy:
                 else:
                     sock.sendall(answer)
             sock.sendall(self._tail)
+            if self._ends:
+                return
             while data := sock.recv(65536):
                 sock.sendall(data.upper())
 
@@ -63,8 +65,11 @@ class Proxy:
 
 
 @contextlib.contextmanager
-def scripted(*lines: tuple[bytes, bytes], dribble: float = 0.0, tail: bytes = b"") -> Iterator[Proxy]:
-    proxy = Proxy(lines, dribble, tail)
+def scripted(
+    *lines: tuple[bytes, bytes], dribble: float = 0.0, tail: bytes = b"", ends: bool = False
+) -> Iterator[Proxy]:
+    """`tail`: what it says of itself then; `ends`: and closes."""
+    proxy = Proxy(lines, dribble, tail, ends)
     try:
         yield proxy
     finally:

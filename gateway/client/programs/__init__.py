@@ -1,0 +1,1 @@
+"""The classic commands, through the library only: rftp, rtelnet, rfinger, rwhois."""
