@@ -40,7 +40,7 @@ class Endpoint(NamedTuple):
 
     @property
     def version(self) -> int:
-        """4 or 6."""
+        """The IP version: 4 or 6."""
         return 6 if ":" in self.host else 4
 
     def __str__(self) -> str:

@@ -29,7 +29,7 @@ class BrokenModule(Exception):
 
 @dataclass(frozen=True)
 class DatagramKind:
-    """An installed module of datagrams, and what its class declares (`alg.datagrams.DatagramModule`)."""
+    """An installed module of datagrams, with what its class declares (`alg.datagrams.DatagramModule`)."""
 
     name: str
     package: str

@@ -21,7 +21,7 @@ class Control(StrEnum):
 
 
 class Step(StrEnum):
-    """What happens to one side."""
+    """The events that change the state of one side."""
 
     PROVED = "proved"
     ASKED = "asked"

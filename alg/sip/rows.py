@@ -29,7 +29,7 @@ class CallMedia:
 @dataclass(frozen=True, slots=True)
 class CallRow:
     """A call as `algate calls` shows it. `caller` and `callee`: URIs; `state`: trying, early, confirmed, failed;
-    `since`: when it came to that state, on the clock of the events."""
+    `since`: when it entered that state, on the clock of the events."""
 
     client: str
     server: str

@@ -168,7 +168,7 @@ class InsideSockets:
         self.touch(inside)
 
     def touch(self, inside: InsideSocket) -> None:
-        """It has changed."""
+        """Note that a socket has changed."""
         if self.changed is not None:
             self.changed.add(inside.ref)
 

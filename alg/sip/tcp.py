@@ -130,7 +130,7 @@ class SipModule:
         return call_rows(self.calls(), shown.leases, shown.traffic, shown.now) if name == "calls" else []
 
     def samples(self) -> list[tuple[tuple[str, ...], float]]:
-        """Calls, for the metrics."""
+        """Return the number of calls, for the metrics."""
         states = Counter(str(call.state) for call in self._core.calls.all())
         return [(("algate_calls", state), float(number)) for state, number in states.items()]
 

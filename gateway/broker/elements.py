@@ -34,7 +34,7 @@ SETS = (
 )
 
 LEARNT = ("seen4", "seen6", "marks")
-"""Maps that packets fill."""
+"""Maps whose elements packets add."""
 
 LONGEST_COMMENT = 127
 """The longest comment in bytes, without the NUL; nft shows no longer one."""

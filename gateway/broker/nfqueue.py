@@ -158,7 +158,7 @@ class Packet:
         self._marked = mark
 
     def accept(self) -> None:
-        """Let it go on. OSError if the kernel cannot be told."""
+        """Let the packet go on. Raises OSError if the kernel cannot be told."""
         self._queue.accept(self._number, self._payload if self._changed else None, self._marked)
 
 

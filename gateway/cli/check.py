@@ -1,4 +1,4 @@
-"""`algate check`"""
+"""`algate check`: validates a configuration and prints it."""
 
 from __future__ import annotations
 

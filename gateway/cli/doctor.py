@@ -1,4 +1,4 @@
-"""`algate doctor`"""
+"""`algate doctor`: checks whether this host is fit for algate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`algate modules`: which protocol modules are installed, and what the configuration makes of them."""
+"""`algate modules`: shows which protocol modules are installed, and how the configuration uses them."""
 
 from __future__ import annotations
 

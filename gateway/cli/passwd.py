@@ -1,4 +1,4 @@
-"""`algate passwd`"""
+"""`algate passwd`: adds a user to the users file, or changes a password."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`algate run`"""
+"""`algate run`: runs the gateway in the foreground."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ class Flows:
         self._down = 0
 
     def use_log(self, flow_log: FlowLog) -> None:
-        """Write the lines of flows in another way from now on."""
+        """Write the log lines of flows by another writer from now on."""
         self._log = flow_log
 
     def __iter__(self) -> Iterator[Flow]:

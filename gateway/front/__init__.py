@@ -1,1 +1,1 @@
-"""Where clients arrive."""
+"""The fronts: where clients arrive."""

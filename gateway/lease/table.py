@@ -184,7 +184,7 @@ class LeaseTable:
             self._forget_client(entry)
 
     def find(self, lease_id: str) -> Lease | None:
-        """The open lease with this id."""
+        """Return the open lease with this id."""
         entry = self._entries.get(lease_id)
         return entry.lease if entry is not None and not entry.used else None
 
@@ -236,7 +236,7 @@ class LeaseTable:
             heapq.heapify(self._deadlines)
 
     def deadline_of(self, lease_id: str) -> float:
-        """When this lease ends."""
+        """Return when this lease ends."""
         return self._entries[lease_id].deadline
 
     def close(self, lease_id: str, *, now: float, owner: int | None = None) -> Lease | None:
@@ -247,11 +247,11 @@ class LeaseTable:
         return self._remove(entry, now)
 
     def of_owner(self, owner: int) -> list[Lease]:
-        """All leases of an owner."""
+        """Return all leases of an owner."""
         return [entry.lease for entry in self._entries.values() if entry.owner == owner]
 
     def owned(self) -> list[tuple[int, Lease]]:
-        """All open pinholes, each with its owner."""
+        """Return all open pinholes, each with its owner."""
         return [(entry.owner, entry.lease) for entry in self._entries.values() if not entry.used]
 
     def close_owner(self, owner: int, *, now: float) -> list[Lease]:
@@ -276,7 +276,7 @@ class LeaseTable:
         return expired
 
     def deadline(self) -> float | None:
-        """When `expire` has something to do, or None."""
+        """Return when `expire` has something to do, or None."""
         while self._deadlines and self._deadlines[0][1] not in self._entries:
             heapq.heappop(self._deadlines)
         soonest = self._ports.deadline()
@@ -285,11 +285,11 @@ class LeaseTable:
         return None if soonest == math.inf else soonest
 
     def live(self) -> list[Lease]:
-        """All open pinholes."""
+        """Return all open pinholes."""
         return [entry.lease for entry in self._entries.values() if not entry.used]
 
     def samples(self) -> list[Sample]:
-        """How many pinholes of this backend are open, for the metrics."""
+        """Return the number of open pinholes of this backend, for the metrics."""
         counts = Counter({"tcp": 0, "udp": 0})
         counts.update(lease.protocol for lease in self.live() if lease.backend == self._backend)
         return [(("algate_pinholes", self._backend, protocol), number) for protocol, number in counts.items()]
@@ -304,7 +304,7 @@ class LeaseTable:
         return list(self._hosts.get(self._identify(client).host, {}).values())
 
     def __len__(self) -> int:
-        """How many pinholes are open."""
+        """The number of open pinholes."""
         return self._live
 
     def _public(

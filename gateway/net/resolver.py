@@ -46,8 +46,8 @@ MAX_ADDRESSES = 16  # of a name and family
 
 
 class ResolveError(Exception):
-    """`kind`: "nxdomain" (no such name, or none with an address), "timeout", "servfail" (no usable answer),
-    "invalid" (this cannot be a host name). `detail` is for people."""
+    """A name could not be resolved. `kind`: "nxdomain" (no such name, or none with an address), "timeout", "servfail"
+    (no usable answer), "invalid" (this cannot be a host name). `detail` is for people."""
 
     def __init__(self, kind: ResolveFailure, detail: str) -> None:
         super().__init__(detail)

@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 Key = tuple[str, ...]
-"""A metric's name and the values of its labels (gateway/observe/metrics.py)."""
+"""A metric's name, and the values of its labels (gateway/observe/metrics.py)."""
 
 Fields = Mapping[str, Any]
 

@@ -33,7 +33,7 @@ Kind = Literal["socks", "transparent"]
 
 
 class Place(NamedTuple):
-    """Where one of the fronts listens."""
+    """An address at which one of the fronts listens."""
 
     kind: Kind
     endpoint: Endpoint
@@ -65,7 +65,7 @@ class Listeners:
             numbers[place] += 1
 
     def places(self) -> set[Place]:
-        """Where they listen."""
+        """Return the addresses at which they listen."""
         return {place for sockets in self._sets for place in sockets}
 
     def look(self) -> None:
@@ -216,7 +216,7 @@ def is_taken(endpoint: Endpoint) -> bool:
 
 
 def _somebody_listens(port: int) -> bool:
-    """Whether a TCP socket listens at this port, at whatever address."""
+    """Whether a TCP socket of any address listens at this port."""
     for name in ("tcp", "tcp6"):
         try:
             with open(f"/proc/self/net/{name}") as file:

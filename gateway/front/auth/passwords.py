@@ -68,7 +68,7 @@ class PasswordChecker:
 
     @property
     def pending(self) -> int:
-        """How many checks are under way or wait."""
+        """The number of checks that are under way or wait."""
         return len(self._running) + len(self._lanes)
 
     def check(self, name: bytes, password: bytes, address: str) -> User | None:

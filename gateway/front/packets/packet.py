@@ -47,7 +47,7 @@ class UdpPacket(NamedTuple):
 
     @property
     def version(self) -> int:
-        """4 or 6."""
+        """The IP version: 4 or 6."""
         return self.headers[0] >> 4
 
     def with_payload(self, payload: bytes) -> bytes:

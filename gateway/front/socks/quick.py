@@ -234,7 +234,7 @@ class _Handshake:
 
 
 class QuickTransparent:
-    """Redirected connections."""
+    """The short way of redirected connections."""
 
     def __init__(self, front: TransparentFront, dialer: QuickDialer, runner: FlowRunner, taking: Taking) -> None:
         self._front = front

@@ -46,7 +46,7 @@ class Watch:
         self.handler = handler
 
     def ask(self, events: int) -> None:
-        """Wait for READ, WRITE, both, or with 0 for nothing but a break."""
+        """Wait for READ, WRITE, or both; with 0 only for a break."""
         if events != self._asked:
             if self._asked is None:
                 if not events:  # it has been told of the break
