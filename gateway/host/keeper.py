@@ -67,6 +67,7 @@ class RulesKeeper:
         self._poll_at = 0.0
         self.wake, self._waker = socket.socketpair()
         self.wake.setblocking(False)
+        self._left_out: int | None = None
         self.watch: RulesetWatch | None = None
         try:
             self.watch = RulesetWatch()
@@ -75,8 +76,9 @@ class RulesKeeper:
             pass  # without CAP_NET_ADMIN there are no rules of ours
 
     def leave_out(self, pid: int | None) -> None:
-        """Ignore changes of the broker's process, which concern no rule."""
-        if self.watch is not None:
+        """Ignore changes of the broker's process, which concern no rule. Repeating it has no effect."""
+        if self.watch is not None and pid != self._left_out:
+            self._left_out = pid
             self.watch.only_generations(without_pid=pid or 0)
 
     def changed(self, now: float) -> None:

@@ -27,10 +27,11 @@ from gateway.observe.metrics import Sample, metrics_row
 from gateway.process.confine import hide
 from gateway.process.lifeline import Ask, Departed, File, FromChild, Report
 from gateway.supervisor.child import Child
-from gateway.supervisor.children import KILL_MARGIN, Children
+from gateway.supervisor.children import Children
 from gateway.supervisor.code import Code
 from gateway.supervisor.crew import Crew
 from gateway.supervisor.desk import Desk
+from gateway.supervisor.ending import FOREVER, Elder, Ending
 from gateway.supervisor.heritage import Channel, Heritage, inherited
 from gateway.supervisor.listeners import TIME_WAIT, Listeners, places
 from gateway.supervisor.notify import Watchdog, notify
@@ -38,14 +39,13 @@ from gateway.supervisor.preflight import placed, refusals, surprises
 from gateway.supervisor.reload import Reload, reload_retired
 from gateway.supervisor.run_dir import RunDir
 from gateway.supervisor.shared_files import CHECK_INTERVAL, SharedFiles
+from gateway.supervisor.state import FIRST, State, Step, after
 from gateway.supervisor.takeover import HandOver, TakeOver
 from gateway.supervisor.wishes import Wishes
 
 log = get_logger()
 
 START_DEADLINE = 90.0  # seconds until all must be ready; a small router that has just booted is slow
-FOREVER = 1e9  # seconds
-STOP_LINGER = 0.1  # seconds in which those who connect at the very end are still taken in
 
 
 def run(load: Callable[[], Config]) -> int:
@@ -82,7 +82,8 @@ def _run(load: Callable[[], Config], heritage: Heritage | None, channel: Channel
         gateway = _Supervisor(load, config, run_dir, heritage, channel)
         return gateway.run()
     finally:
-        if heritage is None if gateway is None else gateway.in_charge:
+        in_charge = gateway.in_charge if gateway is not None else heritage is None
+        if in_charge:
             run_dir.remove()
         else:
             run_dir.leave([f"worker-{slot}" for slot in gateway.slots] if gateway else [])
@@ -107,14 +108,11 @@ class _Supervisor:
     ) -> None:
         self._load = load
         self._run_dir = run_dir
-        self.in_charge = heritage is None  # of what outlives a version: listeners, table, run directory
-        self._elder = elder
+        self._state = State.STARTING if heritage is None else State.SUCCEEDING
         self._successor: Channel | None = None
         self._next_look = time.monotonic()
         self._selector = selectors.DefaultSelector()
         self._children = Children(self._selector, self._on_message)
-        self._state = "starting"
-        self._patience: float | None = None  # seconds that flows get in the end; None: as configured
         self._admin = (
             run_dir.adopt("supervisor", heritage.admins["supervisor"]) if heritage else run_dir.listen("supervisor")
         )
@@ -123,6 +121,8 @@ class _Supervisor:
         self._listeners.open(places(config), patience=TIME_WAIT)
         self._listeners.leave_out(self._listeners.places() - places(config).keys())
         self._crew = Crew(config, run_dir, self._listeners, SharedFiles(config), self._code, heritage)
+        self._elder = Elder(elder, self._selector, self._on_elder_ended)
+        self._ending = Ending(self._crew, self._children, self._listeners, self._elder, self._turn)
         self._take_over: TakeOver | None = None
         if heritage is not None and elder is not None:
             self._take_over = TakeOver(heritage, elder, self._crew, self._children, self._listeners, self._turn)
@@ -134,11 +134,15 @@ class _Supervisor:
             wish: partial(self._wishes.add, wish) for wish in ("reload", "upgrade", "drain")
         }
         self._rules = RulesKeeper()
-        self._broker_pid: int | None = None
         self._verbs |= {"leave_rules": self._on_rules_removed, "keep_rules": self._on_rules_applied}
         self._verbs |= {"status": self._status, "metrics": self._metrics, "events": recent_rows}
         self._desk = Desk(run_dir, self._verbs)
         self._queue = QueueSamples()
+
+    @property
+    def in_charge(self) -> bool:
+        """Whether what outlives a version is ours: listeners, table, run directory."""
+        return self._state.in_charge
 
     @property
     def slots(self) -> list[int]:
@@ -160,23 +164,16 @@ class _Supervisor:
             changed = self._rules.changed
             self._selector.register(self._rules.watch, selectors.EVENT_READ, lambda: changed(time.monotonic()))
         self._admin.setblocking(False)
-        if self._elder is not None:
-            self._selector.register(self._elder.sock, selectors.EVENT_READ, self._on_elder)
         by = {"reload": self._do_reload, "upgrade": self._do_upgrade, "drain": self._do_drain}
         try:
             self._start()
-            while self._state == "running":
+            while self._state is State.RUNNING:
                 self._turn(None)
-                while self._state == "running" and self._wishes.grant(by):
+                while self._state is State.RUNNING and self._wishes.grant(by):
                     pass
             return 0
         finally:
-            if self._successor is not None:
-                self._retire(self._successor)
-            elif self.in_charge:
-                self._stop_all()
-            else:
-                self._abandon()
+            self._end()
             for closable in (self._listeners, self._crew, self._admin, self._addresses, signals, waker, self._selector):
                 closable.close()
             self._rules.close()
@@ -192,24 +189,41 @@ class _Supervisor:
         for child in first:
             self._children.start(child)
         give_up = time.monotonic() + START_DEADLINE
-        while self._state == "starting" and not all(child.ready for child in first):
+        while self._state in FIRST and not all(child.ready for child in first):
             if time.monotonic() > give_up:
                 missing = ", ".join(child.name for child in first if not child.ready)
                 raise AlgateError(f"not ready after {START_DEADLINE:g} s: {missing}")
             self._turn(give_up)
-        if self._state != "starting":
+        if self._state not in FIRST:
             return
         if self._take_over is not None:
             self._take_over.run()
-            self.in_charge = True
+            self._step(Step.TOOK_OVER)
             self._run_dir.claim()
             self._wishes.remember(self._take_over.ticket, {"pid": os.getpid()})
             self._take_over.channel.say("ready")
+            if self._state is not State.STARTING:
+                return
         self._selector.register(self._admin, selectors.EVENT_READ, self._on_admin)
         self._children.starting = False
-        self._state = "running"
+        self._step(Step.READY)
         log.info("ready", socks=",".join(self._config.socks.listen), workers=len(self._crew.workers))
         notify("READY=1")
+
+    def _end(self) -> None:
+        """The loop is over, or the start has failed."""
+        self._step(Step.END)
+        if self._state is State.RETIRED and self._successor is not None:
+            seconds = self._config.process.retire_timeout
+            self._ending.retire(self._successor, self._selector, seconds, self._reload_retired)
+        elif self._state is State.ABANDONING:
+            self._ending.abandon()
+        else:
+            notify("STOPPING=1")
+            self._ending.drain(FOREVER if self._state is State.EMPTYING else self._config.process.drain_timeout)
+
+    def _step(self, step: Step) -> None:
+        self._state = after(self._state, step)
 
     def _turn(self, until: float | None) -> None:
         """Wait for an event, until this time at the latest, and do what is due."""
@@ -233,11 +247,9 @@ class _Supervisor:
         self._watchdog.tick(now, self._children.answering)
 
     def _keep_rules(self, now: float) -> None:
-        broker = self._crew.broker
-        if broker is not None and broker.pid != self._broker_pid:
-            self._broker_pid = broker.pid
-            self._rules.leave_out(broker.pid)
-        serving = self._state == "running" and self.in_charge and self._reload is None
+        if self._crew.broker is not None:
+            self._rules.leave_out(self._crew.broker.pid)
+        serving = self._state is State.RUNNING and self._reload is None
         self._rules.tick(now, self._config, may_restore=serving)
 
     def _on_rules_removed(self) -> Rows:
@@ -273,14 +285,12 @@ class _Supervisor:
             self._reload = None
             notify("READY=1")
         log.info("reload", **done)
-        if self._elder is not None:
-            self._elder.say("reload")
+        self._elder.say("reload")
         return done
 
     def _do_drain(self, _ticket: str) -> dict[str, Any]:
         """Accept no more, and end when all flows have ended."""
-        self._patience = FOREVER
-        self._state = "stopping"
+        self._step(Step.DRAIN)
         return {"state": "draining"}
 
     def _do_upgrade(self, ticket: str) -> dict[str, Any]:
@@ -292,117 +302,22 @@ class _Supervisor:
             log.error("upgrade.failed", reason=str(error), hint="the version before goes on")
             raise
         notify(f"MAINPID={pid}")
-        if self._state != "running":  # SIGTERM came meanwhile: it concerns the supervisor in charge
+        if self._state is not State.RUNNING:  # SIGTERM came meanwhile: it concerns the supervisor in charge
             os.kill(pid, signal.SIGTERM)
-        self._state = "retired"
-        self.in_charge = False
+        self._step(Step.HANDED_OVER)
         return {"pid": pid}
 
-    def _on_elder(self) -> None:
-        assert self._elder is not None
-        self._elder.hear()
-        if self._elder.ended:
-            self._selector.unregister(self._elder.sock)
-            self._elder.sock.close()
-            self._elder = None
-            if self.in_charge:
-                self._crew.forget_old()
-                log.info("upgrade.complete")
-
-    # --- stopping ---------------------------------------------------------------------------------------------------
-
-    def _stop_all(self) -> None:
-        """Drain the workers, then end the broker, which removes its table."""
-        self._state = "draining"
-        notify("STOPPING=1")
-        patience = self._config.process.drain_timeout if self._patience is None else self._patience
-        log.info("drain", deadline=patience)
-        self._listeners.refuse(self._listeners.places())
-        self._wait(STOP_LINGER)
-        self._listeners.discard(self._listeners.places())
-        if self._elder is not None and patience < FOREVER:
-            self._elder.say("stop")
-        last = [child for child in (self._crew.broker, self._crew.console) if child]  # it shows the draining
-        self._children.end(self._crew.workers, patience + KILL_MARGIN, self._turn_ending, patience)
-        self._wait_for_elder(time.monotonic() + patience + KILL_MARGIN)
-        self._children.end([self._crew.packets] if self._crew.packets else [], KILL_MARGIN, self._turn)
-        self._children.end(last, KILL_MARGIN, self._turn)
-        log.info("stopped")
-
-    def _wait_for_elder(self, until: float) -> None:
-        """Wait for an earlier version, whose flows use our broker: when we have ended, systemd kills what is left of
-        it."""
-        while self._elder is not None and time.monotonic() < until:
-            self._turn(until)
-
-    def _retire(self, successor: Channel) -> None:
-        """Let our flows end. Everything else, the listeners included, belongs to the successor. If it ends, the flows
-        are cut soon."""
-        seconds = self._config.process.retire_timeout
-        log.info("retire", deadline=seconds)
-
-        alone = False
-
-        def turn(until: float) -> None:
-            nonlocal alone
-            self._turn_ending(until)
-            if "reload" in successor.words:
-                successor.words.remove("reload")
-                self._reload_retired()
-            if "stop" in successor.words:
-                successor.words.remove("stop")
-                self._hurry()
-            if "cut" in successor.words:
-                successor.words.remove("cut")
-                self._cut()
-            if successor.ended and not alone:
-                alone = True
-                self._selector.unregister(successor.sock)
-                self._hurry()
-
-        self._children.end(self._crew.workers, seconds + KILL_MARGIN, turn, seconds)
-        while self._elder is not None and not alone:  # the successor learns by our end that its workers have gone too
-            turn(time.monotonic() + KILL_MARGIN)
-        log.info("stopped")
+    def _on_elder_ended(self) -> None:
+        if self._state.in_charge:
+            self._crew.forget_old()
+            log.info("upgrade.complete")
 
     def _reload_retired(self) -> None:
         try:
             reload_retired(self._load(), self._listeners, self._crew)
         except AlgateError as error:  # as of keys that only the new version knows
             log.error("reload.failed", reason=str(error), hint="flows of this version go on by the old rules")
-        if self._elder is not None:
-            self._elder.say("reload")
-
-    def _turn_ending(self, until: float) -> None:
-        self._turn(until)
-        self._crew.dismiss(self._crew.workers)
-
-    def _hurry(self) -> None:
-        """Let workers that have a longer time end within the usual time."""
-        self._patience = None
-        for child in self._crew.workers:
-            child.signal(signal.SIGTERM)
-        if self._elder is not None:
-            self._elder.say("stop")
-
-    def _cut(self) -> None:
-        """End all flows now."""
-        log.warning("drain.cut")
-        for child in self._crew.workers:
-            child.signal(signal.SIGKILL)
-        if self._elder is not None:
-            self._elder.say("cut")
-
-    def _abandon(self) -> None:
-        """Give up taking over. Nothing of what the old version has is touched."""
-        if self._crew.broker:
-            self._children.abandon([self._crew.broker], self._turn)
-        self._children.end([*self._crew.workers, *self._crew.rest], KILL_MARGIN, self._turn)
-
-    def _wait(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            self._turn(until)
+        self._elder.say("reload")
 
     # --- signals and the command line -------------------------------------------------------------------------------
 
@@ -419,12 +334,7 @@ class _Supervisor:
     def _on_signals(self, signals: socket.socket) -> None:
         for number in signals.recv(64):
             if number in (signal.SIGTERM, signal.SIGINT):
-                if self._state == "retired" or (self._state == "draining" and self._patience is not None):
-                    self._hurry()
-                elif self._state == "draining":  # asked twice: at once
-                    self._cut()
-                elif self._state == "starting" or self._state == "running":
-                    self._state = "stopping"
+                self._on_stop_signal()
             elif number == signal.SIGHUP:
                 self._wishes.add("reload")
             elif number == signal.SIGUSR2:
@@ -432,6 +342,13 @@ class _Supervisor:
             elif number == signal.SIGUSR1:
                 log.info("status", **self._status()[0])
                 self._children.tell_all(Report())
+
+    def _on_stop_signal(self) -> None:
+        if self._state is State.DRAINING:  # asked twice: at once
+            self._ending.cut()
+        elif self._state in (State.RETIRED, State.EMPTYING):
+            self._ending.hurry()
+        self._step(Step.STOP)
 
     def _on_admin(self) -> None:
         try:
@@ -441,7 +358,7 @@ class _Supervisor:
         answer(connection, self._verbs, {"outcome": self._wishes.outcome})
 
     def _status(self) -> list[dict[str, Any]]:
-        row = {"process": "supervisor", "pid": os.getpid(), "state": self._state, "rules": self._rules.status()}
+        row = {"process": "supervisor", "pid": os.getpid(), "state": self._state.shown, "rules": self._rules.status()}
         row["obstacle"] = self._rules.obstacle()
         row["children"] = {child.name: {"pid": child.pid, "restarts": child.restarts} for child in self._crew}
         return [row]

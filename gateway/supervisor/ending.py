@@ -1,0 +1,133 @@
+"""How a supervisor ends: it drains, retires in favour of the next version, or does not take over after all."""
+
+from __future__ import annotations
+
+import selectors
+import signal
+import time
+from collections.abc import Callable
+
+from gateway.observe.log import get_logger
+from gateway.supervisor.children import KILL_MARGIN, Children
+from gateway.supervisor.crew import Crew
+from gateway.supervisor.heritage import Channel
+from gateway.supervisor.listeners import Listeners
+
+log = get_logger()
+
+FOREVER = 1e9  # seconds
+STOP_LINGER = 0.1  # seconds in which those who connect at the very end are still taken in
+
+
+class Elder:
+    """The supervisor of the version before, as long as its flows last. `channel`: the line to it, if there is one."""
+
+    def __init__(self, channel: Channel | None, selector: selectors.BaseSelector, ended: Callable[[], None]) -> None:
+        self._channel = channel
+        self._selector = selector
+        self._ended = ended
+        if channel is not None:
+            selector.register(channel.sock, selectors.EVENT_READ, self._hear)
+
+    @property
+    def lives(self) -> bool:
+        """Whether there is one."""
+        return self._channel is not None
+
+    def say(self, word: str) -> None:
+        """Send it a word of `Channel`, if it lives."""
+        if self._channel is not None:
+            self._channel.say(word)
+
+    def _hear(self) -> None:
+        channel = self._channel
+        assert channel is not None
+        channel.hear()
+        if channel.ended:
+            self._selector.unregister(channel.sock)
+            channel.sock.close()
+            self._channel = None
+            self._ended()
+
+
+class Ending:
+    """The ways of one supervisor to end. `turn(until)` lets things happen meanwhile."""
+
+    def __init__(
+        self, crew: Crew, children: Children, listeners: Listeners, elder: Elder, turn: Callable[[float], None]
+    ) -> None:
+        self._crew = crew
+        self._children = children
+        self._listeners = listeners
+        self._elder = elder
+        self._turn = turn
+
+    def drain(self, patience: float) -> None:
+        """Accept nothing more, let flows end within `patience` seconds, then end the broker, which removes its
+        table."""
+        log.info("drain", deadline=patience)
+        self._listeners.refuse(self._listeners.places())
+        until = time.monotonic() + STOP_LINGER
+        while time.monotonic() < until:
+            self._turn(until)
+        self._listeners.discard(self._listeners.places())
+        if patience < FOREVER:
+            self._elder.say("stop")
+        self._children.end(self._crew.workers, patience + KILL_MARGIN, self._turn_and_dismiss, patience)
+        # The flows of an earlier version use our broker; and what stops us (systemd) kills it when we have ended.
+        until = time.monotonic() + patience + KILL_MARGIN
+        while self._elder.lives and time.monotonic() < until:
+            self._turn(until)
+        self._children.end([self._crew.packets] if self._crew.packets else [], KILL_MARGIN, self._turn)
+        last = [child for child in (self._crew.broker, self._crew.console) if child]  # it shows the draining
+        self._children.end(last, KILL_MARGIN, self._turn)
+        log.info("stopped")
+
+    def retire(
+        self, successor: Channel, selector: selectors.BaseSelector, seconds: float, reload: Callable[[], None]
+    ) -> None:
+        """Let our flows end within `seconds`; all else is the successor's, also the listeners. When that one ends, they
+        are cut soon. `reload`: the configuration is to be read anew."""
+        log.info("retire", deadline=seconds)
+        obey = {"reload": reload, "stop": self.hurry, "cut": self.cut}
+        alone = False
+
+        def turn(until: float) -> None:
+            nonlocal alone
+            self._turn_and_dismiss(until)
+            for word, action in obey.items():
+                if word in successor.words:
+                    successor.words.remove(word)
+                    action()
+            if successor.ended and not alone:
+                alone = True
+                selector.unregister(successor.sock)
+                self.hurry()
+
+        self._children.end(self._crew.workers, seconds + KILL_MARGIN, turn, seconds)
+        while self._elder.lives and not alone:  # the successor learns by our end that its workers have gone too
+            turn(time.monotonic() + KILL_MARGIN)
+        log.info("stopped")
+
+    def abandon(self) -> None:
+        """We did not take over: nothing of what the version before has is touched."""
+        if self._crew.broker:
+            self._children.abandon([self._crew.broker], self._turn)
+        self._children.end([*self._crew.workers, *self._crew.rest], KILL_MARGIN, self._turn)
+
+    def hurry(self) -> None:
+        """The flows that are left, ours and an earlier version's, get no longer than is configured."""
+        for child in self._crew.workers:
+            child.signal(signal.SIGTERM)
+        self._elder.say("stop")
+
+    def cut(self) -> None:
+        """The flows that are left, ours and an earlier version's, end now."""
+        log.warning("drain.cut")
+        for child in self._crew.workers:
+            child.signal(signal.SIGKILL)
+        self._elder.say("cut")
+
+    def _turn_and_dismiss(self, until: float) -> None:
+        self._turn(until)
+        self._crew.dismiss(self._crew.workers)
