@@ -45,13 +45,8 @@ def waits(rig: Rig, seconds: float) -> list[float]:
 def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         Path(directory).chmod(0o777)
-        rig = Rig(Path(directory), per_client=4096, ports="20000-60000", log=Path(directory, "log"))
-        try:
-            rig.build()
-            rig.start()
+        with Rig(Path(directory), per_client=4096, ports="20000-60000", log=Path(directory, "log")) as rig:
             found = waits(rig, float(sys.argv[1]) if len(sys.argv) > 1 else 4.0)
-        finally:
-            rig.destroy()
     at = (f"p{part} {1000 * found[len(found) * part // 100]:.2f} ms" for part in (50, 90, 95, 99))
     print(f"| {len(found)} openings | {' | '.join(at)} |")
 

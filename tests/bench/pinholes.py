@@ -66,13 +66,9 @@ def main() -> None:
     parser.add_argument("--udp", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        rig = Rig(Path(directory), per_client=10_000, ports="20000-65535", rate=1e6, log=Path(directory) / "log")
-        try:
-            rig.build()
-            rig.start()
+        log = Path(directory) / "log"
+        with Rig(Path(directory), per_client=10_000, ports="20000-65535", rate=1e6, log=log) as rig:
             rate, latency = measure(rig, options.in_flight, options.seconds, options.udp)
-        finally:
-            rig.destroy()
     what = "UDP pairs opened, changed and closed" if options.udp else "pinholes opened and closed"
     print(f"| {what}, {options.in_flight} in flight | {rate:,.0f}/s | {latency:.1f} ms an opening |")
 

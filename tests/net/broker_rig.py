@@ -91,6 +91,19 @@ class Rig:
         self._ids = iter(range(1, 1 << 30))
         self._heard: list[deque[ToWorker]] = [deque() for _ in range(SLOTS)]
 
+    def __enter__(self) -> Rig:
+        """With its network, and a broker that is ready."""
+        try:
+            self.build()
+            self.start()
+        except BaseException:
+            self.destroy()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.destroy()
+
     # --- network ----------------------------------------------------------------------------------------------------
 
     def build(self) -> None:
@@ -249,6 +262,29 @@ class Rig:
 
     def tables(self) -> str:
         return self.at(self.router, "nft list tables")
+
+
+class Phones:
+    """UDP sockets in the rig's namespaces; `close` ends them."""
+
+    def __init__(self, rig: Rig) -> None:
+        self._rig = rig
+        self._sockets: list[socket.socket] = []
+
+    def at(self, namespace: str, host: str, port: int = 0) -> socket.socket:
+        def make() -> socket.socket:
+            sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+            sock.settimeout(5)
+            sock.bind((host, port))
+            return sock
+
+        sock = self._rig.within(namespace, make)
+        self._sockets.append(sock)
+        return sock
+
+    def close(self) -> None:
+        for sock in self._sockets:
+            sock.close()
 
 
 def run(*command: str) -> str:

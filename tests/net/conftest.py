@@ -14,6 +14,7 @@ import pytest
 from tests.lab.gateway import Gateway
 from tests.lab.lab import Lab
 from tests.lab.servers import FtpServer
+from tests.net.broker_rig import Phones, Rig
 from tests.net.steady_load import Greeter
 
 HERE = Path(__file__).parent
@@ -70,6 +71,22 @@ def greeter(lab: Lab) -> Iterator[Greeter]:
     greeter = Greeter(lab)
     yield greeter
     greeter.close()
+
+
+@pytest.fixture
+def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
+    """A broker in a router of its own. `@pytest.mark.rig(...)`: options of `Rig`. Its log is `tmp_path / "log"`."""
+    marker = request.node.get_closest_marker("rig")
+    with Rig(tmp_path, log=tmp_path / "log", **(marker.kwargs if marker is not None else {})) as rig:
+        yield rig
+
+
+@pytest.fixture
+def phones(rig: Rig) -> Iterator[Phones]:
+    """UDP sockets in the rig's namespaces."""
+    phones = Phones(rig)
+    yield phones
+    phones.close()
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,6 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import gevent
 import gevent.socket
@@ -26,20 +25,9 @@ from gateway.pinhole.client import BrokerClient
 from tests.greenlets import join_all
 from tests.net.broker_rig import CLIENT, PUBLIC, SERVER, STRANGER, Rig, inbound, run
 
-pytestmark = pytest.mark.net
+pytestmark = [pytest.mark.net, pytest.mark.rig(per_client=2000, ports="40000-49999")]
 
 OTHER = "192.168.56.11"
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    rig = Rig(tmp_path, per_client=2000, ports="40000-49999", log=tmp_path / "broker.log")
-    try:
-        rig.build()
-        rig.start()
-        yield rig
-    finally:
-        rig.destroy()
 
 
 @pytest.fixture
@@ -144,29 +132,24 @@ def test_a_full_map_is_a_refusal(rig: Rig) -> None:
     rig.open(inbound())
 
 
-def test_a_client_that_asks_too_often_is_refused_and_others_are_served(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, per_client=64, ports="40000-49999", rate=50.0, log=tmp_path / "broker.log")
-    try:
-        rig.build()
-        rig.start()
-        waits = []
-        rules: dict[str, int] = {}
-        for number in range(10_000):  # as fast as one worker can ask for one client
-            rig.send(Open(number, inbound()))
-            answer = rig.hear()
-            rule = answer.rule if isinstance(answer, Refused) else "open"
-            rules[rule] = rules.get(rule, 0) + 1
-            if number % 500 == 0:
-                begun = time.monotonic()
-                other = rig.open(inbound(client=OTHER, target=Endpoint(OTHER, 50000)), slot=1)
-                waits.append(time.monotonic() - begun)
-                rig.send(Close(other.id), slot=1)
-        assert rules.pop("open") == 64
-        assert rules.keys() <= {"rate", "quota"}
-        assert rules["rate"] > 5000
-        assert max(waits) < 0.5
-    finally:
-        rig.destroy()
+@pytest.mark.rig(per_client=64, ports="40000-49999", rate=50.0)
+def test_a_client_that_asks_too_often_is_refused_and_others_are_served(rig: Rig) -> None:
+    waits = []
+    rules: dict[str, int] = {}
+    for number in range(10_000):  # as fast as one worker can ask for one client
+        rig.send(Open(number, inbound()))
+        answer = rig.hear()
+        rule = answer.rule if isinstance(answer, Refused) else "open"
+        rules[rule] = rules.get(rule, 0) + 1
+        if number % 500 == 0:
+            begun = time.monotonic()
+            other = rig.open(inbound(client=OTHER, target=Endpoint(OTHER, 50000)), slot=1)
+            waits.append(time.monotonic() - begun)
+            rig.send(Close(other.id), slot=1)
+    assert rules.pop("open") == 64
+    assert rules.keys() <= {"rate", "quota"}
+    assert rules["rate"] > 5000
+    assert max(waits) < 0.5
 
 
 def test_a_flooding_worker_keeps_no_other_waiting(rig: Rig) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -13,18 +12,7 @@ from gateway.lease.messages import Close, Open, Opened
 from gateway.model.requests import Lease
 from tests.net.broker_rig import CLIENT, SERVER, Rig, inbound, outbound, wait_for
 
-pytestmark = pytest.mark.net
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    rig = Rig(tmp_path, per_client=2000, log=tmp_path / "log")
-    try:
-        rig.build()
-        rig.start()
-        yield rig
-    finally:
-        rig.destroy()
+pytestmark = [pytest.mark.net, pytest.mark.rig(per_client=2000)]
 
 
 def lines(tmp_path: Path, lease: Lease, event: str) -> list[dict[str, str]]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import signal
 import socket
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -28,17 +26,6 @@ from tests.net.broker_rig import (
 )
 
 pytestmark = pytest.mark.net
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    rig = Rig(tmp_path)
-    try:
-        rig.build()
-        rig.start()
-        yield rig
-    finally:
-        rig.destroy()
 
 
 def talk(outer: socket.socket, inner: socket.socket) -> None:
@@ -86,34 +73,24 @@ def test_the_peer_comes_through_once_and_nobody_else(
     assert rig.pinholes() == []
 
 
-def test_a_used_pinholes_port_is_not_given_out_again(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, ports="40000-40001")
-    try:
-        rig.build()
-        rig.start()
-        rig.listen(rig.inside, CLIENT, 50000)
-        first = rig.open(inbound())
-        rig.connect(rig.outside, first.public, SERVER)
-        assert rig.pinholes() == []
-        second = rig.open(inbound())
-        assert second.public != first.public
-        assert "'ports'" in repr(rig.ask(inbound()))
-    finally:
-        rig.destroy()
+@pytest.mark.rig(ports="40000-40001")
+def test_a_used_pinholes_port_is_not_given_out_again(rig: Rig) -> None:
+    rig.listen(rig.inside, CLIENT, 50000)
+    first = rig.open(inbound())
+    rig.connect(rig.outside, first.public, SERVER)
+    assert rig.pinholes() == []
+    second = rig.open(inbound())
+    assert second.public != first.public
+    assert "'ports'" in repr(rig.ask(inbound()))
 
 
-def test_a_port_that_somebody_has_is_not_given_out(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, ports="40000-40003")
-    try:
-        rig.build()
-        rig.start()
-        for port in (40000, 40001, 40003):
-            rig.listen(rig.router, PUBLIC, port)
-        assert rig.open(inbound()).public.port == 40002
-        assert "'ports'" in repr(rig.ask(inbound()))
-        assert "'public'" in repr(rig.ask(inbound(public_host="203.0.113.77")))
-    finally:
-        rig.destroy()
+@pytest.mark.rig(ports="40000-40003")
+def test_a_port_that_somebody_has_is_not_given_out(rig: Rig) -> None:
+    for port in (40000, 40001, 40003):
+        rig.listen(rig.router, PUBLIC, port)
+    assert rig.open(inbound()).public.port == 40002
+    assert "'ports'" in repr(rig.ask(inbound()))
+    assert "'public'" in repr(rig.ask(inbound(public_host="203.0.113.77")))
 
 
 def test_a_closed_pinhole_is_shut_and_what_it_admitted_lives_on(rig: Rig) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import gevent
@@ -18,18 +17,7 @@ from gateway.model.requests import Lease
 from gateway.pinhole.client import BrokerClient
 from tests.net.broker_rig import CLIENT, SERVER, Rig, inbound, outbound, run, wait_for
 
-pytestmark = pytest.mark.net
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    rig = Rig(tmp_path, per_client=300)
-    try:
-        rig.build()
-        rig.start()
-        yield rig
-    finally:
-        rig.destroy()
+pytestmark = [pytest.mark.net, pytest.mark.rig(per_client=300)]
 
 
 def test_it_runs_with_one_capability(rig: Rig) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,13 +21,14 @@ from tests.net.broker_rig import (
     SERVER,
     SERVER6,
     STRANGER,
+    Phones,
     Rig,
     inbound,
     outbound,
     run,
     wait_for,
 )
-from tests.net.test_broker_udp import Phones, conversation, gets, gets_nothing, of
+from tests.net.test_broker_udp import conversation, gets, gets_nothing, of
 
 pytestmark = pytest.mark.net
 
@@ -47,24 +48,6 @@ WAYS = {
         "flush ruleset; add table inet filter; add chain inet filter forward { type filter hook forward priority 0;}"
     ),
 }
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    rig = Rig(tmp_path)
-    try:
-        rig.build()
-        rig.start()
-        yield rig
-    finally:
-        rig.destroy()
-
-
-@pytest.fixture
-def phones(rig: Rig) -> Iterator[Phones]:
-    phones = Phones(rig)
-    yield phones
-    phones.close()
 
 
 def nft(rig: Rig, commands: str) -> None:
@@ -133,8 +116,8 @@ def test_a_single_use_that_nobody_had_seen_yet_is_not_given_back(rig: Rig) -> No
     listening.close()
 
 
-def test_thousands_are_put_back_while_workers_are_served(rig_of_many: Rig) -> None:
-    rig = rig_of_many
+@pytest.mark.rig(per_client=4000, rate=1e6, ports="40000-49999")
+def test_thousands_are_put_back_while_workers_are_served(rig: Rig) -> None:
     for number in range(1500):
         rig.open(conversation(target=Endpoint(CLIENT, 30000 + number)))
     nft(rig, "flush ruleset")
@@ -145,52 +128,30 @@ def test_thousands_are_put_back_while_workers_are_served(rig_of_many: Rig) -> No
     wait_for(lambda: rig.count("in4") == 1501, "all of them")
 
 
-@pytest.fixture
-def rig_of_many(tmp_path: Path) -> Iterator[Rig]:
-    rig = Rig(tmp_path, per_client=4000, rate=1e6, ports="40000-49999")
-    try:
-        rig.build()
-        rig.start()
-        yield rig
-    finally:
-        rig.destroy()
-
-
-def test_whoever_removes_it_again_and_again_is_left_alone_for_a_while(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, log=tmp_path / "log")
-    try:
-        rig.build()
-        rig.start()
-        rig.open(conversation())
-        for _ in range(5):
-            nft(rig, "delete table inet algate")
-            wait_for(lambda: is_whole(rig), "the table")
+def test_whoever_removes_it_again_and_again_is_left_alone_for_a_while(rig: Rig, tmp_path: Path) -> None:
+    rig.open(conversation())
+    for _ in range(5):
         nft(rig, "delete table inet algate")
-        wait_for(lambda: "broker.table_disputed" in (tmp_path / "log").read_text(), "the broker to say so")
-        assert not is_whole(rig)
-        answer = rig.ask(inbound())  # refused at once, and the broker lives
-        assert "again and again" in repr(answer)
-        assert (tmp_path / "log").read_text().count("broker.table_disputed") == 1
-        assert rig.broker is not None
-        assert rig.broker.poll() is None
-    finally:
-        rig.destroy()
+        wait_for(lambda: is_whole(rig), "the table")
+    nft(rig, "delete table inet algate")
+    wait_for(lambda: "broker.table_disputed" in (tmp_path / "log").read_text(), "the broker to say so")
+    assert not is_whole(rig)
+    answer = rig.ask(inbound())  # refused at once, and the broker lives
+    assert "again and again" in repr(answer)
+    assert (tmp_path / "log").read_text().count("broker.table_disputed") == 1
+    assert rig.broker is not None
+    assert rig.broker.poll() is None
 
 
-def test_where_it_is_not_wanted_it_is_not_put_back(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, restore=False)
-    try:
-        rig.build()
-        rig.start()
-        rig.open(conversation())
-        nft(rig, "delete table inet algate")
-        wait_for(lambda: rig.pinholes() == [], "it to be noticed")
-        assert not is_whole(rig)
-        lease = rig.open(inbound())
-        assert is_whole(rig)
-        assert [row["id"] for row in rig.pinholes()] == [lease.id]
-    finally:
-        rig.destroy()
+@pytest.mark.rig(restore=False)
+def test_where_it_is_not_wanted_it_is_not_put_back(rig: Rig) -> None:
+    rig.open(conversation())
+    nft(rig, "delete table inet algate")
+    wait_for(lambda: rig.pinholes() == [], "it to be noticed")
+    assert not is_whole(rig)
+    lease = rig.open(inbound())
+    assert is_whole(rig)
+    assert [row["id"] for row in rig.pinholes()] == [lease.id]
 
 
 def test_what_broke_while_no_broker_lived_is_mended_by_the_next_one(rig: Rig, phones: Phones) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from tests.net.broker_rig import (
     SERVER6,
     STRANGER,
     STRANGER6,
+    Phones,
     Rig,
     inbound,
     wait_for,
@@ -47,47 +47,6 @@ FAMILIES = pytest.mark.parametrize(
     [(CLIENT, PUBLIC, SERVER, STRANGER), (CLIENT6, PUBLIC6, SERVER6, STRANGER6)],
     ids=["ipv4", "ipv6"],
 )
-
-
-class Phones:
-    """UDP sockets in the rig's namespaces; `close` ends them."""
-
-    def __init__(self, rig: Rig) -> None:
-        self._rig = rig
-        self._sockets: list[socket.socket] = []
-
-    def at(self, namespace: str, host: str, port: int = 0) -> socket.socket:
-        def make() -> socket.socket:
-            sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
-            sock.settimeout(5)
-            sock.bind((host, port))
-            return sock
-
-        sock = self._rig.within(namespace, make)
-        self._sockets.append(sock)
-        return sock
-
-    def close(self) -> None:
-        for sock in self._sockets:
-            sock.close()
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    rig = Rig(tmp_path)
-    try:
-        rig.build()
-        rig.start()
-        yield rig
-    finally:
-        rig.destroy()
-
-
-@pytest.fixture
-def phones(rig: Rig) -> Iterator[Phones]:
-    phones = Phones(rig)
-    yield phones
-    phones.close()
 
 
 def conversation(**changes: Any) -> PinholeRequest:
