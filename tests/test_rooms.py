@@ -36,6 +36,8 @@ RULES = [
         for room in ("broker", "host", "supervisor", "config")
     ),
 ]
+# What is below gets small values, so that it can be built and tested without a configuration.
+READS_CONFIG = ("config", "process", "supervisor", "host", "cli")
 PYROUTE2 = {"gateway/broker/netfilter.py", "gateway/broker/conntrack.py"}
 # Each row may import from the rows below it, never from those above or beside.
 ROWS = [
@@ -94,6 +96,12 @@ def test_a_module_stays_in_its_room(path: Path) -> None:
         assert not [m for m in imported if within(m, "pyroute2")], (
             f"{name}: only what talks to netfilter needs pyroute2"
         )
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_configuration_is_read_at_the_top_only(path: Path) -> None:
+    if path.relative_to(ROOT).parts[1] not in READS_CONFIG:
+        assert not [module for module in imports(path) if within(module, "gateway.config")]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -22,7 +22,7 @@ from gateway.broker import marks
 from gateway.broker.conntrack import Conntrack
 from gateway.broker.element_messages import NFPROTO_INET
 from gateway.broker.elements import elements_of, leases_of
-from gateway.broker.limits import Limits
+from gateway.broker.limits import BrokerLimits
 from gateway.broker.nat import Nat, ReturnPath
 from gateway.broker.netfilter import Change, Netfilter, TableGoneError
 from gateway.broker.netlink import NetfilterError
@@ -102,7 +102,7 @@ class Engine:
     """
 
     def __init__(
-        self, *, table: str, limits: Limits, send: Callable[[int, Sequence[ToWorker]], Sequence[ToWorker]]
+        self, *, table: str, limits: BrokerLimits, send: Callable[[int, Sequence[ToWorker]], Sequence[ToWorker]]
     ) -> None:
         self.netfilter = Netfilter(table)
         self.netfilter.measure(limits.meter, now=False)
@@ -176,7 +176,7 @@ class Engine:
         self.stale.forget()
         log.info("broker.stopped", opened=self._opened, used=self._usage.used, refused=self._refused)
 
-    def configure(self, limits: Limits) -> int:
+    def configure(self, limits: BrokerLimits) -> int:
         """Use other limits from now on. Pinholes of clients that are not inside any more are closed. Returns how many
         those are."""
         self.netfilter.measure(limits.meter)

@@ -1,4 +1,4 @@
-"""The limits that a configuration sets for the broker's pinholes."""
+"""The limits of the broker's pinholes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import NamedTuple, TypedDict
 
 from gateway.broker.netfilter import Meter
-from gateway.config.schema import Config
 from gateway.model.requests import Network
 
 
@@ -20,7 +19,7 @@ class TableLimits(TypedDict):
     rate: float
 
 
-class Limits(NamedTuple):
+class BrokerLimits(NamedTuple):
     """The broker's limits. `inside`: the networks of clients. `ports`, `read_ports`, `per_client`, `rate`: see
     LeaseTable. `meter`: how fast datagrams for modules may come.
 
@@ -36,27 +35,6 @@ class Limits(NamedTuple):
     restore: bool = True
     meter: Meter = Meter()
     signalling: tuple[int, ...] = ()
-
-    @classmethod
-    def of(cls, config: Config) -> Limits:
-        """The limits of a configuration."""
-        pinhole = config.pinhole
-        meter = Meter(
-            config.module_ports("udp") if config.packets_wanted else (),
-            config.read_ports,
-            tuple(str(network) for network in config.inside_networks),
-            config.transparent.datagram_rate,
-        )
-        return cls(
-            inside=config.inside_networks,
-            ports=config.pinhole_ports,
-            read_ports=config.read_ports,
-            per_client=pinhole.per_client,
-            rate=pinhole.rate,
-            restore=config.rules.restore,
-            meter=meter,
-            signalling=config.module_ports("udp") if config.packets_wanted else (),
-        )
 
     def of_table(self) -> TableLimits:
         """Return the limits of the lease table."""

@@ -19,7 +19,7 @@ from typing import Protocol
 from alg.bucket import Rate
 from gateway.broker.admin import AdminDoor
 from gateway.broker.engine import Engine
-from gateway.broker.limits import Limits
+from gateway.broker.limits import BrokerLimits
 from gateway.broker.netlink import NetfilterError
 from gateway.broker.ruleset_watch import RulesetWatch
 from gateway.lease.messages import (
@@ -92,7 +92,7 @@ class Broker:
         self,
         *,
         workers: Mapping[int, socket.socket],
-        limits: Limits,
+        limits: BrokerLimits,
         table: str,
         admin: socket.socket,
         supervisor: Supervisor,
@@ -152,7 +152,7 @@ class Broker:
             return 1
         return 0
 
-    def configure(self, limits: Limits) -> int:
+    def configure(self, limits: BrokerLimits) -> int:
         """Use other limits from now on. Returns how many pinholes are closed because of that."""
         return self._engine.configure(limits)
 

@@ -12,6 +12,7 @@ from typing import Literal
 import click
 from rich.text import Text
 
+from alg.registry import datagram_modules, modules
 from gateway.cli.diff import clock, render
 from gateway.cli.live import collect
 from gateway.cli.options import config_option, json_option
@@ -22,6 +23,7 @@ from gateway.driver.capture import Piece, Writer, read
 from gateway.model.errors import AlgateError
 from gateway.model.requests import Network
 from gateway.observe.trace import Row
+from gateway.process.installed import datagram_readers, stream_readers
 
 POLL = 0.25  # seconds
 # Who is inside if the configuration does not say: private addresses.
@@ -79,7 +81,8 @@ def explain(
     inside: tuple[Network, ...] = config.inside_networks or tuple(map(ipaddress.ip_network, _PRIVATE))
     from gateway.driver.offline import Rehearsal  # it loads gevent, which no other command needs
 
-    rehearsal = Rehearsal(config, inside, public)
+    streams, datagrams = stream_readers(config, modules()), datagram_readers(config, datagram_modules())
+    rehearsal = Rehearsal(streams, datagrams, config.pinhole_ports[0], inside, public)
     wanted = _Filter(client, ladder)
     with _writing(into, after) as write:
         rows = map(write, filter(wanted, rehearsal.run(read(capture))))

@@ -10,8 +10,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import msgspec
-
 from alg.address import Endpoint, canonical
 from alg.api import (
     AlgModule,
@@ -33,10 +31,10 @@ from alg.api import (
     Side,
 )
 from alg.datagrams import DatagramContext, DatagramModule, RevokeConversation, StandDown
-from alg.registry import datagram_modules, modules, traits_of
-from gateway.config.schema import Config
+from alg.registry import traits_of
 from gateway.driver.capture import Piece
 from gateway.driver.datagrams import DatagramDriver, HeldDatagram, Placement, Said, Setting
+from gateway.driver.readers import DatagramReader, StreamReader
 from gateway.model.requests import Done, Lease, Network, PinholeRequest, PinholeUpdate
 from gateway.net.addresses import PublicAddress
 from gateway.observe.trace import Row, Trace, row
@@ -50,13 +48,21 @@ class Rehearsal:
     `pieces`: how many there were; `read`: how many of them a module was shown.
     """
 
-    def __init__(self, config: Config, inside: Sequence[Network], public: str) -> None:
-        self._config = config
+    def __init__(
+        self,
+        streams: Mapping[int, StreamReader],
+        datagrams: Mapping[int, DatagramReader],
+        first_port: int,
+        inside: Sequence[Network],
+        public: str,
+    ) -> None:
+        """`streams`, `datagrams`: by the server's port. `first_port`: of pinholes. `public`: the router's address."""
+        self._streams = streams
+        self._datagrams = datagrams
         self._inside = tuple(inside)
         self._public = public
         self.pieces = self.read = 0
-        self._port = itertools.count(config.pinhole_ports[0], 2)
-        self._modules = modules()
+        self._port = itertools.count(first_port, 2)
         self._readings: dict[str, _Datagrams] = {}
         self._flows: dict[frozenset[Endpoint], _Flow | None] = {}
 
@@ -85,20 +91,18 @@ class Rehearsal:
             (
                 found
                 for end in (piece.destination, piece.source)
-                if (found := self._config.module_of(end.port, "udp")) is not None
+                if (found := self._datagrams.get(end.port)) is not None
             ),
             None,
         )
         outward = self._is_inside(piece.source)
         if known is None or outward == self._is_inside(piece.destination):
             return
-        name, section = known
         self.read += 1
+        name = known.kind.name
         reading = self._readings.get(name)
         if reading is None:
-            kind = datagram_modules()[name]
-            options = msgspec.convert(section.options, kind.options) if kind.options is not None else None
-            module, _ = kind.make(DatagramContext(options))
+            module, _ = known.kind.make(DatagramContext(known.options))
             reading = self._readings[name] = _Datagrams(name, module, self)
         yield from reading.received(piece, outward)
 
@@ -117,15 +121,13 @@ class Rehearsal:
         """Begin a flow, if a module reads it. Its beginning may be missing from the capture: the server is the end with
         the module's port."""
         client, server = piece.source, piece.destination
-        if self._config.module_of(server.port) is None and not piece.first:
+        if server.port not in self._streams and not piece.first:
             client, server = server, client
-        found = self._config.module_of(server.port)
-        if found is None or not self._is_inside(client):
+        reader = self._streams.get(server.port)
+        if reader is None or not self._is_inside(client):
             return None
-        module = self._modules[found[0]]
-        kind = getattr(module, "Options", None)
-        options = msgspec.convert(found[1].options, kind) if kind is not None else None
-        return _Flow(module(FlowContext(client, server, Side.CLIENT, options)), client, server, self)
+        context = FlowContext(client, server, Side.CLIENT, reader.options)
+        return _Flow(reader.kind(context), client, server, self)
 
 
 class _Datagrams:

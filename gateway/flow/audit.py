@@ -10,7 +10,7 @@ from alg.address import Endpoint
 from gateway.flow.table import Flow, Flows
 from gateway.flow.upstream import Upstreams
 from gateway.model.requests import CommandName, ConnectRequest
-from gateway.policy.decide import Decision, Policy
+from gateway.policy.decide import Decision, PolicyInForce
 
 log = structlog.get_logger()
 
@@ -24,7 +24,7 @@ class Audit:
     def __init__(
         self,
         flows: Flows,
-        policy: Policy,
+        policy: PolicyInForce,
         groups: Callable[[str], tuple[str, ...]],
         upstreams: Upstreams,
         published: Collection[Endpoint],
@@ -78,8 +78,8 @@ class Audit:
             return Decision(flow.server in self._published, "published")
         request = self._request(flow)
         if request.command == "udp":
-            return self._policy.decide_association(request)
-        judgement = self._policy.judge(request)
+            return self._policy.current.decide_association(request)
+        judgement = self._policy.current.judge(request)
         if not judgement.client.permit:
             return judgement.client
         by_name = judgement.by_name

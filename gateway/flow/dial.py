@@ -26,7 +26,7 @@ from gateway.model.requests import ConnectRequest
 from gateway.net.addresses import is_local
 from gateway.net.resolver import ResolveError, Resolver
 from gateway.policy.clients import ClientLimit, Clients, Kind
-from gateway.policy.decide import Decision, Judgement, Policy
+from gateway.policy.decide import Decision, Judgement, PolicyInForce
 from gateway.policy.limits import LimitReached, RuleLimits, Session
 
 log = structlog.get_logger()
@@ -85,7 +85,7 @@ class Dialer:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: PolicyInForce,
         resolver: Resolver,
         source: str | None = None,
         limits: RuleLimits | None = None,
@@ -105,7 +105,7 @@ class Dialer:
     def dial(self, request: ConnectRequest) -> Connection:
         """Connect to the request's server, directly or through upstreams. Raises DialError."""
         deadline = time.monotonic() + CONNECT_TIMEOUT
-        judgement = self._policy.judge(request)
+        judgement = self._policy.current.judge(request)
         client, by_name = judgement.client, judgement.by_name
         if not client.permit:
             _note(request, client)

@@ -13,7 +13,7 @@ from gateway.model.hosts import parse_address
 from gateway.model.requests import ConnectRequest
 from gateway.net.resolver import ResolveError, Resolver
 from gateway.policy.clients import ClientLimit, Clients, Holder, Kind
-from gateway.policy.decide import Decision, Judgement, Policy
+from gateway.policy.decide import Decision, Judgement, PolicyInForce
 from gateway.policy.limits import LimitReached, RuleLimits, Session
 
 TIMEOUT = 10.0  # seconds to resolve a name
@@ -29,7 +29,9 @@ class Admission(NamedTuple):
 class Lookup:
     """Resolves names, and lets the policy decide on each address."""
 
-    def __init__(self, policy: Policy, resolver: Resolver, limits: RuleLimits, clients: Clients | None = None) -> None:
+    def __init__(
+        self, policy: PolicyInForce, resolver: Resolver, limits: RuleLimits, clients: Clients | None = None
+    ) -> None:
         self._clients = clients
         self._limits = limits
         self._policy = policy
@@ -37,12 +39,12 @@ class Lookup:
 
     def check_client(self, request: ConnectRequest) -> None:
         """Raise DialError "denied" if this client may not ask at all."""
-        _permit_client(request, self._policy.judge(request))
+        _permit_client(request, self._policy.current.judge(request))
 
     def admit_association(self, request: ConnectRequest) -> Admission:
         """Count a UDP association for its rule. Raises DialError "denied" if this client may send no datagram at all,
         or if the rule's limit is reached."""
-        client = self._policy.decide_association(request)
+        client = self._policy.current.decide_association(request)
         if not client.permit:
             raise DialError("denied", f"client {request.client.host} is not allowed", client.rule)
         return self._count(request, client)
@@ -65,7 +67,7 @@ class Lookup:
     def admit(self, request: ConnectRequest, address: Address | None) -> Admission:
         """Count a permitted request for the rule that permits it at `address` (None: at any address). Raises
         DialError."""
-        judgement = self._policy.judge(request)
+        judgement = self._policy.current.judge(request)
         return self._count(request, judgement.client if address is None else judgement.at(address))
 
     def _count(self, request: ConnectRequest, decision: Decision) -> Admission:
@@ -77,12 +79,12 @@ class Lookup:
 
     def check(self, request: ConnectRequest, address: Address) -> None:
         """Raise DialError "denied" if the request may not be carried out at `address`."""
-        _permit(self._policy.judge(request), address)
+        _permit(self._policy.current.judge(request), address)
 
     def permitted(self, request: ConnectRequest) -> list[Address]:
         """Return the permitted addresses of the request's host, at least one. May wait for name servers. Raises
         DialError."""
-        judgement = self._policy.judge(request)
+        judgement = self._policy.current.judge(request)
         _permit_client(request, judgement)
         with looking_up(self._clients, request.client.host):
             try:
@@ -103,7 +105,7 @@ class Lookup:
 
     def name_of(self, request: ConnectRequest) -> str:
         """Return the name (PTR) of the address that is the request's host. Raises DialError."""
-        judgement = self._policy.judge(request)
+        judgement = self._policy.current.judge(request)
         _permit_client(request, judgement)
         try:
             address = parse_address(request.host)
@@ -123,7 +125,7 @@ class Lookup:
             anybody = ipaddress.ip_address(request.host).is_unspecified
         except ValueError:
             return False
-        if anybody and not self._policy.permits_any_peer(request):
+        if anybody and not self._policy.current.permits_any_peer(request):
             raise DialError("denied", "no rule permits connections of any host", "any-peer")
         return anybody
 

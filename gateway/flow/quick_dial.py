@@ -20,7 +20,7 @@ from gateway.net.relay.poller import GONE, WRITE, Watch
 from gateway.net.relay.splice import Relay
 from gateway.net.relay.wheel import Entry
 from gateway.net.sockets import prepare
-from gateway.policy.decide import Decision, Policy
+from gateway.policy.decide import Decision, PolicyInForce
 
 Done = Callable[[_socket.socket | OSError, Watch | None], None]
 """A callback with the socket and its watch, or with the error and None."""
@@ -31,7 +31,7 @@ class QuickDialer:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: PolicyInForce,
         relay: Relay,
         source: str | None = None,
         routes_by_policy: Callable[[], bool] | None = None,
@@ -48,8 +48,9 @@ class QuickDialer:
         handled by the `Dialer`, which decides again."""
         if request.command == "transparent" and self._routes_by_policy is not None and self._routes_by_policy():
             return None
-        judgement = self._policy.judge(request)
-        if not judgement.client.permit or self._policy.demands_ident(request):
+        policy = self._policy.current
+        judgement = policy.judge(request)
+        if not judgement.client.permit or policy.demands_ident(request):
             return None
         decision = judgement.at(address)
         if not decision.permit or decision.limits or decision.via or decision.chain or decision.log:

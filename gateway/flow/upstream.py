@@ -13,8 +13,6 @@ import msgspec
 from alg.socks.dialogue import Account, Dialogue, Kind, Parser, ask
 from alg.socks.errors import Failure, ProxyError
 from alg.socks.socks5 import Command
-from gateway.config.check import parse_host_port
-from gateway.config.schema import Config
 from gateway.policy.rules import Decision
 
 # Connects to a host (an address or a name) and port until a time of `time.monotonic()`; raises UpstreamError.
@@ -39,17 +37,6 @@ class Upstream(msgspec.Struct, frozen=True):
     user: str = ""
     password: str = ""
     remote: bool = False
-
-
-def upstreams_of(config: Config) -> dict[str, Upstream]:
-    """The upstreams of a configuration, by name."""
-    found = {}
-    for section in config.upstream:
-        host, port = parse_host_port(section.address)
-        password = config.loaded.passwords.get(section.name, "")
-        remote = section.resolve == "remote"
-        found[section.name] = Upstream(section.name, section.kind, host, port, section.user, password, remote)
-    return found
 
 
 class Upstreams:

@@ -11,6 +11,7 @@ import msgspec
 from alg.address import Endpoint
 from gateway.model.errors import PinholeRefused
 
+AuthName = Literal["none", "ident", "password", "gssapi"]
 CommandName = Literal["connect", "bind", "udp", "resolve", "transparent", "fxp"]
 Transport = Literal["tcp", "udp"]
 Direction = Literal["in", "out"]

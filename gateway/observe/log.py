@@ -165,7 +165,7 @@ def setup_logging(
     )
     # What is written past structlog is of the level "info".
     quick = settings.target == "stderr" and settings.format == "logfmt" and least <= _LEVELS["info"]
-    PINHOLES.become(process, sink if quick else None)
+    PINHOLES.configure(process, sink if quick else None)
     if not settings.connections:
         return NoFlowLog()
     return QuickFlowLog(process, sink) if quick else FlowLog()

@@ -54,7 +54,7 @@ class PinholeLog:
         self._head = ""
         self._stamp = Stamp()
 
-    def become(self, process: str, sink: Sink | None) -> None:
+    def configure(self, process: str, sink: Sink | None) -> None:
         """Use this process name and sink from now on, and logfmt. Without a sink, lines are logged like all others."""
         self._sink = sink
         self._head = f" level=info process={process} event="

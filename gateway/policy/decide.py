@@ -74,15 +74,6 @@ class Policy:
         self._nat64 = tuple(nat64)
         self._clients: dict[str, bool] = {}  # whether they may ask where there are no rules, as far as it was asked
 
-    def become(self, other: Policy) -> None:
-        """Take over the rules of `other`, for everything that holds this policy."""
-        self._inside, self._inside_prefixes = other._inside, other._inside_prefixes
-        self._index = other._index
-        self._has_rules, self._has_access = other._has_rules, other._has_access
-        self._any_bind_peer = other._any_bind_peer
-        self._nat64 = other._nat64
-        self._clients = {}
-
     def judge(self, request: ConnectRequest) -> Judgement:
         """Return a judgement of a request. All selectors but `to` are evaluated now, once."""
         return Judgement(self, request)
@@ -211,7 +202,7 @@ class Judgement:
 
     def __init__(self, policy: Policy, request: ConnectRequest) -> None:
         self._policy = policy
-        self._index = index = policy._index  # other rules may come before this is over
+        self._index = index = policy._index
         self._rule: Rule | None = None
         self.query: Query | None
         if not policy._governed(request):
@@ -259,3 +250,13 @@ class Judgement:
             first = first or decision
         assert first is not None
         return first
+
+
+class PolicyInForce:
+    """Holds the policy that is in force. What asks for decisions holds this, and reads `current` for each request: a
+    reload puts another policy there, which then also applies to what has begun before."""
+
+    __slots__ = ("current",)
+
+    def __init__(self, current: Policy) -> None:
+        self.current = current

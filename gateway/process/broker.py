@@ -7,8 +7,10 @@ import select
 import socket
 import sys
 
-from gateway.broker.limits import Limits
+from gateway.broker.limits import BrokerLimits
+from gateway.broker.netfilter import Meter
 from gateway.broker.server import Broker, Turn
+from gateway.config.schema import Config
 from gateway.observe.log import setup_logging
 from gateway.process.boot import Boot
 from gateway.process.collector import collect_rarely
@@ -30,7 +32,7 @@ from gateway.process.lifeline import (
 SWITCH = 0.0005  # seconds that a thread which only looks may keep Python's lock from the one that answers
 
 
-class _Supervisor:
+class _Lifeline:
     """The supervisor as the broker sees it. `standby`: begin when it says so."""
 
     def __init__(self, lifeline: socket.socket, standby: bool) -> None:
@@ -73,7 +75,7 @@ class _Supervisor:
                 send(self._lifeline, Prepared())
             case Commit() if broker is not None and self._next is not None:
                 setup_logging("broker", self._next.config.log.settings, later=broker.turn.later)
-                send(self._lifeline, Done(broker.configure(Limits.of(self._next.config))))
+                send(self._lifeline, Done(broker.configure(limits_of(self._next.config))))
             case Report() if broker is not None:
                 broker.report()
             case Ping():
@@ -81,14 +83,30 @@ class _Supervisor:
         return True
 
 
+def limits_of(config: Config) -> BrokerLimits:
+    """Return the limits of a configuration."""
+    signalling = config.module_ports("udp") if config.packets_wanted else ()
+    inside = tuple(str(network) for network in config.inside_networks)
+    return BrokerLimits(
+        inside=config.inside_networks,
+        ports=config.pinhole_ports,
+        read_ports=config.read_ports,
+        per_client=config.pinhole.per_client,
+        rate=config.pinhole.rate,
+        restore=config.rules.restore,
+        meter=Meter(signalling, config.read_ports, inside, config.transparent.datagram_rate),
+        signalling=signalling,
+    )
+
+
 def main(boot: Boot) -> int:
     """Serve until the supervisor says otherwise. Returns the exit code."""
     turn = Turn()
     setup_logging("broker", boot.config.log.settings, later=turn.later)
-    supervisor = _Supervisor(socket.socket(fileno=boot.lifeline), boot.standby)
+    supervisor = _Lifeline(socket.socket(fileno=boot.lifeline), boot.standby)
     broker = Broker(
         workers={slot: socket.socket(fileno=fd) for slot, fd in boot.workers.items()},
-        limits=Limits.of(boot.config),
+        limits=limits_of(boot.config),
         table=boot.config.instance,
         admin=socket.socket(fileno=boot.admin),
         supervisor=supervisor,

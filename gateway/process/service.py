@@ -9,25 +9,24 @@ from datetime import datetime
 from typing import NamedTuple
 
 import gevent.socket as gsocket
-import msgspec
 
 from alg.address import Endpoint
 from alg.datagrams import DatagramContext, DatagramModule
-from alg.registry import DatagramKind
-from gateway.config.check import parse_name_server
+from gateway.config.check import parse_host_port, parse_name_server
 from gateway.config.rules import policy_of
-from gateway.config.schema import AlgSection, Config
+from gateway.config.schema import Config
 from gateway.config.schema_rules import DnsSection
 from gateway.driver.afterlife import Afterlife
 from gateway.driver.announced import Announced
 from gateway.driver.guard import Guard
-from gateway.driver.runner import FlowRunner
+from gateway.driver.readers import DatagramReader
+from gateway.driver.runner import FlowRunner, Means
 from gateway.flow.audit import Audit
 from gateway.flow.dial import Dialer
 from gateway.flow.lookup import Lookup
 from gateway.flow.quick_dial import QuickDialer, cooperative
 from gateway.flow.table import Flows
-from gateway.flow.upstream import Upstreams, upstreams_of
+from gateway.flow.upstream import Upstream, Upstreams
 from gateway.front.accept import Acceptor, Quick, room_for_connections
 from gateway.front.auth.ident import IdentClient
 from gateway.front.socks.bind import BindCommand
@@ -50,11 +49,11 @@ from gateway.pinhole.client import BrokerClient
 from gateway.pinhole.split import SplitPinholes
 from gateway.pinhole.userspace import UserspacePinholes
 from gateway.policy.clients import Clients, Kind
-from gateway.policy.decide import Policy
+from gateway.policy.decide import PolicyInForce
 from gateway.policy.limits import RuleLimits
 from gateway.policy.shared_counts import SharedCounts
 from gateway.process.authentication import Authentication
-from gateway.process.installed import installed
+from gateway.process.installed import datagram_readers, installed, stream_readers
 
 LOOKUPS = 2048  # names that a worker resolves at a time; each holds some 40 KB
 
@@ -70,7 +69,7 @@ class Ground(NamedTuple):
     kernel: Backend
     broker: BrokerClient | None
     own: OwnAddresses
-    policy: Policy
+    policy: PolicyInForce
     limits: RuleLimits
     announced: Announced
     counts: SharedCounts
@@ -99,22 +98,14 @@ class Service:
         lookup = Lookup(policy, resolver, ground.limits, ground.clients)
         of_socks = _of_socks(config.pinhole.backend, userspace, kernel)
         streams, datagrams = installed(config)
-        runner = FlowRunner(
-            config,
-            flows,
-            streams,
-            {
-                "transparent": userspace if config.pinhole.backend == "userspace" else kernel,
-                "socks": of_socks,
-                "published": userspace,  # the server sees us as its client, so data has to come from us too
-            },
-            userspace,
-            policy,
-            Guard(),
-            ground.announced,
-            ground.afterlife,
-            ground.broker.seen if ground.broker is not None else None,
-        )
+        pinholes = {
+            "transparent": userspace if config.pinhole.backend == "userspace" else kernel,
+            "socks": of_socks,
+            "published": userspace,  # the server sees us as its client, so data has to come from us too
+        }
+        look = ground.broker.seen if ground.broker is not None else None
+        means = Means(pinholes, userspace, Guard(), ground.announced, ground.afterlife, look)
+        runner = FlowRunner(flows, stream_readers(config, streams), outside, policy, means)
         earlier = before.authentication if before is not None else None
         self.authentication: Authentication = Authentication(
             config.socks, files, ground.counts, ground.neighbours.guesser, earlier
@@ -131,8 +122,8 @@ class Service:
                     flows,
                     ground.relay.wheel,
                     config.pinhole_ports,
-                    Options.of(config),
-                    _readers(config, datagrams, of_socks),
+                    association_options(config),
+                    _readers(datagram_readers(config, datagrams), of_socks),
                 ),
                 "resolve": ResolveCommand(lookup),
             },
@@ -155,7 +146,7 @@ class Service:
         """Apply this configuration's rules and limits from now on, also to what is under way."""
         config = self._config
         keep_alive_after(config.network.keepalive)
-        self._ground.policy.become(self._rules)
+        self._ground.policy.current = self._rules
         self._ground.clients.configure(most_of(config), room_of(config))
         self._ground.neighbours.inside = config.inside_networks
         self._ground.userspace.configure(
@@ -194,24 +185,40 @@ def _of_socks(backend: str, userspace: UserspacePinholes, kernel: Backend) -> Ba
     return kernel if backend == "kernel" else userspace
 
 
-def _readers(config: Config, kinds: Mapping[str, DatagramKind], pinholes: Backend) -> Mapping[int, MessageReader]:
+def _readers(readers: Mapping[int, DatagramReader], pinholes: Backend) -> Mapping[int, MessageReader]:
     """Return the modules that read datagrams of SOCKS clients, by the ports of their targets."""
-    readers: dict[int, MessageReader] = {}
-    for name, section in config.datagram_sections().items():
-        if name not in kinds:
-            continue
-        reader = _reader(kinds[name], section, pinholes)
-        readers.update((port, reader) for port in section.ports)
-    return readers
+    return {port: _message_reader(reader, pinholes) for port, reader in readers.items()}
 
 
-def _reader(kind: DatagramKind, section: AlgSection, pinholes: Backend) -> MessageReader:
-    options = msgspec.convert(section.options, kind.options) if kind.options is not None else None
+def _message_reader(reader: DatagramReader, pinholes: Backend) -> MessageReader:
+    kind = reader.kind
 
     def make(client: Endpoint, public: Endpoint) -> tuple[DatagramModule, float | None]:
-        return kind.make(DatagramContext(options, fixed=(client, public)))
+        return kind.make(DatagramContext(reader.options, fixed=(client, public)))
 
-    return MessageReader(kind.name, section.mode, pinholes, make, kind.shown)
+    return MessageReader(kind.name, reader.mode, pinholes, make, kind.shown)
+
+
+def upstreams_of(config: Config) -> dict[str, Upstream]:
+    """Return the upstreams of a configuration, by name."""
+    found = {}
+    for section in config.upstream:
+        host, port = parse_host_port(section.address)
+        password = config.loaded.passwords.get(section.name, "")
+        remote = section.resolve == "remote"
+        found[section.name] = Upstream(section.name, section.kind, host, port, section.user, password, remote)
+    return found
+
+
+def association_options(config: Config) -> Options:
+    """Return the options of UDP associations."""
+    socks = config.socks
+    return Options(
+        socks.udp_answers == "open",
+        socks.udp_fragments == "reassemble",
+        socks.udp_idle_timeout,
+        config.network.outside,
+    )
 
 
 def resolver_of(section: DnsSection) -> Resolver:

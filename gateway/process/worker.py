@@ -55,6 +55,7 @@ from gateway.pinhole.client import BrokerClient
 from gateway.pinhole.kernel import KernelPinholes
 from gateway.pinhole.userspace import UserspacePinholes
 from gateway.policy.clients import Clients
+from gateway.policy.decide import PolicyInForce
 from gateway.policy.limits import RuleLimits
 from gateway.process.boot import Boot
 from gateway.process.confine import hide, restrict_calls
@@ -125,7 +126,7 @@ class Worker:
             KernelPinholes(broker) if broker else self._userspace,
             broker,
             own,
-            policy_of(config, datetime.now, own.has),
+            PolicyInForce(policy_of(config, datetime.now, own.has)),
             RuleLimits(counts, time.time() - time.monotonic()),
             Announced(mmap.mmap(boot.files["announced"], 0), boot.slot),
             counts,

@@ -29,7 +29,7 @@ LEASE = Lease(
 def reset() -> Iterator[None]:
     yield
     structlog.reset_defaults()
-    PINHOLES.become("", None)
+    PINHOLES.configure("", None)
 
 
 leases = st.builds(
@@ -54,7 +54,7 @@ def test_both_ways_give_the_same_lines_and_counts(lease: Lease, event: str, by: 
         structlog.reset_defaults()
         setup_logging("broker", LogSection().settings, stream)
         if not quick:
-            PINHOLES.become("broker", None)
+            PINHOLES.configure("broker", None)
         counts.clear()
         PINHOLES.info(event, lease, slot=slot, by=by)
         said.append((re.sub(r"timestamp=\S+Z", "", stream.getvalue()), dict(counts)))

@@ -15,13 +15,13 @@ from alg.address import Endpoint
 from alg.socks import password, socks4, socks5
 from alg.socks.gssapi import ABORT, Level, MessageType, choose_level, encode_message, parse_message
 from alg.socks.socks5 import Method
-from gateway.config.schema import AuthName
 from gateway.front.auth.guard import Guard
 from gateway.front.auth.ident import IdentClient
 from gateway.front.auth.passwords import Accounts, Overloaded, PasswordChecker
 from gateway.front.socks.gssapi import GssapiAcceptor, GssapiContext, GssapiFailure
 from gateway.front.socks.gssapi_stream import DatagramProtection, ProtectedSocket
 from gateway.front.socks.request import ANONYMOUS, Identity, Incoming
+from gateway.model.requests import AuthName
 from gateway.net.sockets import endpoint
 from gateway.net.turns import turns
 

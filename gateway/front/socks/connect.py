@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.driver.runner import FlowRunner
+from gateway.driver.runner import Arrival, FlowRunner
 from gateway.flow.dial import Dialer, DialError
 from gateway.front.socks.request import SocksRequest
 from gateway.net.sockets import endpoint
@@ -32,9 +32,7 @@ class ConnectCommand:
             return
         early = bytes(request.incoming.buffer)
         target = f"{request.host}:{request.port}"
-        self._runner.run(
-            "socks", request.sock, server, early=early, user=request.user, target=target, connection=connection
-        )
+        self._runner.run(request.sock, server, Arrival("socks", early, request.user, target), connection)
 
     def fail(self, request: SocksRequest, error: DialError) -> None:
         """Tell the client and the log that there is no connection; owns the request's socket."""

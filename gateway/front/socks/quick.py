@@ -18,7 +18,7 @@ from typing import Protocol
 
 from alg.address import Address, Endpoint, canonical, parse_ip
 from alg.socks import socks5
-from gateway.driver.runner import FlowRunner
+from gateway.driver.runner import End, FlowRunner
 from gateway.flow.dial import DialError, dial_error
 from gateway.flow.quick_dial import QuickDialer, cooperative
 from gateway.front.socks.connect import ConnectCommand
@@ -198,8 +198,8 @@ class _Handshake:
             self._sock.close()
             dialled.close()
             return
-        watches = (self._watch, watch)
-        self._lane.runner.join("socks", client, self._sock, server, dialled, self._buffer, decision, watches)
+        ends = End(client, self._sock, self._watch), End(server, dialled, watch)
+        self._lane.runner.join("socks", *ends, self._buffer, decision)
 
     def _send(self, answer: bytes) -> bool:
         """Send the first bytes of a connection. They always fit; otherwise the connection is broken."""
@@ -282,7 +282,7 @@ class QuickTransparent:
             self._front.fail(sock, request.client, server, dial_error(result))
             return
         assert watch is not None
-        self._runner.join("transparent", request.client, sock, server, result, b"", decision, (None, watch))
+        self._runner.join("transparent", End(request.client, sock), End(server, result, watch), b"", decision)
         self._taking.end(holder)
 
     def _hand_over(self, sock: _socket.socket, address: tuple[object, ...]) -> None:

@@ -9,7 +9,7 @@ import gevent.socket as gsocket
 import structlog
 
 from alg.address import Endpoint
-from gateway.driver.runner import FlowRunner
+from gateway.driver.runner import Arrival, FlowRunner
 from gateway.flow.dial import Dialer, DialError
 from gateway.front.transparent.original_dst import original_destination
 from gateway.model.requests import ConnectRequest
@@ -52,7 +52,7 @@ class TransparentFront:
         except DialError as error:
             self.fail(sock, client, target, error)
             return
-        self._runner.run("transparent", sock, connection.sock, connection=connection)
+        self._runner.run(sock, connection.sock, Arrival("transparent"), connection)
 
     def publishes(self, target: Endpoint) -> bool:
         """Whether a server inside is published there."""
@@ -82,4 +82,4 @@ class TransparentFront:
             )
             abort(sock)
             return
-        self._runner.run("published", sock, server, published=target)
+        self._runner.run(sock, server, Arrival("published", published=target))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import msgspec
 from gevent import get_hub
 
-from gateway.config.schema import Config
 from gateway.flow.dial import DialError
 from gateway.front.socks.request import log_failure
 from gateway.model.requests import ConnectRequest, Lease
@@ -37,15 +36,6 @@ class Options(msgspec.Struct, frozen=True):
     reassemble: bool
     idle_timeout: float
     outside: str
-
-    @classmethod
-    def of(cls, config: Config) -> Options:
-        """The options of a configuration."""
-        socks = config.socks
-        return cls(
-            socks.udp_answers == "open", socks.udp_fragments == "reassemble", socks.udp_idle_timeout,
-            config.network.outside,
-        )  # fmt: skip
 
 
 class Outside:

@@ -14,10 +14,11 @@ from gateway.config.load import parse_config
 from gateway.driver.afterlife import Afterlife
 from gateway.driver.announced import Announced
 from gateway.driver.guard import Guard
-from gateway.driver.runner import FlowRunner
+from gateway.driver.runner import Arrival, FlowRunner, Means
 from gateway.flow.table import Flows
 from gateway.net.relay.splice import Relay
-from gateway.policy.decide import Policy
+from gateway.policy.decide import Policy, PolicyInForce
+from gateway.process.installed import stream_readers
 from tests.unit.driver.driven import Plain, SlowBackend
 from tests.unit.relay.ends import read_exactly, tcp_pair
 
@@ -30,21 +31,12 @@ class NeverAsks:
 class Rig:
     def __init__(self, relay: Relay, module: type | None, port: int) -> None:
         self.announced = Announced()
-        config = parse_config(f'[alg.ftp]\nports = [{port}]\nmode = "rewrite"\n', "test")
         self.flows = Flows("w0", relay)
-        modules = {} if module is None else {"ftp": cast(type[AlgModule], module)}
+        config = parse_config(f'[alg.ftp]\nports = [{port}]\nmode = "rewrite"\n', "test")
+        readers = stream_readers(config, {} if module is None else {"ftp": cast(type[AlgModule], module)})
         backend: Any = SlowBackend()
-        self.runner = FlowRunner(
-            config,
-            self.flows,
-            modules,
-            {"transparent": backend},
-            backend,
-            cast(Policy, NeverAsks()),
-            Guard(),
-            self.announced,
-            Afterlife(),
-        )
+        means = Means({"transparent": backend}, backend, Guard(), self.announced, Afterlife())
+        self.runner = FlowRunner(self.flows, readers, "auto", PolicyInForce(cast(Policy, NeverAsks())), means)
 
 
 class Counts(Plain):
@@ -71,7 +63,7 @@ def test_its_bytes_arrive(relay: Relay, case: str) -> None:
     if case == "announced":
         rig.announced.add("127.0.0.1", Endpoint("127.0.0.1", port), 60)
     with capture_logs() as lines:
-        running = gevent.spawn(rig.runner.run, "transparent", left, right, early=b"early ")
+        running = gevent.spawn(rig.runner.run, left, right, Arrival("transparent", b"early "))
         client.sendall(b"and late")
         assert read_exactly(server, 14) == b"early and late"
         server.sendall(b"back")

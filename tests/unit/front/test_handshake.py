@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from alg.address import Endpoint
 from alg.socks.socks5 import SocksError
-from gateway.config.schema import AuthName
 from gateway.front.auth.guard import Guard
 from gateway.front.auth.passwords import Accounts, PasswordChecker
 from gateway.front.auth.users import HASHER, User
 from gateway.front.socks.authenticate import Authenticator, NotAuthenticated
 from gateway.front.socks.request import Gone, Identity, Incoming
+from gateway.model.requests import AuthName
 
 CLIENT = Endpoint("192.0.2.1", 1000)
 ACCOUNTS = Accounts({"ann": User("ann", HASHER.hash("secret"), ("staff",))})
