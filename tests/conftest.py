@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# How long an example takes is no claim of any test: benchmarks measure, and this machine may have much else to do.
+hypothesis.settings.register_profile("algate", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("algate")
 
 ROOT = Path(__file__).parents[1]
 

@@ -64,16 +64,18 @@ class App:
     """The WSGI application of the console.
 
     `public`: whether it listens beyond loopback. `hosts`: further names by which a browser may ask for it. `token`: the
-    secret that requests need to change something and, if the console is public, to read.
+    secret that requests need to change something and, if the console is public, to read; `token_file`: where a person
+    finds it.
     """
 
-    def __init__(self, *, public: bool, hosts: Sequence[str], gatherer: Gatherer, token: str) -> None:
+    def __init__(self, *, public: bool, hosts: Sequence[str], gatherer: Gatherer, token: str, token_file: str) -> None:
         if not token:
             raise ValueError("without a token anybody could change everything")
         self._hosts = frozenset(host.lower() for host in hosts) | {"localhost"}
         self._public = public
         self._gatherer = gatherer
         self._token = token
+        self._token_file = token_file
         self._static = _static_files()
         self._open: dict[str, Callable[[], _Response]] = {"/healthz": self._healthz, "/readyz": self._readyz}
         self._read: dict[str, Callable[[WSGIEnvironment], _Response]] = {
@@ -158,7 +160,8 @@ class App:
         if not hmac.compare_digest(given.encode(), self._token.encode()):
             if given:
                 log.warning("console.denied", client=environ.get("REMOTE_ADDR"), path=environ["PATH_INFO"])
-            raise _Refused(HTTPStatus.UNAUTHORIZED, "the token is wanted: console.token in the run directory")
+            what = "this is not the token" if given else "the token is wanted"
+            raise _Refused(HTTPStatus.UNAUTHORIZED, f"{what}; it is printed by: sudo cat {self._token_file}")
 
     # --- answers ----------------------------------------------------------------------------------------------------
 

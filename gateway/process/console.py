@@ -56,6 +56,7 @@ class Console:
             hosts=config.console.hosts,
             gatherer=self._gatherer,
             token=token,
+            token_file=f"{config.process.run_dir}/console.token",
         )
         self._verbs = {"status": self._status, "metrics": self._metrics, "events": recent_rows}
 

@@ -13,6 +13,7 @@ import contextlib
 import copy
 import ctypes
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -357,7 +358,8 @@ class Lab:
 
 def remove_stale() -> list[str]:
     """Remove the namespaces of labs whose process is dead (killed, so that it could not clean up); their names."""
-    stale = [name for name in _namespaces(_PREFIX) if not Path("/proc", name.split("-")[1]).exists()]
+    labs = {name: re.match(rf"{_PREFIX}([0-9]+)-", name) for name in _namespaces(_PREFIX)}  # others are no lab's
+    stale = [name for name, lab in labs.items() if lab and not Path("/proc", lab[1]).exists()]
     for name in stale:
         for pid in _pids(name):
             os.kill(pid, signal.SIGKILL)

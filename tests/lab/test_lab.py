@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.lab import CLIENT4, CLIENT6, ROUTER_OUT4, ROUTER_OUT6, SERVER4, SERVER6, Lab, LabError, Role
+from tests.lab.lab import (
+    CLIENT4,
+    CLIENT6,
+    ROUTER_OUT4,
+    ROUTER_OUT6,
+    SERVER4,
+    SERVER6,
+    Lab,
+    LabError,
+    Role,
+    remove_stale,
+)
 
 pytestmark = pytest.mark.net
 
@@ -89,3 +100,19 @@ def test_errors_show_what_the_program_said() -> None:
             lab.run("inside", ["sleep", "5"], timeout=0.1)
         with pytest.raises(LabError, match="in vain for the moon"):
             lab.wait_for(lambda: False, 0.05, "the moon")
+
+
+def test_only_labs_of_dead_processes_are_removed() -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    stale, lives, other = f"algate-{dead.pid}-beef-router", f"algate-{os.getpid()}-beef-router", "algate-other-beef"
+    try:
+        for name in (stale, lives, other):
+            subprocess.run(["ip", "netns", "add", name], check=True)
+        assert stale in remove_stale()
+        assert not Path("/run/netns", stale).exists()
+        assert Path("/run/netns", lives).exists()
+        assert Path("/run/netns", other).exists()
+    finally:
+        for name in (stale, lives, other):
+            subprocess.run(["ip", "netns", "delete", name], stderr=subprocess.DEVNULL)

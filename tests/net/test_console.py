@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -166,9 +167,10 @@ def test_a_kick_wants_the_token(lab: Lab, gateway: Gateway, page: Page, listener
     with flow(lab, listener) as client:
         rows(page).first.click()
         page.get_by_role("button", name="Kick this flow").click()
+        expect(page.locator("#confirm-token small")).to_contain_text(f"sudo cat {gateway.lab.tmp}/")
         page.locator("#confirm input").fill("guessed")
         page.get_by_role("button", name="Kick", exact=True).click()
-        expect(page.locator("#confirm-problem")).to_contain_text("the token is wanted")
+        expect(page.locator("#confirm-problem")).to_contain_text("this is not the token; it is printed by: sudo cat /")
         (row,) = gateway.admin("flows")
         for header in ({}, {"Authorization": ""}, {"Authorization": "Bearer "}):
             assert fetch(lab, "/api/kick", "POST", json.dumps({"id": row["id"]}), **header)[0] == 401
@@ -202,7 +204,7 @@ def test_by_the_keyboard_alone(lab: Lab, gateway: Gateway, page: Page, listener:
         expect(page.locator(".drawer")).to_be_hidden()
         client = page.get_by_role("columnheader", name="client")
         for order in ("ascending", "descending"):
-            client.press("Enter")
+            client.get_by_role("button").press("Enter")
             expect(client).to_have_attribute("aria-sort", order)
         page.locator(".vbody").focus()
         page.keyboard.press("k")
@@ -216,6 +218,28 @@ def test_by_the_keyboard_alone(lab: Lab, gateway: Gateway, page: Page, listener:
         for key, view in zip("12345", ("overview", "flows", "pinholes", "calls", "processes"), strict=True):
             page.keyboard.press(key)
             expect(page.locator(f'.tabs a[data-view="{view}"]')).to_have_attribute("aria-current", "page")
+
+
+def test_what_a_screen_reader_is_told(page: Page, lab: Lab, listener: socket.socket) -> None:
+    page.goto(page.url.partition("#")[0] + "#/flows")
+    with flow(lab, listener):
+        expect(rows(page)).to_have_count(1)
+        expect(page.get_by_role("heading", level=1)).to_have_text("flows")
+        grid = page.get_by_role("grid", name="flows")
+        owned = grid.get_attribute("aria-owns")  # the head, which does not scroll, is of the grid all the same
+        expect(page.locator(f"#{owned}").get_by_role("columnheader")).to_have_count(10)
+        page.keyboard.press("ArrowDown")
+        expect(page.locator('.vrow[aria-selected="true"]')).to_have_count(1)
+        active = grid.get_attribute("aria-activedescendant")
+        expect(page.locator(f"#{active}")).to_contain_text(f"{SERVER4}:7007")
+        for view in ("overview", "flows", "pinholes", "calls", "processes"):
+            page.goto(page.url.partition("#")[0] + f"#/{view}")
+            for role in ("button", "columnheader", "link"):
+                for one in page.get_by_role(role).all():
+                    expect(one).to_have_accessible_name(re.compile("."))
+        expect(page.get_by_role("status").filter(has_text="All is well")).not_to_have_attribute(
+            "title", re.compile(".")
+        )
 
 
 def test_light_and_dark(page: Page) -> None:

@@ -27,6 +27,7 @@ function show() {
     if (link.dataset.view === next) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  say(document.getElementById("view"), next);
   document.title = next === "overview" ? "algate" : `${next} · algate`;
   made[next].update();
   made[next].shown?.();
@@ -54,12 +55,12 @@ function heard(name, value) {
 }
 
 function connection(up, reason, status) {
+  pill.title = up ? "" : reason;
   if (up) return;
   if (status === 401) {
     setPill("warn", "the token is wanted");
     if (!document.querySelector("dialog[open]")) askToken();
   } else setPill("bad", "no connection");
-  pill.title = reason;
 }
 
 // --- theme ---

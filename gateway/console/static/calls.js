@@ -82,7 +82,7 @@ export function callsView() {
     drawnPeers = state;
     const until = (row) => row.until === null ? "" : `${duration(row.until)} more`;
     fill(peers,
-      el("summary", {}, `${whole(rows.length)} peers${odd.length ? `, ${whole(odd.length)} not edited` : ""}`),
+      el("summary", {}, `${whole(rows.length)} peer${rows.length === 1 ? "" : "s"}${odd.length ? `, ${whole(odd.length)} not edited` : ""}`),
       el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Peers" }, el("table", { class: "plain" },
         el("thead", {}, el("tr", {}, ["client", "server", "state", "reason", "until"].map((name) => el("th", {}, name)))),
         el("tbody", {}, [...odd, ...rows.filter((row) => row.state === "edited")].map((row) => el("tr", {},

@@ -8,12 +8,22 @@ const [title, text, problem] = ["title", "text", "problem"].map((name) => docume
 const form = dialog.querySelector("form");
 const label = document.getElementById("confirm-token");
 const input = label.querySelector("input");
+const where = label.querySelector("small");
 const [no, yes] = dialog.querySelectorAll("menu button");
 
 export function toast(words) {
   const node = el("div", { class: "toast" }, words);
   document.getElementById("toasts").append(node);
   setTimeout(() => node.remove(), 5000);
+}
+
+/** Say where the token is: this gateway knows its own run directory. */
+async function tellWhere() {
+  try {
+    await post("/api/token", {});
+  } catch (error) {
+    say(where, error.message);
+  }
 }
 
 /** Ask; `act()` is done on yes, and what it throws is shown. Resolves to whether it was done. */
@@ -24,6 +34,7 @@ function ask({ heading, words, button, wantToken, act }) {
   say(problem, "");
   input.value = "";
   label.hidden = !wantToken;
+  if (wantToken) tellWhere();
   dialog.showModal();
   (wantToken ? input : yes).focus();
   return new Promise((resolve) => {

@@ -142,7 +142,7 @@ export function pinholesView() {
     sort: "left",
     note: "No pinhole is open.",
     columns: [
-      { key: "protocol", label: "", width: "44px", tag: true },
+      { key: "protocol", label: "kind", width: "44px", tag: true },
       { key: "public", label: "public", width: "minmax(130px, 1.2fr)", mono: true, card: "a" },
       { key: "target", label: "target", width: "minmax(130px, 1.2fr)", mono: true, card: "c" },
       { key: "peer", label: "peer", width: "minmax(100px, 1fr)", mono: true, show: (row) => row.peer ?? "anybody" },

@@ -122,7 +122,7 @@ function showRules(node, rules) {
   if (!rules.length) return fill(node, el("p", { class: "empty" }, "No rule has decided yet."));
   const top = Math.max(...rules.map((rule) => rule.permits + rule.denials));
   fill(node, el("table", { class: "plain" },
-    el("thead", {}, el("tr", {}, el("th", {}, "rule"), el("th", { class: "n" }, "permitted"), el("th", { class: "n" }, "denied"), el("th", {}))),
+    el("thead", {}, el("tr", {}, el("th", {}, "rule"), el("th", { class: "n" }, "permitted"), el("th", { class: "n" }, "denied"), el("th", {}, el("span", { class: "unseen" }, "share")))),
     el("tbody", {}, rules.slice(0, 12).map((rule) => {
       const good = el("i"), bad = el("i");
       good.style.width = `${(rule.permits / top) * 100}%`;
@@ -171,7 +171,7 @@ export function processesView(state) {
     update() {
       if (!state.overview) return;
       const { processes, time } = state.overview;
-      const names = ["process", "", "answers in", "up", "restarts", "memory", "CPU", "descriptors", "flows", "being connected", "loop lag"];
+      const names = ["process", "state", "answers in", "up", "restarts", "memory", "CPU", "descriptors", "flows", "being connected", "loop lag"];
       fill(body, el("table", { class: "plain" },
         el("thead", {}, el("tr", {}, names.map((name, i) => el("th", { class: i > 1 ? "n" : "" }, name)))),
         el("tbody", {}, processes.map((one) => el("tr", {},

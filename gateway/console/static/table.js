@@ -34,12 +34,13 @@ export class Table {
     this.texts = new Map();
     this.pool = [];
     this.template = columns.filter((column) => column.card !== "e").map((column) => column.width).join(" ");
-    this.head = el("div", { class: "vhead", role: "row" }, columns.filter((column) => column.card !== "e").map((column) =>
-      el("button", { class: column.n ? "n" : "", role: "columnheader", onclick: () => this.#order(column.key) }, column.label)));
+    this.label = label;
+    this.head = el("div", { class: "vhead", role: "row", id: `${label}-head` }, columns.filter((column) => column.card !== "e").map((column) =>
+      el("div", { class: column.n ? "n" : "", role: "columnheader" }, el("button", { onclick: () => this.#order(column.key) }, column.label))));
     this.head.style.gridTemplateColumns = this.template;
     this.size = el("div", { class: "vsize" });
     this.empty = el("p", { class: "empty page", hidden: true });
-    this.body = el("div", { class: "vbody", role: "grid", tabindex: 0, "aria-label": label, onscroll: () => this.#paint(), onkeydown: (event) => this.#key(event) }, this.empty, this.size);
+    this.body = el("div", { class: "vbody", role: "grid", tabindex: 0, "aria-label": label, "aria-owns": this.head.id, onscroll: () => this.#paint(), onkeydown: (event) => this.#key(event) }, this.empty, this.size);
     this.node = el("div", { class: "vtable cards" }, this.head, this.body);
     new ResizeObserver(() => this.#paint()).observe(this.body);
     narrow.addEventListener("change", () => this.#paint(true));
@@ -111,7 +112,7 @@ export class Table {
 
   #row() {
     const cells = this.columns.map((column) => el("span", { class: [column.n && "n", column.mono && "mono", column.faint && "faint", column.card].filter(Boolean).join(" "), role: "gridcell" }));
-    const node = el("div", { class: "vrow", role: "row", onclick: () => this.#choose(node) }, cells);
+    const node = el("div", { class: "vrow", role: "row", id: `${this.label}-${this.pool.length}`, onclick: () => this.#choose(node) }, cells);
     node.style.gridTemplateColumns = this.template;
     return { node, cells };
   }
@@ -135,6 +136,7 @@ export class Table {
       this.pool.push(this.#row());
       this.size.append(this.pool.at(-1).node);
     }
+    let active = "";
     this.pool.forEach(({ node, cells }, k) => {
       const row = this.rows[first + k];
       const shown = first + k < last && row !== undefined;
@@ -144,6 +146,7 @@ export class Table {
       node.style.transform = `translateY(${(first + k) * height}px)`;
       node.setAttribute("aria-rowindex", first + k + 1);
       node.setAttribute("aria-selected", row.id === this.id);
+      if (row.id === this.id) active = node.id;
       this.columns.forEach((column, i) => {
         const text = column.show ? column.show(row) : row[column.key] ?? "";
         if (column.tag) {
@@ -152,6 +155,7 @@ export class Table {
         } else say(cells[i], String(text));
       });
     });
+    this.body.setAttribute("aria-activedescendant", active);
   }
 
   #key(event) {

@@ -68,7 +68,9 @@ def gatherer(processes: Processes) -> Iterator[Gatherer]:
 
 @pytest.fixture
 def app(gatherer: Gatherer) -> App:
-    return App(public=False, hosts=("gate.example",), gatherer=gatherer, token=TOKEN)
+    return App(
+        public=False, hosts=("gate.example",), gatherer=gatherer, token=TOKEN, token_file="/run/algate/console.token"
+    )
 
 
 def ask(
@@ -144,7 +146,7 @@ def test_a_process_that_was_taken_over_spoils_its_own_answer_only(
 
 def test_no_token_is_no_token(gatherer: Gatherer) -> None:
     with pytest.raises(ValueError, match="without a token"):
-        App(public=False, hosts=(), gatherer=gatherer, token="")
+        App(public=False, hosts=(), gatherer=gatherer, token="", token_file="")
 
 
 def test_another_site_cannot_change_anything_even_with_the_token(app: App, processes: Processes) -> None:
@@ -179,7 +181,7 @@ def test_a_get_changes_nothing(app: App) -> None:
 
 
 def test_beyond_loopback_the_token_is_wanted_for_reading_too(gatherer: Gatherer) -> None:
-    app = App(public=True, hosts=(), gatherer=gatherer, token=TOKEN)
+    app = App(public=True, hosts=(), gatherer=gatherer, token=TOKEN, token_file="/run/algate/console.token")
     for path in ("/metrics", "/api/flows", "/api/stream"):
         assert ask(app, path, host="192.0.2.1:9180")[0] == 401
         assert path == "/api/stream" or ask(app, path, HTTP_AUTHORIZATION=f"Bearer {TOKEN}")[0] == 200
