@@ -1,10 +1,10 @@
 """The client's side of SOCKS 4 and 4a, SOCKS 5 (RFC 1928, RFC 1929, RFC 1961) and HTTP CONNECT (RFC 9110 section
 9.3.6). Pure.
 
-Each protocol is a dialogue: a generator that yields what to send and the parser of the answer, is sent what that parser
-made of it, and returns a `Granted` when the proxy has done what it was asked. A parser looks at what has come so far.
-It answers how many bytes more are the proxy's for certain (so that whoever reads no more than that never takes a byte
-of the tunnel), or what it read and how many bytes that took.
+Each protocol is a dialogue: a generator that yields what to send and the parser of the answer, receives what that
+parser returned, and returns a `Granted` when the proxy has carried out the request. A parser looks at what has come so
+far. It returns how many more bytes belong to the proxy for certain (a caller that reads no more than that never takes a
+byte of the tunnel), or what it read and how many bytes that took.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _ENDING = (b"\r\n\r", b"\r\n", b"\r")  # what of the end of a head may be there:
 
 
 class Account(NamedTuple):
-    """Who the client is. With a `mechanism` GSSAPI is all that is offered, with at least the protection `level`: nobody
-    on the way can talk the two out of it."""
+    """The client's credentials. With a `mechanism` only GSSAPI is offered, with at least the protection `level`, so
+    that an attacker on the way cannot make the two use less."""
 
     user: str = ""
     password: str = ""
@@ -60,10 +60,11 @@ NOBODY = Account()
 
 
 class Granted(NamedTuple):
-    """What the proxy has done. `host` and `port` are what it told: its endpoint, the peer's, or what it looked up.
+    """The result of a request. `host` and `port` are what the proxy told: its endpoint, the peer's, or what it looked
+    up.
 
-    `mechanism` and `level` protect what follows on the connection, where `level` is not NONE; `early` is what has come
-    in the clear behind the answer already, in the same message.
+    `mechanism` and `level` protect what follows on the connection, if `level` is not NONE; `early` is what has come in
+    clear text behind the answer, in the same message.
     """
 
     host: str
@@ -74,8 +75,8 @@ class Granted(NamedTuple):
 
 
 def ask(kind: Kind, command: Command, host: str, port: int, account: Account = NOBODY) -> Dialogue:
-    """The dialogue for a request: `host` is an address or a name. ProxyError where the protocol has no such request,
-    and for each refusal; ValueError for what does not fit into a message."""
+    """Return the dialogue for a request. `host` is an address or a name. Raises ProxyError if the protocol has no such
+    request, and for each refusal; ValueError for what does not fit into a message."""
     if kind == "http":
         return _http(command, host, port, account)
     if kind == "socks5":
@@ -84,7 +85,7 @@ def ask(kind: Kind, command: Command, host: str, port: int, account: Account = N
 
 
 def second_reply(kind: Kind, first: Granted) -> Dialogue:
-    """The dialogue after the first reply to a BIND: it waits for the second one, which names the peer."""
+    """Return the dialogue after the first reply to a BIND: it waits for the second one, which names the peer."""
     if kind == "socks5":
         return _request5(b"", first.mechanism, first.level, first.early)
     return _reply_of_4(b"")
@@ -200,7 +201,7 @@ def _address(host: str) -> Address | None:
 
 
 def _pair(version: int) -> Parser:
-    """Two bytes, a version and a value."""
+    """Return a parser of two bytes, a version and a value."""
 
     def parse(buffer: bytes | bytearray) -> tuple[int, int] | int:
         if buffer and buffer[0] != version:
@@ -211,7 +212,7 @@ def _pair(version: int) -> Parser:
 
 
 def _message(kind: MessageType) -> Parser:
-    """The token of a message of the GSSAPI sub-negotiation."""
+    """Return a parser of the token of a message of the GSSAPI sub-negotiation."""
 
     def parse(buffer: bytes | bytearray) -> tuple[bytes, int] | int:
         if buffer and buffer[0] != GSSAPI_VERSION:
@@ -264,8 +265,9 @@ def _reply5(buffer: bytes | bytearray) -> tuple[tuple[int, str, int], int] | int
 
 
 class _HttpStatus:
-    """A parser of the status of an answer whose whole head is there, interim answers (1xx) before it included; what
-    follows a success is the tunnel's (RFC 9110, 9.3.6). It is given all that came, and looks at each byte once."""
+    """A parser of the status of an answer whose whole head has come, including interim answers (1xx) before it. What
+    follows a success belongs to the tunnel (RFC 9110, 9.3.6). It is given everything that came, and looks at each byte
+    once."""
 
     def __init__(self) -> None:
         self._start = 0  # of the answer, behind the interim ones

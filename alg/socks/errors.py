@@ -1,4 +1,4 @@
-"""Why a proxy does not do what it was asked to do, as programs know it from connections without one."""
+"""The errors of proxies, in the form in which programs know them from connections without a proxy."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ ERRNO: dict[Failure, int] = {
 
 
 class ProxyError(OSError):
-    """A proxy has refused, is wrong or is gone. `failure` says why in one word, `errno` as a program without a proxy
-    would be told; `reply` is the proxy's own code (SOCKS 4, SOCKS 5 or HTTP status), where there was one.
+    """A proxy has refused, has broken the protocol, or is gone. `failure` is the reason in one word, `errno` the one
+    that a program without a proxy would get; `reply` is the proxy's own code (SOCKS 4, SOCKS 5 or HTTP status), if
+    there was one.
 
-    It is a ConnectionRefusedError, a TimeoutError or a PermissionError too, where it means that.
+    It is also a ConnectionRefusedError, a TimeoutError or a PermissionError, if it means that.
     """
 
     failure: Failure

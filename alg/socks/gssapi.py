@@ -76,8 +76,8 @@ def choose_level(offered: int, allowed: Sequence[Level]) -> Level | None:
 
 
 class Mechanism(Protocol):
-    """A client's security context, as python-gssapi or a test has it. Each method raises ValueError for what is not
-    the proxy's."""
+    """A client's security context, such as that of python-gssapi or of a test. Each method raises ValueError for data
+    that is not the proxy's."""
 
     @property
     def complete(self) -> bool:
@@ -85,13 +85,13 @@ class Mechanism(Protocol):
         ...
 
     def step(self, token: bytes | None) -> bytes:
-        """Take the proxy's token (None: begin); the next one for it, or nothing."""
+        """Handle the proxy's token (None: begin), and return the next one for it, or nothing."""
         ...
 
     def wrap(self, data: bytes, level: Level) -> bytes:
-        """A token with `data` in it, protected so."""
+        """Return a token with `data` in it, protected by `level`."""
         ...
 
     def unwrap(self, token: bytes, level: Level) -> bytes:
-        """What is in a token that has to be protected so."""
+        """Return the contents of a token that must be protected by `level`."""
         ...

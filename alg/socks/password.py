@@ -26,7 +26,7 @@ class Credentials(NamedTuple):
 
 
 def encode_credentials(user: bytes, password: bytes) -> bytes:
-    """VER ULEN UNAME PLEN PASSWD (section 2). ValueError for what is longer than 255 bytes."""
+    """Encode VER ULEN UNAME PLEN PASSWD (section 2). Raises ValueError for a name or password longer than 255 bytes."""
     if len(user) > 255 or len(password) > 255:
         raise ValueError("a user's name and a password have at most 255 bytes")
     return bytes((VERSION, len(user))) + user + bytes((len(password),)) + password

@@ -152,8 +152,8 @@ def encode_reply(reply: Reply, bound: Endpoint | str | None = None) -> bytes:
 
 
 def encode_address(host: str) -> bytes:
-    """ATYP and an address (section 5): of the text of an IP address, else the name itself. ValueError for a name that
-    is empty or longer than 255 bytes."""
+    """Encode ATYP and an address (section 5): that of the text of an IP address, otherwise the name itself. Raises
+    ValueError for a name that is empty or longer than 255 bytes."""
     try:
         address = ip_address(host)
     except ValueError:

@@ -70,14 +70,15 @@ def encode_header(source: Endpoint) -> bytes:
 
 
 def encode_target(host: str, port: int, fragment: int = 0) -> bytes:
-    """The header of a datagram for a host (an address or a name). ValueError for a name that fits into none."""
+    """Encode the header of a datagram for a host (an address or a name). Raises ValueError for a name that does not fit
+    into one."""
     return bytes((0, 0, fragment)) + encode_address(host) + port.to_bytes(2, "big")
 
 
 def fragments(host: str, port: int, data: bytes, size: int) -> list[bytes]:
-    """The datagrams that carry `data` with at most `size` bytes of it in each; a single one is no fragment.
+    """Return the datagrams that carry `data`, with at most `size` bytes of it in each. A single one is no fragment.
 
-    ValueError where that would be more than 127, the positions that there are.
+    Raises ValueError if there would be more than 127, which is the number of positions.
     """
     if len(data) <= size:
         return [encode_target(host, port) + data]

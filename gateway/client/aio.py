@@ -1,4 +1,4 @@
-"""Connections through proxies for asyncio: the same steps as `blocking`, and the same errors."""
+"""Connections through proxies for asyncio: the same steps as in `blocking`, and the same errors."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ P = TypeVar("P", bound=asyncio.DatagramProtocol)
 
 
 async def connect(via: Via, host: str, port: int, timeout: float | None = None) -> socket.socket:
-    """A connected socket that does not block, as `asyncio.open_connection(sock=...)` wants it. `timeout`: seconds for
-    all of it. Raises ProxyError, ProxySyntaxError."""
+    """Connect through proxies, and return a connected socket that does not block, as
+    `asyncio.open_connection(sock=...)` needs it. `timeout`: seconds for the whole operation. Raises ProxyError,
+    ProxySyntaxError."""
     chain = Chain.of(via)
     carrier = _Carrier()
     await carrier.within(timeout, tunnel(chain, await _for_proxy(chain.last, host), port))
@@ -33,7 +34,8 @@ async def connect(via: Via, host: str, port: int, timeout: float | None = None) 
 async def open_connection(
     via: Via, host: str, port: int, *, timeout: float | None = None, **more: Any
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """As `asyncio.open_connection`, which gets `more` (with `ssl`, the server's name is `host`)."""
+    """Like `asyncio.open_connection`, through proxies. `more` is passed on to it (with `ssl`, the server's name is
+    `host`)."""
     sock = await connect(via, host, port, timeout)
     if more.get("ssl"):
         more.setdefault("server_hostname", host)
@@ -45,7 +47,7 @@ async def open_connection(
 
 
 async def listen(via: Via, host: str, port: int = 0, timeout: float | None = None) -> Listening:
-    """Let one peer connect (BIND): `host` and `port` are who is expected. Raises ProxyError."""
+    """Let one peer connect (BIND). `host` and `port` are those of the expected peer. Raises ProxyError."""
     chain = Chain.of(via)
     carrier = _Carrier()
     first = await carrier.within(timeout, request(chain, Command.BIND, await _for_proxy(chain.last, host), port))
@@ -53,7 +55,7 @@ async def listen(via: Via, host: str, port: int = 0, timeout: float | None = Non
 
 
 async def resolve(via: Via, name: str, timeout: float | None = None) -> str:
-    """The address that the proxy finds for a name (Tor's RESOLVE). Raises ProxyError."""
+    """Return the address that the proxy finds for a name (Tor's RESOLVE). Raises ProxyError."""
     carrier = _Carrier()
     try:
         return (await carrier.within(timeout, request(Chain.of(via), Command.RESOLVE, name, 0))).host
@@ -64,8 +66,8 @@ async def resolve(via: Via, name: str, timeout: float | None = None) -> str:
 async def create_datagram_endpoint(
     factory: Callable[[], P], via: Via, timeout: float | None = None
 ) -> tuple[Datagrams, P]:
-    """An association (UDP ASSOCIATE) for a `asyncio.DatagramProtocol`, whose `datagram_received` is told who has sent
-    each, and `connection_lost` that the proxy has ended it. Raises ProxyError."""
+    """Open an association (UDP ASSOCIATE) for an `asyncio.DatagramProtocol`. Its `datagram_received` gets each datagram
+    with its sender, and its `connection_lost` is called when the proxy has ended the association. Raises ProxyError."""
     chain = Chain.of(via)
     if len(chain.proxies) > 1:
         raise ProxyError("failed", "there are no datagrams through a chain of proxies")
@@ -88,7 +90,7 @@ async def create_datagram_endpoint(
 
 
 class Listening:
-    """One peer may come (BIND). `address` is where."""
+    """A BIND that waits for one peer. `address` is the endpoint to which the peer has to connect."""
 
     def __init__(self, proxy: Proxy, carrier: _Carrier, first: Granted) -> None:
         self._proxy = proxy
@@ -97,7 +99,7 @@ class Listening:
         self.address: Address = (carrier.proxy[0] if first.host in UNSPECIFIED else first.host, first.port)
 
     async def accept(self, timeout: float | None = None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, Address]:
-        """Wait for the peer. It can be had once. Raises ProxyError."""
+        """Wait for the peer, and return its connection. May be called once. Raises ProxyError."""
         peer = await self._carrier.within(timeout, second(self._proxy, self._first))
         reader, writer = await asyncio.open_connection(sock=self._carrier.release())
         return reader, writer, (peer.host, peer.port)
@@ -117,7 +119,8 @@ class Datagrams:
         self._loop.add_reader(control.fileno(), self._from_control)
 
     def sendto(self, data: bytes, address: Address) -> None:
-        """Send a datagram to a host (a name or an address) and port. ValueError for what fits into none."""
+        """Send a datagram to a host (a name or an address) and port. Raises ValueError for data that does not fit into
+        one."""
         wire = encode_target(*address) + data
         mechanism = self._granted.mechanism
         if mechanism is not None and self._granted.level is not Level.NONE:
@@ -142,7 +145,7 @@ class Datagrams:
 
 
 class _Wire(asyncio.DatagramProtocol):
-    """Between the proxy's datagrams and the protocol of the program."""
+    """Passes datagrams between the proxy and the program's protocol."""
 
     def __init__(self, protocol: asyncio.DatagramProtocol, granted: Granted) -> None:
         self._protocol = protocol
@@ -182,7 +185,8 @@ class _Carrier:
         self.proxy: Address = ("", 0)
 
     async def within(self, timeout: float | None, session: Session) -> Granted:
-        """All steps of a session, in at most `timeout` seconds; closes the socket where that fails. ProxyError."""
+        """Carry out all steps of a session, in at most `timeout` seconds. Closes the socket and raises ProxyError if
+        that fails."""
         try:
             async with asyncio.timeout(timeout):
                 return await self._carry_out(session)
@@ -258,7 +262,8 @@ class _Carrier:
 
 
 async def _for_proxy(proxy: Proxy, host: str) -> str:
-    """The host as the proxy can be told it: SOCKS 4 has no names, so this host looks them up. Raises ProxyError."""
+    """Return the host in a form that the proxy understands. SOCKS 4 has no names, so this host looks them up. Raises
+    ProxyError."""
     if proxy.kind != "socks4" or is_address(host):
         return host
     try:

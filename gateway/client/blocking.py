@@ -26,15 +26,15 @@ REAL = "_without_algate"  # the attribute by which a replacement in `socket` say
 
 
 def unpatched(function: Any) -> Any:
-    """What a function or class of the module `socket` is without `patch.socksified`. It is asked each time: gevent may
-    have patched the module since this one was loaded."""
+    """Return a function or class of the module `socket` as it is without `patch.socksified`. Looked up each time,
+    because gevent may have patched the module since this one was loaded."""
     while (real := getattr(function, REAL, None)) is not None:
         function = real
     return function
 
 
 def _look_up_here(host: str, port: int, family: int) -> list[Any]:
-    """The addresses of a host, by this host's own resolver. Raises ProxyError."""
+    """Return the addresses of a host, by this host's own resolver. Raises ProxyError."""
     try:
         found: list[Any] = unpatched(socket.getaddrinfo)(host, port, family, socket.SOCK_STREAM)
     except OSError as error:
@@ -43,13 +43,13 @@ def _look_up_here(host: str, port: int, family: int) -> list[Any]:
 
 
 class Deadline:
-    """One moment for all of an operation. `timeout`: seconds from now; None: it never comes."""
+    """One deadline for a whole operation. `timeout`: seconds from now; None: no deadline."""
 
     def __init__(self, timeout: float | None) -> None:
         self._until = None if timeout is None else time.monotonic() + timeout
 
     def left(self) -> float | None:
-        """Seconds that are left. Raises ProxyError ("timeout") if there are none."""
+        """Return the seconds that are left. Raises ProxyError ("timeout") if there are none."""
         if self._until is None:
             return None
         left = self._until - time.monotonic()
@@ -63,10 +63,12 @@ def late() -> ProxyError:
 
 
 def connect(via: Via, host: str, port: int, timeout: float | None = None) -> socket.socket:
-    """A connection to `host` (a name or an address) through proxies; blocking, without a timeout of its own.
+    """Connect to `host` (a name or an address) through proxies. The returned socket blocks, and has no timeout of its
+    own.
 
-    `timeout`: seconds for all of it. Raises ProxyError (an OSError with the errno of a connection without a proxy;
-    a ConnectionRefusedError, TimeoutError or PermissionError where that is meant), ProxySyntaxError.
+    `timeout`: seconds for the whole operation. Raises ProxyError (an OSError with the errno that a connection without a
+    proxy would have; also a ConnectionRefusedError, TimeoutError or PermissionError, if it means that),
+    ProxySyntaxError.
     """
     chain = Chain.of(via)
     carrier = Carrier(Deadline(timeout))
@@ -75,8 +77,9 @@ def connect(via: Via, host: str, port: int, timeout: float | None = None) -> soc
 
 
 def connect_socket(sock: socket.socket, via: Via, host: str, port: int, timeout: float | None = None) -> Granted:
-    """As `connect`, with a socket of the caller's own, not connected yet; what the last proxy said. Where the proxy's
-    connection is encoded, the descriptor leads to a pair of sockets then. It stays open where this fails."""
+    """Like `connect`, with the caller's own socket, which is not connected yet. Returns what the last proxy said. If
+    the connection to the proxy is encoded, the descriptor then leads to a pair of sockets. The socket stays open if
+    this fails."""
     chain = Chain.of(via)
     carrier = Carrier(Deadline(timeout), sock)
     before = sock.gettimeout()
@@ -87,7 +90,7 @@ def connect_socket(sock: socket.socket, via: Via, host: str, port: int, timeout:
 
 
 def listen(via: Via, host: str, port: int = 0, timeout: float | None = None) -> Listening:
-    """Let one peer connect (BIND): `host` and `port` are who is expected. Raises ProxyError."""
+    """Let one peer connect (BIND). `host` and `port` are those of the expected peer. Raises ProxyError."""
     chain = Chain.of(via)
     carrier = Carrier(Deadline(timeout))
     first = carrier.carry_out(request(chain, Command.BIND, _for_proxy(chain.last, host), port))
@@ -95,7 +98,8 @@ def listen(via: Via, host: str, port: int = 0, timeout: float | None = None) -> 
 
 
 def datagrams(via: Via, timeout: float | None = None) -> Datagrams:
-    """Datagrams through a proxy (UDP ASSOCIATE, SOCKS 5). Raises ProxyError: through a chain there are none."""
+    """Open an association for datagrams through a proxy (UDP ASSOCIATE, SOCKS 5). Raises ProxyError; a chain of proxies
+    has no associations."""
     chain = Chain.of(via)
     if len(chain.proxies) > 1:
         raise ProxyError("failed", "there are no datagrams through a chain of proxies")
@@ -109,12 +113,12 @@ def datagrams(via: Via, timeout: float | None = None) -> Datagrams:
 
 
 def resolve(via: Via, name: str, timeout: float | None = None) -> str:
-    """The address that the proxy finds for a name (Tor's RESOLVE, which algate has too). Raises ProxyError."""
+    """Return the address that the proxy finds for a name (Tor's RESOLVE, which algate has too). Raises ProxyError."""
     return _look_up(via, Command.RESOLVE, name, timeout)
 
 
 def resolve_address(via: Via, address: str, timeout: float | None = None) -> str:
-    """The name that the proxy finds for an address (RESOLVE_PTR). Raises ProxyError."""
+    """Return the name that the proxy finds for an address (RESOLVE_PTR). Raises ProxyError."""
     return _look_up(via, Command.RESOLVE_PTR, address, timeout)
 
 
@@ -127,7 +131,7 @@ def _look_up(via: Via, command: Command, host: str, timeout: float | None) -> st
 
 
 class Carrier:
-    """Carries out the steps of sessions with one socket: `sock` if that is given, else one of its own."""
+    """Carries out the steps of sessions with one socket: `sock` if it is given, otherwise one of its own."""
 
     def __init__(self, deadline: Deadline, sock: socket.socket | None = None) -> None:
         self.deadline = deadline
@@ -136,7 +140,8 @@ class Carrier:
         self._given = sock
 
     def carry_out(self, session: Session) -> Granted:
-        """All steps of a session; what came of it. Closes an own socket where that fails. Raises ProxyError."""
+        """Carry out all steps of a session, and return its result. Closes its own socket and raises ProxyError if that
+        fails."""
         try:
             return self._carry_out(session)
         except TimeoutError as error:
@@ -149,7 +154,7 @@ class Carrier:
             raise
 
     def release(self) -> socket.socket:
-        """The connection, which is the caller's now."""
+        """Return the connection, which belongs to the caller from now on."""
         assert self.sock is not None
         self.sock.settimeout(None)
         sock, self.sock = self.sock, None
@@ -201,7 +206,7 @@ class Carrier:
         return sock.recv(step.size)
 
     def _dial(self, host: str, port: int) -> None:
-        """A connection to the first proxy, at one of its addresses."""
+        """Connect to the first proxy, at one of its addresses."""
         family = int(self._given.family) if self._given is not None else 0
         plain = unpatched(socket.socket)
         found = _look_up_here(host, port, family)
@@ -237,7 +242,7 @@ class Carrier:
 
 
 class Listening:
-    """One peer may come (BIND). `address` is where: host and port, for the peer to be told."""
+    """A BIND that waits for one peer. `address` is the host and the port to which the peer has to connect."""
 
     def __init__(self, proxy: Proxy, carrier: Carrier, first: Granted) -> None:
         self._proxy = proxy
@@ -247,13 +252,13 @@ class Listening:
         self.address: Address = (host, first.port)
 
     def accept(self, timeout: float | None = None) -> tuple[socket.socket, Address]:
-        """Wait for the peer: the connection, and who it is. It can be had once. Raises ProxyError."""
+        """Wait for the peer, and return its connection and its endpoint. May be called once. Raises ProxyError."""
         self._carrier.deadline = Deadline(timeout)
         peer = self._carrier.carry_out(second(self._proxy, self._first))
         return self._carrier.release(), (peer.host, peer.port)
 
     def fileno(self) -> int:
-        """Readable when there is a peer, or none any more."""
+        """Return a descriptor that is readable when the peer has come, or will not come any more."""
         return self._carrier.sock.fileno() if self._carrier.sock is not None else -1
 
     def close(self) -> None:
@@ -267,9 +272,9 @@ class Listening:
 
 
 class Datagrams:
-    """An association: datagrams to and from anybody, through the proxy. It lasts as long as its control connection.
+    """An association: datagrams to and from any host, through the proxy. It lasts as long as its control connection.
 
-    `fragment`: bytes of data in a datagram beyond which it is sent in SOCKS fragments; None: never.
+    `fragment`: number of bytes of data beyond which a datagram is sent in SOCKS fragments; None: never.
     """
 
     def __init__(self, carrier: Carrier, granted: Granted, fragment: int | None = None) -> None:
@@ -292,11 +297,12 @@ class Datagrams:
         self.relay: Address = (host, granted.port)
 
     def settimeout(self, timeout: float | None) -> None:
-        """Seconds that `recvfrom` waits at most; None: for ever."""
+        """Set how many seconds `recvfrom` waits at most; None: for ever."""
         self._timeout = timeout
 
     def sendto(self, data: bytes, address: Address) -> int:
-        """Send a datagram to a host (a name or an address) and port. OSError; ValueError for what fits into none."""
+        """Send a datagram to a host (a name or an address) and port. Raises OSError, and ValueError for data that does
+        not fit into one."""
         if len(data) > MAX_DATA:
             raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
         for part in fragments(address[0], address[1], data, self.fragment or MAX_DATA):
@@ -306,7 +312,8 @@ class Datagrams:
         return len(data)
 
     def recvfrom(self, _size: int = MAX_DATAGRAM) -> tuple[bytes, Address]:
-        """The next datagram and who sent it. TimeoutError; ConnectionAbortedError where the proxy has ended it."""
+        """Return the next datagram and its sender. Raises TimeoutError, and ConnectionAbortedError if the proxy has
+        ended the association."""
         deadline = Deadline(self._timeout)
         while True:
             left = deadline.left()
@@ -323,7 +330,8 @@ class Datagrams:
                     raise ProxyError("failed", "the proxy has ended the association")
 
     def _decode(self, wire: bytes) -> tuple[bytes, Address] | None:
-        """What is in a datagram of the proxy; None for what is none, or a fragment and not the last one."""
+        """Return the contents of a datagram of the proxy; None if it is malformed, or a fragment and not the last
+        one."""
         try:
             if self._mechanism is not None:
                 found = parse_message(wire, MessageType.ENCAPSULATION)
@@ -351,7 +359,8 @@ class Datagrams:
 
 
 def _for_proxy(proxy: Proxy, host: str) -> str:
-    """The host as the proxy can be told it: SOCKS 4 has no names, so this host looks them up. Raises ProxyError."""
+    """Return the host in a form that the proxy understands. SOCKS 4 has no names, so this host looks them up. Raises
+    ProxyError."""
     if proxy.kind != "socks4" or is_address(host):
         return host
     return str(_look_up_here(host, 0, socket.AF_INET)[0][4][0])

@@ -1,4 +1,4 @@
-"""What lies between a program's bytes and the wire: TLS, or GSSAPI's protection of messages (RFC 1961 section 5)."""
+"""The layer between a program's bytes and the wire: TLS, or GSSAPI's protection of messages (RFC 1961 section 5)."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ PIECE = 16384  # bytes of the program's that one message carries
 
 
 class Codec(Protocol):
-    """ConnectionError for what is on the wire and cannot be there."""
+    """A codec of one connection. Methods raise ConnectionError for bytes that are not valid on the wire."""
 
     def feed(self, wire: bytes) -> bytes:
-        """What came on the wire; what it means for the program."""
+        """Decode bytes from the wire, and return the program's bytes."""
         ...
 
     def seal(self, clear: bytes) -> bytes:
-        """What the program sends, for the wire."""
+        """Encode the program's bytes for the wire."""
         ...
 
     def pending(self) -> bytes:
-        """What is to be sent without that the program has said anything."""
+        """Return bytes that have to be sent although the program has sent nothing."""
         ...
 
     def finish(self) -> bytes:
-        """The program ends its direction: what says so on the wire."""
+        """Return the bytes that tell the other side that the program has ended its direction."""
         ...
 
     @property
     def ended(self) -> bool:
-        """Whether the other side has said that it has ended its direction."""
+        """Whether the other side has ended its direction."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""A client's security context, by python-gssapi: loaded where a proxy wants it, and needed nowhere else."""
+"""A client's security context, by python-gssapi, which is loaded only if a proxy needs it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def context_for(service: str, host: str) -> Mechanism:
-    """A context with the ticket of the user's cache for a service of a host. Raises ProxyError."""
+    """Return a context with the ticket of the user's cache for a service of a host. Raises ProxyError."""
     try:
         import gssapi
     except ImportError as error:
@@ -59,5 +59,5 @@ class _Context:
 
 
 def _reason(error: Exception) -> str:
-    """The library's message in one line."""
+    """Return the library's message in one line."""
     return " ".join(str(error).split())

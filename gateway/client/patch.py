@@ -1,4 +1,4 @@
-"""`with socksified(proxy):` for libraries that make their sockets themselves and take no proxy."""
+"""`with socksified(proxy):` is for libraries that make their sockets themselves and accept no proxy."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _INTERNET = (socket.AF_INET, socket.AF_INET6)
 
 @contextlib.contextmanager
 def socksified(via: Via) -> Iterator[None]:
-    """Within, every new TCP connection of this process by `socket.socket` goes through these proxies, and names go to
-    them as they are. Datagrams, and listening for others, are refused (EACCES): they would go past the proxies.
+    """Within this context, every new TCP connection of this process by `socket.socket` goes through these proxies,
+    which also resolve the names. Datagrams, and listening, are refused (EACCES), because they would bypass the proxies.
 
-    It replaces `socket.socket`, `socket.create_connection` and `socket.getaddrinfo` for all threads. A socket that
-    does not block connects all the same before `connect` returns. Raises ProxySyntaxError.
+    It replaces `socket.socket`, `socket.create_connection` and `socket.getaddrinfo` for all threads. A socket that does
+    not block is nevertheless connected when `connect` returns. Raises ProxySyntaxError.
     """
     chain = Chain.of(via)
     kept = socket.socket, socket.create_connection, socket.getaddrinfo

@@ -1,4 +1,4 @@
-"""Proxies and chains of them: read from URLs, the environment, a file."""
+"""Proxies and chains of them, read from URLs, the environment, or a file."""
 
 from __future__ import annotations
 
@@ -35,17 +35,16 @@ CLIENT_FILE = "algate/client.toml"
 
 
 class ProxySyntaxError(ValueError):
-    """What names a proxy cannot be understood; the message says what and where."""
+    """The description of a proxy cannot be understood. The message says what is wrong, and where."""
 
 
 @dataclass(frozen=True)
 class Proxy:
-    """One proxy. It resolves the names itself (but for SOCKS 4, which has no names).
+    """One proxy. It resolves names itself (except for SOCKS 4, which has no names).
 
-    `tls`: it is spoken to inside TLS; `ca`: a file with the authorities that its certificate may be of (empty: the
-    system's), `certificate`: a file with our own certificate and key, `name`: whom its certificate has to name (empty:
-    `host`).
-    `gssapi`: Kerberos with at least this protection, with a ticket for `service` at `host`.
+    `tls`: connect to it inside TLS; `ca`: a file with the authorities of its certificate (empty: the system's);
+    `certificate`: a file with our own certificate and key; `name`: the name that its certificate must have (empty:
+    `host`). `gssapi`: Kerberos with at least this protection, with a ticket for `service` at `host`.
     """
 
     kind: Kind
@@ -62,7 +61,7 @@ class Proxy:
 
     @classmethod
     def parse(cls, url: str) -> Proxy:
-        """Read SCHEME://[USER[:PASSWORD]@]HOST[:PORT][?OPTIONS]; without a scheme it is SOCKS 5.
+        """Parse SCHEME://[USER[:PASSWORD]@]HOST[:PORT][?OPTIONS]; without a scheme it is SOCKS 5.
 
         Schemes: socks5 (and socks5h, socks), socks4a, socks4, http; https or SCHEME+tls: inside TLS. Options: `gssapi`
         (none, integrity, confidentiality), `service`, `ca`, `certificate`, `name`, `password_file`. Raises
@@ -116,7 +115,7 @@ class Proxy:
         )
 
     def __str__(self) -> str:
-        """As a URL, without the password."""
+        """The proxy as a URL, without the password."""
         scheme = {True: "https", False: "http"}[self.tls] if self.kind == "http" else self.kind + "+tls" * self.tls
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{scheme}://{self.user + '@' if self.user else ''}{host}:{self.port}"
@@ -124,7 +123,7 @@ class Proxy:
 
 @dataclass(frozen=True)
 class Chain:
-    """Proxies, each reached through the one before it; the last one is what does the work."""
+    """Proxies, each reached through the one before it. The last one carries out the request."""
 
     proxies: tuple[Proxy, ...]
 
@@ -134,7 +133,7 @@ class Chain:
 
     @classmethod
     def of(cls, via: Via) -> Chain:
-        """What anything that names proxies means. Raises ProxySyntaxError."""
+        """Make a chain from any description of proxies. Raises ProxySyntaxError."""
         if isinstance(via, Chain):
             return via
         if isinstance(via, Proxy):
@@ -155,8 +154,9 @@ Via = str | Proxy | Chain | Iterable[str | Proxy]
 
 
 def configured(environment: Mapping[str, str] = os.environ) -> Chain | None:
-    """The proxies that the user has configured: in ALGATE_PROXY (several, with blanks between), ALL_PROXY or the
-    classic clients' SOCKS_SERVER, else by `via` in ~/.config/algate/client.toml; None without. ProxySyntaxError."""
+    """Return the proxies that the user has configured: in ALGATE_PROXY (several, separated by blanks), ALL_PROXY or the
+    classic clients' SOCKS_SERVER, otherwise by `via` in ~/.config/algate/client.toml; None if there are none. Raises
+    ProxySyntaxError."""
     for variable in ENVIRONMENT:
         words = environment.get(variable, "").split()
         if words:
@@ -169,7 +169,8 @@ def configured(environment: Mapping[str, str] = os.environ) -> Chain | None:
 
 
 def read_file(path: Path) -> Chain | None:
-    """The chain of a file with `via = "URL"` or `via = ["URL", ...]`; None if there is no file. ProxySyntaxError."""
+    """Read the chain from a file with `via = "URL"` or `via = ["URL", ...]`; None if there is no file. Raises
+    ProxySyntaxError."""
     try:
         table = tomllib.loads(path.read_text())
     except FileNotFoundError:
@@ -208,7 +209,7 @@ def _options(url: str, parts: SplitResult) -> dict[str, str]:
 
 
 def _password(file: str) -> str:
-    """The first line of a file. Raises ProxySyntaxError."""
+    """Read the first line of a file. Raises ProxySyntaxError."""
     try:
         lines = Path(file).expanduser().read_text().splitlines()
     except (OSError, ValueError) as error:
@@ -219,7 +220,7 @@ def _password(file: str) -> str:
 
 
 def _shown(url: str) -> str:
-    """A URL for a message: without what may be a password."""
+    """Return a URL for a message, without what may be a password."""
     scheme, mark, rest = url.rpartition("://")
     account, at, where = rest.rpartition("@")
     return f"{scheme}{mark}{account.partition(':')[0]}{at}{where}"

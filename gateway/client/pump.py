@@ -1,7 +1,7 @@
-"""A socket for a program, where what is on the wire has to be encoded: one end of a pair, which a thread feeds.
+"""A socket for a program whose bytes have to be encoded on the wire: one end of a pair, which a thread feeds.
 
-So a program gets a real socket whatever the proxy wants: it can be waited for, wrapped in TLS and handed on by its
-descriptor. Where threads are greenlets (gevent's patch), it is a greenlet.
+So a program gets a real socket whatever the proxy requires: it can be polled, wrapped in TLS, and passed on by its
+descriptor. Where threads are greenlets (gevent's patch), the thread is a greenlet.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ CHUNK = 65536
 
 
 def protected(wire: socket.socket, codec: Codec, early: bytes) -> socket.socket:
-    """A socket that carries in the clear what `wire`, which is taken over, carries as `codec` has it. `early` comes
-    first."""
+    """Return a socket with the clear text of `wire`, which is taken over and carries what `codec` encodes. `early`
+    comes first."""
     near, far = socket.socketpair()
     far.setblocking(False)
     wire.setblocking(False)
@@ -26,7 +26,7 @@ def protected(wire: socket.socket, codec: Codec, early: bytes) -> socket.socket:
 
 
 class _Pump:
-    """Carries both directions; neither is read while what it has brought is not delivered."""
+    """Carries both directions. Neither is read while what it has brought is not delivered."""
 
     def __init__(self, wire: socket.socket, far: socket.socket, codec: Codec, early: bytes) -> None:
         self._wire = wire

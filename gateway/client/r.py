@@ -1,7 +1,7 @@
 """The five calls of the first SOCKS library (D. Koblas, "SOCKS", 1992, table 1), with their order and meaning.
 
 A program of the classic kind replaces connect by Rconnect, bind by Rbind and so on, and keeps its sockets. The proxy is
-what `Rinit` was told, else what the user has configured (`gateway.client.proxy.configured`).
+the one of `Rinit`, otherwise the one that the user has configured (`gateway.client.proxy.configured`).
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ def Rbind(sock: socket.socket, name: Address, remote: Address) -> None:
 
 
 def Rlisten(sock: socket.socket, backlog: int) -> None:
-    """It listens since Rbind, for one peer: nothing is left to be done. OSError before Rbind."""
+    """Do nothing: the socket listens since Rbind, for one peer. Raises OSError before Rbind."""
     _of(sock)
 
 
 def Raccept(sock: socket.socket) -> tuple[socket.socket, Address]:
-    """Wait for the peer: a socket to talk to it, and who it is. `sock` may be closed then. Raises ProxyError."""
+    """Wait for the peer, and return a socket for it and its endpoint. `sock` may be closed then. Raises ProxyError."""
     chain, carrier, first = _of(sock)
     before = sock.gettimeout()
     carrier.deadline = Deadline(before)
@@ -67,7 +67,7 @@ def Raccept(sock: socket.socket) -> tuple[socket.socket, Address]:
 
 
 def Rgetsockname(sock: socket.socket) -> Address:
-    """After Rbind: the proxy's endpoint, which is to be told to the peer. Else what getsockname says."""
+    """After Rbind, return the proxy's endpoint, which the peer has to be told; otherwise what getsockname returns."""
     if sock not in _bound:
         host, port = sock.getsockname()[:2]
         return str(host), int(port)

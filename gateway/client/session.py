@@ -1,6 +1,5 @@
-"""What a client does to get through a chain of proxies, step by step and without a socket: whoever has one carries the
-steps out (`blocking`, `aio`) and says what came of each.
-"""
+"""The steps of a client through a chain of proxies, without a socket. A caller that has one carries the steps out
+(`blocking`, `aio`) and reports the result of each."""
 
 from __future__ import annotations
 
@@ -27,19 +26,20 @@ class Dial(NamedTuple):
 
 
 class Send(NamedTuple):
-    """Send all of it. The answer is None."""
+    """Send all of the data. The answer is None."""
 
     data: bytes
 
 
 class Receive(NamedTuple):
-    """Receive at least one byte and at most `size`: no more belongs to us. The answer are they; b"" at the end."""
+    """Receive at least one byte and at most `size` bytes; the bytes behind those are not for the session. The answer is
+    these bytes; b"" at the end of the stream."""
 
     size: int
 
 
 class Protect(NamedTuple):
-    """From now on the wire carries what `codec` makes of it; `early` has been decoded already. The answer is None."""
+    """Use `codec` on the wire from now on. `early` was decoded already. The answer is None."""
 
     codec: Codec
     early: bytes
@@ -50,7 +50,7 @@ Session = Generator[Step, Any, Granted]
 
 
 def tunnel(chain: Chain, host: str, port: int) -> Session:
-    """Connect through all of a chain. Raises ProxyError."""
+    """Connect through all proxies of a chain. Raises ProxyError."""
     return request(chain, Command.CONNECT, host, port)
 
 
@@ -117,7 +117,7 @@ def _converse(dialogue: Dialogue) -> Session:
 
 
 def _tls(proxy: Proxy) -> Generator[Step, Any, None]:
-    """The handshake with a proxy, whose certificate has to be good."""
+    """Make the TLS handshake with a proxy, whose certificate has to be valid."""
     try:
         context = ssl.create_default_context(cafile=proxy.ca or None)
         if proxy.certificate:

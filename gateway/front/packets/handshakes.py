@@ -1,10 +1,10 @@
-"""A server that has no TCP is a refusal to the client at its SYN, at ports that a module reads over both TCP and UDP.
+"""Refuses a client's SYN if its server does not listen, at ports that a module reads over both TCP and UDP.
 
-A redirected connection is accepted by the kernel before anybody asks the server. A client that could go by UDP instead
-(a SIP request that was to go over TCP only for its length, RFC 3261 section 18.1.1) does so when the connection is
-refused, and not when it has been accepted and reset. So the SYN waits in the queue until the server has been asked:
-`LONGEST` seconds at most, and not where that is known. What is refused gets a mark, by which the kernel answers with a
-reset (`iptables/algate.nft`); anything else goes on as before. docs/decisions/0160-refused-at-the-handshake.md
+The kernel accepts a redirected connection before the server is asked. A client that could use UDP instead (a SIP
+request that goes over TCP only for its length, RFC 3261 section 18.1.1) does so when its connection is refused, and not
+when it was accepted and reset. So the SYN waits in the queue until the server was asked: for `LONGEST` seconds at most,
+and not if the answer is known. A refused SYN gets a mark, for which the kernel answers with a reset
+(`iptables/algate.nft`); anything else goes on as before. docs/decisions/0160-refused-at-the-handshake.md
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Handshakes:
 
 
 def _refuses(server: Endpoint) -> bool:
-    """Whether the server says that nobody listens there. Whatever else comes of it is not for us to say."""
+    """Whether the server refuses the connection, because no program listens there. Any other result counts as no."""
     family = gsocket.AF_INET6 if server.version == 6 else gsocket.AF_INET
     with gsocket.socket(family, gsocket.SOCK_STREAM) as sock:
         sock.settimeout(LONGEST)
