@@ -160,8 +160,9 @@ class DatagramContext:
 
     `options`: an instance of the module's `Options`; None: its defaults. `recorded`: whether `journal` will be called.
     `fixed`: for an association of SOCKS, the client's socket and its public socket, which exists as long as the module.
-    The module then serves this client only, which is reached there whatever port it names. `published`: inside sockets
-    that have a public endpoint without anybody opening one.
+    The module then serves this client only, which is reached there whatever port it names. A conversation of that
+    socket opens nothing: its peers may send to the public socket from then on, as long as the module exists.
+    `published`: inside sockets that have a public endpoint without anybody opening one.
     """
 
     options: object | None = None
@@ -176,8 +177,9 @@ class DatagramModule(Protocol):
 
     A class declares, each with a default: `api` (1), `Options` (as in `AlgModule`), `look_every` (seconds between two
     `Activity` events; None: none), `recorded` (whether it has `journal` and `restore`), `shown` (whether its messages
-    may be traced), `tables` (the names of the tables that `table` knows), `kinds` (the kinds of pinholes that it may
-    ask for, as in `AlgModule`).
+    may be traced), `read_inbound` (whether it is also shown what arrives at the public port of a socket that has
+    spoken its protocol; otherwise only the kernel sees that), `tables` (the names of the tables that `table` knows),
+    `kinds` (the kinds of pinholes that it may ask for, as in `AlgModule`).
     """
 
     def __init__(self, context: DatagramContext) -> None: ...

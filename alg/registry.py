@@ -38,6 +38,7 @@ class DatagramKind:
     shown: bool
     recorded: bool
     tables: tuple[str, ...]
+    read_inbound: bool = False
 
     def make(self, context: DatagramContext) -> tuple[DatagramModule, float | None]:
         """Make a module. Also returns the seconds between two `Activity` events that it wants; None: it wants none."""
@@ -188,6 +189,7 @@ def _datagram_kind(entry: EntryPoint, face: type) -> DatagramKind:
         bool(getattr(face, "shown", False)),
         bool(getattr(face, "recorded", False)),
         tuple(getattr(face, "tables", ())),
+        bool(getattr(face, "read_inbound", False)),
     )
 
 

@@ -41,6 +41,7 @@ class SipEngine:
     Options: ClassVar[type[SipOptions]] = SipOptions
     shown: ClassVar[bool] = True  # its messages hold no passwords, so `algate trace` may show them
     recorded: ClassVar[bool] = True
+    read_inbound: ClassVar[bool] = True  # calls come to the public port of a registration
     tables: ClassVar[tuple[str, ...]] = TABLES
     kinds: ClassVar[tuple[str, ...]] = ("conversation",)
 

@@ -393,7 +393,11 @@ class ProcessSection(_Section, frozen=True):
 
 
 # A module's section need not name its ports; those of a third party's module must.
-DEFAULT_ALG = {"ftp": AlgSection(ports=(21,)), "sip": AlgSection(ports=(5060,), transports=("tcp", "udp"))}
+DEFAULT_ALG = {
+    "ftp": AlgSection(ports=(21,)),
+    "sip": AlgSection(ports=(5060,), transports=("tcp", "udp")),
+    "tftp": AlgSection(ports=(69,), transports=("udp",)),
+}
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, dict=True):

@@ -111,11 +111,13 @@ def log_said(command: Said, **names: str) -> None:
 
 class Placement(NamedTuple):
     """Where a conversation is to be opened. `client`: the inside host that it must belong to; `public`: the address at
-    which it listens, None: it cannot be opened; `read`: whether the module reads its datagrams."""
+    which it listens, None: it cannot be opened; `read`: whether the module reads its datagrams. `own`: the public
+    endpoint that the carrier has for it already, with the peers let in: nothing is opened."""
 
     client: str
     public: PublicAddress | None
     read: bool = False
+    own: Endpoint | None = None
 
 
 class Carrier(Protocol):
@@ -360,10 +362,13 @@ class DatagramDriver:
     def _do(self, command: DatagramCommand) -> None:
         match command:
             case OpenConversation():
-                client, public, read = self._carrier.place(command)
-                self.conversations.open(command, client, public, read)
+                client, public, read, own = self._carrier.place(command)
+                if own is not None:
+                    self._told(command.ref, own)
+                else:
+                    self.conversations.open(command, client, public, read)
             case OpenMapping():
-                client, public, _ = self._carrier.place(command)
+                client, public, _, _ = self._carrier.place(command)
                 self.conversations.map(command, client, public)
             case UpdateConversation() | UpdateMapping():
                 self.conversations.update(command)

@@ -15,7 +15,7 @@ from typing import Any
 
 from gateway.host.programs import output_of
 
-HELPERS = ("ftp", "sip")
+HELPERS = ("ftp", "sip", "tftp")
 """Modules that have a kernel helper of the same name."""
 
 _SYSCTL = Path("/proc/sys/net/netfilter/nf_conntrack_helper")
@@ -87,7 +87,7 @@ def _automatic(modules: Ports) -> Iterator[Attached]:
         automatic = _SYSCTL.read_text().strip() == "1"
     except OSError:
         return
-    for helper, port in (("ftp", 21), ("sip", 5060)):
+    for helper, port in (("ftp", 21), ("sip", 5060), ("tftp", 69)):
         if automatic and port in modules.get(helper, ()):
             yield Attached(
                 helper, "sysctl net.netfilter.nf_conntrack_helper = 1", "sysctl -w net.netfilter.nf_conntrack_helper=0"

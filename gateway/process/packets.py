@@ -227,7 +227,7 @@ def _queue_module(config: Config, kind: DatagramKind, section: AlgSection, recor
     module, look_every = kind.make(DatagramContext(options, recorded, None, config.published_datagrams))
     flow = f"p-{int(time.time() * 1000) & 0xFFFFFFFF:x}"
     setting = Setting(kind.name, section.mode, flow, MOST_HELD, {}, look_every, kind.shown)
-    return QueueModule(module, setting, frozenset(section.ports), recorded)
+    return QueueModule(module, setting, frozenset(section.ports), recorded, kind.read_inbound)
 
 
 def main() -> None:

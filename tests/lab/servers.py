@@ -204,6 +204,26 @@ def dns(lab: Lab, records: Mapping[str, Sequence[str]]) -> None:
     (directory / "resolv.conf").write_text(f"nameserver {SERVER4}\n")
 
 
+def tftp(lab: Lab, root: Path, host: str) -> subprocess.Popen[bytes]:
+    """dnsmasq outside, as a TFTP server for the files in `root`."""
+    argv: list[str | Path] = [installed("dnsmasq-base", "/usr/sbin/dnsmasq"), "--keep-in-foreground", "--port=0"]
+    argv += ["--conf-file=/dev/null", "--user=nobody", "--pid-file=", "--enable-tftp", f"--tftp-root={root}"]
+    process = lab.popen("outside", [*argv, f"--listen-address={host}", "--bind-interfaces"])
+    return has_tftp(lab, process)
+
+
+def has_tftp(lab: Lab, process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
+    """The server, once it has UDP port 69."""
+
+    def bound() -> bool:
+        assert process.poll() is None, f"the TFTP server ended{lab.tail_of_logs()}"
+        tables = (Path(f"/proc/{process.pid}/net/{name}").read_text() for name in ("udp", "udp6"))
+        return any(line.split()[1].endswith(":0045") for table in tables for line in table.splitlines()[1:])
+
+    lab.wait_for(bound, 10, "a TFTP server")
+    return process
+
+
 def _tree(lab: Lab, name: str) -> tuple[Path, Path, Path]:
     """What clients see, where the server keeps its own files, and its log."""
     number = len(list(lab.tmp.glob("server*"))) + 1

@@ -16,7 +16,7 @@ NAME = "www.example"
 
 
 def serve(lab: Lab) -> None:
-    """Start the servers: FTP on both sides, web, DNS and SIP outside."""
+    """Start the servers: FTP on both sides, web, DNS, TFTP and SIP outside."""
     for server in (lab.vsftpd(), servers.vsftpd(lab, {}, "inside")):
         server.put("pub/example.bin", os.urandom(EXAMPLE_SIZE))
     site = lab.tmp / "www"
@@ -34,6 +34,12 @@ def serve(lab: Lab) -> None:
 
     lab.wait_for(serves, 10, "the web server")
     lab.dns({NAME: [SERVER4]})
+    boot = lab.tmp / "boot"
+    boot.mkdir()
+    (boot / "boot.bin").write_bytes(os.urandom(EXAMPLE_SIZE // 4))
+    for path, mode in ((boot, 0o755), (boot / "boot.bin", 0o644)):
+        path.chmod(mode)
+    servers.tftp(lab, boot, SERVER4)
     Kamailio(lab, "outside", SERVER4)
 
 

@@ -66,7 +66,7 @@ def test_no_configuration_is_a_socks_server_for_this_machine() -> None:
     assert not config.broker_wanted
     assert not config.transparent_enabled
     assert config.module_ports() == (21, 5060)
-    assert config.module_ports("udp") == (5060,)
+    assert config.module_ports("udp") == (69, 5060)
     assert not config.packets_wanted
 
 
@@ -89,7 +89,7 @@ def test_datagrams_are_read_where_there_is_a_broker_and_an_inside_interface() ->
         '[alg.sip]\nmode = "off"\n',
         '[alg.sip]\ntransports = ["tcp"]\n',
     ):
-        config = parse_config(network + more, "x")
+        config = parse_config(network + '[alg.tftp]\nmode = "off"\n' + more, "x")
         assert not config.packets_wanted
         assert config.read_ports is None
 

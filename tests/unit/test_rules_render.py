@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.config.load import parse_config
-from gateway.config.schema import Config
+from gateway.config.schema import DEFAULT_ALG, Config
 from gateway.host import programs, rules
 from gateway.model.errors import AlgateError
 
@@ -28,7 +28,7 @@ def lines(text: str, family: rules.Family = "ipv4") -> list[str]:
 
 def test_a_small_router() -> None:
     queue = "-j NFQUEUE --queue-num 15855 --queue-bypass"
-    assert lines(BASIC + '[process]\nrun_dir = "/run/algate"') == [
+    assert lines(BASIC + '[process]\nrun_dir = "/run/algate"\n[alg.tftp]\nmode = "off"') == [
         "*mangle",
         ":ALGATE-PREROUTING - [0:0]",
         ":ALGATE-FORWARD - [0:0]",
@@ -114,7 +114,7 @@ def test_every_interface_with_every_network_and_all_ports() -> None:
 
 
 def test_a_module_that_is_off_has_no_port() -> None:
-    off = lines(BASIC + '[alg.ftp]\nmode = "off"\n[alg.sip]\nmode = "off"')
+    off = lines(BASIC + "".join(f'[alg.{name}]\nmode = "off"\n' for name in DEFAULT_ALG))
     assert not [line for line in off if "REDIRECT" in line or "mangle" in line]
     assert [line for line in lines(BASIC + '[alg.ftp]\nmode = "observe"') if "REDIRECT" in line]
 

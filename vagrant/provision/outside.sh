@@ -1,5 +1,5 @@
 #!/bin/sh
-# Outside: 203.0.113.10. An FTP server, a web server, DNS, and a SIP registrar. It has no route to the inside.
+# Outside: 203.0.113.10. Servers of FTP, HTTP, DNS and TFTP, and a SIP registrar. It has no route to the inside.
 set -eu
 . /tmp/algate/common.sh
 
@@ -15,6 +15,11 @@ lab_key
 # Web.
 install -d /srv/www
 echo "hello from outside" >/srv/www/index.html
+
+# TFTP.
+install -d /srv/tftp
+head -c 1000000 /dev/urandom >/srv/tftp/boot.bin
+chmod 644 /srv/tftp/boot.bin
 
 # SIP registrar and proxy.
 install -m 644 /tmp/algate/files/kamailio.cfg /etc/kamailio/kamailio.cfg

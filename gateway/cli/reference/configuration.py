@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 import tomli_w
 
-from alg.registry import modules, options_of
+from alg.registry import options_by_name
 from gateway.config.schema import DEFAULT_ALG, Config
 
 # In what order they stand, as a reader needs them; a table that is not named here (process) comes last.
@@ -70,7 +70,7 @@ def _fields(struct: type) -> Iterator[tuple[str, Any]]:
 def _of(path: str, kind: Any) -> Iterator[Table]:
     """Yield the table of a struct and the tables within it; for `alg` one for each module."""
     if path == "alg":
-        for name in sorted(modules(), key=lambda name: (name not in DEFAULT_ALG, name)):
+        for name in sorted(options_by_name(), key=lambda name: (name not in DEFAULT_ALG, name)):
             yield _module_table(name, get_args(kind)[1])
         return
     repeated = get_origin(kind) is tuple
@@ -87,8 +87,7 @@ def _module_table(name: str, common: type) -> Table:
     keys = [
         dataclasses.replace(key, default=msgspec.to_builtins(getattr(section, key.name))) for key in _keys(path, common)
     ]
-    module = modules()[name]
-    options = options_of(module)
+    options = options_by_name()[name]
     if options is not None:
         hints = get_type_hints(options)
         for field in dataclasses.fields(options):

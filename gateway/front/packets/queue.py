@@ -54,12 +54,14 @@ class QueuedPacket(Protocol):
 
 class QueueModule(NamedTuple):
     """A module that reads packets of the queue. `ports`: those of servers; `setting`: how it is driven; `recorded`:
-    whether its state outlives the process."""
+    whether its state outlives the process; `read_inbound`: whether it reads what arrives at the public ports of
+    sockets that speak its protocol."""
 
     module: DatagramModule
     setting: Setting
     ports: frozenset[int]
     recorded: bool
+    read_inbound: bool = True
 
 
 class _Item(NamedTuple):
@@ -84,6 +86,7 @@ class _Line:
     ) -> None:
         self.name = wanted.setting.name
         self.recorded = wanted.recorded
+        self._read_inbound = wanted.read_inbound
         self.servers: dict[int, str] = {}
         self.facing: dict[int, str] = {}
         self._front = front
@@ -100,7 +103,7 @@ class _Line:
             self.servers[command.ref] = along.destination.host
             self.facing[command.ref] = public.local
         # What comes to a socket that speaks the protocol itself is for us to read; all else is media.
-        return Placement(client, public, self._front.knows(command.target))
+        return Placement(client, public, self._read_inbound and self._front.knows(command.target))
 
     def changed(self) -> None:
         if self.recorded:

@@ -385,6 +385,10 @@ class Association:
         """Return the header for a datagram that comes from none of the peers; None if a module reads it, or it was not
         asked for."""
         messages = self._reading(outside, sender)
+        if messages is None and sender[0] in outside.hosts:  # a module knows that it answers from another port
+            header = self._peers[sender] = _header(sender)
+            bound(self._peers)
+            return header
         if messages is None:
             if not self._options.open_answers:
                 self.dropped["unasked"] += 1

@@ -67,6 +67,8 @@ class Messages:
         self.name = reader.name
         self._flow = flow.id
         self._client = client
+        self._own = public
+        self._outside = outside
         self._public = outside.public
         self._send = send
         self._alive = alive
@@ -104,7 +106,12 @@ class Messages:
         self._send(held.side, held.item, held.edited if fits and held.edited is not None else held.data)
 
     def place(self, command: OpenConversation | OpenMapping) -> Placement:
-        return Placement(self._client.host, self._public)
+        if command.target != self._client or not isinstance(command, OpenConversation):
+            return Placement(self._client.host, self._public)
+        # The client's own socket is this association's already: a host that it asks may answer from another port there.
+        if self.driver.setting.mode is Mode.REWRITE:
+            self._outside.let_in(command.peers or ())
+        return Placement(self._client.host, self._public, own=self._own)
 
     def changed(self) -> None:
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _socket
+from collections.abc import Iterable
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -39,16 +40,26 @@ class Options(msgspec.Struct, frozen=True):
 
 
 class Outside:
-    """A socket towards the outside, its pinhole, and `public`, the endpoint at which the world finds it."""
+    """A socket towards the outside, its pinhole, and `public`, the endpoint at which the world finds it.
 
-    __slots__ = ("lease", "messages", "public", "sock", "watcher")
+    `hosts`: addresses that may send to it from whichever port."""
+
+    __slots__ = ("hosts", "lease", "messages", "public", "sock", "watcher")
 
     def __init__(self, lease: Lease, sock: _socket.socket, public: PublicAddress) -> None:
         self.lease = lease
         self.sock = sock
         self.public = public
         self.messages: dict[str, Messages] = {}  # what is read of what passes, by the module that reads it
+        self.hosts: dict[str, None] = {}
         self.watcher: _IoWatcher = get_hub().loop.io(sock.fileno(), READ)
+
+    def let_in(self, hosts: Iterable[str]) -> None:
+        """These addresses may send to it from now on; of many the latest."""
+        for host in hosts:
+            self.hosts.pop(host, None)
+            self.hosts[host] = None
+        bound(self.hosts)
 
 
 class Route:

@@ -1,0 +1,39 @@
+"""The keys of `[alg.tftp]` that are TFTP's own; `description` is what the reference says of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+LEAST_IDLE, MOST_IDLE = 10.0, 300.0
+MOST_RATE = 10000
+
+
+@dataclass(frozen=True, slots=True)
+class TftpOptions:
+    """How long a transfer may pause, and how many may begin.
+
+    ValueError for what makes no sense; it begins with the key.
+    """
+
+    idle_timeout: float = field(
+        default=30.0,
+        metadata={
+            "description": "Seconds without a packet after which a transfer has ended, and its port is closed. Between "
+            "10 and 300; a server that gets no answer repeats itself for a few seconds only."
+        },
+    )
+    rate: int = field(
+        default=20,
+        metadata={
+            "description": "Requests a second of one client for which a port is opened, twice as many at once; what is "
+            "more passes untouched."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if not LEAST_IDLE <= self.idle_timeout <= MOST_IDLE:
+            raise ValueError(
+                f"idle_timeout: {self.idle_timeout:g} is not between {LEAST_IDLE:g} and {MOST_IDLE:g} (seconds)"
+            )
+        if not 1 <= self.rate <= MOST_RATE:
+            raise ValueError(f"rate: {self.rate} is not between 1 and {MOST_RATE}")
