@@ -18,15 +18,15 @@ class TftpOptions:
     idle_timeout: float = field(
         default=30.0,
         metadata={
-            "description": "Seconds without a packet after which a transfer has ended, and its port is closed. Between "
-            "10 and 300; a server that gets no answer repeats itself for a few seconds only."
+            "description": "Seconds without a packet after which a transfer counts as ended and its public port is "
+            "closed. Between 10 and 300."
         },
     )
     rate: int = field(
         default=20,
         metadata={
-            "description": "Requests a second of one client for which a port is opened, twice as many at once; what is "
-            "more passes untouched."
+            "description": "Requests a second of one client for which a public port is opened, on average; twice as "
+            "many at once. Requests beyond that pass, and nothing is opened for them."
         },
     )
 

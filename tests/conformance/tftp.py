@@ -47,7 +47,19 @@ def curl(host: str, *options: str) -> Trial:
             into = lab.tmp / "got.bin"
             into.unlink(missing_ok=True)
             url = f"tftp://{host}/boot.bin"
-            argv = ["curl", "-sS", "--globoff", "--max-time", "20", "--connect-timeout", "4", "-o", into, *options, url]
+            argv: list[str | Path] = [
+                "curl",
+                "-sS",
+                "--globoff",
+                "--max-time",
+                "20",
+                "--connect-timeout",
+                "4",
+                "-o",
+                into,
+                *options,
+                url,
+            ]
             lab.run("inside", argv, timeout=25)
             assert digest(into) == digest(root / "boot.bin")
 

@@ -38,6 +38,7 @@ SIZE = 4 * 1024 * 1024
 ASKS = b"\0\1boot.bin\0octet\0"
 DATA = b"\0\3\0\1the file"
 IDLE = 10.0
+pytestmark = pytest.mark.usefixtures("gateway")
 
 
 @pytest.fixture(scope="module")
