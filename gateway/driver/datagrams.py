@@ -364,7 +364,7 @@ class DatagramDriver:
             case OpenConversation():
                 client, public, read, own = self._carrier.place(command)
                 if own is not None:
-                    self._told(command.ref, own)
+                    self._told(command.ref, own, None)
                 else:
                     self.conversations.open(command, client, public, read)
             case OpenMapping():
@@ -382,7 +382,7 @@ class DatagramDriver:
     def _probe(self, command: Probe) -> None:
         # Only a socket of a client that uses this module has a place, so only such clients are connected to.
         wish = OpenMapping(command.ref, command.target, ("tcp",), None, 0.0, "")
-        client, public, _ = self._carrier.place(wish)
+        client, public, _, _ = self._carrier.place(wish)
         if client != command.target.host or public is None or self._probing >= MOST_PROBES:
             gevent.get_hub().loop.run_callback(self._told, command.ref, "probe", None)
             return
