@@ -56,7 +56,7 @@ class Sock:
         with lab.enter(role):
             self.sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
         self.sock.bind((host, port))
-        self.sock.settimeout(5)
+        self.sock.settimeout(15)
 
     def __enter__(self) -> Sock:
         return self
@@ -78,7 +78,7 @@ class Sock:
         except TimeoutError:
             return True
         finally:
-            self.sock.settimeout(5)
+            self.sock.settimeout(15)
         return False
 
 
