@@ -82,7 +82,7 @@ run: .venv/.run $(if $(wildcard .venv/.compiled),.venv/.compiled)
 # As root all of it, network namespaces and slow tests too; else what needs no root. PYTEST_ARGS goes to pytest. Tests wait
 # for packets and processes more than they compute: three files at a time (`-n 0`: one, as a debugger needs it).
 test: setup
-	$(BIN)/python -m pytest -n 3 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # All peers, several rounds, into docs/benchmarks.md; under 20 minutes. BENCH_ROUNDS=1 BENCH_SECONDS=1 is quick.
 bench: setup
