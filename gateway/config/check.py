@@ -57,6 +57,8 @@ def check(config: Config) -> None:
     _ports("transparent.ports", config.transparent.ports)
     _positive("transparent.datagram_rate", config.transparent.datagram_rate)
     _check_publish(config)
+    if config.socks.listen and not config.socks.protocols:
+        raise BadValue("socks.protocols: is empty, and socks.listen is not")
     low, high = _valid("pinhole.ports", config.pinhole.ports, port_range)
     if config.transparent_enabled and low <= config.transparent.port <= high:
         raise BadValue(f"pinhole.ports: {config.pinhole.ports} contains transparent.port {config.transparent.port}")

@@ -27,6 +27,7 @@ LOWEST_PINHOLE_PORT = 1024
 
 _T = TypeVar("_T")
 
+ProtocolName = Literal["socks5", "socks4", "http"]
 ProtectionName = Literal["none", "integrity", "confidentiality"]
 
 
@@ -124,6 +125,14 @@ class SocksSection(_Section, frozen=True):
             examples=[["192.168.56.1:1080"]],
         ),
     ] = ("127.0.0.1:1080",)
+    protocols: Annotated[
+        tuple[ProtocolName, ...],
+        Meta(
+            description='What clients may speak at these addresses. "socks4": 4a too; "http": CONNECT, with passwords '
+            "by Basic authentication.",
+            examples=[["socks5", "http"]],
+        ),
+    ] = ("socks5", "socks4")
     auth: Annotated[
         tuple[AuthName, ...],
         Meta(description="Authentication methods, in order of preference.", examples=[["password"]]),

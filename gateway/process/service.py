@@ -130,6 +130,7 @@ class Service:
             self.authentication.authenticator,
             config.socks.handshake_timeout,
             RuleIdent(policy, IdentClient(config.socks.ident_timeout), accounts),
+            config.socks.protocols,
         )
         transparent = TransparentFront(dialer, runner, config.published)
         by_policy = ground.own.routes_by_policy if as_client is not None and source is None else None
@@ -137,7 +138,7 @@ class Service:
         quick_socks = QuickSocks(
             self._socks, connect, quick, runner, ground.relay, config.socks.handshake_timeout, ground.acceptor
         )
-        plain = config.socks.auth == ("none",)
+        plain = config.socks.auth == ("none",) and "socks5" in config.socks.protocols
         self.accept_socks: Quick = quick_socks.accept if plain else self._in_greenlet(self._socks.handle)
         self.accept_transparent: Quick = QuickTransparent(transparent, quick, runner, ground.acceptor).accept
         self.audit = Audit(flows, policy, accounts.groups, upstreams, config.published.values())

@@ -34,8 +34,8 @@ from alg.api import (
 from alg.ftp.options import FtpOptions
 from alg.ftp.session import FtpModule
 from alg.sip.tcp import SipModule
+from alg.socks import http, socks4, socks5
 from alg.socks import password as password_wire
-from alg.socks import socks4, socks5
 from alg.socks import udp as wire
 from alg.socks.dialogue import Account, Kind, ask
 from alg.socks.errors import ProxyError
@@ -149,6 +149,7 @@ def handshakes(data: bytes, _rng: random.Random) -> None:
         socks5.parse_request,
         socks4.parse_request,
         password_wire.parse_credentials,
+        http.parse_request,
         lambda buffer: parse_message(buffer, MessageType.ENCAPSULATION),
     ):
         try:

@@ -12,8 +12,9 @@ import gevent
 import structlog
 
 from alg.address import Endpoint
-from alg.socks import password, socks4, socks5
+from alg.socks import http, password, socks4, socks5
 from alg.socks.gssapi import ABORT, Level, MessageType, choose_level, encode_message, parse_message
+from alg.socks.password import Credentials
 from alg.socks.socks5 import Method
 from gateway.front.auth.guard import Guard
 from gateway.front.auth.ident import IdentClient
@@ -27,6 +28,7 @@ from gateway.net.turns import turns
 
 log = structlog.get_logger()
 
+_UNKNOWN = http.encode_answer(407)
 _WIRE: dict[AuthName, Method] = {
     "gssapi": Method.GSSAPI,
     "password": Method.PASSWORD,
@@ -129,6 +131,24 @@ class Authenticator:
             log.info("auth.no_method", address=client.host, client=str(client), offered=list(offered))
         raise NotAuthenticated(socks5.encode_method(Method.NO_ACCEPTABLE))
 
+    def http(self, incoming: Incoming, client: Endpoint, claim: Credentials | None) -> Identity:
+        """Return who an HTTP client is, by the methods "password" (Basic), "ident" and "none". Raises NotAuthenticated:
+        407 where a password is wrong or missing, 403 where only methods are allowed that HTTP does not have."""
+        banned = self._guard.banned(client.host, time.monotonic())
+        for method in self._methods:
+            if method == "password" and claim is not None and not banned:
+                return self._by_password(claim, client, _UNKNOWN)
+            if method == "ident" and (name := self._ask_ident(incoming, client)) is not None:
+                return self._identity(name)
+            if method == "none":
+                return ANONYMOUS
+        if banned:
+            log.info("auth.banned", address=client.host, client=str(client))
+        elif "password" in self._methods:
+            raise NotAuthenticated(_UNKNOWN)  # it is asked: a client says its password when it is asked for it
+        log.info("auth.no_method", address=client.host, client=str(client), offered="HTTP")
+        raise NotAuthenticated(http.encode_answer(403))
+
     def _identity(self, name: str) -> Identity:
         return Identity(name, self._accounts.groups(name))
 
@@ -137,16 +157,20 @@ class Authenticator:
         return self._ident.ask(client, endpoint(incoming.sock.getsockname()))
 
     def _password(self, incoming: Incoming, client: Endpoint) -> Identity:
+        identity = self._by_password(incoming.read(password.parse_credentials), client, password.FAILURE)
+        incoming.sock.sendall(password.SUCCESS)
+        return identity
+
+    def _by_password(self, claim: Credentials, client: Endpoint, refusal: bytes) -> Identity:
+        """Return the user whose password this is. Raises NotAuthenticated with `refusal`."""
         assert self._passwords is not None
-        claim = incoming.read(password.parse_credentials)
         try:
             user = self._passwords.check(claim.user, claim.password, client.host)
         except Overloaded:
             log.error("auth.overloaded", client=str(client))
-            raise NotAuthenticated(password.FAILURE) from None
+            raise NotAuthenticated(refusal) from None
         if user is None:
-            self._failed(client, "password", claim.user, password.FAILURE)
-        incoming.sock.sendall(password.SUCCESS)
+            self._failed(client, "password", claim.user, refusal)
         return Identity(user.name, user.groups)
 
     def _gssapi_method(self, incoming: Incoming, client: Endpoint) -> Identity:

@@ -10,7 +10,7 @@ import msgspec
 import structlog
 
 from alg.address import Endpoint
-from alg.socks import socks4, socks5
+from alg.socks import http, socks4, socks5
 from gateway.flow.dial import DialError, DialFailure
 from gateway.model.requests import CommandName, ConnectRequest
 from gateway.net.sockets import close_gently
@@ -30,6 +30,20 @@ _REPLIES: dict[DialFailure, socks5.Reply] = {
     "host": socks5.Reply.HOST_UNREACHABLE,
     "timeout": socks5.Reply.TTL_EXPIRED,
     "failed": socks5.Reply.GENERAL_FAILURE,
+}
+
+
+HTTP = 1
+"""The version of a request that came as HTTP CONNECT."""
+
+_STATUS: dict[DialFailure, int] = {
+    "denied": 403,
+    "name": 502,
+    "refused": 502,
+    "network": 502,
+    "host": 502,
+    "timeout": 504,
+    "failed": 502,
 }
 
 
@@ -148,7 +162,9 @@ class SocksRequest:
     def grant(self, bound: Endpoint | str) -> None:
         """Send a success reply with a bound endpoint (a name for RESOLVE_PTR). Raises OSError if the client has
         gone."""
-        if self.version == socks5.VERSION or isinstance(bound, str):
+        if self.version == HTTP:
+            self.sock.sendall(http.encode_answer(200))
+        elif self.version == socks5.VERSION or isinstance(bound, str):
             self.sock.sendall(socks5.encode_reply(socks5.Reply.SUCCEEDED, bound))
         else:
             self.sock.sendall(socks4.encode_reply(socks4.Reply.GRANTED, bound))
@@ -160,6 +176,9 @@ class SocksRequest:
 
     def refuse(self, failure: DialFailure) -> None:
         """Send the reply for a failure, and close."""
+        if self.version == HTTP:
+            refuse(self.sock, HTTP, _STATUS[failure])
+            return
         refuse(self.sock, self.version, _REPLIES[failure] if self.version == socks5.VERSION else socks4.Reply.REJECTED)
 
 
@@ -183,7 +202,9 @@ def log_failure(request: Asked, error: DialError) -> None:
 def refuse(sock: gsocket.socket, version: int, reply: int | None) -> None:
     """Send a failure reply of a version (None: there is none that the client would understand), and close."""
     try:
-        if reply is not None and version == socks5.VERSION:
+        if reply is not None and version == HTTP:
+            sock.sendall(http.encode_answer(reply))
+        elif reply is not None and version == socks5.VERSION:
             sock.sendall(socks5.encode_reply(socks5.Reply(reply)))
         elif reply is not None:
             sock.sendall(socks4.encode_reply(socks4.Reply(reply)))

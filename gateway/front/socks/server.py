@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import gevent
@@ -10,10 +10,11 @@ import gevent.socket as gsocket
 import structlog
 
 from alg.address import Endpoint
-from alg.socks import socks4, socks5
+from alg.socks import http, socks4, socks5
 from alg.socks.socks5 import SocksError
+from gateway.config.schema import ProtocolName
 from gateway.front.socks.authenticate import Authenticator, NotAuthenticated
-from gateway.front.socks.request import ANONYMOUS, GOODBYE, Gone, Incoming, SocksRequest, refuse
+from gateway.front.socks.request import ANONYMOUS, GOODBYE, HTTP, Gone, Incoming, SocksRequest, refuse
 from gateway.front.socks.rule_ident import RuleIdent
 from gateway.model.hosts import read_host
 from gateway.model.requests import CommandName
@@ -35,6 +36,9 @@ _COMMANDS5: dict[socks5.Command, CommandName] = {
 }
 
 
+_SOCKS: dict[int, ProtocolName] = {socks4.VERSION: "socks4", socks5.VERSION: "socks5"}
+
+
 class SocksCommand(Protocol):
     """Carries out one of the commands; owns the request's socket."""
 
@@ -51,11 +55,13 @@ class SocksFront:
         authenticator: Authenticator,
         timeout: float,
         rule_ident: RuleIdent,
+        protocols: Sequence[ProtocolName] = ("socks5", "socks4"),
     ) -> None:
         self._commands = commands
         self._authenticator = authenticator
         self._timeout = timeout
         self._rule_ident = rule_ident
+        self._protocols = protocols
 
     def handle(self, sock: gsocket.socket, address: tuple[object, ...]) -> None:
         """Serve one accepted connection; owns the socket."""
@@ -74,8 +80,8 @@ class SocksFront:
         version = 0
         try:
             with gevent.Timeout(max(seconds, 0.01)):
-                version = socks5.VERSION if chosen else incoming.peek()
-                request = self._request4(incoming, client) if version == 4 else self._request5(incoming, client, chosen)
+                version = socks5.VERSION if chosen else self._version(incoming.peek())
+                request = self._request(version, incoming, client, chosen)
                 self._rule_ident.complete(request)
         except gevent.Timeout:
             self.log_timeout(client)
@@ -93,6 +99,26 @@ class SocksFront:
     def log_timeout(self, client: Endpoint) -> None:
         """Log that a client's time for its handshake is over."""
         log.info("socks.timeout", client=str(client), seconds=self._timeout)
+
+    def _version(self, first: int) -> int:
+        """Return the version that a first byte begins. Raises SocksError if nothing of that kind is served."""
+        if first in _SOCKS and _SOCKS[first] in self._protocols:
+            return first
+        if "http" in self._protocols and first not in _SOCKS:
+            return HTTP
+        raise SocksError(None, f"a connection that begins with {first} is none of {', '.join(self._protocols)}")
+
+    def _request(self, version: int, incoming: Incoming, client: Endpoint, chosen: bool) -> SocksRequest:
+        if version == HTTP:
+            return self._request_of_http(incoming, client)
+        if version == socks4.VERSION:
+            return self._request4(incoming, client)
+        return self._request5(incoming, client, chosen)
+
+    def _request_of_http(self, incoming: Incoming, client: Endpoint) -> SocksRequest:
+        wire = incoming.read(http.parse_request)
+        identity = self._authenticator.http(incoming, client, wire.credentials)
+        return SocksRequest(incoming, HTTP, "connect", client, read_host(wire.host), wire.port, identity)
 
     def _request4(self, incoming: Incoming, client: Endpoint) -> SocksRequest:
         wire = incoming.read(socks4.parse_request)

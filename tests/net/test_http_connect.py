@@ -1,0 +1,139 @@
+"""HTTP CONNECT at the SOCKS port: the same users, rules, limits and log."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.client import ProxyError, connect
+from gateway.front.auth.users import HASHER
+from tests.lab.gateway import Gateway
+from tests.lab.lab import ROUTER_IN4, ROUTER_IN6, SERVER4, SERVER6, Lab
+from tests.net.socks_wire import GREETING, receive
+
+ALL = 1080  # speaks everything, to anybody
+SAFE = 1081  # HTTP only, with a password
+NAME = "web.example"
+
+
+@pytest.fixture(scope="module")
+def web(lab: Lab) -> Iterator[None]:
+    site = lab.tmp / "site"
+    site.mkdir()
+    (site / "index.html").write_text("hello\n")
+    argv: list[str | Path] = ["python3", "-m", "http.server", "--directory", site, "--bind", "::", "8080"]
+    process = lab.popen("outside", argv)
+
+    def serves() -> bool:
+        try:
+            lab.connect("outside", SERVER4, 8080, timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+    lab.wait_for(serves, 20, "the web server")
+    yield
+    lab.stop(process)
+
+
+@pytest.fixture(scope="module")
+def gateway(lab: Lab, web: None) -> Iterator[Gateway]:
+    lab.dns({NAME: [SERVER4]})
+    everything = {"protocols": ["socks5", "socks4", "http"]}
+    rules = [
+        {"name": "no-8081", "action": "deny", "port": [8081]},
+        {"name": "rest", "action": "permit"},
+    ]
+    gateway = lab.start_gateway(lab.write_config(socks=everything, rule=rules), 90)
+    users = lab.tmp / "users"
+    users.write_text(f"ann:{HASHER.hash('secret word')}\n")
+    listen = {"listen": [f"{ROUTER_IN4}:{SAFE}"], "protocols": ["http"], "auth": ["password"], "users": str(users)}
+    config = lab.write_config(socks=listen, pinhole={"ports": "50000-50999"})
+    safe = lab.start_gateway(config, 90, rules=False)
+    yield gateway
+    assert safe.stop() == 0, lab.tail_of_logs()
+    assert gateway.stop() == 0, lab.tail_of_logs()
+
+
+def curl(lab: Lab, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return lab.run("inside", ["curl", "-sS", "-m", "20", "--proxytunnel", *arguments], check=False)
+
+
+@pytest.mark.parametrize("router", [ROUTER_IN4, f"[{ROUTER_IN6}]"])
+@pytest.mark.parametrize("host", [SERVER4, f"[{SERVER6}]", NAME])
+def test_curl(lab: Lab, gateway: Gateway, router: str, host: str) -> None:
+    done = curl(lab, "--proxy", f"http://{router}:{ALL}", f"http://{host}:8080/")
+    assert done.stdout == "hello\n", done.stderr
+
+
+def test_socks_is_still_spoken_there(lab: Lab, gateway: Gateway) -> None:
+    for scheme in ("socks5h", "socks4a"):
+        done = lab.run("inside", ["curl", "-sS", "--proxy", f"{scheme}://{ROUTER_IN4}:{ALL}", f"http://{NAME}:8080/"])
+        assert done.stdout == "hello\n"
+
+
+@pytest.mark.parametrize(
+    ("url", "status"),
+    [
+        (f"http://{SERVER4}:8081/", 403),  # a rule
+        (f"http://{SERVER4}:8082/", 502),  # nobody listens
+        ("http://missing.example:8080/", 502),
+        ("http://127.0.0.1:8080/", 403),
+    ],
+)
+def test_a_refusal_has_its_status(lab: Lab, gateway: Gateway, url: str, status: int) -> None:
+    done = curl(lab, "--proxy", f"http://{ROUTER_IN4}:{ALL}", url)
+    assert f"response {status}" in done.stderr, done.stderr
+
+
+def test_what_is_no_connect(lab: Lab, gateway: Gateway) -> None:
+    """A browser that is led to the port, or uses it as a proxy for plain HTTP."""
+    done = lab.run("inside", ["curl", "-sS", "-i", f"http://{ROUTER_IN4}:{ALL}/"])
+    assert "405 Method Not Allowed" in done.stdout
+    with lab.connect("inside", ROUTER_IN4, ALL) as sock:
+        sock.sendall(b"\x16\x03\x01\x02\x00\x01\r\n\r\n")
+        sock.settimeout(10)
+        assert receive(sock, 12) == b"HTTP/1.1 400"
+
+
+def test_no_byte_is_lost_behind_the_head(lab: Lab, gateway: Gateway) -> None:
+    with lab.connect("inside", ROUTER_IN4, ALL) as sock:
+        sock.sendall(f"CONNECT {SERVER4}:8080 HTTP/1.1\r\n\r\nGET / HTTP/1.0\r\n\r\n".encode())
+        sock.settimeout(10)
+        data = b""
+        while part := sock.recv(65536):
+            data += part
+    assert data.startswith(b"HTTP/1.1 200 Connection established\r\n\r\nHTTP/1.0 200 OK")
+    assert data.endswith(b"hello\n")
+
+
+def test_passwords(lab: Lab, gateway: Gateway) -> None:
+    proxy, url = f"http://{ROUTER_IN4}:{SAFE}", f"http://{SERVER4}:8080/"
+    assert curl(lab, "--proxy", proxy, "--proxy-user", "ann:secret word", url).stdout == "hello\n"
+    assert "response 407" in curl(lab, "--proxy", proxy, url).stderr
+    assert "response 407" in curl(lab, "--proxy", proxy, "--proxy-user", "ann:wrong", url).stderr
+    # as browsers do: without a password first, then asked for one
+    done = curl(lab, "--proxy", proxy, "--proxy-anyauth", "--proxy-user", "ann:secret word", url)
+    assert done.stdout == "hello\n", done.stderr
+
+
+def test_only_what_is_in_the_list_is_spoken(lab: Lab, gateway: Gateway) -> None:
+    with lab.connect("inside", ROUTER_IN4, SAFE) as sock:
+        sock.sendall(GREETING)
+        sock.settimeout(10)
+        assert sock.recv(1) == b""
+
+
+def test_our_own_library(lab: Lab, gateway: Gateway) -> None:
+    with lab.enter("inside"):
+        sock = connect(f"http://ann:secret%20word@{ROUTER_IN4}:{SAFE}", NAME, 8080, 20)
+        with pytest.raises(ProxyError) as caught:
+            connect(f"http://ann:wrong@{ROUTER_IN4}:{SAFE}", NAME, 8080, 20)
+    assert caught.value.reply == 407
+    with sock:
+        sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        sock.settimeout(10)
+        assert receive(sock, 15) == b"HTTP/1.0 200 OK"
