@@ -16,6 +16,7 @@ import gevent.socket as gsocket
 import structlog
 from gevent import get_hub
 
+from gateway.net.libev import EV_READ
 from gateway.net.sockets import prepare
 from gateway.observe.metrics import open_descriptors
 from gateway.policy.clients import ClientLimit, Clients, Holder, Kind
@@ -30,7 +31,6 @@ DESCRIPTORS = 4  # that a connection may come to need: itself, its server, a pip
 PAUSE = 0.05  # seconds until there may be room again; meanwhile clients wait in the listener's backlog
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
-READ = 1  # libev's EV_READ
 BATCH = 32  # connections accepted in one callback, so that the flows that are there get their turn
 
 Quick = Callable[[_socket.socket, tuple[object, ...]], None]
@@ -89,7 +89,7 @@ class Acceptor:
         listener = _socket.socket(fileno=fd)
         listener.setblocking(False)
         prepare(listener)  # the connections inherit it: six system calls less for each
-        watcher = get_hub().loop.io(fd, READ)
+        watcher = get_hub().loop.io(fd, EV_READ)
         watcher.start(self._ready, listener, watcher, handler)
         return watcher.stop
 

@@ -42,6 +42,7 @@ from gateway.lease.messages import (
 )
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Along, Done, Lease, PinholeRequest, PinholeUpdate
+from gateway.net.libev import EV_READ, EV_WRITE
 from gateway.observe.counters import observe
 from gateway.observe.log import get_logger
 
@@ -51,7 +52,6 @@ message for it (2 s), which by then has been sent on as it was."""
 
 _MOST_UNSENT = 8192  # messages that wait for room in the socket; a further one is not sent
 _TURN = 64  # packets read in a row: then others have their turn
-_READ, _WRITE = 1, 2  # libev's
 
 _ROOM = CMSG_LEN(4)  # for one descriptor
 
@@ -80,9 +80,9 @@ class BrokerClient:
         self._waiting: dict[int, tuple[_Answered, float]] = {}  # by question; who asked first times out first
         self._unsent: deque[FromWorker] = deque([Hello(os.getpid(), keep)])
         self._loop = get_hub().loop
-        self._readable = self._loop.io(self._fd, _READ)
+        self._readable = self._loop.io(self._fd, EV_READ)
         self._readable.start(self._read)
-        self._writable = self._loop.io(self._fd, _WRITE)
+        self._writable = self._loop.io(self._fd, EV_WRITE)
         self._clock = self._loop.timer(0.0)
         self._ticking = self._sends_soon = self._is_full = False
         self._send()

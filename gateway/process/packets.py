@@ -35,6 +35,7 @@ from gateway.front.packets.packet import LONGEST_WHOLE, is_tcp
 from gateway.front.packets.queue import MOST_HELD, PacketFront, QueuedPacket, QueueModule
 from gateway.model.requests import Along
 from gateway.net.addresses import PublicAddress, public_address, source_towards
+from gateway.net.libev import EV_READ
 from gateway.observe.admin import Rows, answer
 from gateway.observe.counters import recent_rows
 from gateway.observe.lag import LagMeter
@@ -56,7 +57,6 @@ LONGEST_QUEUE = 2048
 LONGEST_EARLY = 512  # the same of media that come before their sender is let in
 HEADERS = 128  # bytes of those that are looked at
 RECEIVE_BUFFER = 4 * 1024 * 1024
-READ = 1  # libev's EV_READ
 ROUND = 16  # packets in a row: then timers and the broker's answers get their turn
 ROUTE_AGE = 0.1  # seconds that an answer of the routing table is believed
 
@@ -98,9 +98,9 @@ class Packets:
     def run(self) -> None:
         """Serve until SIGTERM, or until the supervisor is gone."""
         gevent.signal_handler(signal.SIGTERM, self._stop.set)
-        reading = gevent.get_hub().loop.io(self._queue.fileno(), READ)
+        reading = gevent.get_hub().loop.io(self._queue.fileno(), EV_READ)
         reading.start(self._read)
-        early = gevent.get_hub().loop.io(self._early_queue.fileno(), READ)
+        early = gevent.get_hub().loop.io(self._early_queue.fileno(), EV_READ)
         early.start(self._read_early)
         gevent.spawn(self._front.run)
         gevent.spawn(self._serve_admin)

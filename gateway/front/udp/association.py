@@ -11,7 +11,6 @@ import _socket
 import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -36,13 +35,14 @@ from gateway.flow.dial import DialError
 from gateway.flow.lookup import Lookup
 from gateway.flow.table import Flow
 from gateway.front.socks.request import SocksRequest
-from gateway.front.udp.reader import MessageReader, Messages
-from gateway.front.udp.routes import READ, Host, Options, Outside, Refusals, Route, bound
-from gateway.front.udp.sockets import bind_datagrams, close_watched, facing_address
+from gateway.front.udp.reader import MessageReader, Messages, Reading
+from gateway.front.udp.routes import Options, Refusals, Route
+from gateway.front.udp.sockets import Host, Outside, bind_datagrams, bound, close_watched, facing_address
 from gateway.model.errors import PinholeRefused
 from gateway.model.hosts import parse_address, read_host
 from gateway.model.requests import ConnectRequest, PinholeRequest
 from gateway.net.addresses import public_address
+from gateway.net.libev import EV_READ
 from gateway.net.relay.connection import local_hosts
 from gateway.pinhole.userspace import UserspacePinholes
 
@@ -87,12 +87,12 @@ class Association:
         self._hint = request.port if request.host == request.client.host else 0
         self._client: tuple[object, ...] | None = None  # the one endpoint that is served, as the socket tells it
         self._inner = inner
-        self._inner_watcher: _IoWatcher = get_hub().loop.io(inner.fileno(), READ)
+        self._inner_watcher: _IoWatcher = get_hub().loop.io(inner.fileno(), EV_READ)
         self._flow = flow
         self._lookup = lookup
         self._pinholes = pinholes
         self._options = options
-        self._readers = readers
+        self._reading = Reading(readers, flow, options.idle_timeout, self._pass_on, self._moved)
         self._end = end
         self._reassembly = Reassembly()
         self._routes: dict[bytes, Route] = {}
@@ -118,7 +118,7 @@ class Association:
 
     def messages(self) -> list[Messages]:
         """The modules that read its datagrams, by the sockets towards the outside."""
-        return [messages for outside in self._outsides.values() for messages in outside.messages.values()]
+        return self._reading.all()
 
     def hosts(self) -> tuple[str, ...]:
         """The addresses of this host that its sockets use."""
@@ -281,7 +281,7 @@ class Association:
         family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
         route.target = (socket.inet_ntop(family, address.packed), port)  # as `recvfrom` spells it
         header = self._peers.pop(route.target, None) or encode_header(Endpoint(str(address), port))
-        route.messages = self._read(outside, route.target, header)
+        route.messages = self._reading.begin(outside, self._client_socket, route.target, header)
         if route.messages is None:
             route.sock = outside.sock
             self._peers[route.target] = header
@@ -289,39 +289,17 @@ class Association:
 
     # --- what is read -----------------------------------------------------------------------------------------------
 
-    def _read(self, outside: Outside, target: Host, header: bytes) -> Messages | None:
-        """Return the module that reads datagrams from and to `target` through this socket; None: no module."""
-        reader = self._readers.get(target[1])
-        if reader is None:
-            return None
-        messages = outside.messages.get(reader.name)
-        if messages is None:
-            client, idle, send = self._client_socket(), self._options.idle_timeout, partial(self._pass_on, outside)
-            messages = Messages(reader, self._flow, client, outside, idle, send, self._moved)
-            outside.messages[reader.name] = messages
-        messages.admit(target, header)
-        return messages
-
-    def _reading(self, outside: Outside, target: Host) -> Messages | None:
-        """Return the module that reads datagrams from and to `target` through this socket already."""
-        reader = self._readers.get(target[1])
-        messages = outside.messages.get(reader.name) if reader is not None else None
-        return messages if messages is not None and target in messages.peers else None
-
     def _read_anew(self) -> None:
         """Stop reading all datagrams. The next datagram to each target is decided on again."""
         self._routes.clear()
-        for outside in self._outsides.values():
-            for messages in outside.messages.values():
-                messages.close()
-            outside.messages.clear()
+        self._reading.close()
 
     def _pass_on(self, outside: Outside, side: Side, target: Host, data: bytes) -> None:
         """Pass on a datagram of `side` that a module has read."""
         if side is Side.CLIENT:
             self._send(outside.sock, target, data)
         else:
-            messages = self._reading(outside, target)
+            messages = self._reading.of(outside, target)
             self._answer((messages.peers[target] if messages is not None else _header(target)) + data, len(data))
 
     def _moved(self) -> None:
@@ -384,7 +362,7 @@ class Association:
     def _from_another(self, outside: Outside, sender: Host, data: memoryview) -> bytes | None:
         """Return the header for a datagram that comes from none of the peers; None if a module reads it, or it was not
         asked for."""
-        messages = self._reading(outside, sender)
+        messages = self._reading.of(outside, sender)
         if messages is None and sender[0] in outside.hosts:  # a module knows that it answers from another port
             header = self._peers[sender] = _header(sender)
             bound(self._peers)
@@ -394,7 +372,7 @@ class Association:
                 self.dropped["unasked"] += 1
                 return None
             header = _header(sender)
-            messages = self._read(outside, sender, header)
+            messages = self._reading.begin(outside, self._client_socket, sender, header)
             if messages is None:
                 return header
         self._moved()

@@ -6,7 +6,8 @@ module opens conversations for media, which the kernel carries and the associati
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import gevent
@@ -18,7 +19,7 @@ from alg.socks.udp import MAX_ADDRESS_HEADER, MAX_DATA
 from gateway.driver.conversations import Conversations
 from gateway.driver.datagrams import DatagramDriver, HeldDatagram, Placement, Said, Setting, log_said
 from gateway.flow.table import Flow
-from gateway.front.udp.routes import Host, Outside, bound
+from gateway.front.udp.sockets import Host, Outside, bound
 from gateway.observe.trace import PASSED
 from gateway.pinhole.backend import ConversationBackend
 
@@ -124,3 +125,56 @@ class Messages:
 
     def said(self, command: Said) -> None:
         log_said(command, flow=self._flow)
+
+
+class Reading:
+    """The modules that read the datagrams of one association, each of them through one of its sockets.
+
+    `readers`: by the port of the target. `pass_on(outside, side, target, data)` sends a datagram of `side` that was
+    read. `alive` as for `Messages`.
+    """
+
+    def __init__(
+        self,
+        readers: Mapping[int, MessageReader],
+        flow: Flow,
+        idle_timeout: float,
+        pass_on: Callable[[Outside, Side, Host, bytes], None],
+        alive: Callable[[], None],
+    ) -> None:
+        self._readers = readers
+        self._flow = flow
+        self._idle_timeout = idle_timeout
+        self._pass_on = pass_on
+        self._alive = alive
+        self._messages: dict[tuple[Outside, str], Messages] = {}
+
+    def all(self) -> list[Messages]:
+        """All that are read now."""
+        return list(self._messages.values())
+
+    def begin(self, outside: Outside, client: Callable[[], Endpoint], target: Host, header: bytes) -> Messages | None:
+        """Read datagrams from and to `target` through this socket from now on. None: no module reads them. `client`
+        returns the source of the client's datagrams."""
+        reader = self._readers.get(target[1])
+        if reader is None:
+            return None
+        messages = self._messages.get((outside, reader.name))
+        if messages is None:
+            send = partial(self._pass_on, outside)
+            messages = Messages(reader, self._flow, client(), outside, self._idle_timeout, send, self._alive)
+            self._messages[outside, reader.name] = messages
+        messages.admit(target, header)
+        return messages
+
+    def of(self, outside: Outside, target: Host) -> Messages | None:
+        """Return the module that reads datagrams from and to `target` through this socket already."""
+        reader = self._readers.get(target[1])
+        messages = self._messages.get((outside, reader.name)) if reader is not None else None
+        return messages if messages is not None and target in messages.peers else None
+
+    def close(self) -> None:
+        """Stop reading all datagrams."""
+        for messages in self._messages.values():
+            messages.close()
+        self._messages.clear()

@@ -1,31 +1,18 @@
-"""The routes of an association to the outside: its sockets there, and where datagrams go."""
+"""The routes of an association: where its client's datagrams go."""
 
 from __future__ import annotations
 
 import _socket
-from collections.abc import Iterable
 from time import monotonic
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import msgspec
-from gevent import get_hub
 
 from gateway.flow.dial import DialError
 from gateway.front.socks.request import log_failure
-from gateway.model.requests import ConnectRequest, Lease
-from gateway.net.addresses import PublicAddress
-
-if TYPE_CHECKING:
-    from gevent._types import _IoWatcher
-
-    from gateway.front.udp.reader import Messages
-
-READ = 1  # libev's EV_READ
-MAX_ROUTES = 1024  # targets of an association, and peers that may answer; the one used least recently makes room
-
-Host = tuple[str, int]
-Key = TypeVar("Key")
-Value = TypeVar("Value")
+from gateway.front.udp.reader import Messages
+from gateway.front.udp.sockets import Host
+from gateway.model.requests import ConnectRequest
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -39,29 +26,6 @@ class Options(msgspec.Struct, frozen=True):
     outside: str
 
 
-class Outside:
-    """A socket towards the outside, its pinhole, and `public`, the endpoint at which the world finds it.
-
-    `hosts`: addresses that may send to it from whichever port."""
-
-    __slots__ = ("hosts", "lease", "messages", "public", "sock", "watcher")
-
-    def __init__(self, lease: Lease, sock: _socket.socket, public: PublicAddress) -> None:
-        self.lease = lease
-        self.sock = sock
-        self.public = public
-        self.messages: dict[str, Messages] = {}  # what is read of what passes, by the module that reads it
-        self.hosts: dict[str, None] = {}
-        self.watcher: _IoWatcher = get_hub().loop.io(sock.fileno(), READ)
-
-    def let_in(self, hosts: Iterable[str]) -> None:
-        """These addresses may send to it from now on; of many the latest."""
-        for host in hosts:
-            self.hosts.pop(host, None)
-            self.hosts[host] = None
-        bound(self.hosts)
-
-
 class Route:
     """Where datagrams with a certain header go, until the time of the next decision."""
 
@@ -71,7 +35,7 @@ class Route:
         self.until = until
         self.target: Host = ("", 0)
         self.sock: _socket.socket | None = None  # where all go at once; None: nowhere, not yet, or not unread
-        self.messages: Messages | None = None  # who reads them
+        self.messages: Messages | None = None  # what reads them
         self.waiting: list[bytes] | None = None  # data, while it is being decided
 
 
@@ -99,9 +63,3 @@ class Refusals:
             return
         self._told = monotonic()
         log_failure(_Datagram(self._flow, wish), error)
-
-
-def bound(table: dict[Key, Value]) -> None:
-    """Remove the oldest entry if there are too many."""
-    if len(table) > MAX_ROUTES:
-        del table[next(iter(table))]

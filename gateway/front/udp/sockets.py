@@ -4,16 +4,54 @@ from __future__ import annotations
 
 import _socket
 import socket
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, TypeVar
+
+from gevent import get_hub
 
 from alg.address import Address
 from gateway.flow.dial import DialError
-from gateway.net.addresses import source_towards
+from gateway.model.requests import Lease
+from gateway.net.addresses import PublicAddress, source_towards
+from gateway.net.libev import EV_READ
 
 if TYPE_CHECKING:
     from gevent._types import _IoWatcher
 
 RECEIVE_BUFFER = 1 << 20  # bytes asked for; the kernel's limit may be lower
+MAX_ROUTES = 1024  # targets of an association, and peers that may answer; the one used least recently makes room
+
+Host = tuple[str, int]
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class Outside:
+    """A socket towards the outside, its pinhole, and `public`, the endpoint at which the world finds it.
+
+    `hosts`: addresses that may send to it from whichever port."""
+
+    __slots__ = ("hosts", "lease", "public", "sock", "watcher")
+
+    def __init__(self, lease: Lease, sock: _socket.socket, public: PublicAddress) -> None:
+        self.lease = lease
+        self.sock = sock
+        self.public = public
+        self.hosts: dict[str, None] = {}
+        self.watcher: _IoWatcher = get_hub().loop.io(sock.fileno(), EV_READ)
+
+    def let_in(self, hosts: Iterable[str]) -> None:
+        """These addresses may send to it from now on; of many the latest."""
+        for host in hosts:
+            self.hosts.pop(host, None)
+            self.hosts[host] = None
+        bound(self.hosts)
+
+
+def bound(table: dict[Key, Value]) -> None:
+    """Remove the oldest entry if there are too many."""
+    if len(table) > MAX_ROUTES:
+        del table[next(iter(table))]
 
 
 def facing_address(address: Address) -> str:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from gevent import get_hub
 from gevent.monkey import get_original
 
+from gateway.net.libev import EV_READ
+
 if TYPE_CHECKING:
     from gevent._types import _IoWatcher, _Loop, _TimerWatcher
 
@@ -28,7 +30,6 @@ GONE = select.EPOLLERR | select.EPOLLHUP  # reported whatever is asked for
 BATCH = 128  # sockets that are served before libev and the greenlets get their turn,
 TURN = 0.002  # or as many as take so many seconds: each may have a megabyte to move
 LOOK = 8  # sockets between two looks at the clock
-_LIBEV_READ = 1
 
 Handler = Callable[[int], None]
 
@@ -78,7 +79,7 @@ class Poller:
         self.watches: dict[int, Watch] = {}
         self._ready: deque[tuple[int, Watch | None, int]] = deque()  # that were told of, and not served yet
         self._loop: _Loop = get_hub().loop
-        self._watcher: _IoWatcher = self._loop.io(self.epoll.fileno(), _LIBEV_READ)
+        self._watcher: _IoWatcher = self._loop.io(self.epoll.fileno(), EV_READ)
         self._watcher.start(self._tell)
         self._again: _TimerWatcher = self._loop.timer(0.0)
 

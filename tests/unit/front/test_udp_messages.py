@@ -13,7 +13,7 @@ from alg.api import ClosePinhole, Edit, Mode, OpenConversation, Opened, Refused,
 from alg.datagrams import Datagram, DatagramCommand, DatagramEvent, Release
 from gateway.flow.table import Flow
 from gateway.front.udp.reader import LONGEST, MOST_WAITING, MessageReader, Messages
-from gateway.front.udp.routes import Host, Outside
+from gateway.front.udp.sockets import Host, Outside
 from gateway.model.requests import Lease
 from gateway.net.addresses import PublicAddress
 from tests.unit.front import test_packets as packets
