@@ -3,9 +3,8 @@
 import { get } from "./api.js";
 import { clock, duration, el, fill, say, whole } from "./dom.js";
 import { kick } from "./kick.js";
+import { poll } from "./poll.js";
 import { Table } from "./table.js";
-
-const EVERY = 2000; // milliseconds
 
 const sum = (row, key) => row.media.reduce((total, media) => total + media[key], 0);
 const uri = (text) => text.replace(/^sips?:/, "");
@@ -32,7 +31,7 @@ export function callsView() {
   });
   const peers = el("details", { class: "peers" });
   const node = el("div", { class: "calls" }, el("section", { class: "full" }, el("div", { class: "filter" }, search, late), table.node, peers), ladder);
-  let timer, chosen, drawn = "", drawnPeers = "";
+  let chosen, drawn = "", drawnPeers = "";
 
   const describe = (row) => `the media of the call ${row.from} → ${row.to}`;
 
@@ -90,32 +89,23 @@ export function callsView() {
           el("td", {}, row.reason), el("td", {}, until(row))))))));
   }
 
-  async function refresh() {
-    clearTimeout(timer);
-    if (!document.hidden && node.isConnected) {
-      try {
-        const rows = (await get("/api/calls")).map((row) => ({
-          ...row, id: `${row.client} ${row.call_id}`, from: uri(row.caller), to: uri(row.callee), packets: sum(row, "packets_in") + sum(row, "packets_out"),
-        }));
-        table.update(rows);
-        drawPeers(await get("/api/peers"));
-        say(late, "");
-        const row = chosen && rows.find((one) => one.id === chosen.id);
-        if (row) choose(row);
-        else if (!chosen && rows.length) table.select(table.rows[0]?.id);
-      } catch (error) {
-        say(late, error.message);
-      }
-    }
-    clearTimeout(timer);
-    timer = setTimeout(refresh, EVERY);
-  }
+  const { refresh, stop } = poll(node, late, async () => {
+    const rows = (await get("/api/calls")).map((row) => ({
+      ...row, id: `${row.client} ${row.call_id}`, from: uri(row.caller), to: uri(row.callee), packets: sum(row, "packets_in") + sum(row, "packets_out"),
+    }));
+    table.update(rows);
+    drawPeers(await get("/api/peers"));
+    say(late, "");
+    const row = chosen && rows.find((row) => row.id === chosen.id);
+    if (row) choose(row);
+    else if (!chosen && rows.length) table.select(table.rows[0]?.id);
+  });
 
   return {
     node,
     update() {},
     shown: () => { refresh(); table.body.focus(); },
-    gone: () => clearTimeout(timer),
+    gone: stop,
     search,
     escape() {
       if (document.activeElement !== search && node.classList.contains("open")) return close();

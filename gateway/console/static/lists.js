@@ -2,11 +2,11 @@
 
 import { get, objects } from "./api.js";
 import { kick } from "./kick.js";
+import { poll } from "./poll.js";
 import { bytes, duration, el, fill, rate, say, whole } from "./dom.js";
 import { Table } from "./table.js";
 
 const now = () => Date.now() / 1000;
-const EVERY = 2000; // milliseconds
 
 /** `load()` gives the rows; `details(row)` what to show of one, as [name, text] pairs. */
 function listView({ label, example, columns, sort, descending, load, details, what, note }) {
@@ -16,7 +16,7 @@ function listView({ label, example, columns, sort, descending, load, details, wh
   const drawer = el("aside", { class: "drawer", hidden: true, "aria-label": "Details" });
   const table = new Table({ columns, sort, descending, label, note, onOpen: (row) => open(row), onSelect: (row) => { if (!drawer.hidden) open(row); } });
   const node = el("div", { class: "full" }, el("div", { class: "filter" }, search, count, late, pause), el("div", { class: "split" }, table.node, drawer));
-  let paused = false, timer, opened, gone = () => {};
+  let paused = false, opened, gone = () => {};
 
   function tell() {
     const all = table.all.length;
@@ -51,34 +51,24 @@ function listView({ label, example, columns, sort, descending, load, details, wh
 
   const describe = (row) => details(row).slice(0, 3).map(([, text]) => text).join(" → ");
 
-  async function refresh() {
-    clearTimeout(timer);
-    if (!paused && !document.hidden && node.isConnected) {
-      try {
-        const { rows, silent } = await load();
-        say(late, silent.length ? `${silent.join(", ")} did not answer` : "");
-        if (!paused) {
-          table.update(rows);
-          tell();
-          if (opened !== undefined) {
-            const row = rows.find((one) => one.id === opened);
-            if (row) open(row);
-            else gone();
-          }
-        }
-      } catch (error) {
-        say(late, error.message);
-      }
+  const { refresh, stop } = poll(node, late, async () => {
+    const { rows, silent } = await load();
+    say(late, silent.length ? `${silent.join(", ")} did not answer` : "");
+    if (paused) return;
+    table.update(rows);
+    tell();
+    if (opened !== undefined) {
+      const row = rows.find((row) => row.id === opened);
+      if (row) open(row);
+      else gone();
     }
-    clearTimeout(timer);
-    timer = setTimeout(refresh, EVERY);
-  }
+  }, () => paused);
 
   return {
     node,
     update() {},
     shown: () => { refresh(); table.body.focus(); },
-    gone: () => clearTimeout(timer),
+    gone: stop,
     search,
     escape() {
       if (document.activeElement === search) { search.value = ""; table.filter(""); tell(); table.body.focus(); }
