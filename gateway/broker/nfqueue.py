@@ -25,20 +25,24 @@ from gateway.broker.netlink import (
     error_of,
 )
 
-_SUBSYSTEM = 3 << 8
-_PACKET, _VERDICT, _CONFIG = _SUBSYSTEM | 0, _SUBSYSTEM | 1, _SUBSYSTEM | 2
-_GENERAL = struct.Struct(">BBH")  # nfgenmsg: family, version, number of the queue
-_COMMAND, _PARAMETERS, _LONGEST = 1, 2, 3  # attributes of _CONFIG
-_BIND, _UNBIND, _COPY_PACKET = 1, 2, 2
-_PACKET_HEADER, _VERDICT_HEADER, _PAYLOAD = 1, 2, 10  # attributes of _PACKET and _VERDICT
-_MARK, _INDEV, _OUTDEV = 3, 5, 6  # attributes of _PACKET: NFQA_MARK, NFQA_IFINDEX_INDEV, NFQA_IFINDEX_OUTDEV
-_ATTRIBUTE = struct.Struct("=HH")
-_ID = struct.Struct(">I")
-_VERDICT_VALUES = struct.Struct(">II")
-_BODY = NLMSGHDR.size + _GENERAL.size  # where attributes begin
-_NF_ACCEPT = 1
+NFNL_SUBSYS_QUEUE = 3
+NFQNL_MSG_PACKET, NFQNL_MSG_VERDICT, NFQNL_MSG_CONFIG = 0, 1, 2
+NFQA_CFG_CMD, NFQA_CFG_PARAMS, NFQA_CFG_QUEUE_MAXLEN = 1, 2, 3
+NFQNL_CFG_CMD_BIND, NFQNL_CFG_CMD_UNBIND = 1, 2
+NFQNL_COPY_PACKET = 2
+NFQA_PACKET_HDR, NFQA_VERDICT_HDR, NFQA_MARK, NFQA_IFINDEX_INDEV, NFQA_IFINDEX_OUTDEV, NFQA_PAYLOAD = 1, 2, 3, 5, 6, 10
+NF_ACCEPT = 1
+SO_RCVBUFFORCE = 33
+
+_PACKET = NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_PACKET
+_VERDICT = NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_VERDICT
+_CONFIG = NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_CONFIG
+_NFGENMSG = struct.Struct(">BBH")  # family, version, number of the queue
+_NLATTR = struct.Struct("=HH")
+_U32 = struct.Struct(">I")
+_VERDICT_HDR = struct.Struct(">II")  # nfqnl_msg_verdict_hdr: verdict, number of the packet
+_BODY = NLMSGHDR.size + _NFGENMSG.size  # where attributes begin
 _ROOM = 1024  # bytes of what comes besides a packet
-_RCVBUFFORCE = 33
 
 
 class QueuedPacket(Protocol):
@@ -95,7 +99,7 @@ class LibraryQueue:
         self._queue: Any = NetfilterQueue()
         self._take: Callable[[QueuedPacket], None] = _accept
         self._left = 0
-        self._queue.bind(number, self._taken, max_len=waiting, mode=COPY_PACKET, range=length, sock_len=buffer)
+        self._queue.bind(number, self._on_packet, max_len=waiting, mode=COPY_PACKET, range=length, sock_len=buffer)
         self._fd: int = self._queue.get_fd()
         os.set_blocking(self._fd, False)
 
@@ -117,7 +121,7 @@ class LibraryQueue:
     def close(self) -> None:
         self._queue.unbind()
 
-    def _taken(self, packet: Any) -> None:
+    def _on_packet(self, packet: Any) -> None:
         packet.retain()  # its verdict may come later than the end of this call
         self._take(packet)
 
@@ -171,10 +175,10 @@ class NetlinkQueue:
         self._socket = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
         try:
             self._socket.bind((0, 0))
-            self._socket.setsockopt(_socket.SOL_SOCKET, _RCVBUFFORCE, buffer)
-            self._configure(_COMMAND, struct.pack(">BBH", _BIND, 0, _socket.AF_INET))
-            self._configure(_PARAMETERS, struct.pack(">IB", length, _COPY_PACKET))
-            self._configure(_LONGEST, struct.pack(">I", waiting))
+            self._socket.setsockopt(_socket.SOL_SOCKET, SO_RCVBUFFORCE, buffer)
+            self._configure(NFQA_CFG_CMD, struct.pack(">BBH", NFQNL_CFG_CMD_BIND, 0, _socket.AF_INET))
+            self._configure(NFQA_CFG_PARAMS, struct.pack(">IB", length, NFQNL_COPY_PACKET))
+            self._configure(NFQA_CFG_QUEUE_MAXLEN, struct.pack(">I", waiting))
             self._socket.setblocking(False)
         except BaseException:
             self._socket.close()
@@ -201,18 +205,18 @@ class NetlinkQueue:
 
     def accept(self, packet: int, payload: bytes | None, mark: int | None = None) -> None:
         """Give the packet with this number its verdict, and another payload and mark if it is to have them."""
-        verdict = _ATTRIBUTE.pack(12, _VERDICT_HEADER) + _VERDICT_VALUES.pack(_NF_ACCEPT, packet)
+        verdict = _NLATTR.pack(12, NFQA_VERDICT_HDR) + _VERDICT_HDR.pack(NF_ACCEPT, packet)
         if payload is not None:
-            verdict += attribute(_PAYLOAD, payload)
+            verdict += attribute(NFQA_PAYLOAD, payload)
         if mark is not None:
-            verdict += attribute(_MARK, _ID.pack(mark))
+            verdict += attribute(NFQA_MARK, _U32.pack(mark))
         self._socket.send(self._message(_VERDICT, NLM_F_REQUEST, verdict))
 
     def close(self) -> None:
         """Give the queue up. The kernel drops packets without a verdict."""
         try:
             self._socket.setblocking(True)
-            self._configure(_COMMAND, struct.pack(">BBH", _UNBIND, 0, 0))
+            self._configure(NFQA_CFG_CMD, struct.pack(">BBH", NFQNL_CFG_CMD_UNBIND, 0, 0))
         except OSError:
             pass  # the end of the socket does the same
         finally:
@@ -224,19 +228,23 @@ class NetlinkQueue:
             return None
         at, end = _BODY, len(data)
         number, payload = -1, b""
-        more = {_MARK: 0, _INDEV: 0, _OUTDEV: 0}
+        more = {NFQA_MARK: 0, NFQA_IFINDEX_INDEV: 0, NFQA_IFINDEX_OUTDEV: 0}
         while at + 4 <= end:
-            size, kind = _ATTRIBUTE.unpack_from(data, at)
+            size, kind = _NLATTR.unpack_from(data, at)
             if size < 4 or at + size > end:
                 break
-            if kind == _PACKET_HEADER and size >= 8:
-                number = _ID.unpack_from(data, at + 4)[0]
-            elif kind == _PAYLOAD:
+            if kind == NFQA_PACKET_HDR and size >= 8:
+                number = _U32.unpack_from(data, at + 4)[0]
+            elif kind == NFQA_PAYLOAD:
                 payload = data[at + 4 : at + size]
             elif kind in more and size >= 8:
-                more[kind] = _ID.unpack_from(data, at + 4)[0]
+                more[kind] = _U32.unpack_from(data, at + 4)[0]
             at += size + 3 & ~3
-        return Packet(self, number, payload, more[_MARK], more[_INDEV], more[_OUTDEV]) if number >= 0 else None
+        return (
+            Packet(self, number, payload, more[NFQA_MARK], more[NFQA_IFINDEX_INDEV], more[NFQA_IFINDEX_OUTDEV])
+            if number >= 0
+            else None
+        )
 
     def _configure(self, kind: int, value: bytes) -> None:
         self._socket.send(self._message(_CONFIG, NLM_F_REQUEST | NLM_F_ACK, attribute(kind, value)))
@@ -249,4 +257,4 @@ class NetlinkQueue:
 
     def _message(self, kind: int, flags: int, body: bytes) -> bytes:
         size = _BODY + len(body)
-        return NLMSGHDR.pack(size, kind, flags, 0, 0) + _GENERAL.pack(_socket.AF_UNSPEC, 0, self._number) + body
+        return NLMSGHDR.pack(size, kind, flags, 0, 0) + _NFGENMSG.pack(_socket.AF_UNSPEC, 0, self._number) + body

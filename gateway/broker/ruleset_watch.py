@@ -25,7 +25,7 @@ SO_RCVBUFFORCE = 33
 NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM, NFT_MSG_NEWGEN = 12, 14, 15
 NFT_MSG_NEWFLOWTABLE = 22
 
-_NFTABLES = 10  # NFNL_SUBSYS_NFTABLES
+NFNL_SUBSYS_NFTABLES = 10
 _BPF_LD_W_ABS, _BPF_LD_H_ABS, _BPF_JEQ, _BPF_RET = 0x20, 0x28, 0x15, 0x06  # linux/bpf_common.h
 _NLMSG_TYPE, _NLMSG_PID = 4, 12  # offsets in nlmsghdr
 _FIRST_NAME = 24  # offset of the value of the first attribute behind nlmsghdr and nfgenmsg: the table's name
@@ -73,7 +73,7 @@ class RulesetWatch:
 
     def leave_out_port(self, port: int, table: str) -> None:
         """Ignore transactions from the netlink socket with this port, and elements of other tables."""
-        kinds = [struct.unpack(">H", struct.pack("=H", _NFTABLES << 8 | kind))[0] for kind in (12, 14)]
+        kinds = [struct.unpack(">H", struct.pack("=H", NFNL_SUBSYS_NFTABLES << 8 | kind))[0] for kind in (12, 14)]
         (start,) = struct.unpack(">I", table.encode()[:4].ljust(4, b"\0"))
         self._attach(
             [
@@ -91,7 +91,7 @@ class RulesetWatch:
 
     def only_generations(self, without_pid: int) -> None:
         """Report only that there was a transaction (NFT_MSG_NEWGEN), and ignore those of one process."""
-        (kind,) = struct.unpack(">H", struct.pack("=H", _NFTABLES << 8 | NFT_MSG_NEWGEN))
+        (kind,) = struct.unpack(">H", struct.pack("=H", NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN))
         self._attach(
             [
                 (_BPF_LD_H_ABS, 0, 0, _NLMSG_TYPE),
@@ -131,11 +131,11 @@ class RulesetWatch:
             while at + NLMSGHDR.size <= len(data):
                 length, kind, *_ = NLMSGHDR.unpack_from(data, at)
                 message = data[at : at + length]
-                if kind == _NFTABLES << 8 | NFT_MSG_DELSETELEM:
+                if kind == NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_DELSETELEM:
                     names = [value.rstrip(b"\0").decode(errors="replace") for _, value in _two(message)]
                     if names[1:] and names[1] not in FILLED_IN:
                         elements.add((message[_FAMILY], names[0]))
-                flowtables = flowtables or kind == _NFTABLES << 8 | NFT_MSG_NEWFLOWTABLE
+                flowtables = flowtables or kind == NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWFLOWTABLE
                 at += max(length + 3 & ~3, NLMSGHDR.size)
         return Changes(frozenset(elements), flowtables, lost) if any_change else None
 

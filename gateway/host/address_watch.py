@@ -6,8 +6,8 @@ import math
 import socket
 import struct
 
-_GROUPS = 0x10 | 0x100  # RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
-_DELADDR = 21
+RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 0x10, 0x100
+RTM_DELADDR = 21
 _SETTLED = 0.5  # seconds; who renews a lease of DHCP may take the address away and give it back at once
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 
@@ -20,7 +20,7 @@ class AddressWatch:
         self.due = math.inf  # monotonic
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         self._socket.setblocking(False)
-        self._socket.bind((0, _GROUPS))
+        self._socket.bind((0, RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR))
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -49,7 +49,7 @@ class AddressWatch:
                 return True
             while len(data) >= _HEADER.size:
                 length, kind, *_ = _HEADER.unpack_from(data)
-                lost = lost or kind == _DELADDR
+                lost = lost or kind == RTM_DELADDR
                 data = data[max((length + 3) & ~3, _HEADER.size) :]
 
     def close(self) -> None:
