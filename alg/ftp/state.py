@@ -47,7 +47,7 @@ MEANINGS: dict[Control | Step, str] = {
     Step.AUTH_REFUSED: "the server has refused AUTH (4xx, 5xx)",
     Step.AUTH_AGREED: "the server has agreed to AUTH (234)",
     Step.CLEAR: "no TLS record begins where one had to begin (CCC)",
-    Step.GIVEN_UP: "what was said cannot be meant honestly, or cannot be read for good",
+    Step.GIVEN_UP: "a line that no honest peer sends, or bytes that can never be read",
 }
 
 TABLE: dict[tuple[Control, Step], Control] = {

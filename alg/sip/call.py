@@ -16,7 +16,7 @@ from alg.api import Side
 from alg.sip.sockets import InsideSocket
 
 Key = tuple[str, bytes]
-RequestKey = tuple[Side, int]  # who sent a request, and its CSeq
+RequestKey = tuple[Side, int]  # the side that sent a request, and its CSeq
 
 
 class CallState(StrEnum):

@@ -96,7 +96,7 @@ class SipModule:
         self._server = Endpoint.of(canonical(context.server.host), context.server.port)
         self.look_every = options.look_every
         self._core = Core(options, streams=True)
-        # What the client advertises of itself is this connection: who connects there finds it (RFC 5923). Without the
+        # What the client advertises of itself is this connection (RFC 5923). Without the
         # connection's own address nothing of the signalling is edited.
         self._core.sockets.fix(self._client, context.public or self._client)
         self._streams = {side: Stream() for side in Side}

@@ -419,7 +419,7 @@ class Engine:
         was, becomes = ((lease.expires, lease.target, lease.second) for lease in (one.old, one.new))
         if was != becomes:
             return Change(old, tuple(self.netfilter.counted(new)))
-        # Only who may come through has changed: what stays, stays with its time.
+        # Only the peers have changed: what stays, stays with its time.
         before, after = ({(element.set, element.key) for element in elements} for elements in (old, new))
         return Change(
             tuple(element for element in old if (element.set, element.key) not in after),
@@ -490,7 +490,7 @@ class Engine:
             shared = {lease.target.port, lease.second} & {request.target.port, request.second} - {None}
             if lease.id in self._inherited and not lease.single and shared:
                 self.close(slot, lease.id)
-        self.flush()  # the sockets are free for who asks
+        self.flush()  # the sockets are free for other requests
 
     def _closing(self, slot: int, lease: Lease, by: str) -> None:
         self._closes.append((slot, lease))
@@ -498,7 +498,7 @@ class Engine:
         pinhole_log.info("pinhole.close", lease, by=by)
 
     def _refuse(self, slot: int, request_id: int, client: str, reason: str, refusal: PinholeRefused) -> None:
-        if refusal.rule != "rate":  # who is too fast asks again in a moment; a worker says so when it gives up
+        if refusal.rule != "rate":  # the worker of a client that is too fast asks again, and logs it later
             self._refused += 1
             log.warning(
                 "pinhole.refused",

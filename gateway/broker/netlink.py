@@ -75,7 +75,7 @@ class Netlink:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
         self._socket.bind((0, 0))
-        self.port: int = self._socket.getsockname()[0]  # by which the kernel's notices name who has changed something
+        self.port: int = self._socket.getsockname()[0]  # names this socket in the kernel's notices of changes
         self._sequence = 0
 
     def message(self, kind: int, flags: int, body: bytes) -> bytes:

@@ -108,7 +108,7 @@ def _line(line: str, place: str, masks: Masks, lookups: Lookups) -> RuleSection 
         to=tuple(target for target in targets if target != "0.0.0.0/0.0.0.0"),
         port=tuple(ports),
         user=users,
-        # What a client says of itself proves nothing: who is named has to be confirmed, unless by ?=n. A line that
+        # What a client says of itself proves nothing: a named user has to be confirmed, unless by ?=n. A line that
         # denies does so without asking.
         ident=bool(users) if ident is None else ident and action == "permit",
     )

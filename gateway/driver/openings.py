@@ -42,7 +42,7 @@ log = structlog.get_logger()
 
 MOST_UNANSWERED = 4  # pinholes that a flow may be asking its backend for at a time, given up or not
 LONGEST_HOLD = 2.5  # seconds that a message waits for its peer to be let in
-OPENINGS = 200  # pinholes a second and flow, and as many at once: a flood must not reach the broker, who serves all
+OPENINGS = 200  # pinholes a second and flow, and as many at once: a flood must not reach the broker, which serves all
 
 
 class Openings:

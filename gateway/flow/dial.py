@@ -297,7 +297,7 @@ def race(
             return result, address
     finally:
         gevent.killall(list(running.values()))
-        while not results.empty():  # those who were there too late
+        while not results.empty():  # connections that came too late
             late = results.get()[1]
             if not isinstance(late, OSError):
                 late.close()

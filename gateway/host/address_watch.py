@@ -8,7 +8,7 @@ import struct
 
 RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 0x10, 0x100
 RTM_DELADDR = 21
-_SETTLED = 0.5  # seconds; who renews a lease of DHCP may take the address away and give it back at once
+_SETTLED = 0.5  # seconds; a DHCP client may remove the address and add it again at once when it renews its lease
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 
 

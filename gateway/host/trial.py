@@ -160,7 +160,7 @@ class Copy:
         _unshare()
         self._world = os.open("/proc/self/ns/net", os.O_RDONLY)
         self.wires: dict[Side, socket.socket] = {}
-        self.macs: dict[Side, tuple[bytes, bytes]] = {}  # of the interface, and of who is beyond it
+        self.macs: dict[Side, tuple[bytes, bytes]] = {}  # of the interface, and of the host beyond it
         _setns(self._here)
         self._build()
         self.netfilter = Netfilter(plan.instance)

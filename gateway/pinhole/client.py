@@ -77,7 +77,7 @@ class BrokerClient:
         os.set_blocking(self._fd, False)
         self._timeout = timeout
         self._next_id = secrets.randbits(62)
-        self._waiting: dict[int, tuple[_Answered, float]] = {}  # by question; who asked first times out first
+        self._waiting: dict[int, tuple[_Answered, float]] = {}  # by question; the oldest one times out first
         self._unsent: deque[FromWorker] = deque([Hello(os.getpid(), keep)])
         self._loop = get_hub().loop
         self._readable = self._loop.io(self._fd, EV_READ)

@@ -205,7 +205,7 @@ class UserspacePinholes:
             reason = "expired"
         except gevent.GreenletExit:
             reason = "closed"
-            try:  # who has connected before the close is not to be lost
+            try:  # a peer that connected before the close must not be lost
                 for listener in (inner, outer):
                     listener.settimeout(0)
                 client = client or self._accept(lease, inner, lease.client)

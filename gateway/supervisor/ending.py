@@ -16,7 +16,7 @@ from gateway.supervisor.listeners import Listeners
 log = get_logger()
 
 FOREVER = 1e9  # seconds
-STOP_LINGER = 0.1  # seconds in which those who connect at the very end are still taken in
+STOP_LINGER = 0.1  # seconds in which clients that connect at the very end are still accepted
 
 
 class Elder:

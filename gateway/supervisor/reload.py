@@ -91,7 +91,7 @@ class Reload:
         self._tell_all(in_place, Commit())
         for child in self._waiting:
             log.error("reload.unanswered", child=child.name, pid=child.pid)
-            self._children.kill(child)  # who comes in its place starts with the new configuration
+            self._children.kill(child)  # its successor starts with the new configuration
         before[1].close()
         self._crew.refit(self._old, self._children, self._turn)
         self._retire(removed)

@@ -96,7 +96,7 @@ class Association:
         self._end = end
         self._reassembly = Reassembly()
         self._routes: dict[bytes, Route] = {}
-        self._peers: dict[Host, bytes] = {}  # who may answer, and the header of their answers
+        self._peers: dict[Host, bytes] = {}  # the hosts that may answer, and the header of their answers
         self._outsides: dict[str, Outside] = {}
         self._deciding: Counter[int] = Counter()
         self._opening = BoundedSemaphore(1)

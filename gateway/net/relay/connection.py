@@ -28,7 +28,7 @@ def take(sock: RelaySocket) -> _socket.socket:
     taken = _socket.socket(family, SOCK_STREAM, 0, fileno=sock.detach())
     taken.setblocking(False)
     if family in (AF_INET, AF_INET6):
-        # What came as a segment goes on as one; who wants to coalesce has done it before.
+        # What came as a segment goes on as one; an end that coalesces has done it before.
         _quietly_set(taken, IPPROTO_TCP, TCP_NODELAY, 1)
     return taken
 

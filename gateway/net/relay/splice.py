@@ -28,8 +28,8 @@ from gateway.policy.pace import Pace
 FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
 BUDGET = 1024 * 1024  # bytes that one callback may move, so that a fast flow does not starve the others
 ENOUGH = 64 * 1024  # a shorter read most likely emptied the source: epoll will tell when there is more
-COPY_SIZE = 16 * 1024  # who sends more at once is spliced from then on
-FEW = 4 * 1024  # who sends less is copied again
+COPY_SIZE = 16 * 1024  # a side that sends more at once is spliced from then on
+FEW = 4 * 1024  # a side that sends less is copied again
 RESET_GRACE = 5.0  # seconds without progress in delivering what came before a reset, until the reset overtakes it
 
 
