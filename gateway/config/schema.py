@@ -18,7 +18,7 @@ from msgspec import Meta
 from alg.address import Endpoint
 from alg.api import Mode
 from gateway.config.schema_rules import DnsSection, Loaded, RuleSection, UpstreamSection
-from gateway.model.requests import AuthName, Network
+from gateway.model.requests import AuthName, Network, ProtocolName
 from gateway.observe.log import LogSettings
 
 DEFAULT_PATH = Path("/etc/algate/algate.toml")
@@ -27,7 +27,6 @@ LOWEST_PINHOLE_PORT = 1024
 
 _T = TypeVar("_T")
 
-ProtocolName = Literal["socks5", "socks4", "http"]
 ProtectionName = Literal["none", "integrity", "confidentiality"]
 
 

@@ -12,6 +12,7 @@ from alg.address import Endpoint
 from gateway.model.errors import PinholeRefused
 
 AuthName = Literal["none", "ident", "password", "gssapi"]
+ProtocolName = Literal["socks5", "socks4", "http"]
 CommandName = Literal["connect", "bind", "udp", "resolve", "transparent", "fxp"]
 Transport = Literal["tcp", "udp"]
 Direction = Literal["in", "out"]

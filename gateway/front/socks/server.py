@@ -12,12 +12,11 @@ import structlog
 from alg.address import Endpoint
 from alg.socks import http, socks4, socks5
 from alg.socks.socks5 import SocksError
-from gateway.config.schema import ProtocolName
 from gateway.front.socks.authenticate import Authenticator, NotAuthenticated
 from gateway.front.socks.request import ANONYMOUS, GOODBYE, HTTP, Gone, Incoming, SocksRequest, refuse
 from gateway.front.socks.rule_ident import RuleIdent
 from gateway.model.hosts import read_host
-from gateway.model.requests import CommandName
+from gateway.model.requests import CommandName, ProtocolName
 from gateway.net.sockets import close_gently, endpoint
 
 log = structlog.get_logger()
