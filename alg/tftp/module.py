@@ -1,8 +1,8 @@
 """`TftpModule`: trivial file transfers of inside clients (RFC 1350).
 
-A client asks at port 69, and the server answers from a port of its own choice, which no NAT expects. Nothing is edited
-here, ever: before a request goes on, the client's socket gets a public port (`OpenConversation`), and the server that
-it asks may send to that from whichever port it likes. Two clients with the same port have two public ones.
+A client sends its request to port 69, and the server answers from a port of its own choice, which no NAT expects.
+Nothing is ever edited here: before a request is sent on, the client's socket gets a public port (`OpenConversation`),
+and the server that was asked may send to it from any port. Two clients with the same port have two public ones.
 
 A transfer has ended when the kernel has counted nothing for `idle_timeout`. Data and acknowledgements go through the
 kernel and are not seen here; those of servers that answer from port 69 are seen and pass.
@@ -161,7 +161,8 @@ class TftpModule:
         return self._renew(transfer, now)
 
     def _renew(self, transfer: Transfer, now: float, at_once: bool = False) -> list[DatagramCommand]:
-        """It is in use. The broker is told when a third of the time is over, or `at_once`."""
+        """Keep a transfer's port open, because it is in use. The broker is told when a third of the time is over, or
+        `at_once`."""
         if self._fixed:
             return []
         transfer.ends = min(now + self._idle, transfer.began + LONGEST)
@@ -213,7 +214,7 @@ class TftpModule:
             self._changed[str(transfer.ref)] = transfer.entry()
 
     def _note(self, code: str, client: Endpoint, now: float, detail: str = "") -> list[Note]:
-        """A note, once a minute for each client."""
+        """Add a note, once a minute for each client."""
         if self._noted.get((code, client.host), now) > now:
             return []
         if len(self._noted) >= _MOST_NOTED:

@@ -1,4 +1,4 @@
-"""The keys of `[alg.tftp]` that are TFTP's own; `description` is what the reference says of each."""
+"""The keys of `[alg.tftp]` that only TFTP has. `description` is what docs/reference/ says about each."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ MOST_RATE = 10000
 
 @dataclass(frozen=True, slots=True)
 class TftpOptions:
-    """How long a transfer may pause, and how many may begin.
-
-    ValueError for what makes no sense; it begins with the key.
-    """
+    """Options of the TFTP module. Raises ValueError, beginning with the key, for values that make no sense."""
 
     idle_timeout: float = field(
         default=30.0,

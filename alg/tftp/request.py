@@ -21,10 +21,10 @@ class Request:
 
 
 def read_request(data: bytes) -> Request | None:
-    """The request that a datagram is; None if it is none, or one that no server would understand.
+    """Read a request. Returns None for a datagram that is none, or that no server would understand.
 
-    Options are looked at for `multicast` only. A last option without its end is as good as one with it: clients of
-    boot ROMs are known for both.
+    Of the options only `multicast` is read. A last option without its end is as good as one with it, because clients of
+    boot ROMs send both.
     """
     if len(data) > LONGEST:
         return None

@@ -1,4 +1,4 @@
-"""Transfers that have a public port: whose they are, with whom, and until when; and their records."""
+"""Transfers that have a public port: their client, their servers, their time; and their records."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from alg.datagrams import Entry
 class Transfer:
     """One socket of a client that has asked servers for files. Times are monotonic seconds.
 
-    `servers`: their addresses, the latest last; `began`: when it was first asked for; `ends`: when nothing has been
-    heard of it for too long. `opened`: whether its port is open; `waiting`: requests that wait for that, by the
-    driver's numbers. `counted`: packets in and out, as the kernel has told last; `lasts`: until when its port is open,
-    if the broker is told nothing more.
+    `servers`: their addresses, the latest last; `began`: when a file was first asked for; `ends`: when the transfer
+    counts as ended if nothing passes. `opened`: whether its port is open; `waiting`: requests that wait for that, by
+    the driver's numbers. `counted`: packets in and out, as the kernel last reported; `lasts`: until when its port is
+    open if the broker is told nothing more.
     """
 
     ref: int
@@ -32,17 +32,17 @@ class Transfer:
 
     @property
     def peers(self) -> tuple[str, ...]:
-        """Who may send to it."""
+        """Return the addresses that may send to it."""
         return tuple(self.servers)
 
     def entry(self) -> Entry:
-        """What a successor of this process has to know of it."""
+        """Return the record for a successor of this process."""
         known = [*self.client, self.peers, self.began, self.ends, self.lasts, *self.counted]
         return Entry(str(self.ref), self.ref, json.dumps(known).encode())
 
 
 def restored(entry: Entry) -> Transfer | None:
-    """The open transfer that `entry` describes; None if it cannot be read."""
+    """Return the open transfer that `entry` describes; None if it cannot be read."""
     if entry.ref is None or entry.record is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""`algate ftp`, `algate telnet`, `algate finger`, `algate whois`"""
+"""`algate ftp`, `telnet`, `finger` and `whois`: the classic clients, through a gateway."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _timeout = click.option("--timeout", type=float, default=TIMEOUT, show_default=T
 
 
 def _words(via: Sequence[str], timeout: float, *words: str | None) -> list[str]:
-    """The command line of a program: they are scripts of their own, and read it themselves."""
+    """Return the command line of a program. The programs are scripts of their own, and parse it themselves."""
     proxies = [word for url in via for word in ("--via", url)]
     return [*proxies, "--timeout", str(timeout), *(word for word in words if word)]
 

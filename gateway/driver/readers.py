@@ -1,4 +1,4 @@
-"""Which module reads what: the values that drivers get in place of the configuration. No I/O."""
+"""The values that tell drivers which module reads which ports, in place of the configuration. No I/O."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a supervisor ends: it drains, retires in favour of the next version, or does not take over after all."""
+"""The ways in which a supervisor ends: it drains, retires in favour of the next version, or gives up taking over."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ STOP_LINGER = 0.1  # seconds in which clients that connect at the very end are s
 
 
 class Elder:
-    """The supervisor of the version before, as long as its flows last. `channel`: the line to it, if there is one."""
+    """The supervisor of the previous version, as long as its flows last. `channel`: the channel to it, if there is
+    one."""
 
     def __init__(self, channel: Channel | None, selector: selectors.BaseSelector, ended: Callable[[], None]) -> None:
         self._channel = channel
@@ -31,11 +32,11 @@ class Elder:
 
     @property
     def lives(self) -> bool:
-        """Whether there is one."""
+        """Whether there is a previous version."""
         return self._channel is not None
 
     def say(self, word: str) -> None:
-        """Send it a word of `Channel`, if it lives."""
+        """Send it a word of `Channel`, if it is alive."""
         if self._channel is not None:
             self._channel.say(word)
 
@@ -51,7 +52,7 @@ class Elder:
 
 
 class Ending:
-    """The ways of one supervisor to end. `turn(until)` lets things happen meanwhile."""
+    """Ends one supervisor. `turn(until)` handles events meanwhile."""
 
     def __init__(
         self, crew: Crew, children: Children, listeners: Listeners, elder: Elder, turn: Callable[[float], None]
@@ -86,8 +87,8 @@ class Ending:
     def retire(
         self, successor: Channel, selector: selectors.BaseSelector, seconds: float, reload: Callable[[], None]
     ) -> None:
-        """Let our flows end within `seconds`; all else is the successor's, also the listeners. When that one ends, they
-        are cut soon. `reload`: the configuration is to be read anew."""
+        """Let our flows end within `seconds`. Everything else, the listeners included, belongs to the successor; when
+        that one ends, our flows are cut soon. `reload`: reads the configuration again."""
         log.info("retire", deadline=seconds)
         obey = {"reload": reload, "stop": self.hurry, "cut": self.cut}
         alone = False
@@ -110,19 +111,19 @@ class Ending:
         log.info("stopped")
 
     def abandon(self) -> None:
-        """We did not take over: nothing of what the version before has is touched."""
+        """Give up taking over. Nothing of what the previous version has is touched."""
         if self._crew.broker:
             self._children.abandon([self._crew.broker], self._turn)
         self._children.end([*self._crew.workers, *self._crew.rest], KILL_MARGIN, self._turn)
 
     def hurry(self) -> None:
-        """The flows that are left, ours and an earlier version's, get no longer than is configured."""
+        """Limit the time of the flows that are left, ours and an earlier version's, to what is configured."""
         for child in self._crew.workers:
             child.signal(signal.SIGTERM)
         self._elder.say("stop")
 
     def cut(self) -> None:
-        """The flows that are left, ours and an earlier version's, end now."""
+        """End the flows that are left, ours and an earlier version's, now."""
         log.warning("drain.cut")
         for child in self._crew.workers:
             child.signal(signal.SIGKILL)

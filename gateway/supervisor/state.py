@@ -1,8 +1,8 @@
-"""The states of a supervisor, and what leads from one to another.
+"""The states of a supervisor, and the steps that lead from one to another.
 
-The table is all there is: what is not in it changes nothing. docs/architecture.md draws it
-(`python -m gateway.supervisor.state`). What outlives a version (listeners, the broker's table, the run directory, the
-iptables rules) belongs to the supervisor that is in charge: of two versions always exactly one.
+A step that is not in the table changes nothing. docs/architecture.md shows it (`python -m gateway.supervisor.state`).
+What outlives a version (listeners, the broker's table, the run directory, the iptables rules) belongs to the supervisor
+that is in charge: of two versions always exactly one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """What a supervisor does at the time."""
+    """What a supervisor does at the moment."""
 
     STARTING = "starting"
     SUCCEEDING = "succeeding"
@@ -29,12 +29,13 @@ class State(StrEnum):
 
     @property
     def shown(self) -> str:
-        """As `algate status` and the console name it: those two read "draining", with or without a limit of time."""
+        """The state as `algate status` and the console show it. The two draining states, with and without a time limit,
+        are "draining"."""
         return str(State.DRAINING if self is State.EMPTYING else self)
 
 
 class Step(StrEnum):
-    """What happens to a supervisor."""
+    """The events that change the state of a supervisor."""
 
     READY = "all are ready"
     TOOK_OVER = "took over"
@@ -83,12 +84,12 @@ TABLE: dict[tuple[State, Step], State] = {
 
 
 def after(state: State, step: Step) -> State:
-    """The state that `step` leads to: where the table has nothing, the same."""
+    """Return the state that `step` leads to; the same state if the table has none."""
     return TABLE.get((state, step), state)
 
 
 def diagram() -> str:
-    """The table as a Mermaid diagram, and the meaning of each state and step, in Markdown."""
+    """Return the table as a Mermaid diagram, and the meaning of each state and step, in Markdown."""
     lines = ["```mermaid", "stateDiagram-v2"]
     lines += [f"    [*] --> {state}" for state in FIRST]
     lines += [f"    {state} --> {to}: {step}" for (state, step), to in TABLE.items()]
