@@ -184,12 +184,14 @@ class Lab:
         alive = {process.pid for process in self._tracked if process.poll() is None}
 
         def strays() -> list[str]:
-            pids = [pid for role in ROLES for pid in _pids(self.ns(role)) if not _ancestors(pid) & alive]
+            pids = [pid for pid in _pids(*map(self.ns, ROLES)) if not _ancestors(pid) & alive]
             return [f"process {pid}: {_cmdline(pid)}" for pid in pids if _cmdline(pid)]
 
-        with contextlib.suppress(LabError):  # a process may be just about to end
-            self.wait_for(lambda: not strays(), 2, "")
         found = strays()
+        end = time.monotonic() + 2 * PATIENCE  # a process may be just about to end
+        while found and time.monotonic() < end:
+            time.sleep(0.01)
+            found = strays()
         if not any(gateway.running for gateway in self.gateways):
             now = firewall.state(self)
             found += [f"new in netfilter: {line}" for line in now if line not in self._baseline]
@@ -393,9 +395,23 @@ def _namespaces(prefix: str) -> list[str]:
     return sorted(path.name for path in here.iterdir() if path.name.startswith(prefix)) if here.exists() else []
 
 
-def _pids(namespace: str) -> list[int]:
-    done = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
-    return [int(word) for word in done.stdout.split()]
+def _pids(*namespaces: str) -> list[int]:
+    """The processes in these network namespaces, as `ip netns pids` finds them.
+
+    It is asked after every test, and so starts no process.
+    """
+    wanted = set()
+    for name in namespaces:
+        with contextlib.suppress(FileNotFoundError):
+            there = os.stat(f"/run/netns/{name}")
+            wanted.add((there.st_dev, there.st_ino))
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it has ended
+            there = os.stat(f"/proc/{pid}/ns/net")
+            if (there.st_dev, there.st_ino) in wanted:
+                found.append(int(pid))
+    return found
 
 
 def _is_empty(namespace: str) -> bool:
