@@ -31,7 +31,7 @@ class Asked:
     removed."""
 
     who: Who
-    wishes: dict[Endpoint, int]
+    requested: dict[Endpoint, int]
     star: bool
     peers: tuple[str, ...]
     at: float
@@ -60,23 +60,23 @@ class Bindings:
     def register(self, message: Message, client: Endpoint, server: str, now: float) -> None:
         """Note that the client sends a REGISTER for its own address of record."""
         default = message.number("expires")
-        wishes: dict[Endpoint, int] = {}
+        requested: dict[Endpoint, int] = {}
         for addr, uri in message.own_contacts():
             if target := self._named(client, uri.place):
-                wishes[target] = _seconds(message, addr.params, default)
+                requested[target] = _seconds(message, addr.params, default)
         peers = {server: None}
         found = uri_host(message.data, message.uri)  # the registrar itself, where an outbound proxy stands before it
         if found and (address := is_address(found.host)):
             peers[str(address)] = None
         who = client.host, server, _aor(message, "to")
-        self._remember(message, client, Asked(who, wishes, message.is_star(), tuple(peers), now))
+        self._remember(message, client, Asked(who, requested, message.is_star(), tuple(peers), now))
 
     def subscribe(self, message: Message, client: Endpoint, server: str, now: float) -> None:
         """Note that the client sends a SUBSCRIBE."""
         expires = message.number("expires")
-        wishes = {self._target(client, client): DEFAULT_EXPIRES if expires is None else expires}
+        requested = {self._target(client, client): DEFAULT_EXPIRES if expires is None else expires}
         who = client.host, server, message.call_id
-        self._remember(message, client, Asked(who, wishes, False, (server,), now))
+        self._remember(message, client, Asked(who, requested, False, (server,), now))
 
     def answered(self, message: Message, client: Endpoint, server: str, now: float) -> None:
         """Handle the server's answer to a REGISTER or SUBSCRIBE."""
@@ -91,7 +91,7 @@ class Bindings:
         held = self._held.setdefault(asked.who, set())
         granted = self._granted(message, client, asked)
         claim = ("binding", asked.who)
-        for target in (*held,) if asked.star else (*asked.wishes,):
+        for target in (*held,) if asked.star else (*asked.requested,):
             inside = self._sockets.of(target)
             seconds = 0 if asked.star else granted.get(target, 0)
             if inside is None or seconds <= 0:
@@ -110,12 +110,12 @@ class Bindings:
         """Return for how many seconds each of the client's sockets is bound, according to the answer."""
         expires = message.number("expires")
         if message.method == b"SUBSCRIBE":
-            return {target: wish if expires is None else expires for target, wish in asked.wishes.items()}
+            return {target: seconds if expires is None else expires for target, seconds in asked.requested.items()}
         granted: dict[Endpoint, int] = {}
         for addr in message.readable("contact"):
             place = uri_host(message.data, addr.uri)
             if place and (target := self._named(client, place)):
-                default = expires if expires is not None else asked.wishes.get(target)
+                default = expires if expires is not None else asked.requested.get(target)
                 granted[target] = _seconds(message, addr.params, default)
         return granted
 

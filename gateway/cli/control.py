@@ -153,11 +153,11 @@ def kick(config_path: str | None, as_json: bool, ids: tuple[str, ...]) -> None:
         raise AlgateError(f"there is no flow, pinhole or call {', '.join(missing)}")
 
 
-def _have_done(run_dir: Path, wish: str) -> dict[str, Any]:
+def _have_done(run_dir: Path, verb: str) -> dict[str, Any]:
     """Ask the supervisor for a job and wait for its outcome. Raises AlgateError with the supervisor's message if it
     fails."""
     path = run_dir / "supervisor.sock"
-    (ticket,) = ask_at(path, wish)
+    (ticket,) = ask_at(path, verb)
     outcome = _wait_for(path, str(ticket["ticket"]))
     if "error" in outcome:
         raise (ConfigError if outcome["usage"] else AlgateError)(str(outcome["error"]))

@@ -381,8 +381,8 @@ class DatagramDriver:
 
     def _probe(self, command: Probe) -> None:
         # Only a socket of a client that uses this module has a place, so only such clients are connected to.
-        wish = OpenMapping(command.ref, command.target, ("tcp",), None, 0.0, "")
-        client, public, _, _ = self._carrier.place(wish)
+        mapping = OpenMapping(command.ref, command.target, ("tcp",), None, 0.0, "")
+        client, public, _, _ = self._carrier.place(mapping)
         if client != command.target.host or public is None or self._probing >= MOST_PROBES:
             gevent.get_hub().loop.run_callback(self._told, command.ref, "probe", None)
             return

@@ -181,29 +181,29 @@ class _Datagrams:
 
     # --- as a backend of pinholes ---
 
-    def ask(self, wish: PinholeRequest | PinholeUpdate, done: Done) -> None:
+    def ask(self, request: PinholeRequest | PinholeUpdate, done: Done) -> None:
         """Grant everything at once."""
-        if isinstance(wish, PinholeUpdate):
-            done(self._leases[wish.lease])
+        if isinstance(request, PinholeUpdate):
+            done(self._leases[request.lease])
             return
         self._number += 1
-        public = self._rehearsal.open(wish.target)
-        self._rows.append(_event(self._now, "pinhole", f"{public} -> {wish.target} ({wish.reason})"))
+        public = self._rehearsal.open(request.target)
+        self._rows.append(_event(self._now, "pinhole", f"{public} -> {request.target} ({request.reason})"))
         lease = self._leases[str(self._number)] = Lease(
             id=str(self._number),
-            flow=wish.flow,
-            reason=wish.reason,
-            client=wish.client,
+            flow=request.flow,
+            reason=request.reason,
+            client=request.client,
             direction="in",
             protocol="udp",
             public=public,
-            target=wish.target,
+            target=request.target,
             peer=None,
-            kind=wish.kind,
+            kind=request.kind,
             expires=0.0,
             backend="kernel",
-            peers=wish.peers,
-            second=wish.second,
+            peers=request.peers,
+            second=request.second,
         )
         done(lease)
 

@@ -50,7 +50,7 @@ class Admission:
         """Return a lease, and what `make(host, port)` bound at its public port. Raises PinholeRefused."""
         udp = request.transport == "udp"
         owner = self._owner(request) or request.client
-        wish = msgspec.structs.replace(
+        request = msgspec.structs.replace(
             request,
             flow=request.flow or "socks",
             client=owner,
@@ -62,7 +62,7 @@ class Admission:
             peers=((request.peer,) if request.peer is not None else None) if udp else (),
         )
         for _ in range(_TRIES):
-            lease = self._broker.open(wish)
+            lease = self._broker.open(request)
             try:
                 made = make(lease.public.host, lease.public.port)
             except OSError:

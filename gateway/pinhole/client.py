@@ -89,7 +89,7 @@ class BrokerClient:
 
     # --- questions --------------------------------------------------------------------------------------------------
 
-    def ask(self, wish: PinholeRequest | PinholeUpdate, done: Done) -> None:
+    def ask(self, request: PinholeRequest | PinholeUpdate, done: Done) -> None:
         """Open a pinhole, or change an open conversation. `done` is called later, in the event loop, with the lease as
         it is then, or with the refusal: the broker's rule, or "broker" if it does not answer in time."""
 
@@ -102,10 +102,10 @@ class BrokerClient:
                 done(PinholeRefused("broker", "another question was answered"))
 
         self._next_id += 1
-        if isinstance(wish, PinholeRequest):
-            self._question(Open(self._next_id, wish), answered)
+        if isinstance(request, PinholeRequest):
+            self._question(Open(self._next_id, request), answered)
         else:
-            self._question(Update(self._next_id, wish), answered)
+            self._question(Update(self._next_id, request), answered)
 
     def open(self, request: PinholeRequest) -> Lease:
         """Open a pinhole, and wait for it. Raises PinholeRefused as `ask` reports it."""
@@ -150,9 +150,9 @@ class BrokerClient:
             raise PinholeRefused("broker", "another question was answered")
         return answer.host
 
-    def _wait(self, wish: PinholeRequest | PinholeUpdate) -> Lease:
+    def _wait(self, request: PinholeRequest | PinholeUpdate) -> Lease:
         outcome: AsyncResult[Lease | PinholeRefused] = AsyncResult()
-        self.ask(wish, outcome.set)
+        self.ask(request, outcome.set)
         lease = outcome.get()
         if isinstance(lease, PinholeRefused):
             raise lease

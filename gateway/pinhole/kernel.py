@@ -20,10 +20,10 @@ class KernelPinholes:
         """Open a pinhole, and wait for the broker. Raises PinholeRefused."""
         return self._broker.open(request)
 
-    def ask(self, wish: PinholeRequest | PinholeUpdate, done: Done) -> None:
+    def ask(self, request: PinholeRequest | PinholeUpdate, done: Done) -> None:
         """Open a pinhole, or change an open conversation, without waiting. `done` is called in the event loop with the
         lease as it is then, or the refusal."""
-        self._broker.ask(wish, done)
+        self._broker.ask(request, done)
 
     def traffic(self, leases: Sequence[str]) -> Mapping[str, tuple[int, int]]:
         """Return packets in and out of those of these conversations that are open. Raises PinholeRefused."""

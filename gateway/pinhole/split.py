@@ -22,9 +22,9 @@ class SplitPinholes:
         """Open a pinhole for a connection. Raises PinholeRefused."""
         return (self._connections if request.single else self._conversations).open(request)
 
-    def ask(self, wish: PinholeRequest | PinholeUpdate, done: Done) -> None:
+    def ask(self, request: PinholeRequest | PinholeUpdate, done: Done) -> None:
         """Open or change a conversation. `done` is called later."""
-        self._conversations.ask(wish, done)
+        self._conversations.ask(request, done)
 
     def traffic(self, leases: Sequence[str]) -> Mapping[str, tuple[int, int]]:
         """Return packets in and out of conversations."""

@@ -137,7 +137,7 @@ class UserspacePinholes:
         serving.start()
         return lease, endpoint(inner.getsockname())
 
-    def ask(self, wish: PinholeRequest | PinholeUpdate, done: Done) -> None:
+    def ask(self, request: PinholeRequest | PinholeUpdate, done: Done) -> None:
         """Refuse: this backend has no conversations."""
         refusal = PinholeRefused("transport", "conversations are for the kernel backend")
         gevent.get_hub().loop.run_callback(done, refusal)

@@ -37,11 +37,11 @@ from gateway.supervisor.listeners import TIME_WAIT, Listeners, places
 from gateway.supervisor.notify import Watchdog, notify
 from gateway.supervisor.preflight import placed, refusals, surprises
 from gateway.supervisor.reload import Reload, reload_retired
+from gateway.supervisor.requests import Requests
 from gateway.supervisor.run_dir import RunDir
 from gateway.supervisor.shared_files import CHECK_INTERVAL, SharedFiles
 from gateway.supervisor.state import FIRST, State, Step, after
 from gateway.supervisor.takeover import HandOver, TakeOver
-from gateway.supervisor.wishes import Wishes
 
 log = get_logger()
 
@@ -128,10 +128,10 @@ class _Supervisor:
             self._take_over = TakeOver(heritage, elder, self._crew, self._children, self._listeners, self._turn)
         self._watchdog = Watchdog()
         self._addresses = AddressWatch()
-        self._wishes = Wishes()
+        self._requests = Requests()
         self._reload: Reload | None = None
         self._verbs: dict[str, Callable[[], Rows]] = {
-            wish: partial(self._wishes.add, wish) for wish in ("reload", "upgrade", "drain")
+            verb: partial(self._requests.add, verb) for verb in ("reload", "upgrade", "drain")
         }
         self._rules = RulesKeeper()
         self._verbs |= {"leave_rules": self._on_rules_removed, "keep_rules": self._on_rules_applied}
@@ -169,7 +169,7 @@ class _Supervisor:
             self._start()
             while self._state is State.RUNNING:
                 self._turn(None)
-                while self._state is State.RUNNING and self._wishes.grant(by):
+                while self._state is State.RUNNING and self._requests.carry_out(by):
                     pass
             return 0
         finally:
@@ -200,7 +200,7 @@ class _Supervisor:
             self._take_over.run()
             self._step(Step.TOOK_OVER)
             self._run_dir.claim()
-            self._wishes.remember(self._take_over.ticket, {"pid": os.getpid()})
+            self._requests.remember(self._take_over.ticket, {"pid": os.getpid()})
             self._take_over.channel.say("ready")
             if self._state is not State.STARTING:
                 return
@@ -268,7 +268,7 @@ class _Supervisor:
         elif self._take_over is not None:
             self._take_over.heard(child, message)
 
-    # --- what is wished for -----------------------------------------------------------------------------------------
+    # --- what the operator asks for ---------------------------------------------------------------------------------
 
     def _do_reload(self, _ticket: str) -> dict[str, Any]:
         """Read the configuration again and use it. Returns what has changed. Raises AlgateError: the old one stays in
@@ -336,9 +336,9 @@ class _Supervisor:
             if number in (signal.SIGTERM, signal.SIGINT):
                 self._on_stop_signal()
             elif number == signal.SIGHUP:
-                self._wishes.add("reload")
+                self._requests.add("reload")
             elif number == signal.SIGUSR2:
-                self._wishes.add("upgrade")
+                self._requests.add("upgrade")
             elif number == signal.SIGUSR1:
                 log.info("status", **self._status()[0])
                 self._children.tell_all(Report())
@@ -355,7 +355,7 @@ class _Supervisor:
             connection, _ = self._admin.accept()
         except OSError:
             return
-        answer(connection, self._verbs, {"outcome": self._wishes.outcome})
+        answer(connection, self._verbs, {"outcome": self._requests.outcome})
 
     def _status(self) -> list[dict[str, Any]]:
         row = {"process": "supervisor", "pid": os.getpid(), "state": self._state.shown, "rules": self._rules.status()}

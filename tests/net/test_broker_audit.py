@@ -55,8 +55,8 @@ def test_used_and_closed(rig: Rig, tmp_path: Path) -> None:
 
 
 def test_a_conversation(rig: Rig, tmp_path: Path) -> None:
-    wish = inbound(transport="udp", kind="conversation", peer=None, peers=(SERVER,), reason="sip.rtp", second=50001)
-    lease = rig.open(wish)
+    request = inbound(transport="udp", kind="conversation", peer=None, peers=(SERVER,), reason="sip.rtp", second=50001)
+    lease = rig.open(request)
     (opened,) = wait_for(lambda: lines(tmp_path, lease, "pinhole.open"), "the opening")
     says_all(opened, lease)
     host, port = lease.public.host, lease.public.port

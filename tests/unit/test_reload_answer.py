@@ -12,7 +12,7 @@ from gateway.config.schema import Config
 from gateway.model.errors import ConfigError
 from gateway.process.boot import Boot
 from gateway.supervisor.reload import changes
-from gateway.supervisor.wishes import REMEMBERED, Wishes
+from gateway.supervisor.requests import REMEMBERED, Requests
 
 
 def config(text: str = "") -> Config:
@@ -65,35 +65,35 @@ def test_a_document_is_renumbered_in_the_order_in_which_it_is_sent() -> None:
         os.fstat(memfd)
 
 
-def test_wishes() -> None:
-    wishes = Wishes()
-    (ticket,) = wishes.add("reload")
-    assert wishes.outcome(ticket["ticket"]) == []
+def test_requests() -> None:
+    requests = Requests()
+    (ticket,) = requests.add("reload")
+    assert requests.outcome(ticket["ticket"]) == []
 
     def refuse(_ticket: str) -> dict[str, object]:
         raise ConfigError("f.toml: no")
 
-    assert wishes.grant({"reload": refuse})
-    assert not wishes.grant({"reload": refuse})
-    assert wishes.outcome(ticket["ticket"]) == [{"error": "f.toml: no", "usage": True}]
-    wishes.remember("40", {"pid": 7})  # of an earlier version
-    assert wishes.outcome("40") == [{"pid": 7}]
+    assert requests.carry_out({"reload": refuse})
+    assert not requests.carry_out({"reload": refuse})
+    assert requests.outcome(ticket["ticket"]) == [{"error": "f.toml: no", "usage": True}]
+    requests.remember("40", {"pid": 7})  # of an earlier version
+    assert requests.outcome("40") == [{"pid": 7}]
     for _ in range(REMEMBERED):
-        (last,) = wishes.add("reload")
-        assert wishes.grant({"reload": lambda number: {"ticket": number}})
-    assert wishes.outcome(last["ticket"]) == [last]
-    assert "error" in wishes.outcome(ticket["ticket"])[0]  # nobody waits for ever
+        (last,) = requests.add("reload")
+        assert requests.carry_out({"reload": lambda number: {"ticket": number}})
+    assert requests.outcome(last["ticket"]) == [last]
+    assert "error" in requests.outcome(ticket["ticket"])[0]  # nobody waits for ever
 
 
-def test_while_a_wish_is_done_there_is_no_outcome_and_further_ones_wait() -> None:
-    wishes = Wishes()
-    (first,), (second,) = wishes.add("upgrade"), wishes.add("reload")
+def test_while_a_request_is_carried_out_there_is_no_outcome_and_further_ones_wait() -> None:
+    requests = Requests()
+    (first,), (second,) = requests.add("upgrade"), requests.add("reload")
 
     def upgrade(ticket: str) -> dict[str, object]:
         assert ticket == first["ticket"]
-        assert wishes.outcome(ticket) == []
+        assert requests.outcome(ticket) == []
         return {"pid": 7}
 
-    assert wishes.grant({"upgrade": upgrade})
-    assert wishes.outcome(first["ticket"]) == [{"pid": 7}]
-    assert wishes.outcome(second["ticket"]) == []
+    assert requests.carry_out({"upgrade": upgrade})
+    assert requests.outcome(first["ticket"]) == [{"pid": 7}]
+    assert requests.outcome(second["ticket"]) == []

@@ -46,7 +46,9 @@ class BindCommand:
         """Serve one request; owns its socket."""
         try:
             peers, towards = self._expected(request)
-            admission = self._lookup.admit(request.wish(), None if peers is None else ipaddress.ip_address(towards))
+            admission = self._lookup.admit(
+                request.connect_request(), None if peers is None else ipaddress.ip_address(towards)
+            )
             try:
                 lease, advertised, listener = self._listen(request, peers, towards)
             except DialError:
@@ -76,10 +78,10 @@ class BindCommand:
     def _expected(self, request: SocksRequest) -> tuple[frozenset[str] | None, str]:
         """Return the addresses of which one may connect (None: all hosts), and one address of that family. Raises
         DialError."""
-        wish = request.wish()
-        if self._lookup.any_peer(wish):
+        wanted = request.connect_request()
+        if self._lookup.any_peer(wanted):
             return None, ELSEWHERE[6 if ":" in request.host else 4]
-        permitted = self._lookup.permitted(wish)
+        permitted = self._lookup.permitted(wanted)
         if request.version == socks4.VERSION:
             permitted = [address for address in permitted if address.version == 4]
         for address in permitted:
@@ -98,7 +100,7 @@ class BindCommand:
         if facing is None:
             raise DialError("network", "no address of this host faces the outside")
         public = public_address(self._outside, facing)
-        wish = PinholeRequest(
+        wanted = PinholeRequest(
             flow="",
             reason=REASON,
             client=request.client.host,
@@ -110,7 +112,7 @@ class BindCommand:
             ttl=self._timeout,
         )
         try:
-            lease, listener = self._pinholes.reserve(wish, listen)
+            lease, listener = self._pinholes.reserve(wanted, listen)
         except PinholeRefused as error:
             raise DialError("failed", str(error), error.rule) from error
         return lease, Endpoint(public.advertised, lease.public.port), listener
@@ -143,10 +145,10 @@ class BindCommand:
         """Return the rule by which this is not allowed any more; rules may change, and time goes on."""
         try:
             if peers is None:
-                self._lookup.any_peer(request.wish())
+                self._lookup.any_peer(request.connect_request())
             else:
                 for peer in peers:
-                    self._lookup.check(request.wish(), ipaddress.ip_address(peer))
+                    self._lookup.check(request.connect_request(), ipaddress.ip_address(peer))
         except DialError as error:
             return error.rule
         return None
@@ -170,7 +172,7 @@ class BindCommand:
         if peers is not None:
             return remote.host in peers
         try:
-            self._lookup.check(request.wish(), remote.ip)
+            self._lookup.check(request.connect_request(), remote.ip)
         except DialError:
             return False
         return True

@@ -18,7 +18,7 @@ class ConnectCommand:
     def run(self, request: SocksRequest) -> None:
         """Serve one request; owns its socket."""
         try:
-            connection = self._dialer.dial(request.wish())
+            connection = self._dialer.dial(request.connect_request())
         except DialError as error:
             self.fail(request, error)
             return

@@ -155,7 +155,7 @@ class SocksRequest:
         user = {"user": self.user} if self.user else {}
         return {"client": str(self.client), **user, "command": self.command, "target": f"{self.host}:{self.port}"}
 
-    def wish(self) -> ConnectRequest:
+    def connect_request(self) -> ConnectRequest:
         """Return the request in the form that policy and dialler use."""
         return ConnectRequest(self.command, self.client, self.host, self.port, self.user, self.groups)
 

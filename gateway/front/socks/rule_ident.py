@@ -20,7 +20,7 @@ class RuleIdent:
     def complete(self, request: SocksRequest) -> None:
         """Return the request with the user that ident names. Without an answer it has no user, and rules that want one
         do not match. The user id of a SOCKS 4 request is ignored. Raises OSError if the client has gone."""
-        if request.user is not None or not self._policy.current.demands_ident(request.wish()):
+        if request.user is not None or not self._policy.current.demands_ident(request.connect_request()):
             return
         name = self._ident.ask(request.client, endpoint(request.sock.getsockname()))
         if name is not None:

@@ -56,7 +56,7 @@ class UdpAssociateCommand:
     def run(self, request: SocksRequest) -> None:
         """Serve one request, to the end of its association; owns its socket."""
         try:
-            admission = self._lookup.admit_association(request.wish())
+            admission = self._lookup.admit_association(request.connect_request())
             holder = None
             try:
                 holder = self._lookup.take_association(request.client.host)

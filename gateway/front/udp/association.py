@@ -81,7 +81,7 @@ class Association:
         self.up = self.down = 0
         self.active = monotonic()
         self.dropped: Counter[str] = Counter()
-        self._wish = request.wish()
+        self._request = request.connect_request()
         self._protection = request.protection
         # A hint only (RFC 1928 section 4): a port of the client's own address is preferred to one that came first.
         self._hint = request.port if request.host == request.client.host else 0
@@ -167,7 +167,7 @@ class Association:
     def _is_client(self, sender: tuple[object, ...]) -> bool:
         """Whether the sender is the client: its address, and the first port of it or the one that it had told."""
         host = str(sender[0]).partition("%")[0]
-        if host != self._wish.client.host or (self._client is not None and sender[1] != self._hint):
+        if host != self._request.client.host or (self._client is not None and sender[1] != self._hint):
             if not self.dropped["stranger"]:
                 log.warning("socks.udp_stranger", flow=self._flow.id, peer=f"{host} port {sender[1]}")
             return False
@@ -227,24 +227,24 @@ class Association:
         except SocksError:
             return route
         host = read_host(parsed.host)
-        wish = msgspec.structs.replace(self._wish, host=host, port=parsed.port)
+        request = msgspec.structs.replace(self._request, host=host, port=parsed.port)
         try:
             address = parse_address(host)
         except ValueError:
-            self._decide_later(wish, route, MAX_RESOLVING)
+            self._decide_later(request, route, MAX_RESOLVING)
             return route
         try:
-            self._lookup.check(wish, address)
+            self._lookup.check(request, address)
             outside = self._outsides.get(facing_address(address))
             if outside is not None:
                 self._direct(route, outside, address, parsed.port)
             else:
-                self._decide_later(wish, route, MAX_OPENING)
+                self._decide_later(request, route, MAX_OPENING)
         except DialError as error:
-            self._refusals.tell(wish, error)
+            self._refusals.log_refusal(request, error)
         return route
 
-    def _decide_later(self, wish: ConnectRequest, route: Route, limit: int) -> None:
+    def _decide_later(self, request: ConnectRequest, route: Route, limit: int) -> None:
         """Decide in a greenlet, because that may wait. The datagrams of this route wait too; all others go on. There
         are at most `limit` such greenlets of a kind, so that names do not keep addresses waiting."""
         if self._deciding[limit] >= limit:
@@ -252,17 +252,17 @@ class Association:
         self._deciding[limit] += 1
         route.waiting = []
         route.until = float("inf")  # what comes meanwhile waits with the others
-        gevent.spawn(self._decide, wish, route, limit)
+        gevent.spawn(self._decide, request, route, limit)
 
-    def _decide(self, wish: ConnectRequest, route: Route, limit: int) -> None:
+    def _decide(self, request: ConnectRequest, route: Route, limit: int) -> None:
         try:
-            address = self._lookup.permitted(wish)[0]
+            address = self._lookup.permitted(request)[0]
             facing = facing_address(address)
             with self._opening:
                 outside = self._outsides.get(facing) or self._open(facing, address)
-            self._direct(route, outside, address, wish.port)
+            self._direct(route, outside, address, request.port)
         except DialError as error:
-            self._refusals.tell(wish, error)
+            self._refusals.log_refusal(request, error)
         finally:
             self._deciding[limit] -= 1
             route.until = monotonic() + VERDICT
@@ -307,7 +307,7 @@ class Association:
 
     def _client_socket(self) -> Endpoint:
         assert self._client is not None
-        return Endpoint(self._wish.client.host, int(str(self._client[1])))
+        return Endpoint(self._request.client.host, int(str(self._client[1])))
 
     def _open(self, facing: str, address: Address) -> Outside:
         """Open a socket, with its pinhole, at the address `facing` of this host. May wait for the broker. Raises
@@ -315,10 +315,10 @@ class Association:
         if len(self._outsides) >= MAX_OUTSIDE:
             raise DialError("failed", "the association sends from too many addresses")
         public = public_address(self._options.outside, facing)
-        wish = PinholeRequest(
+        request = PinholeRequest(
             flow=self._flow.id,
             reason=REASON,
-            client=self._wish.client.host,
+            client=self._request.client.host,
             direction="in",
             transport="udp",
             target=self._client_socket(),
@@ -328,7 +328,7 @@ class Association:
             kind="local",
         )
         try:
-            lease, sock = self._pinholes.reserve(wish, bind_datagrams)
+            lease, sock = self._pinholes.reserve(request, bind_datagrams)
         except PinholeRefused as error:
             raise DialError("failed", str(error), error.rule) from error
         if self._closed:

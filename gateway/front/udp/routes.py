@@ -40,14 +40,14 @@ class Route:
 
 
 class _Datagram(NamedTuple):
-    """A datagram of a flow, to be sent as `wish` says."""
+    """A datagram of a flow, to be sent as `request` says."""
 
     flow: str
-    wish: ConnectRequest
+    request: ConnectRequest
 
     def names(self) -> dict[str, str]:
-        target = f"{self.wish.host}:{self.wish.port}"
-        return {"flow": self.flow, "client": str(self.wish.client), "command": "udp", "target": target}
+        target = f"{self.request.host}:{self.request.port}"
+        return {"flow": self.flow, "client": str(self.request.client), "command": "udp", "target": target}
 
 
 class Refusals:
@@ -55,11 +55,11 @@ class Refusals:
 
     def __init__(self, flow: str) -> None:
         self._flow = flow
-        self._told = 0.0
+        self._logged_at = 0.0
 
-    def tell(self, wish: ConnectRequest, error: DialError) -> None:
+    def log_refusal(self, request: ConnectRequest, error: DialError) -> None:
         """Log a refusal, unless one was logged just now."""
-        if monotonic() < self._told + 1:
+        if monotonic() < self._logged_at + 1:
             return
-        self._told = monotonic()
-        log_failure(_Datagram(self._flow, wish), error)
+        self._logged_at = monotonic()
+        log_failure(_Datagram(self._flow, request), error)

@@ -62,7 +62,7 @@ class SlowBackend:
         self.open_now.add(lease.id)
         return lease
 
-    def ask(self, wish: PinholeRequest | PinholeUpdate, done: Done) -> None:
+    def ask(self, request: PinholeRequest | PinholeUpdate, done: Done) -> None:
         done(PinholeRefused("none", "no conversations here"))
 
     def close(self, lease: Lease) -> None:

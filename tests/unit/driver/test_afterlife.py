@@ -32,19 +32,19 @@ from tests.unit.driver.driven import Driven, Plain, SlowBackend
 class Kernel(SlowBackend):
     """Opens every conversation."""
 
-    def ask(self, wish: PinholeRequest | PinholeUpdate, done: Done) -> None:
-        assert isinstance(wish, PinholeRequest)
+    def ask(self, request: PinholeRequest | PinholeUpdate, done: Done) -> None:
+        assert isinstance(request, PinholeRequest)
         self.asked += 1
         public = Endpoint("203.0.113.2", 40000)
         lease = Lease(
             "p1",
-            wish.flow,
-            wish.reason,
-            wish.client,
+            request.flow,
+            request.reason,
+            request.client,
             "in",
             "udp",
             public,
-            wish.target,
+            request.target,
             None,
             0.0,
             "kernel",

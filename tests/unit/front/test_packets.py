@@ -56,17 +56,17 @@ class Pinholes:
         self.rule: str | None = None
         self.said: list[object] = []
 
-    def ask(self, wish: PinholeRequest | PinholeUpdate, done: Done) -> None:
-        gevent.get_hub().loop.run_callback(self._answer, wish, done)
+    def ask(self, request: PinholeRequest | PinholeUpdate, done: Done) -> None:
+        gevent.get_hub().loop.run_callback(self._answer, request, done)
 
-    def _answer(self, wish: PinholeRequest | PinholeUpdate, done: Done) -> None:
-        self.said.append(wish)
+    def _answer(self, request: PinholeRequest | PinholeUpdate, done: Done) -> None:
+        self.said.append(request)
         if self.rule:
             done(PinholeRefused(self.rule))
-        elif isinstance(wish, PinholeRequest):
-            done(self._opened(wish))
+        elif isinstance(request, PinholeRequest):
+            done(self._opened(request))
         else:
-            done(self._updated(wish))
+            done(self._updated(request))
 
     def _opened(self, request: PinholeRequest) -> Lease:
         return Lease(
@@ -293,7 +293,7 @@ def test_a_message_that_names_a_peer_does_not_wait_for_ever(rig: Rig) -> None:
     rig.engine.answers = admits
     rig.take(packet4(b"offer"))
     rig.settle()
-    rig.pinholes.ask = lambda wish, done: None  # type: ignore[method-assign]
+    rig.pinholes.ask = lambda request, done: None  # type: ignore[method-assign]
     answer = rig.take(reversed4(b"answer"))
     rig.now += LONGEST_HOLD
     rig.front.tick()

@@ -77,31 +77,31 @@ class Kernel:
         self.number = 0
         self.alive = True  # whether the process that asked still is
 
-    def ask(self, wish: PinholeRequest | PinholeUpdate, done: Done) -> None:
-        gevent.get_hub().loop.run_callback(self._answer, wish, done)
+    def ask(self, request: PinholeRequest | PinholeUpdate, done: Done) -> None:
+        gevent.get_hub().loop.run_callback(self._answer, request, done)
 
-    def _answer(self, wish: PinholeRequest | PinholeUpdate, done: Done) -> None:
+    def _answer(self, request: PinholeRequest | PinholeUpdate, done: Done) -> None:
         self.expire()
-        if isinstance(wish, PinholeUpdate):
-            if wish.lease not in self.leases:
+        if isinstance(request, PinholeUpdate):
+            if request.lease not in self.leases:
                 done(PinholeRefused("lease"))
                 return
-            lease, ends = self.leases[wish.lease]
-            peers = lease.peers if wish.peers is msgspec.UNSET else wish.peers
-            ends = ends if wish.ttl is msgspec.UNSET else self.now + wish.ttl
-            self.leases[wish.lease] = msgspec.structs.replace(lease, peers=peers), ends
-            done(self.leases[wish.lease][0])
+            lease, ends = self.leases[request.lease]
+            peers = lease.peers if request.peers is msgspec.UNSET else request.peers
+            ends = ends if request.ttl is msgspec.UNSET else self.now + request.ttl
+            self.leases[request.lease] = msgspec.structs.replace(lease, peers=peers), ends
+            done(self.leases[request.lease][0])
             return
         for lease_id, (lease, _) in list(self.leases.items()):
-            if lease.target == wish.target:  # the successor asks for what was opened and never written down
+            if lease.target == request.target:  # the successor asks for what was opened and never written down
                 del self.leases[lease_id]
         self.number += 1
         lease = Lease(
-            f"{self.number:016x}", wish.flow, wish.reason, wish.client, "in", "udp",
-            Endpoint(wish.public_host or "", 40000 + 2 * self.number), wish.target, None, 0.0, "kernel",
-            "conversation", wish.peers, wish.second,
+            f"{self.number:016x}", request.flow, request.reason, request.client, "in", "udp",
+            Endpoint(request.public_host or "", 40000 + 2 * self.number), request.target, None, 0.0, "kernel",
+            "conversation", request.peers, request.second,
         )  # fmt: skip
-        self.leases[lease.id] = lease, self.now + wish.ttl
+        self.leases[lease.id] = lease, self.now + request.ttl
         done(lease)
 
     def close(self, lease: Lease) -> None:

@@ -14,17 +14,17 @@ REMEMBERED = 16  # outcomes
 _UNKNOWN = {"error": "what became of it is not known: another version may have taken over; ask again", "usage": False}
 
 
-class Wishes:
+class Requests:
     """The requests, in the order in which they came."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, str] = {}  # by ticket; the first may be under way
         self._outcomes: dict[str, dict[str, Any]] = {}
 
-    def add(self, wish: str) -> Rows:
+    def add(self, verb: str) -> Rows:
         """Add a request, and return its ticket, which is unique over all versions."""
         ticket = secrets.token_hex(8)
-        self._waiting[ticket] = wish
+        self._waiting[ticket] = verb
         return [{"ticket": ticket}]
 
     def outcome(self, ticket: str) -> Rows:
@@ -34,14 +34,14 @@ class Wishes:
             return []
         return [self._outcomes.get(ticket, _UNKNOWN)]
 
-    def grant(self, by: Mapping[str, Callable[[str], dict[str, Any]]]) -> bool:
+    def carry_out(self, by: Mapping[str, Callable[[str], dict[str, Any]]]) -> bool:
         """Carry out the next request. Returns False if there is none. `by` says how, and gets the ticket. An
         AlgateError or OSError is the outcome."""
         if not self._waiting:
             return False
-        ticket, wish = next(iter(self._waiting.items()))
+        ticket, verb = next(iter(self._waiting.items()))
         try:
-            outcome = by[wish](ticket)
+            outcome = by[verb](ticket)
         except (AlgateError, OSError) as error:
             outcome = {"error": str(error), "usage": isinstance(error, ConfigError)}
         del self._waiting[ticket]
