@@ -313,7 +313,7 @@ cuttings = st.lists(st.integers(1, 40), min_size=1, max_size=8)
 
 
 @given(dialogues, cuttings)
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_what_comes_in_goes_out(items: list[Item], cuts: list[int]) -> None:
     """Nothing is lost, added or moved; the edits are in PORT and EPRT alone; each side's end is passed on once."""
     commands, given_bytes = play(items, cuts)
@@ -335,14 +335,14 @@ def test_what_comes_in_goes_out(items: list[Item], cuts: list[int]) -> None:
 
 
 @given(dialogues, cuttings)
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_pieces_do_not_matter(items: list[Item], cuts: list[int]) -> None:
     """However the network cuts the bytes, the same is done in the same order."""
     assert normal(play(items, cuts)[0]) == normal(play(items, [1 << 20])[0])
 
 
 @given(dialogues, cuttings)
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_pinholes(items: list[Item], cuts: list[int]) -> None:
     """They lead to the client or its server only, are asked for once, and never after a revoke, AUTH or bad line."""
     commands, _ = play(items, cuts)
@@ -362,7 +362,7 @@ def test_pinholes(items: list[Item], cuts: list[int]) -> None:
 
 
 @given(dialogues, cuttings)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_a_port_is_advertised_only_when_it_is_open(items: list[Item], cuts: list[int]) -> None:
     """Each edit has its own question before it, and nothing is edited while nobody answers."""
     asked = edited = 0
@@ -405,7 +405,7 @@ PEER = FlowContext(CONTEXT.client, CONTEXT.server, options=FtpOptions(pasv_addre
 @pytest.mark.parametrize("context", [NAT64, SERVERS, CONVERTING, PEER], ids=["nat64", "fxp", "convert", "peer"])
 @given(dialogues, cuttings)
 @example(LEFT_OUT_IN_PIECES, [1])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_where_more_is_said_than_was_heard(context: FlowContext, items: list[Item], cuts: list[int]) -> None:
     """What came in goes out, or is named by an edit; nobody is led anywhere but to the flow's own two ends."""
     commands, given_bytes = play(items, cuts, context)
@@ -441,7 +441,7 @@ PUBLISHED = FlowContext(Endpoint("198.51.100.7", 40000), Endpoint("203.0.113.5",
 
 
 @given(dialogues, cuttings)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_a_published_server(items: list[Item], cuts: list[int]) -> None:
     """A port of the inside opens to the flow's own client only, only where that has asked for one, and what is changed
     of a reply is its endpoint."""

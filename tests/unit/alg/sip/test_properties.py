@@ -126,7 +126,7 @@ FORMS = {
 }
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(list(Side)), messages()), min_size=1, max_size=4))
 def test_only_edits_change(talk: list[tuple[Side, bytes]]) -> None:
     driver = Driver()
@@ -161,7 +161,7 @@ def _signalling(data: bytes) -> bytes:
     return re.sub(rb"(?im)^(l|content-length):.*$", b"", data.split(b"\r\n\r\n", 1)[0])
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(messages(), st.data())
 def test_a_damaged_message_never_raises(data: bytes, more: st.DataObject) -> None:
     damaged = bytearray(data)
@@ -173,7 +173,7 @@ def test_a_damaged_message_never_raises(data: bytes, more: st.DataObject) -> Non
         apply_edits(bytes(damaged), driver.send(side, bytes(damaged)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=300), st.sampled_from(list(Side)))
 def test_any_bytes(data: bytes, side: Side) -> None:
     start = b"INVITE sip:a@192.168.56.10 SIP/2.0\r\n"
@@ -221,7 +221,7 @@ def test_the_rfcs_messages_only_change_by_edits(path: object) -> None:
             check_edits(data, driver.send(side, data, client))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_description(data: bytes) -> None:
     text = b"v=0\r\no=- 1 1 IN IP4 192.168.56.10\r\n" + data
@@ -233,7 +233,7 @@ def test_any_description(data: bytes) -> None:
         assert text[place.start : place.end].decode("latin-1") == place.host
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.lists(
         st.sampled_from([b"--b", b"\r\n", b"--", b"Content-Type: application/sdp", b"v=0", b"x", b":"]), max_size=20
@@ -278,7 +278,7 @@ noise = st.one_of(
 names = st.binary(max_size=20).filter(lambda text: not re.search(rb'[\r\n"<>,;\\]', text))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_what_is_not_ours_is_not_judged(more: st.DataObject) -> None:
     """Lines of others, names, line ends: whatever they are, the same is edited as without them."""

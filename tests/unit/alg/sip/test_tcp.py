@@ -313,7 +313,7 @@ def test_a_published_server_is_relayed_unread() -> None:
     assert out == [Deliver(S, OFFER), Bypass()]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(list(Side)), st.binary(max_size=60)), max_size=8), st.booleans())
 def test_no_byte_is_lost(pieces: list[tuple[Side, bytes]], begin: bool) -> None:
     one = module()
