@@ -82,7 +82,8 @@ def _nft_text(config: Config) -> str:
 
 @rules.command("apply")
 @config_option
-def apply_command(config_path: str | None) -> None:
+@click.option("--if-any", is_flag=True, help="Succeed where the configuration redirects nothing: for services.")
+def apply_command(config_path: str | None, if_any: bool) -> None:
     """Load the rules.
 
     Safe to repeat: running it again has no further effect. If it fails, nothing is changed.
@@ -92,6 +93,8 @@ def apply_command(config_path: str | None) -> None:
       sudo algate rules apply
     """
     config = load_config(config_path)
+    if if_any and not config.transparent_enabled:
+        return
     apply(config)
     if config.rules.foreign == "add":
         for failure in foreign_chains.add(config):
