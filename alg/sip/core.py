@@ -42,7 +42,7 @@ _NOTHING = b"\r\n\t \0"  # behind a message in a datagram: no other message
 CoreCommand = Commands | Release | StandDown | RevokeConversation | Note
 
 
-class Turn(NamedTuple):
+class Received(NamedTuple):
     """A message and how it came. `packet` is the driver's number for it, `side` sent it, `client` is the inside socket,
     `server` the outside one."""
 
@@ -83,7 +83,7 @@ class Plan:
 class Held:
     """A client's message that waits for sockets to be opened, by their numbers."""
 
-    turn: Turn
+    received: Received
     plan: Plan
     until: float
     waits: set[int]
@@ -158,11 +158,11 @@ class Core:
             if message.end < len(data) and data[message.end :].strip(_NOTHING):
                 # A reader may see another message there (RFC 4475, 3.1.1.8).
                 raise Malformed("bytes behind the message", message.end)
-            turn = Turn(packet, side, client, server, message, now)
+            received = Received(packet, side, client, server, message, now)
             if side is Side.CLIENT:
-                self._outbound(turn)
+                self._outbound(received)
             else:
-                self._inbound(turn)
+                self._inbound(received)
         except Malformed as wrong:
             self.unreadable(client, wrong, now)
             self.release(packet, unread_rung(data))
@@ -188,8 +188,8 @@ class Core:
     def tick(self, now: float) -> None:
         for held in [held for held in self._held.values() if held.until <= now]:
             self._let_go(held)
-            self.note("sip.unanswered", "no answer about a conversation", now, held.turn.client)
-            self.release(held.turn.packet, rung_of(held.turn.message))
+            self.note("sip.unanswered", "no answer about a conversation", now, held.received.client)
+            self.release(held.received.packet, rung_of(held.received.message))
         self.calls.tick(now)
         self.sockets.tick(now)
 
@@ -201,32 +201,32 @@ class Core:
 
     # --- from the client --------------------------------------------------------------------------------------------
 
-    def _outbound(self, turn: Turn) -> None:
-        message, client, server = turn.message, turn.client, turn.server.host
-        rule = self._standing(turn)
+    def _outbound(self, received: Received) -> None:
+        message, client, server = received.message, received.client, received.server.host
+        rule = self._standing(received)
         if rule in WHOLLY:
-            self.release(turn.packet, rung_of(message))
+            self.release(received.packet, rung_of(message))
             return
         if message.method == b"REGISTER" and message.is_request and is_third_party(message):
-            self.note("sip.third-party", "a REGISTER for somebody else", turn.now, client)
-            self.release(turn.packet, rung_of(message))
+            self.note("sip.third-party", "a REGISTER for somebody else", received.now, client)
+            self.release(received.packet, rung_of(message))
             return
-        plan = self._plan(turn, rule is None)
+        plan = self._plan(received, rule is None)
         waits = plan.waits()
         if not waits:
-            self._send(turn, plan)
+            self._send(received, plan)
         elif len(self._held) >= MOST_HELD or self._held_of.get(client.host, 0) >= MOST_HELD_OF_CLIENT:
-            self.note("sip.held", "too many messages wait", turn.now, client)
-            self.release(turn.packet, rung_of(message))
+            self.note("sip.held", "too many messages wait", received.now, client)
+            self.release(received.packet, rung_of(message))
         else:
-            self._held[turn.packet] = Held(turn, plan, turn.now + HOLD, waits)
+            self._held[received.packet] = Held(received, plan, received.now + HOLD, waits)
             self._held_of[client.host] = self._held_of.get(client.host, 0) + 1
-        self.peers.seen(client, server, turn.now)
+        self.peers.seen(client, server, received.now)
 
-    def _standing(self, turn: Turn) -> str | None:
+    def _standing(self, received: Received) -> str | None:
         """Return why the client and this server are left alone, from this message on. A REGISTER without such a reason
         ends a stand-down that the client itself had caused."""
-        client, server, message = turn.client, turn.server.host, turn.message
+        client, server, message = received.client, received.server.host, received.message
         before = self.peers.rule(client, server)
         is_register = message.is_request and message.method == b"REGISTER"
         if before is not None and not is_register:
@@ -235,7 +235,7 @@ class Core:
         if rule is None and before == "sip.outbound":
             return before  # the registrar's answer decides that anew
         if rule != before:
-            self._stand(client, server, rule, turn.now)
+            self._stand(client, server, rule, received.now)
         return rule
 
     def _stand(self, client: Endpoint, server: str, rule: str | None, now: float) -> None:
@@ -251,65 +251,67 @@ class Core:
             held.waits.discard(ref)
             if not held.waits:
                 self._let_go(held)
-                self._send(held.turn._replace(now=now), held.plan)
+                self._send(held.received._replace(now=now), held.plan)
 
     def _let_go(self, held: Held) -> None:
-        del self._held[held.turn.packet]
-        host = held.turn.client.host
+        del self._held[held.received.packet]
+        host = held.received.client.host
         self._held_of[host] -= 1
         if not self._held_of[host]:
             del self._held_of[host]
 
-    def _plan(self, turn: Turn, edits_signalling: bool) -> Plan:
+    def _plan(self, received: Received, edits_signalling: bool) -> Plan:
         """Find out which sockets the message needs, and ask for them. Asking again for the same message changes
         nothing."""
         plan = Plan(edits_signalling)
-        message, client = turn.message, turn.client
+        message, client = received.message, received.client
         source = self.sockets.of(client)
         for name, place in own_places(message, client.host, self.sockets.is_fixed(source)):
-            wanted = self._signalling(turn, source, name, place)
+            wanted = self._signalling(received, source, name, place)
             if wanted:
                 plan.places.append((name, place, wanted))
         if message.method == b"INVITE" and message.is_request:
-            plan.call = self.calls.begin(Side.CLIENT, client, turn.server.host, message, turn.now)
+            plan.call = self.calls.begin(Side.CLIENT, client, received.server.host, message, received.now)
             if plan.call is None:
-                self.note("sip.calls", "too many calls", turn.now, client)
+                self.note("sip.calls", "too many calls", received.now, client)
         else:
             plan.call = self.calls.find(client, message)
         if plan.call:
-            self._plan_media(turn, plan, plan.call)
+            self._plan_media(received, plan, plan.call)
         return plan
 
-    def _signalling(self, turn: Turn, source: InsideSocket | None, name: str, place: HostPort) -> InsideSocket | None:
+    def _signalling(
+        self, received: Received, source: InsideSocket | None, name: str, place: HostPort
+    ) -> InsideSocket | None:
         """Return the socket that the client names in a place. `source`: the socket from which it sends, if that has a
         port."""
-        client, now = turn.client, turn.now
+        client, now = received.client, received.now
         port = place.port or 5060
         if source and self.sockets.is_fixed(source):
             # A TCP connection: whatever port the client names, it is reached through it. But a request that went over
             # TCP for its length alone (RFC 3261, 18.1.1) has the contact where the client is reached over UDP.
-            asks = self._streams and name == "contact" and port != client.port and is_over_udp(turn.message, place)
+            asks = self._streams and name == "contact" and port != client.port and is_over_udp(received.message, place)
             found = self.sockets.find(Endpoint(client.host, port), now) if asks else None
             return found or source
         target = client if port == client.port else Endpoint(client.host, port)
-        if target != client and name == "via" and turn.message.param(turn.message.via().params, b"rport"):
+        if target != client and name == "via" and received.message.param(received.message.via().params, b"rport"):
             target = client  # the answer comes to where the request came from (RFC 3581)
         if target.port < LOWEST_PORT:
             self.note("sip.low-port", str(target), now, client)
             return None
         # A phone that sends from one port and listens at SIP's: its answers must get there.
-        peers = (turn.server.host,) if name == "via" and target != client and target.port == 5060 else ()
+        peers = (received.server.host,) if name == "via" and target != client and target.port == 5060 else ()
         claim = ("signalling", peers)
         if source and target is client:
             self.sockets.claim(source, claim, now, now + SIGNALLING, peers)
             return source
         return self.sockets.want(target, None, "sip.signalling", claim, now, now + SIGNALLING, peers)
 
-    def _plan_media(self, turn: Turn, plan: Plan, call: Call) -> None:
-        sdp = self._description(turn)
+    def _plan_media(self, received: Received, plan: Plan, call: Call) -> None:
+        sdp = self._description(received)
         if sdp is None:
             return
-        client, now = turn.client, turn.now
+        client, now = received.client, received.now
         if sdp.ice:
             self.note("sip.ice", "candidates in a session description", now, client)
             return
@@ -327,20 +329,20 @@ class Core:
             plan.media[index] = wanted
             call.kinds[wanted.ref] = line.kind
         call.on_hold = is_held(mine.values())
-        self.calls.client_media(call, request_of(Side.CLIENT, turn.message), list(plan.media.values()), now)
+        self.calls.client_media(call, request_of(Side.CLIENT, received.message), list(plan.media.values()), now)
         plan.sdp = sdp
 
-    def _description(self, turn: Turn) -> Description | None:
+    def _description(self, received: Received) -> Description | None:
         """Return the session description of a message; None: it has none, or one that cannot be read."""
         try:
-            span = find_sdp(turn.message)
-            return read_sdp(turn.message.data, *span) if span else None
+            span = find_sdp(received.message)
+            return read_sdp(received.message.data, *span) if span else None
         except Malformed as wrong:
-            self.note("sip.sdp", f"{wrong.reason}, at byte {wrong.at}", turn.now, turn.client)
+            self.note("sip.sdp", f"{wrong.reason}, at byte {wrong.at}", received.now, received.client)
             return None
 
-    def _send(self, turn: Turn, plan: Plan) -> None:
-        message, client, server = turn.message, turn.client, turn.server.host
+    def _send(self, received: Received, plan: Plan) -> None:
+        message, client, server = received.message, received.client, received.server.host
         edits = Edits(message)
         if plan.edits_signalling:
             for name, place, wanted in plan.places:
@@ -355,59 +357,59 @@ class Core:
             if public:
                 describe(edits, message, plan.sdp, client.host, public.host, plan.media)
         if message.is_request and message.method == b"REGISTER":
-            self.bindings.register(message, client, server, turn.now)
+            self.bindings.register(message, client, server, received.now)
         elif message.is_request and message.method == b"SUBSCRIBE":
-            self.bindings.subscribe(message, client, server, turn.now)
+            self.bindings.subscribe(message, client, server, received.now)
         if plan.call:
-            self._follow(turn, plan.call)
-        self.release(turn.packet, rung_of(message), edits.done())
+            self._follow(received, plan.call)
+        self.release(received.packet, rung_of(message), edits.done())
 
     # --- from the server --------------------------------------------------------------------------------------------
 
-    def _inbound(self, turn: Turn) -> None:
-        message, client, server, now = turn.message, turn.client, turn.server.host, turn.now
+    def _inbound(self, received: Received) -> None:
+        message, client, server, now = received.message, received.client, received.server.host, received.now
         edits = Edits(message)
         rule = self.peers.rule(client, server)
         if rule not in WHOLLY:
             restore(edits, message, client, self.sockets)
             if message.method in (b"REGISTER", b"SUBSCRIBE") and not message.is_request:
                 self.bindings.answered(message, client, server, now)
-                self._agreed(turn, rule)
+                self._agreed(received, rule)
             if message.method == b"INVITE" and message.is_request:
                 call = self.calls.begin(Side.SERVER, client, server, message, now)
             else:
                 call = self.calls.find(client, message)
             if call and server in call.servers:
-                self._far(edits, turn, call)
-                self._follow(turn, call)
-        self.release(turn.packet, rung_of(message), edits.done())
+                self._far(edits, received, call)
+                self._follow(received, call)
+        self.release(received.packet, rung_of(message), edits.done())
 
-    def _agreed(self, turn: Turn, rule: str | None) -> None:
+    def _agreed(self, received: Received, rule: str | None) -> None:
         """Handle a registrar that requires `outbound`: it keeps to the client's flow (RFC 5626, 6), whatever Contact
         says."""
-        message = turn.message
+        message = received.message
         if message.method != b"REGISTER" or not 200 <= message.status < 300 or rule not in (None, "sip.outbound"):
             return
         agreed = "sip.outbound" if message.has_option("require", b"outbound") else None
         if agreed != rule:
-            self._stand(turn.client, turn.server.host, agreed, turn.now)
+            self._stand(received.client, received.server.host, agreed, received.now)
 
-    def _far(self, edits: Edits, turn: Turn, call: Call) -> None:
-        sdp = self._description(turn)
+    def _far(self, edits: Edits, received: Received, call: Call) -> None:
+        sdp = self._description(received)
         if sdp:
             call.far_on_hold = is_held(sdp.media)
-        if sdp and (sdp.ice or not hairpin(edits, turn.message, sdp, self.sockets)):
-            self.calls.far_media(call, Side.SERVER, turn.message, sdp, turn.now)
+        if sdp and (sdp.ice or not hairpin(edits, received.message, sdp, self.sockets)):
+            self.calls.far_media(call, Side.SERVER, received.message, sdp, received.now)
 
-    def _follow(self, turn: Turn, call: Call) -> None:
-        self.calls.heard(call, turn.side, turn.server.host, turn.message, turn.now)
-        if call.state is not CallState.CONFIRMED or self.calls.find(turn.client, turn.message) is not call:
+    def _follow(self, received: Received, call: Call) -> None:
+        self.calls.heard(call, received.side, received.server.host, received.message, received.now)
+        if call.state is not CallState.CONFIRMED or self.calls.find(received.client, received.message) is not call:
             return
-        source = call.signalling or self.sockets.of(turn.client)
+        source = call.signalling or self.sockets.of(received.client)
         if source:
             # As long as the call lasts its servers reach the client, however long it has been silent.
             call.signalling = source
-            self.sockets.claim(source, call.claim, turn.now, math.inf, tuple(sorted(call.servers)))
+            self.sockets.claim(source, call.claim, received.now, math.inf, tuple(sorted(call.servers)))
 
 
 def _is_own(line: Media, host: str) -> bool:

@@ -31,7 +31,7 @@ class Part(Enum):
     UNREAD = "unread"  # a message that cannot be edited for its length, or a piece of it
 
 
-class Taken(NamedTuple):
+class Cut(NamedTuple):
     """Bytes that belong together, from the beginning of what was left. `why`: the reason for UNREAD; b"" for its later
     pieces."""
 
@@ -76,7 +76,7 @@ class Framer:
         self._buffer.clear()
         return data
 
-    def take(self) -> Taken | None:
+    def take(self) -> Cut | None:
         """Return the next message, or what stands before it; None: more bytes are needed.
 
         Raises Malformed if the bytes do not begin as SIP, or a message's end cannot be determined; nothing behind it
@@ -88,7 +88,7 @@ class Framer:
             return None
         if self._line_end < 0:
             if between := _BETWEEN.match(self._buffer):
-                return Taken(Part.BETWEEN, self._cut(between.end()))
+                return Cut(Part.BETWEEN, self._cut(between.end()))
             if not self._find_start_line():
                 return None
         why = ""
@@ -110,7 +110,7 @@ class Framer:
             return self._pass(why)
         if len(self._buffer) < self._needed:
             return None
-        return Taken(Part.MESSAGE, self._cut(self._needed))
+        return Cut(Part.MESSAGE, self._cut(self._needed))
 
     def _find_start_line(self) -> bool:
         """Whether the start line is complete. Raises Malformed if it is none, or cannot become one."""
@@ -130,10 +130,10 @@ class Framer:
         self._line_end = self._searched = end
         return True
 
-    def _pass(self, why: str) -> Taken | None:
+    def _pass(self, why: str) -> Cut | None:
         data = self._cut(min(self._passing, len(self._buffer)))
         self._passing -= len(data)
-        return Taken(Part.UNREAD, data, why) if data else None
+        return Cut(Part.UNREAD, data, why) if data else None
 
     def _cut(self, end: int) -> bytes:
         data = bytes(self._buffer[:end])

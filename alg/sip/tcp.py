@@ -172,23 +172,23 @@ class SipModule:
         stream = self._streams[side]
         while not self._unread:
             try:
-                taken = stream.framer.take()
+                cut = stream.framer.take()
             except Malformed as wrong:
                 self._give_up("sip.framing" if stream.spoke else "sip.not-sip", wrong)
                 return
-            if taken is None:
+            if cut is None:
                 break
-            piece = Piece(taken.data, ready=taken.part is not Part.MESSAGE)
+            piece = Piece(cut.data, ready=cut.part is not Part.MESSAGE)
             stream.pieces.append(piece)
-            stream.waiting += len(taken.data)
-            if taken.why:
-                self._core.unreadable(self._client, Malformed(taken.why), now)
-            if taken.part is not Part.BETWEEN:
+            stream.waiting += len(cut.data)
+            if cut.why:
+                self._core.unreadable(self._client, Malformed(cut.why), now)
+            if cut.part is not Part.BETWEEN:
                 stream.spoke = True
             if not piece.ready:
                 self._packet += 1
                 self._waiting[self._packet] = piece
-                self._core.message(self._packet, side, self._client, self._server, taken.data, now)
+                self._core.message(self._packet, side, self._client, self._server, cut.data, now)
                 self._commands()
                 self._deliver(side)
         if stream.waiting > MOST_WAITING:

@@ -263,8 +263,8 @@ class Engine:
         lease = self._leases.of_socket(message.request.target)
         if lease is None or lease.single:
             raise PinholeRefused("none", f"{message.request.target} has no conversation")
-        told = msgspec.structs.replace(lease, id="0" * 16, flow="", peers=())
-        self._answer(slot, Opened(message.id, told))
+        shown = msgspec.structs.replace(lease, id="0" * 16, flow="", peers=())
+        self._answer(slot, Opened(message.id, shown))
 
     def _located(self, request: PinholeRequest, along: Along) -> PinholeRequest:
         """Return the request with the public address of its flow. Raises PinholeRefused."""

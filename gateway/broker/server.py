@@ -64,7 +64,7 @@ class Supervisor(Protocol):
     def hear(self, broker: Broker) -> bool: ...
 
 
-class Turn:
+class Deferred:
     """Actions for the end of a turn of the loop."""
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class Broker:
     """The broker's loop.
 
     `workers`: one SEQPACKET socket for each worker, by slot; the slot is the identity. `table`: the nft table of this
-    instance. `admin`: a listening unix socket. `turn`: actions of others for the end of each turn.
+    instance. `admin`: a listening unix socket. `deferred`: actions of others for the end of each turn.
     """
 
     def __init__(
@@ -96,9 +96,9 @@ class Broker:
         table: str,
         admin: socket.socket,
         supervisor: Supervisor,
-        turn: Turn,
+        deferred: Deferred,
     ) -> None:
-        self.turn = turn
+        self.deferred = deferred
         self._workers = dict(workers)
         self._supervisor = supervisor
         self._admin = admin
@@ -132,7 +132,7 @@ class Broker:
         try:
             self._engine.load()
             self._supervisor.ready()
-            self.turn.end()
+            self.deferred.end()
             self._selector.register(self._supervisor, selectors.EVENT_READ)
             while not self._stopping and not orphaned:
                 for key, _ in self._selector.select(self._timeout()):
@@ -142,7 +142,7 @@ class Broker:
                         key.data()
                 self._engine.tick()
                 self._resume()
-                self.turn.end()
+                self.deferred.end()
             if orphaned:
                 log.warning("broker.orphaned", pinholes=len(self._engine))
                 return 0

@@ -30,27 +30,27 @@ class Buckets(msgspec.Struct):
         return Buckets(self.bounds, [one + two for one, two in pairs], self.sum + other.sum)
 
 
-class _ToldHistogram(Buckets):
+class _ReportedHistogram(Buckets):
     name: str
 
 
-class _Told(msgspec.Struct):
+class _Report(msgspec.Struct):
     process: str
     start: float
     samples: list[list[str | float | bool]]
-    histograms: list[_ToldHistogram]
+    histograms: list[_ReportedHistogram]
 
 
 def check_row(row: dict[str, Any], process: str) -> None:
     """Raise ValueError unless this can be the `metrics_row` of that process. A process that was taken over may send
     anything."""
-    told = msgspec.convert(row, _Told)
-    if told.process != process:
-        raise ValueError(f"it says that it is {told.process[:40]!r}")
-    for *key, value in told.samples:
+    report = msgspec.convert(row, _Report)
+    if report.process != process:
+        raise ValueError(f"it says that it is {report.process[:40]!r}")
+    for *key, value in report.samples:
         if isinstance(value, str) or not key or not all(isinstance(word, str) for word in key):
             raise ValueError("a sample has no name or no number")
-    if any(len(one.buckets) != len(one.bounds) + 1 for one in told.histograms):
+    if any(len(one.buckets) != len(one.bounds) + 1 for one in report.histograms):
         raise ValueError("a histogram has too many or too few buckets")
 
 

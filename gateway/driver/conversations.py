@@ -29,7 +29,7 @@ from gateway.pinhole.backend import ConversationBackend
 
 log = structlog.get_logger()
 
-Told = Callable[[int, Endpoint | str, Endpoint | None], None]
+OnOutcome = Callable[[int, Endpoint | str, Endpoint | None], None]
 Admitted = Callable[[int], None]
 
 
@@ -66,10 +66,10 @@ class Conversations:
     """Opens, updates and closes conversations: one step after the other for each of them, and many at the same time.
     Never waits.
 
-    `flow`: the id of the flow in leases. `told(ref, outcome, inner)` is called from the event loop with the public
-    endpoint, or the rule of the refusal, and with the inner endpoint of an exchange; it must not block. `admitted(ref)`
-    is called likewise when no change that lets a peer in is under way any more (`is_admitting`), done or refused. Mode
-    OBSERVE opens nothing, and reports port 0 of the address that would be used.
+    `flow`: the id of the flow in leases. `on_outcome(ref, outcome, inner)` is called from the event loop with the
+    public endpoint, or the rule of the refusal, and with the inner endpoint of an exchange; it must not block.
+    `admitted(ref)` is called likewise when no change that lets a peer in is under way any more (`is_admitting`), done or
+    refused. Mode OBSERVE opens nothing, and reports port 0 of the address that would be used.
     """
 
     def __init__(
@@ -77,13 +77,13 @@ class Conversations:
         pinholes: ConversationBackend,
         mode: Mode,
         flow: str,
-        told: Told,
+        on_outcome: OnOutcome,
         admitted: Admitted = _nobody_waits,
     ) -> None:
         self._pinholes = pinholes
         self._mode = mode
         self._flow = flow
-        self._told = told
+        self._on_outcome = on_outcome
         self._admitted = admitted
         self._live: dict[int, _Conversation] = {}
 
@@ -132,7 +132,7 @@ class Conversations:
         one.lease = lease
 
     def open(self, command: OpenConversation, client: str, public: PublicAddress | None, read: bool = False) -> None:
-        """Open one for the inside host `client`; `told` is called later. Without `public` it is refused.
+        """Open one for the inside host `client`; `on_outcome` is called later. Without `public` it is refused.
 
         `read`: the packets process reads its datagrams.
         """
@@ -190,7 +190,7 @@ class Conversations:
             self._later(command.ref, "target")
             return
         if self._mode is not Mode.REWRITE:
-            self._told_later(command.ref, Endpoint(public.advertised, 0), Endpoint(inner_host, 0))
+            self._report_later(command.ref, Endpoint(public.advertised, 0), Endpoint(inner_host, 0))
             return
         pair = command.client_second is not None
         request = PinholeRequest(
@@ -234,8 +234,8 @@ class Conversations:
         self._pinholes.ask(request, functools.partial(self._opened, ref, one, host))
 
     def find(self, command: FindSocket, client: str, public: PublicAddress | None) -> None:
-        """Ask for the public endpoint of a socket of the inside host `client` that another process has opened. `told`
-        is called later, with the rule "none" if there is none."""
+        """Ask for the public endpoint of a socket of the inside host `client` that another process has opened.
+        `on_outcome` is called later, with the rule "none" if there is none."""
         if command.target.host != client:
             self._later(command.ref, "target")
         elif public is None:
@@ -261,12 +261,12 @@ class Conversations:
 
     def _answered(self, ref: int, host: str | None, outcome: Lease | PinholeRefused) -> None:
         if isinstance(outcome, PinholeRefused):
-            self._told(ref, outcome.rule, None)
+            self._on_outcome(ref, outcome.rule, None)
         else:
-            self._told(ref, Endpoint(host or outcome.public.host, outcome.public.port), None)
+            self._on_outcome(ref, Endpoint(host or outcome.public.host, outcome.public.port), None)
 
     def update(self, command: UpdateConversation | UpdateMapping | UpdateExchange) -> None:
-        """Change one. `told` is called with a rule if it is not open any more."""
+        """Change one. `on_outcome` is called with a rule if it is not open any more."""
         one = self._live.get(command.ref)
         if one is None:
             if self._mode is Mode.REWRITE:
@@ -301,10 +301,10 @@ class Conversations:
             self.close(ref)
 
     def _later(self, ref: int, outcome: Endpoint | str) -> None:
-        self._told_later(ref, outcome, None)
+        self._report_later(ref, outcome, None)
 
-    def _told_later(self, ref: int, outcome: Endpoint | str, inner: Endpoint | None) -> None:
-        gevent.get_hub().loop.run_callback(self._told, ref, outcome, inner)
+    def _report_later(self, ref: int, outcome: Endpoint | str, inner: Endpoint | None) -> None:
+        gevent.get_hub().loop.run_callback(self._on_outcome, ref, outcome, inner)
 
     def _opened(self, ref: int, one: _Conversation, host: str | None, outcome: Lease | PinholeRefused) -> None:
         """Handle the answer to an opening. `host`: the advertised address, if it is not the pinhole's own."""
@@ -313,7 +313,7 @@ class Conversations:
             return
         one.lease = outcome
         if not one.closed:
-            self._told(ref, Endpoint(host or outcome.public.host, outcome.public.port), outcome.inner)
+            self._on_outcome(ref, Endpoint(host or outcome.public.host, outcome.public.port), outcome.inner)
         self._work(ref, one)
 
     def _updated(self, ref: int, one: _Conversation, lets_in: bool, outcome: Lease | PinholeRefused) -> None:
@@ -349,7 +349,7 @@ class Conversations:
         self._end(one)
         if not one.closed:
             del self._live[ref]
-            self._told(ref, refused.rule, None)
+            self._on_outcome(ref, refused.rule, None)
             self._nobody_waits(ref, one)
 
     def _end(self, one: _Conversation) -> None:

@@ -177,7 +177,7 @@ class DatagramDriver:
         self.counters: Counter[str] = Counter()
         self.module = module
         self.setting = setting
-        self.conversations = Conversations(pinholes, setting.mode, setting.flow, self._told, self._admitted)
+        self.conversations = Conversations(pinholes, setting.mode, setting.flow, self._on_outcome, self._admitted)
         self._carrier = carrier
         self._trace = trace
         self._now = now
@@ -364,7 +364,7 @@ class DatagramDriver:
             case OpenConversation():
                 client, public, read, own = self._carrier.place(command)
                 if own is not None:
-                    self._told(command.ref, own, None)
+                    self._on_outcome(command.ref, own, None)
                 else:
                     self.conversations.open(command, client, public, read)
             case OpenMapping():
@@ -384,7 +384,7 @@ class DatagramDriver:
         mapping = OpenMapping(command.ref, command.target, ("tcp",), None, 0.0, "")
         client, public, _, _ = self._carrier.place(mapping)
         if client != command.target.host or public is None or self._probing >= MOST_PROBES:
-            gevent.get_hub().loop.run_callback(self._told, command.ref, "probe", None)
+            gevent.get_hub().loop.run_callback(self._on_outcome, command.ref, "probe", None)
             return
         self._probing += 1
         gevent.spawn(self._look_who_listens, command)
@@ -396,9 +396,9 @@ class DatagramDriver:
         finally:
             self._probing -= 1
             if not self._closed:
-                self._told(command.ref, command.target if proven else "probe", None)
+                self._on_outcome(command.ref, command.target if proven else "probe", None)
 
-    def _told(self, ref: int, outcome: Endpoint | str, inner: Endpoint | None) -> None:
+    def _on_outcome(self, ref: int, outcome: Endpoint | str, inner: Endpoint | None) -> None:
         """Handle the result for a conversation: its public endpoint, or the rule by which it was refused."""
         if self._closed:
             self.conversations.close(ref)

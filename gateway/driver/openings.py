@@ -65,7 +65,7 @@ class Openings:
         announce: Callable[[str, Endpoint, float], None],
     ) -> None:
         self.revoked: str | None = None  # by which rule this flow may open nothing any more
-        self.conversations = Conversations(backend, mode, flow.id, self._conversation_told, self._admitted)
+        self.conversations = Conversations(backend, mode, flow.id, self._on_conversation, self._admitted)
         self._admission = Wakeup()
         self._flow = flow
         self._mode = mode
@@ -242,7 +242,7 @@ class Openings:
             Opened(ref, advertised(command, lease.public.port, self._flow, self._public), self._now(), inner)
         )
 
-    def _conversation_told(self, ref: int, outcome: Endpoint | str, inner: Endpoint | None) -> None:
+    def _on_conversation(self, ref: int, outcome: Endpoint | str, inner: Endpoint | None) -> None:
         """Called from the event loop, so it must not block."""
         gevent.spawn(self._conversation, ref, outcome, inner)
 

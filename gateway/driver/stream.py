@@ -447,8 +447,8 @@ class Inspection:
             source, destination = ends if command.to is Side.SERVER else ends[::-1]
             conceal = self._traits.conceal
             data = conceal(command.data) if conceal is not None else command.data
-            told = self._flow.id, command.rung
-            PASSED.add(command.to.other, source, destination, data, command.edits, *told, transport="tcp")
+            traced = self._flow.id, command.rung
+            PASSED.add(command.to.other, source, destination, data, command.edits, *traced, transport="tcp")
         if rewrite:
             direction.deliver(command.data, command.edits, edited)
         else:

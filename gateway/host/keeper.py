@@ -187,10 +187,10 @@ class RulesKeeper:
                 return f"not known whether they are applied: {self.look.detail}"
         if not self._wanted:
             return "not applied"
-        told = f"gone: {self.look.detail}"
+        text = f"gone: {self.look.detail}"
         if self._disputed > time.monotonic():
-            told += "; removed again and again, so left alone for a while (algate rules apply puts them back)"
-        return told
+            text += "; removed again and again, so left alone for a while (algate rules apply puts them back)"
+        return text
 
     def obstacle(self) -> str:
         """Return why the gateway does not serve as it should: rules that were applied are missing. "" if all is

@@ -82,7 +82,7 @@ class Trace:
 
     def forget(self) -> None:
         """Discard everything that was traced until now."""
-        for _ in self._told():
+        for _ in self._received():
             pass
 
     def stop(self) -> Stop | None:
@@ -90,7 +90,7 @@ class Trace:
         found = None
         base: dict[tuple[str, str], str] = {}
         base_chains = _base_chains()
-        for data in self._told():
+        for data in self._received():
             at = 0
             while at + NLMSGHDR.size <= len(data):
                 length, kind, *_ = NLMSGHDR.unpack_from(data, at)
@@ -99,7 +99,7 @@ class Trace:
                 at += max(length + 3 & ~3, NLMSGHDR.size)
         return found
 
-    def _told(self) -> Iterator[bytes]:
+    def _received(self) -> Iterator[bytes]:
         """Yield the trace messages since the last call."""
         while True:
             try:

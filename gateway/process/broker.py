@@ -9,7 +9,7 @@ import sys
 
 from gateway.broker.limits import BrokerLimits
 from gateway.broker.netfilter import Meter
-from gateway.broker.server import Broker, Turn
+from gateway.broker.server import Broker, Deferred
 from gateway.config.schema import Config
 from gateway.observe.log import setup_logging
 from gateway.process.boot import Boot
@@ -74,7 +74,7 @@ class _Lifeline:
                     os.close(fd)
                 send(self._lifeline, Prepared())
             case Commit() if broker is not None and self._next is not None:
-                setup_logging("broker", self._next.config.log.settings, later=broker.turn.later)
+                setup_logging("broker", self._next.config.log.settings, later=broker.deferred.later)
                 send(self._lifeline, Done(broker.configure(limits_of(self._next.config))))
             case Report() if broker is not None:
                 broker.report()
@@ -101,8 +101,8 @@ def limits_of(config: Config) -> BrokerLimits:
 
 def main(boot: Boot) -> int:
     """Serve until the supervisor says otherwise. Returns the exit code."""
-    turn = Turn()
-    setup_logging("broker", boot.config.log.settings, later=turn.later)
+    deferred = Deferred()
+    setup_logging("broker", boot.config.log.settings, later=deferred.later)
     supervisor = _Lifeline(socket.socket(fileno=boot.lifeline), boot.standby)
     broker = Broker(
         workers={slot: socket.socket(fileno=fd) for slot, fd in boot.workers.items()},
@@ -110,7 +110,7 @@ def main(boot: Boot) -> int:
         table=boot.config.instance,
         admin=socket.socket(fileno=boot.admin),
         supervisor=supervisor,
-        turn=turn,
+        deferred=deferred,
     )
     collect_rarely()
     sys.setswitchinterval(SWITCH)

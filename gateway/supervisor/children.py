@@ -112,9 +112,9 @@ class Children:
             child.tell(message)
 
     def end(
-        self, children: Sequence[Child], seconds: float, turn: Callable[[float], None], retire: float | None = None
+        self, children: Sequence[Child], seconds: float, poll: Callable[[float], None], retire: float | None = None
     ) -> None:
-        """End children: SIGTERM, and SIGKILL after `seconds`. Returns when all have ended. `turn(until)` handles events
+        """End children: SIGTERM, and SIGKILL after `seconds`. Returns when all have ended. `poll(until)` handles events
         meanwhile.
 
         `retire`: for workers, the seconds that their flows get; without it the configuration with which they were
@@ -135,9 +135,9 @@ class Children:
                     log.error("process.killed", child=child.name, pid=child.pid)
                     child.signal(signal.SIGKILL)
                 until += KILL_MARGIN
-            turn(until)
+            poll(until)
 
-    def abandon(self, children: Sequence[Child], turn: Callable[[float], None]) -> None:
+    def abandon(self, children: Sequence[Child], poll: Callable[[float], None]) -> None:
         """Let children believe that the supervisor is dead: they end at once and clean nothing up. Returns when they
         have ended."""
         self._ending.update(children)
@@ -145,7 +145,7 @@ class Children:
         for child in children:
             child.abandon()
         while any(child.lifeline for child in children):
-            turn(time.monotonic() + KILL_MARGIN)
+            poll(time.monotonic() + KILL_MARGIN)
 
     def _on_lifeline(self, child: Child) -> None:
         was_ready = child.ready

@@ -132,11 +132,11 @@ class Crew:
         if where and (self._console is None or port != parse_endpoint(self._console[0]).port):  # else it is ours
             listen_console(self.config).close()
 
-    def refit(self, before: Config, children: Children, turn: Callable[[float], None]) -> None:
+    def refit(self, before: Config, children: Children, poll: Callable[[float], None]) -> None:
         """Start, replace or end the children that do not change while they run: packets and console."""
         config = self.config
         if self.packets is not None and not config.packets_wanted:
-            children.end([self.packets], KILL_MARGIN, turn)
+            children.end([self.packets], KILL_MARGIN, poll)
             self.dismiss([self.packets])
             self.packets = None
         elif self.packets is None and config.packets_wanted:
@@ -147,7 +147,7 @@ class Crew:
         ):  # fmt: skip
             children.replace(self.packets)  # its journal tells the next one what is under way
         if self.console is not None and not config.console.listen:
-            children.end([self.console], KILL_MARGIN, turn)
+            children.end([self.console], KILL_MARGIN, poll)
             self.dismiss([self.console])
             self.console = None
             self._close_console()

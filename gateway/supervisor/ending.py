@@ -52,16 +52,16 @@ class Elder:
 
 
 class Ending:
-    """Ends one supervisor. `turn(until)` handles events meanwhile."""
+    """Ends one supervisor. `poll(until)` handles events meanwhile."""
 
     def __init__(
-        self, crew: Crew, children: Children, listeners: Listeners, elder: Elder, turn: Callable[[float], None]
+        self, crew: Crew, children: Children, listeners: Listeners, elder: Elder, poll: Callable[[float], None]
     ) -> None:
         self._crew = crew
         self._children = children
         self._listeners = listeners
         self._elder = elder
-        self._turn = turn
+        self._poll = poll
 
     def drain(self, patience: float) -> None:
         """Accept nothing more, let flows end within `patience` seconds, then end the broker, which removes its
@@ -70,18 +70,18 @@ class Ending:
         self._listeners.refuse(self._listeners.places())
         until = time.monotonic() + STOP_LINGER
         while time.monotonic() < until:
-            self._turn(until)
+            self._poll(until)
         self._listeners.discard(self._listeners.places())
         if patience < FOREVER:
             self._elder.say("stop")
-        self._children.end(self._crew.workers, patience + KILL_MARGIN, self._turn_and_dismiss, patience)
+        self._children.end(self._crew.workers, patience + KILL_MARGIN, self._poll_and_dismiss, patience)
         # The flows of an earlier version use our broker; and what stops us (systemd) kills it when we have ended.
         until = time.monotonic() + patience + KILL_MARGIN
         while self._elder.lives and time.monotonic() < until:
-            self._turn(until)
-        self._children.end([self._crew.packets] if self._crew.packets else [], KILL_MARGIN, self._turn)
+            self._poll(until)
+        self._children.end([self._crew.packets] if self._crew.packets else [], KILL_MARGIN, self._poll)
         last = [child for child in (self._crew.broker, self._crew.console) if child]  # it shows the draining
-        self._children.end(last, KILL_MARGIN, self._turn)
+        self._children.end(last, KILL_MARGIN, self._poll)
         log.info("stopped")
 
     def retire(
@@ -93,9 +93,9 @@ class Ending:
         obey = {"reload": reload, "stop": self.hurry, "cut": self.cut}
         alone = False
 
-        def turn(until: float) -> None:
+        def poll(until: float) -> None:
             nonlocal alone
-            self._turn_and_dismiss(until)
+            self._poll_and_dismiss(until)
             for word, action in obey.items():
                 if word in successor.words:
                     successor.words.remove(word)
@@ -105,16 +105,16 @@ class Ending:
                 selector.unregister(successor.sock)
                 self.hurry()
 
-        self._children.end(self._crew.workers, seconds + KILL_MARGIN, turn, seconds)
+        self._children.end(self._crew.workers, seconds + KILL_MARGIN, poll, seconds)
         while self._elder.lives and not alone:  # the successor learns by our end that its workers have gone too
-            turn(time.monotonic() + KILL_MARGIN)
+            poll(time.monotonic() + KILL_MARGIN)
         log.info("stopped")
 
     def abandon(self) -> None:
         """Give up taking over. Nothing of what the previous version has is touched."""
         if self._crew.broker:
-            self._children.abandon([self._crew.broker], self._turn)
-        self._children.end([*self._crew.workers, *self._crew.rest], KILL_MARGIN, self._turn)
+            self._children.abandon([self._crew.broker], self._poll)
+        self._children.end([*self._crew.workers, *self._crew.rest], KILL_MARGIN, self._poll)
 
     def hurry(self) -> None:
         """Limit the time of the flows that are left, ours and an earlier version's, to what is configured."""
@@ -129,6 +129,6 @@ class Ending:
             child.signal(signal.SIGKILL)
         self._elder.say("cut")
 
-    def _turn_and_dismiss(self, until: float) -> None:
-        self._turn(until)
+    def _poll_and_dismiss(self, until: float) -> None:
+        self._poll(until)
         self._crew.dismiss(self._crew.workers)

@@ -28,17 +28,17 @@ NEW_PROCESSES = ("run_dir", "user", "broker_user", "workers")  # keys of [proces
 
 
 class Reload:
-    """One reload. `turn(until)` handles events meanwhile; messages of children come in by `heard`."""
+    """One reload. `poll(until)` handles events meanwhile; messages of children come in by `heard`."""
 
     def __init__(
-        self, new: Config, listeners: Listeners, crew: Crew, children: Children, turn: Callable[[float], None]
+        self, new: Config, listeners: Listeners, crew: Crew, children: Children, poll: Callable[[float], None]
     ) -> None:
         self._old = crew.config
         self.config, self.kept = _usable(self._old, new)
         self._listeners = listeners
         self._crew = crew
         self._children = children
-        self._turn = turn
+        self._poll = poll
         self._waiting: dict[Child, int | None] = {}  # whose answer is awaited, and its pid
         self._ended = 0
         self._failure = ""
@@ -93,7 +93,7 @@ class Reload:
             log.error("reload.unanswered", child=child.name, pid=child.pid)
             self._children.kill(child)  # its successor starts with the new configuration
         before[1].close()
-        self._crew.refit(self._old, self._children, self._turn)
+        self._crew.refit(self._old, self._children, self._poll)
         self._retire(removed)
         return {
             "changed": changes(self._old, self.config),
@@ -114,7 +114,7 @@ class Reload:
                 child.tell(message)
         until = time.monotonic() + DEADLINE
         while self._waiting and time.monotonic() < until:
-            self._turn(until)
+            self._poll(until)
             self._waiting = {child: pid for child, pid in self._waiting.items() if child.pid == pid}
 
     def _change_rules(self) -> str:
@@ -140,7 +140,7 @@ class Reload:
             self._listeners.refuse(removed)
             until = time.monotonic() + LINGER
             while time.monotonic() < until:
-                self._turn(until)
+                self._poll(until)
             self._listeners.discard(removed)
 
 

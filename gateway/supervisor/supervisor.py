@@ -122,10 +122,10 @@ class _Supervisor:
         self._listeners.leave_out(self._listeners.places() - places(config).keys())
         self._crew = Crew(config, run_dir, self._listeners, SharedFiles(config), self._code, heritage)
         self._elder = Elder(elder, self._selector, self._on_elder_ended)
-        self._ending = Ending(self._crew, self._children, self._listeners, self._elder, self._turn)
+        self._ending = Ending(self._crew, self._children, self._listeners, self._elder, self._poll)
         self._take_over: TakeOver | None = None
         if heritage is not None and elder is not None:
-            self._take_over = TakeOver(heritage, elder, self._crew, self._children, self._listeners, self._turn)
+            self._take_over = TakeOver(heritage, elder, self._crew, self._children, self._listeners, self._poll)
         self._watchdog = Watchdog()
         self._addresses = AddressWatch()
         self._requests = Requests()
@@ -168,7 +168,7 @@ class _Supervisor:
         try:
             self._start()
             while self._state is State.RUNNING:
-                self._turn(None)
+                self._poll(None)
                 while self._state is State.RUNNING and self._requests.carry_out(by):
                     pass
             return 0
@@ -193,7 +193,7 @@ class _Supervisor:
             if time.monotonic() > give_up:
                 missing = ", ".join(child.name for child in first if not child.ready)
                 raise AlgateError(f"not ready after {START_DEADLINE:g} s: {missing}")
-            self._turn(give_up)
+            self._poll(give_up)
         if self._state not in FIRST:
             return
         if self._take_over is not None:
@@ -225,7 +225,7 @@ class _Supervisor:
     def _step(self, step: Step) -> None:
         self._state = after(self._state, step)
 
-    def _turn(self, until: float | None) -> None:
+    def _poll(self, until: float | None) -> None:
         """Wait for an event, until this time at the latest, and do what is due."""
         due = [*self._children.due(), self._watchdog.due, self._next_look, self._rules.next]
         due += [until] if until is not None else []
@@ -276,7 +276,7 @@ class _Supervisor:
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             new = self._load()
-            self._reload = Reload(new, self._listeners, self._crew, self._children, lambda until: self._turn(until))
+            self._reload = Reload(new, self._listeners, self._crew, self._children, lambda until: self._poll(until))
             done = self._reload.run()
         except (AlgateError, OSError) as error:
             log.error("reload.failed", reason=str(error), hint="the configuration before stays in use")
@@ -295,7 +295,7 @@ class _Supervisor:
 
     def _do_upgrade(self, ticket: str) -> dict[str, Any]:
         """Let a new version take over. Raises AlgateError if it could not, and all is as before."""
-        hand_over = HandOver(self._selector, self._run_dir, self._crew, self._children, self._turn)
+        hand_over = HandOver(self._selector, self._run_dir, self._crew, self._children, self._poll)
         try:
             self._successor, pid = hand_over.run(ticket, self._admin, self._on_admin)
         except AlgateError as error:

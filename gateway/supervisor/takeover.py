@@ -28,20 +28,20 @@ DEADLINE = 90.0  # seconds that the new version has to get ready
 SWITCH_DEADLINE = 20.0  # seconds in which it has to begin, once the old one has let go
 SETTLE = 0.5  # seconds in which children notice that their supervisor is dead
 
-Turn = Callable[[float], None]
+Poll = Callable[[float], None]
 
 
 class HandOver:
     """The side of the old supervisor."""
 
     def __init__(
-        self, selector: selectors.BaseSelector, run_dir: RunDir, crew: Crew, children: Children, turn: Turn
+        self, selector: selectors.BaseSelector, run_dir: RunDir, crew: Crew, children: Children, poll: Poll
     ) -> None:
         self._run_dir = run_dir
         self._selector = selector
         self._crew = crew
         self._children = children
-        self._turn = turn
+        self._poll = poll
 
     def run(self, ticket: str, admin: socket.socket, on_admin: Callable[[], None]) -> tuple[Channel, int]:
         """Hand over. Returns the channel to the new supervisor, and its pid. `admin`: the socket that it will serve in
@@ -62,9 +62,9 @@ class HandOver:
             self._give_up(channel, heir)
             raise
         self._selector.unregister(admin)
-        self._children.end(self._crew.rest, KILL_MARGIN, self._turn)
+        self._children.end(self._crew.rest, KILL_MARGIN, self._poll)
         if self._crew.broker:
-            self._children.abandon([self._crew.broker], self._turn)  # so that its table stays
+            self._children.abandon([self._crew.broker], self._poll)  # so that its table stays
         channel.say("go")
         try:
             self._await(channel, "ready", SWITCH_DEADLINE)
@@ -84,14 +84,14 @@ class HandOver:
                 raise AlgateError(f"the new version cannot take over: {channel.failure}")
             if time.monotonic() >= until:
                 raise AlgateError(f"the new version cannot take over: it was not ready after {seconds:g} s")
-            self._turn(until)
+            self._poll(until)
 
     def _give_up(self, channel: Channel, heir: Heir) -> None:
         """End the new supervisor, if it is still alive. Its children end with it."""
         self._selector.unregister(channel.sock)
         channel.sock.close()
         heir.end(KILL_MARGIN)
-        self._turn(time.monotonic() + SETTLE)
+        self._poll(time.monotonic() + SETTLE)
         self._run_dir.remove_dead(heir.pid)
 
 
@@ -99,14 +99,14 @@ class TakeOver:
     """The side of the new supervisor. `heard` takes messages of children."""
 
     def __init__(
-        self, heritage: Heritage, channel: Channel, crew: Crew, children: Children, listeners: Listeners, turn: Turn
+        self, heritage: Heritage, channel: Channel, crew: Crew, children: Children, listeners: Listeners, poll: Poll
     ) -> None:
         self.ticket = heritage.ticket
         self.channel = channel
         self._crew = crew
         self._children = children
         self._listeners = listeners
-        self._turn = turn
+        self._poll = poll
         self._awaited: set[Child] = set()
 
     def heard(self, child: Child, message: FromChild) -> None:
@@ -128,7 +128,7 @@ class TakeOver:
             self._listeners.refuse(gone)
             until = time.monotonic() + LINGER
             while time.monotonic() < until:
-                self._turn(until)
+                self._poll(until)
             self._listeners.discard(gone)
         for child in self._crew.rest:
             self._children.start(child)
@@ -145,4 +145,4 @@ class TakeOver:
         while not condition():
             if time.monotonic() >= until or self.channel.ended:
                 raise AlgateError(otherwise)
-            self._turn(until)
+            self._poll(until)
