@@ -19,7 +19,7 @@ from alg.sip.bindings import Bindings, is_third_party
 from alg.sip.call import Call, CallState
 from alg.sip.calls import Calls, request_of
 from alg.sip.edits import Edits, advertise, describe, hairpin, is_over_udp, own_places, restore, same_host
-from alg.sip.ladder import Rung, rung_of, unread_rung
+from alg.sip.ladder import SipRung, rung_of, unread_rung
 from alg.sip.message import HostPort, Message, parse
 from alg.sip.options import SipOptions
 from alg.sip.peers import Peers
@@ -42,7 +42,7 @@ _NOTHING = b"\r\n\t \0"  # behind a message in a datagram: no other message
 CoreCommand = Commands | Release | StandDown | RevokeConversation | Note
 
 
-class Received(NamedTuple):
+class Heard(NamedTuple):
     """A message and how it came. `packet` is the driver's number for it, `side` sent it, `client` is the inside socket,
     `server` the outside one."""
 
@@ -80,10 +80,10 @@ class Plan:
 
 
 @dataclass(slots=True)
-class Held:
+class HeldMessage:
     """A client's message that waits for sockets to be opened, by their numbers."""
 
-    received: Received
+    heard: Heard
     plan: Plan
     until: float
     waits: set[int]
@@ -101,7 +101,7 @@ class Core:
         self._options = options
         self._streams = streams
         self.bindings = Bindings(self.sockets)
-        self._held: dict[int, Held] = {}
+        self._held: dict[int, HeldMessage] = {}
         self._held_of: dict[str, int] = {}  # by the client's address, how many
         self._noted: dict[tuple[str, str], float] = {}
         self._out: list[CoreCommand] = []
@@ -148,7 +148,7 @@ class Core:
         self.peers.revoke(client, server, rule, now)
         self._out.append(RevokeConversation(client, server, rule))
 
-    def release(self, packet: int, rung: Rung | None = None, edits: tuple[Edit, ...] = ()) -> None:
+    def release(self, packet: int, rung: SipRung | None = None, edits: tuple[Edit, ...] = ()) -> None:
         self._out.append(Release(packet, edits, rung))
 
     def message(self, packet: int, side: Side, client: Endpoint, server: Endpoint, data: bytes, now: float) -> None:
@@ -158,11 +158,11 @@ class Core:
             if message.end < len(data) and data[message.end :].strip(_NOTHING):
                 # A reader may see another message there (RFC 4475, 3.1.1.8).
                 raise Malformed("bytes behind the message", message.end)
-            received = Received(packet, side, client, server, message, now)
+            heard = Heard(packet, side, client, server, message, now)
             if side is Side.CLIENT:
-                self._outbound(received)
+                self._outbound(heard)
             else:
-                self._inbound(received)
+                self._inbound(heard)
         except Malformed as wrong:
             self.unreadable(client, wrong, now)
             self.release(packet, unread_rung(data))
@@ -188,8 +188,8 @@ class Core:
     def tick(self, now: float) -> None:
         for held in [held for held in self._held.values() if held.until <= now]:
             self._let_go(held)
-            self.note("sip.unanswered", "no answer about a conversation", now, held.received.client)
-            self.release(held.received.packet, rung_of(held.received.message))
+            self.note("sip.unanswered", "no answer about a conversation", now, held.heard.client)
+            self.release(held.heard.packet, rung_of(held.heard.message))
         self.calls.tick(now)
         self.sockets.tick(now)
 
@@ -201,32 +201,32 @@ class Core:
 
     # --- from the client --------------------------------------------------------------------------------------------
 
-    def _outbound(self, received: Received) -> None:
-        message, client, server = received.message, received.client, received.server.host
-        rule = self._standing(received)
+    def _outbound(self, heard: Heard) -> None:
+        message, client, server = heard.message, heard.client, heard.server.host
+        rule = self._standing(heard)
         if rule in WHOLLY:
-            self.release(received.packet, rung_of(message))
+            self.release(heard.packet, rung_of(message))
             return
         if message.method == b"REGISTER" and message.is_request and is_third_party(message):
-            self.note("sip.third-party", "a REGISTER for somebody else", received.now, client)
-            self.release(received.packet, rung_of(message))
+            self.note("sip.third-party", "a REGISTER for somebody else", heard.now, client)
+            self.release(heard.packet, rung_of(message))
             return
-        plan = self._plan(received, rule is None)
+        plan = self._plan(heard, rule is None)
         waits = plan.waits()
         if not waits:
-            self._send(received, plan)
+            self._send(heard, plan)
         elif len(self._held) >= MOST_HELD or self._held_of.get(client.host, 0) >= MOST_HELD_OF_CLIENT:
-            self.note("sip.held", "too many messages wait", received.now, client)
-            self.release(received.packet, rung_of(message))
+            self.note("sip.held", "too many messages wait", heard.now, client)
+            self.release(heard.packet, rung_of(message))
         else:
-            self._held[received.packet] = Held(received, plan, received.now + HOLD, waits)
+            self._held[heard.packet] = HeldMessage(heard, plan, heard.now + HOLD, waits)
             self._held_of[client.host] = self._held_of.get(client.host, 0) + 1
-        self.peers.seen(client, server, received.now)
+        self.peers.seen(client, server, heard.now)
 
-    def _standing(self, received: Received) -> str | None:
+    def _standing(self, heard: Heard) -> str | None:
         """Return why the client and this server are left alone, from this message on. A REGISTER without such a reason
         ends a stand-down that the client itself had caused."""
-        client, server, message = received.client, received.server.host, received.message
+        client, server, message = heard.client, heard.server.host, heard.message
         before = self.peers.rule(client, server)
         is_register = message.is_request and message.method == b"REGISTER"
         if before is not None and not is_register:
@@ -235,7 +235,7 @@ class Core:
         if rule is None and before == "sip.outbound":
             return before  # the registrar's answer decides that anew
         if rule != before:
-            self._stand(client, server, rule, received.now)
+            self._stand(client, server, rule, heard.now)
         return rule
 
     def _stand(self, client: Endpoint, server: str, rule: str | None, now: float) -> None:
@@ -251,67 +251,65 @@ class Core:
             held.waits.discard(ref)
             if not held.waits:
                 self._let_go(held)
-                self._send(held.received._replace(now=now), held.plan)
+                self._send(held.heard._replace(now=now), held.plan)
 
-    def _let_go(self, held: Held) -> None:
-        del self._held[held.received.packet]
-        host = held.received.client.host
+    def _let_go(self, held: HeldMessage) -> None:
+        del self._held[held.heard.packet]
+        host = held.heard.client.host
         self._held_of[host] -= 1
         if not self._held_of[host]:
             del self._held_of[host]
 
-    def _plan(self, received: Received, edits_signalling: bool) -> Plan:
+    def _plan(self, heard: Heard, edits_signalling: bool) -> Plan:
         """Find out which sockets the message needs, and ask for them. Asking again for the same message changes
         nothing."""
         plan = Plan(edits_signalling)
-        message, client = received.message, received.client
+        message, client = heard.message, heard.client
         source = self.sockets.of(client)
         for name, place in own_places(message, client.host, self.sockets.is_fixed(source)):
-            wanted = self._signalling(received, source, name, place)
+            wanted = self._signalling(heard, source, name, place)
             if wanted:
                 plan.places.append((name, place, wanted))
         if message.method == b"INVITE" and message.is_request:
-            plan.call = self.calls.begin(Side.CLIENT, client, received.server.host, message, received.now)
+            plan.call = self.calls.begin(Side.CLIENT, client, heard.server.host, message, heard.now)
             if plan.call is None:
-                self.note("sip.calls", "too many calls", received.now, client)
+                self.note("sip.calls", "too many calls", heard.now, client)
         else:
             plan.call = self.calls.find(client, message)
         if plan.call:
-            self._plan_media(received, plan, plan.call)
+            self._plan_media(heard, plan, plan.call)
         return plan
 
-    def _signalling(
-        self, received: Received, source: InsideSocket | None, name: str, place: HostPort
-    ) -> InsideSocket | None:
+    def _signalling(self, heard: Heard, source: InsideSocket | None, name: str, place: HostPort) -> InsideSocket | None:
         """Return the socket that the client names in a place. `source`: the socket from which it sends, if that has a
         port."""
-        client, now = received.client, received.now
+        client, now = heard.client, heard.now
         port = place.port or 5060
         if source and self.sockets.is_fixed(source):
             # A TCP connection: whatever port the client names, it is reached through it. But a request that went over
             # TCP for its length alone (RFC 3261, 18.1.1) has the contact where the client is reached over UDP.
-            asks = self._streams and name == "contact" and port != client.port and is_over_udp(received.message, place)
+            asks = self._streams and name == "contact" and port != client.port and is_over_udp(heard.message, place)
             found = self.sockets.find(Endpoint(client.host, port), now) if asks else None
             return found or source
         target = client if port == client.port else Endpoint(client.host, port)
-        if target != client and name == "via" and received.message.param(received.message.via().params, b"rport"):
+        if target != client and name == "via" and heard.message.param(heard.message.via().params, b"rport"):
             target = client  # the answer comes to where the request came from (RFC 3581)
         if target.port < LOWEST_PORT:
             self.note("sip.low-port", str(target), now, client)
             return None
         # A phone that sends from one port and listens at SIP's: its answers must get there.
-        peers = (received.server.host,) if name == "via" and target != client and target.port == 5060 else ()
+        peers = (heard.server.host,) if name == "via" and target != client and target.port == 5060 else ()
         claim = ("signalling", peers)
         if source and target is client:
             self.sockets.claim(source, claim, now, now + SIGNALLING, peers)
             return source
         return self.sockets.want(target, None, "sip.signalling", claim, now, now + SIGNALLING, peers)
 
-    def _plan_media(self, received: Received, plan: Plan, call: Call) -> None:
-        sdp = self._description(received)
+    def _plan_media(self, heard: Heard, plan: Plan, call: Call) -> None:
+        sdp = self._description(heard)
         if sdp is None:
             return
-        client, now = received.client, received.now
+        client, now = heard.client, heard.now
         if sdp.ice:
             self.note("sip.ice", "candidates in a session description", now, client)
             return
@@ -329,20 +327,20 @@ class Core:
             plan.media[index] = wanted
             call.kinds[wanted.ref] = line.kind
         call.on_hold = is_held(mine.values())
-        self.calls.client_media(call, request_of(Side.CLIENT, received.message), list(plan.media.values()), now)
+        self.calls.client_media(call, request_of(Side.CLIENT, heard.message), list(plan.media.values()), now)
         plan.sdp = sdp
 
-    def _description(self, received: Received) -> Description | None:
+    def _description(self, heard: Heard) -> Description | None:
         """Return the session description of a message; None: it has none, or one that cannot be read."""
         try:
-            span = find_sdp(received.message)
-            return read_sdp(received.message.data, *span) if span else None
+            span = find_sdp(heard.message)
+            return read_sdp(heard.message.data, *span) if span else None
         except Malformed as wrong:
-            self.note("sip.sdp", f"{wrong.reason}, at byte {wrong.at}", received.now, received.client)
+            self.note("sip.sdp", f"{wrong.reason}, at byte {wrong.at}", heard.now, heard.client)
             return None
 
-    def _send(self, received: Received, plan: Plan) -> None:
-        message, client, server = received.message, received.client, received.server.host
+    def _send(self, heard: Heard, plan: Plan) -> None:
+        message, client, server = heard.message, heard.client, heard.server.host
         edits = Edits(message)
         if plan.edits_signalling:
             for name, place, wanted in plan.places:
@@ -357,59 +355,59 @@ class Core:
             if public:
                 describe(edits, message, plan.sdp, client.host, public.host, plan.media)
         if message.is_request and message.method == b"REGISTER":
-            self.bindings.register(message, client, server, received.now)
+            self.bindings.register(message, client, server, heard.now)
         elif message.is_request and message.method == b"SUBSCRIBE":
-            self.bindings.subscribe(message, client, server, received.now)
+            self.bindings.subscribe(message, client, server, heard.now)
         if plan.call:
-            self._follow(received, plan.call)
-        self.release(received.packet, rung_of(message), edits.done())
+            self._follow(heard, plan.call)
+        self.release(heard.packet, rung_of(message), edits.done())
 
     # --- from the server --------------------------------------------------------------------------------------------
 
-    def _inbound(self, received: Received) -> None:
-        message, client, server, now = received.message, received.client, received.server.host, received.now
+    def _inbound(self, heard: Heard) -> None:
+        message, client, server, now = heard.message, heard.client, heard.server.host, heard.now
         edits = Edits(message)
         rule = self.peers.rule(client, server)
         if rule not in WHOLLY:
             restore(edits, message, client, self.sockets)
             if message.method in (b"REGISTER", b"SUBSCRIBE") and not message.is_request:
                 self.bindings.answered(message, client, server, now)
-                self._agreed(received, rule)
+                self._agreed(heard, rule)
             if message.method == b"INVITE" and message.is_request:
                 call = self.calls.begin(Side.SERVER, client, server, message, now)
             else:
                 call = self.calls.find(client, message)
             if call and server in call.servers:
-                self._far(edits, received, call)
-                self._follow(received, call)
-        self.release(received.packet, rung_of(message), edits.done())
+                self._far(edits, heard, call)
+                self._follow(heard, call)
+        self.release(heard.packet, rung_of(message), edits.done())
 
-    def _agreed(self, received: Received, rule: str | None) -> None:
+    def _agreed(self, heard: Heard, rule: str | None) -> None:
         """Handle a registrar that requires `outbound`: it keeps to the client's flow (RFC 5626, 6), whatever Contact
         says."""
-        message = received.message
+        message = heard.message
         if message.method != b"REGISTER" or not 200 <= message.status < 300 or rule not in (None, "sip.outbound"):
             return
         agreed = "sip.outbound" if message.has_option("require", b"outbound") else None
         if agreed != rule:
-            self._stand(received.client, received.server.host, agreed, received.now)
+            self._stand(heard.client, heard.server.host, agreed, heard.now)
 
-    def _far(self, edits: Edits, received: Received, call: Call) -> None:
-        sdp = self._description(received)
+    def _far(self, edits: Edits, heard: Heard, call: Call) -> None:
+        sdp = self._description(heard)
         if sdp:
             call.far_on_hold = is_held(sdp.media)
-        if sdp and (sdp.ice or not hairpin(edits, received.message, sdp, self.sockets)):
-            self.calls.far_media(call, Side.SERVER, received.message, sdp, received.now)
+        if sdp and (sdp.ice or not hairpin(edits, heard.message, sdp, self.sockets)):
+            self.calls.far_media(call, Side.SERVER, heard.message, sdp, heard.now)
 
-    def _follow(self, received: Received, call: Call) -> None:
-        self.calls.heard(call, received.side, received.server.host, received.message, received.now)
-        if call.state is not CallState.CONFIRMED or self.calls.find(received.client, received.message) is not call:
+    def _follow(self, heard: Heard, call: Call) -> None:
+        self.calls.heard(call, heard.side, heard.server.host, heard.message, heard.now)
+        if call.state is not CallState.CONFIRMED or self.calls.find(heard.client, heard.message) is not call:
             return
-        source = call.signalling or self.sockets.of(received.client)
+        source = call.signalling or self.sockets.of(heard.client)
         if source:
             # As long as the call lasts its servers reach the client, however long it has been silent.
             call.signalling = source
-            self.sockets.claim(source, call.claim, received.now, math.inf, tuple(sorted(call.servers)))
+            self.sockets.claim(source, call.claim, heard.now, math.inf, tuple(sorted(call.servers)))
 
 
 def _is_own(line: Media, host: str) -> bool:

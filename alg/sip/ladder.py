@@ -16,7 +16,7 @@ _call_id = re.compile(rb"\n(?:call-id|i)[ \t]*:[ \t]*([^\r\n]+)", re.IGNORECASE)
 _cseq = re.compile(rb"\ncseq[ \t]*:[ \t]*([^\r\n]+)", re.IGNORECASE).search
 
 
-class Rung(NamedTuple):
+class SipRung(NamedTuple):
     """See `alg.api.Rung`. The ladder is named by the Call-ID, and begins with an INVITE."""
 
     ladder: bytes
@@ -31,15 +31,15 @@ class Rung(NamedTuple):
         }
 
 
-def rung_of(message: Message) -> Rung:
+def rung_of(message: Message) -> SipRung:
     """Return the rung of a message that was read."""
-    return Rung(message.call_id, message.is_request and message.method == b"INVITE")
+    return SipRung(message.call_id, message.is_request and message.method == b"INVITE")
 
 
-def unread_rung(data: bytes) -> Rung | None:
+def unread_rung(data: bytes) -> SipRung | None:
     """Return the rung of a message that was not read; None if it names no call."""
     found = _call_id(data)
-    return Rung(found[1], data.startswith(b"INVITE ")) if found else None
+    return SipRung(found[1], data.startswith(b"INVITE ")) if found else None
 
 
 def _change(data: bytes, edit: Edit) -> dict[str, str]:

@@ -54,7 +54,7 @@ MOST_WAITING = 262144  # bytes behind a message that waits
 
 
 @dataclass(slots=True)
-class Piece:
+class StreamPiece:
     """A message, or bytes between messages, on their way."""
 
     data: bytes
@@ -69,7 +69,7 @@ class Stream:
     number of bytes."""
 
     framer: Framer = field(default_factory=Framer)
-    pieces: deque[Piece] = field(default_factory=deque)
+    pieces: deque[StreamPiece] = field(default_factory=deque)
     waiting: int = 0
     spoke: bool = False
     closed: bool = False
@@ -100,7 +100,7 @@ class SipModule:
         # connection's own address nothing of the signalling is edited.
         self._core.sockets.fix(self._client, context.public or self._client)
         self._streams = {side: Stream() for side in Side}
-        self._waiting: dict[int, Piece] = {}
+        self._waiting: dict[int, StreamPiece] = {}
         self._packet = 0
         self._unread = context.inside is not Side.CLIENT  # from now on
         self._rule: str | None = None  # by which the right to pinholes has ended
@@ -178,7 +178,7 @@ class SipModule:
                 return
             if cut is None:
                 break
-            piece = Piece(cut.data, ready=cut.part is not Part.MESSAGE)
+            piece = StreamPiece(cut.data, ready=cut.part is not Part.MESSAGE)
             stream.pieces.append(piece)
             stream.waiting += len(cut.data)
             if cut.why:

@@ -68,7 +68,7 @@ class Socket(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Connection:
+class Tracked:
     """A UDP connection: its ends as its first packet had them, and as the answers have them."""
 
     source: Socket
@@ -79,10 +79,10 @@ class Connection:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class TrackedEntry:
     """A connection, and the attributes by which the kernel identifies it."""
 
-    connection: Connection
+    connection: Tracked
     version: int
     name: bytes
 
@@ -132,7 +132,7 @@ class Conntrack:
     def __init__(self) -> None:
         self._netlink = Netlink()
 
-    def find(self, sockets: Collection[Endpoint]) -> list[Found]:
+    def find(self, sockets: Collection[Endpoint]) -> list[TrackedEntry]:
         """Return the connections that began at any of these sockets, or went to one. Takes long, but nearly all of that
         time in the kernel, where other threads run."""
         result = []
@@ -142,7 +142,7 @@ class Conntrack:
             for question in self._questions({(source, host) for host in packed for source in (True, False)}):
                 for found in self._connections(version, question):
                     if any(_socket(*end).endpoint in sockets for end in _ends_of(found[CTA_TUPLE_ORIG], version)):
-                        result.append(Found(_read(found, version), version, _name(found)))
+                        result.append(TrackedEntry(_read(found, version), version, _name(found)))
         return result
 
     def begun_with(self, mark: int) -> set[bytes]:
@@ -162,7 +162,7 @@ class Conntrack:
                     result.add(destination + number + b"\0\0\0" + port + b"\0\0" + source)
         return result
 
-    def delete(self, found: Found) -> bool:
+    def delete(self, found: TrackedEntry) -> bool:
         """Delete a connection's entry. Returns False if it has just ended."""
         try:
             self._netlink.request(self._message(_DELETE, NLM_F_REQUEST | NLM_F_ACK, found.version, found.name))
@@ -225,11 +225,11 @@ def _name(found: dict[int, bytes]) -> bytes:
     return name + attribute(CTA_ZONE, found[CTA_ZONE]) if CTA_ZONE in found else name
 
 
-def _read(found: dict[int, bytes], version: int) -> Connection:
+def _read(found: dict[int, bytes], version: int) -> Tracked:
     source, destination = (_socket(*end) for end in _ends_of(found[CTA_TUPLE_ORIG], version))
     answers = {end[0]: _socket(*end) for end in _ends_of(found.get(CTA_TUPLE_REPLY, b""), version)}
     mark = int.from_bytes(found.get(CTA_MARK, b""), "big")
-    return Connection(source, destination, answers.get(True, destination), answers.get(False, source), mark)
+    return Tracked(source, destination, answers.get(True, destination), answers.get(False, source), mark)
 
 
 def _socket(source: bool, address: bytes, port: bytes) -> Socket:

@@ -33,13 +33,13 @@ from gateway.broker.stale import Stale
 from gateway.broker.usage import Usage
 from gateway.lease.messages import (
     MOST_COUNTED,
+    AskSeen,
     Count,
     Counted,
     Dial,
-    Look,
+    LeaseOpened,
     Open,
-    Opened,
-    Refused,
+    RequestRefused,
     Seen,
     ToWorker,
     Update,
@@ -264,7 +264,7 @@ class Engine:
         if lease is None or lease.single:
             raise PinholeRefused("none", f"{message.request.target} has no conversation")
         shown = msgspec.structs.replace(lease, id="0" * 16, flow="", peers=())
-        self._answer(slot, Opened(message.id, shown))
+        self._answer(slot, LeaseOpened(message.id, shown))
 
     def _located(self, request: PinholeRequest, along: Along) -> PinholeRequest:
         """Return the request with the public address of its flow. Raises PinholeRefused."""
@@ -285,20 +285,20 @@ class Engine:
                 raise PinholeRefused("flow", "nothing would come back")
             return self._nat.connect(message.client, message.server)
         except PinholeRefused as refusal:
-            self._answer(slot, Refused(message.id, refusal.rule, refusal.detail[:200]))
+            self._answer(slot, RequestRefused(message.id, refusal.rule, refusal.detail[:200]))
         except (NetfilterError, OSError) as error:
-            self._answer(slot, Refused(message.id, "kernel", str(error)[:200]))
+            self._answer(slot, RequestRefused(message.id, "kernel", str(error)[:200]))
         return None
 
-    def look(self, slot: int, message: Look) -> None:
+    def look(self, slot: int, message: AskSeen) -> None:
         """Answer with which address a flow is seen, with the next `flush`."""
         try:
             check_flow(message.along, self._inside)
             self._answer(slot, Seen(message.id, self._nat.public_of(message.along)))
         except PinholeRefused as refusal:
-            self._answer(slot, Refused(message.id, refusal.rule, refusal.detail[:200]))
+            self._answer(slot, RequestRefused(message.id, refusal.rule, refusal.detail[:200]))
         except NetfilterError as error:
-            self._answer(slot, Refused(message.id, "kernel", str(error)[:200]))
+            self._answer(slot, RequestRefused(message.id, "kernel", str(error)[:200]))
 
     def update(self, slot: int, message: Update) -> None:
         """Change a conversation with the next `flush`, which answers; or refuse at once."""
@@ -372,7 +372,7 @@ class Engine:
         self._just_opened.clear()
         self._just_updated.clear()
         for slot, message in unheard:
-            if isinstance(message, Opened) and self._leases.close(message.lease.id, now=time.monotonic()):
+            if isinstance(message, LeaseOpened) and self._leases.close(message.lease.id, now=time.monotonic()):
                 self._closing(slot, message.lease, "unheard")
 
     def _commit(self) -> None:
@@ -437,7 +437,7 @@ class Engine:
         self.stale.opened(one.lease)
         self._usage.opened(one.lease)
         self._just_opened.append((one.slot, one.lease))
-        self._answer(one.slot, Opened(one.id, one.lease))
+        self._answer(one.slot, LeaseOpened(one.id, one.lease))
 
     def _updated_or_not(self, one: Updating, error: NetfilterError | None, done: bool) -> None:
         """Finish an update. `done`: it is known what the kernel did; otherwise the whole pinhole is closed."""
@@ -508,7 +508,7 @@ class Engine:
                 rule=refusal.rule,
                 detail=refusal.detail[:200],
             )
-        self._answer(slot, Refused(request_id, refusal.rule, refusal.detail[:200]))
+        self._answer(slot, RequestRefused(request_id, refusal.rule, refusal.detail[:200]))
 
     def _answer(self, slot: int, message: ToWorker) -> None:
         self._answers.setdefault(slot, []).append(message)

@@ -24,13 +24,13 @@ from gateway.broker.netlink import NetfilterError
 from gateway.broker.ruleset_watch import RulesetWatch
 from gateway.lease.messages import (
     MAX_PACKET,
+    AskSeen,
     Close,
     Count,
     Dial,
     Dialled,
     FromWorker,
     Hello,
-    Look,
     Open,
     ToWorker,
     Update,
@@ -242,7 +242,7 @@ class Broker:
                 self._engine.count(slot, message)
             case Dial():
                 self._dial(slot, message)
-            case Look():
+            case AskSeen():
                 self._engine.look(slot, message)
             case Close(lease):
                 self._engine.close(slot, lease)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from alg.address import Endpoint
-from gateway.broker.conntrack import Connection, Conntrack, Found, Socket
+from gateway.broker.conntrack import Conntrack, Socket, Tracked, TrackedEntry
 from gateway.broker.elements import UNTOLD, second_of, talked_of
 from gateway.broker.marks import MEDIA
 from gateway.broker.netlink import NetfilterError
@@ -53,7 +53,7 @@ class Stale:
         self._ask_at = self._soon = self._later = math.inf  # when to ask that, and when to look
         self._looked, self._took = -math.inf, 0.0  # when the last look ended, and how long it took
         self._looker = ThreadPoolExecutor(1)
-        self._look: tuple[Future[tuple[list[Found], list[Lease]]], float] | None = None  # and since when
+        self._look: tuple[Future[tuple[list[TrackedEntry], list[Lease]]], float] | None = None  # and since when
         self.wake, self._waker = socket.socketpair()
 
     def opened(self, lease: Lease) -> None:
@@ -144,7 +144,7 @@ class Stale:
             self._look = looking, time.monotonic()
             looking.add_done_callback(lambda _: self._waker.send(b"\0"))
 
-    def _find(self, changed: dict[Endpoint, Lease]) -> tuple[list[Found], list[Lease]]:
+    def _find(self, changed: dict[Endpoint, Lease]) -> tuple[list[TrackedEntry], list[Lease]]:
         """Runs in the thread: find the connections of the changed sockets, and their leases. Empties `changed` bit by
         bit, because freeing tens of thousands of entries at once would delay the other thread."""
         found = self._conntrack.find(changed)
@@ -218,7 +218,7 @@ def _pairs(lease: Lease) -> Iterator[tuple[Socket, Socket]]:
             yield Socket(target, source=True), Socket(public, source=False)
 
 
-def _is_right(connection: Connection, sockets: Iterable[Socket], right: dict[Socket, tuple[Lease, Socket]]) -> bool:
+def _is_right(connection: Tracked, sockets: Iterable[Socket], right: dict[Socket, tuple[Lease, Socket]]) -> bool:
     """Whether a connection is as the open pinholes would make it."""
     for end, answered, peer in (
         (connection.source, connection.reply_destination, connection.destination),

@@ -17,7 +17,7 @@ from gevent.event import Event as Wakeup
 from alg.api import AlgModule, ClosePinhole, Event, Note, Opened, OutlivingModule, Tick, UpdateConversation
 from gateway.driver.activity import ActivityWatch
 from gateway.driver.conversations import Conversations
-from gateway.driver.guard import Broken, Guard
+from gateway.driver.guard import Broken, ModuleGuard
 from gateway.flow.table import Flow
 
 log = structlog.get_logger()
@@ -30,7 +30,7 @@ class Survivor:
     """A module without its flow. `conversations`: what it still has open."""
 
     def __init__(
-        self, flow: Flow, module: AlgModule, look_every: float | None, guard: Guard, now: Callable[[], float]
+        self, flow: Flow, module: AlgModule, look_every: float | None, guard: ModuleGuard, now: Callable[[], float]
     ) -> None:
         self.flow = flow
         self.module = module

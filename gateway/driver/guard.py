@@ -117,7 +117,7 @@ alarm = Alarm()
 atexit.register(alarm.stop)
 
 
-class Guard:
+class ModuleGuard:
     """Calls the modules of one process, or of one configuration of it."""
 
     def __init__(self) -> None:

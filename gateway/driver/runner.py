@@ -14,7 +14,7 @@ from alg.api import AlgModule, FlowContext, Mode, Side
 from alg.registry import traits_of
 from gateway.driver.afterlife import Afterlife
 from gateway.driver.announced import Announced
-from gateway.driver.guard import Broken, Guard
+from gateway.driver.guard import Broken, ModuleGuard
 from gateway.driver.readers import StreamReader
 from gateway.driver.stream import Inspection, Surroundings
 from gateway.flow.dial import Connection
@@ -39,7 +39,7 @@ class Means(NamedTuple):
 
     pinholes: Mapping[str, Backend]
     paths: DataPaths
-    guard: Guard
+    guard: ModuleGuard
     announced: Announced
     afterlife: Afterlife
     look: Callable[[Along], str] | None = None

@@ -59,7 +59,7 @@ from alg.registry import Traits
 from gateway.driver.activity import ActivityWatch
 from gateway.driver.afterlife import Afterlife, Survivor
 from gateway.driver.conversations import Conversations
-from gateway.driver.guard import Broken, Guard, Hung, alarm, described
+from gateway.driver.guard import Broken, Hung, ModuleGuard, alarm, described
 from gateway.driver.openings import Openings
 from gateway.driver.pump import Pump
 from gateway.flow.table import HALF_CLOSE_TIMEOUT, Flow
@@ -100,7 +100,7 @@ class Surroundings:
     paths: DataPaths
     public: Mapping[Side, PublicAddress]
     may_transfer: Callable[[Endpoint], bool]
-    guard: Guard
+    guard: ModuleGuard
     afterlife: Afterlife
     announce: Callable[[str, Endpoint, float], None] = _nothing_announced
     now: Callable[[], float] = field(default=time.monotonic)

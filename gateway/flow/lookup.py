@@ -19,7 +19,7 @@ from gateway.policy.limits import LimitReached, RuleLimits, Session
 TIMEOUT = 10.0  # seconds to resolve a name
 
 
-class Admission(NamedTuple):
+class Admitted(NamedTuple):
     """A permission, and the session that counts for it, which is to be released when it ends."""
 
     decision: Decision
@@ -41,7 +41,7 @@ class Lookup:
         """Raise DialError "denied" if this client may not ask at all."""
         _permit_client(request, self._policy.current.judge(request))
 
-    def admit_association(self, request: ConnectRequest) -> Admission:
+    def admit_association(self, request: ConnectRequest) -> Admitted:
         """Count a UDP association for its rule. Raises DialError "denied" if this client may send no datagram at all,
         or if the rule's limit is reached."""
         client = self._policy.current.decide_association(request)
@@ -64,16 +64,16 @@ class Lookup:
         if self._clients is not None and holder is not None:
             self._clients.give_back(Kind.ASSOCIATIONS, holder)
 
-    def admit(self, request: ConnectRequest, address: Address | None) -> Admission:
+    def admit(self, request: ConnectRequest, address: Address | None) -> Admitted:
         """Count a permitted request for the rule that permits it at `address` (None: at any address). Raises
         DialError."""
         judgement = self._policy.current.judge(request)
         return self._count(request, judgement.client if address is None else judgement.at(address))
 
-    def _count(self, request: ConnectRequest, decision: Decision) -> Admission:
+    def _count(self, request: ConnectRequest, decision: Decision) -> Admitted:
         try:
             session = self._limits.enter(decision, request.client.host, time.monotonic(), request.user)
-            return Admission(decision, session)
+            return Admitted(decision, session)
         except LimitReached as error:
             raise DialError("denied", f"rule {decision.rule}: {error}", decision.rule) from error
 

@@ -18,7 +18,7 @@ from gateway.flow.dial import CONNECT_TIMEOUT, IP_BIND_ADDRESS_NO_PORT
 from gateway.model.requests import ConnectRequest
 from gateway.net.relay.poller import GONE, WRITE, Watch
 from gateway.net.relay.splice import Relay
-from gateway.net.relay.wheel import Entry
+from gateway.net.relay.wheel import WheelEntry
 from gateway.net.sockets import prepare
 from gateway.policy.decide import Decision, PolicyInForce
 
@@ -92,7 +92,7 @@ class _Dialling:
         self._sock = sock
         self._done = done
         self._wheel = relay.wheel
-        self._entry: Entry = relay.wheel.add(monotonic() + CONNECT_TIMEOUT, self._expire)
+        self._entry: WheelEntry = relay.wheel.add(monotonic() + CONNECT_TIMEOUT, self._expire)
         self._watch = relay.poller.watch(sock.fileno(), WRITE, self._ready)
 
     def _ready(self, events: int) -> None:

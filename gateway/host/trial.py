@@ -64,7 +64,7 @@ class Stop(NamedTuple):
     chain: str
 
 
-class Trace:
+class PacketTrace:
     """Netfilter's trace of the packets that a table of ours has marked."""
 
     def __init__(self) -> None:
@@ -165,7 +165,7 @@ class Copy:
         self._build()
         self.netfilter = Netfilter(plan.instance)
         self.netfilter.load()
-        self.trace = Trace()
+        self.trace = PacketTrace()
 
     def _build(self) -> None:
         plan = self.plan

@@ -32,14 +32,14 @@ class Hello(msgspec.Struct, tag="hello", frozen=True, forbid_unknown_fields=True
 
 
 class Open(msgspec.Struct, tag="open", frozen=True, forbid_unknown_fields=True):
-    """Open a pinhole. Answered by `Opened` or `Refused` with the same `id`, which the worker chooses."""
+    """Open a pinhole. Answered by `LeaseOpened` or `RequestRefused` with the same `id`, which the worker chooses."""
 
     id: int
     request: PinholeRequest
 
 
 class Update(msgspec.Struct, tag="update", frozen=True, forbid_unknown_fields=True):
-    """Change an open conversation of this worker's slot. Answered by `Updated` or `Refused`."""
+    """Change an open conversation of this worker's slot. Answered by `Updated` or `RequestRefused`."""
 
     id: int
     update: PinholeUpdate
@@ -55,15 +55,15 @@ class Count(msgspec.Struct, tag="count", frozen=True, forbid_unknown_fields=True
 
 class Dial(msgspec.Struct, tag="dial", frozen=True, forbid_unknown_fields=True):
     """Begin a connection from the address of `client` to `server`, to which that client has a connection that was
-    redirected to this host. Answered by `Dialled` or `Refused`."""
+    redirected to this host. Answered by `Dialled` or `RequestRefused`."""
 
     id: int
     client: Endpoint
     server: Endpoint
 
 
-class Look(msgspec.Struct, tag="look", frozen=True, forbid_unknown_fields=True):
-    """Ask with which address the destination of this flow sees its source. Answered by `Seen` or `Refused`."""
+class AskSeen(msgspec.Struct, tag="look", frozen=True, forbid_unknown_fields=True):
+    """Ask with which address the destination of this flow sees its source. Answered by `Seen` or `RequestRefused`."""
 
     id: int
     along: Along
@@ -75,7 +75,7 @@ class Close(msgspec.Struct, tag="close", frozen=True, forbid_unknown_fields=True
     lease: str
 
 
-class Opened(msgspec.Struct, tag="opened", frozen=True):
+class LeaseOpened(msgspec.Struct, tag="opened", frozen=True):
     """The pinhole of `Open` `id` is open."""
 
     id: int
@@ -105,13 +105,13 @@ class Dialled(msgspec.Struct, tag="dialled", frozen=True):
 
 
 class Seen(msgspec.Struct, tag="seen", frozen=True):
-    """The address for which `Look` `id` asked."""
+    """The address for which `AskSeen` `id` asked."""
 
     id: int
     host: str
 
 
-class Refused(msgspec.Struct, tag="refused", frozen=True):
+class RequestRefused(msgspec.Struct, tag="refused", frozen=True):
     """The pinhole of `Open` or `Update` `id` was not opened or changed. `rule` is a stable word."""
 
     id: int
@@ -119,8 +119,8 @@ class Refused(msgspec.Struct, tag="refused", frozen=True):
     detail: str
 
 
-FromWorker = Hello | Open | Update | Count | Dial | Look | Close
-ToWorker = Opened | Updated | Counted | Dialled | Seen | Refused
+FromWorker = Hello | Open | Update | Count | Dial | AskSeen | Close
+ToWorker = LeaseOpened | Updated | Counted | Dialled | Seen | RequestRefused
 
 _Message = TypeVar("_Message", FromWorker, ToWorker)
 

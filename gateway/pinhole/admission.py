@@ -22,7 +22,7 @@ _TRIES = 3  # another program may take a port between the broker's look and our 
 T = TypeVar("T")
 
 
-class Admission:
+class LocalPorts:
     """Asks the broker for a worker's own ports, if their peer or their target is in `inside`; the broker knows no
     others."""
 

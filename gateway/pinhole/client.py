@@ -22,6 +22,7 @@ from gateway.lease.messages import (
     MAX_PACKET,
     MOST_COUNTED,
     MOST_MESSAGES,
+    AskSeen,
     Close,
     Count,
     Counted,
@@ -29,10 +30,9 @@ from gateway.lease.messages import (
     Dialled,
     FromWorker,
     Hello,
-    Look,
+    LeaseOpened,
     Open,
-    Opened,
-    Refused,
+    RequestRefused,
     Seen,
     ToWorker,
     Update,
@@ -94,7 +94,7 @@ class BrokerClient:
         it is then, or with the refusal: the broker's rule, or "broker" if it does not answer in time."""
 
         def answered(answer: ToWorker | PinholeRefused) -> None:
-            if isinstance(answer, Opened | Updated):
+            if isinstance(answer, LeaseOpened | Updated):
                 done(answer.lease)
             elif isinstance(answer, PinholeRefused):
                 done(answer)
@@ -142,7 +142,7 @@ class BrokerClient:
         reports it."""
         outcome: AsyncResult[ToWorker | PinholeRefused] = AsyncResult()
         self._next_id += 1
-        self._question(Look(self._next_id, along), outcome.set)
+        self._question(AskSeen(self._next_id, along), outcome.set)
         answer = outcome.get()
         if isinstance(answer, PinholeRefused):
             raise answer
@@ -190,7 +190,7 @@ class BrokerClient:
             watcher.close()
         self._raw.close()
 
-    def _question(self, question: Open | Update | Count | Dial | Look, answered: _Answered) -> None:
+    def _question(self, question: Open | Update | Count | Dial | AskSeen, answered: _Answered) -> None:
         self._waiting[question.id] = answered, time.monotonic() + self._timeout
         if not self._ticking:
             self._wind()
@@ -235,7 +235,7 @@ class BrokerClient:
         except (OSError, ValueError) as error:
             log.error("broker.lost", error=str(error))
             for message in batch:
-                if isinstance(message, Open | Update | Count | Dial | Look):
+                if isinstance(message, Open | Update | Count | Dial | AskSeen):
                     self._settle(message.id, PinholeRefused("broker", str(error)))
         return True
 
@@ -262,9 +262,9 @@ class BrokerClient:
             for message in messages:
                 if isinstance(message, Dialled) and connections:
                     self._under_way[message.id] = connections.pop()
-                if isinstance(message, Refused):
+                if isinstance(message, RequestRefused):
                     self._settle(message.id, PinholeRefused(message.rule, message.detail))
-                elif not self._settle(message.id, message) and isinstance(message, Opened):
+                elif not self._settle(message.id, message) and isinstance(message, LeaseOpened):
                     self.close(message.lease.id)  # came too late, and will not be used
                 if isinstance(message, Dialled) and (unused := self._under_way.pop(message.id, None)) is not None:
                     unused.close()

@@ -22,7 +22,7 @@ from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Done, Lease, Network, PinholeRequest, PinholeUpdate
 from gateway.net.sockets import abort, endpoint, prepare
 from gateway.observe.metrics import Sample
-from gateway.pinhole.admission import Admission
+from gateway.pinhole.admission import LocalPorts
 
 log = structlog.get_logger()
 
@@ -46,7 +46,7 @@ class UserspacePinholes:
     outbound = False  # a SOCKS client reaches the outside through us, whatever the FORWARD policy is
 
     def __init__(
-        self, flows: Flows, ports: tuple[int, int], per_client: int, rate: float, admission: Admission | None = None
+        self, flows: Flows, ports: tuple[int, int], per_client: int, rate: float, admission: LocalPorts | None = None
     ) -> None:
         self._flows = flows
         self._admission = admission

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from alg.socks.gssapi import LEVELS
 from gateway.config.schema import SocksSection
-from gateway.front.auth.guard import Guard
+from gateway.front.auth.guard import GuessGuard
 from gateway.front.auth.ident import IdentClient
 from gateway.front.auth.passwords import Accounts, PasswordChecker
 from gateway.front.auth.users import Users, parse_users
@@ -39,10 +39,10 @@ class Authentication:
         self._fds = dict(files)
         self._terms = socks.guard
         self.accounts = Accounts(_read_users(files["users"]) if "users" in files else {})
-        guard = Guard(socks.guard.failures, socks.guard.window, socks.guard.ban, shared=shared, identify=identify)
+        guard = GuessGuard(socks.guard.failures, socks.guard.window, socks.guard.ban, shared=shared, identify=identify)
         if before is not None and before._terms == socks.guard:
             guard = before._guard
-        self._guard: Guard = guard
+        self._guard: GuessGuard = guard
         passwords = gssapi = ident = None
         self._acceptor: GssapiAcceptor | None = None
         if "password" in socks.auth:

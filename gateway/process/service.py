@@ -18,7 +18,7 @@ from gateway.config.schema import Config
 from gateway.config.schema_rules import DnsSection
 from gateway.driver.afterlife import Afterlife
 from gateway.driver.announced import Announced
-from gateway.driver.guard import Guard
+from gateway.driver.guard import ModuleGuard
 from gateway.driver.readers import DatagramReader
 from gateway.driver.runner import FlowRunner, Means
 from gateway.flow.audit import Audit
@@ -104,7 +104,7 @@ class Service:
             "published": userspace,  # the server sees us as its client, so data has to come from us too
         }
         look = ground.broker.seen if ground.broker is not None else None
-        means = Means(pinholes, userspace, Guard(), ground.announced, ground.afterlife, look)
+        means = Means(pinholes, userspace, ModuleGuard(), ground.announced, ground.afterlife, look)
         runner = FlowRunner(flows, stream_readers(config, streams), outside, policy, means)
         earlier = before.authentication if before is not None else None
         self.authentication: Authentication = Authentication(

@@ -50,7 +50,7 @@ from gateway.observe.lag import LagMeter
 from gateway.observe.log import get_logger, setup_logging
 from gateway.observe.metrics import metrics_row
 from gateway.observe.trace import PASSED
-from gateway.pinhole.admission import Admission
+from gateway.pinhole.admission import LocalPorts
 from gateway.pinhole.client import BrokerClient
 from gateway.pinhole.kernel import KernelPinholes
 from gateway.pinhole.userspace import UserspacePinholes
@@ -111,7 +111,7 @@ class Worker:
         self._clients = Clients(counts, neighbours.identify, most_of(config), room_of(config))
         self._flows = Flows(f"w{boot.slot}", relay, flow_log, self._clients)
         broker = BrokerClient(socket.socket(fileno=boot.broker)) if boot.broker is not None else None
-        admission = Admission(broker, config.inside_networks) if broker else None
+        admission = LocalPorts(broker, config.inside_networks) if broker else None
         self._userspace = UserspacePinholes(
             self._flows, config.pinhole_ports, config.pinhole.per_client, config.pinhole.rate, admission
         )

@@ -13,7 +13,7 @@ from typing import NoReturn
 import msgspec
 
 from alg.address import Endpoint
-from gateway.supervisor.listeners import Place
+from gateway.supervisor.listeners import ListenPlace
 
 _VARIABLE = "ALGATE_HERITAGE"
 
@@ -53,10 +53,10 @@ class Heritage(msgspec.Struct, frozen=True, kw_only=True):
         some += [fd for fd in (self.counts, self.name) if fd is not None]
         return [*some, *self.console_files.values()]
 
-    def sockets(self) -> list[tuple[Place, socket.socket]]:
+    def sockets(self) -> list[tuple[ListenPlace, socket.socket]]:
         """Return the listeners. May be called once."""
         return [
-            (Place("socks" if kind == "socks" else "transparent", Endpoint(host, port)), socket.socket(fileno=fd))
+            (ListenPlace("socks" if kind == "socks" else "transparent", Endpoint(host, port)), socket.socket(fileno=fd))
             for kind, host, port, fd in self.listeners
         ]
 

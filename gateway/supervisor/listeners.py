@@ -32,20 +32,22 @@ log = get_logger()
 Kind = Literal["socks", "transparent"]
 
 
-class Place(NamedTuple):
+class ListenPlace(NamedTuple):
     """An address at which one of the fronts listens."""
 
     kind: Kind
     endpoint: Endpoint
 
 
-def places(config: Config) -> dict[Place, str]:
+def places(config: Config) -> dict[ListenPlace, str]:
     """Return where a configuration wants listeners, with the key that says so. Redirected connections come to all
     addresses, because REDIRECT chooses the address of the interface."""
-    found = {Place("socks", parse_endpoint(text)): f"socks.listen[{i}]" for i, text in enumerate(config.socks.listen)}
+    found = {
+        ListenPlace("socks", parse_endpoint(text)): f"socks.listen[{i}]" for i, text in enumerate(config.socks.listen)
+    }
     if config.transparent_enabled:
         for host in ("0.0.0.0", "::"):
-            found[Place("transparent", Endpoint(host, config.transparent.port))] = "transparent.port"
+            found[ListenPlace("transparent", Endpoint(host, config.transparent.port))] = "transparent.port"
     return found
 
 
@@ -55,16 +57,16 @@ class Listeners:
     `inherited`: those of an earlier version, distributed over the workers of this one.
     """
 
-    def __init__(self, workers: int, inherited: Iterable[tuple[Place, socket.socket]] = ()) -> None:
-        self._sets: list[dict[Place, list[socket.socket]]] = [{} for _ in range(workers)]
-        self._left_out: frozenset[Place] = frozenset()
-        self._absent: set[Place] = set()
-        numbers: Counter[Place] = Counter()
+    def __init__(self, workers: int, inherited: Iterable[tuple[ListenPlace, socket.socket]] = ()) -> None:
+        self._sets: list[dict[ListenPlace, list[socket.socket]]] = [{} for _ in range(workers)]
+        self._left_out: frozenset[ListenPlace] = frozenset()
+        self._absent: set[ListenPlace] = set()
+        numbers: Counter[ListenPlace] = Counter()
         for place, sock in inherited:
             self._sets[numbers[place] % workers].setdefault(place, []).append(sock)
             numbers[place] += 1
 
-    def places(self) -> set[Place]:
+    def places(self) -> set[ListenPlace]:
         """Return the addresses at which they listen."""
         return {place for sockets in self._sets for place in sockets}
 
@@ -77,18 +79,18 @@ class Listeners:
             log.info("listen.present", address=str(place.endpoint))
         self._absent = absent
 
-    def all(self) -> list[tuple[Place, int]]:
+    def all(self) -> list[tuple[ListenPlace, int]]:
         """Return every socket, for a supervisor that takes over."""
         sets = [[(place, sock.fileno()) for place, some in one.items() for sock in some] for one in self._sets]
         return list(itertools.chain.from_iterable(sets))
 
-    def open(self, wanted: Mapping[Place, str], patience: float = 0.0) -> None:
+    def open(self, wanted: Mapping[ListenPlace, str], patience: float = 0.0) -> None:
         """Bind for each worker at these places, where it has no socket yet; `listen` must be called afterwards. Raises
         AlgateError, which names the key and address, and then has made none.
 
         `patience`: seconds to wait for ports that only connections of this host's own still have.
         """
-        made: list[tuple[int, Place, socket.socket]] = []
+        made: list[tuple[int, ListenPlace, socket.socket]] = []
         try:
             for index, sockets in enumerate(self._sets):
                 for place, key in wanted.items():
@@ -109,7 +111,7 @@ class Listeners:
                 except OSError as error:
                     raise AlgateError(f"{place.kind}: cannot listen on {place.endpoint}: {error.strerror}") from error
 
-    def leave_out(self, places: Collection[Place]) -> None:
+    def leave_out(self, places: Collection[ListenPlace]) -> None:
         """Leave these places out of `fds`, because they are about to be closed."""
         self._left_out = frozenset(places)
 
@@ -119,14 +121,14 @@ class Listeners:
         chosen = [some for place, some in sets if place.kind == kind and place not in self._left_out]
         return [sock.fileno() for sock in itertools.chain.from_iterable(chosen)]
 
-    def refuse(self, places: Collection[Place]) -> None:
+    def refuse(self, places: Collection[ListenPlace]) -> None:
         """Let no further connections begin at these places. Those under way reach the backlog, within LINGER."""
         for sockets in self._sets:
             for place in places:
                 for sock in sockets.get(place, []):
                     _drop_new(sock)
 
-    def discard(self, places: Collection[Place]) -> None:
+    def discard(self, places: Collection[ListenPlace]) -> None:
         """Stop listening at these places, in every process. What is in the backlog is reset."""
         for sockets in self._sets:
             for place in places:

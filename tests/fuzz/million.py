@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import structlog
 
-from gateway.front.auth.guard import Guard
+from gateway.front.auth.guard import GuessGuard
 from gateway.front.auth.passwords import Accounts
 from gateway.front.socks.authenticate import Authenticator
 from gateway.front.socks.request import SocksRequest
@@ -76,7 +76,7 @@ def main() -> None:
     rng = random.Random(seed)
     command = Command()
     commands = cast(dict[CommandName, SocksCommand], dict.fromkeys(COMMANDS, command))
-    accounts, guard = cast(Accounts, None), Guard(10, 600, 600)
+    accounts, guard = cast(Accounts, None), GuessGuard(10, 600, 600)
     front = SocksFront(commands, Authenticator(["none"], accounts, guard), 10, cast(Any, NoIdent()))
     for number in range(count):
         data = handshake(rng)

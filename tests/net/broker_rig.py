@@ -25,8 +25,8 @@ from gateway.config.load import parse_config
 from gateway.lease.messages import (
     MAX_PACKET,
     FromWorker,
+    LeaseOpened,
     Open,
-    Opened,
     ToWorker,
     decode_to_worker,
     encode,
@@ -244,7 +244,7 @@ class Rig:
 
     def open(self, request: PinholeRequest, slot: int = 0) -> Lease:
         answer = self.ask(request, slot)
-        assert isinstance(answer, Opened), answer
+        assert isinstance(answer, LeaseOpened), answer
         return answer.lease
 
     def pinholes(self) -> Rows:

@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from alg.address import Endpoint
-from gateway.lease.messages import MAX_PACKET, Close, Open, Opened, Refused, encode
+from gateway.lease.messages import MAX_PACKET, Close, LeaseOpened, Open, RequestRefused, encode
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Lease
 from gateway.pinhole.client import BrokerClient
@@ -123,11 +123,11 @@ def test_a_full_map_is_a_refusal(rig: Rig) -> None:
     )
     rig.start()
     answers = [rig.ask(inbound()) for _ in range(8)]
-    assert [type(answer) for answer in answers] == [Opened] * 5 + [Refused] * 3
-    assert {answer.rule for answer in answers if isinstance(answer, Refused)} == {"full"}
+    assert [type(answer) for answer in answers] == [LeaseOpened] * 5 + [RequestRefused] * 3
+    assert {answer.rule for answer in answers if isinstance(answer, RequestRefused)} == {"full"}
     assert in_kernel(rig) == listed(rig)
     first = answers[0]
-    assert isinstance(first, Opened)
+    assert isinstance(first, LeaseOpened)
     rig.send(Close(first.lease.id))
     rig.open(inbound())
 
@@ -139,7 +139,7 @@ def test_a_client_that_asks_too_often_is_refused_and_others_are_served(rig: Rig)
     for number in range(10_000):  # as fast as one worker can ask for one client
         rig.send(Open(number, inbound()))
         answer = rig.hear()
-        rule = answer.rule if isinstance(answer, Refused) else "open"
+        rule = answer.rule if isinstance(answer, RequestRefused) else "open"
         rules[rule] = rules.get(rule, 0) + 1
         if number % 500 == 0:
             begun = time.monotonic()

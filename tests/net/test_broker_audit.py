@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alg.address import Endpoint
-from gateway.lease.messages import Close, Open, Opened
+from gateway.lease.messages import Close, LeaseOpened, Open
 from gateway.model.requests import Lease
 from tests.net.broker_rig import CLIENT, SERVER, Rig, inbound, outbound, wait_for
 
@@ -94,7 +94,7 @@ def test_who_does_not_read_answers_has_no_pinholes(rig: Rig, tmp_path: Path) -> 
     rig.workers[0].setblocking(False)
     try:
         while True:
-            told += isinstance(rig.hear(), Opened)
+            told += isinstance(rig.hear(), LeaseOpened)
     except BlockingIOError:
         pass
     assert 0 < told < count

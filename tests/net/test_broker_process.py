@@ -11,7 +11,7 @@ import gevent.socket
 import pytest
 
 from alg.address import Endpoint
-from gateway.lease.messages import Open, Opened, Refused
+from gateway.lease.messages import LeaseOpened, Open, RequestRefused
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Lease
 from gateway.pinhole.client import BrokerClient
@@ -54,9 +54,9 @@ def test_one_bad_element_does_not_harm_the_others_of_its_batch(rig: Rig) -> None
         rig.send(Open(number, outbound(target=Endpoint(SERVER, 30000 + number))))
     rig.broker.send_signal(signal.SIGCONT)
     answers = {answer.id: answer for answer in (rig.hear() for _ in range(10))}
-    refused = [answer for answer in answers.values() if isinstance(answer, Refused)]
+    refused = [answer for answer in answers.values() if isinstance(answer, RequestRefused)]
     assert [(answer.id, answer.rule) for answer in refused] == [(5, "kernel")]
-    assert sum(isinstance(answer, Opened) for answer in answers.values()) == 9
+    assert sum(isinstance(answer, LeaseOpened) for answer in answers.values()) == 9
     assert len(rig.pinholes()) == 9
 
 

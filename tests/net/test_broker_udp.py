@@ -20,7 +20,7 @@ from gateway.lease.messages import (
     Count,
     Counted,
     Hello,
-    Refused,
+    RequestRefused,
     Update,
     Updated,
 )
@@ -375,7 +375,7 @@ def test_what_a_dead_worker_left_is_its_successors_to_keep(rig: Rig) -> None:
     assert again.public != unknown.public
     assert {row["id"] for row in rig.pinholes()} == {known.id, again.id}
     answer = rig.ask(conversation())
-    assert isinstance(answer, Refused)
+    assert isinstance(answer, RequestRefused)
     assert answer.rule == "taken"
     rig.send(Hello(3))
     wait_for(lambda: rig.pinholes() == [], "a successor that knows nothing keeps nothing")

@@ -27,7 +27,7 @@ from alg.socks.errors import ProxyError
 from alg.socks.gssapi import MessageType, encode_message, parse_message
 from alg.socks.socks5 import Command, SocksError
 from gateway.config.access_file import AccessError, Lookups, parse_access_file
-from gateway.driver.guard import Guard
+from gateway.driver.guard import ModuleGuard
 from gateway.front.auth.ident import parse_reply
 from gateway.front.socks.gssapi_stream import ProtectedSocket
 from gateway.front.socks.request import Incoming
@@ -303,7 +303,7 @@ def test_a_flood_through_a_module_keeps_nobody_waiting(relay: Relay, flood: str,
     """However many flows flood: they share one budget in a round of the event loop. All their bytes arrive."""
     kind, unit = FLOODS[flood]
     context = FlowContext(Endpoint("192.0.2.1", 4000), Endpoint("198.51.100.1", 21))
-    size, guard = 200_000 if flows > 1 else 2_000_000, Guard()
+    size, guard = 200_000 if flows > 1 else 2_000_000, ModuleGuard()
     data = (unit * (size // len(unit) + 1))[:size]
     driven = [Driven(relay, kind(context), guard=guard) for _ in range(flows)]
     speaking = [gevent.spawn(one.client.sendall, data) for one in driven]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from alg.address import Endpoint
 from gateway.front.accept import Acceptor
-from gateway.front.auth.guard import Guard
+from gateway.front.auth.guard import GuessGuard
 from gateway.lease.table import LeaseTable
 from gateway.model.errors import PinholeRefused
 from gateway.policy.limits import LimitReached, RuleLimits, Session
@@ -99,7 +99,7 @@ def test_connections_being_handled(ends: list[str]) -> None:
 @given(st.lists(st.tuples(WHICH, PAUSES), max_size=200), st.integers(0, 5))
 def test_guessers(failures: list[tuple[int, float]], limit: int) -> None:
     """A failure counts until the window and the ban are over; then the next one of anybody forgets them all."""
-    guard = Guard(limit, window=60, ban=100, capacity=8)
+    guard = GuessGuard(limit, window=60, ban=100, capacity=8)
     now = 0.0
     for which, pause in failures:
         now += pause

@@ -5,15 +5,15 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.front.auth.guard import LONGEST_DELAY, Guard
+from gateway.front.auth.guard import LONGEST_DELAY, GuessGuard
 from gateway.policy.shared_counts import SharedCounts, clear
 from tests.unit.policy.test_clients import memory
 
 GUESSER, HONEST = "192.0.2.1", "192.0.2.2"
 
 
-def guard(limit: int = 4, capacity: int = 100) -> Guard:
-    return Guard(limit, window=60, ban=300, capacity=capacity)
+def guard(limit: int = 4, capacity: int = 100) -> GuessGuard:
+    return GuessGuard(limit, window=60, ban=300, capacity=capacity)
 
 
 def test_a_guesser_waits_ever_longer_and_is_banned() -> None:
@@ -79,7 +79,7 @@ def test_what_is_over_leaves_the_table() -> None:
 def test_workers_count_together(failures: list[tuple[int, float]]) -> None:
     """As one would that saw them all: the same count, the same ban, whichever worker is asked."""
     words = memory(3)
-    guards = [Guard(5, window=60, ban=60, shared=SharedCounts(words, slot)) for slot in range(3)]
+    guards = [GuessGuard(5, window=60, ban=60, shared=SharedCounts(words, slot)) for slot in range(3)]
     now, banned_until, tries = 0.0, 0.0, 0
     for worker, pause in failures:
         now += pause
@@ -96,14 +96,14 @@ def test_workers_count_together(failures: list[tuple[int, float]]) -> None:
 
 def test_ten_guesses_are_ten_whoever_sees_them() -> None:
     words = memory(3)
-    guards = [Guard(10, 600, 600, shared=SharedCounts(words, slot)) for slot in range(3)]
+    guards = [GuessGuard(10, 600, 600, shared=SharedCounts(words, slot)) for slot in range(3)]
     verdicts = [guards[number % 3].failed("192.0.2.1", number) for number in range(10)]
     assert [verdict.failures for verdict in verdicts] == list(range(1, 11))
     assert [verdict.banned for verdict in verdicts] == [False] * 9 + [True]
     clear(words, 0)
     clear(words, 1)
-    guards[0] = Guard(10, 600, 600, shared=SharedCounts(words, 0))
-    guards[1] = Guard(10, 600, 600, shared=SharedCounts(words, 1))
+    guards[0] = GuessGuard(10, 600, 600, shared=SharedCounts(words, 0))
+    guards[1] = GuessGuard(10, 600, 600, shared=SharedCounts(words, 1))
     assert all(guard.banned("192.0.2.1", 10) for guard in guards)  # a worker that dies forgives nothing
     assert guards[0].failed("192.0.2.1", 11).failures == 11
 
@@ -111,7 +111,7 @@ def test_ten_guesses_are_ten_whoever_sees_them() -> None:
 def test_a_host_inside_does_not_ban_its_lan() -> None:
     """Whose link-layer address is known is one guesser by all its addresses, and nobody else is."""
     hosts = {"fd00::1": "link 02", "fd00::2": "link 02", "fd00::3": "link 03"}
-    guard = Guard(3, 600, 600, identify=lambda address: hosts.get(address, address))
+    guard = GuessGuard(3, 600, 600, identify=lambda address: hosts.get(address, address))
     for address in ("fd00::1", "fd00::2", "fd00::1"):
         guard.failed(address, 0)
     assert guard.banned("fd00::2", 1)

@@ -48,7 +48,7 @@ class Verdict:
     banned: bool
 
 
-class Guard:
+class GuessGuard:
     """Counts failures. All times are seconds of one monotonic clock, and are arguments.
 
     `limit` failures within `window` seconds ban a client for `ban` seconds. `limit` 0: no client is banned. `identify`

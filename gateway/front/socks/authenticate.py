@@ -16,7 +16,7 @@ from alg.socks import http, password, socks4, socks5
 from alg.socks.gssapi import ABORT, Level, MessageType, choose_level, encode_message, parse_message
 from alg.socks.password import Credentials
 from alg.socks.socks5 import Method
-from gateway.front.auth.guard import Guard
+from gateway.front.auth.guard import GuessGuard
 from gateway.front.auth.ident import IdentClient
 from gateway.front.auth.passwords import Accounts, Overloaded, PasswordChecker
 from gateway.front.socks.gssapi import GssapiAcceptor, GssapiContext, GssapiFailure
@@ -63,7 +63,7 @@ class Authenticator:
         self,
         methods: Sequence[AuthName],
         accounts: Accounts,
-        guard: Guard,
+        guard: GuessGuard,
         *,
         passwords: PasswordChecker | None = None,
         gssapi: Gssapi | None = None,

@@ -29,7 +29,7 @@ from gateway.front.transparent.tcp import TransparentFront
 from gateway.model.requests import ConnectRequest
 from gateway.net.relay.poller import READ, Watch
 from gateway.net.relay.splice import Relay
-from gateway.net.relay.wheel import Entry
+from gateway.net.relay.wheel import WheelEntry
 from gateway.net.sockets import endpoint
 from gateway.policy.clients import Holder
 from gateway.policy.decide import Decision
@@ -106,7 +106,7 @@ class _Handshake:
         self._since = monotonic()
         self._server: Endpoint | None = None
         self._decision: Decision | None = None
-        self._entry: Entry = lane.wheel.add(self._since + lane.timeout, self._expire)
+        self._entry: WheelEntry = lane.wheel.add(self._since + lane.timeout, self._expire)
         self._watch: Watch = lane.poller.watch(sock.fileno(), READ, self._readable)
 
     def _readable(self, _events: int) -> None:

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from gateway.net.relay.pipes import Pipe
-from gateway.net.relay.wheel import Entry
+from gateway.net.relay.wheel import WheelEntry
 from gateway.policy.pace import Pace
 
 Reason = Literal["eof", "reset", "idle", "half-closed", "aborted"]
@@ -65,4 +65,4 @@ class Half:
         self.pipe: Pipe | None = None
         self.rest = b""
         self.moved = 0
-        self.pause: Entry | None = None  # while the rate allows no reading
+        self.pause: WheelEntry | None = None  # while the rate allows no reading

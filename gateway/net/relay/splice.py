@@ -22,7 +22,7 @@ from gateway.net.relay.connection import RelaySocket, close_by_reset, local_host
 from gateway.net.relay.half import FRESH, Half, Legacy, Reason, RelayResult, SideName
 from gateway.net.relay.pipes import PIPE_SIZE, PipePool
 from gateway.net.relay.poller import BROKEN, ENDED, GONE, READ, UNWATCHED, WRITE, Poller, Watch, Watches
-from gateway.net.relay.wheel import Entry, Wheel
+from gateway.net.relay.wheel import Wheel, WheelEntry
 from gateway.policy.pace import Pace
 
 FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
@@ -115,7 +115,7 @@ class RelayHandle:
         self._broken: _socket.socket | None = None
         self._progress: tuple[int, int] | None = None  # of delivering what a broken side had sent
         self._active = monotonic()
-        self._entry: Entry | None = relay.wheel.add(self._active + relay.idle_timeout, self._check_idle)
+        self._entry: WheelEntry | None = relay.wheel.add(self._active + relay.idle_timeout, self._check_idle)
         relay.live.add(self)
         self._left_watch = relay.poller.reading(left.fileno(), self._left_ready, watches[0])
         self._right_watch = relay.poller.reading(right.fileno(), self._right_ready, watches[1])

@@ -17,7 +17,7 @@ SLOTS = 256
 Check = Callable[[float], float | None]
 
 
-class Entry:
+class WheelEntry:
     """A check that waits in a wheel."""
 
     __slots__ = ("check", "slot")
@@ -37,7 +37,7 @@ class Wheel:
     def __init__(self, tick: float = TICK, slots: int = SLOTS) -> None:
         self.tick = tick
         self.horizon = tick * (slots - 1)  # seconds; what is due later is looked at once in that time, and put back
-        self._slots: list[set[Entry]] = [set() for _ in range(slots)]
+        self._slots: list[set[WheelEntry]] = [set() for _ in range(slots)]
         self._at = 0  # the slot that was looked at last, and when
         self._when = time.monotonic()
         self._waiting = 0
@@ -47,24 +47,24 @@ class Wheel:
     def __len__(self) -> int:
         return self._waiting
 
-    def add(self, due: float, check: Check) -> Entry:
+    def add(self, due: float, check: Check) -> WheelEntry:
         """Call `check` at `due`. The result is for `discard`."""
         if not self._waiting:
             self._when = time.monotonic()
             self._timer.again(self._turn)
-        entry = Entry(check)
+        entry = WheelEntry(check)
         self._insert(entry, due)
         self._waiting += 1
         return entry
 
-    def discard(self, entry: Entry) -> None:
+    def discard(self, entry: WheelEntry) -> None:
         """Forget `entry`. It is no error if it is done already."""
         if entry.check is not None:
             entry.check = None
             self._slots[entry.slot].discard(entry)
             self._left()
 
-    def _insert(self, entry: Entry, due: float) -> None:
+    def _insert(self, entry: WheelEntry, due: float) -> None:
         # What lies beyond the horizon is looked at once a turn and put back.
         ticks = min(max(int((due - self._when) / self.tick) + 1, 1), len(self._slots) - 1)
         entry.slot = (self._at + ticks) % len(self._slots)
@@ -79,7 +79,7 @@ class Wheel:
             for entry in slot:
                 self._ask(entry, now)
 
-    def _ask(self, entry: Entry, now: float) -> None:
+    def _ask(self, entry: WheelEntry, now: float) -> None:
         if entry.check is None:  # discarded by a check before it
             return
         try:

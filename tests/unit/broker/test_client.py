@@ -17,9 +17,9 @@ from gateway.lease.messages import (
     Close,
     FromWorker,
     Hello,
+    LeaseOpened,
     Open,
-    Opened,
-    Refused,
+    RequestRefused,
     ToWorker,
     decode_from_worker,
     encode,
@@ -69,7 +69,7 @@ def test_says_hello_opens_and_closes(other: Other) -> None:
     asking = gevent.spawn(pinholes.open, INBOUND)
     (question,) = open_messages(other, 1)
     assert question.request == INBOUND
-    other.send(Opened(question.id, leases()[0]))
+    other.send(LeaseOpened(question.id, leases()[0]))
     assert asking.get(timeout=5) == leases()[0]
     pinholes.close(leases()[0])
     assert other.receive() == Close(leases()[0].id)
@@ -80,7 +80,7 @@ def test_answers_in_any_order_reach_whom_they_are_for(other: Other) -> None:
     other.receive()
     asking = [gevent.spawn(client.open, msgspec.structs.replace(INBOUND, flow=f"f{i}")) for i in range(100)]
     for question in reversed(open_messages(other, 100)):
-        other.send(Opened(question.id, msgspec.structs.replace(leases()[0], flow=question.request.flow)))
+        other.send(LeaseOpened(question.id, msgspec.structs.replace(leases()[0], flow=question.request.flow)))
     assert [greenlet.get(timeout=5).flow for greenlet in asking] == [f"f{i}" for i in range(100)]
 
 
@@ -88,7 +88,7 @@ def test_a_refusal_is_raised_with_its_rule(other: Other) -> None:
     client = BrokerClient(other.theirs)
     other.receive()
     asking = gevent.spawn(client.open, INBOUND)
-    other.send(Refused(open_messages(other, 1)[0].id, "quota", "too many"))
+    other.send(RequestRefused(open_messages(other, 1)[0].id, "quota", "too many"))
     with pytest.raises(PinholeRefused) as caught:
         asking.get(timeout=5)
     assert (caught.value.rule, caught.value.detail) == ("quota", "too many")
@@ -100,13 +100,13 @@ def test_no_answer_is_a_refusal_and_a_late_one_is_closed_again(other: Other) -> 
     with pytest.raises(PinholeRefused, match="broker"):
         client.open(INBOUND)
     (question,) = open_messages(other, 1)
-    other.send(Opened(question.id, leases()[0]))
+    other.send(LeaseOpened(question.id, leases()[0]))
     assert other.receive() == Close(leases()[0].id)
 
 
 def test_a_predecessors_answer_is_not_taken_for_ones_own(other: Other) -> None:
     for request_id in range(100):
-        other.send(Opened(request_id, leases()[1]))
+        other.send(LeaseOpened(request_id, leases()[1]))
     other.sock.send(b"\xff garbage")
     client = BrokerClient(other.theirs)
     assert isinstance(other.receive(), Hello)
@@ -118,7 +118,7 @@ def test_a_predecessors_answer_is_not_taken_for_ones_own(other: Other) -> None:
             questions.append(message)
         else:
             assert message == Close(leases()[1].id)
-    other.send(Opened(questions[0].id, leases()[0]))
+    other.send(LeaseOpened(questions[0].id, leases()[0]))
     assert asking.get(timeout=5) == leases()[0]
 
 

@@ -17,9 +17,9 @@ from gateway.lease.messages import (
     Close,
     FromWorker,
     Hello,
+    LeaseOpened,
     Open,
-    Opened,
-    Refused,
+    RequestRefused,
     ToWorker,
     decode_from_worker,
     decode_to_worker,
@@ -47,7 +47,9 @@ def test_messages_of_workers_survive(message: FromWorker) -> None:
     assert decode_from_worker(encode(message, message)) == [message, message]
 
 
-@pytest.mark.parametrize("message", [Opened(5, leases()[0]), Refused(6, "quota", "192.168.56.10 holds 64 pinholes")])
+@pytest.mark.parametrize(
+    "message", [LeaseOpened(5, leases()[0]), RequestRefused(6, "quota", "192.168.56.10 holds 64 pinholes")]
+)
 def test_messages_of_the_broker_survive(message: ToWorker) -> None:
     assert decode_to_worker(encode(message, message)) == [message, message]
 
@@ -80,7 +82,7 @@ def test_a_packet_is_a_list_of_messages_and_not_a_long_one() -> None:
 
 @given(st.lists(st.integers(0, 4000), max_size=200))
 def test_many_messages_go_in_few_packets(sizes: list[int]) -> None:
-    messages: list[ToWorker] = [Refused(number, "quota", "x" * size) for number, size in enumerate(sizes)]
+    messages: list[ToWorker] = [RequestRefused(number, "quota", "x" * size) for number, size in enumerate(sizes)]
     parts = list(packets(messages))
     assert [message for data, _ in parts for message in decode_to_worker(data)] == messages
     assert [message for _, inside in parts for message in inside] == messages
@@ -142,5 +144,5 @@ def test_foreign_elements_are_left_out(comment: str, key: bytes, data: bytes) ->
 
 
 def test_endpoint_text_is_kept() -> None:
-    assert decode_to_worker(encode(Opened(1, leases()[2]))) == [Opened(1, leases()[2])]
+    assert decode_to_worker(encode(LeaseOpened(1, leases()[2]))) == [LeaseOpened(1, leases()[2])]
     assert leases()[2].target == Endpoint("fd00:56::10", 50000)

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from alg.address import Endpoint
-from gateway.broker.conntrack import Connection, Conntrack, Found, Socket
+from gateway.broker.conntrack import Conntrack, Socket, Tracked, TrackedEntry
 from gateway.broker.elements import talked_of
 from gateway.broker.marks import MEDIA
 from gateway.broker.stale import LATER, SOON, Stale, _is_right, _pairs, sockets_of
@@ -25,8 +25,8 @@ LEASE = Lease(
 )
 
 
-def connection(source: Endpoint, destination: Endpoint, answers: Endpoint, to: Endpoint, mark: int = 0) -> Connection:
-    return Connection(
+def connection(source: Endpoint, destination: Endpoint, answers: Endpoint, to: Endpoint, mark: int = 0) -> Tracked:
+    return Tracked(
         Socket(source, source=True),
         Socket(destination, source=False),
         Socket(answers, source=True),
@@ -35,7 +35,7 @@ def connection(source: Endpoint, destination: Endpoint, answers: Endpoint, to: E
     )
 
 
-def stays(found: Connection, *leases: Lease) -> bool:
+def stays(found: Tracked, *leases: Lease) -> bool:
     right = {sock: (lease, other) for lease in leases for sock, other in _pairs(lease)}
     return _is_right(found, set(sockets_of(LEASE)), right)
 
@@ -77,15 +77,15 @@ def test_others_are_not_ours() -> None:
 
 def test_a_look_keeps_nobody_waiting_and_what_opens_meanwhile_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     may_end = threading.Event()
-    deleted: list[Connection] = []
+    deleted: list[Tracked] = []
     wrong = connection(TARGET, PEER, PEER, ROUTER)
 
-    def find(_: Conntrack, sockets: Collection[Endpoint]) -> list[Found]:
+    def find(_: Conntrack, sockets: Collection[Endpoint]) -> list[TrackedEntry]:
         assert set(sockets) == {PUBLIC, TARGET}
         assert may_end.wait(10)
-        return [Found(one, 4, b"") for one in (OUT, IN, wrong)]
+        return [TrackedEntry(one, 4, b"") for one in (OUT, IN, wrong)]
 
-    def delete(_: Conntrack, found: Found) -> bool:
+    def delete(_: Conntrack, found: TrackedEntry) -> bool:
         deleted.append(found.connection)
         return True
 
@@ -129,7 +129,7 @@ def test_it_is_looked_for_soon_where_it_matters_now(
 ) -> None:
     looks: list[Collection[Endpoint]] = []
 
-    def find(_: Conntrack, sockets: Collection[Endpoint]) -> list[Found]:
+    def find(_: Conntrack, sockets: Collection[Endpoint]) -> list[TrackedEntry]:
         looks.append(sockets)
         return []
 

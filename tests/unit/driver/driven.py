@@ -14,7 +14,7 @@ from alg.address import Endpoint
 from alg.api import AlgModule, Command, Deliver, Event, Mode, Received, Side
 from alg.registry import traits_of
 from gateway.driver.afterlife import Afterlife
-from gateway.driver.guard import Guard
+from gateway.driver.guard import ModuleGuard
 from gateway.driver.stream import Inspection, Surroundings
 from gateway.flow.table import Flow, Flows
 from gateway.model.errors import PinholeRefused
@@ -80,7 +80,7 @@ class Driven:
         relay: Relay,
         module: Any,
         *,
-        guard: Guard | None = None,
+        guard: ModuleGuard | None = None,
         backend: SlowBackend | None = None,
         mode: Mode = Mode.REWRITE,
         early: bytes = b"",
@@ -102,7 +102,7 @@ class Driven:
             cast(DataPaths, None),
             {Side.SERVER: PUBLIC},
             lambda _other: False,
-            guard or Guard(),
+            guard or ModuleGuard(),
             self.afterlife,
             now=time.monotonic,
         )

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from alg.address import Endpoint
 from alg.api import Bypass, Command, Deliver, Event, OpenPinhole, Received, Side
 from gateway.driver import guard as guarding
-from gateway.driver.guard import Broken, Guard
+from gateway.driver.guard import Broken, ModuleGuard
 from gateway.net.relay.splice import Relay
 from tests.unit.driver.driven import Driven, Plain
 from tests.unit.relay.ends import read_exactly
@@ -108,7 +108,7 @@ def test_the_flow_goes_on_without_it(relay: Relay, how: Callable[[], None]) -> N
 
 
 def test_a_flow_beside_one_that_hangs_is_served(relay: Relay) -> None:
-    guard = Guard()
+    guard = ModuleGuard()
     hanging, healthy = Driven(relay, Twisted(spin), guard=guard), Driven(relay, Plain(), guard=guard)
     hanging.client.sendall(b"NOW")
     began = time.monotonic()
@@ -170,7 +170,7 @@ def busy(seconds: float) -> None:
 
 
 def test_three_slow_calls_in_a_minute_take_a_module_out() -> None:
-    guard = Guard()
+    guard = ModuleGuard()
     with capture_logs() as lines:
         for _ in range(2):
             guard.call("slow", "w0-1", busy, guarding.SLOW * 1.5)
@@ -184,7 +184,7 @@ def test_three_slow_calls_in_a_minute_take_a_module_out() -> None:
 
 
 def test_a_machine_that_is_busy_is_not_the_fault_of_a_module() -> None:
-    guard = Guard()
+    guard = ModuleGuard()
     with capture_logs() as lines:
         for _ in range(4):
             guard.call("waits", "w0-1", get_original("time", "sleep"), guarding.SLOW * 1.5)
@@ -193,7 +193,7 @@ def test_a_machine_that_is_busy_is_not_the_fault_of_a_module() -> None:
 
 
 def test_slow_calls_that_are_long_ago_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    guard, now = Guard(), [1000.0]
+    guard, now = ModuleGuard(), [1000.0]
     monkeypatch.setattr(guarding, "monotonic", lambda: now[0])
     for _ in range(6):
         guard.call("slow", "w0-1", busy, guarding.SLOW * 1.2)
@@ -202,7 +202,7 @@ def test_slow_calls_that_are_long_ago_do_not_count(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_module_that_is_out_reads_nothing_any_more(relay: Relay) -> None:
-    guard = Guard()
+    guard = ModuleGuard()
     module = Plain()
     driven = Driven(relay, module, guard=guard)
     driven.client.sendall(b"a")
@@ -218,7 +218,7 @@ def test_a_module_that_is_out_reads_nothing_any_more(relay: Relay) -> None:
 
 
 def test_the_timer_stops_when_nothing_is_called() -> None:
-    guard = Guard()
+    guard = ModuleGuard()
     guard.call("test", "w0-1", lambda: None)
     assert signal.getitimer(signal.ITIMER_REAL)[1] > 0
     until = time.monotonic() + 5

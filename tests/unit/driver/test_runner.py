@@ -13,7 +13,7 @@ from alg.api import AlgModule
 from gateway.config.load import parse_config
 from gateway.driver.afterlife import Afterlife
 from gateway.driver.announced import Announced
-from gateway.driver.guard import Guard
+from gateway.driver.guard import ModuleGuard
 from gateway.driver.runner import Arrival, FlowRunner, Means
 from gateway.flow.table import Flows
 from gateway.net.relay.splice import Relay
@@ -35,7 +35,7 @@ class Rig:
         config = parse_config(f'[alg.ftp]\nports = [{port}]\nmode = "rewrite"\n', "test")
         readers = stream_readers(config, {} if module is None else {"ftp": cast(type[AlgModule], module)})
         backend: Any = SlowBackend()
-        means = Means({"transparent": backend}, backend, Guard(), self.announced, Afterlife())
+        means = Means({"transparent": backend}, backend, ModuleGuard(), self.announced, Afterlife())
         self.runner = FlowRunner(self.flows, readers, "auto", PolicyInForce(cast(Policy, NeverAsks())), means)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from alg.address import Endpoint
 from alg.socks.socks5 import SocksError
-from gateway.front.auth.guard import Guard
+from gateway.front.auth.guard import GuessGuard
 from gateway.front.auth.passwords import Accounts, PasswordChecker
 from gateway.front.auth.users import HASHER, User
 from gateway.front.socks.authenticate import Authenticator, NotAuthenticated
@@ -25,7 +25,7 @@ ACCOUNTS = Accounts({"ann": User("ann", HASHER.hash("secret"), ("staff",))})
 LOGIN = b"\5\2\0\2" + b"\1\3ann\6secret"
 
 
-class Patient(Guard):
+class Patient(GuessGuard):
     """Counts, but lets nobody wait: the waiting has its own tests."""
 
     def failed(self, address: str, now: float):  # type: ignore[no-untyped-def]
@@ -116,7 +116,7 @@ def test_the_choice_of_a_method(methods: tuple[AuthName, ...], offered: bytes, c
 
 
 def test_a_banned_client_is_offered_no_method_with_a_secret() -> None:
-    guard = Guard(1, 60, 60)
+    guard = GuessGuard(1, 60, 60)
     guard.failed(CLIENT.host, time.monotonic())
     it = Authenticator(["password"], ACCOUNTS, guard, passwords=PasswordChecker(ACCOUNTS, lambda _: False))
     assert handshake(it, [LOGIN]) == (None, b"\5\xff")

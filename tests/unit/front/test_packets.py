@@ -11,7 +11,7 @@ import pytest
 from alg.address import Endpoint
 from alg.api import Activity, Edit, Mode, OpenConversation, Opened, Refused, Side, Tick, UpdateConversation
 from alg.datagrams import Datagram, DatagramCommand, DatagramEvent, Release
-from alg.sip.ladder import Rung
+from alg.sip.ladder import SipRung
 from gateway.driver.datagrams import LONGEST_HOLD, UNREAD_FOR, Setting
 from gateway.front.packets.packet import parse
 from gateway.front.packets.queue import MOST_HELD, PacketFront, QueueModule
@@ -184,7 +184,7 @@ def test_the_engine_is_told_what_was_counted_as_often_as_it_wants(rig: Rig) -> N
 
 
 def test_where_a_message_belongs_is_remembered_with_it(rig: Rig) -> None:
-    rig.engine.answers = lambda event: [Release(1, EDIT, Rung(b"call", first=True))]
+    rig.engine.answers = lambda event: [Release(1, EDIT, SipRung(b"call", first=True))]
     rig.take(packet4(b"hello"))
     (row,) = rig.trace.ladders.rows("call")
     assert (row["source"], row["title"], row["edits"][0]["after"]) == (str(A4), "hello", "LONGER")

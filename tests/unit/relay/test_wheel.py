@@ -7,7 +7,7 @@ from time import monotonic
 import gevent
 import pytest
 
-from gateway.net.relay.wheel import Entry, Wheel
+from gateway.net.relay.wheel import Wheel, WheelEntry
 
 
 def test_checks_come_in_time() -> None:
@@ -36,7 +36,7 @@ def test_checks_come_in_time() -> None:
 def test_put_off_and_discarded() -> None:
     wheel = Wheel(tick=0.01, slots=8)
     seen: list[str] = []
-    entries: list[Entry] = []
+    entries: list[WheelEntry] = []
 
     def again(now: float) -> float | None:
         seen.append("again")

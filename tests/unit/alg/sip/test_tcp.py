@@ -31,7 +31,7 @@ from alg.api import (
     UpdateConversation,
     apply_edits,
 )
-from alg.sip.ladder import Rung
+from alg.sip.ladder import SipRung
 from alg.sip.tcp import SipModule
 
 C, S = Side.CLIENT, Side.SERVER
@@ -275,13 +275,13 @@ def test_a_message_says_which_call_it_is_of() -> None:
     out += one.handle(Received(S, message("SIP/2.0 180 Ringing", VIA_BACK), 0.2))
     assert [command.rung for command in out if isinstance(command, Deliver)] == [
         None,
-        Rung(b"call-1", first=True),
-        Rung(b"call-1", first=False),
+        SipRung(b"call-1", first=True),
+        SipRung(b"call-1", first=False),
     ]
     one = module()
     one.handle(Received(C, OFFER, 0.0))
     out = list(one.handle(Received(C, b"nonsense\r\n", 0.1)))
-    assert [command.rung for command in out if isinstance(command, Deliver)] == [Rung(b"call-1", first=True), None]
+    assert [command.rung for command in out if isinstance(command, Deliver)] == [SipRung(b"call-1", first=True), None]
 
 
 def test_a_silent_call_ends_and_its_connection_stays() -> None:
