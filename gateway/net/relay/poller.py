@@ -27,8 +27,9 @@ ENDED = select.EPOLLRDHUP  # with READ: the other end sends no more than what is
 BROKEN = select.EPOLLERR
 GONE = select.EPOLLERR | select.EPOLLHUP  # reported whatever is asked for
 
-BATCH = 128  # sockets that are served before libev and the greenlets get their turn,
-TURN = 0.002  # or as many as take so many seconds: each may have a megabyte to move
+BATCH = 128  # sockets that are asked for at once, beside those that are known to have much to do
+TURN = 0.001  # seconds for which sockets are served before libev and the greenlets get their turn,
+BULK_TURN = 0.001  # and after those, as many for the ones that have much to do
 LOOK = 8  # sockets between two looks at the clock
 
 Handler = Callable[[int], None]
@@ -36,15 +37,18 @@ Handler = Callable[[int], None]
 
 class Watch:
     """One socket in a poller. `handler` is called in the hub with the events, as long as they last; it may be replaced
-    at any time."""
+    at any time. `bulk`: each call has much to do, so that others are called before it; may be changed at any time.
+    `told`: the events of which the handler is still to be told, while the socket waits for that."""
 
-    __slots__ = ("_asked", "_poller", "fd", "handler")
+    __slots__ = ("_asked", "_poller", "bulk", "fd", "handler", "told")
 
     def __init__(self, poller: Poller, fd: int, asked: int, handler: Handler) -> None:
         self._poller = poller
         self._asked: int | None = asked
         self.fd = fd
         self.handler = handler
+        self.bulk = False
+        self.told = 0
 
     def ask(self, events: int) -> None:
         """Wait for READ, WRITE, or both; with 0 only for a break."""
@@ -72,12 +76,18 @@ class Watch:
 
 
 class Poller:
-    """The poller of a process, made in its hub's thread. `watches` by descriptor."""
+    """The poller of a process, made in its hub's thread. `watches` by descriptor.
+
+    Sockets that are ready stand in one of two lines. In every round of the event loop the first is served, and what has
+    become ready meanwhile is found; those of the second, with much to do, are served for `BULK_TURN` after that, so
+    however many they are, a new connection, an answer or a few bytes wait for no more than that.
+    """
 
     def __init__(self) -> None:
         self.epoll: select.epoll = get_original("select", "epoll")()  # the monkey patch takes it away
         self.watches: dict[int, Watch] = {}
-        self._ready: deque[tuple[int, Watch | None, int]] = deque()  # that were told of, and not served yet
+        self._line: deque[Watch] = deque()  # that are ready, and not served yet
+        self._bulk: deque[Watch] = deque()  # the same, with much to do
         self._loop: _Loop = get_hub().loop
         self._watcher: _IoWatcher = self._loop.io(self.epoll.fileno(), EV_READ)
         self._watcher.start(self._tell)
@@ -105,27 +115,46 @@ class Poller:
         self._watcher.close()
         self._again.stop()
         self._again.close()
-        self._ready.clear()
+        self._line.clear()
+        self._bulk.clear()
         self.epoll.close()
 
+    @property
+    def crowded(self) -> bool:
+        """Whether other sockets with much to do wait for their turn."""
+        return bool(self._bulk)
+
     def _tell(self) -> None:
-        watches, ready = self.watches, self._ready
-        if not ready:
+        line, bulk = self._line, self._bulk
+        if not line:
             # Looked up before the first is served: a descriptor may be closed meanwhile, and opened again for another.
-            ready.extend([(fd, watches.get(fd), events) for fd, events in self.epoll.poll(0, BATCH)])
-        began, served = perf_counter(), 0
-        while ready:
-            fd, watch, events = ready.popleft()
-            if watch is not None and watches.get(fd) is watch:
+            for fd, events in self.epoll.poll(0, BATCH + len(bulk)):
+                watch = self.watches.get(fd)
+                if watch is not None:
+                    if not watch.told:
+                        (bulk if watch.bulk else line).append(watch)
+                    watch.told = events
+        self._serve(line, TURN, LOOK)
+        self._serve(bulk, BULK_TURN, 1)
+        if line or bulk:  # the others in the next round of the loop
+            self._again.start(self._tell)
+
+    def _serve(self, line: deque[Watch], seconds: float, look: int) -> None:
+        """Call handlers of a line for so long, with a look at the clock after every `look` of them."""
+        if not line:
+            return
+        watches = self.watches
+        until = perf_counter() + seconds
+        for served in range(1, len(line) + 1):
+            watch = line.popleft()
+            events, watch.told = watch.told, 0
+            if watches.get(watch.fd) is watch:
                 try:
                     watch.handler(events)
                 except Exception as error:
                     self._loop.handle_error(watch.handler, type(error), error, error.__traceback__)
-            served += 1
-            if not served % LOOK and perf_counter() - began > TURN:
-                break
-        if ready:  # the others in the next round of the loop, before those that become ready meanwhile
-            self._again.start(self._tell)
+            if not served % look and perf_counter() > until:
+                return
 
 
 Watches = tuple[Watch | None, Watch | None]

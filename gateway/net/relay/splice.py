@@ -26,7 +26,8 @@ from gateway.net.relay.wheel import Wheel, WheelEntry
 from gateway.policy.pace import Pace
 
 FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
-BUDGET = 1024 * 1024  # bytes that one callback may move, so that a fast flow does not starve the others
+BUDGET = 1024 * 1024  # bytes that one callback may move, so that a fast flow does not starve the others,
+CROWDED = 256 * 1024  # and while others wait to do the same
 ENOUGH = 64 * 1024  # a shorter read most likely emptied the source: epoll will tell when there is more
 COPY_SIZE = 16 * 1024  # a side that sends more at once is spliced from then on
 FEW = 4 * 1024  # a side that sends less is copied again
@@ -220,7 +221,7 @@ class RelayHandle:
                 self._wait_for_room(half)
                 return
             if count == COPY_SIZE:
-                half.bulk = True
+                self._is_bulk(half, True)
                 self._splice(half)
                 return
             if not last:
@@ -233,14 +234,15 @@ class RelayHandle:
         if pipe is None:
             pipe = half.pipe = pool.borrow()
             if pipe is None:  # no descriptors left: copying is slower, and right
-                half.bulk = False
+                self._is_bulk(half, False)
                 self._read(half)
                 return
         source, sink = half.source.fileno(), half.sink.fileno()
-        limit, budget = pool.size, BUDGET
+        most = budget = CROWDED if self._relay.poller.crowded else BUDGET
+        limit = min(pool.size, most)
         while True:
             if not pipe.held:
-                if pace is not None and not (limit := min(pool.size, pace.allowance(self._active))):
+                if pace is not None and not (limit := min(pool.size, most, pace.allowance(self._active))):
                     half.pipe = None
                     pool.give_back(pipe)
                     self._pause(half, pace)
@@ -248,20 +250,21 @@ class RelayHandle:
                 try:
                     pipe.held = count = os.splice(source, pipe.writer, limit, flags=FLAGS)
                 except BlockingIOError:
-                    half.bulk = budget < BUDGET
+                    self._is_bulk(half, budget < most)
                     break
                 except OSError:
                     self._broke(half.source, seen_reading=True)
                     return
                 if not count:
-                    half.bulk = False
+                    self._is_bulk(half, False)
                     break
                 if pace is not None:
                     pace.spend(count)
                 budget -= count
                 if count < ENOUGH:
                     budget = 0
-                    half.bulk = count >= FEW
+                    if count < FEW:
+                        self._is_bulk(half, False)
             try:
                 count = os.splice(pipe.reader, sink, pipe.held, flags=FLAGS)
             except BlockingIOError:
@@ -277,6 +280,11 @@ class RelayHandle:
         half.pipe = None
         pool.give_back(pipe)
         self._read(half)
+
+    def _is_bulk(self, half: Half, bulk: bool) -> None:
+        """Whether to splice; a side that has much to do lets others go first."""
+        half.bulk = bulk
+        self._left_watch.bulk = self._right_watch.bulk = self._up.bulk or self._down.bulk
 
     def _read(self, half: Half) -> None:
         if half.waiting or not half.reading:
