@@ -99,6 +99,7 @@ EVENTS = {
     "pinhole.use": "The peer has used the pinhole.",
     "process.died": "A process died, and is replaced.",
     "process.end": "A process has ended as it was told to.",
+    "process.slow": "A process took more than a second to answer the supervisor's question whether it lives.",
     "process.hung": "A process does not answer any more; it is killed and replaced.",
     "process.killed": "A process did not end when told to, and was killed.",
     "process.nonsense": "A message of a process to the supervisor could not be read. The process is killed and "

@@ -61,6 +61,7 @@ KINDS = {
         "process.died",
         "process.hung",
         "process.killed",
+        "process.slow",
         "reload.failed",
         "socks.timeout",
         "start.failed",

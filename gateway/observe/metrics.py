@@ -38,6 +38,8 @@ METRICS = (
     Metric("algate_process_up", "gauge", "1 if the process answered the console in time."),
     Metric("algate_process_answer_seconds", "gauge", "Time that the process took to answer the console."),
     Metric("algate_process_start_time_seconds", "gauge", "Unix time of the process's start."),
+    Metric("algate_process_ping_seconds", "gauge",
+           "Time that a child process took to answer the supervisor's last question whether it lives.", ("child",)),
     Metric("algate_process_restarts_total", "counter", "Number of times that a child process was replaced.",
            ("child",)),
     Metric("algate_process_resident_bytes", "gauge", "Memory of the process."),

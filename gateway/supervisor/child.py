@@ -41,6 +41,8 @@ class Child:
         self.ready = False
         self.restarts = 0
         self.unanswered = 0  # pings since it was heard last
+        self.answered_after = 0.0  # seconds from the last ping, or from the first of several, until it said something
+        self._asked: float | None = None  # when (monotonic) that was
         self._module = module
         self._code = code
         self._boot = boot
@@ -81,6 +83,7 @@ class Child:
         self.lifeline = ours
         self.ready = False
         self.unanswered = 0
+        self._asked = None
         self._started = time.monotonic()
         self._prefer(HURRY)
 
@@ -91,6 +94,13 @@ class Child:
                 lifeline.send(self.lifeline, message, fds)
             except OSError:
                 pass  # it has just ended
+
+    def ping(self) -> None:
+        """Ask whether it lives."""
+        self.unanswered += 1
+        if self._asked is None:
+            self._asked = time.monotonic()
+        self.tell(lifeline.Ping())
 
     def prepare(self) -> None:
         """Tell it to prepare for the configuration with which it would be started now."""
@@ -109,6 +119,8 @@ class Child:
             self.ready = True
             self._prefer(0)
         self.unanswered = 0
+        if self._asked is not None:
+            self.answered_after, self._asked = time.monotonic() - self._asked, None
         return message
 
     def reap(self, timeout: float = 5.0) -> int | None:

@@ -12,7 +12,7 @@ import msgspec
 
 from gateway.model.errors import AlgateError
 from gateway.observe.log import get_logger
-from gateway.process.lifeline import FromChild, Ping, Retire, ToChild
+from gateway.process.lifeline import FromChild, Retire, ToChild
 from gateway.supervisor.child import Child
 
 log = get_logger()
@@ -21,6 +21,7 @@ KILL_MARGIN = 5.0  # seconds that a child has to end in, once it must
 STABLE_AGE = 5.0  # seconds; a child that lived longer is replaced without a pause
 LONGEST_PAUSE = 5.0  # seconds
 PING_INTERVAL = 2.0  # seconds
+SLOW = 1.0  # seconds; an answer that takes longer is logged
 MOST_UNANSWERED = 5  # pings in a row; then a child hangs, and is killed and replaced
 
 
@@ -88,8 +89,7 @@ class Children:
                 log.error("process.hung", child=child.name, pid=child.pid, seconds=MOST_UNANSWERED * PING_INTERVAL)
                 self.kill(child)
             else:
-                child.unanswered += 1
-                child.tell(Ping())
+                child.ping()
 
     @property
     def answering(self) -> bool:
@@ -148,7 +148,7 @@ class Children:
             poll(time.monotonic() + KILL_MARGIN)
 
     def _on_lifeline(self, child: Child) -> None:
-        was_ready = child.ready
+        was_ready, before = child.ready, child.unanswered
         try:
             message = child.hear()
         except BlockingIOError:
@@ -158,6 +158,8 @@ class Children:
             self.kill(child)
             return
         if message is not None:
+            if before and child.answered_after > SLOW:
+                log.warning("process.slow", child=child.name, pid=child.pid, seconds=round(child.answered_after, 3))
             self._heard(child, message)
             return
         pid, age = child.pid, child.age

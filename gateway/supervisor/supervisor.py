@@ -367,7 +367,12 @@ class _Supervisor:
         restarts: list[Sample] = [
             (("algate_process_restarts_total", child.name), child.restarts) for child in self._crew
         ]
-        return [metrics_row("supervisor", [*restarts, *self._rules.samples(), *self._queue.samples(self._config)])]
+        answers: list[Sample] = [
+            (("algate_process_ping_seconds", child.name), round(child.answered_after, 6)) for child in self._crew
+        ]
+        return [
+            metrics_row("supervisor", [*restarts, *answers, *self._rules.samples(), *self._queue.samples(self._config)])
+        ]
 
 
 def _raise_descriptor_limit() -> None:

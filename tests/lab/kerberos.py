@@ -19,6 +19,7 @@ class Kerberos:
 
     def __init__(self, lab: Lab, host: str) -> None:
         self._lab = lab
+        self.realm = REALM
         self.home = lab.tmp / "krb5"
         self.home.mkdir()
         self.keytab = self.home / "keytab"

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 import pytest
 
 from gateway.process import lifeline
-from gateway.process.lifeline import FromChild, Ready
+from gateway.process.lifeline import FromChild, Pong, Ready
+from gateway.supervisor import children as supervised
 from gateway.supervisor.child import Child
-from gateway.supervisor.children import LONGEST_PAUSE, Children
+from gateway.supervisor.children import LONGEST_PAUSE, PING_INTERVAL, Children
 
 
 class Process(Child):
@@ -23,6 +24,8 @@ class Process(Child):
         self.name = "worker-0"
         self.ready = False
         self.restarts = self.unanswered = 0
+        self.answered_after = 0.0
+        self._asked = None
         self._process = None
         self.lifeline: socket.socket | None = None
         self.missing = False
@@ -88,4 +91,31 @@ def test_a_child_that_talks_nonsense_is_killed_and_ends_nobody_else(
             key.data()
     assert child.signals == [signal.SIGKILL]
     assert heard == [Ready()]
+    child.close()
+
+
+@pytest.mark.parametrize(("bound", "logged"), [(0.0, True), (60.0, False)])
+def test_an_answer_that_takes_too_long_is_logged(
+    children: Children,
+    selector: selectors.BaseSelector,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    bound: float,
+    logged: bool,
+) -> None:
+    """From the first question that it has not answered."""
+    monkeypatch.setattr(supervised, "SLOW", bound)
+    child = Process()
+    children.start(child)
+    child.ready = True
+    now = time.monotonic()
+    children.tick(now + PING_INTERVAL)
+    children.tick(now + 2 * PING_INTERVAL)
+    assert child.unanswered == 2
+    lifeline.send(child.other, Pong())
+    for key, _ in selector.select(5):
+        key.data()
+    assert 0 < child.answered_after < 60
+    assert ("process.slow" in capsys.readouterr().out) == logged
+    assert child.unanswered == 0
     child.close()
