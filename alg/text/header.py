@@ -24,6 +24,7 @@ _VALUE = rb"(?:" + QUOTED + rb'|[^;,"<> \t\r\n]*+)'
 PARAMS = rb"(?:" + S + rb";(?:" + S + _WORD + rb"(?:" + S + rb"=" + S + _VALUE + rb")?)?)*"
 PARAM = re.compile(rb";" + S + rb"(" + _WORD + rb")(?:" + S + rb"=" + S + rb"(" + _VALUE + rb"))?", re.DOTALL)
 
+_LF, _BLANK, _TAB = b"\n \t"
 _LOGICAL_LINE = re.compile(rb"[^\n]*+\n(?:[ \t][^\n]*+\n)*+")
 
 
@@ -50,6 +51,15 @@ def find_empty_line(data: bytes | bytearray, line_end: int) -> Span | None:
 def read_head(data: bytes, at: int) -> tuple[list[bytes], int]:
     """Read the header lines that begin at `at` (behind a start line). Returns each with its folds and its line end, and
     where the body begins. Raises Malformed where there is no empty line, or a CR that ends no line."""
+    plain = data.find(b"\n\r\n", at - 1)
+    if plain >= at:
+        lines = data[at : plain + 1].splitlines(keepends=True)
+        for line in lines:
+            # A CR that ends no line, a fold, an empty line of LF alone: what hardly any head has is read below.
+            if line[-1] != _LF or line[0] == _BLANK or line[0] == _TAB or len(line) == 1:
+                break
+        else:
+            return lines, plain + 3
     empty = find_empty_line(data, at - 1)
     if empty is None:
         raise Malformed("no end of the head", len(data))
