@@ -16,7 +16,7 @@ def _modules(package: str, *names: str) -> list[str]:
     return [f"{package}/{name}.py" for name in names]
 
 
-# What a message or a pinhole passes through, and a measurement says so. Not what makes objects that msgspec fills.
+# What a message, a pinhole or a connection passes through, and a measurement says so. Not what makes objects that msgspec fills.
 COMPILED = {
     "alg.compiled": [
         *_modules("alg", "address", "api", "bucket", "datagrams"),
@@ -34,6 +34,10 @@ COMPILED = {
         *_modules("gateway/lease", "ports", "table", "validate"),
         *_modules("gateway/observe", "ladders", "logfmt", "pinhole_log", "trace"),
         *_modules("gateway/pinhole", "client"),
+        *_modules("gateway/net/relay", "connection", "half", "pipes", "poller", "splice", "wheel"),
+        *_modules("gateway/policy", "clients", "shared_counts"),
+        *_modules("gateway/flow", "quick_dial"),
+        *_modules("gateway/front/socks", "quick"),
     ],
 }
 

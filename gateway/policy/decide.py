@@ -25,10 +25,11 @@ from gateway.policy.rules import (
 __all__ = ["Decision", "Explanation", "Judgement", "Policy"]
 
 CLIENTS = 4096  # whose decisions are remembered
-_THIS_NETWORK = ipaddress.ip_network(
-    "0.0.0.0/8"
-)  # RFC 1122 3.2.1.3: never a destination, and Linux takes it for itself
-_BROADCAST = ipaddress.ip_address("255.255.255.255")
+# Ranges by their first bits: 0.0.0.0/8 (RFC 1122 3.2.1.3: never a destination, and Linux takes it for itself) is what
+# begins with a byte of 0.
+_BROADCAST = 0xFFFFFFFF
+_LINK_LOCAL4, _MULTICAST4 = 0xA9FE, 0xE  # of 16 bits, of 4
+_LINK_LOCAL6, _MULTICAST6 = 0xFE80 >> 6, 0xFF  # of 10 bits, of 8
 _LOOPBACK = (Prefix.of(ipaddress.ip_network("127.0.0.0/8")), Prefix.of(ipaddress.ip_network("::1/128")))
 _LINK_LOCAL = (Prefix.of(ipaddress.ip_network("169.254.0.0/16")), Prefix.of(ipaddress.ip_network("fe80::/10")))
 _NEVER = Prefix(0, 0, 0)  # of no version: no rule can name what is in it
@@ -160,14 +161,22 @@ class Policy:
     def _protection(self, target: Address) -> tuple[str, Prefix | None]:
         """If only a rule that names `target` may permit it, return the kind of the address and the range of that kind;
         otherwise "" and None."""
-        version = 0 if target.version == 4 else 1
-        if target.is_loopback:
-            return "loopback", _LOOPBACK[version]
-        if target.is_unspecified or target in _THIS_NETWORK:
-            return "unspecified", _NEVER
-        if target.is_link_local:
-            return "link-local", _LINK_LOCAL[version]
-        if target.is_multicast or target == _BROADCAST:
+        number = int(target)  # its properties would be asked one network after another
+        if target.version == 4:
+            first = number >> 24
+            if first == 127:
+                return "loopback", _LOOPBACK[0]
+            if first == 0:
+                return "unspecified", _NEVER
+            if number >> 16 == _LINK_LOCAL4:
+                return "link-local", _LINK_LOCAL[0]
+            if first >> 4 == _MULTICAST4 or number == _BROADCAST:
+                return "multicast", _NEVER
+        elif number <= 1:
+            return ("loopback", _LOOPBACK[1]) if number else ("unspecified", _NEVER)
+        elif number >> 118 == _LINK_LOCAL6:
+            return "link-local", _LINK_LOCAL[1]
+        elif number >> 120 == _MULTICAST6:
             return "multicast", _NEVER
         if self._is_own(target):
             bits = target.max_prefixlen
