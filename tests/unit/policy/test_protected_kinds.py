@@ -1,5 +1,4 @@
-"""Which addresses only a rule that names them permits: their first bits, as the policy looks at them, say what ipaddress
-says."""
+"""Which addresses only a rule by name permits: the policy looks at their first bits, and finds what ipaddress does."""
 
 from __future__ import annotations
 
