@@ -299,7 +299,11 @@ class DatagramDriver:
         self._handling = True
         try:
             while self._events:
-                self._do_all(self._answer_to(self._events.popleft()))
+                event = self._events.popleft()
+                try:
+                    self._do_all(self._answer_to(event))
+                except Exception as error:  # what is no command, or makes no sense
+                    self._failed(event, error)
         finally:
             self._handling = False
         self._carrier.changed()
@@ -312,15 +316,23 @@ class DatagramDriver:
     def _answer_to(self, event: DatagramEvent) -> Sequence[DatagramCommand]:
         before = alarm.enter()
         try:
-            return self.module.handle(event)
+            answer = self.module.handle(event)
+            return (
+                answer if isinstance(answer, list | tuple) else tuple(answer)
+            )  # such as a generator: it has yet to run
         except (Exception, Hung) as error:  # a module may fail in any way: it must not take others with it
-            if isinstance(event, Datagram):
-                self._broken(error, event.client, event.server.host)
-                return [Release(event.packet)]
-            self._broken(error, None, "")
+            self._failed(event, error)
             return []
         finally:
             alarm.leave(before)
+
+    def _failed(self, event: DatagramEvent, error: BaseException) -> None:
+        """The module has made a mistake with this event. What was shown to it goes as it came."""
+        if isinstance(event, Datagram):
+            self._broken(error, event.client, event.server.host)
+            self._end_wait(event.packet)
+        else:
+            self._broken(error, None, "")
 
     def _broken(self, error: BaseException, client: Endpoint | None, server: str) -> None:
         """Handle an exception of the module on a datagram of these two, which go on without it."""
@@ -341,12 +353,15 @@ class DatagramDriver:
             log.error("alg.broken", module=self.setting.name, reason=reason, **ends, **self.setting.names)
 
     def _deadline(self) -> float | None:
+        before = alarm.enter()
         try:
             at = self.module.deadline()
-        except Exception as error:
+            return None if at is None else max(float(at), self._silent_until)
+        except (Exception, Hung) as error:
             self._broken(error, None, "")
             return None
-        return None if at is None else max(at, self._silent_until)
+        finally:
+            alarm.leave(before)
 
     def _do_all(self, commands: Sequence[DatagramCommand]) -> None:
         admitting: set[int] | None = None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 import gevent
 import pytest
@@ -315,6 +316,59 @@ def test_a_module_that_raises_harms_nobody_else(rig: Rig) -> None:
     assert rig.take(data[:16] + bytes([203, 0, 113, 66]) + data[20:]).payload == b"LONGERarmless"
     rig.now += UNREAD_FOR
     assert rig.take(packet4(b"harmless")).payload == b"LONGERarmless"
+
+
+def spin() -> NoReturn:
+    while True:
+        pass
+
+
+def test_a_module_that_hangs_harms_nobody_else(rig: Rig) -> None:
+    """It is ended in the midst of its call; only what was said by these two goes on without it."""
+
+    def answers(event: DatagramEvent) -> Sequence[DatagramCommand]:
+        if isinstance(event, Datagram) and event.data == b"poison":
+            spin()
+        return [Release(event.packet, EDIT)] if isinstance(event, Datagram) else []
+
+    rig.engine.answers = answers
+    poison = rig.take(packet4(b"poison"))
+    assert (rig.order, poison.payload) == ([poison], b"poison")
+    assert rig.take(packet4(b"harmless")).payload == b"harmless"
+    data = packet4(b"harmless")
+    assert rig.take(data[:16] + bytes([203, 0, 113, 66]) + data[20:]).payload == b"LONGERarmless"
+
+
+def test_a_module_whose_clock_hangs_is_not_asked_for_it_for_a_while(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rig.engine, "deadline", spin)
+    rig.engine.answers = lambda event: [Release(event.packet, EDIT)] if isinstance(event, Datagram) else []
+    assert rig.take(packet4(b"hello")).payload == b"LONGERello"
+
+
+def generated(event: DatagramEvent, fails: bool) -> Iterator[DatagramCommand]:
+    if fails:
+        raise RuntimeError("in its midst")
+    if isinstance(event, Datagram):
+        yield Release(event.packet, EDIT)
+
+
+@pytest.mark.parametrize(
+    ("answer", "payload"),
+    [
+        (lambda event: None, b"hello"),
+        (lambda event: 7, b"hello"),
+        (lambda event: [UpdateConversation(None, None, None, None)], b"hello"),
+        (lambda event: generated(event, True), b"hello"),
+        (lambda event: generated(event, False), b"LONGERello"),
+    ],
+)
+def test_answers_of_a_wrong_kind(rig: Rig, answer: Any, payload: bytes) -> None:
+    """A generator runs while it is watched; nonsense is a mistake as any other, and the datagram goes as it came."""
+    rig.engine.answers = answer
+    packet = rig.take(packet4(b"hello"))
+    rig.now += LONGEST_HOLD + 0.1
+    rig.front.tick()
+    assert (rig.order, packet.payload) == ([packet], payload)
 
 
 def test_edits_that_do_not_fit_are_a_mistake_too(rig: Rig) -> None:
