@@ -71,7 +71,10 @@ class _Handler(WSGIHandler):
         return line
 
     def read_request(self, raw_requestline: str) -> Any:
-        return _within(REQUEST, super().read_request, raw_requestline)
+        try:
+            return _within(REQUEST, super().read_request, raw_requestline)
+        except OSError:  # it has gone, or is too slow; the server would print a traceback
+            return False
 
     def log_request(self) -> None:
         """Log nothing: requests that change something are logged where they are carried out."""

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
@@ -200,6 +201,25 @@ def test_a_client_that_dribbles_or_says_nothing_is_left(lab: Lab, gateway: Gatew
     assert 8 < time.monotonic() - began < 13
     slow.close()
     assert fetch(lab, "/healthz")[0] == 200
+
+
+REQUEST = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def test_a_client_that_resets_its_connection_is_no_news(lab: Lab, gateway: Gateway) -> None:
+    """At any moment: before a request, within its line, within its head, while it is answered, between two."""
+    seen = len(gateway.log_lines())
+    for said in (b"", REQUEST[:9], REQUEST[:30], REQUEST, REQUEST + REQUEST[:9], REQUEST * 20):
+        for waits in (False, True):
+            client = lab.connect("router", "127.0.0.1", PORT)
+            client.sendall(said)
+            if waits and REQUEST in said:
+                assert client.recv(1) == b"H"
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
+    assert fetch(lab, "/healthz")[0] == 200
+    assert [line for line in gateway.log_lines()[seen:] if not line.startswith("timestamp=")] == []
+    assert not any("console.error" in line for line in gateway.log_lines()[seen:])
 
 
 def test_many_who_say_nothing_do_not_stop_the_gateway(lab: Lab, gateway: Gateway, listener: socket.socket) -> None:

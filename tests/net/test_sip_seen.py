@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -41,8 +41,8 @@ class Wire:
             end.settimeout(5)
         self.own = "{}:{}".format(*self.near.getsockname())
 
-    def ask(self, method: str, number: int, body: str = "") -> None:
-        """A request of the phone, and the server's 200."""
+    def ask(self, method: str, number: int, body: str = "", between: Callable[[], None] = lambda: None) -> None:
+        """A request of the phone, and the server's 200; `between` when the request is there."""
         kind = "Content-Type: application/sdp\r\n" if body else ""
         tag = ";tag=far" if number > 1 else ""
         lines = [
@@ -57,9 +57,10 @@ class Wire:
         self.near.sendall(("\r\n".join(lines) + f"\r\n{kind}Content-Length: {len(body)}\r\n\r\n{body}").encode())
         data, source = self.far.recvfrom(8192)
         head, _, came = data.decode().partition("\r\n\r\n")
-        while self.transport == "tcp" and body and not came.endswith("RTP/AVP 0\r\n"):
+        while self.transport == "tcp" and body and not came.endswith(body[-12:]):
             came += self.far.recv(8192).decode()
         lines = [line for line in head.splitlines() if line.split(":")[0] in ("Via", "From", "Call-ID", "CSeq")]
+        between()
         mine = ANSWER if body else ""
         text = "\r\n".join(
             ["SIP/2.0 200 OK", *lines, "To: <sip:bob@example.test>;tag=far", *([kind.strip()] if mine else [])]

@@ -15,7 +15,7 @@ import pytest
 import socks  # type: ignore[import-untyped]
 
 from tests.lab.gateway import Gateway
-from tests.lab.lab import CLIENT4, ROUTER_IN4, ROUTER_IN6, SERVER4, Lab, Role
+from tests.lab.lab import CLIENT4, CLIENT6, ROUTER_IN4, ROUTER_IN6, SERVER4, Lab, Role
 from tests.lab.peers import unpacked
 from tests.net.socks_wire import receive, request4, request5
 
@@ -248,6 +248,41 @@ def test_guesses_at_once_are_no_way_around_the_limit(lab: Lab, guarded: Gateway)
         client.close()
     guarded.wait_for_log("event=auth.ban ", after=seen)
     assert curl(lab, "-U", "ann:secret word", port=1081) == "hi\n"
+
+
+def test_ten_wrong_passwords_are_counted_over_the_workers_and_ban_one_host_of_a_lan(lab: Lab, server: None) -> None:
+    """As it is without any key of `guard` but the ban, which is short here."""
+    users = lab.tmp / "users-workers"
+    config = lab.write_config(
+        network={"inside_interfaces": None},
+        socks={"auth": ["password"], "users": str(users), "listen": [f"[{ROUTER_IN6}]:1082"], "guard": {"ban": BAN}},
+        process={"workers": 2},
+    )
+    gateway = Gateway(lab, config)
+    set_password(gateway, users, "ann", "secret word")
+    gateway.start(rules=False)
+    try:
+        clients = [lab.connect("inside", ROUTER_IN6, 1082) for _ in range(12)]
+        for number, client in enumerate(clients):
+            client.sendall(b"\5\1\2\1\3ann\x08guess %02d" % number)
+        gateway.wait_for_log("event=auth.ban ", deadline=20)
+        for client in clients:
+            client.close()
+        failed = [line for line in gateway.log_lines() if "event=auth.failed" in line]
+        workers = {word for line in failed for word in line.split() if word.startswith("process=")}
+        assert workers == {"process=worker-0", "process=worker-1"}, "the kernel gave all to one worker"
+        assert all(f"address={CLIENT6} " in line for line in failed)
+        assert len(failed) <= 12
+        assert _signs_in(lab, "client2"), "a neighbour in the same /64"
+        assert not _signs_in(lab, "inside")
+    finally:
+        assert gateway.stop() == 0, lab.tail_of_logs()
+
+
+def _signs_in(lab: Lab, role: Role) -> bool:
+    with lab.connect(role, ROUTER_IN6, 1082, timeout=9) as client:
+        client.sendall(b"\5\1\2\1\3ann\x0bsecret word")
+        return receive(client, 2) == b"\5\2" and receive(client, 2) == b"\1\0"
 
 
 def test_fail2ban_finds_the_address_and_only_where_it_is(lab: Lab, gateway: Gateway) -> None:
