@@ -88,7 +88,7 @@ test: setup
 bench: setup
 	$(BIN)/python -m tests.bench $(BENCH_ARGS)
 
-# What attacks do to everybody else, into docs/threat-model.md; ten minutes. ATTACK_ARGS goes to it.
+# What attacks do to everybody else, into docs/threat-model.md; about twelve minutes. ATTACK_ARGS goes to it.
 bench-attacks: setup
 	$(BIN)/python -m tests.bench.attacks --write $(ATTACK_ARGS)
 

@@ -16,7 +16,8 @@ def _modules(package: str, *names: str) -> list[str]:
     return [f"{package}/{name}.py" for name in names]
 
 
-# What a message, a pinhole or a connection passes through, and a measurement says so. Not what makes objects that msgspec fills.
+# What a message, a pinhole or a connection passes through, and a measurement says so. Not what makes objects that
+# msgspec fills.
 COMPILED = {
     "alg.compiled": [
         *_modules("alg", "address", "api", "bucket", "datagrams"),

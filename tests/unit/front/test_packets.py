@@ -357,7 +357,7 @@ def generated(event: DatagramEvent, fails: bool) -> Iterator[DatagramCommand]:
     [
         (lambda event: None, b"hello"),
         (lambda event: 7, b"hello"),
-        (lambda event: [UpdateConversation(None, None, None, None)], b"hello"),
+        (lambda event: [OpenConversation(1, None, None, (), 60.0, "test.x")], b"hello"),  # type: ignore[arg-type]
         (lambda event: generated(event, True), b"hello"),
         (lambda event: generated(event, False), b"LONGERello"),
     ],
