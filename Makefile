@@ -123,6 +123,8 @@ vagrant-test: wheelhouse
 conformance: setup
 	$(BIN)/python -m tests.conformance.ftp
 	$(BIN)/python -m tests.conformance.sip
+	$(BIN)/python -m tests.conformance.rtsp
+	$(BIN)/python -m tests.conformance.tftp
 
 # The generated part of docs/reference, and all of docs/ as a site in build/docs.
 docs: setup .venv/.docs

@@ -55,3 +55,14 @@ def canonical(host: str | Address) -> Address:
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
         return ip.ipv4_mapped
     return ip
+
+
+_PRIVATE = [
+    ipaddress.ip_network(network)
+    for network in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
+]
+
+
+def is_private(address: Address) -> bool:
+    """Whether an address belongs to a network of somebody's own, or of a provider's NAT (RFC 1918, 4193, 6598)."""
+    return any(address.version == network.version and address in network for network in _PRIVATE)

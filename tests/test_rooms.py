@@ -132,7 +132,8 @@ def literals(path: Path) -> Iterator[str]:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_words_of_sip_are_known_in_its_room_only(path: Path) -> None:
     if not path.is_relative_to(ROOT / "alg" / "sip"):
-        found = [text for text in literals(path) if SIP_WORDS.search(text)]
+        shared = {"cseq"} if path.is_relative_to(ROOT / "alg" / "rtsp") else set()  # the one word that both have
+        found = [text for text in literals(path) if {word[0].lower() for word in SIP_WORDS.finditer(text)} - shared]
         assert not found, f"{path.relative_to(ROOT)} knows words of SIP: {found}"
 
 

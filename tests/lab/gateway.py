@@ -90,7 +90,7 @@ class Gateway:
 
     def algate(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """`algate ARGUMENTS -c CONFIG` in the router."""
-        return self.lab.run("router", [self.command, *arguments, "-c", self.config], check=check)
+        return self.lab.run("router", [self.command, *arguments, "-c", self.config], timeout=90, check=check)
 
     def admin(self, what: str) -> list[dict[str, Any]]:
         """The objects of `algate WHAT --json`, as "pinholes" or "flows"."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.lab.peers import PEERS, installed, unpacked
 
 if TYPE_CHECKING:
@@ -221,6 +223,17 @@ def has_tftp(lab: Lab, process: subprocess.Popen[bytes]) -> subprocess.Popen[byt
         return any(line.split()[1].endswith(":0045") for table in tables for line in table.splitlines()[1:])
 
     lab.wait_for(bound, 10, "a TFTP server")
+    return process
+
+
+def gst_rtsp(lab: Lab, host: str, port: int, role: Role = "outside") -> subprocess.Popen[bytes]:
+    """GStreamer's RTSP server, with the streams of rtsp_server.py. Skips the test where it is not installed."""
+    python = installed("python3-gi", "/usr/bin/python3")
+    probe = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"
+    if subprocess.run([python, "-c", probe], capture_output=True, check=False).returncode:
+        pytest.skip("gir1.2-gst-rtsp-server-1.0 is not installed: make setup brings it, where this release has it")
+    process = lab.popen(role, [python, Path(__file__).with_name("rtsp_server.py"), host, str(port)])
+    lab.wait_for(lambda: _listens(process, port), 20, "the RTSP server" + lab.tail_of_logs())
     return process
 
 

@@ -17,7 +17,8 @@ from alg.api import Received, Side
 from tests.lab.gateway import Gateway
 from tests.lab.lab import CLIENT4, SERVER4, Lab
 from tests.net.ftp_script import PORT, Script, script
-from tests.wire.ftp.test_ftp_corpus import FIELD, Step, read
+from tests.wire.dialogue import Step, read
+from tests.wire.ftp.test_ftp_corpus import FIELD, FTP
 
 DATA = b"a listing\r\n"
 
@@ -115,7 +116,7 @@ def exchange(sender: socket.socket, receiver: socket.socket) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_over_the_wire(strict_lab: Lab, gateway: Gateway, path: Path) -> None:
     with script(strict_lab, gateway, greet=False, settle=False) as session:
-        for said, expected in turns(read(path).steps):
+        for said, expected in turns(read(path, FTP).steps):
             play(strict_lab, gateway, session, said, expected)
 
 

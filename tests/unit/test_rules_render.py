@@ -64,7 +64,7 @@ def test_a_small_router() -> None:
         "-A ALGATE-PREROUTING -i eth1 -m addrtype --dst-type LOCAL -m socket --nowildcard -j RETURN",
         "-A ALGATE-PREROUTING -d 192.168.56.0/24 -i eth1 -m addrtype ! --dst-type LOCAL -j RETURN",
         (
-            "-A ALGATE-PREROUTING -s 192.168.56.0/24 -i eth1 -p tcp -m multiport --dports 21,5060"
+            "-A ALGATE-PREROUTING -s 192.168.56.0/24 -i eth1 -p tcp -m multiport --dports 21,554,5060,8554"
             " -j REDIRECT --to-ports 10800"
         ),
         "COMMIT",

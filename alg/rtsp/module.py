@@ -1,0 +1,438 @@
+"""`RtspModule`: real-time streams (RFC 2326, RFC 7826) over one TCP flow, transparent or through SOCKS.
+
+A client's SETUP says at which of its UDP ports it wants media. Each of these gets a public port before the request goes
+on, and the request names that; the answer is told the client's own ports again. Where streams go through the
+connection itself ("interleaved") there is nothing to do, and from the answer to PLAY on nothing is read any more.
+
+Rules that end the flow's right to pinholes; from then on bytes are relayed unread:
+
+    rtsp.not-rtsp  a side does not begin as RTSP, or something else stands where a message has to begin
+    rtsp.framing   a message's end cannot be told
+    rtsp.stalled   a head that does not go on
+    rtsp.address   SETUP names a third host as the destination of media
+
+Codes of notes beside these: rtsp.tunnel (RTSP in HTTP: it is interleaved), rtsp.streams (too many), rtsp.port,
+rtsp.destination, rtsp.refused, rtsp.unanswered (not edited), rtsp.published (a server inside: not read).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from alg.address import Address, Endpoint, canonical, is_private
+from alg.api import (
+    Bypass,
+    Closed,
+    CloseWrite,
+    Command,
+    Deliver,
+    Edit,
+    Event,
+    FlowContext,
+    Note,
+    Opened,
+    Received,
+    Refused,
+    Revoke,
+    Side,
+    Tick,
+)
+from alg.rtsp.message import Head, conceal, read_head
+from alg.rtsp.options import RtspOptions
+from alg.rtsp.requests import Request, Requests
+from alg.rtsp.stream import MOST, Framer, Part
+from alg.rtsp.streams import UNCLAIMED, Pair, Pairs
+from alg.rtsp.transport import Host, Spec, read_transport
+from alg.text.header import Malformed
+
+ANSWER_WITHIN = 5.0  # seconds for Opened or Refused
+HEAD_WITHIN = 10.0  # seconds for the rest of a head
+MOST_BEHIND = 65536  # bytes behind a message that waits
+MOST_HTTP = 8192  # bytes of a head in which a tunnel says what it is
+PORT, DESTINATION = "rtsp.client-port", "rtsp.destination"
+_UNAUTHORIZED = (401, 407)
+_TUNNEL = (b"x-sessioncookie", b"application/x-rtsp-tunnelled")
+
+
+@dataclass(slots=True)
+class Held:
+    """A SETUP that waits for its ports. `waits`: for which; `due`: when it goes without them."""
+
+    data: bytes
+    specs: list[Spec]
+    request: Request
+    waits: set[int]
+    due: float
+
+
+@dataclass(slots=True)
+class Direction:
+    """What one side says. `spoke`: it has begun as RTSP; `since`: when the framer has last been given something."""
+
+    framer: Framer = field(default_factory=Framer)
+    spoke: bool = False
+    closed: bool = False
+    ended: bool = False
+    since: float = 0.0
+
+
+class RtspModule:
+    """One connection between a client and an RTSP server, as `alg.api.AlgModule`."""
+
+    api: ClassVar[int] = 1
+    kinds: ClassVar[tuple[str, ...]] = ("conversation",)
+    Options: ClassVar[type[RtspOptions]] = RtspOptions
+    shown: ClassVar[bool] = True
+    conceal = staticmethod(conceal)
+    most_held: ClassVar[int] = MOST + MOST_BEHIND
+
+    def __init__(self, context: FlowContext) -> None:
+        options = context.options if isinstance(context.options, RtspOptions) else RtspOptions()
+        self._client: Address = canonical(context.client.host)
+        self._own = {self._client, *([canonical(context.public.host)] if context.public else [])}
+        self._server: Address = canonical(context.server.host)
+        self._pairs = Pairs(str(self._client), str(self._server), options.streams)
+        self._published = context.inside is not Side.CLIENT
+        self._directions = {side: Direction() for side in Side}
+        self._requests = Requests()
+        self._held: Held | None = None
+        self._is_http = False  # the client has begun as HTTP, and the head's end is not there yet
+        self._interleaved = False  # some stream goes through the connection itself
+        self._over = False  # nothing is read any more
+        self._noted: set[str] = set()
+        self._now = 0.0
+        self._out: list[Command] = []
+
+    def deadline(self) -> float | None:
+        """See `AlgModule.deadline`."""
+        if self._over:
+            return None
+        times = [one.since + HEAD_WITHIN for side, one in self._directions.items() if self._is_partial(side)]
+        times += [self._held.due] if self._held is not None else []
+        pairs = self._pairs.deadline()
+        return min([*times, pairs] if pairs is not None else times, default=None)
+
+    def handle(self, event: Event) -> Sequence[Command]:
+        """See `AlgModule.handle`."""
+        self._out = []
+        self._now = event.now
+        match event:
+            case Received(side, data, now):
+                direction = self._directions[side]
+                direction.framer.add(data)
+                direction.since = now
+                if self._published:
+                    self._note("rtsp.published", "servers inside are not read")
+                    self._leave()
+            case Closed(side, _):
+                self._directions[side].closed = True
+            case Opened(ref, public, _):
+                self._opened(ref, public)
+            case Refused(ref, rule, _):
+                self._refused(ref, rule)
+            case Tick():
+                self._tick()
+        for side in Side:
+            self._read(side)
+        for side in Side:
+            self._end(side)
+        return self._out
+
+    # --- streams ----------------------------------------------------------------------------------------------------
+
+    def _is_partial(self, side: Side) -> bool:
+        """Whether a head of this side has begun and is not whole."""
+        waits = self._held is not None and side is Side.CLIENT
+        return len(self._directions[side].framer) > 0 and not waits
+
+    def _read(self, side: Side) -> None:
+        """Take what is whole; a SETUP that waits holds what is behind it."""
+        direction = self._directions[side]
+        while not self._over and not (self._held is not None and side is Side.CLIENT):
+            if self._is_http and side is Side.CLIENT:
+                self._read_http()
+                return
+            try:
+                taken = direction.framer.take()
+            except Malformed as wrong:
+                self._malformed(side, wrong)
+                return
+            if taken is None:
+                return
+            if taken.part is Part.PASSING:
+                self._out.append(Deliver(side.other, taken.data))
+                continue
+            head = read_head(taken.data)
+            if not direction.spoke and bool(head.method) is not (side is Side.CLIENT):
+                self._give_up("rtsp.not-rtsp", f"the {side} does not begin as one", Deliver(side.other, taken.data))
+                return
+            direction.spoke = True
+            if head.method and side is Side.CLIENT:
+                self._requested(taken.data, head)
+            elif head.status and side is Side.SERVER:
+                self._responded(taken.data, head)
+            else:  # what a server asks of a client, and what that answers
+                self._out.append(Deliver(side.other, taken.data))
+
+    def _malformed(self, side: Side, wrong: Malformed) -> None:
+        direction = self._directions[side]
+        if side is Side.CLIENT and not direction.spoke and direction.framer.beginning().startswith((b"GET ", b"POST ")):
+            self._is_http = True
+            self._read_http()
+            return
+        rule = "rtsp.framing" if wrong.reason == "content-length" else "rtsp.not-rtsp"
+        self._give_up(rule, f"the {side}: {wrong.reason}, at byte {wrong.at}")
+
+    def _read_http(self) -> None:
+        """RTSP in two connections of HTTP (QuickTime's way) says so in their heads; all other HTTP is none of ours."""
+        direction = self._directions[Side.CLIENT]
+        head, end, _ = direction.framer.beginning().partition(b"\r\n\r\n")
+        if not end and len(head) < MOST_HTTP and not direction.closed:
+            return
+        if any(word in head.lower() for word in _TUNNEL):
+            self._note("rtsp.tunnel", "RTSP in HTTP goes through the connection itself")
+            self._leave()
+        else:
+            self._give_up("rtsp.not-rtsp", "the client begins as HTTP")
+
+    def _end(self, side: Side) -> None:
+        """Pass the end of a side's stream on, when all that was before it has gone."""
+        direction = self._directions[side]
+        if not direction.closed or direction.ended or (self._held is not None and side is Side.CLIENT):
+            return
+        if rest := direction.framer.rest():
+            self._out.append(Deliver(side.other, rest))
+        direction.ended = True
+        self._out.append(CloseWrite(side.other))
+
+    def _give_up(self, rule: str, detail: str, *first: Deliver) -> None:
+        """Something that cannot be meant honestly: nothing is opened any more, and bytes pass unread, `first` these."""
+        self._out += (Note(rule, detail), Revoke(rule), *first)
+        self._leave()
+
+    def _leave(self) -> None:
+        """Deliver all that is here, and read no more."""
+        self._over = True
+        if self._held is not None:
+            self._out.append(Deliver(Side.SERVER, self._held.data))
+            self._held = None
+        for side, direction in self._directions.items():
+            if rest := direction.framer.rest():
+                self._out.append(Deliver(side.other, rest))
+        for side in Side:
+            self._end(side)
+        self._out.append(Bypass())
+
+    def _note(self, code: str, detail: str) -> None:
+        """A note, once for this connection."""
+        if code not in self._noted:
+            self._noted.add(code)
+            self._out.append(Note(code, detail))
+
+    def _tick(self) -> None:
+        if self._held is not None and self._held.due <= self._now:
+            self._note("rtsp.unanswered", "SETUP goes as it came: nobody has said whether its ports are open")
+            self._release()
+        self._out += self._pairs.tick(self._now, self._named())
+        for side, direction in self._directions.items():
+            if self._is_partial(side) and direction.since + HEAD_WITHIN <= self._now and not self._over:
+                self._give_up("rtsp.stalled", f"a message of the {side} does not go on")
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+
+    def _requested(self, data: bytes, head: Head) -> None:
+        request = Request(head.method, head.uri, head.cseq, head.session)
+        if head.method != b"SETUP":
+            self._requests.add(request)
+            self._out.append(Deliver(Side.SERVER, data))
+            return
+        specs = [spec for span in head.transports for spec in read_transport(data, span)]
+        if (third := self._third_host(specs)) is not None:
+            named = third.text.decode("latin-1")
+            self._give_up("rtsp.address", f"SETUP names {named} as the destination", Deliver(Side.SERVER, data))
+            return
+        waits: set[int] = set()
+        for spec in specs:
+            pair = self._pair_for(spec)
+            if pair is None:
+                continue
+            if pair.ref not in request.refs:
+                request.refs.append(pair.ref)
+            pair.unclaimed_at = 0.0
+            if pair.public is None:
+                waits.add(pair.ref)
+        self._held = Held(data, specs, request, waits, self._now + ANSWER_WITHIN)
+        if not waits:
+            self._release()
+
+    def _pair_for(self, spec: Spec) -> Pair | None:
+        """The client's sockets that a specification names, if they are to have public ports."""
+        sockets = spec.sockets
+        if sockets is None:
+            if spec.is_udp and spec.ports:
+                self._note("rtsp.port", f"port {spec.ports[0].number} is left alone")
+            return None
+        if any(_address(host) not in self._own for host in spec.destinations):
+            self._note("rtsp.destination", "a destination that is not the client's address is left alone")
+            return None
+        if (known := self._pairs.of(sockets)) is not None:
+            return known
+        opened = self._pairs.open(sockets, "rtsp.rtp" if spec.is_rtp else "rtsp.rdt", self._now)
+        if opened is None:
+            self._note("rtsp.streams", "the connection has as many streams as it may have")
+            return None
+        self._out.append(opened[1])
+        return opened[0]
+
+    def _third_host(self, specs: Sequence[Spec]) -> Host | None:
+        """A host that is to get media which it has not asked for."""
+        for spec in specs:
+            for host in spec.destinations if spec.is_udp else ():
+                address = _address(host)
+                if address is None or address in self._own:
+                    continue
+                if not (address.is_multicast or address.is_loopback or address.is_unspecified):
+                    return host
+        return None
+
+    def _opened(self, ref: int, public: Endpoint) -> None:
+        pair = self._pairs.get(ref)
+        if pair is not None:
+            pair.public = public
+        self._answered(ref)
+
+    def _refused(self, ref: int, rule: str) -> None:
+        self._pairs.lost(ref)
+        self._note("rtsp.refused", rule)
+        self._answered(ref)
+
+    def _answered(self, ref: int) -> None:
+        held = self._held
+        if held is not None:
+            held.waits.discard(ref)
+            if not held.waits:
+                self._release()
+
+    def _release(self) -> None:
+        """Let the SETUP go, with the ports that are open."""
+        held = self._held
+        if held is None:
+            return
+        self._held = None
+        edits: list[Edit] = []
+        for spec in held.specs:
+            pair = self._pairs.of(spec.sockets) if spec.sockets is not None else None
+            if pair is None or pair.public is None or pair.ref not in held.request.refs:
+                continue
+            for port in spec.ports:
+                number = pair.public_port(port.number)
+                if number is not None and number != port.number:
+                    edits.append(Edit(*port.span, str(number).encode(), PORT))
+            for host in spec.destinations:
+                if _address(host) == self._client and pair.public.host != str(self._client):
+                    edits.append(Edit(*host.span, pair.public.host.encode(), DESTINATION))
+        self._requests.add(held.request)
+        self._out.append(Deliver(Side.SERVER, held.data, tuple(sorted(edits))))
+
+    # --- responses --------------------------------------------------------------------------------------------------
+
+    def _responded(self, data: bytes, head: Head) -> None:
+        request = self._requests.answered(head.cseq, head.is_final)
+        edits: list[Edit] = []
+        if request is None or not head.is_final:
+            pass
+        elif request.method == b"SETUP":
+            edits = self._set_up(data, head, request)
+        elif request.method == b"TEARDOWN" and head.succeeds:
+            self._out += self._pairs.torn_down(request.session, request.uri, self._named())
+        self._out.append(Deliver(Side.CLIENT, data, tuple(sorted(edits))))
+        if request is not None and request.method in (b"PLAY", b"RECORD") and head.succeeds:
+            self._plays()
+
+    def _plays(self) -> None:
+        """Streams that go through the connection only need nobody who reads it."""
+        if self._interleaved and not len(self._pairs) and self._held is None:
+            self._leave()
+
+    def _set_up(self, data: bytes, head: Head, request: Request) -> list[Edit]:
+        """The answer to a SETUP: which of its sockets are used, and by whom."""
+        if not head.succeeds:
+            if head.status in _UNAUTHORIZED:  # the client asks once more, for the same ports
+                for ref in request.refs:
+                    if (pair := self._pairs.get(ref)) is not None:
+                        pair.unclaimed_at = self._now + UNCLAIMED
+            else:
+                self._out += self._pairs.drop(request.refs, self._named())
+            return []
+        pairs = [pair for ref in request.refs if (pair := self._pairs.get(ref)) is not None]
+        edits: list[Edit] = []
+        used: list[Pair] = []
+        specs = [spec for span in head.transports for spec in read_transport(data, span)]
+        for spec in specs:
+            if not spec.is_udp:
+                self._interleaved = self._interleaved or not spec.multicast
+                continue
+            pair = _chosen(spec, pairs)
+            if pair is None:
+                continue
+            used.append(pair)
+            edits += self._put_back(spec, pair)
+            self._let_in(spec, pair)
+        if not specs:
+            used = pairs[:1]
+        for pair in used:
+            pair.claims.add((head.session or request.session, request.uri))
+        self._out += self._pairs.drop(request.refs, self._named())
+        return edits
+
+    def _put_back(self, spec: Spec, pair: Pair) -> list[Edit]:
+        """What the client is to read in place of what is public."""
+        edits: list[Edit] = []
+        for port in spec.ports:
+            number = pair.own_port(port.number)
+            if number is not None and number != port.number:
+                edits.append(Edit(*port.span, str(number).encode(), PORT))
+        for host in spec.destinations:
+            public = canonical(pair.public.host) if pair.public is not None else None
+            if public is not None and public != self._client and _address(host) == public:
+                edits.append(Edit(*host.span, str(self._client).encode(), DESTINATION))
+        return edits
+
+    def _let_in(self, spec: Spec, pair: Pair) -> None:
+        """Media may come from another host than the server, which the server names."""
+        for host in spec.sources:
+            address = _address(host)
+            if address is not None and address not in self._own and self._may_send(address):
+                self._out += self._pairs.let_in(pair, str(address))
+
+    def _may_send(self, address: Address) -> bool:
+        """Whether it is a host that media can come from: cameras behind a NAT name addresses of their own network,
+        which are hosts of ours then."""
+        if address.version != self._client.version or is_private(address) is not is_private(self._server):
+            return False
+        return not (address.is_multicast or address.is_loopback or address.is_unspecified or address.is_link_local)
+
+    def _named(self) -> set[int]:
+        """The conversations of requests that are not answered."""
+        held = self._held.request.refs if self._held is not None else []
+        return {*self._requests.setting_up(), *held}
+
+
+def _chosen(spec: Spec, pairs: Sequence[Pair]) -> Pair | None:
+    """The pair that an answer has chosen: the one whose port it names; without one the first."""
+    if not spec.ports:
+        return pairs[0] if pairs else None
+    for pair in pairs:
+        if pair.own_port(spec.ports[0].number) is not None or spec.ports[0].number in pair.sockets:
+            return pair
+    return pairs[0] if pairs else None
+
+
+def _address(host: Host) -> Address | None:
+    """The address that a host is; None for a name."""
+    try:
+        return canonical(host.text.decode("ascii"))
+    except ValueError:
+        return None

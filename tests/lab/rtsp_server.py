@@ -1,0 +1,38 @@
+"""An RTSP server with pictures and sound, by GStreamer: `rtsp_server.py ADDRESS PORT`, run by the system's Python.
+
+Streams: /test (MJPEG and A-law), /record (for whoever publishes).
+"""
+
+import sys
+
+import gi
+
+gi.require_version("Gst", "1.0")
+gi.require_version("GstRtspServer", "1.0")
+from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402
+
+VIDEO = "videotestsrc is-live=true ! video/x-raw,width=160,height=120,framerate=15/1 ! jpegenc ! rtpjpegpay name=pay0"
+AUDIO = "audiotestsrc is-live=true ! audio/x-raw,rate=8000,channels=1 ! alawenc ! rtppcmapay name=pay1"
+RECORD = "rtpjpegdepay name=depay0 ! fakesink"
+
+
+def main() -> None:
+    Gst.init(None)
+    server = GstRtspServer.RTSPServer()
+    server.set_address(sys.argv[1])
+    server.set_service(sys.argv[2])
+    test = GstRtspServer.RTSPMediaFactory()
+    test.set_launch(f"( {VIDEO} {AUDIO} )")
+    test.set_shared(True)
+    record = GstRtspServer.RTSPMediaFactory()
+    record.set_launch(f"( {RECORD} )")
+    record.set_transport_mode(GstRtspServer.RTSPTransportMode.RECORD)
+    server.get_mount_points().add_factory("/test", test)
+    server.get_mount_points().add_factory("/record", record)
+    if not server.attach(None):
+        sys.exit("it cannot listen")
+    GLib.MainLoop().run()
+
+
+if __name__ == "__main__":
+    main()
