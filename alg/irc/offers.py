@@ -1,0 +1,60 @@
+"""The offers of one client that have public ports: what it wrote, and what the world reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alg.address import Endpoint
+
+TTL = 180.0  # seconds that an offer waits for its taker
+MOST = 8  # of a connection
+
+
+@dataclass(slots=True)
+class Open:
+    """An offer of the client. `address`, `port`: as it wrote them; `public`: as the world finds it, once it is open."""
+
+    ref: int
+    address: bytes
+    port: int
+    ends: float
+    public: Endpoint | None = None
+
+
+class Offers:
+    """Those of one connection, for as long as they wait."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, Open] = {}
+        self._ref = 0
+
+    def get(self, ref: int) -> Open | None:
+        return self._open.get(ref)
+
+    def by_port(self, port: int) -> Open | None:
+        """The one at this port of the client."""
+        return next((one for one in self._open.values() if one.port == port), None)
+
+    def by_public_port(self, port: int) -> Open | None:
+        """The one that the world finds at this port."""
+        return next((one for one in self._open.values() if one.public is not None and one.public.port == port), None)
+
+    def add(self, address: bytes, port: int, now: float) -> Open | None:
+        """A new one; None: there are too many."""
+        if len(self._open) >= MOST:
+            return None
+        self._ref += 1
+        one = self._open[self._ref] = Open(self._ref, address, port, now + TTL)
+        return one
+
+    def end(self, ref: int) -> None:
+        self._open.pop(ref, None)
+
+    def deadline(self) -> float | None:
+        """When the next one is over."""
+        return min((one.ends for one in self._open.values()), default=None)
+
+    def tick(self, now: float) -> None:
+        """Forget those that are over: the kernel has closed them."""
+        for ref in [one.ref for one in self._open.values() if one.ends <= now]:
+            del self._open[ref]
