@@ -11,7 +11,8 @@ gi.require_version("Gst", "1.0")
 gi.require_version("GstRtspServer", "1.0")
 from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402
 
-VIDEO = "videotestsrc is-live=true ! video/x-raw,width=160,height=120,framerate=15/1 ! jpegenc ! rtpjpegpay name=pay0"
+PICTURE = "video/x-raw,format=I420,width=160,height=120,framerate=15/1"
+VIDEO = f"videotestsrc is-live=true ! {PICTURE} ! jpegenc ! rtpjpegpay name=pay0"
 AUDIO = "audiotestsrc is-live=true ! audio/x-raw,rate=8000,channels=1 ! alawenc ! rtppcmapay name=pay1"
 RECORD = "rtpjpegdepay name=depay0 ! fakesink"
 
