@@ -72,7 +72,7 @@ def test_no_configuration_is_a_socks_server_for_this_machine() -> None:
 
 def test_a_module_that_is_off_has_no_ports() -> None:
     config = parse_config('[alg.ftp]\nmode = "off"\n', "x")
-    assert config.module_ports() == (5060,)
+    assert config.module_ports() == (554, 5060, 8554)
     assert config.module_of(21) is None
 
 

@@ -105,7 +105,7 @@ def test_every_interface_with_every_network_and_all_ports() -> None:
     assert len(redirects) == 2 * 2 * 2
     assert all(line.endswith("-j REDIRECT --to-ports 999") for line in redirects)
     some = "21," + ",".join(map(str, range(100, 114)))
-    rest = ",".join(map(str, range(114, 120))) + ",5060"
+    rest = ",".join(map(str, range(114, 120))) + ",554,5060,8554"
     assert [line.split("--dports ")[1].split()[0] for line in redirects if "ppp+" in line and "10.0.0.0/8" in line] == [
         some,
         rest,
