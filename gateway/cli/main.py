@@ -13,6 +13,7 @@ from gateway.cli.classic import finger, ftp, telnet, whois
 from gateway.cli.completion import completion
 from gateway.cli.control import drain, kick, reload
 from gateway.cli.doctor import doctor
+from gateway.cli.exec import exec_
 from gateway.cli.live import calls, flows, pinholes
 from gateway.cli.modules import modules
 from gateway.cli.passwd import passwd
@@ -48,7 +49,7 @@ def cli() -> None:
 
 COMMANDS = (
     run, check, doctor, rules, status, flows, pinholes, calls, kick, reload, drain, explain, trace, modules, passwd,
-    ftp, telnet, finger, whois, completion,
+    exec_, ftp, telnet, finger, whois, completion,
 )  # fmt: skip
 
 for command in COMMANDS:

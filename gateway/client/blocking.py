@@ -347,6 +347,10 @@ class Datagrams:
     def fileno(self) -> int:
         return int(self._sock.fileno())
 
+    def end(self) -> None:
+        """End the association, from another thread than the one that waits in `recvfrom`: that gets an error."""
+        self._control.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         self._sock.close()
         self._control.close()

@@ -1,0 +1,92 @@
+"""The few things of the kernel that Python has no call for: namespaces, mounts, routes of a new namespace."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import signal
+import socket
+import struct
+
+CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000  # <linux/sched.h>
+MS_BIND, MS_REC, MS_SLAVE = 4096, 16384, 1 << 19  # <linux/mount.h>
+IP_TRANSPARENT, IPV6_TRANSPARENT = 19, 75  # <linux/in.h>, <linux/in6.h>
+IP_RECVORIGDSTADDR, IPV6_RECVORIGDSTADDR = 20, 74
+SO_ORIGINAL_DST, SOL_IPV6 = 80, 41
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1  # <linux/sockios.h>
+_RTM_NEWADDR, _RTM_NEWROUTE = 20, 24  # <linux/rtnetlink.h>
+_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_CREATE = 1, 4, 0x400
+_RTN_LOCAL, _RT_SCOPE_HOST, _RT_TABLE_LOCAL, _RTPROT_STATIC = 2, 254, 255, 4
+_RTA_OIF, _RTA_PREFSRC = 4, 7
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_F_NODAD = 1, 2, 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def unshare(flags: int) -> None:
+    """Leave namespaces of the parent. OSError where the system does not allow it."""
+    if _libc.unshare(flags):
+        _raise("unshare")
+
+
+def mount(source: str, target: str, kind: str | None, flags: int) -> None:
+    """mount(2). OSError."""
+    if _libc.mount(source.encode(), target.encode(), kind.encode() if kind else None, flags, None):
+        _raise(target)
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def map_ids(inside_user: int, outside_user: int, inside_group: int, outside_group: int) -> None:
+    """Say which one user and group the new user namespace has. OSError."""
+    with open("/proc/self/setgroups", "w") as file:
+        file.write("deny")
+    with open("/proc/self/uid_map", "w") as file:
+        file.write(f"{inside_user} {outside_user} 1")
+    with open("/proc/self/gid_map", "w") as file:
+        file.write(f"{inside_group} {outside_group} 1")
+
+
+def everything_is_local(addresses: dict[int, str]) -> None:
+    """In a new network namespace: `lo` comes up and has these addresses (by family), and every other address leads to
+    it too, from them. OSError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        request = struct.pack("16sH14x", b"lo", 0)
+        flags = struct.unpack("16sH14x", fcntl.ioctl(sock, _SIOCGIFFLAGS, request))[1]
+        fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags | _IFF_UP))
+    index = socket.if_nametoindex("lo")
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
+        for family, text in addresses.items():
+            packed = socket.inet_pton(family, text)
+            flags = _IFA_F_NODAD if family == socket.AF_INET6 else 0
+            header = struct.pack("BBBBi", family, len(packed) * 8, flags, 0, index)
+            _ask(sock, _RTM_NEWADDR, header + _attribute(_IFA_LOCAL, packed) + _attribute(_IFA_ADDRESS, packed))
+            header = struct.pack(
+                "BBBBBBBBI", family, 0, 0, 0, _RT_TABLE_LOCAL, _RTPROT_STATIC, _RT_SCOPE_HOST, _RTN_LOCAL, 0
+            )
+            oif = _attribute(_RTA_OIF, struct.pack("i", index))
+            _ask(sock, _RTM_NEWROUTE, header + oif + _attribute(_RTA_PREFSRC, packed))
+
+
+def _attribute(kind: int, data: bytes) -> bytes:
+    return struct.pack("HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
+
+
+def _ask(sock: socket.socket, kind: int, body: bytes) -> None:
+    """Send one message of rtnetlink and read its acknowledgement. OSError."""
+    flags = _NLM_F_REQUEST | _NLM_F_ACK | _NLM_F_CREATE
+    sock.send(struct.pack("IHHII", 16 + len(body), kind, flags, 1, 0) + body)
+    code = struct.unpack_from("i", sock.recv(65536), 16)[0]
+    if code:
+        raise OSError(-code, f"rtnetlink: {os.strerror(-code)}")
+
+
+def _raise(what: str) -> None:
+    code = ctypes.get_errno()
+    raise OSError(code, f"{what}: {os.strerror(code)}")

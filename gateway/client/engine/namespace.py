@@ -1,0 +1,261 @@
+"""The namespace in which a program runs: made by a child, which stays in it, and hands out sockets that are made there.
+
+A socket belongs to the namespace in which it was made, whoever has its descriptor. So this process accepts what the
+program begins inside, and dials outside. No interface leads out: what is not handed out here goes nowhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from gateway.client.engine import kernel
+
+OWN4, OWN6 = "10.0.2.100", "fd00:2::100"  # the program's own addresses
+NAME_SERVER = "10.0.2.3"
+NOT_FOUND, NOT_EXECUTABLE = 127, 126  # exit codes, as shells have them
+
+_FAILED, _READY, _ENDED = b"F", b"R", b"E"
+# Nothing that has a port here leaves by itself: streams come to the listener, datagrams to the transparent socket.
+_RULES = """
+table inet algate {{
+  chain streams {{
+    type nat hook output priority -100; policy accept;
+    ip daddr {{ 127.0.0.0/8, {own4} }} accept
+    ip6 daddr {{ ::1, {own6} }} accept
+    meta nfproto ipv4 meta l4proto tcp redirect to :{tcp4}
+    meta nfproto ipv6 meta l4proto tcp redirect to :{tcp6}
+  }}
+  chain datagrams {{
+    type filter hook prerouting priority -150; policy accept;
+    ip daddr {{ 127.0.0.0/8, {own4} }} accept
+    ip6 daddr {{ ::1, {own6} }} accept
+    ip daddr {names} udp dport 53 accept
+    meta nfproto ipv4 meta l4proto udp tproxy ip to :{udp4} accept
+    meta nfproto ipv6 meta l4proto udp tproxy ip6 to :{udp6} accept
+  }}
+}}
+"""
+
+
+class NoNamespace(Exception):
+    """This system does not let us make one; the message says why."""
+
+
+class Sockets(NamedTuple):
+    """What is made inside: listeners of streams, transparent sockets of datagrams, and the name server's."""
+
+    streams4: socket.socket
+    streams6: socket.socket
+    datagrams4: socket.socket
+    datagrams6: socket.socket
+    names: socket.socket
+
+
+class Namespace:
+    """A namespace with a program in it."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        """Make it, and start the program. Raises NoNamespace, and nothing was started then. Call it while there is one
+        thread."""
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.pid = os.fork()
+        if self.pid == 0:
+            here.close()
+            _inside(there, command)
+        there.close()
+        self._channel = here
+        message, fds, _, _ = socket.recv_fds(here, 4096, 16)
+        if message[:1] != _READY:
+            here.close()
+            os.waitpid(self.pid, 0)
+            raise NoNamespace(message[1:].decode() or "the child has ended")
+        self.sockets = Sockets(*(socket.socket(fileno=fd) for fd in fds))
+
+    def begin(self) -> None:
+        """Let the program run."""
+        self._channel.send(_READY)
+
+    def answering(self, host: str, port: int) -> socket.socket:
+        """A datagram socket inside that sends from any address and port. OSError."""
+        request = struct.pack("H", port) + host.encode()
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with near:
+            socket.send_fds(self._channel, [request], [far.fileno()])
+            far.close()
+            message, fds, _, _ = socket.recv_fds(near, 256, 1)
+        if not fds:
+            raise OSError(struct.unpack("i", message)[0] if len(message) == 4 else 0, f"{host} port {port}")
+        return socket.socket(fileno=fds[0])
+
+    def open_ports(self) -> set[int]:
+        """The ports of the datagram sockets inside."""
+        found: set[int] = set()
+        for name in ("udp", "udp6"):
+            with contextlib.suppress(OSError), open(f"/proc/{self.pid}/net/{name}") as file:
+                found.update(int(line.split()[1].rpartition(":")[2], 16) for line in list(file)[1:])
+        return found
+
+    def wait(self) -> int:
+        """Wait for the program: its exit code; of one that a signal has ended, 128 and the signal."""
+        while True:
+            message = self._channel.recv(64)
+            if message[:1] == _ENDED or not message:
+                break
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+        return struct.unpack("i", message[1:])[0] if message else 128 + signal.SIGKILL
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the program, by the child that waits for it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+
+def _inside(channel: socket.socket, command: Sequence[str]) -> None:
+    """The child: never returns."""
+    try:
+        kernel.die_with_parent()
+        try:
+            fds = _make()
+        except (OSError, subprocess.SubprocessError) as error:
+            channel.send(_FAILED + str(error).encode()[:2000])
+            os._exit(1)
+        socket.send_fds(channel, [_READY], fds)
+        for fd in fds:
+            os.close(fd)
+        if channel.recv(1) != _READY:
+            os._exit(1)
+        program = os.fork()
+        if program == 0:
+            channel.close()
+            _become(command)
+        code = _serve(channel, program)
+        channel.send(_ENDED + struct.pack("i", code))
+    finally:
+        os._exit(0)
+
+
+def _make() -> list[int]:
+    """Make the namespace and its sockets; their descriptors. OSError, SubprocessError."""
+    user, group = os.geteuid(), os.getegid()
+    nft = shutil.which("nft", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    if nft is None:
+        raise OSError(2, "the program nft is not installed")
+    kernel.unshare(kernel.CLONE_NEWUSER | kernel.CLONE_NEWNET | kernel.CLONE_NEWNS)
+    kernel.map_ids(0, user, 0, group)
+    kernel.everything_is_local({socket.AF_INET: OWN4, socket.AF_INET6: OWN6})
+    streams = [_bound(family, socket.SOCK_STREAM) for family in (socket.AF_INET, socket.AF_INET6)]
+    for sock in streams:
+        sock.listen(4096)
+    datagrams = [_bound(family, socket.SOCK_DGRAM) for family in (socket.AF_INET, socket.AF_INET6)]
+    datagrams[0].setsockopt(socket.IPPROTO_IP, kernel.IP_TRANSPARENT, 1)
+    datagrams[0].setsockopt(socket.IPPROTO_IP, kernel.IP_RECVORIGDSTADDR, 1)
+    datagrams[1].setsockopt(kernel.SOL_IPV6, kernel.IPV6_TRANSPARENT, 1)
+    datagrams[1].setsockopt(kernel.SOL_IPV6, kernel.IPV6_RECVORIGDSTADDR, 1)
+    names = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    names.bind((NAME_SERVER, 53))
+    ports = [sock.getsockname()[1] for sock in (*streams, *datagrams)]
+    keys = {"own4": OWN4, "own6": OWN6, "names": NAME_SERVER}
+    rules = _RULES.format(**keys, **dict(zip(("tcp4", "tcp6", "udp4", "udp6"), ports, strict=True)))
+    done = subprocess.run([nft, "-f", "-"], input=rules, capture_output=True, text=True, check=False, timeout=20)
+    if done.returncode:
+        raise OSError(1, f"nft: {done.stderr.strip().splitlines()[0] if done.stderr.strip() else done.returncode}")
+    _hide_name_services()
+    sockets = [*streams, *datagrams, names]
+    return [sock.detach() for sock in sockets]
+
+
+def _bound(family: int, kind: int) -> socket.socket:
+    sock = socket.socket(family, kind)
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", 0))
+    return sock
+
+
+def _hide_name_services() -> None:
+    """Names are asked for inside only: resolv.conf names our server, and daemons that would ask outside over a socket
+    in the file system (nscd, systemd-resolved) are out of sight. OSError."""
+    kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_SLAVE)
+    text = f"nameserver {NAME_SERVER}\noptions timeout:20 attempts:1\n"
+    for place in ("/run/nscd", "/var/run/nscd", "/run/systemd/resolve"):
+        if os.path.isdir(place) and not os.path.islink(place):
+            kernel.mount("tmpfs", place, "tmpfs", 0)
+            if place.endswith("resolve"):
+                for name in ("resolv.conf", "stub-resolv.conf"):
+                    Path(place, name).write_text(text)
+    if not os.path.exists("/etc/resolv.conf"):
+        return
+    if Path("/etc/resolv.conf").resolve().parent == Path("/run/systemd/resolve"):
+        return
+    with tempfile.NamedTemporaryFile("w", prefix="algate-") as file:  # it lives on as long as it is mounted
+        file.write(text)
+        file.flush()
+        os.chmod(file.name, 0o644)
+        kernel.mount(file.name, "/etc/resolv.conf", None, kernel.MS_BIND)
+
+
+def _become(command: Sequence[str]) -> None:
+    """The program, as the user that it was, without a right over the namespace. Never returns."""
+    try:
+        user, group = _ids()
+        kernel.die_with_parent()
+        kernel.unshare(kernel.CLONE_NEWUSER)
+        kernel.map_ids(user, 0, group, 0)
+        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_DFL)
+        os.execvp(command[0], list(command))
+    except OSError as error:
+        os.write(2, f"algate exec: {command[0]}: {error.strerror}\n".encode())
+        os._exit(NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE)
+
+
+def _ids() -> tuple[int, int]:
+    """Who the user is outside."""
+    words = [Path(f"/proc/self/{name}_map").read_text().split() for name in ("uid", "gid")]
+    return int(words[0][1]), int(words[1][1])
+
+
+def _serve(channel: socket.socket, program: int) -> int:
+    """Make sockets that are asked for, until the program ends; its exit code."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT):
+        signal.signal(number, lambda got, _frame: _pass_on(program, got))
+    for number in (signal.SIGINT, signal.SIGQUIT):  # from the terminal they come to the program too
+        signal.signal(number, signal.SIG_IGN)
+    ended = os.pidfd_open(program)
+    while True:
+        ready, _, _ = select.select([channel.fileno(), ended], [], [])
+        if ended in ready:
+            _, status = os.waitpid(program, 0)
+            return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+        message, fds, _, _ = socket.recv_fds(channel, 256, 1)
+        if not message:
+            os._exit(0)
+        with socket.socket(fileno=fds[0]) as answer:
+            _make_answering(answer, message[2:].decode(), struct.unpack("H", message[:2])[0])
+
+
+def _make_answering(answer: socket.socket, host: str, port: int) -> None:
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((host, port))
+            socket.send_fds(answer, [b"ok"], [sock.fileno()])
+    except OSError as error:
+        answer.send(struct.pack("i", error.errno or 0))
+
+
+def _pass_on(program: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(program, number)

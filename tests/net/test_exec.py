@@ -1,0 +1,335 @@
+"""`algate exec`: programs of all kinds, whose whole network is the proxy; a sniffer sees nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab.gateway import Gateway
+from tests.lab.lab import CLIENT4, ROUTER_IN4, SERVER4, SERVER6, Lab
+
+ROOT = Path(__file__).parents[2]
+ALGATE = Path(sys.executable).parent / "algate"
+OURS = f"socks5://{ROUTER_IN4}:1080"
+NAME = "web.example"
+WEB, ECHO = 8080, 7030
+
+
+@pytest.fixture(scope="module")
+def gateway(lab: Lab) -> Iterator[Gateway]:
+    lab.dns({NAME: [SERVER4], "six.example": [SERVER6]})
+    site = lab.tmp / "site"
+    site.mkdir()
+    (site / "index.html").write_text("hello\n")
+    (site / "big").write_bytes(os.urandom(1 << 20) * 20)
+    lab.popen("outside", ["python3", "-m", "http.server", "--directory", site, "--bind", "::", str(WEB)])
+    config = lab.write_config(process={"workers": 1})
+    gateway = lab.start_gateway(config, deadline=90, rules=False)
+    yield gateway
+    assert gateway.stop() == 0, lab.tail_of_logs()
+
+
+@pytest.fixture(scope="module")
+def echo(lab: Lab) -> Iterator[None]:
+    """Datagrams come back with the port that they came from; "other" from another socket."""
+    with lab.enter("outside"):
+        sock, other = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+    sock.bind((SERVER4, ECHO))
+    other.bind((SERVER4, ECHO + 1))
+
+    def serve() -> None:
+        while True:
+            data, peer = sock.recvfrom(65536)
+            if data == b"end":
+                return
+            (other if data == b"other" else sock).sendto(data, peer)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield
+    with lab.enter("outside"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
+        end.sendto(b"end", (SERVER4, ECHO))
+    thread.join()
+    sock.close()
+    other.close()
+
+
+@contextlib.contextmanager
+def sniffer(lab: Lab) -> Iterator[set[tuple[str, int]]]:
+    """Where the client's host sends IPv4 and IPv6 packets to meanwhile: (address, protocol), without the proxy."""
+    with lab.enter("inside"):
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+    sock.settimeout(0.2)
+    found: set[tuple[str, int]] = set()
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            try:
+                frame = sock.recv(65536)
+            except TimeoutError:
+                continue
+            kind = struct.unpack_from("!H", frame, 12)[0]
+            if kind == 0x0800 and socket.inet_ntoa(frame[26:30]) == CLIENT4:
+                found.add((socket.inet_ntoa(frame[30:34]), frame[23]))
+            elif kind == 0x86DD and frame[20] != 58:  # neighbour discovery is the host's own
+                found.add((socket.inet_ntop(socket.AF_INET6, frame[38:54]), frame[20]))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield found
+    finally:
+        stop.set()
+        thread.join()
+        sock.close()
+        found.discard((ROUTER_IN4, 6))
+
+
+def run(
+    lab: Lab,
+    *command: str | Path,
+    via: str = OURS,
+    options: tuple[str, ...] = (),
+    user: bool = False,
+    check: bool = True,
+) -> subprocess.CompletedProcess[str]:
+    """Run a program so in the client's host; `user`: as somebody who is not root."""
+    who = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"] if user else []
+    argv = [*who, ALGATE, "exec", "--via", via, *options, "--", *command]
+    return lab.run("inside", argv, timeout=60, check=check)
+
+
+RAW = r"""
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int main(int count, char **words) {
+    char answer[4096], *text = "GET / HTTP/1.0\r\n\r\n";
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(8080)};
+    inet_pton(AF_INET, words[1], &to.sin_addr);
+    int sock = syscall(SYS_socket, AF_INET, SOCK_STREAM, 0);
+    if (syscall(SYS_connect, sock, &to, sizeof to)) return 1;
+    syscall(SYS_write, sock, text, strlen(text));
+    for (long got; (got = syscall(SYS_read, sock, answer, sizeof answer)) > 0;) syscall(SYS_write, 1, answer, got);
+    return 0;
+}
+"""
+ASYNCIO = """
+import asyncio, sys
+async def get(host):
+    reader, writer = await asyncio.open_connection(host, 8080)
+    writer.write(b"GET / HTTP/1.0\\r\\n\\r\\n")
+    return await reader.read()
+async def main():
+    for answer in await asyncio.gather(*(get(sys.argv[1]) for _ in range(20))):
+        assert answer.endswith(b"hello\\n"), answer
+asyncio.run(main())
+print("hello")
+"""
+
+
+@pytest.fixture(scope="module")
+def static(lab: Lab) -> Path:
+    """A static program that makes its system calls itself."""
+    source, program = lab.tmp / "raw.c", lab.tmp / "raw"
+    source.write_text(RAW)
+    subprocess.run(["gcc", "-static", "-O1", "-o", program, source], check=True)
+    return program
+
+
+@pytest.mark.parametrize(
+    ("command", "hosts"),
+    [
+        (["curl", "-sS", "http://{}:8080/"], [SERVER4, f"[{SERVER6}]", NAME, "six.example"]),
+        (["wget", "-qO-", "http://{}:8080/"], [SERVER4, NAME]),
+        (["static", "{}"], [SERVER4]),
+        ([sys.executable, "-c", ASYNCIO, "{}"], [SERVER4, SERVER6, NAME]),
+        (["bash", "-c", "exec 3<>/dev/tcp/{}/8080; printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3"], [SERVER4, NAME]),
+        (["node", "-e", "fetch('http://{}:8080/').then(r => r.text()).then(t => console.log(t))"], [SERVER4, NAME]),
+    ],
+    ids=["curl", "wget", "static", "asyncio", "bash", "node"],
+)
+@pytest.mark.parametrize("user", [False, True], ids=["root", "user"])
+def test_programs(lab: Lab, gateway: Gateway, static: Path, command: list[str], hosts: list[str], user: bool) -> None:
+    if command[0] != "static" and shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    with sniffer(lab) as beside:
+        for host in hosts:
+            words = [str(static) if word == "static" else word.replace("{}", host) for word in command]
+            done = run(lab, *words, user=user)
+            assert done.stdout.rstrip().endswith("hello"), (host, done.stdout, done.stderr)
+    assert not beside, "something went past the proxy"
+
+
+def test_names_that_stand_for_addresses(lab: Lab, gateway: Gateway) -> None:
+    """The proxy is told the name, as one without RESOLVE has to be. Such addresses never leave."""
+    with sniffer(lab) as beside:
+        done = run(lab, "curl", "-sS", "-w", "%{remote_ip}", f"http://{NAME}:8080/", options=("--dns", "fake"))
+    assert done.stdout.startswith("hello\n198.18.")
+    assert not beside
+
+
+UDP = """
+import os, socket, sys
+socks = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
+server = (sys.argv[1], int(sys.argv[2]))
+for size in (1, 1400, 9000):
+    for number, sock in enumerate(socks):
+        sock.settimeout(10)
+        data = bytes([number]) + os.urandom(size)
+        sock.sendto(data, server)
+        assert sock.recvfrom(65536) == (data, server)
+socks[0].connect(server)
+socks[0].send(b"connected")
+assert socks[0].recv(100) == b"connected"
+socks[1].sendto(b"other", server)
+socks[1].settimeout(0.5)
+try:
+    print("came:", socks[1].recvfrom(100))
+except TimeoutError:
+    print("done")
+"""
+
+
+def test_datagrams(lab: Lab, gateway: Gateway, echo: None) -> None:
+    """Two sockets and one server, small and large; an answer from another port is dropped; the association ends."""
+    with sniffer(lab) as beside:
+        assert run(lab, sys.executable, "-c", UDP, SERVER4, str(ECHO)).stdout == "done\n"
+    assert beside <= {(ROUTER_IN4, 17)}, "only the relay's own datagrams"
+    lab.wait_for(lambda: not [row for row in gateway.admin("flows") if row["class"] == "association"], 10, "their end")
+
+
+CLOSED = """
+import socket, sys, time
+def ask():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(10)
+        sock.sendto(b"x", (sys.argv[1], int(sys.argv[2])))
+        assert sock.recv(10) == b"x"
+for _ in range(30):
+    ask()
+print("asked", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_an_association_ends_with_its_socket(lab: Lab, gateway: Gateway, echo: None) -> None:
+    argv = [ALGATE, "exec", "--via", OURS, "--", sys.executable, "-c", CLOSED, SERVER4, str(ECHO)]
+    command = ["ip", "netns", "exec", lab.ns("inside"), *map(str, argv)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"asked\n"
+        lab.wait_for(lambda: gateway.admin("flows") == [], 15, "the associations to end while the program runs")
+        process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "code"), [("exit 7", 7), ("kill -TERM $$", 143), ("kill -KILL $$", 137), ("true", 0)]
+)
+def test_exit_codes(lab: Lab, gateway: Gateway, command: str, code: int) -> None:
+    assert run(lab, "sh", "-c", command, check=False).returncode == code
+
+
+def test_a_program_that_is_not_there(lab: Lab, gateway: Gateway) -> None:
+    done = run(lab, "no-such-program", check=False)
+    assert done.returncode == 127
+    assert "no-such-program: No such file" in done.stderr
+
+
+def test_who_one_is(lab: Lab, gateway: Gateway) -> None:
+    assert run(lab, "id", "-u", user=True).stdout == "65534\n"
+    done = run(lab, "nft", "list", "ruleset", check=False)
+    assert done.returncode, "the program has no right over its namespace"
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        (f"http://{SERVER4}:8099/", "reset|Recv failure|Empty|Connection refused"),
+        ("http://missing.example/", "Could not resolve host"),
+        ("http://127.0.0.1:8080/", "Failed to connect|refused"),
+    ],
+)
+def test_what_fails_fails_soon(lab: Lab, gateway: Gateway, url: str, says: str) -> None:
+    began = time.monotonic()
+    done = run(lab, "curl", "-sS", url, check=False)
+    assert done.returncode
+    assert any(word in done.stderr for word in says.split("|")), done.stderr
+    assert time.monotonic() - began < 30
+
+
+def test_a_gateway_that_is_not_there(lab: Lab, gateway: Gateway) -> None:
+    with sniffer(lab) as beside:
+        done = run(
+            lab, "curl", "-sS", "-m", "20", f"http://{SERVER4}:8080/", via=f"socks5://{ROUTER_IN4}:9", check=False
+        )
+    assert done.returncode
+    assert not beside
+
+
+def test_a_direct_network(lab: Lab, gateway: Gateway) -> None:
+    options = ("--direct", f"{SERVER4}/32", "--trace")
+    done = run(lab, "curl", "-sS", f"http://{SERVER4}:8080/", via=f"socks5://{ROUTER_IN4}:9", options=options)
+    assert done.stdout == "hello\n"
+    assert f"{SERVER4} port 8080: connected" in done.stderr
+
+
+def test_many_bytes(lab: Lab, gateway: Gateway) -> None:
+    done = run(lab, "sh", "-c", f"curl -sS http://{SERVER4}:8080/big | sha256sum")
+    expected = subprocess.run(["sha256sum", lab.tmp / "site/big"], capture_output=True, text=True, check=True).stdout
+    assert done.stdout.split()[0] == expected.split()[0]
+
+
+@pytest.mark.parametrize("victim", ["parent", "program"])
+def test_nothing_is_left(lab: Lab, gateway: Gateway, victim: str) -> None:
+    """Whoever is killed: no process stays, and with it no namespace and no mount."""
+    argv = [ALGATE, "exec", "--via", OURS, "--", "sh", "-c", "echo $$; exec sleep 1000"]
+    process = subprocess.Popen(["ip", "netns", "exec", lab.ns("inside"), *map(str, argv)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    program = int(process.stdout.readline())
+    os.kill(process.pid if victim == "parent" else program, signal.SIGKILL)
+    process.wait(20)
+    lab.wait_for(lambda: not _alive(program), 10, "the program to end")
+    process.stdout.close()
+    children = Path(f"/proc/{process.pid}")
+    assert not children.exists()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_without_nft_it_says_what_to_do() -> None:
+    """A PATH without nft stands for a system that has it not."""
+    argv = [ALGATE, "exec", "--via", OURS, "--", "true"]
+    code = (
+        "import sys; from gateway.client.engine import namespace, program\n"
+        "namespace.shutil.which = lambda *words, **more: None\n"
+        "sys.exit(program.main(sys.argv[1:]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, argv[2:])], capture_output=True, text=True, cwd=Path.cwd()
+    )
+    assert done.returncode == 2
+    assert "nft is not installed" in done.stderr
+    assert "user.max_user_namespaces" in done.stderr

@@ -1,0 +1,107 @@
+"""The name server of `algate exec`."""
+
+from __future__ import annotations
+
+import socket
+
+import dns.message
+import dns.rdatatype
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.client.engine.names import FAKE, Names, encode_answer, parse_question
+from gateway.client.proxy import Chain
+from tests.unit.client.scripted import GREETING, scripted
+
+
+def ask(names: Names, name: str, kind: str = "A") -> dns.message.Message:
+    answer = names.answer(dns.message.make_query(name, kind).to_wire())
+    assert answer is not None
+    return dns.message.from_wire(answer)
+
+
+def values(message: dns.message.Message) -> list[str]:
+    return [str(value) for rrset in message.answer for value in rrset]
+
+
+def fake() -> Names:
+    return Names(Chain.of("http://127.0.0.1:9"), "auto", 1)
+
+
+def test_an_address_stands_for_a_name() -> None:
+    names = fake()
+    (address,) = values(ask(names, "www.example.org"))
+    assert names.host_of(address) == "www.example.org"
+    assert values(ask(names, "WWW.example.org")) == [address]
+    assert values(ask(names, "other.example.org")) != [address]
+    assert values(ask(names, "www.example.org", "AAAA")) == []
+    assert values(ask(names, "www.example.org", "HTTPS")) == []
+    pointer = ".".join(reversed(address.split("."))) + ".in-addr.arpa"
+    assert values(ask(names, pointer, "PTR")) == ["www.example.org."]
+
+
+def test_an_address_that_stands_for_nothing_never_leaves() -> None:
+    names = fake()
+    with pytest.raises(OSError, match="stands for no name"):
+        names.host_of(str(FAKE[77]))
+    assert names.host_of("192.0.2.1") == "192.0.2.1"
+    assert names.host_of("2001:db8::1") == "2001:db8::1"
+
+
+RESOLVE = b"\5\xf0\0\3\6a.test\0\0"
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "code", "found"),
+    [
+        (b"\5\0\0\1\xcb\0\x71\x09\0\0", "A", 0, ["203.0.113.9"]),
+        (b"\5\0\0\1\xcb\0\x71\x09\0\0", "AAAA", 0, []),
+        (b"\5\4\0", "A", 3, []),
+        (b"\5\2\0", "A", 2, []),
+        (b"\5\7\0", "A", 0, ["198.18.0.1"]),  # it has no RESOLVE: the name is told to it later
+    ],
+)
+def test_what_the_proxy_says(reply: bytes, kind: str, code: int, found: list[str]) -> None:
+    with scripted(GREETING, (RESOLVE, reply)) as proxy:
+        answer = ask(Names(Chain.of(f"127.0.0.1:{proxy.port}"), "auto", 5), "a.test", kind)
+    assert (answer.rcode(), values(answer)) == (code, found)
+
+
+def test_a_pointer() -> None:
+    with scripted(GREETING, (b"\5\xf1\0\1\xcb\0\x71\x09\0\0", b"\5\0\0\3\6a.test\0\0")) as proxy:
+        names = Names(Chain.of(f"127.0.0.1:{proxy.port}"), "resolve", 5)
+        assert values(ask(names, "9.113.0.203.in-addr.arpa", "PTR")) == ["a.test."]
+
+
+def test_another_server_by_tcp() -> None:
+    query = dns.message.make_query("a.test", "TXT").to_wire()
+    question = parse_question(query)
+    answer = encode_answer(query, question, 0, [b"\2hi"])
+    wires = [len(wire).to_bytes(2, "big") + wire for wire in (query, answer)]
+    server = (b"\5\1\0\1\xc0\0\2\x35\0\x35", b"\5\0\0\1" + bytes(6))
+    with scripted(GREETING, server, (wires[0], wires[1])) as proxy:
+        names = Names(Chain.of(f"127.0.0.1:{proxy.port}"), "tcp:192.0.2.53", 5)
+        assert names.answer(query) == answer
+
+
+def test_localhost_is_the_programs_own() -> None:
+    assert values(ask(fake(), "localhost")) == ["127.0.0.1"]
+    assert values(ask(fake(), "a.localhost", "AAAA")) == ["::1"]
+
+
+@given(st.binary(max_size=80))
+def test_any_bytes(data: bytes) -> None:
+    names = fake()
+    for query in (data, b"\x12\x34\1\0\0\1\0\0\0\0\0\0" + data):
+        answer = names.answer(query)
+        if answer is not None:
+            assert answer[:2] == query[:2]
+            assert answer[2] & 0x80
+
+
+def test_an_answer_is_read_by_others() -> None:
+    query = dns.message.make_query("a.test", "A").to_wire()
+    answer = dns.message.from_wire(encode_answer(query, parse_question(query), 0, [socket.inet_aton("192.0.2.1")]))
+    assert values(answer) == ["192.0.2.1"]
+    assert answer.answer[0].ttl == 1
