@@ -82,7 +82,7 @@ def test_every_command_says_what_it_does_and_shows_an_example_that_parses(comman
         assert parts, line
         words = shlex.split(parts[0])
         options = {name for names, _ in command.options for name in re.findall(r"--?[a-z]+", names)}
-        assert {word for word in words if re.fullmatch(r"--?[a-z-]+", word)} <= options | {"--help"}, line
+        assert {word for word in words if re.fullmatch(r"--?[a-z-]+", word)} <= options | {"--help", "--"}, line
     assert all(meaning for _, meaning in command.options)
 
 
