@@ -123,6 +123,7 @@ vagrant-test: wheelhouse
 conformance: setup
 	$(BIN)/python -m tests.conformance.ftp
 	$(BIN)/python -m tests.conformance.sip
+	$(BIN)/python -m tests.conformance.sip_field
 	$(BIN)/python -m tests.conformance.rtsp
 	$(BIN)/python -m tests.conformance.tftp
 

@@ -3,7 +3,8 @@
 Needs root. Plays the scenarios of tests/net/sip in the lab's namespaces, between two SIPp, with media both ways and a
 stranger, and writes the table into docs/protocols/sip.md, between the lines that mark it. Where rtpengine is on PATH,
 also with Kamailio and rtpengine on the router and a phone that has Kamailio for its outbound proxy; messages are not
-judged then. With `--check` it writes nothing. Exit code 1 where the gateway failed.
+judged then. With `--check` it writes nothing; with `--only NAME ...` it plays these scenarios and puts their rows in
+the place of those with the same call and transport. Exit code 1 where the gateway failed.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def cases() -> list[Case]:
 
 
 @contextlib.contextmanager
-def _nothing(lab: Lab) -> Iterator[None]:
+def nothing(lab: Lab) -> Iterator[None]:
+    """A router as it is."""
     yield
 
 
@@ -83,10 +85,10 @@ def kernel_helper(lab: Lab) -> Iterator[None]:
             lab.run("router", [program, "-t", "raw", "-D", HELPER[0], *match, *HELPER[1:]])
 
 
-def _gateway(repaired: str) -> Callable[[Lab], contextlib.AbstractContextManager[None]]:
+def _gateway(repaired: list[str]) -> Callable[[Lab], contextlib.AbstractContextManager[None]]:
     @contextlib.contextmanager
     def prepare(lab: Lab) -> Iterator[None]:
-        gateway = lab.start_gateway(lab.write_config(alg={"sip": {"stand_down": [repaired], "media_timeout": 10}}))
+        gateway = lab.start_gateway(lab.write_config(alg={"sip": {"stand_down": repaired, "media_timeout": 10}}))
         try:
             yield
         finally:
@@ -111,8 +113,8 @@ def run(lab: Lab, report: Callable[[str], None], chosen: Sequence[Case]) -> tupl
         for side, party in case.parties.items():
             prefix = ["64", "nodad"] if ":" in party.host else ["24"]
             lab.run(side, ["ip", "address", "add", f"{party.host}/{prefix[0]}", *prefix[1:], "dev", "eth0"])
-    repaired = next(case.parties["outside"].host for case in chosen if case.scenario.name == "stand-down-repaired")
-    ways = {"plain NAT": _nothing, "nf_nat_sip": kernel_helper, "algate": _gateway(repaired)}
+    repaired = [case.parties["outside"].host for case in chosen if case.scenario.name == "stand-down-repaired"]
+    ways = {"plain NAT": nothing, "nf_nat_sip": kernel_helper, "algate": _gateway(repaired)}
     if RTPENGINE:
         ways[PROXY] = outbound_proxy
     results: dict[tuple[str, Case], str] = {}
@@ -129,8 +131,7 @@ def run(lab: Lab, report: Callable[[str], None], chosen: Sequence[Case]) -> tupl
         over = {"udp6": "UDP, IPv6"}.get(case.transport, case.transport.upper())
         lines.append(f"| {case.scenario.title} | {over} | {' | '.join(cells)} |")
     said = [[results[name, case] for case in chosen] for name in ways]
-    totals = [f"{one.count('yes')}" + (f" of {len(one) - one.count('–')}" if "–" in one else "") for one in said]
-    lines.append(f"| **of {len(chosen)}** | | {' | '.join(totals)} |")
+    lines.append(_total(said))
     return lines, sum(results["algate", case] != "yes" for case in chosen)
 
 
@@ -165,17 +166,42 @@ _SAID = {
 }
 
 
+def _renewed(table: str, lines: list[str]) -> str:
+    """The table with these rows in place of its own. Raises ValueError where it has other columns or not that row."""
+    found = table.splitlines()
+    if found[0] != lines[0]:
+        raise ValueError(f"the table has other columns: {found[0]}")
+    for line in lines[2:-1]:
+        key = line.split(" | ")[:2]
+        (at,) = [number for number, row in enumerate(found) if row.split(" | ")[:2] == key]
+        found[at] = line
+    rows = [row.strip("|").split("|") for row in found[2:-1]]
+    totals = [[row[column].strip() for row in rows] for column in range(2, len(rows[0]))]
+    found[-1] = _total(totals)
+    return "\n".join(found)
+
+
+def _total(columns: list[list[str]]) -> str:
+    """The last row of a table with these columns."""
+    texts = [f"{one.count('yes')}" + (f" of {len(one) - one.count('–')}" if "–" in one else "") for one in columns]
+    return f"| **of {len(columns[0])}** | | {' | '.join(texts)} |"
+
+
 def main(arguments: list[str]) -> int:
-    """Play all; the exit code."""
+    """Play all, or those that are named; the exit code."""
     began = time.monotonic()
+    only = arguments[arguments.index("--only") + 1 :] if "--only" in arguments else []
+    chosen = [case for case in cases() if not only or case.scenario.name in only]
     with Lab() as lab:
-        lines, failed = run(lab, lambda line: print(line, file=sys.stderr, flush=True), cases())
+        lines, failed = run(lab, lambda line: print(line, file=sys.stderr, flush=True), chosen)
     text = "\n".join(lines)
     print(text)
     print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
     if "--check" not in arguments:
         page = PAGE.read_text()
         before, after = page[: page.index(BEGIN)], page[page.index(END) :]
+        if only:
+            text = _renewed(page[len(before) + len(BEGIN) : page.index(END)].strip(), lines)
         PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{after}")
     return 1 if failed else 0
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.lab.gateway import Gateway
-from tests.lab.lab import ROUTER_IN4, SERVER4, Lab
+from tests.lab.lab import CLIENT4, ROUTER_IN4, SERVER4, Lab
 from tests.lab.servers import FtpServer
+from tests.net.test_sip import Media, pinholes, split
+from tests.net.test_sip_seen import OFFER, Wire
 
 # Debian's /etc/nftables.conf as a router has it: everything is dropped that is not named.
 NFTABLES_CONF = """flush ruleset
@@ -101,11 +103,32 @@ def test_doctor_finds_the_lines_by_trying_and_with_them_all_works(nft_lab: Lab, 
     for line in lines:
         lab.run("router", shlex.split(line))
     assert transfers(lab, server) == dict.fromkeys(transfers(lab, server), 0)
+    for transport in ("udp", "tcp"):
+        call(lab, gateway, transport)
     (all_well,) = findings(gateway)
     assert all_well["status"] == "ok", all_well
     assert gateway.stop() == 0
     reload_firewall(lab, "flush ruleset")
     lab._baseline = []
+
+
+def call(lab: Lab, gateway: Gateway, transport: str) -> None:
+    """A phone inside calls, media go both ways, and nothing is open afterwards."""
+    wire = Wire(lab, transport)
+    phone, peer = Media(lab, "inside", CLIENT4, 4000), Media(lab, "outside", SERVER4, 9100)
+    try:
+        wire.ask("INVITE", 1, OFFER)
+        (media,) = lab.wait_for(lambda: pinholes(gateway, "sip.rtp"), 10, "the media's pinhole")
+        peer.send(split(media["public"]), b"from outside")
+        assert phone.hears(5) == b"from outside"
+        phone.send((SERVER4, 9100), b"from inside")
+        assert peer.hears(5) == b"from inside"
+        wire.ask("BYE", 2)
+        lab.wait_for(lambda: not pinholes(gateway, "sip.rtp"), 10, "the end of the call")
+    finally:
+        wire.close()
+        phone.close()
+        peer.close()
 
 
 def gateway_instance(gateway: Gateway) -> str:
@@ -139,6 +162,9 @@ def test_apply_prints_what_is_missing_and_adds_it_where_that_is_wanted(nft_lab: 
     left = lab.run("router", ["nft", "list", "ruleset"]).stdout
     assert instance not in left
     assert "10800" not in left
+    # iptables-nft puts its chains in upper case into the firewall's own table `ip nat`, and takes them away again.
+    assert "POSTROUTING" not in left, left
+    assert "chain postrouting" in left
     reload_firewall(lab, "flush ruleset")
     lab._baseline = []
 

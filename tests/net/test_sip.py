@@ -61,7 +61,7 @@ class Media:
 
     def __init__(self, lab: Lab, role: Any, address: str, port: int) -> None:
         with lab.enter(role):
-            self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self.socket = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
             self.socket.bind((address, port))
         self.socket.settimeout(2)
 

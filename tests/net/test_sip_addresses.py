@@ -17,7 +17,8 @@ SERVER_MEDIA = 9100
 
 
 def sdp(host: str, port: int) -> str:
-    return f"v=0\r\no=- 1 1 IN IP4 {host}\r\ns=-\r\nc=IN IP4 {host}\r\nt=0 0\r\nm=audio {port} RTP/AVP 0\r\n"
+    kind = "IP6" if ":" in host else "IP4"
+    return f"v=0\r\no=- 1 1 IN {kind} {host}\r\ns=-\r\nc=IN {kind} {host}\r\nt=0 0\r\nm=audio {port} RTP/AVP 0\r\n"
 
 
 def message(first: str, lines: list[str], body: str = "") -> bytes:

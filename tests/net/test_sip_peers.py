@@ -8,7 +8,7 @@ from tests.lab.first_media import message, udp
 from tests.lab.gateway import Gateway
 from tests.lab.lab import CLIENT4, SERVER4, Lab
 
-PHONE, TLS_PHONE = 5060, 5061
+PHONE, TLS_PHONE, HOSTILE = 5060, 5061, 5062
 
 
 def register(host: str, port: int, contact: str) -> bytes:
@@ -50,3 +50,26 @@ def test_each_peer_is_shown_with_its_state(lab: Lab, gateway: Gateway) -> None:
     finally:
         for end in (server, *phones.values()):
             end.close()
+
+
+def test_one_that_is_not_read_any_more_is_shown_with_the_reason_and_until_when(lab: Lab, gateway: Gateway) -> None:
+    """What a browser can be made to send: a datagram in which SIP stands behind something else."""
+    server, phone = udp(lab, "outside", SERVER4, 5060), udp(lab, "inside", CLIENT4, HOSTILE)
+    try:
+        said = b"POST / HTTP/1.1\r\nHost: x\r\n\r\n" + register(CLIENT4, HOSTILE, f"<sip:ann@{CLIENT4}:{HOSTILE}>")
+        phone.sendto(said, (SERVER4, 5060))
+        server.settimeout(5)
+        assert server.recv(65535) == said, "it passes as it is"
+        client = f"{CLIENT4}:{HOSTILE}"
+        found = lab.wait_for(lambda: peers(gateway).get(client), 5, "it to be seen")
+        assert (found["server"], found["state"], found["reason"]) == (SERVER4, "revoked", "sip.not-sip")
+        assert found["until"]
+        text = gateway.algate("calls").stdout
+        (line,) = [line for line in text.splitlines() if client in line]
+        assert "revoked" in line
+        assert "sip.not-sip" in line
+        phone.sendto(plain := register(CLIENT4, HOSTILE, f"<sip:ann@{CLIENT4}:{HOSTILE}>"), (SERVER4, 5060))
+        assert server.recv(65535) == plain, "and so does what is SIP, for a while"
+    finally:
+        server.close()
+        phone.close()

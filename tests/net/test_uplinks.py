@@ -227,7 +227,9 @@ def _ask(
     phone: Media, host: str, far: _Server, method: str, number: int, extra: tuple[str, ...] = (), body: str = ""
 ) -> tuple[str, str]:
     """A request of the phone as the server read it, and from where it came; the phone gets its answer."""
-    uri = "sip:example.test" if method == "REGISTER" else f"sip:bob@{far.address}"
+    host = f"[{host}]" if ":" in host else host
+    there = f"[{far.address}]" if ":" in far.address else far.address
+    uri = "sip:example.test" if method == "REGISTER" else f"sip:bob@{there}"
     tag = ";tag=far" if method in ("ACK", "BYE") else ""
     lines = [
         f"{method} {uri} SIP/2.0",
@@ -254,29 +256,39 @@ def _ask(
 
 def test_sip(router: Router) -> None:
     """A registration and a call with media both ways; everything shows and uses the address that the NAT gives."""
-    lab, setup = router.lab, router.setup
-    far = _Server(lab, setup.server)
-    phone, media = Media(lab, "inside", setup.client, 5060), Media(lab, "inside", setup.client, 4000)
-    far_media = Media(lab, "outside", setup.server, 9100)
+    _call(router, router.setup.client, router.setup.server, router.setup.seen)
+
+
+def test_sip6(router: Router) -> None:
+    if router.setup.server6 is None:
+        pytest.skip("this router is about IPv4")
+    _call(router, CLIENT6, router.setup.server6, router.setup.seen6)
+
+
+def _call(router: Router, client: str, server: str, seen: frozenset[str]) -> None:
+    lab = router.lab
+    far = _Server(lab, server)
+    phone, media = Media(lab, "inside", client, 5060), Media(lab, "inside", client, 4000)
+    far_media = Media(lab, "outside", server, 9100)
     try:
-        text, source = _ask(phone, setup.client, far, "REGISTER", 1, ("Expires: 600",))
-        assert source in setup.seen
-        shown = re.search(r"Contact: <sip:ann@([0-9.]+):", text)
+        text, source = _ask(phone, client, far, "REGISTER", 1, ("Expires: 600",))
+        assert source in seen
+        shown = re.search(r"Contact: <sip:ann@\[?([0-9a-f.:]+?)\]?:\d+>", text)
         assert shown
         assert shown[1] == source
-        text, came_from = _ask(phone, setup.client, far, "INVITE", 1, body=sdp(setup.client, 4000))
+        text, came_from = _ask(phone, client, far, "INVITE", 1, body=sdp(client, 4000))
         assert came_from == source
         public = offered(text)
         assert public[0] == source
-        _ask(phone, setup.client, far, "ACK", 1)
+        _ask(phone, client, far, "ACK", 1)
         far_media.send(public, b"from outside")
         assert media.hears(3) == b"from outside"
-        media.send((setup.server, 9100), b"from inside")
+        media.send((server, 9100), b"from inside")
         far_media.socket.settimeout(3)
         data, sender = far_media.socket.recvfrom(64)
         assert (data, sender[:2]) == (b"from inside", public)
-        _ask(phone, setup.client, far, "BYE", 2)
-        _ask(phone, setup.client, far, "REGISTER", 2, ("Expires: 0",))
+        _ask(phone, client, far, "BYE", 2)
+        _ask(phone, client, far, "REGISTER", 2, ("Expires: 0",))
     finally:
         for end in (far.end, phone, media, far_media):
             end.close()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -19,15 +17,14 @@ from alg.api import (
     Opened,
     Received,
     Refused,
-    Side,
     UpdateConversation,
     apply_edits,
 )
 from alg.datagrams import Datagram, Release
 from alg.sip.tcp import SipModule
 from alg.sip.udp import SipEngine
+from tests.lab.field_sip import FILES, Field, Said
 
-FILES = sorted(Path(__file__).parent.glob("*.sip"))
 CLIENT, SERVER = Endpoint("10.71.0.10", 5060), Endpoint("198.51.100.10", 5060)
 CONNECTION = Endpoint("10.71.0.10", 51000)  # what the phone's TCP connection comes from
 PUBLIC = Endpoint("198.51.100.1", 40000)
@@ -40,75 +37,10 @@ INSIDE = {
     "phone": str(CLIENT), "host": CLIENT.host, "received": CLIENT.host, "address": CLIENT.host,
     "rtp": "4000", "rtcp": "4001", "video": "4010", "vrtcp": "4011",
 }  # fmt: skip
-ESCAPE = re.compile(rb"\\(n|r|t|0|-|\\|x[0-9a-f]{2})")
-ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"0": b"\0", b"-": b"", b"\\": b"\\"}
 
 
-@dataclass
-class Said:
-    """A message: who says it, what is right of it, and its lines."""
-
-    side: Side
-    right: str
-    lines: list[str] = field(default_factory=list)
-
-    def bytes(self, words: dict[str, str], end: bytes) -> bytes:
-        """What is on the wire where `words` are said."""
-        while self.lines and not self.lines[-1] and "" in self.lines[:-1] and not self.lines[-2]:
-            self.lines.pop()
-        split = self.lines.index("") if "" in self.lines else len(self.lines)
-        body = b"".join(_line(line, words, end) for line in self.lines[split + 1 :])
-        words = {**words, "length": str(len(body))}
-        head = b"".join(_line(line, words, end) for line in self.lines[: split + 1])
-        return head + body
-
-
-def _line(line: str, words: dict[str, str], end: bytes) -> bytes:
-    for word, text in words.items():
-        line = line.replace("{" + word + "}", text)
-    ends = end
-    if line.endswith((r"\n", r"\-")):
-        ends = b""
-    return (
-        ESCAPE.sub(
-            lambda match: ESCAPES.get(match[1]) or (b"" if match[1] == b"-" else bytes([int(match[1][1:], 16)])),
-            line.encode(),
-        )
-        + ends
-    )
-
-
-class Field:
-    """One file."""
-
-    def __init__(self, path: Path) -> None:
-        self.about: dict[str, str] = {}
-        self.said: list[Said] = []
-        for line in path.read_text().splitlines():
-            if line.startswith(">> "):
-                side, _, right = line[3:].partition(" ")
-                self.said.append(Said(Side(side), right or self.about["right"]))
-            elif self.said:
-                self.said[-1].lines.append(line)
-            elif line:
-                key, _, value = line.partition(": ")
-                self.about[key] = value
-        for one in self.said[:-1]:
-            if len(one.lines) > 1 and not one.lines[-1]:
-                one.lines.pop()  # the blank line before the next one
-        self.end = b"\n" if self.about.get("lines") == "lf" else b"\r\n"
-
-    def goes_over(self, transport: str) -> bool:
-        return self.about.get("transport", transport) == transport
-
-    def came_and_goes(self, one: Said, sent_from: Endpoint) -> tuple[bytes, bytes]:
-        """What the side says, and what the other one must hear."""
-        inside = one.bytes({**INSIDE, "rport": str(sent_from.port)}, self.end)
-        outside = one.bytes(OUTSIDE, self.end)
-        came, goes = (inside, outside) if one.side is Side.CLIENT else (outside, inside)
-        if one.right == "edited":
-            return came, goes
-        return came, came
+def came_and_goes(case: Field, one: Said, sent_from: Endpoint) -> tuple[bytes, bytes]:
+    return case.came_and_goes(one, {**INSIDE, "rport": str(sent_from.port)}, OUTSIDE)
 
 
 def public(target: Endpoint) -> Endpoint:
@@ -138,7 +70,7 @@ class Peers:
 def test_over_udp(path: Path) -> None:
     case, engine, peers = Field(path), SipEngine(), Peers()
     for number, one in enumerate(case.said):
-        came, goes = case.came_and_goes(one, CLIENT)
+        came, goes = came_and_goes(case, one, CLIENT)
         commands = list(engine.handle(Datagram(number, one.side, CLIENT, SERVER, came, float(number))))
         heard = []
         codes = [command.code for command in commands if isinstance(command, Note)]
@@ -163,7 +95,7 @@ def over_tcp(case: Field, cut: int) -> tuple[list[bytes], str]:
     module, peers = SipModule(FlowContext(CONNECTION, SERVER, public=PUBLIC)), Peers()
     heard = []
     for number, one in enumerate(case.said):
-        came, _ = case.came_and_goes(one, CONNECTION)
+        came, _ = came_and_goes(case, one, CONNECTION)
         out = b""
         for piece in (came[:cut], came[cut:]):
             commands = list(module.handle(Received(one.side, piece, float(number)))) if piece else []
@@ -186,8 +118,8 @@ def over_tcp(case: Field, cut: int) -> tuple[list[bytes], str]:
 @pytest.mark.parametrize("path", [path for path in FILES if Field(path).goes_over("tcp")], ids=lambda path: path.stem)
 def test_over_tcp_however_it_is_cut(path: Path) -> None:
     case = Field(path)
-    wanted = [case.came_and_goes(one, CONNECTION)[1] for one in case.said]
-    longest = max(len(case.came_and_goes(one, CONNECTION)[0]) for one in case.said)
+    wanted = [came_and_goes(case, one, CONNECTION)[1] for one in case.said]
+    longest = max(len(came_and_goes(case, one, CONNECTION)[0]) for one in case.said)
     for cut in range(longest):
         heard, peers = over_tcp(case, cut)
         assert heard == wanted, f"cut at {cut}"
