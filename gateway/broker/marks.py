@@ -15,7 +15,8 @@ From priority -90 of PREROUTING to -3 of INPUT: it belongs to a connection that 
 address."""
 
 PROBE = 0xA19A7E01
-"""The priority (SO_PRIORITY) of a probe: a datagram that shows what the NAT makes of it, and never leaves this host."""
+"""The priority (SO_PRIORITY) of a probe: a datagram that shows what the NAT makes of it and never leaves this host, or
+a connection that is only begun, to see whether a server listens."""
 
 SPOKEN = (16384, 32767)
 """Ports of the gateway's own connections that have a client's address: below those that systems choose for themselves

@@ -83,8 +83,8 @@ class _Stage:
                 self._near.settimeout(10)
                 self._near.connect((SERVER, 5060))
             listener.settimeout(patience)
-            self._listener = listener
-            self._far, self._source = self._accepted()
+            connection, self._source = listener.accept()
+            self._far = stack.enter_context(connection)
         own_port = self._near.getsockname()[1]
         self._inside = {
             "phone": f"{self._own}:5060", "host": self._own, "received": self._own, "address": self._own,
@@ -96,17 +96,6 @@ class _Stage:
             sock = self._stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
             sock.bind((host, port))
         return sock
-
-    def _accepted(self) -> tuple[socket.socket, tuple[str, int]]:
-        """The phone's connection, as the server has it: the last one, for the gateway may have asked before."""
-        connection, source = self._listener.accept()
-        with contextlib.suppress(TimeoutError):
-            self._listener.settimeout(0.5)
-            while True:
-                later, source = self._listener.accept()
-                connection.close()
-                connection = later
-        return self._stack.enter_context(connection), source
 
     def run(self) -> Outcome:
         for one in self._case.said:
@@ -239,4 +228,4 @@ def cases() -> Iterator[tuple[Field, str, Transport]]:
         case = Field(path)
         for transport in ("udp", "tcp"):
             if case.goes_over(transport):
-                yield case, path.stem, transport  # type: ignore[misc]
+                yield case, path.stem, transport

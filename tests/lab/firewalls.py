@@ -1,10 +1,12 @@
-"""Other people's firewalls in the lab's router: firewalld and ufw as Debian has them (unpacked, not installed), with a
-message bus and directories of their own; fail2ban's and Docker's rules as those programs write them."""
+"""Other people's firewalls in the lab's router: firewalld, ufw, dockerd and fail2ban as Debian has them (unpacked, not
+installed), with a message bus and directories of their own."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -101,61 +103,98 @@ class Ufw:
         return self.lab.run("router", argv, env={"PYTHONPATH": str(_PACKAGES)}, timeout=60).stdout
 
 
-# What dockerd writes when it starts, with iptables (its default; versions 20 to 27), for one bridge.
-DOCKER_FILTER = """*filter
-:DOCKER - [0:0]
-:DOCKER-ISOLATION-STAGE-1 - [0:0]
-:DOCKER-ISOLATION-STAGE-2 - [0:0]
-:DOCKER-USER - [0:0]
--P FORWARD DROP
--I FORWARD -o docker0 -j DOCKER
--I FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
--I FORWARD -i docker0 ! -o docker0 -j ACCEPT
--I FORWARD -i docker0 -o docker0 -j ACCEPT
--I FORWARD -j DOCKER-ISOLATION-STAGE-1
--I FORWARD -j DOCKER-USER
--A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2
--A DOCKER-ISOLATION-STAGE-1 -j RETURN
--A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP
--A DOCKER-ISOLATION-STAGE-2 -j RETURN
--A DOCKER-USER -j RETURN
-COMMIT
-*nat
-:DOCKER - [0:0]
--I PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
--I OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j DOCKER
--I POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE
--A DOCKER -i docker0 -j RETURN
-COMMIT
-"""
+class Dockerd:
+    """dockerd in the router, with directories of its own: its bridge, chains and policy, but no container."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        if not (PEERS / "usr/sbin/dockerd").exists():
+            pytest.skip("dockerd is not there")
+        self._home = lab.tmp / "docker"
+        self._home.mkdir()
+        self._daemon: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Its rules anew, before all others."""
+        path = f"{PEERS / 'usr/bin'}:{PEERS / 'usr/sbin'}:/usr/sbin:/usr/bin:/sbin:/bin"
+        # `ip netns exec` has put another /sys in the place of the one with the control groups.
+        argv: list[str | Path] = ["nsenter", f"--mount=/proc/{os.getpid()}/ns/mnt", "unshare", "--mount"]
+        argv += ["env", f"PATH={path}", "dockerd", "--storage-driver=vfs", f"--data-root={self._home / 'data'}"]
+        argv += [
+            f"--exec-root={self._home / 'exec'}",
+            f"--pidfile={self._home / 'pid'}",
+            f"--host=unix://{self._socket}",
+        ]
+        self._socket.unlink(missing_ok=True)
+        self._daemon = self.lab.popen("router", argv, log=self.lab.logs / "dockerd.log")
+        self.lab.wait_for(self._answers, 60, "dockerd" + self.lab.tail_of_logs(5))
+
+    @property
+    def _socket(self) -> Path:
+        return self._home / "docker.sock"
+
+    def _answers(self) -> bool:
+        assert self._daemon is not None
+        assert self._daemon.poll() is None, "dockerd has ended" + self.lab.tail_of_logs(10)
+        try:
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.settimeout(2)
+                sock.connect(str(self._socket))
+                sock.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
+                return sock.recv(64).startswith(b"HTTP/1.0 200")
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        """End it. Its rules and its bridge stay, as they do."""
+        assert self._daemon is not None
+        self.lab.stop(self._daemon, timeout=20)
+
+    def close(self) -> None:
+        """End it, and take its bridge away."""
+        self.stop()
+        self.lab.run("router", ["ip", "link", "delete", "docker0"], check=False)
 
 
-def start_docker(lab: Lab) -> None:
-    """As dockerd does when it starts or restarts: its rules anew, before all others."""
-    for table in ("filter", "nat"):
-        for chain, rule in _jumps(lab, table):
-            lab.run("router", ["iptables", "-t", table, "-D", chain, *rule])
-    text = DOCKER_FILTER.replace("-P FORWARD DROP\n", "")
-    lab.run("router", ["iptables-restore", "--noflush"], stdin=text)
-    lab.run("router", ["iptables", "-P", "FORWARD", "DROP"])
+class Fail2ban:
+    """fail2ban in the router, with one jail, which bans by nftables whom it is told to."""
 
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        if not (PEERS / "usr/bin/fail2ban-server").exists():
+            pytest.skip("fail2ban is not there")
+        self._home = lab.tmp / "fail2ban"
+        shutil.copytree(PEERS / "etc/fail2ban", self._home / "etc")
+        log = self._home / "auth.log"
+        log.write_text("")
+        (self._home / "etc/jail.d/defaults-debian.conf").unlink(missing_ok=True)
+        (self._home / "etc/fail2ban.local").write_text("[Definition]\ndbfile = None\n")
+        (self._home / "etc/jail.local").write_text(
+            "[sshd]\nenabled = true\nbackend = polling\nbanaction = nftables-multiport\n"
+            f"logpath = {log}\nport = ssh\nallowipv6 = no\n"
+        )
+        self._env = {"PYTHONPATH": str(_PACKAGES), "PYTHONDONTWRITEBYTECODE": "1"}
+        own: list[str | Path] = ["-c", self._home / "etc", "-s", self._home / "sock", "-p", self._home / "pid"]
+        self._own: list[str | Path] = [*own, "--logtarget", lab.logs / "fail2ban.log"]
+        argv: list[str | Path] = [
+            PYTHON,
+            PEERS / "usr/bin/fail2ban-server",
+            *self._own,
+            "--dbfile",
+            "None",
+            "-f",
+            "start",
+        ]
+        self._server = lab.popen("router", argv, env=self._env)
+        lab.wait_for(lambda: "pong" in self.client("ping", check=False), 60, "fail2ban" + lab.tail_of_logs(5))
 
-def _jumps(lab: Lab, table: str) -> list[tuple[str, list[str]]]:
-    """dockerd's rules in built-in chains."""
-    saved = lab.run("router", ["iptables-save", "-t", table]).stdout
-    rules = [line.split()[1:] for line in saved.splitlines() if line.startswith("-A ")]
-    own = [rule for rule in rules if not rule[0].startswith("DOCKER")]
-    return [(rule[0], rule[1:]) for rule in own if any("docker" in word.lower() or "172.17" in word for word in rule)]
+    def client(self, *arguments: str, check: bool = True) -> str:
+        """fail2ban-client; what it says."""
+        argv: list[str | Path] = [PYTHON, PEERS / "usr/bin/fail2ban-client", *self._own, *arguments]
+        return self.lab.run("router", argv, check=check, env=self._env).stdout
 
-
-# What fail2ban's action nftables-multiport does at the first ban (fail2ban 1.0).
-FAIL2BAN = """table inet f2b-table {
-	set addr-set-sshd {
-		type ipv4_addr
-	}
-	chain f2b-chain {
-		type filter hook input priority filter - 1; policy accept;
-		tcp dport 22 ip saddr @addr-set-sshd reject with icmp type port-unreachable
-	}
-}
-"""
+    def close(self) -> None:
+        """End it: it takes its table away."""
+        self.client("stop", check=False)
+        self.lab.stop(self._server, timeout=20)

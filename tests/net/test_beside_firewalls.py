@@ -108,29 +108,39 @@ def test_ufw(own_lab: Lab, server: FtpServer) -> None:
 
 def test_docker(own_lab: Lab, server: FtpServer) -> None:
     lab = own_lab
-    firewalls.start_docker(lab)
+    docker = firewalls.Dockerd(lab)
+    assert "-P FORWARD DROP" in lab.run("router", ["iptables", "-S"]).stdout
     gateway = lab.start_gateway()
     all_well(lab, server)
-    firewalls.start_docker(lab)  # its rules are before ours now
+    docker.stop()
+    docker.start()  # its rules are before ours now
+    first = lab.run("router", ["iptables", "-S", "FORWARD"]).stdout.splitlines()[1]
+    assert "DOCKER" in first
     all_well(lab, server)
     (found,) = findings(gateway)
     assert found["status"] == "ok", found
     assert gateway.stop() == 0
+    docker.close()
     lab._baseline = []
 
 
 def test_fail2ban_bans_whom_it_wants_and_nobody_is_in_the_others_way(own_lab: Lab, server: FtpServer) -> None:
     lab = own_lab
     gateway = lab.start_gateway()
-    lab.run("router", ["nft", "-f", "-"], stdin=firewalls.FAIL2BAN)
-    for last in range(20):
-        banned = f"{{ 203.0.113.{100 + last} }}"
-        lab.run("router", ["nft", "add", "element", "inet", "f2b-table", "addr-set-sshd", banned])
+    fail2ban = firewalls.Fail2ban(lab)
+    fail2ban.client("set", "sshd", "banip", *(f"203.0.113.{100 + last}" for last in range(20)))
+
+    def banned() -> bool:
+        return "203.0.113.119" in lab.run("router", ["nft", "list", "ruleset"]).stdout
+
+    lab.wait_for(banned, 20, "the bans")
     all_well(lab, server)
     assert not is_told_of(gateway, "rules.gone")
     assert not is_told_of(gateway, "rules.foreign")
+    fail2ban.client("reload")
+    all_well(lab, server)
     assert gateway.stop() == 0
-    lab.run("router", ["nft", "delete", "table", "inet", "f2b-table"])
+    fail2ban.close()
 
 
 def test_iptables_persistent_restores_what_was_saved_before_us(own_lab: Lab, server: FtpServer) -> None:

@@ -61,7 +61,8 @@ def test_one_that_is_not_read_any_more_is_shown_with_the_reason_and_until_when(l
         server.settimeout(5)
         assert server.recv(65535) == said, "it passes as it is"
         client = f"{CLIENT4}:{HOSTILE}"
-        found = lab.wait_for(lambda: peers(gateway).get(client), 5, "it to be seen")
+        lab.wait_for(lambda: client in peers(gateway), 5, "it to be seen")
+        found = peers(gateway)[client]
         assert (found["server"], found["state"], found["reason"]) == (SERVER4, "revoked", "sip.not-sip")
         assert found["until"]
         text = gateway.algate("calls").stdout
