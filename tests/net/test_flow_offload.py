@@ -1,7 +1,6 @@
 """A router that offloads what it forwards (a flowtable): SIP and media are kept out of it, all else is offloaded.
 
-Needs a kernel with nf_flow_table; CONTRIBUTING.md says how to run a file in Debian's kernel where the machine's own has
-it not.
+Needs a kernel with nf_flow_table; in an emulated machine LAB_PATIENCE=20 gives it the time.
 """
 
 from __future__ import annotations
