@@ -169,10 +169,9 @@ class Fail2ban:
         log = self._home / "auth.log"
         log.write_text("")
         (self._home / "etc/jail.d/defaults-debian.conf").unlink(missing_ok=True)
-        (self._home / "etc/fail2ban.local").write_text("[Definition]\ndbfile = None\n")
+        (self._home / "etc/fail2ban.local").write_text("[Definition]\ndbfile = None\nallowipv6 = no\n")
         (self._home / "etc/jail.local").write_text(
-            "[sshd]\nenabled = true\nbackend = polling\nbanaction = nftables-multiport\n"
-            f"logpath = {log}\nport = ssh\nallowipv6 = no\n"
+            f"[sshd]\nenabled = true\nbackend = polling\nbanaction = nftables-multiport\nlogpath = {log}\nport = ssh\n"
         )
         self._env = {"PYTHONPATH": str(_PACKAGES), "PYTHONDONTWRITEBYTECODE": "1"}
         own: list[str | Path] = ["-c", self._home / "etc", "-s", self._home / "sock", "-p", self._home / "pid"]
@@ -181,8 +180,6 @@ class Fail2ban:
             PYTHON,
             PEERS / "usr/bin/fail2ban-server",
             *self._own,
-            "--dbfile",
-            "None",
             "-f",
             "start",
         ]

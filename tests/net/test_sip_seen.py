@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 from collections.abc import Callable, Iterator
@@ -96,7 +97,7 @@ def test_a_call_is_seen(lab: Lab, gateway: Gateway, wire: Wire) -> None:
     near, far = media
     try:
         # The trace begins with what is said after its first look.
-        number = iter(range(100, 200))
+        number = itertools.count(100)
 
         def shows() -> bool:
             wire.ask("OPTIONS", next(number))
