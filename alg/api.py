@@ -38,7 +38,7 @@ class Mode(StrEnum):
     OFF = "off"
 
 
-PINHOLE_KINDS = ("once", "anybody", "conversation", "exchange", "mapping", "read", "gre")
+PINHOLE_KINDS = ("once", "anybody", "conversation", "exchange", "mapping")
 """The kinds of pinholes that a module's class may name in its `kinds`. It asks for them by: `OpenPinhole` and
 `OpenOutbound` (once), `OpenPinhole` without a peer (anybody), `OpenConversation`, `OpenExchange`, `OpenMapping`."""
 

@@ -7,7 +7,7 @@ and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
@@ -178,6 +178,11 @@ def installed() -> list[Installed]:
             )
         )
     return rows
+
+
+def declared_kinds(names: Collection[str]) -> tuple[str, ...]:
+    """Return the kinds of pinholes that any of these installed modules may ask for."""
+    return tuple(sorted({kind for module in installed() if module.name in names for kind in module.kinds}))
 
 
 def _datagram_kind(entry: EntryPoint, face: type) -> DatagramKind:

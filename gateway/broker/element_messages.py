@@ -13,7 +13,7 @@ NFGENMSG = struct.pack(">BBH", NFPROTO_INET, 0, 0)  # nfgenmsg: family, version,
 _BODY = NLMSGHDR.size + len(NFGENMSG)
 NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_LIST_ELEM = 1, 2, 3, 1
 NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_DATA, NFTA_SET_ELEM_TIMEOUT, NFTA_SET_ELEM_EXPIRATION = 1, 2, 4, 5
-NFTA_SET_ELEM_USERDATA, NFTA_SET_ELEM_EXPR = 6, 7
+NFTA_SET_ELEM_USERDATA, NFTA_SET_ELEM_EXPR, NFTA_SET_ELEM_KEY_END = 6, 7, 10
 NFTA_DATA_VALUE, NFTA_EXPR_NAME, NFTA_EXPR_DATA = 1, 1, 2
 NFTA_COUNTER_BYTES, NFTA_COUNTER_PACKETS = 1, 2
 NFTNL_UDATA_SET_ELEM_COMMENT = 0
@@ -36,8 +36,10 @@ class ElementMessages:
         """A message body for all elements of a set."""
         return self._head[name]
 
-    def key(self, name: str, key: bytes) -> bytes:
-        """A message body for the element with this key. What precedes the key is packed once for each set."""
+    def key(self, name: str, key: bytes, end: bytes | None = None) -> bytes:
+        """The element with this key. Most messages are of a key alone: what stands before it is made once."""
+        if end is not None:
+            return self._item(name, _value(NFTA_SET_ELEM_KEY, key) + _value(NFTA_SET_ELEM_KEY_END, end))
         if len(key) & 3:  # the padding stands behind it
             return self._item(name, _value(NFTA_SET_ELEM_KEY, key))
         frame = self._frames.get(name)
@@ -49,13 +51,16 @@ class ElementMessages:
     def whole(self, element: Element) -> bytes:
         """A message body for an element with all its fields."""
         timeout = attribute(NFTA_SET_ELEM_TIMEOUT, _U64.pack(int(element.timeout * 1000)))
-        if not (element.data or element.comment or element.packets):
+        if not (element.data or element.comment or element.packets or element.end):
             frame = self._timed_frames.get(element.set)
             if frame is None:
                 body = self._item(element.set, _value(NFTA_SET_ELEM_KEY, element.key) + timeout)
                 frame = self._timed_frames[element.set] = body[: -len(element.key) - len(timeout)]
             return frame + element.key + timeout
-        item = _value(NFTA_SET_ELEM_KEY, element.key) + timeout
+        item = _value(NFTA_SET_ELEM_KEY, element.key)
+        if element.end is not None:
+            item += _value(NFTA_SET_ELEM_KEY_END, element.end)
+        item += timeout
         if element.data is not None:
             item += _value(NFTA_SET_ELEM_DATA, element.data)
         if element.comment:
@@ -90,6 +95,7 @@ def elements_in(name: str, answer: bytes) -> Iterator[Element]:
             comment=_comment_in(fields.get(NFTA_SET_ELEM_USERDATA, b"")),
             packets=packets,
             bytes=total,
+            end=_datum(fields, NFTA_SET_ELEM_KEY_END),
         )
 
 

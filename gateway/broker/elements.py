@@ -1,8 +1,9 @@
 """A lease as elements of the table `iptables/algate.nft`, and back. Pure.
 
 The lease rides in the user data of one of its elements, as a comment that `nft list table` shows: "algate 1 SLOT ID
-FLOW REASON", and words for what the keys do not show: "+1", the second port of a pair; "read", the kind. Everything
-else is in the keys, the data and the timeout, so the kernel's table is all that a restarted broker needs.
+FLOW REASON", and words for what the keys do not show: "+1", the second port of a pair; "read", "mapping" and
+"exchange", the kind; "tcp+udp", the protocol. Everything else is in the keys, the data and the timeout, so the kernel's
+table is all that a restarted broker needs.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ from __future__ import annotations
 import functools
 import ipaddress
 import struct
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import msgspec
 
 from alg.address import Endpoint
-from gateway.model.requests import Lease, Protocol, Traffic, Transport
+from gateway.model.requests import Kind, Lease, Protocol, Traffic, Transport, transports_of
 
-ONCE = ("once4", "once6")
-COUNTED = ("in4", "inany4", "out4", "outany4", "in6", "inany6", "out6", "outany6")
+ONCE = ("once4", "once6", "onceany4", "onceany6")
+INTERVAL = ("inonly4", "outonly4", "inonly6", "outonly6")
+COUNTED = ("in4", "inany4", "out4", "outany4", "in6", "inany6", "out6", "outany6", *INTERVAL)
 TALKED = ("talked4", "talked6", "untold")
 PUBLIC = ("public4", "public6")
 FILLED_IN = frozenset({"module_ports", "server_ports", "inside4", "inside6"})
@@ -30,6 +34,7 @@ note."""
 
 SETS = (
     *("dnat4", "dnat6", *ONCE, "snat4", "snat6", "many4", "many6", "any4", "any6", "follow4", "follow6"),
+    *("dnatany4", "dnatany6", "map4", "map6", "only4", "only6", "held4", "held6"),
     *COUNTED,
 )
 
@@ -41,7 +46,9 @@ LONGEST_COMMENT = 127
 
 _COMMENT = "algate 1"
 _SECOND = "+1"
-_READ = "read"
+_KINDS = ("read", "mapping", "exchange")
+_BOTH = "tcp+udp"
+_ENDS = "&"  # and the ends of an exchange
 _PLAIN = "="  # not translated: the public port is the target itself
 _LOCAL = "@"  # and the target: the public port is a worker's own
 _PROTOCOLS: dict[str, int] = {"tcp": 6, "udp": 17}
@@ -51,11 +58,15 @@ _SERVICE = struct.Struct(">B3xH2x")
 _PORT = struct.Struct(">H2x")
 
 
+_Key = bytes  # within `Element` that is the name of a counter
+
+
 class Element(NamedTuple):
     """An element of a set or map: `key` and `data` as the kernel has them; `timeout` is the rest of its time in
     seconds.
 
-    `packets` and `bytes` are those of its counter, if its set counts.
+    `packets` and `bytes` are those of its counter, where its set counts.
+    `end`: the last key of an interval, of which `key` is the first.
     """
 
     set: str
@@ -65,6 +76,7 @@ class Element(NamedTuple):
     comment: str
     packets: int = 0
     bytes: int = 0
+    end: _Key | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +87,7 @@ class Found:
     slot: int
     left: float
     used: bool
+    merged: bool = False  # it shares its public port with others, or did
 
 
 def pack_key(destination: Endpoint, transport: Protocol, source: str | None) -> bytes:
@@ -93,14 +106,22 @@ def elements_of(lease: Lease, slot: int, ttl: float) -> tuple[Element, ...]:
     family = lease.public.version
     if lease.backend == "userspace":
         return tuple(_local(lease, ttl, f"{comment} {_LOCAL}{_pack(lease.target).hex()}"))
-    if not lease.single:
-        if lease.kind == "read":
-            comment += f" {_READ}"
-        elements = _conversation(family, lease.public, lease.target, lease.peers, ttl, comment)
-        if lease.second is not None:
-            public, target = second_of(lease)
-            elements += _conversation(family, public, target, lease.peers, ttl, f"{comment} {_SECOND}")
-        return tuple(elements)
+    match lease.kind:
+        case "mapping":
+            return tuple(_mapping(lease, ttl, comment))
+        case "exchange":
+            return tuple(_exchange(lease, ttl, comment))
+        case "anybody":
+            key = pack_key(lease.public, lease.protocol, None)
+            target = Element(f"dnatany{family}", key, _pack(lease.target), ttl, comment)
+            return (target, Element(f"onceany{family}", key, None, ttl, ""))
+        case "conversation" | "read":
+            comment += _role(lease)
+            elements = _conversation(family, lease.public, lease.target, lease.peers, ttl, comment)
+            if lease.second is not None:
+                public, second = second_of(lease)
+                elements += _conversation(family, public, second, lease.peers, ttl, f"{comment} {_SECOND}")
+            return tuple(elements)
     once = f"once{family}"
     if lease.direction == "out":
         key = pack_key(lease.target, lease.protocol, lease.client)
@@ -116,20 +137,151 @@ def elements_of(lease: Lease, slot: int, ttl: float) -> tuple[Element, ...]:
     return (Element(f"dnat{family}", key, _pack(lease.target), ttl, comment), Element(once, key, None, ttl, ""))
 
 
+def merged(leases: Sequence[tuple[Lease, int, float]]) -> tuple[Element, ...]:
+    """The elements of leases that share a public port, each with its slot and the seconds that it lives: for each
+    element the longest of those that want it. Who they are rides in elements of its own."""
+    found: dict[tuple[str, bytes], Element] = {}
+    for lease, slot, ttl in leases:
+        for element in (*elements_of(lease, slot, ttl), *_held(lease, slot, ttl)):
+            if not element.set.startswith("held"):
+                element = element._replace(comment="")
+            name = element.set, element.key
+            if name not in found or found[name].timeout < element.timeout:
+                found[name] = element
+    return tuple(_largest(found.values()))
+
+
+def _largest(elements: Iterable[Element]) -> Iterator[Element]:
+    """Of intervals that lie within others only those others: the kernel takes none that overlap."""
+    wide: dict[str, list[Element]] = {}
+    for element in elements:
+        if element.end is None or element.set.startswith("held"):
+            yield element
+        else:
+            wide.setdefault(element.set, []).append(element)
+    for several in wide.values():
+        for one in several:
+            end = one.end or b""
+            if not any(other is not one and other.key <= one.key and end <= (other.end or b"") for other in several):
+                yield one
+
+
+def _held(lease: Lease, slot: int, ttl: float) -> Iterator[Element]:
+    """What says of a lease whose it is, and who may come, where it is not alone."""
+    family = lease.public.version
+    comment = f"{_COMMENT} {slot} {lease.id} {lease.flow} {lease.reason}{_role(lease)}"
+    pairs = [(lease.public, lease.target, "")]
+    if lease.second is not None:
+        pairs.append((*second_of(lease), f" {_SECOND}"))
+    for public, target, role in pairs:
+        for first, last in _ranges(lease.peers, family):
+            key = bytes.fromhex(lease.id) + _PORT.pack(target.port) + first + last
+            yield Element(f"held{family}", key, _pack(public) + _packed(target.host), ttl, comment + role)
+
+
+def _ranges(peers: tuple[str, ...] | None, family: int) -> list[tuple[bytes, bytes]]:
+    """Peers as first and last addresses; nobody as the last and the first one of all."""
+    none, every = bytes(_SIZES[family]), b"\xff" * _SIZES[family]
+    if peers is None:
+        return [(none, every)]
+    return [_interval(peer) for peer in peers] or [(every, none)]
+
+
+def _peers_in(ranges: Iterable[tuple[bytes, bytes]], kind: Kind) -> tuple[str, ...] | None:
+    found = []
+    for first, last in ranges:
+        if not any(first) and last == b"\xff" * len(last):
+            return None
+        if first <= last:
+            found.append(_prefix(first, last) if kind == "mapping" else _text(first))
+    return tuple(sorted(found))
+
+
+@functools.lru_cache(maxsize=4096)
+def _interval(prefix: str) -> tuple[bytes, bytes]:
+    network = ipaddress.ip_network(prefix)
+    return network.network_address.packed, network.broadcast_address.packed
+
+
+def _prefix(first: bytes, last: bytes) -> str:
+    differ = int.from_bytes(first, "big") ^ int.from_bytes(last, "big")
+    return f"{_text(first)}/{8 * len(first) - differ.bit_length()}"
+
+
+def _role(lease: Lease) -> str:
+    """What a comment says of the kind of a lease."""
+    kind = f" {lease.kind}" if lease.kind in _KINDS else ""
+    return f"{kind} {lease.protocol}" if lease.kind == "mapping" else kind
+
+
+def _mapping(lease: Lease, ttl: float, comment: str) -> Iterator[Element]:
+    """The elements of a mapping: the source port first, as it says whose they are."""
+    family, public, target = lease.public.version, lease.public, lease.target
+    translated = public != target
+    comment += _role(lease)
+    for transport in transports_of(lease.protocol):
+        outer, inner = pack_key(public, transport, None), pack_key(target, transport, None)
+        yield Element(f"snat{family}", inner, _pack(public), ttl, comment)
+        comment = ""
+        if translated and transport == "udp":
+            yield Element(f"public{family}", _pack(public), None, ttl, "")
+        passing = ("in", "out") if transport == "udp" else ("in",)
+        if lease.peers is None:
+            if translated:
+                yield Element(f"map{family}", outer, _pack(target), ttl, "")
+            for way in passing:
+                yield Element(f"{way}any{family}", inner, None, ttl, "")
+            continue
+        for first, last in _ranges(lease.peers, family) if lease.peers else ():
+            if translated:
+                yield Element(f"only{family}", outer + first, _pack(target), ttl, "", end=outer + last)
+            for way in passing:
+                yield Element(f"{way}only{family}", inner + first, None, ttl, "", end=inner + last)
+
+
+def _exchange(lease: Lease, ttl: float, comment: str) -> Iterator[Element]:
+    """The elements of an exchange: what the client outside sends from first, as it says whose they are. As long as the
+    server's port is not known, nothing passes."""
+    assert lease.outer is not None
+    assert lease.inner is not None
+    seconds = struct.pack(">HH", lease.outer_second or 0, lease.second or 0)
+    ends = _pack(lease.public) + _pack(lease.target) + _pack(lease.inner) + seconds
+    said = f"{comment} exchange {_ENDS}{ends.hex()}"
+    ports = [(lease.outer, lease.inner, lease.public, lease.target)]
+    if lease.outer_second is not None:
+        inner, public = (Endpoint(one.host, one.port + 1) for one in (lease.inner, lease.public))
+        target = Endpoint(lease.target.host, lease.second or 0)
+        ports.append((Endpoint(lease.outer.host, lease.outer_second), inner, public, target))
+    family = lease.public.version
+    for outer, inner, public, target in ports:
+        yield Element(f"snat{family}", pack_key(outer, "udp", None), _pack(inner), ttl, said)
+        said = ""
+        yield Element(f"public{family}", _pack(public), None, ttl, "")
+        yield Element(f"public{family}", _pack(inner), None, ttl, "")
+        if not target.port:
+            continue
+        yield Element(f"snat{family}", pack_key(target, "udp", None), _pack(public), ttl, "")
+        yield Element(f"many{family}", pack_key(public, "udp", outer.host), _pack(target), ttl, "")
+        yield Element(f"many{family}", pack_key(inner, "udp", target.host), _pack(outer), ttl, "")
+        yield Element(f"in{family}", pack_key(target, "udp", outer.host), None, ttl, "")
+        yield Element(f"in{family}", pack_key(outer, "udp", target.host), None, ttl, "")
+
+
 def talked_of(endpoint: Endpoint) -> tuple[str, bytes]:
     """Return set and key of the element that exists if a socket has recently sent packets past all pinholes."""
     return f"talked{endpoint.version}", _pack(endpoint)
 
 
 def is_single(lease: Lease) -> bool:
-    """Whether an element of the set `once` represents the lease."""
-    return lease.single and (lease.peer is not None or lease.direction == "out")
+    """Whether an element of `once` stands for the lease."""
+    return lease.single and (lease.peer is not None or lease.direction == "out" or lease.kind == "anybody")
 
 
 def once_of(lease: Lease) -> tuple[str, bytes]:
     """Return set and key of the element that exists as long as a pinhole of one use (and one peer) is unused."""
     source = lease.client if lease.direction == "out" else lease.peer
-    return f"once{lease.public.version}", pack_key(lease.public, lease.protocol, source)
+    anybody = "any" if lease.kind == "anybody" else ""
+    return f"once{anybody}{lease.public.version}", pack_key(lease.public, lease.protocol, source)
 
 
 def second_of(lease: Lease) -> tuple[Endpoint, Endpoint]:
@@ -154,28 +306,32 @@ def leases_of(elements: Iterable[Element], unix: float) -> list[Found]:
     found: list[Found] = []
     seconds: dict[str, int] = {}
     local_ids: set[str] = set()
+    held: dict[str, list[tuple[Element, _Owner]]] = {}
     peers = _peers(everything)
     for element in everything.values():
         owner = _parse_comment(element.comment)
         if owner is None:
             continue
-        if element.set.startswith("snat"):
-            conversation = _read_conversation(element, owner, peers, unix)
-            if conversation is None:
-                continue
-            if owner.second:
-                seconds[owner.id] = conversation.lease.target.port
-            else:
-                found.append(conversation)
+        one: Found | None = None
+        if element.set.startswith("held"):
+            held.setdefault(owner.id, []).append((element, owner))
+        elif owner.kind == "exchange":
+            one = _read_exchange(element, owner, unix)
+        elif element.set.startswith("snat"):
+            one = _read_shared(element, owner, peers, unix)
+            if one is not None and owner.second:
+                seconds[owner.id] = one.lease.target.port
+                one = None
         elif owner.local is not None:
-            local = _read_local(element, owner, peers, everything, unix)
-            if local is not None and owner.id not in local_ids:
-                local_ids.add(owner.id)
-                found.append(local)
+            one = _read_local(element, owner, peers, unix)
+            if owner.id in local_ids:
+                one = None
+            local_ids.add(owner.id)
         elif element.set.startswith(("dnat", "once")):
-            single = _read_single(element, owner, everything, unix)
-            if single is not None:
-                found.append(single)
+            one = _read_single(element, owner, everything, unix)
+        if one is not None:
+            found.append(one)
+    found += [one for several in held.values() if (one := _read_held(several, unix)) is not None]
     return [_with_second(one, seconds.get(one.lease.id)) for one in found]
 
 
@@ -188,15 +344,16 @@ class _Owner:
     second: bool
     local: bytes | None
     plain: bool
-    read: bool
+    kind: Kind
+    protocol: Protocol
+    ends: bytes
 
 
 def _conversation(
     family: int, public: Endpoint, target: Endpoint, peers: tuple[str, ...] | None, ttl: float, comment: str
 ) -> list[Element]:
-    """Return the elements of one port of a conversation. The element of the source port comes first, because it holds
-    the lease's comment."""
-    elements = [Element(f"snat{family}", _pack(target), _pack(public), ttl, comment)]
+    """The elements of one port: the source port first, as it says whose they are."""
+    elements = [Element(f"snat{family}", pack_key(target, "udp", None), _pack(public), ttl, comment)]
     if public != target:
         elements.append(Element(f"public{family}", _pack(public), None, ttl, ""))
     anybody = "any" if peers is None else ""
@@ -221,39 +378,100 @@ def _local(lease: Lease, ttl: float, comment: str) -> list[Element]:
     ]
 
 
-def _peers(elements: Mapping[tuple[str, bytes], Element]) -> dict[Endpoint, list[str | None]]:
-    """Return which peers may send to each inside socket, or socket of this host; None in a list: all hosts."""
-    found: dict[Endpoint, list[str | None]] = {}
+_Peers = Mapping[tuple[Endpoint, Transport], list[tuple[bytes, bytes]]]
+
+
+def _peers(elements: Mapping[tuple[str, bytes], Element]) -> _Peers:
+    """Who may send to a socket, inside or of this host: first and last addresses."""
+    found: dict[tuple[Endpoint, Transport], list[tuple[bytes, bytes]]] = {}
     for element in elements.values():
         if element.set.startswith("in"):
             key = _unpack_key(element)
             if key is not None:
-                found.setdefault(key[0], []).append(key[2])
+                size = _SIZES[key[0].version]
+                first = bytes(size) if key[2] is None else element.key[-size:]
+                last = b"\xff" * size if key[2] is None else (element.end or element.key)[-size:]
+                found.setdefault(key[:2], []).append((first, last))
     return found
 
 
-def _read_conversation(
-    element: Element, owner: _Owner, peers: Mapping[Endpoint, list[str | None]], unix: float
-) -> Found | None:
+def _read_shared(element: Element, owner: _Owner, peers: _Peers, unix: float) -> Found | None:
+    """A conversation or a mapping, by the source port of its socket."""
     family = 6 if element.set.endswith("6") else 4
-    if len(element.key) != _SIZES[family] + 4 or element.data is None or len(element.data) != _SIZES[family] + 4:
+    size = _SIZES[family]
+    if len(element.key) != size + _SERVICE.size or element.data is None or len(element.data) != size + _PORT.size:
         return None
-    target, public = _unpack(element.key, family), _unpack(element.data, family)
-    allowed = peers.get(target, [])
-    lease = Lease(
+    number, port = _SERVICE.unpack_from(element.key, size)
+    transport = _TRANSPORTS.get(number)
+    if transport is None:
+        return None
+    target, public = Endpoint(_text(element.key[:size]), port), _unpack(element.data, family)
+    allowed = peers.get((target, transport), [])
+    lease = _shared(owner, public, target, unix + element.timeout, _peers_in(allowed, owner.kind))
+    return Found(lease, owner.slot, element.timeout, used=False)
+
+
+def _read_held(several: Sequence[tuple[Element, _Owner]], unix: float) -> Found | None:
+    """One that shares its public port with others, by elements of its own."""
+    first = [(element, owner) for element, owner in several if not owner.second]
+    if not first:
+        return None
+    element, owner = first[0]
+    family = 6 if element.set.endswith("6") else 4
+    size = _SIZES[family]
+    if element.data is None or len(element.key) != 2 * size + 12 or len(element.data) != 2 * size + _PORT.size:
+        return None
+    public, host = _unpack(element.data, family), _text(element.data[-size:])
+    ranges = [(one.key[-2 * size : -size], one.key[-size:]) for one, _ in first]
+    target = Endpoint(host, _target_port(element))
+    lease = _shared(owner, public, target, unix + element.timeout, _peers_in(ranges, owner.kind))
+    beside = next((one for one, its in several if its.second), None)
+    if beside is not None:
+        lease = msgspec.structs.replace(lease, second=_target_port(beside))
+    return Found(lease, owner.slot, element.timeout, used=False, merged=True)
+
+
+def _target_port(held: Element) -> int:
+    (port,) = _PORT.unpack_from(held.key, 8)
+    return int(port)
+
+
+def _shared(owner: _Owner, public: Endpoint, target: Endpoint, expires: float, peers: tuple[str, ...] | None) -> Lease:
+    return Lease(
         id=owner.id,
         flow=owner.flow,
         reason=owner.reason,
         client=target.host,
         direction="in",
-        protocol="udp",
+        protocol=owner.protocol,
         public=public,
         target=target,
         peer=None,
-        expires=unix + element.timeout,
+        expires=expires,
         backend="kernel",
-        kind="read" if owner.read else "conversation",
-        peers=None if None in allowed else tuple(sorted(peer for peer in allowed if peer is not None)),
+        kind=owner.kind,
+        peers=peers,
+    )
+
+
+def _read_exchange(element: Element, owner: _Owner, unix: float) -> Found | None:
+    family = 6 if element.set.endswith("6") else 4
+    size = _SIZES[family]
+    width = size + _PORT.size
+    if len(owner.ends) != 3 * width + 4 or len(element.key) != size + _SERVICE.size:
+        return None
+    public, target, inner = (_unpack(owner.ends[at * width :], family) for at in range(3))
+    outer_second, second = struct.unpack_from(">HH", owner.ends, 3 * width)
+    _, port = _SERVICE.unpack_from(element.key, size)
+    outer = Endpoint(_text(element.key[:size]), port)
+    lease = _shared(owner, public, target, unix + element.timeout, ())
+    lease = msgspec.structs.replace(
+        lease,
+        visitor=outer.host,
+        outer=outer,
+        inner=inner,
+        outer_second=outer_second or None,
+        second=second if outer_second else None,
     )
     return Found(lease, owner.slot, element.timeout, used=False)
 
@@ -262,10 +480,10 @@ def _read_single(
     element: Element, owner: _Owner, everything: Mapping[tuple[str, bytes], Element], unix: float
 ) -> Found | None:
     key = _unpack_key(element)
-    if key is None or key[2] is None:
+    anybody = "any" in element.set
+    if key is None or (key[2] is None) != anybody:
         return None
-    destination, transport = key[:2]
-    source = key[2]
+    destination, transport, source = key
     inbound = element.data is not None or owner.plain
     follow = everything.get((f"follow{destination.version}", element.key)) if not inbound else None
     target = _unpack(element.data, destination.version) if element.data is not None else destination
@@ -273,7 +491,7 @@ def _read_single(
         id=owner.id,
         flow=owner.flow,
         reason=owner.reason,
-        client=target.host if inbound else source,
+        client=target.host if inbound else source or "",
         direction="in" if inbound else "out",
         protocol=transport,
         public=destination,
@@ -281,17 +499,17 @@ def _read_single(
         peer=source if inbound else None,
         expires=unix + element.timeout,
         backend="kernel",
+        kind="anybody" if anybody else "once",
         follows=str(ipaddress.ip_address(follow.data)) if follow is not None and follow.data else None,
     )
-    used = (f"once{destination.version}", element.key) not in everything
+    used = once_of(lease) not in everything
     return Found(lease, owner.slot, element.timeout, used)
 
 
 def _read_local(
     element: Element,
     owner: _Owner,
-    peers: Mapping[Endpoint, list[str | None]],
-    everything: Mapping[tuple[str, bytes], Element],
+    peers: _Peers,
     unix: float,
 ) -> Found | None:
     key = _unpack_key(element)
@@ -299,7 +517,7 @@ def _read_local(
         return None
     public, transport, source = key
     target = _unpack(owner.local, public.version)
-    allowed = peers.get(public, [])
+    allowed = _peers_in(peers.get((public, transport), []), "local")
     lease = Lease(
         id=owner.id,
         flow=owner.flow,
@@ -313,7 +531,7 @@ def _read_local(
         expires=unix + element.timeout,
         backend="userspace",
         kind="local",
-        peers=() if transport == "tcp" else None if None in allowed else tuple(sorted(p for p in allowed if p)),
+        peers=() if transport == "tcp" else allowed,
     )
     return Found(lease, owner.slot, element.timeout, used=False)
 
@@ -331,17 +549,25 @@ def _parse_comment(comment: str) -> _Owner | None:
     words = rest.split(" ")
     if head or not found or not words[0].isdecimal() or len(words) < 4:
         return None
-    roles = set(words[4:])
-    local = None
-    for role in [role for role in roles if role.startswith(_LOCAL)]:
-        roles.remove(role)
+    owner = _Owner(int(words[0]), words[1], words[2], words[3], False, None, False, "conversation", "udp", b"")
+    changes: dict[str, Any] = {}
+    for role in words[4:]:
         try:
-            local = bytes.fromhex(role.removeprefix(_LOCAL))
+            if role.startswith(_LOCAL):
+                changes["local"] = bytes.fromhex(role.removeprefix(_LOCAL))
+            elif role.startswith(_ENDS):
+                changes["ends"] = bytes.fromhex(role.removeprefix(_ENDS))
+            elif role in _KINDS:
+                changes["kind"] = role
+            elif role in (*_PROTOCOLS, _BOTH):
+                changes["protocol"] = role
+            elif role in (_SECOND, _PLAIN):
+                changes["second" if role == _SECOND else "plain"] = True
+            else:
+                return None
         except ValueError:
             return None
-    if not roles <= {_SECOND, _PLAIN, _READ}:
-        return None
-    return _Owner(int(words[0]), words[1], words[2], words[3], _SECOND in roles, local, _PLAIN in roles, _READ in roles)
+    return replace(owner, **changes) if changes else owner
 
 
 def _unpack_key(element: Element) -> tuple[Endpoint, Transport, str | None] | None:

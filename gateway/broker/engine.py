@@ -22,6 +22,7 @@ from gateway.broker import marks
 from gateway.broker.conntrack import Conntrack
 from gateway.broker.element_messages import NFPROTO_INET
 from gateway.broker.elements import elements_of, leases_of
+from gateway.broker.foreign import ForeignForwardings
 from gateway.broker.limits import BrokerLimits
 from gateway.broker.nat import Nat, ReturnPath
 from gateway.broker.netfilter import Change, Netfilter, TableGoneError
@@ -29,6 +30,7 @@ from gateway.broker.netlink import NetfilterError
 from gateway.broker.ports import can_bind
 from gateway.broker.restore import Restoration
 from gateway.broker.ruleset_watch import Changes
+from gateway.broker.sharing import Sharing
 from gateway.broker.stale import Stale
 from gateway.broker.usage import Usage
 from gateway.lease.messages import (
@@ -80,6 +82,15 @@ class Opening(NamedTuple):
     id: int  # of the request
     lease: Lease
     ttl: float
+    change: Change | None = None  # where it shares a public port with others
+
+
+class Closing(NamedTuple):
+    """A lease that is still in the kernel, but in the table no more."""
+
+    slot: int
+    lease: Lease
+    change: Change
 
 
 class Updating(NamedTuple):
@@ -107,22 +118,27 @@ class Engine:
         self.netfilter = Netfilter(table)
         self.netfilter.measure(limits.meter, now=False)
         self._inside = limits.inside
+        self._kinds, self._reserved = limits.kinds, limits.reserved
+        self._foreign = ForeignForwardings(table)
         self._neighbours = Neighbours(limits.inside, Kernel())
         self._leases = LeaseTable(backend="kernel", identify=self._neighbours.identify, **limits.of_table())
         self._rng = random.SystemRandom()
         self._send = send
         self._opens: list[Opening] = []
-        self._closes: list[tuple[int, Lease]] = []
+        self._closes: list[Closing] = []
         self._updates: list[Updating] = []
         self._answers: dict[int, list[ToWorker]] = {}
         self._just_opened: list[tuple[int, Lease]] = []  # of which the log is to say so
         self._just_updated: list[tuple[int, Lease]] = []
         self._nat = Nat(self.netfilter, self._rng)
         self._return_path = ReturnPath(table)
+        self._sharing = Sharing(self._leases)
         self._usage = Usage(self.netfilter, self._leases, self._on_table_gone)
         self._restore_wanted = limits.restore
         self._signalling = limits.signalling
-        self._restoration = Restoration(self.netfilter, self._leases, lambda: Conntrack().begun_with(marks.ADMITTED))
+        self._restoration = Restoration(
+            self.netfilter, self._leases, self._sharing.first_whole, lambda: Conntrack().begun_with(marks.ADMITTED)
+        )
         self._restorations = Rate(PER_SECOND, RESTORATIONS)
         self._suspicion = math.inf  # when to look whether the table is as it was
         self._elements_gone = False  # another program has deleted elements of ours
@@ -147,6 +163,8 @@ class Engine:
         for found in leases_of(elements, unix):
             self._leases.restore(found.lease, owner=found.slot, deadline=now + found.left, used=found.used)
             self._usage.opened(found.lease)
+            if found.merged:
+                self._sharing.found_merged(found.lease)
         if made and len(self._leases):
             self._put_back(empty=True)
         log.info("broker.table", table=self.netfilter.name, made=made, pinholes=len(self._leases))
@@ -182,6 +200,7 @@ class Engine:
         self.netfilter.measure(limits.meter)
         self._inside = self._neighbours.inside = tuple(limits.inside)
         self._restore_wanted = limits.restore
+        self._kinds, self._reserved = limits.kinds, limits.reserved
         if self._signalling != limits.signalling:
             self._signalling = limits.signalling
             self._keep_aside()
@@ -235,10 +254,12 @@ class Engine:
                 check_request(msgspec.structs.replace(request, public_host=None), self._inside)
                 request = self._located(request, request.along)
             check_request(request, self._inside)
+            if not request.find and not self._may_ask(slot, request.kind):
+                raise PinholeRefused("kind", f"no module of this process declares {request.kind}")
             if request.find:
                 self._find(slot, message)
                 return
-            if request.kind == "once" and (request.direction == "out" or request.public_host is None):
+            if request.kind in ("once", "anybody") and (request.direction == "out" or request.public_host is None):
                 self._replace(slot, request)
             try:
                 lease = self._reserve(slot, request)
@@ -255,20 +276,39 @@ class Engine:
         except PinholeRefused as refusal:
             self._refuse(slot, message.id, request.client, request.reason, refusal)
             return
-        self._opens.append(Opening(slot, message.id, lease, request.ttl))
+        others = self._sharing.others(lease)
+        if not others:
+            self._opens.append(Opening(slot, message.id, lease, request.ttl))
+            return
+        self.flush()  # those that it shares a port with are there now
+        shared = self._sharing.opening(others, (lease, slot, request.ttl))
+        self._opens.append(Opening(slot, message.id, lease, request.ttl, self._counting(shared)))
+        self.flush()
+        for other, owner, _ in others:  # what a dead process had opened, and its successor opens anew
+            if other.id in self._inherited and owner == slot and other.kind == lease.kind:
+                self.close(slot, other.id)
+
+    def _counting(self, changed: Change) -> Change:
+        """The change with the counters of what is deleted and added again."""
+        return Change(changed.delete, tuple(self.netfilter.counted(changed.add)))
+
+    def _may_ask(self, slot: int, kind: str) -> bool:
+        """Whether a process may ask for pinholes of this kind. Ports of its own it may always ask for."""
+        allowed = self._kinds.get(slot, frozenset())
+        return kind == "local" or kind in allowed or (kind == "read" and "conversation" in allowed)
 
     def _find(self, slot: int, message: Open) -> None:
         """Answer which public endpoint the conversation of an inside socket has. Its owner and peers are not told."""
         self.flush()  # what is told of has to be open
         lease = self._leases.of_socket(message.request.target)
-        if lease is None or lease.single:
+        if lease is None:
             raise PinholeRefused("none", f"{message.request.target} has no conversation")
         shown = msgspec.structs.replace(lease, id="0" * 16, flow="", peers=())
         self._answer(slot, LeaseOpened(message.id, shown))
 
     def _located(self, request: PinholeRequest, along: Along) -> PinholeRequest:
-        """Return the request with the public address of its flow. Raises PinholeRefused."""
-        if any(along.source == lease.target for _, lease in self._closes):
+        """The request with the public address that its flow has. PinholeRefused."""
+        if any(along.source == one.lease.target for one in self._closes):
             self.flush()  # a conversation of this very socket translates it as long as it is there
         try:
             public = self._nat.public_of(along)
@@ -382,8 +422,8 @@ class Engine:
         refused: dict[int, NetfilterError] = {}
         done = True
         try:
-            changes = [Change(delete=elements_of(lease, slot, 1.0)) for slot, lease in closes]
-            changes += [Change(add=elements_of(one.lease, one.slot, one.ttl)) for one in opens]
+            changes = [one.change for one in closes]
+            changes += [one.change or Change(add=elements_of(one.lease, one.slot, one.ttl)) for one in opens]
             changes += [self._change(one) for one in updates]
             try:
                 refused = self.netfilter.apply(changes)
@@ -395,9 +435,10 @@ class Engine:
                         deadline = time.monotonic() + opening.ttl
                         self._leases.restore(opening.lease, owner=opening.slot, deadline=deadline)
                 # There is nothing to delete any more, and of an update everything to add.
-                changes = [Change()] * len(closes) + changes[len(closes) : len(closes) + len(opens)]
+                changes = [Change()] * len(closes)
+                changes += [Change(add=self._sharing.whole(one.lease, one.slot, one.ttl)) for one in opens]
                 if self._restore_wanted:
-                    changes += [Change(add=elements_of(one.new, one.slot, one.ttl)) for one in updates]
+                    changes += [Change(add=self._sharing.whole(one.new, one.slot, one.ttl)) for one in updates]
                 else:
                     done = not updates
                 refused = self.netfilter.apply(changes)
@@ -405,16 +446,21 @@ class Engine:
             log.error("broker.netfilter_failed", error=str(error), opens=len(opens), closes=len(closes))
             refused = dict.fromkeys(range(len(closes) + len(opens) + len(updates)), error)
             done = False
-        for _, lease in closes:
-            self.stale.closed(lease)
+        for one in closes:
+            self.stale.closed(one.lease)
         for index, opening in enumerate(opens, len(closes)):
             self._opened_or_not(opening, refused.get(index))
         for index, updating in enumerate(updates, len(closes) + len(opens)):
             self._updated_or_not(updating, refused.get(index), done)
 
     def _change(self, one: Updating) -> Change:
-        """Return a change that deletes and adds in one transaction, so that no packet meets a half-changed
-        conversation."""
+        """Deleted and added in one transaction: no packet meets a conversation half changed."""
+        others = self._sharing.others(one.new)
+        if others:
+            left = max(one.before - time.monotonic(), 0.0)
+            return self._counting(
+                self._sharing.updating(others, (one.old, one.slot, left), (one.new, one.slot, one.ttl))
+            )
         old, new = elements_of(one.old, one.slot, one.ttl), elements_of(one.new, one.slot, one.ttl)
         was, becomes = ((lease.expires, lease.target, lease.second) for lease in (one.old, one.new))
         if was != becomes:
@@ -431,7 +477,7 @@ class Engine:
             self._leases.close(one.lease.id, now=time.monotonic())
             self._refuse(one.slot, one.id, one.lease.client, one.lease.reason, PinholeRefused(error.rule, str(error)))
             # Nobody knows what the kernel did if it did not answer: what there may be of it must go.
-            self._closes.append((one.slot, one.lease))
+            self._close_elements(one.slot, one.lease)
             return
         self._opened += 1
         self.stale.opened(one.lease)
@@ -457,12 +503,14 @@ class Engine:
         if done:
             self._leases.replace(one.old, deadline=one.before)
         elif self._leases.close(one.new.id, now=time.monotonic()) is not None:
-            self._closes.append((one.slot, one.old))
+            self._close_elements(one.slot, one.old)
             self._closing(one.slot, one.new, "kernel")
         self._refuse(one.slot, one.id, one.old.client, one.old.reason, refusal)
 
     def _reserve(self, slot: int, request: PinholeRequest) -> Lease:
         def is_free(port: int) -> bool:
+            if request.kind == "mapping" and self._is_reserved(request, port):
+                return False
             # That the NAT translates to an address that is none of this host's is what it was asked for.
             return all(
                 can_bind(transport, request.public_host or "", port, foreign=request.along is not None)
@@ -470,15 +518,28 @@ class Engine:
             )
 
         return self._leases.open(
-            request, now=time.monotonic(), unix=time.time(), rng=self._rng, is_free=is_free, owner=slot
+            request,
+            now=time.monotonic(),
+            unix=time.time(),
+            rng=self._rng,
+            is_free=is_free,
+            owner=slot,
+            is_free_inside=lambda port: can_bind("udp", request.inner_host or "", port),
+        )
+
+    def _is_reserved(self, request: PinholeRequest, port: int) -> bool:
+        """Whether a port is none for mappings: the gateway's own, or an operator's forwarding goes before ours."""
+        return port in self._reserved or any(
+            self._foreign.has(transport, request.public_host or "", port)
+            for transport in transports_of(request.transport)
         )
 
     def _replace(self, slot: int, request: PinholeRequest) -> None:
-        """Close the pinhole that the request replaces. A pinhole that is not translated has no port of ours that sets
-        it apart, so a second request with the same key replaces the first one."""
-        same = request.direction, request.transport, request.target, request.peer
+        """A pinhole that is not translated has no port of ours that sets it apart: the same wish again takes the old
+        one's place."""
+        same = request.direction, request.transport, request.target, request.peer, request.kind
         for lease in self._leases.of_client(request.client):
-            if lease.public == lease.target and (lease.direction, lease.protocol, lease.target, lease.peer) == same:
+            if lease.public == lease.target and _wished_for(lease) == same:
                 self.flush()  # that one may be on its way too
                 if self._leases.close(lease.id, now=time.monotonic()) is not None:
                     self._closing(slot, lease, "replaced")
@@ -493,9 +554,18 @@ class Engine:
         self.flush()  # the sockets are free for other requests
 
     def _closing(self, slot: int, lease: Lease, by: str) -> None:
-        self._closes.append((slot, lease))
+        self._close_elements(slot, lease)
         self._usage.closed(lease.id)
         pinhole_log.info("pinhole.close", lease, by=by)
+
+    def _close_elements(self, slot: int, lease: Lease) -> None:
+        """Have the elements of a lease deleted, which the table of leases does not know any more."""
+        others = self._sharing.others(lease)
+        if others:
+            self.flush()  # those that it has shared a port with are there now
+        self._closes.append(Closing(slot, lease, self._counting(self._sharing.closing(others, lease, slot))))
+        if others:
+            self.flush()
 
     def _refuse(self, slot: int, request_id: int, client: str, reason: str, refusal: PinholeRefused) -> None:
         if refusal.rule != "rate":  # the worker of a client that is too fast asks again, and logs it later
@@ -542,12 +612,15 @@ class Engine:
             self._usage.closed(lease.id)
             pinhole_log.info("pinhole.expire", lease)
             self.stale.closed(lease)
+            if self._leases.sharing(lease):
+                self._close_elements(0, lease)  # others stay
 
     # --- what others did to the table -------------------------------------------------------------------------------
 
     def others_changed(self, changes: Changes) -> None:
         """Another program has changed netfilter's rules: check after a moment whether ours are complete."""
         self._suspicion = min(self._suspicion, time.monotonic() + SOON)
+        self._foreign.forget()
         if changes.flowtables:
             self._keep_aside()
         if changes.lost or (NFPROTO_INET, self.netfilter.name) in changes.elements:
@@ -610,3 +683,7 @@ class Engine:
             self._usage.closed(lease.id)
             if lease.id not in without:
                 pinhole_log.info("pinhole.close", lease, by="flush")
+
+
+def _wished_for(lease: Lease) -> tuple[object, ...]:
+    return lease.direction, lease.protocol, lease.target, lease.peer, lease.kind

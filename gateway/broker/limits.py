@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypedDict
 
 from gateway.broker.netfilter import Meter
+from gateway.lease.table import QUOTAS, WISHES
 from gateway.model.requests import Network
 
 
@@ -17,6 +18,8 @@ class TableLimits(TypedDict):
     read_ports: tuple[int, int] | None
     per_client: int
     rate: float
+    mapping_ports: tuple[int, int]
+    mappings: int
 
 
 class BrokerLimits(NamedTuple):
@@ -24,7 +27,9 @@ class BrokerLimits(NamedTuple):
     LeaseTable. `meter`: how fast datagrams for modules may come.
 
     `restore`: whether the table is restored, with what is open, when another program has removed it. `signalling`: UDP
-    ports of modules, whose connections are kept out of flowtables.
+    ports of modules, whose connections are kept out of flowtables. `kinds`: the kinds of pinholes that the modules of
+    each process declare, by its slot. `mapping_ports`, `mappings`: see LeaseTable. `reserved`: ports that a mapping
+    never gets.
     """
 
     inside: Sequence[Network]
@@ -35,12 +40,21 @@ class BrokerLimits(NamedTuple):
     restore: bool = True
     meter: Meter = Meter()
     signalling: tuple[int, ...] = ()
+    kinds: Mapping[int, frozenset[str]] = {}
+    mapping_ports: tuple[int, int] = WISHES
+    mappings: int = QUOTAS["mappings"]
+    reserved: frozenset[int] = frozenset()
 
     def of_table(self) -> TableLimits:
         """Return the limits of the lease table."""
         return {
-            "ports": self.ports, "read_ports": self.read_ports, "per_client": self.per_client, "rate": self.rate
-        }  # fmt: skip
+            "ports": self.ports,
+            "read_ports": self.read_ports,
+            "per_client": self.per_client,
+            "rate": self.rate,
+            "mapping_ports": self.mapping_ports,
+            "mappings": self.mappings,
+        }
 
     def has_inside(self, host: str) -> bool:
         """Whether an address may belong to a client."""

@@ -351,29 +351,29 @@ class Netfilter:
         return self.has_any([(name, key)])
 
     def has_any(self, keys: Iterable[tuple[str, bytes]]) -> bool:
-        """Whether any of these elements (set, key) exists."""
-        return any(answer is not None for answer in self._get(keys))
+        """Whether any of these elements (set, key) is there."""
+        return any(answer is not None for answer in self._get((*key, None) for key in keys))
 
     def data(self, name: str, key: bytes) -> bytes | None:
-        """Return what a map has for a key; None: nothing."""
-        (answer,) = self._get([(name, key)])
+        """What a map has for a key; None: nothing."""
+        (answer,) = self._get([(name, key, None)])
         return next((element.data for element in elements_in(name, answer)), None) if answer else None
 
     def counted(self, wanted: Iterable[Element]) -> list[Element]:
         """Return the elements of `wanted` with their counters, if they exist and count."""
         result = list(wanted)
         counting = [at for at, element in enumerate(result) if element.set in COUNTED]
-        answers = self._get((result[at].set, result[at].key) for at in counting)
+        answers = self._get((result[at].set, result[at].key, result[at].end) for at in counting)
         for at, answer in zip(counting, answers, strict=True):
             if answer is not None:
                 (there,) = glances(result[at].set, answer)
                 result[at] = result[at]._replace(packets=there.packets, bytes=there.bytes)
         return result
 
-    def _get(self, keys: Iterable[tuple[str, bytes]]) -> list[bytes | None]:
-        """Ask the kernel for each of these elements; None: it does not exist. Packed by `struct` because it happens
-        often (decision 0036), and many in one call."""
-        messages = [self._question(self._messages.key(name, key)) for name, key in keys]
+    def _get(self, keys: Iterable[tuple[str, bytes, bytes | None]]) -> list[bytes | None]:
+        """What the kernel says of each of these elements; None: it is not there. Asked often, hence like a change
+        (0036), and many at once."""
+        messages = [self._question(self._messages.key(name, key, end)) for name, key, end in keys]
         return [
             answer
             for start in range(0, len(messages), BATCH)
@@ -393,7 +393,9 @@ class Netfilter:
             return self._netlink.message(
                 _NEWSETELEM, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL, self._messages.whole(element)
             )
-        return self._netlink.message(_DELSETELEM, NLM_F_REQUEST, self._messages.key(element.set, element.key))
+        return self._netlink.message(
+            _DELSETELEM, NLM_F_REQUEST, self._messages.key(element.set, element.key, element.end)
+        )
 
     # --- netlink ----------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Collection, Iterable
 
-from gateway.broker.elements import elements_of, is_single, once_of
+from gateway.broker.elements import Element, is_single, once_of
 from gateway.broker.netfilter import Change, Netfilter
 from gateway.broker.netlink import NetfilterError
 from gateway.lease.table import LeaseTable
@@ -24,11 +24,18 @@ log = get_logger()
 class Restoration:
     """The leases that are still to be restored, a few at a time.
 
-    `admitted`: returns the keys of connections that pinholes have let in (`once_of`), as connection tracking remembers
-    them; may raise NetfilterError.
+    `admitted`: keys of the connections that pinholes have let in (`once_of`), as connection tracking remembers them;
+    may raise NetfilterError. `elements`: those of a lease, by its slot and the seconds that it has left.
     """
 
-    def __init__(self, netfilter: Netfilter, leases: LeaseTable, admitted: Callable[[], set[bytes]]) -> None:
+    def __init__(
+        self,
+        netfilter: Netfilter,
+        leases: LeaseTable,
+        elements: Callable[[Lease, int, float], tuple[Element, ...]],
+        admitted: Callable[[], set[bytes]],
+    ) -> None:
+        self._elements = elements
         self._netfilter = netfilter
         self._leases = leases
         self._admitted = admitted
@@ -60,7 +67,9 @@ class Restoration:
         except NetfilterError as error:
             log.warning("broker.conntrack_failed", error=str(error))
             return singles  # a second connection through a pinhole of one use is worse than none
-        return [lease for lease in singles if once_of(lease)[1] in admitted]
+        # Of one for anybody the key says nothing of the source.
+        known = admitted | {key[: -(16 if len(key) > 24 else 4)] for key in admitted}
+        return [lease for lease in singles if once_of(lease)[1] in known]
 
     def step(self) -> list[Lease]:
         """Restore some leases, and return them. Raises NetfilterError if the kernel refused them; they are not tried
@@ -77,7 +86,7 @@ class Restoration:
             left = self._leases.deadline_of(lease_id) - now
             if left < _SHORTEST:
                 continue
-            elements = elements_of(lease, owner, left)
+            elements = self._elements(lease, owner, left)
             leases.append(lease)
             changes.append(Change(() if self._empty else elements, elements))
         refused = self._netfilter.apply(changes)

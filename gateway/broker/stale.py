@@ -13,6 +13,7 @@ wrong that matters now, and the kernel answers that at once: whether a socket ha
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import socket
 import time
@@ -26,6 +27,9 @@ from gateway.broker.marks import MEDIA
 from gateway.broker.netlink import NetfilterError
 from gateway.model.requests import Lease
 from gateway.observe.log import get_logger
+
+Right = dict[Socket, list[tuple[Lease, Socket]]]
+"""What connections of a socket have to be like: the leases that it has, and what answers are to have in its place."""
 
 SOON = 0.02  # seconds between a change and the look, where something may be wrong that matters now
 SHARE = 10  # a look that took a second is followed by the next one ten seconds later at the soonest
@@ -60,7 +64,7 @@ class Stale:
         """Note that a pinhole was opened: what its client's socket sent before has another public port."""
         if not is_datagram(lease):
             return
-        if lease.backend == "kernel" and not lease.single:
+        if lease.backend == "kernel" and not lease.single and lease.target.port:
             self._ask(lease.target)
         if not self._closed.isdisjoint(_targets_of(lease)):
             self._soon = min(self._soon, time.monotonic() + SOON)
@@ -163,10 +167,11 @@ class Stale:
         try:
             found, leases = looking.result()
             sockets = {sock for lease in leases for sock in sockets_of(lease)}
-            right: dict[Socket, tuple[Lease, Socket]] = {}
-            for client in {lease.client for lease in leases}:
+            right: Right = {}
+            for client in {lease.visitor or lease.client for lease in leases}:
                 for lease in self._open_of(client):
-                    right.update((sock, (lease, other)) for sock, other in _pairs(lease))
+                    for sock, other in _pairs(lease):
+                        right.setdefault(sock, []).append((lease, other))
             for one in found:
                 if not _is_right(one.connection, sockets, right):
                     self._conntrack.delete(one)
@@ -179,8 +184,8 @@ class Stale:
 
 
 def is_datagram(lease: Lease) -> bool:
-    """Whether connection tracking keeps entries of this pinhole that could become wrong."""
-    return lease.protocol == "udp" and lease.direction == "in"
+    """Whether connection tracking remembers anything of this pinhole that could become wrong."""
+    return "udp" in lease.protocol and lease.direction == "in"
 
 
 def sockets_of(lease: Lease) -> Iterator[Socket]:
@@ -190,17 +195,26 @@ def sockets_of(lease: Lease) -> Iterator[Socket]:
 
 
 def _endpoints_of(lease: Lease) -> Iterator[Endpoint]:
-    yield lease.public
-    if lease.public != lease.target:
-        yield lease.target
-    if lease.second is not None:
-        yield from second_of(lease)
+    for public, target in _ports(lease):
+        yield public
+        if public != target:
+            yield target
 
 
 def _targets_of(lease: Lease) -> Iterator[Endpoint]:
-    yield lease.target
+    for _, target in _ports(lease):
+        yield target
+
+
+def _ports(lease: Lease) -> Iterator[tuple[Endpoint, Endpoint]]:
+    """The public ports of a lease, and the sockets behind them; of an exchange those of both ends."""
+    yield lease.public, lease.target
     if lease.second is not None:
-        yield Endpoint(lease.target.host, lease.second)
+        yield second_of(lease)
+    if lease.inner is not None and lease.outer is not None:
+        yield lease.inner, lease.outer
+        if lease.outer_second is not None:
+            yield Endpoint(lease.inner.host, lease.inner.port + 1), Endpoint(lease.outer.host, lease.outer_second)
 
 
 def _pairs(lease: Lease) -> Iterator[tuple[Socket, Socket]]:
@@ -208,17 +222,14 @@ def _pairs(lease: Lease) -> Iterator[tuple[Socket, Socket]]:
     place."""
     if not is_datagram(lease):
         return
-    ports = [(lease.public, lease.target)]
-    if lease.second is not None:
-        ports.append(second_of(lease))
-    for public, target in ports:
+    for public, target in _ports(lease):
         inner = target if lease.backend == "kernel" else public
         yield Socket(public, source=False), Socket(inner, source=True)
         if lease.backend == "kernel" and not lease.single:
             yield Socket(target, source=True), Socket(public, source=False)
 
 
-def _is_right(connection: Tracked, sockets: Iterable[Socket], right: dict[Socket, tuple[Lease, Socket]]) -> bool:
+def _is_right(connection: Tracked, sockets: Iterable[Socket], right: Right) -> bool:
     """Whether a connection is as the open pinholes would make it."""
     for end, answered, peer in (
         (connection.source, connection.reply_destination, connection.destination),
@@ -226,12 +237,19 @@ def _is_right(connection: Tracked, sockets: Iterable[Socket], right: dict[Socket
     ):
         if end not in sockets:
             continue
-        if end not in right:
+        mine = [lease for lease, wanted in right.get(end, ()) if answered == wanted]
+        if not mine:
             return False
-        lease, wanted = right[end]
-        if answered != wanted:
-            return False
-        checked = not lease.single and (connection.mark & MEDIA or not end.source)
-        if checked and lease.peers is not None and peer.endpoint.host not in lease.peers:
+        if (connection.mark & MEDIA or not end.source) and not any(_lets_in(lease, peer.endpoint) for lease in mine):
             return False
     return True
+
+
+def _lets_in(lease: Lease, peer: Endpoint) -> bool:
+    """Whether a lease is for this peer, if it is for any in particular."""
+    if lease.single or lease.peers is None or lease.kind == "exchange":
+        return True
+    if lease.kind == "mapping":
+        address = ipaddress.ip_address(peer.host)
+        return any(address in ipaddress.ip_network(prefix) for prefix in lease.peers)
+    return peer.host in lease.peers

@@ -68,8 +68,8 @@ class Conversations:
 
     `flow`: the id of the flow in leases. `on_outcome(ref, outcome, inner)` is called from the event loop with the
     public endpoint, or the rule of the refusal, and with the inner endpoint of an exchange; it must not block.
-    `admitted(ref)` is called likewise when no change that lets a peer in is under way any more (`is_admitting`), done
-    or refused. Mode OBSERVE opens nothing, and reports port 0 of the address that would be used.
+    `admitted(ref)` is called likewise when no change that lets a peer in is under way any more (`is_admitting`),
+    done or refused. Mode OBSERVE opens nothing, and reports port 0 of the address that would be used.
     """
 
     def __init__(

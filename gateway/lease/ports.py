@@ -13,14 +13,16 @@ from gateway.model.requests import Transport
 
 HOLD = 10.0
 """Seconds that a port rests after its pinhole closed: long enough for the SYN retransmissions (1, 3, 7 s) of a late
-peer, short enough for 1,000 pinholes/s from 10,000 ports."""
+peer."""
 
-REST = 2.0
-"""Seconds that a port of a conversation (UDP) rests at least when ports are scarce: what its peer still sends after the
-end of a call is over by then. A TCP connection, which may be retried for longer, never gets such a port."""
+REST = {"udp": 2.0, "tcp": 4.0}
+"""Seconds that a port rests at least when ports are scarce. UDP: what a peer still sends after the end of a call is
+over by then. TCP: the SYN retransmissions after 1 and 3 seconds are over; after 2 seconds the port goes to a pinhole of
+another peer only, as it lets in nobody else. So 10,000 ports serve 1,000 TCP pinholes a second that close at once."""
 
 _RANDOM_TRIES = 12
 _RESTED_TRIES = 32
+_RANGE_TRIES = 256
 
 _Port = tuple[Transport, str, int]
 _Kind = tuple[Transport, str, int]  # the last is how many ports, one beside the other
@@ -35,7 +37,7 @@ class PublicPorts:
         self._read: tuple[int, int] | None = None
         # Plain tuples, which Python's garbage collector need not look at again: there are tens of thousands.
         self._busy: dict[_Port, float] = {}
-        self._resting: dict[_Kind, deque[tuple[float, int]]] = {}  # until when, and the first of them
+        self._resting: dict[_Kind, deque[tuple[float, int, str | None]]] = {}  # until, the first, its peer
         self._first = math.inf  # the first of these times
 
     def configure(self, ports: tuple[int, int], read_ports: tuple[int, int] | None) -> None:
@@ -52,9 +54,10 @@ class PublicPorts:
         now: float,
         rng: random.Random,
         is_free: Callable[[int], bool],
+        peer: str | None = None,
     ) -> Endpoint:
-        """Choose `width` (1 or 2) free ports of `host`, and return the first; of two it is even. Raises PinholeRefused
-        "ports"."""
+        """Choose `width` (1 or 2) free ports of `host`, and return the first; of two it is even. `peer`: the only
+        host that may connect, if there is one. Raises PinholeRefused "ports"."""
         low, high = self._range(read)
         lowest = low + low % width  # RTP and RTCP: even and the next (RFC 3550, 11). So both of them are chosen as one
 
@@ -65,11 +68,11 @@ class PublicPorts:
             port = lowest + choice * width
             if usable(port) and (width == 1 or usable(port + 1)):
                 return Endpoint(host, port)
-        if tuple(transports) == ("udp",):
-            for port in self._rested(host, width, now, rng):
+        if len(transports) == 1:
+            for port in self._rested(transports[0], host, width, now, rng, peer):
                 if lowest <= port <= high + 1 - width and all(is_free(port + offset) for offset in range(width)):
                     return Endpoint(host, port)
-                self._forget("udp", host, port, width)
+                self._forget(transports[0], host, port, width)
         for port in _around(lowest, high + 2 - width, width, rng):
             if usable(port) and (width == 1 or usable(port + 1)):
                 return Endpoint(host, port)
@@ -80,21 +83,50 @@ class PublicPorts:
             return self._low, self._high
         return self._read if read else (self._low, self._read[0] - 1)
 
-    def _rested(self, host: str, width: int, now: float, rng: random.Random) -> Iterator[int]:
-        """Choose among resting ports of conversations: at random among those that have rested the longest, so that the
-        choice cannot be guessed."""
-        queue = self._resting.get(("udp", host, width))
+    def wished(self, host: str, transports: Sequence[Transport], port: int, is_free: Callable[[int], bool]) -> bool:
+        """Return whether a port that somebody asks for can be given; it may rest."""
+        return self._is_nobodys(host, transports, port) and is_free(port)
+
+    def beyond(
+        self,
+        host: str,
+        transports: Sequence[Transport],
+        ports: tuple[int, int],
+        rng: random.Random,
+        is_free: Callable[[int], bool],
+    ) -> Endpoint:
+        """Choose a free port of another range, but none of the pinholes' own. Raises PinholeRefused "ports"."""
+        low, high = ports
+        for _ in range(_RANGE_TRIES):
+            port = rng.randint(low, high)
+            if not self._low <= port <= self._high and self.wished(host, transports, port, is_free):
+                return Endpoint(host, port)
+        raise PinholeRefused("ports", f"no port between {low} and {high} was found free")
+
+    def _is_nobodys(self, host: str, transports: Sequence[Transport], port: int) -> bool:
+        return all(self._busy.get((each, host, port)) != math.inf for each in transports)
+
+    def is_read(self, port: int) -> bool:
+        """Return whether the port is one of those for datagrams that a module reads."""
+        return self._read is not None and self._read[0] <= port <= self._read[1]
+
+    def _rested(
+        self, transport: Transport, host: str, width: int, now: float, rng: random.Random, peer: str | None
+    ) -> Iterator[int]:
+        """Choose among resting ports: at random among those that have rested the longest, so that the choice cannot be
+        guessed."""
+        queue = self._resting.get((transport, host, width))
         for _ in range(_RESTED_TRIES):
             if not queue:
                 return
             at = rng.randrange(min(_RESTED_TRIES, len(queue)))
-            until, first = queue[at]
-            if until - self._hold + REST > now:
-                at, (until, first) = 0, queue[0]
-                if until - self._hold + REST > now:
+            until, first, was = queue[at]
+            if until - self._hold + _least(transport, was, peer) > now:
+                at, (until, first, was) = 0, queue[0]
+                if until - self._hold + _least(transport, was, peer) > now:
                     return
             del queue[at]
-            if self._is_resting(until, "udp", host, first, width):
+            if self._is_resting(until, transport, host, first, width):
                 yield first
 
     def _forget(self, transport: Transport, host: str, first: int, count: int) -> None:
@@ -109,14 +141,14 @@ class PublicPorts:
         for port in range(first.port, first.port + count):
             self._busy[transport, first.host, port] = math.inf
 
-    def give_back(self, transport: Transport, first: Endpoint, count: int, now: float) -> None:
-        """Mark ports as free again; they begin to rest."""
+    def give_back(self, transport: Transport, first: Endpoint, count: int, now: float, peer: str | None = None) -> None:
+        """Mark ports as free again; they begin to rest. `peer`: the only host that might connect, if there was one."""
         if not count:
             return
         until = now + self._hold
         for port in range(first.port, first.port + count):
             self._busy[transport, first.host, port] = until
-        self._resting.setdefault((transport, first.host, count), deque()).append((until, first.port))
+        self._resting.setdefault((transport, first.host, count), deque()).append((until, first.port, peer))
         self._first = min(self._first, until)
 
     def tick(self, now: float) -> None:
@@ -125,7 +157,7 @@ class PublicPorts:
             return
         for (transport, host, count), queue in list(self._resting.items()):
             while queue and queue[0][0] <= now:
-                until, first = queue.popleft()
+                until, first, _ = queue.popleft()
                 for port in range(first, first + count):
                     if self._busy.get((transport, host, port)) == until:
                         del self._busy[transport, host, port]
@@ -136,6 +168,11 @@ class PublicPorts:
     def deadline(self) -> float:
         """Return when `tick` has something to do; infinity if nothing rests."""
         return self._first
+
+
+def _least(transport: Transport, was: str | None, peer: str | None) -> float:
+    """The seconds for which a port rests, which `was` let in to, until one that `peer` is let in to may have it."""
+    return REST["udp"] if None not in (was, peer) and was != peer else REST[transport]
 
 
 def _random(choices: int, rng: random.Random) -> Iterator[int]:

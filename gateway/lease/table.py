@@ -10,7 +10,7 @@ import heapq
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,8 +19,18 @@ import msgspec
 from alg.address import Endpoint
 from alg.bucket import Rate
 from gateway.lease.ports import HOLD, PublicPorts
+from gateway.lease.sockets import SHARING, PublicSockets, public_ranges
 from gateway.model.errors import PinholeRefused
-from gateway.model.requests import Lease, PinholeRequest, PinholeUpdate, Traffic, transports_of
+from gateway.model.requests import (
+    Kind,
+    Lease,
+    PinholeRequest,
+    PinholeUpdate,
+    Protocol,
+    Traffic,
+    Transport,
+    transports_of,
+)
 from gateway.observe.metrics import Sample
 from gateway.observe.pinhole_log import lease_fields
 from gateway.policy.clients import Identity
@@ -33,6 +43,19 @@ NOTHING = Traffic()
 
 _LEAST_SLACK = 1024  # deadlines out of date that are kept, at least
 
+
+QUOTAS = {"mappings": 32, "anybody": 8}
+"""How many of these a client may have, where that is not `per_client`. A mapping is there for hours, and what is open
+to anybody is the easiest thing to abuse."""
+
+RATES = {"mappings": 10.0, "anybody": 4.0}
+"""How many of these a client may open in a second, on average, beside `rate`."""
+
+MAPPINGS = 16384
+"""Number of mappings of all clients, which do not count among the others."""
+
+WISHES = (1024, 65535)
+"""Public ports of mappings by default."""
 
 SHARE = 64
 """Number of pinholes that a client may have whatever others have. Beyond that it gets another one only if more than
@@ -58,7 +81,8 @@ class LeaseTable:
     `ports`: lowest and highest public port; `read_ports`: those that are only for datagrams that a module reads.
     `per_client`: how many of each kind a client may hold (connections, conversations, and sockets of UDP associations);
     `total`: how many there may be, half of them those of visitors. `rate`: how many a client may open in a second, on
-    average; twice as many at once. `identify`: says which addresses are one client. A lease that was used (`use`)
+    average; twice as many at once. `mapping_ports`: public ports that mappings may have, `mappings`: how many of them a
+    client may hold. `identify`: says which addresses are one client. A lease that was used (`use`)
     counts no more and is not listed, but keeps its port until its time is over or its owner closes it.
     """
 
@@ -73,28 +97,47 @@ class LeaseTable:
         hold: float = HOLD,
         rate: float = RATE,
         identify: Callable[[str], Identity] = _by_address,
+        mapping_ports: tuple[int, int] = WISHES,
+        mappings: int = QUOTAS["mappings"],
     ) -> None:
         self._identify = identify
         self._backend: Literal["kernel", "userspace"] = backend
         self._total = total
         self._ports = PublicPorts(hold)
         self._per_second = 0.0
-        self.configure(ports=ports, read_ports=read_ports, per_client=per_client, rate=rate)
+        self.configure(
+            ports=ports,
+            read_ports=read_ports,
+            per_client=per_client,
+            rate=rate,
+            mapping_ports=mapping_ports,
+            mappings=mappings,
+        )
         self._entries: dict[str, _Entry] = {}
         self._clients: dict[str, dict[str, Lease]] = {}
         self._hosts: dict[str, dict[str, Lease]] = {}
         self._kinds: Counter[tuple[str, str]] = Counter()
         self._networks: Counter[str] = Counter()
-        self._conversations: dict[Endpoint, str] = {}
-        self._live = self._visiting = 0
+        self._sockets = PublicSockets()
+        self._kind_rates = {kind: Rate(rate, 2 * QUOTAS[kind]) for kind, rate in RATES.items()}
+        self._live = self._visiting = self._mappings = 0
         self._deadlines: list[tuple[float, str]] = []
 
     def configure(
-        self, *, ports: tuple[int, int], read_ports: tuple[int, int] | None = None, per_client: int, rate: float = RATE
+        self,
+        *,
+        ports: tuple[int, int],
+        read_ports: tuple[int, int] | None = None,
+        per_client: int,
+        rate: float = RATE,
+        mapping_ports: tuple[int, int] = WISHES,
+        mappings: int = QUOTAS["mappings"],
     ) -> None:
         """Use other limits from now on; what is open stays open. The arguments are those of the constructor."""
         self._ports.configure(ports, read_ports)
+        self._mapping_ports = mapping_ports
         self._per_client = per_client
+        self._quotas = QUOTAS | {"mappings": mappings}
         if rate != self._per_second:
             self._per_second = rate
             self._rate = Rate(rate, 2 * rate)
@@ -108,30 +151,15 @@ class LeaseTable:
         rng: random.Random,
         is_free: Callable[[int], bool],
         owner: int = 0,
+        is_free_inside: Callable[[int], bool] | None = None,
     ) -> Lease:
-        """Make a lease. For direction "in" its public port is random, free (`is_free`) and was not used recently.
+        """Make a lease. For direction "in" its public port is random, free (`is_free`; at the inner address of an
+        exchange `is_free_inside`) and was not used recently.
 
         `owner` is the worker's slot that may close it. Raises PinholeRefused "rate", "quota" (the client's), "share"
         (the client has as much as is left for all others), "full" (all pinholes), "ports", "taken".
         """
-        client = request.visitor or request.client
-        payer = self._identify(client)
-        if not self._rate.take(payer.host, now):
-            raise PinholeRefused("rate", f"{client} opens pinholes too fast")
-        kind = _kind(request.transport, request.kind == "local" or self._backend == "userspace")
-        if self._kinds[payer.host, kind] >= self._per_client:
-            raise PinholeRefused("quota", f"{client} holds {self._per_client} {kind} (pinhole.per_client)")
-        if self._live >= self._total:
-            raise PinholeRefused("full", f"there are {self._total} pinholes")
-        held = max(len(self._hosts.get(payer.host, ())), self._networks[payer.network])
-        if held >= SHARE and held >= self._total - self._live:
-            raise PinholeRefused("share", f"{payer.network} holds {held} pinholes, and fewer are left")
-        if request.visitor is not None and self._visiting >= self._total // 2:
-            raise PinholeRefused("full", f"clients outside hold {self._visiting} pinholes")
-        if request.kind in ("conversation", "read"):
-            for port in (request.target.port, request.second):
-                if port is not None and Endpoint(request.target.host, port) in self._conversations:
-                    raise PinholeRefused("taken", f"port {port} of {request.target.host} has an open conversation")
+        self._check_limits(request, now)
         public = self._public(request, now, rng, is_free)
         lease = Lease(
             id=f"{rng.getrandbits(64):016x}",
@@ -151,29 +179,67 @@ class LeaseTable:
             visitor=request.visitor,
             follows=request.public_host if request.direction == "out" else None,
         )
+        if request.inner_host is not None:
+            width = 1 if request.second is None else 2
+            inner = self._ports.choose(
+                request.inner_host, ("udp",), width, False, now, rng, is_free_inside or is_free, request.client
+            )
+            lease = msgspec.structs.replace(lease, outer=request.outer, outer_second=request.outer_second, inner=inner)
+            if self._sockets.sharing(lease):
+                raise PinholeRefused("taken", f"{request.outer} or {request.target} has a public port already")
         self.restore(lease, owner=owner, deadline=now + request.ttl)
         return lease
 
     def of_socket(self, target: Endpoint) -> Lease | None:
         """Return the open conversation of an inside socket, whatever its owner."""
-        found = self._conversations.get(target)
-        return self._entries[found].lease if found is not None else None
+        found = [self._entries[each].lease for each in self._sockets.of("udp", target)]
+        return next((lease for lease in found if lease.kind in SHARING), None)
+
+    def sharing(self, lease: Lease) -> list[tuple[int, Lease, float]]:
+        """Return the other leases that have a public port in common with this one: owner, lease and deadline."""
+        entries = [self._entries[each] for each in self._sockets.sharing(lease)]
+        return [(entry.owner, entry.lease, entry.deadline) for entry in entries]
+
+    def _check_limits(self, request: PinholeRequest, now: float) -> None:
+        client = request.visitor or request.client
+        payer = self._identify(client)
+        kind = _kind(request.kind, request.transport, self._backend == "userspace")
+        rates = [self._rate, *([self._kind_rates[kind]] if kind in self._kind_rates else [])]
+        if not all(rate.take(payer.host, now) for rate in rates):
+            raise PinholeRefused("rate", f"{client} opens pinholes too fast")
+        most = self._quotas.get(kind, self._per_client)
+        if self._kinds[payer.host, kind] >= most:
+            key = "pinhole.per_client" if kind not in self._quotas else "most"
+            raise PinholeRefused("quota", f"{client} holds {most} {kind} ({key})")
+        if kind == "mappings":
+            if self._mappings >= MAPPINGS:
+                raise PinholeRefused("full", f"there are {MAPPINGS} mappings")
+            return
+        live = self._live - self._mappings
+        if live >= self._total:
+            raise PinholeRefused("full", f"there are {self._total} pinholes")
+        held = max(len(self._hosts.get(payer.host, ())), self._networks[payer.network])
+        if held >= SHARE and held >= self._total - live:
+            raise PinholeRefused("share", f"{payer.network} holds {held} pinholes, and fewer are left")
+        if request.visitor is not None and self._visiting >= self._total // 2:
+            raise PinholeRefused("full", f"clients outside hold {self._visiting} pinholes")
 
     def restore(self, lease: Lease, *, owner: int, deadline: float, used: bool = False) -> None:
         """Add a lease that is already open (read back from the kernel). No quota is checked."""
         payer = self._identify(_payer(lease))
         self._entries[lease.id] = _Entry(lease, owner, deadline, payer, used)
         self._end_by(deadline, lease.id)
-        for transport in transports_of(lease.protocol):
-            self._ports.take(transport, lease.public, _ports_of(lease))
-        for target in _sockets_of(lease):
-            self._conversations[target] = lease.id
+        for first, count in public_ranges(lease):
+            for transport in transports_of(lease.protocol):
+                self._ports.take(transport, first, count)
+        self._sockets.add(lease)
         if not used:
             self._clients.setdefault(_payer(lease), {})[lease.id] = lease
             self._hosts.setdefault(payer.host, {})[lease.id] = lease
             self._kinds[payer.host, _kind_of(lease)] += 1
             self._networks[payer.network] += 1
             self._live += 1
+            self._mappings += lease.kind == "mapping"
             self._visiting += lease.visitor is not None
 
     def use(self, lease_id: str) -> None:
@@ -210,20 +276,22 @@ class LeaseTable:
             second=second,
         )
         moved = (new.target, new.second) != (lease.target, lease.second)
-        if (lease.public == lease.target or lease.backend == "userspace") and moved:
+        if lease.kind == "exchange":
+            if moved and lease.target.port:
+                raise PinholeRefused("public", "the server's port is known already")
+        elif (lease.public == lease.target or lease.backend == "userspace" or lease.kind == "mapping") and moved:
             raise PinholeRefused("public", "what is not translated cannot move")
-        for target in _sockets_of(new):
-            if self._conversations.get(target, new.id) != new.id:
-                raise PinholeRefused("taken", f"{target} has an open conversation")
+        if moved and self._sockets.sharing(lease):
+            raise PinholeRefused("taken", f"{lease.target} is not of this conversation alone")
+        if moved and self._sockets.sharing(new):
+            raise PinholeRefused("taken", f"{new.target} has a public port already")
         return new
 
     def replace(self, lease: Lease, *, deadline: float) -> None:
         """Replace the lease with the same id."""
         entry = self._entries[lease.id]
-        for target in _sockets_of(entry.lease):
-            del self._conversations[target]
-        for target in _sockets_of(lease):
-            self._conversations[target] = lease.id
+        self._sockets.remove(entry.lease)
+        self._sockets.add(lease)
         self._clients[_payer(lease)][lease.id] = lease
         self._hosts[entry.payer.host][lease.id] = lease
         entry.lease, entry.deadline = lease, deadline
@@ -312,29 +380,82 @@ class LeaseTable:
     ) -> Endpoint:
         if request.direction == "out":
             return request.target
+        if request.kind in SHARING or request.kind == "exchange":
+            shared = self._shared(request, is_free)
+            if shared is not None:
+                return shared
         if request.public_host is None:
+            if request.exact and request.wish != request.target.port:
+                raise PinholeRefused("wish", "nothing is translated: the port is the target's own")
             if request.single and request.along is None:
                 raise PinholeRefused("public", "no public address")
             return request.target
-        width = 1 if request.second is None else 2
         transports, read = transports_of(request.transport), request.kind == "read"
-        return self._ports.choose(request.public_host, transports, width, read, now, rng, is_free)
+        width = 1 if request.second is None else 2
+        if request.kind == "mapping":
+            return self._mapped(request, request.public_host, transports, rng, is_free)
+        return self._ports.choose(request.public_host, transports, width, read, now, rng, is_free, request.peer)
+
+    def _shared(self, request: PinholeRequest, is_free: Callable[[int], bool]) -> Endpoint | None:
+        """The public endpoint that the socket of a request has already, if all that it asks for is to be had there."""
+        first = self._sockets.bound(request)
+        if first is None:
+            return None
+        if request.wish is not None and request.exact and request.wish != first.port:
+            raise PinholeRefused("wish", f"{request.target} has the public port {first.port}")
+        if (request.kind == "read") != self._ports.is_read(first.port) and request.kind != "mapping":
+            raise PinholeRefused("taken", f"{request.target} has the public port {first.port}")
+        translated = request.public_host is not None
+        for transport in transports_of(request.transport):
+            for offset, port in enumerate((request.target.port, request.second)):
+                public = Endpoint(first.host, first.port + offset)
+                if port is None or self._sockets.of(transport, Endpoint(request.target.host, port)) or not translated:
+                    continue
+                if not self._ports.wished(public.host, (transport,), public.port, is_free):
+                    raise PinholeRefused("taken", f"{request.target} has the public port {first.port}, alone")
+        return first
+
+    def _mapped(
+        self,
+        request: PinholeRequest,
+        host: str,
+        transports: tuple[Transport, ...],
+        rng: random.Random,
+        is_free: Callable[[int], bool],
+    ) -> Endpoint:
+        """The public endpoint of a mapping: the wished one, or any of those that mappings may have."""
+        low, high = self._mapping_ports
+        wish = request.wish
+        if wish is not None and low <= wish <= high and self._ports.wished(host, transports, wish, is_free):
+            return Endpoint(host, wish)
+        if request.exact:
+            raise PinholeRefused("wish", f"port {request.wish} is not to be had")
+        return self._ports.beyond(host, transports, (low, high), rng, is_free)
 
     def _remove(self, entry: _Entry, now: float) -> Lease:
         lease = entry.lease
         del self._entries[lease.id]
         if not entry.used:
             self._forget_client(entry)
-        for target in _sockets_of(lease):
-            del self._conversations[target]
-        for transport in transports_of(lease.protocol):
-            self._ports.give_back(transport, lease.public, _ports_of(lease), now)
+        self._give_back(lease, self._sockets.remove(lease), now)
         return lease
+
+    def _give_back(self, lease: Lease, all_free: bool, now: float) -> None:
+        for first, count in public_ranges(lease):
+            for transport in transports_of(lease.protocol):
+                if all_free:
+                    self._ports.give_back(transport, first, count, now, lease.peer)
+                    continue
+                for port in range(first.port, first.port + count):
+                    public = Endpoint(first.host, port)
+                    if not self._sockets.is_held(transport, public):
+                        self._ports.give_back(transport, public, 1, now)
 
     def _forget_client(self, entry: _Entry) -> None:
         lease = entry.lease
         host, network = entry.payer
         self._live -= 1
+        self._mappings -= lease.kind == "mapping"
         self._visiting -= lease.visitor is not None
         leases = self._clients[_payer(lease)]
         del leases[lease.id]
@@ -358,30 +479,21 @@ def _payer(lease: Lease) -> str:
     return lease.visitor or lease.client
 
 
-def _kind(transport: str, local: bool) -> str:
-    """Return the kind under which a pinhole counts in a client's quotas. `local`: the port of a worker."""
-    if transport == "tcp":
+def _kind(kind: Kind, protocol: Protocol, userspace: bool) -> str:
+    """The kinds that the quotas of clients tell apart. `userspace`: it is a worker's own port."""
+    own = _QUOTA_KINDS.get(kind)
+    if own is not None and not userspace:
+        return own
+    if protocol == "tcp":
         return "connections"
-    return "associations" if local else "conversations"
+    return "associations" if userspace or kind == "local" else "conversations"
+
+
+_QUOTA_KINDS = {"mapping": "mappings", "anybody": "anybody", "exchange": "exchanges"}
 
 
 def _kind_of(lease: Lease) -> str:
-    return _kind(lease.protocol, lease.backend == "userspace")
-
-
-def _ports_of(lease: Lease) -> int:
-    """Return how many public ports a lease holds, from its own port on."""
-    if lease.direction != "in":
-        return 0
-    return 1 if lease.second is None else 2
-
-
-def _sockets_of(lease: Lease) -> Iterator[Endpoint]:
-    """Return the inside sockets of a conversation. Each can send from one public port only."""
-    if not lease.single and lease.backend == "kernel":
-        yield lease.target
-        if lease.second is not None:
-            yield Endpoint(lease.target.host, lease.second)
+    return _kind(lease.kind, lease.protocol, lease.backend == "userspace")
 
 
 def lease_row(lease: Lease, traffic: Traffic = NOTHING) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import msgspec
 
 from alg.address import Address, Endpoint
 from gateway.model.errors import PinholeRefused
-from gateway.model.requests import Along, Lease, Network, PinholeRequest, PinholeUpdate
+from gateway.model.requests import Along, Lease, Network, PinholeRequest, PinholeUpdate, transports_of
 
 LOWEST_PORT = 1024
 SHORTEST_TTL = 1.0
@@ -83,8 +83,10 @@ def check_request(request: PinholeRequest, inside: Sequence[Network]) -> None:
         raise PinholeRefused("flow", "not the id of a flow")
     if not _REASON.fullmatch(request.reason):
         raise PinholeRefused("reason", "not a reason")
-    if request.kind not in ("once", "conversation", "read", "local"):
-        raise PinholeRefused("kind", f"{request.kind} is not available")
+    if request.kind != "mapping" and (request.transport == "tcp+udp" or request.wish is not None or request.exact):
+        raise PinholeRefused("kind", "only a mapping has both transports, or a port that is wished for")
+    if request.kind != "exchange" and (request.outer, request.outer_second, request.inner_host) != (None, None, None):
+        raise PinholeRefused("kind", "only an exchange has an outer socket")
     _check_ttl(request.ttl, LONGEST_TTL if request.single else LONGEST_CONVERSATION)
     client = _address("client", request.client)
     if request.along is not None:
@@ -92,16 +94,25 @@ def check_request(request: PinholeRequest, inside: Sequence[Network]) -> None:
     if request.kind == "local":
         _check_local(request, client, inside)
         return
+    if request.kind == "exchange":
+        _check_exchange(request, client, inside)
+        return
     if request.visitor is not None:
-        raise PinholeRefused("visitor", "of a worker's own ports only")
+        raise PinholeRefused("visitor", "of a worker's own ports and of exchanges only")
     if not _within(client, inside):
         raise PinholeRefused("client", f"{client} is not inside")
-    target = _target(request.target, request.transport, inside=request.direction == "in")
-    if request.kind != "once":
+    for transport in transports_of(request.transport):
+        target = _target(request.target, transport, inside=request.direction == "in")
+    if request.kind == "mapping":
+        _check_mapping(request, client, target, inside)
+        return
+    if request.kind in ("conversation", "read"):
         _check_conversation(request, client, target, inside)
         return
     if request.peers != () or request.second is not None:
         raise PinholeRefused("kind", "only a conversation has peers and a second port")
+    if request.kind not in ("once", "anybody"):
+        raise PinholeRefused("kind", f"{request.kind} is no kind")
     if request.direction == "in":
         _check_inbound(request, client, target, inside)
     else:
@@ -112,6 +123,18 @@ def check_update(update: PinholeUpdate, lease: Lease, inside: Sequence[Network])
     """Raise PinholeRefused unless the open conversation `lease` may be changed like this."""
     if update.ttl is not msgspec.UNSET:
         _check_ttl(update.ttl, LONGEST_CONVERSATION)
+    if lease.kind == "exchange":
+        target = lease.target if update.target is msgspec.UNSET else update.target
+        if target.host != lease.target.host or update.peers is not msgspec.UNSET:
+            raise PinholeRefused("target", "the server and the client of an exchange do not change")
+        _check_server_ports(target, None if update.second is msgspec.UNSET else update.second)
+        return
+    if lease.kind == "mapping":
+        if (update.target, update.second) != (msgspec.UNSET, msgspec.UNSET):
+            raise PinholeRefused("target", "the target of a mapping does not change")
+        if update.peers is not msgspec.UNSET:
+            _check_prefixes(update.peers, lease.target.version)
+        return
     target = lease.target if update.target is msgspec.UNSET else update.target
     if update.target is not msgspec.UNSET and _target(target, "udp") != _address("client", lease.client):
         raise PinholeRefused("target", f"{target.host} is not the client {lease.client}")
@@ -206,6 +229,79 @@ def _check_conversation(request: PinholeRequest, client: Address, target: Addres
     _check_peers(request.peers, client.version, inside)
 
 
+def _check_mapping(request: PinholeRequest, client: Address, target: Address, inside: Sequence[Network]) -> None:
+    if request.direction != "in" or request.second is not None or request.peer is not None:
+        raise PinholeRefused("kind", "a mapping is inbound, and has one port and no single peer")
+    if target != client:
+        raise PinholeRefused("target", f"{target} is not the client {client}")
+    if request.wish is None:
+        if request.exact:
+            raise PinholeRefused("wish", "no port is wished for")
+    elif not LOWEST_PORT <= request.wish <= 65535:
+        raise PinholeRefused("wish", f"{request.wish} is not between {LOWEST_PORT} and 65535")
+    if request.public_host is not None:
+        _check_public(request.public_host, client, inside)
+    _check_prefixes(request.peers, client.version)
+
+
+def _check_prefixes(peers: tuple[str, ...] | None, version: int) -> None:
+    """Each in its one spelling, of the family, and none within another one: the kernel takes none that overlap."""
+    if peers is None:
+        return
+    if len(peers) > MOST_PEERS:
+        raise PinholeRefused("peers", f"more than {MOST_PEERS}")
+    networks: list[Network] = []
+    for text in peers:
+        try:
+            network = ipaddress.ip_network(text if len(text) <= 49 else "")
+        except ValueError:
+            raise PinholeRefused("peers", "not a prefix") from None
+        if str(network) != text or network.version != version:
+            raise PinholeRefused("peers", f"{network} is of the other family, or not written so")
+        if not network.prefixlen:
+            raise PinholeRefused("peers", "a prefix of all addresses says nothing")
+        networks.append(network)
+    for at, network in enumerate(networks):
+        if any(network.overlaps(other) for other in networks[:at]):
+            raise PinholeRefused("peers", f"{network} overlaps another one")
+
+
+def _check_exchange(request: PinholeRequest, client: Address, inside: Sequence[Network]) -> None:
+    """`client` is the server inside; the visitor is outside, and each is shown an address of this host."""
+    outer, inner = request.outer, request.inner_host
+    if not _within(client, inside):
+        raise PinholeRefused("client", f"{client} is not inside")
+    if request.direction != "in" or request.transport != "udp" or request.peer is not None or request.peers != ():
+        raise PinholeRefused("kind", "an exchange is of UDP, inbound, and of two sockets")
+    if outer is None or inner is None or request.public_host is None:
+        raise PinholeRefused("public", "an exchange has two addresses of this host")
+    if (request.second is None) != (request.outer_second is None):
+        raise PinholeRefused("ports", "both ends have one port, or both have two")
+    if _address("target", request.target.host) != client:
+        raise PinholeRefused("target", f"{request.target.host} is not the server {client}")
+    _check_server_ports(request.target, request.second)
+    visitor = _target(outer, "udp", inside=False)
+    if request.outer_second is not None:
+        _target(Endpoint(outer.host, request.outer_second), "udp", inside=False)
+        if request.outer_second == outer.port:
+            raise PinholeRefused("port", "both ports of a pair are the same")
+    if request.visitor != outer.host or _within(visitor, inside):
+        raise PinholeRefused("visitor", f"{outer.host} is inside, or not the visitor")
+    if not client.version == visitor.version == _address("public", inner).version:
+        raise PinholeRefused("family", "IPv4 and IPv6 are mixed")
+    _check_public(request.public_host, client, inside)
+
+
+def _check_server_ports(target: Endpoint, second: int | None) -> None:
+    """Those of the server of an exchange; 0 is not known yet."""
+    if target.port:
+        _target(target, "udp")
+    if second:
+        _target(Endpoint(target.host, second), "udp")
+        if second == target.port:
+            raise PinholeRefused("port", "both ports of a pair are the same")
+
+
 def _check_second(target: Endpoint, second: int) -> None:
     _target(Endpoint(target.host, second), "udp")
     if second == target.port:
@@ -245,8 +341,12 @@ def _check_inbound(request: PinholeRequest, client: Address, target: Address, in
         _check_public(request.public_host, client, inside)
     elif request.along is None:  # then the broker has found that nothing is translated
         raise PinholeRefused("public", "no public address")
+    if request.kind == "anybody":
+        if request.peer is not None or request.transport != "tcp":
+            raise PinholeRefused("peer", "one connection of TCP, from nobody in particular")
+        return
     if request.peer is None:
-        raise PinholeRefused("peer", "the kernel backend needs to know the peer")
+        raise PinholeRefused("peer", "the peer has to be known")
     peer = _address("peer", request.peer)
     if _within(peer, inside):
         raise PinholeRefused("peer", f"{peer} is inside")
@@ -255,6 +355,8 @@ def _check_inbound(request: PinholeRequest, client: Address, target: Address, in
 
 
 def _check_outbound(request: PinholeRequest, client: Address, target: Address, inside: Sequence[Network]) -> None:
+    if request.kind == "anybody":
+        raise PinholeRefused("kind", "only inbound is anybody let in")
     if request.peer is not None or (request.public_host is not None and request.along is None):
         raise PinholeRefused("peer", "an outbound pinhole has neither peer nor public address")
     if request.public_host is not None:

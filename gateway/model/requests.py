@@ -16,14 +16,14 @@ ProtocolName = Literal["socks5", "socks4", "http"]
 CommandName = Literal["connect", "bind", "udp", "resolve", "transparent", "fxp"]
 Transport = Literal["tcp", "udp"]
 Direction = Literal["in", "out"]
-Protocol = Literal["tcp", "udp", "tcp+udp", "gre"]
-"""What a pinhole is for: one transport, both on one port, or GRE."""
-Kind = Literal["once", "anybody", "conversation", "read", "local", "mapping", "exchange", "gre"]
+Protocol = Literal["tcp", "udp", "tcp+udp"]
+"""What a pinhole is for: one transport, or both on one port."""
+Kind = Literal["once", "anybody", "conversation", "read", "local", "mapping", "exchange"]
 """Kinds of pinholes. `once`: one connection, from one peer. `anybody`: one connection, from whoever is first.
 `conversation`: datagrams both ways between one inside socket and its peers, until it is closed or its time is over.
 `read`: the same, and a module reads what comes. `local`: a port of this host at which a worker listens: one connection
 of TCP, or datagrams. `mapping`: any number of connections and datagrams to one inside socket. `exchange`: datagrams
-between a server inside and a client outside, both translated. `gre`: packets of GRE that have one call number."""
+between a server inside and a client outside, both translated."""
 LogLevel = Literal["", "debug", "info", "warning", "error"]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -177,14 +177,8 @@ class Lease(msgspec.Struct, frozen=True):
 
 
 def transports_of(protocol: Protocol) -> tuple[Transport, ...]:
-    """The transports whose ports a pinhole has: both, one, or none (GRE)."""
-    match protocol:
-        case "tcp+udp":
-            return ("tcp", "udp")
-        case "gre":
-            return ()
-        case _:
-            return (protocol,)
+    """The transports whose ports a pinhole has."""
+    return ("tcp", "udp") if protocol == "tcp+udp" else (protocol,)
 
 
 def is_single(kind: Kind, transport: Protocol) -> bool:

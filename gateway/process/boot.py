@@ -21,6 +21,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     - `admin`: a listening unix stream socket for `algate status` and similar commands.
     - `workers` (broker): by slot, one SEQPACKET socket for each worker, and one for packets.
     - `broker` (worker, packets): the other end of its own socket of these.
+    - `kinds` (broker): by slot, the kinds of pinholes that the process may ask for.
     - `socks`, `transparent` (worker): listening TCP sockets of this slot.
     - `journal` (packets): two memfds that outlive the process, for its successor.
     - `console` (console): its listening TCP socket.
@@ -39,6 +40,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     lifeline: int
     admin: int
     workers: dict[int, int] = {}
+    kinds: dict[int, tuple[str, ...]] = {}
     broker: int | None = None
     journal: list[int] = []
     socks: list[int] = []

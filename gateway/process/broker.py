@@ -6,11 +6,12 @@ import os
 import select
 import socket
 import sys
+from collections.abc import Iterator
 
 from gateway.broker.limits import BrokerLimits
 from gateway.broker.netfilter import Meter
 from gateway.broker.server import Broker, Deferred
-from gateway.config.schema import Config
+from gateway.config.schema import Config, parse_endpoint
 from gateway.observe.log import setup_logging
 from gateway.process.boot import Boot
 from gateway.process.collector import collect_rarely
@@ -75,7 +76,7 @@ class _Lifeline:
                 send(self._lifeline, Prepared())
             case Commit() if broker is not None and self._next is not None:
                 setup_logging("broker", self._next.config.log.settings, later=broker.deferred.later)
-                send(self._lifeline, Done(broker.configure(limits_of(self._next.config))))
+                send(self._lifeline, Done(broker.configure(limits_of(self._next))))
             case Report() if broker is not None:
                 broker.report()
             case Ping():
@@ -83,8 +84,9 @@ class _Lifeline:
         return True
 
 
-def limits_of(config: Config) -> BrokerLimits:
-    """Return the limits of a configuration."""
+def limits_of(boot: Boot) -> BrokerLimits:
+    """Return the limits of a configuration, and of the modules of each process."""
+    config = boot.config
     signalling = config.module_ports("udp") if config.packets_wanted else ()
     inside = tuple(str(network) for network in config.inside_networks)
     return BrokerLimits(
@@ -96,7 +98,18 @@ def limits_of(config: Config) -> BrokerLimits:
         restore=config.rules.restore,
         meter=Meter(signalling, config.read_ports, inside, config.transparent.datagram_rate),
         signalling=signalling,
+        kinds={slot: frozenset(kinds) for slot, kinds in boot.kinds.items()},
+        reserved=frozenset(_own_ports(config)),
     )
+
+
+def _own_ports(config: Config) -> Iterator[int]:
+    """Ports where this host serves, though nothing may listen there just now."""
+    yield config.transparent.port
+    yield from (parse_endpoint(text).port for text in config.socks.listen)
+    yield from (outside.port for outside in (*config.published, *config.published_datagrams.values()))
+    if config.console.listen:
+        yield parse_endpoint(config.console.listen).port
 
 
 def main(boot: Boot) -> int:
@@ -106,7 +119,7 @@ def main(boot: Boot) -> int:
     supervisor = _Lifeline(socket.socket(fileno=boot.lifeline), boot.standby)
     broker = Broker(
         workers={slot: socket.socket(fileno=fd) for slot, fd in boot.workers.items()},
-        limits=limits_of(boot.config),
+        limits=limits_of(boot),
         table=boot.config.instance,
         admin=socket.socket(fileno=boot.admin),
         supervisor=supervisor,

@@ -8,6 +8,8 @@ import secrets
 import socket
 from collections.abc import Callable, Iterator, Sequence
 
+from alg.api import Mode
+from alg.registry import declared_kinds
 from gateway.config.schema import Config, parse_endpoint
 from gateway.driver import announced
 from gateway.observe.log import get_logger
@@ -248,11 +250,17 @@ class Crew:
                 lifeline=lifeline,
                 admin=admin,
                 workers=self._broker_ends,
+                kinds=dict.fromkeys(self._broker_ends, self._kinds()),
                 standby=self.standby,
             )
 
         user = self.config.process.broker_user
         return Child("broker", "gateway.process.broker", user, "net_admin", self._code, boot)
+
+    def _kinds(self) -> tuple[str, ...]:
+        """The kinds of pinholes that the enabled modules declare."""
+        enabled = [name for name, section in self.config.alg.items() if section.mode is not Mode.OFF]
+        return declared_kinds(enabled)
 
     def _make_console(self) -> Child:
         admin = self._admin("console")

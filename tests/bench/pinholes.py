@@ -1,8 +1,9 @@
 """How many kernel pinholes a broker opens and closes in a second: `sudo .venv/bin/python -m tests.bench.pinholes`.
 
 A broker in a namespace of its own, asked by one worker (this process, gevent) with many requests in flight, as in
-front of a server farm of FTP clients; with `--udp`, of telephones: pairs for RTP and RTCP, opened for nobody, changed
-to a peer, closed. Prints one line of Markdown.
+front of a server farm of FTP clients. `--kind`: other kinds than `once`; conversations (`--udp` is the same) are pairs
+for RTP and RTCP, opened for nobody, changed to a peer, closed. `--mappings N`: how long N mappings take to be installed
+and to be read back after the broker's death, and what an opening of `once` costs beside them. Prints lines of Markdown.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import gevent
 import gevent.socket
 
 from alg.address import Endpoint
+from gateway.model.errors import PinholeRefused
 from gateway.model.requests import PinholeRequest, PinholeUpdate
 from gateway.pinhole.client import BrokerClient
-from tests.net.broker_rig import SERVER, Rig, inbound, wait_for
+from tests.net.broker_rig import SERVER, Rig, inbound
 
 
 def media(number: int) -> PinholeRequest:
@@ -30,7 +33,27 @@ def media(number: int) -> PinholeRequest:
     return inbound(flow=f"w0-{number}", reason="sip.rtp", second=target.port + 1, **changes)
 
 
-def measure(rig: Rig, in_flight: int, seconds: float, udp: bool = False) -> tuple[float, float]:
+def request_of(kind: str, number: int) -> PinholeRequest:
+    """A good request of a kind."""
+    client = f"192.168.56.{10 + number % 200}"
+    target = Endpoint(client, 10000 + number // 200)
+    changes: dict[str, Any] = {"flow": f"w0-{number}", "client": client, "target": target}
+    match kind:
+        case "conversation":
+            return media(number)
+        case "mapping":
+            changes |= {"kind": kind, "transport": "tcp+udp", "peer": None, "peers": None, "ttl": 7200.0}
+        case "anybody":
+            changes |= {"kind": kind, "peer": None}
+        case "exchange":
+            visitor = f"203.0.113.{10 + number % 200}"
+            outer = Endpoint(visitor, 10000 + number // 200)
+            changes |= {"kind": kind, "transport": "udp", "peer": None, "visitor": visitor, "outer": outer}
+            changes |= {"inner_host": "192.168.56.1"}
+    return inbound(**changes)
+
+
+def measure(rig: Rig, in_flight: int, seconds: float, kind: str = "once") -> tuple[float, float]:
     """Pinholes opened and closed in a second, and the mean time of an opening in milliseconds."""
     sock = gevent.socket.socket(fileno=os.dup(rig.workers[0].fileno()))
     with sock:
@@ -41,10 +64,16 @@ def measure(rig: Rig, in_flight: int, seconds: float, udp: bool = False) -> tupl
 
         def work(number: int) -> None:
             nonlocal waited, done
-            request = media(number) if udp else inbound(flow=f"w0-{number}")
+            request = request_of(kind, number)
             while (begun := time.monotonic()) < until:
-                lease = client.open(request)
-                if udp:
+                try:
+                    lease = client.open(request)
+                except PinholeRefused as refused:
+                    if refused.rule != "rate":  # these kinds have rates of their own
+                        raise
+                    gevent.sleep(0.01)
+                    continue
+                if kind == "conversation":
                     client.update(PinholeUpdate(lease.id, peers=(SERVER,)))
                 waited += time.monotonic() - begun
                 client.close(lease.id)
@@ -52,24 +81,65 @@ def measure(rig: Rig, in_flight: int, seconds: float, udp: bool = False) -> tupl
 
         begun = time.monotonic()
         gevent.joinall([gevent.spawn(work, number) for number in range(in_flight)], raise_error=True)
-        wait_for(lambda: rig.pinholes() == [], "all closed")
         took = time.monotonic() - begun
         client.stop()
-    assert rig.count("once4") == rig.count("dnat4") == rig.count("snat4") == 0
     return done / took, 1000 * waited / done
+
+
+def many_mappings(rig: Rig, count: int, in_flight: int, seconds: float) -> list[str]:
+    """Rows on what it is to have so many mappings."""
+    alone = measure(rig, in_flight, seconds)[1]
+    sock = gevent.socket.socket(fileno=os.dup(rig.workers[0].fileno()))
+    with sock:
+        client = BrokerClient(sock, timeout=30.0)
+        numbers = iter(range(count))
+
+        def work() -> None:
+            for number in numbers:
+                while True:
+                    try:
+                        client.open(request_of("mapping", number))
+                        break
+                    except PinholeRefused as refused:
+                        if refused.rule != "rate":
+                            raise
+                        gevent.sleep(0.05)
+
+        begun = time.monotonic()
+        gevent.joinall([gevent.spawn(work) for _ in range(in_flight)], raise_error=True)
+        installed = time.monotonic() - begun
+        client.stop()
+    beside = measure(rig, in_flight, seconds)[1]
+    elements = sum(rig.count(name) for name in ("snat4", "map4", "inany4", "outany4"))
+    rig.kill()
+    begun = time.monotonic()
+    rig.start()
+    read = time.monotonic() - begun
+    assert len(rig.pinholes()) >= count
+    return [
+        f"| {count:,} mappings of TCP and UDP installed ({elements:,} elements) | {installed:.1f} s |",
+        f"| a broker that starts beside them is ready (with its start) | {read:.1f} s |",
+        f"| an opening of `once` beside them, against without | {beside:.2f} ms, {alone:.2f} ms |",
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--in-flight", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--udp", action="store_true")
+    parser.add_argument("--kind", choices=("once", "anybody", "conversation", "mapping", "exchange"), default="once")
+    parser.add_argument("--udp", action="store_const", const="conversation", dest="kind")
+    parser.add_argument("--mappings", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         log = Path(directory) / "log"
         with Rig(Path(directory), per_client=10_000, ports="20000-65535", rate=1e6, log=log) as rig:
-            rate, latency = measure(rig, options.in_flight, options.seconds, options.udp)
-    what = "UDP pairs opened, changed and closed" if options.udp else "pinholes opened and closed"
+            if options.mappings:
+                print("\n".join(many_mappings(rig, options.mappings, options.in_flight, options.seconds)))
+                return
+            rate, latency = measure(rig, options.in_flight, options.seconds, options.kind)
+    pairs = "UDP pairs opened, changed and closed"
+    what = pairs if options.kind == "conversation" else f"pinholes ({options.kind}) opened and closed"
     print(f"| {what}, {options.in_flight} in flight | {rate:,.0f}/s | {latency:.1f} ms an opening |")
 
 

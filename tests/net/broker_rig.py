@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from alg.address import Endpoint
+from alg.api import PINHOLE_KINDS
 from gateway.broker.marks import ADMITTED
 from gateway.config.load import parse_config
 from gateway.lease.messages import (
@@ -68,7 +69,9 @@ class Rig:
         rate: float = 1e5,
         log: Path | None = None,
         restore: bool = True,
+        kinds: tuple[str, ...] = PINHOLE_KINDS,
     ) -> None:
+        self.kinds = kinds
         tag = secrets.token_hex(3)
         self.inside, self.router, self.outside = (f"brk-{tag}-{end}" for end in "iro")
         self.table = "algate"
@@ -195,6 +198,7 @@ class Rig:
             lifeline=theirs.fileno(),
             admin=self._admin.fileno(),
             workers={slot: ours.fileno() for slot, (ours, _) in enumerate(self._pairs)},
+            kinds=dict.fromkeys(range(len(self._pairs)), self.kinds),
         )
         memfd = boot.to_memfd()
         python = [sys.executable, "-m", "gateway.process.broker", str(memfd)]
@@ -256,7 +260,7 @@ class Rig:
 
     def count(self, name: str) -> int:
         """How many elements a set of the broker's table has."""
-        kind = "map" if name.startswith(("dnat", "snat", "many", "any")) else "set"
+        kind = "map" if name.startswith(("dnat", "snat", "many", "any", "map", "only", "held")) else "set"
         listing = msgspec.json.decode(self.at(self.router, f"nft -j list {kind} inet {self.table} {name}"))
         return sum(len(entry[kind].get("elem", ())) for entry in listing["nftables"] if kind in entry)
 

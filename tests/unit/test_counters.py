@@ -165,6 +165,7 @@ def test_pinholes_of_clients(steps: list[tuple[str, int, float]], seed: int) -> 
     assert not (table._kinds)
     assert not (table._networks)
     assert not table._entries
-    assert not table._conversations
+    assert not table._sockets._public
+    assert not table._sockets._holders
     assert not table._ports._busy
     assert table.deadline() is None

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alg.address import Endpoint
+from gateway.lease.ports import REST
 from gateway.lease.table import LeaseTable, lease_row
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Lease, PinholeRequest
@@ -63,8 +64,8 @@ def test_every_port_once_then_none_until_one_has_rested() -> None:
     assert len({lease.public for lease in opened}) == 4
     leases.close(opened[2].id, now=101.0)
     with pytest.raises(PinholeRefused, match="ports"):
-        open_(leases, now=110.9)
-    assert open_(leases, now=111.0).public == opened[2].public
+        open_(leases, now=101.0 + REST["tcp"] - 0.1)
+    assert open_(leases, now=101.0 + REST["tcp"]).public == opened[2].public
 
 
 def test_quota_is_per_client_and_total_for_all() -> None:
@@ -92,8 +93,8 @@ def test_a_used_lease_counts_no_more_but_keeps_its_port() -> None:
         open_(leases)
     assert leases.expire(160.0) == []  # it was used: nothing expired
     with pytest.raises(PinholeRefused, match="ports"):
-        open_(leases, now=169.0)
-    open_(leases, now=170.0)
+        open_(leases, now=160.0 + REST["tcp"] - 0.1)
+    open_(leases, now=160.0 + REST["tcp"])
 
 
 def test_leases_expire_in_time_and_only_then() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from alg.address import Endpoint
 from alg.bucket import Rate
-from gateway.lease.ports import HOLD, REST
+from gateway.lease.ports import REST
 from gateway.lease.table import LeaseTable
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Lease, PinholeRequest, PinholeUpdate
@@ -146,23 +146,38 @@ def test_a_crowd_of_calls_gets_ports_that_rested_for_a_while_but_not_a_connectio
     for number, lease in enumerate(first):
         table.close(lease.id, now=float(number))
     with pytest.raises(PinholeRefused, match="ports"):
-        open_(pair(), REST - 0.1)
-    assert open_(pair(), REST).public == first[0].public  # who has rested the longest
+        open_(pair(), REST["udp"] - 0.1)
+    assert open_(pair(), REST["udp"]).public == first[0].public  # who has rested the longest
     with pytest.raises(PinholeRefused, match="ports"):
-        open_(pair(4002), REST)
-    assert open_(pair(4002), REST + 1.0).public == first[1].public
+        open_(pair(4002), REST["udp"])
+    assert open_(pair(4002), REST["udp"] + 1.0).public == first[1].public
     with pytest.raises(PinholeRefused, match="ports"):
         open_(pair(4004), 100.0)  # both are somebody's
 
 
-def test_a_port_of_a_connection_rests_however_crowded_it_is() -> None:
-    """Its peer may send his SYN again."""
+def test_a_port_of_a_connection_rests_longer_for_the_same_peer() -> None:
+    """Its peer may send its SYN again, after 1 and after 3 seconds; a pinhole of another peer lets it in nowhere."""
     table = LeaseTable(backend="kernel", ports=(40000, 40000), rate=1e9)
+    other = msgspec.structs.replace(INBOUND, peer="203.0.113.77")
 
-    def open_(now: float) -> Lease:
-        return table.open(INBOUND, now=now, unix=0.0, rng=random.Random(1), is_free=lambda port: True)
+    def open_(now: float, request: PinholeRequest = INBOUND) -> Lease:
+        return table.open(request, now=now, unix=0.0, rng=random.Random(1), is_free=lambda port: True)
 
     table.close(open_(0.0).id, now=0.0)
     with pytest.raises(PinholeRefused, match="ports"):
-        open_(HOLD - 0.1)
-    open_(HOLD)
+        open_(REST["udp"] - 0.1, other)
+    table.close(open_(REST["udp"], other).id, now=REST["udp"])
+    with pytest.raises(PinholeRefused, match="ports"):
+        open_(REST["udp"] + REST["tcp"] - 0.1, other)
+    open_(REST["udp"] + REST["tcp"], other)
+
+
+def test_a_thousand_pinholes_a_second_for_a_minute_find_ports_in_the_default_range() -> None:
+    """All of one peer, each closed at once and never used."""
+    table = LeaseTable(backend="kernel", ports=(40000, 49999), rate=1e9, per_client=10**6)
+    rng = random.Random(1)
+    for number in range(60_000):
+        now = number / 1000
+        table.expire(now)
+        lease = table.open(INBOUND, now=now, unix=0.0, rng=rng, is_free=lambda port: True)
+        table.close(lease.id, now=now)

@@ -15,7 +15,7 @@ from alg.address import Endpoint
 from gateway.broker.conntrack import Conntrack, Socket, Tracked, TrackedEntry
 from gateway.broker.elements import talked_of
 from gateway.broker.marks import MEDIA
-from gateway.broker.stale import LATER, SOON, Stale, _is_right, _pairs, sockets_of
+from gateway.broker.stale import LATER, SOON, Right, Stale, _is_right, _pairs, sockets_of
 from gateway.model.requests import Lease
 
 TARGET, PUBLIC = Endpoint("192.168.56.10", 5060), Endpoint("203.0.113.2", 40000)
@@ -36,7 +36,10 @@ def connection(source: Endpoint, destination: Endpoint, answers: Endpoint, to: E
 
 
 def stays(found: Tracked, *leases: Lease) -> bool:
-    right = {sock: (lease, other) for lease in leases for sock, other in _pairs(lease)}
+    right: Right = {}
+    for lease in leases:
+        for sock, other in _pairs(lease):
+            right.setdefault(sock, []).append((lease, other))
     return _is_right(found, set(sockets_of(LEASE)), right)
 
 

@@ -15,7 +15,7 @@ from alg.address import Endpoint
 from gateway.lease.table import LeaseTable
 from gateway.lease.validate import SERVICE_PORTS, check_request, check_update, valid_lease_id
 from gateway.model.errors import PinholeRefused
-from gateway.model.requests import PinholeRequest, PinholeUpdate
+from gateway.model.requests import PinholeRequest, PinholeUpdate, transports_of
 
 INSIDE = [ipaddress.ip_network("192.168.56.0/24"), ipaddress.ip_network("fd00:56::/64")]
 
@@ -121,53 +121,159 @@ addresses = st.sampled_from(
 endpoints = st.builds(Endpoint, addresses, st.integers(-5, 70000) | st.sampled_from([80, 3306, 50000]))
 
 
-@given(
-    st.builds(
-        PinholeRequest,
-        flow=st.text(max_size=60),
-        reason=st.sampled_from(["ftp.port", "x y"]) | st.text(max_size=30),
-        client=addresses,
-        direction=st.sampled_from(["in", "out"]),
-        transport=st.sampled_from(["tcp", "udp"]),
-        target=endpoints,
-        peer=st.none() | addresses,
-        public_host=st.none() | addresses,
-        ttl=st.floats(),
-        kind=st.sampled_from(["once", "conversation", "read"]),
-    )
-    | st.builds(
-        lambda base, target, peer, public: msgspec.structs.replace(base, target=target, peer=peer, public_host=public),
-        st.sampled_from([INBOUND, OUTBOUND, INBOUND6]),
-        endpoints,
-        st.none() | addresses,
-        st.none() | addresses,
-    )
-)
-@example(INBOUND)
-@example(OUTBOUND)
-def test_whatever_passes_is_harmless(request_: PinholeRequest) -> None:
-    if rule_of(request_) is not None:
-        return
-    client = ipaddress.ip_address(request_.client)
-    assert any(client in network for network in INSIDE)
-    assert 1024 <= request_.target.port <= 65535
-    assert request_.direction == "out" or request_.target.port not in SERVICE_PORTS[request_.transport]
-    assert 1 <= request_.ttl <= (300 if request_.single else 7200)
-    assert " " not in request_.flow + request_.reason
-    if request_.direction == "in":
-        assert request_.target.host == request_.client
-        peers = [request_.peer] if request_.single else request_.peers
-        assert peers is None or not any(ipaddress.ip_address(peer or "") in net for peer in peers for net in INSIDE)
-        assert request_.single or request_.transport == "udp"
-    else:
-        assert not any(request_.target.ip in network for network in INSIDE)
-
-
 CONVERSATION = msgspec.structs.replace(
     INBOUND, transport="udp", kind="conversation", peer=None, peers=("203.0.113.5",), second=50001, ttl=3600.0
 )
 LOCAL = msgspec.structs.replace(INBOUND, kind="local", target=Endpoint("192.168.56.10", 80))
 LOCAL_UDP = msgspec.structs.replace(LOCAL, transport="udp", peer=None, peers=None)
+prefixes = st.sampled_from(
+    ["198.51.100.0/24", "198.51.100.7/32", "10.0.0.0/8", "0.0.0.0/0", "198.51.100.1/24", "2001:db8::/32", "::/0", "x"]
+)
+ports = st.sampled_from([0, 22, 1023, 1024, 1900, 5000, 5001, 65535, 65536, -1])
+MAPPING = msgspec.structs.replace(
+    INBOUND, kind="mapping", transport="tcp+udp", peer=None, peers=None, ttl=7200.0, wish=51413
+)
+ANYBODY = msgspec.structs.replace(INBOUND, kind="anybody", peer=None, reason="irc.send")
+EXCHANGE = msgspec.structs.replace(
+    INBOUND,
+    kind="exchange",
+    transport="udp",
+    peer=None,
+    target=Endpoint("192.168.56.10", 0),
+    visitor="203.0.113.5",
+    outer=Endpoint("203.0.113.5", 5000),
+    inner_host="192.168.56.1",
+    ttl=600.0,
+)
+EXCHANGE_PAIR = msgspec.structs.replace(EXCHANGE, second=0, outer_second=5001)
+CHANGES: dict[str, st.SearchStrategy[Any]] = {
+    "client": addresses,
+    "direction": st.sampled_from(["in", "out"]),
+    "transport": st.sampled_from(["tcp", "udp", "tcp+udp"]),
+    "kind": st.sampled_from(["once", "anybody", "conversation", "read", "local", "mapping", "exchange"]),
+    "target": endpoints,
+    "peer": st.none() | addresses,
+    "peers": st.none() | st.lists(addresses | prefixes, max_size=9).map(tuple),
+    "public_host": st.none() | addresses,
+    "ttl": st.floats(),
+    "second": st.none() | ports,
+    "visitor": st.none() | addresses,
+    "wish": st.none() | ports,
+    "exact": st.booleans(),
+    "outer": st.none() | endpoints,
+    "outer_second": st.none() | ports,
+    "inner_host": st.none() | addresses,
+    "flow": st.text(max_size=60),
+    "reason": st.text(max_size=30),
+}
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> PinholeRequest:
+    """A good request of some kind, of which a few things are otherwise."""
+    base = draw(
+        st.sampled_from(
+            [INBOUND, OUTBOUND, INBOUND6, CONVERSATION, LOCAL, LOCAL_UDP, MAPPING, ANYBODY, EXCHANGE, EXCHANGE_PAIR]
+        )
+    )
+    names = draw(st.lists(st.sampled_from(sorted(CHANGES)), max_size=4, unique=True))
+    return msgspec.structs.replace(base, **{name: draw(CHANGES[name]) for name in names})
+
+
+@pytest.mark.parametrize("request_", [MAPPING, ANYBODY, EXCHANGE, EXCHANGE_PAIR])
+def test_good_requests_of_each_kind_pass(request_: PinholeRequest) -> None:
+    assert rule_of(request_) is None
+
+
+@pytest.mark.parametrize(
+    ("base", "changes", "rule"),
+    [
+        (MAPPING, {"target": Endpoint("192.168.56.11", 50000)}, "target"),
+        (MAPPING, {"target": Endpoint("192.168.56.10", 22)}, "port"),
+        (MAPPING, {"target": Endpoint("192.168.56.10", 3306)}, "port"),
+        (MAPPING, {"target": Endpoint("192.168.56.10", 1900)}, "port"),
+        (MAPPING, {"wish": 80}, "wish"),
+        (MAPPING, {"wish": None, "exact": True}, "wish"),
+        (MAPPING, {"ttl": 7201.0}, "ttl"),
+        (MAPPING, {"peers": ("198.51.100.1/24",)}, "peers"),
+        (MAPPING, {"peers": ("0.0.0.0/0",)}, "peers"),
+        (MAPPING, {"peers": ("10.0.0.0/8", "10.1.0.0/16")}, "peers"),
+        (MAPPING, {"peers": tuple(f"198.51.100.{last}/32" for last in range(9))}, "peers"),
+        (MAPPING, {"peers": ("2001:db8::/32",)}, "peers"),
+        (MAPPING, {"second": 50001}, "kind"),
+        (MAPPING, {"peer": "203.0.113.5"}, "kind"),
+        (MAPPING, {"visitor": "203.0.113.5"}, "visitor"),
+        (INBOUND, {"wish": 50000}, "kind"),
+        (INBOUND, {"transport": "tcp+udp"}, "kind"),
+        (INBOUND, {"outer": Endpoint("203.0.113.5", 5000)}, "kind"),
+        (ANYBODY, {"peer": "203.0.113.5"}, "peer"),
+        (ANYBODY, {"transport": "udp"}, "peer"),
+        (ANYBODY, {"direction": "out", "public_host": None}, "kind"),
+        (ANYBODY, {"ttl": 301.0}, "ttl"),
+        (EXCHANGE, {"target": Endpoint("192.168.56.11", 0)}, "target"),
+        (EXCHANGE, {"target": Endpoint("192.168.56.10", 22)}, "port"),
+        (EXCHANGE, {"outer": Endpoint("192.168.56.11", 5000), "visitor": "192.168.56.11"}, "visitor"),
+        (EXCHANGE, {"outer": Endpoint("203.0.113.6", 5000)}, "visitor"),
+        (EXCHANGE, {"outer": Endpoint("203.0.113.5", 53)}, "port"),
+        (EXCHANGE, {"outer_second": 5001}, "ports"),
+        (EXCHANGE_PAIR, {"outer_second": 5000}, "port"),
+        (EXCHANGE, {"inner_host": None}, "public"),
+        (EXCHANGE, {"inner_host": "fd00:56::1"}, "family"),
+        (EXCHANGE, {"client": "203.0.113.9", "target": Endpoint("203.0.113.9", 0)}, "client"),
+        (EXCHANGE, {"peers": None}, "kind"),
+    ],
+)
+def test_bad_requests_of_each_kind(base: PinholeRequest, changes: dict[str, Any], rule: str) -> None:
+    assert rule_of(msgspec.structs.replace(base, **changes)) == rule
+
+
+@given(requests())
+@example(INBOUND)
+@example(OUTBOUND)
+@example(MAPPING)
+@example(EXCHANGE)
+@example(EXCHANGE_PAIR)
+def test_whatever_passes_is_harmless(request_: PinholeRequest) -> None:
+    if rule_of(request_) is not None:
+        return
+    kind, client = request_.kind, ipaddress.ip_address(request_.client)
+    assert is_inside(client)
+    assert 1 <= request_.ttl <= (300 if request_.single else 7200)
+    assert " " not in request_.flow + request_.reason
+    if kind == "local":
+        return  # who comes in reaches the worker, and nothing else
+    assert request_.direction == "out" or request_.target.host == request_.client
+    for transport in transports_of(request_.transport):
+        for port in {request_.target.port, request_.second} - {None}:
+            if kind == "exchange" and port == 0:
+                continue  # not known yet: nothing passes
+            assert 1024 <= (port or 0) <= 65535
+            assert request_.direction == "out" or port not in SERVICE_PORTS[transport]
+    match kind:
+        case "once":
+            other = request_.peer if request_.direction == "in" else request_.target.host
+            assert not is_inside(ipaddress.ip_address(other or ""))
+        case "anybody":
+            assert (request_.transport, request_.direction, request_.peer) == ("tcp", "in", None)
+        case "conversation" | "read":
+            assert request_.transport == "udp"
+            assert not any(is_inside(ipaddress.ip_address(peer)) for peer in request_.peers or ())
+        case "mapping":
+            assert request_.wish is None or request_.wish >= 1024
+            networks = [ipaddress.ip_network(peer) for peer in request_.peers or ()]
+            assert len(networks) <= 8
+            assert not any(one.overlaps(other) for at, one in enumerate(networks) for other in networks[:at])
+        case "exchange":
+            assert request_.outer is not None
+            assert request_.visitor == request_.outer.host
+            assert not is_inside(ipaddress.ip_address(request_.outer.host))
+            assert not is_inside(ipaddress.ip_address(request_.public_host or ""))
+        case _:
+            raise AssertionError(kind)
+
+
+def is_inside(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    return any(address in network for network in INSIDE)
 
 
 @pytest.mark.parametrize("port", sorted(SERVICE_PORTS["tcp"]))

@@ -1,0 +1,120 @@
+"""Which inside socket has which public port: one, whatever asked for it first. Pure.
+
+Several leases may be of one inside socket: a mapping of it and a conversation, or the conversations of two flows. They
+share its public port, and each has its own peers, time and end.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from alg.address import Endpoint
+from gateway.model.errors import PinholeRefused
+from gateway.model.requests import Lease, PinholeRequest, Transport, transports_of
+
+Socket = tuple[Transport, Endpoint]
+
+SHARING = frozenset({"conversation", "read", "mapping"})
+"""Kinds whose leases may share a public port."""
+
+
+class PublicSockets:
+    """The sockets of the leases of one table."""
+
+    def __init__(self) -> None:
+        self._public: dict[Socket, dict[str, Endpoint]] = {}  # by inside socket and lease
+        self._holders: Counter[Socket] = Counter()  # by public socket: how many leases have it
+
+    def add(self, lease: Lease) -> None:
+        """Add the sockets of a lease."""
+        for socket, public in sockets_of(lease):
+            self._public.setdefault(socket, {})[lease.id] = public
+        for socket in public_of(lease):
+            self._holders[socket] += 1
+
+    def remove(self, lease: Lease) -> bool:
+        """Take the sockets of a lease out; whether all its public ports are nobody's any more."""
+        for socket, _ in sockets_of(lease):
+            of_leases = self._public[socket]
+            del of_leases[lease.id]
+            if not of_leases:
+                del self._public[socket]
+        free = True
+        for socket in public_of(lease):
+            self._holders[socket] -= 1
+            if self._holders[socket] > 0:
+                free = False
+            else:
+                del self._holders[socket]
+        return free
+
+    def is_held(self, transport: Transport, public: Endpoint) -> bool:
+        """Whether a lease has this public port."""
+        return (transport, public) in self._holders
+
+    def of(self, transport: Transport, inside: Endpoint) -> list[str]:
+        """The ids of the leases of an inside socket."""
+        return [*self._public.get((transport, inside), ())]
+
+    def sharing(self, lease: Lease) -> list[str]:
+        """The ids of other leases that have a socket in common with this one."""
+        found = {other: None for socket, _ in sockets_of(lease) for other in self._public.get(socket, ())}
+        found.pop(lease.id, None)
+        return [*found]
+
+    def bound(self, request: PinholeRequest) -> Endpoint | None:
+        """The (first) public endpoint that the sockets of a request have already; None: they have none. Raises
+        PinholeRefused "taken" if they cannot have one together."""
+        first: Endpoint | None = None
+        for transport in transports_of(request.transport):
+            for offset, port in enumerate((request.target.port, request.second)):
+                inside = Endpoint(request.target.host, port or 0)
+                publics = set(self._public.get((transport, inside), {}).values()) if port else set()
+                for public in publics:
+                    begins = Endpoint(public.host, public.port - offset)
+                    if first not in (None, begins) or not self._fits(request, begins):
+                        raise PinholeRefused("taken", f"{inside} has the public port {public}")
+                    first = begins
+        return first
+
+    def _fits(self, request: PinholeRequest, public: Endpoint) -> bool:
+        if request.kind not in SHARING or (request.second is not None and public.port % 2):
+            return False
+        return public.host == (request.public_host or request.target.host)
+
+
+def sockets_of(lease: Lease) -> Iterator[tuple[Socket, Endpoint]]:
+    """The sockets whose packets leave from a public port, and that port."""
+    if lease.backend != "kernel":
+        return
+    if lease.kind in SHARING:
+        for transport in transports_of(lease.protocol):
+            yield (transport, lease.target), lease.public
+        if lease.second is not None:
+            yield ("udp", Endpoint(lease.target.host, lease.second)), Endpoint(lease.public.host, lease.public.port + 1)
+    elif lease.kind == "exchange" and lease.outer is not None and lease.inner is not None:
+        ends = [(lease.target, lease.public), (lease.outer, lease.inner)]
+        if lease.outer_second is not None:
+            ends += [
+                (Endpoint(inside.host, port or 0), Endpoint(public.host, public.port + 1))
+                for (inside, public), port in zip(ends, (lease.second, lease.outer_second), strict=True)
+            ]
+        yield from ((("udp", inside), public) for inside, public in ends if inside.port)
+
+
+def public_of(lease: Lease) -> Iterator[Socket]:
+    """The public ports of a lease; of an exchange also those at the inner address."""
+    for first, count in public_ranges(lease):
+        for transport in transports_of(lease.protocol):
+            for offset in range(count):
+                yield transport, Endpoint(first.host, first.port + offset)
+
+
+def public_ranges(lease: Lease) -> Iterator[tuple[Endpoint, int]]:
+    """The first of the public ports of a lease, and how many it has from there on."""
+    if lease.direction != "in":
+        return
+    yield lease.public, 1 if lease.second is None else 2
+    if lease.inner is not None:
+        yield lease.inner, 1 if lease.second is None else 2
