@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import select
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +20,16 @@ OFFER = f"v=0\r\no=- 1 1 IN IP4 {CLIENT4}\r\ns=-\r\nc=IN IP4 {CLIENT4}\r\nt=0 0\
 ANSWER = f"v=0\r\no=- 1 1 IN IP4 {SERVER4}\r\ns=-\r\nc=IN IP4 {SERVER4}\r\nt=0 0\r\nm=audio 9100 RTP/AVP 0\r\n"
 
 
+def accepted(listener: socket.socket) -> socket.socket:
+    """The connection that lasts: the packets process may have asked before whether there is a server (decision 0160),
+    by one that it has closed by now."""
+    while True:
+        sock, _ = listener.accept()
+        if not select.select([sock], [], [], 0.3)[0]:
+            return sock
+        sock.close()
+
+
 class Wire:
     """One call of a phone inside with a server outside, message by message."""
 
@@ -26,10 +37,9 @@ class Wire:
         self.transport = transport
         kind = socket.SOCK_STREAM if transport == "tcp" else socket.SOCK_DGRAM
         if transport == "tcp":
-            listener = lab.listen("outside", *SERVER)
-            self.near = lab.connect("inside", *SERVER)
-            self.far, _ = listener.accept()
-            listener.close()
+            with lab.listen("outside", *SERVER) as listener:
+                self.near = lab.connect("inside", *SERVER)
+                self.far = accepted(listener)
         else:
             with lab.enter("outside"):
                 self.far = socket.socket(socket.AF_INET, kind)
