@@ -97,7 +97,7 @@ def phone(lab: Lab, server: Server) -> Iterator[Phone]:
 
 def offered(text: str) -> tuple[str, int]:
     """Where a session description wants media."""
-    found = re.search(r"c=IN IP4 (\S+)(?s:.*)m=audio ([0-9]+) ", text)
+    found = re.search(r"c=IN IP[46] (\S+)(?s:.*)m=audio ([0-9]+) ", text)
     assert found
     return found[1], int(found[2])
 

