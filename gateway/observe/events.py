@@ -41,7 +41,7 @@ EVENTS = {
     "broker.counters_failed": "The kernel did not say how much has passed.",
     "broker.failed": "The broker ends because of an error, and is replaced.",
     "broker.flood": "A worker sends more requests than the broker reads in a second; the rest waits.",
-    "broker.foreign_unread": "The rules of others could not be read whole, so a mapping may be granted that they go before.",
+    "broker.foreign_unread": "Rules of others could not be read; a mapping may be granted that they go before.",
     "broker.hello": "A worker has connected to the broker. `keep` says whether its slot's pinholes stay open.",
     "broker.lost": "The broker does not answer. The requests that waited for it were refused.",
     "broker.netfilter_failed": "The kernel refused a change. The requests that needed it were refused.",
