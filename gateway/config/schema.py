@@ -403,6 +403,7 @@ class ProcessSection(_Section, frozen=True):
 # A module's section need not name its ports; those of a third party's module must.
 DEFAULT_ALG = {
     "ftp": AlgSection(ports=(21,)),
+    "irc": AlgSection(ports=(6667,)),
     "rtsp": AlgSection(ports=(554, 8554)),
     "sip": AlgSection(ports=(5060,), transports=("tcp", "udp")),
     "tftp": AlgSection(ports=(69,), transports=("udp",)),

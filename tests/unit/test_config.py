@@ -44,7 +44,7 @@ def test_a_full_configuration() -> None:
     config = parse_config(FULL, "algate.toml")
     assert [str(network) for network in config.inside_networks] == ["192.168.56.0/24", "fd00:56::/64"]
     assert config.pinhole_ports == (40000, 49999)
-    assert config.module_ports() == (21, 554, 2121, 5060, 8554)
+    assert config.module_ports() == (21, 554, 2121, 5060, 6667, 8554)
     assert config.module_of(2121) == ("ftp", config.alg["ftp"])
     assert config.module_of(22) is None
     assert config.alg["ftp"].mode is Mode.OBSERVE
@@ -65,14 +65,14 @@ def test_no_configuration_is_a_socks_server_for_this_machine() -> None:
     assert config.socks.listen == ("127.0.0.1:1080",)
     assert not config.broker_wanted
     assert not config.transparent_enabled
-    assert config.module_ports() == (21, 554, 5060, 8554)
+    assert config.module_ports() == (21, 554, 5060, 6667, 8554)
     assert config.module_ports("udp") == (69, 5060)
     assert not config.packets_wanted
 
 
 def test_a_module_that_is_off_has_no_ports() -> None:
     config = parse_config('[alg.ftp]\nmode = "off"\n', "x")
-    assert config.module_ports() == (554, 5060, 8554)
+    assert config.module_ports() == (554, 5060, 6667, 8554)
     assert config.module_of(21) is None
 
 

@@ -64,7 +64,7 @@ def test_a_small_router() -> None:
         "-A ALGATE-PREROUTING -i eth1 -m addrtype --dst-type LOCAL -m socket --nowildcard -j RETURN",
         "-A ALGATE-PREROUTING -d 192.168.56.0/24 -i eth1 -m addrtype ! --dst-type LOCAL -j RETURN",
         (
-            "-A ALGATE-PREROUTING -s 192.168.56.0/24 -i eth1 -p tcp -m multiport --dports 21,554,5060,8554"
+            "-A ALGATE-PREROUTING -s 192.168.56.0/24 -i eth1 -p tcp -m multiport --dports 21,554,5060,6667,8554"
             " -j REDIRECT --to-ports 10800"
         ),
         "COMMIT",
@@ -105,7 +105,7 @@ def test_every_interface_with_every_network_and_all_ports() -> None:
     assert len(redirects) == 2 * 2 * 2
     assert all(line.endswith("-j REDIRECT --to-ports 999") for line in redirects)
     some = "21," + ",".join(map(str, range(100, 114)))
-    rest = ",".join(map(str, range(114, 120))) + ",554,5060,8554"
+    rest = ",".join(map(str, range(114, 120))) + ",554,5060,6667,8554"
     assert [line.split("--dports ")[1].split()[0] for line in redirects if "ppp+" in line and "10.0.0.0/8" in line] == [
         some,
         rest,

@@ -1,0 +1,193 @@
+"""DCC offers over IRC through the router: a client and a server that do what a test says, and strangers."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.conformance.ways import by_socks, direct
+from tests.lab.gateway import Gateway
+from tests.lab.lab import CLIENT4, CLIENT6, ROUTER_OUT4, ROUTER_OUT6, SERVER4, SERVER6, Lab
+
+IRC = 6667
+WELCOME = b":irc.example.test 001 ann :Welcome\r\n"
+
+
+@pytest.fixture(scope="module")
+def gateway(lab: Lab) -> Iterator[Gateway]:
+    gateway = lab.start_gateway()
+    yield gateway
+    assert gateway.stop() == 0, lab.tail_of_logs()
+    assert lab.leftovers() == []
+
+
+@dataclass
+class Session:
+    """A client that has been welcomed by its server."""
+
+    client: socket.socket
+    server: socket.socket
+    inside: str
+    router: str
+    through_socks: bool
+
+    def says(self, line: bytes) -> bytes:
+        """The client sends a line; how the server reads it."""
+        return _pass(self.client, self.server, line)
+
+    def hears(self, line: bytes) -> bytes:
+        """The server sends a line; how the client reads it."""
+        return _pass(self.server, self.client, line)
+
+    def offer(self, port: int) -> tuple[bytes, int]:
+        """An offer of the client's, as the server reads it, and its public port."""
+        line = _send(self.inside, port)
+        read = self.says(line)
+        found = re.fullmatch(rb"PRIVMSG bob :\x01DCC SEND a\.txt ([0-9a-f:]+) (\d+) 100\x01\r\n", read)
+        assert found is not None, read
+        public = int(found[2])
+        assert read == _send(self.router, public)  # and not a byte else
+        assert public != port
+        return read, public
+
+
+def _send(host: str, port: int) -> bytes:
+    ip = ipaddress.ip_address(host)
+    shown = str(int(ip)) if ip.version == 4 else str(ip)
+    return f"PRIVMSG bob :\x01DCC SEND a.txt {shown} {port} 100\x01\r\n".encode()
+
+
+def _pass(sender: socket.socket, receiver: socket.socket, line: bytes) -> bytes:
+    sender.sendall(line)
+    read = b""
+    while not read.endswith(b"\n"):
+        more = receiver.recv(4096)
+        assert more, read
+        read += more
+    return read
+
+
+def holes(gateway: Gateway) -> list[dict[str, Any]]:
+    return [hole for hole in gateway.admin("pinholes") if hole["reason"].startswith("irc.")]
+
+
+@pytest.fixture(params=["redirect", "redirect IPv6", "SOCKS"])
+def session(request: pytest.FixtureRequest, lab: Lab, gateway: Gateway) -> Iterator[Session]:
+    v6 = "6" in request.param
+    host = SERVER6 if v6 else SERVER4
+    with lab.listen("outside", host, IRC) as listener:
+        client = (by_socks if request.param == "SOCKS" else direct)(lab, host, IRC)
+        server, _ = listener.accept()
+    for end in (client, server):
+        end.settimeout(15)
+    inside, router = (CLIENT6, ROUTER_OUT6) if v6 else (CLIENT4, ROUTER_OUT4)
+    session = Session(client, server, inside, router, request.param == "SOCKS")
+    assert session.says(b"NICK ann\r\n") == b"NICK ann\r\n"
+    assert session.hears(WELCOME) == WELCOME
+    yield session
+    client.close()
+    server.close()
+
+
+def connects(lab: Lab, host: str, port: int) -> bool:
+    """Whether a stranger's connection is taken; else it is refused, or the router's firewall says nothing."""
+    try:
+        lab.connect("stranger", host, port, timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def listen_inside(lab: Lab, host: str, port: int) -> socket.socket:
+    with lab.enter("inside"):
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.settimeout(15)
+    return listener
+
+
+def test_an_offer_lets_one_stranger_in_and_no_second(lab: Lab, gateway: Gateway, session: Session) -> None:
+    """Nobody knows who the other user is, so it is whoever connects first, once; the bytes arrive."""
+    with listen_inside(lab, session.inside, 5000) as listener:
+        _, public = session.offer(5000)
+        [hole] = holes(gateway)
+        assert (hole["reason"], hole["client"], hole["peer"]) == ("irc.send", session.inside, None)
+        assert hole["kind"] == ("local" if session.through_socks else "anybody")
+        with lab.connect("stranger", session.router, public, timeout=15) as stranger:
+            inside, _ = listener.accept()
+            with inside:
+                junk = bytes(range(256)) * 400
+                inside.sendall(junk)
+                inside.shutdown(socket.SHUT_WR)
+                got = b""
+                while more := stranger.recv(65536):
+                    got += more
+                assert got == junk
+                assert not connects(lab, session.router, public)
+
+
+def test_resume_and_accept_name_the_port_that_each_side_knows(session: Session) -> None:
+    _, public = session.offer(5000)
+    head = b":bob!b@example.test PRIVMSG ann :\x01DCC RESUME a.txt "
+    assert session.hears(head + b"%d 50\x01\r\n" % public) == head + b"5000 50\x01\r\n"
+    said = b"PRIVMSG bob :\x01DCC ACCEPT a.txt %d 50\x01\r\n"
+    assert session.says(said % 5000) == said % public
+
+
+def test_the_end_of_the_connection_closes_what_nobody_has_used(lab: Lab, gateway: Gateway, session: Session) -> None:
+    session.offer(5000)
+    session.client.close()
+    session.server.close()
+    lab.wait_for(lambda: not holes(gateway), 15, "the port to close")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(_send("192.168.56.99", 5000), id="another host"),
+        pytest.param(_send(CLIENT4, 22), id="a service's port"),
+        pytest.param(_send(CLIENT4, 0), id="a passive offer"),
+        pytest.param(b"PONG :\x01DCC SEND a.txt 3232249866 5000 100\x01\r\n", id="PONG, CVE-2022-2663"),
+    ],
+)
+def test_what_opens_nothing(gateway: Gateway, session: Session, line: bytes) -> None:
+    assert session.says(line) == line
+    assert holes(gateway) == []
+
+
+def test_a_port_of_a_service_stays_closed(lab: Lab, gateway: Gateway) -> None:
+    """The broker refuses it, and the line goes as it came. (A client of SOCKS has asked the gateway itself.)"""
+    with lab.listen("outside", SERVER4, IRC) as listener:
+        client = direct(lab, SERVER4, IRC)
+        server, _ = listener.accept()
+    with client, server:
+        for end in (client, server):
+            end.settimeout(15)
+        session = Session(client, server, CLIENT4, ROUTER_OUT4, False)
+        assert session.says(b"NICK ann\r\n")
+        session.hears(WELCOME)
+        line = _send(CLIENT4, 3306)
+        assert session.says(line) == line
+        assert holes(gateway) == []
+
+
+def test_a_web_page_opens_nothing(lab: Lab, gateway: Gateway) -> None:
+    """NAT pinning: an offer in the body of an HTTP request, in a segment of its own."""
+    with lab.listen("outside", SERVER4, IRC) as listener:
+        client = direct(lab, SERVER4, IRC)
+        server, _ = listener.accept()
+    seen = len(gateway.log_lines())
+    with client, server:
+        for end in (client, server):
+            end.settimeout(15)
+        head = b"POST / HTTP/1.1\r\nHost: a\r\n\r\n"
+        assert _pass(client, server, head) == head
+        offer = _send(CLIENT4, 5000)
+        assert _pass(client, server, offer) == offer
+        gateway.wait_for_log("irc.not-irc", 10, seen)
+        assert holes(gateway) == []
