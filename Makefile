@@ -14,7 +14,7 @@ PIP = $(or $(lastword $(sort $(wildcard /usr/share/python-wheels/pip-*.whl))),$(
 PIP_INSTALL = $(BIN)/python $(PIP) install --quiet --disable-pip-version-check --no-cache-dir
 
 # Where what setup.py compiles is. Made anew when anything there changes; `make pure` takes it away.
-COMPILED := setup.py $(wildcard alg/*.py alg/*/*.py gateway/*/*.py gateway/*/*/*.py)
+COMPILED := setup.py pyproject.toml requirements/run.txt $(wildcard alg/*.py alg/*/*.py gateway/*/*.py gateway/*/*/*.py)
 
 .PHONY: setup debian-run debian-build debian-test fresh release lock pure run test bench bench-attacks fuzz check lab conformance clean wheelhouse vagrant-test docs dist deb
 
@@ -31,11 +31,13 @@ debian-test: debian-build
 	@requirements/debian install requirements/test.deb
 
 # What running needs, and no more: wheels of the versions that the lock file names. What a gateway consists of is imported
-# once, so that Python's cache of it is there before processes come that may not write it.
+# once, so that Python's cache of it is there before processes come that may not write it; without what was compiled of
+# an older checkout.
 .venv/.run: pyproject.toml setup.py requirements/run.txt | debian-run
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv --without-pip .venv
 	$(PIP_INSTALL) --no-compile --only-binary :all: --require-hashes -r requirements/run.txt
 	$(PIP_INSTALL) --no-compile --no-deps --no-build-isolation -e .
+	find alg gateway -name '*.so' -delete
 	$(BIN)/python -c 'import gateway.cli.main, gateway.process.worker, gateway.process.broker, gateway.process.console'
 	@touch $@
 

@@ -559,7 +559,7 @@ def _parse_comment(comment: str) -> _Owner | None:
                 changes["ends"] = bytes.fromhex(role.removeprefix(_ENDS))
             elif role in _KINDS:
                 changes["kind"] = role
-            elif role in (*_PROTOCOLS, _BOTH):
+            elif role == _BOTH or role in _PROTOCOLS:
                 changes["protocol"] = role
             elif role in (_SECOND, _PLAIN):
                 changes["second" if role == _SECOND else "plain"] = True
