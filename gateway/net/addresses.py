@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _socket
+import contextlib
 import ctypes
 import ipaddress
 import socket
@@ -23,6 +24,7 @@ RTA_DST, FRA_TABLE = 1, 15
 RTN_UNSPEC, RTN_UNICAST, RTN_LOCAL, RTN_BROADCAST, RTN_ANYCAST, RTN_MULTICAST = range(6)
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV4_RULE = 0x1, 0x10, 0x40, 0x80
 RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE, RTMGRP_IPV6_RULE = 0x100, 0x400, 0x40000
+IFA_F_DEPRECATED, IFA_F_TENTATIVE = 0x20, 0x40  # <linux/if_addr.h>
 NLMSG_ERROR = 2
 NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
 
@@ -193,9 +195,20 @@ def source_towards(host: str, device: int = 0) -> str | None:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, socket.if_indextoname(device).encode())
             probe.connect((str(ip), 9))
         except OSError:
-            return None
+            # Without a route of its own IPv4 takes the interface's address; IPv6, where routes are by source, does not.
+            return _global_address(device) if device and ip.version == 6 else None
         source: str = probe.getsockname()[0]
         return source.partition("%")[0]
+
+
+def _global_address(device: int) -> str | None:
+    """Return an IPv6 address of global scope of the interface with this index; None if it has none."""
+    with contextlib.suppress(OSError), open("/proc/net/if_inet6", encoding="ascii") as lines:
+        for line in lines:
+            digits, index, _, scope, flags, _ = line.split()
+            if int(index, 16) == device and scope == "00" and not int(flags, 16) & (IFA_F_TENTATIVE | IFA_F_DEPRECATED):
+                return str(ipaddress.IPv6Address(bytes.fromhex(digits)))
+    return None
 
 
 def _table_of(message: bytes) -> int:
