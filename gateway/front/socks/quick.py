@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from socket import AF_INET, inet_ntoa
 from time import monotonic
-from typing import Protocol
+from typing import Any, Protocol
 
 from alg.address import Address, Endpoint, canonical, parse_ip
 from alg.socks import socks5
@@ -289,8 +289,11 @@ class QuickTransparent:
         self._front.handle(cooperative(sock), address)
 
 
-def _grant(family: int, bound: tuple[str, int]) -> bytes:
-    """Return the success reply with the bound endpoint (RFC 1928 section 6)."""
+def _grant(family: int, bound: tuple[Any, ...]) -> bytes:
+    """Return the success reply with the bound endpoint (RFC 1928 section 6). `bound`: as `getsockname` has it, which is
+    four values for IPv6."""
     if family == AF_INET:
-        return _GRANTED4 + _socket.inet_aton(bound[0]) + bound[1].to_bytes(2, "big")
+        host: str = bound[0]
+        port: int = bound[1]
+        return _GRANTED4 + _socket.inet_aton(host) + port.to_bytes(2, "big")
     return socks5.encode_reply(socks5.Reply.SUCCEEDED, endpoint(bound))
