@@ -16,7 +16,7 @@ PIP_INSTALL = $(BIN)/python $(PIP) install --quiet --disable-pip-version-check -
 # Where what setup.py compiles is. Made anew when anything there changes; `make pure` takes it away.
 COMPILED := setup.py pyproject.toml requirements/run.txt $(wildcard alg/*.py alg/*/*.py gateway/*/*.py gateway/*/*/*.py)
 
-.PHONY: setup debian-run debian-build debian-test fresh release lock pure run test bench bench-attacks fuzz check lab conformance clean wheelhouse vagrant-test docs dist deb
+.PHONY: setup debian-run debian-build debian-test fresh release lock pure run test test-long bench bench-attacks fuzz check lab conformance clean wheelhouse vagrant-test docs dist deb
 
 setup: debian-test .venv/.test .venv/.compiled .venv/.peers
 
@@ -85,6 +85,11 @@ run: .venv/.run $(if $(wildcard .venv/.compiled),.venv/.compiled)
 # for packets and processes more than they compute: three files at a time (`-n 0`: one, as a debugger needs it).
 test: setup
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+# What takes minutes: everything that attacks do to others, one client at the sizes of the reports, the whole corpus of
+# SIP messages of the field over the wire.
+test-long: setup
+	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
 # All peers, several rounds, into docs/benchmarks.md; under 20 minutes. BENCH_ROUNDS=1 BENCH_SECONDS=1 is quick.
 bench: setup

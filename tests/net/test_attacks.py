@@ -22,7 +22,7 @@ WITHIN = 1.0  # seconds
 PLAIN = [name for name, attack in ATTACKS.items() if not attack.extra]
 PROTECTED = [name for name, attack in ATTACKS.items() if attack.extra]
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(60)]
 
 
 @pytest.fixture(scope="module", autouse=True)

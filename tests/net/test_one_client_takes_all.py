@@ -21,7 +21,7 @@ from tests.net.test_client_limits import more_addresses, workers
 PORT = 7300
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_host_with_many_addresses_does_not_take_all_pinholes(lab: Lab) -> None:
     """By FTP, from each of its addresses; a neighbour in the same /64 gets one all the same."""
     server = lab.vsftpd()
@@ -104,7 +104,7 @@ def refused(sock: socket.socket) -> bool:
     return not said or (len(said) > 3 and said[3] != 0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("what", ["associations", "flows", "names"])
 def test_one_client_that_takes_all_it_can_by_default(lab: Lab, what: str) -> None:

@@ -26,7 +26,13 @@ def field_gateway(lab: Lab) -> Iterator[Gateway]:
     lab._baseline = []
 
 
-@pytest.mark.parametrize(("case", "name", "transport"), CASES, ids=[f"{name}-{kind}" for _, name, kind in CASES])
+@pytest.mark.parametrize(
+    ("case", "name", "transport"),
+    [
+        pytest.param(*one, id=f"{one[1]}-{one[2]}", marks=[pytest.mark.long] if one[2].lower() == "tcp" else [])
+        for one in CASES
+    ],
+)
 def test_over_the_wire(
     lab: Lab, field_gateway: Gateway, case: Field, name: str, transport: field_wire.Transport
 ) -> None:
