@@ -29,6 +29,15 @@ def lines(text: str, family: rules.Family = "ipv4") -> list[str]:
 def test_a_small_router() -> None:
     queue = "-j NFQUEUE --queue-num 15855 --queue-bypass"
     assert lines(BASIC + '[process]\nrun_dir = "/run/algate"\n[alg.tftp]\nmode = "off"') == [
+        "*raw",
+        ":ALGATE-PREROUTING - [0:0]",
+        "-I PREROUTING 1 -j ALGATE-PREROUTING",
+        (
+            "-A ALGATE-PREROUTING -s 192.168.56.0/24 -i eth1 -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN"
+            " -m multiport --dports 5060 -m addrtype ! --dst-type LOCAL"
+            " -j NFQUEUE --queue-num 65458 --queue-bypass"
+        ),
+        "COMMIT",
         "*mangle",
         ":ALGATE-PREROUTING - [0:0]",
         ":ALGATE-FORWARD - [0:0]",
@@ -36,11 +45,6 @@ def test_a_small_router() -> None:
         "-I FORWARD 1 -j ALGATE-FORWARD",
         (
             "-A ALGATE-PREROUTING -p udp -m mark --mark 0x80000000/0x80000000 -m conntrack --ctstate NEW"
-            " -j NFQUEUE --queue-num 65458 --queue-bypass"
-        ),
-        (
-            "-A ALGATE-PREROUTING -s 192.168.56.0/24 -i eth1 -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN"
-            " -m multiport --dports 5060 -m addrtype ! --dst-type LOCAL"
             " -j NFQUEUE --queue-num 65458 --queue-bypass"
         ),
         "-A ALGATE-FORWARD -d 192.168.56.0/24 -i eth1 -j RETURN",

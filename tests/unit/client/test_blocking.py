@@ -437,11 +437,8 @@ def test_it_needs_the_standard_library_only() -> None:
     command = [sys.executable, "-S", "-E", "-c", code]
     done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True, timeout=60)
     loaded = {name for name in done.stdout.split() if name.startswith(("alg", "gateway"))}
-    assert {name for name in loaded if not name.startswith(("alg.socks", "gateway.client"))} == {
-        "alg",
-        "alg.address",
-        "gateway",
-    }
+    own = ("alg.socks", "gateway.client", "alg.compiled__mypyc")  # the last is what alg.address is compiled into
+    assert {name for name in loaded if not name.startswith(own)} == {"alg", "alg.address", "gateway"}
 
 
 def test_a_name_that_fits_into_no_message() -> None:
