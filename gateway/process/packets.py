@@ -171,7 +171,7 @@ class Packets:
     def _status(self) -> Rows:
         row: dict[str, Any] = {"process": "packets", "pid": os.getpid()}
         for name, driver in self._front.drivers().items():
-            row["mode" if len(self._front.drivers()) == 1 else f"mode_{name}"] = driver.setting.mode.value
+            row[f"mode_{name}"] = driver.setting.mode.value
         row |= self._front.status()
         row["handshakes_refused"] = self._handshakes.refused
         for _, _, module in self._shown():

@@ -193,7 +193,7 @@ def test_who_is_not_inside_any_more_has_no_flow_and_no_pinhole(lab: Lab, gateway
 def test_rules_and_modules_follow(lab: Lab, gateway: Gateway, server: FtpServer, greeter: Greeter) -> None:
     def change(document: dict[str, Any]) -> None:
         document["transparent"] = {"port": 10999, "ports": [greeter.port]}
-        document["alg"] = {"ftp": {"mode": "off"}, "sip": {"mode": "off"}}
+        document["alg"] = {name: {"mode": "off"} for name in ("ftp", "sip", "tftp")}
 
     outcome = reload(gateway, change)
     assert outcome["rules"] == "changed"

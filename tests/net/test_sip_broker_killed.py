@@ -3,6 +3,7 @@ messages. The call comes about, its media pass, and its end takes all of it away
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 
@@ -20,7 +21,9 @@ def kill_broker(lab: Lab, gateway: Gateway) -> None:
     """Returns when another one answers."""
 
     def broker() -> int | None:
-        return next((row["pid"] for row in gateway.admin("status") if row["process"] == "broker"), None)
+        said = gateway.algate("status", "--json", check=False)  # the new one may not answer yet
+        rows = json.loads(said.stdout) if said.returncode == 0 else []
+        return next((row["pid"] for row in rows if row["process"] == "broker"), None)
 
     before = broker()
     assert before is not None

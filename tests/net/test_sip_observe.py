@@ -20,7 +20,7 @@ def test_observing(lab: Lab) -> None:
         assert first["data"].startswith("REGISTER ")
         assert f"Contact: <sip:ann@{ROUTER_OUT4}:0>" in first["after"]
         (status,) = [row for row in gateway.admin("status") if row["process"] == "packets"]
-        assert status["mode"] == "observe"
+        assert status["mode_sip"] == "observe"
         assert status["packets"] >= 2
         assert status.get("edited", 0) == 0
     finally:
