@@ -19,6 +19,7 @@ LOOK = 1.0
 """Seconds between two polls."""
 
 _SOONEST = 0.1  # seconds between two looks that full quotas ask for
+_NEAR_THE_END = 0.1  # seconds: what is gone from the kernel that short before its time has run out there
 _MOST_FLOWS = 64  # conversations that one poll asks for: no request is answered meanwhile
 
 log = get_logger()
@@ -71,7 +72,7 @@ class Usage:
             once = {(element.set, element.key) for element in self._netfilter.glance(ONCE)}
             for lease in self._leases.live():
                 if is_single(lease) and self._once.setdefault(lease.id, once_of(lease)) not in once:
-                    self.found_used(lease)
+                    self._found_gone(lease)
             self._look_at_flows()
         except TableGoneError:
             self._gone()
@@ -117,13 +118,19 @@ class Usage:
         try:
             for lease in leases:
                 if not self._netfilter.has(*once_of(lease)):
-                    self.found_used(lease)
+                    self._found_gone(lease)
         except NetfilterError as error:
             log.warning("broker.reconcile_failed", error=str(error))
 
     def flowing(self) -> list[str]:
         """Return the ids of conversations of which packets were seen."""
         return list(self._flowing)
+
+    def _found_gone(self, lease: Lease) -> None:
+        """Note that the `once` element of a pinhole is gone from the kernel: it was used, or its time is as good as up,
+        which `LeaseTable.expire` finds in a moment. The kernel's clock is not exactly ours, and it was asked before."""
+        if self._leases.deadline_of(lease.id) - time.monotonic() > _NEAR_THE_END:
+            self.found_used(lease)
 
     def found_used(self, lease: Lease) -> None:
         """Note that a pinhole is used up, as found by other means."""

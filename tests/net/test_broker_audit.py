@@ -79,6 +79,13 @@ def test_nobody_came(rig: Rig, tmp_path: Path) -> None:
         assert lines(tmp_path, lease, "pinhole.use") == lines(tmp_path, lease, "pinhole.close") == []
 
 
+def test_a_look_at_the_moment_of_the_end(rig: Rig, tmp_path: Path) -> None:
+    """The kernel ends a pinhole a moment before the broker does: a look just then does not take it for used."""
+    leases = [rig.open(inbound(target=Endpoint(CLIENT, 30000 + n), ttl=1.0 + n / 500)) for n in range(60)]
+    wait_for(lambda: all(lines(tmp_path, lease, "pinhole.expire") for lease in leases), "their end")
+    assert not any(lines(tmp_path, lease, "pinhole.use") for lease in leases)
+
+
 def test_who_does_not_read_answers_has_no_pinholes(rig: Rig, tmp_path: Path) -> None:
     """What cannot be told is closed again: nobody would ever close it."""
     count = 1000
