@@ -31,7 +31,7 @@ NFQA_CFG_CMD, NFQA_CFG_PARAMS, NFQA_CFG_QUEUE_MAXLEN = 1, 2, 3
 NFQNL_CFG_CMD_BIND, NFQNL_CFG_CMD_UNBIND = 1, 2
 NFQNL_COPY_PACKET = 2
 NFQA_PACKET_HDR, NFQA_VERDICT_HDR, NFQA_MARK, NFQA_IFINDEX_INDEV, NFQA_IFINDEX_OUTDEV, NFQA_PAYLOAD = 1, 2, 3, 5, 6, 10
-NF_ACCEPT = 1
+NF_ACCEPT, NF_REPEAT = 1, 4
 SO_RCVBUFFORCE = 33
 
 _PACKET = NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_PACKET
@@ -46,8 +46,9 @@ _ROOM = 1024  # bytes of what comes besides a packet
 
 
 class QueuedPacket(Protocol):
-    """A packet of the queue, as netfilterqueue has it. `accept` gives the verdict, with the payload that was set, if
-    any."""
+    """A packet of the queue, as netfilterqueue has it. `accept` and `repeat` give the verdict, with the payload and the
+    mark that were set, if any. An accepted packet passes by the rest of the rules of the table where it was queued; a
+    repeated one goes through all of them again."""
 
     mark: int
     indev: int
@@ -60,6 +61,8 @@ class QueuedPacket(Protocol):
     def set_mark(self, mark: int) -> None: ...
 
     def accept(self) -> None: ...
+
+    def repeat(self) -> None: ...
 
 
 class Queue(Protocol):
@@ -131,7 +134,7 @@ def _accept(packet: QueuedPacket) -> None:
 
 
 class Packet:
-    """A packet of the queue. `accept` gives the verdict, with the payload that was set, if any.
+    """A packet of the queue (`QueuedPacket`).
 
     `mark`: the packet's own; `indev`, `outdev`: indexes of the interfaces by which it came and is to leave, 0: none.
     """
@@ -163,7 +166,14 @@ class Packet:
 
     def accept(self) -> None:
         """Let the packet go on. Raises OSError if the kernel cannot be told."""
-        self._queue.accept(self._number, self._payload if self._changed else None, self._marked)
+        self._decide(NF_ACCEPT)
+
+    def repeat(self) -> None:
+        """Let the packet go through the rules of its table again. Raises OSError if the kernel cannot be told."""
+        self._decide(NF_REPEAT)
+
+    def _decide(self, verdict: int) -> None:
+        self._queue.decide(verdict, self._number, self._payload if self._changed else None, self._marked)
 
 
 class NetlinkQueue:
@@ -203,14 +213,14 @@ class NetlinkQueue:
             if packet is not None:
                 take(packet)
 
-    def accept(self, packet: int, payload: bytes | None, mark: int | None = None) -> None:
+    def decide(self, verdict: int, packet: int, payload: bytes | None, mark: int | None = None) -> None:
         """Give the packet with this number its verdict, and another payload and mark if it is to have them."""
-        verdict = _NLATTR.pack(12, NFQA_VERDICT_HDR) + _VERDICT_HDR.pack(NF_ACCEPT, packet)
+        message = _NLATTR.pack(12, NFQA_VERDICT_HDR) + _VERDICT_HDR.pack(verdict, packet)
         if payload is not None:
-            verdict += attribute(NFQA_PAYLOAD, payload)
+            message += attribute(NFQA_PAYLOAD, payload)
         if mark is not None:
-            verdict += attribute(NFQA_MARK, _U32.pack(mark))
-        self._socket.send(self._message(_VERDICT, NLM_F_REQUEST, verdict))
+            message += attribute(NFQA_MARK, _U32.pack(mark))
+        self._socket.send(self._message(_VERDICT, NLM_F_REQUEST, message))
 
     def close(self) -> None:
         """Give the queue up. The kernel drops packets without a verdict."""

@@ -25,14 +25,14 @@ import msgspec
 from alg.api import Mode
 from alg.datagrams import DatagramContext, Shown, ShownModule
 from alg.registry import DatagramKind
-from gateway.broker.nfqueue import open_queue
+from gateway.broker.nfqueue import QueuedPacket, open_queue
 from gateway.config.schema import AlgSection, Config
 from gateway.driver.datagrams import DatagramDriver, Setting
 from gateway.front.packets.early import EarlyMedia
 from gateway.front.packets.handshakes import Handshakes
 from gateway.front.packets.journal import Journal
 from gateway.front.packets.packet import LONGEST_WHOLE, is_tcp
-from gateway.front.packets.queue import MOST_HELD, PacketFront, QueuedPacket, QueueModule
+from gateway.front.packets.queue import MOST_HELD, PacketFront, QueueModule
 from gateway.model.requests import Along
 from gateway.net.addresses import PublicAddress, public_address, source_towards
 from gateway.net.libev import EV_READ

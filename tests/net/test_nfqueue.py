@@ -10,7 +10,7 @@ import pytest
 from tests.lab.lab import Lab
 
 # Binds the queue, sends itself datagrams through it, changes the second, holds the third till the end, and gives a
-# fifth the mark by which it is dropped.
+# fifth the mark by which it is dropped. A sixth goes through the rules again.
 PROGRAM = """
 import select, socket, sys
 from gateway.broker import nfqueue
@@ -33,16 +33,19 @@ def take(packet):
         packet.set_mark(packet.mark | 5)  # and is dropped for that
     if payload.endswith(b"three"):
         held.append(packet)
+    elif payload.endswith(b"six"):
+        packet.set_mark(packet.mark | 6)  # and the rule does not match again
+        packet.repeat()
     else:
         packet.accept()
 def read():
     assert select.select([queue.fileno()], [], [], 5)[0]
     queue.read(1, take)
-for text in (b"one", b"two", b"three", b"five", b"four"):
+for text in (b"one", b"two", b"three", b"five", b"six", b"four"):
     sender.sendto(text, ("127.0.0.1", 9977))
-for _ in range(5):
+for _ in range(6):
     read()
-got = [receiver.recv(100) for _ in range(3)]
+got = [receiver.recv(100) for _ in range(4)]
 held[0].accept()
 print(got, receiver.recv(100))
 queue.read(16, take)  # nothing waits: it comes back at once
@@ -53,14 +56,17 @@ queue.close()
 @pytest.mark.net
 @pytest.mark.parametrize("reader", ["LibraryQueue", "NetlinkQueue"])
 def test_both_readers_do_the_same(lab: Lab, reader: str) -> None:
-    rule = ["OUTPUT", "-o", "lo", "-p", "udp", "--dport", "9977", "-j", "NFQUEUE", "--queue-num", "77"]
+    sent = ["OUTPUT", "-o", "lo", "-p", "udp", "--dport", "9977"]
+    rule = [*sent, "-m", "mark", "!", "--mark", "6", "-j", "NFQUEUE", "--queue-num", "77"]
+    behind = [*sent, "-m", "mark", "--mark", "6", "-j", "MARK", "--set-mark", "7"]  # what is repeated comes here
+    kept = ["INPUT", "-i", "lo", "-p", "udp", "-m", "mark", "--mark", "6", "-j", "DROP"]
     marked = ["INPUT", "-i", "lo", "-p", "udp", "-m", "mark", "--mark", "5", "-j", "DROP"]
-    for one in (rule, marked):
+    for one in (rule, behind, marked, kept):
         lab.run("outside", ["iptables", "-A", *one])
     try:
         done = lab.run("outside", [sys.executable, "-c", PROGRAM, reader], check=False)
     finally:
-        for one in (rule, marked):
+        for one in (rule, behind, marked, kept):
             lab.run("outside", ["iptables", "-D", *one])
     assert isinstance(done, subprocess.CompletedProcess)
-    assert done.stdout == "a second one is refused\n[b'one', b'TWO', b'four'] b'three'\n", done.stderr
+    assert done.stdout == "a second one is refused\n[b'one', b'TWO', b'six', b'four'] b'three'\n", done.stderr

@@ -15,8 +15,9 @@ from typing import Any
 import gevent
 
 from alg.address import Endpoint
+from gateway.broker.marks import PASSING
+from gateway.broker.nfqueue import QueuedPacket
 from gateway.front.packets.packet import NotWhole, ends_of
-from gateway.front.packets.queue import QueuedPacket
 
 LONGEST = 0.06  # seconds
 MOST = 256  # packets that wait; a further one does not
@@ -38,11 +39,11 @@ class EarlyMedia:
         try:
             _, public = ends_of(packet.get_payload())
         except NotWhole:
-            packet.accept()
+            _go_on(packet)
             return
         waiting = self._waiting.get(public)
         if self._count >= MOST or (waiting is not None and len(waiting) >= MOST_OF_PORT):
-            packet.accept()
+            _go_on(packet)
             return
         if waiting is None:
             waiting = self._waiting[public] = deque()
@@ -63,7 +64,14 @@ class EarlyMedia:
             del self._waiting[public]
         while waiting:
             self._count -= 1
-            waiting.popleft().accept()
+            _go_on(waiting.popleft())
+
+
+def _go_on(packet: QueuedPacket) -> None:
+    """Let a packet of mangle PREROUTING go on, through the rules of others there, without the mark by which it was
+    queued."""
+    packet.set_mark(packet.mark & ~PASSING)
+    packet.repeat()
 
 
 def _later(seconds: float, action: Callable[[], None]) -> None:

@@ -21,8 +21,8 @@ import gevent.socket as gsocket
 
 from alg.address import Endpoint, canonical
 from gateway.broker.marks import PASSING, PROBE
+from gateway.broker.nfqueue import QueuedPacket
 from gateway.front.packets.packet import TCP, NotWhole, ends_of
-from gateway.front.packets.queue import QueuedPacket
 from gateway.model.requests import Network
 from gateway.observe.log import get_logger
 

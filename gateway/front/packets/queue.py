@@ -10,7 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import gevent
 import structlog
@@ -18,6 +18,8 @@ import structlog
 from alg.address import Endpoint, canonical
 from alg.api import OpenConversation, OpenMapping, Side
 from alg.datagrams import DatagramModule, Entry, Moved, RecordedModule
+from gateway.broker.marks import PASSING
+from gateway.broker.nfqueue import QueuedPacket
 from gateway.driver.datagrams import DatagramDriver, HeldDatagram, Placement, Said, Setting, log_said
 from gateway.front.packets.journal import Journal, Stored
 from gateway.front.packets.packet import NotWhole, UdpPacket, parse
@@ -34,22 +36,6 @@ MOST_HELD = 1024  # packets of a module that wait for a verdict; with a further 
 MOST_REMEMBERED = 65536  # sockets of clients
 ADDRESSES = 2.0  # seconds between two looks at this host's addresses
 WRITE, WRITE_SHARE = 0.005, 20  # seconds between two entries in the journal at least, and for one that took a second
-
-
-class QueuedPacket(Protocol):
-    """A packet of NFQUEUE. `accept` gives the verdict."""
-
-    mark: int
-    indev: int
-    outdev: int
-
-    def get_payload(self) -> bytes: ...
-
-    def set_payload(self, payload: bytes) -> None: ...
-
-    def set_mark(self, mark: int) -> None: ...
-
-    def accept(self) -> None: ...
 
 
 class QueueModule(NamedTuple):
@@ -146,6 +132,14 @@ class _Line:
 
 def _unheard(public: Endpoint, ports: int) -> None:
     """The default of `admitted`: does nothing."""
+
+
+def go_on(packet: QueuedPacket) -> None:
+    """Let a packet of mangle FORWARD go on, through the rules of others that are behind ours there: an accepted packet
+    would pass by them, and miss the DSCP or mark that they give. It goes through that chain once more, with the mark by
+    which our lines leave it alone; the table `algate` takes that mark away behind it."""
+    packet.set_mark(packet.mark | PASSING)
+    packet.repeat()
 
 
 class PacketFront:
@@ -259,7 +253,7 @@ class PacketFront:
 
     def _pass(self, packet: QueuedPacket, reason: str) -> None:
         self._counters[f"untouched_{reason}"] += 1
-        packet.accept()
+        go_on(packet)
 
     def send(self, held: HeldDatagram) -> None:
         """Send a packet on its way."""
@@ -270,7 +264,7 @@ class PacketFront:
                 self._counters["edited"] += 1
             except ValueError:
                 self._counters["untouched_grown"] += 1
-        item.packet.accept()
+        go_on(item.packet)
 
     def path(self, client: str, server: str | None) -> Along | None:
         """Return the flow with the outside that an inside host used last; if `server` is given and known, one with

@@ -51,6 +51,9 @@ class Syn:
         assert not self.accepted
         self.accepted = True
 
+    def repeat(self) -> None:
+        raise AssertionError("what is queued again would wait for ever")
+
     def outcome(self) -> str:
         with gevent.Timeout(5):
             while not self.accepted:

@@ -13,6 +13,7 @@ from alg.address import Endpoint
 from alg.api import Activity, Edit, Mode, OpenConversation, Opened, Refused, Side, Tick, UpdateConversation
 from alg.datagrams import Datagram, DatagramCommand, DatagramEvent, Release
 from alg.sip.ladder import SipRung
+from gateway.broker.marks import PASSING
 from gateway.driver.datagrams import LONGEST_HOLD, UNREAD_FOR, Setting
 from gateway.front.packets.packet import parse
 from gateway.front.packets.queue import MOST_HELD, PacketFront, QueueModule
@@ -43,6 +44,10 @@ class Packet:
         self.mark = mark
 
     def accept(self) -> None:
+        raise AssertionError("it would pass by the rules of others")
+
+    def repeat(self) -> None:
+        assert self.mark == PASSING
         self.order.append(self)
 
     @property
