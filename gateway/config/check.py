@@ -15,10 +15,13 @@ import msgspec
 from alg.address import Endpoint
 from alg.registry import BrokenModule, transports
 from gateway.config.rules import RuleError, compile_rules
-from gateway.config.schema import Config, parse_endpoint, port_range
+from gateway.config.schema import Config, lifetime_range, parse_endpoint, port_range
 from gateway.model.hosts import TRANSLATION_LENGTHS, canonical_name
+from gateway.model.requests import Network
 
 _MOST_WORKERS = 1024
+_LONGEST_PERMANENT = 31_536_000  # seconds: a year
+_MOST_FORWARD_FROM = 8  # gateway.lease.validate.MOST_PEERS
 _LONGEST_RUN_DIR = 107 - len("/supervisor.sock")  # bytes; unix(7): a socket's path has 108, the last one zero
 
 
@@ -71,6 +74,8 @@ def check(config: Config) -> None:
         raise BadValue("pinhole.backend: kernel pinholes lead to inside clients, and network.inside is empty")
     if not config.log.syslog.startswith("/"):
         _valid("log.syslog", config.log.syslog, parse_endpoint)
+    _check_portmap(config)
+    _check_forward(config)
     _check_alg(config)
     _check_rules(config)
     if config.console.listen:
@@ -114,12 +119,16 @@ def _check_listening(config: Config) -> None:
     taken: dict[str, Endpoint] = {}
     if config.transparent_enabled:
         taken["transparent.port"] = Endpoint("::", config.transparent.port)
+    if "upnp" in config.portmap.protocols:
+        if config.portmap.http_port == config.transparent.port:
+            raise BadValue(f"portmap.http_port: {config.portmap.http_port} is taken by transparent.port")
+        taken["portmap.http_port"] = Endpoint("::", config.portmap.http_port)
     wanted = [(f"socks.listen[{i}]", text) for i, text in enumerate(config.socks.listen)]
     wanted += [("console.listen", config.console.listen)] if config.console.listen else []
     for key, text in wanted:
         endpoint = parse_endpoint(text)
         for other, there in taken.items():
-            if endpoint.port == there.port and (other == "transparent.port" or _overlap(endpoint, there)):
+            if endpoint.port == there.port and (other.endswith("port") or _overlap(endpoint, there)):
                 raise BadValue(f"{key}: {text} is taken by {other}; choose another port")
         taken[key] = endpoint
 
@@ -166,6 +175,66 @@ def _check_publish(config: Config) -> None:
             seen.add((f"{entry.protocol} {where}", endpoint))
     if config.publish and not config.transparent_enabled:
         raise BadValue("publish[0]: needs network.inside_interfaces, as its connections are redirected too")
+
+
+def _check_portmap(config: Config) -> None:
+    portmap = config.portmap
+    _valid("portmap.ports", portmap.ports, port_range)
+    _valid("portmap.inside_ports", portmap.inside_ports, port_range)
+    _valid("portmap.lifetime", portmap.lifetime, lifetime_range)
+    _positive("portmap.per_client", portmap.per_client)
+    if not 1 <= portmap.permanent <= _LONGEST_PERMANENT:
+        raise BadValue(f"portmap.permanent: {portmap.permanent} is not between 1 and {_LONGEST_PERMANENT} seconds")
+    _ports("portmap.http_port", [portmap.http_port])
+    for i, name in enumerate(portmap.protocols):
+        if name in portmap.protocols[:i]:
+            raise BadValue(f"portmap.protocols[{i}]: {name} is there twice")
+    if portmap.protocols and not config.transparent_enabled:
+        raise BadValue("portmap.protocols: needs network.inside_interfaces, the interfaces where clients ask")
+    if portmap.protocols and not config.broker_wanted:
+        raise BadValue("portmap.protocols: mappings are pinholes in the kernel, and pinhole.backend is userspace")
+
+
+def _check_forward(config: Config) -> None:
+    seen: set[tuple[str, Endpoint]] = set()
+    published = {(entry.protocol, parse_endpoint(entry.outside)) for entry in config.publish}
+    for i, entry in enumerate(config.forward):
+        outside = _valid(f"forward[{i}].outside", entry.outside, parse_endpoint)
+        inside = _valid(f"forward[{i}].inside", entry.inside, parse_endpoint)
+        _ports(f"forward[{i}].outside", [outside.port])
+        _ports(f"forward[{i}].inside", [inside.port])
+        if not any(inside.ip in network for network in config.inside_networks):
+            raise BadValue(f"forward[{i}].inside: {inside.host} is not in network.inside")
+        if inside.version != outside.version:
+            raise BadValue(f"forward[{i}].outside: {outside.host} is of another family than {inside.host}")
+        if outside != inside and any(outside.ip in network for network in config.inside_networks):
+            raise BadValue(f"forward[{i}].outside: {outside.host} is in network.inside, and no public address")
+        for transport in entry.protocol.split("+"):
+            if (transport, outside) in published:
+                raise BadValue(f"forward[{i}].outside: {outside} is published (publish)")
+            for where, endpoint in (("outside", outside), ("inside", inside)):
+                if (f"{transport} {where}", endpoint) in seen:
+                    raise BadValue(f"forward[{i}].{where}: {endpoint} is forwarded already")
+                seen.add((f"{transport} {where}", endpoint))
+        _check_forward_from(f"forward[{i}].from", entry.from_, inside.version)
+    if config.forward and not (config.transparent_enabled and config.broker_wanted):
+        raise BadValue("forward[0]: needs network.inside_interfaces, and pinholes in the kernel (pinhole.backend)")
+
+
+def _check_forward_from(key: str, networks: tuple[str, ...], version: int) -> None:
+    if len(networks) > _MOST_FORWARD_FROM:
+        raise BadValue(f"{key}: names {len(networks)} networks, and {_MOST_FORWARD_FROM} is the most")
+    found: list[Network] = []
+    for i, text in enumerate(networks):
+        _valid(f"{key}[{i}]", text, _network)
+        network = ipaddress.ip_network(text)
+        if network.version != version:
+            raise BadValue(f"{key}[{i}]: {text} is of another family than the server")
+        if not network.prefixlen:
+            raise BadValue(f"{key}[{i}]: {text} is everybody (leave `from` out)")
+        if any(network.version == other.version and network.overlaps(other) for other in found):
+            raise BadValue(f"{key}[{i}]: {text} overlaps another network of the list")
+        found.append(network)
 
 
 def _check_rules(config: Config) -> None:

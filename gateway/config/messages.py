@@ -57,10 +57,10 @@ def resembling(word: str, known: list[str]) -> str:
 
 
 def _elsewhere(key: str, whole: inspect.Type) -> str:
-    """Return a hint at the table that has such a key, or ""."""
+    """Return a hint at the table or the two that have such a key, or ""."""
     assert isinstance(whole, inspect.StructType | inspect.DataclassType)
     tables = [field.encode_name for field in whole.fields if key in _keys(_unwrapped(field.type))]
-    return f" (there is {tables[0]}.{key})" if len(tables) == 1 else ""
+    return f" (there is {' and '.join(f'{table}.{key}' for table in tables)})" if 1 <= len(tables) <= 2 else ""
 
 
 def _type_at(there: inspect.Type, path: str) -> inspect.Type | None:

@@ -139,10 +139,28 @@ def _check(section: RuleSection, via: Sequence[str], *, everywhere: bool) -> Non
             raise RuleError("to", "has to name both servers by address, where fxp is permitted")
         if section.group:
             raise RuleError("group", "is not known where fxp is asked for")
+    if "map" in section.command:
+        _check_mapping(section, via)
     if section.any_peer and not everywhere:
         raise RuleError("any_peer", "says that any peer may come, and `to` says which")
     if section.any_peer and section.command and "bind" not in section.command:
         raise RuleError("any_peer", "is of the command bind, which this rule does not match")
+
+
+def _check_mapping(section: RuleSection, via: Sequence[str]) -> None:
+    """Refuse what a rule for mappings cannot mean: nobody has said who it is, and nothing is dialled or relayed."""
+    if section.to:
+        raise RuleError("to", "names servers, and a mapping has none (write a rule for map alone)")
+    for key, named in (("user", section.user), ("group", section.group), ("ident", section.ident)):
+        if named:
+            raise RuleError(key, "is not known where a mapping is asked for (write a rule for map alone)")
+    for key, names in (("via", via), ("chain", section.chain)):
+        if names:
+            raise RuleError(
+                key, "is for connections, and a mapping goes through no upstream (write a rule for map alone)"
+            )
+    if section.bandwidth and section.command == ("map",):
+        raise RuleError("bandwidth", "is for flows of this gateway, and what comes by a mapping stays in the kernel")
 
 
 class _At:

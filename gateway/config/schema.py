@@ -24,6 +24,11 @@ from gateway.observe.log import LogSettings
 DEFAULT_PATH = Path("/etc/algate/algate.toml")
 DEFAULT_RUN_DIR = "/run/algate"
 LOWEST_PINHOLE_PORT = 1024
+LONGEST_LIFETIME = 604800
+PCP_PORT = 5351
+"""Of PCP and NAT-PMP (RFC 6887 section 19.1, RFC 6886)."""
+SSDP_PORT = 1900
+"""Of UPnP's discovery."""
 
 _T = TypeVar("_T")
 
@@ -288,6 +293,65 @@ class PublishSection(_Section, frozen=True):
     ] = "tcp"
 
 
+class PortmapSection(_Section, frozen=True):
+    """Clients inside ask for public ports by PCP, NAT-PMP or UPnP IGD (docs/protocols/portmap.md). Off by default."""
+
+    protocols: Annotated[
+        tuple[Literal["pcp", "natpmp", "upnp"], ...],
+        Meta(
+            description="By which protocols clients may ask. []: by none, the front is off.",
+            examples=[["pcp", "natpmp", "upnp"]],
+        ),
+    ] = ()
+    ports: Annotated[
+        str, Meta(description="Public ports that clients may get, but those of this router's own services.")
+    ] = "1024-65535"
+    inside_ports: Annotated[str, Meta(description="Ports of clients that may be mapped.")] = "1024-65535"
+    per_client: Annotated[int, Meta(description="Number of mappings that a client may have.")] = 32
+    lifetime: Annotated[
+        str,
+        Meta(description="Shortest and longest lifetime, in seconds, that PCP and NAT-PMP grant. Clients renew them."),
+    ] = "120-7200"
+    permanent: Annotated[
+        int,
+        Meta(
+            description="Seconds for which a mapping lasts whose client asked by UPnP for one without an end, and the "
+            "longest that UPnP grants."
+        ),
+    ] = 604800
+    igd: Annotated[
+        Literal[1, 2],
+        Meta(description="Version of the UPnP device that is announced. A search finds both."),
+    ] = 1
+    http_port: Annotated[
+        int, Meta(description="TCP port, at inside addresses, of UPnP's descriptions and control.")
+    ] = 2869
+
+
+class ForwardSection(_Section, frozen=True):
+    """A public port that always leads to a server inside, in the kernel; no process reads what passes. One table for
+    each port. (A server whose protocol a module has to read is published: `[[publish]]`.)"""
+
+    outside: Annotated[
+        str,
+        Meta(
+            description="Public address and port of this router. For IPv6 without translation: the server's own.",
+            examples=["203.0.113.2:8443"],
+        ),
+    ]
+    inside: Annotated[
+        str, Meta(description="Address and port of the server, in `network.inside`.", examples=["192.168.56.20:443"])
+    ]
+    protocol: Annotated[Literal["tcp", "udp", "tcp+udp"], Meta(description="Transports that are forwarded.")] = "tcp"
+    from_: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Networks outside that may use it, 8 at most. []: everybody.",
+            examples=[["198.51.100.0/24"]],
+        ),
+    ] = msgspec.field(default=(), name="from")
+
+
 class PinholeSection(_Section, frozen=True):
     """Pinholes: temporary public ports, each for one session of one inside client."""
 
@@ -417,6 +481,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     socks: SocksSection = SocksSection()
     transparent: TransparentSection = TransparentSection()
     publish: tuple[PublishSection, ...] = ()
+    forward: tuple[ForwardSection, ...] = ()
+    portmap: PortmapSection = PortmapSection()
     pinhole: PinholeSection = PinholeSection()
     rules: RulesSection = RulesSection()
     limits: LimitsSection = LimitsSection()
@@ -460,6 +526,18 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             for entry in self.publish
             if entry.protocol == "udp"
         }
+
+    @cached_property
+    def portmap_wanted(self) -> bool:
+        """Whether clients may ask for public ports, so that the portmap process is needed."""
+        return bool(self.portmap.protocols) and self.transparent_enabled and self.broker_wanted
+
+    @cached_property
+    def portmap_ports(self) -> dict[Literal["tcp", "udp"], tuple[int, ...]]:
+        """The ports, at inside addresses, at which clients ask for public ports."""
+        asked = self.portmap.protocols if self.portmap_wanted else ()
+        udp = ((PCP_PORT,) if {"pcp", "natpmp"} & {*asked} else ()) + ((SSDP_PORT,) if "upnp" in asked else ())
+        return {"tcp": (self.portmap.http_port,) if "upnp" in asked else (), "udp": udp}
 
     @cached_property
     def transparent_enabled(self) -> bool:
@@ -548,6 +626,17 @@ def parse_endpoint(text: str) -> Endpoint:
         raise ValueError(f"{text!r} is not ADDRESS:PORT (an IPv6 address in brackets)")
     host = found[1] if found[1] is not None else found[2]
     return Endpoint.of(host, int(found[3]))
+
+
+def lifetime_range(text: str) -> tuple[int, int]:
+    """Parse "120-7200", the shortest and the longest lifetime in seconds. Raises ValueError with what is wrong."""
+    found = re.fullmatch(r"(\d{1,7})-(\d{1,7})", text)
+    if not found:
+        raise ValueError(f"{text!r} is not SHORTEST-LONGEST, in seconds")
+    low, high = int(found[1]), int(found[2])
+    if not 1 <= low <= high <= LONGEST_LIFETIME:
+        raise ValueError(f"{text!r} is not a range within 1-{LONGEST_LIFETIME} seconds")
+    return low, high
 
 
 def port_range(text: str) -> tuple[int, int]:

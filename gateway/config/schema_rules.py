@@ -20,7 +20,8 @@ class RuleSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         tuple[CommandName, ...],
         Meta(
             description="Kinds of requests: SOCKS CONNECT, BIND, UDP ASSOCIATE and RESOLVE, redirected connections, "
-            "transfers between two FTP servers (fxp).",
+            "transfers between two FTP servers (fxp), "
+            "public ports that a client asks for (map; `port` is its inside port).",
             examples=[["connect", "transparent"]],
         ),
     ] = ()

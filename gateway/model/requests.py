@@ -13,7 +13,7 @@ from gateway.model.errors import PinholeRefused
 
 AuthName = Literal["none", "ident", "password", "gssapi"]
 ProtocolName = Literal["socks5", "socks4", "http"]
-CommandName = Literal["connect", "bind", "udp", "resolve", "transparent", "fxp"]
+CommandName = Literal["connect", "bind", "udp", "resolve", "transparent", "fxp", "map"]
 Transport = Literal["tcp", "udp"]
 Direction = Literal["in", "out"]
 Protocol = Literal["tcp", "udp", "tcp+udp"]
@@ -33,6 +33,7 @@ class ConnectRequest(msgspec.Struct, frozen=True):
 
     `host` is a name or the text of an IP address. `user` is the authenticated name, if any, and `groups` are the user's
     groups. The command "fxp" is never dialled: it stands for a transfer between the client's server and another one.
+    Neither is "map": the client asks for a public port that leads to its own `port`, and `host` is not looked at.
     """
 
     command: CommandName

@@ -93,6 +93,14 @@ class Policy:
             return never.decision if never is not None else Decision(False, "none")
         return rule.decision
 
+    def decide_mapping(self, request: ConnectRequest) -> Decision:
+        """Decide whether a client may have a public port that leads to `request.port` of its own (the command "map").
+        A mapping has no server, so a rule with `to` says nothing about it; lines of the access file neither."""
+        if not self._governed(request):
+            return self._default(request)
+        rule = self._index.first(self._index.apart_from_target(self._query(request)) & self._index.everywhere)
+        return rule.decision if rule is not None else Decision(False, "none")
+
     def permits_transfer(self, client: Endpoint, user: str | None, server: Endpoint, other: Endpoint) -> bool:
         """Whether an FTP client may let `server`, of its control connection, exchange files with `other` (FXP). True
         only if one rule with the command "fxp" names both servers."""
@@ -126,7 +134,11 @@ class Policy:
         """Return the decision of `Judgement.at`, or without an address of `Judgement.client`, with the reasons.
         Slow."""
         judgement = self.judge(request)
-        decision = judgement.client if address is None else judgement.at(address)
+        if request.command == "map":
+            address = None
+            decision = self.decide_mapping(request)
+        else:
+            decision = judgement.client if address is None else judgement.at(address)
         targets = () if address is None else seen_through(address, self._nat64)
         query = judgement.query
         if query is None:
@@ -136,7 +148,8 @@ class Policy:
             if rule.decision is decision:
                 return Explanation(decision, rule.place, passed)
             if address is None:
-                why = why_not_apart_from_target(rule, query) or "to: holds addresses, and the name has none here"
+                without = "a mapping has no server" if request.command == "map" else "the name has none here"
+                why = why_not_apart_from_target(rule, query) or f"to: holds addresses, and {without}"
             else:
                 reasons = [why_not(rule, query, target, self._protection(target)[1]) for target in targets]
                 why = next((reason for reason in reasons if reason), "")
@@ -145,7 +158,7 @@ class Policy:
 
     def _governed(self, request: ConnectRequest) -> bool:
         """Whether there are rules for this kind of request."""
-        return self._has_rules or (self._has_access and request.command != "transparent")
+        return self._has_rules or (self._has_access and request.command not in ("transparent", "map"))
 
     def _query(self, request: ConnectRequest) -> Query:
         return Query(

@@ -14,7 +14,7 @@ from alg.address import Address
 from gateway.model.requests import CommandName
 from gateway.policy.rules import WEEK, Prefix, Query, Rule, is_of_command
 
-COMMANDS: tuple[CommandName, ...] = ("connect", "bind", "udp", "resolve", "transparent", "fxp")
+COMMANDS: tuple[CommandName, ...] = ("connect", "bind", "udp", "resolve", "transparent", "fxp", "map")
 
 
 class _Prefixes:

@@ -38,5 +38,7 @@ def test_what_is_decided(path: Path, line: str, monkeypatch: pytest.MonkeyPatch)
     own = canonical(address) if found["own"] else None
     at = question.at
     policy = policy_of(config, (lambda: at) if at else None, lambda one: one == own)
-    decision = policy.judge(question.request).at(address)
+    is_mapping = question.request.command == "map"
+    decision = policy.decide_mapping(question.request) if is_mapping else policy.judge(question.request).at(address)
+    assert policy.explain(question.request, address).decision == decision
     assert ("permit" if decision.permit else "deny", decision.rule) == (found["word"], found["rule"])

@@ -16,7 +16,21 @@ from alg.registry import options_by_name
 from gateway.config.schema import DEFAULT_ALG, Config
 
 # In what order they stand, as a reader needs them; a table that is not named here (process) comes last.
-ORDER = ("network", "socks", "transparent", "pinhole", "alg", "rule", "upstream", "publish", "dns", "log", "console")
+ORDER = (
+    "network",
+    "socks",
+    "transparent",
+    "pinhole",
+    "alg",
+    "rule",
+    "upstream",
+    "publish",
+    "forward",
+    "portmap",
+    "dns",
+    "log",
+    "console",
+)
 _HIDDEN = {"loaded", "options"}  # not of the file
 
 

@@ -1,0 +1,369 @@
+"""The mappings that clients have asked for, by whichever protocol. Pure: times are arguments, monotonic, in seconds.
+
+A mapping is known by (client, transport, inside port): a client that asks for the same socket by PCP and by UPnP has
+one mapping with one public port and two *holds*. Each hold has its own lifetime, filters, description and credential,
+and is a lease of its own at the broker; the mapping ends with its last hold. The public port is never what a mapping is
+known by.
+
+How a front uses it: it makes a `Request` from its message, and calls `PortMapper.map` or `unmap`
+(gateway/front/portmap/mapper.py), which wait for the broker. What cannot be had raises `Refusal`, whose `why` the front
+translates into its own error code; no code of any protocol is here. A client is shown its own mappings only
+(`of_client`, `at_public`). Whoever wants to know of changes (UPnP's events, the announcements of PCP) appends a
+function to `listeners`, which is called at once and must not wait.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+
+from alg.address import Endpoint
+from gateway.lease.validate import LOWEST_PORT, MOST_PEERS, SERVICE_PORTS
+from gateway.model.requests import Transport
+
+Holder = Literal["pcp", "natpmp", "upnp"]
+"""The protocol by which a hold was asked for. The reason of its lease is "map." and this word."""
+
+Why = Literal[
+    "denied", "inside_port", "foreign", "taken", "address", "filters", "quota", "rate", "full", "none", "outside",
+    "kernel",
+]  # fmt: skip
+"""Why a request is refused.
+
+denied: a rule of the operator's, or its limit. inside_port: this port of a client is never mapped (below 1024, that of
+a service, or outside of `portmap.inside_ports`). foreign: the mapping's credential is another one. taken: exactly this
+public port was wanted and is not to be had. address: exactly this public address was wanted and is not this router's.
+filters: more than the kernel takes, or not of the client's family. quota: the client has as many as it may. rate: it
+asks too fast. full: there are as many mappings as there may be, or no public port is left. none: there is no such
+mapping of this client. outside: this router has no public address of this family now. kernel: the broker did not
+answer, or netfilter failed; it may work later.
+"""
+
+What = Literal["opened", "renewed", "closed", "moved", "address"]
+"""What has happened. opened: a mapping that was not there. renewed: a hold was added, renewed or changed. closed: the
+mapping is gone. moved: it has another public address or port now. address: this router has another public address;
+such an event has no mapping."""
+
+MOST = 16384
+"""Number of mappings of all clients together."""
+
+_TEXT = 256  # characters of a description that are kept
+
+Key = tuple[str, Transport, int]
+
+
+class Refusal(Exception):
+    """A request is refused. `detail` is for the log, and `seconds` says for how long it is of no use to ask again (the
+    lifetime of PCP's errors)."""
+
+    def __init__(self, why: Why, detail: str, seconds: int = 30) -> None:
+        super().__init__(f"{why}: {detail}")
+        self.why: Why = why
+        self.detail = detail
+        self.seconds = seconds
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """A client's request for a mapping, or for its renewal.
+
+    `client`: the address that asks, which is also that of the target. `port`: its inside port. `credential` has to be
+    that of the hold, if there is one already (PCP's nonce in hex; "" where the protocol has none). `lifetime`: seconds
+    that are wanted; 0 is for UPnP "without an end" (a deletion is not a request). `wish_port` and `wish_host`: the
+    public port and address that are wanted, if any; `exact`: those or none. `filters`: prefixes such as
+    "198.51.100.0/24" of those that may come; (): everybody; None: as before, and everybody in a new hold.
+    """
+
+    client: str
+    transport: Transport
+    port: int
+    holder: Holder
+    lifetime: float
+    credential: str = ""
+    wish_port: int | None = None
+    wish_host: str | None = None
+    exact: bool = False
+    filters: tuple[str, ...] | None = None
+    description: str = ""
+
+    @property
+    def key(self) -> Key:
+        """What the mapping is known by."""
+        return self.client, self.transport, self.port
+
+
+@dataclass(slots=True)
+class Hold:
+    """One protocol's hold of a mapping. `expires`: monotonic. `lease`: the id of its lease at the broker, which ends at
+    `leased` unless it is renewed there."""
+
+    holder: Holder
+    credential: str
+    expires: float
+    lease: str = ""
+    leased: float = 0.0
+    filters: tuple[str, ...] = ()
+    description: str = ""
+
+
+@dataclass(slots=True)
+class Mapping:
+    """A public port that leads to a client's inside port. `public` is also what the client is told."""
+
+    client: str
+    transport: Transport
+    port: int
+    public: Endpoint
+    holds: dict[Holder, Hold] = field(default_factory=dict)
+
+    @property
+    def key(self) -> Key:
+        """What the mapping is known by."""
+        return self.client, self.transport, self.port
+
+    @property
+    def target(self) -> Endpoint:
+        """The client's socket."""
+        return Endpoint(self.client, self.port)
+
+    @property
+    def expires(self) -> float:
+        """When its last hold ends."""
+        return max(hold.expires for hold in self.holds.values())
+
+    def left(self, holder: Holder, now: float) -> int:
+        """The seconds for which a hold lasts, rounded up."""
+        return max(0, -int(-(self.holds[holder].expires - now) // 1))
+
+
+class Event(msgspec.Struct, frozen=True):
+    """What has happened to a mapping, for listeners. `by`: what did it: a holder, "expiry", "kick", "lost",
+    "address"."""
+
+    what: What
+    by: str
+    mapping: Mapping | None = None
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be asked for. `per_client`: mappings of one client. `inside_ports`: lowest and highest port of clients.
+    `lifetime`: shortest and longest that PCP and NAT-PMP get. `permanent`: the longest that UPnP gets, and what it gets
+    for "without an end"."""
+
+    per_client: int = 32
+    inside_ports: tuple[int, int] = (LOWEST_PORT, 65535)
+    lifetime: tuple[int, int] = (120, 7200)
+    permanent: int = 604800
+
+
+def _same(address: str) -> str:
+    return address
+
+
+class MappingTable:
+    """All mappings. `identify`: which addresses are one client, for the quota."""
+
+    def __init__(self, limits: Limits, identify: Callable[[str], str] = _same) -> None:
+        self.limits = limits
+        self.listeners: list[Callable[[Event], None]] = []
+        self._identify = identify
+        self._mappings: dict[Key, Mapping] = {}
+        self._clients: dict[str, dict[Key, Mapping]] = {}  # by address
+        self._payers: dict[str, set[Key]] = {}  # by what `identify` says
+        self._public: dict[tuple[Transport, Endpoint], Mapping] = {}
+
+    def __len__(self) -> int:
+        return len(self._mappings)
+
+    def __iter__(self) -> Iterator[Mapping]:
+        return iter(list(self._mappings.values()))
+
+    # --- what clients see -------------------------------------------------------------------------------------------
+
+    def find(self, key: Key) -> Mapping | None:
+        """Return the mapping of a client's socket."""
+        return self._mappings.get(key)
+
+    def of_client(self, client: str, holder: Holder | None = None) -> list[Mapping]:
+        """Return the mappings of one client (those that `holder` holds), in the order in which they were made."""
+        found = self._clients.get(client, {}).values()
+        return [mapping for mapping in found if holder is None or holder in mapping.holds]
+
+    def at_public(self, client: str, transport: Transport, port: int) -> Mapping | None:
+        """Return this client's mapping with a public port. That of another client is not told of."""
+        found = self._clients.get(client, {}).values()
+        return next((one for one in found if one.transport == transport and one.public.port == port), None)
+
+    # --- asking -----------------------------------------------------------------------------------------------------
+
+    def check(self, request: Request) -> Mapping | None:
+        """Return the mapping that the request would renew, or None if it would be a new one. Raises Refusal."""
+        low, high = self.limits.inside_ports
+        if not max(low, LOWEST_PORT) <= request.port <= high:
+            raise Refusal("inside_port", f"port {request.port} is not between {max(low, LOWEST_PORT)} and {high}", 1800)
+        if request.port in SERVICE_PORTS[request.transport]:
+            raise Refusal("inside_port", f"port {request.port} is that of a service", 1800)
+        if request.filters:
+            _check_filters(request.filters, Endpoint(request.client, request.port).version)
+        there = self._mappings.get(request.key)
+        if there is not None:
+            hold = there.holds.get(request.holder)
+            if hold is not None and hold.credential != request.credential:
+                raise Refusal("foreign", f"{there.target} is held by another credential")
+            return there
+        if len(self._payers.get(self._identify(request.client), ())) >= self.limits.per_client:
+            raise Refusal("quota", f"{request.client} has {self.limits.per_client} mappings (portmap.per_client)")
+        if len(self._mappings) >= MOST:
+            raise Refusal("full", f"there are {MOST} mappings")
+        return None
+
+    def granted(self, request: Request) -> int:
+        """The lifetime that a request gets, in seconds."""
+        if request.holder == "upnp":
+            wanted = request.lifetime if request.lifetime > 0 else self.limits.permanent
+            return int(max(1, min(wanted, self.limits.permanent)))
+        low, high = self.limits.lifetime
+        return int(max(low, min(request.lifetime, high)))
+
+    def wish(self, request: Request) -> int:
+        """The public port to ask the broker for, unless the mapping is there: what the client wants; or the number that
+        its socket has for the other transport; or the inside port's own number."""
+        other: Transport = "udp" if request.transport == "tcp" else "tcp"
+        companion = self._mappings.get((request.client, other, request.port))
+        if request.wish_port:
+            return request.wish_port
+        return companion.public.port if companion is not None else request.port
+
+    def is_companions(self, request: Request, public: Endpoint) -> bool:
+        """Whether the other transport of a public port is another client's: who does not insist gets another port, so
+        that one number is one client's (RFC 6886 section 3.3)."""
+        there = self._public.get(("udp" if request.transport == "tcp" else "tcp", public))
+        return there is not None and there.client != request.client
+
+    # --- what is held -----------------------------------------------------------------------------------------------
+
+    def hold(self, request: Request, public: Endpoint, lease: str, leased: float, now: float) -> Mapping:
+        """Note that the broker has opened `public` for a request, or renewed it: as `lease`, which lasts until
+        `leased`. Returns the mapping."""
+        mapping = self._mappings.get(request.key)
+        new = mapping is None
+        if mapping is None:
+            mapping = self._add(Mapping(request.client, request.transport, request.port, public))
+        elif mapping.public != public:
+            self._move(mapping, public)
+        before = mapping.holds.get(request.holder)
+        filters = request.filters if request.filters is not None else (before.filters if before else ())
+        mapping.holds[request.holder] = Hold(
+            request.holder,
+            request.credential,
+            now + self.granted(request),
+            lease,
+            leased,
+            filters,
+            clean(request.description) or (before.description if before else ""),
+        )
+        self._tell(Event("opened" if new else "renewed", request.holder, mapping))
+        return mapping
+
+    def restore(self, mapping: Mapping) -> None:
+        """Add a mapping that is open already, with its holds. Nobody is told."""
+        self._add(mapping)
+
+    def release(self, key: Key, holder: Holder, credential: str = "") -> Hold:
+        """End a hold, and return it (its lease is to be closed). The mapping ends with the last one. Raises Refusal
+        "none" or "foreign"."""
+        mapping = self._mappings.get(key)
+        hold = mapping.holds.get(holder) if mapping is not None else None
+        if mapping is None or hold is None:
+            raise Refusal("none", f"{key[0]} has no such mapping")
+        if hold.credential != credential:
+            raise Refusal("foreign", f"{mapping.target} is held by another credential")
+        self._end(mapping, hold, holder)
+        return hold
+
+    def drop(self, lease: str, by: str) -> Hold | None:
+        """End the hold that has this lease, which is closed already. None: no hold has it."""
+        for mapping in self._mappings.values():
+            for hold in mapping.holds.values():
+                if hold.lease == lease:
+                    self._end(mapping, hold, by)
+                    return hold
+        return None
+
+    def expire(self, now: float) -> list[Hold]:
+        """End the holds that are past their time, and return them. Their leases are to be closed."""
+        ended = []
+        for mapping in list(self._mappings.values()):
+            for hold in list(mapping.holds.values()):
+                if hold.expires <= now:
+                    self._end(mapping, hold, "expiry")
+                    ended.append(hold)
+        return ended
+
+    def moved(self, mapping: Mapping, public: Endpoint, by: str) -> None:
+        """Note that a mapping has another public endpoint now."""
+        self._move(mapping, public)
+        self._tell(Event("moved", by, mapping))
+
+    def address_changed(self) -> None:
+        """Tell the listeners that this router has another public address."""
+        self._tell(Event("address", "address"))
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _add(self, mapping: Mapping) -> Mapping:
+        self._mappings[mapping.key] = mapping
+        self._clients.setdefault(mapping.client, {})[mapping.key] = mapping
+        self._payers.setdefault(self._identify(mapping.client), set()).add(mapping.key)
+        self._public[mapping.transport, mapping.public] = mapping
+        return mapping
+
+    def _move(self, mapping: Mapping, public: Endpoint) -> None:
+        if self._public.get((mapping.transport, mapping.public)) is mapping:
+            del self._public[mapping.transport, mapping.public]
+        mapping.public = public
+        self._public[mapping.transport, public] = mapping
+
+    def _end(self, mapping: Mapping, hold: Hold, by: str) -> None:
+        del mapping.holds[hold.holder]
+        if mapping.holds:
+            self._tell(Event("renewed", by, mapping))
+            return
+        del self._mappings[mapping.key]
+        _take_out(self._clients, mapping.client, mapping.key)
+        for payer in (self._identify(mapping.client), *self._payers):  # it may have got another identity meanwhile
+            keys = self._payers.get(payer)
+            if keys is not None and mapping.key in keys:
+                keys.discard(mapping.key)
+                if not keys:
+                    del self._payers[payer]
+                break
+        if self._public.get((mapping.transport, mapping.public)) is mapping:
+            del self._public[mapping.transport, mapping.public]
+        self._tell(Event("closed", by, mapping))
+
+    def _tell(self, event: Event) -> None:
+        for listener in self.listeners:
+            listener(event)
+
+
+def clean(text: str) -> str:
+    """Return what may be kept of a description: printable characters, 256 at most."""
+    return "".join(char for char in text[: 4 * _TEXT] if char.isprintable())[:_TEXT].strip()
+
+
+def _take_out(clients: dict[str, dict[Key, Mapping]], client: str, key: Key) -> None:
+    del clients[client][key]
+    if not clients[client]:
+        del clients[client]
+
+
+def _check_filters(filters: tuple[str, ...], version: int) -> None:
+    if len(filters) > MOST_PEERS:
+        raise Refusal("filters", f"{len(filters)} filters, and {MOST_PEERS} is the most", 1800)
+    networks = [ipaddress.ip_network(text) for text in filters]
+    if any(network.version != version for network in networks):
+        raise Refusal("filters", "a filter is of the other family than the client", 1800)
