@@ -46,7 +46,7 @@ def check(config: Config) -> None:
     outside = network.outside
     if outside != "auto" and _valid("network.outside", outside, ipaddress.ip_address).is_unspecified:
         raise BadValue(f'network.outside: {outside} is no host\'s address (leave it out, or write "auto")')
-    if not config.socks.listen and not config.transparent_enabled:
+    if not config.socks.listen and not config.socks.tls.listen and not config.transparent_enabled:
         raise BadValue("socks.listen: is empty and network.inside_interfaces too: there is nothing to do")
     for i, text in enumerate(config.socks.listen):
         _valid(f"socks.listen[{i}]", text, _listening)
@@ -56,6 +56,7 @@ def check(config: Config) -> None:
     _positive("socks.bind_timeout", config.socks.bind_timeout)
     _positive("socks.udp_idle_timeout", config.socks.udp_idle_timeout)
     _check_auth(config)
+    _check_tls(config)
     _ports("transparent.port", [config.transparent.port])
     _ports("transparent.ports", config.transparent.ports)
     _positive("transparent.datagram_rate", config.transparent.datagram_rate)
@@ -123,13 +124,13 @@ def _check_listening(config: Config) -> None:
         if config.portmap.http_port == config.transparent.port:
             raise BadValue(f"portmap.http_port: {config.portmap.http_port} is taken by transparent.port")
         taken["portmap.http_port"] = Endpoint("::", config.portmap.http_port)
-    wanted = [(f"socks.listen[{i}]", text) for i, text in enumerate(config.socks.listen)]
-    wanted += [("console.listen", config.console.listen)] if config.console.listen else []
-    for key, text in wanted:
-        endpoint = parse_endpoint(text)
+    wanted = dict(config.socks_listeners)
+    if config.console.listen:
+        wanted["console.listen"] = parse_endpoint(config.console.listen)
+    for key, endpoint in wanted.items():
         for other, there in taken.items():
             if endpoint.port == there.port and (other.endswith("port") or _overlap(endpoint, there)):
-                raise BadValue(f"{key}: {text} is taken by {other}; choose another port")
+                raise BadValue(f"{key}: {endpoint} is taken by {other}; choose another port")
         taken[key] = endpoint
 
 
@@ -154,6 +155,24 @@ def _check_auth(config: Config) -> None:
         raise BadValue(f"socks.guard.failures: {socks.guard.failures} is negative (0: no bans)")
     _positive("socks.guard.window", socks.guard.window)
     _positive("socks.guard.ban", socks.guard.ban)
+
+
+def _check_tls(config: Config) -> None:
+    tls = config.socks.tls
+    for i, text in enumerate(tls.listen):
+        _valid(f"socks.tls.listen[{i}]", text, _listening)
+    for key, path in (("certificate", tls.certificate), ("client_ca", tls.client_ca)):
+        if path and not path.startswith("/"):
+            raise BadValue(f"socks.tls.{key}: {path!r} is not an absolute path")
+        if path and not tls.listen:
+            raise BadValue(f"socks.tls.{key}: is set, and socks.tls.listen is not")
+    if tls.listen and not tls.certificate:
+        raise BadValue("socks.tls.listen: needs socks.tls.certificate")
+    if tls.listen and not tls.client_ca and set(config.socks.auth) == {"gssapi"}:
+        raise BadValue(
+            "socks.tls.listen: nobody could authenticate there: GSSAPI is not available inside TLS "
+            "(set socks.tls.client_ca, or add a method to socks.auth)"
+        )
 
 
 def _check_publish(config: Config) -> None:

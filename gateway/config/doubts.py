@@ -20,11 +20,14 @@ def doubts(config: Config) -> Iterator[str]:
         if network.prefixlen == 0:
             yield f"network.inside[{i}]: {network} is everybody: all hosts that reach this gateway may use it"
     low, high = config.pinhole_ports
-    listening = [(f"socks.listen[{i}]", text) for i, text in enumerate(config.socks.listen)]
-    for key, text in (*listening, *([("console.listen", config.console.listen)] if config.console.listen else [])):
-        if low <= parse_endpoint(text).port <= high:
+    listening = dict(config.socks_listeners)
+    if config.console.listen:
+        listening["console.listen"] = parse_endpoint(config.console.listen)
+    for key, endpoint in listening.items():
+        if low <= endpoint.port <= high:
             yield f"{key}: its port is one of pinhole.ports ({config.pinhole.ports}), which are for the world outside"
-    if config.socks.listen and not _IDENTIFYING.intersection(config.socks.auth):
+    certified = config.socks.tls.client_ca and not config.socks.listen
+    if config.socks_listeners and not certified and not _IDENTIFYING.intersection(config.socks.auth):
         for i, section in enumerate(config.rule):
             if (section.user or section.group) and not section.ident:  # with `ident` the client's host is asked
                 key = "user" if section.user else "group"
@@ -51,13 +54,12 @@ def _network(config: Config) -> Iterator[str]:
         for i, network in enumerate(config.inside_networks):
             if outside in network and network.prefixlen:
                 yield f"network.outside: {outside} is in network.inside[{i}]: servers outside may not find this router"
-    listeners = [parse_endpoint(text) for text in config.socks.listen]
     for i, upstream in enumerate(config.upstream):
         host, port = parse_host_port(upstream.address)
-        for there in listeners:
+        for place, there in config.socks_listeners.items():
             here = host in (there.host, "localhost") or (there.ip.is_unspecified and host in ("127.0.0.1", "::1"))
             if here and port == there.port:
-                yield f"upstream[{i}].address: {upstream.address} is this gateway itself (socks.listen)"
+                yield f"upstream[{i}].address: {upstream.address} is this gateway itself ({place.partition('[')[0]})"
 
 
 def _accounts(config: Config) -> Iterator[str]:

@@ -119,6 +119,35 @@ class GuardSection(_Section, frozen=True):
     ban: Annotated[float, Meta(description="Duration of a ban, in seconds.")] = 600.0
 
 
+class TlsSection(_Section, frozen=True):
+    """SOCKS and HTTP CONNECT inside TLS (docs/how-to/tls.md)."""
+
+    listen: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Addresses and ports at which clients connect by TLS. HTTP CONNECT is spoken there in any "
+            "case, beside `socks.protocols`. []: there is no TLS.",
+            examples=[["192.168.56.1:1443"]],
+        ),
+    ] = ()
+    certificate: Annotated[
+        str,
+        Meta(
+            description="The file with the certificate chain and its private key (PEM); changes take effect within "
+            "seconds.",
+            examples=["/etc/algate/proxy.pem"],
+        ),
+    ] = ""
+    client_ca: Annotated[
+        str,
+        Meta(
+            description="The file with the authorities of clients' certificates (PEM). Clients then need a "
+            'certificate, and the common name of its subject is the user. "": no certificate is asked for.',
+            examples=["/etc/algate/clients.pem"],
+        ),
+    ] = ""
+
+
 class SocksSection(_Section, frozen=True):
     """The SOCKS server, for configured clients (docs/how-to/socks-clients.md, docs/how-to/socks-authentication.md)."""
 
@@ -152,6 +181,7 @@ class SocksSection(_Section, frozen=True):
         3.0
     )
     gssapi: GssapiSection = GssapiSection()
+    tls: TlsSection = TlsSection()
     guard: GuardSection = GuardSection()
     handshake_timeout: Annotated[float, Meta(description="Seconds that a client has for the whole handshake.")] = 10.0
     bind_timeout: Annotated[float, Meta(description="Seconds that a BIND request waits for its peer.")] = 120.0
@@ -502,6 +532,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     @cached_property
     def nat64_prefixes(self) -> tuple[ipaddress.IPv6Network, ...]:
         return tuple(ipaddress.IPv6Network(text) for text in self.network.nat64)
+
+    @cached_property
+    def socks_listeners(self) -> dict[str, Endpoint]:
+        """Where SOCKS clients connect, with TLS and without, by the key that says so."""
+        keys = {f"socks.listen[{i}]": text for i, text in enumerate(self.socks.listen)}
+        keys |= {f"socks.tls.listen[{i}]": text for i, text in enumerate(self.socks.tls.listen)}
+        return {key: parse_endpoint(text) for key, text in keys.items()}
 
     @cached_property
     def pinhole_ports(self) -> tuple[int, int]:

@@ -90,13 +90,13 @@ def _descriptors() -> Finding:
 
 
 def _listening(config: Config) -> Iterator[Finding]:
-    for text in config.socks.listen:
-        host = parse_endpoint(text).host
-        if is_local(host):
-            yield Finding(f"socks.listen {text}", "ok", "an address of this host")
+    for place, endpoint in config.socks_listeners.items():
+        key = place.partition("[")[0]
+        if is_local(endpoint.host):
+            yield Finding(f"{key} {endpoint}", "ok", "an address of this host")
         else:
             yield Finding(
-                f"socks.listen {text}", "warning", "not an address of this host now", "correct socks.listen, or add it"
+                f"{key} {endpoint}", "warning", "not an address of this host now", f"correct {key}, or add it"
             )
 
 
@@ -139,8 +139,8 @@ def _port_range(config: Config, proc: Path) -> Finding:
 def _listening_ports(config: Config, proc: Path) -> Finding:
     """Check listening ports: a connection of this host may use a listener's port when the gateway starts, and for a
     minute after its end."""
-    texts = [*config.socks.listen, *([config.console.listen] if config.console.listen else [])]
-    ports = {parse_endpoint(text).port for text in texts}
+    ports = {endpoint.port for endpoint in config.socks_listeners.values()}
+    ports |= {parse_endpoint(config.console.listen).port} if config.console.listen else set()
     ports |= {config.transparent.port} if config.transparent_enabled else set()
     first, last = map(int, (proc / "net/ipv4/ip_local_port_range").read_text().split())
     reserved = _reserved((proc / "net/ipv4/ip_local_reserved_ports").read_text())

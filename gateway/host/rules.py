@@ -20,7 +20,7 @@ from typing import Any, Literal
 import msgspec
 
 from gateway.broker.marks import ADMITTED, PASSING
-from gateway.config.schema import Config, parse_endpoint
+from gateway.config.schema import Config
 from gateway.host.privilege import is_privileged
 from gateway.host.programs import run_program
 from gateway.model.errors import AlgateError
@@ -99,7 +99,7 @@ def render(config: Config, family: Family) -> str | None:
 
 def _socks_ports(config: Config, version: int) -> list[int]:
     """Return the ports at which SOCKS listens for hosts other than this one."""
-    endpoints = map(parse_endpoint, config.socks.listen)
+    endpoints = config.socks_listeners.values()
     return sorted({e.port for e in endpoints if e.version == version and not ipaddress.ip_address(e.host).is_loopback})
 
 

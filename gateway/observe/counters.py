@@ -149,6 +149,7 @@ _HANDLERS: dict[str, Callable[[Fields], None]] = {
     "socks.failed": _failed("socks"),
     "socks.malformed": _handshake("malformed"),
     "socks.timeout": _handshake("slow"),
+    "socks.tls_failed": _handshake("malformed"),
     "auth.failed": _handshake("unauthenticated"),
     "auth.banned": _handshake("unauthenticated"),
     "auth.no_method": _handshake("unauthenticated"),

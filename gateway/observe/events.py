@@ -128,6 +128,7 @@ EVENTS = {
     "socks.failed": "A request could not be served. `failure` is what the client was told.",
     "socks.malformed": "A client sent something that is not SOCKS.",
     "socks.timeout": "A handshake took longer than `socks.handshake_timeout`.",
+    "socks.tls_failed": "A TLS handshake failed, or a client's certificate is not accepted. `reason`: OpenSSL's.",
     "socks.udp_dropped": "A UDP association has ended: the number of its datagrams that were dropped, for each reason.",
     "socks.udp_stranger": "A UDP association received datagrams from a host to which its client has not sent any.",
     "start.failed": "A process could not start.",

@@ -38,6 +38,7 @@ LIMITED = frozenset(
         "socks.failed",
         "socks.malformed",
         "socks.timeout",
+        "socks.tls_failed",
         "socks.udp_stranger",
         "transparent.failed",
         "transparent.loop",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 import time
 from collections.abc import Callable, Mapping
 
@@ -15,6 +16,7 @@ from gateway.front.auth.users import Users, parse_users
 from gateway.front.socks.authenticate import Authenticator, Gssapi
 from gateway.front.socks.gssapi import GssapiAcceptor
 from gateway.model.errors import ConfigError
+from gateway.net.certificates import server_context
 from gateway.observe.log import get_logger
 from gateway.policy.shared_counts import SharedCounts
 
@@ -22,7 +24,8 @@ log = get_logger()
 
 
 class Authentication:
-    """The authenticator of a worker and its parts. `files`: descriptors by name ("users", "keytab").
+    """The authenticator of a worker and its parts. `files`: descriptors by name ("users", "keytab", "certificate",
+    "client_ca").
 
     `shared`, `identify`: where all workers count failures, and which addresses are one client (see Guard). `before`:
     the authentication of an earlier configuration; bans under the same terms stay.
@@ -51,11 +54,17 @@ class Authentication:
             self._acceptor = GssapiAcceptor(socks.gssapi.service, _path(files["keytab"]))
             levels = [LEVELS[name] for name in socks.gssapi.protection]
             gssapi = Gssapi(self._acceptor, levels, socks.gssapi.realm, socks.gssapi.nec)
+        self._tls: ssl.SSLContext | None = _tls_context(self._fds)
         if "ident" in socks.auth:
             ident = IdentClient(socks.ident_timeout)
         self.authenticator = Authenticator(
             socks.auth, self.accounts, guard, passwords=passwords, gssapi=gssapi, ident=ident
         )
+
+    def tls_context(self) -> ssl.SSLContext:
+        """Return what a TLS handshake that begins now needs. Must not be called without `socks.tls.listen`."""
+        assert self._tls is not None
+        return self._tls
 
     def close(self) -> None:
         """Free what it holds. It must not be used afterwards."""
@@ -75,9 +84,22 @@ class Authentication:
                 log.error("file.rejected", key="socks.gssapi.keytab", reason=str(error))
                 os.close(fd)
                 return
+        elif name in ("certificate", "client_ca"):
+            try:
+                self._tls = _tls_context({**self._fds, name: fd})
+            except ValueError as error:  # the supervisor has read the same file
+                log.error("file.rejected", key=f"socks.tls.{name}", reason=str(error))
+                os.close(fd)
+                return
         self._fds[name] = fd
         if old is not None:
             os.close(old)
+
+
+def _tls_context(fds: Mapping[str, int]) -> ssl.SSLContext | None:
+    if "certificate" not in fds:
+        return None
+    return server_context(_path(fds["certificate"]), _path(fds["client_ca"]) if "client_ca" in fds else None)
 
 
 def _path(fd: int) -> str:

@@ -22,13 +22,13 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     - `workers` (broker): by slot, one SEQPACKET socket for each worker, and one for packets.
     - `broker` (worker, packets): the other end of its own socket of these.
     - `kinds` (broker): by slot, the kinds of pinholes that the process may ask for.
-    - `socks`, `transparent` (worker): listening TCP sockets of this slot.
+    - `socks`, `tls`, `transparent` (worker): listening TCP sockets of this slot.
     - `journal` (packets): two memfds that outlive the process, for its successor.
     - `console` (console): its listening TCP socket.
     - `files` (console): "token", the secret that changes require; "totals", which outlives the process.
-    - `files` (worker): memfds of the files that it may not read itself, by name ("users", "keytab"); when a file has
-      changed, a new one comes over the lifeline. And "announced", memory that all workers share
-      (gateway/driver/announced.py).
+    - `files` (worker): memfds of the files that it may not read itself, by name ("users", "keytab", "certificate",
+      "client_ca"); when a file has changed, a new one comes over the lifeline. And "announced", memory that all workers
+      share (gateway/driver/announced.py).
     - `names` (console): the processes that can be asked.
     - `counts` (worker): the memory in which all workers count (gateway/process/counts_file.py).
     - `standby` (worker, broker): be ready, but begin when the lifeline says so.
@@ -44,6 +44,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     broker: int | None = None
     journal: list[int] = []
     socks: list[int] = []
+    tls: list[int] = []
     transparent: list[int] = []
     console: int | None = None
     files: dict[str, int] = {}
@@ -55,8 +56,8 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
         """Return all descriptors, in a fixed order."""
         optional = [fd for fd in (self.broker, self.console, self.counts) if fd is not None]
         return [
-            self.lifeline, self.admin, *self.workers.values(), *optional, *self.journal, *self.socks, *self.transparent,
-            *self.files.values(),
+            self.lifeline, self.admin, *self.workers.values(), *optional, *self.journal, *self.socks, *self.tls,
+            *self.transparent, *self.files.values(),
         ]  # fmt: skip
 
     def known_already(self) -> list[int]:
@@ -65,7 +66,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
 
     def own(self) -> list[int]:
         """Return the descriptors that belong to a worker because of such a message."""
-        return [*self.socks, *self.transparent, *self.files.values()]
+        return [*self.socks, *self.tls, *self.transparent, *self.files.values()]
 
     def renumbered(self, numbers: Sequence[int]) -> Boot:
         """Return the document with other numbers for `descriptors`, as they are in the process that has received
@@ -79,6 +80,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
             broker=None if self.broker is None else new[self.broker],
             journal=[new[fd] for fd in self.journal],
             socks=[new[fd] for fd in self.socks],
+            tls=[new[fd] for fd in self.tls],
             transparent=[new[fd] for fd in self.transparent],
             console=None if self.console is None else new[self.console],
             counts=None if self.counts is None else new[self.counts],

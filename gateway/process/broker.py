@@ -106,7 +106,7 @@ def limits_of(boot: Boot) -> BrokerLimits:
 def _own_ports(config: Config) -> Iterator[int]:
     """Ports where this host serves, though nothing may listen there just now."""
     yield config.transparent.port
-    yield from (parse_endpoint(text).port for text in config.socks.listen)
+    yield from (endpoint.port for endpoint in config.socks_listeners.values())
     yield from (outside.port for outside in (*config.published, *config.published_datagrams.values()))
     if config.console.listen:
         yield parse_endpoint(config.console.listen).port

@@ -34,11 +34,13 @@ from gateway.front.socks.connect import ConnectCommand
 from gateway.front.socks.quick import QuickSocks, QuickTransparent
 from gateway.front.socks.resolve import ResolveCommand
 from gateway.front.socks.rule_ident import RuleIdent
-from gateway.front.socks.server import SocksFront
+from gateway.front.socks.server import SocksCommand, SocksFront
+from gateway.front.socks.tls import TlsFront
 from gateway.front.transparent.tcp import TransparentFront
 from gateway.front.udp.associate import UdpAssociateCommand
 from gateway.front.udp.reader import MessageReader
 from gateway.front.udp.routes import Options
+from gateway.model.requests import CommandName
 from gateway.net.addresses import OwnAddresses
 from gateway.net.neighbours import Neighbours
 from gateway.net.relay.splice import Relay
@@ -112,32 +114,32 @@ class Service:
         )
         accounts = self.authentication.accounts
         connect = ConnectCommand(dialer, runner)
-        self._socks = SocksFront(
-            {
-                "connect": connect,
-                "bind": BindCommand(lookup, userspace, flows, outside, config.socks.bind_timeout),
-                "udp": UdpAssociateCommand(
-                    lookup,
-                    userspace,
-                    flows,
-                    ground.relay.wheel,
-                    config.pinhole_ports,
-                    association_options(config),
-                    _readers(datagram_readers(config, datagrams), of_socks),
-                ),
-                "resolve": ResolveCommand(lookup),
-            },
-            self.authentication.authenticator,
-            config.socks.handshake_timeout,
-            RuleIdent(policy, IdentClient(config.socks.ident_timeout), accounts),
-            config.socks.protocols,
-        )
+        commands: dict[CommandName, SocksCommand] = {
+            "connect": connect,
+            "bind": BindCommand(lookup, userspace, flows, outside, config.socks.bind_timeout),
+            "udp": UdpAssociateCommand(
+                lookup,
+                userspace,
+                flows,
+                ground.relay.wheel,
+                config.pinhole_ports,
+                association_options(config),
+                _readers(datagram_readers(config, datagrams), of_socks),
+            ),
+            "resolve": ResolveCommand(lookup),
+        }
+        rule_ident = RuleIdent(policy, IdentClient(config.socks.ident_timeout), accounts)
+        parts = (commands, self.authentication.authenticator, config.socks.handshake_timeout, rule_ident)
+        self._socks = SocksFront(*parts, config.socks.protocols)
         transparent = TransparentFront(dialer, runner, config.published)
         by_policy = ground.own.routes_by_policy if as_client is not None and source is None else None
         quick = QuickDialer(policy, ground.relay, source, by_policy)
         quick_socks = QuickSocks(
             self._socks, connect, quick, runner, ground.relay, config.socks.handshake_timeout, ground.acceptor
         )
+        inside_tls = SocksFront(*parts, (*config.socks.protocols, "http"))
+        tls = TlsFront(inside_tls, self.authentication.tls_context, accounts, config.socks.handshake_timeout)
+        self.accept_tls: Quick = self._in_greenlet(tls.handle)
         plain = config.socks.auth == ("none",) and "socks5" in config.socks.protocols
         self.accept_socks: Quick = quick_socks.accept if plain else self._in_greenlet(self._socks.handle)
         self.accept_transparent: Quick = QuickTransparent(transparent, quick, runner, ground.acceptor).accept

@@ -162,7 +162,12 @@ class Worker:
     def _listen(self, boot: Boot) -> None:
         """Accept at all listeners of the document. Those that are known already go on as they are."""
         before, self._listening = self._listening, {}
-        for fds, accept in ((boot.socks, self._accept_socks), (boot.transparent, self._accept_transparent)):
+        ways = (
+            (boot.socks, self._accept_socks),
+            (boot.tls, self._accept_tls),
+            (boot.transparent, self._accept_transparent),
+        )
+        for fds, accept in ways:
             for fd in fds:
                 inode = os.fstat(fd).st_ino
                 if inode in before:
@@ -173,6 +178,9 @@ class Worker:
 
     def _accept_socks(self, sock: _socket.socket, address: tuple[object, ...]) -> None:
         self._service.accept_socks(sock, address)
+
+    def _accept_tls(self, sock: _socket.socket, address: tuple[object, ...]) -> None:
+        self._service.accept_tls(sock, address)
 
     def _accept_transparent(self, sock: _socket.socket, address: tuple[object, ...]) -> None:
         self._service.accept_transparent(sock, address)

@@ -202,6 +202,7 @@ class Crew:
                 admin=admin,
                 broker=broker,
                 socks=self._listeners.fds(index, "socks"),
+                tls=self._listeners.fds(index, "tls"),
                 transparent=self._listeners.fds(index, "transparent"),
                 files={**self.files.fds(), "announced": self._announced},
                 counts=self._counts,

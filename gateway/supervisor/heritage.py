@@ -8,12 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import msgspec
 
 from alg.address import Endpoint
-from gateway.supervisor.listeners import ListenPlace
+from gateway.supervisor.listeners import Kind, ListenPlace
 
 _VARIABLE = "ALGATE_HERITAGE"
 
@@ -56,7 +56,7 @@ class Heritage(msgspec.Struct, frozen=True, kw_only=True):
     def sockets(self) -> list[tuple[ListenPlace, socket.socket]]:
         """Return the listeners. May be called once."""
         return [
-            (ListenPlace("socks" if kind == "socks" else "transparent", Endpoint(host, port)), socket.socket(fileno=fd))
+            (ListenPlace(cast(Kind, kind), Endpoint(host, port)), socket.socket(fileno=fd))
             for kind, host, port, fd in self.listeners
         ]
 

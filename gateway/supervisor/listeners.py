@@ -29,7 +29,7 @@ _FREEBIND = {4: (socket.IPPROTO_IP, 15), 6: (socket.IPPROTO_IPV6, 78)}  # <linux
 
 log = get_logger()
 
-Kind = Literal["socks", "transparent"]
+Kind = Literal["socks", "tls", "transparent"]
 
 
 class ListenPlace(NamedTuple):
@@ -43,7 +43,8 @@ def places(config: Config) -> dict[ListenPlace, str]:
     """Return where a configuration wants listeners, with the key that says so. Redirected connections come to all
     addresses, because REDIRECT chooses the address of the interface."""
     found = {
-        ListenPlace("socks", parse_endpoint(text)): f"socks.listen[{i}]" for i, text in enumerate(config.socks.listen)
+        ListenPlace("tls" if ".tls." in key else "socks", endpoint): key
+        for key, endpoint in config.socks_listeners.items()
     }
     if config.transparent_enabled:
         for host in ("0.0.0.0", "::"):

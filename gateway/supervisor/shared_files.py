@@ -1,15 +1,19 @@
-"""Files that only the supervisor may read (users, keytab): handed to the workers as memfds, again when they change."""
+"""Files that only the supervisor may read (users, keytab, the key of TLS): handed to the workers as memfds, again when
+they change."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import ssl
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.config.schema import Config
 from gateway.front.auth.users import BadUsers, parse_users
 from gateway.model.errors import ConfigError
+from gateway.net.certificates import load_authorities, load_chain
 from gateway.observe.log import get_logger
 
 log = get_logger()
@@ -76,6 +80,12 @@ class SharedFiles:
             self._files.append(users)
         if "gssapi" in socks.auth:
             self._files.append(SharedFile("keytab", "socks.gssapi.keytab", Path(socks.gssapi.keytab), _check_keytab))
+        if socks.tls.listen:
+            path = Path(socks.tls.certificate)
+            self._files.append(SharedFile("certificate", "socks.tls.certificate", path, _check_certificate))
+        if socks.tls.client_ca:
+            path = Path(socks.tls.client_ca)
+            self._files.append(SharedFile("client_ca", "socks.tls.client_ca", path, _check_authorities))
         for file in self._files:
             file.load()
 
@@ -117,6 +127,28 @@ def _check_users(content: bytes) -> None:
 def _check_keytab(content: bytes) -> None:
     if not content.startswith(b"\x05"):
         raise ValueError("is not a keytab")
+
+
+def _check_certificate(content: bytes) -> None:
+    with _as_file(content) as path:
+        load_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), path)
+
+
+def _check_authorities(content: bytes) -> None:
+    with _as_file(content) as path:
+        load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), path)
+
+
+@contextlib.contextmanager
+def _as_file(content: bytes) -> Iterator[str]:
+    """Yield the path of a file in memory, because OpenSSL reads a key from a file only."""
+    memfd = os.memfd_create("algate-check")
+    try:
+        with open(memfd, "wb", closefd=False) as file:
+            file.write(content)
+        yield f"/proc/self/fd/{memfd}"
+    finally:
+        os.close(memfd)
 
 
 def _stamp(path: Path) -> _Stamp:

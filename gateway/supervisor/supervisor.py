@@ -207,7 +207,8 @@ class _Supervisor:
         self._selector.register(self._admin, selectors.EVENT_READ, self._on_admin)
         self._children.starting = False
         self._step(Step.READY)
-        log.info("ready", socks=",".join(self._config.socks.listen), workers=len(self._crew.workers))
+        tls = {"tls": ",".join(self._config.socks.tls.listen)} if self._config.socks.tls.listen else {}
+        log.info("ready", socks=",".join(self._config.socks.listen), **tls, workers=len(self._crew.workers))
         notify("READY=1")
 
     def _end(self) -> None:

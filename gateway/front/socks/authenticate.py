@@ -24,6 +24,7 @@ from gateway.front.socks.gssapi_stream import DatagramProtection, ProtectedSocke
 from gateway.front.socks.request import ANONYMOUS, Identity, Incoming
 from gateway.model.requests import AuthName
 from gateway.net.sockets import endpoint
+from gateway.net.tls import TlsSocket
 from gateway.net.turns import turns
 
 log = structlog.get_logger()
@@ -82,6 +83,8 @@ class Authenticator:
         Raises NotAuthenticated: reply 92 if no ident server answers, 93 if it names another user, 91 if the methods
         demand what version 4 does not have.
         """
+        if incoming.proved is not None:
+            return incoming.proved
         for method in self._methods:
             if method == "none":
                 return ANONYMOUS
@@ -106,11 +109,16 @@ class Authenticator:
         After GSSAPI with protection `incoming` has another socket, which protects what goes over it.
         """
         offered = incoming.read(socks5.parse_greeting).methods
+        if incoming.proved is not None and Method.NONE in offered:
+            incoming.sock.sendall(socks5.encode_method(Method.NONE))
+            return incoming.proved
         banned = self._guard.banned(client.host, time.monotonic())
         for method in self._methods:
             wire = _WIRE[method]
             if wire not in offered or (banned and wire is not Method.NONE):
                 continue
+            if method == "gssapi" and isinstance(incoming.sock, TlsSocket):
+                continue  # two protections of one stream: TLS is enough
             if method == "ident":
                 name = self._ask_ident(incoming, client)
                 if name is None:
@@ -134,6 +142,8 @@ class Authenticator:
     def http(self, incoming: Incoming, client: Endpoint, claim: Credentials | None) -> Identity:
         """Return who an HTTP client is, by the methods "password" (Basic), "ident" and "none". Raises NotAuthenticated:
         407 where a password is wrong or missing, 403 where only methods are allowed that HTTP does not have."""
+        if incoming.proved is not None:
+            return incoming.proved
         banned = self._guard.banned(client.host, time.monotonic())
         for method in self._methods:
             if method == "password" and claim is not None and not banned:

@@ -132,8 +132,7 @@ class BindCommand:
             full = len(request.incoming.buffer) >= MAX_EARLY
             watched = [listener] if full else [listener, request.sock]
             readable, _, _ = gevent.select.select(watched, [], [], min(left, VERDICT))
-            if request.sock in readable:
-                data = request.sock.recv(READ_SIZE)
+            if request.sock in readable and (data := _what_came(request.sock)) is not None:
                 if not data:
                     return "gone", None
                 request.incoming.buffer += data
@@ -194,3 +193,15 @@ class BindCommand:
         flow.module = REASON
         flow.rate, flow.session = admission.decision.rate, admission.session
         self._flows.relay(flow, request.sock, peer)
+
+
+def _what_came(sock: gsocket.socket) -> bytes | None:
+    """Return what has come; None if that is a part of an encrypted message, for whose rest nobody has to wait."""
+    before = sock.gettimeout()
+    sock.settimeout(0.0)
+    try:
+        return sock.recv(READ_SIZE)
+    except BlockingIOError:
+        return None
+    finally:
+        sock.settimeout(before)

@@ -79,8 +79,10 @@ class Gone(Exception):
 class Incoming:
     """A client's socket, and the bytes that have come from it and are not consumed yet."""
 
-    def __init__(self, sock: gsocket.socket) -> None:
+    def __init__(self, sock: gsocket.socket, proved: Identity | None = None) -> None:
+        """`proved`: who the client is, if its connection itself has proved that (a certificate)."""
         self.sock = sock
+        self.proved = proved
         self.local: tuple[object, ...] = sock.getsockname()  # of the client's own connection, whatever is laid over it
         self.buffer = bytearray()
 

@@ -73,9 +73,13 @@ class SocksFront:
 
         `chosen`: the greeting was answered already, with the method "none".
         """
-        client = endpoint(address)
         incoming = Incoming(sock)
         incoming.buffer += received
+        self.serve(incoming, address, seconds, chosen)
+
+    def serve(self, incoming: Incoming, address: tuple[object, ...], seconds: float, chosen: bool = False) -> None:
+        """Like `resume`, for what has come in another way than as a plain socket."""
+        client = endpoint(address)
         version = 0
         try:
             with gevent.Timeout(max(seconds, 0.01)):
