@@ -98,6 +98,12 @@ EVENTS = {
     "pinhole.target_failed": "The peer connected to a pinhole, but the client's side could not be reached.",
     "pinhole.update": "The peers or the time of a conversation have changed.",
     "pinhole.use": "The peer has used the pinhole.",
+    "portmap.rate": "A client asks by UPnP faster than it may; its connection was reset.",
+    "portmap.rebinding": "A request for the pages of UPnP named another `host` than this one: a page of the web whose "
+    "name was made to point here (DNS rebinding), or a client that uses a name. It was refused.",
+    "portmap.refused": "A client was refused a public port: `why`, and `detail` for people.",
+    "portmap.unsubscribed": "A client took no events of UPnP any more; its subscription was ended.",
+    "portmap.web_page": "A page of the web (`origin`) sent a request to the pages of UPnP. It was refused.",
     "process.died": "A process died, and is replaced.",
     "process.end": "A process has ended as it was told to.",
     "process.slow": "A process took more than a second to answer the supervisor's question whether it lives.",

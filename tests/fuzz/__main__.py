@@ -15,6 +15,8 @@ import time
 import traceback
 from pathlib import Path
 
+import structlog
+
 from tests.fuzz.targets import TARGETS, Target
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -39,6 +41,7 @@ def main() -> int:
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().getrandbits(32)
     print(f"seed {seed}")
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))  # what refuses says so
     chosen = {name: target for name, target in TARGETS.items() if arguments.only in name}
     found = 0
     for name, target in chosen.items():

@@ -43,6 +43,7 @@ from alg.socks.gssapi import MessageType, parse_message
 from alg.socks.socks5 import Command, SocksError
 from gateway.config.access_file import AccessError, Lookups, parse_access_file
 from gateway.front.auth.ident import parse_reply
+from tests.wire.upnp.play import House, found_by
 
 Target = Callable[[bytes, random.Random], None]
 
@@ -214,6 +215,15 @@ def access(data: bytes, _rng: random.Random) -> None:
         pass
 
 
+def upnp(data: bytes, rng: random.Random) -> None:
+    """A connection of a client, or a datagram to SSDP: whatever it says, it gets nothing for another host."""
+    house = House()
+    house.say(pieces(data, rng), "192.168.56.10")
+    assert {mapping.client for mapping in house.broker.table} <= {"192.168.56.10"}
+    assert all(one.client == "192.168.56.10" for one in house.told.welcomed)
+    found_by(data[:1024])
+
+
 TARGETS: dict[str, Target] = {
     "ftp": stream(ftp),
     "sip": stream(sip),
@@ -223,4 +233,5 @@ TARGETS: dict[str, Target] = {
     "upstream": upstream,
     "names": names,
     "access": access,
+    "upnp": upnp,
 }

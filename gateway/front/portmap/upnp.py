@@ -1,0 +1,141 @@
+"""UPnP IGD put together: discovery, pages, actions and events over the table of mappings."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import gevent
+import gevent.socket as gsocket
+import msgspec
+
+from alg.address import Endpoint
+from alg.upnp.device import Device
+from alg.upnp.http import Request
+from alg.upnp.services import Service
+from alg.upnp.ssdp import Speaker
+from gateway.front.portmap.events import EventSender
+from gateway.front.portmap.http import HttpServer
+from gateway.front.portmap.igd import Facts, Igd, Mapper
+from gateway.front.portmap.pages import Pages
+from gateway.front.portmap.ssdp import Ssdp
+from gateway.front.portmap.table import Event
+
+_MACHINE = Path("/etc/machine-id")
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
+    """What the front is told by the configuration. `announced`: the version of the device that is announced; `port` of
+    the pages; `instance` distinguishes gateways on one host."""
+
+    announced: int
+    port: int
+    interfaces: Sequence[str]
+    inside: Sequence[Network]
+    instance: str
+    version: str
+    name: str
+
+
+class UpnpFront:
+    """Serves UPnP by the sockets of SSDP and listening ones of HTTP, over `mapper`."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        mapper: Mapper,
+        facts: Facts,
+        sockets: Sequence[gsocket.socket],
+        listeners: Sequence[gsocket.socket],
+    ) -> None:
+        self._setting = setting
+        self._listeners = listeners
+        made = {version: _device(version, setting) for version in (1, 2)}
+        announced = made[setting.announced]
+        self._devices = (announced, *(device for device in made.values() if device is not announced))
+        self._igd = Igd(mapper, facts, made)
+        self._pages_of_events: dict[str, tuple[Device, Service]] = {
+            device.page(service, "events"): (device, service)
+            for device in self._devices
+            for service in device.all_services()
+        }
+        self._server = f"Linux UPnP/1.1 algate/{setting.version}"
+        self._boot = int(time.time())
+        self._events = EventSender(self._state)
+        self._pages = Pages(self._devices, self._igd, self._events, self._server)
+        self._http = HttpServer(self._admits, self._answer, self._pages.refusal)
+        by_family = {sock.family: sock for sock in sockets}
+        self._ssdp = Ssdp(
+            by_family.get(gsocket.AF_INET),
+            by_family.get(gsocket.AF_INET6),
+            setting.interfaces,
+            setting.inside,
+            self._speak,
+        )
+        mapper.table.listeners.append(self._changed)
+
+    def run(self) -> None:
+        """Begin to serve; returns at once."""
+        gevent.spawn(self._events.run)
+        for listener in self._listeners:
+            gevent.spawn(self._http.serve, listener)
+        gevent.spawn(self._ssdp.run)
+
+    def stop(self) -> None:
+        """Tell clients that the gateway is not there any more."""
+        self._ssdp.stop()
+
+    def status(self) -> dict[str, int]:
+        """Return numbers for `algate status`."""
+        return {
+            "upnp_searches": self._ssdp.searches,
+            "upnp_requests": self._http.requests,
+            "upnp_refused": self._ssdp.refused + self._http.refused,
+            "upnp_subscriptions": len(self._events.subscriptions),
+        }
+
+    def _changed(self, _event: Event) -> None:
+        self._events.changed()
+
+    def _state(self, page: str) -> Mapping[str, object]:
+        return self._igd.state(*self._pages_of_events[page])
+
+    def _answer(self, request: Request, client: str, own: Endpoint) -> bytes:
+        return self._pages.answer(request, client, own, time.monotonic())
+
+    def _speak(self, host: str) -> Speaker:
+        return Speaker(self._devices, f"http://{Endpoint(host, self._setting.port)}", self._server, self._boot)
+
+    def _admits(self, address: tuple[object, ...]) -> bool:
+        """Whether a connection's peer is an inside client; one of a link has an inside interface."""
+        return self._ssdp.is_inside(address)
+
+
+def _device(version: int, setting: Setting) -> Device:
+    """Return a root device whose names are the same after each start, and cannot be guessed from outside."""
+    key = _machine()
+
+    def secret(what: str) -> str:
+        return hmac.new(key, f"upnp {setting.instance} {version} {what}".encode(), hashlib.sha256).hexdigest()
+
+    def uuid(what: str) -> str:
+        digits = secret(what)
+        return f"{digits[:8]}-{digits[8:12]}-5{digits[13:16]}-8{digits[17:20]}-{digits[20:32]}"
+
+    uuids = uuid("InternetGatewayDevice"), uuid("WANDevice"), uuid("WANConnectionDevice")
+    return Device(version, uuids, setting.name, setting.version, f"/{secret('path')[:32]}/{version}")
+
+
+def _machine() -> bytes:
+    """What no other machine has, or something new, where this one has no id."""
+    try:
+        return _MACHINE.read_bytes().strip() or secrets.token_bytes(16)
+    except OSError:
+        return secrets.token_bytes(16)
