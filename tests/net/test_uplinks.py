@@ -262,8 +262,6 @@ def test_sip(router: Router) -> None:
 def test_sip6(router: Router) -> None:
     if router.setup.server6 is None:
         pytest.skip("this router is about IPv4")
-    if router.setup is SETUPS["rule-mark"]:
-        pytest.xfail("mangle OUTPUT takes the mark from the broker's probe, and no route over IPv6 is left without it")
     _call(router, CLIENT6, router.setup.server6, router.setup.seen6)
 
 
