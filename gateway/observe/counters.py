@@ -110,19 +110,19 @@ def _handshake(result: str) -> Callable[[Fields], None]:
 def _pinhole(result: str) -> Callable[[Fields], None]:
     def happened(event: Fields) -> None:
         if "backend" in event:
-            broker_pinhole(result, event["backend"], event["protocol"])
+            broker_pinhole(result, event["backend"], event["kind"], event["protocol"])
             return
         what = "expired" if event.get("reason") == "expired" else result
-        counts["algate_pinhole_events_total", "userspace", event.get("protocol", "tcp"), what] += 1
+        counts["algate_pinhole_events_total", "userspace", "local", event.get("protocol", "tcp"), what] += 1
 
     return happened
 
 
-def broker_pinhole(result: str, backend: str, protocol: str) -> None:
+def broker_pinhole(result: str, backend: str, kind: str, protocol: str) -> None:
     """Count a pinhole of the broker that was "opened", "used", "closed" or "expired". A pinhole at which a worker
     listens is counted by that worker."""
     if backend == "kernel":
-        counts["algate_pinhole_events_total", backend, protocol, result] += 1
+        counts["algate_pinhole_events_total", backend, kind, protocol, result] += 1
 
 
 def _pinhole_refused(event: Fields) -> None:

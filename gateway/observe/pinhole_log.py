@@ -26,6 +26,11 @@ def peer_of(lease: Lease) -> str | None:
     return lease.peer if lease.single or lease.peer or lease.peers is None else ",".join(lease.peers)
 
 
+def shown_kind(lease: Lease) -> str:
+    """Return the kind of a lease for the metrics: whatever a worker listens for itself is "local"."""
+    return "local" if lease.backend == "userspace" else lease.kind
+
+
 def lease_fields(lease: Lease) -> dict[str, Any]:
     """Return the fields of a log line about a lease."""
     return {
@@ -66,7 +71,7 @@ class PinholeLog:
             return
         counts["algate_log_events_total", event] += 1
         if event in PINHOLE_RESULTS:
-            broker_pinhole(PINHOLE_RESULTS[event], lease.backend, lease.protocol)
+            broker_pinhole(PINHOLE_RESULTS[event], lease.backend, lease.kind, lease.protocol)
         said = "".join([f" {key}={value_text(value)}" for key, value in more.items()])
         peer, second = peer_of(lease), lease.second
         line = (

@@ -55,15 +55,16 @@ def test_a_target_of_an_association_is_no_handshake() -> None:
 def test_a_pinhole_is_counted_by_whoever_has_it() -> None:
     log = get_logger()
     log.info("pinhole.open", pinhole="1", protocol="tcp")  # of a worker
-    log.info("pinhole.open", pinhole="2", protocol="udp", slot=0, backend="kernel")
-    log.info("pinhole.open", pinhole="3", protocol="udp", slot=0, backend="userspace")  # let through for a worker
+    log.info("pinhole.open", pinhole="2", protocol="udp", slot=0, backend="kernel", kind="read")
+    # let through for a worker
+    log.info("pinhole.open", pinhole="3", protocol="udp", slot=0, backend="userspace", kind="local")
     log.info("pinhole.close", pinhole="1", protocol="tcp", reason="expired")
     log.warning("pinhole.refused", flow="w0-1", rule="quota")
     log.warning("pinhole.refused", slot=0, client="192.0.2.1", rule="quota")  # the broker's line about the same
     assert counted() == {
-        ("algate_pinhole_events_total", "userspace", "tcp", "opened"): 1,
-        ("algate_pinhole_events_total", "kernel", "udp", "opened"): 1,
-        ("algate_pinhole_events_total", "userspace", "tcp", "expired"): 1,
+        ("algate_pinhole_events_total", "userspace", "local", "tcp", "opened"): 1,
+        ("algate_pinhole_events_total", "kernel", "read", "udp", "opened"): 1,
+        ("algate_pinhole_events_total", "userspace", "local", "tcp", "expired"): 1,
         ("algate_pinhole_refusals_total", "quota"): 1,
     }
 
