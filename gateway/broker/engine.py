@@ -536,14 +536,16 @@ class Engine:
 
     def _replace(self, slot: int, request: PinholeRequest) -> None:
         """A pinhole that is not translated has no port of ours that sets it apart: the same wish again takes the old
-        one's place."""
+        one's place, if that is the same process's. PinholeRefused "taken"."""
         same = request.direction, request.transport, request.target, request.peer, request.kind
         for lease in self._leases.of_client(request.client):
             if lease.public == lease.target and _wished_for(lease) == same:
                 self.flush()  # that one may be on its way too
-                if self._leases.close(lease.id, now=time.monotonic()) is not None:
+                if self._leases.close(lease.id, now=time.monotonic(), owner=slot) is not None:
                     self._closing(slot, lease, "replaced")
                     self.flush()  # its elements are those that the new one is about to have
+                elif self._leases.find(lease.id) is not None:
+                    raise PinholeRefused("taken", "another process has this pinhole open")
 
     def _disinherit(self, slot: int, request: PinholeRequest) -> None:
         """Close what a dead worker had opened for a socket and its successor does not know."""
