@@ -9,8 +9,8 @@ from gateway.pinhole.backend import Backend
 
 
 class SplitPinholes:
-    """The pinholes of SOCKS clients. TCP connections come through the worker, as the client's own connections do. Media
-    that a session describes do not, so the kernel serves them (decision 0052)."""
+    """The pinholes of SOCKS clients, and of published servers. TCP connections come through the worker, as the client's
+    own connections do. Media that a session describes do not, so the kernel serves them (decision 0052)."""
 
     outbound = False  # as of the userspace backend
 

@@ -103,7 +103,8 @@ class Service:
         pinholes = {
             "transparent": userspace if config.pinhole.backend == "userspace" else kernel,
             "socks": of_socks,
-            "published": userspace,  # the server sees us as its client, so data has to come from us too
+            # The server sees us as its client, so connections have to come from us too; datagrams the kernel has.
+            "published": userspace if config.pinhole.backend == "userspace" else SplitPinholes(userspace, kernel),
         }
         look = ground.broker.seen if ground.broker is not None else None
         means = Means(pinholes, userspace, ModuleGuard(), ground.announced, ground.afterlife, look)
