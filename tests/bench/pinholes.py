@@ -3,15 +3,18 @@
 A broker in a namespace of its own, asked by one worker (this process, gevent) with many requests in flight, as in
 front of a server farm of FTP clients. `--kind`: other kinds than `once`; conversations (`--udp` is the same) are pairs
 for RTP and RTCP, opened for nobody, changed to a peer, closed. `--mappings N`: how long N mappings take to be installed
-and to be read back after the broker's death, and what an opening of `once` costs beside them. Prints lines of Markdown.
+and to be read back after the broker's death, and what an opening of `once` costs beside them. `--per-second N`: not as
+many as possible but N a second, in the default range of ports, and how many were refused. Prints lines of Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +44,13 @@ def request_of(kind: str, number: int) -> PinholeRequest:
     match kind:
         case "conversation":
             return media(number)
-        case "mapping":
+        case "mapping":  # as a client has 32 at most, of as many clients as needed
+            client = f"10.64.{number // 25 // 250}.{1 + number // 25 % 250}"
+            changes |= {"client": client, "target": Endpoint(client, 10000 + number % 25)}
             changes |= {"kind": kind, "transport": "tcp+udp", "peer": None, "peers": None, "ttl": 7200.0}
+        case "gre":  # 8
+            client = f"10.64.{number // 8 // 250}.{1 + number // 8 % 250}"
+            changes |= {"client": client, "target": Endpoint(client, number), "kind": kind, "transport": "gre"}
         case "anybody":
             changes |= {"kind": kind, "peer": None}
         case "exchange":
@@ -53,11 +61,18 @@ def request_of(kind: str, number: int) -> PinholeRequest:
     return inbound(**changes)
 
 
+@contextlib.contextmanager
+def asking(rig: Rig) -> Iterator[BrokerClient]:
+    """A worker's client of the broker."""
+    with gevent.socket.socket(fileno=os.dup(rig.workers[0].fileno())) as sock:
+        client = BrokerClient(sock, timeout=30.0)
+        yield client
+        client.stop()
+
+
 def measure(rig: Rig, in_flight: int, seconds: float, kind: str = "once") -> tuple[float, float]:
     """Pinholes opened and closed in a second, and the mean time of an opening in milliseconds."""
-    sock = gevent.socket.socket(fileno=os.dup(rig.workers[0].fileno()))
-    with sock:
-        client = BrokerClient(sock, timeout=10.0)
+    with asking(rig) as client:
         until = time.monotonic() + seconds
         waited = 0.0
         done = 0
@@ -82,16 +97,14 @@ def measure(rig: Rig, in_flight: int, seconds: float, kind: str = "once") -> tup
         begun = time.monotonic()
         gevent.joinall([gevent.spawn(work, number) for number in range(in_flight)], raise_error=True)
         took = time.monotonic() - begun
-        client.stop()
     return done / took, 1000 * waited / done
 
 
 def many_mappings(rig: Rig, count: int, in_flight: int, seconds: float) -> list[str]:
     """Rows on what it is to have so many mappings."""
+    empty = restarted(rig)
     alone = measure(rig, in_flight, seconds)[1]
-    sock = gevent.socket.socket(fileno=os.dup(rig.workers[0].fileno()))
-    with sock:
-        client = BrokerClient(sock, timeout=30.0)
+    with asking(rig) as client:
         numbers = iter(range(count))
 
         def work() -> None:
@@ -108,32 +121,70 @@ def many_mappings(rig: Rig, count: int, in_flight: int, seconds: float) -> list[
         begun = time.monotonic()
         gevent.joinall([gevent.spawn(work) for _ in range(in_flight)], raise_error=True)
         installed = time.monotonic() - begun
-        client.stop()
     beside = measure(rig, in_flight, seconds)[1]
-    elements = sum(rig.count(name) for name in ("snat4", "map4", "inany4", "outany4"))
+    elements = sum(rig.count(name) for name in ("snat4", "map4", "inany4", "outany4", "public4"))
+    read = restarted(rig)
+    assert len(rig.pinholes()) >= count
+    return [
+        f"| {count:,} mappings of TCP and UDP installed | {installed:.1f} s |",
+        f"| {elements:,} elements read back by a broker that starts, beyond its own start | {read - empty:.2f} s |",
+        f"| an opening of `once` beside them | {beside / alone:.2f} x ({beside:.2f} ms, alone {alone:.2f} ms) |",
+    ]
+
+
+def restarted(rig: Rig) -> float:
+    """Seconds until a broker that takes the place of one that was killed is ready."""
     rig.kill()
     begun = time.monotonic()
     rig.start()
-    read = time.monotonic() - begun
-    assert len(rig.pinholes()) >= count
-    return [
-        f"| {count:,} mappings of TCP and UDP installed ({elements:,} elements) | {installed:.1f} s |",
-        f"| a broker that starts beside them is ready (with its start) | {read:.1f} s |",
-        f"| an opening of `once` beside them, against without | {beside:.2f} ms, {alone:.2f} ms |",
-    ]
+    return time.monotonic() - begun
+
+
+def steadily(rig: Rig, per_second: int, seconds: float) -> tuple[int, int]:
+    """Open and close so many a second, of 200 clients and one server; how many were opened, and how many refused."""
+    done = refused = 0
+
+    def once(number: int) -> None:
+        nonlocal done, refused
+        try:
+            client.close(client.open(request_of("once", number)).id)
+            done += 1
+        except PinholeRefused:
+            refused += 1
+
+    with asking(rig) as client:
+        begun = time.monotonic()
+        running = set()
+        for number in range(round(per_second * seconds)):
+            if (wait := begun + number / per_second - time.monotonic()) > 0.001:
+                gevent.sleep(wait)
+            running.add(one := gevent.spawn(once, number % 20_000))
+            one.link(running.discard)
+        gevent.joinall(list(running), raise_error=True)
+    return done, refused
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--in-flight", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--kind", choices=("once", "anybody", "conversation", "mapping", "exchange"), default="once")
+    parser.add_argument(
+        "--kind", choices=("once", "anybody", "conversation", "mapping", "exchange", "gre"), default="once"
+    )
     parser.add_argument("--udp", action="store_const", const="conversation", dest="kind")
     parser.add_argument("--mappings", type=int, default=0)
+    parser.add_argument("--per-second", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         log = Path(directory) / "log"
-        with Rig(Path(directory), per_client=10_000, ports="20000-65535", rate=1e6, log=log) as rig:
+        ports = "40000-49999" if options.per_second else "20000-65535"
+        inside = ("192.168.56.0/24", "10.64.0.0/16")
+        with Rig(Path(directory), per_client=10_000, ports=ports, rate=1e6, log=log, inside=inside) as rig:
+            if options.per_second:
+                done, refused = steadily(rig, options.per_second, options.seconds)
+                what = f"{options.per_second:,} pinholes a second for {options.seconds:g} s, each closed at once"
+                print(f"| {what} | {done:,} opened, {refused:,} refused |")
+                return
             if options.mappings:
                 print("\n".join(many_mappings(rig, options.mappings, options.in_flight, options.seconds)))
                 return

@@ -26,6 +26,9 @@ class Section:
 SECTIONS = (
     Section("Decisions on a request, by the number of rules", "policy"),
     Section("Kernel pinholes", "pinholes", ("--seconds", "5")),
+    Section("Conversations over UDP", "pinholes", ("--udp", "--seconds", "5")),
+    Section("Beside many mappings", "pinholes", ("--mappings", "10000", "--seconds", "5")),
+    Section("A thousand pinholes a second for a minute", "pinholes", ("--per-second", "1000", "--seconds", "60")),
     Section("Datagrams of 172 bytes through a SOCKS UDP association", "udp_associate", ("20000", "5")),
     Section("SIP messages through the pure module", "sip_messages"),
     Section("SIP calls through the router", "sip_calls"),
