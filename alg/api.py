@@ -38,9 +38,10 @@ class Mode(StrEnum):
     OFF = "off"
 
 
-PINHOLE_KINDS = ("once", "anybody", "conversation", "exchange", "mapping")
+PINHOLE_KINDS = ("once", "anybody", "conversation", "exchange", "mapping", "gre")
 """The kinds of pinholes that a module's class may name in its `kinds`. It asks for them by: `OpenPinhole` and
-`OpenOutbound` (once), `OpenPinhole` without a peer (anybody), `OpenConversation`, `OpenExchange`, `OpenMapping`."""
+`OpenOutbound` (once), `OpenPinhole` without a peer (anybody), `OpenConversation`, `OpenExchange`, `OpenMapping`,
+`OpenGre`."""
 
 
 # --- events ---------------------------------------------------------------------------------------------------------
@@ -296,6 +297,33 @@ class UpdateExchange:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenGre:
+    """Let the flow's server send the packets of one call of PPTP (GRE version 1, RFC 2637, 4.1; IPv4) to the flow's own
+    inside client, which has chosen the call ID `call_id` for them (0 to 65535).
+
+    Open for `ttl` seconds from now (at most 7,200; `UpdateGre` prolongs it). Answered by `Opened`, whose `public` has
+    the call ID that the server has to use in place of a port: `call_id`, unless a call of another client has it; or by
+    `Refused`.
+    """
+
+    ref: int
+    call_id: int
+    ttl: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateGre:
+    """The server of the call `ref` has chosen the call ID `server_call_id`: packets of the client with it may leave,
+    from the address that the server knows. `ttl`: seconds from now (None: as it was). As with `UpdateConversation`,
+    what the same answer delivers behind it goes when it is done."""
+
+    ref: int
+    server_call_id: int
+    ttl: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """Find out what listens at `target`, a TCP port of the flow's own client: connect to it from this host, send `send`
     and read. Answered by `Opened` (with `target` as `public`) if what comes back begins with `expect` (b"": it accepts
@@ -390,6 +418,8 @@ Command = (
     | UpdateMapping
     | OpenExchange
     | UpdateExchange
+    | OpenGre
+    | UpdateGre
     | Probe
     | FindSocket
     | OpenRelay

@@ -1,8 +1,8 @@
 """A lease as elements of the table `iptables/algate.nft`, and back. Pure.
 
 The lease rides in the user data of one of its elements, as a comment that `nft list table` shows: "algate 1 SLOT ID
-FLOW REASON", and words for what the keys do not show: "+1", the second port of a pair; "read", "mapping" and
-"exchange", the kind; "tcp+udp", the protocol. Everything else is in the keys, the data and the timeout, so the kernel's
+FLOW REASON", and words for what the keys do not show: "+1", the second port of a pair; "read", "mapping", "exchange"
+and "gre", the kind; "tcp+udp", the protocol. Everything else is in the keys, the data and the timeout, so the kernel's
 table is all that a restarted broker needs.
 """
 
@@ -22,7 +22,7 @@ from gateway.model.requests import Kind, Lease, Protocol, Traffic, Transport, tr
 
 ONCE = ("once4", "once6", "onceany4", "onceany6")
 INTERVAL = ("inonly4", "outonly4", "inonly6", "outonly6")
-COUNTED = ("in4", "inany4", "out4", "outany4", "in6", "inany6", "out6", "outany6", *INTERVAL)
+COUNTED = ("in4", "inany4", "out4", "outany4", "in6", "inany6", "out6", "outany6", *INTERVAL, "ingre4", "outgre4")
 TALKED = ("talked4", "talked6", "untold")
 PUBLIC = ("public4", "public6")
 FILLED_IN = frozenset({"module_ports", "server_ports", "inside4", "inside6"})
@@ -35,6 +35,7 @@ note."""
 SETS = (
     *("dnat4", "dnat6", *ONCE, "snat4", "snat6", "many4", "many6", "any4", "any6", "follow4", "follow6"),
     *("dnatany4", "dnatany6", "map4", "map6", "only4", "only6", "held4", "held6"),
+    *("gre4", "call4", "snatgre4"),
     *COUNTED,
 )
 
@@ -46,9 +47,9 @@ LONGEST_COMMENT = 127
 
 _COMMENT = "algate 1"
 _SECOND = "+1"
-_KINDS = ("read", "mapping", "exchange")
+_KINDS = ("read", "mapping", "exchange", "gre")
 _BOTH = "tcp+udp"
-_ENDS = "&"  # and the ends of an exchange
+_ENDS = "&"  # and the ends of an exchange, or what the keys do not say of a call
 _PLAIN = "="  # not translated: the public port is the target itself
 _LOCAL = "@"  # and the target: the public port is a worker's own
 _PROTOCOLS: dict[str, int] = {"tcp": 6, "udp": 17}
@@ -56,6 +57,7 @@ _TRANSPORTS: dict[int, Transport] = {6: "tcp", 17: "udp"}
 _SIZES = {4: 4, 6: 16}
 _SERVICE = struct.Struct(">B3xH2x")
 _PORT = struct.Struct(">H2x")
+_CALL = struct.Struct(">H")
 
 
 _Key = bytes  # within `Element` that is the name of a counter
@@ -111,6 +113,8 @@ def elements_of(lease: Lease, slot: int, ttl: float) -> tuple[Element, ...]:
             return tuple(_mapping(lease, ttl, comment))
         case "exchange":
             return tuple(_exchange(lease, ttl, comment))
+        case "gre":
+            return tuple(_gre(lease, ttl, comment))
         case "anybody":
             key = pack_key(lease.public, lease.protocol, None)
             target = Element(f"dnatany{family}", key, _pack(lease.target), ttl, comment)
@@ -267,6 +271,26 @@ def _exchange(lease: Lease, ttl: float, comment: str) -> Iterator[Element]:
         yield Element(f"in{family}", pack_key(outer, "udp", target.host), None, ttl, "")
 
 
+def _gre(lease: Lease, ttl: float, comment: str) -> Iterator[Element]:
+    """The elements of a call: what may come in first, as it says whose they are. As long as the server's call ID is not
+    known, nothing leaves."""
+    assert lease.peer is not None
+    client, server, public = (_packed(host) for host in (lease.target.host, lease.peer, lease.public.host))
+    ends = public + _CALL.pack(lease.target.port) + (b"" if lease.second is None else _CALL.pack(lease.second))
+    inward = client + server + _PORT.pack(lease.public.port)
+    yield Element("ingre4", inward, None, ttl, f"{comment} gre {_ENDS}{ends.hex()}")
+    translated = public != client
+    if translated:
+        yield Element("gre4", public + server + _PORT.pack(lease.public.port), client, ttl, "")
+    if lease.public.port != lease.target.port:
+        yield Element("call4", inward, _CALL.pack(lease.target.port), ttl, "")
+    if lease.second is not None:
+        outward = client + server + _PORT.pack(lease.second)
+        yield Element("outgre4", outward, None, ttl, "")
+        if translated:
+            yield Element("snatgre4", outward, public, ttl, "")
+
+
 def talked_of(endpoint: Endpoint) -> tuple[str, bytes]:
     """Return set and key of the element that exists if a socket has recently sent packets past all pinholes."""
     return f"talked{endpoint.version}", _pack(endpoint)
@@ -317,6 +341,8 @@ def leases_of(elements: Iterable[Element], unix: float) -> list[Found]:
             held.setdefault(owner.id, []).append((element, owner))
         elif owner.kind == "exchange":
             one = _read_exchange(element, owner, unix)
+        elif owner.kind == "gre":
+            one = _read_gre(element, owner, unix)
         elif element.set.startswith("snat"):
             one = _read_shared(element, owner, peers, unix)
             if one is not None and owner.second:
@@ -473,6 +499,24 @@ def _read_exchange(element: Element, owner: _Owner, unix: float) -> Found | None
         outer_second=outer_second or None,
         second=second if outer_second else None,
     )
+    return Found(lease, owner.slot, element.timeout, used=False)
+
+
+def _read_gre(element: Element, owner: _Owner, unix: float) -> Found | None:
+    size, calls = _SIZES[4], len(owner.ends) - _SIZES[4]
+    if (
+        element.set != "ingre4"
+        or len(element.key) != 2 * size + _PORT.size
+        or calls not in (_CALL.size, 2 * _CALL.size)
+    ):
+        return None
+    (call,) = _PORT.unpack_from(element.key, 2 * size)
+    (own,) = _CALL.unpack_from(owner.ends, size)
+    (second,) = _CALL.unpack_from(owner.ends, size + _CALL.size) if calls > _CALL.size else (None,)
+    target = Endpoint(_text(element.key[:size]), own)
+    lease = _shared(owner, Endpoint(_text(owner.ends[:size]), call), target, unix + element.timeout, ())
+    server = _text(element.key[size : 2 * size])
+    lease = msgspec.structs.replace(lease, protocol="gre", peer=server, second=second)
     return Found(lease, owner.slot, element.timeout, used=False)
 
 

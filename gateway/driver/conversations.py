@@ -1,5 +1,5 @@
-"""The pinholes of many packets (conversations, mappings, exchanges) that one engine or flow holds, by the engine's own
-numbers."""
+"""The pinholes of many packets (conversations, mappings, exchanges, calls of PPTP) that one engine or flow holds, by
+the engine's own numbers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from alg.api import (
     Mode,
     OpenConversation,
     OpenExchange,
+    OpenGre,
     OpenMapping,
     UpdateConversation,
     UpdateExchange,
+    UpdateGre,
     UpdateMapping,
 )
 from gateway.model.errors import PinholeRefused
@@ -136,7 +138,7 @@ class Conversations:
 
         `read`: the packets process reads its datagrams.
         """
-        if not self._may_open(command, client, public):
+        if not self._may_open(command.ref, command.target, client, public):
             return
         assert public is not None
         request = PinholeRequest(
@@ -158,7 +160,7 @@ class Conversations:
 
     def map(self, command: OpenMapping, client: str, public: PublicAddress | None) -> None:
         """Open a mapping; otherwise like `open`."""
-        if not self._may_open(command, client, public):
+        if not self._may_open(command.ref, command.target, client, public):
             return
         assert public is not None
         transports = set(command.transports)
@@ -213,15 +215,37 @@ class Conversations:
         )
         self._ask(command.ref, request, public)
 
-    def _may_open(self, command: OpenConversation | OpenMapping, client: str, public: PublicAddress | None) -> bool:
-        """Whether to ask the backend. If not, the answer in its place is already on its way."""
-        if command.target.host != client:  # an engine's mistake must not become a hole
-            self._later(command.ref, "target")
+    def tunnel(self, command: OpenGre, client: str, server: str, public: PublicAddress | None) -> None:
+        """Open a call of PPTP of the inside host `client` with `server`; otherwise like `open`."""
+        target = Endpoint(client, command.call_id)
+        if not self._may_open(command.ref, target, client, public, shown=command.call_id):
+            return
+        assert public is not None
+        request = PinholeRequest(
+            flow=self._flow,
+            reason=command.reason,
+            client=client,
+            direction="in",
+            transport="gre",
+            target=target,
+            peer=server,
+            public_host=public.local if public.local != client else None,
+            along=public.along,
+            ttl=command.ttl,
+            kind="gre",
+        )
+        self._ask(command.ref, request, public)
+
+    def _may_open(self, ref: int, target: Endpoint, client: str, public: PublicAddress | None, shown: int = 0) -> bool:
+        """Whether to ask the backend. If not, the answer in its place is already on its way: with the port `shown`,
+        where nothing is to be opened."""
+        if target.host != client:  # an engine's mistake must not become a hole
+            self._later(ref, "target")
         elif public is None:
-            self._later(command.ref, "public")
+            self._later(ref, "public")
         elif self._mode is not Mode.REWRITE:
             named = public.advertised
-            self._later(command.ref, Endpoint(named, 0) if named != client else command.target)
+            self._later(ref, Endpoint(named, shown) if named != client else target)
         else:
             return True
         return False
@@ -265,7 +289,7 @@ class Conversations:
         else:
             self._on_outcome(ref, Endpoint(host or outcome.public.host, outcome.public.port), None)
 
-    def update(self, command: UpdateConversation | UpdateMapping | UpdateExchange) -> None:
+    def update(self, command: UpdateConversation | UpdateMapping | UpdateExchange | UpdateGre) -> None:
         """Change one. `on_outcome` is called with a rule if it is not open any more."""
         one = self._live.get(command.ref)
         if one is None:
@@ -277,6 +301,9 @@ class Conversations:
             changes |= {"target": command.server}
             if command.server_second is not None:
                 changes |= {"second": command.server_second}
+            lets_in = True
+        elif isinstance(command, UpdateGre):
+            changes |= {"second": command.server_call_id}
             lets_in = True
         else:
             changes |= {"peers": command.peers}

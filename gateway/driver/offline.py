@@ -238,7 +238,7 @@ class _Flow:
                 shown = conceal(data) if conceal is not None else data
                 message = row(when, to.other, self._ends[to.other], self._ends[to], shown, edits)
                 yield {**message, "transport": "tcp", "flow": "", "ladder": _ladder(command.rung)}
-            case OpenPinhole(ref, target) | OpenConversation(ref, target):
+            case OpenPinhole(ref, target) | OpenConversation(ref, target) | OpenMapping(ref, target):
                 public = self._rehearsal.open(target)
                 events.append(Opened(ref, public, when))
                 yield _event(when, "pinhole", f"{public} -> {target} ({command.reason})")

@@ -16,7 +16,7 @@ from alg.api import (
     Mode,
     OpenConversation,
     Opened,
-    OpenExchange,
+    OpenGre,
     OpenMapping,
     OpenMeeting,
     OpenOutbound,
@@ -26,12 +26,13 @@ from alg.api import (
     Side,
     UpdateConversation,
     UpdateExchange,
+    UpdateGre,
     UpdateMapping,
 )
 from alg.bucket import Rate
 from gateway.driver.conversations import Conversations
 from gateway.driver.probe import is_proven
-from gateway.driver.requests import Opening, Public, advertised, is_forbidden, request_of
+from gateway.driver.requests import Conversing, Opening, Public, advertised, is_forbidden, request_of
 from gateway.flow.table import Flow
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Lease
@@ -107,8 +108,8 @@ class Openings:
             self._unanswered += 1
             gevent.spawn(self._open, command)
 
-    def converse(self, command: OpenConversation | OpenMapping | OpenExchange) -> None:
-        """Open a conversation, a mapping or an exchange."""
+    def converse(self, command: Conversing) -> None:
+        """Open a pinhole of many packets."""
         forbidden = "target" if is_forbidden(command, self._flow, self._public) else None
         client, public = self._flow.client.host, self._public.get(Side.SERVER)
         if refusal := self.revoked or forbidden:
@@ -117,12 +118,14 @@ class Openings:
             self.conversations.open(command, client, public)
         elif isinstance(command, OpenMapping):
             self.conversations.map(command, client, public)
+        elif isinstance(command, OpenGre):
+            self.conversations.tunnel(command, client, self._flow.server.host, public)
         else:
             server, inner = self._flow.server.host, self._public[Side.SERVER].local
             self.conversations.exchange(command, server, self._public[Side.CLIENT], inner)
 
-    def change(self, command: UpdateConversation | UpdateMapping | UpdateExchange) -> None:
-        """Change a conversation, a mapping or an exchange."""
+    def change(self, command: UpdateConversation | UpdateMapping | UpdateExchange | UpdateGre) -> None:
+        """Change a pinhole of many packets."""
         self.conversations.update(command)
 
     def probe(self, command: Probe) -> None:

@@ -8,6 +8,7 @@ from alg.address import Endpoint
 from alg.api import (
     OpenConversation,
     OpenExchange,
+    OpenGre,
     OpenMapping,
     OpenMeeting,
     OpenOutbound,
@@ -23,7 +24,7 @@ Opening = OpenPinhole | OpenOutbound | OpenMeeting
 Public = Mapping[Side, PublicAddress]
 
 
-Conversing = OpenConversation | OpenMapping | OpenExchange
+Conversing = OpenConversation | OpenMapping | OpenExchange | OpenGre
 
 
 def is_forbidden(command: Opening | OpenRelay | Conversing, flow: Flow, public: Public) -> bool:
@@ -39,6 +40,8 @@ def is_forbidden(command: Opening | OpenRelay | Conversing, flow: Flow, public: 
             return Side.CLIENT not in public or client.host != flow.client.host
         case OpenConversation() | OpenMapping():
             return command.target.host != flow.client.host
+        case OpenGre():
+            return Side.CLIENT in public
     return False
 
 

@@ -37,6 +37,7 @@ from alg.api import (
     OpenConversation,
     Opened,
     OpenExchange,
+    OpenGre,
     OpenMapping,
     OpenMeeting,
     OpenOutbound,
@@ -52,6 +53,7 @@ from alg.api import (
     Tick,
     UpdateConversation,
     UpdateExchange,
+    UpdateGre,
     UpdateMapping,
     apply_edits,
 )
@@ -346,7 +348,7 @@ class Inspection:
                 if admitting and isinstance(command, Deliver):
                     self._let_in(admitting)
                 self._do(command)
-                if isinstance(command, UpdateConversation | UpdateMapping | UpdateExchange):
+                if isinstance(command, UpdateConversation | UpdateMapping | UpdateExchange | UpdateGre):
                     admitting.append(command.ref)
         except Exception as error:  # what is no command, or makes no sense
             raise Broken(described(error)) from error
@@ -407,9 +409,9 @@ class Inspection:
                 log.info("alg.transfer", flow=self._flow.id, other=str(other), permitted=permitted)
                 answer = Opened(ref, other, self._now()) if permitted else Refused(ref, "transfer", self._now())
                 self._feed(answer)
-            case OpenConversation() | OpenMapping() | OpenExchange():
+            case OpenConversation() | OpenMapping() | OpenExchange() | OpenGre():
                 self._openings.converse(command)
-            case UpdateConversation() | UpdateMapping() | UpdateExchange():
+            case UpdateConversation() | UpdateMapping() | UpdateExchange() | UpdateGre():
                 self._openings.change(command)
             case Probe():
                 self._openings.probe(command)

@@ -18,6 +18,7 @@ import msgspec
 
 from alg.address import Endpoint
 from alg.bucket import Rate
+from gateway.lease.calls import CallIds
 from gateway.lease.ports import HOLD, PublicPorts
 from gateway.lease.sockets import SHARING, PublicSockets, public_ranges
 from gateway.model.errors import PinholeRefused
@@ -32,7 +33,7 @@ from gateway.model.requests import (
     transports_of,
 )
 from gateway.observe.metrics import Sample
-from gateway.observe.pinhole_log import lease_fields
+from gateway.observe.pinhole_log import lease_fields, shown_kind
 from gateway.policy.clients import Identity
 
 RATE = 100.0
@@ -44,11 +45,11 @@ NOTHING = Traffic()
 _LEAST_SLACK = 1024  # deadlines out of date that are kept, at least
 
 
-QUOTAS = {"mappings": 32, "anybody": 8}
-"""How many of these a client may have, where that is not `per_client`. A mapping is there for hours, and what is open
-to anybody is the easiest thing to abuse."""
+QUOTAS = {"mappings": 32, "anybody": 8, "calls": 8}
+"""How many of these a client may have, where that is not `per_client`. A mapping is there for hours, what is open to
+anybody is the easiest thing to abuse, and nobody has more than a few calls of PPTP."""
 
-RATES = {"mappings": 10.0, "anybody": 4.0}
+RATES = {"mappings": 10.0, "anybody": 4.0, "calls": 4.0}
 """How many of these a client may open in a second, on average, beside `rate`."""
 
 MAPPINGS = 16384
@@ -56,6 +57,9 @@ MAPPINGS = 16384
 
 WISHES = (1024, 65535)
 """Public ports of mappings by default."""
+
+_COMMON = {"kernel": (("once", "tcp"), ("conversation", "udp")), "userspace": (("local", "tcp"), ("local", "udp"))}
+"""Kinds and protocols that the metrics show even where there are none, by backend."""
 
 SHARE = 64
 """Number of pinholes that a client may have whatever others have. Beyond that it gets another one only if more than
@@ -119,6 +123,7 @@ class LeaseTable:
         self._kinds: Counter[tuple[str, str]] = Counter()
         self._networks: Counter[str] = Counter()
         self._sockets = PublicSockets()
+        self._calls = CallIds()
         self._kind_rates = {kind: Rate(rate, 2 * QUOTAS[kind]) for kind, rate in RATES.items()}
         self._live = self._visiting = self._mappings = 0
         self._deadlines: list[tuple[float, str]] = []
@@ -232,6 +237,8 @@ class LeaseTable:
         for first, count in public_ranges(lease):
             for transport in transports_of(lease.protocol):
                 self._ports.take(transport, first, count)
+        if lease.kind == "gre":
+            self._calls.take(lease)
         self._sockets.add(lease)
         if not used:
             self._clients.setdefault(_payer(lease), {})[lease.id] = lease
@@ -266,7 +273,8 @@ class LeaseTable:
         if lease is None or lease.single:
             raise PinholeRefused("lease", "no open conversation of this worker")
         second = lease.second if update.second is msgspec.UNSET else update.second
-        if (second is None) != (lease.second is None):
+        is_call = lease.kind == "gre"
+        if (second is None) != (lease.second is None) and not is_call:
             raise PinholeRefused("ports", "a pair stays a pair, a single port single")
         new = msgspec.structs.replace(
             lease,
@@ -275,7 +283,7 @@ class LeaseTable:
             target=lease.target if update.target is msgspec.UNSET else update.target,
             second=second,
         )
-        moved = (new.target, new.second) != (lease.target, lease.second)
+        moved = (new.target, new.second) != (lease.target, lease.second) and not is_call
         if lease.kind == "exchange":
             if moved and lease.target.port:
                 raise PinholeRefused("public", "the server's port is known already")
@@ -357,10 +365,10 @@ class LeaseTable:
         return [entry.lease for entry in self._entries.values() if not entry.used]
 
     def samples(self) -> list[Sample]:
-        """Return the number of open pinholes of this backend, for the metrics."""
-        counts = Counter({"tcp": 0, "udp": 0})
-        counts.update(lease.protocol for lease in self.live() if lease.backend == self._backend)
-        return [(("algate_pinholes", self._backend, protocol), number) for protocol, number in counts.items()]
+        """Return the number of open pinholes of this backend by kind and protocol, for the metrics."""
+        counts: Counter[tuple[str, str]] = Counter(dict.fromkeys(_COMMON[self._backend], 0))
+        counts.update((shown_kind(lease), lease.protocol) for lease in self.live() if lease.backend == self._backend)
+        return [(("algate_pinholes", self._backend, *key), number) for key, number in counts.items()]
 
     def of_client(self, client: str) -> list[Lease]:
         """Return the open pinholes that count against this client's quota."""
@@ -380,6 +388,10 @@ class LeaseTable:
     ) -> Endpoint:
         if request.direction == "out":
             return request.target
+        if request.kind == "gre":
+            host = request.public_host or request.client
+            call = self._calls.choose(host, request.peer or "", request.target, now, rng)
+            return Endpoint(host, call)
         if request.kind in SHARING or request.kind == "exchange":
             shared = self._shared(request, is_free)
             if shared is not None:
@@ -441,6 +453,8 @@ class LeaseTable:
         return lease
 
     def _give_back(self, lease: Lease, all_free: bool, now: float) -> None:
+        if lease.kind == "gre":
+            self._calls.give_back(lease, now)
         for first, count in public_ranges(lease):
             for transport in transports_of(lease.protocol):
                 if all_free:
@@ -489,7 +503,7 @@ def _kind(kind: Kind, protocol: Protocol, userspace: bool) -> str:
     return "associations" if userspace or kind == "local" else "conversations"
 
 
-_QUOTA_KINDS = {"mapping": "mappings", "anybody": "anybody", "exchange": "exchanges"}
+_QUOTA_KINDS = {"mapping": "mappings", "anybody": "anybody", "exchange": "exchanges", "gre": "calls"}
 
 
 def _kind_of(lease: Lease) -> str:

@@ -25,6 +25,7 @@ LONGEST_TTL = 300.0
 LONGEST_CONVERSATION = 7200.0
 """Registrations are renewed by the hour (RFC 3261, 10.2). A module that wants a longer time refreshes."""
 MOST_PEERS = 8
+LARGEST_CALL_ID = 65535
 
 _TCP_SERVICES = frozenset(
     {
@@ -85,6 +86,8 @@ def check_request(request: PinholeRequest, inside: Sequence[Network]) -> None:
         raise PinholeRefused("reason", "not a reason")
     if request.kind != "mapping" and (request.transport == "tcp+udp" or request.wish is not None or request.exact):
         raise PinholeRefused("kind", "only a mapping has both transports, or a port that is wished for")
+    if (request.kind == "gre") != (request.transport == "gre"):
+        raise PinholeRefused("kind", "GRE has a kind of its own")
     if request.kind != "exchange" and (request.outer, request.outer_second, request.inner_host) != (None, None, None):
         raise PinholeRefused("kind", "only an exchange has an outer socket")
     _check_ttl(request.ttl, LONGEST_TTL if request.single else LONGEST_CONVERSATION)
@@ -101,6 +104,9 @@ def check_request(request: PinholeRequest, inside: Sequence[Network]) -> None:
         raise PinholeRefused("visitor", "of a worker's own ports and of exchanges only")
     if not _within(client, inside):
         raise PinholeRefused("client", f"{client} is not inside")
+    if request.kind == "gre":
+        _check_gre(request, client, inside)
+        return
     for transport in transports_of(request.transport):
         target = _target(request.target, transport, inside=request.direction == "in")
     if request.kind == "mapping":
@@ -134,6 +140,12 @@ def check_update(update: PinholeUpdate, lease: Lease, inside: Sequence[Network])
             raise PinholeRefused("target", "the target of a mapping does not change")
         if update.peers is not msgspec.UNSET:
             _check_prefixes(update.peers, lease.target.version)
+        return
+    if lease.kind == "gre":
+        if (update.target, update.peers) != (msgspec.UNSET, msgspec.UNSET):
+            raise PinholeRefused("target", "the client and the server of a call do not change")
+        if update.second is not msgspec.UNSET:
+            _check_call(update.second)
         return
     target = lease.target if update.target is msgspec.UNSET else update.target
     if update.target is not msgspec.UNSET and _target(target, "udp") != _address("client", lease.client):
@@ -290,6 +302,29 @@ def _check_exchange(request: PinholeRequest, client: Address, inside: Sequence[N
     if not client.version == visitor.version == _address("public", inner).version:
         raise PinholeRefused("family", "IPv4 and IPv6 are mixed")
     _check_public(request.public_host, client, inside)
+
+
+def _check_gre(request: PinholeRequest, client: Address, inside: Sequence[Network]) -> None:
+    """A call of PPTP: of the client and one server outside, which do not change."""
+    if request.direction != "in" or request.peers != ():
+        raise PinholeRefused("kind", "GRE is inbound, and from one peer")
+    if client.version != 4:
+        raise PinholeRefused("family", "PPTP is of IPv4")
+    if _address("target", request.target.host) != client:
+        raise PinholeRefused("target", f"{request.target.host} is not the client {client}")
+    _check_call(request.target.port)
+    if request.second is not None:
+        _check_call(request.second)
+    if request.public_host is not None:
+        _check_public(request.public_host, client, inside)
+    if request.peer is None:
+        raise PinholeRefused("peer", "the server has to be known")
+    _check_peers((request.peer,), client.version, inside)
+
+
+def _check_call(number: int) -> None:
+    if not 0 <= number <= LARGEST_CALL_ID:
+        raise PinholeRefused("port", f"{number} is no call ID")
 
 
 def _check_server_ports(target: Endpoint, second: int | None) -> None:

@@ -16,14 +16,15 @@ ProtocolName = Literal["socks5", "socks4", "http"]
 CommandName = Literal["connect", "bind", "udp", "resolve", "transparent", "fxp", "map"]
 Transport = Literal["tcp", "udp"]
 Direction = Literal["in", "out"]
-Protocol = Literal["tcp", "udp", "tcp+udp"]
-"""What a pinhole is for: one transport, or both on one port."""
-Kind = Literal["once", "anybody", "conversation", "read", "local", "mapping", "exchange"]
+Protocol = Literal["tcp", "udp", "tcp+udp", "gre"]
+"""What a pinhole is for: one transport, or both on one port; or the GRE of PPTP, which has call IDs in
+place of ports."""
+Kind = Literal["once", "anybody", "conversation", "read", "local", "mapping", "exchange", "gre"]
 """Kinds of pinholes. `once`: one connection, from one peer. `anybody`: one connection, from whoever is first.
 `conversation`: datagrams both ways between one inside socket and its peers, until it is closed or its time is over.
 `read`: the same, and a module reads what comes. `local`: a port of this host at which a worker listens: one connection
 of TCP, or datagrams. `mapping`: any number of connections and datagrams to one inside socket. `exchange`: datagrams
-between a server inside and a client outside, both translated."""
+between a server inside and a client outside, both translated. `gre`: the packets of one call of PPTP, both ways."""
 LogLevel = Literal["", "debug", "info", "warning", "error"]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -88,6 +89,10 @@ class PinholeRequest(msgspec.Struct, frozen=True):
     server at the public port, and the server finds it at a port of `inner_host`, an address of this host too.
     `outer_second`: the port of RTCP beside `outer`; `second` is the server's (0: not known yet).
 
+    `kind` "gre" (kernel only, IPv4): the packets of one call of PPTP (RFC 2637, 4.1) between the client and the server
+    `peer`. In place of ports they have call IDs: `target` has the client's own, the public endpoint the one that the
+    server has to use, and `second` is the server's (None: not known yet, so nothing leaves by this pinhole).
+
     `visitor`: the outside client that uses a published server; the pinhole counts against its quota, not the server's.
     `find`: nothing is opened; the answer is the lease of the open conversation of `target`, in any process. `along`:
     the broker finds out by itself with which address this flow is seen, and `public_host` is ignored; where the flow is
@@ -125,7 +130,7 @@ class PinholeUpdate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A request to change the open conversation, mapping or exchange `lease`. Fields that are UNSET do not change.
 
     `ttl`: seconds from now. `peers`, `target` and `second` as in PinholeRequest. `second` can be given only to a
-    pinhole that has one. The public ports never change.
+    pinhole that has one, or of kind "gre". The public ports never change.
     """
 
     lease: str
@@ -178,7 +183,9 @@ class Lease(msgspec.Struct, frozen=True):
 
 
 def transports_of(protocol: Protocol) -> tuple[Transport, ...]:
-    """The transports whose ports a pinhole has."""
+    """The transports whose ports a pinhole has; GRE has none."""
+    if protocol == "gre":
+        return ()
     return ("tcp", "udp") if protocol == "tcp+udp" else (protocol,)
 
 

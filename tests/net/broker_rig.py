@@ -70,13 +70,14 @@ class Rig:
         log: Path | None = None,
         restore: bool = True,
         kinds: tuple[str, ...] = PINHOLE_KINDS,
+        inside: tuple[str, ...] = ("192.168.56.0/24", "fd00:56::/64"),
     ) -> None:
         self.kinds = kinds
         tag = secrets.token_hex(3)
         self.inside, self.router, self.outside = (f"brk-{tag}-{end}" for end in "iro")
         self.table = "algate"
         self._log = log
-        toml = f'[network]\ninside = ["192.168.56.0/24", "fd00:56::/64"]\n[pinhole]\nports = "{ports}"\n'
+        toml = f'[network]\ninside = {msgspec.json.encode(inside).decode()}\n[pinhole]\nports = "{ports}"\n'
         toml += f'per_client = {per_client}\nrate = {rate}\nbackend = "kernel"\n'
         toml += f"[rules]\nrestore = {str(restore).lower()}\n"
         self._config = parse_config(toml, "rig")
@@ -260,7 +261,9 @@ class Rig:
 
     def count(self, name: str) -> int:
         """How many elements a set of the broker's table has."""
-        kind = "map" if name.startswith(("dnat", "snat", "many", "any", "map", "only", "held")) else "set"
+        kind = (
+            "map" if name.startswith(("dnat", "snat", "many", "any", "map", "only", "held", "gre", "call")) else "set"
+        )
         listing = msgspec.json.decode(self.at(self.router, f"nft -j list {kind} inet {self.table} {name}"))
         return sum(len(entry[kind].get("elem", ())) for entry in listing["nftables"] if kind in entry)
 

@@ -28,7 +28,18 @@ from gateway.lease.messages import (
 )
 from gateway.lease.table import LeaseTable
 from gateway.model.requests import Lease
-from tests.unit.broker.test_validate import CONVERSATION, INBOUND, INBOUND6, LOCAL, LOCAL_UDP, OUTBOUND
+from tests.unit.broker.test_validate import (
+    ANYBODY,
+    CONVERSATION,
+    EXCHANGE_PAIR,
+    GRE,
+    INBOUND,
+    INBOUND6,
+    LOCAL,
+    LOCAL_UDP,
+    MAPPING,
+    OUTBOUND,
+)
 
 UNIX = 1_700_000_000.0
 
@@ -110,6 +121,24 @@ def test_leases_survive_the_kernel() -> None:
     assert [(found.lease, found.slot, found.used) for found in leases_of(elements, UNIX)] == [
         (lease, slot, False) for slot, lease in enumerate(leases())
     ]
+
+
+@pytest.mark.parametrize("public_host", [GRE.public_host, None])
+@pytest.mark.parametrize("second", [None, 0, 40])
+def test_leases_of_every_kind_survive_the_kernel(public_host: str | None, second: int | None) -> None:
+    table = LeaseTable(backend="kernel", ports=(40000, 40099))
+    other = msgspec.structs.replace(GRE, client="192.168.56.11", target=Endpoint("192.168.56.11", GRE.target.port))
+    mapping = msgspec.structs.replace(MAPPING, peers=("198.51.100.0/24",), target=Endpoint("192.168.56.10", 5000))
+    calls = [msgspec.structs.replace(one, public_host=public_host, second=second) for one in (GRE, other)]
+    opened = [
+        table.open(request, now=0.0, unix=UNIX, rng=random.Random(7 + at), is_free=lambda port: True)
+        for at, request in enumerate((MAPPING, mapping, ANYBODY, EXCHANGE_PAIR, *calls))
+    ]
+    opened = [msgspec.structs.replace(lease, expires=UNIX + 60.0) for lease in opened]
+    elements = [element for slot, lease in enumerate(opened) for element in elements_of(lease, slot, 60.0)]
+    found = {found.slot: found for found in leases_of(elements, UNIX)}
+    assert [found[slot].lease for slot in sorted(found)] == opened
+    assert not any(one.used for one in found.values())
 
 
 def test_without_its_once_element_a_lease_is_used() -> None:

@@ -145,12 +145,15 @@ EXCHANGE = msgspec.structs.replace(
     inner_host="192.168.56.1",
     ttl=600.0,
 )
+GRE = msgspec.structs.replace(
+    INBOUND, kind="gre", transport="gre", target=Endpoint("192.168.56.10", 7), reason="pptp.call", ttl=7200.0
+)
 EXCHANGE_PAIR = msgspec.structs.replace(EXCHANGE, second=0, outer_second=5001)
 CHANGES: dict[str, st.SearchStrategy[Any]] = {
     "client": addresses,
     "direction": st.sampled_from(["in", "out"]),
-    "transport": st.sampled_from(["tcp", "udp", "tcp+udp"]),
-    "kind": st.sampled_from(["once", "anybody", "conversation", "read", "local", "mapping", "exchange"]),
+    "transport": st.sampled_from(["tcp", "udp", "tcp+udp", "gre"]),
+    "kind": st.sampled_from(["once", "anybody", "conversation", "read", "local", "mapping", "exchange", "gre"]),
     "target": endpoints,
     "peer": st.none() | addresses,
     "peers": st.none() | st.lists(addresses | prefixes, max_size=9).map(tuple),
@@ -173,14 +176,17 @@ def requests(draw: st.DrawFn) -> PinholeRequest:
     """A good request of some kind, of which a few things are otherwise."""
     base = draw(
         st.sampled_from(
-            [INBOUND, OUTBOUND, INBOUND6, CONVERSATION, LOCAL, LOCAL_UDP, MAPPING, ANYBODY, EXCHANGE, EXCHANGE_PAIR]
+            [
+                *(INBOUND, OUTBOUND, INBOUND6, CONVERSATION, LOCAL, LOCAL_UDP),
+                *(MAPPING, ANYBODY, EXCHANGE, EXCHANGE_PAIR, GRE),
+            ]
         )
     )
     names = draw(st.lists(st.sampled_from(sorted(CHANGES)), max_size=4, unique=True))
     return msgspec.structs.replace(base, **{name: draw(CHANGES[name]) for name in names})
 
 
-@pytest.mark.parametrize("request_", [MAPPING, ANYBODY, EXCHANGE, EXCHANGE_PAIR])
+@pytest.mark.parametrize("request_", [MAPPING, ANYBODY, EXCHANGE, EXCHANGE_PAIR, GRE])
 def test_good_requests_of_each_kind_pass(request_: PinholeRequest) -> None:
     assert rule_of(request_) is None
 
@@ -221,6 +227,18 @@ def test_good_requests_of_each_kind_pass(request_: PinholeRequest) -> None:
         (EXCHANGE, {"inner_host": "fd00:56::1"}, "family"),
         (EXCHANGE, {"client": "203.0.113.9", "target": Endpoint("203.0.113.9", 0)}, "client"),
         (EXCHANGE, {"peers": None}, "kind"),
+        (GRE, {"target": Endpoint("192.168.56.11", 7)}, "target"),
+        (GRE, {"target": Endpoint("192.168.56.10", 65536)}, "port"),
+        (GRE, {"second": -1}, "port"),
+        (GRE, {"peer": None}, "peer"),
+        (GRE, {"peer": "192.168.56.11"}, "peers"),
+        (GRE, {"peers": None}, "kind"),
+        (GRE, {"transport": "udp"}, "kind"),
+        (GRE, {"kind": "mapping"}, "kind"),
+        (GRE, {"direction": "out"}, "kind"),
+        (GRE, {"public_host": "192.168.56.1"}, "public"),
+        (GRE, {"ttl": 7201.0}, "ttl"),
+        (GRE, {"client": "fd00:56::10", "target": Endpoint("fd00:56::10", 7)}, "family"),
     ],
 )
 def test_bad_requests_of_each_kind(base: PinholeRequest, changes: dict[str, Any], rule: str) -> None:
@@ -233,6 +251,7 @@ def test_bad_requests_of_each_kind(base: PinholeRequest, changes: dict[str, Any]
 @example(MAPPING)
 @example(EXCHANGE)
 @example(EXCHANGE_PAIR)
+@example(GRE)
 def test_whatever_passes_is_harmless(request_: PinholeRequest) -> None:
     if rule_of(request_) is not None:
         return
@@ -268,6 +287,10 @@ def test_whatever_passes_is_harmless(request_: PinholeRequest) -> None:
             assert request_.visitor == request_.outer.host
             assert not is_inside(ipaddress.ip_address(request_.outer.host))
             assert not is_inside(ipaddress.ip_address(request_.public_host or ""))
+        case "gre":
+            assert request_.direction == "in"
+            assert not is_inside(ipaddress.ip_address(request_.peer or ""))
+            assert all(0 <= number <= 65535 for number in (request_.target.port, request_.second or 0))
         case _:
             raise AssertionError(kind)
 
