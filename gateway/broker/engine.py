@@ -23,6 +23,8 @@ from gateway.broker.conntrack import Conntrack
 from gateway.broker.element_messages import NFPROTO_INET
 from gateway.broker.elements import elements_of, leases_of
 from gateway.broker.foreign import ForeignForwardings
+from gateway.broker.forwards import SLOT as FORWARDS
+from gateway.broker.forwards import Forwards
 from gateway.broker.limits import BrokerLimits
 from gateway.broker.nat import Nat, ReturnPath
 from gateway.broker.netfilter import Change, Netfilter, TableGoneError
@@ -57,7 +59,7 @@ from gateway.lease.validate import (
     valid_lease_id,
 )
 from gateway.model.errors import PinholeRefused
-from gateway.model.requests import Along, Lease, PinholeRequest, transports_of
+from gateway.model.requests import Along, Lease, PinholeRequest, PinholeUpdate, transports_of
 from gateway.net.neighbours import Kernel, Neighbours
 from gateway.observe.admin import Rows
 from gateway.observe.log import get_logger
@@ -134,6 +136,8 @@ class Engine:
         self._return_path = ReturnPath(table)
         self._sharing = Sharing(self._leases)
         self._usage = Usage(self.netfilter, self._leases, self._on_table_gone)
+        self._forwards = Forwards(self._leases, self._rng, self._forwarding, self._renew, self._end_forwarding)
+        self._forwards_wanted = limits.forwards
         self._restore_wanted = limits.restore
         self._signalling = limits.signalling
         self._restoration = Restoration(
@@ -167,6 +171,7 @@ class Engine:
                 self._sharing.found_merged(found.lease)
         if made and len(self._leases):
             self._put_back(empty=True)
+        self._forwards.want(self._forwards_wanted)
         log.info("broker.table", table=self.netfilter.name, made=made, pinholes=len(self._leases))
 
     def _load(self) -> bool:
@@ -206,6 +211,7 @@ class Engine:
             self._keep_aside()
         self._return_path.make(self._inside)
         self._leases.configure(**limits.of_table())
+        self._forwards.want(limits.forwards)
         return len(self._end("reload", lambda lease: not limits.has_inside(lease.client)))
 
     def kick(self, lease_id: str) -> Rows:
@@ -225,7 +231,8 @@ class Engine:
         """When (monotonic) `tick` has something to do; infinity: not before the next request."""
         if self._restoration:
             return 0.0
-        return min(self._leases.deadline() or math.inf, self._usage.deadline(), self.stale.deadline(), self._suspicion)
+        due = self._usage.deadline(), self.stale.deadline(), self._suspicion, self._forwards.deadline()
+        return min(self._leases.deadline() or math.inf, *due)
 
     def tick(self) -> None:
         """Do what is due: a transaction, expiry, reconciliation. Raises NetfilterError if the table cannot be
@@ -237,6 +244,9 @@ class Engine:
         if self._restoration:
             self._restore_some()
         self._expire(now)
+        if not self._restoration:
+            self._forwards.tick(now)
+            self.flush()
         self.stale.tick()
         if not self._restoration:  # what is not there yet would count as used
             self._usage.tick(now)
@@ -315,6 +325,16 @@ class Engine:
         except NetfilterError as error:
             raise PinholeRefused("kernel", str(error)) from None
         return msgspec.structs.replace(request, public_host=None if public == request.client else public)
+
+    def _forwarding(self, lease: Lease, ttl: float) -> None:
+        """Open a forwarding of the operator's with the next `flush`."""
+        self._opens.append(Opening(FORWARDS, 0, lease, ttl))
+
+    def _renew(self, lease_id: str, ttl: float) -> None:
+        self.update(FORWARDS, Update(0, PinholeUpdate(lease_id, ttl=ttl)))
+
+    def _end_forwarding(self, lease_id: str) -> None:
+        self.close(FORWARDS, lease_id)
 
     def connect(self, slot: int, message: Dial) -> tuple[_socket.socket, Endpoint] | None:
         """Begin a connection with a client's address, and return it with the endpoint that the server sees; None:
@@ -583,7 +603,8 @@ class Engine:
         self._answer(slot, RequestRefused(request_id, refusal.rule, refusal.detail[:200]))
 
     def _answer(self, slot: int, message: ToWorker) -> None:
-        self._answers.setdefault(slot, []).append(message)
+        if slot != FORWARDS:
+            self._answers.setdefault(slot, []).append(message)
 
     # --- what the kernel did ----------------------------------------------------------------------------------------
 

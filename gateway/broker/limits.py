@@ -6,6 +6,7 @@ import ipaddress
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypedDict
 
+from gateway.broker.forwards import Forward
 from gateway.broker.netfilter import Meter
 from gateway.lease.table import QUOTAS, WISHES
 from gateway.model.requests import Network
@@ -29,7 +30,7 @@ class BrokerLimits(NamedTuple):
     `restore`: whether the table is restored, with what is open, when another program has removed it. `signalling`: UDP
     ports of modules, whose connections are kept out of flowtables. `kinds`: the kinds of pinholes that the modules of
     each process declare, by its slot. `mapping_ports`, `mappings`: see LeaseTable. `reserved`: ports that a mapping
-    never gets.
+    never gets. `forwards`: what the operator forwards.
     """
 
     inside: Sequence[Network]
@@ -44,6 +45,7 @@ class BrokerLimits(NamedTuple):
     mapping_ports: tuple[int, int] = WISHES
     mappings: int = QUOTAS["mappings"]
     reserved: frozenset[int] = frozenset()
+    forwards: tuple[Forward, ...] = ()
 
     def of_table(self) -> TableLimits:
         """Return the limits of the lease table."""

@@ -72,7 +72,7 @@ def lines_for(config: Config, hook: str, family: str) -> list[str]:
     for name in FAMILIES:
         if family in (_NFT_FAMILY[name], "inet"):
             for line in translated(config, name):
-                if (line.table, line.chain) == ("filter", hook.upper()):
+                if (line.table, line.chain) == ("filter", hook.upper()) and not line.text.endswith("drop"):
                     found.append(line.text)
     return sorted(dict.fromkeys(found), key=lambda text: not text.startswith("ct mark"))
 

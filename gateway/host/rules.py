@@ -20,7 +20,7 @@ from typing import Any, Literal
 import msgspec
 
 from gateway.broker.marks import ADMITTED, PASSING
-from gateway.config.schema import Config
+from gateway.config.schema import SSDP_PORT, Config
 from gateway.host.privilege import is_privileged
 from gateway.host.programs import run_program
 from gateway.model.errors import AlgateError
@@ -82,6 +82,9 @@ def render(config: Config, family: Family) -> str | None:
         "sender": [f"-s {i.host} -p udp -m udp --sport {i.port}" for i in sockets],
         "returned": [f"-s {i.host} -p udp -m udp --sport {i.port} -j SNAT --to-source {o}" for i, o in sockets.items()],
         "open": [f"--ctproto udp --ctorigdst {o.host} --ctorigdstport {o.port}" for o in sockets.values()],
+        "asked": [str(port) for port in config.portmap_ports["udp"]],
+        "control": [str(port) for port in config.portmap_ports["tcp"]],
+        "ssdp": [str(port) for port in config.portmap_ports["udp"] if port == SSDP_PORT],
         "unread": [f"{PASSING:#x}/{PASSING:#x}"],
         "admitted": [f"{ADMITTED:#x}/{ADMITTED:#x}"],
         "packets": [config.instance.upper()] if config.packets_wanted else [],

@@ -200,6 +200,12 @@ class LeaseTable:
         found = [self._entries[each].lease for each in self._sockets.of("udp", target)]
         return next((lease for lease in found if lease.kind in SHARING), None)
 
+    def clashes(self, lease: Lease) -> bool:
+        """Whether a lease that is not here yet has a public port, or an inside socket, of another one."""
+        return bool(self._sockets.sharing(lease)) or any(
+            self._sockets.is_held(transport, lease.public) for transport in transports_of(lease.protocol)
+        )
+
     def sharing(self, lease: Lease) -> list[tuple[int, Lease, float]]:
         """Return the other leases that have a public port in common with this one: owner, lease and deadline."""
         entries = [self._entries[each] for each in self._sockets.sharing(lease)]

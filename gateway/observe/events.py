@@ -76,6 +76,8 @@ EVENTS = {
     "flow.end": "A flow has ended; `up` and `down` are bytes from and to the client, `duration` seconds.",
     "flow.kick": "A flow was ended by `algate kick` or the console.",
     "flow.open": "A flow has begun.",
+    "forward.taken": "A forwarding of the configuration could not be opened, because its port or socket has a pinhole "
+    "already. It is tried again.",
     "instance.name_taken": "Another program holds this instance's name in the network namespace, so a second gateway "
     "with that name would not be detected.",
     "listen.absent": "A listener's address is not, or no longer, on any interface. The listener serves as soon "
@@ -101,9 +103,21 @@ EVENTS = {
     "portmap.rate": "A client asks by UPnP faster than it may; its connection was reset.",
     "portmap.rebinding": "A request for the pages of UPnP named another `host` than this one: a page of the web whose "
     "name was made to point here (DNS rebinding), or a client that uses a name. It was refused.",
-    "portmap.refused": "A client was refused a public port: `why`, and `detail` for people.",
     "portmap.unsubscribed": "A client took no events of UPnP any more; its subscription was ended.",
     "portmap.web_page": "A page of the web (`origin`) sent a request to the pages of UPnP. It was refused.",
+    "portmap.address": "This router has another public address. The mappings of clients are opened again there.",
+    "portmap.double_nat": "The public address is a private one: another NAT is in front of this router, and what "
+    "clients are told is reachable from there only.",
+    "portmap.epoch": "Clients are told that they have to ask for their mappings again, for `reason`: begin (there were "
+    "none), lost (some are gone), address.",
+    "portmap.gone": "A mapping's pinhole was closed by `algate kick`, or is lost. The mapping has ended.",
+    "portmap.lost": "A mapping could not be opened again.",
+    "portmap.recovered": "A new portmap process has taken over the mappings of the previous one; `lost` are not as "
+    "they were.",
+    "portmap.refused": "A client was refused a public port; `why` is the reason and `detail` says more.",
+    "portmap.socket_failed": "A socket at which clients ask cannot be read; its interface may be gone.",
+    "portmap.unbound": "Clients cannot ask at an inside interface, because the port cannot be had. It is tried again.",
+    "portmap.unsaid": "An answer or announcement could not be sent.",
     "process.died": "A process died, and is replaced.",
     "process.end": "A process has ended as it was told to.",
     "process.slow": "A process took more than a second to answer the supervisor's question whether it lives.",

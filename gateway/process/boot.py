@@ -19,11 +19,14 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
 
     - `lifeline`: a socket to the supervisor (gateway/process/lifeline.py); its end means that the supervisor is dead.
     - `admin`: a listening unix stream socket for `algate status` and similar commands.
-    - `workers` (broker): by slot, one SEQPACKET socket for each worker, and one for packets.
-    - `broker` (worker, packets): the other end of its own socket of these.
+    - `workers` (broker): by slot, one SEQPACKET socket for each worker, and one each for packets and portmap.
+    - `broker` (worker, packets, portmap): the other end of its own socket of these.
     - `kinds` (broker): by slot, the kinds of pinholes that the process may ask for.
     - `socks`, `tls`, `transparent` (worker): listening TCP sockets of this slot.
-    - `journal` (packets): two memfds that outlive the process, for its successor.
+    - `journal` (packets): two memfds that outlive the process, for its successor. (portmap): two files in the run
+      directory, which outlive a supervisor that is killed, too.
+    - `asking` (portmap): the sockets at which clients ask, by what is asked there, interface and family
+      (gateway/supervisor/asking.py): "pcp eth1 4", "ssdp eth1 6", "http eth1 4".
     - `console` (console): its listening TCP socket.
     - `files` (console): "token", the secret that changes require; "totals", which outlives the process.
     - `files` (worker): memfds of the files that it may not read itself, by name ("users", "keytab", "certificate",
@@ -50,6 +53,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, int] = {}
     names: list[str] = []
     counts: int | None = None
+    asking: dict[str, int] = {}
     standby: bool = False
 
     def descriptors(self) -> list[int]:
@@ -57,7 +61,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
         optional = [fd for fd in (self.broker, self.console, self.counts) if fd is not None]
         return [
             self.lifeline, self.admin, *self.workers.values(), *optional, *self.journal, *self.socks, *self.tls,
-            *self.transparent, *self.files.values(),
+            *self.transparent, *self.files.values(), *self.asking.values(),
         ]  # fmt: skip
 
     def known_already(self) -> list[int]:
@@ -85,6 +89,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
             console=None if self.console is None else new[self.console],
             counts=None if self.counts is None else new[self.counts],
             files={name: new[fd] for name, fd in self.files.items()},
+            asking={name: new[fd] for name, fd in self.asking.items()},
         )
 
     def to_memfd(self) -> int:

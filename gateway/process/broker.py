@@ -8,10 +8,11 @@ import socket
 import sys
 from collections.abc import Iterator
 
+from gateway.broker.forwards import Forward
 from gateway.broker.limits import BrokerLimits
 from gateway.broker.netfilter import Meter
 from gateway.broker.server import Broker, Deferred
-from gateway.config.schema import Config, parse_endpoint
+from gateway.config.schema import Config, parse_endpoint, port_range
 from gateway.observe.log import setup_logging
 from gateway.process.boot import Boot
 from gateway.process.collector import collect_rarely
@@ -30,6 +31,7 @@ from gateway.process.lifeline import (
     send,
 )
 
+HOLDERS = 3  # protocols by which a client may ask for one mapping: each hold is a pinhole
 SWITCH = 0.0005  # seconds that a thread which only looks may keep Python's lock from the one that answers
 
 
@@ -100,7 +102,15 @@ def limits_of(boot: Boot) -> BrokerLimits:
         signalling=signalling,
         kinds={slot: frozenset(kinds) for slot, kinds in boot.kinds.items()},
         reserved=frozenset(_own_ports(config)),
+        mapping_ports=port_range(config.portmap.ports),
+        mappings=HOLDERS * config.portmap.per_client,
+        forwards=tuple(_forwards(config)),
     )
+
+
+def _forwards(config: Config) -> Iterator[Forward]:
+    for entry in config.forward:
+        yield Forward(entry.protocol, parse_endpoint(entry.outside), parse_endpoint(entry.inside), entry.from_ or None)
 
 
 def _own_ports(config: Config) -> Iterator[int]:
@@ -108,6 +118,8 @@ def _own_ports(config: Config) -> Iterator[int]:
     yield config.transparent.port
     yield from (endpoint.port for endpoint in config.socks_listeners.values())
     yield from (outside.port for outside in (*config.published, *config.published_datagrams.values()))
+    for ports in config.portmap_ports.values():
+        yield from ports
     if config.console.listen:
         yield parse_endpoint(config.console.listen).port
 

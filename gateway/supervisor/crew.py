@@ -16,6 +16,7 @@ from gateway.observe.log import get_logger
 from gateway.policy.shared_counts import SLOTS, clear, open_slot
 from gateway.process import counts_file
 from gateway.process.boot import Boot
+from gateway.supervisor.asking import AskingSockets
 from gateway.supervisor.child import Child
 from gateway.supervisor.children import KILL_MARGIN, Children
 from gateway.supervisor.code import Code
@@ -25,6 +26,11 @@ from gateway.supervisor.run_dir import RunDir
 from gateway.supervisor.shared_files import SharedFiles
 
 log = get_logger()
+
+PORTMAP_SLOT = 60_000
+_KINDS_OF_SLOTS = {PORTMAP_SLOT: ("mapping",)}
+"""The slot of the portmap process at the broker: the same however many workers there are, so that an instance that
+follows one that was killed finds its mappings."""
 
 
 class Crew:
@@ -70,11 +76,15 @@ class Crew:
         self._free_slot = next(free)
         self.workers = [self._make_worker(index, slot) for index, slot in enumerate(self.slots)]
         self.packets = self._make_packets() if config.packets_wanted else None
+        self._asking = AskingSockets(heritage.asking if heritage else {})
+        self._portmap_journal: list[int] = []
+        self._portmap_end: int | None = None
+        self.portmap = self._make_portmap() if config.portmap_wanted else None
         self.broker = self._make_broker() if config.broker_wanted else None
         self.console = self._make_console() if config.console.listen else None
 
     def __iter__(self) -> Iterator[Child]:
-        yield from (child for child in (self.broker, self.packets) if child)
+        yield from (child for child in (self.broker, self.packets, self.portmap) if child)
         yield from self.workers
         if self.console:
             yield self.console
@@ -87,7 +97,7 @@ class Crew:
     @property
     def rest(self) -> list[Child]:
         """The children of which there can be only one at a time."""
-        return [child for child in (self.packets, self.console) if child]
+        return [child for child in (self.packets, self.portmap, self.console) if child]
 
     def dismiss(self, children: Sequence[Child]) -> None:
         """Remove the admin sockets of children that have ended."""
@@ -125,6 +135,7 @@ class Crew:
             console_files=self._console_files,
             counts=self._counts,
             name=self._run_dir.name.descriptor if self._run_dir.name is not None else None,
+            asking=self._asking.fds(),
         )
 
     def check_console(self) -> None:
@@ -148,6 +159,7 @@ class Crew:
             config.alg, config.network, config.pinhole, config.log,
         ):  # fmt: skip
             children.replace(self.packets)  # its journal tells the next one what is under way
+        self._refit_portmap(before, children, poll)
         if self.console is not None and not config.console.listen:
             children.end([self.console], KILL_MARGIN, poll)
             self.dismiss([self.console])
@@ -156,14 +168,36 @@ class Crew:
         elif self.console is None and config.console.listen:
             self.console = self._make_console()
             children.start_soon(self.console)
-        elif self.console is not None and (before.console, before.packets_wanted, before.log) != (
-            config.console, config.packets_wanted, config.log,
-        ):  # fmt: skip
+        elif self.console is not None and (
+            before.console, before.packets_wanted, before.portmap_wanted, before.log,
+        ) != (config.console, config.packets_wanted, config.portmap_wanted, config.log):  # fmt: skip
             children.replace(self.console)
+
+    def _refit_portmap(self, before: Config, children: Children, poll: Callable[[float], None]) -> None:
+        config = self.config
+        if self.portmap is not None and not config.portmap_wanted:
+            children.end([self.portmap], KILL_MARGIN, poll)
+            self.dismiss([self.portmap])
+            self.portmap = None
+            self._asking.open(config)
+        elif self.portmap is None and config.portmap_wanted:
+            self.portmap = self._make_portmap()
+            children.start_soon(self.portmap)
+        elif self.portmap is not None and (
+            before.portmap, before.rule, before.network, before.pinhole, before.rules, before.log,
+        ) != (config.portmap, config.rule, config.network, config.pinhole, config.rules, config.log):  # fmt: skip
+            self._asking.open(config)
+            children.replace(self.portmap)  # its journal tells the next one what is open
+
+    def look_for_interfaces(self, children: Children) -> None:
+        """Let clients ask at inside interfaces that have come, and no more at those that have gone."""
+        if self.portmap is not None and self.portmap.ready and self._asking.open(self.config):
+            children.replace(self.portmap)
 
     def close(self) -> None:
         """Close the sockets. No child can be started afterwards."""
         self._close_console()
+        self._asking.close()
         for sock in self._sockets:
             sock.close()
         for fd in self._memfds:
@@ -240,6 +274,33 @@ class Crew:
         user = self.config.process.broker_user
         return Child("packets", "gateway.process.packets", user, "net_admin", self._code, boot)
 
+    def _make_portmap(self) -> Child:
+        admin = self._admin("portmap")
+        if self._portmap_end is None:
+            inherited = self._broker_ends.pop(PORTMAP_SLOT, None)  # of an earlier version: its process has ended
+            if inherited is not None:
+                os.close(inherited)
+            self._portmap_end = self._broker_pair(PORTMAP_SLOT)
+        if not self._portmap_journal:
+            self._portmap_journal = [self._run_dir.keep(f"portmap-{i}") for i in range(2)]
+            self._memfds += self._portmap_journal
+        self._asking.open(self.config)
+        broker = self._portmap_end
+
+        def boot(lifeline: int) -> Boot:
+            return Boot(
+                role="portmap",
+                slot=PORTMAP_SLOT,
+                config=self.config,
+                lifeline=lifeline,
+                admin=admin,
+                broker=broker,
+                journal=self._portmap_journal,
+                asking=self._asking.fds(),
+            )
+
+        return Child("portmap", "gateway.process.portmap", self.config.process.user, None, self._code, boot)
+
     def _make_broker(self) -> Child:
         admin = self._admin("broker")
 
@@ -251,7 +312,7 @@ class Crew:
                 lifeline=lifeline,
                 admin=admin,
                 workers=self._broker_ends,
-                kinds=dict.fromkeys(self._broker_ends, self._kinds()),
+                kinds={**dict.fromkeys(self._broker_ends, self._kinds()), **_KINDS_OF_SLOTS},
                 standby=self.standby,
             )
 

@@ -79,7 +79,8 @@ class Ending:
         until = time.monotonic() + patience + KILL_MARGIN
         while self._elder.lives and time.monotonic() < until:
             self._poll(until)
-        self._children.end([self._crew.packets] if self._crew.packets else [], KILL_MARGIN, self._poll)
+        clients = [child for child in (self._crew.packets, self._crew.portmap) if child]  # of the broker
+        self._children.end(clients, KILL_MARGIN, self._poll)
         last = [child for child in (self._crew.broker, self._crew.console) if child]  # it shows the draining
         self._children.end(last, KILL_MARGIN, self._poll)
         log.info("stopped")

@@ -25,7 +25,7 @@ class Heritage(msgspec.Struct, frozen=True, kw_only=True):
     upgrade request; the caller polls for its outcome with it. run_dir, made, lock: the run directory, whether the
     instance has made it, and the lock on it. admins: sockets of the command line, by process. listeners: by place.
     slots: those in which old workers go on. broker_ends: by slot. packets: the slot of the packets process and its end
-    of the pair. journal, console, console_files, counts: see Boot. name: the lock on the instance's name
+    of the pair. journal, console, console_files, counts, asking: see Boot. name: the lock on the instance's name
     (name_lock.py).
     """
 
@@ -44,6 +44,7 @@ class Heritage(msgspec.Struct, frozen=True, kw_only=True):
     console_files: dict[str, int]
     counts: int | None = None  # of a version that had none
     name: int | None = None
+    asking: dict[str, int] = {}
 
     def descriptors(self) -> list[int]:
         """Return all descriptors."""
@@ -51,7 +52,7 @@ class Heritage(msgspec.Struct, frozen=True, kw_only=True):
         some += [fd for *_, fd in self.listeners]
         some += [one[1] for one in (self.packets, self.console) if one is not None]
         some += [fd for fd in (self.counts, self.name) if fd is not None]
-        return [*some, *self.console_files.values()]
+        return [*some, *self.console_files.values(), *self.asking.values()]
 
     def sockets(self) -> list[tuple[ListenPlace, socket.socket]]:
         """Return the listeners. May be called once."""

@@ -110,6 +110,17 @@ class RunDir:
         self._files.append(path)
         return path
 
+    def keep(self, name: str) -> int:
+        """Open a file for this user only, which outlives an instance that is killed and is removed with one that ends.
+        What a predecessor has written is in it. Returns a descriptor."""
+        path = self.path / name
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise AlgateError(f"process.run_dir: cannot write {path}: {error.strerror}") from error
+        self._files.append(path)
+        return fd
+
     def forget(self, name: str) -> None:
         """Remove the socket of this name."""
         path = self.path / f"{name}.sock"

@@ -236,6 +236,8 @@ class _Supervisor:
         if now >= self._next_look:
             self._next_look = now + CHECK_INTERVAL
             self._listeners.look()
+            if self._state is State.RUNNING and self._reload is None:
+                self._crew.look_for_interfaces(self._children)
             # During a reload a worker could take it for the configuration before: it is seen again at the next look.
             for name, fd in (self._crew.files.refresh() if self._reload is None else {}).items():
                 for worker in self._crew.workers:

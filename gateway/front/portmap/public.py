@@ -1,0 +1,44 @@
+"""Which addresses of this router the world sees, where no flow is there of which the NAT could be asked."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections.abc import Sequence
+
+from gateway.model.requests import Network
+from gateway.net.addresses import PublicAddress, public_address, source_towards
+
+FAR = {4: "198.41.0.4", 6: "2001:503:ba3e::2:30"}
+"""Hosts far outside (a root name server). Nothing is sent there: the routing table says which address faces them."""
+
+AGE = 1.0  # seconds that an answer of the routing table is believed
+
+
+class PublicAddresses:
+    """The address that faces the default route, or `network.outside` (`outside`), by family. An address that is
+    `inside` is no public one."""
+
+    def __init__(self, outside: str, inside: Sequence[Network]) -> None:
+        self._outside = outside
+        self._inside = inside
+        self._known: dict[int, tuple[float, PublicAddress | None]] = {}
+
+    def __call__(self, version: int) -> PublicAddress | None:
+        """Return the address of a family (4 or 6); None: there is none now."""
+        now = time.monotonic()
+        known = self._known.get(version)
+        if known is None or known[0] < now:
+            known = self._known[version] = now + AGE, self._find(version)
+        return known[1]
+
+    def _find(self, version: int) -> PublicAddress | None:
+        named = self._outside != "auto" and (6 if ":" in self._outside else 4) == version
+        facing = source_towards(FAR[version])
+        if facing is None and named:  # a network without a default route
+            facing = source_towards(self._outside)
+        if facing is None:
+            return None
+        public = public_address(self._outside, facing)
+        address = ipaddress.ip_address(public.local)
+        return None if any(address in network for network in self._inside) or address.is_loopback else public

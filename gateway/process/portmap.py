@@ -1,0 +1,192 @@
+"""The portmap process: gevent, no privilege at all. Entry: `python -m gateway.process.portmap BOOT_FD`."""
+
+# ruff: noqa: E402
+from gevent import monkey
+
+monkey.patch_all()
+
+import sys
+
+if __name__ == "__main__":  # structlog loads rich where it is there: four megabytes that this process does not need
+    sys.modules["rich"] = None  # type: ignore[assignment]
+
+import _socket
+import os
+import signal
+import socket
+import time
+from datetime import datetime
+from pathlib import Path
+
+import gevent
+import gevent.socket as gsocket
+from gevent.event import Event
+
+from alg.pcp import pcp
+from gateway.config.rules import policy_of
+from gateway.config.schema import Config, lifetime_range, port_range
+from gateway.front.packets.journal import Journal
+from gateway.front.portmap.announcer import Announcer
+from gateway.front.portmap.datagrams import Asked, DatagramSocket
+from gateway.front.portmap.mapper import PortMapper, Setting
+from gateway.front.portmap.pcp import PcpFront, Speaks
+from gateway.front.portmap.public import PublicAddresses
+from gateway.front.portmap.table import Limits, MappingTable
+from gateway.net.addresses import OwnAddresses
+from gateway.net.neighbours import Kernel, Neighbours
+from gateway.observe.admin import Rows, answer
+from gateway.observe.counters import recent_rows
+from gateway.observe.lag import LagMeter
+from gateway.observe.log import get_logger, setup_logging
+from gateway.observe.metrics import Sample, metrics_row
+from gateway.pinhole.client import BrokerClient
+from gateway.process.boot import Boot
+from gateway.process.collector import collect_rarely
+from gateway.process.confine import hide, restrict_calls
+from gateway.process.lifeline import Ping, Pong, Ready, Report, hear_supervisor, send
+
+log = get_logger()
+
+
+class Portmap:
+    """All parts of the process, built from its boot document."""
+
+    def __init__(self, boot: Boot) -> None:
+        config = boot.config
+        assert boot.broker is not None
+        self._lifeline = gsocket.socket(fileno=boot.lifeline)
+        self._admin = gsocket.socket(fileno=boot.admin)
+        self._stop = Event()
+        self._lag = LagMeter()
+        own = OwnAddresses()
+        journal = Journal(boot.journal)
+        neighbours = Neighbours(config.inside_networks, Kernel())
+        self._table = MappingTable(limits_of(config), lambda address: neighbours.identify(address).host)
+        self._mapper = PortMapper(
+            self._table,
+            BrokerClient(socket.socket(fileno=boot.broker), keep=bool(journal.found)),
+            PublicAddresses(config.network.outside, config.inside_networks),
+            policy_of(config, datetime.now, own.has).decide_mapping,
+            Setting(config.inside_networks, frozenset(config.network.masquerade), config.rules.restore),
+            journal,
+            boot_id(),
+        )
+        speaks: frozenset[Speaks] = frozenset(name for name in ("pcp", "natpmp") if name in config.portmap.protocols)
+        self._front = PcpFront(self._mapper, speaks)
+        sockets = {name: _socket.socket(fileno=fd) for name, fd in boot.asking.items()}
+        self._sockets = [
+            DatagramSocket(sock, pcp.LONGEST, self._mapper.may_ask, self._answer, self._mapper.is_inside)
+            for name, sock in sockets.items()
+            if name.startswith("pcp ")
+        ]
+        self._announcer = Announcer(self._sockets, self._front.announcements)
+        self._mapper.restarted.append(self._announcer.begin)
+
+    def run(self) -> None:
+        """Serve until SIGTERM, or until the supervisor is gone."""
+        gevent.signal_handler(signal.SIGTERM, self._stop.set)
+        gevent.spawn(self._watch_supervisor)
+        gevent.spawn(self._serve_admin)
+        self._mapper.recover()
+        for sock in self._sockets:
+            sock.start()
+        gevent.spawn(self._mapper.run)
+        send(self._lifeline, Ready())
+        self._stop.wait()
+        for sock in self._sockets:
+            sock.stop()
+
+    def _answer(self, asked: Asked) -> bytes | None:
+        return self._front.answer(asked.data, asked.source)
+
+    def _serve_admin(self) -> None:
+        verbs = {"status": self._status, "metrics": self._metrics, "events": recent_rows, "mappings": self._mappings}
+        while True:
+            try:
+                connection, _ = self._admin.accept()
+            except OSError as error:
+                log.warning("accept.failed", reason=error.strerror)
+                gevent.sleep(0.1)
+                continue
+            gevent.spawn(answer, connection, verbs)
+
+    def _status(self) -> Rows:
+        return [
+            {
+                "process": "portmap",
+                "pid": os.getpid(),
+                "mappings": len(self._table),
+                "epoch": self._mapper.epoch,
+                "external": [self._mapper.external(version) for version in (4, 6)],
+                "refused": dict(self._mapper.refused),
+            }
+        ]
+
+    def _metrics(self) -> Rows:
+        samples: list[Sample] = [(("algate_portmap_mappings",), len(self._table))]
+        return [metrics_row("portmap", samples)]
+
+    def _mappings(self) -> Rows:
+        """Return each hold of each mapping, with what only this process knows of it."""
+        now = time.monotonic()
+        return [
+            {
+                "client": mapping.client,
+                "protocol": mapping.transport,
+                "port": mapping.port,
+                "public": str(mapping.public),
+                "holder": hold.holder,
+                "lease": hold.lease,
+                "left": mapping.left(hold.holder, now),
+                "filters": list(hold.filters),
+                "description": hold.description,
+            }
+            for mapping in self._table
+            for hold in mapping.holds.values()
+        ]
+
+    def _watch_supervisor(self) -> None:
+        while (heard := hear_supervisor(self._lifeline)) is not None:
+            match heard[0]:
+                case Ping():
+                    send(self._lifeline, Pong())
+                case Report():
+                    log.info("status", **self._status()[0])
+        log.error("supervisor.gone")
+        os._exit(1)
+
+
+def limits_of(config: Config) -> Limits:
+    """Return what clients may ask for."""
+    portmap = config.portmap
+    return Limits(
+        per_client=portmap.per_client,
+        inside_ports=port_range(portmap.inside_ports),
+        lifetime=lifetime_range(portmap.lifetime),
+        permanent=portmap.permanent,
+    )
+
+
+def boot_id() -> str:
+    """Return the id of this boot of the host; "" where there is none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def main() -> None:
+    """Entry: the boot document's descriptor is the only argument."""
+    hide()
+    boot = Boot.from_memfd(int(sys.argv[1]))
+    setup_logging("portmap", boot.config.log.settings)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    portmap = Portmap(boot)
+    collect_rarely()
+    if not restrict_calls():
+        log.warning("confine.unfiltered", reason="there is no libseccomp")
+    portmap.run()
+
+
+if __name__ == "__main__":
+    main()

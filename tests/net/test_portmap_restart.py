@@ -1,0 +1,181 @@
+"""What is mapped stays mapped: processes that are killed, rules that are flushed, an address that changes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab.gateway import Gateway
+from tests.lab.lab import CLIENT2_4, CLIENT4, ROUTER_IN4, ROUTER_OUT4, SERVER4, STRANGER4, Lab
+from tests.net import pcp_client
+from tests.net.pcp_client import PcpClient
+from tests.net.test_portmap import Udp, holes
+from tests.net.test_upgrade import pid_of as pid_of_supervisor
+
+MORE_OUT4 = "203.0.113.3"
+
+
+@pytest.fixture
+def gateway(lab: Lab) -> Iterator[Gateway]:
+    lab.run("router", ["ip", "route", "replace", "default", "via", SERVER4])
+    gateway = lab.start_gateway(
+        lab.write_config(
+            portmap={"protocols": ["pcp", "natpmp"], "lifetime": "2-7200"},
+            forward=[{"outside": f"{ROUTER_OUT4}:8443", "inside": f"{CLIENT2_4}:443", "protocol": "tcp+udp"}],
+            process={"workers": 1},
+        )
+    )
+    yield gateway
+    successor = pid_of_supervisor(gateway)
+    if successor not in (None, gateway.process.pid):  # after an upgrade
+        os.kill(successor, signal.SIGTERM)
+        lab.wait_for(lambda: not Path(f"/proc/{successor}").exists(), 20, "the new version to end")
+    assert gateway.stop() == 0, lab.tail_of_logs()
+    assert lab.leftovers() == []
+    lab.run("router", ["ip", "route", "del", "default"])
+
+
+def works(lab: Lab, public: int, inside: int, host: str = ROUTER_OUT4) -> bool:
+    """Whether a datagram of a stranger reaches the client, and the answer comes back."""
+    with Udp(lab, "inside", CLIENT4, inside) as near, Udp(lab, "stranger", STRANGER4) as far:
+        near.sock.settimeout(0.5)
+        far.send(b"in", (host, public))
+        try:
+            data, source = near.receive()
+            near.send(b"out", source)
+            return (data, far.receive()) == (b"in", (b"out", (host, public)))
+        except TimeoutError:
+            return False
+
+
+def pid_of(gateway: Gateway, name: str) -> int:
+    [supervisor] = [row for row in gateway.admin("status") if row["process"] == "supervisor"]
+    return int(supervisor["children"][name]["pid"]) if name != "supervisor" else int(supervisor["pid"])
+
+
+@pytest.mark.parametrize("name", ["portmap", "broker"])
+def test_a_process_that_is_killed(lab: Lab, gateway: Gateway, name: str) -> None:
+    with PcpClient(lab, "inside", CLIENT4, ROUTER_IN4) as client:
+        before = client.map(5000, wish=5000, lifetime=3600)
+        [hole] = holes(gateway)
+        seen = len(gateway.log_lines())
+        os.kill(pid_of(gateway, name), signal.SIGKILL)
+        assert works(lab, 5000, 5000)
+        gateway.wait_for_log(r"portmap\.recovered" if name == "portmap" else r"broker\.table ", 15, seen)
+        [again] = holes(gateway)
+        assert again["id"] == hole["id"]
+        assert hole["expires"] - 5 <= again["expires"] <= hole["expires"] + 1
+        assert works(lab, 5000, 5000)
+        after = client.map(5000, lifetime=3600)
+        assert (after.result, after.port) == (0, 5000)
+        assert after.epoch >= before.epoch
+        assert client.map(5000, nonce=bytes(12)).result == 2  # the nonce is known
+
+
+def test_all_processes_that_are_killed(lab: Lab, gateway: Gateway) -> None:
+    with PcpClient(lab, "inside", CLIENT4, ROUTER_IN4) as client:
+        before = client.map(5001, wish=5001, lifetime=3600)
+        short = client.map(5002, wish=5002, lifetime=3)
+        gateway.kill()
+        killed = time.monotonic()
+        assert works(lab, 5001, 5001)
+        assert works(lab, 5002, 5002) or time.monotonic() > killed + short.lifetime
+        lab.wait_for(lambda: not works(lab, 5002, 5002), 10, "the kernel to end the mapping")
+        gateway.start()
+        [again] = holes(gateway)
+        assert (again["target"], again["public"]) == (f"{CLIENT4}:5001", f"{ROUTER_OUT4}:5001")
+        assert works(lab, 5001, 5001)
+        after = client.map(5001, lifetime=3600)
+        assert (after.result, after.port) == (0, 5001)
+        assert after.epoch >= before.epoch
+        static = [hole for hole in gateway.admin("pinholes") if hole["reason"] == "map.static"]
+        assert len(static) == 1
+
+
+def test_a_flush_of_all_rules(lab: Lab, gateway: Gateway) -> None:
+    with PcpClient(lab, "inside", CLIENT4, ROUTER_IN4) as client:
+        before = client.map(5003, wish=5003)
+        saved = lab.run("router", ["nft", "list", "ruleset"]).stdout
+        own = [part for part in saved.split("\ntable ") if not part.startswith("inet algate")]
+        lab.run("router", ["nft", "delete", "table", "inet", "algate"], check=False)
+        names = [line.split()[2] for line in saved.splitlines() if line.startswith("table inet algate")]
+        for name in names:
+            lab.run("router", ["nft", "delete", "table", "inet", name], check=False)
+        assert own
+        flushed = time.monotonic()
+        lab.wait_for(lambda: works(lab, 5003, 5003), 5, "the mapping to be back")
+        assert time.monotonic() - flushed < 2.5
+        after = client.map(5003)
+        assert (after.result, after.port) == (0, 5003)
+        assert after.epoch >= before.epoch
+        assert len(gateway.admin("pinholes")) == 2
+
+
+@contextlib.contextmanager
+def hearing(lab: Lab) -> Iterator[socket.socket]:
+    """A client's socket for announcements (RFC 6887 section 14.1.1)."""
+    with lab.enter("inside"):
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("224.0.0.1", 5350))
+    group = struct.pack("4s4s", socket.inet_aton("224.0.0.1"), socket.inet_aton(CLIENT4))
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+    sock.settimeout(10)
+    with sock:
+        yield sock
+
+
+def test_another_public_address(lab: Lab, gateway: Gateway) -> None:
+    with PcpClient(lab, "inside", CLIENT4, ROUTER_IN4) as client, hearing(lab) as announcements:
+        before = client.map(5004, wish=5004, lifetime=3600)
+        assert before.address == ROUTER_OUT4
+        lab.run("router", ["ip", "address", "add", f"{MORE_OUT4}/24", "dev", "eth0"])
+        lab.run("router", ["ip", "route", "replace", "default", "via", SERVER4, "src", MORE_OUT4])
+        try:
+            gateway.wait_for_log(r"portmap\.address.*" + MORE_OUT4, 10)
+            heard: dict[int, bytes] = {}
+            while len(heard) < 2:
+                data, source = announcements.recvfrom(2000)
+                assert source == (ROUTER_IN4, 5351)
+                heard[data[0]] = data
+            told = pcp_client.read(heard[2])
+            assert (told.opcode, told.result) == (0, 0)
+            assert told.epoch <= 10
+            assert heard[0][8:12] == socket.inet_aton(MORE_OUT4)  # NAT-PMP
+            lab.wait_for(lambda: works(lab, 5004, 5004, MORE_OUT4), 5, "the mapping to follow")
+            after = client.map(5004, lifetime=3600)
+            assert (after.result, after.port, after.address) == (0, 5004, MORE_OUT4)
+        finally:
+            lab.run("router", ["ip", "route", "replace", "default", "via", SERVER4])
+            lab.run("router", ["ip", "address", "del", f"{MORE_OUT4}/24", "dev", "eth0"])
+
+
+def test_reload_takes_the_right_away(lab: Lab, gateway: Gateway) -> None:
+    with PcpClient(lab, "inside", CLIENT4, ROUTER_IN4) as client:
+        assert client.map(5005).result == 0
+        text = gateway.config.read_text()
+        rule = '\n[[rule]]\naction = "deny"\ncommand = ["map"]\nfrom = ["192.168.56.10"]\n'
+        gateway.config.write_text(text + rule)
+        gateway.algate("reload")
+        lab.wait_for(lambda: holes(gateway) == [], 10, "the mapping to end")
+        refused = client.map(5005)
+        assert (refused.result, refused.lifetime) == (2, 1800)
+
+
+def test_an_upgrade(lab: Lab, gateway: Gateway) -> None:
+    with PcpClient(lab, "inside", CLIENT4, ROUTER_IN4) as client:
+        before = client.map(5006, wish=5006)
+        gateway.algate("reload", "--upgrade")
+        [hole] = holes(gateway)
+        assert hole["public"] == f"{ROUTER_OUT4}:5006"
+        assert works(lab, 5006, 5006)
+        after = client.map(5006)
+        assert (after.result, after.port) == (0, 5006)
+        assert after.epoch >= before.epoch
