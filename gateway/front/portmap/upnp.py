@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -23,36 +22,36 @@ from gateway.front.portmap.events import EventSender
 from gateway.front.portmap.http import HttpServer
 from gateway.front.portmap.igd import Facts, Igd, Mapper
 from gateway.front.portmap.pages import Pages
-from gateway.front.portmap.ssdp import Ssdp
+from gateway.front.portmap.ssdp import Corner, Ssdp, is_inside
 from gateway.front.portmap.table import Event
+from gateway.model.requests import Network
 
 _MACHINE = Path("/etc/machine-id")
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
     """What the front is told by the configuration. `announced`: the version of the device that is announced; `port` of
-    the pages; `instance` distinguishes gateways on one host."""
+    the pages; `inside`: the networks of clients; `instance` distinguishes gateways of one host; `version` and `name`
+    are for people."""
 
     announced: int
     port: int
-    interfaces: Sequence[str]
     inside: Sequence[Network]
     instance: str
     version: str
-    name: str
+    name: str = "algate"
 
 
 class UpnpFront:
-    """Serves UPnP by the sockets of SSDP and listening ones of HTTP, over `mapper`."""
+    """Serves UPnP over `mapper`: discovery at `corners`, and pages by `listeners`, which are bound to inside interfaces
+    too."""
 
     def __init__(
         self,
         setting: Setting,
         mapper: Mapper,
         facts: Facts,
-        sockets: Sequence[gsocket.socket],
+        corners: Sequence[Corner],
         listeners: Sequence[gsocket.socket],
     ) -> None:
         self._setting = setting
@@ -71,14 +70,7 @@ class UpnpFront:
         self._events = EventSender(self._state)
         self._pages = Pages(self._devices, self._igd, self._events, self._server)
         self._http = HttpServer(self._admits, self._answer, self._pages.refusal)
-        by_family = {sock.family: sock for sock in sockets}
-        self._ssdp = Ssdp(
-            by_family.get(gsocket.AF_INET),
-            by_family.get(gsocket.AF_INET6),
-            setting.interfaces,
-            setting.inside,
-            self._speak,
-        )
+        self._ssdp = Ssdp(corners, setting.inside, self._speak)
         mapper.table.listeners.append(self._changed)
 
     def run(self) -> None:
@@ -114,8 +106,7 @@ class UpnpFront:
         return Speaker(self._devices, f"http://{Endpoint(host, self._setting.port)}", self._server, self._boot)
 
     def _admits(self, address: tuple[object, ...]) -> bool:
-        """Whether a connection's peer is an inside client; one of a link has an inside interface."""
-        return self._ssdp.is_inside(address)
+        return is_inside(self._setting.inside, address)
 
 
 def _device(version: int, setting: Setting) -> Device:
