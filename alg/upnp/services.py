@@ -54,6 +54,10 @@ class Service:
         """The URN of its type."""
         return f"urn:schemas-upnp-org:service:{self.name}:{self.version}"
 
+    def goes_by(self, type: str) -> bool:
+        """Whether this is a type of the service: its own, or that of an earlier version (UDA 1.1, section 2)."""
+        return any(type == f"urn:schemas-upnp-org:service:{self.name}:{n}" for n in range(1, self.version + 1))
+
     @property
     def evented(self) -> tuple[str, ...]:
         """The variables whose changes are told to subscribers."""

@@ -45,14 +45,15 @@ def read_call(action_header: str, body: bytes) -> Call:
     return Call(service, action, arguments)
 
 
-def answer(service: Service, action: str, values: Sequence[object]) -> bytes:
-    """Return the body of an answer. `values` are those of the action's outputs, in their order."""
+def answer(service: Service, action: str, values: Sequence[object], type: str = "") -> bytes:
+    """Return the body of an answer. `values` are those of the action's outputs, in their order; `type`: the URN with
+    which the service was asked, if that is another version's."""
     outputs = service.actions[action].outputs
     inner = "".join(
         f"<{output.name}>{escape(str(value))}</{output.name}>" for output, value in zip(outputs, values, strict=True)
     )
     name = f"u:{action}Response"
-    return f'{_ENVELOPE}<{name} xmlns:u="{service.type}">{inner}</{name}>{_END}'.encode()
+    return f'{_ENVELOPE}<{name} xmlns:u="{type or service.type}">{inner}</{name}>{_END}'.encode()
 
 
 def fault(error: ActionError) -> bytes:

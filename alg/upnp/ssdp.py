@@ -79,12 +79,19 @@ def answers(search: Search, speaker: Speaker, date: str) -> list[bytes]:
 
 
 def _named(wanted: str, devices: Sequence[Device]) -> Iterator[tuple[Device, str, str]]:
-    """Return the first device that has this target."""
-    for device in devices:
-        for target, usn in device.adverts():
-            if target == wanted:
-                yield device, target, usn
-                return
+    """Return the device that has this target; where only a device of version 2 is there, that for version 1 as well (a
+    device does what earlier versions of its type did)."""
+    for name in (wanted, _second(wanted)):
+        for device in devices:
+            for target, usn in device.adverts():
+                if target == name:
+                    yield device, wanted, usn.replace(name, wanted)
+                    return
+
+
+def _second(wanted: str) -> str:
+    """Return the URN of version 2 for one of version 1."""
+    return f"{wanted[:-2]}:2" if wanted.startswith("urn:") and wanted.endswith(":1") else wanted
 
 
 def alive(speaker: Speaker, group: str) -> list[bytes]:

@@ -23,6 +23,7 @@ import gevent.socket as gsocket
 from gevent.event import Event
 
 from alg.pcp import pcp
+from gateway import __version__
 from gateway.config.rules import policy_of
 from gateway.config.schema import Config, lifetime_range, port_range
 from gateway.front.packets.journal import Journal
@@ -31,7 +32,11 @@ from gateway.front.portmap.datagrams import Asked, DatagramSocket
 from gateway.front.portmap.mapper import PortMapper, Setting
 from gateway.front.portmap.pcp import PcpFront, Speaks
 from gateway.front.portmap.public import PublicAddresses
+from gateway.front.portmap.ssdp import Corner
 from gateway.front.portmap.table import Limits, MappingTable
+from gateway.front.portmap.uplink import Uplink
+from gateway.front.portmap.upnp import Setting as UpnpSetting
+from gateway.front.portmap.upnp import UpnpFront
 from gateway.net.addresses import OwnAddresses
 from gateway.net.neighbours import Kernel, Neighbours
 from gateway.observe.admin import Rows, answer
@@ -79,6 +84,7 @@ class Portmap:
             for name, sock in sockets.items()
             if name.startswith("pcp ")
         ]
+        self._upnp = self._make_upnp(config, sockets) if "upnp" in config.portmap.protocols else None
         self._announcer = Announcer(self._sockets, self._front.announcements)
         self._mapper.restarted.append(self._announcer.begin)
 
@@ -91,10 +97,32 @@ class Portmap:
         for sock in self._sockets:
             sock.start()
         gevent.spawn(self._mapper.run)
+        if self._upnp is not None:
+            self._upnp.run()
         send(self._lifeline, Ready())
         self._stop.wait()
+        if self._upnp is not None:
+            self._upnp.stop()
         for sock in self._sockets:
             sock.stop()
+
+    def _make_upnp(self, config: Config, sockets: dict[str, _socket.socket]) -> UpnpFront:
+        """Put UPnP together from the sockets whose places are named "ssdp INTERFACE FAMILY" and "http ..."."""
+        setting = UpnpSetting(
+            announced=config.portmap.igd,
+            port=config.portmap.http_port,
+            inside=config.inside_networks,
+            instance=config.process.run_dir,
+            version=__version__,
+        )
+        uplink = Uplink(lambda: self._mapper.external(4), self._mapper.packets)
+        asked: dict[str, list[tuple[str, gsocket.socket]]] = {"ssdp": [], "http": []}
+        for name, sock in sockets.items():
+            what, interface, _ = name.split(" ")
+            if what in asked:
+                asked[what].append((interface, gsocket.socket(fileno=sock.detach())))
+        corners = [Corner(sock, interface, config.inside_networks) for interface, sock in asked["ssdp"]]
+        return UpnpFront(setting, self._mapper, uplink, corners, [sock for _, sock in asked["http"]])
 
     def _answer(self, asked: Asked) -> bytes | None:
         return self._front.answer(asked.data, asked.source)
@@ -119,6 +147,7 @@ class Portmap:
                 "epoch": self._mapper.epoch,
                 "external": [self._mapper.external(version) for version in (4, 6)],
                 "refused": dict(self._mapper.refused),
+                **(self._upnp.status() if self._upnp is not None else {}),
             }
         ]
 

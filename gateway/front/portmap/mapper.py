@@ -196,6 +196,14 @@ class PortMapper:
             self._broker.close(self.table.release(key, holder, credential).lease)
         count("algate_portmap_requests_total", holder, "deleted")
 
+    def packets(self, mapping: Mapping) -> int:
+        """Return how many packets have come in through a mapping, as the broker counts; 0 if it does not answer."""
+        leases = [hold.lease for hold in mapping.holds.values() if hold.lease]
+        try:
+            return sum(came for came, _ in self._broker.count(leases).values())
+        except PinholeRefused:
+            return 0
+
     def unmap_all(
         self, client: str, holder: Holder, transport: Transport | None = None, credential: str | None = None
     ) -> int:

@@ -123,10 +123,10 @@ class Pages:
             raise HttpError(400)
         try:
             call = soap.read_call(header, request.body)
-            if call.service != service.type or call.action not in service.actions:
+            if not service.goes_by(call.service) or call.action not in service.actions:
                 raise ActionError(401)
             values = self._actions.act(device, service, call.action, call.arguments, client)
-            status, body = 200, soap.answer(service, call.action, values)
+            status, body = 200, soap.answer(service, call.action, values, call.service)
         except ActionError as error:
             status, body = 500, soap.fault(error)
         return response(status, body, [XML, ("EXT", ""), *self._headers], keeps=request.keeps)

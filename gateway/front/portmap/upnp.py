@@ -103,7 +103,9 @@ class UpnpFront:
         return self._pages.answer(request, client, own, time.monotonic())
 
     def _speak(self, host: str) -> Speaker:
-        return Speaker(self._devices, f"http://{Endpoint(host, self._setting.port)}", self._server, self._boot)
+        # Version 1 knows nothing of IPv6: whoever searches there wants pinholes.
+        devices = self._devices if ":" not in host else [one for one in self._devices if one.version == 2]
+        return Speaker(devices, f"http://{Endpoint(host, self._setting.port)}", self._server, self._boot)
 
     def _admits(self, address: tuple[object, ...]) -> bool:
         return is_inside(self._setting.inside, address)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from alg.address import Endpoint
 from alg.upnp import ssdp
@@ -204,12 +204,12 @@ def outcome(answers: bytes) -> str:
     return " ; ".join(said)
 
 
-def found_by(search: bytes, announced: int = 1) -> list[str]:
+def found_by(search: bytes, announced: Sequence[int] = (1, 2)) -> list[str]:
     """What a search finds: for each answer its ST, the version of the device, and the USN."""
     wanted = ssdp.read_search(search)
     if wanted is None:
         return ["nothing"]
-    devices = sorted(DEVICES.values(), key=lambda device: device.version != announced)
+    devices = [DEVICES[version] for version in announced]
     said = []
     for answer in ssdp.answers(wanted, Speaker(devices, f"http://{OWN}", "algate", 1), "now"):
         headers = dict(line.split(": ", 1) for line in answer.decode().split("\r\n")[1:] if ": " in line)

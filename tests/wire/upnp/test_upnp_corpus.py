@@ -21,7 +21,7 @@ class Play:
         self.house = House(Limits(per_client=4))
         self.client, self.own = "192.168.56.10", OWN
         self.device, self.service = service_of("WANIPConnection:1")
-        self.announced = 1
+        self.announced = [1, 2]
         self.cut = cut
         self.said: list[str] = []
         self.body = b""
@@ -36,7 +36,7 @@ class Play:
             case "service":
                 self.device, self.service = service_of(rest)
             case "announced":
-                self.announced = int(rest)
+                self.announced = [int(version) for version in rest.split()]
             case "taken":
                 transport, port = rest.split()
                 assert transport in ("tcp", "udp")
