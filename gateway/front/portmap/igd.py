@@ -47,6 +47,9 @@ class Mapper(Protocol):
     def unmap(self, key: Key, holder: Holder, credential: str = "") -> None:
         """End a hold. Raises Refusal."""
 
+    def translates(self, client: str) -> bool:
+        """Whether a client's addresses are translated."""
+
 
 class Facts(Protocol):
     """What is true of this router's way out."""
@@ -303,6 +306,8 @@ class Igd:
         wish = arguments.pinhole(given)
         seconds = arguments.lease(given, "LeaseTime")
         _check_client(client, wish.client, wish.transport, wish.port)
+        if self._mapper.translates(client):  # it has no address that the world could reach
+            raise ActionError(501)
         if wish.remote_port:  # the kernel's table has no place for it, and more than was asked for is not opened
             raise ActionError(501)
         request = Request(

@@ -19,7 +19,7 @@ from email.utils import formatdate
 import gevent
 import gevent.socket as gsocket
 
-from alg.address import canonical
+from alg.address import canonical, is_private
 from alg.bucket import Rate
 from alg.upnp import ssdp
 from alg.upnp.ssdp import GROUP4, GROUP6, PORT, Speaker
@@ -74,9 +74,9 @@ class Corner:
         return self.host is not None and self.host != before
 
     def towards(self, client: str) -> str | None:
-        """Return the address that a client is told. To one that asks from an address of the link, that of an inside
-        network, from which pinholes can be asked for."""
-        return self.host if ipaddress.ip_address(client).is_link_local else source_towards(client)
+        """Return the address that a client is told. Over IPv6 it is one for all: a client that asks there asks from an
+        address of the same scope, and pinholes can be asked for from a global one only."""
+        return self.host if self.group == GROUP6 else source_towards(client)
 
     def send(self, message: bytes) -> None:
         """Send to the group."""
@@ -117,14 +117,18 @@ class Corner:
             return None if host == "0.0.0.0" else host
 
     def _address6(self) -> str | None:
-        link = None
+        """Return the best address: a global one of an inside network, a private one, or that of the link."""
+        best: tuple[int, str] | None = None
         for host in _addresses6(self._index):
             ip = ipaddress.IPv6Address(host)
-            if any(ip in network for network in self._inside):
-                return host
             if ip.is_link_local:
-                link = host
-        return link
+                rank = 2
+            elif any(ip in network for network in self._inside):
+                rank = 1 if is_private(ip) else 0
+            else:
+                continue
+            best = min(best or (rank, host), (rank, host))
+        return best[1] if best is not None else None
 
 
 class Ssdp:

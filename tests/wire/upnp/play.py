@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from alg.address import Endpoint
+from alg.address import Endpoint, is_private
 from alg.upnp import ssdp
 from alg.upnp.device import Device
 from alg.upnp.elements import escape, read
@@ -50,6 +51,10 @@ class Broker:
     def unmap(self, key: Key, holder: Holder, credential: str = "") -> None:
         """See `gateway.front.portmap.igd.Mapper.unmap`."""
         self.table.release(key, holder, credential)
+
+    def translates(self, client: str) -> bool:
+        """See `gateway.front.portmap.igd.Mapper.translates`."""
+        return is_private(ipaddress.ip_address(client))
 
     def _choose(self, request: Request) -> Endpoint:
         if ":" in request.client:
