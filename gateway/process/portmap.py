@@ -121,7 +121,12 @@ class Portmap:
             what, interface, _ = name.split(" ")
             if what in asked:
                 asked[what].append((interface, gsocket.socket(fileno=sock.detach())))
-        corners = [Corner(sock, interface, config.inside_networks) for interface, sock in asked["ssdp"]]
+        corners = []
+        for interface, sock in asked["ssdp"]:
+            try:
+                corners.append(Corner(sock, interface, config.inside_networks))
+            except OSError as error:  # the interface has gone; the supervisor will start another process without it
+                log.warning("portmap.socket_failed", interface=interface, error=error.strerror)
         return UpnpFront(setting, self._mapper, uplink, corners, [sock for _, sock in asked["http"]])
 
     def _answer(self, asked: Asked) -> bytes | None:
