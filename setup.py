@@ -32,7 +32,9 @@ COMPILED = {
         *_modules(
             "gateway/broker", "elements", "element_messages", "engine", "netfilter", "netlink", "nfqueue", "stale"
         ),
-        *_modules("gateway/lease", "ports", "table", "validate"),
+        *_modules("gateway/broker", "sharing"),
+        *_modules("gateway/lease", "calls", "ports", "sockets", "table", "validate"),
+        *_modules("gateway/net", "neighbours"),
         *_modules("gateway/observe", "ladders", "logfmt", "pinhole_log", "trace"),
         *_modules("gateway/pinhole", "client"),
         *_modules("gateway/net/relay", "connection", "half", "pipes", "poller", "splice", "wheel"),

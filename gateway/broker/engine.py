@@ -119,7 +119,7 @@ class Engine:
     ) -> None:
         self.netfilter = Netfilter(table)
         self.netfilter.measure(limits.meter, now=False)
-        self._inside = limits.inside
+        self._inside = tuple(limits.inside)
         self._kinds, self._reserved = limits.kinds, limits.reserved
         self._foreign = ForeignForwardings(table)
         self._neighbours = Neighbours(limits.inside, Kernel())

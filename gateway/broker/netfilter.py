@@ -14,7 +14,7 @@ import string
 import struct
 import subprocess
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +52,12 @@ from gateway.broker.netlink import (
 
 NFT_DEADLINE = 5.0
 OUTSIDE = 10
+ELEMENTS = 768
+"""Elements in one transaction, which the kernel takes from a buffer of 208 KiB (net.core.wmem_default) at once: at most
+144 bytes each, and 131 for the comment of each lease, which has two elements at least."""
+
 BATCH = 64
-"""Changes in one transaction. Its answers have to fit into the socket's buffer even if all of them are errors."""
+"""Questions that are asked at once."""
 
 _NF_TABLES = NFNL_SUBSYS_NFTABLES << 8
 _GETTABLE, _DELTABLE = _NF_TABLES | NFT_MSG_GETTABLE, _NF_TABLES | NFT_MSG_DELTABLE
@@ -152,6 +156,19 @@ class Meter:
             f"add rule inet {table} rates {who} update @sources{family} {{ {word} saddr {limit} }} "
             f"meta mark set meta mark or {marks.PASSING:#x} counter name unread"
         )
+
+
+def _batches(changes: Sequence[Change]) -> Iterator[range]:
+    """Divide changes into transactions of at most `ELEMENTS` elements; a change is never divided."""
+    start = size = 0
+    for at, change in enumerate(changes):
+        more = len(change.delete) + len(change.add)
+        if size and size + more > ELEMENTS:
+            yield range(start, at)
+            start, size = at, 0
+        size += more
+    if size:
+        yield range(start, len(changes))
 
 
 class Netfilter:
@@ -310,10 +327,10 @@ class Netfilter:
         tried again. Raises TableGoneError, or NetfilterError if it is not known what was done.
         """
         refused: dict[int, NetfilterError] = {}
-        for start in range(0, len(changes), BATCH):
+        for batch in _batches(changes):
             todo = [
                 (index, add, element)
-                for index in range(start, min(start + BATCH, len(changes)))
+                for index in batch
                 for add, elements in ((False, changes[index].delete), (True, changes[index].add))
                 for element in elements
             ]

@@ -5,6 +5,7 @@ It also packs attributes as bytes, for the few messages that are too frequent fo
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -21,6 +22,10 @@ NLM_F_DUMP, NLM_F_EXCL, NLM_F_CREATE = 0x300, 0x200, 0x400
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLMSGHDR = struct.Struct("=IHHII")
 
+ROOM = 1 << 21
+"""Bytes of the buffer for answers: errors of a whole transaction, 768 bytes each, must not overflow it (ENOBUFS)."""
+
+SO_RCVBUFFORCE = 33
 NETLINK_NETFILTER = 12
 SOL_NETLINK, NETLINK_CAP_ACK = 270, 10
 NLATTR = struct.Struct("=HH")
@@ -74,6 +79,8 @@ class Netlink:
         """`protocol`: netfilter's by default, or another one such as NETLINK_ROUTE."""
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
+        with contextlib.suppress(PermissionError):  # without CAP_NET_ADMIN nothing is changed either
+            self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, ROOM)
         self._socket.bind((0, 0))
         self.port: int = self._socket.getsockname()[0]  # names this socket in the kernel's notices of changes
         self._sequence = 0

@@ -38,6 +38,8 @@ class Sharing:
 
     def closing(self, others: Sequence[Holding], lease: Lease, slot: int) -> Change:
         """A lease ends; `others` that share its port, if there are any, stay."""
+        if not others and lease.id not in self._merged:  # nearly always
+            return Change(elements_of(lease, slot, _AT_AN_END))
         return self._change([*others, (lease, slot, _AT_AN_END)], others)
 
     def updating(self, others: Sequence[Holding], old: Holding, new: Holding) -> Change:

@@ -19,6 +19,9 @@ SHARING = frozenset({"conversation", "read", "mapping"})
 """Kinds whose leases may share a public port."""
 
 
+_WITH_SOCKETS = SHARING | {"exchange"}
+
+
 class PublicSockets:
     """The sockets of the leases of one table."""
 
@@ -59,6 +62,8 @@ class PublicSockets:
 
     def sharing(self, lease: Lease) -> list[str]:
         """The ids of other leases that have a socket in common with this one."""
+        if lease.kind not in _WITH_SOCKETS:
+            return []
         found = {other: None for socket, _ in sockets_of(lease) for other in self._public.get(socket, ())}
         found.pop(lease.id, None)
         return [*found]

@@ -164,7 +164,7 @@ class LeaseTable:
         `owner` is the worker's slot that may close it. Raises PinholeRefused "rate", "quota" (the client's), "share"
         (the client has as much as is left for all others), "full" (all pinholes), "ports", "taken".
         """
-        self._check_limits(request, now)
+        payer = self._check_limits(request, now)
         public = self._public(request, now, rng, is_free)
         lease = Lease(
             id=f"{rng.getrandbits(64):016x}",
@@ -192,7 +192,7 @@ class LeaseTable:
             lease = msgspec.structs.replace(lease, outer=request.outer, outer_second=request.outer_second, inner=inner)
             if self._sockets.sharing(lease):
                 raise PinholeRefused("taken", f"{request.outer} or {request.target} has a public port already")
-        self.restore(lease, owner=owner, deadline=now + request.ttl)
+        self._add(lease, owner, now + request.ttl, payer)
         return lease
 
     def of_socket(self, target: Endpoint) -> Lease | None:
@@ -211,7 +211,8 @@ class LeaseTable:
         entries = [self._entries[each] for each in self._sockets.sharing(lease)]
         return [(entry.owner, entry.lease, entry.deadline) for entry in entries]
 
-    def _check_limits(self, request: PinholeRequest, now: float) -> None:
+    def _check_limits(self, request: PinholeRequest, now: float) -> Identity:
+        """Return whose quota it counts against."""
         client = request.visitor or request.client
         payer = self._identify(client)
         kind = _kind(request.kind, request.transport, self._backend == "userspace")
@@ -225,7 +226,7 @@ class LeaseTable:
         if kind == "mappings":
             if self._mappings >= MAPPINGS:
                 raise PinholeRefused("full", f"there are {MAPPINGS} mappings")
-            return
+            return payer
         live = self._live - self._mappings
         if live >= self._total:
             raise PinholeRefused("full", f"there are {self._total} pinholes")
@@ -234,10 +235,13 @@ class LeaseTable:
             raise PinholeRefused("share", f"{payer.network} holds {held} pinholes, and fewer are left")
         if request.visitor is not None and self._visiting >= self._total // 2:
             raise PinholeRefused("full", f"clients outside hold {self._visiting} pinholes")
+        return payer
 
     def restore(self, lease: Lease, *, owner: int, deadline: float, used: bool = False) -> None:
         """Add a lease that is already open (read back from the kernel). No quota is checked."""
-        payer = self._identify(_payer(lease))
+        self._add(lease, owner, deadline, self._identify(_payer(lease)), used)
+
+    def _add(self, lease: Lease, owner: int, deadline: float, payer: Identity, used: bool = False) -> None:
         self._entries[lease.id] = _Entry(lease, owner, deadline, payer, used)
         self._end_by(deadline, lease.id)
         for first, count in public_ranges(lease):

@@ -435,9 +435,25 @@ def _address(rule: str, text: str) -> Address:
 
 
 def _within(address: Address, networks: Sequence[Network]) -> bool:
-    return _is_within(address, tuple(networks))
+    number, version = int(address), address.version
+    return any(low <= number <= high for of, low, high in _ranges(networks) if of == version)
 
 
-@functools.lru_cache(maxsize=4096)
-def _is_within(address: Address, networks: tuple[Network, ...]) -> bool:
-    return any(address in network for network in networks)
+def _ranges(networks: Sequence[Network]) -> Sequence[tuple[int, int, int]]:
+    """Family, first and last address of each network. Those of a tuple, which cannot change, are remembered: they are
+    asked for thousands of times a second."""
+    if networks is _remembered.networks:
+        return _remembered.ranges
+    ranges = [(one.version, int(one.network_address), int(one.broadcast_address)) for one in networks]
+    if isinstance(networks, tuple):
+        _remembered.networks, _remembered.ranges = networks, ranges
+    return ranges
+
+
+class _Remembered:
+    def __init__(self) -> None:
+        self.networks: Sequence[Network] | None = None
+        self.ranges: Sequence[tuple[int, int, int]] = ()
+
+
+_remembered = _Remembered()

@@ -14,7 +14,7 @@ import os
 import struct
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from gateway.policy.clients import Identity
 
@@ -23,6 +23,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 SOONEST = 1.0  # seconds between two questions for all of them
 DEADLINE = 0.5  # seconds for the answer
 MOST = 65_536  # addresses that are remembered
+MOST_READ = 4096  # addresses whose text was read, which is dear and asked for with every connection
 
 # <linux/netlink.h>, <linux/rtnetlink.h>, <linux/neighbour.h>
 _NETLINK_ROUTE = 0
@@ -118,6 +119,14 @@ def _add(found: dict[str, str], attributes: bytes) -> None:
         found[str(ipaddress.ip_address(address))] = link.hex()
 
 
+class _Address(NamedTuple):
+    """What the text of an address says: its one spelling, whose it is if nothing more is known, and where that is."""
+
+    text: str
+    identity: Identity
+    is_inside: bool
+
+
 class Neighbours:
     """Identifies the client to which an address belongs. `inside`: the networks of clients."""
 
@@ -127,27 +136,43 @@ class Neighbours:
         source: Source | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.inside = tuple(inside)
+        self._inside = tuple(inside)
+        self._read: dict[str, _Address] = {}
         self._source = source
         self._clock = clock
         self._links: dict[str, str] = {}
         self._missed = True  # what there is has to be asked for
         self._next = 0.0
 
+    @property
+    def inside(self) -> tuple[Network, ...]:
+        """The networks of clients."""
+        return self._inside
+
+    @inside.setter
+    def inside(self, networks: Sequence[Network]) -> None:
+        self._inside = tuple(networks)
+        self._read.clear()
+
     def identify(self, address: str) -> Identity:
         """Return the host and the network of an address. Outside, a /64 is one host, because it belongs to one
         household. An inside host whose link-layer address is known has one identity for all its addresses."""
-        address = address.partition("%")[0]
-        ip = ipaddress.ip_address(address)
+        read = self._read.get(address)
+        if read is None:
+            if len(self._read) >= MOST_READ:
+                self._read.clear()
+            read = self._read[address] = self._parsed(address)
+        link = self._link(read.text) if read.is_inside else None
+        return read.identity if link is None else Identity(f"link {link}", f"link {link}")
+
+    def _parsed(self, address: str) -> _Address:
+        ip = ipaddress.ip_address(address.partition("%")[0])
         if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
             ip = ip.ipv4_mapped
-        network = str(ip) if ip.version == 4 else str(ipaddress.ip_network((ip, 64), strict=False))
-        if not any(ip in inside for inside in self.inside):
-            return Identity(network, network)
-        link = self._link(str(ip))
-        if link is not None:
-            return Identity(f"link {link}", f"link {link}")
-        return Identity(str(ip), network)
+        text = str(ip)
+        network = text if ip.version == 4 else str(ipaddress.ip_network((ip, 64), strict=False))
+        is_inside = any(ip in inside for inside in self._inside)
+        return _Address(text, Identity(text if is_inside else network, network), is_inside)
 
     def guesser(self, address: str) -> str:
         """Return what is banned when the client at this address guesses passwords: for IPv4 the address alone, however

@@ -13,15 +13,16 @@ from collections.abc import Iterator
 
 import gevent
 import gevent.socket
+import msgspec
 import pytest
 
 from alg.address import Endpoint
-from gateway.lease.messages import MAX_PACKET, Close, LeaseOpened, Open, RequestRefused, encode
+from gateway.lease.messages import MAX_PACKET, Close, FromWorker, LeaseOpened, Open, RequestRefused, ToWorker, encode
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Lease
 from gateway.pinhole.client import BrokerClient
 from tests.greenlets import join_all
-from tests.net.broker_rig import CLIENT, PUBLIC, SERVER, STRANGER, Rig, inbound, run
+from tests.net.broker_rig import CLIENT, CLIENT6, PUBLIC, PUBLIC6, SERVER, STRANGER, Rig, inbound, run
 
 pytestmark = [pytest.mark.net, pytest.mark.rig(per_client=2000, ports="40000-49999")]
 
@@ -233,3 +234,34 @@ def test_nothing_of_another_table_is_touched(rig: Rig) -> None:
     assert rig.end(signal.SIGTERM) == 0
     assert saved() == before
     assert "inet mine" in rig.tables()
+
+
+@pytest.mark.rig(per_client=200, ports="40000-49999", restore=False)
+def test_a_transaction_that_is_too_long_for_the_kernel_is_divided(rig: Rig) -> None:
+    """One process asks for as many elements as it can, another one for a pinhole in the same turn of the broker's
+    loop; and once more, as all of them are to be deleted and are gone already."""
+    peers = tuple(f"2001:db8::{number:x}" for number in range(0x100, 0x108))
+    base = inbound(client=CLIENT6, public_host=PUBLIC6, transport="udp", peer=None, kind="conversation", peers=peers)
+    requests = [
+        msgspec.structs.replace(base, target=Endpoint(CLIENT6, port), second=port + 1) for port in range(4000, 4120, 2)
+    ]
+    assert rig.broker is not None
+
+    def at_once(messages: list[FromWorker]) -> ToWorker:
+        assert rig.broker is not None
+        rig.broker.send_signal(signal.SIGSTOP)
+        for at in range(0, len(messages), 15):
+            rig.workers[0].send(encode(*messages[at : at + 15]))
+        rig.send(Open(1000, inbound()), slot=1)
+        rig.broker.send_signal(signal.SIGCONT)
+        return rig.hear(slot=1)
+
+    answer = at_once([Open(number, request) for number, request in enumerate(requests)])
+    assert isinstance(answer, LeaseOpened), answer
+    opened = [rig.hear() for _ in requests]
+    leases = [each.lease for each in opened if isinstance(each, LeaseOpened)]
+    assert len(leases) == len(requests)
+    for name in ("snat6", "many6", "in6", "out6", "public6"):
+        rig.at(rig.router, f"nft flush {'set' if name in ('in6', 'out6', 'public6') else 'map'} inet algate {name}")
+    answer = at_once([Close(lease.id) for lease in leases])
+    assert isinstance(answer, LeaseOpened), answer
