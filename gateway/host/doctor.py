@@ -17,6 +17,7 @@ from gateway.host import helpers, openings, rules
 from gateway.host.checks import examine_host, examine_router
 from gateway.host.finding import Finding
 from gateway.host.keeper import look_at
+from gateway.host.nat_type import examine_nat
 from gateway.model.errors import AlgateError
 
 _SBIN = ":/usr/sbin:/sbin"  # not in everybody's PATH
@@ -47,6 +48,7 @@ def examine(config: Config) -> list[Finding]:
     found += _bridge(config)
     found += _helpers(config)
     found += examine_router(config)
+    found += examine_nat(config)
     found += _rules(config)
     found += _openings(config)
     found += _kernel(config)

@@ -31,6 +31,14 @@ NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
 LOOK = 0.001
 """Seconds between two checks for changes that the kernel has reported. Each check is a system call."""
 
+_FAR = {4: "198.41.0.4", 6: "2001:503:ba3e::2:30"}
+"""Hosts far outside (a root name server). Nothing is sent there: the routing table says which address faces them."""
+
+_PRIVATE = [
+    ipaddress.ip_network(text)
+    for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16", "fc00::/7")
+]
+
 _KERNELS = frozenset({253, 254, 255})  # default, main, local
 _OUR_TABLES = 0xA1600000  # where the broker's tables begin
 _OWN = frozenset({RTN_LOCAL, RTN_BROADCAST, RTN_ANYCAST})
@@ -199,6 +207,18 @@ def source_towards(host: str, device: int = 0) -> str | None:
             return _global_address(device) if device and ip.version == 6 else None
         source: str = probe.getsockname()[0]
         return source.partition("%")[0]
+
+
+def facing_the_world(version: int) -> str | None:
+    """Return the address of this host that faces the default route of a family; None: there is no route."""
+    return source_towards(_FAR[version])
+
+
+def is_private(address: str) -> bool:
+    """Whether an address is none that the world can reach: a private one or that of a carrier's NAT (RFC 1918, 6598,
+    4193)."""
+    ip = ipaddress.ip_address(address)
+    return any(ip in network for network in _PRIVATE)
 
 
 def _global_address(device: int) -> str | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import random
+import re
 import sys
 import time
 import traceback
@@ -61,6 +62,9 @@ def seeds(name: str) -> list[bytes]:
             words = line.split(" ", 2)
             if words[0] == ">>" and len(words) == 3 and words[1] in ("client", "server"):
                 data.append(words[2].encode("latin-1", "replace").decode("unicode_escape").encode("latin-1", "replace"))
+    for path in sorted((WIRE / name).glob("*.datagram")):
+        digits = [line for line in path.read_text().splitlines() if re.fullmatch(r"[0-9a-f]{2}( [0-9a-f]{2})*", line)]
+        data.append(bytes.fromhex("".join(digits)))
     return data or [b""]
 
 

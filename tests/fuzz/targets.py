@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -33,6 +34,8 @@ from alg.api import (
 )
 from alg.ftp.options import FtpOptions
 from alg.ftp.session import FtpModule
+from alg.pcp import natpmp
+from alg.pcp import pcp as pcp_wire
 from alg.sip.tcp import SipModule
 from alg.socks import http, socks4, socks5
 from alg.socks import password as password_wire
@@ -224,6 +227,27 @@ def upnp(data: bytes, rng: random.Random) -> None:
     found_by(data[:1024])
 
 
+def pcp(data: bytes, rng: random.Random) -> None:
+    """A datagram to the port of PCP and NAT-PMP: it is read or refused, and no answer is longer than it may be."""
+    source = ipaddress.ip_address(rng.choice(["192.168.56.10", "2001:db8::10"]))
+    if pcp_wire.is_request(data):
+        try:
+            request = pcp_wire.parse(data, source)
+        except pcp_wire.Wrong as wrong:
+            answer = pcp_wire.error(data, wrong.result, 30, 1)
+            assert len(answer) <= min(pcp_wire.LONGEST, max(24, len(data) + 3))
+        else:
+            if isinstance(request, pcp_wire.Map):
+                assert len(pcp_wire.mapped(request, 120, 5000, source, 1)) <= max(60, len(data))
+    if natpmp.is_request(data):
+        said = b""
+        try:
+            natpmp.parse(data)
+        except natpmp.Wrong as wrong:
+            said = natpmp.error(data, wrong.result, 1)
+        assert len(said) <= 16
+
+
 TARGETS: dict[str, Target] = {
     "ftp": stream(ftp),
     "sip": stream(sip),
@@ -234,4 +258,5 @@ TARGETS: dict[str, Target] = {
     "names": names,
     "access": access,
     "upnp": upnp,
+    "pcp": pcp,
 }

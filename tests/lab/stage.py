@@ -45,7 +45,11 @@ def serve(lab: Lab) -> None:
 
 def config(lab: Lab) -> Path:
     """The gateway's configuration."""
-    return lab.write_config(publish=[{"outside": f"{ROUTER_OUT4}:21", "inside": f"{CLIENT4}:21"}])
+    return lab.write_config(
+        network={"outside": ROUTER_OUT4},
+        publish=[{"outside": f"{ROUTER_OUT4}:21", "inside": f"{CLIENT4}:21"}],
+        portmap={"protocols": ["pcp", "natpmp"]},
+    )
 
 
 def environment(lab: Lab, gateway: Gateway) -> dict[str, str]:

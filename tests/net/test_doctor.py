@@ -117,3 +117,39 @@ def test_our_own_rules_are_not_others(lab: Lab) -> None:
     gateway = lab.start_gateway()
     assert findings(lab, gateway.config)["other rules"]["status"] == "ok"
     assert gateway.stop() == 0
+
+
+def test_a_nat_that_is_strict(lab: Lab) -> None:
+    config = lab.write_config()
+    found = findings(lab, config)
+    assert (found["NAT type"]["status"], found["NAT type"]["detail"].partition(":")[0]) == ("ok", "moderate")
+    rule = ["POSTROUTING", "-o", "eth0", "-p", "udp", "-j", "MASQUERADE", "--random-fully"]
+    lab.run("router", ["iptables", "-t", "nat", "-A", *rule])
+    lab.run("router", ["sysctl", "-qw", "net.netfilter.nf_conntrack_udp_timeout_stream=60"])
+    try:
+        found = findings(lab, config)
+    finally:
+        lab.run("router", ["iptables", "-t", "nat", "-D", *rule])
+        lab.run("router", ["sysctl", "-qw", "net.netfilter.nf_conntrack_udp_timeout_stream=120"])
+    assert (found["NAT type"]["status"], found["NAT type"]["detail"].partition(":")[0]) == ("warning", "strict")
+    assert "--random-fully" in found["NAT type"]["detail"]
+    assert found["UDP timeout"]["status"] == "warning"
+
+
+def test_another_nat_in_front(lab: Lab) -> None:
+    config = lab.write_config(portmap={"protocols": ["pcp"]})
+    assert found_public(lab, config)["status"] == "warning"  # no default route, no address
+    lab.run("router", ["ip", "route", "add", "default", "via", SERVER4])
+    try:
+        assert found_public(lab, config)["status"] == "ok"
+        lab.run("router", ["ip", "address", "add", "100.64.0.2/24", "dev", "eth0"])
+        lab.run("router", ["ip", "route", "replace", "default", "via", SERVER4, "src", "100.64.0.2"])
+        behind = found_public(lab, config)
+        assert (behind["status"], "another NAT" in behind["detail"]) == ("warning", True)
+    finally:
+        lab.run("router", ["ip", "route", "del", "default"])
+        lab.run("router", ["ip", "address", "del", "100.64.0.2/24", "dev", "eth0"], check=False)
+
+
+def found_public(lab: Lab, config: Path) -> dict[str, str]:
+    return findings(lab, config)["public address IPv4"]

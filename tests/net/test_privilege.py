@@ -42,7 +42,7 @@ attempt("ptrace", lambda: checked(libc.ptrace(16, pid, 0, 0)))  # PTRACE_ATTACH
 
 @pytest.fixture(scope="module")
 def gateway(lab: Lab) -> Iterator[Gateway]:
-    gateway = lab.start_gateway(lab.write_config(console={"listen": LISTEN}))
+    gateway = lab.start_gateway(lab.write_config(console={"listen": LISTEN}, portmap={"protocols": ["pcp", "natpmp"]}))
     yield gateway
     assert gateway.stop() == 0
 
@@ -66,7 +66,7 @@ def as_user(uid: int, gid: int, *argv: str) -> str:
     return subprocess.run([*setpriv, "/usr/bin/python3", *argv], capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("name", ["worker-0", "worker-1", "broker", "packets", "console", "supervisor"])
+@pytest.mark.parametrize("name", ["worker-0", "worker-1", "broker", "packets", "portmap", "console", "supervisor"])
 def test_the_user_of_a_process_cannot_take_it_over(gateway: Gateway, name: str) -> None:
     """Neither by its memory nor by its descriptors, with which it could speak to the broker in its name."""
     pid = pid_of(gateway, name)
@@ -94,10 +94,20 @@ def test_the_attacks_succeed_on_a_process_that_hides_nothing(gateway: Gateway) -
         assert f"{name}: taken" in said, said
 
 
-@pytest.mark.parametrize("name", ["worker-0", "worker-1", "packets", "console"])
+@pytest.mark.parametrize("name", ["worker-0", "worker-1", "packets", "portmap", "console"])
 def test_a_process_may_make_no_calls_but_those_that_it_needs(gateway: Gateway, name: str) -> None:
     """Which those are is in unit/test_confine.py; here that the filter is there, in every thread."""
     for task in Path(f"/proc/{pid_of(gateway, name)}/task").iterdir():
         fields = dict(line.split(":\t", 1) for line in (task / "status").read_text().splitlines() if ":\t" in line)
         assert fields["Seccomp"] == "2"
         assert fields["NoNewPrivs"] == "1"
+
+
+@pytest.mark.parametrize("name", ["worker-0", "portmap", "console"])
+def test_what_reads_strangers_words_has_no_capability(gateway: Gateway, name: str) -> None:
+    pid = pid_of(gateway, name)
+    assert user_of(pid)[0] != 0
+    fields = dict(
+        line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
+    )
+    assert {int(fields[f"Cap{which}"], 16) for which in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {0}

@@ -38,7 +38,7 @@ from gateway.model.requests import (
     PinholeUpdate,
     Transport,
 )
-from gateway.net.addresses import PublicAddress
+from gateway.net.addresses import PublicAddress, is_private
 from gateway.observe.counters import count
 from gateway.observe.log import get_logger
 from gateway.policy.decide import Decision
@@ -103,10 +103,6 @@ class _Clock(msgspec.Struct, array_like=True, frozen=True):
     unix: float
 
 
-_PRIVATE = [
-    ipaddress.ip_network(text)
-    for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16", "fc00::/7")
-]
 _MODULE, _CLOCK = "portmap", "clock"
 
 
@@ -549,13 +545,6 @@ class PortMapper:
 
 class _Gone(Exception):
     """The lease of a hold is no more."""
-
-
-def is_private(address: str) -> bool:
-    """Whether an address is none that the world can reach: a private one or that of a carrier's NAT (RFC 1918,
-    RFC 6598, RFC 4193)."""
-    ip = ipaddress.ip_address(address)
-    return any(ip in network for network in _PRIVATE)
 
 
 def _pinhole(key: Key, hold: Hold, local: str | None, wish: int, exact: bool, ttl: float) -> PinholeRequest:

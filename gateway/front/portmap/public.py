@@ -7,10 +7,7 @@ import time
 from collections.abc import Sequence
 
 from gateway.model.requests import Network
-from gateway.net.addresses import PublicAddress, public_address, source_towards
-
-FAR = {4: "198.41.0.4", 6: "2001:503:ba3e::2:30"}
-"""Hosts far outside (a root name server). Nothing is sent there: the routing table says which address faces them."""
+from gateway.net.addresses import PublicAddress, facing_the_world, public_address, source_towards
 
 AGE = 1.0  # seconds that an answer of the routing table is believed
 
@@ -34,7 +31,7 @@ class PublicAddresses:
 
     def _find(self, version: int) -> PublicAddress | None:
         named = self._outside != "auto" and (6 if ":" in self._outside else 4) == version
-        facing = source_towards(FAR[version])
+        facing = facing_the_world(version)
         if facing is None and named:  # a network without a default route
             facing = source_towards(self._outside)
         if facing is None:

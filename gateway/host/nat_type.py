@@ -1,0 +1,103 @@
+"""The doctor's checks of what this router's NAT does to games, calls and whatever finds its peer by hole punching
+(RFC 4787, docs/how-to/nat-types.md)."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gateway.config.schema import Config
+from gateway.host.finding import Finding
+from gateway.host.foreign_chains import ruleset
+from gateway.host.programs import run_program
+from gateway.model.errors import AlgateError
+from gateway.net.addresses import facing_the_world, is_private
+
+LEAST_UDP_TIMEOUT = 120  # seconds (RFC 4787, REQ-5)
+_PROC = Path("/proc/sys")
+
+
+def examine_nat(config: Config, proc: Path = _PROC) -> Iterator[Finding]:
+    """Return the checks. `proc` is /proc/sys."""
+    yield _ports()
+    yield from _timeouts(proc)
+    if config.portmap_wanted or config.forward:
+        yield from _public(config)
+
+
+def _ports() -> Finding:
+    """Check whether one socket leaves from one port, to whomever it sends (REQ-1)."""
+    try:
+        rules = [*_random_iptables(), *_random_nft()]
+    except AlgateError as error:
+        return Finding("NAT type", "warning", f"not known: {error}", "run the doctor as root")
+    if rules:
+        return Finding(
+            "NAT type",
+            "warning",
+            f"strict: each destination sees another port of one socket, so hole punching and games fail ({rules[0]})",
+            "take --random and --random-fully out of that rule (docs/how-to/nat-types.md)",
+        )
+    return Finding("NAT type", "ok", "moderate: one socket leaves from one port; with a mapping it is open")
+
+
+def _random_iptables() -> Iterator[str]:
+    for program in ("iptables-save", "ip6tables-save"):
+        for line in run_program([program, "-t", "nat"]).splitlines():
+            words = shlex.split(line) if line.startswith("-A ") else []
+            if {"MASQUERADE", "SNAT"} & {*words} and {"--random", "--random-fully"} & {*words}:
+                yield line
+
+
+def _random_nft() -> Iterator[str]:
+    for entry in ruleset():
+        rule: dict[str, Any] = entry.get("rule", {})
+        for one in rule.get("expr", ()):
+            target = next((one[kind] for kind in ("masquerade", "snat") if kind in one), None)
+            if isinstance(target, dict) and {"random", "fully-random"} & {*_flags(target)}:
+                yield f"table {rule['family']} {rule['table']} chain {rule['chain']}"
+
+
+def _flags(target: dict[str, Any]) -> list[str]:
+    flags = target.get("flags", [])
+    return [flags] if isinstance(flags, str) else flags
+
+
+def _timeouts(proc: Path) -> Iterator[Finding]:
+    """Check how long the kernel remembers a socket that is silent (REQ-5)."""
+    try:
+        seconds = int((proc / "net/netfilter/nf_conntrack_udp_timeout_stream").read_text())
+    except (OSError, ValueError):
+        return  # nothing is tracked yet
+    if seconds < LEAST_UDP_TIMEOUT:
+        yield Finding(
+            "UDP timeout",
+            "warning",
+            f"a call or game that is silent for {seconds} s loses its port",
+            "sysctl -w net.netfilter.nf_conntrack_udp_timeout_stream=300",
+        )
+    else:
+        yield Finding("UDP timeout", "ok", f"{seconds} s")
+
+
+def _public(config: Config) -> Iterator[Finding]:
+    """Check whether the world can reach what is mapped."""
+    named = config.network.outside
+    for version in sorted({network.version for network in config.inside_networks}):
+        address = named if named != "auto" and (":" in named) == (version == 6) else facing_the_world(version)
+        if version == 6 and address is None:
+            continue  # IPv6 is not what a router has to have
+        name = f"public address IPv{version}"
+        if address is None:
+            yield Finding(name, "warning", "there is no default route, so none is known", "name it in network.outside")
+        elif is_private(address):
+            yield Finding(
+                name,
+                "warning",
+                f"{address} is a private one: another NAT is in front, and mappings are reachable from there only",
+                "forward the ports there too, or ask your provider for an address of your own",
+            )
+        else:
+            yield Finding(name, "ok", address)
