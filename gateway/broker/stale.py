@@ -52,12 +52,14 @@ class Stale:
         self._is_any = is_any
         self._conntrack = Conntrack()
         self._changed: dict[Endpoint, Lease] = {}  # by all their sockets: what is looked for, so that is made once
+        self._again: set[Endpoint] = set()  # of these, those that are looked for a second time
         self._closed: set[Endpoint] = set()  # the clients' sockets of those that have ended
         self._asked: set[Endpoint] = set()  # of which it matters whether they have talked
         self._ask_at = self._soon = self._later = math.inf  # when to ask that, and when to look
         self._looked, self._took = -math.inf, 0.0  # when the last look ended, and how long it took
         self._looker = ThreadPoolExecutor(1)
-        self._look: tuple[Future[tuple[list[TrackedEntry], list[Lease]]], float] | None = None  # and since when
+        # The look under way, what it looks for the second time, and since when.
+        self._look: tuple[Future[tuple[list[TrackedEntry], list[Lease]]], set[Endpoint], float] | None = None
         self.wake, self._waker = socket.socketpair()
 
     def opened(self, lease: Lease) -> None:
@@ -93,6 +95,7 @@ class Stale:
     def _add(self, lease: Lease) -> None:
         for endpoint in _endpoints_of(lease):
             self._changed[endpoint] = lease
+            self._again.discard(endpoint)
         self._later = min(self._later, time.monotonic() + LATER)
 
     def _ask(self, endpoint: Endpoint) -> None:
@@ -136,16 +139,18 @@ class Stale:
     def forget(self) -> None:
         """Search for and delete all wrong entries, and wait for it."""
         self._forget()
-        self._begin()
-        self._forget()
+        while self._changed:
+            self._begin()
+            self._forget()
 
     def _begin(self) -> None:
         changed, self._changed = self._changed, {}
+        again, self._again = self._again, set()
         self._closed.clear()
         self._soon = self._later = math.inf
         if changed:
             looking = self._looker.submit(self._find, changed)
-            self._look = looking, time.monotonic()
+            self._look = looking, again, time.monotonic()
             looking.add_done_callback(lambda _: self._waker.send(b"\0"))
 
     def _find(self, changed: dict[Endpoint, Lease]) -> tuple[list[TrackedEntry], list[Lease]]:
@@ -163,7 +168,7 @@ class Stale:
         meanwhile."""
         if self._look is None:
             return
-        looking, begun = self._look
+        looking, again, begun = self._look
         try:
             found, leases = looking.result()
             sockets = {sock for lease in leases for sock in sockets_of(lease)}
@@ -175,12 +180,24 @@ class Stale:
             for one in found:
                 if not _is_right(one.connection, sockets, right):
                     self._conntrack.delete(one)
+                    self._look_again(one.connection, right, again)
         except NetfilterError as error:
             log.warning("broker.conntrack_failed", error=str(error))
         finally:
             self._look = None
             self._looked = time.monotonic()
             self._took = self._looked - begun
+
+    def _look_again(self, gone: Tracked, right: Right, seconds: set[Endpoint]) -> None:
+        """Look once more for the sockets of a connection that is gone: as long as it was there, a connection of its
+        peer's may have been made that is wrong because of it."""
+        for end in (gone.source, gone.destination):
+            for lease, _ in right.get(end, ()):
+                for endpoint in _endpoints_of(lease):
+                    if endpoint not in seconds and endpoint not in self._changed:
+                        self._changed[endpoint] = lease
+                        self._again.add(endpoint)
+                        self._soon = min(self._soon, time.monotonic() + SOON)
 
 
 def is_datagram(lease: Lease) -> bool:
@@ -240,9 +257,18 @@ def _is_right(connection: Tracked, sockets: Iterable[Socket], right: Right) -> b
         mine = [lease for lease, wanted in right.get(end, ()) if answered == wanted]
         if not mine:
             return False
+        if not end.source and _port_was_changed(connection):
+            return False
         if (connection.mark & MEDIA or not end.source) and not any(_lets_in(lease, peer.endpoint) for lease in mine):
             return False
     return True
+
+
+def _port_was_changed(connection: Tracked) -> bool:
+    """Whether the client sees the peer at another port than it has. Connection tracking chooses one where an older
+    connection of the client's with that peer already has this one; then what the client sends there is dropped."""
+    sent, answered = connection.source.endpoint, connection.reply_destination.endpoint
+    return sent.host == answered.host and sent.port != answered.port
 
 
 def _lets_in(lease: Lease, peer: Endpoint) -> bool:

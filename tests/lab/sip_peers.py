@@ -1,4 +1,4 @@
-"""Real SIP peers: Kamailio (registrar and proxy), SIPp (scenarios), baresip (a phone)."""
+"""Real SIP peers: Kamailio (registrar and proxy), SIPp (scenarios), baresip and linphone (phones)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,11 @@ request_route {{
     if (!mf_process_maxfwd_header("10")) {{ sl_send_reply("483", "Too Many Hops"); exit; }}
     if (is_method("CANCEL")) {{ if (t_check_trans()) t_relay(); exit; }}
     if (has_totag()) {{
-        if (loose_route()) {{ t_relay(); exit; }}
+        if (loose_route()) {{
+            if (uri == myself && $rU != $null) lookup("location"); # a GRUU (RFC 5627), as linphone's Contact is
+            t_relay();
+            exit;
+        }}
         if (is_method("ACK") && t_check_trans()) {{ t_relay(); exit; }}
         if (!is_method("ACK")) sl_send_reply("404", "Not Here");
         exit;
@@ -216,6 +220,78 @@ class Baresip:
     def stop(self) -> None:
         self._lab.stop(self.process)
 
+
+class Linphone:
+    """A running linphonec: a phone that plays a tone and writes what it hears to a file.
+
+    It registers `user` with `proxy` (HOST:PORT) by UDP from port 5060, and answers every call. `tone` in Hz.
+    """
+
+    def __init__(self, lab: Lab, role: Role, user: str, *, proxy: str, tone: int) -> None:
+        self._lab = lab
+        lab._counter += 1
+        self.home = lab.tmp / f"linphone-{user}-{lab._counter}"
+        (self.home / ".local/share/linphone").mkdir(parents=True)
+        _write_tone(self.home / "tone.wav", tone)
+        (self.home / "linphonerc").write_text(_LINPHONE.format(user=user, domain=DOMAIN, proxy=proxy))
+        program = installed("linphone-cli", "/usr/bin/linphonec")
+        command: list[str | Path] = [program, "-a", "-c", self.home / "linphonerc", "-d", "0"]
+        self.log = lab.logs / f"linphone-{lab._counter:02}-{user}.log"
+        environment = {"HOME": os.fspath(self.home), "TERM": "dumb"}
+        self.process = lab.popen(role, command, log=self.log, env=environment, stdin=subprocess.PIPE)
+        self.do("soundcard use files", f"play {self.home}/tone.wav", f"record {self.home}/heard.wav")
+
+    def do(self, *commands: str) -> None:
+        """Give it commands, as a user does at its prompt."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("".join(f"{command}\n" for command in commands).encode())
+        self.process.stdin.flush()
+
+    def wait_until_registered(self) -> None:
+        """Ask it, as it does not say so by itself."""
+
+        def is_registered() -> bool:
+            self.do("status register")
+            return "registered, identity=" in self.log.read_text(errors="replace")
+
+        self._lab.wait_for(is_registered, 15, f"a registration in {self.log}")
+
+    def heard(self) -> list[int]:
+        """The samples that it has decoded up to now; 8,000 a second."""
+        file = self.home / "heard.wav"
+        data = file.read_bytes()[44:] if file.exists() else b""
+        return [sample for (sample,) in struct.iter_unpack("<h", data[: len(data) // 2 * 2])]
+
+    def stop(self) -> None:
+        """End it as a user does: it takes back its registration."""
+        self.do("quit")
+        self._lab.wait_for(partial(_ended, self.process), 10, "linphonec to end")
+
+
+# Nothing of what newer phones do about NAT: no rport, no ICE, no outbound, no keep-alives.
+_LINPHONE = """
+[sip]
+sip_port=5060
+sip_tcp_port=0
+sip_tls_port=0
+default_proxy=0
+use_rport=0
+keepalive_period=0
+[rtp]
+audio_rtp_port=7078
+[proxy_0]
+reg_proxy=<sip:{proxy};transport=udp>
+reg_route=<sip:{proxy};transport=udp;lr>
+reg_identity=<sip:{user}@{domain}>
+reg_expires=60
+reg_sendregister=1
+publish=0
+[audio_codec_0]
+mime=PCMU
+rate=8000
+channels=1
+enabled=1
+"""
 
 _DANTE = """
 resolveprotocol: fake

@@ -231,6 +231,23 @@ def test_a_connection_that_was_there_before_begins_anew_from_the_public_port(
     assert gets(phone, far, lease.public) == of(far)
 
 
+@FAMILIES
+def test_a_client_that_talks_while_its_pinhole_opens_hears_and_is_heard(
+    rig: Rig, phones: Phones, client: str, public: str, server: str, stranger: str
+) -> None:
+    """As a phone that answers a call does: its media are on their way before its answer is. What the peer sends then
+    meets the phone's own connection, and connection tracking gives it another port."""
+    rig.at(rig.router, f"{'ip6tables' if ':' in client else 'iptables'} -A FORWARD -i in -o out -j ACCEPT")
+    phone, far = phones.at(rig.inside, client, 4000), phones.at(rig.outside, server)
+    gets(far, phone, of(far))
+    target = Endpoint(client, 4000)
+    lease = rig.open(conversation(client=client, target=target, public_host=public, peers=(server,)))
+    far.sendto(b"first", (public, lease.public.port))
+    assert phone.recv(100) == b"first"
+    wait_for(lambda: gets(far, phone, of(far)) == lease.public, "the phone to be heard from its public port", 3.0)
+    wait_for(lambda: gets(phone, far, lease.public) == of(far), "the peer to be heard from its own port", 3.0)
+
+
 def fill(rig: Rig, script: Path, name: str, size: int = 65536) -> None:
     """A set of sockets has no room left."""
     elements = [f"10.{number >> 14}.{number >> 6 & 255}.1 . {1024 + (number & 63)}" for number in range(size)]

@@ -59,7 +59,8 @@ def test_both_ways_at_once(both: tuple[TlsSocket, TlsSocket]) -> None:
 
     receiving = [gevent.spawn(receive, sock) for sock in both]
     sending = [gevent.spawn(send, sock) for sock in both]
-    gevent.joinall([*receiving, *sending], 20, raise_error=True)
+    gevent.joinall(receiving, 20, raise_error=True)
+    gevent.joinall(sending, 20, raise_error=True)
     assert [greenlet.value == data for greenlet in receiving] == [True, True]
 
 
