@@ -277,6 +277,13 @@ def _check_rules(config: Config) -> None:
             raise BadValue(f"upstream[{i}].password_file: needs a user, and a kind that knows passwords")
         if upstream.kind == "socks5" and upstream.user and not upstream.password_file:
             raise BadValue(f"upstream[{i}].user: socks5 wants a password too (password_file)")
+        for key, text in (
+            ("ca", upstream.ca),
+            ("certificate", upstream.certificate),
+            ("server_name", upstream.server_name),
+        ):
+            if text and not upstream.tls:
+                raise BadValue(f"upstream[{i}].{key}: is set, and upstream[{i}].tls is not true")
     try:
         compile_rules(config)
     except RuleError as error:
@@ -290,6 +297,8 @@ def _check_rules(config: Config) -> None:
             for name in words:
                 if name not in names:
                     raise BadValue(f"rule[{i}].{key}: there is no upstream {name!r}")
+        if sum(upstream.tls for upstream in config.upstream for name in rule.chain if name == upstream.name) > 1:
+            raise BadValue(f"rule[{i}].chain: more than one of its upstreams is inside TLS; one can be")
 
 
 def parse_host_port(text: str) -> tuple[str, int]:

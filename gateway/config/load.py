@@ -7,6 +7,7 @@ import dataclasses
 import os
 import re
 import socket
+import ssl
 import tomllib
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
@@ -20,6 +21,7 @@ from gateway.config.messages import readable, resembling
 from gateway.config.places import line_of, lines_of, path_in
 from gateway.config.schema import DEFAULT_ALG, DEFAULT_PATH, AlgSection, Config
 from gateway.config.schema_rules import Loaded
+from gateway.model.certificates import load_authorities, load_chain
 from gateway.model.errors import ConfigError
 
 _T = TypeVar("_T")
@@ -166,6 +168,7 @@ def _load_others(config: Config, sources: list[_Source]) -> Loaded:
             if not 1 <= len(password.encode()) <= 255:
                 raise BadValue(f"upstream[{i}].password_file: its password is not 1 to 255 bytes long")
             passwords[upstream.name] = password
+    authorities, certificates = _of_tls(config)
     path = config.socks.access_file
     access = []
     if path:
@@ -180,7 +183,27 @@ def _load_others(config: Config, sources: list[_Source]) -> Loaded:
         access=tuple(line.rule for line in access),
         access_places=tuple(line.place for line in access),
         passwords=passwords,
+        authorities=authorities,
+        certificates=certificates,
     )
+
+
+def _of_tls(config: Config) -> tuple[dict[str, str], dict[str, str]]:
+    """Read the authorities and the certificates of upstreams, by the upstreams' names."""
+    authorities: dict[str, str] = {}
+    certificates: dict[str, str] = {}
+    for i, upstream in enumerate(config.upstream):
+        for key, path, texts, load in (
+            ("ca", upstream.ca, authorities, load_authorities),
+            ("certificate", upstream.certificate, certificates, load_chain),
+        ):
+            if path:
+                texts[upstream.name] = text = _read(f"upstream[{i}].{key}", path)
+                try:
+                    load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), text)
+                except ValueError as error:
+                    raise BadValue(f"upstream[{i}].{key}: {path}: {error}") from error
+    return authorities, certificates
 
 
 def _read(key: str, path: str) -> str:

@@ -127,6 +127,28 @@ class UpstreamSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
             "upstream resolves names."
         ),
     ] = "local"
+    tls: Annotated[bool, Meta(description="Whether the connection to the upstream is inside TLS.")] = False
+    ca: Annotated[
+        str,
+        Meta(
+            description='File with the authorities of the upstream\'s certificate (PEM). "": those of the system.',
+            examples=["/etc/algate/office-ca.pem"],
+        ),
+    ] = ""
+    certificate: Annotated[
+        str,
+        Meta(
+            description="File with our certificate for the upstream and its private key (PEM).",
+            examples=["/etc/algate/office.pem"],
+        ),
+    ] = ""
+    server_name: Annotated[
+        str,
+        Meta(
+            description='Name or address that the upstream\'s certificate must have. "": the host of `address`.',
+            examples=["proxy.example.com"],
+        ),
+    ] = ""
 
 
 class DnsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -152,10 +174,13 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     """What was read from other files together with the configuration, because children may be unable to read them.
 
     `places`: where each key stands, as "FILE:LINE" by its path. `access`: the lines of the access file as rules, and
-    `access_places` where each stands, as "FILE:LINE". `passwords` of upstreams, by name.
+    `access_places` where each stands, as "FILE:LINE". `passwords`, `authorities` and `certificates` (with their keys)
+    of upstreams, by name.
     """
 
     places: dict[str, str] = {}
     access: tuple[RuleSection, ...] = ()
     access_places: tuple[str, ...] = ()
     passwords: dict[str, str] = {}
+    authorities: dict[str, str] = {}
+    certificates: dict[str, str] = {}

@@ -241,9 +241,9 @@ class Openings:
             return
         self._opening.discard(ref)
         self._leases[ref] = close
-        self._tell_unless_over(
-            Opened(ref, advertised(command, lease.public.port, self._flow, self._public), self._now(), inner)
-        )
+        elsewhere = self._backend.elsewhere and inner is None
+        public = lease.public if elsewhere else advertised(command, lease.public.port, self._flow, self._public)
+        self._tell_unless_over(Opened(ref, public, self._now(), inner))
 
     def _on_conversation(self, ref: int, outcome: Endpoint | str, inner: Endpoint | None) -> None:
         """Called from the event loop, so it must not block."""

@@ -19,12 +19,14 @@ from gateway.driver.readers import StreamReader
 from gateway.driver.stream import Inspection, Surroundings
 from gateway.flow.dial import Connection
 from gateway.flow.table import Flow, Flows
+from gateway.flow.upstream import Way
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Along
 from gateway.net.addresses import PublicAddress, is_local, public_address
 from gateway.net.relay.poller import Watch
 from gateway.net.sockets import abort, endpoint, prepare
 from gateway.pinhole.backend import Backend, DataPaths
+from gateway.pinhole.upstream import UpstreamPinholes
 from gateway.policy.decide import Decision, PolicyInForce
 
 log = structlog.get_logger()
@@ -34,7 +36,7 @@ class Means(NamedTuple):
     """What all flows that modules read work with.
 
     `pinholes`: by front. `look`: returns with which address the NAT sends a flow of this host on; raises
-    PinholeRefused.
+    PinholeRefused. `through`: makes the pinholes of a flow that goes through upstreams; None: those are not read.
     """
 
     pinholes: Mapping[str, Backend]
@@ -43,6 +45,7 @@ class Means(NamedTuple):
     announced: Announced
     afterlife: Afterlife
     look: Callable[[Along], str] | None = None
+    through: Callable[[Way], UpstreamPinholes] | None = None
 
 
 class Arrival(NamedTuple):
@@ -109,18 +112,18 @@ class FlowRunner:
             abort(client)
             abort(server)
             return
-        through_upstream = False
+        way = None
         if connection is not None:
-            decision = connection.decision
-            flow.rate, flow.session = decision.rate, connection.session
-            through_upstream = bool(decision.via or decision.chain)
-        # The server behind an upstream sees that one's address, so nothing that we could open would be found.
-        reader = None if through_upstream else self._readers.get(flow.server.port)
+            flow.rate, flow.session = connection.decision.rate, connection.session
+            way = connection.way
+        reader = self._readers.get(flow.server.port)
+        if way is not None and not (connection and connection.server and self._fits(reader)):
+            reader = None
         seen = connection.seen if connection is not None else None
         if seen is not None and is_local(seen.host):  # a NAT may as well show an address that is not this host's
             flow.seen = seen.host
         early = arrival.early
-        if reader is not None and (begun := self._begin(flow, reader, server, arrival.published, seen)):
+        if reader is not None and (begun := self._begin(flow, reader, server, arrival.published, seen, way)):
             module, around = begun
             self._inspect(flow, module, reader.mode, {Side.CLIENT: client, Side.SERVER: server}, around, early)
             return
@@ -164,6 +167,7 @@ class FlowRunner:
         server: gsocket.socket,
         published: Endpoint | None,
         seen: Endpoint | None,
+        way: Way | None,
     ) -> tuple[AlgModule, Surroundings] | None:
         """Make the module of a flow, and what it works with; None if the flow has to go on without it."""
         means, name = self._means, reader.name
@@ -172,7 +176,9 @@ class FlowRunner:
         outside = self._outside
         own = endpoint(server.getsockname())
         facing = seen.host if seen is not None else own.host
-        if published is None:
+        if way is not None:  # where the server sees the flow is the upstream's to say, for each pinhole
+            public = {Side.SERVER: PublicAddress(own.host, own.host)}
+        elif published is None:
             along = Along("tcp", own, endpoint(server.getpeername()))
             public = {Side.SERVER: self._place(public_address(outside, facing), along, seen)}
         else:
@@ -194,9 +200,10 @@ class FlowRunner:
             log.error("alg.broken", flow=flow.id, module=name, reason=str(broken))
             return None
         flow.module = name
+        elsewhere = means.through(way) if way is not None and means.through is not None else None
         return module, Surroundings(
-            means.pinholes[flow.front],
-            means.paths,
+            elsewhere or means.pinholes[flow.front],
+            elsewhere or means.paths,
             public,
             may_transfer,
             means.guard,
@@ -240,3 +247,8 @@ class FlowRunner:
             except PinholeRefused:
                 return public
         return PublicAddress(public.local if seen is None and not is_local(host) else host, host, along)
+
+    def _fits(self, reader: StreamReader | None) -> bool:
+        """Whether a module has all that it asks for where a flow goes through upstreams: connections of the server to
+        the client, but no conversations, and nothing that anybody may use."""
+        return self._means.through is not None and set(getattr(reader and reader.kind, "kinds", ())) == {"once"}

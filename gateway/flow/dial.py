@@ -19,7 +19,7 @@ import structlog
 from gevent.queue import Empty, Queue
 
 from alg.address import Address, Endpoint
-from gateway.flow.upstream import UpstreamError, Upstreams
+from gateway.flow.upstream import UpstreamError, Upstreams, Way
 from gateway.model.errors import PinholeRefused
 from gateway.model.hosts import canonical_name
 from gateway.model.requests import ConnectRequest
@@ -69,6 +69,8 @@ class Connection(NamedTuple):
     server: Endpoint | None
     seen: Endpoint | None = None
     """The endpoint that the server sees, if the connection has the client's own address on this side of the NAT."""
+    way: Way | None = None
+    """The upstreams that it goes through."""
 
 
 AsClient = Callable[[Endpoint, Endpoint], tuple[_socket.socket, Endpoint]]
@@ -189,12 +191,13 @@ class Dialer:
         for number, host in enumerate(hosts):
             until = time.monotonic() + (deadline - time.monotonic()) / (len(hosts) - number)
             try:
-                sock = self._upstreams.open(decision, host, request.port, self._to_upstream, until)
+                sock, way = self._upstreams.open(decision, host, request.port, self._to_upstream, until)
             except UpstreamError as error:
                 if number == len(hosts) - 1:
                     raise DialError(error.failure, str(error)) from error
                 continue
-            return Connection(sock, decision, session, Endpoint(host, request.port) if addresses else None)
+            server = Endpoint(host, request.port) if addresses else None
+            return Connection(sock, decision, session, server, way=way)
         raise DialError("name", f"{request.host} has no address")
 
     def _to_upstream(self, host: str, port: int, deadline: float) -> gsocket.socket:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import errno
+import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
 import gevent.socket as gsocket
 import msgspec
 
-from alg.socks.dialogue import Account, Dialogue, Kind, Parser, ask
+from alg.address import Endpoint
+from alg.socks.dialogue import Account, Dialogue, Granted, Kind, Parser, ask, second_reply
 from alg.socks.errors import Failure, ProxyError
 from alg.socks.socks5 import Command
+from gateway.net.sockets import endpoint
+from gateway.net.tls import TlsSocket
 from gateway.policy.rules import Decision
 
 # Connects to a host (an address or a name) and port until a time of `time.monotonic()`; raises UpstreamError.
 Connect = Callable[[str, int, float], gsocket.socket]
+
+
+_UNSPECIFIED = ("0.0.0.0", "::", "")
 
 
 class UpstreamError(Exception):
@@ -27,8 +35,15 @@ class UpstreamError(Exception):
         self.failure = failure
 
 
+class Tls(NamedTuple):
+    """How an upstream is spoken to inside TLS. `name`: what its certificate must be for."""
+
+    context: ssl.SSLContext
+    name: str
+
+
 class Upstream(msgspec.Struct, frozen=True):
-    """One upstream. `remote`: it resolves names itself."""
+    """One upstream. `remote`: it resolves names itself; `tls`: None if it is spoken to in clear."""
 
     name: str
     kind: Kind
@@ -37,6 +52,7 @@ class Upstream(msgspec.Struct, frozen=True):
     user: str = ""
     password: str = ""
     remote: bool = False
+    tls: Tls | None = None
 
 
 class Upstreams:
@@ -51,40 +67,76 @@ class Upstreams:
         names = decision.chain[-1:] or decision.via
         return bool(names) and all(self._upstreams[name].remote for name in names)
 
-    def open(self, decision: Decision, host: str, port: int, connect: Connect, deadline: float) -> gsocket.socket:
-        """Open a tunnel to `host` (an address or a canonical name); `connect` connects to the first upstream. Raises
-        the UpstreamError of the upstream that was tried last, or with which the server itself refused."""
+    def open(
+        self, decision: Decision, host: str, port: int, connect: Connect, deadline: float
+    ) -> tuple[gsocket.socket, Way]:
+        """Open a tunnel to `host` (an address or a canonical name); `connect` connects to the first upstream. Also
+        returns by which way. Raises the UpstreamError of the upstream that was tried last, or with which the server
+        itself refused."""
         ways = [decision.chain] if decision.chain else [(name,) for name in decision.via]
-        for number, way in enumerate(ways):
+        for number, names in enumerate(ways):
             # Each gets its part of the time that is left, so that a silent one does not take it all.
             until = time.monotonic() + (deadline - time.monotonic()) / (len(ways) - number)
+            way = Way([self._upstreams[name] for name in names], connect, host, port)
             try:
-                return self._through([self._upstreams[name] for name in way], host, port, connect, until)
+                return way.reach(host, port, until), way
             except UpstreamError as error:
                 if error.failure == "refused" or number == len(ways) - 1:
                     raise
         raise UpstreamError("failed", "no upstream")
 
-    def _through(
-        self, way: Sequence[Upstream], host: str, port: int, connect: Connect, deadline: float
-    ) -> gsocket.socket:
-        first = way[0]
+
+class Way:
+    """The upstreams by which a flow goes to its server, `host` and `port` as the last one was told."""
+
+    def __init__(self, upstreams: Sequence[Upstream], connect: Connect, host: str, port: int) -> None:
+        self._upstreams = upstreams
+        self._connect = connect
+        self._server = host, port
+
+    def reach(self, host: str, port: int, deadline: float) -> gsocket.socket:
+        """Return a connection to `host` by this way. Raises UpstreamError."""
+        return self._ask(Command.CONNECT, host, port, deadline)[0]
+
+    def bind(self, deadline: float) -> Bound:
+        """Let the last upstream wait for one connection of the flow's server (BIND, RFC 1928 section 4). Raises
+        UpstreamError, also if it has no BIND."""
+        sock, granted = self._ask(Command.BIND, *self._server, deadline)
+        host = granted.host
+        if host in _UNSPECIFIED and len(self._upstreams) == 1:
+            host = endpoint(sock.getpeername()).host  # it does not know how it is seen
         try:
-            sock = connect(first.host, first.port, deadline)
+            return Bound(sock, self._upstreams[-1], granted, Endpoint.of(host, granted.port), self._server[0])
+        except ValueError:
+            sock.close()
+            raise UpstreamError("failed", f"upstream {self._upstreams[-1].name}: it listens at {host!r}") from None
+
+    def _ask(self, command: Command, host: str, port: int, deadline: float) -> tuple[gsocket.socket, Granted]:
+        """Go through all upstreams, and let the last one carry out `command`."""
+        first, last = self._upstreams[0], self._upstreams[-1]
+        try:
+            sock = self._connect(first.host, first.port, deadline)
         except UpstreamError as error:
             # That the upstream refuses says nothing of the server.
             failure: Failure = "failed" if error.failure == "refused" else error.failure
             raise UpstreamError(failure, f"upstream {first.name}: {error}") from error
+        granted = Granted("", 0)
         try:
-            for number, upstream in enumerate(way):
-                last = number == len(way) - 1
-                target = (host, port) if last else (way[number + 1].host, way[number + 1].port)
+            for number, upstream in enumerate(self._upstreams):
+                what, target = command, (host, port)
+                if upstream is not last:
+                    following = self._upstreams[number + 1]
+                    what, target = Command.CONNECT, (following.host, following.port)
                 late = UpstreamError("timeout", "no answer in time")
                 try:
                     with gevent.Timeout(max(deadline - time.monotonic(), 0.01), late):
-                        _converse(sock, upstream, *target)
+                        if upstream.tls is not None:
+                            sock = TlsSocket(sock, *upstream.tls)
+                            sock.handshake()
+                        account = Account(upstream.user, upstream.password)
+                        granted = _converse(sock, ask(upstream.kind, what, *target, account))
                 except (UpstreamError, ProxyError) as error:
-                    failure = "failed" if error.failure == "refused" and not last else error.failure
+                    failure = "failed" if error.failure == "refused" and upstream is not last else error.failure
                     raise UpstreamError(failure, f"upstream {upstream.name}: {error}") from error
                 except ValueError as error:
                     raise UpstreamError("failed", f"upstream {upstream.name}: {error}") from error
@@ -93,22 +145,59 @@ class Upstreams:
         except BaseException:
             sock.close()
             raise
-        return sock
+        return sock, granted
 
 
-def _converse(sock: gsocket.socket, upstream: Upstream, host: str, port: int) -> None:
-    """Ask an upstream for a tunnel. Nothing that comes through the tunnel is read. Raises ProxyError, ValueError,
-    UpstreamError, OSError."""
-    account = Account(upstream.user, upstream.password)
-    steps: Dialogue = ask(upstream.kind, Command.CONNECT, host, port, account)
+class Bound:
+    """A BIND at an upstream, which waits for one connection at `public`; used like a listening socket."""
+
+    def __init__(
+        self, sock: gsocket.socket, upstream: Upstream, first: Granted, public: Endpoint, expected: str
+    ) -> None:
+        """`expected`: the host for which it waits."""
+        self.public = public
+        self._expected = expected
+        self._sock: gsocket.socket | None = sock
+        self._upstream = upstream
+        self._first = first
+
+    def accept(self) -> tuple[gsocket.socket, tuple[str, int]]:
+        """Wait for the connection, and return it with the address of its other end, as far as the upstream says it.
+        Raises OSError, also if it came already."""
+        if self._sock is None:
+            raise OSError(errno.EINVAL, "the one connection has come")
+        try:
+            granted = _converse(self._sock, second_reply(self._upstream.kind, self._first))
+        except (ProxyError, UpstreamError) as error:
+            raise OSError(errno.ECONNABORTED, str(error)) from error
+        sock, self._sock = self._sock, None
+        return sock, (self._expected if granted.host in _UNSPECIFIED else granted.host, granted.port)
+
+    def settimeout(self, seconds: float | None) -> None:
+        """Set how long `accept` waits at most."""
+        if self._sock is not None:
+            self._sock.settimeout(seconds)
+
+    def close(self) -> None:
+        """Wait no more. The connection, if it has come, is its receiver's."""
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+
+def _converse(sock: gsocket.socket, steps: Dialogue) -> Granted:
+    """Carry out a dialogue with an upstream. Nothing that comes through the tunnel is read. Raises ProxyError,
+    ValueError, UpstreamError, OSError."""
     data, parse = next(steps)
     while True:
-        sock.sendall(data)
+        if data:
+            sock.sendall(data)
         answer = _receive(sock, parse)
         try:
             data, parse = steps.send(answer)
-        except StopIteration:
-            return
+        except StopIteration as stop:
+            granted: Granted = stop.value
+            return granted
 
 
 def _receive(sock: gsocket.socket, parse: Parser) -> Any:

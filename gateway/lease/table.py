@@ -164,7 +164,7 @@ class LeaseTable:
         `owner` is the worker's slot that may close it. Raises PinholeRefused "rate", "quota" (the client's), "share"
         (the client has as much as is left for all others), "full" (all pinholes), "ports", "taken".
         """
-        payer = self._check_limits(request, now)
+        payer = self.check_limits(request, now)
         public = self._public(request, now, rng, is_free)
         lease = Lease(
             id=f"{rng.getrandbits(64):016x}",
@@ -211,8 +211,9 @@ class LeaseTable:
         entries = [self._entries[each] for each in self._sockets.sharing(lease)]
         return [(entry.owner, entry.lease, entry.deadline) for entry in entries]
 
-    def _check_limits(self, request: PinholeRequest, now: float) -> Identity:
-        """Return whose quota it counts against."""
+    def check_limits(self, request: PinholeRequest, now: float) -> Identity:
+        """Count a request for its client's rate, and return whose quota it counts against. Raises PinholeRefused if
+        `open` would refuse it for a limit."""
         client = request.visitor or request.client
         payer = self._identify(client)
         kind = _kind(request.kind, request.transport, self._backend == "userspace")

@@ -96,6 +96,7 @@ EVENTS = {
     "pinhole.moved": "The public address has changed. A pinhole was opened again at the new address.",
     "pinhole.open": "A pinhole was opened.",
     "pinhole.refused": "A pinhole was not opened; `rule` says by which rule, `detail` why.",
+    "pinhole.lost": "An upstream does not wait for the peer any more, or has let in another host.",
     "pinhole.stranger": "A host other than the expected peer connected to a pinhole. Its connection was reset.",
     "pinhole.target_failed": "The peer connected to a pinhole, but the client's side could not be reached.",
     "pinhole.update": "The peers or the time of a conversation have changed.",

@@ -26,10 +26,12 @@ class ConversationBackend(Protocol):
 class Backend(ConversationBackend, Protocol):
     """A backend of single connections too. `open` waits, and raises PinholeRefused.
 
-    `outbound`: whether the backend supports pinholes for connections of the client to the outside.
+    `outbound`: whether the backend supports pinholes for connections of the client to the outside. `elsewhere`: whether
+    its pinholes are at another host than this one, and so at the address that their lease says.
     """
 
     outbound: bool
+    elsewhere: bool
 
     def open(self, request: PinholeRequest) -> Lease: ...
 

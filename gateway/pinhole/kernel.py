@@ -12,6 +12,7 @@ class KernelPinholes:
     """Kernel pinholes, for clients whose way out is this router."""
 
     outbound = True
+    elsewhere = False
 
     def __init__(self, broker: BrokerClient) -> None:
         self._broker = broker

@@ -13,6 +13,7 @@ class SplitPinholes:
     own connections do. Media that a session describes do not, so the kernel serves them (decision 0052)."""
 
     outbound = False  # as of the userspace backend
+    elsewhere = False
 
     def __init__(self, connections: Backend, conversations: Backend) -> None:
         self._connections = connections

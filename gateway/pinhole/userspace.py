@@ -37,12 +37,23 @@ class Closable(Protocol):
 S = TypeVar("S", bound=Closable)
 
 
+class Listener(Protocol):
+    """What accepts connections: a listening socket, or something that is used like one. `accept` raises OSError."""
+
+    def accept(self) -> tuple[gsocket.socket, tuple[object, ...]]: ...
+
+    def settimeout(self, value: float | None, /) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class UserspacePinholes:
     """The userspace backend of one worker. What comes through a pinhole is a flow of its own, with the front "pinhole".
 
     `ports`, `per_client`, `rate`: see LeaseTable. With `admission` the broker enforces them where it knows the pinhole.
     """
 
+    elsewhere = False
     outbound = False  # a SOCKS client reaches the outside through us, whatever the FORWARD policy is
 
     def __init__(
@@ -53,6 +64,7 @@ class UserspacePinholes:
         self._table = LeaseTable(backend="userspace", ports=ports, per_client=per_client, rate=rate)
         self._rng = random.SystemRandom()
         self._waiting: dict[str, gevent.Greenlet[..., str]] = {}
+        self._elsewhere: set[str] = set()  # those at which an upstream listens
 
     def configure(self, ports: tuple[int, int], per_client: int, rate: float, inside: Sequence[Network]) -> None:
         """Use other limits from now on. What is open stays open."""
@@ -110,15 +122,54 @@ class UserspacePinholes:
         if request.transport != "tcp":
             raise PinholeRefused("transport", f"{request.transport} is not available")
         lease, listener = self.reserve(request, listen)
-        serving = gevent.Greenlet(self._serve, lease, listener, request.ttl)
+        self._begin(lease, listener, request.ttl)
+        return lease
+
+    def check(self, request: PinholeRequest) -> None:
+        """Count a request for its client, and raise PinholeRefused if that may not have one more pinhole."""
+        now = time.monotonic()
+        self._table.expire(now)
+        self._table.check_limits(request, now)
+
+    def wait(self, request: PinholeRequest, public: Endpoint, listener: Listener) -> Lease:
+        """Serve a pinhole at which somebody else listens, at `public`; owns `listener`, which accepts one connection.
+        `check` was called before."""
+        lease = Lease(
+            id=f"{self._rng.getrandbits(64):016x}",
+            flow=request.flow,
+            reason=request.reason,
+            client=request.client,
+            direction="in",
+            protocol="tcp",
+            public=public,
+            target=request.target,
+            peer=request.peer,
+            expires=time.time() + request.ttl,
+            backend="userspace",
+        )
+        self._table.restore(lease, owner=0, deadline=time.monotonic() + request.ttl)
+        self._elsewhere.add(lease.id)
+        _log_open(lease)
+        self._begin(lease, listener, request.ttl)
+        return lease
+
+    def _begin(self, lease: Lease, listener: Listener, ttl: float) -> None:
+        serving = gevent.Greenlet(self._serve, lease, listener, ttl)
         serving.link(functools.partial(self._ended, lease, listener))  # runs however it ends, begun or not
         self._waiting[lease.id] = serving
         serving.start()
-        return lease
 
-    def join(self, client: Endpoint, server: Endpoint, sources: tuple[str, str], reason: str) -> None:
-        """Connect to both sides, each from the address at which it knows us (`sources`), and relay. Returns at once."""
-        gevent.spawn(self._join, client, server, sources, reason)
+    def join(
+        self,
+        client: Endpoint,
+        server: Endpoint,
+        sources: tuple[str, str],
+        reason: str,
+        reach: Callable[[Endpoint], gsocket.socket] | None = None,
+    ) -> None:
+        """Connect to both sides, each from the address at which it knows us (`sources`), and relay. Returns at once.
+        `reach`: connects to the server in another way."""
+        gevent.spawn(self._join, client, server, sources, reason, reach)
 
     def meet(self, request: PinholeRequest, inner_host: str) -> tuple[Lease, Endpoint]:
         """Open a port for the request's peer, and one at `inner_host` for its client, and relay when both have come.
@@ -164,7 +215,7 @@ class UserspacePinholes:
     def close_departed(self, is_local: Callable[[str], bool]) -> None:
         """Close pinholes at an address that this host no longer has."""
         for lease in self._table.live():
-            if not is_local(lease.public.host):
+            if lease.id not in self._elsewhere and not is_local(lease.public.host):
                 self.close(lease)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -176,7 +227,7 @@ class UserspacePinholes:
         """Return the open pinholes, for the metrics, including those that the broker only admits."""
         return self._table.samples()
 
-    def _serve(self, lease: Lease, listener: gsocket.socket, ttl: float) -> str:
+    def _serve(self, lease: Lease, listener: Listener, ttl: float) -> str:
         """Admit the peer once, until the pinhole's time is over. Returns why it ended."""
         try:
             with gevent.Timeout(ttl):
@@ -185,10 +236,14 @@ class UserspacePinholes:
                 gevent.spawn(self._connect, lease, peer)
         except gevent.Timeout:
             return "expired"
+        except OSError as error:  # of an upstream only: it waits no more, or has let in somebody else
+            log.info("pinhole.lost", pinhole=lease.id, flow=lease.flow, reason=str(error))
+            return "lost"
         return "used"
 
-    def _ended(self, lease: Lease, listener: gsocket.socket, serving: gevent.Greenlet[..., str]) -> None:
-        if serving.value != "used":
+    def _ended(self, lease: Lease, listener: Listener, serving: gevent.Greenlet[..., str]) -> None:
+        self._elsewhere.discard(lease.id)
+        if serving.value not in ("used", "lost"):
             self._admit_waiting(lease, listener)
         listener.close()
         del self._waiting[lease.id]
@@ -230,11 +285,18 @@ class UserspacePinholes:
             listener.close()
             self.release(lease, serving.value if isinstance(serving.value, str) else "closed")
 
-    def _join(self, client: Endpoint, server: Endpoint, sources: tuple[str, str], reason: str) -> None:
+    def _join(
+        self,
+        client: Endpoint,
+        server: Endpoint,
+        sources: tuple[str, str],
+        reason: str,
+        reach: Callable[[Endpoint], gsocket.socket] | None,
+    ) -> None:
         near = None
         try:
             near = _connect_target(client, sources[0])  # first: what the server sends has to go somewhere
-            far = _connect_target(server, sources[1])
+            far = reach(server) if reach is not None else _connect_target(server, sources[1])
         except OSError as error:
             log.info("relay.failed", client=str(client), server=str(server), reason=str(error))
             if near is not None:
@@ -255,10 +317,10 @@ class UserspacePinholes:
             return
         self._flows.relay(flow, client, server)
 
-    def _accept_peer(self, lease: Lease, listener: gsocket.socket) -> gsocket.socket:
+    def _accept_peer(self, lease: Lease, listener: Listener) -> gsocket.socket:
         return self._accept(lease, listener, lease.peer)
 
-    def _accept(self, lease: Lease, listener: gsocket.socket, peer: str | None) -> gsocket.socket:
+    def _accept(self, lease: Lease, listener: Listener, peer: str | None) -> gsocket.socket:
         while True:
             sock, address = listener.accept()
             remote = endpoint(address)
@@ -267,7 +329,7 @@ class UserspacePinholes:
             log.warning("pinhole.stranger", pinhole=lease.id, peer=str(remote))
             abort(sock)
 
-    def _admit_waiting(self, lease: Lease, listener: gsocket.socket) -> None:
+    def _admit_waiting(self, lease: Lease, listener: Listener) -> None:
         """Admit a peer that has connected before the close: a server may send everything, and say so, before we
         accept."""
         listener.settimeout(0)

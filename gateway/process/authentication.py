@@ -15,8 +15,8 @@ from gateway.front.auth.passwords import Accounts, PasswordChecker
 from gateway.front.auth.users import Users, parse_users
 from gateway.front.socks.authenticate import Authenticator, Gssapi
 from gateway.front.socks.gssapi import GssapiAcceptor
+from gateway.model.certificates import server_context
 from gateway.model.errors import ConfigError
-from gateway.net.certificates import server_context
 from gateway.observe.log import get_logger
 from gateway.policy.shared_counts import SharedCounts
 
@@ -99,7 +99,13 @@ class Authentication:
 def _tls_context(fds: Mapping[str, int]) -> ssl.SSLContext | None:
     if "certificate" not in fds:
         return None
-    return server_context(_path(fds["certificate"]), _path(fds["client_ca"]) if "client_ca" in fds else None)
+    authorities = _text(fds["client_ca"]) if "client_ca" in fds else None
+    return server_context(_text(fds["certificate"]), authorities)
+
+
+def _text(fd: int) -> str:
+    with open(_path(fd), encoding="ascii", errors="replace") as file:
+        return file.read()
 
 
 def _path(fd: int) -> str:

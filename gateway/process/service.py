@@ -6,6 +6,7 @@ from __future__ import annotations
 import _socket
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import NamedTuple
 
 import gevent.socket as gsocket
@@ -26,7 +27,7 @@ from gateway.flow.dial import Dialer
 from gateway.flow.lookup import Lookup
 from gateway.flow.quick_dial import QuickDialer, cooperative
 from gateway.flow.table import Flows
-from gateway.flow.upstream import Upstream, Upstreams
+from gateway.flow.upstream import Tls, Upstream, Upstreams
 from gateway.front.accept import Acceptor, Quick, room_for_connections
 from gateway.front.auth.ident import IdentClient
 from gateway.front.socks.bind import BindCommand
@@ -40,6 +41,7 @@ from gateway.front.transparent.tcp import TransparentFront
 from gateway.front.udp.associate import UdpAssociateCommand
 from gateway.front.udp.reader import MessageReader
 from gateway.front.udp.routes import Options
+from gateway.model.certificates import client_context
 from gateway.model.requests import CommandName
 from gateway.net.addresses import OwnAddresses
 from gateway.net.neighbours import Neighbours
@@ -49,6 +51,7 @@ from gateway.net.sockets import keep_alive_after
 from gateway.pinhole.backend import Backend
 from gateway.pinhole.client import BrokerClient
 from gateway.pinhole.split import SplitPinholes
+from gateway.pinhole.upstream import UpstreamPinholes
 from gateway.pinhole.userspace import UserspacePinholes
 from gateway.policy.clients import Clients, Kind
 from gateway.policy.decide import PolicyInForce
@@ -107,7 +110,8 @@ class Service:
             "published": userspace if config.pinhole.backend == "userspace" else SplitPinholes(userspace, kernel),
         }
         look = ground.broker.seen if ground.broker is not None else None
-        means = Means(pinholes, userspace, ModuleGuard(), ground.announced, ground.afterlife, look)
+        through = partial(UpstreamPinholes, userspace)
+        means = Means(pinholes, userspace, ModuleGuard(), ground.announced, ground.afterlife, look, through)
         runner = FlowRunner(flows, stream_readers(config, streams), outside, policy, means)
         earlier = before.authentication if before is not None else None
         self.authentication: Authentication = Authentication(
@@ -210,7 +214,14 @@ def upstreams_of(config: Config) -> dict[str, Upstream]:
         host, port = parse_host_port(section.address)
         password = config.loaded.passwords.get(section.name, "")
         remote = section.resolve == "remote"
-        found[section.name] = Upstream(section.name, section.kind, host, port, section.user, password, remote)
+        tls = None
+        if section.tls:
+            loaded = config.loaded
+            context = client_context(
+                loaded.authorities.get(section.name, ""), loaded.certificates.get(section.name, "")
+            )
+            tls = Tls(context, section.server_name or host)
+        found[section.name] = Upstream(section.name, section.kind, host, port, section.user, password, remote, tls)
     return found
 
 

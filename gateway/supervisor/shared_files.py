@@ -3,17 +3,16 @@ they change."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.config.schema import Config
 from gateway.front.auth.users import BadUsers, parse_users
+from gateway.model.certificates import load_authorities, load_chain
 from gateway.model.errors import ConfigError
-from gateway.net.certificates import load_authorities, load_chain
 from gateway.observe.log import get_logger
 
 log = get_logger()
@@ -130,25 +129,11 @@ def _check_keytab(content: bytes) -> None:
 
 
 def _check_certificate(content: bytes) -> None:
-    with _as_file(content) as path:
-        load_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), path)
+    load_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), content.decode("ascii", "replace"))
 
 
 def _check_authorities(content: bytes) -> None:
-    with _as_file(content) as path:
-        load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), path)
-
-
-@contextlib.contextmanager
-def _as_file(content: bytes) -> Iterator[str]:
-    """Yield the path of a file in memory, because OpenSSL reads a key from a file only."""
-    memfd = os.memfd_create("algate-check")
-    try:
-        with open(memfd, "wb", closefd=False) as file:
-            file.write(content)
-        yield f"/proc/self/fd/{memfd}"
-    finally:
-        os.close(memfd)
+    load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), content.decode("ascii", "replace"))
 
 
 def _stamp(path: Path) -> _Stamp:

@@ -14,7 +14,7 @@ from alg.address import Endpoint
 from gateway.front.auth.passwords import Accounts
 from gateway.front.socks.request import Identity, Incoming
 from gateway.front.socks.server import SocksFront
-from gateway.net.certificates import common_name
+from gateway.model.certificates import common_name
 from gateway.net.sockets import close_gently, endpoint
 from gateway.net.tls import TlsError, TlsSocket
 

@@ -33,6 +33,7 @@ class SlowBackend:
     """Answers after `delay` seconds: every other request with a pinhole, the others with a refusal."""
 
     outbound = True
+    elsewhere = False
 
     def __init__(self, delay: float = 0.0) -> None:
         self.delay = delay

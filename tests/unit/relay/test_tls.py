@@ -13,7 +13,7 @@ import gevent.socket as gsocket
 import pytest
 from gevent import get_hub
 
-from gateway.net.certificates import client_context, common_name, load_authorities, load_chain, server_context
+from gateway.model.certificates import client_context, common_name, load_authorities, load_chain, server_context
 from gateway.net.tls import TlsError, TlsSocket
 from tests.lab.certificates import Authority
 
@@ -34,8 +34,8 @@ def certificate(authority: Authority) -> Path:
 def both(authority: Authority, certificate: Path) -> Iterator[tuple[TlsSocket, TlsSocket]]:
     """Our two sides, after the handshake."""
     near, far = gsocket.socketpair()
-    server = TlsSocket(near, server_context(str(certificate)))
-    client = TlsSocket(far, client_context(str(authority.file)), HOST)
+    server = TlsSocket(near, server_context(certificate.read_text()))
+    client = TlsSocket(far, client_context(authority.file.read_text()), HOST)
     greenlets = [gevent.spawn(server.handshake), gevent.spawn(client.handshake)]
     gevent.joinall(greenlets, 10, raise_error=True)
     yield server, client
@@ -120,7 +120,7 @@ def test_a_handshake_in_pieces_with_pythons_own(authority: Authority, certificat
     """The client's bytes come a few at a time."""
     near, middle = gsocket.socketpair()
     other, far = socket.socketpair()
-    server = TlsSocket(near, server_context(str(certificate)))
+    server = TlsSocket(near, server_context(certificate.read_text()))
     other.setblocking(False)
     found: list[bytes] = []
 
@@ -159,7 +159,7 @@ def test_a_handshake_in_pieces_with_pythons_own(authority: Authority, certificat
         sock.close()
 
 
-def test_what_is_wrong_in_a_file_is_said(authority: Authority, certificate: Path, tmp_path: Path) -> None:
+def test_what_is_wrong_in_a_file_is_said(authority: Authority, certificate: Path) -> None:
     whole = certificate.read_text()
     chain, key = whole.split("-----BEGIN PRIVATE KEY-----")
     other = authority.issue("other", hosts=(HOST,)).read_text().split("-----BEGIN PRIVATE KEY-----")[1]
@@ -171,14 +171,11 @@ def test_what_is_wrong_in_a_file_is_said(authority: Authority, certificate: Path
         whole[:200] + whole[260:]: "OpenSSL cannot read it",
         f"{chain}-----BEGIN PRIVATE KEY-----{key[:30]}": "OpenSSL cannot read it|no private key",
     }
-    file = tmp_path / "wrong.pem"
     for text, says in wrong.items():
-        file.write_text(text)
         with pytest.raises(ValueError, match=says):
-            load_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), str(file))
-    file.write_text("nothing")
+            load_chain(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), text)
     with pytest.raises(ValueError, match="there is no certificate in it"):
-        load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), str(file))
+        load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), "nothing")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""Certificates: what TLS is configured with, read from files, with errors that say what is wrong in them."""
+"""Certificates: what TLS is configured with. All take the text of files (PEM); errors say what is wrong in it."""
 
 from __future__ import annotations
 
+import os
 import ssl
 from typing import Any
 
@@ -9,8 +10,8 @@ _BEGIN = "-----BEGIN "
 
 
 def server_context(certificate: str, client_ca: str | None = None) -> ssl.SSLContext:
-    """Return the context of a listener. `certificate`: a file with the chain and its key; `client_ca`: a file with the
-    authorities of clients' certificates, which then are required. Raises ValueError with what is wrong, OSError.
+    """Return the context of a listener. `certificate`: the chain and its key; `client_ca`: the authorities of clients'
+    certificates, which then are required. Raises ValueError.
 
     There are no session tickets: each connection proves anew who it is, and a worker could not read another one's.
     """
@@ -27,9 +28,9 @@ def server_context(certificate: str, client_ca: str | None = None) -> ssl.SSLCon
 
 
 def client_context(ca: str = "", certificate: str = "") -> ssl.SSLContext:
-    """Return the context of a connection to an upstream. `ca`: a file with the authorities of its certificate (empty:
-    the system's); `certificate`: a file with our own chain and key (empty: none). Raises ValueError, OSError."""
-    context = ssl.create_default_context() if not ca else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    """Return the context of a connection to an upstream. `ca`: the authorities of its certificate (empty: the
+    system's); `certificate`: our own chain and key (empty: none). Raises ValueError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if ca else ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if ca:
         load_authorities(context, ca)
@@ -38,26 +39,29 @@ def client_context(ca: str = "", certificate: str = "") -> ssl.SSLContext:
     return context
 
 
-def load_chain(context: ssl.SSLContext, path: str) -> None:
-    """Load a chain and its key. Raises ValueError with what is wrong in the file, OSError."""
-    text = _text(path)
+def load_chain(context: ssl.SSLContext, text: str) -> None:
+    """Load a chain and its key. Raises ValueError with what is wrong."""
     if f"{_BEGIN}CERTIFICATE" not in text:
         raise ValueError("there is no certificate in it (PEM)")
     if "PRIVATE KEY-----" not in text:
         raise ValueError("there is no private key in it (PEM, in the same file as the chain)")
     if "ENCRYPTED" in text:
         raise ValueError("its key is encrypted, and nobody can be asked for the passphrase")
+    memfd = os.memfd_create("algate-certificate")  # OpenSSL reads a key from a file only
     try:
-        context.load_cert_chain(path)
+        with open(memfd, "w", closefd=False) as file:
+            file.write(text)
+        context.load_cert_chain(f"/proc/self/fd/{memfd}")
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise ValueError("its key is not the key of its first certificate") from None
         raise ValueError(f"OpenSSL cannot read it ({error.reason or error})") from None
+    finally:
+        os.close(memfd)
 
 
-def load_authorities(context: ssl.SSLContext, path: str) -> None:
-    """Load certificates of authorities. Raises ValueError with what is wrong in the file, OSError."""
-    text = _text(path)
+def load_authorities(context: ssl.SSLContext, text: str) -> None:
+    """Load certificates of authorities. Raises ValueError with what is wrong."""
     if f"{_BEGIN}CERTIFICATE" not in text:
         raise ValueError("there is no certificate in it (PEM)")
     try:
@@ -73,8 +77,3 @@ def common_name(certificate: dict[str, Any]) -> str:
     if len(names) != 1 or not names[0] or len(names[0]) > 255 or not names[0].isprintable():
         raise ValueError(f"its subject has {len(names)} common names that can be a user's, and not one")
     return str(names[0])
-
-
-def _text(path: str) -> str:
-    with open(path, encoding="ascii", errors="replace") as file:
-        return file.read()
