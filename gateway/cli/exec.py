@@ -14,7 +14,9 @@ from gateway.client.engine.program import main as run_program
 @click.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND ...")
 @click.option("--via", multiple=True, metavar="URL", help="The proxy; again for a chain.")
-@click.option("--engine", type=click.Choice(["auto", "namespace"]), default="auto", show_default=True, help="How.")
+@click.option(
+    "--engine", type=click.Choice(["auto", "namespace", "seccomp"]), default="auto", show_default=True, help="How."
+)
 @click.option(
     "--dns",
     default="auto",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ from tests.lab.lab import CLIENT4, ROUTER_IN4, SERVER4, SERVER6, Lab
 
 ROOT = Path(__file__).parents[2]
 ALGATE = Path(sys.executable).parent / "algate"
+ENGINES = ["namespace", "seccomp"]
 OURS = f"socks5://{ROUTER_IN4}:1080"
 NAME = "web.example"
 WEB, ECHO = 8080, 7030
@@ -105,10 +107,11 @@ def run(
     options: tuple[str, ...] = (),
     user: bool = False,
     check: bool = True,
+    engine: str = "auto",
 ) -> subprocess.CompletedProcess[str]:
     """Run a program so in the client's host; `user`: as somebody who is not root."""
     who = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"] if user else []
-    argv = [*who, ALGATE, "exec", "--via", via, *options, "--", *command]
+    argv = [*who, ALGATE, "exec", "--engine", engine, "--via", via, *options, "--", *command]
     return lab.run("inside", argv, timeout=60, check=check)
 
 
@@ -165,23 +168,32 @@ def static(lab: Lab) -> Path:
     ],
     ids=["curl", "wget", "static", "asyncio", "bash", "node"],
 )
-@pytest.mark.parametrize("user", [False, True], ids=["root", "user"])
-def test_programs(lab: Lab, gateway: Gateway, static: Path, command: list[str], hosts: list[str], user: bool) -> None:
+@pytest.mark.parametrize(
+    ("engine", "user"),
+    [("namespace", False), ("namespace", True), ("seccomp", True)],
+    ids=["namespace-root", "namespace-user", "seccomp-user"],
+)
+def test_programs(
+    lab: Lab, gateway: Gateway, static: Path, command: list[str], hosts: list[str], user: bool, engine: str
+) -> None:
     if command[0] != "static" and shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} is not installed")
     with sniffer(lab) as beside:
         for host in hosts:
             words = [str(static) if word == "static" else word.replace("{}", host) for word in command]
-            done = run(lab, *words, user=user)
+            done = run(lab, *words, user=user, engine=engine)
             assert done.stdout.rstrip().endswith("hello"), (host, done.stdout, done.stderr)
     assert not beside, "something went past the proxy"
 
 
-def test_names_that_stand_for_addresses(lab: Lab, gateway: Gateway) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_names_that_stand_for_addresses(lab: Lab, gateway: Gateway, engine: str) -> None:
     """The proxy is told the name, as one without RESOLVE has to be. Such addresses never leave."""
     with sniffer(lab) as beside:
-        done = run(lab, "curl", "-sS", "-w", "%{remote_ip}", f"http://{NAME}:8080/", options=("--dns", "fake"))
-    assert done.stdout.startswith("hello\n198.18.")
+        words = ["curl", "-sS", "-w", "%{remote_ip}", f"http://{NAME}:8080/"]
+        done = run(lab, *words, options=("--dns", "fake"), engine=engine)
+    # The socket of the other engine is the program's own, and so knows the proxy.
+    assert done.stdout.startswith("hello\n198.18." if engine == "namespace" else "hello\n")
     assert not beside
 
 
@@ -243,12 +255,14 @@ def test_an_association_ends_with_its_socket(lab: Lab, gateway: Gateway, echo: N
 @pytest.mark.parametrize(
     ("command", "code"), [("exit 7", 7), ("kill -TERM $$", 143), ("kill -KILL $$", 137), ("true", 0)]
 )
-def test_exit_codes(lab: Lab, gateway: Gateway, command: str, code: int) -> None:
-    assert run(lab, "sh", "-c", command, check=False).returncode == code
+@pytest.mark.parametrize("engine", ENGINES)
+def test_exit_codes(lab: Lab, gateway: Gateway, command: str, code: int, engine: str) -> None:
+    assert run(lab, "sh", "-c", command, check=False, engine=engine).returncode == code
 
 
-def test_a_program_that_is_not_there(lab: Lab, gateway: Gateway) -> None:
-    done = run(lab, "no-such-program", check=False)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_program_that_is_not_there(lab: Lab, gateway: Gateway, engine: str) -> None:
+    done = run(lab, "no-such-program", check=False, engine=engine)
     assert done.returncode == 127
     assert "no-such-program: No such file" in done.stderr
 
@@ -275,32 +289,36 @@ def test_what_fails_fails_soon(lab: Lab, gateway: Gateway, url: str, says: str) 
     assert time.monotonic() - began < 30
 
 
-def test_a_gateway_that_is_not_there(lab: Lab, gateway: Gateway) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_gateway_that_is_not_there(lab: Lab, gateway: Gateway, engine: str) -> None:
+    words = ["curl", "-sS", "-m", "20", f"http://{SERVER4}:8080/"]
     with sniffer(lab) as beside:
-        done = run(
-            lab, "curl", "-sS", "-m", "20", f"http://{SERVER4}:8080/", via=f"socks5://{ROUTER_IN4}:9", check=False
-        )
+        done = run(lab, *words, via=f"socks5://{ROUTER_IN4}:9", check=False, engine=engine)
     assert done.returncode
     assert not beside
 
 
-def test_a_direct_network(lab: Lab, gateway: Gateway) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_direct_network(lab: Lab, gateway: Gateway, engine: str) -> None:
+    words = ["curl", "-sS", f"http://{SERVER4}:8080/"]
     options = ("--direct", f"{SERVER4}/32", "--trace")
-    done = run(lab, "curl", "-sS", f"http://{SERVER4}:8080/", via=f"socks5://{ROUTER_IN4}:9", options=options)
+    done = run(lab, *words, via=f"socks5://{ROUTER_IN4}:9", options=options, engine=engine)
     assert done.stdout == "hello\n"
-    assert f"{SERVER4} port 8080: connected" in done.stderr
+    assert (f"{SERVER4} port 8080: connected" in done.stderr) == (engine == "namespace")
 
 
-def test_many_bytes(lab: Lab, gateway: Gateway) -> None:
-    done = run(lab, "sh", "-c", f"curl -sS http://{SERVER4}:8080/big | sha256sum")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_many_bytes(lab: Lab, gateway: Gateway, engine: str) -> None:
+    done = run(lab, "sh", "-c", f"curl -sS http://{SERVER4}:8080/big | sha256sum", engine=engine)
     expected = subprocess.run(["sha256sum", lab.tmp / "site/big"], capture_output=True, text=True, check=True).stdout
     assert done.stdout.split()[0] == expected.split()[0]
 
 
 @pytest.mark.parametrize("victim", ["parent", "program"])
-def test_nothing_is_left(lab: Lab, gateway: Gateway, victim: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_nothing_is_left(lab: Lab, gateway: Gateway, victim: str, engine: str) -> None:
     """Whoever is killed: no process stays, and with it no namespace and no mount."""
-    argv = [ALGATE, "exec", "--via", OURS, "--", "sh", "-c", "echo $$; exec sleep 1000"]
+    argv = [ALGATE, "exec", "--engine", engine, "--via", OURS, "--", "sh", "-c", "echo $$; exec sleep 1000"]
     process = subprocess.Popen(["ip", "netns", "exec", lab.ns("inside"), *map(str, argv)], stdout=subprocess.PIPE)
     assert process.stdout is not None
     program = int(process.stdout.readline())
@@ -319,9 +337,89 @@ def _alive(pid: int) -> bool:
         return False
 
 
+CONNECTED = """
+import os, socket, sys
+server = (sys.argv[1], int(sys.argv[2]))
+socks = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
+for sock in socks:
+    sock.settimeout(10)
+    sock.connect(server)
+for size in (1, 1400, 9000):
+    for number, sock in enumerate(socks):
+        data = bytes([number]) + os.urandom(size)
+        sock.send(data)
+        assert sock.recv(65536) == data
+for send in (lambda: socket.socket(type=socket.SOCK_DGRAM).sendto(b"x", server),
+             lambda: socket.socket(type=socket.SOCK_DGRAM).sendmsg([b"x"], [], 0, server)):
+    try:
+        send()
+    except OSError as error:
+        print(error.errno)
+with socket.socket(type=socket.SOCK_DGRAM) as one, socket.socket(type=socket.SOCK_DGRAM) as other:
+    one.bind(("127.0.0.1", 0))
+    other.sendto(b"here", one.getsockname())
+    print(one.recv(10))
+"""
+
+
+def test_datagrams_of_connected_sockets(lab: Lab, gateway: Gateway, echo: None) -> None:
+    """What the other engine can do; what it cannot is refused, and nothing of it leaves."""
+    with sniffer(lab) as beside:
+        done = run(lab, sys.executable, "-c", CONNECTED, SERVER4, str(ECHO), engine="seccomp")
+    assert done.stdout == f"{errno.ENETUNREACH}\n{errno.ENETUNREACH}\nb'here'\n"
+    assert done.stderr.count("not connected are refused") == 1
+    assert beside <= {(ROUTER_IN4, 17)}, "only the relay's own datagrams"
+    lab.wait_for(lambda: gateway.admin("flows") == [], 10, "the associations to end")
+
+
+ERRNO = """
+import errno, socket, sys
+for host, port in [(sys.argv[1], 8099), ("203.0.113.250", 80)]:
+    for blocking in (True, False):
+        sock = socket.socket()
+        sock.setblocking(blocking)
+        code = sock.connect_ex((host, port))
+        print(errno.errorcode.get(code, code), sock.getblocking() == blocking)
+"""
+
+
+def test_the_error_is_that_of_the_connection(lab: Lab, gateway: Gateway) -> None:
+    done = run(lab, sys.executable, "-c", ERRNO, SERVER4, engine="seccomp")
+    assert done.stdout == "ECONNREFUSED True\n" * 2 + "EHOSTUNREACH True\n" * 2
+
+
+@pytest.mark.parametrize("value", ["--strict", "--dns=off"])
+def test_less_than_all_is_refused_where_all_is_wanted(lab: Lab, gateway: Gateway, value: str) -> None:
+    done = run(lab, "true", options=(value,), engine="seccomp", check=False)
+    assert done.returncode == 2
+
+
+def test_the_other_engine_where_there_are_no_namespaces(lab: Lab, gateway: Gateway) -> None:
+    """A user namespace that may have none of its own stands for such a system."""
+    limit = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
+    words: list[str | Path] = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "sh",
+        "-c",
+        limit,
+        "sh",
+        ALGATE,
+        "exec",
+        "--via",
+        OURS,
+        "--",
+    ]
+    done = lab.run("inside", [*words, "curl", "-sS", f"http://{NAME}:8080/"], timeout=60)
+    assert done.stdout == "hello\n"
+    assert "no namespace" in done.stderr
+    assert "by seccomp" in done.stderr
+
+
 def test_without_nft_it_says_what_to_do() -> None:
     """A PATH without nft stands for a system that has it not."""
-    argv = [ALGATE, "exec", "--via", OURS, "--", "true"]
+    argv = [ALGATE, "exec", "--engine", "namespace", "--via", OURS, "--", "true"]
     code = (
         "import sys; from gateway.client.engine import namespace, program\n"
         "namespace.shutil.which = lambda *words, **more: None\n"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from alg.socks.errors import ProxyError
 from gateway.client.blocking import Address, Datagrams, connect, datagrams
 from gateway.client.engine import kernel
-from gateway.client.engine.names import Names
+from gateway.client.engine.names import Names, serve_datagrams, serve_stream, thread
 from gateway.client.engine.namespace import NAME_SERVER, Namespace
 from gateway.client.proxy import Chain
 
@@ -46,11 +46,11 @@ class Carrier:
         """Begin to serve, in threads."""
         sockets = self._space.sockets
         for listener in (sockets.streams4, sockets.streams6):
-            _thread(self._accept, listener)
+            thread(self._accept, listener)
         for sock in (sockets.datagrams4, sockets.datagrams6):
-            _thread(self._receive, sock)
-        _thread(self._serve_names, sockets.names)
-        _thread(self._sweep)
+            thread(self._receive, sock)
+        thread(serve_datagrams, self._names, sockets.names)
+        thread(self._sweep)
 
     def _say(self, text: str) -> None:
         if self._trace:
@@ -65,13 +65,13 @@ class Carrier:
             except OSError:
                 time.sleep(0.05)  # no descriptors: they come back when connections end
                 continue
-            _thread(self._stream, sock)
+            thread(self._stream, sock)
 
     def _stream(self, sock: socket.socket) -> None:
         address, port = _original(sock)
         try:
             if (address, port) == (NAME_SERVER, 53):
-                self._stream_of_names(sock)
+                serve_stream(self._names, sock, self._timeout)
                 return
             server = self._dial(address, port)
         except OSError as error:
@@ -80,7 +80,7 @@ class Carrier:
             sock.close()
             return
         self._say(f"{address} port {port}: connected")
-        _relay(sock, server)
+        relay(sock, server)
 
     def _dial(self, address: str, port: int) -> socket.socket:
         if self._goes_direct(address):
@@ -92,29 +92,6 @@ class Carrier:
     def _goes_direct(self, address: str) -> bool:
         ip = ipaddress.ip_address(address)
         return any(ip in network for network in self._direct if network.version == ip.version)
-
-    # --- names
-
-    def _serve_names(self, sock: socket.socket) -> None:
-        while True:
-            query, client = sock.recvfrom(4096)
-
-            def answer(query: bytes = query, client: tuple[str, int] = client) -> None:
-                data = self._names.answer(query)
-                if data is not None:
-                    with contextlib.suppress(OSError):
-                        sock.sendto(data, client)
-
-            _thread(answer)
-
-    def _stream_of_names(self, sock: socket.socket) -> None:
-        sock.settimeout(self._timeout)
-        with sock:
-            while len(head := sock.recv(2, socket.MSG_WAITALL)) == 2:
-                answer = self._names.answer(sock.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL))
-                if answer is None:
-                    return
-                sock.sendall(len(answer).to_bytes(2, "big") + answer)
 
     # --- datagrams
 
@@ -130,7 +107,7 @@ class Carrier:
                 if len(self._associations) >= MOST_ASSOCIATIONS:
                     continue
                 association = self._associations[key] = _Association(self._space, key)
-                _thread(association.run, self._open)
+                thread(association.run, self._open)
             try:
                 host = target[0] if self._goes_direct(target[0]) else self._names.host_of(target[0])
             except OSError:
@@ -247,9 +224,9 @@ def _target(ancillary: Sequence[tuple[int, int, bytes]]) -> Address | None:
     return None
 
 
-def _relay(one: socket.socket, other: socket.socket) -> None:
+def relay(one: socket.socket, other: socket.socket) -> None:
     """Both directions, until both have ended."""
-    back = _thread(_splice, other, one)
+    back = thread(_splice, other, one)
     _splice(one, other)
     back.join()
     one.close()
@@ -270,9 +247,3 @@ def _splice(source: socket.socket, sink: socket.socket) -> None:
     finally:
         os.close(reading)
         os.close(writing)
-
-
-def _thread(function: Callable[..., object], *arguments: object) -> threading.Thread:
-    thread = threading.Thread(target=function, args=arguments, daemon=True)
-    thread.start()
-    return thread

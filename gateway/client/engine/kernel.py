@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import struct
+from typing import NoReturn
 
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000  # <linux/sched.h>
 MS_BIND, MS_REC, MS_SLAVE = 4096, 16384, 1 << 19  # <linux/mount.h>
@@ -23,24 +24,24 @@ _RTN_LOCAL, _RT_SCOPE_HOST, _RT_TABLE_LOCAL, _RTPROT_STATIC = 2, 254, 255, 4
 _RTA_OIF, _RTA_PREFSRC = 4, 7
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_F_NODAD = 1, 2, 2
 
-_libc = ctypes.CDLL(None, use_errno=True)
+libc = ctypes.CDLL(None, use_errno=True)
 
 
 def unshare(flags: int) -> None:
     """Leave namespaces of the parent. OSError where the system does not allow it."""
-    if _libc.unshare(flags):
-        _raise("unshare")
+    if libc.unshare(flags):
+        raise_errno("unshare")
 
 
 def mount(source: str, target: str, kind: str | None, flags: int) -> None:
     """mount(2). OSError."""
-    if _libc.mount(source.encode(), target.encode(), kind.encode() if kind else None, flags, None):
-        _raise(target)
+    if libc.mount(source.encode(), target.encode(), kind.encode() if kind else None, flags, None):
+        raise_errno(target)
 
 
 def die_with_parent() -> None:
     """Let the kernel kill this process when its parent ends."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def map_ids(inside_user: int, outside_user: int, inside_group: int, outside_group: int) -> None:
@@ -87,6 +88,7 @@ def _ask(sock: socket.socket, kind: int, body: bytes) -> None:
         raise OSError(-code, f"rtnetlink: {os.strerror(-code)}")
 
 
-def _raise(what: str) -> None:
+def raise_errno(what: str) -> NoReturn:
+    """Raise the OSError of the C library's last call."""
     code = ctypes.get_errno()
     raise OSError(code, f"{what}: {os.strerror(code)}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 import struct
 import threading
 from collections import OrderedDict
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 from alg.socks.errors import ProxyError
 from gateway.client.blocking import connect, resolve, resolve_address
@@ -160,6 +162,39 @@ class Names:
                 return _exactly(sock, size)
         except OSError:
             return encode_answer(query, question, SERVFAIL, [])
+
+
+def serve_datagrams(names: Names, sock: socket.socket) -> None:
+    """Answer the queries that come to a datagram socket, for ever; each takes a thread for as long as the proxy
+    takes."""
+    while True:
+        query, client = sock.recvfrom(4096)
+        thread(_answer, names, sock, query, client)
+
+
+def _answer(names: Names, sock: socket.socket, query: bytes, client: Any) -> None:
+    data = names.answer(query)
+    if data is not None:
+        with contextlib.suppress(OSError):
+            sock.sendto(data, client)
+
+
+def serve_stream(names: Names, sock: socket.socket, timeout: float) -> None:
+    """Answer the queries of one connection (RFC 7766), until its end. Raises OSError."""
+    sock.settimeout(timeout)
+    with sock:
+        while len(head := sock.recv(2, socket.MSG_WAITALL)) == 2:
+            answer = names.answer(sock.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL))
+            if answer is None:
+                return
+            sock.sendall(len(answer).to_bytes(2, "big") + answer)
+
+
+def thread(function: Callable[..., object], *arguments: object) -> threading.Thread:
+    """Start a thread that nobody waits for."""
+    started = threading.Thread(target=function, args=arguments, daemon=True)
+    started.start()
+    return started
 
 
 def _exactly(sock: socket.socket, count: int) -> bytes:

@@ -12,20 +12,24 @@ from collections.abc import Sequence
 from gateway.client.engine.carry import Carrier
 from gateway.client.engine.names import Names
 from gateway.client.engine.namespace import Namespace, NoNamespace
+from gateway.client.engine.supervised import NoSupervision, Program, Watcher
 from gateway.client.programs.common import EXIT_USAGE, command_line, parser, run
 from gateway.client.proxy import Chain
 
 TIMEOUT = 30.0
-NOT_COVERED = (
-    "the localhost inside is the program's own; nobody outside can connect to the program (active FTP, servers); "
-    "ping and other protocols without ports go nowhere"
-)
+NOT_COVERED = {
+    "namespace": "the localhost inside is the program's own; nobody outside can connect to the program but for "
+    "--publish and FTP in active mode; ping and other protocols without ports go nowhere",
+    "seccomp": "datagrams of sockets that are not connected are refused; what the program serves, it serves on this "
+    "host; programs that go to the background lose their way when the first one ends; a program that sets out to get "
+    "past this can",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. The program's exit code; 2 where it could not be started as asked."""
     options = parser("exec", "Run a program whose whole network goes through a proxy.")
-    options.add_argument("--engine", choices=("auto", "namespace"), default="auto")
+    options.add_argument("--engine", choices=("auto", "namespace", "seccomp"), default="auto")
     options.add_argument("--dns", default="auto", metavar="auto|resolve|fake|tcp:SERVER|off")
     options.add_argument("--direct", action="append", default=[], metavar="NETWORK")
     options.add_argument("--strict", action="store_true")
@@ -46,27 +50,61 @@ def _execute(options: argparse.Namespace, chain: Chain) -> int:
         direct = [ipaddress.ip_network(text) for text in options.direct]
     except ValueError as error:
         return _usage(f"--direct: {error}")
-    try:
-        space = Namespace(command)
-    except NoNamespace as error:
-        return _usage(
-            f"no namespace: {error}. It needs unprivileged user namespaces (sysctl user.max_user_namespaces, "
-            "kernel.apparmor_restrict_unprivileged_userns) and nft with tproxy"
-        )
-    if not options.quiet and sys.stderr.isatty():
-        print(f"algate exec: through {chain}. Not covered: {NOT_COVERED}.", file=sys.stderr)
     names = Names(chain, options.dns, options.timeout)
-    if options.dns == "off":
-        space.sockets.names.close()
-    Carrier(space, chain, names, direct, options.timeout, options.trace).start()
+    try:
+        engine, program = _engine(options, command)
+    except (NoNamespace, NoSupervision) as error:
+        return _usage(str(error))
+    if isinstance(program, Namespace):
+        if options.dns == "off":
+            program.sockets.names.close()
+        Carrier(program, chain, names, direct, options.timeout, options.trace).start()
+    else:
+        Watcher(program, chain, names, direct, options.timeout, options.trace).start()
+    if not options.quiet and sys.stderr.isatty():
+        print(f"algate exec: {engine}, through {chain}. Not covered: {NOT_COVERED[engine]}.", file=sys.stderr)
     for number in (signal.SIGINT, signal.SIGQUIT):  # from the terminal they come to the program too
         signal.signal(number, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, lambda got, _frame: space.signal(got))
-    space.begin()
-    code = space.wait()
+        signal.signal(number, lambda got, _frame: program.signal(got))
+    program.begin()
+    code = program.wait()
     sys.stderr.flush()
     os._exit(code)  # threads that wait for a proxy are not waited for
+
+
+def _engine(options: argparse.Namespace, command: Sequence[str]) -> tuple[str, Namespace | Program]:
+    """Start the program by the engine that was asked for: by default in a namespace, and where none can be made by
+    notification. Raises NoNamespace, NoSupervision."""
+    if options.engine == "seccomp":
+        return "seccomp", _supervised(options, command, "")
+    try:
+        return "namespace", Namespace(command)
+    except NoNamespace as error:
+        why = (
+            f"no namespace: {error}. It needs unprivileged user namespaces (sysctl user.max_user_namespaces, "
+            "kernel.apparmor_restrict_unprivileged_userns) and nft with tproxy"
+        )
+        if options.engine == "namespace":
+            raise NoNamespace(why) from None
+        program = _supervised(options, command, f"{why}; ")
+        if not options.quiet:
+            print(
+                f"algate exec: no namespace ({error}): by seccomp. Not covered: {NOT_COVERED['seccomp']}",
+                file=sys.stderr,
+            )
+        return "seccomp", program
+
+
+def _supervised(options: argparse.Namespace, command: Sequence[str], why: str) -> Program:
+    if options.strict:
+        raise NoSupervision(f"{why}--strict: seccomp does not cover all ({NOT_COVERED['seccomp']})")
+    if options.dns == "off":
+        raise NoSupervision(f"{why}--dns off is for the namespace only")
+    try:
+        return Program(command)
+    except NoSupervision as error:
+        raise NoSupervision(f"{why}no supervision: {error} (it needs Linux 5.9 on x86-64 or arm64)") from None
 
 
 def _usage(text: str) -> int:

@@ -1,0 +1,178 @@
+"""System calls that wait for another process's decision (seccomp_unotify(2)): the filter, and the questions that the
+kernel passes on. Needs a kernel from 5.9 on, on x86-64 or arm64."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import platform
+import struct
+from typing import NamedTuple
+
+from gateway.client.engine.kernel import libc, raise_errno
+
+
+class Machine(NamedTuple):
+    """The numbers of one kind of processor: of <linux/audit.h>, and of its system calls."""
+
+    audit: int
+    seccomp: int
+    pidfd_getfd: int
+    connect: int
+    sendto: int
+    sendmsg: int
+    sendmmsg: int
+    io_uring_setup: int
+
+
+_MACHINES = {
+    "x86_64": Machine(0xC000003E, 317, 438, 42, 44, 46, 307, 425),
+    "aarch64": Machine(0xC00000B7, 277, 438, 203, 206, 211, 269, 425),
+}
+MACHINE = _MACHINES.get(platform.machine())
+
+_ALLOW, _NOTIFY, _ERROR = 0x7FFF0000, 0x7FC00000, 0x00050000  # <linux/seccomp.h>: SECCOMP_RET_*
+_SET_MODE_FILTER, _NEW_LISTENER, _WAIT_KILLABLE_RECV = 1, 8, 32
+_RECV, _SEND, _ID_VALID, _ADDFD = 0xC0502100, 0xC0182101, 0x40082102, 0x40182103  # SECCOMP_IOCTL_NOTIF_*
+_ADDFD_SETFD, _CONTINUE = 1, 1
+_NOTIF = struct.Struct("=QIIiIQ6Q")
+_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # <linux/bpf_common.h>, as whole instructions
+_NR, _ARCH, _ADDRESS = 0, 4, 16 + 4 * 8  # of struct seccomp_data: the fifth argument is sendto's address
+_X32 = 0x40000000
+_PR_SET_NO_NEW_PRIVS, _PR_SET_CHILD_SUBREAPER = 38, 36
+
+
+class Call(NamedTuple):
+    """A system call that waits. `thread`: who makes it."""
+
+    id: int
+    thread: int
+    number: int
+    arguments: tuple[int, ...]
+
+
+def install() -> int:
+    """Let connect, and whatever sends to an address, wait for an answer from now on, in this process and its children;
+    io_uring and calls of other processors are not there. Returns the descriptor at which they are answered. OSError."""
+    if MACHINE is None:
+        raise OSError(errno.ENOSYS, f"not for {platform.machine()}")
+    nowhere = _ERROR | errno.ENOSYS
+    asked = (MACHINE.connect, MACHINE.sendmsg, MACHINE.sendmmsg)
+    program = [
+        (_LOAD, 0, 0, _ARCH),
+        (_EQUAL, 1, 0, MACHINE.audit),
+        (_RETURN, 0, 0, nowhere),
+        (_LOAD, 0, 0, _NR),
+        (_AT_LEAST, 0, 1, _X32),
+        (_RETURN, 0, 0, nowhere),
+        (_EQUAL, 0, 1, MACHINE.io_uring_setup),
+        (_RETURN, 0, 0, nowhere),
+    ]
+    for number in asked:
+        program += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _NOTIFY)]
+    program += [
+        (_EQUAL, 1, 0, MACHINE.sendto),
+        (_RETURN, 0, 0, _ALLOW),
+        (_LOAD, 0, 0, _ADDRESS),
+        (_EQUAL, 1, 0, 0),
+        (_RETURN, 0, 0, _NOTIFY),
+        (_LOAD, 0, 0, _ADDRESS + 4),
+        (_EQUAL, 0, 1, 0),
+        (_RETURN, 0, 0, _ALLOW),
+        (_RETURN, 0, 0, _NOTIFY),
+    ]
+    code = b"".join(struct.pack("=HBBI", *line) for line in program)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    fprog = ctypes.create_string_buffer(struct.pack("@HP", len(program), ctypes.addressof(buffer)))
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        raise_errno("prctl")
+    # A signal (Go sends many) must not take back a call that is being answered; older kernels do not know that.
+    listener: int = -1
+    for flags in (_NEW_LISTENER | _WAIT_KILLABLE_RECV, _NEW_LISTENER):
+        if listener < 0:
+            listener = libc.syscall(MACHINE.seccomp, _SET_MODE_FILTER, flags, ctypes.byref(fprog))
+    if listener < 0:
+        raise_errno("seccomp")
+    return listener
+
+
+def adopt_orphans() -> None:
+    """Become the parent of all descendants whose own parent ends: only ancestors may look into a process (Yama)."""
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+class Listener:
+    """The descriptor at which calls wait."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def receive(self) -> Call | None:
+        """Wait for a call. None: it was taken back. OSError when nobody is left who could make one."""
+        buffer = bytearray(_NOTIF.size)
+        try:
+            fcntl.ioctl(self.fd, _RECV, buffer)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EINTR):
+                return None
+            raise
+        call, thread, _flags, number, _arch, _ip, *arguments = _NOTIF.unpack(buffer)
+        return Call(call, thread, number, tuple(arguments))
+
+    def still_waits(self, call: Call) -> bool:
+        """Whether the call waits still, so that its thread's number is its own."""
+        try:
+            fcntl.ioctl(self.fd, _ID_VALID, struct.pack("=Q", call.id))
+        except OSError:
+            return False
+        return True
+
+    def let_pass(self, call: Call) -> None:
+        """Let the kernel carry the call out."""
+        self._send(struct.pack("=QqiI", call.id, 0, 0, _CONTINUE))
+
+    def answer(self, call: Call, error: int = 0) -> None:
+        """End the call: with success, or with this errno."""
+        self._send(struct.pack("=QqiI", call.id, 0, -error, 0))
+
+    def replace(self, call: Call, descriptor: int, by: int, close_on_exec: bool) -> None:
+        """Put the file `by` in the place of a descriptor of the caller. OSError."""
+        flags = os.O_CLOEXEC if close_on_exec else 0
+        fcntl.ioctl(self.fd, _ADDFD, struct.pack("=QIIII", call.id, _ADDFD_SETFD, by, descriptor, flags))
+
+    def _send(self, response: bytes) -> None:
+        try:
+            fcntl.ioctl(self.fd, _SEND, response)
+        except OSError:
+            pass  # it was taken back, or its process has ended
+
+
+def process_of(thread: int) -> int:
+    """The process to which a thread belongs. OSError."""
+    with open(f"/proc/{thread}/status") as file:
+        for line in file:
+            if line.startswith("Tgid:"):
+                return int(line.split()[1])
+    raise OSError(errno.ESRCH, f"{thread} has no process")
+
+
+def descriptor_of(thread: int, number: int) -> int:
+    """A descriptor of ours for a descriptor of another process. OSError."""
+    assert MACHINE is not None
+    pidfd = os.pidfd_open(process_of(thread))
+    try:
+        fd: int = libc.syscall(MACHINE.pidfd_getfd, pidfd, number, 0)
+    finally:
+        os.close(pidfd)
+    if fd < 0:
+        raise_errno("pidfd_getfd")
+    return fd
+
+
+def memory_of(thread: int, at: int, size: int) -> bytes:
+    """What stands in another process's memory. OSError."""
+    with open(f"/proc/{thread}/mem", "rb", buffering=0) as file:
+        file.seek(at)
+        return file.read(size)

@@ -1,0 +1,421 @@
+"""A program whose connections this process makes: each connect waits until the proxy has connected the program's own
+socket, which then has nobody in between. For systems where no namespace can be made."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from alg.address import Address as IpAddress
+from alg.socks.errors import ProxyError
+from gateway.client.blocking import Address, Datagrams, connect, connect_socket, datagrams
+from gateway.client.engine import kernel, notify
+from gateway.client.engine.names import Names, serve_datagrams, serve_stream, thread
+from gateway.client.engine.namespace import NOT_EXECUTABLE, NOT_FOUND
+from gateway.client.proxy import Chain
+
+Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
+
+SWEEP = 1.0  # seconds between two looks for sockets that are gone
+MOST_ASSOCIATIONS = 256
+LARGEST_ADDRESS = 128  # struct sockaddr_storage
+MOST_MESSAGES = 64  # of one sendmmsg that are looked at
+_MMSGHDR = 64
+_LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
+# Who would ask for names outside: the resolver then asks the servers of resolv.conf.
+_NAME_SERVICES = (b"/run/nscd/", b"/var/run/nscd/", b"/run/systemd/resolve/", b"/run/avahi-daemon/")
+
+
+class NoSupervision(Exception):
+    """This system does not let us; the message says why."""
+
+
+class Program:
+    """A program that waits with its connections for this process."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        """Start it, up to the point where it waits for `begin`. Raises NoSupervision. Call it while there is one
+        thread."""
+        tell, told = os.pipe()
+        wait, go = os.pipe()
+        notify.adopt_orphans()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(tell)
+            os.close(go)
+            _become(told, wait, command)
+        os.close(told)
+        os.close(wait)
+        self._go = go
+        message = os.read(tell, 256)
+        os.close(tell)
+        try:
+            if message[:1] != b"R":
+                raise NoSupervision(message[1:].decode() or "the child has ended")
+            self.listener = notify.Listener(notify.descriptor_of(self.pid, struct.unpack("i", message[1:])[0]))
+        except (OSError, NoSupervision) as error:
+            os.close(go)
+            os.waitpid(self.pid, 0)
+            raise NoSupervision(str(error)) from None
+
+    def begin(self) -> None:
+        """Let the program run."""
+        os.write(self._go, b"R")
+        os.close(self._go)
+
+    def wait(self) -> int:
+        """Wait for the program: its exit code; of one that a signal has ended, 128 and the signal."""
+        while True:
+            pid, status = os.wait()  # orphans of it end here too
+            if pid == self.pid:
+                return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the program."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+
+def _become(told: int, wait: int, command: Sequence[str]) -> None:
+    """The child: never returns."""
+    try:
+        kernel.die_with_parent()
+        try:
+            listener = notify.install()
+        except OSError as error:
+            os.write(told, b"F" + (error.strerror or str(error)).encode()[:200])
+            os._exit(1)
+        os.set_inheritable(listener, False)
+        os.write(told, b"R" + struct.pack("i", listener))
+        os.close(told)
+        if os.read(wait, 1) != b"R":
+            os._exit(1)
+        os.close(wait)
+        os.close(listener)  # else it would hold its own calls back
+        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_DFL)
+        os.execvp(command[0], list(command))
+    except OSError as error:
+        os.write(2, f"algate exec: {command[0]}: {error.strerror}\n".encode())
+        os._exit(NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE)
+    finally:
+        os._exit(1)
+
+
+class Target(NamedTuple):
+    """Where a call leads. `ip` as it counts (an IPv4-mapped address is IPv4's)."""
+
+    family: int
+    ip: IpAddress
+    port: int
+
+
+def parse_target(raw: bytes) -> Target | None:
+    """Read a struct sockaddr; None for what is no address of the Internet, or not whole."""
+    if len(raw) < 2:
+        return None
+    family = struct.unpack_from("=H", raw)[0]
+    if family == socket.AF_INET and len(raw) >= 8:
+        return Target(family, ipaddress.IPv4Address(raw[4:8]), int.from_bytes(raw[2:4], "big"))
+    if family == socket.AF_INET6 and len(raw) >= 24:
+        ip = ipaddress.IPv6Address(raw[8:24])
+        return Target(family, ip.ipv4_mapped or ip, int.from_bytes(raw[2:4], "big"))
+    return None
+
+
+class Watcher:
+    """Decides on the calls of a program. Each connection of it has a thread until it is made."""
+
+    def __init__(
+        self, program: Program, chain: Chain, names: Names, direct: Networks, timeout: float, trace: bool = False
+    ) -> None:
+        self._listener = program.listener
+        self._chain = chain
+        self._names = names
+        self._direct = direct
+        self._timeout = timeout
+        self._trace = trace
+        self._associations: dict[tuple[int, int], _Association] = {}  # by the program's socket: family and port
+        self._said: set[str] = set()
+        self._servers = _name_servers()
+        self._datagrams_of_names, self._streams_of_names = _listen_for_names()
+
+    def start(self) -> None:
+        """Begin to decide, in threads."""
+        for sock in self._datagrams_of_names.values():
+            thread(serve_datagrams, self._names, sock)
+        for sock in self._streams_of_names.values():
+            thread(self._accept_names, sock)
+        thread(self._watch)
+        thread(self._sweep)
+
+    def _watch(self) -> None:
+        poll = select.poll()
+        poll.register(self._listener.fd, select.POLLIN)
+        while True:
+            if any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll()):
+                return  # nobody is left
+            try:
+                call = self._listener.receive()
+            except OSError:
+                return
+            if call is None:
+                continue
+            try:
+                self._decide(call)
+            except OSError as error:
+                self._listener.answer(call, error.errno or errno.EIO)
+
+    def _decide(self, call: notify.Call) -> None:
+        assert notify.MACHINE is not None
+        if call.number == notify.MACHINE.connect:
+            self._on_connect(call)
+        elif all(self._may_go(target) for target in self._targets(call)):
+            self._listener.let_pass(call)
+        else:
+            self._once("datagrams of a socket that is not connected are refused")
+            self._listener.answer(call, errno.ENETUNREACH)
+
+    def _on_connect(self, call: notify.Call) -> None:
+        descriptor, at, size = call.arguments[:3]
+        raw = notify.memory_of(call.thread, at, min(size, LARGEST_ADDRESS))
+        if not self._listener.still_waits(call):
+            return
+        if raw[:2] == struct.pack("=H", socket.AF_UNIX):
+            if raw[2:].startswith(_NAME_SERVICES):
+                self._listener.answer(call, errno.ECONNREFUSED)
+            else:
+                self._listener.let_pass(call)
+            return
+        target = parse_target(raw)
+        if target is None or (target.port != 53 and self._may_go(target)):
+            self._listener.let_pass(call)
+            return
+        thread(self._connect, call, descriptor, target)
+
+    def _targets(self, call: notify.Call) -> list[Target]:
+        """The addresses to which a call sends."""
+        assert notify.MACHINE is not None
+        if call.number == notify.MACHINE.sendto:
+            places = [(call.arguments[4], call.arguments[5])]
+        else:
+            count = min(call.arguments[2], MOST_MESSAGES) if call.number == notify.MACHINE.sendmmsg else 1
+            heads = notify.memory_of(call.thread, call.arguments[1], count * _MMSGHDR if count > 1 else 12)
+            places = [struct.unpack_from("=QI", heads, _MMSGHDR * number) for number in range(count)]
+        raws = [notify.memory_of(call.thread, at, min(size, LARGEST_ADDRESS)) for at, size in places if at]
+        return [target for raw in raws if (target := parse_target(raw)) is not None]
+
+    def _may_go(self, target: Target) -> bool:
+        """Whether a call goes its own way: on this host, or to a network that is reached directly."""
+        return target.ip.is_loopback or any(
+            target.ip in network for network in self._direct if network.version == target.ip.version
+        )
+
+    def _connect(self, call: notify.Call, descriptor: int, target: Target) -> None:
+        """Connect the program's socket, and tell it so, or the error."""
+        try:
+            with socket.socket(fileno=notify.descriptor_of(call.thread, descriptor)) as sock:
+                if not self._listener.still_waits(call):
+                    return
+                blocking = os.get_blocking(sock.fileno())
+                try:
+                    if sock.type == socket.SOCK_DGRAM:
+                        self._connect_datagrams(sock, target)
+                    else:
+                        self._connect_stream(call, descriptor, sock, target, blocking)
+                finally:
+                    os.set_blocking(sock.fileno(), blocking)
+        except OSError as error:
+            self._say(f"{target.ip} port {target.port}: {error}")
+            self._listener.answer(call, error.errno or errno.ECONNREFUSED)
+        else:
+            self._say(f"{target.ip} port {target.port}: connected")
+            self._listener.answer(call)
+
+    def _connect_stream(
+        self, call: notify.Call, descriptor: int, sock: socket.socket, target: Target, blocking: bool
+    ) -> None:
+        if self._is_name_server(target):
+            sock.setblocking(True)
+            sock.connect(self._streams_of_names[target.family].getsockname())
+            return
+        host = self._names.host_of(str(target.ip))
+        first = self._chain.proxies[0]
+        if any(proxy.tls or proxy.gssapi for proxy in self._chain.proxies) or not _reaches(sock, first.host):
+            # Its bytes are not the program's own, or the proxy is of another family: it gets another socket.
+            made = connect(self._chain, host, target.port, self._timeout)
+            try:
+                os.set_blocking(made.fileno(), blocking)
+                self._listener.replace(call, descriptor, made.fileno(), close_on_exec=True)
+            finally:
+                made.close()
+            return
+        connect_socket(sock, self._chain, host, target.port, self._timeout)
+
+    def _connect_datagrams(self, sock: socket.socket, target: Target) -> None:
+        if self._is_name_server(target):
+            sock.connect(self._datagrams_of_names[target.family].getsockname())
+            return
+        if target.ip.is_loopback:
+            sock.connect((str(target.ip), target.port))
+            return
+        if len(self._associations) >= MOST_ASSOCIATIONS:
+            raise OSError(errno.ENOBUFS, "too many associations")
+        association = _Association(self._names.host_of(str(target.ip)), target.port, target.family)
+        try:
+            sock.connect(association.relay.getsockname())
+            key = target.family, sock.getsockname()[1]
+        except OSError:
+            association.close()
+            raise
+        before, self._associations[key] = self._associations.get(key), association
+        if before is not None:
+            before.close()
+        thread(association.run, self._open)
+
+    def _is_name_server(self, target: Target) -> bool:
+        return target.port == 53 and (target.ip.is_loopback or str(target.ip) in self._servers)
+
+    def _open(self) -> Datagrams:
+        try:
+            return datagrams(self._chain, self._timeout)
+        except ProxyError as error:
+            self._once(f"no datagrams: {error}")
+            raise
+
+    def _accept_names(self, listener: socket.socket) -> None:
+        while True:
+            sock, _ = listener.accept()
+            thread(self._stream_of_names, sock)
+
+    def _stream_of_names(self, sock: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            serve_stream(self._names, sock, self._timeout)
+
+    def _sweep(self) -> None:
+        """An association ends with the program's socket."""
+        while True:
+            time.sleep(SWEEP)
+            there = {socket.AF_INET: _ports("udp"), socket.AF_INET6: _ports("udp6")}
+            for key, association in list(self._associations.items()):
+                if association.ended or key[1] not in there[socket.AddressFamily(key[0])]:
+                    association.close()
+                    del self._associations[key]
+
+    def _say(self, text: str) -> None:
+        if self._trace:
+            print(f"algate exec: {text}", file=sys.stderr)
+
+    def _once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            print(f"algate exec: {text}", file=sys.stderr)
+
+
+class _Association:
+    """The datagrams of one connected socket of the program, which is connected to `relay` in its place. There is an
+    association at the proxy from the first datagram on: programs connect sockets to learn their own address."""
+
+    def __init__(self, host: str, port: int, family: int) -> None:
+        self.ended = False
+        self._target: Address = (host, port)
+        self._udp: Datagrams | None = None
+        self._lock = threading.Lock()
+        self.relay = socket.socket(family, socket.SOCK_DGRAM)
+        self.relay.bind((_LOOPBACK[socket.AddressFamily(family)], 0))
+
+    def run(self, open_: Callable[[], Datagrams]) -> None:
+        """Carry datagrams until the proxy or the program ends it."""
+        try:
+            data, program = self.relay.recvfrom(65535)
+            udp = open_()
+            with self._lock:
+                if self.ended:
+                    udp.close()
+                    return
+                self._udp = udp
+            thread(self._back, udp, program)
+            source = program
+            while True:  # `close` ends it
+                if source == program:
+                    with contextlib.suppress(ValueError):
+                        udp.sendto(data, self._target)
+                data, source = self.relay.recvfrom(65535)
+        except OSError:
+            pass
+        finally:
+            self.close()
+
+    def _back(self, udp: Datagrams, program: Any) -> None:
+        try:
+            while not self.ended:
+                data, source = udp.recvfrom()
+                if source[1] == self._target[1]:  # the proxy lets in whom was written to; a name has an address there
+                    self.relay.sendto(data, program)
+        except OSError:
+            self.close()
+
+    def close(self) -> None:
+        with self._lock:
+            if self.ended:
+                return
+            self.ended = True
+            with contextlib.suppress(OSError):
+                self.relay.shutdown(socket.SHUT_RDWR)  # wakes the thread
+            self.relay.close()
+            if self._udp is not None:
+                with contextlib.suppress(OSError):
+                    self._udp.end()
+                self._udp.close()
+
+
+def _listen_for_names() -> tuple[dict[int, socket.socket], dict[int, socket.socket]]:
+    """Sockets of a name server on this host, by family: for datagrams and for streams."""
+    found: tuple[dict[int, socket.socket], dict[int, socket.socket]] = ({}, {})
+    for family, host in _LOOPBACK.items():
+        for kind, sockets in zip((socket.SOCK_DGRAM, socket.SOCK_STREAM), found, strict=True):
+            sock = socket.socket(family, kind)
+            try:
+                sock.bind((host, 0))
+                if kind == socket.SOCK_STREAM:
+                    sock.listen(64)
+            except OSError:  # this host has no IPv6
+                sock.close()
+                continue
+            sockets[family] = sock
+    return found
+
+
+def _name_servers() -> frozenset[str]:
+    """The servers of resolv.conf."""
+    try:
+        with open("/etc/resolv.conf") as file:
+            lines = [line.split() for line in file]
+    except OSError:
+        return frozenset()
+    return frozenset(words[1] for words in lines if len(words) > 1 and words[0] == "nameserver")
+
+
+def _reaches(sock: socket.socket, proxy: str) -> bool:
+    """Whether a socket can be connected to the proxy: it is of its family."""
+    try:
+        return bool(socket.getaddrinfo(proxy, None, sock.family, socket.SOCK_STREAM))
+    except OSError:
+        return False
+
+
+def _ports(name: str) -> set[int]:
+    with contextlib.suppress(OSError), open(f"/proc/self/net/{name}") as file:
+        return {int(line.split()[1].rpartition(":")[2], 16) for line in list(file)[1:]}
+    return set()
