@@ -35,15 +35,21 @@ def flows(config_path: str | None, as_json: bool) -> None:
 def pinholes(config_path: str | None, as_json: bool) -> None:
     """Show the pinholes that are open.
 
+    Of a mapping that a client has asked for, `description` is what the client calls it, if anything.
+
     \b
     Examples:
       algate pinholes
       algate pinholes --json
     """
     columns = ["id", "kind", "protocol", "public", "target", "peer", "reason", "flow", "packets", "bytes", "left"]
-    show_rows(
-        collect(config_path, "pinholes"), as_json, columns, left=lambda row: f"{row['expires'] - time.time():.0f} s"
-    )
+    rows = collect(config_path, "pinholes")
+    described = {row["lease"]: row["description"] for row in collect(config_path, "mappings")}
+    for row in rows:
+        row["description"] = described.get(row["id"], "")
+    if any(row["description"] for row in rows):
+        columns.append("description")
+    show_rows(rows, as_json, columns, left=lambda row: f"{row['expires'] - time.time():.0f} s")
 
 
 @click.command()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from gateway.config.check import parse_host_port
 from gateway.config.rules import compile_rules
 from gateway.config.schema import Config, parse_endpoint
-from gateway.policy.rules import Rule, covers
+from gateway.policy.rules import Rule, covers, is_of_command
 
 _MOST_EARLIER = 256
 _IDENTIFYING = frozenset({"ident", "password", "gssapi"})
@@ -41,7 +41,14 @@ def doubts(config: Config) -> Iterator[str]:
         families = {prefix.version for prefix in rule.sources}, {prefix.version for prefix in rule.targets}
         if rule.sources and rule.targets and not (rule.names or rule.suffixes) and not set.intersection(*families):
             yield f"rule[{i}].to: never matches: none of its addresses is of the family of those of `from`"
+    if config.portmap.protocols and config.rule and not any(map(_lets_map, rules)):
+        yield "portmap.protocols: no rule permits `map`, so no client gets a public port (docs/rules.md)"
     yield from _shadowed(rules)
+
+
+def _lets_map(rule: Rule) -> bool:
+    """Whether a rule permits some client a public port."""
+    return rule.permit and rule.everywhere and is_of_command(rule, "map") and not (rule.users or rule.groups)
 
 
 def _network(config: Config) -> Iterator[str]:

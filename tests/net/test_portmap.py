@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,10 +27,11 @@ from tests.lab.lab import (
     Lab,
     Role,
 )
-from tests.lab.peers import LIBRARIES, unpacked
+from tests.lab.peers import LIBRARIES, installed, unpacked
 from tests.net import pcp_client
 from tests.net.pcp_client import TCP, PcpClient
 
+TORRENT_CLIENT = Path(__file__).parents[1] / "lab" / "torrent_client.py"
 GLOBAL_NET, GLOBAL = "2001:db8:56::/64", "2001:db8:56::10"
 
 
@@ -448,3 +451,23 @@ def test_a_forwarding_is_there_without_being_asked_for(lab: Lab, gateway: Gatewa
 
 def test_a_forwarded_port_is_nobody_elses(lab: Lab, gateway: Gateway, client: PcpClient) -> None:
     assert client.map(8200, protocol=TCP, wish=8443, options=pcp_client.PREFER_FAILURE).result == 11
+
+
+# --- a torrent client -------------------------------------------------------------------------------------------------
+
+
+def test_a_torrent_client_is_reached_from_outside(lab: Lab, gateway: Gateway) -> None:
+    said = lab.logs / "torrent-client.log"
+    python = installed("python3-libtorrent", "/usr/bin/python3")
+    if lab.run("inside", [python, "-c", "import libtorrent"], check=False).returncode:
+        pytest.skip("python3-libtorrent is not installed: make setup brings it, where this release has it")
+    program = lab.popen("inside", [python, TORRENT_CLIENT, "6881"], log=said, stdin=subprocess.PIPE)
+    lab.wait_for(lambda: said.read_text().count("successfully mapped") == 2, 20, "both ports to be mapped")
+    assert {(hole["reason"], hole["protocol"], hole["public"]) for hole in holes(gateway)} == {
+        ("map.pcp", transport, f"{ROUTER_OUT4}:6881") for transport in ("tcp", "udp")
+    }
+    lab.connect("stranger", ROUTER_OUT4, 6881).close()
+    assert program.stdin is not None
+    program.stdin.close()  # it ends its mappings, and then itself
+    program.wait(10)
+    lab.wait_for(lambda: holes(gateway) == [], 5, "the mappings to end")

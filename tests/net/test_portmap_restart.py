@@ -179,3 +179,30 @@ def test_an_upgrade(lab: Lab, gateway: Gateway) -> None:
         after = client.map(5006)
         assert (after.result, after.port) == (0, 5006)
         assert after.epoch >= before.epoch
+
+
+def test_an_inside_interface_that_comes_later(lab: Lab) -> None:
+    config = lab.write_config(
+        network={"inside": ["192.168.56.0/24", "192.168.57.0/24"], "inside_interfaces": ["eth1", "lan+"]},
+        portmap={"protocols": ["pcp"]},
+        process={"workers": 1},
+    )
+    gateway = lab.start_gateway(config)
+    try:
+        with PcpClient(lab, "inside", CLIENT4, ROUTER_IN4) as client:
+            before = client.announce()
+            assert before is not None
+            lab.run("router", ["ip", "link", "add", "lan7", "type", "veth", "peer", "name", "eth7"])
+            lab.run("router", ["ip", "link", "set", "eth7", "netns", lab.ns("client2")])
+            lab.run("router", ["ip", "address", "add", "192.168.57.1/24", "dev", "lan7"])
+            lab.run("router", ["ip", "link", "set", "lan7", "up"])
+            lab.run("client2", ["ip", "address", "add", "192.168.57.2/24", "dev", "eth7"])
+            lab.run("client2", ["ip", "link", "set", "eth7", "up"])
+            with PcpClient(lab, "client2", "192.168.57.2", "192.168.57.1") as late:
+                lab.wait_for(lambda: late.send(late.request(5000)[:24] + bytes(36), 0.5), 15, "an answer at lan7")
+            after = client.announce()
+            assert after is not None
+            assert after.epoch >= before.epoch
+    finally:
+        lab.run("router", ["ip", "link", "del", "lan7"], check=False)
+        assert gateway.stop() == 0, lab.tail_of_logs()

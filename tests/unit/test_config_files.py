@@ -23,6 +23,7 @@ from gateway.model.errors import ConfigError
 from gateway.policy.rules import Prefix, Query, covers, why_not
 from tests.unit.policy.rulesets import NAMES, PATTERNS, request, section, some, target
 
+PORTMAP = '[network]\ninside = ["10.0.0.0/8"]\ninside_interfaces = ["eth1"]\n[portmap]\nprotocols = ["pcp"]\n'
 RULE = '[[rule]]\naction = "permit"\nto = ["192.0.2.1"]\n'
 
 
@@ -139,6 +140,10 @@ def test_every_key_is_found_on_the_line_on_which_it_stands(document: dict[str, o
             '[network]\ninside = ["10.0.0.0/8"]\ninside_interfaces = ["eth1"]\n[process]\nuser = "daemon"',
             "process.user: workers and the broker are both daemon",
         ),
+        (
+            PORTMAP + '[[rule]]\naction = "permit"\ncommand = ["transparent"]',
+            "portmap.protocols: no rule permits `map`",
+        ),
     ],
 )
 def test_what_can_hardly_be_meant_is_told(text: str, said: str) -> None:
@@ -152,6 +157,7 @@ def test_what_can_hardly_be_meant_is_told(text: str, said: str) -> None:
         '[[rule]]\naction = "permit"\n[[rule]]\naction = "permit"\nto = ["127.0.0.1"]',  # a protected address, by name
         '[[rule]]\naction = "deny"\ntime = "Mo-Fr"\n[[rule]]\naction = "permit"',
         '[[rule]]\naction = "permit"\nident = true\nuser = ["ann"]',
+        PORTMAP + '[[rule]]\naction = "permit"\nfrom = ["10.0.0.0/8"]',
         '[[rule]]\naction = "permit"\n[[rule]]\naction = "deny"\ncommand = ["fxp"]',
         '[[rule]]\naction = "permit"\nfrom = ["10.0.0.0/8"]\nto = ["2001:db8::/32", "example.com"]',
         '[[upstream]]\nname = "a"\nkind = "socks5"\naddress = "192.0.2.1:1080"',
