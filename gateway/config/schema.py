@@ -498,6 +498,7 @@ class ProcessSection(_Section, frozen=True):
 DEFAULT_ALG = {
     "ftp": AlgSection(ports=(21,)),
     "irc": AlgSection(ports=(6667,)),
+    "pptp": AlgSection(ports=(1723,), mode=Mode.OFF),
     "rtsp": AlgSection(ports=(554, 8554)),
     "sip": AlgSection(ports=(5060,), transports=("tcp", "udp")),
     "tftp": AlgSection(ports=(69,), transports=("udp",)),

@@ -15,7 +15,7 @@ from typing import Any
 
 from gateway.host.programs import output_of
 
-HELPERS = ("ftp", "sip", "tftp", "rtsp", "irc")
+HELPERS = ("ftp", "sip", "tftp", "rtsp", "irc", "pptp")
 """Modules that have a kernel helper of the same name."""
 
 _SYSCTL = Path("/proc/sys/net/netfilter/nf_conntrack_helper")

@@ -1,0 +1,1 @@
+"""PPTP (RFC 2637): the control connection of a tunnel, whose packets are GRE."""
