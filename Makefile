@@ -133,6 +133,7 @@ conformance: setup
 	$(BIN)/python -m tests.conformance.sip_field
 	$(BIN)/python -m tests.conformance.rtsp
 	$(BIN)/python -m tests.conformance.tftp
+	$(BIN)/python -m tests.conformance.portmap
 
 # The generated part of docs/reference, and all of docs/ as a site in build/docs.
 docs: setup .venv/.docs

@@ -183,39 +183,73 @@ def test_upnpc_opens_a_pinhole_of_ipv6(lab: Lab, gateway: Gateway) -> None:
 
 
 TORRENT = """
-import json, sys, time
+import sys, time
 import libtorrent as lt
-session = lt.session({"enable_upnp": True, "enable_natpmp": False, "enable_dht": False, "enable_lsd": False,
-    "listen_interfaces": sys.argv[1] + ":6881", "alert_mask": 0x7FFFFFFF})
+own, info_hash, tracker, folder = sys.argv[1:]
+session = lt.session({"enable_upnp": True, "enable_natpmp": True, "enable_dht": False, "enable_lsd": False,
+    "listen_interfaces": own + ":6881", "alert_mask": 0x7FFFFFFF})
 end = time.time() + 60
-mapped = {}
-while time.time() < end and len(mapped) < 2:
+mapped = []
+while time.time() < end and len(mapped) < 4:
     session.wait_for_alert(500)
     for alert in session.pop_alerts():
-        if alert.what() == "portmap":
-            mapped[alert.message().split("mapped ")[-1]] = alert.external_port
-        elif alert.what().startswith("portmap"):
+        if alert.what().startswith("portmap"):
             print(alert.what(), alert.message(), file=sys.stderr, flush=True)
-print(json.dumps(mapped), flush=True)
+        if alert.what() == "portmap":
+            mapped.append(alert.external_port)
+torrent = lt.parse_magnet_uri("magnet:?xt=urn:btih:" + info_hash + "&tr=" + tracker)
+torrent.save_path = folder
+session.add_torrent(torrent)
+print("mapped", mapped, flush=True)
 sys.stdin.readline()
+"""
+TRACKER = """
+import http.server, sys
+class Tracker(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        print("announced", self.path, flush=True)
+        body = b"d8:intervali60e5:peers0:e"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+http.server.HTTPServer((sys.argv[1], 6969), Tracker).serve_forever()
 """
 
 
 def test_libtorrent_maps_its_ports_and_a_peer_comes(lab: Lab, gateway: Gateway) -> None:
+    """By PCP and UPnP at once. A peer outside connects to the port that the tracker was told."""
     probe = subprocess.run([SYSTEM_PYTHON, "-c", "import libtorrent"], capture_output=True, check=False)
     if probe.returncode:
         pytest.skip("python3-libtorrent is not installed: make setup brings it, where this release has it")
-    log = lab.logs / "libtorrent.log"
-    process = lab.popen("inside", [SYSTEM_PYTHON, "-c", TORRENT, CLIENT4], log=log, stdin=subprocess.PIPE)
-    lab.wait_for(lambda: "{" in log.read_text() or process.poll() is not None, 60, "libtorrent to have its ports")
-    mapped = json.loads(next(line for line in log.read_text().splitlines() if line.startswith("{")))
-    assert sorted(mapped.values()) == [6881, 6881], log.read_text()
-    targets = {(protocol, target) for protocol, _, target in pinholes(gateway)}
-    assert targets == {("tcp", f"{CLIENT4}:6881"), ("udp", f"{CLIENT4}:6881")}
-    with lab.connect("outside", ROUTER_OUT4, 6881) as sock:  # it listens, and closes when it hears no handshake
-        sock.sendall(b"\x13BitTorrent protocol" + bytes(8) + b"x" * 20 + b"y" * 20)
-        assert sock.recv(100) == b""
-    lab.stop(process)
+    info_hash = bytes(range(20))
+    heard, log = lab.logs / "tracker.log", lab.logs / "libtorrent.log"
+    tracker = lab.popen("outside", [sys.executable, "-c", TRACKER, SERVER4], log=heard)
+    lab.wait_for(lambda: _serves(lab, SERVER4, 6969), 10, "the tracker")
+    words: list[str | Path] = [SYSTEM_PYTHON, "-c", TORRENT, CLIENT4, info_hash.hex()]
+    words += [f"http://{SERVER4}:6969/announce", lab.tmp]
+    process = lab.popen("inside", words, log=log, stdin=subprocess.PIPE)
+    lab.wait_for(
+        lambda: "mapped [" in log.read_text() or process.poll() is not None, 60, "libtorrent to have its ports"
+    )
+    assert "mapped [6881, 6881, 6881, 6881]" in log.read_text(), log.read_text()
+    rows = [hole for hole in gateway.admin("pinholes") if hole["target"] == f"{CLIENT4}:6881"]
+    assert {(hole["reason"], hole["protocol"]) for hole in rows} == {
+        (reason, protocol) for reason in ("map.pcp", "map.upnp") for protocol in ("tcp", "udp")
+    }
+    lab.wait_for(lambda: "announced" in heard.read_text(), 20, "an announcement")
+    found = re.search(r"&port=(\d+)&", heard.read_text())
+    assert found is not None
+    with lab.connect("outside", ROUTER_OUT4, int(found[1])) as sock:
+        sock.sendall(b"\x13BitTorrent protocol" + bytes(8) + info_hash + b"-XX0000-" + bytes(12))
+        answer = b""
+        while len(answer) < 68:
+            more = sock.recv(100)
+            assert more, answer
+            answer += more
+    assert answer[28:48] == info_hash
+    for program in (process, tracker):
+        lab.stop(program)
     clear(Igd(lab, "inside", CLIENT4, 2))
 
 

@@ -237,7 +237,7 @@ class Igd:
                     self._mapper.unmap(mapping.key, "upnp")
 
     def _entries(self, client: str) -> list[PortMapping]:
-        return self._table.of_client(client, "upnp")
+        return [mapping for mapping in self._table.of_client(client, "upnp") if ":" not in mapping.client]
 
     def _entry(self, mapping: PortMapping) -> Entry:
         hold = mapping.holds["upnp"]
@@ -328,7 +328,7 @@ class Igd:
 
     def _pinhole(self, client: str, given: Mapping[str, str]) -> PortMapping:
         number = arguments.number(given, "UniqueID", 65535)
-        for mapping in self._entries(client):
+        for mapping in self._table.of_client(client, "upnp"):
             if ":" in mapping.client and self._pinholes.number(mapping.key) == number:
                 return mapping
         raise ActionError(704)
