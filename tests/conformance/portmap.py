@@ -55,7 +55,7 @@ table inet filter {
         jump prerouting_miniupnpd
     }
     chain postrouting {
-        type nat hook postrouting priority 100; policy accept;
+        type nat hook postrouting priority 99; policy accept;
         jump postrouting_miniupnpd
     }
     chain prerouting_miniupnpd {
@@ -74,6 +74,7 @@ class Server:
     kill: Callable[[], None]
     start: Callable[[], None]
     http: int
+    base: str = ""  # the nft tables that its firewall's service loads
 
 
 _running: list[Server] = []
@@ -160,7 +161,7 @@ def miniupnpd(forward: str) -> Prepare:
             pidfile.unlink(missing_ok=True)
 
         start()
-        _running.append(Server(pid, kill, start, 5000))
+        _running.append(Server(pid, kill, start, 5000, TABLE))
         try:
             yield
         finally:
@@ -234,12 +235,19 @@ def natpmp(lab: Lab) -> None:
         near.sendto(b"out", source)
         assert far.recvfrom(100) == (b"out", (ROUTER_OUT4, public))
         ask(str(public), "5000", "udp", "0")
-        far.sendto(b"in", (ROUTER_OUT4, public))
-        try:
-            near.recvfrom(100)
-        except TimeoutError:
-            return
-    raise AssertionError("a datagram comes after the end of the mapping")
+        lab.wait_for(lambda: not arrives(lab, near, public), 3, "the port to close")
+
+
+def arrives(lab: Lab, near: socket.socket, public: int) -> bool:
+    """Whether a datagram of somebody new comes to the client."""
+    with udp(lab, "stranger", STRANGER4) as far:
+        far.sendto(b"new", (ROUTER_OUT4, public))
+    near.settimeout(0.5)
+    try:
+        near.recvfrom(100)
+    except TimeoutError:
+        return False
+    return True
 
 
 def two_strangers(lab: Lab) -> None:
@@ -309,10 +317,13 @@ def nonce(lab: Lab) -> None:
 
 
 def flushed(lab: Lab) -> None:
+    """The router's own firewall is loaded again, as its service does, and the chains into which miniupnpd writes."""
     assert igd(lab).add(6400, 6400).status == 200
     kept = lab.run("router", ["iptables-save"]).stdout  # of the router itself, which its firewall's service restores
     lab.run("router", ["nft", "flush", "ruleset"])
     lab.run("router", ["iptables-restore"], stdin=kept)
+    if server().base:
+        lab.run("router", ["nft", "-f", "-"], stdin=server().base)
     lab.wait_for(lambda: comes(lab, 6400, 6400), 5, "the mapping to be back")
 
 
@@ -320,8 +331,9 @@ def killed(lab: Lab) -> None:
     """What answers is killed, and started again: the mapping works and is known."""
     assert igd(lab).add(6500, 6500).status == 200
     server().kill()
-    assert comes(lab, 6500, 6500)
+    worked = comes(lab, 6500, 6500)
     server().start()
+    assert worked
     assert comes(lab, 6500, 6500)
     lab.wait_for(lambda: any(search(lab, "inside", CLIENT4, f"{IGD}1")), 20, "an answer")
     given = {"NewRemoteHost": "", "NewExternalPort": 6500, "NewProtocol": "TCP"}
@@ -364,7 +376,8 @@ def torrent(lab: Lab) -> None:
         assert "6881, 6881, 6881, 6881" in log.read_text(), log.read_text()
         with lab.connect("outside", ROUTER_OUT4, 6881, timeout=2) as sock:
             sock.sendall(b"\x13BitTorrent protocol" + bytes(48))
-            assert sock.recv(100) == b""
+            with contextlib.suppress(ConnectionResetError):  # it knows no such torrent
+                assert sock.recv(100) == b""
     finally:
         lab.stop(process)
 
