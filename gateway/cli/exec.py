@@ -26,6 +26,9 @@ from gateway.client.engine.program import main as run_program
     "the proxy can do it, else fake.",
 )
 @click.option("--direct", multiple=True, metavar="NETWORK", help="Connections there do not go through the proxy.")
+@click.option(
+    "--publish", multiple=True, metavar="[PEER:]PORT", help="A port of the program that hosts outside can reach (BIND)."
+)
 @click.option("--strict", is_flag=True, help="Fail if not all of the program's network can be covered.")
 @click.option("--trace", is_flag=True, help="Say each connection.")
 @click.option("--quiet", "-q", is_flag=True, help="Do not say what is not covered.")
@@ -36,6 +39,7 @@ def exec_(
     engine: str,
     dns: str,
     direct: Sequence[str],
+    publish: Sequence[str],
     timeout: float,
     **flags: bool,
 ) -> None:
@@ -52,6 +56,7 @@ def exec_(
     """
     words = [word for url in via for word in ("--via", url)]
     words += [word for network in direct for word in ("--direct", network)]
+    words += [word for port in publish for word in ("--publish", port)]
     words += ["--engine", engine, "--dns", dns, "--timeout", str(timeout)]
     words += [f"--{name}" for name, given in flags.items() if given]
     sys.exit(run_program([*words, "--", *command]))

@@ -19,7 +19,9 @@ from pathlib import Path
 import pytest
 
 from tests.lab.gateway import Gateway
-from tests.lab.lab import CLIENT4, ROUTER_IN4, SERVER4, SERVER6, Lab
+from tests.lab.lab import CLIENT4, ROUTER_IN4, SERVER4, SERVER6, STRANGER4, Lab
+from tests.lab.servers import FtpServer
+from tests.net.proxies import danted
 
 ROOT = Path(__file__).parents[2]
 ALGATE = Path(sys.executable).parent / "algate"
@@ -335,6 +337,87 @@ def _alive(pid: int) -> bool:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
         return False
+
+
+@pytest.fixture(scope="module")
+def ftp(lab: Lab) -> Iterator[FtpServer]:
+    """A server that connects to nobody but the proxy."""
+    server = lab.vsftpd()
+    yield server
+    server.stop()
+
+
+CLIENTS = {
+    "eprt": "curl -sS -m 30 --ftp-port - -o {fetched} {url} && curl -sS -m 30 --ftp-port - -T {fetched} {upload}",
+    "port": "curl -sS -m 30 --ftp-port - --disable-eprt -o {fetched} {url}"
+    " && curl -sS -m 30 --ftp-port - --disable-eprt -T {fetched} {upload}",
+    "passive": "curl -sS -m 30 -o {fetched} {url} && curl -sS -m 30 -T {fetched} {upload}",
+    "lftp": "lftp -c 'set ftp:passive-mode off; get {url} -o {fetched}; put {fetched} -o {upload}'",
+}
+
+
+@pytest.mark.parametrize(("client", "dns"), [*((client, "resolve") for client in CLIENTS), ("port", "fake")])
+def test_ftp_inside(lab: Lab, gateway: Gateway, ftp: FtpServer, client: str, dns: str) -> None:
+    """In active mode the server connects to the proxy, which is told to the program's server in place of its port."""
+    if client == "lftp" and shutil.which("lftp") is None:
+        pytest.skip("lftp is not installed")
+    data = os.urandom(300_000)
+    ftp.put("pub/file", data)
+    fetched = lab.tmp / "fetched"
+    fetched.unlink(missing_ok=True)
+    stored = ftp.root / f"upload/{client}-{dns}"
+    words = {
+        "fetched": fetched,
+        "url": ftp.url("pub/file", host=NAME),
+        "upload": ftp.url(f"upload/{stored.name}", host=NAME),
+    }
+    with sniffer(lab) as beside:
+        done = run(lab, "sh", "-c", CLIENTS[client].format(**words), options=("--dns", dns), engine="namespace")
+    assert fetched.read_bytes() == data, done.stderr
+    assert stored.read_bytes() == data, done.stderr
+    assert not beside
+
+
+def test_active_ftp_inside_through_dante(lab: Lab, gateway: Gateway, ftp: FtpServer) -> None:
+    """The last proxy of the chain waits for the server."""
+    danted(lab, "stranger", STRANGER4)
+    ftp.put("pub/file", b"through both\n")
+    options = ("--via", f"socks5://{STRANGER4}:1080", "--dns", "fake")
+    words = ["curl", "-sS", "-m", "30", "--ftp-port", "-", ftp.url("pub/file")]
+    assert run(lab, *words, options=options, engine="namespace").stdout == "through both\n"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_port_that_is_published(lab: Lab, gateway: Gateway, engine: str) -> None:
+    """One connection after the other, each at the port that is said, and only from the host that may come."""
+    program = [sys.executable, "-m", "http.server", "--directory", str(lab.tmp / "site"), "--bind", "127.0.0.1", "8099"]
+    argv = [str(ALGATE), "exec", "--engine", engine, "--via", OURS, "--publish", f"{SERVER4}:8099", "--", *program]
+    command = ["ip", "netns", "exec", lab.ns("inside"), *argv]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        served = 0
+        for line in process.stderr:
+            if line.startswith("algate exec: port 8099 is at "):
+                host, _, port = line.split()[-1].rpartition(":")
+                answer = fetch(lab, host, int(port))
+                # The program may be about to listen at first: then the connection has ended, and there is a next one.
+                assert answer.endswith(b"hello\n") or not served
+                served += answer.endswith(b"hello\n")
+                if served == 2:
+                    break
+        process.terminate()
+        process.wait(20)
+    assert served == 2
+
+
+def fetch(lab: Lab, host: str, port: int) -> bytes:
+    data = b""
+    with contextlib.suppress(OSError), lab.connect("outside", host, port) as sock:
+        sock.settimeout(10)
+        sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        while part := sock.recv(65536):
+            data += part
+    return data
 
 
 CONNECTED = """

@@ -12,11 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from alg.address import Endpoint
 from alg.socks.errors import ProxyError
-from gateway.client.blocking import Address, Datagrams, connect, datagrams
-from gateway.client.engine import kernel
+from gateway.client.blocking import Address, Datagrams, Listening, connect, datagrams, listen
+from gateway.client.engine import kernel, reader
 from gateway.client.engine.names import Names, serve_datagrams, serve_stream, thread
 from gateway.client.engine.namespace import NAME_SERVER, Namespace
+from gateway.client.engine.reader import Reader
 from gateway.client.proxy import Chain
 
 Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
@@ -80,6 +82,14 @@ class Carrier:
             sock.close()
             return
         self._say(f"{address} port {port}: connected")
+        if port == reader.PORT and not self._goes_direct(address):
+            client = Endpoint.of(*sock.getpeername()[:2])
+
+            def bind() -> Listening:
+                return listen(self._chain, self._names.host_of(address), port, self._timeout)
+
+            Reader(client, Endpoint.of(address, port), bind, self._space.inward, relay).run(sock, server)
+            return
         relay(sock, server)
 
     def _dial(self, address: str, port: int) -> socket.socket:

@@ -23,6 +23,7 @@ from gateway.client.engine import kernel
 
 OWN4, OWN6 = "10.0.2.100", "fd00:2::100"  # the program's own addresses
 NAME_SERVER = "10.0.2.3"
+CONNECT_TIMEOUT = 2.0  # seconds for the program to accept; its backlog may be full
 NOT_FOUND, NOT_EXECUTABLE = 127, 126  # exit codes, as shells have them
 
 _FAILED, _READY, _ENDED = b"F", b"R", b"E"
@@ -88,14 +89,21 @@ class Namespace:
 
     def answering(self, host: str, port: int) -> socket.socket:
         """A datagram socket inside that sends from any address and port. OSError."""
-        request = struct.pack("H", port) + host.encode()
+        return self._make(host, port)
+
+    def inward(self, source: tuple[str, int], target: tuple[str, int]) -> socket.socket:
+        """A connection inside, from any address and port to one of the program's ports. OSError."""
+        return self._make(*source, *target)
+
+    def _make(self, *words: str | int) -> socket.socket:
+        request = "\n".join(map(str, words)).encode()
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with near:
             socket.send_fds(self._channel, [request], [far.fileno()])
             far.close()
             message, fds, _, _ = socket.recv_fds(near, 256, 1)
         if not fds:
-            raise OSError(struct.unpack("i", message)[0] if len(message) == 4 else 0, f"{host} port {port}")
+            raise OSError(struct.unpack("i", message)[0] if len(message) == 4 else 0, f"inside: {words}")
         return socket.socket(fileno=fds[0])
 
     def open_ports(self) -> set[int]:
@@ -243,14 +251,24 @@ def _serve(channel: socket.socket, program: int) -> int:
         if not message:
             os._exit(0)
         with socket.socket(fileno=fds[0]) as answer:
-            _make_answering(answer, message[2:].decode(), struct.unpack("H", message[:2])[0])
+            host, port, *target = message.decode().split("\n")
+            _make_socket(answer, (host, int(port)), (target[0], int(target[1])) if target else None)
 
 
-def _make_answering(answer: socket.socket, host: str, port: int) -> None:
+def _make_socket(answer: socket.socket, source: tuple[str, int], target: tuple[str, int] | None) -> None:
+    """Hand out a socket that sends from `source`: of datagrams, or connected to `target`."""
+    family = socket.AF_INET6 if ":" in (target or source)[0] else socket.AF_INET
     try:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        with socket.socket(family, socket.SOCK_DGRAM if target is None else socket.SOCK_STREAM) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((host, port))
+            if target is None:
+                sock.bind(source)
+            else:
+                sock.settimeout(CONNECT_TIMEOUT)
+                with contextlib.suppress(OSError):  # another family, or the port is in use: then it has another one
+                    sock.bind(source)
+                sock.connect(target)
+                sock.setblocking(True)
             socket.send_fds(answer, [b"ok"], [sock.fileno()])
     except OSError as error:
         answer.send(struct.pack("i", error.errno or 0))

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Sequence
 
 from gateway.client.engine.carry import Carrier
-from gateway.client.engine.names import Names
+from gateway.client.engine.names import Names, thread
 from gateway.client.engine.namespace import Namespace, NoNamespace
+from gateway.client.engine.publish import parse_published, publish
 from gateway.client.engine.supervised import NoSupervision, Program, Watcher
 from gateway.client.programs.common import EXIT_USAGE, command_line, parser, run
 from gateway.client.proxy import Chain
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--engine", choices=("auto", "namespace", "seccomp"), default="auto")
     options.add_argument("--dns", default="auto", metavar="auto|resolve|fake|tcp:SERVER|off")
     options.add_argument("--direct", action="append", default=[], metavar="NETWORK")
+    options.add_argument("--publish", action="append", default=[], metavar="[PEER:]PORT")
     options.add_argument("--strict", action="store_true")
     options.add_argument("--quiet", "-q", action="store_true")
     options.add_argument("--trace", action="store_true")
@@ -50,6 +52,10 @@ def _execute(options: argparse.Namespace, chain: Chain) -> int:
         direct = [ipaddress.ip_network(text) for text in options.direct]
     except ValueError as error:
         return _usage(f"--direct: {error}")
+    try:
+        ports = [parse_published(text) for text in options.publish]
+    except ValueError as error:
+        return _usage(f"--publish {error}")
     names = Names(chain, options.dns, options.timeout)
     try:
         engine, program = _engine(options, command)
@@ -67,6 +73,9 @@ def _execute(options: argparse.Namespace, chain: Chain) -> int:
         signal.signal(number, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda got, _frame: program.signal(got))
+    inward = program.inward
+    for published in ports:
+        thread(publish, published, chain, inward, options.timeout)
     program.begin()
     code = program.wait()
     sys.stderr.flush()

@@ -27,6 +27,7 @@ from gateway.client.proxy import Chain
 
 Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
 
+INWARD_TIMEOUT = 2.0  # seconds for the program to accept
 SWEEP = 1.0  # seconds between two looks for sockets that are gone
 MOST_ASSOCIATIONS = 256
 LARGEST_ADDRESS = 128  # struct sockaddr_storage
@@ -73,6 +74,12 @@ class Program:
         """Let the program run."""
         os.write(self._go, b"R")
         os.close(self._go)
+
+    def inward(self, _source: Address, target: Address) -> socket.socket:
+        """A connection to one of the program's ports, which are this host's. OSError."""
+        sock = socket.create_connection(target, INWARD_TIMEOUT)
+        sock.settimeout(None)
+        return sock
 
     def wait(self) -> int:
         """Wait for the program: its exit code; of one that a signal has ended, 128 and the signal."""

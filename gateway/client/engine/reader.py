@@ -1,0 +1,163 @@
+"""Reads a program's control connection of FTP, because it names ports at which nobody outside would find the program:
+the proxy waits for the server in its place (BIND). The module is the gateway's own (`alg.ftp`)."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import select
+import socket
+import time
+from collections.abc import Callable
+
+from alg.address import Endpoint
+from alg.api import (
+    Bypass,
+    Closed,
+    ClosePinhole,
+    CloseWrite,
+    Command,
+    Deliver,
+    Event,
+    FlowContext,
+    Opened,
+    OpenMeeting,
+    OpenOutbound,
+    OpenPinhole,
+    Received,
+    Refused,
+    Revoke,
+    Say,
+    Side,
+    Tick,
+    apply_edits,
+)
+from alg.ftp.options import FtpOptions
+from alg.ftp.session import FtpModule
+from gateway.client.blocking import Address, Listening
+from gateway.client.engine.names import thread
+
+PORT = 21
+LINGER = 1.0  # seconds in which the proxy's word that the server has come may follow what the server says
+SIZE = 16384
+
+Bind = Callable[[], Listening]  # lets the proxy wait for the server of the connection; raises OSError
+Inward = Callable[[Address, Address], socket.socket]  # connects from an address to a port of the program; OSError
+Relay = Callable[[socket.socket, socket.socket], None]  # carries both directions, to the end
+
+
+class Reader:
+    """One control connection. `client` and `server` are its ends as the program knows them."""
+
+    def __init__(self, client: Endpoint, server: Endpoint, bind: Bind, inward: Inward, relay: Relay) -> None:
+        self._module = FtpModule(FlowContext(client, server, options=FtpOptions(pasv_address="peer")))
+        self._bind = bind
+        self._inward = inward
+        self._relay = relay
+        self._sockets: dict[Side, socket.socket] = {}
+        self._held = {side: bytearray() for side in Side}  # what came from it, and is not delivered
+        self._ended: set[Side] = set()
+        self._open: set[int] = set()
+        self._passing = False
+        self._answers: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._awake, self._wake = socket.socketpair()
+
+    def run(self, program: socket.socket, server: socket.socket) -> None:
+        """Carry the connection to its end; owns both sockets."""
+        self._sockets = {Side.CLIENT: program, Side.SERVER: server}
+        try:
+            while not self._passing and len(self._ended) < 2:
+                self._turn()
+            if self._passing:
+                for side, held in self._held.items():
+                    self._sockets[side.other].sendall(held)
+                self._relay(program, server)
+        except OSError:
+            pass  # one of them is gone
+        finally:
+            self._open.clear()
+            for sock in (program, server, self._awake, self._wake):
+                sock.close()
+
+    def _turn(self) -> None:
+        deadline = self._module.deadline()
+        poll = select.poll()
+        poll.register(self._awake, select.POLLIN)
+        for side, sock in self._sockets.items():
+            if side not in self._ended:
+                poll.register(sock, select.POLLIN)
+        left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+        ready = {found for found, _ in poll.poll(left)}
+        if self._awake.fileno() in ready:
+            self._awake.recv(64)
+            while not self._answers.empty():
+                self._tell(self._answers.get())
+        for side, sock in self._sockets.items():
+            if sock.fileno() in ready and not self._passing:
+                data = sock.recv(SIZE)
+                if data:
+                    self._held[side] += data
+                    self._tell(Received(side, data, time.monotonic()))
+                else:
+                    self._ended.add(side)
+                    self._tell(Closed(side, time.monotonic()))
+        if not ready:
+            self._tell(Tick(time.monotonic()))
+
+    def _tell(self, event: Event) -> None:
+        """Tell the module, and carry out what it says. Whatever is wrong with it, every byte goes on."""
+        try:
+            for command in self._module.handle(event):
+                self._do(command)
+        except OSError:
+            raise
+        except Exception:
+            self._passing = True
+
+    def _do(self, command: Command) -> None:
+        match command:
+            case Deliver(to, data, edits):
+                del self._held[to.other][: len(data)]
+                self._sockets[to].sendall(apply_edits(data, edits))
+            case Say(to, data):
+                self._sockets[to].sendall(data)
+            case CloseWrite(to):
+                self._sockets[to].shutdown(socket.SHUT_WR)
+            case OpenPinhole():
+                self._open.add(command.ref)
+                thread(self._wait, command)
+            case OpenOutbound(ref, target):
+                self._answer(Opened(ref, target, time.monotonic()))
+            case OpenMeeting(ref):
+                self._answer(Refused(ref, "upstream", time.monotonic()))
+            case ClosePinhole(ref):
+                self._open.discard(ref)
+            case Bypass() | Revoke():
+                self._passing = True
+
+    def _answer(self, event: Event) -> None:
+        self._answers.put(event)
+        with contextlib.suppress(OSError):
+            self._wake.send(b"!")
+
+    def _wait(self, command: OpenPinhole) -> None:
+        """Let the proxy wait for the server, and lead its connection to the program."""
+        try:
+            waiting = self._bind()
+        except OSError:
+            self._answer(Refused(command.ref, "upstream", time.monotonic()))
+            return
+        with waiting:
+            self._answer(Opened(command.ref, Endpoint.of(*waiting.address), time.monotonic()))
+            until = time.monotonic() + command.ttl
+            poll = select.poll()
+            poll.register(waiting.fileno(), select.POLLIN)
+            while not poll.poll(LINGER * 1000):
+                if command.ref not in self._open or time.monotonic() >= until:
+                    return
+            try:
+                sock, peer = waiting.accept(LINGER)
+                inside = self._inward(peer, (command.target.host, command.target.port))
+            except OSError:
+                return
+        self._relay(inside, sock)
