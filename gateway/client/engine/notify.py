@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import platform
+import socket
 import struct
 from typing import NamedTuple
 
@@ -25,11 +26,12 @@ class Machine(NamedTuple):
     sendmsg: int
     sendmmsg: int
     io_uring_setup: int
+    getpeername: int
 
 
 _MACHINES = {
-    "x86_64": Machine(0xC000003E, 317, 438, 42, 44, 46, 307, 425),
-    "aarch64": Machine(0xC00000B7, 277, 438, 203, 206, 211, 269, 425),
+    "x86_64": Machine(0xC000003E, 317, 438, 42, 44, 46, 307, 425, 52),
+    "aarch64": Machine(0xC00000B7, 277, 438, 203, 206, 211, 269, 425, 205),
 }
 MACHINE = _MACHINES.get(platform.machine())
 
@@ -41,6 +43,7 @@ _NOTIF = struct.Struct("=QIIiIQ6Q")
 _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # <linux/bpf_common.h>, as whole instructions
 _NR, _ARCH, _ADDRESS = 0, 4, 16 + 4 * 8  # of struct seccomp_data: the fifth argument is sendto's address
 _X32 = 0x40000000
+_SO_COOKIE = 57  # <asm-generic/socket.h>
 _PR_SET_NO_NEW_PRIVS, _PR_SET_CHILD_SUBREAPER = 38, 36
 
 
@@ -54,12 +57,13 @@ class Call(NamedTuple):
 
 
 def install() -> int:
-    """Let connect, and whatever sends to an address, wait for an answer from now on, in this process and its children;
-    io_uring and calls of other processors are not there. Returns the descriptor at which they are answered. OSError."""
+    """Let connect, getpeername, and whatever sends to an address, wait for an answer from now on, in this process and
+    its children; io_uring and calls of other processors are not there. Returns the descriptor at which they are
+    answered. OSError."""
     if MACHINE is None:
         raise OSError(errno.ENOSYS, f"not for {platform.machine()}")
     nowhere = _ERROR | errno.ENOSYS
-    asked = (MACHINE.connect, MACHINE.sendmsg, MACHINE.sendmmsg)
+    asked = (MACHINE.connect, MACHINE.sendmsg, MACHINE.sendmmsg, MACHINE.getpeername)
     program = [
         (_LOAD, 0, 0, _ARCH),
         (_EQUAL, 1, 0, MACHINE.audit),
@@ -176,3 +180,15 @@ def memory_of(thread: int, at: int, size: int) -> bytes:
     with open(f"/proc/{thread}/mem", "rb", buffering=0) as file:
         file.seek(at)
         return file.read(size)
+
+
+def write_memory(thread: int, at: int, data: bytes) -> None:
+    """Write into another process's memory. OSError."""
+    with open(f"/proc/{thread}/mem", "r+b", buffering=0) as file:
+        file.seek(at)
+        file.write(data)
+
+
+def cookie_of(sock: socket.socket) -> bytes:
+    """What tells a socket from all others that there are or were. OSError."""
+    return sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8)

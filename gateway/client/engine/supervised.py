@@ -14,6 +14,7 @@ import struct
 import sys
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
 INWARD_TIMEOUT = 2.0  # seconds for the program to accept
 SWEEP = 1.0  # seconds between two looks for sockets that are gone
 MOST_ASSOCIATIONS = 256
+MOST_PEERS = 65536  # connections whose target is remembered
 LARGEST_ADDRESS = 128  # struct sockaddr_storage
 MOST_MESSAGES = 64  # of one sendmmsg that are looked at
 _MMSGHDR = 64
@@ -154,6 +156,9 @@ class Watcher:
         self._timeout = timeout
         self._trace = trace
         self._associations: dict[tuple[int, int], _Association] = {}  # by the program's socket: family and port
+        self._peers: OrderedDict[bytes, bytes] = (
+            OrderedDict()
+        )  # by the socket: where the program believes to be connected
         self._said: set[str] = set()
         self._servers = _name_servers()
         self._datagrams_of_names, self._streams_of_names = _listen_for_names()
@@ -188,6 +193,8 @@ class Watcher:
         assert notify.MACHINE is not None
         if call.number == notify.MACHINE.connect:
             self._on_connect(call)
+        elif call.number == notify.MACHINE.getpeername:
+            self._on_getpeername(call)
         elif all(self._may_go(target) for target in self._targets(call)):
             self._listener.let_pass(call)
         else:
@@ -209,7 +216,23 @@ class Watcher:
         if target is None or (target.port != 53 and self._may_go(target)):
             self._listener.let_pass(call)
             return
-        thread(self._connect, call, descriptor, target)
+        thread(self._connect, call, descriptor, target, raw)
+
+    def _on_getpeername(self, call: notify.Call) -> None:
+        """Say what the program has asked for, and not the proxy: FTP's EPSV leads to the host of the control
+        connection."""
+        descriptor, at, size_at = call.arguments[:3]
+        with socket.socket(fileno=notify.descriptor_of(call.thread, descriptor)) as sock:
+            peer = self._peers.get(notify.cookie_of(sock))
+        if peer is None:
+            self._listener.let_pass(call)
+            return
+        (room,) = struct.unpack("=i", notify.memory_of(call.thread, size_at, 4))
+        if not self._listener.still_waits(call):
+            return
+        notify.write_memory(call.thread, at, peer[: max(0, room)])
+        notify.write_memory(call.thread, size_at, struct.pack("=i", len(peer)))
+        self._listener.answer(call)
 
     def _targets(self, call: notify.Call) -> list[Target]:
         """The addresses to which a call sends."""
@@ -229,7 +252,7 @@ class Watcher:
             target.ip in network for network in self._direct if network.version == target.ip.version
         )
 
-    def _connect(self, call: notify.Call, descriptor: int, target: Target) -> None:
+    def _connect(self, call: notify.Call, descriptor: int, target: Target, raw: bytes) -> None:
         """Connect the program's socket, and tell it so, or the error."""
         try:
             with socket.socket(fileno=notify.descriptor_of(call.thread, descriptor)) as sock:
@@ -239,8 +262,9 @@ class Watcher:
                 try:
                     if sock.type == socket.SOCK_DGRAM:
                         self._connect_datagrams(sock, target)
+                        self._remember(sock, raw)
                     else:
-                        self._connect_stream(call, descriptor, sock, target, blocking)
+                        self._connect_stream(call, descriptor, sock, target, raw)
                 finally:
                     os.set_blocking(sock.fileno(), blocking)
         except OSError as error:
@@ -251,8 +275,9 @@ class Watcher:
             self._listener.answer(call)
 
     def _connect_stream(
-        self, call: notify.Call, descriptor: int, sock: socket.socket, target: Target, blocking: bool
+        self, call: notify.Call, descriptor: int, sock: socket.socket, target: Target, raw: bytes
     ) -> None:
+        blocking = os.get_blocking(sock.fileno())
         if self._is_name_server(target):
             sock.setblocking(True)
             sock.connect(self._streams_of_names[target.family].getsockname())
@@ -264,11 +289,18 @@ class Watcher:
             made = connect(self._chain, host, target.port, self._timeout)
             try:
                 os.set_blocking(made.fileno(), blocking)
+                self._remember(made, raw)
                 self._listener.replace(call, descriptor, made.fileno(), close_on_exec=True)
             finally:
                 made.close()
             return
         connect_socket(sock, self._chain, host, target.port, self._timeout)
+        self._remember(sock, raw)
+
+    def _remember(self, sock: socket.socket, raw: bytes) -> None:
+        self._peers[notify.cookie_of(sock)] = raw
+        if len(self._peers) > MOST_PEERS:
+            self._peers.popitem(last=False)
 
     def _connect_datagrams(self, sock: socket.socket, target: Target) -> None:
         if self._is_name_server(target):

@@ -21,12 +21,13 @@ def test_the_wheel_works_alone(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
         archive.extractall(tmp_path / "site")
-    own = ("alg/socks/", "gateway/client/", "alg/__init__.py", "alg/address.py", "gateway/__init__.py")
+    files = ("alg/__init__.py", "alg/address.py", "alg/api.py", "alg/bucket.py", "alg/lines.py", "gateway/__init__.py")
+    own = ("alg/socks/", "alg/ftp/", "alg/text/", "gateway/client/", *files)
     assert names
     assert all(name.startswith(own) and name.endswith(".py") for name in names)
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "import gateway.client as client\n"
+        "import gateway.client as client, gateway.client.engine.program\n"
         "try:\n"
         "    client.connect('socks5://127.0.0.1:9', 'a.test', 80, 2)\n"
         "except client.ProxyError as error:\n"
