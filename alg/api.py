@@ -328,13 +328,14 @@ class Probe:
     """Find out what listens at `target`, a TCP port of the flow's own client: connect to it from this host, send `send`
     and read. Answered by `Opened` (with `target` as `public`) if what comes back begins with `expect` (b"": it accepts
     the connection), else by `Refused` ("probe"). It takes five seconds at most, and nothing is opened. At most 512
-    bytes each.
+    bytes each. `unchecked`: from where to where `expect` may be any bytes.
     """
 
     ref: int
     target: Endpoint
     send: bytes
     expect: bytes
+    unchecked: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,6 +435,18 @@ Command = (
 # --- modules --------------------------------------------------------------------------------------------------------
 
 
+class Board(Protocol):
+    """A board that the processes share, for short words that a module leaves for its like in another process."""
+
+    def pin(self, word: str, seconds: float) -> None:
+        """Leave a word for so long, if there is room; many later ones push it off."""
+        ...
+
+    def pinned(self, word: str) -> bool:
+        """Whether some process has left this word, and its time is not over."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class FlowContext:
     """What a module is told about its flow when it is made.
@@ -441,7 +454,9 @@ class FlowContext:
     `client`: the client's own endpoint on this flow, as the client knows it. `server`: the server's endpoint, as
     dialled. `inside`: which of the two is behind this router; that is the server if it is published (`[[publish]]`).
     `options`: an instance of the module's `Options`; None: its defaults. `public`: the endpoint that the server sees as
-    the client; None: not known. `transfers`: whether `AskTransfer` may be permitted at all.
+    the client; None: not known. `transfers`: whether `AskTransfer` may be permitted at all. `shared`: what all modules
+    of this class in a process have together, for those whose flows belong together; it begins empty, and lasts.
+    `board`: what they have together with those of other processes; None: there is none.
     """
 
     client: Endpoint
@@ -450,6 +465,8 @@ class FlowContext:
     options: object | None = None
     public: Endpoint | None = None
     transfers: bool = False
+    shared: dict[str, Any] = field(default_factory=dict, compare=False)
+    board: Board | None = field(default=None, compare=False)
 
 
 class AlgModule(Protocol):
@@ -486,8 +503,8 @@ class AlgModule(Protocol):
 class OutlivingModule(AlgModule, Protocol):
     """A module whose conversations may go on after its flow has ended, or is relayed unread.
 
-    From then on it receives `Activity`, `Refused` and `Tick`; of its answers `UpdateConversation`, `ClosePinhole` and
-    `Note` are carried out. It ends, with all that is open, when `lives_on` returns False.
+    From then on it receives `Activity`, `Refused` and `Tick`; of its answers `UpdateConversation`, `UpdateMapping`,
+    `ClosePinhole` and `Note` are carried out. It ends, with all that is open, when `lives_on` returns False.
     """
 
     def lives_on(self) -> bool:

@@ -496,6 +496,7 @@ class ProcessSection(_Section, frozen=True):
 
 # A module's section need not name its ports; those of a third party's module must.
 DEFAULT_ALG = {
+    "bittorrent": AlgSection(ports=(6969, 2710, 1337), mode=Mode.OFF, transports=("tcp", "udp")),
     "ftp": AlgSection(ports=(21,)),
     "irc": AlgSection(ports=(6667,)),
     "pptp": AlgSection(ports=(1723,), mode=Mode.OFF),

@@ -14,7 +14,17 @@ import gevent
 import structlog
 from gevent.event import Event as Wakeup
 
-from alg.api import AlgModule, ClosePinhole, Event, Note, Opened, OutlivingModule, Tick, UpdateConversation
+from alg.api import (
+    AlgModule,
+    ClosePinhole,
+    Event,
+    Note,
+    Opened,
+    OutlivingModule,
+    Tick,
+    UpdateConversation,
+    UpdateMapping,
+)
 from gateway.driver.activity import ActivityWatch
 from gateway.driver.conversations import Conversations
 from gateway.driver.guard import Broken, ModuleGuard
@@ -58,7 +68,7 @@ class Survivor:
             commands = self._guard.call(self._name, self.flow.id, self.module.handle, event)
             for command in commands:
                 match command:
-                    case UpdateConversation():
+                    case UpdateConversation() | UpdateMapping():
                         self.conversations.update(command)
                     case ClosePinhole(ref):
                         self.conversations.close(ref)

@@ -3,7 +3,8 @@ whatever its port.
 
 A passive data connection may go to a port of another module (5060, for example), and may come to another worker than
 its control connection. So this is memory that the workers share. Each writes only a region of its own, which is a ring
-of entries of 16 bytes: a hash of the connection's ends, and the time until which the entry counts.
+of entries of 16 bytes: a hash of the connection's ends, and the time until which the entry counts. Modules leave words
+for one another in it too (`alg.api.Board`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable
 
 from alg.address import Endpoint
 
-ENTRIES = 256  # of each worker; the oldest is overwritten
+ENTRIES = 512  # of each worker; the oldest is overwritten
 REGIONS = 16  # of the memory; more workers share one
 _ENTRY = struct.Struct("<8sd")
 _REGION = ENTRIES * _ENTRY.size  # bytes of each worker
@@ -41,14 +42,22 @@ class Announced:
 
     def add(self, client: str, target: Endpoint, seconds: float) -> None:
         """Announce that `client` is about to connect to `target`, within `seconds`."""
-        entry = _ENTRY.pack(_hash(client, target), self._now() + min(seconds, LONGEST))
+        self.pin(f"{client} {target}", seconds)
+
+    def has(self, client: str, target: Endpoint) -> bool:
+        """Whether this connection was announced, and the announcement still counts."""
+        return self.pinned(f"{client} {target}")
+
+    def pin(self, word: str, seconds: float) -> None:
+        """See `alg.api.Board.pin`."""
+        entry = _ENTRY.pack(_hash(word), self._now() + min(seconds, LONGEST))
         at = self._base + self._next * _ENTRY.size
         self._memory[at : at + _ENTRY.size] = entry
         self._next = (self._next + 1) % ENTRIES
 
-    def has(self, client: str, target: Endpoint) -> bool:
-        """Whether this connection was announced, and the announcement still counts."""
-        wanted, memory, now = _hash(client, target), self._memory, self._now()
+    def pinned(self, word: str) -> bool:
+        """See `alg.api.Board.pinned`."""
+        wanted, memory, now = _hash(word), self._memory, self._now()
         at = memory.find(wanted)
         while at >= 0:
             if not at % _ENTRY.size and _ENTRY.unpack_from(memory, at)[1] > now:
@@ -57,5 +66,5 @@ class Announced:
         return False
 
 
-def _hash(client: str, target: Endpoint) -> bytes:
-    return hashlib.blake2b(f"{client} {target}".encode(), digest_size=8).digest()
+def _hash(word: str) -> bytes:
+    return hashlib.blake2b(word.encode(), digest_size=8).digest()

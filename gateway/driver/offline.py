@@ -25,6 +25,7 @@ from alg.api import (
     OpenMapping,
     OpenOutbound,
     OpenPinhole,
+    Probe,
     Received,
     Revoke,
     Rung,
@@ -77,9 +78,9 @@ class Rehearsal:
         """The router's address outside."""
         return self._public
 
-    def open(self, target: Endpoint) -> Endpoint:
-        """Return the public endpoint for a target."""
-        return Endpoint(self._public, next(self._port)) if ":" not in target.host else target
+    def open(self, target: Endpoint, wish: int | None = None) -> Endpoint:
+        """Return the public endpoint for a target: with the port that is wished for, if there is one."""
+        return Endpoint(self._public, wish or next(self._port)) if ":" not in target.host else target
 
     def _is_inside(self, endpoint: Endpoint) -> bool:
         return any(canonical(endpoint.host) in network for network in self._inside)
@@ -140,7 +141,7 @@ class _Datagrams:
         self._number = 0
         self._leases: dict[str, Lease] = {}
         setting = Setting(name, Mode.REWRITE, "explain", MOST_WAITING, {}, None, False)
-        self._driver = DatagramDriver(module, setting, self, self, Trace(1), lambda: self._now)
+        self._driver = DatagramDriver(module, setting, self, self, Trace(1), lambda: self._now, None)
 
     def received(self, piece: Piece, outward: bool) -> list[Row]:
         """Return the rows that a datagram causes."""
@@ -187,7 +188,7 @@ class _Datagrams:
             done(self._leases[request.lease])
             return
         self._number += 1
-        public = self._rehearsal.open(request.target)
+        public = self._rehearsal.open(request.target, request.wish)
         self._rows.append(_event(self._now, "pinhole", f"{public} -> {request.target} ({request.reason})"))
         lease = self._leases[str(self._number)] = Lease(
             id=str(self._number),
@@ -238,8 +239,10 @@ class _Flow:
                 shown = conceal(data) if conceal is not None else data
                 message = row(when, to.other, self._ends[to.other], self._ends[to], shown, edits)
                 yield {**message, "transport": "tcp", "flow": "", "ladder": _ladder(command.rung)}
+            case Probe(ref, target):
+                events.append(Opened(ref, target, when))
             case OpenPinhole(ref, target) | OpenConversation(ref, target) | OpenMapping(ref, target):
-                public = self._rehearsal.open(target)
+                public = self._rehearsal.open(target, command.port if isinstance(command, OpenMapping) else None)
                 events.append(Opened(ref, public, when))
                 yield _event(when, "pinhole", f"{public} -> {target} ({command.reason})")
             case OpenOutbound(ref, target):

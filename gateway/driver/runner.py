@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import _socket
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gevent.socket as gsocket
 import structlog
@@ -37,6 +37,7 @@ class Means(NamedTuple):
 
     `pinholes`: by front. `look`: returns with which address the NAT sends a flow of this host on; raises
     PinholeRefused. `through`: makes the pinholes of a flow that goes through upstreams; None: those are not read.
+    `shared`: by the name of a module, what its flows in this process have together.
     """
 
     pinholes: Mapping[str, Backend]
@@ -44,6 +45,7 @@ class Means(NamedTuple):
     guard: ModuleGuard
     announced: Announced
     afterlife: Afterlife
+    shared: dict[str, dict[str, Any]]
     look: Callable[[Along], str] | None = None
     through: Callable[[Way], UpstreamPinholes] | None = None
 
@@ -192,8 +194,12 @@ class FlowRunner:
         def may_transfer(other: Endpoint) -> bool:
             return self._policy.current.permits_transfer(flow.client, flow.user, flow.server, other)
 
+        def may_map(target: Endpoint) -> bool:
+            return self._policy.current.permits_mapping(target, flow.user)
+
         transfers = may_transfer(flow.server)  # without a rule that names it, no other host needs to be asked for
-        context = FlowContext(flow.client, flow.server, inside, reader.options, own, transfers)
+        shared = means.shared.setdefault(name, {})
+        context = FlowContext(flow.client, flow.server, inside, reader.options, own, transfers, shared, means.announced)
         try:
             module = means.guard.call(name, flow.id, reader.kind, context)
         except Broken as broken:
@@ -206,6 +212,7 @@ class FlowRunner:
             elsewhere or means.paths,
             public,
             may_transfer,
+            may_map,
             means.guard,
             means.afterlife,
             means.announced.add,

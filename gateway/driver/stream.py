@@ -94,7 +94,8 @@ class Surroundings:
     """What a flow's module works with, in addition to the flow.
 
     `public`: the address at which a side is told to find the other one; the client is told of a published server only.
-    `may_transfer`: whether a rule lets the server exchange files with a third host. `announce`: see `Openings`.
+    `may_transfer`: whether a rule lets the server exchange files with a third host. `may_map`: whether one lets the
+    client have a public port for this socket of its own. `announce`: see `Openings`.
     `afterlife`: takes the modules that outlive their flow.
     """
 
@@ -102,6 +103,7 @@ class Surroundings:
     paths: DataPaths
     public: Mapping[Side, PublicAddress]
     may_transfer: Callable[[Endpoint], bool]
+    may_map: Callable[[Endpoint], bool]
     guard: ModuleGuard
     afterlife: Afterlife
     announce: Callable[[str, Endpoint, float], None] = _nothing_announced
@@ -409,6 +411,8 @@ class Inspection:
                 log.info("alg.transfer", flow=self._flow.id, other=str(other), permitted=permitted)
                 answer = Opened(ref, other, self._now()) if permitted else Refused(ref, "transfer", self._now())
                 self._feed(answer)
+            case OpenMapping(ref, target) | Probe(ref, target) if not self._around.may_map(target):
+                self._feed(Refused(ref, "rule", self._now()))
             case OpenConversation() | OpenMapping() | OpenExchange() | OpenGre():
                 self._openings.converse(command)
             case UpdateConversation() | UpdateMapping() | UpdateExchange() | UpdateGre():

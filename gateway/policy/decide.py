@@ -101,6 +101,10 @@ class Policy:
         rule = self._index.first(self._index.apart_from_target(self._query(request)) & self._index.everywhere)
         return rule.decision if rule is not None else Decision(False, "none")
 
+    def permits_mapping(self, target: Endpoint, user: str | None) -> bool:
+        """Whether a client may have a public port that leads to `target`, a socket of its own."""
+        return self.decide_mapping(ConnectRequest("map", target, target.host, target.port, user)).permit
+
     def permits_transfer(self, client: Endpoint, user: str | None, server: Endpoint, other: Endpoint) -> bool:
         """Whether an FTP client may let `server`, of its control connection, exchange files with `other` (FXP). True
         only if one rule with the command "fxp" names both servers."""

@@ -15,6 +15,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from functools import partial
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from alg.api import Mode
 from alg.datagrams import DatagramContext, Shown, ShownModule
 from alg.registry import DatagramKind
 from gateway.broker.nfqueue import QueuedPacket, open_queue
+from gateway.config.rules import policy_of
 from gateway.config.schema import AlgSection, Config
 from gateway.driver.datagrams import DatagramDriver, Setting
 from gateway.front.packets.early import EarlyMedia
@@ -75,6 +77,7 @@ class Packets:
         self._trace = Trace()
         self._early = EarlyMedia()
         self._handshakes = Handshakes(config.inside_networks)
+        policy = policy_of(config, datetime.now, lambda address: False)  # a mapping has no server whose address counts
         self._front = PacketFront(
             [
                 _queue_module(config, self._kinds[name], section, recorded=journal is not None)
@@ -87,6 +90,7 @@ class Packets:
             self._trace,
             journal=journal,
             admitted=self._early.admitted,
+            may_map=lambda target: policy.permits_mapping(target, None),
         )
         self._lag = LagMeter()
         self._admin = gsocket.socket(fileno=boot.admin)

@@ -7,7 +7,7 @@ import _socket
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gevent.socket as gsocket
 
@@ -65,7 +65,7 @@ LOOKUPS = 2048  # names that a worker resolves at a time; each holds some 40 KB
 
 class Ground(NamedTuple):
     """The part of a worker that outlives a configuration. `own`: what the kernel says about addresses. `kernel`: the
-    backend of unconfigured clients' pinholes."""
+    backend of unconfigured clients' pinholes. `shared`: what the flows of a module have together, by its name."""
 
     relay: Relay
     flows: Flows
@@ -81,6 +81,7 @@ class Ground(NamedTuple):
     clients: Clients
     neighbours: Neighbours
     afterlife: Afterlife
+    shared: dict[str, dict[str, Any]]
 
 
 class Service:
@@ -111,7 +112,9 @@ class Service:
         }
         look = ground.broker.seen if ground.broker is not None else None
         through = partial(UpstreamPinholes, userspace)
-        means = Means(pinholes, userspace, ModuleGuard(), ground.announced, ground.afterlife, look, through)
+        means = Means(
+            pinholes, userspace, ModuleGuard(), ground.announced, ground.afterlife, ground.shared, look, through
+        )
         runner = FlowRunner(flows, stream_readers(config, streams), outside, policy, means)
         earlier = before.authentication if before is not None else None
         self.authentication: Authentication = Authentication(
@@ -129,7 +132,7 @@ class Service:
                 ground.relay.wheel,
                 config.pinhole_ports,
                 association_options(config),
-                _readers(datagram_readers(config, datagrams), of_socks),
+                _readers(datagram_readers(config, datagrams), of_socks, policy),
             ),
             "resolve": ResolveCommand(lookup),
         }
@@ -193,18 +196,23 @@ def _of_socks(backend: str, userspace: UserspacePinholes, kernel: Backend) -> Ba
     return kernel if backend == "kernel" else userspace
 
 
-def _readers(readers: Mapping[int, DatagramReader], pinholes: Backend) -> Mapping[int, MessageReader]:
+def _readers(
+    readers: Mapping[int, DatagramReader], pinholes: Backend, policy: PolicyInForce
+) -> Mapping[int, MessageReader]:
     """Return the modules that read datagrams of SOCKS clients, by the ports of their targets."""
-    return {port: _message_reader(reader, pinholes) for port, reader in readers.items()}
+    return {port: _message_reader(reader, pinholes, policy) for port, reader in readers.items()}
 
 
-def _message_reader(reader: DatagramReader, pinholes: Backend) -> MessageReader:
+def _message_reader(reader: DatagramReader, pinholes: Backend, policy: PolicyInForce) -> MessageReader:
     kind = reader.kind
+
+    def may_map(target: Endpoint, user: str | None) -> bool:
+        return policy.current.permits_mapping(target, user)
 
     def make(client: Endpoint, public: Endpoint) -> tuple[DatagramModule, float | None]:
         return kind.make(DatagramContext(reader.options, fixed=(client, public)))
 
-    return MessageReader(kind.name, reader.mode, pinholes, make, kind.shown)
+    return MessageReader(kind.name, reader.mode, pinholes, make, kind.shown, may_map)
 
 
 def upstreams_of(config: Config) -> dict[str, Upstream]:

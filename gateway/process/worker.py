@@ -133,6 +133,7 @@ class Worker:
             self._clients,
             neighbours,
             self._afterlife,
+            {},
         )
         self._service = Service(config, boot.files, self._ground)
         keep_alive_after(config.network.keepalive)

@@ -14,8 +14,9 @@ import pytest
 from tests.conformance.ways import by_socks, direct
 from tests.lab import servers
 from tests.lab.gateway import Gateway
-from tests.lab.lab import CLIENT4, CLIENT6, ROUTER_OUT4, ROUTER_OUT6, SERVER4, SERVER6, STRANGER4, STRANGER6, Lab, Role
+from tests.lab.lab import CLIENT4, CLIENT6, ROUTER_OUT4, ROUTER_OUT6, SERVER4, SERVER6, STRANGER4, STRANGER6, Lab
 from tests.lab.peers import installed
+from tests.lab.udp import Udp
 
 RTSP = 554
 PORT = 8554
@@ -96,39 +97,6 @@ def session(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Session]:
     session = Session(lab, client, server, host)
     yield session
     session.close()
-
-
-class Udp:
-    """A UDP socket in a namespace."""
-
-    def __init__(self, lab: Lab, role: Role, host: str, port: int = 0) -> None:
-        with lab.enter(role):
-            self.sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
-        self.sock.bind((host, port))
-        self.sock.settimeout(15)
-
-    def __enter__(self) -> Udp:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.sock.close()
-
-    def send(self, data: bytes, to: tuple[str, int]) -> None:
-        self.sock.sendto(data, to)
-
-    def receive(self) -> tuple[bytes, tuple[str, int]]:
-        data, source = self.sock.recvfrom(4096)
-        return data, source[:2]
-
-    def is_silent(self) -> bool:
-        self.sock.settimeout(0.4)
-        try:
-            self.sock.recvfrom(4096)
-        except TimeoutError:
-            return True
-        finally:
-            self.sock.settimeout(15)
-        return False
 
 
 def test_media_come_in_and_reports_go_out(lab: Lab, gateway: Gateway, session: Session) -> None:

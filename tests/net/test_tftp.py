@@ -29,9 +29,9 @@ from tests.lab.lab import (
     STRANGER4,
     STRANGER6,
     Lab,
-    Role,
 )
 from tests.lab.peers import unpacked
+from tests.lab.udp import Udp
 from tests.net.udp_client import Client, associate
 
 TFTP = 69
@@ -50,40 +50,7 @@ def gateway(lab: Lab) -> Iterator[Gateway]:
     assert lab.leftovers() == []
 
 
-class Sock:
-    """A UDP socket in a namespace."""
-
-    def __init__(self, lab: Lab, role: Role, host: str, port: int = 0) -> None:
-        with lab.enter(role):
-            self.sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
-        self.sock.bind((host, port))
-        self.sock.settimeout(15)
-
-    def __enter__(self) -> Sock:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.sock.close()
-
-    def send(self, data: bytes, to: tuple[str, int]) -> None:
-        self.sock.sendto(data, to)
-
-    def receive(self) -> tuple[bytes, tuple[str, int]]:
-        data, source = self.sock.recvfrom(65535)
-        return data, source[:2]
-
-    def is_silent(self, seconds: float = 0.3) -> bool:
-        self.sock.settimeout(seconds)
-        try:
-            self.sock.recvfrom(65535)
-        except TimeoutError:
-            return True
-        finally:
-            self.sock.settimeout(15)
-        return False
-
-
-def holes(gateway: Gateway, client: Sock | Client) -> list[dict[str, Any]]:
+def holes(gateway: Gateway, client: Udp | Client) -> list[dict[str, Any]]:
     """The pinholes of a socket."""
     host, port = client.sock.getsockname()[:2]
     return [hole for hole in gateway.admin("pinholes") if hole["target"] == f"{host}:{port}"]
@@ -182,10 +149,10 @@ def test_over_ipv6(lab: Lab) -> None:
 
 def test_the_servers_own_port_comes_through_and_nobody_else(lab: Lab, gateway: Gateway) -> None:
     with (
-        Sock(lab, "inside", CLIENT4, 2070) as client,
-        Sock(lab, "outside", SERVER4, TFTP) as listener,
-        Sock(lab, "outside", SERVER4, 3000) as answerer,
-        Sock(lab, "stranger", STRANGER4, 3000) as stranger,
+        Udp(lab, "inside", CLIENT4, 2070) as client,
+        Udp(lab, "outside", SERVER4, TFTP) as listener,
+        Udp(lab, "outside", SERVER4, 3000) as answerer,
+        Udp(lab, "stranger", STRANGER4, 3000) as stranger,
     ):
         client.send(ASKS, (SERVER4, TFTP))
         data, public = listener.receive()
@@ -205,10 +172,10 @@ def test_the_servers_own_port_comes_through_and_nobody_else(lab: Lab, gateway: G
 
 def test_two_clients_with_one_port(lab: Lab) -> None:
     with (
-        Sock(lab, "inside", CLIENT4, 2071) as one,
-        Sock(lab, "client2", CLIENT2_4, 2071) as other,
-        Sock(lab, "outside", SERVER4, TFTP) as listener,
-        Sock(lab, "outside", SERVER4) as answerer,
+        Udp(lab, "inside", CLIENT4, 2071) as one,
+        Udp(lab, "client2", CLIENT2_4, 2071) as other,
+        Udp(lab, "outside", SERVER4, TFTP) as listener,
+        Udp(lab, "outside", SERVER4) as answerer,
     ):
         public = []
         for client in (one, other):
@@ -223,7 +190,7 @@ def test_two_clients_with_one_port(lab: Lab) -> None:
 
 def test_what_is_no_request_opens_nothing(lab: Lab, gateway: Gateway) -> None:
     said = [b"\0\3\0\1data", b"\0\4\0\1", b"GET / HTTP/1.1\r\n\r\n\0\1boot.bin\0octet\0", b"\0\1boot.bin\0", b"x"]
-    with Sock(lab, "inside", CLIENT4) as client, Sock(lab, "outside", SERVER4, TFTP) as listener:
+    with Udp(lab, "inside", CLIENT4) as client, Udp(lab, "outside", SERVER4, TFTP) as listener:
         for data in said:
             client.send(data, (SERVER4, TFTP))
             assert listener.receive()[0] == data
@@ -231,7 +198,7 @@ def test_what_is_no_request_opens_nothing(lab: Lab, gateway: Gateway) -> None:
 
 
 def test_a_low_port_opens_nothing(lab: Lab, gateway: Gateway) -> None:
-    with Sock(lab, "inside", CLIENT4, 123) as client, Sock(lab, "outside", SERVER4, TFTP) as listener:
+    with Udp(lab, "inside", CLIENT4, 123) as client, Udp(lab, "outside", SERVER4, TFTP) as listener:
         client.send(ASKS, (SERVER4, TFTP))
         assert listener.receive()[0] == ASKS
         gateway.wait_for_log("tftp.low-port")
@@ -241,9 +208,9 @@ def test_a_low_port_opens_nothing(lab: Lab, gateway: Gateway) -> None:
 def test_the_port_closes_when_nothing_comes(lab: Lab, gateway: Gateway) -> None:
     """And the same socket may ask again: it gets another port, and that one works."""
     with (
-        Sock(lab, "inside", CLIENT4, 2072) as client,
-        Sock(lab, "outside", SERVER4, TFTP) as listener,
-        Sock(lab, "outside", SERVER4) as answerer,
+        Udp(lab, "inside", CLIENT4, 2072) as client,
+        Udp(lab, "outside", SERVER4, TFTP) as listener,
+        Udp(lab, "outside", SERVER4) as answerer,
     ):
         client.send(ASKS, (SERVER4, TFTP))
         _, public = listener.receive()
@@ -264,8 +231,8 @@ def test_the_port_closes_when_nothing_comes(lab: Lab, gateway: Gateway) -> None:
 
 def test_a_thousand_requests_in_a_second(lab: Lab, gateway: Gateway) -> None:
     """All arrive, most of them without a port; another client gets its own at once."""
-    flood = [Sock(lab, "inside", CLIENT4) for _ in range(100)]
-    with Sock(lab, "outside", SERVER4, TFTP) as listener, Sock(lab, "client2", CLIENT2_4, 2073) as other:
+    flood = [Udp(lab, "inside", CLIENT4) for _ in range(100)]
+    with Udp(lab, "outside", SERVER4, TFTP) as listener, Udp(lab, "client2", CLIENT2_4, 2073) as other:
         listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         for number in range(1000):
             flood[number % 100].send(ASKS, (SERVER4, TFTP))
@@ -286,9 +253,9 @@ def test_a_thousand_requests_in_a_second(lab: Lab, gateway: Gateway) -> None:
 
 def test_the_packets_process_is_killed_in_a_transfer(lab: Lab, gateway: Gateway) -> None:
     with (
-        Sock(lab, "inside", CLIENT4, 2074) as client,
-        Sock(lab, "outside", SERVER4, TFTP) as listener,
-        Sock(lab, "outside", SERVER4) as answerer,
+        Udp(lab, "inside", CLIENT4, 2074) as client,
+        Udp(lab, "outside", SERVER4, TFTP) as listener,
+        Udp(lab, "outside", SERVER4) as answerer,
     ):
         client.send(ASKS, (SERVER4, TFTP))
         _, public = listener.receive()
@@ -309,10 +276,10 @@ def test_the_packets_process_is_killed_in_a_transfer(lab: Lab, gateway: Gateway)
 
 def test_ipv6_byte_by_byte(lab: Lab) -> None:
     with (
-        Sock(lab, "inside", CLIENT6, 2070) as client,
-        Sock(lab, "outside", SERVER6, TFTP) as listener,
-        Sock(lab, "outside", SERVER6) as answerer,
-        Sock(lab, "stranger", STRANGER6) as stranger,
+        Udp(lab, "inside", CLIENT6, 2070) as client,
+        Udp(lab, "outside", SERVER6, TFTP) as listener,
+        Udp(lab, "outside", SERVER6) as answerer,
+        Udp(lab, "stranger", STRANGER6) as stranger,
     ):
         client.send(ASKS, (SERVER6, TFTP))
         data, public = listener.receive()
@@ -329,9 +296,9 @@ def test_ipv6_byte_by_byte(lab: Lab) -> None:
 def test_through_an_association(lab: Lab, gateway: Gateway) -> None:
     """The server's other port comes through the association, a stranger does not, and no further port is opened."""
     with (
-        Sock(lab, "outside", SERVER4, TFTP) as listener,
-        Sock(lab, "outside", SERVER4) as answerer,
-        Sock(lab, "stranger", STRANGER4) as stranger,
+        Udp(lab, "outside", SERVER4, TFTP) as listener,
+        Udp(lab, "outside", SERVER4) as answerer,
+        Udp(lab, "stranger", STRANGER4) as stranger,
     ):
         client = associate(lab)
         client.send(SERVER4, TFTP, ASKS)
@@ -365,9 +332,9 @@ def passive(request: pytest.FixtureRequest, lab: Lab, gateway: Gateway) -> Itera
 def test_without_the_module_nothing_comes_back(lab: Lab, gateway: Gateway, passive: str) -> None:
     """What the kernel does by itself: the request goes, and the answer from another port is nobody's."""
     with (
-        Sock(lab, "inside", CLIENT4) as client,
-        Sock(lab, "outside", SERVER4, TFTP) as listener,
-        Sock(lab, "outside", SERVER4) as answerer,
+        Udp(lab, "inside", CLIENT4) as client,
+        Udp(lab, "outside", SERVER4, TFTP) as listener,
+        Udp(lab, "outside", SERVER4) as answerer,
     ):
         client.send(ASKS, (SERVER4, TFTP))
         data, public = listener.receive()
@@ -393,7 +360,7 @@ def test_random_source_ports(lab: Lab, gateway: Gateway) -> None:
 
 
 def test_trace_shows_the_request(lab: Lab, gateway: Gateway) -> None:
-    with Sock(lab, "inside", CLIENT4) as client, Sock(lab, "outside", SERVER4, TFTP) as listener:
+    with Udp(lab, "inside", CLIENT4) as client, Udp(lab, "outside", SERVER4, TFTP) as listener:
         client.send(ASKS, (SERVER4, TFTP))
         listener.receive()
         assert "boot.bin" in gateway.algate("trace", "--json").stdout
@@ -402,9 +369,9 @@ def test_trace_shows_the_request(lab: Lab, gateway: Gateway) -> None:
 def test_a_server_that_answers_slowly_is_no_reason_to_close(lab: Lab, gateway: Gateway) -> None:
     """Packets that the kernel counts keep the port open, beyond the time of one pause."""
     with (
-        Sock(lab, "inside", CLIENT4) as client,
-        Sock(lab, "outside", SERVER4, TFTP) as listener,
-        Sock(lab, "outside", SERVER4) as answerer,
+        Udp(lab, "inside", CLIENT4) as client,
+        Udp(lab, "outside", SERVER4, TFTP) as listener,
+        Udp(lab, "outside", SERVER4) as answerer,
     ):
         client.send(ASKS, (SERVER4, TFTP))
         _, public = listener.receive()

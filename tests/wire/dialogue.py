@@ -19,14 +19,17 @@ from alg.api import (
     Command,
     Deliver,
     Event,
+    FindSocket,
     FlowContext,
     Note,
     OpenConversation,
     Opened,
+    OpenMapping,
     OpenMeeting,
     OpenOutbound,
     OpenPinhole,
     OpenRelay,
+    Probe,
     Received,
     Refused,
     Revoke,
@@ -34,6 +37,7 @@ from alg.api import (
     Side,
     Tick,
     UpdateConversation,
+    UpdateMapping,
     apply_edits,
 )
 
@@ -175,6 +179,14 @@ def words(command: Command, ttl: float) -> str:
             return f"converse {ref} {target}{pair} for {' '.join(peers or ())} {reason}"
         case UpdateConversation(ref, peers, seconds):
             return f"update {ref} for {' '.join(peers or ())}{'' if seconds is None else f' {seconds:g} s'}"
+        case FindSocket(ref, target):
+            return f"find {ref} {target}"
+        case Probe(ref, target, _, expect):
+            return f"prove {ref} {target}{'' if expect else ' by listening'}"
+        case OpenMapping(ref, target, ("tcp", "udp"), None, seconds, _, port) if port == target.port:
+            return f"map {ref} {target} {seconds:g} s"
+        case UpdateMapping(ref, None, float(seconds)):
+            return f"renew {ref} {seconds:g} s"
         case OpenOutbound(ref, target, "tcp", seconds, reason) if seconds == ttl:
             return f"out {ref} {target} {reason}"
         case OpenRelay(client, server, "ftp.convert"):

@@ -88,6 +88,8 @@ class _Line:
         if along is not None and public is not None:
             self.servers[command.ref] = along.destination.host
             self.facing[command.ref] = public.local
+        if isinstance(command, OpenMapping) and not self._front.may_map(command.target):
+            return Placement(client, None)
         # What comes to a socket that speaks the protocol itself is for us to read; all else is media.
         return Placement(client, public, self._read_inbound and self._front.knows(command.target))
 
@@ -130,6 +132,11 @@ class _Line:
         cast(RecordedModule, self.driver.module).restore(entries, now)
 
 
+def _may_map(target: Endpoint) -> bool:
+    """The default of `may_map`: no rule says otherwise."""
+    return True
+
+
 def _unheard(public: Endpoint, ports: int) -> None:
     """The default of `admitted`: does nothing."""
 
@@ -147,7 +154,8 @@ class PacketFront:
 
     `inside`: the networks of clients. `public_along`: returns where conversations of a flow listen; None without a
     route. `journal`: holds the entries of the predecessor, and gets those for the successor. `admitted` is called with
-    the first public port, and how many there are, where a peer was let in.
+    the first public port, and how many there are, where a peer was let in. `may_map`: whether a rule lets a client have
+    a mapping to this socket.
     """
 
     def __init__(
@@ -160,9 +168,11 @@ class PacketFront:
         now: Callable[[], float] = time.monotonic,
         journal: Journal | None = None,
         admitted: Callable[[Endpoint, int], None] = _unheard,
+        may_map: Callable[[Endpoint], bool] = _may_map,
     ) -> None:
         self.public_along = public_along
         self.admitted = admitted
+        self.may_map = may_map
         self._counters: Counter[str] = Counter()
         self._inside = tuple(inside)
         self._now = now

@@ -32,7 +32,8 @@ class MessageReader(NamedTuple):
     """A module that reads what SOCKS clients send to its ports.
 
     `make`: makes one for a client's socket and its public one, with the greatest number of seconds between two polls of
-    the kernel's counters (None: no polls). `shown`: whether its messages may be traced.
+    the kernel's counters (None: no polls). `shown`: whether its messages may be traced. `may_map`: whether a rule lets
+    a user have a mapping to this socket.
     """
 
     name: str
@@ -40,6 +41,7 @@ class MessageReader(NamedTuple):
     pinholes: ConversationBackend
     make: Callable[[Endpoint, Endpoint], tuple[DatagramModule, float | None]]
     shown: bool
+    may_map: Callable[[Endpoint, str | None], bool]
 
 
 Send = Callable[[Side, Host, bytes], None]
@@ -66,6 +68,8 @@ class Messages:
         public = Endpoint(outside.public.advertised, outside.lease.public.port)
         self.peers: dict[Host, bytes] = {}
         self.name = reader.name
+        self._may_map = reader.may_map
+        self._user = flow.user
         self._flow = flow.id
         self._client = client
         self._own = public
@@ -107,6 +111,8 @@ class Messages:
         self._send(held.side, held.item, held.edited if fits and held.edited is not None else held.data)
 
     def place(self, command: OpenConversation | OpenMapping) -> Placement:
+        if isinstance(command, OpenMapping) and not self._may_map(command.target, self._user):
+            return Placement(self._client.host, None)
         if command.target != self._client or not isinstance(command, OpenConversation):
             return Placement(self._client.host, self._public)
         # The client's own socket is this association's already: a host that it asks may answer from another port there.

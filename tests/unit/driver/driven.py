@@ -103,6 +103,7 @@ class Driven:
             cast(DataPaths, None),
             {Side.SERVER: PUBLIC},
             lambda _other: False,
+            lambda _target: True,
             guard or ModuleGuard(),
             self.afterlife,
             now=time.monotonic,

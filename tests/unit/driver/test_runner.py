@@ -35,7 +35,7 @@ class Rig:
         config = parse_config(f'[alg.ftp]\nports = [{port}]\nmode = "rewrite"\n', "test")
         readers = stream_readers(config, {} if module is None else {"ftp": cast(type[AlgModule], module)})
         backend: Any = SlowBackend()
-        means = Means({"transparent": backend}, backend, ModuleGuard(), self.announced, Afterlife())
+        means = Means({"transparent": backend}, backend, ModuleGuard(), self.announced, Afterlife(), {})
         self.runner = FlowRunner(self.flows, readers, "auto", PolicyInForce(cast(Policy, NeverAsks())), means)
 
 

@@ -58,7 +58,7 @@ class Rig:
             backend="userspace",
         )
         self.outside = Outside(lease, socket.socket(type=socket.SOCK_DGRAM), PublicAddress("10.0.0.2", "203.0.113.1"))
-        reader = MessageReader("test", mode, self.pinholes, self.engine.make, True)
+        reader = MessageReader("test", mode, self.pinholes, self.engine.make, True, lambda target, user: True)
         flow = Flow("flow-1", "socks", CLIENT, Endpoint(*SERVER), None)
         self.messages = Messages(reader, flow, CLIENT, self.outside, 300.0, self._send, self._alive)
 
