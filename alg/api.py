@@ -456,7 +456,8 @@ class FlowContext:
     `options`: an instance of the module's `Options`; None: its defaults. `public`: the endpoint that the server sees as
     the client; None: not known. `transfers`: whether `AskTransfer` may be permitted at all. `shared`: what all modules
     of this class in a process have together, for those whose flows belong together; it begins empty, and lasts.
-    `board`: what they have together with those of other processes; None: there is none.
+    `board`: what they have together with those of other processes; None: there is none. `published`: where a client
+    outside finds the server, if that is published.
     """
 
     client: Endpoint
@@ -467,6 +468,7 @@ class FlowContext:
     transfers: bool = False
     shared: dict[str, Any] = field(default_factory=dict, compare=False)
     board: Board | None = field(default=None, compare=False)
+    published: Endpoint | None = None
 
 
 class AlgModule(Protocol):

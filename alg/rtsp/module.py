@@ -4,6 +4,9 @@ A client's SETUP says at which of its UDP ports it wants media. Each of these ge
 on, and the request names that; the answer is told the client's own ports again. Where streams go through the
 connection itself ("interleaved") there is nothing to do, and from the answer to PLAY on nothing is read any more.
 
+A server inside that is published (`[[publish]]`) knows its client by an address of the router, and is known by one to
+its client: each is told of the other's ports at the router (`OpenExchange`), and answers name the public endpoint.
+
 Rules that end the flow's right to pinholes; from then on bytes are relayed unread:
 
     rtsp.not-rtsp  a side does not begin as RTSP, or something else stands where a message has to begin
@@ -12,7 +15,7 @@ Rules that end the flow's right to pinholes; from then on bytes are relayed unre
     rtsp.address   SETUP names a third host as the destination of media
 
 Codes of notes beside these: rtsp.tunnel (RTSP in HTTP: it is interleaved), rtsp.streams (too many), rtsp.port,
-rtsp.destination, rtsp.refused, rtsp.unanswered (not edited), rtsp.published (a server inside: not read).
+rtsp.destination, rtsp.refused, rtsp.unanswered (not edited), rtsp.server-port (a published server does not say it).
 """
 
 from __future__ import annotations
@@ -39,7 +42,16 @@ from alg.api import (
     Side,
     Tick,
 )
-from alg.rtsp.message import Head, conceal, read_head
+from alg.rtsp.message import (
+    DEFAULT_PORT,
+    Head,
+    conceal,
+    content_length,
+    is_description,
+    places_in_description,
+    places_of,
+    read_head,
+)
 from alg.rtsp.options import RtspOptions
 from alg.rtsp.requests import Request, Requests
 from alg.rtsp.stream import MOST, Framer, Part
@@ -52,6 +64,13 @@ HEAD_WITHIN = 10.0  # seconds for the rest of a head
 MOST_BEHIND = 65536  # bytes behind a message that waits
 MOST_HTTP = 8192  # bytes of a head in which a tunnel says what it is
 PORT, DESTINATION = "rtsp.client-port", "rtsp.destination"
+SERVER_PORT, SOURCE, URL, ADDRESS, LENGTH = (
+    "rtsp.server-port",
+    "rtsp.source",
+    "rtsp.url",
+    "rtsp.description",
+    "rtsp.content-length",
+)
 _UNAUTHORIZED = (401, 407)
 _TUNNEL = (b"x-sessioncookie", b"application/x-rtsp-tunnelled")
 
@@ -82,7 +101,7 @@ class RtspModule:
     """One connection between a client and an RTSP server, as `alg.api.AlgModule`."""
 
     api: ClassVar[int] = 1
-    kinds: ClassVar[tuple[str, ...]] = ("conversation",)
+    kinds: ClassVar[tuple[str, ...]] = ("conversation", "exchange")
     Options: ClassVar[type[RtspOptions]] = RtspOptions
     shown: ClassVar[bool] = True
     conceal = staticmethod(conceal)
@@ -93,8 +112,11 @@ class RtspModule:
         self._client: Address = canonical(context.client.host)
         self._own = {self._client, *([canonical(context.public.host)] if context.public else [])}
         self._server: Address = canonical(context.server.host)
-        self._pairs = Pairs(str(self._client), str(self._server), options.streams)
         self._published = context.inside is not Side.CLIENT
+        self._pairs = Pairs(str(self._client), str(self._server), options.streams, self._published)
+        self._inside = Endpoint(str(self._server), context.server.port)
+        self._found = context.published  # where the client finds a published server
+        self._described: tuple[bytes, list[Edit]] | None = None  # the head of an answer whose description comes
         self._directions = {side: Direction() for side in Side}
         self._requests = Requests()
         self._held: Held | None = None
@@ -123,13 +145,10 @@ class RtspModule:
                 direction = self._directions[side]
                 direction.framer.add(data)
                 direction.since = now
-                if self._published:
-                    self._note("rtsp.published", "servers inside are not read")
-                    self._leave()
             case Closed(side, _):
                 self._directions[side].closed = True
-            case Opened(ref, public, _):
-                self._opened(ref, public)
+            case Opened(ref, public, _, inner):
+                self._opened(ref, public, inner)
             case Refused(ref, rule, _):
                 self._refused(ref, rule)
             case Tick():
@@ -161,6 +180,9 @@ class RtspModule:
                 return
             if taken is None:
                 return
+            if taken.part is Part.BODY:
+                self._describe(taken.data)
+                continue
             if taken.part is Part.PASSING:
                 self._out.append(Deliver(side.other, taken.data))
                 continue
@@ -202,6 +224,8 @@ class RtspModule:
         direction = self._directions[side]
         if not direction.closed or direction.ended or (self._held is not None and side is Side.CLIENT):
             return
+        if side is Side.SERVER:
+            self._let_go()
         if rest := direction.framer.rest():
             self._out.append(Deliver(side.other, rest))
         direction.ended = True
@@ -218,6 +242,7 @@ class RtspModule:
         if self._held is not None:
             self._out.append(Deliver(Side.SERVER, self._held.data))
             self._held = None
+        self._let_go()
         for side, direction in self._directions.items():
             if rest := direction.framer.rest():
                 self._out.append(Deliver(side.other, rest))
@@ -297,10 +322,10 @@ class RtspModule:
                     return host
         return None
 
-    def _opened(self, ref: int, public: Endpoint) -> None:
+    def _opened(self, ref: int, public: Endpoint, inner: Endpoint | None) -> None:
         pair = self._pairs.get(ref)
         if pair is not None:
-            pair.public = public
+            pair.public, pair.facing = (inner, public) if self._published else (public, None)
         self._answered(ref)
 
     def _refused(self, ref: int, rule: str) -> None:
@@ -347,9 +372,45 @@ class RtspModule:
             edits = self._set_up(data, head, request)
         elif request.method == b"TEARDOWN" and head.succeeds:
             self._out += self._pairs.torn_down(request.session, request.uri, self._named())
+        if self._found is not None:
+            edits += [Edit(*span, self._shown(), URL) for span in places_of(data, self._inside)]
+            if is_description(data) and self._directions[Side.SERVER].framer.gather(MOST):
+                self._described = data, edits
+                return
         self._out.append(Deliver(Side.CLIENT, data, tuple(sorted(edits))))
         if request is not None and request.method in (b"PLAY", b"RECORD") and head.succeeds:
             self._plays()
+
+    def _shown(self) -> bytes:
+        """Where the client finds a published server, as URLs have it."""
+        found = self._found
+        if found is None:
+            return b""
+        text = str(found).encode()
+        return text.removesuffix(b":%d" % DEFAULT_PORT) if found.port == DEFAULT_PORT else text
+
+    def _describe(self, body: bytes) -> None:
+        """The description of a published server: what names the server's own address names the one that is known."""
+        described, self._described = self._described, None
+        if described is None or self._found is None:
+            self._out.append(Deliver(Side.CLIENT, body))
+            return
+        head, of_head = described
+        urls, alone = places_in_description(body, self._inside)
+        edits = [Edit(*span, self._shown(), URL) for span in urls]
+        edits += [Edit(*span, self._found.host.encode(), ADDRESS) for span in alone]
+        growth = sum(len(edit.replacement) - (edit.end - edit.start) for edit in edits)
+        if growth and (length := content_length(head)) is not None:
+            of_head = [*of_head, Edit(*length, str(len(body) + growth).encode(), LENGTH)]
+        self._out.append(Deliver(Side.CLIENT, head, tuple(sorted(of_head))))
+        self._out.append(Deliver(Side.CLIENT, body, tuple(sorted(edits))))
+
+    def _let_go(self) -> None:
+        """Deliver a head whose description does not come."""
+        if self._described is not None:
+            head, edits = self._described
+            self._described = None
+            self._out.append(Deliver(Side.CLIENT, head, tuple(sorted(edits))))
 
     def _plays(self) -> None:
         """Streams that go through the connection only need nobody who reads it."""
@@ -379,7 +440,10 @@ class RtspModule:
                 continue
             used.append(pair)
             edits += self._put_back(spec, pair)
-            self._let_in(spec, pair)
+            if self._published:
+                edits += self._facing(spec, pair)
+            else:
+                self._let_in(spec, pair)
         if not specs:
             used = pairs[:1]
         for pair in used:
@@ -398,6 +462,23 @@ class RtspModule:
             public = canonical(pair.public.host) if pair.public is not None else None
             if public is not None and public != self._client and _address(host) == public:
                 edits.append(Edit(*host.span, str(self._client).encode(), DESTINATION))
+        return edits
+
+    def _facing(self, spec: Spec, pair: Pair) -> list[Edit]:
+        """A published server says from which ports it sends: the client reads the public ones."""
+        if pair.facing is None:
+            return []
+        edits: list[Edit] = []
+        if not spec.server_ports or not all(1024 <= port.number <= 65535 for port in spec.server_ports):
+            self._note("rtsp.server-port", "the server does not say from which ports it sends: its media do not pass")
+            return []
+        second = spec.server_ports[1].number if len(spec.server_ports) == 2 else None
+        self._out += self._pairs.serves(pair, spec.server_ports[0].number, second)
+        for offset, port in enumerate(spec.server_ports):
+            edits.append(Edit(*port.span, str(pair.facing.port + offset).encode(), SERVER_PORT))
+        for host in spec.sources:
+            if _address(host) == self._server:
+                edits.append(Edit(*host.span, pair.facing.host.encode(), SOURCE))
         return edits
 
     def _let_in(self, spec: Spec, pair: Pair) -> None:

@@ -33,6 +33,7 @@ class Part(Enum):
 
     PASSING = "passing"  # blank lines, bodies, data frames, or pieces of them
     HEAD = "head"  # a start line, header lines, and the empty line
+    BODY = "body"  # a whole one, that was asked for
 
 
 class Taken(NamedTuple):
@@ -51,6 +52,7 @@ class Framer:
         self._searched = 0  # bytes in which there is no end of the line or of the head
         self._passing = 0  # bytes of a body or a frame that are still to come
         self._tells = False  # the buffer's beginning has been found to be that of a start line
+        self._gathers = False  # the body that comes is held until it is whole
 
     def __len__(self) -> int:
         return len(self._buffer)
@@ -96,6 +98,12 @@ class Framer:
         self._passing = _length(self._buffer, self._line_end, empty[1])
         return Taken(Part.HEAD, self._cut(empty[1]))
 
+    def gather(self, most: int) -> bool:
+        """Have the body of the head that was just taken in one piece. Returns whether it has one, of at most so many
+        bytes; otherwise nothing changes."""
+        self._gathers = 0 < self._passing <= most
+        return self._gathers
+
     def _find_start_line(self) -> bool:
         """Whether the start line is there. Malformed where it is none, or cannot become one."""
         end = self._buffer.find(b"\n", self._searched)
@@ -114,7 +122,13 @@ class Framer:
         self._line_end = self._searched = end
         return True
 
-    def _pass(self) -> Taken:
+    def _pass(self) -> Taken | None:
+        if self._gathers:
+            if len(self._buffer) < self._passing:
+                return None
+            body = self._cut(self._passing)
+            self._passing, self._gathers = 0, False
+            return Taken(Part.BODY, body)
         data = self._cut(min(self._passing, len(self._buffer)))
         self._passing -= len(data)
         return Taken(Part.PASSING, data)

@@ -1,11 +1,16 @@
-"""The client's sockets that have public ports, and which streams of which sessions use them."""
+"""The client's sockets that have ports on the router, and which streams of which sessions use them.
+
+Of a client inside the world finds them at public ports. Of a client outside, whose server inside is published, the
+server finds them at ports of the router's inside address, and the client finds the server's at public ones (an
+exchange).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from alg.address import Endpoint
-from alg.api import ClosePinhole, Command, OpenConversation, UpdateConversation
+from alg.api import ClosePinhole, Command, OpenConversation, OpenExchange, UpdateConversation, UpdateExchange
 
 TTL = 300.0  # seconds that a port is open without us; refreshed at half of it
 UNCLAIMED = 30.0  # seconds that a port waits for a client to ask once more, with its password
@@ -18,9 +23,11 @@ Sockets = tuple[int, int | None]
 class Pair:
     """A socket of the client for media, and perhaps one for RTCP. Times are seconds of the events' clock.
 
-    `public`: the first public port, once it is open. `claims`: session and URI of the streams that use it.
-    `sources`: who may send to it beside the server. `refresh_at`: when the broker is to be told that it is still in
-    use. `unclaimed_at`: when it closes, if no stream claims it until then; 0: a request that names it is under way.
+    `public`: the first port at which the server finds it, once that is open; `facing`: of an exchange, the first port
+    at which the client finds the server; `server`: what is behind that, once it is known. `claims`: session and URI of
+    the streams that use it. `sources`: who may send to it beside the server. `refresh_at`: when the broker is to be
+    told that it is still in use. `unclaimed_at`: when it closes, if no stream claims it until then; 0: a request that
+    names it is under way.
     """
 
     ref: int
@@ -28,6 +35,8 @@ class Pair:
     reason: str
     refresh_at: float
     public: Endpoint | None = None
+    facing: Endpoint | None = None
+    server: tuple[Endpoint, int | None] | None = None
     claims: set[tuple[bytes, bytes]] = field(default_factory=set)
     sources: list[str] = field(default_factory=list)
     unclaimed_at: float = 0.0
@@ -47,9 +56,10 @@ class Pair:
 
 
 class Pairs:
-    """All of one connection. `client` and `server` are its ends."""
+    """All of one connection. `client` and `server` are its ends. `published`: the server is inside, the client not."""
 
-    def __init__(self, client: str, server: str, most: int) -> None:
+    def __init__(self, client: str, server: str, most: int, published: bool = False) -> None:
+        self._published = published
         self._client = client
         self._server = server
         self._most = most
@@ -73,6 +83,8 @@ class Pairs:
         self._ref += 1
         pair = self._pairs[self._ref] = Pair(self._ref, sockets, reason, now + TTL / 2)
         target = Endpoint(self._client, sockets[0])
+        if self._published:
+            return pair, OpenExchange(self._ref, target, None, TTL, reason, sockets[1])
         return pair, OpenConversation(self._ref, target, sockets[1], (self._server,), TTL, reason)
 
     def lost(self, ref: int) -> None:
@@ -85,6 +97,13 @@ class Pairs:
             return []
         pair.sources.append(host)
         return [UpdateConversation(pair.ref, self._peers(pair), None)]
+
+    def serves(self, pair: Pair, first: int, second: int | None) -> list[Command]:
+        """The server sends from these ports of its own."""
+        if (pair.sockets[1] is None) is not (second is None):
+            second = None if pair.sockets[1] is None else second or first + 1
+        pair.server = Endpoint(self._server, first), second
+        return [UpdateExchange(pair.ref, pair.server[0], second, None)]
 
     def drop(self, refs: list[int], but: set[int]) -> list[Command]:
         """Close those of `refs` that no stream claims and no request names (`but`)."""
@@ -122,8 +141,13 @@ class Pairs:
                 pair.unclaimed_at = 0.0
             if pair.refresh_at <= now:
                 pair.refresh_at = now + TTL / 2
-                commands.append(UpdateConversation(pair.ref, self._peers(pair), TTL))
+                commands += self._refresh(pair)
         return commands
+
+    def _refresh(self, pair: Pair) -> list[Command]:
+        if not self._published:
+            return [UpdateConversation(pair.ref, self._peers(pair), TTL)]
+        return [UpdateExchange(pair.ref, *pair.server, TTL)] if pair.server is not None else []
 
     def _peers(self, pair: Pair) -> tuple[str, ...]:
         return (self._server, *pair.sources)

@@ -41,7 +41,8 @@ class Spec:
     """One way of transport, as a specification says it.
 
     `ports`: of the client, one or two (`client_port`, or the ports in `dest_addr`); (): none that can be read.
-    `destinations`: where media are to go, if it says so; `sources`: where they come from. `is_rtp`: RTP has a second
+    `destinations`: where media are to go, if it says so; `sources`: where they come from; `server_ports`: from which
+    ports (`server_port`, or those in `src_addr`), one or two. `is_rtp`: RTP has a second
     port for RTCP, the next one where only one is named.
     """
 
@@ -49,6 +50,7 @@ class Spec:
     ports: tuple[Port, ...] = ()
     destinations: list[Host] = field(default_factory=list)
     sources: list[Host] = field(default_factory=list)
+    server_ports: tuple[Port, ...] = ()
     interleaved: bool = False
     multicast: bool = False
 
@@ -116,6 +118,8 @@ def _take(spec: Spec, data: bytes, span: Span) -> None:
             spec.multicast = True
         case b"client_port":
             spec.ports = _ports(data, at, end)
+        case b"server_port":
+            spec.server_ports = _ports(data, at, end)
         case b"destination":
             spec.destinations += _host(data, at, end)
         case b"source":
@@ -124,7 +128,8 @@ def _take(spec: Spec, data: bytes, span: Span) -> None:
             hosts, spec.ports = _addresses(data, at, end)
             spec.destinations += hosts
         case b"src_addr":
-            spec.sources += _addresses(data, at, end)[0]
+            hosts, spec.server_ports = _addresses(data, at, end)
+            spec.sources += hosts
 
 
 def _ports(data: bytes, at: int, end: int) -> tuple[Port, ...]:

@@ -190,6 +190,7 @@ class FlowRunner:
             }
         inside = Side.SERVER if published else Side.CLIENT
         own = Endpoint(public[Side.SERVER].advertised, seen.port if seen is not None else own.port)
+        found = Endpoint(public[Side.CLIENT].advertised, published.port) if published is not None else None
 
         def may_transfer(other: Endpoint) -> bool:
             return self._policy.current.permits_transfer(flow.client, flow.user, flow.server, other)
@@ -199,7 +200,9 @@ class FlowRunner:
 
         transfers = may_transfer(flow.server)  # without a rule that names it, no other host needs to be asked for
         shared = means.shared.setdefault(name, {})
-        context = FlowContext(flow.client, flow.server, inside, reader.options, own, transfers, shared, means.announced)
+        context = FlowContext(
+            flow.client, flow.server, inside, reader.options, own, transfers, shared, means.announced, found
+        )
         try:
             module = means.guard.call(name, flow.id, reader.kind, context)
         except Broken as broken:

@@ -150,7 +150,7 @@ def aria2(lab: Lab, role: Role, folder: Path, file: Path, port: int, *more: str)
         "--enable-dht=true", f"--dht-listen-port={port}", f"--dht-file-path={folder}/dht.dat", "--enable-dht6=false",
         "--enable-peer-exchange=false", "--bt-enable-lpd=false", "--check-certificate=false",
         "--console-log-level=notice", "--summary-interval=0", "--file-allocation=none", "--bt-hash-check-seed=true",
-        "--allow-overwrite=true", "--disable-ipv6=true", *more, str(file),
+        "--allow-overwrite=true", "--check-integrity=true", "--disable-ipv6=true", *more, str(file),
     ]  # fmt: skip
     return lab.popen(role, argv)
 

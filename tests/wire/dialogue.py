@@ -24,6 +24,7 @@ from alg.api import (
     Note,
     OpenConversation,
     Opened,
+    OpenExchange,
     OpenMapping,
     OpenMeeting,
     OpenOutbound,
@@ -37,6 +38,7 @@ from alg.api import (
     Side,
     Tick,
     UpdateConversation,
+    UpdateExchange,
     UpdateMapping,
     apply_edits,
 )
@@ -106,7 +108,7 @@ def read(path: Path, kind: Kind) -> Dialogue:
             elif mark == "public":
                 context = replace(context, public=endpoint(word))
             elif mark == "published":
-                context = replace(context, inside=Side.SERVER)
+                context = replace(context, inside=Side.SERVER, published=endpoint(word) if word else None)
             elif mark == "transfers":
                 context = replace(context, transfers=True)
             elif mark == "options":
@@ -179,6 +181,11 @@ def words(command: Command, ttl: float) -> str:
             return f"converse {ref} {target}{pair} for {' '.join(peers or ())} {reason}"
         case UpdateConversation(ref, peers, seconds):
             return f"update {ref} for {' '.join(peers or ())}{'' if seconds is None else f' {seconds:g} s'}"
+        case OpenExchange(ref, client, None, 300.0, reason, second, None):
+            return f"exchange {ref} {client}{'' if second is None else f'+{second}'} {reason}"
+        case UpdateExchange(ref, server, second, seconds):
+            pair = f"+{second}" if second is not None else ""
+            return f"serves {ref} {server}{pair}{'' if seconds is None else f' {seconds:g} s'}"
         case FindSocket(ref, target):
             return f"find {ref} {target}"
         case Probe(ref, target, _, expect):
