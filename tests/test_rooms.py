@@ -133,7 +133,8 @@ def literals(path: Path) -> Iterator[str]:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_words_of_sip_are_known_in_its_room_only(path: Path) -> None:
     if not path.is_relative_to(ROOT / "alg" / "sip"):
-        shared = {"cseq", "application/sdp"} if path.is_relative_to(ROOT / "alg" / "rtsp") else set()  # words that both have
+        both = path.is_relative_to(ROOT / "alg" / "rtsp")
+        shared = {"cseq", "application/sdp"} if both else set()
         found = [text for text in literals(path) if {word[0].lower() for word in SIP_WORDS.finditer(text)} - shared]
         assert not found, f"{path.relative_to(ROOT)} knows words of SIP: {found}"
 
