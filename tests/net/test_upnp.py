@@ -31,7 +31,7 @@ from tests.lab.lab import (
     Lab,
     Role,
 )
-from tests.lab.peers import installed
+from tests.lab.peers import MULTIARCH, installed
 from tests.net.upnp_client import (
     FIREWALL,
     IGD,
@@ -259,6 +259,71 @@ def test_libtorrent_maps_its_ports_and_a_peer_comes(lab: Lab, gateway: Gateway) 
     assert rows == []
 
 
+GUPNP_IGD = """
+import sys, gi
+gi.require_version("GUPnPIgd", "1.0")
+from gi.repository import GLib, GUPnPIgd
+loop, igd = GLib.MainLoop(), GUPnPIgd.SimpleIgd()
+def mapped(_igd, protocol, external, _replaced, port, local, local_port, description, *_):
+    print("mapped", protocol, external, port, local, local_port, description, flush=True)
+    GLib.timeout_add(100, ended)
+def ended():
+    igd.remove_port("TCP", 7400)
+    GLib.timeout_add(1000, loop.quit)
+igd.connect("mapped-external-port", mapped)
+igd.connect("error-mapping-port", lambda *said: print("error", *said, flush=True))
+igd.add_port("TCP", 7400, sys.argv[1], 7400, 600, "voice")
+GLib.timeout_add_seconds(20, loop.quit)
+loop.run()
+"""
+
+
+def test_gupnp_igd_maps_and_ends(lab: Lab, gateway: Gateway) -> None:
+    """The library of Pidgin and of ICE agents (libnice)."""
+    installed("gir1.2-gupnpigd-1.0", _typelib("GUPnPIgd-1.0"))
+    lines = len(gateway.log_lines())
+    said = lab.run("inside", [SYSTEM_PYTHON, "-c", GUPNP_IGD, CLIENT4], 40, check=False).stdout
+    assert f"mapped TCP {ROUTER_OUT4} 7400 {CLIENT4} 7400 voice" in said
+    gateway.wait_for_log("pinhole.close.*target=192.168.56.10:7400", 5, lines)
+    assert pinholes(gateway) == set()
+
+
+GUPNP = """
+import sys, gi
+gi.require_version("GUPnP", "1.6")
+from gi.repository import GLib, GUPnP
+loop, kept, left = GLib.MainLoop(), [], {"scpd", "event"}
+def tell(what, *said):
+    print(what, *said, flush=True)
+    left.discard(what)
+    if not left:
+        loop.quit()
+def found(_point, service):
+    kept.append(service)
+    service.add_notify("ExternalIPAddress", str, lambda _service, name, value: tell("event", name, value))
+    service.set_subscribed(True)
+    service.introspect_async(None, lambda one, result: tell("scpd", len(one.introspect_finish(result).list_actions())))
+point = GUPnP.ControlPoint.new(GUPnP.Context.new("eth0", 0), sys.argv[1])
+point.connect("service-proxy-available", found)
+point.set_active(True)
+GLib.timeout_add_seconds(20, loop.quit)
+loop.run()
+"""
+
+
+@pytest.mark.parametrize(("version", "actions"), [(1, 11), (2, 14)])
+def test_gupnp_reads_the_descriptions_and_hears_events(lab: Lab, gateway: Gateway, version: int, actions: int) -> None:
+    installed("gir1.2-gupnp-1.6", _typelib("GUPnP-1.6"))
+    service = f"urn:schemas-upnp-org:service:WANIPConnection:{version}"
+    said = lab.run("inside", [SYSTEM_PYTHON, "-W", "ignore", "-c", GUPNP, service], timeout=40).stdout
+    assert f"scpd {actions}" in said
+    assert f"event ExternalIPAddress {ROUTER_OUT4}" in said
+
+
+def _typelib(name: str) -> str:
+    return f"/usr/lib/{MULTIARCH}/girepository-1.0/{name}.typelib"
+
+
 # --- two consoles, hairpin --------------------------------------------------------------------------------------------
 
 
@@ -328,6 +393,10 @@ def test_searches_find_the_device_of_their_version(lab: Lab, gateway: Gateway) -
     [answer] = search(lab, "inside", CLIENT6, f"{IGD}1", "ff02::c")
     assert answer["location"].startswith(f"http://[{ROUTER_GLOBAL}]:{HTTP}/")
     assert answer["location"].endswith("/2/root.xml")
+    said = lab.run("inside", ["ip", "-6", "-o", "address", "show", "dev", "eth0", "scope", "link"]).stdout
+    link = said.split()[3].partition("/")[0]  # of the link: it is told an address from which pinholes can be asked for
+    [answer] = search(lab, "inside", link, f"{IGD}2", "ff02::c")
+    assert answer["location"].startswith(f"http://[{ROUTER_GLOBAL}]:{HTTP}/")
 
 
 def test_the_gateway_is_announced_and_says_good_bye(lab: Lab) -> None:

@@ -38,9 +38,10 @@ def search(lab: Lab, role: Role, source: str, target: str, to: str = "239.255.25
             with lab.enter(role):
                 index = socket.if_nametoindex("eth0")
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+            sock.bind((source, 0, 0, index))
         else:
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(source))
-        sock.bind((source, 0))
+            sock.bind((source, 0))
         sock.settimeout(1.5)
         sock.sendto(search_message(target), (to, 1900))
         while True:

@@ -149,7 +149,7 @@ class Ssdp:
             gevent.spawn(self._read, corner)
         due = 0.0
         while True:
-            new = [corner for corner in self._corners if corner.look()]
+            new = [corner for corner in self._corners if _looks(corner)]
             if time.monotonic() >= due:
                 due = time.monotonic() + ALIVE * random.uniform(0.9, 1.0)
                 new = [corner for corner in self._corners if corner.host is not None]
@@ -172,7 +172,8 @@ class Ssdp:
                 gevent.sleep(0.1)
                 continue
             if is_inside(self._inside, source):
-                self._take(data, corner, source)
+                with contextlib.suppress(OSError):  # no descriptor is left
+                    self._take(data, corner, source)
 
     def _take(self, data: bytes, corner: Corner, source: tuple[object, ...]) -> None:
         search = ssdp.read_search(data)
@@ -203,6 +204,14 @@ class Ssdp:
         for message in (*ssdp.byebye(speaker, corner.group), *ssdp.alive(speaker, corner.group)):
             corner.send(message)
             gevent.sleep(_SPACING)
+
+
+def _looks(corner: Corner) -> bool:
+    """Whether a corner has another address now."""
+    try:
+        return corner.look()
+    except OSError:  # no descriptor is left: it is looked at again
+        return False
 
 
 def _member4(group: bytes, index: int) -> bytes:
