@@ -30,6 +30,7 @@ SECTIONS = (
     Section("Beside many mappings", "pinholes", ("--mappings", "10000", "--seconds", "5")),
     Section("A thousand pinholes a second for a minute", "pinholes", ("--per-second", "1000", "--seconds", "60")),
     Section("Datagrams of 172 bytes through a SOCKS UDP association", "udp_associate", ("20000", "5")),
+    Section("SOCKS, HTTP CONNECT, and both inside TLS", "front_door"),
     Section("SIP messages through the pure module", "sip_messages"),
     Section("SIP calls through the router", "sip_calls"),
 )

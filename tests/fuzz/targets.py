@@ -44,6 +44,11 @@ from alg.socks.dialogue import Account, Kind, ask
 from alg.socks.errors import ProxyError
 from alg.socks.gssapi import MessageType, parse_message
 from alg.socks.socks5 import Command, SocksError
+from alg.socks.udp import Reassembly
+from gateway.client.engine.names import Names
+from gateway.client.engine.supervised import parse_target
+from gateway.client.proxy import Chain, Proxy
+from gateway.client.session import Receive, request, second
 from gateway.config.access_file import AccessError, Lookups, parse_access_file
 from gateway.front.auth.ident import parse_reply
 from tests.wire.upnp.play import House, found_by
@@ -202,6 +207,60 @@ def upstream(data: bytes, rng: random.Random) -> None:
         pass
 
 
+def client(data: bytes, rng: random.Random) -> None:
+    """What proxies answer to the library, through a chain of up to three: ProxyError, or success. How the bytes are cut
+    changes nothing, and not one is taken that the steps did not ask for."""
+    known: tuple[Kind, ...] = ("socks4", "socks4a", "socks5", "http")
+    kinds = [rng.choice(known) for _ in range(rng.choice([1, 1, 1, 2, 3]))]
+    chain = Chain(tuple(Proxy(kind, "192.0.2.1", 1080, "ann", "pw") for kind in kinds))
+    command = rng.choice([Command.CONNECT, Command.CONNECT, Command.BIND, Command.RESOLVE, Command.UDP_ASSOCIATE])
+    whole, in_bytes = (_converse(chain, command, data, most) for most in (len(data) or 1, 1))
+    assert whole == in_bytes
+
+
+def _converse(chain: Chain, command: Command, data: bytes, most: int) -> tuple[str, int]:
+    """How it ends, and how many bytes a success has taken. What is wrong may be seen before all of it has come."""
+    at = 0
+    steps = request(chain, command, "203.0.113.5", 443)
+    try:
+        granted = None
+        while granted is None or (command is Command.BIND and steps is not None):
+            answer: bytes | None = None
+            try:
+                while True:
+                    step = steps.send(answer)
+                    answer = None
+                    if isinstance(step, Receive):
+                        assert step.size > 0
+                        answer = data[at : at + min(step.size, most)]
+                        at += len(answer)
+            except StopIteration as stop:
+                if granted is not None:
+                    break
+                granted = stop.value
+                steps = second(chain.last, granted)
+        return f"granted {granted.host} {granted.port}", at
+    except ProxyError as error:
+        return f"{error.failure} {error.reply}", 0
+
+
+def inside(data: bytes, rng: random.Random) -> None:
+    """What a program says to `algate exec`: a query for names is answered or dropped, an address is one or none."""
+    query = Names(Chain((Proxy("http", "192.0.2.1", 1080),)), "fake", 1.0)
+    answer = query.answer(data)
+    assert answer is None or answer[:2] == data[:2]
+    target = parse_target(data)
+    assert target is None or 0 <= target.port <= 65535
+    reassembly = Reassembly()
+    for number, piece in enumerate(pieces(data, rng)):
+        try:
+            header, size = wire.parse_header(piece)
+        except SocksError:
+            continue
+        whole = reassembly.add(header, piece[size:], float(number))
+        assert whole is None or len(whole) <= 65535
+
+
 def names(data: bytes, _rng: random.Random) -> None:
     """An answer of a name server, as dnspython reads it: what it raises is caught by the resolver."""
     try:
@@ -255,6 +314,8 @@ TARGETS: dict[str, Target] = {
     "datagrams": datagrams,
     "ident": ident,
     "upstream": upstream,
+    "client": client,
+    "inside": inside,
     "names": names,
     "access": access,
     "upnp": upnp,

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from tests.fuzz.__main__ import fuzz, run, seeds
+from tests.fuzz.__main__ import change, fuzz, run, seeds
 from tests.fuzz.targets import TARGETS
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "20"))
@@ -26,3 +26,13 @@ def test_new_inputs(name: str) -> None:
     count, found = fuzz(name, TARGETS[name], random.Random(SEED), SECONDS / len(TARGETS))
     assert not found
     assert count > 10
+
+
+@pytest.mark.parametrize("count", [5_000, pytest.param(100_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", ["handshakes", "datagrams", "client", "inside"])
+def test_so_many_inputs_of_both_ends_of_socks(name: str, count: int) -> None:
+    """The codecs of the server and of the client, by number and not by time."""
+    corpus, rng = seeds(name), random.Random(SEED)
+    for _ in range(count):
+        data = change(corpus, rng)
+        assert not run(TARGETS[name], data, rng.getrandbits(32)), data[:200]
