@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.lab.gateway import Gateway
-from tests.lab.lab import Lab
+from tests.lab.kerberos import Kerberos
+from tests.lab.lab import ROUTER_IN4, Lab
 from tests.lab.servers import FtpServer
 from tests.net.broker_rig import Phones, Rig
 from tests.net.steady_load import Greeter
@@ -63,6 +64,14 @@ def server(lab: Lab) -> Iterator[FtpServer]:
     server = lab.vsftpd()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def kerberos(lab: Lab) -> Iterator[Kerberos]:
+    """A realm whose service is the router's SOCKS server."""
+    kerberos = Kerberos(lab, ROUTER_IN4)
+    yield kerberos
+    kerberos.stop()
 
 
 @pytest.fixture(scope="module")

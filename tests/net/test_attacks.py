@@ -16,7 +16,7 @@ from gateway.observe.admin import ask
 from tests.lab.attackers import ATTACKS, running, sections, servers
 from tests.lab.gateway import Gateway
 from tests.lab.kerberos import Kerberos
-from tests.lab.lab import ROUTER_IN4, Lab
+from tests.lab.lab import Lab
 
 WITHIN = 1.0  # seconds
 PLAIN = [name for name, attack in ATTACKS.items() if not attack.extra]
@@ -40,13 +40,6 @@ def gateway(lab: Lab) -> Iterator[Gateway]:
     gateway = lab.start_gateway(lab.write_config(**together, process={"drain_timeout": 1}), deadline=60)
     yield gateway
     assert gateway.stop() == 0, lab.tail_of_logs()
-
-
-@pytest.fixture(scope="module")
-def kerberos(lab: Lab) -> Iterator[Kerberos]:
-    kerberos = Kerberos(lab, ROUTER_IN4)
-    yield kerberos
-    kerberos.stop()
 
 
 @pytest.fixture(scope="module")

@@ -75,13 +75,6 @@ def upper(lab: Lab) -> Iterator[None]:
     udp.close()
 
 
-@pytest.fixture(scope="module")
-def kerberos(lab: Lab) -> Iterator[Kerberos]:
-    kerberos = Kerberos(lab, ROUTER_IN4)
-    yield kerberos
-    kerberos.stop()
-
-
 @pytest.fixture(scope="module", autouse=True)
 def gateway(lab: Lab, kerberos: Kerberos) -> Iterator[Gateway]:
     """Two of them: who takes anybody, and who wants to know."""

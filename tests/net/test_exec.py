@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import pty
+import select
 import shutil
 import signal
 import socket
@@ -336,6 +338,98 @@ def _alive(pid: int) -> bool:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
         return False
+
+
+JAVA = """
+import java.net.*;
+public class Get {
+    public static void main(String[] words) throws Exception {
+        try (var in = new URL("http://" + words[0] + ":8080/").openStream()) { in.transferTo(System.out); }
+    }
+}
+"""
+RUST = """
+use std::io::{Read, Write};
+fn main() {
+    let host = std::env::args().nth(1).unwrap();
+    let mut stream = std::net::TcpStream::connect((host.as_str(), 8080)).unwrap();
+    stream.write_all(b"GET / HTTP/1.0\\r\\n\\r\\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    print!("{answer}");
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def others(lab: Lab) -> dict[str, str]:
+    """Commands that are worth nothing where their programs are not installed."""
+    repository = lab.tmp / "site/repository.git"
+    subprocess.run(["git", "init", "-q", "--bare", repository], check=True)
+    subprocess.run(["git", "-C", repository, "update-server-info"], check=True)
+    (lab.tmp / "Get.java").write_text(JAVA)
+    source, program = lab.tmp / "get.rs", lab.tmp / "get"
+    source.write_text(RUST)
+    if shutil.which("rustc"):
+        subprocess.run(["rustc", "-O", "-o", program, source], check=True, capture_output=True)
+    return {
+        "git": f"git ls-remote http://{NAME}:8080/repository.git && echo hello",
+        "java": f"java {lab.tmp}/Get.java {NAME}",
+        "rustc": f"{program} {NAME}",
+    }
+
+
+@pytest.mark.parametrize("program", ["git", "java", "rustc"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_more_programs(lab: Lab, gateway: Gateway, others: dict[str, str], program: str, engine: str) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+    with sniffer(lab) as beside:
+        done = run(lab, "sh", "-c", others[program], engine=engine)
+    assert done.stdout.endswith("hello\n"), done.stderr
+    assert not beside
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_hundred_children_at_once(lab: Lab, gateway: Gateway, static: Path, engine: str) -> None:
+    command = f"for n in $(seq 200); do {static} {SERVER4} & done | grep -c ^hello"
+    assert run(lab, "sh", "-c", f"({command}; wait)", engine=engine).stdout == "200\n"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_job_control(lab: Lab, gateway: Gateway, engine: str) -> None:
+    """A shell stops it by ^Z, lets it go on, and ends it by ^C."""
+    argv = ["ip", "netns", "exec", lab.ns("inside"), "bash", "--norc", "-i"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execvp(argv[0], argv)
+    said = b""
+
+    def hear(text: bytes) -> None:
+        nonlocal said
+        until = time.monotonic() + 30
+        while text not in said:
+            assert time.monotonic() < until, said
+            if select.select([terminal], [], [], 0.2)[0]:
+                said += os.read(terminal, 4096)
+        said = said.partition(text)[2]
+
+    os.write(terminal, b"PS1=ready'> '\n")
+    hear(b"ready> ")
+    program = "echo be''gun; while sleep 0.1; do :; done"
+    os.write(terminal, f"{ALGATE} exec -q --engine {engine} --via {OURS} -- sh -c '{program}'\n".encode())
+    hear(b"\rbegun")
+    os.write(terminal, b"\x1a")
+    hear(b"Stopped")
+    hear(b"ready> ")
+    os.write(terminal, b"fg\n")
+    hear(b"\n")
+    os.write(terminal, b"\x03")
+    hear(b"ready> ")
+    os.write(terminal, b"echo code $?\nexit\n")
+    hear(b"code 130")
+    os.waitpid(pid, 0)
+    os.close(terminal)
 
 
 @pytest.fixture(scope="module")

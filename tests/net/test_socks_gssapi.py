@@ -22,13 +22,6 @@ CLIENT = Path(__file__).parent / "gssapi_client.py"
 MIB = 1024 * 1024
 
 
-@pytest.fixture(scope="module")
-def kerberos(lab: Lab) -> Iterator[Kerberos]:
-    kerberos = Kerberos(lab, ROUTER_IN4)
-    yield kerberos
-    kerberos.stop()
-
-
 @pytest.fixture(scope="module", autouse=True)
 def echo(lab: Lab) -> Iterator[None]:
     """Sends back what it got, once that has ended; over UDP at once."""
