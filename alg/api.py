@@ -222,7 +222,7 @@ class OpenConversation:
 class UpdateConversation:
     """Change `peers` and `ttl` (seconds from now) of the conversation `ref`. Hosts that are no peers any more are cut
     off at once. `ttl` None: the end of the conversation does not change. Answered only by `Refused`, if the
-    conversation is not open any more.
+    conversation is not open any more; a change that is not permitted leaves it as it was.
 
     What the same answer delivers after this command is sent when the new peers are let in, so that no side hears of a
     peer before that peer can send.

@@ -517,10 +517,10 @@ class Engine:
             self._just_updated.append((one.slot, one.new))
             self._answer(one.slot, Updated(one.id, one.new))
             return
-        refusal = PinholeRefused("lease", "the ruleset was flushed")
-        if error is not None:
-            refusal = PinholeRefused(error.rule, str(error))
+        refusal = PinholeRefused("lease", "the ruleset was flushed" if error is None else str(error))
         if done:
+            if error is not None:  # it is open as it was
+                refusal = PinholeRefused(error.rule, str(error))
             self._leases.replace(one.old, deadline=one.before)
         elif self._leases.close(one.new.id, now=time.monotonic()) is not None:
             self._close_elements(one.slot, one.old)

@@ -31,6 +31,9 @@ from gateway.pinhole.backend import ConversationBackend
 
 log = structlog.get_logger()
 
+GONE = "lease"
+"""The rule by which a change is refused where the pinhole is not open any more."""
+
 OnOutcome = Callable[[int, Endpoint | str, Endpoint | None], None]
 Admitted = Callable[[int], None]
 
@@ -344,10 +347,15 @@ class Conversations:
         self._work(ref, one)
 
     def _updated(self, ref: int, one: _Conversation, lets_in: bool, outcome: Lease | PinholeRefused) -> None:
-        if isinstance(outcome, PinholeRefused):
+        if not isinstance(outcome, PinholeRefused):
+            one.lease = outcome
+        elif outcome.rule == GONE:
             self._lost(ref, one, outcome)
             return
-        one.lease = outcome
+        else:  # what was open stays as it was
+            log.warning("pinhole.refused", flow=self._flow, rule=outcome.rule, detail=outcome.detail)
+            if one.lease is not None and not one.updates:
+                one.peers = one.lease.peers
         if lets_in and one.admitting:
             one.admitting -= 1
             if not one.admitting:

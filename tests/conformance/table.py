@@ -29,18 +29,18 @@ def plain_nat(lab: Lab) -> Iterator[None]:
     yield
 
 
-def kernel_helper(name: str, protocol: str, port: int) -> Prepare:
-    """The kernel's helper `name`, attached to what goes to `port`."""
+def kernel_helper(name: str, protocol: str, port: int, programs: Sequence[str] = ("iptables", "ip6tables")) -> Prepare:
+    """The kernel's helper `name`, attached to what goes to `port`. `programs`: of the families that it knows."""
 
     @contextlib.contextmanager
     def prepare(lab: Lab) -> Iterator[None]:
         rule = ["PREROUTING", "-p", protocol, "--dport", str(port), "-j", "CT", "--helper", name]
-        for program in ("iptables", "ip6tables"):
+        for program in programs:
             lab.run("router", [program, "-t", "raw", "-A", *rule])
         try:
             yield
         finally:
-            for program in ("iptables", "ip6tables"):
+            for program in programs:
                 lab.run("router", [program, "-t", "raw", "-D", *rule])
 
     return prepare

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import socket
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 
 from tests.conformance.ways import by_socks, direct
+from tests.lab import irc
 from tests.lab.gateway import Gateway
+from tests.lab.irc import Irssi
 from tests.lab.lab import CLIENT4, CLIENT6, ROUTER_OUT4, ROUTER_OUT6, SERVER4, SERVER6, Lab
 
 IRC = 6667
@@ -191,3 +194,35 @@ def test_a_web_page_opens_nothing(lab: Lab, gateway: Gateway) -> None:
         assert _pass(client, server, offer) == offer
         gateway.wait_for_log("irc.not-irc", 10, seen)
         assert holes(gateway) == []
+
+
+# --- real clients and a real server -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(lab: Lab, gateway: Gateway) -> Iterator[None]:
+    process = irc.ngircd(lab, SERVER4)
+    yield
+    lab.stop(process)
+
+
+@pytest.mark.usefixtures("server")
+def test_irssi_sends_a_file_and_goes_on_with_half_of_it(lab: Lab, gateway: Gateway) -> None:
+    """Active, resumed, and a reply to a passive offer from outside: each needs what is edited."""
+    with Irssi(lab, "inside", SERVER4, "ann") as ann, Irssi(lab, "stranger", SERVER4, "bob") as bob:
+        sent = {name: os.urandom(200_000) for name in ("whole.bin", "half.bin")}
+        for name, data in sent.items():
+            (ann.folder / name).write_bytes(data)
+        ann.says(f"/dcc send bob {ann.folder}/whole.bin")
+        lab.wait_for(lambda: bob.has("whole.bin", sent["whole.bin"]), 20, "the file")
+        (bob.downloads / "half.bin").write_bytes(sent["half.bin"][:100_000])
+        seen = len(gateway.log_lines())
+        ann.says(f"/dcc send bob {ann.folder}/half.bin")
+        lab.wait_for(lambda: bob.has("half.bin", sent["half.bin"]), 20, "the other half")
+        edits = [line for line in gateway.log_lines()[seen:] if "alg.edit" in line and "reason=irc.port" in line]
+        assert len(edits) == 3, edits  # the offer, RESUME and ACCEPT
+        other = os.urandom(200_000)
+        (bob.folder / "other.bin").write_bytes(other)
+        bob.says(f"/dcc send -passive ann {bob.folder}/other.bin")
+        lab.wait_for(lambda: ann.has("other.bin", other), 20, "the file from outside")
+        lab.wait_for(lambda: holes(gateway) == [], 15, "all ports to be used")
