@@ -134,6 +134,8 @@ conformance: setup
 	$(BIN)/python -m tests.conformance.rtsp
 	$(BIN)/python -m tests.conformance.tftp
 	$(BIN)/python -m tests.conformance.portmap
+	$(BIN)/python -m tests.conformance.bittorrent
+	$(BIN)/python -m tests.conformance.irc
 
 # The generated part of docs/reference, and all of docs/ as a site in build/docs.
 docs: setup .venv/.docs
