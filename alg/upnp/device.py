@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from alg.upnp import services
 from alg.upnp.elements import escape
@@ -64,6 +65,7 @@ class Device:
                 yield each, f"uuid:{uuid}::{each}"
 
 
+@cache
 def describe(device: Device) -> bytes:
     """Return the description of a root device (UDA 1.1, section 2.3). URLs in it are relative."""
     inner = ""

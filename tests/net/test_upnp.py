@@ -31,7 +31,7 @@ from tests.lab.lab import (
     Lab,
     Role,
 )
-from tests.lab.peers import MULTIARCH, installed
+from tests.lab.peers import MULTIARCH, installed, unpacked
 from tests.net.upnp_client import (
     FIREWALL,
     IGD,
@@ -257,6 +257,52 @@ def test_libtorrent_maps_its_ports_and_a_peer_comes(lab: Lab, gateway: Gateway) 
     # It ends what it has by both protocols, and the port closes with the last one.
     rows = [hole for hole in gateway.admin("pinholes") if hole["target"] == f"{CLIENT4}:6881"]
     assert rows == []
+
+
+@pytest.fixture
+def ordinary_address(gateway: Gateway) -> Iterator[str]:
+    """A public address that is none of 203.0.113.0/24, which miniupnpc calls reserved."""
+    before = gateway.config.read_text()
+    host = "1.2.3.4"
+    gateway.config.write_text(before.replace("[network]", f'[network]\noutside = "{host}"'))
+    gateway.algate("reload")
+    yield host
+    gateway.config.write_text(before)
+    gateway.algate("reload")
+
+
+def test_transmission_maps_its_ports(lab: Lab, gateway: Gateway, ordinary_address: str) -> None:
+    program = unpacked("transmission-daemon", "usr/bin/transmission-daemon")
+    lab.wait_for(lambda: _external(lab) == ordinary_address, 20, "the new address to be told")
+    folder = lab.tmp / "transmission"
+    folder.mkdir()
+    settings: dict[str, Any] = {
+        "port-forwarding-enabled": True,
+        "peer-port": 51420,
+        "dht-enabled": False,
+        "lpd-enabled": False,
+    }
+    settings |= {"rpc-enabled": False, "bind-address-ipv4": CLIENT4}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    process = lab.popen("inside", [program, "-f", "-g", folder])
+    target = f"{CLIENT4}:51420"
+    wanted = {("tcp", f"{ROUTER_OUT4}:51420", target), ("udp", f"{ROUTER_OUT4}:51420", target)}
+    lab.wait_for(lambda: pinholes(gateway) == wanted, 30, "transmission to have its ports")
+    with lab.connect("outside", ROUTER_OUT4, 51420) as sock:
+        sock.sendall(b"\x13BitTorrent protocol" + bytes(48))
+        with contextlib.suppress(ConnectionResetError):  # it knows no such torrent
+            assert sock.recv(100) == b""
+    lab.stop(process, 20)
+    lab.wait_for(lambda: not pinholes(gateway), 5, "transmission to end what it has")
+
+
+def _external(lab: Lab) -> str:
+    """The public address as a client is told it; empty while the process is replaced."""
+    try:
+        igd = Igd(lab, "inside", CLIENT4)
+        return igd.ask(igd.connection, "GetExternalIPAddress").value("NewExternalIPAddress")
+    except OSError:
+        return ""
 
 
 GUPNP_IGD = """

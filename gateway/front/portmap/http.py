@@ -15,6 +15,7 @@ from alg.upnp.errors import HttpError
 from alg.upnp.http import CONTINUE, Request, RequestReader
 from gateway.front.accept import Acceptor
 from gateway.net.sockets import abort, close_gently, endpoint
+from gateway.observe.counters import count
 from gateway.observe.log import get_logger
 
 log = get_logger()
@@ -76,6 +77,7 @@ class HttpServer:
     def _may_ask(self, client: str) -> bool:
         if self._rate.take(client, time.monotonic()):
             return True
+        count("algate_portmap_dropped_total")
         log.warning("portmap.rate", client=client, holder="upnp")
         return False
 
