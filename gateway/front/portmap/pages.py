@@ -1,9 +1,9 @@
 """The pages of the gateway's devices: descriptions, control, events. Which requests are answered at all.
 
-A request has to name the very address and port at which it arrived, not a name (DNS rebinding), must not come from a
-page of the web (Origin), and finds pages only below a path that SSDP alone tells, which no page of the web can hear. A
-control request needs the header SOAPACTION, which a page of another origin can send only after a question (OPTIONS)
-that is refused.
+A request has to name the very address at which it arrived, and neither a name (DNS rebinding) nor another port. It must
+not come from a page of the web (Origin), and finds pages only below a path that SSDP alone tells, which no page of the
+web can hear. A control request needs the header SOAPACTION, which a page of another origin can send only after a
+question (OPTIONS) that is refused.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = get_logger()
 XML = ("Content-Type", 'text/xml; charset="utf-8"')
 
 _ABSOLUTE = re.compile(r"http://([^/?#]*)(/.*)?", re.IGNORECASE)
-_HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[0-9.]{7,15}):([0-9]{1,5})")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[0-9.]{7,15})(?::([0-9]{1,5}))?")
 
 
 class Actions(Protocol):
@@ -107,7 +107,7 @@ class Pages:
         for name in names:
             if name is None:
                 raise HttpError(400)
-            if _endpoint(name) != own:
+            if not _names(name, own):
                 log.warning("portmap.rebinding", client=client, host=name[:100])
                 raise HttpError(404)
         if "origin" in request.headers:
@@ -146,15 +146,15 @@ class Pages:
         return response(200, headers=[*granted, *self._headers], keeps=request.keeps)
 
 
-def _endpoint(name: str) -> Endpoint | None:
-    """Return the address and port of a Host header; None for a name."""
-    found = _HOST.fullmatch(name)
+def _names(text: str, own: Endpoint) -> bool:
+    """Whether the text of a Host header is this address and port. Some clients leave the port out."""
+    found = _HOST.fullmatch(text)
     if found is None:
-        return None
+        return False
     try:
-        return Endpoint.of(found[1].strip("[]"), int(found[2]))
+        return Endpoint.of(found[1].strip("[]"), int(found[2] or own.port)) == own
     except ValueError:
-        return None
+        return False
 
 
 def _uuid() -> str:
