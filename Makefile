@@ -38,7 +38,7 @@ debian-test: debian-build
 	$(PIP_INSTALL) --no-compile --only-binary :all: --require-hashes -r requirements/run.txt
 	$(PIP_INSTALL) --no-compile --no-deps --no-build-isolation -e .
 	find alg gateway -name '*.so' -delete
-	$(BIN)/python -c 'import gateway.cli.main, gateway.process.worker, gateway.process.broker, gateway.process.console'
+	$(BIN)/python -c 'import gateway.cli.main, gateway.cli.run, gateway.process.worker, gateway.process.broker, gateway.process.console'
 	@touch $@
 
 # What the tests, the checks and the packages need. What is built here is built with what the lock file names, too.

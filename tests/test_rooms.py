@@ -144,7 +144,7 @@ def test_the_words_of_sip_are_found_where_they_are() -> None:
     assert {"call-id", "cseq", "invite", "session-expires"} <= found
 
 
-@pytest.mark.parametrize("module", ["gateway.process.broker", "gateway.supervisor.supervisor", "gateway.cli.main"])
+@pytest.mark.parametrize("module", ["gateway.process.broker", "gateway.supervisor.supervisor", "gateway.cli.run"])
 def test_privileged_processes_never_load_gevent(module: str) -> None:
     code = f"import sys, {module}; sys.exit('gevent' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

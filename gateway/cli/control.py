@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.progress import Progress
 
 from gateway.cli.instance import TIMEOUT, ask_at, run_dir_of
 from gateway.cli.options import config_option, json_option
@@ -98,6 +97,8 @@ def drain(config_path: str | None) -> None:
     _have_done(run_dir, "drain")
     out = console()
     said, most = -1, 0
+    from rich.progress import Progress  # it takes longer to load than all else
+
     with Progress(*Progress.get_default_columns()[:2], console=out, disable=not out.is_terminal, transient=True) as bar:
         task = bar.add_task("draining")
         while (run_dir / "supervisor.sock").exists():

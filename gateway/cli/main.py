@@ -3,26 +3,24 @@ error and an exit code."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 
 import click
 
 from gateway import __version__
-from gateway.cli.check import check
-from gateway.cli.classic import finger, ftp, telnet, whois
-from gateway.cli.completion import completion
-from gateway.cli.control import drain, kick, reload
-from gateway.cli.doctor import doctor
-from gateway.cli.exec import exec_
-from gateway.cli.live import calls, flows, pinholes
-from gateway.cli.modules import modules
-from gateway.cli.passwd import passwd
-from gateway.cli.rules import rules
-from gateway.cli.run import run
-from gateway.cli.status import status
-from gateway.cli.trace import explain, trace
-from gateway.model.errors import AlgateError, ConfigError
-from gateway.observe.sinks import said_to
+
+_rich = sys.modules.get("rich")
+sys.modules["rich"] = None  # type: ignore[assignment]  # structlog loads it where it is there: a tenth of a second
+import structlog  # noqa: E402, F401
+
+if _rich is None:
+    del sys.modules["rich"]
+else:
+    sys.modules["rich"] = _rich
+
+from gateway.model.errors import AlgateError, ConfigError  # noqa: E402
+from gateway.observe.sinks import said_to  # noqa: E402
 
 EXIT_FAILED = 1
 EXIT_CONFIG = 2
@@ -34,7 +32,50 @@ EXIT_CODES = {
 }
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+# Where each command is. It is imported when somebody asks for it: a script that asks for the status every second does
+# not wait for what reads captures.
+PLACES = {
+    "run": "run:run",
+    "check": "check:check",
+    "doctor": "doctor:doctor",
+    "rules": "rules:rules",
+    "status": "status:status",
+    "flows": "live:flows",
+    "pinholes": "live:pinholes",
+    "calls": "live:calls",
+    "kick": "control:kick",
+    "reload": "control:reload",
+    "drain": "control:drain",
+    "explain": "trace:explain",
+    "trace": "trace:trace",
+    "modules": "modules:modules",
+    "passwd": "passwd:passwd",
+    "exec": "exec:exec_",
+    "ftp": "classic:ftp",
+    "telnet": "classic:telnet",
+    "finger": "classic:finger",
+    "whois": "classic:whois",
+    "completion": "completion:completion",
+}
+
+
+class Commands(click.Group):
+    """The commands of `PLACES`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return list(PLACES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command, or None if there is none of this name."""
+        if cmd_name not in PLACES:
+            return None
+        module, _, name = PLACES[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(f"gateway.cli.{module}"), name)
+        return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="algate")
 def cli() -> None:
     """An application-level gateway for Linux NAT routers.
@@ -45,15 +86,6 @@ def cli() -> None:
       algate check
       algate status --help
     """
-
-
-COMMANDS = (
-    run, check, doctor, rules, status, flows, pinholes, calls, kick, reload, drain, explain, trace, modules, passwd,
-    exec_, ftp, telnet, finger, whois, completion,
-)  # fmt: skip
-
-for command in COMMANDS:
-    cli.add_command(command)
 
 
 def main() -> None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+
+if TYPE_CHECKING:  # it takes longer to load than all else; rows as JSON do not need it
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
 PIPE_WIDTH = 400  # characters of a line in a pipe at least, so that none is folded
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -32,6 +34,8 @@ _STYLES = {
 
 def console() -> Console:
     """A console on standard output."""
+    from rich.console import Console
+
     out = Console(highlight=False)
     if not out.is_terminal:
         out.width = max(out.width, PIPE_WIDTH)
@@ -61,6 +65,8 @@ def table_of(
     rows: Sequence[dict[str, Any]], columns: Sequence[str], **derived: Callable[[dict[str, Any]], str]
 ) -> Table:
     """Return a table with the named columns of rows. A value that a row does not have is shown as "-"."""
+    from rich.table import Table
+
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         cells = (derived[column](row) if column in derived else row.get(column) for column in columns)
@@ -70,6 +76,8 @@ def table_of(
 
 def styled(value: object) -> Text:
     """Return a word in the colour of its meaning, if it has one."""
+    from rich.text import Text
+
     text = str(value)
     return Text(text, style=_STYLES.get(text, ""))
 

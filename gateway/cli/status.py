@@ -6,19 +6,17 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console, Group, RenderableType
-from rich.filesize import decimal
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
 from gateway.cli.live import collect
 from gateway.cli.options import config_option, json_option
 from gateway.cli.output import console, show_json, sparkline, table_of
 from gateway.observe.admin import Rows
+
+if TYPE_CHECKING:  # only what is drawn needs it
+    from rich.console import Console, RenderableType
 
 COLUMNS = ("process", "pid", "state", "flows", "finished", "up", "down")
 WIDTH = 60  # samples that are drawn
@@ -45,10 +43,11 @@ def status(config_path: str | None, as_json: bool, watch: bool) -> None:
     if as_json and watch:
         raise click.UsageError("--watch is for people, --json prints one array: choose one")
     rows = collect(config_path, "status")
-    out = console()
     if as_json:
         show_json(rows)
-    elif not out.is_terminal and not watch:
+        return
+    out = console()
+    if not out.is_terminal and not watch:
         out.print(table_of(rows, COLUMNS))
         _print_rules(rows)
     elif not out.is_terminal:
@@ -76,6 +75,8 @@ def _print_samples(rows: Rows, config_path: str | None) -> None:
 
 def _draw(out: Console, rows: Rows, config_path: str | None, watch: bool) -> None:
     """Draw once for each poll of the status. The last drawing stays on the terminal."""
+    from rich.live import Live
+
     samples = Samples(rows)
     with Live(samples.picture(rows), console=out, auto_refresh=False) as live:
         for number, rows in enumerate(_polls(config_path, WATCH_PERIOD if watch else PERIOD), 1):
@@ -123,6 +124,10 @@ class Samples:
 
     def picture(self, rows: Rows) -> RenderableType:
         """The table of the processes, and a line of blocks for each series."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
         drawn = Table.grid(padding=(0, 2))
         for name, series in self._series.items():
             now = series[-1] if series else 0.0
@@ -132,6 +137,8 @@ class Samples:
 
 
 def _said(name: str, value: float) -> str:
+    from rich.filesize import decimal
+
     if name == "flows":
         return f"{value:.0f}"
     return f"{value:.0f}/s" if name == "new" else f"{decimal(int(value))}/s"

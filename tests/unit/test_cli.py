@@ -22,6 +22,7 @@ import pytest
 
 from gateway.cli.main import cli
 from gateway.cli.output import sparkline, table_of
+from gateway.cli.reference.commands import below_of
 from gateway.cli.status import Samples
 
 ALGATE = Path(sys.executable).parent / "algate"
@@ -170,12 +171,14 @@ def test_exit_codes(tmp_path: Path, arguments: list[str], code: int, said: str) 
 def test_every_command_takes_a_configuration() -> None:
     """But those that are clients of a gateway: what they need to know is which one."""
     clients = {"exec", "ftp", "telnet", "finger", "whois"}
-    assert clients <= set(cli.commands)
-    commands: list[click.Command] = [command for name, command in cli.commands.items() if name not in clients]
+    context = click.Context(cli)
+    found = below_of(cli, context)
+    assert clients <= set(found)
+    commands = [command for name, command in found.items() if name not in clients]
     while commands:
         command = commands.pop()
         if isinstance(command, click.Group):
-            commands += command.commands.values()
+            commands += below_of(command, context).values()
         else:
             assert any("-c" in option.opts for option in command.params), command.name
 
@@ -183,7 +186,7 @@ def test_every_command_takes_a_configuration() -> None:
 def test_no_extra_is_needed_to_load_it() -> None:
     """A SOCKS server needs no GSSAPI."""
     absent = "import sys; sys.modules.update(dict.fromkeys(('gssapi',))); "
-    code = absent + "import gateway.cli.main, gateway.process.worker"
+    code = absent + "import gateway.cli.run, gateway.cli.check, gateway.process.worker"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -45,7 +45,7 @@ def commands(
             examples += [line.strip() for line in paragraph.removeprefix(_UNWRAPPED).splitlines()[1:]]
         else:
             prose.append(" ".join(paragraph.split()))
-    below = command.commands if isinstance(command, click.Group) else {}
+    below = below_of(command, context)
     options = [parameter for parameter in command.get_params(context) if isinstance(parameter, click.Option)]
     records = [option.get_help_record(context) for option in options]
     yield Command(
@@ -59,6 +59,14 @@ def commands(
     )
     for name, command in below.items():
         yield from commands(command, name, context)
+
+
+def below_of(command: click.Command, context: click.Context) -> dict[str, click.Command]:
+    """Return the subcommands of a command, by their names."""
+    if not isinstance(command, click.Group):
+        return {}
+    names = command.list_commands(context)
+    return {name: found for name in names if (found := command.get_command(context, name)) is not None}
 
 
 def _summary(command: click.Command) -> str:
