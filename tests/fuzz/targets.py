@@ -19,12 +19,16 @@ from alg.api import (
     CloseWrite,
     Deliver,
     Event,
+    FindSocket,
     FlowContext,
     OpenConversation,
     Opened,
+    OpenExchange,
+    OpenMapping,
     OpenMeeting,
     OpenOutbound,
     OpenPinhole,
+    Probe,
     Received,
     Refused,
     Say,
@@ -32,10 +36,14 @@ from alg.api import (
     Tick,
     apply_edits,
 )
+from alg.bittorrent.http import BittorrentModule
 from alg.ftp.options import FtpOptions
 from alg.ftp.session import FtpModule
+from alg.irc.module import IrcModule
+from alg.irc.options import IrcOptions
 from alg.pcp import natpmp
 from alg.pcp import pcp as pcp_wire
+from alg.rtsp.module import RtspModule
 from alg.sip.tcp import SipModule
 from alg.socks import http, socks4, socks5
 from alg.socks import password as password_wire
@@ -100,6 +108,12 @@ def stream(make: Callable[[random.Random], AlgModule]) -> Target:
                             events.append(answer(ref, target, None))
                         case OpenConversation(ref):
                             events.append(answer(ref, Endpoint("203.0.113.2", 40004), None))
+                        case OpenMapping(ref, target):
+                            events.append(answer(ref, Endpoint("203.0.113.2", target.port + rng.randrange(2)), None))
+                        case OpenExchange(ref):
+                            events.append(answer(ref, Endpoint("203.0.113.2", 40004), INNER))
+                        case Probe(ref, target) | FindSocket(ref, target):
+                            events.append(answer(ref, target, None))
                         case OpenMeeting(ref):
                             events.append(answer(ref, Endpoint("203.0.113.2", 40006), INNER))
                         case AskTransfer(ref, other):
@@ -145,6 +159,21 @@ def stream(make: Callable[[random.Random], AlgModule]) -> Target:
 def ftp(rng: random.Random) -> AlgModule:
     options = FtpOptions(convert=rng.choice(["off", "active", "passive"]))
     return FtpModule(FlowContext(CLIENT, SERVER, rng.choice(list(Side)), options, transfers=rng.random() < 0.3))
+
+
+def rtsp(rng: random.Random) -> AlgModule:
+    if rng.random() < 0.5:
+        return RtspModule(FlowContext(CLIENT, Endpoint("203.0.113.5", 554)))
+    camera, found = Endpoint("192.168.56.20", 8554), Endpoint("203.0.113.1", 554)
+    return RtspModule(FlowContext(SERVER, camera, Side.SERVER, public=INNER, published=found))
+
+
+def irc(rng: random.Random) -> AlgModule:
+    return IrcModule(FlowContext(CLIENT, Endpoint("203.0.113.5", 6667), options=IrcOptions(rng.random() < 0.3)))
+
+
+def bittorrent(rng: random.Random) -> AlgModule:
+    return BittorrentModule(FlowContext(CLIENT, Endpoint("203.0.113.5", 6969)))
 
 
 def sip(rng: random.Random) -> AlgModule:
@@ -310,6 +339,9 @@ def pcp(data: bytes, rng: random.Random) -> None:
 TARGETS: dict[str, Target] = {
     "ftp": stream(ftp),
     "sip": stream(sip),
+    "rtsp": stream(rtsp),
+    "irc": stream(irc),
+    "bittorrent": stream(bittorrent),
     "handshakes": handshakes,
     "datagrams": datagrams,
     "ident": ident,

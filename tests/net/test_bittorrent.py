@@ -29,6 +29,7 @@ from tests.lab.lab import (
 )
 from tests.lab.peers import installed
 from tests.lab.udp import Udp
+from tests.net.udp_client import associate
 
 HASH, OTHER = b"h" * 20, b"\0\xff%&= +?#/:@[]\r\n\x7fabc"
 INSIDE: dict[Role, str] = {"inside": CLIENT4, "client2": CLIENT2_4}
@@ -198,6 +199,24 @@ def test_over_udp_only_the_port_differs(lab: Lab, gateway: Gateway, port: int) -
         assert reaches(lab, ROUTER_OUT4, public)
         assert STRANGER4 in other.peers
         assert {hole["client"] for hole in holes(gateway, port)} == {CLIENT4, CLIENT2_4}
+
+
+def test_over_udp_through_socks(lab: Lab, gateway: Gateway, port: int) -> None:
+    """The port that is opened is the one at which the client listens, not the association's."""
+    with Listener(lab, "inside", CLIENT4, port, HASH), Udp(lab, "outside", SERVER4, TRACKER) as tracker:
+        client = associate(lab)
+        client.send(SERVER4, TRACKER, udp_connect())
+        data, seen = tracker.receive()
+        assert data == udp_connect()
+        tracker.send(bytes(4) + b"conn12345678", seen)
+        client.receive()
+        said = udp_announce(b"12345678", HASH, port)
+        client.send(SERVER4, TRACKER, said)
+        assert tracker.receive()[0] == said
+        assert [hole["public"] for hole in holes(gateway, port)] == [f"{ROUTER_OUT4}:{port}"]
+        assert reaches(lab, ROUTER_OUT4, port)
+        client.close()
+    lab.wait_for(lambda: holes(gateway, port) == [], 10, "the end of the association to close it")
 
 
 def test_an_id_that_nobody_has_given_opens_nothing(lab: Lab, gateway: Gateway, port: int) -> None:
