@@ -26,8 +26,8 @@ def doubts(config: Config) -> Iterator[str]:
     for key, endpoint in listening.items():
         if low <= endpoint.port <= high:
             yield f"{key}: its port is one of pinhole.ports ({config.pinhole.ports}), which are for the world outside"
-    certified = config.socks.tls.client_ca and not config.socks.listen
-    if config.socks_listeners and not certified and not _IDENTIFYING.intersection(config.socks.auth):
+    proves = config.socks.tls.client_ca or _IDENTIFYING.intersection(config.socks.auth)
+    if config.socks_listeners and not proves:
         for i, section in enumerate(config.rule):
             if (section.user or section.group) and not section.ident:  # with `ident` the client's host is asked
                 key = "user" if section.user else "group"

@@ -61,9 +61,8 @@ class Authentication:
             socks.auth, self.accounts, guard, passwords=passwords, gssapi=gssapi, ident=ident
         )
 
-    def tls_context(self) -> ssl.SSLContext:
-        """Return what a TLS handshake that begins now needs. Must not be called without `socks.tls.listen`."""
-        assert self._tls is not None
+    def tls_context(self) -> ssl.SSLContext | None:
+        """Return what a TLS handshake that begins now needs; None without `socks.tls.listen`."""
         return self._tls
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 import struct
@@ -9,11 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from gateway.client import ProxyError, connect
 from gateway.front.auth.users import HASHER
@@ -202,6 +205,57 @@ def test_our_own_library(lab: Lab, gateway: Gateway, authority: Authority, schem
             connect(f"{scheme}://ann:secret@{ROUTER_IN4}:{PORT}", NAME, WEB, 20)
 
 
+LIBRARY = """
+import asyncio, socket, sys
+from gateway.client import aio, datagrams, listen, resolve
+via, host, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
+async def run():
+    reader, writer = await aio.open_connection(via, host, port, timeout=10)
+    writer.write(b"GET / HTTP/1.0\\r\\n\\r\\n")
+    assert (await reader.read()).endswith(b"hello\\n")
+    writer.close()
+asyncio.run(run())
+assert resolve(via, sys.argv[4], 10) == host
+with datagrams(via, 10) as udp:
+    udp.settimeout(10)
+    udp.sendto(b"ping", (host, port))
+    assert udp.recvfrom() == (b"pong", (host, port))
+with listen(via, host, 0, 10) as waiting:
+    print(*waiting.address, flush=True)
+    sock, _ = waiting.accept(10)
+    with sock:
+        sock.settimeout(10)
+        assert sock.recv(5) == b"first"
+        sock.sendall(b"second")
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(1) == b""
+print("done")
+"""
+
+
+def test_all_that_our_library_can(lab: Lab, gateway: Gateway, authority: Authority) -> None:
+    """asyncio, RESOLVE, datagrams (which go beside TLS), and BIND with an end in each direction."""
+    with lab.enter("outside"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.bind((SERVER4, WEB))
+        udp.settimeout(20)
+        via = f"socks5+tls://ann:secret@{ROUTER_IN4}:{PORT}?ca={authority.file}"
+        argv = ["ip", "netns", "exec", lab.ns("inside"), sys.executable, "-c", LIBRARY, via, SERVER4, str(WEB), NAME]
+        env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=env) as process:
+            assert process.stdout is not None
+            data, peer = udp.recvfrom(100)
+            assert data == b"ping"
+            udp.sendto(b"pong", peer)
+            host, port = process.stdout.readline().split()
+            with lab.connect("outside", host, int(port)) as sock:
+                sock.settimeout(10)
+                sock.sendall(b"first")
+                assert receive(sock, 6) == b"second"
+                assert sock.recv(1) == b""
+            assert process.stdout.read() == "done\n"
+        assert process.returncode == 0
+
+
 @pytest.fixture
 def echo(lab: Lab) -> Iterator[int]:
     """Sends back what it got, once that has ended."""
@@ -380,3 +434,17 @@ def test_a_new_certificate(lab: Lab, gateway: Gateway, authority: Authority, cer
     authority.issue("proxy", hosts=(ROUTER_IN4, "proxy.example"))
     gateway.wait_for_log("event=file.loaded key=socks.tls.certificate", 10, seen)
     lab.wait_for(lambda: serial() != before, 5, "the new one")
+
+
+def test_a_reload_takes_it_away_and_brings_it_back(lab: Lab, gateway: Gateway, authority: Authority) -> None:
+    whole = gateway.config.read_text()
+    document = tomllib.loads(whole)
+    del document["socks"]["tls"]
+    document["socks"]["listen"] = [f"{ROUTER_IN4}:1080"]
+    gateway.config.write_text(tomli_w.dumps(document))
+    gateway.algate("reload")
+    with pytest.raises(ConnectionRefusedError):
+        lab.connect("inside", ROUTER_IN4, PORT)
+    gateway.config.write_text(whole)
+    gateway.algate("reload")
+    assert curl(lab, authority, "--proxy-user", "ann:secret").stdout == "hello\n"

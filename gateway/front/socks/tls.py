@@ -31,7 +31,7 @@ class TlsFront:
     """
 
     def __init__(
-        self, front: SocksFront, context: Callable[[], ssl.SSLContext], accounts: Accounts, timeout: float
+        self, front: SocksFront, context: Callable[[], ssl.SSLContext | None], accounts: Accounts, timeout: float
     ) -> None:
         self._front = front
         self._context = context
@@ -42,7 +42,11 @@ class TlsFront:
         """Serve one accepted connection; owns the socket."""
         until = time.monotonic() + self._timeout
         client = endpoint(address)
-        stream = TlsSocket(sock, self._context())
+        context = self._context()
+        if context is None:  # a reload has taken TLS away while this client was in the backlog
+            sock.close()
+            return
+        stream = TlsSocket(sock, context)
         try:
             with gevent.Timeout(self._timeout):
                 stream.handshake()
