@@ -1,4 +1,5 @@
 """An RTSP server with pictures and sound, by GStreamer: `rtsp_server.py ADDRESS PORT`, run by the system's Python.
+With a password as a third argument, by Digest, for the user ann.
 
 Streams: /test (MJPEG and A-law), /record (for whoever publishes).
 """
@@ -9,7 +10,8 @@ import gi
 
 gi.require_version("Gst", "1.0")
 gi.require_version("GstRtspServer", "1.0")
-from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402
+gi.require_version("GstRtsp", "1.0")
+from gi.repository import GLib, Gst, GstRtsp, GstRtspServer  # noqa: E402
 
 PICTURE = "video/x-raw,format=I420,width=160,height=120,framerate=15/1"
 VIDEO = f"videotestsrc is-live=true ! {PICTURE} ! jpegenc ! rtpjpegpay name=pay0"
@@ -30,6 +32,18 @@ def main() -> None:
     record.set_transport_mode(GstRtspServer.RTSPTransportMode.RECORD)
     server.get_mount_points().add_factory("/test", test)
     server.get_mount_points().add_factory("/record", record)
+    if len(sys.argv) > 3:
+        auth = GstRtspServer.RTSPAuth()
+        auth.set_supported_methods(GstRtsp.RTSPAuthMethod.DIGEST)
+        token = GstRtspServer.RTSPToken()
+        token.set_string("media.factory.role", "user")
+        auth.add_digest("ann", sys.argv[3], token)
+        for factory in (test, record):
+            permissions = GstRtspServer.RTSPPermissions()
+            for permission in ("media.factory.access", "media.factory.construct"):
+                permissions.add_permission_for_role("user", permission, True)
+            factory.set_permissions(permissions)
+        server.set_auth(auth)
     if not server.attach(None):
         sys.exit("it cannot listen")
     GLib.MainLoop().run()

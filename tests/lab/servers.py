@@ -226,13 +226,14 @@ def has_tftp(lab: Lab, process: subprocess.Popen[bytes]) -> subprocess.Popen[byt
     return process
 
 
-def gst_rtsp(lab: Lab, host: str, port: int, role: Role = "outside") -> subprocess.Popen[bytes]:
-    """GStreamer's RTSP server, with the streams of rtsp_server.py. Skips the test where it is not installed."""
+def gst_rtsp(lab: Lab, host: str, port: int, role: Role = "outside", *password: str) -> subprocess.Popen[bytes]:
+    """GStreamer's RTSP server, with the streams of rtsp_server.py, perhaps with a password. Skips the test where it is
+    not installed."""
     python = installed("python3-gi", "/usr/bin/python3")
     probe = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"
     if subprocess.run([python, "-c", probe], capture_output=True, check=False).returncode:
         pytest.skip("gir1.2-gst-rtsp-server-1.0 is not installed: make setup brings it, where this release has it")
-    process = lab.popen(role, [python, Path(__file__).with_name("rtsp_server.py"), host, str(port)])
+    process = lab.popen(role, [python, Path(__file__).with_name("rtsp_server.py"), host, str(port), *password])
     lab.wait_for(lambda: _listens(process, port), 20, "the RTSP server" + lab.tail_of_logs())
     return process
 

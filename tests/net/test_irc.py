@@ -134,6 +134,19 @@ def test_an_offer_lets_one_stranger_in_and_no_second(lab: Lab, gateway: Gateway,
                 assert not connects(lab, session.router, public)
 
 
+def test_two_users_inside_reach_each_other(lab: Lab, session: Session) -> None:
+    """The other one reads the public port, and the router lets it in from inside too (hairpin)."""
+    if session.through_socks:
+        pytest.skip("the port is the worker's own: whoever connects comes to it")
+    with listen_inside(lab, session.inside, 5000) as listener:
+        _, public = session.offer(5000)
+        with lab.connect("client2", session.router, public, timeout=15) as other:
+            taken, _ = listener.accept()
+            with taken:
+                taken.sendall(b"a file")
+                assert other.recv(100) == b"a file"
+
+
 def test_resume_and_accept_name_the_port_that_each_side_knows(session: Session) -> None:
     _, public = session.offer(5000)
     head = b":bob!b@example.test PRIVMSG ann :\x01DCC RESUME a.txt "

@@ -56,6 +56,18 @@ def test_ffmpeg_outside_plays(lab: Lab, gateway: Gateway, transport: str) -> Non
     lab.wait_for(lambda: holes(gateway) == [], 15, "the media's ports to close")
 
 
+@pytest.mark.timeout(150)
+def test_ffmpeg_outside_shows_a_password_by_digest(lab: Lab, gateway: Gateway) -> None:
+    """Its hash is made over the URI that the viewer asks for, which is not touched."""
+    process = servers.gst_rtsp(lab, CLIENT4, PLAYED, "inside", "secret")
+    program = installed("ffmpeg", "/usr/bin/ffmpeg")
+    url = f"rtsp://ann:secret@{ROUTER_OUT4}:{PLAYED}/test"
+    argv: list[str | Path] = [program, "-nostdin", "-hide_banner", "-rtsp_transport", "udp", "-i", url]
+    said = lab.run("outside", [*argv, "-frames:v", "20", "-f", "null", "-"], timeout=100).stderr
+    lab.stop(process)
+    assert re.search(r"frame=\s*20\b", said), said
+
+
 def test_each_side_knows_the_other_at_the_router(lab: Lab, gateway: Gateway) -> None:
     """Byte by byte; strangers to both sides; and the end."""
     with lab.listen("inside", CLIENT4, PLAYED) as listener:
