@@ -382,13 +382,36 @@ def _conversation(
     elements = [Element(f"snat{family}", pack_key(target, "udp", None), _pack(public), ttl, comment)]
     if public != target:
         elements.append(Element(f"public{family}", _pack(public), None, ttl, ""))
-    anybody = "any" if peers is None else ""
-    for peer in (None,) if peers is None else peers:
+    _let_in(elements, family, public, target, (None,) if peers is None else peers, ttl)
+    return elements
+
+
+def _let_in(
+    elements: list[Element],
+    family: int,
+    public: Endpoint,
+    target: Endpoint,
+    peers: Sequence[str | None],
+    ttl: float,
+) -> None:
+    """Add the elements that let peers in to one port; None: anybody."""
+    for peer in peers:
+        anybody = "any" if peer is None else ""
         inward, socket = pack_key(public, "udp", peer), pack_key(target, "udp", peer)
         elements.append(Element(f"{anybody or 'many'}{family}", inward, _pack(target), ttl, ""))
         elements.append(Element(f"in{anybody}{family}", socket, None, ttl, ""))
         elements.append(Element(f"out{anybody}{family}", socket, None, ttl, ""))
-    return elements
+
+
+def admitting(lease: Lease, peers: Sequence[str], ttl: float) -> tuple[Element, ...]:
+    """Of the elements of a conversation only those that let these peers in: a subset of `elements_of`, made more
+    quickly."""
+    elements: list[Element] = []
+    family = lease.public.version
+    _let_in(elements, family, lease.public, lease.target, peers, ttl)
+    if lease.second is not None:
+        _let_in(elements, family, *second_of(lease), peers, ttl)
+    return tuple(elements)
 
 
 def _local(lease: Lease, ttl: float, comment: str) -> list[Element]:

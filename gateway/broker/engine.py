@@ -21,7 +21,7 @@ from alg.bucket import Rate
 from gateway.broker import marks
 from gateway.broker.conntrack import Conntrack
 from gateway.broker.element_messages import NFPROTO_INET
-from gateway.broker.elements import elements_of, leases_of
+from gateway.broker.elements import admitting, elements_of, leases_of
 from gateway.broker.foreign import ForeignForwardings
 from gateway.broker.forwards import SLOT as FORWARDS
 from gateway.broker.forwards import Forwards
@@ -481,11 +481,17 @@ class Engine:
             return self._counting(
                 self._sharing.updating(others, (one.old, one.slot, left), (one.new, one.slot, one.ttl))
             )
-        old, new = elements_of(one.old, one.slot, one.ttl), elements_of(one.new, one.slot, one.ttl)
         was, becomes = ((lease.expires, lease.target, lease.second) for lease in (one.old, one.new))
+        former, peers = one.old.peers, one.new.peers
+        if was == becomes and one.new.kind in ("conversation", "read") and former is not None and peers is not None:
+            # What happens with every call: only the peers have changed, and what stays, stays with its time.
+            return Change(
+                admitting(one.old, [peer for peer in former if peer not in peers], one.ttl),
+                admitting(one.new, [peer for peer in peers if peer not in former], one.ttl),
+            )
+        old, new = elements_of(one.old, one.slot, one.ttl), elements_of(one.new, one.slot, one.ttl)
         if was != becomes:
             return Change(old, tuple(self.netfilter.counted(new)))
-        # Only the peers have changed: what stays, stays with its time.
         before, after = ({(element.set, element.key) for element in elements} for elements in (old, new))
         return Change(
             tuple(element for element in old if (element.set, element.key) not in after),

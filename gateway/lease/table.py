@@ -309,8 +309,9 @@ class LeaseTable:
     def replace(self, lease: Lease, *, deadline: float) -> None:
         """Replace the lease with the same id."""
         entry = self._entries[lease.id]
-        self._sockets.remove(entry.lease)
-        self._sockets.add(lease)
+        if (entry.lease.target, entry.lease.second) != (lease.target, lease.second):
+            self._sockets.remove(entry.lease)
+            self._sockets.add(lease)
         self._clients[_payer(lease)][lease.id] = lease
         self._hosts[entry.payer.host][lease.id] = lease
         entry.lease, entry.deadline = lease, deadline

@@ -21,6 +21,7 @@ from gateway.lease.messages import MAX_PACKET, Close, FromWorker, LeaseOpened, O
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Lease
 from gateway.pinhole.client import BrokerClient
+from tests.bench.pinholes import steadily
 from tests.greenlets import join_all
 from tests.net.broker_rig import CLIENT, CLIENT6, PUBLIC, PUBLIC6, SERVER, STRANGER, Rig, inbound, run
 
@@ -265,3 +266,10 @@ def test_a_transaction_that_is_too_long_for_the_kernel_is_divided(rig: Rig) -> N
         rig.at(rig.router, f"nft flush {'set' if name in ('in6', 'out6', 'public6') else 'map'} inet algate {name}")
     answer = at_once([Close(lease.id) for lease in leases])
     assert isinstance(answer, LeaseOpened), answer
+
+
+@pytest.mark.rig(per_client=200, ports="40000-40299")
+def test_resting_ports_do_not_end_it(rig: Rig) -> None:
+    """More pinholes than there are ports, one after the other, all for one server: as 1,000 a second for a minute in
+    the default range (`python -m tests.bench.pinholes --per-second 1000 --seconds 60`), at a smaller size."""
+    assert steadily(rig, 40, 9.0) == (360, 0)

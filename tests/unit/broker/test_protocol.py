@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alg.address import Endpoint
-from gateway.broker.elements import Element, elements_of, leases_of
+from gateway.broker.elements import Element, admitting, elements_of, leases_of
 from gateway.lease.messages import (
     MAX_PACKET,
     MOST_MESSAGES,
@@ -139,6 +139,19 @@ def test_leases_of_every_kind_survive_the_kernel(public_host: str | None, second
     found = {found.slot: found for found in leases_of(elements, UNIX)}
     assert [found[slot].lease for slot in sorted(found)] == opened
     assert not any(one.used for one in found.values())
+
+
+@pytest.mark.parametrize("public_host", [CONVERSATION.public_host, None])
+@pytest.mark.parametrize("second", [None, CONVERSATION.second])
+def test_what_lets_peers_in_is_a_part_of_a_conversation(public_host: str | None, second: int | None) -> None:
+    few, many = ("203.0.113.5",), ("203.0.113.5", "203.0.113.6", "203.0.113.7")
+    table = LeaseTable(backend="kernel", ports=(40000, 40099))
+    request = msgspec.structs.replace(CONVERSATION, public_host=public_host, second=second, peers=few)
+    lease = table.open(request, now=0.0, unix=UNIX, rng=random.Random(7), is_free=lambda port: True)
+    before = elements_of(lease, 1, 60.0)
+    after = elements_of(msgspec.structs.replace(lease, peers=many), 1, 60.0)
+    assert set(admitting(lease, many[1:], 60.0)) == set(after) - set(before)
+    assert admitting(lease, (), 60.0) == ()
 
 
 def test_without_its_once_element_a_lease_is_used() -> None:
