@@ -38,10 +38,10 @@ class Mode(StrEnum):
     OFF = "off"
 
 
-PINHOLE_KINDS = ("once", "anybody", "conversation", "exchange", "mapping", "gre")
+PINHOLE_KINDS = ("once", "anybody", "conversation", "exchange", "mapping", "gre", "read")
 """The kinds of pinholes that a module's class may name in its `kinds`. It asks for them by: `OpenPinhole` and
 `OpenOutbound` (once), `OpenPinhole` without a peer (anybody), `OpenConversation`, `OpenExchange`, `OpenMapping`,
-`OpenGre`."""
+`OpenGre`, and `OpenPinhole` with `read`."""
 
 
 # --- events ---------------------------------------------------------------------------------------------------------
@@ -177,6 +177,9 @@ class OpenPinhole:
     opposite end.
 
     One connection may come through, within `ttl` seconds. Answered by `Opened` or `Refused`.
+
+    `read` (TCP, and not on the flow of a published server): the connection is a flow that another instance of the
+    module reads, as its `FlowContext.opened_as` says; its client is the flow's own client.
     """
 
     ref: int
@@ -185,6 +188,7 @@ class OpenPinhole:
     transport: str
     ttl: float
     reason: str
+    read: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -457,7 +461,8 @@ class FlowContext:
     the client; None: not known. `transfers`: whether `AskTransfer` may be permitted at all. `shared`: what all modules
     of this class in a process have together, for those whose flows belong together; it begins empty, and lasts.
     `board`: what they have together with those of other processes; None: there is none. `published`: where a client
-    outside finds the server, if that is published.
+    outside finds the server, if that is published. `opened_as`: the reason of the pinhole with `read` through which the
+    flow has come; None: it goes to one of the module's ports.
     """
 
     client: Endpoint
@@ -469,6 +474,7 @@ class FlowContext:
     shared: dict[str, Any] = field(default_factory=dict, compare=False)
     board: Board | None = field(default=None, compare=False)
     published: Endpoint | None = None
+    opened_as: str | None = None
 
 
 class AlgModule(Protocol):

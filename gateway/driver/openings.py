@@ -20,6 +20,7 @@ from alg.api import (
     OpenMapping,
     OpenMeeting,
     OpenOutbound,
+    OpenPinhole,
     OpenRelay,
     Probe,
     Refused,
@@ -36,7 +37,7 @@ from gateway.driver.requests import Conversing, Opening, Public, advertised, is_
 from gateway.flow.table import Flow
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Lease
-from gateway.pinhole.backend import Backend, DataPaths
+from gateway.pinhole.backend import Backend, Carry, DataPaths
 from gateway.pinhole.turns import in_turn
 
 log = structlog.get_logger()
@@ -50,7 +51,8 @@ class Openings:
     """Opens and closes for one flow. `tell` is called later, from a greenlet, with the result.
 
     `own_hosts`: this host's addresses towards the client and towards the server. `announce`: is called with where the
-    client is about to connect, and the seconds for which that counts.
+    client is about to connect, and the seconds for which that counts. `read`: returns what carries a connection that
+    the module is to read, by the reason of its pinhole; None: it may not ask for that.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Openings:
         tell: Callable[[Event], None],
         now: Callable[[], float],
         announce: Callable[[str, Endpoint, float], None],
+        read: Callable[[str], Carry] | None = None,
     ) -> None:
         self.revoked: str | None = None  # by which rule this flow may open nothing any more
         self.conversations = Conversations(backend, mode, flow.id, self._on_conversation, self._admitted)
@@ -77,6 +80,7 @@ class Openings:
         self._tell = tell
         self._now = now
         self._announce = announce
+        self._read = read
         self._leases: dict[int, Callable[[], None]] = {}  # how each is closed
         self._opening: set[int] = set()
         self._unanswered = 0
@@ -94,6 +98,8 @@ class Openings:
         if isinstance(command, OpenOutbound):
             self._announce(self._flow.client.host, command.target, command.ttl)
         forbidden = "target" if is_forbidden(command, self._flow, self._public) else None
+        if isinstance(command, OpenPinhole) and command.read and (self._read is None or command.transport != "tcp"):
+            forbidden = "kind"
         refusal = self.revoked or forbidden or self._flood()
         observe = self._mode is Mode.OBSERVE
         if observe and isinstance(command, OpenMeeting):
@@ -218,6 +224,8 @@ class Openings:
     def _ask(self, command: Opening) -> tuple[Lease, Endpoint | None]:
         """Return the lease and, for a meeting, where the client has to connect. Raises PinholeRefused."""
         request = request_of(command, self._flow, self._public)
+        if isinstance(command, OpenPinhole) and command.read and self._read is not None:
+            return self._paths.read(request, self._read(command.reason)), None
         if isinstance(command, OpenMeeting):
             return self._paths.meet(request, self._own_hosts[0])
         return self._backend.open(request), None
@@ -235,7 +243,8 @@ class Openings:
             return
         finally:
             self._unanswered -= 1
-        close = functools.partial((self._backend if inner is None else self._paths).close, lease)
+        is_local = inner is not None or (isinstance(command, OpenPinhole) and command.read)
+        close = functools.partial((self._paths if is_local else self._backend).close, lease)
         if self._over or ref not in self._opening:  # it is not wanted any more
             close()
             return

@@ -33,7 +33,7 @@ def is_forbidden(command: Opening | OpenRelay | Conversing, flow: Flow, public: 
     match command:
         case OpenPinhole():
             own = [flow.client.host, *([flow.server.host] if Side.CLIENT in public else [])]
-            return command.target.host not in own
+            return command.target.host not in own or (command.read and Side.CLIENT in public)
         case OpenRelay(client, server):
             return client.host != flow.client.host or server.host != flow.server.host
         case OpenExchange(client=client):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import _socket
+import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import gevent.socket as gsocket
@@ -25,7 +27,7 @@ from gateway.model.requests import Along
 from gateway.net.addresses import PublicAddress, is_local, public_address
 from gateway.net.relay.poller import Watch
 from gateway.net.sockets import abort, endpoint, prepare
-from gateway.pinhole.backend import Backend, DataPaths
+from gateway.pinhole.backend import Backend, Carry, DataPaths
 from gateway.pinhole.upstream import UpstreamPinholes
 from gateway.policy.decide import Decision, PolicyInForce
 
@@ -210,7 +212,7 @@ class FlowRunner:
             return None
         flow.module = name
         elsewhere = means.through(way) if way is not None and means.through is not None else None
-        return module, Surroundings(
+        around = Surroundings(
             elsewhere or means.pinholes[flow.front],
             elsewhere or means.paths,
             public,
@@ -220,6 +222,35 @@ class FlowRunner:
             means.afterlife,
             means.announced.add,
         )
+        if published is None and elsewhere is None and "read" in getattr(reader.kind, "kinds", ()):
+            return module, replace(around, read=functools.partial(self._carrier, reader, around))
+        return module, around
+
+    def _carrier(self, reader: StreamReader, around: Surroundings, reason: str) -> Carry:
+        """Return what carries a connection that has come through a pinhole of a flow, through another module of its
+        kind, which may open what the first one may, but for further connections to be read."""
+
+        def carry(flow: Flow, client: gsocket.socket, server: gsocket.socket) -> None:
+            shared = self._means.shared.setdefault(reader.name, {})
+            context = FlowContext(
+                flow.client,
+                flow.server,
+                Side.CLIENT,
+                reader.options,
+                shared=shared,
+                board=self._means.announced,
+                opened_as=reason,
+            )
+            try:
+                module = around.guard.call(reader.name, flow.id, reader.kind, context)
+            except Broken as broken:
+                log.error("alg.broken", flow=flow.id, module=reader.name, reason=str(broken))
+                self._flows.relay(flow, client, server)
+                return
+            flow.module = reader.name
+            self._inspect(flow, module, reader.mode, {Side.CLIENT: client, Side.SERVER: server}, around, b"")
+
+        return carry
 
     def _inspect(
         self,

@@ -69,7 +69,7 @@ from gateway.net.addresses import PublicAddress
 from gateway.net.relay.half import Legacy
 from gateway.net.turns import turns
 from gateway.observe.trace import PASSED
-from gateway.pinhole.backend import Backend, DataPaths
+from gateway.pinhole.backend import Backend, Carry, DataPaths
 
 log = structlog.get_logger()
 
@@ -95,7 +95,7 @@ class Surroundings:
 
     `public`: the address at which a side is told to find the other one; the client is told of a published server only.
     `may_transfer`: whether a rule lets the server exchange files with a third host. `may_map`: whether one lets the
-    client have a public port for this socket of its own. `announce`: see `Openings`.
+    client have a public port for this socket of its own. `announce`, `read`: see `Openings`.
     `afterlife`: takes the modules that outlive their flow.
     """
 
@@ -107,6 +107,7 @@ class Surroundings:
     guard: ModuleGuard
     afterlife: Afterlife
     announce: Callable[[str, Endpoint, float], None] = _nothing_announced
+    read: Callable[[str], Carry] | None = None
     now: Callable[[], float] = field(default=time.monotonic)
 
 
@@ -167,7 +168,16 @@ class Inspection:
         # Towards the server it is not the socket's own where that has the client's address.
         own = str(sockets[Side.CLIENT].getsockname()[0]), around.public[Side.SERVER].local
         self._openings = Openings(
-            flow, mode, around.backend, around.paths, around.public, own, self._feed, self._now, around.announce
+            flow,
+            mode,
+            around.backend,
+            around.paths,
+            around.public,
+            own,
+            self._feed,
+            self._now,
+            around.announce,
+            around.read,
         )
         self._activity = ActivityWatch(self.conversations, traits.look_every, self._feed, self._now)
         self._effort = Effort(traits.share, self._now())

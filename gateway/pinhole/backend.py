@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+import gevent.socket as gsocket
+
 from alg.address import Endpoint
+from gateway.flow.table import Flow
 from gateway.model.requests import Done, Lease, PinholeRequest, PinholeUpdate
 
 
@@ -36,11 +39,17 @@ class Backend(ConversationBackend, Protocol):
     def open(self, request: PinholeRequest) -> Lease: ...
 
 
+Carry = Callable[[Flow, gsocket.socket, gsocket.socket], None]
+"""Carries a flow to its end, between the socket of its client and that of its server."""
+
+
 class DataPaths(Protocol):
     """A backend that makes data connections itself. `meet` raises PinholeRefused; its second result is where the client
-    connects."""
+    connects. `read` too: it is a pinhole whose connection `carry` takes, with its two sockets."""
 
     def join(self, client: Endpoint, server: Endpoint, sources: tuple[str, str], reason: str) -> None: ...
+
+    def read(self, request: PinholeRequest, carry: Carry) -> Lease: ...
 
     def meet(self, request: PinholeRequest, inner_host: str) -> tuple[Lease, Endpoint]: ...
 

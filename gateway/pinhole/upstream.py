@@ -12,6 +12,7 @@ from alg.address import Endpoint
 from gateway.flow.upstream import UpstreamError, Way
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Done, Lease, PinholeRequest, PinholeUpdate
+from gateway.pinhole.backend import Carry
 from gateway.pinhole.userspace import UserspacePinholes
 
 BIND_TIMEOUT = 10.0  # seconds for the upstream to listen, or to connect
@@ -64,6 +65,10 @@ class UpstreamPinholes:
     def meet(self, request: PinholeRequest, inner_host: str) -> tuple[Lease, Endpoint]:
         """Let the upstream wait for the request's peer, and `inner_host` for its client. Raises PinholeRefused."""
         raise PinholeRefused("upstream", "a meeting of client and server is not available at an upstream")
+
+    def read(self, request: PinholeRequest, carry: Carry) -> Lease:
+        """Refuse: what comes by an upstream is relayed unread."""
+        raise PinholeRefused("upstream", "a connection that a module reads is not available at an upstream")
 
     def _reach(self, server: Endpoint) -> gsocket.socket:
         try:

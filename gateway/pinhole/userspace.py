@@ -23,6 +23,7 @@ from gateway.model.requests import Done, Lease, Network, PinholeRequest, Pinhole
 from gateway.net.sockets import abort, endpoint, prepare
 from gateway.observe.metrics import Sample
 from gateway.pinhole.admission import LocalPorts
+from gateway.pinhole.backend import Carry
 
 log = structlog.get_logger()
 
@@ -64,6 +65,7 @@ class UserspacePinholes:
         self._table = LeaseTable(backend="userspace", ports=ports, per_client=per_client, rate=rate)
         self._rng = random.SystemRandom()
         self._waiting: dict[str, gevent.Greenlet[..., str]] = {}
+        self._carriers: dict[str, Carry] = {}  # of those that something else than the relay is to carry
         self._elsewhere: set[str] = set()  # those at which an upstream listens
 
     def configure(self, ports: tuple[int, int], per_client: int, rate: float, inside: Sequence[Network]) -> None:
@@ -122,6 +124,13 @@ class UserspacePinholes:
         if request.transport != "tcp":
             raise PinholeRefused("transport", f"{request.transport} is not available")
         lease, listener = self.reserve(request, listen)
+        self._begin(lease, listener, request.ttl)
+        return lease
+
+    def read(self, request: PinholeRequest, carry: Carry) -> Lease:
+        """The same for a connection that `carry` takes, and not the relay. Raises PinholeRefused."""
+        lease, listener = self.reserve(request, listen)
+        self._carriers[lease.id] = carry
         self._begin(lease, listener, request.ttl)
         return lease
 
@@ -233,7 +242,7 @@ class UserspacePinholes:
             with gevent.Timeout(ttl):
                 peer = self._accept_peer(lease, listener)
                 log.info("pinhole.use", pinhole=lease.id, flow=lease.flow)
-                gevent.spawn(self._connect, lease, peer)
+                gevent.spawn(self._connect, lease, peer, self._carriers.get(lease.id, self._flows.relay))
         except gevent.Timeout:
             return "expired"
         except OSError as error:  # of an upstream only: it waits no more, or has let in somebody else
@@ -247,6 +256,7 @@ class UserspacePinholes:
             self._admit_waiting(lease, listener)
         listener.close()
         del self._waiting[lease.id]
+        self._carriers.pop(lease.id, None)
         self.release(lease, serving.value if isinstance(serving.value, str) else "closed")
 
     def _meet(self, lease: Lease, inner: gsocket.socket, outer: gsocket.socket, ttl: float) -> str:
@@ -339,9 +349,9 @@ class UserspacePinholes:
             return
         peer.settimeout(None)
         log.info("pinhole.use", pinhole=lease.id, flow=lease.flow)
-        gevent.spawn(self._connect, lease, peer)
+        gevent.spawn(self._connect, lease, peer, self._carriers.get(lease.id, self._flows.relay))
 
-    def _connect(self, lease: Lease, peer: gsocket.socket) -> None:
+    def _connect(self, lease: Lease, peer: gsocket.socket, carry: Carry) -> None:
         """Join the peer to the target. The data connection has the same client as the flow that it belongs to: that is
         the target, except for a published server, whose client is the peer outside."""
         try:
@@ -360,7 +370,7 @@ class UserspacePinholes:
             abort(peer)
             abort(target)
             return
-        self._flows.relay(flow, client, server)
+        carry(flow, client, server)
 
 
 def _log_open(lease: Lease) -> None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import alg.api
 from alg.address import Endpoint
-from alg.api import Closed, CloseWrite, Command, Deliver, Event, FlowContext, Opened, Received, Refused, Say, Side
+from alg.api import Closed, CloseWrite, Command, Deliver, Edit, Event, FlowContext, Opened, Received, Refused, Say, Side
 
 ENDPOINTS = frozenset({"target", "client", "server", "other"})
 
@@ -22,9 +22,13 @@ class AskingModule:
 
     def __init__(self, context: FlowContext) -> None:
         self._rest = b""
+        self._opened_as = context.opened_as
 
     def handle(self, event: Event) -> Sequence[Command]:
         match event:
+            case Received(Side.SERVER, data) if self._opened_as is not None:
+                edits = [Edit(0, 2, b"it is ", self._opened_as)] if data.startswith(b"I ") else []
+                return [Deliver(Side.CLIENT, data, tuple(edits))]
             case Received(Side.CLIENT, data):
                 *lines, self._rest = (self._rest + data).split(b"\n")
                 return [command for line in lines for command in (_command(line), Deliver(Side.SERVER, line + b"\n"))]

@@ -225,6 +225,39 @@ def test_an_exchange(
     lab.wait_for(lambda: gateway.admin("pinholes") == [], 5, "the end of the exchange with its flow")
 
 
+@FAMILIES
+def test_a_connection_that_is_read(
+    strict_lab: Lab, gateway: Gateway, client: str, server: str, stranger: str, public: str, inner: str, size: int
+) -> None:
+    lab = strict_lab
+    fields: dict[str, Any] = {"peer": server, "transport": "tcp", "ttl": 60.0, "read": True}
+    with (
+        Session(lab, "inside", "outside", server, server) as session,
+        lab.listen("inside", client, 7400) as listener,
+    ):
+        _, where, _ = session.opened("OpenPinhole", target=[client, 7400], reason="asking.read", **fields)
+        assert where.host == public
+        with pytest.raises(OSError, match=r"timed out|refused|reset"):
+            lab.connect("stranger", where.host, where.port, timeout=0.5).recv(1)
+        with lab.connect("outside", where.host, where.port) as near, listener.accept()[0] as far:
+            near.sendall(b"I am read")
+            far.settimeout(10)
+            assert far.recv(100) == b"it is am read"
+            # What it says is read as well: it may open something, with its own connection's ends.
+            far.sendall(
+                json.dumps(["Probe", {"ref": 1, "target": [server, 7], "send": "", "expect": ""}]).encode() + b"\n"
+            )
+            assert near.recv(200).startswith(b'["Probe"')
+            assert far.recv(100) == b"refused 1 rule\n"
+            (flow,) = (row for row in gateway.admin("flows") if row["module"] and row["front"] == "pinhole")
+            assert flow["module"] == "asking"
+        _, refused = session.ask(
+            "OpenPinhole", target=[client, 7400], reason="asking.read", **{**fields, "transport": "udp"}
+        )
+        assert refused == ["refused", "kind"]
+    lab.wait_for(lambda: gateway.admin("pinholes") == [], 5, "the end")
+
+
 def test_a_call_of_pptp(strict_lab: Lab, gateway: Gateway) -> None:
     lab = strict_lab
 
@@ -289,6 +322,6 @@ def test_the_proof_of_a_port(
         assert probe(b"it was me") == ["refused", "probe"]
         assert probe(b"", expect="") == ["opened", f"{Endpoint(client, 7300)}", "None"]
         assert probe(None, target=[client, 7301]) == ["refused", "probe"]  # nothing listens
-        assert probe(None, target=[server, PORT]) == ["refused", "target"]
+        assert probe(None, target=[server, PORT]) == ["refused", "rule"]  # no rule may permit that
         assert probe(None, send="x" * 513) == ["refused", "probe"]
         assert gateway.admin("pinholes") == []
