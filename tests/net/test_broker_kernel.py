@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from alg.address import Endpoint
-from gateway.lease.messages import Close, Hello
+from gateway.lease.messages import Close, Hello, RequestRefused
 from tests.net.broker_rig import (
     CLIENT,
     CLIENT6,
@@ -212,10 +212,15 @@ def test_an_outbound_pinhole_passes_a_forward_policy_of_drop_once(rig: Rig) -> N
 
 
 def test_the_same_outbound_wish_takes_the_old_ones_place(rig: Rig) -> None:
-    first, second = rig.open(outbound()), rig.open(outbound(), slot=1)
+    first, second = rig.open(outbound()), rig.open(outbound())
     assert [row["id"] for row in rig.pinholes()] == [second.id]
     rig.send(Close(first.id))
     assert len(rig.pinholes()) == rig.count("once4") == 1
+    # Not that of another process, which could take pinholes away by it. What it asks for is open, all the same.
+    answer = rig.ask(outbound(), slot=1)
+    assert isinstance(answer, RequestRefused)
+    assert answer.rule == "taken"
+    assert [row["id"] for row in rig.pinholes()] == [second.id]
 
 
 def test_a_udp_pinhole_admits_one_conversation(rig: Rig) -> None:
