@@ -29,8 +29,11 @@ from gateway.config.schema import Config, lifetime_range, port_range
 from gateway.front.packets.journal import Journal
 from gateway.front.portmap.announcer import Announcer
 from gateway.front.portmap.datagrams import Asked, DatagramSocket
+from gateway.front.portmap.leases import Leases
 from gateway.front.portmap.mapper import PortMapper, Setting
+from gateway.front.portmap.memory import Memory
 from gateway.front.portmap.pcp import PcpFront, Speaks
+from gateway.front.portmap.permits import Permits
 from gateway.front.portmap.public import PublicAddresses
 from gateway.front.portmap.ssdp import Corner
 from gateway.front.portmap.table import Limits, MappingTable
@@ -65,16 +68,16 @@ class Portmap:
         self._lag = LagMeter()
         own = OwnAddresses()
         journal = Journal(boot.journal)
+        memory = Memory(journal, boot_id())
         neighbours = Neighbours(config.inside_networks, Kernel())
         self._table = MappingTable(limits_of(config), lambda address: neighbours.identify(address).host)
         self._mapper = PortMapper(
             self._table,
-            BrokerClient(socket.socket(fileno=boot.broker), keep=bool(journal.found)),
+            Leases(BrokerClient(socket.socket(fileno=boot.broker), keep=bool(journal.found))),
             PublicAddresses(config.network.outside, config.inside_networks),
-            policy_of(config, datetime.now, own.has).decide_mapping,
+            Permits(policy_of(config, datetime.now, own.has).decide_mapping),
             Setting(config.inside_networks, frozenset(config.network.masquerade), config.rules.restore),
-            journal,
-            boot_id(),
+            memory,
         )
         speaks: frozenset[Speaks] = frozenset(name for name in ("pcp", "natpmp") if name in config.portmap.protocols)
         self._front = PcpFront(self._mapper, speaks)
@@ -86,7 +89,7 @@ class Portmap:
         ]
         self._upnp = self._make_upnp(config, sockets) if "upnp" in config.portmap.protocols else None
         self._announcer = Announcer(self._sockets, self._front.announcements)
-        self._mapper.restarted.append(self._announcer.begin)
+        memory.restarted.append(self._announcer.begin)
 
     def run(self) -> None:
         """Serve until SIGTERM, or until the supervisor is gone."""

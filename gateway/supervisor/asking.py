@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from gateway.config.schema import PCP_PORT, SSDP_PORT, Config
-from gateway.model.errors import AlgateError
 from gateway.observe.log import get_logger
 
 BACKLOG = 64
@@ -60,6 +59,7 @@ class AskingSockets:
     def __init__(self, inherited: Mapping[str, int]) -> None:
         self._inherited = {name: socket.socket(fileno=fd) for name, fd in inherited.items()}
         self._sockets: dict[Place, socket.socket] = {}
+        self._failed: set[Place] = set()  # of which the log has said so
 
     def fds(self) -> dict[str, int]:
         """Return the descriptors by the name of their place."""
@@ -79,8 +79,12 @@ class AskingSockets:
             try:
                 self._sockets[place] = self._adopted(place) or _bound(place)
                 opened += 1
+                self._failed.discard(place)
             except OSError as error:
-                log.warning("portmap.unbound", place=place.name, port=place.port, error=error.strerror)
+                if place not in self._failed:
+                    self._failed.add(place)
+                    log.warning("portmap.unbound", place=place.name, port=place.port, error=error.strerror)
+        self._failed &= {*wanted}
         self._forget_inherited()
         return bool(gone or opened)
 
@@ -127,17 +131,6 @@ def _bound(place: Place) -> socket.socket:
         sock.close()
         raise
     return sock
-
-
-def check(config: Config) -> None:
-    """Raise AlgateError if another program has one of the ports."""
-    for place in places(config):
-        try:
-            _bound(place).close()
-        except OSError as error:
-            raise AlgateError(
-                f"portmap.protocols: cannot be asked at port {place.port} of {place.interface}: {error.strerror}"
-            ) from error
 
 
 def _close(sockets: Iterable[socket.socket]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab import firewall
 from tests.lab.gateway import Gateway
 from tests.lab.lab import CLIENT2_4, CLIENT4, ROUTER_IN4, ROUTER_OUT4, SERVER4, STRANGER4, Lab
 from tests.net import pcp_client
@@ -100,23 +101,26 @@ def test_all_processes_that_are_killed(lab: Lab, gateway: Gateway) -> None:
         assert len(static) == 1
 
 
-def test_a_flush_of_all_rules(lab: Lab, gateway: Gateway) -> None:
-    with PcpClient(lab, "inside", CLIENT4, ROUTER_IN4) as client:
-        before = client.map(5003, wish=5003)
-        saved = lab.run("router", ["nft", "list", "ruleset"]).stdout
-        own = [part for part in saved.split("\ntable ") if not part.startswith("inet algate")]
-        lab.run("router", ["nft", "delete", "table", "inet", "algate"], check=False)
-        names = [line.split()[2] for line in saved.splitlines() if line.startswith("table inet algate")]
-        for name in names:
-            lab.run("router", ["nft", "delete", "table", "inet", name], check=False)
-        assert own
-        flushed = time.monotonic()
-        lab.wait_for(lambda: works(lab, 5003, 5003), 5, "the mapping to be back")
-        assert time.monotonic() - flushed < 2.5
-        after = client.map(5003)
-        assert (after.result, after.port) == (0, 5003)
-        assert after.epoch >= before.epoch
-        assert len(gateway.admin("pinholes")) == 2
+def test_a_flush_of_all_rules(tmp_path: Path) -> None:
+    with Lab(logs=tmp_path) as lab:
+        config = lab.write_config(
+            network={"outside": ROUTER_OUT4}, portmap={"protocols": ["pcp"]}, process={"workers": 1}
+        )
+        gateway = lab.start_gateway(config)
+        with PcpClient(lab, "inside", CLIENT4, ROUTER_IN4) as client:
+            before = client.map(5003, wish=5003)
+            assert works(lab, 5003, 5003)
+            [hole] = holes(gateway)
+            lab.run("router", ["nft", "flush", "ruleset"])
+            flushed = time.monotonic()
+            lab.wait_for(lambda: works(lab, 5003, 5003), 5, "the mapping to be back")
+            assert time.monotonic() - flushed < 2.5
+            after = client.map(5003)
+            assert (after.result, after.port) == (0, 5003)
+            assert after.epoch >= before.epoch
+            assert [each["id"] for each in holes(gateway)] == [hole["id"]]
+        assert gateway.stop() == 0
+        firewall.load(lab)
 
 
 @contextlib.contextmanager
@@ -141,14 +145,14 @@ def test_another_public_address(lab: Lab, gateway: Gateway) -> None:
         try:
             gateway.wait_for_log(r"portmap\.address.*" + MORE_OUT4, 10)
             heard: dict[int, bytes] = {}
-            while len(heard) < 2:
+            # That the epoch has begun with the gateway may still be announced, with the address of then.
+            while heard.get(0, b"")[8:12] != socket.inet_aton(MORE_OUT4) or 2 not in heard:
                 data, source = announcements.recvfrom(2000)
                 assert source == (ROUTER_IN4, 5351)
                 heard[data[0]] = data
             told = pcp_client.read(heard[2])
             assert (told.opcode, told.result) == (0, 0)
             assert told.epoch <= 10
-            assert heard[0][8:12] == socket.inet_aton(MORE_OUT4)  # NAT-PMP
             lab.wait_for(lambda: works(lab, 5004, 5004, MORE_OUT4), 5, "the mapping to follow")
             after = client.map(5004, lifetime=3600)
             assert (after.result, after.port, after.address) == (0, 5004, MORE_OUT4)

@@ -173,6 +173,7 @@ class MappingTable:
         self._mappings: dict[Key, Mapping] = {}
         self._clients: dict[str, dict[Key, Mapping]] = {}  # by address
         self._payers: dict[str, set[Key]] = {}  # by what `identify` says
+        self._paid_by: dict[Key, str] = {}
         self._public: dict[tuple[Transport, Endpoint], Mapping] = {}
 
     def __len__(self) -> int:
@@ -245,26 +246,27 @@ class MappingTable:
 
     # --- what is held -----------------------------------------------------------------------------------------------
 
-    def hold(self, request: Request, public: Endpoint, lease: str, leased: float, now: float) -> Mapping:
-        """Note that the broker has opened `public` for a request, or renewed it: as `lease`, which lasts until
-        `leased`. Returns the mapping."""
+    def wanted(self, request: Request, now: float) -> Hold:
+        """Return the hold that a request is to have: with the filters of before, if it says nothing of them."""
+        there = self._mappings.get(request.key)
+        before = there.holds.get(request.holder) if there is not None else None
+        filters = request.filters if request.filters is not None else before.filters if before is not None else ()
+        hold = Hold(request.holder, request.credential, now + self.granted(request), filters=filters)
+        hold.description = clean(request.description) or (before.description if before is not None else "")
+        if before is not None:
+            hold.lease, hold.leased = before.lease, before.leased
+        return hold
+
+    def hold(self, request: Request, public: Endpoint, hold: Hold) -> Mapping:
+        """Note that the broker has opened `public` for a request, or renewed it: `hold` is what its protocol has of it
+        from now on. Returns the mapping."""
         mapping = self._mappings.get(request.key)
         new = mapping is None
         if mapping is None:
             mapping = self._add(Mapping(request.client, request.transport, request.port, public))
         elif mapping.public != public:
             self._move(mapping, public)
-        before = mapping.holds.get(request.holder)
-        filters = request.filters if request.filters is not None else (before.filters if before else ())
-        mapping.holds[request.holder] = Hold(
-            request.holder,
-            request.credential,
-            now + self.granted(request),
-            lease,
-            leased,
-            filters,
-            clean(request.description) or (before.description if before else ""),
-        )
+        mapping.holds[request.holder] = hold
         self._tell(Event("opened" if new else "renewed", request.holder, mapping))
         return mapping
 
@@ -317,7 +319,8 @@ class MappingTable:
     def _add(self, mapping: Mapping) -> Mapping:
         self._mappings[mapping.key] = mapping
         self._clients.setdefault(mapping.client, {})[mapping.key] = mapping
-        self._payers.setdefault(self._identify(mapping.client), set()).add(mapping.key)
+        payer = self._paid_by[mapping.key] = self._identify(mapping.client)
+        self._payers.setdefault(payer, set()).add(mapping.key)
         self._public[mapping.transport, mapping.public] = mapping
         return mapping
 
@@ -334,13 +337,10 @@ class MappingTable:
             return
         del self._mappings[mapping.key]
         _take_out(self._clients, mapping.client, mapping.key)
-        for payer in (self._identify(mapping.client), *self._payers):  # it may have got another identity meanwhile
-            keys = self._payers.get(payer)
-            if keys is not None and mapping.key in keys:
-                keys.discard(mapping.key)
-                if not keys:
-                    del self._payers[payer]
-                break
+        payer = self._paid_by.pop(mapping.key)  # its address may have got another identity meanwhile
+        self._payers[payer].discard(mapping.key)
+        if not self._payers[payer]:
+            del self._payers[payer]
         if self._public.get((mapping.transport, mapping.public)) is mapping:
             del self._public[mapping.transport, mapping.public]
         self._tell(Event("closed", by, mapping))

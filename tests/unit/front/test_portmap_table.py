@@ -36,7 +36,9 @@ class Table(MappingTable):
         there = self.check(one)
         self.leases += 1
         public = there.public if there is not None else Endpoint(PUBLIC, self.wish(one))
-        self.hold(one, public, f"lease{self.leases}", now + 7200, now)
+        hold = self.wanted(one, now)
+        hold.lease = f"lease{self.leases}"
+        self.hold(one, public, hold)
         return f"lease{self.leases}"
 
     def refuses(self, one: Request) -> str:

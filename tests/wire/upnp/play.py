@@ -46,7 +46,9 @@ class Broker:
         public = there.public if there is not None else self._choose(request)
         if request.exact and public.port != request.wish_port:
             raise Refusal("taken", "the socket has another port")
-        return self.table.hold(request, public, str(next(self._numbers)), self.now + 7200, self.now)
+        hold = self.table.wanted(request, self.now)
+        hold.lease = str(next(self._numbers))
+        return self.table.hold(request, public, hold)
 
     def unmap(self, key: Key, holder: Holder, credential: str = "") -> None:
         """See `gateway.front.portmap.igd.Mapper.unmap`."""

@@ -1,0 +1,137 @@
+"""What outlives the process: mappings, written to a journal as they change, and when the epoch began."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from alg.address import Endpoint
+from gateway.front.packets.journal import Journal, Stored
+from gateway.front.portmap.table import Event, Hold, Holder, Key, Mapping
+from gateway.model.requests import Transport
+from gateway.observe.log import get_logger
+
+log = get_logger()
+
+
+class _Stored(msgspec.Struct, array_like=True, frozen=True):
+    """A mapping in the journal. Times are monotonic."""
+
+    client: str
+    transport: Transport
+    port: int
+    public: str
+    public_port: int
+    holds: tuple[tuple[Holder, str, float, str, float, tuple[str, ...], str], ...]
+
+
+class _Clock(msgspec.Struct, array_like=True, frozen=True):
+    """When the epoch began, in the monotonic time of a boot, and what both clocks said then."""
+
+    boot: str
+    begun: float
+    monotonic: float
+    unix: float
+
+
+_MODULE, _CLOCK = "portmap", "clock"
+
+
+class Memory:
+    """What a predecessor has left (`found`: its mappings), and what a successor will find.
+
+    `boot`: the id of this boot of the host. `restarted`: functions that are called when the epoch has begun again,
+    because mappings were lost or the address has changed.
+    """
+
+    def __init__(self, journal: Journal, boot: str) -> None:
+        self.restarted: list[Callable[[], None]] = []
+        self.found: list[Mapping] = []
+        self._journal = journal
+        self._boot = boot
+        self._clock: _Clock | None = None
+        self._begun = time.monotonic()  # of the epoch
+        self._read()
+
+    def _read(self) -> None:
+        stored: list[_Stored] = []
+        for one in self._journal.found:
+            with contextlib.suppress(msgspec.DecodeError, msgspec.ValidationError):
+                if one.key == _CLOCK:
+                    self._clock = msgspec.msgpack.decode(one.record or b"", type=_Clock)
+                else:
+                    stored.append(msgspec.msgpack.decode(one.record or b"", type=_Stored))
+        shift = 0.0
+        if self._clock is not None and self._clock.boot != self._boot:
+            # The monotonic clock goes on over processes, but not over a boot: there the wall clock has to do.
+            shift = (time.monotonic() - time.time()) - (self._clock.monotonic - self._clock.unix)
+        self.found = [_mapping(one, shift) for one in stored]
+
+    @property
+    def is_first(self) -> bool:
+        """Whether there was no predecessor."""
+        return self._clock is None
+
+    @property
+    def epoch(self) -> int:
+        """Seconds since what clients have was last lost (RFC 6887 section 8.5, RFC 6886 section 3.6)."""
+        return int(time.monotonic() - self._begun)
+
+    def go_on(self) -> None:
+        """The predecessor's epoch goes on, as nothing was lost; after a boot it begins again all the same."""
+        if self._clock is None or self._clock.boot != self._boot:
+            self.restart("lost")
+            return
+        self._begun = self._clock.begun
+        self._write_clock()
+
+    def restart(self, why: str) -> None:
+        """The epoch begins again: clients have to ask again for what they have."""
+        self._begun = time.monotonic()
+        self._write_clock()
+        log.info("portmap.epoch", reason=why)
+        for call in self.restarted:
+            call()
+
+    def on_event(self, event: Event) -> None:
+        """Write what has changed; a listener of the table."""
+        if event.mapping is None:
+            return
+        if event.what == "closed":
+            self.forget(event.mapping.key)
+        else:
+            self.write(event.mapping)
+
+    def write(self, mapping: Mapping) -> None:
+        """Write a mapping as it is now."""
+        holds = tuple(
+            (h.holder, h.credential, h.expires, h.lease, h.leased, h.filters, h.description)
+            for h in mapping.holds.values()
+        )
+        public = mapping.public
+        stored = _Stored(mapping.client, mapping.transport, mapping.port, public.host, public.port, holds)
+        self._journal.put([Stored(_MODULE, _name(mapping.key), msgspec.msgpack.encode(stored))])
+
+    def forget(self, key: Key) -> None:
+        """Write that a mapping is no more."""
+        self._journal.put([Stored(_MODULE, _name(key))])
+
+    def _write_clock(self) -> None:
+        clock = _Clock(self._boot, self._begun, time.monotonic(), time.time())
+        self._journal.put([Stored(_MODULE, _CLOCK, msgspec.msgpack.encode(clock))])
+
+
+def _mapping(stored: _Stored, shift: float) -> Mapping:
+    holds = [
+        Hold(holder, credential, expires + shift, lease, leased + shift, filters, description)
+        for holder, credential, expires, lease, leased, filters, description in stored.holds
+    ]
+    public = Endpoint(stored.public, stored.public_port)
+    return Mapping(stored.client, stored.transport, stored.port, public, {hold.holder: hold for hold in holds})
+
+
+def _name(key: Key) -> str:
+    return f"{key[0]} {key[1]} {key[2]}"
