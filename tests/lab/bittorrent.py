@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.lab.peers import installed, unpacked
 
 if TYPE_CHECKING:
@@ -153,6 +155,26 @@ def aria2(lab: Lab, role: Role, folder: Path, file: Path, port: int, *more: str)
         "--allow-overwrite=true", "--check-integrity=true", "--disable-ipv6=true", *more, str(file),
     ]  # fmt: skip
     return lab.popen(role, argv)
+
+
+_SEED = """
+import sys, time
+import libtorrent as lt
+folder, known, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
+off = ("enable_dht", "enable_lsd", "enable_upnp", "enable_natpmp")
+session = lt.session({"listen_interfaces": f"0.0.0.0:{port}", **dict.fromkeys(off, False)})
+session.add_torrent({"ti": lt.torrent_info(known), "save_path": folder})
+while True:
+    time.sleep(1)
+"""
+
+
+def libtorrent(lab: Lab, role: Role, folder: Path, file: Path, port: int) -> subprocess.Popen[bytes]:
+    """libtorrent (of qBittorrent and Deluge) with one torrent, at this port, with nothing but its tracker."""
+    modules = "/usr/lib/python3/dist-packages"
+    if not list(Path(modules).glob("libtorrent*")):
+        pytest.skip("python3-libtorrent is not installed: make setup brings it, where this release has it")
+    return lab.popen(role, [installed("python3", "/usr/bin/python3"), "-c", _SEED, folder, file, str(port)])
 
 
 def peers_of(lab: Lab, host: str, info_hash: bytes) -> Iterator[tuple[str, int]]:

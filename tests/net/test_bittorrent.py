@@ -393,20 +393,23 @@ def test_the_packets_process_is_killed(lab: Lab, gateway: Gateway, port: int) ->
 
 
 @pytest.mark.timeout(150)
-@pytest.mark.parametrize("scheme", ["http", "udp"])
-def test_aria2_seeds_behind_the_router(lab: Lab, gateway: Gateway, scheme: str, port: int) -> None:
+@pytest.mark.parametrize(("program", "scheme"), [("aria2", "http"), ("aria2", "udp"), ("libtorrent", "udp")])
+def test_a_seed_behind_the_router(lab: Lab, gateway: Gateway, program: str, scheme: str, port: int) -> None:
     """A client outside, which has nothing but the tracker's list, gets the whole file from the one inside."""
-    seeds, leeches = lab.tmp / f"seeds-{scheme}", lab.tmp / f"leeches-{scheme}"
+    seeds, leeches = lab.tmp / f"seeds-{port}", lab.tmp / f"leeches-{port}"
     for folder in (seeds, leeches):
         folder.mkdir()
     file = seeds / "file.bin"
     file.write_bytes(os.urandom(2_000_000))
     url = f"{scheme}://{SERVER4}:{TRACKER}/announce"
     made, info_hash = bittorrent.torrent(file, url)
-    known = lab.tmp / f"{scheme}.torrent"
+    known = lab.tmp / f"{port}.torrent"
     known.write_bytes(made)
     process = bittorrent.opentracker(lab, SERVER4, info_hash)
-    seeder = bittorrent.aria2(lab, "inside", seeds, known, port, "--seed-ratio=0.0")
+    if program == "aria2":
+        seeder = bittorrent.aria2(lab, "inside", seeds, known, port, "--seed-ratio=0.0")
+    else:
+        seeder = bittorrent.libtorrent(lab, "inside", seeds, known, port)
     lab.wait_for(lambda: bool(holes(gateway, port)), 20, "the port to open" + lab.tail_of_logs())
     lab.wait_for(
         lambda: (ROUTER_OUT4, port) in list(bittorrent.peers_of(lab, SERVER4, info_hash)), 10, "the tracker to know"
@@ -418,7 +421,8 @@ def test_aria2_seeds_behind_the_router(lab: Lab, gateway: Gateway, scheme: str, 
     seeder.send_signal(signal.SIGINT)  # it says "stopped"
     seeder.wait(20)
     lab.stop(seeder)
-    lab.wait_for(lambda: holes(gateway, port) == [], 15, "the port to close")
+    if program == "aria2":
+        lab.wait_for(lambda: holes(gateway, port) == [], 15, "the port to close")
     lab.stop(process)
 
 
