@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +12,10 @@ import pytest
 
 from gateway.client import ProxyError, connect
 from gateway.front.auth.users import HASHER
+from tests.lab.certificates import Authority
 from tests.lab.gateway import Gateway
 from tests.lab.lab import ROUTER_IN4, ROUTER_IN6, SERVER4, SERVER6, Lab
+from tests.lab.servers import _listens
 from tests.net.socks_wire import GREETING, receive
 
 ALL = 1080  # speaks everything, to anybody
@@ -112,11 +116,27 @@ def test_no_byte_is_lost_behind_the_head(lab: Lab, gateway: Gateway) -> None:
 
 def test_passwords(lab: Lab, gateway: Gateway) -> None:
     proxy, url = f"http://{ROUTER_IN4}:{SAFE}", f"http://{SERVER4}:8080/"
-    assert curl(lab, "--proxy", proxy, "--proxy-user", "ann:secret word", url).stdout == "hello\n"
-    assert "response 407" in curl(lab, "--proxy", proxy, url).stderr
-    assert "response 407" in curl(lab, "--proxy", proxy, "--proxy-user", "ann:wrong", url).stderr
+    assert (
+        curl(lab, "--proxy", proxy, "--trusted-host", f"{NAME}:8443", "--proxy-user", "ann:secret word", url).stdout
+        == "hello\n"
+    )
+    assert "response 407" in curl(lab, "--proxy", proxy, "--trusted-host", f"{NAME}:8443", url).stderr
+    assert (
+        "response 407"
+        in curl(lab, "--proxy", proxy, "--trusted-host", f"{NAME}:8443", "--proxy-user", "ann:wrong", url).stderr
+    )
     # as browsers do: without a password first, then asked for one
-    done = curl(lab, "--proxy", proxy, "--proxy-anyauth", "--proxy-user", "ann:secret word", url)
+    done = curl(
+        lab,
+        "--proxy",
+        proxy,
+        "--trusted-host",
+        f"{NAME}:8443",
+        "--proxy-anyauth",
+        "--proxy-user",
+        "ann:secret word",
+        url,
+    )
     assert done.stdout == "hello\n", done.stderr
 
 
@@ -137,3 +157,95 @@ def test_our_own_library(lab: Lab, gateway: Gateway) -> None:
         sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
         sock.settimeout(10)
         assert receive(sock, 15) == b"HTTP/1.0 200 OK"
+
+
+HTTPS = """
+import http.server, os, ssl, sys
+os.chdir(sys.argv[1])
+server = http.server.ThreadingHTTPServer(("0.0.0.0", 8443), http.server.SimpleHTTPRequestHandler)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[2])
+server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
+"""
+
+
+@pytest.fixture(scope="module")
+def secure(lab: Lab, web: None) -> Iterator[Path]:
+    """The web server by HTTPS, with a repository for each program; the authority of its certificate."""
+    site, authority = lab.tmp / "site", Authority(lab.tmp)
+    certificate = authority.issue("web", hosts=(NAME,))
+    subprocess.run(["git", "init", "-q", "--bare", site / "repository.git"], check=True)
+    subprocess.run(["git", "-C", site / "repository.git", "update-server-info"], check=True)
+    (site / "Packages").write_text("Package: tiny\nVersion: 1\nArchitecture: all\nFilename: ./tiny.deb\nSize: 1\n\n")
+    index = site / "simple/tiny"
+    index.mkdir(parents=True)
+    with zipfile.ZipFile(index / "tiny-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("tiny.py", "")
+        wheel.writestr("tiny-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1\n")
+        wheel.writestr("tiny-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("tiny-1.dist-info/RECORD", "")
+    (index / "index.html").write_text('<a href="tiny-1-py3-none-any.whl">tiny-1-py3-none-any.whl</a>')
+    process = lab.popen("outside", [sys.executable, "-c", HTTPS, site, certificate])
+    lab.wait_for(lambda: _listens(process, 8443), 20, "the web server")
+    yield authority.file
+    lab.stop(process)
+
+
+def apt(lab: Lab) -> list[str]:
+    """Options with which apt keeps to a directory of the test's own."""
+    root = lab.tmp / "apt"
+    for name in ("lists/partial", "cache/archives/partial", "etc", "state"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    (root / "sources.list").write_text(f"deb [trusted=yes] https://{NAME}:8443/ ./\n")
+    (root / "status").touch()
+    options = {
+        "Dir::State": root / "state",
+        "Dir::State::lists": root / "lists",
+        "Dir::State::status": root / "status",
+        "Dir::Cache": root / "cache",
+        "Dir::Etc::sourcelist": root / "sources.list",
+        "Dir::Etc::sourceparts": "-",
+        "APT::Sandbox::User": "root",
+    }
+    return [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+
+
+@pytest.mark.parametrize("program", ["git", "pip", "apt"])
+def test_programs(lab: Lab, gateway: Gateway, secure: Path, program: str) -> None:
+    proxy = f"http://{ROUTER_IN4}:{ALL}"
+    env = {"https_proxy": proxy, "HOME": str(lab.tmp)}
+    seen = len(gateway.log_lines())
+    match program:
+        case "git":
+            env["GIT_SSL_CAINFO"] = str(secure)
+            lab.run("inside", ["git", "ls-remote", f"https://{NAME}:8443/repository.git"], env=env)
+        case "pip":
+            index = [
+                "--index-url",
+                f"https://{NAME}:8443/simple/",
+                "--proxy",
+                proxy,
+                "--trusted-host",
+                f"{NAME}:8443",
+                "-q",
+            ]
+            argv = [
+                sys.executable,
+                "-m",
+                "pip",
+                "--isolated",
+                "download",
+                "--no-deps",
+                *index,
+                "-d",
+                str(lab.tmp),
+                "tiny",
+            ]
+            lab.run("inside", argv, env=env, timeout=60)
+            assert (lab.tmp / "tiny-1-py3-none-any.whl").exists()
+        case "apt":
+            ours = ["-o", f"Acquire::https::Proxy={proxy}", "-o", f"Acquire::https::CaInfo={secure}"]
+            lab.run("inside", ["apt-get", *apt(lab), *ours, "update"], env=env, timeout=60)
+            assert any("_Packages" in path.name for path in (lab.tmp / "apt/lists").iterdir())
+    gateway.wait_for_log(f"event=flow.end .*target={NAME}:8443", after=seen)
