@@ -8,10 +8,12 @@ import signal
 import socket
 import struct
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from tests.lab import firewall
 from tests.lab.gateway import Gateway
@@ -210,3 +212,24 @@ def test_an_inside_interface_that_comes_later(lab: Lab) -> None:
     finally:
         lab.run("router", ["ip", "link", "del", "lan7"], check=False)
         assert gateway.stop() == 0, lab.tail_of_logs()
+
+
+def test_forwardings_follow_a_reload(lab: Lab, gateway: Gateway) -> None:
+    def forwardings() -> set[tuple[str, str, str]]:
+        static = [hole for hole in gateway.admin("pinholes") if hole["reason"] == "map.static"]
+        return {(hole["protocol"], hole["public"], hole["target"]) for hole in static}
+
+    before = ("tcp+udp", f"{ROUTER_OUT4}:8443", f"{CLIENT2_4}:443")
+    assert forwardings() == {before}
+    text = gateway.config.read_text()
+    document = tomllib.loads(text)
+    document["forward"].append({"outside": f"{ROUTER_OUT4}:5010", "inside": f"{CLIENT4}:5011", "protocol": "udp"})
+    gateway.config.write_text(tomli_w.dumps(document))
+    gateway.algate("reload")
+    added = ("udp", f"{ROUTER_OUT4}:5010", f"{CLIENT4}:5011")
+    lab.wait_for(lambda: forwardings() == {before, added}, 5, "the new one")
+    assert works(lab, 5010, 5011)
+    gateway.config.write_text(text)
+    gateway.algate("reload")
+    lab.wait_for(lambda: forwardings() == {before}, 5, "it to be gone")
+    assert not works(lab, 5010, 5011)
