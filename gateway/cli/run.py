@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from functools import partial
 
@@ -24,4 +25,7 @@ def run(config_path: str | None) -> None:
       algate run
       algate run -c /etc/algate/algate.toml
     """
-    sys.exit(supervisor.run(partial(load_config, config_path)))
+    code = supervisor.run(partial(load_config, config_path))
+    # Nothing is left to end. Python takes its handlers away when it ends, and a second SIGTERM would be the exit code.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(code)
