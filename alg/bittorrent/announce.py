@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
@@ -23,7 +24,6 @@ _BROWSERS = re.compile(
     rb"\n(?:accept-language|referer|origin|cookie|upgrade-insecure-requests|dnt|sec-[a-z0-9-]+)[ \t]*:", re.IGNORECASE
 )
 _BODY = re.compile(rb"\n(?:content-length|transfer-encoding|upgrade)[ \t]*:", re.IGNORECASE)
-_PARAM = re.compile(rb"[?&]([^=&\s]*)=([^&\s]*)")
 _PORT = re.compile(rb"[1-9][0-9]{3,4}")
 _HASHES = (20, 32)  # bytes of an info hash (BEP 3, BEP 52; clients cut the longer one to 20)
 _SECRET = re.compile(rb"[?&](?:info_hash|peer_id|key|passkey|trackerid)=([^&\s]+)|/([0-9A-Za-z_-]{16,})(?=[/?])")
@@ -71,13 +71,12 @@ def read_http(head: bytes) -> Announce | None:
     """Read an announce in the head of a request; None for any other request, and for what can be read in two ways."""
     line = head[: head.find(b"\n")]
     found: dict[bytes, tuple[bytes, Span]] = {}
-    for param in _PARAM.finditer(line):
-        name = param[1]
+    for name, at, end in _parameters(line):
         if name in found:
             if name in (b"info_hash", b"port", b"event", b"ip", b"ipv4"):
                 return None
             continue
-        found[name] = param[2], param.span(2)
+        found[name] = line[at:end], (at, end)
     info_hash = unquote_to_bytes(found[b"info_hash"][0]) if b"info_hash" in found else b""
     if len(info_hash) not in _HASHES or b"peer_id" not in found or b"port" not in found:
         return None
@@ -87,6 +86,19 @@ def read_http(head: bytes) -> Announce | None:
     address, address_at = found.get(b"ip") or found.get(b"ipv4") or (b"", (0, 0))
     stopped = found.get(b"event", (b"", (0, 0)))[0] == b"stopped"
     return Announce(info_hash[:20], int(port), stopped, port_at, address.decode("latin-1"), address_at)
+
+
+def _parameters(line: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Return the names of a request's parameters, and where their values begin and end. In time linear in the bytes."""
+    at = line.find(b"?") + 1
+    last = line.find(b" ", at)
+    while 0 < at <= last:
+        end = line.find(b"&", at, last)
+        end = last if end < 0 else end
+        equals = line.find(b"=", at, end)
+        if equals >= 0:
+            yield line[at:equals], equals + 1, end
+        at = end + 1
 
 
 def read_udp(data: bytes) -> Announce | None:

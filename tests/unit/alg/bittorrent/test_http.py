@@ -354,3 +354,11 @@ def test_another_process_says_that_a_torrent_has_stopped() -> None:
     other.tell(Side.CLIENT, announce(more="&event=stopped"))
     keeper.tick(2 * BEAT)
     assert not keeper.open
+
+
+@pytest.mark.parametrize("piece", [b"?", b"?a", b"&", b"&=", b"a=", b"?=&"])
+def test_a_request_of_any_kind_costs_time_linear_in_its_bytes(piece: bytes) -> None:
+    head = b"GET /" + piece * (16000 // len(piece)) + b" HTTP/1.1\r\n\r\n"
+    began = time.process_time()
+    read_http(head)
+    assert time.process_time() - began < 0.1
