@@ -10,7 +10,9 @@ from alg.text.header import Span
 
 DEFAULT_PORT = 554
 
-_REQUEST = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+)[ \t]+(.*?)[ \t]+RTSP/[0-9]\.[0-9][ \t]*\r?\n", re.IGNORECASE)
+_REQUEST = re.compile(
+    rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+)[ \t]++(.*)(?<=[ \t])RTSP/[0-9]\.[0-9][ \t]*+\r?\n", re.IGNORECASE
+)
 _RESPONSE = re.compile(rb"RTSP/[0-9]\.[0-9][ \t]+([0-9]{3})", re.IGNORECASE)
 _HEADER = re.compile(rb"(?i)^(transport|cseq|session)[ \t]*+:[ \t]*+([^\r\n]*+(?:\r?\n[ \t][^\r\n]*+)*+)", re.MULTILINE)
 _PLACES = re.compile(rb"(?im)^(?:content-base|content-location|location|rtp-info)[ \t]*+:([^\r\n]*+)")
@@ -54,7 +56,7 @@ def read_head(data: bytes) -> Head:
     if found := _RESPONSE.match(data):
         status = int(found[1])
     elif found := _REQUEST.match(data):
-        method, uri = found[1].upper(), found[2]
+        method, uri = found[1].upper(), found[2].rstrip(b" \t")
     cseq = session = b""
     transports: list[Span] = []
     for header in _HEADER.finditer(data, data.find(b"\n") + 1):

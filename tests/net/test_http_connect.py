@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -249,3 +250,13 @@ def test_programs(lab: Lab, gateway: Gateway, secure: Path, program: str) -> Non
             lab.run("inside", ["apt-get", *apt(lab), *ours, "update"], env=env, timeout=60)
             assert any("_Packages" in path.name for path in (lab.tmp / "apt/lists").iterdir())
     gateway.wait_for_log(f"event=flow.end .*target={NAME}:8443", after=seen)
+
+
+def test_a_line_of_spaces_from_one_client_delays_nobody(lab: Lab, gateway: Gateway) -> None:
+    head = b"CONNECT a.test:80 HTTP/1.1\r\na:" + b" " * 15000 + b"\n\r\n\r\n"
+    began = time.monotonic()
+    with lab.connect("inside", ROUTER_IN4, SAFE, timeout=10) as hostile:  # which has no password
+        hostile.sendall(head)
+        assert receive(hostile, 13) == b"HTTP/1.1 400 "
+    assert curl(lab, "--proxy", f"http://{ROUTER_IN4}:{ALL}", f"http://{SERVER4}:8080/").stdout == "hello\n"
+    assert time.monotonic() - began < 5

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -88,3 +91,11 @@ def test_what_our_own_client_sends(host: object, port: int, password: str) -> No
     request = Request(str(host), port, Credentials(b"ann", password.encode()))
     assert parse_request(data) == (request, len(data))
     assert parse(encode_answer(200)) == (200, len(encode_answer(200)))
+
+
+@pytest.mark.parametrize("line", [b"a:" + b" " * 16000 + b"\n", b"a:x" + b" " * 16000 + b"x", b"a:" + b" \t" * 8000])
+def test_a_line_costs_time_linear_in_its_bytes(line: bytes) -> None:
+    began = time.process_time()
+    with contextlib.suppress(SocksError):
+        parse_request(b"CONNECT a.test:80 HTTP/1.1\r\n" + line + b"\r\n\r\n")
+    assert time.process_time() - began < 0.1

@@ -260,3 +260,11 @@ def test_a_head_that_has_no_end_is_held_for_a_while_only() -> None:
         driver.tell(Side.CLIENT, b"X: " + b"a" * 995 + b"\r\n")
     assert driver.bypassed
     assert driver.went == driver.came
+
+
+def test_a_start_line_costs_time_linear_in_its_bytes() -> None:
+    began = time.process_time()
+    for _ in range(10):
+        head = read_head(b"OPTIONS x" + b" " * 8000 + b"y  RTSP/1.0 \r\n\r\n")
+        assert head.uri == b"x" + b" " * 8000 + b"y"
+    assert time.process_time() - began < 0.3
