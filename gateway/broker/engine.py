@@ -469,7 +469,7 @@ class Engine:
         for one in closes:
             self.stale.closed(one.lease)
         for index, opening in enumerate(opens, len(closes)):
-            self._opened_or_not(opening, refused.get(index))
+            self._opened_or_not(opening, refused.get(index), done)
         for index, updating in enumerate(updates, len(closes) + len(opens)):
             self._updated_or_not(updating, refused.get(index), done)
 
@@ -498,12 +498,14 @@ class Engine:
             tuple(element for element in new if (element.set, element.key) not in before),
         )
 
-    def _opened_or_not(self, one: Opening, error: NetfilterError | None) -> None:
+    def _opened_or_not(self, one: Opening, error: NetfilterError | None, done: bool) -> None:
         if error is not None:
             self._leases.close(one.lease.id, now=time.monotonic())
             self._refuse(one.slot, one.id, one.lease.client, one.lease.reason, PinholeRefused(error.rule, str(error)))
-            # Nobody knows what the kernel did if it did not answer: what there may be of it must go.
-            self._close_elements(one.slot, one.lease)
+            if not done:
+                # Nobody knows what the kernel did if it did not answer: what there may be of it must go. But what the
+                # kernel has refused is another's, if it is there.
+                self._close_elements(one.slot, one.lease)
             return
         self._opened += 1
         self.stale.opened(one.lease)
@@ -543,6 +545,8 @@ class Engine:
                 for transport in transports_of(request.transport)
             )
 
+        if request.kind == "gre" and request.public_host is not None:  # no port is tried: is the address this host's?
+            can_bind("udp", request.public_host, 0, foreign=request.along is not None)
         return self._leases.open(
             request,
             now=time.monotonic(),

@@ -285,6 +285,8 @@ class LeaseTable:
             raise PinholeRefused("lease", "no open conversation of this worker")
         second = lease.second if update.second is msgspec.UNSET else update.second
         is_call = lease.kind == "gre"
+        if is_call:
+            self._calls.check(lease.client, lease.peer or "", second, lease.id)
         if (second is None) != (lease.second is None) and not is_call:
             raise PinholeRefused("ports", "a pair stays a pair, a single port single")
         new = msgspec.structs.replace(
@@ -312,6 +314,9 @@ class LeaseTable:
         if (entry.lease.target, entry.lease.second) != (lease.target, lease.second):
             self._sockets.remove(entry.lease)
             self._sockets.add(lease)
+        if lease.kind == "gre":
+            self._calls.forget_answer(entry.lease)
+            self._calls.answered(lease)
         self._clients[_payer(lease)][lease.id] = lease
         self._hosts[entry.payer.host][lease.id] = lease
         entry.lease, entry.deadline = lease, deadline
@@ -402,6 +407,7 @@ class LeaseTable:
             return request.target
         if request.kind == "gre":
             host = request.public_host or request.client
+            self._calls.check(request.client, request.peer or "", request.second)
             call = self._calls.choose(host, request.peer or "", request.target, now, rng)
             return Endpoint(host, call)
         if request.kind in SHARING or request.kind == "exchange":

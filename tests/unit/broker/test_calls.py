@@ -21,12 +21,13 @@ class Calls:
     def __init__(self) -> None:
         self.table = LeaseTable(backend="kernel", ports=(40000, 40099))
         self.now = 0.0
+        self.rng = random.Random(4)
 
     def open(self, client: str = ONE, call_id: int = 7, **changes: object) -> Lease:
         request: PinholeRequest = msgspec.structs.replace(
             GRE, client=client, target=Endpoint(client, call_id), **changes
         )
-        return self.table.open(request, now=self.now, unix=0.0, rng=random.Random(4), is_free=lambda port: False)
+        return self.table.open(request, now=self.now, unix=0.0, rng=self.rng, is_free=lambda port: False)
 
     def close(self, lease: Lease) -> None:
         assert self.table.close(lease.id, now=self.now) == lease
@@ -62,6 +63,25 @@ def test_where_nothing_is_translated_there_is_no_other_id() -> None:
         calls.open(public_host=None)
     assert refused.value.rule == "ports"
     assert calls.open(TWO, public_host=None).public == Endpoint(TWO, 7)
+
+
+def test_no_two_calls_have_one_key_in_the_kernel() -> None:
+    """The packets of a client are told apart by its own address, whatever the public one of a call is."""
+    calls = Calls()
+    first = calls.open(public_host=GRE.public_host, second=40)
+    assert calls.open(public_host="203.0.113.2").public.port != first.public.port
+    with pytest.raises(PinholeRefused) as refused:
+        calls.open(public_host=None)
+    assert refused.value.rule == "ports"
+    with pytest.raises(PinholeRefused) as refused:
+        calls.open(call_id=8, second=40)
+    assert refused.value.rule == "taken"
+    other = calls.open(call_id=9)
+    with pytest.raises(PinholeRefused) as refused:
+        calls.table.changed(PinholeUpdate(other.id, second=40), unix=0.0, owner=0)
+    assert refused.value.rule == "taken"
+    calls.close(first)
+    assert calls.table.changed(PinholeUpdate(other.id, second=40), unix=0.0, owner=0).second == 40
 
 
 def test_the_servers_call_id_is_told_later() -> None:
