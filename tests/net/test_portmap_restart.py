@@ -163,6 +163,24 @@ def test_another_public_address(lab: Lab, gateway: Gateway) -> None:
             lab.run("router", ["ip", "address", "del", f"{MORE_OUT4}/24", "dev", "eth0"])
 
 
+def test_a_process_that_is_killed_while_the_uplink_is_down(lab: Lab, gateway: Gateway) -> None:
+    with PcpClient(lab, "inside", CLIENT4, ROUTER_IN4) as client:
+        assert client.map(5007, wish=5007, lifetime=3600).address == ROUTER_OUT4
+        seen = len(gateway.log_lines())
+        lab.run("router", ["ip", "route", "del", "default"])
+        os.kill(pid_of(gateway, "portmap"), signal.SIGKILL)
+        gateway.wait_for_log(r"portmap\.recovered", 15, seen)
+        lab.run("router", ["ip", "address", "add", f"{MORE_OUT4}/24", "dev", "eth0"])
+        lab.run("router", ["ip", "route", "replace", "default", "via", SERVER4, "src", MORE_OUT4])
+        try:
+            lab.wait_for(lambda: works(lab, 5007, 5007, MORE_OUT4), 8, "the mapping to follow")
+            [hole] = holes(gateway)
+            assert hole["public"] == f"{MORE_OUT4}:5007"
+        finally:
+            lab.run("router", ["ip", "route", "replace", "default", "via", SERVER4])
+            lab.run("router", ["ip", "address", "del", f"{MORE_OUT4}/24", "dev", "eth0"])
+
+
 def test_reload_takes_the_right_away(lab: Lab, gateway: Gateway) -> None:
     with PcpClient(lab, "inside", CLIENT4, ROUTER_IN4) as client:
         assert client.map(5005).result == 0

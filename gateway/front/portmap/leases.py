@@ -49,6 +49,11 @@ class Leases:
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
+        self._until = 0.0
+        self.be_patient()
+
+    def be_patient(self) -> None:
+        """Much is to be opened again, from now on: a broker that does not answer is asked for PATIENCE seconds."""
         self._until = time.monotonic() + PATIENCE
 
     def open(self, key: Key, hold: Hold, public: PublicAddress | None, wish: int, exact: bool) -> Lease:

@@ -191,7 +191,8 @@ class PortMapper:
             if there is not None and before is not None:
                 with contextlib.suppress(Gone):
                     self._leases.renew(hold, hold.filters if hold.filters != before.filters else None)
-                    return self.table.hold(request, there.public, hold)
+                    if there.holds.get(request.holder) is before:  # it may have ended while the broker was asked
+                        return self.table.hold(request, there.public, hold)
             lease = self._open(request, hold, public, there)
         except PinholeRefused as refusal:
             if self.table.find(request.key) is None:
@@ -266,9 +267,11 @@ class PortMapper:
                 self._leases.close(hold)
             self._memory.forget(key)
             return not holds
-        public = None
-        with contextlib.suppress(Refusal):  # it has no address now: what is open stays, and follows when there is one
+        try:
             public = self._public_of(mapping.client)
+        except Refusal:
+            self._keep(mapping, holds)
+            return True
         host = before.host if public is None else public.advertised
         if host != before.host:  # it has changed meanwhile
             for hold in holds:
@@ -285,6 +288,23 @@ class PortMapper:
         self.table.restore(mapping)
         self._memory.write(mapping)
         return mapping.public == before and len(mapping.holds) == len(holds)
+
+    def _keep(self, mapping: Mapping, holds: Sequence[Hold]) -> None:
+        """Keep a mapping while this router has no address of its family: what is open stays open, and all of it follows
+        when there is an address again, if that is another one or something was lost."""
+        version, host = 6 if ":" in mapping.client else 4, mapping.public.host
+        for hold in holds:
+            try:
+                self._leases.renew(hold)
+            except Gone:
+                hold.lease, host = "", ""
+            except PinholeRefused:
+                pass  # it does not answer; what is gone, `look` finds
+            mapping.holds[hold.holder] = hold
+        if not host or version not in self._known:
+            self._known[version] = PublicAddress(host, host)
+        self.table.restore(mapping)
+        self._memory.write(mapping)
 
     def _may_keep(self, key: Key) -> bool:
         """Whether a client may still have what it has."""
@@ -313,7 +333,7 @@ class PortMapper:
         """Renew leases that end before their holds."""
         for mapping in self.table:
             for hold in list(mapping.holds.values()):
-                if hold.leased < hold.expires - 1.0 and hold.leased - now < RENEW_AT:
+                if hold.lease and hold.leased < hold.expires - 1.0 and hold.leased - now < RENEW_AT:
                     with contextlib.suppress(PinholeRefused, Gone):  # what is gone, `look` finds
                         self._leases.renew(hold)
                         self._memory.write(mapping)
@@ -338,6 +358,7 @@ class PortMapper:
     def _move(self, version: int, public: PublicAddress) -> None:
         """Open all mappings of a family again at another address."""
         log.warning("portmap.address", address=public.advertised, mappings=len(self.table))
+        self._leases.be_patient()
         for mapping in self.table:
             if (":" in mapping.client) != (version == 6) or not self.translates(mapping.client):
                 continue

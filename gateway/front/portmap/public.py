@@ -26,7 +26,11 @@ class PublicAddresses:
         now = time.monotonic()
         known = self._known.get(version)
         if known is None or known[0] < now:
-            known = self._known[version] = now + AGE, self._find(version)
+            try:
+                found = self._find(version)
+            except OSError:  # no descriptor is left to ask with: what was found before is still the best answer
+                found = known[1] if known is not None else None
+            known = self._known[version] = now + AGE, found
         return known[1]
 
     def _find(self, version: int) -> PublicAddress | None:
