@@ -737,3 +737,36 @@ def test_a_mapping_outlives_the_process(lab: Lab, gateway: Gateway, igd: Igd) ->
     assert lab.wait_for(entry, 10, "the mapping to be listed") == "test"
     assert igd.delete(6900).status == 200
     lab.wait_for(lambda: not pinholes(gateway), 5, "the port to close")
+
+
+FLOOD = """
+import socket, sys, time
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.bind((sys.argv[1], 0))
+message, ends = bytes.fromhex(sys.argv[3]), time.monotonic() + 4
+while time.monotonic() < ends:
+    for _ in range(100):
+        sock.sendto(message, (sys.argv[2], 1900))
+"""
+
+
+def test_a_flood_of_searches_by_one_client_delays_no_other(lab: Lab, gateway: Gateway, other: Igd) -> None:
+    argv = [sys.executable, "-c", FLOOD, CLIENT4, ROUTER_IN4, search_message("ssdp:all").hex()]
+
+    def searches() -> int:
+        return sum(int(row["upnp_searches"]) for row in gateway.admin("status") if row["process"] == "portmap")
+
+    before = searches()
+    floods = [lab.popen("inside", argv) for _ in range(2)]
+    try:
+        lab.wait_for(lambda: searches() > before + 100, 10, "the flood to begin")
+        waited = []
+        for _ in range(3):
+            began = time.monotonic()
+            assert other.ask(other.connection, "GetExternalIPAddress").status == 200
+            waited.append(time.monotonic() - began)
+        assert all(flood.poll() is None for flood in floods)
+    finally:
+        for flood in floods:
+            lab.stop(flood)
+    assert max(waited) < 1.0
