@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -131,11 +132,21 @@ class Subscription:
         return number
 
 
-class Subscriptions:
-    """All subscriptions: MOST_SUBSCRIPTIONS at most, MOST_OF_A_HOST of one client. Pure: the time is an argument."""
+def _same(address: str) -> str:
+    return address
 
-    def __init__(self) -> None:
+
+class Subscriptions:
+    """All subscriptions: MOST_SUBSCRIPTIONS at most, MOST_OF_A_HOST of one host. Pure: the time is an argument.
+
+    `identify`: which addresses are one host. Those who are being told of something (`begin`, `end`) count as well,
+    after their subscription has ended too: otherwise a host that takes no connection would have us begin ever more.
+    """
+
+    def __init__(self, identify: Callable[[str], str] = _same) -> None:
+        self._identify = identify
         self._all: dict[str, Subscription] = {}
+        self._telling: Counter[str] = Counter()  # by host
 
     def __len__(self) -> int:
         return len(self._all)
@@ -147,11 +158,26 @@ class Subscriptions:
         for old in [one for one in self._all.values() if (one.client, one.page) == (client, page)]:
             if old.callbacks == wish.callbacks:
                 del self._all[old.sid]
-        of_host = sum(one.client == client for one in self._all.values())
+        host = self._identify(client)
+        of_host = sum(self._identify(one.client) == host for one in self._all.values())
         if len(self._all) >= MOST_SUBSCRIPTIONS or of_host >= MOST_OF_A_HOST:
+            raise HttpError(503)
+        if self._telling.total() >= MOST_SUBSCRIPTIONS or self._telling[host] >= MOST_OF_A_HOST:
             raise HttpError(503)
         self._all[sid] = Subscription(sid, client, page, wish.callbacks, now + wish.seconds)
         return self._all[sid]
+
+    def begin(self, client: str) -> str:
+        """A client is being told of something. Returns what `end` is to be called with."""
+        host = self._identify(client)
+        self._telling[host] += 1
+        return host
+
+    def end(self, host: str) -> None:
+        """It has been told, or could not be."""
+        self._telling[host] -= 1
+        if not self._telling[host]:
+            del self._telling[host]
 
     def renew(self, wish: Renew, client: str, page: str, now: float) -> Subscription:
         """Prolong a subscription of this client. Raises HttpError(412) if there is none."""

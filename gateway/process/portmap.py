@@ -11,6 +11,7 @@ if __name__ == "__main__":  # structlog loads rich where it is there: four megab
     sys.modules["rich"] = None  # type: ignore[assignment]
 
 import _socket
+import ipaddress
 import os
 import signal
 import socket
@@ -53,6 +54,9 @@ from gateway.process.collector import collect_rarely
 from gateway.process.confine import hide, restrict_calls
 from gateway.process.lifeline import Ping, Pong, Ready, Report, hear_supervisor, send
 
+LINK = ipaddress.IPv6Network("fe80::/10")
+"""Addresses of the link, from which clients may use UPnP; they are inside wherever they come by."""
+
 log = get_logger()
 
 
@@ -69,8 +73,8 @@ class Portmap:
         own = OwnAddresses()
         journal = Journal(boot.journal)
         memory = Memory(journal, boot_id())
-        neighbours = Neighbours(config.inside_networks, Kernel())
-        self._table = MappingTable(limits_of(config), lambda address: neighbours.identify(address).host)
+        self._neighbours = Neighbours([*config.inside_networks, LINK], Kernel())
+        self._table = MappingTable(limits_of(config), self._identify)
         self._mapper = PortMapper(
             self._table,
             Leases(BrokerClient(socket.socket(fileno=boot.broker), keep=bool(journal.found))),
@@ -130,7 +134,12 @@ class Portmap:
                 corners.append(Corner(sock, interface, config.inside_networks))
             except OSError as error:  # the interface has gone; the supervisor will start another process without it
                 log.warning("portmap.socket_failed", interface=interface, error=error.strerror)
-        return UpnpFront(setting, self._mapper, uplink, corners, [sock for _, sock in asked["http"]])
+        listeners = [sock for _, sock in asked["http"]]
+        return UpnpFront(setting, self._mapper, uplink, corners, listeners, self._identify)
+
+    def _identify(self, address: str) -> str:
+        """Return which host an address is of."""
+        return self._neighbours.identify(address).host
 
     def _answer(self, asked: Asked) -> bytes | None:
         return self._front.answer(asked.data, asked.source)

@@ -739,6 +739,50 @@ def test_a_mapping_outlives_the_process(lab: Lab, gateway: Gateway, igd: Igd) ->
     lab.wait_for(lambda: not pinholes(gateway), 5, "the port to close")
 
 
+def test_subscribers_that_take_no_events_cost_a_few_connections(lab: Lab, gateway: Gateway, igd: Igd) -> None:
+    """A host that drops what comes to it subscribes, ends its subscription and subscribes again."""
+    url = igd.url(igd.connection, "eventSubURL")
+    drop = ["iptables", "-w", "-I", "INPUT", "-p", "tcp", "--dport", "7000:7999", "-j", "DROP"]
+    lab.run("inside", drop)
+    try:
+        statuses = []
+        for number in range(40):
+            answer = subscribe(igd, f"http://{CLIENT4}:{7000 + number}/")
+            statuses.append(answer["status"])
+            if "sid" in answer:
+                exchange(lab, "inside", url, request("UNSUBSCRIBE", url, {"SID": answer["sid"]}))
+        begun = lab.run("router", ["ss", "-Htn", "state", "syn-sent", "dst", CLIENT4]).stdout.splitlines()
+        assert statuses[:8] == ["200"] * 8
+        assert statuses[-1] == "503"
+        assert len(begun) <= 8
+    finally:
+        drop[2] = "-D"
+        lab.run("inside", drop)
+
+
+def test_a_host_with_many_addresses_does_not_take_all_places(lab: Lab, gateway: Gateway, other: Igd) -> None:
+    hosts = [f"192.168.56.{number}" for number in range(100, 110)]
+    held: list[socket.socket] = []
+    for host in hosts:
+        lab.run("inside", ["ip", "address", "add", f"{host}/24", "dev", "eth0"])
+    try:
+        for host in hosts * 16:
+            with lab.enter("inside"):
+                sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            held.append(sock)
+            sock.bind((host, 0))
+            sock.settimeout(2)
+            with contextlib.suppress(OSError):
+                sock.connect((ROUTER_IN4, HTTP))
+                sock.sendall(b"GET / HTTP/1.1\r\n")
+        assert other.ask(other.connection, "GetExternalIPAddress").status == 200
+    finally:
+        for sock in held:
+            sock.close()
+        for host in hosts:
+            lab.run("inside", ["ip", "address", "del", f"{host}/24", "dev", "eth0"])
+
+
 FLOOD = """
 import socket, sys, time
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

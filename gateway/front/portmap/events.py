@@ -20,13 +20,15 @@ MOST_FAILURES = 3  # in a row; then a subscription is forgotten
 WELCOME = 0.05  # seconds after the answer to a subscription (UDA 1.1, 4.1.2: the first event comes after it)
 
 State = Callable[[str], Mapping[str, object]]
+Identify = Callable[[str], str]
 
 
 class EventSender:
-    """Tells subscribers. `state(page)`: the variables of the service at a page of events, as they are now."""
+    """Tells subscribers. `state(page)`: the variables of the service at a page of events, as they are now;
+    `identify`: which addresses are one host."""
 
-    def __init__(self, state: State) -> None:
-        self.subscriptions = Subscriptions()
+    def __init__(self, state: State, identify: Identify) -> None:
+        self.subscriptions = Subscriptions(identify)
         self._state = state
         self._told: dict[str, dict[str, object]] = {}  # by page
         self._changed = Flag()
@@ -69,6 +71,7 @@ class EventSender:
 
     def _send_all(self, subscription: Subscription) -> None:
         queue = self._queues[subscription.sid]
+        host = self.subscriptions.begin(subscription.client)
         try:
             if not subscription.number:
                 gevent.sleep(WELCOME)
@@ -87,6 +90,7 @@ class EventSender:
                 del queue[0]
         finally:
             del self._queues[subscription.sid]
+            self.subscriptions.end(host)
 
 
 def _send(callback: Callback, sid: str, number: int, values: Mapping[str, object]) -> bool:

@@ -37,13 +37,21 @@ class HttpServer:
     """Serves connections that come to listening sockets.
 
     `admits`: whether a peer's socket address is that of an inside client. `answer(request, client, own)` returns the
-    answer; `refuse` that to something that is no request.
+    answer; `refuse` that to something that is no request. `identify`: which addresses are one host, so that one with
+    many of them does not take all places.
     """
 
-    def __init__(self, admits: Callable[[tuple[object, ...]], bool], answer: Answer, refuse: Refuse) -> None:
+    def __init__(
+        self,
+        admits: Callable[[tuple[object, ...]], bool],
+        answer: Answer,
+        refuse: Refuse,
+        identify: Callable[[str], str],
+    ) -> None:
         self._admits = admits
         self._answer = answer
         self._refuse = refuse
+        self._identify = identify
         self._acceptor = Acceptor()
         self._rate = Rate(PER_SECOND, BURST)
         self._of_host: Counter[str] = Counter()
@@ -55,27 +63,28 @@ class HttpServer:
 
     def _on_connection(self, sock: gsocket.socket, address: tuple[object, ...]) -> None:
         client = endpoint(address).host
-        if not self._admits(address) or not self._takes(client):
+        host = self._identify(client)
+        if not self._admits(address) or not self._takes(host, client):
             self.refused += 1
             abort(sock)
             return
-        self._of_host[client] += 1
+        self._of_host[host] += 1
         try:
             self._serve(sock, client, endpoint(sock.getsockname()))
         except OSError:
             abort(sock)  # it has gone, or is too slow: no news
         finally:
-            self._of_host[client] -= 1
-            if not self._of_host[client]:
-                del self._of_host[client]
+            self._of_host[host] -= 1
+            if not self._of_host[host]:
+                del self._of_host[host]
 
-    def _takes(self, client: str) -> bool:
-        if self._of_host[client] >= MOST_OF_A_HOST or self._of_host.total() >= MOST_CONNECTIONS:
+    def _takes(self, host: str, client: str) -> bool:
+        if self._of_host[host] >= MOST_OF_A_HOST or self._of_host.total() >= MOST_CONNECTIONS:
             return False
-        return self._may_ask(client)
+        return self._may_ask(host, client)
 
-    def _may_ask(self, client: str) -> bool:
-        if self._rate.take(client, time.monotonic()):
+    def _may_ask(self, host: str, client: str) -> bool:
+        if self._rate.take(host, time.monotonic()):
             return True
         count("algate_portmap_dropped_total")
         log.warning("portmap.rate", client=client, holder="upnp")
@@ -93,7 +102,9 @@ class HttpServer:
                 break
             if request is None:
                 break
-            if not first and not self._may_ask(client):  # the first one was counted with its connection
+            if not first and not self._may_ask(
+                self._identify(client), client
+            ):  # the first one was counted with its connection
                 sock.sendall(self._refuse(HttpError(429)))
                 break
             first = False

@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import gevent
@@ -44,7 +44,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
 
 class UpnpFront:
     """Serves UPnP over `mapper`: discovery at `corners`, and pages by `listeners`, which are bound to inside interfaces
-    too."""
+    too. `identify`: which addresses are one host."""
 
     def __init__(
         self,
@@ -53,6 +53,7 @@ class UpnpFront:
         facts: Facts,
         corners: Sequence[Corner],
         listeners: Sequence[gsocket.socket],
+        identify: Callable[[str], str],
     ) -> None:
         self._setting = setting
         self._listeners = listeners
@@ -67,9 +68,9 @@ class UpnpFront:
         }
         self._server = f"Linux UPnP/1.1 algate/{setting.version}"
         self._boot = int(time.time())
-        self._events = EventSender(self._state)
+        self._events = EventSender(self._state, identify)
         self._pages = Pages(self._devices, self._igd, self._events, self._server)
-        self._http = HttpServer(self._admits, self._answer, self._pages.refusal)
+        self._http = HttpServer(self._admits, self._answer, self._pages.refusal, identify)
         self._ssdp = Ssdp(corners, setting.inside, self._speak)
         mapper.table.listeners.append(self._changed)
 
