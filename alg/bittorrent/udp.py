@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 from alg.address import Endpoint, canonical, is_private
 from alg.api import Edit, Note, Opened, Refused, Side, Tick
@@ -28,13 +28,54 @@ CONNECTED_FOR = 130.0  # seconds that a connection id counts: trackers take it f
 MOST_CONNECTIONS = 16384  # of sockets with trackers
 MOST_ASKED = 4096  # announces whose answers are awaited
 MOST_WAITING = 1024  # announces that wait for their ports
+MOST_OF_CLIENT = 512  # of each of these: a client that has more loses its own, and nobody else's
 NOTE_AGAIN = 60.0  # seconds before the same is said again of a client
 _MOST_NOTED = 4096
 _MAGIC = b"\0\0\x04\x17\x27\x10\x19\x80"
 _CONNECT, _ANNOUNCE = b"\0\0\0\0", b"\0\0\0\1"
 _LEAST_REQUEST, _LEAST_CONNECTED, _LEAST_ANNOUNCED = 16, 16, 20  # bytes
 
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 Pair = tuple[Endpoint, Endpoint]  # a client's socket, and a tracker's
+
+
+class _Shares(Generic[K, V]):
+    """What clients have, the oldest first: at most `most` of all of them, and MOST_OF_CLIENT of each. Whoever has more
+    loses the oldest of what it has itself."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._all: OrderedDict[tuple[str, K], V] = OrderedDict()
+        self._of_client: dict[str, OrderedDict[K, None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def get(self, client: str, key: K) -> V | None:
+        """Return what a client has by this key."""
+        return self._all.get((client, key))
+
+    def put(self, client: str, key: K, value: V) -> None:
+        """Keep a value, as the newest one."""
+        self.pop(client, key)
+        own = self._of_client.get(client, OrderedDict[K, None]())
+        if len(own) >= MOST_OF_CLIENT:
+            self.pop(client, next(iter(own)))
+        elif len(self._all) >= self._most:
+            self.pop(*next(iter(self._all)))
+        self._all[client, key] = value
+        self._of_client.setdefault(client, OrderedDict())[key] = None
+
+    def pop(self, client: str, key: K) -> V | None:
+        """Return what a client has by this key, and forget it."""
+        value = self._all.pop((client, key), None)
+        if value is not None:
+            own = self._of_client[client]
+            del own[key]
+            if not own:
+                del self._of_client[client]
+        return value
 
 
 @dataclass(slots=True)
@@ -69,8 +110,8 @@ class AnnounceModule:
     def __init__(self, context: DatagramContext) -> None:
         options = context.options if isinstance(context.options, BittorrentOptions) else BittorrentOptions()
         self._keeper = Keeper(Listeners(), options.verify)
-        self._connections: OrderedDict[Pair, Connection] = OrderedDict()
-        self._asked: OrderedDict[tuple[Pair, bytes], tuple[Listener, bytes]] = OrderedDict()
+        self._connections: _Shares[Pair, Connection] = _Shares(MOST_CONNECTIONS)
+        self._asked: _Shares[tuple[Pair, bytes], tuple[Listener, bytes]] = _Shares(MOST_ASKED)
         self._held: dict[int, Held] = {}
         self._changed: dict[int, Listener] | None = {} if context.recorded else None
         self._gone: list[int] = []
@@ -109,7 +150,7 @@ class AnnounceModule:
             self._connection(pair).asked = data[12:16]
             return [Release(event.packet)]
         announce = read_udp(data)
-        known = self._connections.get(pair)
+        known = self._connections.get(event.client.host, pair)
         if announce is None or not announce.opens or known is None or known.id != data[:8] or known.ends < now:
             return [Release(event.packet)]
         socket = Endpoint(event.client.host, announce.port)
@@ -125,13 +166,11 @@ class AnnounceModule:
         if listener is None:
             listener, more = self._keeper.begin(socket, announce.info_hash, now)
             commands += self._said(more, now)
-        if listener is None or len(self._held) >= MOST_WAITING:
+        if listener is None or not self._may_wait(event.client.host):
             return [*commands, Release(event.packet)]
         listener.announced((announce.info_hash, str(event.server)), counts_until(now, None))
         self._remember(listener)
-        if len(self._asked) >= MOST_ASKED:
-            self._asked.popitem(last=False)
-        self._asked[pair, data[12:16]] = listener, announce.info_hash
+        self._asked.put(event.client.host, (pair, data[12:16]), (listener, announce.info_hash))
         if not listener.is_waited_for:
             return [*commands, Release(event.packet, _edits(announce, listener))]
         self._held[event.packet] = Held(event.packet, announce, listener, now + ANSWER_WITHIN)
@@ -142,24 +181,29 @@ class AnnounceModule:
         data, now = event.data, event.now
         pair = event.client, event.server
         if data[:4] == _CONNECT and len(data) >= _LEAST_CONNECTED:
-            known = self._connections.get(pair)
+            known = self._connections.get(event.client.host, pair)
             if known is not None and known.asked == data[4:8]:
                 known.asked, known.id, known.ends = b"", data[8:16], now + CONNECTED_FOR
         elif data[:4] == _ANNOUNCE and len(data) >= _LEAST_ANNOUNCED:
-            listener, info_hash = self._asked.pop((pair, data[4:8]), (None, b""))
-            torrent = info_hash, str(event.server)
-            if listener is not None and torrent in listener.torrents:
+            asked = self._asked.pop(event.client.host, (pair, data[4:8]))
+            if asked is None:
+                return
+            listener, torrent = asked[0], (asked[1], str(event.server))
+            if torrent in listener.torrents:
                 listener.announced(torrent, counts_until(now, int.from_bytes(data[8:12])))
                 self._remember(listener)
 
     def _connection(self, pair: Pair) -> Connection:
-        known = self._connections.get(pair)
-        if known is None:
-            if len(self._connections) >= MOST_CONNECTIONS:
-                self._connections.popitem(last=False)
-            known = self._connections[pair] = Connection()
-        self._connections.move_to_end(pair)
+        client = pair[0].host
+        known = self._connections.get(client, pair) or Connection()
+        self._connections.put(client, pair, known)
         return known
+
+    def _may_wait(self, client: str) -> bool:
+        """Whether one more announce of a client may wait for its port."""
+        if len(self._held) >= MOST_WAITING:
+            return False
+        return sum(held.listener.socket.host == client for held in self._held.values()) < MOST_OF_CLIENT
 
     # --- ports ------------------------------------------------------------------------------------------------------
 

@@ -182,5 +182,23 @@ def test_the_routers_address_has_changed(play: Play) -> None:
 def test_many_clients_are_bounded() -> None:
     play = Play()
     for number in range(20_000):
-        play.client(MAGIC + b"\0\0\0\0conn", Endpoint("192.168.56.10", number))
+        play.client(MAGIC + b"\0\0\0\0conn", Endpoint(f"192.168.56.{number % 64}", number))
     assert len(play.module._connections) == 16384
+
+
+def test_a_client_that_floods_takes_no_other_clients_place() -> None:
+    play = Play()
+    other, hostile = Endpoint("192.168.56.11", 6881), "192.168.56.66"
+    play.connect(other)
+    for port in range(1024, 1024 + 17000):  # more than the table of connections holds
+        play.client(MAGIC + b"\0\0\0\0conn", Endpoint(hostile, port))
+    play.connect(Endpoint(hostile, 6000))
+    for _ in range(1100):  # more than may wait for their ports
+        play.client(announce(6001), Endpoint(hostile, 6000))
+    [probe] = play.client(announce(), other)  # it is known, and waits for its port
+    assert isinstance(probe, Probe)
+    [mapping] = play.module.handle(Opened(probe.ref, probe.target, play.now))
+    assert isinstance(mapping, OpenMapping)
+    edits = (Edit(96, 98, (7000).to_bytes(2), "bittorrent.port"),)
+    opened = Opened(mapping.ref, Endpoint("203.0.113.1", 7000), play.now)
+    assert play.module.handle(opened) == [Release(play.number, edits)]
