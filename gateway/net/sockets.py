@@ -44,6 +44,7 @@ def close_gently(sock: socket.socket, timeout: float) -> None:
     """
     until = time.monotonic() + timeout
     try:
+        sock.settimeout(timeout)  # inside TLS the end is something to send, for which a peer may leave no room
         sock.shutdown(socket.SHUT_WR)
         while (left := until - time.monotonic()) > 0:
             sock.settimeout(left)

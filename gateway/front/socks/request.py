@@ -204,6 +204,7 @@ def log_failure(request: Asked, error: DialError) -> None:
 def refuse(sock: gsocket.socket, version: int, reply: int | None) -> None:
     """Send a failure reply of a version (None: there is none that the client would understand), and close."""
     try:
+        sock.settimeout(GOODBYE)
         if reply is not None and version == HTTP:
             sock.sendall(http.encode_answer(reply))
         elif reply is not None and version == socks5.VERSION:

@@ -146,6 +146,7 @@ class SocksFront:
 def _say_goodbye(sock: gsocket.socket, answer: bytes) -> None:
     """Send the last answer, and close so that it arrives."""
     try:
+        sock.settimeout(GOODBYE)
         sock.sendall(answer)
     except OSError:
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import threading
@@ -14,6 +15,7 @@ import pytest
 from gevent import get_hub
 
 from gateway.model.certificates import client_context, common_name, load_authorities, load_chain, server_context
+from gateway.net.sockets import close_gently
 from gateway.net.tls import TlsError, TlsSocket
 from tests.lab.certificates import Authority
 
@@ -196,3 +198,15 @@ def test_whose_a_certificate_is(subject: list[tuple[str, str]], user: str | None
             common_name(certificate)
     else:
         assert common_name(certificate) == user
+
+
+def test_a_peer_that_leaves_no_room_for_the_goodbye_is_not_waited_for(both: tuple[TlsSocket, TlsSocket]) -> None:
+    server, _ = both
+    server.settimeout(0.1)
+    with contextlib.suppress(TimeoutError):
+        while True:
+            server.send(bytes(4096))
+    server.settimeout(None)
+    with gevent.Timeout(5):
+        close_gently(server, 0.2)
+    assert server.fileno() == -1
