@@ -15,17 +15,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_CTNETLINK
-from pyroute2.netlink.nfnetlink.nfctsocket import (
+from alg.address import Endpoint, parse_ip
+from gateway.broker.messages import (
     FILTER_FLAG_CTA_IP_DST,
     FILTER_FLAG_CTA_IP_SRC,
     FILTER_FLAG_CTA_PROTO_NUM,
     IPCTNL_MSG_CT_DELETE,
     IPCTNL_MSG_CT_GET,
     IPCTNL_MSG_CT_GET_STATS,
+    NFNL_SUBSYS_CTNETLINK,
 )
-
-from alg.address import Endpoint, parse_ip
 from gateway.broker.netlink import (
     NLM_F_ACK,
     NLM_F_DUMP,

@@ -19,8 +19,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES
-from pyroute2.netlink.nfnetlink.nftsocket import (
+
+from gateway.broker import marks
+from gateway.broker.element_messages import NFGENMSG, NFPROTO_INET, ElementMessages, elements_in, glances
+from gateway.broker.elements import COUNTED, SETS, Element
+from gateway.broker.messages import (
+    NFNL_SUBSYS_NFTABLES,
     NFT_MSG_DELSETELEM,
     NFT_MSG_DELTABLE,
     NFT_MSG_GETRULE,
@@ -29,10 +33,6 @@ from pyroute2.netlink.nfnetlink.nftsocket import (
     NFT_MSG_NEWSETELEM,
     nft_table_msg,
 )
-
-from gateway.broker import marks
-from gateway.broker.element_messages import NFGENMSG, NFPROTO_INET, ElementMessages, elements_in, glances
-from gateway.broker.elements import COUNTED, SETS, Element
 from gateway.broker.netlink import (
     NLM_F_ACK,
     NLM_F_CREATE,

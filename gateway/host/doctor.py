@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from alg.api import Mode
 from gateway.broker.netlink import NetfilterError
 from gateway.config.schema import Config
 from gateway.host import helpers, openings, rules
@@ -53,20 +52,6 @@ def examine(config: Config) -> list[Finding]:
     found += _openings(config)
     found += _kernel(config)
     return found
-
-
-def refuse_helpers(config: Config) -> None:
-    """Raise AlgateError if a kernel helper is attached to flows of a module that is on."""
-    for found in helpers.attached(_modules(config)):
-        raise AlgateError(
-            f"alg.{found.helper}: the kernel's own {found.helper} helper is attached to the same flows"
-            f" ({found.where}); detach it: {found.detach}"
-        )
-
-
-def _modules(config: Config) -> dict[str, tuple[int, ...]]:
-    """Return the ports of the modules with which a kernel helper could interfere."""
-    return {name: section.ports for name, section in config.alg.items() if section.mode is not Mode.OFF}
 
 
 def _root() -> Finding:
@@ -122,7 +107,7 @@ def _bridge(config: Config) -> Iterator[Finding]:
 
 
 def _helpers(config: Config) -> Iterator[Finding]:
-    modules = _modules(config)
+    modules = helpers.ports_of(config)
     found = helpers.attached(modules)
     for name in helpers.HELPERS:
         if name not in modules:

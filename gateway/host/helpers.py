@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alg.api import Mode
+from gateway.config.schema import Config
 from gateway.host.programs import output_of
+from gateway.model.errors import AlgateError
 
 HELPERS = ("ftp", "sip", "tftp", "rtsp", "irc", "pptp")
 """Modules that have a kernel helper of the same name."""
@@ -33,6 +36,20 @@ class Attached:
     helper: str
     where: str
     detach: str
+
+
+def refuse_helpers(config: Config) -> None:
+    """Raise AlgateError if a kernel helper is attached to flows of a module that is on."""
+    for found in attached(ports_of(config)):
+        raise AlgateError(
+            f"alg.{found.helper}: the kernel's own {found.helper} helper is attached to the same flows"
+            f" ({found.where}); detach it: {found.detach}"
+        )
+
+
+def ports_of(config: Config) -> Ports:
+    """Return the ports of the modules with which a kernel helper could interfere."""
+    return {name: section.ports for name, section in config.alg.items() if section.mode is not Mode.OFF}
 
 
 def attached(modules: Ports) -> list[Attached]:

@@ -49,7 +49,7 @@ class Look(NamedTuple):
 
 class RulesKeeper:
     """Keeps the rules. When `watch` is readable, the kernel has announced a change: call `changed`. When `wake` is
-    readable, a check has ended: call `tick`, as at `next`. What takes long is done in a thread."""
+    readable, a check has ended: call `woken`, and `tick`, as at `next`. What takes long is done in a thread."""
 
     def __init__(self) -> None:
         self.look = Look("none")
@@ -108,7 +108,6 @@ class RulesKeeper:
         if self._job is not None:
             if not self._job.done():
                 return
-            self._drain_wake()
             job, self._job = self._job, None
             self._found(job.result(), now, config, may_restore)
             return
@@ -124,7 +123,9 @@ class RulesKeeper:
         self._job = self._worker.submit(job)
         self._job.add_done_callback(lambda _: self._waker.send(b"\0"))
 
-    def _drain_wake(self) -> None:
+    def woken(self) -> None:
+        """Handle `wake`, which is readable when a check has ended; then call `tick`. What a check says after `tick` has
+        found its result would otherwise wake the supervisor without end."""
         try:
             self.wake.recv(64)
         except BlockingIOError:

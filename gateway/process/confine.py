@@ -4,6 +4,7 @@ same user, gains little."""
 from __future__ import annotations
 
 import ctypes
+import ctypes.util
 import errno
 import os
 import socket
@@ -14,10 +15,15 @@ from typing import Any
 try:
     import seccomp  # libseccomp's own binding, as Debian has it
 except ImportError:
+    _search = ctypes.util.find_library
+    # pyseccomp searches for two libraries by starting ldconfig: their names on Linux are these.
+    ctypes.util.find_library = {"c": "libc.so.6", "seccomp": "libseccomp.so.2"}.get  # type: ignore[assignment]
     try:
         import pyseccomp as seccomp
-    except (ImportError, RuntimeError):  # no libseccomp
+    except (ImportError, OSError, RuntimeError):  # no libseccomp
         seccomp = None
+    finally:
+        ctypes.util.find_library = _search
 
 __all__ = ["CALLS", "hide", "restrict_calls", "seccomp"]
 

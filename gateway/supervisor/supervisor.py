@@ -15,7 +15,7 @@ from typing import Any
 from gateway.config.doubts import doubts
 from gateway.config.schema import Config
 from gateway.host.address_watch import AddressWatch
-from gateway.host.doctor import refuse_helpers
+from gateway.host.helpers import refuse_helpers
 from gateway.host.keeper import RulesKeeper
 from gateway.host.privilege import is_privileged
 from gateway.host.samples import QueueSamples
@@ -159,7 +159,7 @@ class _Supervisor:
         signals, waker = self._catch_signals()
         self._selector.register(signals, selectors.EVENT_READ, lambda: self._on_signals(signals))
         self._selector.register(self._addresses, selectors.EVENT_READ, lambda: self._addresses.read(time.monotonic()))
-        self._selector.register(self._rules.wake, selectors.EVENT_READ, lambda: None)  # for its `tick`
+        self._selector.register(self._rules.wake, selectors.EVENT_READ, self._rules.woken)
         if self._rules.watch is not None:
             changed = self._rules.changed
             self._selector.register(self._rules.watch, selectors.EVENT_READ, lambda: changed(time.monotonic()))
