@@ -162,11 +162,11 @@ def test_the_end_of_the_socket_is_a_refusal(other: Other) -> None:
         client.open(INBOUND)
 
 
-def test_the_client_loads_no_pyroute2_and_the_broker_no_gevent() -> None:
-    code = "import sys, {}; print([name for name in ('gevent', 'pyroute2') if name in sys.modules])"
+def test_the_client_loads_no_pyroute2_and_the_broker_only_its_messages_and_no_gevent() -> None:
+    code = "import sys, {}; print([name for name in ('gevent', 'pyroute2', 'pyroute2.netlink') if name in sys.modules])"
     for module, loaded in [
         ("gateway.pinhole.kernel", "['gevent']"),
-        ("gateway.process.broker", "['pyroute2']"),
+        ("gateway.process.broker", "['pyroute2.netlink']"),
     ]:
         done = subprocess.run(
             [sys.executable, "-c", code.format(module)], capture_output=True, text=True, check=True, timeout=60
