@@ -74,6 +74,7 @@ def test_a_command_that_fails_fails_the_script(lab: Lab, gateway: Gateway, serve
     done = lab.run("inside", [BIN / "rftp", "--via", OURS, SERVER4], stdin="get missing\nbogus\nquit\n", check=False)
     assert done.returncode == 1
     assert "ftp: 550" in done.stderr
+    assert not Path("missing.part").exists()
     assert "ftp: bogus: no such command" in done.stderr
 
 

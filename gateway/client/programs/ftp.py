@@ -175,9 +175,13 @@ class Shell(cmd.Cmd):
             self._retrieve(remote, sys.stdout.buffer.write)
             sys.stdout.flush()
             return
-        with open(f"{local}.part", "wb") as file:
-            self._retrieve(remote, file.write)
-        os.replace(f"{local}.part", local)
+        part = Path(f"{local}.part")
+        try:
+            with part.open("wb") as file:
+                self._retrieve(remote, file.write)
+            part.replace(local)
+        finally:
+            part.unlink(missing_ok=True)
 
     def do_put(self, line: str) -> None:
         """put LOCAL [REMOTE]: store a file"""
