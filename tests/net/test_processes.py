@@ -255,7 +255,7 @@ def test_code_in_a_private_directory_can_be_run(lab: Lab, server: FtpServer) -> 
     assert lab.stop(started, 20) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(150)
 def test_a_pinhole_is_gone_after_a_minute_even_if_we_are_dead(lab: Lab, strict_lab: Lab, server: FtpServer) -> None:
     """In one router the gateway lives on, in the other every process of it is killed."""
