@@ -62,11 +62,6 @@ def test_what_was_there_before_goes() -> None:
     assert not stays(connection(PEER, PUBLIC, PUBLIC, PEER), LEASE)  # to this host itself
 
 
-def test_what_an_older_connection_has_made_of_the_peers_port_goes() -> None:
-    assert not stays(connection(PEER, PUBLIC, TARGET, Endpoint(PEER.host, 16956), MEDIA), LEASE)
-    assert stays(connection(PEER, PUBLIC, TARGET, Endpoint(ROUTER.host, 16956), MEDIA), LEASE)  # an operator's SNAT
-
-
 @pytest.mark.parametrize(("peers", "stayed"), [((), False), ((OTHER.host,), False), (None, True)])
 def test_a_change_of_peers(peers: tuple[str, ...] | None, stayed: bool) -> None:
     changed = msgspec.structs.replace(LEASE, peers=peers)
@@ -117,14 +112,42 @@ def test_a_look_keeps_nobody_waiting_and_what_opens_meanwhile_stays(monkeypatch:
     assert deleted == [wrong]
     assert stale.deadline() < math.inf  # and another look, for what has changed meanwhile
     stale.forget()
-    assert deleted == [wrong] * 3  # it stays wrong here; nothing is looked for a third time without a change
+    assert deleted == [wrong, wrong]
     assert math.isinf(stale.deadline())
+
+
+def opened_for_nobody(stale: Stale, lease: Lease) -> None:
+    stale.opened(msgspec.structs.replace(lease, peers=()))
+
+
+def test_where_the_peer_is_known_it_is_looked_for_at_once_and_not_too_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[Collection[Endpoint]] = []
+    deleted: list[Tracked] = []
+    wrong = connection(TARGET, PEER, PEER, ROUTER)
+
+    def find(_: Conntrack, sockets: Collection[Endpoint]) -> list[TrackedEntry]:
+        looks.append(sockets)
+        time.sleep(0.02)  # what such a look costs
+        return [TrackedEntry(one, 4, b"") for one in (OUT, wrong)]
+
+    def delete(_: Conntrack, found: TrackedEntry) -> bool:
+        deleted.append(found.connection)
+        return True
+
+    monkeypatch.setattr(Conntrack, "find", find)
+    monkeypatch.setattr(Conntrack, "delete", delete)
+    stale = Stale(lambda _: [LEASE], lambda asked: talked_of(TARGET) in asked)
+    stale.opened(LEASE)
+    assert (looks, deleted) == ([{PUBLIC, TARGET}], [wrong])
+    stale.opened(LEASE)  # a tenth of the time is for that
+    assert len(looks) == 1
+    assert stale.deadline() - time.monotonic() <= SOON
 
 
 @pytest.mark.parametrize(
     ("change", "talked", "soon"),
     [
-        (Stale.opened, {TARGET}, True),  # the phone spoke before, from another public port
+        (opened_for_nobody, {TARGET}, True),  # the phone spoke before, from another public port
         (Stale.opened, {PUBLIC}, False),  # nobody is let in yet: that is asked when somebody is
         (Stale.opened, set(), False),
         (Stale.admitted, {PUBLIC}, True),  # the peer came too early
