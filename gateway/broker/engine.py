@@ -147,7 +147,7 @@ class Engine:
         self._suspicion = math.inf  # when to look whether the table is as it was
         self._elements_gone = False  # another program has deleted elements of ours
         self._disputed = -math.inf  # until when the table is not put back
-        self.stale = Stale(self._leases.of_client, self.netfilter.has_any)
+        self.stale = Stale(self._leases.of_client, self.netfilter.has_any, time.monotonic())
         self._inherited: set[str] = set()  # leases of a worker that died, of which its successor said nothing yet
         self._opened = self._refused = 0
 

@@ -33,6 +33,7 @@ Right = dict[Socket, list[tuple[Lease, Socket]]]
 
 SOON = 0.02  # seconds between a change and the look, where something may be wrong that matters now
 SHARE = 10  # a look that took a second is followed by the next one ten seconds later at the soonest
+FORGOTTEN = 120.0  # seconds for which there may be connections of pinholes that the broker before this one has closed
 LATER, LATER_SHARE = 1.0, 500  # the same for all other changes
 
 log = get_logger()
@@ -40,14 +41,19 @@ log = get_logger()
 
 class Stale:
     """The sockets whose connections have to be searched. `open_of`: returns the open pinholes of a client; `is_any`:
-    whether any of some elements (set, key) is in the kernel's table.
+    whether any of some elements (set, key) is in the kernel's table; `began`: when (monotonic) this broker did, which
+    does not know what the one before it has closed.
 
     `wake` is readable when a search has ended; then read it and call `tick`.
     """
 
     def __init__(
-        self, open_of: Callable[[str], Iterable[Lease]], is_any: Callable[[Iterable[tuple[str, bytes]]], bool]
+        self,
+        open_of: Callable[[str], Iterable[Lease]],
+        is_any: Callable[[Iterable[tuple[str, bytes]]], bool],
+        began: float = -math.inf,
     ) -> None:
+        self._remembers_from = began + FORGOTTEN
         self._open_of = open_of
         self._is_any = is_any
         self._conntrack = Conntrack()  # the thread's
@@ -74,7 +80,7 @@ class Stale:
         asks = lease.backend == "kernel" and not lease.single and lease.target.port
         if asks and not (lease.peers and self._have_talked(_targets_of(lease)) and self._clear(lease)):
             self._ask(lease.target)
-        if not self._closed.isdisjoint(_targets_of(lease)):
+        if not self._closed.isdisjoint(_targets_of(lease)) or time.monotonic() < self._remembers_from:
             self._soon = min(self._soon, time.monotonic() + SOON)
         self._add(lease)
 

@@ -116,6 +116,13 @@ def test_a_look_keeps_nobody_waiting_and_what_opens_meanwhile_stays(monkeypatch:
     assert math.isinf(stale.deadline())
 
 
+def test_a_broker_that_has_just_begun_knows_of_no_pinhole_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Conntrack, "find", lambda _, sockets: [])
+    stale = Stale(lambda _: (), lambda _: False, time.monotonic())
+    stale.opened(LEASE)
+    assert stale.deadline() - time.monotonic() <= SOON
+
+
 def opened_for_nobody(stale: Stale, lease: Lease) -> None:
     stale.opened(msgspec.structs.replace(lease, peers=()))
 
