@@ -115,11 +115,12 @@ class Pump:
     @property
     def movable(self) -> bool:
         """Whether another carrier can go on: what comes passes unread, no urgent byte is still to be marked, and on a
-        protected connection no message is half sent."""
+        protected connection no message is half sent. To a side whose connection is dead nothing is sent any more."""
         return self.passing and all(
             direction.over
+            or side.other is self.broken
             or (not direction.marks.pending and (is_plain(direction.sink) or not (direction.out or direction.sending)))
-            for direction in self.directions.values()
+            for side, direction in self.directions.items()
         )
 
     def pass_on(self) -> None:

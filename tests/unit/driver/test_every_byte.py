@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gevent
 import pytest
-from gevent.socket import MSG_OOB, SHUT_WR
+from gevent.socket import MSG_OOB, SHUT_WR, socket
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -28,6 +29,7 @@ from alg.api import (
     Side,
 )
 from gateway.driver import stream
+from gateway.net.relay.copy import EncodedSocket
 from gateway.net.relay.splice import Relay
 from tests.unit.driver.driven import Driven, Plain, SlowBackend
 from tests.unit.relay.ends import read_exactly, reset
@@ -239,6 +241,40 @@ def test_what_came_before_a_reset_is_delivered(relay: Relay, last: Any) -> None:
     assert read_exactly(driven.server, 6) == b"defghi"
     with pytest.raises(ConnectionResetError):
         driven.server.recv(1)
+    driven.finish()
+
+
+class Encoded(EncodedSocket):
+    """A connection whose bytes on the wire would be others."""
+
+    def __init__(self, plain: socket) -> None:
+        super().__init__(plain.family, plain.type, plain.proto, plain.detach())
+        self.settimeout(None)
+
+
+@pytest.mark.parametrize("urgent", [True, False], ids=["urgent", "plain"])
+@pytest.mark.parametrize("encoded", [False, True], ids=["as it is", "encoded"])
+@pytest.mark.parametrize("gone", ["client", "server"])
+def test_bytes_for_a_side_that_is_gone_keep_no_flow(relay: Relay, gone: str, encoded: bool, urgent: bool) -> None:
+    """What cannot be sent any more, an urgent byte or a part of a message, does not keep its sender waiting: it is
+    reset, as it would be without a gateway."""
+    driven = Driven(relay, Plain(), buffers=4096, wrap=Encoded if encoded else lambda sock: sock)
+    ends = {"client": driven.client, "server": driven.server}
+    dead = ends.pop(gone)
+    (living,) = ends.values()
+
+    def speak_on() -> None:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                living.sendall(bytes(999))
+                living.send(b"!", MSG_OOB if urgent else 0)
+
+    speaking = gevent.spawn(speak_on)
+    gevent.sleep(0.1)  # all buffers are full
+    assert not speaking.dead
+    reset(dead)
+    with gevent.Timeout(10, AssertionError("the living side waits for ever")):
+        speaking.get()
     driven.finish()
 
 
