@@ -32,6 +32,7 @@ def client_context(ca: str = "", certificate: str = "") -> ssl.SSLContext:
     system's); `certificate`: our own chain and key (empty: none). Raises ValueError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if ca else ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION  # what is sent in the middle of another handshake would be lost
     if ca:
         load_authorities(context, ca)
     if certificate:

@@ -97,11 +97,12 @@ class TlsSocket(EncodedSocket):
                     turns().wait()
 
     def send(self, data: Buffer, *args: Any) -> int:
-        """Send the beginning of `data`, and return how many bytes that were."""
+        """Send the beginning of `data`, and return how many bytes that were. Raises TlsError, OSError."""
         part = memoryview(data)[:PIECE]
         if not part:
             return 0
-        self._work(lambda: self._tls.write(part))
+        if self._work(lambda: self._tls.write(part)) is None:  # only while TLS 1.2 negotiates again, which is refused
+            raise TlsError("nothing can be sent in the middle of a handshake")
         self._flush()
         return len(part)
 

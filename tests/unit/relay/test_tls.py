@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import ssl
+import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -210,3 +213,59 @@ def test_a_peer_that_leaves_no_room_for_the_goodbye_is_not_waited_for(both: tupl
     with gevent.Timeout(5):
         close_gently(server, 0.2)
     assert server.fileno() == -1
+
+
+def test_a_server_that_negotiates_again_costs_no_byte_in_silence(authority: Authority, certificate: Path) -> None:
+    """TLS 1.2 lets a server ask for a new handshake at any time (RFC 5246, 7.4.1.1). It is refused; what arrives is
+    what was sent, from the first byte without a gap, and what cannot be sent is an error."""
+    with gsocket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    argv = ["openssl", "s_server", "-tls1_2", "-accept", f"127.0.0.1:{port}", "-cert", certificate, "-key", certificate]
+    server = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert server.stdin is not None
+    assert server.stdout is not None
+    try:
+        plain = _connected(port)
+        client = TlsSocket(plain, client_context(authority.file.read_text()), HOST)
+        with gevent.Timeout(20):
+            client.handshake()
+
+            def listen() -> None:
+                with contextlib.suppress(OSError):
+                    client.recv(1000)
+
+            listening = gevent.spawn(listen)
+            sent = 0
+            with contextlib.suppress(OSError):
+                while sent < 20_000:
+                    client.sendall(b"line %05d\n" % sent)
+                    sent += 1
+                    if sent == 50:
+                        server.stdin.write(b"R\n")
+                        server.stdin.flush()
+                    gevent.sleep(0)
+            listening.kill()
+            client.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.communicate(timeout=1)  # it ends with its input, unless it waits for the next client
+        server.terminate()
+        heard, _ = server.communicate(timeout=10)
+        lines = [int(number) for number in re.findall(rb"^line (\d+)$", heard, re.MULTILINE)]
+        assert b"SSL_do_handshake" in heard, heard
+        assert lines == list(range(len(lines)))
+        assert len(lines) >= 50
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _connected(port: int) -> gsocket.socket:
+    until = time.monotonic() + 10
+    while True:
+        try:
+            return gsocket.create_connection(("127.0.0.1", port))
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            gevent.sleep(0.05)
