@@ -340,10 +340,10 @@ class Engine:
         """Begin a connection with a client's address, and return it with the endpoint that the server sees; None:
         refused, which is answered here."""
         try:
-            check_connection(message.client, message.server, self._inside)
+            check_connection(message.client, message.server, message.port, self._inside)
             if not self._return_path.there:
                 raise PinholeRefused("flow", "nothing would come back")
-            return self._nat.connect(message.client, message.server)
+            return self._nat.connect(message.client, message.server, message.port or message.server.port)
         except PinholeRefused as refusal:
             self._answer(slot, RequestRefused(message.id, refusal.rule, refusal.detail[:200]))
         except (NetfilterError, OSError) as error:

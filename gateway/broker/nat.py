@@ -128,11 +128,11 @@ class Nat:
         self._netfilter.apply([Change(delete=(Element(name, key, None, 0.0, ""),))])
         return None if data is None else str(ipaddress.ip_address(data))
 
-    def connect(self, client: Endpoint, server: Endpoint) -> tuple[_socket.socket, Endpoint]:
-        """Begin a connection from the client's address to `server`, if the client's own connection to that server was
-        redirected to this host, and return it with the endpoint that the server sees. It is routed and translated like
-        the client's packets. Raises PinholeRefused "flow" if there is no such connection, or "connect" with the errno
-        as the detail, and NetfilterError."""
+    def connect(self, client: Endpoint, server: Endpoint, port: int) -> tuple[_socket.socket, Endpoint]:
+        """Begin a connection from the client's address to a port of the server's host, if the client's own connection
+        to `server` was redirected to this host, and return it with the endpoint that the server sees. It is routed and
+        translated like the client's packets. Raises PinholeRefused "flow" if there is no such connection, or "connect"
+        with the errno as the detail, and NetfilterError."""
         asked = self._tracking.get("tcp", client, server)
         if asked is None or not asked.from_source or asked.answers == server:
             raise PinholeRefused("flow", f"{client} has no connection to {server} that was redirected")
@@ -140,20 +140,20 @@ class Nat:
         value = int.from_bytes(mark, sys.byteorder) if mark else 0
         sock = _transparent(socket.SOCK_STREAM, client.host, value)
         try:
-            port = self._bind(sock, client.host)
+            own = Endpoint(client.host, self._bind(sock, client.host))
             sock.setblocking(False)
-            code = sock.connect_ex((server.host, server.port))
+            code = sock.connect_ex((server.host, port))
             if code not in (0, errno.EINPROGRESS):
                 raise OSError(code, os.strerror(code))
             # The first packet has passed the NAT by now.
-            found = self._tracking.get("tcp", Endpoint(client.host, port), server)
+            found = self._tracking.get("tcp", own, Endpoint(server.host, port))
         except OSError as error:
             sock.close()
             raise PinholeRefused("connect", str(error.errno)) from error
         except BaseException:
             sock.close()
             raise
-        return sock, found.seen if found is not None else Endpoint(client.host, port)
+        return sock, found.seen if found is not None else own
 
     def _bind(self, sock: _socket.socket, host: str) -> int:
         for _ in range(_TRIES):

@@ -39,6 +39,8 @@ class Means(NamedTuple):
 
     `pinholes`: by front. `look`: returns with which address the NAT sends a flow of this host on; raises
     PinholeRefused. `through`: makes the pinholes of a flow that goes through upstreams; None: those are not read.
+    `as_client`: makes the data paths of a flow of a client with a server, to which the gateway speaks with the client's
+    address; None: it never does.
     `shared`: by the name of a module, what its flows in this process have together.
     """
 
@@ -50,6 +52,7 @@ class Means(NamedTuple):
     shared: dict[str, dict[str, Any]]
     look: Callable[[Along], str] | None = None
     through: Callable[[Way], UpstreamPinholes] | None = None
+    as_client: Callable[[Endpoint, Endpoint], DataPaths] | None = None
 
 
 class Arrival(NamedTuple):
@@ -180,6 +183,9 @@ class FlowRunner:
         outside = self._outside
         own = endpoint(server.getsockname())
         facing = seen.host if seen is not None else own.host
+        paths = means.paths
+        if means.as_client is not None and own.host == flow.client.host:
+            paths = means.as_client(flow.client, flow.server)
         if way is not None:  # where the server sees the flow is the upstream's to say, for each pinhole
             public = {Side.SERVER: PublicAddress(own.host, own.host)}
         elif published is None:
@@ -214,7 +220,7 @@ class FlowRunner:
         elsewhere = means.through(way) if way is not None and means.through is not None else None
         around = Surroundings(
             elsewhere or means.pinholes[flow.front],
-            elsewhere or means.paths,
+            elsewhere or paths,
             public,
             may_transfer,
             may_map,

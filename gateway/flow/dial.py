@@ -73,9 +73,10 @@ class Connection(NamedTuple):
     """The upstreams that it goes through."""
 
 
-AsClient = Callable[[Endpoint, Endpoint], tuple[_socket.socket, Endpoint]]
-"""A function that begins a connection from a redirected client's own address to the server that it had dialled, and
-returns the endpoint that the server sees: `BrokerClient.connect`. Raises PinholeRefused."""
+AsClient = Callable[[Endpoint, Endpoint, int], tuple[_socket.socket, Endpoint]]
+"""A function that begins a connection from a redirected client's own address to the server that it had dialled, or to
+another port of that host if one is named, and returns the endpoint that the server sees: `BrokerClient.connect`. Raises
+PinholeRefused."""
 
 
 class Dialer:
@@ -169,7 +170,7 @@ class Dialer:
             if not decision.via and not decision.chain:
                 if request.command == "transparent" and self._as_client is not None:
                     server = Endpoint.of(addresses[0], request.port)
-                    connected = _as_client(self._as_client, request.client, server, deadline)
+                    connected = connect_as_client(self._as_client, request.client, server, deadline)
                     if connected is not None:
                         return Connection(connected[0], decision, session, server, connected[1])
                 sock, address = race(addresses, request.port, deadline, self._source)
@@ -240,12 +241,13 @@ def limit_error(limit: ClientLimit) -> DialError:
     return DialError("denied", str(limit), f"limits.{limit.kind.label}")
 
 
-def _as_client(
-    connect: AsClient, client: Endpoint, server: Endpoint, deadline: float
+def connect_as_client(
+    connect: AsClient, client: Endpoint, server: Endpoint, deadline: float, port: int = 0
 ) -> tuple[gsocket.socket, Endpoint] | None:
-    """Connect from the client's address; returns None where that is not possible. Raises DialError."""
+    """Connect from the client's address to the server that it has dialled, or to another port of that host. Returns the
+    socket, and the endpoint that the server sees; None where that is not possible. Raises DialError."""
     try:
-        sock, seen = connect(client, server)
+        sock, seen = connect(client, server, port)
     except PinholeRefused as refused:
         if refused.rule == "connect":
             code = int(refused.detail)

@@ -55,11 +55,13 @@ class Count(msgspec.Struct, tag="count", frozen=True, forbid_unknown_fields=True
 
 class Dial(msgspec.Struct, tag="dial", frozen=True, forbid_unknown_fields=True):
     """Begin a connection from the address of `client` to `server`, to which that client has a connection that was
-    redirected to this host. Answered by `Dialled` or `RequestRefused`."""
+    redirected to this host; with `port`, to another port of that host, for data. Answered by `Dialled` or
+    `RequestRefused`."""
 
     id: int
     client: Endpoint
     server: Endpoint
+    port: int = 0
 
 
 class AskSeen(msgspec.Struct, tag="look", frozen=True, forbid_unknown_fields=True):

@@ -179,8 +179,11 @@ def _check_along(along: Along, client: Address, inside: Sequence[Network]) -> No
         raise PinholeRefused("family", "IPv4 and IPv6 are mixed")
 
 
-def check_connection(client: Endpoint, server: Endpoint, inside: Sequence[Network]) -> None:
-    """Raise PinholeRefused unless the gateway may connect to `server` with this client's address."""
+def check_connection(client: Endpoint, server: Endpoint, port: int, inside: Sequence[Network]) -> None:
+    """Raise PinholeRefused unless the gateway may connect to `server` with this client's address; `port`: that of a
+    data connection to the same host, or 0."""
+    if port and not LOWEST_PORT <= port <= 65535:
+        raise PinholeRefused("port", f"{port} is no port for data")
     address = _address("client", client.host)
     if not _within(address, inside):
         raise PinholeRefused("client", f"{client.host} is not inside")

@@ -115,10 +115,11 @@ class BrokerClient:
         """Change an open conversation, and return the lease as it is now. Raises PinholeRefused as `ask` reports it."""
         return self._wait(update)
 
-    def connect(self, client: Endpoint, server: Endpoint) -> tuple[_socket.socket, Endpoint]:
+    def connect(self, client: Endpoint, server: Endpoint, port: int = 0) -> tuple[_socket.socket, Endpoint]:
         """Begin a connection from the address of an inside client whose own connection to `server` was redirected here,
-        and return it with the endpoint that the server sees. Waits for the broker, not for the server. Raises
-        PinholeRefused as `ask` reports it, or "connect" with the errno as its detail."""
+        and return it with the endpoint that the server sees. `port`: that of the same host to which it goes, for data.
+        Waits for the broker, not for the server. Raises PinholeRefused as `ask` reports it, or "connect" with the errno
+        as its detail."""
         outcome: AsyncResult[ToWorker | PinholeRefused] = AsyncResult()
         sockets: list[_socket.socket] = []
         self._next_id += 1
@@ -129,7 +130,7 @@ class BrokerClient:
                 sockets.append(sock)
             outcome.set(answer)
 
-        self._question(Dial(question, client, server), answered)
+        self._question(Dial(question, client, server, port), answered)
         answer = outcome.get()
         if isinstance(answer, PinholeRefused):
             raise answer

@@ -305,8 +305,8 @@ class UserspacePinholes:
     ) -> None:
         near = None
         try:
-            near = _connect_target(client, sources[0])  # first: what the server sends has to go somewhere
-            far = reach(server) if reach is not None else _connect_target(server, sources[1])
+            near = connect_target(client, sources[0])  # first: what the server sends has to go somewhere
+            far = reach(server) if reach is not None else connect_target(server, sources[1])
         except OSError as error:
             log.info("relay.failed", client=str(client), server=str(server), reason=str(error))
             if near is not None:
@@ -355,7 +355,7 @@ class UserspacePinholes:
         """Join the peer to the target. The data connection has the same client as the flow that it belongs to: that is
         the target, except for a published server, whose client is the peer outside."""
         try:
-            target = _connect_target(lease.target)
+            target = connect_target(lease.target)
         except OSError as error:
             log.info("pinhole.target_failed", pinhole=lease.id, target=str(lease.target), reason=str(error))
             abort(peer)
@@ -400,7 +400,8 @@ def listen(host: str, port: int) -> gsocket.socket:
     return listener
 
 
-def _connect_target(target: Endpoint, source: str | None = None) -> gsocket.socket:
+def connect_target(target: Endpoint, source: str | None = None) -> gsocket.socket:
+    """Connect to a target, from `source` if that is an address of this host. Raises OSError."""
     sock = gsocket.socket(gsocket.AF_INET6 if target.version == 6 else gsocket.AF_INET, gsocket.SOCK_STREAM)
     try:
         sock.settimeout(CONNECT_TIMEOUT)
@@ -408,7 +409,7 @@ def _connect_target(target: Endpoint, source: str | None = None) -> gsocket.sock
             try:
                 sock.bind((source, 0))
             except OSError as error:
-                # The control connection has the client's own address, which is not this host's: the kernel chooses.
+                # The control connection has another address, which is not this host's: the kernel chooses.
                 if error.errno != errno.EADDRNOTAVAIL:
                     raise
         sock.connect((target.host, target.port))

@@ -50,6 +50,7 @@ from gateway.net.resolver import Resolver
 from gateway.net.sockets import keep_alive_after
 from gateway.pinhole.backend import Backend
 from gateway.pinhole.client import BrokerClient
+from gateway.pinhole.client_paths import ClientPaths
 from gateway.pinhole.split import SplitPinholes
 from gateway.pinhole.upstream import UpstreamPinholes
 from gateway.pinhole.userspace import UserspacePinholes
@@ -112,8 +113,9 @@ class Service:
         }
         look = ground.broker.seen if ground.broker is not None else None
         through = partial(UpstreamPinholes, userspace)
+        paths = partial(ClientPaths, userspace, as_client) if as_client is not None and source is None else None
         means = Means(
-            pinholes, userspace, ModuleGuard(), ground.announced, ground.afterlife, ground.shared, look, through
+            pinholes, userspace, ModuleGuard(), ground.announced, ground.afterlife, ground.shared, look, through, paths
         )
         runner = FlowRunner(flows, stream_readers(config, streams), outside, policy, means)
         earlier = before.authentication if before is not None else None

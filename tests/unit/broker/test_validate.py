@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from alg.address import Endpoint
 from gateway.lease.table import LeaseTable
-from gateway.lease.validate import SERVICE_PORTS, check_request, check_update, valid_lease_id
+from gateway.lease.validate import SERVICE_PORTS, check_connection, check_request, check_update, valid_lease_id
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import PinholeRequest, PinholeUpdate, transports_of
 
@@ -437,3 +437,19 @@ def test_lease_ids() -> None:
     assert valid_lease_id("0123456789abcdef")
     assert not valid_lease_id("0123456789abcdef\n")
     assert not valid_lease_id("../../etc")
+
+
+@pytest.mark.parametrize(
+    ("port", "rule"),
+    [(0, None), (1024, None), (65535, None), (1023, "port"), (21, "port"), (-1, "port"), (65536, "port")],
+)
+def test_data_go_to_the_same_host_and_to_no_service(port: int, rule: str | None) -> None:
+    """A connection with a client's address, which the gateway makes to the server of a redirected one."""
+    client, server = Endpoint("192.168.56.10", 4000), Endpoint("203.0.113.10", 21)
+    inside = [ipaddress.ip_network("192.168.56.0/24")]
+    if rule is None:
+        check_connection(client, server, port, inside)
+        return
+    with pytest.raises(PinholeRefused) as refused:
+        check_connection(client, server, port, inside)
+    assert refused.value.rule == rule
