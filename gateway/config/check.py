@@ -182,6 +182,7 @@ def _check_publish(config: Config) -> None:
         inside = _valid(f"publish[{i}].inside", entry.inside, parse_endpoint)
         _ports(f"publish[{i}].outside", [outside.port])
         _ports(f"publish[{i}].inside", [inside.port])
+        _check_way_in(config, f"publish[{i}]", outside, inside)
         if not any(inside.ip in network for network in config.inside_networks):
             raise BadValue(f"publish[{i}].inside: {inside.host} is not in network.inside")
         if inside.version != outside.version:
@@ -194,6 +195,19 @@ def _check_publish(config: Config) -> None:
             seen.add((f"{entry.protocol} {where}", endpoint))
     if config.publish and not config.transparent_enabled:
         raise BadValue("publish[0]: needs network.inside_interfaces, as its connections are redirected too")
+
+
+def _check_way_in(config: Config, key: str, outside: Endpoint, inside: Endpoint) -> None:
+    """Check that packets can come to the public endpoint of a server and go on to the server."""
+    ip = outside.ip
+    if ip.is_unspecified or ip.is_loopback or ip.is_multicast or outside.host == "255.255.255.255":
+        raise BadValue(
+            f"{key}.outside: no packet from outside has the destination {outside.host}; name a public address"
+        )
+    for network in config.inside_networks:
+        ends = network.network_address, network.broadcast_address
+        if network.version == 4 and network.prefixlen < 31 and inside.ip in ends:
+            raise BadValue(f"{key}.inside: {inside.host} is no host's address in {network}")
 
 
 def _check_portmap(config: Config) -> None:
@@ -222,6 +236,7 @@ def _check_forward(config: Config) -> None:
         inside = _valid(f"forward[{i}].inside", entry.inside, parse_endpoint)
         _ports(f"forward[{i}].outside", [outside.port])
         _ports(f"forward[{i}].inside", [inside.port])
+        _check_way_in(config, f"forward[{i}]", outside, inside)
         if not any(inside.ip in network for network in config.inside_networks):
             raise BadValue(f"forward[{i}].inside: {inside.host} is not in network.inside")
         if inside.version != outside.version:
@@ -284,6 +299,8 @@ def _check_rules(config: Config) -> None:
         ):
             if text and not upstream.tls:
                 raise BadValue(f"upstream[{i}].{key}: is set, and upstream[{i}].tls is not true")
+        if upstream.server_name:
+            _valid(f"upstream[{i}].server_name", upstream.server_name, _certified_name)
     try:
         compile_rules(config)
     except RuleError as error:
@@ -311,6 +328,14 @@ def parse_host_port(text: str) -> tuple[str, int]:
     except ValueError:
         return canonical_name(host), int(port)
     return endpoint.host, endpoint.port
+
+
+def _certified_name(text: str) -> None:
+    """Raise ValueError if this is neither an address nor a host name."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        canonical_name(text)
 
 
 def parse_name_server(text: str) -> tuple[str, int]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+from alg.address import Endpoint
+from alg.api import Mode
 from gateway.config.check import parse_host_port
 from gateway.config.rules import compile_rules
 from gateway.config.schema import Config, parse_endpoint
+from gateway.model.requests import transports_of
 from gateway.policy.rules import Rule, covers, is_of_command
 
 _MOST_EARLIER = 256
@@ -33,6 +36,10 @@ def doubts(config: Config) -> Iterator[str]:
                 key = "user" if section.user else "group"
                 yield f"rule[{i}].{key}: never matches: by no method of socks.auth does a client prove who it is"
     yield from _network(config)
+    yield from _ways_in(config, listening)
+    for name, module in config.alg.items():
+        if module.mode is not Mode.OFF and not module.ports:
+            yield f"alg.{name}.ports: is empty, so the module reads nothing"
     yield from _accounts(config)
     if config.pinhole.per_client > high - low + 1:
         yield f"pinhole.per_client: {config.pinhole.per_client} are more than pinhole.ports has; one client takes all"
@@ -67,6 +74,28 @@ def _network(config: Config) -> Iterator[str]:
             here = host in (there.host, "localhost") or (there.ip.is_unspecified and host in ("127.0.0.1", "::1"))
             if here and port == there.port:
                 yield f"upstream[{i}].address: {upstream.address} is this gateway itself ({place.partition('[')[0]})"
+
+
+def _ways_in(config: Config, listening: Mapping[str, Endpoint]) -> Iterator[str]:
+    """Find servers inside whose public endpoint is one of our own listeners', and those that have to be published."""
+    ways: list[tuple[str, str, str]]
+    ways = [(f"publish[{i}]", entry.outside, entry.protocol) for i, entry in enumerate(config.publish)]
+    ways += [(f"forward[{i}]", entry.outside, entry.protocol) for i, entry in enumerate(config.forward)]
+    for key, text, protocol in ways:
+        outside = parse_endpoint(text)
+        for place, there in listening.items():
+            here = there.version == outside.version and (there.host == outside.host or there.ip.is_unspecified)
+            if here and there.port == outside.port and "tcp" in protocol:
+                yield f"{key}.outside: {outside} is a port of {place} too, which is not reached there any more"
+    for i, entry in enumerate(config.forward):
+        for transport in transports_of(entry.protocol):
+            module = config.module_of(parse_endpoint(entry.inside).port, transport)
+            if module is not None:
+                yield (
+                    f"forward[{i}].inside: its port is one of alg.{module[0]}.ports, and nobody reads what is "
+                    "forwarded; [[publish]] is for such servers"
+                )
+                break
 
 
 def _accounts(config: Config) -> Iterator[str]:

@@ -53,10 +53,11 @@ def lines_of(text: str) -> dict[str, int]:
 
 def line_of(found: Mapping[str, _T], path: str) -> _T | None:
     """Return the line of a path, or of the nearest part of it that has one. `found` is the result of `lines_of`, or has
-    other values in place of lines."""
+    other values in place of lines. Of an array of tables it is the line of the first one."""
     while path:
-        if path in found:
-            return found[path]
+        for name in (path, f"{path}[0]"):  # of [[tables]] the first one
+            if name in found:
+                return found[name]
         path = re.sub(r"(\.?[\w-]+|\[\d+\])$", "", path)
     return None
 

@@ -24,6 +24,9 @@ from gateway.policy.rules import Prefix, Query, covers, why_not
 from tests.unit.policy.rulesets import NAMES, PATTERNS, request, section, some, target
 
 PORTMAP = '[network]\ninside = ["10.0.0.0/8"]\ninside_interfaces = ["eth1"]\n[portmap]\nprotocols = ["pcp"]\n'
+ROUTER = '[network]\ninside = ["192.168.56.0/24"]\ninside_interfaces = ["eth1"]\n'
+PUBLISH = '[[publish]]\noutside = "203.0.113.2:{}"\ninside = "192.168.56.20:{}"\n'
+FORWARD = '[[forward]]\noutside = "203.0.113.2:{}"\ninside = "192.168.56.20:{}"\n'
 RULE = '[[rule]]\naction = "permit"\nto = ["192.0.2.1"]\n'
 
 
@@ -144,6 +147,16 @@ def test_every_key_is_found_on_the_line_on_which_it_stands(document: dict[str, o
             PORTMAP + '[[rule]]\naction = "permit"\ncommand = ["transparent"]',
             "portmap.protocols: no rule permits `map`",
         ),
+        (
+            ROUTER + '[socks]\nlisten = ["0.0.0.0:1080"]\n' + FORWARD.format(1080, 443),
+            "forward[0].outside: 203.0.113.2:1080 is a port of socks.listen[0] too, which is not reached there",
+        ),
+        (
+            ROUTER + '[console]\nlisten = "203.0.113.2:2121"\n' + PUBLISH.format(2121, 21),
+            "publish[0].outside: 203.0.113.2:2121 is a port of console.listen too",
+        ),
+        (ROUTER + FORWARD.format(2121, 21), "forward[0].inside: its port is one of alg.ftp.ports, and nobody reads"),
+        ('[alg.pptp]\nmode = "rewrite"\nports = []', "alg.pptp.ports: is empty, so the module reads nothing"),
     ],
 )
 def test_what_can_hardly_be_meant_is_told(text: str, said: str) -> None:
@@ -154,6 +167,9 @@ def test_what_can_hardly_be_meant_is_told(text: str, said: str) -> None:
     "text",
     [
         RULE + '[[rule]]\naction = "deny"',
+        ROUTER + '[socks]\nlisten = ["192.168.56.1:1080"]\n' + FORWARD.format(1080, 443),  # another address
+        ROUTER + FORWARD.format(1080, 443).replace("443", '443"\nprotocol = "udp'),
+        "[alg.pptp]\nports = []",  # off
         '[[rule]]\naction = "permit"\n[[rule]]\naction = "permit"\nto = ["127.0.0.1"]',  # a protected address, by name
         '[[rule]]\naction = "deny"\ntime = "Mo-Fr"\n[[rule]]\naction = "permit"',
         '[[rule]]\naction = "permit"\nident = true\nuser = ["ann"]',
