@@ -130,6 +130,7 @@ class Engine:
         self._closes: list[Closing] = []
         self._updates: list[Updating] = []
         self._answers: dict[int, list[ToWorker]] = {}
+        self._withheld: list[tuple[int, ToWorker]] = []  # answers that wait for a client's older connections to go
         self._just_opened: list[tuple[int, Lease]] = []  # of which the log is to say so
         self._just_updated: list[tuple[int, Lease]] = []
         self._nat = Nat(self.netfilter, self._rng)
@@ -422,6 +423,10 @@ class Engine:
         """
         if self._opens or self._closes or self._updates:
             self._commit()
+        if self._withheld and self.stale.settle():
+            withheld, self._withheld = self._withheld, []
+            for slot, message in withheld:
+                self._answer(slot, message)
         answers, self._answers = self._answers, {}
         unheard = [(slot, one) for slot, messages in answers.items() for one in self._send(slot, messages)]
         # The log has time until everybody is told.
@@ -508,22 +513,23 @@ class Engine:
                 self._close_elements(one.slot, one.lease)
             return
         self._opened += 1
-        self.stale.opened(one.lease)
+        told = self.stale.opened(one.lease)
         self._usage.opened(one.lease)
         self._just_opened.append((one.slot, one.lease))
-        self._answer(one.slot, LeaseOpened(one.id, one.lease))
+        self._answer_when(told, one.slot, LeaseOpened(one.id, one.lease))
 
     def _updated_or_not(self, one: Updating, error: NetfilterError | None, done: bool) -> None:
         """Finish an update. `done`: it is known what the kernel did; otherwise the whole pinhole is closed."""
         if error is None and done:
             self._inherited.discard(one.new.id)
+            told = True
             if (one.old.target, one.old.second) != (one.new.target, one.new.second):
                 self.stale.closed(one.old)
-                self.stale.opened(one.new)
+                told = self.stale.opened(one.new)
             elif one.old.peers != one.new.peers:
                 self.stale.admitted(one.new)
             self._just_updated.append((one.slot, one.new))
-            self._answer(one.slot, Updated(one.id, one.new))
+            self._answer_when(told, one.slot, Updated(one.id, one.new))
             return
         refusal = PinholeRefused("lease", "the ruleset was flushed" if error is None else str(error))
         if done:
@@ -615,6 +621,12 @@ class Engine:
     def _answer(self, slot: int, message: ToWorker) -> None:
         if slot != FORWARDS:
             self._answers.setdefault(slot, []).append(message)
+
+    def _answer_when(self, told: bool, slot: int, message: ToWorker) -> None:
+        if told:
+            self._answer(slot, message)
+        else:
+            self._withheld.append((slot, message))
 
     # --- what the kernel did ----------------------------------------------------------------------------------------
 

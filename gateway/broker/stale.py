@@ -34,6 +34,7 @@ Right = dict[Socket, list[tuple[Lease, Socket]]]
 SOON = 0.02  # seconds between a change and the look, where something may be wrong that matters now
 SHARE = 10  # a look that took a second is followed by the next one ten seconds later at the soonest
 FORGOTTEN = 120.0  # seconds for which there may be connections of pinholes that the broker before this one has closed
+LONGEST = 0.5  # seconds that an opening waits at the longest for the look that its client needs first
 LATER, LATER_SHARE = 1.0, 500  # the same for all other changes
 
 log = get_logger()
@@ -59,6 +60,8 @@ class Stale:
         self._conntrack = Conntrack()  # the thread's
         self._at_once = Conntrack()
         self._next_at_once = -math.inf
+        self._early: list[Lease] = []  # whose clients have talked, and whose connections go before anybody is told
+        self._settles_by = math.inf  # when these have waited long enough
         self._changed: dict[Endpoint, Lease] = {}  # by all their sockets: what is looked for, so that is made once
         self._closed: set[Endpoint] = set()  # the clients' sockets of those that have ended
         self._asked: set[Endpoint] = set()  # of which it matters whether they have talked
@@ -68,26 +71,58 @@ class Stale:
         self._look: tuple[Future[tuple[list[TrackedEntry], list[Lease]]], float] | None = None  # and since when
         self.wake, self._waker = socket.socketpair()
 
-    def opened(self, lease: Lease) -> None:
-        """Note that a pinhole was opened: what its client's socket sent before has another public port.
+    def opened(self, lease: Lease) -> bool:
+        """Note that a pinhole was opened: what its client's socket sent before has another public port. Return whether
+        anybody may be told of it before `settle` has agreed.
 
         Where the peer is known it may send as soon as the client's answer is out, and would meet the older connection:
-        connection tracking gives it another port then, to which the client's program answers from now on. So that
-        connection goes before anybody is told of the pinhole.
+        connection tracking gives it another port then, to which the client's program may answer from now on, and what
+        the client sends to the right one is dropped. So that connection goes before anybody is told of the pinhole.
         """
         if not is_datagram(lease):
-            return
-        asks = lease.backend == "kernel" and not lease.single and lease.target.port
-        if asks and not (lease.peers and self._have_talked(_targets_of(lease)) and self._clear(lease)):
-            self._ask(lease.target)
+            return True
+        is_early = False
+        if lease.backend == "kernel" and not lease.single and lease.target.port:
+            is_early = bool(lease.peers) and self._have_talked(_targets_of(lease))
+            if is_early:
+                self._early.append(lease)
+                self._settles_by = min(self._settles_by, time.monotonic() + LONGEST)
+            else:
+                self._ask(_targets_of(lease))
         if not self._closed.isdisjoint(_targets_of(lease)) or time.monotonic() < self._remembers_from:
             self._soon = min(self._soon, time.monotonic() + SOON)
         self._add(lease)
+        return not is_early
+
+    def settle(self) -> bool:
+        """Delete the older connections of the clients that had talked before their pinholes were opened, unless a tenth
+        of the time has gone into that already. Return whether nobody waits for it any more; else `deadline` says when
+        to call again."""
+        begun = time.monotonic()
+        if not self._early:
+            return True
+        if begun < self._settles_at:
+            return False
+        early, self._early, self._settles_by = self._early, [], math.inf
+        try:
+            sockets = {endpoint for lease in early for endpoint in _endpoints_of(lease)}
+            self._delete_wrong(self._at_once, self._at_once.find(sockets), early)
+        except NetfilterError as error:
+            log.warning("broker.conntrack_failed", error=str(error))
+            for lease in early:
+                self._ask(_targets_of(lease))
+        now = time.monotonic()
+        self._next_at_once = now + SHARE * (now - begun)
+        return True
+
+    @property
+    def _settles_at(self) -> float:
+        return min(self._next_at_once, self._settles_by)
 
     def admitted(self, lease: Lease) -> None:
         """Note that a pinhole admits other peers than before, which may have sent too early."""
         if is_datagram(lease):
-            self._ask(lease.public)
+            self._ask(public for public, _ in _ports(lease))
             self._add(lease)
 
     def closed(self, lease: Lease) -> None:
@@ -109,14 +144,15 @@ class Stale:
             self._changed[endpoint] = lease
         self._later = min(self._later, time.monotonic() + LATER)
 
-    def _ask(self, endpoint: Endpoint) -> None:
-        self._asked.add(endpoint)
+    def _ask(self, sockets: Iterable[Endpoint]) -> None:
+        self._asked.update(sockets)
         if math.isinf(self._ask_at):
             self._ask_at = time.monotonic() + SOON
 
     def deadline(self) -> float:
         """When (monotonic) `tick` has something to do; infinity: not before a new event or `wake`."""
-        return min(self._due, self._ask_at) if self._look is None else math.inf
+        waits = self._settles_at if self._early else math.inf
+        return min(waits, min(self._due, self._ask_at) if self._look is None else math.inf)
 
     @property
     def _due(self) -> float:
@@ -152,21 +188,6 @@ class Stale:
         self._forget()
         self._begin()
         self._forget()
-
-    def _clear(self, lease: Lease) -> bool:
-        """Delete the wrong connections of one pinhole at once, in a tenth of the time at most. Return whether that was
-        done."""
-        begun = time.monotonic()
-        if begun < self._next_at_once:
-            return False
-        try:
-            self._delete_wrong(self._at_once, self._at_once.find(set(_endpoints_of(lease))), [lease])
-        except NetfilterError as error:
-            log.warning("broker.conntrack_failed", error=str(error))
-            return False
-        now = time.monotonic()
-        self._next_at_once = now + SHARE * (now - begun)
-        return True
 
     def _begin(self) -> None:
         changed, self._changed = self._changed, {}

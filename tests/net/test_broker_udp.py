@@ -248,6 +248,54 @@ def test_a_client_that_talks_while_its_pinhole_opens_hears_and_is_heard(
     wait_for(lambda: gets(phone, far, lease.public) == of(far), "the peer to be heard from its own port", 3.0)
 
 
+def burst(rig: Rig, phones: Phones, count: int) -> None:
+    """So many connections of others, which make every search longer."""
+    sender = phones.at(rig.inside, CLIENT)
+    for number in range(count):
+        sender.sendto(b"x", (SERVER, 10_000 + number))
+
+
+@pytest.mark.parametrize("others", [0, 20_000])
+def test_clients_that_talk_early_one_right_after_another(rig: Rig, phones: Phones, others: int) -> None:
+    """A tenth of the time at most goes into searches at once. Whoever comes when that is used up is searched for soon
+    after, and all of them are heard from their public ports."""
+    rig.at(rig.router, "iptables -A FORWARD -i in -o out -j ACCEPT")
+    burst(rig, phones, others)
+    pairs = [(phones.at(rig.inside, CLIENT, 4000 + 2 * number), phones.at(rig.outside, SERVER)) for number in range(24)]
+    for phone, far in pairs:
+        gets(far, phone, of(far))
+    publics = [rig.open(conversation(target=of(phone), peers=(SERVER,))).public for phone, _ in pairs]
+    for (_, far), public in zip(pairs, publics, strict=True):
+        far.sendto(b"first", (public.host, public.port))
+    for phone, _ in pairs:
+        assert phone.recv(100) == b"first"
+    begun = time.monotonic()
+    for (phone, far), public in zip(pairs, publics, strict=True):
+        wait_for(lambda: gets(far, phone, of(far)) == public, "the phone to be heard from its public port", 3.0)  # noqa: B023
+        wait_for(lambda: gets(phone, far, public) == of(far), "the peer to be heard from its own port", 3.0)  # noqa: B023
+    assert time.monotonic() - begun < 3
+
+
+@pytest.mark.parametrize("peers", [(SERVER,), ()], ids=["answer", "offer"])
+def test_a_phone_whose_rtcp_alone_was_early(rig: Rig, phones: Phones, peers: tuple[str, ...]) -> None:
+    """Its first report has left before its description."""
+    rig.at(rig.router, "iptables -A FORWARD -i in -o out -j ACCEPT")
+    media, reports = phones.at(rig.inside, CLIENT, 4000), phones.at(rig.inside, CLIENT, 4001)
+    far, far_reports = phones.at(rig.outside, SERVER), phones.at(rig.outside, SERVER)
+    gets(far_reports, reports, of(far_reports))
+    rig.open(conversation(target=Endpoint(CLIENT, 6000), peers=()))  # a search has just been made
+    lease = rig.open(conversation(second=4001, peers=peers))
+    second = Endpoint(lease.public.host, lease.public.port + 1)
+    begun = time.monotonic()
+    wait_for(lambda: gets(far_reports, reports, of(far_reports)) == second, "reports from the public port", 1.0)
+    if not peers:
+        update(rig, lease, peers=(SERVER,))
+    assert gets(reports, far_reports, second) == of(far_reports)
+    assert gets(far, media, of(far)) == lease.public
+    assert gets(media, far, lease.public) == of(far)
+    assert time.monotonic() - begun < 2
+
+
 def fill(rig: Rig, script: Path, name: str, size: int = 65536) -> None:
     """A set of sockets has no room left."""
     elements = [f"10.{number >> 14}.{number >> 6 & 255}.1 . {1024 + (number & 63)}" for number in range(size)]

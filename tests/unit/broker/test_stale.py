@@ -15,7 +15,7 @@ from alg.address import Endpoint
 from gateway.broker.conntrack import Conntrack, Socket, Tracked, TrackedEntry
 from gateway.broker.elements import talked_of
 from gateway.broker.marks import MEDIA
-from gateway.broker.stale import LATER, SOON, Right, Stale, _is_right, _pairs, sockets_of
+from gateway.broker.stale import LATER, SHARE, SOON, Right, Stale, _is_right, _pairs, sockets_of
 from gateway.model.requests import Lease
 
 TARGET, PUBLIC = Endpoint("192.168.56.10", 5060), Endpoint("203.0.113.2", 40000)
@@ -144,11 +144,32 @@ def test_where_the_peer_is_known_it_is_looked_for_at_once_and_not_too_often(monk
     monkeypatch.setattr(Conntrack, "find", find)
     monkeypatch.setattr(Conntrack, "delete", delete)
     stale = Stale(lambda _: [LEASE], lambda asked: talked_of(TARGET) in asked)
-    stale.opened(LEASE)
-    assert (looks, deleted) == ([{PUBLIC, TARGET}], [wrong])
-    stale.opened(LEASE)  # a tenth of the time is for that
+    assert not stale.opened(LEASE)
+    assert not stale.opened(LEASE)
+    assert stale.settle()
+    assert (looks, deleted) == ([{PUBLIC, TARGET}], [wrong])  # for all of them together
+    assert stale.settle()
     assert len(looks) == 1
-    assert stale.deadline() - time.monotonic() <= SOON
+    assert not stale.opened(LEASE)
+    assert not stale.settle()  # a tenth of the time is for that
+    assert len(looks) == 1
+    assert 0 < stale.deadline() - time.monotonic() <= SHARE * 0.03
+    while not stale.settle():
+        time.sleep(0.01)
+    assert len(looks) == 2
+
+
+def test_nobody_waits_long_for_a_look_however_long_looks_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Conntrack, "find", lambda _, sockets: time.sleep(0.05) or [])
+    monkeypatch.setattr("gateway.broker.stale.LONGEST", 0.1)
+    stale = Stale(lambda _: [LEASE], lambda _: True)
+    stale.opened(LEASE)
+    assert stale.settle()
+    stale.opened(LEASE)
+    assert not stale.settle()
+    assert stale.deadline() - time.monotonic() <= 0.1
+    time.sleep(0.11)
+    assert stale.settle()
 
 
 @pytest.mark.parametrize(
@@ -184,6 +205,21 @@ def test_it_is_looked_for_soon_where_it_matters_now(
         assert stale.deadline() - time.monotonic() > LATER / 2
         stale.forget()
         assert looks  # all the same
+
+
+@pytest.mark.parametrize("change", [opened_for_nobody, Stale.admitted])
+def test_a_second_port_is_asked_about_too(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[Stale, Lease], None]
+) -> None:
+    """A phone whose reports (RTCP) alone were early, or those of its peer."""
+    lease = msgspec.structs.replace(LEASE, second=TARGET.port + 1)
+    seconds = [Endpoint(one.host, one.port + 1) for one in (TARGET, PUBLIC)]
+    monkeypatch.setattr(Conntrack, "find", lambda _, sockets: [])
+    monkeypatch.setattr("gateway.broker.stale.SOON", 0.0)
+    stale = Stale(lambda _: (), lambda asked: not {talked_of(one) for one in seconds}.isdisjoint(asked))
+    change(stale, lease)
+    stale.tick()
+    assert select.select([stale.wake], [], [], 10)[0]
 
 
 def test_a_socket_that_had_a_pinhole_a_moment_ago_is_looked_at_soon(monkeypatch: pytest.MonkeyPatch) -> None:
