@@ -674,6 +674,38 @@ def test_an_event_tells_of_the_new_address(lab: Lab, gateway: Gateway, igd: Igd)
             assert answer.status == status
 
 
+def test_an_event_that_is_taken_byte_by_byte_is_sent_once(lab: Lab, gateway: Gateway, igd: Igd) -> None:
+    """A small device answers in pieces: that is no refusal, for which its other address would be told too."""
+    with lab.listen("inside", CLIENT4) as slow, lab.listen("inside", CLIENT4) as other:
+        urls = "><".join(f"http://{CLIENT4}:{one.getsockname()[1]}/" for one in (slow, other))
+        granted = subscribe(igd, urls)
+        assert granted["status"] == "200"
+        slow.settimeout(20)
+        for number in range(4):
+            sock, _ = slow.accept()
+            with sock:
+                sock.settimeout(5)
+                said = b""
+                while b"</e:propertyset>" not in said:
+                    said += sock.recv(4096)
+                assert f"SEQ: {number}\r\n".encode() in said
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n":
+                    try:
+                        sock.sendall(bytes([byte]))
+                    except OSError:
+                        break  # it has read enough
+                    time.sleep(0.002)
+            assert igd.add(6510 + number, 6510 + number).status == 200
+        other.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            other.accept()
+        url = igd.url(igd.connection, "eventSubURL")
+        assert exchange(lab, "inside", url, request("UNSUBSCRIBE", url, {"SID": granted["sid"]})).status == 200
+        for number in range(4):
+            igd.delete(6510 + number)
+
+
 # --- floods -----------------------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ log = get_logger()
 MODERATION = 0.5  # seconds between a change and what is told of it: many changes are told together
 TIMEOUT = 5.0  # seconds for a subscriber to take an event
 MOST_FAILURES = 3  # in a row; then a subscription is forgotten
+_STATUS = len("HTTP/1.1 200")  # bytes that say how an event was taken
 WELCOME = 0.05  # seconds after the answer to a subscription (UDA 1.1, 4.1.2: the first event comes after it)
 
 State = Callable[[str], Mapping[str, object]]
@@ -100,7 +101,9 @@ def _send(callback: Callback, sid: str, number: int, values: Mapping[str, object
             sock = gsocket.create_connection(callback.endpoint)
             with sock:
                 sock.sendall(event(callback, sid, number, values))
-                answer = sock.recv(64)
+                answer = b""
+                while len(answer) < _STATUS and (part := sock.recv(64)):
+                    answer += part
     except OSError:
         return False
     return answer.startswith(b"HTTP/1.") and answer[9:10] == b"2"
