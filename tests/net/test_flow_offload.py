@@ -14,7 +14,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.gateway import Gateway
-from tests.lab.lab import CLIENT4, CLIENT6, ROUTER_OUT6, SERVER4, SERVER6, Lab
+from tests.lab.lab import CLIENT4, CLIENT6, PATIENCE, ROUTER_OUT6, SERVER4, SERVER6, Lab
+from tests.net.ftp_control import Control, fails, port_command
 from tests.net.test_sip import Media, pinholes, split
 from tests.net.test_sip_seen import OFFER, Wire
 
@@ -143,6 +144,62 @@ def test_doctor_says_what_to_add_for_ipv6_and_that_serves(lab: Lab, gateway: Gat
             server.sendto(head, source)
             assert lines[1].encode() in phone.recv(4096)
         assert not offloaded(lab, 5060, "ipv6"), connections(lab, "ipv6")
+
+
+def test_a_pinhole_of_ftp_serves_once_and_its_bytes_pass_by_all_rules(
+    lab: Lab, gateway: Gateway, flowtable: None
+) -> None:
+    """Data connections are offloaded as any other; what the gateway reads and relays itself is not forwarded at all."""
+    with lab.listen("outside", SERVER4, 21) as listener:
+        control = Control(lab, SERVER4)
+        server, _ = listener.accept()
+    server.settimeout(PATIENCE * 10)
+    server.sendall(b"220 ready\r\n")
+    assert control.reply() == "220 ready"
+    with lab.listen("inside", CLIENT4) as near, lab.listen("outside", SERVER4) as passive:
+        control.send(port_command(CLIENT4, near.getsockname()[1]))
+        public = split(re.sub(r"^PORT (.*),(\d+),(\d+)\r\n$", _endpoint, server.recv(100).decode()))
+        server.sendall(b"200 fine\r\n")
+        assert control.reply() == "200 fine"
+        far, inner = lab.connect("outside", *public), near.accept()[0]
+        assert _back_and_forth(far, inner) == _back_and_forth(inner, far)
+        assert offloaded(lab, public[1]), connections(lab)
+        assert fails(lab, "outside", public)
+
+        control.send(b"PASV\r\n")
+        assert server.recv(100) == b"PASV\r\n"
+        server.sendall(b"227 (" + port_command(SERVER4, passive.getsockname()[1])[5:-2] + b")\r\n")
+        assert control.reply().startswith("227 ")
+        outward, arrived = lab.connect("inside", *passive.getsockname()), passive.accept()[0]
+        assert _back_and_forth(outward, arrived) == _back_and_forth(arrived, outward)
+        assert offloaded(lab, passive.getsockname()[1]), connections(lab)
+
+        control.send(port_command(CLIENT4, near.getsockname()[1]))
+        public = split(re.sub(r"^PORT (.*),(\d+),(\d+)\r\n$", _endpoint, server.recv(100).decode()))
+        control.send(port_command("198.51.100.99", 4000))  # of a third host: this flow opens nothing any more
+        lab.wait_for(lambda: not pinholes(gateway, "ftp.port"), 10, "what is unused to close")
+        assert fails(lab, "outside", public)
+        assert not offloaded(lab, 21), connections(lab)
+        assert _back_and_forth(far, inner) == _back_and_forth(inner, far)  # what runs goes on
+    for sock in (far, inner, outward, arrived, control.socket, server):
+        sock.close()
+
+
+def _endpoint(found: re.Match[str]) -> str:
+    return f"{found[1].replace(',', '.')}:{int(found[2]) * 256 + int(found[3])}"
+
+
+def _back_and_forth(one: socket.socket, other: socket.socket) -> bytes:
+    """Many packets, so that they could be offloaded; what arrived."""
+    data = bytes(range(256)) * 40
+    one.sendall(data)
+    other.settimeout(PATIENCE * 10)
+    heard = b""
+    while len(heard) < len(data):
+        heard += (part := other.recv(65536))
+        assert part
+    assert heard == data
+    return heard
 
 
 def test_one_that_goes_offloads_nothing_of_ours(lab: Lab, gateway: Gateway, flowtable: None) -> None:
