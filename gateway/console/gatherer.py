@@ -67,7 +67,7 @@ class Snapshot(msgspec.Struct, frozen=True):
         broker = self.answers.get("broker")
         row = broker.row if broker is not None else None
         if row is not None and ["algate_broker_table_present", True] not in row["samples"]:
-            found.append("broker: its nft table is gone")
+            found.append("broker: its nft table is gone (restart algate if it does not come back)")
         if self.supervisor is not None and self.supervisor.get("obstacle"):
             found.append(f"supervisor: {self.supervisor['obstacle']}")
         return found

@@ -242,6 +242,18 @@ def test_what_a_screen_reader_is_told(page: Page, lab: Lab, listener: socket.soc
         )
 
 
+def test_an_empty_table_on_a_phone_is_no_grid(page: Page, lab: Lab, listener: socket.socket) -> None:
+    """Its head is hidden there, and a grid without a row is an error to a screen reader."""
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(page.url.partition("#")[0] + "#/flows")
+    region, grid = page.get_by_role("region", name="flows"), page.get_by_role("grid", name="flows")
+    expect(region).to_contain_text("No flow is live.")
+    expect(region).not_to_have_attribute("aria-rowcount", re.compile(""))
+    with flow(lab, listener):
+        expect(grid).to_have_attribute("aria-rowcount", "1")
+    expect(region).to_contain_text("No flow is live.")
+
+
 def test_light_and_dark(page: Page) -> None:
     def background() -> str:
         colour: str = page.evaluate("getComputedStyle(document.body).backgroundColor")

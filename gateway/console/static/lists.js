@@ -132,7 +132,7 @@ export function pinholesView() {
     sort: "left",
     note: "No pinhole is open.",
     columns: [
-      { key: "protocol", label: "kind", width: "44px", tag: true },
+      { key: "protocol", label: "proto", width: "64px", tag: true },
       { key: "public", label: "public", width: "minmax(130px, 1.2fr)", mono: true, card: "a" },
       { key: "target", label: "target", width: "minmax(130px, 1.2fr)", mono: true, card: "c" },
       { key: "peer", label: "peer", width: "minmax(100px, 1fr)", mono: true, show: (row) => row.peer ?? "anybody" },
@@ -150,7 +150,7 @@ export function pinholesView() {
       return { rows, silent: answer.silent };
     },
     details: (row) => [
-      ["public", row.public], ["target", row.target], ["peer", row.peer ?? "anybody"], ["id", row.id], ["protocol", row.protocol], ["direction", row.direction],
+      ["public", row.public], ["target", row.target], ["peer", row.peer ?? "anybody"], ["id", row.id], ["kind", row.kind], ["protocol", row.protocol], ["direction", row.direction],
       ["reason", row.reason], ["client", row.client], ["flow", row.flow], ["backend", row.backend], ["closes in", duration(row.left)],
       ["packets", whole(row.packets ?? 0)], ["bytes", bytes(row.bytes ?? 0)],
     ],

@@ -129,7 +129,9 @@ export class Table {
     say(this.empty, this.all.length ? "No row matches the filter." : this.note);
     this.empty.hidden = this.rows.length > 0;
     this.size.style.height = `${this.rows.length * height}px`;
-    this.body.setAttribute("aria-rowcount", this.rows.length);
+    const grid = this.rows.length > 0 || !narrow.matches; // a grid has to have a row: on a phone its head is hidden
+    this.body.setAttribute("role", grid ? "grid" : "region");
+    this.#attribute("aria-rowcount", grid ? this.rows.length : null);
     const first = Math.max(0, Math.floor(this.body.scrollTop / height) - SPARE);
     const last = Math.min(this.rows.length, first + Math.ceil(this.body.clientHeight / height) + 2 * SPARE);
     while (this.pool.length < last - first) {
@@ -155,7 +157,12 @@ export class Table {
         } else say(cells[i], String(text));
       });
     });
-    this.body.setAttribute("aria-activedescendant", active);
+    this.#attribute("aria-activedescendant", active || null);
+  }
+
+  #attribute(name, value) {
+    if (value === null) this.body.removeAttribute(name);
+    else this.body.setAttribute(name, value);
   }
 
   #key(event) {

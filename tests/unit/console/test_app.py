@@ -236,7 +236,7 @@ def test_ready_is_more_than_alive(app: App, processes: Processes) -> None:
     assert ask(app, "/healthz")[0] == 200
     assert ask(app, "/readyz")[2] == b"supervisor: starting\n"
     processes.state, processes.table = "running", False
-    assert ask(app, "/readyz")[2] == b"broker: its nft table is gone\n"
+    assert ask(app, "/readyz")[2] == b"broker: its nft table is gone (restart algate if it does not come back)\n"
     processes.state, processes.table = "draining", True
     processes.silent = {"worker-0"}  # it has ended, as it should
     assert ask(app, "/healthz")[0] == 200
