@@ -119,11 +119,6 @@ class Poller:
         self._bulk.clear()
         self.epoll.close()
 
-    @property
-    def crowded(self) -> bool:
-        """Whether other sockets with much to do wait for their turn."""
-        return bool(self._bulk)
-
     def _tell(self) -> None:
         line, bulk = self._line, self._bulk
         if not line:

@@ -26,8 +26,9 @@ from gateway.net.relay.wheel import Wheel, WheelEntry
 from gateway.policy.pace import Pace
 
 FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
-BUDGET = 1024 * 1024  # bytes that one callback may move, so that a fast flow does not starve the others,
-CROWDED = 256 * 1024  # and while others wait to do the same
+# Bytes that one callback may move, so that a fast flow does not starve the others: half a millisecond. With less while
+# others wait to do the same, eight streams through one worker had 12 Gbit/s in place of 17.
+BUDGET = 1024 * 1024
 ENOUGH = 64 * 1024  # a shorter read most likely emptied the source: epoll will tell when there is more
 COPY_SIZE = 16 * 1024  # a side that sends more at once is spliced from then on
 FEW = 4 * 1024  # a side that sends less is copied again
@@ -238,11 +239,10 @@ class RelayHandle:
                 self._read(half)
                 return
         source, sink = half.source.fileno(), half.sink.fileno()
-        most = budget = CROWDED if self._relay.poller.crowded else BUDGET
-        limit = min(pool.size, most)
+        limit, budget = pool.size, BUDGET
         while True:
             if not pipe.held:
-                if pace is not None and not (limit := min(pool.size, most, pace.allowance(self._active))):
+                if pace is not None and not (limit := min(pool.size, pace.allowance(self._active))):
                     half.pipe = None
                     pool.give_back(pipe)
                     self._pause(half, pace)
@@ -250,7 +250,7 @@ class RelayHandle:
                 try:
                     pipe.held = count = os.splice(source, pipe.writer, limit, flags=FLAGS)
                 except BlockingIOError:
-                    self._is_bulk(half, budget < most)
+                    self._is_bulk(half, budget < BUDGET)
                     break
                 except OSError:
                     self._broke(half.source, seen_reading=True)
