@@ -37,10 +37,15 @@ COMPILED = {
         *_modules("gateway/net", "neighbours"),
         *_modules("gateway/observe", "ladders", "logfmt", "pinhole_log", "trace"),
         *_modules("gateway/pinhole", "client"),
-        *_modules("gateway/net/relay", "connection", "half", "pipes", "poller", "splice", "wheel"),
-        *_modules("gateway/policy", "clients", "shared_counts"),
-        *_modules("gateway/flow", "quick_dial"),
+        *_modules("gateway/net/relay", "connection", "half", "pipes", "poller", "wheel"),
+        *_modules("gateway/policy", "clients", "decide", "index", "shared_counts"),
+        *_modules("gateway/model", "hosts"),
+        *_modules("gateway/flow", "quick_dial", "table"),
+        *_modules("gateway/front", "accept"),
+        *_modules("gateway/front/transparent", "original_dst"),
         *_modules("gateway/front/socks", "quick"),
+        *_modules("gateway/observe", "flow_log"),
+        *_modules("gateway/net", "sockets"),
     ],
 }
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Sequence
 from datetime import datetime
-
-import msgspec
+from typing import NamedTuple
 
 from alg.address import Address, Endpoint, canonical
 from gateway.model.hosts import name_of, seen_through
@@ -40,7 +39,7 @@ def nobodys(_address: Address) -> bool:
     return False
 
 
-class Explanation(msgspec.Struct, frozen=True):
+class Explanation(NamedTuple):
     """How a decision came about: the rules before the deciding one, each as (label, place, why it does not match)."""
 
     decision: Decision
