@@ -10,9 +10,6 @@ import ipaddress
 import re
 from collections.abc import Sequence
 
-import dns.exception
-import dns.name
-
 from alg.address import Address, canonical
 
 MAX_LENGTH = 253
@@ -36,6 +33,9 @@ def canonical_name(text: str) -> str:
     if "\\" in text:
         raise ValueError(f"{text!r} is not a host name")
     if not text.isascii():
+        import dns.exception  # here, as most processes never need it, and it takes long to load
+        import dns.name
+
         try:
             name = dns.name.from_text(text, None).to_text().lower()
         except (dns.exception.DNSException, UnicodeError) as error:
