@@ -30,14 +30,15 @@ debian-build: debian-run
 debian-test: debian-build
 	@requirements/debian install requirements/test.deb
 
-# What running needs, and no more: wheels of the versions that the lock file names. What a gateway consists of is imported
-# once, so that Python's cache of it is there before processes come that may not write it; without what was compiled of
-# an older checkout.
+# What running needs, and no more: wheels of the versions that the lock file names. Python's cache of the
+# sources, and of those that they import, is made here, before processes come that may not write it; without what was
+# compiled of an older checkout.
 .venv/.run: pyproject.toml setup.py requirements/run.txt | debian-run
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv --without-pip .venv
 	$(PIP_INSTALL) --no-compile --only-binary :all: --require-hashes -r requirements/run.txt
 	$(PIP_INSTALL) --no-compile --no-deps --no-build-isolation -e .
 	find alg gateway -name '*.so' -delete
+	$(BIN)/python -m compileall -q alg gateway iptables
 	$(BIN)/python -c 'import gateway.cli.main, gateway.cli.run, gateway.process.worker, gateway.process.broker, gateway.process.console'
 	@touch $@
 
