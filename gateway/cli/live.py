@@ -26,7 +26,7 @@ def flows(config_path: str | None, as_json: bool) -> None:
       algate flows --json
     """
     columns = ["id", "front", "client", "server", "user", "module", "up", "down", "age"]
-    show_rows(collect(config_path, "flows"), as_json, columns, age=lambda row: f"{time.time() - row['since']:.0f} s")
+    show_rows(live(config_path, "flows"), as_json, columns, age=lambda row: f"{time.time() - row['since']:.0f} s")
 
 
 @click.command()
@@ -43,10 +43,7 @@ def pinholes(config_path: str | None, as_json: bool) -> None:
       algate pinholes --json
     """
     columns = ["id", "kind", "protocol", "public", "target", "peer", "reason", "flow", "packets", "bytes", "left"]
-    rows = collect(config_path, "pinholes")
-    described = {row["lease"]: row["description"] for row in collect(config_path, "mappings")}
-    for row in rows:
-        row["description"] = described.get(row["id"], "")
+    rows = live(config_path, "pinholes")
     if any(row["description"] for row in rows):
         columns.append("description")
     show_rows(rows, as_json, columns, left=lambda row: f"{row['expires'] - time.time():.0f} s")
@@ -71,10 +68,12 @@ def calls(config_path: str | None, as_json: bool) -> None:
     def of_media(row: dict[str, Any], which: str) -> str:
         return " ".join(str(media[which]) for media in row["media"]) or "-"
 
-    found, peers = collect(config_path, "calls"), collect(config_path, "peers")
+    rows = live(config_path, "calls")
     if as_json:
-        show_json([*found, *({"kind": "peer", **row} for row in peers)])
+        show_json(rows)
         return
+    peers = [row for row in rows if row.get("kind") == "peer"]
+    found = [row for row in rows if row.get("kind") != "peer"]
     show_rows(
         found,
         False,
@@ -90,6 +89,19 @@ def calls(config_path: str | None, as_json: bool) -> None:
             ["client", "server", "state", "reason", "until"],
             until=lambda row: "-" if row["until"] is None else f"{row['until']:.0f} s",
         )
+
+
+def live(config_path: str | None, what: str) -> Rows:
+    """Return what `algate WHAT --json` shows: "flows", "pinholes" or "calls". Raises AlgateError as `collect` does."""
+    rows = collect(config_path, what)
+    match what:
+        case "pinholes":
+            described = {row["lease"]: row["description"] for row in collect(config_path, "mappings")}
+            for row in rows:
+                row["description"] = described.get(row["id"], "")
+        case "calls":
+            rows += ({"kind": "peer", **row} for row in collect(config_path, "peers"))
+    return rows
 
 
 def collect(config_path: str | None, verb: str) -> Rows:

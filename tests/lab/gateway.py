@@ -10,7 +10,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from gateway.cli.live import live
+from gateway.cli.rules import apply_command, remove_command
+from gateway.model.errors import AlgateError, ConfigError
 
 if TYPE_CHECKING:
     from tests.lab.lab import Lab
@@ -43,7 +47,7 @@ class Gateway:
         from tests.lab.lab import LabError
 
         if rules:
-            self.algate("rules", "apply")
+            self.rules("apply")
             self._rules = True
         seen = len(self.log_lines())
         process = self._process = self.lab.popen("router", [self.command, "run", "-c", self.config], log=self.log)
@@ -66,7 +70,7 @@ class Gateway:
         self._process = None
         self.lab.gateways.remove(self)
         if self._rules:
-            self.algate("rules", "remove")
+            self.rules("remove")
             self._rules = False
         return code
 
@@ -92,8 +96,32 @@ class Gateway:
         """`algate ARGUMENTS -c CONFIG` in the router."""
         return self.lab.run("router", [self.command, *arguments, "-c", self.config], timeout=90, check=check)
 
+    def rules(self, verb: Literal["apply", "remove"]) -> None:
+        """What `algate rules VERB` does, by this process: hundreds of gateways are started, and the command itself has
+        tests of its own."""
+        from tests.lab.lab import LabError
+
+        callback: Any = (apply_command if verb == "apply" else remove_command).callback
+        with self.lab.enter("router"):
+            try:
+                callback(str(self.config), *((False,) if verb == "apply" else ()))
+            except ConfigError:  # it may be about a module that only the gateway's processes find
+                self.algate("rules", verb)
+            except AlgateError as error:
+                raise LabError(f"algate rules {verb}: {error}") from None
+
     def admin(self, what: str) -> list[dict[str, Any]]:
-        """The objects of `algate WHAT --json`, as "pinholes" or "flows"."""
+        """The objects of `algate WHAT --json`, as "pinholes" or "flows"; the most usual ones without a process for
+        each question."""
+        from tests.lab.lab import LabError
+
+        if what in ("calls", "flows", "pinholes"):
+            try:
+                return live(str(self.config), what)
+            except ConfigError:  # as above
+                pass
+            except AlgateError as error:
+                raise LabError(f"algate {what}: {error}") from None
         objects: list[dict[str, Any]] = json.loads(self.algate(what, "--json").stdout)
         return objects
 
