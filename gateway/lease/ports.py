@@ -26,6 +26,8 @@ _RANGE_TRIES = 256
 
 _Port = tuple[Transport, str, int]
 _Kind = tuple[Transport, str, int]  # the last is how many ports, one beside the other
+Inside = tuple[str, int, int | None]
+"""The sockets of a conversation: their address, the port behind the (first) public one, and that behind the second."""
 
 
 class PublicPorts:
@@ -37,7 +39,9 @@ class PublicPorts:
         self._read: tuple[int, int] | None = None
         # Plain tuples, which Python's garbage collector need not look at again: there are tens of thousands.
         self._busy: dict[_Port, float] = {}
-        self._resting: dict[_Kind, deque[tuple[float, int, str | None]]] = {}  # until, the first, its peer
+        # Until when, the first, its peer, and whose it was.
+        self._resting: dict[_Kind, deque[tuple[float, int, str | None, Inside | None]]] = {}
+        self._latest: dict[Inside, tuple[float, str, int]] = {}  # of those that rest: until when, host and first port
         self._first = math.inf  # the first of these times
 
     def configure(self, ports: tuple[int, int], read_ports: tuple[int, int] | None) -> None:
@@ -83,6 +87,22 @@ class PublicPorts:
             return self._low, self._high
         return self._read if read else (self._low, self._read[0] - 1)
 
+    def again(self, host: str, inside: Inside, now: float, is_free: Callable[[int], bool]) -> Endpoint | None:
+        """Return the (first) public port that the sockets of a conversation had a moment ago, while it rests; None:
+        there is none.
+
+        Connection tracking still translates what they send to that port, until somebody has looked (decision 0193); and
+        what a late peer sends reaches nobody for whom it was not.
+        """
+        until, at, first = self._latest.get(inside, (-math.inf, "", 0))
+        width = 1 if inside[2] is None else 2
+        if at != host or until <= now or not self._is_resting(until, "udp", host, first, width):
+            return None
+        low, high = self._range(self.is_read(first))
+        if not low <= first <= high + 1 - width or not all(is_free(first + offset) for offset in range(width)):
+            return None
+        return Endpoint(host, first)
+
     def wished(self, host: str, transports: Sequence[Transport], port: int, is_free: Callable[[int], bool]) -> bool:
         """Return whether a port that somebody asks for can be given; it may rest."""
         return self._is_nobodys(host, transports, port) and is_free(port)
@@ -120,14 +140,19 @@ class PublicPorts:
             if not queue:
                 return
             at = rng.randrange(min(_RESTED_TRIES, len(queue)))
-            until, first, was = queue[at]
+            until, first, was, inside = queue[at]
             if until - self._hold + _least(transport, was, peer) > now:
-                at, (until, first, was) = 0, queue[0]
+                at, (until, first, was, inside) = 0, queue[0]
                 if until - self._hold + _least(transport, was, peer) > now:
                     return
             del queue[at]
+            self._forget_inside(inside, until)
             if self._is_resting(until, transport, host, first, width):
                 yield first
+
+    def _forget_inside(self, inside: Inside | None, until: float) -> None:
+        if inside is not None and self._latest.get(inside, (-math.inf,))[0] == until:
+            del self._latest[inside]
 
     def _forget(self, transport: Transport, host: str, first: int, count: int) -> None:
         for port in range(first, first + count):
@@ -141,14 +166,25 @@ class PublicPorts:
         for port in range(first.port, first.port + count):
             self._busy[transport, first.host, port] = math.inf
 
-    def give_back(self, transport: Transport, first: Endpoint, count: int, now: float, peer: str | None = None) -> None:
-        """Mark ports as free again; they begin to rest. `peer`: the only host that might connect, if there was one."""
+    def give_back(
+        self,
+        transport: Transport,
+        first: Endpoint,
+        count: int,
+        now: float,
+        peer: str | None = None,
+        inside: Inside | None = None,
+    ) -> None:
+        """Mark ports as free again; they begin to rest. `peer`: the only host that might connect, if there was one.
+        `inside`: the sockets of a conversation that had them, which may have them again (`again`)."""
         if not count:
             return
         until = now + self._hold
         for port in range(first.port, first.port + count):
             self._busy[transport, first.host, port] = until
-        self._resting.setdefault((transport, first.host, count), deque()).append((until, first.port, peer))
+        self._resting.setdefault((transport, first.host, count), deque()).append((until, first.port, peer, inside))
+        if inside is not None:
+            self._latest[inside] = until, first.host, first.port
         self._first = min(self._first, until)
 
     def tick(self, now: float) -> None:
@@ -157,7 +193,8 @@ class PublicPorts:
             return
         for (transport, host, count), queue in list(self._resting.items()):
             while queue and queue[0][0] <= now:
-                until, first, _ = queue.popleft()
+                until, first, _, inside = queue.popleft()
+                self._forget_inside(inside, until)
                 for port in range(first, first + count):
                     if self._busy.get((transport, host, port)) == until:
                         del self._busy[transport, host, port]

@@ -424,6 +424,11 @@ class LeaseTable:
         width = 1 if request.second is None else 2
         if request.kind == "mapping":
             return self._mapped(request, request.public_host, transports, rng, is_free)
+        if request.kind == "conversation":
+            inside = (request.target.host, request.target.port, request.second)
+            again = self._ports.again(request.public_host, inside, now, is_free)
+            if again is not None:
+                return again
         return self._ports.choose(request.public_host, transports, width, read, now, rng, is_free, request.peer)
 
     def _shared(self, request: PinholeRequest, is_free: Callable[[int], bool]) -> Endpoint | None:
@@ -473,10 +478,13 @@ class LeaseTable:
     def _give_back(self, lease: Lease, all_free: bool, now: float) -> None:
         if lease.kind == "gre":
             self._calls.give_back(lease, now)
+        inside = None
+        if lease.kind == "conversation" and lease.public != lease.target:
+            inside = (lease.target.host, lease.target.port, lease.second)
         for first, count in public_ranges(lease):
             for transport in transports_of(lease.protocol):
                 if all_free:
-                    self._ports.give_back(transport, first, count, now, lease.peer)
+                    self._ports.give_back(transport, first, count, now, lease.peer, inside)
                     continue
                 for port in range(first.port, first.port + count):
                     public = Endpoint(first.host, port)

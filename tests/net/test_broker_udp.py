@@ -178,6 +178,37 @@ def test_closing_stops_media_under_way_and_what_follows_has_nothing_of_it(rig: R
     assert gets_nothing(far, phone, of(far))
 
 
+@FAMILIES
+def test_what_a_socket_sends_as_its_port_closes_belongs_to_its_next_pinhole(
+    rig: Rig, phones: Phones, client: str, public: str, server: str, stranger: str
+) -> None:
+    """As a boot ROM does that fetches one file after the other: connection tracking still translates its next request
+    to the port that has just closed. Each datagram is sent once only."""
+    request = conversation(
+        client=client, target=Endpoint(client, 2070), public_host=public, peers=(server,), reason="tftp.data"
+    )
+    boot, asked, answers = (
+        phones.at(rig.inside, client, 2070),
+        phones.at(rig.outside, server, 69),
+        phones.at(rig.outside, server, 3000),
+    )
+    for sock in (boot, asked):
+        sock.settimeout(3)
+    before = None
+    for number in range(3):
+        lease = rig.open(request)
+        assert before in (None, lease.public)
+        before = lease.public
+        boot.sendto(b"request %d" % number, (server, 69))
+        data, source = asked.recvfrom(100)
+        assert (data, Endpoint(*source[:2])) == (b"request %d" % number, lease.public)
+        answers.sendto(b"file %d" % number, (public, lease.public.port))
+        assert boot.recv(100) == b"file %d" % number
+        rig.send(Close(lease.id))
+    wait_for(lambda: rig.pinholes() == [], "closed")
+    assert gets_nothing(boot, answers, before or lease.public)
+
+
 def test_media_stops_at_the_timeout_though_the_broker_is_dead(rig: Rig, phones: Phones) -> None:
     lease = rig.open(conversation(ttl=1.0))
     phone, far = phones.at(rig.inside, CLIENT, 4000), phones.at(rig.outside, SERVER)

@@ -146,13 +146,76 @@ def test_a_crowd_of_calls_gets_ports_that_rested_for_a_while_but_not_a_connectio
     for number, lease in enumerate(first):
         table.close(lease.id, now=float(number))
     with pytest.raises(PinholeRefused, match="ports"):
-        open_(pair(), REST["udp"] - 0.1)
-    assert open_(pair(), REST["udp"]).public == first[0].public  # who has rested the longest
+        open_(pair(4010), REST["udp"] - 0.1)
+    assert open_(pair(4010), REST["udp"]).public == first[0].public  # who has rested the longest
     with pytest.raises(PinholeRefused, match="ports"):
-        open_(pair(4002), REST["udp"])
-    assert open_(pair(4002), REST["udp"] + 1.0).public == first[1].public
+        open_(pair(4012), REST["udp"])
+    assert open_(pair(4012), REST["udp"] + 1.0).public == first[1].public
     with pytest.raises(PinholeRefused, match="ports"):
-        open_(pair(4004), 100.0)  # both are somebody's
+        open_(pair(4014), 100.0)  # both are somebody's
+
+
+def test_a_socket_that_asks_again_has_the_port_that_it_had_a_moment_ago() -> None:
+    """Connection tracking translates it to that one, until somebody has looked (decision 0193)."""
+    table = LeaseTable(backend="kernel", ports=(40000, 49999), rate=1e9)
+    rng = random.Random(1)
+    taken: set[int] = set()
+
+    def open_(request: PinholeRequest, now: float) -> Lease:
+        return table.open(request, now=now, unix=0.0, rng=rng, is_free=lambda port: port not in taken)
+
+    lease = open_(pair(), 0.0)
+    table.close(lease.id, now=1.0)
+    again = open_(pair(), 1.0)
+    assert again.public == lease.public
+    table.close(again.id, now=2.0)
+    # Not one port of the two, nor another kind, another host, or a port that something else has taken meanwhile.
+    others = [
+        msgspec.structs.replace(pair(), second=None),
+        msgspec.structs.replace(pair(), second=4005),
+        msgspec.structs.replace(pair(), public_host="203.0.113.2"),
+        msgspec.structs.replace(pair(), client="192.168.56.11", target=Endpoint("192.168.56.11", 4000)),
+        msgspec.structs.replace(pair(), kind="read", second=None),
+    ]
+    for request in others:
+        other = open_(request, 2.0)
+        assert other.public.port not in (lease.public.port, lease.public.port + 1)
+        table.close(other.id, now=2.0)
+    taken.add(lease.public.port + 1)
+    assert open_(pair(), 3.0).public != lease.public
+
+
+def test_a_port_is_not_kept_for_a_socket_when_it_has_rested_or_is_somebodys() -> None:
+    table = LeaseTable(backend="kernel", ports=(40000, 40003), rate=1e9)
+    rng = random.Random(1)
+
+    def open_(request: PinholeRequest, now: float) -> Lease:
+        return table.open(request, now=now, unix=0.0, rng=rng, is_free=lambda port: True)
+
+    first, second = open_(pair(), 0.0), open_(pair(4002), 0.0)
+    table.close(first.id, now=0.0)
+    other = open_(pair(4010), REST["udp"])  # ports are scarce
+    assert other.public == first.public
+    with pytest.raises(PinholeRefused, match="ports"):
+        open_(pair(), REST["udp"])
+    table.close(second.id, now=3.0)
+    table.close(other.id, now=3.0)
+    table.expire(20.0)
+    assert table._ports._latest == {}
+    assert table._ports._busy == {}
+
+
+def test_what_was_open_to_anybody_is_given_to_its_socket_anew() -> None:
+    """A mapping or a connection that strangers knew of has another port the next time."""
+    table = LeaseTable(backend="kernel", ports=(40000, 49999), rate=1e9)
+    anybody = msgspec.structs.replace(INBOUND, kind="anybody", peer=None)
+    found = []
+    for number in range(4):
+        now = float(number)
+        lease = table.open(anybody, now=now, unix=0.0, rng=random.Random(number), is_free=lambda port: True)
+        table.close(lease.id, now=now)
+        found.append(lease.public)
+    assert len(set(found)) == 4
 
 
 def test_a_port_of_a_connection_rests_longer_for_the_same_peer() -> None:
