@@ -77,6 +77,7 @@ class PptpModule:
 
     api: ClassVar[int] = 1
     kinds: ClassVar[tuple[str, ...]] = ("gre",)
+    shown: ClassVar[bool] = True  # names of machines and vendors, and no secret: those are in the tunnel
 
     def __init__(self, context: FlowContext) -> None:
         self._why_not = ""  # the note, if calls cannot be served

@@ -13,20 +13,26 @@ from typing import Any
 from alg.address import Endpoint, canonical
 from alg.api import (
     AlgModule,
+    AskTransfer,
     Bypass,
     Command,
     Deliver,
     Event,
+    FindSocket,
     FlowContext,
     Mode,
     Note,
     OpenConversation,
     Opened,
+    OpenExchange,
+    OpenGre,
     OpenMapping,
+    OpenMeeting,
     OpenOutbound,
     OpenPinhole,
     Probe,
     Received,
+    Refused,
     Revoke,
     Rung,
     Side,
@@ -248,6 +254,13 @@ class _Flow:
             case OpenOutbound(ref, target):
                 events.append(Opened(ref, target, when))
                 yield _event(when, "pinhole", f"outward to {target} ({command.reason})")
+            case OpenGre(ref, call_id):
+                client = self._ends[Side.CLIENT].host
+                events.append(Opened(ref, Endpoint(self._rehearsal.public, call_id), when))
+                detail = f"{self._rehearsal.public} call {call_id} -> {client} call {call_id} ({command.reason})"
+                yield _event(when, "pinhole", detail)
+            case FindSocket(ref) | AskTransfer(ref) | OpenMeeting(ref) | OpenExchange(ref):
+                events.append(Refused(ref, "explain", when))  # nobody is there who could be asked
             case Revoke(rule):
                 yield _event(when, "revoke", rule)
             case Note(code, detail):
