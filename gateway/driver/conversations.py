@@ -141,7 +141,7 @@ class Conversations:
 
         `read`: the packets process reads its datagrams.
         """
-        if not self._may_open(command.ref, command.target, client, public):
+        if not self._may_open(command, command.target, client, public):
             return
         assert public is not None
         request = PinholeRequest(
@@ -163,7 +163,7 @@ class Conversations:
 
     def map(self, command: OpenMapping, client: str, public: PublicAddress | None) -> None:
         """Open a mapping; otherwise like `open`."""
-        if not self._may_open(command.ref, command.target, client, public):
+        if not self._may_open(command, command.target, client, public):
             return
         assert public is not None
         transports = set(command.transports)
@@ -195,6 +195,7 @@ class Conversations:
             self._later(command.ref, "target")
             return
         if self._mode is not Mode.REWRITE:
+            self._observed(command.reason, command.server or Endpoint(server, 0))
             self._report_later(command.ref, Endpoint(public.advertised, 0), Endpoint(inner_host, 0))
             return
         pair = command.client_second is not None
@@ -221,7 +222,7 @@ class Conversations:
     def tunnel(self, command: OpenGre, client: str, server: str, public: PublicAddress | None) -> None:
         """Open a call of PPTP of the inside host `client` with `server`; otherwise like `open`."""
         target = Endpoint(client, command.call_id)
-        if not self._may_open(command.ref, target, client, public, shown=command.call_id):
+        if not self._may_open(command, target, client, public):
             return
         assert public is not None
         request = PinholeRequest(
@@ -239,19 +240,31 @@ class Conversations:
         )
         self._ask(command.ref, request, public)
 
-    def _may_open(self, ref: int, target: Endpoint, client: str, public: PublicAddress | None, shown: int = 0) -> bool:
-        """Whether to ask the backend. If not, the answer in its place is already on its way: with the port `shown`,
-        where nothing is to be opened."""
+    def _may_open(
+        self,
+        command: OpenConversation | OpenMapping | OpenGre,
+        target: Endpoint,
+        client: str,
+        public: PublicAddress | None,
+    ) -> bool:
+        """Whether to ask the backend. If not, the answer in its place is already on its way: with port 0 (of a call
+        with its call ID) where nothing is to be opened."""
         if target.host != client:  # an engine's mistake must not become a hole
-            self._later(ref, "target")
+            self._later(command.ref, "target")
         elif public is None:
-            self._later(ref, "public")
+            self._later(command.ref, "public")
         elif self._mode is not Mode.REWRITE:
+            self._observed(command.reason, target)
+            shown = target.port if isinstance(command, OpenGre) else 0
             named = public.advertised
-            self._later(ref, Endpoint(named, shown) if named != client else target)
+            self._later(command.ref, Endpoint(named, shown) if named != client else target)
         else:
             return True
         return False
+
+    def _observed(self, reason: str, target: Endpoint) -> None:
+        """Tell what is not opened, because it is only looked at."""
+        log.info("alg.open", flow=self._flow, reason=reason, applied=False, target=str(target))
 
     def _ask(self, ref: int, request: PinholeRequest, public: PublicAddress) -> None:
         self._live[ref] = one = _Conversation(request.kind == "read", request.peers)

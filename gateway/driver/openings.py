@@ -108,6 +108,9 @@ class Openings:
             self._tell(Refused(command.ref, refusal, self._now()))
         elif observe or (isinstance(command, OpenOutbound) and not self._backend.outbound):
             # Nothing is opened: the module shows what it would write, with port 0 for the one it would get.
+            if observe and not isinstance(command, OpenMeeting):
+                target = str(command.target)
+                log.info("alg.open", flow=self._flow.id, reason=command.reason, applied=False, target=target)
             self._tell(Opened(command.ref, advertised(command, 0, self._flow, self._public), self._now()))
         else:
             self._opening.add(command.ref)

@@ -15,6 +15,8 @@ EVENTS = {
     "alg.edit": 'Bytes were replaced, for `reason`. With `mode = "observe"` `applied` is false and the '
     "bytes were not replaced.",
     "alg.note": "A module noticed something and did not act on it: `code` and `detail`.",
+    "alg.open": 'With `mode = "observe"`: a module would open a pinhole to `target`, for `reason`. `applied` is '
+    "false: nothing is opened.",
     "alg.out": "A module had `calls` slow calls within `seconds` seconds. It reads nothing more in this process.",
     "alg.outlives": "A flow has ended or is relayed unread; its module keeps the pinholes that running calls "
     "have advertised.",
