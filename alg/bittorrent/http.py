@@ -62,6 +62,7 @@ HEAD_WITHIN = 10.0  # seconds for the rest of a head
 LOOK_AGAIN = 0.05  # seconds between two looks at what another connection has begun
 MOST_BEHIND = 65536  # bytes behind an announce that waits
 BEGINNING = 128  # bytes by which a request is told before its head is there
+MOST_ASKED = 256  # announces whose answers are looked at; those beyond count as long as without an answer
 MOST_ANSWER, MOST_PIECES = 16384, 1024  # bytes and pieces of an answer in which its interval is looked for
 PORT, ADDRESS = "bittorrent.port", "bittorrent.address"
 
@@ -231,7 +232,8 @@ class BittorrentModule:
         listener.announced(torrent, counts_until(self._now, None))
         if not self._asked:
             self._forget_answer()
-        self._asked.append((listener, torrent))
+        if len(self._asked) < MOST_ASKED:
+            self._asked.append((listener, torrent))
         self._held = Held(head, announce, listener, self._now + ANSWER_WITHIN)
 
     def _release(self) -> None:

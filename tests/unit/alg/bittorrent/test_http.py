@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +13,9 @@ from hypothesis import strategies as st
 
 from alg.address import Endpoint
 from alg.api import (
-    Bypass,
-    Closed,
-    ClosePinhole,
-    CloseWrite,
     Command,
     Deliver,
+    Event,
     FindSocket,
     FlowContext,
     Opened,
@@ -26,7 +23,6 @@ from alg.api import (
     Probe,
     Received,
     Refused,
-    Revoke,
     Side,
     Tick,
     UpdateMapping,
@@ -36,6 +32,7 @@ from alg.bittorrent.bencode import find_interval
 from alg.bittorrent.http import BittorrentModule
 from alg.bittorrent.listeners import BEAT, DEAD, MOST_PORTS, MOST_TORRENTS, Listener
 from alg.bittorrent.options import BittorrentOptions
+from tests.unit.alg.streams import StreamDriver, is_the_same_when_cut, passes_every_byte
 
 CONTEXT = FlowContext(Endpoint("192.168.56.10", 40000), Endpoint("203.0.113.5", 6969))
 HASHES = [f"info_hash=%{number:02x}" + "%ff" * 19 for number in range(3)]
@@ -61,91 +58,42 @@ said = st.one_of(
 talk = st.lists(st.tuples(st.sampled_from([Side.CLIENT, Side.CLIENT, Side.SERVER]), said), max_size=10)
 
 
-class Driver:
-    """Proves and opens what the module asks for, and checks what it delivers."""
+class Driver(StreamDriver):
+    """Proves and opens what the module asks for."""
+
+    outlives = True
 
     def __init__(self, opens: bool = True, **context: Any) -> None:
-        self.module = BittorrentModule(replace(CONTEXT, **{"shared": {}, **context}))
-        self.came = {side: bytearray() for side in Side}
-        self.went = {side: bytearray() for side in Side}
-        self.edits: list[tuple[bytes, bytes]] = []
-        self.open: set[int] = set()
+        module = BittorrentModule(replace(CONTEXT, **{"shared": {}, **context}))
+        super().__init__(module, opens)
+        self.outliving = module
         self.probes: list[Probe] = []
         self.mapped: list[OpenMapping] = []
         self.updates: list[UpdateMapping] = []
-        self.bypassed = False
-        self.now = 0.0
-        self._opens = opens
-
-    def tell(self, side: Side, data: bytes) -> None:
-        self.came[side] += data
-        if self.bypassed:
-            self.went[side] += data
-        elif data:
-            self.do(self.module.handle(Received(side, data, self.now)))
 
     def tick(self, now: float) -> None:
         self.now = now
         self.do(self.module.handle(Tick(now)))
 
-    def end(self, side: Side) -> None:
-        if not self.bypassed:
-            assert CloseWrite(side.other) in self.do(self.module.handle(Closed(side, self.now)))
-
-    def do(self, commands: Sequence[Command]) -> Sequence[Command]:
-        probes: list[Probe] = []
-        mappings: list[OpenMapping] = []
-        asked: list[int] = []
-        for command in commands:
-            match command:
-                case Deliver(to, data, edits):
-                    assert not self.bypassed
-                    self.went[to.other] += data
-                    assert self.came[to.other].startswith(self.went[to.other])
-                    self.edits += [(data[edit.start : edit.end], edit.replacement) for edit in edits]
-                case Probe(_, target):
-                    assert target.host == CONTEXT.client.host
-                    assert 1024 <= target.port <= 65535
-                    probes.append(command)
-                case OpenMapping(_, target):
-                    assert target.host == CONTEXT.client.host
-                    mappings.append(command)
-                case UpdateMapping(ref):
-                    assert ref in self.open
-                    self.updates.append(command)
-                case ClosePinhole(ref):
-                    self.open.discard(ref)
-                case FindSocket(ref):
-                    asked.append(ref)
-                case Bypass():
-                    self.bypassed = True
-                case Revoke():
-                    pass
-        self.probes += probes
-        self.mapped += mappings
-        for probe in probes if not self.bypassed else ():
-            answer = Opened(probe.ref, probe.target, self.now) if self._opens else Refused(probe.ref, "probe", self.now)
-            self.do(self.module.handle(answer))
-        for ref in asked if not self.bypassed else ():
-            self.do(self.module.handle(Refused(ref, "none", self.now)))
-        for mapping in mappings if not self.bypassed else ():
-            self.open.add(mapping.ref)
-            # One number in two is somebody else's already.
-            port = mapping.target.port if mapping.target.port % 2 else 30000 + mapping.ref
-            self.do(self.module.handle(Opened(mapping.ref, Endpoint("203.0.113.1", port), self.now)))
-        return commands
-
-    @property
-    def result(self) -> tuple[object, ...]:
-        return self.went, self.edits, sorted(self.open), self.bypassed
-
-
-def play(said: Sequence[tuple[Side, bytes]], opens: bool, size: int) -> Driver:
-    driver = Driver(opens)
-    for side, data in said:
-        for at in range(0, len(data), size):
-            driver.tell(side, data[at : at + size])
-    return driver
+    def asked(self, command: Command) -> Iterator[Event]:
+        match command:
+            case Probe(ref, target):
+                assert target.host == CONTEXT.client.host
+                assert 1024 <= target.port <= 65535
+                self.probes.append(command)
+                yield Opened(ref, target, self.now) if self.opens else Refused(ref, "probe", self.now)
+            case OpenMapping(ref, target):
+                assert target.host == CONTEXT.client.host
+                self.mapped.append(command)
+                self.open.add(ref)
+                # One number in two is somebody else's already.
+                port = target.port if target.port % 2 else 30000 + ref
+                yield Opened(ref, Endpoint("203.0.113.1", port), self.now)
+            case UpdateMapping(ref):
+                assert ref in self.open
+                self.updates.append(command)
+            case FindSocket(ref):
+                yield Refused(ref, "none", self.now)
 
 
 @settings(max_examples=200, deadline=None)
@@ -153,23 +101,18 @@ def play(said: Sequence[tuple[Side, bytes]], opens: bool, size: int) -> Driver:
 def test_every_byte_goes_on_and_only_ports_and_addresses_are_edited(
     said: list[tuple[Side, bytes]], opens: bool
 ) -> None:
-    driver = play(said, opens, 100_000)
+    driver = Driver(opens)
+    driver.play(said, 100_000)
     assert len(driver.open) <= MOST_PORTS
     for before, after in driver.edits:
         assert (before.isdigit() and after.isdigit()) or (before, after) == (b"192.168.56.10", b"203.0.113.1")
-    for side in Side:
-        driver.end(side)
-    assert driver.went == driver.came
+    passes_every_byte(driver)
 
 
 @settings(max_examples=80, deadline=None)
 @given(talk, st.integers(1, 9))
 def test_the_outcome_does_not_depend_on_how_the_stream_is_cut(said: list[tuple[Side, bytes]], size: int) -> None:
-    whole, cut = play(said, True, 100_000), play(said, True, size)
-    for side in Side:
-        whole.end(side)
-        cut.end(side)
-    assert cut.result == whole.result
+    is_the_same_when_cut(Driver, said, size)
 
 
 @given(st.binary(max_size=200))
@@ -224,12 +167,12 @@ def test_connections_of_one_client_share_its_port() -> None:
         assert not other.probes
         assert not other.mapped
         assert other.edits == [(b"6882", b"30002")]
-        assert not other.module.lives_on()
+        assert not other.outliving.lives_on()
     assert len(first.mapped) == 1
     # Those that are over do not matter, and the first one's goes on.
     first.end(Side.CLIENT)
     first.end(Side.SERVER)
-    assert first.module.lives_on()
+    assert first.outliving.lives_on()
     first.tick(BEAT)
     others[0].now = BEAT + DEAD - 1
     others[0].tell(Side.CLIENT, announce(port="6882", more="&event=stopped"))
@@ -306,29 +249,6 @@ def test_secrets_are_not_shown() -> None:
 def test_options_that_make_no_sense() -> None:
     with pytest.raises(ValueError, match="verify: 'no'"):
         BittorrentOptions(verify="no")
-
-
-@pytest.mark.parametrize(
-    ("side", "unit"),
-    [
-        (Side.CLIENT, b"GET / HTTP/1.1\r\n\r\n"),
-        (Side.CLIENT, b"GET /" + b"a" * 15000 + b" HTTP/1.1\r\n\r\n"),
-        (Side.CLIENT, announce(more="&a=b" * 3000)),
-        (Side.SERVER, b"HTTP/1.1 200 OK\r\n\r\nd" + b"1:a" * 3000),
-    ],
-    ids=range(4),
-)
-def test_what_a_stranger_sends_costs_time_in_proportion(side: Side, unit: bytes) -> None:
-    took = []
-    for size in (60_000, 240_000):
-        driver = Driver()
-        driver.tell(Side.CLIENT, announce())
-        data = unit * max(1, size // len(unit))
-        began = time.process_time()
-        for at in range(0, len(data), 1000):
-            driver.tell(side, data[at : at + 1000])
-        took.append((time.process_time() - began) / len(data))
-    assert took[1] < 3 * took[0] + 2e-6
 
 
 class Pinned:

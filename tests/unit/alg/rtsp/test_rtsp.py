@@ -1,9 +1,9 @@
-"""RTSP: properties, limits and cost. Dialogues are in tests/wire/rtsp."""
+"""RTSP: properties and limits. Dialogues are in tests/wire/rtsp, costs in tests/unit/alg/test_bounds.py."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -11,18 +11,12 @@ from hypothesis import strategies as st
 
 from alg.address import Endpoint
 from alg.api import (
-    Bypass,
-    Closed,
-    ClosePinhole,
-    CloseWrite,
     Command,
-    Deliver,
+    Event,
     FlowContext,
     OpenConversation,
     Opened,
-    Received,
     Refused,
-    Revoke,
     Side,
     UpdateConversation,
 )
@@ -32,6 +26,7 @@ from alg.rtsp.options import RtspOptions
 from alg.rtsp.requests import MOST_WAITING, Request, Requests
 from alg.rtsp.stream import MOST
 from alg.rtsp.transport import read_transport
+from tests.unit.alg.streams import StreamDriver, is_the_same_when_cut, passes_every_byte
 
 CLIENT, SERVER = Endpoint("192.168.56.10", 40000), Endpoint("203.0.113.5", 554)
 CONTEXT = FlowContext(CLIENT, SERVER)
@@ -77,76 +72,28 @@ talk = st.lists(
 )
 
 
-class Driver:
-    """Does what the module says, as a driver does: opens what it asks for, checks what it delivers."""
+class Driver(StreamDriver):
+    """Opens what the module asks for."""
 
     def __init__(self, opens: bool = True) -> None:
-        self.module = RtspModule(CONTEXT)
-        self.came = {side: bytearray() for side in Side}
-        self.went = {side: bytearray() for side in Side}  # what went on of a side, without its edits
-        self.edits: list[tuple[bytes, bytes]] = []
-        self.open: set[int] = set()
-        self.bypassed = False
-        self._opens = opens
+        super().__init__(RtspModule(CONTEXT), opens)
         self._port = 40000
 
-    def tell(self, side: Side, data: bytes) -> None:
-        self.came[side] += data
-        if self.bypassed:
-            self.went[side] += data
-        elif data:
-            self.do(self.module.handle(Received(side, data, 0.0)))
-
-    def end(self, side: Side) -> None:
-        if not self.bypassed:
-            assert CloseWrite(side.other) in self.do(self.module.handle(Closed(side, 0.0)))
-
-    def do(self, commands: Sequence[Command]) -> Sequence[Command]:
-        asked: list[int] = []
-        for command in commands:
-            match command:
-                case Deliver(to, data, edits):
-                    assert not self.bypassed
-                    self.went[to.other] += data
-                    assert self.came[to.other].startswith(self.went[to.other])
-                    self.edits += [(data[edit.start : edit.end], edit.replacement) for edit in edits]
-                    assert list(edits) == sorted(edits)
-                case OpenConversation(ref, target, second, peers):
-                    assert target.host == CLIENT.host
-                    assert peers == (SERVER.host,)
-                    assert 1024 <= target.port <= 65535
-                    assert second is None or 1024 <= second <= 65535
-                    asked.append(ref)
-                case UpdateConversation(ref):
-                    assert ref in self.open
-                case ClosePinhole(ref):
-                    self.open.discard(ref)
-                case Bypass():
-                    self.bypassed = True
-                case Revoke():
-                    self.open.clear()
-        for ref in asked:
-            if self.bypassed:
-                continue
-            if self._opens:
+    def asked(self, command: Command) -> Iterator[Event]:
+        match command:
+            case OpenConversation(ref, target, second, peers):
+                assert target.host == CLIENT.host
+                assert peers == (SERVER.host,)
+                assert 1024 <= target.port <= 65535
+                assert second is None or 1024 <= second <= 65535
+                if not self.opens:
+                    yield Refused(ref, "quota", 0.0)
+                    return
                 self.open.add(ref)
                 self._port += 2
-                self.do(self.module.handle(Opened(ref, Endpoint("203.0.113.1", self._port), 0.0)))
-            else:
-                self.do(self.module.handle(Refused(ref, "quota", 0.0)))
-        return commands
-
-    @property
-    def result(self) -> tuple[object, ...]:
-        return self.went, self.edits, sorted(self.open), self.bypassed
-
-
-def play(said: Sequence[tuple[Side, bytes]], opens: bool, size: int) -> Driver:
-    driver = Driver(opens)
-    for side, data in said:
-        for at in range(0, len(data), size):
-            driver.tell(side, data[at : at + size])
-    return driver
+                yield Opened(ref, Endpoint("203.0.113.1", self._port), 0.0)
+            case UpdateConversation(ref):
+                assert ref in self.open
 
 
 @settings(max_examples=300, deadline=None)
@@ -154,23 +101,18 @@ def play(said: Sequence[tuple[Side, bytes]], opens: bool, size: int) -> Driver:
 def test_every_byte_goes_on_and_only_ports_and_addresses_are_edited(
     said: list[tuple[Side, bytes]], opens: bool
 ) -> None:
-    driver = play(said, opens, 1000)
+    driver = Driver(opens)
+    driver.play(said, 1000)
     for before, after in driver.edits:
         assert after.isdigit() is before.isdigit()
         assert before.isdigit() or {before, after} == {CLIENT.host.encode(), b"203.0.113.1"}
-    for side in Side:
-        driver.end(side)
-    assert driver.went == driver.came
+    passes_every_byte(driver)
 
 
 @settings(max_examples=100, deadline=None)
 @given(talk, st.integers(1, 9))
 def test_the_outcome_does_not_depend_on_how_the_stream_is_cut(said: list[tuple[Side, bytes]], size: int) -> None:
-    whole, cut = play(said, True, 10000), play(said, True, size)
-    for side in Side:
-        whole.end(side)
-        cut.end(side)
-    assert cut.result == whole.result
+    is_the_same_when_cut(Driver, said, size)
 
 
 @settings(deadline=None)
@@ -224,33 +166,6 @@ def test_a_connection_has_so_many_streams_and_no_more() -> None:
 def test_options_that_make_no_sense(streams: int) -> None:
     with pytest.raises(ValueError, match="streams: "):
         RtspOptions(streams=streams)
-
-
-FLOODS = [
-    (Side.CLIENT, b"OPTIONS * RTSP/1.0\r\n\r\n"),
-    (Side.CLIENT, b"\r\n"),
-    (Side.CLIENT, b"$\0\0\0"),
-    (Side.CLIENT, setup(1, "RTP/AVP;unicast;client_port=5000-5001")),
-    (Side.CLIENT, setup(1, ",".join(["RTP/AVP;unicast;client_port=22-23"] * 32))),
-    (Side.CLIENT, setup(1, '"' + "," * 2000)),
-    (Side.CLIENT, b"OPTIONS * RTSP/1.0\r\n" + b"Transport: ;;;;;\r\n" * 2000 + b"\r\n"),
-    (Side.CLIENT, b"OPTIONS * RTSP/1.0\r\n" + b" \r\n" * 5000 + b"\r\n"),
-    (Side.SERVER, reply(1, "RTP/AVP;unicast;client_port=5000-5001")),
-    (Side.SERVER, reply(1, ";".join(["source=203.0.113.9"] * 500))),
-]
-
-
-@pytest.mark.parametrize(("side", "unit"), FLOODS, ids=range(len(FLOODS)))
-def test_what_a_stranger_sends_costs_time_in_proportion(side: Side, unit: bytes) -> None:
-    took = []
-    for size in (40_000, 160_000):
-        driver = Driver()
-        data = unit * max(1, size // len(unit))
-        began = time.process_time()
-        for at in range(0, len(data), 1000):
-            driver.tell(side, data[at : at + 1000])
-        took.append((time.process_time() - began) / len(data))
-    assert took[1] < 3 * took[0] + 2e-6
 
 
 def test_a_head_that_has_no_end_is_held_for_a_while_only() -> None:
