@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import re
+import signal
 import socket
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +19,25 @@ import pytest
 from tests.conformance.ways import by_socks, direct
 from tests.lab import servers
 from tests.lab.gateway import Gateway
-from tests.lab.lab import CLIENT4, CLIENT6, ROUTER_OUT4, ROUTER_OUT6, SERVER4, SERVER6, STRANGER4, STRANGER6, Lab
+from tests.lab.lab import (
+    CLIENT4,
+    CLIENT6,
+    ROUTER_IN4,
+    ROUTER_OUT4,
+    ROUTER_OUT6,
+    SERVER4,
+    SERVER6,
+    STRANGER4,
+    STRANGER6,
+    Lab,
+)
 from tests.lab.peers import installed
+from tests.lab.tap import Tap, differences
 from tests.lab.udp import Udp
 
 RTSP = 554
 PORT = 8554
+LAB = Path(servers.__file__).parent
 pytestmark = pytest.mark.usefixtures("gateway")
 
 
@@ -122,9 +140,10 @@ def test_media_come_in_and_reports_go_out(lab: Lab, gateway: Gateway, session: S
         assert sender.receive() == (b"received", (router, public + 1))
         assert session.asks("TEARDOWN rtsp://a RTSP/1.0\r\nCSeq: 2\r\nSession: 7\r\n\r\n")
         session.answers("RTSP/1.0 200 OK\r\nCSeq: 2\r\n\r\n")
-        lab.wait_for(lambda: not holes(gateway), 15, "the end")
+        time.sleep(0.1)  # that is how long packets may still come
         sender.send(b"late", (router, public))
         assert rtp.is_silent()
+        assert holes(gateway) == []
 
 
 def test_another_source_is_let_in_before_the_client_is_told(lab: Lab, session: Session) -> None:
@@ -147,10 +166,61 @@ def test_the_end_of_the_connection_is_the_end_of_its_media(lab: Lab, gateway: Ga
 
 
 def test_what_is_left_alone(lab: Lab, gateway: Gateway, session: Session) -> None:
-    for number, ports in enumerate(("22-23", "0-0", "5000-5003", "1900-1901"), 1):
+    third = "5000-5001;destination=203.0.113.77"  # nothing opens any more behind this one
+    for number, ports in enumerate(("22-23", "0-0", "5000-5003", "1900-1901", third, "5000-5001"), 1):
         said = f"SETUP rtsp://a RTSP/1.0\r\nCSeq: {number}\r\nTransport: RTP/AVP;unicast;client_port={ports}\r\n\r\n"
         assert session.asks(said) == said
     assert holes(gateway) == []
+
+
+def test_realmedia_has_one_port(lab: Lab, gateway: Gateway, session: Session) -> None:
+    said = "SETUP rtsp://a RTSP/1.0\r\nCSeq: 1\r\nTransport: x-real-rdt/udp;client_port={};mode=play\r\n\r\n"
+    read = session.asks(said.format(6970))
+    found = re.search(r"client_port=(\d+)", read)
+    assert found is not None
+    assert read == said.format(found[1])
+    [hole] = [hole for hole in gateway.admin("pinholes") if hole["reason"] == "rtsp.rdt"]
+    assert hole["target"].endswith(":6970")
+    v6 = ":" in session.host
+    with Udp(lab, "inside", CLIENT6 if v6 else CLIENT4, 6970) as player, Udp(lab, "outside", session.host) as sender:
+        sender.send(b"picture", (ROUTER_OUT6 if v6 else ROUTER_OUT4, int(found[1])))
+        assert player.receive()[0] == b"picture"
+
+
+@pytest.mark.timeout(60)
+def test_a_broker_that_does_not_answer_holds_nobody(lab: Lab, gateway: Gateway, session: Session) -> None:
+    """SETUP goes as it came, after five seconds, and the connection goes on; the next one is served again."""
+    [pid] = [row["pid"] for row in gateway.admin("status") if row.get("process") == "broker"]
+    said = "SETUP rtsp://a RTSP/1.0\r\nCSeq: 1\r\nTransport: RTP/AVP;unicast;client_port=5030-5031\r\n\r\n"
+    seen = len(gateway.log_lines())
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        assert session.asks(said) == said
+        assert time.monotonic() - began < 9
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    gateway.wait_for_log("rtsp.(unanswered|refused)", 5, seen)
+    assert session.answers("RTSP/1.0 461 Unsupported Transport\r\nCSeq: 1\r\n\r\n")
+    gateway.wait_for_log("broker.table", 15, seen)
+    session.set_up(5040, 2)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_a_pause_of_five_minutes(lab: Lab, gateway: Gateway, session: Session) -> None:
+    """Longer than any timeout of the NAT: the same port, and media again."""
+    v6 = ":" in session.host
+    router = ROUTER_OUT6 if v6 else ROUTER_OUT4
+    with Udp(lab, "inside", CLIENT6 if v6 else CLIENT4, 5050) as rtp, Udp(lab, "outside", session.host) as sender:
+        public, _ = session.set_up(5050)
+        session.asks("PAUSE rtsp://a RTSP/1.0\r\nCSeq: 2\r\nSession: 7\r\n\r\n")
+        session.answers("RTSP/1.0 200 OK\r\nCSeq: 2\r\nSession: 7\r\n\r\n")
+        time.sleep(310)
+        session.asks("PLAY rtsp://a RTSP/1.0\r\nCSeq: 3\r\nSession: 7\r\n\r\n")
+        session.answers("RTSP/1.0 200 OK\r\nCSeq: 3\r\nSession: 7\r\n\r\n")
+        sender.send(b"picture", (router, public))
+        assert rtp.receive()[0] == b"picture"
 
 
 def test_a_web_page_opens_nothing(lab: Lab, gateway: Gateway, session: Session) -> None:
@@ -196,16 +266,86 @@ def ffmpeg(lab: Lab, *arguments: str | Path) -> str:
     return done.stderr
 
 
+def ffmpeg_plays(lab: Lab, url: str, transport: str) -> None:
+    limits = ["-frames:v", "20", "-frames:a", "20"]
+    said = ffmpeg(lab, "-rtsp_transport", transport, "-i", url, *limits, "-f", "null", "-")
+    assert re.search(r"frame=\s*20\b", said), said
+
+
+def mpv_plays(lab: Lab, url: str, transport: str) -> None:
+    program = installed("mpv", "/usr/bin/mpv")
+    options = ["--no-config", "--vo=null", "--ao=null", "--untimed", "--cache=no", "--frames=20"]
+    said = lab.run("inside", [program, *options, f"--rtsp-transport={transport}", url], timeout=100).stdout
+    assert "(+) Video" in said, said
+    assert "Exiting... (End of file)" in said, said
+
+
+def aiortsp_plays(lab: Lab, url: str, transport: str) -> None:
+    pytest.importorskip("aiortsp", reason="aiortsp is not there for this machine")
+    scheme = "rtsp" if transport == "udp" else "rtspt"
+    argv: list[str | Path] = [sys.executable, LAB / "aiortsp_player.py", url.replace("rtsp", scheme, 1)]
+    assert lab.run("inside", argv, timeout=100).stdout == "20\n"
+
+
+def gstreamer_plays(lab: Lab, url: str, transport: str, version: str = "1-0") -> None:
+    python = installed("python3-gi", "/usr/bin/python3")
+    lab.run("inside", [python, LAB / "gst_player.py", url, transport, version], timeout=100)
+
+
+PLAYERS: dict[str, Callable[[Lab, str, str], None]] = {
+    "ffmpeg": ffmpeg_plays,
+    "mpv": mpv_plays,
+    "aiortsp": aiortsp_plays,
+    "GStreamer": gstreamer_plays,
+    "GStreamer, RTSP 2.0": functools.partial(gstreamer_plays, version="2-0"),
+}
+
+
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("transport", ["udp", "tcp"])
-def test_ffmpeg_plays(lab: Lab, gateway: Gateway, gstreamer: str, transport: str) -> None:
-    """Pictures and sound arrive, and are decoded; over UDP by ports that the gateway has opened."""
+@pytest.mark.parametrize("player", PLAYERS)
+def test_a_player_shows_a_stream(lab: Lab, gateway: Gateway, gstreamer: str, player: str, transport: str) -> None:
+    """Pictures and sound arrive, over UDP by ports that the gateway has opened. What both ends of the connection have
+    seen differs in these ports only, which the player reads as its own."""
     seen = len(gateway.log_lines())
-    limits = ["-frames:v", "20", "-frames:a", "20"]
-    said = ffmpeg(lab, "-rtsp_transport", transport, "-i", f"{gstreamer}/test", *limits, "-f", "null", "-")
-    assert re.search(r"frame=\s*20\b", said), said
+    with Tap(lab, "inside", PORT) as within, Tap(lab, "outside", PORT) as beyond:
+        PLAYERS[player](lab, f"{gstreamer}/test", transport)
     opened = [line for line in gateway.log_lines()[seen:] if "pinhole.open" in line and "rtsp.rtp" in line]
-    assert len(opened) == (2 if transport == "udp" else 0)
+    streams = 1 if player == "aiortsp" else 2  # it asks for the pictures only
+    assert len(opened) == (streams if transport == "udp" else 0)
+    [one], [other] = within.streams(), beyond.streams()
+    asked, answered = differences(one.client, other.client), differences(other.server, one.server)
+    if transport == "tcp":
+        assert asked == answered == []
+        return
+    assert len(asked) == 2 * streams
+    for (own, public), (next_own, next_public) in batched(asked):
+        assert int(public) % 2 == 0
+        assert 40000 <= int(public) <= 49999
+        assert (int(next_own), int(next_public)) == (int(own) + 1, int(public) + 1)
+    assert answered == [pair[::-1] for pair in asked]
+    lab.wait_for(lambda: not holes(gateway), 15, "the ports to close")
+
+
+def batched(pairs: list[tuple[bytes, bytes]]) -> Iterator[tuple[tuple[bytes, bytes], tuple[bytes, bytes]]]:
+    """Two by two."""
+    return zip(pairs[::2], pairs[1::2], strict=True)
+
+
+@pytest.mark.timeout(150)
+def test_a_player_through_socks(lab: Lab, gateway: Gateway, gstreamer: str) -> None:
+    """Its connection goes through SOCKS, and media come to it through the NAT."""
+    config = lab.tmp / "proxychains.conf"
+    config.write_text(f"strict_chain\n[ProxyList]\nsocks5 {ROUTER_IN4} 1080\n")
+    seen = len(gateway.log_lines())
+    program = installed("proxychains4", "/usr/bin/proxychains4")
+    argv: list[str | Path] = [program, "-q", "-f", config, installed("ffmpeg", "/usr/bin/ffmpeg"), "-nostdin"]
+    argv += ["-hide_banner", "-rtsp_transport", "udp", "-i", f"{gstreamer}/test", "-frames:v", "20", "-frames:a", "20"]
+    said = lab.run("inside", [*argv, "-f", "null", "-"], timeout=100).stderr
+    assert re.search(r"frame=\s*20\b", said), said
+    log = gateway.log_lines()[seen:]
+    assert len([line for line in log if "pinhole.open" in line and "rtsp.rtp" in line]) == 2
+    assert any("front=socks" in line for line in log)
 
 
 @pytest.mark.timeout(150)
