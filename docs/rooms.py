@@ -60,7 +60,7 @@ def arrows() -> set[tuple[str, str]]:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             found |= {(own, room_of(name)) for name in names if name.startswith(("gateway.", "alg."))}
-    return {(one, other) for one, other in found if one != other and one in WHAT and other in WHAT}
+    return {(source, target) for source, target in found if source != target and source in WHAT and target in WHAT}
 
 
 def draw() -> str:
@@ -82,8 +82,8 @@ def draw() -> str:
         f"<style>{style}</style>",
         f'<rect width="{WIDTH}" height="{height}" fill="#f7faf9"/>',
     ]
-    for one, other in sorted(arrows()):
-        (x1, y1), (x2, y2) = places[one], places[other]
+    for source, target in sorted(arrows()):
+        (x1, y1), (x2, y2) = places[source], places[target]
         start, middle = y1 + BOX_HEIGHT, (y1 + BOX_HEIGHT + y2) / 2
         curve = f"M{x1:.0f} {start}C{x1:.0f} {middle:.0f} {x2:.0f} {middle:.0f} {x2:.0f} {y2}"
         parts.append(f'<path class="arrow" d="{curve}"/>')

@@ -112,9 +112,9 @@ class Listeners:
     def add(self, socket: Endpoint, now: float) -> Listener | None:
         """Begin with a port that is not known. Returns None if the client has too many."""
         of_client = self._of_client.setdefault(socket.host, [])
-        for one in [one for one in of_client if self._is_over(one, now)]:
-            self.forget(one)
-        failed = sum(one.state is State.FAILED for one in of_client)
+        for listener in [listener for listener in of_client if self._is_over(listener, now)]:
+            self.forget(listener)
+        failed = sum(listener.state is State.FAILED for listener in of_client)
         if len(of_client) - failed >= MOST_PORTS or failed >= MOST_FAILED or len(self._by_socket) >= MOST:
             return None
         made = self._by_socket[socket] = Listener(socket, now + PROOF_WITHIN, now)
@@ -140,10 +140,10 @@ class Listeners:
         if not of_client:
             del self._of_client[listener.socket.host]
 
-    def _is_over(self, one: Listener, now: float) -> bool:
-        if one.state is State.OPEN:  # all torrents have stopped: its keeper closes it with its next look
-            return not one.torrents or one.seen + DEAD < now
-        return one.due < now
+    def _is_over(self, listener: Listener, now: float) -> bool:
+        if listener.state is State.OPEN:  # all torrents have stopped: its keeper closes it with its next look
+            return not listener.torrents or listener.seen + DEAD < now
+        return listener.due < now
 
 
 class Keeper:

@@ -210,7 +210,7 @@ class AnnounceModule:
     def _decided(self, now: float) -> list[DatagramCommand]:
         """Let announces go whose ports are open, or will not be in time."""
         commands: list[DatagramCommand] = []
-        for held in [one for one in self._held.values() if not one.listener.is_waited_for or one.due <= now]:
+        for held in [held for held in self._held.values() if not held.listener.is_waited_for or held.due <= now]:
             del self._held[held.packet]
             self._remember(held.listener)
             commands.append(Release(held.packet, _edits(held.announce, held.listener)))

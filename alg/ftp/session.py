@@ -163,7 +163,7 @@ class FtpModule:
                 else:
                     self._pinholes.add(event.ref)
                     if side is Side.SERVER:
-                        self._out += self._pinholes.turn_to(event.ref)
+                        self._out += self._pinholes.expect(event.ref)
                     self._release(side, edits, event.ref)
                 self._advance(side)
                 return
@@ -317,7 +317,7 @@ class FtpModule:
                     stream.at = to
                     self._revoke_first(Side.SERVER, lines[begun:to])
                     return
-            awaited = stream.state is Control.GREETING or self._pinholes.in_turn or len(talk.unanswered) > 0
+            awaited = stream.state is Control.GREETING or self._pinholes.is_awaited or len(talk.unanswered) > 0
             found = replies.find(lines, at, to, awaited)
             if found is None or found.start() > at:
                 end = to if found is None else found.start()
@@ -359,7 +359,7 @@ class FtpModule:
 
     def _is_plain(self, stream: Stream, code: int) -> bool:
         """Whether the reply means nothing to the gateway."""
-        if stream.state is Control.GREETING or (code in _DATA_DONE and self._pinholes.in_turn):
+        if stream.state is Control.GREETING or (code in _DATA_DONE and self._pinholes.is_awaited):
             return False
         return self._talk.unanswered.is_plain(code)
 
@@ -379,7 +379,7 @@ class FtpModule:
         if stream.state is Control.GREETING:
             self._step(Side.SERVER, Step.PROVED)
         if code in _DATA_DONE:
-            self._out += self._pinholes.turn_to(None)
+            self._out += self._pinholes.expect(None)
         sent = self._talk.unanswered.answer(code)
         if sent is None:
             self._deliver(Side.SERVER, line)
@@ -393,9 +393,9 @@ class FtpModule:
         elif sent.kind is Kind.EPSV_ALL and code >= 400:
             self._talk.epsv_all = False
         if sent.ref in self._pinholes:
-            self._out += self._pinholes.turn_to(sent.ref)
+            self._out += self._pinholes.expect(sent.ref)
             if code >= 400:
-                self._out += self._pinholes.turn_to(None)
+                self._out += self._pinholes.expect(None)
         try:
             self._do(Side.SERVER, line, self._asked_of_reply(sent, code, line))
         except Unclear as unclear:
@@ -539,7 +539,7 @@ class _Pinholes:
         return ref in self._open
 
     @property
-    def in_turn(self) -> bool:
+    def is_awaited(self) -> bool:
         """Whether one of them is for the next data connection."""
         return self._next is not None
 
@@ -555,7 +555,7 @@ class _Pinholes:
         self._open.clear()
         return closed
 
-    def turn_to(self, ref: int | None) -> list[Command]:
+    def expect(self, ref: int | None) -> list[Command]:
         """The server's next data connection is that of `ref`, or of none: close the pinhole before it."""
         before, self._next = self._next, ref
         if before is None or before == ref or before not in self._open:

@@ -178,9 +178,11 @@ class IrcModule:
     def _own_offer(self, dcc: Dcc) -> Offer | None:
         """The reading in which the client names itself, or a public address, which may be the router's; None: none."""
         offers = list(dcc.offers())
-        own = [one for one in offers if one.address in (self._client, None)]
+        own = [offer for offer in offers if offer.address in (self._client, None)]
         if not own:
-            own = [one for one in offers if one.address is not None and _may_be_public(one.address, self._client)]
+            own = [
+                offer for offer in offers if offer.address is not None and _may_be_public(offer.address, self._client)
+            ]
         if not own:
             if offers:
                 self._note("irc.address", "an offer names another host, and is left alone")
@@ -195,20 +197,20 @@ class IrcModule:
         if (known := self._offers.by_port(offer.port)) is not None:
             self._offers.end(known.ref)
             self._out.append(ClosePinhole(known.ref))
-        one = self._offers.add(offer.address_word.text, offer.port, self._now)
-        if one is None:
+        opened = self._offers.add(offer.address_word.text, offer.port, self._now)
+        if opened is None:
             self._note("irc.many", "the connection has as many offers as it may have")
             return False
         reason = "irc.send" if dcc.is_file else "irc.chat"
-        self._held = Held(line, dcc, offer, one.ref, self._now + ANSWER_WITHIN)
+        self._held = Held(line, dcc, offer, opened.ref, self._now + ANSWER_WITHIN)
         target = Endpoint(str(self._client), offer.port)
-        self._out.append(OpenPinhole(one.ref, target, None, "tcp", TTL, reason))
+        self._out.append(OpenPinhole(opened.ref, target, None, "tcp", TTL, reason))
         return True
 
     def _opened(self, ref: int, public: Endpoint) -> None:
-        held, one = self._held, self._offers.get(ref)
-        if one is None or held is None or held.ref != ref:
-            if one is not None or ref > 0:
+        held, opened = self._held, self._offers.get(ref)
+        if opened is None or held is None or held.ref != ref:
+            if opened is not None or ref > 0:
                 self._offers.end(ref)
                 self._out.append(ClosePinhole(ref))
             return
@@ -219,18 +221,18 @@ class IrcModule:
             word = held.offer.address_word
             edits = [*_edit(word.text, word.span, written(address), ADDRESS), *edits]
         if stated not in (self._client, None, address):
-            self._close(one, "irc.address", "an offer names another host, and is left alone")
+            self._close(opened, "irc.address", "an offer names another host, and is left alone")
             edits = []
         elif len(held.line) - held.dcc.tags + _growth(edits) > LONGEST:
-            self._close(one, "irc.long", "an offer would be too long with its public port")
+            self._close(opened, "irc.long", "an offer would be too long with its public port")
             edits = []
         else:
-            one.public = public
+            opened.public = public
         self._release(edits)
 
-    def _close(self, one: Open, code: str, detail: str) -> None:
-        self._offers.end(one.ref)
-        self._out.append(ClosePinhole(one.ref))
+    def _close(self, opened: Open, code: str, detail: str) -> None:
+        self._offers.end(opened.ref)
+        self._out.append(ClosePinhole(opened.ref))
         self._note(code, detail)
 
     def _refused(self, ref: int, rule: str) -> None:

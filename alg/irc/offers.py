@@ -33,28 +33,30 @@ class Offers:
 
     def by_port(self, port: int) -> Open | None:
         """The one at this port of the client."""
-        return next((one for one in self._open.values() if one.port == port), None)
+        return next((opened for opened in self._open.values() if opened.port == port), None)
 
     def by_public_port(self, port: int) -> Open | None:
         """The one that the world finds at this port."""
-        return next((one for one in self._open.values() if one.public is not None and one.public.port == port), None)
+        return next(
+            (opened for opened in self._open.values() if opened.public is not None and opened.public.port == port), None
+        )
 
     def add(self, address: bytes, port: int, now: float) -> Open | None:
         """A new one; None: there are too many."""
         if len(self._open) >= MOST:
             return None
         self._ref += 1
-        one = self._open[self._ref] = Open(self._ref, address, port, now + TTL)
-        return one
+        opened = self._open[self._ref] = Open(self._ref, address, port, now + TTL)
+        return opened
 
     def end(self, ref: int) -> None:
         self._open.pop(ref, None)
 
     def deadline(self) -> float | None:
         """When the next one is over."""
-        return min((one.ends for one in self._open.values()), default=None)
+        return min((opened.ends for opened in self._open.values()), default=None)
 
     def tick(self, now: float) -> None:
         """Forget those that are over: the kernel has closed them."""
-        for ref in [one.ref for one in self._open.values() if one.ends <= now]:
+        for ref in [opened.ref for opened in self._open.values() if opened.ends <= now]:
             del self._open[ref]

@@ -157,7 +157,9 @@ class PptpModule:
                 return
             edits: tuple[Edit, ...] = ()
             if kind == Kind.CALL_CLEAR_REQUEST:
-                call = next((one for one in self._calls.values() if one.own == number and not one.clearing), None)
+                call = next(
+                    (known for known in self._calls.values() if known.own == number and not known.clearing), None
+                )
                 if call is not None and call.public is not None:
                     edits = _edit(FIRST, call.own, call.public)
                     call.clearing, call.due = True, self._now + CLEARING
@@ -168,7 +170,7 @@ class PptpModule:
         if not self._granted:
             self._note("pptp.early", "a call before the server has granted the connection")
             return False
-        for known in [one for one in self._calls.values() if one.own == number]:  # the client has forgotten it
+        for known in [call for call in self._calls.values() if call.own == number]:  # the client has forgotten it
             self._shut(known)
         if len(self._calls) >= MOST:
             self._note("pptp.many", "the connection has as many calls as it may have")
@@ -234,7 +236,7 @@ class PptpModule:
         return edits, []
 
     def _by_public(self, number: int | None) -> Call | None:
-        found = (one for one in self._calls.values() if one.public is not None and one.public == number)
+        found = (call for call in self._calls.values() if call.public is not None and call.public == number)
         return next(found, None)
 
     def _go_on(self, call: Call) -> None:
@@ -249,7 +251,7 @@ class PptpModule:
     # --- the end ----------------------------------------------------------------------------------------------------
 
     def _tick(self, now: float) -> None:
-        for call in [one for one in self._calls.values() if one.due <= now]:
+        for call in [call for call in self._calls.values() if call.due <= now]:
             if call is self._held:
                 self._note("pptp.unanswered", "a request goes as it came: nobody has said whether its call is open")
                 self._shut(call)

@@ -131,7 +131,9 @@ class RtspModule:
         """See `AlgModule.deadline`."""
         if self._over:
             return None
-        times = [one.since + HEAD_WITHIN for side, one in self._directions.items() if self._is_partial(side)]
+        times = [
+            direction.since + HEAD_WITHIN for side, direction in self._directions.items() if self._is_partial(side)
+        ]
         times += [self._held.due] if self._held is not None else []
         pairs = self._pairs.deadline()
         return min([*times, pairs] if pairs is not None else times, default=None)
@@ -174,29 +176,29 @@ class RtspModule:
                 self._read_http()
                 return
             try:
-                taken = direction.framer.take()
+                framed = direction.framer.take()
             except Malformed as wrong:
                 self._malformed(side, wrong)
                 return
-            if taken is None:
+            if framed is None:
                 return
-            if taken.part is Part.BODY:
-                self._describe(taken.data)
+            if framed.part is Part.BODY:
+                self._describe(framed.data)
                 continue
-            if taken.part is Part.PASSING:
-                self._out.append(Deliver(side.other, taken.data))
+            if framed.part is Part.PASSING:
+                self._out.append(Deliver(side.other, framed.data))
                 continue
-            head = read_head(taken.data)
+            head = read_head(framed.data)
             if not direction.spoke and bool(head.method) is not (side is Side.CLIENT):
-                self._give_up("rtsp.not-rtsp", f"the {side} does not begin as one", Deliver(side.other, taken.data))
+                self._give_up("rtsp.not-rtsp", f"the {side} does not begin as one", Deliver(side.other, framed.data))
                 return
             direction.spoke = True
             if head.method and side is Side.CLIENT:
-                self._requested(taken.data, head)
+                self._requested(framed.data, head)
             elif head.status and side is Side.SERVER:
-                self._responded(taken.data, head)
+                self._responded(framed.data, head)
             else:  # what a server asks of a client, and what that answers
-                self._out.append(Deliver(side.other, taken.data))
+                self._out.append(Deliver(side.other, framed.data))
 
     def _malformed(self, side: Side, wrong: Malformed) -> None:
         direction = self._directions[side]

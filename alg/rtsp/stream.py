@@ -36,7 +36,7 @@ class Part(Enum):
     BODY = "body"  # a whole one, that was asked for
 
 
-class Taken(NamedTuple):
+class Framed(NamedTuple):
     """Bytes that belong together, from the beginning of what was left."""
 
     part: Part
@@ -70,7 +70,7 @@ class Framer:
         """What is left, to be looked at."""
         return bytes(self._buffer)
 
-    def take(self) -> Taken | None:
+    def take(self) -> Framed | None:
         """The next head, or bytes that stand before one; None: more bytes are needed.
 
         Malformed where what is there begins as no RTSP message, or where a message's end cannot be told.
@@ -86,7 +86,7 @@ class Framer:
                 self._passing = _FRAME_HEAD + int.from_bytes(self._buffer[2:_FRAME_HEAD], "big")
                 return self._pass()
             if between := _BETWEEN.match(self._buffer):
-                return Taken(Part.PASSING, self._cut(between.end()))
+                return Framed(Part.PASSING, self._cut(between.end()))
             if not self._find_start_line():
                 return None
         empty = find_empty_line(self._buffer, max(self._line_end, self._searched - 2))
@@ -96,7 +96,7 @@ class Framer:
                 raise Malformed("a head that is too long", MOST)
             return None
         self._passing = _length(self._buffer, self._line_end, empty[1])
-        return Taken(Part.HEAD, self._cut(empty[1]))
+        return Framed(Part.HEAD, self._cut(empty[1]))
 
     def gather(self, most: int) -> bool:
         """Have the body of the head that was just taken in one piece. Returns whether it has one, of at most so many
@@ -122,16 +122,16 @@ class Framer:
         self._line_end = self._searched = end
         return True
 
-    def _pass(self) -> Taken | None:
+    def _pass(self) -> Framed | None:
         if self._gathers:
             if len(self._buffer) < self._passing:
                 return None
             body = self._cut(self._passing)
             self._passing, self._gathers = 0, False
-            return Taken(Part.BODY, body)
+            return Framed(Part.BODY, body)
         data = self._cut(min(self._passing, len(self._buffer)))
         self._passing -= len(data)
-        return Taken(Part.PASSING, data)
+        return Framed(Part.PASSING, data)
 
     def _cut(self, end: int) -> bytes:
         data = bytes(self._buffer[:end])

@@ -178,11 +178,13 @@ class TftpModule:
             return []
         commands = [
             command
-            for transfer in [one for one in self._transfers.values() if one.ends <= now and one.opened]
+            for transfer in [
+                transfer for transfer in self._transfers.values() if transfer.ends <= now and transfer.opened
+            ]
             for command in self._end(transfer.ref)
         ]
         # Looked for here only: until then transfers end later than this says, never earlier.
-        self._due = min((max(one.ends, now + 1.0) for one in self._transfers.values()), default=None)
+        self._due = min((max(transfer.ends, now + 1.0) for transfer in self._transfers.values()), default=None)
         return commands
 
     def _end(self, ref: int) -> list[DatagramCommand]:

@@ -151,20 +151,24 @@ class Subscriptions:
     def __len__(self) -> int:
         return len(self._all)
 
-    def add(self, sid: str, client: str, page: str, wish: Subscribe, now: float) -> Subscription:
+    def add(self, sid: str, client: str, page: str, asked: Subscribe, now: float) -> Subscription:
         """Add a subscription. Raises HttpError(503) where there are too many."""
         self.drop_ended(now)
         # A program that was started again forgot its subscription; the same URL takes it over.
-        for old in [one for one in self._all.values() if (one.client, one.page) == (client, page)]:
-            if old.callbacks == wish.callbacks:
+        for old in [
+            subscription
+            for subscription in self._all.values()
+            if (subscription.client, subscription.page) == (client, page)
+        ]:
+            if old.callbacks == asked.callbacks:
                 del self._all[old.sid]
         host = self._identify(client)
-        of_host = sum(self._identify(one.client) == host for one in self._all.values())
+        of_host = sum(self._identify(subscription.client) == host for subscription in self._all.values())
         if len(self._all) >= MOST_SUBSCRIPTIONS or of_host >= MOST_OF_A_HOST:
             raise HttpError(503)
         if self._telling.total() >= MOST_SUBSCRIPTIONS or self._telling[host] >= MOST_OF_A_HOST:
             raise HttpError(503)
-        self._all[sid] = Subscription(sid, client, page, wish.callbacks, now + wish.seconds)
+        self._all[sid] = Subscription(sid, client, page, asked.callbacks, now + asked.seconds)
         return self._all[sid]
 
     def begin(self, client: str) -> str:
@@ -179,10 +183,10 @@ class Subscriptions:
         if not self._telling[host]:
             del self._telling[host]
 
-    def renew(self, wish: Renew, client: str, page: str, now: float) -> Subscription:
+    def renew(self, asked: Renew, client: str, page: str, now: float) -> Subscription:
         """Prolong a subscription of this client. Raises HttpError(412) if there is none."""
-        found = self._own(wish.sid, client, page, now)
-        found.ends = now + wish.seconds
+        found = self._own(asked.sid, client, page, now)
+        found.ends = now + asked.seconds
         return found
 
     def remove(self, sid: str, client: str, page: str, now: float) -> None:
@@ -196,7 +200,7 @@ class Subscriptions:
 
     def drop_ended(self, now: float) -> None:
         """Forget those whose time is over."""
-        for sid in [sid for sid, one in self._all.items() if one.ends <= now]:
+        for sid in [sid for sid, subscription in self._all.items() if subscription.ends <= now]:
             del self._all[sid]
 
     def all(self, now: float) -> list[Subscription]:
@@ -207,7 +211,7 @@ class Subscriptions:
     def of(self, page: str, now: float) -> list[Subscription]:
         """Return the subscriptions to a service."""
         self.drop_ended(now)
-        return [one for one in self._all.values() if one.page == page]
+        return [subscription for subscription in self._all.values() if subscription.page == page]
 
     def holds(self, subscription: Subscription) -> bool:
         """Whether a subscription is still there."""

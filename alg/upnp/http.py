@@ -34,8 +34,8 @@ class Request(NamedTuple):
     @property
     def keeps(self) -> bool:
         """Whether the client wants to ask more on this connection (RFC 9112, section 9.3)."""
-        wishes = {word.strip().lower() for word in self.headers.get("connection", "").split(",")}
-        return "close" not in wishes and (self.minor >= 1 or "keep-alive" in wishes)
+        tokens = {word.strip().lower() for word in self.headers.get("connection", "").split(",")}
+        return "close" not in tokens and (self.minor >= 1 or "keep-alive" in tokens)
 
 
 def read_head(head: bytes) -> tuple[str, str, int, dict[str, str]]:
@@ -138,10 +138,10 @@ class RequestReader:
 
     def _read_body(self) -> bool:
         assert self._left is not None
-        taken = self._data[: self._left]
-        self._body += taken
-        del self._data[: len(taken)]
-        self._left -= len(taken)
+        part = self._data[: self._left]
+        self._body += part
+        del self._data[: len(part)]
+        self._left -= len(part)
         return not self._left
 
     def _read_chunks(self) -> bool:

@@ -28,7 +28,7 @@ _THREADS = 8
 class AdminDoor:
     """Takes connections of the listening socket `sock`, a few at a time; further ones are closed.
 
-    `verbs`: what can be asked; `of_one`: verbs about one pinhole. Each is called by `work`, in the broker's loop, which
+    `verbs`: what can be asked; `by_id`: verbs about one pinhole. Each is called by `work`, in the broker's loop, which
     has to call that whenever `wake` is readable.
     """
 
@@ -37,12 +37,12 @@ class AdminDoor:
         sock: socket.socket,
         netfilter: Netfilter,
         verbs: Mapping[str, Callable[[], Rows]],
-        of_one: Mapping[str, Callable[[str], Rows]],
+        by_id: Mapping[str, Callable[[str], Rows]],
     ) -> None:
         self._sock = sock
         self._netfilter = netfilter
         self._verbs = verbs
-        self._of_one = of_one
+        self._by_id = by_id
         self._free = threading.BoundedSemaphore(_THREADS)
         self._jobs: deque[tuple[Callable[[], Rows], Future[Rows]]] = deque()
         self.wake, self._waker = socket.socketpair()
@@ -76,7 +76,7 @@ class AdminDoor:
                 "metrics": self._with_kernels(verbs["metrics"]),
                 "events": recent_rows,
             }
-            answer(connection, verbs, {name: self._of_one_in_loop(verb) for name, verb in self._of_one.items()})
+            answer(connection, verbs, {name: self._by_id_in_loop(verb) for name, verb in self._by_id.items()})
         except (NetfilterError, TimeoutError):
             connection.close()  # no answer is the truth
         finally:
@@ -91,7 +91,7 @@ class AdminDoor:
 
         return ask
 
-    def _of_one_in_loop(self, verb: Callable[[str], Rows]) -> Callable[[str], Rows]:
+    def _by_id_in_loop(self, verb: Callable[[str], Rows]) -> Callable[[str], Rows]:
         return lambda name: self._in_loop(lambda: verb(name))()
 
     def _with_counters(self, status: Callable[[], Rows]) -> Callable[[], Rows]:

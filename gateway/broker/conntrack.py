@@ -117,12 +117,12 @@ class TranslationTable:
         if answer is None:
             return None
         found = attribute_map(answer, _BODY)
-        one, other = (_both_ends(found.get(kind, b""), version) for kind in (CTA_TUPLE_ORIG, CTA_TUPLE_REPLY))
-        if one is None or other is None:
+        original, reply = (_both_ends(found.get(kind, b""), version) for kind in (CTA_TUPLE_ORIG, CTA_TUPLE_REPLY))
+        if original is None or reply is None:
             return None
-        if one == (source, destination):
-            return Translation(other[1], other[0], True, found.get(CTA_ID, b""))
-        return Translation(one[1], one[0], False, found.get(CTA_ID, b""))
+        if original == (source, destination):
+            return Translation(reply[1], reply[0], True, found.get(CTA_ID, b""))
+        return Translation(original[1], original[0], False, found.get(CTA_ID, b""))
 
 
 class Conntrack:

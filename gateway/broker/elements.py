@@ -164,10 +164,12 @@ def _largest(elements: Iterable[Element]) -> Iterator[Element]:
         else:
             wide.setdefault(element.set, []).append(element)
     for several in wide.values():
-        for one in several:
-            end = one.end or b""
-            if not any(other is not one and other.key <= one.key and end <= (other.end or b"") for other in several):
-                yield one
+        for element in several:
+            end = element.end or b""
+            if not any(
+                other is not element and other.key <= element.key and end <= (other.end or b"") for other in several
+            ):
+                yield element
 
 
 def _held(lease: Lease, slot: int, ttl: float) -> Iterator[Element]:
@@ -253,7 +255,7 @@ def _exchange(lease: Lease, ttl: float, comment: str) -> Iterator[Element]:
     said = f"{comment} exchange {_ENDS}{ends.hex()}"
     ports = [(lease.outer, lease.inner, lease.public, lease.target)]
     if lease.outer_second is not None:
-        inner, public = (Endpoint(one.host, one.port + 1) for one in (lease.inner, lease.public))
+        inner, public = (Endpoint(end.host, end.port + 1) for end in (lease.inner, lease.public))
         target = Endpoint(lease.target.host, lease.second or 0)
         ports.append((Endpoint(lease.outer.host, lease.outer_second), inner, public, target))
     family = lease.public.version
@@ -336,29 +338,29 @@ def leases_of(elements: Iterable[Element], unix: float) -> list[Found]:
         owner = _parse_comment(element.comment)
         if owner is None:
             continue
-        one: Found | None = None
+        read: Found | None = None
         if element.set.startswith("held"):
             held.setdefault(owner.id, []).append((element, owner))
         elif owner.kind == "exchange":
-            one = _read_exchange(element, owner, unix)
+            read = _read_exchange(element, owner, unix)
         elif owner.kind == "gre":
-            one = _read_gre(element, owner, unix)
+            read = _read_gre(element, owner, unix)
         elif element.set.startswith("snat"):
-            one = _read_shared(element, owner, peers, unix)
-            if one is not None and owner.second:
-                seconds[owner.id] = one.lease.target.port
-                one = None
+            read = _read_shared(element, owner, peers, unix)
+            if read is not None and owner.second:
+                seconds[owner.id] = read.lease.target.port
+                read = None
         elif owner.local is not None:
-            one = _read_local(element, owner, peers, unix)
+            read = _read_local(element, owner, peers, unix)
             if owner.id in local_ids:
-                one = None
+                read = None
             local_ids.add(owner.id)
         elif element.set.startswith(("dnat", "once")):
-            one = _read_single(element, owner, everything, unix)
-        if one is not None:
-            found.append(one)
-    found += [one for several in held.values() if (one := _read_held(several, unix)) is not None]
-    return [_with_second(one, seconds.get(one.lease.id)) for one in found]
+            read = _read_single(element, owner, everything, unix)
+        if read is not None:
+            found.append(read)
+    found += [read for several in held.values() if (read := _read_held(several, unix)) is not None]
+    return [_with_second(read, seconds.get(read.lease.id)) for read in found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -471,10 +473,10 @@ def _read_held(several: Sequence[tuple[Element, _Owner]], unix: float) -> Found 
     if element.data is None or len(element.key) != 2 * size + 12 or len(element.data) != 2 * size + _PORT.size:
         return None
     public, host = _unpack(element.data, family), _text(element.data[-size:])
-    ranges = [(one.key[-2 * size : -size], one.key[-size:]) for one, _ in first]
+    ranges = [(element.key[-2 * size : -size], element.key[-size:]) for element, _ in first]
     target = Endpoint(host, _target_port(element))
     lease = _shared(owner, public, target, unix + element.timeout, _peers_in(ranges, owner.kind))
-    beside = next((one for one, its in several if its.second), None)
+    beside = next((element for element, its in several if its.second), None)
     if beside is not None:
         lease = msgspec.structs.replace(lease, second=_target_port(beside))
     return Found(lease, owner.slot, element.timeout, used=False, merged=True)

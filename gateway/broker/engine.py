@@ -218,7 +218,7 @@ class Engine:
     def kick(self, lease_id: str) -> Rows:
         """Close the pinhole with this id, whatever its owner, and return it."""
         ended = self._end("kick", lambda lease: lease.id == lease_id)
-        return [{"id": one.id, "kind": "pinhole", "client": one.client, "server": one.peer} for one in ended]
+        return [{"id": lease.id, "kind": "pinhole", "client": lease.client, "server": lease.peer} for lease in ended]
 
     def _end(self, by: str, unwanted: Callable[[Lease], bool]) -> list[Lease]:
         self.flush()  # what is on its way too
@@ -319,7 +319,7 @@ class Engine:
 
     def _located(self, request: PinholeRequest, along: Along) -> PinholeRequest:
         """The request with the public address that its flow has. PinholeRefused."""
-        if any(along.source == one.lease.target for one in self._closes):
+        if any(along.source == closing.lease.target for closing in self._closes):
             self.flush()  # a conversation of this very socket translates it as long as it is there
         try:
             public = self._nat.public_of(along)
@@ -364,7 +364,7 @@ class Engine:
     def update(self, slot: int, message: Update) -> None:
         """Change a conversation with the next `flush`, which answers; or refuse at once."""
         update = message.update
-        if any(one.new.id == update.lease for one in self._updates):
+        if any(updating.new.id == update.lease for updating in self._updates):
             self.flush()  # the second change of a lease begins where the first one has ended
         old = self._leases.get(update.lease, owner=slot) if valid_lease_id(update.lease) else None
         try:
@@ -397,7 +397,7 @@ class Engine:
     def close(self, slot: int, lease_id: str) -> None:
         """Close a lease of this slot with the next `flush`. Leases of other slots, and unknown ids, are ignored."""
         lease = None
-        if any(one.new.id == lease_id for one in self._updates):
+        if any(updating.new.id == lease_id for updating in self._updates):
             self.flush()  # what is deleted is what the change has made of it
         if valid_lease_id(lease_id):
             lease = self._leases.close(lease_id, now=time.monotonic(), owner=slot)
@@ -428,7 +428,7 @@ class Engine:
             for slot, message in withheld:
                 self._answer(slot, message)
         answers, self._answers = self._answers, {}
-        unheard = [(slot, one) for slot, messages in answers.items() for one in self._send(slot, messages)]
+        unheard = [(slot, message) for slot, messages in answers.items() for message in self._send(slot, messages)]
         # The log has time until everybody is told.
         for slot, lease in self._just_opened:
             pinhole_log.info("pinhole.open", lease, slot=slot)
@@ -447,13 +447,15 @@ class Engine:
         refused: dict[int, NetfilterError] = {}
         done = True
         try:
-            changes = [one.change for one in closes]
-            changes += [one.change or Change(add=elements_of(one.lease, one.slot, one.ttl)) for one in opens]
-            changes += [self._change(one) for one in updates]
+            changes = [closing.change for closing in closes]
+            changes += [
+                opening.change or Change(add=elements_of(opening.lease, opening.slot, opening.ttl)) for opening in opens
+            ]
+            changes += [self._change(updating) for updating in updates]
             try:
                 refused = self.netfilter.apply(changes)
             except TableGoneError:
-                if not self._make_again([one.lease for one in opens], [one.new for one in updates]):
+                if not self._make_again([opening.lease for opening in opens], [updating.new for updating in updates]):
                     raise NetfilterError(errno.EAGAIN, "the table is removed again and again") from None
                 for opening in opens:
                     if self._leases.find(opening.lease.id) is None:
@@ -461,9 +463,14 @@ class Engine:
                         self._leases.restore(opening.lease, owner=opening.slot, deadline=deadline)
                 # There is nothing to delete any more, and of an update everything to add.
                 changes = [Change()] * len(closes)
-                changes += [Change(add=self._sharing.whole(one.lease, one.slot, one.ttl)) for one in opens]
+                changes += [
+                    Change(add=self._sharing.whole(opening.lease, opening.slot, opening.ttl)) for opening in opens
+                ]
                 if self._restore_wanted:
-                    changes += [Change(add=self._sharing.whole(one.new, one.slot, one.ttl)) for one in updates]
+                    changes += [
+                        Change(add=self._sharing.whole(updating.new, updating.slot, updating.ttl))
+                        for updating in updates
+                    ]
                 else:
                     done = not updates
                 refused = self.netfilter.apply(changes)
@@ -471,31 +478,41 @@ class Engine:
             log.error("broker.netfilter_failed", error=str(error), opens=len(opens), closes=len(closes))
             refused = dict.fromkeys(range(len(closes) + len(opens) + len(updates)), error)
             done = False
-        for one in closes:
-            self.stale.closed(one.lease)
+        for closing in closes:
+            self.stale.closed(closing.lease)
         for index, opening in enumerate(opens, len(closes)):
             self._opened_or_not(opening, refused.get(index), done)
         for index, updating in enumerate(updates, len(closes) + len(opens)):
             self._updated_or_not(updating, refused.get(index), done)
 
-    def _change(self, one: Updating) -> Change:
+    def _change(self, updating: Updating) -> Change:
         """Deleted and added in one transaction: no packet meets a conversation half changed."""
-        others = self._sharing.others(one.new)
+        others = self._sharing.others(updating.new)
         if others:
-            left = max(one.before - time.monotonic(), 0.0)
+            left = max(updating.before - time.monotonic(), 0.0)
             return self._counting(
-                self._sharing.updating(others, (one.old, one.slot, left), (one.new, one.slot, one.ttl))
+                self._sharing.updating(
+                    others, (updating.old, updating.slot, left), (updating.new, updating.slot, updating.ttl)
+                )
             )
-        was, becomes = ((lease.expires, lease.target, lease.second) for lease in (one.old, one.new))
-        former, peers = one.old.peers, one.new.peers
-        if was == becomes and one.new.kind in ("conversation", "read") and former is not None and peers is not None:
+        old_ends, new_ends = ((lease.expires, lease.target, lease.second) for lease in (updating.old, updating.new))
+        former, peers = updating.old.peers, updating.new.peers
+        if (
+            old_ends == new_ends
+            and updating.new.kind in ("conversation", "read")
+            and former is not None
+            and peers is not None
+        ):
             # What happens with every call: only the peers have changed, and what stays, stays with its time.
             return Change(
-                admitting(one.old, [peer for peer in former if peer not in peers], one.ttl),
-                admitting(one.new, [peer for peer in peers if peer not in former], one.ttl),
+                admitting(updating.old, [peer for peer in former if peer not in peers], updating.ttl),
+                admitting(updating.new, [peer for peer in peers if peer not in former], updating.ttl),
             )
-        old, new = elements_of(one.old, one.slot, one.ttl), elements_of(one.new, one.slot, one.ttl)
-        if was != becomes:
+        old, new = (
+            elements_of(updating.old, updating.slot, updating.ttl),
+            elements_of(updating.new, updating.slot, updating.ttl),
+        )
+        if old_ends != new_ends:
             return Change(old, tuple(self.netfilter.counted(new)))
         before, after = ({(element.set, element.key) for element in elements} for elements in (old, new))
         return Change(
@@ -503,43 +520,49 @@ class Engine:
             tuple(element for element in new if (element.set, element.key) not in before),
         )
 
-    def _opened_or_not(self, one: Opening, error: NetfilterError | None, done: bool) -> None:
+    def _opened_or_not(self, opening: Opening, error: NetfilterError | None, done: bool) -> None:
         if error is not None:
-            self._leases.close(one.lease.id, now=time.monotonic())
-            self._refuse(one.slot, one.id, one.lease.client, one.lease.reason, PinholeRefused(error.rule, str(error)))
+            self._leases.close(opening.lease.id, now=time.monotonic())
+            self._refuse(
+                opening.slot,
+                opening.id,
+                opening.lease.client,
+                opening.lease.reason,
+                PinholeRefused(error.rule, str(error)),
+            )
             if not done:
                 # Nobody knows what the kernel did if it did not answer: what there may be of it must go. But what the
                 # kernel has refused is another's, if it is there.
-                self._close_elements(one.slot, one.lease)
+                self._close_elements(opening.slot, opening.lease)
             return
         self._opened += 1
-        told = self.stale.opened(one.lease)
-        self._usage.opened(one.lease)
-        self._just_opened.append((one.slot, one.lease))
-        self._answer_when(told, one.slot, LeaseOpened(one.id, one.lease))
+        told = self.stale.opened(opening.lease)
+        self._usage.opened(opening.lease)
+        self._just_opened.append((opening.slot, opening.lease))
+        self._answer_when(told, opening.slot, LeaseOpened(opening.id, opening.lease))
 
-    def _updated_or_not(self, one: Updating, error: NetfilterError | None, done: bool) -> None:
+    def _updated_or_not(self, updating: Updating, error: NetfilterError | None, done: bool) -> None:
         """Finish an update. `done`: it is known what the kernel did; otherwise the whole pinhole is closed."""
         if error is None and done:
-            self._inherited.discard(one.new.id)
+            self._inherited.discard(updating.new.id)
             told = True
-            if (one.old.target, one.old.second) != (one.new.target, one.new.second):
-                self.stale.closed(one.old)
-                told = self.stale.opened(one.new)
-            elif one.old.peers != one.new.peers:
-                self.stale.admitted(one.new)
-            self._just_updated.append((one.slot, one.new))
-            self._answer_when(told, one.slot, Updated(one.id, one.new))
+            if (updating.old.target, updating.old.second) != (updating.new.target, updating.new.second):
+                self.stale.closed(updating.old)
+                told = self.stale.opened(updating.new)
+            elif updating.old.peers != updating.new.peers:
+                self.stale.admitted(updating.new)
+            self._just_updated.append((updating.slot, updating.new))
+            self._answer_when(told, updating.slot, Updated(updating.id, updating.new))
             return
         refusal = PinholeRefused("lease", "the ruleset was flushed" if error is None else str(error))
         if done:
             if error is not None:  # it is open as it was
                 refusal = PinholeRefused(error.rule, str(error))
-            self._leases.replace(one.old, deadline=one.before)
-        elif self._leases.close(one.new.id, now=time.monotonic()) is not None:
-            self._close_elements(one.slot, one.old)
-            self._closing(one.slot, one.new, "kernel")
-        self._refuse(one.slot, one.id, one.old.client, one.old.reason, refusal)
+            self._leases.replace(updating.old, deadline=updating.before)
+        elif self._leases.close(updating.new.id, now=time.monotonic()) is not None:
+            self._close_elements(updating.slot, updating.old)
+            self._closing(updating.slot, updating.new, "kernel")
+        self._refuse(updating.slot, updating.id, updating.old.client, updating.old.reason, refusal)
 
     def _reserve(self, slot: int, request: PinholeRequest) -> Lease:
         def is_free(port: int) -> bool:
@@ -571,11 +594,11 @@ class Engine:
         )
 
     def _replace(self, slot: int, request: PinholeRequest) -> None:
-        """A pinhole that is not translated has no port of ours that sets it apart: the same wish again takes the old
+        """A pinhole that is not translated has no port of ours that sets it apart: the same request again takes the old
         one's place, if that is the same process's. PinholeRefused "taken"."""
         same = request.direction, request.transport, request.target, request.peer, request.kind
         for lease in self._leases.of_client(request.client):
-            if lease.public == lease.target and _wished_for(lease) == same:
+            if lease.public == lease.target and _described(lease) == same:
                 self.flush()  # that one may be on its way too
                 if self._leases.close(lease.id, now=time.monotonic(), owner=slot) is not None:
                     self._closing(slot, lease, "replaced")
@@ -730,5 +753,5 @@ class Engine:
                 pinhole_log.info("pinhole.close", lease, by="flush")
 
 
-def _wished_for(lease: Lease) -> tuple[object, ...]:
+def _described(lease: Lease) -> tuple[object, ...]:
     return lease.direction, lease.protocol, lease.target, lease.peer, lease.kind

@@ -60,7 +60,7 @@ class ForeignForwardings:
         if self._until <= now:
             self._found = [*self._read()]
             self._until = time.monotonic() + REMEMBERED
-        return any(one.covers(transport, host, port) for one in self._found)
+        return any(forwarding.covers(transport, host, port) for forwarding in self._found)
 
     def forget(self) -> None:
         """Somebody has changed rules: they are read anew."""
@@ -121,14 +121,17 @@ def from_nft(listing: dict[str, Any], own: str) -> Iterator[Forwarding]:
         rule = item.get("rule")
         if rule is None or rule["table"].lower() == own or rule.get("chain", "").lower() in ("output", own):
             continue
-        target = next((one[kind] for one in rule["expr"] for kind in ("dnat", "redirect") if kind in one), ...)
+        target = next(
+            (expression[kind] for expression in rule["expr"] for kind in ("dnat", "redirect") if kind in expression),
+            ...,
+        )
         if target is ...:
             continue
         transport, ranges = "", [*_mapped_ports(target, rule["table"], named)]
-        for one in rule["expr"]:
-            left, right = (one.get("match", {}).get(side) for side in ("left", "right"))
+        for expression in rule["expr"]:
+            left, right = (expression.get("match", {}).get(side) for side in ("left", "right"))
             field = left.get("payload", {}) if isinstance(left, dict) else {}
-            if field.get("field") == "dport" and one["match"].get("op", "==") in ("==", "in"):
+            if field.get("field") == "dport" and expression["match"].get("op", "==") in ("==", "in"):
                 transport = field["protocol"] if field["protocol"] in ("tcp", "udp") else transport
                 ranges += _numbers(right, rule["table"], named)
         for ports in ranges or [_ALL]:
@@ -154,8 +157,8 @@ def _numbers(value: Any, table: str, named: dict[tuple[str, str], Any]) -> Itera
         case {"range": [int(low), int(high)]}:
             yield low, high
         case {"set": list(several)}:
-            for one in several:
-                yield from _numbers(one, table, named)
+            for item in several:
+                yield from _numbers(item, table, named)
         case {"elem": {"val": inner}}:
             yield from _numbers(inner, table, named)
         case _:

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypedDict
 
 from gateway.broker.forwards import Forward
 from gateway.broker.netfilter import Meter
-from gateway.lease.table import QUOTAS, WISHES
+from gateway.lease.table import QUOTAS, SUGGESTIBLE
 from gateway.model.requests import Network
 
 
@@ -42,7 +42,7 @@ class BrokerLimits(NamedTuple):
     meter: Meter = Meter()
     signalling: tuple[int, ...] = ()
     kinds: Mapping[int, frozenset[str]] = {}
-    mapping_ports: tuple[int, int] = WISHES
+    mapping_ports: tuple[int, int] = SUGGESTIBLE
     mappings: int = QUOTAS["mappings"]
     reserved: frozenset[int] = frozenset()
     forwards: tuple[Forward, ...] = ()

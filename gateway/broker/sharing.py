@@ -76,8 +76,8 @@ class Sharing:
         self._merged -= ids
         new = self._together(after) if after else ()
         was = {(element.set, element.key): element for element in old}
-        becomes = {(element.set, element.key): element for element in new}
+        wanted = {(element.set, element.key): element for element in new}
         return Change(
-            tuple(element for name, element in was.items() if becomes.get(name) != element),
-            tuple(element for name, element in becomes.items() if was.get(name) != element),
+            tuple(element for name, element in was.items() if wanted.get(name) != element),
+            tuple(element for name, element in wanted.items() if was.get(name) != element),
         )

@@ -178,7 +178,7 @@ class Stale:
         """Whether any of these sockets has sent packets past all pinholes, or may have: where the kernel had no room to
         note it, any socket may have."""
         try:
-            return self._is_any([*(talked_of(one) for one in sockets), UNTOLD])
+            return self._is_any([*(talked_of(sock) for sock in sockets), UNTOLD])
         except NetfilterError as error:
             log.warning("broker.conntrack_failed", error=str(error))
             return True
@@ -202,7 +202,7 @@ class Stale:
         """Runs in the thread: find the connections of the changed sockets, and their leases. Empties `changed` bit by
         bit, because freeing tens of thousands of entries at once would delay the other thread."""
         found = self._conntrack.find(changed)
-        ends = [end.endpoint for one in found for end in (one.connection.source, one.connection.destination)]
+        ends = [end.endpoint for entry in found for end in (entry.connection.source, entry.connection.destination)]
         leases = {lease.id: lease for end in ends if (lease := changed.get(end))}
         while changed:
             changed.popitem()
@@ -231,9 +231,9 @@ class Stale:
             for lease in self._open_of(client):
                 for sock, other in _pairs(lease):
                     right.setdefault(sock, []).append((lease, other))
-        for one in found:
-            if not _is_right(one.connection, sockets, right):
-                table.delete(one)
+        for entry in found:
+            if not _is_right(entry.connection, sockets, right):
+                table.delete(entry)
 
 
 def is_datagram(lease: Lease) -> bool:

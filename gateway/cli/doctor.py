@@ -31,13 +31,13 @@ def doctor(config_path: str | None, as_json: bool) -> None:
     """
     found = examine(load_config(config_path))
     if as_json:
-        show_json([msgspec.to_builtins(one) for one in found])
+        show_json([msgspec.to_builtins(finding) for finding in found])
     else:
         out = console()
-        for one in found:
-            sign = styled(one.status)
+        for finding in found:
+            sign = styled(finding.status)
             sign.pad_right(7 - len(sign))
-            out.print(Text.assemble(sign, f"  {one.check}: {one.detail}"), soft_wrap=True)
-            if one.remedy:
-                out.print(Text(f"         -> {one.remedy}"), soft_wrap=True)
-    sys.exit(1 if any(one.status == "failed" for one in found) else 0)
+            out.print(Text.assemble(sign, f"  {finding.check}: {finding.detail}"), soft_wrap=True)
+            if finding.remedy:
+                out.print(Text(f"         -> {finding.remedy}"), soft_wrap=True)
+    sys.exit(1 if any(finding.status == "failed" for finding in found) else 0)

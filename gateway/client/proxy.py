@@ -180,7 +180,7 @@ def read_file(path: Path) -> Chain | None:
     if unknown := sorted(table.keys() - {"via"}):
         raise ProxySyntaxError(f"{path}: {unknown[0]}: no such key")
     via = table.get("via")
-    if not isinstance(via, str) and not (isinstance(via, list) and via and all(isinstance(one, str) for one in via)):
+    if not isinstance(via, str) and not (isinstance(via, list) and via and all(isinstance(url, str) for url in via)):
         raise ProxySyntaxError(f"{path}: via: is neither a URL nor a list of them")
     try:
         return Chain.of(via)

@@ -36,22 +36,22 @@ class _Pump:
         self._to_far = bytearray(early)
         self._wire_ended = codec.ended  # the proxy has said all
         self._far_ended = False  # the program has
-        self._told_wire = self._told_far = False  # and the other one knows
+        self._wire_shut = self._far_shut = False  # and the other one knows
         self._closed = False  # the program has closed its socket, and wants no answer
 
     def run(self) -> None:
         try:
-            while not (self._told_wire and (self._told_far or self._closed)):
-                self._turn()
+            while not (self._wire_shut and (self._far_shut or self._closed)):
+                self._step()
         except OSError:
             pass  # whoever is left sees the end of it below
         finally:
             self._wire.close()
             self._far.close()
 
-    def _turn(self) -> None:
+    def _step(self) -> None:
         self._tell_ends()
-        if self._told_wire and (self._told_far or self._closed):
+        if self._wire_shut and (self._far_shut or self._closed):
             return
         poll = select.poll()
         wire = (0 if self._wire_ended or self._to_far else select.POLLIN) | (select.POLLOUT if self._to_wire else 0)
@@ -92,9 +92,9 @@ class _Pump:
                 self._to_wire += self._codec.finish()
 
     def _tell_ends(self) -> None:
-        if self._wire_ended and not self._to_far and not self._told_far:
-            self._told_far = True
+        if self._wire_ended and not self._to_far and not self._far_shut:
+            self._far_shut = True
             self._far.shutdown(socket.SHUT_WR)
-        if self._far_ended and not self._to_wire and not self._told_wire:
-            self._told_wire = True
+        if self._far_ended and not self._to_wire and not self._wire_shut:
+            self._wire_shut = True
             self._wire.shutdown(socket.SHUT_WR)

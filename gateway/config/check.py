@@ -117,27 +117,29 @@ def _listening(text: str) -> Endpoint:
 
 def _check_listening(config: Config) -> None:
     """Check that no two listeners are at the same endpoint."""
-    taken: dict[str, Endpoint] = {}
+    used: dict[str, Endpoint] = {}
     if config.transparent_enabled:
-        taken["transparent.port"] = Endpoint("::", config.transparent.port)
+        used["transparent.port"] = Endpoint("::", config.transparent.port)
     if "upnp" in config.portmap.protocols:
         if config.portmap.http_port == config.transparent.port:
             raise BadValue(f"portmap.http_port: {config.portmap.http_port} is taken by transparent.port")
-        taken["portmap.http_port"] = Endpoint("::", config.portmap.http_port)
+        used["portmap.http_port"] = Endpoint("::", config.portmap.http_port)
     wanted = dict(config.socks_listeners)
     if config.console.listen:
         wanted["console.listen"] = parse_endpoint(config.console.listen)
     for key, endpoint in wanted.items():
-        for other, there in taken.items():
+        for other, there in used.items():
             if endpoint.port == there.port and (other.endswith("port") or _overlap(endpoint, there)):
                 raise BadValue(f"{key}: {endpoint} is taken by {other}; choose another port")
-        taken[key] = endpoint
+        used[key] = endpoint
 
 
-def _overlap(one: Endpoint, other: Endpoint) -> bool:
+def _overlap(first: Endpoint, second: Endpoint) -> bool:
     """Whether two listeners of one port overlap: they are at the same address, or one is at all addresses of the
     family."""
-    return one.version == other.version and (one.host == other.host or one.ip.is_unspecified or other.ip.is_unspecified)
+    return first.version == second.version and (
+        first.host == second.host or first.ip.is_unspecified or second.ip.is_unspecified
+    )
 
 
 def _check_auth(config: Config) -> None:

@@ -27,7 +27,7 @@ class Buckets(msgspec.Struct):
 
     def plus(self, other: Buckets) -> Buckets:
         pairs = zip(self.buckets, other.buckets, strict=True)
-        return Buckets(self.bounds, [one + two for one, two in pairs], self.sum + other.sum)
+        return Buckets(self.bounds, [ours + theirs for ours, theirs in pairs], self.sum + other.sum)
 
 
 class _ReportedHistogram(Buckets):
@@ -50,7 +50,7 @@ def check_row(row: dict[str, Any], process: str) -> None:
     for *key, value in report.samples:
         if isinstance(value, str) or not key or not all(isinstance(word, str) for word in key):
             raise ValueError("a sample has no name or no number")
-    if any(len(one.buckets) != len(one.bounds) + 1 for one in report.histograms):
+    if any(len(histogram.buckets) != len(histogram.bounds) + 1 for histogram in report.histograms):
         raise ValueError("a histogram has too many or too few buckets")
 
 
@@ -89,8 +89,10 @@ class Totals:
             metric = BY_NAME.get(key[0])
             if metric is not None:
                 (gauges if metric.kind == "gauge" else counted.counters).append(((name, *key), value))
-        for one in row["histograms"]:
-            counted.histograms[one["name"]] = Buckets(list(one["bounds"]), list(one["buckets"]), one["sum"])
+        for histogram in row["histograms"]:
+            counted.histograms[histogram["name"]] = Buckets(
+                list(histogram["bounds"]), list(histogram["buckets"]), histogram["sum"]
+            )
         known = self._processes.get(name)
         if known is None:
             self._processes[name] = _Process(row["start"], counted, _Counted())
@@ -133,12 +135,12 @@ class Totals:
         return sums
 
 
-def _sum(one: _Counted, two: _Counted) -> _Counted:
-    counters = dict(one.counters)
-    for key, value in two.counters:
+def _sum(first: _Counted, second: _Counted) -> _Counted:
+    counters = dict(first.counters)
+    for key, value in second.counters:
         counters[key] = counters.get(key, 0) + value
-    histograms = dict(one.histograms)
-    for name, buckets in two.histograms.items():
+    histograms = dict(first.histograms)
+    for name, buckets in second.histograms.items():
         before = histograms.get(name)
         same = before is not None and before.bounds == buckets.bounds  # an earlier version may have had others
         histograms[name] = before.plus(buckets) if before is not None and same else buckets

@@ -101,16 +101,22 @@ class Conversations:
     @property
     def asking(self) -> bool:
         """Whether an answer of the backend is still to come for any of them."""
-        return any(one.busy for one in self._live.values())
+        return any(conversation.busy for conversation in self._live.values())
 
     def lease_ids(self) -> dict[int, str]:
         """Return the ids of the open leases, by number."""
-        return {ref: one.lease.id for ref, one in self._live.items() if one.lease is not None}
+        return {
+            ref: conversation.lease.id for ref, conversation in self._live.items() if conversation.lease is not None
+        }
 
     def traffic(self) -> list[tuple[int, int, int]]:
         """Return number, packets in and packets out of each open one, as the kernel has counted, except for those that
         a module reads. Waits for the backend."""
-        refs = {one.lease.id: ref for ref, one in self._live.items() if one.lease is not None and not one.read}
+        refs = {
+            conversation.lease.id: ref
+            for ref, conversation in self._live.items()
+            if conversation.lease is not None and not conversation.read
+        }
         try:
             return [(refs[lease], *counts) for lease, counts in self._pinholes.traffic(list(refs)).items()]
         except PinholeRefused:
@@ -118,23 +124,23 @@ class Conversations:
 
     def lease(self, ref: int) -> Lease | None:
         """Return the lease of an open one."""
-        one = self._live.get(ref)
-        return one.lease if one is not None else None
+        conversation = self._live.get(ref)
+        return conversation.lease if conversation is not None else None
 
     def is_read(self, ref: int) -> bool:
         """Whether a module reads the datagrams of this one."""
-        one = self._live.get(ref)
-        return one is not None and one.read
+        conversation = self._live.get(ref)
+        return conversation is not None and conversation.read
 
     def is_admitting(self, ref: int) -> bool:
         """Whether a peer is about to be let in and is not yet. A message that names the peer has to wait."""
-        one = self._live.get(ref)
-        return one is not None and one.admitting > 0
+        conversation = self._live.get(ref)
+        return conversation is not None and conversation.admitting > 0
 
     def restore(self, ref: int, lease: Lease, read: bool) -> None:
         """Take over one that another process has opened."""
-        self._live[ref] = one = _Conversation(read, lease.peers)
-        one.lease = lease
+        self._live[ref] = conversation = _Conversation(read, lease.peers)
+        conversation.lease = lease
 
     def open(self, command: OpenConversation, client: str, public: PublicAddress | None, read: bool = False) -> None:
         """Open one for the inside host `client`; `on_outcome` is called later. Without `public` it is refused.
@@ -183,7 +189,7 @@ class Conversations:
             along=public.along,
             ttl=command.ttl,
             kind="mapping",
-            wish=command.port,
+            suggested=command.port,
             exact=command.exact,
         )
         self._ask(command.ref, request, public)
@@ -267,11 +273,11 @@ class Conversations:
         log.info("alg.open", flow=self._flow, reason=reason, applied=False, target=str(target))
 
     def _ask(self, ref: int, request: PinholeRequest, public: PublicAddress) -> None:
-        self._live[ref] = one = _Conversation(request.kind == "read", request.peers)
-        one.busy = True
+        self._live[ref] = conversation = _Conversation(request.kind == "read", request.peers)
+        conversation.busy = True
         # What lies before a further NAT has another name there than its own.
         host = public.advertised if public.along is None and request.public_host is not None else None
-        self._pinholes.ask(request, functools.partial(self._opened, ref, one, host))
+        self._pinholes.ask(request, functools.partial(self._opened, ref, conversation, host))
 
     def find(self, command: FindSocket, client: str, public: PublicAddress | None) -> None:
         """Ask for the public endpoint of a socket of the inside host `client` that another process has opened.
@@ -307,8 +313,8 @@ class Conversations:
 
     def update(self, command: UpdateConversation | UpdateMapping | UpdateExchange | UpdateGre) -> None:
         """Change one. `on_outcome` is called with a rule if it is not open any more."""
-        one = self._live.get(command.ref)
-        if one is None:
+        conversation = self._live.get(command.ref)
+        if conversation is None:
             if self._mode is Mode.REWRITE:
                 self._later(command.ref, "lease")
             return
@@ -323,21 +329,21 @@ class Conversations:
             lets_in = True
         else:
             changes |= {"peers": command.peers}
-            lets_in = one.lets_in(command.peers)
-            one.peers = command.peers
-        one.admitting += lets_in
-        one.updates.append((changes, lets_in))
-        if not one.busy:
-            self._work(command.ref, one)
+            lets_in = conversation.lets_in(command.peers)
+            conversation.peers = command.peers
+        conversation.admitting += lets_in
+        conversation.updates.append((changes, lets_in))
+        if not conversation.busy:
+            self._work(command.ref, conversation)
 
     def close(self, ref: int) -> None:
         """Close one, if it is open."""
-        one = self._live.pop(ref, None)
-        if one is not None:
-            one.closed = True
-            if not one.busy:
-                self._end(one)
-            self._nobody_waits(ref, one)
+        conversation = self._live.pop(ref, None)
+        if conversation is not None:
+            conversation.closed = True
+            if not conversation.busy:
+                self._end(conversation)
+            self._nobody_waits(ref, conversation)
 
     def close_all(self) -> None:
         for ref in list(self._live):
@@ -349,58 +355,58 @@ class Conversations:
     def _report_later(self, ref: int, outcome: Endpoint | str, inner: Endpoint | None) -> None:
         gevent.get_hub().loop.run_callback(self._on_outcome, ref, outcome, inner)
 
-    def _opened(self, ref: int, one: _Conversation, host: str | None, outcome: Lease | PinholeRefused) -> None:
+    def _opened(self, ref: int, conversation: _Conversation, host: str | None, outcome: Lease | PinholeRefused) -> None:
         """Handle the answer to an opening. `host`: the advertised address, if it is not the pinhole's own."""
         if isinstance(outcome, PinholeRefused):
-            self._lost(ref, one, outcome)
+            self._lost(ref, conversation, outcome)
             return
-        one.lease = outcome
-        if not one.closed:
+        conversation.lease = outcome
+        if not conversation.closed:
             self._on_outcome(ref, Endpoint(host or outcome.public.host, outcome.public.port), outcome.inner)
-        self._work(ref, one)
+        self._work(ref, conversation)
 
-    def _updated(self, ref: int, one: _Conversation, lets_in: bool, outcome: Lease | PinholeRefused) -> None:
+    def _updated(self, ref: int, conversation: _Conversation, lets_in: bool, outcome: Lease | PinholeRefused) -> None:
         if not isinstance(outcome, PinholeRefused):
-            one.lease = outcome
+            conversation.lease = outcome
         elif outcome.rule == GONE:
-            self._lost(ref, one, outcome)
+            self._lost(ref, conversation, outcome)
             return
         else:  # what was open stays as it was
             log.warning("pinhole.refused", flow=self._flow, rule=outcome.rule, detail=outcome.detail)
-            if one.lease is not None and not one.updates:
-                one.peers = one.lease.peers
-        if lets_in and one.admitting:
-            one.admitting -= 1
-            if not one.admitting:
+            if conversation.lease is not None and not conversation.updates:
+                conversation.peers = conversation.lease.peers
+        if lets_in and conversation.admitting:
+            conversation.admitting -= 1
+            if not conversation.admitting:
                 self._admitted(ref)
-        self._work(ref, one)
+        self._work(ref, conversation)
 
-    def _nobody_waits(self, ref: int, one: _Conversation) -> None:
+    def _nobody_waits(self, ref: int, conversation: _Conversation) -> None:
         """Note that the changes that were to let a peer in will not be done."""
-        if one.admitting:
-            one.admitting = 0
+        if conversation.admitting:
+            conversation.admitting = 0
             self._admitted(ref)
 
-    def _work(self, ref: int, one: _Conversation) -> None:
+    def _work(self, ref: int, conversation: _Conversation) -> None:
         """Begin the next step, or close if that was asked for meanwhile."""
-        one.busy = bool(one.updates) and not one.closed
-        if one.busy:
-            assert one.lease is not None
-            changes, lets_in = one.updates.popleft()
-            update = PinholeUpdate(one.lease.id, **changes)
-            self._pinholes.ask(update, functools.partial(self._updated, ref, one, lets_in))
-        elif one.closed:
-            self._end(one)
+        conversation.busy = bool(conversation.updates) and not conversation.closed
+        if conversation.busy:
+            assert conversation.lease is not None
+            changes, lets_in = conversation.updates.popleft()
+            update = PinholeUpdate(conversation.lease.id, **changes)
+            self._pinholes.ask(update, functools.partial(self._updated, ref, conversation, lets_in))
+        elif conversation.closed:
+            self._end(conversation)
 
-    def _lost(self, ref: int, one: _Conversation, refused: PinholeRefused) -> None:
+    def _lost(self, ref: int, conversation: _Conversation, refused: PinholeRefused) -> None:
         log.warning("pinhole.refused", flow=self._flow, rule=refused.rule, detail=refused.detail)
-        self._end(one)
-        if not one.closed:
+        self._end(conversation)
+        if not conversation.closed:
             del self._live[ref]
             self._on_outcome(ref, refused.rule, None)
-            self._nobody_waits(ref, one)
+            self._nobody_waits(ref, conversation)
 
-    def _end(self, one: _Conversation) -> None:
-        if one.lease is not None:
-            self._pinholes.close(one.lease)
-            one.lease = None
+    def _end(self, conversation: _Conversation) -> None:
+        if conversation.lease is not None:
+            self._pinholes.close(conversation.lease)
+            conversation.lease = None

@@ -229,8 +229,8 @@ class DatagramDriver:
     def _make_room(self, way: Hashable) -> bool:
         """Make room when too many wait: those of this way are sent on as they are, in order. Returns whether there is
         room now."""
-        for one in self._waiting.of_way(way):
-            self._end_wait(one.number)
+        for waiting in self._waiting.of_way(way):
+            self._end_wait(waiting.number)
         return self._waiting.kept < self.setting.most
 
     def _is_unread(self, client: Endpoint, server: str, now: float) -> bool:
@@ -276,8 +276,8 @@ class DatagramDriver:
                     held.edited = apply_edits(held.data, edits)
                 except ValueError as error:
                     self._broken(error, held.client, held.server.host)
-        for one in self._waiting.let_go(held):
-            self._carrier.send(one)
+        for ready in self._waiting.let_go(held):
+            self._carrier.send(ready)
 
     def _count(self, edits: tuple[Edit, ...]) -> None:
         for edit in edits:

@@ -84,9 +84,9 @@ class Rehearsal:
         """The router's address outside."""
         return self._public
 
-    def open(self, target: Endpoint, wish: int | None = None) -> Endpoint:
-        """Return the public endpoint for a target: with the port that is wished for, if there is one."""
-        return Endpoint(self._public, wish or next(self._port)) if ":" not in target.host else target
+    def open(self, target: Endpoint, suggested: int | None = None) -> Endpoint:
+        """Return the public endpoint for a target: with the suggested port, if there is one."""
+        return Endpoint(self._public, suggested or next(self._port)) if ":" not in target.host else target
 
     def _is_inside(self, endpoint: Endpoint) -> bool:
         return any(canonical(endpoint.host) in network for network in self._inside)
@@ -194,7 +194,7 @@ class _Datagrams:
             done(self._leases[request.lease])
             return
         self._number += 1
-        public = self._rehearsal.open(request.target, request.wish)
+        public = self._rehearsal.open(request.target, request.suggested)
         self._rows.append(_event(self._now, "pinhole", f"{public} -> {request.target} ({request.reason})"))
         lease = self._leases[str(self._number)] = Lease(
             id=str(self._number),

@@ -38,7 +38,7 @@ from gateway.flow.table import Flow
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Lease
 from gateway.pinhole.backend import Backend, Carry, DataPaths
-from gateway.pinhole.turns import in_turn
+from gateway.pinhole.pacing import at_its_pace
 
 log = structlog.get_logger()
 
@@ -236,7 +236,7 @@ class Openings:
     def _open(self, command: Opening) -> None:
         ref = command.ref
         try:
-            lease, inner = in_turn(
+            lease, inner = at_its_pace(
                 lambda: self._ask(command), self._flow.client.host, lambda: not self._over and ref in self._opening
             )
         except PinholeRefused as refused:

@@ -92,9 +92,9 @@ class InOrder(Generic[H]):
         queue = self._queues[held.way]
         gone = []
         while queue and queue[0].ready:
-            one = queue.popleft()
-            self.kept -= one.kept
-            gone.append(one)
+            first = queue.popleft()
+            self.kept -= first.kept
+            gone.append(first)
         if not queue:
             del self._queues[held.way]
         return gone

@@ -16,8 +16,8 @@ from gevent.event import Event as Wakeup
 from alg.api import Edit, Side
 from gateway.net.relay.connection import local_hosts
 from gateway.net.relay.half import Head, Legacy, SideName
+from gateway.net.slices import slices
 from gateway.net.sockets import abort
-from gateway.net.turns import turns
 from gateway.net.urgent import Marks, is_plain, receive
 
 READ_SIZE = 16384
@@ -214,7 +214,7 @@ class Pump:
             self.came(side, data, urgent)
             if self.passing:
                 self._changed()
-                turns().wait()  # else a stream that never ends would keep the next carrier from coming
+                slices().wait()  # else a stream that never ends would keep the next carrier from coming
 
     def _is_to_wait(self, side: Side, direction: Direction) -> bool:
         if len(direction.out) > HIGH_WATER:

@@ -67,7 +67,7 @@ from gateway.driver.pump import Pump
 from gateway.flow.table import HALF_CLOSE_TIMEOUT, Flow
 from gateway.net.addresses import PublicAddress
 from gateway.net.relay.half import Legacy
-from gateway.net.turns import turns
+from gateway.net.slices import slices
 from gateway.observe.trace import PASSED
 from gateway.pinhole.backend import Backend, Carry, DataPaths
 
@@ -188,7 +188,7 @@ class Inspection:
         self._next_tick = 0.0
         self._deadline: float | None = None  # the module's
         self._wakes_at: float | None = None
-        self._turns = turns()
+        self._slices = slices()
         self._changed = Wakeup()
 
     # --- the flow ---------------------------------------------------------------------------------------------------
@@ -328,8 +328,8 @@ class Inspection:
         self._handling = True
         try:
             while self._events and not self._pump.passing:
-                if self._turns.over:
-                    self._turns.wait(self._effort.is_light(self._now()))
+                if self._slices.over:
+                    self._slices.wait(self._effort.is_light(self._now()))
                     continue
                 self._handle(self._events.popleft())
             if not self._pump.passing:
@@ -366,7 +366,7 @@ class Inspection:
             raise Broken(described(error)) from error
         if self._openings.revoked:  # nothing more can come of reading it
             self._pump.pass_on()
-        self._turns.spend(took)
+        self._slices.spend(took)
         self._effort.spend(took, now)
         if self._effort.is_too_much(now) and not self._pump.passing:
             self._stand_down("effort")

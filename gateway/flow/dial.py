@@ -274,7 +274,7 @@ def race(
     """Happy Eyeballs (RFC 8305): connect to the first of the addresses that answers. The families take turns; the next
     attempt begins when one has failed, or after ATTEMPT_DELAY. Raises the DialError of the attempt that failed first.
     """
-    waiting = _take_turns(addresses)
+    waiting = _alternate(addresses)
     results: Queue[tuple[Address, gsocket.socket | OSError]] = Queue()
     running: dict[Address, gevent.Greenlet[..., None]] = {}
     failure: DialError | None = None
@@ -309,13 +309,13 @@ def race(
     raise failure or DialError("name", "there is no address")
 
 
-def _take_turns(addresses: list[Address]) -> list[Address]:
+def _alternate(addresses: list[Address]) -> list[Address]:
     """Order the addresses with the families in turns (RFC 8305 section 4), otherwise as given."""
     unique = list(dict.fromkeys(addresses))
     first = [address for address in unique if address.version == unique[0].version]
     other = [address for address in unique if address.version != unique[0].version]
-    turns = [address for pair in zip_longest(first, other) for address in pair]
-    return [address for address in turns if address is not None]
+    alternating = [address for pair in zip_longest(first, other) for address in pair]
+    return [address for address in alternating if address is not None]
 
 
 def _note(request: ConnectRequest, decision: Decision) -> None:

@@ -176,10 +176,10 @@ def _flowtables(config: Config) -> Iterator[Finding]:
     tables = [entry["flowtable"] for entry in entries if "flowtable" in entry]
     if not tables or not config.packets_wanted:
         return
-    where = ", ".join(f"{one['family']} {one['table']} {one['name']}" for one in tables)
+    where = ", ".join(f"{table['family']} {table['table']} {table['name']}" for table in tables)
     aside = any(
-        (one.get("table"), one.get("name")) == (config.instance, "aside")
-        for one in (entry["chain"] for entry in entries if "chain" in entry)
+        (chain.get("table"), chain.get("name")) == (config.instance, "aside")
+        for chain in (entry["chain"] for entry in entries if "chain" in entry)
     )
     only6 = aside and any(network.version == 6 for network in config.inside_networks)
     if aside and not only6:

@@ -112,9 +112,9 @@ def _helpers(config: Config) -> Iterator[Finding]:
     for name in helpers.HELPERS:
         if name not in modules:
             continue
-        attached = [one for one in found if one.helper == name]
-        for one in attached:
-            yield Finding(f"kernel helper {name}", "failed", one.where, one.detach)
+        attached = [attachment for attachment in found if attachment.helper == name]
+        for attachment in attached:
+            yield Finding(f"kernel helper {name}", "failed", attachment.where, attachment.detach)
         if not attached:
             yield Finding(f"kernel helper {name}", "ok", f"not attached to port {', '.join(map(str, modules[name]))}")
 

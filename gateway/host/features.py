@@ -48,7 +48,7 @@ def _pinholes() -> None:
         refused = netfilter.apply([Change(add=elements)])
         if refused:
             raise refused[0]
-        found = [one.lease.id for one in leases_of(netfilter.elements(), time.time())]
+        found = [known.lease.id for known in leases_of(netfilter.elements(), time.time())]
         if lease.id not in found:
             raise ValueError("an element that was added is not there")
         netfilter.apply([Change(delete=elements)])

@@ -115,7 +115,7 @@ def _deletions(entries: Sequence[Mapping[str, Any]], instance: str, chain: Chain
 def _is_ours(table: str, entries: Sequence[Mapping[str, Any]]) -> bool:
     """Whether it is the table of an instance of ours, or one that `algate rules show --nft` prints."""
     tables = [entry["table"] for entry in entries if "table" in entry]
-    comments = [str(one.get("comment", "")) for one in tables if one["name"] == table]
+    comments = [str(entry.get("comment", "")) for entry in tables if entry["name"] == table]
     return table.startswith("algate") or any(comment.startswith("algate ") for comment in comments)
 
 

@@ -145,7 +145,7 @@ def _json_ranges(value: Any) -> list[tuple[int, int]] | None:
         return [(int(low), int(high))]
     if isinstance(value, dict) and "set" in value:
         ranges = [_json_ranges(item) for item in value["set"]]
-        return None if None in ranges else [one for several in ranges if several for one in several]
+        return None if None in ranges else [ports for several in ranges if several for ports in several]
     return None  # a named set: its ports are not known, so it may be any
 
 

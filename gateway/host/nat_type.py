@@ -54,8 +54,8 @@ def _random_iptables() -> Iterator[str]:
 def _random_nft() -> Iterator[str]:
     for entry in ruleset():
         rule: dict[str, Any] = entry.get("rule", {})
-        for one in rule.get("expr", ()):
-            target = next((one[kind] for kind in ("masquerade", "snat") if kind in one), None)
+        for expression in rule.get("expr", ()):
+            target = next((expression[kind] for kind in ("masquerade", "snat") if kind in expression), None)
             if isinstance(target, dict) and {"random", "fully-random"} & {*_flags(target)}:
                 yield f"table {rule['family']} {rule['table']} chain {rule['chain']}"
 

@@ -105,8 +105,8 @@ def _links() -> dict[str, list[str]]:
     """Return the interfaces of this host with their addresses, without link-local ones."""
     found: dict[str, list[str]] = {}
     for link in json.loads(run_program(["ip", "-j", "addr", "show"])):
-        addresses = [one for one in link.get("addr_info", ()) if one.get("scope") == "global"]
-        found[link["ifname"]] = [f"{one['local']}/{one['prefixlen']}" for one in addresses]
+        addresses = [address for address in link.get("addr_info", ()) if address.get("scope") == "global"]
+        found[link["ifname"]] = [f"{address['local']}/{address['prefixlen']}" for address in addresses]
     return found
 
 
@@ -194,7 +194,9 @@ def _tables(entries: Sequence[dict[str, Any]], instance: str) -> list[str]:
                 for entry in entries
                 if "chain" in entry and (entry["chain"]["family"], entry["chain"]["table"]) == (family, name)
             ]
-            texts += [run_program(["nft", "list", "chain", family, name, one]) for one in chains if one not in saved]
+            texts += [
+                run_program(["nft", "list", "chain", family, name, chain]) for chain in chains if chain not in saved
+            ]
         elif family != "netdev":
             text = run_program(["nft", "list", "table", family, name])
             texts.append(_OWNED.sub("", text))
@@ -205,25 +207,25 @@ def lines_of(tried: Sequence[Tried]) -> dict[str, list[Tried]]:
     """Return the lines, each with its chain before it, that let through what could not pass, and what each lets
     through."""
     lines: dict[str, list[Tried]] = {}
-    for one in tried:
-        for line in one.lines:
-            lines.setdefault(line, []).append(one)
+    for trial in tried:
+        for line in trial.lines:
+            lines.setdefault(line, []).append(trial)
     return lines
 
 
 def findings(tried: Sequence[Tried], instance: str) -> Iterator[Finding]:
     """Return the results as the doctor's findings."""
     for line, let_through in lines_of(tried).items():
-        stops = " and ".join(dict.fromkeys(one.stopped_by for one in let_through))
+        stops = " and ".join(dict.fromkeys(trial.stopped_by for trial in let_through))
         yield Finding(
             f"openings through {' '.join(line.split()[:3])}",
             "warning",
-            f"{stops} stops {'; '.join(one.what for one in let_through)}",
+            f"{stops} stops {'; '.join(trial.what for trial in let_through)}",
             f"nft insert rule {line} comment {instance}",
         )
-    for one in tried:
-        if not one.passed:
-            remedy = "algate rules apply" if _IPTABLES_CHAIN.match(one.stopped_by) else ""
-            yield Finding("openings", "warning", f"{one.what}: stopped by {one.stopped_by}", remedy)
-    if tried and all(one.passed and not one.lines for one in tried):
+    for trial in tried:
+        if not trial.passed:
+            remedy = "algate rules apply" if _IPTABLES_CHAIN.match(trial.stopped_by) else ""
+            yield Finding("openings", "warning", f"{trial.what}: stopped by {trial.stopped_by}", remedy)
+    if tried and all(trial.passed and not trial.lines for trial in tried):
         yield Finding("openings", "ok", f"{len(tried)} kinds of packets tried in a copy of the rules: all pass")

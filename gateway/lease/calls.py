@@ -37,11 +37,11 @@ class CallIds:
         """Return the call ID that `server` has to use for a call of `client`, which has chosen `client.port`: that one,
         unless it is another call's. Raises PinholeRefused "ports"."""
         self._tick(now)
-        for wish in (client.port, *(rng.randrange(1, 0x10000) for _ in range(_TRIES))):
-            call = public, server, wish
+        for number in (client.port, *(rng.randrange(1, 0x10000) for _ in range(_TRIES))):
+            call = public, server, number
             _, was = self._resting.get(call, (0.0, client.host))
-            if call not in self._held and was == client.host and (client.host, server, wish) not in self._inward:
-                return wish
+            if call not in self._held and was == client.host and (client.host, server, number) not in self._inward:
+                return number
             if public == client.host:  # nothing is translated, so there is no other one to be had
                 break
         raise PinholeRefused("ports", f"no call ID of {server} is free")

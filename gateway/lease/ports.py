@@ -103,7 +103,7 @@ class PublicPorts:
             return None
         return Endpoint(host, first)
 
-    def wished(self, host: str, transports: Sequence[Transport], port: int, is_free: Callable[[int], bool]) -> bool:
+    def may_have(self, host: str, transports: Sequence[Transport], port: int, is_free: Callable[[int], bool]) -> bool:
         """Return whether a port that somebody asks for can be given; it may rest."""
         return self._is_nobodys(host, transports, port) and is_free(port)
 
@@ -119,7 +119,7 @@ class PublicPorts:
         low, high = ports
         for _ in range(_RANGE_TRIES):
             port = rng.randint(low, high)
-            if not self._low <= port <= self._high and self.wished(host, transports, port, is_free):
+            if not self._low <= port <= self._high and self.may_have(host, transports, port, is_free):
                 return Endpoint(host, port)
         raise PinholeRefused("ports", f"no port between {low} and {high} was found free")
 

@@ -55,7 +55,7 @@ RATES = {"mappings": 10.0, "anybody": 4.0, "calls": 4.0}
 MAPPINGS = 16384
 """Number of mappings of all clients, which do not count among the others."""
 
-WISHES = (1024, 65535)
+SUGGESTIBLE = (1024, 65535)
 """Public ports of mappings by default."""
 
 _COMMON = {"kernel": (("once", "tcp"), ("conversation", "udp")), "userspace": (("local", "tcp"), ("local", "udp"))}
@@ -101,7 +101,7 @@ class LeaseTable:
         hold: float = HOLD,
         rate: float = RATE,
         identify: Callable[[str], Identity] = _by_address,
-        mapping_ports: tuple[int, int] = WISHES,
+        mapping_ports: tuple[int, int] = SUGGESTIBLE,
         mappings: int = QUOTAS["mappings"],
     ) -> None:
         self._identify = identify
@@ -135,7 +135,7 @@ class LeaseTable:
         read_ports: tuple[int, int] | None = None,
         per_client: int,
         rate: float = RATE,
-        mapping_ports: tuple[int, int] = WISHES,
+        mapping_ports: tuple[int, int] = SUGGESTIBLE,
         mappings: int = QUOTAS["mappings"],
     ) -> None:
         """Use other limits from now on; what is open stays open. The arguments are those of the constructor."""
@@ -415,7 +415,7 @@ class LeaseTable:
             if shared is not None:
                 return shared
         if request.public_host is None:
-            if request.exact and request.wish != request.target.port:
+            if request.exact and request.suggested != request.target.port:
                 raise PinholeRefused("wish", "nothing is translated: the port is the target's own")
             if request.single and request.along is None:
                 raise PinholeRefused("public", "no public address")
@@ -436,7 +436,7 @@ class LeaseTable:
         first = self._sockets.bound(request)
         if first is None:
             return None
-        if request.wish is not None and request.exact and request.wish != first.port:
+        if request.suggested is not None and request.exact and request.suggested != first.port:
             raise PinholeRefused("wish", f"{request.target} has the public port {first.port}")
         if (request.kind == "read") != self._ports.is_read(first.port) and request.kind != "mapping":
             raise PinholeRefused("taken", f"{request.target} has the public port {first.port}")
@@ -446,7 +446,7 @@ class LeaseTable:
                 public = Endpoint(first.host, first.port + offset)
                 if port is None or self._sockets.of(transport, Endpoint(request.target.host, port)) or not translated:
                     continue
-                if not self._ports.wished(public.host, (transport,), public.port, is_free):
+                if not self._ports.may_have(public.host, (transport,), public.port, is_free):
                     raise PinholeRefused("taken", f"{request.target} has the public port {first.port}, alone")
         return first
 
@@ -458,13 +458,17 @@ class LeaseTable:
         rng: random.Random,
         is_free: Callable[[int], bool],
     ) -> Endpoint:
-        """The public endpoint of a mapping: the wished one, or any of those that mappings may have."""
+        """The public endpoint of a mapping: the suggested one, or any of those that mappings may have."""
         low, high = self._mapping_ports
-        wish = request.wish
-        if wish is not None and low <= wish <= high and self._ports.wished(host, transports, wish, is_free):
-            return Endpoint(host, wish)
+        suggested = request.suggested
+        if (
+            suggested is not None
+            and low <= suggested <= high
+            and self._ports.may_have(host, transports, suggested, is_free)
+        ):
+            return Endpoint(host, suggested)
         if request.exact:
-            raise PinholeRefused("wish", f"port {request.wish} is not to be had")
+            raise PinholeRefused("wish", f"port {request.suggested} is not to be had")
         return self._ports.beyond(host, transports, (low, high), rng, is_free)
 
     def _remove(self, entry: _Entry, now: float) -> Lease:

@@ -84,8 +84,8 @@ def check_request(request: PinholeRequest, inside: Sequence[Network]) -> None:
         raise PinholeRefused("flow", "not the id of a flow")
     if not _REASON.fullmatch(request.reason):
         raise PinholeRefused("reason", "not a reason")
-    if request.kind != "mapping" and (request.transport == "tcp+udp" or request.wish is not None or request.exact):
-        raise PinholeRefused("kind", "only a mapping has both transports, or a port that is wished for")
+    if request.kind != "mapping" and (request.transport == "tcp+udp" or request.suggested is not None or request.exact):
+        raise PinholeRefused("kind", "only a mapping has both transports, or a suggested port")
     if (request.kind == "gre") != (request.transport == "gre"):
         raise PinholeRefused("kind", "GRE has a kind of its own")
     if request.kind != "exchange" and (request.outer, request.outer_second, request.inner_host) != (None, None, None):
@@ -249,11 +249,11 @@ def _check_mapping(request: PinholeRequest, client: Address, target: Address, in
         raise PinholeRefused("kind", "a mapping is inbound, and has one port and no single peer")
     if target != client:
         raise PinholeRefused("target", f"{target} is not the client {client}")
-    if request.wish is None:
+    if request.suggested is None:
         if request.exact:
-            raise PinholeRefused("wish", "no port is wished for")
-    elif not LOWEST_PORT <= request.wish <= 65535:
-        raise PinholeRefused("wish", f"{request.wish} is not between {LOWEST_PORT} and 65535")
+            raise PinholeRefused("wish", "no port is suggested")
+    elif not LOWEST_PORT <= request.suggested <= 65535:
+        raise PinholeRefused("wish", f"{request.suggested} is not between {LOWEST_PORT} and 65535")
     if request.public_host is not None:
         _check_public(request.public_host, client, inside)
     _check_prefixes(request.peers, client.version)
@@ -447,7 +447,7 @@ def _ranges(networks: Sequence[Network]) -> Sequence[tuple[int, int, int]]:
     asked for thousands of times a second."""
     if networks is _remembered.networks:
         return _remembered.ranges
-    ranges = [(one.version, int(one.network_address), int(one.broadcast_address)) for one in networks]
+    ranges = [(network.version, int(network.network_address), int(network.broadcast_address)) for network in networks]
     if isinstance(networks, tuple):
         _remembered.networks, _remembered.ranges = networks, ranges
     return ranges

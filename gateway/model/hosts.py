@@ -122,7 +122,7 @@ def _carried(number: int, nat64: Sequence[ipaddress.IPv6Network]) -> Sequence[in
     elif number >> 80 == _LOCAL_TRANSLATION:
         known = [prefix.prefixlen for prefix in nat64 if _is_in(number, prefix)]
         readings = [_translated(number, length) for length in known or TRANSLATION_LENGTHS[2:]]
-        found += [one for one in readings if known or one >= _NOWHERE]
+        found += [reading for reading in readings if known or reading >= _NOWHERE]
         nat64 = ()
     for prefix in nat64:
         if _is_in(number, prefix):

@@ -82,7 +82,7 @@ class PinholeRequest(msgspec.Struct, frozen=True):
 
     `kind` "anybody": `peer` is None, and the first host that comes is let in. `kind` "mapping" (kernel only): any
     number of connections and datagrams of `peers`, which are prefixes here, as "198.51.100.0/24", or None for all
-    hosts. `wish` is the public port that is wanted if it is free, `exact`: that one or none; other kinds have no wish.
+    hosts. `suggested` is the public port that is wanted if it is free, `exact`: that one or none; no other kind has it.
 
     `kind` "exchange" (UDP, kernel only): between `target`, a socket of the server inside, which is the `client` here
     (port 0: not known yet), and `outer`, a socket of the client outside, who is the `visitor`. That one finds the
@@ -114,7 +114,7 @@ class PinholeRequest(msgspec.Struct, frozen=True):
     visitor: str | None = None
     find: bool = False
     along: Along | None = None
-    wish: int | None = None
+    suggested: int | None = msgspec.field(default=None, name="wish")  # as other versions of the broker know it
     exact: bool = False
     outer: Endpoint | None = None
     outer_second: int | None = None

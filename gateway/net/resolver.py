@@ -27,7 +27,7 @@ import gevent.socket as gsocket
 import msgspec
 
 from gateway.model.hosts import canonical_name, parse_address
-from gateway.net.turns import turns
+from gateway.net.slices import slices
 from gateway.observe.counters import count, observe
 
 ResolveFailure = Literal["nxdomain", "timeout", "servfail", "invalid"]
@@ -279,7 +279,7 @@ class _Nameserver(dns.nameserver.Do53Nameserver):
             sock.send(wire)
             for _ in range(MOST_WRONG):
                 data = sock.recv(LONGEST_DATAGRAM)
-                turns().wait()  # a host that sends wrong answers may have many of them ready
+                slices().wait()  # a host that sends wrong answers may have many of them ready
                 try:
                     response = dns.message.from_wire(data, raise_on_truncation=True)
                 except dns.message.Truncated as error:

@@ -16,7 +16,7 @@ import gevent.socket as gsocket
 from gevent.lock import Semaphore
 
 from gateway.net.relay.copy import EncodedSocket
-from gateway.net.turns import turns
+from gateway.net.slices import slices
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -53,12 +53,12 @@ class TlsSocket(EncodedSocket):
         self._sending = Semaphore()
         self._clear = bytearray()  # read before our direction was ended
         self._ended = False  # the peer's direction
-        self._told = False  # that ours has ended
+        self._shut = False  # that ours has ended
 
     def handshake(self) -> None:
         """Make the handshake. The caller limits its time. Raises TlsError (the peer is told why), OSError."""
         while True:
-            turns().wait()  # a step takes up to a millisecond or two, and a client may have many connections ready
+            slices().wait()  # a step takes up to a millisecond or two, and a client may have many connections ready
             try:
                 done = self._work(self._shake)
             except TlsError:
@@ -93,8 +93,8 @@ class TlsSocket(EncodedSocket):
             if data is None:
                 self._answer()
                 self._receive(*args)
-                if turns().over:  # a record may be empty: a client that sends only such ones keeps us here
-                    turns().wait()
+                if slices().over:  # a record may be empty: a client that sends only such ones keeps us here
+                    slices().wait()
 
     def send(self, data: Buffer, *args: Any) -> int:
         """Send the beginning of `data`, and return how many bytes that were. Raises TlsError, OSError."""
@@ -114,8 +114,8 @@ class TlsSocket(EncodedSocket):
     def shutdown(self, how: int) -> None:
         """End a direction. The end of ours alone is told to the peer inside TLS too, which may wait; the end of both is
         not, so that may be called in the hub."""
-        if how == gsocket.SHUT_WR and not self._told:
-            self._told = True
+        if how == gsocket.SHUT_WR and not self._shut:
+            self._shut = True
             while not self._ended and (data := self._read(READ_SIZE)):
                 self._clear += data  # OpenSSL takes data behind its close_notify for an error, unless it is read before
             try:
@@ -152,7 +152,7 @@ class TlsSocket(EncodedSocket):
         except ssl.SSLError as error:
             raise TlsError(str(error.reason or error).lower().replace("_", " ")) from None
         finally:
-            turns().spend(perf_counter() - began)
+            slices().spend(perf_counter() - began)
 
     def _receive(self, *args: Any) -> None:
         wire = super().recv(READ_SIZE, *args)

@@ -27,12 +27,12 @@ class Question(msgspec.Struct, frozen=True):
 def answer(
     connection: socket.socket,
     verbs: Mapping[str, Callable[[], Rows]],
-    of_one: Mapping[str, Callable[[str], Rows]] | None = None,
+    by_id: Mapping[str, Callable[[str], Rows]] | None = None,
 ) -> None:
     """Read one question, answer it (with no rows if the verb is unknown), and close the connection. Errors of the
     connection are ignored.
 
-    `of_one`: the verbs that are about one thing and need its id.
+    `by_id`: the verbs that need the id of what they are about.
     """
     with connection:
         connection.settimeout(ANSWER_DEADLINE)
@@ -44,8 +44,8 @@ def answer(
                     break
                 line += chunk
             question = msgspec.json.decode(line, type=Question)
-            if of_one is not None and question.verb in of_one:
-                rows = of_one[question.verb](question.id)
+            if by_id is not None and question.verb in by_id:
+                rows = by_id[question.verb](question.id)
             else:
                 rows = verbs[question.verb]() if question.verb in verbs else []
             connection.sendall(msgspec.json.encode(rows))

@@ -128,8 +128,8 @@ def metrics_row(process: str, samples: Iterable[Sample] = ()) -> dict[str, Any]:
         "start": STARTED,
         "samples": [[*key, value] for key, value in gathered.items()],
         "histograms": [
-            {"name": name, "bounds": one.bounds, "buckets": one.buckets, "sum": one.sum}
-            for name, one in dict(histograms).items()
+            {"name": name, "bounds": histogram.bounds, "buckets": histogram.buckets, "sum": histogram.sum}
+            for name, histogram in dict(histograms).items()
         ],
     }
 

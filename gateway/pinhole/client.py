@@ -51,7 +51,7 @@ TIMEOUT = 2.25
 message for it (2 s), which by then has been sent on as it was."""
 
 _MOST_UNSENT = 8192  # messages that wait for room in the socket; a further one is not sent
-_TURN = 64  # packets read in a row: then others have their turn
+_BATCH = 64  # packets read in a row: then others have their turn
 
 _ROOM = CMSG_LEN(4)  # for one descriptor
 
@@ -243,7 +243,7 @@ class BrokerClient:
     # --- answers ----------------------------------------------------------------------------------------------------
 
     def _read(self) -> None:
-        for _ in range(_TURN):
+        for _ in range(_BATCH):
             try:
                 data, passed, _, _ = self._raw.recvmsg(MAX_PACKET + 1, _ROOM, MSG_CMSG_CLOEXEC)
             except BlockingIOError:
@@ -295,7 +295,7 @@ class BrokerClient:
     def _give_up(self) -> None:
         self._ticking = False
         now = time.monotonic()
-        for question in list(itertools.takewhile(lambda one: self._waiting[one][1] <= now, self._waiting)):
+        for question in list(itertools.takewhile(lambda number: self._waiting[number][1] <= now, self._waiting)):
             self._settle(question, PinholeRefused("broker", f"no answer within {self._timeout:g} s"))
         if self._waiting and not self._ticking:
             self._wind()

@@ -174,6 +174,6 @@ class Clients:
         return holder
 
     def _forget_idle(self) -> None:
-        self._addresses = {address: one for address, one in self._addresses.items() if any(one.counts)}
-        for key in [key for key, one in self._holders.items() if not any(one.counts)]:
+        self._addresses = {address: holder for address, holder in self._addresses.items() if any(holder.counts)}
+        for key in [key for key, holder in self._holders.items() if not any(holder.counts)]:
             self._holders.pop(key).forget()

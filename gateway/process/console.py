@@ -24,7 +24,7 @@ from gateway.console.gatherer import Gatherer, NoAnswer
 from gateway.console.serve import serve
 from gateway.console.totals import Totals
 from gateway.front.accept import Acceptor
-from gateway.net.turns import turns
+from gateway.net.slices import slices
 from gateway.observe.admin import Rows, answer, read_rows
 from gateway.observe.counters import recent_rows
 from gateway.observe.lag import LagMeter
@@ -68,7 +68,7 @@ class Console:
         gevent.spawn(Acceptor().serve, gsocket.socket(fileno=self._boot.admin), self._on_admin)
         send(self._lifeline, Ready())
         assert self._boot.console is not None
-        serve(gsocket.socket(fileno=self._boot.console), self._app, turns().wait)
+        serve(gsocket.socket(fileno=self._boot.console), self._app, slices().wait)
 
     def _on_admin(self, connection: gsocket.socket, _address: tuple[object, ...]) -> None:
         answer(connection, self._verbs)

@@ -70,8 +70,8 @@ class Crew:
         self._counts_view = counts_file.view(self._counts)
         self._memfds: list[int] = [self._announced, self._counts]
         self.old_slots = heritage.slots if heritage else []
-        taken = {*self.old_slots, *([self._packets_pair[0]] if self._packets_pair else [])}
-        free = (slot for slot in itertools.count() if slot not in taken)
+        used = {*self.old_slots, *([self._packets_pair[0]] if self._packets_pair else [])}
+        free = (slot for slot in itertools.count() if slot not in used)
         self.slots = list(itertools.islice(free, config.worker_count))
         self._free_slot = next(free)
         self.workers = [self._make_worker(index, slot) for index, slot in enumerate(self.slots)]

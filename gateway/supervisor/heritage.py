@@ -50,7 +50,7 @@ class Heritage(msgspec.Struct, frozen=True, kw_only=True):
         """Return all descriptors."""
         some = [self.channel, self.lock, *self.admins.values(), *self.broker_ends.values(), *self.journal]
         some += [fd for *_, fd in self.listeners]
-        some += [one[1] for one in (self.packets, self.console) if one is not None]
+        some += [pair[1] for pair in (self.packets, self.console) if pair is not None]
         some += [fd for fd in (self.counts, self.name) if fd is not None]
         return [*some, *self.console_files.values(), *self.asking.values()]
 

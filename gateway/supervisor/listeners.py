@@ -82,7 +82,7 @@ class Listeners:
 
     def all(self) -> list[tuple[ListenPlace, int]]:
         """Return every socket, for a supervisor that takes over."""
-        sets = [[(place, sock.fileno()) for place, some in one.items() for sock in some] for one in self._sets]
+        sets = [[(place, sock.fileno()) for place, some in sockets.items() for sock in some] for sockets in self._sets]
         return list(itertools.chain.from_iterable(sets))
 
     def open(self, wanted: Mapping[ListenPlace, str], patience: float = 0.0) -> None:
@@ -208,7 +208,7 @@ def _bound(key: str, endpoint: Endpoint, shared: bool = True, patience: float = 
         time.sleep(_POLL)
 
 
-def is_taken(endpoint: Endpoint) -> bool:
+def is_in_use(endpoint: Endpoint) -> bool:
     """Whether another program listens at this port of this address now."""
     try:
         _bind("", endpoint, shared=False).close()

@@ -12,7 +12,7 @@ from gateway.config.places import line_of, path_in
 from gateway.config.schema import Config, parse_endpoint
 from gateway.host.privilege import is_privileged
 from gateway.model.errors import ConfigError
-from gateway.supervisor.listeners import is_taken, is_there, places
+from gateway.supervisor.listeners import is_in_use, is_there, places
 from gateway.supervisor.shared_files import SharedFiles
 
 
@@ -35,8 +35,10 @@ def surprises(config: Config) -> Iterator[str]:
     names = (path.name for path in Path("/proc/sys/net/ipv4/conf").glob("*"))
     there = sorted(name for name in names if name not in ("all", "default"))
     for i, name in enumerate(config.network.inside_interfaces):
-        if not any(one == name or (name.endswith("+") and one.startswith(name[:-1])) for one in there):
-            has = ", ".join(one for one in there if one != "lo") or "none but lo"
+        if not any(
+            interface == name or (name.endswith("+") and interface.startswith(name[:-1])) for interface in there
+        ):
+            has = ", ".join(interface for interface in there if interface != "lo") or "none but lo"
             yield f"network.inside_interfaces[{i}]: this host has no interface {name} now (it has {has})"
     if config.log.target == "syslog" and config.log.syslog.startswith("/") and not Path(config.log.syslog).exists():
         yield f"log.syslog: {config.log.syslog} is not there now: lines are lost until it is"
@@ -51,7 +53,7 @@ def listening(config: Config) -> Iterator[str]:
     for endpoint, key in wanted:
         if not is_there(endpoint):
             yield f"{key}: this host does not have the address {endpoint.host} now"
-        elif is_taken(endpoint):
+        elif is_in_use(endpoint):
             yield f"{key}: another program listens on port {endpoint.port} of {endpoint.host} now"
 
 

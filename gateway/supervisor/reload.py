@@ -180,13 +180,15 @@ def changes(old: Config, new: Config) -> list[str]:
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, dict) and value:
-        return {k: v for key, one in value.items() for k, v in _flat(one, f"{prefix}.{key}" if prefix else key).items()}
+        return {
+            k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}" if prefix else key).items()
+        }
     return {prefix: value}
 
 
 def _change(before: Any, after: Any) -> str:
-    one, other = _short(before), _short(after)
-    return f"{one} -> {other}" if one != other else f"{one}, changed"
+    old, new = _short(before), _short(after)
+    return f"{old} -> {new}" if old != new else f"{old}, changed"
 
 
 def _short(value: Any) -> str:

@@ -49,13 +49,13 @@ def main() -> int:
         measures.prepare(lab)
         server = lab.popen("outside", [program, "serve", str(PORT)])
         load = measures.Load(lab, program, seconds)
-        for turn in range(rounds):
+        for round_ in range(rounds):
             began = time.monotonic()
             for peer in chosen:
-                print(f"round {turn + 1}/{rounds}: {peer.name}", file=sys.stderr, flush=True)
+                print(f"round {round_ + 1}/{rounds}: {peer.name}", file=sys.stderr, flush=True)
                 _measure(load, peer, arguments.measure, samples, notes)
             if not arguments.measure or "ftp" in arguments.measure:
-                _ftp(lab, samples, notes, turn)
+                _ftp(lab, samples, notes, round_)
             if not arguments.measure or "log" in arguments.measure:
                 try:
                     samples[report.LOGGING]["log share"].append(measures.log_share(load))
@@ -63,7 +63,7 @@ def main() -> int:
                     _failed(notes, "log share", error)
             print(f"  {time.monotonic() - began:.0f} s", file=sys.stderr)
             if whole and not arguments.quick:
-                report.write(run, turn + 1)
+                report.write(run, round_ + 1)
         lab.stop(server)
     report.show(run)
     if whole and not arguments.no_sections:
@@ -96,7 +96,7 @@ def _measure(load: measures.Load, peer: Peer, names: list[str], samples: Samples
             _failed(notes, f"{peer.name}, {name}", error)
 
 
-def _ftp(lab: Lab, samples: Samples, notes: Notes, turn: int) -> None:
+def _ftp(lab: Lab, samples: Samples, notes: Notes, round_: int) -> None:
     """FTP data: the same server and client, through plain NAT and through kernel pinholes."""
     plain, pinhole = samples["kernel NAT"]["FTP data"], samples["algate, 2 workers, transparent"]["FTP data"]
     with contextlib.ExitStack() as stack:
@@ -107,7 +107,7 @@ def _ftp(lab: Lab, samples: Samples, notes: Notes, turn: int) -> None:
                 file.truncate(measures.FTP_FILE)
             os.chmod(server.root / "pub/sparse", 0o644)
             measures.ftp(lab, active=False)  # the file comes into the cache
-            for active in (False, True) if turn % 2 else (True, False):  # who is first changes
+            for active in (False, True) if round_ % 2 else (True, False):  # who is first changes
                 with contextlib.ExitStack() as gateways:
                     if active:
                         gateways.callback(lab.start_gateway().stop)

@@ -100,8 +100,8 @@ def _row(lab: Lab, way: Way, seconds: float, clients: int) -> str:
         running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(number)]
         said = [json.loads(process.communicate(timeout=seconds + 60)[0]) for process in running]
         cpu = _cpu(router_pids(lab)) - before
-        count = sum(one["count"] for one in said)
-        found.append((count / max(one["took"] for one in said), cpu / max(count, 1)))
+        count = sum(client["count"] for client in said)
+        found.append((count / max(client["took"] for client in said), cpu / max(count, 1)))
     (rate, each), (bytes_a_second, byte) = found
     return f"| {way.name} | {rate:,.0f} | {each * 1e6:,.0f} | {bytes_a_second * 8 / 1e9:.2f} | {byte * 1e9:.2f} |"
 

@@ -23,7 +23,7 @@ STREAMS = 8
 ECHO_FLOWS = 1000
 ECHO_RATE = 4000  # a second, over all flows
 FEW, MANY = 1000, 8000
-LOG_TURNS, LOG_SECONDS = 6, 0.7  # of each of both gateways
+LOG_ROUNDS, LOG_SECONDS = 6, 0.7  # of each of both gateways
 HEAD_START = 0.5  # seconds for conntrack and TIME_WAIT of the measure before to go
 FTP_FILE = 2 << 30  # bytes; sparse
 
@@ -155,8 +155,8 @@ def log_share(load: Load) -> float:
             before = router_pids(load.lab)
             stack.enter_context(peer.running(load.lab))
             pids[peer.name] = [pid for pid in router_pids(load.lab) if pid not in before]
-        for turn in range(LOG_TURNS):
-            for peer in both if turn % 2 else reversed(both):
+        for round_ in range(LOG_ROUNDS):
+            for peer in both if round_ % 2 else reversed(both):
                 cpu = _cpu(pids[peer.name])
                 done = load.client("rate", peer, CONCURRENT, LOG_SECONDS)["done"]
                 spent.setdefault(peer.name, []).append((_cpu(pids[peer.name]) - cpu) / done)

@@ -174,8 +174,8 @@ def steadily(rig: Rig, per_second: int, seconds: float) -> tuple[int, int]:
         for number in range(round(per_second * seconds)):
             if (wait := begun + number / per_second - time.monotonic()) > 0.001:
                 gevent.sleep(wait)
-            running.add(one := gevent.spawn(once, number % 20_000))
-            one.link(running.discard)
+            running.add(greenlet := gevent.spawn(once, number % 20_000))
+            greenlet.link(running.discard)
         gevent.joinall(list(running), raise_error=True)
     return done, refused
 

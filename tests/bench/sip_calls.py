@@ -209,9 +209,9 @@ def _called(host: str, server: Server, phone: Media, port: int) -> int:
     phone.send((host, 5060), message(f"INVITE sip:bob@{SERVER4} SIP/2.0", lines, sdp(CLIENT4, port)))
     server.answer()
     while (heard := phone.hears(5)) is not None:
-        told = re.search(r"^SIP/2.0 200 (?s:.*)^m=audio ([0-9]+) ", heard.decode(), re.M)
-        if told:
-            return int(told[1])
+        answered = re.search(r"^SIP/2.0 200 (?s:.*)^m=audio ([0-9]+) ", heard.decode(), re.M)
+        if answered:
+            return int(answered[1])
     raise AssertionError("no answer")
 
 

@@ -24,10 +24,10 @@ def test_what_check_says(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     said = capsys.readouterr()
     assert (ended.value.code, said.out) == (2, "")
     wanted = expected.removeprefix("#! ").replace("MODULES", ", ".join(sorted(options_by_name())))
-    told = said.err.removeprefix("algate: ").replace(str(path), "FILE", 1).rstrip("\n")
+    message = said.err.removeprefix("algate: ").replace(str(path), "FILE", 1).rstrip("\n")
     if not re.match(r"FILE:\d", wanted):  # a file may leave it open on which line that is
-        told = re.sub(r"^FILE:\d+:", "FILE:", told)
-    assert told == wanted
+        message = re.sub(r"^FILE:\d+:", "FILE:", message)
+    assert message == wanted
 
 
 def test_there_are_enough() -> None:

@@ -102,14 +102,14 @@ def strangers(lab: Lab) -> None:
 def two_clients(lab: Lab) -> None:
     said = http_announce(HASH, 6882)
     with (
-        Listener(lab, "inside", CLIENT4, 6882, HASH) as one,
+        Listener(lab, "inside", CLIENT4, 6882, HASH) as torrent,
         Listener(lab, "client2", CLIENT2_4, 6882, HASH) as other,
         ended(lab, said) as first,
         ended(lab, said, "client2") as second,
     ):
         for port in (first, second):
             assert reached(lab, port)
-        assert STRANGER4 in one.peers
+        assert STRANGER4 in torrent.peers
         assert STRANGER4 in other.peers
 
 

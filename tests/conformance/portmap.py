@@ -35,7 +35,17 @@ from tests.lab.lab import (
 )
 from tests.lab.peers import LIBRARIES, unpacked
 from tests.net.pcp_client import PREFER_FAILURE, TCP, UDP, PcpClient, filter_option, third_party
-from tests.net.upnp_client import CONNECTION, IGD, Igd, envelope, exchange, request, search, search_message, wish
+from tests.net.upnp_client import (
+    CONNECTION,
+    IGD,
+    Igd,
+    envelope,
+    exchange,
+    mapping_arguments,
+    request,
+    search,
+    search_message,
+)
 
 PAGE = Path(__file__).parents[2] / "docs" / "protocols" / "upnp.md"
 ADVERTISED = "1.2.3.4"  # 203.0.113.0/24 is reserved, and miniupnpd refuses to serve there
@@ -271,17 +281,17 @@ def other_host(lab: Lab) -> None:
 
 
 def consoles(lab: Lab) -> None:
-    one, two = igd(lab), igd(lab, "client2")
-    assert one.add(3074, 3074, "UDP").status == 200
-    assert two.add(3074, 3074, "UDP").code == 718
-    assert two.add(3074, 3075, "UDP").status == 200
+    first, second = igd(lab), igd(lab, "client2")
+    assert first.add(3074, 3074, "UDP").status == 200
+    assert second.add(3074, 3074, "UDP").code == 718
+    assert second.add(3074, 3075, "UDP").status == 200
     with (
-        udp(lab, "inside", CLIENT4, 3074) as first,
-        udp(lab, "client2", CLIENT2_4, 3074) as second,
+        udp(lab, "inside", CLIENT4, 3074) as near,
+        udp(lab, "client2", CLIENT2_4, 3074) as beside,
         udp(lab, "outside", SERVER4, 9000) as game,
         udp(lab, "stranger", STRANGER4, 9000) as player,
     ):
-        for client, public in ((first, 3074), (second, 3075)):
+        for client, public in ((near, 3074), (beside, 3075)):
             for peer in (game, player):
                 client.sendto(b"out", peer.getsockname())
                 assert peer.recvfrom(100) == (b"out", (ROUTER_OUT4, public))
@@ -292,15 +302,15 @@ def consoles(lab: Lab) -> None:
 def prefer_failure(lab: Lab) -> None:
     assert igd(lab, "client2").add(6100, 6100).status == 200
     with pcp(lab) as client:
-        assert client.map(6100, protocol=TCP, wish=6100, options=PREFER_FAILURE).result == 11
-        answer = client.map(6100, protocol=TCP, wish=6100)
+        assert client.map(6100, protocol=TCP, suggested=6100, options=PREFER_FAILURE).result == 11
+        answer = client.map(6100, protocol=TCP, suggested=6100)
         assert answer.result == 0
         assert answer.port not in (0, 6100)
 
 
 def filters(lab: Lab) -> None:
     with pcp(lab) as client:
-        answer = client.map(6200, protocol=TCP, wish=6200, options=filter_option(f"{SERVER4}/32"))
+        answer = client.map(6200, protocol=TCP, suggested=6200, options=filter_option(f"{SERVER4}/32"))
         assert answer.result == 0
         assert comes(lab, answer.port, 6200)
         assert not comes(lab, answer.port, 6200, "stranger")
@@ -308,8 +318,8 @@ def filters(lab: Lab) -> None:
 
 def nonce(lab: Lab) -> None:
     with pcp(lab) as client:
-        public = client.map(6300, protocol=TCP, wish=6300).port
-        assert client.map(6300, protocol=TCP, wish=6300, nonce=b"x" * 12).result == 2
+        public = client.map(6300, protocol=TCP, suggested=6300).port
+        assert client.map(6300, protocol=TCP, suggested=6300, nonce=b"x" * 12).result == 2
         assert client.map(6300, protocol=TCP, lifetime=0, nonce=b"x" * 12).result == 2
         assert client.map(6301, protocol=TCP, options=third_party(CLIENT2_4)).result == 5
         assert client.map(6302, protocol=TCP, own=CLIENT2_4).result == 12
@@ -344,7 +354,7 @@ def killed(lab: Lab) -> None:
 def ends_by_itself(lab: Lab) -> None:
     """When everything is dead, a mapping ends at its time."""
     with pcp(lab) as client:
-        answer = client.map(6600, protocol=TCP, wish=6600, lifetime=4)
+        answer = client.map(6600, protocol=TCP, suggested=6600, lifetime=4)
     assert comes(lab, answer.port, 6600)
     server().kill()
     try:
@@ -385,7 +395,7 @@ def torrent(lab: Lab) -> None:
 def web_page(lab: Lab) -> None:
     client = igd(lab)
     url = client.url(client.connection, "controlURL")
-    body = envelope(client.connection, "AddPortMapping", wish(6700, 6700, "TCP", CLIENT4, 600))
+    body = envelope(client.connection, "AddPortMapping", mapping_arguments(6700, 6700, "TCP", CLIENT4, 600))
     action = {"SOAPAction": f'"{client.connection}#AddPortMapping"'}
     for data in (
         request("POST", url, {"Content-Type": "text/plain"}, body),
@@ -462,7 +472,7 @@ def both_versions(lab: Lab) -> None:
 def any_port(lab: Lab) -> None:
     assert igd(lab, "client2").add(7100, 7100).status == 200
     client = Igd(lab, "inside", CLIENT4, 2)
-    answer = client.ask(client.connection, "AddAnyPortMapping", **wish(7100, 7100, "TCP", CLIENT4, 600))
+    answer = client.ask(client.connection, "AddAnyPortMapping", **mapping_arguments(7100, 7100, "TCP", CLIENT4, 600))
     assert comes(lab, int(answer.value("NewReservedPort")), 7100)
 
 
@@ -476,7 +486,7 @@ def flood(lab: Lab) -> None:
     """1,000 requests as fast as they go; another client is answered within half a second meanwhile."""
     client = igd(lab, "client2")
     with pcp(lab) as flooder:
-        data = flooder.request(7200, protocol=UDP, wish=7200)
+        data = flooder.request(7200, protocol=UDP, suggested=7200)
         slowest = 0.0
         for number in range(1000):
             flooder.sock.sendto(data, flooder.server)
@@ -553,7 +563,7 @@ def ask_one(client: Igd, url: str, host: str, action: str, given: dict[str, Any]
 
 def added(host: str, number: int) -> dict[str, Any]:
     """The arguments for the mapping of one of these addresses."""
-    return wish(30000 + number, 30000 + number, "TCP", host, 600)
+    return mapping_arguments(30000 + number, 30000 + number, "TCP", host, 600)
 
 
 def cost(lab: Lab) -> list[str]:
@@ -567,8 +577,8 @@ def cost(lab: Lab) -> list[str]:
         before, served = ticks(pid), 0
         for number in range(HOSTS):
             host = f"192.168.56.{100 + number}"
-            for turn in range(count):
-                served += ask_one(client, url, host, action, given(host, number * count + turn))
+            for round_ in range(count):
+                served += ask_one(client, url, host, action, given(host, number * count + round_))
         spent = max(ticks(pid) - before, 0.01)
         return f"{served / spent:,.0f}" if served > 0.9 * count * HOSTS else f"only {served} of {count * HOSTS} served"
 

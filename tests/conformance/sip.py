@@ -183,7 +183,10 @@ def _renewed(table: str, lines: list[str]) -> str:
 
 def _total(columns: list[list[str]]) -> str:
     """The last row of a table with these columns."""
-    texts = [f"{one.count('yes')}" + (f" of {len(one) - one.count('–')}" if "–" in one else "") for one in columns]
+    texts = [
+        f"{column.count('yes')}" + (f" of {len(column) - column.count('–')}" if "–" in column else "")
+        for column in columns
+    ]
     return f"| **of {len(columns[0])}** | | {' | '.join(texts)} |"
 
 

@@ -43,7 +43,7 @@ def run(lab: Lab) -> tuple[list[str], int]:
         with kernel_helper(lab) if way == "nf_nat_sip" else nothing(lab):
             for number, (case, name, transport) in enumerate(cases):
                 outcome = field_wire.play(lab, case, transport, number, 3.0 if gateway else PATIENCE)
-                passes = all(one.right != "edited" for one in case.said)
+                passes = all(said.right != "edited" for said in case.said)
                 cells[way, number] = said = verdict(outcome, passes)
                 if gateway and (outcome.exact or said != "yes"):
                     failed += 1

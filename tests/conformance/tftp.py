@@ -92,12 +92,12 @@ def sock(lab: Lab, role: Role, host: str, port: int = 0) -> Iterator[socket.sock
 def two_clients(lab: Lab) -> None:
     """Boot ROMs ask from one port: both get their own file."""
     with (
-        sock(lab, "inside", CLIENT4, 2070) as one,
+        sock(lab, "inside", CLIENT4, 2070) as first,
         sock(lab, "client2", CLIENT2_4, 2070) as other,
         sock(lab, "outside", SERVER4, TFTP) as listener,
         sock(lab, "outside", SERVER4) as answerer,
     ):
-        for number, client in enumerate((one, other)):
+        for number, client in enumerate((first, other)):
             client.sendto(ASKS, (SERVER4, TFTP))
             public = listener.recvfrom(600)[1]
             answerer.sendto(bytes([number]), public)

@@ -314,10 +314,10 @@ def ccc(session: Session) -> None:
     session.line(session.server)
     session.reply(b"234 go\r\n")
     records = b"\x16\x03\x01\x00\x02a\n\x17\x03\x03\x00\x02b\n\x15\x03\x03\x00\x02c\n"
-    for one, other in ((session.client, session.server), (session.server, session.client)):
-        one.sendall(records)
+    for source, sink in ((session.client, session.server), (session.server, session.client)):
+        source.sendall(records)
         for _ in range(3):
-            session.line(other)
+            session.line(sink)
     port(session)
 
 
@@ -346,11 +346,11 @@ def _closed(session: Session, line: bytes) -> None:
     listener, port = session.listen()
     with listener:
         session.client.sendall(line % six(session.own, port))
-        told = session.line(session.server)
-        while b"," not in told:
-            told = session.line(session.server)
+        line = session.line(session.server)
+        while b"," not in line:
+            line = session.line(session.server)
         session.reply(b"200 ok\r\n")
-        session.refuses(told)
+        session.refuses(line)
 
 
 def no_port_in_post(session: Session) -> None:

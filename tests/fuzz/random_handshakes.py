@@ -88,8 +88,8 @@ def main() -> None:
     failed: list[object] = []
     pool = gevent.pool.Pool(AT_ONCE)
     for _ in range(count):
-        one = pool.spawn(play, host, port, random.Random(rng.getrandbits(64)))
-        one.link_exception(lambda greenlet: failed.append(greenlet.exception))
+        playing = pool.spawn(play, host, port, random.Random(rng.getrandbits(64)))
+        playing.link_exception(lambda greenlet: failed.append(greenlet.exception))
     pool.join()
     print(f"{count} handshakes, {len(failed)} that did not end as they should", *failed[:5], sep="\n")
     sys.exit(1 if failed else 0)

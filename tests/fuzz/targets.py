@@ -311,7 +311,7 @@ def upnp(data: bytes, rng: random.Random) -> None:
     house = House()
     house.say(pieces(data, rng), "192.168.56.10")
     assert {mapping.client for mapping in house.broker.table} <= {"192.168.56.10"}
-    assert all(one.client == "192.168.56.10" for one in house.told.welcomed)
+    assert all(subscription.client == "192.168.56.10" for subscription in house.recorder.welcomed)
     found_by(data[:1024])
 
 

@@ -63,16 +63,16 @@ class Field:
             elif line:
                 key, _, value = line.partition(": ")
                 self.about[key] = value
-        for one in self.said[:-1]:
-            if len(one.lines) > 1 and not one.lines[-1]:
-                one.lines.pop()  # the blank line before the next one
+        for said in self.said[:-1]:
+            if len(said.lines) > 1 and not said.lines[-1]:
+                said.lines.pop()  # the blank line before the next one
         self.end = b"\n" if self.about.get("lines") == "lf" else b"\r\n"
 
     def goes_over(self, transport: str) -> bool:
         return self.about.get("transport", transport) == transport
 
-    def came_and_goes(self, one: Said, inside: dict[str, str], outside: dict[str, str]) -> tuple[bytes, bytes]:
+    def came_and_goes(self, said: Said, inside: dict[str, str], outside: dict[str, str]) -> tuple[bytes, bytes]:
         """What the side says, and what the other one must hear. `inside`, `outside`: what the words stand for there."""
-        near, far = one.bytes(inside, self.end), one.bytes(outside, self.end)
-        came, goes = (near, far) if one.side is Side.CLIENT else (far, near)
-        return (came, goes) if one.right == "edited" else (came, came)
+        near, far = said.bytes(inside, self.end), said.bytes(outside, self.end)
+        came, goes = (near, far) if said.side is Side.CLIENT else (far, near)
+        return (came, goes) if said.right == "edited" else (came, came)

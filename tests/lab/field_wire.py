@@ -98,20 +98,20 @@ class _Stage:
         return sock
 
     def run(self) -> Outcome:
-        for one in self._case.said:
-            if self._source is None and one.side is Side.SERVER:
+        for said in self._case.said:
+            if self._source is None and said.side is Side.SERVER:
                 self._wrong.append("the server has read nothing that it could answer")
                 break
-            came, _ = self._case.came_and_goes(one, self._inside, self._outside())
-            heard = self._pass_on(one.side, came)
+            came, _ = self._case.came_and_goes(said, self._inside, self._outside())
+            heard = self._pass_on(said.side, came)
             self._arrived = self._arrived and heard is not None
             if heard is None:
                 self._wrong.append(f"{came[:60]!r} did not arrive")
                 continue
-            self._heard[one.side].append(heard)
-            if one.side is Side.CLIENT:
+            self._heard[said.side].append(heard)
+            if said.side is Side.CLIENT:
                 self._learn(heard)
-            _, right = self._case.came_and_goes(one, self._inside, self._outside())
+            _, right = self._case.came_and_goes(said, self._inside, self._outside())
             if heard != right:
                 self._wrong.append(f"{heard.decode(errors='replace')}\nis not\n{right.decode(errors='replace')}")
         return Outcome("\n".join(self._wrong), self._arrived, self._media(), self._reached())
@@ -148,7 +148,7 @@ class _Stage:
                 self._read |= {name: str(port), "rtcp" if name == "rtp" else "vrtcp": str(port + 1)}
 
     def _text(self) -> bytes:
-        return "\n".join(line for one in self._case.said for line in one.lines).encode()
+        return "\n".join(line for said in self._case.said for line in said.lines).encode()
 
     def _media(self) -> bool | None:
         """Whether media of the first stream go both ways, as the two descriptions say; None: there are not two, or
@@ -170,7 +170,7 @@ class _Stage:
         """Whether a request of the server's arrives at the Contact that it has read in an answered REGISTER."""
         registered = [data for data in self._heard[Side.CLIENT] if data.startswith(b"REGISTER ")]
         answers = [data for data in self._heard[Side.SERVER] if re.match(rb"SIP/2.0 200", data, re.IGNORECASE)]
-        rights = {one.right for one in self._case.said}
+        rights = {said.right for said in self._case.said}
         if not registered or not answers or rights != {"edited"} or not self._arrived or not self._udp:
             return None
         found = re.search(

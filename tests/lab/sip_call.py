@@ -387,17 +387,17 @@ def _judge_media(played: Played, before: int) -> None:
     def within(phone: Phone) -> list[Arrival]:
         return [arrival for arrival in phone.arrivals if since < arrival.at < until + TICK]
 
-    near, shown, far, told = last(inside, True), last(outside, False), last(outside, True), last(inside, False)
+    near, shown, far, heard = last(inside, True), last(outside, False), last(outside, True), last(inside, False)
     assert len(near) == len(shown) == len(far)
     used = [index for index in range(len(near)) if near[index].rtp and far[index].rtp]
     assert used, "no stream in use"
     for index in used:
         for kind in ("rtp", "rtcp"):
-            own, public, peer = (getattr(one[index], kind) for one in (near, shown, far))
+            own, public, peer = (getattr(stream[index], kind) for stream in (near, shown, far))
             if own is None or peer is None:
                 continue
             got = {(arrival.port, arrival.source[0]) for arrival in within(inside)}
-            source = told[index].host if played.proxy else outside.party.host
+            source = heard[index].host if played.proxy else outside.party.host
             assert (own, source) in got, f"{kind} {index} to inside: {got}"
             got_out = {(arrival.port, *arrival.source) for arrival in within(outside)}
             assert (peer, shown[index].host, public) in got_out, f"{kind} {index} to outside: {got_out}"

@@ -174,8 +174,8 @@ def _ended(process: subprocess.Popen[bytes]) -> bool:
 
 def succeeds(lab: Lab, *running: Sipp, deadline: float = 30) -> Sipp:
     """Wait for SIPp processes to end, each with success; the last one."""
-    for one in running:
-        process = one.process
+    for sipp in running:
+        process = sipp.process
         lab.wait_for(partial(_ended, process), deadline, "sipp to end" + lab.tail_of_logs(40))
         assert process.returncode == 0, f"sipp: {process.returncode}" + lab.tail_of_logs(60)
     return running[-1]
@@ -340,15 +340,15 @@ def _write_tone(path: Path, frequency: int) -> None:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(8000)
-        turn = 2 * math.pi * frequency / 8000
-        second = b"".join(struct.pack("<h", int(12000 * math.sin(turn * n))) for n in range(8000))
+        step = 2 * math.pi * frequency / 8000
+        second = b"".join(struct.pack("<h", int(12000 * math.sin(step * n))) for n in range(8000))
         file.writeframes(second * 60)
 
 
 def loudness(samples: Sequence[int], frequency: int) -> float:
     """How loud a tone is within samples at 8,000 a second (Goertzel), of their whole power: 0 to 1."""
-    turn = 2 * math.pi * frequency / 8000
-    real = sum(sample * math.cos(turn * n) for n, sample in enumerate(samples))
-    imaginary = sum(sample * math.sin(turn * n) for n, sample in enumerate(samples))
+    step = 2 * math.pi * frequency / 8000
+    real = sum(sample * math.cos(step * n) for n, sample in enumerate(samples))
+    imaginary = sum(sample * math.sin(step * n) for n, sample in enumerate(samples))
     power = sum(sample * sample for sample in samples)
     return 2 * (real * real + imaginary * imaginary) / len(samples) / power if power else 0.0

@@ -38,7 +38,7 @@ def streams(text: str) -> list[Stream] | None:
             found[-1]["rtcp"] = int(value[5:].split()[0])
         elif value == "rtcp-mux" and found:
             found[-1]["rtcp"] = None
-    return [Stream(**one) for one in found]
+    return [Stream(**stream) for stream in found]
 
 
 def leg_of(text: str) -> tuple[str, ...]:

@@ -38,7 +38,9 @@ def samples(lab: Lab) -> dict[tuple[str, str], float]:
 def total(lab: Lab, name: str, *labels: str) -> float:
     """The sum over all series of a metric that have these labels (as `front="socks"`)."""
     return sum(
-        value for (one, text), value in samples(lab).items() if one == name and all(label in text for label in labels)
+        value
+        for (metric, text), value in samples(lab).items()
+        if metric == name and all(label in text for label in labels)
     )
 
 
@@ -68,9 +70,9 @@ class Door:
             except OSError:
                 browser.close()
                 continue
-            for one, other in ((browser, console), (console, browser)):
-                other.settimeout(None)
-                threading.Thread(target=_copy, args=(one, other), daemon=True).start()
+            for source, sink in ((browser, console), (console, browser)):
+                sink.settimeout(None)
+                threading.Thread(target=_copy, args=(source, sink), daemon=True).start()
 
 
 def _copy(source: socket.socket, sink: socket.socket) -> None:
@@ -85,8 +87,8 @@ def _copy(source: socket.socket, sink: socket.socket) -> None:
 @contextlib.contextmanager
 def door(lab: Lab) -> Iterator[str]:
     """Its URL."""
-    one = Door(lab)
+    own_door = Door(lab)
     try:
-        yield one.url
+        yield own_door.url
     finally:
-        one.close()
+        own_door.close()

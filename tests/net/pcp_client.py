@@ -100,15 +100,15 @@ class PcpClient:
         *,
         protocol: int = UDP,
         lifetime: int = 3600,
-        wish: int = 0,
-        wish_host: str = "",
+        suggested: int = 0,
+        suggested_host: str = "",
         options: bytes = b"",
         nonce: bytes | None = None,
         own: str | None = None,
     ) -> bytes:
         head = struct.pack("!BBHI16s", 2, 1, 0, lifetime, packed(own or self.own))
-        wanted = packed(wish_host or ("::" if ":" in self.own else "0.0.0.0"))
-        return head + struct.pack("!12sB3sHH16s", nonce or self.nonce, protocol, b"", port, wish, wanted) + options
+        wanted = packed(suggested_host or ("::" if ":" in self.own else "0.0.0.0"))
+        return head + struct.pack("!12sB3sHH16s", nonce or self.nonce, protocol, b"", port, suggested, wanted) + options
 
     def map(self, port: int, **more: object) -> Answer:
         answer = self.send(self.request(port, **more))  # type: ignore[arg-type]

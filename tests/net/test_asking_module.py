@@ -176,8 +176,8 @@ def test_a_mapping(
         gets(phone, far, where)
         (row,) = gateway.admin("pinholes")
         assert (row["kind"], row["reason"], row["client"]) == ("mapping", "asking.map", client)
-        wish: dict[str, Any] = {"transports": ["udp"], "peers": None, "port": 51413, "exact": True, **fields}
-        _, again = session.ask("OpenMapping", target=[client, 7101], **wish)
+        asked: dict[str, Any] = {"transports": ["udp"], "peers": None, "port": 51413, "exact": True, **fields}
+        _, again = session.ask("OpenMapping", target=[client, 7101], **asked)
         assert again == ["refused", "wish"]
         _, other = session.ask("OpenMapping", target=[CLIENT2_4, 7100], transports=["udp"], peers=None, **fields)
         assert other == ["refused", "target"]
@@ -269,8 +269,8 @@ def test_a_call_of_pptp(strict_lab: Lab, gateway: Gateway) -> None:
 
     fields: dict[str, Any] = {"ttl": 60.0, "reason": "asking.call"}
     with (
-        raw("inside", CLIENT4) as one,
-        raw("client2", CLIENT2_4) as two,
+        raw("inside", CLIENT4) as near,
+        raw("client2", CLIENT2_4) as beside,
         raw("outside", SERVER4) as server,
         raw("stranger", STRANGER4) as stranger,
         Session(lab, "inside", "outside", SERVER4, SERVER4) as session,
@@ -280,14 +280,14 @@ def test_a_call_of_pptp(strict_lab: Lab, gateway: Gateway) -> None:
         with Session(lab, "client2", "outside", SERVER4, SERVER4) as other:
             _, second, _ = other.opened("OpenGre", call_id=7, **fields)
             assert second.port != 7
-            for public, client in ((first, one), (second, two)):
+            for public, client in ((first, near), (second, beside)):
                 server.sendto(packet(public.port, b"down"), (ROUTER_OUT4, 0))
                 assert heard(client) == (SERVER4, 7, b"down")
                 stranger.sendto(packet(public.port, b"no"), (ROUTER_OUT4, 0))
-            one.sendto(packet(40, b"early"), (SERVER4, 0))
-            assert is_silent(one, two, server)
+            near.sendto(packet(40, b"early"), (SERVER4, 0))
+            assert is_silent(near, beside, server)
             session.say("UpdateGre", ref=ref, server_call_id=40, ttl=None)
-            one.sendto(packet(40, b"up"), (SERVER4, 0))
+            client.sendto(packet(40, b"up"), (SERVER4, 0))
             assert heard(server) == (ROUTER_OUT4, 40, b"up")
     lab.wait_for(lambda: gateway.admin("pinholes") == [], 5, "the end of the calls with their flows")
     with Session(lab, "outside", "inside", ROUTER_OUT4, CLIENT4) as session:

@@ -42,7 +42,7 @@ def all_well(lab: Lab, server: FtpServer, deadline: float = 20) -> None:
         assert time.monotonic() < end, now
 
 
-def is_told_of(gateway: Gateway, event: str) -> bool:
+def is_logged(gateway: Gateway, event: str) -> bool:
     return any(f"event={event}" in line for line in gateway.log_lines())
 
 
@@ -63,8 +63,8 @@ def test_firewalld(own_lab: Lab, server: FtpServer) -> None:
     warned = transfers(lab, server)
     assert warned["passive"] == 0, "with our own chains it is not worse than without us"
     stopped = findings(asking)
-    assert {one["check"] for one in stopped} == {"openings through inet firewalld filter_INPUT"}, stopped
-    assert any("tcp dport 1080" in one["remedy"] for one in stopped)
+    assert {finding["check"] for finding in stopped} == {"openings through inet firewalld filter_INPUT"}, stopped
+    assert any("tcp dport 1080" in finding["remedy"] for finding in stopped)
     assert asking.stop() == 0
 
     gateway = lab.start_gateway(lab.write_config(rules={"foreign": "add"}))
@@ -135,8 +135,8 @@ def test_fail2ban_bans_whom_it_wants_and_nobody_is_in_the_others_way(own_lab: La
 
     lab.wait_for(banned, 20, "the bans")
     all_well(lab, server)
-    assert not is_told_of(gateway, "rules.gone")
-    assert not is_told_of(gateway, "rules.foreign")
+    assert not is_logged(gateway, "rules.gone")
+    assert not is_logged(gateway, "rules.foreign")
     fail2ban.client("reload")
     all_well(lab, server)
     assert gateway.stop() == 0
@@ -175,6 +175,6 @@ def test_a_second_nat_of_somebody_else(own_lab: Lab, server: FtpServer) -> None:
     all_well(lab, server)
     lab.run("router", ["nft", "-f", "-"], stdin="delete table ip vpn\n" + text)
     all_well(lab, server)
-    assert not is_told_of(gateway, "rules.gone")
+    assert not is_logged(gateway, "rules.gone")
     assert gateway.stop() == 0
     lab.run("router", ["nft", "delete", "table", "ip", "vpn"])

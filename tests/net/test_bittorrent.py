@@ -141,7 +141,7 @@ def test_ipv6_is_opened_and_not_translated(lab: Lab, gateway: Gateway, port: int
 def test_two_clients_with_one_port(lab: Lab, gateway: Gateway, port: int) -> None:
     """The second one's announce names another port, and nothing else of it differs. Both are reached there."""
     with (
-        Listener(lab, "inside", CLIENT4, port, HASH) as one,
+        Listener(lab, "inside", CLIENT4, port, HASH) as torrent,
         Listener(lab, "client2", CLIENT2_4, port, HASH) as other,
         Tracker(lab) as tracker,
     ):
@@ -153,12 +153,12 @@ def test_two_clients_with_one_port(lab: Lab, gateway: Gateway, port: int) -> Non
         ]
         assert public != port
         assert read == http_announce(HASH, public)
-        one.peers.clear()
+        torrent.peers.clear()
         other.peers.clear()
         assert reaches(lab, ROUTER_OUT4, port)
-        assert (len(one.peers), len(other.peers)) == (1, 0)
+        assert (len(torrent.peers), len(other.peers)) == (1, 0)
         assert reaches(lab, ROUTER_OUT4, public)
-        assert (len(one.peers), len(other.peers)) == (1, 1)
+        assert (len(torrent.peers), len(other.peers)) == (1, 1)
         stopped = http_announce(HASH, port, "&event=stopped")
         assert tracker.hears(stopped, "client2") == http_announce(HASH, public, "&event=stopped")
 
@@ -273,15 +273,15 @@ def test_when_the_last_torrent_stops_nobody_new_comes_in(lab: Lab, gateway: Gate
 
 
 def test_without_an_announce_the_port_closes(lab: Lab, gateway: Gateway, port: int) -> None:
-    """Its time is told to the kernel: one and a half intervals, and two minutes."""
+    """Its time is announced to the kernel: one and a half intervals, and two minutes."""
     with Listener(lab, "inside", CLIENT4, port, HASH), Tracker(lab) as tracker:
         tracker.hears(http_announce(HASH, port), interval=60)
 
-        def told() -> bool:
+        def announced() -> bool:
             return all(hole["expires"] - time.time() <= 211 for hole in holes(gateway, port))
 
         assert len(holes(gateway, port)) == 1
-        lab.wait_for(told, 15, "the time to be told")
+        lab.wait_for(announced, 15, "the time to be announced")
 
 
 # --- attacks ----------------------------------------------------------------------------------------------------------

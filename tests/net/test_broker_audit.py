@@ -87,7 +87,7 @@ def test_a_look_at_the_moment_of_the_end(rig: Rig, tmp_path: Path) -> None:
 
 
 def test_who_does_not_read_answers_has_no_pinholes(rig: Rig, tmp_path: Path) -> None:
-    """What cannot be told is closed again: nobody would ever close it."""
+    """What cannot be answered is closed again: nobody would ever close it."""
     count = 1000
     for number in range(count):
         rig.send(Open(number, inbound(target=Endpoint(CLIENT, 20000 + number))))
@@ -97,13 +97,13 @@ def test_who_does_not_read_answers_has_no_pinholes(rig: Rig, tmp_path: Path) -> 
 
     wait_for(lambda: log("event=pinhole.open ") == count, "all requests")
     wait_for(lambda: log("event=pinhole.close by=unheard"), "a full socket")
-    told = 0
+    answered = 0
     rig.workers[0].setblocking(False)
     try:
         while True:
-            told += isinstance(rig.hear(), LeaseOpened)
+            answered += isinstance(rig.hear(), LeaseOpened)
     except BlockingIOError:
         pass
-    assert 0 < told < count
-    wait_for(lambda: told + log("event=pinhole.close by=unheard") == count, "the rest to be closed")
-    wait_for(lambda: len(rig.pinholes()) == rig.count("once4") == told, "the others to close")
+    assert 0 < answered < count
+    wait_for(lambda: answered + log("event=pinhole.close by=unheard") == count, "the rest to be closed")
+    wait_for(lambda: len(rig.pinholes()) == rig.count("once4") == answered, "the others to close")

@@ -90,7 +90,7 @@ def is_silent(*sockets: socket.socket) -> bool:
 
 
 def test_two_clients_with_one_call_id(rig: Rig, tunnels: Tunnels) -> None:
-    one, two = tunnels.at(rig.inside, CLIENT), tunnels.at(rig.inside, OTHER)
+    near, beside = tunnels.at(rig.inside, CLIENT), tunnels.at(rig.inside, OTHER)
     server, stranger = tunnels.at(rig.outside, SERVER), tunnels.at(rig.outside, STRANGER)
     first, second = rig.open(call(), slot=0), rig.open(call(OTHER), slot=1)
     assert first.public == Endpoint(PUBLIC, CALL)
@@ -99,25 +99,25 @@ def test_two_clients_with_one_call_id(rig: Rig, tunnels: Tunnels) -> None:
     assert rig.count("gre4") == rig.count("ingre4") == 2
     # Each reads its own packets, with the call ID that it has chosen.
     server.sendto(packet(first.public.port, b"to one"), (PUBLIC, 0))
-    assert heard(one) == (SERVER, CALL, b"to one")
+    assert heard(near) == (SERVER, CALL, b"to one")
     server.sendto(packet(second.public.port, b"to two"), (PUBLIC, 0))
-    assert heard(two) == (SERVER, CALL, b"to two")
+    assert heard(beside) == (SERVER, CALL, b"to two")
     # A stranger's packet reaches nobody, nor does one of a call that there is not, of another version or protocol.
     stranger.sendto(packet(CALL, b"no"), (PUBLIC, 0))
     server.sendto(packet(CALL + 1, b"no"), (PUBLIC, 0))
     server.sendto(_HEADER.pack(0x20, 0x00, 0x880B, 2, CALL) + b"no", (PUBLIC, 0))
     server.sendto(_HEADER.pack(0x20, 0x01, 0x0800, 2, CALL) + b"no", (PUBLIC, 0))
-    assert is_silent(one, two)
+    assert is_silent(near, beside)
     # What clients send leaves only with the call ID of the server, as soon as that is known.
-    one.sendto(packet(SERVERS, b"early"), (SERVER, 0))
+    near.sendto(packet(SERVERS, b"early"), (SERVER, 0))
     assert is_silent(server)
     assert update(rig, first, second=SERVERS).second == SERVERS
     update(rig, second, slot=1, second=SERVERS + 1)
-    for sock, number in ((one, SERVERS), (two, SERVERS + 1)):
+    for sock, number in ((near, SERVERS), (beside, SERVERS + 1)):
         sock.sendto(packet(number, b"up"), (SERVER, 0))
         assert heard(server) == (PUBLIC, number, b"up")
-    one.sendto(packet(SERVERS + 1, b"another's"), (SERVER, 0))
-    one.sendto(packet(SERVERS, b"elsewhere"), (STRANGER, 0))
+    near.sendto(packet(SERVERS + 1, b"another's"), (SERVER, 0))
+    near.sendto(packet(SERVERS, b"elsewhere"), (STRANGER, 0))
     assert is_silent(server, stranger)
     (row,) = (row for row in rig.pinholes() if row["id"] == first.id)
     assert (row["kind"], row["protocol"], row["peer"], row["second"]) == ("gre", "gre", SERVER, SERVERS)
@@ -125,17 +125,17 @@ def test_two_clients_with_one_call_id(rig: Rig, tunnels: Tunnels) -> None:
 
 
 def test_packets_stop_with_the_call(rig: Rig, tunnels: Tunnels) -> None:
-    one, server = tunnels.at(rig.inside, CLIENT), tunnels.at(rig.outside, SERVER)
+    near, server = tunnels.at(rig.inside, CLIENT), tunnels.at(rig.outside, SERVER)
     lease = rig.open(call())
     update(rig, lease, second=SERVERS)
     server.sendto(packet(CALL, b"in"), (PUBLIC, 0))
-    one.sendto(packet(SERVERS, b"out"), (SERVER, 0))
-    assert (heard(one)[2], heard(server)[2]) == (b"in", b"out")
+    near.sendto(packet(SERVERS, b"out"), (SERVER, 0))
+    assert (heard(near)[2], heard(server)[2]) == (b"in", b"out")
     rig.send(Close(lease.id))
     wait_for(lambda: rig.pinholes() == [], "the end")
     server.sendto(packet(CALL, b"in"), (PUBLIC, 0))
-    one.sendto(packet(SERVERS, b"out"), (SERVER, 0))
-    assert is_silent(one, server)
+    near.sendto(packet(SERVERS, b"out"), (SERVER, 0))
+    assert is_silent(near, server)
     for name in ("gre4", "call4", "ingre4", "outgre4", "snatgre4"):
         assert rig.count(name) == 0, name
     # Connection tracking still knows where its packets lead: the call ID is not another client's yet, but its own.
@@ -143,17 +143,17 @@ def test_packets_stop_with_the_call(rig: Rig, tunnels: Tunnels) -> None:
     again = rig.open(call())
     assert again.public.port == CALL
     server.sendto(packet(CALL, b"again"), (PUBLIC, 0))
-    assert heard(one)[2] == b"again"
+    assert heard(near)[2] == b"again"
 
 
 def test_calls_are_known_after_the_brokers_death(rig: Rig, tunnels: Tunnels) -> None:
-    two, server = tunnels.at(rig.inside, OTHER), tunnels.at(rig.outside, SERVER)
+    beside, server = tunnels.at(rig.inside, OTHER), tunnels.at(rig.outside, SERVER)
     first, second = rig.open(call(ttl=20.0)), rig.open(call(OTHER, ttl=7200.0))
     update(rig, first, second=0)
     before = {row["id"]: row for row in rig.pinholes()}
     rig.kill()
     server.sendto(packet(second.public.port, b"nobody is there"), (PUBLIC, 0))
-    assert heard(two)[1:] == (CALL, b"nobody is there")
+    assert heard(beside)[1:] == (CALL, b"nobody is there")
     rig.start()
     after = {row["id"]: row for row in rig.pinholes()}
     assert set(after) == {first.id, second.id}
@@ -166,30 +166,30 @@ def test_calls_are_known_after_the_brokers_death(rig: Rig, tunnels: Tunnels) -> 
     rig.at(rig.router, "nft flush ruleset")
     wait_for(lambda: "algate" in rig.tables() and rig.count("ingre4") == 3, "the calls are back")
     server.sendto(packet(second.public.port, b"back"), (PUBLIC, 0))
-    assert heard(two)[1:] == (CALL, b"back")
+    assert heard(beside)[1:] == (CALL, b"back")
 
 
 def test_the_kernel_ends_a_call_when_its_time_is_over(rig: Rig, tunnels: Tunnels) -> None:
-    one, server = tunnels.at(rig.inside, CLIENT), tunnels.at(rig.outside, SERVER)
+    near, server = tunnels.at(rig.inside, CLIENT), tunnels.at(rig.outside, SERVER)
     rig.open(call(ttl=2.0))
     rig.kill()
     server.sendto(packet(CALL, b"in"), (PUBLIC, 0))
-    assert heard(one)[2] == b"in"
+    assert heard(near)[2] == b"in"
     wait_for(lambda: rig.count("ingre4") == 0, "its time is over")
     server.sendto(packet(CALL, b"late"), (PUBLIC, 0))
-    assert is_silent(one)
+    assert is_silent(near)
 
 
 def test_a_router_that_does_not_translate(rig: Rig, tunnels: Tunnels) -> None:
     rig.at(rig.router, "iptables -t nat -F POSTROUTING")
     rig.at(rig.outside, "ip route add 192.168.56.0/24 via 203.0.113.1")
-    one, server = tunnels.at(rig.inside, CLIENT), tunnels.at(rig.outside, SERVER)
+    near, server = tunnels.at(rig.inside, CLIENT), tunnels.at(rig.outside, SERVER)
     lease = rig.open(call(public_host=None))
     assert lease.public == lease.target
     update(rig, lease, second=SERVERS)
     server.sendto(packet(CALL, b"in"), (CLIENT, 0))
-    one.sendto(packet(SERVERS, b"out"), (SERVER, 0))
-    assert (heard(one), heard(server)) == ((SERVER, CALL, b"in"), (CLIENT, SERVERS, b"out"))
+    near.sendto(packet(SERVERS, b"out"), (SERVER, 0))
+    assert (heard(near), heard(server)) == ((SERVER, CALL, b"in"), (CLIENT, SERVERS, b"out"))
     assert refused(rig, call(public_host=None)) == "ports"
 
 

@@ -29,14 +29,14 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 def findings(lab: Lab, config: Path, code: int) -> dict[str, dict[str, str]]:
     done = lab.run("router", [algate(), "doctor", "-c", config, "--json"], check=False)
     assert done.returncode == code, done.stdout + done.stderr
-    return {one["check"]: one for one in json.loads(done.stdout)}
+    return {finding["check"]: finding for finding in json.loads(done.stdout)}
 
 
 def test_a_good_router_is_well_and_unchanged(lab: Lab) -> None:
     lab.run("router", ["sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1"])
     found = findings(lab, lab.write_config(), 0)
     # What is not well here is the machine's: its name server is in no namespace, and its port range is Linux's own.
-    warnings = {name for name, one in found.items() if one["status"] != "ok"}
+    warnings = {name for name, finding in found.items() if finding["status"] != "ok"}
     assert {name for name in warnings if not name.startswith("name server")} <= {"pinhole ports", "rules"}, found
     assert "kernel: kernel pinholes" in found
     assert lab.leftovers() == []
@@ -48,12 +48,12 @@ def test_what_stops_the_gateway_is_said_with_its_remedy(lab: Lab) -> None:
     lab.run("router", ["sysctl", "-qw", "net.ipv4.ip_forward=0"])
     config = lab.write_config(network={"inside_interfaces": ["eth1", "eth7"]})
     found = findings(lab, config, 1)
-    failed = {name: one["remedy"] for name, one in found.items() if one["status"] == "failed"}
+    failed = {name: finding["remedy"] for name, finding in found.items() if finding["status"] == "failed"}
     assert failed["forwarding IPv4"] == "sysctl -w net.ipv4.ip_forward=1"
     assert "interface eth7" in failed
     lab.run("router", failed["forwarding IPv4"].split())
     assert "forwarding IPv4" not in [
-        name for name, one in findings(lab, config, 1).items() if one["status"] == "failed"
+        name for name, finding in findings(lab, config, 1).items() if finding["status"] == "failed"
     ]
 
 

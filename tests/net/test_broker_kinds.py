@@ -159,13 +159,13 @@ def test_prefixes_may_change_and_datagrams_stop_at_once(
         gets(phone, near, lease.public)
         assert gets_nothing(phone, far, lease.public)
         assert is_shut(rig, lease.public, stranger)
-        with connected(rig, lease.public, server, listener) as (one, other):
+        with connected(rig, lease.public, server, listener) as (peer, other):
             update(rig, lease, peers=(f"{stranger}/{size}",))
             gets(phone, far, lease.public)
             assert gets_nothing(phone, near, lease.public)
             with connected(rig, lease.public, stranger, listener):
                 assert is_shut(rig, lease.public, server)
-            one.sendall(b"still")  # TCP lives on
+            peer.sendall(b"still")  # TCP lives on
             assert other.recv(10) == b"still"
         update(rig, lease, peers=None)
         gets(phone, near, lease.public)
@@ -177,13 +177,13 @@ def test_the_end_of_a_mapping(rig: Rig, phones: Phones) -> None:
         phone, far = phones.at(rig.inside, CLIENT, 50000), phones.at(rig.outside, SERVER)
         lease = rig.open(mapping())
         source = gets(phone, far, lease.public)
-        with connected(rig, lease.public, SERVER, listener) as (one, other):
+        with connected(rig, lease.public, SERVER, listener) as (peer, other):
             rig.send(Close(lease.id))
             wait_for(lambda: rig.pinholes() == [], "the end")
             assert gets_nothing(phone, far, lease.public)
             assert gets_nothing(far, phone, source)
             assert is_shut(rig, lease.public, STRANGER)
-            one.sendall(b"lives")
+            peer.sendall(b"lives")
             assert other.recv(10) == b"lives"
 
 
@@ -242,17 +242,19 @@ def test_hairpin_from_another_client_and_from_the_same(
 
 
 def test_a_wished_port(rig: Rig, phones: Phones) -> None:
-    assert rig.open(mapping(wish=51413)).public.port == 51413
-    second = mapping(target=Endpoint(CLIENT, 50010), wish=51413)
+    assert rig.open(mapping(suggested=51413)).public.port == 51413
+    second = mapping(target=Endpoint(CLIENT, 50010), suggested=51413)
     assert rig.open(second).public.port not in (51413, *range(40000, 41000))
-    assert refused(rig, mapping(target=Endpoint(CLIENT, 50011), wish=51413, exact=True)) == "wish"
+    assert refused(rig, mapping(target=Endpoint(CLIENT, 50011), suggested=51413, exact=True)) == "wish"
     with rig.listen(rig.router, PUBLIC, 52000):
-        assert refused(rig, mapping(target=Endpoint(CLIENT, 50012), wish=52000, exact=True)) == "wish"
+        assert refused(rig, mapping(target=Endpoint(CLIENT, 50012), suggested=52000, exact=True)) == "wish"
     phones.at(rig.router, "0.0.0.0", 52001)
-    assert refused(rig, mapping(target=Endpoint(CLIENT, 50012), wish=52001, exact=True)) == "wish"
-    assert refused(rig, mapping(target=Endpoint(CLIENT, 50012), wish=10800, exact=True)) == "wish"  # transparent.port
+    assert refused(rig, mapping(target=Endpoint(CLIENT, 50012), suggested=52001, exact=True)) == "wish"
+    assert (
+        refused(rig, mapping(target=Endpoint(CLIENT, 50012), suggested=10800, exact=True)) == "wish"
+    )  # transparent.port
     once = rig.open(inbound())
-    assert refused(rig, mapping(target=Endpoint(CLIENT, 50012), wish=once.public.port, exact=True)) == "wish"
+    assert refused(rig, mapping(target=Endpoint(CLIENT, 50012), suggested=once.public.port, exact=True)) == "wish"
 
 
 @pytest.mark.parametrize(
@@ -270,14 +272,14 @@ def test_an_operators_forwarding_goes_first(rig: Rig, rule: str) -> None:
         rig.at(rig.router, "nft add table ip theirs")
         rig.at(rig.router, "nft add chain ip theirs pre { type nat hook prerouting priority -100 ; }")
     rig.at(rig.router, rule)
-    assert refused(rig, mapping(wish=53000, exact=True)) == "wish"
-    assert rig.open(mapping(wish=53000)).public.port != 53000
-    assert rig.open(mapping(target=Endpoint(CLIENT, 50010), wish=53999, exact=True)).public.port == 53999
+    assert refused(rig, mapping(suggested=53000, exact=True)) == "wish"
+    assert rig.open(mapping(suggested=53000)).public.port != 53000
+    assert rig.open(mapping(target=Endpoint(CLIENT, 50010), suggested=53999, exact=True)).public.port == 53999
 
 
 def test_a_forwarding_that_comes_later_goes_before_the_mapping(rig: Rig) -> None:
     """Also where nobody reads the operator's rules: ours stand behind them."""
-    lease = rig.open(mapping(wish=53000, exact=True))
+    lease = rig.open(mapping(suggested=53000, exact=True))
     with rig.listen(rig.inside, CLIENT, 50000) as listener, rig.listen(rig.inside, OTHER, 8080) as theirs:
         with connected(rig, lease.public, SERVER, listener):
             pass
@@ -309,9 +311,9 @@ def test_a_mapping_and_a_conversation_of_one_socket_agree(rig: Rig, phones: Phon
     wait_for(lambda: len(rig.pinholes()) == 1, "the end of the mapping")
     assert gets_nothing(phone, far, mapped.public)
     gets(phone, near, talk.public)
-    again = rig.open(mapping(transport="tcp+udp", wish=51413))
+    again = rig.open(mapping(transport="tcp+udp", suggested=51413))
     assert again.public == talk.public
-    assert refused(rig, mapping(transport="udp", wish=51413, exact=True)) == "wish"
+    assert refused(rig, mapping(transport="udp", suggested=51413, exact=True)) == "wish"
     rig.send(Close(talk.id), slot=1)
     wait_for(lambda: len(rig.pinholes()) == 1, "the end of the conversation")
     gets(phone, near, again.public)
@@ -366,7 +368,7 @@ def test_those_that_share_are_known_after_the_brokers_death(rig: Rig, phones: Ph
 @FAMILIES
 def test_anybody_once_admits_one_and_no_second(rig: Rig, client: str, public: str, server: str, stranger: str) -> None:
     with rig.listen(rig.inside, client, 50000) as listener:
-        wish = inbound(
+        request = inbound(
             client=client,
             target=Endpoint(client, 50000),
             public_host=public,
@@ -374,7 +376,7 @@ def test_anybody_once_admits_one_and_no_second(rig: Rig, client: str, public: st
             peer=None,
             reason="irc.send",
         )
-        lease = rig.open(wish)
+        lease = rig.open(request)
         rig.kill()  # the kernel counts
         with connected(rig, lease.public, stranger, listener):
             assert is_shut(rig, lease.public, server)
@@ -420,7 +422,7 @@ def test_an_exchange_whoever_begins(rig: Rig, phones: Phones, server_begins: boo
     update(rig, lease, target=Endpoint(CLIENT, 6970), second=6971)
     for sender, receiver, to, seen in sorted(
         [(camera, viewer, lease.inner, lease.public), (viewer, camera, lease.public, lease.inner)],
-        key=lambda one: (one[0] is camera) != server_begins,
+        key=lambda way: (way[0] is camera) != server_begins,
     ):
         assert gets(receiver, sender, to) == seen
     assert gets_nothing(camera, other, lease.public)

@@ -46,8 +46,8 @@ def test_two_hundred_requests_in_flight(rig: Rig) -> None:
 
 
 def test_one_bad_element_does_not_harm_the_others_of_its_batch(rig: Rig) -> None:
-    taken = f"{{ {SERVER} . tcp . 30005 . {CLIENT} timeout 60s }}"
-    run("ip", "netns", "exec", rig.router, "nft", "add", "element", "inet", "algate", "once4", taken)
+    element = f"{{ {SERVER} . tcp . 30005 . {CLIENT} timeout 60s }}"
+    run("ip", "netns", "exec", rig.router, "nft", "add", "element", "inet", "algate", "once4", element)
     assert rig.broker is not None
     rig.broker.send_signal(signal.SIGSTOP)  # so that all wait, and go into one transaction
     for number in range(10):

@@ -56,7 +56,7 @@ def requests(client: str) -> list[PinholeRequest]:
         conversation(**of, target=Endpoint(client, 4000), second=4001),
         conversation(**of, target=Endpoint(client, 4002), kind="read"),
         mapping(**of, target=Endpoint(client, 50002), ttl=3600.0, peers=("203.0.113.0/29",)),
-        mapping(**of, target=Endpoint(client, 50003), ttl=3600.0, wish=51413 if client == CLIENT else 51414),
+        mapping(**of, target=Endpoint(client, 50003), ttl=3600.0, suggested=51413 if client == CLIENT else 51414),
         exchange(**of, target=Endpoint(client, 0), second=0, outer=Endpoint(STRANGER, outer), outer_second=outer + 1),
         call(client, 7),
         inbound(**of, kind="local", target=Endpoint(client, 50004)),
@@ -195,7 +195,9 @@ def is_harmless(row: dict[str, Any], now: float) -> bool:
         return row["protocol"] == "gre" and len(peers) == 1
     transports = [each for each in ("tcp", "udp") if each in row["protocol"]]
     ports = [each for each in (port, row["second"]) if each is not None and (kind != "exchange" or each)]
-    return all(1024 <= each <= 65535 and each not in SERVICE_PORTS[one] for each in ports for one in transports)
+    return all(
+        1024 <= each <= 65535 and each not in SERVICE_PORTS[transport] for each in ports for transport in transports
+    )
 
 
 @pytest.mark.parametrize("count", [30_000, pytest.param(100_000, marks=pytest.mark.long)])

@@ -377,7 +377,7 @@ def test_only_connections_of_these_sockets_are_forgotten(
         ends = [(PUBLIC, 41000), (STRANGER, 7000), (PUBLIC6, 41001), (PUBLIC6, 7000)]
         table = conntrack.Conntrack()
         found = table.find({Endpoint(*end) for end in ends})
-        return sum(table.delete(one) for one in found)
+        return sum(table.delete(entry) for entry in found)
 
     assert rig.within(rig.router, forget) == 4
     assert rig.within(rig.router, forget) == 0

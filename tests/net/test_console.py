@@ -145,8 +145,8 @@ def test_a_process_that_hangs_is_seen(lab: Lab, gateway: Gateway, page: Page) ->
 
 def test_flows_are_there_filtered_and_gone(lab: Lab, page: Page, listener: socket.socket) -> None:
     page.goto(page.url.partition("#")[0] + "#/flows")
-    with flow(lab, listener) as one, flow(lab, listener):
-        port = str(one.getsockname()[1])
+    with flow(lab, listener) as client, flow(lab, listener):
+        port = str(client.getsockname()[1])
         expect(rows(page)).to_have_count(2)
         search = page.get_by_label("Filter flows")
         search.fill(f"{CLIENT4}:{port}")
@@ -235,8 +235,8 @@ def test_what_a_screen_reader_is_told(page: Page, lab: Lab, listener: socket.soc
         for view in ("overview", "flows", "pinholes", "calls", "processes"):
             page.goto(page.url.partition("#")[0] + f"#/{view}")
             for role in ("button", "columnheader", "link"):
-                for one in page.get_by_role(role).all():
-                    expect(one).to_have_accessible_name(re.compile("."))
+                for element in page.get_by_role(role).all():
+                    expect(element).to_have_accessible_name(re.compile("."))
         expect(page.get_by_role("status").filter(has_text="All is well")).not_to_have_attribute(
             "title", re.compile(".")
         )
@@ -347,8 +347,8 @@ def test_five_thousand_flows_without_stutter(
             body = page.locator(".vbody")
             body.hover()
             page.evaluate("window.measure()")
-            for turn in range(30):  # three seconds, in which the table is renewed at least once
-                page.mouse.wheel(0, 900 if turn < 20 else -1300)
+            for round_ in range(30):  # three seconds, in which the table is renewed at least once
+                page.mouse.wheel(0, 900 if round_ < 20 else -1300)
                 page.wait_for_timeout(100)
             frames: list[float] = sorted(page.evaluate("window.measured()"))
             assert len(frames) > 60, frames

@@ -19,7 +19,7 @@ from tests.lab.lab import ROUTER_IN4, SERVER4, Lab, algate
 def findings(lab: Lab, config: Path, before: str = "") -> dict[str, dict[str, str]]:
     done = lab.run("router", ["sh", "-c", f"{before} exec {algate()} doctor -c {config} --json"], check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return {one["check"]: one for one in json.loads(done.stdout)}
+    return {finding["check"]: finding for finding in json.loads(done.stdout)}
 
 
 @contextmanager

@@ -63,8 +63,8 @@ def kept_aside(lab: Lab, gateway: Gateway) -> bool:
 
 def finding(gateway: Gateway) -> dict[str, str]:
     found = json.loads(gateway.algate("doctor", "--json", check=False).stdout)
-    one: dict[str, str] = next(one for one in found if one["check"] == "flow offload")
-    return one
+    finding: dict[str, str] = next(finding for finding in found if finding["check"] == "flow offload")
+    return finding
 
 
 def test_a_call_is_read_to_its_end_and_everything_else_is_offloaded(

@@ -82,7 +82,7 @@ def transfers(lab: Lab, server: FtpServer) -> dict[str, int]:
 
 def findings(gateway: Gateway) -> list[dict[str, str]]:
     found: list[dict[str, str]] = json.loads(gateway.algate("doctor", "--json", check=False).stdout)
-    return [one for one in found if one["check"].startswith("openings")]
+    return [finding for finding in found if finding["check"].startswith("openings")]
 
 
 def test_doctor_finds_the_lines_by_trying_and_with_them_all_works(nft_lab: Lab, server: FtpServer) -> None:
@@ -92,10 +92,10 @@ def test_doctor_finds_the_lines_by_trying_and_with_them_all_works(nft_lab: Lab, 
     assert "ct mark and 0x20000000 == 0x20000000 accept" in warning
     assert transfers(lab, server)["active"] != 0
     found = findings(gateway)
-    stopped = {one["check"] for one in found}
+    stopped = {finding["check"] for finding in found}
     assert stopped == {"openings through inet filter input", "openings through inet filter forward"}
-    assert all(one["status"] == "warning" and "policy drop" in one["detail"] for one in found)
-    lines = [one["remedy"] for one in found]
+    assert all(finding["status"] == "warning" and "policy drop" in finding["detail"] for finding in found)
+    lines = [finding["remedy"] for finding in found]
     assert 'nft insert rule inet filter input iifname "eth1" tcp dport 10800 ct status dnat accept comment algate' in [
         line.replace(gateway_instance(gateway), "algate") for line in lines
     ]

@@ -46,16 +46,16 @@ def here(data: bytes) -> bytes:
     return re.sub(rb"(113[ ]*,[ ]*)0*5(?=[ ]*,)", rb"\g<1>10", data)
 
 
-def turns(steps: list[Step]) -> Iterator[tuple[Received, list[str]]]:
+def exchanges(steps: list[Step]) -> Iterator[tuple[Received, list[str]]]:
     """Each piece of data, and all that has to come of it, when its pinholes are open too."""
     count = 0
 
-    def turn(step: Step) -> int:
+    def side_of(step: Step) -> int:
         nonlocal count
         count += isinstance(step.event, Received)
         return count
 
-    for _, group in groupby(steps, turn):
+    for _, group in groupby(steps, side_of):
         together = list(group)
         said = together[0].event
         assert isinstance(said, Received)
@@ -116,7 +116,7 @@ def exchange(sender: socket.socket, receiver: socket.socket) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_over_the_wire(strict_lab: Lab, gateway: Gateway, path: Path) -> None:
     with script(strict_lab, gateway, greet=False, settle=False) as session:
-        for said, expected in turns(read(path, FTP).steps):
+        for said, expected in exchanges(read(path, FTP).steps):
             play(strict_lab, gateway, session, said, expected)
 
 

@@ -56,16 +56,16 @@ def read_with_mark(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
 def test_urgent_data_keeps_its_place_and_its_urgency(strict_lab: Lab, gateway: Gateway, towards: str) -> None:
     """A Telnet synch before ABOR (RFC 959, 4.1.3): IP, then DM as the urgent byte."""
     with script(strict_lab, gateway) as session:
-        one, other = session.client.socket, session.server
+        source, sink = session.client.socket, session.server
         if towards == "client":
-            one, other = other, one
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+            source, sink = sink, source
+        sink.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         text = b"ABOR\r\n" if towards == "server" else b"226 closed\r\n"
         for _ in range(3):
-            one.sendall(b"\xff\xf4\xff")
-            one.send(b"\xf2", socket.MSG_OOB)
-            one.sendall(text)
-            assert read_with_mark(other, 4 + len(text)) == (b"\xff\xf4\xff\xf2" + text, [3])
+            source.sendall(b"\xff\xf4\xff")
+            source.send(b"\xf2", socket.MSG_OOB)
+            source.sendall(text)
+            assert read_with_mark(sink, 4 + len(text)) == (b"\xff\xf4\xff\xf2" + text, [3])
 
 
 def test_urgent_data_behind_an_edit(strict_lab: Lab, gateway: Gateway) -> None:

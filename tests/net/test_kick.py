@@ -31,14 +31,14 @@ def is_reset(sock: socket.socket) -> bool:
 
 def test_kick(lab: Lab, server: FtpServer) -> None:
     gateway = lab.start_gateway(lab.write_config(process={"drain_timeout": 1}))
-    one, other = session(lab, server), session(lab, server)
-    listener, pinhole = open_pinhole(lab, gateway, one)
+    first, second = session(lab, server), session(lab, server)
+    listener, pinhole = open_pinhole(lab, gateway, first)
     bind = lab.connect("inside", ROUTER_IN4, 1080)
     assert ask5(bind, SERVER4, 21)[0] == 0
     flows = {flow["client"]: flow["id"] for flow in gateway.admin("flows")}
 
     # What was said is traced, without the password.
-    traced = json.loads(gateway.algate("trace", "--json", "--client", one.socket.getsockname()[0]).stdout)
+    traced = json.loads(gateway.algate("trace", "--json", "--client", first.socket.getsockname()[0]).stdout)
     said = [row["data"] for row in traced if row["transport"] == "tcp"]
     assert f"USER {server.user}\r\n" in said
     assert f"PASS {'*' * len(server.password)}\r\n" in said
@@ -49,23 +49,23 @@ def test_kick(lab: Lab, server: FtpServer) -> None:
     assert done.stdout.startswith(f"{pinhole['id']}: pinhole of ")
     assert fails(lab, "outside", split(pinhole["public"]))
     assert gateway.admin("pinholes") == []
-    assert one.command("NOOP").startswith("200")
+    assert first.command("NOOP").startswith("200")
     listener.close()
 
     # Flows: one that a module reads and one that is relayed, in one command, with one that there is not.
-    mine = ["{}:{}".format(*sock.getsockname()) for sock in (one.socket, bind)]
+    mine = ["{}:{}".format(*sock.getsockname()) for sock in (first.socket, bind)]
     victims = [flows[client] for client in mine]
     done = gateway.algate("kick", "--json", *victims, "w9-9-9", check=False)
     assert done.returncode == 1
     assert done.stderr == "algate: there is no flow, pinhole or call w9-9-9\n"
     assert [(row["id"], row["kind"]) for row in json.loads(done.stdout)] == [(victim, "flow") for victim in victims]
-    for sock in (one.socket, bind):
+    for sock in (first.socket, bind):
         sock.settimeout(5)
         assert is_reset(sock)
         sock.close()
     gateway.wait_for_log(rf"event=flow.kick flow={victims[0]}")
-    assert other.command("NOOP").startswith("200")
-    other.close()
+    assert second.command("NOOP").startswith("200")
+    second.close()
     assert gateway.stop() == 0
 
 
@@ -115,7 +115,7 @@ def test_an_address_that_comes_later(lab: Lab) -> None:
 
 @pytest.mark.slow
 def test_systemd_is_told_and_who_hangs_is_replaced(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
+    printed: list[str] = []
     path = lab.tmp / "notify.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(path))
@@ -126,17 +126,17 @@ def test_systemd_is_told_and_who_hangs_is_replaced(lab: Lab, monkeypatch: pytest
         def heard(pattern: str) -> bool:
             try:
                 while True:
-                    told.append(systemd.recv(4096).decode())
+                    printed.append(systemd.recv(4096).decode())
             except BlockingIOError:
-                return any(re.fullmatch(pattern, message) for message in told)
+                return any(re.fullmatch(pattern, message) for message in printed)
 
         gateway = lab.start_gateway(lab.write_config(process={"drain_timeout": 1}))
         lab.wait_for(lambda: heard("READY=1") and heard("WATCHDOG=1"), 5, "systemd to hear of it")
-        told.clear()
+        printed.clear()
         gateway.process.send_signal(signal.SIGHUP)
         lab.wait_for(lambda: heard("READY=1"), 10, "systemd to hear of the reload")
-        reloading = next(message for message in told if message.startswith("RELOADING=1\nMONOTONIC_USEC="))
-        assert told.index(reloading) < told.index("READY=1")
+        reloading = next(message for message in printed if message.startswith("RELOADING=1\nMONOTONIC_USEC="))
+        assert printed.index(reloading) < printed.index("READY=1")
 
         greeter = Greeter(lab)
         pids = {row["process"]: row["pid"] for row in gateway.admin("status")}
@@ -157,7 +157,7 @@ def test_systemd_is_told_and_who_hangs_is_replaced(lab: Lab, monkeypatch: pytest
             load.more(20)
         assert (load.refused, load.errors) == (0, [])
         greeter.close()
-        told.clear()
+        printed.clear()
         lab.wait_for(lambda: heard("WATCHDOG=1"), 5, "systemd to hear that all is well")
         assert gateway.stop() == 0
         assert heard("STOPPING=1")

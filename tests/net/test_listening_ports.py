@@ -53,11 +53,11 @@ def test_doctor_finds_such_ports(lab: Lab) -> None:
     before = lab.run("router", ["sysctl", "-n", "net.ipv4.ip_local_port_range"]).stdout.split()
     lab.run("router", ["sysctl", "-qw", "net.ipv4.ip_local_port_range=1024 60999"])
     try:
-        found = {one["check"]: one for one in doctor(gateway)}
+        found = {finding["check"]: finding for finding in doctor(gateway)}
         assert found["listening ports"]["status"] == "warning"
         assert found["listening ports"]["detail"].startswith("1080, 10800 in ip_local_port_range (1024-60999)")
         lab.run("router", found["listening ports"]["remedy"].split())
-        found = {one["check"]: one for one in doctor(gateway)}
+        found = {finding["check"]: finding for finding in doctor(gateway)}
         assert found["listening ports"]["status"] == "ok"
         assert found["pinhole ports"]["status"] == "ok"
     finally:

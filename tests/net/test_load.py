@@ -78,8 +78,8 @@ def test_a_soak_leaves_nothing(load: Load, gateway: Gateway) -> None:
             assert opened == LONG // 2
     before = quiet(gateway)
     done, began = 0, time.monotonic()
-    with load.held(BOTH[0], LONG // 2) as one, load.held(BOTH[1], LONG // 2) as other:
-        assert one == other == LONG // 2
+    with load.held(BOTH[0], LONG // 2) as first, load.held(BOTH[1], LONG // 2) as second:
+        assert first == second == LONG // 2
         while done < SHORT:
             for peer in BOTH:
                 done += load.client("rate", peer, 100, 4)["done"]

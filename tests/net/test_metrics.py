@@ -281,7 +281,7 @@ def test_counters_go_on_with_a_new_version(lab: Lab, listener: socket.socket) ->
     lock = next(path for path in lab.tmp.glob("run*/lock") if path.read_text().strip() == str(gateway.process.pid))
     token = lock.with_name("console.token").read_text()
 
-    def told() -> float:
+    def counted() -> float:
         text = lab.run("router", ["curl", "-s", "--max-time", "5", "http://127.0.0.1:9182/metrics"], check=False).stdout
         found = re.findall(r"^algate_flows_opened_total{.*} (.*)$", text, re.MULTILINE)
         return sum(map(float, found))
@@ -290,16 +290,16 @@ def test_counters_go_on_with_a_new_version(lab: Lab, listener: socket.socket) ->
         with lab.connect("inside", ROUTER_IN4, 1082) as client:
             assert ask5(client, SERVER4, ECHO)[0] == 0
             listener.accept()[0].close()
-    assert told() == 3
+    assert counted() == 3
     gateway.algate("reload", "--upgrade")
     successor = int(lock.read_text())
     try:
         assert successor != gateway.process.pid
-        lab.wait_for(lambda: told() == 3, 10, "the new version's console to count on")
+        lab.wait_for(lambda: counted() == 3, 10, "the new version's console to count on")
         with lab.connect("inside", ROUTER_IN4, 1082) as client:
             assert ask5(client, SERVER4, ECHO)[0] == 0
             listener.accept()[0].close()
-        lab.wait_for(lambda: told() == 4, 5, "one more")
+        lab.wait_for(lambda: counted() == 4, 5, "one more")
         assert lock.with_name("console.token").read_text() == token
     finally:
         os.kill(successor, signal.SIGTERM)

@@ -70,7 +70,7 @@ def test_plain_sockets_are_as_without_the_gateway(lab: Lab) -> None:
 
 def test_a_mapped_socket_is_open(lab: Lab, gateway: Gateway) -> None:
     with PcpClient(lab, "inside", CLIENT4, ROUTER_IN4) as client:
-        assert client.map(PORT + 2, wish=PORT + 20).port == PORT + 20
+        assert client.map(PORT + 2, suggested=PORT + 20).port == PORT + 20
         assert seen(lab, "inside", CLIENT4, PORT + 2) == ((ROUTER_OUT4, PORT + 20),) * 2
         assert may_answer(lab, CLIENT4, PORT + 2) == (True, True)
         client.map(0, protocol=0, lifetime=0)

@@ -61,12 +61,12 @@ def test_both_readers_do_the_same(lab: Lab, reader: str) -> None:
     behind = [*sent, "-m", "mark", "--mark", "6", "-j", "MARK", "--set-mark", "7"]  # what is repeated comes here
     kept = ["INPUT", "-i", "lo", "-p", "udp", "-m", "mark", "--mark", "6", "-j", "DROP"]
     marked = ["INPUT", "-i", "lo", "-p", "udp", "-m", "mark", "--mark", "5", "-j", "DROP"]
-    for one in (rule, behind, marked, kept):
-        lab.run("outside", ["iptables", "-A", *one])
+    for line in (rule, behind, marked, kept):
+        lab.run("outside", ["iptables", "-A", *line])
     try:
         done = lab.run("outside", [sys.executable, "-c", PROGRAM, reader], check=False)
     finally:
-        for one in (rule, behind, marked, kept):
-            lab.run("outside", ["iptables", "-D", *one])
+        for line in (rule, behind, marked, kept):
+            lab.run("outside", ["iptables", "-D", *line])
     assert isinstance(done, subprocess.CompletedProcess)
     assert done.stdout == "a second one is refused\n[b'one', b'TWO', b'six', b'four'] b'three'\n", done.stderr

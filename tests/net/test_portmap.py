@@ -173,7 +173,7 @@ def test_natpmpc_maps_a_port_and_ends_it(lab: Lab, gateway: Gateway) -> None:
 
 
 def test_natpmpc_gets_the_port_that_it_wants_or_another_one(lab: Lab, gateway: Gateway, client: PcpClient) -> None:
-    assert client.map(6100, wish=6200).port == 6200
+    assert client.map(6100, suggested=6200).port == 6200
     said = natpmpc(lab, "-a", "6200", "6101", "udp", "600", role="client2")
     public = int(said.split("Mapped public port ")[1].split()[0])
     assert public != 6200
@@ -199,17 +199,17 @@ def test_errors_of_natpmp(lab: Lab, gateway: Gateway, said: bytes, result: int) 
 def test_a_number_is_one_clients_for_both_transports(
     lab: Lab, gateway: Gateway, client: PcpClient, other: PcpClient
 ) -> None:
-    udp = client.map(6300, wish=6400)
+    udp = client.map(6300, suggested=6400)
     assert client.map(6300, protocol=TCP).port == udp.port == 6400
-    assert other.map(6300, wish=6450, protocol=TCP).port == 6450
-    assert client.map(6301, wish=6450).port != 6450
+    assert other.map(6300, suggested=6450, protocol=TCP).port == 6450
+    assert client.map(6301, suggested=6450).port != 6450
 
 
 # --- PCP --------------------------------------------------------------------------------------------------------------
 
 
 def test_the_bytes_of_an_answer(lab: Lab, gateway: Gateway, client: PcpClient) -> None:
-    answer = client.map(6500, wish=6500, lifetime=3600)
+    answer = client.map(6500, suggested=6500, lifetime=3600)
     assert len(answer.data) == 60
     assert answer.data[:4] == b"\x02\x81\0\0"  # version, R and MAP, reserved, SUCCESS
     assert (answer.lifetime, answer.data[12:24]) == (3600, bytes(12))
@@ -217,35 +217,37 @@ def test_the_bytes_of_an_answer(lab: Lab, gateway: Gateway, client: PcpClient) -
     assert answer.data[36:40] == b"\x11\0\0\0"  # UDP, reserved
     assert (answer.inside, answer.port, answer.address) == (6500, 6500, ROUTER_OUT4)
     assert answer.data[44:60] == bytes(10) + b"\xff\xff" + socket.inet_aton(ROUTER_OUT4)
-    told = client.announce()
-    assert told is not None
-    assert (len(told.data), told.opcode, told.result) == (24, 0, 0)
-    assert abs(told.epoch - answer.epoch) <= 1
+    announced = client.announce()
+    assert announced is not None
+    assert (len(announced.data), announced.opcode, announced.result) == (24, 0, 0)
+    assert abs(announced.epoch - answer.epoch) <= 1
 
 
 def test_prefer_failure(lab: Lab, gateway: Gateway, client: PcpClient, other: PcpClient) -> None:
-    assert client.map(6600, wish=6600).result == 0
-    refused = other.map(6600, wish=6600, options=pcp_client.PREFER_FAILURE)
+    assert client.map(6600, suggested=6600).result == 0
+    refused = other.map(6600, suggested=6600, options=pcp_client.PREFER_FAILURE)
     assert (refused.result, refused.nonce, refused.port) == (11, other.nonce, 6600)
     assert len(refused.data) == 64
-    assert other.map(6600, wish=6600).port not in (0, 6600)
-    assert other.map(6601, wish=6601, wish_host="203.0.113.99", options=pcp_client.PREFER_FAILURE).result == 11
-    granted = other.map(6602, wish=6602, wish_host=ROUTER_OUT4, options=pcp_client.PREFER_FAILURE)
+    assert other.map(6600, suggested=6600).port not in (0, 6600)
+    assert (
+        other.map(6601, suggested=6601, suggested_host="203.0.113.99", options=pcp_client.PREFER_FAILURE).result == 11
+    )
+    granted = other.map(6602, suggested=6602, suggested_host=ROUTER_OUT4, options=pcp_client.PREFER_FAILURE)
     assert (granted.result, granted.port) == (0, 6602)
     assert granted.data[60:] == pcp_client.PREFER_FAILURE
 
 
 def test_two_consoles_with_one_port(lab: Lab, gateway: Gateway, client: PcpClient, other: PcpClient) -> None:
-    assert client.map(3074, wish=3074, options=pcp_client.PREFER_FAILURE).port == 3074
-    assert other.map(3074, wish=3074, options=pcp_client.PREFER_FAILURE).result == 11
-    assert other.map(3074, wish=3075, options=pcp_client.PREFER_FAILURE).port == 3075
+    assert client.map(3074, suggested=3074, options=pcp_client.PREFER_FAILURE).port == 3074
+    assert other.map(3074, suggested=3074, options=pcp_client.PREFER_FAILURE).result == 11
+    assert other.map(3074, suggested=3075, options=pcp_client.PREFER_FAILURE).port == 3075
     with (
-        Udp(lab, "inside", CLIENT4, 3074) as one,
-        Udp(lab, "client2", CLIENT2_4, 3074) as two,
+        Udp(lab, "inside", CLIENT4, 3074) as near,
+        Udp(lab, "client2", CLIENT2_4, 3074) as beside,
         Udp(lab, "outside", SERVER4) as server,
         Udp(lab, "stranger", STRANGER4) as stranger,
     ):
-        for console, port in ((one, 3074), (two, 3075)):
+        for console, port in ((near, 3074), (beside, 3075)):
             for far in (server, stranger):
                 console.send(b"play", far.sock.getsockname()[:2])
                 assert far.receive() == (b"play", (ROUTER_OUT4, port))
@@ -255,7 +257,7 @@ def test_two_consoles_with_one_port(lab: Lab, gateway: Gateway, client: PcpClien
 
 def test_filters(lab: Lab, gateway: Gateway, client: PcpClient) -> None:
     server = pcp_client.filter_option(f"{SERVER4}/32")
-    mapped = client.map(6700, protocol=TCP, wish=6700, options=server)
+    mapped = client.map(6700, protocol=TCP, suggested=6700, options=server)
     assert (mapped.result, mapped.data[60:]) == (0, server)
     with listening(lab, CLIENT4, 6700):
         assert reaches(lab, ROUTER_OUT4, 6700, "outside")
@@ -271,7 +273,7 @@ def test_filters(lab: Lab, gateway: Gateway, client: PcpClient) -> None:
 
 
 def test_what_is_refused(lab: Lab, gateway: Gateway, client: PcpClient) -> None:
-    assert client.map(6800, wish=6800).result == 0
+    assert client.map(6800, suggested=6800).result == 0
     [before] = holes(gateway)
     another = bytes(12)
     for lifetime in (600, 0):
@@ -283,7 +285,7 @@ def test_what_is_refused(lab: Lab, gateway: Gateway, client: PcpClient) -> None:
     assert client.map(6801, protocol=132).result == 9
     assert client.map(6801, protocol=0).result == 9
     assert client.map(0).result == 3
-    assert client.map(22, protocol=TCP, wish=2222).result == 2
+    assert client.map(22, protocol=TCP, suggested=2222).result == 2
     assert client.map(3389, protocol=TCP).result == 2
     unknown = client.map(6801, options=b"\x7f\0\0\0")
     assert (unknown.result, unknown.lifetime) == (5, 1800)
@@ -332,7 +334,7 @@ def test_deletions(lab: Lab, gateway: Gateway, client: PcpClient) -> None:
 
 
 def test_several_holders_of_one_mapping(lab: Lab, gateway: Gateway, client: PcpClient) -> None:
-    public = client.map(7300, wish=7350).port
+    public = client.map(7300, suggested=7350).port
     said = natpmpc(lab, "-a", "7300", "7300", "udp", "3600")
     assert int(said.split("Mapped public port ")[1].split()[0]) == public == 7350
     assert {hole["reason"] for hole in holes(gateway)} == {"map.pcp", "map.natpmp"}
@@ -346,7 +348,7 @@ def test_several_holders_of_one_mapping(lab: Lab, gateway: Gateway, client: PcpC
 
 
 def test_hairpin(lab: Lab, gateway: Gateway, client: PcpClient) -> None:
-    assert client.map(7400, protocol=TCP, wish=7400).port == 7400
+    assert client.map(7400, protocol=TCP, suggested=7400).port == 7400
     with listening(lab, CLIENT4, 7400):
         assert reaches(lab, ROUTER_OUT4, 7400, "client2")
         assert reaches(lab, ROUTER_OUT4, 7400, "inside")
@@ -355,10 +357,10 @@ def test_hairpin(lab: Lab, gateway: Gateway, client: PcpClient) -> None:
 def test_ipv6_opens_the_clients_own_address(lab: Lab, gateway: Gateway) -> None:
     with PcpClient(lab, "inside", GLOBAL, ROUTER_IN6) as client, listening(lab, GLOBAL, 7500):
         assert not reaches(lab, GLOBAL, 7500)
-        mapped = client.map(7500, protocol=TCP, wish=9999)
+        mapped = client.map(7500, protocol=TCP, suggested=9999)
         assert (mapped.result, mapped.address, mapped.port) == (0, GLOBAL, 7500)
         assert reaches(lab, GLOBAL, 7500, "outside")
-        assert client.map(7501, wish=9999, options=pcp_client.PREFER_FAILURE).result == 11
+        assert client.map(7501, suggested=9999, options=pcp_client.PREFER_FAILURE).result == 11
         client.map(7500, protocol=TCP, lifetime=0)
         assert not reaches(lab, GLOBAL, 7500, "outside")
         client.map(0, protocol=0, lifetime=0)
@@ -450,7 +452,7 @@ def test_a_forwarding_is_there_without_being_asked_for(lab: Lab, gateway: Gatewa
 
 
 def test_a_forwarded_port_is_nobody_elses(lab: Lab, gateway: Gateway, client: PcpClient) -> None:
-    assert client.map(8200, protocol=TCP, wish=8443, options=pcp_client.PREFER_FAILURE).result == 11
+    assert client.map(8200, protocol=TCP, suggested=8443, options=pcp_client.PREFER_FAILURE).result == 11
 
 
 # --- a torrent client -------------------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def pid_of(gateway: Gateway, name: str) -> int:
 @pytest.mark.parametrize("name", ["portmap", "broker"])
 def test_a_process_that_is_killed(lab: Lab, gateway: Gateway, name: str) -> None:
     with PcpClient(lab, "inside", CLIENT4, ROUTER_IN4) as client:
-        before = client.map(5000, wish=5000, lifetime=3600)
+        before = client.map(5000, suggested=5000, lifetime=3600)
         [hole] = holes(gateway)
         seen = len(gateway.log_lines())
         os.kill(pid_of(gateway, name), signal.SIGKILL)
@@ -85,8 +85,8 @@ def test_a_process_that_is_killed(lab: Lab, gateway: Gateway, name: str) -> None
 
 def test_all_processes_that_are_killed(lab: Lab, gateway: Gateway) -> None:
     with PcpClient(lab, "inside", CLIENT4, ROUTER_IN4) as client:
-        before = client.map(5001, wish=5001, lifetime=3600)
-        short = client.map(5002, wish=5002, lifetime=3)
+        before = client.map(5001, suggested=5001, lifetime=3600)
+        short = client.map(5002, suggested=5002, lifetime=3)
         gateway.kill()
         killed = time.monotonic()
         assert works(lab, 5001, 5001)
@@ -110,7 +110,7 @@ def test_a_flush_of_all_rules(tmp_path: Path) -> None:
         )
         gateway = lab.start_gateway(config)
         with PcpClient(lab, "inside", CLIENT4, ROUTER_IN4) as client:
-            before = client.map(5003, wish=5003)
+            before = client.map(5003, suggested=5003)
             assert works(lab, 5003, 5003)
             [hole] = holes(gateway)
             lab.run("router", ["nft", "flush", "ruleset"])
@@ -140,7 +140,7 @@ def hearing(lab: Lab) -> Iterator[socket.socket]:
 
 def test_another_public_address(lab: Lab, gateway: Gateway) -> None:
     with PcpClient(lab, "inside", CLIENT4, ROUTER_IN4) as client, hearing(lab) as announcements:
-        before = client.map(5004, wish=5004, lifetime=3600)
+        before = client.map(5004, suggested=5004, lifetime=3600)
         assert before.address == ROUTER_OUT4
         lab.run("router", ["ip", "address", "add", f"{MORE_OUT4}/24", "dev", "eth0"])
         lab.run("router", ["ip", "route", "replace", "default", "via", SERVER4, "src", MORE_OUT4])
@@ -152,9 +152,9 @@ def test_another_public_address(lab: Lab, gateway: Gateway) -> None:
                 data, source = announcements.recvfrom(2000)
                 assert source == (ROUTER_IN4, 5351)
                 heard[data[0]] = data
-            told = pcp_client.read(heard[2])
-            assert (told.opcode, told.result) == (0, 0)
-            assert told.epoch <= 10
+            announced = pcp_client.read(heard[2])
+            assert (announced.opcode, announced.result) == (0, 0)
+            assert announced.epoch <= 10
             lab.wait_for(lambda: works(lab, 5004, 5004, MORE_OUT4), 5, "the mapping to follow")
             after = client.map(5004, lifetime=3600)
             assert (after.result, after.port, after.address) == (0, 5004, MORE_OUT4)
@@ -165,7 +165,7 @@ def test_another_public_address(lab: Lab, gateway: Gateway) -> None:
 
 def test_a_process_that_is_killed_while_the_uplink_is_down(lab: Lab, gateway: Gateway) -> None:
     with PcpClient(lab, "inside", CLIENT4, ROUTER_IN4) as client:
-        assert client.map(5007, wish=5007, lifetime=3600).address == ROUTER_OUT4
+        assert client.map(5007, suggested=5007, lifetime=3600).address == ROUTER_OUT4
         seen = len(gateway.log_lines())
         lab.run("router", ["ip", "route", "del", "default"])
         os.kill(pid_of(gateway, "portmap"), signal.SIGKILL)
@@ -195,7 +195,7 @@ def test_reload_takes_the_right_away(lab: Lab, gateway: Gateway) -> None:
 
 def test_an_upgrade(lab: Lab, gateway: Gateway) -> None:
     with PcpClient(lab, "inside", CLIENT4, ROUTER_IN4) as client:
-        before = client.map(5006, wish=5006)
+        before = client.map(5006, suggested=5006)
         gateway.algate("reload", "--upgrade")
         [hole] = holes(gateway)
         assert hole["public"] == f"{ROUTER_OUT4}:5006"

@@ -73,21 +73,21 @@ class Tunnel:
 def test_two_clients_with_one_call_id_and_one_server(strict_lab: Lab, gateway: Gateway) -> None:
     lab = strict_lab
     with (
-        raw(lab, "inside", CLIENT4) as one,
-        raw(lab, "client2", CLIENT2_4) as two,
+        raw(lab, "inside", CLIENT4) as near,
+        raw(lab, "client2", CLIENT2_4) as beside,
         raw(lab, "outside", SERVER4) as server,
         raw(lab, "stranger", STRANGER4) as stranger,
     ):
         first, second = Tunnel(lab, "inside", 40), Tunnel(lab, "client2", 41)
         assert first.number == CALL
         assert second.number != CALL
-        for tunnel, client, number in ((first, one, 40), (second, two, 41)):
+        for tunnel, client, number in ((first, near, 40), (second, beside, 41)):
             client.sendto(packet(number, b"LCP"), (SERVER4, 0))
             assert heard(server) == (ROUTER_OUT4, number, b"LCP")
             server.sendto(packet(tunnel.number, b"LCP ack"), (ROUTER_OUT4, 0))
             assert heard(client) == (SERVER4, CALL, b"LCP ack")
             stranger.sendto(packet(tunnel.number, b"no"), (ROUTER_OUT4, 0))
-        assert is_silent(one, two)
+        assert is_silent(near, beside)
         rows = {row["client"]: row for row in gateway.admin("pinholes")}
         assert {row["reason"] for row in rows.values()} == {"pptp.call"}
         assert set(rows) == {CLIENT4, CLIENT2_4}
@@ -99,8 +99,8 @@ def test_two_clients_with_one_call_id_and_one_server(strict_lab: Lab, gateway: G
         lab.wait_for(lambda: gateway.admin("pinholes") == [], 5, "the end of both calls")
         for tunnel in (first, second):
             server.sendto(packet(tunnel.number, b"late"), (ROUTER_OUT4, 0))
-        one.sendto(packet(40, b"late"), (SERVER4, 0))
-        assert is_silent(one, two, server)
+        near.sendto(packet(40, b"late"), (SERVER4, 0))
+        assert is_silent(near, beside, server)
         second.close()
 
 

@@ -193,17 +193,17 @@ def test_two_instances_do_not_touch_each_other(host: Host) -> None:
     load_foreign(host)
     for program in ("iptables", "ip6tables"):  # a table that the first one brings goes with the first one only
         host.ok(program, "-t", "mangle", "-P", "FORWARD", "ACCEPT")
-    one, two = host.config("one"), host.config("two")
+    first, second = host.config("one"), host.config("two")
     before = host.state()
-    host.rules("apply", one)
+    host.rules("apply", first)
     with_one = host.state()
-    host.rules("apply", two)
-    host.rules("remove", two)
+    host.rules("apply", second)
+    host.rules("remove", second)
     assert host.state() == with_one
-    host.rules("apply", two)
-    host.rules("remove", one)
+    host.rules("apply", second)
+    host.rules("remove", first)
     assert "ALGATE" in host.state()
-    host.rules("remove", two)
+    host.rules("remove", second)
     assert host.state() == before
 
 

@@ -119,7 +119,7 @@ def test_what_is_not_wanted_to_be_put_back_is_told(own_lab: Lab) -> None:
     lab.wait_for(lambda: applied(lab) == "0.0", NOTICED, "the metric to tell")
     assert "iptables rules: gone: iptables -t nat PREROUTING" in page(lab, "/readyz")
     assert "iptables rules: gone: " in gateway.algate("status").stdout
-    (finding,) = [one for one in doctor(gateway) if one["check"] == "rules"]
+    (finding,) = [finding for finding in doctor(gateway) if finding["check"] == "rules"]
     assert finding["status"] == "warning"
     assert finding["remedy"] == "algate rules apply"
     assert missing(gateway)

@@ -161,8 +161,8 @@ def test_a_quota_ends_flows_by_a_reset_and_lets_no_new_one_in(lab: Lab, gateway:
     assert f"quota_per_client of {QUOTA} bytes is used up for" in denied
     with idle:  # it is there until it wants to move something
         assert get_to_the_end(idle, 1) == (0, True)
-    with opened(lab, QUOTED, "client2") as other:
-        assert get(other, 5000) == 5000
+    with opened(lab, QUOTED, "client2") as second:
+        assert get(second, 5000) == 5000
 
 
 def test_in_the_next_period_there_is_a_new_quota(lab: Lab, gateway: Gateway) -> None:
@@ -186,9 +186,9 @@ def test_each_user_has_a_quota(lab: Lab, gateway: Gateway) -> None:
 
 
 def test_all_of_a_rule_have_a_quota(lab: Lab, gateway: Gateway) -> None:
-    with opened(lab, ALL) as one, opened(lab, ALL, "client2") as other:
-        assert get(one, QUOTA // 2) == QUOTA // 2
-        assert get(other, QUOTA) < QUOTA // 2
+    with opened(lab, ALL) as first, opened(lab, ALL, "client2") as second:
+        assert get(first, QUOTA // 2) == QUOTA // 2
+        assert get(second, QUOTA) < QUOTA // 2
     assert refused(lab, ALL)
     assert refused(lab, ALL, "client2")
 

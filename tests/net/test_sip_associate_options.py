@@ -125,8 +125,8 @@ def test_a_client_that_is_found_by_its_hint_is_read_from_then_on(lab: Lab) -> No
     """Another program was faster; what the rightful one says is repaired for it, and the other one's call is over."""
     with running(lab) as (gateway, other):
         control = lab.connect("inside", ROUTER_IN4, 1080)
-        told = udp(lab, "inside", CLIENT4)
-        code, host, port = ask5(control, CLIENT4, told.getsockname()[1], UDP)
+        hinted = udp(lab, "inside", CLIENT4)
+        code, host, port = ask5(control, CLIENT4, hinted.getsockname()[1], UDP)
         assert code == 0
         first = Client(control, udp(lab, "inside", CLIENT4), (host, port))
         other.client.close()
@@ -134,8 +134,8 @@ def test_a_client_that_is_found_by_its_hint_is_read_from_then_on(lab: Lab) -> No
         other.call(1)
         assert len(pinholes(gateway, "sip.rtp")) == 1
         rightful = Phone.__new__(Phone)
-        rightful.client, rightful.server = Client(control, told, (host, port)), other.server
-        rightful.own = "{}:{}".format(*told.getsockname())
+        rightful.client, rightful.server = Client(control, hinted, (host, port)), other.server
+        rightful.own = "{}:{}".format(*hinted.getsockname())
         rightful.ask("OPTIONS", 1)
         lab.wait_for(lambda: pinholes(gateway, "sip.rtp") == [], 2, "the media of the other one to close")
         first.sock.close()

@@ -29,8 +29,8 @@ def field_gateway(lab: Lab) -> Iterator[Gateway]:
 @pytest.mark.parametrize(
     ("case", "name", "transport"),
     [
-        pytest.param(*one, id=f"{one[1]}-{one[2]}", marks=[pytest.mark.long] if one[2].lower() == "tcp" else [])
-        for one in CASES
+        pytest.param(*case, id=f"{case[1]}-{case[2]}", marks=[pytest.mark.long] if case[2].lower() == "tcp" else [])
+        for case in CASES
     ],
 )
 def test_over_the_wire(

@@ -61,8 +61,8 @@ def test_a_call_outlives_its_processes_until_it_is_kicked(lab: Lab) -> None:
     assert phone.hears() is None
     for peer_process in (caller, callee):
         lab.stop(peer_process.process)
-    for one in (phone, peer):
-        one.close()
+    for end in (phone, peer):
+        end.close()
     kamailio.stop()
     os.kill(outcome["pid"], signal.SIGTERM)
     lab.wait_for(lambda: not Path(f"/proc/{outcome['pid']}").exists(), 20, "the new version to end")

@@ -66,8 +66,8 @@ def test_a_turn_message_whose_fragment_begins_with_a_forged_header_and_sip(
         browser.setsockopt(socket.IPPROTO_IP, 10, 0)
     server.settimeout(5)
     forged = struct.pack(">HHHH", 5060, 5060, 8 + len(INVITE), 0) + INVITE
-    turn = struct.pack(">HHI12s", 0x0003, 2000, 0x2112A442, b"transaction!")
-    payload = turn + b"u" * (1480 - 8 - len(turn)) + forged
+    stun = struct.pack(">HHI12s", 0x0003, 2000, 0x2112A442, b"transaction!")
+    payload = stun + b"u" * (1480 - 8 - len(stun)) + forged
     payload += b"z" * (2980 - len(payload))
     try:
         for _ in range(3):

@@ -134,10 +134,10 @@ def test_the_first_port_of_the_client_is_its_only_one(lab: Lab, client: Client, 
 def test_a_hint_is_preferred_to_who_comes_first(lab: Lab, gateway: Gateway, empty: None, server: socket.socket) -> None:
     with udp(lab, "inside", CLIENT4) as first:
         control = lab.connect("inside", ROUTER_IN4, 1080)
-        told = udp(lab, "inside", CLIENT4)
-        code, host, port = ask5(control, CLIENT4, told.getsockname()[1], UDP)
+        hinted = udp(lab, "inside", CLIENT4)
+        code, host, port = ask5(control, CLIENT4, hinted.getsockname()[1], UDP)
         assert code == 0
-        client = Client(control, told, (host, port))
+        client = Client(control, hinted, (host, port))
         first.sendto(datagram(SERVER4, PORT, b"first"), client.relay)
         assert server.recvfrom(99)[0] == b"first"
         works(client, server)

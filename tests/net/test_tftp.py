@@ -181,19 +181,19 @@ def test_the_servers_own_port_comes_through_and_nobody_else(lab: Lab, gateway: G
 
 def test_two_clients_with_one_port(lab: Lab) -> None:
     with (
-        Udp(lab, "inside", CLIENT4, 2071) as one,
+        Udp(lab, "inside", CLIENT4, 2071) as first,
         Udp(lab, "client2", CLIENT2_4, 2071) as other,
         Udp(lab, "outside", SERVER4, TFTP) as listener,
         Udp(lab, "outside", SERVER4) as answerer,
     ):
         public = []
-        for client in (one, other):
+        for client in (first, other):
             client.send(ASKS, (SERVER4, TFTP))
             public.append(listener.receive()[1])
         assert public[0] != public[1]
         for number, where in enumerate(public):
             answerer.send(DATA + bytes([number]), where)
-        assert one.receive()[0] == DATA + b"\0"
+        assert first.receive()[0] == DATA + b"\0"
         assert other.receive()[0] == DATA + b"\1"
 
 
@@ -265,8 +265,8 @@ def test_a_thousand_requests_in_a_second(lab: Lab, gateway: Gateway) -> None:
         opened = [hole for hole in gateway.admin("pinholes") if hole["client"] == CLIENT4]
         assert len(opened) <= 80  # 40 at once and 20 a second; without a rate it would be 100 and those of other tests
         assert "tftp.rate" in "".join(gateway.log_lines())
-    for one in flood:
-        one.sock.close()
+    for udp in flood:
+        udp.sock.close()
 
 
 def test_the_packets_process_is_killed_in_a_transfer(lab: Lab, gateway: Gateway) -> None:

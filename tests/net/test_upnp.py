@@ -38,11 +38,11 @@ from tests.net.upnp_client import (
     Igd,
     envelope,
     exchange,
+    mapping_arguments,
     request,
     search,
     search_message,
     soap,
-    wish,
 )
 
 HTTP = 2869
@@ -141,12 +141,12 @@ def test_upnpc_gets_a_port_and_two_strangers_come_at_once(lab: Lab, gateway: Gat
     assert pinholes(gateway) == {("tcp", f"{ROUTER_OUT4}:51413", f"{CLIENT4}:51413")}
     with (
         lab.listen("inside", CLIENT4, 51413) as listener,
-        lab.connect("outside", ROUTER_OUT4, 51413) as one,
+        lab.connect("outside", ROUTER_OUT4, 51413) as client,
         lab.connect("stranger", ROUTER_OUT4, 51413) as two,
     ):
         accepted = dict((listener.accept()[::-1], listener.accept()[::-1]))
         assert {address[0] for address in accepted} == {SERVER4, STRANGER4}
-        for sock in (one, two):
+        for sock in (client, two):
             sock.sendall(b"ping")
             peer = accepted[sock.getsockname()]
             assert peer.recv(16) == b"ping"
@@ -379,12 +379,12 @@ def test_two_consoles_want_one_port(lab: Lab, gateway: Gateway, igd: Igd, other:
     assert other.add(3074, 3074, "UDP").code == 718
     assert other.add(3074, 3075, "UDP").status == 200
     with (
-        Udp(lab, "inside", CLIENT4, 3074) as one,
-        Udp(lab, "client2", CLIENT2_4, 3074) as two,
+        Udp(lab, "inside", CLIENT4, 3074) as near,
+        Udp(lab, "client2", CLIENT2_4, 3074) as beside,
         Udp(lab, "outside", SERVER4, 9000) as server,
         Udp(lab, "stranger", STRANGER4, 9000) as stranger,
     ):
-        for client, public in ((one, 3074), (two, 3075)):
+        for client, public in ((near, 3074), (beside, 3075)):
             for peer in (server, stranger):
                 client.sock.sendto(b"out", peer.sock.getsockname())
                 assert peer.sock.recvfrom(100) == (b"out", (ROUTER_OUT4, public))
@@ -399,7 +399,7 @@ def test_another_inside_client_comes_by_the_public_address(lab: Lab, gateway: Ga
 
 
 def test_a_remote_host_is_a_filter(lab: Lab, gateway: Gateway, igd: Igd) -> None:
-    given = {**wish(6100, 6100, "TCP", CLIENT4, 600), "NewRemoteHost": SERVER4}
+    given = {**mapping_arguments(6100, 6100, "TCP", CLIENT4, 600), "NewRemoteHost": SERVER4}
     assert igd.ask(igd.connection, "AddPortMapping", **given).status == 200
     with lab.listen("inside", CLIENT4, 6100) as listener:
         assert reaches(lab, "outside", ROUTER_OUT4, 6100, listener)
@@ -495,7 +495,7 @@ def test_from_outside_nothing_answers(lab: Lab, gateway: Gateway) -> None:
 
 def test_what_a_page_of_the_web_can_send_maps_nothing(lab: Lab, gateway: Gateway, igd: Igd) -> None:
     url, service = igd.url(igd.connection, "controlURL"), igd.connection
-    given = wish(6300, 6300, "TCP", CLIENT4, 600)
+    given = mapping_arguments(6300, 6300, "TCP", CLIENT4, 600)
     body = envelope(service, "AddPortMapping", given)
     action = {"SOAPAction": f'"{service}#AddPortMapping"'}
     for status, data in {
@@ -570,7 +570,7 @@ def test_a_browser_maps_nothing(lab: Lab, gateway: Gateway, igd: Igd) -> None:
         servers.append(lab.popen("outside", web))
         lab.wait_for(partial(_serves, lab, SERVER4, port), 10, "the web server")
     control, service = igd.url(igd.connection, "controlURL"), igd.connection
-    body = envelope(service, "AddPortMapping", wish(6400, 6400, "TCP", CLIENT4, 600)).decode()
+    body = envelope(service, "AddPortMapping", mapping_arguments(6400, 6400, "TCP", CLIENT4, 600)).decode()
     rebound = control.replace(ROUTER_IN4, "rebound.example")
     lines = len(gateway.log_lines())
     argv: list[str | Path] = [sys.executable, "-c", BROWSER, CHROMIUM, "http://evil.example:8080/", control, rebound]
@@ -712,7 +712,7 @@ def test_an_event_that_is_taken_byte_by_byte_is_sent_once(lab: Lab, gateway: Gat
 def test_a_flood_of_one_host_delays_no_other(lab: Lab, gateway: Gateway, igd: Igd, other: Igd) -> None:
     """More than a thousand requests in a few seconds, and searches beside them; another client is served at once."""
     url, service = igd.url(igd.connection, "controlURL"), igd.connection
-    data = soap(url, service, "AddPortMapping", wish(6600, 6600, "TCP", CLIENT4, 600))
+    data = soap(url, service, "AddPortMapping", mapping_arguments(6600, 6600, "TCP", CLIENT4, 600))
     refused = served = 0
     slowest = 0.0
     with Udp(lab, "inside", CLIENT4) as searcher:

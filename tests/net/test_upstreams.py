@@ -139,14 +139,14 @@ def line(sock: socket.socket) -> bytes:
     ids=[*WAYS.values(), "chain", "tls-redirected", "dante-redirected"],
 )
 def test_active_ftp(lab: Lab, gateway: Gateway, port: int, socks: bool) -> None:
-    """The server is told where the upstream waits for it, and its connection comes to the client's own port."""
+    """The server is written where the upstream waits for it, and its connection comes to the client's own port."""
     local = CLIENT4
     waiting = lab.listen("inside", local)
     with session(lab, port, socks) as (control, server):
         control.send(port_command(local, waiting.getsockname()[1]))
-        told = line(server)
-        numbers = told.removeprefix(b"PORT ").strip().split(b",")
-        assert b".".join(numbers[:4]).decode() == STRANGER4, told
+        written = line(server)
+        numbers = written.removeprefix(b"PORT ").strip().split(b",")
+        assert b".".join(numbers[:4]).decode() == STRANGER4, written
         server.sendall(b"200 ok\r\n")
         assert control.reply() == "200 ok"
         (pinhole,) = gateway.admin("pinholes")

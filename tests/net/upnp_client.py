@@ -104,7 +104,7 @@ class Igd:
         self.lab, self.role, self.source = lab, role, source
         group = "ff02::c" if ":" in source else "239.255.255.250"
         self.location = lab.wait_for(
-            lambda: next((one["location"] for one in search(lab, role, source, f"{IGD}{version}", group)), ""),
+            lambda: next((device["location"] for device in search(lab, role, source, f"{IGD}{version}", group)), ""),
             10,
             "an answer to a search",
         )
@@ -114,7 +114,7 @@ class Igd:
         self.base = f"http://{place.netloc}"
         self.pages: dict[str, dict[str, str]] = {}
         for service in ET.fromstring(answer.body).iter(f"{_NAME}service"):
-            fields = {one.tag.removeprefix(_NAME): one.text or "" for one in service}
+            fields = {field.tag.removeprefix(_NAME): field.text or "" for field in service}
             self.pages[fields["serviceType"]] = fields
 
     def url(self, service: str, page: str) -> str:
@@ -129,7 +129,9 @@ class Igd:
     def add(self, port: int, public: int, transport: str = "TCP", client: str = "", seconds: int = 3600) -> Answer:
         """AddPortMapping."""
         return self.ask(
-            self.connection, "AddPortMapping", **wish(port, public, transport, client or self.source, seconds)
+            self.connection,
+            "AddPortMapping",
+            **mapping_arguments(port, public, transport, client or self.source, seconds),
         )
 
     def delete(self, public: int, transport: str = "TCP") -> Answer:
@@ -143,7 +145,7 @@ class Igd:
         return next(service for service in self.pages if service.startswith(CONNECTION))
 
 
-def wish(port: int, public: int, transport: str, client: str, seconds: int) -> dict[str, object]:
+def mapping_arguments(port: int, public: int, transport: str, client: str, seconds: int) -> dict[str, object]:
     """The arguments of AddPortMapping."""
     return {
         "NewRemoteHost": "",

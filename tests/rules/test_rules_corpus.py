@@ -37,7 +37,7 @@ def test_what_is_decided(path: Path, line: str, monkeypatch: pytest.MonkeyPatch)
     address = ipaddress.ip_address(found["address"] or question.request.host)
     own = canonical(address) if found["own"] else None
     at = question.at
-    policy = policy_of(config, (lambda: at) if at else None, lambda one: one == own)
+    policy = policy_of(config, (lambda: at) if at else None, lambda address: address == own)
     is_mapping = question.request.command == "map"
     decision = policy.decide_mapping(question.request) if is_mapping else policy.judge(question.request).at(address)
     assert policy.explain(question.request, address).decision == decision

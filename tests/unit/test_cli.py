@@ -208,7 +208,7 @@ def test_json_is_one_array_of_objects(gateway: tuple[Path, int], flow: socket.so
     config, _ = gateway
     asked = ["connect 127.0.0.1 -> 127.0.0.1:1", "--json"]
     commands = [["status"], ["flows"], ["pinholes"], ["calls"], ["trace"], ["doctor"], ["check"]]
-    for command in [*([*one, "--json"] for one in commands), ["check", "--explain", *asked]]:
+    for command in [*([*command, "--json"] for command in commands), ["check", "--explain", *asked]]:
         done = run(*command, "-c", config)
         assert done.returncode == 0 or command[0] == "doctor", done.stderr
         rows = json.loads(done.stdout)

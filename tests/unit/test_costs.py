@@ -32,7 +32,7 @@ from gateway.front.auth.ident import parse_reply
 from gateway.front.socks.gssapi_stream import ProtectedSocket
 from gateway.front.socks.request import Incoming
 from gateway.net.relay.splice import Relay
-from gateway.net.turns import turns
+from gateway.net.slices import slices
 from tests.unit.driver.driven import Driven
 from tests.unit.relay.conftest import relay
 
@@ -306,8 +306,8 @@ def test_a_flood_through_a_module_keeps_nobody_waiting(relay: Relay, flood: str,
     size, guard = 200_000 if flows > 1 else 2_000_000, ModuleGuard()
     data = (unit * (size // len(unit) + 1))[:size]
     driven = [Driven(relay, kind(context), guard=guard) for _ in range(flows)]
-    speaking = [gevent.spawn(one.client.sendall, data) for one in driven]
-    hearing = [gevent.spawn(_count, one.server, len(data)) for one in driven]
+    speaking = [gevent.spawn(flow.client.sendall, data) for flow in driven]
+    hearing = [gevent.spawn(_count, flow.server, len(data)) for flow in driven]
     try:
         assert _longest_wait(1.0) < 0.1
         with gevent.Timeout(60):
@@ -315,12 +315,12 @@ def test_a_flood_through_a_module_keeps_nobody_waiting(relay: Relay, flood: str,
         assert not guard.is_out("test")
     finally:
         gevent.killall([*speaking, *hearing])
-        for one in driven:
-            assert one.flow.carrier is not None
-            one.flow.carrier.abort()
-            one.finish()
-            one.client.close()
-            one.server.close()
+        for flow in driven:
+            assert flow.flow.carrier is not None
+            flow.flow.carrier.abort()
+            flow.finish()
+            flow.client.close()
+            flow.server.close()
 
 
 def _count(sock: socket, count: int) -> None:
@@ -331,25 +331,25 @@ def _count(sock: socket, count: int) -> None:
 
 
 def test_turns_are_in_order_and_light_ones_first() -> None:
-    told: list[str] = []
+    served: list[str] = []
 
     def work(name: str, light: bool) -> None:
         for number in range(3):
-            turns().wait(light)
-            told.append(f"{name}{number}")
+            slices().wait(light)
+            served.append(f"{name}{number}")
             until = time.perf_counter() + 0.003
             while time.perf_counter() < until:
                 pass
 
     gevent.joinall([gevent.spawn(work, "a", False), gevent.spawn(work, "b", False), gevent.spawn(work, "c", True)])
-    assert told == ["c0", "c1", "c2", "a0", "b0", "a1", "b1", "a2", "b2"]
-    assert not len(turns())
+    assert served == ["c0", "c1", "c2", "a0", "b0", "a1", "b1", "a2", "b2"]
+    assert not len(slices())
 
 
 def test_one_that_is_killed_leaves_the_line() -> None:
-    waiting = gevent.spawn(turns().wait)
+    waiting = gevent.spawn(slices().wait)
     gevent.sleep(0)
     waiting.kill()
-    assert not len(turns())
+    assert not len(slices())
     with gevent.Timeout(5):
-        turns().wait()
+        slices().wait()

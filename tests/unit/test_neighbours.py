@@ -14,7 +14,7 @@ class Fake:
 
     def __init__(self) -> None:
         self.links: dict[str, str] = {}
-        self.told: dict[str, str] | None = {}
+        self.changes: dict[str, str] | None = {}
         self.asked = 0
         self.now = 100.0
 
@@ -23,21 +23,21 @@ class Fake:
         return dict(self.links)
 
     def news(self) -> dict[str, str] | None:
-        told, self.told = self.told, {}
-        return told
+        changed, self.changes = self.changes, {}
+        return changed
 
 
 def test_a_host_is_its_link_layer_address() -> None:
     kernel = Fake()
     kernel.links = {"192.168.56.10": "02aa", "fd00:56::10": "02aa", "fd00:56::bad": "02aa", "fd00:56::11": "02bb"}
     neighbours = Neighbours(INSIDE, kernel, lambda: kernel.now)
-    one = {
+    first = {
         neighbours.identify(host) for host in ("192.168.56.10", "fd00:56::10", "fd00:56::bad", "::ffff:192.168.56.10")
     }
-    assert len(one) == 1
-    other = neighbours.identify("fd00:56::11")
-    assert other not in one
-    assert other.host == other.network  # the /64 says nothing more
+    assert len(first) == 1
+    second = neighbours.identify("fd00:56::11")
+    assert second not in first
+    assert second.host == second.network  # the /64 says nothing more
     assert kernel.asked == 1
 
 
@@ -54,10 +54,10 @@ def test_the_kernel_is_not_asked_for_each_stranger() -> None:
     kernel = Fake()
     neighbours = Neighbours(INSIDE, kernel, lambda: kernel.now)
     for number in range(1, 100):
-        kernel.told = {f"fd00:56::{number:x}": "02cc"}
+        kernel.changes = {f"fd00:56::{number:x}": "02cc"}
         assert neighbours.identify(f"fd00:56::{number:x}").host == "link 02cc"
     assert kernel.asked == 1
-    kernel.told = None
+    kernel.changes = None
     kernel.links["fd00:56::aaaa"] = "02dd"
     assert neighbours.identify("fd00:56::aaaa").host == "fd00:56::aaaa"
     kernel.now += SOONEST + 0.1

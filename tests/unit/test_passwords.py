@@ -82,11 +82,11 @@ def test_an_unknown_user_takes_as_long_as_a_wrong_password() -> None:
 
 def test_many_connections_with_the_same_password_cost_one_hash() -> None:
     it = checker()
-    one = timed(lambda: it.check(b"ann", b"wrong", CLIENT))
+    alone = timed(lambda: it.check(b"ann", b"wrong", CLIENT))
     asking = [gevent.spawn(it.check, b"ann", b"secret", CLIENT) for _ in range(200)]
     took = timed(lambda: gevent.joinall(asking))
     assert [greenlet.get() for greenlet in asking] == [ANN] * 200
-    assert took < 20 * one
+    assert took < 20 * alone
     assert it.pending == 0
 
 
@@ -102,18 +102,18 @@ def test_a_guesser_with_many_connections_does_not_keep_others_waiting() -> None:
 
 def test_the_event_loop_goes_on_meanwhile() -> None:
     it = checker()
-    turns = 0
+    rounds = 0
 
     def count() -> None:
-        nonlocal turns
+        nonlocal rounds
         while True:
             gevent.sleep(0.001)
-            turns += 1
+            rounds += 1
 
     counting = gevent.spawn(count)
     gevent.joinall([gevent.spawn(it.check, b"ann", b"%d" % i, f"192.0.2.{i}") for i in range(20)])
     counting.kill()
-    assert turns > 20
+    assert rounds > 20
 
 
 def test_a_banned_address_costs_no_hash_even_if_it_waited_already() -> None:
@@ -122,8 +122,8 @@ def test_a_banned_address_costs_no_hash_even_if_it_waited_already() -> None:
     guessing = [gevent.spawn(it.check, b"ann", b"%d" % i, CLIENT) for i in range(100)]
     gevent.sleep(0)
     banned.add(CLIENT)
-    one = timed(lambda: it.check(b"ann", b"x", "192.0.2.2"))
-    assert timed(lambda: gevent.joinall(guessing)) < 10 * one
+    alone = timed(lambda: it.check(b"ann", b"x", "192.0.2.2"))
+    assert timed(lambda: gevent.joinall(guessing)) < 10 * alone
 
 
 def test_no_more_wait_than_there_is_room_for() -> None:

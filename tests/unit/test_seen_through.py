@@ -55,7 +55,7 @@ def test_by_the_tables_of_the_rfcs(text: str, prefixes: list[str], seen: list[st
     address = ipaddress.ip_address(text)
     found = seen_through(address, [ipaddress.IPv6Network(prefix) for prefix in prefixes])
     assert found[0] == address
-    assert [str(one) for one in found[1:]] == seen
+    assert [str(address) for address in found[1:]] == seen
 
 
 @given(st.ip_addresses(v=6))

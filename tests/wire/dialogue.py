@@ -253,6 +253,6 @@ def byte_by_byte(path: Path, kind: Kind) -> None:
 
 def cut_in_two(path: Path, kind: Kind, step: int = 1) -> None:
     """Play the file again and again, with each piece cut in two at another place."""
-    said = [one.event.data for one in read(path, kind).steps if isinstance(one.event, Received)]
+    said = [step.event.data for step in read(path, kind).steps if isinstance(step.event, Received)]
     for place in range(1, max(map(len, said), default=0), step):
         run(path, kind, lambda data, at=place: [piece for piece in (data[:at], data[at:]) if piece])  # type: ignore[misc]

@@ -51,7 +51,7 @@ def _command_page(command: Command, every: list[Command]) -> Iterator[str]:
     for path, meaning in _FILES:
         yield from _item(f"\\fI{_escape(path)}\\fR", meaning)
     yield ".SH SEE ALSO"
-    others = [one.page for one in every if one.name.count(" ") < 2 and one.page != command.page]
+    others = [candidate.page for candidate in every if candidate.name.count(" ") < 2 and candidate.page != command.page]
     yield ", ".join(f"\\fB{_escape(page)}\\fR(1)" for page in others) + ", \\fBalgate.toml\\fR(5)"
 
 

@@ -234,13 +234,13 @@ def _target(ancillary: Sequence[tuple[int, int, bytes]]) -> Address | None:
     return None
 
 
-def relay(one: socket.socket, other: socket.socket) -> None:
+def relay(near: socket.socket, far: socket.socket) -> None:
     """Both directions, until both have ended."""
-    back = thread(_splice, other, one)
-    _splice(one, other)
+    back = thread(_splice, far, near)
+    _splice(near, far)
     back.join()
-    one.close()
-    other.close()
+    near.close()
+    far.close()
 
 
 def _splice(source: socket.socket, sink: socket.socket) -> None:

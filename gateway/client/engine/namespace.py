@@ -147,7 +147,7 @@ def _inside(channel: socket.socket, command: Sequence[str]) -> None:
         program = os.fork()
         if program == 0:
             channel.close()
-            _become(command)
+            _execute(command)
         code = _serve(channel, program)
         channel.send(_ENDED + struct.pack("i", code))
     finally:
@@ -214,7 +214,7 @@ def _hide_name_services() -> None:
         kernel.mount(file.name, "/etc/resolv.conf", None, kernel.MS_BIND)
 
 
-def _become(command: Sequence[str]) -> None:
+def _execute(command: Sequence[str]) -> None:
     """The program, as the user that it was, without a right over the namespace. Never returns."""
     try:
         user, group = _ids()

@@ -67,7 +67,7 @@ class Reader:
         self._sockets = {Side.CLIENT: program, Side.SERVER: server}
         try:
             while not self._passing and len(self._ended) < 2:
-                self._turn()
+                self._step()
             if self._passing:
                 for side, held in self._held.items():
                     self._sockets[side.other].sendall(held)
@@ -79,7 +79,7 @@ class Reader:
             for sock in (program, server, self._awake, self._wake):
                 sock.close()
 
-    def _turn(self) -> None:
+    def _step(self) -> None:
         deadline = self._module.deadline()
         poll = select.poll()
         poll.register(self._awake, select.POLLIN)

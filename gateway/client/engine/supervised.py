@@ -50,19 +50,19 @@ class Program:
     def __init__(self, command: Sequence[str]) -> None:
         """Start it, up to the point where it waits for `begin`. Raises NoSupervision. Call it while there is one
         thread."""
-        tell, told = os.pipe()
+        reading, writing = os.pipe()
         wait, go = os.pipe()
         notify.adopt_orphans()
         self.pid = os.fork()
         if self.pid == 0:
-            os.close(tell)
+            os.close(reading)
             os.close(go)
-            _become(told, wait, command)
-        os.close(told)
+            _execute(writing, wait, command)
+        os.close(writing)
         os.close(wait)
         self._go = go
-        message = os.read(tell, 256)
-        os.close(tell)
+        message = os.read(reading, 256)
+        os.close(reading)
         try:
             if message[:1] != b"R":
                 raise NoSupervision(message[1:].decode() or "the child has ended")
@@ -96,18 +96,18 @@ class Program:
             os.kill(self.pid, number)
 
 
-def _become(told: int, wait: int, command: Sequence[str]) -> None:
+def _execute(writing: int, wait: int, command: Sequence[str]) -> None:
     """The child: never returns."""
     try:
         kernel.die_with_parent()
         try:
             listener = notify.install()
         except OSError as error:
-            os.write(told, b"F" + (error.strerror or str(error)).encode()[:200])
+            os.write(writing, b"F" + (error.strerror or str(error)).encode()[:200])
             os._exit(1)
         os.set_inheritable(listener, False)
-        os.write(told, b"R" + struct.pack("i", listener))
-        os.close(told)
+        os.write(writing, b"R" + struct.pack("i", listener))
+        os.close(writing)
         if os.read(wait, 1) != b"R":
             os._exit(1)
         os.close(wait)

@@ -33,7 +33,7 @@ class ProxiedFtp(ftplib.FTP):
 
     def connect(self, host: str = "", port: int = 0, timeout: float = -999, source_address: Any = None) -> str:
         """Connect; the greeting. All connections of the session go to one address, where the proxy says which."""
-        self.host = _one_address(self._chain, host, self._timeout)
+        self.host = _address_of(self._chain, host, self._timeout)
         self.port = port or ftplib.FTP_PORT
         self.sock = connect(self._chain, self.host, self.port, self._timeout)
         self.sock.settimeout(self._timeout)
@@ -291,7 +291,7 @@ def _words(line: str, count: int) -> list[str]:
     return words
 
 
-def _one_address(chain: Chain, host: str, timeout: float) -> str:
+def _address_of(chain: Chain, host: str, timeout: float) -> str:
     """The address of a name, where the proxy can say it; else the name."""
     if is_address(host) or chain.last.kind in ("http", "socks4"):
         return host

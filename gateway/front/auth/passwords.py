@@ -47,7 +47,7 @@ class Accounts:
 class _Lane:
     """The lock for the checks of one address; `users` counts the greenlets that hold or await it."""
 
-    turn: BoundedSemaphore = field(default_factory=BoundedSemaphore)
+    lock: BoundedSemaphore = field(default_factory=BoundedSemaphore)
     users: int = 0
 
 
@@ -106,7 +106,7 @@ class PasswordChecker:
         lane = self._lanes.setdefault(address, _Lane())
         lane.users += 1
         try:
-            with lane.turn, self._slots:
+            with lane.lock, self._slots:
                 return not self._banned(address) and self._pool.apply(verify)
         finally:
             lane.users -= 1

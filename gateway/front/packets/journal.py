@@ -55,14 +55,14 @@ class Journal:
         self._size = 0  # of what is live
         stored: dict[_Name, Stored] = {}
         try:
-            for one in _read(self._files[self._current]):
-                stored.pop((one.module, one.key), None)
-                stored[one.module, one.key] = one
+            for entry in _read(self._files[self._current]):
+                stored.pop((entry.module, entry.key), None)
+                stored[entry.module, entry.key] = entry
         except (msgspec.DecodeError, msgspec.ValidationError, struct.error):
             stored.clear()
-        self.found = [one for one in stored.values() if one.record is not None]
-        for one in self.found:
-            self._keep(one, _encoder.encode(one))
+        self.found = [entry for entry in stored.values() if entry.record is not None]
+        for entry in self.found:
+            self._keep(entry, _encoder.encode(entry))
         self._rewrite()
 
     def put(self, entries: Iterable[Stored]) -> None:

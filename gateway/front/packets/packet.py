@@ -26,7 +26,7 @@ _SAFE_MTU = 1280
 _DONT_FRAGMENT = 0x4000
 _FRAGMENT4 = 0x3FFF  # more fragments, or an offset
 _IPV4 = struct.Struct(">BxHxxHxBxx4s4s")  # version and length, total length, flags and offset, protocol, addresses
-_ONE, _TWO, _THREE = struct.Struct(">H"), struct.Struct(">HH"), struct.Struct(">HHH")
+_H, _HH, _HHH = struct.Struct(">H"), struct.Struct(">HH"), struct.Struct(">HHH")
 
 
 class NotWhole(Exception):
@@ -62,20 +62,20 @@ class UdpPacket(NamedTuple):
         start = len(headers) - 8
         if start + udp_length > LONGEST_DATAGRAM:
             raise ValueError(f"a datagram of {start + udp_length} bytes")
-        _TWO.pack_into(headers, start + 4, udp_length, 0)
+        _HH.pack_into(headers, start + 4, udp_length, 0)
         if self.version == 4:
-            _ONE.pack_into(headers, 2, start + udp_length)
+            _H.pack_into(headers, 2, start + udp_length)
             if len(payload) > len(self.payload) and start + udp_length > _SAFE_MTU:
                 _allow_fragments(headers, payload)
-            _ONE.pack_into(headers, 10, 0)
-            _ONE.pack_into(headers, 10, _checksum(headers[:start]))
+            _H.pack_into(headers, 10, 0)
+            _H.pack_into(headers, 10, _checksum(headers[:start]))
             addresses = headers[12:20]
         else:
-            _ONE.pack_into(headers, 4, start - 40 + udp_length)
+            _H.pack_into(headers, 4, start - 40 + udp_length)
             addresses = headers[8:40]
-        pseudo = addresses + _TWO.pack(_UDP, udp_length)
+        pseudo = addresses + _HH.pack(_UDP, udp_length)
         # 0 would mean "no checksum" (RFC 768).
-        _ONE.pack_into(headers, start + 6, _checksum(pseudo + headers[start:] + payload) or 0xFFFF)
+        _H.pack_into(headers, start + 6, _checksum(pseudo + headers[start:] + payload) or 0xFFFF)
         return bytes(headers) + payload
 
 
@@ -91,7 +91,7 @@ def parse(data: bytes) -> UdpPacket:
             source, destination, start, end = _ipv6(data)
         else:
             raise NotWhole("broken")
-        source_port, destination_port, length = _THREE.unpack_from(data, start)
+        source_port, destination_port, length = _HHH.unpack_from(data, start)
     except struct.error:
         raise NotWhole("broken") from None
     if end > len(data):
@@ -111,7 +111,7 @@ def ends_of(data: bytes, protocol: int = _UDP) -> tuple[Endpoint, Endpoint]:
     """Source and destination of a packet of UDP (or TCP), of which the first bytes are enough. Raises NotWhole."""
     try:
         source, destination, start, _ = (_ipv6 if data[:1] >= b"\x60" else _ipv4)(data, protocol)
-        source_port, destination_port = _TWO.unpack_from(data, start)
+        source_port, destination_port = _HH.unpack_from(data, start)
     except struct.error:
         raise NotWhole("broken") from None
     return _endpoint(source, source_port), _endpoint(destination, destination_port)

@@ -121,14 +121,14 @@ class _Line:
     def take_over(self, found: Sequence[Stored], now: float) -> None:
         """Continue the conversations of the predecessor, as far as they were opened."""
         entries = []
-        for one in found:
-            if one.ref is not None:
-                if one.lease is None:
+        for entry in found:
+            if entry.ref is not None:
+                if entry.lease is None:
                     continue
-                self.driver.conversations.restore(one.ref, one.lease, one.read)
-                if one.server:
-                    self.servers[one.ref] = one.server
-            entries.append(Entry(one.key, one.ref, one.record))
+                self.driver.conversations.restore(entry.ref, entry.lease, entry.read)
+                if entry.server:
+                    self.servers[entry.ref] = entry.server
+            entries.append(Entry(entry.key, entry.ref, entry.record))
         cast(RecordedModule, self.driver.module).restore(entries, now)
 
 
@@ -191,11 +191,11 @@ class PacketFront:
     def _take_over(self, journal: Journal) -> None:
         for line in self._lines:
             if line.recorded:
-                found = [one for one in journal.found if one.module == line.name]
+                found = [entry for entry in journal.found if entry.module == line.name]
                 line.take_over(found, self._now())
-                for one in found:
-                    if one.read and one.lease is not None:
-                        self._sockets[one.lease.target] = line
+                for entry in found:
+                    if entry.read and entry.lease is not None:
+                        self._sockets[entry.lease.target] = line
         if journal.found:
             conversations = sum(len(line.driver.conversations) for line in self._lines)
             log.info("packets.taken_over", conversations=conversations, records=len(journal.found))

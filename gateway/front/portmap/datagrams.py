@@ -24,7 +24,7 @@ IP_PKTINFO = 8  # <linux/in.h>
 _PKTINFO4 = struct.Struct("=I4s4s")  # in_pktinfo: index, spec_dst, addr
 _PKTINFO6 = struct.Struct("=16sI")  # in6_pktinfo
 _ROOM = 256
-_TURN = 32  # datagrams read in a row: then others have their turn
+_BATCH = 32  # datagrams read in a row: then others have their turn
 MOST_AT_ONCE = 256  # questions of all hosts that wait for the broker; further ones are dropped
 
 # <linux/in.h>
@@ -84,7 +84,7 @@ class DatagramSocket:
         self._readable.close()
 
     def _read(self) -> None:
-        for _ in range(_TURN):
+        for _ in range(_BATCH):
             try:
                 data, passed, flags, address = self.sock.recvmsg(self._longest + 1, _ROOM)
             except BlockingIOError:

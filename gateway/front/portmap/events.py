@@ -31,7 +31,7 @@ class EventSender:
     def __init__(self, state: State, identify: Identify) -> None:
         self.subscriptions = Subscriptions(identify)
         self._state = state
-        self._told: dict[str, dict[str, object]] = {}  # by page
+        self._sent: dict[str, dict[str, object]] = {}  # by page
         self._changed = Flag()
         self._queues: dict[str, list[dict[str, object]]] = {}  # by sid, what is to be told
         self.sent = self.failed = 0
@@ -43,7 +43,7 @@ class EventSender:
     def welcome(self, subscription: Subscription) -> None:
         """Tell a new subscriber all variables, soon."""
         values = dict(self._state(subscription.page))
-        self._told.setdefault(subscription.page, dict(values))
+        self._sent.setdefault(subscription.page, dict(values))
         self._tell(subscription, values)
 
     def run(self) -> None:
@@ -52,10 +52,10 @@ class EventSender:
             self._changed.wait()
             gevent.sleep(MODERATION)
             self._changed.clear()
-            for page in {one.page for one in self.subscriptions.all(time.monotonic())}:
-                now, before = dict(self._state(page)), self._told.get(page, {})
+            for page in {subscription.page for subscription in self.subscriptions.all(time.monotonic())}:
+                now, before = dict(self._state(page)), self._sent.get(page, {})
                 news = {name: value for name, value in now.items() if before.get(name) != value}
-                self._told[page] = now
+                self._sent[page] = now
                 if news:
                     for subscription in self.subscriptions.of(page, time.monotonic()):
                         self._tell(subscription, news)

@@ -137,7 +137,10 @@ class Igd:
             }
             for version, device in devices.items()
         }
-        for service, actions in (*self._actions.items(), *((FORWARDING, one) for one in self._forwarding.values())):
+        for service, actions in (
+            *self._actions.items(),
+            *((FORWARDING, action) for action in self._forwarding.values()),
+        ):
             assert actions.keys() == service.actions.keys(), service.type
 
     def act(self, device: Device, service: Service, action: str, given: Mapping[str, str], client: str) -> _Values:
@@ -183,10 +186,10 @@ class Igd:
 
     def _adder(self, codes: Mapping[str, int]) -> _Action:
         def add(client: str, given: Mapping[str, str]) -> _Values:
-            wish = arguments.mapping(given)
-            if not wish.external:
+            asked = arguments.mapping(given)
+            if not asked.external:
                 raise ActionError(716)
-            self._add(client, wish, codes, exact=True)
+            self._add(client, asked, codes, exact=True)
             return ()
 
         return add
@@ -195,21 +198,21 @@ class Igd:
         return (self._add(client, arguments.mapping(given), _CODES_2, exact=False).public.port,)
 
     def _add(
-        self, client: str, wish: arguments.MappingArguments, codes: Mapping[str, int], *, exact: bool
+        self, client: str, asked: arguments.MappingArguments, codes: Mapping[str, int], *, exact: bool
     ) -> PortMapping:
-        _check_client(client, wish.client, wish.transport, wish.internal)
-        if not wish.enabled:
+        _check_client(client, asked.client, asked.transport, asked.internal)
+        if not asked.enabled:
             raise ActionError(600)
         request = Request(
             client=client,
-            transport=wish.transport,
-            port=wish.internal,
+            transport=asked.transport,
+            port=asked.internal,
             holder="upnp",
-            lifetime=wish.seconds,
-            wish_port=wish.external or None,
+            lifetime=asked.seconds,
+            suggested_port=asked.external or None,
             exact=exact,
-            filters=(f"{wish.remote}/32",) if wish.remote else (),
-            description=wish.description,
+            filters=(f"{asked.remote}/32",) if asked.remote else (),
+            description=asked.description,
         )
         try:
             self._make_way(request)
@@ -221,16 +224,16 @@ class Igd:
         """End the client's own mappings by UPnP that an exact request replaces: that of the same public port with
         another inside port, and that of the same inside port with another public port. UPnP knows a mapping by its
         public port, and a socket has one public port only; whoever asks last is right."""
-        if not request.exact or request.wish_port is None:
+        if not request.exact or request.suggested_port is None:
             return
         try:
             self._table.check(request)
         except Refusal:
             return  # it will be refused, and ends nothing
-        there = self._table.at_public(request.client, request.transport, request.wish_port)
+        there = self._table.at_public(request.client, request.transport, request.suggested_port)
         same = self._table.find(request.key)
         for mapping in (there, same):
-            if mapping is None or (mapping.port, mapping.public.port) == (request.port, request.wish_port):
+            if mapping is None or (mapping.port, mapping.public.port) == (request.port, request.suggested_port):
                 continue
             if mapping.holds.keys() == {"upnp"}:  # else the mapper refuses
                 with contextlib.suppress(Refusal):
@@ -303,20 +306,20 @@ class Igd:
         return (self._facts.outbound_timeout(arguments.PROTOCOLS[protocol]),)
 
     def _add_pinhole(self, client: str, given: Mapping[str, str]) -> _Values:
-        wish = arguments.pinhole(given)
+        asked = arguments.pinhole(given)
         seconds = arguments.lease(given, "LeaseTime")
-        _check_client(client, wish.client, wish.transport, wish.port)
+        _check_client(client, asked.client, asked.transport, asked.port)
         if self._mapper.translates(client):  # it has no address that the world could reach
             raise ActionError(501)
-        if wish.remote_port:  # the kernel's table has no place for it, and more than was asked for is not opened
+        if asked.remote_port:  # the kernel's table has no place for it, and more than was asked for is not opened
             raise ActionError(501)
         request = Request(
             client=client,
-            transport=wish.transport,
-            port=wish.port,
+            transport=asked.transport,
+            port=asked.port,
             holder="upnp",
             lifetime=seconds,
-            filters=(f"{wish.remote}/128",) if wish.remote else (),
+            filters=(f"{asked.remote}/128",) if asked.remote else (),
         )
         return (self._pinholes.number(self._map_pinhole(request).key),)
 

@@ -56,12 +56,12 @@ class Leases:
         """Much is to be opened again, from now on: a broker that does not answer is asked for PATIENCE seconds."""
         self._until = time.monotonic() + PATIENCE
 
-    def open(self, key: Key, hold: Hold, public: PublicAddress | None, wish: int, exact: bool) -> Lease:
-        """Open a lease for a hold, at `public` (None: nothing is translated). `wish`: the public port that is wanted,
-        0: any; `exact`: that or none. Sets `hold.lease` and `leased`. Raises PinholeRefused."""
+    def open(self, key: Key, hold: Hold, public: PublicAddress | None, suggested: int, exact: bool) -> Lease:
+        """Open a lease for a hold, at `public` (None: nothing is translated). `suggested`: the public port that is
+        wanted, 0: any; `exact`: that or none. Sets `hold.lease` and `leased`. Raises PinholeRefused."""
         client, transport, port = key
         now, ttl = time.monotonic(), _ttl(hold)
-        wish = wish if public is not None else 0
+        suggested = suggested if public is not None else 0
         lease = self._broker.open(
             PinholeRequest(
                 flow=f"{hold.holder}-{hold.credential}" if hold.credential else hold.holder,
@@ -75,8 +75,8 @@ class Leases:
                 ttl=ttl,
                 kind="mapping",
                 peers=_peers(hold.filters),
-                wish=wish or None,
-                exact=bool(exact and wish),
+                suggested=suggested or None,
+                exact=bool(exact and suggested),
             )
         )
         hold.lease, hold.leased = lease.id, now + ttl

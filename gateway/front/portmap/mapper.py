@@ -39,7 +39,7 @@ REQUESTS, BURST = 10.0, 30.0
 """Requests of one host that are carried out in a second, on average and at once."""
 
 MOST_WAITING = 32  # requests of one client that wait for their turn
-TURN = 0.5  # seconds between looks at what is due
+TICK = 0.5  # seconds between looks at what is due
 LOOK = 2.0  # seconds between looks at the public address, and at what the broker still has
 RENEW_AT = LONGEST_CONVERSATION / 2  # seconds before its end at which a lease is renewed
 AT_A_TIME = 16  # leases that are restored at the same time
@@ -85,7 +85,7 @@ class PortMapper:
         self._setting = setting
         self._memory = memory
         self._rate = Rate(REQUESTS, BURST)
-        self._turns: dict[str, BoundedSemaphore] = {}
+        self._locks: dict[str, BoundedSemaphore] = {}
         self._waiting: Counter[str] = Counter()
         self._known: dict[int, PublicAddress] = {}
         self._looked = 0  # of how many leases the last look has asked, where there are many
@@ -126,7 +126,7 @@ class PortMapper:
         """Open or renew a mapping, and wait for the broker. `Mapping.public` is what the client is told, and
         `Mapping.left(holder, now)` for how long. Raises Refusal."""
         try:
-            with self._turn(request.client):
+            with self._locked(request.client):
                 mapping = self._map(request)
         except Refusal as refusal:
             self._say(request, refusal)
@@ -136,7 +136,7 @@ class PortMapper:
 
     def unmap(self, key: Key, holder: Holder, credential: str = "") -> None:
         """End a hold. Raises Refusal "none" or "foreign"."""
-        with self._turn(key[0]):
+        with self._locked(key[0]):
             self._leases.end([self.table.release(key, holder, credential)])
         count("algate_portmap_requests_total", holder, "deleted")
 
@@ -154,7 +154,7 @@ class PortMapper:
         """End all holds of a client by one protocol: those of `transport` (None: of both), and with `credential` (None:
         with any). Returns how many there were."""
         ended = []
-        with self._turn(client):
+        with self._locked(client):
             for mapping in self.table.of_client(client, holder):
                 hold = mapping.holds[holder]
                 if transport in (None, mapping.transport) and credential in (None, hold.credential):
@@ -165,11 +165,11 @@ class PortMapper:
     # --- one request ------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _turn(self, client: str) -> Iterator[None]:
+    def _locked(self, client: str) -> Iterator[None]:
         """One request of a client after the other. Raises Refusal if too many wait."""
         if self._waiting[client] >= MOST_WAITING:
             raise Refusal("rate", f"{MOST_WAITING} requests of {client} wait")
-        lock = self._turns.setdefault(client, BoundedSemaphore())
+        lock = self._locks.setdefault(client, BoundedSemaphore())
         self._waiting[client] += 1
         try:
             with lock:
@@ -178,12 +178,12 @@ class PortMapper:
             self._waiting[client] -= 1
             if not self._waiting[client]:
                 del self._waiting[client]
-                self._turns.pop(client, None)
+                self._locks.pop(client, None)
 
     def _map(self, request: Request) -> Mapping:
         there = self.table.check(request)
         public = self._public_of(request.client)
-        self._check_wish(request, public, there)
+        self._check_suggestion(request, public, there)
         self._permits.enter(request.key)
         before = there.holds.get(request.holder) if there is not None else None
         hold = self.table.wanted(request, time.monotonic())
@@ -198,8 +198,8 @@ class PortMapper:
             if self.table.find(request.key) is None:
                 self._permits.leave(request.key)
             raise Refusal(_WHY.get(refusal.rule, "kernel"), f"{refusal.rule}: {refusal.detail}") from refusal
-        told = lease.public if public is None else Endpoint(public.advertised, lease.public.port)
-        return self.table.hold(request, told, hold)
+        granted = lease.public if public is None else Endpoint(public.advertised, lease.public.port)
+        return self.table.hold(request, granted, hold)
 
     def _public_of(self, client: str) -> PublicAddress | None:
         """Return where mappings of a client are; None: at its own address, as nothing is translated."""
@@ -210,22 +210,22 @@ class PortMapper:
             raise Refusal("outside", "this router has no public address of this family now")
         return public
 
-    def _check_wish(self, request: Request, public: PublicAddress | None, there: Mapping | None) -> None:
+    def _check_suggestion(self, request: Request, public: PublicAddress | None, there: Mapping | None) -> None:
         if not request.exact:
             return
         host = request.client if public is None else public.advertised
-        if request.wish_host not in (None, host):
-            raise Refusal("address", f"the public address is {host}, not {request.wish_host}")
+        if request.suggested_host not in (None, host):
+            raise Refusal("address", f"the public address is {host}, not {request.suggested_host}")
         port = there.public.port if there is not None else request.port if public is None else None
-        if request.wish_port and port is not None and port != request.wish_port:
+        if request.suggested_port and port is not None and port != request.suggested_port:
             raise Refusal("taken", f"{request.client}:{request.port} has the public port {port}")
 
     def _open(self, request: Request, hold: Hold, public: PublicAddress | None, there: Mapping | None) -> Lease:
-        wish = there.public.port if there is not None else self.table.wish(request)
+        suggested = there.public.port if there is not None else self.table.suggestion(request)
         new = there is None and public is not None and not request.exact
-        if new and public is not None and self.table.is_companions(request, Endpoint(public.advertised, wish)):
-            wish = 0
-        return self._leases.open(request.key, hold, public, wish, request.exact)
+        if new and public is not None and self.table.is_companions(request, Endpoint(public.advertised, suggested)):
+            suggested = 0
+        return self._leases.open(request.key, hold, public, suggested, request.exact)
 
     def _say(self, request: Request, refusal: Refusal) -> None:
         self.refused[refusal.why] += 1
@@ -235,7 +235,7 @@ class PortMapper:
             client=request.client,
             protocol=request.transport,
             port=request.port,
-            wish=request.wish_port,
+            wish=request.suggested_port,
             holder=request.holder,
             why=refusal.why,
             detail=refusal.detail[:200],
@@ -327,7 +327,7 @@ class PortMapper:
             if now >= next_look:
                 self.look()
                 next_look = time.monotonic() + LOOK
-            gevent.sleep(TURN)
+            gevent.sleep(TICK)
 
     def _extend(self, now: float) -> None:
         """Renew leases that end before their holds."""
@@ -362,13 +362,13 @@ class PortMapper:
         for mapping in self.table:
             if (":" in mapping.client) != (version == 6) or not self.translates(mapping.client):
                 continue
-            with contextlib.suppress(Refusal), self._turn(mapping.client):
+            with contextlib.suppress(Refusal), self._locked(mapping.client):
                 if self.table.find(mapping.key) is mapping:
-                    self._move_one(mapping, public)
+                    self._move_mapping(mapping, public)
         self._memory.restart("address")
         self.table.address_changed()
 
-    def _move_one(self, mapping: Mapping, public: PublicAddress) -> None:
+    def _move_mapping(self, mapping: Mapping, public: PublicAddress) -> None:
         holds = list(mapping.holds.values())
         for hold in holds:  # all of them: they share the public port, which is at the address of before
             self._leases.close(hold)

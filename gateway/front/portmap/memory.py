@@ -58,17 +58,17 @@ class Memory:
 
     def _read(self) -> None:
         stored: list[_Stored] = []
-        for one in self._journal.found:
+        for entry in self._journal.found:
             with contextlib.suppress(msgspec.DecodeError, msgspec.ValidationError):
-                if one.key == _CLOCK:
-                    self._clock = msgspec.msgpack.decode(one.record or b"", type=_Clock)
+                if entry.key == _CLOCK:
+                    self._clock = msgspec.msgpack.decode(entry.record or b"", type=_Clock)
                 else:
-                    stored.append(msgspec.msgpack.decode(one.record or b"", type=_Stored))
+                    stored.append(msgspec.msgpack.decode(entry.record or b"", type=_Stored))
         shift = 0.0
         if self._clock is not None and self._clock.boot != self._boot:
             # The monotonic clock goes on over processes, but not over a boot: there the wall clock has to do.
             shift = (time.monotonic() - time.time()) - (self._clock.monotonic - self._clock.unix)
-        self.found = [_mapping(one, shift) for one in stored]
+        self.found = [_mapping(stored_mapping, shift) for stored_mapping in stored]
 
     @property
     def is_first(self) -> bool:

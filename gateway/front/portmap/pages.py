@@ -132,17 +132,17 @@ class Pages:
         return response(status, body, [XML, ("EXT", ""), *self._headers], keeps=request.keeps)
 
     def _subscribe(self, request: Request, path: str, client: str, now: float) -> bytes:
-        wish = gena.read_subscription(request, client)
+        asked = gena.read_subscription(request, client)
         subscriptions = self._events.subscriptions
-        if isinstance(wish, Subscribe):
-            found = subscriptions.add(f"uuid:{_uuid()}", client, path, wish, now)
+        if isinstance(asked, Subscribe):
+            found = subscriptions.add(f"uuid:{_uuid()}", client, path, asked, now)
             self._events.welcome(found)
-        elif isinstance(wish, Renew):
-            found = subscriptions.renew(wish, client, path, now)
+        elif isinstance(asked, Renew):
+            found = subscriptions.renew(asked, client, path, now)
         else:
-            subscriptions.remove(wish.sid, client, path, now)
+            subscriptions.remove(asked.sid, client, path, now)
             return response(200, headers=self._headers, keeps=request.keeps)
-        granted = [("SID", found.sid), ("TIMEOUT", f"Second-{wish.seconds}")]
+        granted = [("SID", found.sid), ("TIMEOUT", f"Second-{asked.seconds}")]
         return response(200, headers=[*granted, *self._headers], keeps=request.keeps)
 
 

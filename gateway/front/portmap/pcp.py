@@ -95,8 +95,8 @@ class PcpFront:
                 holder="pcp",
                 credential=request.nonce.hex(),
                 lifetime=request.lifetime,
-                wish_port=request.suggested_port or None,
-                wish_host=wanted,
+                suggested_port=request.suggested_port or None,
+                suggested_host=wanted,
                 exact=request.prefer_failure,
                 filters=filters,
             )
@@ -146,7 +146,7 @@ class PcpFront:
                 port=request.port,
                 holder="natpmp",
                 lifetime=request.lifetime,
-                wish_port=request.public_port or None,
+                suggested_port=request.public_port or None,
             )
         )
         left = mapping.left("natpmp", self._clock())

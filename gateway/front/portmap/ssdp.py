@@ -36,7 +36,7 @@ PER_SECOND = 10.0  # answers to a host, on average; a search for everything has 
 BURST = 60.0
 MOST_WAITING = 256  # answers of all hosts that wait for their moment
 HOPS = 2  # UDA 1.1, 1.1: TTL of what goes to the group
-TURN = 16  # datagrams read in a row: then others have their turn
+BATCH = 16  # datagrams read in a row: then others have their turn
 _SPACING = 0.01  # seconds between datagrams of an announcement
 _NOT_YET = 0x60  # IFA_F_TENTATIVE, IFA_F_DEPRECATED (<linux/if_addr.h>)
 
@@ -168,7 +168,7 @@ class Ssdp:
 
     def _read(self, corner: Corner) -> None:
         for number in itertools.count(1):
-            if number % TURN == 0:
+            if number % BATCH == 0:
                 gevent.sleep(0)  # where there is always one more, reading does not wait
             try:
                 data, source = corner.sock.recvfrom(ssdp.LONGEST_SEARCH + 1)

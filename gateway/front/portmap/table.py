@@ -72,8 +72,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     `client`: the address that asks, which is also that of the target. `port`: its inside port. `credential` has to be
     that of the hold, if there is one already (PCP's nonce in hex; "" where the protocol has none). `lifetime`: seconds
-    that are wanted; 0 is for UPnP "without an end" (a deletion is not a request). `wish_port` and `wish_host`: the
-    public port and address that are wanted, if any; `exact`: those or none. `filters`: prefixes such as
+    that are wanted; 0 is for UPnP "without an end" (a deletion is not a request). `suggested_port` and `suggested_host`:
+    the public port and address that are wanted, if any; `exact`: those or none. `filters`: prefixes such as
     "198.51.100.0/24" of those that may come; (): everybody; None: as before, and everybody in a new hold.
     """
 
@@ -83,8 +83,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     holder: Holder
     lifetime: float
     credential: str = ""
-    wish_port: int | None = None
-    wish_host: str | None = None
+    suggested_port: int | None = None
+    suggested_host: str | None = None
     exact: bool = False
     filters: tuple[str, ...] | None = None
     description: str = ""
@@ -196,7 +196,9 @@ class MappingTable:
     def at_public(self, client: str, transport: Transport, port: int) -> Mapping | None:
         """Return this client's mapping with a public port. That of another client is not told of."""
         found = self._clients.get(client, {}).values()
-        return next((one for one in found if one.transport == transport and one.public.port == port), None)
+        return next(
+            (mapping for mapping in found if mapping.transport == transport and mapping.public.port == port), None
+        )
 
     # --- asking -----------------------------------------------------------------------------------------------------
 
@@ -229,13 +231,13 @@ class MappingTable:
         low, high = self.limits.lifetime
         return int(max(low, min(request.lifetime, high)))
 
-    def wish(self, request: Request) -> int:
+    def suggestion(self, request: Request) -> int:
         """The public port to ask the broker for, unless the mapping is there: what the client wants; or the number that
         its socket has for the other transport; or the inside port's own number."""
         other: Transport = "udp" if request.transport == "tcp" else "tcp"
         companion = self._mappings.get((request.client, other, request.port))
-        if request.wish_port:
-            return request.wish_port
+        if request.suggested_port:
+            return request.suggested_port
         return companion.public.port if companion is not None else request.port
 
     def is_companions(self, request: Request, public: Endpoint) -> bool:

@@ -105,7 +105,7 @@ class UpnpFront:
 
     def _speak(self, host: str) -> Speaker:
         # Version 1 knows nothing of IPv6: whoever searches there wants pinholes.
-        devices = self._devices if ":" not in host else [one for one in self._devices if one.version == 2]
+        devices = self._devices if ":" not in host else [device for device in self._devices if device.version == 2]
         return Speaker(devices, f"http://{Endpoint(host, self._setting.port)}", self._server, self._boot)
 
     def _admits(self, address: tuple[object, ...]) -> bool:

@@ -23,9 +23,9 @@ from gateway.front.socks.gssapi import GssapiAcceptor, GssapiContext, GssapiFail
 from gateway.front.socks.gssapi_stream import DatagramProtection, ProtectedSocket
 from gateway.front.socks.request import ANONYMOUS, Identity, Incoming
 from gateway.model.requests import AuthName
+from gateway.net.slices import slices
 from gateway.net.sockets import endpoint
 from gateway.net.tls import TlsSocket
-from gateway.net.turns import turns
 
 log = structlog.get_logger()
 
@@ -189,7 +189,7 @@ class Authenticator:
         try:
             while not context.complete:
                 token = incoming.read(lambda buffer: parse_message(buffer, MessageType.AUTHENTICATION))
-                turns().wait()  # a step takes a millisecond, and a client may have many of them ready
+                slices().wait()  # a step takes a millisecond, and a client may have many of them ready
                 answer = context.step(token)
                 incoming.sock.sendall(encode_message(MessageType.AUTHENTICATION, answer))
             principal = context.principal

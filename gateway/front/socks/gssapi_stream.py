@@ -11,7 +11,7 @@ from alg.socks.gssapi import HEADER, MessageType, encode_message, parse_message
 from alg.socks.socks5 import SocksError
 from gateway.front.socks.gssapi import GssapiContext
 from gateway.net.relay.copy import EncodedSocket
-from gateway.net.turns import turns
+from gateway.net.slices import slices
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -58,8 +58,8 @@ class ProtectedSocket(EncodedSocket):
         """Receive at most `size` bytes; b"" at the end of the stream, which must not be within a message."""
         while not self._clear:
             if self._decode():
-                if turns().over:  # a message may be empty: a client that sends only such ones keeps us here
-                    turns().wait()
+                if slices().over:  # a message may be empty: a client that sends only such ones keeps us here
+                    slices().wait()
             else:
                 data = super().recv(READ_SIZE, *args)
                 if not data:
@@ -99,5 +99,5 @@ class ProtectedSocket(EncodedSocket):
         except (SocksError, ValueError) as error:
             raise ConnectionError(str(error)) from None
         del self._wire[:used]
-        turns().spend(perf_counter() - began)
+        slices().spend(perf_counter() - began)
         return True

@@ -25,12 +25,12 @@ def take(sock: RelaySocket) -> _socket.socket:
     if type(sock) is _socket.socket:  # made for us: prepared, and not blocking
         return sock
     family = sock.family
-    taken = _socket.socket(family, SOCK_STREAM, 0, fileno=sock.detach())
-    taken.setblocking(False)
+    owned = _socket.socket(family, SOCK_STREAM, 0, fileno=sock.detach())
+    owned.setblocking(False)
     if family in (AF_INET, AF_INET6):
         # What came as a segment goes on as one; an end that coalesces has done it before.
-        _quietly_set(taken, IPPROTO_TCP, TCP_NODELAY, 1)
-    return taken
+        _quietly_set(owned, IPPROTO_TCP, TCP_NODELAY, 1)
+    return owned
 
 
 def local_hosts(*socks: _socket.socket) -> tuple[str, ...]:

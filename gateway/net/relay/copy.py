@@ -11,8 +11,8 @@ import gevent.socket as gsocket
 from gateway.net.relay.connection import local_hosts, unacknowledged
 from gateway.net.relay.half import FRESH, Head, Legacy, Reason, RelayResult, SideName
 from gateway.net.relay.splice import RESET_GRACE, Relay
+from gateway.net.slices import slices
 from gateway.net.sockets import abort
-from gateway.net.turns import turns
 from gateway.policy.pace import Pace
 
 READ_SIZE = 65536
@@ -85,7 +85,7 @@ class CopyHandle:
                 side = source_name
                 self._active = time.monotonic()
                 self._count(up, len(data))
-                turns().wait()  # neither end may ever make it wait, and each piece costs a fraction of a millisecond
+                slices().wait()  # neither end may ever make it wait, and each piece costs a fraction of a millisecond
             if self._broken is None:
                 side = sink_name
                 sink.shutdown(gsocket.SHUT_WR)

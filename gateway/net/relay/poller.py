@@ -28,8 +28,8 @@ BROKEN = select.EPOLLERR
 GONE = select.EPOLLERR | select.EPOLLHUP  # reported whatever is asked for
 
 BATCH = 128  # sockets that are asked for at once, beside those that are known to have much to do
-TURN = 0.001  # seconds for which sockets are served before libev and the greenlets get their turn,
-BULK_TURN = 0.001  # and after those, as many for the ones that have much to do
+SLICE = 0.001  # seconds for which sockets are served before libev and the greenlets get their turn,
+BULK_SLICE = 0.001  # and after those, as many for the ones that have much to do
 LOOK = 8  # sockets between two looks at the clock
 
 Handler = Callable[[int], None]
@@ -38,9 +38,9 @@ Handler = Callable[[int], None]
 class Watch:
     """One socket in a poller. `handler` is called in the hub with the events, as long as they last; it may be replaced
     at any time. `bulk`: each call has much to do, so that others are called before it; may be changed at any time.
-    `told`: the events of which the handler is still to be told, while the socket waits for that."""
+    `pending`: the events of which the handler is still to be told, while the socket waits for that."""
 
-    __slots__ = ("_asked", "_poller", "bulk", "fd", "handler", "told")
+    __slots__ = ("_asked", "_poller", "bulk", "fd", "handler", "pending")
 
     def __init__(self, poller: Poller, fd: int, asked: int, handler: Handler) -> None:
         self._poller = poller
@@ -48,7 +48,7 @@ class Watch:
         self.fd = fd
         self.handler = handler
         self.bulk = False
-        self.told = 0
+        self.pending = 0
 
     def ask(self, events: int) -> None:
         """Wait for READ, WRITE, or both; with 0 only for a break."""
@@ -79,7 +79,7 @@ class Poller:
     """The poller of a process, made in its hub's thread. `watches` by descriptor.
 
     Sockets that are ready stand in one of two lines. In every round of the event loop the first is served, and what has
-    become ready meanwhile is found; those of the second, with much to do, are served for `BULK_TURN` after that, so
+    become ready meanwhile is found; those of the second, with much to do, are served for `BULK_SLICE` after that, so
     however many they are, a new connection, an answer or a few bytes wait for no more than that.
     """
 
@@ -126,11 +126,11 @@ class Poller:
             for fd, events in self.epoll.poll(0, BATCH + len(bulk)):
                 watch = self.watches.get(fd)
                 if watch is not None:
-                    if not watch.told:
+                    if not watch.pending:
                         (bulk if watch.bulk else line).append(watch)
-                    watch.told = events
-        self._serve(line, TURN, LOOK)
-        self._serve(bulk, BULK_TURN, 1)
+                    watch.pending = events
+        self._serve(line, SLICE, LOOK)
+        self._serve(bulk, BULK_SLICE, 1)
         if line or bulk:  # the others in the next round of the loop
             self._again.start(self._tell)
 
@@ -142,7 +142,7 @@ class Poller:
         until = perf_counter() + seconds
         for served in range(1, len(line) + 1):
             watch = line.popleft()
-            events, watch.told = watch.told, 0
+            events, watch.pending = watch.pending, 0
             if watches.get(watch.fd) is watch:
                 try:
                     watch.handler(events)

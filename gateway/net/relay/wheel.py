@@ -51,7 +51,7 @@ class Wheel:
         """Call `check` at `due`. The result is for `discard`."""
         if not self._waiting:
             self._when = time.monotonic()
-            self._timer.again(self._turn)
+            self._timer.again(self._tick)
         entry = WheelEntry(check)
         self._insert(entry, due)
         self._waiting += 1
@@ -70,7 +70,7 @@ class Wheel:
         entry.slot = (self._at + ticks) % len(self._slots)
         self._slots[entry.slot].add(entry)
 
-    def _turn(self) -> None:
+    def _tick(self) -> None:
         now = time.monotonic()
         while self._waiting and self._when + self.tick <= now:
             self._when += self.tick

@@ -74,11 +74,11 @@ class Talk:
 
     def client(self, data: bytes) -> list[Command]:
         self.said[Side.CLIENT] += data
-        return [one for part in self._cut(data) for one in self.give(Received(Side.CLIENT, part, self.now))]
+        return [command for part in self._cut(data) for command in self.give(Received(Side.CLIENT, part, self.now))]
 
     def server(self, data: bytes) -> list[Command]:
         self.said[Side.SERVER] += data
-        return [one for part in self._cut(data) for one in self.give(Received(Side.SERVER, part, self.now))]
+        return [command for part in self._cut(data) for command in self.give(Received(Side.SERVER, part, self.now))]
 
     def tick(self, now: float) -> list[Command]:
         self.now = now
@@ -123,11 +123,11 @@ def test_another_call_id_is_written_and_put_back() -> None:
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=9), st.sampled_from([OWN, OTHER]))
 def test_however_it_is_cut(sizes: list[int], public: int) -> None:
     def cut(data: bytes) -> list[bytes]:
-        parts, at, turn = [], 0, 0
+        parts, at, round_ = [], 0, 0
         while at < len(data):
-            size = sizes[turn % len(sizes)]
+            size = sizes[round_ % len(sizes)]
             parts.append(data[at : at + size])
-            at, turn = at + size, turn + 1
+            at, round_ = at + size, round_ + 1
         return parts
 
     whole, torn = Talk(lambda _: public), Talk(lambda _: public, cut=cut)
@@ -151,10 +151,10 @@ def test_nothing_is_lost_whatever_comes(data: bytes, side: Side, prefix: int) ->
     (talk.client if side is Side.CLIENT else talk.server)(data)
     if not any(isinstance(command, Bypass) for command in talk.commands):
         talk.tick(1000.0)
-    for one in Side:
-        assert len(talk.heard[one.other]) == len(talk.said[one])
+    for end in Side:
+        assert len(talk.heard[end.other]) == len(talk.said[end])
     if talk.edited == 0:
-        assert talk.heard == {one.other: talk.said[one] for one in Side}
+        assert talk.heard == {end.other: talk.said[end] for end in Side}
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_who_does_not_begin_as_a_client_opens_nothing_any_more(data: bytes) -> N
 def test_a_request_before_the_connection_is_granted_opens_nothing() -> None:
     talk = Talk()
     talk.client(say.start_request())
-    assert [type(one) for one in talk.client(say.call_request(OWN))] == [Note]
+    assert [type(command) for command in talk.client(say.call_request(OWN))] == [Note]
     talk.server(say.start_reply(result=4))
     assert talk.client(say.call_request(OWN)) == []
     assert talk.heard[Side.SERVER] == talk.said[Side.CLIENT]
@@ -186,7 +186,7 @@ def test_a_call_that_the_server_refuses_is_closed() -> None:
 
 def test_a_refusal_leaves_the_request_as_it_came() -> None:
     talk = Talk(lambda _: "quota").begun()
-    assert [type(one) for one in talk.client(say.call_request(OWN))] == [OpenGre, Note]
+    assert [type(command) for command in talk.client(say.call_request(OWN))] == [OpenGre, Note]
     assert talk.server(say.call_reply(FAR, OWN)) == []
     assert (talk.heard[Side.SERVER], talk.edited) == (talk.said[Side.CLIENT], 0)
 
@@ -196,7 +196,7 @@ def test_a_request_waits_for_its_answer_and_not_for_ever() -> None:
     talk.client(say.call_request(OWN) + say.echo_request())
     assert talk.heard[Side.SERVER] == say.start_request()
     assert talk.module.deadline() == ANSWER_WITHIN
-    assert [type(one) for one in talk.tick(ANSWER_WITHIN)] == [Note, ClosePinhole]
+    assert [type(command) for command in talk.tick(ANSWER_WITHIN)] == [Note, ClosePinhole]
     assert talk.heard[Side.SERVER] == talk.said[Side.CLIENT]
     assert talk.give(Opened(1, Endpoint(PUBLIC, OTHER), 6.0)) == [ClosePinhole(1)]
 
@@ -228,9 +228,9 @@ def test_a_connection_has_a_few_calls() -> None:
     talk = Talk().begun()
     for number in range(MOST):
         assert isinstance(talk.client(say.call_request(number))[0], OpenGre)
-    assert [type(one) for one in talk.client(say.call_request(MOST))] == [Note]
+    assert [type(command) for command in talk.client(say.call_request(MOST))] == [Note]
     again = talk.client(say.call_request(0))  # forgotten by the client
-    assert [type(one) for one in again] == [ClosePinhole, OpenGre]
+    assert [type(command) for command in again] == [ClosePinhole, OpenGre]
 
 
 @pytest.mark.parametrize(
@@ -242,5 +242,5 @@ def test_a_connection_has_a_few_calls() -> None:
 )
 def test_what_it_cannot_serve_it_leaves_alone(context: FlowContext) -> None:
     talk = Talk(context=context)
-    assert [type(one) for one in talk.client(say.start_request())] == [Note, Bypass]
+    assert [type(command) for command in talk.client(say.start_request())] == [Note, Bypass]
     assert talk.heard[Side.SERVER] == say.start_request()

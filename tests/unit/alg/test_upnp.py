@@ -19,7 +19,7 @@ from alg.upnp.http import LONGEST_BODY, LONGEST_HEAD, Request, RequestReader, re
 from alg.upnp.listing import Entry, port_listing
 from tests.wire.upnp.play import DEVICES
 
-ALL = [service for one in DEVICES.values() for service in one.all_services()]
+ALL = [service for root in DEVICES.values() for service in root.all_services()]
 HOST = b"Host: 192.168.56.2:2869\r\n"
 names = st.text(st.characters(min_codepoint=0x61, max_codepoint=0x7A), min_size=1, max_size=12)
 
@@ -105,11 +105,11 @@ def test_a_client_that_waits_for_100_is_told_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("minor", "wish", "keeps"),
+    ("minor", "asked", "keeps"),
     [(1, "", True), (1, "Close", False), (0, "", False), (0, "Keep-Alive", True), (1, "keep-alive, close", False)],
 )
-def test_which_connections_are_kept(minor: int, wish: str, keeps: bool) -> None:
-    assert Request("GET", "/", minor, {"connection": wish}).keeps is keeps
+def test_which_connections_are_kept(minor: int, asked: str, keeps: bool) -> None:
+    assert Request("GET", "/", minor, {"connection": asked}).keeps is keeps
 
 
 def test_every_byte_costs_the_same() -> None:
@@ -243,9 +243,9 @@ def test_numbers_are_numbers_or_errors(given_: dict[str, str]) -> None:
     code = failure(lambda: arguments.mapping({**ordinary, **given_}))
     assert code in (0, 402, 601, 732)
     if not code:
-        wish = arguments.mapping({**ordinary, **given_})
-        assert 0 < wish.internal <= 65535
-        assert 0 <= wish.external <= 65535
+        asked = arguments.mapping({**ordinary, **given_})
+        assert 0 < asked.internal <= 65535
+        assert 0 <= asked.external <= 65535
 
 
 def test_a_description_is_one_line_of_at_most_256_characters() -> None:
@@ -276,19 +276,19 @@ def test_a_service_is_described_in_full(service: services.Service) -> None:
     described = {action.findtext(f"{name}name") for action in root.iter(f"{name}action")}
     assert described == service.actions.keys()
     assert {related.text for related in root.iter(f"{name}relatedStateVariable")} <= variables
-    evented = [one for one in root.iter(f"{name}stateVariable") if one.get("sendEvents") == "yes"]
-    assert {one.findtext(f"{name}name") for one in evented} == set(service.evented)
+    evented = [variable for variable in root.iter(f"{name}stateVariable") if variable.get("sendEvents") == "yes"]
+    assert {variable.findtext(f"{name}name") for variable in evented} == set(service.evented)
 
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_device_is_described_with_all_its_pages(version: int) -> None:
-    one = DEVICES[version]
+    described = DEVICES[version]
     name = "{urn:schemas-upnp-org:device-1-0}"
-    root = ET.fromstring(device.describe(one))
-    assert [found.text for found in root.iter(f"{name}deviceType")] == list(one.types())
-    assert [found.text for found in root.iter(f"{name}UDN")] == [f"uuid:{uuid}" for uuid in one.uuids]
+    root = ET.fromstring(device.describe(described))
+    assert [found.text for found in root.iter(f"{name}deviceType")] == list(described.types())
+    assert [found.text for found in root.iter(f"{name}UDN")] == [f"uuid:{uuid}" for uuid in described.uuids]
     assert [found.text for found in root.iter(f"{name}controlURL")] == [
-        one.page(service, "control") for service in one.all_services()
+        described.page(service, "control") for service in described.all_services()
     ]
 
 
@@ -328,10 +328,10 @@ def test_whatever_comes_is_a_subscription_of_the_client_or_an_error(headers: dic
             request = Request(method, "/", 1, {**headers, **more})
             status = failure(partial(gena.read_subscription, request, "192.168.56.10"))
             assert status in (0, 400, 412)
-            wish = gena.read_subscription(request, "192.168.56.10") if not status else None
-            if isinstance(wish, Subscribe):
-                assert {callback.endpoint.host for callback in wish.callbacks} == {"192.168.56.10"}
-                assert all(callback.endpoint.port >= 1024 for callback in wish.callbacks)
+            asked = gena.read_subscription(request, "192.168.56.10") if not status else None
+            if isinstance(asked, Subscribe):
+                assert {callback.endpoint.host for callback in asked.callbacks} == {"192.168.56.10"}
+                assert all(callback.endpoint.port >= 1024 for callback in asked.callbacks)
 
 
 @pytest.mark.parametrize(
@@ -340,15 +340,15 @@ def test_whatever_comes_is_a_subscription_of_the_client_or_an_error(headers: dic
 )
 def test_how_long_a_subscription_lasts(text: str, seconds: int) -> None:
     headers = {"nt": "upnp:event", "callback": "<http://192.168.56.10:8080/x>", "timeout": text}
-    wish = gena.read_subscription(Request("SUBSCRIBE", "/", 1, headers), "192.168.56.10")
-    assert wish == Subscribe((CALLBACK,), seconds)
+    asked = gena.read_subscription(Request("SUBSCRIBE", "/", 1, headers), "192.168.56.10")
+    assert asked == Subscribe((CALLBACK,), seconds)
 
 
 def test_a_callback_may_be_of_ipv6() -> None:
     headers = {"nt": "upnp:event", "callback": "<http://[fd00:56:0::10]:8080/x>"}
-    wish = gena.read_subscription(Request("SUBSCRIBE", "/", 1, headers), "fd00:56::10")
-    assert isinstance(wish, Subscribe)
-    assert b"HOST: [fd00:56::10]:8080\r\n" in gena.event(wish.callbacks[0], "uuid:1", 0, {"A": "<"})
+    asked = gena.read_subscription(Request("SUBSCRIBE", "/", 1, headers), "fd00:56::10")
+    assert isinstance(asked, Subscribe)
+    assert b"HOST: [fd00:56::10]:8080\r\n" in gena.event(asked.callbacks[0], "uuid:1", 0, {"A": "<"})
 
 
 def test_an_event_is_a_request_with_its_variables() -> None:
@@ -379,7 +379,7 @@ def test_a_program_that_was_started_again_takes_its_subscription_over() -> None:
     table = Subscriptions()
     for number in range(3 * gena.MOST_OF_A_HOST):
         table.add(str(number), "192.168.56.10", "/p", subscribe(), 0.0)
-    assert [one.sid for one in table.all(0.0)] == [str(3 * gena.MOST_OF_A_HOST - 1)]
+    assert [subscription.sid for subscription in table.all(0.0)] == [str(3 * gena.MOST_OF_A_HOST - 1)]
 
 
 def test_a_subscription_is_its_clients_own() -> None:
@@ -396,7 +396,7 @@ def test_a_subscription_is_its_clients_own() -> None:
 
 
 def test_numbers_of_events_go_on_at_one() -> None:
-    one = Subscriptions().add("1", "192.168.56.10", "/p", subscribe(), 0.0)
-    assert [one.next_number() for _ in range(3)] == [0, 1, 2]
-    one.number = 0xFFFFFFFF
-    assert [one.next_number() for _ in range(2)] == [0xFFFFFFFF, 1]
+    subscription = Subscriptions().add("1", "192.168.56.10", "/p", subscribe(), 0.0)
+    assert [subscription.next_number() for _ in range(3)] == [0, 1, 2]
+    subscription.number = 0xFFFFFFFF
+    assert [subscription.next_number() for _ in range(2)] == [0xFFFFFFFF, 1]

@@ -31,9 +31,9 @@ HELPER = {"family": "inet", "name": "myftp", "table": "x", "type": "ftp", "proto
 )
 def test_rules_of_iptables(line: str, helper: str | None) -> None:
     found = list(in_raw_rules(f"*raw\n:PREROUTING ACCEPT [0:0]\n{line}\nCOMMIT\n", "iptables", MODULES))
-    assert [one.helper for one in found] == ([helper] if helper else [])
-    for one in found:
-        assert one.detach == f"iptables -t raw {line.replace('-A', '-D')}"
+    assert [attachment.helper for attachment in found] == ([helper] if helper else [])
+    for attachment in found:
+        assert attachment.detach == f"iptables -t raw {line.replace('-A', '-D')}"
 
 
 def dport(right: Any) -> dict[str, Any]:
@@ -64,9 +64,9 @@ def ruleset(*expressions: Any, table: str = "x") -> str:
 )
 def test_rules_of_nft(text: str, attached: bool) -> None:
     found = list(in_ruleset(text, MODULES))
-    assert [one.helper for one in found] == ["ftp"] * attached
-    for one in found:
-        assert one.detach == "nft delete rule inet x c handle 7"
+    assert [attachment.helper for attachment in found] == ["ftp"] * attached
+    for attachment in found:
+        assert attachment.detach == "nft delete rule inet x c handle 7"
 
 
 def test_a_module_that_is_off_has_no_conflict() -> None:

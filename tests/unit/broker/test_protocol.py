@@ -129,7 +129,7 @@ def test_leases_of_every_kind_survive_the_kernel(public_host: str | None, second
     table = LeaseTable(backend="kernel", ports=(40000, 40099))
     other = msgspec.structs.replace(GRE, client="192.168.56.11", target=Endpoint("192.168.56.11", GRE.target.port))
     mapping = msgspec.structs.replace(MAPPING, peers=("198.51.100.0/24",), target=Endpoint("192.168.56.10", 5000))
-    calls = [msgspec.structs.replace(one, public_host=public_host, second=second) for one in (GRE, other)]
+    calls = [msgspec.structs.replace(call, public_host=public_host, second=second) for call in (GRE, other)]
     opened = [
         table.open(request, now=0.0, unix=UNIX, rng=random.Random(7 + at), is_free=lambda port: True)
         for at, request in enumerate((MAPPING, mapping, ANYBODY, EXCHANGE_PAIR, *calls))
@@ -138,7 +138,7 @@ def test_leases_of_every_kind_survive_the_kernel(public_host: str | None, second
     elements = [element for slot, lease in enumerate(opened) for element in elements_of(lease, slot, 60.0)]
     found = {found.slot: found for found in leases_of(elements, UNIX)}
     assert [found[slot].lease for slot in sorted(found)] == opened
-    assert not any(one.used for one in found.values())
+    assert not any(lease.used for lease in found.values())
 
 
 @pytest.mark.parametrize("public_host", [CONVERSATION.public_host, None])

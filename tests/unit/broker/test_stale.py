@@ -86,7 +86,7 @@ def test_a_look_keeps_nobody_waiting_and_what_opens_meanwhile_stays(monkeypatch:
     def find(_: Conntrack, sockets: Collection[Endpoint]) -> list[TrackedEntry]:
         assert set(sockets) == {PUBLIC, TARGET}
         assert may_end.wait(10)
-        return [TrackedEntry(one, 4, b"") for one in (OUT, IN, wrong)]
+        return [TrackedEntry(connection, 4, b"") for connection in (OUT, IN, wrong)]
 
     def delete(_: Conntrack, found: TrackedEntry) -> bool:
         deleted.append(found.connection)
@@ -135,7 +135,7 @@ def test_where_the_peer_is_known_it_is_looked_for_at_once_and_not_too_often(monk
     def find(_: Conntrack, sockets: Collection[Endpoint]) -> list[TrackedEntry]:
         looks.append(sockets)
         time.sleep(0.02)  # what such a look costs
-        return [TrackedEntry(one, 4, b"") for one in (OUT, wrong)]
+        return [TrackedEntry(connection, 4, b"") for connection in (OUT, wrong)]
 
     def delete(_: Conntrack, found: TrackedEntry) -> bool:
         deleted.append(found.connection)
@@ -194,7 +194,7 @@ def test_it_is_looked_for_soon_where_it_matters_now(
 
     monkeypatch.setattr(Conntrack, "find", find)
     monkeypatch.setattr("gateway.broker.stale.SOON", 0.0)
-    stale = Stale(lambda _: (), lambda asked: not {talked_of(one) for one in talked}.isdisjoint(asked))
+    stale = Stale(lambda _: (), lambda asked: not {talked_of(sock) for sock in talked}.isdisjoint(asked))
     change(stale, LEASE)
     stale.tick()
     if soon:

@@ -131,7 +131,7 @@ prefixes = st.sampled_from(
 )
 ports = st.sampled_from([0, 22, 1023, 1024, 1900, 5000, 5001, 65535, 65536, -1])
 MAPPING = msgspec.structs.replace(
-    INBOUND, kind="mapping", transport="tcp+udp", peer=None, peers=None, ttl=7200.0, wish=51413
+    INBOUND, kind="mapping", transport="tcp+udp", peer=None, peers=None, ttl=7200.0, suggested=51413
 )
 ANYBODY = msgspec.structs.replace(INBOUND, kind="anybody", peer=None, reason="irc.send")
 EXCHANGE = msgspec.structs.replace(
@@ -161,7 +161,7 @@ CHANGES: dict[str, st.SearchStrategy[Any]] = {
     "ttl": st.floats(),
     "second": st.none() | ports,
     "visitor": st.none() | addresses,
-    "wish": st.none() | ports,
+    "suggested": st.none() | ports,
     "exact": st.booleans(),
     "outer": st.none() | endpoints,
     "outer_second": st.none() | ports,
@@ -198,8 +198,8 @@ def test_good_requests_of_each_kind_pass(request_: PinholeRequest) -> None:
         (MAPPING, {"target": Endpoint("192.168.56.10", 22)}, "port"),
         (MAPPING, {"target": Endpoint("192.168.56.10", 3306)}, "port"),
         (MAPPING, {"target": Endpoint("192.168.56.10", 1900)}, "port"),
-        (MAPPING, {"wish": 80}, "wish"),
-        (MAPPING, {"wish": None, "exact": True}, "wish"),
+        (MAPPING, {"suggested": 80}, "wish"),
+        (MAPPING, {"suggested": None, "exact": True}, "wish"),
         (MAPPING, {"ttl": 7201.0}, "ttl"),
         (MAPPING, {"peers": ("198.51.100.1/24",)}, "peers"),
         (MAPPING, {"peers": ("0.0.0.0/0",)}, "peers"),
@@ -209,7 +209,7 @@ def test_good_requests_of_each_kind_pass(request_: PinholeRequest) -> None:
         (MAPPING, {"second": 50001}, "kind"),
         (MAPPING, {"peer": "203.0.113.5"}, "kind"),
         (MAPPING, {"visitor": "203.0.113.5"}, "visitor"),
-        (INBOUND, {"wish": 50000}, "kind"),
+        (INBOUND, {"suggested": 50000}, "kind"),
         (INBOUND, {"transport": "tcp+udp"}, "kind"),
         (INBOUND, {"outer": Endpoint("203.0.113.5", 5000)}, "kind"),
         (ANYBODY, {"peer": "203.0.113.5"}, "peer"),
@@ -278,10 +278,10 @@ def test_whatever_passes_is_harmless(request_: PinholeRequest) -> None:
             assert request_.transport == "udp"
             assert not any(is_inside(ipaddress.ip_address(peer)) for peer in request_.peers or ())
         case "mapping":
-            assert request_.wish is None or request_.wish >= 1024
+            assert request_.suggested is None or request_.suggested >= 1024
             networks = [ipaddress.ip_network(peer) for peer in request_.peers or ()]
             assert len(networks) <= 8
-            assert not any(one.overlaps(other) for at, one in enumerate(networks) for other in networks[:at])
+            assert not any(network.overlaps(other) for at, network in enumerate(networks) for other in networks[:at])
         case "exchange":
             assert request_.outer is not None
             assert request_.visitor == request_.outer.host

@@ -239,12 +239,12 @@ def test_names() -> None:
         assert resolve_address(f"127.0.0.1:{proxy.port}", "203.0.113.9", 5) == "a.test"
 
 
-@pytest.mark.parametrize("told", [b"\x7f\0\0\1", bytes(4)], ids=["address", "unspecified"])
-def test_datagrams_in_fragments_both_ways(told: bytes) -> None:
+@pytest.mark.parametrize("bound", [b"\x7f\0\0\1", bytes(4)], ids=["address", "unspecified"])
+def test_datagrams_in_fragments_both_ways(bound: bytes) -> None:
     relay = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     relay.bind(("127.0.0.1", 0))
     relay.settimeout(5)
-    reply = b"\5\0\0\1" + told + relay.getsockname()[1].to_bytes(2, "big")
+    reply = b"\5\0\0\1" + bound + relay.getsockname()[1].to_bytes(2, "big")
     with scripted(GREETING, (b"\5\3\0\1\0\0\0\0\0\0", reply)) as proxy, datagrams(f"127.0.0.1:{proxy.port}", 5) as udp:
         udp.settimeout(5)
         udp.fragment = 4

@@ -111,7 +111,7 @@ def test_a_name_that_another_site_has_led_here_is_not_answered(app: App, host: s
 def test_what_changes_something_wants_the_token(app: App, processes: Processes) -> None:
     for token in ("", "wrong", TOKEN[:-1], TOKEN + "x", "ü"):
         assert kick(app, token=token) == 401
-    assert not [one for one in processes.asked if one[1] == "kick"]
+    assert not [asked for asked in processes.asked if asked[1] == "kick"]
     assert kick(app) == 200
     assert ("worker-0", "kick", "w0-1") in processes.asked
 
@@ -152,7 +152,7 @@ def test_no_token_is_no_token(gatherer: Gatherer) -> None:
 def test_another_site_cannot_change_anything_even_with_the_token(app: App, processes: Processes) -> None:
     assert kick(app, HTTP_ORIGIN="http://evil.example") == 403
     assert kick(app, HTTP_ORIGIN="null") == 403
-    assert not [one for one in processes.asked if one[1] == "kick"]
+    assert not [asked for asked in processes.asked if asked[1] == "kick"]
     assert kick(app, HTTP_ORIGIN="http://127.0.0.1:9180") == 200
 
 
@@ -257,7 +257,7 @@ def test_watchers_are_counted_while_they_watch(app: App, gatherer: Gatherer) -> 
 def test_many_who_ask_cause_one_question(app: App, processes: Processes) -> None:
     for _ in range(10):
         ask(app, "/api/flows")
-    assert len([one for one in processes.asked if one[:2] == ("worker-0", "flows")]) == 1
+    assert len([asked for asked in processes.asked if asked[:2] == ("worker-0", "flows")]) == 1
 
 
 @pytest.mark.parametrize("path", sorted(STATIC.iterdir()), ids=lambda path: path.name)

@@ -185,8 +185,8 @@ def test_ladders_are_not_larger_than_said() -> None:
 
 
 @given(st.binary(max_size=300), st.integers(0, 300), st.integers(0, 300))
-def test_whatever_came_it_is_text_in_the_end(data: bytes, one: int, two: int) -> None:
-    start, end = sorted((min(one, len(data)), min(two, len(data))))
+def test_whatever_came_it_is_text_in_the_end(data: bytes, first: int, second: int) -> None:
+    start, end = sorted((min(first, len(data)), min(second, len(data))))
     ladders = Ladders()
     whole = b"INVITE x\r\nCall-ID: c1\r\n" + data
     add(ladders, 1.0, Side.CLIENT, PHONE, PROXY, whole, [Edit(start, end, data[:5], "r")])

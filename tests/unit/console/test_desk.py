@@ -18,21 +18,21 @@ from gateway.supervisor.run_dir import RunDir
 
 
 class Console:
-    """A child as the desk knows one: it is told things, with descriptors."""
+    """A child as the desk knows one: it is sent things, with descriptors."""
 
     def __init__(self, name: str = "console") -> None:
         self.name = name
-        self.told: list[tuple[ToChild, list[int]]] = []
+        self.sent: list[tuple[ToChild, list[int]]] = []
 
     def tell(self, message: ToChild, fds: Any = ()) -> None:
         ours, theirs = socket.socketpair()
         with ours, theirs:  # as over a lifeline: what arrives is a descriptor of the receiver's own
             socket.send_fds(ours, [b"x"], list(fds))
             received = socket.recv_fds(theirs, 1, 8)[1]
-        self.told.append((message, list(array.array("i", received))))
+        self.sent.append((message, list(array.array("i", received))))
 
     def rows(self) -> list[dict[str, Any]]:
-        message, fds = self.told.pop()
+        message, fds = self.sent.pop()
         assert isinstance(message, Answering)
         assert message.error == ""
         with socket.socket(fileno=fds[0]) as connection:
@@ -40,7 +40,7 @@ class Console:
             return read_rows(connection)
 
     def error(self) -> str:
-        message, fds = self.told.pop()
+        message, fds = self.sent.pop()
         assert isinstance(message, Answering)
         assert fds == []
         return message.error
@@ -118,8 +118,8 @@ def test_one_that_does_not_accept_does_not_stop_the_supervisor(tmp_path: Path) -
     with run_dir.listen("worker-0"):  # it hangs
         desk = Desk(run_dir, {})
         consoles = [put(desk, "worker-0", "flows") for _ in range(40)]
-        assert any(console.told[0][1] == [] for console in consoles)
+        assert any(console.sent[0][1] == [] for console in consoles)
     for console in consoles:
-        for fd in console.told[0][1]:
+        for fd in console.sent[0][1]:
             socket.close(fd)
     run_dir.remove()

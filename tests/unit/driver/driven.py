@@ -21,8 +21,8 @@ from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Done, Lease, PinholeRequest, PinholeUpdate
 from gateway.net.addresses import PublicAddress
 from gateway.net.relay.splice import Relay
+from gateway.net.slices import slices
 from gateway.net.sockets import prepare
-from gateway.net.turns import turns
 from gateway.pinhole.backend import Backend, DataPaths
 from tests.unit.relay.ends import read_all, tcp_pair
 
@@ -130,7 +130,7 @@ class Driven:
             self.running.get()
             while len(self.flows):
                 gevent.sleep(0.005)
-        assert not len(turns())
+        assert not len(slices())
         assert not self.backend.open_now
 
     def exchange(self, up: Callable[[], None], down: Callable[[], None]) -> tuple[bytes, bytes]:

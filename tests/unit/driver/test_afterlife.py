@@ -65,7 +65,7 @@ class Caller(Plain):
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: list[Event] = []
+        self.events: list[Event] = []
         self.talks = True
         self.ends_at: float | None = None
 
@@ -76,7 +76,7 @@ class Caller(Plain):
         return self.ends_at
 
     def handle(self, event: Event) -> Sequence[Command]:
-        self.told.append(event)
+        self.events.append(event)
         if isinstance(event, Tick):
             self.talks, self.ends_at = False, None
             return [ClosePinhole(1)]
@@ -105,7 +105,7 @@ def in_a_call(relay: Relay) -> tuple[Driven, Caller]:
     driven = Driven(relay, module, backend=Kernel())
     driven.client.sendall(b"CALL")
     assert driven.server.recv(10) == b"CALL"
-    until(lambda: any(isinstance(event, Opened) for event in module.told))
+    until(lambda: any(isinstance(event, Opened) for event in module.events))
     return driven, module
 
 
@@ -129,12 +129,12 @@ def test_a_call_outlives_its_flow(relay: Relay, last: bytes) -> None:
         assert driven.server.recv(10) == b"unread"
     over(driven)
     assert driven.backend.open_now == {"p1"}
-    seen = len(module.told)
-    until(lambda: any(isinstance(event, Activity) for event in module.told[seen:]))
+    seen = len(module.events)
+    until(lambda: any(isinstance(event, Activity) for event in module.events[seen:]))
     module.ends_at = time.monotonic() + 0.05
     until(lambda: not driven.backend.open_now)
     until(lambda: not len(driven.afterlife))
-    assert b"unread" not in [event.data for event in module.told if isinstance(event, Received)]
+    assert b"unread" not in [event.data for event in module.events if isinstance(event, Received)]
 
 
 def test_without_a_call_all_ends_with_the_flow(relay: Relay) -> None:

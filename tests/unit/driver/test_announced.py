@@ -31,15 +31,15 @@ def test_other_workers_know_it() -> None:
 
 def test_it_counts_for_a_while() -> None:
     now = [1000.0]
-    one = Announced(now=lambda: now[0])
-    one.add("a", TARGET, 60)
+    known = Announced(now=lambda: now[0])
+    known.add("a", TARGET, 60)
     now[0] += 59
-    assert one.has("a", TARGET)
+    assert known.has("a", TARGET)
     now[0] += 2
-    assert not one.has("a", TARGET)
-    one.add("a", TARGET, 1e9)
+    assert not known.has("a", TARGET)
+    known.add("a", TARGET, 1e9)
     now[0] += announced.LONGEST + 1
-    assert not one.has("a", TARGET)
+    assert not known.has("a", TARGET)
 
 
 def test_one_worker_overwrites_none_of_another() -> None:

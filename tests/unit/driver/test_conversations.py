@@ -53,15 +53,17 @@ class Backend:
 
 @pytest.mark.parametrize("rule", ["lease", "peers", "quota", "kernel", "broker"])
 def test_a_refused_change_ends_only_what_is_not_open_any_more(rule: str) -> None:
-    backend, told, admitted = Backend(), list[object](), list[int]()
-    held = Conversations(backend, Mode.REWRITE, "f", lambda ref, outcome, inner: told.append(outcome), admitted.append)
+    backend, outcomes, admitted = Backend(), list[object](), list[int]()
+    held = Conversations(
+        backend, Mode.REWRITE, "f", lambda ref, outcome, inner: outcomes.append(outcome), admitted.append
+    )
     held.open(
         OpenConversation(1, TARGET, None, LEASE.peers, 60.0, "test"),
         TARGET.host,
         PublicAddress("203.0.113.1", "203.0.113.1"),
     )
     backend.answer(LEASE)
-    assert told == [LEASE.public]
+    assert outcomes == [LEASE.public]
     held.update(UpdateConversation(1, ("198.51.100.1", "198.51.100.2"), None))
     assert held.is_admitting(1)
     backend.answer(PinholeRefused(rule, "x"))
@@ -69,7 +71,7 @@ def test_a_refused_change_ends_only_what_is_not_open_any_more(rule: str) -> None
     assert not held.is_admitting(1)
     gone = rule == "lease"
     assert (1 in held) is not gone
-    assert told[1:] == (["lease"] if gone else [])
+    assert outcomes[1:] == (["lease"] if gone else [])
     assert backend.closed == (["1"] if gone else [])
     if not gone:  # asked once more, it is a change again
         held.update(UpdateConversation(1, ("198.51.100.1", "198.51.100.2"), 30.0))

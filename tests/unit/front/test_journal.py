@@ -91,4 +91,4 @@ def test_it_does_not_grow_without_end(files: list[int]) -> None:
     for number in range(20000):
         journal.put([conversation(f"{number % 7}", number)])
     assert sum(os.fstat(fd).st_size for fd in files) < 3 * SLACK
-    assert sorted(one.ref for one in Journal(files).found if one.ref is not None) == [*range(19993, 20000)]
+    assert sorted(entry.ref for entry in Journal(files).found if entry.ref is not None) == [*range(19993, 20000)]

@@ -109,7 +109,7 @@ class Kernel:
 
     def traffic(self, leases: Sequence[str]) -> Mapping[str, tuple[int, int]]:
         self.expire()
-        return {one: (self.packets.get(one, 0),) * 2 for one in leases if one in self.leases}
+        return {lease: (self.packets.get(lease, 0),) * 2 for lease in leases if lease in self.leases}
 
     def expire(self) -> None:
         self.leases = {key: (lease, ends) for key, (lease, ends) in self.leases.items() if ends > self.now}
@@ -152,8 +152,8 @@ class Process:
         if self.front is not None:
             self.front.take(Packet(packet, self.order))
 
-    def settle(self, turns: int = 8) -> None:
-        for _ in range(turns):
+    def settle(self, rounds: int = 8) -> None:
+        for _ in range(rounds):
             gevent.sleep(0)
         self.kernel.now += 0.01
 
@@ -186,8 +186,8 @@ def process() -> Iterator[Process]:
     process.close()
 
 
-def play(process: Process, at: int, missed: int, turns: int, talk: float, broker_too: bool) -> None:
-    """The process is killed `turns` turns of the loop behind the message `at`, and misses `missed` messages."""
+def play(process: Process, at: int, missed: int, rounds: int, talk: float, broker_too: bool) -> None:
+    """The process is killed `rounds` rounds of the loop behind the message `at`, and misses `missed` messages."""
     down = 0
     for number, (from_phone, data) in enumerate(CALL):
         if down:
@@ -195,8 +195,8 @@ def play(process: Process, at: int, missed: int, turns: int, talk: float, broker
             if not down:
                 process.begin()
         process.say(from_phone, data)
-        process.settle(turns if number == at else 8)
-        if number != at or turns == 6:
+        process.settle(rounds if number == at else 8)
+        if number != at or rounds == 6:
             process.written()
         if number == at:
             process.kill()
@@ -214,16 +214,16 @@ def play(process: Process, at: int, missed: int, turns: int, talk: float, broker
 @given(
     at=st.integers(0, len(CALL) - 1),
     missed=st.integers(0, 4),
-    turns=st.integers(0, 6),
+    rounds=st.integers(0, 6),
     talk=st.sampled_from([0.0, 5.0, 40.0]),
     broker_too=st.booleans(),
 )
 def test_a_call_ends_with_its_media_whatever_was_missed(
-    at: int, missed: int, turns: int, talk: float, broker_too: bool
+    at: int, missed: int, rounds: int, talk: float, broker_too: bool
 ) -> None:
     process = Process()
     try:
-        play(process, at, missed, turns, talk, broker_too)
+        play(process, at, missed, rounds, talk, broker_too)
         process.later(2 * TIMEOUT + 260.0, media=False)  # an INVITE without an answer is given up after 240 s
         assert process.engine.calls() == []
         assert process.kernel.media() == []
@@ -233,6 +233,6 @@ def test_a_call_ends_with_its_media_whatever_was_missed(
 
 def test_a_call_of_which_nothing_was_counted_when_its_process_and_pinholes_went(process: Process) -> None:
     """Its BYE was missed: nothing will ever be counted of it, and it must not live as long as one that is on hold."""
-    play(process, at=4, missed=2, turns=6, talk=0.0, broker_too=True)
+    play(process, at=4, missed=2, rounds=6, talk=0.0, broker_too=True)
     process.later(TIMEOUT + 40.0, media=False)
     assert process.engine.calls() == []

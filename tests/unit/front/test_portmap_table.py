@@ -25,25 +25,25 @@ class Table(MappingTable):
 
     def __init__(self, **limits: Any) -> None:
         super().__init__(Limits(**limits))
-        self.told: list[tuple[str, str]] = []
+        self.events: list[tuple[str, str]] = []
         self.listeners.append(self._hear)
         self.leases = 0
 
     def _hear(self, event: Event) -> None:
-        self.told.append((event.what, event.by))
+        self.events.append((event.what, event.by))
 
-    def grant(self, one: Request, now: float = 0.0) -> str:
-        there = self.check(one)
+    def grant(self, request: Request, now: float = 0.0) -> str:
+        there = self.check(request)
         self.leases += 1
-        public = there.public if there is not None else Endpoint(PUBLIC, self.wish(one))
-        hold = self.wanted(one, now)
+        public = there.public if there is not None else Endpoint(PUBLIC, self.suggestion(request))
+        hold = self.wanted(request, now)
         hold.lease = f"lease{self.leases}"
-        self.hold(one, public, hold)
+        self.hold(request, public, hold)
         return f"lease{self.leases}"
 
-    def refuses(self, one: Request) -> str:
+    def refuses(self, request: Request) -> str:
         with pytest.raises(Refusal) as refused:
-            self.check(one)
+            self.check(request)
         return refused.value.why
 
 
@@ -59,7 +59,7 @@ def test_a_mapping_ends_with_its_last_holder() -> None:
     assert table.find(mapping.key) is mapping
     assert table.release(mapping.key, "upnp").lease == second
     assert (len(table), table.of_client(CLIENT)) == (0, [])
-    assert table.told == [("opened", "pcp"), ("renewed", "upnp"), ("renewed", "pcp"), ("closed", "upnp")]
+    assert table.events == [("opened", "pcp"), ("renewed", "upnp"), ("renewed", "pcp"), ("closed", "upnp")]
 
 
 def test_another_credential_neither_renews_nor_ends() -> None:
@@ -76,8 +76,8 @@ def test_another_credential_neither_renews_nor_ends() -> None:
 def test_a_client_is_told_of_its_own_only() -> None:
     table = Table()
     table.grant(request())
-    table.grant(request(client=OTHER, wish_port=6000))
-    assert [one.client for one in table.of_client(CLIENT)] == [CLIENT]
+    table.grant(request(client=OTHER, suggested_port=6000))
+    assert [mapping.client for mapping in table.of_client(CLIENT)] == [CLIENT]
     assert table.at_public(CLIENT, "udp", 6000) is None
     assert table.at_public(OTHER, "udp", 6000) is not None
     assert table.of_client(CLIENT, "upnp") == []
@@ -103,9 +103,9 @@ def test_what_the_operator_limits() -> None:
 
 def test_one_number_for_both_transports() -> None:
     table = Table()
-    table.grant(request(wish_port=7000))
-    assert table.wish(request(transport="tcp")) == 7000
-    assert table.wish(request(5001)) == 5001
+    table.grant(request(suggested_port=7000))
+    assert table.suggestion(request(transport="tcp")) == 7000
+    assert table.suggestion(request(5001)) == 5001
     assert table.is_companions(request(client=OTHER, transport="tcp"), Endpoint(PUBLIC, 7000))
     assert not table.is_companions(request(transport="tcp"), Endpoint(PUBLIC, 7000))
 
@@ -117,7 +117,7 @@ def test_time_ends_holds() -> None:
     assert [hold.holder for hold in table.expire(119.9)] == []
     assert [hold.holder for hold in table.expire(120.0)] == ["pcp"]
     assert [hold.holder for hold in table.expire(240.0)] == ["natpmp"]
-    assert table.told[-1] == ("closed", "expiry")
+    assert table.events[-1] == ("closed", "expiry")
 
 
 def test_filters() -> None:
@@ -139,7 +139,7 @@ def test_another_public_address() -> None:
     table.moved(mapping, Endpoint("203.0.113.9", 5000), "address")
     table.address_changed()
     assert mapping.public.host == "203.0.113.9"
-    assert table.told[-2:] == [("moved", "address"), ("address", "address")]
+    assert table.events[-2:] == [("moved", "address"), ("address", "address")]
 
 
 def test_what_the_broker_has_lost() -> None:
@@ -148,7 +148,7 @@ def test_what_the_broker_has_lost() -> None:
     assert table.drop("another", "kick") is None
     dropped = table.drop(lease, "kick")
     assert dropped is not None
-    assert (dropped.holder, len(table), table.told[-1]) == ("pcp", 0, ("closed", "kick"))
+    assert (dropped.holder, len(table), table.events[-1]) == ("pcp", 0, ("closed", "kick"))
 
 
 def test_descriptions_are_cleaned() -> None:
@@ -172,12 +172,12 @@ DOINGS = st.lists(
 def test_whatever_is_done_it_agrees_with_itself(doings: list[tuple[str, str, int, Holder, int]]) -> None:
     table, now = Table(per_client=2, lifetime=(1, 20)), 0.0
     for what, client, port, holder, seconds in doings:
-        one = request(port, client=client, holder=holder, credential="", lifetime=seconds)
+        again = request(port, client=client, holder=holder, credential="", lifetime=seconds)
         try:
             if what == "map":
-                table.grant(one, now)
+                table.grant(again, now)
             elif what == "unmap":
-                table.release(one.key, holder)
+                table.release(again.key, holder)
             elif what == "drop":
                 table.drop(f"lease{seconds}", "kick")
             else:
@@ -187,8 +187,8 @@ def test_whatever_is_done_it_agrees_with_itself(doings: list[tuple[str, str, int
             pass
         every = list(table)
         assert len(every) == len(table) == sum(len(table.of_client(each)) for each in (CLIENT, OTHER))
-        assert all(one.holds and one.expires > now for one in every if what == "expire")
+        assert all(mapping.holds and mapping.expires > now for mapping in every if what == "expire")
         assert all(len(table.of_client(each)) <= 2 for each in (CLIENT, OTHER))
-    opened = [what for what, _ in table.told if what == "opened"]
-    closed = [what for what, _ in table.told if what == "closed"]
+    opened = [what for what, _ in table.events if what == "opened"]
+    closed = [what for what, _ in table.events if what == "closed"]
     assert len(opened) - len(closed) == len(table)

@@ -124,8 +124,8 @@ def test_too_much_behind_one_that_waits(rig: Rig) -> None:
     """Nothing is lost and nothing changes places: all go as they are, and what was decided too late changes nothing."""
     rig.engine.answers = hold
     data = [b"%d" % number for number in range(MOST_WAITING + 1)]
-    for one in data:
-        rig.messages.take(Side.CLIENT, SERVER, one)
+    for datagram in data:
+        rig.messages.take(Side.CLIENT, SERVER, datagram)
     assert rig.datas() == data
     gevent.sleep(0.01)
     assert rig.datas() == data

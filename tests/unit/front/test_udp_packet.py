@@ -34,7 +34,7 @@ def packet6(payload: bytes, extension: bytes = b"", following: int = 17) -> byte
     return head + extension + struct.pack(">HHHH", A6.port, B6.port, length, 0) + payload
 
 
-def ones_sum(data: bytes) -> int:
+def checksum_of(data: bytes) -> int:
     data += b"\0" * (len(data) % 2)
     total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
     while total >> 16:
@@ -45,10 +45,10 @@ def ones_sum(data: bytes) -> int:
 def check_sums(packet: UdpPacket, data: bytes) -> None:
     start = len(packet.headers) - 8
     if packet.version == 4:
-        assert ones_sum(data[:start]) == 0xFFFF
+        assert checksum_of(data[:start]) == 0xFFFF
     udp = data[start:]
     pseudo = packet.source.ip.packed + packet.destination.ip.packed + struct.pack(">HH", 17, len(udp))
-    assert ones_sum(pseudo + udp) == 0xFFFF
+    assert checksum_of(pseudo + udp) == 0xFFFF
     assert udp[6:8] != b"\0\0"
 
 

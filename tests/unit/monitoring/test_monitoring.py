@@ -69,10 +69,10 @@ def test_what_is_asked_for_is_there(text: str) -> None:
 
 
 def test_panels_do_not_lie_on_one_another() -> None:
-    taken: set[tuple[int, int]] = set()
+    used: set[tuple[int, int]] = set()
     for panel in panels():
         at = panel["gridPos"]
         cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
-        assert not cells & taken, panel["title"]
+        assert not cells & used, panel["title"]
         assert at["x"] + at["w"] <= 24
-        taken |= cells
+        used |= cells

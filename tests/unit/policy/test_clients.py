@@ -70,7 +70,7 @@ def test_a_client_never_has_more_than_the_number_in_all_workers_together(
     for kind in Kind:
         for client in ("a", "b", "c"):
             has = sum(1 for _, k, c, _ in held if (k, c) == (kind, client))
-            assert all(one.count(kind, client) == has for one in clients)
+            assert all(worker.count(kind, client) == has for worker in clients)
 
 
 def test_what_a_dead_worker_held_is_free_at_once() -> None:
@@ -112,7 +112,7 @@ def test_whoever_takes_all_leaves_as_much_as_he_has_and_the_next_one_too() -> No
     for network in range(6):
         got.append(take_all(clients, f"fd{network:02}::"))
     assert got[0] == room // 2
-    assert all(one >= SMALL for one in got)
+    assert all(part >= SMALL for part in got)
     assert sum(got) < room
     clients.enter(Kind.FLOWS, "192.0.2.1")  # who comes last
 
@@ -140,23 +140,23 @@ def test_clients_that_have_gone_are_forgotten_and_those_that_are_there_are_not()
 
 def test_a_full_set_of_the_table_counts_alone_and_gives_old_places_away() -> None:
     words = memory()
-    one, two = SharedCounts(words, 0), SharedCounts(words, 1)
+    first, second = SharedCounts(words, 0), SharedCounts(words, 1)
     keys = [1 + number * (CELLS // WAYS) for number in range(WAYS + 2)]  # all of one set
-    cells = [one.cell(key) for key in keys[:WAYS]]
+    cells = [first.cell(key) for key in keys[:WAYS]]
     for cell in cells:
         cell.live = 1
     left = SharedCounts(words, 2).cell(keys[0])  # of a process that is no more
     left.spent = 9
-    alone = one.cell(keys[WAYS])
+    alone = first.cell(keys[WAYS])
     alone.live = 7
-    assert one.full == 1
+    assert first.full == 1
     assert alone.all_live() == 7
-    assert two.cell(keys[WAYS]).all_live() == 0  # it cannot know
-    assert two.cell(keys[0]).all_live() == 1
+    assert second.cell(keys[WAYS]).all_live() == 0  # it cannot know
+    assert second.cell(keys[0]).all_live() == 1
     cells[2].release()
-    late = one.cell(keys[WAYS + 1])
+    late = first.cell(keys[WAYS + 1])
     late.live = 3
-    assert two.cell(keys[WAYS + 1]).all_live() == 3
+    assert second.cell(keys[WAYS + 1]).all_live() == 3
     after = SharedCounts(words, 2)
     assert after.cell(keys[0]).spent == 9  # its successor goes on with it
     again = SharedCounts(words, 2)

@@ -24,7 +24,7 @@ def test_sessions_in_all_and_of_one_client() -> None:
     first = [counters.enter(rule, "a", 0), counters.enter(rule, "a", 0)]
     with pytest.raises(LimitReached, match="2 sessions of a client"):
         counters.enter(rule, "a", 0)
-    other = counters.enter(rule, "b", 0)
+    second = counters.enter(rule, "b", 0)
     with pytest.raises(LimitReached, match="3 sessions are"):
         counters.enter(rule, "c", 0)
     counters.enter(decision("another", sessions=1), "a", 0).release()
@@ -32,7 +32,7 @@ def test_sessions_in_all_and_of_one_client() -> None:
     first[0].release()  # counts once
     counters.enter(rule, "a", 0).release()
     first[1].release()
-    other.release()
+    second.release()
     assert counters.counts() == {}
 
 
@@ -68,7 +68,7 @@ def test_workers_share_a_limit(steps: list[tuple[int, str, int]]) -> None:
             live.pop(0)[2].release()
         elif action == 1:
             clear(words, worker)  # it has died, and another one comes in its place
-            live = [one for one in live if one[0] != worker]
+            live = [session for session in live if session[0] != worker]
             counters[worker] = RuleLimits(SharedCounts(words, worker))
         else:
             full = len(live) >= 5 or sum(1 for _, whose, _ in live if whose == client) >= 3
@@ -82,16 +82,16 @@ def test_workers_share_a_limit(steps: list[tuple[int, str, int]]) -> None:
 
 def test_workers_share_the_rate_of_new_sessions() -> None:
     words = memory(2)
-    one, other = (RuleLimits(SharedCounts(words, slot)) for slot in range(2))
+    first, second = (RuleLimits(SharedCounts(words, slot)) for slot in range(2))
     rule = decision(rate=4.0)
-    for counters in (one, other, one, other):
+    for counters in (first, second, first, second):
         counters.enter(rule, "a", 10)
-    for counters in (one, other):
+    for counters in (first, second):
         with pytest.raises(LimitReached):
             counters.enter(rule, "a", 10.2)
-    other.enter(rule, "a", 10.3)
+    second.enter(rule, "a", 10.3)
     with pytest.raises(LimitReached):
-        one.enter(rule, "a", 10.3)
+        first.enter(rule, "a", 10.3)
 
 
 @given(seed=st.integers(0, 2**32))

@@ -25,13 +25,13 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     right.close()
 
 
-def told(condition: Callable[[], object]) -> None:
+def run_until(condition: Callable[[], object]) -> None:
     with gevent.Timeout(5):
         while not condition():
             gevent.sleep(0.001)
 
 
-def turn() -> None:
+def step() -> None:
     """Long enough that what is ready has been told: the loop has looked at it twice."""
     for _ in range(2):
         gevent.sleep(0.001)
@@ -40,17 +40,17 @@ def turn() -> None:
 def test_told_for_as_long_as_it_lasts(poller: Poller, pair: tuple[socket.socket, socket.socket]) -> None:
     events: list[int] = []
     watch = poller.watch(pair[0].fileno(), READ, events.append)
-    turn()
+    step()
     assert not events
     pair[1].send(b"x")
-    told(lambda: len(events) >= 2)  # nobody has read it
+    run_until(lambda: len(events) >= 2)  # nobody has read it
     pair[0].recv(1)
-    turn()
+    step()
     events.clear()
-    turn()
+    step()
     assert not events
     watch.ask(READ | WRITE)
-    told(lambda: events)
+    run_until(lambda: events)
     assert events[0] == WRITE
     watch.forget(closing=False)
     assert not len(poller)
@@ -60,18 +60,18 @@ def test_a_break_is_told_though_nothing_is_asked(poller: Poller, pair: tuple[soc
     events: list[int] = []
     watch = poller.watch(pair[0].fileno(), 0, events.append)
     pair[1].send(b"x")
-    turn()
+    step()
     assert not events
     pair[1].close()
-    told(lambda: events)
+    run_until(lambda: events)
     assert events[0] & GONE
     watch.rest()
-    turn()
+    step()
     events.clear()
-    turn()
+    step()
     assert not events
     watch.ask(READ)
-    told(lambda: events)
+    run_until(lambda: events)
 
 
 def test_what_a_handler_before_it_has_closed_is_not_told(poller: Poller) -> None:
@@ -100,8 +100,8 @@ def test_what_a_handler_before_it_has_closed_is_not_told(poller: Poller) -> None
     for number, (near, far) in enumerate(pairs):
         far.send(b"x")
         watches.append(poller.watch(near.fileno(), READ, first_come(number)))
-    told(lambda: fresh)
-    turn()
+    run_until(lambda: fresh)
+    step()
     assert not wrong
     for watch in watches:
         watch.forget(closing=False)
@@ -121,7 +121,7 @@ def test_an_error_in_a_handler_harms_nobody(
 
     watch = poller.watch(pair[0].fileno(), READ, fail)
     pair[1].send(b"x")
-    told(lambda: events)
+    run_until(lambda: events)
     assert "on purpose" in capsys.readouterr().err
     watch.forget(closing=False)
 

@@ -222,7 +222,7 @@ def test_small_messages_need_no_pipe(relay: Relay, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("state", ["idle", "half-closed", "sink full", "sink full, source gone", "reset, sink full"])
 def test_waiting_costs_nothing(relay: Relay, state: str) -> None:
-    """epoll tells what lasts again and again: whatever a flow waits for, nobody is told of anything else meanwhile."""
+    """epoll tells what lasts again and again: whatever a flow waits for, nothing else is reported meanwhile."""
     flow = join(relay, buffers=65536)
     if "full" in state:
         flow.client.setblocking(False)
@@ -240,16 +240,16 @@ def test_waiting_costs_nothing(relay: Relay, state: str) -> None:
     elif "reset" in state:
         reset(flow.client)
     gevent.sleep(0.05)
-    told: list[int] = []
+    reported: list[int] = []
 
     def listen(handler: Callable[[int], None], events: int) -> None:
-        told.append(events)
+        reported.append(events)
         handler(events)
 
     for watch in relay.poller.watches.values():
         watch.handler = functools.partial(listen, watch.handler)
     gevent.sleep(0.3)
-    assert len(told) <= 3, f"{len(told)} events in 0.3 s"
+    assert len(reported) <= 3, f"{len(reported)} events in 0.3 s"
     flow.handle.abort()
     flow.result()
     flow.close()

@@ -84,7 +84,7 @@ class Play:
         return [said(command, self.now) for command in self.module.handle(self.event(text))]
 
 
-def turns(text: str) -> Iterator[tuple[str, list[str]]]:
+def exchanges(text: str) -> Iterator[tuple[str, list[str]]]:
     """What happens, or is set, with what must be answered."""
     current: tuple[str, list[str]] | None = None
     for line in text.splitlines():
@@ -104,7 +104,7 @@ def turns(text: str) -> Iterator[tuple[str, list[str]]]:
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
 def test_dialogue(file: Path) -> None:
     play = Play()
-    for line, wanted in turns(file.read_text()):
+    for line, wanted in exchanges(file.read_text()):
         if line.startswith(">> "):
             assert play.happens(line[3:]) == wanted, line
         else:

@@ -44,7 +44,7 @@ class Broker:
         """See `gateway.front.portmap.igd.Mapper.map`."""
         there = self.table.check(request)
         public = there.public if there is not None else self._choose(request)
-        if request.exact and public.port != request.wish_port:
+        if request.exact and public.port != request.suggested_port:
             raise Refusal("taken", "the socket has another port")
         hold = self.table.wanted(request, self.now)
         hold.lease = str(next(self._numbers))
@@ -61,12 +61,12 @@ class Broker:
     def _choose(self, request: Request) -> Endpoint:
         if ":" in request.client:
             return Endpoint(request.client, request.port)
-        used = {(one.transport, one.public.port) for one in self.table} | self.taken
-        wish = self.table.wish(request)
-        if (request.transport, wish) not in used:
-            return Endpoint(PUBLIC, wish)
+        used = {(mapping.transport, mapping.public.port) for mapping in self.table} | self.taken
+        suggested = self.table.suggestion(request)
+        if (request.transport, suggested) not in used:
+            return Endpoint(PUBLIC, suggested)
         if request.exact:
-            raise Refusal("taken", f"{wish} is another's")
+            raise Refusal("taken", f"{suggested} is another's")
         return Endpoint(PUBLIC, next(port for port in range(40000, 65536) if (request.transport, port) not in used))
 
 
@@ -100,7 +100,7 @@ class Truth:
         return self._broker.now
 
 
-class Told:
+class Recorder:
     """Keeps what a subscriber would be told."""
 
     def __init__(self) -> None:
@@ -117,9 +117,9 @@ class House:
     def __init__(self, limits: Limits | None = None) -> None:
         self.broker = Broker(limits)
         self.facts = Truth(self.broker)
-        self.told = Told()
+        self.recorder = Recorder()
         self.igd = Igd(self.broker, self.facts, DEVICES)
-        self.pages = Pages(list(DEVICES.values()), self.igd, self.told, "Linux UPnP/1.1 algate/1")
+        self.pages = Pages(list(DEVICES.values()), self.igd, self.recorder, "Linux UPnP/1.1 algate/1")
 
     def say(self, pieces: Iterator[bytes], client: str, own: Endpoint = OWN) -> bytes:
         """Send pieces of a stream, and return all answers until the connection would end."""
@@ -141,7 +141,10 @@ class House:
 
     def mappings(self) -> list[str]:
         """What is open, as dialogues say it."""
-        return [f"{one.transport} {one.public.port} {one.target} {' '.join(one.holds)}" for one in self.broker.table]
+        return [
+            f"{mapping.transport} {mapping.public.port} {mapping.target} {' '.join(mapping.holds)}"
+            for mapping in self.broker.table
+        ]
 
 
 def service_of(text: str) -> tuple[Device, Service]:

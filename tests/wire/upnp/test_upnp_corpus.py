@@ -57,7 +57,7 @@ class Play:
         match word:
             case "ask":
                 action, *given = rest.split("\t") if "\t" in rest else rest.split(" ")
-                pairs = dict(one.split("=", 1) for one in given if one)
+                pairs = dict(pair.split("=", 1) for pair in given if pair)
                 self.send(soap_request(self.device, self.service, action, pairs, self.own))
             case "body":
                 self.body = filled(rest, self.device, self.service, lambda: b"")

@@ -237,7 +237,7 @@ def play(
     commands: list[Command] = []
     given_bytes = dict.fromkeys(Side, b"")
     asked: list[OpenPinhole | OpenOutbound | AskTransfer] = []
-    turn = 0
+    round_ = 0
 
     def take(answer: Sequence[Command]) -> None:
         commands.extend(answer)
@@ -266,8 +266,8 @@ def play(
         elif isinstance(item, tuple):
             side, data = item
             while data:
-                size = cuts[turn % len(cuts)]
-                turn += 1
+                size = cuts[round_ % len(cuts)]
+                round_ += 1
                 piece, data = data[:size], data[size:]
                 given_bytes[side] += piece
                 if bypassed():

@@ -18,7 +18,7 @@ FILES = sorted(HERE.glob("*.datagram"))
 SOURCE = ipaddress.ip_address("192.168.56.10")
 
 
-def told(protocol: str, data: bytes, source: str) -> str:
+def described(protocol: str, data: bytes, source: str) -> str:
     """What a codec reads in a datagram, as the files of the corpus have it."""
     try:
         if protocol == "natpmp":
@@ -33,7 +33,7 @@ def test_the_corpus(path: Path) -> None:
     lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
     source, protocol, *rest = [line for line in lines if line]
     data = bytes.fromhex("".join(line for line in rest if not line.startswith("=")))
-    assert told(protocol, data, source.removeprefix("from ")) == rest[-1].removeprefix("= ")
+    assert described(protocol, data, source.removeprefix("from ")) == rest[-1].removeprefix("= ")
 
 
 def test_there_are_enough() -> None:

@@ -64,7 +64,7 @@ def test_each_datagram_goes_once_and_untouched(said: list[tuple[Side, bytes]]) -
                 assert command.target == CLIENT
                 assert command.peers == (SERVER.host,)
                 answer = Opened(command.ref, PUBLIC, number / 7) if number % 3 else Refused(command.ref, "", number / 7)
-                gone += [one.packet for one in module.handle(answer) if isinstance(one, Release)]
+                gone += [command.packet for command in module.handle(answer) if isinstance(command, Release)]
     assert sorted(gone) == list(range(1, len(said) + 1))
 
 
@@ -74,7 +74,7 @@ def test_a_flood_of_one_client_opens_twenty_a_second_and_leaves_others_theirs() 
     for number in range(1000):
         commands = module.handle(asks(number, Endpoint(CLIENT.host, 2000 + number), now=number / 1000))
         opened += sum(isinstance(command, OpenConversation) for command in commands)
-        assert all(not isinstance(one, Note) or one.code == "tftp.rate" for one in commands)
+        assert all(not isinstance(command, Note) or command.code == "tftp.rate" for command in commands)
     assert 40 <= opened <= 61
     other = module.handle(asks(1000, Endpoint("192.168.56.11", 2000), now=1.0))
     assert [type(command) for command in other] == [OpenConversation]
@@ -102,12 +102,11 @@ def test_what_it_costs_grows_with_the_number_of_requests() -> None:
     took = []
     for part in range(4):
         began = time.process_time()
-        for number in range(1000):
-            one = part * 1000 + number
-            client = Endpoint(f"10.{one >> 8}.{one & 255}.1", 2000)
-            module.handle(asks(one, client))
-            module.handle(Opened(one + 1, PUBLIC, 0.0))
-            module.handle(Activity(one + 1, 1, 1, 1.0))
+        for number in range(part * 1000, (part + 1) * 1000):
+            client = Endpoint(f"10.{number >> 8}.{number & 255}.1", 2000)
+            module.handle(asks(number, client))
+            module.handle(Opened(number + 1, PUBLIC, 0.0))
+            module.handle(Activity(number + 1, 1, 1, 1.0))
         took.append(time.process_time() - began)
     assert took[3] < 5 * took[0] + 0.01
 

@@ -39,8 +39,8 @@ INSIDE = {
 }  # fmt: skip
 
 
-def came_and_goes(case: Field, one: Said, sent_from: Endpoint) -> tuple[bytes, bytes]:
-    return case.came_and_goes(one, {**INSIDE, "rport": str(sent_from.port)}, OUTSIDE)
+def came_and_goes(case: Field, said: Said, sent_from: Endpoint) -> tuple[bytes, bytes]:
+    return case.came_and_goes(said, {**INSIDE, "rport": str(sent_from.port)}, OUTSIDE)
 
 
 def public(target: Endpoint) -> Endpoint:
@@ -69,23 +69,23 @@ class Peers:
 @pytest.mark.parametrize("path", [path for path in FILES if Field(path).goes_over("udp")], ids=lambda path: path.stem)
 def test_over_udp(path: Path) -> None:
     case, engine, peers = Field(path), SipEngine(), Peers()
-    for number, one in enumerate(case.said):
-        came, goes = came_and_goes(case, one, CLIENT)
-        commands = list(engine.handle(Datagram(number, one.side, CLIENT, SERVER, came, float(number))))
+    for number, said in enumerate(case.said):
+        came, goes = came_and_goes(case, said, CLIENT)
+        commands = list(engine.handle(Datagram(number, said.side, CLIENT, SERVER, came, float(number))))
         heard = []
         codes = [command.code for command in commands if isinstance(command, Note)]
-        if one.right == "ignored":
+        if said.right == "ignored":
             assert commands == [Release(number)]
         while commands:
             command = commands.pop(0)
             peers.see(command)
             if isinstance(command, OpenConversation):
-                assert one.right == "edited"
+                assert said.right == "edited"
                 commands += engine.handle(Opened(command.ref, public(command.target), float(number)))
             elif isinstance(command, Release):
                 heard.append(apply_edits(came, command.edits))
         assert heard == [goes]
-        assert ("sip.unread" in codes or number > 0) if one.right == "untouched" else "sip.unread" not in codes
+        assert ("sip.unread" in codes or number > 0) if said.right == "untouched" else "sip.unread" not in codes
     if "peers" in case.about:
         assert peers.text() == case.about["peers"]
 
@@ -94,11 +94,11 @@ def over_tcp(case: Field, cut: int) -> tuple[list[bytes], str]:
     """What each message became when it was cut at `cut`, and who may send media in."""
     module, peers = SipModule(FlowContext(CONNECTION, SERVER, public=PUBLIC)), Peers()
     heard = []
-    for number, one in enumerate(case.said):
-        came, _ = came_and_goes(case, one, CONNECTION)
+    for number, said in enumerate(case.said):
+        came, _ = came_and_goes(case, said, CONNECTION)
         out = b""
         for piece in (came[:cut], came[cut:]):
-            commands = list(module.handle(Received(one.side, piece, float(number)))) if piece else []
+            commands = list(module.handle(Received(said.side, piece, float(number)))) if piece else []
             while commands:
                 command = commands.pop(0)
                 peers.see(command)
@@ -106,10 +106,10 @@ def over_tcp(case: Field, cut: int) -> tuple[list[bytes], str]:
                 if isinstance(command, FindSocket):
                     commands += module.handle(Refused(command.ref, "none", float(number)))
                 elif isinstance(command, OpenConversation):
-                    assert one.right == "edited"
+                    assert said.right == "edited"
                     commands += module.handle(Opened(command.ref, public(command.target), float(number)))
                 elif isinstance(command, Deliver):
-                    assert command.to is one.side.other
+                    assert command.to is said.side.other
                     out += apply_edits(command.data, command.edits)
         heard.append(out)
     return heard, peers.text()
@@ -118,8 +118,8 @@ def over_tcp(case: Field, cut: int) -> tuple[list[bytes], str]:
 @pytest.mark.parametrize("path", [path for path in FILES if Field(path).goes_over("tcp")], ids=lambda path: path.stem)
 def test_over_tcp_however_it_is_cut(path: Path) -> None:
     case = Field(path)
-    wanted = [came_and_goes(case, one, CONNECTION)[1] for one in case.said]
-    longest = max(len(came_and_goes(case, one, CONNECTION)[0]) for one in case.said)
+    wanted = [came_and_goes(case, said, CONNECTION)[1] for said in case.said]
+    longest = max(len(came_and_goes(case, said, CONNECTION)[0]) for said in case.said)
     for cut in range(longest):
         heard, peers = over_tcp(case, cut)
         assert heard == wanted, f"cut at {cut}"

@@ -1,4 +1,4 @@
-"""Turns: work that could go on for ever is done in small pieces, and between them all others are served.
+"""Slices of time: work that could go on for ever is done in small pieces, and between them all others are served.
 
 gevent looks at sockets and timers only when its callbacks are done, or after fifty of them. A greenlet whose socket
 always has something to read never waits, and `gevent.sleep(0)` gives way to other callbacks only: with pieces of one
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 BUDGET = 0.001  # seconds of work in a round of the event loop, and as much again for those that wait in line
 
 
-class Turns:
+class Slices:
     """The line of waiting greenlets of one process, made in its hub's thread. Times are in seconds."""
 
     def __init__(self, budget: float = BUDGET) -> None:
@@ -45,7 +45,7 @@ class Turns:
         return perf_counter() >= self._until if self._calling else self._spent >= self._budget
 
     def spend(self, seconds: float) -> None:
-        """Count `seconds` of work. Small amounts are added up over rounds, which costs nothing but a turn now and
+        """Count `seconds` of work. Small amounts are added up over rounds, which costs nothing but a round now and
         then."""
         if not self._calling:  # else it is measured below
             self._spent += seconds
@@ -88,12 +88,12 @@ class Turns:
             self._timer.start(self._next_round)
 
 
-_turns: Turns | None = None
+_slices: Slices | None = None
 
 
-def turns() -> Turns:
+def slices() -> Slices:
     """Return the line of this process (of this thread's hub)."""
-    global _turns
-    if _turns is None or _turns.hub is not get_hub():
-        _turns = Turns()
-    return _turns
+    global _slices
+    if _slices is None or _slices.hub is not get_hub():
+        _slices = Slices()
+    return _slices

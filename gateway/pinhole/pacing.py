@@ -1,4 +1,4 @@
-"""Waiting for a turn: a client that opens pinholes too fast waits a little, and is refused only after that."""
+"""A client that opens pinholes too fast waits a little, and is refused only after that."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PAUSE = 0.008  # seconds between two attempts of one client, however many of it
 _queues: dict[str, deque[Event]] = {}  # by client, in this process; the first of a queue is the one that asks
 
 
-def in_turn(
+def at_its_pace(
     attempt: Callable[[], T],
     client: str,
     wanted: Callable[[], bool],

@@ -1,4 +1,4 @@
-"""gateway.pinhole.turns: a rate that is exceeded paces, and refuses only after that."""
+"""gateway.pinhole.pacing: a rate that is exceeded paces, and refuses only after that."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from alg.bucket import Rate
 from gateway.model.errors import PinholeRefused
 from gateway.pinhole import turns
-from gateway.pinhole.turns import PATIENCE, in_turn
+from gateway.pinhole.pacing import PATIENCE, at_its_pace
 
 
 class Clock:
@@ -48,7 +48,7 @@ def test_what_is_within_the_rate_does_not_wait() -> None:
     clock = Clock()
     backend = Limited(clock, 100, 200)
     for number in range(1, 201):
-        assert in_turn(backend.open, "a", lambda: True, clock.now, clock.sleep) == number
+        assert at_its_pace(backend.open, "a", lambda: True, clock.now, clock.sleep) == number
     assert clock.time == 1000.0
 
 
@@ -59,7 +59,7 @@ def test_what_is_beyond_it_waits_and_is_served(count: int, per_second: float) ->
     clock = Clock()
     backend = Limited(clock, per_second, 2 * per_second)
     for _ in range(count):
-        in_turn(backend.open, "a", lambda: True, clock.now, clock.sleep)
+        at_its_pace(backend.open, "a", lambda: True, clock.now, clock.sleep)
     assert backend.opened == count
     assert count <= 2 * per_second + (clock.time - 1000.0) * per_second + 1
     assert backend.asked < count + (clock.time - 1000.0) / 0.004 + 1  # and the broker is not asked all the time
@@ -70,7 +70,7 @@ def test_it_ends() -> None:
     clock = Clock()
     backend = Limited(clock, 0.01, 0)
     with pytest.raises(PinholeRefused, match="too fast"):
-        in_turn(backend.open, "a", lambda: True, clock.now, clock.sleep)
+        at_its_pace(backend.open, "a", lambda: True, clock.now, clock.sleep)
     assert PATIENCE <= clock.time - 1000.0 < PATIENCE + 0.1
     assert not turns._queues
 
@@ -83,7 +83,7 @@ def test_other_refusals_are_told_at_once(rule: str) -> None:
         raise PinholeRefused(rule, "no")
 
     with pytest.raises(PinholeRefused, match="no"):
-        in_turn(refuse, "a", lambda: True, clock.now, clock.sleep)
+        at_its_pace(refuse, "a", lambda: True, clock.now, clock.sleep)
     assert clock.time == 1000.0
 
 
@@ -91,7 +91,7 @@ def test_nobody_waits_for_what_nobody_wants() -> None:
     clock = Clock()
     backend = Limited(clock, 0.01, 0)
     with pytest.raises(PinholeRefused):
-        in_turn(backend.open, "a", lambda: clock.time < 1000.5, clock.now, clock.sleep)
+        at_its_pace(backend.open, "a", lambda: clock.time < 1000.5, clock.now, clock.sleep)
     assert clock.time < 1001.0
 
 
@@ -103,7 +103,7 @@ def test_many_that_wait_are_served_in_order_and_ask_no_more_often_than_one() -> 
     served: list[int] = []
 
     def flow(number: int) -> None:
-        in_turn(real.open, "a", lambda: True)
+        at_its_pace(real.open, "a", lambda: True)
         served.append(number)
 
     begun = time.monotonic()
@@ -118,8 +118,8 @@ def test_who_waits_behind_others_for_too_long_is_refused_and_the_next_goes_on() 
     clock = Clock()
     backend = Limited(clock, 0.01, 0)
     clock.now = time.monotonic  # type: ignore[method-assign]
-    results = [gevent.spawn(in_turn, backend.open, "a", lambda: True) for _ in range(5)]
-    other = gevent.spawn(in_turn, lambda: 7, "b", lambda: True)
+    results = [gevent.spawn(at_its_pace, backend.open, "a", lambda: True) for _ in range(5)]
+    other = gevent.spawn(at_its_pace, lambda: 7, "b", lambda: True)
     gevent.joinall([*results, other], timeout=10)
     assert other.value == 7
     assert all(isinstance(result.exception, PinholeRefused) for result in results)
@@ -131,7 +131,7 @@ def test_a_flow_that_ended_in_the_queue_opens_nothing() -> None:
     clock.now = time.monotonic  # type: ignore[method-assign]
     backend = Limited(clock, 20, 1)
     alive = [True, True, False, True]
-    results = [gevent.spawn(in_turn, backend.open, "a", lambda number=number: alive[number]) for number in range(4)]
+    results = [gevent.spawn(at_its_pace, backend.open, "a", lambda number=number: alive[number]) for number in range(4)]
     gevent.joinall(results, timeout=10)
     assert [result.successful() for result in results] == alive
     assert backend.opened == 3
