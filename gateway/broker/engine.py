@@ -12,25 +12,22 @@ import math
 import random
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from alg.address import Endpoint
-from alg.bucket import Rate
-from gateway.broker import marks
-from gateway.broker.conntrack import Conntrack
-from gateway.broker.element_messages import NFPROTO_INET
 from gateway.broker.elements import admitting, elements_of, leases_of
-from gateway.broker.foreign import ForeignForwardings
 from gateway.broker.forwards import SLOT as FORWARDS
 from gateway.broker.forwards import Forwards
+from gateway.broker.guard import TableGuard
 from gateway.broker.limits import BrokerLimits
 from gateway.broker.nat import Nat, ReturnPath
 from gateway.broker.netfilter import Change, Netfilter, TableGoneError
 from gateway.broker.netlink import NetfilterError
+from gateway.broker.pending import Closing, Opening, Pending, Updating
+from gateway.broker.permits import Permits
 from gateway.broker.ports import can_bind
-from gateway.broker.restore import Restoration
 from gateway.broker.ruleset_watch import Changes
 from gateway.broker.sharing import Sharing
 from gateway.broker.stale import Stale
@@ -47,7 +44,6 @@ from gateway.lease.messages import (
     Seen,
     ToWorker,
     Update,
-    Updated,
 )
 from gateway.lease.table import LeaseTable
 from gateway.lease.validate import (
@@ -59,52 +55,14 @@ from gateway.lease.validate import (
     valid_lease_id,
 )
 from gateway.model.errors import PinholeRefused
-from gateway.model.requests import Along, Lease, PinholeRequest, PinholeUpdate, transports_of
+from gateway.model.requests import Along, Lease, PinholeRequest, PinholeUpdate
 from gateway.net.neighbours import Kernel, Neighbours
 from gateway.observe.admin import Rows
 from gateway.observe.log import get_logger
 from gateway.observe.metrics import Sample
 from gateway.observe.pinhole_log import PINHOLES as pinhole_log
 
-SOON = 0.05
-"""Seconds between a change of netfilter's rules by another program and the check of our own, because changes often
-follow one another."""
-
-RESTORATIONS, PER_SECOND = 5, 1 / 60
-"""How often the table is restored: this often at once, and once a minute in the long run. A program that removes it
-more often means to."""
-
 log = get_logger()
-
-
-class Opening(NamedTuple):
-    """A lease that is not yet in the kernel."""
-
-    slot: int
-    id: int  # of the request
-    lease: Lease
-    ttl: float
-    change: Change | None = None  # where it shares a public port with others
-
-
-class Closing(NamedTuple):
-    """A lease that is still in the kernel, but in the table no more."""
-
-    slot: int
-    lease: Lease
-    change: Change
-
-
-class Updating(NamedTuple):
-    """A change that is not yet in the kernel. `before`: when the conversation was to end; `ttl`: the seconds that it is
-    to live now."""
-
-    slot: int
-    id: int
-    old: Lease
-    new: Lease
-    before: float
-    ttl: float
 
 
 class Engine:
@@ -119,38 +77,22 @@ class Engine:
     ) -> None:
         self.netfilter = Netfilter(table)
         self.netfilter.measure(limits.meter, now=False)
-        self._inside = tuple(limits.inside)
-        self._kinds, self._reserved = limits.kinds, limits.reserved
-        self._foreign = ForeignForwardings(table)
+        self._permits = Permits(table, limits)
         self._neighbours = Neighbours(limits.inside, Kernel())
         self._leases = LeaseTable(backend="kernel", identify=self._neighbours.identify, **limits.of_table())
         self._rng = random.SystemRandom()
-        self._send = send
-        self._opens: list[Opening] = []
-        self._closes: list[Closing] = []
-        self._updates: list[Updating] = []
-        self._answers: dict[int, list[ToWorker]] = {}
-        self._withheld: list[tuple[int, ToWorker]] = []  # answers that wait for a client's older connections to go
-        self._just_opened: list[tuple[int, Lease]] = []  # of which the log is to say so
-        self._just_updated: list[tuple[int, Lease]] = []
+        self._pending = Pending(send)
         self._nat = Nat(self.netfilter, self._rng)
         self._return_path = ReturnPath(table)
         self._sharing = Sharing(self._leases)
-        self._usage = Usage(self.netfilter, self._leases, self._on_table_gone)
+        self._usage = Usage(self.netfilter, self._leases, lambda: self._guard.table_gone())
         self._forwards = Forwards(self._leases, self._rng, self._forwarding, self._renew, self._end_forwarding)
-        self._forwards_wanted = limits.forwards
-        self._restore_wanted = limits.restore
-        self._signalling = limits.signalling
-        self._restoration = Restoration(
-            self.netfilter, self._leases, self._sharing.first_whole, lambda: Conntrack().begun_with(marks.ADMITTED)
+        self._configured_forwards = limits.forwards
+        self._guard = TableGuard(
+            self.netfilter, self._leases, self._sharing.first_whole, self._usage, self._lose_all, limits
         )
-        self._restorations = Rate(PER_SECOND, RESTORATIONS)
-        self._suspicion = math.inf  # when to look whether the table is as it was
-        self._elements_gone = False  # another program has deleted elements of ours
-        self._disputed = -math.inf  # until when the table is not put back
         self.stale = Stale(self._leases.of_client, self.netfilter.has_any, time.monotonic())
         self._inherited: set[str] = set()  # leases of a worker that died, of which its successor said nothing yet
-        self._opened = self._refused = 0
 
     # --- beginning, passing and end of time -------------------------------------------------------------------------
 
@@ -161,8 +103,8 @@ class Engine:
             elements = self.netfilter.elements()
         except TableGoneError:  # or it is another version's, without one of our sets
             elements = []
-        made = self._load()
-        self._return_path.make(self._inside)
+        made = self._guard.load()
+        self._return_path.make(self._permits.inside)
         unix = time.time()
         now = time.monotonic()
         for found in leases_of(elements, unix):
@@ -171,22 +113,9 @@ class Engine:
             if found.merged:
                 self._sharing.found_merged(found.lease)
         if made and len(self._leases):
-            self._put_back(empty=True)
-        self._forwards.want(self._forwards_wanted)
+            self._guard.put_back(empty=True)
+        self._forwards.want(self._configured_forwards)
         log.info("broker.table", table=self.netfilter.name, made=made, pinholes=len(self._leases))
-
-    def _load(self) -> bool:
-        made = self.netfilter.load()
-        self._keep_aside()
-        return made
-
-    def _keep_aside(self) -> None:
-        """If this host has flowtables, keep media and what modules read out of them. A failure is only logged."""
-        try:
-            if self._signalling and self.netfilter.has_flowtables():
-                self.netfilter.keep_aside(self._signalling)
-        except NetfilterError as error:
-            log.warning("broker.offload", error=str(error), hint="algate doctor says what to add")
 
     def shut_down(self) -> None:
         """Close everything and delete the table. Raises NetfilterError."""
@@ -198,19 +127,16 @@ class Engine:
         for lease in leases:
             self.stale.closed(lease)
         self.stale.forget()
-        log.info("broker.stopped", opened=self._opened, used=self._usage.used, refused=self._refused)
+        log.info("broker.stopped", opened=self._pending.opened, used=self._usage.used, refused=self._pending.refused)
 
     def configure(self, limits: BrokerLimits) -> int:
         """Use other limits from now on. Pinholes of clients that are not inside any more are closed. Returns how many
         those are."""
         self.netfilter.measure(limits.meter)
-        self._inside = self._neighbours.inside = tuple(limits.inside)
-        self._restore_wanted = limits.restore
-        self._kinds, self._reserved = limits.kinds, limits.reserved
-        if self._signalling != limits.signalling:
-            self._signalling = limits.signalling
-            self._keep_aside()
-        self._return_path.make(self._inside)
+        self._permits.configure(limits)
+        self._neighbours.inside = self._permits.inside
+        self._guard.configure(limits)
+        self._return_path.make(self._permits.inside)
         self._leases.configure(**limits.of_table())
         self._forwards.want(limits.forwards)
         return len(self._end("reload", lambda lease: not limits.has_inside(lease.client)))
@@ -230,9 +156,7 @@ class Engine:
 
     def deadline(self) -> float:
         """When (monotonic) `tick` has something to do; infinity: not before the next request."""
-        if self._restoration:
-            return 0.0
-        due = self._usage.deadline(), self.stale.deadline(), self._suspicion, self._forwards.deadline()
+        due = self._guard.deadline(), self._usage.deadline(), self.stale.deadline(), self._forwards.deadline()
         return min(self._leases.deadline() or math.inf, *due)
 
     def tick(self) -> None:
@@ -240,16 +164,14 @@ class Engine:
         created."""
         self.flush()  # whatever was asked for since the last turn of the loop
         now = time.monotonic()
-        if self._suspicion <= now:
-            self._look_at_table()
-        if self._restoration:
-            self._restore_some()
+        for lease in self._guard.look(now):
+            self.stale.disturbed(lease)
         self._expire(now)
-        if not self._restoration:
+        if not self._guard.restoring:
             self._forwards.tick(now)
             self.flush()
         self.stale.tick()
-        if not self._restoration:  # what is not there yet would count as used
+        if not self._guard.restoring:
             self._usage.tick(now)
 
     def __len__(self) -> int:
@@ -262,11 +184,10 @@ class Engine:
         request = message.request
         try:
             if request.along is not None:
-                check_request(msgspec.structs.replace(request, public_host=None), self._inside)
+                check_request(msgspec.structs.replace(request, public_host=None), self._permits.inside)
                 request = self._located(request, request.along)
-            check_request(request, self._inside)
-            if not request.find and not self._may_ask(slot, request.kind):
-                raise PinholeRefused("kind", f"no module of this process declares {request.kind}")
+            check_request(request, self._permits.inside)
+            self._permits.check_kind(slot, request)
             if request.find:
                 self._find(slot, message)
                 return
@@ -279,21 +200,21 @@ class Engine:
                     self._disinherit(slot, request)
                 elif refusal.rule in ("quota", "share", "full"):
                     self.flush()  # what is about to be closed holds a place no longer
-                    if not self._restoration:
+                    if not self._guard.restoring:
                         self._usage.notice(request.visitor or request.client, refusal.rule)  # used ones do not count
                 else:
                     raise
                 lease = self._reserve(slot, request)
         except PinholeRefused as refusal:
-            self._refuse(slot, message.id, request.client, request.reason, refusal)
+            self._pending.refuse(slot, message.id, request.client, request.reason, refusal)
             return
         others = self._sharing.others(lease)
         if not others:
-            self._opens.append(Opening(slot, message.id, lease, request.ttl))
+            self._pending.opens.append(Opening(slot, message.id, lease, request.ttl))
             return
         self.flush()  # those that it shares a port with are there now
         shared = self._sharing.opening(others, (lease, slot, request.ttl))
-        self._opens.append(Opening(slot, message.id, lease, request.ttl, self._counting(shared)))
+        self._pending.opens.append(Opening(slot, message.id, lease, request.ttl, self._counting(shared)))
         self.flush()
         for other, owner, _ in others:  # what a dead process had opened, and its successor opens anew
             if other.id in self._inherited and owner == slot and other.kind == lease.kind:
@@ -303,11 +224,6 @@ class Engine:
         """The change with the counters of what is deleted and added again."""
         return Change(changed.delete, tuple(self.netfilter.counted(changed.add)))
 
-    def _may_ask(self, slot: int, kind: str) -> bool:
-        """Whether a process may ask for pinholes of this kind. Ports of its own it may always ask for."""
-        allowed = self._kinds.get(slot, frozenset())
-        return kind == "local" or kind in allowed or (kind == "read" and "conversation" in allowed)
-
     def _find(self, slot: int, message: Open) -> None:
         """Answer which public endpoint the conversation of an inside socket has. Its owner and peers are not told."""
         self.flush()  # what is told of has to be open
@@ -315,11 +231,11 @@ class Engine:
         if lease is None:
             raise PinholeRefused("none", f"{message.request.target} has no conversation")
         shown = msgspec.structs.replace(lease, id="0" * 16, flow="", peers=())
-        self._answer(slot, LeaseOpened(message.id, shown))
+        self._pending.answer(slot, LeaseOpened(message.id, shown))
 
     def _located(self, request: PinholeRequest, along: Along) -> PinholeRequest:
         """The request with the public address that its flow has. PinholeRefused."""
-        if any(along.source == closing.lease.target for closing in self._closes):
+        if any(along.source == closing.lease.target for closing in self._pending.closes):
             self.flush()  # a conversation of this very socket translates it as long as it is there
         try:
             public = self._nat.public_of(along)
@@ -329,7 +245,7 @@ class Engine:
 
     def _forwarding(self, lease: Lease, ttl: float) -> None:
         """Open a forwarding of the operator's with the next `flush`."""
-        self._opens.append(Opening(FORWARDS, 0, lease, ttl))
+        self._pending.opens.append(Opening(FORWARDS, 0, lease, ttl))
 
     def _renew(self, lease_id: str, ttl: float) -> None:
         self.update(FORWARDS, Update(0, PinholeUpdate(lease_id, ttl=ttl)))
@@ -341,40 +257,40 @@ class Engine:
         """Begin a connection with a client's address, and return it with the endpoint that the server sees; None:
         refused, which is answered here."""
         try:
-            check_connection(message.client, message.server, message.port, self._inside)
+            check_connection(message.client, message.server, message.port, self._permits.inside)
             if not self._return_path.there:
                 raise PinholeRefused("flow", "nothing would come back")
             return self._nat.connect(message.client, message.server, message.port or message.server.port)
         except PinholeRefused as refusal:
-            self._answer(slot, RequestRefused(message.id, refusal.rule, refusal.detail[:200]))
+            self._pending.answer(slot, RequestRefused(message.id, refusal.rule, refusal.detail[:200]))
         except (NetfilterError, OSError) as error:
-            self._answer(slot, RequestRefused(message.id, "kernel", str(error)[:200]))
+            self._pending.answer(slot, RequestRefused(message.id, "kernel", str(error)[:200]))
         return None
 
     def look(self, slot: int, message: AskSeen) -> None:
         """Answer with which address a flow is seen, with the next `flush`."""
         try:
-            check_flow(message.along, self._inside)
-            self._answer(slot, Seen(message.id, self._nat.public_of(message.along)))
+            check_flow(message.along, self._permits.inside)
+            self._pending.answer(slot, Seen(message.id, self._nat.public_of(message.along)))
         except PinholeRefused as refusal:
-            self._answer(slot, RequestRefused(message.id, refusal.rule, refusal.detail[:200]))
+            self._pending.answer(slot, RequestRefused(message.id, refusal.rule, refusal.detail[:200]))
         except NetfilterError as error:
-            self._answer(slot, RequestRefused(message.id, "kernel", str(error)[:200]))
+            self._pending.answer(slot, RequestRefused(message.id, "kernel", str(error)[:200]))
 
     def update(self, slot: int, message: Update) -> None:
         """Change a conversation with the next `flush`, which answers; or refuse at once."""
         update = message.update
-        if any(updating.new.id == update.lease for updating in self._updates):
+        if self._pending.changes(update.lease):
             self.flush()  # the second change of a lease begins where the first one has ended
         old = self._leases.get(update.lease, owner=slot) if valid_lease_id(update.lease) else None
         try:
             if old is None:
                 raise PinholeRefused("lease", "no open conversation of this worker")
-            check_update(update, old, self._inside)
+            check_update(update, old, self._permits.inside)
             new = self._leases.changed(update, unix=time.time(), owner=slot)
         except PinholeRefused as refusal:
             client, reason = (old.client, old.reason) if old is not None else ("", "")
-            self._refuse(slot, message.id, client, reason, refusal)
+            self._pending.refuse(slot, message.id, client, reason, refusal)
             return
         before = self._leases.deadline_of(old.id)
         now = time.monotonic()
@@ -383,7 +299,7 @@ class Engine:
         if moves:
             self.flush()  # a conversation that had this socket may still have to be closed
         self._leases.replace(new, deadline=before if update.ttl is msgspec.UNSET else now + ttl)
-        self._updates.append(Updating(slot, message.id, old, new, before, ttl))
+        self._pending.updates.append(Updating(slot, message.id, old, new, before, ttl))
         if moves:
             self.flush()  # no request may name the socket that it leaves before it has left it
 
@@ -392,12 +308,12 @@ class Engine:
         self.flush()  # what was opened just now is there to be asked for
         found = [self._leases.get(lease_id, owner=slot) for lease_id in message.leases[:MOST_COUNTED]]
         counts = self._usage.counts([lease for lease in found if lease is not None and not lease.single])
-        self._answer(slot, Counted(message.id, counts))
+        self._pending.answer(slot, Counted(message.id, counts))
 
     def close(self, slot: int, lease_id: str) -> None:
         """Close a lease of this slot with the next `flush`. Leases of other slots, and unknown ids, are ignored."""
         lease = None
-        if any(updating.new.id == lease_id for updating in self._updates):
+        if self._pending.changes(lease_id):
             self.flush()  # what is deleted is what the change has made of it
         if valid_lease_id(lease_id):
             lease = self._leases.close(lease_id, now=time.monotonic(), owner=slot)
@@ -421,29 +337,16 @@ class Engine:
         openings, then changes. Code that needs another order calls this in between. What the kernel did not answer
         waits for the next call, as a closing.
         """
-        if self._opens or self._closes or self._updates:
+        if self._pending:
             self._commit()
-        if self._withheld and self.stale.settle():
-            withheld, self._withheld = self._withheld, []
-            for slot, message in withheld:
-                self._answer(slot, message)
-        answers, self._answers = self._answers, {}
-        unheard = [(slot, message) for slot, messages in answers.items() for message in self._send(slot, messages)]
-        # The log has time until everybody is told.
-        for slot, lease in self._just_opened:
-            pinhole_log.info("pinhole.open", lease, slot=slot)
-        for slot, lease in self._just_updated:
-            pinhole_log.info("pinhole.update", lease, slot=slot)
-        self._just_opened.clear()
-        self._just_updated.clear()
-        for slot, message in unheard:
-            if isinstance(message, LeaseOpened) and self._leases.close(message.lease.id, now=time.monotonic()):
-                self._closing(slot, message.lease, "unheard")
+        if self._pending.withheld and self.stale.settle():
+            self._pending.release()
+        for slot, lease in self._pending.tell():
+            if self._leases.close(lease.id, now=time.monotonic()):
+                self._closing(slot, lease, "unheard")
 
     def _commit(self) -> None:
-        closes, self._closes = self._closes, []
-        opens, self._opens = self._opens, []
-        updates, self._updates = self._updates, []
+        closes, opens, updates = self._pending.take()
         refused: dict[int, NetfilterError] = {}
         done = True
         try:
@@ -455,7 +358,9 @@ class Engine:
             try:
                 refused = self.netfilter.apply(changes)
             except TableGoneError:
-                if not self._make_again([opening.lease for opening in opens], [updating.new for updating in updates]):
+                if not self._guard.make_again(
+                    [opening.lease for opening in opens], [updating.new for updating in updates]
+                ):
                     raise NetfilterError(errno.EAGAIN, "the table is removed again and again") from None
                 for opening in opens:
                     if self._leases.find(opening.lease.id) is None:
@@ -466,7 +371,7 @@ class Engine:
                 changes += [
                     Change(add=self._sharing.whole(opening.lease, opening.slot, opening.ttl)) for opening in opens
                 ]
-                if self._restore_wanted:
+                if self._guard.restores:
                     changes += [
                         Change(add=self._sharing.whole(updating.new, updating.slot, updating.ttl))
                         for updating in updates
@@ -523,7 +428,7 @@ class Engine:
     def _opened_or_not(self, opening: Opening, error: NetfilterError | None, done: bool) -> None:
         if error is not None:
             self._leases.close(opening.lease.id, now=time.monotonic())
-            self._refuse(
+            self._pending.refuse(
                 opening.slot,
                 opening.id,
                 opening.lease.client,
@@ -535,11 +440,9 @@ class Engine:
                 # kernel has refused is another's, if it is there.
                 self._close_elements(opening.slot, opening.lease)
             return
-        self._opened += 1
         told = self.stale.opened(opening.lease)
         self._usage.opened(opening.lease)
-        self._just_opened.append((opening.slot, opening.lease))
-        self._answer_when(told, opening.slot, LeaseOpened(opening.id, opening.lease))
+        self._pending.answer_opened(opening, told)
 
     def _updated_or_not(self, updating: Updating, error: NetfilterError | None, done: bool) -> None:
         """Finish an update. `done`: it is known what the kernel did; otherwise the whole pinhole is closed."""
@@ -551,8 +454,7 @@ class Engine:
                 told = self.stale.opened(updating.new)
             elif updating.old.peers != updating.new.peers:
                 self.stale.admitted(updating.new)
-            self._just_updated.append((updating.slot, updating.new))
-            self._answer_when(told, updating.slot, Updated(updating.id, updating.new))
+            self._pending.answer_updated(updating, told)
             return
         refusal = PinholeRefused("lease", "the ruleset was flushed" if error is None else str(error))
         if done:
@@ -562,18 +464,9 @@ class Engine:
         elif self._leases.close(updating.new.id, now=time.monotonic()) is not None:
             self._close_elements(updating.slot, updating.old)
             self._closing(updating.slot, updating.new, "kernel")
-        self._refuse(updating.slot, updating.id, updating.old.client, updating.old.reason, refusal)
+        self._pending.refuse(updating.slot, updating.id, updating.old.client, updating.old.reason, refusal)
 
     def _reserve(self, slot: int, request: PinholeRequest) -> Lease:
-        def is_free(port: int) -> bool:
-            if request.kind == "mapping" and self._is_reserved(request, port):
-                return False
-            # That the NAT translates to an address that is none of this host's is what it was asked for.
-            return all(
-                can_bind(transport, request.public_host or "", port, foreign=request.along is not None)
-                for transport in transports_of(request.transport)
-            )
-
         if request.kind == "gre" and request.public_host is not None:  # no port is tried: is the address this host's?
             can_bind("udp", request.public_host, 0, foreign=request.along is not None)
         return self._leases.open(
@@ -581,16 +474,9 @@ class Engine:
             now=time.monotonic(),
             unix=time.time(),
             rng=self._rng,
-            is_free=is_free,
+            is_free=lambda port: self._permits.is_free(request, port),
             owner=slot,
             is_free_inside=lambda port: can_bind("udp", request.inner_host or "", port),
-        )
-
-    def _is_reserved(self, request: PinholeRequest, port: int) -> bool:
-        """Whether a port is none for mappings: the gateway's own, or an operator's forwarding goes before ours."""
-        return port in self._reserved or any(
-            self._foreign.has(transport, request.public_host or "", port)
-            for transport in transports_of(request.transport)
         )
 
     def _replace(self, slot: int, request: PinholeRequest) -> None:
@@ -624,32 +510,9 @@ class Engine:
         others = self._sharing.others(lease)
         if others:
             self.flush()  # those that it has shared a port with are there now
-        self._closes.append(Closing(slot, lease, self._counting(self._sharing.closing(others, lease, slot))))
+        self._pending.closes.append(Closing(slot, lease, self._counting(self._sharing.closing(others, lease, slot))))
         if others:
             self.flush()
-
-    def _refuse(self, slot: int, request_id: int, client: str, reason: str, refusal: PinholeRefused) -> None:
-        if refusal.rule != "rate":  # the worker of a client that is too fast asks again, and logs it later
-            self._refused += 1
-            log.warning(
-                "pinhole.refused",
-                slot=slot,
-                client=client[:64],
-                reason=reason[:64],
-                rule=refusal.rule,
-                detail=refusal.detail[:200],
-            )
-        self._answer(slot, RequestRefused(request_id, refusal.rule, refusal.detail[:200]))
-
-    def _answer(self, slot: int, message: ToWorker) -> None:
-        if slot != FORWARDS:
-            self._answers.setdefault(slot, []).append(message)
-
-    def _answer_when(self, told: bool, slot: int, message: ToWorker) -> None:
-        if told:
-            self._answer(slot, message)
-        else:
-            self._withheld.append((slot, message))
 
     # --- what the kernel did ----------------------------------------------------------------------------------------
 
@@ -661,7 +524,7 @@ class Engine:
     def status(self) -> dict[str, Any]:
         """Return how many pinholes there are and were."""
         self._look()
-        counts = {"opened": self._opened, "used": self._usage.used, "refused": self._refused}
+        counts = {"opened": self._pending.opened, "used": self._usage.used, "refused": self._pending.refused}
         return {"table": self.netfilter.name, "pinholes": len(self._leases), **counts}
 
     def samples(self) -> list[Sample]:
@@ -671,7 +534,7 @@ class Engine:
     def _look(self) -> None:
         self.flush()  # what is on its way is among what is looked at
         self._expire(time.monotonic())
-        if not self._restoration:
+        if not self._guard.restoring:
             self._usage.look()
 
     def _expire(self, now: float) -> None:
@@ -686,64 +549,9 @@ class Engine:
     # --- what others did to the table -------------------------------------------------------------------------------
 
     def others_changed(self, changes: Changes) -> None:
-        """Another program has changed netfilter's rules: check after a moment whether ours are complete."""
-        self._suspicion = min(self._suspicion, time.monotonic() + SOON)
-        self._foreign.forget()
-        if changes.flowtables:
-            self._keep_aside()
-        if changes.lost or (NFPROTO_INET, self.netfilter.name) in changes.elements:
-            self._elements_gone = True
-
-    def _look_at_table(self) -> None:
-        self._suspicion = math.inf
-        if time.monotonic() < self._disputed:
-            self._suspicion = self._disputed
-            return
-        elements_gone, self._elements_gone = self._elements_gone, False
-        if not self.netfilter.is_whole():
-            self._on_table_gone()
-        elif elements_gone and self._restore_wanted:
-            log.error("broker.elements_gone", table=self.netfilter.name)
-            self._put_back(empty=False)
-
-    def _on_table_gone(self) -> None:
-        if self._restore_wanted:
-            self._make_again()
-        else:  # with the next opening
-            self._lose_all()
-
-    def _make_again(self, opening: Sequence[Lease] = (), updated: Sequence[Lease] = ()) -> bool:
-        """Create the table again after another program has removed it or a part of it, and restore what is open, except
-        for the leases `opening` and `updated`, which are about to be changed. Returns False if that has been done too
-        often; the table then stays as it is for a while."""
-        now = time.monotonic()
-        if not self._restorations.take("", now):
-            if self._disputed <= now:
-                self._disputed = now + self._restorations.wait("", now)
-                log.error("broker.table_disputed", table=self.netfilter.name, seconds=round(self._disputed - now))
-            self._suspicion = self._disputed
-            return False
-        log.error("broker.table_gone", table=self.netfilter.name)
-        if not self._restore_wanted:
-            self._lose_all({lease.id for lease in opening})
-        self._load()
-        self._suspicion = now + SOON  # the program that flushes rules may not be done yet
-        if self._restore_wanted:
-            self._put_back(empty=True, without={lease.id for lease in (*opening, *updated)})
-        return True
-
-    def _put_back(self, *, empty: bool, without: Collection[str] = ()) -> None:
-        for lease in self._restoration.begin(empty=empty, without=without, first=self._usage.flowing()):
-            self._usage.found_used(lease)
-
-    def _restore_some(self) -> None:
-        try:
-            restored = self._restoration.step()
-        except TableGoneError:
-            self._on_table_gone()
-            return
-        for lease in restored:
-            self.stale.disturbed(lease)
+        """Another program has changed netfilter's rules."""
+        self._permits.foreign.forget()
+        self._guard.others_changed(changes)
 
     def _lose_all(self, without: Collection[str] = ()) -> None:
         """Count everything as closed, except for what is on its way."""

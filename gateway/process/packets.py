@@ -20,7 +20,6 @@ from functools import partial
 from typing import Any, cast
 
 import gevent
-import gevent.socket as gsocket
 import msgspec
 
 from alg.api import Mode
@@ -38,7 +37,7 @@ from gateway.front.packets.queue import MOST_HELD, PacketFront, QueueModule
 from gateway.model.requests import Along
 from gateway.net.addresses import PublicAddress, public_address, source_towards
 from gateway.net.libev import EV_READ
-from gateway.observe.admin import Rows, answer
+from gateway.observe.admin import Rows
 from gateway.observe.counters import recent_rows
 from gateway.observe.lag import LagMeter
 from gateway.observe.log import get_logger, setup_logging
@@ -46,11 +45,11 @@ from gateway.observe.metrics import Sample, metrics_row
 from gateway.observe.trace import Trace
 from gateway.pinhole.client import BrokerClient
 from gateway.pinhole.kernel import KernelPinholes
+from gateway.process.attendant import Attendant
 from gateway.process.boot import Boot
 from gateway.process.collector import collect_rarely
 from gateway.process.confine import hide, restrict_calls
 from gateway.process.installed import installed
-from gateway.process.lifeline import Ping, Pong, Ready, Report, hear_supervisor, send
 
 log = get_logger()
 
@@ -93,8 +92,18 @@ class Packets:
             may_map=lambda target: policy.permits_mapping(target, None),
         )
         self._lag = LagMeter()
-        self._admin = gsocket.socket(fileno=boot.admin)
-        self._lifeline = gsocket.socket(fileno=boot.lifeline)
+        tables = {name for kind in self._kinds.values() for name in kind.tables}
+        self._attendant = Attendant(
+            boot,
+            {
+                "status": self._status,
+                "trace": self._trace_rows,
+                "metrics": self._metrics,
+                "events": recent_rows,
+                **{name: partial(self._table, name) for name in tables},
+            },
+            {"ladder": self._trace.ladders.rows, "kick": self._kick},
+        )
         self._stop = gevent.event.Event()
         self._queue = open_queue(config.queue, LONGEST_QUEUE, LONGEST_WHOLE, RECEIVE_BUFFER)
         self._early_queue = open_queue(config.early_queue, LONGEST_EARLY, HEADERS, RECEIVE_BUFFER)
@@ -107,9 +116,8 @@ class Packets:
         early = gevent.get_hub().loop.io(self._early_queue.fileno(), EV_READ)
         early.start(self._read_early)
         gevent.spawn(self._front.run)
-        gevent.spawn(self._serve_admin)
-        gevent.spawn(self._watch_supervisor)
-        send(self._lifeline, Ready())
+        self._attendant.start()
+        self._attendant.ready()
         self._stop.wait()
         reading.close()
         early.close()
@@ -151,20 +159,6 @@ class Packets:
         public = public_address(self._outside, facing)
         named = self._outside == public.advertised
         return public if named else PublicAddress(facing, facing, along)
-
-    def _serve_admin(self) -> None:
-        verbs = {"status": self._status, "trace": self._trace_rows}
-        verbs |= {"metrics": self._metrics, "events": recent_rows}
-        tables = {name for kind in self._kinds.values() for name in kind.tables}
-        verbs |= {name: partial(self._table, name) for name in tables}
-        while True:
-            try:
-                connection, _ = self._admin.accept()
-            except OSError as error:
-                log.warning("accept.failed", reason=error.strerror)
-                gevent.sleep(0.1)
-                continue
-            gevent.spawn(answer, connection, verbs, {"ladder": self._trace.ladders.rows, "kick": self._kick})
 
     def _shown(self) -> Iterator[tuple[DatagramKind, DatagramDriver, ShownModule]]:
         """Return the modules that have something to show."""
@@ -211,16 +205,6 @@ class Packets:
                     driver.conversations.close(ref)
                 rows.append(kicked.row)
         return rows
-
-    def _watch_supervisor(self) -> None:
-        while (heard := hear_supervisor(self._lifeline)) is not None:
-            match heard[0]:
-                case Ping():
-                    send(self._lifeline, Pong())
-                case Report():
-                    log.info("status", **self._status()[0])
-        log.error("supervisor.gone")
-        os._exit(1)
 
 
 def _queue_module(config: Config, kind: DatagramKind, section: AlgSection, recorded: bool) -> QueueModule:

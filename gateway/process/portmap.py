@@ -43,16 +43,16 @@ from gateway.front.portmap.upnp import Setting as UpnpSetting
 from gateway.front.portmap.upnp import UpnpFront
 from gateway.net.addresses import OwnAddresses
 from gateway.net.neighbours import Kernel, Neighbours
-from gateway.observe.admin import Rows, answer
+from gateway.observe.admin import Rows
 from gateway.observe.counters import recent_rows
 from gateway.observe.lag import LagMeter
 from gateway.observe.log import get_logger, setup_logging
 from gateway.observe.metrics import Sample, metrics_row
 from gateway.pinhole.client import BrokerClient
+from gateway.process.attendant import Attendant
 from gateway.process.boot import Boot
 from gateway.process.collector import collect_rarely
 from gateway.process.confine import hide, restrict_calls
-from gateway.process.lifeline import Ping, Pong, Ready, Report, hear_supervisor, send
 
 LINK = ipaddress.IPv6Network("fe80::/10")
 """Addresses of the link, from which clients may use UPnP; they are inside wherever they come by."""
@@ -66,8 +66,10 @@ class Portmap:
     def __init__(self, boot: Boot) -> None:
         config = boot.config
         assert boot.broker is not None
-        self._lifeline = gsocket.socket(fileno=boot.lifeline)
-        self._admin = gsocket.socket(fileno=boot.admin)
+        self._attendant = Attendant(
+            boot,
+            {"status": self._status, "metrics": self._metrics, "events": recent_rows, "mappings": self._mappings},
+        )
         self._stop = Event()
         self._lag = LagMeter()
         own = OwnAddresses()
@@ -98,15 +100,14 @@ class Portmap:
     def run(self) -> None:
         """Serve until SIGTERM, or until the supervisor is gone."""
         gevent.signal_handler(signal.SIGTERM, self._stop.set)
-        gevent.spawn(self._watch_supervisor)
-        gevent.spawn(self._serve_admin)
+        self._attendant.start()
         self._mapper.recover()
         for sock in self._sockets:
             sock.start()
         gevent.spawn(self._mapper.run)
         if self._upnp is not None:
             self._upnp.run()
-        send(self._lifeline, Ready())
+        self._attendant.ready()
         self._stop.wait()
         if self._upnp is not None:
             self._upnp.stop()
@@ -144,17 +145,6 @@ class Portmap:
     def _answer(self, asked: Asked) -> bytes | None:
         return self._front.answer(asked.data, asked.source)
 
-    def _serve_admin(self) -> None:
-        verbs = {"status": self._status, "metrics": self._metrics, "events": recent_rows, "mappings": self._mappings}
-        while True:
-            try:
-                connection, _ = self._admin.accept()
-            except OSError as error:
-                log.warning("accept.failed", reason=error.strerror)
-                gevent.sleep(0.1)
-                continue
-            gevent.spawn(answer, connection, verbs)
-
     def _status(self) -> Rows:
         return [
             {
@@ -190,16 +180,6 @@ class Portmap:
             for mapping in self._table
             for hold in mapping.holds.values()
         ]
-
-    def _watch_supervisor(self) -> None:
-        while (heard := hear_supervisor(self._lifeline)) is not None:
-            match heard[0]:
-                case Ping():
-                    send(self._lifeline, Pong())
-                case Report():
-                    log.info("status", **self._status()[0])
-        log.error("supervisor.gone")
-        os._exit(1)
 
 
 def limits_of(config: Config) -> Limits:

@@ -39,6 +39,7 @@ from gateway.front.socks.server import SocksCommand, SocksFront
 from gateway.front.socks.tls import TlsFront
 from gateway.front.transparent.tcp import TransparentFront
 from gateway.front.udp.associate import UdpAssociateCommand
+from gateway.front.udp.association import Means
 from gateway.front.udp.reader import MessageReader
 from gateway.front.udp.routes import Options
 from gateway.model.certificates import client_context
@@ -128,13 +129,15 @@ class Service:
             "connect": connect,
             "bind": BindCommand(lookup, userspace, flows, outside, config.socks.bind_timeout),
             "udp": UdpAssociateCommand(
-                lookup,
-                userspace,
+                Means(
+                    lookup,
+                    userspace,
+                    association_options(config),
+                    _readers(datagram_readers(config, datagrams), of_socks, policy),
+                ),
                 flows,
                 ground.relay.wheel,
                 config.pinhole_ports,
-                association_options(config),
-                _readers(datagram_readers(config, datagrams), of_socks, policy),
             ),
             "resolve": ResolveCommand(lookup),
         }

@@ -9,39 +9,32 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from gateway.config.doubts import doubts
 from gateway.config.schema import Config
-from gateway.host.address_watch import AddressWatch
 from gateway.host.helpers import refuse_helpers
-from gateway.host.keeper import RulesKeeper
 from gateway.host.privilege import is_privileged
-from gateway.host.samples import QueueSamples
 from gateway.model.errors import AlgateError, ConfigError
-from gateway.observe.admin import Rows, answer
-from gateway.observe.counters import recent_rows
 from gateway.observe.log import get_logger, setup_logging
-from gateway.observe.metrics import Sample, metrics_row
 from gateway.process.confine import hide
-from gateway.process.lifeline import Ask, Departed, File, FromChild, Report
+from gateway.process.lifeline import Ask, FromChild, Report
 from gateway.supervisor.child import Child
 from gateway.supervisor.children import Children
 from gateway.supervisor.code import Code
 from gateway.supervisor.crew import Crew
-from gateway.supervisor.desk import Desk
 from gateway.supervisor.ending import FOREVER, Elder, Ending
 from gateway.supervisor.heritage import Channel, Heritage, inherited
 from gateway.supervisor.listeners import TIME_WAIT, Listeners, places
-from gateway.supervisor.notify import Watchdog, notify
+from gateway.supervisor.notify import notify
 from gateway.supervisor.preflight import placed, refusals, surprises
+from gateway.supervisor.questions import Questions
 from gateway.supervisor.reload import Reload, reload_retired
-from gateway.supervisor.requests import Requests
 from gateway.supervisor.run_dir import RunDir
-from gateway.supervisor.shared_files import CHECK_INTERVAL, SharedFiles
+from gateway.supervisor.shared_files import SharedFiles
 from gateway.supervisor.state import FIRST, State, Step, after
 from gateway.supervisor.takeover import HandOver, TakeOver
+from gateway.supervisor.upkeep import Upkeep
 
 log = get_logger()
 
@@ -110,12 +103,9 @@ class _Supervisor:
         self._run_dir = run_dir
         self._state = State.STARTING if heritage is None else State.SUCCEEDING
         self._successor: Channel | None = None
-        self._next_look = time.monotonic()
         self._selector = selectors.DefaultSelector()
         self._children = Children(self._selector, self._on_message)
-        self._admin = (
-            run_dir.adopt("supervisor", heritage.admins["supervisor"]) if heritage else run_dir.listen("supervisor")
-        )
+        admin = run_dir.adopt("supervisor", heritage.admins["supervisor"]) if heritage else run_dir.listen("supervisor")
         self._code = Code(run_dir.path)
         self._listeners = Listeners(config.worker_count, heritage.sockets() if heritage else ())
         self._listeners.open(places(config), patience=TIME_WAIT)
@@ -126,18 +116,9 @@ class _Supervisor:
         self._take_over: TakeOver | None = None
         if heritage is not None and elder is not None:
             self._take_over = TakeOver(heritage, elder, self._crew, self._children, self._listeners, self._poll)
-        self._watchdog = Watchdog()
-        self._addresses = AddressWatch()
-        self._requests = Requests()
         self._reload: Reload | None = None
-        self._verbs: dict[str, Callable[[], Rows]] = {
-            verb: partial(self._requests.add, verb) for verb in ("reload", "upgrade", "drain")
-        }
-        self._rules = RulesKeeper()
-        self._verbs |= {"leave_rules": self._on_rules_removed, "keep_rules": self._on_rules_applied}
-        self._verbs |= {"status": self._status, "metrics": self._metrics, "events": recent_rows}
-        self._desk = Desk(run_dir, self._verbs)
-        self._queue = QueueSamples()
+        self._upkeep = Upkeep(self._crew, self._children, self._listeners)
+        self._questions = Questions(admin, run_dir, self._crew, self._upkeep.rules, lambda: self._state)
 
     @property
     def in_charge(self) -> bool:
@@ -158,26 +139,20 @@ class _Supervisor:
     def run(self) -> int:
         signals, waker = self._catch_signals()
         self._selector.register(signals, selectors.EVENT_READ, lambda: self._on_signals(signals))
-        self._selector.register(self._addresses, selectors.EVENT_READ, lambda: self._addresses.read(time.monotonic()))
-        self._selector.register(self._rules.wake, selectors.EVENT_READ, self._rules.woken)
-        if self._rules.watch is not None:
-            changed = self._rules.changed
-            self._selector.register(self._rules.watch, selectors.EVENT_READ, lambda: changed(time.monotonic()))
-        self._admin.setblocking(False)
+        self._upkeep.register(self._selector)
         by = {"reload": self._do_reload, "upgrade": self._do_upgrade, "drain": self._do_drain}
         try:
             self._start()
             while self._state is State.RUNNING:
                 self._poll(None)
-                while self._state is State.RUNNING and self._requests.carry_out(by):
+                while self._state is State.RUNNING and self._questions.requests.carry_out(by):
                     pass
             return 0
         finally:
             self._end()
-            for closable in (self._listeners, self._crew, self._admin, self._addresses, signals, waker, self._selector):
+            closing = (self._listeners, self._crew, self._questions, self._upkeep, signals, waker, self._selector)
+            for closable in closing:
                 closable.close()
-            self._rules.close()
-            self._queue.close()
             self._code.close()
             self._crew.files.close()
 
@@ -200,11 +175,11 @@ class _Supervisor:
             self._take_over.run()
             self._step(Step.TOOK_OVER)
             self._run_dir.claim()
-            self._requests.remember(self._take_over.ticket, {"pid": os.getpid()})
+            self._questions.requests.remember(self._take_over.ticket, {"pid": os.getpid()})
             self._take_over.channel.say("ready")
             if self._state is not State.STARTING:
                 return
-        self._selector.register(self._admin, selectors.EVENT_READ, self._on_admin)
+        self._selector.register(self._questions.admin, selectors.EVENT_READ, self._questions.accept)
         self._children.starting = False
         self._step(Step.READY)
         tls = {"tls": ",".join(self._config.socks.tls.listen)} if self._config.socks.tls.listen else {}
@@ -228,44 +203,15 @@ class _Supervisor:
 
     def _poll(self, until: float | None) -> None:
         """Wait for an event, until this time at the latest, and do what is due."""
-        due = [*self._children.due(), self._watchdog.due, self._next_look, self._rules.next]
+        due = [*self._children.due(), *self._upkeep.due()]
         due += [until] if until is not None else []
         for key, _ in self._selector.select(max(0.0, min(due) - time.monotonic())):
             key.data()
-        now = time.monotonic()
-        if now >= self._next_look:
-            self._next_look = now + CHECK_INTERVAL
-            self._listeners.look()
-            if self._state is State.RUNNING and self._reload is None:
-                self._crew.look_for_interfaces(self._children)
-            # During a reload a worker could take it for the configuration before: it is seen again at the next look.
-            for name, fd in (self._crew.files.refresh() if self._reload is None else {}).items():
-                for worker in self._crew.workers:
-                    worker.tell(File(name), [fd])
-        self._keep_rules(now)
-        if self._addresses.gone(now):
-            for worker in self._crew.workers:
-                worker.tell(Departed())
-        self._children.tick(now)
-        self._watchdog.tick(now, self._children.answering)
-
-    def _keep_rules(self, now: float) -> None:
-        if self._crew.broker is not None:
-            self._rules.leave_out(self._crew.broker.pid)
-        serving = self._state is State.RUNNING and self._reload is None
-        self._rules.tick(now, self._config, may_restore=serving)
-
-    def _on_rules_removed(self) -> Rows:
-        self._rules.leave()
-        return [{}]
-
-    def _on_rules_applied(self) -> Rows:
-        self._rules.applied()
-        return [{}]
+        self._upkeep.tick(running=self._state is State.RUNNING, reloading=self._reload is not None)
 
     def _on_message(self, child: Child, message: FromChild) -> None:
         if isinstance(message, Ask):
-            self._desk.serve(child, message)
+            self._questions.serve(child, message)
         elif self._reload is not None:
             self._reload.heard(child, message)
         elif self._take_over is not None:
@@ -300,7 +246,7 @@ class _Supervisor:
         """Let a new version take over. Raises AlgateError if it could not, and all is as before."""
         hand_over = HandOver(self._selector, self._run_dir, self._crew, self._children, self._poll)
         try:
-            self._successor, pid = hand_over.run(ticket, self._admin, self._on_admin)
+            self._successor, pid = hand_over.run(ticket, self._questions.admin, self._questions.accept)
         except AlgateError as error:
             log.error("upgrade.failed", reason=str(error), hint="the version before goes on")
             raise
@@ -339,11 +285,11 @@ class _Supervisor:
             if number in (signal.SIGTERM, signal.SIGINT):
                 self._on_stop_signal()
             elif number == signal.SIGHUP:
-                self._requests.add("reload")
+                self._questions.requests.add("reload")
             elif number == signal.SIGUSR2:
-                self._requests.add("upgrade")
+                self._questions.requests.add("upgrade")
             elif number == signal.SIGUSR1:
-                log.info("status", **self._status()[0])
+                log.info("status", **self._questions.status()[0])
                 self._children.tell_all(Report())
 
     def _on_stop_signal(self) -> None:
@@ -352,30 +298,6 @@ class _Supervisor:
         elif self._state in (State.RETIRED, State.EMPTYING):
             self._ending.hurry()
         self._step(Step.STOP)
-
-    def _on_admin(self) -> None:
-        try:
-            connection, _ = self._admin.accept()
-        except OSError:
-            return
-        answer(connection, self._verbs, {"outcome": self._requests.outcome})
-
-    def _status(self) -> list[dict[str, Any]]:
-        row = {"process": "supervisor", "pid": os.getpid(), "state": self._state.shown, "rules": self._rules.status()}
-        row["obstacle"] = self._rules.obstacle()
-        row["children"] = {child.name: {"pid": child.pid, "restarts": child.restarts} for child in self._crew}
-        return [row]
-
-    def _metrics(self) -> list[dict[str, Any]]:
-        restarts: list[Sample] = [
-            (("algate_process_restarts_total", child.name), child.restarts) for child in self._crew
-        ]
-        answers: list[Sample] = [
-            (("algate_process_ping_seconds", child.name), round(child.answered_after, 6)) for child in self._crew
-        ]
-        return [
-            metrics_row("supervisor", [*restarts, *answers, *self._rules.samples(), *self._queue.samples(self._config)])
-        ]
 
 
 def _raise_descriptor_limit() -> None:

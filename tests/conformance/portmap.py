@@ -34,6 +34,7 @@ from tests.lab.lab import (
     Role,
 )
 from tests.lab.peers import LIBRARIES, unpacked
+from tests.lab.udp import goes_both_ways
 from tests.net.pcp_client import PREFER_FAILURE, TCP, UDP, PcpClient, filter_option, third_party
 from tests.net.upnp_client import (
     CONNECTION,
@@ -293,10 +294,7 @@ def consoles(lab: Lab) -> None:
     ):
         for client, public in ((near, 3074), (beside, 3075)):
             for peer in (game, player):
-                client.sendto(b"out", peer.getsockname())
-                assert peer.recvfrom(100) == (b"out", (ROUTER_OUT4, public))
-                peer.sendto(b"in", (ROUTER_OUT4, public))
-                assert client.recvfrom(100) == (b"in", peer.getsockname())
+                goes_both_ways(client, peer, (ROUTER_OUT4, public))
 
 
 def prefer_failure(lab: Lab) -> None:

@@ -44,3 +44,11 @@ class Udp:
         finally:
             self.sock.settimeout(PATIENCE)
         return False
+
+
+def goes_both_ways(near: socket.socket, far: socket.socket, public: tuple[str, int]) -> None:
+    """AssertionError unless a datagram of `near` comes to `far` from `public`, and one to `public` comes to `near`."""
+    near.sendto(b"out", far.getsockname())
+    assert far.recvfrom(100) == (b"out", public)
+    far.sendto(b"in", public)
+    assert near.recvfrom(100) == (b"in", far.getsockname())

@@ -50,12 +50,12 @@ def exchanges(steps: list[Step]) -> Iterator[tuple[Received, list[str]]]:
     """Each piece of data, and all that has to come of it, when its pinholes are open too."""
     count = 0
 
-    def side_of(step: Step) -> int:
+    def piece_of(step: Step) -> int:
         nonlocal count
         count += isinstance(step.event, Received)
         return count
 
-    for _, group in groupby(steps, side_of):
+    for _, group in groupby(steps, piece_of):
         together = list(group)
         said = together[0].event
         assert isinstance(said, Received)

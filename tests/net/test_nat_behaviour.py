@@ -9,8 +9,8 @@ import pytest
 
 from tests.lab.gateway import Gateway
 from tests.lab.lab import CLIENT2_4, CLIENT4, ROUTER_IN4, ROUTER_OUT4, SERVER4, STRANGER4, Lab, Role
+from tests.lab.udp import Udp
 from tests.net.pcp_client import PcpClient
-from tests.net.test_portmap import Udp
 
 PORT = 31000
 Seen = tuple[tuple[str, int], tuple[str, int]]

@@ -28,6 +28,7 @@ from tests.lab.lab import (
     Role,
 )
 from tests.lab.peers import LIBRARIES, installed, unpacked
+from tests.lab.udp import Udp
 from tests.net import pcp_client
 from tests.net.pcp_client import TCP, PcpClient
 
@@ -81,37 +82,6 @@ def natpmpc(lab: Lab, *arguments: str, role: Role = "inside") -> str:
     environment = {"LD_LIBRARY_PATH": str(LIBRARIES)}
     done = lab.run(role, [program, "-g", ROUTER_IN4, *arguments], env=environment, check=False)
     return done.stdout + done.stderr
-
-
-class Udp:
-    """A UDP socket of a host."""
-
-    def __init__(self, lab: Lab, role: Role, host: str, port: int = 0) -> None:
-        with lab.enter(role):
-            self.sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
-        self.sock.bind((host, port))
-        self.sock.settimeout(5)
-
-    def __enter__(self) -> Udp:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.sock.close()
-
-    def send(self, data: bytes, to: tuple[str, int]) -> None:
-        self.sock.sendto(data, to)
-
-    def receive(self) -> tuple[bytes, tuple[str, int]]:
-        data, source = self.sock.recvfrom(2000)
-        return data, source[:2]
-
-    def is_silent(self, seconds: float = 0.4) -> bool:
-        self.sock.settimeout(seconds)
-        with contextlib.suppress(TimeoutError):
-            self.sock.recvfrom(2000)
-            return False
-        self.sock.settimeout(5)
-        return True
 
 
 def reaches(lab: Lab, host: str, port: int, role: Role = "stranger") -> bool:

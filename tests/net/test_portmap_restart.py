@@ -18,9 +18,10 @@ import tomli_w
 from tests.lab import firewall
 from tests.lab.gateway import Gateway
 from tests.lab.lab import CLIENT2_4, CLIENT4, ROUTER_IN4, ROUTER_OUT4, SERVER4, STRANGER4, Lab
+from tests.lab.udp import Udp
 from tests.net import pcp_client
 from tests.net.pcp_client import PcpClient
-from tests.net.test_portmap import Udp, holes
+from tests.net.test_portmap import holes
 from tests.net.test_upgrade import pid_of as pid_of_supervisor
 
 MORE_OUT4 = "203.0.113.3"

@@ -32,6 +32,7 @@ from tests.lab.lab import (
     Role,
 )
 from tests.lab.peers import MULTIARCH, installed, unpacked
+from tests.lab.udp import Udp, goes_both_ways
 from tests.net.upnp_client import (
     FIREWALL,
     IGD,
@@ -99,22 +100,6 @@ def upnpc(lab: Lab, *arguments: str, role: Role = "inside", igd: Igd | None = No
     seconds."""
     known = ["-u", igd.location] if igd is not None else []
     return lab.run(role, [installed("miniupnpc", "/usr/bin/upnpc"), "-i", *known, *arguments], check=False).stdout
-
-
-class Udp:
-    """A UDP socket in a namespace."""
-
-    def __init__(self, lab: Lab, role: Role, host: str, port: int = 0) -> None:
-        with lab.enter(role):
-            self.sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
-        self.sock.bind((host, port))
-        self.sock.settimeout(5)
-
-    def __enter__(self) -> Udp:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.sock.close()
 
 
 def reaches(lab: Lab, role: Role, host: str, port: int, listener: socket.socket, timeout: float = 5) -> bool:
@@ -386,10 +371,7 @@ def test_two_consoles_want_one_port(lab: Lab, gateway: Gateway, igd: Igd, other:
     ):
         for client, public in ((near, 3074), (beside, 3075)):
             for peer in (server, stranger):
-                client.sock.sendto(b"out", peer.sock.getsockname())
-                assert peer.sock.recvfrom(100) == (b"out", (ROUTER_OUT4, public))
-                peer.sock.sendto(b"in", (ROUTER_OUT4, public))
-                assert client.sock.recvfrom(100) == (b"in", peer.sock.getsockname())
+                goes_both_ways(client.sock, peer.sock, (ROUTER_OUT4, public))
 
 
 def test_another_inside_client_comes_by_the_public_address(lab: Lab, gateway: Gateway, igd: Igd) -> None:

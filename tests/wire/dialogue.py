@@ -42,6 +42,8 @@ from alg.api import (
     UpdateMapping,
     apply_edits,
 )
+from tests.wire import script
+from tests.wire.script import endpoint
 
 Cut = Callable[[bytes], list[bytes]]
 
@@ -88,49 +90,50 @@ def unescape(text: str) -> bytes:
     return re.sub(rb"\\(r|n|t|\\|x[0-9a-fA-F]{2})", byte, text.encode())
 
 
-def endpoint(text: str) -> Endpoint:
-    host, _, port = text.rpartition(":")
-    return Endpoint.of(host.strip("[]"), int(port))
-
-
 def read(path: Path, kind: Kind) -> Dialogue:
+    """Return the steps of a file, and the flow that they are on."""
     context = FlowContext(Endpoint("192.168.56.10", 40000), Endpoint("203.0.113.5", kind.port))
     steps: list[Step] = []
     now, latest = 0.0, b""
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        mark, _, text = line.partition(" ")
-        word, _, rest = text.partition(" ")
+    for part in script.read(path):
+        line = part.event if isinstance(part, script.Step) else part
         try:
-            if mark == "flow":
-                context = replace(context, client=endpoint(word), server=endpoint(rest.strip()))
-            elif mark == "public":
-                context = replace(context, public=endpoint(word))
-            elif mark == "published":
-                context = replace(context, inside=Side.SERVER, published=endpoint(word) if word else None)
-            elif mark == "transfers":
-                context = replace(context, transfers=True)
-            elif mark == "options":
-                pairs = (pair.split("=") for pair in text.split())
-                own = {key: int(value) if value.isdecimal() else value for key, value in pairs}
-                context = replace(context, options=kind.module.Options(**own))
-            elif mark == "<<":
-                if word in ("client", "server"):
-                    text = f"{word} {latest if rest == '=' else unescape(rest)!r}"
-                steps[-1].expected.append(text)
-            elif mark == ">>":
-                if word == "tick":
-                    now = float(rest)
-                event = read_event(word, rest, now)
-                if isinstance(event, Received):
-                    latest = event.data
-                steps.append(Step(number, event))
-            else:
-                raise ValueError(f"unknown mark {mark!r}")
+            if not isinstance(part, script.Step):
+                context = _set(context, kind, part.word, part.rest)
+                continue
+            if line.word == "tick":
+                now = float(line.rest)
+            event = read_event(line.word, line.rest, now)
+            if isinstance(event, Received):
+                latest = event.data
+            steps.append(Step(line.number, event, [_wanted(answer, latest) for answer in part.expected]))
         except (ValueError, KeyError, IndexError) as error:
-            raise AssertionError(f"{path.name}:{number}: {error}") from error
+            raise AssertionError(f"{path.name}:{line.number}: {error}") from error
     return Dialogue(context, steps)
+
+
+def _set(context: FlowContext, kind: Kind, word: str, rest: str) -> FlowContext:
+    match word:
+        case "flow":
+            client, server = rest.split()
+            return replace(context, client=endpoint(client), server=endpoint(server))
+        case "public":
+            return replace(context, public=endpoint(rest))
+        case "published":
+            return replace(context, inside=Side.SERVER, published=endpoint(rest) if rest else None)
+        case "transfers":
+            return replace(context, transfers=True)
+        case "options":
+            pairs = (pair.split("=") for pair in rest.split())
+            own = {key: int(value) if value.isdecimal() else value for key, value in pairs}
+            return replace(context, options=kind.module.Options(**own))
+    raise ValueError(f"unknown mark {word!r}")
+
+
+def _wanted(answer: script.Line, latest: bytes) -> str:
+    if answer.word in ("client", "server"):
+        return f"{answer.word} {latest if answer.rest == '=' else unescape(answer.rest)!r}"
+    return answer.text
 
 
 def read_event(word: str, rest: str, now: float) -> Event:

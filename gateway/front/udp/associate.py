@@ -6,22 +6,18 @@ import _socket
 import errno
 import random
 import socket
-from collections.abc import Mapping
 
 import gevent
 import structlog
 
 from gateway.flow.dial import DialError
-from gateway.flow.lookup import Lookup
 from gateway.flow.table import Flows
 from gateway.front.socks.request import SocksRequest
-from gateway.front.udp.association import REASON, Association
-from gateway.front.udp.reader import MessageReader
-from gateway.front.udp.routes import Options
+from gateway.front.udp.association import Association, Means
+from gateway.front.udp.outsides import REASON
 from gateway.front.udp.sockets import bind_datagrams
 from gateway.net.relay.wheel import Wheel
 from gateway.net.sockets import endpoint, prepare
-from gateway.pinhole.userspace import UserspacePinholes
 
 log = structlog.get_logger()
 
@@ -31,26 +27,14 @@ TRIES = 64  # random ports
 
 
 class UdpAssociateCommand:
-    """Carries out UDP ASSOCIATE requests. `ports`: lowest and highest port, also of sockets towards the client.
-    `readers`: the modules that read datagrams, by the targets' ports."""
+    """Carries out UDP ASSOCIATE requests. `ports`: lowest and highest port, also of sockets towards the client."""
 
-    def __init__(
-        self,
-        lookup: Lookup,
-        pinholes: UserspacePinholes,
-        flows: Flows,
-        wheel: Wheel,
-        ports: tuple[int, int],
-        options: Options,
-        readers: Mapping[int, MessageReader],
-    ) -> None:
-        self._lookup = lookup
-        self._pinholes = pinholes
+    def __init__(self, means: Means, flows: Flows, wheel: Wheel, ports: tuple[int, int]) -> None:
+        self._means = means
+        self._lookup = means.lookup
         self._flows = flows
         self._wheel = wheel
         self._ports = ports
-        self._options = options
-        self._readers = readers
         self._random = random.SystemRandom()
 
     def run(self, request: SocksRequest) -> None:
@@ -81,9 +65,9 @@ class UdpAssociateCommand:
             except OSError:
                 pass  # it has ended by itself
 
-        association = Association(request, inner, flow, self._lookup, self._pinholes, self._options, self._readers, end)
+        association = Association(request, inner, flow, self._means, end)
         flow.hand_over(association)
-        entry = self._wheel.add(association.active + self._options.idle_timeout, association.renew)
+        entry = self._wheel.add(association.active + self._means.options.idle_timeout, association.renew)
         try:
             association.start()
             request.grant(bound)

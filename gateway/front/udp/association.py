@@ -12,13 +12,9 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
-import gevent
-import msgspec
 import structlog
-from gevent import get_hub
-from gevent.lock import BoundedSemaphore
 
 from alg.address import Address, Endpoint
 from alg.api import Side
@@ -35,31 +31,30 @@ from gateway.flow.dial import DialError
 from gateway.flow.lookup import Lookup
 from gateway.flow.table import Flow
 from gateway.front.socks.request import SocksRequest
+from gateway.front.udp.client_side import ClientSide
+from gateway.front.udp.decisions import VERDICT, Decisions
+from gateway.front.udp.outsides import Outsides
 from gateway.front.udp.reader import MessageReader, Messages, Reading
-from gateway.front.udp.routes import Options, Refusals, Route
-from gateway.front.udp.sockets import Host, Outside, bind_datagrams, bound, close_watched, facing_address
-from gateway.model.errors import PinholeRefused
-from gateway.model.hosts import parse_address, read_host
-from gateway.model.requests import ConnectRequest, PinholeRequest
-from gateway.net.addresses import public_address
-from gateway.net.libev import EV_READ
+from gateway.front.udp.routes import Options, Route
+from gateway.front.udp.sockets import Host, Outside, bound, close_watched
 from gateway.net.relay.connection import local_hosts
 from gateway.pinhole.userspace import UserspacePinholes
 
-if TYPE_CHECKING:
-    from gevent._types import _IoWatcher
-
 log = structlog.get_logger()
 
-REASON = "socks.udp"
 BATCH = 64  # datagrams that one callback may move, so that one association does not starve the others
-VERDICT = 1.0  # seconds that a decision on a target holds; then the policy is asked again
-MAX_OUTSIDE = 8  # addresses of this host that an association sends from
 MAX_WAITING = 16  # datagrams that wait for one decision
-MAX_RESOLVING = 8  # names that an association resolves at the same time
-MAX_OPENING = 32  # targets that wait for the first socket that faces them
 _BUFFER = bytearray(MAX_HEADER + 65535)  # for all associations: a callback is done with it before the next one begins
 _VIEW = memoryview(_BUFFER)
+
+
+class Means(NamedTuple):
+    """What all associations of a worker use. `readers`: the modules that read datagrams, by the targets' ports."""
+
+    lookup: Lookup
+    pinholes: UserspacePinholes
+    options: Options
+    readers: Mapping[int, MessageReader]
 
 
 class Association:
@@ -70,51 +65,36 @@ class Association:
         request: SocksRequest,
         inner: _socket.socket,
         flow: Flow,
-        lookup: Lookup,
-        pinholes: UserspacePinholes,
-        options: Options,
-        readers: Mapping[int, MessageReader],
+        means: Means,
         end: Callable[[str], None],
     ) -> None:
-        """`inner`: a bound, non-blocking UDP socket for the client. `readers`: the modules that read datagrams, by the
-        targets' ports. `end(reason)` is called, from the hub, when the association should be closed."""
+        """`inner`: a bound, non-blocking UDP socket for the client. `end(reason)` is called, from the hub, when the
+        association should be closed."""
         self.up = self.down = 0
         self.active = monotonic()
         self.dropped: Counter[str] = Counter()
-        self._request = request.connect_request()
-        self._protection = request.protection
-        # A hint only (RFC 1928 section 4): a port of the client's own address is preferred to one that came first.
-        self._hint = request.port if request.host == request.client.host else 0
-        self._client: tuple[object, ...] | None = None  # the one endpoint that is served, as the socket tells it
-        self._inner = inner
-        self._inner_watcher: _IoWatcher = get_hub().loop.io(inner.fileno(), EV_READ)
-        self._flow = flow
-        self._lookup = lookup
-        self._pinholes = pinholes
-        self._options = options
-        self._reading = Reading(readers, flow, options.idle_timeout, self._pass_on, self._moved)
+        self._client = ClientSide(inner, request, flow.id)
+        self._options = options = means.options
+        self._reading = Reading(means.readers, flow, options.idle_timeout, self._pass_on, self._moved)
         self._end = end
         self._reassembly = Reassembly()
         self._routes: dict[bytes, Route] = {}
         self._peers: dict[Host, bytes] = {}  # the hosts that may answer, and the header of their answers
-        self._outsides: dict[str, Outside] = {}
-        self._deciding: Counter[int] = Counter()
-        self._opening = BoundedSemaphore(1)
+        self._outsides = Outsides(flow.id, self._client, means.pinholes, options, self._watch)
+        self._decisions = Decisions(
+            request.connect_request(), flow.id, means.lookup, self._outsides, self._direct, self._decided
+        )
         self._closed = False
-        self._refusals = Refusals(flow.id)
 
     def start(self) -> None:
-        self._inner_watcher.start(self._from_client)
+        self._client.watcher.start(self._from_client)
 
     def close(self) -> None:
         """Stop for good, and close its sockets and pinholes."""
         self._closed = True
-        close_watched(self._inner_watcher, self._inner)
+        close_watched(self._client.watcher, self._client.sock)
         self._read_anew()
-        for outside in self._outsides.values():
-            close_watched(outside.watcher, outside.sock)
-            self._pinholes.release(outside.lease, "closed")
-        self._outsides.clear()
+        self._outsides.close()
 
     def messages(self) -> list[Messages]:
         """The modules that read its datagrams, by the sockets towards the outside."""
@@ -122,7 +102,7 @@ class Association:
 
     def hosts(self) -> tuple[str, ...]:
         """The addresses of this host that its sockets use."""
-        return local_hosts(self._inner, *(outside.sock for outside in self._outsides.values()))
+        return local_hosts(self._client.sock, *self._outsides)
 
     def abort(self, reset: bool = True) -> None:
         """End the association from outside, as a drain does."""
@@ -134,15 +114,14 @@ class Association:
         if now >= due:
             self._end("idle")
             return None
-        for outside in self._outsides.values():
-            self._pinholes.renew(outside.lease, 2 * self._options.idle_timeout)
+        self._outsides.renew()
         return due
 
     # --- from the client --------------------------------------------------------------------------------------------
 
     def _from_client(self) -> None:
-        now = monotonic()
-        receive, view = self._inner.recvfrom_into, _VIEW
+        now, client = monotonic(), self._client
+        receive, view, protection = client.sock.recvfrom_into, _VIEW, client.protection
         for _ in range(BATCH):
             try:
                 size, sender = receive(view)
@@ -150,31 +129,26 @@ class Association:
                 return
             except OSError:  # an earlier answer that could not be delivered
                 continue
-            if sender != self._client and not self._is_client(sender):
+            if sender != client.endpoint and not self._is_client(sender):
                 self.dropped["stranger"] += 1
                 continue
             self.active = now
-            if self._protection is None:
+            if protection is None:
                 self._take(view[:size], now)
             else:
                 try:
-                    datagram = self._protection.unwrap(bytes(view[:size]))
+                    datagram = protection.unwrap(bytes(view[:size]))
                 except ValueError:
                     self.dropped["protection"] += 1
                     continue
                 self._take(memoryview(datagram), now)
 
     def _is_client(self, sender: tuple[object, ...]) -> bool:
-        """Whether the sender is the client: its address, and the first port of it or the one that it had told."""
-        host = str(sender[0]).partition("%")[0]
-        if host != self._request.client.host or (self._client is not None and sender[1] != self._hint):
-            if not self.dropped["stranger"]:
-                log.warning("socks.udp_stranger", flow=self._flow.id, peer=f"{host} port {sender[1]}")
-            return False
-        before, self._client = self._client, sender
-        if before is not None:
+        known = self._client.endpoint is not None
+        accepted = self._client.accepts(sender)
+        if accepted and known:  # it has another port now
             self._read_anew()
-        return True
+        return accepted
 
     def _take(self, datagram: memoryview, now: float) -> None:
         size = header_size(datagram)
@@ -222,51 +196,11 @@ class Association:
         self._routes.pop(header, None)  # behind the others, for it is in use
         self._routes[header] = route
         bound(self._routes)
-        try:
-            parsed, _ = parse_header(header)
-        except SocksError:
-            return route
-        host = read_host(parsed.host)
-        request = msgspec.structs.replace(self._request, host=host, port=parsed.port)
-        try:
-            address = parse_address(host)
-        except ValueError:
-            self._decide_later(request, route, MAX_RESOLVING)
-            return route
-        try:
-            self._lookup.check(request, address)
-            outside = self._outsides.get(facing_address(address))
-            if outside is not None:
-                self._direct(route, outside, address, parsed.port)
-            else:
-                self._decide_later(request, route, MAX_OPENING)
-        except DialError as error:
-            self._refusals.log_refusal(request, error)
+        self._decisions.decide(route, header)
         return route
 
-    def _decide_later(self, request: ConnectRequest, route: Route, limit: int) -> None:
-        """Decide in a greenlet, because that may wait. The datagrams of this route wait too; all others go on. There
-        are at most `limit` such greenlets of a kind, so that names do not keep addresses waiting."""
-        if self._deciding[limit] >= limit:
-            return
-        self._deciding[limit] += 1
-        route.waiting = []
-        route.until = float("inf")  # what comes meanwhile waits with the others
-        gevent.spawn(self._decide, request, route, limit)
-
-    def _decide(self, request: ConnectRequest, route: Route, limit: int) -> None:
-        try:
-            address = self._lookup.permitted(request)[0]
-            facing = facing_address(address)
-            with self._opening:
-                outside = self._outsides.get(facing) or self._open(facing, address)
-            self._direct(route, outside, address, request.port)
-        except DialError as error:
-            self._refusals.log_refusal(request, error)
-        finally:
-            self._deciding[limit] -= 1
-            route.until = monotonic() + VERDICT
-            waiting, route.waiting = route.waiting or [], None
+    def _decided(self, route: Route, waiting: list[bytes]) -> None:
+        """Send on what has waited for a decision."""
         if not self._closed:
             for data in waiting:
                 if route.sock is not None:
@@ -281,7 +215,7 @@ class Association:
         family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
         route.target = (socket.inet_ntop(family, address.packed), port)  # as `recvfrom` spells it
         header = self._peers.pop(route.target, None) or encode_header(Endpoint(str(address), port))
-        route.messages = self._reading.begin(outside, self._client_socket, route.target, header)
+        route.messages = self._reading.begin(outside, self._client.source, route.target, header)
         if route.messages is None:
             route.sock = outside.sock
             self._peers[route.target] = header
@@ -305,39 +239,8 @@ class Association:
     def _moved(self) -> None:
         self.active = monotonic()
 
-    def _client_socket(self) -> Endpoint:
-        assert self._client is not None
-        return Endpoint(self._request.client.host, int(str(self._client[1])))
-
-    def _open(self, facing: str, address: Address) -> Outside:
-        """Open a socket, with its pinhole, at the address `facing` of this host. May wait for the broker. Raises
-        DialError."""
-        if len(self._outsides) >= MAX_OUTSIDE:
-            raise DialError("failed", "the association sends from too many addresses")
-        public = public_address(self._options.outside, facing)
-        request = PinholeRequest(
-            flow=self._flow.id,
-            reason=REASON,
-            client=self._request.client.host,
-            direction="in",
-            transport="udp",
-            target=self._client_socket(),
-            peer=None if self._options.open_answers else str(address),  # and the other hosts to which the client sends
-            public_host=public.local,
-            ttl=2 * self._options.idle_timeout,
-            kind="local",
-        )
-        try:
-            lease, sock = self._pinholes.reserve(request, bind_datagrams)
-        except PinholeRefused as error:
-            raise DialError("failed", str(error), error.rule) from error
-        if self._closed:
-            sock.close()
-            self._pinholes.release(lease, "closed")
-            raise DialError("failed", "the association has ended")
-        outside = self._outsides[facing] = Outside(lease, sock, public)
+    def _watch(self, outside: Outside) -> None:
         outside.watcher.start(self._from_outside, outside)
-        return outside
 
     # --- from outside -----------------------------------------------------------------------------------------------
 
@@ -372,7 +275,7 @@ class Association:
                 self.dropped["unasked"] += 1
                 return None
             header = _header(sender)
-            messages = self._reading.begin(outside, self._client_socket, sender, header)
+            messages = self._reading.begin(outside, self._client.source, sender, header)
             if messages is None:
                 return header
         self._moved()
@@ -380,10 +283,11 @@ class Association:
         return None
 
     def _answer(self, datagram: bytes | memoryview, size: int) -> None:
-        wire = datagram if self._protection is None else self._protection.wrap(bytes(datagram))
-        assert self._client is not None
+        client = self._client
+        wire = datagram if client.protection is None else client.protection.wrap(bytes(datagram))
+        assert client.endpoint is not None
         try:
-            self._inner.sendto(wire, self._client)
+            client.sock.sendto(wire, client.endpoint)
         except OSError:  # no room, or too long with its header
             self.dropped["send"] += 1
         else:

@@ -3,73 +3,19 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from alg.address import Endpoint
-from alg.api import (
-    Activity,
-    ClosePinhole,
-    Note,
-    OpenConversation,
-    Opened,
-    OpenMapping,
-    Probe,
-    Refused,
-    Side,
-    Tick,
-    UpdateConversation,
-    UpdateMapping,
-    apply_edits,
-)
-from alg.datagrams import (
-    Datagram,
-    DatagramCommand,
-    DatagramContext,
-    DatagramEvent,
-    Release,
-    RevokeConversation,
-    StandDown,
-)
+from alg.api import Side, apply_edits
 from alg.sip.options import SipOptions
 from alg.sip.udp import SipEngine
+from tests.wire import script
+from tests.wire.datagrams import DatagramPlayer
+from tests.wire.script import Line
 
 FILES = sorted(Path(__file__).parent.glob("*.dialogue"))
 HEADER = re.compile(r"([A-Za-z-]+)\s*:")
-
-
-@dataclass
-class Step:
-    """An event of a dialogue, where it stands, and what must come of it (without the edits' diffs)."""
-
-    number: int
-    event: DatagramEvent
-    expected: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Expected:
-    """The lines that change in a packet: those that go, and those that come instead."""
-
-    packet: int
-    old: list[list[str]] = field(default_factory=list)
-    new: list[list[str]] = field(default_factory=list)
-
-
-@dataclass
-class Dialogue:
-    options: SipOptions
-    steps: list[Step]
-    edits: dict[int, Expected]
-    packets: dict[int, bytes]
-    fixed: tuple[Endpoint, Endpoint] | None = None
-
-
-def endpoint(text: str) -> Endpoint:
-    host, _, port = text.rpartition(":")
-    return Endpoint.of(host.strip("[]"), int(port))
 
 
 def expand(line: str) -> list[str]:
@@ -85,97 +31,41 @@ def expand(line: str) -> list[str]:
     return lines
 
 
-class Reader:
-    """Reads one file."""
+class SipPlayer(DatagramPlayer):
+    """SIP over UDP: what a message leaves out is filled in, and an edit is written as the lines that change."""
 
-    def __init__(self, path: Path) -> None:
-        self._lines = path.read_text().splitlines()
-        self._at = 0
-        self._now = 0.0
-        self._latest: dict[Side, tuple[str, str]] = {}  # the latest request of a side: its method and CSeq
+    def __init__(self) -> None:
+        super().__init__(SipEngine, 5060)
         self._call = "call-1"
-        self._client = Endpoint("192.168.56.10", 5060)
-        self._server = Endpoint("203.0.113.5", 5060)
-        self.dialogue = Dialogue(SipOptions(), [], {}, {})
+        self._latest: dict[Side, tuple[str, str]] = {}  # the latest request of a side: its method and CSeq
 
-    def read(self) -> Dialogue:
-        while self._at < len(self._lines):
-            line = self._lines[self._at].rstrip()
-            self._at += 1
-            if line and not line.startswith("#"):
-                try:
-                    self._line(line)
-                except (ValueError, KeyError, IndexError) as error:
-                    raise AssertionError(f"line {self._at}: {error}") from error
-        return self.dialogue
+    def set(self, word: str, rest: str) -> None:
+        if word == "call":
+            self._call = rest
+        else:
+            super().set(word, rest)
 
-    def _line(self, line: str) -> None:
-        mark, _, text = line.partition(" ")
-        word, _, rest = text.partition(" ")
-        match mark:
-            case "client":
-                self._client = endpoint(text)
-            case "server":
-                self._server = endpoint(text)
-            case "call":
-                self._call = text
-            case "fixed":
-                self.dialogue.fixed = self._client, endpoint(text)
-            case "options":
-                name, _, value = text.partition("=")
-                known: dict[str, object] = {
-                    "media_source": value,
-                    "stand_down": tuple(value.split(",")),
-                    "rate": int(value) if value.isdigit() else 0,
-                    "media_timeout": float(value) if value.isdigit() else 0.0,
-                    "hold_timeout": float(value) if value.isdigit() else 0.0,
-                }
-                self.dialogue.options = SipOptions(**{name: known[name]})  # type: ignore[arg-type]
-            case ">>":
-                event = self._event(word, rest)
-                self.dialogue.steps.append(Step(self._at, event))
-            case "<<":
-                self.dialogue.steps[-1].expected.append(text)
-                if word == "edit":
-                    self._diff(int(rest))
-            case _:
-                raise ValueError(f"unknown mark {mark!r}")
+    def options(self, name: str, value: str) -> SipOptions:
+        known: dict[str, object] = {
+            "media_source": value,
+            "stand_down": tuple(value.split(",")),
+            "rate": int(value) if value.isdigit() else 0,
+            "media_timeout": float(value) if value.isdigit() else 0.0,
+            "hold_timeout": float(value) if value.isdigit() else 0.0,
+        }
+        return SipOptions(**{name: known[name]})  # type: ignore[arg-type]
 
-    def _event(self, word: str, rest: str) -> DatagramEvent:
-        first, _, second = rest.partition(" ")
-        match word:
-            case "client" | "server":
-                side = Side(word)
-                number = len(self.dialogue.packets) + 1
-                block = self._block()
-                data = rest.encode() if rest else self._message(side, block)
-                self.dialogue.packets[number] = data
-                return Datagram(number, side, self._client, self._server, data, self._now)
-            case "opened":
-                return Opened(int(first), endpoint(second), self._now)
-            case "refused":
-                return Refused(int(first), second, self._now)
-            case "tick":
-                self._now = float(rest)
-                return Tick(self._now)
-            case "activity":
-                packets_in, packets_out = second.split()
-                return Activity(int(first), int(packets_in), int(packets_out), self._now)
-        raise ValueError(f"unknown event {word!r}")
+    def data(self, side: Side, event: Line) -> bytes:
+        lines = [line for written in event.block for line in expand(written)]
+        return event.rest.encode() if event.rest else self._message(side, lines)
 
-    def _block(self) -> list[str]:
-        """The indented lines that follow; an empty line among them stays one."""
-        block = []
-        while self._at < len(self._lines):
-            line = self._lines[self._at]
-            if not line.startswith("  ") and not (line == "" and self._more()):
-                break
-            block += expand(line[2:])
-            self._at += 1
-        return block
-
-    def _more(self) -> bool:
-        return self._at + 1 < len(self._lines) and self._lines[self._at + 1].startswith("  ")
+    def wanted(self, line: Line) -> str:
+        if line.word == "edit" and line.block:
+            packet = int(line.rest)
+            data = self.packets[packet]
+            assert packet in self.edits, f"packet {packet} has not gone on"
+            assert apply_edits(data, self.edits[packet]) == changed(data, line.block)
+        return line.text
 
     def _message(self, side: Side, block: list[str]) -> bytes:
         end = block.index("") if "" in block else len(block)
@@ -216,68 +106,30 @@ class Reader:
             head.append(f"Content-Length: {len(body)}")
         return ("".join(line + "\r\n" for line in head) + "\r\n" + body).encode()
 
-    def _diff(self, packet: int) -> None:
-        expected = self.dialogue.edits[packet] = Expected(packet)
-        before = "+"
-        while self._at < len(self._lines) and self._lines[self._at].startswith(("  - ", "  + ")):
-            sign, line = self._lines[self._at][2], self._lines[self._at][4:]
-            lists = expected.old if sign == "-" else expected.new
-            if sign == "-" and before == "+":
-                expected.old.append([])
-                expected.new.append([])
-            lists[-1] += expand(line)
-            before = sign
-            self._at += 1
 
-
-def changed(data: bytes, expected: Expected) -> bytes:
-    """`data` with the lines of `expected` replaced, once each, and Content-Length following."""
+def changed(data: bytes, diff: list[str]) -> bytes:
+    """`data` with the lines of `diff` that begin with "-" replaced, once each, by those with "+" behind them, and
+    Content-Length following."""
     body = len(data.split(b"\r\n\r\n", 1)[1])
-    for old, new in zip(expected.old, expected.new, strict=True):
-        before, after = (b"".join(line.encode() + b"\r\n" for line in lines) for lines in (old, new))
-        assert data.count(before) == 1, f"{old} is not in packet {expected.packet} once"
-        data = data.replace(before, after)
+    replaced: list[tuple[list[str], list[str]]] = []
+    before = "+"
+    for written in diff:
+        sign, line = written[0], written[2:]
+        if sign == "-" and before == "+":
+            replaced.append(([], []))
+        replaced[-1][sign == "+"].extend(expand(line))
+        before = sign
+    for pair in replaced:
+        old, new = (b"".join(line.encode() + b"\r\n" for line in lines) for lines in pair)
+        assert data.count(old) == 1, f"{pair[0]} is not there once"
+        data = data.replace(old, new)
     head, _, rest = data.partition(b"\r\n\r\n")
     return head.replace(b"Content-Length: %d" % body, b"Content-Length: %d" % len(rest)) + b"\r\n\r\n" + rest
 
 
-def who(peers: tuple[str, ...] | None) -> str:
-    return "any" if peers is None else ",".join(peers) or "nobody"
-
-
-def words(command: DatagramCommand, dialogue: Dialogue) -> str:
-    match command:
-        case Release(packet, ()):
-            return f"pass {packet}"
-        case Release(packet, edits):
-            if packet in dialogue.edits:
-                data = dialogue.packets[packet]
-                assert apply_edits(data, edits) == changed(data, dialogue.edits[packet])
-            return f"edit {packet}"
-        case OpenConversation(ref, target, second, peers, _, reason):
-            beside = f"+{second}" if second is not None else ""
-            return f"open {ref} {target}{beside} for {who(peers)} {reason}"
-        case UpdateConversation(ref, peers, _):
-            return f"update {ref} for {who(peers)}"
-        case ClosePinhole(ref):
-            return f"shut {ref}"
-        case OpenMapping() | UpdateMapping() | Probe():
-            raise AssertionError(f"SIP asks for no {type(command).__name__}")
-        case StandDown(_, server, rule):
-            return f"stand-down {server} {rule}"
-        case RevokeConversation(_, server, rule):
-            return f"revoke {server} {rule}"
-        case Note(code, _):
-            return f"note {code}"
-
-
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_dialogue(path: Path) -> None:
-    dialogue = Reader(path).read()
-    engine = SipEngine(DatagramContext(dialogue.options, fixed=dialogue.fixed))
-    for step in dialogue.steps:
-        shown = [words(command, dialogue) for command in engine.handle(step.event)]
-        assert shown == step.expected, f"{path.name}:{step.number}"
+    script.play(path, SipPlayer())
 
 
 def test_there_is_a_corpus() -> None:

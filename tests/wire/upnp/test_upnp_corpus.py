@@ -9,13 +9,15 @@ import pytest
 
 from alg.address import Endpoint
 from gateway.front.portmap.table import Limits, Request
+from tests.wire import script
+from tests.wire.script import Line
 from tests.wire.upnp.play import OWN, House, filled, found_by, outcome, service_of, soap_request
 
 FILES = sorted(Path(__file__).parent.glob("*.dialogue"))
 
 
-class Play:
-    """One file, line by line."""
+class UpnpPlayer:
+    """UPnP: requests to the pages of the gateway, in pieces of `cut` bytes."""
 
     def __init__(self, cut: int) -> None:
         self.house = House(Limits(per_client=4))
@@ -48,10 +50,20 @@ class Play:
                 )
             case "address":
                 self.house.facts.address = rest.strip('"')
+            case "==":
+                assert ", ".join(self.house.mappings()) == ("" if rest == "nothing" else rest)
             case "packets":
                 self.house.facts.came = int(rest)
             case _:
                 raise AssertionError(word)
+
+    def happens(self, event: Line) -> list[str]:
+        self.said = []
+        self.do(event.word, event.rest)
+        return self.said
+
+    def wanted(self, line: Line) -> str:
+        return line.text
 
     def do(self, word: str, rest: str) -> None:
         match word:
@@ -82,29 +94,7 @@ class Play:
 @pytest.mark.parametrize("cut", [1, 7, 4096])
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_dialogue(path: Path, cut: int) -> None:
-    play = Play(cut)
-    expected: list[str] = []
-
-    def check() -> None:
-        assert play.said == expected
-        expected.clear()
-        play.said = []
-
-    for line in [*path.read_text().splitlines(), ">> pass 0"]:
-        if not line.strip() or line.startswith("#"):
-            continue
-        mark, _, rest = line.partition(" ")
-        if mark == "<<":
-            expected.append(rest)
-            continue
-        check()
-        if mark == ">>":
-            word, _, rest = rest.partition(" ")
-            play.do(word, rest)
-        elif mark == "==":
-            assert ", ".join(play.house.mappings()) == ("" if rest == "nothing" else rest)
-        else:
-            play.set(mark, rest)
+    script.play(path, UpnpPlayer(cut))
 
 
 def test_there_are_dialogues() -> None:

@@ -1,0 +1,158 @@
+"""What other programs do to the broker's table, and what is done about it: a table that was removed or emptied is
+created again, and what is open is restored, unless that happens again and again."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Sequence
+
+from alg.bucket import Rate
+from gateway.broker import marks
+from gateway.broker.conntrack import Conntrack
+from gateway.broker.element_messages import NFPROTO_INET
+from gateway.broker.elements import Element
+from gateway.broker.limits import BrokerLimits
+from gateway.broker.netfilter import Netfilter, TableGoneError
+from gateway.broker.netlink import NetfilterError
+from gateway.broker.restore import Restoration
+from gateway.broker.ruleset_watch import Changes
+from gateway.broker.usage import Usage
+from gateway.lease.table import LeaseTable
+from gateway.model.requests import Lease
+from gateway.observe.log import get_logger
+
+SOON = 0.05
+"""Seconds between a change of netfilter's rules by another program and the check of our own, because changes often
+follow one another."""
+
+RESTORATIONS, PER_SECOND = 5, 1 / 60
+"""How often the table is restored: this often at once, and once a minute in the long run. A program that removes it
+more often means to."""
+
+log = get_logger()
+
+
+class TableGuard:
+    """Keeps the nft table of `netfilter` as it must be.
+
+    `elements`: those of a lease, by its slot and the seconds that it has left. `usage`: learns which pinholes were used
+    meanwhile. `lose(without)` is called to count every lease as closed, except for these ids. `limits`: whether the
+    table is restored, and what is kept out of flowtables.
+    """
+
+    def __init__(
+        self,
+        netfilter: Netfilter,
+        leases: LeaseTable,
+        elements: Callable[[Lease, int, float], tuple[Element, ...]],
+        usage: Usage,
+        lose: Callable[[Collection[str]], None],
+        limits: BrokerLimits,
+    ) -> None:
+        self.restores = limits.restore
+        self._netfilter = netfilter
+        self._usage = usage
+        self._lose = lose
+        self._signalling = limits.signalling
+        self._restoration = Restoration(netfilter, leases, elements, lambda: Conntrack().begun_with(marks.ADMITTED))
+        self._restorations = Rate(PER_SECOND, RESTORATIONS)
+        self._suspicion = math.inf  # when to look whether the table is as it was
+        self._elements_gone = False  # another program has deleted elements of ours
+        self._disputed = -math.inf  # until when the table is not put back
+
+    @property
+    def restoring(self) -> bool:
+        """Whether something that is open is still to be restored. What is not there yet would count as used."""
+        return bool(self._restoration)
+
+    def deadline(self) -> float:
+        """When (monotonic) `look` has something to do; infinity: not before another program changes something."""
+        return 0.0 if self._restoration else self._suspicion
+
+    def configure(self, limits: BrokerLimits) -> None:
+        """Use other limits from now on."""
+        self.restores = limits.restore
+        if self._signalling != limits.signalling:
+            self._signalling = limits.signalling
+            self._keep_aside()
+
+    def load(self) -> bool:
+        """Create the table if it is missing or not as it must be. Returns whether it was made. Raises
+        NetfilterError."""
+        made = self._netfilter.load()
+        self._keep_aside()
+        return made
+
+    def others_changed(self, changes: Changes) -> None:
+        """Another program has changed netfilter's rules: check after a moment whether ours are complete."""
+        self._suspicion = min(self._suspicion, time.monotonic() + SOON)
+        if changes.flowtables:
+            self._keep_aside()
+        if changes.lost or (NFPROTO_INET, self._netfilter.name) in changes.elements:
+            self._elements_gone = True
+
+    def look(self, now: float) -> list[Lease]:
+        """Check the table if that is due, and restore some of what is open. Returns the leases that were restored.
+        Raises NetfilterError if the table cannot be created."""
+        if self._suspicion <= now:
+            self._look_at_table()
+        if not self._restoration:
+            return []
+        try:
+            return self._restoration.step()
+        except TableGoneError:
+            self.table_gone()
+            return []
+
+    def table_gone(self) -> None:
+        """The table is not there any more."""
+        if self.restores:
+            self.make_again()
+        else:  # with the next opening
+            self._lose(())
+
+    def make_again(self, opening: Sequence[Lease] = (), updated: Sequence[Lease] = ()) -> bool:
+        """Create the table again after another program has removed it or a part of it, and restore what is open, except
+        for the leases `opening` and `updated`, which are about to be changed. Returns False if that has been done too
+        often; the table then stays as it is for a while."""
+        now = time.monotonic()
+        if not self._restorations.take("", now):
+            if self._disputed <= now:
+                self._disputed = now + self._restorations.wait("", now)
+                log.error("broker.table_disputed", table=self._netfilter.name, seconds=round(self._disputed - now))
+            self._suspicion = self._disputed
+            return False
+        log.error("broker.table_gone", table=self._netfilter.name)
+        if not self.restores:
+            self._lose({lease.id for lease in opening})
+        self.load()
+        self._suspicion = now + SOON  # the program that flushes rules may not be done yet
+        if self.restores:
+            self.put_back(empty=True, without={lease.id for lease in (*opening, *updated)})
+        return True
+
+    def put_back(self, *, empty: bool, without: Collection[str] = ()) -> None:
+        """Begin to restore what is open. `empty`: the sets contain nothing."""
+        for lease in self._restoration.begin(empty=empty, without=without, first=self._usage.flowing()):
+            self._usage.found_used(lease)
+
+    def _look_at_table(self) -> None:
+        self._suspicion = math.inf
+        if time.monotonic() < self._disputed:
+            self._suspicion = self._disputed
+            return
+        elements_gone, self._elements_gone = self._elements_gone, False
+        if not self._netfilter.is_whole():
+            self.table_gone()
+        elif elements_gone and self.restores:
+            log.error("broker.elements_gone", table=self._netfilter.name)
+            self.put_back(empty=False)
+
+    def _keep_aside(self) -> None:
+        """If this host has flowtables, keep media and what modules read out of them. A failure is only logged."""
+        try:
+            if self._signalling and self._netfilter.has_flowtables():
+                self._netfilter.keep_aside(self._signalling)
+        except NetfilterError as error:
+            log.warning("broker.offload", error=str(error), hint="algate doctor says what to add")
