@@ -33,7 +33,7 @@ COMPILED = {
             "gateway/broker", "elements", "element_messages", "engine", "netfilter", "netlink", "nfqueue", "stale"
         ),
         *_modules("gateway/broker", "guard", "pending", "permits", "sharing"),
-        *_modules("gateway/lease", "calls", "ports", "sockets", "table", "validate"),
+        *_modules("gateway/lease", "calls", "ports", "quotas", "sockets", "table", "validate"),
         *_modules("gateway/net", "neighbours"),
         *_modules("gateway/observe", "ladders", "logfmt", "pinhole_log", "trace"),
         *_modules("gateway/pinhole", "client"),

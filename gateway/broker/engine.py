@@ -79,7 +79,7 @@ class Engine:
         self.netfilter.measure(limits.meter, now=False)
         self._permits = Permits(table, limits)
         self._neighbours = Neighbours(limits.inside, Kernel())
-        self._leases = LeaseTable(backend="kernel", identify=self._neighbours.identify, **limits.of_table())
+        self._leases = LeaseTable(backend="kernel", identify=self._neighbours.identify, limits=limits.of_table())
         self._rng = random.SystemRandom()
         self._pending = Pending(send)
         self._nat = Nat(self.netfilter, self._rng)
@@ -137,7 +137,7 @@ class Engine:
         self._neighbours.inside = self._permits.inside
         self._guard.configure(limits)
         self._return_path.make(self._permits.inside)
-        self._leases.configure(**limits.of_table())
+        self._leases.configure(limits.of_table())
         self._forwards.want(limits.forwards)
         return len(self._end("reload", lambda lease: not limits.has_inside(lease.client)))
 

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 from gateway.broker.forwards import Forward
 from gateway.broker.netfilter import Meter
-from gateway.lease.table import QUOTAS, SUGGESTIBLE
+from gateway.lease.quotas import QUOTAS, SUGGESTIBLE, LeaseLimits
 from gateway.model.requests import Network
-
-
-class TableLimits(TypedDict):
-    """The limits in the form that the lease table takes."""
-
-    ports: tuple[int, int]
-    read_ports: tuple[int, int] | None
-    per_client: int
-    rate: float
-    mapping_ports: tuple[int, int]
-    mappings: int
 
 
 class BrokerLimits(NamedTuple):
     """The broker's limits. `inside`: the networks of clients. `ports`, `read_ports`, `per_client`, `rate`: see
-    LeaseTable. `meter`: how fast datagrams for modules may come.
+    LeaseLimits. `meter`: how fast datagrams for modules may come.
 
     `restore`: whether the table is restored, with what is open, when another program has removed it. `signalling`: UDP
     ports of modules, whose connections are kept out of flowtables. `kinds`: the kinds of pinholes that the modules of
-    each process declare, by its slot. `mapping_ports`, `mappings`: see LeaseTable. `reserved`: ports that a mapping
+    each process declare, by its slot. `mapping_ports`, `mappings`: see LeaseLimits. `reserved`: ports that a mapping
     never gets. `forwards`: what the operator forwards.
     """
 
@@ -47,16 +36,16 @@ class BrokerLimits(NamedTuple):
     reserved: frozenset[int] = frozenset()
     forwards: tuple[Forward, ...] = ()
 
-    def of_table(self) -> TableLimits:
+    def of_table(self) -> LeaseLimits:
         """Return the limits of the lease table."""
-        return {
-            "ports": self.ports,
-            "read_ports": self.read_ports,
-            "per_client": self.per_client,
-            "rate": self.rate,
-            "mapping_ports": self.mapping_ports,
-            "mappings": self.mappings,
-        }
+        return LeaseLimits(
+            ports=self.ports,
+            read_ports=self.read_ports,
+            per_client=self.per_client,
+            rate=self.rate,
+            mapping_ports=self.mapping_ports,
+            mappings=self.mappings,
+        )
 
     def has_inside(self, host: str) -> bool:
         """Whether an address may belong to a client."""

@@ -33,11 +33,11 @@ from alg.api import (
 from alg.bucket import Rate
 from gateway.driver.conversations import Conversations
 from gateway.driver.probe import is_proven
-from gateway.driver.requests import Conversing, Opening, Public, advertised, is_forbidden, request_of
+from gateway.driver.requests import Conversing, Opening, advertised, is_forbidden, request_of
+from gateway.driver.surroundings import Surroundings
 from gateway.flow.table import Flow
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Lease
-from gateway.pinhole.backend import Backend, Carry, DataPaths
 from gateway.pinhole.pacing import at_its_pace
 
 log = structlog.get_logger()
@@ -50,37 +50,26 @@ OPENINGS = 200  # pinholes a second and flow, and as many at once: a flood must 
 class Openings:
     """Opens and closes for one flow. `tell` is called later, from a greenlet, with the result.
 
-    `own_hosts`: this host's addresses towards the client and towards the server. `announce`: is called with where the
-    client is about to connect, and the seconds for which that counts. `read`: returns what carries a connection that
-    the module is to read, by the reason of its pinhole; None: it may not ask for that.
+    `own_hosts`: this host's addresses towards the client and towards the server.
     """
 
     def __init__(
         self,
         flow: Flow,
         mode: Mode,
-        backend: Backend,
-        paths: DataPaths,
-        public: Public,
+        around: Surroundings,
         own_hosts: tuple[str, str],
         tell: Callable[[Event], None],
-        now: Callable[[], float],
-        announce: Callable[[str, Endpoint, float], None],
-        read: Callable[[str], Carry] | None = None,
     ) -> None:
         self.revoked: str | None = None  # by which rule this flow may open nothing any more
-        self.conversations = Conversations(backend, mode, flow.id, self._on_conversation, self._admitted)
+        self.conversations = Conversations(around.backend, mode, flow.id, self._on_conversation, self._admitted)
         self._admission = Wakeup()
         self._flow = flow
         self._mode = mode
-        self._backend = backend
-        self._paths = paths
-        self._public = public
+        self._around = around
         self._own_hosts = own_hosts
         self._tell = tell
-        self._now = now
-        self._announce = announce
-        self._read = read
+        self._now = around.now
         self._leases: dict[int, Callable[[], None]] = {}  # how each is closed
         self._opening: set[int] = set()
         self._unanswered = 0
@@ -96,9 +85,13 @@ class Openings:
     def open(self, command: Opening) -> None:
         """Ask the backend, unless the answer is known already. May call `tell` at once."""
         if isinstance(command, OpenOutbound):
-            self._announce(self._flow.client.host, command.target, command.ttl)
-        forbidden = "target" if is_forbidden(command, self._flow, self._public) else None
-        if isinstance(command, OpenPinhole) and command.read and (self._read is None or command.transport != "tcp"):
+            self._around.announce(self._flow.client.host, command.target, command.ttl)
+        forbidden = "target" if is_forbidden(command, self._flow, self._around.public) else None
+        if (
+            isinstance(command, OpenPinhole)
+            and command.read
+            and (self._around.read is None or command.transport != "tcp")
+        ):
             forbidden = "kind"
         refusal = self.revoked or forbidden or self._flood()
         observe = self._mode is Mode.OBSERVE
@@ -106,12 +99,12 @@ class Openings:
             refusal = "observe"
         if refusal:
             self._tell(Refused(command.ref, refusal, self._now()))
-        elif observe or (isinstance(command, OpenOutbound) and not self._backend.outbound):
+        elif observe or (isinstance(command, OpenOutbound) and not self._around.backend.outbound):
             # Nothing is opened: the module shows what it would write, with port 0 for the one it would get.
             if observe and not isinstance(command, OpenMeeting):
                 target = str(command.target)
                 log.info("alg.open", flow=self._flow.id, reason=command.reason, applied=False, target=target)
-            self._tell(Opened(command.ref, advertised(command, 0, self._flow, self._public), self._now()))
+            self._tell(Opened(command.ref, advertised(command, 0, self._flow, self._around.public), self._now()))
         else:
             self._opening.add(command.ref)
             self._unanswered += 1
@@ -119,8 +112,8 @@ class Openings:
 
     def converse(self, command: Conversing) -> None:
         """Open a pinhole of many packets."""
-        forbidden = "target" if is_forbidden(command, self._flow, self._public) else None
-        client, public = self._flow.client.host, self._public.get(Side.SERVER)
+        forbidden = "target" if is_forbidden(command, self._flow, self._around.public) else None
+        client, public = self._flow.client.host, self._around.public.get(Side.SERVER)
         if refusal := self.revoked or forbidden:
             self._tell(Refused(command.ref, refusal, self._now()))
         elif isinstance(command, OpenConversation):
@@ -130,8 +123,8 @@ class Openings:
         elif isinstance(command, OpenGre):
             self.conversations.tunnel(command, client, self._flow.server.host, public)
         else:
-            server, inner = self._flow.server.host, self._public[Side.SERVER].local
-            self.conversations.exchange(command, server, self._public[Side.CLIENT], inner)
+            server, inner = self._flow.server.host, self._around.public[Side.SERVER].local
+            self.conversations.exchange(command, server, self._around.public[Side.CLIENT], inner)
 
     def change(self, command: UpdateConversation | UpdateMapping | UpdateExchange | UpdateGre) -> None:
         """Change a pinhole of many packets."""
@@ -171,10 +164,10 @@ class Openings:
 
     def join(self, command: OpenRelay) -> None:
         """Relay between an endpoint of the client and one of the server, if both are their own."""
-        if self.revoked or self._mode is Mode.OBSERVE or is_forbidden(command, self._flow, self._public):
+        if self.revoked or self._mode is Mode.OBSERVE or is_forbidden(command, self._flow, self._around.public):
             return
         if not self._flood():
-            self._paths.join(command.client, command.server, self._own_hosts, command.reason)
+            self._around.paths.join(command.client, command.server, self._own_hosts, command.reason)
 
     def close(self, ref: int) -> None:
         """Close one, if it is open or being opened."""
@@ -186,7 +179,7 @@ class Openings:
 
     def find(self, command: FindSocket) -> None:
         """Ask for the public endpoint of another socket of the client."""
-        self.conversations.find(command, self._flow.client.host, self._public.get(Side.SERVER))
+        self.conversations.find(command, self._flow.client.host, self._around.public.get(Side.SERVER))
 
     def revoke(self, rule: str, keeps: bool) -> None:
         """Open nothing more for this flow, and close what is unused; with `keeps`, conversations stay open."""
@@ -226,12 +219,12 @@ class Openings:
 
     def _ask(self, command: Opening) -> tuple[Lease, Endpoint | None]:
         """Return the lease and, for a meeting, where the client has to connect. Raises PinholeRefused."""
-        request = request_of(command, self._flow, self._public)
-        if isinstance(command, OpenPinhole) and command.read and self._read is not None:
-            return self._paths.read(request, self._read(command.reason)), None
+        request = request_of(command, self._flow, self._around.public)
+        if isinstance(command, OpenPinhole) and command.read and self._around.read is not None:
+            return self._around.paths.read(request, self._around.read(command.reason)), None
         if isinstance(command, OpenMeeting):
-            return self._paths.meet(request, self._own_hosts[0])
-        return self._backend.open(request), None
+            return self._around.paths.meet(request, self._own_hosts[0])
+        return self._around.backend.open(request), None
 
     def _open(self, command: Opening) -> None:
         ref = command.ref
@@ -247,14 +240,14 @@ class Openings:
         finally:
             self._unanswered -= 1
         is_local = inner is not None or (isinstance(command, OpenPinhole) and command.read)
-        close = functools.partial((self._paths if is_local else self._backend).close, lease)
+        close = functools.partial((self._around.paths if is_local else self._around.backend).close, lease)
         if self._over or ref not in self._opening:  # it is not wanted any more
             close()
             return
         self._opening.discard(ref)
         self._leases[ref] = close
-        elsewhere = self._backend.elsewhere and inner is None
-        public = lease.public if elsewhere else advertised(command, lease.public.port, self._flow, self._public)
+        elsewhere = self._around.backend.elsewhere and inner is None
+        public = lease.public if elsewhere else advertised(command, lease.public.port, self._flow, self._around.public)
         self._tell_unless_over(Opened(ref, public, self._now(), inner))
 
     def _on_conversation(self, ref: int, outcome: Endpoint | str, inner: Endpoint | None) -> None:

@@ -18,7 +18,8 @@ from gateway.driver.afterlife import Afterlife
 from gateway.driver.announced import Announced
 from gateway.driver.guard import Broken, ModuleGuard
 from gateway.driver.readers import StreamReader
-from gateway.driver.stream import Inspection, Surroundings
+from gateway.driver.stream import Inspection
+from gateway.driver.surroundings import Surroundings
 from gateway.flow.dial import Connection
 from gateway.flow.table import Flow, Flows
 from gateway.flow.upstream import Way

@@ -10,17 +10,13 @@ flow goes on unread. If it was the module's fault, the flow also loses its right
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import cast
 
 import gevent.socket as gsocket
 import structlog
 from gevent.event import Event as Wakeup
 
-from alg.address import Endpoint
 from alg.api import (
     AlgModule,
     AskTransfer,
@@ -59,17 +55,16 @@ from alg.api import (
 )
 from alg.registry import Traits
 from gateway.driver.activity import ActivityWatch
-from gateway.driver.afterlife import Afterlife, Survivor
+from gateway.driver.afterlife import Survivor
 from gateway.driver.conversations import Conversations
-from gateway.driver.guard import Broken, Hung, ModuleGuard, alarm, described
+from gateway.driver.guard import Broken, Hung, alarm, described
 from gateway.driver.openings import Openings
 from gateway.driver.pump import Pump
+from gateway.driver.surroundings import Surroundings
 from gateway.flow.table import HALF_CLOSE_TIMEOUT, Flow
-from gateway.net.addresses import PublicAddress
 from gateway.net.relay.half import Legacy
 from gateway.net.slices import slices
 from gateway.observe.trace import PASSED
-from gateway.pinhole.backend import Backend, Carry, DataPaths
 
 log = structlog.get_logger()
 
@@ -83,32 +78,6 @@ MOST_COUNTED = 0.05  # seconds of one call: for more the machine is to blame, or
 SHORTEST_TICK = 0.01  # seconds between two ticks of a module that wants one all the time
 MEMORY = 10.0  # seconds in which work is forgotten
 LIGHT = 0.002  # seconds of work within the last second, up to which a flow is served before others
-
-
-def _nothing_announced(_client: str, _target: Endpoint, _seconds: float) -> None:
-    """The default of `announce`: does nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What a flow's module works with, in addition to the flow.
-
-    `public`: the address at which a side is told to find the other one; the client is told of a published server only.
-    `may_transfer`: whether a rule lets the server exchange files with a third host. `may_map`: whether one lets the
-    client have a public port for this socket of its own. `announce`, `read`: see `Openings`.
-    `afterlife`: takes the modules that outlive their flow.
-    """
-
-    backend: Backend
-    paths: DataPaths
-    public: Mapping[Side, PublicAddress]
-    may_transfer: Callable[[Endpoint], bool]
-    may_map: Callable[[Endpoint], bool]
-    guard: ModuleGuard
-    afterlife: Afterlife
-    announce: Callable[[str, Endpoint, float], None] = _nothing_announced
-    read: Callable[[str], Carry] | None = None
-    now: Callable[[], float] = field(default=time.monotonic)
 
 
 class Effort:
@@ -167,18 +136,7 @@ class Inspection:
         self._pump = Pump(sockets, self._received, self._closed, self._wake, self._is_to_wait)
         # Towards the server it is not the socket's own where that has the client's address.
         own = str(sockets[Side.CLIENT].getsockname()[0]), around.public[Side.SERVER].local
-        self._openings = Openings(
-            flow,
-            mode,
-            around.backend,
-            around.paths,
-            around.public,
-            own,
-            self._feed,
-            self._now,
-            around.announce,
-            around.read,
-        )
+        self._openings = Openings(flow, mode, around, own, self._feed)
         self._activity = ActivityWatch(self.conversations, traits.look_every, self._feed, self._now)
         self._effort = Effort(traits.share, self._now())
         self._events: deque[Event] = deque()

@@ -17,17 +17,15 @@ from typing import Any, Literal
 import msgspec
 
 from alg.address import Endpoint
-from alg.bucket import Rate
 from gateway.lease.calls import CallIds
 from gateway.lease.ports import HOLD, PublicPorts
+from gateway.lease.quotas import LeaseLimits, Quotas, by_address
 from gateway.lease.sockets import SHARING, PublicSockets, public_ranges
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import (
-    Kind,
     Lease,
     PinholeRequest,
     PinholeUpdate,
-    Protocol,
     Traffic,
     Transport,
     transports_of,
@@ -36,34 +34,13 @@ from gateway.observe.metrics import Sample
 from gateway.observe.pinhole_log import lease_fields, shown_kind
 from gateway.policy.clients import Identity
 
-RATE = 100.0
-"""Default of how many pinholes a client may open in a second, on average: more than a client that fetches small files
-one by one can use."""
-
 NOTHING = Traffic()
 
 _LEAST_SLACK = 1024  # deadlines out of date that are kept, at least
 
 
-QUOTAS = {"mappings": 32, "anybody": 8, "calls": 8}
-"""How many of these a client may have, where that is not `per_client`. A mapping is there for hours, what is open to
-anybody is the easiest thing to abuse, and nobody has more than a few calls of PPTP."""
-
-RATES = {"mappings": 10.0, "anybody": 4.0, "calls": 4.0}
-"""How many of these a client may open in a second, on average, beside `rate`."""
-
-MAPPINGS = 16384
-"""Number of mappings of all clients, which do not count among the others."""
-
-SUGGESTIBLE = (1024, 65535)
-"""Public ports of mappings by default."""
-
 _COMMON = {"kernel": (("once", "tcp"), ("conversation", "udp")), "userspace": (("local", "tcp"), ("local", "udp"))}
 """Kinds and protocols that the metrics show even where there are none, by backend."""
-
-SHARE = 64
-"""Number of pinholes that a client may have whatever others have. Beyond that it gets another one only if more than
-that number is left."""
 
 
 @dataclass(slots=True)
@@ -75,77 +52,36 @@ class _Entry:
     used: bool = False
 
 
-def _by_address(address: str) -> Identity:
-    return Identity(address, address)
-
-
 class LeaseTable:
-    """The leases of one backend.
+    """The leases of one backend, within `limits`.
 
-    `ports`: lowest and highest public port; `read_ports`: those that are only for datagrams that a module reads.
-    `per_client`: how many of each kind a client may hold (connections, conversations, and sockets of UDP associations);
-    `total`: how many there may be, half of them those of visitors. `rate`: how many a client may open in a second, on
-    average; twice as many at once. `mapping_ports`: public ports that mappings may have, `mappings`: how many of them a
-    client may hold. `identify`: says which addresses are one client. A lease that was used (`use`)
-    counts no more and is not listed, but keeps its port until its time is over or its owner closes it.
+    `identify`: says which addresses are one client. `hold`: seconds until a port is given out again. A lease that was
+    used (`use`) counts no more and is not listed, but keeps its port until its time is over or its owner closes it.
     """
 
     def __init__(
         self,
         *,
         backend: Literal["kernel", "userspace"],
-        ports: tuple[int, int],
-        read_ports: tuple[int, int] | None = None,
-        per_client: int = 64,
-        total: int = 8192,
+        limits: LeaseLimits,
         hold: float = HOLD,
-        rate: float = RATE,
-        identify: Callable[[str], Identity] = _by_address,
-        mapping_ports: tuple[int, int] = SUGGESTIBLE,
-        mappings: int = QUOTAS["mappings"],
+        identify: Callable[[str], Identity] = by_address,
     ) -> None:
-        self._identify = identify
         self._backend: Literal["kernel", "userspace"] = backend
-        self._total = total
+        self._quotas = Quotas(limits, identify, backend == "userspace")
         self._ports = PublicPorts(hold)
-        self._per_second = 0.0
-        self.configure(
-            ports=ports,
-            read_ports=read_ports,
-            per_client=per_client,
-            rate=rate,
-            mapping_ports=mapping_ports,
-            mappings=mappings,
-        )
+        self._ports.configure(limits.ports, limits.read_ports)
+        self._mapping_ports = limits.mapping_ports
         self._entries: dict[str, _Entry] = {}
-        self._clients: dict[str, dict[str, Lease]] = {}
-        self._hosts: dict[str, dict[str, Lease]] = {}
-        self._kinds: Counter[tuple[str, str]] = Counter()
-        self._networks: Counter[str] = Counter()
         self._sockets = PublicSockets()
         self._calls = CallIds()
-        self._kind_rates = {kind: Rate(rate, 2 * QUOTAS[kind]) for kind, rate in RATES.items()}
-        self._live = self._visiting = self._mappings = 0
         self._deadlines: list[tuple[float, str]] = []
 
-    def configure(
-        self,
-        *,
-        ports: tuple[int, int],
-        read_ports: tuple[int, int] | None = None,
-        per_client: int,
-        rate: float = RATE,
-        mapping_ports: tuple[int, int] = SUGGESTIBLE,
-        mappings: int = QUOTAS["mappings"],
-    ) -> None:
-        """Use other limits from now on; what is open stays open. The arguments are those of the constructor."""
-        self._ports.configure(ports, read_ports)
-        self._mapping_ports = mapping_ports
-        self._per_client = per_client
-        self._quotas = QUOTAS | {"mappings": mappings}
-        if rate != self._per_second:
-            self._per_second = rate
-            self._rate = Rate(rate, 2 * rate)
+    def configure(self, limits: LeaseLimits) -> None:
+        """Use other limits from now on; what is open stays open."""
+        self._quotas.configure(limits)
+        self._ports.configure(limits.ports, limits.read_ports)
+        self._mapping_ports = limits.mapping_ports
 
     def open(
         self,
@@ -164,7 +100,7 @@ class LeaseTable:
         `owner` is the worker's slot that may close it. Raises PinholeRefused "rate", "quota" (the client's), "share"
         (the client has as much as is left for all others), "full" (all pinholes), "ports", "taken".
         """
-        payer = self.check_limits(request, now)
+        payer = self._quotas.check(request, now)
         public = self._public(request, now, rng, is_free)
         lease = Lease(
             id=f"{rng.getrandbits(64):016x}",
@@ -211,36 +147,13 @@ class LeaseTable:
         entries = [self._entries[each] for each in self._sockets.sharing(lease)]
         return [(entry.owner, entry.lease, entry.deadline) for entry in entries]
 
-    def check_limits(self, request: PinholeRequest, now: float) -> Identity:
-        """Count a request for its client's rate, and return whose quota it counts against. Raises PinholeRefused if
-        `open` would refuse it for a limit."""
-        client = request.visitor or request.client
-        payer = self._identify(client)
-        kind = _kind(request.kind, request.transport, self._backend == "userspace")
-        rates = [self._rate, *([self._kind_rates[kind]] if kind in self._kind_rates else [])]
-        if not all(rate.take(payer.host, now) for rate in rates):
-            raise PinholeRefused("rate", f"{client} opens pinholes too fast")
-        most = self._quotas.get(kind, self._per_client)
-        if self._kinds[payer.host, kind] >= most:
-            key = "pinhole.per_client" if kind not in self._quotas else "most"
-            raise PinholeRefused("quota", f"{client} holds {most} {kind} ({key})")
-        if kind == "mappings":
-            if self._mappings >= MAPPINGS:
-                raise PinholeRefused("full", f"there are {MAPPINGS} mappings")
-            return payer
-        live = self._live - self._mappings
-        if live >= self._total:
-            raise PinholeRefused("full", f"there are {self._total} pinholes")
-        held = max(len(self._hosts.get(payer.host, ())), self._networks[payer.network])
-        if held >= SHARE and held >= self._total - live:
-            raise PinholeRefused("share", f"{payer.network} holds {held} pinholes, and fewer are left")
-        if request.visitor is not None and self._visiting >= self._total // 2:
-            raise PinholeRefused("full", f"clients outside hold {self._visiting} pinholes")
-        return payer
+    def check_limits(self, request: PinholeRequest, now: float) -> None:
+        """Count a request for its client's rate. Raises PinholeRefused if `open` would refuse it for a limit."""
+        self._quotas.check(request, now)
 
     def restore(self, lease: Lease, *, owner: int, deadline: float, used: bool = False) -> None:
         """Add a lease that is already open (read back from the kernel). No quota is checked."""
-        self._add(lease, owner, deadline, self._identify(_payer(lease)), used)
+        self._add(lease, owner, deadline, self._quotas.payer(lease), used)
 
     def _add(self, lease: Lease, owner: int, deadline: float, payer: Identity, used: bool = False) -> None:
         self._entries[lease.id] = _Entry(lease, owner, deadline, payer, used)
@@ -252,20 +165,14 @@ class LeaseTable:
             self._calls.take(lease)
         self._sockets.add(lease)
         if not used:
-            self._clients.setdefault(_payer(lease), {})[lease.id] = lease
-            self._hosts.setdefault(payer.host, {})[lease.id] = lease
-            self._kinds[payer.host, _kind_of(lease)] += 1
-            self._networks[payer.network] += 1
-            self._live += 1
-            self._mappings += lease.kind == "mapping"
-            self._visiting += lease.visitor is not None
+            self._quotas.add(lease, payer)
 
     def use(self, lease_id: str) -> None:
         """Mark a lease as used up: its pinhole is no longer open."""
         entry = self._entries[lease_id]
         if not entry.used:
             entry.used = True
-            self._forget_client(entry)
+            self._quotas.remove(entry.lease, entry.payer)
 
     def find(self, lease_id: str) -> Lease | None:
         """Return the open lease with this id."""
@@ -317,8 +224,7 @@ class LeaseTable:
         if lease.kind == "gre":
             self._calls.forget_answer(entry.lease)
             self._calls.answered(lease)
-        self._clients[_payer(lease)][lease.id] = lease
-        self._hosts[entry.payer.host][lease.id] = lease
+        self._quotas.replace(lease, entry.payer)
         entry.lease, entry.deadline = lease, deadline
         self._end_by(deadline, lease.id)
 
@@ -389,16 +295,16 @@ class LeaseTable:
 
     def of_client(self, client: str) -> list[Lease]:
         """Return the open pinholes that count against this client's quota."""
-        return list(self._clients.get(client, {}).values())
+        return self._quotas.of_client(client)
 
     def of_host(self, client: str) -> list[Lease]:
         """Return the open pinholes that count against the quota of the host that has this address, by any of its
         addresses."""
-        return list(self._hosts.get(self._identify(client).host, {}).values())
+        return self._quotas.of_host(client)
 
     def __len__(self) -> int:
         """The number of open pinholes."""
-        return self._live
+        return len(self._quotas)
 
     def _public(
         self, request: PinholeRequest, now: float, rng: random.Random, is_free: Callable[[int], bool]
@@ -475,7 +381,7 @@ class LeaseTable:
         lease = entry.lease
         del self._entries[lease.id]
         if not entry.used:
-            self._forget_client(entry)
+            self._quotas.remove(lease, entry.payer)
         self._give_back(lease, self._sockets.remove(lease), now)
         return lease
 
@@ -494,50 +400,6 @@ class LeaseTable:
                     public = Endpoint(first.host, port)
                     if not self._sockets.is_held(transport, public):
                         self._ports.give_back(transport, public, 1, now)
-
-    def _forget_client(self, entry: _Entry) -> None:
-        lease = entry.lease
-        host, network = entry.payer
-        self._live -= 1
-        self._mappings -= lease.kind == "mapping"
-        self._visiting -= lease.visitor is not None
-        leases = self._clients[_payer(lease)]
-        del leases[lease.id]
-        if not leases:
-            del self._clients[_payer(lease)]
-        of_host = self._hosts[host]
-        del of_host[lease.id]
-        if not of_host:
-            del self._hosts[host]
-        kind = host, _kind_of(lease)
-        self._kinds[kind] -= 1
-        if not self._kinds[kind]:
-            del self._kinds[kind]
-        self._networks[network] -= 1
-        if not self._networks[network]:
-            del self._networks[network]
-
-
-def _payer(lease: Lease) -> str:
-    """Return the address against whose quota a lease counts."""
-    return lease.visitor or lease.client
-
-
-def _kind(kind: Kind, protocol: Protocol, userspace: bool) -> str:
-    """The kinds that the quotas of clients tell apart. `userspace`: it is a worker's own port."""
-    own = _QUOTA_KINDS.get(kind)
-    if own is not None and not userspace:
-        return own
-    if protocol == "tcp":
-        return "connections"
-    return "associations" if userspace or kind == "local" else "conversations"
-
-
-_QUOTA_KINDS = {"mapping": "mappings", "anybody": "anybody", "exchange": "exchanges", "gre": "calls"}
-
-
-def _kind_of(lease: Lease) -> str:
-    return _kind(lease.kind, lease.protocol, lease.backend == "userspace")
 
 
 def lease_row(lease: Lease, traffic: Traffic = NOTHING) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import structlog
 
 from alg.address import Endpoint
 from gateway.flow.table import Flows
+from gateway.lease.quotas import LeaseLimits
 from gateway.lease.table import LeaseTable, lease_row
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Done, Lease, Network, PinholeRequest, PinholeUpdate
@@ -51,7 +52,8 @@ class Listener(Protocol):
 class UserspacePinholes:
     """The userspace backend of one worker. What comes through a pinhole is a flow of its own, with the front "pinhole".
 
-    `ports`, `per_client`, `rate`: see LeaseTable. With `admission` the broker enforces them where it knows the pinhole.
+    `ports`, `per_client`, `rate`: see LeaseLimits. With `admission` the broker enforces them where it knows the
+    pinhole.
     """
 
     elsewhere = False
@@ -62,7 +64,7 @@ class UserspacePinholes:
     ) -> None:
         self._flows = flows
         self._admission = admission
-        self._table = LeaseTable(backend="userspace", ports=ports, per_client=per_client, rate=rate)
+        self._table = LeaseTable(backend="userspace", limits=LeaseLimits(ports, per_client=per_client, rate=rate))
         self._rng = random.SystemRandom()
         self._waiting: dict[str, gevent.Greenlet[..., str]] = {}
         self._carriers: dict[str, Carry] = {}  # of those that something else than the relay is to carry
@@ -70,7 +72,7 @@ class UserspacePinholes:
 
     def configure(self, ports: tuple[int, int], per_client: int, rate: float, inside: Sequence[Network]) -> None:
         """Use other limits from now on. What is open stays open."""
-        self._table.configure(ports=ports, per_client=per_client, rate=rate)
+        self._table.configure(LeaseLimits(ports, per_client=per_client, rate=rate))
         if self._admission is not None:
             self._admission.inside = tuple(inside)
 

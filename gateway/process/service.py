@@ -39,7 +39,7 @@ from gateway.front.socks.server import SocksCommand, SocksFront
 from gateway.front.socks.tls import TlsFront
 from gateway.front.transparent.tcp import TransparentFront
 from gateway.front.udp.associate import UdpAssociateCommand
-from gateway.front.udp.association import Means
+from gateway.front.udp.association import AssociationMeans
 from gateway.front.udp.reader import MessageReader
 from gateway.front.udp.routes import Options
 from gateway.model.certificates import client_context
@@ -129,7 +129,7 @@ class Service:
             "connect": connect,
             "bind": BindCommand(lookup, userspace, flows, outside, config.socks.bind_timeout),
             "udp": UdpAssociateCommand(
-                Means(
+                AssociationMeans(
                     lookup,
                     userspace,
                     association_options(config),

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from alg.address import Endpoint
 from gateway.front.accept import Acceptor
 from gateway.front.auth.guard import GuessGuard
+from gateway.lease.quotas import LeaseLimits
 from gateway.lease.table import LeaseTable
 from gateway.model.errors import PinholeRefused
 from gateway.policy.limits import LimitReached, RuleLimits, Session
-from gateway.policy.rules import Decision, Limits
+from gateway.policy.rules import Decision
 from tests.greenlets import join_all
 from tests.unit.broker.test_validate import INBOUND
 
@@ -36,7 +37,7 @@ def test_sessions_of_rules(steps: list[tuple[str, int, float]]) -> None:
     for action, which, pause in steps:
         now += pause / 30
         if action == "enter":
-            rule = Decision(True, "rule" + str(which % 3), limits=Limits(sessions=6, per_client=2, rate=3.0))
+            rule = Decision(True, "rule" + str(which % 3), limits=LeaseLimits(sessions=6, per_client=2, rate=3.0))
             try:
                 live.append(limits.enter(rule, CLIENTS[which % len(CLIENTS)], now))
             except LimitReached:
@@ -117,7 +118,7 @@ LEASE_STEPS = ["open", "open", "open", "use", "close", "owner", "expire", "renew
 @given(st.lists(st.tuples(st.sampled_from(LEASE_STEPS), WHICH, PAUSES), max_size=150), st.integers(0, 2**32))
 def test_pinholes_of_clients(steps: list[tuple[str, int, float]], seed: int) -> None:
     """Pinholes and conversations (UDP), used up, closed by any of the ways, expired, extended, refused."""
-    table = LeaseTable(backend="kernel", ports=(40000, 40031), per_client=4, total=9, rate=1.0)
+    table = LeaseTable(backend="kernel", limits=LeaseLimits(ports=(40000, 40031), per_client=4, total=9, rate=1.0))
     rng, now = random.Random(seed), 0.0
     for action, which, pause in steps:
         now += pause / 5
@@ -160,10 +161,10 @@ def test_pinholes_of_clients(steps: list[tuple[str, int, float]], seed: int) -> 
     now += 1000
     table.expire(now)
     assert len(table) == 0
-    assert not table._clients
-    assert not (table._hosts)
-    assert not (table._kinds)
-    assert not (table._networks)
+    assert not table._quotas._clients
+    assert not table._quotas._hosts
+    assert not table._quotas._kinds
+    assert not table._quotas._networks
     assert not table._entries
     assert not table._sockets._public
     assert not table._sockets._holders

@@ -13,7 +13,7 @@ import structlog
 from gateway.flow.dial import DialError
 from gateway.flow.table import Flows
 from gateway.front.socks.request import SocksRequest
-from gateway.front.udp.association import Association, Means
+from gateway.front.udp.association import Association, AssociationMeans
 from gateway.front.udp.outsides import REASON
 from gateway.front.udp.sockets import bind_datagrams
 from gateway.net.relay.wheel import Wheel
@@ -29,7 +29,7 @@ TRIES = 64  # random ports
 class UdpAssociateCommand:
     """Carries out UDP ASSOCIATE requests. `ports`: lowest and highest port, also of sockets towards the client."""
 
-    def __init__(self, means: Means, flows: Flows, wheel: Wheel, ports: tuple[int, int]) -> None:
+    def __init__(self, means: AssociationMeans, flows: Flows, wheel: Wheel, ports: tuple[int, int]) -> None:
         self._means = means
         self._lookup = means.lookup
         self._flows = flows

@@ -48,7 +48,7 @@ _BUFFER = bytearray(MAX_HEADER + 65535)  # for all associations: a callback is d
 _VIEW = memoryview(_BUFFER)
 
 
-class Means(NamedTuple):
+class AssociationMeans(NamedTuple):
     """What all associations of a worker use. `readers`: the modules that read datagrams, by the targets' ports."""
 
     lookup: Lookup
@@ -65,7 +65,7 @@ class Association:
         request: SocksRequest,
         inner: _socket.socket,
         flow: Flow,
-        means: Means,
+        means: AssociationMeans,
         end: Callable[[str], None],
     ) -> None:
         """`inner`: a bound, non-blocking UDP socket for the client. `end(reason)` is called, from the hub, when the

@@ -9,7 +9,8 @@ import pytest
 
 from alg.address import Endpoint
 from gateway.lease.calls import REST
-from gateway.lease.table import QUOTAS, LeaseTable
+from gateway.lease.quotas import QUOTAS, LeaseLimits
+from gateway.lease.table import LeaseTable
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Lease, PinholeRequest, PinholeUpdate
 from tests.unit.broker.test_validate import GRE
@@ -19,7 +20,7 @@ ONE, TWO = GRE.client, "192.168.56.11"
 
 class Calls:
     def __init__(self) -> None:
-        self.table = LeaseTable(backend="kernel", ports=(40000, 40099))
+        self.table = LeaseTable(backend="kernel", limits=LeaseLimits(ports=(40000, 40099)))
         self.now = 0.0
         self.rng = random.Random(4)
 

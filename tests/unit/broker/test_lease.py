@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from alg.address import Endpoint
 from gateway.lease.ports import REST
+from gateway.lease.quotas import LeaseLimits
 from gateway.lease.table import LeaseTable, lease_row
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Lease, PinholeRequest
@@ -21,7 +22,7 @@ UNIX = 1_700_000_000.0
 
 
 def table(ports: tuple[int, int] = (40000, 40099), per_client: int = 64, total: int = 1000) -> LeaseTable:
-    return LeaseTable(backend="kernel", ports=ports, per_client=per_client, total=total, hold=10.0)
+    return LeaseTable(backend="kernel", limits=LeaseLimits(ports=ports, per_client=per_client, total=total), hold=10.0)
 
 
 def open_(
@@ -155,7 +156,7 @@ def test_no_port_is_held_twice_and_no_quota_is_passed(steps: list[tuple[str, int
 
 
 def test_what_a_client_outside_opens_counts_as_its_own_and_not_as_the_servers() -> None:
-    leases = LeaseTable(backend="kernel", ports=(40000, 40999), per_client=3, total=12)
+    leases = LeaseTable(backend="kernel", limits=LeaseLimits(ports=(40000, 40999), per_client=3, total=12))
     visitors = [msgspec.structs.replace(INBOUND, visitor=f"203.0.113.{last}") for last in (7, 8, 9)]
     held = [open_(leases, visitors[0]) for _ in range(3)]
     with pytest.raises(PinholeRefused, match=r"203\.0\.113\.7 holds 3"):
@@ -173,7 +174,7 @@ def test_what_a_client_outside_opens_counts_as_its_own_and_not_as_the_servers() 
 
 
 def test_the_rate_of_a_client_outside_is_its_own() -> None:
-    leases = LeaseTable(backend="kernel", ports=(40000, 40999), rate=1.0)
+    leases = LeaseTable(backend="kernel", limits=LeaseLimits(ports=(40000, 40999), rate=1.0))
     greedy = msgspec.structs.replace(INBOUND, visitor="203.0.113.7")
     for _ in range(2):
         open_(leases, greedy)

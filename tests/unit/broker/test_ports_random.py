@@ -12,6 +12,7 @@ import pytest
 from alg.address import Endpoint
 from alg.bucket import Rate
 from gateway.lease.ports import REST
+from gateway.lease.quotas import LeaseLimits
 from gateway.lease.table import LeaseTable
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Lease, PinholeRequest, PinholeUpdate
@@ -36,7 +37,7 @@ def pair(port: int = 4000) -> PinholeRequest:
 
 def ports(request: PinholeRequest, count: int) -> list[int]:
     """Public ports of openings one after the other; each is closed at once and may be given out again."""
-    table = LeaseTable(backend="kernel", ports=(40000, 49999), hold=0.0, rate=1e9)
+    table = LeaseTable(backend="kernel", limits=LeaseLimits(ports=(40000, 49999), rate=1e9), hold=0.0)
     rng = random.SystemRandom()  # as the broker has it
     found = []
     for now in range(count):
@@ -70,7 +71,7 @@ def test_the_test_can_fail() -> None:
 
 
 def test_a_pair_is_even_and_odd_and_both_are_free() -> None:
-    table = LeaseTable(backend="kernel", ports=(40001, 40006), rate=1e9)
+    table = LeaseTable(backend="kernel", limits=LeaseLimits(ports=(40001, 40006), rate=1e9))
     rng = random.Random(1)
     taken = {40003}
     lease = table.open(pair(), now=0.0, unix=0.0, rng=rng, is_free=lambda port: port not in taken)
@@ -85,7 +86,7 @@ def test_a_pair_is_even_and_odd_and_both_are_free() -> None:
 
 
 def test_both_ports_of_a_pair_rest() -> None:
-    table = LeaseTable(backend="kernel", ports=(40000, 40001), rate=1e9)
+    table = LeaseTable(backend="kernel", limits=LeaseLimits(ports=(40000, 40001), rate=1e9))
     rng = random.Random(1)
     lease = table.open(pair(), now=0.0, unix=0.0, rng=rng, is_free=lambda port: True)
     table.close(lease.id, now=1.0)
@@ -96,7 +97,7 @@ def test_both_ports_of_a_pair_rest() -> None:
 
 
 def test_an_extended_lease_lives_on_and_a_shortened_one_does_not() -> None:
-    table = LeaseTable(backend="kernel", ports=(40000, 40099), rate=1e9)
+    table = LeaseTable(backend="kernel", limits=LeaseLimits(ports=(40000, 40099), rate=1e9))
     lease = table.open(pair(), now=0.0, unix=0.0, rng=random.Random(1), is_free=lambda port: True)
     longer = table.changed(PinholeUpdate(lease.id, ttl=100.0), unix=50.0, owner=0)
     table.replace(longer, deadline=150.0)
@@ -109,7 +110,7 @@ def test_an_extended_lease_lives_on_and_a_shortened_one_does_not() -> None:
 
 
 def test_a_client_opens_at_its_rate_and_others_do_not_suffer() -> None:
-    table = LeaseTable(backend="kernel", ports=(40000, 49999), per_client=10_000, rate=10.0)
+    table = LeaseTable(backend="kernel", limits=LeaseLimits(ports=(40000, 49999), per_client=10_000, rate=10.0))
     rng = random.Random(1)
     other = msgspec.structs.replace(INBOUND, client="192.168.56.11", target=Endpoint("192.168.56.11", 50000))
 
@@ -136,7 +137,7 @@ def test_a_rate_forgets_who_was_long_quiet() -> None:
 
 def test_a_crowd_of_calls_gets_ports_that_rested_for_a_while_but_not_a_connection() -> None:
     """1,500 calls a second with two streams take 3,000 pairs, and no range has ten times as many."""
-    table = LeaseTable(backend="kernel", ports=(40000, 40003), rate=1e9)
+    table = LeaseTable(backend="kernel", limits=LeaseLimits(ports=(40000, 40003), rate=1e9))
     rng = random.Random(1)
 
     def open_(request: PinholeRequest, now: float) -> Lease:
@@ -220,7 +221,7 @@ def test_what_was_open_to_anybody_is_given_to_its_socket_anew() -> None:
 
 def test_a_port_of_a_connection_rests_longer_for_the_same_peer() -> None:
     """Its peer may send its SYN again, after 1 and after 3 seconds; a pinhole of another peer lets it in nowhere."""
-    table = LeaseTable(backend="kernel", ports=(40000, 40000), rate=1e9)
+    table = LeaseTable(backend="kernel", limits=LeaseLimits(ports=(40000, 40000), rate=1e9))
     other = msgspec.structs.replace(INBOUND, peer="203.0.113.77")
 
     def open_(now: float, request: PinholeRequest = INBOUND) -> Lease:
@@ -237,7 +238,7 @@ def test_a_port_of_a_connection_rests_longer_for_the_same_peer() -> None:
 
 def test_a_thousand_pinholes_a_second_for_a_minute_find_ports_in_the_default_range() -> None:
     """All of one peer, each closed at once and never used."""
-    table = LeaseTable(backend="kernel", ports=(40000, 49999), rate=1e9, per_client=10**6)
+    table = LeaseTable(backend="kernel", limits=LeaseLimits(ports=(40000, 49999), rate=1e9, per_client=10**6))
     rng = random.Random(1)
     for number in range(60_000):
         now = number / 1000

@@ -26,6 +26,7 @@ from gateway.lease.messages import (
     encode,
     packets,
 )
+from gateway.lease.quotas import LeaseLimits
 from gateway.lease.table import LeaseTable
 from gateway.model.requests import Lease
 from tests.unit.broker.test_validate import (
@@ -45,7 +46,7 @@ UNIX = 1_700_000_000.0
 
 
 def leases() -> list[Lease]:
-    table = LeaseTable(backend="kernel", ports=(40000, 40099))
+    table = LeaseTable(backend="kernel", limits=LeaseLimits(ports=(40000, 40099)))
     rng = random.Random(7)
     return [
         table.open(request, now=0.0, unix=UNIX, rng=rng, is_free=lambda port: True)
@@ -126,7 +127,7 @@ def test_leases_survive_the_kernel() -> None:
 @pytest.mark.parametrize("public_host", [GRE.public_host, None])
 @pytest.mark.parametrize("second", [None, 0, 40])
 def test_leases_of_every_kind_survive_the_kernel(public_host: str | None, second: int | None) -> None:
-    table = LeaseTable(backend="kernel", ports=(40000, 40099))
+    table = LeaseTable(backend="kernel", limits=LeaseLimits(ports=(40000, 40099)))
     other = msgspec.structs.replace(GRE, client="192.168.56.11", target=Endpoint("192.168.56.11", GRE.target.port))
     mapping = msgspec.structs.replace(MAPPING, peers=("198.51.100.0/24",), target=Endpoint("192.168.56.10", 5000))
     calls = [msgspec.structs.replace(call, public_host=public_host, second=second) for call in (GRE, other)]
@@ -145,7 +146,7 @@ def test_leases_of_every_kind_survive_the_kernel(public_host: str | None, second
 @pytest.mark.parametrize("second", [None, CONVERSATION.second])
 def test_what_lets_peers_in_is_a_part_of_a_conversation(public_host: str | None, second: int | None) -> None:
     few, many = ("203.0.113.5",), ("203.0.113.5", "203.0.113.6", "203.0.113.7")
-    table = LeaseTable(backend="kernel", ports=(40000, 40099))
+    table = LeaseTable(backend="kernel", limits=LeaseLimits(ports=(40000, 40099)))
     request = msgspec.structs.replace(CONVERSATION, public_host=public_host, second=second, peers=few)
     lease = table.open(request, now=0.0, unix=UNIX, rng=random.Random(7), is_free=lambda port: True)
     before = elements_of(lease, 1, 60.0)

@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from alg.address import Endpoint
+from gateway.lease.quotas import LeaseLimits
 from gateway.lease.table import LeaseTable
 from gateway.lease.validate import SERVICE_PORTS, check_connection, check_request, check_update, valid_lease_id
 from gateway.model.errors import PinholeRefused
@@ -423,7 +424,7 @@ def test_bad_ports_of_a_worker_itself(changes: dict[str, Any], rule: str) -> Non
     ],
 )
 def test_updates(changes: dict[str, Any], rule: str | None) -> None:
-    table = LeaseTable(backend="kernel", ports=(40000, 40099))
+    table = LeaseTable(backend="kernel", limits=LeaseLimits(ports=(40000, 40099)))
     lease = table.open(CONVERSATION, now=0.0, unix=0.0, rng=random.Random(1), is_free=lambda port: True)
     try:
         check_update(PinholeUpdate(lease.id, **changes), lease, INSIDE)

@@ -15,7 +15,8 @@ from alg.api import AlgModule, Command, Deliver, Event, Mode, Received, Side
 from alg.registry import traits_of
 from gateway.driver.afterlife import Afterlife
 from gateway.driver.guard import ModuleGuard
-from gateway.driver.stream import Inspection, Surroundings
+from gateway.driver.stream import Inspection
+from gateway.driver.surroundings import Surroundings
 from gateway.flow.table import Flow, Flows
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Done, Lease, PinholeRequest, PinholeUpdate
