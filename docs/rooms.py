@@ -1,13 +1,16 @@
-"""The map of the rooms in docs/architecture.md: `python docs/rooms.py` draws diagrams/rooms.svg from the imports.
+"""The map of the rooms in docs/architecture.md: `python docs/rooms.py` draws diagrams/rooms.svg from the imports, and
+`python docs/rooms.py figures` prints how many rooms, floors, arrows and circles there are, and what is large.
 
 A room is a folder of `gateway/`, or `alg/`. Rooms stand in the rows of tests/test_rooms.py, and an arrow says that a
-room imports from another one.
+room imports from another one. A floor is a step of the longest chain of imports.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib.util
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,5 +98,57 @@ def draw() -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
+def figures() -> str:
+    """The numbers of the house, and its large classes and functions, as text."""
+    found = arrows()
+    below = {name: {target for source, target in found if source == name} for name in WHAT}
+    floors: dict[str, int] = {}
+    left = dict(below)
+    while ready := [name for name, targets in left.items() if targets <= floors.keys()]:
+        for name in ready:
+            floors[name] = 1 + max((floors[target] for target in left.pop(name)), default=0)
+    level = {room_of(name): at for at, layer in enumerate(rows()) for name in layer}
+    up = sum(level[target] <= level[source] for source, target in found)
+    house = f"rooms {len(WHAT)}, floors {max(floors.values())}, arrows {len(found)}, in circles {len(left)}, up {up}"
+    return "\n".join(
+        [house, *(f"{number:3} {what} of {where}" for number, what, where in sorted(large(), reverse=True))]
+    )
+
+
+MOST_ATTRIBUTES, MOST_PARAMETERS = 15, 7
+"""A class with more attributes, or a function with more parameters, is usually two."""
+
+
+def large() -> Iterator[tuple[int, str, str]]:
+    """Classes and functions beyond these numbers: how many, of what, and `FILE:NAME`. `self` is no parameter."""
+    for path in sorted([*(ROOT / "gateway").rglob("*.py"), *(ROOT / "alg").rglob("*.py")]):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                number, what, most = len(attributes(node)), "attributes", MOST_ATTRIBUTES
+            elif isinstance(node, ast.FunctionDef):
+                given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                number, what = sum(argument.arg not in ("self", "cls") for argument in given), "parameters"
+                most = MOST_PARAMETERS
+            else:
+                continue
+            if number > most:
+                yield number, what, f"{path.relative_to(ROOT)}:{node.name}"
+
+
+def attributes(node: ast.ClassDef) -> set[str]:
+    """The names that a class sets on `self`. What only declares fields is a record, and no limit is useful for it."""
+    return {
+        part.attr
+        for part in ast.walk(node)
+        if isinstance(part, ast.Attribute)
+        and isinstance(part.ctx, ast.Store)
+        and isinstance(part.value, ast.Name)
+        and part.value.id == "self"
+    }
+
+
 if __name__ == "__main__":
-    TARGET.write_text(draw())
+    if sys.argv[1:] == ["figures"]:
+        print(figures())
+    else:
+        TARGET.write_text(draw())

@@ -22,7 +22,6 @@ RULES = [
     ("gateway/policy/", ("gevent", "socket", "time", "structlog"), "the policy is pure"),
     ("gateway/lease/", ("gevent", "socket", "time", "structlog"), "what a lease may be is decided by pure code"),
     ("gateway/front/auth/guard.py", ("gevent", "socket", "time", "structlog"), "guesses are counted by a pure table"),
-    ("gateway/front/auth/users.py", ("gevent", "socket", "time", "structlog"), "the users file is text"),
     ("gateway/front/portmap/table.py", ("gevent", "socket", "time", "structlog"), "the table of mappings is pure"),
     ("gateway/front/packets/packet.py", ("gevent", "socket", "time", "structlog"), "codecs are pure"),
     ("gateway/config/access_file.py", ("gevent", "socket", "time", "structlog"), "the parser is pure"),

@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 
 from gateway.cli.options import unread_config_option
-from gateway.front.auth.users import HASHER, BadUsers, check_name, parse_users, with_user
 from gateway.model.errors import AlgateError
+from gateway.policy.users import HASHER, BadUsers, check_name, parse_users, with_user
 
 MAX_PASSWORD = 255  # bytes (RFC 1929)
 SERVICE_GROUP = "algate"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import time
-import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -49,11 +48,12 @@ from alg.datagrams import (
     StandDown,
 )
 from gateway.driver.conversations import Conversations
+from gateway.driver.faults import Faults
 from gateway.driver.guard import Hung, alarm
 from gateway.driver.ordering import Held, InOrder
 from gateway.driver.probe import is_proven
 from gateway.net.addresses import PublicAddress
-from gateway.observe.counters import Key, count, counts
+from gateway.observe.counters import Key, counts
 from gateway.observe.trace import Trace
 from gateway.pinhole.backend import ConversationBackend
 
@@ -62,13 +62,7 @@ log = structlog.get_logger()
 LONGEST_HOLD = 2.5
 """Seconds that a datagram waits at most. Then it is sent on, whatever its module or the broker has still to answer."""
 
-UNREAD_FOR = 60.0
-"""Seconds for which a module is not shown the datagrams of a client and a server after it raised an exception on
-one."""
-
 MOST_PROBES = 64  # ports of clients that are looked at, at a time
-_MOST_UNREAD = 4096  # of such pairs
-_AFTER_AN_ERROR = 1.0  # seconds until a module whose clock failed is told the time again
 
 
 class HeldDatagram(Held):
@@ -192,9 +186,7 @@ class DatagramDriver:
         self._wakes_at = math.inf  # when `run` comes back by itself
         self._next_look = now() + setting.look_every if setting.look_every is not None else math.inf
         self._carried: dict[int, tuple[int, int]] = {}
-        self._unread: dict[tuple[Endpoint, str], float] = {}  # what two say that the module cannot bear, until when
-        self._errors: set[str] = set()
-        self._silent_until = -math.inf
+        self._faults = Faults(setting.name, setting.names)
         self._probing = 0
         self._edit_keys: dict[str, Key] = {}
 
@@ -215,7 +207,7 @@ class DatagramDriver:
             self._carrier.send(held)
             return None
         self._waiting.add(held)
-        if self._unread and self._is_unread(client, server.host, now):
+        if self._faults.unread and self._faults.is_unread(client, server.host, now):
             self._go(held)
         else:
             self._feed(Datagram(held.number, side, client, server, data, now))
@@ -232,15 +224,6 @@ class DatagramDriver:
         for waiting in self._waiting.of_way(way):
             self._end_wait(waiting.number)
         return self._waiting.kept < self.setting.most
-
-    def _is_unread(self, client: Endpoint, server: str, now: float) -> bool:
-        until = self._unread.get((client, server))
-        if until is None:
-            return False
-        if until > now:
-            return True
-        del self._unread[client, server]
-        return False
 
     def _release(self, command: Release, admitting: set[int] | None) -> None:
         held = self._waiting.get(command.packet)
@@ -338,28 +321,13 @@ class DatagramDriver:
             self._broken(error, None, "")
 
     def _broken(self, error: BaseException, client: Endpoint | None, server: str) -> None:
-        """Handle an exception of the module on a datagram of these two, which go on without it."""
-        now = self._now()
-        count("algate_module_errors_total", self.setting.name)
-        self._silent_until = now + _AFTER_AN_ERROR
-        if client is not None:
-            if len(self._unread) >= _MOST_UNREAD:
-                self._unread.clear()
-            self._unread[client, server] = now + UNREAD_FOR
-        kind = type(error).__name__
-        if kind not in self._errors:
-            self._errors.add(kind)
-            frames = traceback.extract_tb(error.__traceback__)
-            where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-            reason = f"{kind}: {error}"[:200] + where
-            ends = {"client": str(client), "server": server} if client is not None else {}
-            log.error("alg.broken", module=self.setting.name, reason=reason, **ends, **self.setting.names)
+        self._faults.add(error, client, server, self._now())
 
     def _deadline(self) -> float | None:
         before = alarm.enter()
         try:
             at = self.module.deadline()
-            return None if at is None else max(float(at), self._silent_until)
+            return None if at is None else max(float(at), self._faults.silent_until)
         except (Exception, Hung) as error:
             self._broken(error, None, "")
             return None

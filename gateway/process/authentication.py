@@ -12,13 +12,13 @@ from gateway.config.schema import SocksSection
 from gateway.front.auth.guard import GuessGuard
 from gateway.front.auth.ident import IdentClient
 from gateway.front.auth.passwords import Accounts, PasswordChecker
-from gateway.front.auth.users import Users, parse_users
 from gateway.front.socks.authenticate import Authenticator, Gssapi
 from gateway.front.socks.gssapi import GssapiAcceptor
 from gateway.model.certificates import server_context
 from gateway.model.errors import ConfigError
 from gateway.observe.log import get_logger
 from gateway.policy.shared_counts import SharedCounts
+from gateway.policy.users import Users, parse_users
 
 log = get_logger()
 

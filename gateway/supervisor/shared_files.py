@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.config.schema import Config
-from gateway.front.auth.users import BadUsers, parse_users
 from gateway.model.certificates import load_authorities, load_chain
 from gateway.model.errors import ConfigError
 from gateway.observe.log import get_logger
+from gateway.policy.users import BadUsers, parse_users
 
 log = get_logger()
 

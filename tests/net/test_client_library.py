@@ -14,7 +14,7 @@ import pytest
 
 from gateway.client import ProxyError, aio, connect, datagrams, listen, resolve, resolve_address
 from gateway.client.r import Raccept, Rbind, Rgetsockname, Rinit, Rlisten
-from gateway.front.auth.users import HASHER
+from gateway.policy.users import HASHER
 from tests.lab.gateway import Gateway
 from tests.lab.kerberos import REALM, Kerberos
 from tests.lab.lab import ROUTER_IN4, ROUTER_IN6, ROUTER_OUT4, SERVER4, SERVER6, STRANGER4, Lab

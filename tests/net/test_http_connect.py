@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gateway.client import ProxyError, connect
-from gateway.front.auth.users import HASHER
+from gateway.policy.users import HASHER
 from tests.lab.certificates import Authority
 from tests.lab.gateway import Gateway
 from tests.lab.lab import ROUTER_IN4, ROUTER_IN6, SERVER4, SERVER6, Lab

@@ -19,7 +19,7 @@ import pytest
 import tomli_w
 
 from gateway.client import ProxyError, connect
-from gateway.front.auth.users import HASHER
+from gateway.policy.users import HASHER
 from tests.lab.certificates import Authority
 from tests.lab.gateway import Gateway
 from tests.lab.lab import ROUTER_IN4, SERVER4, Lab

@@ -11,7 +11,7 @@ import gevent
 import pytest
 
 from gateway.front.auth.passwords import MAX_WAITING, Accounts, Overloaded, PasswordChecker
-from gateway.front.auth.users import HASHER, User
+from gateway.policy.users import HASHER, User
 
 ANN = User("ann", HASHER.hash("secret"), ("staff",))
 CLIENT = "192.0.2.1"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from gateway.config.load import parse_config
-from gateway.front.auth.users import HASHER
 from gateway.model.errors import ConfigError
+from gateway.policy.users import HASHER
 from gateway.supervisor.shared_files import SharedFiles
 
 LINE = f"ann:{HASHER.hash('secret')}\n"

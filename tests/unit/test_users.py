@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from rich.pretty import pretty_repr
 
 from gateway.cli.main import cli
-from gateway.front.auth.users import HASHER, BadUsers, User, parse_users, with_user
 from gateway.model.errors import AlgateError
+from gateway.policy.users import HASHER, BadUsers, User, parse_users, with_user
 
 HASH = HASHER.hash("secret")
 

@@ -19,7 +19,7 @@ import gevent
 from gevent.lock import BoundedSemaphore
 from gevent.threadpool import ThreadPool
 
-from gateway.front.auth.users import HASHER, NO_PASSWORD, User, Users
+from gateway.policy.users import HASHER, NO_PASSWORD, User, Users
 
 THREADS = 2  # checks at once: each takes a core for some 20 ms, and 19 MiB
 MAX_WAITING = 256  # checks that wait for a thread, beyond which one more is refused

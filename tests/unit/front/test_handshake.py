@@ -15,10 +15,10 @@ from alg.address import Endpoint
 from alg.socks.socks5 import SocksError
 from gateway.front.auth.guard import GuessGuard
 from gateway.front.auth.passwords import Accounts, PasswordChecker
-from gateway.front.auth.users import HASHER, User
 from gateway.front.socks.authenticate import Authenticator, NotAuthenticated
 from gateway.front.socks.request import Gone, Identity, Incoming
 from gateway.model.requests import AuthName
+from gateway.policy.users import HASHER, User
 
 CLIENT = Endpoint("192.0.2.1", 1000)
 ACCOUNTS = Accounts({"ann": User("ann", HASHER.hash("secret"), ("staff",))})
