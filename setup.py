@@ -21,7 +21,7 @@ def _modules(package: str, *names: str) -> list[str]:
 COMPILED = {
     "alg.compiled": [
         *_modules("alg", "address", "api", "bucket", "datagrams"),
-        *_modules("alg/text", "header", "sdp"),
+        *_modules("alg/text", "header", "heads", "sdp"),
         *_modules("alg/sip", "bindings", "call", "calls", "core", "edits", "grammar", "ladder", "message"),
         *_modules("alg/sip", "peers", "rows", "sdp", "sockets", "stand_down", "stream", "tcp", "udp"),
     ],

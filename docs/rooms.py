@@ -122,17 +122,19 @@ MOST_ATTRIBUTES, MOST_PARAMETERS = 15, 7
 def large() -> Iterator[tuple[int, str, str]]:
     """Classes and functions beyond these numbers: how many, of what, and `FILE:NAME`. `self` is no parameter."""
     for path in sorted([*(ROOT / "gateway").rglob("*.py"), *(ROOT / "alg").rglob("*.py")]):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ClassDef):
-                number, what, most = len(attributes(node)), "attributes", MOST_ATTRIBUTES
-            elif isinstance(node, ast.FunctionDef):
-                given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-                number, what = sum(argument.arg not in ("self", "cls") for argument in given), "parameters"
-                most = MOST_PARAMETERS
-            else:
-                continue
-            if number > most:
-                yield number, what, f"{path.relative_to(ROOT)}:{node.name}"
+        tree = ast.parse(path.read_text())
+        where = str(path.relative_to(ROOT))
+        classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+        methods = {part: node.name + "." for node in classes for part in node.body}
+        for node in classes:
+            if len(attributes(node)) > MOST_ATTRIBUTES:
+                yield len(attributes(node)), "attributes", f"{where}:{node.name}"
+        for function in ast.walk(tree):
+            if isinstance(function, ast.FunctionDef):
+                given = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+                number = sum(argument.arg not in ("self", "cls") for argument in given)
+                if number > MOST_PARAMETERS:
+                    yield number, "parameters", f"{where}:{methods.get(function, '')}{function.name}"
 
 
 def attributes(node: ast.ClassDef) -> set[str]:

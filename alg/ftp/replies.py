@@ -105,7 +105,7 @@ def may_precede_replies(data: bytes) -> bool:
 
 
 class Kind(Enum):
-    """What a command means to the gateway."""
+    """Kinds of commands, as far as the gateway tells them apart."""
 
     OTHER = auto()
     PORT = auto()

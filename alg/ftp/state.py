@@ -10,7 +10,7 @@ from enum import StrEnum
 
 
 class Control(StrEnum):
-    """What is done with the bytes of one side."""
+    """The states of one side of a control connection: what is done with its bytes."""
 
     GREETING = "greeting"
     COMMANDS = "commands"

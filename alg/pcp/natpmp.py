@@ -18,7 +18,7 @@ _TRANSPORTS: dict[int, Transport] = {1: "udp", 2: "tcp"}
 
 
 class Result(IntEnum):
-    """Section 3.5."""
+    """Result codes of NAT-PMP (RFC 6886, section 3.5)."""
 
     SUCCESS = 0
     UNSUPPORTED_VERSION = 1

@@ -34,7 +34,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Opcode(IntEnum):
-    """Section 19.2."""
+    """Opcodes of PCP (RFC 6887, section 19.2)."""
 
     ANNOUNCE = 0
     MAP = 1
@@ -50,7 +50,7 @@ class Option(IntEnum):
 
 
 class Result(IntEnum):
-    """Section 7.4."""
+    """Result codes of PCP (RFC 6887, section 7.4)."""
 
     SUCCESS = 0
     UNSUPP_VERSION = 1

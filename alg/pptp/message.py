@@ -37,7 +37,7 @@ class Kind(IntEnum):
 
 
 class NotPptp(Exception):
-    """What comes is no control message."""
+    """Raised for bytes that are no control message of PPTP."""
 
 
 class MessageBuffer:
@@ -50,7 +50,7 @@ class MessageBuffer:
         return len(self._held)
 
     def feed(self, data: bytes) -> None:
-        """Add what came."""
+        """Add bytes that came from the side."""
         self._held += data
 
     def take(self) -> bytes | None:

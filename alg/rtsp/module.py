@@ -54,10 +54,11 @@ from alg.rtsp.message import (
 )
 from alg.rtsp.options import RtspOptions
 from alg.rtsp.requests import Request, Requests
-from alg.rtsp.stream import MOST, Framer, Part
+from alg.rtsp.stream import Framer, Part
 from alg.rtsp.streams import UNCLAIMED, Pair, Pairs
 from alg.rtsp.transport import Host, Spec, read_transport
 from alg.text.header import Malformed
+from alg.text.heads import MOST
 
 ANSWER_WITHIN = 5.0  # seconds for Opened or Refused
 HEAD_WITHIN = 10.0  # seconds for the rest of a head

@@ -33,8 +33,8 @@ class SipOptions:
     hold_timeout: float = field(
         default=7200.0,
         metadata={
-            "description": "The same, for a call that is on hold or whose media are not counted: seconds without a "
-            "message. At least `media_timeout`, at most 86400."
+            "description": "Seconds without a message after which a call that is on hold, or whose media are not "
+            "counted, counts as ended. At least `media_timeout`, at most 86400."
         },
     )
     stand_down: tuple[str, ...] = field(

@@ -1,7 +1,4 @@
-"""SIP over a stream (RFC 3261, 18.3): finds where one message ends and the next begins.
-
-Each byte is examined a few times however the stream is cut: what was searched is not searched again.
-"""
+"""SIP over a stream (RFC 3261, 18.3): finds where one message ends and the next begins."""
 
 from __future__ import annotations
 
@@ -9,11 +6,10 @@ import re
 from enum import Enum
 from typing import NamedTuple
 
-from alg.text.header import Malformed, find_empty_line
+from alg.text.header import Malformed
+from alg.text.heads import HeadBuffer
 
 MOST = 65536  # bytes of a message that is read, head and body; a longer one passes unread
-MOST_LINE = 8192  # of a start line
-_BEGINNING = 128  # bytes by which a start line is told before its end is there
 
 _TOKEN = rb"[A-Za-z0-9!%'*+.\-_`~]++"
 _START = re.compile(rb"(?i:SIP)/[0-9]\.[0-9] [^\r\n]*|" + _TOKEN + rb" [^\r\n]*(?i:SIP)/[0-9]\.[0-9][ \t]*")
@@ -57,24 +53,19 @@ class Framer:
     """One direction of a stream: `add` bytes, `take` what is whole."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._line_end = -1  # of the start line that the buffer begins with, once it is there
-        self._searched = 0  # bytes in which there is no end of the line or of the head
+        self._buffer = HeadBuffer(_START, _MAY_START)
         self._needed = 0  # bytes of the message, once its head is there
         self._passing = 0  # bytes of a message that is not read and has begun to pass
-        self._tells = False  # the buffer's beginning has been found to be that of a start line
 
     def __len__(self) -> int:
-        return len(self._buffer)
+        return len(self._buffer.data)
 
     def add(self, data: bytes) -> None:
-        self._buffer += data
+        self._buffer.data += data
 
     def rest(self) -> bytes:
         """Return all that is left, and empty the buffer."""
-        data = bytes(self._buffer)
-        self._buffer.clear()
-        return data
+        return self._buffer.rest()
 
     def take(self) -> Cut | None:
         """Return the next message, or what stands before it; None: more bytes are needed.
@@ -84,68 +75,40 @@ class Framer:
         """
         if self._passing:
             return self._pass("")
-        if not self._buffer:
+        buffer = self._buffer
+        if not buffer.data:
             return None
-        if self._line_end < 0:
-            if between := _BETWEEN.match(self._buffer):
+        if buffer.line_end < 0:
+            if between := _BETWEEN.match(buffer.data):
                 return Cut(Part.BETWEEN, self._cut(between.end()))
-            if not self._find_start_line():
+            if not buffer.find_start_line():
                 return None
         why = ""
         if not self._needed:
-            empty = find_empty_line_from(self._buffer, max(self._line_end, self._searched - 2))
-            if empty is None:
-                self._searched = len(self._buffer)
-                if self._searched > MOST:
-                    raise Malformed("a head that is too long", MOST)
+            end = buffer.find_end()
+            if end is None:
                 return None
-            length = _length(self._buffer, self._line_end, empty)
-            self._needed = empty + (length or 0)
-            if length is None and _TYPE.search(self._buffer, self._line_end, empty):
+            length = _length(buffer.data, buffer.line_end, end)
+            self._needed = end + (length or 0)
+            if length is None and _TYPE.search(buffer.data, buffer.line_end, end):
                 why = "no content-length beside a content-type"
         if self._needed > MOST:
             why = f"{self._needed} bytes are too long"
         if why:
             self._passing = self._needed
             return self._pass(why)
-        if len(self._buffer) < self._needed:
+        if len(buffer.data) < self._needed:
             return None
         return Cut(Part.MESSAGE, self._cut(self._needed))
 
-    def _find_start_line(self) -> bool:
-        """Whether the start line is complete. Raises Malformed if it is none, or cannot become one."""
-        end = self._buffer.find(b"\n", self._searched)
-        if end < 0:
-            if not self._tells:
-                if not _MAY_START.fullmatch(self._buffer, 0, _BEGINNING):
-                    raise Malformed("not a start line")
-                self._tells = len(self._buffer) >= _BEGINNING
-            self._searched = len(self._buffer)
-            if self._searched > MOST_LINE:
-                raise Malformed("a start line that is too long", MOST_LINE)
-            return False
-        without = end - 1 if end and self._buffer[end - 1] == 0x0D else end
-        if not _START.fullmatch(self._buffer, 0, without):
-            raise Malformed("not a start line")
-        self._line_end = self._searched = end
-        return True
-
     def _pass(self, why: str) -> Cut | None:
-        data = self._cut(min(self._passing, len(self._buffer)))
+        data = self._cut(min(self._passing, len(self._buffer.data)))
         self._passing -= len(data)
         return Cut(Part.UNREAD, data, why) if data else None
 
     def _cut(self, end: int) -> bytes:
-        data = bytes(self._buffer[:end])
-        del self._buffer[:end]
-        self._line_end, self._searched, self._needed, self._tells = -1, 0, 0, False
-        return data
-
-
-def find_empty_line_from(buffer: bytearray, at: int) -> int | None:
-    """Return where the body begins that follows the first empty line at `at` or later."""
-    empty = find_empty_line(buffer, at)
-    return empty[1] if empty else None
+        self._needed = 0
+        return self._buffer.cut(end)
 
 
 def _length(buffer: bytearray, at: int, end: int) -> int | None:

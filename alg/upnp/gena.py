@@ -178,7 +178,7 @@ class Subscriptions:
         return host
 
     def end(self, host: str) -> None:
-        """It has been told, or could not be."""
+        """Note that the subscriber has been notified, or could not be."""
         self._telling[host] -= 1
         if not self._telling[host]:
             del self._telling[host]

@@ -90,7 +90,7 @@ class RequestReader:
         return bool(self._data) or self._head is not None
 
     def feed(self, data: bytes) -> None:
-        """Add what came."""
+        """Add bytes that came from the client."""
         self._data += data
 
     def waits_for_continue(self) -> bool:

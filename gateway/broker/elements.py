@@ -156,7 +156,7 @@ def merged(leases: Sequence[tuple[Lease, int, float]]) -> tuple[Element, ...]:
 
 
 def _largest(elements: Iterable[Element]) -> Iterator[Element]:
-    """Of intervals that lie within others only those others: the kernel takes none that overlap."""
+    """Leave out intervals that lie within others, because the kernel takes none that overlap."""
     wide: dict[str, list[Element]] = {}
     for element in elements:
         if element.end is None or element.set.startswith("held"):
@@ -173,7 +173,7 @@ def _largest(elements: Iterable[Element]) -> Iterator[Element]:
 
 
 def _held(lease: Lease, slot: int, ttl: float) -> Iterator[Element]:
-    """What says of a lease whose it is, and who may come, where it is not alone."""
+    """Elements that name the owner of a lease and the peers that may come, where it shares its public port."""
     family = lease.public.version
     comment = f"{_COMMENT} {slot} {lease.id} {lease.flow} {lease.reason}{_role(lease)}"
     pairs = [(lease.public, lease.target, "")]
@@ -215,7 +215,7 @@ def _prefix(first: bytes, last: bytes) -> str:
 
 
 def _role(lease: Lease) -> str:
-    """What a comment says of the kind of a lease."""
+    """Return the word of a comment that gives the kind of a lease."""
     kind = f" {lease.kind}" if lease.kind in _KINDS else ""
     return f"{kind} {lease.protocol}" if lease.kind == "mapping" else kind
 

@@ -173,7 +173,7 @@ def _is_in(host: str, network: str) -> bool:
 
 
 def _output(command: list[str]) -> bytes:
-    """What a program prints; nothing where there is none, or it fails."""
+    """Return what a program prints; "" where the program is missing or fails."""
     try:
         return subprocess.run(command, capture_output=True, timeout=_DEADLINE, env=_ENVIRONMENT, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):

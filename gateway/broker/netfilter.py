@@ -372,7 +372,7 @@ class Netfilter:
         return any(answer is not None for answer in self._get((*key, None) for key in keys))
 
     def data(self, name: str, key: bytes) -> bytes | None:
-        """What a map has for a key; None: nothing."""
+        """Return the data of a map for a key; None: the key is not there."""
         (answer,) = self._get([(name, key, None)])
         return next((element.data for element in elements_in(name, answer)), None) if answer else None
 

@@ -161,7 +161,7 @@ class Packet:
         self._changed = True
 
     def set_mark(self, mark: int) -> None:
-        """It goes on with this mark."""
+        """Give the packet this mark, with which it goes on."""
         self._marked = mark
 
     def accept(self) -> None:

@@ -157,7 +157,7 @@ class Broker:
         return self._engine.configure(limits)
 
     def report(self) -> None:
-        """Log the status."""
+        """Log the broker's status."""
         log.info("status", **self._status()[0])
 
     # --- the loop ---------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ _AT_AN_END = 0.001  # seconds that a lease which ends still lives
 
 
 class Sharing:
-    """Which leases share, by the table of leases, and what that is in the kernel's table."""
+    """Finds the leases that share a public port, and makes the elements that the kernel's table has for them."""
 
     def __init__(self, leases: LeaseTable) -> None:
         self._leases = leases
@@ -51,7 +51,7 @@ class Sharing:
         return self._together([(lease, slot, left), *self.others(lease)])
 
     def first_whole(self, lease: Lease, slot: int, left: float) -> tuple[Element, ...]:
-        """The same, but nothing where another one of them stands for all."""
+        """As `whole`, but no elements where another of the leases has them for all."""
         others = self.others(lease)
         if any(other.id < lease.id for other, _, _ in others):
             return ()
@@ -70,7 +70,7 @@ class Sharing:
         return merged(leases)
 
     def _change(self, before: Sequence[Holding], after: Sequence[Holding]) -> Change:
-        """What makes the elements of some leases those of others; what stays as it is, is left alone."""
+        """The change from the elements of some leases to those of others. Elements that both have are left alone."""
         ids = {lease.id for lease, _, _ in before}
         old = elements_of(*before[0]) if len(before) == 1 and not ids & self._merged else merged(before)
         self._merged -= ids

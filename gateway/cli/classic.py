@@ -13,8 +13,19 @@ from gateway.client.programs import telnet as telnet_program
 from gateway.client.programs import whois as whois_program
 from gateway.client.programs.common import TIMEOUT
 
-_via = click.option("--via", multiple=True, metavar="URL", help="The proxy; again for a chain.")
-_timeout = click.option("--timeout", type=float, default=TIMEOUT, show_default=True, help="Seconds for a connection.")
+_via = click.option(
+    "--via",
+    multiple=True,
+    metavar="URL",
+    help="URL of the proxy. Given several times, the proxies are a chain, the nearest first.",
+)
+_timeout = click.option(
+    "--timeout",
+    type=float,
+    default=TIMEOUT,
+    show_default=True,
+    help="Seconds within which a connection must be established.",
+)
 
 
 def _words(via: Sequence[str], timeout: float, *words: str | None) -> list[str]:
@@ -25,9 +36,12 @@ def _words(via: Sequence[str], timeout: float, *words: str | None) -> list[str]:
 
 @click.command()
 @click.argument("host", required=False, metavar="[HOST[:PORT]]")
-@click.option("-A", "--active", is_flag=True, help="The server connects for data (BIND at the proxy).")
+@click.option("-A", "--active", is_flag=True, help="Use active mode: the server connects to the proxy for data (BIND).")
 @click.option(
-    "-u", "--user", metavar="NAME", help="Whom to log in; the password is in FTP_PASSWORD. Default: anonymous."
+    "-u",
+    "--user",
+    metavar="NAME",
+    help="User name for the server; the password is in FTP_PASSWORD. Default: anonymous.",
 )
 @_via
 @_timeout

@@ -13,26 +13,45 @@ from gateway.client.engine.program import main as run_program
 
 @click.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND ...")
-@click.option("--via", multiple=True, metavar="URL", help="The proxy; again for a chain.")
 @click.option(
-    "--engine", type=click.Choice(["auto", "namespace", "seccomp"]), default="auto", show_default=True, help="How."
+    "--via",
+    multiple=True,
+    metavar="URL",
+    help="URL of the proxy. Given several times, the proxies are a chain, the nearest first.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "namespace", "seccomp"]),
+    default="auto",
+    show_default=True,
+    help="How the program is brought to the proxy: by a network namespace, or by notifications of seccomp; auto is the "
+    "first of them that this host allows.",
 )
 @click.option(
     "--dns",
     default="auto",
     show_default=True,
     metavar="MODE",
-    help="Names: resolve (by the proxy), fake (addresses that stand for names), tcp:SERVER, off; auto is resolve where "
-    "the proxy can do it, else fake.",
+    help="Who resolves names: resolve (the proxy), fake (the proxy too, which gets the names themselves), tcp:SERVER "
+    "(a name server, through the proxy) or off; auto is resolve where the proxy can do that, else fake.",
 )
-@click.option("--direct", multiple=True, metavar="NETWORK", help="Connections there do not go through the proxy.")
+@click.option("--direct", multiple=True, metavar="NETWORK", help="A network whose hosts are reached without the proxy.")
 @click.option(
-    "--publish", multiple=True, metavar="[PEER:]PORT", help="A port of the program that hosts outside can reach (BIND)."
+    "--publish",
+    multiple=True,
+    metavar="[PEER:]PORT",
+    help="A port at which the program listens, and which hosts outside are to reach (BIND).",
 )
-@click.option("--strict", is_flag=True, help="Fail if not all of the program's network can be covered.")
-@click.option("--trace", is_flag=True, help="Say each connection.")
-@click.option("--quiet", "-q", is_flag=True, help="Do not say what is not covered.")
-@click.option("--timeout", type=float, default=TIMEOUT, show_default=True, help="Seconds for a connection.")
+@click.option("--strict", is_flag=True, help="Fail if the program could reach a part of the network without the proxy.")
+@click.option("--trace", is_flag=True, help="Print a line for each connection.")
+@click.option("--quiet", "-q", is_flag=True, help="Print no warning about what does not go through the proxy.")
+@click.option(
+    "--timeout",
+    type=float,
+    default=TIMEOUT,
+    show_default=True,
+    help="Seconds within which a connection must be established.",
+)
 def exec_(
     command: Sequence[str],
     via: Sequence[str],

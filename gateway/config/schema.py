@@ -40,7 +40,7 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class NetworkSection(_Section, frozen=True):
-    """Which networks are inside, and with which address the outside sees them."""
+    """The networks of the clients, and the address with which the outside sees them."""
 
     inside: Annotated[
         tuple[str, ...],

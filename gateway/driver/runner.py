@@ -36,7 +36,7 @@ log = structlog.get_logger()
 
 
 class Means(NamedTuple):
-    """What all flows that modules read work with.
+    """What a worker gives to all flows that modules read.
 
     `pinholes`: by front. `look`: returns with which address the NAT sends a flow of this host on; raises
     PinholeRefused. `through`: makes the pinholes of a flow that goes through upstreams; None: those are not read.

@@ -215,7 +215,7 @@ class RulesKeeper:
 
 
 def look_at(config: Config) -> Look:
-    """Check the rules."""
+    """Check whether the iptables rules of this instance are complete."""
     if not config.transparent_enabled:
         return Look("none")
     try:

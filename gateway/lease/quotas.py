@@ -129,7 +129,7 @@ class Quotas:
         return payer
 
     def add(self, lease: Lease, payer: Identity) -> None:
-        """A lease is open now."""
+        """Count a lease that is open from now on against `payer`."""
         self._clients.setdefault(_payer(lease), {})[lease.id] = lease
         self._hosts.setdefault(payer.host, {})[lease.id] = lease
         self._kinds[payer.host, _kind_of(lease)] += 1
@@ -139,12 +139,12 @@ class Quotas:
         self._visiting += lease.visitor is not None
 
     def replace(self, lease: Lease, payer: Identity) -> None:
-        """An open lease has changed."""
+        """Keep the changed form of an open lease."""
         self._clients[_payer(lease)][lease.id] = lease
         self._hosts[payer.host][lease.id] = lease
 
     def remove(self, lease: Lease, payer: Identity) -> None:
-        """A lease is not open any more."""
+        """Count a lease no more."""
         host, network = payer
         self._live -= 1
         self._mappings -= lease.kind == "mapping"

@@ -331,7 +331,7 @@ def _check_call(number: int) -> None:
 
 
 def _check_server_ports(target: Endpoint, second: int | None) -> None:
-    """Those of the server of an exchange; 0 is not known yet."""
+    """Check the ports of the server of an exchange. Port 0 is one that is not known yet."""
     if target.port:
         _target(target, "udp")
     if second:

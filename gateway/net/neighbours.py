@@ -120,7 +120,8 @@ def _add(found: dict[str, str], attributes: bytes) -> None:
 
 
 class _Address(NamedTuple):
-    """What the text of an address says: its one spelling, whose it is if nothing more is known, and where that is."""
+    """An address that was parsed: its canonical spelling, the client that it belongs to if nothing more is known, and
+    its place."""
 
     text: str
     identity: Identity

@@ -130,7 +130,7 @@ class UserspacePinholes:
         return lease
 
     def read(self, request: PinholeRequest, carry: Carry) -> Lease:
-        """The same for a connection that `carry` takes, and not the relay. Raises PinholeRefused."""
+        """Open a pinhole whose connection `carry` takes in place of the relay. Raises PinholeRefused."""
         lease, listener = self.reserve(request, listen)
         self._carriers[lease.id] = carry
         self._begin(lease, listener, request.ttl)

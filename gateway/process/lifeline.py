@@ -44,11 +44,11 @@ class Go(msgspec.Struct, frozen=True, tag="go"):
 
 
 class Report(msgspec.Struct, frozen=True, tag="report"):
-    """Log the status."""
+    """Ask a child to log its status."""
 
 
 class Departed(msgspec.Struct, frozen=True, tag="departed"):
-    """This host has lost an address."""
+    """Tell a child that this host has lost an address."""
 
 
 class Ping(msgspec.Struct, frozen=True, tag="ping"):

@@ -140,7 +140,7 @@ class Heir:
         self.close()
 
     def close(self) -> None:
-        """Stop watching it."""
+        """Stop watching the process."""
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1

@@ -60,7 +60,7 @@ class Kept:
         self._fds += fds
 
     def close(self) -> None:
-        """Close everything."""
+        """Close all sockets and descriptors. No child can be started afterwards."""
         for sock in (*self._sockets, *self._admins.values()):
             sock.close()
         for fd in self._fds:

@@ -24,8 +24,9 @@ from gateway.supervisor.state import State
 
 
 class Questions:
-    """Answers them. `admin`: the socket of the command line; `state`: returns the supervisor's state.
+    """Answers questions about the supervisor and its children.
 
+    `admin`: the socket of the command line; `state`: returns the supervisor's state.
     A reload, an upgrade or a drain that is asked for is noted in `requests`.
     """
 
@@ -50,7 +51,7 @@ class Questions:
         self._desk = Desk(run_dir, self._verbs)
 
     def accept(self) -> None:
-        """Answer a question of the command line. Call it when `admin` is readable."""
+        """Accept and answer a question of the command line. To be called when `admin` is readable."""
         try:
             connection, _ = self.admin.accept()
         except OSError:

@@ -87,7 +87,7 @@ class GuessGuard:
         return any(until > now * _MILLI for *_, until in self._shared.others(_key(client)))
 
     def failed(self, address: str, now: float) -> Verdict:
-        """Count a failure."""
+        """Count a failed attempt to authenticate."""
         client = self._identify(address)
         key = _key(client)
         record = self._records.get(client)

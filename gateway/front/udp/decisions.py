@@ -29,7 +29,7 @@ Direct = Callable[[Route, Outside, Address, int], None]
 
 
 class Decisions:
-    """Those of one association, whose `request` named it.
+    """Decides for one association. `request`: the one with which the client asked for it.
 
     `direct(route, outside, address, port)` lets a route lead to a permitted address; it may raise DialError.
     `decided(route, waiting)` is called with the datagrams that have waited for the decision.

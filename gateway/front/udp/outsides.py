@@ -23,7 +23,7 @@ MAX_OUTSIDE = 8  # addresses of this host that an association sends from
 
 
 class Outsides:
-    """Those of one association. `opened(outside)` is called for each new one, which can be watched then."""
+    """The sockets of one association. `opened(outside)` is called for each new socket, which can be watched then."""
 
     def __init__(
         self,

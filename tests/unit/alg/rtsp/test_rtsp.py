@@ -24,8 +24,8 @@ from alg.rtsp.message import conceal, read_head
 from alg.rtsp.module import RtspModule
 from alg.rtsp.options import RtspOptions
 from alg.rtsp.requests import MOST_WAITING, Request, Requests
-from alg.rtsp.stream import MOST
 from alg.rtsp.transport import read_transport
+from alg.text.heads import MOST
 from tests.unit.alg.streams import StreamDriver, is_the_same_when_cut, passes_every_byte
 
 CLIENT, SERVER = Endpoint("192.168.56.10", 40000), Endpoint("203.0.113.5", 554)
