@@ -52,6 +52,17 @@ _libc = ctypes.CDLL(None, use_errno=True)
 T = TypeVar("T")
 
 
+@contextlib.contextmanager
+def within(namespace: str) -> Iterator[None]:
+    """Sockets that this thread makes within belong to the network namespace of this name, for good."""
+    with open("/proc/thread-self/ns/net") as home, open(f"/run/netns/{namespace}") as there:
+        _setns(there.fileno())
+        try:
+            yield
+        finally:
+            _setns(home.fileno())
+
+
 class LabError(AssertionError):
     """Something in the lab did not go as it must; the message holds what the programs said."""
 
@@ -287,12 +298,8 @@ class Lab:
     @contextlib.contextmanager
     def enter(self, role: Role) -> Iterator[None]:
         """Sockets that this thread makes within belong to the role's namespace, for good."""
-        with open("/proc/thread-self/ns/net") as home, open(f"/run/netns/{self.ns(role)}") as there:
-            _setns(there.fileno())
-            try:
-                yield
-            finally:
-                _setns(home.fileno())
+        with within(self.ns(role)):
+            yield
 
     def connect(self, role: Role, host: str, port: int, timeout: float = 5, source_port: int = 0) -> socket.socket:
         """A TCP connection from a role's namespace. OSError as of `socket.create_connection`."""

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import secrets
 import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +33,7 @@ from gateway.model.requests import Lease, PinholeRequest
 from gateway.observe.admin import Rows, ask
 from gateway.process import lifeline
 from gateway.process.boot import Boot
+from tests.lab.lab import Lab, within
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIENT, PUBLIC, SERVER, STRANGER = "192.168.56.10", "203.0.113.1", "203.0.113.5", "203.0.113.6"
@@ -46,16 +44,11 @@ PRIVILEGES = ["--clear-groups", "--no-new-privs", "--inh-caps=-all,+net_admin", 
 PRIVILEGES += ["--bounding-set=-all,+net_admin"]
 
 _T = TypeVar("_T")
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def wait_for(condition: Callable[[], _T], what: str, timeout: float = 10.0) -> _T:
-    """The first true value of `condition`, asked again and again; AssertionError after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
-        time.sleep(0.01)
-    return value
+    """The first true value of `condition`, asked again and again; LabError after `timeout` seconds."""
+    return Lab.wait_for(condition, timeout, what)
 
 
 class Rig:
@@ -152,25 +145,9 @@ class Rig:
         return run("ip", "netns", "exec", namespace, *command.split())
 
     def within(self, namespace: str, action: Callable[[], _T]) -> _T:
-        """Do something in a thread that has gone into a namespace: sockets stay where they were made."""
-        results: list[_T] = []
-        errors: list[BaseException] = []
-
-        def work() -> None:
-            try:
-                with open(f"/run/netns/{namespace}", "rb") as file:
-                    if _libc.setns(file.fileno(), 0x40000000) != 0:
-                        raise OSError(ctypes.get_errno(), "setns")
-                results.append(action())
-            except BaseException as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        thread.join()
-        if errors:
-            raise errors[0]
-        return results[0]
+        """Do something in a namespace: sockets that are made stay there."""
+        with within(namespace):
+            return action()
 
     def listen(self, namespace: str, host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET

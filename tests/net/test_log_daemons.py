@@ -8,8 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from gateway.config.schema import LogSection
 from gateway.observe.log import get_logger, setup_logging
 from gateway.observe.sinks import JournaldSink, StreamSink, SyslogSink
 from tests.lab.peers import LIBRARIES, MULTIARCH, PEERS, unpacked
+from tests.net.broker_rig import wait_for
 
 JOURNALD = Path("/lib/systemd/systemd-journald")
 USER = 'ann "x"\nevent=flow.end class=connection é'  # what an attacker would call himself
@@ -29,13 +29,6 @@ USER = 'ann "x"\nevent=flow.end class=connection é'  # what an attacker would c
 def reset() -> Iterator[None]:
     yield
     structlog.reset_defaults()
-
-
-def wait_for(condition: Callable[[], object], what: str, deadline: float = 10) -> None:
-    until = time.monotonic() + deadline
-    while not condition():
-        assert time.monotonic() < until, f"waited in vain for {what}"
-        time.sleep(0.02)
 
 
 @contextmanager
