@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from alg.address import Endpoint
 
@@ -38,7 +38,8 @@ class Mode(StrEnum):
     OFF = "off"
 
 
-PINHOLE_KINDS = ("once", "anybody", "conversation", "exchange", "mapping", "gre", "read")
+PinholeKind = Literal["once", "anybody", "conversation", "exchange", "mapping", "gre", "read"]
+PINHOLE_KINDS: tuple[str, ...] = get_args(PinholeKind)
 """The kinds of pinholes that a module's class may name in its `kinds`. It asks for them by: `OpenPinhole` and
 `OpenOutbound` (once), `OpenPinhole` without a peer (anybody), `OpenConversation`, `OpenExchange`, `OpenMapping`,
 `OpenGre`, and `OpenPinhole` with `read`."""

@@ -72,7 +72,6 @@ LARGE = {
     "gateway/net/relay/splice.py:RelayHandle.__init__": "made for each connection, in compiled code",
     "gateway/observe/trace.py:Trace.add": "the fields of a line, called for each message",
     "gateway/policy/index.py:RuleIndex": "a table for each selector of a rule",
-    "gateway/process/worker.py:Worker": "puts the process together",
 }
 # Headers and other words of SIP that are no one else's; `Via`, `Contact` and `REGISTER` may be.
 SIP_WORDS = re.compile(

@@ -191,7 +191,8 @@ class Engine:
             if request.find:
                 self._find(slot, message)
                 return
-            if request.kind in ("once", "anybody") and (request.direction == "out" or request.public_host is None):
+            untranslated = request.direction == "out" or request.public_host is None
+            if request.single and request.kind != "local" and untranslated:
                 self._replace(slot, request)
             try:
                 lease = self._reserve(slot, request)

@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from alg.address import Endpoint
+from alg.api import PinholeKind
 from gateway.model.errors import PinholeRefused
 
 AuthName = Literal["none", "ident", "password", "gssapi"]
@@ -19,12 +20,13 @@ Direction = Literal["in", "out"]
 Protocol = Literal["tcp", "udp", "tcp+udp", "gre"]
 """What a pinhole is for: one transport, or both on one port; or the GRE of PPTP, which has call IDs in
 place of ports."""
-Kind = Literal["once", "anybody", "conversation", "read", "local", "mapping", "exchange", "gre"]
-"""Kinds of pinholes. `once`: one connection, from one peer. `anybody`: one connection, from whoever is first.
-`conversation`: datagrams both ways between one inside socket and its peers, until it is closed or its time is over.
-`read`: the same, and a module reads what comes. `local`: a port of this host at which a worker listens: one connection
-of TCP, or datagrams. `mapping`: any number of connections and datagrams to one inside socket. `exchange`: datagrams
-between a server inside and a client outside, both translated. `gre`: the packets of one call of PPTP, both ways."""
+Kind = Literal[PinholeKind, "local"]
+"""Kinds of pinholes: those that a module may ask for, and a worker's own ports. `once`: one connection, from one
+peer. `anybody`: one connection, from whoever is first. `conversation`: datagrams both ways between one inside socket
+and its peers, until it is closed or its time is over. `read`: the same, and a module reads what comes. `local`: a
+port of this host at which a worker listens: one connection of TCP, or datagrams. `mapping`: any number of connections
+and datagrams to one inside socket. `exchange`: datagrams between a server inside and a client outside, both
+translated. `gre`: the packets of one call of PPTP, both ways."""
 LogLevel = Literal["", "debug", "info", "warning", "error"]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 

@@ -18,38 +18,26 @@ import os
 import signal
 import socket
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from functools import partial
-from typing import Any, NamedTuple, cast
 
 import gevent
 import gevent.socket as gsocket
 
-from alg.datagrams import Shown, ShownModule
-from alg.registry import shown_tables, tables_of
 from gateway.config.rules import policy_of
 from gateway.driver.afterlife import Afterlife
 from gateway.driver.announced import Announced
-from gateway.driver.conversations import Conversations
-from gateway.driver.stream import Inspection
 from gateway.flow.dial import CONNECT_TIMEOUT
-from gateway.flow.table import HALF_CLOSE_TIMEOUT, IDLE_TIMEOUT, Flow, Flows
+from gateway.flow.table import HALF_CLOSE_TIMEOUT, IDLE_TIMEOUT, Flows
 from gateway.front.accept import Acceptor
-from gateway.front.udp.association import Association
 from gateway.model.errors import AlgateError
 from gateway.net.addresses import OwnAddresses
 from gateway.net.neighbours import Kernel, Neighbours
 from gateway.net.relay.splice import Relay
 from gateway.net.sockets import keep_alive_after
-from gateway.observe.admin import Rows, answer
-from gateway.observe.counters import Key, recent_rows
 from gateway.observe.flow_log import FlowLog
 from gateway.observe.lag import LagMeter
 from gateway.observe.log import get_logger, setup_logging
-from gateway.observe.metrics import metrics_row
-from gateway.observe.trace import PASSED
 from gateway.pinhole.admission import LocalPorts
 from gateway.pinhole.client import BrokerClient
 from gateway.pinhole.kernel import KernelPinholes
@@ -57,6 +45,7 @@ from gateway.pinhole.userspace import UserspacePinholes
 from gateway.policy.clients import Clients
 from gateway.policy.decide import PolicyInForce
 from gateway.policy.limits import RuleLimits
+from gateway.process.answers import Answers
 from gateway.process.boot import Boot
 from gateway.process.confine import hide, restrict_calls
 from gateway.process.counts_file import shared_counts
@@ -84,19 +73,7 @@ log = get_logger()
 GC_THRESHOLD = 20_000  # objects; flows leave no cycles, and looking through thousands of live ones takes long
 HANDSHAKE_GRACE = 1.0  # seconds of the drain deadline that connections without a flow get
 HANDSHAKES_END = 120.0  # seconds after which no handshake of an earlier configuration is left
-ROWS_IN_A_ROW = 200
-_OF_FLOWS = frozenset({"algate_calls"})  # gauges of modules that add up; what they count is counted elsewhere
 ABORT_MARGIN = 0.5  # seconds of the drain deadline that are kept for the resets
-
-
-class _Read(NamedTuple):
-    """A module that reads a flow and has something to show: the module, its conversations, and the carrier of what it
-    reads."""
-
-    flow: Flow
-    module: ShownModule
-    held: Conversations
-    transport: str
 
 
 class Worker:
@@ -108,15 +85,15 @@ class Worker:
         relay = Relay(IDLE_TIMEOUT, HALF_CLOSE_TIMEOUT)
         counts = shared_counts(boot.counts, boot.slot)
         neighbours = Neighbours(config.inside_networks, Kernel())
-        self._clients = Clients(counts, neighbours.identify, most_of(config), room_of(config))
-        self._flows = Flows(f"w{boot.slot}", relay, flow_log, self._clients)
+        clients = Clients(counts, neighbours.identify, most_of(config), room_of(config))
+        self._flows = Flows(f"w{boot.slot}", relay, flow_log, clients)
         broker = BrokerClient(socket.socket(fileno=boot.broker)) if boot.broker is not None else None
         admission = LocalPorts(broker, config.inside_networks) if broker else None
         self._userspace = UserspacePinholes(
             self._flows, config.pinhole_ports, config.pinhole.per_client, config.pinhole.rate, admission
         )
-        self._acceptor = Acceptor(self._clients)
-        self._afterlife = Afterlife()
+        self._acceptor = Acceptor(clients)
+        afterlife = Afterlife()
         own = OwnAddresses()
         self._ground = Ground(
             relay,
@@ -130,9 +107,9 @@ class Worker:
             RuleLimits(counts, time.time() - time.monotonic()),
             Announced(mmap.mmap(boot.files["announced"], 0), boot.slot),
             counts,
-            self._clients,
+            clients,
             neighbours,
-            self._afterlife,
+            afterlife,
             {},
         )
         self._service = Service(config, boot.files, self._ground)
@@ -144,13 +121,15 @@ class Worker:
         self._grace = HANDSHAKE_GRACE
         self._deadline = math.inf  # when (monotonic) what still flows is cut
         self._lag = LagMeter()
-        self._tables = shown_tables()
+        self._answers = Answers(
+            f"worker-{boot.slot}", self._flows, self._userspace, self._acceptor, clients, relay, afterlife
+        )
 
     def run(self) -> None:
         """Serve until SIGTERM, then drain; or until the supervisor is gone, then end at once."""
         if not self._boot.standby:
             self._listen(self._boot)
-        admin = gevent.spawn(Acceptor().serve, gsocket.socket(fileno=self._boot.admin), self._answer)
+        admin = gevent.spawn(Acceptor().serve, gsocket.socket(fileno=self._boot.admin), self._answers.serve)
         gevent.signal_handler(signal.SIGTERM, lambda: self._end_within(self._boot.config.process.drain_timeout))
         gevent.spawn(self._obey)
         send(self._lifeline, Ready())
@@ -231,7 +210,7 @@ class Worker:
                 case Departed():
                     self._end_departed()
                 case Report():
-                    log.info("status", **self._status()[0])
+                    log.info("status", **self._answers.status()[0])
                 case Ping():
                     send(self._lifeline, Pong())
         log.error("supervisor.gone")
@@ -289,100 +268,6 @@ class Worker:
             if flow.carrier is not None:
                 flow.carrier.abort()
         self._userspace.close_departed(self._ground.own.is_local)
-
-    # --- what is asked over the admin socket ------------------------------------------------------------------------
-
-    def _answer(self, connection: gsocket.socket, _address: tuple[object, ...]) -> None:
-        verbs = {"status": self._status, "flows": self._flow_rows, "pinholes": self._userspace.rows}
-        verbs |= {"trace": self._trace, **{name: partial(self._table, name) for name in self._tables}}
-        verbs |= {"metrics": self._metrics, "events": recent_rows}
-        answer(connection, verbs, {"kick": self._kick, "ladder": PASSED.ladders.rows})
-
-    def _status(self) -> Rows:
-        watchers = gevent.get_hub().loop.activecnt + len(self._ground.relay.poller)
-        row: dict[str, Any] = {"process": f"worker-{self._boot.slot}", "pid": os.getpid()}
-        return [{**row, **self._flows.totals(), "handling": self._acceptor.handling, "watchers": watchers}]
-
-    def _metrics(self) -> Rows:
-        samples = [*self._flows.samples(), *self._userspace.samples()]
-        inspected = sum(isinstance(flow.carrier, Inspection) for flow in self._flows)  # the acceptor still holds those
-        samples.append((("algate_connections", "handshake"), max(0, self._acceptor.handling - inspected)))
-        samples.append((("algate_connections", "flow"), len(self._flows)))
-        refused = self._clients.refused
-        samples += ((("algate_client_refusals_total", *what), number) for what, number in refused.items())
-        samples += ((("algate_client_holdings", kind), number) for kind, number in self._clients.totals().items())
-        shown: Counter[Key] = Counter()
-        for flow in self._flows:
-            for read in _read_of(flow):
-                for key, number in read.module.samples():
-                    if key[0] in _OF_FLOWS:
-                        shown[key] += int(number)
-        samples += shown.items()
-        return [metrics_row(f"worker-{self._boot.slot}", samples)]
-
-    def _kick(self, name: str) -> Rows:
-        """End the flow with its data connections, close the pinhole, or end the media of the call with this id."""
-        rows: Rows = []
-        for read in self._read():
-            for kicked in read.module.kick(name):
-                ends = {"client": kicked.row["client"], "server": kicked.row["server"]}
-                log.warning("call.kick", call=name, flow=read.flow.id, **ends)
-                for ref in kicked.refs:
-                    read.held.close(ref)
-                rows.append(kicked.row)
-        for flow in self._flows:
-            if name in (flow.id, flow.parent) and flow.carrier is not None:
-                log.warning("flow.kick", **flow.names())
-                flow.carrier.abort()
-                rows.append({"id": flow.id, "kind": "flow", "client": str(flow.client), "server": str(flow.server)})
-        return rows + self._userspace.kick(name)
-
-    def _table(self, name: str) -> Rows:
-        """Return the rows of the table `name`, of all modules of flows that have it."""
-        rows: Rows = []
-        for read in self._read():
-            if name in tables_of(read.module):
-                traffic = {ref: (came, went) for ref, came, went in read.held.traffic()}
-                shown = Shown(read.held.lease_ids(), traffic, time.monotonic())
-                more = {"transport": read.transport, "flow": read.flow.id}
-                rows += ({**row, **more} for row in read.module.table(name, shown))
-        return rows
-
-    def _read(self) -> list[_Read]:
-        """Yield all modules with something to show that read a flow, or outlive one."""
-        found = [read for flow in self._flows for read in _read_of(flow)]
-        for survivor in self._afterlife:
-            if tables_of(survivor.module):
-                found.append(_Read(survivor.flow, cast(ShownModule, survivor.module), survivor.conversations, "tcp"))
-        return found
-
-    def _trace(self) -> Rows:
-        return [{**row, "process": f"worker-{self._boot.slot}"} for row in PASSED.rows()]
-
-    def _flow_rows(self) -> Rows:
-        """Return the rows of the flows, in pieces, so that connections are served meanwhile: there may be thousands."""
-        rows = []
-        for number, flow in enumerate(self._flows, 1):
-            rows.append(flow.row())
-            if number % ROWS_IN_A_ROW == 0:
-                gevent.sleep(0)
-        return rows
-
-
-def _read_of(flow: Flow) -> list[_Read]:
-    """Yield what modules read of a flow: one module of a connection, or one for each outside socket of an
-    association."""
-    carrier = flow.carrier
-    if isinstance(carrier, Inspection):
-        if tables_of(carrier.module):
-            return [_Read(flow, cast(ShownModule, carrier.module), carrier.conversations, "tcp")]
-    elif isinstance(carrier, Association):
-        return [
-            _Read(flow, cast(ShownModule, messages.driver.module), messages.conversations, "udp")
-            for messages in carrier.messages()
-            if tables_of(messages.driver.module)
-        ]
-    return []
 
 
 def _set_up_log(boot: Boot) -> FlowLog:
