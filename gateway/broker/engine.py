@@ -26,7 +26,7 @@ from gateway.broker.nat import Nat, ReturnPath
 from gateway.broker.netfilter import Change, Netfilter, TableGoneError
 from gateway.broker.netlink import NetfilterError
 from gateway.broker.pending import Closing, Opening, Pending, Updating
-from gateway.broker.permits import Permits
+from gateway.broker.permits import BrokerPermits
 from gateway.broker.ports import can_bind
 from gateway.broker.ruleset_watch import Changes
 from gateway.broker.sharing import Sharing
@@ -77,7 +77,7 @@ class Engine:
     ) -> None:
         self.netfilter = Netfilter(table)
         self.netfilter.measure(limits.meter, now=False)
-        self._permits = Permits(table, limits)
+        self._permits = BrokerPermits(table, limits)
         self._neighbours = Neighbours(limits.inside, Kernel())
         self._leases = LeaseTable(backend="kernel", identify=self._neighbours.identify, limits=limits.of_table())
         self._rng = random.SystemRandom()

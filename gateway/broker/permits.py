@@ -10,7 +10,7 @@ from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Network, PinholeRequest, transports_of
 
 
-class Permits:
+class BrokerPermits:
     """Answers by the limits of the moment. `inside`: the networks of clients; `foreign`: ports that an operator's own
     rules forward."""
 

@@ -25,7 +25,7 @@ from gateway.model.hosts import canonical_name
 from gateway.model.requests import ConnectRequest
 from gateway.net.addresses import is_local
 from gateway.net.resolver import ResolveError, Resolver
-from gateway.policy.clients import ClientLimit, Clients, Kind
+from gateway.policy.clients import ClientLimit, Clients, HoldingKind
 from gateway.policy.decide import Decision, Judgement, PolicyInForce
 from gateway.policy.limits import LimitReached, RuleLimits, Session
 
@@ -227,13 +227,13 @@ def looking_up(clients: Clients | None, client: str) -> Iterator[None]:
         yield
         return
     try:
-        holder = clients.enter(Kind.LOOKUPS, client)
+        holder = clients.enter(HoldingKind.LOOKUPS, client)
     except ClientLimit as limit:
         raise limit_error(limit) from limit
     try:
         yield
     finally:
-        clients.give_back(Kind.LOOKUPS, holder)
+        clients.give_back(HoldingKind.LOOKUPS, holder)
 
 
 def limit_error(limit: ClientLimit) -> DialError:

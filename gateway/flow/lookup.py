@@ -12,7 +12,7 @@ from gateway.flow.dial import DialError, limit_error, looking_up
 from gateway.model.hosts import parse_address
 from gateway.model.requests import ConnectRequest
 from gateway.net.resolver import ResolveError, Resolver
-from gateway.policy.clients import ClientLimit, Clients, Holder, Kind
+from gateway.policy.clients import ClientLimit, Clients, Holder, HoldingKind
 from gateway.policy.decide import Decision, Judgement, PolicyInForce
 from gateway.policy.limits import LimitReached, RuleLimits, Session
 
@@ -55,14 +55,14 @@ class Lookup:
         if self._clients is None:
             return None
         try:
-            return self._clients.enter(Kind.ASSOCIATIONS, client)
+            return self._clients.enter(HoldingKind.ASSOCIATIONS, client)
         except ClientLimit as limit:
             raise limit_error(limit) from limit
 
     def give_back_association(self, holder: Holder | None) -> None:
         """Count a UDP association as ended."""
         if self._clients is not None and holder is not None:
-            self._clients.give_back(Kind.ASSOCIATIONS, holder)
+            self._clients.give_back(HoldingKind.ASSOCIATIONS, holder)
 
     def admit(self, request: ConnectRequest, address: Address | None) -> Admitted:
         """Count a permitted request for the rule that permits it at `address` (None: at any address). Raises

@@ -23,7 +23,7 @@ from gateway.net.relay.splice import Relay
 from gateway.observe.counters import count, flow_opened
 from gateway.observe.flow_log import FlowLog
 from gateway.observe.metrics import Sample
-from gateway.policy.clients import Clients, Holder, Kind
+from gateway.policy.clients import Clients, Holder, HoldingKind
 from gateway.policy.limits import Session
 from gateway.policy.pace import Bucket, Pace
 from gateway.policy.rules import ShareLimit
@@ -208,7 +208,7 @@ class Flows:
         flow.rule, flow.target = rule, target
         if self._clients is not None:
             flow.holder = self._clients.holder(client.host)
-            self._clients.take(Kind.FLOWS, flow.holder)
+            self._clients.take(HoldingKind.FLOWS, flow.holder)
         self._live[flow.id] = flow
         self._empty.clear()
         flow_opened(front, rule)
@@ -221,7 +221,7 @@ class Flows:
         if flow.session is not None:
             flow.session.release()
         if flow.holder is not None and self._clients is not None:
-            self._clients.give_back(Kind.FLOWS, flow.holder)
+            self._clients.give_back(HoldingKind.FLOWS, flow.holder)
         self.finished += 1
         count("algate_flows_ended_total", flow.front, reason)
         up, down = flow.up, flow.down

@@ -19,7 +19,7 @@ from gevent import get_hub
 from gateway.net.libev import EV_READ
 from gateway.net.sockets import prepare
 from gateway.observe.metrics import open_descriptors
-from gateway.policy.clients import ClientLimit, Clients, Holder, Kind
+from gateway.policy.clients import ClientLimit, Clients, Holder, HoldingKind
 
 if TYPE_CHECKING:
     from gevent._types import _IoWatcher, _TimerWatcher
@@ -101,13 +101,13 @@ class Acceptor:
             greenlet.link(self._handling.discard)
             return
         holder = self._clients.holder(client)
-        self._clients.take(Kind.HANDSHAKES, holder)
+        self._clients.take(HoldingKind.HANDSHAKES, holder)
         greenlet.link(partial(self._handled, holder))
 
     def _handled(self, holder: Holder, greenlet: gevent.Greenlet[..., None]) -> None:
         self._handling.discard(greenlet)
         if self._clients is not None:
-            self._clients.give_back(Kind.HANDSHAKES, holder)
+            self._clients.give_back(HoldingKind.HANDSHAKES, holder)
 
     def begin(self, client: str) -> Holder | None:
         """Count a connection of this client that is on its way to the relay, without a greenlet. Call `end` with the
@@ -120,24 +120,24 @@ class Acceptor:
         if self._clients is None:
             return None
         holder = self._clients.holder(client)
-        self._clients.take(Kind.HANDSHAKES, holder)
-        self._clients.take(Kind.FLOWS, holder)
+        self._clients.take(HoldingKind.HANDSHAKES, holder)
+        self._clients.take(HoldingKind.FLOWS, holder)
         return holder
 
     def end(self, holder: Holder | None) -> None:
         """The connection has reached the relay (its flow is in the table already), has ended, or was handed over."""
         self._opening -= 1
         if holder is not None and self._clients is not None:
-            self._clients.give_back(Kind.HANDSHAKES, holder)
-            self._clients.give_back(Kind.FLOWS, holder)
+            self._clients.give_back(HoldingKind.HANDSHAKES, holder)
+            self._clients.give_back(HoldingKind.FLOWS, holder)
 
     def _admits(self, client: str) -> bool:
         """Whether the client may have one more connection."""
         if self._clients is None:
             return True
         try:
-            self._clients.check(Kind.FLOWS, client)
-            self._clients.check(Kind.HANDSHAKES, client)
+            self._clients.check(HoldingKind.FLOWS, client)
+            self._clients.check(HoldingKind.HANDSHAKES, client)
         except ClientLimit as limit:
             log.warning("client.limit", client=client, kind=limit.kind.label, bound=limit.bound, most=limit.most)
             return False

@@ -22,7 +22,7 @@ REMEMBERED = 4096  # addresses; those that have nothing are forgotten beyond tha
 LARGE = 1024  # numbers above are not asked of other workers while this one has few
 
 
-class Kind(IntEnum):
+class HoldingKind(IntEnum):
     """The kinds of things that are counted for each client."""
 
     FLOWS = 0
@@ -46,7 +46,7 @@ class Identity(NamedTuple):
 class ClientLimit(Exception):
     """A client has as much as it may have. `bound` is "most" (the configured number) or "share"."""
 
-    def __init__(self, kind: Kind, client: str, bound: Literal["most", "share"], most: int) -> None:
+    def __init__(self, kind: HoldingKind, client: str, bound: Literal["most", "share"], most: int) -> None:
         super().__init__(f"{most} {kind.label} are the limit of {client}")
         self.kind = kind
         self.client = client
@@ -62,7 +62,7 @@ class Holder:
 
     def __init__(self, shared: SharedCounts, key: int, network: Holder | None) -> None:
         self._cell = shared.cell(key)
-        self.counts = [0] * len(Kind)
+        self.counts = [0] * len(HoldingKind)
         self.network = network
 
     def change(self, kind: int, by: int) -> None:
@@ -92,29 +92,29 @@ class Clients:
         self,
         shared: SharedCounts,
         identify: Callable[[str], Identity],
-        most: Mapping[Kind, int],
-        room: Mapping[Kind, int],
+        most: Mapping[HoldingKind, int],
+        room: Mapping[HoldingKind, int],
     ) -> None:
         self._shared = shared
         self._identify = identify
         self._addresses: dict[str, Holder] = {}
         self._holders: dict[tuple[str, str], Holder] = {}
-        self._totals = [0] * len(Kind)
+        self._totals = [0] * len(HoldingKind)
         self.refused: dict[tuple[str, str], int] = {}
         self.configure(most, room)
 
-    def configure(self, most: Mapping[Kind, int], room: Mapping[Kind, int]) -> None:
+    def configure(self, most: Mapping[HoldingKind, int], room: Mapping[HoldingKind, int]) -> None:
         """Use other bounds from now on. What clients have is not changed."""
-        self._most = [most.get(kind, 0) for kind in Kind]
+        self._most = [most.get(kind, 0) for kind in HoldingKind]
         # What the others hold is looked at where that can matter: below an eighth of a large number it cannot for long.
         self._alone = [number >> 3 if number > LARGE else 0 for number in self._most]
-        self._room = [room.get(kind, 0) for kind in Kind]
+        self._room = [room.get(kind, 0) for kind in HoldingKind]
 
     def holder(self, address: str) -> Holder:
         """Return the holder for an address."""
         return self._addresses.get(address) or self._find(address)
 
-    def check(self, kind: Kind, address: str) -> Holder:
+    def check(self, kind: HoldingKind, address: str) -> Holder:
         """Return the client's holder if it may have one more of a kind. Raises ClientLimit."""
         holder = self._addresses.get(address) or self._find(address)
         mine = holder.counts[kind]
@@ -141,21 +141,21 @@ class Clients:
             holder.network.change(kind, -1)
         self._totals[kind] -= 1
 
-    def enter(self, kind: Kind, address: str) -> Holder:
+    def enter(self, kind: HoldingKind, address: str) -> Holder:
         """Check the bounds and count one more of a kind for a client, to be given back later. Raises ClientLimit."""
         holder = self.check(kind, address)
         self.take(kind, holder)
         return holder
 
-    def count(self, kind: Kind, address: str) -> int:
+    def count(self, kind: HoldingKind, address: str) -> int:
         """Return how many of a kind a client has in all workers."""
         return self.holder(address).everywhere(kind)
 
     def totals(self) -> dict[str, int]:
         """Return how many there are of each kind in this worker."""
-        return {kind.label: self._totals[kind] for kind in Kind}
+        return {kind.label: self._totals[kind] for kind in HoldingKind}
 
-    def _refusal(self, kind: Kind, address: str, bound: Literal["most", "share"], most: int) -> ClientLimit:
+    def _refusal(self, kind: HoldingKind, address: str, bound: Literal["most", "share"], most: int) -> ClientLimit:
         self.refused[kind.label, bound] = self.refused.get((kind.label, bound), 0) + 1
         return ClientLimit(kind, address, bound, most)
 

@@ -31,16 +31,15 @@ from gateway.front.packets.journal import Journal
 from gateway.front.portmap.announcer import Announcer
 from gateway.front.portmap.datagrams import Asked, DatagramSocket
 from gateway.front.portmap.leases import Leases
-from gateway.front.portmap.mapper import PortMapper, Setting
+from gateway.front.portmap.mapper import MapperSetting, PortMapper
 from gateway.front.portmap.memory import Memory
 from gateway.front.portmap.pcp import PcpFront, Speaks
 from gateway.front.portmap.permits import Permits
 from gateway.front.portmap.public import PublicAddresses
 from gateway.front.portmap.ssdp import Corner
-from gateway.front.portmap.table import Limits, MappingTable
+from gateway.front.portmap.table import MappingLimits, MappingTable
 from gateway.front.portmap.uplink import Uplink
-from gateway.front.portmap.upnp import Setting as UpnpSetting
-from gateway.front.portmap.upnp import UpnpFront
+from gateway.front.portmap.upnp import UpnpFront, UpnpSetting
 from gateway.net.addresses import OwnAddresses
 from gateway.net.neighbours import Kernel, Neighbours
 from gateway.observe.admin import Rows
@@ -82,7 +81,7 @@ class Portmap:
             Leases(BrokerClient(socket.socket(fileno=boot.broker), keep=bool(journal.found))),
             PublicAddresses(config.network.outside, config.inside_networks),
             Permits(policy_of(config, datetime.now, own.has).decide_mapping),
-            Setting(config.inside_networks, frozenset(config.network.masquerade), config.rules.restore),
+            MapperSetting(config.inside_networks, frozenset(config.network.masquerade), config.rules.restore),
             memory,
         )
         speaks: frozenset[Speaks] = frozenset(name for name in ("pcp", "natpmp") if name in config.portmap.protocols)
@@ -182,10 +181,10 @@ class Portmap:
         ]
 
 
-def limits_of(config: Config) -> Limits:
+def limits_of(config: Config) -> MappingLimits:
     """Return what clients may ask for."""
     portmap = config.portmap
-    return Limits(
+    return MappingLimits(
         per_client=portmap.per_client,
         inside_ports=port_range(portmap.inside_ports),
         lifetime=lifetime_range(portmap.lifetime),

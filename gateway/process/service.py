@@ -55,7 +55,7 @@ from gateway.pinhole.client_paths import ClientPaths
 from gateway.pinhole.split import SplitPinholes
 from gateway.pinhole.upstream import UpstreamPinholes
 from gateway.pinhole.userspace import UserspacePinholes
-from gateway.policy.clients import Clients, Kind
+from gateway.policy.clients import Clients, HoldingKind
 from gateway.policy.decide import PolicyInForce
 from gateway.policy.limits import RuleLimits
 from gateway.policy.shared_counts import SharedCounts
@@ -176,21 +176,21 @@ class Service:
         return accepted
 
 
-def most_of(config: Config) -> dict[Kind, int]:
+def most_of(config: Config) -> dict[HoldingKind, int]:
     """Return how many of each kind a client may have."""
-    return {kind: getattr(config.limits, kind.label) for kind in Kind}
+    return {kind: getattr(config.limits, kind.label) for kind in HoldingKind}
 
 
-def room_of(config: Config) -> dict[Kind, int]:
+def room_of(config: Config) -> dict[HoldingKind, int]:
     """Return how many of each kind one worker has room for: by its descriptors, its part of the ports, and names that
     wait."""
     connections = room_for_connections()
     low, high = config.pinhole_ports
     return {
-        Kind.FLOWS: connections,
-        Kind.HANDSHAKES: 2 * connections,  # a handshake has no server yet
-        Kind.ASSOCIATIONS: (high - low + 1) // 2 // config.worker_count,
-        Kind.LOOKUPS: LOOKUPS,
+        HoldingKind.FLOWS: connections,
+        HoldingKind.HANDSHAKES: 2 * connections,  # a handshake has no server yet
+        HoldingKind.ASSOCIATIONS: (high - low + 1) // 2 // config.worker_count,
+        HoldingKind.LOOKUPS: LOOKUPS,
     }
 
 

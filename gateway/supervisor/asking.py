@@ -15,7 +15,7 @@ BACKLOG = 64
 log = get_logger()
 
 
-class Place(NamedTuple):
+class AskingPlace(NamedTuple):
     """Where one of the sockets is: what is asked there ("pcp": PCP and NAT-PMP, "ssdp", "http"), the interface with its
     index (`device`), and the family."""
 
@@ -31,7 +31,7 @@ class Place(NamedTuple):
         return f"{self.what} {self.interface} {self.version}"
 
 
-def places(config: Config) -> list[Place]:
+def places(config: Config) -> list[AskingPlace]:
     """Return where clients ask by a configuration: at the inside interfaces that exist now."""
     if not config.portmap_wanted:
         return []
@@ -40,7 +40,7 @@ def places(config: Config) -> list[Place]:
         wanted += [("ssdp", SSDP_PORT), ("http", config.portmap.http_port)]
     versions = sorted({network.version for network in config.inside_networks})
     return [
-        Place(what, name, index, version, port)
+        AskingPlace(what, name, index, version, port)
         for index, name in socket.if_nameindex()
         if any(_names(pattern, name) for pattern in config.network.inside_interfaces)
         for what, port in wanted
@@ -58,8 +58,8 @@ class AskingSockets:
 
     def __init__(self, inherited: Mapping[str, int]) -> None:
         self._inherited = {name: socket.socket(fileno=fd) for name, fd in inherited.items()}
-        self._sockets: dict[Place, socket.socket] = {}
-        self._failed: set[Place] = set()  # of which the log has said so
+        self._sockets: dict[AskingPlace, socket.socket] = {}
+        self._failed: set[AskingPlace] = set()  # of which the log has said so
 
     def fds(self) -> dict[str, int]:
         """Return the descriptors by the name of their place."""
@@ -88,7 +88,7 @@ class AskingSockets:
         self._forget_inherited()
         return bool(gone or opened)
 
-    def _adopted(self, place: Place) -> socket.socket | None:
+    def _adopted(self, place: AskingPlace) -> socket.socket | None:
         sock = self._inherited.pop(place.name, None)
         if sock is not None and (sock.getsockname()[1] != place.port or _index(sock) != place.device):
             sock.close()
@@ -113,7 +113,7 @@ def _index(sock: socket.socket) -> int:
         return 0
 
 
-def _bound(place: Place) -> socket.socket:
+def _bound(place: AskingPlace) -> socket.socket:
     family = socket.AF_INET6 if place.version == 6 else socket.AF_INET
     kind = socket.SOCK_STREAM if place.what == "http" else socket.SOCK_DGRAM
     sock = socket.socket(family, kind)

@@ -14,7 +14,7 @@ from gateway.supervisor.child import Child
 from gateway.supervisor.children import Children
 from gateway.supervisor.code import Code
 from gateway.supervisor.heritage import Heritage
-from gateway.supervisor.kept import Kept, WorkerMemory
+from gateway.supervisor.kept import KeptOpen, WorkerMemory
 from gateway.supervisor.listeners import Listeners
 from gateway.supervisor.posts import PORTMAP_SLOT, ConsolePost, Equipment, PacketsPost, PortmapPost, Post
 from gateway.supervisor.run_dir import RunDir
@@ -43,7 +43,7 @@ class Crew:
         self.files = files
         self.standby = heritage is not None
         self._listeners = listeners
-        self._kept = Kept(run_dir, heritage)
+        self._kept = KeptOpen(run_dir, heritage)
         self._equipment = Equipment(self._kept, code, lambda: self.config)
         self._memory = WorkerMemory(self._kept, announced.SIZE)
         self.old_slots = heritage.slots if heritage else []

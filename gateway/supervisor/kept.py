@@ -13,7 +13,7 @@ from gateway.supervisor.heritage import Heritage
 from gateway.supervisor.run_dir import RunDir
 
 
-class Kept:
+class KeptOpen:
     """Sockets and descriptors of the children of one instance. `heritage`: what an earlier version has left."""
 
     def __init__(self, run_dir: RunDir, heritage: Heritage | None) -> None:
@@ -73,7 +73,7 @@ class WorkerMemory:
     `counts` is that of an earlier version, if there is one. Both are descriptors, and belong to `kept`.
     """
 
-    def __init__(self, kept: Kept, announced_size: int) -> None:
+    def __init__(self, kept: KeptOpen, announced_size: int) -> None:
         self.announced = os.memfd_create("algate-announced")
         os.truncate(self.announced, announced_size)
         inherited = kept.heritage.counts if kept.heritage else None

@@ -17,7 +17,7 @@ from gateway.supervisor.asking import AskingSockets
 from gateway.supervisor.child import Child
 from gateway.supervisor.children import KILL_MARGIN, Children
 from gateway.supervisor.code import Code
-from gateway.supervisor.kept import Kept
+from gateway.supervisor.kept import KeptOpen
 from gateway.supervisor.listeners import listen_console
 
 log = get_logger()
@@ -31,7 +31,7 @@ class Equipment(NamedTuple):
     """What every child is made with: what is kept for it, how it reaches the program, and the configuration of the
     moment."""
 
-    kept: Kept
+    kept: KeptOpen
     code: Code
     config: Callable[[], Config]
 
@@ -44,7 +44,7 @@ class Post(ABC):
         self._equipment = equipment
 
     @property
-    def kept(self) -> Kept:
+    def kept(self) -> KeptOpen:
         return self._equipment.kept
 
     @property

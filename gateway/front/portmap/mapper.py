@@ -53,7 +53,7 @@ _WHY: dict[str, Why] = {
 log = get_logger()
 
 
-class Setting(msgspec.Struct, frozen=True):
+class MapperSetting(msgspec.Struct, frozen=True):
     """`inside`: the networks of clients. `masquerade`: families whose inside addresses are translated, though the world
     could reach them. `restore`: whether the broker puts back what others remove."""
 
@@ -74,7 +74,7 @@ class PortMapper:
         leases: Leases,
         public: Callable[[int], PublicAddress | None],
         permits: Permits,
-        setting: Setting,
+        setting: MapperSetting,
         memory: Memory,
     ) -> None:
         self.table = table

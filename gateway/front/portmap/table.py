@@ -148,7 +148,7 @@ class Event(msgspec.Struct, frozen=True):
     mapping: Mapping | None = None
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class MappingLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What may be asked for. `per_client`: mappings of one client. `inside_ports`: lowest and highest port of clients.
     `lifetime`: shortest and longest that PCP and NAT-PMP get. `permanent`: the longest that UPnP gets, and what it gets
     for "without an end"."""
@@ -166,7 +166,7 @@ def _same(address: str) -> str:
 class MappingTable:
     """All mappings. `identify`: which addresses are one client, for the quota."""
 
-    def __init__(self, limits: Limits, identify: Callable[[str], str] = _same) -> None:
+    def __init__(self, limits: MappingLimits, identify: Callable[[str], str] = _same) -> None:
         self.limits = limits
         self.listeners: list[Callable[[Event], None]] = []
         self._identify = identify

@@ -29,7 +29,7 @@ from gateway.model.requests import Network
 _MACHINE = Path("/etc/machine-id")
 
 
-class Setting(msgspec.Struct, frozen=True, kw_only=True):
+class UpnpSetting(msgspec.Struct, frozen=True, kw_only=True):
     """What the front is told by the configuration. `announced`: the version of the device that is announced; `port` of
     the pages; `inside`: the networks of clients; `instance` distinguishes gateways of one host; `version` and `name`
     are for people."""
@@ -48,7 +48,7 @@ class UpnpFront:
 
     def __init__(
         self,
-        setting: Setting,
+        setting: UpnpSetting,
         mapper: Mapper,
         facts: Facts,
         corners: Sequence[Corner],
@@ -112,7 +112,7 @@ class UpnpFront:
         return is_inside(self._setting.inside, address)
 
 
-def _device(version: int, setting: Setting) -> Device:
+def _device(version: int, setting: UpnpSetting) -> Device:
     """Return a root device whose names are the same after each start, and cannot be guessed from outside."""
     key = _machine()
 

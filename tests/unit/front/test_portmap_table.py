@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alg.address import Endpoint
-from gateway.front.portmap.table import Event, Holder, Limits, MappingTable, Refusal, Request, clean
+from gateway.front.portmap.table import Event, Holder, MappingLimits, MappingTable, Refusal, Request, clean
 
 CLIENT, OTHER = "192.168.56.10", "192.168.56.11"
 PUBLIC = "203.0.113.2"
@@ -24,7 +24,7 @@ class Table(MappingTable):
     """A table whose broker grants everything, and which remembers what was told."""
 
     def __init__(self, **limits: Any) -> None:
-        super().__init__(Limits(**limits))
+        super().__init__(MappingLimits(**limits))
         self.events: list[tuple[str, str]] = []
         self.listeners.append(self._hear)
         self.leases = 0

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.policy.clients import REMEMBERED, SMALL, ClientLimit, Clients, Holder, Identity, Kind
+from gateway.policy.clients import REMEMBERED, SMALL, ClientLimit, Clients, Holder, HoldingKind, Identity
 from gateway.policy.shared_counts import CELLS, HEADER, WAYS, WORDS, SharedCounts, clear, open_slot
 
 WORKERS = 3
@@ -26,7 +26,7 @@ def by_itself(address: str) -> Identity:
     return Identity(address, address)
 
 
-def workers(most: dict[Kind, int], words: memoryview | None = None) -> list[Clients]:
+def workers(most: dict[HoldingKind, int], words: memoryview | None = None) -> list[Clients]:
     words = words or memory()
     return [Clients(SharedCounts(words, slot), by_itself, most, {}) for slot in range(WORKERS)]
 
@@ -35,7 +35,7 @@ def take_all(clients: Clients, prefix: str) -> int:
     """How many flows somebody gets who takes all that he can, by 300 addresses."""
     for number in count():
         try:
-            clients.enter(Kind.FLOWS, f"{prefix}{number % 300}")
+            clients.enter(HoldingKind.FLOWS, f"{prefix}{number % 300}")
         except ClientLimit:
             return number
     raise AssertionError("unreachable")
@@ -43,7 +43,7 @@ def take_all(clients: Clients, prefix: str) -> int:
 
 STEPS = st.lists(
     st.tuples(
-        st.integers(0, WORKERS - 1), st.sampled_from(list(Kind)), st.sampled_from(["a", "b", "c"]), st.booleans()
+        st.integers(0, WORKERS - 1), st.sampled_from(list(HoldingKind)), st.sampled_from(["a", "b", "c"]), st.booleans()
     ),
     max_size=200,
 )
@@ -51,11 +51,11 @@ STEPS = st.lists(
 
 @given(STEPS)
 def test_a_client_never_has_more_than_the_number_in_all_workers_together(
-    steps: list[tuple[int, Kind, str, bool]],
+    steps: list[tuple[int, HoldingKind, str, bool]],
 ) -> None:
-    most = {Kind.FLOWS: 5, Kind.HANDSHAKES: 1, Kind.ASSOCIATIONS: 3}
+    most = {HoldingKind.FLOWS: 5, HoldingKind.HANDSHAKES: 1, HoldingKind.ASSOCIATIONS: 3}
     clients = workers(most)
-    held: list[tuple[int, Kind, str, Holder]] = []
+    held: list[tuple[int, HoldingKind, str, Holder]] = []
     for worker, kind, client, begin in steps:
         if begin:
             has = Counter((k, c) for _, k, c, _ in held)[kind, client]
@@ -67,7 +67,7 @@ def test_a_client_never_has_more_than_the_number_in_all_workers_together(
         elif held:
             where, what, _, holder = held.pop(0)
             clients[where].give_back(what, holder)
-    for kind in Kind:
+    for kind in HoldingKind:
         for client in ("a", "b", "c"):
             has = sum(1 for _, k, c, _ in held if (k, c) == (kind, client))
             assert all(worker.count(kind, client) == has for worker in clients)
@@ -75,29 +75,29 @@ def test_a_client_never_has_more_than_the_number_in_all_workers_together(
 
 def test_what_a_dead_worker_held_is_free_at_once() -> None:
     words = memory()
-    clients = workers({Kind.FLOWS: 4}, words)
+    clients = workers({HoldingKind.FLOWS: 4}, words)
     for _ in range(3):
-        clients[0].enter(Kind.FLOWS, "a")
-    clients[1].enter(Kind.FLOWS, "a")
+        clients[0].enter(HoldingKind.FLOWS, "a")
+    clients[1].enter(HoldingKind.FLOWS, "a")
     with pytest.raises(ClientLimit):
-        clients[2].enter(Kind.FLOWS, "a")
+        clients[2].enter(HoldingKind.FLOWS, "a")
     clear(words, 0)
     for _ in range(3):
-        clients[2].enter(Kind.FLOWS, "a")
+        clients[2].enter(HoldingKind.FLOWS, "a")
     with pytest.raises(ClientLimit):
-        clients[1].enter(Kind.FLOWS, "a")
+        clients[1].enter(HoldingKind.FLOWS, "a")
 
 
 def test_the_addresses_of_one_host_are_one_client() -> None:
     def identify(address: str) -> Identity:
         return Identity("link 02", "link 02") if address.startswith("fd00") else by_itself(address)
 
-    clients = Clients(SharedCounts(memory()), identify, {Kind.ASSOCIATIONS: 10}, {})
+    clients = Clients(SharedCounts(memory()), identify, {HoldingKind.ASSOCIATIONS: 10}, {})
     for number in range(10):
-        clients.enter(Kind.ASSOCIATIONS, f"fd00::{number}")
+        clients.enter(HoldingKind.ASSOCIATIONS, f"fd00::{number}")
     with pytest.raises(ClientLimit):
-        clients.enter(Kind.ASSOCIATIONS, "fd00::beef")
-    clients.enter(Kind.ASSOCIATIONS, "192.0.2.1")
+        clients.enter(HoldingKind.ASSOCIATIONS, "fd00::beef")
+    clients.enter(HoldingKind.ASSOCIATIONS, "192.0.2.1")
 
 
 def test_whoever_takes_all_leaves_as_much_as_he_has_and_the_next_one_too() -> None:
@@ -107,35 +107,35 @@ def test_whoever_takes_all_leaves_as_much_as_he_has_and_the_next_one_too() -> No
         return Identity(address, address.partition("::")[0])
 
     room = 10_000
-    clients = Clients(SharedCounts(memory()), identify, {}, {Kind.FLOWS: room})
+    clients = Clients(SharedCounts(memory()), identify, {}, {HoldingKind.FLOWS: room})
     got = []
     for network in range(6):
         got.append(take_all(clients, f"fd{network:02}::"))
     assert got[0] == room // 2
     assert all(part >= SMALL for part in got)
     assert sum(got) < room
-    clients.enter(Kind.FLOWS, "192.0.2.1")  # who comes last
+    clients.enter(HoldingKind.FLOWS, "192.0.2.1")  # who comes last
 
 
 def test_a_client_that_has_little_is_served_whatever_others_have() -> None:
-    clients = Clients(SharedCounts(memory()), by_itself, {}, {Kind.FLOWS: 100})
+    clients = Clients(SharedCounts(memory()), by_itself, {}, {HoldingKind.FLOWS: 100})
     for _ in range(SMALL):
-        clients.enter(Kind.FLOWS, "a")
+        clients.enter(HoldingKind.FLOWS, "a")
     with pytest.raises(ClientLimit):
-        clients.enter(Kind.FLOWS, "a")
-    clients.enter(Kind.FLOWS, "b")
+        clients.enter(HoldingKind.FLOWS, "a")
+    clients.enter(HoldingKind.FLOWS, "b")
 
 
 def test_clients_that_have_gone_are_forgotten_and_those_that_are_there_are_not() -> None:
     shared = SharedCounts(memory())
-    clients = Clients(shared, by_itself, {Kind.FLOWS: 2}, {})
+    clients = Clients(shared, by_itself, {HoldingKind.FLOWS: 2}, {})
     for _ in range(2):
-        clients.enter(Kind.FLOWS, "stays")
+        clients.enter(HoldingKind.FLOWS, "stays")
     for number in range(3 * REMEMBERED):
-        clients.give_back(Kind.FLOWS, clients.enter(Kind.FLOWS, f"goes {number}"))
+        clients.give_back(HoldingKind.FLOWS, clients.enter(HoldingKind.FLOWS, f"goes {number}"))
     assert len(clients._addresses) <= REMEMBERED
     with pytest.raises(ClientLimit):
-        clients.enter(Kind.FLOWS, "stays")
+        clients.enter(HoldingKind.FLOWS, "stays")
 
 
 def test_a_full_set_of_the_table_counts_alone_and_gives_old_places_away() -> None:

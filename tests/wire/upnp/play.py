@@ -17,7 +17,7 @@ from alg.upnp.services import Service
 from alg.upnp.ssdp import Speaker
 from gateway.front.portmap.igd import Igd
 from gateway.front.portmap.pages import Pages
-from gateway.front.portmap.table import Holder, Key, Limits, MappingTable, Refusal, Request
+from gateway.front.portmap.table import Holder, Key, MappingLimits, MappingTable, Refusal, Request
 from gateway.front.portmap.table import Mapping as PortMapping
 from gateway.model.requests import Transport
 
@@ -34,8 +34,8 @@ DEVICES = {
 class Broker:
     """Opens every port that is free, as the mapper does with the broker's answers."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
-        self.table = MappingTable(limits or Limits())
+    def __init__(self, limits: MappingLimits | None = None) -> None:
+        self.table = MappingTable(limits or MappingLimits())
         self.now = 0.0
         self.taken: set[tuple[Transport, int]] = set()
         self._numbers = iter(range(1, 1 << 30))
@@ -114,7 +114,7 @@ class Recorder:
 class House:
     """A gateway with its pages."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(self, limits: MappingLimits | None = None) -> None:
         self.broker = Broker(limits)
         self.facts = Truth(self.broker)
         self.recorder = Recorder()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alg.address import Endpoint
-from gateway.front.portmap.table import Limits, Request
+from gateway.front.portmap.table import MappingLimits, Request
 from tests.wire import script
 from tests.wire.script import Line
 from tests.wire.upnp.play import OWN, House, filled, found_by, outcome, service_of, soap_request
@@ -20,7 +20,7 @@ class UpnpPlayer:
     """UPnP: requests to the pages of the gateway, in pieces of `cut` bytes."""
 
     def __init__(self, cut: int) -> None:
-        self.house = House(Limits(per_client=4))
+        self.house = House(MappingLimits(per_client=4))
         self.client, self.own = "192.168.56.10", OWN
         self.device, self.service = service_of("WANIPConnection:1")
         self.announced = [1, 2]
