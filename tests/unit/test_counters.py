@@ -18,7 +18,7 @@ from gateway.lease.quotas import LeaseLimits
 from gateway.lease.table import LeaseTable
 from gateway.model.errors import PinholeRefused
 from gateway.policy.limits import LimitReached, RuleLimits, Session
-from gateway.policy.rules import Decision
+from gateway.policy.rules import Decision, Limits
 from tests.greenlets import join_all
 from tests.unit.broker.test_validate import INBOUND
 
@@ -37,7 +37,7 @@ def test_sessions_of_rules(steps: list[tuple[str, int, float]]) -> None:
     for action, which, pause in steps:
         now += pause / 30
         if action == "enter":
-            rule = Decision(True, "rule" + str(which % 3), limits=LeaseLimits(sessions=6, per_client=2, rate=3.0))
+            rule = Decision(True, "rule" + str(which % 3), limits=Limits(sessions=6, per_client=2, rate=3.0))
             try:
                 live.append(limits.enter(rule, CLIENTS[which % len(CLIENTS)], now))
             except LimitReached:

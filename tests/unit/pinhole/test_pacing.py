@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from alg.bucket import Rate
 from gateway.model.errors import PinholeRefused
-from gateway.pinhole import turns
+from gateway.pinhole import pacing
 from gateway.pinhole.pacing import PATIENCE, at_its_pace
 
 
@@ -63,7 +63,7 @@ def test_what_is_beyond_it_waits_and_is_served(count: int, per_second: float) ->
     assert backend.opened == count
     assert count <= 2 * per_second + (clock.time - 1000.0) * per_second + 1
     assert backend.asked < count + (clock.time - 1000.0) / 0.004 + 1  # and the broker is not asked all the time
-    assert not turns._queues
+    assert not pacing._queues
 
 
 def test_it_ends() -> None:
@@ -72,7 +72,7 @@ def test_it_ends() -> None:
     with pytest.raises(PinholeRefused, match="too fast"):
         at_its_pace(backend.open, "a", lambda: True, clock.now, clock.sleep)
     assert PATIENCE <= clock.time - 1000.0 < PATIENCE + 0.1
-    assert not turns._queues
+    assert not pacing._queues
 
 
 @pytest.mark.parametrize("rule", ["quota", "full", "target", "flow"])
@@ -111,7 +111,7 @@ def test_many_that_wait_are_served_in_order_and_ask_no_more_often_than_one() -> 
     gevent.joinall(flows, timeout=10, raise_error=True)
     assert served == list(range(40))
     assert real.asked < 40 + (time.monotonic() - begun) / 0.004 + 1
-    assert not turns._queues
+    assert not pacing._queues
 
 
 def test_who_waits_behind_others_for_too_long_is_refused_and_the_next_goes_on() -> None:
@@ -123,7 +123,7 @@ def test_who_waits_behind_others_for_too_long_is_refused_and_the_next_goes_on() 
     gevent.joinall([*results, other], timeout=10)
     assert other.value == 7
     assert all(isinstance(result.exception, PinholeRefused) for result in results)
-    assert not turns._queues
+    assert not pacing._queues
 
 
 def test_a_flow_that_ended_in_the_queue_opens_nothing() -> None:

@@ -68,12 +68,12 @@ def test_users_and_rules_have_shares_of_their_own() -> None:
 def test_a_rate_is_shared_in_each_direction_and_the_least_counts() -> None:
     limits = RuleLimits()
     rule = decision(ShareLimit("client", 10_000.0, 0, 1.0))
-    first, second = (limits.enter(rule, "a", 0).shares for _ in range(2))
-    first, second = SharedPace(None, first, UP, print), SharedPace(Bucket.of(1e6, 0), second, UP, print)
+    near, beside = (limits.enter(rule, "a", 0).shares for _ in range(2))
+    first, second = SharedPace(None, near, UP, print), SharedPace(Bucket.of(1e6, 0), beside, UP, print)
     assert first.allowance(0) == second.allowance(0) == 5000
     first.spend(5000)
     assert second.allowance(0) == 0
-    assert SharedPace(None, second, DOWN, print).allowance(0) == 5000
+    assert SharedPace(None, beside, DOWN, print).allowance(0) == 5000
     assert second.allowance(second.due(0) + 0.001) > 0
     assert pace_of(limits, rule, "b", 0).allowance(0) == 5000
 
