@@ -158,7 +158,7 @@ def test_a_crowd_of_calls_gets_ports_that_rested_for_a_while_but_not_a_connectio
 
 def test_a_socket_that_asks_again_has_the_port_that_it_had_a_moment_ago() -> None:
     """Connection tracking translates it to that one, until somebody has looked (decision 0193)."""
-    table = LeaseTable(backend="kernel", ports=(40000, 49999), rate=1e9)
+    table = LeaseTable(backend="kernel", limits=LeaseLimits(ports=(40000, 49999), rate=1e9))
     rng = random.Random(1)
     taken: set[int] = set()
 
@@ -187,7 +187,7 @@ def test_a_socket_that_asks_again_has_the_port_that_it_had_a_moment_ago() -> Non
 
 
 def test_a_port_is_not_kept_for_a_socket_when_it_has_rested_or_is_somebodys() -> None:
-    table = LeaseTable(backend="kernel", ports=(40000, 40003), rate=1e9)
+    table = LeaseTable(backend="kernel", limits=LeaseLimits(ports=(40000, 40003), rate=1e9))
     rng = random.Random(1)
 
     def open_(request: PinholeRequest, now: float) -> Lease:
@@ -208,7 +208,7 @@ def test_a_port_is_not_kept_for_a_socket_when_it_has_rested_or_is_somebodys() ->
 
 def test_what_was_open_to_anybody_is_given_to_its_socket_anew() -> None:
     """A mapping or a connection that strangers knew of has another port the next time."""
-    table = LeaseTable(backend="kernel", ports=(40000, 49999), rate=1e9)
+    table = LeaseTable(backend="kernel", limits=LeaseLimits(ports=(40000, 49999), rate=1e9))
     anybody = msgspec.structs.replace(INBOUND, kind="anybody", peer=None)
     found = []
     for number in range(4):
