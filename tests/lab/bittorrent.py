@@ -177,6 +177,24 @@ def libtorrent(lab: Lab, role: Role, folder: Path, file: Path, port: int) -> sub
     return lab.popen(role, [installed("python3", "/usr/bin/python3"), "-c", _SEED, folder, file, str(port)])
 
 
+def rtorrent(lab: Lab, role: Role, folder: Path, file: Path, port: int) -> subprocess.Popen[bytes]:
+    """rtorrent with one torrent, at this port, with nothing but its tracker. It asks trackers over UDP by a socket that
+    is not the listening one."""
+    program = installed("rtorrent", "/usr/bin/rtorrent")
+    options = {
+        "network.port_range.set": f"{port}-{port}",
+        "network.port_random.set": "no",
+        "directory.default.set": str(folder),
+        "dht.mode.set": "disable",
+        "protocol.pex.set": "no",
+        "trackers.use_udp.set": "yes",
+        "pieces.hash.on_completion.set": "no",
+        "system.daemon.set": "true",
+    }
+    set_ = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+    return lab.popen(role, [program, "-n", *set_, file])
+
+
 def peers_of(lab: Lab, host: str, info_hash: bytes) -> Iterator[tuple[str, int]]:
     """Who a tracker (HTTP) says has a torrent."""
     with lab.connect("stranger", host, TRACKER) as sock:

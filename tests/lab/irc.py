@@ -1,4 +1,4 @@
-"""Real IRC: ngircd outside, and irssi as a user types it."""
+"""Real IRC: ngircd and InspIRCd outside, irssi as a user types it, and WeeChat without a terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.lab.peers import installed, unpacked
+from tests.lab.peers import PEERS, installed, unpacked
 
 if TYPE_CHECKING:
     from tests.lab.lab import Lab, Role
@@ -25,6 +25,32 @@ def ngircd(lab: Lab, host: str) -> subprocess.Popen[bytes]:
         "[Options]\nIdent = no\nDNS = no\nPAM = no\n"
     )
     process = lab.popen("outside", [unpacked("ngircd", "usr/sbin/ngircd"), "-n", "-f", config])
+    return _serving(lab, host, process)
+
+
+def inspircd(lab: Lab, host: str) -> subprocess.Popen[bytes]:
+    """InspIRCd outside, at `IRC`."""
+    folder = lab.tmp / f"inspircd{len(list(lab.tmp.glob('inspircd*')))}"
+    folder.mkdir()
+    (folder / "motd").write_text("hello\n")
+    config = folder / "inspircd.conf"
+    config.write_text(
+        '<server name="irc.example.test" description="test" network="Test" id="001">\n'
+        '<admin name="a" nick="a" email="a@example.test">\n'
+        f'<bind address="{host}" port="{IRC}" type="clients">\n'
+        '<connect name="all" allow="*" resolvehostnames="no" fakelag="no" localmax="100" globalmax="100">\n'
+        f'<path moduledir="{PEERS}/usr/lib/inspircd/modules" datadir="{folder}" logdir="{folder}"\n'
+        f' runtimedir="{folder}">\n'
+        f'<files motd="{folder}/motd">\n<dns server="127.0.0.1" timeout="1">\n'
+        f'<log method="file" type="* -USERINPUT -USEROUTPUT" level="default" target="{folder}/log">\n'
+    )
+    program = unpacked("inspircd", "usr/sbin/inspircd")
+    argv: list[str | Path] = [program, "--nofork", "--nopid", "--runasroot", "--config", config]
+    return _serving(lab, host, lab.popen("outside", argv))
+
+
+def _serving(lab: Lab, host: str, process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
+    """The server, once it listens."""
 
     def serves() -> bool:
         assert process.poll() is None, lab.tail_of_logs()
@@ -34,7 +60,7 @@ def ngircd(lab: Lab, host: str) -> subprocess.Popen[bytes]:
             return False
         return True
 
-    lab.wait_for(serves, 10, "ngircd")
+    lab.wait_for(serves, 10, "an IRC server")
     return process
 
 
@@ -42,7 +68,7 @@ class Irssi:
     """irssi in a terminal, connected to `host` as `nick`. It takes files that are offered, and goes on with halves."""
 
     def __init__(self, lab: Lab, role: Role, host: str, nick: str) -> None:
-        self.lab = lab
+        self.lab, self.nick = lab, nick
         self.folder = lab.tmp / f"irssi-{nick}-{len(list(lab.tmp.glob('irssi-*')))}"
         self.downloads = self.folder / "downloads"
         self.downloads.mkdir(parents=True)
@@ -51,6 +77,7 @@ class Irssi:
             "dcc_autoaccept_lowports": "on",  # port 0 of passive offers is one
             "dcc_autoresume": "on",
             "dcc_autorename": "off",
+            "dcc_autochat_masks": "*!*@*",
             "dcc_file_create_mode": "644",
             "dcc_download_path": str(self.downloads),
             "resolve_reverse_lookup": "off",
@@ -84,6 +111,68 @@ class Irssi:
     def wait_to_see(self, text: str) -> None:
         """Until it is on the screen."""
         self.lab.wait_for(lambda: text in self.screen.read_text(errors="replace"), 20, f"irssi to show {text!r}")
+
+    def began(self, name: str, data: bytes) -> None:
+        """There is a piece of this file from an earlier attempt."""
+        (self.downloads / name).write_bytes(data)
+
+    def has(self, name: str, data: bytes) -> bool:
+        """Whether it has fetched this file whole."""
+        path = self.downloads / name
+        return path.exists() and path.read_bytes() == data
+
+
+class Weechat:
+    """WeeChat without a terminal, connected to `host` as `nick`. It takes files that are offered, and goes on with
+    halves."""
+
+    def __init__(self, lab: Lab, role: Role, host: str, nick: str) -> None:
+        self.lab = lab
+        self.folder = lab.tmp / f"weechat-{nick}-{len(list(lab.tmp.glob('weechat-*')))}"
+        self.downloads = self.folder / "downloads"
+        self.downloads.mkdir(parents=True)
+        self._fifo = self.folder / "fifo"
+        settings = {
+            "irc": f'[server]\nlab.addresses = "{host}/{IRC}"\nlab.nicks = "{nick}"\nlab.autoconnect = on\n',
+            "xfer": f'[file]\nauto_accept_files = on\nauto_resume = on\ndownload_path = "{self.downloads}"\n'
+            "use_nick_in_filename = off\nauto_rename = off\n",
+            "fifo": f'[file]\nenabled = on\npath = "{self._fifo}"\n',
+            "logger": "[file]\nflush_delay = 0\n",
+        }
+        for name, text in settings.items():
+            (self.folder / f"{name}.conf").write_text(text)
+        program = installed("weechat-headless", "/usr/bin/weechat-headless")
+        self._process = lab.popen(role, [program, "--dir", self.folder])
+        self._log = self.folder / "logs" / "irc.server.lab.weechatlog"
+        self.wait_to_see("hello")
+
+    def __enter__(self) -> Weechat:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self.says("/quit", "core.weechat")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(3)
+        self.lab.stop(self._process)
+
+    def says(self, line: str, buffer: str = "irc.server.lab") -> None:
+        """Type a line into a buffer."""
+        with self._fifo.open("w") as fifo:
+            fifo.write(f"{buffer} *{line}\n")
+
+    def wait_to_see(self, text: str) -> None:
+        """Until the server has said it."""
+
+        def is_there() -> bool:
+            assert self._process.poll() is None, self.lab.tail_of_logs()
+            return self._log.exists() and text in self._log.read_text(errors="replace")
+
+        self.lab.wait_for(is_there, 20, f"WeeChat to show {text!r}")
+
+    def began(self, name: str, data: bytes) -> None:
+        """There is a piece of this file from an earlier attempt."""
+        (self.downloads / f"{name}.part").write_bytes(data)
 
     def has(self, name: str, data: bytes) -> bool:
         """Whether it has fetched this file whole."""

@@ -6,6 +6,7 @@ import ipaddress
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,10 @@ import pytest
 from tests.conformance.ways import by_socks, direct
 from tests.lab import irc
 from tests.lab.gateway import Gateway
-from tests.lab.irc import Irssi
-from tests.lab.lab import CLIENT4, CLIENT6, ROUTER_OUT4, ROUTER_OUT6, SERVER4, SERVER6, Lab
+from tests.lab.irc import IRC, Irssi, Weechat
+from tests.lab.lab import CLIENT2_4, CLIENT4, CLIENT6, ROUTER_OUT4, ROUTER_OUT6, SERVER4, SERVER6, Lab
+from tests.lab.tap import Tap, differences
 
-IRC = 6667
 WELCOME = b":irc.example.test 001 ann :Welcome\r\n"
 
 
@@ -209,14 +210,96 @@ def test_a_web_page_opens_nothing(lab: Lab, gateway: Gateway) -> None:
         assert holes(gateway) == []
 
 
+def test_an_offer_of_the_routers_own_address_has_its_port_edited_only(session: Session) -> None:
+    """As mIRC and HexChat write it, which learn it from the server."""
+    if session.through_socks:
+        pytest.skip("the port is the worker's own, whose address the client knows already")
+    read = session.says(_send(session.router, 5000))
+    found = re.search(rb" (\d+) 100\x01", read)
+    assert found is not None
+    assert read == _send(session.router, int(found[1]))
+    assert found[1] != b"5000"
+
+
+def test_a_hundred_offers_in_a_second(gateway: Gateway, session: Session) -> None:
+    """Eight are open, the others go as they came, and the session lives."""
+    lines = [_send(session.inside, 5000 + number) for number in range(100)]
+    session.client.sendall(b"".join(lines) + b"PING :end\r\n")
+    read = b""
+    while not read.endswith(b"PING :end\r\n"):
+        read += session.server.recv(65536)
+    heard = read.splitlines(keepends=True)[:-1]
+    assert len(heard) == 100
+    assert sum(line != said for line, said in zip(heard, lines, strict=True)) == 8
+    assert len(holes(gateway)) == 8
+    assert session.hears(b"PONG :end\r\n") == b"PONG :end\r\n"
+
+
+def test_a_resume_of_a_port_that_is_not_this_clients_is_unchanged(lab: Lab, gateway: Gateway, session: Session) -> None:
+    """Nobody's port, and one of another client's offer."""
+    with lab.listen("outside", SERVER4, IRC) as listener:
+        client = lab.connect("client2", SERVER4, IRC)
+        server, _ = listener.accept()
+    with client, server:
+        for end in (client, server):
+            end.settimeout(15)
+        other = Session(client, server, CLIENT2_4, ROUTER_OUT4, False)
+        other.says(b"NICK eve\r\n")
+        other.hears(WELCOME)
+        _, public = other.offer(5000)
+        for port in (public, 40000, 5000):
+            line = b":eve!e@example.test PRIVMSG ann :\x01DCC RESUME a.txt %d 50\x01\r\n" % port
+            assert session.hears(line) == line
+
+
+@pytest.mark.parametrize("way", ["redirect", "SOCKS"])
+def test_behind_starttls_nothing_is_read(lab: Lab, gateway: Gateway, way: str) -> None:
+    with lab.listen("outside", SERVER4, IRC) as listener:
+        client = (by_socks if way == "SOCKS" else direct)(lab, SERVER4, IRC)
+        server, _ = listener.accept()
+    seen = len(gateway.log_lines())
+    with client, server:
+        for end in (client, server):
+            end.settimeout(15)
+        assert _pass(client, server, b"STARTTLS\r\n") == b"STARTTLS\r\n"
+        answer = b":irc.example.test 670 * :STARTTLS successful\r\n"
+        assert _pass(server, client, answer) == answer
+        gateway.wait_for_log("event=alg.bypass", 5, seen)
+        for line in (WELCOME, _send(CLIENT4, 5000)):
+            sender, receiver = (server, client) if line == WELCOME else (client, server)
+            assert _pass(sender, receiver, line) == line
+        assert holes(gateway) == []
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_an_offer_that_nobody_takes_ends_after_three_minutes(lab: Lab, gateway: Gateway, session: Session) -> None:
+    with listen_inside(lab, session.inside, 5000):
+        _, public = session.offer(5000)
+        time.sleep(175)
+        assert len(holes(gateway)) == 1
+        lab.wait_for(lambda: not holes(gateway), 15, "the port to close")
+        assert not connects(lab, session.router, public)
+        line = b":bob!b@example.test PRIVMSG ann :\x01DCC RESUME a.txt %d 50\x01\r\n" % public
+        assert session.hears(line) == line
+
+
 # --- real clients and a real server -----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def server(lab: Lab, gateway: Gateway) -> Iterator[None]:
-    process = irc.ngircd(lab, SERVER4)
+@pytest.fixture(params=["ngircd", "InspIRCd"])
+def server(request: pytest.FixtureRequest, lab: Lab, gateway: Gateway) -> Iterator[None]:
+    process = {"ngircd": irc.ngircd, "InspIRCd": irc.inspircd}[request.param](lab, SERVER4)
     yield
     lab.stop(process)
+
+
+def passed(within: Tap, beyond: Tap) -> tuple[list[tuple[bytes, bytes]], list[tuple[bytes, bytes]]]:
+    """The numbers that differ in what the client said and in what the server said, as each end of the connection has
+    them. Nothing else may differ."""
+    [inside] = within.streams()
+    [outside] = [one for one in beyond.streams() if one.source == ROUTER_OUT4]
+    return differences(inside.client, outside.client), differences(outside.server, inside.server)
 
 
 @pytest.mark.usefixtures("server")
@@ -239,3 +322,62 @@ def test_irssi_sends_a_file_and_goes_on_with_half_of_it(lab: Lab, gateway: Gatew
         bob.says(f"/dcc send -passive ann {bob.folder}/other.bin")
         lab.wait_for(lambda: ann.has("other.bin", other), 20, "the file from outside")
         lab.wait_for(lambda: holes(gateway) == [], 15, "all ports to be used")
+
+
+@pytest.mark.usefixtures("server")
+def test_irssi_chats_both_ways(lab: Lab, gateway: Gateway) -> None:
+    """A chat that the one inside offers, and one that it is offered; each says something in both."""
+    with Irssi(lab, "inside", SERVER4, "ann") as ann, Irssi(lab, "stranger", SERVER4, "bob") as bob:
+        seen = len(gateway.log_lines())
+        ann.says("/dcc chat bob")
+        gateway.wait_for_log("event=pinhole.open .*reason=irc.chat", 10, seen)
+        ann.wait_to_see("DCC CHAT connection with")
+        for user in (ann, bob):
+            user.says("/window goto 2")
+        for number, (one, other) in enumerate(((ann, bob), (bob, ann))):
+            one.says(f"/msg ={other.nick} word{number} from inside")
+            other.wait_to_see(f"word{number} from inside")
+        assert holes(gateway) == []
+    with Irssi(lab, "inside", SERVER4, "cat") as cat, Irssi(lab, "stranger", SERVER4, "dan") as dan:
+        seen = len(gateway.log_lines())
+        dan.says("/dcc chat cat")
+        dan.wait_to_see("DCC CHAT connection with")
+        for user in (cat, dan):
+            user.says("/window goto 2")
+        for number, (one, other) in enumerate(((cat, dan), (dan, cat))):
+            one.says(f"/msg ={other.nick} word{number} from outside")
+            other.wait_to_see(f"word{number} from outside")
+        assert not any("pinhole.open" in line for line in gateway.log_lines()[seen:])
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("sender", ["irssi", "WeeChat"])
+def test_irssi_and_weechat(lab: Lab, gateway: Gateway, sender: str) -> None:
+    """One behind the router offers a file, which the other one outside takes; then half of it is there already. What
+    both ends of the connection to the server have seen differs in addresses and ports only."""
+    inside, outside = (Irssi, Weechat) if sender == "irssi" else (Weechat, Irssi)
+    data = os.urandom(300_000)
+    with (
+        Tap(lab, "inside", IRC) as within,
+        Tap(lab, "outside", IRC) as beyond,
+        inside(lab, "inside", SERVER4, "ann") as ann,
+        outside(lab, "stranger", SERVER4, "bob") as bob,
+    ):
+        for name in ("whole.bin", "half.bin"):
+            (ann.folder / name).write_bytes(data)
+        bob.began("half.bin", data[:100_000])
+        for name in ("whole.bin", "half.bin"):
+            ann.says(f"/dcc send bob {ann.folder}/{name}")
+            lab.wait_for(lambda name=name: bob.has(name, data), 30, name)  # type: ignore[misc]
+            if isinstance(ann, Irssi):  # else it would wait with the next one, in vain sometimes
+                ann.wait_to_see("DCC sent file")
+        lab.wait_for(lambda: holes(gateway) == [], 15, "all ports to be used")
+    said, heard = passed(within, beyond)
+    own, public = (str(int(ipaddress.ip_address(host))).encode() for host in (CLIENT4, ROUTER_OUT4))
+    assert [pair for pair in said if own in pair] == [(own, public)] * 2
+    ports = [pair for pair in said if own not in pair]
+    assert len(ports) == 3, said  # two offers, and ACCEPT, which names the port of the second one
+    assert ports[2] == ports[1]
+    assert all(40000 <= int(port) <= 49999 for _, port in ports)
+    assert heard == [ports[1][::-1]]  # RESUME
