@@ -33,6 +33,7 @@ SECTIONS = (
     Section("SOCKS, HTTP CONNECT, and both inside TLS", "front_door"),
     Section("SIP messages through the pure module", "sip_messages"),
     Section("SIP calls through the router", "sip_calls"),
+    Section("RTSP, IRC, TFTP, BitTorrent, PPTP", "protocols"),
 )
 
 
