@@ -79,6 +79,15 @@ def modules() -> Mapping[str, type[AlgModule]]:
     return MappingProxyType({entry.name: cast(type[AlgModule], _load(entry)) for entry in _entries(GROUP)})
 
 
+def stream_module(name: str) -> type[AlgModule]:
+    """Return one installed module of streams, and load no other one. Raises BrokenModule if it is not there, or cannot
+    be loaded."""
+    for entry in _entries(GROUP):
+        if entry.name == name:
+            return cast(type[AlgModule], _load(entry))
+    raise BrokenModule(f"the module {name} is not installed")
+
+
 def loadable() -> tuple[Mapping[str, type[AlgModule]], Mapping[str, DatagramKind], Mapping[str, str]]:
     """Return the modules that this process can load: those of streams and of datagrams by name, and the reasons why
     others cannot be loaded. Processes may differ, because their users may read different files."""

@@ -1,4 +1,4 @@
-"""The rooms: who may import what. Read off the source, so that no import hides in a function."""
+"""The rooms: who may import what. Read off the source, so that no import hides in a function, or in a text."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,14 +81,97 @@ SIP_WORDS = re.compile(
 )
 
 
+# What imports a module that a text names.
+BY_TEXT = ("import_module", "__import__", "find_spec", "resolve_name", "run_module", "EntryPoint")
+# A text that names a module of ours, as `importlib` and entry points take it.
+MODULE_NAME = re.compile(r"(?:alg|gateway)(?:\.\w+)+(?::\w+)?")
+
+
 def imports(path: Path) -> Iterator[str]:
     """Every module that a file imports, wherever in the file that stands."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    yield from imports_of(ast.parse(path.read_text()), str(path))
+
+
+def imports_of(tree: ast.AST, path: str) -> Iterator[str]:
+    """Every module that a source imports: by a statement; by a call with a text, of which only the beginning may be
+    constant; and what it names by a text that is a module of ours."""
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield node.module or ""
+            # `from alg import ftp` imports alg.ftp.
+            yield from (
+                f"{node.module}.{alias.name}" if node.module in ("alg", "gateway") else node.module or ""
+                for alias in node.names
+            )
+        elif isinstance(node, ast.Call) and _name_of(node.func) in BY_TEXT:
+            yield from (
+                text
+                for argument in (*node.args, *(word.value for word in node.keywords))
+                if (text := _beginning(argument))
+            )
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and MODULE_NAME.fullmatch(node.value):
+            name = node.value.partition(":")[0]
+            if (ROOT / f"{name.replace('.', '/')}.py").exists() or (ROOT / name.replace(".", "/")).is_dir():
+                yield name
+
+
+def _name_of(function: ast.expr) -> str:
+    """`import_module` of `importlib.import_module`."""
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+def _beginning(node: ast.expr) -> str:
+    """The constant beginning of a text, as a module: "alg.ftp" of "alg.ftp:Module" and of f"alg.ftp.{name}"."""
+    if isinstance(node, ast.JoinedStr) and node.values:
+        node = node.values[0]
+    if isinstance(node, ast.BinOp):
+        return _beginning(node.left)
+    text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+    return text.partition(":")[0].rstrip(".")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import alg.ftp.session",
+        "from alg.ftp.session import FtpModule",
+        "from alg import ftp",
+        "def late():\n    from alg.ftp import session",
+        "import importlib\nimportlib.import_module('alg.ftp.session')",
+        "import_module(name=f'alg.ftp.{x}')",
+        "__import__('alg.ftp.' + x)",
+        "EntryPoint('ftp', 'alg.ftp.session:FtpModule', 'algate.alg').load()",
+        "name = 'alg.ftp.session'\nload(name)",
+        "pkgutil.resolve_name('alg.ftp.session:FtpModule')",
+    ],
+)
+def test_no_way_to_import_is_overlooked(line: str) -> None:
+    assert any(within(module, "alg.ftp") for module in imports_of(ast.parse(line), "line"))
+
+
+def test_a_text_about_a_module_is_no_import() -> None:
+    source = "'alg.broken'\n'see alg.ftp.session'\nlog.info('alg.note')"
+    assert not list(imports_of(ast.parse(source), "source"))
+
+
+def protocols() -> set[str]:
+    """The folders of the protocol modules, which the registry finds by their entry points."""
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    return {".".join(value.split(".")[:2]) for names in groups.values() for value in names.values()}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_room_names_a_protocol_module(path: Path) -> None:
+    """What reads a protocol is found by the registry, so that a module of others is as good as ours."""
+    if path.is_relative_to(ROOT / "gateway"):
+        wrong = {module for module in imports(path) for folder in protocols() if within(module, folder)}
+        assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}: alg.registry finds protocol modules"
+
+
+def test_the_protocol_modules_are_known() -> None:
+    assert {"alg.ftp", "alg.sip", "alg.tftp"} <= protocols()
 
 
 def within(module: str, package: str) -> bool:

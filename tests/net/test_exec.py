@@ -9,11 +9,8 @@ import pty
 import select
 import shutil
 import signal
-import socket
-import struct
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,173 +18,36 @@ from pathlib import Path
 import pytest
 
 from tests.lab.gateway import Gateway
-from tests.lab.lab import CLIENT4, ROUTER_IN4, SERVER4, SERVER6, STRANGER4, Lab
+from tests.lab.lab import ROUTER_IN4, SERVER4, STRANGER4, Lab
 from tests.lab.servers import FtpServer
+from tests.net.exec_rig import (
+    ALGATE,
+    ECHO,
+    ENGINES,
+    NAME,
+    OURS,
+    echo_server,
+    gateway_before_servers,
+    run,
+    sniffer,
+    static_program,
+)
 from tests.net.proxies import danted
-
-ROOT = Path(__file__).parents[2]
-ALGATE = Path(sys.executable).parent / "algate"
-ENGINES = ["namespace", "seccomp"]
-OURS = f"socks5://{ROUTER_IN4}:1080"
-NAME = "web.example"
-WEB, ECHO = 8080, 7030
 
 
 @pytest.fixture(scope="module")
 def gateway(lab: Lab) -> Iterator[Gateway]:
-    lab.dns({NAME: [SERVER4], "six.example": [SERVER6]})
-    site = lab.tmp / "site"
-    site.mkdir()
-    (site / "index.html").write_text("hello\n")
-    (site / "big").write_bytes(os.urandom(1 << 20) * 20)
-    lab.popen("outside", ["python3", "-m", "http.server", "--directory", site, "--bind", "::", str(WEB)])
-    config = lab.write_config(process={"workers": 1})
-    gateway = lab.start_gateway(config, deadline=90, rules=False)
-    yield gateway
-    assert gateway.stop() == 0, lab.tail_of_logs()
+    yield from gateway_before_servers(lab)
 
 
 @pytest.fixture(scope="module")
 def echo(lab: Lab) -> Iterator[None]:
-    """Datagrams come back with the port that they came from; "other" from another socket."""
-    with lab.enter("outside"):
-        sock, other = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
-    sock.bind((SERVER4, ECHO))
-    other.bind((SERVER4, ECHO + 1))
-
-    def serve() -> None:
-        while True:
-            data, peer = sock.recvfrom(65536)
-            if data == b"end":
-                return
-            (other if data == b"other" else sock).sendto(data, peer)
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    yield
-    with lab.enter("outside"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
-        end.sendto(b"end", (SERVER4, ECHO))
-    thread.join()
-    sock.close()
-    other.close()
-
-
-@contextlib.contextmanager
-def sniffer(lab: Lab) -> Iterator[set[tuple[str, int]]]:
-    """Where the client's host sends IPv4 and IPv6 packets to meanwhile: (address, protocol), without the proxy."""
-    with lab.enter("inside"):
-        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-    sock.settimeout(0.2)
-    found: set[tuple[str, int]] = set()
-    stop = threading.Event()
-
-    def look() -> None:
-        while not stop.is_set():
-            try:
-                frame = sock.recv(65536)
-            except TimeoutError:
-                continue
-            kind = struct.unpack_from("!H", frame, 12)[0]
-            if kind == 0x0800 and socket.inet_ntoa(frame[26:30]) == CLIENT4:
-                found.add((socket.inet_ntoa(frame[30:34]), frame[23]))
-            elif kind == 0x86DD and frame[20] != 58:  # neighbour discovery is the host's own
-                found.add((socket.inet_ntop(socket.AF_INET6, frame[38:54]), frame[20]))
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
-        yield found
-    finally:
-        stop.set()
-        thread.join()
-        sock.close()
-        found.discard((ROUTER_IN4, 6))
-
-
-def run(
-    lab: Lab,
-    *command: str | Path,
-    via: str = OURS,
-    options: tuple[str, ...] = (),
-    user: bool = False,
-    check: bool = True,
-    engine: str = "auto",
-) -> subprocess.CompletedProcess[str]:
-    """Run a program so in the client's host; `user`: as somebody who is not root."""
-    who = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"] if user else []
-    argv = [*who, ALGATE, "exec", "--engine", engine, "--via", via, *options, "--", *command]
-    return lab.run("inside", argv, timeout=60, check=check)
-
-
-RAW = r"""
-#include <arpa/inet.h>
-#include <netinet/in.h>
-#include <string.h>
-#include <sys/socket.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-int main(int count, char **words) {
-    char answer[4096], *text = "GET / HTTP/1.0\r\n\r\n";
-    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(8080)};
-    inet_pton(AF_INET, words[1], &to.sin_addr);
-    int sock = syscall(SYS_socket, AF_INET, SOCK_STREAM, 0);
-    if (syscall(SYS_connect, sock, &to, sizeof to)) return 1;
-    syscall(SYS_write, sock, text, strlen(text));
-    for (long got; (got = syscall(SYS_read, sock, answer, sizeof answer)) > 0;) syscall(SYS_write, 1, answer, got);
-    return 0;
-}
-"""
-ASYNCIO = """
-import asyncio, sys
-async def get(host):
-    reader, writer = await asyncio.open_connection(host, 8080)
-    writer.write(b"GET / HTTP/1.0\\r\\n\\r\\n")
-    return await reader.read()
-async def main():
-    for answer in await asyncio.gather(*(get(sys.argv[1]) for _ in range(20))):
-        assert answer.endswith(b"hello\\n"), answer
-asyncio.run(main())
-print("hello")
-"""
+    yield from echo_server(lab)
 
 
 @pytest.fixture(scope="module")
 def static(lab: Lab) -> Path:
-    """A static program that makes its system calls itself."""
-    source, program = lab.tmp / "raw.c", lab.tmp / "raw"
-    source.write_text(RAW)
-    subprocess.run(["gcc", "-static", "-O1", "-o", program, source], check=True)
-    return program
-
-
-@pytest.mark.parametrize(
-    ("command", "hosts"),
-    [
-        (["curl", "-sS", "http://{}:8080/"], [SERVER4, f"[{SERVER6}]", NAME, "six.example"]),
-        (["wget", "-qO-", "http://{}:8080/"], [SERVER4, NAME]),
-        (["static", "{}"], [SERVER4]),
-        ([sys.executable, "-c", ASYNCIO, "{}"], [SERVER4, SERVER6, NAME]),
-        (["bash", "-c", "exec 3<>/dev/tcp/{}/8080; printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3"], [SERVER4, NAME]),
-        (["node", "-e", "fetch('http://{}:8080/').then(r => r.text()).then(t => console.log(t))"], [SERVER4, NAME]),
-    ],
-    ids=["curl", "wget", "static", "asyncio", "bash", "node"],
-)
-@pytest.mark.parametrize(
-    ("engine", "user"),
-    [("namespace", False), ("namespace", True), ("seccomp", True)],
-    ids=["namespace-root", "namespace-user", "seccomp-user"],
-)
-def test_programs(
-    lab: Lab, gateway: Gateway, static: Path, command: list[str], hosts: list[str], user: bool, engine: str
-) -> None:
-    if command[0] != "static" and shutil.which(command[0]) is None:
-        pytest.skip(f"{command[0]} is not installed")
-    with sniffer(lab) as beside:
-        for host in hosts:
-            words = [str(static) if word == "static" else word.replace("{}", host) for word in command]
-            done = run(lab, *words, user=user, engine=engine)
-            assert done.stdout.rstrip().endswith("hello"), (host, done.stdout, done.stderr)
-    assert not beside, "something went past the proxy"
+    return static_program(lab)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -338,56 +198,6 @@ def _alive(pid: int) -> bool:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
         return False
-
-
-JAVA = """
-import java.net.*;
-public class Get {
-    public static void main(String[] words) throws Exception {
-        try (var in = new URL("http://" + words[0] + ":8080/").openStream()) { in.transferTo(System.out); }
-    }
-}
-"""
-RUST = """
-use std::io::{Read, Write};
-fn main() {
-    let host = std::env::args().nth(1).unwrap();
-    let mut stream = std::net::TcpStream::connect((host.as_str(), 8080)).unwrap();
-    stream.write_all(b"GET / HTTP/1.0\\r\\n\\r\\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    print!("{answer}");
-}
-"""
-
-
-@pytest.fixture(scope="module")
-def others(lab: Lab) -> dict[str, str]:
-    """Commands that are worth nothing where their programs are not installed."""
-    repository = lab.tmp / "site/repository.git"
-    subprocess.run(["git", "init", "-q", "--bare", repository], check=True)
-    subprocess.run(["git", "-C", repository, "update-server-info"], check=True)
-    (lab.tmp / "Get.java").write_text(JAVA)
-    source, program = lab.tmp / "get.rs", lab.tmp / "get"
-    source.write_text(RUST)
-    if shutil.which("rustc"):
-        subprocess.run(["rustc", "-O", "-o", program, source], check=True, capture_output=True)
-    return {
-        "git": f"git ls-remote http://{NAME}:8080/repository.git && echo hello",
-        "java": f"java {lab.tmp}/Get.java {NAME}",
-        "rustc": f"{program} {NAME}",
-    }
-
-
-@pytest.mark.parametrize("program", ["git", "java", "rustc"])
-@pytest.mark.parametrize("engine", ENGINES)
-def test_more_programs(lab: Lab, gateway: Gateway, others: dict[str, str], program: str, engine: str) -> None:
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} is not installed")
-    with sniffer(lab) as beside:
-        done = run(lab, "sh", "-c", others[program], engine=engine)
-    assert done.stdout.endswith("hello\n"), done.stderr
-    assert not beside
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from tests.lab.gateway import Gateway
 from tests.lab.lab import ROUTER_IN4, ROUTER_OUT4, SERVER4, SERVER6, Lab
 from tests.lab.peers import installed, unpacked
 from tests.lab.servers import FtpServer
+from tests.lab.sshd import sshd
 
 PORT = 8024
 SSH_PORT = 2222
@@ -196,53 +196,9 @@ def test_pysocks(lab: Lab, gateway: Gateway, hello: int) -> None:
 @pytest.fixture(scope="module")
 def ssh(lab: Lab) -> Iterator[list[str | Path]]:
     """A command up to its ProxyCommand: ssh with a key that a server in `outside` lets in."""
-    home = lab.tmp / "ssh"
-    home.mkdir(mode=0o700)
-    for name in ("host", "user"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", home / name], check=True)
-    (home / "authorized").write_text((home / "user.pub").read_text())
-    (home / "known").write_text(f"[{SERVER4}]:{SSH_PORT},[files.example]:{SSH_PORT} {(home / 'host.pub').read_text()}")
-    (home / "sshd_config").write_text(
-        f"""
-Port {SSH_PORT}
-HostKey {home}/host
-AuthorizedKeysFile {home}/authorized
-StrictModes no
-PidFile none
-AuthenticationMethods publickey
-"""
-    )
-    sshd = unpacked("openssh-server", "usr/sbin/sshd")
-    parts = sshd.parents[1] / "lib/openssh"
-    with (home / "sshd_config").open("a") as config:  # what it starts itself, from OpenSSH 9.8 and 10.0 on
-        for part in ("sshd-session", "sshd-auth"):
-            if (parts / part).exists():
-                config.write(f"Sshd{part[5:].title()}Path {parts / part}\n")
-    # The user that it drops its privileges to and its empty directory, which an installed one would have.
-    etc = Path("/etc/netns", lab.ns("outside"))
-    etc.mkdir(parents=True, exist_ok=True)
-    (etc / "passwd").write_text(Path("/etc/passwd").read_text() + "sshd:x:65533:65534::/run/sshd:/usr/sbin/nologin\n")
-    start = f"mount -t tmpfs tmpfs /run && mkdir /run/sshd && exec {sshd} -D -e -f {home}/sshd_config"
-    server = lab.popen("outside", ["sh", "-c", start])
-    lab.wait_for(lambda: _accepts(lab, SSH_PORT), 10, "sshd to listen")
-    files: list[str | Path] = [
-        "-o",
-        f"UserKnownHostsFile={home}/known",
-        "-o",
-        "GlobalKnownHostsFile=none",
-        "-i",
-        home / "user",
-    ]
-    yield ["ssh", "-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", *files, "-p", str(SSH_PORT)]
+    server, command = sshd(lab, SSH_PORT, (SERVER4, "files.example"))
+    yield command
     lab.stop(server)
-
-
-def _accepts(lab: Lab, port: int) -> bool:
-    try:
-        lab.connect("outside", SERVER4, port).close()
-    except OSError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize("host", [SERVER4, "files.example"])

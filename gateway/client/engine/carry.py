@@ -7,24 +7,31 @@ import ipaddress
 import os
 import socket
 import struct
-import sys
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from alg.address import Endpoint
+from alg.api import AlgModule
+from alg.registry import BrokenModule
 from alg.socks.errors import ProxyError
 from gateway.client.blocking import Address, Datagrams, Listening, connect, datagrams, listen
-from gateway.client.engine import kernel, reader
-from gateway.client.engine.names import Names, serve_datagrams, serve_stream, thread
+from gateway.client.engine import kernel
+from gateway.client.engine.messages import Messages, thread
+from gateway.client.engine.names import Names, serve_datagrams, serve_stream
 from gateway.client.engine.namespace import NAME_SERVER, Namespace
-from gateway.client.engine.reader import Reader
+from gateway.client.engine.reader import Reader, module_for
 from gateway.client.proxy import Chain
 
 Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
 
 PIPE = 1 << 20
+MOST_STREAMS = 4096
 MOST_ASSOCIATIONS = 256
+MOST_TARGETS = 4096  # hosts that one socket may expect answers from
+MOST_ANSWERING = 64  # sockets of one association from which answers come
+PAUSE = 0.05  # seconds until something is tried again for which there is no room
 SWEEP = 1.0  # seconds between two looks for sockets that are gone
 _ANCILLARY = socket.CMSG_SPACE(28)
 
@@ -33,16 +40,16 @@ class Carrier:
     """One namespace's traffic. Each connection has two threads, and its bytes stay in the kernel (splice)."""
 
     def __init__(
-        self, space: Namespace, chain: Chain, names: Names, direct: Networks, timeout: float, trace: bool = False
+        self, space: Namespace, chain: Chain, names: Names, direct: Networks, timeout: float, messages: Messages
     ) -> None:
         self._space = space
         self._chain = chain
         self._names = names
         self._direct = direct
         self._timeout = timeout
-        self._trace = trace
+        self._messages = messages
         self._associations: dict[Address, _Association] = {}
-        self._refused = False
+        self._room = threading.Semaphore(MOST_STREAMS)
 
     def start(self) -> None:
         """Begin to serve, in threads."""
@@ -54,43 +61,63 @@ class Carrier:
         thread(serve_datagrams, self._names, sockets.names)
         thread(self._sweep)
 
-    def _say(self, text: str) -> None:
-        if self._trace:
-            print(f"algate exec: {text}", file=sys.stderr)
-
     # --- streams
 
     def _accept(self, listener: socket.socket) -> None:
         while True:
+            self._room.acquire()  # further ones wait in the backlog
             try:
                 sock, _ = listener.accept()
             except OSError:
-                time.sleep(0.05)  # no descriptors: they come back when connections end
+                self._room.release()
+                time.sleep(PAUSE)  # no descriptors: they come back when connections end
                 continue
-            thread(self._stream, sock)
+            while True:
+                try:
+                    thread(self._stream, sock)
+                    break
+                except BlockingIOError:
+                    time.sleep(PAUSE)
 
     def _stream(self, sock: socket.socket) -> None:
-        address, port = _original(sock)
+        try:
+            self._carry(sock)
+        finally:
+            self._room.release()
+
+    def _carry(self, sock: socket.socket) -> None:
+        try:
+            address, port = _original(sock)
+        except OSError:  # it has gone, or somebody inside has asked our listener itself
+            sock.close()
+            return
         try:
             if (address, port) == (NAME_SERVER, 53):
                 serve_stream(self._names, sock, self._timeout)
                 return
             server = self._dial(address, port)
         except OSError as error:
-            self._say(f"{address} port {port}: {error}")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            sock.close()
+            self._messages.trace(f"{address} port {port}: {error}")
+            _reset(sock)
             return
-        self._say(f"{address} port {port}: connected")
-        if port == reader.PORT and not self._goes_direct(address):
-            client = Endpoint.of(*sock.getpeername()[:2])
-
-            def bind() -> Listening:
-                return listen(self._chain, self._names.host_of(address), port, self._timeout)
-
-            Reader(client, Endpoint.of(address, port), bind, self._space.inward, relay).run(sock, server)
+        self._messages.trace(f"{address} port {port}: connected")
+        module = None if self._goes_direct(address) else self._module(sock, address, port)
+        if module is None:
+            relay(sock, server)
             return
-        relay(sock, server)
+
+        def bind() -> Listening:
+            return listen(self._chain, self._names.host_of(address), port, self._timeout)
+
+        Reader(module, bind, self._space.inward, relay).run(sock, server)
+
+    def _module(self, sock: socket.socket, address: str, port: int) -> AlgModule | None:
+        """What reads a connection; None: nobody does, and its bytes go by."""
+        try:
+            return module_for(Endpoint.of(*sock.getpeername()[:2]), Endpoint.of(address, port))
+        except (BrokenModule, OSError) as error:
+            self._messages.once(f"connections to port {port} are not read: {error}")
+            return None
 
     def _dial(self, address: str, port: int) -> socket.socket:
         if self._goes_direct(address):
@@ -116,8 +143,12 @@ class Carrier:
             if association is None or association.ended:
                 if len(self._associations) >= MOST_ASSOCIATIONS:
                     continue
-                association = self._associations[key] = _Association(self._space, key)
-                thread(association.run, self._open)
+                association = _Association(self._space, key)
+                try:
+                    thread(association.run, self._open)
+                except BlockingIOError:
+                    continue
+                self._associations[key] = association
             try:
                 host = target[0] if self._goes_direct(target[0]) else self._names.host_of(target[0])
             except OSError:
@@ -128,20 +159,20 @@ class Carrier:
         try:
             return datagrams(self._chain, self._timeout)
         except ProxyError as error:
-            if not self._refused:
-                self._refused = True
-                print(f"algate exec: no datagrams: {error}", file=sys.stderr)
+            self._messages.once(f"no datagrams: {error}")
             raise
 
     def _sweep(self) -> None:
         """An association ends with the program's socket."""
         while True:
             time.sleep(SWEEP)
+            known = list(self._associations.items())  # before the look, which misses sockets that are made meanwhile
             there = self._space.open_ports()
-            for key, association in list(self._associations.items()):
+            for key, association in known:
                 if association.ended or key[1] not in there:
                     association.close()
-                    del self._associations[key]
+                    if self._associations[key] is association:
+                        del self._associations[key]
 
 
 class _Association:
@@ -153,13 +184,17 @@ class _Association:
         self._client = client
         self._udp: Datagrams | None = None
         self._waiting: list[tuple[bytes, Address]] = []
-        self._targets: dict[Address, Address] = {}  # what the proxy calls them: what the program calls them
-        self._answering: dict[Address, socket.socket] = {}
+        # What the proxy calls them: what the program calls them. The ones that were written to last.
+        self._targets: OrderedDict[Address, Address] = OrderedDict()
+        self._answering: OrderedDict[Address, socket.socket] = OrderedDict()
         self._lock = threading.Lock()
 
     def send(self, data: bytes, host: Address, target: Address) -> None:
         with self._lock:
             self._targets[host] = target
+            self._targets.move_to_end(host)
+            if len(self._targets) > MOST_TARGETS:
+                self._targets.popitem(last=False)
             if self._udp is None:
                 if len(self._waiting) < 64:
                     self._waiting.append((data, host))
@@ -179,10 +214,8 @@ class _Association:
                     udp.sendto(data, host)
             while not self.ended:  # `close` ends the association, and so this
                 data, source = udp.recvfrom()
-                target = self._known(source)
-                if target is not None:
-                    with contextlib.suppress(OSError):
-                        self._from(target).sendto(data, self._client)
+                with contextlib.suppress(OSError):
+                    self._answer(data, source)
         except OSError:
             pass
         finally:
@@ -190,17 +223,25 @@ class _Association:
             if self._udp is not None:
                 self._udp.close()
 
+    def _answer(self, data: bytes, source: Address) -> None:
+        """Hand a datagram to the program, from where it expects it. OSError."""
+        with self._lock:
+            target = self._known(source)
+            if target is None or self.ended:
+                return
+            if target not in self._answering:
+                self._answering[target] = self._space.answering(*target)
+                if len(self._answering) > MOST_ANSWERING:
+                    self._answering.popitem(last=False)[1].close()
+            self._answering.move_to_end(target)
+            self._answering[target].sendto(data, self._client)
+
     def _known(self, source: Address) -> Address | None:
         """What the program calls whoever has answered; None: it has not written to anybody of that kind."""
         if source in self._targets:
             return self._targets[source]
         named = [target for host, target in self._targets.items() if host[1] == source[1] and host != target]
         return named[0] if len(named) == 1 else None
-
-    def _from(self, target: Address) -> socket.socket:
-        if target not in self._answering:
-            self._answering[target] = self._space.answering(*target)
-        return self._answering[target]
 
     def close(self) -> None:
         self.ended = True
@@ -235,8 +276,13 @@ def _target(ancillary: Sequence[tuple[int, int, bytes]]) -> Address | None:
 
 
 def relay(near: socket.socket, far: socket.socket) -> None:
-    """Both directions, until both have ended."""
-    back = thread(_splice, far, near)
+    """Both directions, until both have ended. Takes both sockets over."""
+    try:
+        back = thread(_splice, far, near)
+    except BlockingIOError:
+        _reset(near)
+        _reset(far)
+        return
     _splice(near, far)
     back.join()
     near.close()
@@ -244,16 +290,24 @@ def relay(near: socket.socket, far: socket.socket) -> None:
 
 
 def _splice(source: socket.socket, sink: socket.socket) -> None:
-    reading, writing = os.pipe2(os.O_CLOEXEC)
+    pipe: tuple[int, ...] = ()
     try:
+        pipe = reading, writing = os.pipe2(os.O_CLOEXEC)
         while count := os.splice(source.fileno(), writing, PIPE):
             while count:
                 count -= os.splice(reading, sink.fileno(), count)
         sink.shutdown(socket.SHUT_WR)
-    except OSError:  # one of them is gone: so the other one is told
+    except OSError:  # one of them is gone, or there are no descriptors: so both are told
         for sock in (source, sink):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
     finally:
-        os.close(reading)
-        os.close(writing)
+        for descriptor in pipe:
+            os.close(descriptor)
+
+
+def _reset(sock: socket.socket) -> None:
+    """Close a connection so that its peer gets an error."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()

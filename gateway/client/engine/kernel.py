@@ -10,8 +10,10 @@ import socket
 import struct
 from typing import NoReturn
 
+IPPROTO_MPTCP = 262  # <linux/in.h>
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000  # <linux/sched.h>
 MS_BIND, MS_REC, MS_SLAVE = 4096, 16384, 1 << 19  # <linux/mount.h>
+MNT_DETACH = 2
 IP_TRANSPARENT, IPV6_TRANSPARENT = 19, 75  # <linux/in.h>, <linux/in6.h>
 IP_RECVORIGDSTADDR, IPV6_RECVORIGDSTADDR = 20, 74
 SO_ORIGINAL_DST, SOL_IPV6 = 80, 41
@@ -39,6 +41,19 @@ def mount(source: str, target: str, kind: str | None, flags: int) -> None:
         raise_errno(target)
 
 
+def unmount(target: str) -> None:
+    """Take a mount out of sight at once; it lasts as long as something of it is in use. OSError."""
+    if libc.umount2(target.encode(), MNT_DETACH):
+        raise_errno(target)
+
+
+def disconnect(sock: socket.socket) -> None:
+    """Make a connected socket one that is not, and may be connected again (connect(2), AF_UNSPEC). OSError."""
+    nowhere = struct.pack("=H14x", socket.AF_UNSPEC)
+    if libc.connect(sock.fileno(), nowhere, len(nowhere)):
+        raise_errno("connect")
+
+
 def die_with_parent() -> None:
     """Let the kernel kill this process when its parent ends."""
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -52,6 +67,16 @@ def map_ids(inside_user: int, outside_user: int, inside_group: int, outside_grou
         file.write(f"{inside_user} {outside_user} 1")
     with open("/proc/self/gid_map", "w") as file:
         file.write(f"{inside_group} {outside_group} 1")
+
+
+def map_all_ids(process: int) -> None:
+    """Let the new user namespace of another process have all users and groups that ours has, by the same numbers. It
+    takes root's rights: OSError without."""
+    for name in ("uid_map", "gid_map"):
+        with open(f"/proc/self/{name}") as file:
+            ranges = [line.split() for line in file]
+        with open(f"/proc/{process}/{name}", "w") as file:
+            file.write("".join(f"{first} {first} {count}\n" for first, _, count in ranges))
 
 
 def everything_is_local(addresses: dict[int, str]) -> None:

@@ -8,11 +8,11 @@ import socket
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 from alg.socks.errors import ProxyError
 from gateway.client.blocking import connect, resolve, resolve_address
+from gateway.client.engine.messages import thread
 from gateway.client.proxy import Chain
 
 Mode = Literal["auto", "resolve", "fake", "off"] | str
@@ -169,7 +169,8 @@ def serve_datagrams(names: Names, sock: socket.socket) -> None:
     takes."""
     while True:
         query, client = sock.recvfrom(4096)
-        thread(_answer, names, sock, query, client)
+        with contextlib.suppress(BlockingIOError):  # a query that is lost is asked again
+            thread(_answer, names, sock, query, client)
 
 
 def _answer(names: Names, sock: socket.socket, query: bytes, client: Any) -> None:
@@ -188,13 +189,6 @@ def serve_stream(names: Names, sock: socket.socket, timeout: float) -> None:
             if answer is None:
                 return
             sock.sendall(len(answer).to_bytes(2, "big") + answer)
-
-
-def thread(function: Callable[..., object], *arguments: object) -> threading.Thread:
-    """Start a thread that nobody waits for."""
-    started = threading.Thread(target=function, args=arguments, daemon=True)
-    started.start()
-    return started
 
 
 def _exactly(sock: socket.socket, count: int) -> bytes:

@@ -14,7 +14,6 @@ import signal
 import socket
 import struct
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,10 +22,11 @@ from gateway.client.engine import kernel
 
 OWN4, OWN6 = "10.0.2.100", "fd00:2::100"  # the program's own addresses
 NAME_SERVER = "10.0.2.3"
+ASIDE = "/tmp"  # noqa: S108 - a directory that every system has; covered for a moment, in a namespace of our own
 CONNECT_TIMEOUT = 2.0  # seconds for the program to accept; its backlog may be full
 NOT_FOUND, NOT_EXECUTABLE = 127, 126  # exit codes, as shells have them
 
-_FAILED, _READY, _ENDED = b"F", b"R", b"E"
+_FAILED, _READY, _ENDED, _IDS = b"F", b"R", b"E", b"I"
 # Nothing that has a port here leaves by itself: streams come to the listener, datagrams to the transparent socket.
 _RULES = """
 table inet algate {{
@@ -76,6 +76,7 @@ class Namespace:
             _inside(there, command)
         there.close()
         self._channel = here
+        _give_ids(here, self.pid)
         message, fds, _, _ = socket.recv_fds(here, 4096, 16)
         if message[:1] != _READY:
             here.close()
@@ -135,7 +136,7 @@ def _inside(channel: socket.socket, command: Sequence[str]) -> None:
     try:
         kernel.die_with_parent()
         try:
-            fds = _make()
+            fds = _make(channel)
         except (OSError, subprocess.SubprocessError) as error:
             channel.send(_FAILED + str(error).encode()[:2000])
             os._exit(1)
@@ -144,24 +145,49 @@ def _inside(channel: socket.socket, command: Sequence[str]) -> None:
             os.close(fd)
         if channel.recv(1) != _READY:
             os._exit(1)
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         program = os.fork()
         if program == 0:
             channel.close()
-            _execute(command)
+            near.close()
+            _execute(far, command)
+        far.close()
+        _give_ids(near, program)
+        near.close()
         code = _serve(channel, program)
         channel.send(_ENDED + struct.pack("i", code))
     finally:
         os._exit(0)
 
 
-def _make() -> list[int]:
+def _ask_for_ids(parent: socket.socket) -> bool:
+    """In a new user namespace: get all users and groups from the parent, which needs root's rights for that."""
+    parent.send(_IDS)
+    return parent.recv(1) == _READY
+
+
+def _give_ids(child: socket.socket, process: int) -> None:
+    """Answer a child that asks for them, if that is what it says first."""
+    if child.recv(1, socket.MSG_PEEK) != _IDS:
+        return
+    child.recv(1)
+    try:
+        kernel.map_all_ids(process)
+    except OSError:
+        child.send(_FAILED)
+    else:
+        child.send(_READY)
+
+
+def _make(parent: socket.socket) -> list[int]:
     """Make the namespace and its sockets; their descriptors. OSError, SubprocessError."""
     user, group = os.geteuid(), os.getegid()
     nft = shutil.which("nft", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if nft is None:
         raise OSError(2, "the program nft is not installed")
     kernel.unshare(kernel.CLONE_NEWUSER | kernel.CLONE_NEWNET | kernel.CLONE_NEWNS)
-    kernel.map_ids(0, user, 0, group)
+    if user != 0 or not _ask_for_ids(parent):
+        kernel.map_ids(0, user, 0, group)
     kernel.everything_is_local({socket.AF_INET: OWN4, socket.AF_INET6: OWN6})
     streams = [_bound(family, socket.SOCK_STREAM) for family in (socket.AF_INET, socket.AF_INET6)]
     for sock in streams:
@@ -194,10 +220,10 @@ def _bound(family: int, kind: int) -> socket.socket:
 
 def _hide_name_services() -> None:
     """Names are asked for inside only: resolv.conf names our server, and daemons that would ask outside over a socket
-    in the file system (nscd, systemd-resolved) are out of sight. OSError."""
+    in the file system (nscd, systemd-resolved, Avahi) are out of sight. OSError."""
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_SLAVE)
     text = f"nameserver {NAME_SERVER}\noptions timeout:20 attempts:1\n"
-    for place in ("/run/nscd", "/var/run/nscd", "/run/systemd/resolve"):
+    for place in ("/run/nscd", "/var/run/nscd", "/run/avahi-daemon", "/run/systemd/resolve"):
         if os.path.isdir(place) and not os.path.islink(place):
             kernel.mount("tmpfs", place, "tmpfs", 0)
             if place.endswith("resolve"):
@@ -207,20 +233,23 @@ def _hide_name_services() -> None:
         return
     if Path("/etc/resolv.conf").resolve().parent == Path("/run/systemd/resolve"):
         return
-    with tempfile.NamedTemporaryFile("w", prefix="algate-") as file:  # it lives on as long as it is mounted
-        file.write(text)
-        file.flush()
-        os.chmod(file.name, 0o644)
-        kernel.mount(file.name, "/etc/resolv.conf", None, kernel.MS_BIND)
+    # On a file system of this namespace only: whoever is killed meanwhile leaves no file behind.
+    kernel.mount("tmpfs", ASIDE, "tmpfs", 0)
+    file = Path(ASIDE, "resolv.conf")
+    file.write_text(text)
+    file.chmod(0o644)
+    kernel.mount(str(file), "/etc/resolv.conf", None, kernel.MS_BIND)
+    kernel.unmount(ASIDE)
 
 
-def _execute(command: Sequence[str]) -> None:
+def _execute(parent: socket.socket, command: Sequence[str]) -> None:
     """The program, as the user that it was, without a right over the namespace. Never returns."""
     try:
         user, group = _ids()
         kernel.die_with_parent()
         kernel.unshare(kernel.CLONE_NEWUSER)
-        kernel.map_ids(user, 0, group, 0)
+        if user != 0 or not _ask_for_ids(parent):  # root's program may become another user, as apt does
+            kernel.map_ids(user, 0, group, 0)
         for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
         os.execvp(command[0], list(command))

@@ -12,7 +12,7 @@ import socket
 import struct
 from typing import NamedTuple
 
-from gateway.client.engine.kernel import libc, raise_errno
+from gateway.client.engine.kernel import IPPROTO_MPTCP, libc, raise_errno
 
 
 class Machine(NamedTuple):
@@ -21,6 +21,7 @@ class Machine(NamedTuple):
     audit: int
     seccomp: int
     pidfd_getfd: int
+    socket: int
     connect: int
     sendto: int
     sendmsg: int
@@ -30,8 +31,8 @@ class Machine(NamedTuple):
 
 
 _MACHINES = {
-    "x86_64": Machine(0xC000003E, 317, 438, 42, 44, 46, 307, 425, 52),
-    "aarch64": Machine(0xC00000B7, 277, 438, 203, 206, 211, 269, 425, 205),
+    "x86_64": Machine(0xC000003E, 317, 438, 41, 42, 44, 46, 307, 425, 52),
+    "aarch64": Machine(0xC00000B7, 277, 438, 198, 203, 206, 211, 269, 425, 205),
 }
 MACHINE = _MACHINES.get(platform.machine())
 
@@ -40,8 +41,14 @@ _SET_MODE_FILTER, _NEW_LISTENER, _WAIT_KILLABLE_RECV = 1, 8, 32
 _RECV, _SEND, _ID_VALID, _ADDFD = 0xC0502100, 0xC0182101, 0x40082102, 0x40182103  # SECCOMP_IOCTL_NOTIF_*
 _ADDFD_SETFD, _CONTINUE = 1, 1
 _NOTIF = struct.Struct("=QIIiIQ6Q")
-_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # <linux/bpf_common.h>, as whole instructions
-_NR, _ARCH, _ADDRESS = 0, 4, 16 + 4 * 8  # of struct seccomp_data: the fifth argument is sendto's address
+_LOAD, _AND, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06  # <linux/bpf_common.h>, whole instructions
+_NR, _ARCH, _ARGUMENTS = 0, 4, 16  # of struct seccomp_data
+_ADDRESS = _ARGUMENTS + 4 * 8  # the fifth argument of sendto
+_SOCK_TYPE_MASK = 0xF  # <linux/net.h>: without SOCK_NONBLOCK and SOCK_CLOEXEC
+# Sockets that a program may make: those whose calls are looked at, and those that lead nowhere outside.
+_LOCAL = (socket.AF_UNIX, socket.AF_NETLINK, socket.AF_ALG)
+_INTERNET = (socket.AF_INET, socket.AF_INET6)
+_PROTOCOLS = (0, socket.IPPROTO_TCP, socket.IPPROTO_UDP, IPPROTO_MPTCP)
 _X32 = 0x40000000
 _SO_COOKIE = 57  # <asm-generic/socket.h>
 _PR_SET_NO_NEW_PRIVS, _PR_SET_CHILD_SUBREAPER = 38, 36
@@ -58,8 +65,8 @@ class Call(NamedTuple):
 
 def install() -> int:
     """Let connect, getpeername, and whatever sends to an address, wait for an answer from now on, in this process and
-    its children; io_uring and calls of other processors are not there. Returns the descriptor at which they are
-    answered. OSError."""
+    its children; io_uring, calls of other processors, and sockets that are neither TCP's nor UDP's nor local ones, are
+    not there. Returns the descriptor at which the calls are answered. OSError."""
     if MACHINE is None:
         raise OSError(errno.ENOSYS, f"not for {platform.machine()}")
     nowhere = _ERROR | errno.ENOSYS
@@ -74,6 +81,7 @@ def install() -> int:
         (_EQUAL, 0, 1, MACHINE.io_uring_setup),
         (_RETURN, 0, 0, nowhere),
     ]
+    program += _sockets(MACHINE.socket)
     for number in asked:
         program += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _NOTIFY)]
     program += [
@@ -100,6 +108,29 @@ def install() -> int:
     if listener < 0:
         raise_errno("seccomp")
     return listener
+
+
+def _sockets(number: int) -> list[tuple[int, int, int, int]]:
+    """The part of the filter for socket(2): raw sockets, packets, and protocols whose calls nobody would look at, are
+    refused as by a kernel that has them not."""
+    checks: list[tuple[int, int, int, int]] = [(_LOAD, 0, 0, _ARGUMENTS)]
+    for family in _LOCAL:
+        checks += [(_EQUAL, 0, 1, family), (_RETURN, 0, 0, _ALLOW)]
+    checks += [
+        (_EQUAL, 2, 0, _INTERNET[0]),
+        (_EQUAL, 1, 0, _INTERNET[1]),
+        (_RETURN, 0, 0, _ERROR | errno.EAFNOSUPPORT),
+        (_LOAD, 0, 0, _ARGUMENTS + 8),
+        (_AND, 0, 0, _SOCK_TYPE_MASK),
+        (_EQUAL, 2, 0, socket.SOCK_STREAM),
+        (_EQUAL, 1, 0, socket.SOCK_DGRAM),
+        (_RETURN, 0, 0, _ERROR | errno.EPERM),
+        (_LOAD, 0, 0, _ARGUMENTS + 16),
+    ]
+    for protocol in _PROTOCOLS:
+        checks += [(_EQUAL, 0, 1, protocol), (_RETURN, 0, 0, _ALLOW)]
+    checks.append((_RETURN, 0, 0, _ERROR | errno.EPROTONOSUPPORT))
+    return [(_EQUAL, 0, len(checks), number), *checks]
 
 
 def adopt_orphans() -> None:
@@ -173,6 +204,13 @@ def descriptor_of(thread: int, number: int) -> int:
     if fd < 0:
         raise_errno("pidfd_getfd")
     return fd
+
+
+def closes_on_exec(thread: int, number: int) -> bool:
+    """Whether another process's descriptor is closed when that starts a program. OSError."""
+    with open(f"/proc/{thread}/fdinfo/{number}") as file:
+        flags = next(line for line in file if line.startswith("flags:"))
+    return bool(int(flags.split()[1], 8) & os.O_CLOEXEC)
 
 
 def memory_of(thread: int, at: int, size: int) -> bytes:

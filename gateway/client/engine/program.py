@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ipaddress
 import os
+import resource
 import signal
 import sys
 from collections.abc import Sequence
 
 from gateway.client.engine.carry import Carrier
-from gateway.client.engine.names import Names, thread
+from gateway.client.engine.messages import Messages, say, thread
+from gateway.client.engine.names import Names
 from gateway.client.engine.namespace import Namespace, NoNamespace
 from gateway.client.engine.publish import parse_published, publish
 from gateway.client.engine.supervised import NoSupervision, Program, Watcher
@@ -61,14 +64,16 @@ def _execute(options: argparse.Namespace, chain: Chain) -> int:
         engine, program = _engine(options, command)
     except (NoNamespace, NoSupervision) as error:
         return _usage(str(error))
+    messages = Messages(options.trace)
+    _take_descriptors()
     if isinstance(program, Namespace):
         if options.dns == "off":
             program.sockets.names.close()
-        Carrier(program, chain, names, direct, options.timeout, options.trace).start()
+        Carrier(program, chain, names, direct, options.timeout, messages).start()
     else:
-        Watcher(program, chain, names, direct, options.timeout, options.trace).start()
+        Watcher(program, chain, names, direct, options.timeout, messages).start()
     if not options.quiet and sys.stderr.isatty():
-        print(f"algate exec: {engine}, through {chain}. Not covered: {NOT_COVERED[engine]}.", file=sys.stderr)
+        say(f"{engine}, through {chain}. Not covered: {NOT_COVERED[engine]}.")
     for number in (signal.SIGINT, signal.SIGQUIT):  # from the terminal they come to the program too
         signal.signal(number, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
@@ -80,6 +85,13 @@ def _execute(options: argparse.Namespace, chain: Chain) -> int:
     code = program.wait()
     sys.stderr.flush()
     os._exit(code)  # threads that wait for a proxy are not waited for
+
+
+def _take_descriptors() -> None:
+    """Use as many descriptors as we may: each connection takes up to six. The program has its own limit already."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _engine(options: argparse.Namespace, command: Sequence[str]) -> tuple[str, Namespace | Program]:
@@ -98,10 +110,7 @@ def _engine(options: argparse.Namespace, command: Sequence[str]) -> tuple[str, N
             raise NoNamespace(why) from None
         program = _supervised(options, command, f"{why}; ")
         if not options.quiet:
-            print(
-                f"algate exec: no namespace ({error}): by seccomp. Not covered: {NOT_COVERED['seccomp']}",
-                file=sys.stderr,
-            )
+            say(f"no namespace ({error}): by seccomp. Not covered: {NOT_COVERED['seccomp']}")
         return "seccomp", program
 
 
@@ -117,7 +126,7 @@ def _supervised(options: argparse.Namespace, command: Sequence[str], why: str) -
 
 
 def _usage(text: str) -> int:
-    print(f"algate exec: {text}", file=sys.stderr)
+    say(text)
     return EXIT_USAGE
 
 

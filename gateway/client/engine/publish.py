@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import socket
-import sys
 import time
 from typing import NamedTuple
 
 from gateway.client.blocking import Address, listen
 from gateway.client.engine.carry import relay
-from gateway.client.engine.names import thread
+from gateway.client.engine.messages import say, thread
 from gateway.client.engine.reader import Inward
 from gateway.client.proxy import Chain
 
@@ -38,17 +37,20 @@ def publish(published: Published, chain: Chain, inward: Inward, timeout: float) 
     while True:
         try:
             with listen(chain, published.peer, 0, timeout) as waiting:
-                print(f"algate exec: port {published.port} is at {_shown(waiting.address)}", file=sys.stderr)
+                say(f"port {published.port} is at {_shown(waiting.address)}")
                 sock, peer = waiting.accept(None)
         except TimeoutError:
             continue  # nobody has come, and the proxy waits no longer
         except OSError as error:
             if str(error) != said:
                 said = str(error)
-                print(f"algate exec: port {published.port} is not published: {error}", file=sys.stderr)
+                say(f"port {published.port} is not published: {error}")
             time.sleep(PAUSE)
             continue
-        thread(_lead, published.port, sock, peer, inward)
+        try:
+            thread(_lead, published.port, sock, peer, inward)
+        except BlockingIOError:
+            sock.close()
 
 
 def _lead(port: int, sock: socket.socket, peer: Address, inward: Inward) -> None:

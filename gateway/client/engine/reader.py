@@ -1,5 +1,5 @@
-"""Reads a program's control connection of FTP, because it names ports at which nobody outside would find the program:
-the proxy waits for the server in its place (BIND). The module is the gateway's own (`alg.ftp`)."""
+"""Reads connections of a program in which it names ports of its own, because nobody outside would find it there: the
+proxy waits for the server in its place (BIND). What reads is the gateway's own protocol module."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import queue
 import select
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from alg.address import Endpoint
 from alg.api import (
+    AlgModule,
     Bypass,
     Closed,
     ClosePinhole,
@@ -32,12 +33,12 @@ from alg.api import (
     Tick,
     apply_edits,
 )
-from alg.ftp.options import FtpOptions
-from alg.ftp.session import FtpModule
+from alg.registry import options_of, stream_module
 from gateway.client.blocking import Address, Listening
-from gateway.client.engine.names import thread
+from gateway.client.engine.messages import thread
 
-PORT = 21
+# By the port of the server: the module that reads its connections, and its keys, as in `[alg.NAME]` of a gateway.
+READ: Mapping[int, tuple[str, Mapping[str, str]]] = {21: ("ftp", {"pasv_address": "peer"})}
 LINGER = 1.0  # seconds in which the proxy's word that the server has come may follow what the server says
 SIZE = 16384
 
@@ -46,11 +47,22 @@ Inward = Callable[[Address, Address], socket.socket]  # connects from an address
 Relay = Callable[[socket.socket, socket.socket], None]  # carries both directions, to the end
 
 
-class Reader:
-    """One control connection. `client` and `server` are its ends as the program knows them."""
+def module_for(client: Endpoint, server: Endpoint) -> AlgModule | None:
+    """Make the module that reads a connection, whose ends are named as the program knows them. None: nothing reads
+    what goes to that port. Raises BrokenModule where the module is not installed."""
+    if server.port not in READ:
+        return None
+    name, keys = READ[server.port]
+    kind = stream_module(name)
+    options = options_of(kind)
+    return kind(FlowContext(client, server, options=None if options is None else options(**keys)))
 
-    def __init__(self, client: Endpoint, server: Endpoint, bind: Bind, inward: Inward, relay: Relay) -> None:
-        self._module = FtpModule(FlowContext(client, server, options=FtpOptions(pasv_address="peer")))
+
+class Reader:
+    """One connection that a module reads."""
+
+    def __init__(self, module: AlgModule, bind: Bind, inward: Inward, relay: Relay) -> None:
+        self._module = module
         self._bind = bind
         self._inward = inward
         self._relay = relay
@@ -125,7 +137,10 @@ class Reader:
                 self._sockets[to].shutdown(socket.SHUT_WR)
             case OpenPinhole():
                 self._open.add(command.ref)
-                thread(self._wait, command)
+                try:
+                    thread(self._wait, command)
+                except BlockingIOError:
+                    self._answer(Refused(command.ref, "upstream", time.monotonic()))
             case OpenOutbound(ref, target):
                 self._answer(Opened(ref, target, time.monotonic()))
             case OpenMeeting(ref):

@@ -11,7 +11,6 @@ import select
 import signal
 import socket
 import struct
-import sys
 import threading
 import time
 from collections import OrderedDict
@@ -22,7 +21,8 @@ from alg.address import Address as IpAddress
 from alg.socks.errors import ProxyError
 from gateway.client.blocking import Address, Datagrams, connect, connect_socket, datagrams
 from gateway.client.engine import kernel, notify
-from gateway.client.engine.names import Names, serve_datagrams, serve_stream, thread
+from gateway.client.engine.messages import Messages, thread
+from gateway.client.engine.names import Names, serve_datagrams, serve_stream
 from gateway.client.engine.namespace import NOT_EXECUTABLE, NOT_FOUND
 from gateway.client.proxy import Chain
 
@@ -31,10 +31,13 @@ Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
 INWARD_TIMEOUT = 2.0  # seconds for the program to accept
 SWEEP = 1.0  # seconds between two looks for sockets that are gone
 MOST_ASSOCIATIONS = 256
+MOST_WAITING = 1024  # connections that are being made
 MOST_PEERS = 65536  # connections whose target is remembered
 LARGEST_ADDRESS = 128  # struct sockaddr_storage
-MOST_MESSAGES = 64  # of one sendmmsg that are looked at
+MOST_MESSAGES = 1024  # of one sendmmsg: the kernel takes no more (UIO_MAXIOV)
+MSG_FASTOPEN = 0x20000000  # <linux/socket.h>
 _MMSGHDR = 64
+_STREAMS = ((socket.SOCK_STREAM, socket.IPPROTO_TCP), (socket.SOCK_STREAM, kernel.IPPROTO_MPTCP))
 _LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 # Who would ask for names outside: the resolver then asks the servers of resolv.conf.
 _NAME_SERVICES = (b"/run/nscd/", b"/var/run/nscd/", b"/run/systemd/resolve/", b"/run/avahi-daemon/")
@@ -147,19 +150,19 @@ class Watcher:
     """Decides on the calls of a program. Each connection of it has a thread until it is made."""
 
     def __init__(
-        self, program: Program, chain: Chain, names: Names, direct: Networks, timeout: float, trace: bool = False
+        self, program: Program, chain: Chain, names: Names, direct: Networks, timeout: float, messages: Messages
     ) -> None:
         self._listener = program.listener
         self._chain = chain
         self._names = names
         self._direct = direct
         self._timeout = timeout
-        self._trace = trace
+        self._messages = messages
         self._associations: dict[tuple[int, int], _Association] = {}  # by the program's socket: family and port
         self._peers: OrderedDict[bytes, bytes] = (
             OrderedDict()
         )  # by the socket: where the program believes to be connected
-        self._said: set[str] = set()
+        self._room = threading.Semaphore(MOST_WAITING)
         self._servers = _name_servers()
         self._datagrams_of_names, self._streams_of_names = _listen_for_names()
 
@@ -187,6 +190,8 @@ class Watcher:
             try:
                 self._decide(call)
             except OSError as error:
+                if isinstance(error, PermissionError):
+                    self._messages.once("a process that lets nobody look into it (PR_SET_DUMPABLE) connects nowhere")
                 self._listener.answer(call, error.errno or errno.EIO)
 
     def _decide(self, call: notify.Call) -> None:
@@ -197,8 +202,10 @@ class Watcher:
             self._on_getpeername(call)
         elif all(self._may_go(target) for target in self._targets(call)):
             self._listener.let_pass(call)
+        elif call.arguments[2 if call.number == notify.MACHINE.sendmsg else 3] & MSG_FASTOPEN:
+            self._listener.answer(call, errno.EOPNOTSUPP)  # programs connect then
         else:
-            self._once("datagrams of a socket that is not connected are refused")
+            self._messages.once("datagrams of a socket that is not connected are refused")
             self._listener.answer(call, errno.ENETUNREACH)
 
     def _on_connect(self, call: notify.Call) -> None:
@@ -216,7 +223,13 @@ class Watcher:
         if target is None or (target.port != 53 and self._may_go(target)):
             self._listener.let_pass(call)
             return
-        thread(self._connect, call, descriptor, target, raw)
+        if not self._room.acquire(blocking=False):
+            raise OSError(errno.EADDRNOTAVAIL, "too many connections at once")
+        try:
+            thread(self._connect, call, descriptor, target, raw)
+        except BlockingIOError:
+            self._room.release()
+            raise
 
     def _on_getpeername(self, call: notify.Call) -> None:
         """Say what the program has asked for, and not the proxy: FTP's EPSV leads to the host of the control
@@ -260,23 +273,29 @@ class Watcher:
                     return
                 blocking = os.get_blocking(sock.fileno())
                 try:
-                    if sock.type == socket.SOCK_DGRAM:
+                    if (sock.type, sock.proto) == (socket.SOCK_DGRAM, socket.IPPROTO_UDP):
                         self._connect_datagrams(sock, target)
                         self._remember(sock, raw)
-                    else:
+                    elif (sock.type, sock.proto) in _STREAMS:
                         self._connect_stream(call, descriptor, sock, target, raw)
+                    else:
+                        raise OSError(errno.EAFNOSUPPORT, "no socket of the Internet")
                 finally:
                     os.set_blocking(sock.fileno(), blocking)
         except OSError as error:
-            self._say(f"{target.ip} port {target.port}: {error}")
+            self._messages.trace(f"{target.ip} port {target.port}: {error}")
             self._listener.answer(call, error.errno or errno.ECONNREFUSED)
         else:
-            self._say(f"{target.ip} port {target.port}: connected")
+            self._messages.trace(f"{target.ip} port {target.port}: connected")
             self._listener.answer(call)
+        finally:
+            self._room.release()
 
     def _connect_stream(
         self, call: notify.Call, descriptor: int, sock: socket.socket, target: Target, raw: bytes
     ) -> None:
+        if _is_connected(sock):
+            raise OSError(errno.EISCONN, "it is connected already")
         blocking = os.get_blocking(sock.fileno())
         if self._is_name_server(target):
             sock.setblocking(True)
@@ -290,11 +309,17 @@ class Watcher:
             try:
                 os.set_blocking(made.fileno(), blocking)
                 self._remember(made, raw)
-                self._listener.replace(call, descriptor, made.fileno(), close_on_exec=True)
+                closes = notify.closes_on_exec(call.thread, descriptor)
+                self._listener.replace(call, descriptor, made.fileno(), closes)
             finally:
                 made.close()
             return
-        connect_socket(sock, self._chain, host, target.port, self._timeout)
+        try:
+            connect_socket(sock, self._chain, host, target.port, self._timeout)
+        except OSError:
+            with contextlib.suppress(OSError):  # it leads to the proxy, and may not lead there any more
+                kernel.disconnect(sock)
+            raise
         self._remember(sock, raw)
 
     def _remember(self, sock: socket.socket, raw: bytes) -> None:
@@ -321,7 +346,11 @@ class Watcher:
         before, self._associations[key] = self._associations.get(key), association
         if before is not None:
             before.close()
-        thread(association.run, self._open)
+        try:
+            thread(association.run, self._open)
+        except BlockingIOError:
+            association.close()
+            raise
 
     def _is_name_server(self, target: Target) -> bool:
         return target.port == 53 and (target.ip.is_loopback or str(target.ip) in self._servers)
@@ -330,13 +359,20 @@ class Watcher:
         try:
             return datagrams(self._chain, self._timeout)
         except ProxyError as error:
-            self._once(f"no datagrams: {error}")
+            self._messages.once(f"no datagrams: {error}")
             raise
 
     def _accept_names(self, listener: socket.socket) -> None:
         while True:
-            sock, _ = listener.accept()
-            thread(self._stream_of_names, sock)
+            try:
+                sock, _ = listener.accept()
+            except OSError:
+                time.sleep(SWEEP)  # no descriptors
+                continue
+            try:
+                thread(self._stream_of_names, sock)
+            except BlockingIOError:
+                sock.close()
 
     def _stream_of_names(self, sock: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -346,20 +382,13 @@ class Watcher:
         """An association ends with the program's socket."""
         while True:
             time.sleep(SWEEP)
+            known = list(self._associations.items())  # before the look, which misses sockets that are made meanwhile
             there = {socket.AF_INET: _ports("udp"), socket.AF_INET6: _ports("udp6")}
-            for key, association in list(self._associations.items()):
+            for key, association in known:
                 if association.ended or key[1] not in there[socket.AddressFamily(key[0])]:
                     association.close()
-                    del self._associations[key]
-
-    def _say(self, text: str) -> None:
-        if self._trace:
-            print(f"algate exec: {text}", file=sys.stderr)
-
-    def _once(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            print(f"algate exec: {text}", file=sys.stderr)
+                    if self._associations[key] is association:
+                        del self._associations[key]
 
 
 class _Association:
@@ -444,6 +473,14 @@ def _name_servers() -> frozenset[str]:
     except OSError:
         return frozenset()
     return frozenset(words[1] for words in lines if len(words) > 1 and words[0] == "nameserver")
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 def _reaches(sock: socket.socket, proxy: str) -> bool:

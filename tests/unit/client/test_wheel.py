@@ -21,7 +21,8 @@ def test_the_wheel_works_alone(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
         archive.extractall(tmp_path / "site")
-    files = ("alg/__init__.py", "alg/address.py", "alg/api.py", "alg/bucket.py", "alg/lines.py", "gateway/__init__.py")
+    files = ("alg/__init__.py", "alg/address.py", "alg/api.py", "alg/bucket.py", "alg/datagrams.py")
+    files += ("alg/lines.py", "alg/registry.py", "gateway/__init__.py")
     own = ("alg/socks/", "alg/ftp/", "alg/text/", "gateway/client/", *files)
     assert names
     assert all(name.startswith(own) and name.endswith(".py") for name in names)
@@ -32,9 +33,12 @@ def test_the_wheel_works_alone(tmp_path: Path) -> None:
         "    client.connect('socks5://127.0.0.1:9', 'a.test', 80, 2)\n"
         "except client.ProxyError as error:\n"
         "    print('127.0.0.1' in str(error))\n"
+        "from alg.address import Endpoint\n"
+        "from gateway.client.engine.reader import module_for\n"
+        "print(type(module_for(Endpoint('10.0.2.100', 4000), Endpoint('192.0.2.1', 21))).__module__)\n"
     )
     command = [sys.executable, "-I", "-S", "-c", code, str(tmp_path / "site")]
-    assert subprocess.run(command, capture_output=True, text=True, cwd=tmp_path).stdout == "True\n"
+    assert subprocess.run(command, capture_output=True, text=True, cwd=tmp_path).stdout == "True\nalg.ftp.session\n"
 
 
 @pytest.mark.parametrize("module", ["gateway.process.worker", "gateway.process.broker", "gateway.supervisor.crew"])

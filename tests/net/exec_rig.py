@@ -1,0 +1,141 @@
+"""What the tests of `algate exec` share: a gateway, servers behind it, a sniffer, and the call itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.lab.gateway import Gateway
+from tests.lab.lab import CLIENT4, ROUTER_IN4, SERVER4, SERVER6, Lab
+
+ALGATE = Path(sys.executable).parent / "algate"
+ENGINES = ["namespace", "seccomp"]
+OURS = f"socks5://{ROUTER_IN4}:1080"
+NAME, NAME6 = "web.example", "six.example"  # NAME6 has an IPv6 address only
+WEB, ECHO = 8080, 7030
+
+
+def gateway_before_servers(lab: Lab) -> Iterator[Gateway]:
+    """A fixture's body: algate's SOCKS server, and behind it web pages, at addresses of both families and by name."""
+    lab.dns({NAME: [SERVER4], NAME6: [SERVER6]})
+    site = lab.tmp / "site"
+    site.mkdir()
+    (site / "index.html").write_text("hello\n")
+    (site / "hello.json").write_text('{"say": "hello"}\n')
+    (site / "big").write_bytes(os.urandom(1 << 20) * 20)
+    lab.popen("outside", ["python3", "-m", "http.server", "--directory", site, "--bind", "::", str(WEB)])
+    config = lab.write_config(process={"workers": 1})
+    gateway = lab.start_gateway(config, deadline=90, rules=False)
+    yield gateway
+    assert gateway.stop() == 0, lab.tail_of_logs()
+
+
+def echo_server(lab: Lab) -> Iterator[None]:
+    """A fixture's body: datagrams come back with the port that they came from; "other" from another socket."""
+    with lab.enter("outside"):
+        sock, other = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+    sock.bind((SERVER4, ECHO))
+    other.bind((SERVER4, ECHO + 1))
+
+    def serve() -> None:
+        while True:
+            data, peer = sock.recvfrom(65536)
+            if data == b"end":
+                return
+            (other if data == b"other" else sock).sendto(data, peer)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield
+    with lab.enter("outside"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
+        end.sendto(b"end", (SERVER4, ECHO))
+    thread.join()
+    sock.close()
+    other.close()
+
+
+@contextlib.contextmanager
+def sniffer(lab: Lab) -> Iterator[set[tuple[str, int]]]:
+    """Where the client's host sends IPv4 and IPv6 packets to meanwhile: (address, protocol), without the proxy."""
+    with lab.enter("inside"):
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+    sock.settimeout(0.2)
+    found: set[tuple[str, int]] = set()
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            try:
+                frame = sock.recv(65536)
+            except TimeoutError:
+                continue
+            kind = struct.unpack_from("!H", frame, 12)[0]
+            if kind == 0x0800 and socket.inet_ntoa(frame[26:30]) == CLIENT4:
+                found.add((socket.inet_ntoa(frame[30:34]), frame[23]))
+            elif kind == 0x86DD and frame[20] != 58:  # neighbour discovery is the host's own
+                found.add((socket.inet_ntop(socket.AF_INET6, frame[38:54]), frame[20]))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield found
+    finally:
+        stop.set()
+        thread.join()
+        sock.close()
+        found.discard((ROUTER_IN4, 6))
+
+
+def run(
+    lab: Lab,
+    *command: str | Path,
+    via: str = OURS,
+    options: tuple[str, ...] = (),
+    user: bool = False,
+    check: bool = True,
+    engine: str = "auto",
+    timeout: float = 60,
+) -> subprocess.CompletedProcess[str]:
+    """Run a program so in the client's host; `user`: as somebody who is not root."""
+    who = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"] if user else []
+    argv = [*who, ALGATE, "exec", "--engine", engine, "--via", via, *options, "--", *command]
+    return lab.run("inside", argv, timeout=timeout, check=check)
+
+
+RAW = r"""
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int main(int count, char **words) {
+    char answer[4096], *text = "GET / HTTP/1.0\r\n\r\n";
+    int family = strchr(words[1], ':') ? AF_INET6 : AF_INET;
+    struct sockaddr_in to4 = {.sin_family = AF_INET, .sin_port = htons(8080)};
+    struct sockaddr_in6 to6 = {.sin6_family = AF_INET6, .sin6_port = htons(8080)};
+    inet_pton(AF_INET, words[1], &to4.sin_addr);
+    inet_pton(AF_INET6, words[1], &to6.sin6_addr);
+    void *to = family == AF_INET ? (void *)&to4 : &to6;
+    int sock = syscall(SYS_socket, family, SOCK_STREAM, 0);
+    if (syscall(SYS_connect, sock, to, family == AF_INET ? sizeof to4 : sizeof to6)) return 1;
+    syscall(SYS_write, sock, text, strlen(text));
+    for (long got; (got = syscall(SYS_read, sock, answer, sizeof answer)) > 0;) syscall(SYS_write, 1, answer, got);
+    return 0;
+}
+"""
+
+
+def static_program(lab: Lab) -> Path:
+    """A static program that makes its system calls itself: it gets a page from an address."""
+    source, program = lab.tmp / "raw.c", lab.tmp / "raw"
+    source.write_text(RAW)
+    subprocess.run(["gcc", "-static", "-O1", "-o", program, source], check=True)
+    return program
