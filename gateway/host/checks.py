@@ -21,6 +21,7 @@ from gateway.config.schema import Config, parse_endpoint
 from gateway.host.finding import Finding
 from gateway.host.foreign_chains import ruleset
 from gateway.host.foreign_rules import translators
+from gateway.model.certificates import SOON, end_of_authorities, end_of_chain
 from gateway.model.errors import AlgateError
 from gateway.net.addresses import is_local
 
@@ -35,6 +36,7 @@ def examine_host(config: Config) -> Iterator[Finding]:
     yield from _name_servers(config)
     yield _descriptors()
     yield from _listening(config)
+    yield from _certificates(config)
 
 
 def examine_router(config: Config, proc: Path = _PROC) -> Iterator[Finding]:
@@ -75,6 +77,27 @@ def _name_servers(config: Config) -> Iterator[Finding]:
             yield Finding(f"name server {host}", "warning", f"does not answer: {reason}", "correct dns.servers")
         else:
             yield Finding(f"name server {host}", "ok", f"answers in {(time.monotonic() - began) * 1000:.0f} ms")
+
+
+def _certificates(config: Config) -> Iterator[Finding]:
+    """Check that no certificate ends soon, of those that this user may read."""
+    tls, now = config.socks.tls, time.time()
+    files = {"socks.tls.certificate": tls.certificate, "socks.tls.client_ca": tls.client_ca}
+    for i, upstream in enumerate(config.upstream):
+        files |= {f"upstream[{i}].ca": upstream.ca, f"upstream[{i}].certificate": upstream.certificate}
+    for key, path in files.items():
+        try:
+            text = Path(path).read_text("ascii", "replace") if path else ""
+            end = end_of_chain(text) if key.endswith("certificate") else end_of_authorities(text, now)
+        except (OSError, ValueError):  # there is none, or `algate check` says what is wrong with it
+            continue
+        date = time.strftime("%Y-%m-%d", time.gmtime(end))
+        if end <= now:
+            yield Finding(f"certificate {key}", "warning", f"has ended on {date}", f"renew {path}")
+        elif end - now < SOON:
+            yield Finding(f"certificate {key}", "warning", f"ends on {date}", f"renew {path}")
+        else:
+            yield Finding(f"certificate {key}", "ok", f"valid until {date}")
 
 
 def _descriptors() -> Finding:

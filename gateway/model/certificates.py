@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import ssl
+from datetime import UTC, datetime
 from typing import Any
 
 _BEGIN = "-----BEGIN "
+_CERTIFICATE = re.compile(r"-----BEGIN (?:TRUSTED )?CERTIFICATE-----.*?-----END (?:TRUSTED )?CERTIFICATE-----", re.S)
+# Tags of DER (X.690) that a certificate begins with (RFC 5280 section 4.1).
+_SEQUENCE, _VERSION, _UTC_TIME, _GENERALIZED_TIME = 0x30, 0xA0, 0x17, 0x18
+SOON = 21 * 86400.0  # seconds before its end from which on a certificate is warned of: those that renew themselves have
+# done so nine days before
 
 
 def server_context(certificate: str, client_ca: str | None = None) -> ssl.SSLContext:
@@ -78,3 +85,55 @@ def common_name(certificate: dict[str, Any]) -> str:
     if len(names) != 1 or not names[0] or len(names[0]) > 255 or not names[0].isprintable():
         raise ValueError(f"its subject has {len(names)} common names that can be a user's, and not one")
     return str(names[0])
+
+
+def ends(text: str) -> list[float]:
+    """Return when the certificates of a file end, in their order, as Unix time. Raises ValueError for one that cannot
+    be read."""
+    return [_end(ssl.PEM_cert_to_DER_cert(found[0].replace("TRUSTED ", ""))) for found in _CERTIFICATE.finditer(text)]
+
+
+def end_of_chain(text: str) -> float:
+    """Return when a chain cannot be used any more: at the first end in it. Raises ValueError."""
+    return min(ends(text))
+
+
+def end_of_authorities(text: str, now: float) -> float:
+    """Return when the next authority of a file ends. Those that have ended count only when no other is left, because
+    files keep the old ones beside their successors. Raises ValueError."""
+    found = ends(text)
+    return min((end for end in found if end > now), default=max(found))
+
+
+def _end(der: bytes) -> float:
+    """Return the notAfter of a certificate (RFC 5280 section 4.1.2.5)."""
+    _, body, _ = _element(der, 0, _SEQUENCE)
+    _, at, _ = _element(der, body, _SEQUENCE)
+    if der[at : at + 1] == bytes([_VERSION]):
+        at = _element(der, at)[2]
+    for _ in range(3):  # serial number, algorithm, issuer
+        at = _element(der, at)[2]
+    _, at, _ = _element(der, at, _SEQUENCE)
+    tag, start, stop = _element(der, _element(der, at)[2])
+    words = der[start:stop].decode("ascii")
+    if tag not in (_UTC_TIME, _GENERALIZED_TIME):
+        raise ValueError("its validity cannot be read")
+    if tag == _UTC_TIME:  # the years from 1950 to 2049
+        words = ("19" if words >= "5" else "20") + words
+    return datetime.strptime(words, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
+
+
+def _element(der: bytes, at: int, tag: int | None = None) -> tuple[int, int, int]:
+    """Return tag, beginning and end of the contents of the element at `at`. Raises ValueError unless it is whole, and
+    has the tag, if one is expected."""
+    head = der[at : at + 2]
+    if len(head) < 2 or (tag is not None and head[0] != tag):
+        raise ValueError("it is no certificate")
+    size, start = head[1], at + 2
+    if size & 0x80:
+        count = size & 0x7F
+        size = int.from_bytes(der[start : start + count], "big")
+        start += count
+    if start + size > len(der):
+        raise ValueError("it is cut off")
+    return head[0], start, start + size

@@ -58,6 +58,8 @@ EVENTS = {
     "broker.table_restored": "The table was restored with all open pinholes.",
     "broker.worker_lost": "A worker's connection to the broker has ended, as it does after an upgrade.",
     "call.kick": "The media of a call were ended by `algate kick` or the console.",
+    "certificate.expires": "A certificate, or an authority, that is in use ends in `days` days, on `date`; if that is "
+    "negative, it has ended. Said once a day from 21 days before on. `key`: its key in the configuration.",
     "client.limit": "A client was refused a connection: it has as much of `kind` as [limits] allows "
     "(`bound=most`), or as is left for all others (`bound=share`).",
     "confine.unfiltered": "A process runs without a seccomp filter, because libseccomp is not installed.",

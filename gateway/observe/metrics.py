@@ -93,6 +93,8 @@ METRICS = (
     Metric("algate_broker_table_present", "gauge", "1 if the broker's nft table exists, with all chains and rules."),
     Metric("algate_rules_applied", "gauge",
            "1 if all iptables rules of `algate rules apply` exist. Absent where that cannot be known."),
+    Metric("algate_certificate_end_time_seconds", "gauge",
+           "Unix time at which a certificate in use ends, by its key in the configuration.", ("key",)),
     Metric("algate_calls", "gauge", "SIP calls under way.", ("state",)),
     Metric("algate_calls_total", "counter", "SIP calls that began, and that were answered (over UDP).", ("result",)),
     Metric("algate_registrations", "gauge", "SIP contacts that are registered (over UDP)."),

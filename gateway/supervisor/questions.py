@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from gateway.host.keeper import RulesKeeper
 from gateway.host.samples import QueueSamples
 from gateway.observe.admin import Rows, answer
 from gateway.observe.counters import recent_rows
@@ -21,6 +20,7 @@ from gateway.supervisor.desk import Desk
 from gateway.supervisor.requests import Requests
 from gateway.supervisor.run_dir import RunDir
 from gateway.supervisor.state import State
+from gateway.supervisor.upkeep import Upkeep
 
 
 class Questions:
@@ -31,13 +31,14 @@ class Questions:
     """
 
     def __init__(
-        self, admin: socket.socket, run_dir: RunDir, crew: Crew, rules: RulesKeeper, state: Callable[[], State]
+        self, admin: socket.socket, run_dir: RunDir, crew: Crew, upkeep: Upkeep, state: Callable[[], State]
     ) -> None:
         admin.setblocking(False)
         self.admin = admin
         self.requests = Requests()
         self._crew = crew
-        self._rules = rules
+        self._rules = upkeep.rules
+        self._certificates = upkeep.certificates
         self._state = state
         self._queue = QueueSamples()
         self._verbs: dict[str, Callable[[], Rows]] = {
@@ -90,5 +91,5 @@ class Questions:
         answers: list[Sample] = [
             (("algate_process_ping_seconds", child.name), round(child.answered_after, 6)) for child in self._crew
         ]
-        more = [*self._rules.samples(), *self._queue.samples(self._crew.config)]
+        more = [*self._rules.samples(), *self._queue.samples(self._crew.config), *self._certificates.samples()]
         return [metrics_row("supervisor", [*restarts, *answers, *more])]

@@ -95,6 +95,15 @@ class SharedFiles:
         """Return the descriptors by name, for a process that is to be started now."""
         return {file.name: file.fd for file in self._files}
 
+    def texts(self) -> dict[str, tuple[Path, str]]:
+        """Return the certificates and authorities that are in use, by their keys, with their files."""
+        found = {}
+        for file in self._files:
+            if file.name in ("certificate", "client_ca"):
+                content = os.pread(file.fd, os.fstat(file.fd).st_size, 0)
+                found[file.key] = file.path, content.decode("ascii", "replace")
+        return found
+
     def refresh(self) -> dict[str, int]:
         """Check the files, and return the descriptors of those that have changed and are valid. An invalid one is
         logged."""

@@ -118,7 +118,7 @@ class _Supervisor:
             self._take_over = TakeOver(heritage, elder, self._crew, self._children, self._listeners, self._poll)
         self._reload: Reload | None = None
         self._upkeep = Upkeep(self._crew, self._children, self._listeners)
-        self._questions = Questions(admin, run_dir, self._crew, self._upkeep.rules, lambda: self._state)
+        self._questions = Questions(admin, run_dir, self._crew, self._upkeep, lambda: self._state)
 
     @property
     def in_charge(self) -> bool:

@@ -9,6 +9,7 @@ import time
 from gateway.host.address_watch import AddressWatch
 from gateway.host.keeper import RulesKeeper
 from gateway.process.lifeline import Departed, File
+from gateway.supervisor.certificate_watch import CertificateWatch
 from gateway.supervisor.children import Children
 from gateway.supervisor.crew import Crew
 from gateway.supervisor.listeners import Listeners
@@ -17,10 +18,12 @@ from gateway.supervisor.shared_files import CHECK_INTERVAL
 
 
 class Upkeep:
-    """Keeps what children depend on as it must be. `rules`: the iptables rules of this instance."""
+    """Keeps what children depend on as it must be. `rules`: the iptables rules of this instance; `certificates`: those
+    that are in use."""
 
     def __init__(self, crew: Crew, children: Children, listeners: Listeners) -> None:
         self.rules = RulesKeeper()
+        self.certificates = CertificateWatch()
         self._crew = crew
         self._children = children
         self._listeners = listeners
@@ -51,6 +54,7 @@ class Upkeep:
                 self._crew.look_for_interfaces(self._children)
             if not reloading:
                 self._hand_out_changed_files()
+                self.certificates.tick(now, self._crew.config, self._crew.files)
         if self._crew.broker is not None:
             self.rules.leave_out(self._crew.broker.pid)
         self.rules.tick(now, self._crew.config, may_restore=running and not reloading)
@@ -67,5 +71,6 @@ class Upkeep:
 
     def _hand_out_changed_files(self) -> None:
         for name, fd in self._crew.files.refresh().items():
+            self.certificates.look_soon()
             for worker in self._crew.workers:
                 worker.tell(File(name), [fd])
