@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from alg.address import Endpoint
 from alg.api import Mode
+from alg.registry import BrokenModule, modules
 from gateway.config.check import parse_host_port
 from gateway.config.rules import compile_rules
 from gateway.config.schema import Config, parse_endpoint
@@ -50,7 +51,33 @@ def doubts(config: Config) -> Iterator[str]:
             yield f"rule[{i}].to: never matches: none of its addresses is of the family of those of `from`"
     if config.portmap.protocols and config.rule and not any(map(_lets_map, rules)):
         yield "portmap.protocols: no rule permits `map`, so no client gets a public port (docs/rules.md)"
+    yield from _past_upstreams(config, rules)
     yield from _shadowed(rules)
+
+
+def _past_upstreams(config: Config, rules: list[Rule]) -> Iterator[str]:
+    """Find rules that lead connections through an upstream beside which their clients open further ones."""
+    ports = _ports_of_one_connection(config) if config.transparent_enabled else ()
+    for i, rule in enumerate(rules):
+        through = rule.decision.via or rule.decision.chain
+        here = [port for port in ports if not rule.ports or any(low <= port <= high for low, high in rule.ports)]
+        if rule.permit and through and here and is_of_command(rule, "transparent"):
+            key = "via" if rule.decision.via else "chain"
+            yield (
+                f"rule[{i}].{key}: what unconfigured clients open themselves beside a connection to port "
+                f"{', '.join(map(str, here))} (passive mode) goes past the upstream (docs/how-to/upstreams.md)"
+            )
+
+
+def _ports_of_one_connection(config: Config) -> tuple[int, ...]:
+    """Return the ports of modules that read flows through upstreams: all that they open is single connections."""
+    try:
+        kinds = modules()
+    except BrokenModule:  # `algate check` says so
+        return ()
+    read = [name for name, kind in kinds.items() if set(getattr(kind, "kinds", ())) == {"once"}]
+    sections = [config.alg[name] for name in read if name in config.alg]
+    return tuple(sorted({port for section in sections if section.mode is not Mode.OFF for port in section.ports}))
 
 
 def _lets_map(rule: Rule) -> bool:

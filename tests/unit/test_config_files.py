@@ -23,6 +23,8 @@ from gateway.model.errors import ConfigError
 from gateway.policy.rules import Prefix, Query, covers, why_not
 from tests.unit.policy.rulesets import NAMES, PATTERNS, request, section, some, target
 
+UPSTREAM = '[[upstream]]\nname = "a"\nkind = "socks5"\naddress = "192.0.2.1:1080"\n'
+ROUTER = '[network]\ninside = ["10.0.0.0/8"]\ninside_interfaces = ["eth1"]\n'
 PORTMAP = '[network]\ninside = ["10.0.0.0/8"]\ninside_interfaces = ["eth1"]\n[portmap]\nprotocols = ["pcp"]\n'
 ROUTER = '[network]\ninside = ["192.168.56.0/24"]\ninside_interfaces = ["eth1"]\n'
 PUBLISH = '[[publish]]\noutside = "203.0.113.2:{}"\ninside = "192.168.56.20:{}"\n'
@@ -144,6 +146,14 @@ def test_every_key_is_found_on_the_line_on_which_it_stands(document: dict[str, o
             "process.user: workers and the broker are both daemon",
         ),
         (
+            ROUTER + UPSTREAM + '[[rule]]\naction = "permit"\nvia = ["a"]',
+            "rule[0].via: what unconfigured clients open themselves beside a connection to port 21 ",
+        ),
+        (
+            ROUTER + UPSTREAM + '[[rule]]\naction = "permit"\nport = [22, "20-21"]\nchain = ["a"]',
+            "rule[0].chain: what unconfigured clients open themselves",
+        ),
+        (
             PORTMAP + '[[rule]]\naction = "permit"\ncommand = ["transparent"]',
             "portmap.protocols: no rule permits `map`",
         ),
@@ -177,6 +187,10 @@ def test_what_can_hardly_be_meant_is_told(text: str, said: str) -> None:
         '[[rule]]\naction = "permit"\n[[rule]]\naction = "deny"\ncommand = ["fxp"]',
         '[[rule]]\naction = "permit"\nfrom = ["10.0.0.0/8"]\nto = ["2001:db8::/32", "example.com"]',
         '[[upstream]]\nname = "a"\nkind = "socks5"\naddress = "192.0.2.1:1080"',
+        ROUTER + UPSTREAM + '[[rule]]\naction = "permit"\nport = [443]\nvia = ["a"]',
+        ROUTER + UPSTREAM + '[[rule]]\naction = "permit"\ncommand = ["connect"]\nvia = ["a"]',
+        ROUTER + UPSTREAM + '[alg.ftp]\nmode = "off"\n[[rule]]\naction = "permit"\nvia = ["a"]',
+        UPSTREAM + '[[rule]]\naction = "permit"\nvia = ["a"]',
     ],
 )
 def test_what_can_be_meant_is_not(text: str) -> None:
