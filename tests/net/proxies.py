@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+
+import pytest
 
 from tests.lab.lab import Lab, Role
 from tests.lab.peers import unpacked
@@ -34,6 +37,21 @@ def tinyproxy(lab: Lab, role: Role, host: str, port: int) -> None:
     config = lab.tmp / "tinyproxy.conf"
     config.write_text(f"Port {port}\nListen {host}\nTimeout 60\nMaxClients 20\nBasicAuth {USER} {PASSWORD}\n")
     _start(lab, role, [unpacked("tinyproxy-bin", "usr/bin/tinyproxy"), "-d", "-c", config], port)
+
+
+def three_proxy(lab: Lab, role: Role, host: str, port: int) -> None:
+    """3proxy: SOCKS 4 and 5 without authentication at `port`, for USER with PASSWORD at the next one, HTTP CONNECT at
+    the one after. Debian 12 has no package of it: skips the test where it is not on PATH."""
+    program = shutil.which("3proxy")
+    if program is None:
+        pytest.skip("3proxy is not on PATH")
+    config = lab.tmp / "3proxy.cfg"
+    config.write_text(
+        f"users {USER}:CL:{PASSWORD}\nauth none\n"
+        f"socks -p{port} -i{host} -e{host}\nproxy -p{port + 2} -i{host} -e{host}\n"
+        f"auth strong\nallow {USER}\nsocks -p{port + 1} -i{host} -e{host}\n"
+    )
+    _start(lab, role, [program, config], port + 1)
 
 
 def _start(lab: Lab, role: Role, argv: list[str | Path], port: int) -> None:
