@@ -24,6 +24,7 @@ MOST_FILTERS = 8
 _REQUEST = struct.Struct("!BBHI16s")  # version, R and opcode, reserved, lifetime, client
 _RESPONSE = struct.Struct("!BBBBII12s")  # version, R and opcode, reserved, result, lifetime, epoch, reserved
 _MAP = struct.Struct("!12sB3sHH16s")  # nonce, protocol, reserved, internal port, external port, external address
+_PEER = struct.Struct("!12sB3sHH16sH2s16s")  # as MAP, and the remote peer's port, reserved, its address
 _OPTION = struct.Struct("!BBH")  # code, reserved, length
 _FILTER = struct.Struct("!BBH16s")  # reserved, prefix length, remote port, remote address
 _R = 0x80
@@ -68,6 +69,7 @@ class Result(IntEnum):
     EXCESSIVE_REMOTE_PEERS = 13
 
 
+_SIZES: dict[int, int] = {Opcode.ANNOUNCE: 0, Opcode.MAP: _MAP.size, Opcode.PEER: _PEER.size}
 LIFETIMES = {
     Result.NOT_AUTHORIZED: LONG,
     Result.NETWORK_FAILURE: SHORT,
@@ -118,7 +120,22 @@ class Map:
     options: bytes = b""
 
 
-Request = Announce | Map
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A PEER request (section 12.1): what `port` sends to `remote` at `remote_port` is to leave from the external port,
+    and what comes from there is to come in. The other fields are as in Map."""
+
+    nonce: bytes
+    lifetime: int
+    protocol: int
+    port: int
+    suggested_port: int
+    suggested: Address | None
+    remote: Address
+    remote_port: int
+
+
+Request = Announce | Map | Peer
 
 
 def is_request(data: bytes) -> bool:
@@ -133,9 +150,9 @@ def parse(data: bytes, source: Address) -> Request:
     if len(data) < _REQUEST.size or len(data) > LONGEST or len(data) % 4:
         raise Wrong(Result.MALFORMED_REQUEST)
     _, opcode, _, lifetime, client = _REQUEST.unpack_from(data)
-    if opcode not in (Opcode.ANNOUNCE, Opcode.MAP):  # PEER, too: the kernel's NAT makes what it asks for by itself
+    if opcode not in _SIZES:
         raise Wrong(Result.UNSUPP_OPCODE)
-    at = _REQUEST.size + (_MAP.size if opcode == Opcode.MAP else 0)
+    at = _REQUEST.size + _SIZES[opcode]
     if len(data) < at:
         raise Wrong(Result.MALFORMED_REQUEST)
     if _unmapped(client) != source:
@@ -144,7 +161,24 @@ def parse(data: bytes, source: Address) -> Request:
     if opcode == Opcode.ANNOUNCE:
         _understood(options, source, ())
         return Announce()
+    if opcode == Opcode.PEER:
+        _understood(options, source, ())
+        return _peer(data, lifetime, source)
     return _map(data, lifetime, options, source)
+
+
+def _peer(data: bytes, lifetime: int, source: Address) -> Peer:
+    nonce, protocol, _, port, suggested_port, wanted, remote_port, _, packed = _PEER.unpack_from(data, _REQUEST.size)
+    remote = _unmapped(packed)
+    if not (protocol and port and remote_port) or remote.version != source.version:
+        raise Wrong(Result.MALFORMED_REQUEST)
+    if remote.is_unspecified or remote.is_multicast or remote.is_loopback:
+        raise Wrong(Result.MALFORMED_REQUEST)
+    if protocol not in (TCP, UDP):
+        raise Wrong(Result.UNSUPP_PROTOCOL)
+    suggested = _unmapped(wanted)
+    anywhere = str(suggested) in (_ANY4, _ANY6)
+    return Peer(nonce, lifetime, protocol, port, suggested_port, None if anywhere else suggested, remote, remote_port)
 
 
 def _map(data: bytes, lifetime: int, options: list[tuple[int, bytes]], source: Address) -> Map:
@@ -251,8 +285,17 @@ def announced(epoch: int) -> bytes:
 def mapped(request: Map, lifetime: int, port: int, address: Address, epoch: int) -> bytes:
     """The answer to a MAP request that was carried out: the external port and address (zeros after a deletion), the
     granted lifetime, and the options again."""
-    body = _MAP.pack(request.nonce, request.protocol, bytes(3), request.port, port, _written_address(address))
+    body = _MAP.pack(request.nonce, request.protocol, bytes(3), request.port, port, written_address(address))
     return _header(Opcode.MAP, Result.SUCCESS, lifetime, epoch) + body + request.options
+
+
+def peered(request: Peer, lifetime: int, port: int, address: Address, epoch: int) -> bytes:
+    """The answer to a PEER request that was carried out (section 12.2), as `mapped`."""
+    body = _PEER.pack(
+        request.nonce, request.protocol, bytes(3), request.port, port, written_address(address),
+        request.remote_port, bytes(2), written_address(request.remote),
+    )  # fmt: skip
+    return _header(Opcode.PEER, Result.SUCCESS, lifetime, epoch) + body
 
 
 def error(data: bytes, result: Result, lifetime: int, epoch: int) -> bytes:
@@ -277,5 +320,6 @@ def _unmapped(data: bytes) -> Address:
     return address.ipv4_mapped or address
 
 
-def _written_address(address: Address) -> bytes:
+def written_address(address: Address) -> bytes:
+    """An address as a message has it: 16 bytes (section 5)."""
     return bytes(10) + b"\xff\xff" + address.packed if address.version == 4 else address.packed

@@ -53,12 +53,12 @@ def _refuse(*_: object) -> None:
     raise ValueError("a document type is not accepted")
 
 
-def read(data: bytes, deepest: int = DEEPEST) -> Element:
-    """Read a document of at most LONGEST bytes, and return its root. The text is UTF-8; where it is not, ISO 8859-1,
+def read(data: bytes, deepest: int = DEEPEST, longest: int = LONGEST) -> Element:
+    """Read a document of at most `longest` bytes, and return its root. The text is UTF-8; where it is not, ISO 8859-1,
     whatever the document says of itself. Raises ValueError for anything else, and for a document type (so that there
     are no entities but the five of XML)."""
-    if len(data) > LONGEST:
-        raise ValueError(f"{len(data)} bytes are more than {LONGEST}")
+    if len(data) > longest:
+        raise ValueError(f"{len(data)} bytes are more than {longest}")
     try:
         data.decode()
     except UnicodeDecodeError:

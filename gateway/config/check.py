@@ -224,6 +224,8 @@ def _check_portmap(config: Config) -> None:
     for i, name in enumerate(portmap.protocols):
         if name in portmap.protocols[:i]:
             raise BadValue(f"portmap.protocols[{i}]: {name} is there twice")
+    if portmap.upstream and not portmap.protocols:
+        raise BadValue("portmap.upstream: is for mappings that clients ask for, and portmap.protocols is empty")
     if portmap.protocols and not config.transparent_enabled:
         raise BadValue("portmap.protocols: needs network.inside_interfaces, the interfaces where clients ask")
     if portmap.protocols and not config.broker_wanted:

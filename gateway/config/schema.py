@@ -356,6 +356,13 @@ class PortmapSection(_Section, frozen=True):
     http_port: Annotated[
         int, Meta(description="TCP port, at inside addresses, of UPnP's descriptions and control.")
     ] = 2869
+    upstream: Annotated[
+        bool,
+        Meta(
+            description="Where the public address is a private one, so that another NAT is in front: ask the router "
+            "above for each mapping too, by PCP, NAT-PMP or UPnP, and tell clients what that one gives."
+        ),
+    ] = False
 
 
 class ForwardSection(_Section, frozen=True):

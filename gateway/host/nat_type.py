@@ -13,10 +13,12 @@ from gateway.host.finding import Finding
 from gateway.host.foreign_chains import ruleset
 from gateway.host.programs import run_program
 from gateway.model.errors import AlgateError
-from gateway.net.addresses import facing_the_world, is_private
+from gateway.net.above import NoAnswer, Refused, find
+from gateway.net.addresses import facing_the_world, is_private, router_above
 
 LEAST_UDP_TIMEOUT = 120  # seconds (RFC 4787, REQ-5)
 _PROC = Path("/proc/sys")
+_SPOKEN = {"pcp": "PCP", "natpmp": "NAT-PMP", "upnp": "UPnP"}
 
 
 def examine_nat(config: Config, proc: Path = _PROC) -> Iterator[Finding]:
@@ -93,11 +95,32 @@ def _public(config: Config) -> Iterator[Finding]:
         if address is None:
             yield Finding(name, "warning", "there is no default route, so none is known", "name it in network.outside")
         elif is_private(address):
-            yield Finding(
-                name,
-                "warning",
-                f"{address} is a private one: another NAT is in front, and mappings are reachable from there only",
-                "forward the ports there too, or ask your provider for an address of your own",
-            )
+            yield _behind_another(config, version, name, address)
         else:
             yield Finding(name, "ok", address)
+
+
+def _behind_another(config: Config, version: int, name: str, address: str) -> Finding:
+    """Check whether the router above opens what is mapped here."""
+    behind = f"{address} is a private one: another NAT is in front"
+    if version == 6 or not config.portmap.protocols:
+        hint = "forward the ports there too, or ask your provider for an address of your own"
+        return Finding(name, "warning", f"{behind}, and mappings are reachable from there only", hint)
+    router = router_above(version)
+    above = find(address, router, b"doctor") if router is not None else None
+    if above is None:
+        hint = "turn on UPnP there, forward the ports there too, or ask your provider for an address of your own"
+        said = f"{behind} and answers neither PCP nor NAT-PMP nor UPnP, so mappings are reachable from there only"
+        return Finding(name, "warning", said, hint)
+    speaks = _SPOKEN[above.protocol]
+    if not config.portmap.upstream:
+        said = f"{behind} ({above.router}), which opens ports by {speaks}, but is not asked for any"
+        return Finding(name, "warning", said, "set portmap.upstream = true")
+    try:
+        external = above.look().external
+    except (NoAnswer, Refused) as error:
+        return Finding(name, "warning", f"{behind}: {error}", f"look at {above.router}")
+    if external is None or is_private(external):
+        said = f"{behind} ({above.router}, asked by {speaks}), whose own address is {external or 'not known'}"
+        return Finding(name, "warning", said, "ask your provider for an address of your own")
+    return Finding(name, "ok", f"{external}, of the router above ({above.router}), which is asked by {speaks}")

@@ -20,7 +20,7 @@ from gateway.model.requests import Along
 # <linux/rtnetlink.h>
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWRULE, RTM_GETRULE = 32, 34
-RTA_DST, FRA_TABLE = 1, 15
+RTA_DST, RTA_GATEWAY, FRA_TABLE = 1, 5, 15
 RTN_UNSPEC, RTN_UNICAST, RTN_LOCAL, RTN_BROADCAST, RTN_ANYCAST, RTN_MULTICAST = range(6)
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV4_RULE = 0x1, 0x10, 0x40, 0x80
 RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE, RTMGRP_IPV6_RULE = 0x100, 0x400, 0x40000
@@ -212,6 +212,30 @@ def source_towards(host: str, device: int = 0) -> str | None:
 def facing_the_world(version: int) -> str | None:
     """Return the address of this host that faces the default route of a family; None: there is no route."""
     return source_towards(_FAR[version])
+
+
+def router_above(version: int) -> str | None:
+    """Return the address of the router to which this host's default route of a family leads, without zone; None: there
+    is no route, or the link has no addresses (PPP). Raises OSError."""
+    packed = ipaddress.ip_address(_FAR[version]).packed
+    body = _ROUTE.pack(socket.AF_INET if version == 4 else socket.AF_INET6, len(packed) * 8, 0, 0, 0, 0, 0, 0, 0)
+    body += _ATTRIBUTE.pack(_ATTRIBUTE.size + len(packed), RTA_DST) + packed
+    sock = _netlink(0)
+    try:
+        sock.send(_HEADER.pack(_HEADER.size + len(body), RTM_GETROUTE, NLM_F_REQUEST, 1, 0) + body)
+        answer = sock.recv(65536)  # it is there: the kernel answers before `send` returns
+    finally:
+        sock.close()
+    length, kind, _, _, _ = _HEADER.unpack_from(answer)
+    if kind != RTM_NEWROUTE:
+        return None
+    at = _HEADER.size + _ROUTE.size
+    while at + _ATTRIBUTE.size <= length:
+        size, name = _ATTRIBUTE.unpack_from(answer, at)
+        if name == RTA_GATEWAY:
+            return str(ipaddress.ip_address(answer[at + _ATTRIBUTE.size : at + size]))
+        at += max((size + 3) & ~3, _ATTRIBUTE.size)
+    return None
 
 
 def is_private(address: str) -> bool:

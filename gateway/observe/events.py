@@ -114,13 +114,19 @@ EVENTS = {
     "portmap.double_nat": "The public address is a private one: another NAT is in front of this router, and what "
     "clients are told is reachable from there only.",
     "portmap.epoch": "Clients are told that they have to ask for their mappings again, for `reason`: begin (there were "
-    "none), lost (some are gone), address.",
+    "none), lost (some are gone), address, upstream (what the router above gives is otherwise).",
     "portmap.gone": "A mapping's pinhole was closed by `algate kick`, or is lost. The mapping has ended.",
     "portmap.lost": "A mapping could not be opened again.",
     "portmap.recovered": "A new portmap process has taken over the mappings of the previous one; `lost` are not as "
     "they were.",
     "portmap.refused": "A client was refused a public port; `why` is the reason and `detail` says more.",
     "portmap.socket_failed": "A socket at which clients ask cannot be read; its interface may be gone.",
+    "portmap.upstream": "A router above this one gives public ports, by `protocol`; `address` is its public one.",
+    "portmap.upstream_kept": "A mapping could not be ended at the router above; it ends by its time.",
+    "portmap.upstream_lost": "The router above does not answer any more. Clients are told this router's own address.",
+    "portmap.upstream_moved": "The router above has another public address. It is asked for all mappings again.",
+    "portmap.upstream_refused": "The router above has refused a mapping; `reason` is what it said.",
+    "portmap.upstream_restarted": "The router above has lost what it gave. It is asked for all mappings again.",
     "portmap.unbound": "Clients cannot ask at an inside interface, because the port cannot be had. It is tried again.",
     "portmap.unsaid": "An answer or announcement could not be sent.",
     "process.died": "A process died, and is replaced.",

@@ -31,7 +31,7 @@ from gateway.process.lifeline import (
     send,
 )
 
-HOLDERS = 3  # protocols by which a client may ask for one mapping: each hold is a pinhole
+HOLDERS = 4  # ways by which a client may ask for one mapping: each hold is a pinhole
 SWITCH = 0.0005  # seconds that a thread which only looks may keep Python's lock from the one that answers
 
 

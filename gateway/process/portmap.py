@@ -17,6 +17,7 @@ import signal
 import socket
 import time
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 
 import gevent
@@ -31,6 +32,7 @@ from gateway.front.packets.journal import Journal
 from gateway.front.portmap.announcer import Announcer
 from gateway.front.portmap.datagrams import Asked, DatagramSocket
 from gateway.front.portmap.leases import Leases
+from gateway.front.portmap.machine import secret
 from gateway.front.portmap.mapper import MapperSetting, PortMapper
 from gateway.front.portmap.memory import Memory
 from gateway.front.portmap.pcp import PcpFront, Speaks
@@ -39,8 +41,10 @@ from gateway.front.portmap.public import PublicAddresses
 from gateway.front.portmap.ssdp import Corner
 from gateway.front.portmap.table import MappingLimits, MappingTable
 from gateway.front.portmap.uplink import Uplink
-from gateway.front.portmap.upnp import UpnpFront, UpnpSetting
-from gateway.net.addresses import OwnAddresses
+from gateway.front.portmap.upnp import Identify, UpnpFront, UpnpSetting
+from gateway.front.portmap.upstream import Upstream
+from gateway.net.above import Above, find
+from gateway.net.addresses import OwnAddresses, router_above
 from gateway.net.neighbours import Kernel, Neighbours
 from gateway.observe.admin import Rows
 from gateway.observe.counters import recent_rows
@@ -71,6 +75,7 @@ class Portmap:
         )
         self._stop = Event()
         self._lag = LagMeter()
+        self._instance = config.process.run_dir
         own = OwnAddresses()
         journal = Journal(boot.journal)
         memory = Memory(journal, boot_id())
@@ -83,6 +88,7 @@ class Portmap:
             Permits(policy_of(config, datetime.now, own.has).decide_mapping),
             MapperSetting(config.inside_networks, frozenset(config.network.masquerade), config.rules.restore),
             memory,
+            self._payer,
         )
         speaks: frozenset[Speaks] = frozenset(name for name in ("pcp", "natpmp") if name in config.portmap.protocols)
         self._front = PcpFront(self._mapper, speaks)
@@ -95,12 +101,18 @@ class Portmap:
         self._upnp = self._make_upnp(config, sockets) if "upnp" in config.portmap.protocols else None
         self._announcer = Announcer(self._sockets, self._front.announcements)
         memory.restarted.append(self._announcer.begin)
+        if config.portmap.upstream:
+            self._mapper.upstream = Upstream(self._mapper.behind, self._find_above, self._table, self._mapper)
 
     def run(self) -> None:
         """Serve until SIGTERM, or until the supervisor is gone."""
         gevent.signal_handler(signal.SIGTERM, self._stop.set)
         self._attendant.start()
         self._mapper.recover()
+        upstream = self._mapper.upstream
+        if upstream is not None:
+            upstream.begin()
+            gevent.spawn(upstream.run)
         for sock in self._sockets:
             sock.start()
         gevent.spawn(self._mapper.run)
@@ -135,11 +147,26 @@ class Portmap:
             except OSError as error:  # the interface has gone; the supervisor will start another process without it
                 log.warning("portmap.socket_failed", interface=interface, error=error.strerror)
         listeners = [sock for _, sock in asked["http"]]
-        return UpnpFront(setting, self._mapper, uplink, corners, listeners, self._identify)
+        return UpnpFront(setting, self._mapper, uplink, corners, listeners, Identify(self._identify, self._payer))
+
+    def _find_above(self, own: str) -> Above | None:
+        """Return who may be asked above an address of this router."""
+        try:
+            router = router_above(4)
+        except OSError:
+            router = None
+        return find(own, router, secret(f"upstream {self._instance}")) if router is not None else None
 
     def _identify(self, address: str) -> str:
         """Return which host an address is of."""
         return self._neighbours.identify(address).host
+
+    def _payer(self, address: str) -> str:
+        """Return whose rate a datagram of an address counts for: its host's. Where that is not known, as the kernel
+        learns it only from what the host asks it or is answered, all such addresses of a /64 or /24 count together: a
+        host may have many, and pretend to more."""
+        host = self._neighbours.identify(address).host
+        return host if host.startswith("link ") else _surroundings(address)
 
     def _answer(self, asked: Asked) -> bytes | None:
         return self._front.answer(asked.data, asked.source)
@@ -153,6 +180,7 @@ class Portmap:
                 "epoch": self._mapper.epoch,
                 "external": [self._mapper.external(version) for version in (4, 6)],
                 "refused": dict(self._mapper.refused),
+                **({"upstream": upstream.status()} if (upstream := self._mapper.upstream) is not None else {}),
                 **(self._upnp.status() if self._upnp is not None else {}),
             }
         ]
@@ -170,15 +198,22 @@ class Portmap:
                 "protocol": mapping.transport,
                 "port": mapping.port,
                 "public": str(mapping.public),
+                "above": str(mapping.above) if mapping.above is not None else "",
                 "holder": hold.holder,
                 "lease": hold.lease,
-                "left": mapping.left(hold.holder, now),
+                "left": mapping.left(hold.name, now),
                 "filters": list(hold.filters),
                 "description": hold.description,
             }
             for mapping in self._table
             for hold in mapping.holds.values()
         ]
+
+
+
+@lru_cache(maxsize=4096)
+def _surroundings(address: str) -> str:
+    return str(ipaddress.ip_network((address.partition("%")[0], 64 if ":" in address else 24), strict=False))
 
 
 def limits_of(config: Config) -> MappingLimits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import random
 from collections import deque
@@ -41,6 +42,7 @@ from alg.ftp.options import FtpOptions
 from alg.ftp.session import FtpModule
 from alg.irc.module import IrcModule
 from alg.irc.options import IrcOptions
+from alg.pcp import client as pcp_client
 from alg.pcp import natpmp
 from alg.pcp import pcp as pcp_wire
 from alg.rtsp.module import RtspModule
@@ -53,6 +55,8 @@ from alg.socks.errors import ProxyError
 from alg.socks.gssapi import MessageType, parse_message
 from alg.socks.socks5 import Command, SocksError
 from alg.socks.udp import Reassembly
+from alg.upnp import client as igd_client
+from alg.upnp.errors import ActionError, HttpError
 from gateway.client.engine.names import Names
 from gateway.client.engine.supervised import parse_target
 from gateway.client.proxy import Chain, Proxy
@@ -327,6 +331,8 @@ def pcp(data: bytes, rng: random.Random) -> None:
         else:
             if isinstance(request, pcp_wire.Map):
                 assert len(pcp_wire.mapped(request, 120, 5000, source, 1)) <= max(60, len(data))
+            elif isinstance(request, pcp_wire.Peer):
+                assert len(pcp_wire.peered(request, 120, 5000, source, 1)) <= max(80, len(data))
     if natpmp.is_request(data):
         said = b""
         try:
@@ -334,6 +340,22 @@ def pcp(data: bytes, rng: random.Random) -> None:
         except natpmp.Wrong as wrong:
             said = natpmp.error(data, wrong.result, 1)
         assert len(said) <= 16
+
+
+def above(data: bytes, _rng: random.Random) -> None:
+    """What the router above answers, by whichever protocol: it is read, or is none; URLs lead to that router only."""
+    pcp_client.read_pcp(data)
+    pcp_client.read_pmp(data)
+    where = igd_client.read_location(data) or igd_client.Place("100.64.0.1", 5000, "/root.xml")
+    igd_client.is_whole(data)
+    try:
+        status, body = igd_client.read_answer(data)
+    except HttpError:
+        return
+    with contextlib.suppress(ValueError):
+        assert all(found.host == where.host for found in igd_client.services(body, where))
+    with contextlib.suppress(ActionError):
+        igd_client.read_outputs(status, body, "GetExternalIPAddress")
 
 
 TARGETS: dict[str, Target] = {
@@ -352,4 +374,5 @@ TARGETS: dict[str, Target] = {
     "access": access,
     "upnp": upnp,
     "pcp": pcp,
+    "above": above,
 }

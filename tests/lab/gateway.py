@@ -17,14 +17,16 @@ from gateway.cli.rules import apply_command, remove_command
 from gateway.model.errors import AlgateError, ConfigError
 
 if TYPE_CHECKING:
-    from tests.lab.lab import Lab
+    from tests.lab.lab import Lab, Role
 
 
 class Gateway:
-    """A gateway with its configuration file and its log; made by `Lab.start_gateway`."""
+    """A gateway with its configuration file and its log, on the router or in the namespace of another `role`; made by
+    `Lab.start_gateway`."""
 
-    def __init__(self, lab: Lab, config: Path) -> None:
+    def __init__(self, lab: Lab, config: Path, role: Role = "router") -> None:
         self.lab = lab
+        self.role = role
         self.config = config
         self.log = lab.logs / f"{config.stem}.log"
         self.command = Path(sys.executable).parent / "algate"
@@ -50,7 +52,7 @@ class Gateway:
             self.rules("apply")
             self._rules = True
         seen = len(self.log_lines())
-        process = self._process = self.lab.popen("router", [self.command, "run", "-c", self.config], log=self.log)
+        process = self._process = self.lab.popen(self.role, [self.command, "run", "-c", self.config], log=self.log)
         self.lab.gateways.append(self)
 
         def ready() -> bool:
@@ -93,8 +95,8 @@ class Gateway:
         return found
 
     def algate(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """`algate ARGUMENTS -c CONFIG` in the router."""
-        return self.lab.run("router", [self.command, *arguments, "-c", self.config], timeout=90, check=check)
+        """`algate ARGUMENTS -c CONFIG` where it runs."""
+        return self.lab.run(self.role, [self.command, *arguments, "-c", self.config], timeout=90, check=check)
 
     def rules(self, verb: Literal["apply", "remove"]) -> None:
         """What `algate rules VERB` does, by this process: hundreds of gateways are started, and the command itself has

@@ -33,7 +33,7 @@ import tomli_w
 from tests.lab import firewall, servers
 from tests.lab.gateway import Gateway
 
-Role = Literal["inside", "client2", "router", "outside", "stranger"]
+Role = Literal["inside", "client2", "router", "outside", "stranger", "upper"]
 ROLES: tuple[Role, ...] = ("inside", "client2", "router", "outside", "stranger")
 
 PATIENCE = float(os.environ.get("LAB_PATIENCE", "1"))

@@ -16,7 +16,7 @@ PREFER_FAILURE = b"\x02\0\0\0"
 
 
 class Answer(NamedTuple):
-    """What the server said. Of an error the fields of MAP are what was asked."""
+    """What the server said. Of an error the fields of MAP and PEER are what was asked."""
 
     data: bytes
     version: int
@@ -29,6 +29,7 @@ class Answer(NamedTuple):
     inside: int = 0
     port: int = 0
     address: str = ""
+    remote: tuple[str, int] = ("", 0)
 
 
 def packed(address: str) -> bytes:
@@ -53,11 +54,16 @@ def read(data: bytes) -> Answer:
     version, opcode, _, result, lifetime, epoch = struct.unpack_from("!BBBBII", data)
     head = Answer(data, version, opcode & 0x7F, result, lifetime, epoch)
     assert opcode & 0x80
-    if head.opcode != 1 or len(data) < 60:
+    if head.opcode not in (1, 2) or len(data) < 60:
         return head
     nonce, protocol, _, inside, port, address = struct.unpack_from("!12sB3sHH16s", data, 24)
     ip = ipaddress.IPv6Address(address)
-    return head._replace(nonce=nonce, protocol=protocol, inside=inside, port=port, address=str(ip.ipv4_mapped or ip))
+    head = head._replace(nonce=nonce, protocol=protocol, inside=inside, port=port, address=str(ip.ipv4_mapped or ip))
+    if head.opcode == 2 and len(data) >= 80:
+        remote_port, _, remote = struct.unpack_from("!H2s16s", data, 60)
+        ip = ipaddress.IPv6Address(remote)
+        head = head._replace(remote=(str(ip.ipv4_mapped or ip), remote_port))
+    return head
 
 
 class PcpClient:
@@ -112,6 +118,13 @@ class PcpClient:
 
     def map(self, port: int, **more: object) -> Answer:
         answer = self.send(self.request(port, **more))  # type: ignore[arg-type]
+        assert answer is not None, "no answer"
+        return answer
+
+    def peer(self, port: int, remote: tuple[str, int], **more: object) -> Answer:
+        data = self.request(port, **more)  # type: ignore[arg-type]
+        data = data[:1] + b"\x02" + data[2:60] + struct.pack("!H2s16s", remote[1], b"", packed(remote[0])) + data[60:]
+        answer = self.send(data)
         assert answer is not None, "no answer"
         return answer
 

@@ -242,6 +242,58 @@ def test_filters(lab: Lab, gateway: Gateway, client: PcpClient) -> None:
     assert client.map(6701, options=pcp_client.filter_option(f"{SERVER4}/32", port=53)).result == 13
 
 
+def test_a_mapping_for_one_peer(lab: Lab, gateway: Gateway, client: PcpClient, other: PcpClient) -> None:
+    with (
+        Udp(lab, "inside", CLIENT4, 6750) as near,
+        Udp(lab, "outside", SERVER4, 7000) as server,
+        Udp(lab, "stranger", STRANGER4) as stranger,
+    ):
+        answer = client.peer(6750, (SERVER4, 7000), wish=6760)
+        assert (answer.result, answer.opcode, len(answer.data), answer.nonce) == (0, 2, 80, client.nonce)
+        assert (answer.inside, answer.port, answer.address) == (6750, 6760, ROUTER_OUT4)
+        assert (answer.remote, answer.protocol, answer.lifetime) == ((SERVER4, 7000), 17, 3600)
+        server.send(b"you", (ROUTER_OUT4, 6760))  # it may come first
+        assert near.receive() == (b"you", (SERVER4, 7000))
+        stranger.send(b"I", (ROUTER_OUT4, 6760))
+        assert near.is_silent()
+        for far in (server, stranger):  # one socket has one public port, to whomever it sends
+            near.send(b"play", far.sock.getsockname()[:2])
+            assert far.receive() == (b"play", (ROUTER_OUT4, 6760))
+        [hole] = [hole for hole in gateway.admin("pinholes") if hole["reason"] == "map.peer"]
+        assert (hole["peer"], hole["target"]) == (f"{SERVER4}/32", f"{CLIENT4}:6750")
+        # The same socket for another peer, and for everybody: its port is the same, and each ends for itself.
+        assert client.peer(6750, (STRANGER4, 9)).port == 6760
+        stranger.send(b"I", (ROUTER_OUT4, 6760))
+        assert near.receive()[0] == b"I"
+        assert client.map(6750).port == 6760
+        assert client.map(6750, lifetime=0).result == 0
+        assert client.peer(6750, (SERVER4, 7000), lifetime=0, nonce=bytes(12)).result == 2
+        ended = client.peer(6750, (SERVER4, 7000), lifetime=0)
+        assert (ended.result, ended.lifetime, ended.port) == (0, 0, 0)
+        server.send(b"you", (ROUTER_OUT4, 6760))
+        assert near.is_silent()
+        assert client.peer(6750, (STRANGER4, 9), lifetime=0).result == 0
+        assert client.peer(6750, (STRANGER4, 9), lifetime=0).result == 0
+        assert [hole for hole in gateway.admin("pinholes") if hole["reason"] == "map.peer"] == []
+
+
+def test_peers_that_are_refused(lab: Lab, gateway: Gateway, client: PcpClient, other: PcpClient) -> None:
+    assert other.map(6770, wish=6770).port == 6770
+    assert client.peer(6770, (SERVER4, 7000), wish=6770).result == 11  # a suggested port, or none (section 7.4)
+    assert client.peer(6770, (SERVER4, 7000)).port not in (0, 6770)
+    assert client.peer(6770, (SERVER4, 7000), nonce=bytes(12)).result == 2
+    for port, remote in ((0, (SERVER4, 7000)), (6771, (SERVER4, 0)), (6771, ("0.0.0.0", 7)), (6771, ("ff02::1", 7))):
+        assert client.peer(port, remote).result == 3, (port, remote)
+    assert client.peer(6771, (SERVER4, 7000), protocol=132).result == 9
+    assert client.peer(6771, (SERVER4, 7000), own=CLIENT2_4).result == 12
+    assert client.peer(6771, (SERVER4, 7000), options=pcp_client.PREFER_FAILURE).result == 5
+    assert client.peer(22, (SERVER4, 7000), protocol=TCP).result == 2
+    assert [client.peer(6772, (SERVER4, 7000 + i)).result for i in range(9)] == [0] * 8 + [10]
+    for i in range(8):
+        client.peer(6772, (SERVER4, 7000 + i), lifetime=0)
+    client.peer(6770, (SERVER4, 7000), lifetime=0)
+
+
 def test_what_is_refused(lab: Lab, gateway: Gateway, client: PcpClient) -> None:
     assert client.map(6800, suggested=6800).result == 0
     [before] = holes(gateway)
@@ -269,9 +321,9 @@ def test_what_is_refused(lab: Lab, gateway: Gateway, client: PcpClient) -> None:
     answer = client.send(client.request(6802)[:40])
     assert answer is not None
     assert answer.result == 3
-    answer = client.send(bytes([2, 2]) + client.request(6802)[2:] + bytes(20))
+    answer = client.send(bytes([2, 3]) + client.request(6802)[2:])
     assert answer is not None
-    assert (answer.result, answer.opcode) == (4, 2)
+    assert (answer.result, answer.opcode) == (4, 3)
     assert any("portmap.refused" in line and "foreign" in line for line in gateway.log_lines())
 
 
@@ -392,6 +444,52 @@ def test_one_host_that_floods_is_limited_and_others_are_served(
     assert 0 < answered <= most
     assert len([hole for hole in holes(gateway) if hole["client"] == CLIENT4]) <= 8
     lab.wait_for(lambda: client.send(client.request(20001, lifetime=60), 0.5), 10, "the flood to be forgiven")
+
+
+def many_addresses(lab: Lab, network: str, number: int) -> list[str]:
+    """Give the client more addresses, of which the router has never heard."""
+    hosts = [network.format(one) for one in range(number)]
+    length = 64 if ":" in hosts[0] else 24
+    lines = [f"address add {host}/{length} dev eth0{' nodad' if length == 64 else ''}" for host in hosts]
+    lab.run("inside", ["ip", "-batch", "-"], stdin="\n".join(lines) + "\n")
+    return hosts
+
+
+@pytest.mark.parametrize(
+    ("network", "router", "witness"),
+    [("2001:db8:56::1:{:x}", ROUTER_IN6, "2001:db8:56::11"), ("192.168.56.{}", ROUTER_IN4, CLIENT2_4)],
+)
+def test_a_host_with_many_addresses_is_one_host(
+    lab: Lab, gateway: Gateway, network: str, router: str, witness: str
+) -> None:
+    """As privacy addresses are (RFC 8981), or a host that pretends to be many."""
+    if ":" in network:
+        lab.run("client2", ["ip", "address", "add", f"{witness}/64", "dev", "eth0", "nodad"])
+    hosts = many_addresses(lab, network.replace("{}", "1{:02}"), 100)
+    clients = [PcpClient(lab, "inside", host, router) for host in hosts]
+    try:
+        with PcpClient(lab, "client2", witness, router) as other:
+            lab.wait_for(lambda: other.announce() is not None, 10, "the witness to be known")
+            began = time.monotonic()
+            for client in clients:
+                for _ in range(10):  # ANNOUNCE
+                    client.sock.sendto(b"\2\0" + bytes(6) + pcp_client.packed(client.own), client.server)
+            took = time.monotonic() - began
+            assert other.announce() is not None
+            lab.wait_for(lambda: time.monotonic() - began > took + 0.5, 5, "the answers")
+            answered = 0
+            for client in clients:
+                client.sock.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    while client.sock.recv(2000):
+                        answered += 1
+            # Those that the router does not know count together, and those that it has come to know do.
+            assert 0 < answered <= 2 * (30 + 10 * (time.monotonic() - began)) + 5
+    finally:
+        for client in clients:
+            client.close()
+        for host in hosts:
+            lab.run("inside", ["ip", "address", "del", f"{host}/{64 if ':' in host else 24}", "dev", "eth0"])
 
 
 def test_kick_ends_a_mapping(lab: Lab, gateway: Gateway, client: PcpClient) -> None:

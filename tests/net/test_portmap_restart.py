@@ -104,6 +104,37 @@ def test_all_processes_that_are_killed(lab: Lab, gateway: Gateway) -> None:
         assert len(static) == 1
 
 
+def test_the_supervisor_that_is_killed_alone(lab: Lab, gateway: Gateway) -> None:
+    with PcpClient(lab, "inside", CLIENT4, ROUTER_IN4) as client:
+        before = client.map(5008, wish=5008, lifetime=3600)
+        [hole] = holes(gateway)
+        children = gateway.pids()
+        os.kill(gateway.process.pid, signal.SIGKILL)
+        gateway.process.wait(5)
+        lab.gateways.remove(gateway)
+        lab.wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), 10, "the children to end")
+        assert works(lab, 5008, 5008)
+        gateway.start(rules=False)
+        [again] = holes(gateway)
+        assert (again["id"], again["public"]) == (hole["id"], f"{ROUTER_OUT4}:5008")
+        assert works(lab, 5008, 5008)
+        after = client.map(5008, lifetime=3600)
+        assert (after.result, after.port) == (0, 5008)
+        assert after.epoch >= before.epoch
+        assert client.map(5008, nonce=bytes(12)).result == 2
+
+
+def test_a_peer_outlives_its_process(lab: Lab, gateway: Gateway) -> None:
+    with PcpClient(lab, "inside", CLIENT4, ROUTER_IN4) as client:
+        assert client.peer(5009, (SERVER4, 7000), wish=5009).result == 0
+        seen = len(gateway.log_lines())
+        os.kill(pid_of(gateway, "portmap"), signal.SIGKILL)
+        gateway.wait_for_log(r"portmap\.recovered.*lost=0", 15, seen)
+        assert client.peer(5009, (SERVER4, 7000), nonce=bytes(12)).result == 2
+        assert client.peer(5009, (SERVER4, 7000), lifetime=0).result == 0
+        assert [hole for hole in gateway.admin("pinholes") if hole["reason"] == "map.peer"] == []
+
+
 def test_a_flush_of_all_rules(tmp_path: Path) -> None:
     with Lab(logs=tmp_path) as lab:
         config = lab.write_config(

@@ -16,7 +16,7 @@ from alg.upnp.device import Device
 from alg.upnp.errors import ActionError
 from alg.upnp.listing import Entry, port_listing
 from alg.upnp.services import CONNECTION_1, CONNECTION_2, FIREWALL, FORWARDING, INTERFACE, Service
-from gateway.front.portmap.table import Event, Holder, Key, MappingTable, Refusal, Request
+from gateway.front.portmap.table import Event, Key, MappingTable, Refusal, Request
 from gateway.front.portmap.table import Mapping as PortMapping
 from gateway.model.requests import Transport
 from gateway.observe.log import get_logger
@@ -44,7 +44,7 @@ class Mapper(Protocol):
     def map(self, request: Request) -> PortMapping:
         """Open or renew a mapping. Raises Refusal."""
 
-    def unmap(self, key: Key, holder: Holder, credential: str = "") -> None:
+    def unmap(self, key: Key, name: str, credential: str = "") -> None:
         """End a hold. Raises Refusal."""
 
     def translates(self, client: str) -> bool:
@@ -195,7 +195,7 @@ class Igd:
         return add
 
     def _add_any(self, client: str, given: Mapping[str, str]) -> _Values:
-        return (self._add(client, arguments.mapping(given), _CODES_2, exact=False).public.port,)
+        return (self._add(client, arguments.mapping(given), _CODES_2, exact=False).shown.port,)
 
     def _add(
         self, client: str, asked: arguments.MappingArguments, codes: Mapping[str, int], *, exact: bool
@@ -233,7 +233,7 @@ class Igd:
         there = self._table.at_public(request.client, request.transport, request.suggested_port)
         same = self._table.find(request.key)
         for mapping in (there, same):
-            if mapping is None or (mapping.port, mapping.public.port) == (request.port, request.suggested_port):
+            if mapping is None or (mapping.port, mapping.shown.port) == (request.port, request.suggested_port):
                 continue
             if mapping.holds.keys() == {"upnp"}:  # else the mapper refuses
                 with contextlib.suppress(Refusal):
@@ -247,7 +247,7 @@ class Igd:
         remote = hold.filters[0].partition("/")[0] if hold.filters else ""
         left = mapping.left("upnp", self._facts.now())
         return Entry(
-            remote, mapping.public.port, mapping.transport, mapping.port, mapping.client, hold.description, left
+            remote, mapping.shown.port, mapping.transport, mapping.port, mapping.client, hold.description, left
         )
 
     def _generic(self, client: str, given: Mapping[str, str]) -> _Values:
@@ -281,7 +281,7 @@ class Igd:
         found = [
             mapping
             for mapping in self._entries(client)
-            if mapping.transport == wanted.transport and wanted.first <= mapping.public.port <= wanted.last
+            if mapping.transport == wanted.transport and wanted.first <= mapping.shown.port <= wanted.last
         ]
         if not found:
             raise ActionError(730)

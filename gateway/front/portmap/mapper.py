@@ -7,6 +7,7 @@
 - What is open is written to a journal at once (memory.py). A successor finds it there, and each lease in the kernel or
   opens it again. The epoch goes on as long as nothing was lost (RFC 6887 section 8.5).
 - When this router's public address changes, the mappings are opened again there.
+- Behind another NAT the router above is asked for each mapping, too, if the operator wants that (upstream.py).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from gateway.front.portmap.leases import Gone, Leases
 from gateway.front.portmap.memory import Memory
 from gateway.front.portmap.permits import Permits
 from gateway.front.portmap.table import Hold, Holder, Key, Mapping, MappingTable, Refusal, Request, Why
+from gateway.front.portmap.upstream import Upstream
 from gateway.lease.validate import LONGEST_CONVERSATION
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Lease, Network, Transport
@@ -65,7 +67,8 @@ class MapperSetting(msgspec.Struct, frozen=True):
 class PortMapper:
     """Opens, renews and ends mappings.
 
-    `public`: the address of this router that the world sees, by family; None: it has none now.
+    `public`: the address of this router that the world sees, by family; None: it has none now. `identify`: which
+    addresses are one host, for the rate.
     """
 
     def __init__(
@@ -76,14 +79,17 @@ class PortMapper:
         permits: Permits,
         setting: MapperSetting,
         memory: Memory,
+        identify: Callable[[str], str],
     ) -> None:
         self.table = table
+        self.upstream: Upstream | None = None  # whoever makes this one sets it, if the router above is to be asked
         self.refused: Counter[str] = Counter()
         self._leases = leases
         self._public = public
         self._permits = permits
         self._setting = setting
         self._memory = memory
+        self._identify = identify
         self._rate = Rate(REQUESTS, BURST)
         self._locks: dict[str, BoundedSemaphore] = {}
         self._waiting: Counter[str] = Counter()
@@ -102,16 +108,28 @@ class PortMapper:
         """Whether a host may be answered now: it is inside, and does not ask too fast. Each question counts."""
         if not self.is_inside(host):
             return False
-        if self._rate.take(host, time.monotonic()):
+        if self._rate.take(self._identify(host), time.monotonic()):
             return True
         self.refused["rate"] += 1
         count("algate_portmap_dropped_total")
         return False
 
     def external(self, version: int) -> str | None:
-        """Return the public address of this router, as clients are told it; None if it has none of this family now."""
+        """Return the public address of this router, as clients are told it, or that of the router above; None if there
+        is none of this family now."""
         public = self._public(version)
-        return None if public is None else public.advertised
+        if public is None:
+            return None
+        above = self.upstream.external if self.upstream is not None and version == 4 else None
+        return public.advertised if above is None else above
+
+    def behind(self) -> str | None:
+        """The IPv4 address of this router that another NAT translates; "": none does, as far as it can be seen; None:
+        it has no address now."""
+        public = self._public(4)
+        if public is None:
+            return None
+        return public.local if is_private(public.advertised) else ""
 
     def translates(self, client: str) -> bool:
         """Whether a client's addresses are translated. Otherwise its own address and port are the public ones."""
@@ -123,8 +141,8 @@ class PortMapper:
         return self._memory.epoch
 
     def map(self, request: Request) -> Mapping:
-        """Open or renew a mapping, and wait for the broker. `Mapping.public` is what the client is told, and
-        `Mapping.left(holder, now)` for how long. Raises Refusal."""
+        """Open or renew a mapping, and wait for the broker. `Mapping.shown` is what the client is told, and
+        `Mapping.left(name, now)` for how long. Raises Refusal."""
         try:
             with self._locked(request.client):
                 mapping = self._map(request)
@@ -134,11 +152,12 @@ class PortMapper:
         count("algate_portmap_requests_total", request.holder, "granted")
         return mapping
 
-    def unmap(self, key: Key, holder: Holder, credential: str = "") -> None:
-        """End a hold. Raises Refusal "none" or "foreign"."""
+    def unmap(self, key: Key, name: str, credential: str = "") -> None:
+        """End the hold `name`. Raises Refusal "none" or "foreign"."""
         with self._locked(key[0]):
-            self._leases.end([self.table.release(key, holder, credential)])
-        count("algate_portmap_requests_total", holder, "deleted")
+            ended = self.table.release(key, name, credential)
+            self._leases.end([ended])
+        count("algate_portmap_requests_total", ended.holder, "deleted")
 
     def packets(self, mapping: Mapping) -> int:
         """Return how many packets have come in through a mapping, as the broker counts; 0 if it does not answer."""
@@ -185,21 +204,37 @@ class PortMapper:
         public = self._public_of(request.client)
         self._check_suggestion(request, public, there)
         self._permits.enter(request.key)
-        before = there.holds.get(request.holder) if there is not None else None
+        before = there.holds.get(request.name) if there is not None else None
         hold = self.table.wanted(request, time.monotonic())
         try:
             if there is not None and before is not None:
+                above = self._above(request, there.public, there)
                 with contextlib.suppress(Gone):
                     self._leases.renew(hold, hold.filters if hold.filters != before.filters else None)
-                    if there.holds.get(request.holder) is before:  # it may have ended while the broker was asked
-                        return self.table.hold(request, there.public, hold)
+                    if there.holds.get(request.name) is before:  # it may have ended while the broker was asked
+                        return self.table.hold(request, there.public, hold, above)
             lease = self._open(request, hold, public, there)
         except PinholeRefused as refusal:
             if self.table.find(request.key) is None:
                 self._permits.leave(request.key)
             raise Refusal(_WHY.get(refusal.rule, "kernel"), f"{refusal.rule}: {refusal.detail}") from refusal
-        granted = lease.public if public is None else Endpoint(public.advertised, lease.public.port)
-        return self.table.hold(request, granted, hold)
+        here = lease.public if public is None else Endpoint(public.advertised, lease.public.port)
+        try:
+            above = self._above(request, here, there)
+        except Refusal:
+            self._leases.close(hold)
+            if self.table.find(request.key) is None:
+                self._permits.leave(request.key)
+            raise
+        return self.table.hold(request, here, hold, above)
+
+    def _above(self, request: Request, public: Endpoint, there: Mapping | None) -> Endpoint | None:
+        """Return what the router above gives for a mapping; None: it is not asked. Raises Refusal."""
+        if self.upstream is None:
+            return None
+        if there is not None and there.above is not None and there.public == public:
+            return there.above
+        return self.upstream.ask(request.key, public, request.exact, self.table.granted(request))
 
     def _public_of(self, client: str) -> PublicAddress | None:
         """Return where mappings of a client are; None: at its own address, as nothing is translated."""
@@ -213,10 +248,10 @@ class PortMapper:
     def _check_suggestion(self, request: Request, public: PublicAddress | None, there: Mapping | None) -> None:
         if not request.exact:
             return
-        host = request.client if public is None else public.advertised
+        host = request.client if public is None else self.external(6 if ":" in request.client else 4)
         if request.suggested_host not in (None, host):
             raise Refusal("address", f"the public address is {host}, not {request.suggested_host}")
-        port = there.public.port if there is not None else request.port if public is None else None
+        port = there.shown.port if there is not None else request.port if public is None else None
         if request.suggested_port and port is not None and port != request.suggested_port:
             raise Refusal("taken", f"{request.client}:{request.port} has the public port {port}")
 
@@ -240,6 +275,18 @@ class PortMapper:
             why=refusal.why,
             detail=refusal.detail[:200],
         )
+
+    # --- the router above ---------------------------------------------------------------------------------------------
+
+    def give_up(self, mapping: Mapping) -> None:
+        """End a mapping that the router above does not give any more."""
+        for hold in list(mapping.holds.values()):
+            self._leases.close(self.table.release(mapping.key, hold.name, hold.credential))
+
+    def changed(self) -> None:
+        """What clients were told is true no more: they are to ask again."""
+        self._memory.restart("upstream")
+        self.table.address_changed()
 
     # --- what was open before ---------------------------------------------------------------------------------------
 
@@ -280,7 +327,7 @@ class PortMapper:
             lease = self._leases.reopen(key, hold, public, before.port, exact=host == before.host)
             if lease is not None:
                 mapping.public = Endpoint(host, lease.public.port)
-                mapping.holds[hold.holder] = hold
+                mapping.holds[hold.name] = hold
         if not mapping.holds:
             self._permits.leave(key)
             self._memory.forget(key)
@@ -300,7 +347,7 @@ class PortMapper:
                 hold.lease, host = "", ""
             except PinholeRefused:
                 pass  # it does not answer; what is gone, `look` finds
-            mapping.holds[hold.holder] = hold
+            mapping.holds[hold.name] = hold
         if not host or version not in self._known:
             self._known[version] = PublicAddress(host, host)
         self.table.restore(mapping)
@@ -352,7 +399,7 @@ class PortMapper:
         self._find_lost()
 
     def _warn_of_double_nat(self, public: PublicAddress) -> None:
-        if is_private(public.advertised):
+        if self.upstream is None and is_private(public.advertised):
             log.warning("portmap.double_nat", address=public.advertised)
 
     def _move(self, version: int, public: PublicAddress) -> None:
@@ -375,26 +422,32 @@ class PortMapper:
         for hold in holds:
             lease = self._leases.reopen(mapping.key, hold, public, mapping.public.port, exact=False)
             if lease is None:
-                self.table.release(mapping.key, hold.holder, hold.credential)
+                self.table.release(mapping.key, hold.name, hold.credential)
                 continue
             self.table.moved(mapping, Endpoint(public.advertised, lease.public.port), "address")
 
     def _find_lost(self) -> None:
-        """End the holds whose leases are open no more: `algate kick` closed them, or a flush that is not undone."""
-        leases = [hold.lease for mapping in self.table for hold in mapping.holds.values() if hold.lease]
+        """End the holds whose leases are open no more: `algate kick` closed them, or a flush that is not undone. Where
+        there are many, a look asks for a part of them; for the next ones at once as long as some are lost."""
+        held = {hold.lease: (mapping, hold) for mapping in self.table for hold in mapping.holds.values() if hold.lease}
+        leases = list(held)
         if len(leases) > PER_LOOK:
             self._looked = (self._looked + PER_LOOK) % len(leases)
-            leases = (leases + leases)[self._looked : self._looked + PER_LOOK]
-        if not leases:
-            return
-        try:
-            open_now = self._leases.count(leases)
-        except PinholeRefused:
-            return  # the broker is being replaced
-        there = {hold.lease for mapping in self.table for hold in mapping.holds.values()}
-        gone = [lease for lease in leases if lease not in open_now and lease in there]
-        for lease in gone:
-            self.table.drop(lease, "kick" if self._setting.restore else "lost")
-            log.warning("portmap.gone", lease=lease)
-        if gone and not self._setting.restore:
+            leases = leases[self._looked :] + leases[: self._looked]
+        lost = 0
+        for at in range(0, len(leases), PER_LOOK):
+            asked = leases[at : at + PER_LOOK]
+            try:
+                open_now = self._leases.count(asked)
+            except PinholeRefused:
+                break  # the broker is being replaced
+            # Meanwhile a hold may have ended, or got another lease.
+            gone = [one for one in asked if one not in open_now and held[one][1].lease == one]
+            for lease in gone:
+                self.table.drop(*held[lease], "kick" if self._setting.restore else "lost")
+                log.warning("portmap.gone", lease=lease)
+            lost += len(gone)
+            if not gone:
+                break
+        if lost and not self._setting.restore:
             self._memory.restart("lost")

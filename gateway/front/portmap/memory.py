@@ -26,6 +26,8 @@ class _Stored(msgspec.Struct, array_like=True, frozen=True):
     public: str
     public_port: int
     holds: tuple[tuple[Holder, str, float, str, float, tuple[str, ...], str], ...]
+    above: str = ""  # what the router above gives, if it was asked
+    above_port: int = 0
 
 
 class _Clock(msgspec.Struct, array_like=True, frozen=True):
@@ -108,11 +110,13 @@ class Memory:
     def write(self, mapping: Mapping) -> None:
         """Write a mapping as it is now."""
         holds = tuple(
-            (h.holder, h.credential, h.expires, h.lease, h.leased, h.filters, h.description)
+            (h.holder, h.credential, h.expires, h.lease, h.leased, h.filters, h.peer or h.description)
             for h in mapping.holds.values()
         )
-        public = mapping.public
-        stored = _Stored(mapping.client, mapping.transport, mapping.port, public.host, public.port, holds)
+        public, above = mapping.public, mapping.above or Endpoint("", 0)
+        stored = _Stored(
+            mapping.client, mapping.transport, mapping.port, public.host, public.port, holds, above.host, above.port
+        )
         self._journal.put([Stored(_MODULE, _name(mapping.key), msgspec.msgpack.encode(stored))])
 
     def forget(self, key: Key) -> None:
@@ -124,13 +128,19 @@ class Memory:
         self._journal.put([Stored(_MODULE, _CLOCK, msgspec.msgpack.encode(clock))])
 
 
+def _description(holder: Holder, text: str) -> tuple[str, str]:
+    """Description and peer of a hold; it has one of both."""
+    return ("", text) if holder == "peer" else (text, "")
+
+
 def _mapping(stored: _Stored, shift: float) -> Mapping:
     holds = [
-        Hold(holder, credential, expires + shift, lease, leased + shift, filters, description)
-        for holder, credential, expires, lease, leased, filters, description in stored.holds
+        Hold(holder, credential, expires + shift, lease, leased + shift, filters, *_description(holder, text))
+        for holder, credential, expires, lease, leased, filters, text in stored.holds
     ]
     public = Endpoint(stored.public, stored.public_port)
-    return Mapping(stored.client, stored.transport, stored.port, public, {hold.holder: hold for hold in holds})
+    above = Endpoint(stored.above, stored.above_port) if stored.above else None
+    return Mapping(stored.client, stored.transport, stored.port, public, {hold.name: hold for hold in holds}, above)
 
 
 def _name(key: Key) -> str:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from alg.pcp import natpmp, pcp
 from gateway.front.portmap.mapper import PortMapper
-from gateway.front.portmap.table import Refusal, Request, Why
+from gateway.front.portmap.table import Refusal, Request, Why, hold_name
 from gateway.model.requests import Transport
 
 Speaks = Literal["pcp", "natpmp"]
@@ -69,6 +69,8 @@ class PcpFront:
             request = pcp.parse(data, source)
             if isinstance(request, pcp.Announce):
                 return pcp.announced(self._mapper.epoch)
+            if isinstance(request, pcp.Peer):
+                return self._peer(request, source)
             return self._map(request, source) if request.lifetime else self._end(request, source)
         except pcp.Wrong as wrong:
             return pcp.error(data, wrong.result, pcp.lifetime_of(wrong.result), self._mapper.epoch)
@@ -102,7 +104,38 @@ class PcpFront:
             )
         )
         left = mapping.left("pcp", self._clock())
-        return pcp.mapped(request, left, mapping.public.port, mapping.public.ip, self._mapper.epoch)
+        return pcp.mapped(request, left, mapping.shown.port, mapping.shown.ip, self._mapper.epoch)
+
+    def _peer(self, request: pcp.Peer, source: Address) -> bytes:
+        """A mapping that lets one host in (section 12.3): of the port that the socket has, if it has one; a suggested
+        one or none."""
+        client, transport = str(source), _TRANSPORTS[request.protocol]
+        peer, nonce = f"{request.remote} {request.remote_port}", request.nonce.hex()
+        name = hold_name("peer", peer)
+        if not request.lifetime:
+            try:
+                self._mapper.unmap((client, transport, request.port), name, nonce)
+            except Refusal as refusal:
+                if refusal.why != "none":
+                    raise
+            return pcp.peered(request, 0, 0, _nothing(source), self._mapper.epoch)
+        mapping = self._mapper.map(
+            Request(
+                client=client,
+                transport=transport,
+                port=request.port,
+                holder="peer",
+                credential=nonce,
+                lifetime=request.lifetime,
+                suggested_port=request.suggested_port or None,
+                suggested_host=str(request.suggested) if request.suggested is not None else None,
+                exact=bool(request.suggested_port),
+                filters=(f"{request.remote}/{request.remote.max_prefixlen}",),
+                peer=peer,
+            )
+        )
+        left = mapping.left(name, self._clock())
+        return pcp.peered(request, left, mapping.shown.port, mapping.shown.ip, self._mapper.epoch)
 
     def _end(self, request: pcp.Map, source: Address) -> bytes:
         """A deletion: of one mapping, of all of a protocol, or of all (section 15). What is not there is ended, too."""
@@ -116,8 +149,7 @@ class PcpFront:
             except Refusal as refusal:
                 if refusal.why != "none":
                     raise
-        nothing = ipaddress.ip_address("0.0.0.0" if source.version == 4 else "::")
-        return pcp.mapped(request, 0, 0, nothing, self._mapper.epoch)
+        return pcp.mapped(request, 0, 0, _nothing(source), self._mapper.epoch)
 
     # --- NAT-PMP ----------------------------------------------------------------------------------------------------
 
@@ -150,7 +182,7 @@ class PcpFront:
             )
         )
         left = mapping.left("natpmp", self._clock())
-        return natpmp.mapped(request, mapping.public.port, left, self._mapper.epoch)
+        return natpmp.mapped(request, mapping.shown.port, left, self._mapper.epoch)
 
     def _end_natpmp(self, request: natpmp.Map, client: str) -> bytes:
         if not request.port:
@@ -173,3 +205,7 @@ class PcpFront:
         if public is not None:
             said.append(natpmp.address(ipaddress.IPv4Address(public), self._mapper.epoch))
         return said
+
+
+def _nothing(source: Address) -> Address:
+    return ipaddress.ip_address("0.0.0.0" if source.version == 4 else "::")

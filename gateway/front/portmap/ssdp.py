@@ -135,12 +135,15 @@ class Corner:
 
 class Ssdp:
     """Speaks SSDP at all corners. `inside`: the networks of clients; `speak(host)`: the gateway as it is found at this
-    address of its own."""
+    address of its own; `identify`: which addresses are one host, for the rate."""
 
-    def __init__(self, corners: Sequence[Corner], inside: Sequence[Network], speak: Speak) -> None:
+    def __init__(
+        self, corners: Sequence[Corner], inside: Sequence[Network], speak: Speak, identify: Callable[[str], str]
+    ) -> None:
         self._corners = corners
         self._inside = inside
         self._speak = speak
+        self._identify = identify
         self._rate = Rate(PER_SECOND, BURST)
         self._waiting = 0
         self.searches = self.answered = self.refused = 0
@@ -188,8 +191,9 @@ class Ssdp:
         host = corner.towards(client)
         if host is None:
             return
+        payer = self._identify(client)
         for message in ssdp.answers(search, self._speak(host), formatdate(usegmt=True)):
-            if self._waiting >= MOST_WAITING or not self._rate.take(client, time.monotonic()):
+            if self._waiting >= MOST_WAITING or not self._rate.take(payer, time.monotonic()):
                 self.refused += 1
                 return
             self._waiting += 1

@@ -25,8 +25,9 @@ from alg.address import Endpoint
 from gateway.lease.validate import LOWEST_PORT, MOST_PEERS, SERVICE_PORTS
 from gateway.model.requests import Transport
 
-Holder = Literal["pcp", "natpmp", "upnp"]
-"""The protocol by which a hold was asked for. The reason of its lease is "map." and this word."""
+Holder = Literal["pcp", "peer", "natpmp", "upnp"]
+"""The protocol by which a hold was asked for; "peer": by PCP, for one peer (RFC 6887 section 12). The reason of its
+lease is "map." and this word."""
 
 Why = Literal[
     "denied", "inside_port", "foreign", "taken", "address", "filters", "quota", "rate", "full", "none", "outside",
@@ -72,9 +73,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     `client`: the address that asks, which is also that of the target. `port`: its inside port. `credential` has to be
     that of the hold, if there is one already (PCP's nonce in hex; "" where the protocol has none). `lifetime`: seconds
-    that are wanted; 0 is for UPnP "without an end" (a deletion is not a request). `suggested_port` and
-    `suggested_host`: the public port and address that are wanted, if any; `exact`: those or none. `filters`: prefixes
-    such as "198.51.100.0/24" of those that may come; (): everybody; None: as before, and everybody in a new hold.
+    that are wanted; 0 is for UPnP "without an end" (a deletion is not a request). `suggested_port` and `suggested_host`: the
+    public port and address that are wanted, if any; `exact`: those or none. `filters`: prefixes such as
+    "198.51.100.0/24" of those that may come; (): everybody; None: as before, and everybody in a new hold. `peer`: whom
+    the hold is for, address and port as a text, where a mapping has a hold for each of several.
     """
 
     client: str
@@ -88,11 +90,17 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     exact: bool = False
     filters: tuple[str, ...] | None = None
     description: str = ""
+    peer: str = ""
 
     @property
     def key(self) -> Key:
         """What the mapping is known by."""
         return self.client, self.transport, self.port
+
+    @property
+    def name(self) -> str:
+        """What its hold is known by."""
+        return hold_name(self.holder, self.peer)
 
 
 @dataclass(slots=True)
@@ -107,17 +115,30 @@ class Hold:
     leased: float = 0.0
     filters: tuple[str, ...] = ()
     description: str = ""
+    peer: str = ""
+
+    @property
+    def name(self) -> str:
+        """What it is known by in its mapping."""
+        return hold_name(self.holder, self.peer)
 
 
 @dataclass(slots=True)
 class Mapping:
-    """A public port that leads to a client's inside port. `public` is also what the client is told."""
+    """A public port that leads to a client's inside port. `public`: that of this router; `above`: that of the router
+    above, which leads to it, if that one was asked for one."""
 
     client: str
     transport: Transport
     port: int
     public: Endpoint
-    holds: dict[Holder, Hold] = field(default_factory=dict)
+    holds: dict[str, Hold] = field(default_factory=dict)
+    above: Endpoint | None = None
+
+    @property
+    def shown(self) -> Endpoint:
+        """What the client is told: where the world finds it."""
+        return self.public if self.above is None else self.above
 
     @property
     def key(self) -> Key:
@@ -134,14 +155,14 @@ class Mapping:
         """When its last hold ends."""
         return max(hold.expires for hold in self.holds.values())
 
-    def left(self, holder: Holder, now: float) -> int:
+    def left(self, name: str, now: float) -> int:
         """The seconds for which a hold lasts, rounded up."""
-        return max(0, -int(-(self.holds[holder].expires - now) // 1))
+        return max(0, -int(-(self.holds[name].expires - now) // 1))
 
 
 class Event(msgspec.Struct, frozen=True):
     """What has happened to a mapping, for listeners. `by`: what did it: a holder, "expiry", "kick", "lost",
-    "address"."""
+    "address", "upstream"."""
 
     what: What
     by: str
@@ -196,9 +217,7 @@ class MappingTable:
     def at_public(self, client: str, transport: Transport, port: int) -> Mapping | None:
         """Return this client's mapping with a public port. That of another client is not told of."""
         found = self._clients.get(client, {}).values()
-        return next(
-            (mapping for mapping in found if mapping.transport == transport and mapping.public.port == port), None
-        )
+        return next((one for one in found if one.transport == transport and one.shown.port == port), None)
 
     # --- asking -----------------------------------------------------------------------------------------------------
 
@@ -213,9 +232,11 @@ class MappingTable:
             _check_filters(request.filters, Endpoint(request.client, request.port).version)
         there = self._mappings.get(request.key)
         if there is not None:
-            hold = there.holds.get(request.holder)
+            hold = there.holds.get(request.name)
             if hold is not None and hold.credential != request.credential:
                 raise Refusal("foreign", f"{there.target} is held by another credential")
+            if hold is None and request.peer and sum(bool(one.peer) for one in there.holds.values()) >= MOST_PEERS:
+                raise Refusal("quota", f"{there.target} has {MOST_PEERS} peers")
             return there
         if len(self._payers.get(self._identify(request.client), ())) >= self.limits.per_client:
             raise Refusal("quota", f"{request.client} has {self.limits.per_client} mappings (portmap.per_client)")
@@ -251,24 +272,25 @@ class MappingTable:
     def wanted(self, request: Request, now: float) -> Hold:
         """Return the hold that a request is to have: with the filters of before, if it says nothing of them."""
         there = self._mappings.get(request.key)
-        before = there.holds.get(request.holder) if there is not None else None
+        before = there.holds.get(request.name) if there is not None else None
         filters = request.filters if request.filters is not None else before.filters if before is not None else ()
-        hold = Hold(request.holder, request.credential, now + self.granted(request), filters=filters)
+        hold = Hold(request.holder, request.credential, now + self.granted(request), filters=filters, peer=request.peer)
         hold.description = clean(request.description) or (before.description if before is not None else "")
         if before is not None:
             hold.lease, hold.leased = before.lease, before.leased
         return hold
 
-    def hold(self, request: Request, public: Endpoint, hold: Hold) -> Mapping:
+    def hold(self, request: Request, public: Endpoint, hold: Hold, above: Endpoint | None = None) -> Mapping:
         """Note that the broker has opened `public` for a request, or renewed it: `hold` is what its protocol has of it
-        from now on. Returns the mapping."""
+        from now on, and `above` what the router above gives. Returns the mapping."""
         mapping = self._mappings.get(request.key)
         new = mapping is None
         if mapping is None:
             mapping = self._add(Mapping(request.client, request.transport, request.port, public))
         elif mapping.public != public:
             self._move(mapping, public)
-        mapping.holds[request.holder] = hold
+        mapping.above = above
+        mapping.holds[request.name] = hold
         self._tell(Event("opened" if new else "renewed", request.holder, mapping))
         return mapping
 
@@ -276,26 +298,22 @@ class MappingTable:
         """Add a mapping that is open already, with its holds. Nobody is told."""
         self._add(mapping)
 
-    def release(self, key: Key, holder: Holder, credential: str = "") -> Hold:
+    def release(self, key: Key, name: str, credential: str = "") -> Hold:
         """End a hold, and return it (its lease is to be closed). The mapping ends with the last one. Raises Refusal
         "none" or "foreign"."""
         mapping = self._mappings.get(key)
-        hold = mapping.holds.get(holder) if mapping is not None else None
+        hold = mapping.holds.get(name) if mapping is not None else None
         if mapping is None or hold is None:
             raise Refusal("none", f"{key[0]} has no such mapping")
         if hold.credential != credential:
             raise Refusal("foreign", f"{mapping.target} is held by another credential")
-        self._end(mapping, hold, holder)
+        self._end(mapping, hold, hold.holder)
         return hold
 
-    def drop(self, lease: str, by: str) -> Hold | None:
-        """End the hold that has this lease, which is closed already. None: no hold has it."""
-        for mapping in self._mappings.values():
-            for hold in mapping.holds.values():
-                if hold.lease == lease:
-                    self._end(mapping, hold, by)
-                    return hold
-        return None
+    def drop(self, mapping: Mapping, hold: Hold, by: str) -> None:
+        """End a hold whose lease is closed already, if it is still there."""
+        if mapping.holds.get(hold.name) is hold:
+            self._end(mapping, hold, by)
 
     def expire(self, now: float) -> list[Hold]:
         """End the holds that are past their time, and return them. Their leases are to be closed."""
@@ -311,6 +329,11 @@ class MappingTable:
         """Note that a mapping has another public endpoint now."""
         self._move(mapping, public)
         self._tell(Event("moved", by, mapping))
+
+    def raised(self, mapping: Mapping, above: Endpoint | None) -> None:
+        """Note what the router above gives for a mapping now; None: nothing, or there is none."""
+        mapping.above = above
+        self._tell(Event("moved", "upstream", mapping))
 
     def address_changed(self) -> None:
         """Tell the listeners that this router has another public address."""
@@ -333,7 +356,7 @@ class MappingTable:
         self._public[mapping.transport, public] = mapping
 
     def _end(self, mapping: Mapping, hold: Hold, by: str) -> None:
-        del mapping.holds[hold.holder]
+        del mapping.holds[hold.name]
         if mapping.holds:
             self._tell(Event("renewed", by, mapping))
             return
@@ -350,6 +373,11 @@ class MappingTable:
     def _tell(self, event: Event) -> None:
         for listener in self.listeners:
             listener(event)
+
+
+def hold_name(holder: Holder, peer: str = "") -> str:
+    """Return what a hold is known by in its mapping."""
+    return f"{holder} {peer}" if peer else holder
 
 
 def clean(text: str) -> str:

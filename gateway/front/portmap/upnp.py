@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from typing import NamedTuple
 
 import gevent
 import gevent.socket as gsocket
@@ -21,12 +18,11 @@ from alg.upnp.ssdp import Speaker
 from gateway.front.portmap.events import EventSender
 from gateway.front.portmap.http import HttpServer
 from gateway.front.portmap.igd import Facts, Igd, Mapper
+from gateway.front.portmap.machine import secret
 from gateway.front.portmap.pages import Pages
 from gateway.front.portmap.ssdp import Corner, Ssdp, is_inside
 from gateway.front.portmap.table import Event
 from gateway.model.requests import Network
-
-_MACHINE = Path("/etc/machine-id")
 
 
 class UpnpSetting(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,9 +38,17 @@ class UpnpSetting(msgspec.Struct, frozen=True, kw_only=True):
     name: str = "algate"
 
 
+class Identify(NamedTuple):
+    """Which addresses are one host: `host` says it of one that has a connection here, `rate` of one that has sent a
+    datagram only, of which less may be known."""
+
+    host: Callable[[str], str]
+    rate: Callable[[str], str]
+
+
 class UpnpFront:
     """Serves UPnP over `mapper`: discovery at `corners`, and pages by `listeners`, which are bound to inside interfaces
-    too. `identify`: which addresses are one host."""
+    too."""
 
     def __init__(
         self,
@@ -53,7 +57,7 @@ class UpnpFront:
         facts: Facts,
         corners: Sequence[Corner],
         listeners: Sequence[gsocket.socket],
-        identify: Callable[[str], str],
+        identify: Identify,
     ) -> None:
         self._setting = setting
         self._listeners = listeners
@@ -68,10 +72,10 @@ class UpnpFront:
         }
         self._server = f"Linux UPnP/1.1 algate/{setting.version}"
         self._boot = int(time.time())
-        self._events = EventSender(self._state, identify)
+        self._events = EventSender(self._state, identify.host)
         self._pages = Pages(self._devices, self._igd, self._events, self._server)
-        self._http = HttpServer(self._admits, self._answer, self._pages.refusal, identify)
-        self._ssdp = Ssdp(corners, setting.inside, self._speak)
+        self._http = HttpServer(self._admits, self._answer, self._pages.refusal, identify.host)
+        self._ssdp = Ssdp(corners, setting.inside, self._speak, identify.rate)
         mapper.table.listeners.append(self._changed)
 
     def run(self) -> None:
@@ -114,22 +118,13 @@ class UpnpFront:
 
 def _device(version: int, setting: UpnpSetting) -> Device:
     """Return a root device whose names are the same after each start, and cannot be guessed from outside."""
-    key = _machine()
 
-    def secret(what: str) -> str:
-        return hmac.new(key, f"upnp {setting.instance} {version} {what}".encode(), hashlib.sha256).hexdigest()
+    def digits_of(what: str) -> str:
+        return secret(f"upnp {setting.instance} {version} {what}").hex()
 
     def uuid(what: str) -> str:
-        digits = secret(what)
+        digits = digits_of(what)
         return f"{digits[:8]}-{digits[8:12]}-5{digits[13:16]}-8{digits[17:20]}-{digits[20:32]}"
 
     uuids = uuid("InternetGatewayDevice"), uuid("WANDevice"), uuid("WANConnectionDevice")
-    return Device(version, uuids, setting.name, setting.version, f"/{secret('path')[:32]}/{version}")
-
-
-def _machine() -> bytes:
-    """What no other machine has, or something new, where this one has no id."""
-    try:
-        return _MACHINE.read_bytes().strip() or secrets.token_bytes(16)
-    except OSError:
-        return secrets.token_bytes(16)
+    return Device(version, uuids, setting.name, setting.version, f"/{digits_of('path')[:32]}/{version}")

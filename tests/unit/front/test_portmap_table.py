@@ -144,11 +144,13 @@ def test_another_public_address() -> None:
 
 def test_what_the_broker_has_lost() -> None:
     table = Table()
-    lease = table.grant(request())
-    assert table.drop("another", "kick") is None
-    dropped = table.drop(lease, "kick")
-    assert dropped is not None
-    assert (dropped.holder, len(table), table.events[-1]) == ("pcp", 0, ("closed", "kick"))
+    table.grant(request())
+    [mapping] = table
+    hold = mapping.holds["pcp"]
+    table.drop(mapping, hold, "kick")
+    assert (len(table), table.events[-1]) == (0, ("closed", "kick"))
+    table.drop(mapping, hold, "kick")  # it is gone already
+    assert table.events.count(("closed", "kick")) == 1
 
 
 def test_descriptions_are_cleaned() -> None:
@@ -179,7 +181,10 @@ def test_whatever_is_done_it_agrees_with_itself(doings: list[tuple[str, str, int
             elif what == "unmap":
                 table.release(again.key, holder)
             elif what == "drop":
-                table.drop(f"lease{seconds}", "kick")
+                for mapping in table:
+                    for hold in list(mapping.holds.values()):
+                        if hold.lease == f"lease{seconds}":
+                            table.drop(mapping, hold, "kick")
             else:
                 now += seconds
                 table.expire(now)
