@@ -17,6 +17,7 @@ from gateway.host.checks import examine_host, examine_router
 from gateway.host.finding import Finding
 from gateway.host.keeper import look_at
 from gateway.host.nat_type import examine_nat
+from gateway.host.port_owners import examine_ports
 from gateway.model.errors import AlgateError
 
 _SBIN = ":/usr/sbin:/sbin"  # not in everybody's PATH
@@ -48,6 +49,7 @@ def examine(config: Config) -> list[Finding]:
     found += _helpers(config)
     found += examine_router(config)
     found += examine_nat(config)
+    found += examine_ports(config)
     found += _rules(config)
     found += _openings(config)
     found += _kernel(config)

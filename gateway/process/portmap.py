@@ -210,7 +210,6 @@ class Portmap:
         ]
 
 
-
 @lru_cache(maxsize=4096)
 def _surroundings(address: str) -> str:
     return str(ipaddress.ip_network((address.partition("%")[0], 64 if ":" in address else 24), strict=False))

@@ -13,12 +13,13 @@ from pathlib import Path
 import dns.message
 import pytest
 
+from tests.lab import upper
 from tests.lab.lab import ROUTER_IN4, SERVER4, Lab, algate
 
 
-def findings(lab: Lab, config: Path, before: str = "") -> dict[str, dict[str, str]]:
+def findings(lab: Lab, config: Path, before: str = "", code: int = 0) -> dict[str, dict[str, str]]:
     done = lab.run("router", ["sh", "-c", f"{before} exec {algate()} doctor -c {config} --json"], check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     return {finding["check"]: finding for finding in json.loads(done.stdout)}
 
 
@@ -153,3 +154,24 @@ def test_another_nat_in_front(lab: Lab) -> None:
 
 def found_public(lab: Lab, config: Path) -> dict[str, str]:
     return findings(lab, config)["public address IPv4"]
+
+
+def test_its_own_ports_are_its_own(lab: Lab) -> None:
+    config = lab.write_config(portmap={"protocols": ["pcp", "natpmp", "upnp"]}, process={"workers": 1})
+    gateway = lab.start_gateway(config)
+    try:
+        found = findings(lab, config)
+    finally:
+        assert gateway.stop() == 0
+    assert [one["status"] for name, one in found.items() if name.startswith("port ")] == ["ok"] * 3
+
+
+def test_another_program_has_the_ports_at_which_clients_ask(lab: Lab) -> None:
+    config = lab.write_config(
+        portmap={"protocols": ["pcp", "natpmp", "upnp"], "http_port": 5000}, process={"workers": 1}
+    )
+    names = ("port 5351/udp (PCP, NAT-PMP)", "port 1900/udp (SSDP)", "port 5000/tcp (UPnP)")
+    with upper.miniupnpd(lab, pcp=True, role="router", address=ROUTER_IN4, network="192.168.56.0/24"):
+        found = findings(lab, config, code=1)
+        assert [found[name]["status"] for name in names] == ["failed", "warning", "failed"]
+        assert all("miniupnpd (process " in found[name]["detail"] for name in names)

@@ -73,10 +73,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     `client`: the address that asks, which is also that of the target. `port`: its inside port. `credential` has to be
     that of the hold, if there is one already (PCP's nonce in hex; "" where the protocol has none). `lifetime`: seconds
-    that are wanted; 0 is for UPnP "without an end" (a deletion is not a request). `suggested_port` and `suggested_host`: the
-    public port and address that are wanted, if any; `exact`: those or none. `filters`: prefixes such as
-    "198.51.100.0/24" of those that may come; (): everybody; None: as before, and everybody in a new hold. `peer`: whom
-    the hold is for, address and port as a text, where a mapping has a hold for each of several.
+    that are wanted; 0 is for UPnP "without an end" (a deletion is not a request). `suggested_port` and
+    `suggested_host`: the public port and address that are wanted, if any; `exact`: those or none. `filters`: prefixes
+    such as "198.51.100.0/24" of those that may come; (): everybody; None: as before, and everybody in a new hold.
+    `peer`: whom the hold is for, address and port as a text, where a mapping has a hold for each of several.
     """
 
     client: str
