@@ -104,7 +104,7 @@ class Gateway:
         from tests.lab.lab import LabError
 
         callback: Any = (apply_command if verb == "apply" else remove_command).callback
-        with self.lab.enter("router"):
+        with self.lab.enter(self.role):
             try:
                 callback(str(self.config), *((False,) if verb == "apply" else ()))
             except ConfigError:  # it may be about a module that only the gateway's processes find

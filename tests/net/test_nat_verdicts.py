@@ -99,7 +99,7 @@ def test_a_mapped_socket_is_open(lab: Lab, stun: None) -> None:
     gateway = start(lab)
     try:
         with PcpClient(lab, "inside", CLIENT4, ROUTER_IN4) as client:
-            assert client.map(PORT, wish=PORT + 1).result == 0
+            assert client.map(PORT, suggested=PORT + 1).result == 0
             # By two runs: a second question of one run leaves from another port.
             assert natdiscovery(lab, "-m", "-l", str(PORT)) == ["NAT with Endpoint Independent Mapping"]
             assert natdiscovery(lab, "-f", "-l", str(PORT)) == ["NAT with Endpoint Independent Filtering"]

@@ -248,7 +248,7 @@ def test_a_mapping_for_one_peer(lab: Lab, gateway: Gateway, client: PcpClient, o
         Udp(lab, "outside", SERVER4, 7000) as server,
         Udp(lab, "stranger", STRANGER4) as stranger,
     ):
-        answer = client.peer(6750, (SERVER4, 7000), wish=6760)
+        answer = client.peer(6750, (SERVER4, 7000), suggested=6760)
         assert (answer.result, answer.opcode, len(answer.data), answer.nonce) == (0, 2, 80, client.nonce)
         assert (answer.inside, answer.port, answer.address) == (6750, 6760, ROUTER_OUT4)
         assert (answer.remote, answer.protocol, answer.lifetime) == ((SERVER4, 7000), 17, 3600)
@@ -278,8 +278,8 @@ def test_a_mapping_for_one_peer(lab: Lab, gateway: Gateway, client: PcpClient, o
 
 
 def test_peers_that_are_refused(lab: Lab, gateway: Gateway, client: PcpClient, other: PcpClient) -> None:
-    assert other.map(6770, wish=6770).port == 6770
-    assert client.peer(6770, (SERVER4, 7000), wish=6770).result == 11  # a suggested port, or none (section 7.4)
+    assert other.map(6770, suggested=6770).port == 6770
+    assert client.peer(6770, (SERVER4, 7000), suggested=6770).result == 11  # a suggested port, or none (section 7.4)
     assert client.peer(6770, (SERVER4, 7000)).port not in (0, 6770)
     assert client.peer(6770, (SERVER4, 7000), nonce=bytes(12)).result == 2
     for port, remote in ((0, (SERVER4, 7000)), (6771, (SERVER4, 0)), (6771, ("0.0.0.0", 7)), (6771, ("ff02::1", 7))):

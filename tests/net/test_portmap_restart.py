@@ -106,7 +106,7 @@ def test_all_processes_that_are_killed(lab: Lab, gateway: Gateway) -> None:
 
 def test_the_supervisor_that_is_killed_alone(lab: Lab, gateway: Gateway) -> None:
     with PcpClient(lab, "inside", CLIENT4, ROUTER_IN4) as client:
-        before = client.map(5008, wish=5008, lifetime=3600)
+        before = client.map(5008, suggested=5008, lifetime=3600)
         [hole] = holes(gateway)
         children = gateway.pids()
         os.kill(gateway.process.pid, signal.SIGKILL)
@@ -126,7 +126,7 @@ def test_the_supervisor_that_is_killed_alone(lab: Lab, gateway: Gateway) -> None
 
 def test_a_peer_outlives_its_process(lab: Lab, gateway: Gateway) -> None:
     with PcpClient(lab, "inside", CLIENT4, ROUTER_IN4) as client:
-        assert client.peer(5009, (SERVER4, 7000), wish=5009).result == 0
+        assert client.peer(5009, (SERVER4, 7000), suggested=5009).result == 0
         seen = len(gateway.log_lines())
         os.kill(pid_of(gateway, "portmap"), signal.SIGKILL)
         gateway.wait_for_log(r"portmap\.recovered.*lost=0", 15, seen)

@@ -74,11 +74,11 @@ def test_a_stranger_comes_through_both(double: Lab, protocol: str) -> None:
     try:
         assert asked_by(gateway) == protocol
         with client_of(double) as client:
-            answer = client.map(5000, wish=5000)
+            answer = client.map(5000, suggested=5000)
             assert (answer.result, answer.address, answer.port) == (0, UPPER_OUT, 5000)
             assert above(above_it) == {(f"map.{protocol}", f"{ROUTER}:5000")}
             assert works(double, 5000, 5000)
-            assert client.map(5001, protocol=TCP, wish=5100).port == 5100
+            assert client.map(5001, protocol=TCP, suggested=5100).port == 5100
             with listening(double, CLIENT4, 5001):
                 assert reaches(double, UPPER_OUT, 5100)
             with Udp(double, "inside", CLIENT4, 5000) as near, Udp(double, "outside", SERVER) as far:
@@ -108,10 +108,10 @@ def test_miniupnpd_above(tmp_path: Path, protocol: str) -> None:
             gateway = start(lab)
             assert asked_by(gateway) == protocol
             with client_of(lab) as client:
-                answer = client.map(5000, wish=5000)
+                answer = client.map(5000, suggested=5000)
                 assert (answer.result, answer.address, answer.port) == (0, UPPER_OUT, 5000)
                 assert works(lab, 5000, 5000)
-                assert client.map(5001, protocol=TCP, wish=5001).address == UPPER_OUT
+                assert client.map(5001, protocol=TCP, suggested=5001).address == UPPER_OUT
                 with listening(lab, CLIENT4, 5001):
                     assert reaches(lab, UPPER_OUT, 5001)
                 client.map(5000, lifetime=0)
@@ -136,16 +136,16 @@ def test_a_port_that_is_not_free_above(double: Lab) -> None:
     gateway = start(double)
     try:
         with client_of(double) as client:
-            refused = client.map(6000, wish=6000, options=pcp_client.PREFER_FAILURE)
+            refused = client.map(6000, suggested=6000, options=pcp_client.PREFER_FAILURE)
             assert refused.result == 11
             double.wait_for(
                 lambda: above(above_it) == {("map.static", "100.64.0.77:6000")}, 5, "what was given to be given back"
             )
-            other = client.map(6000, wish=6000)
+            other = client.map(6000, suggested=6000)
             assert (other.result, other.address) == (0, UPPER_OUT)
             assert other.port not in (0, 6000)
             assert works(double, other.port, 6000)
-            again = client.map(6000, wish=other.port, wish_host=UPPER_OUT, options=pcp_client.PREFER_FAILURE)
+            again = client.map(6000, suggested=other.port, suggested_host=UPPER_OUT, options=pcp_client.PREFER_FAILURE)
             assert (again.result, again.port) == (0, other.port)
             igd = Igd(double, "inside", CLIENT4)
             assert igd.add(6001, 6000).code == 718
@@ -166,10 +166,10 @@ def test_a_router_above_that_refuses(double: Lab) -> None:
     gateway = start(double)
     try:
         with client_of(double) as client:
-            assert client.map(6100, wish=6100).result == 2
+            assert client.map(6100, suggested=6100).result == 2
             assert [hole for hole in gateway.admin("pinholes") if hole["kind"] == "mapping"] == []
             assert any("portmap.upstream_refused" in line for line in gateway.log_lines())
-            assert client.map(6200, wish=6200).address == UPPER_OUT
+            assert client.map(6200, suggested=6200).address == UPPER_OUT
             client.map(0, protocol=0, lifetime=0)
     finally:
         assert gateway.stop() == 0, double.tail_of_logs()
@@ -180,7 +180,7 @@ def test_nobody_above_answers(double: Lab) -> None:
     gateway = start(double)
     try:
         with client_of(double) as client:
-            answer = client.map(6300, wish=6300)
+            answer = client.map(6300, suggested=6300)
             assert (answer.result, answer.address, answer.port) == (0, ROUTER, 6300)
         gateway.wait_for_log(r"portmap\.double_nat.*" + ROUTER)
         said = gateway.algate("doctor", check=False).stdout
@@ -197,7 +197,7 @@ def test_renewals_outlive_what_the_router_above_grants(double: Lab) -> None:
     gateway = start(double)
     try:
         with client_of(double) as client:
-            assert client.map(6400, wish=6400, lifetime=3600).address == UPPER_OUT
+            assert client.map(6400, suggested=6400, lifetime=3600).address == UPPER_OUT
             [hole] = [hole for hole in above_it.admin("pinholes") if hole["kind"] == "mapping"]
             until = time.time() + 9
             assert hole["expires"] < until - 4
@@ -215,7 +215,7 @@ def test_a_router_above_that_forgets(double: Lab, protocol: str) -> None:
     gateway = start(double)
     try:
         with client_of(double) as client:
-            before = client.map(6500, wish=6500, lifetime=3600)
+            before = client.map(6500, suggested=6500, lifetime=3600)
             assert before.address == UPPER_OUT
             assert above_it.stop() == 0  # as a reboot: what it gave is gone
             assert not works(double, 6500, 6500)
@@ -234,7 +234,7 @@ def test_another_address_of_the_router_above(double: Lab) -> None:
     gateway = start(double)
     try:
         with client_of(double) as client, hearing(double) as announcements:
-            assert client.map(6600, wish=6600, lifetime=3600).address == UPPER_OUT
+            assert client.map(6600, suggested=6600, lifetime=3600).address == UPPER_OUT
             double.run("upper", ["ip", "address", "add", f"{UPPER_OUT_2}/24", "dev", "eth0"])
             double.run("upper", ["ip", "route", "replace", "default", "via", SERVER, "src", UPPER_OUT_2])
             try:
@@ -261,7 +261,7 @@ def test_a_portmap_process_that_is_killed(double: Lab) -> None:
     gateway = start(double)
     try:
         with client_of(double) as client:
-            before = client.map(6700, wish=6700, lifetime=3600)
+            before = client.map(6700, suggested=6700, lifetime=3600)
             [hole] = [hole for hole in above_it.admin("pinholes") if hole["kind"] == "mapping"]
             seen = len(gateway.log_lines())
             os.kill(pid_of(gateway, "portmap"), signal.SIGKILL)
