@@ -448,3 +448,9 @@ def test_a_reload_takes_it_away_and_brings_it_back(lab: Lab, gateway: Gateway, a
     gateway.config.write_text(whole)
     gateway.algate("reload")
     assert curl(lab, authority, "--proxy-user", "ann:secret").stdout == "hello\n"
+
+
+def test_a_certificate_that_ends_soon_is_warned_of(lab: Lab, gateway: Gateway) -> None:
+    """Those of this test live for two days: the log and doctor say so."""
+    gateway.wait_for_log("level=warning .*event=certificate.expires key=socks.tls.certificate .*days=[01] ")
+    assert "socks.tls.certificate: ends on" in gateway.algate("doctor", check=False).stdout
