@@ -12,6 +12,7 @@ from gateway.model.errors import AlgateError
 
 _SBIN = ":/usr/sbin:/sbin"  # not in everybody's PATH
 _DEADLINE = 10.0  # seconds
+_PACKAGES = {"nft": "nftables", "ip": "iproute2", "conntrack": "conntrack"}  # of Debian; all others are in iptables
 _LONG_DEADLINE = 60.0  # seconds, for what changes something
 
 
@@ -32,7 +33,7 @@ def run_program(argv: Sequence[str], stdin: str = "") -> str:
     exist."""
     program = shutil.which(argv[0], path=os.environ.get("PATH", "") + _SBIN)
     if program is None:
-        package = "nftables" if argv[0] == "nft" else "iptables"
+        package = _PACKAGES.get(argv[0], "iptables")
         raise AlgateError(f"{argv[0]} is not installed: install the package {package}")
     try:
         done = subprocess.run(
