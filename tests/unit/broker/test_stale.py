@@ -160,7 +160,11 @@ def test_where_the_peer_is_known_it_is_looked_for_at_once_and_not_too_often(monk
 
 
 def test_nobody_waits_long_for_a_look_however_long_looks_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Conntrack, "find", lambda _, sockets: time.sleep(0.05) or [])
+    def find(_: Conntrack, _sockets: object) -> list[object]:
+        time.sleep(0.05)
+        return []
+
+    monkeypatch.setattr(Conntrack, "find", find)
     monkeypatch.setattr("gateway.broker.stale.LONGEST", 0.1)
     stale = Stale(lambda _: [LEASE], lambda _: True)
     stale.opened(LEASE)

@@ -221,7 +221,17 @@ def test_a_server_that_negotiates_again_costs_no_byte_in_silence(authority: Auth
     with gsocket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    argv = ["openssl", "s_server", "-tls1_2", "-accept", f"127.0.0.1:{port}", "-cert", certificate, "-key", certificate]
+    argv: list[str | Path] = [
+        "openssl",
+        "s_server",
+        "-tls1_2",
+        "-accept",
+        f"127.0.0.1:{port}",
+        "-cert",
+        certificate,
+        "-key",
+        certificate,
+    ]
     server = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert server.stdin is not None
     assert server.stdout is not None
