@@ -15,10 +15,11 @@ import pytest
 from tests.lab import upper
 from tests.lab.gateway import Gateway
 from tests.lab.lab import CLIENT4, ROUTER_IN4, Lab
+from tests.lab.udp import Udp
 from tests.lab.upper import ROUTER, SERVER, STRANGER, UPPER_IN, UPPER_OUT, UPPER_OUT_2
 from tests.net import pcp_client
 from tests.net.pcp_client import TCP, PcpClient
-from tests.net.test_portmap import Udp, listening, natpmpc, reaches
+from tests.net.test_portmap import listening, natpmpc, reaches
 from tests.net.test_portmap_restart import hearing, pid_of
 from tests.net.upnp_client import Igd
 

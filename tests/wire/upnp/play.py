@@ -17,7 +17,7 @@ from alg.upnp.services import Service
 from alg.upnp.ssdp import Speaker
 from gateway.front.portmap.igd import Igd
 from gateway.front.portmap.pages import Pages
-from gateway.front.portmap.table import Holder, Key, MappingLimits, MappingTable, Refusal, Request
+from gateway.front.portmap.table import Key, MappingLimits, MappingTable, Refusal, Request
 from gateway.front.portmap.table import Mapping as PortMapping
 from gateway.model.requests import Transport
 
@@ -50,9 +50,9 @@ class Broker:
         hold.lease = str(next(self._numbers))
         return self.table.hold(request, public, hold)
 
-    def unmap(self, key: Key, holder: Holder, credential: str = "") -> None:
+    def unmap(self, key: Key, name: str, credential: str = "") -> None:
         """See `gateway.front.portmap.igd.Mapper.unmap`."""
-        self.table.release(key, holder, credential)
+        self.table.release(key, name, credential)
 
     def translates(self, client: str) -> bool:
         """See `gateway.front.portmap.igd.Mapper.translates`."""
