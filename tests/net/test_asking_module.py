@@ -287,7 +287,7 @@ def test_a_call_of_pptp(strict_lab: Lab, gateway: Gateway) -> None:
             near.sendto(packet(40, b"early"), (SERVER4, 0))
             assert is_silent(near, beside, server)
             session.say("UpdateGre", ref=ref, server_call_id=40, ttl=None)
-            client.sendto(packet(40, b"up"), (SERVER4, 0))
+            near.sendto(packet(40, b"up"), (SERVER4, 0))
             assert heard(server) == (ROUTER_OUT4, 40, b"up")
     lab.wait_for(lambda: gateway.admin("pinholes") == [], 5, "the end of the calls with their flows")
     with Session(lab, "outside", "inside", ROUTER_OUT4, CLIENT4) as session:
