@@ -11,7 +11,8 @@ ATTACK_ARGS ?=
 BIN := .venv/bin
 # The pip that a venv would be given a copy of; run as it is, it leaves 16 MB out of what only runs.
 PIP = $(or $(lastword $(sort $(wildcard /usr/share/python-wheels/pip-*.whl))),$(error python3-venv is not installed: sudo make setup))/pip
-PIP_INSTALL = $(BIN)/python $(PIP) install --quiet --disable-pip-version-check --no-cache-dir
+PIP_OPTIONS = --quiet --disable-pip-version-check --no-cache-dir
+PIP_INSTALL = $(BIN)/python $(PIP) install $(PIP_OPTIONS)
 
 # Where what setup.py compiles is. Made anew when anything there changes; `make pure` takes it away.
 COMPILED := setup.py pyproject.toml requirements/run.txt $(wildcard alg/*.py alg/*/*.py gateway/*/*.py gateway/*/*/*.py)
@@ -42,11 +43,14 @@ debian-test: debian-build
 	$(BIN)/python -c 'import gateway.cli.main, gateway.cli.run, gateway.process.worker, gateway.process.broker, gateway.process.console'
 	@touch $@
 
-# What the tests, the checks and the packages need. What is built here is built with what the lock file names, too.
+# What the tests, the checks and the packages need. What is built here is built with what the lock file names, too, and
+# kept in .venv/wheels for a package of this release.
 .venv/.test: requirements/test.txt requirements/built.txt | debian-build .venv/.run
 	$(BIN)/python -m ensurepip >/dev/null
 	$(PIP_INSTALL) --require-hashes -r requirements/test.txt
-	$(PIP_INSTALL) --require-hashes --no-deps --no-build-isolation -r requirements/built.txt
+	rm -rf .venv/wheels
+	$(BIN)/python $(PIP) wheel $(PIP_OPTIONS) --require-hashes --no-deps --no-build-isolation -w .venv/wheels -r requirements/built.txt
+	$(PIP_INSTALL) --no-index --no-deps .venv/wheels/*.whl
 	@touch $@
 
 # Half a minute, where anything has changed. The sources stay what they are, and are what a traceback shows.

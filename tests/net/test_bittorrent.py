@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -414,10 +415,21 @@ def test_the_packets_process_is_killed(lab: Lab, gateway: Gateway, port: int) ->
 # --- real clients -----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def programs(lab: Lab) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Programs that end with the test, however that ends."""
+    running: list[subprocess.Popen[bytes]] = []
+    yield running
+    for process in running:
+        lab.stop(process)
+
+
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("scheme", ["http", "udp"])
 @pytest.mark.parametrize("program", ["aria2", "libtorrent", "rtorrent"])
-def test_a_seed_behind_the_router(lab: Lab, gateway: Gateway, program: str, scheme: str, port: int) -> None:
+def test_a_seed_behind_the_router(
+    lab: Lab, gateway: Gateway, programs: list[subprocess.Popen[bytes]], program: str, scheme: str, port: int
+) -> None:
     """A client outside, which has nothing but the tracker's list, gets the whole file from the one inside."""
     seeds, leeches = lab.tmp / f"seeds-{port}", lab.tmp / f"leeches-{port}"
     for folder in (seeds, leeches):
@@ -428,13 +440,14 @@ def test_a_seed_behind_the_router(lab: Lab, gateway: Gateway, program: str, sche
     made, info_hash = bittorrent.torrent(file, url)
     known = lab.tmp / f"{port}.torrent"
     known.write_bytes(made)
-    process = bittorrent.opentracker(lab, SERVER4, info_hash)
+    programs.append(bittorrent.opentracker(lab, SERVER4, info_hash))
     with Tap(lab, "inside", TRACKER) as within, Tap(lab, "outside", TRACKER) as beyond:
         if program == "aria2":
             seeder = bittorrent.aria2(lab, "inside", seeds, known, port, "--seed-ratio=0.0")
         else:
             begin = bittorrent.libtorrent if program == "libtorrent" else bittorrent.rtorrent
             seeder = begin(lab, "inside", seeds, known, port)
+        programs.append(seeder)
         lab.wait_for(lambda: bool(holes(gateway, port)), 20, "the port to open" + lab.tail_of_logs())
         lab.wait_for(
             lambda: (ROUTER_OUT4, port) in list(bittorrent.peers_of(lab, SERVER4, info_hash)), 10, "the tracker to know"
@@ -447,15 +460,14 @@ def test_a_seed_behind_the_router(lab: Lab, gateway: Gateway, program: str, sche
         bittorrent.shakes_hands(lab, "stranger", ROUTER_OUT4, port, info_hash).close()
     else:
         leecher = bittorrent.aria2(lab, "stranger", leeches, known, 6991, "--seed-time=0")
+        programs.append(leecher)
         lab.wait_for(lambda: leecher.poll() is not None, 60, "the file to arrive")
         arrived = (leeches / "file.bin").read_bytes()
         assert hashlib.sha256(arrived).digest() == hashlib.sha256(file.read_bytes()).digest()
     seeder.send_signal(signal.SIGINT)  # it says "stopped"
     seeder.wait(20)
-    lab.stop(seeder)
     if program == "aria2":
         lab.wait_for(lambda: holes(gateway, port) == [], 15, "the port to close")
-    lab.stop(process)
 
 
 # --- modes ------------------------------------------------------------------------------------------------------------
