@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -16,6 +18,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def pytest_configure() -> None:
+    with contextlib.suppress(ValueError):  # in another thread than the first: then it stays as it is
+        # A shell ignores it for what it runs in the background, and the programs of tests would inherit that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     stamp = ROOT / ".venv/.compiled"
     made = stamp.stat().st_mtime if stamp.exists() else 0.0
     for package in ("alg", "gateway"):

@@ -158,9 +158,8 @@ def aria2(lab: Lab, role: Role, folder: Path, file: Path, port: int, *more: str)
 
 
 _SEED = """
-import signal, sys, time
+import sys, time
 import libtorrent as lt
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
 folder, known, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
 off = ("enable_dht", "enable_lsd", "enable_upnp", "enable_natpmp")
 session = lt.session({"listen_interfaces": f"0.0.0.0:{port}", **dict.fromkeys(off, False)})

@@ -240,7 +240,7 @@ def test_a_request_just_when_the_port_has_closed_is_not_lost(lab: Lab, gateway: 
         _, public = listener.receive()
         answerer.send(DATA, public)
         assert client.receive()[0] == DATA
-        gateway.wait_for_log(f"event=pinhole.close .*target={CLIENT4}:2075", 3 * IDLE)
+        gateway.wait_for_log(f"event=pinhole.(close|expire) .*target={CLIENT4}:2075", 3 * IDLE)
         client.send(ASKS, (SERVER4, TFTP))
         assert listener.receive() == (ASKS, public)
         answerer.send(DATA + b" again", public)

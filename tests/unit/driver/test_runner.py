@@ -23,11 +23,6 @@ from tests.unit.driver.driven import Plain, SlowBackend
 from tests.unit.relay.ends import read_exactly, tcp_pair
 
 
-class NeverAsks:
-    def permits_transfer(self, *_arguments: object) -> bool:
-        return False
-
-
 class Rig:
     def __init__(self, relay: Relay, module: type | None, port: int) -> None:
         self.announced = Announced()
@@ -36,7 +31,7 @@ class Rig:
         readers = stream_readers(config, {} if module is None else {"ftp": cast(type[AlgModule], module)})
         backend: Any = SlowBackend()
         means = Means({"transparent": backend}, backend, ModuleGuard(), self.announced, Afterlife(), {})
-        self.runner = FlowRunner(self.flows, readers, "auto", PolicyInForce(cast(Policy, NeverAsks())), means)
+        self.runner = FlowRunner(self.flows, readers, "auto", PolicyInForce(Policy([])), means)
 
 
 class Counts(Plain):
