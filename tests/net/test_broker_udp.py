@@ -286,7 +286,7 @@ def burst(rig: Rig, phones: Phones, count: int) -> None:
         sender.sendto(b"x", (SERVER, 10_000 + number))
 
 
-@pytest.mark.parametrize("others", [0, 20_000])
+@pytest.mark.parametrize("others", [0, pytest.param(20_000, marks=pytest.mark.long)])
 def test_clients_that_talk_early_one_right_after_another(rig: Rig, phones: Phones, others: int) -> None:
     """A tenth of the time at most goes into searches at once. Whoever comes when that is used up is searched for soon
     after, and all of them are heard from their public ports."""

@@ -14,7 +14,7 @@ FILES = 1000
 SESSIONS = 20
 
 
-@pytest.mark.parametrize("active", [True, False], ids=["active", "passive"])
+@pytest.mark.parametrize("active", [True, pytest.param(False, marks=pytest.mark.long)], ids=["active", "passive"])
 @pytest.mark.timeout(300)
 def test_twenty_sessions_fetch_a_thousand_files(strict_lab: Lab, active: bool) -> None:
     gateway = strict_lab.start_gateway(strict_lab.write_config(pinhole={"rate": 100}))

@@ -23,7 +23,7 @@ from tests.bench.peers import PORT, Peer
 from tests.lab.gateway import Gateway
 from tests.lab.lab import SERVER4, Lab
 
-SHORT = int(os.environ.get("SOAK_FLOWS", "100000"))
+SHORT = int(os.environ.get("SOAK_FLOWS", "50000"))
 LONG = 2000
 BACK = 0.6  # of the rate before: other work on this machine changes it too
 BOTH = [

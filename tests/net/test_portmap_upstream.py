@@ -210,7 +210,9 @@ def test_renewals_outlive_what_the_router_above_grants(double: Lab) -> None:
         assert above_it.stop() == 0
 
 
-@pytest.mark.parametrize("protocol", ["pcp", "natpmp", "upnp"])
+@pytest.mark.parametrize(
+    "protocol", ["pcp", pytest.param("natpmp", marks=pytest.mark.long), pytest.param("upnp", marks=pytest.mark.long)]
+)
 def test_a_router_above_that_forgets(double: Lab, protocol: str) -> None:
     above_it = upper.start_algate(double, portmap={"protocols": [protocol]})
     gateway = start(double)
