@@ -14,10 +14,6 @@ PORT = 5351
 
 Transport = Literal["tcp", "udp"]
 
-_PCP_REQUEST = struct.Struct("!BBHI16s")  # version, opcode, reserved, lifetime, client
-_PCP_ANSWER = struct.Struct("!BBBBII12s")  # version, R and opcode, reserved, result, lifetime, epoch, reserved
-_PCP_MAP = struct.Struct("!12sB3sHH16s")  # nonce, protocol, reserved, internal port, external port, external address
-_PMP_ANSWER = struct.Struct("!BBHI")  # version, R and opcode, result, epoch
 _R = 0x80
 _PROTOCOLS = {"tcp": pcp.TCP, "udp": pcp.UDP}
 _OPCODES = {"tcp": 2, "udp": 1}  # of NAT-PMP (RFC 6886, section 3.3)
@@ -54,15 +50,15 @@ class PmpAnswer(NamedTuple):
 
 def pcp_announce(own: Address) -> bytes:
     """A question for the epoch (section 14.1), of the client at `own`."""
-    return _PCP_REQUEST.pack(pcp.VERSION, pcp.Opcode.ANNOUNCE, 0, 0, pcp.written_address(own))
+    return pcp.REQUEST.pack(pcp.VERSION, pcp.Opcode.ANNOUNCE, 0, 0, pcp.written_address(own))
 
 
 def pcp_map(own: Address, nonce: bytes, transport: Transport, port: int, wanted: int, lifetime: int) -> bytes:
     """A request for a mapping of `port` (section 11.1) with the external port `wanted`, for `lifetime` seconds; 0: it
     is to end."""
     anywhere = ipaddress.ip_address("0.0.0.0" if own.version == 4 else "::")
-    head = _PCP_REQUEST.pack(pcp.VERSION, pcp.Opcode.MAP, 0, lifetime, pcp.written_address(own))
-    return head + _PCP_MAP.pack(nonce, _PROTOCOLS[transport], bytes(3), port, wanted, pcp.written_address(anywhere))
+    head = pcp.REQUEST.pack(pcp.VERSION, pcp.Opcode.MAP, 0, lifetime, pcp.written_address(own))
+    return head + pcp.MAP_BODY.pack(nonce, _PROTOCOLS[transport], bytes(3), port, wanted, pcp.written_address(anywhere))
 
 
 def answers_map(answer: PcpAnswer, nonce: bytes, transport: Transport, port: int) -> bool:
@@ -81,13 +77,13 @@ def read_pcp(data: bytes) -> PcpAnswer | None:
         return None
     if data[0] != pcp.VERSION:
         return PcpAnswer(data[0], data[1] & ~_R, int(pcp.Result.UNSUPP_VERSION), 0, 0)
-    if len(data) < _PCP_ANSWER.size or len(data) % 4:
+    if len(data) < pcp.RESPONSE.size or len(data) % 4:
         return None
-    version, opcode, _, result, lifetime, epoch, _ = _PCP_ANSWER.unpack_from(data)
+    version, opcode, _, result, lifetime, epoch, _ = pcp.RESPONSE.unpack_from(data)
     head = PcpAnswer(version, opcode & ~_R, result, lifetime, epoch)
-    if head.opcode != pcp.Opcode.MAP or len(data) < _PCP_ANSWER.size + _PCP_MAP.size:
+    if head.opcode != pcp.Opcode.MAP or len(data) < pcp.RESPONSE.size + pcp.MAP_BODY.size:
         return head
-    nonce, protocol, _, port, external_port, packed = _PCP_MAP.unpack_from(data, _PCP_ANSWER.size)
+    nonce, protocol, _, port, external_port, packed = pcp.MAP_BODY.unpack_from(data, pcp.RESPONSE.size)
     external = ipaddress.IPv6Address(packed)
     return head._replace(
         nonce=nonce,
@@ -116,9 +112,9 @@ def answers_pmp(answer: PmpAnswer, transport: Transport, port: int) -> bool:
 
 def read_pmp(data: bytes) -> PmpAnswer | None:
     """Read an answer of NAT-PMP; None for what is none."""
-    if len(data) < _PMP_ANSWER.size or data[0] != natpmp.VERSION or not data[1] & _R:
+    if len(data) < natpmp.ANSWER.size or data[0] != natpmp.VERSION or not data[1] & _R:
         return None
-    _, opcode, result, epoch = _PMP_ANSWER.unpack_from(data)
+    _, opcode, result, epoch = natpmp.ANSWER.unpack_from(data)
     head = PmpAnswer(opcode & ~_R, result, epoch)
     if head.opcode == 0 and len(data) >= 12:
         return head._replace(address=ipaddress.IPv4Address(data[8:12]))

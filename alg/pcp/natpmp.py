@@ -10,7 +10,7 @@ from typing import Literal
 
 VERSION = 0
 _MAP = struct.Struct("!BBHHHI")  # version, opcode, reserved, inside port, public port, lifetime
-_ANSWER = struct.Struct("!BBHI")  # version, opcode, result, epoch
+ANSWER = struct.Struct("!BBHI")  # version, opcode, result, epoch
 _R = 0x80
 
 Transport = Literal["tcp", "udp"]
@@ -80,18 +80,18 @@ def parse(data: bytes) -> AskAddress | Map:
 
 def address(public: ipaddress.IPv4Address, epoch: int) -> bytes:
     """The answer to a question for the public address, which is also what is announced unasked (section 3.2.1)."""
-    return _ANSWER.pack(VERSION, _R, Result.SUCCESS, epoch & 0xFFFFFFFF) + public.packed
+    return ANSWER.pack(VERSION, _R, Result.SUCCESS, epoch & 0xFFFFFFFF) + public.packed
 
 
 def mapped(request: Map, public_port: int, lifetime: int, epoch: int) -> bytes:
     """The answer to a request that was carried out. After a deletion, port and lifetime are 0."""
-    head = _ANSWER.pack(VERSION, _R | request.opcode, Result.SUCCESS, epoch & 0xFFFFFFFF)
+    head = ANSWER.pack(VERSION, _R | request.opcode, Result.SUCCESS, epoch & 0xFFFFFFFF)
     return head + struct.pack("!HHI", request.port, public_port, lifetime)
 
 
 def error(data: bytes, result: Result, epoch: int) -> bytes:
     """The answer to a request that fails: as long as one that succeeds, where the opcode is known."""
-    head = _ANSWER.pack(VERSION, _R | (data[1] & 0x7F), result, epoch & 0xFFFFFFFF)
+    head = ANSWER.pack(VERSION, _R | (data[1] & 0x7F), result, epoch & 0xFFFFFFFF)
     if data[0] != VERSION or result in (Result.UNSUPPORTED_VERSION, Result.UNSUPPORTED_OPCODE):
         return head
     if data[1] == 0:

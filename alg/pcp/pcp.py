@@ -21,9 +21,9 @@ SHORT, LONG = 30, 1800
 TCP, UDP = 6, 17
 MOST_FILTERS = 8
 
-_REQUEST = struct.Struct("!BBHI16s")  # version, R and opcode, reserved, lifetime, client
-_RESPONSE = struct.Struct("!BBBBII12s")  # version, R and opcode, reserved, result, lifetime, epoch, reserved
-_MAP = struct.Struct("!12sB3sHH16s")  # nonce, protocol, reserved, internal port, external port, external address
+REQUEST = struct.Struct("!BBHI16s")  # version, R and opcode, reserved, lifetime, client
+RESPONSE = struct.Struct("!BBBBII12s")  # version, R and opcode, reserved, result, lifetime, epoch, reserved
+MAP_BODY = struct.Struct("!12sB3sHH16s")  # nonce, protocol, reserved, internal port, external port, external address
 _PEER = struct.Struct("!12sB3sHH16sH2s16s")  # as MAP, and the remote peer's port, reserved, its address
 _OPTION = struct.Struct("!BBH")  # code, reserved, length
 _FILTER = struct.Struct("!BBH16s")  # reserved, prefix length, remote port, remote address
@@ -69,7 +69,7 @@ class Result(IntEnum):
     EXCESSIVE_REMOTE_PEERS = 13
 
 
-_SIZES: dict[int, int] = {Opcode.ANNOUNCE: 0, Opcode.MAP: _MAP.size, Opcode.PEER: _PEER.size}
+_SIZES: dict[int, int] = {Opcode.ANNOUNCE: 0, Opcode.MAP: MAP_BODY.size, Opcode.PEER: _PEER.size}
 LIFETIMES = {
     Result.NOT_AUTHORIZED: LONG,
     Result.NETWORK_FAILURE: SHORT,
@@ -147,12 +147,12 @@ def parse(data: bytes, source: Address) -> Request:
     """Read a request of the client at `source`. Raises Wrong, whose result is for `error`."""
     if data[0] != VERSION:
         raise Wrong(Result.UNSUPP_VERSION)
-    if len(data) < _REQUEST.size or len(data) > LONGEST or len(data) % 4:
+    if len(data) < REQUEST.size or len(data) > LONGEST or len(data) % 4:
         raise Wrong(Result.MALFORMED_REQUEST)
-    _, opcode, _, lifetime, client = _REQUEST.unpack_from(data)
+    _, opcode, _, lifetime, client = REQUEST.unpack_from(data)
     if opcode not in _SIZES:
         raise Wrong(Result.UNSUPP_OPCODE)
-    at = _REQUEST.size + _SIZES[opcode]
+    at = REQUEST.size + _SIZES[opcode]
     if len(data) < at:
         raise Wrong(Result.MALFORMED_REQUEST)
     if _unmapped(client) != source:
@@ -168,7 +168,7 @@ def parse(data: bytes, source: Address) -> Request:
 
 
 def _peer(data: bytes, lifetime: int, source: Address) -> Peer:
-    nonce, protocol, _, port, suggested_port, wanted, remote_port, _, packed = _PEER.unpack_from(data, _REQUEST.size)
+    nonce, protocol, _, port, suggested_port, wanted, remote_port, _, packed = _PEER.unpack_from(data, REQUEST.size)
     remote = _unmapped(packed)
     if not (protocol and port and remote_port) or remote.version != source.version:
         raise Wrong(Result.MALFORMED_REQUEST)
@@ -183,7 +183,7 @@ def _peer(data: bytes, lifetime: int, source: Address) -> Peer:
 
 def _map(data: bytes, lifetime: int, options: list[tuple[int, bytes]], source: Address) -> Map:
     _understood(options, source, (Option.PREFER_FAILURE, Option.FILTER))
-    nonce, protocol, _, port, suggested_port, wanted = _MAP.unpack_from(data, _REQUEST.size)
+    nonce, protocol, _, port, suggested_port, wanted = MAP_BODY.unpack_from(data, REQUEST.size)
     prefer_failure = sum(code == Option.PREFER_FAILURE for code, _ in options)
     if prefer_failure > 1 or any(code == Option.PREFER_FAILURE and value for code, value in options):
         raise Wrong(Result.MALFORMED_OPTION)
@@ -285,7 +285,7 @@ def announced(epoch: int) -> bytes:
 def mapped(request: Map, lifetime: int, port: int, address: Address, epoch: int) -> bytes:
     """The answer to a MAP request that was carried out: the external port and address (zeros after a deletion), the
     granted lifetime, and the options again."""
-    body = _MAP.pack(request.nonce, request.protocol, bytes(3), request.port, port, written_address(address))
+    body = MAP_BODY.pack(request.nonce, request.protocol, bytes(3), request.port, port, written_address(address))
     return _header(Opcode.MAP, Result.SUCCESS, lifetime, epoch) + body + request.options
 
 
@@ -302,7 +302,7 @@ def error(data: bytes, result: Result, lifetime: int, epoch: int) -> bytes:
     """The answer to a request that fails: its own bytes behind another header, as many as may be, padded (8.2)."""
     if result == Result.UNSUPP_VERSION:
         return _header(data[1], result, lifetime, epoch)
-    body = data[_REQUEST.size : LONGEST]
+    body = data[REQUEST.size : LONGEST]
     return _header(data[1], result, lifetime, epoch) + body + bytes(-len(body) % 4)
 
 
@@ -312,7 +312,7 @@ def lifetime_of(result: Result) -> int:
 
 
 def _header(opcode: int, result: Result, lifetime: int, epoch: int) -> bytes:
-    return _RESPONSE.pack(VERSION, _R | (opcode & 0x7F), 0, result, lifetime, epoch & 0xFFFFFFFF, bytes(12))
+    return RESPONSE.pack(VERSION, _R | (opcode & 0x7F), 0, result, lifetime, epoch & 0xFFFFFFFF, bytes(12))
 
 
 def _unmapped(data: bytes) -> Address:

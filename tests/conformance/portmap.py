@@ -35,6 +35,7 @@ from tests.lab.lab import (
 )
 from tests.lab.peers import LIBRARIES, unpacked
 from tests.lab.udp import goes_both_ways
+from tests.lab.upper import MINIUPNPD_TABLE
 from tests.net.pcp_client import PREFER_FAILURE, TCP, UDP, PcpClient, filter_option, third_party
 from tests.net.upnp_client import (
     CONNECTION,
@@ -53,28 +54,6 @@ ADVERTISED = "1.2.3.4"  # 203.0.113.0/24 is reserved, and miniupnpd refuses to s
 GLOBAL_NET, GLOBAL, ROUTER_GLOBAL = "2001:db8:56::/64", "2001:db8:56::10", "2001:db8:56::2"
 HOSTS = 40  # addresses from which the server is asked, when its speed is measured
 REQUESTS = 40  # of each
-TABLE = """
-table inet filter {
-    chain forward {
-        type filter hook forward priority 0; policy accept;
-        jump miniupnpd
-    }
-    chain miniupnpd {
-    }
-    chain prerouting {
-        type nat hook prerouting priority -100; policy accept;
-        jump prerouting_miniupnpd
-    }
-    chain postrouting {
-        type nat hook postrouting priority 99; policy accept;
-        jump postrouting_miniupnpd
-    }
-    chain prerouting_miniupnpd {
-    }
-    chain postrouting_miniupnpd {
-    }
-}
-"""
 
 
 @dataclass
@@ -152,7 +131,7 @@ def miniupnpd(forward: str) -> Prepare:
             "uuid=00000000-0000-0000-0000-000000000001\nallow 1024-65535 192.168.56.0/24 1024-65535\n"
             "deny 0-65535 0.0.0.0/0 0-65535\n"
         )
-        lab.run("router", ["nft", "-f", "-"], stdin=TABLE)
+        lab.run("router", ["nft", "-f", "-"], stdin=MINIUPNPD_TABLE)
         for program in ("iptables", "ip6tables"):
             lab.run("router", [program, "-P", "FORWARD", forward])
         daemon = unpacked("miniupnpd-nftables", "usr/sbin/miniupnpd")
@@ -172,7 +151,7 @@ def miniupnpd(forward: str) -> Prepare:
             pidfile.unlink(missing_ok=True)
 
         start()
-        _running.append(Server(pid, kill, start, 5000, TABLE))
+        _running.append(Server(pid, kill, start, 5000, MINIUPNPD_TABLE))
         try:
             yield
         finally:

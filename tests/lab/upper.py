@@ -21,7 +21,8 @@ ROUTER = "100.64.0.2"
 UPPER_IN, UPPER_OUT, UPPER_OUT_2 = "100.64.0.1", "1.2.3.2", "1.2.3.3"
 SERVER, STRANGER = "1.2.3.10", "1.2.3.66"
 
-_TABLE = """
+# What miniupnpd expects to find, in chains of these names.
+MINIUPNPD_TABLE = """
 table inet filter {
     chain forward {
         type filter hook forward priority 0; policy accept;
@@ -118,7 +119,7 @@ def miniupnpd(
         f"uuid=00000000-0000-0000-0000-000000000002\nallow 1024-65535 {network} 1024-65535\n"
         "deny 0-65535 0.0.0.0/0 0-65535\n"
     )
-    lab.run(role, ["nft", "-f", "-"], stdin=_TABLE)
+    lab.run(role, ["nft", "-f", "-"], stdin=MINIUPNPD_TABLE)
     daemon = unpacked("miniupnpd-nftables", "usr/sbin/miniupnpd")
     environment = {"LD_LIBRARY_PATH": str(LIBRARIES)}
     process = lab.popen(role, [daemon, "-d", "-f", config, "-P", pidfile], env=environment)
