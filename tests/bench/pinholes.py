@@ -27,6 +27,8 @@ from gateway.model.requests import PinholeRequest, PinholeUpdate
 from gateway.pinhole.client import BrokerClient
 from tests.net.broker_rig import SERVER, Rig, inbound
 
+RATES_OF_KINDS = ("anybody", "mapping", "gre")  # of which a client may open a few in a second
+
 
 def media(number: int) -> PinholeRequest:
     """A pair of ports for the media of a call, of one of 100 telephones."""
@@ -51,8 +53,9 @@ def request_of(kind: str, number: int) -> PinholeRequest:
         case "gre":  # 8
             client = f"10.64.{number // 8 // 250}.{1 + number // 8 % 250}"
             changes |= {"client": client, "target": Endpoint(client, number), "kind": kind, "transport": "gre"}
-        case "anybody":
-            changes |= {"kind": kind, "peer": None}
+        case "anybody":  # 4
+            client = f"10.64.{number // 4 // 250 % 250}.{1 + number // 4 % 250}"
+            changes |= {"client": client, "target": Endpoint(client, 10000 + number % 4), "kind": kind, "peer": None}
         case "exchange":
             visitor = f"203.0.113.{10 + number % 200}"
             outer = Endpoint(visitor, 10000 + number // 200)
@@ -97,6 +100,9 @@ def measure(rig: Rig, in_flight: int, seconds: float, kind: str = "once") -> Mea
             nonlocal waited, done
             request = request_of(kind, number)
             while (begun := time.monotonic()) < until:
+                if kind in RATES_OF_KINDS:  # each time another client, or its own rate is what is measured
+                    number += in_flight
+                    request = request_of(kind, number)
                 try:
                     lease = client.open(request)
                 except PinholeRefused as refused:

@@ -27,6 +27,10 @@ SECTIONS = (
     Section("Decisions on a request, by the number of rules", "policy"),
     Section("Kernel pinholes", "pinholes", ("--seconds", "5")),
     Section("Conversations over UDP", "pinholes", ("--udp", "--seconds", "5")),
+    *(
+        Section(f"Kernel pinholes: {kind}", "pinholes", ("--kind", kind, "--seconds", "3"))
+        for kind in ("anybody", "mapping", "exchange", "gre")
+    ),
     Section("Beside many mappings", "pinholes", ("--mappings", "10000", "--seconds", "5")),
     Section("A thousand pinholes a second for a minute", "pinholes", ("--per-second", "1000", "--seconds", "60")),
     Section("Datagrams of 172 bytes through a SOCKS UDP association", "udp_associate", ("20000", "5")),
