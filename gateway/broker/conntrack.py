@@ -148,18 +148,30 @@ class Conntrack:
         """Return TCP and UDP connections whose mark has these bits, by destination, protocol, destination port and
         source of their first packet, as `elements.pack_key` packs them. The kernel walks its table once for each
         family."""
-        wanted = attribute(CTA_MARK, struct.pack(">I", mark)) + attribute(CTA_MARK_MASK, struct.pack(">I", mark))
         result = set()
-        for version in (4, 6):
-            question = self._message(_GET, NLM_F_REQUEST | NLM_F_DUMP, version, wanted)
-            for packet in self._netlink.request(question):
-                parts = attribute_map(attribute_map(packet, _BODY).get(CTA_TUPLE_ORIG, b""))
-                protocol, address = (attribute_map(parts.get(kind, b"")) for kind in (CTA_TUPLE_PROTO, CTA_TUPLE_IP))
-                number, port = protocol.get(CTA_PROTO_NUM), protocol.get(CTA_PROTO_DST_PORT)
-                source, destination = (address.get(_ADDRESS[version, end]) for end in (True, False))
-                if number and port and source and destination:
-                    result.add(destination + number + b"\0\0\0" + port + b"\0\0" + source)
+        for version, found in self._marked(mark):
+            parts = attribute_map(found.get(CTA_TUPLE_ORIG, b""))
+            protocol, address = (attribute_map(parts.get(kind, b"")) for kind in (CTA_TUPLE_PROTO, CTA_TUPLE_IP))
+            number, port = protocol.get(CTA_PROTO_NUM), protocol.get(CTA_PROTO_DST_PORT)
+            source, destination = (address.get(_ADDRESS[version, end]) for end in (True, False))
+            if number and port and source and destination:
+                result.add(destination + number + b"\0\0\0" + port + b"\0\0" + source)
         return result
+
+    def marked(self, mark: int) -> list[TrackedEntry]:
+        """Return the UDP connections whose mark has these bits. The kernel walks its table once for each family."""
+        return [
+            TrackedEntry(_read(found, version), version, _name(found))
+            for version, found in self._marked(mark)
+            if CTA_ID in found and any(_ends_of(found.get(CTA_TUPLE_ORIG, b""), version))
+        ]
+
+    def _marked(self, mark: int) -> Iterator[tuple[int, dict[int, bytes]]]:
+        """Yield IP version and attributes of each connection whose mark has these bits."""
+        wanted = attribute(CTA_MARK, struct.pack(">I", mark)) + attribute(CTA_MARK_MASK, struct.pack(">I", mark))
+        for version in (4, 6):
+            for packet in self._netlink.request(self._message(_GET, NLM_F_REQUEST | NLM_F_DUMP, version, wanted)):
+                yield version, attribute_map(packet, _BODY)
 
     def delete(self, found: TrackedEntry) -> bool:
         """Delete a connection's entry. Returns False if it has just ended."""

@@ -91,7 +91,7 @@ class Engine:
         self._guard = TableGuard(
             self.netfilter, self._leases, self._sharing.first_whole, self._usage, self._lose_all, limits
         )
-        self.stale = Stale(self._leases.of_client, self.netfilter.has_any, time.monotonic())
+        self.stale = Stale(self._leases.of_client, self.netfilter.has_any)
         self._inherited: set[str] = set()  # leases of a worker that died, of which its successor said nothing yet
 
     # --- beginning, passing and end of time -------------------------------------------------------------------------
@@ -103,6 +103,7 @@ class Engine:
             elements = self.netfilter.elements()
         except TableGoneError:  # or it is another version's, without one of our sets
             elements = []
+        self.stale.begin()
         made = self._guard.load()
         self._return_path.make(self._permits.inside)
         unix = time.time()

@@ -33,17 +33,44 @@ Right = dict[Socket, list[tuple[Lease, Socket]]]
 
 SOON = 0.02  # seconds between a change and the look, where something may be wrong that matters now
 SHARE = 10  # a look that took a second is followed by the next one ten seconds later at the soonest
-FORGOTTEN = 120.0  # seconds for which there may be connections of pinholes that the broker before this one has closed
 LONGEST = 0.5  # seconds that an opening waits at the longest for the look that its client needs first
 LATER, LATER_SHARE = 1.0, 500  # the same for all other changes
 
 log = get_logger()
 
 
+class LeftBehind:
+    """The connections of pinholes that the broker before this one has closed, and perhaps of others.
+
+    `opened`: the pinholes of which `take` has not spoken yet.
+    """
+
+    def __init__(self) -> None:
+        self.opened: list[Lease] = []
+        self._search: Future[list[TrackedEntry]] | None = None
+        self._by_socket: dict[Endpoint, list[TrackedEntry]] = {}  # by the socket that may have been a client's
+
+    def begin(self, search: Future[list[TrackedEntry]]) -> None:
+        """Wait for the result of a search."""
+        self._search = search
+
+    def take(self) -> tuple[list[TrackedEntry], list[Lease]]:
+        """Return connections of the clients' sockets of pinholes that were opened, each once, and those pinholes;
+        nothing before the search has ended. Raises NetfilterError, once, if it has failed."""
+        if self._search is not None:
+            if not self._search.done():
+                return [], []
+            search, self._search = self._search, None
+            for entry in search.result():
+                for end in {entry.connection.source.endpoint, entry.connection.reply_source.endpoint}:
+                    self._by_socket.setdefault(end, []).append(entry)
+        leases, self.opened = self.opened, []
+        return [old for lease in leases for end in _targets_of(lease) for old in self._by_socket.pop(end, ())], leases
+
+
 class Stale:
     """The sockets whose connections have to be searched. `open_of`: returns the open pinholes of a client; `is_any`:
-    whether any of some elements (set, key) is in the kernel's table; `began`: when (monotonic) this broker did, which
-    does not know what the one before it has closed.
+    whether any of some elements (set, key) is in the kernel's table.
 
     `wake` is readable when a search has ended; then read it and call `tick`.
     """
@@ -52,9 +79,8 @@ class Stale:
         self,
         open_of: Callable[[str], Iterable[Lease]],
         is_any: Callable[[Iterable[tuple[str, bytes]]], bool],
-        began: float = -math.inf,
     ) -> None:
-        self._remembers_from = began + FORGOTTEN
+        self._left = LeftBehind()
         self._open_of = open_of
         self._is_any = is_any
         self._conntrack = Conntrack()  # the thread's
@@ -70,6 +96,13 @@ class Stale:
         self._looker = ThreadPoolExecutor(1)
         self._look: tuple[Future[tuple[list[TrackedEntry], list[Lease]]], float] | None = None  # and since when
         self.wake, self._waker = socket.socketpair()
+
+    def begin(self) -> None:
+        """Search for the connections that pinholes have let in, because this broker does not know which of these the
+        one before it has closed. It is for the thread to wait for that."""
+        search = self._looker.submit(self._conntrack.marked, MEDIA)
+        self._left.begin(search)
+        search.add_done_callback(lambda _: self._waker.send(b"\0"))
 
     def opened(self, lease: Lease) -> bool:
         """Note that a pinhole was opened: what its client's socket sent before has another public port. Return whether
@@ -89,7 +122,9 @@ class Stale:
                 self._settles_by = min(self._settles_by, time.monotonic() + LONGEST)
             else:
                 self._ask(_targets_of(lease))
-        if not self._closed.isdisjoint(_targets_of(lease)) or time.monotonic() < self._remembers_from:
+        self._left.opened.append(lease)
+        self._delete_left()
+        if not self._closed.isdisjoint(_targets_of(lease)):
             self._soon = min(self._soon, time.monotonic() + SOON)
         self._add(lease)
         return not is_early
@@ -114,6 +149,15 @@ class Stale:
         now = time.monotonic()
         self._next_at_once = now + SHARE * (now - begun)
         return True
+
+    def _delete_left(self) -> None:
+        """Delete what the broker before this one has left of the sockets of pinholes that are open now."""
+        try:
+            found, leases = self._left.take()
+            if found:
+                self._delete_wrong(self._at_once, found, leases)
+        except NetfilterError as error:
+            log.warning("broker.conntrack_failed", error=str(error))
 
     @property
     def _settles_at(self) -> float:
@@ -166,6 +210,7 @@ class Stale:
             if not self._look[0].done():
                 return
             self._forget()
+        self._delete_left()
         now = time.monotonic()
         if self._ask_at <= now:
             asked, self._asked, self._ask_at = self._asked, set(), math.inf
@@ -223,9 +268,13 @@ class Stale:
             self._looked = time.monotonic()
             self._took = self._looked - begun
 
-    def _delete_wrong(self, table: Conntrack, found: Iterable[TrackedEntry], leases: Collection[Lease]) -> None:
+    def _delete_wrong(self, table: Conntrack, found: Collection[TrackedEntry], leases: Collection[Lease]) -> None:
         """Delete those of the connections that contradict what the clients of these leases have open now."""
         sockets = {sock for lease in leases for sock in sockets_of(lease)}
+        targets = {target for lease in leases for target in _targets_of(lease)}
+        sockets |= {  # public ports that such a client had before
+            entry.connection.destination for entry in found if entry.connection.reply_source.endpoint in targets
+        }
         right: Right = {}
         for client in {lease.visitor or lease.client for lease in leases}:
             for lease in self._open_of(client):

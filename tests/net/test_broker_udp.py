@@ -409,6 +409,27 @@ def test_untranslated_ipv6_is_only_admitted(rig: Rig, phones: Phones) -> None:
     assert gets_nothing(phone, other, target)
 
 
+@FAMILIES
+def test_a_new_broker_knows_whose_sockets_had_pinholes_before(
+    rig: Rig, phones: Phones, client: str, public: str, server: str, stranger: str
+) -> None:
+    """The broker before this one had no time left to search for what its closed pinhole has left behind."""
+    asked = conversation(client=client, target=Endpoint(client, 4000), public_host=public, peers=(server,))
+    lease = rig.open(asked)
+    phone, far = phones.at(rig.inside, client, 4000), phones.at(rig.outside, server)
+    gets(phone, far, lease.public)
+    gets(far, phone, of(far))
+    rig.send(Close(lease.id))
+    wait_for(lambda: not rig.pinholes(), "the pinhole to be closed")
+    rig.kill()
+    rig.start()
+    begun = time.monotonic()
+    lease = rig.open(asked)
+    wait_for(lambda: gets(far, phone, of(far)) == lease.public, "the phone to be heard from its new public port", 1.0)
+    assert gets(phone, far, lease.public) == of(far)
+    assert time.monotonic() - begun < 2
+
+
 def test_a_new_broker_reads_conversations_back(rig: Rig, phones: Phones) -> None:
     leases = [
         rig.open(conversation(second=4001, peers=(SERVER, STRANGER))),

@@ -48,6 +48,7 @@ def test_a_small_router() -> None:
             " -j NFQUEUE --queue-num 65458 --queue-bypass"
         ),
         "-A ALGATE-FORWARD ! -p udp -j RETURN",
+        "-A ALGATE-FORWARD -m connmark --mark 0x50000000/0x50000000 -j RETURN",
         "-A ALGATE-FORWARD -d 192.168.56.0/24 -i eth1 -j RETURN",
         "-A ALGATE-FORWARD -m mark --mark 0x80000000/0x80000000 -j RETURN",
         "-A ALGATE-FORWARD -s 192.168.56.0/24 -i eth1 -p udp -m conntrack --ctorigdstport 5060 --ctdir ORIGINAL "

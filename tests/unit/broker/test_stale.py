@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import select
 import threading
@@ -15,6 +16,7 @@ from alg.address import Endpoint
 from gateway.broker.conntrack import Conntrack, Socket, Tracked, TrackedEntry
 from gateway.broker.elements import talked_of
 from gateway.broker.marks import MEDIA
+from gateway.broker.netlink import NetfilterError
 from gateway.broker.stale import LATER, SHARE, SOON, Right, Stale, _is_right, _pairs, sockets_of
 from gateway.model.requests import Lease
 
@@ -116,11 +118,58 @@ def test_a_look_keeps_nobody_waiting_and_what_opens_meanwhile_stays(monkeypatch:
     assert math.isinf(stale.deadline())
 
 
-def test_a_broker_that_has_just_begun_knows_of_no_pinhole_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def wait_for_thread(stale: Stale, lease: Lease) -> None:
+    """It does one thing after the other, and the last one now."""
+    stale.disturbed(lease)
+    stale.forget()
+
+
+OLD = Endpoint("203.0.113.2", 40200)
+LEFT = {
+    "begun outside": connection(PEER, OLD, TARGET, PEER, MEDIA),
+    "begun inside": connection(TARGET, PEER, PEER, OLD, MEDIA),
+}
+
+
+@pytest.mark.parametrize("left", LEFT)
+@pytest.mark.parametrize("when", ["known", "later", "opened again", "of another", "failed"])
+def test_a_broker_that_has_just_begun_deletes_what_is_left_of_pinholes_before(
+    monkeypatch: pytest.MonkeyPatch, left: str, when: str
+) -> None:
+    may_end = threading.Event()
+    deleted: list[Tracked] = []
+
+    def marked(_: Conntrack, mark: int) -> list[TrackedEntry]:
+        assert mark == MEDIA
+        may_end.wait(10)
+        if when == "failed":
+            raise NetfilterError(errno.ENOBUFS, "no room")
+        return [TrackedEntry(LEFT[left], 4, b"")]
+
+    def delete(_: Conntrack, found: TrackedEntry) -> bool:
+        deleted.append(found.connection)
+        return True
+
     monkeypatch.setattr(Conntrack, "find", lambda _, sockets: [])
-    stale = Stale(lambda _: (), lambda _: False, time.monotonic())
-    stale.opened(LEASE)
-    assert stale.deadline() - time.monotonic() <= SOON
+    monkeypatch.setattr(Conntrack, "marked", marked)
+    monkeypatch.setattr(Conntrack, "delete", delete)
+    lease = LEASE
+    if when == "opened again":
+        lease = msgspec.structs.replace(LEASE, public=OLD)
+    if when == "of another":
+        lease = msgspec.structs.replace(LEASE, target=TARGET._replace(port=TARGET.port + 2))
+    stale = Stale(lambda _: [lease], lambda _: False)
+    stale.begin()
+    if when != "later":
+        may_end.set()
+        wait_for_thread(stale, lease)
+    stale.opened(lease)
+    if when == "later":
+        assert not deleted
+        may_end.set()
+        assert select.select([stale.wake], [], [], 10)[0]
+        stale.tick()
+    assert deleted == ([LEFT[left]] if when in ("known", "later") else [])
 
 
 def opened_for_nobody(stale: Stale, lease: Lease) -> None:
