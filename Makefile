@@ -53,11 +53,13 @@ debian-test: debian-build
 	$(PIP_INSTALL) --no-index --no-deps .venv/wheels/*.whl
 	@touch $@
 
-# Half a minute, where anything has changed. The sources stay what they are, and are what a traceback shows.
+# Two minutes, where anything has changed; what changes meanwhile is compiled the next time. The sources stay what they
+# are, and are what a traceback shows.
 .venv/.compiled: $(COMPILED) | .venv/.test
 	@mkdir -p build
+	@touch build/compile.began
 	ALGATE_COMPILE=1 $(BIN)/python -W ignore setup.py -q build_ext --inplace >build/compile.log 2>&1 || { cat build/compile.log >&2; exit 1; }
-	@touch $@
+	@touch -r build/compile.began $@
 
 .venv/.peers: requirements/peers.deb requirements/peers.txt requirements/debian | debian-test .venv/.test
 	requirements/debian unpack $< .venv/peers

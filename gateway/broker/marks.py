@@ -9,6 +9,10 @@ ADMITTED = 0x20000000
 MEDIA = 0x40000000
 """The connection belongs to a conversation (UDP): it passes only as long as that is open. Always with ADMITTED."""
 
+UNREAD = PINHOLE | MEDIA
+"""The connection belongs to a conversation that no module reads: its packets meet none of the rules that look for the
+ports of modules."""
+
 PASSING = 0x80000000
 """In the packet's own mark, from priority -5 to -3 of FORWARD and INPUT: some instance's conversation lets it pass.
 From priority -90 of PREROUTING to -3 of INPUT: it belongs to a connection that the gateway has made with a client's

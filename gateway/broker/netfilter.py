@@ -187,6 +187,7 @@ class Netfilter:
             admitted=hex(marks.ADMITTED),
             media=hex(marks.MEDIA),
             entered=hex(marks.MEDIA | marks.ADMITTED),
+            unread=hex(marks.UNREAD),
             passing=hex(marks.PASSING),
             passed=hex(marks.PASSING ^ 0xFFFFFFFF),
             probe=hex(marks.PROBE),

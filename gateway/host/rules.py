@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from gateway.broker.marks import ADMITTED, PASSING
+from gateway.broker.marks import ADMITTED, PASSING, UNREAD
 from gateway.config.schema import SSDP_PORT, Config
 from gateway.host.privilege import is_privileged
 from gateway.host.programs import run_program
@@ -86,6 +86,7 @@ def render(config: Config, family: Family) -> str | None:
         "control": [str(port) for port in config.portmap_ports["tcp"]],
         "ssdp": [str(port) for port in config.portmap_ports["udp"] if port == SSDP_PORT],
         "unread": [f"{PASSING:#x}/{PASSING:#x}"],
+        "media": [f"{UNREAD:#x}/{UNREAD:#x}"],
         "admitted": [f"{ADMITTED:#x}/{ADMITTED:#x}"],
         "packets": [config.instance.upper()] if config.packets_wanted else [],
         "udp": [str(port) for port in config.module_ports("udp")] if config.packets_wanted else [],
