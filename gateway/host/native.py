@@ -21,8 +21,8 @@ _TRANSLATOR: dict[Family, str] = {"ipv4": "iptables-restore-translate", "ipv6": 
 _HOOKS = {
     ("nat", "PREROUTING"): "type nat hook prerouting priority -105; policy accept;",
     ("nat", "POSTROUTING"): "type nat hook postrouting priority 95; policy accept;",
-    ("mangle", "PREROUTING"): "type filter hook prerouting priority -155; policy accept;",
-    ("mangle", "FORWARD"): "type filter hook forward priority -155; policy accept;",
+    ("mangle", "PREROUTING"): "type filter hook prerouting priority -150; policy accept;",
+    ("mangle", "FORWARD"): "type filter hook forward priority -150; policy accept;",
     ("raw", "PREROUTING"): "type filter hook prerouting priority -305; policy accept;",
 }
 _RULE = re.compile(r"(?:add|insert) rule ip6? (\S+) (\S+) (.*)")
@@ -30,8 +30,12 @@ _UNKNOWN = re.compile(r"# -t (\S+) -A (\S+) (.*)")
 _SOCKET = re.compile(r"-i (\S+) -m addrtype --dst-type LOCAL -m socket --nowildcard -j RETURN *$")
 
 
+_FURTHER = {("mangle", "FROM"): "mangle-from", ("mangle", "TO"): "mangle-to"}
+"""Chains to which others jump, and their names as nft text."""
+
+
 class Line(NamedTuple):
-    """A rule as nft text, with the table and the built-in chain of iptables that it belongs to."""
+    """A rule as nft text, with the table and the chain of iptables that it belongs to."""
 
     table: str
     chain: str
@@ -49,14 +53,15 @@ def native(config: Config) -> str:
     for family in FAMILIES:
         chains: dict[tuple[str, str], list[str]] = {}
         for line in translated(config, family):
-            if (line.table, line.chain) in _HOOKS:
+            if (line.table, line.chain) in _HOOKS | _FURTHER:
                 chains.setdefault((line.table, line.chain), []).append(line.text)
         name = f"{_NFT_FAMILY[family]} {config.instance}-rules"
         body = [
-            f"\tchain {table}-{chain.lower()} {{\n\t\t{_HOOKS[table, chain]}\n"
+            f"\tchain {table}-{chain.lower()} {{\n"
+            + (f"\t\t{_HOOKS[table, chain]}\n" if (table, chain) in _HOOKS else "")
             + "".join(f"\t\t{text}\n" for text in lines)
             + "\t}\n"
-            for (table, chain), lines in chains.items()
+            for (table, chain), lines in sorted(chains.items(), key=lambda chain: chain[0] in _HOOKS)
         ]
         if body:
             texts.append(f"add table {name}\ndelete table {name}\ntable {name} {{\n" + "".join(body) + "}\n")
@@ -91,7 +96,10 @@ def translated(config: Config, family: Family) -> list[Line]:
             continue
         rule = _RULE.match(line)
         if rule and rule[2].startswith(prefix):
-            found.append(Line(rule[1], rule[2].removeprefix(prefix), _for_any_family(rule[3])))
+            text = rule[3]
+            for (_, chain), name in _FURTHER.items():
+                text = re.sub(rf"\bjump {re.escape(prefix + chain)}$", f"jump {name}", text)
+            found.append(Line(rule[1], rule[2].removeprefix(prefix), _for_any_family(text)))
     return found
 
 

@@ -31,6 +31,7 @@ FAMILIES: tuple[Family, ...] = ("ipv4", "ipv6")
 _PREFIX: dict[Family, str] = {"ipv4": "iptables", "ipv6": "ip6tables"}
 _NFT_FAMILY: dict[Family, str] = {"ipv4": "ip", "ipv6": "ip6"}
 _BUILTIN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+_FURTHER = ("FROM", "TO")  # chains of ours to which only others of ours jump: from the inside, to the inside
 _PORTS_PER_RULE = 15  # the multiport match takes no more
 _TABLE_ABSENT = "algate: table was absent"
 _CHAIN_ABSENT = "algate: chain was absent"
@@ -132,7 +133,7 @@ def _parse(text: str) -> _Tables:
 
 
 def _own_chains(instance: str, table: _Table) -> list[str]:
-    own = re.compile(rf"{re.escape(instance.upper())}-(?:{'|'.join(_BUILTIN)})")
+    own = re.compile(rf"{re.escape(instance.upper())}-(?:{'|'.join((*_BUILTIN, *_FURTHER))})")
     return [chain for chain in table.chains if own.fullmatch(chain)]
 
 

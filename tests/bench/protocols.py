@@ -216,7 +216,9 @@ def plain_media(rig: Rig) -> float:
     return flooded(rig, port)
 
 
-def rtsp_media(rig: Rig) -> float:
+@contextlib.contextmanager
+def media_pinhole(rig: Rig) -> Iterator[int]:
+    """The router's port for media to `MEDIA`, as long as a session of RTSP lasts."""
     with rig.lab.listen("outside", SERVER4, RTSP + 8000) as listener:
         client = direct(rig.lab, SERVER4, RTSP + 8000)
         server, _ = listener.accept()
@@ -229,7 +231,12 @@ def rtsp_media(rig: Rig) -> float:
         found = re.search(rb"client_port=(\d+)", read_until(server, b"\r\n\r\n"))
         assert found is not None
         assert int(found[1]) != MEDIA
-        return flooded(rig, int(found[1]))
+        yield int(found[1])
+
+
+def rtsp_media(rig: Rig) -> float:
+    with media_pinhole(rig) as port:
+        return flooded(rig, port)
 
 
 def file_of(rig: Rig, role: str, host: str, port: int, sender: subprocess.Popen[bytes]) -> float:

@@ -41,6 +41,8 @@ def test_a_small_router() -> None:
         "*mangle",
         ":ALGATE-PREROUTING - [0:0]",
         ":ALGATE-FORWARD - [0:0]",
+        ":ALGATE-FROM - [0:0]",
+        ":ALGATE-TO - [0:0]",
         "-I PREROUTING 1 -j ALGATE-PREROUTING",
         "-I FORWARD 1 -j ALGATE-FORWARD",
         (
@@ -49,18 +51,16 @@ def test_a_small_router() -> None:
         ),
         "-A ALGATE-FORWARD ! -p udp -j RETURN",
         "-A ALGATE-FORWARD -m connmark --mark 0x50000000/0x50000000 -j RETURN",
-        "-A ALGATE-FORWARD -d 192.168.56.0/24 -i eth1 -j RETURN",
         "-A ALGATE-FORWARD -m mark --mark 0x80000000/0x80000000 -j RETURN",
-        "-A ALGATE-FORWARD -s 192.168.56.0/24 -i eth1 -p udp -m conntrack --ctorigdstport 5060 --ctdir ORIGINAL "
-        + queue,
-        "-A ALGATE-FORWARD -d 192.168.56.0/24 -o eth1 -p udp -m conntrack --ctorigdstport 5060 --ctdir REPLY " + queue,
-        "-A ALGATE-FORWARD -d 192.168.56.0/24 -o eth1 -p udp -m udp --dport 5060 -m conntrack --ctdir ORIGINAL "
-        + queue,
-        "-A ALGATE-FORWARD -s 192.168.56.0/24 -i eth1 -p udp -m udp --sport 5060 -m conntrack --ctdir REPLY " + queue,
-        "-A ALGATE-FORWARD -d 192.168.56.0/24 -o eth1 -p udp -m conntrack --ctorigdstport 48750:49999 --ctdir ORIGINAL "
-        + queue,
-        "-A ALGATE-FORWARD -s 192.168.56.0/24 -i eth1 -p udp -m conntrack --ctorigdstport 48750:49999 --ctdir REPLY "
-        + queue,
+        "-A ALGATE-FORWARD -d 192.168.56.0/24 -i eth1 -j RETURN",
+        "-A ALGATE-FORWARD -s 192.168.56.0/24 -i eth1 -j ALGATE-FROM",
+        "-A ALGATE-FORWARD -d 192.168.56.0/24 -o eth1 -j ALGATE-TO",
+        "-A ALGATE-FROM -p udp -m conntrack --ctorigdstport 5060 --ctdir ORIGINAL " + queue,
+        "-A ALGATE-FROM -p udp -m udp --sport 5060 -m conntrack --ctdir REPLY " + queue,
+        "-A ALGATE-FROM -p udp -m conntrack --ctorigdstport 48750:49999 --ctdir REPLY " + queue,
+        "-A ALGATE-TO -p udp -m conntrack --ctorigdstport 5060 --ctdir REPLY " + queue,
+        "-A ALGATE-TO -p udp -m udp --dport 5060 -m conntrack --ctdir ORIGINAL " + queue,
+        "-A ALGATE-TO -p udp -m conntrack --ctorigdstport 48750:49999 --ctdir ORIGINAL " + queue,
         "COMMIT",
         "*nat",
         ":ALGATE-PREROUTING - [0:0]",
