@@ -32,15 +32,17 @@ debian-test: debian-build
 	@requirements/debian install requirements/test.deb
 
 # What running needs, and no more: wheels of the versions that the lock file names. Python's cache of the
-# sources, and of those that they import, is made here, before processes come that may not write it; without what was
-# compiled of an older checkout.
+# sources, and of those that they import, is made here, before processes come that may not write it (half of what a
+# process's start costs), also where the environment forbids it, as in containers; without what was compiled of an older
+# checkout.
 .venv/.run: pyproject.toml setup.py requirements/run.txt | debian-run
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv --without-pip .venv
 	$(PIP_INSTALL) --no-compile --only-binary :all: --require-hashes -r requirements/run.txt
 	$(PIP_INSTALL) --no-compile --no-deps --no-build-isolation -e .
 	find alg gateway -name '*.so' -delete
 	$(BIN)/python -m compileall -q alg gateway iptables
-	$(BIN)/python -c 'import gateway.cli.main, gateway.cli.run, gateway.process.worker, gateway.process.broker, gateway.process.console'
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c 'import gateway.cli.main, gateway.cli.run, gateway.process.worker, \
+		gateway.process.broker, gateway.process.packets, gateway.process.portmap, gateway.process.console'
 	@touch $@
 
 # What the tests, the checks and the packages need. What is built here is built with what the lock file names, too, and
@@ -51,6 +53,7 @@ debian-test: debian-build
 	rm -rf .venv/wheels
 	$(BIN)/python $(PIP) wheel $(PIP_OPTIONS) --require-hashes --no-deps --no-build-isolation -w .venv/wheels -r requirements/built.txt
 	$(PIP_INSTALL) --no-index --no-deps .venv/wheels/*.whl
+	@$(BIN)/python -m compileall -q .venv/lib >/dev/null || true # some packages have files that are no Python of this version
 	@touch $@
 
 # Two minutes, where anything has changed; what changes meanwhile is compiled the next time. The sources stay what they
@@ -59,6 +62,7 @@ debian-test: debian-build
 	@mkdir -p build
 	@touch build/compile.began
 	ALGATE_COMPILE=1 $(BIN)/python -W ignore setup.py -q build_ext --inplace >build/compile.log 2>&1 || { cat build/compile.log >&2; exit 1; }
+	$(BIN)/python -m compileall -q alg gateway iptables
 	@touch -r build/compile.began $@
 
 .venv/.peers: requirements/peers.deb requirements/peers.txt requirements/debian | debian-test .venv/.test

@@ -9,12 +9,13 @@ import re
 import socket
 import ssl
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 import msgspec
 
-from alg.registry import BrokenModule, options_by_name, transports
+from alg.registry import BrokenModule, declared
 from gateway.config.access_file import AccessError, Lookups, parse_access_file
 from gateway.config.check import BadValue, check
 from gateway.config.messages import readable, resembling
@@ -229,9 +230,13 @@ def _with_defaults(document: dict[str, Any]) -> dict[str, Any]:
         sections = {name: msgspec.to_builtins(section) for name, section in DEFAULT_ALG.items()}
         for name, section in document.get("alg", {}).items():
             sections[name] = {**sections.get(name, {}), **section} if isinstance(section, dict) else section
+        try:
+            installed = declared()
+        except BrokenModule as error:
+            raise BadValue(f"alg: {error}") from error
         for name, section in sections.items():
             if isinstance(section, dict):
-                sections[name] = section = _with_options(name, section)
+                sections[name] = section = _with_options(name, section, installed)
             _convert(section, AlgSection, f"alg.{name}")  # of a mapping msgspec would not name the key
         document["alg"] = sections
     process = document.setdefault("process", {})
@@ -242,23 +247,20 @@ def _with_defaults(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def _with_options(name: str, section: dict[str, Any]) -> dict[str, Any]:
-    """Return the section of a module with the module's own keys apart, complete and checked."""
+def _with_options(name: str, section: dict[str, Any], installed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the section of a module with the module's own keys apart, complete and checked. `installed`: what modules
+    declare (`alg.registry.declared`)."""
     common = [key for key in AlgSection.__struct_fields__ if key != "options"]
     own = {key: value for key, value in section.items() if key not in common and (key != "options" or value != {})}
-    try:
-        kinds, options = transports(), options_by_name()
-    except BrokenModule as error:
-        raise BadValue(f"alg: {error}") from error
-    if name in kinds:
-        known = options[name]
+    transports, known = installed.get(name, ((), None))
+    if name in installed:
         for key in own:
             if known is None or key not in known.__dataclass_fields__:
                 fields = list(known.__dataclass_fields__) if known else []
                 raise BadValue(f"alg.{name}.{key}: unknown key{resembling(key, [*common, *fields])}")
         if known is not None:
             own = msgspec.to_builtins(dataclasses.asdict(_convert(own, known, f"alg.{name}")))
-    section = {"transports": list(kinds.get(name, ())), **section}
+    section = {"transports": list(transports), **section}
     return {**{key: section[key] for key in common if key in section}, "options": own}
 
 

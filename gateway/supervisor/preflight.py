@@ -28,6 +28,10 @@ def refusals(config: Config) -> Iterator[str]:
             yield str(error)
     if is_privileged():
         yield from _accounts(config)
+    run_dir = Path(config.process.run_dir)
+    there = next((path for path in (run_dir, *run_dir.parents) if os.path.lexists(path)), run_dir)
+    if not there.is_dir():
+        yield f"process.run_dir: {run_dir} cannot be used: {there} is no directory"
 
 
 def surprises(config: Config) -> Iterator[str]:
