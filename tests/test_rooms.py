@@ -60,7 +60,6 @@ LARGE = {
     "alg/bittorrent/http.py:BittorrentModule": "the state of one connection",
     "alg/irc/module.py:IrcModule": "the state of one connection",
     "alg/rtsp/module.py:RtspModule": "the state of one connection",
-    "gateway/broker/stale.py:Stale": "the same events decide when to look, and for what",
     "gateway/cli/trace.py:explain": "a parameter is an option of the command line",
     "gateway/driver/datagrams.py:DatagramDriver": "each message passes all of it, in compiled code",
     "gateway/driver/stream.py:Inspection": "the loop of one flow; what can be told apart has classes of its own",

@@ -341,8 +341,8 @@ class Engine:
         """
         if self._pending:
             self._commit()
-        if self._pending.withheld and self.stale.settle():
-            self._pending.release()
+        if self._pending.withheld:
+            self._pending.release(self.stale.settle())
         for slot, lease in self._pending.tell():
             if self._leases.close(lease.id, now=time.monotonic()):
                 self._closing(slot, lease, "unheard")
@@ -442,21 +442,21 @@ class Engine:
                 # kernel has refused is another's, if it is there.
                 self._close_elements(opening.slot, opening.lease)
             return
-        told = self.stale.opened(opening.lease)
+        batch = self.stale.opened(opening.lease)
         self._usage.opened(opening.lease)
-        self._pending.answer_opened(opening, told)
+        self._pending.answer_opened(opening, batch)
 
     def _updated_or_not(self, updating: Updating, error: NetfilterError | None, done: bool) -> None:
         """Finish an update. `done`: it is known what the kernel did; otherwise the whole pinhole is closed."""
         if error is None and done:
             self._inherited.discard(updating.new.id)
-            told = True
+            batch = 0
             if (updating.old.target, updating.old.second) != (updating.new.target, updating.new.second):
                 self.stale.closed(updating.old)
-                told = self.stale.opened(updating.new)
+                batch = self.stale.opened(updating.new)
             elif updating.old.peers != updating.new.peers:
                 self.stale.admitted(updating.new)
-            self._pending.answer_updated(updating, told)
+            self._pending.answer_updated(updating, batch)
             return
         refusal = PinholeRefused("lease", "the ruleset was flushed" if error is None else str(error))
         if done:

@@ -57,7 +57,8 @@ class Pending:
         self.opens: list[Opening] = []
         self.closes: list[Closing] = []
         self.updates: list[Updating] = []
-        self.withheld: list[tuple[int, ToWorker]] = []  # answers that wait for a client's older connections to go
+        self.withheld: list[tuple[int, int, ToWorker]] = []
+        """Answers that wait for their clients' older connections to go: for which `release`, to whom, and what."""
         self.opened = self.refused = 0
         self._send = send
         self._answers: dict[int, list[ToWorker]] = {}
@@ -82,28 +83,32 @@ class Pending:
         if slot != FORWARDS:
             self._answers.setdefault(slot, []).append(message)
 
-    def answer_opened(self, opening: Opening, told: bool) -> None:
-        """Answer that the kernel has opened the pinhole: now if it may be `told`, otherwise with `release`."""
+    def answer_opened(self, opening: Opening, batch: int) -> None:
+        """Answer that the kernel has opened the pinhole: now if `batch` is 0, otherwise with the `release` of that
+        batch."""
         self.opened += 1
         self._just_opened.append((opening.slot, opening.lease))
-        self._answer_when(told, opening.slot, LeaseOpened(opening.id, opening.lease))
+        self._answer_with(batch, opening.slot, LeaseOpened(opening.id, opening.lease))
 
-    def answer_updated(self, updating: Updating, told: bool) -> None:
-        """Answer that the kernel has changed the pinhole: now if it may be `told`, otherwise with `release`."""
+    def answer_updated(self, updating: Updating, batch: int) -> None:
+        """Answer that the kernel has changed the pinhole, when `answer_opened` would."""
         self._just_updated.append((updating.slot, updating.new))
-        self._answer_when(told, updating.slot, Updated(updating.id, updating.new))
+        self._answer_with(batch, updating.slot, Updated(updating.id, updating.new))
 
-    def release(self) -> None:
-        """Have the answers sent that waited for their clients' older connections to go."""
+    def release(self, settled: int) -> None:
+        """Have the answers sent that waited for their clients' older connections to go, up to this batch."""
         withheld, self.withheld = self.withheld, []
-        for slot, message in withheld:
-            self.answer(slot, message)
+        for batch, slot, message in withheld:
+            if batch <= settled:
+                self.answer(slot, message)
+            else:
+                self.withheld.append((batch, slot, message))
 
-    def _answer_when(self, told: bool, slot: int, message: ToWorker) -> None:
-        if told:
-            self.answer(slot, message)
+    def _answer_with(self, batch: int, slot: int, message: ToWorker) -> None:
+        if batch:
+            self.withheld.append((batch, slot, message))
         else:
-            self.withheld.append((slot, message))
+            self.answer(slot, message)
 
     def refuse(self, slot: int, request_id: int, client: str, reason: str, refusal: PinholeRefused) -> None:
         """Refuse a request, and log that."""

@@ -18,7 +18,7 @@ import math
 import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from alg.address import Endpoint
 from gateway.broker.conntrack import Conntrack, Socket, Tracked, TrackedEntry
@@ -35,6 +35,7 @@ SOON = 0.02  # seconds between a change and the look, where something may be wro
 SHARE = 10  # a look that took a second is followed by the next one ten seconds later at the soonest
 LONGEST = 0.5  # seconds that an opening waits at the longest for the look that its client needs first
 LATER, LATER_SHARE = 1.0, 500  # the same for all other changes
+SLICE = 64  # connections that are judged, and deleted, at a time: a client may have tens of thousands of one socket
 
 log = get_logger()
 
@@ -68,11 +69,140 @@ class LeftBehind:
         return [old for lease in leases for end in _targets_of(lease) for old in self._by_socket.pop(end, ())], leases
 
 
+class Search:
+    """A thread that searches for the connections of some sockets, and what it has found and is not judged yet.
+    `ended` is called, in that thread, when a search has ended."""
+
+    def __init__(self, ended: Callable[[], None]) -> None:
+        self.began = -math.inf  # when the last search did (monotonic)
+        self._ended = ended
+        self._finder, self._deleter = Conntrack(), Conntrack()
+        self._executor = ThreadPoolExecutor(1)
+        self._running: Future[tuple[list[TrackedEntry], list[Lease]]] | None = None
+        self._found: list[TrackedEntry] = []
+        self._leases: list[Lease] = []
+
+    def begin(self, changed: dict[Endpoint, Lease]) -> None:
+        """Search for the connections of these sockets, each with a pinhole of it. None may be under way."""
+        self.began = time.monotonic()
+        self._running = self._executor.submit(self._find, changed)
+        self._running.add_done_callback(lambda _: self._ended())
+
+    def left_behind(self) -> Future[list[TrackedEntry]]:
+        """Return what becomes of a search for all connections that pinholes have let in."""
+        searching = self._executor.submit(self._finder.marked, MEDIA)
+        searching.add_done_callback(lambda _: self._ended())
+        return searching
+
+    @property
+    def under_way(self) -> bool:
+        """Whether what was asked for is not all found and judged yet."""
+        return self._running is not None or bool(self._found)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is the thread's turn, not `go_on`'s."""
+        return not self._found and (self._running is None or not self._running.done())
+
+    def deadline(self) -> float:
+        """When (monotonic) `go_on` has something to do, if something is under way; infinity: not before `ended`."""
+        return math.inf if self.waits else 0.0
+
+    def add(self, found: list[TrackedEntry], leases: list[Lease]) -> None:
+        """Have these connections judged too, by what the clients of these leases have open."""
+        self._found += found
+        self._leases += leases
+
+    def go_on(self, open_of: Callable[[str], Iterable[Lease]], most: int = SLICE) -> bool:
+        """Judge the next of the connections that were found, by the pinholes of this moment, and delete those that are
+        wrong. Return whether the search is at its end. Raises NetfilterError; then it is at its end too."""
+        if self._running is not None and self._running.done():
+            running, self._running = self._running, None
+            self.add(*running.result())
+        try:
+            found, self._found = self._found[-most:], self._found[:-most]
+            for entry in _wrong_of(found, self._leases, open_of) if found else ():
+                self._deleter.delete(entry)
+        except NetfilterError:
+            self._found = []
+            raise
+        finally:
+            if not self._found:
+                self._leases = []
+        return not self.under_way
+
+    def finish(self, open_of: Callable[[str], Iterable[Lease]]) -> None:
+        """Wait for the end of a search, and delete all that is wrong. Raises NetfilterError."""
+        while self.under_way:
+            if self._running is not None:
+                wait([self._running])
+            self.go_on(open_of)
+
+    def _find(self, changed: dict[Endpoint, Lease]) -> tuple[list[TrackedEntry], list[Lease]]:
+        """Runs in the thread: find the connections of the changed sockets, and their leases. Empties `changed` bit by
+        bit, because freeing tens of thousands of entries at once would delay the other thread."""
+        found = self._finder.find(changed)
+        ends = [end.endpoint for entry in found for end in (entry.connection.source, entry.connection.destination)]
+        leases = {lease.id: lease for end in ends if (lease := changed.get(end))}
+        while changed:
+            changed.popitem()
+        return found, [*leases.values()]
+
+
+class Early:
+    """Pinholes whose clients had talked before, and whose older connections go before anybody is told of them. What is
+    opened while a search is under way is the next one's.
+
+    `settled`: the number of the last search that is at its end.
+    """
+
+    def __init__(self, search: Search) -> None:
+        self.settled = 0
+        self._search = search
+        self._searched: list[Lease] = []
+        self._next: list[Lease] = []
+        self._next_at = 0.0  # when a tenth of the time allows another search
+        self._at_the_latest = math.inf
+
+    def add(self, lease: Lease) -> int:
+        """Return the number of the search that is for this one."""
+        self._next.append(lease)
+        self._at_the_latest = min(self._at_the_latest, time.monotonic() + LONGEST)
+        return self.settled + (2 if self._searched else 1)
+
+    def deadline(self) -> float:
+        """When (monotonic) `go_on` has something to do; infinity: not before another opening, or the end of a
+        search."""
+        if self._searched:
+            return self._search.deadline()
+        return min(self._next_at, self._at_the_latest) if self._next else math.inf
+
+    def go_on(self, open_of: Callable[[str], Iterable[Lease]]) -> None:
+        """Judge some of what was found, and begin the next search if it is due. Raises NetfilterError."""
+        if self._searched and not self._search.waits and self._search.go_on(open_of):
+            self._end()
+        if self._next and self.deadline() <= time.monotonic():
+            self._searched, self._next, self._at_the_latest = self._next, [], math.inf
+            self._search.begin({endpoint: lease for lease in self._searched for endpoint in _endpoints_of(lease)})
+
+    def give_up(self) -> list[Lease]:
+        """End the search, which has failed; return the pinholes that it was for."""
+        searched = self._searched
+        self._end()
+        return searched
+
+    def _end(self) -> None:
+        self._searched = []
+        self.settled += 1
+        now = time.monotonic()
+        self._next_at = now + SHARE * (now - self._search.began)
+
+
 class Stale:
     """The sockets whose connections have to be searched. `open_of`: returns the open pinholes of a client; `is_any`:
     whether any of some elements (set, key) is in the kernel's table.
 
-    `wake` is readable when a search has ended; then read it and call `tick`.
+    `wake` is readable when a search has ended; then read it and call `tick` and `settle`.
     """
 
     def __init__(
@@ -80,88 +210,67 @@ class Stale:
         open_of: Callable[[str], Iterable[Lease]],
         is_any: Callable[[Iterable[tuple[str, bytes]]], bool],
     ) -> None:
-        self._left = LeftBehind()
+        self.wake, self._waker = socket.socketpair()
         self._open_of = open_of
         self._is_any = is_any
-        self._conntrack = Conntrack()  # the thread's
-        self._at_once = Conntrack()
-        self._next_at_once = -math.inf
-        self._early: list[Lease] = []  # whose clients have talked, and whose connections go before anybody is told
-        self._settles_by = math.inf  # when these have waited long enough
+        self._left = LeftBehind()
+        self._early = Early(Search(self._wake))
         self._changed: dict[Endpoint, Lease] = {}  # by all their sockets: what is looked for, so that is made once
         self._closed: set[Endpoint] = set()  # the clients' sockets of those that have ended
         self._asked: set[Endpoint] = set()  # of which it matters whether they have talked
         self._ask_at = self._soon = self._later = math.inf  # when to ask that, and when to look
         self._looked, self._took = -math.inf, 0.0  # when the last look ended, and how long it took
-        self._looker = ThreadPoolExecutor(1)
-        self._look: tuple[Future[tuple[list[TrackedEntry], list[Lease]]], float] | None = None  # and since when
-        self.wake, self._waker = socket.socketpair()
+        self._look = Search(self._wake)
+
+    def _wake(self) -> None:
+        self._waker.send(b"\0")
 
     def begin(self) -> None:
         """Search for the connections that pinholes have let in, because this broker does not know which of these the
         one before it has closed. It is for the thread to wait for that."""
-        search = self._looker.submit(self._conntrack.marked, MEDIA)
-        self._left.begin(search)
-        search.add_done_callback(lambda _: self._waker.send(b"\0"))
+        self._left.begin(self._look.left_behind())
 
-    def opened(self, lease: Lease) -> bool:
-        """Note that a pinhole was opened: what its client's socket sent before has another public port. Return whether
-        anybody may be told of it before `settle` has agreed.
+    def opened(self, lease: Lease) -> int:
+        """Note that a pinhole was opened: what its client's socket sent before has another public port. Return what
+        `settle` has to have returned before anybody may be told of it: 0, or more.
 
         Where the peer is known it may send as soon as the client's answer is out, and would meet the older connection:
         connection tracking gives it another port then, to which the client's program may answer from now on, and what
         the client sends to the right one is dropped. So that connection goes before anybody is told of the pinhole.
         """
         if not is_datagram(lease):
-            return True
-        is_early = False
+            return 0
+        batch = 0
         if lease.backend == "kernel" and not lease.single and lease.target.port:
-            is_early = bool(lease.peers) and self._have_talked(_targets_of(lease))
-            if is_early:
-                self._early.append(lease)
-                self._settles_by = min(self._settles_by, time.monotonic() + LONGEST)
+            if lease.peers and self._have_talked(_targets_of(lease)):
+                batch = self._early.add(lease)
             else:
                 self._ask(_targets_of(lease))
         self._left.opened.append(lease)
-        self._delete_left()
+        self._take_left()
         if not self._closed.isdisjoint(_targets_of(lease)):
             self._soon = min(self._soon, time.monotonic() + SOON)
         self._add(lease)
-        return not is_early
+        return batch
 
-    def settle(self) -> bool:
+    def settle(self) -> int:
         """Delete the older connections of the clients that had talked before their pinholes were opened, unless a tenth
-        of the time has gone into that already. Return whether nobody waits for it any more; else `deadline` says when
-        to call again."""
-        begun = time.monotonic()
-        if not self._early:
-            return True
-        if begun < self._settles_at:
-            return False
-        early, self._early, self._settles_by = self._early, [], math.inf
+        of the time has gone into that already. Return up to which number of `opened` that is done; `deadline` says
+        when to call again."""
         try:
-            sockets = {endpoint for lease in early for endpoint in _endpoints_of(lease)}
-            self._delete_wrong(self._at_once, self._at_once.find(sockets), early)
+            self._early.go_on(self._open_of)
         except NetfilterError as error:
             log.warning("broker.conntrack_failed", error=str(error))
-            for lease in early:
+            for lease in self._early.give_up():
                 self._ask(_targets_of(lease))
-        now = time.monotonic()
-        self._next_at_once = now + SHARE * (now - begun)
-        return True
+        return self._early.settled
 
-    def _delete_left(self) -> None:
-        """Delete what the broker before this one has left of the sockets of pinholes that are open now."""
+    def _take_left(self) -> None:
+        """Have what the broker before this one has left of the sockets of pinholes that are open now judged."""
         try:
-            found, leases = self._left.take()
-            if found:
-                self._delete_wrong(self._at_once, found, leases)
+            self._look.add(*self._left.take())
         except NetfilterError as error:
             log.warning("broker.conntrack_failed", error=str(error))
-
-    @property
-    def _settles_at(self) -> float:
-        return min(self._next_at_once, self._settles_by)
 
     def admitted(self, lease: Lease) -> None:
         """Note that a pinhole admits other peers than before, which may have sent too early."""
@@ -194,9 +303,9 @@ class Stale:
             self._ask_at = time.monotonic() + SOON
 
     def deadline(self) -> float:
-        """When (monotonic) `tick` has something to do; infinity: not before a new event or `wake`."""
-        waits = self._settles_at if self._early else math.inf
-        return min(waits, min(self._due, self._ask_at) if self._look is None else math.inf)
+        """When (monotonic) `tick` or `settle` has something to do; infinity: not before a new event or `wake`."""
+        due = min(self._due, self._ask_at)
+        return min(self._look.deadline() if self._look.under_way else due, self._early.deadline())
 
     @property
     def _due(self) -> float:
@@ -205,12 +314,10 @@ class Stale:
         return min(max(self._soon, rests[0]), max(self._later, rests[1]))
 
     def tick(self) -> None:
-        """Delete the wrong entries that a search has found, and start the next search if it is due."""
-        if self._look is not None:
-            if not self._look[0].done():
-                return
-            self._forget()
-        self._delete_left()
+        """Delete some of the wrong entries that a search has found, and start the next search if it is due."""
+        self._take_left()
+        if self._look.under_way and (self._look.waits or not self._go_on()):
+            return
         now = time.monotonic()
         if self._ask_at <= now:
             asked, self._asked, self._ask_at = self._asked, set(), math.inf
@@ -218,6 +325,18 @@ class Stale:
                 self._soon = min(self._soon, now)
         if self._due <= now:
             self._begin()
+
+    def _go_on(self) -> bool:
+        """Return whether the look is at its end."""
+        try:
+            if not self._look.go_on(self._open_of):
+                return False
+        except NetfilterError as error:
+            log.warning("broker.conntrack_failed", error=str(error))
+        if self._look.began > self._looked:  # else only what was left behind was judged
+            self._looked = time.monotonic()
+            self._took = self._looked - self._look.began
+        return True
 
     def _have_talked(self, sockets: Iterable[Endpoint]) -> bool:
         """Whether any of these sockets has sent packets past all pinholes, or may have: where the kernel had no room to
@@ -230,59 +349,36 @@ class Stale:
 
     def forget(self) -> None:
         """Search for and delete all wrong entries, and wait for it."""
-        self._forget()
-        self._begin()
-        self._forget()
+        try:
+            self._look.finish(self._open_of)
+            self._begin()
+            self._look.finish(self._open_of)
+        except NetfilterError as error:
+            log.warning("broker.conntrack_failed", error=str(error))
 
     def _begin(self) -> None:
         changed, self._changed = self._changed, {}
         self._closed.clear()
         self._soon = self._later = math.inf
         if changed:
-            looking = self._looker.submit(self._find, changed)
-            self._look = looking, time.monotonic()
-            looking.add_done_callback(lambda _: self._waker.send(b"\0"))
+            self._look.begin(changed)
 
-    def _find(self, changed: dict[Endpoint, Lease]) -> tuple[list[TrackedEntry], list[Lease]]:
-        """Runs in the thread: find the connections of the changed sockets, and their leases. Empties `changed` bit by
-        bit, because freeing tens of thousands of entries at once would delay the other thread."""
-        found = self._conntrack.find(changed)
-        ends = [end.endpoint for entry in found for end in (entry.connection.source, entry.connection.destination)]
-        leases = {lease.id: lease for end in ends if (lease := changed.get(end))}
-        while changed:
-            changed.popitem()
-        return found, [*leases.values()]
 
-    def _forget(self) -> None:
-        """Wait for the result of the search, and decide by the pinholes of this moment, which may have changed
-        meanwhile."""
-        if self._look is None:
-            return
-        looking, begun = self._look
-        try:
-            self._delete_wrong(self._conntrack, *looking.result())
-        except NetfilterError as error:
-            log.warning("broker.conntrack_failed", error=str(error))
-        finally:
-            self._look = None
-            self._looked = time.monotonic()
-            self._took = self._looked - begun
-
-    def _delete_wrong(self, table: Conntrack, found: Collection[TrackedEntry], leases: Collection[Lease]) -> None:
-        """Delete those of the connections that contradict what the clients of these leases have open now."""
-        sockets = {sock for lease in leases for sock in sockets_of(lease)}
-        targets = {target for lease in leases for target in _targets_of(lease)}
-        sockets |= {  # public ports that such a client had before
-            entry.connection.destination for entry in found if entry.connection.reply_source.endpoint in targets
-        }
-        right: Right = {}
-        for client in {lease.visitor or lease.client for lease in leases}:
-            for lease in self._open_of(client):
-                for sock, other in _pairs(lease):
-                    right.setdefault(sock, []).append((lease, other))
-        for entry in found:
-            if not _is_right(entry.connection, sockets, right):
-                table.delete(entry)
+def _wrong_of(
+    found: Collection[TrackedEntry], leases: Collection[Lease], open_of: Callable[[str], Iterable[Lease]]
+) -> list[TrackedEntry]:
+    """Return those of the connections that contradict what the clients of these leases have open now."""
+    sockets = {sock for lease in leases for sock in sockets_of(lease)}
+    targets = {target for lease in leases for target in _targets_of(lease)}
+    sockets |= {  # public ports that such a client had before
+        entry.connection.destination for entry in found if entry.connection.reply_source.endpoint in targets
+    }
+    right: Right = {}
+    for client in {lease.visitor or lease.client for lease in leases}:
+        for lease in open_of(client):
+            for sock, other in _pairs(lease):
+                right.setdefault(sock, []).append((lease, other))
+    return [entry for entry in found if not _is_right(entry.connection, sockets, right)]
 
 
 def is_datagram(lease: Lease) -> bool:
