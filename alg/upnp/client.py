@@ -27,6 +27,7 @@ _LENGTH = re.compile(rb"\r?\ncontent-length:[ \t]*([0-9]{1,7})[ \t]*\r?\n", re.I
 _CHUNKED = re.compile(rb"\r?\ntransfer-encoding:[ \t]*chunked[ \t]*\r?\n", re.IGNORECASE)
 _END = re.compile(rb"\r?\n\r?\n")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,6})[^\r\n]*\r?\n")
+_PATH = re.compile(r"/[!-~]{0,1023}")
 _LOCATION = re.compile(rb"\r?\nlocation:[ \t]*([!-~]{1,1024})[ \t]*\r?\n", re.IGNORECASE)
 
 
@@ -63,7 +64,7 @@ def read_location(data: bytes) -> Place | None:
 
 
 def place(url: str) -> Place | None:
-    """Read a URL; None where it is not http, or names its host by a name."""
+    """Read a URL; None where it is not http, names its host by a name, or has characters that no URL has."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port or 80
@@ -71,8 +72,8 @@ def place(url: str) -> Place | None:
         return None
     if parts.scheme != "http" or re.fullmatch(r"[0-9.]{7,15}", host) is None:
         return None
-    path = parts.path or "/"
-    return Place(host, port, f"{path}?{parts.query}" if parts.query else path)
+    path = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+    return Place(host, port, path) if _PATH.fullmatch(path) else None
 
 
 def get(where: Place) -> bytes:
@@ -94,7 +95,7 @@ def services(document: bytes, base: Place) -> list[Control]:
         if type_ is None or control is None or type_.text.strip() not in SERVICES:
             continue
         where = place(urljoin(url, control.text.strip()))
-        if where is not None and where.host == base.host and len(where.path) <= 1024:
+        if where is not None and where.host == base.host:
             found.append(Control(type_.text.strip(), *where))
     return sorted(found, key=lambda each: SERVICES.index(each.service))[:MOST_SERVICES]
 

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import hmac
 import ipaddress
+import math
 import random
 import socket
 import time
@@ -29,6 +30,8 @@ PAUSES = (0.25, 0.5, 1.25)
 """Seconds until a question is asked again, and at last given up. RFC 6887 (8.1.1) waits longer; here a client waits."""
 SEARCH = 1.5  # seconds in which a gateway of UPnP has to answer a search that gives it one
 TIMEOUT = 4.0  # seconds for an action of UPnP
+PATIENCE = 8.0  # seconds for a search of UPnP with all that it finds, and for all actions of one mapping
+MOST_PLACES = 4  # descriptions that a search reads
 OTHERS = 3  # ports that are tried by UPnP where the wanted one is another host's
 PROBE, SHORTEST = 49151, 120  # port of this router, at which nothing listens, and seconds
 _SSDP_GROUP, _SSDP_PORT = "239.255.255.250", 1900
@@ -98,7 +101,7 @@ class Above(Protocol):
         """Ask for a public port for `port` of this router, or renew it: if it is free, `wanted`. Raises Refused."""
 
     def unmap(self, transport: Transport, port: int, public: int) -> None:
-        """End what leads to `port`. Raises Refused."""
+        """End what leads to `port`. `public`: the port of its own, 0 where it is not known. Raises Refused."""
 
     def look(self) -> State:
         """Ask how it is."""
@@ -137,6 +140,7 @@ def _ask(own: str, router: str, data: bytes, read: Callable[[bytes], T | None], 
                         break
                     if answer is not None:
                         return answer
+                    time.sleep(0)  # others have their turn, however many wrong answers come
         except OSError as error:  # no address any more, nobody at the port
             raise NoAnswer(f"{router}: {error.strerror}") from None
     raise NoAnswer(f"{router} does not answer")
@@ -289,22 +293,25 @@ class Upnp:
         self._for_good = False  # it knows no end of a mapping
 
     def map(self, transport: Transport, port: int, wanted: int, seconds: int) -> Given:
+        until = time.monotonic() + PATIENCE
         wanted = self._given.get((transport, port), wanted)
-        public, seconds = self._add(transport, port, wanted, seconds)
+        public, seconds = self._add(transport, port, wanted, seconds, until)
         self._given[transport, port] = public
         if self._external is None:
-            self._external = self._address()
+            self._external = self._address(until)
         if self._external is None:
             self.unmap(transport, port, public)
             raise Refused("outside", f"{self.router} has no public address")
         return Given(self._external, public, float(seconds))
 
     def unmap(self, transport: Transport, port: int, public: int) -> None:
-        self._given.pop((transport, port), None)
+        public = self._given.pop((transport, port), public)
+        if not public:  # what had no answer, or another host's: it is not known which one it might be
+            return
         self._call("DeletePortMapping", igd.mapping_key(transport, public))
 
     def look(self) -> State:
-        before, self._external = self._external, self._address()
+        before, self._external = self._external, self._address(time.monotonic() + TIMEOUT)
         return State(self._external, before not in (None, self._external) or not self._has_its_next())
 
     def _has_its_next(self) -> bool:
@@ -321,30 +328,31 @@ class Upnp:
             return refused.code != _NO_SUCH_ENTRY
         return outputs.get("NewInternalClient", self._own) == self._own
 
-    def _address(self) -> str | None:
+    def _address(self, until: float) -> str | None:
         try:
-            host = self._call("GetExternalIPAddress", {}).get("NewExternalIPAddress", "")
+            host = self._call("GetExternalIPAddress", {}, until).get("NewExternalIPAddress", "")
         except Refused:
             return None
         return host if _is_address(host) else None
 
-    def _add(self, transport: Transport, port: int, wanted: int, seconds: int) -> tuple[int, int]:
+    def _add(self, transport: Transport, port: int, wanted: int, seconds: int, until: float) -> tuple[int, int]:
         """Return the public port and the seconds that were given. Another one is tried where `wanted` is another
-        host's."""
-        ports = [wanted, *random.sample(range(20000, 60000), OTHERS)]
+        host's: the same ones each time, so that who was killed before it could note one asks for that one again."""
+        others = random.Random(f"{self._own} {transport} {port}").sample(range(20000, 60000), OTHERS)
+        ports = [wanted, *others]
         while True:
             public = ports.pop(0)
             try:
-                return public, self._add_exactly(transport, port, public, seconds)
+                return public, self._add_exactly(transport, port, public, seconds, until)
             except Refused as refused:
                 if refused.because != "taken" or not ports:
                     raise
 
-    def _add_exactly(self, transport: Transport, port: int, public: int, seconds: int) -> int:
+    def _add_exactly(self, transport: Transport, port: int, public: int, seconds: int, until: float) -> int:
         for lease in (0,) if self._for_good else (seconds, 0):
             try:
                 arguments = igd.add_mapping(transport, public, self._own, port, lease, "algate")
-                self._call("AddPortMapping", arguments)
+                self._call("AddPortMapping", arguments, until)
             except Refused as refused:
                 if lease and refused.code in _NO_LEASES:
                     continue
@@ -353,9 +361,9 @@ class Upnp:
             return lease or _UPNP_LEASE
         raise AssertionError("0 is the last one")
 
-    def _call(self, action: str, arguments: Mapping[str, object]) -> dict[str, str]:
+    def _call(self, action: str, arguments: Mapping[str, object], until: float = math.inf) -> dict[str, str]:
         try:
-            status, body = _exchange(self._own, self._control, igd.call(self._control, action, arguments))
+            status, body = _exchange(self._own, self._control, igd.call(self._control, action, arguments), until)
             return igd.read_outputs(status, body, action)
         except (OSError, HttpError) as error:
             raise NoAnswer(f"{self.router}: {error}") from None
@@ -369,7 +377,8 @@ def search(own: str, router: str) -> Upnp:
 
     It is asked alone as well as by the group: where INPUT drops what nobody asked for, only an answer to the first gets
     through."""
-    until = time.monotonic() + SEARCH
+    began = time.monotonic()
+    until, end = began + SEARCH, began + PATIENCE
     asked: set[igd.Place] = set()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:
@@ -379,36 +388,40 @@ def search(own: str, router: str) -> Upnp:
                 sock.sendto(igd.search(target, router), (router, _SSDP_PORT))
                 with contextlib.suppress(OSError):  # a link that knows no groups
                     sock.sendto(igd.search(target, _SSDP_GROUP), (_SSDP_GROUP, _SSDP_PORT))
-            while (left := until - time.monotonic()) > 0:
+            while (left := until - time.monotonic()) > 0 and len(asked) < MOST_PLACES:
                 sock.settimeout(left)
                 data, source = sock.recvfrom(2048)
+                time.sleep(0)  # others have their turn, whatever comes
                 where = igd.read_location(data) if source[0] == router else None
                 if where is None or where.host != router or where in asked:
                     continue
                 asked.add(where)
-                for control in _described(own, where):
+                for control in _described(own, where, end):
                     above = Upnp(own, router, control)
                     with contextlib.suppress(NoAnswer):
-                        if above.look().external is not None:
+                        if time.monotonic() < end and above.look().external is not None:
                             return above
         except OSError as error:
             raise NoAnswer(f"{router}: {error}") from None
     raise NoAnswer(f"{router} does not answer")
 
 
-def _described(own: str, where: igd.Place) -> list[igd.Control]:
+def _described(own: str, where: igd.Place, until: float) -> list[igd.Control]:
     try:
-        status, body = _exchange(own, where, igd.get(where))
+        status, body = _exchange(own, where, igd.get(where), until)
         return igd.services(body, where) if status == 200 else []
     except (OSError, HttpError, ValueError):
         return []
 
 
-def _exchange(own: str, where: igd.Place | igd.Control, question: bytes) -> tuple[int, bytes]:
-    """Ask by HTTP. Raises OSError and HttpError."""
-    until = time.monotonic() + TIMEOUT
+def _exchange(own: str, where: igd.Place | igd.Control, question: bytes, until: float) -> tuple[int, bytes]:
+    """Ask by HTTP; until then, and for TIMEOUT at most. Raises OSError and HttpError."""
+    now = time.monotonic()
+    until = min(until, now + TIMEOUT)
+    if until <= now:
+        raise TimeoutError("it takes too long")
     data = b""
-    with socket.create_connection((where.host, where.port), TIMEOUT, (own, 0)) as sock:
+    with socket.create_connection((where.host, where.port), until - now, (own, 0)) as sock:
         sock.sendall(question)
         while len(data) < igd.LONGEST_ANSWER and not igd.is_whole(data):
             left = until - time.monotonic()
@@ -419,6 +432,7 @@ def _exchange(own: str, where: igd.Place | igd.Control, question: bytes) -> tupl
             if not more:
                 break
             data += more
+            time.sleep(0)  # others have their turn, in however small pieces it comes
     return igd.read_answer(data)
 
 
@@ -428,7 +442,8 @@ def _is_address(text: str) -> bool:
         address = ipaddress.IPv4Address(text)
     except ValueError:
         return False
-    return not (address.is_unspecified or address.is_loopback or address.is_multicast or address.is_link_local)
+    nobodys = address.is_unspecified or address.is_loopback or address.is_multicast or address.is_link_local
+    return not (nobodys or address.is_reserved)
 
 
 def _name(results: type[pcp.Result] | type[natpmp.Result], result: int) -> str:

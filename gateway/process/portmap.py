@@ -60,6 +60,10 @@ from gateway.process.confine import hide, restrict_calls
 LINK = ipaddress.IPv6Network("fe80::/10")
 """Addresses of the link, from which clients may use UPnP; they are inside wherever they come by."""
 
+FIND = 8.0
+"""Seconds that clients wait at the start for the router above to be found. Then they are served without it, and told
+when it is found after all."""
+
 log = get_logger()
 
 
@@ -111,8 +115,8 @@ class Portmap:
         self._mapper.recover()
         upstream = self._mapper.upstream
         if upstream is not None:
-            upstream.begin()
             gevent.spawn(upstream.run)
+            upstream.wait(FIND)
         for sock in self._sockets:
             sock.start()
         gevent.spawn(self._mapper.run)

@@ -353,7 +353,10 @@ def above(data: bytes, _rng: random.Random) -> None:
     except HttpError:
         return
     with contextlib.suppress(ValueError):
-        assert all(found.host == where.host for found in igd_client.services(body, where))
+        for found in igd_client.services(body, where):
+            assert found.host == where.host
+            asked = igd_client.call(found, "AddPortMapping", igd_client.mapping_key("tcp", 5000))
+            assert asked.startswith(f"POST {found.path} HTTP/1.1\r\nHost: ".encode())
     with contextlib.suppress(ActionError):
         igd_client.read_outputs(status, body, "GetExternalIPAddress")
 

@@ -219,14 +219,25 @@ class PortMapper:
                 self._permits.leave(request.key)
             raise Refusal(_WHY.get(refusal.rule, "kernel"), f"{refusal.rule}: {refusal.detail}") from refusal
         here = lease.public if public is None else Endpoint(public.advertised, lease.public.port)
+        if self.upstream is not None:
+            self._note(request, here, hold, there)
         try:
             above = self._above(request, here, there)
         except Refusal:
             self._leases.close(hold)
-            if self.table.find(request.key) is None:
+            if (left := self.table.find(request.key)) is None:
                 self._permits.leave(request.key)
+                self._memory.forget(request.key)
+            else:
+                self._memory.write(left)
             raise
         return self.table.hold(request, here, hold, above)
+
+    def _note(self, request: Request, here: Endpoint, hold: Hold, there: Mapping | None) -> None:
+        """Write what is open here before the router above is asked, which may take seconds: a successor of this process
+        would not know of it, nor could its client end it."""
+        before, above = (there.holds, there.above) if there is not None else ({}, None)
+        self._memory.write(Mapping(*request.key, here, {**before, request.name: hold}, above))
 
     def _above(self, request: Request, public: Endpoint, there: Mapping | None) -> Endpoint | None:
         """Return what the router above gives for a mapping; None: it is not asked. Raises Refusal."""
@@ -444,8 +455,12 @@ class PortMapper:
             # Meanwhile a hold may have ended, or got another lease.
             gone = [one for one in asked if one not in open_now and held[one][1].lease == one]
             for lease in gone:
-                self.table.drop(*held[lease], "kick" if self._setting.restore else "lost")
-                log.warning("portmap.gone", lease=lease)
+                mapping, hold = held[lease]
+                self.table.drop(mapping, hold, "kick" if self._setting.restore else "lost")
+                client, transport, port = mapping.key
+                log.warning(
+                    "portmap.gone", lease=lease, client=client, protocol=transport, port=port, holder=hold.holder
+                )
             lost += len(gone)
             if not gone:
                 break

@@ -16,20 +16,18 @@ import gevent
 from gevent.event import Event as Flag
 
 from alg.address import Endpoint
+from gateway.front.portmap.patience import WATCH, Patience
 from gateway.front.portmap.table import Event, Key, Mapping, MappingTable, Refusal
 from gateway.model.requests import Transport
 from gateway.net.above import Above, Given, NoAnswer, Refused
 from gateway.net.addresses import is_private
 from gateway.observe.log import get_logger
 
-WATCH = 15.0
-"""Seconds between two looks at the router above: whether it is as it was, and whether one of the mappings is."""
-
 AGAIN = 60.0  # seconds until a router is searched again where none has answered
-PATIENCE = 4  # looks that it may leave unanswered
 PACE = 0.12  # seconds between two questions of ours to it: routers limit how much one host may ask
 LIFETIME = (120, 7200)  # seconds: shortest and longest that it is asked for
 STEP = 0.5  # seconds between looks at what is due
+TURN = 5.0  # seconds for which one kind of question is asked in a row
 
 log = get_logger()
 
@@ -72,12 +70,11 @@ class Upstream:
         self._external: str | None = None
         self._kept: dict[Key, Kept] = {}
         self._todo: dict[Key, None] = {}  # that are to be asked for, by ourselves
-        self._ended: dict[tuple[Transport, int], int] = {}  # what is to be ended above: ports here, and there
+        self._ended: dict[tuple[Transport, int], int] = {}  # what is to be ended above: ports here, and there, if known
         self._ending: tuple[Transport, int] | None = None
-        self._news = False  # clients are to be told when all is asked for
-        self._silent = 0
+        self._patience = Patience()
         self._due = 0.0  # when to look at the router above, or for one
-        self._wake = Flag()
+        self._wake, self._begun = Flag(), Flag()
         table.listeners.append(self._on_event)
 
     @property
@@ -101,19 +98,23 @@ class Upstream:
         if above is None or not _is_translated(key, public):
             return None
         name = key[1], public.port
+        if not self._patience.may_ask(time.monotonic()):
+            raise Refusal("outside", "the router above has not answered just now")
         while self._ending == name:
             gevent.sleep(0.05)  # what had the port before is just being ended
-        self._ended.pop(name, None)
+        before = self._ended.pop(name, 0)
         try:
             given = above.map(*name, public.port, _seconds(seconds))
         except NoAnswer as error:
+            self._patience.unanswered(time.monotonic())
+            self._end(name, before)  # it may have opened it all the same
             raise Refusal("outside", f"the router above: {error}") from None
         except Refused as refused:
             self._say_refused(key, refused)
             raise Refusal(refused.because, f"the router above: {refused.detail}", max(1, refused.seconds)) from None
         if self._own != own:
             raise Refusal("outside", "this router has another address meanwhile")
-        self._silent = 0
+        self._patience.answered()
         if exact and given.port != public.port:
             self._end(name, given.port)
             raise Refusal("taken", f"the router above gives port {given.port} in place of {public.port}")
@@ -132,9 +133,7 @@ class Upstream:
         if before is None:
             self._table.address_changed()
             return
-        log.warning("portmap.upstream_moved", address=external)
-        self._news = True
-        self._ask_for_all()
+        self._patience.moved = True
 
     def _on_event(self, event: Event) -> None:
         mapping = event.mapping
@@ -156,16 +155,18 @@ class Upstream:
 
     # --- by ourselves -----------------------------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """Find the router above, for the first time. Waits for it. What a predecessor has asked for is asked for again;
-        clients are told only if something of it is otherwise."""
+    def wait(self, seconds: float) -> None:
+        """Wait until the router above is found, or it is known that there is none; for so long at most."""
+        self._begun.wait(seconds)
+
+    def run(self) -> None:
+        """Find the router above; then renew, end and look, until the greenlet is killed. What a predecessor has asked
+        for is asked for again; clients are told only if something of it is otherwise."""
         own = self._address()
         if own is not None:
             self._look_for_it(own)
-            self._news = False
-
-    def run(self) -> None:
-        """Renew, end and look, until the greenlet is killed."""
+            self._patience.news = False
+        self._begun.set()
         while True:
             self._wake.clear()
             self._step()
@@ -183,6 +184,9 @@ class Upstream:
             self._look(self._above)
         self._end_what_has_ended()
         now = time.monotonic()
+        if self._patience.may_follow(now):
+            log.warning("portmap.upstream_moved", address=self._external)
+            self._ask_for_all()
         for key in [key for key, kept in self._kept.items() if kept.renew <= now]:
             self._todo[key] = None
         self._ask_for_some()
@@ -195,7 +199,8 @@ class Upstream:
                 external = above.look().external
             except (NoAnswer, Refused):
                 above = None
-        before, self._own, self._above, self._silent = self._own, own, above, 0
+        before, self._own, self._above = self._own, own, above
+        self._patience.answered()
         if own != before:  # what was asked for from the address of before ends by itself
             self._kept.clear()
             self._ended.clear()
@@ -209,7 +214,7 @@ class Upstream:
         log.info("portmap.upstream", protocol=above.protocol, router=above.router, address=external)
         if external is not None and is_private(external):
             log.warning("portmap.double_nat", address=external)
-        self._external, self._news = external, True
+        self._external, self._patience.news = external, True
         self._ask_for_all()
 
     def _look(self, above: Above) -> None:
@@ -217,8 +222,7 @@ class Upstream:
         try:
             state = above.look()
         except NoAnswer as error:
-            self._silent += 1
-            if self._silent >= PATIENCE:
+            if self._patience.is_gone():
                 log.warning("portmap.upstream_lost", router=above.router, reason=str(error)[:200])
                 self._above = None
                 self._due = time.monotonic() + AGAIN
@@ -226,7 +230,7 @@ class Upstream:
             return
         except Refused:
             return  # it has no address now, as some say so
-        self._silent = 0
+        self._patience.answered()
         self._heard_of(state.external)
         if state.lost:
             log.warning("portmap.upstream_restarted", router=above.router, mappings=len(self._kept))
@@ -239,16 +243,15 @@ class Upstream:
 
     def _ask_for_some(self) -> None:
         """Ask for what is to be asked for, and tell the clients when that is done, if something is otherwise now."""
-        above = self._above
-        while self._todo and above is self._above and above is not None:
+        above, until = self._above, time.monotonic() + TURN
+        while self._todo and above is self._above and above is not None and time.monotonic() < until:
             key = next(iter(self._todo))
             mapping = self._table.find(key)
             if mapping is not None and not self._renew(above, mapping):
                 return  # no answer: again, after a while
             self._todo.pop(key, None)
             gevent.sleep(PACE)
-        if self._news and not self._todo:
-            self._news = False
+        if not self._todo and self._patience.may_tell(time.monotonic()):
             self._owner.changed()
 
     def _renew(self, above: Above, mapping: Mapping) -> bool:
@@ -258,14 +261,14 @@ class Upstream:
         try:
             given = above.map(key[1], public.port, wanted, _seconds(mapping.expires - time.monotonic()))
         except NoAnswer:
-            self._silent += 1
+            self._patience.unanswered(time.monotonic())
             gevent.sleep(1.0)
             return False
         except Refused as refused:
             self._say_refused(key, refused)
             self._kept.pop(key, None)
             if self._table.find(key) is mapping:
-                self._news = True
+                self._patience.news = True
                 self._owner.give_up(mapping)
             return True
         if self._table.find(key) is not mapping or mapping.public != public:  # it has ended or moved meanwhile
@@ -275,13 +278,13 @@ class Upstream:
             self._end((before.transport, before.port), before.public)
         shown = self._keep(key, public, given)
         if shown != mapping.above:
-            self._news = True
+            self._patience.news = True
             self._table.raised(mapping, shown)
         return True
 
     def _end_what_has_ended(self) -> None:
-        above = self._above
-        while self._ended and above is not None and above is self._above:
+        above, until = self._above, time.monotonic() + TURN
+        while self._ended and above is not None and above is self._above and time.monotonic() < until:
             name = next(iter(self._ended))
             public = self._ended.pop(name)
             self._ending = name
@@ -299,7 +302,7 @@ class Upstream:
         self._ended.clear()
         self._todo.clear()
         changed = [mapping for mapping in self._table if mapping.above is not None]
-        known, self._external, self._news = self._external, None, False
+        known, self._external, self._patience.news = self._external, None, False
         for mapping in changed:
             self._table.raised(mapping, None)
         if changed or known is not None:

@@ -59,6 +59,10 @@ def test_where_control_is(control: str, base: str, path: str) -> None:
         ("http://100.64.0.1:99999/ctl", ""),
         ("http://[::1]/ctl", ""),
         ("/ctl\r\nX: y" + "z" * 2000, ""),
+        ("/ctl/\u00fc", ""),  # what no URL may have; a request with it could not be written
+        ("/ctl/\u2028x", ""),
+        ("/ctl&#32;HTTP/1.0", ""),
+        ("ctl", "<URLBase>http://100.64.0.1/\u00e4/</URLBase>"),
     ],
 )
 def test_control_elsewhere_is_left_out(control: str, base: str) -> None:
