@@ -27,6 +27,7 @@ from tests.lab.lab import (
     ROUTER_OUT4,
     ROUTER_OUT6,
     SERVER4,
+    SERVER6,
     STRANGER4,
     Lab,
     Role,
@@ -470,6 +471,53 @@ def test_from_outside_nothing_answers(lab: Lab, gateway: Gateway) -> None:
     # Nor the public address from inside, but through the mapping of a client.
     answer = exchange(lab, "inside", igd.location, request("GET", igd.location, {"Host": f"{ROUTER_OUT4}:{HTTP}"}))
     assert answer.status == 404
+
+
+GROUPS = "239.255.255.250", "ff02::c"
+
+
+def test_from_outside_a_capture_sees_no_answer(lab: Lab, gateway: Gateway) -> None:
+    """tcpdump outside sees each question of a stranger, and nothing of this router's but what a client sends through
+    it: no answer, no reset, no ICMP."""
+    log = lab.logs / "tcpdump.log"
+    tcpdump = installed("tcpdump", "/usr/bin/tcpdump")
+    capture = lab.popen("outside", [tcpdump, "-i", "eth0", "-n", "-l", "--immediate-mode", "not", "arp"], log=log)
+    lab.wait_for(lambda: "listening on" in log.read_text(), 10, "the capture to begin")
+    lab.run("outside", ["ip", "route", "add", f"{ROUTER_IN4}/32", "via", ROUTER_OUT4])
+    try:
+        asked = [
+            *(
+                (5351, data)
+                for data in (bytes(2), b"\0\1" + bytes(10), b"\2\0" + bytes(22), b"\2\1" + bytes(58), b"\x09\0\0\0")
+            ),
+            *((SSDP, search_message(target)) for target in ("ssdp:all", f"{IGD}1", f"{IGD}2")),
+        ]
+        for host in (ROUTER_OUT4, ROUTER_IN4, ROUTER_OUT6):
+            source = SERVER6 if ":" in host else SERVER4
+            with Udp(lab, "outside", source) as sock:
+                for port, data in asked:
+                    sock.send(data, (host, port))
+                group = GROUPS[":" in host]
+                if ":" not in host:
+                    sock.sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(SERVER4))
+                for port, data in asked:
+                    if port == SSDP:
+                        sock.send(data, (group, port))
+            with pytest.raises(TimeoutError):
+                lab.connect("outside", host, HTTP, timeout=0.5)
+        with Udp(lab, "inside", CLIENT4) as near, Udp(lab, "outside", SERVER4) as far:  # so that one sees that it sees
+            near.send(b"the end", far.sock.getsockname())
+            _, end = far.receive()
+        lab.wait_for(lambda: f"{end[0]}.{end[1]} > {SERVER4}" in log.read_text(), 10, "the capture to see the end")
+    finally:
+        lab.run("outside", ["ip", "route", "del", f"{ROUTER_IN4}/32"])
+        lab.stop(capture)
+    packets = re.findall(r" IP6? (\S+) > (\S+): (.*)", log.read_text())
+    assert len([1 for source, _, _ in packets if source.startswith((f"{SERVER4}.", f"{SERVER6}."))]) >= 3 * len(asked)
+    own = (f"{SERVER4}.", f"{SERVER6}.", f"{end[0]}.{end[1]} ")
+    of_links = re.compile(r"ICMP6, (neighbor|multicast listener|router solicitation)|igmp")
+    answers = [one for one in packets if not f"{one[0]} ".startswith(own) and not of_links.search(one[2])]
+    assert answers == []
 
 
 # --- pages of the web -------------------------------------------------------------------------------------------------
