@@ -9,6 +9,7 @@ import pytest
 
 from tests.lab.gateway import Gateway
 from tests.lab.lab import CLIENT2_4, CLIENT4, ROUTER_IN4, ROUTER_OUT4, SERVER4, STRANGER4, Lab, Role
+from tests.lab.sip_peers import Kamailio, sipp, succeeds
 from tests.lab.udp import Udp
 from tests.net.pcp_client import PcpClient
 
@@ -75,3 +76,33 @@ def test_a_mapped_socket_is_open(lab: Lab, gateway: Gateway) -> None:
         assert may_answer(lab, CLIENT4, PORT + 2) == (True, True)
         client.map(0, protocol=0, lifetime=0)
         assert seen(lab, "inside", CLIENT4, PORT + 3) == ((ROUTER_OUT4, PORT + 3),) * 2  # others are as they were
+
+
+def test_a_call_that_ends_changes_no_other_sockets_port(lab: Lab, gateway: Gateway) -> None:
+    """A conversation of SIP comes and goes: a mapped socket beside it, and a plain one, are seen as before."""
+    mapped, plain = ((ROUTER_OUT4, PORT + 40),) * 2, ((ROUTER_OUT4, PORT + 5),) * 2
+    proxy, far, phone = f"{SERVER4}:5060", f"{SERVER4}:5070", f"{CLIENT4}:5060"
+
+    def calls() -> list[dict[str, object]]:
+        """Conversations of media that somebody may come through."""
+        return [hole for hole in gateway.admin("pinholes") if hole["reason"] == "sip.rtp" and hole["peer"] != ""]
+
+    kamailio = Kamailio(lab, "outside", SERVER4)
+    try:
+        for role, local, name in (("outside", far, "bob"), ("inside", phone, "ann")):
+            succeeds(lab, sipp(lab, role, "register", local=local, remote=proxy, options=["-s", name]))  # type: ignore[arg-type]
+        with PcpClient(lab, "inside", CLIENT4, ROUTER_IN4) as client:
+            assert client.map(PORT + 4, suggested=PORT + 40).port == PORT + 40
+            assert seen(lab, "inside", CLIENT4, PORT + 5) == plain
+            callee = sipp(lab, "outside", "uas", local=far, audio=9100)
+            caller = sipp(lab, "inside", "uac", local=phone, remote=proxy, options=["-s", "bob", "-d", "3000"])
+            lab.wait_for(calls, 10, "the call" + lab.tail_of_logs())
+            assert seen(lab, "inside", CLIENT4, PORT + 4) == mapped
+            succeeds(lab, caller, callee)
+            lab.wait_for(lambda: not calls(), 10, "the call to end")
+            assert seen(lab, "inside", CLIENT4, PORT + 4) == mapped
+            assert may_answer(lab, CLIENT4, PORT + 4) == (True, True)
+            assert seen(lab, "inside", CLIENT4, PORT + 5) == plain
+            client.map(0, protocol=0, lifetime=0)
+    finally:
+        kamailio.stop()
