@@ -49,7 +49,7 @@ def config(lab: Lab) -> Path:
         network={"outside": ROUTER_OUT4},
         publish=[{"outside": f"{ROUTER_OUT4}:21", "inside": f"{CLIENT4}:21"}],
         portmap={"protocols": ["pcp", "natpmp"]},
-        alg={"bittorrent": {"mode": "rewrite"}},
+        alg={"bittorrent": {"mode": "rewrite"}, "pptp": {"mode": "rewrite"}},
     )
 
 
