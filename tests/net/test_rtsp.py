@@ -31,19 +31,22 @@ from tests.lab.lab import (
     STRANGER6,
     Lab,
 )
-from tests.lab.peers import installed
+from tests.lab.peers import MULTIARCH, installed
 from tests.lab.tap import Tap, differences
 from tests.lab.udp import Udp
 
 RTSP = 554
 PORT = 8554
+TELEVISION = 8555
 LAB = Path(servers.__file__).parent
 pytestmark = pytest.mark.usefixtures("gateway")
 
 
 @pytest.fixture(scope="module")
 def gateway(lab: Lab) -> Iterator[Gateway]:
-    gateway = lab.start_gateway(lab.write_config(alg={"rtsp": {"streams": 4}}, process={"workers": 1}))
+    gateway = lab.start_gateway(
+        lab.write_config(alg={"rtsp": {"streams": 4, "ports": [RTSP, PORT, TELEVISION]}}, process={"workers": 1})
+    )
     yield gateway
     assert gateway.stop() == 0, lab.tail_of_logs()
     assert lab.leftovers() == []
@@ -149,10 +152,19 @@ def test_media_come_in_and_reports_go_out(lab: Lab, gateway: Gateway, session: S
 def test_another_source_is_let_in_before_the_client_is_told(lab: Lab, session: Session) -> None:
     v6 = ":" in session.host
     inside, router, other = (CLIENT6, ROUTER_OUT6, STRANGER6) if v6 else (CLIENT4, ROUTER_OUT4, STRANGER4)
-    with Udp(lab, "inside", inside, 5010) as rtp, Udp(lab, "stranger", other) as source:
+    third = f"{other.rpartition(':' if v6 else '.')[0]}{':' if v6 else '.'}67"
+    lab.run("stranger", ["ip", "address", "replace", f"{third}/{64 if v6 else 24}", "dev", "eth0", *["nodad"] * v6])
+    with (
+        Udp(lab, "inside", inside, 5010) as rtp,
+        Udp(lab, "stranger", other) as source,
+        Udp(lab, "stranger", third) as beside,
+    ):
         public, _ = session.set_up(5010, more=f";source={other}")
+        beside.send(b"no", (router, public))
         source.send(b"picture", (router, public))
-        assert rtp.receive()[0] == b"picture"
+        assert rtp.receive() == (b"picture", source.sock.getsockname()[:2])
+        beside.send(b"no", (router, public))
+        assert rtp.is_silent()
 
 
 def test_the_end_of_the_connection_is_the_end_of_its_media(lab: Lab, gateway: Gateway, session: Session) -> None:
@@ -346,6 +358,40 @@ def test_a_player_through_socks(lab: Lab, gateway: Gateway, gstreamer: str) -> N
     log = gateway.log_lines()[seen:]
     assert len([line for line in log if "pinhole.open" in line and "rtsp.rtp" in line]) == 2
     assert any("front=socks" in line for line in log)
+
+
+@pytest.mark.timeout(100)
+def test_vlc_shows_television(lab: Lab, gateway: Gateway) -> None:
+    """SAT>IP, which is RTSP with a stream of television over UDP. Debian's VLC has no other RTSP (it is built without
+    live555), and does not run as root."""
+    vlc, ffmpeg = installed("vlc-bin", "/usr/bin/vlc"), installed("ffmpeg", "/usr/bin/ffmpeg")
+    installed("vlc-plugin-base", f"/usr/lib/{MULTIARCH}/vlc/plugins/access/libsatip_plugin.so")
+    log = lab.logs / "satip.log"
+    server = lab.popen("outside", [sys.executable, LAB / "satip_server.py", SERVER4, str(TELEVISION), ffmpeg], log=log)
+    lab.wait_for(lambda: "listening" in log.read_text(), 10, "the television")
+    home = lab.tmp / "vlc"
+    home.mkdir()
+    home.chmod(0o777)
+    seen = len(gateway.log_lines())
+    argv: list[str | Path] = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "env", f"HOME={home}"]
+    argv += [vlc, "-I", "dummy", "--no-dbus", "--run-time=4", "--play-and-exit"]
+    argv += [f"--sout=#std{{access=file,mux=ts,dst={home}/seen.ts}}", f"satip://{SERVER4}:{TELEVISION}/?src=1"]
+    with Tap(lab, "inside", TELEVISION) as within, Tap(lab, "outside", TELEVISION) as beyond:
+        lab.run("inside", [*argv, "vlc://quit"], timeout=60)
+    counted = lab.run(
+        "inside",
+        ["ffprobe", "-v", "error", "-count_packets", "-show_entries", "stream=nb_read_packets", home / "seen.ts"],
+    )
+    found = re.search(r"nb_read_packets=(\d+)", counted.stdout)
+    assert found is not None, counted
+    assert int(found[1]) >= 20
+    [one], [other] = within.streams(), beyond.streams()
+    asked = differences(one.client, other.client)
+    assert len(asked) == 2
+    assert differences(other.server, one.server) == [pair[::-1] for pair in asked]
+    assert len([line for line in gateway.log_lines()[seen:] if "pinhole.open" in line and "rtsp.rtp" in line]) == 1
+    lab.stop(server)
+    lab.wait_for(lambda: not holes(gateway), 15, "the ports to close")
 
 
 @pytest.mark.timeout(150)
