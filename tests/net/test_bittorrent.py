@@ -456,14 +456,19 @@ def test_a_seed_behind_the_router(
         came = sorted(one for one in beyond.streams() if one.source == ROUTER_OUT4)
         assert came == sorted(one._replace(source=ROUTER_OUT4) for one in within.streams())
         assert any(f"port={port}".encode() in one.client for one in came)
-    if program == "rtorrent":  # a peer finds it; how it shares is its own affair
-        bittorrent.shakes_hands(lab, "stranger", ROUTER_OUT4, port, info_hash).close()
+    # aria2 sends a second bitfield in place of many a "have", at which rtorrent hangs up, with a router between or not.
+    if program == "rtorrent":
+        leecher = bittorrent.libtorrent(lab, "stranger", leeches, known, 6991)
     else:
         leecher = bittorrent.aria2(lab, "stranger", leeches, known, 6991, "--seed-time=0")
-        programs.append(leecher)
-        lab.wait_for(lambda: leecher.poll() is not None, 60, "the file to arrive")
-        arrived = (leeches / "file.bin").read_bytes()
-        assert hashlib.sha256(arrived).digest() == hashlib.sha256(file.read_bytes()).digest()
+    programs.append(leecher)
+    wanted = hashlib.sha256(file.read_bytes()).digest()
+
+    def has_arrived() -> bool:
+        there = leeches / "file.bin"
+        return there.exists() and hashlib.sha256(there.read_bytes()).digest() == wanted
+
+    lab.wait_for(has_arrived, 60, "the file to arrive" + lab.tail_of_logs())
     seeder.send_signal(signal.SIGINT)  # it says "stopped"
     seeder.wait(20)
     if program == "aria2":
