@@ -47,7 +47,8 @@ ANSWER_WITHIN = 5.0  # seconds for Opened or Refused
 LINE_WITHIN = 5.0  # seconds for the rest of a line
 MOST_WAITING = 65536  # bytes behind an offer that waits
 ADDRESS, PORT = "irc.address", "irc.port"
-_BEGINS = re.compile(rb"(?:CAP|PASS|NICK|USER|AUTHENTICATE|STARTTLS|WEBIRC)(?: [^\r\n]*)?\r?\n", re.IGNORECASE)
+_FIRST = (b"CAP", b"PASS", b"NICK", b"USER", b"AUTHENTICATE", b"STARTTLS", b"WEBIRC")
+_BEGINS = re.compile(rb"(?:%b)(?: [^\r\n]*)?\r?\n" % b"|".join(_FIRST), re.IGNORECASE)
 _WELCOME = re.compile(rb"^(?:@[^ \r\n]+ +)?:[^ \r\n]+ +001 ", re.MULTILINE)
 _STARTTLS = re.compile(rb"^(?:@[^ \r\n]+ +)?:[^ \r\n]+ +670 ", re.MULTILINE)
 _TLS = 0x16
@@ -137,6 +138,10 @@ class IrcModule:
             else:
                 self._waiting += found
                 self._from_client()
+                if not self._begun and not self._over and not _may_begin(self._buffers[side].beginning(13)):
+                    # Not at the end of its line: what is no text may have none, and would be held for seconds.
+                    rest = self._buffers[side].release()
+                    self._give_up("irc.not-irc", "the client does not begin as one", rest)
 
     def _from_client(self) -> None:
         """Deliver what the client said, up to the next offer that has to wait."""
@@ -338,6 +343,12 @@ class IrcModule:
         if code not in self._noted:
             self._noted.add(code)
             self._out.append(Note(code, detail))
+
+
+def _may_begin(head: bytes) -> bool:
+    """Whether these first bytes of a connection may be the beginning of a client's first line."""
+    words = ((head[: len(word)].upper(), head[len(word) : len(word) + 1], word) for word in _FIRST)
+    return any(word.startswith(said) and behind in (b"", b" ", b"\r", b"\n") for said, behind, word in words)
 
 
 def _split(data: bytes) -> list[bytes]:

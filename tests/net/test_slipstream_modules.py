@@ -285,20 +285,21 @@ def stop_helpers(lab: Lab) -> None:
                 os.kill(int(pid), signal.SIGKILL)
 
 
-PAGE = """<script>
+PAGE = """<script>{
 const said = "\\r\\n" + %(said)s, long = said.repeat(300), at = "%(host)s:%(port)d";
 fetch("http://" + at + "/", {method: "POST", mode: "no-cors", body: long});
 fetch("https://" + at + "/", {method: "POST", mode: "no-cors", body: long});
-new WebSocket("ws://" + at + "/");
-const turn = {urls: "turn:" + at + "?transport=tcp", username: said.repeat(20).slice(0, 500), credential: "x"};
+try { new WebSocket("ws://" + at + "/"); } catch (error) { /* a port that it blocks */ }
+const username = said.repeat(20).slice(0, 500).replaceAll("\\x01", "_");  // with that byte it asks no server
+const turn = {urls: "turn:" + at + "?transport=tcp", username, credential: "x"};
 const peer = new RTCPeerConnection({iceServers: [turn]});
 peer.createDataChannel("x");
 peer.createOffer().then(offer => peer.setLocalDescription(offer));
-</script>"""
+}</script>"""
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize(("module", "port"), [("rtsp", 8554), ("bittorrent", 6969)])
+@pytest.mark.parametrize(("module", "port"), [("rtsp", 8554), ("bittorrent", 6969), ("irc", IRC_PORT)])
 def test_a_page_in_a_real_browser(lab: Lab, gateway: Gateway, module: str, port: int) -> None:
     """At ports that browsers do not block (554, 6667, 1723 and 69 they do): everything that a page can make one say."""
     chromium = installed("chromium", "/usr/bin/chromium")
@@ -318,3 +319,22 @@ def test_a_page_in_a_real_browser(lab: Lab, gateway: Gateway, module: str, port:
         stop_helpers(lab)
     assert opened(gateway, seen) == []
     gateway.wait_for_log(f"event=alg.revoke .*rule={module}\\.(not-|browser)", 5, seen)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("blocked", [6667, 554, 1723, 69])
+def test_a_browser_says_nothing_to_a_port_that_it_blocks(lab: Lab, gateway: Gateway, blocked: int) -> None:
+    """Chromium's own list has the usual ports of the other modules; one that it does not have hears it meanwhile."""
+    chromium = installed("chromium", "/usr/bin/chromium")
+    page = lab.tmp / f"blocked-{blocked}.html"
+    said = json.dumps("NICK ann")
+    page.write_text("".join(PAGE % {"said": said, "host": SERVER4, "port": port} for port in (blocked, IRC_PORT)))
+    with Attacker(lab, blocked, b"") as silent, Attacker(lab, IRC_PORT, b"") as heard:
+        argv: list[str | Path] = [chromium, "--headless", "--no-sandbox", "--disable-gpu"]
+        browser = lab.popen(
+            "inside", [*argv, f"--user-data-dir={lab.tmp}/b{blocked}", "--remote-debugging-port=0", page]
+        )
+        lab.wait_for(lambda: heard.kinds() == set(FRONTS), 40, "all that it can say to the other port")
+        lab.stop(browser)
+        stop_helpers(lab)
+        assert silent.began == []
