@@ -19,7 +19,7 @@ from alg.registry import BrokenModule, declared
 from gateway.config.access_file import AccessError, Lookups, parse_access_file
 from gateway.config.check import BadValue, check
 from gateway.config.messages import readable, resembling
-from gateway.config.places import line_of, lines_of, path_in
+from gateway.config.places import lines_of, nearest, path_in
 from gateway.config.schema import DEFAULT_ALG, DEFAULT_PATH, AlgSection, Config
 from gateway.config.schema_rules import Loaded
 from gateway.model.certificates import load_authorities, load_chain
@@ -41,16 +41,17 @@ class _Source(msgspec.Struct, frozen=True):
     lines: dict[str, int]
     before: dict[str, int]
 
-    def place(self, path: str) -> str | None:
-        """Return FILE:LINE of a key of the whole configuration; None if it is not in this file."""
+    def place(self, path: str) -> tuple[int, str] | None:
+        """Return FILE:LINE of a key of the whole configuration, or of the nearest part of its path that is in this
+        file, and before it how long that part is; None if no part is."""
         found = re.match(r"(\w+)\[(\d+)\]", path)
         if found:
             index = int(found[2]) - self.before.get(found[1], 0)
             if index < 0:
                 return None
             path = f"{found[1]}[{index}]{path[found.end() :]}"
-        line = line_of(self.lines, path)
-        return None if line is None else f"{self.name}:{line}"
+        part = nearest(self.lines, path)
+        return None if part is None else (len(part), f"{self.name}:{self.lines[part]}")
 
     def places(self) -> dict[str, str]:
         """Return FILE:LINE of each key by its path in the whole configuration. The keys within rules are left out,
@@ -152,11 +153,10 @@ def _is_array_of_tables(value: Any) -> TypeGuard[list[dict[str, Any]]]:
 def _place(sources: list[_Source], message: str) -> str:
     """Return FILE:LINE of the key with which a message begins; only the first file's name if the key is in no file (a
     default)."""
-    for source in reversed(sources):
-        place = source.place(path_in(message))
-        if place is not None:
-            return place
-    return sources[0].name
+    path = path_in(message)
+    found = [place for source in reversed(sources) if (place := source.place(path)) is not None]
+    # Of a table that stands in several files the one with the key itself; of a key that is set twice the last.
+    return max(found, default=(0, sources[0].name), key=lambda place: place[0])[1]
 
 
 def _load_others(config: Config, sources: list[_Source]) -> Loaded:

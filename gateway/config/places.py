@@ -54,10 +54,16 @@ def lines_of(text: str) -> dict[str, int]:
 def line_of(found: Mapping[str, _T], path: str) -> _T | None:
     """Return the line of a path, or of the nearest part of it that has one. `found` is the result of `lines_of`, or has
     other values in place of lines. Of an array of tables it is the line of the first one."""
+    part = nearest(found, path)
+    return None if part is None else found[part]
+
+
+def nearest(found: Mapping[str, _T], path: str) -> str | None:
+    """Return the path of which `line_of` gives the line."""
     while path:
         for name in (path, f"{path}[0]"):  # of [[tables]] the first one
             if name in found:
-                return found[name]
+                return name
         path = re.sub(r"(\.?[\w-]+|\[\d+\])$", "", path)
     return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -73,13 +74,16 @@ def _programs() -> Iterator[Finding]:
 
 
 def _interfaces(config: Config) -> Iterator[Finding]:
+    # Asked of the kernel: /sys may be of another network namespace than this process, as in containers.
+    there = sorted(name for _, name in socket.if_nameindex())
     for name in config.network.inside_interfaces:
         if name.endswith("+"):
             continue
-        if Path("/sys/class/net", name).exists():
+        if name in there:
             yield Finding(f"interface {name}", "ok", "there")
         else:
-            yield Finding(f"interface {name}", "failed", "there is none", "correct network.inside_interfaces")
+            has = f"there is none (this host has {', '.join(there)})"
+            yield Finding(f"interface {name}", "failed", has, "correct network.inside_interfaces")
 
 
 def _forwarding(config: Config) -> Iterator[Finding]:

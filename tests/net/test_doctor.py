@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -175,3 +176,16 @@ def test_another_program_has_the_ports_at_which_clients_ask(lab: Lab) -> None:
         found = findings(lab, config, code=1)
         assert [found[name]["status"] for name in names] == ["failed", "warning", "failed"]
         assert all("miniupnpd (process " in found[name]["detail"] for name in names)
+
+
+def test_an_interface_is_there_also_beside_files_of_another_namespace(lab: Lab) -> None:
+    """As in containers, where /sys is the host's. The lab's programs have a /sys of their own, this one has not."""
+    config = lab.write_config(network={"inside_interfaces": ["inside7", "inside8"]})
+    with lab.enter("router"):
+        subprocess.run(["ip", "link", "add", "inside7", "type", "veth", "peer", "name", "inside9"], check=True)
+        done = subprocess.run([algate(), "doctor", "-c", config, "--json"], capture_output=True, text=True, check=False)
+        subprocess.run(["ip", "link", "del", "inside7"], check=True)
+    found = {finding["check"]: finding for finding in json.loads(done.stdout)}
+    assert found["interface inside7"]["status"] == "ok"
+    assert found["interface inside8"]["status"] == "failed"
+    assert "inside7" in found["interface inside8"]["detail"]

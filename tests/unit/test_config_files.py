@@ -61,10 +61,13 @@ def test_later_files_add_and_override_and_append(tmp_path: Path) -> None:
         ("[socks]\nlisten = [1]", "conf.d/b.toml:2", "socks.listen[0]: expected text"),
         ("[[rule]]\naction = 'permit'\nport = ['x']", "conf.d/b.toml:3", "rule[1].port[0]: 'x' is not a port"),
         ("[socks", "conf.d/b.toml:1:7", "Expected ']'"),
+        ("[pinhole]\nper_clint = 7", "conf.d/b.toml:2", "pinhole.per_clint: unknown key"),
+        ("[limits]\nflows = 7", "conf.d/a.toml:2", "limits.flws: unknown key"),  # the table is in both
     ],
 )
 def test_an_error_names_the_file_of_its_key(tmp_path: Path, second: str, where: str, what: str) -> None:
-    main_file = files(tmp_path, main=RULE, b=second)
+    mistaken = "[limits]\nflws = 7" if "flws" in what else ""
+    main_file = files(tmp_path, main=RULE, a=mistaken, b=second)
     with pytest.raises(ConfigError) as caught:
         load_config(main_file)
     assert str(caught.value).startswith(f"{tmp_path}/{where}: {what}")
