@@ -84,7 +84,8 @@ class Ufw:
             pytest.skip("ufw is not there")
         self._root = lab.tmp / "ufw"
         for name in ("lib/ufw", "usr/share/ufw", "etc/ufw"):
-            shutil.copytree(PEERS / name, self._root / name)
+            packed = name if (PEERS / name).exists() else f"usr/{name}"  # as of Debian 13, where /lib is /usr/lib
+            shutil.copytree(PEERS / packed, self._root / name)
         (self._root / "etc/default").mkdir()
         shutil.copy(PEERS / "etc/default/ufw", self._root / "etc/default")
         for pattern in ("*.rules", "*.init", "ufw.conf"):
@@ -119,7 +120,8 @@ class Dockerd:
         """Its rules anew, before all others."""
         path = f"{PEERS / 'usr/bin'}:{PEERS / 'usr/sbin'}:/usr/sbin:/usr/bin:/sbin:/bin"
         # `ip netns exec` has put another /sys in the place of the one with the control groups.
-        argv: list[str | Path] = ["nsenter", f"--mount=/proc/{os.getpid()}/ns/mnt", "unshare", "--mount"]
+        here = f"/proc/{os.getpid()}"
+        argv: list[str | Path] = ["nsenter", f"--mount={here}/ns/mnt", f"--root={here}/root", "unshare", "--mount"]
         argv += ["env", f"PATH={path}", "dockerd", "--storage-driver=vfs", f"--data-root={self._home / 'data'}"]
         argv += [
             f"--exec-root={self._home / 'exec'}",

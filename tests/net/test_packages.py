@@ -29,6 +29,17 @@ def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | Non
     return done.stdout + done.stderr
 
 
+def sources() -> list[str]:
+    """The files of this tree that somebody wrote: what git knows, or in an unpacked source distribution all but what is
+    made there."""
+    if (ROOT / ".git").exists():
+        names = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
+        return [name for name in names if (ROOT / name).is_file()]
+    made = {".venv", "build", "dist", "__pycache__"}
+    paths = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file() and path.suffix != ".so")
+    return [str(path) for path in paths if not made.intersection(path.parts) and not path.parts[0].endswith("_cache")]
+
+
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("packages")
@@ -38,11 +49,9 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dist(directory: Path) -> Path:
     """What `make dist` leaves, made from a copy of what git knows: others may be at work in this very tree."""
     source, made = directory / "source", directory / "dist"
-    files = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
-    for name in files:
-        if (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, source / name)
+    for name in sources():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", made, source)
     return made
 
@@ -108,8 +117,7 @@ def test_the_wheel_has_what_is_no_python(wheel: Path, dist: Path) -> None:
         "gateway/supervisor/install/systemd/algate.sysusers",
     ):
         assert name in names
-    tracked = set(run("git", "ls-files", "gateway", "alg", cwd=ROOT).splitlines())
-    assert {name for name in tracked if name.endswith(".py") and (ROOT / name).exists()} <= names
+    assert {name for name in sources() if re.fullmatch(r"(gateway|alg)/.*\.py", name)} <= names
     (sdist,) = dist.glob("*.tar.gz")
     inside = run("tar", "tf", sdist)
     assert "/tests/unit/test_config.py" in inside
