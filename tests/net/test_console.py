@@ -307,6 +307,7 @@ def test_a_call_has_its_ladder(lab: Lab, gateway: Gateway, page: Page) -> None:
         expect(steps.first.locator("del", has_text=CLIENT4).first).to_be_visible()
         expect(steps.first.locator("ins", has_text="203.0.113.2").first).to_be_visible()
         expect(page.locator(".ladder table")).to_contain_text("203.0.113.2")
+        expect(page.locator(".ladder").get_by_label("Close")).to_be_hidden()  # where nothing is to be closed
         picture(page, "call-1280")
         page.set_viewport_size({"width": 390, "height": 800})
         expect(page.locator(".ladder")).to_be_hidden()
