@@ -314,11 +314,14 @@ class Core:
             self.note("sip.ice", "candidates in a session description", now, client)
             return
         mine = {index: line for index, line in enumerate(sdp.media) if line.port and _is_own(line, client.host)}
-        for line in mine.values():
-            if not line.datagrams or line.port < LOWEST_PORT:
-                code = "sip.low-port" if line.datagrams else "sip.media-transport"
-                self.note(code, f"{line.kind} {line.port} {line.protocol.decode('latin-1')}", now, client)
+        for index, line in list(mine.items()):
+            if line.datagrams and line.port >= LOWEST_PORT:
+                continue
+            code = "sip.low-port" if line.datagrams else "sip.media-transport"
+            self.note(code, f"{line.kind} {line.port} {line.protocol.decode('latin-1')}", now, client)
+            if line.datagrams or len(mine) == 1:
                 return
+            del mine[index]  # a stream over TCP beside others stays as it is
         peers = self.calls.peers(call)
         for index, line in mine.items():
             reason = "sip.rtp" if line.pair else "sip.udptl"

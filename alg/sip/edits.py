@@ -171,11 +171,18 @@ def _restore_via(
 def describe(
     edits: Edits, message: Message, sdp: Description, host: str, public: str, media: dict[int, InsideSocket]
 ) -> None:
-    """Write public endpoints into the client's own session description. `media`: the socket of each m= line."""
+    """Write public endpoints into the client's own session description. `media`: the socket of each m= line that is
+    served. The c= line of others alone stays as it is."""
     if public == host:
         return
+    served = [sdp.media[index].connection for index in media]
+    others = {
+        line.connection
+        for index, line in enumerate(sdp.media)
+        if line.port and index not in media and line.connection not in served
+    }
     for place in (*sdp.connections, *([sdp.origin] if sdp.origin else ())):
-        if same_host(place.host, host):
+        if same_host(place.host, host) and place not in others:
             reason = "sdp.origin" if place is sdp.origin else "sdp.connection"
             edits.replace(place.start, place.end, public.encode(), reason)
     for index, inside in media.items():

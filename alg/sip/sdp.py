@@ -22,8 +22,10 @@ def find_sdp(message: Message) -> Span | None:
     whose bounds are unclear.
     """
     kinds = message.headers.get("content-type")
-    if message.method not in _BODIES or not kinds or message.body >= message.end:
+    if message.method not in _BODIES or message.body >= message.end:
         return None
+    if not kinds:  # against RFC 3261, 20.15; its receivers read it all the same
+        return (message.body, message.end) if message.data.startswith(b"v=0", message.body, message.end) else None
     start, end = kinds[0]
     match = CONTENT_TYPE.match(message.data, start, end)
     if match is None or any(message.text(other).strip() != message.text(kinds[0]).strip() for other in kinds[1:]):

@@ -18,6 +18,7 @@ _ORIGIN = re.compile(rb"[^\r\n]*[ \t]" + _NET + rb"(\S+)[ \t]*")
 _CONNECTION = re.compile(rb"[ \t]*" + _NET + rb"([^\s/]+)(?:/[0-9]+)*[ \t]*")
 _MEDIA = re.compile(rb"[ \t]*(\S+)[ \t]+([0-9]{1,5})(?:/([0-9]{1,5}))?[ \t]+(\S+)(?:[ \t].*)?", re.DOTALL)
 _RTCP = re.compile(rb"[ \t]*([0-9]{1,5})(?:[ \t]+" + _NET + rb"(\S+))?[ \t]*")
+_BEGINNING = re.compile(rb"(?:(?:v=)?\r?\n)*v=0")  # some have an empty line before it, or "v=" alone
 _MOST_MEDIA = 16
 _PAIR = 2  # as the number of ports in m=: devices say so of RTP and its RTCP
 ON_HOLD = ("0.0.0.0", "::")  # as an address: on hold in the old way (RFC 3264, 8.4)
@@ -52,14 +53,12 @@ class Media:
 
     @property
     def pair(self) -> bool:
-        return b"RTP/" in self.protocol
+        return b"rtp/" in self.protocol.lower() + b"/"
 
     @property
     def datagrams(self) -> bool:
         """Whether the stream goes over UDP in a way for which one port, or a pair, is enough."""
-        return not self.many and (
-            self.protocol.lower() == b"udptl" or self.protocol.startswith((b"RTP/", b"UDP/TLS/RTP"))
-        )
+        return not self.many and self.protocol.lower().split(b"/")[0] in (b"rtp", b"udp", b"udptl")
 
 
 @dataclass(slots=True)
@@ -84,7 +83,7 @@ def is_held(media: Iterable[Media]) -> bool:
 
 def read_sdp(data: bytes, start: int, end: int) -> Description:
     """Read the description in `data[start:end]`. Raises Malformed where a c= or m= line cannot be read."""
-    if not data.startswith(b"v=0", start):
+    if _BEGINNING.match(data, start, end) is None:
         raise Malformed("a session description without v=0", start)
     found = Description()
     session: Place | None = None

@@ -56,7 +56,11 @@ class AdminDoor:
         if not self._free.acquire(blocking=False):
             connection.close()
             return
-        threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+        try:
+            threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+        except RuntimeError:  # this host, or this service, may have no more
+            self._free.release()
+            connection.close()
 
     def work(self) -> None:
         """Answer what the threads wait for."""

@@ -12,6 +12,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -65,6 +66,15 @@ from gateway.observe.pinhole_log import PINHOLES as pinhole_log
 log = get_logger()
 
 
+@dataclass(slots=True)
+class Strays:
+    """Ids of leases of which perhaps nobody knows. `inherited`: those of a worker that died, of which its successor
+    said nothing yet; `loaded`: those of the broker before this one, which may have told nobody of them."""
+
+    inherited: set[str] = field(default_factory=set)
+    loaded: set[str] = field(default_factory=set)
+
+
 class Engine:
     """All pinholes of one instance.
 
@@ -88,11 +98,17 @@ class Engine:
         self._usage = Usage(self.netfilter, self._leases, lambda: self._guard.table_gone())
         self._forwards = Forwards(self._leases, self._rng, self._forwarding, self._renew, self._end_forwarding)
         self._configured_forwards = limits.forwards
-        self._guard = TableGuard(
-            self.netfilter, self._leases, self._sharing.first_whole, self._usage, self._lose_all, limits
-        )
         self.stale = Stale(self._leases.of_client, self.netfilter.has_any)
-        self._inherited: set[str] = set()  # leases of a worker that died, of which its successor said nothing yet
+        self._guard = TableGuard(
+            self.netfilter,
+            self._leases,
+            self._sharing.first_whole,
+            self._usage,
+            self._lose_all,
+            self.stale.table_made,
+            limits,
+        )
+        self._strays = Strays()
 
     # --- beginning, passing and end of time -------------------------------------------------------------------------
 
@@ -110,10 +126,12 @@ class Engine:
         now = time.monotonic()
         for found in leases_of(elements, unix):
             self._leases.restore(found.lease, owner=found.slot, deadline=now + found.left, used=found.used)
+            self._strays.loaded.add(found.lease.id)
             self._usage.opened(found.lease)
             if found.merged:
                 self._sharing.found_merged(found.lease)
         if made and len(self._leases):
+            self.stale.table_made()
             self._guard.put_back(empty=True)
         self._forwards.want(self._configured_forwards)
         log.info("broker.table", table=self.netfilter.name, made=made, pinholes=len(self._leases))
@@ -192,6 +210,8 @@ class Engine:
             if request.find:
                 self._find(slot, message)
                 return
+            if self._strays.loaded:
+                self._replace_untold(slot, request)
             untranslated = request.direction == "out" or request.public_host is None
             if request.single and request.kind != "local" and untranslated:
                 self._replace(slot, request)
@@ -219,7 +239,7 @@ class Engine:
         self._pending.opens.append(Opening(slot, message.id, lease, request.ttl, self._counting(shared)))
         self.flush()
         for other, owner, _ in others:  # what a dead process had opened, and its successor opens anew
-            if other.id in self._inherited and owner == slot and other.kind == lease.kind:
+            if other.id in self._strays.inherited and owner == slot and other.kind == lease.kind:
                 self.close(slot, other.id)
 
     def _counting(self, changed: Change) -> Change:
@@ -326,7 +346,7 @@ class Engine:
         """There is a new worker in this slot: close all its leases with the next `flush`, or keep them for it."""
         self.flush()  # what the predecessor had asked for is its own
         if keep:
-            self._inherited = {lease.id for lease in self._leases.of_owner(slot)}
+            self._strays.inherited = {lease.id for lease in self._leases.of_owner(slot)}
             return
         for lease in self._leases.close_owner(slot, now=time.monotonic()):
             self._closing(slot, lease, "hello")
@@ -342,7 +362,7 @@ class Engine:
         if self._pending:
             self._commit()
         if self._pending.withheld:
-            self._pending.release(self.stale.settle())
+            self._pending.release(self.stale.settle(), self._leases.find, self._guard.is_to_restore)
         for slot, lease in self._pending.tell():
             if self._leases.close(lease.id, now=time.monotonic()):
                 self._closing(slot, lease, "unheard")
@@ -449,7 +469,7 @@ class Engine:
     def _updated_or_not(self, updating: Updating, error: NetfilterError | None, done: bool) -> None:
         """Finish an update. `done`: it is known what the kernel did; otherwise the whole pinhole is closed."""
         if error is None and done:
-            self._inherited.discard(updating.new.id)
+            self._strays.inherited.discard(updating.new.id)
             batch = 0
             if (updating.old.target, updating.old.second) != (updating.new.target, updating.new.second):
                 self.stale.closed(updating.old)
@@ -494,11 +514,20 @@ class Engine:
                 elif self._leases.find(lease.id) is not None:
                     raise PinholeRefused("taken", "another process has this pinhole open")
 
+    def _replace_untold(self, slot: int, request: PinholeRequest) -> None:
+        """A worker asks for what the broker before this one has opened for it: it was not told of that."""
+        asked = _asked(request)
+        for lease in self._leases.of_client(request.visitor or request.client):
+            if lease.id in self._strays.loaded and _asked(lease) == asked:
+                self._strays.loaded.discard(lease.id)
+                self.close(slot, lease.id)
+                self.flush()  # its sockets are free
+
     def _disinherit(self, slot: int, request: PinholeRequest) -> None:
         """Close what a dead worker had opened for a socket and its successor does not know."""
         for lease in self._leases.of_client(request.client):
             shared = {lease.target.port, lease.second} & {request.target.port, request.second} - {None}
-            if lease.id in self._inherited and not lease.single and shared:
+            if lease.id in self._strays.inherited and not lease.single and shared:
                 self.close(slot, lease.id)
         self.flush()  # the sockets are free for other requests
 
@@ -565,3 +594,9 @@ class Engine:
 
 def _described(lease: Lease) -> tuple[object, ...]:
     return lease.direction, lease.protocol, lease.target, lease.peer, lease.kind
+
+
+def _asked(one: PinholeRequest | Lease) -> tuple[object, ...]:
+    """What does not change from the request of a pinhole to its lease."""
+    transport = one.protocol if isinstance(one, Lease) else one.transport
+    return one.flow, one.reason, one.kind, one.direction, transport, one.target, one.peer, one.visitor, one.outer

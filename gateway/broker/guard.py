@@ -37,8 +37,8 @@ class TableGuard:
     """Keeps the nft table of `netfilter` as it must be.
 
     `elements`: those of a lease, by its slot and the seconds that it has left. `usage`: learns which pinholes were used
-    meanwhile. `lose(without)` is called to count every lease as closed, except for these ids. `limits`: whether the
-    table is restored, and what is kept out of flowtables.
+    meanwhile. `lose(without)` is called to count every lease as closed, except for these ids; `forgotten()` when what
+    the table had noted by itself is lost. `limits`: whether the table is restored, and what is kept out of flowtables.
     """
 
     def __init__(
@@ -48,12 +48,14 @@ class TableGuard:
         elements: Callable[[Lease, int, float], tuple[Element, ...]],
         usage: Usage,
         lose: Callable[[Collection[str]], None],
+        forgotten: Callable[[], None],
         limits: BrokerLimits,
     ) -> None:
         self.restores = limits.restore
         self._netfilter = netfilter
         self._usage = usage
         self._lose = lose
+        self._forgotten = forgotten
         self._signalling = limits.signalling
         self._restoration = Restoration(netfilter, leases, elements, lambda: Conntrack().begun_with(marks.ADMITTED))
         self._restorations = Rate(PER_SECOND, RESTORATIONS)
@@ -65,6 +67,10 @@ class TableGuard:
     def restoring(self) -> bool:
         """Whether something that is open is still to be restored. What is not there yet would count as used."""
         return bool(self._restoration)
+
+    def is_to_restore(self, lease_id: str) -> bool:
+        """Whether this lease is still to be restored."""
+        return self._restoration.waits_for(lease_id)
 
     def deadline(self) -> float:
         """When (monotonic) `look` has something to do; infinity: not before another program changes something."""
@@ -127,6 +133,7 @@ class TableGuard:
         if not self.restores:
             self._lose({lease.id for lease in opening})
         self.load()
+        self._forgotten()
         self._suspicion = now + SOON  # the program that flushes rules may not be done yet
         if self.restores:
             self.put_back(empty=True, without={lease.id for lease in (*opening, *updated)})
@@ -145,7 +152,10 @@ class TableGuard:
         elements_gone, self._elements_gone = self._elements_gone, False
         if not self._netfilter.is_whole():
             self.table_gone()
-        elif elements_gone and self.restores:
+        elif elements_gone:
+            self._forgotten()
+            if not self.restores:
+                return
             log.error("broker.elements_gone", table=self._netfilter.name)
             self.put_back(empty=False)
 

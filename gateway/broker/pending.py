@@ -95,14 +95,19 @@ class Pending:
         self._just_updated.append((updating.slot, updating.new))
         self._answer_with(batch, updating.slot, Updated(updating.id, updating.new))
 
-    def release(self, settled: int) -> None:
-        """Have the answers sent that waited for their clients' older connections to go, up to this batch."""
+    def release(self, settled: int, find: Callable[[str], Lease | None], is_to_restore: Callable[[str], bool]) -> None:
+        """Have the answers sent that waited for their clients' older connections to go, up to this batch. Where the
+        table was removed meanwhile, what is still to be restored (`is_to_restore`) waits for that, and what is not open
+        any more (`find`) is refused."""
         withheld, self.withheld = self.withheld, []
         for batch, slot, message in withheld:
-            if batch <= settled:
-                self.answer(slot, message)
-            else:
+            assert isinstance(message, LeaseOpened | Updated)
+            if batch > settled or is_to_restore(message.lease.id):
                 self.withheld.append((batch, slot, message))
+            elif find(message.lease.id) is None:
+                self.answer(slot, RequestRefused(message.id, "lease", "it has ended"))
+            else:
+                self.answer(slot, message)
 
     def _answer_with(self, batch: int, slot: int, message: ToWorker) -> None:
         if batch:

@@ -47,6 +47,10 @@ class Restoration:
         """Whether anything is still to be restored."""
         return bool(self._waiting)
 
+    def waits_for(self, lease_id: str) -> bool:
+        """Whether this lease is still to be restored."""
+        return lease_id in self._waiting
+
     def begin(self, *, empty: bool, without: Collection[str] = (), first: Iterable[str] = ()) -> list[Lease]:
         """Restore everything but the leases `without`, with `first` before the others. `empty`: the sets contain
         nothing. Returns the leases of one use that are used up, which only connection tracking knows at this point."""

@@ -46,6 +46,9 @@ MESSAGES = 20_000.0
 """Messages of one worker that are read in a second; the rest stays in its socket. Twice what 1,500 calls a second
 need."""
 
+ASKED_AGAIN = 3.0
+"""Seconds after which no worker asks the same question again (gateway.pinhole.client.TIMEOUT is shorter)."""
+
 _ROUND = 64  # messages of one worker in one round: no worker keeps the others waiting
 _BURST = 4_000
 _COMPLAINTS = 1.0  # lines a second in the log about one worker's nonsense
@@ -81,6 +84,27 @@ class Deferred:
             action()
 
 
+class Heard:
+    """The questions of workers that were heard in the last seconds: a worker that has no answer yet asks again, because
+    its broker may have died."""
+
+    def __init__(self) -> None:
+        self._recent: set[tuple[int, int]] = set()
+        self._older: set[tuple[int, int]] = set()
+        self._turns_at = -math.inf
+
+    def again(self, slot: int, question: int, now: float) -> bool:
+        """Whether this worker has asked this question already. Notes that it has."""
+        if self._turns_at <= now:
+            self._older = self._recent if now < self._turns_at + ASKED_AGAIN else set()
+            self._recent, self._turns_at = set(), now + ASKED_AGAIN
+        key = slot, question
+        if key in self._recent or key in self._older:
+            return True
+        self._recent.add(key)
+        return False
+
+
 class Broker:
     """The broker's loop.
 
@@ -105,6 +129,7 @@ class Broker:
         self._engine = Engine(table=table, limits=limits, send=self._send)
         self._selector = selectors.DefaultSelector()
         self._messages = Rate(MESSAGES, _BURST)
+        self._heard = Heard()
         self._complaints = Rate(_COMPLAINTS, 10)
         self._paused: dict[int, float] = {}  # slots that are not read before a time
         self._stopping = False
@@ -171,7 +196,7 @@ class Broker:
 
     def _timeout(self) -> float | None:
         deadline = min([self._engine.deadline(), *self._paused.values()])
-        return None if math.isinf(deadline) else max(0.0, deadline - time.monotonic())
+        return None if deadline == math.inf else max(0.0, deadline - time.monotonic())
 
     def _on_ruleset(self, watch: RulesetWatch) -> None:
         changes = watch.read()
@@ -233,6 +258,8 @@ class Broker:
         self._selector.unregister(worker)
 
     def _on_message(self, slot: int, message: FromWorker) -> None:
+        if not isinstance(message, Hello | Close) and self._heard.again(slot, message.id, time.monotonic()):
+            return
         match message:
             case Open():
                 self._engine.open(slot, message)

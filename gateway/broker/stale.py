@@ -33,6 +33,7 @@ Right = dict[Socket, list[tuple[Lease, Socket]]]
 
 SOON = 0.02  # seconds between a change and the look, where something may be wrong that matters now
 SHARE = 10  # a look that took a second is followed by the next one ten seconds later at the soonest
+FORGOTTEN = 120.0  # seconds for which there may be connections of sockets that talked before the table was made again
 LONGEST = 0.5  # seconds that an opening waits at the longest for the look that its client needs first
 LATER, LATER_SHARE = 1.0, 500  # the same for all other changes
 SLICE = 64  # connections that are judged, and deleted, at a time: a client may have tens of thousands of one socket
@@ -153,11 +154,13 @@ class Early:
     """Pinholes whose clients had talked before, and whose older connections go before anybody is told of them. What is
     opened while a search is under way is the next one's.
 
-    `settled`: the number of the last search that is at its end.
+    `settled`: the number of the last search that is at its end. `noted_from`: since when (monotonic) the kernel's table
+    has noted which sockets have talked.
     """
 
     def __init__(self, search: Search) -> None:
         self.settled = 0
+        self.noted_from = -math.inf
         self._search = search
         self._searched: list[Lease] = []
         self._next: list[Lease] = []
@@ -272,6 +275,11 @@ class Stale:
         except NetfilterError as error:
             log.warning("broker.conntrack_failed", error=str(error))
 
+    def table_made(self) -> None:
+        """Note that the kernel's table had gone and was made again: it does not know who has talked before. For as long
+        as there may be connections of that time, any socket may have."""
+        self._early.noted_from = time.monotonic() + FORGOTTEN
+
     def admitted(self, lease: Lease) -> None:
         """Note that a pinhole admits other peers than before, which may have sent too early."""
         if is_datagram(lease):
@@ -340,7 +348,9 @@ class Stale:
 
     def _have_talked(self, sockets: Iterable[Endpoint]) -> bool:
         """Whether any of these sockets has sent packets past all pinholes, or may have: where the kernel had no room to
-        note it, any socket may have."""
+        note it, or its notes were removed, any socket may have."""
+        if time.monotonic() < self._early.noted_from:
+            return True
         try:
             return self._is_any([*(talked_of(sock) for sock in sockets), UNTOLD])
         except NetfilterError as error:

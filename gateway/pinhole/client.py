@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from socket import CMSG_LEN, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET
+from typing import NamedTuple
 
 from gevent import get_hub
 from gevent.event import AsyncResult
@@ -50,12 +51,28 @@ TIMEOUT = 2.25
 """Seconds within which an answer has to come; after that the request is refused. A little longer than a module holds a
 message for it (2 s), which by then has been sent on as it was."""
 
+REPEATS = 3
+"""A question is asked again after this part of `TIMEOUT` without an answer: a broker that was killed may have read it.
+One that lives and is only slow leaves out what it has heard already."""
+
+MOMENTS = 40  # a part of `TIMEOUT`, within which questions that are due are due together
+
 _MOST_UNSENT = 8192  # messages that wait for room in the socket; a further one is not sent
 _BATCH = 64  # packets read in a row: then others have their turn
 
 _ROOM = CMSG_LEN(4)  # for one descriptor
 
 _Answered = Callable[[ToWorker | PinholeRefused], None]
+_Question = Open | Update | Count | Dial | AskSeen
+
+
+class _Waiting(NamedTuple):
+    """A question without an answer. `until`: when it is given up; `again`: what is asked once more before that."""
+
+    answered: _Answered
+    until: float
+    again: _Question | None
+
 
 log = get_logger()
 
@@ -77,7 +94,7 @@ class BrokerClient:
         os.set_blocking(self._fd, False)
         self._timeout = timeout
         self._next_id = secrets.randbits(62)
-        self._waiting: dict[int, tuple[_Answered, float]] = {}  # by question; the oldest one times out first
+        self._waiting: dict[int, _Waiting] = {}  # by question; the oldest one times out first
         self._unsent: deque[FromWorker] = deque([Hello(os.getpid(), keep)])
         self._loop = get_hub().loop
         self._readable = self._loop.io(self._fd, EV_READ)
@@ -191,8 +208,9 @@ class BrokerClient:
             watcher.close()
         self._raw.close()
 
-    def _question(self, question: Open | Update | Count | Dial | AskSeen, answered: _Answered) -> None:
-        self._waiting[question.id] = answered, time.monotonic() + self._timeout
+    def _question(self, question: _Question, answered: _Answered) -> None:
+        again = None if isinstance(question, Dial) else question  # twice would be two connections
+        self._waiting[question.id] = _Waiting(answered, time.monotonic() + self._timeout, again)
         if not self._ticking:
             self._wind()
         if len(self._unsent) < _MOST_UNSENT:  # else it times out
@@ -236,7 +254,7 @@ class BrokerClient:
         except (OSError, ValueError) as error:
             log.error("broker.lost", error=str(error))
             for message in batch:
-                if isinstance(message, Open | Update | Count | Dial | AskSeen):
+                if isinstance(message, _Question):
                     self._settle(message.id, PinholeRefused("broker", str(error)))
         return True
 
@@ -279,24 +297,39 @@ class BrokerClient:
         waiting = self._waiting.pop(question, None)
         if waiting is None:
             return False
-        answered, until = waiting
-        observe("algate_broker_seconds", time.monotonic() - until + self._timeout)
-        answered(answer)
+        observe("algate_broker_seconds", time.monotonic() - waiting.until + self._timeout)
+        waiting.answered(answer)
         return True
 
     def _wind(self) -> None:
-        """Set the timer for the first request whose time will be over."""
-        _, until = next(iter(self._waiting.values()))
+        """Set the timer for the first question to be asked again, or given up. Those of a moment go together."""
+        due = next(iter(self._waiting.values())).until
+        unrepeated = next((one for one in self._waiting.values() if one.again is not None), None)
+        if unrepeated is not None:
+            due = min(due, unrepeated.until - self._before_the_end)
         self._ticking = True
         self._clock.close()
-        self._clock = self._loop.timer(max(0.001, until - time.monotonic()))
-        self._clock.start(self._give_up)
+        self._clock = self._loop.timer(max(self._timeout / MOMENTS, due - time.monotonic()))
+        self._clock.start(self._tick)
 
-    def _give_up(self) -> None:
+    @property
+    def _before_the_end(self) -> float:
+        """How long before it is given up a question is asked again."""
+        return self._timeout - self._timeout / REPEATS
+
+    def _tick(self) -> None:
+        """Ask again what was not answered yet, and do not wait any longer for what was asked long ago."""
         self._ticking = False
         now = time.monotonic()
-        for question in list(itertools.takewhile(lambda number: self._waiting[number][1] <= now, self._waiting)):
-            self._settle(question, PinholeRefused("broker", f"no answer within {self._timeout:g} s"))
+        due = itertools.takewhile(lambda item: item[1].until - self._before_the_end <= now, self._waiting.items())
+        for number, waiting in list(due):
+            if waiting.until <= now:
+                self._settle(number, PinholeRefused("broker", f"no answer within {self._timeout:g} s"))
+            elif waiting.again is not None:
+                self._waiting[number] = waiting._replace(again=None)
+                if len(self._unsent) < _MOST_UNSENT:
+                    self._unsent.append(waiting.again)
+                    self._send_soon()
         if self._waiting and not self._ticking:
             self._wind()
 

@@ -140,7 +140,7 @@ class _Stage:
 
     def _learn(self, heard: bytes) -> None:
         """Which ports the server was told."""
-        for kind, word in ((b"audio", "rtp"), (b"video", "video")):
+        for kind, word in ((b"audio", "rtp"), (b"(?:video|application)", "video")):
             found = re.search(rb"^m=%b\s+(\d+)" % kind, heard, re.MULTILINE)
             if found and int(found[1]):
                 name = "rtp" if word == "rtp" or b"{video}" not in self._text() else "video"

@@ -85,7 +85,7 @@ class Rig:
         self.broker: subprocess.Popen[bytes] | None = None
         self.lifeline: socket.socket | None = None
         self._open: list[socket.socket] = []
-        self._ids = iter(range(1, 1 << 30))
+        self.ids = iter(range(1, 1 << 30))
         self._heard: list[deque[ToWorker]] = [deque() for _ in range(SLOTS)]
 
     def __enter__(self) -> Rig:
@@ -218,7 +218,7 @@ class Rig:
 
     def ask(self, request: PinholeRequest, slot: int = 0) -> ToWorker:
         """Open a pinhole; the answer."""
-        request_id = next(self._ids)
+        request_id = next(self.ids)
         self.send(Open(request_id, request), slot)
         answer = self.hear(slot)
         assert answer.id == request_id

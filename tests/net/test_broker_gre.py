@@ -199,7 +199,7 @@ def test_a_call_keeps_its_ends_and_has_a_quota(rig: Rig) -> None:
     assert refused(rig, call(public_host=None), slot=1) == "ports"  # the packets would be the same
     assert rig.count("ingre4") == 1
     for changes in ({"target": Endpoint(CLIENT, 8)}, {"peers": (STRANGER,)}):
-        rig.send(Update(1, PinholeUpdate(lease.id, **changes)))
+        rig.send(Update(next(rig.ids), PinholeUpdate(lease.id, **changes)))
         answer = rig.hear()
         assert isinstance(answer, RequestRefused)
         assert answer.rule == "target"

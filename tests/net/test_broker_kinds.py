@@ -71,7 +71,7 @@ def refused(rig: Rig, request: PinholeRequest, slot: int = 0) -> str:
 
 
 def update(rig: Rig, lease: Lease, slot: int = 0, **changes: Any) -> Lease:
-    rig.send(Update(7, PinholeUpdate(lease.id, **changes)), slot)
+    rig.send(Update(next(rig.ids), PinholeUpdate(lease.id, **changes)), slot)
     answer = rig.hear(slot)
     assert isinstance(answer, Updated), answer
     return answer.lease

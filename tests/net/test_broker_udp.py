@@ -60,14 +60,14 @@ def conversation(**changes: Any) -> PinholeRequest:
 
 
 def update(rig: Rig, lease: Lease, **changes: Any) -> Lease:
-    rig.send(Update(7, PinholeUpdate(lease.id, **changes)))
+    rig.send(Update(next(rig.ids), PinholeUpdate(lease.id, **changes)))
     answer = rig.hear()
     assert isinstance(answer, Updated), answer
     return answer.lease
 
 
 def traffic(rig: Rig, leases: list[str], slot: int = 0) -> dict[str, tuple[int, int]]:
-    rig.send(Count(8, tuple(leases)), slot)
+    rig.send(Count(next(rig.ids), tuple(leases)), slot)
     answer = rig.hear(slot)
     assert isinstance(answer, Counted), answer
     return answer.packets
@@ -469,7 +469,7 @@ def test_the_quick_look_sees_the_same_as_the_whole_one(rig: Rig, phones: Phones)
 
 def test_another_worker_cannot_change_it(rig: Rig) -> None:
     lease = rig.open(conversation(), slot=0)
-    rig.send(Update(9, PinholeUpdate(lease.id, peers=None)), slot=1)
+    rig.send(Update(next(rig.ids), PinholeUpdate(lease.id, peers=None)), slot=1)
     assert "'lease'" in repr(rig.hear(1))
     assert rig.count("any4") == 0
     assert traffic(rig, [lease.id], slot=1) == {}
@@ -479,7 +479,7 @@ def test_two_conversations_cannot_be_made_one(rig: Rig) -> None:
     rig.open(conversation())
     lease = rig.open(conversation(target=Endpoint(CLIENT, 4002)))
     for changes in ({"target": Endpoint(CLIENT, 4000)}, {"second": 4000}, {"target": Endpoint("192.168.56.11", 4000)}):
-        rig.send(Update(9, PinholeUpdate(lease.id, **changes)))
+        rig.send(Update(next(rig.ids), PinholeUpdate(lease.id, **changes)))
         assert "Refused" in repr(rig.hear())
 
 
