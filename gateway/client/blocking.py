@@ -18,19 +18,11 @@ from alg.socks.udp import MAX_DATA, Reassembly, fragments, parse_header
 from gateway.client.proxy import Chain, Proxy, Via, is_address
 from gateway.client.pump import protected
 from gateway.client.session import Dial, Protect, Receive, Send, Session, request, second, tunnel
+from gateway.client.sockets import unpatched
 
 Address = tuple[str, int]
 UNSPECIFIED = ("0.0.0.0", "::", "")
 MAX_DATAGRAM = 65535
-REAL = "_without_algate"  # the attribute by which a replacement in `socket` says what it replaces
-
-
-def unpatched(function: Any) -> Any:
-    """Return a function or class of the module `socket` as it is without `patch.socksified`. Looked up each time,
-    because gevent may have patched the module since this one was loaded."""
-    while (real := getattr(function, REAL, None)) is not None:
-        function = real
-    return function
 
 
 def _look_up_here(host: str, port: int, family: int) -> list[Any]:

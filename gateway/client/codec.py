@@ -18,6 +18,10 @@ class Codec(Protocol):
         """Decode bytes from the wire, and return the program's bytes."""
         ...
 
+    def feed_eof(self) -> None:
+        """The wire has ended. Raises ConnectionError if that is no end which the other side has made."""
+        ...
+
     def seal(self, clear: bytes) -> bytes:
         """Encode the program's bytes for the wire."""
         ...
@@ -61,6 +65,10 @@ class GssapiCodec:
             raise ConnectionAbortedError(str(error)) from error
         return bytes(clear)
 
+    def feed_eof(self) -> None:
+        if self._wire:
+            raise ConnectionAbortedError("an end within a message")
+
     def seal(self, clear: bytes) -> bytes:
         pieces = (clear[start : start + PIECE] for start in range(0, len(clear), PIECE))
         return b"".join(
@@ -97,6 +105,10 @@ class TlsCodec:
         except ssl.SSLError as error:
             raise ConnectionAbortedError(f"TLS: {error.reason or error}") from error
         return bytes(clear)
+
+    def feed_eof(self) -> None:
+        if not self.ended:  # anybody on the way can make an end of TCP
+            raise ConnectionAbortedError("TLS: an end without close_notify")
 
     def seal(self, clear: bytes) -> bytes:
         try:

@@ -8,8 +8,9 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from gateway.client.blocking import REAL, connect_socket
+from gateway.client.blocking import connect_socket
 from gateway.client.proxy import Chain, Via, is_address
+from gateway.client.sockets import REAL
 
 TIMEOUT = 60.0  # seconds for a connection, where a socket has no timeout itself
 

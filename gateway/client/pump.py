@@ -6,20 +6,26 @@ descriptor. Where threads are greenlets (gevent's patch), the thread is a greenl
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import threading
 
 from gateway.client.codec import Codec
+from gateway.client.sockets import RESET_GRACE, pair, reset
 
 CHUNK = 65536
+IDLE = 30  # seconds until it is asked whether the program still has its socket, which only the kernel knows
 
 
 def protected(wire: socket.socket, codec: Codec, early: bytes) -> socket.socket:
     """Return a socket with the clear text of `wire`, which is taken over and carries what `codec` encodes. `early`
     comes first."""
-    near, far = socket.socketpair()
+    near, far = pair()
     far.setblocking(False)
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    with contextlib.suppress(OSError):  # not of TCP
+        far.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, IDLE)
     wire.setblocking(False)
     threading.Thread(target=_Pump(wire, far, codec, early).run, name="proxy connection", daemon=True).start()
     return near
@@ -43,11 +49,19 @@ class _Pump:
         try:
             while not (self._wire_shut and (self._far_shut or self._closed)):
                 self._step()
-        except OSError:
-            pass  # whoever is left sees the end of it below
+        except OSError:  # one of them is gone, and the other one does not take that for an end
+            self._break_off()
         finally:
             self._wire.close()
             self._far.close()
+
+    def _break_off(self) -> None:
+        """Reset both, behind what had come for them."""
+        for sock, held in ((self._far, self._to_far), (self._wire, self._to_wire)):
+            with contextlib.suppress(OSError):
+                sock.settimeout(RESET_GRACE)
+                sock.sendall(held)
+            reset(sock)
 
     def _step(self) -> None:
         self._tell_ends()
@@ -56,19 +70,22 @@ class _Pump:
         poll = select.poll()
         wire = (0 if self._wire_ended or self._to_far else select.POLLIN) | (select.POLLOUT if self._to_wire else 0)
         far = (0 if self._far_ended or self._to_wire else select.POLLIN) | (select.POLLOUT if self._to_far else 0)
-        # What is not waited for is not watched: a hang-up is told in any case, and again and again.
+        # What is not waited for is not watched: a hang-up is told in any case, and again and again. But a program that
+        # has said all may close its socket, and with it what it waits for.
         if wire:
             poll.register(self._wire.fileno(), wire)
-        if far:
+        if far or (self._far_ended and not self._far_shut and not self._closed):
             poll.register(self._far.fileno(), far)
         for descriptor, happened in poll.poll():
             broken = happened & (select.POLLERR | select.POLLHUP)  # reading or writing finds out what it is
             ready = select.POLLIN | select.POLLOUT if broken else happened
             if descriptor == self._wire.fileno():
                 self._serve_wire(wire & ready)
-            else:
+            elif far:
                 self._closed = self._closed or bool(happened & select.POLLHUP)
                 self._serve_far(far & ready)
+            else:
+                raise ConnectionResetError("the program has closed its socket")
 
     def _serve_wire(self, ready: int) -> None:
         if ready & select.POLLOUT:
@@ -78,6 +95,8 @@ class _Pump:
             if data:
                 self._to_far += self._codec.feed(data)
                 self._to_wire += self._codec.pending()
+            else:
+                self._codec.feed_eof()
             self._wire_ended = not data or self._codec.ended
 
     def _serve_far(self, ready: int) -> None:

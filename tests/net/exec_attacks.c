@@ -195,6 +195,40 @@ static int race(const char *second) {
     return puts("done"), 0;
 }
 
+static int faults(long result, int expected) {
+    if (result >= 0) errno = 0;
+    return errno == expected ? 0 : (printf("%s for %s\n", strerrorname_np(errno), strerrorname_np(expected)), 1);
+}
+
+// Addresses that are not in memory, or only in part; calls after them are answered as before.
+static int pointers(void) {
+    char *pages = mmap(0, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    munmap(pages + 4096, 4096);
+    void *bad[] = {(void *)16, (void *)-1L, (void *)-4096L, (void *)0x7fffffffffffff00, (void *)(1UL << 63), pages + 4088};
+    int sock = socket(AF_INET, SOCK_STREAM, 0), udp = socket(AF_INET, SOCK_DGRAM, 0);
+    memcpy(pages + 4088, &there, 8);
+    for (int number = 0; number < 6; number++) {
+        struct iovec part = {"x", 1};
+        struct msghdr head = {.msg_name = bad[number], .msg_namelen = sizeof there, .msg_iov = &part, .msg_iovlen = 1};
+        if (faults(connect(sock, bad[number], sizeof there), EFAULT)) return 0;
+        if (faults(sendto(udp, "x", 1, 0, bad[number], sizeof there), EFAULT)) return 0;
+        if (faults(sendmsg(udp, &head, 0), EFAULT)) return 0;
+        if (faults(syscall(SYS_sendmsg, udp, bad[number], 0), EFAULT)) return 0;
+        if (faults(syscall(SYS_sendmmsg, udp, bad[number], 3, 0), EFAULT)) return 0;
+    }
+    if (faults(syscall(SYS_connect, sock, 0, sizeof there), EFAULT)) return 0;
+    if (faults(syscall(SYS_connect, sock, &there, 1), EINVAL)) return 0;
+    if (faults(syscall(SYS_connect, sock, &there, 129), EINVAL)) return 0;
+    if (faults(syscall(SYS_connect, sock, &there, -1), EINVAL)) return 0;
+    if (connect(sock, (struct sockaddr *)&there, sizeof there)) return say(-1);
+    socklen_t size = sizeof there;
+    for (int number = 0; number < 5; number++) {
+        if (faults(syscall(SYS_getpeername, sock, &there, bad[number]), EFAULT)) return 0;
+        if (faults(syscall(SYS_getpeername, sock, bad[number], &size), EFAULT)) return 0;
+    }
+    return get(sock);
+}
+
 static int abstract(void) {
     struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = "\0algate-exec-outside"};
     int sock = socket(AF_UNIX, SOCK_STREAM, 0);
@@ -244,6 +278,7 @@ int main(int count, char **words) {
     if (!strcmp(what, "waiting")) return waiting();
     if (!strcmp(what, "again")) return again();
     if (!strcmp(what, "mapped")) return mapped();
+    if (!strcmp(what, "pointers")) return pointers();
     if (!strcmp(what, "race")) return race(words[3]);
     if (!strcmp(what, "abstract")) return abstract();
     if (!strcmp(what, "local")) return local();

@@ -61,6 +61,7 @@ ATTACKS: dict[str, tuple[set[str], set[str]]] = {
     "again": ({"hello"}, {"hello"}),
     "mapped": ({"hello"}, {"hello"}),
     "local": ({"ok"}, {"ok"}),
+    "pointers": ({"hello"}, {"hello"}),
     "race": ({"done"}, {"done"}),
     "old": ({"ok", "ENOSYS", ""}, {"ENOSYS"}),
     "vsock": ({"ok", "EAFNOSUPPORT"}, {"EAFNOSUPPORT"}),

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.client.sockets import reset
 from gateway.policy.users import HASHER
 from tests.lab.gateway import Gateway
 from tests.lab.lab import ROUTER_IN4, ROUTER_OUT4, SERVER4, SERVER6, Lab
@@ -185,6 +186,40 @@ def test_a_proxy_that_is_none(lab: Lab, gateway: Gateway, silent: dict[str, int]
     for line in done.stdout.splitlines():
         assert line.split(" ", 1)[1].rpartition(" ")[0] in expected, done.stdout + done.stderr
         assert line.endswith("soon")
+
+
+BROKEN = """
+import socket, sys
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), 20) as sock:
+    size = 0
+    try:
+        while part := sock.recv(65536):
+            size += len(part)
+        print(size, "and the end")
+    except ConnectionResetError:
+        print(size, "and a reset")
+"""
+
+
+@pytest.mark.parametrize("size", [0, 100, 3_000_000])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_connection_that_breaks_is_not_one_that_ends(lab: Lab, gateway: Gateway, engine: str, size: int) -> None:
+    """What the server had sent comes, and then an error: a program would take the half of a file for the whole."""
+    listener = lab.listen("outside", SERVER4)
+
+    def serve() -> None:
+        sock, _ = listener.accept()
+        sock.settimeout(None)
+        sock.sendall(bytes(size))
+        reset(sock)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    port = str(listener.getsockname()[1])
+    done = run(lab, sys.executable, "-c", BROKEN, SERVER4, port, engine=engine)
+    thread.join()
+    listener.close()
+    assert done.stdout == f"{size} and a reset\n"
 
 
 # --- what this system does not allow

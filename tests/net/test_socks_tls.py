@@ -19,6 +19,7 @@ import pytest
 import tomli_w
 
 from gateway.client import ProxyError, connect
+from gateway.client.sockets import reset
 from gateway.policy.users import HASHER
 from tests.lab.certificates import Authority
 from tests.lab.gateway import Gateway
@@ -311,6 +312,24 @@ def test_a_stream_that_is_cut_is_no_end(lab: Lab, gateway: Gateway, authority: A
     plain.settimeout(10)
     gateway.wait_for_log("event=flow.end .*reason=reset", after=seen)
     plain.close()
+
+
+def test_a_server_that_breaks_is_no_end_for_our_library(lab: Lab, gateway: Gateway, authority: Authority) -> None:
+    """The program gets what had come before, and an error; both inside TLS."""
+    listener = lab.listen("outside", SERVER4)
+    where = f"socks5+tls://ann:secret@{ROUTER_IN4}:{PORT}?ca={authority.file}"
+    with lab.enter("inside"):
+        sock = connect(where, SERVER4, listener.getsockname()[1], 20)
+    peer, _ = listener.accept()
+    peer.sendall(bytes(300_000))
+    reset_thread = threading.Thread(target=reset, args=(peer,))
+    reset_thread.start()
+    with listener, sock:
+        assert receive(sock, 300_000) == bytes(300_000)
+        sock.settimeout(10)
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)
+    reset_thread.join()
 
 
 def test_udp_ends_with_its_connection(lab: Lab, gateway: Gateway, authority: Authority) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import os
 import socket
 import struct
 import threading
@@ -22,11 +21,12 @@ from gateway.client.engine.messages import Messages, thread
 from gateway.client.engine.names import Names, serve_datagrams, serve_stream
 from gateway.client.engine.namespace import NAME_SERVER, Namespace
 from gateway.client.engine.reader import Reader, module_for
+from gateway.client.engine.relay import relay
 from gateway.client.proxy import Chain
+from gateway.client.sockets import reset
 
 Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
 
-PIPE = 1 << 20
 MOST_STREAMS = 4096
 MOST_ASSOCIATIONS = 256
 MOST_TARGETS = 4096  # hosts that one socket may expect answers from
@@ -37,7 +37,7 @@ _ANCILLARY = socket.CMSG_SPACE(28)
 
 
 class Carrier:
-    """One namespace's traffic. Each connection has two threads, and its bytes stay in the kernel (splice)."""
+    """One namespace's traffic. Each connection has a thread."""
 
     def __init__(
         self, space: Namespace, chain: Chain, names: Names, direct: Networks, timeout: float, messages: Messages
@@ -98,7 +98,7 @@ class Carrier:
             server = self._dial(address, port)
         except OSError as error:
             self._messages.trace(f"{address} port {port}: {error}")
-            _reset(sock)
+            reset(sock)
             return
         self._messages.trace(f"{address} port {port}: connected")
         module = None if self._goes_direct(address) else self._module(sock, address, port)
@@ -109,7 +109,7 @@ class Carrier:
         def bind() -> Listening:
             return listen(self._chain, self._names.host_of(address), port, self._timeout)
 
-        Reader(module, bind, self._space.inward, relay).run(sock, server)
+        Reader(module, bind, self._space.inward).run(sock, server)
 
     def _module(self, sock: socket.socket, address: str, port: int) -> AlgModule | None:
         """What reads a connection; None: nobody does, and its bytes go by."""
@@ -273,41 +273,3 @@ def _target(ancillary: Sequence[tuple[int, int, bytes]]) -> Address | None:
             port, host = struct.unpack_from("!2xH4x16s", data)
             return socket.inet_ntop(socket.AF_INET6, host), port
     return None
-
-
-def relay(near: socket.socket, far: socket.socket) -> None:
-    """Both directions, until both have ended. Takes both sockets over."""
-    try:
-        back = thread(_splice, far, near)
-    except BlockingIOError:
-        _reset(near)
-        _reset(far)
-        return
-    _splice(near, far)
-    back.join()
-    near.close()
-    far.close()
-
-
-def _splice(source: socket.socket, sink: socket.socket) -> None:
-    pipe: tuple[int, ...] = ()
-    try:
-        pipe = reading, writing = os.pipe2(os.O_CLOEXEC)
-        while count := os.splice(source.fileno(), writing, PIPE):
-            while count:
-                count -= os.splice(reading, sink.fileno(), count)
-        sink.shutdown(socket.SHUT_WR)
-    except OSError:  # one of them is gone, or there are no descriptors: so both are told
-        for sock in (source, sink):
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-    finally:
-        for descriptor in pipe:
-            os.close(descriptor)
-
-
-def _reset(sock: socket.socket) -> None:
-    """Close a connection so that its peer gets an error."""
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()

@@ -214,17 +214,26 @@ def closes_on_exec(thread: int, number: int) -> bool:
 
 
 def memory_of(thread: int, at: int, size: int) -> bytes:
-    """What stands in another process's memory. OSError."""
+    """What stands in another process's memory. OSError; EFAULT where it has not so much there, as for the kernel."""
     with open(f"/proc/{thread}/mem", "rb", buffering=0) as file:
-        file.seek(at)
-        return file.read(size)
+        try:
+            data = os.pread(file.fileno(), size, at)
+        except (OSError, OverflowError):
+            data = b""
+    if len(data) < size:
+        raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+    return data
 
 
 def write_memory(thread: int, at: int, data: bytes) -> None:
-    """Write into another process's memory. OSError."""
+    """Write into another process's memory. OSError, as above."""
     with open(f"/proc/{thread}/mem", "r+b", buffering=0) as file:
-        file.seek(at)
-        file.write(data)
+        try:
+            count = os.pwrite(file.fileno(), data, at)
+        except (OSError, OverflowError):
+            count = 0
+    if count < len(data):
+        raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
 
 
 def cookie_of(sock: socket.socket) -> bytes:

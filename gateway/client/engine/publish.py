@@ -7,10 +7,11 @@ import time
 from typing import NamedTuple
 
 from gateway.client.blocking import Address, listen
-from gateway.client.engine.carry import relay
 from gateway.client.engine.messages import say, thread
 from gateway.client.engine.reader import Inward
+from gateway.client.engine.relay import relay
 from gateway.client.proxy import Chain
+from gateway.client.sockets import reset
 
 ANYBODY = "0.0.0.0"
 PAUSE = 5.0  # seconds until the proxy is asked again
@@ -50,14 +51,14 @@ def publish(published: Published, chain: Chain, inward: Inward, timeout: float) 
         try:
             thread(_lead, published.port, sock, peer, inward)
         except BlockingIOError:
-            sock.close()
+            reset(sock)
 
 
 def _lead(port: int, sock: socket.socket, peer: Address, inward: Inward) -> None:
     try:
         inside = inward(peer, ("127.0.0.1", port))
     except OSError:
-        sock.close()
+        reset(sock)
         return
     relay(inside, sock)
 

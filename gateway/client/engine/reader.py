@@ -36,6 +36,8 @@ from alg.api import (
 from alg.registry import options_of, stream_module
 from gateway.client.blocking import Address, Listening
 from gateway.client.engine.messages import thread
+from gateway.client.engine.relay import relay
+from gateway.client.sockets import reset
 
 # By the port of the server: the module that reads its connections, and its keys, as in `[alg.NAME]` of a gateway.
 READ: Mapping[int, tuple[str, Mapping[str, str]]] = {21: ("ftp", {"pasv_address": "peer"})}
@@ -44,7 +46,6 @@ SIZE = 16384
 
 Bind = Callable[[], Listening]  # lets the proxy wait for the server of the connection; raises OSError
 Inward = Callable[[Address, Address], socket.socket]  # connects from an address to a port of the program; OSError
-Relay = Callable[[socket.socket, socket.socket], None]  # carries both directions, to the end
 
 
 def module_for(client: Endpoint, server: Endpoint) -> AlgModule | None:
@@ -61,11 +62,10 @@ def module_for(client: Endpoint, server: Endpoint) -> AlgModule | None:
 class Reader:
     """One connection that a module reads."""
 
-    def __init__(self, module: AlgModule, bind: Bind, inward: Inward, relay: Relay) -> None:
+    def __init__(self, module: AlgModule, bind: Bind, inward: Inward) -> None:
         self._module = module
         self._bind = bind
         self._inward = inward
-        self._relay = relay
         self._sockets: dict[Side, socket.socket] = {}
         self._held = {side: bytearray() for side in Side}  # what came from it, and is not delivered
         self._ended: set[Side] = set()
@@ -83,9 +83,10 @@ class Reader:
             if self._passing:
                 for side, held in self._held.items():
                     self._sockets[side.other].sendall(held)
-                self._relay(program, server)
-        except OSError:
-            pass  # one of them is gone
+                relay(program, server)
+        except OSError:  # one of them is gone, and the other one does not take that for an end
+            reset(program)
+            reset(server)
         finally:
             self._open.clear()
             for sock in (program, server, self._awake, self._wake):
@@ -172,7 +173,11 @@ class Reader:
                     return
             try:
                 sock, peer = waiting.accept(LINGER)
-                inside = self._inward(peer, (command.target.host, command.target.port))
             except OSError:
                 return
-        self._relay(inside, sock)
+        try:
+            inside = self._inward(peer, (command.target.host, command.target.port))
+        except OSError:  # an end would be an empty file for the server
+            reset(sock)
+            return
+        relay(inside, sock)

@@ -193,6 +193,9 @@ class Watcher:
                 if isinstance(error, PermissionError):
                     self._messages.once("a process that lets nobody look into it (PR_SET_DUMPABLE) connects nowhere")
                 self._listener.answer(call, error.errno or errno.EIO)
+            except Exception as error:  # a call that nobody answers waits for ever, and all after it
+                self._messages.once(f"a call that was not understood: {error!r}")
+                self._listener.answer(call, errno.EINVAL)
 
     def _decide(self, call: notify.Call) -> None:
         assert notify.MACHINE is not None
@@ -220,7 +223,7 @@ class Watcher:
                 self._listener.let_pass(call)
             return
         target = parse_target(raw)
-        if target is None or (target.port != 53 and self._may_go(target)):
+        if target is None or size > LARGEST_ADDRESS or (target.port != 53 and self._may_go(target)):
             self._listener.let_pass(call)
             return
         if not self._room.acquire(blocking=False):
