@@ -1,7 +1,8 @@
 """SOCKS 5, HTTP CONNECT, and both inside TLS: `python -m tests.bench.front_door [--seconds S] [--clients N]`, as root.
 
 Each way through algate (one worker) and through what people use in its place: tinyproxy for HTTP CONNECT, stunnel
-before microsocks for TLS; 3proxy and gost if they are on PATH. Connections: N processes of clients connect, ask, send
+before microsocks for TLS; 3proxy and gost if they are on PATH, as Debian has neither: without them their rows say so.
+Connections: N processes of clients connect, ask, send
 and get one byte, close. Streams: one connection brings as much as it can. Clients and servers share the machine with
 the proxy, so what each costs the proxy is said too.
 """
@@ -33,12 +34,14 @@ PLAIN, TLS = 1080, 1443
 
 
 class Way(NamedTuple):
-    """A proxy and how it is spoken to: "socks" or "http", in clear or inside TLS."""
+    """A proxy and how it is spoken to: "socks" or "http", in clear or inside TLS. `program`: one that is measured only
+    where it is on PATH."""
 
     name: str
     protocol: str
     tls: bool
     start: Callable[[Lab, Path], Callable[[], object]]
+    program: str | None = None
 
 
 def main() -> int:
@@ -61,23 +64,13 @@ def main() -> int:
             lab.popen("outside", [sys.executable, "-c", source])
         for port in (ECHO, FLOW):
             lab.wait_for(lambda port=port: _answers(lab, "outside", SERVER4, port), 20, "the servers")  # type: ignore[misc]
-        for way in _ways():
+        for way in WAYS:
+            if way.program is not None and shutil.which(way.program) is None:
+                print(f"| {way.name}: {way.program} is not on PATH | – | – | – | – |", flush=True)
+                continue
             with _running(lab, way, certificate):
                 print(_row(lab, way, arguments.seconds, arguments.clients), flush=True)
     return 0
-
-
-def _ways() -> Iterator[Way]:
-    for protocol, name in (("socks", "SOCKS 5"), ("http", "HTTP CONNECT")):
-        yield Way(f"algate, 1 worker | {name}", protocol, False, _algate)
-        yield Way(f"algate, 1 worker | {name} in TLS", protocol, True, _algate)
-    yield Way("tinyproxy | HTTP CONNECT", "http", False, _tinyproxy)
-    yield Way("stunnel and microsocks | SOCKS 5 in TLS", "socks", True, _stunnel)
-    if shutil.which("3proxy"):
-        yield Way("3proxy | HTTP CONNECT", "http", False, _three_proxy)
-    if shutil.which("gost"):
-        yield Way("gost | HTTP CONNECT", "http", False, _gost("http", PLAIN))
-        yield Way("gost | SOCKS 5 in TLS", "socks", True, _gost("socks5+tls", TLS))
 
 
 def _row(lab: Lab, way: Way, seconds: float, clients: int) -> str:
@@ -193,10 +186,13 @@ def _stunnel(lab: Lab, certificate: Path) -> Callable[[], object]:
     return lambda: [stop() for stop in stops]
 
 
-def _three_proxy(lab: Lab, _certificate: Path) -> Callable[[], object]:
-    config = lab.tmp / "3proxy.cfg"
-    config.write_text(f"maxconn 20000\nauth none\nproxy -p{PLAIN} -i{ROUTER_IN4}\n")
-    return _process(lab, Path(shutil.which("3proxy") or ""), config)
+def _three_proxy(service: str) -> Callable[[Lab, Path], Callable[[], object]]:
+    def start(lab: Lab, _certificate: Path) -> Callable[[], object]:
+        config = lab.tmp / "3proxy.cfg"
+        config.write_text(f"maxconn 20000\nauth none\n{service} -p{PLAIN} -i{ROUTER_IN4}\n")
+        return _process(lab, Path(shutil.which("3proxy") or ""), config)
+
+    return start
 
 
 def _gost(scheme: str, port: int) -> Callable[[Lab, Path], Callable[[], object]]:
@@ -211,6 +207,19 @@ def _process(lab: Lab, *argv: str | Path) -> Callable[[], object]:
     process = lab.popen("router", argv)
     return lambda: lab.stop(process)
 
+
+WAYS = (
+    Way("algate, 1 worker | SOCKS 5", "socks", False, _algate),
+    Way("algate, 1 worker | SOCKS 5 in TLS", "socks", True, _algate),
+    Way("algate, 1 worker | HTTP CONNECT", "http", False, _algate),
+    Way("algate, 1 worker | HTTP CONNECT in TLS", "http", True, _algate),
+    Way("tinyproxy | HTTP CONNECT", "http", False, _tinyproxy),
+    Way("stunnel and microsocks | SOCKS 5 in TLS", "socks", True, _stunnel),
+    Way("3proxy | SOCKS 5", "socks", False, _three_proxy("socks"), "3proxy"),
+    Way("3proxy | HTTP CONNECT", "http", False, _three_proxy("proxy"), "3proxy"),
+    Way("gost | HTTP CONNECT", "http", False, _gost("http", PLAIN), "gost"),
+    Way("gost | SOCKS 5 in TLS", "socks", True, _gost("socks5+tls", TLS), "gost"),
+)
 
 _SERVER = """
 import socketserver

@@ -35,6 +35,7 @@ SECTIONS = (
     Section("A thousand pinholes a second for a minute", "pinholes", ("--per-second", "1000", "--seconds", "60")),
     Section("Datagrams of 172 bytes through a SOCKS UDP association", "udp_associate", ("20000", "5")),
     Section("SOCKS, HTTP CONNECT, and both inside TLS", "front_door"),
+    Section("Programs through `algate exec`", "exec", ("--runs", "5")),
     Section("SIP messages through the pure module", "sip_messages"),
     Section("SIP calls through the router", "sip_calls"),
     Section("RTSP, IRC, TFTP, BitTorrent, PPTP", "protocols"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,17 +15,23 @@ TIMEOUT = 60
 
 @dataclass(frozen=True)
 class Job:
-    """One session: what to fetch, what to store, how. `extra` are further arguments for curl."""
+    """One session: what to fetch, what to store, how. `extra` are further arguments for curl; `prefix` is a command
+    that runs the client, as `algate exec` does."""
 
     lab: Lab
     server: FtpServer
     version: int
     active: bool
     extra: tuple[str, ...] = ()
+    prefix: tuple[str | Path, ...] = ()
 
     @property
     def host(self) -> str:
         return SERVER4 if self.version == 4 else SERVER6
+
+    def run(self, argv: Sequence[str | Path], stdin: str | None = None, env: Mapping[str, str] | None = None) -> str:
+        """What the client's program prints."""
+        return self.lab.run("inside", [*self.prefix, *argv], TIMEOUT, stdin=stdin, env=env).stdout
 
 
 Client = Callable[[Job, str, Path, Path, str], str]
@@ -35,9 +41,9 @@ Client = Callable[[Job, str, Path, Path, str], str]
 def curl(job: Job, remote: str, fetched: Path, local: Path, stored: str) -> str:
     mode = ("--ftp-port", "-") if job.active else ()
     base = ["curl", "-sS", *mode, *job.extra]
-    listing = job.lab.run("inside", [*base, job.server.url("pub/", job.version)], TIMEOUT).stdout
-    job.lab.run("inside", [*base, "-o", fetched, job.server.url(remote, job.version)], TIMEOUT)
-    job.lab.run("inside", [*base, "-T", local, job.server.url(stored, job.version)], TIMEOUT)
+    listing = job.run([*base, job.server.url("pub/", job.version)])
+    job.run([*base, "-o", fetched, job.server.url(remote, job.version)])
+    job.run([*base, "-T", local, job.server.url(stored, job.version)])
     return listing
 
 
@@ -52,7 +58,7 @@ def lftp(job: Job, remote: str, fetched: Path, local: Path, stored: str) -> str:
         f"put {local} -o {stored}",
         "bye",
     ]
-    return job.lab.run("inside", ["lftp", "-c", "; ".join(script)], TIMEOUT).stdout
+    return job.run(["lftp", "-c", "; ".join(script)])
 
 
 def tnftp(job: Job, remote: str, fetched: Path, local: Path, stored: str) -> str:
@@ -66,22 +72,22 @@ def tnftp(job: Job, remote: str, fetched: Path, local: Path, stored: str) -> str
         "bye",
     ]
     argv = ["tnftp", "-n", "-v", "-A" if job.active else "-p", job.host]
-    return job.lab.run("inside", argv, TIMEOUT, stdin="\n".join(script) + "\n").stdout
+    return job.run(argv, stdin="\n".join(script) + "\n")
 
 
 def ncftp(job: Job, remote: str, fetched: Path, local: Path, stored: str) -> str:
     """ncftp's three programs. They speak no IPv6, and look up the names of addresses, for which nobody is there."""
     env = {"RES_OPTIONS": "timeout:1 attempts:1"}
     base = ["-u", job.server.user, "-p", job.server.password, "-E" if job.active else "-F", "-t", "10"]
-    listing = job.lab.run("inside", ["ncftpls", *base, "-l", f"ftp://{job.host}/pub/"], TIMEOUT, env=env).stdout
+    listing = job.run(["ncftpls", *base, "-l", f"ftp://{job.host}/pub/"], env=env)
     copy = fetched.parent / Path(remote).name
-    job.lab.run("inside", ["ncftpget", "-V", *base, job.host, fetched.parent, remote], TIMEOUT, env=env)
+    job.run(["ncftpget", "-V", *base, job.host, fetched.parent, remote], env=env)
     copy.rename(fetched)
     there = Path(stored)
     renamed = local.parent / there.name
     renamed.symlink_to(local)
     try:
-        job.lab.run("inside", ["ncftpput", "-V", *base, job.host, str(there.parent), renamed], TIMEOUT, env=env)
+        job.run(["ncftpput", "-V", *base, job.host, str(there.parent), renamed], env=env)
     finally:
         renamed.unlink()
     return listing
@@ -92,8 +98,8 @@ def wget(job: Job, remote: str, fetched: Path, local: Path, stored: str) -> str:
     host = job.host if job.version == 4 else f"[{job.host}]"
     base = ["wget", "-q", "-T", "10", "-t", "1", "--user", job.server.user, "--password", job.server.password]
     base += ["--no-passive-ftp"] if job.active else []
-    job.lab.run("inside", [*base, "-O", fetched, f"ftp://{host}/{remote}"], TIMEOUT)
-    return job.lab.run("inside", [*base, "-O", "-", f"ftp://{host}/pub/"], TIMEOUT).stdout
+    job.run([*base, "-O", fetched, f"ftp://{host}/{remote}"])
+    return job.run([*base, "-O", "-", f"ftp://{host}/pub/"])
 
 
 _FTPLIB = """
@@ -112,7 +118,7 @@ with ftplib.FTP(host, user, password, timeout=10) as ftp:
 def ftplib(job: Job, remote: str, fetched: Path, local: Path, stored: str) -> str:
     """Python's own client."""
     argv = [sys.executable, "-c", _FTPLIB, job.host, job.server.user, job.server.password, str(int(job.active))]
-    return job.lab.run("inside", [*argv, remote, str(fetched), str(local), stored], TIMEOUT).stdout
+    return job.run([*argv, remote, str(fetched), str(local), stored])
 
 
 CLIENTS: dict[str, Client] = {"curl": curl, "lftp": lftp, "tnftp": tnftp}

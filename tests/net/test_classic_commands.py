@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.lab.gateway import Gateway
-from tests.lab.lab import ROUTER_IN4, SERVER4, SERVER6, STRANGER4, Lab
+from tests.lab.lab import ROUTER_IN4, SERVER4, SERVER6, STRANGER4, Lab, Role
 from tests.lab.servers import FtpServer
-from tests.net.proxies import danted
+from tests.net.proxies import danted, three_proxy
 
 NAME = "files.example"
 BIN = Path(sys.executable).parent
@@ -56,15 +56,31 @@ def test_files_come_and_go(
     tmp_path: Path,
     mode: list[str],
     via: str,
-    role: str,
+    role: Role,
     host: str,
 ) -> None:
+    transfer(lab, server, served, tmp_path, mode, via, role, host)
+
+
+@pytest.mark.parametrize("mode", [[], ["-A"]], ids=["passive", "active"])
+def test_files_through_3proxy(
+    lab: Lab, gateway: Gateway, server: FtpServer, served: bytes, tmp_path: Path, mode: list[str]
+) -> None:
+    three_proxy(lab, "stranger", STRANGER4, 1085 if mode else 1095)
+    via = f"socks5://{STRANGER4}:{1085 if mode else 1095}"
+    transfer(lab, server, served, tmp_path, mode, via, "outside", SERVER4)
+
+
+def transfer(
+    lab: Lab, server: FtpServer, served: bytes, tmp_path: Path, mode: list[str], via: str, role: Role, host: str
+) -> None:
+    """Get, list and put, by the commands of standard input."""
     (tmp_path / "up").write_bytes(served[::-1])
     name = f"up-{os.urandom(4).hex()}"
     commands = f"cd pub\nget file {tmp_path}/got\nls\ncd ../upload\nput {tmp_path}/up {name}\nquit\n"
     target = f"[{host}]" if ":" in host else host
     argv = ["algate", "ftp"] if host == SERVER4 else ["rftp"]
-    done = lab.run(role, [BIN / argv[0], *argv[1:], "--via", via, *mode, target], stdin=commands)  # type: ignore[arg-type]
+    done = lab.run(role, [BIN / argv[0], *argv[1:], "--via", via, *mode, target], stdin=commands)
     assert (tmp_path / "got").read_bytes() == served, done.stdout + done.stderr
     assert (server.root / "upload" / name).read_bytes() == served[::-1]
     assert "file" in done.stdout

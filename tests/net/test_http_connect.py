@@ -16,6 +16,7 @@ from gateway.policy.users import HASHER
 from tests.lab.certificates import Authority
 from tests.lab.gateway import Gateway
 from tests.lab.lab import ROUTER_IN4, ROUTER_IN6, SERVER4, SERVER6, Lab
+from tests.lab.peers import installed
 from tests.lab.servers import _listens
 from tests.net.socks_wire import GREETING, receive
 
@@ -234,6 +235,32 @@ def test_programs(lab: Lab, gateway: Gateway, secure: Path, program: str) -> Non
             lab.run("inside", ["apt-get", *apt(lab), *ours, "update"], env=env, timeout=60)
             assert any("_Packages" in path.name for path in (lab.tmp / "apt/lists").iterdir())
     gateway.wait_for_log(f"event=flow.end .*target={NAME}:8443", after=seen)
+
+
+BROWSER = """
+import sys
+from playwright.sync_api import sync_playwright
+with sync_playwright() as playwright:
+    words = ["--no-sandbox", "--ignore-certificate-errors"]
+    account = {"username": sys.argv[4], "password": sys.argv[5]} if len(sys.argv) > 4 else {}
+    proxy = {"server": sys.argv[2], **account}
+    browser = playwright.chromium.launch(executable_path=sys.argv[1], args=words, proxy=proxy)
+    page = browser.new_page()
+    page.goto(sys.argv[3], timeout=30000)
+    print(page.content())
+    browser.close()
+"""
+
+
+@pytest.mark.parametrize("port", [ALL, SAFE])
+def test_chromium(lab: Lab, gateway: Gateway, secure: Path, port: int) -> None:
+    """To anybody, and to who knows the password, for which it is asked (407)."""
+    pytest.importorskip("playwright.sync_api")
+    program = installed("chromium", "/usr/bin/chromium")
+    account = ["ann", "secret word"] if port == SAFE else []
+    words = [str(program), f"http://{ROUTER_IN4}:{port}", f"https://{NAME}:8443/", *account]
+    done = lab.run("inside", [sys.executable, "-c", BROWSER, *words], timeout=60)
+    assert "hello" in done.stdout
 
 
 def test_a_line_of_spaces_from_one_client_delays_nobody(lab: Lab, gateway: Gateway) -> None:
