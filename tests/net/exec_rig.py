@@ -14,12 +14,25 @@ from pathlib import Path
 
 from tests.lab.gateway import Gateway
 from tests.lab.lab import CLIENT4, ROUTER_IN4, SERVER4, SERVER6, Lab
+from tests.lab.servers import _listens
 
 ALGATE = Path(sys.executable).parent / "algate"
 ENGINES = ["namespace", "seccomp"]
 OURS = f"socks5://{ROUTER_IN4}:1080"
 NAME, NAME6 = "web.example", "six.example"  # NAME6 has an IPv6 address only
 WEB, ECHO = 8080, 7030
+
+
+# `python -m http.server` listens with a backlog of 5. Of 250 connections at once the kernel then makes 213 by SYN
+# cookies, and takes six more at each wave of retransmissions: after 90 seconds 150 are not served, and when the cookies
+# are too old it resets them.
+PAGES = """
+import functools, http.server, socket, sys
+class Server(http.server.ThreadingHTTPServer):
+    address_family, request_queue_size = socket.AF_INET6, 4096
+handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=sys.argv[1])
+Server(("::", int(sys.argv[2])), handler).serve_forever()
+"""
 
 
 def gateway_before_servers(lab: Lab) -> Iterator[Gateway]:
@@ -30,7 +43,8 @@ def gateway_before_servers(lab: Lab) -> Iterator[Gateway]:
     (site / "index.html").write_text("hello\n")
     (site / "hello.json").write_text('{"say": "hello"}\n')
     (site / "big").write_bytes(os.urandom(1 << 20) * 20)
-    lab.popen("outside", ["python3", "-m", "http.server", "--directory", site, "--bind", "::", str(WEB)])
+    web = lab.popen("outside", [sys.executable, "-c", PAGES, site, str(WEB)])
+    lab.wait_for(lambda: _listens(web, WEB), 20, "the web server")
     config = lab.write_config(process={"workers": 1})
     gateway = lab.start_gateway(config, deadline=90, rules=False)
     yield gateway
