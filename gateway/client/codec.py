@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from typing import Protocol
 
 from alg.socks.gssapi import HEADER, Level, Mechanism, MessageType, encode_message, parse_message
@@ -80,49 +79,3 @@ class GssapiCodec:
 
     def finish(self) -> bytes:
         return b""
-
-
-class TlsCodec:
-    """A TLS connection after its handshake."""
-
-    def __init__(self, stream: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> None:
-        self._stream = stream
-        self._incoming = incoming
-        self._outgoing = outgoing
-        self.ended = False
-
-    def feed(self, wire: bytes) -> bytes:
-        self._incoming.write(wire)
-        clear = bytearray()
-        try:
-            while data := self._stream.read(65536):
-                clear += data
-            self.ended = True
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLZeroReturnError:
-            self.ended = True
-        except ssl.SSLError as error:
-            raise ConnectionAbortedError(f"TLS: {error.reason or error}") from error
-        return bytes(clear)
-
-    def feed_eof(self) -> None:
-        if not self.ended:  # anybody on the way can make an end of TCP
-            raise ConnectionAbortedError("TLS: an end without close_notify")
-
-    def seal(self, clear: bytes) -> bytes:
-        try:
-            self._stream.write(clear)
-        except ssl.SSLError as error:
-            raise ConnectionAbortedError(f"TLS: {error.reason or error}") from error
-        return self._outgoing.read()
-
-    def pending(self) -> bytes:
-        return self._outgoing.read()
-
-    def finish(self) -> bytes:
-        try:
-            self._stream.unwrap()
-        except ssl.SSLError:
-            pass  # the other side goes on
-        return self._outgoing.read()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,10 +170,12 @@ def configured(environment: Mapping[str, str] = os.environ) -> Chain | None:
 def read_file(path: Path) -> Chain | None:
     """Read the chain from a file with `via = "URL"` or `via = ["URL", ...]`; None if there is no file. Raises
     ProxySyntaxError."""
+    if not path.exists():
+        return None
+    import tomllib  # it takes long to load
+
     try:
         table = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError) as error:
         raise ProxySyntaxError(f"{path}: {error}") from None
     if unknown := sorted(table.keys() - {"via"}):

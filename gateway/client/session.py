@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Generator
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from alg.socks.dialogue import Account, Dialogue, Granted, ask, second_reply
 from alg.socks.errors import ProxyError
 from alg.socks.gssapi import Level
 from alg.socks.socks5 import Command
-from gateway.client.codec import Codec, GssapiCodec, TlsCodec
+from gateway.client.codec import Codec, GssapiCodec
 from gateway.client.kerberos import context_for
 from gateway.client.proxy import Chain, Proxy
 
@@ -63,7 +62,9 @@ def request(chain: Chain, command: Command, host: str, port: int) -> Session:
         what, target = (command, (host, port)) if last else (Command.CONNECT, _place(chain.proxies[number + 1]))
         try:
             if proxy.tls:
-                yield from _tls(proxy)
+                from gateway.client.tls import handshake  # few proxies need it, and ssl takes long to load
+
+                yield from handshake(proxy)
             granted = yield from _converse(ask(proxy.kind, what, *target, _account(proxy)))
         except ProxyError as error:
             # That a proxy refuses says nothing of the server.
@@ -114,35 +115,3 @@ def _converse(dialogue: Dialogue) -> Session:
         except StopIteration as stop:
             granted: Granted = stop.value
             return granted
-
-
-def _tls(proxy: Proxy) -> Generator[Step, Any, None]:
-    """Make the TLS handshake with a proxy, whose certificate has to be valid."""
-    try:
-        context = ssl.create_default_context(cafile=proxy.ca or None)
-        if proxy.certificate:
-            context.load_cert_chain(proxy.certificate)
-    except OSError as error:
-        raise ProxyError("failed", f"{proxy.ca} {proxy.certificate}: {error}") from error
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    stream = context.wrap_bio(incoming, outgoing, server_hostname=proxy.name or proxy.host)
-    while True:
-        try:
-            stream.do_handshake()
-        except ssl.SSLWantReadError:
-            if outgoing.pending:
-                yield Send(outgoing.read())
-            received = yield Receive(65536)
-            if not received:
-                raise ProxyError("failed", "it closed the connection within the TLS handshake") from None
-            incoming.write(received)
-        except ssl.SSLCertVerificationError as error:
-            raise ProxyError("denied", f"its certificate: {error.verify_message}") from error
-        except ssl.SSLError as error:
-            raise ProxyError("failed", f"TLS: {error.reason or error}") from error
-        else:
-            break
-    if outgoing.pending:
-        yield Send(outgoing.read())
-    codec = TlsCodec(stream, incoming, outgoing)
-    yield Protect(codec, codec.feed(b""))

@@ -414,6 +414,13 @@ def test_less_than_all_is_refused_where_all_is_wanted(lab: Lab, gateway: Gateway
     assert done.returncode == 2
 
 
+def test_no_names_where_they_are_off(lab: Lab, gateway: Gateway) -> None:
+    """Neither over UDP nor over TCP; addresses are reached, and nothing is said on standard error."""
+    script = f"getent hosts {NAME} || echo none; dig +tcp +short {NAME}; curl -sS http://{SERVER4}:8080/"
+    done = run(lab, "sh", "-c", script, options=("--dns", "off"), engine="namespace")
+    assert (done.stdout, done.stderr) == ("none\nhello\n", "")
+
+
 def test_the_other_engine_where_there_are_no_namespaces(lab: Lab, gateway: Gateway) -> None:
     """A user namespace that may have none of its own stands for such a system."""
     limit = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
@@ -442,7 +449,7 @@ def test_without_nft_it_says_what_to_do() -> None:
     argv = [ALGATE, "exec", "--engine", "namespace", "--via", OURS, "--", "true"]
     code = (
         "import sys; from gateway.client.engine import namespace, program\n"
-        "namespace.shutil.which = lambda *words, **more: None\n"
+        "namespace.find_nft = lambda: None\n"
         "sys.exit(program.main(sys.argv[1:]))\n"
     )
     done = subprocess.run(

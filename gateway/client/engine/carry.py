@@ -9,24 +9,23 @@ import struct
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from alg.address import Endpoint
-from alg.api import AlgModule
-from alg.registry import BrokenModule
 from alg.socks.errors import ProxyError
 from gateway.client.blocking import Address, Datagrams, Listening, connect, datagrams, listen
 from gateway.client.engine import kernel
 from gateway.client.engine.messages import Messages, thread
 from gateway.client.engine.names import Names, serve_datagrams, serve_stream
 from gateway.client.engine.namespace import NAME_SERVER, Namespace
-from gateway.client.engine.reader import Reader, module_for
 from gateway.client.engine.relay import relay
 from gateway.client.proxy import Chain
 from gateway.client.sockets import reset
 
 Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
 
+# By the port of the server: the module that reads its connections, and its keys, as in `[alg.NAME]` of a gateway.
+READ: Mapping[int, tuple[str, Mapping[str, str]]] = {21: ("ftp", {"pasv_address": "peer"})}
 MOST_STREAMS = 4096
 MOST_ASSOCIATIONS = 256
 MOST_TARGETS = 4096  # hosts that one socket may expect answers from
@@ -101,23 +100,28 @@ class Carrier:
             reset(sock)
             return
         self._messages.trace(f"{address} port {port}: connected")
-        module = None if self._goes_direct(address) else self._module(sock, address, port)
-        if module is None:
+        if port in READ and not self._goes_direct(address):
+            self._read(sock, server, address, port)
+        else:
             relay(sock, server)
-            return
+
+    def _read(self, sock: socket.socket, server: socket.socket, address: str, port: int) -> None:
+        """Let a module read a connection; where that cannot be, its bytes go by."""
+        # They bring all of the modules' interface, which few programs need.
+        from alg.registry import BrokenModule
+        from gateway.client.engine.reader import Reader, module_for
 
         def bind() -> Listening:
             return listen(self._chain, self._names.host_of(address), port, self._timeout)
 
-        Reader(module, bind, self._space.inward).run(sock, server)
-
-    def _module(self, sock: socket.socket, address: str, port: int) -> AlgModule | None:
-        """What reads a connection; None: nobody does, and its bytes go by."""
+        name, keys = READ[port]
         try:
-            return module_for(Endpoint.of(*sock.getpeername()[:2]), Endpoint.of(address, port))
+            module = module_for(name, keys, Endpoint.of(*sock.getpeername()[:2]), Endpoint.of(address, port))
         except (BrokenModule, OSError) as error:
             self._messages.once(f"connections to port {port} are not read: {error}")
-            return None
+            relay(sock, server)
+            return
+        Reader(module, bind, self._space.inward).run(sock, server)
 
     def _dial(self, address: str, port: int) -> socket.socket:
         if self._goes_direct(address):

@@ -65,7 +65,8 @@ def encode_name(name: str) -> bytes:
 
 class Names:
     """Answers by one of the modes. "resolve": the proxy's RESOLVE; "fake": an address that stands for the name, which
-    is told to the proxy in its place; "auto": the first, and the second for a proxy that has no RESOLVE."""
+    is told to the proxy in its place; "auto": the first, and the second for a proxy that has no RESOLVE; "tcp:SERVER":
+    that server's, through the proxy; "off": none."""
 
     def __init__(self, chain: Chain, mode: Mode, timeout: float) -> None:
         self._chain = chain
@@ -105,6 +106,8 @@ class Names:
             question = parse_question(query)
         except (ValueError, IndexError):
             return None
+        if self._mode == "off":
+            return encode_answer(query, question, REFUSED, [])
         if self._mode.startswith("tcp:"):
             return self._by_tcp(query, question)
         try:

@@ -7,7 +7,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import platform
 import socket
 import struct
 from typing import NamedTuple
@@ -34,7 +33,7 @@ _MACHINES = {
     "x86_64": Machine(0xC000003E, 317, 438, 41, 42, 44, 46, 307, 425, 52),
     "aarch64": Machine(0xC00000B7, 277, 438, 198, 203, 206, 211, 269, 425, 205),
 }
-MACHINE = _MACHINES.get(platform.machine())
+MACHINE = _MACHINES.get(os.uname().machine)
 
 _ALLOW, _NOTIFY, _ERROR = 0x7FFF0000, 0x7FC00000, 0x00050000  # <linux/seccomp.h>: SECCOMP_RET_*
 _SET_MODE_FILTER, _NEW_LISTENER, _WAIT_KILLABLE_RECV = 1, 8, 32
@@ -68,7 +67,7 @@ def install() -> int:
     its children; io_uring, calls of other processors, and sockets that are neither TCP's nor UDP's nor local ones, are
     not there. Returns the descriptor at which the calls are answered. OSError."""
     if MACHINE is None:
-        raise OSError(errno.ENOSYS, f"not for {platform.machine()}")
+        raise OSError(errno.ENOSYS, f"not for {os.uname().machine}")
     nowhere = _ERROR | errno.ENOSYS
     asked = (MACHINE.connect, MACHINE.sendmsg, MACHINE.sendmmsg, MACHINE.getpeername)
     program = [

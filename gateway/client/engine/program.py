@@ -67,8 +67,6 @@ def _execute(options: argparse.Namespace, chain: Chain) -> int:
     messages = Messages(options.trace)
     _take_descriptors()
     if isinstance(program, Namespace):
-        if options.dns == "off":
-            program.sockets.names.close()
         Carrier(program, chain, names, direct, options.timeout, messages).start()
     else:
         Watcher(program, chain, names, direct, options.timeout, messages).start()

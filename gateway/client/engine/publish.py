@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 from gateway.client.blocking import Address, listen
 from gateway.client.engine.messages import say, thread
-from gateway.client.engine.reader import Inward
-from gateway.client.engine.relay import relay
+from gateway.client.engine.relay import Inward, relay
 from gateway.client.proxy import Chain
 from gateway.client.sockets import reset
 

@@ -34,26 +34,20 @@ from alg.api import (
     apply_edits,
 )
 from alg.registry import options_of, stream_module
-from gateway.client.blocking import Address, Listening
+from gateway.client.blocking import Listening
 from gateway.client.engine.messages import thread
-from gateway.client.engine.relay import relay
+from gateway.client.engine.relay import Inward, relay
 from gateway.client.sockets import reset
 
-# By the port of the server: the module that reads its connections, and its keys, as in `[alg.NAME]` of a gateway.
-READ: Mapping[int, tuple[str, Mapping[str, str]]] = {21: ("ftp", {"pasv_address": "peer"})}
 LINGER = 1.0  # seconds in which the proxy's word that the server has come may follow what the server says
 SIZE = 16384
 
 Bind = Callable[[], Listening]  # lets the proxy wait for the server of the connection; raises OSError
-Inward = Callable[[Address, Address], socket.socket]  # connects from an address to a port of the program; OSError
 
 
-def module_for(client: Endpoint, server: Endpoint) -> AlgModule | None:
-    """Make the module that reads a connection, whose ends are named as the program knows them. None: nothing reads
-    what goes to that port. Raises BrokenModule where the module is not installed."""
-    if server.port not in READ:
-        return None
-    name, keys = READ[server.port]
+def module_for(name: str, keys: Mapping[str, str], client: Endpoint, server: Endpoint) -> AlgModule:
+    """Make the module that reads a connection, whose ends are named as the program knows them. Raises BrokenModule
+    where it is not installed."""
     kind = stream_module(name)
     options = options_of(kind)
     return kind(FlowContext(client, server, options=None if options is None else options(**keys)))

@@ -12,8 +12,12 @@ import fcntl
 import os
 import select
 import socket
+from collections.abc import Callable
 
+from gateway.client.blocking import Address
 from gateway.client.sockets import RESET_GRACE, reset
+
+Inward = Callable[[Address, Address], socket.socket]  # connects from an address to a port of the program; OSError
 
 COPY_SIZE = 16384  # a side that sends more at once is spliced until it has no more
 PIPE_SIZE = 1 << 18

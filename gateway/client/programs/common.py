@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from alg.socks.errors import ProxyError
-from gateway.client.proxy import Chain, ProxySyntaxError, configured
+from gateway.client.proxy import Chain, Proxy, ProxySyntaxError, configured
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -50,15 +49,20 @@ def run(options: argparse.Namespace, body: Body, name: str) -> int:
 
 def with_passwords(chain: Chain) -> Chain:
     """The chain with the passwords that its URLs leave out, asked for at the terminal if there is one."""
-    if not sys.stdin.isatty():
+    if not sys.stdin.isatty() or not any(_is_asked(proxy) for proxy in chain.proxies):
         return chain
+    from getpass import getpass  # it takes long to load
+
     asked = (
-        replace(proxy, password=getpass.getpass(f"Password for {proxy}: "))
-        if proxy.user and not proxy.password and not proxy.gssapi and not proxy.kind.startswith("socks4")
-        else proxy
+        replace(proxy, password=getpass(f"Password for {proxy}: ")) if _is_asked(proxy) else proxy
         for proxy in chain.proxies
     )
     return Chain(tuple(asked))
+
+
+def _is_asked(proxy: Proxy) -> bool:
+    """Whether the password of a proxy is left out, and it needs one."""
+    return bool(proxy.user and not proxy.password and not proxy.gssapi and not proxy.kind.startswith("socks4"))
 
 
 def host_and_port(text: str, default: int) -> tuple[str, int]:

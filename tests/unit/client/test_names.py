@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 import dns.message
+import dns.rcode
 import dns.rdatatype
 import pytest
 from hypothesis import given
@@ -83,6 +84,13 @@ def test_another_server_by_tcp() -> None:
     with scripted(GREETING, server, (wires[0], wires[1])) as proxy:
         names = Names(Chain.of(f"127.0.0.1:{proxy.port}"), "tcp:192.0.2.53", 5)
         assert names.answer(query) == answer
+
+
+@pytest.mark.parametrize("kind", ["A", "AAAA", "PTR", "TXT"])
+def test_nothing_is_asked_where_names_are_off(kind: str) -> None:
+    with scripted() as proxy:
+        answer = ask(Names(Chain.of(f"127.0.0.1:{proxy.port}"), "off", 1), "a.test", kind)
+        assert (answer.rcode(), proxy.heard) == (dns.rcode.REFUSED, b"")
 
 
 def test_localhost_is_the_programs_own() -> None:

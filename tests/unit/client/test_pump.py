@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.client.codec import TlsCodec
 from gateway.client.pump import protected
 from gateway.client.sockets import pair, reset
+from gateway.client.tls import TlsCodec
 from tests.lab.certificates import Authority
 
 
