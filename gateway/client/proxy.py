@@ -170,12 +170,16 @@ def configured(environment: Mapping[str, str] = os.environ) -> Chain | None:
 def read_file(path: Path) -> Chain | None:
     """Read the chain from a file with `via = "URL"` or `via = ["URL", ...]`; None if there is no file. Raises
     ProxySyntaxError."""
-    if not path.exists():
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError) as error:
+        raise ProxySyntaxError(f"{path}: {error}") from None
     import tomllib  # it takes long to load
 
     try:
-        table = tomllib.loads(path.read_text())
+        table = tomllib.loads(text)
     except (OSError, ValueError) as error:
         raise ProxySyntaxError(f"{path}: {error}") from None
     if unknown := sorted(table.keys() - {"via"}):

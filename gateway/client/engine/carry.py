@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import socket
 import struct
 import threading
@@ -63,13 +64,18 @@ class Carrier:
     # --- streams
 
     def _accept(self, listener: socket.socket) -> None:
+        spare = _spare()
         while True:
             self._room.acquire()  # further ones wait in the backlog
             try:
                 sock, _ = listener.accept()
-            except OSError:
+            except OSError:  # no descriptors: they come back when connections end
                 self._room.release()
-                time.sleep(PAUSE)  # no descriptors: they come back when connections end
+                if spare is not None:
+                    os.close(spare)
+                    _refuse(listener)
+                time.sleep(PAUSE)
+                spare = _spare()
                 continue
             while True:
                 try:
@@ -256,6 +262,20 @@ class _Association:
             for sock in self._answering.values():
                 sock.close()
             self._answering.clear()
+
+
+def _spare() -> int | None:
+    """A descriptor that is kept for when there are no others; None: there is none already."""
+    try:
+        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+def _refuse(listener: socket.socket) -> None:
+    """Reset the connection that waits next: it would wait for others to end, which may wait for it."""
+    with contextlib.suppress(OSError):
+        reset(listener.accept()[0])
 
 
 def _original(sock: socket.socket) -> Address:
