@@ -296,6 +296,8 @@ def test_classic_ftp_clients_inside(
     """List, get and put. By notification nobody reads what a program says of its port, and no server could reach it."""
     if engine == "seccomp" and active:
         pytest.skip("in active mode the namespace is needed, as the page says")
+    if (engine, client, version) == ("seccomp", "lftp", 6):
+        pytest.skip("lftp does not go on where its socket is replaced by one of another family, as the page says")
     data = os.urandom(700_000)
     ftp.put("pub/file", data)
     (tmp_path / "local").write_bytes(data[::-1])
