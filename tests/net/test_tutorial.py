@@ -23,7 +23,7 @@ class Router:
 
     def __init__(self, lab: Lab, pid: int) -> None:
         self._lab = lab
-        self._enter: list[str | Path] = ["nsenter", "-m", "-t", str(pid)]
+        self._enter: list[str | Path] = ["nsenter", "-m", "-r", "-t", str(pid)]
         self._environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         self._service: subprocess.Popen[bytes] | None = None
 
