@@ -25,7 +25,9 @@ def run(config_path: str | None) -> None:
       algate run
       algate run -c /etc/algate/algate.toml
     """
-    code = supervisor.run(partial(load_config, config_path))
-    # Nothing is left to end. Python takes its handlers away when it ends, and a second SIGTERM would be the exit code.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        code = supervisor.run(partial(load_config, config_path))
+    finally:
+        # Nothing is left to end. Python takes its handlers away when it ends, and another SIGTERM would be the exit code.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(code)
