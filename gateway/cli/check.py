@@ -33,6 +33,7 @@ def check(config_path: str | None, as_json: bool, request: str | None) -> None:
       algate check -c ./algate.toml
       algate check --json
       algate check --explain "connect 192.168.56.10 -> example.com:443 user ann"
+      algate check --explain "map 192.168.56.10 -> 3074"
     """
     config = load_config(config_path)
     source = config_path or str(DEFAULT_PATH)

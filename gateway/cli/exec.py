@@ -39,12 +39,13 @@ from gateway.client.engine.program import main as run_program
 @click.option(
     "--publish",
     multiple=True,
-    metavar="[PEER:]PORT",
-    help="A port at which the program listens, and which hosts outside are to reach (BIND).",
+    metavar="[PEER:|PUBLIC:]PORT",
+    help="A port at which the program listens, and which hosts outside are to reach (BIND). PEER is the only host that "
+    "may come. The proxy chooses the public port; of PUBLIC it is only said that it is another.",
 )
 @click.option("--strict", is_flag=True, help="Fail if the program could reach a part of the network without the proxy.")
-@click.option("--trace", is_flag=True, help="Print a line for each connection.")
-@click.option("--quiet", "-q", is_flag=True, help="Print no warning about what does not go through the proxy.")
+@click.option("--trace", is_flag=True, help="Print a line for each connection, and for each edit of a module.")
+@click.option("--quiet", "-q", is_flag=True, help="Do not say which engine is used, and what it does not cover.")
 @click.option(
     "--timeout",
     type=float,

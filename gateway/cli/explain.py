@@ -23,6 +23,7 @@ from gateway.policy.decide import Explanation
 from gateway.policy.rules import DAYS, Decision
 
 FORM = '"connect 192.168.56.10 -> example.com:443 [user ann] [group staff,ops] [at Mo 08:30]"'
+MAP_FORM = '"map 192.168.56.10 -> 3074 [at Mo 08:30]"'  # a mapping leads to a port of the client itself
 TOO_MANY = 20  # rules that did not match are told one by one up to here at each end
 
 _REQUEST = re.compile(
@@ -42,8 +43,10 @@ def parse_question(text: str) -> Asked:
     """Parse the text of --explain. Raises ConfigError, as for any command line that cannot be used."""
     found = _REQUEST.fullmatch(text.strip())
     if not found or found["command"] not in get_args(CommandName):
-        raise ConfigError(f"--explain: {text!r} is not of the form {FORM}")
+        raise ConfigError(f"--explain: {text!r} is not of the form {FORM} or {MAP_FORM}")
     host, colon, port = found["server"].rpartition(":")
+    if found["command"] == "map" and not colon:
+        host, colon = found["client"], ":"
     if not colon or not re.fullmatch(r"[0-9]{1,5}", port, re.ASCII) or int(port) > 65535:
         raise ConfigError(f"--explain: {found['server']!r} is not HOST:PORT")
     user, groups = None, ()

@@ -15,7 +15,7 @@ from alg.socks.dialogue import Kind
 ProtectionName = Literal["none", "integrity", "confidentiality"]
 
 DEFAULT_PORT = 1080
-_KINDS: dict[str, Kind] = {
+KINDS: dict[str, Kind] = {
     "socks": "socks5",
     "socks4": "socks4",
     "socks4a": "socks4a",
@@ -41,13 +41,15 @@ class ProxySyntaxError(ValueError):
 class Proxy:
     """One proxy. It resolves names itself (except for SOCKS 4, which has no names).
 
+    `Proxy("socks5://192.0.2.1")` is the same as `Proxy.parse` of that URL; `kind` and `host` are what it says.
+
     `tls`: connect to it inside TLS; `ca`: a file with the authorities of its certificate (empty: the system's);
     `certificate`: a file with our own certificate and key; `name`: the name that its certificate must have (empty:
     `host`). `gssapi`: Kerberos with at least this protection, with a ticket for `service` at `host`.
     """
 
-    kind: Kind
-    host: str
+    kind: str
+    host: str = ""
     port: int = DEFAULT_PORT
     user: str = ""
     password: str = field(default="", repr=False)
@@ -57,6 +59,13 @@ class Proxy:
     name: str = ""
     gssapi: ProtectionName | None = None
     service: str = "rcmd"
+
+    def __post_init__(self) -> None:
+        if not self.host:
+            for name, value in vars(Proxy.parse(self.kind)).items():
+                object.__setattr__(self, name, value)
+        elif self.kind not in KINDS:
+            raise ProxySyntaxError(f"{_shown(self.kind)} is no kind of proxy ({', '.join(KINDS)})")
 
     @classmethod
     def parse(cls, url: str) -> Proxy:
@@ -77,9 +86,9 @@ class Proxy:
             scheme, tls = "http", True
         elif scheme.endswith("+tls"):
             scheme, tls = scheme.removesuffix("+tls"), True
-        if scheme not in _KINDS:
+        if scheme not in KINDS:
             raise ProxySyntaxError(
-                f"{_shown(url)}: {parts.scheme} is no kind of proxy ({', '.join(_KINDS)}, https, +tls)"
+                f"{_shown(url)}: {parts.scheme} is no kind of proxy ({', '.join(KINDS)}, https, +tls)"
             )
         if not parts.hostname:
             raise ProxySyntaxError(f"{_shown(url)}: there is no host")
@@ -87,7 +96,7 @@ class Proxy:
             raise ProxySyntaxError(f"{_shown(url)}: is not SCHEME://USER:PASSWORD@HOST:PORT?OPTIONS")
         options = _options(url, parts)
         level = options.get("gssapi")
-        if level is not None and (level not in _LEVELS or _KINDS[scheme] != "socks5"):
+        if level is not None and (level not in _LEVELS or KINDS[scheme] != "socks5"):
             raise ProxySyntaxError(
                 f"{_shown(url)}: gssapi={level}: is none of {', '.join(_LEVELS)}, of a SOCKS 5 proxy"
             )
@@ -100,7 +109,7 @@ class Proxy:
         if len(user.encode()) > 255 or len(password.encode()) > 255:
             raise ProxySyntaxError(f"{_shown(url)}: user and password have at most 255 bytes")
         return cls(
-            _KINDS[scheme],
+            KINDS[scheme],
             parts.hostname,
             port or (443 if parts.scheme == "https" else DEFAULT_PORT),
             user,
@@ -120,26 +129,26 @@ class Proxy:
         return f"{scheme}://{self.user + '@' if self.user else ''}{host}:{self.port}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Chain:
     """Proxies, each reached through the one before it. The last one carries out the request."""
 
     proxies: tuple[Proxy, ...]
 
-    def __post_init__(self) -> None:
-        if not self.proxies:
+    def __init__(self, proxies: Iterable[str | Proxy]) -> None:
+        """Make a chain of proxies and URLs of proxies. Raises ProxySyntaxError."""
+        several = (proxies,) if isinstance(proxies, str) else proxies
+        made = tuple(proxy if isinstance(proxy, Proxy) else Proxy.parse(proxy) for proxy in several)
+        if not made:
             raise ProxySyntaxError("a chain of no proxies")
+        object.__setattr__(self, "proxies", made)
 
     @classmethod
     def of(cls, via: Via) -> Chain:
         """Make a chain from any description of proxies. Raises ProxySyntaxError."""
         if isinstance(via, Chain):
             return via
-        if isinstance(via, Proxy):
-            return cls((via,))
-        if isinstance(via, str):
-            return cls((Proxy.parse(via),))
-        return cls(tuple(proxy if isinstance(proxy, Proxy) else Proxy.parse(proxy) for proxy in via))
+        return cls((via,) if isinstance(via, Proxy) else via)
 
     @property
     def last(self) -> Proxy:

@@ -12,7 +12,7 @@ from alg.socks.gssapi import Level
 from alg.socks.socks5 import Command
 from gateway.client.codec import Codec, GssapiCodec
 from gateway.client.kerberos import context_for
-from gateway.client.proxy import Chain, Proxy
+from gateway.client.proxy import KINDS, Chain, Proxy
 
 _LEVELS = {"none": Level.NONE, "integrity": Level.INTEGRITY, "confidentiality": Level.CONFIDENTIALITY}
 
@@ -65,7 +65,7 @@ def request(chain: Chain, command: Command, host: str, port: int) -> Session:
                 from gateway.client.tls import handshake  # few proxies need it, and ssl takes long to load
 
                 yield from handshake(proxy)
-            granted = yield from _converse(ask(proxy.kind, what, *target, _account(proxy)))
+            granted = yield from _converse(ask(KINDS[proxy.kind], what, *target, _account(proxy)))
         except ProxyError as error:
             # That a proxy refuses says nothing of the server.
             failure = "failed" if error.failure == "refused" and not last else error.failure
@@ -80,7 +80,7 @@ def request(chain: Chain, command: Command, host: str, port: int) -> Session:
 def second(proxy: Proxy, first: Granted) -> Session:
     """Wait for the peer of a BIND. Raises ProxyError."""
     try:
-        granted = yield from _converse(second_reply(proxy.kind, first))
+        granted = yield from _converse(second_reply(KINDS[proxy.kind], first))
     except ProxyError as error:
         raise ProxyError(error.failure, f"{proxy}: {error}", error.reply) from error
     if granted.mechanism is not None and granted.level is not Level.NONE:

@@ -152,6 +152,11 @@ def _read(client: socket.socket, stop: threading.Event) -> None:
             2,
             "algate: --explain: 'connect to nowhere' is not",
         ),
+        (
+            ["check", "-c", "GOOD", "--explain", "connect 127.0.0.1 -> 3074"],
+            2,
+            "algate: --explain: '3074' is not HOST:PORT",
+        ),
     ],
 )
 def test_exit_codes(tmp_path: Path, arguments: list[str], code: int, said: str) -> None:
@@ -202,6 +207,20 @@ def test_colour_is_for_terminals_that_want_it(gateway: tuple[Path, int]) -> None
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]", without), "no colour"
     assert COLOUR not in run(*asked).stdout
     assert COLOUR not in run("status", "-c", config).stdout
+
+
+def test_a_mapping_is_asked_for_by_the_clients_own_port(tmp_path: Path) -> None:
+    """It leads to the client itself, so no host is named."""
+    config = tmp_path / "map.toml"
+    config.write_text(
+        '[network]\ninside = ["192.168.56.0/24"]\n'
+        '[[rule]]\nname = "games"\naction = "permit"\ncommand = ["map"]\nport = [3074]\n'
+    )
+    for port, decision, rule in ((3074, "permit", "games"), (3075, "deny", "none")):
+        words: list[str | Path] = ["check", "-c", config, "--json", "--explain", f"map 192.168.56.10 -> {port}"]
+        (explained,) = json.loads(run(*words).stdout)
+        assert (explained["decision"], explained["rule"]) == (decision, rule)
+        assert (explained["host"], explained["port"]) == ("192.168.56.10", port)
 
 
 def test_json_is_one_array_of_objects(gateway: tuple[Path, int], flow: socket.socket) -> None:

@@ -120,6 +120,9 @@ class Carrier:
         def bind() -> Listening:
             return listen(self._chain, self._names.host_of(address), port, self._timeout)
 
+        def trace(text: str) -> None:
+            self._messages.trace(f"{address} port {port}: {text}")
+
         name, keys = READ[port]
         try:
             module = module_for(name, keys, Endpoint.of(*sock.getpeername()[:2]), Endpoint.of(address, port))
@@ -127,7 +130,7 @@ class Carrier:
             self._messages.once(f"connections to port {port} are not read: {error}")
             relay(sock, server)
             return
-        Reader(module, bind, self._space.inward).run(sock, server)
+        Reader(module, bind, self._space.inward, trace).run(sock, server)
 
     def _dial(self, address: str, port: int) -> socket.socket:
         if self._goes_direct(address):

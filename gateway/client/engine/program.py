@@ -24,7 +24,7 @@ TIMEOUT = 30.0
 NOT_COVERED = {
     "namespace": "the localhost inside is the program's own; nobody outside can connect to the program but for "
     "--publish and FTP in active mode; ping and other protocols without ports go nowhere",
-    "seccomp": "datagrams of sockets that are not connected are refused; what the program serves, it serves on this "
+    "seccomp": "datagrams go from connected sockets only; what the program serves, it serves on this "
     "host; programs that go to the background lose their way when the first one ends; a program that sets out to get "
     "past this can",
 }
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--engine", choices=("auto", "namespace", "seccomp"), default="auto")
     options.add_argument("--dns", default="auto", metavar="auto|resolve|fake|tcp:SERVER|off")
     options.add_argument("--direct", action="append", default=[], metavar="NETWORK")
-    options.add_argument("--publish", action="append", default=[], metavar="[PEER:]PORT")
+    options.add_argument("--publish", action="append", default=[], metavar="[PEER:|PUBLIC:]PORT")
     options.add_argument("--strict", action="store_true")
     options.add_argument("--quiet", "-q", action="store_true")
     options.add_argument("--trace", action="store_true")
@@ -61,7 +61,7 @@ def _execute(options: argparse.Namespace, chain: Chain) -> int:
         return _usage(f"--publish {error}")
     names = Names(chain, options.dns, options.timeout)
     try:
-        engine, program = _engine(options, command)
+        said, program = _engine(options, command)
     except (NoNamespace, NoSupervision) as error:
         return _usage(str(error))
     messages = Messages(options.trace)
@@ -70,8 +70,8 @@ def _execute(options: argparse.Namespace, chain: Chain) -> int:
         Carrier(program, chain, names, direct, options.timeout, messages).start()
     else:
         Watcher(program, chain, names, direct, options.timeout, messages).start()
-    if not options.quiet and sys.stderr.isatty():
-        say(f"{engine}, through {chain}. Not covered: {NOT_COVERED[engine]}.")
+    if not options.quiet:
+        say(f"through {chain}, {said}.")
     for number in (signal.SIGINT, signal.SIGQUIT):  # from the terminal they come to the program too
         signal.signal(number, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
@@ -94,11 +94,11 @@ def _take_descriptors() -> None:
 
 def _engine(options: argparse.Namespace, command: Sequence[str]) -> tuple[str, Namespace | Program]:
     """Start the program by the engine that was asked for: by default in a namespace, and where none can be made by
-    notification. Raises NoNamespace, NoSupervision."""
+    notification. Returns what is said of the engine, and the program. Raises NoNamespace, NoSupervision."""
     if options.engine == "seccomp":
-        return "seccomp", _supervised(options, command, "")
+        return _by("seccomp"), _supervised(options, command, "")
     try:
-        return "namespace", Namespace(command)
+        return _by("namespace"), Namespace(command)
     except NoNamespace as error:
         why = (
             f"no namespace: {error}. It needs unprivileged user namespaces (sysctl user.max_user_namespaces, "
@@ -107,9 +107,11 @@ def _engine(options: argparse.Namespace, command: Sequence[str]) -> tuple[str, N
         if options.engine == "namespace":
             raise NoNamespace(why) from None
         program = _supervised(options, command, f"{why}; ")
-        if not options.quiet:
-            say(f"no namespace ({error}): by seccomp. Not covered: {NOT_COVERED['seccomp']}")
-        return "seccomp", program
+        return f"no namespace ({error}): {_by('seccomp')}", program
+
+
+def _by(engine: str) -> str:
+    return f"by {engine}. Not covered: {NOT_COVERED[engine]}"
 
 
 def _supervised(options: argparse.Namespace, command: Sequence[str], why: str) -> Program:

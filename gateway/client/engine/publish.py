@@ -17,17 +17,23 @@ PAUSE = 5.0  # seconds until the proxy is asked again
 
 
 class Published(NamedTuple):
-    """A port of the program, and the host that may connect to it."""
+    """A port of the program, and the host that may connect to it. `asked`: the public port that was asked for; SOCKS
+    cannot ask for one, so it is only said that the proxy has chosen another."""
 
     port: int
     peer: str = ANYBODY
+    asked: int | None = None
 
 
 def parse_published(text: str) -> Published:
-    """Read PORT, or PEER:PORT. Raises ValueError."""
+    """Read PORT, PEER:PORT, or PUBLIC:PORT with two numbers. Raises ValueError."""
     peer, _, port = text.rpartition(":")
-    if not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
-        raise ValueError(f"{text!r} is not PORT or PEER:PORT")
+    if not _is_port(port):
+        raise ValueError(f"{text!r} is not PORT, PEER:PORT or PUBLIC:PORT")
+    if peer.isascii() and peer.isdigit():
+        if not _is_port(peer):
+            raise ValueError(f"{text!r}: {peer} is no port")
+        return Published(int(port), asked=int(peer))
     return Published(int(port), peer.strip("[]") or ANYBODY)
 
 
@@ -37,7 +43,7 @@ def publish(published: Published, chain: Chain, inward: Inward, timeout: float) 
     while True:
         try:
             with listen(chain, published.peer, 0, timeout) as waiting:
-                say(f"port {published.port} is at {_shown(waiting.address)}")
+                say(f"port {published.port} is at {_shown(waiting.address)}{_instead_of(published, waiting.address)}")
                 sock, peer = waiting.accept(None)
         except TimeoutError:
             continue  # nobody has come, and the proxy waits no longer
@@ -60,6 +66,16 @@ def _lead(port: int, sock: socket.socket, peer: Address, inward: Inward) -> None
         reset(sock)
         return
     relay(inside, sock)
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and 1 <= int(text) <= 65535
+
+
+def _instead_of(published: Published, address: Address) -> str:
+    if published.asked in (None, address[1]):
+        return ""
+    return f" (the proxy chooses the public port; {published.asked} cannot be asked for)"
 
 
 def _shown(address: Address) -> str:

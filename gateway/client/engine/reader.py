@@ -21,6 +21,7 @@ from alg.api import (
     Deliver,
     Event,
     FlowContext,
+    Note,
     Opened,
     OpenMeeting,
     OpenOutbound,
@@ -54,12 +55,15 @@ def module_for(name: str, keys: Mapping[str, str], client: Endpoint, server: End
 
 
 class Reader:
-    """One connection that a module reads."""
+    """One connection that a module reads. `trace` gets a line for each edit, and for what else the module reports."""
 
-    def __init__(self, module: AlgModule, bind: Bind, inward: Inward) -> None:
+    def __init__(
+        self, module: AlgModule, bind: Bind, inward: Inward, trace: Callable[[str], None] = lambda _: None
+    ) -> None:
         self._module = module
         self._bind = bind
         self._inward = inward
+        self._trace = trace
         self._sockets: dict[Side, socket.socket] = {}
         self._held = {side: bytearray() for side in Side}  # what came from it, and is not delivered
         self._ended: set[Side] = set()
@@ -126,7 +130,11 @@ class Reader:
             case Deliver(to, data, edits):
                 del self._held[to.other][: len(data)]
                 self._sockets[to].sendall(apply_edits(data, edits))
-            case Say(to, data):
+                for edit in edits:
+                    old, new = _text(data[edit.start : edit.end]), _text(edit.replacement)
+                    self._trace(f"{edit.reason}: {old} is {new} for the {to}")
+            case Say(to, data, reason):
+                self._trace(f"{reason}: {_text(data)} is said to the {to}")
                 self._sockets[to].sendall(data)
             case CloseWrite(to):
                 self._sockets[to].shutdown(socket.SHUT_WR)
@@ -143,7 +151,10 @@ class Reader:
             case ClosePinhole(ref):
                 self._open.discard(ref)
             case Bypass() | Revoke():
+                self._trace(f"{command.rule if isinstance(command, Revoke) else 'bypass'}: the rest is not read")
                 self._passing = True
+            case Note(code, detail):
+                self._trace(f"{code}: {detail}")
 
     def _answer(self, event: Event) -> None:
         self._answers.put(event)
@@ -175,3 +186,8 @@ class Reader:
             reset(sock)
             return
         relay(inside, sock)
+
+
+def _text(data: bytes) -> str:
+    """Bytes of a message as one line that a terminal may be shown."""
+    return ascii(data.decode("ascii", "backslashreplace"))

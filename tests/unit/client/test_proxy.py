@@ -22,8 +22,10 @@ from gateway.client.proxy import Chain, Proxy, ProxySyntaxError, configured
     ],
 )
 def test_a_url(url: str, proxy: Proxy) -> None:
-    assert Proxy.parse(url) == proxy
+    assert Proxy.parse(url) == Proxy(url) == proxy
     assert Proxy.parse(str(proxy)).host == proxy.host
+    assert Chain([url, proxy]) == Chain((proxy, proxy)) == Chain.of([proxy, url])
+    assert Chain(url) == Chain.of(proxy)
 
 
 @pytest.mark.parametrize(
@@ -97,3 +99,13 @@ def test_a_file_that_is_wrong(tmp_path: Path, text: str, says: str) -> None:
 def test_a_chain_of_nothing() -> None:
     with pytest.raises(ProxySyntaxError):
         Chain.of([])
+    with pytest.raises(ProxySyntaxError):
+        Chain([])
+
+
+def test_a_kind_that_is_none() -> None:
+    with pytest.raises(ProxySyntaxError, match="ftp is no kind of proxy"):
+        Proxy("ftp", "gw")
+    with pytest.raises(ProxySyntaxError, match="no kind of proxy") as refused:
+        Proxy("socks5://ann:secret@gw", "gw")
+    assert "secret" not in str(refused.value)
