@@ -28,7 +28,7 @@ def run(config_path: str | None) -> None:
     try:
         code = supervisor.run(partial(load_config, config_path))
     finally:
-        # Nothing is left to end. Python takes its handlers away when it ends, and another SIGTERM would then be the exit
-        # code.
+        # Nothing is left to end. Python takes its handlers away when it ends, and another SIGTERM would be the
+        # exit code.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(code)
