@@ -91,7 +91,7 @@ def prepare_lab(lab: Lab) -> None:
         lab.run("inside", ["ip", "address", "add", f"192.168.56.{100 + number}/24", "dev", "eth0"])
 
 
-def algate(per_client: int = 32) -> Prepare:
+def algate() -> Prepare:
     """algate, with all three protocols."""
 
     @contextlib.contextmanager
@@ -100,7 +100,7 @@ def algate(per_client: int = 32) -> Prepare:
         gateway = lab.start_gateway(
             lab.write_config(
                 network={"outside": ADVERTISED, "inside": [*INSIDE_NETWORKS, GLOBAL_NET]},
-                portmap={"protocols": ["pcp", "natpmp", "upnp"], "lifetime": "2-7200", "per_client": per_client},
+                portmap={"protocols": ["pcp", "natpmp", "upnp"], "lifetime": "2-7200"},
                 process={"workers": 1},
             )
         )
@@ -528,12 +528,32 @@ def memory(pid: int) -> float:
     return int(found[1]) / 1024
 
 
+def interface(number: int) -> str:
+    return f"host{number}"
+
+
+def separate(lab: Lab) -> None:
+    """Give each of the many addresses a link-layer address of its own, by which algate tells hosts apart."""
+    lab.run("inside", ["sysctl", "-qw", "net.ipv4.conf.all.arp_ignore=1"])
+    for number in range(HOSTS):
+        address, name = f"192.168.56.{100 + number}/24", interface(number)
+        lab.run("inside", ["ip", "address", "del", address, "dev", "eth0"])
+        lab.run("inside", ["ip", "link", "add", "link", "eth0", "name", name, "type", "macvlan", "mode", "bridge"])
+        lab.run("inside", ["ip", "address", "add", address, "dev", name])
+        lab.run("inside", ["ip", "link", "set", name, "up"])
+
+
 def ask_one(client: Igd, url: str, host: str, action: str, given: dict[str, Any]) -> bool:
-    """Ask from an address of many; whether the answer is a good one."""
+    """Ask from an address of many, by its own interface; whether the answer is a good one."""
+    name = interface(int(host.rpartition(".")[2]) - 100)
     head = {"Content-Type": "text/xml", "SOAPAction": f'"{client.connection}#{action}"'}
     with client.lab.enter("inside"):
-        sock = socket.create_connection((ROUTER_IN4, server().http), 5, (host, 0))
+        sock = socket.socket()
     with sock:
+        sock.settimeout(5)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name.encode())
+        sock.bind((host, 0))
+        sock.connect((ROUTER_IN4, server().http))
         sock.sendall(request("POST", url, head, envelope(client.connection, action, given)))
         return b" 200 OK" in sock.recv(64)
 
@@ -578,13 +598,12 @@ ROWS = (
 
 def costs() -> str:
     """The second table."""
-    # The addresses are of one host, which algate sees by its link-layer address.
-    ways = {"miniupnpd 2.3.1": miniupnpd("ACCEPT"), "algate": algate(per_client=HOSTS * REQUESTS)}
+    ways = {"miniupnpd 2.3.1": miniupnpd("ACCEPT"), "algate": algate()}
     columns: list[list[str]] = []
-    with Lab() as lab:
-        for prepare in ways.values():
-            with prepare(lab):
-                columns.append(cost(lab))
+    for prepare in ways.values():
+        with Lab() as lab, prepare(lab):
+            separate(lab)
+            columns.append(cost(lab))
     lines = ["| | " + " | ".join(ways) + " |", "| --- " * (1 + len(ways)) + "|"]
     lines += [
         f"| {row} | " + " | ".join(column[number] for column in columns) + " |" for number, row in enumerate(ROWS)
