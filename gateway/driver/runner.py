@@ -57,15 +57,18 @@ class Means(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """How a flow has come. `front`: its name. `early`: bytes of the client that came with its handshake and are meant
-    for the server. `user`, `target`: for the log, the user and what was asked for. `published`: the endpoint that the
-    client had dialled, if that is a published server."""
+    """How a flow has come. `front`: its name. `client`: its endpoint; the kernel does not tell it any more when the
+    client has reset the connection, but still has what it sent before. `early`: bytes of the client that came with its
+    handshake and are meant for the server. `user`, `target`: for the log, the user and what was asked for.
+    `published`: the endpoint that the client had dialled, if that is a published server, and `server` that one's."""
 
     front: str
+    client: Endpoint
     early: bytes = b""
     user: str | None = None
     target: str | None = None
     published: Endpoint | None = None
+    server: Endpoint | None = None
 
 
 class End(NamedTuple):
@@ -105,11 +108,11 @@ class FlowRunner:
         try:
             prepare(client)
             prepare(server)
-            facing = endpoint(server.getpeername())
+            known = connection.server if connection else arrival.server
             flow = self._flows.add(
                 arrival.front,
-                endpoint(client.getpeername()),
-                (connection.server if connection else None) or facing,
+                arrival.client,
+                known or endpoint(server.getpeername()),
                 arrival.user,
                 rule=connection.decision.rule if connection else "",
                 target=arrival.target,
@@ -190,7 +193,7 @@ class FlowRunner:
         if way is not None:  # where the server sees the flow is the upstream's to say, for each pinhole
             public = {Side.SERVER: PublicAddress(own.host, own.host)}
         elif published is None:
-            along = Along("tcp", own, endpoint(server.getpeername()))
+            along = Along("tcp", own, flow.server)
             public = {Side.SERVER: self._place(public_address(outside, facing), along, seen)}
         else:
             public = {

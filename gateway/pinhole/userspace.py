@@ -21,7 +21,7 @@ from gateway.lease.quotas import LeaseLimits
 from gateway.lease.table import LeaseTable, lease_row
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Done, Lease, Network, PinholeRequest, PinholeUpdate
-from gateway.net.sockets import abort, endpoint, prepare
+from gateway.net.sockets import abort, endpoint, peer_of, prepare
 from gateway.observe.metrics import Sample
 from gateway.pinhole.admission import LocalPorts
 from gateway.pinhole.backend import Carry
@@ -366,7 +366,8 @@ class UserspacePinholes:
             prepare(peer)
             prepare(target)
             client, server = (peer, target) if lease.target.host != lease.client else (target, peer)
-            ends = endpoint(client.getpeername()), endpoint(server.getpeername())
+            far = peer_of(peer, Endpoint(lease.peer or lease.public.host, 0))
+            ends = (far, lease.target) if client is peer else (lease.target, far)
             flow = self._flows.add_data(*ends, lease.flow, lease.reason)
         except OSError:  # one of them has gone
             abort(peer)

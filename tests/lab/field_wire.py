@@ -140,10 +140,12 @@ class _Stage:
 
     def _learn(self, heard: bytes) -> None:
         """Which ports the server was told."""
+        learnt: set[str] = set()
         for kind, word in ((b"audio", "rtp"), (b"(?:video|application)", "video")):
             found = re.search(rb"^m=%b\s+(\d+)" % kind, heard, re.MULTILINE)
-            if found and int(found[1]):
-                name = "rtp" if word == "rtp" or b"{video}" not in self._text() else "video"
+            name = word if b"{video}" in self._text() else "rtp"  # a file with one stream calls its port so
+            if found and int(found[1]) and name not in learnt:
+                learnt.add(name)
                 port = int(found[1])
                 self._read |= {name: str(port), "rtcp" if name == "rtp" else "vrtcp": str(port + 1)}
 
@@ -203,9 +205,15 @@ def _whole(sock: socket.socket, about: int, patience: float) -> bytes | None:
 
 def _described(text: bytes) -> tuple[str, int] | None:
     """Where the last description wants its first stream."""
-    hosts = re.findall(rb"^c=IN\s+IP4\s+([0-9.]+)", text, re.MULTILINE)
-    ports = [int(port) for port in re.findall(rb"^m=\w+\s+(\d+)", text, re.MULTILINE) if int(port)]
-    return (hosts[-1].decode(), ports[0]) if hosts and ports else None
+    session, *streams = re.split(rb"^(?=m=)", text.rpartition(b"\nv=0")[2], flags=re.MULTILINE)
+    for stream in streams:
+        port = re.match(rb"m=\w+\s+(\d+)", stream)
+        host = re.search(rb"^c=IN\s+IP4\s+([0-9.]+)", stream, re.MULTILINE) or re.search(
+            rb"^c=IN\s+IP4\s+([0-9.]+)", session, re.MULTILINE
+        )
+        if port and int(port[1]):
+            return (host[1].decode(), int(port[1])) if host else None
+    return None
 
 
 def _hears(sock: socket.socket, send: object, beginning: bytes, patience: float) -> bool:

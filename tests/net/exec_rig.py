@@ -75,6 +75,9 @@ def echo_server(lab: Lab) -> Iterator[None]:
     other.close()
 
 
+ALL_MLDV2 = socket.inet_pton(socket.AF_INET6, "ff02::16")  # to whom a host reports its groups (RFC 3810, 5.2.14)
+
+
 @contextlib.contextmanager
 def sniffer(lab: Lab) -> Iterator[set[tuple[str, int]]]:
     """Where the client's host sends IPv4 and IPv6 packets to meanwhile: (address, protocol), without the proxy."""
@@ -93,7 +96,7 @@ def sniffer(lab: Lab) -> Iterator[set[tuple[str, int]]]:
             kind = struct.unpack_from("!H", frame, 12)[0]
             if kind == 0x0800 and socket.inet_ntoa(frame[26:30]) == CLIENT4:
                 found.add((socket.inet_ntoa(frame[30:34]), frame[23]))
-            elif kind == 0x86DD and frame[20] != 58:  # neighbour discovery is the host's own
+            elif kind == 0x86DD and frame[20] != 58 and frame[38:54] != ALL_MLDV2:  # what the host says by itself
                 found.add((socket.inet_ntop(socket.AF_INET6, frame[38:54]), frame[20]))
 
     thread = threading.Thread(target=look)

@@ -248,12 +248,14 @@ def test_a_transaction_that_is_too_long_for_the_kernel_is_divided(rig: Rig) -> N
     ]
     assert rig.broker is not None
 
+    question = iter(range(1000, 1002))
+
     def at_once(messages: list[FromWorker]) -> ToWorker:
         assert rig.broker is not None
         rig.broker.send_signal(signal.SIGSTOP)
         for at in range(0, len(messages), 15):
             rig.workers[0].send(encode(*messages[at : at + 15]))
-        rig.send(Open(1000, inbound()), slot=1)
+        rig.send(Open(next(question), inbound()), slot=1)
         rig.broker.send_signal(signal.SIGCONT)
         return rig.hear(slot=1)
 

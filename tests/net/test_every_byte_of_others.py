@@ -186,6 +186,26 @@ def unacknowledged(sock: socket.socket) -> int:
     return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0])
 
 
+@pytest.mark.parametrize("way", ["transparent", "socks"])
+@pytest.mark.parametrize("name", PORTS)
+def test_what_was_said_right_before_a_reset_arrives(lab: Lab, gateway: Gateway, name: str, way: str) -> None:
+    """The reset is there before the gateway looks at the connection, which then has no other end any more: of 400 such
+    connections 372 lost all that they had said."""
+    chance = random.Random(name)
+    for _ in range(20):
+        said = b"".join(chance.choice(SAYS[name][0])(chance) for _ in range(3))
+        client, server = through(lab, way, PORTS[name])
+        client.sendall(said)
+        lab.wait_for(lambda: not unacknowledged(client), DEADLINE, "the gateway to have all")  # noqa: B023
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        heard = Talk(server, b"", chance, slow=False)
+        heard.hear()
+        assert without_edits(name, bytes(heard.heard)) == without_edits(name, said)
+        assert isinstance(heard.error, ConnectionResetError)
+        server.close()
+
+
 @pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 8))])
 @pytest.mark.parametrize("end", ["half-close", "close", "reset"])
 @pytest.mark.parametrize("way", ["transparent", "socks"])

@@ -419,7 +419,7 @@ def test_less_than_all_is_refused_where_all_is_wanted(lab: Lab, gateway: Gateway
 def test_no_names_where_they_are_off(lab: Lab, gateway: Gateway) -> None:
     """Neither over UDP nor over TCP; addresses are reached, and nothing is said on standard error."""
     script = f"getent hosts {NAME} || echo none; dig +tcp +short {NAME}; curl -sS http://{SERVER4}:8080/"
-    done = run(lab, "sh", "-c", script, options=("--dns", "off"), engine="namespace")
+    done = run(lab, "sh", "-c", script, options=("-q", "--dns", "off"), engine="namespace")
     assert (done.stdout, done.stderr) == ("none\nhello\n", "")
 
 

@@ -28,6 +28,11 @@ connection.sendall(b":bob PRIVMSG ann :got %d bytes\r\n" % len(data))
 P
 $OUTSIDER python3 - <"$work/server.py" 2>"$work/said" &
 server=$!
+# The gateway accepts for a server that does not listen yet, and resets then.
+for attempt in $(seq 50); do
+    if $OUTSIDER ss -Hltn sport = :6667 | grep -q .; then break; fi
+    sleep 0.1
+done
 
 python3 - <<'P'
 import ipaddress, os, socket, sys, time

@@ -36,6 +36,11 @@ while True:
 P
 $OUTSIDER $root python3 - <"$work/server.py" 2>"$work/said" &
 server=$!
+# The gateway accepts for a server that does not listen yet, and resets then.
+for attempt in $(seq 50); do
+    if $OUTSIDER ss -Hltn sport = :1723 | grep -q .; then break; fi
+    sleep 0.1
+done
 
 cat >"$work/client.py" <<'P'
 import os, socket, struct, sys, time

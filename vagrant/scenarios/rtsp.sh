@@ -36,6 +36,11 @@ while True:
 P
 $OUTSIDER python3 - <"$work/camera.py" 2>"$work/said" &
 camera=$!
+# The gateway accepts for a server that does not listen yet, and resets then.
+for attempt in $(seq 50); do
+    if $OUTSIDER ss -Hltn sport = :8554 | grep -q .; then break; fi
+    sleep 0.1
+done
 
 python3 - <<'P'
 import os, socket, sys, time

@@ -32,7 +32,9 @@ class ConnectCommand:
             return
         early = bytes(request.incoming.buffer)
         target = f"{request.host}:{request.port}"
-        self._runner.run(request.sock, server, Arrival("socks", early, request.user, target), connection)
+        self._runner.run(
+            request.sock, server, Arrival("socks", request.client, early, request.user, target), connection
+        )
 
     def fail(self, request: SocksRequest, error: DialError) -> None:
         """Tell the client and the log that there is no connection; owns the request's socket."""

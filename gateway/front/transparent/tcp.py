@@ -52,7 +52,7 @@ class TransparentFront:
         except DialError as error:
             self.fail(sock, client, target, error)
             return
-        self._runner.run(sock, connection.sock, Arrival("transparent"), connection)
+        self._runner.run(sock, connection.sock, Arrival("transparent", client), connection)
 
     def publishes(self, target: Endpoint) -> bool:
         """Whether a server inside is published there."""
@@ -82,4 +82,4 @@ class TransparentFront:
             )
             abort(sock)
             return
-        self._runner.run(sock, server, Arrival("published", published=target))
+        self._runner.run(sock, server, Arrival("published", client, published=target, server=inside))

@@ -38,7 +38,7 @@ def test_a_question_that_gets_no_thread_is_closed(monkeypatch: pytest.MonkeyPatc
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(path)
         listener.listen()
-        door = AdminDoor(listener, Netfilter.__new__(Netfilter), {}, {})
+        door = AdminDoor(listener, Netfilter("algate-none"), {}, {})
         for number in range(20):  # more often than there are threads: each gives back its place
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asker:
                 asker.connect(path)

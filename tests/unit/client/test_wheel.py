@@ -42,7 +42,7 @@ def test_the_wheel_works_alone(tmp_path: Path) -> None:
         "    print('127.0.0.1' in str(error))\n"
         "from alg.address import Endpoint\n"
         "from gateway.client.engine.reader import module_for\n"
-        "print(type(module_for(Endpoint('10.0.2.100', 4000), Endpoint('192.0.2.1', 21))).__module__)\n"
+        "print(type(module_for('ftp', {}, Endpoint('10.0.2.100', 4000), Endpoint('192.0.2.1', 21))).__module__)\n"
     )
     command = [sys.executable, "-I", "-S", "-c", code, str(tmp_path / "site")]
     assert subprocess.run(command, capture_output=True, text=True, cwd=tmp_path).stdout == "True\nalg.ftp.session\n"

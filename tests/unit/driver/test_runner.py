@@ -17,6 +17,7 @@ from gateway.driver.guard import ModuleGuard
 from gateway.driver.runner import Arrival, FlowRunner, Means
 from gateway.flow.table import Flows
 from gateway.net.relay.splice import Relay
+from gateway.net.sockets import endpoint
 from gateway.policy.decide import Policy, PolicyInForce
 from gateway.process.installed import stream_readers
 from tests.unit.driver.driven import Plain, SlowBackend
@@ -58,7 +59,9 @@ def test_its_bytes_arrive(relay: Relay, case: str) -> None:
     if case == "announced":
         rig.announced.add("127.0.0.1", Endpoint("127.0.0.1", port), 60)
     with capture_logs() as lines:
-        running = gevent.spawn(rig.runner.run, left, right, Arrival("transparent", b"early "))
+        running = gevent.spawn(
+            rig.runner.run, left, right, Arrival("transparent", endpoint(left.getpeername()), b"early ")
+        )
         client.sendall(b"and late")
         assert read_exactly(server, 14) == b"early and late"
         server.sendall(b"back")
