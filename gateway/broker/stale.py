@@ -184,7 +184,7 @@ class Early:
         """Judge some of what was found, and begin the next search if it is due. Raises NetfilterError."""
         if self._searched and not self._search.waits and self._search.go_on(open_of):
             self._end()
-        if self._next and self.deadline() <= time.monotonic():
+        if self._next and not self._searched and self.deadline() <= time.monotonic():
             self._searched, self._next, self._at_the_latest = self._next, [], math.inf
             self._search.begin({endpoint: lease for lease in self._searched for endpoint in _endpoints_of(lease)})
 

@@ -242,6 +242,30 @@ def test_a_search_that_fails_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatc
     assert stale.deadline() - time.monotonic() <= SOON  # it is asked for again, without anybody waiting
 
 
+def test_what_opens_while_a_search_is_judged_waits_for_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client with many connections of one socket, and others that talk early meanwhile: all of them are told."""
+    wrong = [connection(TARGET, PEER._replace(port=port), PEER, ROUTER) for port in range(1, 3 * SLICE)]
+    deleted: list[Tracked] = []
+
+    def delete(_: Conntrack, found: TrackedEntry) -> bool:
+        deleted.append(found.connection)
+        return True
+
+    monkeypatch.setattr(Conntrack, "find", lambda _, sockets: [TrackedEntry(found, 4, b"") for found in wrong])
+    monkeypatch.setattr(Conntrack, "delete", delete)
+    monkeypatch.setattr("gateway.broker.stale.SHARE", 0)
+    stale = Stale(lambda _: [LEASE], lambda _: True)
+    assert stale.opened(LEASE) == 1
+    assert stale.settle() == 0
+    assert select.select([stale.wake], [], [], 10)[0]
+    assert stale.settle() == 0  # some of it is judged
+    assert len(deleted) == SLICE
+    assert stale.opened(LEASE) == 2
+    settles(stale, 1)
+    settles(stale, 2)
+    assert len(deleted) == 2 * len(wrong)
+
+
 @pytest.mark.parametrize("early", [False, True])
 def test_tens_of_thousands_of_connections_of_a_socket_are_deleted_bit_by_bit(
     monkeypatch: pytest.MonkeyPatch, early: bool
