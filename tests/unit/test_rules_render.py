@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from importlib.resources import files
+
 import pytest
 
 from gateway.config.load import parse_config
 from gateway.config.schema import DEFAULT_ALG, Config
 from gateway.host import programs, rules
+from gateway.host.native import _HOOKS
 from gateway.model.errors import AlgateError
 
 BASIC = """
@@ -211,3 +215,21 @@ def test_the_failing_line_is_shown() -> None:
         "iptables-restore v1.8.9 (nf_tables): \nline 2: RULE_APPEND failed\n", "*nat\n-A X\nCOMMIT\n"
     )
     assert said == "iptables-restore v1.8.9 (nf_tables): line 2: RULE_APPEND failed (that line is: -A X)"
+
+
+@pytest.mark.parametrize(
+    ("hook", "marks", "clears"), [("PREROUTING", "before", "behind"), ("FORWARD", "measure", "measured")]
+)
+def test_as_nft_text_the_packet_path_stands_between_the_chains_that_mark_for_it(
+    hook: str, marks: str, clears: str
+) -> None:
+    """At -155 it came before the marks of -151: no rate had an effect, and early media did not wait."""
+    table = files("iptables").joinpath("algate.nft").read_text()
+
+    def priority(text: str) -> int:
+        found = re.search(r"priority (-?\d+);", text)
+        assert found is not None
+        return int(found[1])
+
+    first, last = (priority(table.partition(f"\tchain {name} {{")[2]) for name in (marks, clears))
+    assert first < priority(_HOOKS["mangle", hook]) < last
