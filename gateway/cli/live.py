@@ -92,7 +92,8 @@ def calls(config_path: str | None, as_json: bool) -> None:
 
 
 def live(config_path: str | None, what: str) -> Rows:
-    """Return what `algate WHAT --json` shows: "flows", "pinholes" or "calls". Raises AlgateError as `collect` does."""
+    """Return the rows of "flows", "pinholes" or "calls", in which moments are Unix time. Raises AlgateError as
+    `collect` does."""
     rows = collect(config_path, what)
     match what:
         case "pinholes":

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gateway.observe.logfmt import moment
+
 if TYPE_CHECKING:  # it takes longer to load than all else; rows as JSON do not need it
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+_MOMENTS = ("expires", "since", "time")  # keys of rows
 PIPE_WIDTH = 400  # characters of a line in a pipe at least, so that none is folded
 BLOCKS = "▁▂▃▄▅▆▇█"
 _STYLES = {
@@ -56,9 +59,14 @@ def show_rows(
         console().print(table_of(rows, columns, **derived))
 
 
-def show_json(rows: object) -> None:
-    """Print rows as one JSON array of objects."""
-    click.echo(json.dumps(rows, indent=2))
+def show_json(rows: Sequence[dict[str, Any]]) -> None:
+    """Print rows as one JSON array of objects. Moments are printed as the log has them, in UTC (RFC 3339); processes
+    tell each other Unix time."""
+    click.echo(json.dumps([_with_moments(row) for row in rows], indent=2))
+
+
+def _with_moments(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: moment(value) if key in _MOMENTS and isinstance(value, float) else value for key, value in row.items()}
 
 
 def table_of(

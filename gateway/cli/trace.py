@@ -111,8 +111,9 @@ def trace(
 ) -> None:
     """Show messages as they pass, and their edits.
 
-    Shows messages of all modules, over UDP and TCP, until interrupted. Passwords are left out. With --json the
-    messages that passed most recently are printed once.
+    Shows messages that modules read, over UDP and TCP, until interrupted. Passwords are left out, and so is what
+    people write to each other; the page of each module says what it shows. With --json the messages that passed
+    most recently are printed once.
 
     \b
     Examples:

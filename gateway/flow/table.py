@@ -130,7 +130,7 @@ class Flow:
         self._before = (self._before[0] + count, self._before[1])
 
     def row(self) -> dict[str, Any]:
-        """The flow as `algate flows --json` shows it; `since` is Unix time, `up` and `down` are bytes."""
+        """The flow as a row of `algate flows`; `since` is Unix time, `up` and `down` are bytes."""
         return {
             "id": self.id,
             "front": self.front,

@@ -403,7 +403,7 @@ class LeaseTable:
 
 
 def lease_row(lease: Lease, traffic: Traffic = NOTHING) -> dict[str, Any]:
-    """Return a lease as `algate pinholes --json` shows it: endpoints as text, `expires` in Unix time."""
+    """Return a lease as a row of `algate pinholes`: endpoints as text, `expires` in Unix time."""
     return {
         **lease_fields(lease),
         "packets": traffic.packets_in + traffic.packets_out,

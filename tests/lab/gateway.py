@@ -113,8 +113,8 @@ class Gateway:
                 raise LabError(f"algate rules {verb}: {error}") from None
 
     def admin(self, what: str) -> list[dict[str, Any]]:
-        """The objects of `algate WHAT --json`, as "pinholes" or "flows"; the most usual ones without a process for
-        each question."""
+        """The rows of `algate WHAT`, as "pinholes" or "flows", with moments in Unix time; the most usual ones without a
+        process for each question."""
         from tests.lab.lab import LabError
 
         if what in ("calls", "flows", "pinholes"):

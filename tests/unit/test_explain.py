@@ -99,7 +99,11 @@ def test_in_colour_on_a_terminal_only(capture: Path, monkeypatch: pytest.MonkeyP
 def test_as_json(capture: Path) -> None:
     rows = json.loads(run("explain", "--json", capture))
     invite = next(row for row in rows if row.get("data", "").startswith("INVITE"))
-    assert (invite["from"], invite["source"], invite["time"]) == ("client", f"{CLIENT}:5060", 1700000000.0)
+    assert (invite["from"], invite["source"], invite["time"]) == (
+        "client",
+        f"{CLIENT}:5060",
+        "2023-11-14T22:13:20.000000Z",
+    )
     assert CLIENT not in invite["after"]
     assert {edit["reason"] for edit in invite["edits"]} >= {"sip.via", "sip.contact", "sdp.port"}
     for edit in invite["edits"]:

@@ -77,8 +77,8 @@ _INTRODUCTION = """\
 # Commands
 
 `algate COMMAND --help` says the same, and so do the manual pages (`man algate-check`). Tables have colour on a
-terminal, unless NO_COLOR is set; a pipe gets plain text. With `--json` a command prints one array of objects. An error
-is one line on standard error.
+terminal, unless NO_COLOR is set; a pipe gets plain text. With `--json` a command prints one array of objects, with
+moments in UTC (RFC 3339) as in the log. An error is one line on standard error.
 
 `algate completion bash|zsh|fish` prints what a shell needs to complete commands and options.
 
