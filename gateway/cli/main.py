@@ -74,6 +74,18 @@ class Commands(click.Group):
         command: click.Command = getattr(importlib.import_module(f"gateway.cli.{module}"), name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that is asked for. Raises click.UsageError, with what may be meant: click itself looks
+        only among commands that are imported already."""
+        if args[0] not in PLACES and not args[0].startswith("-"):
+            from difflib import get_close_matches
+
+            meant = " or ".join(f"'{name}'" for name in get_close_matches(args[0], PLACES))
+            ctx.fail(f"No such command '{args[0]}'.{f' Did you mean {meant}?' if meant else ''}")
+        return super().resolve_command(ctx, args)
+
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="algate")

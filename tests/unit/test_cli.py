@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
@@ -145,6 +146,7 @@ def _read(client: socket.socket, stop: threading.Event) -> None:
         (["kick", "x", "-c", "GOOD"], 1, "algate: no gateway is running"),
         (["reload", "-c", "GOOD"], 1, "algate: no gateway is running"),
         (["nonsense"], 2, "Error: No such command 'nonsense'."),
+        (["chek"], 2, "Error: No such command 'chek'. Did you mean 'check'?"),
         (["check", "--nonsense"], 2, "Error: No such option"),
         (["status", "--json", "--watch", "-c", "GOOD"], 2, "--watch is for people"),
         (
@@ -239,6 +241,9 @@ def test_json_is_one_array_of_objects(gateway: tuple[Path, int], flow: socket.so
     assert [(row["family"], row["rules"] is None) for row in rows] == [("ipv4", False), ("ipv6", True)]
     (row,) = json.loads(run("flows", "--json", "-c", config).stdout)
     assert row["client"].startswith("127.0.0.1:")
+    began = datetime.fromisoformat(row["since"])  # in UTC, as the log has it
+    assert row["since"].endswith("Z")
+    assert timedelta() <= datetime.now(UTC) - began < timedelta(minutes=5)
     (explained,) = json.loads(run("check", "--explain", *asked, "-c", config).stdout)
     assert (explained["decision"], explained["rule"]) == ("permit", "rule[0]")
 
