@@ -14,7 +14,7 @@ from gateway.config.doubts import doubts
 from gateway.config.load import load_config
 from gateway.config.schema import DEFAULT_PATH
 from gateway.model.errors import ConfigError
-from gateway.supervisor.preflight import listening, placed, refusals, surprises
+from gateway.supervisor.preflight import listening, placed, refusals, surprises, unseen
 
 
 @click.command()
@@ -26,7 +26,8 @@ def check(config_path: str | None, as_json: bool, request: str | None) -> None:
 
     Prints the configuration in effect, defaults included. If it cannot be used, or `algate run` would
     refuse it on this host, the exit code is 2 and a message names the file, the line and the key. Settings
-    that are valid but hardly meant, such as a rule that never decides, are warned of on standard error.
+    that are valid but hardly meant, such as a rule that never decides, are warned of on standard error, and so
+    is what this user may not read.
 
     \b
     Examples:
@@ -40,7 +41,7 @@ def check(config_path: str | None, as_json: bool, request: str | None) -> None:
     for message in refusals(config):
         raise ConfigError(placed(config, message, source))
     ports = () if may_run(config) else listening(config)
-    for message in (*doubts(config), *surprises(config), *ports):
+    for message in (*doubts(config), *surprises(config), *unseen(config), *ports):
         click.echo(f"algate: warning: {placed(config, message, source)}", err=True)
     if request is not None:
         explain(config, source, request, as_json)

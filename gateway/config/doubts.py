@@ -114,6 +114,14 @@ def _ways_in(config: Config, listening: Mapping[str, Endpoint]) -> Iterator[str]
             here = there.version == outside.version and (there.host == outside.host or there.ip.is_unspecified)
             if here and there.port == outside.port and "tcp" in protocol:
                 yield f"{key}.outside: {outside} is a port of {place} too, which is not reached there any more"
+    for i, entry in enumerate(config.publish):
+        outside, inside = (parse_endpoint(text).port for text in (entry.outside, entry.inside))
+        module = config.module_of(outside, entry.protocol)
+        if module is not None and config.module_of(inside, entry.protocol) is None:
+            yield (
+                f"publish[{i}].inside: port {inside} is none of alg.{module[0]}.ports, and nobody reads what comes to "
+                f"port {outside}"
+            )
     for i, entry in enumerate(config.forward):
         for transport in transports_of(entry.protocol):
             module = config.module_of(parse_endpoint(entry.inside).port, transport)

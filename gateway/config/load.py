@@ -74,15 +74,18 @@ def load_config(path: str | os.PathLike[str] | None = None) -> Config:
     the defaults (SOCKS on loopback). Raises ConfigError.
     """
     main = Path(DEFAULT_PATH if path is None else path)
-    files = [main] if path is not None or main.exists() else []
+    try:
+        there = path is not None or main.exists()
+    except OSError as error:
+        raise ConfigError(f"{main}: cannot be read: {error.strerror}") from error
+    texts = [(_text_of(main), str(main))] if there else []
     drop_ins = main.parent / DROP_INS
     try:
-        files += sorted(file for file in drop_ins.glob("*.toml") if not file.name.startswith("."))
+        files = sorted(file for file in drop_ins.glob("*.toml") if not file.name.startswith("."))
     except OSError as error:
         raise ConfigError(f"{drop_ins}: cannot be read: {error.strerror}") from error
-    if not files:
-        return parse_config("", "default configuration")
-    return _parse([(_text_of(file), str(file)) for file in files])
+    texts += [(_text_of(file), str(file)) for file in files]
+    return _parse(texts or [("", "default configuration")])
 
 
 def parse_config(text: str, source: str) -> Config:

@@ -19,7 +19,7 @@ from gateway.broker.marks import ADMITTED, MEDIA
 from gateway.config.check import parse_name_server
 from gateway.config.schema import Config, parse_endpoint
 from gateway.host.finding import Finding
-from gateway.host.foreign_chains import ruleset
+from gateway.host.foreign_chains import ruleset, why_unseen
 from gateway.host.foreign_rules import translators
 from gateway.model.certificates import SOON, end_of_authorities, end_of_chain
 from gateway.model.errors import AlgateError
@@ -223,6 +223,8 @@ def _other_translation(config: Config) -> Finding:
     found = translators((*config.module_ports(), *config.transparent.ports), config.instance)
     if found:
         return Finding("other rules", "warning", "; ".join(found), "remove them, or the port from the configuration")
+    if why := why_unseen():
+        return Finding("other rules", "warning", f"not known: {why}", "run the doctor as root")
     return Finding("other rules", "ok", "no other rules translate these ports before ours")
 
 

@@ -9,17 +9,21 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any, Literal
 
 from gateway.broker.netlink import NetfilterError
 from gateway.config.schema import Config
-from gateway.host import helpers, openings, rules
+from gateway.host import foreign_chains, helpers, openings, rules
 from gateway.host.checks import examine_host, examine_router
 from gateway.host.finding import Finding
 from gateway.host.keeper import look_at
 from gateway.host.nat_type import examine_nat
 from gateway.host.port_owners import examine_ports
+from gateway.host.programs import run_program
 from gateway.model.errors import AlgateError
+from gateway.model.requests import Network
 
 _SBIN = ":/usr/sbin:/sbin"  # not in everybody's PATH
 _DEADLINE = 30.0  # seconds for trying the kernel
@@ -45,6 +49,7 @@ def examine(config: Config) -> list[Finding]:
     found.append(_root())
     found += _programs()
     found += _interfaces(config)
+    found += _inside(config)
     found += _forwarding(config)
     found += _bridge(config)
     found += _helpers(config)
@@ -86,6 +91,38 @@ def _interfaces(config: Config) -> Iterator[Finding]:
             yield Finding(f"interface {name}", "failed", has, "correct network.inside_interfaces")
 
 
+def _inside(config: Config) -> Iterator[Finding]:
+    """Check that the inside networks are behind the inside interfaces."""
+    names = [name.replace("+", "*") for name in config.network.inside_interfaces]
+    for network in config.inside_networks if names else ():
+        try:
+            within, around = (_routes(which, network) for which in ("root", "match"))
+        except (AlgateError, ValueError) as error:
+            yield Finding(f"inside {network}", "warning", f"its routes are not known: {error}")
+            continue
+        around = [route for route in around if route["dst"] != "default"]  # that one leads outside
+        around.sort(key=lambda route: int(str(route["dst"]).partition("/")[2] or 0))  # the narrowest one counts
+        hops = [hop for route in (*around[-1:], *within) for hop in (route, *route.get("nexthops", ()))]
+        ways = list(dict.fromkeys(str(hop["dev"]) for hop in hops if "dev" in hop))
+        if any(fnmatchcase(way, name) for way in ways for name in names):
+            yield Finding(f"inside {network}", "ok", f"behind {', '.join(ways)}")
+        else:
+            where = (
+                f"is behind {', '.join(ways)}, which is no inside interface"
+                if ways
+                else "no route but a default one leads there"
+            )
+            remedy = "correct network.inside or network.inside_interfaces"
+            yield Finding(f"inside {network}", "warning", where, remedy)
+
+
+def _routes(which: Literal["root", "match"], network: Network) -> list[dict[str, Any]]:
+    """Return the routes of the main table to parts of the network ("root") or to all of it and more ("match")."""
+    argv = ["ip", "-j", f"-{network.version}", "route", "show", which, str(network)]
+    routes: list[dict[str, Any]] = json.loads(run_program(argv) or "[]")
+    return routes
+
+
 def _forwarding(config: Config) -> Iterator[Finding]:
     for version, key in ((4, "net/ipv4/ip_forward"), (6, "net/ipv6/conf/all/forwarding")):
         if not any(network.version == version for network in config.inside_networks):
@@ -115,6 +152,9 @@ def _bridge(config: Config) -> Iterator[Finding]:
 def _helpers(config: Config) -> Iterator[Finding]:
     modules = helpers.ports_of(config)
     found = helpers.attached(modules)
+    if not found and (why := foreign_chains.why_unseen()):
+        yield Finding("kernel helpers", "warning", f"not known: {why}", "run the doctor as root")
+        return
     for name in helpers.HELPERS:
         if name not in modules:
             continue
@@ -137,7 +177,16 @@ def _rules(config: Config) -> Iterator[Finding]:
             yield Finding("rules", "warning", f"not as they were applied: {look.detail}", "algate rules apply")
         case "unknown":
             yield Finding("rules", "warning", look.detail, "run the doctor as root")
-    if config.broker_wanted and Path(config.process.run_dir, "supervisor.sock").exists():
+    if not config.broker_wanted:
+        return
+    try:
+        runs = Path(config.process.run_dir, "supervisor.sock").exists()
+    except OSError as error:
+        yield Finding(
+            "table of pinholes", "warning", f"{config.process.run_dir}: {error.strerror}", "run the doctor as root"
+        )
+        return
+    if runs:
         try:
             whole = _is_whole(config.instance)
         except NetfilterError as error:

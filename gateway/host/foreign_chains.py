@@ -49,6 +49,15 @@ def ruleset() -> list[dict[str, Any]]:
     return entries
 
 
+def why_unseen() -> str:
+    """Return why this process does not see the rules of other programs; "" if it does."""
+    try:
+        ruleset()
+    except AlgateError as error:
+        return str(error)
+    return ""
+
+
 def dropping(entries: Sequence[Mapping[str, Any]], instance: str) -> list[Chain]:
     """Return the chains at input and forward that drop what they do not know: by their policy, or by a rule without a
     condition in them or in a chain that they lead to. iptables-nft's own chains are left out, because our jumps come

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,21 @@ _SPOKEN = {"pcp": "PCP", "natpmp": "NAT-PMP", "upnp": "UPnP"}
 
 def examine_nat(config: Config, proc: Path = _PROC) -> Iterator[Finding]:
     """Return the checks. `proc` is /proc/sys."""
-    yield _ports()
+    try:
+        ipv4, ipv6, nft = list(_of_iptables("iptables-save")), list(_of_iptables("ip6tables-save")), list(_of_nft())
+    except AlgateError as error:
+        yield Finding("NAT type", "warning", f"not known: {error}", "run the doctor as root")
+    else:
+        yield _ports([*_random_iptables([*ipv4, *ipv6]), *_random_nft(nft)])
+        yield from _translation(config, bool(ipv4) or any(rule["family"] in ("ip", "inet") for rule, _ in nft))
     yield from _timeouts(proc)
     if config.portmap_wanted or config.forward:
         yield from _public(config)
 
 
-def _ports() -> Finding:
-    """Check whether one socket leaves from one port, to whomever it sends (REQ-1)."""
-    try:
-        rules = [*_random_iptables(), *_random_nft()]
-    except AlgateError as error:
-        return Finding("NAT type", "warning", f"not known: {error}", "run the doctor as root")
+def _ports(rules: Sequence[str]) -> Finding:
+    """Check whether one socket leaves from one port, to whomever it sends (REQ-1). `rules`: those that choose ports at
+    random."""
     if rules:
         return Finding(
             "NAT type",
@@ -45,21 +48,48 @@ def _ports() -> Finding:
     return Finding("NAT type", "ok", "moderate: one socket leaves from one port; with a mapping it is open")
 
 
-def _random_iptables() -> Iterator[str]:
-    for program in ("iptables-save", "ip6tables-save"):
-        for line in run_program([program, "-t", "nat"]).splitlines():
-            words = shlex.split(line) if line.startswith("-A ") else []
-            if {"MASQUERADE", "SNAT"} & {*words} and {"--random", "--random-fully"} & {*words}:
-                yield line
+def _translation(config: Config, there: bool) -> Iterator[Finding]:
+    """Check whether a rule translates what IPv4 clients send from private addresses; `there`: this host has one."""
+    private = [network for network in config.inside_networks if network.version == 4 and network.is_private]
+    if not private:
+        return
+    if there:
+        yield Finding("translation", "ok", "this host has rules that translate source addresses")
+    else:
+        yield Finding(
+            "translation",
+            "warning",
+            f"no rule translates what clients of {private[0]} send, so servers outside cannot answer them, unless"
+            " another router translates",
+            "iptables -t nat -A POSTROUTING -o OUTSIDE-INTERFACE -j MASQUERADE",
+        )
 
 
-def _random_nft() -> Iterator[str]:
+def _of_iptables(program: str) -> Iterator[str]:
+    """Yield the rules of iptables or ip6tables that translate source addresses."""
+    for line in run_program([program, "-t", "nat"]).splitlines():
+        if line.startswith("-A ") and {"MASQUERADE", "SNAT", "NETMAP"} & {*shlex.split(line)}:
+            yield line
+
+
+def _of_nft() -> Iterator[tuple[dict[str, Any], Any]]:
+    """Yield the rules of nftables that translate source addresses, and what they say of it."""
     for entry in ruleset():
         rule: dict[str, Any] = entry.get("rule", {})
         for expression in rule.get("expr", ()):
-            target = next((expression[kind] for kind in ("masquerade", "snat") if kind in expression), None)
-            if isinstance(target, dict) and {"random", "fully-random"} & {*_flags(target)}:
-                yield f"table {rule['family']} {rule['table']} chain {rule['chain']}"
+            for kind in ("masquerade", "snat"):
+                if kind in expression:
+                    yield rule, expression[kind]
+
+
+def _random_iptables(lines: Iterable[str]) -> Iterator[str]:
+    return (line for line in lines if {"--random", "--random-fully"} & {*shlex.split(line)})
+
+
+def _random_nft(rules: Iterable[tuple[dict[str, Any], Any]]) -> Iterator[str]:
+    for rule, target in rules:
+        if isinstance(target, dict) and {"random", "fully-random"} & {*_flags(target)}:
+            yield f"table {rule['family']} {rule['table']} chain {rule['chain']}"
 
 
 def _flags(target: dict[str, Any]) -> list[str]:

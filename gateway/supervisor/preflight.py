@@ -19,19 +19,24 @@ from gateway.supervisor.shared_files import SharedFiles
 def refusals(config: Config) -> Iterator[str]:
     """Return each reason why `algate run` would not start on this host, as "KEY: what is wrong".
 
-    What this user may not look at is left out.
+    What this user may not look at is left out; `unseen` has it.
     """
-    try:
-        SharedFiles(config).close()
-    except ConfigError as error:
-        if "Permission denied" not in str(error) or os.geteuid() == 0:
-            yield str(error)
+    wrong = _wrong_with_files(config)
+    if wrong and not _is_for_others(wrong):
+        yield wrong
     if is_privileged():
         yield from _accounts(config)
     run_dir = Path(config.process.run_dir)
     there = next((path for path in (run_dir, *run_dir.parents) if os.path.lexists(path)), run_dir)
     if not there.is_dir():
         yield f"process.run_dir: {run_dir} cannot be used: {there} is no directory"
+
+
+def unseen(config: Config) -> Iterator[str]:
+    """Return what this user may not look at, so that it was not checked, as "KEY: what it is"."""
+    wrong = _wrong_with_files(config)
+    if wrong and _is_for_others(wrong):
+        yield f"{wrong}; root, or the user of the service, can check it"
 
 
 def surprises(config: Config) -> Iterator[str]:
@@ -44,7 +49,7 @@ def surprises(config: Config) -> Iterator[str]:
         ):
             has = ", ".join(interface for interface in there if interface != "lo") or "none but lo"
             yield f"network.inside_interfaces[{i}]: this host has no interface {name} now (it has {has})"
-    if config.log.target == "syslog" and config.log.syslog.startswith("/") and not Path(config.log.syslog).exists():
+    if config.log.target == "syslog" and config.log.syslog.startswith("/") and not os.path.exists(config.log.syslog):
         yield f"log.syslog: {config.log.syslog} is not there now: lines are lost until it is"
 
 
@@ -64,6 +69,19 @@ def listening(config: Config) -> Iterator[str]:
 def placed(config: Config, message: str, source: str) -> str:
     """Return the message with FILE:LINE of its key before it; `source` if that is not known."""
     return f"{line_of(config.loaded.places, path_in(message)) or source}: {message}"
+
+
+def _wrong_with_files(config: Config) -> str:
+    """Return the first reason why the users file, the keytab or a certificate cannot be used; "" if all can."""
+    try:
+        SharedFiles(config).close()
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def _is_for_others(wrong: str) -> bool:
+    return "Permission denied" in wrong and os.geteuid() != 0
 
 
 def _accounts(config: Config) -> Iterator[str]:

@@ -75,7 +75,7 @@ class SharedFiles:
         self._files: list[SharedFile] = []
         users = SharedFile("users", "socks.users", Path(socks.users), _check_users)
         # Without passwords it is only asked for groups, and need not be there.
-        if "password" in socks.auth or ({"ident", "gssapi"} & set(socks.auth) and users.path.exists()):
+        if "password" in socks.auth or ({"ident", "gssapi"} & set(socks.auth) and os.path.lexists(users.path)):
             self._files.append(users)
         if "gssapi" in socks.auth:
             self._files.append(SharedFile("keytab", "socks.gssapi.keytab", Path(socks.gssapi.keytab), _check_keytab))

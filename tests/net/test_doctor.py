@@ -115,6 +115,25 @@ def test_somebody_else_translates_the_same_ports(lab: Lab, add: str, remove: str
         lab.run("router", ["sh", "-c", remove])
 
 
+def test_what_it_may_not_see_it_does_not_call_well(lab: Lab) -> None:
+    config = lab.write_config()
+    argv: list[str | Path] = [
+        "setpriv",
+        "--inh-caps=-all",
+        "--bounding-set=-all",
+        algate(),
+        "doctor",
+        "-c",
+        config,
+        "--json",
+    ]
+    done = lab.run("router", argv, check=False)
+    found = {finding["check"]: finding for finding in json.loads(done.stdout)}
+    for name in ("kernel helpers", "other rules", "NAT type", "rules"):
+        assert (found[name]["status"], found[name]["remedy"]) == ("warning", "run the doctor as root"), found[name]
+    assert not [name for name in found if name.startswith("kernel helper ")]
+
+
 def test_our_own_rules_are_not_others(lab: Lab) -> None:
     gateway = lab.start_gateway()
     assert findings(lab, gateway.config)["other rules"]["status"] == "ok"
@@ -136,6 +155,32 @@ def test_a_nat_that_is_strict(lab: Lab) -> None:
     assert (found["NAT type"]["status"], found["NAT type"]["detail"].partition(":")[0]) == ("warning", "strict")
     assert "--random-fully" in found["NAT type"]["detail"]
     assert found["UDP timeout"]["status"] == "warning"
+
+
+def test_a_router_that_translates_nothing(lab: Lab) -> None:
+    config = lab.write_config()
+    assert findings(lab, config)["translation"]["status"] == "ok"
+    saved = lab.run("router", ["iptables-save", "-t", "nat"]).stdout
+    lab.run("router", ["iptables", "-t", "nat", "-F", "POSTROUTING"])
+    try:
+        found = findings(lab, config)["translation"]
+    finally:
+        lab.run("router", ["iptables-restore"], stdin=saved)
+    assert found["status"] == "warning"
+    assert "MASQUERADE" in found["remedy"]
+
+
+def test_inside_networks_that_are_elsewhere(lab: Lab) -> None:
+    """`inside` that no route knows, that is outside, and that is a part of what is inside."""
+    networks = ["10.9.9.0/24", "203.0.113.0/24", "192.168.56.128/25", "192.168.0.0/16"]
+    found = findings(lab, lab.write_config(network={"inside": networks}))
+    said = [(found[f"inside {network}"]["status"], found[f"inside {network}"]["detail"]) for network in networks]
+    assert said == [
+        ("warning", "no route but a default one leads there"),
+        ("warning", "is behind eth0, which is no inside interface"),
+        ("ok", "behind eth1"),
+        ("ok", "behind eth1"),
+    ]
 
 
 def test_another_nat_in_front(lab: Lab) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import os
 import random
 import socket
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -168,6 +172,10 @@ def test_every_key_is_found_on_the_line_on_which_it_stands(document: dict[str, o
             ROUTER + '[console]\nlisten = "203.0.113.2:2121"\n' + PUBLISH.format(2121, 21),
             "publish[0].outside: 203.0.113.2:2121 is a port of console.listen too",
         ),
+        (
+            ROUTER + PUBLISH.format(21, 2121),
+            "publish[0].inside: port 2121 is none of alg.ftp.ports, and nobody reads what comes to port 21",
+        ),
         (ROUTER + FORWARD.format(2121, 21), "forward[0].inside: its port is one of alg.ftp.ports, and nobody reads"),
         ('[alg.pptp]\nmode = "rewrite"\nports = []', "alg.pptp.ports: is empty, so the module reads nothing"),
     ],
@@ -232,6 +240,62 @@ def test_what_this_host_has_not_is_told(
         )
         (tmp_path / "supervisor.sock").touch()  # as if this gateway ran: it is the other program then
         assert [line.partition(": log.")[2][:6] for line in said_by_check(monkeypatch, capsys, path)[1]] == ["syslog"]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that everybody may look into."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """This process is an ordinary user."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_what_this_user_may_not_read_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, users, closed = folder / "algate.toml", folder / "users", folder / "closed"
+    path.write_text(
+        f'[process]\nrun_dir = "{closed}/run"\n[console]\nlisten = ""\n'
+        f'[socks]\nauth = ["password"]\nusers = "{users}"\n'
+    )
+    users.touch()
+    closed.mkdir()
+    assert said_by_check(monkeypatch, capsys, path) == (0, [])
+    users.chmod(0)
+    closed.chmod(0)
+    with as_nobody():
+        said = said_by_check(monkeypatch, capsys, path)
+    closed.chmod(0o700)
+    denied = "cannot be read: Permission denied"
+    by_others = f"socks.users: {users}: {denied}; root, or the user of the service, can check it"
+    assert said == (0, [f"algate: warning: FILE:7: {by_others}"])
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o444])  # of the folder: it may not be entered
+def test_a_file_that_this_user_may_not_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch, mode: int) -> None:
+    etc = folder / "etc"
+    etc.mkdir()
+    path = files(etc, main="")
+    monkeypatch.setattr("gateway.config.load.DEFAULT_PATH", path)
+    etc.chmod(mode)
+    with as_nobody():
+        for asked in (path, None):
+            with pytest.raises(ConfigError) as caught:
+                load_config(asked)
+            assert str(caught.value) == f"{path}: cannot be read: Permission denied"
+    etc.chmod(0o755)
 
 
 def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
