@@ -38,6 +38,7 @@ def doubts(config: Config) -> Iterator[str]:
                 yield f"rule[{i}].{key}: never matches: by no method of socks.auth does a client prove who it is"
     yield from _network(config)
     yield from _ways_in(config, listening)
+    yield from _published_unread(config)
     for name, module in config.alg.items():
         if module.mode is not Mode.OFF and not module.ports:
             yield f"alg.{name}.ports: is empty, so the module reads nothing"
@@ -114,14 +115,6 @@ def _ways_in(config: Config, listening: Mapping[str, Endpoint]) -> Iterator[str]
             here = there.version == outside.version and (there.host == outside.host or there.ip.is_unspecified)
             if here and there.port == outside.port and "tcp" in protocol:
                 yield f"{key}.outside: {outside} is a port of {place} too, which is not reached there any more"
-    for i, entry in enumerate(config.publish):
-        outside, inside = (parse_endpoint(text).port for text in (entry.outside, entry.inside))
-        module = config.module_of(outside, entry.protocol)
-        if module is not None and config.module_of(inside, entry.protocol) is None:
-            yield (
-                f"publish[{i}].inside: port {inside} is none of alg.{module[0]}.ports, and nobody reads what comes to "
-                f"port {outside}"
-            )
     for i, entry in enumerate(config.forward):
         for transport in transports_of(entry.protocol):
             module = config.module_of(parse_endpoint(entry.inside).port, transport)
@@ -131,6 +124,18 @@ def _ways_in(config: Config, listening: Mapping[str, Endpoint]) -> Iterator[str]
                     "forwarded; [[publish]] is for such servers"
                 )
                 break
+
+
+def _published_unread(config: Config) -> Iterator[str]:
+    """Find published servers that a module would read by their port outside: it is the port inside that counts."""
+    for i, entry in enumerate(config.publish):
+        outside, inside = (parse_endpoint(text).port for text in (entry.outside, entry.inside))
+        module = config.module_of(outside, entry.protocol)
+        if module is not None and config.module_of(inside, entry.protocol) is None:
+            yield (
+                f"publish[{i}].inside: port {inside} is none of alg.{module[0]}.ports, and nobody reads what comes to "
+                f"port {outside}"
+            )
 
 
 def _accounts(config: Config) -> Iterator[str]:

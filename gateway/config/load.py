@@ -19,7 +19,7 @@ from alg.registry import BrokenModule, declared
 from gateway.config.access_file import AccessError, Lookups, parse_access_file
 from gateway.config.check import BadValue, check
 from gateway.config.messages import readable, resembling
-from gateway.config.places import lines_of, nearest, path_in
+from gateway.config.places import lines_of, nearest, others_in, path_in
 from gateway.config.schema import DEFAULT_ALG, DEFAULT_PATH, AlgSection, Config
 from gateway.config.schema_rules import Loaded
 from gateway.model.certificates import load_authorities, load_chain
@@ -154,12 +154,14 @@ def _is_array_of_tables(value: Any) -> TypeGuard[list[dict[str, Any]]]:
 
 
 def _place(sources: list[_Source], message: str) -> str:
-    """Return FILE:LINE of the key with which a message begins; only the first file's name if the key is in no file (a
-    default)."""
-    path = path_in(message)
-    found = [place for source in reversed(sources) if (place := source.place(path)) is not None]
-    # Of a table that stands in several files the one with the key itself; of a key that is set twice the last.
-    return max(found, default=(0, sources[0].name), key=lambda place: place[0])[1]
+    """Return FILE:LINE of the key with which a message begins; if that is in no file (a default), of the key that it is
+    at odds with; only the first file's name if there is none either."""
+    for path in (path_in(message), *others_in(message)):
+        found = [place for source in reversed(sources) if (place := source.place(path)) is not None]
+        if found:
+            # Of a table that stands in several files the one with the key itself; of a key that is set twice the last.
+            return max(found, key=lambda place: place[0])[1]
+    return sources[0].name
 
 
 def _load_others(config: Config, sources: list[_Source]) -> Loaded:

@@ -74,6 +74,11 @@ def path_in(message: str) -> str:
     return found[0] if found else ""
 
 
+def others_in(message: str) -> list[str]:
+    """Return what may be the paths of further keys in a message ("... is taken by socks.listen[0]")."""
+    return re.findall(r"\b[a-z]\w*(?:\.[\w-]+|\[\d+\])+", message.partition(":")[2])
+
+
 def _path(dotted: str) -> str:
     return ".".join(name.strip("\"'") for name in re.findall(_NAME, dotted))
 
