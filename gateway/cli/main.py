@@ -10,17 +10,7 @@ import click
 
 from gateway import __version__
 
-_rich = sys.modules.get("rich")
-sys.modules["rich"] = None  # type: ignore[assignment]  # structlog loads it where it is there: a tenth of a second
-import structlog  # noqa: E402, F401
-
-if _rich is None:
-    del sys.modules["rich"]
-else:
-    sys.modules["rich"] = _rich
-
-from gateway.model.errors import AlgateError, ConfigError  # noqa: E402
-from gateway.observe.sinks import said_to  # noqa: E402
+from gateway.model.errors import AlgateError, ConfigError
 
 EXIT_FAILED = 1
 EXIT_CONFIG = 2
@@ -105,8 +95,14 @@ def main() -> None:
     try:
         cli()
     except ConfigError as error:
-        click.echo(f"{said_to(sys.stderr)}algate: {error}", err=True)
+        _say(error)
         sys.exit(EXIT_CONFIG)
     except AlgateError as error:
-        click.echo(f"{said_to(sys.stderr)}algate: {error}", err=True)
+        _say(error)
         sys.exit(EXIT_FAILED)
+
+
+def _say(error: AlgateError) -> None:
+    from gateway.observe.sinks import said_to  # it brings the log, which the client's commands do without
+
+    click.echo(f"{said_to(sys.stderr)}algate: {error}", err=True)

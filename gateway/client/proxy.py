@@ -5,9 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from alg.socks.dialogue import Kind
@@ -37,8 +35,24 @@ class ProxySyntaxError(ValueError):
     """The description of a proxy cannot be understood. The message says what is wrong, and where."""
 
 
-@dataclass(frozen=True)
-class Proxy:
+class _Proxy(NamedTuple):
+    """What is known of a proxy. Tuples and no dataclasses: those load `inspect`, which takes longer than all of this
+    package, and programs wait for it."""
+
+    kind: str
+    host: str
+    port: int
+    user: str
+    password: str
+    tls: bool
+    ca: str
+    certificate: str
+    name: str
+    gssapi: ProtectionName | None
+    service: str
+
+
+class Proxy(_Proxy):
     """One proxy. It resolves names itself (except for SOCKS 4, which has no names).
 
     `Proxy("socks5://192.0.2.1")` is the same as `Proxy.parse` of that URL; `kind` and `host` are what it says.
@@ -48,24 +62,31 @@ class Proxy:
     `host`). `gssapi`: Kerberos with at least this protection, with a ticket for `service` at `host`.
     """
 
-    kind: str
-    host: str = ""
-    port: int = DEFAULT_PORT
-    user: str = ""
-    password: str = field(default="", repr=False)
-    tls: bool = False
-    ca: str = ""
-    certificate: str = ""
-    name: str = ""
-    gssapi: ProtectionName | None = None
-    service: str = "rcmd"
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        if not self.host:
-            for name, value in vars(Proxy.parse(self.kind)).items():
-                object.__setattr__(self, name, value)
-        elif self.kind not in KINDS:
-            raise ProxySyntaxError(f"{_shown(self.kind)} is no kind of proxy ({', '.join(KINDS)})")
+    def __new__(
+        cls,
+        kind: str,
+        host: str = "",
+        port: int = DEFAULT_PORT,
+        user: str = "",
+        password: str = "",
+        tls: bool = False,
+        ca: str = "",
+        certificate: str = "",
+        name: str = "",
+        gssapi: ProtectionName | None = None,
+        service: str = "rcmd",
+    ) -> Proxy:
+        if not host:
+            return cls.parse(kind)
+        if kind not in KINDS:
+            raise ProxySyntaxError(f"{_shown(kind)} is no kind of proxy ({', '.join(KINDS)})")
+        return super().__new__(cls, kind, host, port, user, password, tls, ca, certificate, name, gssapi, service)
+
+    def __repr__(self) -> str:
+        """All but the password."""
+        return f"Proxy({', '.join(f'{key}={value!r}' for key, value in self._asdict().items() if key != 'password')})"
 
     @classmethod
     def parse(cls, url: str) -> Proxy:
@@ -129,33 +150,39 @@ class Proxy:
         return f"{scheme}://{self.user + '@' if self.user else ''}{host}:{self.port}"
 
 
-@dataclass(frozen=True, init=False)
-class Chain:
+class Chain(tuple[Proxy, ...]):
     """Proxies, each reached through the one before it. The last one carries out the request."""
 
-    proxies: tuple[Proxy, ...]
+    __slots__ = ()
 
-    def __init__(self, proxies: Iterable[str | Proxy]) -> None:
+    def __new__(cls, proxies: str | Proxy | Iterable[str | Proxy]) -> Chain:
         """Make a chain of proxies and URLs of proxies. Raises ProxySyntaxError."""
-        several = (proxies,) if isinstance(proxies, str) else proxies
-        made = tuple(proxy if isinstance(proxy, Proxy) else Proxy.parse(proxy) for proxy in several)
+        several = (proxies,) if isinstance(proxies, str | Proxy) else proxies
+        made = super().__new__(cls, (proxy if isinstance(proxy, Proxy) else Proxy.parse(proxy) for proxy in several))
         if not made:
             raise ProxySyntaxError("a chain of no proxies")
-        object.__setattr__(self, "proxies", made)
+        return made
+
+    def __repr__(self) -> str:
+        return f"Chain({list(self)!r})"
 
     @classmethod
     def of(cls, via: Via) -> Chain:
         """Make a chain from any description of proxies. Raises ProxySyntaxError."""
         if isinstance(via, Chain):
             return via
-        return cls((via,) if isinstance(via, Proxy) else via)
+        return cls(via)
+
+    @property
+    def proxies(self) -> tuple[Proxy, ...]:
+        return self
 
     @property
     def last(self) -> Proxy:
-        return self.proxies[-1]
+        return self[-1]
 
     def __str__(self) -> str:
-        return " ".join(map(str, self.proxies))
+        return " ".join(map(str, self))
 
 
 Via = str | Proxy | Chain | Iterable[str | Proxy]
@@ -173,14 +200,15 @@ def configured(environment: Mapping[str, str] = os.environ) -> Chain | None:
             except ProxySyntaxError as error:
                 raise ProxySyntaxError(f"{variable}: {error}") from None
     home = environment.get("XDG_CONFIG_HOME") or os.path.join(environment.get("HOME", "/"), ".config")
-    return read_file(Path(home, CLIENT_FILE))
+    return read_file(os.path.join(home, CLIENT_FILE))
 
 
-def read_file(path: Path) -> Chain | None:
+def read_file(path: str) -> Chain | None:
     """Read the chain from a file with `via = "URL"` or `via = ["URL", ...]`; None if there is no file. Raises
     ProxySyntaxError."""
     try:
-        text = path.read_text()
+        with open(path) as file:
+            text = file.read()
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -225,7 +253,8 @@ def _options(url: str, parts: SplitResult) -> dict[str, str]:
 def _password(file: str) -> str:
     """Read the first line of a file. Raises ProxySyntaxError."""
     try:
-        lines = Path(file).expanduser().read_text().splitlines()
+        with open(os.path.expanduser(file)) as opened:
+            lines = opened.read().splitlines()
     except (OSError, ValueError) as error:
         raise ProxySyntaxError(f"{file}: {error}") from None
     if not lines or not lines[0]:

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gateway.client.engine import kernel
+from gateway.client.engine.outcome import NOT_EXECUTABLE, NOT_FOUND, NoEngine
 
 OWN4, OWN6 = "10.0.2.100", "fd00:2::100"  # the program's own addresses
 NAME_SERVER = "10.0.2.3"
 ASIDE = "/tmp"  # noqa: S108 - a directory that every system has; covered for a moment, in a namespace of our own
 CONNECT_TIMEOUT = 2.0  # seconds for the program to accept; its backlog may be full
-NOT_FOUND, NOT_EXECUTABLE = 127, 126  # exit codes, as shells have them
 
 _FAILED, _READY, _ENDED, _IDS = b"F", b"R", b"E", b"I"
 # Nothing that has a port here leaves by itself: streams come to the listener, datagrams to the transparent socket.
@@ -48,10 +48,6 @@ table inet algate {{
 """
 
 
-class NoNamespace(Exception):
-    """This system does not let us make one; the message says why."""
-
-
 class Sockets(NamedTuple):
     """What is made inside: listeners of streams, transparent sockets of datagrams, and the name server's."""
 
@@ -66,7 +62,7 @@ class Namespace:
     """A namespace with a program in it."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        """Make it, and start the program. Raises NoNamespace, and nothing was started then. Call it while there is one
+        """Make it, and start the program. Raises NoEngine, and nothing was started then. Call it while there is one
         thread."""
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.pid = os.fork()
@@ -80,7 +76,7 @@ class Namespace:
         if message[:1] != _READY:
             here.close()
             os.waitpid(self.pid, 0)
-            raise NoNamespace(message[1:].decode() or "the child has ended")
+            raise NoEngine(message[1:].decode() or "the child has ended")
         self.sockets = Sockets(*(socket.socket(fileno=fd) for fd in fds))
 
     def begin(self) -> None:

@@ -9,16 +9,18 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from gateway.client.engine.carry import Carrier
 from gateway.client.engine.messages import Messages, say, thread
 from gateway.client.engine.names import Names
-from gateway.client.engine.namespace import Namespace, NoNamespace
-from gateway.client.engine.publish import parse_published, publish
-from gateway.client.engine.supervised import NoSupervision, Program, Watcher
+from gateway.client.engine.outcome import NoEngine, Started
 from gateway.client.programs.common import EXIT_USAGE, command_line, parser, run
 from gateway.client.proxy import Chain
+
+# What only one engine, or one option, needs is imported where it is used: imports are most of the time until the
+# program begins.
+Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
+Serve = Callable[[Chain, Names, Networks, float, Messages], None]  # begins to serve what the program will ask for
 
 TIMEOUT = 30.0
 NOT_COVERED = {
@@ -56,29 +58,22 @@ def _execute(options: argparse.Namespace, chain: Chain) -> int:
     except ValueError as error:
         return _usage(f"--direct: {error}")
     try:
-        ports = [parse_published(text) for text in options.publish]
+        publish = _published(options, chain)
     except ValueError as error:
         return _usage(f"--publish {error}")
-    names = Names(chain, options.dns, options.timeout)
     try:
-        said, program = _engine(options, command)
-    except (NoNamespace, NoSupervision) as error:
+        said, program, serve = _engine(options, command)
+    except NoEngine as error:
         return _usage(str(error))
-    messages = Messages(options.trace)
     _take_descriptors()
-    if isinstance(program, Namespace):
-        Carrier(program, chain, names, direct, options.timeout, messages).start()
-    else:
-        Watcher(program, chain, names, direct, options.timeout, messages).start()
+    serve(chain, Names(chain, options.dns, options.timeout), direct, options.timeout, Messages(options.trace))
     if not options.quiet:
         say(f"through {chain}, {said}.")
     for number in (signal.SIGINT, signal.SIGQUIT):  # from the terminal they come to the program too
         signal.signal(number, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda got, _frame: program.signal(got))
-    inward = program.inward
-    for published in ports:
-        thread(publish, published, chain, inward, options.timeout)
+    publish(program)
     program.begin()
     code = program.wait()
     sys.stderr.flush()
@@ -92,37 +87,62 @@ def _take_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _engine(options: argparse.Namespace, command: Sequence[str]) -> tuple[str, Namespace | Program]:
+def _published(options: argparse.Namespace, chain: Chain) -> Callable[[Started], None]:
+    """Read what is to be published. Returns what publishes it, once there is a program. Raises ValueError."""
+    if not options.publish:
+        return lambda program: None
+    from gateway.client.engine.publish import parse_published, publish
+
+    ports = [parse_published(text) for text in options.publish]
+
+    def begin(program: Started) -> None:
+        for published in ports:
+            thread(publish, published, chain, program.inward, options.timeout)
+
+    return begin
+
+
+def _engine(options: argparse.Namespace, command: Sequence[str]) -> tuple[str, Started, Serve]:
     """Start the program by the engine that was asked for: by default in a namespace, and where none can be made by
-    notification. Returns what is said of the engine, and the program. Raises NoNamespace, NoSupervision."""
+    notification. Returns what is said of the engine, the program, and what serves it. Raises NoEngine."""
     if options.engine == "seccomp":
-        return _by("seccomp"), _supervised(options, command, "")
+        return _by("seccomp"), *_supervised(options, command, "")
     try:
-        return _by("namespace"), Namespace(command)
-    except NoNamespace as error:
+        return _by("namespace"), *_in_namespace(command)
+    except NoEngine as error:
         why = (
             f"no namespace: {error}. It needs unprivileged user namespaces (sysctl user.max_user_namespaces, "
             "kernel.apparmor_restrict_unprivileged_userns) and nft with tproxy"
         )
         if options.engine == "namespace":
-            raise NoNamespace(why) from None
-        program = _supervised(options, command, f"{why}; ")
-        return f"no namespace ({error}): {_by('seccomp')}", program
+            raise NoEngine(why) from None
+        return f"no namespace ({error}): {_by('seccomp')}", *_supervised(options, command, f"{why}; ")
 
 
 def _by(engine: str) -> str:
     return f"by {engine}. Not covered: {NOT_COVERED[engine]}"
 
 
-def _supervised(options: argparse.Namespace, command: Sequence[str], why: str) -> Program:
+def _in_namespace(command: Sequence[str]) -> tuple[Started, Serve]:
+    from gateway.client.engine.carry import Carrier
+    from gateway.client.engine.namespace import Namespace
+
+    space = Namespace(command)
+    return space, lambda *how: Carrier(space, *how).start()
+
+
+def _supervised(options: argparse.Namespace, command: Sequence[str], why: str) -> tuple[Started, Serve]:
     if options.strict:
-        raise NoSupervision(f"{why}--strict: seccomp does not cover all ({NOT_COVERED['seccomp']})")
+        raise NoEngine(f"{why}--strict: seccomp does not cover all ({NOT_COVERED['seccomp']})")
     if options.dns == "off":
-        raise NoSupervision(f"{why}--dns off is for the namespace only")
+        raise NoEngine(f"{why}--dns off is for the namespace only")
+    from gateway.client.engine.supervised import Program, Watcher
+
     try:
-        return Program(command)
-    except NoSupervision as error:
-        raise NoSupervision(f"{why}no supervision: {error} (it needs Linux 5.9 on x86-64 or arm64)") from None
+        program = Program(command)
+    except NoEngine as error:
+        raise NoEngine(f"{why}no supervision: {error} (it needs Linux 5.9 on x86-64 or arm64)") from None
+    return program, lambda *how: Watcher(program, *how).start()
 
 
 def _usage(text: str) -> int:

@@ -23,7 +23,7 @@ from gateway.client.blocking import Address, Datagrams, connect, connect_socket,
 from gateway.client.engine import kernel, notify
 from gateway.client.engine.messages import Messages, thread
 from gateway.client.engine.names import Names, serve_datagrams, serve_stream
-from gateway.client.engine.namespace import NOT_EXECUTABLE, NOT_FOUND
+from gateway.client.engine.outcome import NOT_EXECUTABLE, NOT_FOUND, NoEngine
 from gateway.client.proxy import Chain
 
 Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
@@ -43,15 +43,11 @@ _LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 _NAME_SERVICES = (b"/run/nscd/", b"/var/run/nscd/", b"/run/systemd/resolve/", b"/run/avahi-daemon/")
 
 
-class NoSupervision(Exception):
-    """This system does not let us; the message says why."""
-
-
 class Program:
     """A program that waits with its connections for this process."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        """Start it, up to the point where it waits for `begin`. Raises NoSupervision. Call it while there is one
+        """Start it, up to the point where it waits for `begin`. Raises NoEngine. Call it while there is one
         thread."""
         reading, writing = os.pipe()
         wait, go = os.pipe()
@@ -68,12 +64,12 @@ class Program:
         os.close(reading)
         try:
             if message[:1] != b"R":
-                raise NoSupervision(message[1:].decode() or "the child has ended")
+                raise NoEngine(message[1:].decode() or "the child has ended")
             self.listener = notify.Listener(notify.descriptor_of(self.pid, struct.unpack("i", message[1:])[0]))
-        except (OSError, NoSupervision) as error:
+        except (OSError, NoEngine) as error:
             os.close(go)
             os.waitpid(self.pid, 0)
-            raise NoSupervision(str(error)) from None
+            raise NoEngine(str(error)) from None
 
     def begin(self) -> None:
         """Let the program run."""

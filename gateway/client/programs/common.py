@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from alg.socks.errors import ProxyError
 from gateway.client.proxy import Chain, Proxy, ProxySyntaxError, configured
@@ -19,12 +19,22 @@ Body = Callable[[argparse.Namespace, Chain], int]
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
     """A parser with the options of all of them."""
-    made = argparse.ArgumentParser(name, description=description)
+    made = argparse.ArgumentParser(name, description=description, formatter_class=_formatter)
     where = "ALGATE_PROXY, ALL_PROXY, SOCKS_SERVER, ~/.config/algate/client.toml"
     made.add_argument("--via", action="append", metavar="URL", help=f"the proxy; again for a chain (default: {where})")
     seconds = "seconds for a connection (%(default)g)"
     made.add_argument("--timeout", type=float, default=TIMEOUT, metavar="SECONDS", help=seconds)
     return made
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    """Help for a terminal as wide as this one. Where nobody says how wide, argparse asks shutil, for each option and
+    before anybody wants help; and shutil loads everything that compresses."""
+    try:
+        width = os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError):
+        width = 80
+    return argparse.HelpFormatter(prog, width=width - 2)
 
 
 def run(options: argparse.Namespace, body: Body, name: str) -> int:
@@ -54,7 +64,7 @@ def with_passwords(chain: Chain) -> Chain:
     from getpass import getpass  # it takes long to load
 
     asked = (
-        replace(proxy, password=getpass(f"Password for {proxy}: ")) if _is_asked(proxy) else proxy
+        proxy._replace(password=getpass(f"Password for {proxy}: ")) if _is_asked(proxy) else proxy
         for proxy in chain.proxies
     )
     return Chain(tuple(asked))
