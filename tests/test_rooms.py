@@ -61,6 +61,7 @@ LARGE = {
     "alg/irc/module.py:IrcModule": "the state of one connection",
     "alg/rtsp/module.py:RtspModule": "the state of one connection",
     "gateway/cli/trace.py:explain": "a parameter is an option of the command line",
+    "gateway/client/proxy.py:Proxy.__new__": "the fields of a record",
     "gateway/driver/datagrams.py:DatagramDriver": "each message passes all of it, in compiled code",
     "gateway/driver/stream.py:Inspection": "the loop of one flow; what can be told apart has classes of its own",
     "gateway/flow/table.py:Flow": "a record: what is shown and logged of a flow",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -23,12 +24,15 @@ from gateway.client.sockets import unpatched
 Address = tuple[str, int]
 UNSPECIFIED = ("0.0.0.0", "::", "")
 MAX_DATAGRAM = 65535
+MAPPED = "::ffff:"  # how an address of IPv4 begins for a socket of IPv6 (RFC 4291 section 2.5.5.2)
 
 
 def _look_up_here(host: str, port: int, family: int) -> list[Any]:
-    """Return the addresses of a host, by this host's own resolver. Raises ProxyError."""
+    """Return the addresses of a host, by this host's own resolver; for a socket of IPv6 also those of IPv4, as such a
+    socket is told them (::ffff:192.0.2.1). Raises ProxyError."""
+    flags = socket.AI_V4MAPPED | socket.AI_ALL if family == socket.AF_INET6 else 0
     try:
-        found: list[Any] = unpatched(socket.getaddrinfo)(host, port, family, socket.SOCK_STREAM)
+        found: list[Any] = unpatched(socket.getaddrinfo)(host, port, family, socket.SOCK_STREAM, 0, flags)
     except OSError as error:
         raise ProxyError("host", f"{host}: {error.strerror or error}") from error
     return found
@@ -70,8 +74,8 @@ def connect(via: Via, host: str, port: int, timeout: float | None = None) -> soc
 
 def connect_socket(sock: socket.socket, via: Via, host: str, port: int, timeout: float | None = None) -> Granted:
     """Like `connect`, with the caller's own socket, which is not connected yet. Returns what the last proxy said. If
-    the connection to the proxy is encoded, the descriptor then leads to a pair of sockets. The socket stays open if
-    this fails."""
+    the connection to the proxy is encoded, the descriptor then leads to a pair of sockets; if the proxy has no address
+    of the socket's family, to a socket of another one. The socket stays open if this fails."""
     chain = Chain.of(via)
     carrier = Carrier(Deadline(timeout), sock)
     before = sock.gettimeout()
@@ -199,29 +203,43 @@ class Carrier:
 
     def _dial(self, host: str, port: int) -> None:
         """Connect to the first proxy, at one of its addresses."""
-        family = int(self._given.family) if self._given is not None else 0
         plain = unpatched(socket.socket)
-        found = _look_up_here(host, port, family)
+        given, found = self._given, self._look_up(host, port)
         failure: OSError | None = None
         for kind, _, protocol, _, address in found:
-            sock = self._given if self._given is not None else plain(kind, socket.SOCK_STREAM, protocol)
+            own = given if given is not None and given.family == kind else None
+            sock = own or plain(kind, socket.SOCK_STREAM, protocol)
             try:
                 sock.settimeout(self.deadline.left())
+                if kind == socket.AF_INET6 and str(address[0]).startswith(MAPPED):
+                    with contextlib.suppress(OSError):  # it is bound, and the connection will say whether it may
+                        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
                 plain.connect(sock, address)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             except OSError as error:
                 failure = failure or error
-                if self._given is None:
-                    sock.close()
-                    continue
-                break
-            self.sock, self.proxy = sock, (str(address[0]), int(address[1]))
+                if own is not None:
+                    break
+                sock.close()
+                continue
+            if given is not None and own is None:
+                with sock:
+                    os.dup2(sock.fileno(), given.fileno(), inheritable=False)
+            self.sock, self.proxy = given or sock, (str(address[0]), int(address[1]))
             return
         assert failure is not None
         if isinstance(failure, TimeoutError):
             raise ProxyError("timeout", f"{host}: no answer in time") from failure
         # That nobody listens there says nothing of the server.
         raise ProxyError("failed", f"{host} port {port}: {failure.strerror or failure}") from failure
+
+    def _look_up(self, host: str, port: int) -> list[Any]:
+        """Return the proxy's addresses: of the family of the given socket, or all of them, where it has none of that
+        family. Raises ProxyError."""
+        if self._given is not None:
+            with contextlib.suppress(ProxyError):
+                return _look_up_here(host, port, int(self._given.family))
+        return _look_up_here(host, port, 0)
 
     def _replace(self, codec: Any, early: bytes) -> None:
         assert self.sock is not None

@@ -21,7 +21,7 @@ IDLE = 30  # seconds until it is asked whether the program still has its socket,
 def protected(wire: socket.socket, codec: Codec, early: bytes) -> socket.socket:
     """Return a socket with the clear text of `wire`, which is taken over and carries what `codec` encodes. `early`
     comes first."""
-    near, far = pair()
+    near, far = pair(wire.family)
     far.setblocking(False)
     far.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     with contextlib.suppress(OSError):  # not of TCP

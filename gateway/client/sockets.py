@@ -24,27 +24,28 @@ def unpatched(function: Any) -> Any:
     return function
 
 
-def pair() -> tuple[socket.socket, socket.socket]:
+def pair(family: int = socket.AF_INET) -> tuple[socket.socket, socket.socket]:
     """Return two sockets that are connected with each other by TCP, since one of Unix cannot tell the other that
-    something has broken; by Unix where this host has no loopback. Both block."""
+    something has broken; by Unix where this host has no loopback. Both block. `family`: the one that they have if this
+    host has it, as a program may look at its socket's."""
     try:
-        near, far = _pair_of_tcp()
+        near, far = _pair_of_tcp(family)
     except OSError:
-        return socket.socketpair()
+        return socket.socketpair() if family == socket.AF_INET else pair()
     for sock in (near, far):
         sock.settimeout(None)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return near, far
 
 
-def _pair_of_tcp() -> tuple[socket.socket, socket.socket]:
+def _pair_of_tcp(family: int) -> tuple[socket.socket, socket.socket]:
     plain = unpatched(socket.socket)
-    near: socket.socket = plain(socket.AF_INET, socket.SOCK_STREAM)
+    near: socket.socket = plain(family, socket.SOCK_STREAM)
     try:
-        with plain(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        with plain(family, socket.SOCK_STREAM) as listener:
             listener.settimeout(PAIR_TIMEOUT)
             near.settimeout(PAIR_TIMEOUT)
-            listener.bind(("127.0.0.1", 0))
+            listener.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
             listener.listen(1)
             plain.connect(near, listener.getsockname())
             while True:

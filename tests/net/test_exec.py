@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.gateway import Gateway
-from tests.lab.lab import ROUTER_IN4, SERVER4, STRANGER4, Lab
+from tests.lab.lab import ROUTER_IN4, ROUTER_IN6, SERVER4, SERVER6, STRANGER4, Lab
 from tests.lab.servers import FtpServer
 from tests.net.exec_rig import (
     ALGATE,
@@ -296,8 +296,6 @@ def test_classic_ftp_clients_inside(
     """List, get and put. By notification nobody reads what a program says of its port, and no server could reach it."""
     if engine == "seccomp" and active:
         pytest.skip("in active mode the namespace is needed, as the page says")
-    if (engine, client, version) == ("seccomp", "lftp", 6):
-        pytest.skip("lftp does not go on where its socket is replaced by one of another family, as the page says")
     data = os.urandom(700_000)
     ftp.put("pub/file", data)
     (tmp_path / "local").write_bytes(data[::-1])
@@ -315,6 +313,53 @@ def test_classic_ftp_clients_inside(
     assert commands & ({"PORT", "EPRT"} if active else {"PASV", "EPSV"}), said
     assert not commands & ({"PASV", "EPSV"} if active else {"PORT", "EPRT"}), said
     assert not beside
+
+
+# What lftp does: the second connection comes from the address of the first one.
+SOCKETS = """
+import ctypes, socket, struct, sys
+host = sys.argv[1]
+family, size = (socket.AF_INET6, 28) if ":" in host else (socket.AF_INET, 16)
+def hello(sock):
+    sock.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+    with sock.makefile("rb") as answer:
+        assert answer.read().endswith(b"hello\\n")
+for only in (False, True):
+    with socket.socket(family) as first, socket.socket(family) as second:
+        if only and family == socket.AF_INET6:
+            first.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        first.connect((host, 8080))
+        own, peer = first.getsockname(), first.getpeername()
+        assert len(own) == len(peer) == (4 if family == socket.AF_INET6 else 2), (own, peer)
+        assert peer[:2] == (host, 8080), peer
+        assert own[1] > 0
+        hello(first)
+        second.bind((own[0], 0, *own[2:]))
+        second.connect(peer)
+        hello(second)
+# Of an address that is passed on in a struct sockaddr_storage, the kernel tells what belongs to it.
+libc = ctypes.CDLL(None, use_errno=True)
+with socket.socket(family) as third:
+    address = struct.pack("=H", family) + struct.pack("!H", 8080)
+    address += bytes(4 if family == socket.AF_INET6 else 0) + socket.inet_pton(family, host)
+    assert libc.connect(third.fileno(), address.ljust(128, b"\\0"), 128) == 0, ctypes.get_errno()
+    said, length = ctypes.create_string_buffer(128), ctypes.c_int(128)
+    assert libc.getpeername(third.fileno(), said, ctypes.byref(length)) == 0
+    assert (said.raw[:length.value], length.value) == (address.ljust(size, b"\\0"), size)
+    hello(third)
+print("all")
+"""
+
+
+@pytest.mark.parametrize("host", [SERVER4, SERVER6])
+@pytest.mark.parametrize("proxys", [ROUTER_IN4, f"[{ROUTER_IN6}]"], ids=["proxy4", "proxy6"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_addresses_of_a_socket_are_of_its_family(
+    lab: Lab, gateway: Gateway, engine: str, proxys: str, host: str
+) -> None:
+    """Also where the proxy's is another one."""
+    done = run(lab, sys.executable, "-c", SOCKETS, host, engine=engine, via=f"socks5://{proxys}:1080")
+    assert done.stdout == "all\n", done.stderr
 
 
 def test_active_ftp_inside_through_dante(lab: Lab, gateway: Gateway, ftp: FtpServer) -> None:

@@ -27,11 +27,12 @@ class Machine(NamedTuple):
     sendmmsg: int
     io_uring_setup: int
     getpeername: int
+    getsockname: int
 
 
 _MACHINES = {
-    "x86_64": Machine(0xC000003E, 317, 438, 41, 42, 44, 46, 307, 425, 52),
-    "aarch64": Machine(0xC00000B7, 277, 438, 198, 203, 206, 211, 269, 425, 205),
+    "x86_64": Machine(0xC000003E, 317, 438, 41, 42, 44, 46, 307, 425, 52, 51),
+    "aarch64": Machine(0xC00000B7, 277, 438, 198, 203, 206, 211, 269, 425, 205, 204),
 }
 MACHINE = _MACHINES.get(os.uname().machine)
 
@@ -63,13 +64,13 @@ class Call(NamedTuple):
 
 
 def install() -> int:
-    """Let connect, getpeername, and whatever sends to an address, wait for an answer from now on, in this process and
-    its children; io_uring, calls of other processors, and sockets that are neither TCP's nor UDP's nor local ones, are
-    not there. Returns the descriptor at which the calls are answered. OSError."""
+    """Let connect, getpeername, getsockname, and whatever sends to an address, wait for an answer from now on, in this
+    process and its children; io_uring, calls of other processors, and sockets that are neither TCP's nor UDP's nor
+    local ones, are not there. Returns the descriptor at which the calls are answered. OSError."""
     if MACHINE is None:
         raise OSError(errno.ENOSYS, f"not for {os.uname().machine}")
     nowhere = _ERROR | errno.ENOSYS
-    asked = (MACHINE.connect, MACHINE.sendmsg, MACHINE.sendmmsg, MACHINE.getpeername)
+    asked = (MACHINE.connect, MACHINE.sendmsg, MACHINE.sendmmsg, MACHINE.getpeername, MACHINE.getsockname)
     program = [
         (_LOAD, 0, 0, _ARCH),
         (_EQUAL, 1, 0, MACHINE.audit),

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from alg.address import Address as IpAddress
 from alg.socks.errors import ProxyError
-from gateway.client.blocking import Address, Datagrams, connect, connect_socket, datagrams
+from gateway.client.blocking import MAPPED, Address, Datagrams, connect_socket, datagrams
 from gateway.client.engine import kernel, notify
 from gateway.client.engine.messages import Messages, thread
 from gateway.client.engine.names import Names, serve_datagrams, serve_stream
@@ -37,6 +37,7 @@ LARGEST_ADDRESS = 128  # struct sockaddr_storage
 MOST_MESSAGES = 1024  # of one sendmmsg: the kernel takes no more (UIO_MAXIOV)
 MSG_FASTOPEN = 0x20000000  # <linux/socket.h>
 _MMSGHDR = 64
+_SIZES = {socket.AF_INET: 16, socket.AF_INET6: 28}  # of struct sockaddr_in, and sockaddr_in6
 _STREAMS = ((socket.SOCK_STREAM, socket.IPPROTO_TCP), (socket.SOCK_STREAM, kernel.IPPROTO_MPTCP))
 _LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 # Who would ask for names outside: the resolver then asks the servers of resolv.conf.
@@ -199,6 +200,8 @@ class Watcher:
             self._on_connect(call)
         elif call.number == notify.MACHINE.getpeername:
             self._on_getpeername(call)
+        elif call.number == notify.MACHINE.getsockname:
+            self._on_getsockname(call)
         elif all(self._may_go(target) for target in self._targets(call)):
             self._listener.let_pass(call)
         elif call.arguments[2 if call.number == notify.MACHINE.sendmsg else 3] & MSG_FASTOPEN:
@@ -233,17 +236,32 @@ class Watcher:
     def _on_getpeername(self, call: notify.Call) -> None:
         """Say what the program has asked for, and not the proxy: FTP's EPSV leads to the host of the control
         connection."""
-        descriptor, at, size_at = call.arguments[:3]
-        with socket.socket(fileno=notify.descriptor_of(call.thread, descriptor)) as sock:
+        with socket.socket(fileno=notify.descriptor_of(call.thread, call.arguments[0])) as sock:
             peer = self._peers.get(notify.cookie_of(sock))
         if peer is None:
             self._listener.let_pass(call)
-            return
+        else:
+            self._tell_address(call, peer)
+
+    def _on_getsockname(self, call: notify.Call) -> None:
+        """Say no address, and the port, where a socket has been replaced by one of another family: programs bind their
+        next one to the same address (lftp, for FTP's data), and know one family only."""
+        with socket.socket(fileno=notify.descriptor_of(call.thread, call.arguments[0])) as sock:
+            peer = self._peers.get(notify.cookie_of(sock))
+            if peer is None or peer.startswith(struct.pack("=H", sock.family)):
+                self._listener.let_pass(call)
+                return
+            port: int = sock.getsockname()[1]
+        self._tell_address(call, peer[:2] + port.to_bytes(2, "big") + bytes(len(peer) - 4))
+
+    def _tell_address(self, call: notify.Call, raw: bytes) -> None:
+        """Answer a call that asks for an address (at its second argument, with its size at the third)."""
+        at, size_at = call.arguments[1:3]
         (room,) = struct.unpack("=i", notify.memory_of(call.thread, size_at, 4))
         if not self._listener.still_waits(call):
             return
-        notify.write_memory(call.thread, at, peer[: max(0, room)])
-        notify.write_memory(call.thread, size_at, struct.pack("=i", len(peer)))
+        notify.write_memory(call.thread, at, raw[: max(0, room)])
+        notify.write_memory(call.thread, size_at, struct.pack("=i", len(raw)))
         self._listener.answer(call)
 
     def _targets(self, call: notify.Call) -> list[Target]:
@@ -303,9 +321,11 @@ class Watcher:
         host = self._names.host_of(str(target.ip))
         first = self._chain.proxies[0]
         if any(proxy.tls or proxy.gssapi for proxy in self._chain.proxies) or not _reaches(sock, first.host):
-            # Its bytes are not the program's own, or the proxy is of another family: it gets another socket.
-            made = connect(self._chain, host, target.port, self._timeout)
+            # Its bytes are not the program's own, or the proxy is of another family: it gets another socket, which is
+            # of the same family where that can be.
+            made = socket.socket(sock.family, socket.SOCK_STREAM)
             try:
+                connect_socket(made, self._chain, host, target.port, self._timeout)
                 os.set_blocking(made.fileno(), blocking)
                 self._remember(made, raw)
                 closes = notify.closes_on_exec(call.thread, descriptor)
@@ -322,7 +342,8 @@ class Watcher:
         self._remember(sock, raw)
 
     def _remember(self, sock: socket.socket, raw: bytes) -> None:
-        self._peers[notify.cookie_of(sock)] = raw
+        size = _SIZES[struct.unpack_from("=H", raw)[0]]
+        self._peers[notify.cookie_of(sock)] = raw[:size].ljust(size, b"\0")  # as the kernel would tell it
         if len(self._peers) > MOST_PEERS:
             self._peers.popitem(last=False)
 
@@ -483,11 +504,17 @@ def _is_connected(sock: socket.socket) -> bool:
 
 
 def _reaches(sock: socket.socket, proxy: str) -> bool:
-    """Whether a socket can be connected to the proxy: it is of its family."""
+    """Whether a socket can be connected to the proxy: it is of its family, or of IPv6, which takes addresses of IPv4 as
+    well, unless it is bound to one of its own."""
     try:
-        return bool(socket.getaddrinfo(proxy, None, sock.family, socket.SOCK_STREAM))
+        if socket.getaddrinfo(proxy, None, sock.family, socket.SOCK_STREAM):
+            return True
     except OSError:
+        pass
+    if sock.family != socket.AF_INET6:
         return False
+    own = str(sock.getsockname()[0])
+    return own == "::" or own.startswith(MAPPED)
 
 
 def _ports(name: str) -> set[int]:

@@ -14,8 +14,11 @@ Lines = Sequence[tuple[bytes, bytes]]
 class Proxy:
     """Serves one connection by a script, then is what the tunnel leads to: it says what it gets, in upper case."""
 
-    def __init__(self, lines: Lines, dribble: float = 0.0, tail: bytes = b"", ends: bool = False) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
+    def __init__(
+        self, lines: Lines, dribble: float = 0.0, tail: bytes = b"", ends: bool = False, host: str = "127.0.0.1"
+    ) -> None:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, 0), family=family)
         self.port: int = self._listener.getsockname()[1]
         self.heard = b""
         self.failure: BaseException | None = None
@@ -66,10 +69,14 @@ class Proxy:
 
 @contextlib.contextmanager
 def scripted(
-    *lines: tuple[bytes, bytes], dribble: float = 0.0, tail: bytes = b"", ends: bool = False
+    *lines: tuple[bytes, bytes],
+    dribble: float = 0.0,
+    tail: bytes = b"",
+    ends: bool = False,
+    host: str = "127.0.0.1",
 ) -> Iterator[Proxy]:
     """`tail`: what it says of itself then; `ends`: and closes."""
-    proxy = Proxy(lines, dribble, tail, ends)
+    proxy = Proxy(lines, dribble, tail, ends, host)
     try:
         yield proxy
     finally:

@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alg.socks.udp import fragments, parse_header
-from gateway.client import ProxyError, connect, datagrams, listen, resolve, resolve_address, socksified
+from gateway.client import Proxy, ProxyError, connect, datagrams, listen, resolve, resolve_address, socksified
+from gateway.client.blocking import connect_socket
 from gateway.client.r import Raccept, Rbind, Rconnect, Rgetsockname, Rinit, Rlisten
 from tests.unit.client.scripted import CONNECT, GREETING, receive, scripted
 
@@ -68,6 +69,24 @@ def test_a_password() -> None:
     lines = [(b"\5\2\0\2", b"\5\2"), (b"\1\3ann\6secret", b"\1\0"), CONNECT]
     with scripted(*lines) as proxy, connect(f"socks5://ann:secret@127.0.0.1:{proxy.port}", "a.test", 80, 5) as sock:
         works(sock)
+
+
+FAMILIES = {"IPv4": socket.AF_INET, "IPv6": socket.AF_INET6}
+
+
+@pytest.mark.parametrize(
+    ("own", "proxys", "only"),
+    [("IPv6", "127.0.0.1", False), ("IPv6", "127.0.0.1", True), ("IPv6", "::1", True), ("IPv4", "::1", False)],
+)
+def test_a_socket_of_another_family_than_the_proxys(own: str, proxys: str, only: bool) -> None:
+    """A program's socket is of its server's family, which says nothing of the proxy's. It remains of that family where
+    that can be: a program may look."""
+    with scripted(GREETING, CONNECT, host=proxys) as proxy, socket.socket(FAMILIES[own]) as sock:
+        if only:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        connect_socket(sock, Proxy("socks5", proxys, proxy.port), "a.test", 80, 5)
+        works(sock)
+        assert len(sock.getsockname()) == 4
 
 
 def test_a_chain_of_three() -> None:
@@ -293,11 +312,11 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def tls(certificate: Path, port: int) -> Iterator[int]:
+def tls(certificate: Path, port: int, host: str = "127.0.0.1") -> Iterator[int]:
     """Takes TLS off, and leads on to a port: as stunnel does."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
 
     def serve() -> None:
         try:
@@ -347,6 +366,20 @@ def test_a_proxy_inside_tls(certificate: Path, scheme: str) -> None:
         thread.join()
 
 
+@pytest.mark.parametrize("proxys", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("own", ["IPv6", "IPv4"])
+def test_a_pair_in_a_sockets_place_is_of_its_family(certificate: Path, own: str, proxys: str) -> None:
+    with (
+        scripted(GREETING, CONNECT) as proxy,
+        tls(certificate, proxy.port, proxys) as port,
+        socket.socket(FAMILIES[own]) as sock,
+    ):
+        via = Proxy("socks5", proxys, port, tls=True, ca=str(certificate), name="proxy.test")
+        connect_socket(sock, via, "a.test", 80, 5)
+        works(sock)
+        assert len(sock.getsockname()) == (2 if own == "IPv4" else 4)
+
+
 @pytest.mark.parametrize("options", ["", "&name=other.test"])
 def test_a_certificate_that_is_not_good(certificate: Path, options: str) -> None:
     ca = "ca=/etc/ssl/certs/ca-certificates.crt" if not options else f"ca={certificate}"
@@ -368,6 +401,20 @@ def test_a_library_that_takes_no_proxy() -> None:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         assert opener.open("http://a.test/", timeout=5).read() == b"hi"
     assert socket.socket.__name__ == "socket"
+
+
+@pytest.mark.parametrize("server", ["a.test", "2001:db8::1"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_library_and_a_proxy_of_any_family(server: str, host: str) -> None:
+    asked = b"\3\6a.test" if server == "a.test" else b"\4" + socket.inet_pton(socket.AF_INET6, server)
+    where = f"[{host}]" if ":" in host else host
+    with (
+        scripted(GREETING, (b"\5\1\0" + asked + b"\0\x50", CONNECT[1]), host=host) as proxy,
+        socksified(f"{where}:{proxy.port}"),
+        socket.create_connection((server, 80), 5) as sock,
+    ):
+        sock.sendall(b"abc")
+        assert receive(sock, 3) == b"ABC"
 
 
 def test_what_would_go_past_the_proxy_is_refused() -> None:

@@ -40,7 +40,7 @@ def ends() -> Iterator[Ends]:
     made.server.close()
     made.thread.join(20)
     assert not made.thread.is_alive()
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(os.listdir("/proc/self/fd")) <= before  # threads of other tests may have closed some
 
 
 def read_all(sock: socket.socket) -> bytes:
