@@ -186,10 +186,11 @@ def _stunnel(lab: Lab, certificate: Path) -> Callable[[], object]:
     return lambda: [stop() for stop in stops]
 
 
-def _three_proxy(service: str) -> Callable[[Lab, Path], Callable[[], object]]:
-    def start(lab: Lab, _certificate: Path) -> Callable[[], object]:
+def _three_proxy(service: str, port: int) -> Callable[[Lab, Path], Callable[[], object]]:
+    def start(lab: Lab, certificate: Path) -> Callable[[], object]:
         config = lab.tmp / "3proxy.cfg"
-        config.write_text(f"maxconn 20000\nauth none\n{service} -p{PLAIN} -i{ROUTER_IN4}\n")
+        secret = f"ssl_server_cert {certificate}\nssl_server_key {certificate}\nssl_serv\n" if port == TLS else ""
+        config.write_text(f"maxconn 20000\nauth none\n{secret}{service} -p{port} -i{ROUTER_IN4}\n")
         return _process(lab, Path(shutil.which("3proxy") or ""), config)
 
     return start
@@ -215,8 +216,10 @@ WAYS = (
     Way("algate, 1 worker | HTTP CONNECT in TLS", "http", True, _algate),
     Way("tinyproxy | HTTP CONNECT", "http", False, _tinyproxy),
     Way("stunnel and microsocks | SOCKS 5 in TLS", "socks", True, _stunnel),
-    Way("3proxy | SOCKS 5", "socks", False, _three_proxy("socks"), "3proxy"),
-    Way("3proxy | HTTP CONNECT", "http", False, _three_proxy("proxy"), "3proxy"),
+    Way("3proxy | SOCKS 5", "socks", False, _three_proxy("socks", PLAIN), "3proxy"),
+    Way("3proxy | SOCKS 5 in TLS", "socks", True, _three_proxy("socks", TLS), "3proxy"),
+    Way("3proxy | HTTP CONNECT", "http", False, _three_proxy("proxy", PLAIN), "3proxy"),
+    Way("3proxy | HTTP CONNECT in TLS", "http", True, _three_proxy("proxy", TLS), "3proxy"),
     Way("gost | HTTP CONNECT", "http", False, _gost("http", PLAIN), "gost"),
     Way("gost | SOCKS 5 in TLS", "socks", True, _gost("socks5+tls", TLS), "gost"),
 )

@@ -53,26 +53,30 @@ def gateway_before_servers(lab: Lab) -> Iterator[Gateway]:
 
 def echo_server(lab: Lab) -> Iterator[None]:
     """A fixture's body: datagrams come back with the port that they came from; "other" from another socket."""
+    families = ((SERVER4, socket.AF_INET), (SERVER6, socket.AF_INET6))
     with lab.enter("outside"):
-        sock, other = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
-    sock.bind((SERVER4, ECHO))
-    other.bind((SERVER4, ECHO + 1))
+        pairs = [[socket.socket(family, socket.SOCK_DGRAM) for _ in range(2)] for _, family in families]
 
-    def serve() -> None:
+    def serve(sock: socket.socket, other: socket.socket) -> None:
         while True:
             data, peer = sock.recvfrom(65536)
             if data == b"end":
                 return
             (other if data == b"other" else sock).sendto(data, peer)
 
-    thread = threading.Thread(target=serve)
-    thread.start()
+    threads = []
+    for (host, _), (sock, other) in zip(families, pairs, strict=True):
+        sock.bind((host, ECHO))
+        other.bind((host, ECHO + 1))
+        threads.append(threading.Thread(target=serve, args=(sock, other)))
+        threads[-1].start()
     yield
-    with lab.enter("outside"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
-        end.sendto(b"end", (SERVER4, ECHO))
-    thread.join()
-    sock.close()
-    other.close()
+    for (host, family), thread, pair in zip(families, threads, pairs, strict=True):
+        with lab.enter("outside"), socket.socket(family, socket.SOCK_DGRAM) as end:
+            end.sendto(b"end", (host, ECHO))
+        thread.join()
+        for sock in pair:
+            sock.close()
 
 
 ALL_MLDV2 = socket.inet_pton(socket.AF_INET6, "ff02::16")  # to whom a host reports its groups (RFC 3810, 5.2.14)

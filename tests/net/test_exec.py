@@ -63,14 +63,16 @@ def test_names_that_stand_for_addresses(lab: Lab, gateway: Gateway, engine: str)
 
 UDP = """
 import os, socket, sys
-socks = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
 server = (sys.argv[1], int(sys.argv[2]))
+family = socket.AF_INET6 if ":" in server[0] else socket.AF_INET
+socks = [socket.socket(family, socket.SOCK_DGRAM) for _ in range(2)]
 for size in (1, 1400, 9000):
     for number, sock in enumerate(socks):
         sock.settimeout(10)
         data = bytes([number]) + os.urandom(size)
         sock.sendto(data, server)
-        assert sock.recvfrom(65536) == (data, server)
+        got, source = sock.recvfrom(65536)
+        assert (got, source[:2]) == (data, server)
 socks[0].connect(server)
 socks[0].send(b"connected")
 assert socks[0].recv(100) == b"connected"
@@ -83,10 +85,11 @@ except TimeoutError:
 """
 
 
-def test_datagrams(lab: Lab, gateway: Gateway, echo: None) -> None:
+@pytest.mark.parametrize("host", [SERVER4, SERVER6])
+def test_datagrams(lab: Lab, gateway: Gateway, echo: None, host: str) -> None:
     """Two sockets and one server, small and large; an answer from another port is dropped; the association ends."""
     with sniffer(lab) as beside:
-        assert run(lab, sys.executable, "-c", UDP, SERVER4, str(ECHO)).stdout == "done\n"
+        assert run(lab, sys.executable, "-c", UDP, host, str(ECHO)).stdout == "done\n"
     assert beside <= {(ROUTER_IN4, 17)}, "only the relay's own datagrams"
     lab.wait_for(lambda: not [row for row in gateway.admin("flows") if row["class"] == "association"], 10, "their end")
 
@@ -407,7 +410,8 @@ def fetch(lab: Lab, host: str, port: int) -> bytes:
 CONNECTED = """
 import os, socket, sys
 server = (sys.argv[1], int(sys.argv[2]))
-socks = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
+family = socket.AF_INET6 if ":" in server[0] else socket.AF_INET
+socks = [socket.socket(family, socket.SOCK_DGRAM) for _ in range(2)]
 for sock in socks:
     sock.settimeout(10)
     sock.connect(server)
@@ -416,8 +420,8 @@ for size in (1, 1400, 9000):
         data = bytes([number]) + os.urandom(size)
         sock.send(data)
         assert sock.recv(65536) == data
-for send in (lambda: socket.socket(type=socket.SOCK_DGRAM).sendto(b"x", server),
-             lambda: socket.socket(type=socket.SOCK_DGRAM).sendmsg([b"x"], [], 0, server)):
+for send in (lambda: socket.socket(family, socket.SOCK_DGRAM).sendto(b"x", server),
+             lambda: socket.socket(family, socket.SOCK_DGRAM).sendmsg([b"x"], [], 0, server)):
     try:
         send()
     except OSError as error:
@@ -429,10 +433,11 @@ with socket.socket(type=socket.SOCK_DGRAM) as one, socket.socket(type=socket.SOC
 """
 
 
-def test_datagrams_of_connected_sockets(lab: Lab, gateway: Gateway, echo: None) -> None:
+@pytest.mark.parametrize("host", [SERVER4, SERVER6])
+def test_datagrams_of_connected_sockets(lab: Lab, gateway: Gateway, echo: None, host: str) -> None:
     """What the other engine can do; what it cannot is refused, and nothing of it leaves."""
     with sniffer(lab) as beside:
-        done = run(lab, sys.executable, "-c", CONNECTED, SERVER4, str(ECHO), engine="seccomp")
+        done = run(lab, sys.executable, "-c", CONNECTED, host, str(ECHO), engine="seccomp")
     assert done.stdout == f"{errno.ENETUNREACH}\n{errno.ENETUNREACH}\nb'here'\n"
     assert done.stderr.count("not connected are refused") == 1
     assert beside <= {(ROUTER_IN4, 17)}, "only the relay's own datagrams"
