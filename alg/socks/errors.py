@@ -22,11 +22,14 @@ class ProxyError(OSError):
     that a program without a proxy would get; `reply` is the proxy's own code (SOCKS 4, SOCKS 5 or HTTP status), if
     there was one.
 
+    `closed`: it has closed the connection in place of an answer, as some do for what they do not know.
+
     It is also a ConnectionRefusedError, a TimeoutError or a PermissionError, if it means that.
     """
 
     failure: Failure
     reply: int | None
+    closed = False
 
     def __new__(cls, failure: Failure, _detail: str, _reply: int | None = None) -> ProxyError:
         return super().__new__(_KINDS.get(failure, cls) if cls is ProxyError else cls)

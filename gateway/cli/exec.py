@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import click
 
-from gateway.client.engine.program import TIMEOUT
+from gateway.client.engine.program import ENGINES, HELP, PUBLISHED, TIMEOUT
 from gateway.client.engine.program import main as run_program
 
 
@@ -19,33 +19,13 @@ from gateway.client.engine.program import main as run_program
     metavar="URL",
     help="URL of the proxy. Given several times, the proxies are a chain, the nearest first.",
 )
-@click.option(
-    "--engine",
-    type=click.Choice(["auto", "namespace", "seccomp"]),
-    default="auto",
-    show_default=True,
-    help="How the program is brought to the proxy: by a network namespace, or by notifications of seccomp; auto is the "
-    "first of them that this host allows.",
-)
-@click.option(
-    "--dns",
-    default="auto",
-    show_default=True,
-    metavar="MODE",
-    help="Who resolves names: resolve (the proxy), fake (the proxy too, which gets the names themselves), tcp:SERVER "
-    "(a name server, through the proxy) or off; auto is resolve where the proxy can do that, else fake.",
-)
-@click.option("--direct", multiple=True, metavar="NETWORK", help="A network whose hosts are reached without the proxy.")
-@click.option(
-    "--publish",
-    multiple=True,
-    metavar="[PEER:|PUBLIC:]PORT",
-    help="A port at which the program listens, and which hosts outside are to reach (BIND). PEER is the only host that "
-    "may come. The proxy chooses the public port; of PUBLIC it is only said that it is another.",
-)
-@click.option("--strict", is_flag=True, help="Fail if the program could reach a part of the network without the proxy.")
-@click.option("--trace", is_flag=True, help="Print a line for each connection, and for each edit of a module.")
-@click.option("--quiet", "-q", is_flag=True, help="Do not say which engine is used, and what it does not cover.")
+@click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True, help=HELP["engine"])
+@click.option("--dns", default="auto", show_default=True, metavar="MODE", help=HELP["dns"])
+@click.option("--direct", multiple=True, metavar="NETWORK", help=HELP["direct"])
+@click.option("--publish", multiple=True, metavar=PUBLISHED, help=HELP["publish"])
+@click.option("--strict", is_flag=True, help=HELP["strict"])
+@click.option("--trace", is_flag=True, help=HELP["trace"])
+@click.option("--quiet", "-q", is_flag=True, help=HELP["quiet"])
 @click.option(
     "--timeout",
     type=float,

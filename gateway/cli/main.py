@@ -9,7 +9,6 @@ import sys
 import click
 
 from gateway import __version__
-
 from gateway.model.errors import AlgateError, ConfigError
 
 EXIT_FAILED = 1

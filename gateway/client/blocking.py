@@ -179,6 +179,7 @@ class Carrier:
                 raise
             except OSError as error:
                 broken = error if isinstance(error, ProxyError) else ProxyError("failed", error.strerror or str(error))
+                broken.closed = isinstance(error, ConnectionResetError | BrokenPipeError)
                 session.throw(broken)  # it says which proxy that was, and goes no further
 
     def _do(self, step: Dial | Send | Receive | Protect) -> bytes | None:

@@ -7,7 +7,7 @@ from collections.abc import Generator
 from typing import Any, NamedTuple
 
 from alg.socks.dialogue import Account, Dialogue, Granted, ask, second_reply
-from alg.socks.errors import ProxyError
+from alg.socks.errors import Failure, ProxyError
 from alg.socks.gssapi import Level
 from alg.socks.socks5 import Command
 from gateway.client.codec import Codec, GssapiCodec
@@ -69,7 +69,7 @@ def request(chain: Chain, command: Command, host: str, port: int) -> Session:
         except ProxyError as error:
             # That a proxy refuses says nothing of the server.
             failure = "failed" if error.failure == "refused" and not last else error.failure
-            raise ProxyError(failure, f"{proxy}: {error}", error.reply) from error
+            raise _of(proxy, error, failure) from error
         except ValueError as error:
             raise ProxyError("failed", f"{proxy}: {error}") from error
         if granted.mechanism is not None and granted.level is not Level.NONE and what is Command.CONNECT:
@@ -82,10 +82,17 @@ def second(proxy: Proxy, first: Granted) -> Session:
     try:
         granted = yield from _converse(second_reply(KINDS[proxy.kind], first))
     except ProxyError as error:
-        raise ProxyError(error.failure, f"{proxy}: {error}", error.reply) from error
+        raise _of(proxy, error, error.failure) from error
     if granted.mechanism is not None and granted.level is not Level.NONE:
         yield Protect(GssapiCodec(granted.mechanism, granted.level), granted.early)
     return granted
+
+
+def _of(proxy: Proxy, error: ProxyError, failure: Failure) -> ProxyError:
+    """The error with the name of its proxy."""
+    named = ProxyError(failure, f"{proxy}: {error}", error.reply)
+    named.closed = error.closed
+    return named
 
 
 def _place(proxy: Proxy) -> tuple[str, int]:
@@ -107,7 +114,9 @@ def _converse(dialogue: Dialogue) -> Session:
         while isinstance(result := parse(held), int):
             received = yield Receive(result)
             if not received:
-                raise ProxyError("failed", "it closed the connection")
+                closed = ProxyError("failed", "it closed the connection")
+                closed.closed = True
+                raise closed
             held += received
         held.clear()
         try:

@@ -18,7 +18,8 @@ import pytest
 
 from tests.lab.gateway import Gateway
 from tests.lab.lab import ROUTER_IN4, ROUTER_IN6, SERVER4, SERVER6, STRANGER4, Lab
-from tests.lab.servers import FtpServer
+from tests.lab.servers import FtpServer, _listens
+from tests.lab.sshd import sshd
 from tests.net.exec_rig import (
     ALGATE,
     ECHO,
@@ -34,6 +35,8 @@ from tests.net.exec_rig import (
 from tests.net.ftp_clients import ALL_CLIENTS as CLIENTS
 from tests.net.ftp_clients import Job
 from tests.net.proxies import danted
+
+SSH_D = 1085
 
 
 @pytest.fixture(scope="module")
@@ -372,6 +375,29 @@ def test_active_ftp_inside_through_dante(lab: Lab, gateway: Gateway, ftp: FtpSer
     options = ("--via", f"socks5://{STRANGER4}:1080", "--dns", "fake")
     words = ["curl", "-sS", "-m", "30", "--ftp-port", "-", ftp.url("pub/file")]
     assert run(lab, *words, options=options, engine="namespace").stdout == "through both\n"
+
+
+@pytest.fixture(scope="module")
+def ssh_proxy(lab: Lab, gateway: Gateway) -> Iterator[str]:
+    """The SOCKS server of `ssh -D` in the client's host; its connection goes through algate."""
+    etc = Path("/etc/netns", lab.ns("outside"))
+    etc.mkdir(parents=True, exist_ok=True)
+    (etc / "resolv.conf").write_text(f"nameserver {SERVER4}\n")  # ssh's server looks names up
+    server, ssh = sshd(lab, 2222, (SERVER4,))
+    through = f"ProxyCommand=nc -X 5 -x {ROUTER_IN4}:1080 %h %p"
+    client = lab.popen("inside", [*ssh, "-o", through, "-N", "-D", f"127.0.0.1:{SSH_D}", f"root@{SERVER4}"])
+    lab.wait_for(lambda: _listens(client, SSH_D), 20, "ssh to listen")
+    yield f"socks5://127.0.0.1:{SSH_D}"
+    lab.stop(client)
+    lab.stop(server)
+
+
+@pytest.mark.parametrize("host", [SERVER4, NAME])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_proxy_of_ssh(lab: Lab, gateway: Gateway, ssh_proxy: str, engine: str, host: str) -> None:
+    """It has CONNECT, and closes the connection of whoever asks for anything else."""
+    done = run(lab, "curl", "-sS", "-m", "20", f"http://{host}:8080/", via=ssh_proxy, engine=engine)
+    assert done.stdout == "hello\n"
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 from alg.socks.errors import ProxyError
@@ -68,10 +69,14 @@ class Names:
     is told to the proxy in its place; "auto": the first, and the second for a proxy that has no RESOLVE; "tcp:SERVER":
     that server's, through the proxy; "off": none."""
 
-    def __init__(self, chain: Chain, mode: Mode, timeout: float) -> None:
+    def __init__(
+        self, chain: Chain, mode: Mode, timeout: float, say: Callable[[str], None] = lambda _text: None
+    ) -> None:
+        """`say` is told why a proxy does not answer: the program learns no more than that there is no answer."""
         self._chain = chain
         self._mode = "fake" if mode == "auto" and chain.last.kind in ("http", "socks4") else mode
         self._timeout = timeout
+        self._say = say
         self._lock = threading.Lock()
         self._fakes: OrderedDict[str, str] = OrderedDict()
         self._by_name: dict[str, str] = {}
@@ -123,14 +128,17 @@ class Names:
             return NOERROR, []
         if question.name == "localhost" or question.name.endswith(".localhost"):
             return NOERROR, [socket.inet_aton("127.0.0.1") if question.kind == A else bytes(15) + b"\1"]
-        if self._mode != "fake":
+        mode = self._mode  # another thread may have found out meanwhile that it is "fake"
+        if mode != "fake":
             try:
                 address = ipaddress.ip_address(resolve(self._chain, question.name, self._timeout))
                 return NOERROR, [address.packed] if (address.version == 4) == (question.kind == A) else []
             except ProxyError as error:
                 if error.failure == "host":
                     return NXDOMAIN, []
-                if self._mode != "auto" or error.reply is None or error.failure != "failed":
+                answered = error.reply is not None or error.closed  # OpenSSH closes, where others say what they lack
+                if mode != "auto" or error.failure != "failed" or not answered:
+                    self._say(f"a name was not resolved: {error}")
                     return SERVFAIL, []
                 self._mode = "fake"  # it has no RESOLVE
         return NOERROR, [socket.inet_aton(self.fake_of(question.name))] if question.kind == A else []
@@ -163,7 +171,8 @@ class Names:
                 sock.sendall(len(query).to_bytes(2, "big") + query)
                 size = int.from_bytes(_exactly(sock, 2), "big")
                 return _exactly(sock, size)
-        except OSError:
+        except OSError as error:
+            self._say(f"a name was not resolved: {error}")
             return encode_answer(query, question, SERVFAIL, [])
 
 

@@ -23,6 +23,21 @@ Networks = Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]
 Serve = Callable[[Chain, Names, Networks, float, Messages], None]  # begins to serve what the program will ask for
 
 TIMEOUT = 30.0
+ENGINES = ("auto", "namespace", "seccomp")
+PUBLISHED = "[PEER:|PUBLIC:]PORT"
+# What each option does, in the help of `algate exec` too.
+HELP = {
+    "engine": "How the program is brought to the proxy: by a network namespace, or by notifications of seccomp; auto "
+    "is the first of them that this host allows.",
+    "dns": "Who resolves names: resolve (the proxy), fake (the proxy too, which gets the names themselves), tcp:SERVER "
+    "(a name server, through the proxy) or off; auto is resolve where the proxy can do that, else fake.",
+    "direct": "A network whose hosts are reached without the proxy.",
+    "publish": "A port at which the program listens, and which hosts outside are to reach (BIND). PEER is the only "
+    "host that may come. The proxy chooses the public port; of PUBLIC it is only said that it is another.",
+    "strict": "Fail if the program could reach a part of the network without the proxy.",
+    "trace": "Print a line for each connection, and for each edit of a module.",
+    "quiet": "Do not say which engine is used, and what it does not cover.",
+}
 NOT_COVERED = {
     "namespace": "the localhost inside is the program's own; nobody outside can connect to the program but for "
     "--publish and FTP in active mode; ping and other protocols without ports go nowhere",
@@ -34,14 +49,14 @@ NOT_COVERED = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. The program's exit code; 2 where it could not be started as asked."""
-    options = parser("exec", "Run a program whose whole network goes through a proxy.")
-    options.add_argument("--engine", choices=("auto", "namespace", "seccomp"), default="auto")
-    options.add_argument("--dns", default="auto", metavar="auto|resolve|fake|tcp:SERVER|off")
-    options.add_argument("--direct", action="append", default=[], metavar="NETWORK")
-    options.add_argument("--publish", action="append", default=[], metavar="[PEER:|PUBLIC:]PORT")
-    options.add_argument("--strict", action="store_true")
-    options.add_argument("--quiet", "-q", action="store_true")
-    options.add_argument("--trace", action="store_true")
+    options = parser("Run a program whose whole network goes through a proxy.")
+    options.add_argument("--engine", choices=ENGINES, default="auto", help=HELP["engine"])
+    options.add_argument("--dns", default="auto", metavar="MODE", help=HELP["dns"])
+    options.add_argument("--direct", action="append", default=[], metavar="NETWORK", help=HELP["direct"])
+    options.add_argument("--publish", action="append", default=[], metavar=PUBLISHED, help=HELP["publish"])
+    options.add_argument("--strict", action="store_true", help=HELP["strict"])
+    options.add_argument("--quiet", "-q", action="store_true", help=HELP["quiet"])
+    options.add_argument("--trace", action="store_true", help=HELP["trace"])
     options.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
     options.set_defaults(timeout=TIMEOUT)
     return run(options.parse_args(command_line(arguments)), _execute, "algate exec")
@@ -66,7 +81,9 @@ def _execute(options: argparse.Namespace, chain: Chain) -> int:
     except NoEngine as error:
         return _usage(str(error))
     _take_descriptors()
-    serve(chain, Names(chain, options.dns, options.timeout), direct, options.timeout, Messages(options.trace))
+    messages = Messages(options.trace)
+    names = Names(chain, options.dns, options.timeout, messages.once)
+    serve(chain, names, direct, options.timeout, messages)
     if not options.quiet:
         say(f"through {chain}, {said}.")
     for number in (signal.SIGINT, signal.SIGQUIT):  # from the terminal they come to the program too

@@ -165,7 +165,8 @@ class Reader:
         """Let the proxy wait for the server, and lead its connection to the program."""
         try:
             waiting = self._bind()
-        except OSError:
+        except OSError as error:
+            self._trace(f"no port for the server to connect to: {error}")
             self._answer(Refused(command.ref, "upstream", time.monotonic()))
             return
         with waiting:

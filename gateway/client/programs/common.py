@@ -17,9 +17,9 @@ TIMEOUT = 60.0
 Body = Callable[[argparse.Namespace, Chain], int]
 
 
-def parser(name: str, description: str) -> argparse.ArgumentParser:
-    """A parser with the options of all of them."""
-    made = argparse.ArgumentParser(name, description=description, formatter_class=_formatter)
+def parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the options of all of them. Its program is the one that was started (`rftp`)."""
+    made = argparse.ArgumentParser(description=description, formatter_class=_formatter)
     where = "ALGATE_PROXY, ALL_PROXY, SOCKS_SERVER, ~/.config/algate/client.toml"
     made.add_argument("--via", action="append", metavar="URL", help=f"the proxy; again for a chain (default: {where})")
     seconds = "seconds for a connection (%(default)g)"
@@ -50,8 +50,10 @@ def run(options: argparse.Namespace, body: Body, name: str) -> int:
         return EXIT_USAGE
     except ProxyError as error:
         print(f"{name}: {error}", file=sys.stderr)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, ValueError) as error:
         print(f"{name}: {error}", file=sys.stderr)
+    except EOFError as error:
+        print(f"{name}: {error or 'the input has ended'}", file=sys.stderr)
     except KeyboardInterrupt:
         print(file=sys.stderr)
     return EXIT_FAILED

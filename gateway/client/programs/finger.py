@@ -24,7 +24,7 @@ def query(user: str, long: bool = False) -> bytes:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. The exit code."""
-    options = parser("finger", "Ask a host who is there, through a proxy.")
+    options = parser("Ask a host who is there, through a proxy.")
     options.add_argument("-l", dest="long", action="store_true", help="ask for more of each user")
     options.add_argument("target", metavar="[USER]@HOST[:PORT]", help="USER@A@B asks B to ask A")
     return run(options.parse_args(command_line(arguments)), _ask, "finger")

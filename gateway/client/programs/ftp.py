@@ -253,9 +253,7 @@ class Shell(cmd.Cmd):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. The exit code: 1 if a command has failed that did not come from a terminal."""
-    options = parser(
-        "ftp", "Files of another host, through a proxy. Commands come from standard input; help lists them."
-    )
+    options = parser("Files of another host, through a proxy. Commands come from standard input; help lists them.")
     options.add_argument("-A", "--active", action="store_true", help="the server connects for data (BIND at the proxy)")
     options.add_argument(
         "-u", "--user", metavar="NAME", help="(anonymous); FTP_PASSWORD has the password, or it is asked for"

@@ -125,7 +125,7 @@ class Nvt:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. The exit code."""
-    options = parser("telnet", "A terminal at another host, through a proxy. ^] ends it.")
+    options = parser("A terminal at another host, through a proxy. ^] ends it.")
     options.add_argument("host", metavar="HOST")
     options.add_argument("port", nargs="?", type=int, default=PORT)
     return run(options.parse_args(command_line(arguments)), _talk, "telnet")

@@ -40,7 +40,7 @@ def referral(answer: bytes) -> tuple[str, int] | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. The exit code."""
-    options = parser("whois", "Ask whose a name, an address or a number is, through a proxy.")
+    options = parser("Ask whose a name, an address or a number is, through a proxy.")
     options.add_argument("--server", "-s", metavar="HOST[:PORT]", help=f"ask this server ({FIRST}), and no other")
     options.add_argument("words", nargs="+", metavar="WORD")
     return run(options.parse_args(command_line(arguments)), _ask, "whois")

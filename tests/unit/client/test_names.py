@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import dns.message
 import dns.rcode
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from gateway.client.engine.names import FAKE, Names, encode_answer, parse_question
 from gateway.client.proxy import Chain
-from tests.unit.client.scripted import GREETING, scripted
+from tests.unit.client.scripted import GREETING, receive, scripted
 
 
 def ask(names: Names, name: str, kind: str = "A") -> dns.message.Message:
@@ -61,12 +62,57 @@ RESOLVE = b"\5\xf0\0\3\6a.test\0\0"
         (b"\5\4\0", "A", 3, []),
         (b"\5\2\0", "A", 2, []),
         (b"\5\7\0", "A", 0, ["198.18.0.1"]),  # it has no RESOLVE: the name is told to it later
+        (b"", "A", 0, ["198.18.0.1"]),  # nor has `ssh -D`, which closes the connection
     ],
 )
 def test_what_the_proxy_says(reply: bytes, kind: str, code: int, found: list[str]) -> None:
-    with scripted(GREETING, (RESOLVE, reply)) as proxy:
+    with scripted(GREETING, (RESOLVE, reply), ends=not reply) as proxy:
         answer = ask(Names(Chain.of(f"127.0.0.1:{proxy.port}"), "auto", 5), "a.test", kind)
     assert (answer.rcode(), values(answer)) == (code, found)
+
+
+@pytest.mark.parametrize("answer", [b"", b"\5\7\0"])
+def test_two_questions_at_once_of_a_proxy_that_has_no_resolve(answer: bytes) -> None:
+    """As a C library asks them: for A and AAAA. Both are on their way when the first answer comes."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        socks = [listener.accept()[0] for _ in range(2)]
+        for sock in socks:
+            receive(sock, 3)
+            sock.sendall(b"\5\0")
+            receive(sock, len(RESOLVE))
+        for sock in socks:
+            sock.sendall(answer)
+            sock.close()
+
+    names = Names(Chain.of(f"127.0.0.1:{listener.getsockname()[1]}"), "auto", 5)
+    with listener, ThreadPoolExecutor() as threads:
+        serving = threads.submit(serve)
+        asked = [threads.submit(ask, names, "a.test", kind) for kind in ("A", "AAAA")]
+        serving.result(20)
+        assert [(one.result(20).rcode(), values(one.result())) for one in asked] == [(0, ["198.18.0.1"]), (0, [])]
+
+
+@pytest.mark.parametrize(
+    ("mode", "reply", "why"),
+    [
+        ("auto", b"\5\2\0", ["not allowed"]),
+        ("resolve", b"\5\7\0", ["not supported"]),
+        ("resolve", b"", ["closed the connection"]),
+        ("auto", b"\5\4\0", []),  # there is no such name, which the program is told
+        ("auto", b"\5\7\0", []),
+    ],
+)
+def test_why_a_proxy_does_not_answer_is_said(mode: str, reply: bytes, why: list[str]) -> None:
+    """The program learns no more than that there is no answer, which might be for a wrong password."""
+    said: list[str] = []
+    with scripted(GREETING, (RESOLVE, reply), ends=True) as proxy:
+        ask(Names(Chain.of(f"127.0.0.1:{proxy.port}"), mode, 5, said.append), "a.test")
+    assert len(said) == len(why)
+    for text, word in zip(said, why, strict=True):
+        assert text.startswith("a name was not resolved: socks5://127.0.0.1:")
+        assert word in text
 
 
 def test_a_pointer() -> None:
