@@ -16,7 +16,7 @@ from alg.socks.udp import Reassembly, encode_target, parse_header
 from gateway.client.blocking import UNSPECIFIED, Address, late
 from gateway.client.proxy import Chain, Proxy, Via, is_address
 from gateway.client.pump import protected
-from gateway.client.session import Dial, Protect, Receive, Send, Session, request, second, tunnel
+from gateway.client.session import Dial, Protect, Receive, Send, Session, broken, request, second, tunnel
 
 P = TypeVar("P", bound=asyncio.DatagramProtocol)
 
@@ -219,8 +219,7 @@ class _Carrier:
             except TimeoutError:
                 raise
             except OSError as error:
-                broken = error if isinstance(error, ProxyError) else ProxyError("failed", error.strerror or str(error))
-                session.throw(broken)  # it says which proxy that was, and goes no further
+                session.throw(broken(error))  # it says which proxy that was, and goes no further
 
     async def _do(self, step: Dial | Send | Receive | Protect) -> bytes | None:
         loop = asyncio.get_running_loop()

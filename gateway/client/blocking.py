@@ -18,7 +18,7 @@ from alg.socks.socks5 import Command, SocksError
 from alg.socks.udp import MAX_DATA, Reassembly, fragments, parse_header
 from gateway.client.proxy import Chain, Proxy, Via, is_address
 from gateway.client.pump import protected
-from gateway.client.session import Dial, Protect, Receive, Send, Session, request, second, tunnel
+from gateway.client.session import Dial, Protect, Receive, Send, Session, broken, request, second, tunnel
 from gateway.client.sockets import unpatched
 
 Address = tuple[str, int]
@@ -178,9 +178,7 @@ class Carrier:
             except TimeoutError:
                 raise
             except OSError as error:
-                broken = error if isinstance(error, ProxyError) else ProxyError("failed", error.strerror or str(error))
-                broken.closed = isinstance(error, ConnectionResetError | BrokenPipeError)
-                session.throw(broken)  # it says which proxy that was, and goes no further
+                session.throw(broken(error))  # it says which proxy that was, and goes no further
 
     def _do(self, step: Dial | Send | Receive | Protect) -> bytes | None:
         match step:

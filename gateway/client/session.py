@@ -88,6 +88,15 @@ def second(proxy: Proxy, first: Granted) -> Session:
     return granted
 
 
+def broken(error: OSError) -> ProxyError:
+    """What an error of the connection to a proxy is for the session, which then says which proxy that was."""
+    if isinstance(error, ProxyError):
+        return error
+    made = ProxyError("failed", error.strerror or str(error))
+    made.closed = isinstance(error, ConnectionResetError | BrokenPipeError)
+    return made
+
+
 def _of(proxy: Proxy, error: ProxyError, failure: Failure) -> ProxyError:
     """The error with the name of its proxy."""
     named = ProxyError(failure, f"{proxy}: {error}", error.reply)
