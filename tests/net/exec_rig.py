@@ -79,7 +79,8 @@ def echo_server(lab: Lab) -> Iterator[None]:
             sock.close()
 
 
-ALL_MLDV2 = socket.inet_pton(socket.AF_INET6, "ff02::16")  # to whom a host reports its groups (RFC 3810, 5.2.14)
+# What a host says by itself: to itself, and to whom it reports its groups (RFC 3810, 5.2.14).
+OWN6 = [socket.inet_pton(socket.AF_INET6, address) for address in ("::1", "ff02::16")]
 
 
 @contextlib.contextmanager
@@ -100,7 +101,7 @@ def sniffer(lab: Lab) -> Iterator[set[tuple[str, int]]]:
             kind = struct.unpack_from("!H", frame, 12)[0]
             if kind == 0x0800 and socket.inet_ntoa(frame[26:30]) == CLIENT4:
                 found.add((socket.inet_ntoa(frame[30:34]), frame[23]))
-            elif kind == 0x86DD and frame[20] != 58 and frame[38:54] != ALL_MLDV2:  # what the host says by itself
+            elif kind == 0x86DD and frame[20] != 58 and frame[38:54] not in OWN6:
                 found.add((socket.inet_ntop(socket.AF_INET6, frame[38:54]), frame[20]))
 
     thread = threading.Thread(target=look)

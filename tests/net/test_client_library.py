@@ -18,7 +18,7 @@ from gateway.policy.users import HASHER
 from tests.lab.gateway import Gateway
 from tests.lab.kerberos import REALM, Kerberos
 from tests.lab.lab import ROUTER_IN4, ROUTER_IN6, ROUTER_OUT4, SERVER4, SERVER6, STRANGER4, Lab
-from tests.net.proxies import PASSWORD, USER, danted, danted_with_tickets, microsocks, three_proxy, tinyproxy
+from tests.net.proxies import PASSWORD, USER, danted, microsocks, three_proxy, tinyproxy
 
 ROOT = Path(__file__).parents[2]
 PORT = 7020
@@ -333,14 +333,6 @@ def test_gssapi_with_protection(lab: Lab, kerberos: Kerberos, level: str) -> Non
     command = [sys.executable, "-c", _GSSAPI, via, SERVER4, str(PORT), "500000"]
     env = {**kerberos.env, "PYTHONPATH": str(ROOT)}
     assert lab.run("inside", command, env=env).stdout == "done\n"
-
-
-def test_gssapi_with_protection_through_dante(lab: Lab, kerberos: Kerberos) -> None:
-    danted_with_tickets(lab, "router", ROUTER_IN4, 1084, kerberos)
-    via = f"socks5://{ROUTER_IN4}:1084?gssapi=confidentiality"
-    command = [sys.executable, "-c", _GSSAPI, via, SERVER4, str(PORT), "500000"]
-    done = lab.run("inside", command, env={**kerberos.env, "PYTHONPATH": str(ROOT)}, check=False)
-    assert done.stdout == "done\n", done.stderr + lab.tail_of_logs()
 
 
 def test_gssapi_is_not_talked_out_of(lab: Lab, kerberos: Kerberos) -> None:

@@ -379,15 +379,14 @@ def test_active_ftp_inside_through_dante(lab: Lab, gateway: Gateway, ftp: FtpSer
 
 @pytest.fixture(scope="module")
 def ssh_proxy(lab: Lab, gateway: Gateway) -> Iterator[str]:
-    """The SOCKS server of `ssh -D` in the client's host; its connection goes through algate."""
+    """The SOCKS server of `ssh -D`, at the router, from which ssh reaches its own server."""
     etc = Path("/etc/netns", lab.ns("outside"))
     etc.mkdir(parents=True, exist_ok=True)
     (etc / "resolv.conf").write_text(f"nameserver {SERVER4}\n")  # ssh's server looks names up
     server, ssh = sshd(lab, 2222, (SERVER4,))
-    through = f"ProxyCommand=nc -X 5 -x {ROUTER_IN4}:1080 %h %p"
-    client = lab.popen("inside", [*ssh, "-o", through, "-N", "-D", f"127.0.0.1:{SSH_D}", f"root@{SERVER4}"])
+    client = lab.popen("router", [*ssh, "-N", "-D", f"{ROUTER_IN4}:{SSH_D}", f"root@{SERVER4}"])
     lab.wait_for(lambda: _listens(client, SSH_D), 20, "ssh to listen")
-    yield f"socks5://127.0.0.1:{SSH_D}"
+    yield f"socks5://{ROUTER_IN4}:{SSH_D}"
     lab.stop(client)
     lab.stop(server)
 

@@ -292,6 +292,8 @@ def _make_socket(answer: socket.socket, source: tuple[str, int], target: tuple[s
     try:
         with socket.socket(family, socket.SOCK_DGRAM if target is None else socket.SOCK_STREAM) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:  # every address is local here, which IPv4 alone takes for its own
+                sock.setsockopt(kernel.SOL_IPV6, kernel.IPV6_TRANSPARENT, 1)
             if target is None:
                 sock.bind(source)
             else:
