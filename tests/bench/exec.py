@@ -112,9 +112,8 @@ def main() -> int:
 def _install(folder: Path) -> Path:
     """Build the client's wheel and install it in an environment of its own, as a user does. Returns where its programs
     are."""
-    subprocess.run(
-        [ROOT / "gateway/client/wheel/build", folder], check=True, env={**os.environ, "PYTHON": sys.executable}
-    )
+    environment = {**os.environ, "PYTHON": sys.executable}
+    subprocess.run([ROOT / "gateway/client/wheel/build", folder], check=True, capture_output=True, env=environment)
     (wheel,) = folder.glob("*.whl")
     home = folder / "environment"
     venv.create(home, symlinks=True)
