@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from gateway.cli.control import reload as reload_command
 from gateway.cli.live import live
 from gateway.cli.rules import apply_command, remove_command
 from gateway.model.errors import AlgateError, ConfigError
@@ -112,12 +113,23 @@ class Gateway:
             except AlgateError as error:
                 raise LabError(f"algate rules {verb}: {error}") from None
 
+    def reload(self) -> None:
+        """What `algate reload` does, by this process, as `rules`."""
+        from tests.lab.lab import LabError
+
+        callback: Any = reload_command.callback
+        with self.lab.enter(self.role):
+            try:
+                callback(str(self.config), False, False)
+            except AlgateError as error:
+                raise LabError(f"algate reload: {error}") from None
+
     def admin(self, what: str) -> list[dict[str, Any]]:
         """The rows of `algate WHAT`, as "pinholes" or "flows", with moments in Unix time; the most usual ones without a
         process for each question."""
         from tests.lab.lab import LabError
 
-        if what in ("calls", "flows", "pinholes"):
+        if what in ("calls", "flows", "pinholes", "status", "trace"):
             try:
                 return live(str(self.config), what)
             except ConfigError:  # as above

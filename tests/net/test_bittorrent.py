@@ -482,12 +482,12 @@ def test_a_seed_behind_the_router(
 def passive(request: pytest.FixtureRequest, gateway: Gateway) -> Iterator[str]:
     before = gateway.config.read_text()
     gateway.config.write_text(before.replace('mode = "rewrite"', f'mode = "{request.param}"'))
-    gateway.algate("rules", "apply")
-    gateway.algate("reload")
+    gateway.rules("apply")
+    gateway.reload()
     yield request.param
     gateway.config.write_text(before)
-    gateway.algate("rules", "apply")
-    gateway.algate("reload")
+    gateway.rules("apply")
+    gateway.reload()
 
 
 def test_without_the_module_nothing_opens(lab: Lab, gateway: Gateway, passive: str, port: int) -> None:
@@ -513,7 +513,7 @@ def test_a_rule_says_who_may(lab: Lab, gateway: Gateway, port: int) -> None:
         f'[[rule]]\naction = "permit"\n{line}\n' for line in ('command = ["transparent"]', f'from = ["{CLIENT4}"]')
     )
     gateway.config.write_text(f"{before}\n{rules}")
-    gateway.algate("reload")
+    gateway.reload()
     try:
         with (
             Listener(lab, "inside", CLIENT4, port, HASH),
@@ -530,4 +530,4 @@ def test_a_rule_says_who_may(lab: Lab, gateway: Gateway, port: int) -> None:
             assert len(holes(gateway, port)) == 1
     finally:
         gateway.config.write_text(before)
-        gateway.algate("reload")
+        gateway.reload()

@@ -414,12 +414,12 @@ def passive(request: pytest.FixtureRequest, gateway: Gateway) -> Iterator[str]:
     before = gateway.config.read_text()
     assert "[alg.rtsp]" in before
     gateway.config.write_text(before.replace("[alg.rtsp]", f'[alg.rtsp]\nmode = "{request.param}"'))
-    gateway.algate("rules", "apply")
-    gateway.algate("reload")
+    gateway.rules("apply")
+    gateway.reload()
     yield request.param
     gateway.config.write_text(before)
-    gateway.algate("rules", "apply")
-    gateway.algate("reload")
+    gateway.rules("apply")
+    gateway.reload()
 
 
 def test_without_the_module_nothing_is_changed(lab: Lab, gateway: Gateway, passive: str, session: Session) -> None:

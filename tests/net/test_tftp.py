@@ -339,12 +339,12 @@ def passive(request: pytest.FixtureRequest, lab: Lab, gateway: Gateway) -> Itera
     before = gateway.config.read_text()
     assert "[alg.tftp]" in before
     gateway.config.write_text(before.replace("[alg.tftp]", f'[alg.tftp]\nmode = "{request.param}"'))
-    gateway.algate("rules", "apply")
-    gateway.algate("reload")
+    gateway.rules("apply")
+    gateway.reload()
     yield request.param
     gateway.config.write_text(before)
-    gateway.algate("rules", "apply")
-    gateway.algate("reload")
+    gateway.rules("apply")
+    gateway.reload()
 
 
 def test_without_the_module_nothing_comes_back(lab: Lab, gateway: Gateway, passive: str) -> None:

@@ -251,10 +251,10 @@ def ordinary_address(gateway: Gateway) -> Iterator[str]:
     before = gateway.config.read_text()
     host = "1.2.3.4"
     gateway.config.write_text(before.replace("[network]", f'[network]\noutside = "{host}"'))
-    gateway.algate("reload")
+    gateway.reload()
     yield host
     gateway.config.write_text(before)
-    gateway.algate("reload")
+    gateway.reload()
 
 
 def test_transmission_maps_its_ports(lab: Lab, gateway: Gateway, ordinary_address: str) -> None:
