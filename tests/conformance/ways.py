@@ -26,9 +26,11 @@ def direct(lab: Lab, host: str, port: int) -> socket.socket:
     return lab.connect("inside", host, port, timeout=TIMEOUT)
 
 
-def by_socks(lab: Lab, host: str, port: int) -> socket.socket:
-    """Through SOCKS5, CONNECT by address."""
-    sock = lab.connect("inside", ROUTER_IN6 if ":" in host else ROUTER_IN4, 1080, timeout=TIMEOUT)
+def by_socks(lab: Lab, host: str, port: int, proxy: str = "") -> socket.socket:
+    """Through SOCKS5, CONNECT by address. `proxy`: at this address of the router, if not at the one of the same
+    family."""
+    proxy = proxy or (ROUTER_IN6 if ":" in host else ROUTER_IN4)
+    sock = lab.connect("inside", proxy, 1080, timeout=TIMEOUT)
     family, kind = (socket.AF_INET6, b"\4") if ":" in host else (socket.AF_INET, b"\1")
     sock.sendall(b"\5\1\0" + b"\5\1\0" + kind + socket.inet_pton(family, host) + port.to_bytes(2, "big"))
     answer = _exactly(sock, 6)

@@ -121,19 +121,26 @@ class Irssi:
         path = self.downloads / name
         return path.exists() and path.read_bytes() == data
 
+    def takes(self, name: str, data: bytes) -> bool:
+        """The same of a file whose name has blanks: irssi keeps it with underscores."""
+        return self.has(name, data) or self.has(name.replace(" ", "_"), data)
+
 
 class Weechat:
-    """WeeChat without a terminal, connected to `host` as `nick`. It takes files that are offered, and goes on with
-    halves."""
+    """WeeChat without a terminal, connected to `host` as `nick`, perhaps through a SOCKS server at the host `proxy`. It
+    takes files that are offered, and goes on with halves."""
 
-    def __init__(self, lab: Lab, role: Role, host: str, nick: str) -> None:
+    def __init__(self, lab: Lab, role: Role, host: str, nick: str, proxy: str = "") -> None:
         self.lab = lab
         self.folder = lab.tmp / f"weechat-{nick}-{len(list(lab.tmp.glob('weechat-*')))}"
         self.downloads = self.folder / "downloads"
         self.downloads.mkdir(parents=True)
         self._fifo = self.folder / "fifo"
+        way = "lab.proxy = gateway\n" if proxy else ""
+        known = f'gateway.type = socks5\ngateway.address = "{proxy}"\ngateway.port = 1080\n' if proxy else ""
         settings = {
-            "irc": f'[server]\nlab.addresses = "{host}/{IRC}"\nlab.nicks = "{nick}"\nlab.autoconnect = on\n',
+            "weechat": f"[proxy]\n{known}",
+            "irc": f'[server]\n{way}lab.addresses = "{host}/{IRC}"\nlab.nicks = "{nick}"\nlab.autoconnect = on\n',
             "xfer": f'[file]\nauto_accept_files = on\nauto_resume = on\ndownload_path = "{self.downloads}"\n'
             "use_nick_in_filename = off\nauto_rename = off\n",
             "fifo": f'[file]\nenabled = on\npath = "{self._fifo}"\n',

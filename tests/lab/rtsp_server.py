@@ -46,6 +46,7 @@ def main() -> None:
         server.set_auth(auth)
     if not server.attach(None):
         sys.exit("it cannot listen")
+    print("listening", flush=True)
     GLib.MainLoop().run()
 
 

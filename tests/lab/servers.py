@@ -233,8 +233,11 @@ def gst_rtsp(lab: Lab, host: str, port: int, role: Role = "outside", *password: 
     probe = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"
     if subprocess.run([python, "-c", probe], capture_output=True, check=False).returncode:
         pytest.skip("gir1.2-gst-rtsp-server-1.0 is not installed: make setup brings it, where this release has it")
-    process = lab.popen(role, [python, Path(__file__).with_name("rtsp_server.py"), host, str(port), *password])
-    lab.wait_for(lambda: _listens(process, port), 20, "the RTSP server" + lab.tail_of_logs())
+    log = lab.logs / f"rtsp{len(list(lab.logs.glob('rtsp*')))}.log"
+    argv: list[str | Path] = [python, Path(__file__).with_name("rtsp_server.py"), host, str(port), *password]
+    process = lab.popen(role, argv, log=log)
+    # The namespace's table of sockets does not say whose a port is: another one may listen there at another address.
+    lab.wait_for(lambda: "listening" in log.read_text(), 20, "the RTSP server" + lab.tail_of_logs())
     return process
 
 

@@ -1,4 +1,4 @@
-"""OpenSSH's server from Debian's package, in `outside`, and a client's command that it lets in."""
+"""OpenSSH's server from Debian's package, and a client's command that it lets in."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.lab.lab import SERVER4, Lab
+from tests.lab.lab import Lab, Role
 from tests.lab.peers import unpacked
 from tests.lab.servers import _listens
 
 
-def sshd(lab: Lab, port: int, hosts: Sequence[str], user: int = 0) -> tuple[subprocess.Popen[bytes], list[str | Path]]:
+def sshd(
+    lab: Lab, port: int, hosts: Sequence[str], user: int = 0, role: Role = "outside"
+) -> tuple[subprocess.Popen[bytes], list[str | Path]]:
     """Start it. Returns its process, and the command of a client up to its ProxyCommand, for root and for `user`.
 
     `hosts`: the names and addresses at which the client knows its key.
@@ -48,12 +50,12 @@ AuthenticationMethods publickey
             if (parts / part).exists():
                 config.write(f"Sshd{part[5:].title()}Path {parts / part}\n")
     # The user that it drops its privileges to and its empty directory, which an installed one would have.
-    etc = Path("/etc/netns", lab.ns("outside"))
+    etc = Path("/etc/netns", lab.ns(role))
     etc.mkdir(parents=True, exist_ok=True)
     (etc / "passwd").write_text(Path("/etc/passwd").read_text() + "sshd:x:65533:65534::/run/sshd:/usr/sbin/nologin\n")
     start = f"mount -t tmpfs tmpfs /run && mkdir /run/sshd && exec {program} -D -e -f {home}/sshd_config"
-    server = lab.popen("outside", ["sh", "-c", start])
-    lab.wait_for(lambda: _listens(server, port), 10, f"sshd at {SERVER4} to listen")
+    server = lab.popen(role, ["sh", "-c", start])
+    lab.wait_for(lambda: _listens(server, port), 10, "sshd to listen")
     files: list[str | Path] = ["-o", f"UserKnownHostsFile={home}/known", "-o", "GlobalKnownHostsFile=none", "-i", key]
     options: list[str | Path] = ["-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes"]
     return server, ["ssh", *options, *files, "-p", str(port)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from tests.lab.lab import (
     Role,
 )
 from tests.lab.peers import installed
+from tests.lab.sshd import sshd
 from tests.lab.tap import Tap
 from tests.lab.udp import Udp
 from tests.net.udp_client import associate
@@ -166,6 +168,29 @@ def test_two_clients_with_one_port(lab: Lab, gateway: Gateway, port: int) -> Non
         assert tracker.hears(stopped, "client2") == http_announce(HASH, public, "&event=stopped")
 
 
+@pytest.mark.parametrize("how", ["direct", "SOCKS"])
+def test_the_clients_own_address_becomes_the_public_one(lab: Lab, gateway: Gateway, how: str, port: int) -> None:
+    """And one of another host stays."""
+    with Listener(lab, "inside", CLIENT4, port, HASH), Tracker(lab) as tracker:
+        for key in ("ip", "ipv4"):
+            said = http_announce(HASH, port, f"&{key}={CLIENT4}&numwant=50")
+            assert tracker.hears(said, how=how) == http_announce(HASH, port, f"&{key}={ROUTER_OUT4}&numwant=50")
+            for host in ("198.51.100.7", CLIENT2_4):
+                said = http_announce(HASH, port, f"&{key}={host}")
+                assert tracker.hears(said, how=how) == said
+
+
+@pytest.mark.parametrize("how", ["direct", "SOCKS"])
+@pytest.mark.parametrize("own", [0, 1])
+def test_ports_of_clients_that_do_not_listen_pass(lab: Lab, gateway: Gateway, how: str, own: int) -> None:
+    with Tracker(lab) as tracker:
+        said = http_announce(HASH, own, f"&ip={CLIENT4}")
+        assert tracker.hears(said, how=how) == said
+        scrape = b"GET /scrape?info_hash=" + b"%68" * 20 + b" HTTP/1.1\r\nHost: tracker.example\r\n\r\n"
+        assert tracker.hears(scrape, how=how) == scrape
+        assert holes(gateway, own) == []
+
+
 def connected(client: Udp, tracker: Udp, key: bytes = b"12345678") -> tuple[str, int]:
     """The client's socket gets an id of the tracker: as whom that sees it."""
     client.send(udp_connect(), (SERVER4, TRACKER))
@@ -177,7 +202,8 @@ def connected(client: Udp, tracker: Udp, key: bytes = b"12345678") -> tuple[str,
     return seen
 
 
-def test_over_udp_only_the_port_differs(lab: Lab, gateway: Gateway, port: int) -> None:
+@pytest.mark.parametrize("options", [b"", b"\2\x09/announce"], ids=["98 bytes", "BEP 41"])
+def test_over_udp_only_the_port_differs(lab: Lab, gateway: Gateway, options: bytes, port: int) -> None:
     with (
         Listener(lab, "inside", CLIENT4, port, HASH),
         Listener(lab, "client2", CLIENT2_4, port, HASH) as other,
@@ -185,7 +211,7 @@ def test_over_udp_only_the_port_differs(lab: Lab, gateway: Gateway, port: int) -
         Udp(lab, "client2", CLIENT2_4, port) as second,
         Udp(lab, "outside", SERVER4, TRACKER) as tracker,
     ):
-        said = udp_announce(b"12345678", HASH, port)
+        said = udp_announce(b"12345678", HASH, port)[:98] + options
         connected(first, tracker)
         first.send(said, (SERVER4, TRACKER))
         data, seen = tracker.receive()
@@ -202,6 +228,31 @@ def test_over_udp_only_the_port_differs(lab: Lab, gateway: Gateway, port: int) -
         assert reaches(lab, ROUTER_OUT4, public)
         assert STRANGER4 in other.peers
         assert {hole["client"] for hole in holes(gateway, port)} == {CLIENT4, CLIENT2_4}
+
+
+def test_over_udp_what_is_no_announce_passes(lab: Lab, gateway: Gateway, port: int) -> None:
+    """A scrape and its answer, an error; an announce of port 1; addresses: the client's own one, and another host's."""
+    with (
+        Listener(lab, "inside", CLIENT4, port, HASH),
+        Udp(lab, "inside", CLIENT4, port) as client,
+        Udp(lab, "outside", SERVER4, TRACKER) as tracker,
+    ):
+        seen = connected(client, tracker)
+        for said, answer in (
+            (b"12345678\0\0\0\2scra" + HASH, b"\0\0\0\2scra" + bytes(12)),
+            (b"12345678\0\0\0\2scra" + HASH, b"\0\0\0\3scrano such torrent"),
+            (udp_announce(b"12345678", HASH, 1), b"\0\0\0\1anno" + bytes(12) + b"\xc0\xa8\x38\x0a\x1a\xe1"),
+        ):
+            client.send(said, (SERVER4, TRACKER))
+            assert tracker.receive()[0] == said
+            tracker.send(answer, seen)
+            assert client.receive()[0] == answer
+        assert holes(gateway, port) == holes(gateway, 1) == []
+        for host, read in ((CLIENT4, ROUTER_OUT4), ("198.51.100.7", "198.51.100.7"), (CLIENT2_4, CLIENT2_4)):
+            client.send(udp_announce(b"12345678", HASH, port, host=host), (SERVER4, TRACKER))
+            assert tracker.receive()[0] == udp_announce(b"12345678", HASH, port, host=read)
+        client.send(udp_announce(b"12345678", HASH, port, event=3), (SERVER4, TRACKER))
+        tracker.receive()
 
 
 def test_over_udp_through_socks(lab: Lab, gateway: Gateway, port: int) -> None:
@@ -287,15 +338,35 @@ def test_without_an_announce_the_port_closes(lab: Lab, gateway: Gateway, port: i
         lab.wait_for(announced, 15, "the time to be announced")
 
 
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_without_an_announce_strangers_get_nothing_after_a_while(lab: Lab, gateway: Gateway, port: int) -> None:
+    """In real time, with the shortest interval that is believed, a minute; a connection under way lives."""
+    with Listener(lab, "inside", CLIENT4, port, HASH), Tracker(lab) as tracker:
+        tracker.hears(http_announce(HASH, port), interval=1)
+        with shakes_hands(lab, "stranger", ROUTER_OUT4, port, HASH) as living:
+
+            def is_closed() -> bool:
+                living.sendall(b"x")  # the client hangs up on whoever says nothing for twenty seconds
+                assert living.recv(1) == b"x"
+                return holes(gateway, port) == []
+
+            lab.wait_for(is_closed, 240, "the port to close")
+            assert not reaches(lab, ROUTER_OUT4, port)
+            living.sendall(b"still there")
+            assert living.recv(100) == b"still there"
+
+
 # --- attacks ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("how", ["direct", "SOCKS"])
 @pytest.mark.parametrize("port", [22, 80, 3306, 8080, 9100])
-def test_a_forged_announce_opens_no_service(lab: Lab, gateway: Gateway, port: int) -> None:
+def test_a_forged_announce_opens_no_service(lab: Lab, gateway: Gateway, port: int, how: str) -> None:
     """What listens there is no BitTorrent client for that torrent; of those below 1024 it is not even asked."""
     with lab.listen("inside", CLIENT4, port) as service, Tracker(lab) as tracker:
         said = http_announce(HASH, port)
-        assert tracker.hears(said) == said
+        assert tracker.hears(said, how=how) == said
         assert holes(gateway, port) == []
         service.settimeout(0.2)
         if port < 1024:
@@ -319,6 +390,19 @@ def test_a_real_web_server_is_no_torrent_client(lab: Lab, gateway: Gateway) -> N
     with Tracker(lab) as tracker:
         said = http_announce(OTHER, port)
         assert tracker.hears(said) == said
+        assert holes(gateway, port) == []
+    lab.stop(service)
+
+
+def test_a_real_ssh_server_is_no_torrent_client(lab: Lab, gateway: Gateway) -> None:
+    """At a port that may be opened: it says its own name first, and hangs up."""
+    port = 2022
+    service, _ = sshd(lab, port, [CLIENT4], role="inside")
+    with Tracker(lab) as tracker:
+        seen = len(gateway.log_lines())
+        said = http_announce(OTHER, port)
+        assert tracker.hears(said) == said
+        gateway.wait_for_log("bittorrent.unproven", 5, seen)
         assert holes(gateway, port) == []
     lab.stop(service)
 
@@ -365,15 +449,25 @@ def test_an_image_in_a_page_of_a_real_browser(lab: Lab, gateway: Gateway, port: 
 
 
 def test_five_hundred_torrents_at_once(lab: Lab, gateway: Gateway, port: int) -> None:
-    """One public port, and the broker is asked by each worker once at most."""
+    """One public port, and the broker is asked by each worker once at most. What others ask for is opened meanwhile."""
     hashes = [number.to_bytes(2) * 10 for number in range(500)]
-    with Listener(lab, "inside", CLIENT4, port, *hashes), Tracker(lab) as tracker:
+    request, data = b"\0\1boot.bin\0octet\0", b"\0\3\0\1the file"
+    with (
+        Listener(lab, "inside", CLIENT4, port, *hashes),
+        Tracker(lab) as tracker,
+        Udp(lab, "outside", SERVER4, 69) as boot,
+        Udp(lab, "outside", SERVER4) as answerer,
+    ):
         tracker.listener.listen(600)
         seen = len(gateway.log_lines())
         for at in range(0, 500, 50):
             clients = [lab.connect("inside", SERVER4, TRACKER, timeout=15) for _ in range(50)]
             for client, info_hash in zip(clients, hashes[at : at + 50], strict=True):
                 client.sendall(http_announce(info_hash, port))
+            with Udp(lab, "client2", CLIENT2_4) as other:
+                other.send(request, (SERVER4, 69))
+                answerer.send(data, boot.receive()[1])
+                assert other.receive()[0] == data
             for _ in range(50):
                 server, _ = tracker.listener.accept()
                 server.settimeout(15)
@@ -401,6 +495,8 @@ def test_the_packets_process_is_killed(lab: Lab, gateway: Gateway, port: int) ->
         lines = len(gateway.log_lines())
         os.kill(pid, signal.SIGKILL)
         assert reaches(lab, ROUTER_OUT4, port)
+        client.send(said, (SERVER4, TRACKER))
+        assert tracker.receive() == (said, (ROUTER_OUT4, port))
         gateway.wait_for_log("packets.taken_over", 10, lines)
         assert reaches(lab, ROUTER_OUT4, port)
         connected(client, tracker)
@@ -473,6 +569,54 @@ def test_a_seed_behind_the_router(
     seeder.wait(20)
     if program == "aria2":
         lab.wait_for(lambda: holes(gateway, port) == [], 15, "the port to close")
+
+
+@pytest.mark.timeout(120)
+def test_two_real_seeds_with_one_port(
+    lab: Lab, gateway: Gateway, programs: list[subprocess.Popen[bytes]], port: int
+) -> None:
+    """aria2 twice, on two hosts: the second one's announces name another port, and whoever wants its file gets it
+    there."""
+    torrents: dict[Role, tuple[Path, Path, bytes, bytes]] = {}
+    for role in INSIDE:
+        folder = lab.tmp / f"seeds-{role}-{port}"
+        folder.mkdir()
+        data = os.urandom(1_000_000)
+        (folder / f"{role}.bin").write_bytes(data)
+        made, info_hash = bittorrent.torrent(folder / f"{role}.bin", f"http://{SERVER4}:{TRACKER}/announce")
+        (lab.tmp / f"{role}-{port}.torrent").write_bytes(made)
+        torrents[role] = folder, lab.tmp / f"{role}-{port}.torrent", info_hash, data
+    programs.append(bittorrent.opentracker(lab, SERVER4, *(info_hash for _, _, info_hash, _ in torrents.values())))
+    public: dict[Role, int] = {}
+    with (
+        Tap(lab, "inside", TRACKER) as within,
+        Tap(lab, "client2", TRACKER) as beside,
+        Tap(lab, "outside", TRACKER) as beyond,
+    ):
+        for role, (folder, known, info_hash, _) in torrents.items():
+            programs.append(bittorrent.aria2(lab, role, folder, known, port, "--seed-ratio=0.0"))
+
+            def announced(role: Role = role, info_hash: bytes = info_hash) -> bool:
+                mine = [hole for hole in holes(gateway, port) if hole["client"] == INSIDE[role]]
+                public[role] = int(mine[0]["public"].rpartition(":")[2]) if mine else 0
+                return (ROUTER_OUT4, public[role]) in list(bittorrent.peers_of(lab, SERVER4, info_hash))
+
+            lab.wait_for(announced, 20, f"the tracker to know {role}" + lab.tail_of_logs())
+    assert public["inside"] == port != public["client2"]
+    came = [one for one in beyond.streams() if one.source == ROUTER_OUT4]
+    for role, tap in (("inside", within), ("client2", beside)):
+        mine = [one for one in tap.streams() if one.source == INSIDE[role]]  # the bridge of "inside" sees both
+        for one in mine:
+            said = re.sub(rb"(?<=&port=)%d\b" % port, b"%d" % public[role], one.client)
+            assert [other for other in came if (other.client, other.server) == (said, one.server)], (one, came)
+        assert mine
+    for role, (_, known, _, data) in torrents.items():
+        folder = lab.tmp / f"leeches-{role}-{port}"
+        folder.mkdir()
+        leecher = bittorrent.aria2(lab, "stranger", folder, known, 6991, "--seed-time=0")
+        programs.append(leecher)
+        lab.wait_for(lambda leecher=leecher: leecher.poll() is not None, 60, "the file")  # type: ignore[misc]
+        assert (folder / f"{role}.bin").read_bytes() == data
 
 
 # --- modes ------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,19 @@ from tests.conformance.ways import by_socks, direct
 from tests.lab import irc
 from tests.lab.gateway import Gateway
 from tests.lab.irc import IRC, Irssi, Weechat
-from tests.lab.lab import CLIENT2_4, CLIENT4, CLIENT6, ROUTER_OUT4, ROUTER_OUT6, SERVER4, SERVER6, Lab
+from tests.lab.lab import (
+    CLIENT2_4,
+    CLIENT4,
+    CLIENT6,
+    ROUTER_IN4,
+    ROUTER_IN6,
+    ROUTER_OUT4,
+    ROUTER_OUT6,
+    SERVER4,
+    SERVER6,
+    Lab,
+    Role,
+)
 from tests.lab.tap import Tap, differences
 
 WELCOME = b":irc.example.test 001 ann :Welcome\r\n"
@@ -81,17 +93,17 @@ def holes(gateway: Gateway) -> list[dict[str, Any]]:
     return [hole for hole in gateway.admin("pinholes") if hole["reason"].startswith("irc.")]
 
 
-@pytest.fixture(params=["redirect", "redirect IPv6", "SOCKS"])
+@pytest.fixture(params=["redirect", "redirect IPv6", "SOCKS", "SOCKS IPv6"])
 def session(request: pytest.FixtureRequest, lab: Lab, gateway: Gateway) -> Iterator[Session]:
     v6 = "6" in request.param
     host = SERVER6 if v6 else SERVER4
     with lab.listen("outside", host, IRC) as listener:
-        client = (by_socks if request.param == "SOCKS" else direct)(lab, host, IRC)
+        client = (by_socks if "SOCKS" in request.param else direct)(lab, host, IRC)
         server, _ = listener.accept()
     for end in (client, server):
         end.settimeout(15)
     inside, router = (CLIENT6, ROUTER_OUT6) if v6 else (CLIENT4, ROUTER_OUT4)
-    session = Session(client, server, inside, router, request.param == "SOCKS")
+    session = Session(client, server, inside, router, "SOCKS" in request.param)
     assert session.says(b"NICK ann\r\n") == b"NICK ann\r\n"
     assert session.hears(WELCOME) == WELCOME
     yield session
@@ -137,8 +149,6 @@ def test_an_offer_lets_one_stranger_in_and_no_second(lab: Lab, gateway: Gateway,
 
 def test_two_users_inside_reach_each_other(lab: Lab, session: Session) -> None:
     """The other one reads the public port, and the router lets it in from inside too (hairpin)."""
-    if session.through_socks:
-        pytest.skip("the port is the worker's own: whoever connects comes to it")
     with listen_inside(lab, session.inside, 5000) as listener:
         _, public = session.offer(5000)
         with lab.connect("client2", session.router, public, timeout=15) as other:
@@ -163,18 +173,75 @@ def test_the_end_of_the_connection_closes_what_nobody_has_used(lab: Lab, gateway
     lab.wait_for(lambda: not holes(gateway), 15, "the port to close")
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        pytest.param(_send("192.168.56.99", 5000), id="another host"),
-        pytest.param(_send(CLIENT4, 22), id="a service's port"),
-        pytest.param(_send(CLIENT4, 0), id="a passive offer"),
-        pytest.param(b"PONG :\x01DCC SEND a.txt 3232249866 5000 100\x01\r\n", id="PONG, CVE-2022-2663"),
-    ],
-)
-def test_what_opens_nothing(gateway: Gateway, session: Session, line: bytes) -> None:
+NOTHING: dict[str, Callable[[str], bytes]] = {
+    "another host": lambda own: _send(own.rpartition("0")[0] + "9", 5000),
+    "a service's port": lambda own: _send(own, 22),
+    "a port that is too high": lambda own: _send(own, 65558),
+    "a passive offer": lambda own: _send(own, 0),
+    "a passive offer as irssi writes it": lambda own: b"PRIVMSG bob :\x01DCC SEND a.txt 16843009 0 100 7\x01\r\n",
+    "PONG, CVE-2022-2663": lambda own: b"PONG :" + _send(own, 5000)[13:],
+    "within words": lambda own: _send(own, 5000).replace(b":\x01", b":see \x01"),
+    "two in a line": lambda own: _send(own, 5000).replace(b"\x01\r", b"\x01\x01DCC SEND b 1 5001 1\x01\r"),
+    "quoted as CTCP": lambda own: _send(own, 5000).replace(b"DCC SEND", b"DCC\x10 SEND"),
+}
+
+
+@pytest.mark.parametrize("what", NOTHING)
+def test_what_opens_nothing(gateway: Gateway, session: Session, what: str) -> None:
+    line = NOTHING[what](session.inside)
     assert session.says(line) == line
     assert holes(gateway) == []
+
+
+def test_a_host_outside_is_named(lab: Lab, gateway: Gateway, session: Session) -> None:
+    """It might be the router's public address, which only an open port tells: so that closes at once (0178)."""
+    line = _send("2001:db8::7" if ":" in session.inside else "198.51.100.7", 5000)
+    assert session.says(line) == line
+    lab.wait_for(lambda: not holes(gateway), 5, "the port to close")
+
+
+@pytest.mark.parametrize("cut", ["in one segment", "byte by byte"])
+def test_two_offers_at_once(lab: Lab, gateway: Gateway, session: Session, cut: str) -> None:
+    """Both have a port, however the lines come."""
+    said = b"PING :x\r\n" + _send(session.inside, 5000) + _send(session.inside, 5001)
+    session.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for piece in [said] if cut == "in one segment" else [bytes([byte]) for byte in said]:
+        session.client.sendall(piece)
+    read = b""
+    while read.count(b"\n") < 3:
+        read += session.server.recv(4096)
+    first, second = (int(port) for port in re.findall(rb" (\d+) 100\x01", read))
+    assert read == b"PING :x\r\n" + _send(session.router, first) + _send(session.router, second)
+    assert len(holes(gateway)) == 2
+    for own, public in ((5001, second), (5000, first)):
+        with listen_inside(lab, session.inside, own) as listener, lab.connect("stranger", session.router, public, 15):
+            listener.accept()[0].close()
+
+
+def test_a_chat_is_offered(lab: Lab, gateway: Gateway, session: Session) -> None:
+    own = _send(session.inside, 5000).replace(b"SEND a.txt", b"CHAT chat").replace(b" 100", b"")
+    read = session.says(own)
+    found = re.search(rb" (\d+)\x01", read)
+    assert found is not None
+    public = int(found[1])
+    assert read == _send(session.router, public).replace(b"SEND a.txt", b"CHAT chat").replace(b" 100", b"")
+    assert [hole["reason"] for hole in holes(gateway)] == ["irc.chat"]
+    with listen_inside(lab, session.inside, 5000) as listener, lab.connect("stranger", session.router, public) as bob:
+        taken, _ = listener.accept()
+        with taken:
+            bob.sendall(b"hello\n")
+            assert taken.recv(100) == b"hello\n"
+            taken.sendall(b"hello to you\n")
+            assert bob.recv(100) == b"hello to you\n"
+
+
+@pytest.mark.parametrize("name", [b"my own file.txt", b'"my own file.txt"', "Müller 100 5000.txt".encode(), b"x" * 200])
+def test_names_of_files(session: Session, name: bytes) -> None:
+    """They are never read further than their end."""
+    read = session.says(_send(session.inside, 5000).replace(b"a.txt", name))
+    found = re.search(rb" (\d+) 100\x01", read)
+    assert found is not None
+    assert read == _send(session.router, int(found[1])).replace(b"a.txt", name)
 
 
 def test_a_port_of_a_service_stays_closed(lab: Lab, gateway: Gateway) -> None:
@@ -212,8 +279,6 @@ def test_a_web_page_opens_nothing(lab: Lab, gateway: Gateway) -> None:
 
 def test_an_offer_of_the_routers_own_address_has_its_port_edited_only(session: Session) -> None:
     """As mIRC and HexChat write it, which learn it from the server."""
-    if session.through_socks:
-        pytest.skip("the port is the worker's own, whose address the client knows already")
     read = session.says(_send(session.router, 5000))
     found = re.search(rb" (\d+) 100\x01", read)
     assert found is not None
@@ -250,6 +315,31 @@ def test_a_resume_of_a_port_that_is_not_this_clients_is_unchanged(lab: Lab, gate
         for port in (public, 40000, 5000):
             line = b":eve!e@example.test PRIVMSG ann :\x01DCC RESUME a.txt %d 50\x01\r\n" % port
             assert session.hears(line) == line
+
+
+@pytest.mark.parametrize(
+    ("inside", "proxy", "host", "router"),
+    [(CLIENT4, ROUTER_IN4, SERVER6, ROUTER_OUT6), (CLIENT6, ROUTER_IN6, SERVER4, ROUTER_OUT4)],
+)
+def test_a_server_of_the_other_family(
+    lab: Lab, gateway: Gateway, inside: str, proxy: str, host: str, router: str
+) -> None:
+    """A client of SOCKS reaches it, and those who take its files reach the client likewise."""
+    with lab.listen("outside", host, IRC) as listener:
+        client = by_socks(lab, host, IRC, proxy)
+        server, _ = listener.accept()
+    with client, server, listen_inside(lab, inside, 5000) as listener:
+        for end in (client, server):
+            end.settimeout(15)
+        session = Session(client, server, inside, router, True)
+        session.says(b"NICK ann\r\n")
+        session.hears(WELCOME)
+        _, public = session.offer(5000)
+        with lab.connect("stranger", router, public, timeout=15) as stranger:
+            taken, _ = listener.accept()
+            with taken:
+                taken.sendall(b"a file")
+                assert stranger.recv(100) == b"a file"
 
 
 @pytest.mark.parametrize("way", ["redirect", "SOCKS"])
@@ -381,3 +471,87 @@ def test_irssi_and_weechat(lab: Lab, gateway: Gateway, sender: str) -> None:
     assert ports[2] == ports[1]
     assert all(40000 <= int(port) <= 49999 for _, port in ports)
     assert heard == [ports[1][::-1]]  # RESUME
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("other", ["stranger", "client2"])
+def test_names_that_users_choose(lab: Lab, gateway: Gateway, other: Role) -> None:
+    """Blanks and other letters; to a user outside, and to one who is behind the same router (hairpin)."""
+    with Irssi(lab, "inside", SERVER4, "ann") as ann, Irssi(lab, other, SERVER4, "bob") as bob:
+        for name in ("my own file.bin", "Müller 100 5000.bin"):
+            data = os.urandom(200_000)
+            (ann.folder / name).write_bytes(data)
+            ann.says(f'/dcc send bob "{ann.folder}/{name}"')
+            lab.wait_for(lambda name=name, data=data: bob.takes(name, data), 20, name)  # type: ignore[misc]
+        lab.wait_for(lambda: holes(gateway) == [], 15, "all ports to be used")
+
+
+@pytest.mark.usefixtures("server")
+def test_irssi_asks_the_other_one_to_listen(lab: Lab, gateway: Gateway) -> None:
+    """A passive offer from inside needs nothing, and goes as it came."""
+    seen = len(gateway.log_lines())
+    with (
+        Tap(lab, "inside", IRC) as within,
+        Tap(lab, "outside", IRC) as beyond,
+        Irssi(lab, "inside", SERVER4, "ann") as ann,
+        Irssi(lab, "stranger", SERVER4, "bob") as bob,
+    ):
+        data = os.urandom(200_000)
+        (ann.folder / "passive.bin").write_bytes(data)
+        ann.says(f"/dcc send -passive bob {ann.folder}/passive.bin")
+        lab.wait_for(lambda: bob.has("passive.bin", data), 20, "the file")
+    assert passed(within, beyond) == ([], [])
+    assert not any("pinhole.open" in line for line in gateway.log_lines()[seen:])
+
+
+def test_irssi_over_ipv6(lab: Lab, gateway: Gateway) -> None:
+    """The offer has an address as text; a file, and the other half of one."""
+    server = irc.ngircd(lab, SERVER6)
+    try:
+        with Irssi(lab, "inside", SERVER6, "ann") as ann, Irssi(lab, "stranger", SERVER6, "bob") as bob:
+            seen = len(gateway.log_lines())
+            for name in ("whole6.bin", "half6.bin"):
+                data = os.urandom(200_000)
+                (ann.folder / name).write_bytes(data)
+                if name == "half6.bin":
+                    bob.began(name, data[:100_000])
+                ann.says(f"/dcc send bob {ann.folder}/{name}")
+                lab.wait_for(lambda name=name, data=data: bob.has(name, data), 20, name)  # type: ignore[misc]
+            edits = [line for line in gateway.log_lines()[seen:] if "alg.edit" in line]
+            assert len([line for line in edits if "reason=irc.address" in line]) == 2, edits
+            assert len([line for line in edits if "reason=irc.port" in line]) == 4, edits
+            lab.wait_for(lambda: holes(gateway) == [], 15, "all ports to be used")
+    finally:
+        lab.stop(server)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.usefixtures("server")
+def test_weechat_through_socks(lab: Lab, gateway: Gateway) -> None:
+    """Its own SOCKS client, for the connection to the server: whoever takes the file comes to a port of the gateway."""
+    data = os.urandom(300_000)
+    seen = len(gateway.log_lines())
+    with (
+        Tap(lab, "inside", 1080) as within,
+        Tap(lab, "outside", IRC) as beyond,
+        Weechat(lab, "inside", SERVER4, "ann", proxy=ROUTER_IN4) as ann,
+        Irssi(lab, "stranger", SERVER4, "bob") as bob,
+    ):
+        for name in ("whole.bin", "half.bin"):
+            (ann.folder / name).write_bytes(data)
+        bob.began("half.bin", data[:100_000])
+        for name in ("whole.bin", "half.bin"):
+            ann.says(f"/dcc send bob {ann.folder}/{name}")
+            lab.wait_for(lambda name=name: bob.has(name, data), 30, name)  # type: ignore[misc]
+        lab.wait_for(lambda: holes(gateway) == [], 15, "all ports to be used")
+    assert any("front=socks" in line for line in gateway.log_lines()[seen:])
+    [inside] = within.streams()
+    [outside] = [one for one in beyond.streams() if one.source == ROUTER_OUT4]
+    said = differences(inside.client[inside.client.index(b"CAP LS") :], outside.client)
+    own, public = (str(int(ipaddress.ip_address(host))).encode() for host in (CLIENT4, ROUTER_OUT4))
+    assert [pair for pair in said if own in pair] == [(own, public)] * 2
+    ports = [pair for pair in said if own not in pair]
+    assert len(ports) == 3
+    assert ports[2] == ports[1]
+    assert differences(outside.server, inside.server[-len(outside.server) :]) == [ports[1][::-1]]

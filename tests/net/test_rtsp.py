@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from tests.lab.lab import (
     CLIENT4,
     CLIENT6,
     ROUTER_IN4,
+    ROUTER_IN6,
     ROUTER_OUT4,
     ROUTER_OUT6,
     SERVER4,
@@ -32,12 +34,14 @@ from tests.lab.lab import (
     Lab,
 )
 from tests.lab.peers import MULTIARCH, installed
-from tests.lab.tap import Tap, differences
+from tests.lab.tap import Stream, Tap, UdpTap, differences
 from tests.lab.udp import Udp
 
 RTSP = 554
 PORT = 8554
 TELEVISION = 8555
+STREAMS = 4
+RECEIVER_REPORT = 201  # RFC 3550, 12.1
 LAB = Path(servers.__file__).parent
 pytestmark = pytest.mark.usefixtures("gateway")
 
@@ -45,7 +49,7 @@ pytestmark = pytest.mark.usefixtures("gateway")
 @pytest.fixture(scope="module")
 def gateway(lab: Lab) -> Iterator[Gateway]:
     gateway = lab.start_gateway(
-        lab.write_config(alg={"rtsp": {"streams": 4, "ports": [RTSP, PORT, TELEVISION]}}, process={"workers": 1})
+        lab.write_config(alg={"rtsp": {"streams": STREAMS, "ports": [RTSP, PORT, TELEVISION]}}, process={"workers": 1})
     )
     yield gateway
     assert gateway.stop() == 0, lab.tail_of_logs()
@@ -69,23 +73,25 @@ class Session:
         """The server sends a message; how the client reads it."""
         return self._passes(self.server, self.client, data)
 
-    def set_up(self, port: int, number: int = 1, more: str = "") -> tuple[int, str]:
-        """SETUP with the client's pair `port` and the next one: the public port, and what the client reads."""
-        transport = "RTP/AVP;unicast;client_port={}-{}"
-        said = f"SETUP rtsp://a/{number} RTSP/1.0\r\nCSeq: {number}\r\nTransport: {{}}\r\n\r\n"
-        own = transport.format(port, port + 1)
-        read = self.asks(said.format(own))
+    def set_up(self, port: int, number: int = 1, more: str = "") -> int:
+        """SETUP with the client's pair `port` and the next one, and its answer: the public port."""
+        public = self.asks_for(port, number)
+        self.agrees(port, public, number, more)
+        return public
+
+    def asks_for(self, port: int, number: int = 1) -> int:
+        """SETUP with the client's pair `port` and the next one: the public port, which the server reads."""
+        read = self.asks(set_up(port, number))
         found = re.search(r"client_port=(\d+)-(\d+)", read)
         assert found is not None
         public = int(found[1])
         assert int(found[2]) == public + 1
-        assert read == said.format(transport.format(public, public + 1))  # and not a byte else
-        answer = (
-            f"RTSP/1.0 200 OK\r\nCSeq: {number}\r\nSession: 7\r\nTransport: {{}};server_port=6970-6971{more}\r\n\r\n"
-        )
-        said = self.answers(answer.format(transport.format(public, public + 1)))
-        assert said == answer.format(own)
-        return public, said
+        assert read == set_up(public, number)  # and not a byte else
+        return public
+
+    def agrees(self, port: int, public: int, number: int = 1, more: str = "") -> None:
+        """The server's answer to that, in which the client reads its own ports."""
+        assert self.answers(agreed(public, number, more)) == agreed(port, number, more)
 
     def close(self) -> None:
         self.client.close()
@@ -102,16 +108,28 @@ class Session:
         return read.decode()
 
 
+def set_up(port: int, number: int = 1) -> str:
+    """SETUP of the stream `number` for the pair `port` and the next one."""
+    transport = f"RTP/AVP;unicast;client_port={port}-{port + 1}"
+    return f"SETUP rtsp://a/{number} RTSP/1.0\r\nCSeq: {number}\r\nTransport: {transport}\r\n\r\n"
+
+
+def agreed(port: int, number: int = 1, more: str = "") -> str:
+    """What a server answers to that."""
+    transport = f"RTP/AVP;unicast;client_port={port}-{port + 1};server_port=6970-6971{more}"
+    return f"RTSP/1.0 200 OK\r\nCSeq: {number}\r\nSession: 7\r\nTransport: {transport}\r\n\r\n"
+
+
 def holes(gateway: Gateway) -> list[dict[str, Any]]:
     """The pinholes of media."""
     return [hole for hole in gateway.admin("pinholes") if hole["reason"] == "rtsp.rtp"]
 
 
-@pytest.fixture(params=["redirect", "redirect IPv6", "SOCKS"])
+@pytest.fixture(params=["redirect", "redirect IPv6", "SOCKS", "SOCKS IPv6"])
 def session(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Session]:
     host = SERVER6 if "6" in request.param else SERVER4
     with lab.listen("outside", host, RTSP) as listener:
-        client = (by_socks if request.param == "SOCKS" else direct)(lab, host, RTSP)
+        client = (by_socks if "SOCKS" in request.param else direct)(lab, host, RTSP)
         server, _ = listener.accept()
     for end in (client, server):
         end.settimeout(15)
@@ -123,7 +141,7 @@ def session(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Session]:
 def test_media_come_in_and_reports_go_out(lab: Lab, gateway: Gateway, session: Session) -> None:
     v6 = ":" in session.host
     inside, router, other = (CLIENT6, ROUTER_OUT6, STRANGER6) if v6 else (CLIENT4, ROUTER_OUT4, STRANGER4)
-    public, _ = session.set_up(5000)
+    public = session.set_up(5000)
     assert public % 2 == 0
     [hole] = holes(gateway)
     assert (hole["client"], hole["peer"]) == (inside, session.host)
@@ -159,7 +177,10 @@ def test_another_source_is_let_in_before_the_client_is_told(lab: Lab, session: S
         Udp(lab, "stranger", other) as source,
         Udp(lab, "stranger", third) as beside,
     ):
-        public, _ = session.set_up(5010, more=f";source={other}")
+        public = session.asks_for(5010)
+        source.send(b"early", (router, public))  # nobody has named it yet
+        assert rtp.is_silent()
+        session.agrees(5010, public, more=f";source={other}")
         beside.send(b"no", (router, public))
         source.send(b"picture", (router, public))
         assert rtp.receive() == (b"picture", source.sock.getsockname()[:2])
@@ -167,26 +188,149 @@ def test_another_source_is_let_in_before_the_client_is_told(lab: Lab, session: S
         assert rtp.is_silent()
 
 
-def test_the_end_of_the_connection_is_the_end_of_its_media(lab: Lab, gateway: Gateway, session: Session) -> None:
-    session.set_up(5020)
-    session.close()
-    lab.wait_for(
-        lambda: not holes(gateway),
-        15,
-        "the ports to close",
-    )
+@pytest.mark.parametrize("how", ["closes", "resets"])
+@pytest.mark.parametrize("who", ["client", "server"])
+def test_the_end_of_the_connection_is_the_end_of_its_media(
+    lab: Lab, gateway: Gateway, session: Session, who: str, how: str
+) -> None:
+    """Whichever side ends it."""
+    v6 = ":" in session.host
+    inside, router = (CLIENT6, ROUTER_OUT6) if v6 else (CLIENT4, ROUTER_OUT4)
+    with Udp(lab, "inside", inside, 5020) as rtp, Udp(lab, "outside", session.host) as sender:
+        public = session.set_up(5020)
+        sender.send(b"picture", (router, public))
+        assert rtp.receive()[0] == b"picture"
+        first, other = (session.client, session.server) if who == "client" else (session.server, session.client)
+        if how == "resets":
+            first.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        first.close()
+        try:
+            assert other.recv(100) == b""
+        except ConnectionResetError:
+            assert how == "resets"
+        other.close()
+        lab.wait_for(lambda: not holes(gateway), 15, "the ports to close")
+        sender.send(b"late", (router, public))
+        assert rtp.is_silent()
+
+
+def test_the_clients_own_address_as_the_destination(session: Session) -> None:
+    v6 = ":" in session.host
+    own, router = (CLIENT6, ROUTER_OUT6) if v6 else (CLIENT4, ROUTER_OUT4)
+    transport = "Transport: RTP/AVP;unicast;destination={};client_port={}-{}"
+    said = f"SETUP rtsp://a RTSP/1.0\r\nCSeq: 1\r\n{transport}\r\n\r\n"
+    read = session.asks(said.format(own, 5070, 5071))
+    found = re.search(r"client_port=(\d+)", read)
+    assert found is not None
+    public = int(found[1])
+    assert read == said.format(router, public, public + 1)
+    answer = f"RTSP/1.0 200 OK\r\nCSeq: 1\r\nSession: 7\r\n{transport};source={session.host}\r\n\r\n"
+    assert session.answers(answer.format(router, public, public + 1)) == answer.format(own, 5070, 5071)
+
+
+@pytest.mark.parametrize("cut", ["in one segment", "byte by byte"])
+def test_two_setups_at_once(lab: Lab, gateway: Gateway, session: Session, cut: str) -> None:
+    """Two streams have two pairs of ports, however the requests and the answers come."""
+    inside, router = (CLIENT6, ROUTER_OUT6) if ":" in session.host else (CLIENT4, ROUTER_OUT4)
+
+    def passes(sender: socket.socket, receiver: socket.socket, said: str) -> str:
+        sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in [said] if cut == "in one segment" else said:
+            sender.sendall(piece.encode())
+        read = b""
+        while read.count(b"\r\n\r\n") < said.count("\r\n\r\n"):
+            more = receiver.recv(4096)
+            assert more, read
+            read += more
+        return read.decode()
+
+    read = passes(session.client, session.server, set_up(5080, 1) + set_up(5082, 2))
+    first, second = (int(port) for port in re.findall(r"client_port=(\d+)", read))
+    assert len({first, first + 1, second, second + 1}) == 4
+    assert first % 2 == second % 2 == 0
+    assert read == set_up(first, 1) + set_up(second, 2)
+    answers = passes(session.server, session.client, agreed(first, 1) + agreed(second, 2))
+    assert answers == agreed(5080, 1) + agreed(5082, 2)
+    assert len(holes(gateway)) == 2
+    with (
+        Udp(lab, "inside", inside, 5080) as one,
+        Udp(lab, "inside", inside, 5083) as other,
+        Udp(lab, "outside", session.host) as sender,
+    ):
+        sender.send(b"picture", (router, first))
+        sender.send(b"report of sound", (router, second + 1))
+        assert (one.receive()[0], other.receive()[0]) == (b"picture", b"report of sound")
+
+
+def test_a_flood_of_setups_opens_as_many_as_are_allowed(gateway: Gateway, session: Session) -> None:
+    seen = len(gateway.log_lines())
+    for number in range(1, STREAMS + 1):
+        session.set_up(5100 + 2 * number, number)
+    for number in range(STREAMS + 1, 20):
+        said = set_up(5100 + 2 * number, number)
+        assert session.asks(said) == said
+    assert len(holes(gateway)) == STREAMS
+    gateway.wait_for_log("event=alg.note .*rtsp.streams", 5, seen)
+
+
+def test_the_server_chooses_tcp_of_a_list(lab: Lab, gateway: Gateway, session: Session) -> None:
+    """The port that was opened for the other choice closes, and the connection is spliced from PLAY on."""
+    listed = "RTP/AVP;unicast;client_port={}-{},RTP/AVP/TCP;unicast;interleaved=0-1"
+    said = f"SETUP rtsp://a RTSP/1.0\r\nCSeq: 1\r\nTransport: {listed}\r\n\r\n"
+    read = session.asks(said.format(5090, 5091))
+    found = re.search(r"client_port=(\d+)", read)
+    assert found is not None
+    public = int(found[1])
+    assert public != 5090
+    assert read == said.format(public, public + 1)
+    assert len(holes(gateway)) == 1
+    seen = len(gateway.log_lines())
+    answer = "RTSP/1.0 200 OK\r\nCSeq: 1\r\nSession: 7\r\nTransport: RTP/AVP/TCP;unicast;interleaved=0-1\r\n\r\n"
+    assert session.answers(answer) == answer
+    lab.wait_for(lambda: not holes(gateway), 15, "the port to close")
+    session.asks("PLAY rtsp://a RTSP/1.0\r\nCSeq: 2\r\nSession: 7\r\n\r\n")
+    session.answers("RTSP/1.0 200 OK\r\nCSeq: 2\r\nSession: 7\r\n\r\n")
+    gateway.wait_for_log("event=alg.bypass .*module=rtsp", 10, seen)
+    frame = b"$\0\0\x04abcd"
+    session.server.sendall(frame * 1000)
+    got = b""
+    while len(got) < 8000:
+        got += session.client.recv(8000)
+    assert got == frame * 1000
+    [flow] = gateway.admin("flows")
+    assert flow["down"] >= 8000
 
 
 def test_what_is_left_alone(lab: Lab, gateway: Gateway, session: Session) -> None:
-    third = "5000-5001;destination=203.0.113.77"  # nothing opens any more behind this one
+    host = "2001:db8:113::77" if ":" in session.host else "203.0.113.77"
+    third = f"5000-5001;destination={host}"  # nothing opens any more behind this one
     for number, ports in enumerate(("22-23", "0-0", "5000-5003", "1900-1901", third, "5000-5001"), 1):
         said = f"SETUP rtsp://a RTSP/1.0\r\nCSeq: {number}\r\nTransport: RTP/AVP;unicast;client_port={ports}\r\n\r\n"
         assert session.asks(said) == said
     assert holes(gateway) == []
 
 
-def test_realmedia_has_one_port(lab: Lab, gateway: Gateway, session: Session) -> None:
-    said = "SETUP rtsp://a RTSP/1.0\r\nCSeq: 1\r\nTransport: x-real-rdt/udp;client_port={};mode=play\r\n\r\n"
+@pytest.mark.parametrize(("proxy", "host"), [(ROUTER_IN4, SERVER6), (ROUTER_IN6, SERVER4)])
+def test_a_server_of_the_other_family(lab: Lab, gateway: Gateway, proxy: str, host: str) -> None:
+    """A client of SOCKS reaches it, but its datagrams would not: it is left to ask for TCP."""
+    with lab.listen("outside", host, RTSP) as listener:
+        client = by_socks(lab, host, RTSP, proxy)
+        server, _ = listener.accept()
+    seen = len(gateway.log_lines())
+    with client, server:
+        for end in (client, server):
+            end.settimeout(15)
+        session = Session(lab, client, server, host)
+        assert session.asks(set_up(5000)) == set_up(5000)
+        assert holes(gateway) == []
+        gateway.wait_for_log("event=alg.note .*code=rtsp.refused detail=family", 5, seen)
+        refused = "RTSP/1.0 461 Unsupported Transport\r\nCSeq: 1\r\n\r\n"
+        assert session.answers(refused) == refused
+
+
+@pytest.mark.parametrize("transport", ["x-real-rdt/udp", "x-pn-tng/udp", "x-real-rdt"])
+def test_realmedia_has_one_port(lab: Lab, gateway: Gateway, session: Session, transport: str) -> None:
+    said = f"SETUP rtsp://a RTSP/1.0\r\nCSeq: 1\r\nTransport: {transport};client_port={{}};mode=play\r\n\r\n"
     read = session.asks(said.format(6970))
     found = re.search(r"client_port=(\d+)", read)
     assert found is not None
@@ -218,6 +362,59 @@ def test_a_broker_that_does_not_answer_holds_nobody(lab: Lab, gateway: Gateway, 
     session.set_up(5040, 2)
 
 
+def test_the_broker_is_killed_before_the_server_answers(lab: Lab, gateway: Gateway, session: Session) -> None:
+    """What it has opened stays, and the client reads its own ports."""
+    inside, router = (CLIENT6, ROUTER_OUT6) if ":" in session.host else (CLIENT4, ROUTER_OUT4)
+    public = session.asks_for(5030)
+    [pid] = [row["pid"] for row in gateway.admin("status") if row.get("process") == "broker"]
+    seen = len(gateway.log_lines())
+    os.kill(pid, signal.SIGKILL)
+    session.agrees(5030, public)
+    with Udp(lab, "inside", inside, 5030) as rtp, Udp(lab, "outside", session.host) as sender:
+        sender.send(b"picture", (router, public))
+        assert rtp.receive()[0] == b"picture"
+        gateway.wait_for_log("broker.table", 15, seen)
+        sender.send(b"another", (router, public))
+        assert rtp.receive()[0] == b"another"
+        session.asks("TEARDOWN rtsp://a RTSP/1.0\r\nCSeq: 2\r\nSession: 7\r\n\r\n")
+        session.answers("RTSP/1.0 200 OK\r\nCSeq: 2\r\n\r\n")
+        lab.wait_for(lambda: not holes(gateway), 15, "the ports to close")
+        sender.send(b"late", (router, public))
+        assert rtp.is_silent()
+
+
+@pytest.fixture
+def short_memory(lab: Lab) -> Iterator[None]:
+    """Connection tracking forgets datagrams after a second, which it otherwise remembers for 30 or 120."""
+    keys = [f"net.netfilter.nf_conntrack_udp_timeout{more}" for more in ("", "_stream")]
+    before = lab.run("router", ["sysctl", *keys]).stdout.replace(" = ", "=").split()
+    lab.run("router", ["sysctl", "-qw", *(f"{key}=1" for key in keys)])
+    yield
+    lab.run("router", ["sysctl", "-qw", *before])
+
+
+@pytest.mark.usefixtures("short_memory")
+def test_a_pause_that_outlasts_connection_tracking(lab: Lab, gateway: Gateway, session: Session) -> None:
+    """The same port, both ways, although the kernel knows nothing of the media any more. (In real time: below.)"""
+    inside, router = (CLIENT6, ROUTER_OUT6) if ":" in session.host else (CLIENT4, ROUTER_OUT4)
+    with Udp(lab, "inside", inside, 5050) as rtp, Udp(lab, "outside", session.host, 6970) as sender:
+        public = session.set_up(5050)
+        sender.send(b"picture", (router, public))
+        assert rtp.receive()[0] == b"picture"
+        session.asks("PAUSE rtsp://a RTSP/1.0\r\nCSeq: 2\r\nSession: 7\r\n\r\n")
+        session.answers("RTSP/1.0 200 OK\r\nCSeq: 2\r\nSession: 7\r\n\r\n")
+        family = "ipv6" if ":" in inside else "ipv4"
+        known = ["conntrack", "-L", "-f", family, "-p", "udp", "--orig-port-dst", str(public)]
+        assert lab.run("router", known).stdout.strip()
+        lab.wait_for(lambda: not lab.run("router", known).stdout.strip(), 15, "connection tracking to forget")
+        session.asks("PLAY rtsp://a RTSP/1.0\r\nCSeq: 3\r\nSession: 7\r\n\r\n")
+        session.answers("RTSP/1.0 200 OK\r\nCSeq: 3\r\nSession: 7\r\n\r\n")
+        sender.send(b"again", (router, public))
+        assert rtp.receive()[0] == b"again"
+        rtp.send(b"hello", (session.host, 6970))
+        assert sender.receive() == (b"hello", (router, public))
+
+
 @pytest.mark.long
 @pytest.mark.timeout(400)
 def test_a_pause_of_five_minutes(lab: Lab, gateway: Gateway, session: Session) -> None:
@@ -225,7 +422,7 @@ def test_a_pause_of_five_minutes(lab: Lab, gateway: Gateway, session: Session) -
     v6 = ":" in session.host
     router = ROUTER_OUT6 if v6 else ROUTER_OUT4
     with Udp(lab, "inside", CLIENT6 if v6 else CLIENT4, 5050) as rtp, Udp(lab, "outside", session.host) as sender:
-        public, _ = session.set_up(5050)
+        public = session.set_up(5050)
         session.asks("PAUSE rtsp://a RTSP/1.0\r\nCSeq: 2\r\nSession: 7\r\n\r\n")
         session.answers("RTSP/1.0 200 OK\r\nCSeq: 2\r\nSession: 7\r\n\r\n")
         time.sleep(310)
@@ -272,6 +469,14 @@ def gstreamer(lab: Lab, gateway: Gateway) -> Iterator[str]:
     lab.stop(process)
 
 
+@pytest.fixture(scope="module")
+def gstreamer6(lab: Lab, gateway: Gateway) -> Iterator[str]:
+    """The same over IPv6."""
+    process = servers.gst_rtsp(lab, SERVER6, PORT)
+    yield f"rtsp://[{SERVER6}]:{PORT}"
+    lab.stop(process)
+
+
 def ffmpeg(lab: Lab, *arguments: str | Path) -> str:
     program = installed("ffmpeg", "/usr/bin/ffmpeg")
     done = lab.run("inside", [program, "-nostdin", "-hide_banner", *arguments], timeout=100)
@@ -301,6 +506,8 @@ def aiortsp_plays(lab: Lab, url: str, transport: str) -> None:
 
 def gstreamer_plays(lab: Lab, url: str, transport: str, version: str = "1-0") -> None:
     python = installed("python3-gi", "/usr/bin/python3")
+    if transport == "http":
+        url, transport = url.replace("rtsp", "rtsph", 1), "tcp"
     lab.run("inside", [python, LAB / "gst_player.py", url, transport, version], timeout=100)
 
 
@@ -317,26 +524,50 @@ PLAYERS: dict[str, Callable[[Lab, str, str], None]] = {
 @pytest.mark.parametrize("transport", ["udp", "tcp"])
 @pytest.mark.parametrize("player", PLAYERS)
 def test_a_player_shows_a_stream(lab: Lab, gateway: Gateway, gstreamer: str, player: str, transport: str) -> None:
+    shows_a_stream(lab, gateway, f"{gstreamer}/test", player, transport)
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize(("player", "transport"), [("ffmpeg", "udp"), ("ffmpeg", "tcp"), ("GStreamer", "udp")])
+def test_a_player_shows_a_stream_over_ipv6(
+    lab: Lab, gateway: Gateway, gstreamer6: str, player: str, transport: str
+) -> None:
+    shows_a_stream(lab, gateway, f"{gstreamer6}/test", player, transport)
+
+
+def shows_a_stream(lab: Lab, gateway: Gateway, url: str, player: str, transport: str) -> None:
     """Pictures and sound arrive, over UDP by ports that the gateway has opened. What both ends of the connection have
-    seen differs in these ports only, which the player reads as its own."""
+    seen differs in these ports only, which the player reads as its own. ffmpeg's receiver reports reach the server,
+    from the second one of a pair."""
     seen = len(gateway.log_lines())
-    with Tap(lab, "inside", PORT) as within, Tap(lab, "outside", PORT) as beyond:
-        PLAYERS[player](lab, f"{gstreamer}/test", transport)
+    with Tap(lab, "inside", PORT) as within, Tap(lab, "outside", PORT) as beyond, UdpTap(lab, "outside") as media:
+        PLAYERS[player](lab, url, transport)
     opened = [line for line in gateway.log_lines()[seen:] if "pinhole.open" in line and "rtsp.rtp" in line]
     streams = 1 if player == "aiortsp" else 2  # it asks for the pictures only
     assert len(opened) == (streams if transport == "udp" else 0)
     [one], [other] = within.streams(), beyond.streams()
-    asked, answered = differences(one.client, other.client), differences(other.server, one.server)
     if transport == "tcp":
-        assert asked == answered == []
+        assert (one.client, one.server) == (other.client, other.server)
         return
+    public = [int(port) for _, port in only_ports_differ(one, other, streams)]
+    reports = {packet.source[1] for packet in media.packets if packet.data[1:2] == bytes([RECEIVER_REPORT])}
+    if player == "ffmpeg":
+        assert reports
+    assert reports <= {port for port in public if port % 2}
+    lab.wait_for(lambda: not holes(gateway), 15, "the ports to close")
+
+
+def only_ports_differ(one: Stream, other: Stream, streams: int) -> list[tuple[bytes, bytes]]:
+    """The client's ports, with their public ones: pairs, of which the first is even. Nothing else differs between what
+    the client has seen and what the server has seen."""
+    asked, answered = differences(one.client, other.client), differences(other.server, one.server)
     assert len(asked) == 2 * streams
     for (own, public), (next_own, next_public) in batched(asked):
         assert int(public) % 2 == 0
         assert 40000 <= int(public) <= 49999
         assert (int(next_own), int(next_public)) == (int(own) + 1, int(public) + 1)
     assert answered == [pair[::-1] for pair in asked]
-    lab.wait_for(lambda: not holes(gateway), 15, "the ports to close")
+    return asked
 
 
 def batched(pairs: list[tuple[bytes, bytes]]) -> Iterator[tuple[tuple[bytes, bytes], tuple[bytes, bytes]]]:
@@ -345,19 +576,57 @@ def batched(pairs: list[tuple[bytes, bytes]]) -> Iterator[tuple[tuple[bytes, byt
 
 
 @pytest.mark.timeout(150)
-def test_a_player_through_socks(lab: Lab, gateway: Gateway, gstreamer: str) -> None:
+@pytest.mark.usefixtures("short_memory")
+def test_a_player_pauses(lab: Lab, gateway: Gateway, gstreamer: str) -> None:
+    """For longer than connection tracking remembers it: pictures and sound again, at the same ports."""
+    seen = len(gateway.log_lines())
+    python = installed("python3-gi", "/usr/bin/python3")
+    argv: list[str | Path] = [python, LAB / "gst_player.py", f"{gstreamer}/test", "udp", "1-0", "5"]
+    with Tap(lab, "inside", PORT) as within, Tap(lab, "outside", PORT) as beyond:
+        lab.run("inside", argv, timeout=100)
+    [one], [other] = within.streams(), beyond.streams()
+    assert re.findall(rb"^(PLAY|PAUSE) ", one.client, re.MULTILINE)[:3] == [b"PLAY", b"PAUSE", b"PLAY"]
+    only_ports_differ(one, other, 2)
+    opened = [line for line in gateway.log_lines()[seen:] if "pinhole.open" in line and "rtsp.rtp" in line]
+    assert len(opened) == 2
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("player", ["ffmpeg", "GStreamer"])
+def test_a_player_within_http(lab: Lab, gateway: Gateway, gstreamer: str, player: str) -> None:
+    """QuickTime's way, in two connections of HTTP: read no further than what it is."""
+    seen = len(gateway.log_lines())
+    with Tap(lab, "inside", PORT) as within, Tap(lab, "outside", PORT) as beyond:
+        PLAYERS[player](lab, f"{gstreamer}/test", "http")
+    gateway.wait_for_log("event=alg.note .*rtsp.tunnel", 10, seen)
+    assert not any("pinhole.open" in line for line in gateway.log_lines()[seen:])
+    ends = [sorted((one.client, one.server) for one in tap.streams()) for tap in (within, beyond)]
+    assert len(ends[0]) == 2
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_player_through_socks(lab: Lab, gateway: Gateway, request: pytest.FixtureRequest, version: int) -> None:
     """Its connection goes through SOCKS, and media come to it through the NAT."""
+    url = request.getfixturevalue("gstreamer" if version == 4 else "gstreamer6")
     config = lab.tmp / "proxychains.conf"
-    config.write_text(f"strict_chain\n[ProxyList]\nsocks5 {ROUTER_IN4} 1080\n")
+    # Of one family: media cannot come over another one than the connection that asks for them.
+    config.write_text(f"strict_chain\n[ProxyList]\nsocks5 {ROUTER_IN4 if version == 4 else ROUTER_IN6} 1080\n")
     seen = len(gateway.log_lines())
     program = installed("proxychains4", "/usr/bin/proxychains4")
     argv: list[str | Path] = [program, "-q", "-f", config, installed("ffmpeg", "/usr/bin/ffmpeg"), "-nostdin"]
-    argv += ["-hide_banner", "-rtsp_transport", "udp", "-i", f"{gstreamer}/test", "-frames:v", "20", "-frames:a", "20"]
-    said = lab.run("inside", [*argv, "-f", "null", "-"], timeout=100).stderr
+    argv += ["-hide_banner", "-rtsp_transport", "udp", "-i", f"{url}/test", "-frames:v", "20", "-frames:a", "20"]
+    with Tap(lab, "inside", 1080) as within, Tap(lab, "outside", PORT) as beyond:
+        said = lab.run("inside", [*argv, "-f", "null", "-"], timeout=100).stderr
     assert re.search(r"frame=\s*20\b", said), said
     log = gateway.log_lines()[seen:]
     assert len([line for line in log if "pinhole.open" in line and "rtsp.rtp" in line]) == 2
     assert any("front=socks" in line for line in log)
+    [one], [other] = within.streams(), beyond.streams()
+    asked = one.client.index(b"OPTIONS ")  # behind the greeting and the request of SOCKS
+    answered = one.server.index(b"RTSP/1.0 ")
+    only_ports_differ(one._replace(client=one.client[asked:], server=one.server[answered:]), other, 2)
 
 
 @pytest.mark.timeout(100)
@@ -397,13 +666,22 @@ def test_vlc_shows_television(lab: Lab, gateway: Gateway) -> None:
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("transport", ["udp", "tcp"])
 def test_ffmpeg_publishes(lab: Lab, gateway: Gateway, gstreamer: str, transport: str) -> None:
+    """The server gets pictures, over UDP from the public ports."""
     seen = len(gateway.log_lines())
     source = ["-re", "-f", "lavfi", "-i", "testsrc=size=160x120:rate=15", "-frames:v", "30", "-c:v", "mjpeg"]
     source += ["-pix_fmt", "yuvj420p", "-huffman", "default", "-force_duplicated_matrix", "1"]
-    said = ffmpeg(lab, *source, "-f", "rtsp", "-rtsp_transport", transport, f"{gstreamer}/record")
+    with Tap(lab, "inside", PORT) as within, Tap(lab, "outside", PORT) as beyond, UdpTap(lab, "outside") as media:
+        said = ffmpeg(lab, *source, "-f", "rtsp", "-rtsp_transport", transport, f"{gstreamer}/record")
     assert re.search(r"frame=\s*30\b", said), said
     opened = [line for line in gateway.log_lines()[seen:] if "pinhole.open" in line and "rtsp.rtp" in line]
     assert len(opened) == (1 if transport == "udp" else 0)
+    [one], [other] = within.streams(), beyond.streams()
+    if transport == "tcp":
+        assert (one.client, one.server) == (other.client, other.server)
+        return
+    public = only_ports_differ(one, other, 1)
+    pictures = [packet for packet in media.packets if packet.source == (ROUTER_OUT4, int(public[0][1]))]
+    assert len(pictures) >= 30
 
 
 # --- modes ------------------------------------------------------------------------------------------------------------

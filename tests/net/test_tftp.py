@@ -130,10 +130,17 @@ def test_curl_stores(lab: Lab, server: tuple[str, Path, str]) -> None:
 
 
 def test_the_client_of_tftp_hpa(lab: Lab, server: tuple[str, Path, str]) -> None:
+    """It knows blocks of 512 bytes only; the large file is fetched and stored with its own server."""
+    name, root, _ = server
+    file = "boot.bin" if name == "tftpd-hpa" else "small.bin"
     into = lab.tmp / "hpa.bin"
     program = unpacked("tftp-hpa", "usr/bin/tftp")
-    lab.run("inside", [program, "-m", "binary", SERVER4, "-c", "get", "small.bin", into], timeout=70)
-    assert sum_of(into) == sum_of(server[1] / "small.bin")
+    lab.run("inside", [program, "-m", "binary", SERVER4, "-c", "get", file, into], timeout=70)
+    assert sum_of(into) == sum_of(root / file)
+    if name == "dnsmasq":
+        return  # its server only reads
+    lab.run("inside", [program, "-m", "binary", SERVER4, "-c", "put", into, "stored.bin"], timeout=70)
+    lab.wait_for(lambda: sum_of(root / "stored.bin") == sum_of(into), 5, "the last block to be written")
 
 
 def test_the_client_of_atftp_with_windows_and_options(lab: Lab, server: tuple[str, Path, str]) -> None:
@@ -144,12 +151,40 @@ def test_the_client_of_atftp_with_windows_and_options(lab: Lab, server: tuple[st
         options += ["--option", "windowsize 8"]
     lab.run("inside", [program, *options, "-g", "-r", "boot.bin", "-l", into, SERVER4], timeout=70)
     assert sum_of(into) == server[2]
+    if server[0] == "dnsmasq":
+        return  # its server only reads
+    lab.run("inside", [program, *options, "-p", "-l", into, "-r", "stored.bin", SERVER4], timeout=70)
+    lab.wait_for(lambda: sum_of(server[1] / "stored.bin") == server[2], 5, "the last block to be written")
 
 
-def test_over_ipv6(lab: Lab) -> None:
-    root, _ = folder(lab)
-    process = servers.tftp(lab, root, SERVER6)
-    fetched_by_curl(lab, f"tftp://[{SERVER6}]/small.bin", sum_of(root / "small.bin"))
+@pytest.mark.parametrize("program", SERVERS)
+def test_over_ipv6(lab: Lab, program: str) -> None:
+    """curl fetches, and stores where the server lets it."""
+    root, checksum = folder(lab)
+    process = servers.has_tftp(lab, SERVERS[program](lab, root, SERVER6))
+    fetched_by_curl(lab, f"tftp://[{SERVER6}]/boot.bin", checksum, "--tftp-blksize", "1428")
+    if program != "dnsmasq":
+        url = f"tftp://[{SERVER6}]/stored.bin"
+        curl = ["curl", "-sS", "--globoff", "--max-time", "60", "--tftp-blksize", "1428", "-T", root / "boot.bin", url]
+        lab.run("inside", curl, timeout=70)
+        lab.wait_for(lambda: sum_of(root / "stored.bin") == checksum, 5, "the last block to be written")
+    lab.stop(process)
+
+
+def test_the_packets_process_is_killed_while_curl_fetches(lab: Lab, gateway: Gateway) -> None:
+    root, checksum = folder(lab)
+    process = servers.tftp(lab, root, SERVER4)
+    into = lab.tmp / "killed.bin"
+    seen = len(gateway.log_lines())
+    url = f"tftp://{SERVER4}/boot.bin"
+    curl = lab.popen("inside", ["curl", "-sS", "--max-time", "60", "--tftp-blksize", "512", "-o", into, url])
+    lab.wait_for(lambda: into.exists() and into.stat().st_size > 100_000, 15, "the beginning of the file")
+    [pid] = [row["pid"] for row in gateway.admin("status") if row.get("process") == "packets"]
+    os.kill(pid, signal.SIGKILL)
+    assert curl.poll() is None, "too late: the file is there"
+    assert curl.wait(60) == 0
+    assert sum_of(into) == checksum
+    gateway.wait_for_log("packets.taken_over", 10, seen)
     lab.stop(process)
 
 
