@@ -495,6 +495,7 @@ def test_the_packets_process_is_killed(lab: Lab, gateway: Gateway, port: int) ->
         lines = len(gateway.log_lines())
         os.kill(pid, signal.SIGKILL)
         assert reaches(lab, ROUTER_OUT4, port)
+        gateway.wait_for_log("process.died child=packets", 10, lines)  # what it had not judged yet, ends with it
         client.send(said, (SERVER4, TRACKER))
         assert tracker.receive() == (said, (ROUTER_OUT4, port))
         gateway.wait_for_log("packets.taken_over", 10, lines)

@@ -111,7 +111,7 @@ class RtspSubject:
         for end in (client, server):
             end.settimeout(15)
         self.session = Session(lab, client, server, SERVER4)
-        self.public, _ = self.session.set_up(5000)
+        self.public = self.session.set_up(5000)
         self.rtp, self.sender = Udp(lab, "inside", CLIENT4, 5000), Udp(lab, "outside", SERVER4, 6970)
         self.numbers = itertools.count(10)
 

@@ -157,7 +157,7 @@ def test_the_client_of_atftp_with_windows_and_options(lab: Lab, server: tuple[st
     lab.wait_for(lambda: sum_of(server[1] / "stored.bin") == server[2], 5, "the last block to be written")
 
 
-@pytest.mark.parametrize("program", SERVERS)
+@pytest.mark.parametrize("program", ["tftpd-hpa", "dnsmasq"])  # atftpd answers nobody there, without a router either
 def test_over_ipv6(lab: Lab, program: str) -> None:
     """curl fetches, and stores where the server lets it."""
     root, checksum = folder(lab)
@@ -165,27 +165,29 @@ def test_over_ipv6(lab: Lab, program: str) -> None:
     fetched_by_curl(lab, f"tftp://[{SERVER6}]/boot.bin", checksum, "--tftp-blksize", "1428")
     if program != "dnsmasq":
         url = f"tftp://[{SERVER6}]/stored.bin"
-        curl = ["curl", "-sS", "--globoff", "--max-time", "60", "--tftp-blksize", "1428", "-T", root / "boot.bin", url]
-        lab.run("inside", curl, timeout=70)
+        argv: list[str | Path] = ["curl", "-sS", "--globoff", "--max-time", "60", "--tftp-blksize", "1428"]
+        lab.run("inside", [*argv, "-T", root / "boot.bin", url], timeout=70)
         lab.wait_for(lambda: sum_of(root / "stored.bin") == checksum, 5, "the last block to be written")
     lab.stop(process)
 
 
 def test_the_packets_process_is_killed_while_curl_fetches(lab: Lab, gateway: Gateway) -> None:
     root, checksum = folder(lab)
-    process = servers.tftp(lab, root, SERVER4)
     into = lab.tmp / "killed.bin"
+    [pid] = [row["pid"] for row in gateway.admin("status") if row.get("process") == "packets"]
     seen = len(gateway.log_lines())
+    process = servers.tftp(lab, root, SERVER4)
     url = f"tftp://{SERVER4}/boot.bin"
     curl = lab.popen("inside", ["curl", "-sS", "--max-time", "60", "--tftp-blksize", "512", "-o", into, url])
-    lab.wait_for(lambda: into.exists() and into.stat().st_size > 100_000, 15, "the beginning of the file")
-    [pid] = [row["pid"] for row in gateway.admin("status") if row.get("process") == "packets"]
-    os.kill(pid, signal.SIGKILL)
-    assert curl.poll() is None, "too late: the file is there"
-    assert curl.wait(60) == 0
-    assert sum_of(into) == checksum
-    gateway.wait_for_log("packets.taken_over", 10, seen)
-    lab.stop(process)
+    try:
+        lab.wait_for(lambda: into.exists() and into.stat().st_size > 100_000, 15, "the beginning of the file")
+        os.kill(pid, signal.SIGKILL)
+        assert curl.poll() is None, "too late: the file is there"
+        assert curl.wait(60) == 0
+        assert sum_of(into) == checksum
+        gateway.wait_for_log("packets.taken_over", 10, seen)
+    finally:
+        lab.stop(process)
 
 
 # --- byte by byte -----------------------------------------------------------------------------------------------------
