@@ -475,6 +475,7 @@ def test_irssi_and_weechat(lab: Lab, gateway: Gateway, sender: str) -> None:
 
 @pytest.mark.timeout(120)
 @pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("server", ["ngircd"], indirect=True)
 @pytest.mark.parametrize("other", ["stranger", "client2"])
 def test_names_that_users_choose(lab: Lab, gateway: Gateway, other: Role) -> None:
     """Blanks and other letters; to a user outside, and to one who is behind the same router (hairpin)."""
@@ -488,6 +489,7 @@ def test_names_that_users_choose(lab: Lab, gateway: Gateway, other: Role) -> Non
 
 
 @pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("server", ["InspIRCd"], indirect=True)
 def test_irssi_asks_the_other_one_to_listen(lab: Lab, gateway: Gateway) -> None:
     """A passive offer from inside needs nothing, and goes as it came."""
     seen = len(gateway.log_lines())
@@ -528,6 +530,7 @@ def test_irssi_over_ipv6(lab: Lab, gateway: Gateway) -> None:
 
 @pytest.mark.timeout(120)
 @pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("server", ["InspIRCd"], indirect=True)
 def test_weechat_through_socks(lab: Lab, gateway: Gateway) -> None:
     """Its own SOCKS client, for the connection to the server: whoever takes the file comes to a port of the gateway."""
     data = os.urandom(300_000)
