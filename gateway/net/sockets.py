@@ -82,12 +82,3 @@ def endpoint(address: tuple[object, ...]) -> Endpoint:
         mapped = ipaddress.IPv6Address(host).ipv4_mapped
         host = str(mapped) if mapped else host
     return Endpoint(host, port)
-
-
-def peer_of(sock: _socket.socket, default: Endpoint) -> Endpoint:
-    """Return where a connection leads, or `default` if it was reset: then the kernel does not tell that any more, but
-    still has what came before."""
-    try:
-        return endpoint(sock.getpeername())
-    except OSError:
-        return default

@@ -8,7 +8,7 @@ import functools
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import gevent
 import gevent.socket as gsocket
@@ -21,7 +21,7 @@ from gateway.lease.quotas import LeaseLimits
 from gateway.lease.table import LeaseTable, lease_row
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Done, Lease, Network, PinholeRequest, PinholeUpdate
-from gateway.net.sockets import abort, endpoint, peer_of, prepare
+from gateway.net.sockets import abort, endpoint, prepare
 from gateway.observe.metrics import Sample
 from gateway.pinhole.admission import LocalPorts
 from gateway.pinhole.backend import Carry
@@ -47,6 +47,13 @@ class Listener(Protocol):
     def settimeout(self, value: float | None, /) -> None: ...
 
     def close(self) -> None: ...
+
+
+class Accepted(NamedTuple):
+    """A connection, and where it came from: the kernel does not tell that of one that was reset since."""
+
+    sock: gsocket.socket
+    remote: Endpoint
 
 
 class UserspacePinholes:
@@ -283,7 +290,7 @@ class UserspacePinholes:
             log.info("pinhole.use", pinhole=lease.id, flow=lease.flow)
             self._relay(lease.reason, lease.flow, client, server)
         elif client is not None:
-            abort(client)
+            abort(client.sock)
         return reason
 
     def _met(
@@ -314,30 +321,30 @@ class UserspacePinholes:
             if near is not None:
                 abort(near)
             return
-        self._relay(reason, None, near, far)
+        self._relay(reason, None, Accepted(near, client), Accepted(far, server))
 
-    def _relay(self, reason: str, parent: str | None, client: gsocket.socket, server: gsocket.socket) -> None:
+    def _relay(self, reason: str, parent: str | None, client: Accepted, server: Accepted) -> None:
         """Relay two connected sockets as a flow of its own."""
         try:
-            for sock in (client, server):
+            for sock, _ in (client, server):
                 sock.settimeout(None)
                 prepare(sock)
-            flow = self._flows.add_data(endpoint(client.getpeername()), endpoint(server.getpeername()), parent, reason)
+            flow = self._flows.add_data(client.remote, server.remote, parent, reason)
         except OSError:  # one of them has gone
-            abort(client)
-            abort(server)
+            abort(client.sock)
+            abort(server.sock)
             return
-        self._flows.relay(flow, client, server)
+        self._flows.relay(flow, client.sock, server.sock)
 
-    def _accept_peer(self, lease: Lease, listener: Listener) -> gsocket.socket:
+    def _accept_peer(self, lease: Lease, listener: Listener) -> Accepted:
         return self._accept(lease, listener, lease.peer)
 
-    def _accept(self, lease: Lease, listener: Listener, peer: str | None) -> gsocket.socket:
+    def _accept(self, lease: Lease, listener: Listener, peer: str | None) -> Accepted:
         while True:
             sock, address = listener.accept()
             remote = endpoint(address)
             if peer is None or remote.host == peer:
-                return sock
+                return Accepted(sock, remote)
             log.warning("pinhole.stranger", pinhole=lease.id, peer=str(remote))
             abort(sock)
 
@@ -349,13 +356,14 @@ class UserspacePinholes:
             peer = self._accept_peer(lease, listener)
         except OSError:  # no peer has connected
             return
-        peer.settimeout(None)
+        peer.sock.settimeout(None)
         log.info("pinhole.use", pinhole=lease.id, flow=lease.flow)
         gevent.spawn(self._connect, lease, peer, self._carriers.get(lease.id, self._flows.relay))
 
-    def _connect(self, lease: Lease, peer: gsocket.socket, carry: Carry) -> None:
+    def _connect(self, lease: Lease, accepted: Accepted, carry: Carry) -> None:
         """Join the peer to the target. The data connection has the same client as the flow that it belongs to: that is
         the target, except for a published server, whose client is the peer outside."""
+        peer, far = accepted
         try:
             target = connect_target(lease.target)
         except OSError as error:
@@ -366,7 +374,6 @@ class UserspacePinholes:
             prepare(peer)
             prepare(target)
             client, server = (peer, target) if lease.target.host != lease.client else (target, peer)
-            far = peer_of(peer, Endpoint(lease.peer or lease.public.host, 0))
             ends = (far, lease.target) if client is peer else (lease.target, far)
             flow = self._flows.add_data(*ends, lease.flow, lease.reason)
         except OSError:  # one of them has gone

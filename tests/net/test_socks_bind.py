@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import struct
 import time
 from collections.abc import Iterator
 
@@ -152,6 +154,25 @@ def test_what_the_client_sends_while_it_waits_is_for_the_peer(lab: Lab, client: 
     with lab.connect("outside", host, port) as connection:
         connection.settimeout(5)
         assert receive(connection, 15) == b"early and later"
+
+
+@pytest.mark.parametrize("early", [b"", b"from the client"])
+def test_a_peer_that_speaks_and_resets_is_named_and_heard(lab: Lab, gateway: Gateway, early: bytes) -> None:
+    """The reset is there before the gateway looks, and then the kernel does not tell any more who it was."""
+    for _ in range(10):
+        with lab.connect("inside", ROUTER_IN4, 1080) as client:
+            _, host, port = ask5(client, SERVER4, 21, BIND)
+            client.sendall(early)
+            with lab.connect("outside", host, port) as connection:
+                connection.sendall(b"its last words")
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                port = connection.getsockname()[1]
+            client.settimeout(5)
+            assert reply5(client) == (0, SERVER4, port)
+            assert receive(client, 14) == b"its last words"
+            with contextlib.suppress(ConnectionResetError):
+                assert client.recv(1) == b""
+        lab.wait_for(lambda: not gateway.admin("pinholes") + gateway.admin("flows"), 10, "the end of the flow")
 
 
 @pytest.mark.parametrize(

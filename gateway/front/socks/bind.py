@@ -3,6 +3,7 @@ likewise)."""
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import time
 
@@ -20,7 +21,7 @@ from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Lease, PinholeRequest
 from gateway.net.addresses import is_local, public_address, source_towards
 from gateway.net.sockets import abort, endpoint, prepare
-from gateway.pinhole.userspace import UserspacePinholes, listen
+from gateway.pinhole.userspace import Accepted, UserspacePinholes, listen
 
 log = structlog.get_logger()
 
@@ -67,7 +68,7 @@ class BindCommand:
             listener.close()
             self._pinholes.release(lease, reason)
         if peer is not None:
-            self._carry(request, peer, admission)
+            self._carry(request, *peer, admission)
             return
         admission.session.release()
         if reason in ("expired", "revoked"):
@@ -119,7 +120,7 @@ class BindCommand:
 
     def _wait(
         self, request: SocksRequest, lease: Lease, listener: gsocket.socket, peers: frozenset[str] | None
-    ) -> tuple[str, gsocket.socket | None]:
+    ) -> tuple[str, Accepted | None]:
         """Wait for the peer. Returns why the wait ended, and the peer. What the client sends meanwhile is kept for the
         peer. Raises OSError when the client has gone."""
         until = time.monotonic() + self._timeout
@@ -154,7 +155,7 @@ class BindCommand:
 
     def _accept(
         self, request: SocksRequest, lease: Lease, listener: gsocket.socket, peers: frozenset[str] | None
-    ) -> gsocket.socket | None:
+    ) -> Accepted | None:
         """Accept a connection, and return it if it is the expected peer's. Any other is closed."""
         try:
             peer, address = listener.accept()
@@ -162,7 +163,7 @@ class BindCommand:
             return None
         remote = endpoint(address)
         if self._is_expected(request, remote, peers):
-            return peer
+            return Accepted(peer, remote)
         log.warning("pinhole.stranger", pinhole=lease.id, peer=str(remote))
         abort(peer)
         return None
@@ -176,18 +177,18 @@ class BindCommand:
             return False
         return True
 
-    def _carry(self, request: SocksRequest, peer: gsocket.socket, admission: Admitted) -> None:
+    def _carry(self, request: SocksRequest, peer: gsocket.socket, remote: Endpoint, admission: Admitted) -> None:
         try:
-            remote = endpoint(peer.getpeername())
             request.grant(remote)
             prepare(request.sock)
             prepare(peer)
-            peer.sendall(bytes(request.incoming.buffer))
-        except OSError:  # one of them has gone
+        except OSError:  # the client has gone
             admission.session.release()
             abort(request.sock)
             abort(peer)
             return
+        with contextlib.suppress(OSError):  # a peer that has reset the connection may have said something before
+            peer.sendall(bytes(request.incoming.buffer))
         # The peer has chosen its port, so it says nothing of the protocol: no module.
         flow = self._flows.add("socks", request.client, remote, request.user, rule=admission.decision.rule)
         flow.module = REASON
