@@ -37,7 +37,7 @@ COMPILED = {
         *_modules("gateway/net", "neighbours"),
         *_modules("gateway/observe", "ladders", "logfmt", "pinhole_log", "trace"),
         *_modules("gateway/pinhole", "client"),
-        *_modules("gateway/net/relay", "connection", "half", "pipes", "poller", "wheel"),
+        *_modules("gateway/net/relay", "connection", "half", "pipes", "poller", "splice", "wheel"),
         *_modules("gateway/policy", "clients", "decide", "index", "shared_counts"),
         *_modules("gateway/model", "hosts"),
         *_modules("gateway/flow", "quick_dial", "table"),
