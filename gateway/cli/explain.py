@@ -32,14 +32,14 @@ _REQUEST = re.compile(
 )
 
 
-class Asked(NamedTuple):
+class RequestAt(NamedTuple):
     """A request, and the local time for which it is decided; None means now."""
 
     request: ConnectRequest
     at: datetime | None
 
 
-def parse_question(text: str) -> Asked:
+def parse_question(text: str) -> RequestAt:
     """Parse the text of --explain. Raises ConfigError, as for any command line that cannot be used."""
     found = _REQUEST.fullmatch(text.strip())
     if not found or found["command"] not in get_args(CommandName):
@@ -62,7 +62,7 @@ def parse_question(text: str) -> Asked:
         raise ConfigError(f"--explain: the client {found['client']!r} is not an address") from None
     command: CommandName = next(name for name in get_args(CommandName) if name == found["command"])
     request = ConnectRequest(command, client, read_host(host), int(port), user, groups=groups)
-    return Asked(request, _moment(found) if found["day"] else None)
+    return RequestAt(request, _moment(found) if found["day"] else None)
 
 
 def _moment(found: re.Match[str]) -> datetime:

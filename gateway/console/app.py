@@ -15,7 +15,7 @@ import msgspec
 
 from gateway.console import views
 from gateway.console.exposition import CONTENT_TYPE, exposition
-from gateway.console.gatherer import Gatherer, NoAnswer
+from gateway.console.gatherer import Gatherer, NoProcessAnswer
 from gateway.observe.log import get_logger
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class App:
             response = self._answer(environ)
         except _Refused as refusal:
             response = _json({"error": str(refusal)}, refusal.status)
-        except NoAnswer as error:
+        except NoProcessAnswer as error:
             response = _json({"error": str(error)}, HTTPStatus.SERVICE_UNAVAILABLE)
         kind = response.kind + (
             "; charset=utf-8" if response.kind.startswith("text/") and ";" not in response.kind else ""

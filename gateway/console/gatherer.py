@@ -23,7 +23,7 @@ MOST_WATCHERS = 16
 MOST_SHARED = 8  # answers that are kept for a moment
 
 
-class NoAnswer(Exception):
+class NoProcessAnswer(Exception):
     """A process did not answer. The text says why."""
 
 
@@ -118,7 +118,7 @@ class Gatherer:
         """Yield the result of every poll from now on, the first one at once. Raises NoAnswer if there are too many
         watchers."""
         if len(self._watchers) >= MOST_WATCHERS:
-            raise NoAnswer("too many are watching")
+            raise NoProcessAnswer("too many are watching")
         return self._watch()
 
     def _watch(self) -> Iterator[Snapshot]:
@@ -162,7 +162,7 @@ class Gatherer:
     def _rows_of(self, name: str, verb: str, id: str) -> Rows | None:
         try:
             return self._ask(name, verb, id, 3 * TIMEOUT)
-        except NoAnswer:
+        except NoProcessAnswer:
             return None
 
     def _look(self) -> Snapshot:
@@ -189,7 +189,7 @@ class Gatherer:
     def _status(self) -> dict[str, Any] | None:
         try:
             return next(iter(self._ask("supervisor", "status", "", TIMEOUT)), None)
-        except NoAnswer:
+        except NoProcessAnswer:
             return None
 
     def _metrics(self, name: str) -> Answer:
@@ -197,7 +197,7 @@ class Gatherer:
         try:
             (row,) = self._ask(name, "metrics", "", TIMEOUT)
             check_row(row, name)
-        except NoAnswer as error:
+        except NoProcessAnswer as error:
             return Answer(time.monotonic() - since, error=str(error))
         except ValueError as error:
             return Answer(time.monotonic() - since, error=f"no metrics in its answer: {error}")

@@ -114,7 +114,7 @@ class Placement(NamedTuple):
     own: Endpoint | None = None
 
 
-class Carrier(Protocol):
+class DatagramCarrier(Protocol):
     """What brings datagrams to the driver, and sends them on."""
 
     def send(self, held: HeldDatagram) -> None:
@@ -164,7 +164,7 @@ class DatagramDriver:
         module: DatagramModule,
         setting: Setting,
         pinholes: ConversationBackend,
-        carrier: Carrier,
+        carrier: DatagramCarrier,
         trace: Trace,
         now: Callable[[], float] = time.monotonic,
         prove: Callable[[Probe], bool] | None = is_proven,

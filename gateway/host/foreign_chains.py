@@ -16,7 +16,7 @@ _IPTABLES = {(family, table) for family in ("ip", "ip6") for table in ("filter",
 _HOOKS = ("input", "forward")
 
 
-class Chain(NamedTuple):
+class ForeignChain(NamedTuple):
     """A base chain of another firewall. `comments`: the comments of its rules; `admits`: whether it accepts our
     mark."""
 
@@ -35,7 +35,7 @@ class Chain(NamedTuple):
 class Missing(NamedTuple):
     """A line that a chain needs."""
 
-    chain: Chain
+    chain: ForeignChain
     line: str
 
     def command(self, instance: str) -> str:
@@ -58,7 +58,7 @@ def why_unseen() -> str:
     return ""
 
 
-def dropping(entries: Sequence[Mapping[str, Any]], instance: str) -> list[Chain]:
+def dropping(entries: Sequence[Mapping[str, Any]], instance: str) -> list[ForeignChain]:
     """Return the chains at input and forward that drop what they do not know: by their policy, or by a rule without a
     condition in them or in a chain that they lead to. iptables-nft's own chains are left out, because our jumps come
     first there."""
@@ -76,7 +76,7 @@ def dropping(entries: Sequence[Mapping[str, Any]], instance: str) -> list[Chain]
         if why:
             own = rules.get((family, table, name), [])
             comments = tuple(str(rule["comment"]) for rule in own if "comment" in rule)
-            found.append(Chain(family, table, name, chain["hook"], why, comments, any(map(_admits, own))))
+            found.append(ForeignChain(family, table, name, chain["hook"], why, comments, any(map(_admits, own))))
     return found
 
 
@@ -114,7 +114,7 @@ def remove(instance: str) -> None:
         run_program(["nft", "-f", "-"], "".join(f"{line}\n" for line in script))
 
 
-def _deletions(entries: Sequence[Mapping[str, Any]], instance: str, chain: Chain | None = None) -> Iterator[str]:
+def _deletions(entries: Sequence[Mapping[str, Any]], instance: str, chain: ForeignChain | None = None) -> Iterator[str]:
     for rule in (entry["rule"] for entry in entries if "rule" in entry):
         place = (rule["family"], rule["table"], rule["chain"])
         if rule.get("comment") == instance and (chain is None or place == chain[:3]):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from alg.bucket import Rate
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Kind, Lease, PinholeRequest, Protocol
-from gateway.policy.clients import Identity
+from gateway.policy.clients import ClientIdentity
 
 RATE = 100.0
 """Default of how many pinholes a client may open in a second, on average: more than a client that fetches small files
@@ -54,16 +54,16 @@ class LeaseLimits(NamedTuple):
     mappings: int = QUOTAS["mappings"]
 
 
-def by_address(address: str) -> Identity:
+def by_address(address: str) -> ClientIdentity:
     """Each address is a client of its own."""
-    return Identity(address, address)
+    return ClientIdentity(address, address)
 
 
 class Quotas:
     """Counts by client. `identify`: says which addresses are one client. `userspace`: whether the leases are ports of
     a worker's own."""
 
-    def __init__(self, limits: LeaseLimits, identify: Callable[[str], Identity], userspace: bool) -> None:
+    def __init__(self, limits: LeaseLimits, identify: Callable[[str], ClientIdentity], userspace: bool) -> None:
         self._identify = identify
         self._userspace = userspace
         self._clients: dict[str, dict[str, Lease]] = {}
@@ -96,11 +96,11 @@ class Quotas:
         addresses."""
         return list(self._hosts.get(self._identify(client).host, {}).values())
 
-    def payer(self, lease: Lease) -> Identity:
+    def payer(self, lease: Lease) -> ClientIdentity:
         """Return whose quota a lease counts against."""
         return self._identify(_payer(lease))
 
-    def check(self, request: PinholeRequest, now: float) -> Identity:
+    def check(self, request: PinholeRequest, now: float) -> ClientIdentity:
         """Count a request for its client's rate, and return whose quota it counts against. Raises PinholeRefused
         "rate", "quota" (the client's), "share" (the client has as much as is left for all others), "full" (all
         pinholes)."""
@@ -128,7 +128,7 @@ class Quotas:
             raise PinholeRefused("full", f"clients outside hold {self._visiting} pinholes")
         return payer
 
-    def add(self, lease: Lease, payer: Identity) -> None:
+    def add(self, lease: Lease, payer: ClientIdentity) -> None:
         """Count a lease that is open from now on against `payer`."""
         self._clients.setdefault(_payer(lease), {})[lease.id] = lease
         self._hosts.setdefault(payer.host, {})[lease.id] = lease
@@ -138,12 +138,12 @@ class Quotas:
         self._mappings += lease.kind == "mapping"
         self._visiting += lease.visitor is not None
 
-    def replace(self, lease: Lease, payer: Identity) -> None:
+    def replace(self, lease: Lease, payer: ClientIdentity) -> None:
         """Keep the changed form of an open lease."""
         self._clients[_payer(lease)][lease.id] = lease
         self._hosts[payer.host][lease.id] = lease
 
-    def remove(self, lease: Lease, payer: Identity) -> None:
+    def remove(self, lease: Lease, payer: ClientIdentity) -> None:
         """Count a lease no more."""
         host, network = payer
         self._live -= 1

@@ -32,7 +32,7 @@ from gateway.model.requests import (
 )
 from gateway.observe.metrics import Sample
 from gateway.observe.pinhole_log import lease_fields, shown_kind
-from gateway.policy.clients import Identity
+from gateway.policy.clients import ClientIdentity
 
 NOTHING = Traffic()
 
@@ -48,7 +48,7 @@ class _Entry:
     lease: Lease
     owner: int
     deadline: float
-    payer: Identity
+    payer: ClientIdentity
     used: bool = False
 
 
@@ -65,7 +65,7 @@ class LeaseTable:
         backend: Literal["kernel", "userspace"],
         limits: LeaseLimits,
         hold: float = HOLD,
-        identify: Callable[[str], Identity] = by_address,
+        identify: Callable[[str], ClientIdentity] = by_address,
     ) -> None:
         self._backend: Literal["kernel", "userspace"] = backend
         self._quotas = Quotas(limits, identify, backend == "userspace")
@@ -155,7 +155,7 @@ class LeaseTable:
         """Add a lease that is already open (read back from the kernel). No quota is checked."""
         self._add(lease, owner, deadline, self._quotas.payer(lease), used)
 
-    def _add(self, lease: Lease, owner: int, deadline: float, payer: Identity, used: bool = False) -> None:
+    def _add(self, lease: Lease, owner: int, deadline: float, payer: ClientIdentity, used: bool = False) -> None:
         self._entries[lease.id] = _Entry(lease, owner, deadline, payer, used)
         self._end_by(deadline, lease.id)
         for first, count in public_ranges(lease):

@@ -53,7 +53,7 @@ _NO_LEASES = (725, 402)
 _UPNP_BECAUSE: dict[int, Because] = {606: "denied", 718: "taken", 728: "full"}
 
 
-class NoAnswer(Exception):
+class NoRouterAnswer(Exception):
     """The router above does not answer, or not so that it can be understood."""
 
 
@@ -78,7 +78,7 @@ class Given(NamedTuple):
     seconds: float
 
 
-class State(NamedTuple):
+class AboveState(NamedTuple):
     """What the router above says of itself: its public address, None if it has none; whether it may have lost what it
     had given."""
 
@@ -103,7 +103,7 @@ class Above(Protocol):
     def unmap(self, transport: Transport, port: int, public: int) -> None:
         """End what leads to `port`. `public`: the port of its own, 0 where it is not known. Raises Refused."""
 
-    def look(self) -> State:
+    def look(self) -> AboveState:
         """Ask how it is."""
 
 
@@ -112,10 +112,10 @@ def find(own: str, router: str, secret: bytes, tries: Sequence[float] = PAUSES) 
     it speaks none of the protocols. `secret`: what the nonces of PCP are made of."""
     candidates: tuple[Above, ...] = (Pcp(own, router, secret, tries), NatPmp(own, router, tries))
     for above in candidates:
-        with contextlib.suppress(NoAnswer, Refused):
+        with contextlib.suppress(NoRouterAnswer, Refused):
             above.look()
             return above
-    with contextlib.suppress(NoAnswer):
+    with contextlib.suppress(NoRouterAnswer):
         return search(own, router)
     return None
 
@@ -142,8 +142,8 @@ def _ask(own: str, router: str, data: bytes, read: Callable[[bytes], T | None], 
                         return answer
                     time.sleep(0)  # others have their turn, however many wrong answers come
         except OSError as error:  # no address any more, nobody at the port
-            raise NoAnswer(f"{router}: {error.strerror}") from None
-    raise NoAnswer(f"{router} does not answer")
+            raise NoRouterAnswer(f"{router}: {error.strerror}") from None
+    raise NoRouterAnswer(f"{router} does not answer")
 
 
 class Pcp:
@@ -165,27 +165,27 @@ class Pcp:
         answer = self._map(transport, port, wanted, seconds)
         host = str(answer.external)
         if not _is_address(host) or not answer.external_port or not answer.lifetime:
-            raise NoAnswer(f"{self.router} gives {host}:{answer.external_port} for {answer.lifetime} s")
+            raise NoRouterAnswer(f"{self.router} gives {host}:{answer.external_port} for {answer.lifetime} s")
         self._external = host
         return Given(host, answer.external_port, float(answer.lifetime))
 
     def unmap(self, transport: Transport, port: int, public: int) -> None:
         self._map(transport, port, 0, 0)
 
-    def look(self) -> State:
+    def look(self) -> AboveState:
         question = asking.pcp_announce(ipaddress.ip_address(self._own))
         self._heard(_ask(self._own, self.router, question, _announced, self._pauses))
         if self._external is None and not self._asked_address:
             self._asked_address = True
             self._external = self._address()
         lost, self._lost = self._lost, False
-        return State(self._external, lost)
+        return AboveState(self._external, lost)
 
     def _address(self) -> str | None:
         """Ask for its public address, for which PCP has no question: NAT-PMP has, and a mapping is told with it."""
-        with contextlib.suppress(NoAnswer, Refused):
+        with contextlib.suppress(NoRouterAnswer, Refused):
             return NatPmp(self._own, self.router, PAUSES[:1]).look().external
-        with contextlib.suppress(NoAnswer, Refused):
+        with contextlib.suppress(NoRouterAnswer, Refused):
             host = self.map("udp", PROBE, 0, SHORTEST).host
             self.unmap("udp", PROBE, 0)
             return host
@@ -204,7 +204,7 @@ class Pcp:
 
     def _heard(self, answer: asking.PcpAnswer) -> asking.PcpAnswer:
         if answer.version != pcp.VERSION:
-            raise NoAnswer(f"{self.router} speaks version {answer.version}")
+            raise NoRouterAnswer(f"{self.router} speaks version {answer.version}")
         if not self._epoch.goes_on(answer.epoch, time.monotonic()):
             self._lost = True
         if answer.result != pcp.Result.SUCCESS:
@@ -236,17 +236,17 @@ class NatPmp:
         if self._external is None:
             self._address()
         if self._external is None or not answer.public_port or not answer.lifetime:
-            raise NoAnswer(f"{self.router} gives {self._external}:{answer.public_port} for {answer.lifetime} s")
+            raise NoRouterAnswer(f"{self.router} gives {self._external}:{answer.public_port} for {answer.lifetime} s")
         return Given(self._external, answer.public_port, float(answer.lifetime))
 
     def unmap(self, transport: Transport, port: int, public: int) -> None:
         self._map(transport, port, 0, 0)
 
-    def look(self) -> State:
+    def look(self) -> AboveState:
         before = self._external
         self._address()
         lost, self._lost = self._lost, False
-        return State(self._external, lost or before not in (None, self._external))
+        return AboveState(self._external, lost or before not in (None, self._external))
 
     def _address(self) -> None:
         def read(data: bytes) -> asking.PmpAnswer | None:
@@ -310,9 +310,9 @@ class Upnp:
             return
         self._call("DeletePortMapping", igd.mapping_key(transport, public))
 
-    def look(self) -> State:
+    def look(self) -> AboveState:
         before, self._external = self._external, self._address(time.monotonic() + TIMEOUT)
-        return State(self._external, before not in (None, self._external) or not self._has_its_next())
+        return AboveState(self._external, before not in (None, self._external) or not self._has_its_next())
 
     def _has_its_next(self) -> bool:
         """Whether the gateway still has what it gave: one of many is looked for each time."""
@@ -366,7 +366,7 @@ class Upnp:
             status, body = _exchange(self._own, self._control, igd.call(self._control, action, arguments), until)
             return igd.read_outputs(status, body, action)
         except (OSError, HttpError) as error:
-            raise NoAnswer(f"{self.router}: {error}") from None
+            raise NoRouterAnswer(f"{self.router}: {error}") from None
         except ActionError as error:
             because, detail = _UPNP_BECAUSE.get(error.code, "outside"), f"{self.router}: {action}: {error}"
             raise Refused(because, detail, code=error.code) from None
@@ -398,12 +398,12 @@ def search(own: str, router: str) -> Upnp:
                 asked.add(where)
                 for control in _described(own, where, end):
                     above = Upnp(own, router, control)
-                    with contextlib.suppress(NoAnswer):
+                    with contextlib.suppress(NoRouterAnswer):
                         if time.monotonic() < end and above.look().external is not None:
                             return above
         except OSError as error:
-            raise NoAnswer(f"{router}: {error}") from None
-    raise NoAnswer(f"{router} does not answer")
+            raise NoRouterAnswer(f"{router}: {error}") from None
+    raise NoRouterAnswer(f"{router} does not answer")
 
 
 def _described(own: str, where: igd.Place, until: float) -> list[igd.Control]:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from gateway.policy.clients import Identity
+from gateway.policy.clients import ClientIdentity
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -124,7 +124,7 @@ class _Address(NamedTuple):
     its place."""
 
     text: str
-    identity: Identity
+    identity: ClientIdentity
     is_inside: bool
 
 
@@ -155,7 +155,7 @@ class Neighbours:
         self._inside = tuple(networks)
         self._read.clear()
 
-    def identify(self, address: str) -> Identity:
+    def identify(self, address: str) -> ClientIdentity:
         """Return the host and the network of an address. Outside, a /64 is one host, because it belongs to one
         household. An inside host whose link-layer address is known has one identity for all its addresses."""
         read = self._read.get(address)
@@ -164,7 +164,7 @@ class Neighbours:
                 self._read.clear()
             read = self._read[address] = self._parsed(address)
         link = self._link(read.text) if read.is_inside else None
-        return read.identity if link is None else Identity(f"link {link}", f"link {link}")
+        return read.identity if link is None else ClientIdentity(f"link {link}", f"link {link}")
 
     def _parsed(self, address: str) -> _Address:
         ip = ipaddress.ip_address(address.partition("%")[0])
@@ -173,7 +173,7 @@ class Neighbours:
         text = str(ip)
         network = text if ip.version == 4 else str(ipaddress.ip_network((ip, 64), strict=False))
         is_inside = any(ip in inside for inside in self._inside)
-        return _Address(text, Identity(text if is_inside else network, network), is_inside)
+        return _Address(text, ClientIdentity(text if is_inside else network, network), is_inside)
 
     def guesser(self, address: str) -> str:
         """Return what is banned when the client at this address guesses passwords: for IPv4 the address alone, however

@@ -36,7 +36,7 @@ class HoldingKind(IntEnum):
         return self.name.lower()
 
 
-class Identity(NamedTuple):
+class ClientIdentity(NamedTuple):
     """The client to which an address belongs: `host` for the configured bound, `network` for the share."""
 
     host: str
@@ -91,7 +91,7 @@ class Clients:
     def __init__(
         self,
         shared: SharedCounts,
-        identify: Callable[[str], Identity],
+        identify: Callable[[str], ClientIdentity],
         most: Mapping[HoldingKind, int],
         room: Mapping[HoldingKind, int],
     ) -> None:

@@ -20,7 +20,7 @@ from gevent.event import AsyncResult
 
 from gateway.config.schema import parse_endpoint
 from gateway.console.app import App
-from gateway.console.gatherer import Gatherer, NoAnswer
+from gateway.console.gatherer import Gatherer, NoProcessAnswer
 from gateway.console.serve import serve
 from gateway.console.totals import Totals
 from gateway.front.accept import Acceptor
@@ -91,14 +91,14 @@ class Console:
                 send(self._lifeline, Ask(number, process, verb, id))
                 problem, connection = result.get() or ("", None)
                 if connection is None:
-                    raise NoAnswer(problem)
+                    raise NoProcessAnswer(problem)
                 with connection:
                     connection.setblocking(True)
                     return read_rows(connection)
         except gevent.Timeout:
-            raise NoAnswer(f"no answer within {timeout:g} s") from None
+            raise NoProcessAnswer(f"no answer within {timeout:g} s") from None
         except OSError as error:
-            raise NoAnswer(error.strerror or str(error)) from error
+            raise NoProcessAnswer(error.strerror or str(error)) from error
         finally:
             del self._waiting[number]
 

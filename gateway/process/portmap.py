@@ -30,7 +30,7 @@ from gateway.config.rules import policy_of
 from gateway.config.schema import Config, lifetime_range, port_range
 from gateway.front.packets.journal import Journal
 from gateway.front.portmap.announcer import Announcer
-from gateway.front.portmap.datagrams import Asked, DatagramSocket
+from gateway.front.portmap.datagrams import DatagramSocket, Query
 from gateway.front.portmap.leases import Leases
 from gateway.front.portmap.machine import secret
 from gateway.front.portmap.mapper import MapperSetting, PortMapper
@@ -42,7 +42,7 @@ from gateway.front.portmap.ssdp import Corner
 from gateway.front.portmap.table import MappingLimits, MappingTable
 from gateway.front.portmap.uplink import Uplink
 from gateway.front.portmap.upnp import Identify, UpnpFront, UpnpSetting
-from gateway.front.portmap.upstream import Upstream
+from gateway.front.portmap.upstream import RouterAbove
 from gateway.net.above import Above, find
 from gateway.net.addresses import OwnAddresses, router_above
 from gateway.net.neighbours import Kernel, Neighbours
@@ -106,7 +106,7 @@ class Portmap:
         self._announcer = Announcer(self._sockets, self._front.announcements)
         memory.restarted.append(self._announcer.begin)
         if config.portmap.upstream:
-            self._mapper.upstream = Upstream(self._mapper.behind, self._find_above, self._table, self._mapper)
+            self._mapper.upstream = RouterAbove(self._mapper.behind, self._find_above, self._table, self._mapper)
 
     def run(self) -> None:
         """Serve until SIGTERM, or until the supervisor is gone."""
@@ -172,7 +172,7 @@ class Portmap:
         host = self._neighbours.identify(address).host
         return host if host.startswith("link ") else _surroundings(address)
 
-    def _answer(self, asked: Asked) -> bytes | None:
+    def _answer(self, asked: Query) -> bytes | None:
         return self._front.answer(asked.data, asked.source)
 
     def _status(self) -> Rows:

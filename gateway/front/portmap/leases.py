@@ -28,7 +28,7 @@ _PAUSE = 0.2  # seconds, where the broker says that it was too fast
 log = get_logger()
 
 
-class Broker(Protocol):
+class LeaseBroker(Protocol):
     """What is asked of the broker (gateway.pinhole.client.BrokerClient). Each may raise PinholeRefused."""
 
     def open(self, request: PinholeRequest) -> Lease: ...
@@ -40,14 +40,14 @@ class Broker(Protocol):
     def close(self, lease_id: str) -> None: ...
 
 
-class Gone(Exception):
+class LeaseGone(Exception):
     """The lease of a hold is no more."""
 
 
 class Leases:
     """Asks the broker. Every method but `close` waits for it."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: LeaseBroker) -> None:
         self._broker = broker
         self._until = 0.0
         self.be_patient()
@@ -91,7 +91,7 @@ class Leases:
             lease = self._broker.update(PinholeUpdate(hold.lease, ttl=ttl, peers=peers))
         except PinholeRefused as refusal:
             if refusal.rule == "lease":
-                raise Gone from refusal
+                raise LeaseGone from refusal
             raise
         hold.leased = now + ttl
         return lease
@@ -103,7 +103,7 @@ class Leases:
                 if hold.lease:
                     return self.renew(hold)
                 return self.open(key, hold, public, port, exact)
-            except Gone:
+            except LeaseGone:
                 hold.lease = ""
             except PinholeRefused as refusal:
                 if refusal.rule == "rate":

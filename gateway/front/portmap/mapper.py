@@ -25,11 +25,11 @@ from gevent.pool import Pool
 
 from alg.address import Endpoint
 from alg.bucket import Rate
-from gateway.front.portmap.leases import Gone, Leases
+from gateway.front.portmap.leases import LeaseGone, Leases
 from gateway.front.portmap.memory import Memory
 from gateway.front.portmap.permits import Permits
 from gateway.front.portmap.table import Hold, Holder, Key, Mapping, MappingTable, Refusal, Request, Why
-from gateway.front.portmap.upstream import Upstream
+from gateway.front.portmap.upstream import RouterAbove
 from gateway.lease.validate import LONGEST_CONVERSATION
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Lease, Network, Transport
@@ -82,7 +82,7 @@ class PortMapper:
         identify: Callable[[str], str],
     ) -> None:
         self.table = table
-        self.upstream: Upstream | None = None  # whoever makes this one sets it, if the router above is to be asked
+        self.upstream: RouterAbove | None = None  # whoever makes this one sets it, if the router above is to be asked
         self.refused: Counter[str] = Counter()
         self._leases = leases
         self._public = public
@@ -209,7 +209,7 @@ class PortMapper:
         try:
             if there is not None and before is not None:
                 above = self._above(request, there.public, there)
-                with contextlib.suppress(Gone):
+                with contextlib.suppress(LeaseGone):
                     self._leases.renew(hold, hold.filters if hold.filters != before.filters else None)
                     if there.holds.get(request.name) is before:  # it may have ended while the broker was asked
                         return self.table.hold(request, there.public, hold, above)
@@ -354,7 +354,7 @@ class PortMapper:
         for hold in holds:
             try:
                 self._leases.renew(hold)
-            except Gone:
+            except LeaseGone:
                 hold.lease, host = "", ""
             except PinholeRefused:
                 pass  # it does not answer; what is gone, `look` finds
@@ -392,7 +392,7 @@ class PortMapper:
         for mapping in self.table:
             for hold in list(mapping.holds.values()):
                 if hold.lease and hold.leased < hold.expires - 1.0 and hold.leased - now < RENEW_AT:
-                    with contextlib.suppress(PinholeRefused, Gone):  # what is gone, `look` finds
+                    with contextlib.suppress(PinholeRefused, LeaseGone):  # what is gone, `look` finds
                         self._leases.renew(hold)
                         self._memory.write(mapping)
 

@@ -19,7 +19,7 @@ from alg.address import Endpoint
 from gateway.front.portmap.patience import WATCH, Patience
 from gateway.front.portmap.table import Event, Key, Mapping, MappingTable, Refusal
 from gateway.model.requests import Transport
-from gateway.net.above import Above, Given, NoAnswer, Refused
+from gateway.net.above import Above, Given, NoRouterAnswer, Refused
 from gateway.net.addresses import is_private
 from gateway.observe.log import get_logger
 
@@ -51,7 +51,7 @@ class Owner(Protocol):
         """Tell all clients that they have to ask for what they have."""
 
 
-class Upstream:
+class RouterAbove:
     """The router above, if there is one.
 
     `address`: the address of this router that another one translates; "": its address is seen by the world, so there is
@@ -105,7 +105,7 @@ class Upstream:
         before = self._ended.pop(name, 0)
         try:
             given = above.map(*name, public.port, _seconds(seconds))
-        except NoAnswer as error:
+        except NoRouterAnswer as error:
             self._patience.unanswered(time.monotonic())
             self._end(name, before)  # it may have opened it all the same
             raise Refusal("outside", f"the router above: {error}") from None
@@ -197,7 +197,7 @@ class Upstream:
         if above is not None:
             try:
                 external = above.look().external
-            except (NoAnswer, Refused):
+            except (NoRouterAnswer, Refused):
                 above = None
         before, self._own, self._above = self._own, own, above
         self._patience.answered()
@@ -221,7 +221,7 @@ class Upstream:
         self._due = time.monotonic() + WATCH
         try:
             state = above.look()
-        except NoAnswer as error:
+        except NoRouterAnswer as error:
             if self._patience.is_gone():
                 log.warning("portmap.upstream_lost", router=above.router, reason=str(error)[:200])
                 self._above = None
@@ -260,7 +260,7 @@ class Upstream:
         wanted = mapping.above.port if mapping.above is not None else public.port
         try:
             given = above.map(key[1], public.port, wanted, _seconds(mapping.expires - time.monotonic()))
-        except NoAnswer:
+        except NoRouterAnswer:
             self._patience.unanswered(time.monotonic())
             gevent.sleep(1.0)
             return False
@@ -290,7 +290,7 @@ class Upstream:
             self._ending = name
             try:
                 above.unmap(*name, public)
-            except (NoAnswer, Refused) as error:  # then it ends by its time
+            except (NoRouterAnswer, Refused) as error:  # then it ends by its time
                 log.debug("portmap.upstream_kept", port=public, reason=str(error)[:200])
             finally:
                 self._ending = None

@@ -72,7 +72,7 @@ class Identity(msgspec.Struct, frozen=True):
 ANONYMOUS = Identity()
 
 
-class Gone(Exception):
+class ClientGone(Exception):
     """The client closed in the middle of its handshake."""
 
 
@@ -104,7 +104,7 @@ class Incoming:
     def _receive(self) -> None:
         data = self.sock.recv(READ_SIZE)
         if not data:
-            raise Gone
+            raise ClientGone
         self.buffer += data
 
 
@@ -184,13 +184,13 @@ class SocksRequest:
         refuse(self.sock, self.version, _REPLIES[failure] if self.version == socks5.VERSION else socks4.Reply.REJECTED)
 
 
-class Asked(Protocol):
+class Loggable(Protocol):
     """A request, or a datagram. `names` returns its fields for the log."""
 
     def names(self) -> dict[str, str]: ...
 
 
-def log_failure(request: Asked, error: DialError) -> None:
+def log_failure(request: Loggable, error: DialError) -> None:
     """Log a request that is not carried out."""
     log.info(
         "socks.denied" if error.failure == "denied" else "socks.failed",

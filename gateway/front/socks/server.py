@@ -13,7 +13,7 @@ from alg.address import Endpoint
 from alg.socks import http, socks4, socks5
 from alg.socks.socks5 import SocksError
 from gateway.front.socks.authenticate import Authenticator, NotAuthenticated
-from gateway.front.socks.request import ANONYMOUS, GOODBYE, HTTP, Gone, Incoming, SocksRequest, refuse
+from gateway.front.socks.request import ANONYMOUS, GOODBYE, HTTP, ClientGone, Incoming, SocksRequest, refuse
 from gateway.front.socks.rule_ident import RuleIdent
 from gateway.model.hosts import read_host
 from gateway.model.requests import CommandName, ProtocolName
@@ -89,7 +89,7 @@ class SocksFront:
         except gevent.Timeout:
             self.log_timeout(client)
             incoming.sock.close()
-        except (Gone, OSError):
+        except (ClientGone, OSError):
             incoming.sock.close()
         except NotAuthenticated as refusal:
             _say_goodbye(incoming.sock, refusal.answer)

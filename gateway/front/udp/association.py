@@ -34,7 +34,7 @@ from gateway.front.socks.request import SocksRequest
 from gateway.front.udp.client_side import ClientSide
 from gateway.front.udp.decisions import VERDICT, Decisions
 from gateway.front.udp.outsides import Outsides
-from gateway.front.udp.reader import MessageReader, Messages, Reading
+from gateway.front.udp.reader import ClientMessages, MessageReader, Reading
 from gateway.front.udp.routes import Options, Route
 from gateway.front.udp.sockets import Host, Outside, bound, close_watched
 from gateway.net.relay.connection import local_hosts
@@ -96,7 +96,7 @@ class Association:
         self._read_anew()
         self._outsides.close()
 
-    def messages(self) -> list[Messages]:
+    def messages(self) -> list[ClientMessages]:
         """The modules that read its datagrams, by the sockets towards the outside."""
         return self._reading.all()
 

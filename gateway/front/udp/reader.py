@@ -47,7 +47,7 @@ class MessageReader(NamedTuple):
 Send = Callable[[Side, Host, bytes], None]
 
 
-class Messages:
+class ClientMessages:
     """The messages of a client through one socket of its association, until `close`.
 
     `peers`: the targets whose datagrams are read here, with the headers of their answers. `send(side, target, data)`
@@ -153,13 +153,15 @@ class Reading:
         self._idle_timeout = idle_timeout
         self._pass_on = pass_on
         self._alive = alive
-        self._messages: dict[tuple[Outside, str], Messages] = {}
+        self._messages: dict[tuple[Outside, str], ClientMessages] = {}
 
-    def all(self) -> list[Messages]:
+    def all(self) -> list[ClientMessages]:
         """All that are read now."""
         return list(self._messages.values())
 
-    def begin(self, outside: Outside, client: Callable[[], Endpoint], target: Host, header: bytes) -> Messages | None:
+    def begin(
+        self, outside: Outside, client: Callable[[], Endpoint], target: Host, header: bytes
+    ) -> ClientMessages | None:
         """Read datagrams from and to `target` through this socket from now on. None: no module reads them. `client`
         returns the source of the client's datagrams."""
         reader = self._readers.get(target[1])
@@ -168,12 +170,12 @@ class Reading:
         messages = self._messages.get((outside, reader.name))
         if messages is None:
             send = partial(self._pass_on, outside)
-            messages = Messages(reader, self._flow, client(), outside, self._idle_timeout, send, self._alive)
+            messages = ClientMessages(reader, self._flow, client(), outside, self._idle_timeout, send, self._alive)
             self._messages[outside, reader.name] = messages
         messages.admit(target, header)
         return messages
 
-    def of(self, outside: Outside, target: Host) -> Messages | None:
+    def of(self, outside: Outside, target: Host) -> ClientMessages | None:
         """Return the module that reads datagrams from and to `target` through this socket already."""
         reader = self._readers.get(target[1])
         messages = self._messages.get((outside, reader.name)) if reader is not None else None

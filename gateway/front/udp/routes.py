@@ -10,7 +10,7 @@ import msgspec
 
 from gateway.flow.dial import DialError
 from gateway.front.socks.request import log_failure
-from gateway.front.udp.reader import Messages
+from gateway.front.udp.reader import ClientMessages
 from gateway.front.udp.sockets import Host
 from gateway.model.requests import ConnectRequest
 
@@ -35,7 +35,7 @@ class Route:
         self.until = until
         self.target: Host = ("", 0)
         self.sock: _socket.socket | None = None  # where all go at once; None: nowhere, not yet, or not unread
-        self.messages: Messages | None = None  # what reads them
+        self.messages: ClientMessages | None = None  # what reads them
         self.waiting: list[bytes] | None = None  # data, while it is being decided
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from gateway.console import app as app_module
 from gateway.console.app import App
-from gateway.console.gatherer import MOST_WATCHERS, Gatherer, NoAnswer
+from gateway.console.gatherer import MOST_WATCHERS, Gatherer, NoProcessAnswer
 from gateway.console.totals import Totals
 from gateway.observe.admin import Rows
 
@@ -36,7 +36,7 @@ class Processes:
     def ask(self, process: str, verb: str, id: str, timeout: float) -> Rows:
         self.asked.append((process, verb, id))
         if process in self.silent:
-            raise NoAnswer("no answer within 1 s")
+            raise NoProcessAnswer("no answer within 1 s")
         if verb == "status":
             children = {
                 "worker-0": {"pid": None if self.state == "draining" else 5, "restarts": 0},
@@ -248,7 +248,7 @@ def test_watchers_are_counted_while_they_watch(app: App, gatherer: Gatherer) -> 
         assert ask(app, "/api/stream", "HEAD")[0] == 200
     watching = [gatherer.watch() for _ in range(MOST_WATCHERS)]
     assert all(next(watcher).failures() == [] for watcher in watching)
-    with pytest.raises(NoAnswer, match="too many"):
+    with pytest.raises(NoProcessAnswer, match="too many"):
         gatherer.watch()
     watching.pop()
     assert next(gatherer.watch())

@@ -16,7 +16,7 @@ from alg.socks.socks5 import SocksError
 from gateway.front.auth.guard import GuessGuard
 from gateway.front.auth.passwords import Accounts, PasswordChecker
 from gateway.front.socks.authenticate import Authenticator, NotAuthenticated
-from gateway.front.socks.request import Gone, Identity, Incoming
+from gateway.front.socks.request import ClientGone, Identity, Incoming
 from gateway.model.requests import AuthName
 from gateway.policy.users import HASHER, User
 
@@ -60,7 +60,7 @@ def handshake(it: Authenticator, pieces: Sequence[bytes]) -> tuple[Identity | No
             identity = it.version5(Incoming(ours), CLIENT)
         except NotAuthenticated as refusal:
             ours.sendall(refusal.answer)
-        except (SocksError, Gone, OSError):
+        except (SocksError, ClientGone, OSError):
             pass
         sending.join()
         ours.close()

@@ -12,7 +12,7 @@ from alg.address import Endpoint
 from alg.api import ClosePinhole, Edit, Mode, OpenConversation, Opened, Refused, Side
 from alg.datagrams import Datagram, DatagramCommand, DatagramEvent, Release
 from gateway.flow.table import Flow
-from gateway.front.udp.reader import LONGEST, MOST_WAITING, MessageReader, Messages
+from gateway.front.udp.reader import LONGEST, MOST_WAITING, ClientMessages, MessageReader
 from gateway.front.udp.sockets import Host, Outside
 from gateway.model.requests import Lease
 from gateway.net.addresses import PublicAddress
@@ -60,7 +60,7 @@ class Rig:
         self.outside = Outside(lease, socket.socket(type=socket.SOCK_DGRAM), PublicAddress("10.0.0.2", "203.0.113.1"))
         reader = MessageReader("test", mode, self.pinholes, self.engine.make, True, lambda target, user: True)
         flow = Flow("flow-1", "socks", CLIENT, Endpoint(*SERVER), None)
-        self.messages = Messages(reader, flow, CLIENT, self.outside, 300.0, self._send, self._alive)
+        self.messages = ClientMessages(reader, flow, CLIENT, self.outside, 300.0, self._send, self._alive)
 
     def _send(self, side: Side, target: Host, data: bytes) -> None:
         self.sent.append((side, target, data))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.policy.clients import REMEMBERED, SMALL, ClientLimit, Clients, Holder, HoldingKind, Identity
+from gateway.policy.clients import REMEMBERED, SMALL, ClientIdentity, ClientLimit, Clients, Holder, HoldingKind
 from gateway.policy.shared_counts import CELLS, HEADER, WAYS, WORDS, SharedCounts, clear, open_slot
 
 WORKERS = 3
@@ -22,8 +22,8 @@ def memory(slots: int = WORKERS) -> memoryview:
     return words
 
 
-def by_itself(address: str) -> Identity:
-    return Identity(address, address)
+def by_itself(address: str) -> ClientIdentity:
+    return ClientIdentity(address, address)
 
 
 def workers(most: dict[HoldingKind, int], words: memoryview | None = None) -> list[Clients]:
@@ -89,8 +89,8 @@ def test_what_a_dead_worker_held_is_free_at_once() -> None:
 
 
 def test_the_addresses_of_one_host_are_one_client() -> None:
-    def identify(address: str) -> Identity:
-        return Identity("link 02", "link 02") if address.startswith("fd00") else by_itself(address)
+    def identify(address: str) -> ClientIdentity:
+        return ClientIdentity("link 02", "link 02") if address.startswith("fd00") else by_itself(address)
 
     clients = Clients(SharedCounts(memory()), identify, {HoldingKind.ASSOCIATIONS: 10}, {})
     for number in range(10):
@@ -103,8 +103,8 @@ def test_the_addresses_of_one_host_are_one_client() -> None:
 def test_whoever_takes_all_leaves_as_much_as_he_has_and_the_next_one_too() -> None:
     """Without any number. Addresses of one network count together, however many they are."""
 
-    def identify(address: str) -> Identity:
-        return Identity(address, address.partition("::")[0])
+    def identify(address: str) -> ClientIdentity:
+        return ClientIdentity(address, address.partition("::")[0])
 
     room = 10_000
     clients = Clients(SharedCounts(memory()), identify, {}, {HoldingKind.FLOWS: room})
