@@ -32,10 +32,10 @@ COMPILED = {
         *_modules(
             "gateway/broker", "elements", "element_messages", "engine", "netfilter", "netlink", "nfqueue", "stale"
         ),
-        *_modules("gateway/broker", "guard", "pending", "permits", "sharing"),
+        *_modules("gateway/broker", "guard", "nat", "pending", "permits", "ports", "sharing", "usage"),
         *_modules("gateway/lease", "calls", "ports", "quotas", "sockets", "table", "validate"),
         *_modules("gateway/net", "neighbours"),
-        *_modules("gateway/observe", "ladders", "logfmt", "pinhole_log", "trace"),
+        *_modules("gateway/observe", "batch", "ladders", "logfmt", "pinhole_log", "trace"),
         *_modules("gateway/pinhole", "client"),
         *_modules("gateway/net/relay", "connection", "half", "pipes", "poller", "splice", "wheel"),
         *_modules("gateway/policy", "clients", "decide", "index", "shared_counts"),

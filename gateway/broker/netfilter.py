@@ -51,6 +51,7 @@ from gateway.broker.netlink import (
 )
 
 NFT_DEADLINE = 5.0
+LOAD_DEADLINE = 60.0  # for the whole table: where a slow router boots, nft alone may take ten seconds
 OUTSIDE = 10
 ELEMENTS = 768
 """Elements in one transaction, which the kernel takes from a buffer of 208 KiB (net.core.wmem_default) at once: at most
@@ -220,7 +221,7 @@ class Netfilter:
         if there is not None and not there.startswith("algate "):
             raise ForeignTableError(errno.EEXIST, f"table inet {self.name} is not ours")
         replace = f"delete table inet {self.name}\n" if there is not None else ""
-        self._nft(["-f", "-"], replace + self._rules + self._rates)
+        self._nft(["-f", "-"], replace + self._rules + self._rates, LOAD_DEADLINE)
         return True
 
     def has_flowtables(self) -> bool:
@@ -300,14 +301,14 @@ class Netfilter:
         message["attrs"] = [("NFTA_TABLE_NAME", self.name)]
         return message
 
-    def _nft(self, arguments: list[str], text: str) -> str:
+    def _nft(self, arguments: list[str], text: str, deadline: float = NFT_DEADLINE) -> str:
         try:
             done = subprocess.run(
                 ["nft", *arguments],
                 input=text,
                 capture_output=True,
                 text=True,
-                timeout=NFT_DEADLINE,
+                timeout=deadline,
                 env=_FIND_NFT,
                 check=False,
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import socket
 import struct
 import time
@@ -82,6 +83,8 @@ class Netlink:
         with contextlib.suppress(PermissionError):  # without CAP_NET_ADMIN nothing is changed either
             self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, ROOM)
         self._socket.bind((0, 0))
+        self._arrives = select.poll()
+        self._arrives.register(self._socket, select.POLLIN)
         self.port: int = self._socket.getsockname()[0]  # names this socket in the kernel's notices of changes
         self._sequence = 0
 
@@ -104,11 +107,11 @@ class Netlink:
         return decoded(type(message), self.request(self.encoded(message, kind, flags)))
 
     def send(self, data: bytes) -> None:
-        self._socket.settimeout(NETLINK_DEADLINE)
+        """Send messages. The kernel carries them out before it returns, so there is nothing to wait for."""
         try:
-            self._socket.send(data)
+            self._socket.send(data, socket.MSG_DONTWAIT)
         except OSError as error:
-            raise NetfilterError(error.errno or errno.ETIMEDOUT, "netlink send") from error
+            raise NetfilterError(error.errno or errno.EIO, "netlink send") from error
 
     def receive(self) -> Iterator[tuple[int, int, int, bytes]]:
         """Yield messages (type, sequence, flags, whole) until the reader has enough, or the deadline is over."""
@@ -117,11 +120,12 @@ class Netlink:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise NetfilterError(errno.ETIMEDOUT, "netlink answer")
-            self._socket.settimeout(left)
             try:
-                data = self._socket.recv(1 << 17)
-            except TimeoutError:
-                raise NetfilterError(errno.ETIMEDOUT, "netlink answer") from None
+                # Mostly it is there already: to ask whether it is would double the system calls of an opening.
+                data = self._socket.recv(1 << 17, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                self._arrives.poll(left * 1000)
+                continue
             except OSError as error:
                 raise NetfilterError(error.errno or errno.EIO, "netlink answer") from error
             at = 0

@@ -1,7 +1,7 @@
 """What a router goes through in the middle of a call, a session of FTP, one of RTSP, and with a mapping: they go on.
 
-Connection tracking emptied, interfaces down and up, addresses that come and go, a reload with other ports, a packets
-process that does not answer while its queue runs over.
+Connection tracking emptied, rules flushed, interfaces down and up, addresses that come and go, a reload with other
+ports, processes killed, a packets process that does not answer while its queue runs over.
 """
 
 from __future__ import annotations
@@ -251,9 +251,46 @@ def reload_with_other_pinhole_ports(lab: Lab, gateway: Gateway) -> None:
         gateway.config.write_text(text)
 
 
+def all_rules_flushed(lab: Lab, gateway: Gateway) -> None:
+    """As by a firewall that starts: every table of every program, again before the first time is mended."""
+    for _ in range(2):
+        lab.run("router", ["nft", "flush", "ruleset"])
+        time.sleep(0.3)
+    lab.wait_for(lambda: _has_rules(lab), 10, "the rules to be back")
+
+
+def another_firewall_restored(lab: Lab, gateway: Gateway) -> None:
+    """iptables-restore replaces whole tables."""
+    tables = "".join(f"*{table}\nCOMMIT\n" for table in ("raw", "mangle", "nat", "filter"))
+    for program in ("iptables-restore", "ip6tables-restore"):
+        lab.run("router", [program], stdin=tables)
+    lab.wait_for(lambda: _has_rules(lab), 10, "the rules to be back")
+
+
+def _has_rules(lab: Lab) -> bool:
+    found = lab.run("router", ["nft", "list", "ruleset"]).stdout
+    return all(chain in found for chain in ("chain before", "chain algate-PREROUTING", "chain algate-FORWARD"))
+
+
 def pid_of(gateway: Gateway, name: str) -> int:
     (row,) = [row for row in gateway.admin("status") if row["process"] == name]
     return int(row["pid"])
+
+
+def _killed(name: str) -> Callable[[Lab, Gateway], None]:
+    def kill(lab: Lab, gateway: Gateway) -> None:
+        before = pid_of(gateway, name)
+        os.kill(before, signal.SIGKILL)
+        lab.wait_for(lambda: _pid_now(gateway, name) not in (None, before), 20, f"another {name}")
+
+    return kill
+
+
+def _pid_now(gateway: Gateway, name: str) -> int | None:
+    try:
+        return pid_of(gateway, name)
+    except (LabError, ValueError):  # it has not begun yet
+        return None
 
 
 EVENTS: dict[str, Callable[[Lab, Gateway], None]] = {
@@ -264,13 +301,19 @@ EVENTS: dict[str, Callable[[Lab, Gateway], None]] = {
     "the address goes and comes back": the_address_goes_and_comes_back,
     "reload with other ports": reload_with_other_ports,
     "reload with other pinhole ports": reload_with_other_pinhole_ports,
+    "all rules flushed": all_rules_flushed,
+    "another firewall restored": another_firewall_restored,
+    "broker killed": _killed("broker"),
+    "packets killed": _killed("packets"),
+    "portmap killed": _killed("portmap"),
 }
+IN_THE_SUITE = (conntrack_emptied, all_rules_flushed)
 
 
 @pytest.mark.parametrize(
     "event",
     [
-        pytest.param(event, id=name, marks=[] if event is conntrack_emptied else [pytest.mark.long])
+        pytest.param(event, id=name, marks=[] if event in IN_THE_SUITE else [pytest.mark.long])
         for name, event in EVENTS.items()
     ],
 )
