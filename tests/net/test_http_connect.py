@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -114,6 +115,25 @@ def test_no_byte_is_lost_behind_the_head(lab: Lab, gateway: Gateway) -> None:
             data += part
     assert data.startswith(b"HTTP/1.1 200 Connection established\r\n\r\nHTTP/1.0 200 OK")
     assert data.endswith(b"hello\n")
+
+
+@pytest.mark.parametrize("host", [SERVER4, f"[{SERVER6}]", NAME])
+def test_a_head_in_pieces(lab: Lab, gateway: Gateway, host: str) -> None:
+    """Cut anywhere, with bytes for the server right behind it; addresses go a shorter way than names."""
+    with lab.listen("outside", SERVER6 if ":" in host else SERVER4, 7777) as listener:
+        head = f"CONNECT {host}:7777 HTTP/1.1\r\nHost: {host}:7777\r\nUser-Agent: x\r\n\r\n".encode()
+        for cut in range(len(head) + 1):
+            with lab.connect("inside", ROUTER_IN4, ALL) as client:
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                for piece in (head[:cut], head[cut:] + b"early"):
+                    client.sendall(piece)
+                server, _ = listener.accept()
+                with server:
+                    server.settimeout(5)
+                    assert receive(server, 5) == b"early"
+                    server.sendall(b"hello")
+                answer = b"".join(iter(lambda: client.recv(100), b""))  # noqa: B023
+                assert answer == b"HTTP/1.1 200 Connection established\r\n\r\nhello"
 
 
 def test_passwords(lab: Lab, gateway: Gateway) -> None:

@@ -1,9 +1,10 @@
 """The short way for the plainest connections: libev callbacks from accepting to the relay, without a greenlet (decision
 0040).
 
-Only plain connections take it: SOCKS 5 without authentication with CONNECT to an address, or a redirected connection,
-to a port without a module, permitted by a rule without further conditions. Everything else is handed over as it stands
-to the front with the greenlets, which decides anew. For speed it has a small codec of its own beside `socks5`.
+Only plain connections take it: SOCKS 5 or HTTP without authentication with CONNECT to an address, or a redirected
+connection, to a port without a module, permitted by a rule without further conditions. Everything else is handed over
+as it stands to the front with the greenlets, which decides anew. For speed it has a small codec of its own beside
+`socks5`.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ from time import monotonic
 from typing import Any, Protocol
 
 from alg.address import Address, Endpoint, canonical, parse_ip
-from alg.socks import socks5
+from alg.socks import http, socks5
+from alg.socks.socks5 import SocksError
 from gateway.driver.runner import End, FlowRunner
 from gateway.flow.dial import DialError, dial_error
 from gateway.flow.quick_dial import QuickDialer, cooperative
 from gateway.front.socks.connect import ConnectCommand
-from gateway.front.socks.request import READ_SIZE, Incoming, SocksRequest
+from gateway.front.socks.request import HTTP, READ_SIZE, Incoming, SocksRequest
 from gateway.front.socks.server import SocksFront
 from gateway.front.transparent.original_dst import original_destination
 from gateway.front.transparent.tcp import TransparentFront
+from gateway.model.hosts import read_host
 from gateway.model.requests import ConnectRequest
 from gateway.net.relay.poller import READ, Watch
 from gateway.net.relay.splice import Relay
@@ -38,6 +41,8 @@ _CHOSEN = socks5.encode_method(socks5.Method.NONE)
 _CONNECT4 = bytes((socks5.VERSION, socks5.Command.CONNECT, 0, socks5.AddressType.IPV4))
 _CONNECT6 = bytes((socks5.VERSION, socks5.Command.CONNECT, 0, socks5.AddressType.IPV6))
 _GRANTED4 = bytes((socks5.VERSION, socks5.Reply.SUCCEEDED, 0, socks5.AddressType.IPV4))
+_CONNECT_HTTP = b"CONNECT "
+_GRANTED_HTTP = http.encode_answer(200)
 
 
 class Taking(Protocol):
@@ -52,7 +57,7 @@ class Taking(Protocol):
 
 
 class QuickSocks:
-    """SOCKS 5 CONNECT for clients that need not authenticate."""
+    """CONNECT of SOCKS 5, and of HTTP where that is served, for clients that need not authenticate."""
 
     def __init__(
         self,
@@ -93,6 +98,7 @@ class _Handshake:
         "_server",
         "_since",
         "_sock",
+        "_version",
         "_watch",
     )
 
@@ -103,6 +109,7 @@ class _Handshake:
         self._holder = lane.taking.begin(str(address[0]))
         self._buffer = b""
         self._chosen = False
+        self._version: int = socks5.VERSION
         self._since = monotonic()
         self._server: Endpoint | None = None
         self._decision: Decision | None = None
@@ -123,7 +130,7 @@ class _Handshake:
         self._buffer = buffer = self._buffer + data if self._buffer else data
         if not self._chosen:
             if buffer[0] != socks5.VERSION:
-                self._hand_over()
+                self._request_of_http(buffer)
                 return
             if len(buffer) < 2 or len(buffer) < 2 + buffer[1]:
                 return
@@ -146,18 +153,42 @@ class _Handshake:
     def _request(self, buffer: bytes, end: int) -> None:
         if len(buffer) < end + 2:
             return
-        lane = self._lane
         packed, port = buffer[4:end], buffer[end] << 8 | buffer[end + 1]
         host = inet_ntoa(packed) if end == 8 else str(canonical(ipaddress.IPv6Address(packed)))
-        if lane.runner.has_module(port):
+        self._decide(host, parse_ip(host), port, end + 2)
+
+    def _request_of_http(self, buffer: bytes) -> None:
+        """A head that names an address and no user; whatever else it is, the front reads it."""
+        if not self._lane.front.serves_http or buffer[: len(_CONNECT_HTTP)] != _CONNECT_HTTP[: len(buffer)]:
             self._hand_over()
             return
-        address = parse_ip(host)
-        decision = lane.dialer.decide(ConnectRequest("connect", endpoint(self._address), host, port), address)
+        try:
+            found = http.parse_request(buffer)
+            if found is None:
+                return
+            request, end = found
+            host = read_host(request.host)
+            address = ipaddress.ip_address(host)
+        except (SocksError, ValueError):  # a name, or nothing that is served
+            self._hand_over()
+            return
+        if request.credentials is not None or "%" in host:
+            self._hand_over()
+            return
+        self._version = HTTP
+        self._decide(host, address, request.port, end)
+
+    def _decide(self, host: str, address: Address, port: int, end: int) -> None:
+        """Connect, if nothing but an address is to be looked at. `end`: where the request ends in what has come."""
+        lane = self._lane
+        decision = None
+        if not lane.runner.has_module(port):
+            request = ConnectRequest("connect", endpoint(self._address), host, port)
+            decision = lane.dialer.decide(request, address)
         if decision is None:
             self._hand_over()
             return
-        self._buffer = buffer[end + 2 :]
+        self._buffer = self._buffer[end:]
         self._server = Endpoint(host, port)
         self._decision = decision
         lane.wheel.discard(self._entry)
@@ -188,8 +219,8 @@ class _Handshake:
     ) -> None:
         """The server is connected: tell the client, and begin the flow."""
         try:
-            bound = dialled.getsockname()
-            granted = self._send(_grant(dialled.family, bound))
+            http_client = self._version == HTTP
+            granted = self._send(_GRANTED_HTTP if http_client else _grant(dialled.family, dialled.getsockname()))
         except OSError:
             granted = False
         if not granted:  # the client has gone
@@ -210,7 +241,7 @@ class _Handshake:
 
     def _fail(self, client: Endpoint, server: Endpoint, error: DialError) -> None:
         incoming = Incoming(cooperative(self._sock))
-        request = SocksRequest(incoming, socks5.VERSION, "connect", client, server.host, server.port)
+        request = SocksRequest(incoming, self._version, "connect", client, server.host, server.port)
         self._lane.command.fail(request, error)
 
     def _hand_over(self) -> None:

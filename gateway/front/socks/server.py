@@ -61,6 +61,7 @@ class SocksFront:
         self._timeout = timeout
         self._rule_ident = rule_ident
         self._protocols = protocols
+        self.serves_http = "http" in protocols
 
     def handle(self, sock: gsocket.socket, address: tuple[object, ...]) -> None:
         """Serve one accepted connection; owns the socket."""
@@ -107,7 +108,7 @@ class SocksFront:
         """Return the version that a first byte begins. Raises SocksError if nothing of that kind is served."""
         if first in _SOCKS and _SOCKS[first] in self._protocols:
             return first
-        if "http" in self._protocols and first not in _SOCKS:
+        if self.serves_http and first not in _SOCKS:
             return HTTP
         raise SocksError(None, f"a connection that begins with {first} is none of {', '.join(self._protocols)}")
 
