@@ -25,9 +25,9 @@ from gateway.observe.metrics import Sample
 SOON = 0.1  # seconds between a change and the look: one change rarely comes alone
 POLL = 1.0  # seconds between two looks at iptables-legacy's tables, which announce no changes
 RARELY = 30.0  # seconds between two looks without a reason; and between two where nothing tells of changes: POLL
-RESTORATIONS, PER_SECOND = 5, 1 / 60
+RESTORATIONS, PER_SECOND = 10, 1 / 60
 """How often rules are restored: this often at once, and once a minute in the long run. A program that removes them more
-often means to."""
+often means to; a firewall that starts twice, table by table, removes them six times."""
 REMOVING = 5.0  # seconds that `algate rules remove` may take
 
 State = Literal["unknown", "none", "applied", "absent", "incomplete"]

@@ -132,7 +132,7 @@ def test_a_head_in_pieces(lab: Lab, gateway: Gateway, host: str) -> None:
                     server.settimeout(5)
                     assert receive(server, 5) == b"early"
                     server.sendall(b"hello")
-                answer = b"".join(iter(lambda: client.recv(100), b""))  # noqa: B023
+                answer = b"".join(iter(lambda: client.recv(100), b""))
                 assert answer == b"HTTP/1.1 200 Connection established\r\n\r\nhello"
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from gateway.config.load import load_config
 from gateway.host import rules
+from gateway.host.keeper import RESTORATIONS
 from tests.lab import firewall
 from tests.lab.gateway import Gateway
 from tests.lab.lab import Lab
@@ -160,7 +161,7 @@ def test_nobody_is_fought(own_lab: Lab) -> None:
     lab = own_lab
     gateway = lab.start_gateway(lab.write_config(console={"listen": f"127.0.0.1:{PORT}"}))
     lab.wait_for(lambda: applied(lab) == "1.0", 5, "it to be known")
-    for number in range(5):
+    for number in range(RESTORATIONS):
         disturb(lab, gateway, WAYS["only one jump"])
         lab.wait_for(partial(has_restored, gateway, number + 1), 5, "them to be back")
     disturb(lab, gateway, WAYS["only one jump"])
