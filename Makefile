@@ -95,9 +95,9 @@ run: .venv/.run $(if $(wildcard .venv/.compiled),.venv/.compiled)
 	exec $(BIN)/algate run $(if $(CONFIG),-c $(CONFIG))
 
 # As root all of it, network namespaces and slow tests too; else what needs no root. PYTEST_ARGS goes to pytest. Tests wait
-# for packets and processes more than they compute: three files at a time (`-n 0`: one, as a debugger needs it).
+# for packets and processes more than they compute: four files at a time (`-n 0`: one, as a debugger needs it).
 test: setup
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # What takes minutes: everything that attacks do to others, one client at the sizes of the reports, the whole corpus of
 # SIP messages of the field over the wire.

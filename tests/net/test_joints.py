@@ -253,11 +253,10 @@ def reload_with_other_pinhole_ports(lab: Lab, gateway: Gateway) -> None:
 
 
 def all_rules_flushed(lab: Lab, gateway: Gateway) -> None:
-    """As by a firewall that starts anew: every table of every program, again before the first time is mended."""
-    for _ in range(2):
-        lab.run("router", ["nft", "flush", "ruleset"])
-        firewall.load(lab)
-        time.sleep(0.3)
+    """As by a firewall that starts anew: every table of every program. Once for each subject: the broker's table is
+    made again five times at once, and then once a minute."""
+    lab.run("router", ["nft", "flush", "ruleset"])
+    firewall.load(lab)
     lab.wait_for(lambda: _has_rules(lab), 10, "the rules to be back")
 
 
