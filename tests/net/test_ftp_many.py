@@ -60,7 +60,8 @@ def test_a_passive_port_may_be_that_of_a_service(strict_lab: Lab, port: int) -> 
             server.settimeout(10)
             asked = b""
             while not asked.endswith(b"PASV\r\n"):  # an answer that comes before the question opens nothing
-                assert (more := server.recv(100))
+                more = server.recv(100)
+                assert more
                 asked += more
             server.sendall(f"227 ({SERVER4.replace('.', ',')},{port >> 8},{port & 255})\r\n".encode())
             assert control.reply().startswith("227")
