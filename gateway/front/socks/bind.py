@@ -3,7 +3,6 @@ likewise)."""
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import time
 
@@ -20,6 +19,7 @@ from gateway.front.socks.request import SocksRequest
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Lease, PinholeRequest
 from gateway.net.addresses import is_local, public_address, source_towards
+from gateway.net.relay.half import Head, Legacy
 from gateway.net.sockets import abort, endpoint, prepare
 from gateway.pinhole.userspace import Accepted, UserspacePinholes, listen
 
@@ -187,13 +187,11 @@ class BindCommand:
             abort(request.sock)
             abort(peer)
             return
-        with contextlib.suppress(OSError):  # a peer that has reset the connection may have said something before
-            peer.sendall(bytes(request.incoming.buffer))
         # The peer has chosen its port, so it says nothing of the protocol: no module.
         flow = self._flows.add("socks", request.client, remote, request.user, rule=admission.decision.rule)
         flow.module = REASON
         flow.rate, flow.session = admission.decision.rate, admission.session
-        self._flows.relay(flow, request.sock, peer)
+        self._flows.relay(flow, request.sock, peer, legacy=Legacy(up=Head(bytes(request.incoming.buffer))))
 
 
 def _what_came(sock: gsocket.socket) -> bytes | None:
