@@ -440,6 +440,20 @@ def test_irssi_chats_both_ways(lab: Lab, gateway: Gateway) -> None:
         assert not any("pinhole.open" in line for line in gateway.log_lines()[seen:])
 
 
+def send_whole_and_half(lab: Lab, gateway: Gateway, ann: Irssi | Weechat, bob: Irssi | Weechat) -> None:
+    """Have `ann` send two files to `bob`, who has a third of the second one already."""
+    data = os.urandom(300_000)
+    for name in ("whole.bin", "half.bin"):
+        (ann.folder / name).write_bytes(data)
+    bob.began("half.bin", data[:100_000])
+    for name in ("whole.bin", "half.bin"):
+        ann.says(f"/dcc send bob {ann.folder}/{name}")
+        lab.wait_for(lambda name=name: bob.has(name, data), 30, name)  # type: ignore[misc]
+        if isinstance(ann, Irssi):  # else it would wait with the next one, in vain sometimes
+            ann.wait_to_see("DCC sent file")
+    lab.wait_for(lambda: holes(gateway) == [], 15, "all ports to be used")
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.usefixtures("server")
 @pytest.mark.parametrize("sender", ["irssi", "WeeChat"])
@@ -447,22 +461,13 @@ def test_irssi_and_weechat(lab: Lab, gateway: Gateway, sender: str) -> None:
     """One behind the router offers a file, which the other one outside takes; then half of it is there already. What
     both ends of the connection to the server have seen differs in addresses and ports only."""
     inside, outside = (Irssi, Weechat) if sender == "irssi" else (Weechat, Irssi)
-    data = os.urandom(300_000)
     with (
         Tap(lab, "inside", IRC) as within,
         Tap(lab, "outside", IRC) as beyond,
         inside(lab, "inside", SERVER4, "ann") as ann,
         outside(lab, "stranger", SERVER4, "bob") as bob,
     ):
-        for name in ("whole.bin", "half.bin"):
-            (ann.folder / name).write_bytes(data)
-        bob.began("half.bin", data[:100_000])
-        for name in ("whole.bin", "half.bin"):
-            ann.says(f"/dcc send bob {ann.folder}/{name}")
-            lab.wait_for(lambda name=name: bob.has(name, data), 30, name)  # type: ignore[misc]
-            if isinstance(ann, Irssi):  # else it would wait with the next one, in vain sometimes
-                ann.wait_to_see("DCC sent file")
-        lab.wait_for(lambda: holes(gateway) == [], 15, "all ports to be used")
+        send_whole_and_half(lab, gateway, ann, bob)
     said, heard = passed(within, beyond)
     own, public = (str(int(ipaddress.ip_address(host))).encode() for host in (CLIENT4, ROUTER_OUT4))
     assert [pair for pair in said if own in pair] == [(own, public)] * 2
@@ -533,7 +538,6 @@ def test_irssi_over_ipv6(lab: Lab, gateway: Gateway) -> None:
 @pytest.mark.parametrize("server", ["InspIRCd"], indirect=True)
 def test_weechat_through_socks(lab: Lab, gateway: Gateway) -> None:
     """Its own SOCKS client, for the connection to the server: whoever takes the file comes to a port of the gateway."""
-    data = os.urandom(300_000)
     seen = len(gateway.log_lines())
     with (
         Tap(lab, "inside", 1080) as within,
@@ -541,13 +545,7 @@ def test_weechat_through_socks(lab: Lab, gateway: Gateway) -> None:
         Weechat(lab, "inside", SERVER4, "ann", proxy=ROUTER_IN4) as ann,
         Irssi(lab, "stranger", SERVER4, "bob") as bob,
     ):
-        for name in ("whole.bin", "half.bin"):
-            (ann.folder / name).write_bytes(data)
-        bob.began("half.bin", data[:100_000])
-        for name in ("whole.bin", "half.bin"):
-            ann.says(f"/dcc send bob {ann.folder}/{name}")
-            lab.wait_for(lambda name=name: bob.has(name, data), 30, name)  # type: ignore[misc]
-        lab.wait_for(lambda: holes(gateway) == [], 15, "all ports to be used")
+        send_whole_and_half(lab, gateway, ann, bob)
     assert any("front=socks" in line for line in gateway.log_lines()[seen:])
     [inside] = within.streams()
     [outside] = [one for one in beyond.streams() if one.source == ROUTER_OUT4]
