@@ -1,6 +1,7 @@
 """HTTP CONNECT as a proxy reads it (RFC 9110 section 9.3.6, RFC 9112, RFC 7617), without a socket.
 
-`parse_request` works as the parsers of `socks5` do. A head is at most MAX_HEAD bytes long.
+`parse_request` works as the parsers of `socks5` do. A head is at most MAX_HEAD bytes long, and has at most MAX_FIELDS
+fields.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from alg.socks.password import Credentials
 from alg.socks.socks5 import SocksError, decode_name
 
 MAX_HEAD = 16384
+MAX_FIELDS = 100
+"""A head of nothing but fields of three bytes would have 5,000, each of which costs more than all its bytes. Clients
+send ten."""
 
 _REQUEST = re.compile(rb"([A-Z]{1,20}) (\S{1,2048}) HTTP/1\.([0-9])")
 # One way to read each byte: a client that may not yet do anything would choose those that are read in many.
@@ -57,6 +61,8 @@ def parse_request(buffer: bytes | bytearray) -> tuple[Request, int] | None:
     found = _REQUEST.fullmatch(first)
     if found is None:
         raise SocksError(400, "it is not a request of HTTP/1")
+    if len(lines) > MAX_FIELDS:
+        raise SocksError(400, f"the head of the request has more than {MAX_FIELDS} fields")
     if found[1] != b"CONNECT":
         raise SocksError(405, f"{found[1].decode()} is not CONNECT")
     authority = _AUTHORITY.fullmatch(found[2])

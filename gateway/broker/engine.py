@@ -79,13 +79,18 @@ class Engine:
     """All pinholes of one instance.
 
     `table`: its nft table. `send(slot, messages)` sends answers to a worker, and returns those that its socket did not
-    accept.
+    accept. `busy` is called again and again while a program is waited for.
     """
 
     def __init__(
-        self, *, table: str, limits: BrokerLimits, send: Callable[[int, Sequence[ToWorker]], Sequence[ToWorker]]
+        self,
+        *,
+        table: str,
+        limits: BrokerLimits,
+        send: Callable[[int, Sequence[ToWorker]], Sequence[ToWorker]],
+        busy: Callable[[], None] = lambda: None,
     ) -> None:
-        self.netfilter = Netfilter(table)
+        self.netfilter = Netfilter(table, busy)
         self.netfilter.measure(limits.meter, now=False)
         self._permits = BrokerPermits(table, limits)
         self._neighbours = Neighbours(limits.inside, Kernel())
@@ -151,7 +156,12 @@ class Engine:
     def configure(self, limits: BrokerLimits) -> int:
         """Use other limits from now on. Pinholes of clients that are not inside any more are closed. Returns how many
         those are."""
-        self.netfilter.measure(limits.meter)
+        try:
+            self.netfilter.measure(limits.meter)
+        except NetfilterError:
+            if self.netfilter.is_whole():
+                raise
+            self._guard.table_gone()  # another program has just removed it; it is made with the new rates
         self._permits.configure(limits)
         self._neighbours.inside = self._permits.inside
         self._guard.configure(limits)
@@ -175,8 +185,10 @@ class Engine:
 
     def deadline(self) -> float:
         """When (monotonic) `tick` has something to do; infinity: not before the next request."""
-        due = self._guard.deadline(), self._usage.deadline(), self.stale.deadline(), self._forwards.deadline()
-        return min(self._leases.deadline() or math.inf, *due)
+        due = min(self._leases.deadline() or math.inf, self._guard.deadline(), self.stale.deadline())
+        if self._guard.restoring:  # until then usage and forwardings are left alone
+            return due
+        return min(due, self._usage.deadline(), self._forwards.deadline())
 
     def tick(self) -> None:
         """Do what is due: a transaction, expiry, reconciliation. Raises NetfilterError if the table cannot be

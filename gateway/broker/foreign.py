@@ -24,6 +24,10 @@ from gateway.observe.log import get_logger
 REMEMBERED = 5.0
 """Seconds that what was read is believed: iptables-legacy changes its rules without a word."""
 
+SLOW, SHARE = 0.5, 20
+"""What took longer than half a second to read is believed for twenty times as long, whatever others change meanwhile:
+nobody else is served while it is read."""
+
 _DEADLINE = 2.0
 _ENVIRONMENT = {**os.environ, "PATH": "/usr/sbin:/sbin:/usr/bin:/bin", "LC_ALL": "C"}
 _ALL = (0, 65535)
@@ -53,13 +57,16 @@ class ForeignForwardings:
         self._own = own.lower()
         self._found: list[Forwarding] = []
         self._until = 0.0
+        self._rests = 0.0  # until when it is not read anew
 
     def has(self, transport: Transport, host: str, port: int) -> bool:
         """Whether an operator's rule forwards this port."""
-        now = time.monotonic()
-        if self._until <= now:
+        begun = time.monotonic()
+        if max(self._until, self._rests) <= begun:
             self._found = [*self._read()]
-            self._until = time.monotonic() + REMEMBERED
+            now = time.monotonic()
+            self._until = now + REMEMBERED
+            self._rests = now + SHARE * (now - begun) if now - begun > SLOW else 0.0
         return any(forwarding.covers(transport, host, port) for forwarding in self._found)
 
     def forget(self) -> None:
@@ -176,5 +183,8 @@ def _output(command: list[str]) -> bytes:
     """Return what a program prints; "" where the program is missing or fails."""
     try:
         return subprocess.run(command, capture_output=True, timeout=_DEADLINE, env=_ENVIRONMENT, check=False).stdout
-    except (OSError, subprocess.TimeoutExpired):
+    except subprocess.TimeoutExpired:
+        log.warning("broker.foreign_unread", error=f"{command[0]} has not answered within {_DEADLINE:g} s")
+        return b""
+    except OSError:
         return b""

@@ -3,6 +3,7 @@ created again, and what is open is restored, unless that happens again and again
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -25,6 +26,9 @@ from gateway.observe.log import get_logger
 SOON = 0.05
 """Seconds between a change of netfilter's rules by another program and the check of our own, because changes often
 follow one another."""
+
+AGAIN = 2.0
+"""Seconds until something is tried again that the kernel or nft did not do."""
 
 RESTORATIONS, PER_SECOND = 5, 1 / 60
 """How often the table is restored: this often at once, and once a minute in the long run. A program that removes it
@@ -62,6 +66,8 @@ class TableGuard:
         self._suspicion = math.inf  # when to look whether the table is as it was
         self._elements_gone = False  # another program has deleted elements of ours
         self._disputed = -math.inf  # until when the table is not put back
+        self._failing = False  # the last try to look at it, or to make it again, came to nothing
+        self._pause = 0.0  # until when nothing is tried because of that
 
     @property
     def restoring(self) -> bool:
@@ -74,7 +80,7 @@ class TableGuard:
 
     def deadline(self) -> float:
         """When (monotonic) `look` has something to do; infinity: not before another program changes something."""
-        return 0.0 if self._restoration else self._suspicion
+        return min(self._pause, self._suspicion) if self._restoration else self._suspicion
 
     def configure(self, limits: BrokerLimits) -> None:
         """Use other limits from now on."""
@@ -100,30 +106,43 @@ class TableGuard:
 
     def look(self, now: float) -> list[Lease]:
         """Check the table if that is due, and restore some of what is open. Returns the leases that were restored.
-        Raises NetfilterError if the table cannot be created."""
-        if self._suspicion <= now:
-            self._look_at_table()
-        if not self._restoration:
-            return []
+
+        What the kernel or nft does not do now is tried again: only this process knows what was open."""
         try:
-            return self._restoration.step()
+            if self._suspicion <= now:
+                self._look_at_table()
+            if self._restoration and self._pause <= now:
+                return self._restoration.step()
         except TableGoneError:
             self.table_gone()
-            return []
+        except NetfilterError as error:
+            self._failed(error, now)
+        return []
 
     def table_gone(self) -> None:
         """The table is not there any more."""
-        if self.restores:
-            self.make_again()
-        else:  # with the next opening
+        if not self.restores:  # it is made with the next opening
             self._lose(())
+            return
+        with contextlib.suppress(NetfilterError):  # it is tried again
+            self.make_again()
+
+    def _failed(self, error: NetfilterError, begun: float) -> None:
+        """Note that the kernel or nft has not done what was asked at this moment."""
+        log.error("broker.table_failed", table=self._netfilter.name, error=str(error))
+        now = time.monotonic()
+        self._failing = True
+        self._suspicion = self._pause = now + max(AGAIN, now - begun)  # half of the time at most
 
     def make_again(self, opening: Sequence[Lease] = (), updated: Sequence[Lease] = ()) -> bool:
         """Create the table again after another program has removed it or a part of it, and restore what is open, except
         for the leases `opening` and `updated`, which are about to be changed. Returns False if that has been done too
-        often; the table then stays as it is for a while."""
+        often, or has just failed; the table then stays as it is for a while. Raises NetfilterError if it fails."""
         now = time.monotonic()
-        if not self._restorations.take("", now):
+        if self._failing:
+            if now < self._pause:
+                return False
+        elif not self._restorations.take("", now):
             if self._disputed <= now:
                 self._disputed = now + self._restorations.wait("", now)
                 log.error("broker.table_disputed", table=self._netfilter.name, seconds=round(self._disputed - now))
@@ -132,7 +151,12 @@ class TableGuard:
         log.error("broker.table_gone", table=self._netfilter.name)
         if not self.restores:
             self._lose({lease.id for lease in opening})
-        self.load()
+        try:
+            self.load()
+        except NetfilterError as error:
+            self._failed(error, now)
+            raise
+        self._failing = False
         self._forgotten()
         self._suspicion = now + SOON  # the program that flushes rules may not be done yet
         if self.restores:
@@ -149,13 +173,16 @@ class TableGuard:
         if time.monotonic() < self._disputed:
             self._suspicion = self._disputed
             return
+        whole = self._netfilter.is_whole()
         elements_gone, self._elements_gone = self._elements_gone, False
-        if not self._netfilter.is_whole():
+        if not whole:
             self.table_gone()
-        elif elements_gone:
-            self._forgotten()
-            if not self.restores:
-                return
+            return
+        self._failing = False
+        if not elements_gone:
+            return
+        self._forgotten()
+        if self.restores:
             log.error("broker.elements_gone", table=self._netfilter.name)
             self.put_back(empty=False)
 

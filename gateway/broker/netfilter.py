@@ -6,6 +6,7 @@ elements, and reading all of them (decision 0036).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import importlib.resources
@@ -13,12 +14,11 @@ import os
 import string
 import struct
 import subprocess
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import msgspec
 
 from gateway.broker import marks
 from gateway.broker.element_messages import NFGENMSG, NFPROTO_INET, ElementMessages, elements_in, glances
@@ -50,8 +50,11 @@ from gateway.broker.netlink import (
     sequence_of,
 )
 
-NFT_DEADLINE = 5.0
-LOAD_DEADLINE = 60.0  # for the whole table: where a slow router boots, nft alone may take ten seconds
+NFT_DEADLINE = 60.0
+"""Seconds that nft may take: on a slow router that boots, or where another program changes large rulesets, it takes ten
+or more."""
+
+SIGN_OF_LIFE = 1.0  # seconds between two of them while nft is waited for
 OUTSIDE = 10
 ELEMENTS = 768
 """Elements in one transaction, which the kernel takes from a buffer of 208 KiB (net.core.wmem_default) at once: at most
@@ -66,6 +69,9 @@ NFT_MSG_GETFLOWTABLE, NFTA_RULE_CHAIN = 23, 2
 _BODY = NLMSGHDR.size + len(NFGENMSG)
 _ASIDE_OBJECTS = 2  # of iptables/aside.nft: a chain and a helper
 _GETFLOWTABLE = _NF_TABLES | NFT_MSG_GETFLOWTABLE
+_GETOBJ, NFT_OBJECT_COUNTER = _NF_TABLES | 19, 1  # NFT_MSG_GETOBJ
+NFTA_OBJ_TABLE, NFTA_OBJ_NAME, NFTA_OBJ_TYPE, NFTA_OBJ_DATA = 1, 2, 3, 4
+NFTA_COUNTER_BYTES, NFTA_COUNTER_PACKETS = 1, 2
 _GETRULE, NFTA_RULE_TABLE = _NF_TABLES | NFT_MSG_GETRULE, 1
 _GETSETELEM = _NF_TABLES | NFT_MSG_GETSETELEM
 _NEWSETELEM, _DELSETELEM = _NF_TABLES | NFT_MSG_NEWSETELEM, _NF_TABLES | NFT_MSG_DELSETELEM
@@ -159,6 +165,33 @@ class Meter:
         )
 
 
+def _run_nft(arguments: list[str], text: str, deadline: float, busy: Callable[[], None]) -> None:
+    """Run nft. `busy` is called as long as that takes. Raises NetfilterError."""
+    piped = subprocess.PIPE
+    until = time.monotonic() + deadline
+    words: str | None = text
+    try:
+        with subprocess.Popen(
+            ["nft", *arguments], stdin=piped, stdout=piped, stderr=piped, text=True, env=_FIND_NFT
+        ) as process:
+            while True:
+                try:
+                    _, errors = process.communicate(words, min(deadline, SIGN_OF_LIFE))
+                    break
+                except subprocess.TimeoutExpired:
+                    words = None  # it has been given
+                    if time.monotonic() >= until:
+                        process.kill()
+                        raise
+                    busy()
+    except subprocess.TimeoutExpired:
+        raise NetfilterError(errno.ETIMEDOUT, "nft") from None
+    except OSError as error:
+        raise NetfilterError(error.errno or errno.EIO, "nft cannot be run") from error
+    if process.returncode != 0:
+        raise NetfilterError(errno.EINVAL, f"nft: {errors.strip()[:500]}")
+
+
 def _batches(changes: Sequence[Change]) -> Iterator[range]:
     """Divide changes into transactions of at most `ELEMENTS` elements; a change is never divided."""
     start = size = 0
@@ -172,12 +205,17 @@ def _batches(changes: Sequence[Change]) -> Iterator[range]:
         yield range(start, len(changes))
 
 
+def _nobody() -> None:
+    """The default of `busy`."""
+
+
 class Netfilter:
     """The nft table `name`: its fixed part and its elements. Must not be used by several threads, except for
-    `counters`."""
+    `counters`. `busy` is called again and again while nft is waited for."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, busy: Callable[[], None] = _nobody) -> None:
         self.name = name
+        self._busy = busy
         self._rates = ""
         source = importlib.resources.files("iptables").joinpath("algate.nft").read_text()
         self._mark = "algate " + hashlib.sha256(source.encode()).hexdigest()[:16]
@@ -216,12 +254,12 @@ class Netfilter:
         self._aside = None
         if table is not None and there == self._mark and self._has_all(table, read_back=True):
             if self._rates:
-                self._nft(["-f", "-"], self._rates)
+                self._nft(self._rates)
             return False
         if there is not None and not there.startswith("algate "):
             raise ForeignTableError(errno.EEXIST, f"table inet {self.name} is not ours")
         replace = f"delete table inet {self.name}\n" if there is not None else ""
-        self._nft(["-f", "-"], replace + self._rules + self._rates, LOAD_DEADLINE)
+        self._nft(replace + self._rules + self._rates)
         return True
 
     def has_flowtables(self) -> bool:
@@ -236,7 +274,7 @@ class Netfilter:
         if text != self._aside:
             chain = f"inet {self.name} aside"
             replace = f"flush chain {chain}\ndelete chain {chain}\n" if self._aside is not None else ""
-            self._nft(["-f", "-"], replace + text)
+            self._nft(replace + text)
             self._aside = text
 
     def _aside_text(self, ports: Sequence[int]) -> str:
@@ -273,7 +311,7 @@ class Netfilter:
         with the next `load`, or at once (`now`; raises NetfilterError)."""
         self._rates = meter.script(self.name)
         if now:
-            self._nft(["-f", "-"], self._rates)
+            self._nft(self._rates)
 
     def unload(self) -> None:
         """Delete the table, if there is one."""
@@ -283,9 +321,18 @@ class Netfilter:
 
     def counters(self) -> dict[str, dict[str, int]]:
         """Return packets and bytes of the named counters: admitted, data, late, unread, early."""
-        listing = msgspec.json.decode(self._nft(["-j", "list", "counters", "table", "inet", self.name], ""))
-        entries = [entry["counter"] for entry in listing["nftables"] if "counter" in entry]
-        return {entry["name"]: {"packets": entry["packets"], "bytes": entry["bytes"]} for entry in entries}
+        body = NFGENMSG + attribute(NFTA_OBJ_TABLE, self.name.encode() + b"\0")
+        body += attribute(NFTA_OBJ_TYPE, struct.pack(">I", NFT_OBJECT_COUNTER))
+        found: dict[str, dict[str, int]] = {}
+        with contextlib.closing(Netlink()) as netlink:  # of whichever thread this is
+            for answer in netlink.request(netlink.message(_GETOBJ, NLM_F_REQUEST | NLM_F_DUMP, body)):
+                what = attribute_map(answer, _BODY)
+                data = attribute_map(what.get(NFTA_OBJ_DATA, b""))
+                found[what.get(NFTA_OBJ_NAME, b"").rstrip(b"\0").decode()] = {
+                    "packets": int.from_bytes(data.get(NFTA_COUNTER_PACKETS, b""), "big"),
+                    "bytes": int.from_bytes(data.get(NFTA_COUNTER_BYTES, b""), "big"),
+                }
+        return found
 
     def _table(self) -> Any | None:
         """Return the kernel's description of the table, or None if there is no table."""
@@ -301,24 +348,9 @@ class Netfilter:
         message["attrs"] = [("NFTA_TABLE_NAME", self.name)]
         return message
 
-    def _nft(self, arguments: list[str], text: str, deadline: float = NFT_DEADLINE) -> str:
-        try:
-            done = subprocess.run(
-                ["nft", *arguments],
-                input=text,
-                capture_output=True,
-                text=True,
-                timeout=deadline,
-                env=_FIND_NFT,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise NetfilterError(errno.ETIMEDOUT, "nft") from None
-        except OSError as error:
-            raise NetfilterError(error.errno or errno.EIO, "nft cannot be run") from error
-        if done.returncode != 0:
-            raise NetfilterError(errno.EINVAL, f"nft: {done.stderr.strip()[:500]}")
-        return done.stdout
+    def _nft(self, text: str) -> None:
+        """Have nft do what `text` says."""
+        _run_nft(["-f", "-"], text, NFT_DEADLINE, self._busy)
 
     # --- its elements -----------------------------------------------------------------------------------------------
 

@@ -78,7 +78,10 @@ class Netlink:
 
     def __init__(self, protocol: int = NETLINK_NETFILTER) -> None:
         """`protocol`: netfilter's by default, or another one such as NETLINK_ROUTE."""
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        try:
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        except OSError as error:  # no descriptor is left
+            raise NetfilterError(error.errno or errno.EIO, "netlink socket") from error
         self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
         with contextlib.suppress(PermissionError):  # without CAP_NET_ADMIN nothing is changed either
             self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, ROOM)
@@ -87,6 +90,10 @@ class Netlink:
         self._arrives.register(self._socket, select.POLLIN)
         self.port: int = self._socket.getsockname()[0]  # names this socket in the kernel's notices of changes
         self._sequence = 0
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
 
     def message(self, kind: int, flags: int, body: bytes) -> bytes:
         """Return a message with the next sequence number."""

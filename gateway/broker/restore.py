@@ -76,8 +76,8 @@ class Restoration:
         return [lease for lease in singles if once_of(lease)[1] in known]
 
     def step(self) -> list[Lease]:
-        """Restore some leases, and return them. Raises NetfilterError if the kernel refused them; they are not tried
-        again."""
+        """Restore some leases, and return them. Raises NetfilterError if it is not known what the kernel did; they wait
+        for another call."""
         chosen = list(itertools.islice(self._waiting.items(), STEP))
         now = time.monotonic()
         leases: list[Lease] = []
@@ -93,7 +93,11 @@ class Restoration:
             elements = self._elements(lease, owner, left)
             leases.append(lease)
             changes.append(Change(() if self._empty else elements, elements))
-        refused = self._netfilter.apply(changes)
+        try:
+            refused = self._netfilter.apply(changes)
+        except NetfilterError:
+            self._waiting.update(chosen)
+            raise
         self._done += len(leases)
         if not self._waiting:
             log.info("broker.table_restored", table=self._netfilter.name, pinholes=self._done)

@@ -57,12 +57,15 @@ log = get_logger()
 
 
 class Supervisor(Protocol):
-    """The process that started the broker. `ready` tells it that the broker serves; `hear` carries out what it says,
+    """The process that started the broker. `ready` tells it that the broker serves, `busy` that it lives and waits for
+    a program; `hear` carries out what it says,
     when its descriptor is readable, and returns whether it is still alive."""
 
     def fileno(self) -> int: ...
 
     def ready(self) -> None: ...
+
+    def busy(self) -> None: ...
 
     def hear(self, broker: Broker) -> bool: ...
 
@@ -126,7 +129,7 @@ class Broker:
         self._workers = dict(workers)
         self._supervisor = supervisor
         self._admin = admin
-        self._engine = Engine(table=table, limits=limits, send=self._send)
+        self._engine = Engine(table=table, limits=limits, send=self._send, busy=supervisor.busy)
         self._selector = selectors.DefaultSelector()
         self._messages = Rate(MESSAGES, _BURST)
         self._heard = Heard()

@@ -54,6 +54,7 @@ EVENTS = {
     "broker.table": "The nft table of pinholes is ready: created, or taken over from the previous broker.",
     "broker.elements_gone": "Another program deleted elements of the table. Those of open pinholes are restored.",
     "broker.table_disputed": "Another program removes the table again and again. It is left alone for `seconds` s.",
+    "broker.table_failed": "The table could not be looked at, or created again. This is tried again soon.",
     "broker.table_gone": "Another program removed the table, or chains, sets or rules of it. It is created again.",
     "broker.table_restored": "The table was restored with all open pinholes.",
     "broker.worker_lost": "A worker's connection to the broker has ended, as it does after an upgrade.",

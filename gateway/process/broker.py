@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -18,6 +19,7 @@ from gateway.process.boot import Boot
 from gateway.process.collector import collect_rarely
 from gateway.process.confine import hide
 from gateway.process.lifeline import (
+    Busy,
     Commit,
     Done,
     Go,
@@ -42,6 +44,7 @@ class _Lifeline:
         lifeline.setblocking(False)
         self._lifeline = lifeline
         self._standby = self._waiting = standby
+        self._asked = standby  # whether the supervisor asks this process whether it lives
         self._next: Boot | None = None
 
     def fileno(self) -> int:
@@ -59,6 +62,12 @@ class _Lifeline:
 
     def ready(self) -> None:
         send(self._lifeline, Done() if self._standby else Ready())
+        self._asked = True
+
+    def busy(self) -> None:
+        if self._asked:
+            with contextlib.suppress(OSError):  # it is full of what was said before, or the supervisor has died
+                send(self._lifeline, Busy())
 
     def hear(self, broker: Broker | None) -> bool:
         try:

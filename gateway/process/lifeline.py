@@ -83,6 +83,11 @@ class Pong(msgspec.Struct, frozen=True, tag="pong"):
     """The answer to Ping."""
 
 
+class Busy(msgspec.Struct, frozen=True, tag="busy"):
+    """The child lives, and waits for a program that this host is slow to run. Until that has ended it answers
+    nothing."""
+
+
 class Ask(msgspec.Struct, frozen=True, tag="ask"):
     """A question for another process, which the supervisor sends (gateway/supervisor/desk.py)."""
 
@@ -93,7 +98,7 @@ class Ask(msgspec.Struct, frozen=True, tag="ask"):
 
 
 ToChild = File | Prepare | Commit | Rollback | Retire | Go | Report | Departed | Ping | Answering
-FromChild = Ready | Prepared | Done | Pong | Ask
+FromChild = Ready | Prepared | Done | Pong | Busy | Ask
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

@@ -14,7 +14,7 @@ from gateway.config.schema import Config
 from gateway.host import rules
 from gateway.model.errors import AlgateError, ConfigError
 from gateway.observe.log import get_logger, setup_logging
-from gateway.process.lifeline import Commit, Done, FromChild, Prepare, Prepared, Rollback
+from gateway.process.lifeline import Busy, Commit, Done, FromChild, Prepare, Prepared, Rollback
 from gateway.supervisor.child import Child
 from gateway.supervisor.children import Children
 from gateway.supervisor.crew import Crew
@@ -23,7 +23,7 @@ from gateway.supervisor.shared_files import SharedFiles
 
 log = get_logger()
 
-DEADLINE = 10.0  # seconds that a child may take to prepare, and to change
+DEADLINE = 10.0  # seconds that a child may take to prepare, and to change, since it has said that it is busy
 NEW_PROCESSES = ("run_dir", "user", "broker_user", "workers")  # keys of [process] that only a new process can heed
 
 
@@ -41,6 +41,7 @@ class Reload:
         self._poll = poll
         self._waiting: dict[Child, int | None] = {}  # whose answer is awaited, and its pid
         self._ended = 0
+        self._until = 0.0  # when (monotonic) answers are not awaited any more
         self._failure = ""
 
     def heard(self, child: Child, message: FromChild) -> None:
@@ -52,6 +53,8 @@ class Reload:
             case Done(ended):
                 self._ended += ended
                 self._waiting.pop(child, None)
+            case Busy() if child in self._waiting:
+                self._until = time.monotonic() + DEADLINE
 
     def run(self) -> dict[str, Any]:
         """Carry out the reload, and return what has changed. Raises AlgateError with the reason if nothing has
@@ -112,9 +115,9 @@ class Reload:
                 child.prepare()
             else:
                 child.tell(message)
-        until = time.monotonic() + DEADLINE
-        while self._waiting and time.monotonic() < until:
-            self._poll(until)
+        self._until = time.monotonic() + DEADLINE
+        while self._waiting and time.monotonic() < self._until:
+            self._poll(self._until)
             self._waiting = {child: pid for child, pid in self._waiting.items() if child.pid == pid}
 
     def _change_rules(self) -> str:

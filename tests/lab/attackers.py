@@ -139,6 +139,41 @@ def handshake() -> None:
                 sock.send(bytes([byte]))
 
 
+HTTP_HEAD = f"CONNECT {SERVER4}:{ECHO} HTTP/1.1\r\n".encode()
+HALF_HEADS = (
+    (b"", HTTP_HEAD),
+    (HTTP_HEAD + b"a:", b"x"),
+    (HTTP_HEAD + b"a:" + b"x" * 15000, b"x"),
+    (HTTP_HEAD, b"\r\n\r"),
+    (HTTP_HEAD, b"\n"),
+    (b"CONNECT a.example:80 HTTP/1.1\r\n", b"a:\r\n"),
+)
+"""Beginnings of heads of HTTP that do not end, and with what they go on."""
+
+
+def heads() -> None:
+    """Heads of HTTP that come byte by byte and do not end."""
+    with contextlib.ExitStack() as stack:
+        held = []
+        for start, unit in HALF_HEADS * 50:
+            sock = stack.enter_context(socket.create_connection((ROUTER_IN4, SOCKS), 5))
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.sendall(start)
+            held.append((sock, unit))
+        for turn in range(16384):
+            for sock, unit in held:
+                sock.send(unit[turn % len(unit) :][:1])
+
+
+def fields() -> None:
+    """A head of HTTP of 4,000 fields, for one connection."""
+    with socket.create_connection((ROUTER_IN4, SOCKS), 5) as sock:
+        sock.settimeout(GIVE_UP)
+        sock.sendall(HTTP_HEAD + b"a:\r\n" * 4000 + b"\r\n")
+        while sock.recv(STEP):
+            pass
+
+
 def protected(up: bool) -> None:
     """A bulk transfer through GSSAPI with confidentiality."""
     from tests.net import gssapi_client  # where the library is
@@ -238,6 +273,8 @@ ATTACKS: dict[str, Attack] = {
     "idle": Attack("SOCKS: as many idle connections as there are", "inside", idle),
     "names": Attack("SOCKS: names of a silent server", "inside", names),
     "handshakes": Attack("SOCKS: hundreds of handshakes that dribble", "inside", handshake),
+    "http-heads": Attack("HTTP CONNECT: hundreds of heads that dribble and do not end", "inside", heads),
+    "http-fields": Attack("HTTP CONNECT: heads of 4,000 fields", "inside", fields),
     "downloads": Attack("SOCKS: 20 downloads at full speed", "inside", download, 20),
     "urgent": Attack("SOCKS: urgent bytes in uploads at full speed", "inside", urgent),
     "ident": Attack("ident: answers of 950 blanks", "inside", ident, 1),
@@ -248,7 +285,7 @@ ATTACKS: dict[str, Attack] = {
 
 def sections(name: str, kerberos: Any = None) -> dict[str, Any]:
     """What a gateway needs in its configuration, so that an attack is possible; `kerberos` for those with GSSAPI."""
-    users: dict[str, Any] = {}
+    users: dict[str, Any] = {"protocols": ["socks5", "socks4", "http"]} if name.startswith("http-") else {}
     if ATTACKS[name].extra == "gssapi":
         file = kerberos.home / "users"
         file.write_text("ann:*:staff\n")

@@ -3,17 +3,22 @@ have talked past all pinholes: nobody is told of what is not open, and no older 
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from alg.address import Endpoint
 from alg.api import PINHOLE_KINDS
+from gateway.broker import guard, netfilter, netlink
 from gateway.broker.engine import Engine
 from gateway.broker.limits import BrokerLimits
+from gateway.broker.netfilter import Meter
+from gateway.broker.ruleset_watch import Changes
 from gateway.config.load import parse_config
 from gateway.lease.messages import LeaseOpened, Open, RequestRefused, ToWorker
 from tests.net.broker_rig import CLIENT, SERVER, Phones, Rig, wait_for
@@ -71,9 +76,9 @@ class Told:
         return ()
 
 
-def engine_of(rig: Rig, told: Told, restore: bool) -> Engine:
+def limits_of(restore: bool) -> BrokerLimits:
     config = parse_config('[network]\ninside = ["192.168.56.0/24"]\n', "here")
-    limits = BrokerLimits(
+    return BrokerLimits(
         inside=config.inside_networks,
         ports=(40000, 40999),
         read_ports=None,
@@ -82,7 +87,10 @@ def engine_of(rig: Rig, told: Told, restore: bool) -> Engine:
         restore=restore,
         kinds={0: frozenset(PINHOLE_KINDS)},
     )
-    return Engine(table=rig.table, limits=limits, send=told)
+
+
+def engine_of(rig: Rig, told: Told, restore: bool) -> Engine:
+    return Engine(table=rig.table, limits=limits_of(restore), send=told)
 
 
 @pytest.fixture
@@ -137,6 +145,91 @@ def test_what_is_withheld_while_the_table_goes(without_broker: Rig, phones: Phon
         else:
             assert isinstance(answer, RequestRefused), answer
             assert answer.rule == "lease"
+        engine.shut_down()
+
+    rig.within(rig.router, serve)
+
+
+def served_again(rig: Rig, engine: Engine, told: Told) -> None:
+    """All that was open is there again, and more can be opened."""
+    end = time.monotonic() + 10
+    while engine._guard.restoring or not engine.netfilter.is_whole():
+        assert time.monotonic() < end, "the table is not restored"
+        engine.tick()
+        time.sleep(0.01)
+    assert rig.count("in4") == CALLS
+    engine.open(0, Open(2000, conversation(target=Endpoint(CLIENT, 9000))))
+    engine.flush()
+    assert isinstance(told.answers[-1], LeaseOpened)
+    assert rig.count("in4") == CALLS + 1
+
+
+def opened(engine: Engine) -> None:
+    for number in range(CALLS):
+        engine.open(0, Open(number, conversation(target=Endpoint(CLIENT, 10000 + number))))
+    engine.flush()
+
+
+def test_a_reload_right_behind_a_flush(without_broker: Rig) -> None:
+    """The rates of the new configuration go to a table that has just gone."""
+    rig, told = without_broker, Told()
+
+    def serve() -> None:
+        engine = engine_of(rig, told, True)
+        engine.load()
+        opened(engine)
+        nft(rig, "delete table inet algate")
+        engine.configure(limits_of(True)._replace(meter=Meter(ports=(5060,), inside=("192.168.56.0/24",), rate=777)))
+        served_again(rig, engine, told)
+        assert "777/second" in rig.at(rig.router, "nft list table inet algate")
+        engine.shut_down()
+
+    rig.within(rig.router, serve)
+
+
+@contextlib.contextmanager
+def no_answer(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The kernel answers nothing, as where it is busy with the rules of others."""
+    silent, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with silent, other, monkeypatch.context() as patch:
+        patch.setattr(netlink, "NETLINK_DEADLINE", 0.05)
+        patch.setattr(engine.netfilter._netlink, "_socket", silent)
+        yield
+
+
+@contextlib.contextmanager
+def no_nft(_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setitem(netfilter._FIND_NFT, "PATH", "/nowhere")
+        yield
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["before it looks", "while it restores"])
+@pytest.mark.parametrize("trouble", [no_answer, no_nft])
+def test_what_is_not_done_at_once_is_tried_again(
+    without_broker: Rig, trouble: Callable[..., Any], begun: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table goes while the kernel, or nft, has trouble: all is restored when that is over."""
+    rig, told = without_broker, Told()
+    monkeypatch.setattr(guard, "AGAIN", 0.2)
+
+    def serve() -> None:
+        engine = engine_of(rig, told, True)
+        engine.load()
+        opened(engine)
+        nft(rig, "delete table inet algate")
+        if begun:
+            engine._guard.table_gone()
+            assert engine._guard.restoring
+        with trouble(engine, monkeypatch):
+            engine.others_changed(Changes())
+            until, turns = time.monotonic() + 1, 0
+            while (now := time.monotonic()) < until:
+                time.sleep(max(0.0, min(engine.deadline(), until) - now))
+                engine.tick()
+                turns += 1
+        assert turns < 200, "it turns in circles"
+        served_again(rig, engine, told)
         engine.shut_down()
 
     rig.within(rig.router, serve)

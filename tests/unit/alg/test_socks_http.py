@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alg.socks.dialogue import Account, ask
-from alg.socks.http import MAX_HEAD, Request, encode_answer, parse_request
+from alg.socks.http import MAX_FIELDS, MAX_HEAD, Request, encode_answer, parse_request
 from alg.socks.password import Credentials
 from alg.socks.socks5 import Command, SocksError
 
@@ -66,6 +66,7 @@ def test_a_part_is_not_enough(cut: int) -> None:
         (b"CONNECT a\xff.test:80 HTTP/1.1\r\n\r\n", 400),
         (b"\x16\x03\x01\r\n\r\n", 400),
         (b"CONNECT a.test:80 HTTP/1.1\r\n" + b"A: b\r\n" * MAX_HEAD, 400),
+        (b"CONNECT a.test:80 HTTP/1.1\r\n" + b"A: b\r\n" * (MAX_FIELDS + 1) + b"\r\n", 400),
     ],
 )
 def test_what_is_refused(head: bytes, status: int) -> None:
@@ -73,6 +74,10 @@ def test_what_is_refused(head: bytes, status: int) -> None:
         parse_request(head)
     assert caught.value.reply == status
     assert encode_answer(status).startswith(f"HTTP/1.1 {status} ".encode())
+
+
+def test_as_many_fields_as_are_allowed() -> None:
+    assert parse_request(b"CONNECT a.test:80 HTTP/1.1\r\n" + b"A: b\r\n" * MAX_FIELDS + b"\r\n") is not None
 
 
 @given(st.binary(max_size=200))
