@@ -36,20 +36,20 @@ from gateway.broker.netlink import (
     attribute_map,
     nested,
 )
-from gateway.model.requests import Transport
 
 _GET = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET
 _DELETE = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE
 _GET_STATISTICS = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET_STATS
-_FAMILY: dict[int, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
+FAMILY: dict[int, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
 _BODY = NLMSGHDR.size + 4
 CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_MARK, CTA_ID, CTA_ZONE, CTA_MARK_MASK, CTA_FILTER = 1, 2, 8, 12, 18, 21, 25
 CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 2
 CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
-_ADDRESS = {(4, True): 1, (4, False): 2, (6, True): 3, (6, False): 4}  # by version and whether it is the source
+ADDRESS = {(4, True): 1, (4, False): 2, (6, True): 3, (6, False): 4}
+"""The attributes of addresses (CTA_IP_V4_SRC and its like), by version and whether it is the source."""
+
 CTA_FILTER_ORIG_FLAGS, CTA_FILTER_REPLY_FLAGS = 1, 2
 _IPPROTO_UDP = bytes((socket.IPPROTO_UDP,))
-_PROTOCOLS: dict[Transport, bytes] = {"udp": _IPPROTO_UDP, "tcp": bytes((socket.IPPROTO_TCP,))}
 CTA_STATS_GLOBAL_ENTRIES = 1
 
 _WALK = 1_000
@@ -86,45 +86,6 @@ class TrackedEntry:
     name: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Translation:
-    """What the NAT made of a flow. `seen`: its source as the destination sees it; `answers`: the endpoint that really
-    answers. `from_source`: whether the flow began at its source; `id`: the kernel's id of it."""
-
-    seen: Endpoint
-    answers: Endpoint
-    from_source: bool
-    id: bytes
-
-
-class TranslationTable:
-    """Asks for single connections. Must not be used by two threads at a time. Raises NetfilterError."""
-
-    def __init__(self) -> None:
-        self._netlink = Netlink()
-
-    def get(self, transport: Transport, source: Endpoint, destination: Endpoint) -> Translation | None:
-        """Return the connection with these ends, whichever of them began it; None: there is none (yet)."""
-        version = source.version
-        ends = attribute(_ADDRESS[version, True], parse_ip(source.host).packed)
-        ends += attribute(_ADDRESS[version, False], parse_ip(destination.host).packed)
-        protocol = attribute(CTA_PROTO_NUM, _PROTOCOLS[transport])
-        protocol += attribute(CTA_PROTO_SRC_PORT, struct.pack(">H", source.port))
-        protocol += attribute(CTA_PROTO_DST_PORT, struct.pack(">H", destination.port))
-        body = nested(CTA_TUPLE_ORIG, nested(CTA_TUPLE_IP, ends), nested(CTA_TUPLE_PROTO, protocol))
-        head = struct.pack(">BBH", _FAMILY[version], 0, 0)
-        (answer,) = self._netlink.ask_each([self._netlink.message(_GET, NLM_F_REQUEST, head + body)])
-        if answer is None:
-            return None
-        found = attribute_map(answer, _BODY)
-        original, reply = (_both_ends(found.get(kind, b""), version) for kind in (CTA_TUPLE_ORIG, CTA_TUPLE_REPLY))
-        if original is None or reply is None:
-            return None
-        if original == (source, destination):
-            return Translation(reply[1], reply[0], True, found.get(CTA_ID, b""))
-        return Translation(original[1], original[0], False, found.get(CTA_ID, b""))
-
-
 class Conntrack:
     """Finds and deletes UDP connections. Must not be used by two threads at a time. Raises NetfilterError."""
 
@@ -153,7 +114,7 @@ class Conntrack:
             parts = attribute_map(found.get(CTA_TUPLE_ORIG, b""))
             protocol, address = (attribute_map(parts.get(kind, b"")) for kind in (CTA_TUPLE_PROTO, CTA_TUPLE_IP))
             number, port = protocol.get(CTA_PROTO_NUM), protocol.get(CTA_PROTO_DST_PORT)
-            source, destination = (address.get(_ADDRESS[version, end]) for end in (True, False))
+            source, destination = (address.get(ADDRESS[version, end]) for end in (True, False))
             if number and port and source and destination:
                 result.add(destination + number + b"\0\0\0" + port + b"\0\0" + source)
         return result
@@ -201,7 +162,7 @@ class Conntrack:
         if host is not None:
             source, address = host
             flags |= FILTER_FLAG_CTA_IP_SRC if source else FILTER_FLAG_CTA_IP_DST
-            wanted += nested(CTA_TUPLE_IP, attribute(_ADDRESS[version, source], address))
+            wanted += nested(CTA_TUPLE_IP, attribute(ADDRESS[version, source], address))
         chosen = attribute(CTA_FILTER_ORIG_FLAGS, struct.pack("=I", flags)) + attribute(
             CTA_FILTER_REPLY_FLAGS, bytes(4)
         )
@@ -212,21 +173,7 @@ class Conntrack:
                 yield found
 
     def _message(self, kind: int, flags: int, version: int, body: bytes) -> bytes:
-        return self._netlink.message(kind, flags, struct.pack(">BBH", _FAMILY[version], 0, 0) + body)
-
-
-def _both_ends(tuple_: bytes, version: int) -> tuple[Endpoint, Endpoint] | None:
-    """Return source and destination of one direction."""
-    parts = attribute_map(tuple_)
-    addresses = attribute_map(parts.get(CTA_TUPLE_IP, b""))
-    protocol = attribute_map(parts.get(CTA_TUPLE_PROTO, b""))
-    try:
-        return (
-            Endpoint(_text(addresses[_ADDRESS[version, True]]), int.from_bytes(protocol[CTA_PROTO_SRC_PORT], "big")),
-            Endpoint(_text(addresses[_ADDRESS[version, False]]), int.from_bytes(protocol[CTA_PROTO_DST_PORT], "big")),
-        )
-    except KeyError:
-        return None
+        return self._netlink.message(kind, flags, struct.pack(">BBH", FAMILY[version], 0, 0) + body)
 
 
 def _name(found: dict[int, bytes]) -> bytes:
@@ -244,11 +191,12 @@ def _read(found: dict[int, bytes], version: int) -> Tracked:
 
 
 def _socket(source: bool, address: bytes, port: bytes) -> Socket:
-    return Socket(Endpoint(_text(address), int.from_bytes(port, "big")), source)
+    return Socket(Endpoint(text_of(address), int.from_bytes(port, "big")), source)
 
 
 @lru_cache(maxsize=4096)
-def _text(address: bytes) -> str:
+def text_of(address: bytes) -> str:
+    """Return the text of a packed address. Results are remembered."""
     return str(ipaddress.ip_address(address))
 
 
@@ -260,4 +208,4 @@ def _ends_of(original: bytes, version: int) -> Iterator[tuple[bool, bytes, bytes
     if protocol.get(CTA_PROTO_NUM) == _IPPROTO_UDP:
         addresses = attribute_map(parts.get(CTA_TUPLE_IP, b""))
         for source, port in ((True, CTA_PROTO_SRC_PORT), (False, CTA_PROTO_DST_PORT)):
-            yield source, addresses.get(_ADDRESS[version, source], b""), protocol.get(port, b"")
+            yield source, addresses.get(ADDRESS[version, source], b""), protocol.get(port, b"")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from gateway.broker.elements import LEARNT, PUBLIC, SETS, TALKED, Element
 from gateway.broker.netlink import NLMSGHDR, attribute, attribute_map, attributes, nested
@@ -21,7 +21,7 @@ _U64 = struct.Struct(">Q")
 
 
 class ElementMessages:
-    """Makes the bodies of messages about elements of the table `name`."""
+    """Makes the bodies of messages about elements of the table `name`, and the elements in them."""
 
     def __init__(self, name: str) -> None:
         table = attribute(NFTA_SET_ELEM_LIST_TABLE, name.encode() + b"\0")
@@ -29,33 +29,37 @@ class ElementMessages:
             each: NFGENMSG + table + attribute(NFTA_SET_ELEM_LIST_SET, each.encode() + b"\0")
             for each in (*SETS, *PUBLIC, *TALKED, *LEARNT)
         }
-        self._frames: dict[str, bytes] = {}
-        self._timed_frames: dict[str, bytes] = {}
+        self._frames: dict[int, bytes] = {}  # by the length of the key
+        self._timed_frames: dict[int, bytes] = {}
 
     def all_of(self, name: str) -> bytes:
         """A message body for all elements of a set."""
         return self._head[name]
 
-    def key(self, name: str, key: bytes, end: bytes | None = None) -> bytes:
-        """The element with this key. Most messages are of a key alone: what stands before it is made once."""
+    def of(self, name: str, items: Sequence[bytes]) -> bytes:
+        """A message body for some elements of a set, each made by `key` or `whole`."""
+        return self._head[name] + nested(NFTA_SET_ELEM_LIST_ELEMENTS, *items)
+
+    def key(self, key: bytes, end: bytes | None = None) -> bytes:
+        """The element with this key. Most are of a key alone: what stands before it is made once."""
         if end is not None:
-            return self._item(name, _value(NFTA_SET_ELEM_KEY, key) + _value(NFTA_SET_ELEM_KEY_END, end))
+            return nested(NFTA_LIST_ELEM, _value(NFTA_SET_ELEM_KEY, key), _value(NFTA_SET_ELEM_KEY_END, end))
         if len(key) & 3:  # the padding stands behind it
-            return self._item(name, _value(NFTA_SET_ELEM_KEY, key))
-        frame = self._frames.get(name)
+            return nested(NFTA_LIST_ELEM, _value(NFTA_SET_ELEM_KEY, key))
+        frame = self._frames.get(len(key))
         if frame is None:
             item = nested(NFTA_LIST_ELEM, _value(NFTA_SET_ELEM_KEY, key))
-            frame = self._frames[name] = (self._head[name] + nested(NFTA_SET_ELEM_LIST_ELEMENTS, item))[: -len(key)]
+            frame = self._frames[len(key)] = item[: -len(key)]
         return frame + key
 
     def whole(self, element: Element) -> bytes:
-        """A message body for an element with all its fields."""
+        """An element with all its fields."""
         timeout = attribute(NFTA_SET_ELEM_TIMEOUT, _U64.pack(int(element.timeout * 1000)))
         if not (element.data or element.comment or element.packets or element.end):
-            frame = self._timed_frames.get(element.set)
+            frame = self._timed_frames.get(len(element.key))
             if frame is None:
-                body = self._item(element.set, _value(NFTA_SET_ELEM_KEY, element.key) + timeout)
-                frame = self._timed_frames[element.set] = body[: -len(element.key) - len(timeout)]
+                item = nested(NFTA_LIST_ELEM, _value(NFTA_SET_ELEM_KEY, element.key), timeout)
+                frame = self._timed_frames[len(element.key)] = item[: -len(element.key) - len(timeout)]
             return frame + element.key + timeout
         item = _value(NFTA_SET_ELEM_KEY, element.key)
         if element.end is not None:
@@ -67,10 +71,7 @@ class ElementMessages:
             item += attribute(NFTA_SET_ELEM_USERDATA, _comment(element.comment))
         if element.packets:
             item += _counter(element.packets, element.bytes)
-        return self._item(element.set, item)
-
-    def _item(self, name: str, item: bytes) -> bytes:
-        return self._head[name] + nested(NFTA_SET_ELEM_LIST_ELEMENTS, nested(NFTA_LIST_ELEM, item))
+        return nested(NFTA_LIST_ELEM, item)
 
 
 def glances(name: str, answer: bytes) -> Iterator[Element]:

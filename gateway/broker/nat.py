@@ -20,7 +20,6 @@ import zlib
 from collections.abc import Sequence
 
 from alg.address import Endpoint
-from gateway.broker.conntrack import TranslationTable
 from gateway.broker.elements import Element
 from gateway.broker.marks import PASSING, PROBE, SPOKEN
 from gateway.broker.netfilter import Change, Netfilter
@@ -33,6 +32,7 @@ from gateway.broker.netlink import (
     Netlink,
     attribute,
 )
+from gateway.broker.translations import TranslationTable
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Along, Network
 from gateway.net.addresses import OwnAddresses

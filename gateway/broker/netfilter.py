@@ -22,7 +22,7 @@ from typing import Any
 
 from gateway.broker import marks
 from gateway.broker.element_messages import NFGENMSG, NFPROTO_INET, ElementMessages, elements_in, glances
-from gateway.broker.elements import COUNTED, SETS, Element
+from gateway.broker.elements import COUNTED, ONCE, SETS, Element
 from gateway.broker.messages import (
     NFNL_SUBSYS_NFTABLES,
     NFT_MSG_DELSETELEM,
@@ -59,6 +59,9 @@ OUTSIDE = 10
 ELEMENTS = 768
 """Elements in one transaction, which the kernel takes from a buffer of 208 KiB (net.core.wmem_default) at once: at most
 144 bytes each, and 131 for the comment of each lease, which has two elements at least."""
+
+TOGETHER = 128
+"""Elements in one message: the attribute that holds them must not be longer than 64 KiB."""
 
 BATCH = 64
 """Questions that are asked at once."""
@@ -190,6 +193,25 @@ def _run_nft(arguments: list[str], text: str, deadline: float, busy: Callable[[]
         raise NetfilterError(error.errno or errno.EIO, "nft cannot be run") from error
     if process.returncode != 0:
         raise NetfilterError(errno.EINVAL, f"nft: {errors.strip()[:500]}")
+
+
+_Step = tuple[int, bool, Element]
+"""The index of a change, whether an element is added or deleted for it, and the element."""
+
+
+def _groups(steps: Iterable[_Step]) -> list[list[_Step]]:
+    """Divide steps into messages: the kernel takes several elements of a set at once in half the time. Within a set the
+    order stays. What packets use up is deleted alone, because one that is gone would be an error of all."""
+    groups: list[list[_Step]] = []
+    last: dict[str, list[_Step]] = {}
+    for step in steps:
+        _, add, element = step
+        group = last.get(element.set)
+        if group is None or group[0][1] != add or len(group) == TOGETHER or (not add and element.set in ONCE):
+            group = last[element.set] = []
+            groups.append(group)
+        group.append(step)
+    return groups
 
 
 def _batches(changes: Sequence[Change]) -> Iterator[range]:
@@ -357,31 +379,37 @@ class Netfilter:
     def apply(self, changes: Sequence[Change]) -> dict[int, NetfilterError]:
         """Carry out changes, in as few transactions as possible. Returns those that were refused: index to error.
 
-        The kernel names every element that it refuses, and then does nothing; so those are left out and the others are
-        tried again. Raises TableGoneError, or NetfilterError if it is not known what was done.
+        The kernel names every message that it refuses, and then does nothing; so what is in those is left out, and the
+        others are tried again. Raises TableGoneError, or NetfilterError if it is not known what was done.
         """
         refused: dict[int, NetfilterError] = {}
         for batch in _batches(changes):
-            todo = [
+            groups = _groups(
                 (index, add, element)
                 for index in batch
                 for add, elements in ((False, changes[index].delete), (True, changes[index].add))
                 for element in elements
-            ]
-            while todo:
-                errors = self._transaction([self._change(add, element) for _, add, element in todo])
-                if not errors:
-                    break
+            )
+            while groups and (errors := self._transaction([self._change(group) for group in groups])):
+                if any(len(groups[at]) > 1 for at in errors):
+                    groups = [[step] for group in groups for step in group]  # which of them it was is not told
+                    continue
+                wrong: dict[int, NetfilterError] = {}
                 absent = set()
-                for position, error in errors.items():
-                    index, add, _ = todo[position]
-                    if add:
-                        if isinstance(error, TableGoneError):
-                            raise error
-                        refused[index] = error
+                for at, error in errors.items():
+                    ((index, add, _),) = groups[at]
+                    if not add:
+                        absent.add(at)  # gone already: used up, or its time was over
+                    elif isinstance(error, TableGoneError):
+                        raise error
                     else:
-                        absent.add(position)  # gone already: used up, or its time was over
-                todo = [item for at, item in enumerate(todo) if at not in absent and item[0] not in refused]
+                        wrong[index] = error
+                if wrong:  # what is absent may be what one of these has deleted: that is for the next round to say
+                    refused |= wrong
+                    left = [[step for step in group if step[0] not in wrong] for group in groups]
+                    groups = [group for group in left if group]
+                else:
+                    groups = [group for at, group in enumerate(groups) if at not in absent]
         return refused
 
     def elements(self, sets: Sequence[str] = SETS) -> list[Element]:
@@ -424,7 +452,7 @@ class Netfilter:
     def _get(self, keys: Iterable[tuple[str, bytes, bytes | None]]) -> list[bytes | None]:
         """What the kernel says of each of these elements; None: it is not there. Asked often, hence like a change
         (0036), and many at once."""
-        messages = [self._question(self._messages.key(name, key, end)) for name, key, end in keys]
+        messages = [self._question(self._messages.of(name, [self._messages.key(key, end)])) for name, key, end in keys]
         return [
             answer
             for start in range(0, len(messages), BATCH)
@@ -439,14 +467,14 @@ class Netfilter:
         answers = self._request(self._question(self._messages.all_of(name), NLM_F_DUMP))
         return [element for answer in answers for element in elements_in(name, answer)]
 
-    def _change(self, add: bool, element: Element) -> bytes:
+    def _change(self, group: Sequence[_Step]) -> bytes:
+        """One message for steps of the same set that all add, or all delete."""
+        _, add, first = group[0]
         if add:
-            return self._netlink.message(
-                _NEWSETELEM, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL, self._messages.whole(element)
-            )
-        return self._netlink.message(
-            _DELSETELEM, NLM_F_REQUEST, self._messages.key(element.set, element.key, element.end)
-        )
+            body = self._messages.of(first.set, [self._messages.whole(element) for _, _, element in group])
+            return self._netlink.message(_NEWSETELEM, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL, body)
+        keys = [self._messages.key(element.key, element.end) for _, _, element in group]
+        return self._netlink.message(_DELSETELEM, NLM_F_REQUEST, self._messages.of(first.set, keys))
 
     # --- netlink ----------------------------------------------------------------------------------------------------
 

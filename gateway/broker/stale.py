@@ -283,7 +283,7 @@ class Stale:
     def admitted(self, lease: Lease) -> None:
         """Note that a pinhole admits other peers than before, which may have sent too early."""
         if is_datagram(lease):
-            self._ask(public for public, _ in _ports(lease))
+            self._ask([public for public, _ in _ports(lease)])
             self._add(lease)
 
     def closed(self, lease: Lease) -> None:
@@ -402,27 +402,26 @@ def sockets_of(lease: Lease) -> Iterator[Socket]:
         yield sock
 
 
-def _endpoints_of(lease: Lease) -> Iterator[Endpoint]:
-    for public, target in _ports(lease):
-        yield public
-        if public != target:
-            yield target
+def _endpoints_of(lease: Lease) -> list[Endpoint]:
+    """The public ports of a lease and the sockets behind them, where they differ."""
+    return [end for public, target in _ports(lease) for end in ((public, target) if public != target else (public,))]
 
 
-def _targets_of(lease: Lease) -> Iterator[Endpoint]:
-    for _, target in _ports(lease):
-        yield target
+def _targets_of(lease: Lease) -> list[Endpoint]:
+    return [target for _, target in _ports(lease)]
 
 
-def _ports(lease: Lease) -> Iterator[tuple[Endpoint, Endpoint]]:
+def _ports(lease: Lease) -> list[tuple[Endpoint, Endpoint]]:
     """The public ports of a lease, and the sockets behind them; of an exchange those of both ends."""
-    yield lease.public, lease.target
+    found = [(lease.public, lease.target)]
     if lease.second is not None:
-        yield second_of(lease)
+        found.append(second_of(lease))
     if lease.inner is not None and lease.outer is not None:
-        yield lease.inner, lease.outer
+        found.append((lease.inner, lease.outer))
         if lease.outer_second is not None:
-            yield Endpoint(lease.inner.host, lease.inner.port + 1), Endpoint(lease.outer.host, lease.outer_second)
+            outer = Endpoint(lease.outer.host, lease.outer_second)
+            found.append((Endpoint(lease.inner.host, lease.inner.port + 1), outer))
+    return found
 
 
 def _pairs(lease: Lease) -> Iterator[tuple[Socket, Socket]]:

@@ -7,7 +7,6 @@ share its public port, and each has its own peers, time and end.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 
 from alg.address import Endpoint
 from gateway.model.errors import PinholeRefused
@@ -89,15 +88,17 @@ class PublicSockets:
         return public.host == (request.public_host or request.target.host)
 
 
-def sockets_of(lease: Lease) -> Iterator[tuple[Socket, Endpoint]]:
+def sockets_of(lease: Lease) -> list[tuple[Socket, Endpoint]]:
     """The sockets whose packets leave from a public port, and that port."""
     if lease.backend != "kernel":
-        return
+        return []
+    found: list[tuple[Socket, Endpoint]] = []
     if lease.kind in SHARING:
         for transport in transports_of(lease.protocol):
-            yield (transport, lease.target), lease.public
+            found.append(((transport, lease.target), lease.public))
         if lease.second is not None:
-            yield ("udp", Endpoint(lease.target.host, lease.second)), Endpoint(lease.public.host, lease.public.port + 1)
+            public = Endpoint(lease.public.host, lease.public.port + 1)
+            found.append((("udp", Endpoint(lease.target.host, lease.second)), public))
     elif lease.kind == "exchange" and lease.outer is not None and lease.inner is not None:
         ends = [(lease.target, lease.public), (lease.outer, lease.inner)]
         if lease.outer_second is not None:
@@ -105,21 +106,23 @@ def sockets_of(lease: Lease) -> Iterator[tuple[Socket, Endpoint]]:
                 (Endpoint(inside.host, port or 0), Endpoint(public.host, public.port + 1))
                 for (inside, public), port in zip(ends, (lease.second, lease.outer_second), strict=True)
             ]
-        yield from ((("udp", inside), public) for inside, public in ends if inside.port)
+        found += [(("udp", inside), public) for inside, public in ends if inside.port]
+    return found
 
 
-def public_of(lease: Lease) -> Iterator[Socket]:
+def public_of(lease: Lease) -> list[Socket]:
     """The public ports of a lease; of an exchange also those at the inner address."""
-    for first, count in public_ranges(lease):
-        for transport in transports_of(lease.protocol):
-            for offset in range(count):
-                yield transport, Endpoint(first.host, first.port + offset)
+    return [
+        (transport, Endpoint(first.host, first.port + offset))
+        for first, count in public_ranges(lease)
+        for transport in transports_of(lease.protocol)
+        for offset in range(count)
+    ]
 
 
-def public_ranges(lease: Lease) -> Iterator[tuple[Endpoint, int]]:
+def public_ranges(lease: Lease) -> list[tuple[Endpoint, int]]:
     """The first of the public ports of a lease, and how many it has from there on."""
     if lease.direction != "in":
-        return
-    yield lease.public, 1 if lease.second is None else 2
-    if lease.inner is not None:
-        yield lease.inner, 1 if lease.second is None else 2
+        return []
+    count = 1 if lease.second is None else 2
+    return [(lease.public, count)] if lease.inner is None else [(lease.public, count), (lease.inner, count)]

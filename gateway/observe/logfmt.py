@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 from collections.abc import Sequence
@@ -30,14 +31,19 @@ class Stamp:
         second = int(now)
         if second != self._second:
             self._second = second
-            self._text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._text = _second_text(second)
         return f"{self._text}.{int((now - second) * 1e6):06d}Z"
 
 
 def moment(unix: float) -> str:
     """Format seconds since 1970 as log lines show them, in UTC (RFC 3339)."""
     second = int(unix)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(second))}.{int((unix - second) * 1e6):06d}Z"
+    return f"{_second_text(second)}.{int((unix - second) * 1e6):06d}Z"
+
+
+@functools.lru_cache(maxsize=256)  # what is opened in the same second ends in the same second
+def _second_text(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
 class Logfmt:
