@@ -28,7 +28,7 @@ class NoProcessAnswer(Exception):
 
 
 class Asking(Protocol):
-    """A function that asks a process (its name, a verb, an id) within so many seconds. Raises NoAnswer."""
+    """A function that asks a process (its name, a verb, an id) within so many seconds. Raises NoProcessAnswer."""
 
     def __call__(self, process: str, verb: str, id: str, timeout: float) -> Rows: ...
 
@@ -115,7 +115,7 @@ class Gatherer:
             return self._snapshot
 
     def watch(self) -> Iterator[Snapshot]:
-        """Yield the result of every poll from now on, the first one at once. Raises NoAnswer if there are too many
+        """Yield the result of every poll from now on, the first one at once. Raises NoProcessAnswer if there are too many
         watchers."""
         if len(self._watchers) >= MOST_WATCHERS:
             raise NoProcessAnswer("too many are watching")

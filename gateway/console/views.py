@@ -43,6 +43,7 @@ def overview(snapshot: Snapshot, gatherer: Gatherer) -> dict[str, Any]:
         "host": _HOST,
         "version": __version__,
         "state": status["state"],
+        "iptables": status.get("rules", ""),
         "failures": snapshot.failures(),
         "obstacles": snapshot.obstacles(),
         "processes": processes,

@@ -87,7 +87,7 @@ class AboveState(NamedTuple):
 
 
 class Above(Protocol):
-    """A router that gives public ports. Each method waits for it, and raises NoAnswer."""
+    """A router that gives public ports. Each method waits for it, and raises NoRouterAnswer."""
 
     @property
     def protocol(self) -> str:
@@ -124,7 +124,7 @@ def find(own: str, router: str, secret: bytes, tries: Sequence[float] = PAUSES) 
 
 
 def _ask(own: str, router: str, data: bytes, read: Callable[[bytes], T | None], pauses: Sequence[float] = PAUSES) -> T:
-    """Send a datagram until there is an answer that `read` takes. Raises NoAnswer."""
+    """Send a datagram until there is an answer that `read` takes. Raises NoRouterAnswer."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:
             sock.bind((own, 0))
@@ -373,7 +373,7 @@ class Upnp:
 
 
 def search(own: str, router: str) -> Upnp:
-    """Search a gateway of UPnP at the address of this router. Raises NoAnswer.
+    """Search a gateway of UPnP at the address of this router. Raises NoRouterAnswer.
 
     It is asked alone as well as by the group: where INPUT drops what nobody asked for, only an answer to the first gets
     through."""

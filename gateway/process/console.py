@@ -80,7 +80,7 @@ class Console:
         return [metrics_row("console")]
 
     def _ask(self, process: str, verb: str, id: str, timeout: float) -> Rows:
-        """Ask a process through the supervisor. Raises NoAnswer."""
+        """Ask a process through the supervisor. Raises NoProcessAnswer."""
         if process == "console":
             return self._verbs[verb]() if verb in self._verbs else []
         number = next(self._numbers)

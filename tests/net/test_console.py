@@ -127,8 +127,18 @@ def rows(page: Page) -> Any:
 def test_the_overview_says_that_all_is_well(page: Page) -> None:
     expect(page.locator("#pill")).to_have_text("All is well")
     expect(page.locator(".banner")).to_contain_text("6 of 6 processes answer")
+    expect(page.locator(".banner")).to_contain_text("iptables rules applied")
     expect(page.locator(".tile")).to_have_count(6)
     expect(page.locator(".events")).to_contain_text("process.start")
+
+
+def test_rules_that_the_operator_has_removed_are_missed(gateway: Gateway, page: Page) -> None:
+    gateway.algate("rules", "remove")
+    try:
+        expect(page.locator(".banner")).to_contain_text("iptables rules not applied")
+    finally:
+        gateway.algate("rules", "apply")
+    expect(page.locator(".banner")).to_contain_text("iptables rules applied")
 
 
 def test_a_process_that_hangs_is_seen(lab: Lab, gateway: Gateway, page: Page) -> None:

@@ -109,6 +109,7 @@ function showBanner(node, overview) {
   const restarts = overview.processes.reduce((sum, one) => sum + one.restarts, 0);
   const up = supervisor?.start ? `up ${duration(overview.time - supervisor.start)}` : "";
   const facts = [`${overview.processes.filter((one) => one.ok).length} of ${overview.processes.length} processes answer`, up,
+    overview.iptables ? `iptables rules ${overview.iptables.split(":")[0]}` : "",
     restarts ? `${restarts} restart${restarts === 1 ? "" : "s"}` : "", `version ${overview.version}`];
   const state = JSON.stringify([kind, facts, overview.obstacles]);
   if (node.dataset.shown === state) return;
