@@ -115,8 +115,8 @@ class Gatherer:
             return self._snapshot
 
     def watch(self) -> Iterator[Snapshot]:
-        """Yield the result of every poll from now on, the first one at once. Raises NoProcessAnswer if there are too many
-        watchers."""
+        """Yield the result of every poll from now on, the first one at once. Raises NoProcessAnswer if there are
+        too many watchers."""
         if len(self._watchers) >= MOST_WATCHERS:
             raise NoProcessAnswer("too many are watching")
         return self._watch()
