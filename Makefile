@@ -17,7 +17,7 @@ PIP_INSTALL = $(BIN)/python $(PIP) install $(PIP_OPTIONS)
 # Where what setup.py compiles is. Made anew when anything there changes; `make pure` takes it away.
 COMPILED := setup.py pyproject.toml requirements/run.txt $(wildcard alg/*.py alg/*/*.py gateway/*/*.py gateway/*/*/*.py)
 
-.PHONY: setup debian-run debian-build debian-test fresh release lock pure run test test-long bench bench-attacks fuzz check lab conformance clean wheelhouse vagrant-test docs dist deb
+.PHONY: setup debian-run debian-build debian-test emulated fresh release lock pure run test test-long bench bench-attacks fuzz check lab conformance clean wheelhouse vagrant-test docs dist deb
 
 setup: debian-test .venv/.test .venv/.compiled .venv/.peers
 
@@ -184,6 +184,13 @@ release: dist
 STEPS ?= run
 fresh:
 	tests/fresh/fresh $(STEPS)
+
+# TESTS in the kernel of this distribution, on an emulated machine: what needs a kernel that this machine has not, as a
+# flowtable. Three minutes; the deadlines of tests are LAB_PATIENCE times as long there.
+TESTS ?= tests/net/test_flow_offload.py
+emulated: setup
+	@requirements/debian install requirements/emulated.deb
+	tests/fresh/emulated $(BIN)/python -m pytest -n 0 -p no:cacheprovider --timeout 1800 $(PYTEST_ARGS) $(TESTS)
 
 clean:
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m tests.lab --remove-stale; fi

@@ -25,6 +25,11 @@ INTERVAL = ("inonly4", "outonly4", "inonly6", "outonly6")
 COUNTED = ("in4", "inany4", "out4", "outany4", "in6", "inany6", "out6", "outany6", *INTERVAL, "ingre4", "outgre4")
 TALKED = ("talked4", "talked6", "untold")
 PUBLIC = ("public4", "public6")
+_LOOKED_FOR = ("many", "any", "map", "only", "snat")
+KEYS = {f"{name}{family}": f"{name}keys{family}" for name in _LOOKED_FOR for family in (4, 6)}
+"""Maps in which rules look for a key without taking its data, which Linux allows since 6.5: the keys of each are in a
+set, too."""
+
 FILLED_IN = frozenset({"module_ports", "server_ports", "inside4", "inside6"})
 """Sets that the configuration fills, and not pinholes."""
 
@@ -139,6 +144,15 @@ def elements_of(lease: Lease, slot: int, ttl: float) -> tuple[Element, ...]:
         return (Element(once, key, None, ttl, f"{comment} {_PLAIN}"),)
     # The map element first: a pinhole that has its `once` has its target too.
     return (Element(f"dnat{family}", key, _pack(lease.target), ttl, comment), Element(once, key, None, ttl, ""))
+
+
+def with_keys(elements: Iterable[Element]) -> Iterator[Element]:
+    """Yield the elements, and for each one of a map whose keys rules look for its key in the set that has them."""
+    for element in elements:
+        yield element
+        name = KEYS.get(element.set)
+        if name is not None:
+            yield Element(name, element.key, None, element.timeout, "", end=element.end)
 
 
 def merged(leases: Sequence[tuple[Lease, int, float]]) -> tuple[Element, ...]:

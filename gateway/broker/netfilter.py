@@ -22,7 +22,7 @@ from typing import Any
 
 from gateway.broker import marks
 from gateway.broker.element_messages import NFGENMSG, NFPROTO_INET, ElementMessages, elements_in, glances
-from gateway.broker.elements import COUNTED, ONCE, SETS, Element
+from gateway.broker.elements import COUNTED, ONCE, SETS, Element, with_keys
 from gateway.broker.messages import (
     NFNL_SUBSYS_NFTABLES,
     NFT_MSG_DELSETELEM,
@@ -56,9 +56,10 @@ or more."""
 
 SIGN_OF_LIFE = 1.0  # seconds between two of them while nft is waited for
 OUTSIDE = 10
-ELEMENTS = 768
+ELEMENTS = 512
 """Elements in one transaction, which the kernel takes from a buffer of 208 KiB (net.core.wmem_default) at once: at most
-144 bytes each, and 131 for the comment of each lease, which has two elements at least."""
+144 bytes each (and of two at most one more, by `with_keys`), and 131 for the comment of each lease, which has two
+elements at least."""
 
 TOGETHER = 128
 """Elements in one message: the attribute that holds them must not be longer than 64 KiB."""
@@ -388,7 +389,7 @@ class Netfilter:
                 (index, add, element)
                 for index in batch
                 for add, elements in ((False, changes[index].delete), (True, changes[index].add))
-                for element in elements
+                for element in with_keys(elements)
             )
             while groups and (errors := self._transaction([self._change(group) for group in groups])):
                 if any(len(groups[at]) > 1 for at in errors):

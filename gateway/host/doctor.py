@@ -249,7 +249,7 @@ def _kernel(config: Config) -> Iterator[Finding]:
         return
     for name, failure in tried.items():
         if failure is not None:
-            yield Finding(f"kernel: {name}", "failed", failure, "a kernel of 5.10 or later with nf_tables and NAT")
+            yield Finding(f"kernel: {name}", "failed", failure, "a kernel of 5.15 or later with nf_tables and NAT")
         else:
             yield Finding(f"kernel: {name}", "ok", "tried in a network namespace")
 

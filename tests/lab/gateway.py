@@ -59,7 +59,7 @@ class Gateway:
         def ready() -> bool:
             if process.poll() is not None:
                 raise LabError(f"algate run ended with {process.returncode}:\n" + "\n".join(self.log_lines()[seen:]))
-            return any(re.search(r"(?<!not )\bready\b", line) for line in self.log_lines()[seen:])
+            return any(re.search(r"(?<!not )(?<!was )\bready\b", line) for line in self.log_lines()[seen:])
 
         try:
             self.lab.wait_for(ready, deadline, "algate to be ready")

@@ -238,9 +238,8 @@ class Rig:
 
     def count(self, name: str) -> int:
         """How many elements a set of the broker's table has."""
-        kind = (
-            "map" if name.startswith(("dnat", "snat", "many", "any", "map", "only", "held", "gre", "call")) else "set"
-        )
+        maps = ("dnat", "snat", "many", "any", "map", "only", "held", "gre", "call")
+        kind = "map" if name.startswith(maps) and "keys" not in name else "set"
         listing = msgspec.json.decode(self.at(self.router, f"nft -j list {kind} inet {self.table} {name}"))
         return sum(len(entry[kind].get("elem", ())) for entry in listing["nftables"] if kind in entry)
 

@@ -233,3 +233,15 @@ def test_as_nft_text_the_packet_path_stands_between_the_chains_that_mark_for_it(
 
     first, last = (priority(table.partition(f"\tchain {name} {{")[2]) for name in (marks, clears))
     assert first < priority(_HOOKS["mangle", hook]) < last
+
+
+def test_no_rule_looks_for_a_key_in_a_map_without_taking_its_data() -> None:
+    """Linux allows that since 6.5. On Debian 12's 6.1 the table was refused, and the gateway did not start."""
+    for name in ("algate.nft", "aside.nft"):
+        table = files("iptables").joinpath(name).read_text()
+        maps = set(re.findall(r"^\tmap (\w+) \{", table, re.MULTILINE))
+        rules = [line for line in table.splitlines() if line.startswith("\t\t")]
+        looked_for = {
+            found for line in rules for found in re.findall(r"(?<! map )(?<!update )(?<!delete )@(\w+)", " " + line)
+        }
+        assert looked_for.isdisjoint(maps)
