@@ -1,6 +1,6 @@
 """A router that offloads what it forwards (a flowtable): SIP and media are kept out of it, all else is offloaded.
 
-Needs a kernel with nf_flow_table; in an emulated machine LAB_PATIENCE=20 gives it the time.
+Needs a kernel with nf_flow_table: `make emulated` has one.
 """
 
 from __future__ import annotations
@@ -67,12 +67,13 @@ def finding(gateway: Gateway) -> dict[str, str]:
     return finding
 
 
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
 def test_a_call_is_read_to_its_end_and_everything_else_is_offloaded(
-    lab: Lab, gateway: Gateway, flowtable: None
+    lab: Lab, gateway: Gateway, flowtable: None, transport: str
 ) -> None:
     lab.wait_for(lambda: kept_aside(lab, gateway), 10, "the broker to keep its flows out of it")
     far, near = Media(lab, "outside", SERVER4, OTHER), Media(lab, "inside", CLIENT4, OTHER)
-    wire = Wire(lab, "udp")
+    wire = Wire(lab, transport)
     phone, peer = Media(lab, "inside", CLIENT4, 4000), Media(lab, "outside", SERVER4, 9100)
     try:
         for _ in range(4):
