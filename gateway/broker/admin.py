@@ -14,6 +14,7 @@ from gateway.broker.netfilter import Netfilter
 from gateway.broker.netlink import NetfilterError
 from gateway.observe.admin import ANSWER_DEADLINE, Rows, answer
 from gateway.observe.counters import recent_rows
+from gateway.observe.doorkeeper import Doorkeeper
 
 COUNTED = {
     "data": ("algate_kernel_bytes_total", "bytes"),
@@ -40,6 +41,7 @@ class AdminDoor:
         by_id: Mapping[str, Callable[[str], Rows]],
     ) -> None:
         self._sock = sock
+        self._doorkeeper = Doorkeeper()
         self._netfilter = netfilter
         self._verbs = verbs
         self._by_id = by_id
@@ -49,9 +51,8 @@ class AdminDoor:
 
     def serve(self) -> None:
         """Answer one connection."""
-        try:
-            connection, _ = self._sock.accept()
-        except OSError:
+        connection = self._doorkeeper.accept(self._sock)
+        if connection is None:
             return
         if not self._free.acquire(blocking=False):
             connection.close()
@@ -69,7 +70,7 @@ class AdminDoor:
             verb, future = self._jobs.popleft()
             try:
                 future.set_result(verb())
-            except NetfilterError as error:
+            except (NetfilterError, OSError) as error:  # as where no descriptor is left
                 future.set_exception(error)
 
     def _talk(self, connection: socket.socket) -> None:
@@ -81,7 +82,7 @@ class AdminDoor:
                 "events": recent_rows,
             }
             answer(connection, verbs, {name: self._by_id_in_loop(verb) for name, verb in self._by_id.items()})
-        except (NetfilterError, TimeoutError):
+        except (NetfilterError, OSError):
             connection.close()  # no answer is the truth
         finally:
             self._free.release()

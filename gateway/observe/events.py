@@ -7,7 +7,7 @@ from __future__ import annotations
 
 EVENTS = {
     "accept.exhausted": "No file descriptor is left for new connections; they wait in the listener's queue.",
-    "accept.failed": "A connection to the command line's socket could not be accepted.",
+    "accept.failed": "A connection to the command line's socket could not be accepted: no file descriptor is left.",
     "accept.recovered": "There are file descriptors again, after `after` seconds without.",
     "alg.broken": "A module failed, for `reason`, or is not installed. What it would read is relayed unread.",
     "alg.bypass": "The module stops reading this flow: the flow needs no gateway, or cannot be read. It is "

@@ -15,6 +15,7 @@ RATE = 20.0  # of them in a second after that, in one process
 LIMITED = frozenset(
     {
         "accept.exhausted",
+        "accept.failed",
         "alg.broken",
         "alg.note",
         "alg.revoke",

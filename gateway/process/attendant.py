@@ -49,13 +49,17 @@ class Attendant:
 
     def _serve_admin(self) -> None:
         serve = partial(answer, verbs=self._verbs, by_id=self._by_id)
+        failing = False
         while True:
             try:
                 connection, _ = self._admin.accept()
             except OSError as error:
-                log.warning("accept.failed", reason=error.strerror)
+                if not failing:
+                    log.warning("accept.failed", reason=error.strerror)
+                failing = True
                 gevent.sleep(PAUSE)
                 continue
+            failing = False
             gevent.spawn(serve, connection)
 
     def _watch_supervisor(self) -> None:

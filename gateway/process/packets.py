@@ -152,7 +152,10 @@ class Packets:
         if known is None or known[0] < now:
             if len(self._routes) > 4096:
                 self._routes.clear()
-            known = self._routes[way] = now + ROUTE_AGE, source_towards(*way)
+            try:
+                known = self._routes[way] = now + ROUTE_AGE, source_towards(*way)
+            except OSError:  # no descriptor is left to ask with: what was found before is still the best answer
+                known = known if known is not None else (now, None)
         facing = known[1]
         if facing is None:
             return None

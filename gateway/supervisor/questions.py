@@ -12,6 +12,7 @@ from typing import Any
 from gateway.host.samples import QueueSamples
 from gateway.observe.admin import Rows, answer
 from gateway.observe.counters import recent_rows
+from gateway.observe.doorkeeper import Doorkeeper
 from gateway.observe.metrics import Sample, metrics_row
 from gateway.process.lifeline import Ask
 from gateway.supervisor.child import Child
@@ -35,6 +36,7 @@ class Questions:
     ) -> None:
         admin.setblocking(False)
         self.admin = admin
+        self._doorkeeper = Doorkeeper()
         self.requests = Requests()
         self._crew = crew
         self._rules = upkeep.rules
@@ -53,11 +55,9 @@ class Questions:
 
     def accept(self) -> None:
         """Accept and answer a question of the command line. To be called when `admin` is readable."""
-        try:
-            connection, _ = self.admin.accept()
-        except OSError:
-            return
-        answer(connection, self._verbs, {"outcome": self.requests.outcome})
+        connection = self._doorkeeper.accept(self.admin)
+        if connection is not None:
+            answer(connection, self._verbs, {"outcome": self.requests.outcome})
 
     def serve(self, child: Child, ask: Ask) -> None:
         """Send a question of a child, which only the console may ask."""
@@ -74,6 +74,7 @@ class Questions:
     def close(self) -> None:
         """Answer nothing any more."""
         self.admin.close()
+        self._doorkeeper.close()
         self._queue.close()
 
     def _on_rules_removed(self) -> Rows:

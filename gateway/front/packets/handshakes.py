@@ -99,7 +99,11 @@ class Handshakes:
 def _refuses(server: Endpoint) -> bool:
     """Whether the server refuses the connection, because no program listens there. Any other result counts as no."""
     family = gsocket.AF_INET6 if server.version == 6 else gsocket.AF_INET
-    with gsocket.socket(family, gsocket.SOCK_STREAM) as sock:
+    try:
+        probe = gsocket.socket(family, gsocket.SOCK_STREAM)
+    except OSError:  # no descriptor is left
+        return False
+    with probe as sock:
         sock.settimeout(LONGEST)
         try:
             # By the priority nft knows it (chain `speaking`), and lets nothing of it out but its SYN and its reset: the
