@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import re
 import signal
@@ -10,6 +12,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import gevent
 import gevent.socket
@@ -17,7 +20,17 @@ import msgspec
 import pytest
 
 from alg.address import Endpoint
-from gateway.lease.messages import MAX_PACKET, Close, FromWorker, LeaseOpened, Open, RequestRefused, ToWorker, encode
+from gateway.lease.messages import (
+    MAX_PACKET,
+    Close,
+    Count,
+    FromWorker,
+    LeaseOpened,
+    Open,
+    RequestRefused,
+    ToWorker,
+    encode,
+)
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Lease
 from gateway.pinhole.client import BrokerClient
@@ -181,6 +194,47 @@ def test_a_flooding_worker_keeps_no_other_waiting(rig: Rig) -> None:
         flooding.get(timeout=10)
     assert max(waits) < 0.5
     assert sorted(waits)[100] < 0.1
+
+
+def resident(pid: int) -> int:
+    """KiB."""
+    return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0])
+
+
+@pytest.mark.long
+def test_the_numbers_of_a_worker_that_asks_as_fast_as_it_can_are_bounded(rig: Rig) -> None:
+    """The broker remembers them for six seconds (decision 0220): as many as it reads of a worker in that time, and no
+    more; another worker's openings do not wait meanwhile."""
+    assert rig.broker is not None
+    stop, before = False, resident(rig.broker.pid)
+    rig.workers[1].setblocking(False)
+
+    def flood() -> None:
+        numbers = itertools.count(1 << 62)  # the largest that there are
+        while not stop:
+            data = encode(*(Count(next(numbers), ()) for _ in range(64)))
+            with contextlib.suppress(BlockingIOError):
+                rig.workers[1].send(data)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    rig.workers[1].recv(MAX_PACKET)
+
+    flooding = gevent.get_hub().threadpool.spawn(flood)
+    waits, grown = [], [0]
+    try:
+        until = time.monotonic() + 10
+        while time.monotonic() < until:
+            begun = time.monotonic()
+            rig.send(Close(rig.open(inbound(), slot=0).id), slot=0)
+            waits.append(time.monotonic() - begun)
+            grown.append(resident(rig.broker.pid) - before)
+            time.sleep(0.02)
+    finally:
+        stop = True
+        flooding.get(timeout=10)
+    assert max(waits) < 0.5
+    assert max(grown) < 40_000
+    assert max(grown[len(grown) * 3 // 4 :]) < 1.2 * max(grown[: len(grown) * 3 // 4]) + 2_000, "it grows on"
 
 
 def syn(source: str, destination: Endpoint) -> bytes:

@@ -1,5 +1,5 @@
-"""A process that has no descriptor left: it neither dies nor turns in circles, what is open goes on, it is said, and all
-is served again when some are free."""
+"""A process that has no descriptor left: it neither dies nor turns in circles, what is open goes on, it is said, and
+all is served again when some are free."""
 
 from __future__ import annotations
 
