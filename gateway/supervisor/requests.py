@@ -19,6 +19,7 @@ class Requests:
 
     def __init__(self) -> None:
         self._waiting: dict[str, str] = {}  # by ticket; the first may be under way
+        self._under_way = ""  # the ticket of that
         self._outcomes: dict[str, dict[str, Any]] = {}
 
     def add(self, verb: str) -> Rows:
@@ -26,6 +27,11 @@ class Requests:
         ticket = secrets.token_hex(8)
         self._waiting[ticket] = verb
         return [{"ticket": ticket}]
+
+    def add_by_signal(self, verb: str) -> None:
+        """Add a request of which nobody asks what became, unless one waits that does the same and has not begun."""
+        if verb not in (waiting for ticket, waiting in self._waiting.items() if ticket != self._under_way):
+            self.add(verb)
 
     def outcome(self, ticket: str) -> Rows:
         """Return the outcome of a request; no row: there is none yet. "error": it failed; "usage": whether the
@@ -40,10 +46,13 @@ class Requests:
         if not self._waiting:
             return False
         ticket, verb = next(iter(self._waiting.items()))
+        self._under_way = ticket
         try:
             outcome = by[verb](ticket)
         except (AlgateError, OSError) as error:
             outcome = {"error": str(error), "usage": isinstance(error, ConfigError)}
+        finally:
+            self._under_way = ""
         del self._waiting[ticket]
         self.remember(ticket, outcome)
         return True

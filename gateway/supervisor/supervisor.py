@@ -285,9 +285,9 @@ class _Supervisor:
             if number in (signal.SIGTERM, signal.SIGINT):
                 self._on_stop_signal()
             elif number == signal.SIGHUP:
-                self._questions.requests.add("reload")
+                self._questions.requests.add_by_signal("reload")
             elif number == signal.SIGUSR2:
-                self._questions.requests.add("upgrade")
+                self._questions.requests.add_by_signal("upgrade")
             elif number == signal.SIGUSR1:
                 log.info("status", **self._questions.status()[0])
                 self._children.tell_all(Report())

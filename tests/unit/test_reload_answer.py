@@ -97,3 +97,27 @@ def test_while_a_request_is_carried_out_there_is_no_outcome_and_further_ones_wai
     assert requests.carry_out({"upgrade": upgrade})
     assert requests.outcome(first["ticket"]) == [{"pid": 7}]
     assert requests.outcome(second["ticket"]) == []
+
+
+def test_signals_that_come_faster_than_reloads_are_done() -> None:
+    """A hundred of them while one is under way are one more: a line of them would never end, nor be bounded."""
+    requests, done = Requests(), 0
+
+    def reload(_ticket: str) -> dict[str, object]:
+        nonlocal done
+        done += 1
+        if done == 1:
+            for _ in range(100):
+                requests.add_by_signal("reload")
+            requests.add_by_signal("upgrade")
+        return {}
+
+    requests.add_by_signal("reload")
+    while requests.carry_out({"reload": reload, "upgrade": lambda _ticket: {}}):
+        pass
+    assert done == 2
+    requests.add("reload")  # whoever asks for the outcome of one gets one
+    requests.add("reload")
+    while requests.carry_out({"reload": reload}):
+        pass
+    assert done == 4
