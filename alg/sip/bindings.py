@@ -11,7 +11,7 @@ from typing import cast
 
 from alg.address import Endpoint
 from alg.sip.edits import DEFAULT_PORT, endpoint_of, is_address, same_host
-from alg.sip.message import HostPort, Message, address_of_record, uri_host
+from alg.sip.message import HostPort, Message, address_of_record, uri_host, user_of_record
 from alg.sip.sockets import InsideSockets
 from alg.text.header import Span
 
@@ -117,6 +117,13 @@ class Bindings:
             if place and (target := self._named(client, place)):
                 default = expires if expires is not None else asked.requested.get(target)
                 granted[target] = _seconds(message, addr.params, default)
+        listed = message.readable("contact")
+        if not granted and len(asked.requested) == 1 and len(listed) <= 1:
+            # Registrars of cameras, and small ones, say 200 and no Contact, or one that nobody recognises: a phone
+            # takes that for its own (what it did not ask for, or asked to end, it does not get).
+            (target, seconds), *_ = asked.requested.items()
+            told = _seconds(message, listed[0].params, expires) if listed else expires
+            granted[target] = min(seconds, told) if told is not None else seconds
         return granted
 
     def _named(self, client: Endpoint, place: HostPort) -> Endpoint | None:
@@ -140,12 +147,14 @@ class Bindings:
 
 
 def is_third_party(message: Message) -> bool:
-    """Whether a user registers for another user (RFC 3261, 10.2): From is not To."""
-    return _aor(message, "from") != _aor(message, "to")
+    """Whether a user registers for another user (RFC 3261, 10.2): From is not To. One user who is at another name of
+    the same registrar, or at the phone's own address, in one of them is still the same."""
+    users = [user_of_record(message.party(name)) for name in ("from", "to")]
+    return users[0] != users[1] or (not users[0] and _aor(message, "from") != _aor(message, "to"))
 
 
 def _aor(message: Message, name: str) -> bytes:
-    return address_of_record(message.text(message.addrs(name)[0].uri))
+    return address_of_record(message.party(name))
 
 
 def _seconds(message: Message, params: Span, default: int | None) -> int:

@@ -107,9 +107,7 @@ class Calls:
             count = self._of_client.get(client.host, 0)
             if len(self._calls) >= MOST_CALLS or count >= MOST_OF_CLIENT:
                 return None
-            caller, callee = (
-                message.text(message.addrs(name)[0].uri).decode("utf-8", "replace") for name in ("from", "to")
-            )
+            caller, callee = (message.party(name).decode("utf-8", "replace") for name in ("from", "to"))
             key = (client.host, message.call_id)
             call = Call(key, client, server, caller, callee, now, now, {server})
             self.begun += 1

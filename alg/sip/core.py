@@ -328,7 +328,7 @@ class Core:
             target, second = Endpoint(client.host, line.port), _second(line)
             wanted = self.sockets.want(target, second, reason, call.claim, now, math.inf, peers)
             plan.media[index] = wanted
-            call.kinds[wanted.ref] = line.kind
+            call.kinds.setdefault(wanted.ref, line.kind)
         call.on_hold = is_held(mine.values())
         self.calls.client_media(call, request_of(Side.CLIENT, heard.message), list(plan.media.values()), now)
         plan.sdp = sdp

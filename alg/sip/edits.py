@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -10,11 +11,13 @@ from alg.address import Endpoint, canonical
 from alg.api import Edit
 from alg.sip.message import HostPort, Message, uri_host
 from alg.sip.sockets import InsideSocket, InsideSockets
-from alg.text.header import Span
+from alg.text.header import Span, find_param
 from alg.text.sdp import Description
 
 DEFAULT_PORT = 5060
 NOWHERE = ("0.0.0.0", "::")  # what a client writes if its SOCKS library does not tell it its address
+# The parameters of a URI, behind its host and port. There is no `>` in them but in quotes, which `maddr` has not.
+_URI_PARAMS = re.compile(rb'[^<>,"\r\n]*+')
 _OWN_HEADERS = ("contact", "record-route", "path")
 _ECHOED_HEADERS = ("route", *_OWN_HEADERS)
 
@@ -45,6 +48,9 @@ class Edits:
             start, end = spans[0]
             end = start + len(message.data[start:end].rstrip())
             self.replace(start, end, b"%d" % (message.end - message.body + grown), "sip.content-length")
+        if grown and message.part_length is not None:
+            start, end = message.part_length
+            self.replace(start, end, b"%d" % (int(message.data[start:end]) + grown), "sip.content-length")
         return tuple([self._found[span] for span in sorted(self._found)])
 
 
@@ -121,6 +127,26 @@ def advertise(
     inside.named_by(client)
     inside.spelled["via" if name == "via" else "uri"] = message.data[place.start : place.end]
     edits.replace(place.start, place.end, inside.written, f"sip.{name}")
+    found = find_param(message.data, _params(message, name, place), b"maddr")
+    if found and inside.public is not None and same_host(_host(found[0]), client.host):
+        edits.replace(*found[1], _bracketed(inside.public.host), "sip.maddr")
+
+
+def _params(message: Message, name: str, place: HostPort) -> Span:
+    """Return the span of the parameters behind a place, where `maddr` would say where to send to in its stead."""
+    if name == "via":
+        return message.via().params
+    match = _URI_PARAMS.match(message.data, place.end)
+    assert match is not None
+    return match.span()
+
+
+def _host(text: bytes) -> str:
+    return text.decode("latin-1").strip("[]")
+
+
+def _bracketed(host: str) -> bytes:
+    return (f"[{host}]" if ":" in host else host).encode()
 
 
 def restore(edits: Edits, message: Message, client: Endpoint, sockets: InsideSockets) -> None:
@@ -136,6 +162,9 @@ def restore(edits: Edits, message: Message, client: Endpoint, sockets: InsideSoc
         if inside.written:
             words = inside.spelled.get(kind) or str(inside.target).encode()
             edits.replace(place.start, place.end, words, reason)
+            maddr = find_param(message.data, _params(message, kind, place), b"maddr")
+            if maddr and inside.public is not None and same_host(_host(maddr[0]), inside.public.host):
+                edits.replace(*maddr[1], _bracketed(inside.target.host), "sip.maddr")
         return inside
 
     if message.is_request:
@@ -188,12 +217,13 @@ def describe(
     for index, inside in media.items():
         line = sdp.media[index]
         assert inside.public is not None
-        port = inside.public.port
+        # The stream may be at the port that was opened beside another one's.
+        port = inside.public.port + (line.port != inside.target.port and line.port == inside.second)
         edits.replace(*line.port_span, b"%d" % port, "sdp.port")
         if line.rtcp_port is not None:
             if line.rtcp_port == line.port:
                 edits.replace(*line.rtcp_span, b"%d" % port, "sdp.rtcp")
-            elif line.rtcp_port == inside.second:
+            elif line.port == inside.target.port and line.rtcp_port == inside.second:
                 edits.replace(*line.rtcp_span, b"%d" % (port + 1), "sdp.rtcp")
             else:
                 continue  # it was not opened, and another host's port must not be advertised in its place

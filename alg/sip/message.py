@@ -16,17 +16,20 @@ from urllib.parse import unquote_to_bytes
 from alg.sip.grammar import (
     ADDR_SPEC,
     ANY_NAME_ADDR,
+    BARE_URI,
     BLANK,
     COMMA,
     CSEQ,
+    LOOSE_ADDR,
     NAME_ADDR,
     NUMBER,
     REQUEST,
     SIP_URI,
     STATUS,
     VIA,
+    VIA_LOOSE,
 )
-from alg.text.header import BLANKS, Malformed, Span, find_param, read_head
+from alg.text.header import BLANKS, Malformed, Span, find_empty_line, find_param, read_head
 
 _KNOWN = {
     b"via": "via", b"v": "via",
@@ -48,8 +51,17 @@ _KNOWN = {
 _NEEDED = ("via", "from", "to", "call-id", "cseq")
 _ONCE = frozenset(("from", "to", "call-id", "cseq", "content-length"))  # or twice the same, but for the last
 _MOST_SEQUENCE = 2**32 - 1
+# Methods are in capitals; some send them otherwise, and servers such as Asterisk do not mind.
+_METHODS = {
+    method.lower(): method
+    for method in (
+        b"INVITE", b"ACK", b"BYE", b"CANCEL", b"REGISTER", b"OPTIONS", b"UPDATE", b"PRACK", b"SUBSCRIBE", b"NOTIFY",
+        b"REFER", b"MESSAGE", b"INFO", b"PUBLISH",
+    )
+}  # fmt: skip
 _REMEMBERED = 4096  # texts
 _SHORT = 256  # bytes: longer ones are read anew, so that a stranger cannot fill the memory
+_MOST_LOOSE = 2048  # bytes of a value that is not by the grammar, and is read all the same
 
 T = TypeVar("T")
 
@@ -94,7 +106,7 @@ class Message:
 
     `method` is the request's, or the one that a response answers (CSeq); `status` is 0 if `is_request`. `headers` holds
     the spans of the values of the known headers by their long names in lower case, in order; `first` the first value of
-    each.
+    each. `part_length`: the length that the part with the session description tells of itself, in a body of several.
     """
 
     __slots__ = (
@@ -109,6 +121,7 @@ class Message:
         "headers",
         "is_request",
         "method",
+        "part_length",
         "status",
         "uri",
     )
@@ -125,6 +138,7 @@ class Message:
         self.cseq = 0
         self.body = 0
         self.end = 0
+        self.part_length: Span | None = None
         self._via: Via | None = None
         self._addrs: dict[str, list[Addr]] = {}
 
@@ -135,7 +149,7 @@ class Message:
         """The topmost value of Via; the others concern other hops. Raises Malformed if it cannot be read."""
         if self._via is None:
             start, end = self.headers["via"][0]
-            match = VIA.match(self.data, start, end)
+            match = VIA.match(self.data, start, end) or VIA_LOOSE.match(self.data, start, end)
             place = _host_port(match, 2, 3) if match else None
             if match is None or place is None:
                 raise Malformed("Via", start)
@@ -152,12 +166,21 @@ class Message:
             if name == "contact" and value.strip() == b"*":
                 continue
             try:
-                for uri, params in _read_addrs(value):
-                    found.append(Addr((start + uri[0], start + uri[1]), (start + params[0], start + params[1])))
+                read = _read_addrs(value)
             except Malformed as wrong:
-                raise Malformed(name, start + wrong.at) from None
+                read = _loose_addrs(value) or _named_uri(value) if name == "contact" else ()
+                if not read:
+                    raise Malformed(name, start + wrong.at) from None
+            for uri, params in read:
+                found.append(Addr((start + uri[0], start + uri[1]), (start + params[0], start + params[1])))
         self._addrs[name] = found
         return found
+
+    def party(self, name: str) -> bytes:
+        """Return the URI of From or To, as far as there is one."""
+        value = self.first[name]
+        uri = _party(value).uri
+        return value[uri[0] : uri[1]]
 
     def readable(self, name: str) -> list[Addr]:
         """Return the values of a header of addresses that can be read. For headers of others, where one odd value does
@@ -165,9 +188,11 @@ class Message:
         try:
             return self.addrs(name)
         except Malformed:
+            # An open quote is looked for again behind each escaped one: not in what is long.
             return [
                 Addr(match.span(1), match.span(2))
                 for span in self.headers[name]
+                if span[1] - span[0] <= _MOST_LOOSE or b"\\" not in self.text(span)
                 for match in ANY_NAME_ADDR.finditer(self.data, *span)
                 if match[1] is not None
             ]
@@ -271,14 +296,32 @@ def address_of_record(text: bytes) -> bytes:
     return user + uri.place.host.lower().rstrip(".").encode() + port
 
 
+@remembered
+def user_of_record(text: bytes) -> bytes:
+    """Return the user of a sip or sips URI, without escapes and password, or the number of a tel URI; b"" without
+    one."""
+    scheme, _, rest = text.partition(b":")
+    if scheme.lower() == b"tel":
+        return unquote_to_bytes(rest.partition(b";")[0])
+    uri = read_uri(text)
+    return unquote_to_bytes(text[len(scheme) + 1 : uri.place.start - 1].partition(b":")[0]) if uri is not None else b""
+
+
 def parse(data: bytes) -> Message:
-    """Read the message at the beginning of `data`. Without Content-Length its body goes to the end of `data`.
+    """Read the message at the beginning of `data`, perhaps behind empty lines. Without Content-Length its body goes to
+    the end of `data`.
 
     Raises Malformed if what matters in it cannot be read or contradicts itself, or if its end is missing.
     """
     message = Message(data)
     at = _start_line(message)
-    lines, message.body = read_head(data, at)
+    try:
+        lines, message.body = read_head(data, at)
+    except Malformed:
+        if not data.endswith(b"\n") or find_empty_line(data, at - 1) is not None:
+            raise
+        lines, _ = read_head(data + b"\r\n", at)  # a datagram that ends with its last header
+        message.body = len(data)
     headers, first = message.headers, message.first
     for line in lines:
         length = len(line)
@@ -314,15 +357,17 @@ _recalled_line = lru_cache(_REMEMBERED)(_read_line)
 
 def _start_line(message: Message) -> int:
     data = message.data
-    if match := STATUS.match(data):
+    begin = 0
+    while data[begin : begin + 1] in (b"\r", b"\n"):
+        begin += 1
+    if match := STATUS.match(data, begin):
         message.status = int(match[1])
-    elif match := REQUEST.match(data):
+    elif match := REQUEST.match(data, begin):
         message.is_request = True
-        message.method = match[1]
+        message.method = _METHODS.get(match[1].lower(), match[1])
         message.uri = match.span(2)
-        text = match[2]
-        found = read_uri(text)
-        if found.has_headers if found is not None else _is_sip(text):
+        found = read_uri(match[2])  # but for a registrar's, one that cannot be read decides nothing and stays
+        if found.has_headers if found is not None else message.method == b"REGISTER" and _is_sip(match[2]):
             raise Malformed("the Request-URI", message.uri[0])
     else:
         raise Malformed("the start line")
@@ -362,8 +407,66 @@ def _read_addrs(value: bytes) -> tuple[Addr, ...]:
 
 @remembered
 def _tag(value: bytes) -> bytes:
-    found = find_param(value, _read_addrs(value)[0].params, b"tag")
+    found = find_param(value, _party(value).params, b"tag")
     return found[0] if found else b""
+
+
+@remembered
+def _party(value: bytes) -> Addr:
+    """Read the address of From or To. Nothing is edited there, so that whatever else stands beside it does not matter.
+
+    Raises Malformed if there is nothing at all.
+    """
+    try:
+        found = _read_addrs(value)
+    except Malformed:
+        found = ()
+    if len(found) != 1:
+        found = _loose_addrs(value) or _bare_addr(value)
+    return found[0]
+
+
+def _loose_addrs(value: bytes) -> tuple[Addr, ...]:
+    """Read the sip and sips URIs in <>, whatever stands around them. Nothing, if another could be meant: where brackets
+    do not match, or such a URI stands without them, too."""
+    if len(value) > _MOST_LOOSE:
+        return ()
+    found: list[Addr] = []
+    around: list[bytes] = []
+    at = 0
+    for match in LOOSE_ADDR.finditer(value):
+        around.append(value[at : match.start()])
+        at = match.end()
+        if match[2] is not None:
+            return ()
+        if match[1] is None:
+            continue  # in quotes
+        if found:
+            found[-1] = Addr(found[-1].uri, (found[-1].params[0], match.start()))
+        if _is_sip(match[1]):
+            start = match.start(1)
+            found.append(Addr((start, start + len(match[1].rstrip(BLANKS))), (match.end(), len(value))))
+    around.append(value[at:])
+    return () if BARE_URI.search(b" ".join(around)) else tuple(found)
+
+
+def _named_uri(value: bytes) -> tuple[Addr, ...]:
+    """Read the only URI of a value that has a name before it and no brackets."""
+    if len(value) > _MOST_LOOSE:
+        return ()
+    found = list(BARE_URI.finditer(value))
+    if len(found) != 1 or any(mark in value for mark in b'<>"?,'):
+        return ()
+    return (Addr(found[0].span(), (found[0].end(), len(value))),)
+
+
+def _bare_addr(value: bytes) -> tuple[Addr, ...]:
+    """Read the first URI in a value that has no brackets, or half of them, or quotes."""
+    if match := BARE_URI.search(value):
+        return (Addr(match.span(), (match.end(), len(value))),)
+    if not value.strip(BLANKS):
+        raise Malformed("no address")
+    return (Addr((0, 0), (0, len(value))),)
 
 
 def _check(message: Message) -> None:
@@ -377,20 +480,16 @@ def _check(message: Message) -> None:
         raise Malformed("call-id", headers["call-id"][0][0])
     if cseq is None or cseq[0] > _MOST_SEQUENCE:
         raise Malformed("cseq", headers["cseq"][0][0])
-    if message.is_request and message.method != cseq[1]:
+    method = _METHODS.get(cseq[1].lower(), cseq[1])
+    if message.is_request and message.method != method:
         raise Malformed("cseq names another method", headers["cseq"][0][0])
-    message.cseq, message.method = cseq
+    message.cseq, message.method = cseq[0], method
     message.via()
     for name in ("from", "to"):
-        if len(_read_party(first[name], headers[name][0][0], name)) != 1:
-            raise Malformed(name, headers[name][0][0])
-
-
-def _read_party(value: bytes, at: int, name: str) -> tuple[Addr, ...]:
-    try:
-        return _read_addrs(value)
-    except Malformed as wrong:
-        raise Malformed(name, at + wrong.at) from None
+        try:
+            _party(first[name])
+        except Malformed:
+            raise Malformed(name, headers[name][0][0]) from None
 
 
 def _addr_values(data: bytes) -> list[re.Match[bytes]]:
@@ -413,9 +512,9 @@ def _addr_values(data: bytes) -> list[re.Match[bytes]]:
 
 
 def _host_port(match: re.Match[bytes], host: int, port: int) -> HostPort | None:
-    """Return host and port of a match; None for an impossible port."""
+    """Return host and port of a match; None for an impossible port. A colon without a port behind it belongs to it."""
     text = match[host].decode("latin-1").strip("[]")
-    if match[port] is None:
-        return HostPort(text, None, *match.span(host))
+    if not match[port]:
+        return HostPort(text, None, match.start(host), max(match.end(host), match.end(port)))
     number = int(match[port])
     return HostPort(text, number, match.start(host), match.end(port)) if number <= 65535 else None

@@ -14,6 +14,7 @@ TTL = 300.0  # seconds that the driver is asked for at once; refreshed when half
 SLACK = 60.0  # seconds by which it may end too early until it is refreshed, when only its peers change
 SIGNALLING = "sip.signalling"  # the reason of a socket that speaks SIP; all others are for media
 PORT = "port"  # the rule of a port that is never given out
+TAKEN = "taken"  # ... and of one that has a conversation already
 REFUSED_FOR = 10.0  # seconds before a socket that was refused is asked for again
 FOUND_FOR = 60.0  # seconds before another engine's socket is asked about again
 MOST_FOUND = 64
@@ -85,6 +86,7 @@ class InsideSockets:
         self.changed: set[int] | None = None
         self._refs: dict[int, InsideSocket] = {}
         self._targets: dict[Endpoint, InsideSocket] = {}
+        self._seconds: dict[Endpoint, InsideSocket] = {}  # by the port beside their target
         self._publics: dict[Endpoint, tuple[InsideSocket, Endpoint]] = {}
         self._stream: InsideSocket | None = None
         self._found: dict[Endpoint, InsideSocket] = {}
@@ -162,6 +164,7 @@ class InsideSockets:
         """Restore one that is open. The driver is asked about each of them soon, but not about all at once."""
         self._last_ref = max(self._last_ref, inside.ref)
         self._refs[inside.ref] = self._targets[inside.target] = inside
+        self._beside(inside)
         self._show(inside)
         soon = now + 1.0 + inside.ref % 100 / 10
         self._refresh_at(inside, min(soon, max(now, inside.ends - 1.0)))
@@ -182,12 +185,23 @@ class InsideSockets:
         until: float,
         peers: Peers = (),
     ) -> InsideSocket:
-        """Return the socket `target` with this claim on it; a pinhole is opened if there is none."""
+        """Return the socket `target` with this claim on it; a pinhole is opened if there is none. One for media may be
+        the one whose `second` it is.
+
+        A `second` that has a port already is not opened: some phones use ports that follow each other, for two streams
+        or calls, whatever RTP says of the port above.
+        """
         inside = self._targets.get(target)
+        if inside is None and reason != SIGNALLING:
+            beside = self._seconds.get(target)
+            inside = beside if beside is not None and beside.state is not State.REFUSED else None
         if inside is None:
+            if second is not None and self._is_in_use(Endpoint(target.host, second)):
+                second = None
             self._last_ref += 1
             inside = InsideSocket(self._last_ref, target, second, reason)
             self._refs[inside.ref] = self._targets[target] = inside
+            self._beside(inside)
             inside.claims[claim] = (peers, until)
             inside.peers = _peers(inside)
             ttl = min(TTL, until - now)
@@ -197,6 +211,18 @@ class InsideSockets:
         else:
             self.claim(inside, claim, now, until, peers)
         return inside
+
+    def _is_in_use(self, socket: Endpoint) -> bool:
+        return socket in self._targets or socket in self._seconds
+
+    def _beside(self, inside: InsideSocket) -> None:
+        if inside.second is not None:
+            self._seconds[Endpoint(inside.target.host, inside.second)] = inside
+
+    def _leave_alone(self, inside: InsideSocket) -> None:
+        """Forget the port beside its target."""
+        if inside.second is not None:
+            self._seconds.pop(Endpoint(inside.target.host, inside.second), None)
 
     def claim(self, inside: InsideSocket, claim: Claim, now: float, until: float, peers: Peers = ()) -> None:
         """Let `peers` in by `claim` until that time, in place of what the claim said before. A fixed socket needs
@@ -261,7 +287,8 @@ class InsideSockets:
             if inside.borrowed:
                 inside.state, inside.ends = State.REFUSED, now + FOUND_FOR
                 return
-            if rule == PORT and inside.second is not None and inside.state is State.OPENING:
+            if rule in (PORT, TAKEN) and inside.second is not None and inside.state is State.OPENING:
+                self._leave_alone(inside)
                 inside.second = None
                 self._ask(inside, now)
                 return
@@ -338,6 +365,7 @@ class InsideSockets:
     def _forget(self, inside: InsideSocket) -> None:
         self.touch(inside)
         self._hide(inside)
+        self._leave_alone(inside)
         del self._refs[inside.ref]
         del self._targets[inside.target]
 

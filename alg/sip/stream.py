@@ -37,16 +37,17 @@ class Cut(NamedTuple):
 
 
 def begins_as_sip(data: bytes) -> bool:
-    """Whether the first line of `data` is a SIP start line, well-formed or not."""
-    end = data.find(b"\n")
+    """Whether the first line of `data` that is not empty is a SIP start line, well-formed or not."""
+    start = len(data) - len(data.lstrip(b"\r\n")) if data[:1] in (b"\r", b"\n") else 0
+    end = data.find(b"\n", start)
     if end > 0 and data[end - 1] == 0x0D:
         end -= 1
-    return end >= 0 and _START.fullmatch(data, 0, end) is not None
+    return end >= 0 and _START.fullmatch(data, start, end) is not None
 
 
 def hides_sip(data: bytes) -> bool:
     """Whether `data`, which does not begin as SIP, has a start line in it, behind more than blank lines."""
-    return b"SIP/2.0" in data and not begins_as_sip(data.lstrip(b"\r\n"))
+    return b"SIP/2.0" in data and not begins_as_sip(data)
 
 
 class Framer:

@@ -19,7 +19,9 @@ _CONNECTION = re.compile(rb"[ \t]*" + _NET + rb"([^\s/]+)(?:/[0-9]+)*[ \t]*")
 _MEDIA = re.compile(rb"[ \t]*(\S+)[ \t]+([0-9]{1,5})(?:/([0-9]{1,5}))?[ \t]+(\S+)(?:[ \t].*)?", re.DOTALL)
 _RTCP = re.compile(rb"[ \t]*([0-9]{1,5})(?:[ \t]+" + _NET + rb"(\S+))?[ \t]*")
 _BEGINNING = re.compile(rb"(?:(?:v=)?\r?\n)*v=0")  # some have an empty line before it, or "v=" alone
-_MOST_MEDIA = 16
+_REFUSED = re.compile(rb"[ \t]*(\S+)[ \t]+(0)(?:[ \t].*)?", re.DOTALL)
+_MOST_MEDIA = 16  # streams in use
+_MOST_LINES = 256
 _PAIR = 2  # as the number of ports in m=: devices say so of RTP and its RTCP
 ON_HOLD = ("0.0.0.0", "::")  # as an address: on hold in the old way (RFC 3264, 8.4)
 
@@ -82,23 +84,28 @@ def is_held(media: Iterable[Media]) -> bool:
 
 
 def read_sdp(data: bytes, start: int, end: int) -> Description:
-    """Read the description in `data[start:end]`. Raises Malformed where a c= or m= line cannot be read."""
+    """Read the description in `data[start:end]`. Raises Malformed where a c= or m= line of a stream in use cannot be
+    read."""
     if _BEGINNING.match(data, start, end) is None:
         raise Malformed("a session description without v=0", start)
     found = Description()
     session: Place | None = None
     direction = "sendrecv"
     media: Media | None = None
+    used = 0
     for match in _LINE.finditer(data, start, end):
         key, span = match[1], match.span(2)
         if key == b"m=":
             media = _media(data, span, session, direction)
             found.media.append(media)
-            if len(found.media) > _MOST_MEDIA:
+            used += media.port != 0
+            if used > _MOST_MEDIA or len(found.media) > _MOST_LINES:
                 raise Malformed("too many m= lines", span[0])
         elif key == b"c=":
             place = _place(_CONNECTION, data, span)
             if place is None:
+                if media is not None and not media.port:
+                    continue  # of a stream that is not in use
                 raise Malformed("c=", span[0])
             found.connections.append(place)
             if media is None:
@@ -127,6 +134,8 @@ def _place(pattern: re.Pattern[bytes], data: bytes, span: Span) -> Place | None:
 
 def _media(data: bytes, span: Span, connection: Place | None, direction: str) -> Media:
     match = _MEDIA.fullmatch(data, *span)
+    if match is None and (refused := _REFUSED.fullmatch(data, *span)):
+        return Media(refused[1].decode("latin-1"), 0, refused.span(2), False, b"", connection, direction=direction)
     if match is None or int(match[2]) > 65535:
         raise Malformed("m=", span[0])
     many = match[3] is not None and int(match[3]) > _PAIR

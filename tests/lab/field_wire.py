@@ -14,10 +14,10 @@ from alg.api import Side
 from tests.lab.field_sip import Field
 from tests.lab.lab import Lab
 
-NETWORK, ROUTER, SERVER, FAR = "10.71.0.0/24", "10.71.0.1", "198.51.100.10", "203.0.113.77"
+NETWORK, ROUTER, SERVER, FAR = "10.71.0.0/16", "10.71.0.1", "198.51.100.10", "203.0.113.77"
 MEDIA = {"rtp": 4000, "video": 4010}
 _OUTSIDE4 = "203.0.113.10"  # the outside's own address, by which the router reaches SERVER
-_FIRST = 10  # the first phone's address
+_FIRST, _OF_EACH = 10, 200  # the last number of the first phone's address, and how many have the third one in common
 
 Transport = Literal["udp", "tcp"]
 
@@ -40,10 +40,10 @@ class Outcome(NamedTuple):
 
 def prepare(lab: Lab, phones: int) -> None:
     """Addresses and routes for so many phones, one for each file and transport."""
-    lab.run("router", ["ip", "address", "add", f"{ROUTER}/24", "dev", "eth1"])
+    lab.run("router", ["ip", "address", "add", f"{ROUTER}/16", "dev", "eth1"])
     lab.run("router", ["ip", "route", "add", f"{SERVER}/32", "via", _OUTSIDE4])
     for number in range(phones):
-        lab.run("inside", ["ip", "address", "add", f"{phone_address(number)}/24", "dev", "eth0"])
+        lab.run("inside", ["ip", "address", "add", f"{phone_address(number)}/16", "dev", "eth0"])
     lab.run("inside", ["ip", "route", "replace", "default", "via", ROUTER])
     lab.run("outside", ["ip", "address", "add", f"{SERVER}/32", "dev", "eth0"])
     lab.run("outside", ["ip", "address", "add", f"{FAR}/24", "dev", "eth0"])
@@ -51,7 +51,7 @@ def prepare(lab: Lab, phones: int) -> None:
 
 def phone_address(number: int) -> str:
     """The address of a phone of its own."""
-    return f"10.71.0.{_FIRST + number}"
+    return f"10.71.{number // _OF_EACH}.{_FIRST + number % _OF_EACH}"
 
 
 def play(lab: Lab, case: Field, transport: Transport, number: int, patience: float = 3.0) -> Outcome:

@@ -29,6 +29,12 @@ SHAPES: dict[str, Callable[[int], bytes]] = {
     "quotes": lambda n: HEAD + b"Contact: " + b'"a" ' * (n // 4) + b"\r\n\r\n",
     "at signs": lambda n: HEAD + b"Contact: <sip:" + b"a@" * (n // 2) + b"?>\r\n\r\n",
     "vias": lambda n: HEAD + b"Via: SIP/2.0/UDP x," * (n // 19) + b"\r\n\r\n",
+    "escaped quotes": lambda n: HEAD + b"Contact: " + b'"\\' * (n // 2) + b"\r\n\r\n",
+    "escaped quotes in an address": lambda n: HEAD + b'Contact: <sip:a@h;"' + b'\\"' * (n // 2) + b"\r\n\r\n",
+    "quotes in From": lambda n: HEAD.replace(b"<sip:a@b>", b'"\\' * (n // 2)) + b"\r\n",
+    "open brackets": lambda n: (
+        HEAD.replace(b"<sip:a@b>", b"<sip:a " * (n // 7)) + b"Contact: <a:" + b" " * n + b"\r\n\r\n"
+    ),
     "blanks": lambda n: HEAD + b"Contact: " + b" " * n + b"<\r\n\r\n",
     "description": lambda n: (
         HEAD + b"Content-Type: application/sdp\r\n\r\nv=0\r\no=" + b" IN IP4" * (n // 7) + b"\r\nc=IN IP4 " + b" " * n
