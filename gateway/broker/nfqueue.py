@@ -102,9 +102,12 @@ class LibraryQueue:
         self._queue: Any = NetfilterQueue()
         self._take: Callable[[QueuedPacket], None] = _accept
         self._left = 0
+        self._room = bytearray(length + _ROOM)
         self._queue.bind(number, self._on_packet, max_len=waiting, mode=COPY_PACKET, range=length, sock_len=buffer)
         self._fd: int = self._queue.get_fd()
         os.set_blocking(self._fd, False)
+        # The library asks for 4,016 bytes of a packet at most.
+        os.write(self._fd, _message(_CONFIG, NLM_F_REQUEST, number, attribute(NFQA_CFG_PARAMS, _params(length))))
 
     def fileno(self) -> int:
         return self._fd
@@ -115,11 +118,11 @@ class LibraryQueue:
 
     def recv(self, size: int) -> bytes:
         """The socket that the library reads from. It seems empty after some packets, so that nothing else waits for
-        long."""
+        long. A packet may be longer than `size`, the room that the library has by itself."""
         if self._left <= 0:
             raise BlockingIOError(errno.EAGAIN, "others are waiting")
         self._left -= 1
-        return os.read(self._fd, size)
+        return bytes(memoryview(self._room)[: os.readv(self._fd, (self._room,))])
 
     def close(self) -> None:
         self._queue.unbind()
@@ -181,13 +184,13 @@ class NetlinkQueue:
 
     def __init__(self, number: int, waiting: int, length: int, buffer: int) -> None:
         self._number = number
-        self._size = length + _ROOM
+        self._room = bytearray(length + _ROOM)
         self._socket = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
         try:
             self._socket.bind((0, 0))
             self._socket.setsockopt(_socket.SOL_SOCKET, SO_RCVBUFFORCE, buffer)
             self._configure(NFQA_CFG_CMD, struct.pack(">BBH", NFQNL_CFG_CMD_BIND, 0, _socket.AF_INET))
-            self._configure(NFQA_CFG_PARAMS, struct.pack(">IB", length, NFQNL_COPY_PACKET))
+            self._configure(NFQA_CFG_PARAMS, _params(length))
             self._configure(NFQA_CFG_QUEUE_MAXLEN, struct.pack(">I", waiting))
             self._socket.setblocking(False)
         except BaseException:
@@ -202,7 +205,7 @@ class NetlinkQueue:
         """Call `take` for each packet that waits, `most` of them at most. Never waits."""
         for _ in range(most):
             try:
-                data = self._socket.recv(self._size)
+                data = bytes(memoryview(self._room)[: self._socket.recv_into(self._room)])
             except BlockingIOError:
                 return
             except OSError as error:
@@ -259,12 +262,21 @@ class NetlinkQueue:
     def _configure(self, kind: int, value: bytes) -> None:
         self._socket.send(self._message(_CONFIG, NLM_F_REQUEST | NLM_F_ACK, attribute(kind, value)))
         while True:
-            answer = self._socket.recv(self._size)
+            answer = self._socket.recv(len(self._room))
             if len(answer) >= NLMSGHDR.size and NLMSGHDR.unpack_from(answer)[1] == NLMSG_ERROR:
                 break
         if code := error_of(answer):
             raise OSError(code, os.strerror(code))
 
     def _message(self, kind: int, flags: int, body: bytes) -> bytes:
-        size = _BODY + len(body)
-        return NLMSGHDR.pack(size, kind, flags, 0, 0) + _NFGENMSG.pack(_socket.AF_UNSPEC, 0, self._number) + body
+        return _message(kind, flags, self._number, body)
+
+
+def _message(kind: int, flags: int, number: int, body: bytes) -> bytes:
+    size = _BODY + len(body)
+    return NLMSGHDR.pack(size, kind, flags, 0, 0) + _NFGENMSG.pack(_socket.AF_UNSPEC, 0, number) + body
+
+
+def _params(length: int) -> bytes:
+    """Return the value of NFQA_CFG_PARAMS that asks for so many bytes of each packet."""
+    return struct.pack(">IB", length, NFQNL_COPY_PACKET)

@@ -35,7 +35,7 @@ class Server:
     def answer(self) -> str:
         """Take a request and answer it; the request."""
         self.end.socket.settimeout(5)
-        data, source = self.end.socket.recvfrom(8192)
+        data, source = self.end.socket.recvfrom(65535)
         text = data.decode()
         if text.startswith("ACK"):
             return text

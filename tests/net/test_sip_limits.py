@@ -131,7 +131,11 @@ def counters(gateway: Gateway) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(("padding", "repaired"), [(2500, True), (6000, False)], ids=["3 KB", "7 KB"])
+@pytest.mark.parametrize(
+    ("padding", "repaired"),
+    [(2500, True), (6000, True), (15000, True), (20000, False)],
+    ids=["3 KB", "7 KB", "16 KB", "21 KB"],
+)
 def test_fragments(gateway: Gateway, phones: tuple[Phone, Phone], padding: int, repaired: bool) -> None:
     """What came in fragments is read whole, and goes on in fragments; what is too long to be read passes as it was."""
     phone = phones[0]

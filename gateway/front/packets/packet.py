@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from alg.address import Endpoint
 
-LONGEST_WHOLE = 3840
-"""Bytes of a packet that the queue delivers; of a longer one only the beginning is seen. The library reads 4,096 bytes
-at once, with up to 130 bytes of the kernel's own in front: a packet that did not fit would be lost."""
+LONGEST_WHOLE = 16384
+"""Bytes of a packet that the queue delivers; of a longer one only the beginning is seen. No telephone sends more than a
+quarter of that in one message; a thousand of them may wait for a verdict."""
 
 LONGEST_DATAGRAM = 65535
 TCP, _UDP = 6, 17  # numbers of protocols (IANA)

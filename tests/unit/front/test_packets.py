@@ -385,7 +385,7 @@ def test_edits_that_do_not_fit_are_a_mistake_too(rig: Rig) -> None:
 
 
 def test_what_is_not_whole_or_not_between_inside_and_outside_is_never_shown(rig: Rig) -> None:
-    rig.take(packet4(b"x" * 5000)[:3840])
+    rig.take(packet4(b"x" * 30000)[:16384])
     rig.take(packet4(b"x", flags=0x2000))
     rig.take(packet4(b""))
     data = packet4(b"x")
