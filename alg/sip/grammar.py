@@ -42,7 +42,7 @@ LOOSE_ADDR = re.compile(QUOTED + rb"|<" + S + rb"([A-Za-z][A-Za-z0-9+.\-]*+:[^<>
 BARE_URI = re.compile(rb'(?i:sips?|tel):[^\s<>",;]++')
 COMMA = re.compile(S + rb"," + S)
 BLANK = re.compile(S)
-CSEQ = re.compile(rb"([0-9]{1,10})" + WS + rb"++(" + TOKEN + rb")" + S)
+CSEQ = re.compile(rb"([0-9]{1,10})" + WS + rb"++(" + TOKEN + rb")" + S + rb"(?:[;,].*)?", re.DOTALL)
 NUMBER = re.compile(rb"([0-9]+)" + S)
 # The last `@` before the host ends the user; the host ends at the first `;` behind such an `@`.
 SIP_URI = re.compile(

@@ -113,11 +113,12 @@ class Framer:
 
 
 def _length(buffer: bytearray, at: int, end: int) -> int | None:
-    """Read Content-Length in a head; None: there is none. Raises Malformed if it is no number, or there are several."""
+    """Read Content-Length in a head; None: there is none. Raises Malformed if it is no number, or there are several
+    that differ."""
     found: int | None = None
     for match in _LENGTH.finditer(buffer, at, end):
         digits = match[1].rstrip(b" \t")
-        if not digits.isdigit() or len(digits) > 9 or found is not None:
+        if not digits.isdigit() or len(digits) > 9 or (found is not None and found != int(digits)):
             raise Malformed("content-length", match.start(1))
         found = int(digits)
     return found

@@ -22,6 +22,7 @@ _BEGINNING = re.compile(rb"(?:(?:v=)?\r?\n)*v=0")  # some have an empty line bef
 _REFUSED = re.compile(rb"[ \t]*(\S+)[ \t]+(0)(?:[ \t].*)?", re.DOTALL)
 _MOST_MEDIA = 16  # streams in use
 _MOST_LINES = 256
+_CONNECTIONS = (b"tcp", b"tls", b"sctp", b"dccp")  # in place of datagrams; whatever else a maker writes goes over UDP
 _PAIR = 2  # as the number of ports in m=: devices say so of RTP and its RTCP
 ON_HOLD = ("0.0.0.0", "::")  # as an address: on hold in the old way (RFC 3264, 8.4)
 
@@ -60,7 +61,7 @@ class Media:
     @property
     def datagrams(self) -> bool:
         """Whether the stream goes over UDP in a way for which one port, or a pair, is enough."""
-        return not self.many and self.protocol.lower().split(b"/")[0] in (b"rtp", b"udp", b"udptl")
+        return not self.many and self.protocol.lower().split(b"/")[0] not in _CONNECTIONS
 
 
 @dataclass(slots=True)

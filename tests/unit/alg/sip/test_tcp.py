@@ -189,6 +189,17 @@ def test_sip_that_stops_being_sip_never_counts_again() -> None:
     assert (note.code, rest) == ("sip.framing", [Revoke("sip.framing"), Bypass()])
 
 
+def test_two_lengths_that_agree_tell_the_end_and_the_next_message_is_read() -> None:
+    flow = module()
+    twice = message("OPTIONS sip:example.com SIP/2.0", VIA, "l: 0", cseq="1 OPTIONS")
+    options = message("OPTIONS sip:example.com SIP/2.0", VIA, cseq="2 OPTIONS")
+    out = flow.handle(Received(C, twice + options, 0.0))
+    assert sent(out, S) == twice + options.replace(VIA.encode(), VIA_OUT.encode())
+    (note,) = others(out)
+    assert isinstance(note, Note)
+    assert note.code == "sip.unread"
+
+
 def test_a_server_that_does_not_speak_sip() -> None:
     flow = module()
     flow.handle(Received(C, message("OPTIONS sip:example.com SIP/2.0", VIA, cseq="1 OPTIONS"), 0.0))
@@ -199,7 +210,7 @@ def test_a_server_that_does_not_speak_sip() -> None:
 
 @pytest.mark.parametrize(
     "lengths",
-    ["Content-Length: 4294967328", "Content-Length: -1", "Content-Length: 5\r\nl: 5", "Content-Length: 1e1", "X: y"],
+    ["Content-Length: 4294967328", "Content-Length: -1", "Content-Length: 5\r\nl: 6", "Content-Length: 1e1", "X: y"],
 )
 def test_an_end_that_cannot_be_told(lengths: str) -> None:
     flow = module()
