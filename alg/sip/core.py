@@ -159,6 +159,8 @@ class Core:
                 # A reader may see another message there (RFC 4475, 3.1.1.8).
                 raise Malformed("bytes behind the message", message.end)
             heard = Heard(packet, side, client, server, message, now)
+            if (side is Side.CLIENT) is message.is_request:
+                message.via()  # the client's own has to be readable; the server's is not touched
             if side is Side.CLIENT:
                 self._outbound(heard)
             else:

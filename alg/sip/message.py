@@ -146,7 +146,8 @@ class Message:
         return self.data[span[0] : span[1]]
 
     def via(self) -> Via:
-        """The topmost value of Via; the others concern other hops. Raises Malformed if it cannot be read."""
+        """The topmost value of Via: the sender's of a request, the receiver's of a response. The others concern other
+        hops. Raises Malformed if it cannot be read."""
         if self._via is None:
             start, end = self.headers["via"][0]
             match = VIA.match(self.data, start, end) or VIA_LOOSE.match(self.data, start, end)
@@ -484,7 +485,6 @@ def _check(message: Message) -> None:
     if message.is_request and message.method != method:
         raise Malformed("cseq names another method", headers["cseq"][0][0])
     message.cseq, message.method = cseq[0], method
-    message.via()
     for name in ("from", "to"):
         try:
             _party(first[name])

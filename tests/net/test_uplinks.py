@@ -115,6 +115,18 @@ SETUPS = {
         _renumber("11.12.13.0/24", "11.12.13.1", CLASS_A),
         SERVER4, frozenset({ROUTER_OUT4}), client=CLASS_A, inside=("11.12.13.0/24",),
     ),
+    "shared-space": Setup(
+        _renumber("100.72.16.0/24", "100.72.16.1", "100.72.16.10"),
+        SERVER4, frozenset({ROUTER_OUT4}), client="100.72.16.10", inside=("100.72.16.0/24",),
+    ),
+    "borrowed": Setup(
+        _renumber("25.12.13.0/24", "25.12.13.1", "25.12.13.10"),
+        SERVER4, frozenset({ROUTER_OUT4}), client="25.12.13.10", inside=("25.12.13.0/24",),
+    ),
+    "snat-random": Setup(
+        _snat("-s 192.168.56.0/24 -o eth0 -j SNAT --to-source 198.51.100.70 --random-fully"),
+        SERVER4, frozenset({"198.51.100.70"}),
+    ),
     "routed": Setup(
         _routed, SERVER4, frozenset({CLIENT4}), SERVER6, frozenset({CLIENT6}), nat4=False, nat6=False
     ),
