@@ -169,12 +169,16 @@ def test_well_formed(well: Well) -> None:
     )
 
 
+def read_as_a_clients(data: bytes) -> None:
+    message = parse(data)
+    message.via()
+    message.own_contacts()
+
+
 @pytest.mark.parametrize("name", MALFORMED)
 def test_malformed(name: str) -> None:
     with pytest.raises(Malformed):
-        message = parse(read(name))
-        message.via()
-        message.own_contacts()
+        read_as_a_clients(read(name))
 
 
 def test_each_message_is_one_or_the_other() -> None:
