@@ -122,7 +122,8 @@ class LibraryQueue:
         if self._left <= 0:
             raise BlockingIOError(errno.EAGAIN, "others are waiting")
         self._left -= 1
-        return bytes(memoryview(self._room)[: os.readv(self._fd, (self._room,))])
+        length = os.readv(self._fd, (self._room,))
+        return bytes(memoryview(self._room)[:length])
 
     def close(self) -> None:
         self._queue.unbind()
@@ -205,14 +206,14 @@ class NetlinkQueue:
         """Call `take` for each packet that waits, `most` of them at most. Never waits."""
         for _ in range(most):
             try:
-                data = bytes(memoryview(self._room)[: self._socket.recv_into(self._room)])
+                length = self._socket.recv_into(self._room)
             except BlockingIOError:
                 return
             except OSError as error:
                 if error.errno in (errno.ENOBUFS, errno.EINTR):  # packets were lost before they were here
                     continue
                 raise
-            packet = self._packet(data)
+            packet = self._packet(bytes(memoryview(self._room)[:length]))
             if packet is not None:
                 take(packet)
 

@@ -15,19 +15,38 @@ CALLS = 500
 PUBLIC = (ROUTER_OUT4, PORT)
 
 
-@pytest.fixture
-def forwarded(lab: Lab) -> Iterator[None]:
-    """What an operator writes for an exchange: the router's port 5060 is the exchange's."""
-    rules = [
-        ["-t", "nat", "{}", "PREROUTING", "-d", ROUTER_OUT4, "-p", "udp", "--dport", str(PORT), "-j", "DNAT",
-         "--to-destination", f"{CLIENT4}:{PORT}"],
-        ["{}", "FORWARD", "-d", CLIENT4, "-p", "udp", "--dport", str(PORT), "-j", "ACCEPT"],
-    ]  # fmt: skip
+# What operators write for an exchange: the router's port 5060 is the exchange's, or another one; its media ports, too;
+# all that has no other use (an exposed host); the same as text of nft.
+DNAT = "-t nat {{}} PREROUTING -d " + ROUTER_OUT4 + " -p udp {} -j DNAT --to-destination {}"
+ACCEPT = f"{{}} FORWARD -d {CLIENT4} -p udp -j ACCEPT"
+OTHER = 5070
+WAYS = {
+    "one-port": [DNAT.format(f"--dport {PORT}", f"{CLIENT4}:{PORT}"), ACCEPT],
+    "another-port": [DNAT.format(f"--dport {OTHER}", f"{CLIENT4}:{PORT}"), ACCEPT],
+    "media-too": [
+        DNAT.format(f"--dport {PORT}", f"{CLIENT4}:{PORT}"), DNAT.format("--dport 4000:4100", CLIENT4), ACCEPT,
+    ],
+    "exposed-host": [DNAT.format("", CLIENT4), ACCEPT],
+    "nft": [ACCEPT],
+}  # fmt: skip
+NFT = f"""table ip exchange {{ chain prerouting {{
+    type nat hook prerouting priority dstnat - 5
+    ip daddr {ROUTER_OUT4} udp dport {PORT} dnat to {CLIENT4}
+}} }}"""
+
+
+@pytest.fixture(params=WAYS)
+def forwarded(lab: Lab, request: pytest.FixtureRequest) -> Iterator[str]:
+    rules = WAYS[request.param]
     for rule in rules:
-        lab.run("router", ["iptables", *(word.format("-I") for word in rule)])
-    yield
+        lab.run("router", ["iptables", *rule.format("-I").split()])
+    if request.param == "nft":
+        lab.run("router", ["nft", "-f", "-"], stdin=NFT)
+    yield request.param
+    if request.param == "nft":
+        lab.run("router", ["nft", "delete", "table", "ip", "exchange"])
     for rule in rules:
-        lab.run("router", ["iptables", *(word.format("-D") for word in rule)])
+        lab.run("router", ["iptables", *rule.format("-D").split()])
 
 
 @pytest.fixture
@@ -87,8 +106,10 @@ def call_from_exchange(lab: Lab, gateway: Gateway, exchange: Exchange) -> None:
 
 
 def test_behind_a_port_that_the_operator_forwards(
-    lab: Lab, gateway: Gateway, forwarded: None, exchange: Exchange
+    lab: Lab, gateway: Gateway, forwarded: str, exchange: Exchange
 ) -> None:
+    if forwarded == "another-port":
+        exchange.public = (ROUTER_OUT4, OTHER)
     call_from_trunk(lab, gateway, exchange)
     call_from_exchange(lab, gateway, exchange)
 
