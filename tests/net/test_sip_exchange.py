@@ -29,10 +29,12 @@ WAYS = {
     "exposed-host": [DNAT.format("", CLIENT4), ACCEPT],
     "nft": [ACCEPT],
 }  # fmt: skip
-NFT = f"""table ip exchange {{ chain prerouting {{
-    type nat hook prerouting priority dstnat - 5
-    ip daddr {ROUTER_OUT4} udp dport {PORT} dnat to {CLIENT4}
-}} }}"""
+NFT = f"""table ip exchange {{
+    chain prerouting {{
+        type nat hook prerouting priority dstnat - 5
+        ip daddr {ROUTER_OUT4} udp dport {PORT} dnat to {CLIENT4}
+    }}
+}}"""
 
 
 @pytest.fixture(params=WAYS)
