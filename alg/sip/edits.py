@@ -18,6 +18,7 @@ DEFAULT_PORT = 5060
 NOWHERE = ("0.0.0.0", "::")  # what a client writes if its SOCKS library does not tell it its address
 # The parameters of a URI, behind its host and port. There is no `>` in them but in quotes, which `maddr` has not.
 _URI_PARAMS = re.compile(rb'[^<>,"\r\n]*+')
+_NEAR = 256  # bytes behind an address in which `maddr` is looked for
 _OWN_HEADERS = ("contact", "record-route", "path")
 _ECHOED_HEADERS = ("route", *_OWN_HEADERS)
 
@@ -127,18 +128,19 @@ def advertise(
     inside.named_by(client)
     inside.spelled["via" if name == "via" else "uri"] = message.data[place.start : place.end]
     edits.replace(place.start, place.end, inside.written, f"sip.{name}")
-    found = find_param(message.data, _params(message, name, place), b"maddr")
+    found = _maddr(message, name, place)
     if found and inside.public is not None and same_host(_host(found[0]), client.host):
         edits.replace(*found[1], _bracketed(inside.public.host), "sip.maddr")
 
 
-def _params(message: Message, name: str, place: HostPort) -> Span:
-    """Return the span of the parameters behind a place, where `maddr` would say where to send to in its stead."""
+def _maddr(message: Message, name: str, place: HostPort) -> tuple[bytes, Span] | None:
+    """Return the parameter `maddr` behind a place, which says where to send to in its stead."""
+    if b"maddr" not in message.data[place.end : place.end + _NEAR].lower():
+        return None  # as in nearly all messages
     if name == "via":
-        return message.via().params
+        return find_param(message.data, message.via().params, b"maddr")
     match = _URI_PARAMS.match(message.data, place.end)
-    assert match is not None
-    return match.span()
+    return find_param(message.data, match.span(), b"maddr") if match is not None else None
 
 
 def _host(text: bytes) -> str:
@@ -162,7 +164,7 @@ def restore(edits: Edits, message: Message, client: Endpoint, sockets: InsideSoc
         if inside.written:
             words = inside.spelled.get(kind) or str(inside.target).encode()
             edits.replace(place.start, place.end, words, reason)
-            maddr = find_param(message.data, _params(message, kind, place), b"maddr")
+            maddr = _maddr(message, kind, place)
             if maddr and inside.public is not None and same_host(_host(maddr[0]), inside.public.host):
                 edits.replace(*maddr[1], _bracketed(inside.target.host), "sip.maddr")
         return inside

@@ -358,9 +358,7 @@ _recalled_line = lru_cache(_REMEMBERED)(_read_line)
 
 def _start_line(message: Message) -> int:
     data = message.data
-    begin = 0
-    while data[begin : begin + 1] in (b"\r", b"\n"):
-        begin += 1
+    begin = 0 if data[:1] not in (b"\r", b"\n") else len(data) - len(data.lstrip(b"\r\n"))
     if match := STATUS.match(data, begin):
         message.status = int(match[1])
     elif match := REQUEST.match(data, begin):
