@@ -11,6 +11,7 @@ import errno
 import hashlib
 import importlib.resources
 import os
+import re
 import string
 import struct
 import subprocess
@@ -18,11 +19,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from gateway.broker import marks
 from gateway.broker.element_messages import NFGENMSG, NFPROTO_INET, ElementMessages, elements_in, glances
-from gateway.broker.elements import COUNTED, ONCE, SETS, Element, with_keys
+from gateway.broker.elements import COUNTED, KEYS, ONCE, SETS, Element, with_keys
 from gateway.broker.messages import (
     NFNL_SUBSYS_NFTABLES,
     NFT_MSG_DELSETELEM,
@@ -228,6 +229,39 @@ def _batches(changes: Sequence[Change]) -> Iterator[range]:
         yield range(start, len(changes))
 
 
+class _Form(NamedTuple):
+    """A form of the table. `keyed`: its rules look for the keys of some maps in sets, as they have to before Linux 6.5
+    (0205). `mark`: its comment; `shape`: how many objects and rules it has."""
+
+    keyed: bool
+    mark: str
+    rules: str
+    shape: tuple[int, int]
+
+
+def _form(table: str, source: str, keyed: bool) -> _Form:
+    """Return a form of iptables/algate.nft for a table of this name."""
+    mark = "algate " + hashlib.sha256(source.encode()).hexdigest()[:16]
+    if not keyed:
+        mark += " maps"
+        for name, keys in KEYS.items():
+            source = re.sub(rf"@{keys}\b", f"@{name}", source)
+    rules = string.Template(source).substitute(
+        table=table,
+        comment=mark,
+        pinhole=hex(marks.PINHOLE),
+        admitted=hex(marks.ADMITTED),
+        media=hex(marks.MEDIA),
+        entered=hex(marks.MEDIA | marks.ADMITTED),
+        unread=hex(marks.UNREAD),
+        passing=hex(marks.PASSING),
+        passed=hex(marks.PASSING ^ 0xFFFFFFFF),
+        probe=hex(marks.PROBE),
+        spoken="{}-{}".format(*marks.SPOKEN),
+    )
+    return _Form(keyed, mark, rules, _shape_of(rules))
+
+
 def _nobody() -> None:
     """The default of `busy`."""
 
@@ -241,23 +275,10 @@ class Netfilter:
         self._busy = busy
         self._rates = ""
         source = importlib.resources.files("iptables").joinpath("algate.nft").read_text()
-        self._mark = "algate " + hashlib.sha256(source.encode()).hexdigest()[:16]
-        self._rules = string.Template(source).substitute(
-            table=name,
-            comment=self._mark,
-            pinhole=hex(marks.PINHOLE),
-            admitted=hex(marks.ADMITTED),
-            media=hex(marks.MEDIA),
-            entered=hex(marks.MEDIA | marks.ADMITTED),
-            unread=hex(marks.UNREAD),
-            passing=hex(marks.PASSING),
-            passed=hex(marks.PASSING ^ 0xFFFFFFFF),
-            probe=hex(marks.PROBE),
-            spoken="{}-{}".format(*marks.SPOKEN),
-        )
+        self._forms: tuple[_Form, ...] = (_form(name, source, keyed=False), _form(name, source, keyed=True))
+        self._form = self._forms[-1]  # any kernel's, unless `load` finds that this one is good for the other
         self._netlink = Netlink()
         self._messages = ElementMessages(name)
-        self._shape = _shape_of(self._rules)
         self._aside: str | None = None  # what keeps our flows out of flowtables
 
     @property
@@ -275,14 +296,26 @@ class Netfilter:
         table = self._table()
         there = None if table is None else _comment_of(table)
         self._aside = None
-        if table is not None and there == self._mark and self._has_all(table, read_back=True):
-            if self._rates:
-                self._nft(self._rates)
-            return False
+        for form in self._forms:
+            if table is not None and there == form.mark and self._has_all(table, read_back=True):
+                self._form = form
+                if self._rates:
+                    self._nft(self._rates)
+                return False
         if there is not None and not there.startswith("algate "):
             raise ForeignTableError(errno.EEXIST, f"table inet {self.name} is not ours")
         replace = f"delete table inet {self.name}\n" if there is not None else ""
-        self._nft(replace + self._rules + self._rates)
+        for form in self._forms:
+            try:
+                self._nft(replace + form.rules + self._rates)
+            except NetfilterError as error:
+                if form.keyed or error.code != errno.EINVAL:
+                    raise
+            else:
+                self._form = form
+                break
+        if self._form.keyed:
+            self._forms = (self._form,)  # it is this kernel's from now on
         return True
 
     def has_flowtables(self) -> bool:
@@ -312,7 +345,7 @@ class Netfilter:
     def is_whole(self) -> bool:
         """Whether the table exists with all its chains, sets and rules. Elements are not checked."""
         table = self._table()
-        return table is not None and _comment_of(table) == self._mark and self._has_all(table, self._rates == "")
+        return table is not None and _comment_of(table) == self._form.mark and self._has_all(table, self._rates == "")
 
     def _has_all(self, table: Any, read_back: bool) -> bool:
         """Whether a table has everything that it must have. `read_back`: what was filled in later is not checked,
@@ -322,7 +355,7 @@ class Netfilter:
         chains = Counter(attribute_map(answer, _BODY).get(NFTA_RULE_CHAIN, b"").rstrip(b"\0") for answer in answers)
         rates, aside = chains.pop(b"rates", 0), chains.pop(b"aside", 0)
         objects = int(table.get_attr("NFTA_TABLE_USE") or 0) - (_ASIDE_OBJECTS if aside else 0)
-        if (objects, chains.total()) != self._shape:
+        if (objects, chains.total()) != self._form.shape:
             return False
         if read_back:
             self._aside = "" if aside else None
@@ -389,7 +422,7 @@ class Netfilter:
                 (index, add, element)
                 for index in batch
                 for add, elements in ((False, changes[index].delete), (True, changes[index].add))
-                for element in with_keys(elements)
+                for element in (with_keys(elements) if self._form.keyed else elements)
             )
             while groups and (errors := self._transaction([self._change(group) for group in groups])):
                 if any(len(groups[at]) > 1 for at in errors):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import msgspec
 
 from alg.address import Endpoint
 from alg.api import PINHOLE_KINDS
+from gateway.broker.elements import KEYS
 from gateway.broker.marks import ADMITTED
 from gateway.config.load import parse_config
 from gateway.lease.messages import (
@@ -51,6 +53,28 @@ def wait_for(condition: Callable[[], _T], what: str, timeout: float = 10.0) -> _
     return Lab.wait_for(condition, timeout, what)
 
 
+def _old_nft(folder: Path) -> list[str]:
+    """What to begin a command with, so that it finds an nft like that of a kernel before 6.5: a rule must not look for
+    a key in a map without taking its data."""
+    nft, real, own = shutil.which("nft") or "/usr/sbin/nft", folder / "real-nft", folder / "old-nft"
+    shutil.copy(nft, real)
+    own.write_text(
+        f"""#!/bin/sh
+[ "$1 $2" = "-f -" ] || exec {real} "$@"
+text=$(cat)
+if printf '%s\\n' "$text" | grep -Pq '(?<! map )@({"|".join(KEYS)})\\b'; then
+    echo 'Error: Could not process rule: Invalid argument' >&2
+    exit 1
+fi
+printf '%s\\n' "$text" | exec {real} "$@"
+"""
+    )
+    own.chmod(0o755)
+    folder.chmod(0o755)
+    # In the mount namespace that `ip netns exec` makes.
+    return ["sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"', str(own), nft]
+
+
 class Rig:
     """inside (client) -- router (broker) -- outside (server, stranger), with a FORWARD policy of DROP."""
 
@@ -64,8 +88,11 @@ class Rig:
         restore: bool = True,
         kinds: tuple[str, ...] = PINHOLE_KINDS,
         inside: tuple[str, ...] = ("192.168.56.0/24", "fd00:56::/64"),
+        old_kernel: bool = False,
     ) -> None:
+        """`old_kernel`: the broker's nft refuses what Linux before 6.5 refuses, in the same words."""
         self.kinds = kinds
+        self._nft = _old_nft(run_dir) if old_kernel else []
         tag = secrets.token_hex(3)
         self.inside, self.router, self.outside = (f"brk-{tag}-{end}" for end in "iro")
         self.table = "algate"
@@ -182,7 +209,7 @@ class Rig:
         python = [sys.executable, "-m", "gateway.process.broker", str(memfd)]
         with open(self._log, "ab") if self._log else contextlib.nullcontext() as log:
             self.broker = subprocess.Popen(
-                ["ip", "netns", "exec", self.router, "setpriv", *_user(), *PRIVILEGES, *python],
+                ["ip", "netns", "exec", self.router, *self._nft, "setpriv", *_user(), *PRIVILEGES, *python],
                 pass_fds=[memfd, *boot.descriptors()],
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
                 stderr=log,
