@@ -51,7 +51,7 @@ from alg.bittorrent.announce import (
     read_http,
 )
 from alg.bittorrent.bencode import find_interval
-from alg.bittorrent.listeners import Keeper, Listener, Listeners, State, Torrent, counts_until
+from alg.bittorrent.listeners import ClientPort, ClientPorts, Keeper, PortState, Torrent, counts_until
 from alg.bittorrent.options import BittorrentOptions
 from alg.bittorrent.udp import AnnounceModule
 from alg.datagrams import DatagramModule
@@ -68,7 +68,7 @@ PORT, ADDRESS = "bittorrent.port", "bittorrent.address"
 
 
 @dataclass(slots=True)
-class Held:
+class HeldAnnounce:
     """An announce that waits for its port. `due`: when it goes without one.
 
     `asked`: the number of the question for a port that another process has opened, in place of a listener; `public`:
@@ -77,7 +77,7 @@ class Held:
 
     head: bytes
     announce: Announce
-    listener: Listener | None
+    listener: ClientPort | None
     due: float
     asked: int = 0
     public: Endpoint | None = None
@@ -104,13 +104,13 @@ class BittorrentModule:
         self._client = str(canonical(context.client.host))
         self._tracker = str(context.server)
         self._published = context.inside is not Side.CLIENT
-        listeners = cast(Listeners, context.shared.setdefault("listeners", Listeners()))
+        listeners = cast(ClientPorts, context.shared.setdefault("listeners", ClientPorts()))
         self._keeper = Keeper(listeners, options.verify, context.board)
         self._buffer = bytearray()
         self._searched = 0  # bytes in which there is no end of a head
         self._since = 0.0  # when the client has last said something
-        self._held: Held | None = None
-        self._asked: deque[tuple[Listener, Torrent]] = deque()  # announces whose answers are looked at
+        self._held: HeldAnnounce | None = None
+        self._asked: deque[tuple[ClientPort, Torrent]] = deque()  # announces whose answers are looked at
         self._answer = bytearray()
         self._pieces = 0  # of the answer
         self._closed: set[Side] = set()
@@ -217,7 +217,7 @@ class BittorrentModule:
         socket = Endpoint(self._client, announce.port)
         listener = self._keeper.listeners.get(socket, self._now)
         if announce.stopped:
-            held = self._held = Held(head, announce, listener, self._now + ANSWER_WITHIN)
+            held = self._held = HeldAnnounce(head, announce, listener, self._now + ANSWER_WITHIN)
             if listener is None:  # what another process has opened, the tracker knows by its public port
                 held.asked = self._keeper.number()
                 self._out.append(FindSocket(held.asked, socket))
@@ -234,7 +234,7 @@ class BittorrentModule:
             self._forget_answer()
         if len(self._asked) < MOST_ASKED:
             self._asked.append((listener, torrent))
-        self._held = Held(head, announce, listener, self._now + ANSWER_WITHIN)
+        self._held = HeldAnnounce(head, announce, listener, self._now + ANSWER_WITHIN)
 
     def _release(self) -> None:
         """Let the announce go, with its public port if it has one."""
@@ -243,7 +243,7 @@ class BittorrentModule:
             return
         self._held = None
         listener, announce = held.listener, held.announce
-        public = listener.public if listener is not None and listener.state is State.OPEN else held.public
+        public = listener.public if listener is not None and listener.state is PortState.OPEN else held.public
         self._out.append(Deliver(Side.SERVER, held.head, self._edits(announce, public)))
         if announce.stopped:
             self._do(self._keeper.stopped(Endpoint(self._client, announce.port), announce.info_hash, self._now))

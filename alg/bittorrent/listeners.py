@@ -1,7 +1,7 @@
 """Ports at which clients listen for peers: each is proven, opened for everybody, kept while torrents are announced
 there, and closed.
 
-`Listeners` is a table that several modules of one process share, because each announce may come over a connection of
+`ClientPorts` is a table that several modules of one process share, because each announce may come over a connection of
 its own. A `Keeper` is a module's part in it: whoever finds a port that nobody keeps begins to keep it, and tells the
 others by the table that it is still alive. Times are seconds of the events' clock.
 """
@@ -38,7 +38,7 @@ KeeperCommand = Probe | OpenMapping | UpdateMapping | ClosePinhole | Note
 Torrent = tuple[bytes, str]  # an info hash, and the tracker that was told of it
 
 
-class State(Enum):
+class PortState(Enum):
     """What is known of a port."""
 
     PROVING = "proving"
@@ -48,7 +48,7 @@ class State(Enum):
 
 
 @dataclass(slots=True)
-class Listener:
+class ClientPort:
     """One port of a client. `torrents`: until when each announce counts. `public`: once it is open.
 
     `due`: when proof and opening have taken too long, or the failure is forgotten. `lasts`: when the mapping ends if
@@ -58,7 +58,7 @@ class Listener:
     socket: Endpoint
     due: float
     seen: float
-    state: State = State.PROVING
+    state: PortState = PortState.PROVING
     public: Endpoint | None = None
     lasts: float = 0.0
     probe: int = 0
@@ -68,7 +68,7 @@ class Listener:
     @property
     def is_waited_for(self) -> bool:
         """Whether an announce has to wait for what comes of it."""
-        return self.state in (State.PROVING, State.OPENING)
+        return self.state in (PortState.PROVING, PortState.OPENING)
 
     def announced(self, torrent: Torrent, until: float) -> None:
         """An announce counts until then."""
@@ -94,14 +94,14 @@ def counts_until(now: float, interval: int | None) -> float:
     return now + min(max(interval, LEAST_INTERVAL), MOST_INTERVAL) * 1.5 + 120
 
 
-class Listeners:
+class ClientPorts:
     """The ports of all clients that are proven, open, or have failed a short while ago."""
 
     def __init__(self) -> None:
-        self._by_socket: dict[Endpoint, Listener] = {}
-        self._of_client: dict[str, list[Listener]] = {}
+        self._by_socket: dict[Endpoint, ClientPort] = {}
+        self._of_client: dict[str, list[ClientPort]] = {}
 
-    def get(self, socket: Endpoint, now: float) -> Listener | None:
+    def get(self, socket: Endpoint, now: float) -> ClientPort | None:
         """Return what is known of a port, if that is still true."""
         found = self._by_socket.get(socket)
         if found is not None and self._is_over(found, now):
@@ -109,28 +109,28 @@ class Listeners:
             return None
         return found
 
-    def add(self, socket: Endpoint, now: float) -> Listener | None:
+    def add(self, socket: Endpoint, now: float) -> ClientPort | None:
         """Begin with a port that is not known. Returns None if the client has too many."""
         of_client = self._of_client.setdefault(socket.host, [])
         for listener in [listener for listener in of_client if self._is_over(listener, now)]:
             self.forget(listener)
-        failed = sum(listener.state is State.FAILED for listener in of_client)
+        failed = sum(listener.state is PortState.FAILED for listener in of_client)
         if len(of_client) - failed >= MOST_PORTS or failed >= MOST_FAILED or len(self._by_socket) >= MOST:
             return None
-        made = self._by_socket[socket] = Listener(socket, now + PROOF_WITHIN, now)
+        made = self._by_socket[socket] = ClientPort(socket, now + PROOF_WITHIN, now)
         self._of_client.setdefault(socket.host, []).append(made)
         return made
 
-    def put(self, listener: Listener) -> None:
+    def put(self, listener: ClientPort) -> None:
         """Add one that a predecessor has opened."""
         self._by_socket[listener.socket] = listener
         self._of_client.setdefault(listener.socket.host, []).append(listener)
 
-    def has(self, listener: Listener) -> bool:
+    def has(self, listener: ClientPort) -> bool:
         """Whether this very one is known."""
         return self._by_socket.get(listener.socket) is listener
 
-    def forget(self, listener: Listener) -> None:
+    def forget(self, listener: ClientPort) -> None:
         """Remove it, if it is there."""
         if not self.has(listener):
             return
@@ -140,8 +140,8 @@ class Listeners:
         if not of_client:
             del self._of_client[listener.socket.host]
 
-    def _is_over(self, listener: Listener, now: float) -> bool:
-        if listener.state is State.OPEN:  # all torrents have stopped: its keeper closes it with its next look
+    def _is_over(self, listener: ClientPort, now: float) -> bool:
+        if listener.state is PortState.OPEN:  # all torrents have stopped: its keeper closes it with its next look
             return not listener.torrents or listener.seen + DEAD < now
         return listener.due < now
 
@@ -149,15 +149,15 @@ class Listeners:
 class Keeper:
     """One module's part: proves and opens ports of clients, and keeps them. Methods return commands for its driver."""
 
-    def __init__(self, listeners: Listeners, verify: str, board: Board | None = None) -> None:
+    def __init__(self, listeners: ClientPorts, verify: str, board: Board | None = None) -> None:
         self.listeners = listeners
         self._board = board
         self._handshake = verify == "handshake"
-        self._kept: dict[int, Listener] = {}  # by the number of a probe or a mapping
+        self._kept: dict[int, ClientPort] = {}  # by the number of a probe or a mapping
         self._ref = 0
         self._beat_at = 0.0
 
-    def begin(self, socket: Endpoint, info_hash: bytes, now: float) -> tuple[Listener | None, list[KeeperCommand]]:
+    def begin(self, socket: Endpoint, info_hash: bytes, now: float) -> tuple[ClientPort | None, list[KeeperCommand]]:
         """Prove a port that nobody keeps. Returns None in place of it if the client has too many."""
         listener = self.listeners.add(socket, now)
         if listener is None:
@@ -178,7 +178,7 @@ class Keeper:
             self._board.pin(_stopped_word(socket, info_hash), PINNED)
         return self.tick(now)
 
-    def restored(self, listener: Listener, ref: int) -> None:
+    def restored(self, listener: ClientPort, ref: int) -> None:
         """Keep what a predecessor has opened under this number."""
         listener.mapping = ref
         self._ref = max(self._ref, ref)
@@ -194,14 +194,14 @@ class Keeper:
         listener.seen = now
         if ref == listener.probe:
             del self._kept[ref]
-            listener.state, listener.probe = State.OPENING, 0
+            listener.state, listener.probe = PortState.OPENING, 0
             listener.mapping = self._next(listener)
             ends = max(listener.wanted_until(), now + PROOF_WITHIN)
             ttl = min(ends - now, LONGEST)
             listener.lasts = now + ttl
             own = listener.socket.port
             return [OpenMapping(listener.mapping, listener.socket, ("tcp", "udp"), None, ttl, REASON, own)]
-        listener.state = State.OPEN
+        listener.state = PortState.OPEN
         # In mode "observe" there is no public port: nothing would have to be edited.
         listener.public = public if public.port else Endpoint(public.host, listener.socket.port)
         return []
@@ -211,10 +211,10 @@ class Keeper:
         listener = self._kept.pop(ref, None)
         if listener is None:
             return []
-        if listener.state is State.OPEN:
+        if listener.state is PortState.OPEN:
             self.listeners.forget(listener)
             return [Note("bittorrent.closed", f"{listener.socket}: {rule}")]
-        listener.state, listener.due = State.FAILED, now + FAILED_FOR
+        listener.state, listener.due = PortState.FAILED, now + FAILED_FOR
         if rule == "probe":
             return [Note("bittorrent.unproven", f"no BitTorrent client answers at {listener.socket}")]
         return [Note("bittorrent.refused", f"{listener.socket}: {rule}")]
@@ -232,7 +232,7 @@ class Keeper:
             if not self.listeners.has(listener):  # given up, or somebody else's
                 del self._kept[ref]
                 commands.append(ClosePinhole(ref))
-            elif listener.state is not State.OPEN:
+            elif listener.state is not PortState.OPEN:
                 continue
             elif (until := listener.wanted_until()) <= now:
                 del self._kept[ref]
@@ -256,16 +256,16 @@ class Keeper:
         """When to look again."""
         return self._beat_at if self._kept else None
 
-    def kept(self) -> list[Listener]:
+    def kept(self) -> list[ClientPort]:
         """The open ones that this keeper keeps."""
-        return [listener for listener in self._kept.values() if listener.state is State.OPEN]
+        return [listener for listener in self._kept.values() if listener.state is PortState.OPEN]
 
     def number(self) -> int:
         """A number for what is asked of the driver beside."""
         self._ref += 1
         return self._ref
 
-    def _next(self, listener: Listener) -> int:
+    def _next(self, listener: ClientPort) -> int:
         self._kept[ref := self.number()] = listener
         return ref
 

@@ -18,7 +18,7 @@ from typing import ClassVar, Generic, TypeVar
 from alg.address import Endpoint, canonical, is_private
 from alg.api import Edit, Note, Opened, Refused, Side, Tick
 from alg.bittorrent.announce import Announce, read_udp
-from alg.bittorrent.listeners import Keeper, Listener, Listeners, State, counts_until
+from alg.bittorrent.listeners import ClientPort, ClientPorts, Keeper, PortState, counts_until
 from alg.bittorrent.options import BittorrentOptions
 from alg.datagrams import Datagram, DatagramCommand, DatagramContext, DatagramEvent, Entry, Moved, Release
 
@@ -79,7 +79,7 @@ class _Shares(Generic[K, V]):
 
 
 @dataclass(slots=True)
-class Connection:
+class TrackerConnection:
     """What a client's socket has with a tracker. `asked`: the transaction of a connect without an answer; `id`: what
     the tracker gave, until `ends`."""
 
@@ -89,12 +89,12 @@ class Connection:
 
 
 @dataclass(slots=True)
-class Held:
+class HeldUdpAnnounce:
     """An announce that waits for its port. `due`: when it goes without one."""
 
     packet: int
     announce: Announce
-    listener: Listener
+    listener: ClientPort
     due: float
 
 
@@ -109,11 +109,11 @@ class AnnounceModule:
 
     def __init__(self, context: DatagramContext) -> None:
         options = context.options if isinstance(context.options, BittorrentOptions) else BittorrentOptions()
-        self._keeper = Keeper(Listeners(), options.verify)
-        self._connections: _Shares[Pair, Connection] = _Shares(MOST_CONNECTIONS)
-        self._asked: _Shares[tuple[Pair, bytes], tuple[Listener, bytes]] = _Shares(MOST_ASKED)
-        self._held: dict[int, Held] = {}
-        self._changed: dict[int, Listener] | None = {} if context.recorded else None
+        self._keeper = Keeper(ClientPorts(), options.verify)
+        self._connections: _Shares[Pair, TrackerConnection] = _Shares(MOST_CONNECTIONS)
+        self._asked: _Shares[tuple[Pair, bytes], tuple[ClientPort, bytes]] = _Shares(MOST_ASKED)
+        self._held: dict[int, HeldUdpAnnounce] = {}
+        self._changed: dict[int, ClientPort] | None = {} if context.recorded else None
         self._gone: list[int] = []
         self._noted: dict[tuple[str, str], float] = {}
 
@@ -173,7 +173,7 @@ class AnnounceModule:
         self._asked.put(event.client.host, (pair, data[12:16]), (listener, announce.info_hash))
         if not listener.is_waited_for:
             return [*commands, Release(event.packet, _edits(announce, listener))]
-        self._held[event.packet] = Held(event.packet, announce, listener, now + ANSWER_WITHIN)
+        self._held[event.packet] = HeldUdpAnnounce(event.packet, announce, listener, now + ANSWER_WITHIN)
         return commands
 
     def _from_tracker(self, event: Datagram) -> None:
@@ -193,9 +193,9 @@ class AnnounceModule:
                 listener.announced(torrent, counts_until(now, int.from_bytes(data[8:12])))
                 self._remember(listener)
 
-    def _connection(self, pair: Pair) -> Connection:
+    def _connection(self, pair: Pair) -> TrackerConnection:
         client = pair[0].host
-        known = self._connections.get(client, pair) or Connection()
+        known = self._connections.get(client, pair) or TrackerConnection()
         self._connections.put(client, pair, known)
         return known
 
@@ -241,8 +241,8 @@ class AnnounceModule:
 
     # --- the journal ------------------------------------------------------------------------------------------------
 
-    def _remember(self, listener: Listener) -> None:
-        if self._changed is not None and listener.state is State.OPEN:
+    def _remember(self, listener: ClientPort) -> None:
+        if self._changed is not None and listener.state is PortState.OPEN:
             self._changed[listener.mapping] = listener
 
     def journal(self) -> Sequence[Entry]:
@@ -265,7 +265,9 @@ class AnnounceModule:
                 continue
             try:
                 host, port, public, public_port, until, lasts = json.loads(entry.record)
-                listener = Listener(Endpoint.of(host, port), now, now, State.OPEN, Endpoint.of(public, public_port))
+                listener = ClientPort(
+                    Endpoint.of(host, port), now, now, PortState.OPEN, Endpoint.of(public, public_port)
+                )
                 listener.lasts = float(lasts)
                 listener.announced((b"", ""), float(until))
             except (ValueError, TypeError):
@@ -273,8 +275,8 @@ class AnnounceModule:
             self._keeper.restored(listener, entry.ref)
 
 
-def _edits(announce: Announce, listener: Listener | None) -> tuple[Edit, ...]:
-    if listener is None or listener.state is not State.OPEN or listener.public is None:
+def _edits(announce: Announce, listener: ClientPort | None) -> tuple[Edit, ...]:
+    if listener is None or listener.state is not PortState.OPEN or listener.public is None:
         return ()
     client, public, edits = listener.socket.host, listener.public, []
     own = canonical(client)

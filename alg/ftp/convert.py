@@ -14,8 +14,8 @@ from alg.ftp.active import Advert, read_advert
 from alg.ftp.addresses import format_port_argument
 from alg.ftp.commands import TRANSFERS, FtpCommand
 from alg.ftp.passive import read_passive
-from alg.ftp.replies import Kind, Sent
-from alg.ftp.strategy import TTL, Answer, Ask, Pass, Talk
+from alg.ftp.replies import CommandKind, Sent
+from alg.ftp.strategy import TTL, Answer, AskFirst, Pass, Talk
 
 REASON = "ftp.convert"
 _MOST_RELAYS = 16  # of a client that pipelines
@@ -55,7 +55,7 @@ class ConvertActive:
         ref = talk.new_ref()
         self._relays[ref] = _DataRelay(advert)
         edit = Edit(command.start - len(command.verb) - 1, command.end, verb.encode(), REASON)
-        return Pass((edit,), Sent(Kind[verb], ref))
+        return Pass((edit,), Sent(CommandKind[verb], ref))
 
     def reply(self, sent: Sent, code: int, line: bytes) -> Answer | None:
         relay = self._relays.get(sent.ref) if sent.ref is not None else None
@@ -101,7 +101,7 @@ class ConvertPassive:
             return (Edit(command.end - len(command.verb), command.end, text, REASON),)
 
         target = Endpoint.of(talk.client, 0)
-        return Ask(OpenMeeting(ref, TTL, REASON), target, opened, sent_otherwise=Kind.PASV)
+        return AskFirst(OpenMeeting(ref, TTL, REASON), target, opened, sent_otherwise=CommandKind.PASV)
 
     def reply(self, sent: Sent, code: int, line: bytes) -> Answer | None:
         inner = self._inner.pop(sent.ref, None) if sent.ref is not None else None

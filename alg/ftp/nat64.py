@@ -11,8 +11,8 @@ from alg.api import Edit, Opened, OpenOutbound, Say, Side
 from alg.ftp.commands import FtpCommand
 from alg.ftp.convert import REASON
 from alg.ftp.passive import read_passive
-from alg.ftp.replies import Kind, Sent
-from alg.ftp.strategy import TTL, Answer, Ask, Pass, Talk
+from alg.ftp.replies import CommandKind, Sent
+from alg.ftp.strategy import TTL, Answer, AskFirst, Pass, Talk
 
 
 class Nat64:
@@ -30,7 +30,7 @@ class Nat64:
         return Pass((Edit(verb, command.end, b"PASV", REASON),), self._extended_sent())
 
     def reply(self, sent: Sent, code: int, line: bytes) -> Answer | None:
-        if sent.kind is Kind.EPSV and code in (500, 502):
+        if sent.kind is CommandKind.EPSV and code in (500, 502):
             return self._try_pasv(sent, line)
         if not self.replaces(sent, code):
             if sent.ref is not None:
@@ -45,11 +45,11 @@ class Nat64:
             return _translated(event.public, len(line))
 
         question = OpenOutbound(self._talk.new_ref(), target, "tcp", TTL, "ftp.passive")
-        return Ask(question, target, opened, otherwise=edits)
+        return AskFirst(question, target, opened, otherwise=edits)
 
     def replaces(self, sent: Sent, code: int) -> bool:
         """Whether it is a 227 that answers what the client sent as EPSV."""
-        return code == 227 and (sent.ref in self._extended or (sent.kind is Kind.EPSV and sent.ref is None))
+        return code == 227 and (sent.ref in self._extended or (sent.kind is CommandKind.EPSV and sent.ref is None))
 
     def _try_pasv(self, sent: Sent, line: bytes) -> Answer | None:
         """The server does not know EPSV: send PASV in place of the client, and keep the reply from the client."""
@@ -57,7 +57,7 @@ class Nat64:
         talk.no_epsv = True
         if len(talk.unanswered) or talk.replies.several:
             return None  # it would not be clear which reply is whose
-        again = self._extended_sent() if sent.ref is None else Sent(Kind.PASV, sent.ref)
+        again = self._extended_sent() if sent.ref is None else Sent(CommandKind.PASV, sent.ref)
         talk.unanswered.add(again)
         say = Say(Side.SERVER, b"PASV\r\n", REASON)
         return Pass((Edit(0, len(line), b"", REASON),), before=(say,))
@@ -65,7 +65,7 @@ class Nat64:
     def _extended_sent(self) -> Sent:
         ref = self._talk.new_ref()
         self._extended.add(ref)
-        return Sent(Kind.PASV, ref)
+        return Sent(CommandKind.PASV, ref)
 
 
 def _translated(public: Endpoint, length: int) -> tuple[Edit, ...]:

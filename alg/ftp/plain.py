@@ -7,10 +7,10 @@ from alg.api import Edit, Note, Opened, OpenOutbound, OpenPinhole
 from alg.ftp.active import read_advert
 from alg.ftp.commands import FtpCommand
 from alg.ftp.passive import Passive, read_passive
-from alg.ftp.replies import Kind, Sent
-from alg.ftp.strategy import TTL, Answer, Ask, Pass, Talk, Wrong
+from alg.ftp.replies import CommandKind, Sent
+from alg.ftp.strategy import TTL, Answer, AskFirst, Pass, Talk, Wrong
 
-_KINDS = {"PASV": Kind.PASV, "EPSV": Kind.EPSV, "AUTH": Kind.AUTH}
+_KINDS = {"PASV": CommandKind.PASV, "EPSV": CommandKind.EPSV, "AUTH": CommandKind.AUTH}
 
 
 class Plain:
@@ -24,18 +24,18 @@ class Plain:
             return self._port(command)
         if command.is_epsv_all:
             self._talk.epsv_all = True
-            return Pass(sent=Sent(Kind.EPSV_ALL))
+            return Pass(sent=Sent(CommandKind.EPSV_ALL))
         before: tuple[Note, ...] = ()
         if command.verb in ("LPRT", "LPSV"):
             before = (Note("ftp.rfc1639", f"{command.verb} is relayed, and nothing opened"),)
-        return Pass(sent=Sent(_KINDS.get(command.verb, Kind.OTHER)), before=before)
+        return Pass(sent=Sent(_KINDS.get(command.verb, CommandKind.OTHER)), before=before)
 
     def reply(self, sent: Sent, code: int, line: bytes) -> Answer | None:
         if code not in (227, 229):
             return None
-        if self._talk.published and sent.kind is Kind.OTHER:
+        if self._talk.published and sent.kind is CommandKind.OTHER:
             return None  # a port of the inside is opened only where the client has asked for one
-        if code == 227 and sent.kind is not Kind.EPSV and self._talk.epsv_all:
+        if code == 227 and sent.kind is not CommandKind.EPSV and self._talk.epsv_all:
             return Pass(before=(Note("ftp.epsv-all", "227 after EPSV ALL"),))
         return self.lead(read_passive(self._talk, code, line))
 
@@ -52,11 +52,11 @@ class Plain:
 
         if talk.published:
             question = OpenPinhole(ref, target, str(talk.client), "tcp", TTL, passive.reason)
-            return Ask(question, target, opened)
+            return AskFirst(question, target, opened)
         before: tuple[Note, ...] = ()
         if passive.is_foreign and passive.keep:
             before = (Note("ftp.address", f"reply 227 names {passive.written} instead of {talk.server}"),)
-        return Ask(OpenOutbound(ref, target, "tcp", TTL, "ftp.passive"), target, opened, before=before)
+        return AskFirst(OpenOutbound(ref, target, "tcp", TTL, "ftp.passive"), target, opened, before=before)
 
     def _port(self, command: FtpCommand) -> Answer:
         talk = self._talk
@@ -70,4 +70,4 @@ class Plain:
             return advert.edits(event.public)
 
         question = OpenPinhole(talk.new_ref(), advert.target, str(talk.server), "tcp", TTL, advert.reason)
-        return Ask(question, advert.target, opened)
+        return AskFirst(question, advert.target, opened)

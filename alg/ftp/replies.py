@@ -104,7 +104,7 @@ def may_precede_replies(data: bytes) -> bool:
     return _TEXT_BYTES.fullmatch(data) is not None and _FOREIGN_BEGINNING.match(data) is None
 
 
-class Kind(Enum):
+class CommandKind(Enum):
     """Kinds of commands, as far as the gateway tells them apart."""
 
     OTHER = auto()
@@ -119,18 +119,18 @@ class Kind(Enum):
 class Sent:
     """A command that was sent to the server. `ref` is the pinhole that was opened for it."""
 
-    kind: Kind
+    kind: CommandKind
     ref: int | None = None
 
 
-OTHER = Sent(Kind.OTHER)
+OTHER = Sent(CommandKind.OTHER)
 """A command that means nothing to the gateway."""
 # Codes that answer one kind of command and no other; 200 to AUTH is VxWorks'.
-_OWN_CODES: dict[int, tuple[Kind, ...]] = {
-    227: (Kind.PASV, Kind.EPSV),
-    229: (Kind.EPSV, Kind.PASV),
-    234: (Kind.AUTH,),
-    334: (Kind.AUTH,),
+_OWN_CODES: dict[int, tuple[CommandKind, ...]] = {
+    227: (CommandKind.PASV, CommandKind.EPSV),
+    229: (CommandKind.EPSV, CommandKind.PASV),
+    234: (CommandKind.AUTH,),
+    334: (CommandKind.AUTH,),
 }
 _OWN_KINDS = frozenset(kind for kinds in _OWN_CODES.values() for kind in kinds)
 
@@ -147,7 +147,7 @@ class Unanswered:
     def __init__(self) -> None:
         self._sent: deque[tuple[int, Sent]] = deque()  # and how many others came just before it
         self._since = 0  # how many others came after the last of these
-        self._kinds = dict.fromkeys(Kind, 0)
+        self._kinds = dict.fromkeys(CommandKind, 0)
         self._count = 0
 
     def __len__(self) -> int:
@@ -173,7 +173,7 @@ class Unanswered:
         self._since += count
         self._count += count
 
-    def has(self, kind: Kind) -> bool:
+    def has(self, kind: CommandKind) -> bool:
         """Whether a command of this kind, which is not OTHER, waits."""
         return self._kinds[kind] > 0
 
@@ -200,7 +200,7 @@ class Unanswered:
         if code in (234, 334) or code < 200 or not self._count:
             return None
         head = OTHER if not self._sent or self._sent[0][0] else self._sent[0][1]
-        if head.kind is Kind.AUTH and code == 200:
+        if head.kind is CommandKind.AUTH and code == 200:
             return self._pop()
         if code < 400 and head.kind in _OWN_KINDS:
             return None
@@ -212,7 +212,7 @@ class Unanswered:
         if code not in _OWN_CODES:
             self.answer(code)
 
-    def _pop_through(self, kind: Kind) -> Sent:
+    def _pop_through(self, kind: CommandKind) -> Sent:
         """Return the first command of this kind, and forget those before it."""
         while True:
             before, sent = self._sent.popleft()

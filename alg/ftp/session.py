@@ -57,10 +57,10 @@ from alg.ftp.convert import REASON, ConvertActive, ConvertPassive
 from alg.ftp.nat64 import Nat64
 from alg.ftp.options import FtpOptions
 from alg.ftp.plain import Plain
-from alg.ftp.replies import Kind, ReplyTracker, Sent, Unanswered, may_begin_replies, may_precede_replies
-from alg.ftp.state import Control, Step, after
-from alg.ftp.strategy import Answer, Ask, Pass, Strategy, Talk, Unclear, Wrong
-from alg.ftp.stream import Hold, Stream, joined
+from alg.ftp.replies import CommandKind, ReplyTracker, Sent, Unanswered, may_begin_replies, may_precede_replies
+from alg.ftp.state import Control, ControlStep, after
+from alg.ftp.strategy import Answer, AskFirst, Pass, Strategy, Talk, Unclear, Wrong
+from alg.ftp.stream import HeldLine, LineQueue, joined
 from alg.ftp.tls import TlsStream
 from alg.ftp.transfers import Transfers
 from alg.lines import Lines
@@ -94,7 +94,7 @@ class FtpModule:
         converts = any(isinstance(strategy, ConvertActive) for strategy in self._strategies)
         self._read = _READ_ALL if converts else _READ
         self._rate = Rate(MOST_READ, 2 * MOST_READ)
-        self._streams = {side: Stream() for side in Side}
+        self._streams = {side: LineQueue() for side in Side}
         self._pinholes = _Pinholes()
         self._tls: dict[Side, TlsStream] = {}  # directions that are encrypted
         self._spoke_during_auth = False
@@ -236,7 +236,7 @@ class FtpModule:
 
     # --- commands of the client -------------------------------------------------------------------------------------
 
-    def _commands(self, stream: Stream, lines: bytes) -> None:
+    def _commands(self, stream: LineQueue, lines: bytes) -> None:
         """Handle whole lines of the client. Those that mean nothing are delivered together."""
         while stream.at < len(lines):
             begun = stream.at
@@ -259,7 +259,7 @@ class FtpModule:
             if stream.state not in (Control.COMMANDS, Control.AUTH):
                 return
 
-    def _command(self, stream: Stream, line: bytes) -> None:
+    def _command(self, stream: LineQueue, line: bytes) -> None:
         """Handle a line of the client that has to be read."""
         talk = self._talk
         command = parse_command(line)
@@ -268,7 +268,7 @@ class FtpModule:
                 self._revoke_first(Side.CLIENT, line)
                 return
             stream.spoke = True
-            self._step(Side.CLIENT, Step.PROVED)
+            self._step(Side.CLIENT, ControlStep.PROVED)
         self._goes_on(1, others=0)
         if command is None:
             self._do(Side.CLIENT, line, Pass())
@@ -284,7 +284,7 @@ class FtpModule:
             self._revoke(wrong, Side.CLIENT, line)
             return
         if command.verb == "AUTH":
-            self._step(Side.CLIENT, Step.SENT_AUTH)
+            self._step(Side.CLIENT, ControlStep.SENT_AUTH)
 
     def _asked_of_command(self, command: FtpCommand, line: bytes) -> Answer:
         for strategy in self._strategies:
@@ -305,7 +305,7 @@ class FtpModule:
 
     # --- replies of the server --------------------------------------------------------------------------------------
 
-    def _replies(self, stream: Stream, lines: bytes) -> None:
+    def _replies(self, stream: LineQueue, lines: bytes) -> None:
         """Handle whole lines of the server. Those that mean nothing are delivered together."""
         talk, replies = self._talk, self._talk.replies
         begun = at = stream.at  # what is between them can go
@@ -348,7 +348,7 @@ class FtpModule:
         stream.at = at
         self._deliver_text(lines[begun:at])
 
-    def _is_good_first(self, stream: Stream, line: bytes) -> bool:
+    def _is_good_first(self, stream: LineQueue, line: bytes) -> bool:
         """Whether a line may come before the greeting, or be it."""
         stream.before += 1
         if stream.before > _MOST_BEFORE:
@@ -357,7 +357,7 @@ class FtpModule:
             stream.spoke = True
         return stream.spoke or self._may_be_banner(line)
 
-    def _is_plain(self, stream: Stream, code: int) -> bool:
+    def _is_plain(self, stream: LineQueue, code: int) -> bool:
         """Whether the reply means nothing to the gateway."""
         if stream.state is Control.GREETING or (code in _DATA_DONE and self._pinholes.is_awaited):
             return False
@@ -367,30 +367,30 @@ class FtpModule:
         sent = self._talk.unanswered.expects(code)
         return sent is not None and any(strategy.replaces(sent, code) for strategy in self._strategies)
 
-    def _reply(self, stream: Stream, code: int, line: bytes) -> None:
+    def _reply(self, stream: LineQueue, code: int, line: bytes) -> None:
         """Handle the last line of a reply that means something."""
         if stream.state is Control.GREETING and not self._talk.greeted:
             # 120 and a refusal (421, 5xx) are no greeting yet (RFC 959, 5.4); any other code is one, whatever it says.
             if code < 400 and code != 120:
                 self._talk.greeted = True
-                self._step(Side.SERVER, Step.PROVED)
+                self._step(Side.SERVER, ControlStep.PROVED)
             self._deliver(Side.SERVER, line)
             return
         if stream.state is Control.GREETING:
-            self._step(Side.SERVER, Step.PROVED)
+            self._step(Side.SERVER, ControlStep.PROVED)
         if code in _DATA_DONE:
             self._out += self._pinholes.expect(None)
         sent = self._talk.unanswered.answer(code)
         if sent is None:
             self._deliver(Side.SERVER, line)
             return
-        if sent.kind is Kind.AUTH and code < 400:
+        if sent.kind is CommandKind.AUTH and code < 400:
             self._stand_down(line, resumable=code == 234 and not self._spoke_during_auth)
             return
-        if sent.kind is Kind.AUTH:
+        if sent.kind is CommandKind.AUTH:
             self._spoke_during_auth = False
-            self._step(Side.CLIENT, Step.AUTH_REFUSED)
-        elif sent.kind is Kind.EPSV_ALL and code >= 400:
+            self._step(Side.CLIENT, ControlStep.AUTH_REFUSED)
+        elif sent.kind is CommandKind.EPSV_ALL and code >= 400:
             self._talk.epsv_all = False
         if sent.ref in self._pinholes:
             self._out += self._pinholes.expect(sent.ref)
@@ -404,7 +404,7 @@ class FtpModule:
             self._revoke(wrong, Side.SERVER, line)
 
     def _asked_of_reply(self, sent: Sent, code: int, line: bytes) -> Answer:
-        if code in (227, 229) and (sent.kind is Kind.PORT or self._talk.unanswered.has(Kind.AUTH)):
+        if code in (227, 229) and (sent.kind is CommandKind.PORT or self._talk.unanswered.has(CommandKind.AUTH)):
             return Pass()
         for strategy in self._strategies:
             if (answer := strategy.reply(sent, code, line)) is not None:
@@ -415,9 +415,9 @@ class FtpModule:
 
     def _do(self, side: Side, line: bytes, answer: Answer) -> None:
         self._out += answer.before
-        if isinstance(answer, Ask):
-            self._streams[side].hold = Hold(answer, line, self._now + ANSWER_WITHIN)
-            self._step(side, Step.ASKED)
+        if isinstance(answer, AskFirst):
+            self._streams[side].hold = HeldLine(answer, line, self._now + ANSWER_WITHIN)
+            self._step(side, ControlStep.ASKED)
             self._out.append(answer.question)
             return
         if side is Side.CLIENT:
@@ -425,7 +425,7 @@ class FtpModule:
         self._deliver(side, line, answer.edits)
         self._out += answer.after
 
-    def _step(self, side: Side, step: Step) -> None:
+    def _step(self, side: Side, step: ControlStep) -> None:
         stream = self._streams[side]
         stream.state = after(stream.state, step)
 
@@ -450,7 +450,7 @@ class FtpModule:
         if hold is None:
             return
         stream.hold = None
-        self._step(side, Step.ANSWERED)
+        self._step(side, ControlStep.ANSWERED)
         if side is Side.CLIENT:
             kind = hold.ask.sent_otherwise if ref is None else hold.ask.sent
             self._talk.unanswered.add(Sent(kind, ref))
@@ -485,7 +485,7 @@ class FtpModule:
         """Deliver everything that is held, in order, and read nothing from now on."""
         for side, stream in self._streams.items():
             self._release(side, stream.hold.ask.otherwise if stream.hold else ())
-            self._step(side, Step.GIVEN_UP)
+            self._step(side, ControlStep.GIVEN_UP)
             self._deliver(side, stream.take_all())
             self._end(side)
 
@@ -503,7 +503,7 @@ class FtpModule:
         self._out.append(Note("ftp.tls", "stood down after AUTH"))
         self._tls = {side: TlsStream() for side in Side}
         for side in Side:
-            self._step(side, Step.AUTH_AGREED)
+            self._step(side, ControlStep.AUTH_AGREED)
         self._talk.unanswered = Unanswered()
         if behind := self._streams[Side.SERVER].take_all():
             self._encrypted(Side.SERVER, behind)  # a server does not begin TLS: this ends in Bypass
@@ -515,14 +515,14 @@ class FtpModule:
         if watch.broken:
             self._deliver(side, data)
             for either in Side:
-                self._step(either, Step.GIVEN_UP)
+                self._step(either, ControlStep.GIVEN_UP)
             self._out += (Note("ftp.not-tls", f"what the {side} sends after AUTH is not TLS"), Bypass())
             return b""
         self._deliver(side, data[:clear])
         if clear is None:
             return b""
         del self._tls[side]
-        self._streams[side] = Stream(after(Control.TLS, Step.CLEAR))
+        self._streams[side] = LineQueue(after(Control.TLS, ControlStep.CLEAR))
         self._out.append(Note("ftp.clear", f"the {side} speaks in clear again (CCC)"))
         return data[clear:]
 

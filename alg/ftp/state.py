@@ -20,7 +20,7 @@ class Control(StrEnum):
     UNREAD = "unread"
 
 
-class Step(StrEnum):
+class ControlStep(StrEnum):
     """The events that change the state of one side."""
 
     PROVED = "proved"
@@ -33,37 +33,37 @@ class Step(StrEnum):
     GIVEN_UP = "given up"
 
 
-MEANINGS: dict[Control | Step, str] = {
+MEANINGS: dict[Control | ControlStep, str] = {
     Control.GREETING: "nothing has shown yet that this side speaks FTP: its first line decides",
     Control.COMMANDS: "its lines are read: commands of the client, replies of the server",
     Control.WAITING: "a line is held back until its pinhole is open, and nothing behind it moves",
     Control.AUTH: "the client's bytes pass as they come: they may be TLS already",
     Control.TLS: "its bytes pass unread; the lengths of TLS records are followed, in case of CCC",
     Control.UNREAD: "its bytes pass unread, to the end",
-    Step.PROVED: "the client's first line is a command, or the server has greeted (2xx or 3xx)",
-    Step.ASKED: "a line names an endpoint: a pinhole is asked for",
-    Step.ANSWERED: "the answer is there, or was waited for in vain: the line goes out",
-    Step.SENT_AUTH: "the client has sent AUTH",
-    Step.AUTH_REFUSED: "the server has refused AUTH (4xx, 5xx)",
-    Step.AUTH_AGREED: "the server has agreed to AUTH (234)",
-    Step.CLEAR: "no TLS record begins where one had to begin (CCC)",
-    Step.GIVEN_UP: "a line that no honest peer sends, or bytes that can never be read",
+    ControlStep.PROVED: "the client's first line is a command, or the server has greeted (2xx or 3xx)",
+    ControlStep.ASKED: "a line names an endpoint: a pinhole is asked for",
+    ControlStep.ANSWERED: "the answer is there, or was waited for in vain: the line goes out",
+    ControlStep.SENT_AUTH: "the client has sent AUTH",
+    ControlStep.AUTH_REFUSED: "the server has refused AUTH (4xx, 5xx)",
+    ControlStep.AUTH_AGREED: "the server has agreed to AUTH (234)",
+    ControlStep.CLEAR: "no TLS record begins where one had to begin (CCC)",
+    ControlStep.GIVEN_UP: "a line that no honest peer sends, or bytes that can never be read",
 }
 
-TABLE: dict[tuple[Control, Step], Control] = {
-    (Control.GREETING, Step.PROVED): Control.COMMANDS,
-    (Control.COMMANDS, Step.ASKED): Control.WAITING,
-    (Control.WAITING, Step.ANSWERED): Control.COMMANDS,
-    (Control.COMMANDS, Step.SENT_AUTH): Control.AUTH,
-    (Control.AUTH, Step.AUTH_REFUSED): Control.COMMANDS,
-    (Control.AUTH, Step.AUTH_AGREED): Control.TLS,
-    (Control.COMMANDS, Step.AUTH_AGREED): Control.TLS,  # the server's side
-    (Control.TLS, Step.CLEAR): Control.GREETING,
-    **{(state, Step.GIVEN_UP): Control.UNREAD for state in Control},
+TABLE: dict[tuple[Control, ControlStep], Control] = {
+    (Control.GREETING, ControlStep.PROVED): Control.COMMANDS,
+    (Control.COMMANDS, ControlStep.ASKED): Control.WAITING,
+    (Control.WAITING, ControlStep.ANSWERED): Control.COMMANDS,
+    (Control.COMMANDS, ControlStep.SENT_AUTH): Control.AUTH,
+    (Control.AUTH, ControlStep.AUTH_REFUSED): Control.COMMANDS,
+    (Control.AUTH, ControlStep.AUTH_AGREED): Control.TLS,
+    (Control.COMMANDS, ControlStep.AUTH_AGREED): Control.TLS,  # the server's side
+    (Control.TLS, ControlStep.CLEAR): Control.GREETING,
+    **{(state, ControlStep.GIVEN_UP): Control.UNREAD for state in Control},
 }
 
 
-def after(state: Control, step: Step) -> Control:
+def after(state: Control, step: ControlStep) -> Control:
     """Return the state that `step` leads to. Raises KeyError if the step cannot happen in this state."""
     return TABLE[state, step]
 
@@ -71,12 +71,16 @@ def after(state: Control, step: Step) -> Control:
 def diagram() -> str:
     """Return the table as a Mermaid diagram, and the meaning of each state and step, in Markdown."""
     lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {Control.GREETING}"]
-    lines += [f"    {state} --> {to}: {step}" for (state, step), to in TABLE.items() if step is not Step.GIVEN_UP]
-    lines += [f"    {state} --> {Control.UNREAD}: {Step.GIVEN_UP}" for state in Control if state != Control.UNREAD]
+    lines += [
+        f"    {state} --> {to}: {step}" for (state, step), to in TABLE.items() if step is not ControlStep.GIVEN_UP
+    ]
+    lines += [
+        f"    {state} --> {Control.UNREAD}: {ControlStep.GIVEN_UP}" for state in Control if state != Control.UNREAD
+    ]
     lines += ["```", "", "| state of a side | what is done with its bytes |", "| --- | --- |"]
     lines += [f"| {state} | {MEANINGS[state]} |" for state in Control]
     lines += ["", "| step | what has happened |", "| --- | --- |"]
-    lines += [f"| {step} | {MEANINGS[step]} |" for step in Step]
+    lines += [f"| {step} | {MEANINGS[step]} |" for step in ControlStep]
     return "\n".join(lines)
 
 

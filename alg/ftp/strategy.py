@@ -14,7 +14,7 @@ from alg.address import Address, Endpoint
 from alg.api import AskTransfer, Command, Edit, Opened, OpenMeeting, OpenOutbound, OpenPinhole
 from alg.ftp.commands import FtpCommand
 from alg.ftp.options import FtpOptions
-from alg.ftp.replies import OTHER, Kind, ReplyTracker, Sent, Unanswered
+from alg.ftp.replies import OTHER, CommandKind, ReplyTracker, Sent, Unanswered
 
 TTL = 60.0
 """Seconds that a pinhole stays open if no connection comes."""
@@ -76,7 +76,7 @@ class Pass:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class AskFirst:
     """Hold the line back until `question` is answered, then deliver it with the edits that `opened` makes of the answer
     (ValueError: the line cannot name that endpoint). Without a pinhole it is delivered with the edits `otherwise`.
 
@@ -88,13 +88,13 @@ class Ask:
     target: Endpoint
     opened: Callable[[Opened], tuple[Edit, ...]]
     otherwise: tuple[Edit, ...] = ()
-    sent: Kind = Kind.PORT
-    sent_otherwise: Kind = Kind.PORT
+    sent: CommandKind = CommandKind.PORT
+    sent_otherwise: CommandKind = CommandKind.PORT
     refused: Wrong | None = None
     before: tuple[Command, ...] = ()
 
 
-Answer = Pass | Ask
+Answer = Pass | AskFirst
 
 
 class Strategy(Protocol):

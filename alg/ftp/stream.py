@@ -9,15 +9,15 @@ from itertools import groupby
 
 from alg.api import Command, Deliver
 from alg.ftp.state import Control
-from alg.ftp.strategy import Ask
+from alg.ftp.strategy import AskFirst
 from alg.lines import LineBuffer, Lines
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
+class HeldLine:
     """A line that is held back until its question is answered, or until `deadline`."""
 
-    ask: Ask
+    ask: AskFirst
     line: bytes
     deadline: float
 
@@ -27,7 +27,7 @@ class Hold:
 
 
 @dataclass(slots=True)
-class Stream:
+class LineQueue:
     """A queue of lines. While one of them is held, nothing behind it moves."""
 
     state: Control = Control.GREETING
@@ -35,7 +35,7 @@ class Stream:
     queue: deque[Lines] = field(default_factory=deque)
     at: int = 0  # how much of the first in the queue has been done
     queued: int = 0  # bytes in the queue
-    hold: Hold | None = None
+    hold: HeldLine | None = None
     spoke: bool = False  # a first line was found good
     before: int = 0  # lines of a server before its greeting
     closed: bool = False  # the side sends no more

@@ -6,7 +6,7 @@ from alg.api import AskTransfer, Edit, Opened
 from alg.ftp.active import Other, read_advert
 from alg.ftp.commands import FtpCommand
 from alg.ftp.replies import Sent
-from alg.ftp.strategy import Answer, Ask, Talk, Wrong
+from alg.ftp.strategy import Answer, AskFirst, Talk, Wrong
 
 
 class Transfers:
@@ -30,7 +30,7 @@ class Transfers:
             def opened(event: Opened) -> tuple[Edit, ...]:
                 return advert.edits(event.public)
 
-            return Ask(AskTransfer(talk.new_ref(), advert.target), advert.target, opened, refused=other)
+            return AskFirst(AskTransfer(talk.new_ref(), advert.target), advert.target, opened, refused=other)
         except Wrong:
             pass
         return None

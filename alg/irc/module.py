@@ -38,7 +38,7 @@ from alg.api import (
     Tick,
 )
 from alg.irc.dcc import LONGEST, MAY_HOLD, Dcc, Offer, read_dcc, written
-from alg.irc.offers import TTL, Offers, Open
+from alg.irc.offers import TTL, Offers, OpenOffer
 from alg.irc.options import IrcOptions
 from alg.lines import LineBuffer, Lines
 
@@ -55,7 +55,7 @@ _TLS = 0x16
 
 
 @dataclass(slots=True)
-class Held:
+class HeldOffer:
     """An offer that waits for its port, and bytes behind it. `offer`: how it is read; `due`: when it goes as it is."""
 
     line: bytes
@@ -83,7 +83,7 @@ class IrcModule:
         self._closed: set[Side] = set()
         self._ended: set[Side] = set()
         self._waiting: deque[Lines] = deque()  # what the client said behind an offer that waits
-        self._held: Held | None = None
+        self._held: HeldOffer | None = None
         self._offers = Offers()
         self._begun = self._welcome = self._over = False
         self._outbound_ref = -1  # those that lead out count downwards
@@ -207,7 +207,7 @@ class IrcModule:
             self._note("irc.many", "the connection has as many offers as it may have")
             return False
         reason = "irc.send" if dcc.is_file else "irc.chat"
-        self._held = Held(line, dcc, offer, opened.ref, self._now + ANSWER_WITHIN)
+        self._held = HeldOffer(line, dcc, offer, opened.ref, self._now + ANSWER_WITHIN)
         target = Endpoint(str(self._client), offer.port)
         self._out.append(OpenPinhole(opened.ref, target, None, "tcp", TTL, reason))
         return True
@@ -235,7 +235,7 @@ class IrcModule:
             opened.public = public
         self._release(edits)
 
-    def _close(self, opened: Open, code: str, detail: str) -> None:
+    def _close(self, opened: OpenOffer, code: str, detail: str) -> None:
         self._offers.end(opened.ref)
         self._out.append(ClosePinhole(opened.ref))
         self._note(code, detail)

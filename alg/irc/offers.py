@@ -11,7 +11,7 @@ MOST = 8  # of a connection
 
 
 @dataclass(slots=True)
-class Open:
+class OpenOffer:
     """An offer of the client. `address`, `port`: as it wrote them; `public`: as the world finds it, once it is open."""
 
     ref: int
@@ -25,28 +25,28 @@ class Offers:
     """Those of one connection, for as long as they wait."""
 
     def __init__(self) -> None:
-        self._open: dict[int, Open] = {}
+        self._open: dict[int, OpenOffer] = {}
         self._ref = 0
 
-    def get(self, ref: int) -> Open | None:
+    def get(self, ref: int) -> OpenOffer | None:
         return self._open.get(ref)
 
-    def by_port(self, port: int) -> Open | None:
+    def by_port(self, port: int) -> OpenOffer | None:
         """The one at this port of the client."""
         return next((opened for opened in self._open.values() if opened.port == port), None)
 
-    def by_public_port(self, port: int) -> Open | None:
+    def by_public_port(self, port: int) -> OpenOffer | None:
         """The one that the world finds at this port."""
         return next(
             (opened for opened in self._open.values() if opened.public is not None and opened.public.port == port), None
         )
 
-    def add(self, address: bytes, port: int, now: float) -> Open | None:
+    def add(self, address: bytes, port: int, now: float) -> OpenOffer | None:
         """A new one; None: there are too many."""
         if len(self._open) >= MOST:
             return None
         self._ref += 1
-        opened = self._open[self._ref] = Open(self._ref, address, port, now + TTL)
+        opened = self._open[self._ref] = OpenOffer(self._ref, address, port, now + TTL)
         return opened
 
     def end(self, ref: int) -> None:

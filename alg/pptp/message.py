@@ -21,7 +21,7 @@ FIRST, SECOND = 12, 14
 """Where call IDs stand: behind the header and two reserved bytes, and the next one."""
 
 
-class Kind(IntEnum):
+class MessageType(IntEnum):
     """Types of control messages that this module looks at."""
 
     START_REQUEST = 1
@@ -86,7 +86,7 @@ def number_at(message: bytes, at: int) -> int | None:
 
 def result_of(message: bytes) -> int | None:
     """Return the result code of a reply: the byte behind the call IDs, or behind the version; None if it is missing."""
-    at = SECOND if kind_of(message) == Kind.START_REPLY else SECOND + _ID.size
+    at = SECOND if kind_of(message) == MessageType.START_REPLY else SECOND + _ID.size
     return message[at] if len(message) > at else None
 
 

@@ -41,8 +41,8 @@ from alg.pptp.message import (
     CONNECTED,
     FIRST,
     SECOND,
-    Kind,
     MessageBuffer,
+    MessageType,
     NotPptp,
     kind_of,
     number_at,
@@ -60,7 +60,7 @@ REASON, CALL_ID = "pptp.call", "pptp.id"
 
 
 @dataclass(slots=True)
-class Call:
+class PptpCall:
     """A call. `own`: the client's call ID. `public`: the one that the server uses, once that is known. `server`: the
     server's. `due`: when something is to be done."""
 
@@ -90,8 +90,8 @@ class PptpModule:
         self._closed: set[Side] = set()
         self._ended: set[Side] = set()
         self._waiting: deque[bytes] = deque()  # what the client said, the first one a request that waits
-        self._held: Call | None = None  # whose request that is
-        self._calls: dict[int, Call] = {}  # by ref
+        self._held: PptpCall | None = None  # whose request that is
+        self._calls: dict[int, PptpCall] = {}  # by ref
         self._refs = 0
         self._begun = self._granted = self._over = False
         self._noted: set[str] = set()
@@ -149,14 +149,14 @@ class PptpModule:
         while self._waiting and self._held is None and not self._over:
             message = self._waiting[0]
             kind, number = kind_of(message), number_at(message, FIRST)
-            if not self._begun and kind != Kind.START_REQUEST:
+            if not self._begun and kind != MessageType.START_REQUEST:
                 self._give_up("the client does not begin with a request for a control connection")
                 return
             self._begun = True
-            if kind == Kind.OUTGOING_CALL_REQUEST and number is not None and self._opens(number):
+            if kind == MessageType.OUTGOING_CALL_REQUEST and number is not None and self._opens(number):
                 return
             edits: tuple[Edit, ...] = ()
-            if kind == Kind.CALL_CLEAR_REQUEST:
+            if kind == MessageType.CALL_CLEAR_REQUEST:
                 call = next(
                     (known for known in self._calls.values() if known.own == number and not known.clearing), None
                 )
@@ -176,7 +176,7 @@ class PptpModule:
             self._note("pptp.many", "the connection has as many calls as it may have")
             return False
         self._refs += 1
-        call = self._held = self._calls[self._refs] = Call(self._refs, number, self._now + ANSWER_WITHIN)
+        call = self._held = self._calls[self._refs] = PptpCall(self._refs, number, self._now + ANSWER_WITHIN)
         self._out.append(OpenGre(call.ref, number, SETUP, REASON))
         return True
 
@@ -203,27 +203,27 @@ class PptpModule:
     def _from_server(self, message: bytes) -> None:
         kind = kind_of(message)
         edits: tuple[Edit, ...] = ()
-        shut: list[Call] = []
+        shut: list[PptpCall] = []
         match kind:
-            case Kind.START_REPLY:
+            case MessageType.START_REPLY:
                 self._granted = result_of(message) == CONNECTED
-            case Kind.STOP_REPLY:
+            case MessageType.STOP_REPLY:
                 shut = [*self._calls.values()]
-            case Kind.OUTGOING_CALL_REPLY:
+            case MessageType.OUTGOING_CALL_REPLY:
                 edits, shut = self._answered(message)
-            case Kind.INCOMING_CALL_REQUEST:
+            case MessageType.INCOMING_CALL_REQUEST:
                 self._note("pptp.incoming", "the server calls the client; such calls are left alone")
-            case Kind.WAN_ERROR_NOTIFY | Kind.SET_LINK_INFO:
+            case MessageType.WAN_ERROR_NOTIFY | MessageType.SET_LINK_INFO:
                 if (call := self._by_public(number_at(message, FIRST))) is not None:
                     edits = _edit(FIRST, call.public, call.own)
-            case Kind.CALL_DISCONNECT_NOTIFY:
+            case MessageType.CALL_DISCONNECT_NOTIFY:
                 number = number_at(message, FIRST)
                 shut = [call for call in self._calls.values() if call.server is not None and call.server == number]
         self._out.append(Deliver(Side.CLIENT, message, edits))
         for call in shut:
             self._shut(call)
 
-    def _answered(self, message: bytes) -> tuple[tuple[Edit, ...], list[Call]]:
+    def _answered(self, message: bytes) -> tuple[tuple[Edit, ...], list[PptpCall]]:
         """The server's answer to a request: edits, and the call if it is over."""
         call, number = self._by_public(number_at(message, SECOND)), number_at(message, FIRST)
         if call is None or call.server is not None or number is None:
@@ -235,16 +235,16 @@ class PptpModule:
         self._go_on(call)
         return edits, []
 
-    def _by_public(self, number: int | None) -> Call | None:
+    def _by_public(self, number: int | None) -> PptpCall | None:
         found = (call for call in self._calls.values() if call.public is not None and call.public == number)
         return next(found, None)
 
-    def _go_on(self, call: Call) -> None:
+    def _go_on(self, call: PptpCall) -> None:
         if call.server is not None:
             call.due = self._now + LIVE / 2
             self._out.append(UpdateGre(call.ref, call.server, LIVE))
 
-    def _shut(self, call: Call) -> None:
+    def _shut(self, call: PptpCall) -> None:
         if self._calls.pop(call.ref, None) is not None:
             self._out.append(ClosePinhole(call.ref))
 

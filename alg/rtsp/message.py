@@ -25,7 +25,7 @@ _SECRET = re.compile(rb"(?im)^(?:proxy-)?authorization[ \t]*:[ \t]*([^\r\n]*)|rt
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class RtspHead:
     """A request (`method` and `uri`) or a response (`status`).
 
     `transports`: spans of the values of its Transport headers. `cseq`, `session`: b"" where they are missing; of a
@@ -50,7 +50,7 @@ class Head:
         return self.status >= 200
 
 
-def read_head(data: bytes) -> Head:
+def read_head(data: bytes) -> RtspHead:
     """Read a head that `alg.rtsp.stream.Framer` has cut."""
     method, uri, status = b"", b"", 0
     if found := _RESPONSE.match(data):
@@ -67,7 +67,7 @@ def read_head(data: bytes) -> Head:
             cseq = header[2].strip()
         else:
             session = header[2].partition(b";")[0].strip()
-    return Head(method, uri, status, cseq, session, tuple(transports))
+    return RtspHead(method, uri, status, cseq, session, tuple(transports))
 
 
 def is_description(head: bytes) -> bool:

@@ -44,7 +44,7 @@ from alg.api import (
 )
 from alg.rtsp.message import (
     DEFAULT_PORT,
-    Head,
+    RtspHead,
     conceal,
     content_length,
     is_description,
@@ -53,8 +53,8 @@ from alg.rtsp.message import (
     read_head,
 )
 from alg.rtsp.options import RtspOptions
-from alg.rtsp.requests import Request, Requests
-from alg.rtsp.stream import Framer, Part
+from alg.rtsp.requests import OpenRequests, Request
+from alg.rtsp.stream import RtspFramer, RtspPart
 from alg.rtsp.streams import UNCLAIMED, Pair, Pairs
 from alg.rtsp.transport import Host, Spec, read_transport
 from alg.text.header import Malformed
@@ -77,7 +77,7 @@ _TUNNEL = (b"x-sessioncookie", b"application/x-rtsp-tunnelled")
 
 
 @dataclass(slots=True)
-class Held:
+class HeldSetup:
     """A SETUP that waits for its ports. `waits`: for which; `due`: when it goes without them."""
 
     data: bytes
@@ -88,10 +88,10 @@ class Held:
 
 
 @dataclass(slots=True)
-class Direction:
+class RtspDirection:
     """What one side says. `spoke`: it has begun as RTSP; `since`: when the framer has last been given something."""
 
-    framer: Framer = field(default_factory=Framer)
+    framer: RtspFramer = field(default_factory=RtspFramer)
     spoke: bool = False
     closed: bool = False
     ended: bool = False
@@ -118,9 +118,9 @@ class RtspModule:
         self._inside = Endpoint(str(self._server), context.server.port)
         self._found = context.published  # where the client finds a published server
         self._described: tuple[bytes, list[Edit]] | None = None  # the head of an answer whose description comes
-        self._directions = {side: Direction() for side in Side}
-        self._requests = Requests()
-        self._held: Held | None = None
+        self._directions = {side: RtspDirection() for side in Side}
+        self._requests = OpenRequests()
+        self._held: HeldSetup | None = None
         self._is_http = False  # the client has begun as HTTP, and the head's end is not there yet
         self._interleaved = False  # some stream goes through the connection itself
         self._over = False  # nothing is read any more
@@ -183,10 +183,10 @@ class RtspModule:
                 return
             if framed is None:
                 return
-            if framed.part is Part.BODY:
+            if framed.part is RtspPart.BODY:
                 self._describe(framed.data)
                 continue
-            if framed.part is Part.PASSING:
+            if framed.part is RtspPart.PASSING:
                 self._out.append(Deliver(side.other, framed.data))
                 continue
             head = read_head(framed.data)
@@ -270,7 +270,7 @@ class RtspModule:
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
-    def _requested(self, data: bytes, head: Head) -> None:
+    def _requested(self, data: bytes, head: RtspHead) -> None:
         request = Request(head.method, head.uri, head.cseq, head.session)
         if head.method != b"SETUP":
             self._requests.add(request)
@@ -291,7 +291,7 @@ class RtspModule:
             pair.unclaimed_at = 0.0
             if pair.public is None:
                 waits.add(pair.ref)
-        self._held = Held(data, specs, request, waits, self._now + ANSWER_WITHIN)
+        self._held = HeldSetup(data, specs, request, waits, self._now + ANSWER_WITHIN)
         if not waits:
             self._release()
 
@@ -366,7 +366,7 @@ class RtspModule:
 
     # --- responses --------------------------------------------------------------------------------------------------
 
-    def _responded(self, data: bytes, head: Head) -> None:
+    def _responded(self, data: bytes, head: RtspHead) -> None:
         request = self._requests.answered(head.cseq, head.is_final)
         edits: list[Edit] = []
         if request is None or not head.is_final:
@@ -420,7 +420,7 @@ class RtspModule:
         if self._interleaved and not len(self._pairs) and self._held is None:
             self._leave()
 
-    def _set_up(self, data: bytes, head: Head, request: Request) -> list[Edit]:
+    def _set_up(self, data: bytes, head: RtspHead, request: Request) -> list[Edit]:
         """The answer to a SETUP: which of its sockets are used, and by whom."""
         if not head.succeeds:
             if head.status in _UNAUTHORIZED:  # the client asks once more, for the same ports

@@ -20,7 +20,7 @@ class Request:
     refs: list[int] = field(default_factory=list)
 
 
-class Requests:
+class OpenRequests:
     """Those that are not answered, in their order."""
 
     def __init__(self) -> None:

@@ -25,8 +25,8 @@ _BETWEEN = re.compile(rb"[\r\n\0 \t]+")
 _LENGTH = re.compile(rb"(?i)\ncontent-length[ \t]*+:[ \t]*+([^\r\n]*+)")
 
 
-class Part(Enum):
-    """What `Framer.take` has found."""
+class RtspPart(Enum):
+    """What `RtspFramer.take` has found."""
 
     PASSING = "passing"  # blank lines, bodies, data frames, or pieces of them
     HEAD = "head"  # a start line, header lines, and the empty line
@@ -36,11 +36,11 @@ class Part(Enum):
 class Framed(NamedTuple):
     """Bytes that belong together, from the beginning of what was left."""
 
-    part: Part
+    part: RtspPart
     data: bytes
 
 
-class Framer:
+class RtspFramer:
     """One direction of a stream: `add` bytes, `take` what is whole."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class Framer:
                 self._passing = _FRAME_HEAD + int.from_bytes(buffer.data[2:_FRAME_HEAD], "big")
                 return self._pass()
             if between := _BETWEEN.match(buffer.data):
-                return Framed(Part.PASSING, buffer.cut(between.end()))
+                return Framed(RtspPart.PASSING, buffer.cut(between.end()))
             if not buffer.find_start_line():
                 return None
         end = buffer.find_end()
@@ -88,7 +88,7 @@ class Framer:
         if end > MOST:
             raise Malformed("a head that is too long", MOST)
         self._passing = _length(buffer.data, buffer.line_end, end)
-        return Framed(Part.HEAD, buffer.cut(end))
+        return Framed(RtspPart.HEAD, buffer.cut(end))
 
     def gather(self, most: int) -> bool:
         """Have the body of the head that was just taken in one piece. Returns whether it has one, of at most so many
@@ -103,10 +103,10 @@ class Framer:
                 return None
             body = self._buffer.cut(self._passing)
             self._passing, self._gathers = 0, False
-            return Framed(Part.BODY, body)
+            return Framed(RtspPart.BODY, body)
         data = self._buffer.cut(min(self._passing, there))
         self._passing -= len(data)
-        return Framed(Part.PASSING, data)
+        return Framed(RtspPart.PASSING, data)
 
 
 def _length(buffer: bytearray, at: int, end: int) -> int:

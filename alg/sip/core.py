@@ -23,9 +23,9 @@ from alg.sip.ladder import SipRung, rung_of, unread_rung
 from alg.sip.message import HostPort, Message, parse
 from alg.sip.options import SipOptions
 from alg.sip.peers import Peers
-from alg.sip.records import Changes, Record, TalkRecord, restore_all
+from alg.sip.records import Record, TalkRecord, UnsavedChanges, restore_all
 from alg.sip.sdp import find_sdp
-from alg.sip.sockets import Commands, InsideSocket, InsideSockets, State
+from alg.sip.sockets import Commands, InsideSocket, InsideSockets, SocketState
 from alg.sip.stand_down import WHOLLY, reason_to_stand_down
 from alg.text.header import Malformed
 from alg.text.sdp import ON_HOLD, Description, Media, is_held, read_sdp
@@ -55,7 +55,7 @@ class Heard(NamedTuple):
 
 
 @dataclass(slots=True)
-class Plan:
+class SocketPlan:
     """The sockets that an outbound message needs, and where they stand in it. `edits_signalling`: whether signalling is
     edited, or the client's own text stays."""
 
@@ -67,9 +67,9 @@ class Plan:
 
     def waits(self) -> set[int]:
         """The numbers of the sockets for which the message must wait."""
-        found = {wanted.ref for _, _, wanted in self.places if wanted.state is State.OPENING}
+        found = {wanted.ref for _, _, wanted in self.places if wanted.state is SocketState.OPENING}
         if self.media:
-            found.update(wanted.ref for wanted in self.media.values() if wanted.state is State.OPENING)
+            found.update(wanted.ref for wanted in self.media.values() if wanted.state is SocketState.OPENING)
         return found
 
     def public(self) -> Endpoint | None:
@@ -84,7 +84,7 @@ class HeldMessage:
     """A client's message that waits for sockets to be opened, by their numbers."""
 
     heard: Heard
-    plan: Plan
+    plan: SocketPlan
     until: float
     waits: set[int]
 
@@ -93,7 +93,7 @@ class Core:
     """The state of SIP: of all clients (UDP) or of one TCP connection (`streams`). `changes`: where changes are
     recorded."""
 
-    def __init__(self, options: SipOptions, changes: Changes | None = None, streams: bool = False) -> None:
+    def __init__(self, options: SipOptions, changes: UnsavedChanges | None = None, streams: bool = False) -> None:
         self.sockets = InsideSockets()
         self.calls = Calls(self.sockets, options)
         self.peers = Peers(changes)
@@ -177,10 +177,10 @@ class Core:
         inside = self.sockets.by_ref(ref)
         if inside and not inside.borrowed:
             self.note("sip.refused", f"{inside.target}: {rule}", now, inside.target)
-            if inside.state is State.OPEN:
+            if inside.state is SocketState.OPEN:
                 self.calls.lost(inside, now)
         self.sockets.refused(ref, rule, now)
-        if inside is None or inside.state is State.REFUSED:
+        if inside is None or inside.state is SocketState.REFUSED:
             self._settled(ref, now)
 
     def active(self, ref: int, packets: tuple[int, int], now: float) -> None:
@@ -262,10 +262,10 @@ class Core:
         if not self._held_of[host]:
             del self._held_of[host]
 
-    def _plan(self, heard: Heard, edits_signalling: bool) -> Plan:
+    def _plan(self, heard: Heard, edits_signalling: bool) -> SocketPlan:
         """Find out which sockets the message needs, and ask for them. Asking again for the same message changes
         nothing."""
-        plan = Plan(edits_signalling)
+        plan = SocketPlan(edits_signalling)
         message, client = heard.message, heard.client
         source = self.sockets.of(client)
         for name, place in own_places(message, client.host, self.sockets.is_fixed(source)):
@@ -307,7 +307,7 @@ class Core:
             return source
         return self.sockets.want(target, None, "sip.signalling", claim, now, now + SIGNALLING, peers)
 
-    def _plan_media(self, heard: Heard, plan: Plan, call: Call) -> None:
+    def _plan_media(self, heard: Heard, plan: SocketPlan, call: Call) -> None:
         sdp = self._description(heard)
         if sdp is None:
             return
@@ -344,18 +344,18 @@ class Core:
             self.note("sip.sdp", f"{wrong.reason}, at byte {wrong.at}", heard.now, heard.client)
             return None
 
-    def _send(self, heard: Heard, plan: Plan) -> None:
+    def _send(self, heard: Heard, plan: SocketPlan) -> None:
         message, client, server = heard.message, heard.client, heard.server.host
         edits = Edits(message)
         if plan.edits_signalling:
             for name, place, wanted in plan.places:
                 inside = wanted
-                if wanted.borrowed and wanted.state is State.REFUSED:
+                if wanted.borrowed and wanted.state is SocketState.REFUSED:
                     inside = self.sockets.of(client) or wanted
-                if inside.state is State.OPEN:
+                if inside.state is SocketState.OPEN:
                     advertise(edits, message, client, name, place, inside)
                     self.sockets.touch(inside)
-        if plan.sdp and all(wanted.state is State.OPEN for wanted in plan.media.values()):
+        if plan.sdp and all(wanted.state is SocketState.OPEN for wanted in plan.media.values()):
             public = plan.public()
             if public:
                 describe(edits, message, plan.sdp, client.host, public.host, plan.media)

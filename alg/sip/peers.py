@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from alg.address import Endpoint
-from alg.sip.records import Changes
+from alg.sip.records import UnsavedChanges
 
 MOST_STOOD_DOWN = 20000
 MOST_REVOKED = 20000
@@ -33,7 +33,7 @@ class PeerRow:
 class Peers:
     """The pairs of a client's socket and a server that an engine knows of."""
 
-    def __init__(self, changes: Changes | None) -> None:
+    def __init__(self, changes: UnsavedChanges | None) -> None:
         self._changes = changes
         self._stood_down: dict[tuple[Endpoint, str], str] = {}
         self._revoked: dict[tuple[Endpoint, str], tuple[str, float]] = {}

@@ -17,7 +17,7 @@ from alg.api import Side
 from alg.datagrams import Entry
 from alg.sip.call import Call, CallState, Key
 from alg.sip.calls import Calls
-from alg.sip.sockets import Claim, InsideSocket, InsideSockets, Peers, State
+from alg.sip.sockets import Claim, InsideSocket, InsideSockets, Peers, SocketState
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ def _entry(key: str, record: Record | None) -> Entry:
 
 
 @dataclass(slots=True)
-class Changes:
+class UnsavedChanges:
     """What has changed since it was stored."""
 
     sockets: set[int] = field(default_factory=set)
@@ -158,7 +158,7 @@ def restore_all(records: Iterable[Record], sockets: InsideSockets, calls: Calls,
 
 
 def _socket_record(inside: InsideSocket) -> SocketRecord | None:
-    if inside.state is not State.OPEN or inside.public is None:
+    if inside.state is not SocketState.OPEN or inside.public is None:
         return None
     claims = [
         (kind, tuple(word if isinstance(word, bytes) else word.encode() for word in words), peers, until)
@@ -184,7 +184,7 @@ def _inside_socket(record: SocketRecord) -> InsideSocket:
         record.target,
         record.second,
         record.reason,
-        State.OPEN,
+        SocketState.OPEN,
         record.public,
         record.peers,
         record.ends,

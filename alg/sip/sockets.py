@@ -25,7 +25,7 @@ Peers = tuple[str, ...] | None
 Claim = tuple[str, tuple[str | bytes, ...]]  # its kind, and what it belongs to
 
 
-class State(Enum):
+class SocketState(Enum):
     """The state of a socket's pinhole."""
 
     OPENING = "opening"
@@ -45,7 +45,7 @@ class InsideSocket:
     target: Endpoint
     second: int | None
     reason: str
-    state: State = State.OPENING
+    state: SocketState = SocketState.OPENING
     public: Endpoint | None = None
     peers: Peers = ()
     ends: float = 0.0  # when the driver will close it
@@ -131,14 +131,14 @@ class InsideSockets:
 
         A UDP port of the same number that media use, inside or outside, is another one.
         """
-        self._stream = InsideSocket(0, target, None, SIGNALLING, State.OPEN, public)
+        self._stream = InsideSocket(0, target, None, SIGNALLING, SocketState.OPEN, public)
         return self._stream
 
     def find(self, target: Endpoint, now: float) -> InsideSocket | None:
         """Return what another engine has opened for the inside socket `target`, as far as it is known; the driver is
         asked about it now and then. None: nothing."""
         inside = self._found.get(target)
-        if inside is None or (inside.state is not State.OPENING and inside.ends <= now):
+        if inside is None or (inside.state is not SocketState.OPENING and inside.ends <= now):
             if inside is not None:
                 self._return(inside)
             elif len(self._found) >= MOST_FOUND:
@@ -147,7 +147,7 @@ class InsideSockets:
             inside = InsideSocket(self._last_ref, target, None, SIGNALLING, borrowed=True)
             self._refs[inside.ref] = self._found[target] = inside
             self.out.append(FindSocket(inside.ref, target))
-        return None if inside.state is State.REFUSED else inside
+        return None if inside.state is SocketState.REFUSED else inside
 
     def _return(self, inside: InsideSocket) -> None:
         self._hide(inside)
@@ -156,7 +156,7 @@ class InsideSockets:
 
     def publish(self, target: Endpoint, public: Endpoint) -> None:
         """Note that the inside socket `target` has this public endpoint without anybody opening it. It never ends."""
-        inside = InsideSocket(0, target, None, SIGNALLING, State.OPEN, public)
+        inside = InsideSocket(0, target, None, SIGNALLING, SocketState.OPEN, public)
         self._targets[target] = inside
         self._publics[public] = inside, target
 
@@ -194,7 +194,7 @@ class InsideSockets:
         inside = self._targets.get(target)
         if inside is None and reason != SIGNALLING:
             beside = self._seconds.get(target)
-            inside = beside if beside is not None and beside.state is not State.REFUSED else None
+            inside = beside if beside is not None and beside.state is not SocketState.REFUSED else None
         if inside is None:
             if second is not None and self._is_in_use(Endpoint(target.host, second)):
                 second = None
@@ -245,10 +245,10 @@ class InsideSockets:
     def reopen(self, ref: int, now: float) -> None:
         """Close `ref` and ask for another public endpoint, because its address is no longer one of this router's."""
         inside = self._refs.get(ref)
-        if inside is None or inside.state is not State.OPEN:
+        if inside is None or inside.state is not SocketState.OPEN:
             return
         self._hide(inside)
-        inside.state = State.OPENING
+        inside.state = SocketState.OPENING
         inside.show_as(None)
         self.out.append(ClosePinhole(ref))
         self._ask(inside, now)
@@ -271,10 +271,10 @@ class InsideSockets:
         inside = self._refs.get(ref)
         if inside is not None and inside.borrowed:
             inside.ends = now + FOUND_FOR
-        elif inside is None or inside.state is State.REFUSED:
+        elif inside is None or inside.state is SocketState.REFUSED:
             self.out.append(ClosePinhole(ref))
             return
-        inside.state = State.OPEN
+        inside.state = SocketState.OPEN
         inside.show_as(public)
         self._show(inside)
         self.touch(inside)
@@ -285,15 +285,15 @@ class InsideSockets:
         if inside := self._refs.get(ref):
             self._hide(inside)
             if inside.borrowed:
-                inside.state, inside.ends = State.REFUSED, now + FOUND_FOR
+                inside.state, inside.ends = SocketState.REFUSED, now + FOUND_FOR
                 return
-            if rule in (PORT, TAKEN) and inside.second is not None and inside.state is State.OPENING:
+            if rule in (PORT, TAKEN) and inside.second is not None and inside.state is SocketState.OPENING:
                 self._leave_alone(inside)
                 inside.second = None
                 self._ask(inside, now)
                 return
             self.touch(inside)
-            inside.state = State.REFUSED
+            inside.state = SocketState.REFUSED
             inside.ends = now + REFUSED_FOR
             self._refresh_at(inside, inside.ends)
 
@@ -308,7 +308,7 @@ class InsideSockets:
             inside = self._refs.get(ref)
             if inside is None:
                 continue
-            if inside.state is State.REFUSED:
+            if inside.state is SocketState.REFUSED:
                 if inside.ends <= now:
                     self._forget(inside)
                 continue
@@ -319,7 +319,7 @@ class InsideSockets:
                 self._changed(inside, now, refresh=at == inside.due)
 
     def _changed(self, inside: InsideSocket, now: float, refresh: bool = False) -> None:
-        if inside.state is State.REFUSED:
+        if inside.state is SocketState.REFUSED:
             return
         self.touch(inside)
         if not inside.claims:

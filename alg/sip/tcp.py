@@ -64,7 +64,7 @@ class StreamPiece:
 
 
 @dataclass(slots=True)
-class Stream:
+class SipStream:
     """One direction. `framer` holds what is no whole message yet, `pieces` what waits for its turn, `waiting` the
     number of bytes."""
 
@@ -99,7 +99,7 @@ class SipModule:
         # What the client advertises of itself is this connection (RFC 5923). Without the
         # connection's own address nothing of the signalling is edited.
         self._core.sockets.fix(self._client, context.public or self._client)
-        self._streams = {side: Stream() for side in Side}
+        self._streams = {side: SipStream() for side in Side}
         self._waiting: dict[int, StreamPiece] = {}
         self._packet = 0
         self._unread = context.inside is not Side.CLIENT  # from now on

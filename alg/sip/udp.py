@@ -27,7 +27,7 @@ from alg.sip.core import Core
 from alg.sip.ladder import unread_rung
 from alg.sip.options import SipOptions
 from alg.sip.peers import PeerRow
-from alg.sip.records import Changes, records_of
+from alg.sip.records import UnsavedChanges, records_of
 from alg.sip.rows import CallRow, call_rows, kicked, peer_rows, row_of
 from alg.sip.stream import begins_as_sip, hides_sip
 
@@ -49,7 +49,7 @@ class SipEngine:
         context = context or DatagramContext()
         self._options = context.options if isinstance(context.options, SipOptions) else SipOptions()
         self.look_every = self._options.look_every
-        self._changes = Changes() if context.recorded else None
+        self._changes = UnsavedChanges() if context.recorded else None
         self._core = Core(self._options, self._changes)
         if context.fixed is not None:
             self._core.sockets.fix(*context.fixed)

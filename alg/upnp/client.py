@@ -9,7 +9,7 @@ from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from alg.upnp import elements
-from alg.upnp.elements import Element, escape
+from alg.upnp.elements import XmlElement, escape
 from alg.upnp.errors import ActionError, HttpError
 
 DEVICES = tuple(f"urn:schemas-upnp-org:device:InternetGatewayDevice:{version}" for version in (2, 1))
@@ -31,7 +31,7 @@ _PATH = re.compile(r"/[!-~]{0,1023}")
 _LOCATION = re.compile(rb"\r?\nlocation:[ \t]*([!-~]{1,1024})[ \t]*\r?\n", re.IGNORECASE)
 
 
-class Control(NamedTuple):
+class ControlUrl(NamedTuple):
     """Where actions of a service are asked for: its type, and its URL as host, port and path."""
 
     service: str
@@ -40,7 +40,7 @@ class Control(NamedTuple):
     path: str
 
 
-class Place(NamedTuple):
+class HttpAddress(NamedTuple):
     """An address of the web: host (the text of an address), port and path."""
 
     host: str
@@ -55,7 +55,7 @@ def search(target: str, host: str) -> bytes:
     ).encode("ascii")
 
 
-def read_location(data: bytes) -> Place | None:
+def read_location(data: bytes) -> HttpAddress | None:
     """Return where the description is that an answer to a search names; None for whatever else came."""
     if _STATUS.match(data) is None or b"InternetGatewayDevice" not in data:
         return None
@@ -63,7 +63,7 @@ def read_location(data: bytes) -> Place | None:
     return None if found is None else place(found[1].decode("ascii"))
 
 
-def place(url: str) -> Place | None:
+def place(url: str) -> HttpAddress | None:
     """Read a URL; None where it is not http, names its host by a name, or has characters that no URL has."""
     try:
         parts = urlsplit(url)
@@ -73,15 +73,15 @@ def place(url: str) -> Place | None:
     if parts.scheme != "http" or re.fullmatch(r"[0-9.]{7,15}", host) is None:
         return None
     path = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
-    return Place(host, port, path) if _PATH.fullmatch(path) else None
+    return HttpAddress(host, port, path) if _PATH.fullmatch(path) else None
 
 
-def get(where: Place) -> bytes:
+def get(where: HttpAddress) -> bytes:
     """A request for a description."""
     return f"GET {where.path} HTTP/1.1\r\nHost: {where.host}:{where.port}\r\nConnection: close\r\n\r\n".encode("ascii")
 
 
-def services(document: bytes, base: Place) -> list[Control]:
+def services(document: bytes, base: HttpAddress) -> list[ControlUrl]:
     """Return the services of a description that have mappings, the best first. `base`: where the description was; URLs
     that lead to another host are left out. Raises ValueError for what is no description."""
     root = elements.read(document, longest=LONGEST_ANSWER)
@@ -96,11 +96,11 @@ def services(document: bytes, base: Place) -> list[Control]:
             continue
         where = place(urljoin(url, control.text.strip()))
         if where is not None and where.host == base.host:
-            found.append(Control(type_.text.strip(), *where))
+            found.append(ControlUrl(type_.text.strip(), *where))
     return sorted(found, key=lambda each: SERVICES.index(each.service))[:MOST_SERVICES]
 
 
-def _services(root: Element) -> list[Element]:
+def _services(root: XmlElement) -> list[XmlElement]:
     found, todo = [], [root]
     while todo:
         element = todo.pop(0)
@@ -111,7 +111,7 @@ def _services(root: Element) -> list[Element]:
     return found
 
 
-def call(control: Control, action: str, arguments: Mapping[str, object]) -> bytes:
+def call(control: ControlUrl, action: str, arguments: Mapping[str, object]) -> bytes:
     """A request for an action (section 3.2.1)."""
     inner = "".join(f"<{name}>{escape(str(value))}</{name}>" for name, value in arguments.items())
     body = (
@@ -198,7 +198,7 @@ def read_outputs(status: int, body: bytes, action: str) -> dict[str, str]:
     raise ActionError(int(text) if re.fullmatch(r"[0-9]{3}", text) else 501)
 
 
-def _find(element: Element, name: str) -> Element | None:
+def _find(element: XmlElement, name: str) -> XmlElement | None:
     todo = [element]
     while todo:
         element = todo.pop()

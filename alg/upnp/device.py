@@ -8,7 +8,7 @@ from functools import cache
 
 from alg.upnp import services
 from alg.upnp.elements import escape
-from alg.upnp.services import Service
+from alg.upnp.services import UpnpService
 
 NAMES = ("InternetGatewayDevice", "WANDevice", "WANConnectionDevice")
 """The types of devices, from the outermost to the innermost."""
@@ -34,18 +34,18 @@ class Device:
         """The URNs of its three devices."""
         return tuple(f"urn:schemas-upnp-org:device:{name}:{self.version}" for name in NAMES)
 
-    def services(self) -> tuple[tuple[Service, ...], ...]:
+    def services(self) -> tuple[tuple[UpnpService, ...], ...]:
         """The services of each of its devices."""
         if self.version == 1:
             return (services.FORWARDING,), (services.INTERFACE,), (services.CONNECTION_1,)
         return (services.FORWARDING,), (services.INTERFACE,), (services.CONNECTION_2, services.FIREWALL)
 
-    def all_services(self) -> Iterator[Service]:
+    def all_services(self) -> Iterator[UpnpService]:
         """All services of it."""
         for several in self.services():
             yield from several
 
-    def page(self, service: Service, what: str) -> str:
+    def page(self, service: UpnpService, what: str) -> str:
         """The path of a service's page: `what` is "scpd", "control" or "events"."""
         return f"{self.folder}/{service.name}/{what}"
 
@@ -85,7 +85,7 @@ def describe(device: Device) -> bytes:
     ).encode()
 
 
-def _service(device: Device, service: Service) -> str:
+def _service(device: Device, service: UpnpService) -> str:
     return (
         f"<service><serviceType>{service.type}</serviceType><serviceId>urn:upnp-org:serviceId:{service.id}</serviceId>"
         f"<controlURL>{device.page(service, 'control')}</controlURL>"

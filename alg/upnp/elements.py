@@ -12,28 +12,28 @@ _ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"}
 
 
 @dataclass(slots=True)
-class Element:
+class XmlElement:
     """An element: `name` without its prefix, the text directly in it, and the elements in it."""
 
     name: str
     text: str = ""
-    children: list[Element] = field(default_factory=list)
+    children: list[XmlElement] = field(default_factory=list)
 
-    def child(self, name: str) -> Element | None:
+    def child(self, name: str) -> XmlElement | None:
         """Return the first element of this name in it."""
         return next((child for child in self.children if child.name == name), None)
 
 
 class _Reader:
     def __init__(self, deepest: int) -> None:
-        self.root: Element | None = None
+        self.root: XmlElement | None = None
         self._deepest = deepest
-        self._open: list[tuple[Element, list[str]]] = []
+        self._open: list[tuple[XmlElement, list[str]]] = []
 
     def start(self, name: str, _attributes: object) -> None:
         if len(self._open) >= self._deepest:
             raise ValueError(f"more than {self._deepest} elements within each other")
-        element = Element(name.rpartition(":")[2])
+        element = XmlElement(name.rpartition(":")[2])
         if self._open:
             self._open[-1][0].children.append(element)
         else:
@@ -53,7 +53,7 @@ def _refuse(*_: object) -> None:
     raise ValueError("a document type is not accepted")
 
 
-def read(data: bytes, deepest: int = DEEPEST, longest: int = LONGEST) -> Element:
+def read(data: bytes, deepest: int = DEEPEST, longest: int = LONGEST) -> XmlElement:
     """Read a document of at most `longest` bytes, and return its root. The text is UTF-8; where it is not, ISO 8859-1,
     whatever the document says of itself. Raises ValueError for anything else, and for a document type (so that there
     are no entities but the five of XML)."""

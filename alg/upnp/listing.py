@@ -8,7 +8,7 @@ from typing import NamedTuple
 from alg.upnp.elements import escape
 
 
-class Entry(NamedTuple):
+class ListedMapping(NamedTuple):
     """A mapping. `remote` "": every host; `seconds` are those that are left."""
 
     remote: str
@@ -40,7 +40,7 @@ _NAMES = (
 )
 
 
-def port_listing(entries: Iterable[Entry]) -> str:
+def port_listing(entries: Iterable[ListedMapping]) -> str:
     """Return the document of GetListOfPortMappings (WANIPConnection:2, 2.3.25)."""
     listed = "".join(
         "<p:PortMappingEntry>"

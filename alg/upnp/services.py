@@ -40,7 +40,7 @@ class Action:
 
 
 @dataclass(frozen=True, eq=False)
-class Service:
+class UpnpService:
     """A service: `name` as in its type, `id` as in its serviceId."""
 
     name: str
@@ -64,7 +64,7 @@ class Service:
         return tuple(variable.name for variable in self.variables.values() if variable.evented)
 
 
-def _service(name: str, version: int, id: str, actions: str, variables: str) -> Service:
+def _service(name: str, version: int, id: str, actions: str, variables: str) -> UpnpService:
     """Make a service of texts.
 
     Variables, one a line: name, type, "!" if it is evented, and what it may be ("A|B" or "1..9"). Actions, one a line:
@@ -92,7 +92,7 @@ def _service(name: str, version: int, id: str, actions: str, variables: str) -> 
             assert variable in read, f"{title}: {word}"
             sides[side].append(Argument(argument, variable))
         made[title] = Action(title, tuple(sides["<"]), tuple(sides[">"]))
-    return Service(name, version, id, made, read)
+    return UpnpService(name, version, id, made, read)
 
 
 _ENTRY = (
@@ -213,7 +213,7 @@ A_ARG_TYPE_Boolean boolean
 
 
 @cache
-def describe(service: Service) -> bytes:
+def describe(service: UpnpService) -> bytes:
     """Return the description of a service (SCPD; UDA 1.1, section 2.5)."""
     parts = ['<?xml version="1.0"?>\n<scpd xmlns="urn:schemas-upnp-org:service-1-0">']
     parts.append("<specVersion><major>1</major><minor>0</minor></specVersion>\n<actionList>")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from alg.upnp.elements import escape, read
 from alg.upnp.errors import ActionError
-from alg.upnp.services import Service
+from alg.upnp.services import UpnpService
 
 _ENVELOPE = (
     '<?xml version="1.0"?>\n<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/" '
@@ -16,7 +16,7 @@ _ENVELOPE = (
 _END = "</s:Body></s:Envelope>\n"
 
 
-class Call(NamedTuple):
+class SoapCall(NamedTuple):
     """What is asked for: the type of the service (a URN), the action, and its arguments by their names."""
 
     service: str
@@ -24,7 +24,7 @@ class Call(NamedTuple):
     arguments: Mapping[str, str]
 
 
-def read_call(action_header: str, body: bytes) -> Call:
+def read_call(action_header: str, body: bytes) -> SoapCall:
     """Read a request with this SOAPACTION, with or without quotation marks. Raises ActionError(401) if the body is no
     envelope, or has another action than the header; (402) if an argument is there twice."""
     service, mark, action = action_header.strip().strip('"').strip().rpartition("#")
@@ -42,10 +42,10 @@ def read_call(action_header: str, body: bytes) -> Call:
         if argument.name in arguments or argument.children:
             raise ActionError(402)
         arguments[argument.name] = argument.text.strip()
-    return Call(service, action, arguments)
+    return SoapCall(service, action, arguments)
 
 
-def answer(service: Service, action: str, values: Sequence[object], type: str = "") -> bytes:
+def answer(service: UpnpService, action: str, values: Sequence[object], type: str = "") -> bytes:
     """Return the body of an answer. `values` are those of the action's outputs, in their order; `type`: the URN with
     which the service was asked, if that is another version's."""
     outputs = service.actions[action].outputs

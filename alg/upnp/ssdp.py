@@ -20,7 +20,7 @@ LONGEST_WAIT = 3.0  # seconds
 _DELAY = re.compile(r"[0-9]{1,5}")
 
 
-class Search(NamedTuple):
+class SsdpSearch(NamedTuple):
     """A search: `target` as it was written, and the seconds within which to answer."""
 
     target: str
@@ -37,7 +37,7 @@ class Speaker(NamedTuple):
     boot: int
 
 
-def read_search(data: bytes) -> Search | None:
+def read_search(data: bytes) -> SsdpSearch | None:
     """Read an M-SEARCH; None for whatever else comes to the port. One without MX is to be answered within a second, as
     a search that was sent to this host alone has none (1.3.2)."""
     if len(data) > LONGEST_SEARCH or not data.startswith(b"M-SEARCH "):
@@ -52,10 +52,10 @@ def read_search(data: bytes) -> Search | None:
     delay = headers.get("mx", "1")
     if not wanted or _DELAY.fullmatch(delay) is None:
         return None
-    return Search(wanted, min(float(delay), LONGEST_WAIT))
+    return SsdpSearch(wanted, min(float(delay), LONGEST_WAIT))
 
 
-def answers(search: Search, speaker: Speaker, date: str) -> list[bytes]:
+def answers(search: SsdpSearch, speaker: Speaker, date: str) -> list[bytes]:
     """Return the answers to a search, each a datagram.
 
     A device, service or UUID is answered by the root device that has it, with the version that was asked for. Searches

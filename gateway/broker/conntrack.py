@@ -59,7 +59,7 @@ _Host = tuple[bool, bytes]
 """An address, and whether connections from it (True) or to it are meant."""
 
 
-class Socket(NamedTuple):
+class TrackedEnd(NamedTuple):
     """An end of UDP connections: an address and port where they began (`source`), or where they went to."""
 
     endpoint: Endpoint
@@ -70,10 +70,10 @@ class Socket(NamedTuple):
 class Tracked:
     """A UDP connection: its ends as its first packet had them, and as the answers have them."""
 
-    source: Socket
-    destination: Socket
-    reply_source: Socket
-    reply_destination: Socket
+    source: TrackedEnd
+    destination: TrackedEnd
+    reply_source: TrackedEnd
+    reply_destination: TrackedEnd
     mark: int
 
 
@@ -190,8 +190,8 @@ def _read(found: dict[int, bytes], version: int) -> Tracked:
     return Tracked(source, destination, answers.get(True, destination), answers.get(False, source), mark)
 
 
-def _socket(source: bool, address: bytes, port: bytes) -> Socket:
-    return Socket(Endpoint(text_of(address), int.from_bytes(port, "big")), source)
+def _socket(source: bool, address: bytes, port: bytes) -> TrackedEnd:
+    return TrackedEnd(Endpoint(text_of(address), int.from_bytes(port, "big")), source)
 
 
 @lru_cache(maxsize=4096)

@@ -87,7 +87,7 @@ class Deferred:
             action()
 
 
-class Heard:
+class HeardQuestions:
     """The questions of workers that were heard in the last seconds: a worker that has no answer yet asks again, because
     its broker may have died."""
 
@@ -132,7 +132,7 @@ class Broker:
         self._engine = Engine(table=table, limits=limits, send=self._send, busy=supervisor.busy)
         self._selector = selectors.DefaultSelector()
         self._messages = Rate(MESSAGES, _BURST)
-        self._heard = Heard()
+        self._heard = HeardQuestions()
         self._complaints = Rate(_COMPLAINTS, 10)
         self._paused: dict[int, float] = {}  # slots that are not read before a time
         self._stopping = False

@@ -21,14 +21,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from alg.address import Endpoint
-from gateway.broker.conntrack import Conntrack, Socket, Tracked, TrackedEntry
+from gateway.broker.conntrack import Conntrack, Tracked, TrackedEnd, TrackedEntry
 from gateway.broker.elements import UNTOLD, second_of, talked_of
 from gateway.broker.marks import MEDIA
 from gateway.broker.netlink import NetfilterError
 from gateway.model.requests import Lease
 from gateway.observe.log import get_logger
 
-Right = dict[Socket, list[tuple[Lease, Socket]]]
+Right = dict[TrackedEnd, list[tuple[Lease, TrackedEnd]]]
 """What connections of a socket have to be like: the leases that it has, and what answers are to have in its place."""
 
 SOON = 0.02  # seconds between a change and the look, where something may be wrong that matters now
@@ -396,7 +396,7 @@ def is_datagram(lease: Lease) -> bool:
     return "udp" in lease.protocol and lease.direction == "in"
 
 
-def sockets_of(lease: Lease) -> Iterator[Socket]:
+def sockets_of(lease: Lease) -> Iterator[TrackedEnd]:
     """Return the ends by which connections of a pinhole are found; only for UDP."""
     for sock, _ in _pairs(lease):
         yield sock
@@ -424,19 +424,19 @@ def _ports(lease: Lease) -> list[tuple[Endpoint, Endpoint]]:
     return found
 
 
-def _pairs(lease: Lease) -> Iterator[tuple[Socket, Socket]]:
+def _pairs(lease: Lease) -> Iterator[tuple[TrackedEnd, TrackedEnd]]:
     """Return each end as a packet shows it before translation, with what the answers of the other side have in its
     place."""
     if not is_datagram(lease):
         return
     for public, target in _ports(lease):
         inner = target if lease.backend == "kernel" else public
-        yield Socket(public, source=False), Socket(inner, source=True)
+        yield TrackedEnd(public, source=False), TrackedEnd(inner, source=True)
         if lease.backend == "kernel" and not lease.single:
-            yield Socket(target, source=True), Socket(public, source=False)
+            yield TrackedEnd(target, source=True), TrackedEnd(public, source=False)
 
 
-def _is_right(connection: Tracked, sockets: Iterable[Socket], right: Right) -> bool:
+def _is_right(connection: Tracked, sockets: Iterable[TrackedEnd], right: Right) -> bool:
     """Whether a connection is as the open pinholes would make it."""
     for end, answered, peer in (
         (connection.source, connection.reply_destination, connection.destination),

@@ -16,7 +16,7 @@ from alg.socks.udp import Reassembly, encode_target, parse_header
 from gateway.client.blocking import UNSPECIFIED, Address, late
 from gateway.client.proxy import Chain, Proxy, Via, is_address
 from gateway.client.pump import protected
-from gateway.client.session import Dial, Protect, Receive, Send, Session, broken, request, second, tunnel
+from gateway.client.session import Protect, Receive, Send, Session, TcpDial, broken, request, second, tunnel
 
 P = TypeVar("P", bound=asyncio.DatagramProtocol)
 
@@ -221,9 +221,9 @@ class _Carrier:
             except OSError as error:
                 session.throw(broken(error))  # it says which proxy that was, and goes no further
 
-    async def _do(self, step: Dial | Send | Receive | Protect) -> bytes | None:
+    async def _do(self, step: TcpDial | Send | Receive | Protect) -> bytes | None:
         loop = asyncio.get_running_loop()
-        if isinstance(step, Dial):
+        if isinstance(step, TcpDial):
             await self._dial(loop, step.host, step.port)
             return None
         assert self.sock is not None

@@ -18,7 +18,7 @@ from alg.socks.socks5 import Command, SocksError
 from alg.socks.udp import MAX_DATA, Reassembly, fragments, parse_header
 from gateway.client.proxy import Chain, Proxy, Via, is_address
 from gateway.client.pump import protected
-from gateway.client.session import Dial, Protect, Receive, Send, Session, broken, request, second, tunnel
+from gateway.client.session import Protect, Receive, Send, Session, TcpDial, broken, request, second, tunnel
 from gateway.client.sockets import unpatched
 
 Address = tuple[str, int]
@@ -180,9 +180,9 @@ class Carrier:
             except OSError as error:
                 session.throw(broken(error))  # it says which proxy that was, and goes no further
 
-    def _do(self, step: Dial | Send | Receive | Protect) -> bytes | None:
+    def _do(self, step: TcpDial | Send | Receive | Protect) -> bytes | None:
         match step:
-            case Dial(host, port):
+            case TcpDial(host, port):
                 self._dial(host, port)
                 return None
             case Protect(codec, early):

@@ -17,7 +17,7 @@ from gateway.client.proxy import KINDS, Chain, Proxy
 _LEVELS = {"none": Level.NONE, "integrity": Level.INTEGRITY, "confidentiality": Level.CONFIDENTIALITY}
 
 
-class Dial(NamedTuple):
+class TcpDial(NamedTuple):
     """Connect to a host by TCP. The answer is None."""
 
     host: str
@@ -44,7 +44,7 @@ class Protect(NamedTuple):
     early: bytes
 
 
-Step = Dial | Send | Receive | Protect
+Step = TcpDial | Send | Receive | Protect
 Session = Generator[Step, Any, Granted]
 
 
@@ -56,7 +56,7 @@ def tunnel(chain: Chain, host: str, port: int) -> Session:
 def request(chain: Chain, command: Command, host: str, port: int) -> Session:
     """Let the last proxy of a chain carry out a command. Raises ProxyError."""
     granted = Granted("", 0)
-    yield Dial(chain.proxies[0].host, chain.proxies[0].port)
+    yield TcpDial(chain.proxies[0].host, chain.proxies[0].port)
     for number, proxy in enumerate(chain.proxies):
         last = number == len(chain.proxies) - 1
         what, target = (command, (host, port)) if last else (Command.CONNECT, _place(chain.proxies[number + 1]))

@@ -50,7 +50,7 @@ from alg.datagrams import (
 from gateway.driver.conversations import Conversations
 from gateway.driver.faults import Faults
 from gateway.driver.guard import Hung, alarm
-from gateway.driver.ordering import Held, InOrder
+from gateway.driver.ordering import InOrder, QueuedDatagram
 from gateway.driver.probe import is_proven
 from gateway.net.addresses import PublicAddress
 from gateway.observe.counters import Key, counts
@@ -65,7 +65,7 @@ LONGEST_HOLD = 2.5
 MOST_PROBES = 64  # ports of clients that are looked at, at a time
 
 
-class HeldDatagram(Held):
+class HeldDatagram(QueuedDatagram):
     """A datagram that was not sent on yet.
 
     `item`: what identifies it for the carrier. `edited`: what is sent in place of `data`, if anything. `edits`, `rung`:

@@ -8,7 +8,7 @@ from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 
-class Held:
+class QueuedDatagram:
     """A datagram that was not sent on yet; `ready` when it may be. `way`: from where to where; `since`: when it
     came."""
 
@@ -20,10 +20,10 @@ class Held:
         self.number = 0
         self.ready = False
         self.kept = False  # whether it had to wait
-        self.queue: deque[Held] | None = None  # where it waits, with those of its way
+        self.queue: deque[QueuedDatagram] | None = None  # where it waits, with those of its way
 
 
-H = TypeVar("H", bound=Held)
+H = TypeVar("H", bound=QueuedDatagram)
 
 
 class InOrder(Generic[H]):

@@ -13,7 +13,7 @@ from gateway.host.finding import Finding
 from gateway.host.foreign_chains import ruleset
 from gateway.host.programs import run_program
 from gateway.model.errors import AlgateError
-from gateway.net.above import NoRouterAnswer, Refused, find
+from gateway.net.above import NoRouterAnswer, RouterRefused, find
 from gateway.net.addresses import facing_the_world, is_private, router_above
 
 LEAST_UDP_TIMEOUT = 120  # seconds (RFC 4787, REQ-5)
@@ -148,7 +148,7 @@ def _behind_another(config: Config, version: int, name: str, address: str) -> Fi
         return Finding(name, "warning", said, "set portmap.upstream = true")
     try:
         external = above.look().external
-    except (NoRouterAnswer, Refused) as error:
+    except (NoRouterAnswer, RouterRefused) as error:
         return Finding(name, "warning", f"{behind}: {error}", f"look at {above.router}")
     if external is None or is_private(external):
         said = f"{behind} ({above.router}, asked by {speaks}), whose own address is {external or 'not known'}"

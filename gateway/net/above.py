@@ -57,7 +57,7 @@ class NoRouterAnswer(Exception):
     """The router above does not answer, or not so that it can be understood."""
 
 
-class Refused(Exception):
+class RouterRefused(Exception):
     """The router above has refused. `because` is what it says, `code` the number with which it does; `seconds`: for how
     long it will not be otherwise."""
 
@@ -98,10 +98,11 @@ class Above(Protocol):
         """Its address on the link between both."""
 
     def map(self, transport: Transport, port: int, wanted: int, seconds: int) -> Given:
-        """Ask for a public port for `port` of this router, or renew it: if it is free, `wanted`. Raises Refused."""
+        """Ask for a public port for `port` of this router, or renew it: if it is free, `wanted`. Raises
+        RouterRefused."""
 
     def unmap(self, transport: Transport, port: int, public: int) -> None:
-        """End what leads to `port`. `public`: the port of its own, 0 where it is not known. Raises Refused."""
+        """End what leads to `port`. `public`: the port of its own, 0 where it is not known. Raises RouterRefused."""
 
     def look(self) -> AboveState:
         """Ask how it is."""
@@ -112,7 +113,7 @@ def find(own: str, router: str, secret: bytes, tries: Sequence[float] = PAUSES) 
     it speaks none of the protocols. `secret`: what the nonces of PCP are made of."""
     candidates: tuple[Above, ...] = (Pcp(own, router, secret, tries), NatPmp(own, router, tries))
     for above in candidates:
-        with contextlib.suppress(NoRouterAnswer, Refused):
+        with contextlib.suppress(NoRouterAnswer, RouterRefused):
             above.look()
             return above
     with contextlib.suppress(NoRouterAnswer):
@@ -183,9 +184,9 @@ class Pcp:
 
     def _address(self) -> str | None:
         """Ask for its public address, for which PCP has no question: NAT-PMP has, and a mapping is told with it."""
-        with contextlib.suppress(NoRouterAnswer, Refused):
+        with contextlib.suppress(NoRouterAnswer, RouterRefused):
             return NatPmp(self._own, self.router, PAUSES[:1]).look().external
-        with contextlib.suppress(NoRouterAnswer, Refused):
+        with contextlib.suppress(NoRouterAnswer, RouterRefused):
             host = self.map("udp", PROBE, 0, SHORTEST).host
             self.unmap("udp", PROBE, 0)
             return host
@@ -209,7 +210,7 @@ class Pcp:
             self._lost = True
         if answer.result != pcp.Result.SUCCESS:
             because = _PCP_BECAUSE.get(answer.result, "outside")
-            raise Refused(because, f"{self.router}: {_name(pcp.Result, answer.result)}", answer.lifetime)
+            raise RouterRefused(because, f"{self.router}: {_name(pcp.Result, answer.result)}", answer.lifetime)
         return answer
 
 
@@ -271,7 +272,7 @@ class NatPmp:
             self._lost = True
         if answer.result != natpmp.Result.SUCCESS:
             because = _PMP_BECAUSE.get(answer.result, "outside")
-            raise Refused(because, f"{self.router}: {_name(natpmp.Result, answer.result)}")
+            raise RouterRefused(because, f"{self.router}: {_name(natpmp.Result, answer.result)}")
         return answer
 
 
@@ -283,7 +284,7 @@ class Upnp:
 
     protocol = "upnp"
 
-    def __init__(self, own: str, router: str, control: igd.Control) -> None:
+    def __init__(self, own: str, router: str, control: igd.ControlUrl) -> None:
         self.router = router
         self._own = own
         self._control = control
@@ -301,7 +302,7 @@ class Upnp:
             self._external = self._address(until)
         if self._external is None:
             self.unmap(transport, port, public)
-            raise Refused("outside", f"{self.router} has no public address")
+            raise RouterRefused("outside", f"{self.router} has no public address")
         return Given(self._external, public, float(seconds))
 
     def unmap(self, transport: Transport, port: int, public: int) -> None:
@@ -324,14 +325,14 @@ class Upnp:
             outputs = self._call(
                 "GetSpecificPortMappingEntry", igd.mapping_key(transport, self._given[transport, port])
             )
-        except Refused as refused:
+        except RouterRefused as refused:
             return refused.code != _NO_SUCH_ENTRY
         return outputs.get("NewInternalClient", self._own) == self._own
 
     def _address(self, until: float) -> str | None:
         try:
             host = self._call("GetExternalIPAddress", {}, until).get("NewExternalIPAddress", "")
-        except Refused:
+        except RouterRefused:
             return None
         return host if _is_address(host) else None
 
@@ -344,7 +345,7 @@ class Upnp:
             public = ports.pop(0)
             try:
                 return public, self._add_exactly(transport, port, public, seconds, until)
-            except Refused as refused:
+            except RouterRefused as refused:
                 if refused.because != "taken" or not ports:
                     raise
 
@@ -353,7 +354,7 @@ class Upnp:
             try:
                 arguments = igd.add_mapping(transport, public, self._own, port, lease, "algate")
                 self._call("AddPortMapping", arguments, until)
-            except Refused as refused:
+            except RouterRefused as refused:
                 if lease and refused.code in _NO_LEASES:
                     continue
                 raise
@@ -369,7 +370,7 @@ class Upnp:
             raise NoRouterAnswer(f"{self.router}: {error}") from None
         except ActionError as error:
             because, detail = _UPNP_BECAUSE.get(error.code, "outside"), f"{self.router}: {action}: {error}"
-            raise Refused(because, detail, code=error.code) from None
+            raise RouterRefused(because, detail, code=error.code) from None
 
 
 def search(own: str, router: str) -> Upnp:
@@ -379,7 +380,7 @@ def search(own: str, router: str) -> Upnp:
     through."""
     began = time.monotonic()
     until, end = began + SEARCH, began + PATIENCE
-    asked: set[igd.Place] = set()
+    asked: set[igd.HttpAddress] = set()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:
             sock.bind((own, 0))
@@ -406,7 +407,7 @@ def search(own: str, router: str) -> Upnp:
     raise NoRouterAnswer(f"{router} does not answer")
 
 
-def _described(own: str, where: igd.Place, until: float) -> list[igd.Control]:
+def _described(own: str, where: igd.HttpAddress, until: float) -> list[igd.ControlUrl]:
     try:
         status, body = _exchange(own, where, igd.get(where), until)
         return igd.services(body, where) if status == 200 else []
@@ -414,7 +415,7 @@ def _described(own: str, where: igd.Place, until: float) -> list[igd.Control]:
         return []
 
 
-def _exchange(own: str, where: igd.Place | igd.Control, question: bytes, until: float) -> tuple[int, bytes]:
+def _exchange(own: str, where: igd.HttpAddress | igd.ControlUrl, question: bytes, until: float) -> tuple[int, bytes]:
     """Ask by HTTP; until then, and for TIMEOUT at most. Raises OSError and HttpError."""
     now = time.monotonic()
     until = min(until, now + TIMEOUT)

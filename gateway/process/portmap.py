@@ -30,7 +30,7 @@ from gateway.config.rules import policy_of
 from gateway.config.schema import Config, lifetime_range, port_range
 from gateway.front.packets.journal import Journal
 from gateway.front.portmap.announcer import Announcer
-from gateway.front.portmap.datagrams import DatagramSocket, Query
+from gateway.front.portmap.datagrams import DatagramSocket, MappingDatagram
 from gateway.front.portmap.leases import Leases
 from gateway.front.portmap.machine import secret
 from gateway.front.portmap.mapper import MapperSetting, PortMapper
@@ -172,7 +172,7 @@ class Portmap:
         host = self._neighbours.identify(address).host
         return host if host.startswith("link ") else _surroundings(address)
 
-    def _answer(self, asked: Query) -> bytes | None:
+    def _answer(self, asked: MappingDatagram) -> bytes | None:
         return self._front.answer(asked.data, asked.source)
 
     def _status(self) -> Rows:

@@ -346,7 +346,7 @@ def above(data: bytes, _rng: random.Random) -> None:
     """What the router above answers, by whichever protocol: it is read, or is none; URLs lead to that router only."""
     pcp_client.read_pcp(data)
     pcp_client.read_pmp(data)
-    where = igd_client.read_location(data) or igd_client.Place("100.64.0.1", 5000, "/root.xml")
+    where = igd_client.read_location(data) or igd_client.HttpAddress("100.64.0.1", 5000, "/root.xml")
     igd_client.is_whole(data)
     try:
         status, body = igd_client.read_answer(data)

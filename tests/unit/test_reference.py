@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from gateway.cli.main import cli
 from gateway.cli.reference.__main__ import DOCS, documents, shared_files
-from gateway.cli.reference.commands import Command, commands
+from gateway.cli.reference.commands import CommandHelp, commands
 from gateway.cli.reference.configuration import example, tables
 from gateway.cli.reference.events import logged
 from gateway.cli.reference.manual import pages
@@ -77,7 +77,7 @@ def test_every_event_of_the_code_is_in_the_table_and_the_other_way_round() -> No
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
-def test_every_command_says_what_it_does_and_shows_an_example_that_parses(command: Command) -> None:
+def test_every_command_says_what_it_does_and_shows_an_example_that_parses(command: CommandHelp) -> None:
     assert command.summary.endswith(".")
     assert len(command.summary) <= 45 or command.name == "algate", "the list of commands would cut it off"
     assert command.examples

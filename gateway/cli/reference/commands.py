@@ -15,7 +15,7 @@ _UNWRAPPED = "\b\n"  # how click marks a paragraph whose lines stay as they are
 
 
 @dataclass(frozen=True)
-class Command:
+class CommandHelp:
     """One command: its full name, its help text, its arguments and options."""
 
     name: str  # "algate rules show"
@@ -34,7 +34,7 @@ class Command:
 
 def commands(
     command: click.Command = cli, name: str = "algate", parent: click.Context | None = None
-) -> Iterator[Command]:
+) -> Iterator[CommandHelp]:
     """Return a command and all its subcommands, each command before its subcommands."""
     context = click.Context(command, info_name=name, parent=parent, **command.context_settings)
     summary, *paragraphs = inspect.cleandoc(command.help or "").split("\n\n")
@@ -48,7 +48,7 @@ def commands(
     below = below_of(command, context)
     options = [parameter for parameter in command.get_params(context) if isinstance(parameter, click.Option)]
     records = [option.get_help_record(context) for option in options]
-    yield Command(
+    yield CommandHelp(
         context.command_path,
         " ".join(command.collect_usage_pieces(context)),
         " ".join(summary.split()),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from gateway import __version__
 from gateway.cli.main import EXIT_CODES
-from gateway.cli.reference.commands import Command, commands
+from gateway.cli.reference.commands import CommandHelp, commands
 from gateway.cli.reference.configuration import Key, Table, tables, toml_value
 
 _FILES = (
@@ -24,7 +24,7 @@ def pages() -> dict[str, str]:
     return texts
 
 
-def _command_page(command: Command, every: list[Command]) -> Iterator[str]:
+def _command_page(command: CommandHelp, every: list[CommandHelp]) -> Iterator[str]:
     yield from _head(command.page, 1, command.summary.rstrip("."))
     yield ".SH SYNOPSIS"
     yield f".B {_escape(command.name)}"

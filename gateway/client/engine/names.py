@@ -25,7 +25,7 @@ FAKE = ipaddress.IPv4Network("198.18.0.0/15")  # for benchmarks (RFC 2544): no h
 MOST_FAKE = 100_000
 
 
-class Question(NamedTuple):
+class NameQuestion(NamedTuple):
     """The first question of a message, and where it ends."""
 
     name: str
@@ -33,7 +33,7 @@ class Question(NamedTuple):
     end: int
 
 
-def parse_question(message: bytes) -> Question:
+def parse_question(message: bytes) -> NameQuestion:
     """The question of a query. ValueError for what is none."""
     if len(message) < 17 or message[2] & 0x80 or message[4:6] != b"\0\1":
         raise ValueError("not a query with one question")
@@ -45,10 +45,10 @@ def parse_question(message: bytes) -> Question:
         at += 1 + length
     if len(message) < at + 5:
         raise ValueError("a question that is not whole")
-    return Question(".".join(labels).lower(), int.from_bytes(message[at + 1 : at + 3], "big"), at + 5)
+    return NameQuestion(".".join(labels).lower(), int.from_bytes(message[at + 1 : at + 3], "big"), at + 5)
 
 
-def encode_answer(query: bytes, question: Question, code: int, records: list[bytes]) -> bytes:
+def encode_answer(query: bytes, question: NameQuestion, code: int, records: list[bytes]) -> bytes:
     """The answer to a query: RDATA of records of the type that was asked for."""
     flags = 0x8080 | (query[2] & 1) << 8 | code
     head = query[:2] + struct.pack("!HHHHH", flags, 1, len(records), 0, 0) + query[12 : question.end]
@@ -121,7 +121,7 @@ class Names:
             code, records = SERVFAIL, []
         return encode_answer(query, question, code, records)
 
-    def _look_up(self, question: Question) -> tuple[int, list[bytes]]:
+    def _look_up(self, question: NameQuestion) -> tuple[int, list[bytes]]:
         if question.kind == PTR:
             return self._pointer(question.name)
         if question.kind not in (A, AAAA) or not question.name:
@@ -162,7 +162,7 @@ class Names:
         except ProxyError as error:
             return (NXDOMAIN if error.failure == "host" else SERVFAIL), []
 
-    def _by_tcp(self, query: bytes, question: Question) -> bytes:
+    def _by_tcp(self, query: bytes, question: NameQuestion) -> bytes:
         """Ask a server by its TCP port, through the proxies."""
         host, _, port = self._mode.removeprefix("tcp:").partition("#")
         try:

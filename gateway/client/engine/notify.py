@@ -54,7 +54,7 @@ _SO_COOKIE = 57  # <asm-generic/socket.h>
 _PR_SET_NO_NEW_PRIVS, _PR_SET_CHILD_SUBREAPER = 38, 36
 
 
-class Call(NamedTuple):
+class WaitingCall(NamedTuple):
     """A system call that waits. `thread`: who makes it."""
 
     id: int
@@ -138,13 +138,13 @@ def adopt_orphans() -> None:
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-class Listener:
+class NotifyListener:
     """The descriptor at which calls wait."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
-    def receive(self) -> Call | None:
+    def receive(self) -> WaitingCall | None:
         """Wait for a call. None: it was taken back. OSError when nobody is left who could make one."""
         buffer = bytearray(_NOTIF.size)
         try:
@@ -154,9 +154,9 @@ class Listener:
                 return None
             raise
         call, thread, _flags, number, _arch, _ip, *arguments = _NOTIF.unpack(buffer)
-        return Call(call, thread, number, tuple(arguments))
+        return WaitingCall(call, thread, number, tuple(arguments))
 
-    def still_waits(self, call: Call) -> bool:
+    def still_waits(self, call: WaitingCall) -> bool:
         """Whether the call waits still, so that its thread's number is its own."""
         try:
             fcntl.ioctl(self.fd, _ID_VALID, struct.pack("=Q", call.id))
@@ -164,15 +164,15 @@ class Listener:
             return False
         return True
 
-    def let_pass(self, call: Call) -> None:
+    def let_pass(self, call: WaitingCall) -> None:
         """Let the kernel carry the call out."""
         self._send(struct.pack("=QqiI", call.id, 0, 0, _CONTINUE))
 
-    def answer(self, call: Call, error: int = 0) -> None:
+    def answer(self, call: WaitingCall, error: int = 0) -> None:
         """End the call: with success, or with this errno."""
         self._send(struct.pack("=QqiI", call.id, 0, -error, 0))
 
-    def replace(self, call: Call, descriptor: int, by: int, close_on_exec: bool) -> None:
+    def replace(self, call: WaitingCall, descriptor: int, by: int, close_on_exec: bool) -> None:
         """Put the file `by` in the place of a descriptor of the caller. OSError."""
         flags = os.O_CLOEXEC if close_on_exec else 0
         fcntl.ioctl(self.fd, _ADDFD, struct.pack("=QIIII", call.id, _ADDFD_SETFD, by, descriptor, flags))

@@ -66,7 +66,7 @@ class Program:
         try:
             if message[:1] != b"R":
                 raise NoEngine(message[1:].decode() or "the child has ended")
-            self.listener = notify.Listener(notify.descriptor_of(self.pid, struct.unpack("i", message[1:])[0]))
+            self.listener = notify.NotifyListener(notify.descriptor_of(self.pid, struct.unpack("i", message[1:])[0]))
         except (OSError, NoEngine) as error:
             os.close(go)
             os.waitpid(self.pid, 0)
@@ -194,7 +194,7 @@ class Watcher:
                 self._messages.once(f"a call that was not understood: {error!r}")
                 self._listener.answer(call, errno.EINVAL)
 
-    def _decide(self, call: notify.Call) -> None:
+    def _decide(self, call: notify.WaitingCall) -> None:
         assert notify.MACHINE is not None
         if call.number == notify.MACHINE.connect:
             self._on_connect(call)
@@ -210,7 +210,7 @@ class Watcher:
             self._messages.once("datagrams of a socket that is not connected are refused")
             self._listener.answer(call, errno.ENETUNREACH)
 
-    def _on_connect(self, call: notify.Call) -> None:
+    def _on_connect(self, call: notify.WaitingCall) -> None:
         descriptor, at, size = call.arguments[:3]
         raw = notify.memory_of(call.thread, at, min(size, LARGEST_ADDRESS))
         if not self._listener.still_waits(call):
@@ -233,7 +233,7 @@ class Watcher:
             self._room.release()
             raise
 
-    def _on_getpeername(self, call: notify.Call) -> None:
+    def _on_getpeername(self, call: notify.WaitingCall) -> None:
         """Say what the program has asked for, and not the proxy: FTP's EPSV leads to the host of the control
         connection."""
         with socket.socket(fileno=notify.descriptor_of(call.thread, call.arguments[0])) as sock:
@@ -243,7 +243,7 @@ class Watcher:
         else:
             self._tell_address(call, peer)
 
-    def _on_getsockname(self, call: notify.Call) -> None:
+    def _on_getsockname(self, call: notify.WaitingCall) -> None:
         """Say no address, and the port, where a socket has been replaced by one of another family: programs bind their
         next one to the same address (lftp, for FTP's data), and know one family only."""
         with socket.socket(fileno=notify.descriptor_of(call.thread, call.arguments[0])) as sock:
@@ -254,7 +254,7 @@ class Watcher:
             port: int = sock.getsockname()[1]
         self._tell_address(call, peer[:2] + port.to_bytes(2, "big") + bytes(len(peer) - 4))
 
-    def _tell_address(self, call: notify.Call, raw: bytes) -> None:
+    def _tell_address(self, call: notify.WaitingCall, raw: bytes) -> None:
         """Answer a call that asks for an address (at its second argument, with its size at the third)."""
         at, size_at = call.arguments[1:3]
         (room,) = struct.unpack("=i", notify.memory_of(call.thread, size_at, 4))
@@ -264,7 +264,7 @@ class Watcher:
         notify.write_memory(call.thread, size_at, struct.pack("=i", len(raw)))
         self._listener.answer(call)
 
-    def _targets(self, call: notify.Call) -> list[Target]:
+    def _targets(self, call: notify.WaitingCall) -> list[Target]:
         """The addresses to which a call sends."""
         assert notify.MACHINE is not None
         if call.number == notify.MACHINE.sendto:
@@ -282,7 +282,7 @@ class Watcher:
             target.ip in network for network in self._direct if network.version == target.ip.version
         )
 
-    def _connect(self, call: notify.Call, descriptor: int, target: Target, raw: bytes) -> None:
+    def _connect(self, call: notify.WaitingCall, descriptor: int, target: Target, raw: bytes) -> None:
         """Connect the program's socket, and tell it so, or the error."""
         try:
             with socket.socket(fileno=notify.descriptor_of(call.thread, descriptor)) as sock:
@@ -309,7 +309,7 @@ class Watcher:
             self._room.release()
 
     def _connect_stream(
-        self, call: notify.Call, descriptor: int, sock: socket.socket, target: Target, raw: bytes
+        self, call: notify.WaitingCall, descriptor: int, sock: socket.socket, target: Target, raw: bytes
     ) -> None:
         if _is_connected(sock):
             raise OSError(errno.EISCONN, "it is connected already")

@@ -33,7 +33,7 @@ _IP_MULTICAST_TTL, _IP_MULTICAST_LOOP = 33, 34
 log = get_logger()
 
 
-class Query(NamedTuple):
+class MappingDatagram(NamedTuple):
     """A datagram. `source`: the address of its sender; `port`: its port; `at`: the address that it was sent to;
     `interface`: the index of that by which it came."""
 
@@ -57,7 +57,7 @@ class DatagramSocket:
         sock: _socket.socket,
         longest: int,
         accepts: Callable[[str], bool],
-        answer: Callable[[Query], bytes | None],
+        answer: Callable[[MappingDatagram], bytes | None],
         accepts_at: Callable[[str], bool],
     ) -> None:
         self.sock = sock
@@ -100,30 +100,30 @@ class DatagramSocket:
                 continue
             self._pool.spawn(self._serve, asked)
 
-    def _is_for_us(self, asked: Query) -> bool:
+    def _is_for_us(self, asked: MappingDatagram) -> bool:
         """Whether the question came to an address of the inside, or to a group, and its sender may ask."""
         at = ipaddress.ip_address(asked.at)
         inside = at.is_link_local or at.is_multicast or self._accepts_at(asked.at)
         return inside and asked.port > 0 and self._accepts(asked.source)
 
-    def _asked(self, data: bytes, passed: list[tuple[int, int, bytes]], address: object) -> Query | None:
+    def _asked(self, data: bytes, passed: list[tuple[int, int, bytes]], address: object) -> MappingDatagram | None:
         assert isinstance(address, tuple)
         source, port = str(address[0]).partition("%")[0], int(address[1])
         for level, kind, value in passed:
             if level == socket.IPPROTO_IP and kind == IP_PKTINFO and len(value) >= _PKTINFO4.size:
                 index, _, at4 = _PKTINFO4.unpack_from(value)
-                return Query(data, source, port, str(ipaddress.IPv4Address(at4)), index)
+                return MappingDatagram(data, source, port, str(ipaddress.IPv4Address(at4)), index)
             if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO and len(value) >= _PKTINFO6.size:
                 at6, index = _PKTINFO6.unpack_from(value)
-                return Query(data, source, port, str(ipaddress.IPv6Address(at6)), index)
+                return MappingDatagram(data, source, port, str(ipaddress.IPv6Address(at6)), index)
         return None
 
-    def _serve(self, asked: Query) -> None:
+    def _serve(self, asked: MappingDatagram) -> None:
         said = self._answer(asked)
         if said is not None:
             self.say(said, asked)
 
-    def say(self, data: bytes, asked: Query) -> None:
+    def say(self, data: bytes, asked: MappingDatagram) -> None:
         """Send to the host that has asked, from the address that it asked."""
         target: tuple[object, ...]
         if self.version == 4:

@@ -14,8 +14,8 @@ from typing import Protocol
 from alg.upnp import arguments
 from alg.upnp.device import Device
 from alg.upnp.errors import ActionError
-from alg.upnp.listing import Entry, port_listing
-from alg.upnp.services import CONNECTION_1, CONNECTION_2, FIREWALL, FORWARDING, INTERFACE, Service
+from alg.upnp.listing import ListedMapping, port_listing
+from alg.upnp.services import CONNECTION_1, CONNECTION_2, FIREWALL, FORWARDING, INTERFACE, UpnpService
 from gateway.front.portmap.table import Event, Key, MappingTable, Refusal, Request
 from gateway.front.portmap.table import Mapping as PortMapping
 from gateway.model.requests import Transport
@@ -99,7 +99,7 @@ class Igd:
             "DeletePortMapping": self._delete,
             "GetExternalIPAddress": lambda _client, _given: (facts.external(),),
         }
-        self._actions: dict[Service, dict[str, _Action]] = {
+        self._actions: dict[UpnpService, dict[str, _Action]] = {
             CONNECTION_1: connection,
             CONNECTION_2: {
                 **connection,
@@ -143,7 +143,7 @@ class Igd:
         ):
             assert actions.keys() == service.actions.keys(), service.type
 
-    def act(self, device: Device, service: Service, action: str, given: Mapping[str, str], client: str) -> _Values:
+    def act(self, device: Device, service: UpnpService, action: str, given: Mapping[str, str], client: str) -> _Values:
         """Carry out an action of `client`, the text of an address, and return the values of its outputs. Raises
         ActionError."""
         actions = self._forwarding[device.version] if service is FORWARDING else self._actions[service]
@@ -151,7 +151,7 @@ class Igd:
             raise ActionError(401)
         return actions[action](client, given)
 
-    def state(self, device: Device, service: Service) -> dict[str, object]:
+    def state(self, device: Device, service: UpnpService) -> dict[str, object]:
         """Return the variables of a service that subscribers are told."""
         values: dict[str, object] = {
             "DefaultConnectionService": device.default_connection,
@@ -242,11 +242,11 @@ class Igd:
     def _entries(self, client: str) -> list[PortMapping]:
         return [mapping for mapping in self._table.of_client(client, "upnp") if ":" not in mapping.client]
 
-    def _entry(self, mapping: PortMapping) -> Entry:
+    def _entry(self, mapping: PortMapping) -> ListedMapping:
         hold = mapping.holds["upnp"]
         remote = hold.filters[0].partition("/")[0] if hold.filters else ""
         left = mapping.left("upnp", self._facts.now())
-        return Entry(
+        return ListedMapping(
             remote, mapping.shown.port, mapping.transport, mapping.port, mapping.client, hold.description, left
         )
 

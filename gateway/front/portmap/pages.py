@@ -20,7 +20,7 @@ from alg.upnp.device import Device
 from alg.upnp.errors import ActionError, HttpError
 from alg.upnp.gena import Renew, Subscribe, Subscription, Subscriptions
 from alg.upnp.http import Request, response
-from alg.upnp.services import Service
+from alg.upnp.services import UpnpService
 from gateway.observe.log import get_logger
 
 log = get_logger()
@@ -35,7 +35,7 @@ class Actions(Protocol):
     """What carries out actions (`gateway.front.portmap.igd.Igd`)."""
 
     def act(
-        self, device: Device, service: Service, action: str, given: Mapping[str, str], client: str
+        self, device: Device, service: UpnpService, action: str, given: Mapping[str, str], client: str
     ) -> Sequence[object]:
         """Return the values of an action. Raises ActionError."""
 
@@ -59,7 +59,7 @@ class Pages:
         self._events = events
         self._headers = [("Server", server)]
         self._documents: dict[str, bytes] = {}
-        self._controls: dict[str, tuple[Device, Service]] = {}
+        self._controls: dict[str, tuple[Device, UpnpService]] = {}
         self._eventing: set[str] = set()
         for device in devices:
             self._documents[device.description] = devices_.describe(device)
@@ -117,7 +117,7 @@ class Pages:
             raise HttpError(403)
         return path
 
-    def _control(self, request: Request, device: Device, service: Service, client: str) -> bytes:
+    def _control(self, request: Request, device: Device, service: UpnpService, client: str) -> bytes:
         header = request.headers.get("soapaction")
         if header is None:
             raise HttpError(400)

@@ -13,7 +13,7 @@ import msgspec
 from alg.address import Endpoint
 from alg.upnp.device import Device
 from alg.upnp.http import Request
-from alg.upnp.services import Service
+from alg.upnp.services import UpnpService
 from alg.upnp.ssdp import Speaker
 from gateway.front.portmap.events import EventSender
 from gateway.front.portmap.http import HttpServer
@@ -65,7 +65,7 @@ class UpnpFront:
         announced = made[setting.announced]
         self._devices = (announced, *(device for device in made.values() if device is not announced))
         self._igd = Igd(mapper, facts, made)
-        self._pages_of_events: dict[str, tuple[Device, Service]] = {
+        self._pages_of_events: dict[str, tuple[Device, UpnpService]] = {
             device.page(service, "events"): (device, service)
             for device in self._devices
             for service in device.all_services()

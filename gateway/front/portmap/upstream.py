@@ -19,7 +19,7 @@ from alg.address import Endpoint
 from gateway.front.portmap.patience import WATCH, Patience
 from gateway.front.portmap.table import Event, Key, Mapping, MappingTable, Refusal
 from gateway.model.requests import Transport
-from gateway.net.above import Above, Given, NoRouterAnswer, Refused
+from gateway.net.above import Above, Given, NoRouterAnswer, RouterRefused
 from gateway.net.addresses import is_private
 from gateway.observe.log import get_logger
 
@@ -109,7 +109,7 @@ class RouterAbove:
             self._patience.unanswered(time.monotonic())
             self._end(name, before)  # it may have opened it all the same
             raise Refusal("outside", f"the router above: {error}") from None
-        except Refused as refused:
+        except RouterRefused as refused:
             self._say_refused(key, refused)
             raise Refusal(refused.because, f"the router above: {refused.detail}", max(1, refused.seconds)) from None
         if self._own != own:
@@ -197,7 +197,7 @@ class RouterAbove:
         if above is not None:
             try:
                 external = above.look().external
-            except (NoRouterAnswer, Refused):
+            except (NoRouterAnswer, RouterRefused):
                 above = None
         before, self._own, self._above = self._own, own, above
         self._patience.answered()
@@ -228,7 +228,7 @@ class RouterAbove:
                 self._due = time.monotonic() + AGAIN
                 self._forget_all()
             return
-        except Refused:
+        except RouterRefused:
             return  # it has no address now, as some say so
         self._patience.answered()
         self._heard_of(state.external)
@@ -264,7 +264,7 @@ class RouterAbove:
             self._patience.unanswered(time.monotonic())
             gevent.sleep(1.0)
             return False
-        except Refused as refused:
+        except RouterRefused as refused:
             self._say_refused(key, refused)
             self._kept.pop(key, None)
             if self._table.find(key) is mapping:
@@ -290,7 +290,7 @@ class RouterAbove:
             self._ending = name
             try:
                 above.unmap(*name, public)
-            except (NoRouterAnswer, Refused) as error:  # then it ends by its time
+            except (NoRouterAnswer, RouterRefused) as error:  # then it ends by its time
                 log.debug("portmap.upstream_kept", port=public, reason=str(error)[:200])
             finally:
                 self._ending = None
@@ -308,7 +308,7 @@ class RouterAbove:
         if changed or known is not None:
             self._owner.changed()
 
-    def _say_refused(self, key: Key, refused: Refused) -> None:
+    def _say_refused(self, key: Key, refused: RouterRefused) -> None:
         log.warning(
             "portmap.upstream_refused", client=key[0], protocol=key[1], port=key[2], reason=refused.detail[:200]
         )

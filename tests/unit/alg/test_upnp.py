@@ -16,7 +16,7 @@ from alg.upnp import arguments, device, elements, gena, services, soap, ssdp
 from alg.upnp.errors import ActionError, HttpError
 from alg.upnp.gena import Callback, Renew, Subscribe, Subscriptions
 from alg.upnp.http import LONGEST_BODY, LONGEST_HEAD, Request, RequestReader, read_head, response
-from alg.upnp.listing import Entry, port_listing
+from alg.upnp.listing import ListedMapping, port_listing
 from tests.wire.upnp.play import DEVICES
 
 ALL = [service for root in DEVICES.values() for service in root.all_services()]
@@ -197,7 +197,7 @@ def test_every_document_is_quick(unit: bytes) -> None:
 
 
 @given(st.sampled_from(ALL), st.data())
-def test_an_action_is_read_as_it_is_said(service: services.Service, data: st.DataObject) -> None:
+def test_an_action_is_read_as_it_is_said(service: services.UpnpService, data: st.DataObject) -> None:
     action = data.draw(st.sampled_from(sorted(service.actions)))
     given_ = data.draw(st.dictionaries(names, st.text(st.characters(min_codepoint=0x21, max_codepoint=0x2FF))))
     inner = "".join(f"<{name}>{elements.escape(value)}</{name}>" for name, value in given_.items())
@@ -260,7 +260,7 @@ def test_a_description_is_one_line_of_at_most_256_characters() -> None:
 
 
 def test_a_list_of_mappings_is_a_document() -> None:
-    entry = Entry("", 6000, "tcp", 6000, "192.168.56.10", "<&>", 60)
+    entry = ListedMapping("", 6000, "tcp", 6000, "192.168.56.10", "<&>", 60)
     [listed] = ET.fromstring(port_listing([entry]).encode())
     assert [value.text for value in listed] == [None, "6000", "TCP", "6000", "192.168.56.10", "1", "<&>", "60"]
 
@@ -269,7 +269,7 @@ def test_a_list_of_mappings_is_a_document() -> None:
 
 
 @pytest.mark.parametrize("service", ALL, ids=lambda service: service.type)
-def test_a_service_is_described_in_full(service: services.Service) -> None:
+def test_a_service_is_described_in_full(service: services.UpnpService) -> None:
     name = "{urn:schemas-upnp-org:service-1-0}"
     root = ET.fromstring(services.describe(service))
     variables = {variable.findtext(f"{name}name") for variable in root.iter(f"{name}stateVariable")}

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alg.upnp import client, device, services, soap
-from alg.upnp.client import Control, Place
+from alg.upnp.client import ControlUrl, HttpAddress
 from alg.upnp.errors import ActionError, HttpError
 from alg.upnp.http import RequestReader, response
 from tests.wire.upnp.play import DEVICES
 
 CORPUS = Path(__file__).parents[2] / "fuzz" / "corpus" / "above"
-BASE = Place("100.64.0.1", 5000, "/root.xml")
+BASE = HttpAddress("100.64.0.1", 5000, "/root.xml")
 ADD = client.add_mapping("udp", 5001, "100.64.0.2", 5000, 3600, "algate")
 
 
@@ -87,7 +87,7 @@ def test_the_best_service_comes_first() -> None:
 
 
 def test_a_description_of_a_box() -> None:
-    expected = [Control("urn:schemas-upnp-org:service:WANIPConnection:1", "100.64.0.1", 5000, "/ctl/IPConn")]
+    expected = [ControlUrl("urn:schemas-upnp-org:service:WANIPConnection:1", "100.64.0.1", 5000, "/ctl/IPConn")]
     assert client.services(body_of("description"), BASE) == expected
     assert client.services(body_of("chunked"), BASE) == expected
     assert client.is_whole((CORPUS / "chunked").read_bytes())
@@ -118,7 +118,7 @@ def test_where_a_description_is() -> None:
 
 
 def test_our_own_server_reads_what_is_asked() -> None:
-    control = Control("urn:schemas-upnp-org:service:WANIPConnection:1", "100.64.0.1", 5000, "/ctl")
+    control = ControlUrl("urn:schemas-upnp-org:service:WANIPConnection:1", "100.64.0.1", 5000, "/ctl")
     reader = RequestReader()
     reader.feed(client.call(control, "AddPortMapping", ADD))
     request = reader.next()

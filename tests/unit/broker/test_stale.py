@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from alg.address import Endpoint
-from gateway.broker.conntrack import Conntrack, Socket, Tracked, TrackedEntry
+from gateway.broker.conntrack import Conntrack, Tracked, TrackedEnd, TrackedEntry
 from gateway.broker.elements import talked_of
 from gateway.broker.marks import MEDIA
 from gateway.broker.netlink import NetfilterError
@@ -29,10 +29,10 @@ LEASE = Lease(
 
 def connection(source: Endpoint, destination: Endpoint, answers: Endpoint, to: Endpoint, mark: int = 0) -> Tracked:
     return Tracked(
-        Socket(source, source=True),
-        Socket(destination, source=False),
-        Socket(answers, source=True),
-        Socket(to, source=False),
+        TrackedEnd(source, source=True),
+        TrackedEnd(destination, source=False),
+        TrackedEnd(answers, source=True),
+        TrackedEnd(to, source=False),
         mark,
     )
 

@@ -13,7 +13,7 @@ from alg.upnp.elements import escape, read
 from alg.upnp.errors import HttpError
 from alg.upnp.gena import Subscription, Subscriptions
 from alg.upnp.http import RequestReader
-from alg.upnp.services import Service
+from alg.upnp.services import UpnpService
 from alg.upnp.ssdp import Speaker
 from gateway.front.portmap.igd import Igd
 from gateway.front.portmap.pages import Pages
@@ -147,7 +147,7 @@ class House:
         ]
 
 
-def service_of(text: str) -> tuple[Device, Service]:
+def service_of(text: str) -> tuple[Device, UpnpService]:
     """The service `NAME:VERSION`, or `NAME:VERSION@DEVICE` where both devices have it."""
     name, _, version = text.partition("@")
     for device in DEVICES.values():
@@ -158,7 +158,7 @@ def service_of(text: str) -> tuple[Device, Service]:
 
 
 def soap_request(
-    device: Device, service: Service, action: str, given: Mapping[str, str], host: Endpoint = OWN
+    device: Device, service: UpnpService, action: str, given: Mapping[str, str], host: Endpoint = OWN
 ) -> bytes:
     """An ordinary request for an action."""
     inner = "".join(f"<{name}>{escape(value)}</{name}>" for name, value in given.items())
@@ -177,7 +177,7 @@ def soap_request(
 _PLACES = re.compile(r"\{(root|type|control|events|scpd|body|length|chunk)\}")
 
 
-def filled(text: str, device: Device, service: Service, body: Callable[[], bytes]) -> bytes:
+def filled(text: str, device: Device, service: UpnpService, body: Callable[[], bytes]) -> bytes:
     """Data with escapes, in which `{control}` and others stand for the pages of a service."""
 
     def place(found: re.Match[str]) -> str:

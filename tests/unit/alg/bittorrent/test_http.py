@@ -30,7 +30,7 @@ from alg.api import (
 from alg.bittorrent.announce import conceal, read_http, read_udp
 from alg.bittorrent.bencode import find_interval
 from alg.bittorrent.http import BittorrentModule
-from alg.bittorrent.listeners import BEAT, DEAD, MOST_PORTS, MOST_TORRENTS, Listener
+from alg.bittorrent.listeners import BEAT, DEAD, MOST_PORTS, MOST_TORRENTS, ClientPort
 from alg.bittorrent.options import BittorrentOptions
 from tests.unit.alg.streams import StreamDriver, is_the_same_when_cut, passes_every_byte
 
@@ -230,7 +230,7 @@ def test_a_port_is_open_for_as_long_as_announces_come() -> None:
 
 
 def test_torrents_of_a_port_are_bounded() -> None:
-    listener = Listener(Endpoint("192.0.2.1", 6881), 0.0, 0.0)
+    listener = ClientPort(Endpoint("192.0.2.1", 6881), 0.0, 0.0)
     for number in range(2 * MOST_TORRENTS):
         listener.announced((number.to_bytes(20), "a"), float(number))
     assert len(listener.torrents) == MOST_TORRENTS + 1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from alg.ftp.state import MEANINGS, TABLE, Control, Step, after, diagram
+from alg.ftp.state import MEANINGS, TABLE, Control, ControlStep, after, diagram
 
 PAGE = Path(__file__).parents[4] / "docs" / "protocols" / "ftp.md"
 
@@ -21,10 +21,10 @@ def test_every_state_can_be_reached_and_given_up() -> None:
     while new := {to for (state, _), to in TABLE.items() if state in reached} - reached:
         reached |= new
     assert reached == set(Control)
-    assert all(after(state, Step.GIVEN_UP) is Control.UNREAD for state in Control)
-    assert set(MEANINGS) == {*Control, *Step}
+    assert all(after(state, ControlStep.GIVEN_UP) is Control.UNREAD for state in Control)
+    assert set(MEANINGS) == {*Control, *ControlStep}
 
 
 def test_what_is_not_in_the_table_cannot_happen() -> None:
     with pytest.raises(KeyError):
-        after(Control.UNREAD, Step.PROVED)
+        after(Control.UNREAD, ControlStep.PROVED)
