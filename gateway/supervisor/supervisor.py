@@ -38,6 +38,7 @@ from gateway.supervisor.upkeep import Upkeep
 
 log = get_logger()
 
+_LEAST_DESCRIPTORS, _WORKER_DESCRIPTORS = 80, 8  # of the supervisor: besides, and for each worker
 START_DEADLINE = 90.0  # seconds until all must be ready; a small router that has just booted is slow
 
 
@@ -68,7 +69,7 @@ def _run(load: Callable[[], Config], heritage: Heritage | None, channel: Channel
         raise AlgateError("kernel pinholes and redirected connections need root (or set pinhole.backend = 'userspace')")
     if config.broker_wanted:
         refuse_helpers(config)
-    _raise_descriptor_limit()
+    _raise_descriptor_limit(config.worker_count)
     run_dir = RunDir(config.process.run_dir, heritage, config.instance)
     gateway = None
     try:
@@ -300,7 +301,14 @@ class _Supervisor:
         self._step(Step.STOP)
 
 
-def _raise_descriptor_limit() -> None:
-    """Raise the limit of descriptors as far as allowed. The children inherit it."""
+def _raise_descriptor_limit(workers: int) -> None:
+    """Raise the limit of descriptors as far as allowed. The children inherit it. Raises AlgateError where it is too low
+    to start them."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    least = _LEAST_DESCRIPTORS + workers * _WORKER_DESCRIPTORS
+    if hard != resource.RLIM_INFINITY and hard < least:
+        raise AlgateError(
+            f"{hard} descriptors for each process are too few to start: {least} at the least, and two more for each "
+            "flow of a worker (ulimit -n, or LimitNOFILE= of the service)"
+        )
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

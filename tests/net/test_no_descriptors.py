@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import tomllib
@@ -170,3 +171,32 @@ def test_what_is_open_goes_on(lab: Lab, short: tuple[Gateway, str, int, int], se
         listener.close()
         for each in (control, client, call):
             each.close()
+
+
+def test_too_few_to_start_are_told(lab: Lab) -> None:
+    """The least number that is named suffices, with all processes there are; with one less nothing is begun."""
+    config = lab.write_config(portmap={"protocols": ["pcp", "upnp"]}, process={"workers": 3, "drain_timeout": 1})
+    gateway = Gateway(lab, config)
+    algate, run = gateway.command, lab.tmp / "algate-with-few"
+
+    def limit(number: int) -> None:
+        run.write_text(f'#!/bin/sh\nulimit -n {number}\nexec {algate} "$@"\n')
+        run.chmod(0o755)
+
+    gateway.command = run
+    limit(40)
+    done = lab.run("router", [run, "run", "-c", config], check=False)
+    found = re.fullmatch(
+        r"algate: 40 descriptors for each process are too few to start: (\d+) at the least, .*", done.stderr.strip()
+    )
+    assert found is not None, done.stderr
+    assert done.returncode == 1
+    least = int(found[1])
+    limit(least - 1)
+    assert lab.run("router", [run, "run", "-c", config], check=False).returncode == 1
+    limit(least)
+    gateway.start()
+    try:
+        assert answers(gateway)
+    finally:
+        gateway.stop()
