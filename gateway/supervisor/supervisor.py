@@ -38,7 +38,7 @@ from gateway.supervisor.upkeep import Upkeep
 
 log = get_logger()
 
-_LEAST_DESCRIPTORS, _WORKER_DESCRIPTORS = 80, 8  # of the supervisor: besides, and for each worker
+_LEAST_DESCRIPTORS, _WORKER_DESCRIPTORS = 100, 8  # of the supervisor: besides, and for each worker
 START_DEADLINE = 90.0  # seconds until all must be ready; a small router that has just booted is slow
 
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -55,7 +56,7 @@ def wait_for(condition: Callable[[], _T], what: str, timeout: float = 10.0) -> _
 
 def _old_nft(folder: Path) -> list[str]:
     """What to begin a command with, so that it finds an nft like that of a kernel before 6.5: a rule must not look for
-    a key in a map without taking its data."""
+    a key in a map without taking its data. `folder`: where everybody may look."""
     nft, real, own = shutil.which("nft") or "/usr/sbin/nft", folder / "real-nft", folder / "old-nft"
     shutil.copy(nft, real)
     own.write_text(
@@ -70,7 +71,6 @@ printf '%s\\n' "$text" | exec {real} "$@"
 """
     )
     own.chmod(0o755)
-    folder.chmod(0o755)
     # In the mount namespace that `ip netns exec` makes.
     return ["sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"', str(own), nft]
 
@@ -92,7 +92,12 @@ class Rig:
     ) -> None:
         """`old_kernel`: the broker's nft refuses what Linux before 6.5 refuses, in the same words."""
         self.kinds = kinds
-        self._nft = _old_nft(run_dir) if old_kernel else []
+        self._open_folder = contextlib.ExitStack()
+        self._nft: list[str] = []
+        if old_kernel:
+            folder = Path(self._open_folder.enter_context(tempfile.TemporaryDirectory(prefix="algate-old-nft-")))
+            folder.chmod(0o755)
+            self._nft = _old_nft(folder)
         tag = secrets.token_hex(3)
         self.inside, self.router, self.outside = (f"brk-{tag}-{end}" for end in "iro")
         self.table = "algate"
@@ -162,6 +167,7 @@ class Rig:
 
     def destroy(self) -> None:
         self.kill()
+        self._open_folder.close()
         for sock in [*self._open, self._admin, *(end for pair in self._pairs for end in pair)]:
             sock.close()
         for namespace in (self.inside, self.router, self.outside):

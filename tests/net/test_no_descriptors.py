@@ -197,6 +197,6 @@ def test_too_few_to_start_are_told(lab: Lab) -> None:
     limit(least)
     gateway.start()
     try:
-        assert answers(gateway)
+        lab.wait_for(lambda: len(gateway.admin("status")) >= 6, 10, "all processes to answer")
     finally:
         gateway.stop()
