@@ -38,8 +38,9 @@ from gateway.model.requests import Along, Network
 from gateway.net.addresses import OwnAddresses
 from gateway.observe.log import get_logger
 
-REMEMBERED = 0.1
-"""Seconds for which an answer is reused, because one message may begin many conversations."""
+REMEMBERED = 0.5
+"""Seconds for which an answer is reused: one message may begin many conversations, and a PBX begins many calls a second
+along one flow. The kernel keeps what it has made of a flow, so only one that begins anew could have another address."""
 
 _MOST = 4096
 _IP_TRANSPARENT, _IPV6_TRANSPARENT = 19, 75

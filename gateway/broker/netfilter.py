@@ -345,7 +345,11 @@ class Netfilter:
     def is_whole(self) -> bool:
         """Whether the table exists with all its chains, sets and rules. Elements are not checked."""
         table = self._table()
-        return table is not None and _comment_of(table) in [form.mark for form in self._forms] and self._has_all(table, self._rates == "")
+        return (
+            table is not None
+            and _comment_of(table) in [form.mark for form in self._forms]
+            and self._has_all(table, self._rates == "")
+        )
 
     def _has_all(self, table: Any, read_back: bool) -> bool:
         """Whether a table has everything that it must have. `read_back`: what was filled in later is not checked,
