@@ -20,6 +20,7 @@ from tests.lab.lab import (
     Role,
     remove_stale,
 )
+from tests.lab.private import shown
 
 pytestmark = pytest.mark.net
 
@@ -116,3 +117,26 @@ def test_only_labs_of_dead_processes_are_removed() -> None:
     finally:
         for name in (stale, lives, other):
             subprocess.run(["ip", "netns", "delete", name], stderr=subprocess.DEVNULL)
+
+
+def test_another_user_gets_to_a_folder_below_a_private_one() -> None:
+    """And to nothing else there; what is bound is the folder itself, seen in that command's mount namespace only."""
+    user = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+    with Lab() as lab:
+        home = lab.tmp / "home"
+        folders = [home / "a/checkout", home / "b"]
+        for folder in (*folders, folders[0] / ".venv"):
+            folder.mkdir(parents=True)
+            (folder / "said").write_text(folder.name)
+        (home / "secret").touch()
+        home.chmod(0o700)
+        files = [folder / "said" for folder in folders]
+        assert lab.run("inside", [*user, "cat", files[0]], check=False).returncode
+        before = [*shown(*folders, folders[0] / ".venv"), *user]
+        assert lab.run("inside", [*before, "cat", *files, folders[0] / ".venv/said"]).stdout == "checkoutb.venv"
+        assert lab.run("inside", [*before, "ls", "-A", home, home / "a"]).stdout.split() == [
+            f"{home}:", "a", "b", f"{home / 'a'}:", "checkout",
+        ]  # fmt: skip
+        assert lab.run("inside", [*before, "sh", "-c", 'exit "$1"', "sh", "7"], check=False).returncode == 7
+        assert (home / "secret").exists()
+        assert shown(lab.tmp) == [], "everybody gets there"

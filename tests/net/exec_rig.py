@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests.lab.gateway import Gateway
 from tests.lab.lab import CLIENT4, ROUTER_IN4, SERVER4, SERVER6, Lab
+from tests.lab.private import shown
 from tests.lab.servers import _listens
 
 ALGATE = Path(sys.executable).parent / "algate"
@@ -126,7 +127,7 @@ def run(
     timeout: float = 60,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program so in the client's host; `user`: as somebody who is not root."""
-    who = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"] if user else []
+    who = [*shown(), "setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"] if user else []
     argv = [*who, ALGATE, "exec", "--engine", engine, "--via", via, *options, "--", *command]
     return lab.run("inside", argv, timeout=timeout, check=check)
 
