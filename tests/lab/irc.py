@@ -138,9 +138,12 @@ class Weechat:
         self._fifo = self.folder / "fifo"
         way = "lab.proxy = gateway\n" if proxy else ""
         known = f'gateway.type = socks5\ngateway.address = "{proxy}"\ngateway.port = 1080\n' if proxy else ""
+        # Since WeeChat 4.0 TLS is on unless one says otherwise. `ssl` is what 3 calls it; a newer one reads that too.
+        plain = "lab.ssl = off\n"
         settings = {
             "weechat": f"[proxy]\n{known}",
-            "irc": f'[server]\n{way}lab.addresses = "{host}/{IRC}"\nlab.nicks = "{nick}"\nlab.autoconnect = on\n',
+            "irc": f'[server]\n{way}{plain}lab.addresses = "{host}/{IRC}"\nlab.nicks = "{nick}"\n'
+            "lab.autoconnect = on\n",
             "xfer": f'[file]\nauto_accept_files = on\nauto_resume = on\ndownload_path = "{self.downloads}"\n'
             "use_nick_in_filename = off\nauto_rename = off\n",
             "fifo": f'[file]\nenabled = on\npath = "{self._fifo}"\n',
