@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -138,6 +139,12 @@ def _read(sock: socket.socket, least: int) -> bytes:
     return data
 
 
+def _pinhole(line: str) -> str:
+    """Which pinhole the line of a log is about; nothing if it is about none."""
+    found = re.search(r" (?:id|pinhole)=(\w+)", line) if "event=pinhole." in line else None
+    return found[1] if found else ""
+
+
 def speak(lab: Lab, family: Family, speech: Speech, through_socks: bool, check: Callable[[], None]) -> bytes:
     """What the server has read, all together. `check` is called before the connection ends."""
     heard = b""
@@ -181,6 +188,8 @@ def test_a_module(lab: Lab, gateway: Gateway, mode: str, name: str, version: str
     listens = LISTENS + 2 * list(FAMILIES).index(version) + through_socks + 4 * (name == "bittorrent udp")
     speech = speeches(family, listens)[name]
     seen = len(gateway.log_lines())
+    # What was opened for the tests before lives on, and the broker may see only now that it was used.
+    others = set(map(_pinhole, gateway.log_lines())) - {""}
     # PPTP is of IPv4 only; the socket of an association has its public port already.
     serves = (name, version) != ("pptp tcp", "IPv6") and (name, through_socks) != ("tftp udp", True)
 
@@ -193,6 +202,7 @@ def test_a_module(lab: Lab, gateway: Gateway, mode: str, name: str, version: str
         log = gateway.log_lines()[seen:]
         if mode != "rewrite" or not serves:
             ours = [line for line in log if "event=pinhole." in line and "reason=socks" not in line]
+            ours = [line for line in ours if _pinhole(line) not in others]
             assert ours == []
         edits = [line for line in log if "event=alg.edit" in line]
         assert bool(edits) is (serves and speech.edits and mode != "off")
