@@ -39,6 +39,7 @@ from gateway.flow.table import Flow
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Lease
 from gateway.pinhole.pacing import at_its_pace
+from gateway.pinhole.passage import Passage
 
 log = structlog.get_logger()
 
@@ -69,8 +70,8 @@ class Openings:
         self._around = around
         self._own_hosts = own_hosts
         self._tell = tell
-        self._now = around.now
         self._leases: dict[int, Callable[[], None]] = {}  # how each is closed
+        self._passages: list[tuple[Side, Passage]] = []  # of whom; those that may still come
         self._opening: set[int] = set()
         self._unanswered = 0
         self._rate = Rate(OPENINGS, OPENINGS)
@@ -98,13 +99,13 @@ class Openings:
         if observe and isinstance(command, OpenMeeting):
             refusal = "observe"
         if refusal:
-            self._tell(Refused(command.ref, refusal, self._now()))
+            self._tell(Refused(command.ref, refusal, self._around.now()))
         elif observe or (isinstance(command, OpenOutbound) and not self._around.backend.outbound):
             # Nothing is opened: the module shows what it would write, with port 0 for the one it would get.
             if observe and not isinstance(command, OpenMeeting):
                 target = str(command.target)
                 log.info("alg.open", flow=self._flow.id, reason=command.reason, applied=False, target=target)
-            self._tell(Opened(command.ref, advertised(command, 0, self._flow, self._around.public), self._now()))
+            self._tell(Opened(command.ref, advertised(command, 0, self._flow, self._around.public), self._around.now()))
         else:
             self._opening.add(command.ref)
             self._unanswered += 1
@@ -115,7 +116,7 @@ class Openings:
         forbidden = "target" if is_forbidden(command, self._flow, self._around.public) else None
         client, public = self._flow.client.host, self._around.public.get(Side.SERVER)
         if refusal := self.revoked or forbidden:
-            self._tell(Refused(command.ref, refusal, self._now()))
+            self._tell(Refused(command.ref, refusal, self._around.now()))
         elif isinstance(command, OpenConversation):
             self.conversations.open(command, client, public)
         elif isinstance(command, OpenMapping):
@@ -134,7 +135,7 @@ class Openings:
         """Find out what listens at a port of the client."""
         refusal = self.revoked or ("target" if command.target.host != self._flow.client.host else self._flood())
         if refusal:
-            self._tell(Refused(command.ref, refusal, self._now()))
+            self._tell(Refused(command.ref, refusal, self._around.now()))
             return
         self._opening.add(command.ref)
         self._unanswered += 1
@@ -148,14 +149,14 @@ class Openings:
             self._unanswered -= 1
             if command.ref in self._opening:
                 self._opening.discard(command.ref)
-                answer = Opened(command.ref, command.target, self._now())
-                self._tell_unless_over(answer if proven else Refused(command.ref, "probe", self._now()))
+                answer = Opened(command.ref, command.target, self._around.now())
+                self._tell_unless_over(answer if proven else Refused(command.ref, "probe", self._around.now()))
 
     def let_in(self, ref: int) -> None:
         """Wait until no peer is about to be let in to this conversation any more, for at most `LONGEST_HOLD`
         seconds."""
-        until = self._now() + LONGEST_HOLD
-        while self.conversations.is_admitting(ref) and (left := until - self._now()) > 0:
+        until = self._around.now() + LONGEST_HOLD
+        while self.conversations.is_admitting(ref) and (left := until - self._around.now()) > 0:
             self._admission.clear()
             self._admission.wait(left)
 
@@ -167,7 +168,21 @@ class Openings:
         if self.revoked or self._mode is Mode.OBSERVE or is_forbidden(command, self._flow, self._around.public):
             return
         if not self._flood():
-            self._around.paths.join(command.client, command.server, self._own_hosts, command.reason)
+            paths = self._around.paths
+            self._expect(Side.SERVER, paths.join(command.client, command.server, self._own_hosts, command.reason))
+
+    def settle(self, side: Side) -> None:
+        """Wait, before what `side` has said is read, while a connection that it made earlier is on its way to the
+        target, as long as there is patience for that."""
+        if self._passages:
+            for peer, passage in tuple(self._passages):
+                if peer is side:
+                    passage.wait()
+            self._passages = [entry for entry in self._passages if not entry[1].over]
+
+    def _expect(self, side: Side, passage: Passage) -> None:
+        self._passages = [entry for entry in self._passages if not entry[1].over]
+        self._passages.append((side, passage))
 
     def close(self, ref: int) -> None:
         """Close one, if it is open or being opened."""
@@ -210,7 +225,7 @@ class Openings:
 
     def _flood(self) -> str | None:
         """Refuse an opening, because there are too many at a time or in a short time."""
-        if self._unanswered < MOST_UNANSWERED and self._rate.take(None, self._now()):
+        if self._unanswered < MOST_UNANSWERED and self._rate.take(None, self._around.now()):
             return None
         if not self._flooded:
             self._flooded = True  # said once: a log is not to be flooded either
@@ -235,20 +250,23 @@ class Openings:
         except PinholeRefused as refused:
             log.warning("pinhole.refused", flow=self._flow.id, rule=refused.rule, detail=refused.detail)
             self._opening.discard(ref)
-            self._tell_unless_over(Refused(ref, refused.rule, self._now()))
+            self._tell_unless_over(Refused(ref, refused.rule, self._around.now()))
             return
         finally:
             self._unanswered -= 1
         is_local = inner is not None or (isinstance(command, OpenPinhole) and command.read)
-        close = functools.partial((self._around.paths if is_local else self._around.backend).close, lease)
+        backend = self._around.paths if is_local else self._around.backend
+        close = functools.partial(backend.close, lease)
         if self._over or ref not in self._opening:  # it is not wanted any more
             close()
             return
         self._opening.discard(ref)
         self._leases[ref] = close
+        if isinstance(command, OpenPinhole) and (passage := backend.passage(lease)) is not None:
+            self._expect(Side.SERVER if command.target.host == self._flow.client.host else Side.CLIENT, passage)
         elsewhere = self._around.backend.elsewhere and inner is None
         public = lease.public if elsewhere else advertised(command, lease.public.port, self._flow, self._around.public)
-        self._tell_unless_over(Opened(ref, public, self._now(), inner))
+        self._tell_unless_over(Opened(ref, public, self._around.now(), inner))
 
     def _on_conversation(self, ref: int, outcome: Endpoint | str, inner: Endpoint | None) -> None:
         """Called from the event loop, so it must not block."""
@@ -259,9 +277,9 @@ class Openings:
         if self._over:
             self.conversations.close(ref)
         elif isinstance(outcome, str):
-            self._tell(Refused(ref, outcome, self._now()))
+            self._tell(Refused(ref, outcome, self._around.now()))
         else:
-            self._tell(Opened(ref, outcome, self._now(), inner))
+            self._tell(Opened(ref, outcome, self._around.now(), inner))
 
     def _tell_unless_over(self, event: Event) -> None:
         if not self._over:

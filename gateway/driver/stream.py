@@ -254,6 +254,7 @@ class Inspection:
 
     def _received(self, side: Side, data: bytes) -> None:
         """Give the module what came, piece by piece. What it is not given any more passes unread."""
+        self._openings.settle(side)
         pump, effort = self._pump, self._effort
         held = pump.directions[side].held
         if len(held) == len(data):
@@ -267,6 +268,7 @@ class Inspection:
             self._stand_down("held")
 
     def _closed(self, side: Side) -> None:
+        self._openings.settle(side)
         self._delivered_at = self._now()
         self._feed(Closed(side, self._now()))
 

@@ -178,6 +178,10 @@ class Bound:
         if self._sock is not None:
             self._sock.settimeout(seconds)
 
+    def fileno(self) -> int:
+        """Return the descriptor at which the upstream's word is waited for; -1 if that is over."""
+        return -1 if self._sock is None else self._sock.fileno()
+
     def close(self) -> None:
         """Wait no more. The connection, if it has come, is its receiver's."""
         if self._sock is not None:

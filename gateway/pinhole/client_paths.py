@@ -11,6 +11,7 @@ from alg.address import Endpoint
 from gateway.flow.dial import AsClient, DialError, connect_as_client
 from gateway.model.requests import Lease, PinholeRequest
 from gateway.pinhole.backend import Carry
+from gateway.pinhole.passage import Passage
 from gateway.pinhole.userspace import CONNECT_TIMEOUT, UserspacePinholes, connect_target
 
 
@@ -23,10 +24,10 @@ class ClientPaths:
         self._client = client
         self._server = server
 
-    def join(self, client: Endpoint, server: Endpoint, sources: tuple[str, str], reason: str) -> None:
+    def join(self, client: Endpoint, server: Endpoint, sources: tuple[str, str], reason: str) -> Passage:
         """Connect to the client from the address at which it knows us, to the server from the client's, and relay.
         Returns at once."""
-        self._pinholes.join(client, server, sources, reason, self._reach)
+        return self._pinholes.join(client, server, sources, reason, self._reach)
 
     def read(self, request: PinholeRequest, carry: Carry) -> Lease:
         """Serve a pinhole whose connection `carry` takes. Raises PinholeRefused."""
@@ -39,6 +40,10 @@ class ClientPaths:
     def close(self, lease: Lease) -> None:
         """Close a pinhole, if it is still open."""
         self._pinholes.close(lease)
+
+    def passage(self, lease: Lease) -> Passage | None:
+        """Return the passage of an open pinhole's peer."""
+        return self._pinholes.passage(lease)
 
     def _reach(self, server: Endpoint) -> gsocket.socket:
         if server.host != self._server.host:

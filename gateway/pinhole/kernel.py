@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from gateway.model.requests import Done, Lease, PinholeRequest, PinholeUpdate
 from gateway.pinhole.client import BrokerClient
+from gateway.pinhole.passage import Passage
 
 
 class KernelPinholes:
@@ -20,6 +21,10 @@ class KernelPinholes:
     def open(self, request: PinholeRequest) -> Lease:
         """Open a pinhole, and wait for the broker. Raises PinholeRefused."""
         return self._broker.open(request)
+
+    def passage(self, lease: Lease) -> Passage | None:
+        """Return None: what the peer sends first is there before anything that it says afterwards."""
+        return None
 
     def ask(self, request: PinholeRequest | PinholeUpdate, done: Done) -> None:
         """Open a pinhole, or change an open conversation, without waiting. `done` is called in the event loop with the

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from gateway.model.requests import Done, Lease, PinholeRequest, PinholeUpdate
 from gateway.pinhole.backend import Backend
+from gateway.pinhole.passage import Passage
 
 
 class SplitPinholes:
@@ -22,6 +23,10 @@ class SplitPinholes:
     def open(self, request: PinholeRequest) -> Lease:
         """Open a pinhole for a connection. Raises PinholeRefused."""
         return (self._connections if request.single else self._conversations).open(request)
+
+    def passage(self, lease: Lease) -> Passage | None:
+        """Return the passage of the peer of a pinhole for a connection."""
+        return self._connections.passage(lease) if lease.single else None
 
     def ask(self, request: PinholeRequest | PinholeUpdate, done: Done) -> None:
         """Open or change a conversation. `done` is called later."""

@@ -13,6 +13,7 @@ from gateway.flow.upstream import UpstreamError, Way
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Done, Lease, PinholeRequest, PinholeUpdate
 from gateway.pinhole.backend import Carry
+from gateway.pinhole.passage import Passage
 from gateway.pinhole.userspace import UserspacePinholes
 
 BIND_TIMEOUT = 10.0  # seconds for the upstream to listen, or to connect
@@ -57,10 +58,10 @@ class UpstreamPinholes:
         """Return nothing: there are no conversations."""
         return {}
 
-    def join(self, client: Endpoint, server: Endpoint, sources: tuple[str, str], reason: str) -> None:
+    def join(self, client: Endpoint, server: Endpoint, sources: tuple[str, str], reason: str) -> Passage:
         """Connect to the client from the address at which it knows us, to the server through the upstreams, and
         relay. Returns at once."""
-        self._pinholes.join(client, server, sources, reason, self._reach)
+        return self._pinholes.join(client, server, sources, reason, self._reach)
 
     def meet(self, request: PinholeRequest, inner_host: str) -> tuple[Lease, Endpoint]:
         """Let the upstream wait for the request's peer, and `inner_host` for its client. Raises PinholeRefused."""
@@ -69,6 +70,10 @@ class UpstreamPinholes:
     def read(self, request: PinholeRequest, carry: Carry) -> Lease:
         """Refuse: what comes by an upstream is relayed unread."""
         raise PinholeRefused("upstream", "a connection that a module reads is not available at an upstream")
+
+    def passage(self, lease: Lease) -> Passage | None:
+        """Return the passage of an open pinhole's peer."""
+        return self._pinholes.passage(lease)
 
     def _reach(self, server: Endpoint) -> gsocket.socket:
         try:

@@ -25,6 +25,7 @@ from gateway.net.sockets import abort, endpoint, prepare
 from gateway.observe.metrics import Sample
 from gateway.pinhole.admission import LocalPorts
 from gateway.pinhole.backend import Carry
+from gateway.pinhole.passage import Passage
 
 log = structlog.get_logger()
 
@@ -40,11 +41,14 @@ S = TypeVar("S", bound=Closable)
 
 
 class Listener(Protocol):
-    """What accepts connections: a listening socket, or something that is used like one. `accept` raises OSError."""
+    """What accepts connections: a listening socket, or something that is used like one. `accept` raises OSError;
+    `fileno` is readable when one waits."""
 
     def accept(self) -> tuple[gsocket.socket, tuple[object, ...]]: ...
 
     def settimeout(self, value: float | None, /) -> None: ...
+
+    def fileno(self) -> int: ...
 
     def close(self) -> None: ...
 
@@ -74,6 +78,7 @@ class UserspacePinholes:
         self._table = LeaseTable(backend="userspace", limits=LeaseLimits(ports, per_client=per_client, rate=rate))
         self._rng = random.SystemRandom()
         self._waiting: dict[str, gevent.Greenlet[..., str]] = {}
+        self._passages: dict[str, Passage] = {}  # by the lease, until the peer is joined to the target
         self._carriers: dict[str, Carry] = {}  # of those that something else than the relay is to carry
         self._elsewhere: set[str] = set()  # those at which an upstream listens
 
@@ -175,7 +180,12 @@ class UserspacePinholes:
         serving = gevent.Greenlet(self._serve, lease, listener, ttl)
         serving.link(functools.partial(self._ended, lease, listener))  # runs however it ends, begun or not
         self._waiting[lease.id] = serving
+        self._passages[lease.id] = Passage(listener)
         serving.start()
+
+    def passage(self, lease: Lease) -> Passage | None:
+        """Return the passage of an open pinhole's peer."""
+        return self._passages.get(lease.id)
 
     def join(
         self,
@@ -184,10 +194,14 @@ class UserspacePinholes:
         sources: tuple[str, str],
         reason: str,
         reach: Callable[[Endpoint], gsocket.socket] | None = None,
-    ) -> None:
-        """Connect to both sides, each from the address at which it knows us (`sources`), and relay. Returns at once.
-        `reach`: connects to the server in another way."""
-        gevent.spawn(self._join, client, server, sources, reason, reach)
+    ) -> Passage:
+        """Connect to both sides, each from the address at which it knows us (`sources`), and relay. Returns at once,
+        with the passage at the client. `reach`: connects to the server in another way."""
+        passage = Passage()
+        joining = gevent.Greenlet(self._join, client, server, sources, reason, reach, passage)
+        joining.link(lambda _: passage.end())  # however it ends, begun or not
+        joining.start()
+        return passage
 
     def meet(self, request: PinholeRequest, inner_host: str) -> tuple[Lease, Endpoint]:
         """Open a port for the request's peer, and one at `inner_host` for its client, and relay when both have come.
@@ -250,8 +264,7 @@ class UserspacePinholes:
         try:
             with gevent.Timeout(ttl):
                 peer = self._accept_peer(lease, listener)
-                log.info("pinhole.use", pinhole=lease.id, flow=lease.flow)
-                gevent.spawn(self._connect, lease, peer, self._carriers.get(lease.id, self._flows.relay))
+                self._let_in(lease, peer)
         except gevent.Timeout:
             return "expired"
         except OSError as error:  # of an upstream only: it waits no more, or has let in somebody else
@@ -263,6 +276,8 @@ class UserspacePinholes:
         self._elsewhere.discard(lease.id)
         if serving.value not in ("used", "lost"):
             self._admit_waiting(lease, listener)
+        elif serving.value == "lost":
+            self._passed(lease)
         listener.close()
         del self._waiting[lease.id]
         self._carriers.pop(lease.id, None)
@@ -311,10 +326,12 @@ class UserspacePinholes:
         sources: tuple[str, str],
         reason: str,
         reach: Callable[[Endpoint], gsocket.socket] | None,
+        passage: Passage,
     ) -> None:
         near = None
         try:
             near = connect_target(client, sources[0])  # first: what the server sends has to go somewhere
+            passage.end()
             far = reach(server) if reach is not None else connect_target(server, sources[1])
         except OSError as error:
             log.info("relay.failed", client=str(client), server=str(server), reason=str(error))
@@ -347,6 +364,8 @@ class UserspacePinholes:
                 return Accepted(sock, remote)
             log.warning("pinhole.stranger", pinhole=lease.id, peer=str(remote))
             abort(sock)
+            if (passage := self._passages.get(lease.id)) is not None:
+                passage.turned_away()
 
     def _admit_waiting(self, lease: Lease, listener: Listener) -> None:
         """Admit a peer that has connected before the close: a server may send everything, and say so, before we
@@ -355,10 +374,20 @@ class UserspacePinholes:
         try:
             peer = self._accept_peer(lease, listener)
         except OSError:  # no peer has connected
+            self._passed(lease)
             return
         peer.sock.settimeout(None)
+        self._let_in(lease, peer)
+
+    def _let_in(self, lease: Lease, peer: Accepted) -> None:
+        if (passage := self._passages.get(lease.id)) is not None:
+            passage.begin()
         log.info("pinhole.use", pinhole=lease.id, flow=lease.flow)
         gevent.spawn(self._connect, lease, peer, self._carriers.get(lease.id, self._flows.relay))
+
+    def _passed(self, lease: Lease) -> None:
+        if (passage := self._passages.pop(lease.id, None)) is not None:
+            passage.end()
 
     def _connect(self, lease: Lease, accepted: Accepted, carry: Carry) -> None:
         """Join the peer to the target. The data connection has the same client as the flow that it belongs to: that is
@@ -370,6 +399,8 @@ class UserspacePinholes:
             log.info("pinhole.target_failed", pinhole=lease.id, target=str(lease.target), reason=str(error))
             abort(peer)
             return
+        finally:
+            self._passed(lease)
         try:
             prepare(peer)
             prepare(target)

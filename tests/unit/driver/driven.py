@@ -25,6 +25,7 @@ from gateway.net.relay.splice import Relay
 from gateway.net.slices import slices
 from gateway.net.sockets import prepare
 from gateway.pinhole.backend import Backend, DataPaths
+from gateway.pinhole.passage import Passage
 from tests.unit.relay.ends import read_all, tcp_pair
 
 PUBLIC = PublicAddress("127.0.0.1", "203.0.113.2")
@@ -64,6 +65,9 @@ class SlowBackend:
         self.open_now.add(lease.id)
         return lease
 
+    def passage(self, lease: Lease) -> Passage | None:
+        return None
+
     def ask(self, request: PinholeRequest | PinholeUpdate, done: Done) -> None:
         done(PinholeRefused("none", "no conversations here"))
 
@@ -87,6 +91,8 @@ class Driven:
         mode: Mode = Mode.REWRITE,
         early: bytes = b"",
         buffers: int = 0,
+        ends: tuple[Endpoint, Endpoint] = (Endpoint("192.0.2.1", 4000), Endpoint("198.51.100.1", 21)),
+        paths: DataPaths | None = None,
         wrap: Callable[[socket], socket] = lambda sock: sock,
     ) -> None:
         self.client, left = tcp_pair(buffers)
@@ -95,13 +101,13 @@ class Driven:
             prepare(sock)
             sock.settimeout(None)
         self.flows = Flows("w0", relay)
-        self.flow: Flow = self.flows.add("transparent", Endpoint("192.0.2.1", 4000), Endpoint("198.51.100.1", 21))
+        self.flow: Flow = self.flows.add("transparent", *ends)
         self.flow.module = "test"
         self.backend = backend or SlowBackend()
         self.afterlife = Afterlife()
         around = Surroundings(
             cast(Backend, self.backend),
-            cast(DataPaths, None),
+            cast(DataPaths, paths),
             {Side.SERVER: PUBLIC},
             lambda _other: False,
             lambda _target: True,
