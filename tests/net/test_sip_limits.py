@@ -55,6 +55,25 @@ def options(number: int, host: str) -> bytes:
     return message(f"OPTIONS sip:bob@{SERVER4} SIP/2.0", lines)
 
 
+@pytest.mark.parametrize(
+    ("padding", "repaired"),
+    [(2500, True), (6000, True), (15000, True), (20000, False)],
+    ids=["3 KB", "7 KB", "16 KB", "21 KB"],
+)
+def test_fragments(gateway: Gateway, phones: tuple[Phone, Phone], padding: int, repaired: bool) -> None:
+    """What came in fragments is read whole, and goes on in fragments; what is too long to be read passes as it was.
+    Before the floods, which leave this phone's rate used up."""
+    phone = phones[0]
+    before = status(gateway).get("untouched_long", 0)
+    number = 20 + padding
+    text = phone.ask("INVITE", number, extra=(f"X-Padding: {'x' * padding}",), body=sdp(CLIENT4, 4000))
+    assert f"X-Padding: {'x' * padding}\r\n" in text
+    assert (offered(text)[0] == ROUTER_OUT4) is repaired
+    assert status(gateway).get("untouched_long", 0) == before + (not repaired)
+    phone.ask("ACK", number, ";tag=far")
+    phone.ask("BYE", number + 1, ";tag=far")
+
+
 def test_a_flood_of_one_phone(lab: Lab, gateway: Gateway, server: Server, phones: tuple[Phone, Phone]) -> None:
     """Every datagram arrives; beyond the rate as it was. Another phone's call is repaired all the while."""
     noisy, quiet = phones
@@ -129,21 +148,3 @@ def test_a_flood_of_another_client_to_the_modules_port(
 def counters(gateway: Gateway) -> dict[str, Any]:
     found: dict[str, Any] = next(row["counters"] for row in gateway.admin("status") if row["process"] == "broker")
     return found
-
-
-@pytest.mark.parametrize(
-    ("padding", "repaired"),
-    [(2500, True), (6000, True), (15000, True), (20000, False)],
-    ids=["3 KB", "7 KB", "16 KB", "21 KB"],
-)
-def test_fragments(gateway: Gateway, phones: tuple[Phone, Phone], padding: int, repaired: bool) -> None:
-    """What came in fragments is read whole, and goes on in fragments; what is too long to be read passes as it was."""
-    phone = phones[0]
-    before = status(gateway).get("untouched_long", 0)
-    number = 20 + padding
-    text = phone.ask("INVITE", number, extra=(f"X-Padding: {'x' * padding}",), body=sdp(CLIENT4, 4000))
-    assert f"X-Padding: {'x' * padding}\r\n" in text
-    assert (offered(text)[0] == ROUTER_OUT4) is repaired
-    assert status(gateway).get("untouched_long", 0) == before + (not repaired)
-    phone.ask("ACK", number, ";tag=far")
-    phone.ask("BYE", number + 1, ";tag=far")
