@@ -84,6 +84,23 @@ def parse_request(buffer: bytes | bytearray) -> tuple[Request, int] | None:
     return Request(host, int(authority[3]), credentials), end + 4
 
 
+class HeadReader:
+    """`parse_request` for a buffer that grows: what has no end in it is not searched again, however it is cut."""
+
+    __slots__ = ("_searched",)
+
+    def __init__(self) -> None:
+        self._searched = 0
+
+    def __call__(self, buffer: bytes | bytearray) -> tuple[Request, int] | None:
+        """Read the head at the beginning of `buffer`, which may have grown behind its end since the last call. Returns
+        and raises what `parse_request` does."""
+        since, self._searched = max(0, self._searched - 3), len(buffer)
+        if len(buffer) < MAX_HEAD and buffer.find(b"\r\n\r\n", since) < 0:
+            return None
+        return parse_request(buffer)
+
+
 def _basic(value: bytes) -> Credentials | None:
     """User and password of Basic (RFC 7617); None for another scheme. Raises SocksError."""
     scheme, _, token = value.partition(b" ")

@@ -110,7 +110,12 @@ def _counted(fields: dict[int, bytes]) -> tuple[int, int]:
     expression = fields.get(NFTA_SET_ELEM_EXPR)
     if expression is None:
         return 0, 0
-    counter = attribute_map(attribute_map(expression).get(NFTA_EXPR_DATA, b""))
+    return counter_in(attribute_map(expression).get(NFTA_EXPR_DATA, b""))
+
+
+def counter_in(data: bytes) -> tuple[int, int]:
+    """Read packets and bytes in the data of a counter: an element's, or a named one's."""
+    counter = attribute_map(data)
     packets, total = counter.get(NFTA_COUNTER_PACKETS, b""), counter.get(NFTA_COUNTER_BYTES, b"")
     return int.from_bytes(packets, "big"), int.from_bytes(total, "big")
 

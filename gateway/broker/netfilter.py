@@ -22,7 +22,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from gateway.broker import marks
-from gateway.broker.element_messages import NFGENMSG, NFPROTO_INET, ElementMessages, elements_in, glances
+from gateway.broker.element_messages import (
+    NFGENMSG,
+    NFPROTO_INET,
+    ElementMessages,
+    counter_in,
+    elements_in,
+    glances,
+)
 from gateway.broker.elements import COUNTED, KEYS, ONCE, SETS, Element, with_keys
 from gateway.broker.messages import (
     NFNL_SUBSYS_NFTABLES,
@@ -76,7 +83,6 @@ _ASIDE_OBJECTS = 2  # of iptables/aside.nft: a chain and a helper
 _GETFLOWTABLE = _NF_TABLES | NFT_MSG_GETFLOWTABLE
 _GETOBJ, NFT_OBJECT_COUNTER = _NF_TABLES | 19, 1  # NFT_MSG_GETOBJ
 NFTA_OBJ_TABLE, NFTA_OBJ_NAME, NFTA_OBJ_TYPE, NFTA_OBJ_DATA = 1, 2, 3, 4
-NFTA_COUNTER_BYTES, NFTA_COUNTER_PACKETS = 1, 2
 _GETRULE, NFTA_RULE_TABLE = _NF_TABLES | NFT_MSG_GETRULE, 1
 _GETSETELEM = _NF_TABLES | NFT_MSG_GETSETELEM
 _NEWSETELEM, _DELSETELEM = _NF_TABLES | NFT_MSG_NEWSETELEM, _NF_TABLES | NFT_MSG_DELSETELEM
@@ -387,11 +393,9 @@ class Netfilter:
         with contextlib.closing(Netlink()) as netlink:  # of whichever thread this is
             for answer in netlink.request(netlink.message(_GETOBJ, NLM_F_REQUEST | NLM_F_DUMP, body)):
                 what = attribute_map(answer, _BODY)
-                data = attribute_map(what.get(NFTA_OBJ_DATA, b""))
-                found[what.get(NFTA_OBJ_NAME, b"").rstrip(b"\0").decode()] = {
-                    "packets": int.from_bytes(data.get(NFTA_COUNTER_PACKETS, b""), "big"),
-                    "bytes": int.from_bytes(data.get(NFTA_COUNTER_BYTES, b""), "big"),
-                }
+                packets, total = counter_in(what.get(NFTA_OBJ_DATA, b""))
+                name = what.get(NFTA_OBJ_NAME, b"").rstrip(b"\0").decode()
+                found[name] = {"packets": packets, "bytes": total}
         return found
 
     def _table(self) -> Any | None:

@@ -58,8 +58,8 @@ log = get_logger()
 
 class Supervisor(Protocol):
     """The process that started the broker. `ready` tells it that the broker serves, `busy` that it lives and waits for
-    a program; `hear` carries out what it says,
-    when its descriptor is readable, and returns whether it is still alive."""
+    a program; `hear` carries out what it says, when its descriptor is readable, and returns whether it is still
+    alive."""
 
     def fileno(self) -> int: ...
 

@@ -15,11 +15,7 @@ _controls = re.compile(f"[{_CONTROLS}]")
 
 
 class Stamp:
-    """Adds `timestamp`, the time in UTC (RFC 3339). The part that does not change within a second is formatted once."""
-
-    def __init__(self) -> None:
-        self._second = -1
-        self._text = ""
+    """Adds `timestamp`, the time in UTC (RFC 3339)."""
 
     def __call__(self, _logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
         event["timestamp"] = self.text()
@@ -27,12 +23,7 @@ class Stamp:
 
     def text(self) -> str:
         """Return the current time."""
-        now = time.time()
-        second = int(now)
-        if second != self._second:
-            self._second = second
-            self._text = _second_text(second)
-        return f"{self._text}.{int((now - second) * 1e6):06d}Z"
+        return moment(time.time())
 
 
 def moment(unix: float) -> str:
@@ -41,7 +32,7 @@ def moment(unix: float) -> str:
     return f"{_second_text(second)}.{int((unix - second) * 1e6):06d}Z"
 
 
-@functools.lru_cache(maxsize=256)  # what is opened in the same second ends in the same second
+@functools.lru_cache(maxsize=256)  # lines of one second name that one, and what is opened in it ends in another one
 def _second_text(second: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 

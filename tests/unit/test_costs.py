@@ -25,6 +25,7 @@ from alg.socks import socks4, socks5
 from alg.socks.dialogue import ask
 from alg.socks.errors import ProxyError
 from alg.socks.gssapi import MessageType, encode_message, parse_message
+from alg.socks.http import MAX_HEAD, HeadReader
 from alg.socks.socks5 import Command, SocksError
 from gateway.config.access_file import AccessError, Lookups, parse_access_file
 from gateway.driver.guard import ModuleGuard
@@ -97,6 +98,24 @@ def test_a_gssapi_token(dribble: bool) -> None:
         return lambda: parse_message(wire, MessageType.AUTHENTICATION)
 
     assert_linear(work, 1000, 32000)
+
+
+@pytest.mark.parametrize("unit", [b"x", b"\r\n\r"])
+def test_a_head_of_http_that_dribbles(unit: bytes) -> None:
+    """In pieces of a byte, a head that does not end costs no more than its bytes."""
+
+    def work(size: int) -> Callable[[], object]:
+        wire = b"CONNECT a:1 HTTP/1.1\r\na:" + unit * (size // len(unit))
+
+        def read() -> None:
+            parse, buffer = HeadReader(), bytearray()
+            for byte in wire[: MAX_HEAD - 1]:
+                buffer.append(byte)
+                assert parse(buffer) is None
+
+        return read
+
+    assert_linear(work, 4000, 16000)
 
 
 @pytest.mark.parametrize("name", PARSERS)

@@ -93,6 +93,7 @@ class _Handshake:
         "_chosen",
         "_decision",
         "_entry",
+        "_head",
         "_holder",
         "_lane",
         "_server",
@@ -108,6 +109,7 @@ class _Handshake:
         self._address = address
         self._holder = lane.taking.begin(str(address[0]))
         self._buffer = b""
+        self._head: http.HeadReader | None = None  # of HTTP
         self._chosen = False
         self._version: int = socks5.VERSION
         self._since = monotonic()
@@ -162,8 +164,10 @@ class _Handshake:
         if not self._lane.front.serves_http or buffer[: len(_CONNECT_HTTP)] != _CONNECT_HTTP[: len(buffer)]:
             self._hand_over()
             return
+        if self._head is None:
+            self._head = http.HeadReader()
         try:
-            found = http.parse_request(buffer)
+            found = self._head(buffer)
             if found is None:
                 return
             request, end = found

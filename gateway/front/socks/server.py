@@ -120,7 +120,7 @@ class SocksFront:
         return self._request5(incoming, client, chosen)
 
     def _request_of_http(self, incoming: Incoming, client: Endpoint) -> SocksRequest:
-        wire = incoming.read(http.parse_request)
+        wire = incoming.read(http.HeadReader())
         identity = self._authenticator.http(incoming, client, wire.credentials)
         return SocksRequest(incoming, HTTP, "connect", client, read_host(wire.host), wire.port, identity)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alg.socks.dialogue import Account, ask
-from alg.socks.http import MAX_FIELDS, MAX_HEAD, Request, encode_answer, parse_request
+from alg.socks.http import MAX_FIELDS, MAX_HEAD, HeadReader, Request, encode_answer, parse_request
 from alg.socks.password import Credentials
 from alg.socks.socks5 import Command, SocksError
 
@@ -104,3 +105,23 @@ def test_a_line_costs_time_linear_in_its_bytes(line: bytes) -> None:
     with contextlib.suppress(SocksError):
         parse_request(b"CONNECT a.test:80 HTTP/1.1\r\n" + line + b"\r\n\r\n")
     assert time.process_time() - began < 0.1
+
+
+HEADS = st.lists(st.sampled_from([b"CONNECT a:1 HTTP/1.1", b"a: b", b"\r\n", b"\r", b"\n", b"x"]), max_size=12)
+
+
+@given(HEADS.map(b"".join), st.lists(st.integers(1, 9), max_size=60))
+def test_a_head_that_grows_is_read_as_at_once(data: bytes, steps: list[int]) -> None:
+    read = HeadReader()
+    at = 0
+    for step in (*steps, len(data)):
+        at += step
+        try:
+            expected = parse_request(data[:at])
+        except SocksError as error:
+            with pytest.raises(SocksError, match=re.escape(str(error))):
+                read(data[:at])
+            return
+        assert read(data[:at]) == expected
+        if expected is not None:
+            return
