@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from types import TracebackType
@@ -15,8 +16,8 @@ BANNER = b"hello\n"
 class Greeter:
     """A server outside that says hello to whoever connects, and closes."""
 
-    def __init__(self, lab: Lab) -> None:
-        self._listener = lab.listen("outside", SERVER4)
+    def __init__(self, lab: Lab, port: int = 0) -> None:
+        self._listener = lab.listen("outside", SERVER4, port)
         self._listener.settimeout(None)
         self._listener.listen(512)
         self.port: int = self._listener.getsockname()[1]
@@ -28,7 +29,7 @@ class Greeter:
                 sock, _ = self._listener.accept()
             except OSError:
                 return
-            with sock:
+            with sock, contextlib.suppress(OSError):  # it has gone
                 sock.sendall(BANNER)
 
     def close(self) -> None:

@@ -9,7 +9,6 @@ import os
 import select
 import socket
 import struct
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from tests.lab.attackers import HALF_HEADS, HTTP_HEAD
 from tests.lab.gateway import Gateway
 from tests.lab.lab import ROUTER_IN4, SERVER4, Lab
 from tests.net.socks_wire import receive
+from tests.net.steady_load import BANNER, Greeter
 
 PORT, SILENT = 7777, 7778
 TIMEOUT = 20.0
@@ -40,23 +40,9 @@ def gateway(lab: Lab) -> Iterator[Gateway]:
 
 @pytest.fixture(scope="module", autouse=True)
 def server(lab: Lab) -> Iterator[None]:
-    """A server that says hello and closes."""
-    listener = lab.listen("outside", SERVER4, PORT)
-    listener.settimeout(None)
-
-    def serve() -> None:
-        while True:
-            try:
-                sock, _ = listener.accept()
-            except OSError:
-                return
-            with sock, contextlib.suppress(OSError):
-                sock.sendall(b"hello")
-
-    threading.Thread(target=serve, daemon=True).start()
+    greeter = Greeter(lab, PORT)
     yield
-    listener.shutdown(socket.SHUT_RDWR)
-    listener.close()
+    greeter.close()
 
 
 def worker(gateway: Gateway) -> dict[str, int]:
@@ -73,7 +59,7 @@ def served(lab: Lab) -> None:
     """Another client gets its connection."""
     with lab.connect("client2", ROUTER_IN4, 1080) as sock:
         sock.sendall(f"CONNECT {SERVER4}:{PORT} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
-        assert receive(sock, len(GRANTED) + 5) == GRANTED + b"hello"
+        assert receive(sock, len(GRANTED + BANNER)) == GRANTED + BANNER
 
 
 def began(lab: Lab, starts: Iterator[bytes], count: int) -> list[socket.socket]:
