@@ -23,12 +23,13 @@ from gateway.broker.forwards import SLOT as FORWARDS
 from gateway.broker.forwards import Forwards
 from gateway.broker.guard import TableGuard
 from gateway.broker.limits import BrokerLimits
-from gateway.broker.nat import Nat, ReturnPath
+from gateway.broker.nat import Nat
 from gateway.broker.netfilter import Change, Netfilter, TableGoneError
 from gateway.broker.netlink import NetfilterError
 from gateway.broker.pending import Closing, Opening, Pending, Updating
 from gateway.broker.permits import BrokerPermits
 from gateway.broker.ports import can_bind
+from gateway.broker.return_path import ReturnPath
 from gateway.broker.ruleset_watch import Changes
 from gateway.broker.sharing import Sharing
 from gateway.broker.stale import Stale
@@ -98,7 +99,7 @@ class Engine:
         self._rng = random.SystemRandom()
         self._pending = Pending(send)
         self._nat = Nat(self.netfilter, self._rng)
-        self._return_path = ReturnPath(table)
+        self.return_path = ReturnPath(table, limits)
         self._sharing = Sharing(self._leases)
         self._usage = Usage(self.netfilter, self._leases, lambda: self._guard.table_gone())
         self._forwards = Forwards(self._leases, self._rng, self._forwarding, self._renew, self._end_forwarding)
@@ -126,7 +127,7 @@ class Engine:
             elements = []
         self.stale.begin()
         made = self._guard.load()
-        self._return_path.make(self._permits.inside)
+        self.return_path.make()
         unix = time.time()
         now = time.monotonic()
         for found in leases_of(elements, unix):
@@ -147,7 +148,7 @@ class Engine:
         for lease in leases:
             pinhole_log.info("pinhole.close", lease, by="stop")
         self.netfilter.unload()
-        self._return_path.remove()
+        self.return_path.remove()
         for lease in leases:
             self.stale.closed(lease)
         self.stale.forget()
@@ -165,7 +166,7 @@ class Engine:
         self._permits.configure(limits)
         self._neighbours.inside = self._permits.inside
         self._guard.configure(limits)
-        self._return_path.make(self._permits.inside)
+        self.return_path.configure(limits)
         self._leases.configure(limits.of_table())
         self._forwards.want(limits.forwards)
         return len(self._end("reload", lambda lease: not limits.has_inside(lease.client)))
@@ -186,6 +187,7 @@ class Engine:
     def deadline(self) -> float:
         """When (monotonic) `tick` has something to do; infinity: not before the next request."""
         due = min(self._leases.deadline() or math.inf, self._guard.deadline(), self.stale.deadline())
+        due = min(due, self.return_path.deadline())
         if self._guard.restoring:  # until then usage and forwardings are left alone
             return due
         return min(due, self._usage.deadline(), self._forwards.deadline())
@@ -197,6 +199,7 @@ class Engine:
         now = time.monotonic()
         for lease in self._guard.look(now):
             self.stale.disturbed(lease)
+        self.return_path.tick(now)
         self._expire(now)
         if not self._guard.restoring:
             self._forwards.tick(now)
@@ -292,7 +295,8 @@ class Engine:
         refused, which is answered here."""
         try:
             check_connection(message.client, message.server, message.port, self._permits.inside)
-            if not self._return_path.there:
+            self.return_path.settle()
+            if not self.return_path.there:
                 raise PinholeRefused("flow", "nothing would come back")
             return self._nat.connect(message.client, message.server, message.port or message.server.port)
         except PinholeRefused as refusal:

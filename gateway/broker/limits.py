@@ -19,7 +19,7 @@ class BrokerLimits(NamedTuple):
     `restore`: whether the table is restored, with what is open, when another program has removed it. `signalling`: UDP
     ports of modules, whose connections are kept out of flowtables. `kinds`: the kinds of pinholes that the modules of
     each process declare, by its slot. `mapping_ports`, `mappings`: see LeaseLimits. `reserved`: ports that a mapping
-    never gets. `forwards`: what the operator forwards.
+    never gets. `forwards`: what the operator forwards. `interfaces`: those of the inside.
     """
 
     inside: Sequence[Network]
@@ -35,6 +35,7 @@ class BrokerLimits(NamedTuple):
     mappings: int = QUOTAS["mappings"]
     reserved: frozenset[int] = frozenset()
     forwards: tuple[Forward, ...] = ()
+    interfaces: tuple[str, ...] = ()
 
     def of_table(self) -> LeaseLimits:
         """Return the limits of the lease table."""

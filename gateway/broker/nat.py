@@ -16,27 +16,15 @@ import socket
 import struct
 import sys
 import time
-import zlib
-from collections.abc import Sequence
 
 from alg.address import Endpoint
 from gateway.broker.elements import Element
-from gateway.broker.marks import PASSING, PROBE, SPOKEN
+from gateway.broker.marks import PROBE, SPOKEN
 from gateway.broker.netfilter import Change, Netfilter
-from gateway.broker.netlink import (
-    NLM_F_ACK,
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    NLM_F_REQUEST,
-    NetfilterError,
-    Netlink,
-    attribute,
-)
 from gateway.broker.translations import TranslationTable
 from gateway.model.errors import PinholeRefused
-from gateway.model.requests import Along, Network
+from gateway.model.requests import Along
 from gateway.net.addresses import OwnAddresses
-from gateway.observe.log import get_logger
 
 REMEMBERED = 0.5
 """Seconds for which an answer is reused: one message may begin many conversations, and a PBX begins many calls a second
@@ -46,18 +34,6 @@ _MOST = 4096
 _IP_TRANSPARENT, _IPV6_TRANSPARENT = 19, 75
 _SO_MARK = 36
 _TRIES = 16
-
-# <linux/fib_rules.h>, <linux/rtnetlink.h>
-_RTM_NEWROUTE, _RTM_DELROUTE, _RTM_NEWRULE, _RTM_DELRULE = 24, 25, 32, 33
-_RULE = struct.Struct("=BBBBBBBBI")  # fib_rule_hdr, and rtmsg: the same sizes
-_FR_ACT_TO_TBL, _RTN_LOCAL, _RT_SCOPE_HOST, _RTPROT_STATIC = 1, 2, 254, 4
-_FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK = 6, 10, 15, 16
-_RTA_DST, _RTA_OIF, _RTA_TABLE = 1, 4, 15
-_LOOPBACK = 1  # the index of lo
-_RULE_PRIORITY = 1  # behind `local` (0) only: no other rule may send such a packet elsewhere
-_TABLES = 0xA1600000
-
-log = get_logger()
 
 
 class Nat:
@@ -167,75 +143,6 @@ class Nat:
             else:
                 return port
         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-
-
-class ReturnPath:
-    """Routes packets of connections with a client's address to this host: packets that nft has marked (PASSING) use a
-    routing table of their own, in which the inside networks are this host. `instance` distinguishes the tables of
-    several instances."""
-
-    def __init__(self, instance: str) -> None:
-        self._table = _TABLES | zlib.crc32(instance.encode()) & 0xFFFF
-        self._netlink = Netlink(socket.NETLINK_ROUTE)
-        self._networks: set[Network] = set()
-        self.there = False
-
-    def make(self, inside: Sequence[Network]) -> None:
-        """Create the rule and the routes for these networks, as far as they are missing. A failure is logged."""
-        wanted = set(inside)
-        try:
-            for network in self._networks - wanted:
-                self._route(_RTM_DELROUTE, network)
-            for network in wanted - self._networks:
-                self._route(_RTM_NEWROUTE, network)
-            for version in (4, 6):
-                if any(network.version == version for network in wanted):
-                    self._rule(_RTM_NEWRULE, version)
-            self._networks, self.there = wanted, True
-        except NetfilterError as error:
-            self.there = False
-            log.warning("nat.no_return_path", reason=str(error))
-
-    def remove(self) -> None:
-        """Remove the rule and the routes."""
-        self.there = False
-        for network in self._networks:
-            try:
-                self._route(_RTM_DELROUTE, network)
-            except NetfilterError:
-                pass  # another program has removed it
-        for version in {network.version for network in self._networks}:
-            try:
-                self._rule(_RTM_DELRULE, version)
-            except NetfilterError:
-                pass
-        self._networks = set()
-
-    def _rule(self, kind: int, version: int) -> None:
-        body = _RULE.pack(_family(version), 0, 0, 0, 0, 0, 0, _FR_ACT_TO_TBL, 0)
-        for name, value in (
-            *((_FRA_PRIORITY, _RULE_PRIORITY), (_FRA_FWMARK, PASSING), (_FRA_FWMASK, PASSING)),
-            (_FRA_TABLE, self._table),
-        ):
-            body += attribute(name, struct.pack("=I", value))
-        self._change(kind, body)
-
-    def _route(self, kind: int, network: Network) -> None:
-        body = _RULE.pack(
-            _family(network.version), network.prefixlen, 0, 0, 0, _RTPROT_STATIC, _RT_SCOPE_HOST, _RTN_LOCAL, 0
-        )
-        body += attribute(_RTA_DST, network.network_address.packed)
-        body += attribute(_RTA_OIF, struct.pack("=I", _LOOPBACK))
-        body += attribute(_RTA_TABLE, struct.pack("=I", self._table))
-        self._change(kind, body)
-
-    def _change(self, kind: int, body: bytes) -> None:
-        flags = NLM_F_REQUEST | NLM_F_ACK | (NLM_F_CREATE | NLM_F_EXCL if kind in (_RTM_NEWRULE, _RTM_NEWROUTE) else 0)
-        try:
-            self._netlink.request(self._netlink.message(kind, flags, body))
-        except NetfilterError as error:
-            if error.code != errno.EEXIST:
-                raise
 
 
 def _transparent(kind: int, host: str, mark: int) -> _socket.socket:

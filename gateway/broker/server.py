@@ -156,6 +156,7 @@ class Broker:
         watch = RulesetWatch()
         watch.leave_out_port(self._engine.netfilter.port, self._engine.netfilter.name)
         self._selector.register(watch, selectors.EVENT_READ, lambda: self._on_ruleset(watch))
+        self._selector.register(self._engine.return_path, selectors.EVENT_READ, self._engine.return_path.read)
         orphaned = False
         try:
             self._engine.load()

@@ -87,7 +87,7 @@ class OwnAddresses:
         self._socket = _netlink(0)
         groups = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV4_RULE
         self._events = _netlink(groups | RTMGRP_IPV6_IFADDR | RTMGRP_IPV6_ROUTE | RTMGRP_IPV6_RULE)
-        _hear_only_of_local_routes(self._events)
+        hear_only_of_local_routes(self._events)
 
     def close(self) -> None:
         """Close the sockets."""
@@ -284,7 +284,7 @@ def _netlink(groups: int) -> _socket.socket:
     return sock
 
 
-def _hear_only_of_local_routes(sock: _socket.socket) -> None:
+def hear_only_of_local_routes(sock: _socket.socket) -> None:
     """Attach a filter (bpf(4)) that passes, of messages about routes, only those whose type is not RTN_UNICAST. A
     router that learns routes gets thousands of messages that say nothing about its own addresses."""
     low_byte = 4 if sys.byteorder == "little" else 5  # of nlmsg_type

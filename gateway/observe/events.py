@@ -93,6 +93,8 @@ EVENTS = {
     "notify.failed": "A message to systemd could not be sent.",
     "nat.no_return_path": "The ip rule and routes that bring answers for connections with a client's address to this "
     "host could not be created. Redirected connections use the gateway's own address.",
+    "nat.return_path_restored": "Another program removed the ip rule or routes that bring answers for connections with "
+    "a client's address to this host. They were created again.",
     "packets.taken_over": "A new packets process has taken over the conversations of the previous one.",
     "pinhole.close": "A pinhole was closed, or its flow has ended.",
     "pinhole.expire": "A pinhole's time is over; it was closed unused.",

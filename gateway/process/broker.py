@@ -114,6 +114,7 @@ def limits_of(boot: Boot) -> BrokerLimits:
         mapping_ports=port_range(config.portmap.ports),
         mappings=HOLDERS * config.portmap.per_client,
         forwards=tuple(_forwards(config)),
+        interfaces=tuple(config.network.inside_interfaces),
     )
 
 

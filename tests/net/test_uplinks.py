@@ -240,17 +240,18 @@ def _ask(
 ) -> tuple[str, str]:
     """A request of the phone as the server read it, and from where it came; the phone gets its answer."""
     host = f"[{host}]" if ":" in host else host
+    port = phone.socket.getsockname()[1]
     there = f"[{far.address}]" if ":" in far.address else far.address
     uri = "sip:example.test" if method == "REGISTER" else f"sip:bob@{there}"
     tag = ";tag=far" if method in ("ACK", "BYE") else ""
     lines = [
         f"{method} {uri} SIP/2.0",
-        f"Via: SIP/2.0/UDP {host}:5060;branch=z9hG4bK{method}{number}",
+        f"Via: SIP/2.0/UDP {host}:{port};branch=z9hG4bK{method}{number}",
         "From: <sip:ann@example.test>;tag=near",
         f"To: <sip:{'ann' if method == 'REGISTER' else 'bob'}@example.test>{tag}",
-        f"Call-ID: {'registration' if method == 'REGISTER' else 'call'}",
+        f"Call-ID: {'registration' if method == 'REGISTER' else 'call'}-{port}",
         f"CSeq: {number} {method}",
-        f"Contact: <sip:ann@{host}:5060>",
+        f"Contact: <sip:ann@{host}:{port}>",
         *extra,
         *(["Content-Type: application/sdp"] if body else []),
         f"Content-Length: {len(body)}",
@@ -277,10 +278,13 @@ def test_sip6(router: Router) -> None:
     _call(router, CLIENT6, router.setup.server6, router.setup.seen6)
 
 
-def _call(router: Router, client: str, server: str, seen: frozenset[str]) -> None:
+def _call(
+    router: Router, client: str, server: str, seen: frozenset[str], ports: tuple[int, int] = (5060, 4000)
+) -> None:
+    """`ports`: those of the phone, for SIP and for media."""
     lab = router.lab
     far = _Server(lab, server)
-    phone, media = Media(lab, "inside", client, 5060), Media(lab, "inside", client, 4000)
+    phone, media = (Media(lab, "inside", client, port) for port in ports)
     far_media = Media(lab, "outside", server, 9100)
     try:
         text, source = _ask(phone, client, far, "REGISTER", 1, ("Expires: 600",))
@@ -288,7 +292,7 @@ def _call(router: Router, client: str, server: str, seen: frozenset[str]) -> Non
         shown = re.search(r"Contact: <sip:ann@\[?([0-9a-f.:]+?)\]?:\d+>", text)
         assert shown
         assert shown[1] == source
-        text, came_from = _ask(phone, client, far, "INVITE", 1, body=sdp(client, 4000))
+        text, came_from = _ask(phone, client, far, "INVITE", 1, body=sdp(client, ports[1]))
         assert came_from == source
         public = offered(text)
         assert public[0] == source
