@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 
-from gateway.broker.elements import KEYS, LEARNT, PUBLIC, SETS, TALKED, Element
+from gateway.broker.elements import FILLED_IN, KEYS, LEARNT, PUBLIC, SETS, TALKED, Element
 from gateway.broker.netlink import NLMSGHDR, attribute, attribute_map, attributes, nested
 
 NFPROTO_INET = 1  # inet
@@ -27,7 +27,7 @@ class ElementMessages:
         table = attribute(NFTA_SET_ELEM_LIST_TABLE, name.encode() + b"\0")
         self._head = {
             each: NFGENMSG + table + attribute(NFTA_SET_ELEM_LIST_SET, each.encode() + b"\0")
-            for each in (*SETS, *KEYS.values(), *PUBLIC, *TALKED, *LEARNT)
+            for each in (*SETS, *KEYS.values(), *PUBLIC, *TALKED, *LEARNT, *FILLED_IN)
         }
         self._frames: dict[int, bytes] = {}  # by the length of the key
         self._timed_frames: dict[int, bytes] = {}

@@ -65,6 +65,7 @@ class TableGuard:
         self._restorations = Rate(PER_SECOND, RESTORATIONS)
         self._suspicion = math.inf  # when to look whether the table is as it was
         self._elements_gone = False  # another program has deleted elements of ours
+        self._filled_gone = False  # or perhaps of the sets of ports and networks, which nft fills for us
         self._disputed = -math.inf  # until when the table is not put back
         self._failing = False  # the last try to look at it, or to make it again, came to nothing
         self._pause = 0.0  # until when nothing is tried because of that
@@ -101,8 +102,9 @@ class TableGuard:
         self._suspicion = min(self._suspicion, time.monotonic() + SOON)
         if changes.flowtables:
             self._keep_aside()
-        if changes.lost or (NFPROTO_INET, self._netfilter.name) in changes.elements:
-            self._elements_gone = True
+        ours = (NFPROTO_INET, self._netfilter.name)
+        self._elements_gone = self._elements_gone or changes.lost or ours in changes.elements
+        self._filled_gone = self._filled_gone or changes.lost or ours in changes.filled
 
     def look(self, now: float) -> list[Lease]:
         """Check the table if that is due, and restore some of what is open. Returns the leases that were restored.
@@ -179,6 +181,9 @@ class TableGuard:
             self.table_gone()
             return
         self._failing = False
+        filled_gone, self._filled_gone = self._filled_gone, False
+        if filled_gone and self.restores and self._netfilter.refill():
+            log.error("broker.elements_gone", table=self._netfilter.name)
         if not elements_gone:
             return
         self._forgotten()

@@ -17,7 +17,7 @@ import struct
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ from gateway.broker.element_messages import (
     elements_in,
     glances,
 )
-from gateway.broker.elements import COUNTED, KEYS, ONCE, SETS, Element, with_keys
+from gateway.broker.elements import COUNTED, FILLED_IN, KEYS, ONCE, SETS, Element, with_keys
 from gateway.broker.messages import (
     NFNL_SUBSYS_NFTABLES,
     NFT_MSG_DELSETELEM,
@@ -77,7 +77,8 @@ BATCH = 64
 
 _NF_TABLES = NFNL_SUBSYS_NFTABLES << 8
 _GETTABLE, _DELTABLE = _NF_TABLES | NFT_MSG_GETTABLE, _NF_TABLES | NFT_MSG_DELTABLE
-NFT_MSG_GETFLOWTABLE, NFTA_RULE_CHAIN = 23, 2
+NFT_MSG_GETFLOWTABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS = 23, 2, 4
+NFT_TABLE_F_DORMANT, NFTA_SET_ELEM_LIST_ELEMENTS = 0x1, 3
 _BODY = NLMSGHDR.size + len(NFGENMSG)
 _ASIDE_OBJECTS = 2  # of iptables/aside.nft: a chain and a helper
 _GETFLOWTABLE = _NF_TABLES | NFT_MSG_GETFLOWTABLE
@@ -126,6 +127,12 @@ def _shape_of(text: str) -> tuple[int, int]:
         elif depth == 2 and within == "chain" and words[0] != "type":
             rules += 1
     return objects, rules
+
+
+def _hash_of(rules: Sequence[Mapping[int, bytes]]) -> int:
+    """Return a number that another program's change of a rule changes; rules that are filled in later do not count."""
+    kept = (rule for rule in rules if rule.get(NFTA_RULE_CHAIN, b"").rstrip(b"\0") not in (b"rates", b"aside"))
+    return hash(tuple((rule.get(NFTA_RULE_CHAIN), rule.get(NFTA_RULE_EXPRESSIONS)) for rule in kept))
 
 
 def _filled_in(script: str) -> int:
@@ -286,6 +293,8 @@ class Netfilter:
         self._netlink = Netlink()
         self._messages = ElementMessages(name)
         self._aside: str | None = None  # what keeps our flows out of flowtables
+        self._rules: int | None = None  # a hash of the rules as they have to be
+        self._filled: tuple[bytes, ...] | None = None  # the elements of the sets that `measure` fills
 
     @property
     def port(self) -> int:
@@ -307,6 +316,7 @@ class Netfilter:
                 self._form = form
                 if self._rates:
                     self._nft(self._rates)
+                self._remember()
                 return False
         if there is not None and not there.startswith("algate "):
             raise ForeignTableError(errno.EEXIST, f"table inet {self.name} is not ours")
@@ -322,6 +332,31 @@ class Netfilter:
                 break
         if self._form.keyed:
             self._forms = (self._form,)  # it is this kernel's from now on
+        self._rules = None
+        self._remember()
+        return True
+
+    def _remember(self) -> None:
+        """Note what the kernel says of the table, which is as it has to be."""
+        self._rules = _hash_of(self._rules_there())
+        self._filled = tuple(map(self._elements_there, FILLED_IN))
+
+    def _rules_there(self) -> list[dict[int, bytes]]:
+        body = NFGENMSG + attribute(NFTA_RULE_TABLE, self.name.encode() + b"\0")
+        answers = self._request(self._netlink.message(_GETRULE, NLM_F_REQUEST | NLM_F_DUMP, body))
+        return [attribute_map(answer, _BODY) for answer in answers]
+
+    def _elements_there(self, name: str) -> bytes:
+        answers = self._request(self._question(self._messages.all_of(name), NLM_F_DUMP))
+        return b"".join(attribute_map(answer, _BODY).get(NFTA_SET_ELEM_LIST_ELEMENTS, b"") for answer in answers)
+
+    def refill(self) -> bool:
+        """Fill the sets of `measure` again, if another program has deleted elements of them. Returns whether one has.
+        Raises NetfilterError."""
+        if not self._rates or self._filled == tuple(map(self._elements_there, FILLED_IN)):
+            return False
+        self._nft(self._rates)
+        self._filled = tuple(map(self._elements_there, FILLED_IN))
         return True
 
     def has_flowtables(self) -> bool:
@@ -360,12 +395,13 @@ class Netfilter:
     def _has_all(self, table: Any, read_back: bool) -> bool:
         """Whether a table has everything that it must have. `read_back`: what was filled in later is not checked,
         because another process may have done that."""
-        body = NFGENMSG + attribute(NFTA_RULE_TABLE, self.name.encode() + b"\0")
-        answers = self._request(self._netlink.message(_GETRULE, NLM_F_REQUEST | NLM_F_DUMP, body))
-        chains = Counter(attribute_map(answer, _BODY).get(NFTA_RULE_CHAIN, b"").rstrip(b"\0") for answer in answers)
+        if int(table.get_attr("NFTA_TABLE_FLAGS") or 0) & NFT_TABLE_F_DORMANT:
+            return False
+        rules = self._rules_there()
+        chains = Counter(rule.get(NFTA_RULE_CHAIN, b"").rstrip(b"\0") for rule in rules)
         rates, aside = chains.pop(b"rates", 0), chains.pop(b"aside", 0)
         objects = int(table.get_attr("NFTA_TABLE_USE") or 0) - (_ASIDE_OBJECTS if aside else 0)
-        if (objects, chains.total()) != self._form.shape:
+        if (objects, chains.total()) != self._form.shape or self._rules not in (None, _hash_of(rules)):
             return False
         if read_back:
             self._aside = "" if aside else None
@@ -378,6 +414,7 @@ class Netfilter:
         self._rates = meter.script(self.name)
         if now:
             self._nft(self._rates)
+            self._filled = tuple(map(self._elements_there, FILLED_IN))
 
     def unload(self) -> None:
         """Delete the table, if there is one."""

@@ -40,13 +40,14 @@ Instruction = tuple[int, int, int, int]
 class Changes(NamedTuple):
     """What other programs have changed since the last call.
 
-    `elements`: (family, table) from which elements were deleted; `flowtables`: whether one was added; `lost`:
-    announcements were lost, so anything may have changed.
+    `elements`: (family, table) from which elements were deleted; `filled`: the same, of the sets that nft fills for the
+    broker too; `flowtables`: whether one was added; `lost`: announcements were lost, so anything may have changed.
     """
 
     elements: frozenset[tuple[int, str]] = frozenset()
     flowtables: bool = False
     lost: bool = False
+    filled: frozenset[tuple[int, str]] = frozenset()
 
 
 def _two(message: bytes) -> list[tuple[int, bytes]]:
@@ -116,6 +117,7 @@ class RulesetWatch:
         """Return what has changed since the last call; None: nothing of interest."""
         any_change = lost = flowtables = False
         elements: set[tuple[int, str]] = set()
+        filled: set[tuple[int, str]] = set()
         while True:
             try:
                 data = self._socket.recv(1 << 17)
@@ -133,11 +135,11 @@ class RulesetWatch:
                 message = data[at : at + length]
                 if kind == NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_DELSETELEM:
                     names = [value.rstrip(b"\0").decode(errors="replace") for _, value in _two(message)]
-                    if names[1:] and names[1] not in FILLED_IN:
-                        elements.add((message[_FAMILY], names[0]))
+                    if names[1:]:
+                        (filled if names[1] in FILLED_IN else elements).add((message[_FAMILY], names[0]))
                 flowtables = flowtables or kind == NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWFLOWTABLE
                 at += max(length + 3 & ~3, NLMSGHDR.size)
-        return Changes(frozenset(elements), flowtables, lost) if any_change else None
+        return Changes(frozenset(elements), flowtables, lost, frozenset(filled)) if any_change else None
 
     def close(self) -> None:
         self._socket.close()

@@ -39,12 +39,13 @@ class Look(NamedTuple):
     """The result of a check: the state of the rules, and what of them is missing or why nothing is known.
 
     `foreign`: chains of other firewalls that seem to drop what the gateway admits, each with the first line that it
-    needs.
+    needs. `rules`: what is there.
     """
 
     state: State
     detail: str = ""
     foreign: tuple[tuple[str, str], ...] = ()
+    rules: rules.Snapshot | None = None
 
 
 class RulesKeeper:
@@ -63,6 +64,7 @@ class RulesKeeper:
         self._worker = ThreadPoolExecutor(1)
         self._job: Future[Look] | None = None
         self._restoring = False
+        self._seen: rules.Snapshot | None = None  # complete, and so kept as they were then
         self._legacy = legacy_tables.LegacyTables()
         self._poll_at = 0.0
         self.wake, self._waker = socket.socketpair()
@@ -96,6 +98,7 @@ class RulesKeeper:
         """Note that `algate rules apply` was run."""
         self._left_at = self._disputed = -math.inf
         self._restorations = Rate(PER_SECOND, RESTORATIONS)
+        self._seen = None
         self.due = 0.0
 
     @property
@@ -117,7 +120,8 @@ class RulesKeeper:
                 self.due = now
         if now >= self.due:
             self.due = now + RARELY
-            self._begin(lambda: look_at(config))
+            seen = self._seen
+            self._begin(lambda: look_at(config, seen))
 
     def _begin(self, job: Callable[[], Look]) -> None:
         self._job = self._worker.submit(job)
@@ -138,6 +142,7 @@ class RulesKeeper:
                 log.warning("rules.foreign", chain=chain, line=line, hint="algate doctor prints all that is missing")
         self._said_of = {chain for chain, _ in look.foreign}
         if look.state == "applied":
+            self._seen = look.rules
             if self._restoring:
                 log.info("rules.restored")
             self._restoring = False
@@ -214,12 +219,12 @@ class RulesKeeper:
             self.watch.close()
 
 
-def look_at(config: Config) -> Look:
-    """Check whether the iptables rules of this instance are complete."""
+def look_at(config: Config, before: rules.Snapshot | None = None) -> Look:
+    """Check whether the iptables rules of this instance are complete, and what they were `before`."""
     if not config.transparent_enabled:
         return Look("none")
     try:
-        missing = rules.missing(config)
+        missing, there = rules.missing(config, before)
         lines = foreign_chains.missing(foreign_chains.ruleset(), config)
     except AlgateError as error:
         return Look("unknown", str(error))
@@ -228,7 +233,7 @@ def look_at(config: Config) -> Look:
         return Look("absent", "none of them is there", foreign)
     if config.rules.foreign == "add":
         missing += [f"nft {chain}: lines of ours" for chain, _ in foreign]
-    return Look("incomplete", ", ".join(missing), foreign) if missing else Look("applied", "", foreign)
+    return Look("incomplete", ", ".join(missing), foreign) if missing else Look("applied", "", foreign, there)
 
 
 def put_back(config: Config) -> Look:

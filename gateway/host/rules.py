@@ -306,20 +306,52 @@ def applied(config: Config) -> bool:
     return any(_own_part(config.instance, host.read()) for host in _hosts(config.instance, []).values())
 
 
-def missing(config: Config) -> list[str] | None:
-    """Describe which tables and chains of the rules are not as `apply` makes them; None if no rules are applied. Only
-    the number of rules is compared, not their contents. Raises AlgateError."""
+class Snapshot:
+    """The rules of an instance on this host, as iptables-save writes them: what `apply` has made, once that is seen."""
+
+    def __init__(self, there: Mapping[Family, _Tables]) -> None:
+        self._chains = {
+            (family, name, chain): rules
+            for family, tables in there.items()
+            for name, table in tables.items()
+            for chain, rules in _contents(table).items()
+        }
+
+    def differences(self, now: Snapshot) -> list[str]:
+        """Return the chains whose rules are not those of this snapshot."""
+        return [
+            f"{_PREFIX[family]} -t {name} {chain}"
+            for (family, name, chain), rules in self._chains.items()
+            if now._chains.get((family, name, chain)) != rules
+        ]
+
+
+def missing(config: Config, before: Snapshot | None = None) -> tuple[list[str] | None, Snapshot]:
+    """Describe which tables and chains of the rules are not as `apply` makes them; None if no rules are applied. What
+    `apply` makes is known by the number of rules, and by the contents of `before`, a snapshot of complete rules,
+    because each version of iptables writes them in its own way. Returns what is there, too. Raises AlgateError."""
     wanted = {family: _parse(render(config, family) or "") for family in FAMILIES}
     hosts = _hosts(config.instance, [family for family in FAMILIES if wanted[family]])
     there = {family: _own_part(config.instance, host.read()) for family, host in hosts.items()}
+    now = Snapshot(there)
     if not any(there.values()):
-        return None
+        return None, now
     found = []
     for family, tables in wanted.items():
         for name, table in tables.items():
             own = _shape(there.get(family, {}).get(name, _Table()))
             shape = _shape(table)
             found += [f"{_PREFIX[family]} -t {name} {chain}" for chain in shape if own.get(chain) != shape[chain]]
+    return found or (before.differences(now) if before is not None else []), now
+
+
+def _contents(table: _Table) -> dict[str, tuple[str, ...]]:
+    """Return the rules of each of our chains, and the jumps of each built-in one, without their positions."""
+    found: dict[str, tuple[str, ...]] = dict.fromkeys(table.chains, ())
+    for rule in table.rules:
+        text = re.sub(r'-m comment --comment "[^"]*" ', "", re.sub(r"^-I (\S+) \d+ ", r"-I \1 ", rule))
+        chain = text.split()[1]
+        found[chain] = (*found.get(chain, ()), text)
     return found
 
 

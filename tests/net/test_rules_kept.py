@@ -58,7 +58,7 @@ WAYS = {
 
 def missing(gateway: Gateway) -> list[str] | None:
     with gateway.lab.enter("router"):
-        return rules.missing(load_config(str(gateway.config)))
+        return rules.missing(load_config(str(gateway.config)))[0]
 
 
 def disturb(lab: Lab, gateway: Gateway, commands: list[str]) -> None:

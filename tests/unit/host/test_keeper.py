@@ -28,7 +28,7 @@ def test_a_check_whose_result_is_found_before_it_says_so_wakes_the_loop_once(mon
         say(job, called)
         heard.set()
 
-    def look_at(_: object) -> Look:
+    def look_at(_: object, _before: object = None) -> Look:
         assert heard.wait(10)
         return Look("applied")
 
