@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gateway.broker.marks import ADMITTED
@@ -13,7 +14,8 @@ from gateway.host.programs import run_program
 from gateway.model.errors import AlgateError
 
 _IPTABLES = {(family, table) for family in ("ip", "ip6") for table in ("filter", "nat", "mangle", "raw", "security")}
-_HOOKS = ("input", "forward")
+_HOOKS = ("input", "forward", "prerouting", "output", "postrouting")
+_INTERFACES = frozenset({"iif", "iifname", "oif", "oifname"})
 
 
 class ForeignChain(NamedTuple):
@@ -27,6 +29,7 @@ class ForeignChain(NamedTuple):
     why: str
     comments: tuple[str, ...]
     admits: bool
+    priority: int = 0
 
     def __str__(self) -> str:
         return f"{self.family} {self.table} {self.name}"
@@ -58,26 +61,48 @@ def why_unseen() -> str:
     return ""
 
 
-def dropping(entries: Sequence[Mapping[str, Any]], instance: str) -> list[ForeignChain]:
-    """Return the chains at input and forward that drop what they do not know: by their policy, or by a rule without a
-    condition in them or in a chain that they lead to. iptables-nft's own chains are left out, because our jumps come
-    first there."""
+def dropping(
+    entries: Sequence[Mapping[str, Any]], instance: str, facing: Collection[str] | None = None
+) -> list[ForeignChain]:
+    """Return the chains that drop what they do not know: by their policy, or by a rule in them or in a chain that they
+    lead to, without a condition but for interfaces, protocols and new connections. `facing`: the interfaces that matter
+    (None: all). iptables-nft's own chains are left out, because our jumps come first there."""
+    return [chain for chain in candidates(entries, instance, facing) if chain.why]
+
+
+def candidates(
+    entries: Sequence[Mapping[str, Any]], instance: str, facing: Collection[str] | None = None
+) -> list[ForeignChain]:
+    """Return the base chains of other firewalls in which packets can be dropped. `why` is "" for those that do not seem
+    to drop."""
     rules: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for rule in (entry["rule"] for entry in entries if "rule" in entry):
         rules.setdefault((rule["family"], rule["table"], rule["chain"]), []).append(rule)
     found = []
     for chain in (entry["chain"] for entry in entries if "chain" in entry):
         family, table, name = chain["family"], chain["table"], chain["name"]
-        if chain.get("hook") not in _HOOKS or chain.get("type") != "filter" or family not in ("ip", "ip6", "inet"):
+        filters = chain.get("type") in ("filter", "route")
+        if chain.get("hook") not in _HOOKS or not filters or family not in ("ip", "ip6", "inet"):
             continue
         if _is_ours(table, entries) or ((family, table) in _IPTABLES and name == chain["hook"].upper()):
             continue
-        why = "policy drop" if chain.get("policy") == "drop" else _dropping_rule(rules, (family, table, name), set())
-        if why:
-            own = rules.get((family, table, name), [])
-            comments = tuple(str(rule["comment"]) for rule in own if "comment" in rule)
-            found.append(ForeignChain(family, table, name, chain["hook"], why, comments, any(map(_admits, own))))
+        place = (family, table, name)
+        why = "policy drop" if chain.get("policy") == "drop" else _dropping_rule(rules, place, set(), facing)
+        own = rules.get(place, [])
+        comments = tuple(str(rule["comment"]) for rule in own if "comment" in rule)
+        admits = any(map(_admits, own))
+        found.append(ForeignChain(*place, chain["hook"], why, comments, admits, int(chain.get("prio", 0))))
     return found
+
+
+def facing(config: Config) -> set[str]:
+    """Return the interfaces of the inside, and those of default routes."""
+    found = set(config.network.inside_interfaces)
+    for path, name, destination in (("/proc/net/route", 0, 1), ("/proc/net/ipv6_route", 9, 0)):
+        with contextlib.suppress(OSError), open(path, encoding="ascii") as lines:
+            rows = [line.split() for line in lines]
+            found.update(row[name] for row in rows if len(row) > name and not row[destination].strip("0"))
+    return found - {"lo"}
 
 
 def missing(entries: Sequence[Mapping[str, Any]], config: Config) -> list[Missing]:
@@ -85,9 +110,9 @@ def missing(entries: Sequence[Mapping[str, Any]], config: Config) -> list[Missin
     accepts the mark by a rule of its own."""
     return [
         Missing(chain, line)
-        for chain in dropping(entries, config.instance)
+        for chain in dropping(entries, config.instance, facing(config))
         if config.instance not in chain.comments and not chain.admits
-        for line in lines_for(config, chain.hook, chain.family)
+        for line in lines_for(config, chain.hook, chain.family, chain.priority)
     ]
 
 
@@ -96,9 +121,9 @@ def add(config: Config) -> list[str]:
     done, and why. Raises AlgateError."""
     entries = ruleset()
     failures = []
-    for chain in dropping(entries, config.instance):
+    for chain in dropping(entries, config.instance, facing(config)):
         script = [*_deletions(entries, config.instance, chain)]
-        for line in reversed(lines_for(config, chain.hook, chain.family)):
+        for line in reversed(lines_for(config, chain.hook, chain.family, chain.priority)):
             script.append(f'insert rule {chain} {line} comment "{config.instance}"')
         try:
             run_program(["nft", "-f", "-"], "".join(f"{line}\n" for line in script))
@@ -132,20 +157,42 @@ def _dropping_rule(
     rules: Mapping[tuple[str, str, str], Sequence[Mapping[str, Any]]],
     place: tuple[str, str, str],
     seen: set[tuple[str, str, str]],
+    facing: Collection[str] | None,
 ) -> str:
-    """Return the place of a rule without a condition that drops or rejects, in this chain or one that it leads to; ""
-    if there is none."""
+    """Return the place of a rule that drops or rejects what is new, in this chain or one that it leads to; "" if there
+    is none."""
     seen.add(place)
     for rule in rules.get(place, ()):
         statements = [statement for statement in rule["expr"] if isinstance(statement, dict)]
         kinds = {kind for statement in statements for kind in statement}
-        if kinds & {"drop", "reject"} and not kinds & {"match", "vmap", "xt", "limit"}:
-            return f"a rule that {'drops' if 'drop' in kinds else 'rejects'} all in {' '.join(place)}"
+        matches = [statement["match"] for statement in statements if "match" in statement]
+        ends = kinds & {"drop", "reject"} and not kinds & {"vmap", "xt", "limit"}
+        if ends and all(_is_broad(match, facing) for match in matches):
+            what = "all" if not matches else "what is new"
+            return f"a rule that {'drops' if 'drop' in kinds else 'rejects'} {what} in {' '.join(place)}"
         for name in _targets(rule["expr"]):
             target = (place[0], place[1], name)
-            if target not in seen and (why := _dropping_rule(rules, target, seen)):
+            if target not in seen and (why := _dropping_rule(rules, target, seen, facing)):
                 return why
     return ""
+
+
+def _is_broad(match: Mapping[str, Any], facing: Collection[str] | None) -> bool:
+    """Whether what we admit may meet a condition: it is about interfaces, protocols or new connections only."""
+    left, right, same = match.get("left"), match.get("right"), match.get("op") != "!="
+    values = right.get("set", []) if isinstance(right, dict) else right if isinstance(right, list) else [right]
+    if not isinstance(left, dict):
+        return False
+    key = left.get("meta", {}).get("key") if "meta" in left else None
+    if key in _INTERFACES:
+        return (
+            facing is None
+            or not all(isinstance(value, str) for value in values)
+            or any((name in values) == same for name in facing)
+        )
+    if key in ("l4proto", "nfproto", "protocol"):
+        return True
+    return left.get("ct") == {"key": "state"} and ("new" in values) == same
 
 
 def _targets(value: Any) -> Iterator[str]:

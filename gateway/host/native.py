@@ -6,9 +6,13 @@ The rules are written in one place, `iptables/ipv4.rules` and `ipv6.rules`. ipta
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pwd
 import re
 from typing import NamedTuple
 
+from gateway.broker.marks import ADMITTED
 from gateway.config.schema import Config
 from gateway.host import rules
 from gateway.host.programs import run_program
@@ -25,6 +29,8 @@ _HOOKS = {
     ("mangle", "FORWARD"): "type filter hook forward priority -150; policy accept;",
     ("raw", "PREROUTING"): "type filter hook prerouting priority -305; policy accept;",
 }
+CONNTRACK, ADMITS = -200, -5
+"""Priorities: connection tracking's, and that of the broker's chains that mark what they admit."""
 _RULE = re.compile(r"(?:add|insert) rule ip6? (\S+) (\S+) (.*)")
 _UNKNOWN = re.compile(r"# -t (\S+) -A (\S+) (.*)")
 _SOCKET = re.compile(r"-i (\S+) -m addrtype --dst-type LOCAL -m socket --nowildcard -j RETURN *$")
@@ -68,18 +74,59 @@ def native(config: Config) -> str:
     return "".join(texts)
 
 
-def lines_for(config: Config, hook: str, family: str) -> list[str]:
+def lines_for(config: Config, hook: str, family: str, priority: int = 0) -> list[str]:
     """Return what a chain of another firewall has to accept, as nft rules, the most important first.
 
-    `hook`: "input" or "forward"; `family` of the chain's table: "ip", "ip6" or "inet". Raises AlgateError.
+    `hook`, `priority`: where the chain is; `family` of its table: "ip", "ip6" or "inet". Raises AlgateError.
     """
+    if hook == "output":
+        return [_own(config)]
+    if hook == "postrouting":
+        return [f"ct mark and {ADMITTED:#x} == {ADMITTED:#x} accept", _own(config)]
     found: list[str] = []
     for name in FAMILIES:
         if family in (_NFT_FAMILY[name], "inet"):
+            chain = "INPUT" if hook == "prerouting" else hook.upper()
             for line in translated(config, name):
-                if (line.table, line.chain) == ("filter", hook.upper()) and not line.text.endswith("drop"):
+                if (line.table, line.chain) == ("filter", chain) and not line.text.endswith("drop"):
                     found.append(line.text)
-    return sorted(dict.fromkeys(found), key=lambda text: not text.startswith("ct mark"))
+    found = sorted(dict.fromkeys(found), key=lambda text: not text.startswith("ct mark"))
+    if hook == "prerouting":
+        found = [line for line in found if "ct mark" not in line and "ct status" not in line]
+        return [*_opened(config, tracked=priority > CONNTRACK), *_redirected(config), *found]
+    if priority <= ADMITS:
+        return [*_opened(config), *found]  # the mark comes later
+    return found
+
+
+def _opened(config: Config, tracked: bool = True) -> list[str]:
+    """Return rules for what comes from outside to a public port that may be open; most are not, and lead nowhere.
+    `tracked`: connection tracking is before this chain."""
+    first, last = config.pinhole_ports
+    names = ", ".join(f'"{name}"' for name in config.network.inside_interfaces)
+    outside = f"iifname != {{ {names} }} " if names else ""
+    port = "ct original proto-dst" if tracked else "th dport"
+    return [f"{outside}meta l4proto {protocol} {port} {first}-{last} accept" for protocol in ("tcp", "udp")]
+
+
+def _redirected(config: Config) -> list[str]:
+    """Return a rule for the connections of clients that the gateway reads, before they are redirected."""
+    ports = ", ".join(str(port) for port in sorted({*config.module_ports(), *config.transparent.ports}))
+    return [f'iifname "{name}" tcp dport {{ {ports} }} accept' for name in config.network.inside_interfaces if ports]
+
+
+def _own(config: Config) -> str:
+    """Return a rule for what the gateway's own processes send."""
+    return f"meta skuid {{ {', '.join(str(user) for user in users_of(config))} }} accept"
+
+
+def users_of(config: Config) -> list[int]:
+    """Return the users that workers and broker run as."""
+    found = []
+    for name in (config.process.user, config.process.broker_user):
+        with contextlib.suppress(KeyError):
+            found.append(pwd.getpwnam(name).pw_uid)
+    return sorted(set(found)) or [os.getuid()]
 
 
 def translated(config: Config, family: Family) -> list[Line]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import os
@@ -17,7 +18,7 @@ import msgspec
 from gateway.config.schema import Config, parse_endpoint
 from gateway.host import foreign_chains, rules
 from gateway.host.finding import Finding
-from gateway.host.native import lines_for
+from gateway.host.native import lines_for, users_of
 from gateway.host.plan import Foreign, Link, Plan, Tried
 from gateway.host.programs import output_of, run_program
 
@@ -66,8 +67,8 @@ def plan_of(config: Config) -> Plan:
     outside, via = _outside(config, links)
     entries = foreign_chains.ruleset()
     needed = {
-        str(chain): tuple(lines_for(config, chain.hook, chain.family))
-        for chain in foreign_chains.dropping(entries, config.instance)
+        str(chain): tuple(lines_for(config, chain.hook, chain.family, chain.priority))
+        for chain in foreign_chains.candidates(entries, config.instance)
     }
     own = {
         program: text
@@ -94,7 +95,31 @@ def plan_of(config: Config) -> Plan:
         modules=config.module_ports(),
         socks=tuple(at for at in sockets if at.host in _hosts(links[inside])),
         published=tuple(at for at in config.published if at.host in _hosts(links[outside])),
+        user=users_of(config)[0],
+        legacy=_legacy(),
+        legacy_lines=tuple(_legacy_lines(config)),
     )
+
+
+def _legacy() -> dict[str, str]:
+    """Return the rules of iptables-legacy where iptables is another one, by program."""
+    found = {}
+    for program in ("iptables-legacy", "ip6tables-legacy"):
+        names = f"/proc/net/{program.removesuffix('-legacy').replace('tables', '_tables')}_names"
+        with contextlib.suppress(OSError), open(names, encoding="ascii") as tables:
+            if tables.read().strip() and (text := output_of([f"{program}-save"])).strip():
+                found[program] = text
+    return found
+
+
+def _legacy_lines(config: Config) -> Iterator[str]:
+    """Return the commands that let through what the gateway admits, for iptables-legacy beside another iptables."""
+    for program, family in (("iptables", "ipv4"), ("ip6tables", "ipv6")):
+        text = rules.render(config, family) if config.transparent_enabled else None  # type: ignore[arg-type]
+        for rule in reversed((text or "").partition("*filter\n")[2].splitlines()):
+            found = re.match(r"-A \S+-(INPUT|FORWARD) (.*-j ACCEPT)$", rule)
+            if found:
+                yield f"{program}-legacy -I {found[1]} {found[2]}"
 
 
 def _has(program: str, instance: str) -> bool:
@@ -197,7 +222,7 @@ def _tables(entries: Sequence[dict[str, Any]], instance: str) -> list[str]:
             texts += [
                 run_program(["nft", "list", "chain", family, name, chain]) for chain in chains if chain not in saved
             ]
-        elif family != "netdev":
+        else:
             text = run_program(["nft", "list", "table", family, name])
             texts.append(_OWNED.sub("", text))
     return texts
@@ -225,7 +250,7 @@ def findings(tried: Sequence[Tried], instance: str) -> Iterator[Finding]:
         )
     for trial in tried:
         if not trial.passed:
-            remedy = "algate rules apply" if _IPTABLES_CHAIN.match(trial.stopped_by) else ""
+            remedy = "algate rules apply" if _IPTABLES_CHAIN.match(trial.stopped_by) else trial.remedy
             yield Finding("openings", "warning", f"{trial.what}: stopped by {trial.stopped_by}", remedy)
     if tried and all(trial.passed and not trial.lines for trial in tried):
         yield Finding("openings", "ok", f"{len(tried)} kinds of packets tried in a copy of the rules: all pass")

@@ -27,7 +27,9 @@ class Plan(msgspec.Struct, frozen=True):
 
     `others`: further interfaces that rules may name. `clients`, `peers`: hosts inside and outside. `tables`: nft text
     of the host's tables; `iptables`: input for iptables-restore and ip6tables-restore, by program; `own`: the same for
-    the gateway's rules. `foreign`: the lines that chains of others may need. The other fields are as configured.
+    the gateway's rules. `foreign`: the lines that chains of others may need. `user`: that of the gateway's processes.
+    `legacy`: rules of iptables-legacy beside another iptables, by program; `legacy_lines`: commands that they may need.
+    The other fields are as configured.
     """
 
     inside: Link
@@ -45,13 +47,17 @@ class Plan(msgspec.Struct, frozen=True):
     modules: tuple[int, ...] = ()
     socks: tuple[Endpoint, ...] = ()
     published: tuple[Endpoint, ...] = ()
+    user: int = 0
+    legacy: dict[str, str] = {}
+    legacy_lines: tuple[str, ...] = ()
 
 
 class Tried(msgspec.Struct, frozen=True):
     """The result for one packet: what it stands for, whether it arrived, what stopped it first, and the lines that let
-    it through."""
+    it through. `remedy`: what to do, where it is no line of nft."""
 
     what: str
     passed: bool
     stopped_by: str = ""
     lines: tuple[str, ...] = ()
+    remedy: str = ""

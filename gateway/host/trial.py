@@ -40,6 +40,7 @@ from gateway.model.requests import Lease
 
 Side = Literal["inside", "outside"]
 
+UNKNOWN = "no rule that can be followed: a route, a chain at ingress (netdev), or iptables-legacy"
 _ADDED = "algate-trial "
 _WAIT = 0.4  # seconds for a packet to arrive
 _ROUNDS = 6  # lines that are added to the copy, at the most, for one packet
@@ -196,7 +197,11 @@ class Copy:
         for program, text in plan.iptables.items():
             run_program([f"{program}-restore"], text)
         for table in plan.tables:
-            run_program(["nft", "-f", "-"], table)
+            at_ingress = table.startswith("table netdev ")  # it may name interfaces that are not copied
+            with contextlib.suppress(AlgateError) if at_ingress else contextlib.nullcontext():
+                run_program(["nft", "-f", "-"], table)
+        for program, text in plan.legacy.items():
+            run_program([f"{program}-restore"], text)
         for program, text in plan.own.items():
             run_program([f"{program}-restore", "--noflush"], text)
 
@@ -342,6 +347,7 @@ class Attempts:
             if endpoint.version == (6 if ":" in self.client else 4):
                 yield f"a connection from outside to {endpoint}", lambda at=endpoint: self.published(at)  # type: ignore[misc]
         yield "a connection of the gateway to a server", self.outgoing
+        yield "a data connection of the gateway to a server (passive FTP through SOCKS)", self.data
 
     def _next(self) -> tuple[int, int]:
         self._port += 2
@@ -426,8 +432,17 @@ class Attempts:
             return self._is_answered("outside", Endpoint(self.peer, self._next()[1]), at, at)
 
     def outgoing(self) -> bool:
-        server = Endpoint(self.peer, self._copy.plan.modules[0] if self._copy.plan.modules else 21)
-        sock = socket.socket(socket.AF_INET6 if server.version == 6 else socket.AF_INET, socket.SOCK_STREAM)
+        return self._connects(Endpoint(self.peer, self._copy.plan.modules[0] if self._copy.plan.modules else 21))
+
+    def data(self) -> bool:
+        return self._connects(Endpoint(self.peer, self._next()[1]))
+
+    def _connects(self, server: Endpoint) -> bool:
+        os.seteuid(self._copy.plan.user)  # rules may look at the socket's user
+        try:
+            sock = socket.socket(socket.AF_INET6 if server.version == 6 else socket.AF_INET, socket.SOCK_STREAM)
+        finally:
+            os.seteuid(0)
         with sock:
             sock.setblocking(False)
             with contextlib.suppress(OSError):
@@ -467,6 +482,7 @@ def run(plan: Plan) -> list[Tried]:
     lines = {foreign.chain: foreign.lines for foreign in plan.foreign}
     results: list[Tried] = []
     stopped: list[tuple[int, Callable[[], bool], Stop]] = []
+    legacy: list[tuple[int, Callable[[], bool]]] = []
     for client, peer, near, public in _quadruples(plan):
         attempts = Attempts(copy, client, peer, near, public)
         for what, attempt in attempts.all():
@@ -476,9 +492,19 @@ def run(plan: Plan) -> list[Tried]:
             if stop is not None:
                 stopped.append((len(results), attempt, stop))
             name = f"{'IPv6' if ':' in client else 'IPv4'}: {what}"
-            why = "" if passed else stop.place if stop else "no rule of nf_tables: a route, or iptables-legacy"
+            why = "" if passed else stop.place if stop else UNKNOWN
             results.append(Tried(name, passed, why))
+            if not passed and stop is None and plan.legacy:
+                legacy.append((len(results) - 1, attempt))
     # Only then with further lines: what passes anyway needs none.
+    if legacy:
+        for command in plan.legacy_lines:
+            run_program(command.split())
+        for at, attempt in legacy:
+            if attempt():
+                results[at] = Tried(
+                    results[at].what, False, "iptables-legacy", remedy="; ".join(reversed(plan.legacy_lines))
+                )
     for at, attempt, stop in stopped:
         results[at] = _try_with_lines(copy, results[at], attempt, stop, lines)
     return results

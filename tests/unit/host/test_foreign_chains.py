@@ -17,6 +17,11 @@ DROP: dict[str, Any] = {"drop": None}
 REJECT: dict[str, Any] = {"reject": {"type": "icmpx", "expr": "admin-prohibited"}}
 COUNT: dict[str, Any] = {"counter": {"packets": 0, "bytes": 0}}
 INVALID: dict[str, Any] = {"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "invalid"}}
+NEW: dict[str, Any] = {"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "new"}}
+FROM: dict[str, Any] = {"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "eth0"}}
+ADDRESS: dict[str, Any] = {
+    "match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "saddr"}}, "right": "192.0.2.1"}
+}
 
 
 def chain(name: str = "forward", policy: str | None = "accept", hook: str | None = "forward", **more: Any) -> Any:
@@ -50,7 +55,9 @@ def admits(mark: int = ADMITTED) -> Any:
           rule(jump("a"), of="b")], None),
         ([chain(), rule(INVALID, DROP)], None),
         ([chain(), rule({"limit": {"rate": 1, "per": "second"}}, DROP)], None),
-        ([chain(policy="drop", hook="output")], None),
+        ([chain(policy="drop", hook="output")], "policy drop"),
+        ([chain(), rule(FROM, NEW, DROP)], "a rule that drops what is new in inet filter forward"),
+        ([chain(), rule(FROM, ADDRESS, DROP)], None),
         ([chain(policy="drop", family="netdev")], None),
         ([chain("FORWARD", policy="drop", family="ip")], None),  # iptables-nft's own: there our jumps come first
         ([chain("forward", policy="drop", family="ip")], "policy drop"),
