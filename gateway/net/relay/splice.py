@@ -19,16 +19,13 @@ from time import monotonic
 from gevent import get_hub
 
 from gateway.net.relay.connection import RelaySocket, close_by_reset, local_hosts, take, unacknowledged
-from gateway.net.relay.half import FRESH, Half, Legacy, Reason, RelayResult, SideName
+from gateway.net.relay.half import FIRST, FRESH, LEAST, Half, Legacy, Reason, RelayResult, SideName, bulk_after
 from gateway.net.relay.pipes import PIPE_SIZE, PipePool
 from gateway.net.relay.poller import BROKEN, ENDED, GONE, READ, UNWATCHED, WRITE, Poller, Watch, Watches
 from gateway.net.relay.wheel import Wheel, WheelEntry
 from gateway.policy.pace import Pace
 
 FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
-# Bytes that one callback may move, so that a fast flow does not starve the others: half a millisecond. With less while
-# others wait to do the same, eight streams through one worker had 12 Gbit/s in place of 17.
-BUDGET = 1024 * 1024
 ENOUGH = 64 * 1024  # a shorter read most likely emptied the source: epoll will tell when there is more
 COPY_SIZE = 16 * 1024  # a side that sends more at once is spliced from then on
 FEW = 4 * 1024  # a side that sends less is copied again
@@ -185,7 +182,10 @@ class RelayHandle:
         sent."""
         self._active = monotonic()
         if half.bulk or half.pipe is not None:
+            before = half.moved
             self._splice(half)
+            if half.bulk:
+                half.bulk = bulk_after(half.bulk, half.moved - before, monotonic() - self._active)
         else:
             self._copy(half, last)
 
@@ -221,10 +221,9 @@ class RelayHandle:
                 half.rest = data[count:]
                 self._wait_for_room(half)
                 return
-            if count == COPY_SIZE:
-                self._is_bulk(half, True)
-                self._splice(half)
-                return
+            if count == COPY_SIZE:  # spliced from now on, in the line of those that have much to do
+                self._is_bulk(half, FIRST)
+                break
             if not last:
                 break
         self._read(half)
@@ -235,14 +234,15 @@ class RelayHandle:
         if pipe is None:
             pipe = half.pipe = pool.borrow()
             if pipe is None:  # no descriptors left: copying is slower, and right
-                self._is_bulk(half, False)
+                self._is_bulk(half, 0)
                 self._read(half)
                 return
         source, sink = half.source.fileno(), half.sink.fileno()
-        limit, budget = pool.size, BUDGET
+        most = budget = half.bulk or LEAST
+        limit = size = min(pool.size, most)
         while True:
             if not pipe.held:
-                if pace is not None and not (limit := min(pool.size, pace.allowance(self._active))):
+                if pace is not None and not (limit := min(size, pace.allowance(self._active))):
                     half.pipe = None
                     pool.give_back(pipe)
                     self._pause(half, pace)
@@ -250,13 +250,14 @@ class RelayHandle:
                 try:
                     pipe.held = count = os.splice(source, pipe.writer, limit, flags=FLAGS)
                 except BlockingIOError:
-                    self._is_bulk(half, budget < BUDGET)
+                    if budget == most:
+                        self._is_bulk(half, 0)
                     break
                 except OSError:
                     self._broke(half.source, seen_reading=True)
                     return
                 if not count:
-                    self._is_bulk(half, False)
+                    self._is_bulk(half, 0)
                     break
                 if pace is not None:
                     pace.spend(count)
@@ -264,7 +265,7 @@ class RelayHandle:
                 if count < ENOUGH:
                     budget = 0
                     if count < FEW:
-                        self._is_bulk(half, False)
+                        self._is_bulk(half, 0)
             try:
                 count = os.splice(pipe.reader, sink, pipe.held, flags=FLAGS)
             except BlockingIOError:
@@ -281,10 +282,11 @@ class RelayHandle:
         pool.give_back(pipe)
         self._read(half)
 
-    def _is_bulk(self, half: Half, bulk: bool) -> None:
-        """Whether to splice; a side that has much to do lets others go first."""
+    def _is_bulk(self, half: Half, bulk: int) -> None:
+        """Splice so many bytes in one callback from now on, or copy (0). A side that has much to do lets others go
+        first."""
         half.bulk = bulk
-        self._left_watch.bulk = self._right_watch.bulk = self._up.bulk or self._down.bulk
+        self._left_watch.bulk = self._right_watch.bulk = bool(self._up.bulk or self._down.bulk)
 
     def _read(self, half: Half) -> None:
         if half.waiting or not half.reading:

@@ -634,3 +634,23 @@ def test_no_reference_cycle_keeps_a_flow_alive(relay: Relay) -> None:
         assert not [thing for thing in gc.get_objects() if isinstance(thing, RelayHandle)]
     finally:
         gc.enable()
+
+
+def test_a_side_that_has_much_to_do_lets_others_go_first(relay: Relay) -> None:
+    """Forty streams begin at once, and then somebody says a few bytes: these do not wait until each stream has moved
+    as much as it can."""
+    streams = [join(relay) for _ in range(40)]
+    few = join(relay)
+    for stream in streams:
+        stream.client.setblocking(False)
+        stream.server.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                stream.client.send(bytes(MIB))
+    few.client.send(b"few")
+    few.server.settimeout(5)
+    assert few.server.recv(10) == b"few"
+    assert max(stream.handle.up for stream in streams) < MIB
+    for flow in (*streams, few):
+        flow.close()
+        flow.result()
