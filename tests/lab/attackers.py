@@ -139,7 +139,9 @@ def handshake() -> None:
                 sock.send(bytes([byte]))
 
 
-HTTP_HEAD = f"CONNECT {SERVER4}:{ECHO} HTTP/1.1\r\n".encode()
+HTTP_HEAD = f"CONNECT {SERVER4}:{SINK} HTTP/1.1\r\n".encode()
+"""Not to the victim's own server: some of these heads do end, and what is said then is for the server to bear."""
+
 HALF_HEADS = (
     (b"", HTTP_HEAD),
     (HTTP_HEAD + b"a:", b"x"),
