@@ -162,7 +162,7 @@ def sipp(
     if socks is not None and remote is not None:
         conf = lab.tmp / "sipp-socks.conf"
         conf.write_text(_DANTE.format(*remote.rsplit(":", 1), socks))
-        argv.insert(0, "socksify")
+        argv.insert(0, installed("dante-client", "/usr/bin/socksify"))
         environment["SOCKS_CONF"] = os.fspath(conf)
     process = lab.popen(role, argv, log=log.with_suffix(".log"), env=environment)
     return Sipp(process, log.with_suffix(".messages.log"))
@@ -237,14 +237,25 @@ class Linphone:
         program = installed("linphone-cli", "/usr/bin/linphonec")
         command: list[str | Path] = [program, "-a", "-c", self.home / "linphonerc", "-d", "0"]
         self.log = lab.logs / f"linphone-{lab._counter:02}-{user}.log"
+        self._given = 0  # prompts when the last command was given
         environment = {"HOME": os.fspath(self.home), "TERM": "dumb"}
         self.process = lab.popen(role, command, log=self.log, env=environment, stdin=subprocess.PIPE)
         self.do("soundcard use files", f"play {self.home}/tone.wav", f"record {self.home}/heard.wav")
 
     def do(self, *commands: str) -> None:
-        """Give it commands, as a user does at its prompt."""
+        """Give it commands, as a user does: each at its prompt. Linphone 5.3 reads no more than one when there are
+        several."""
+        for command in commands:
+            self._lab.wait_for(lambda: self._prompts() > self._given, 15, f"a prompt in {self.log}")
+            self._say(command)
+
+    def _prompts(self) -> int:
+        return self.log.read_text(errors="replace").count("linphonec>")
+
+    def _say(self, command: str) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write("".join(f"{command}\n" for command in commands).encode())
+        self._given = self._prompts()
+        self.process.stdin.write(f"{command}\n".encode())
         self.process.stdin.flush()
 
     def wait_until_registered(self) -> None:
@@ -265,6 +276,8 @@ class Linphone:
     def stop(self) -> None:
         """End it as a user does: it takes back its registration."""
         self.do("quit")
+        assert self.process.stdin is not None
+        self.process.stdin.close()  # Linphone 5.3 waits for that
         self._lab.wait_for(partial(_ended, self.process), 10, "linphonec to end")
 
 

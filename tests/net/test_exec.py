@@ -231,22 +231,24 @@ def test_job_control(lab: Lab, gateway: Gateway, engine: str) -> None:
                 said += os.read(terminal, 4096)
         said = said.partition(text)[2]
 
-    os.write(terminal, b"PS1=ready'> '\n")
-    hear(b"ready> ")
-    program = "echo be''gun; while sleep 0.1; do echo ti''ck; done"
-    os.write(terminal, f"{ALGATE} exec -q --engine {engine} --via {OURS} -- sh -c '{program}'\n".encode())
-    hear(b"\rbegun")
-    os.write(terminal, b"\x1a")
-    hear(b"Stopped")
-    hear(b"ready> ")
-    os.write(terminal, b"fg\n")
-    hear(b"tick")  # it has the terminal again
-    os.write(terminal, b"\x03")
-    hear(b"ready> ")
-    os.write(terminal, b"echo code $?\nexit\n")
-    hear(b"code 130")
-    os.close(terminal)
-    os.waitpid(pid, 0)
+    try:
+        os.write(terminal, b"PS1=ready'> '\n")
+        hear(b"ready> ")
+        program = "echo be''gun; while sleep 0.1; do echo ti''ck; done"
+        os.write(terminal, f"{ALGATE} exec -q --engine {engine} --via {OURS} -- sh -c '{program}'\n".encode())
+        hear(b"begun")
+        os.write(terminal, b"\x1a")
+        hear(b"Stopped")
+        hear(b"ready> ")
+        os.write(terminal, b"fg\n")
+        hear(b"tick")  # it has the terminal again
+        os.write(terminal, b"\x03")
+        hear(b"ready> ")
+        os.write(terminal, b"echo code $?\nexit\n")
+        hear(b"code 130")
+    finally:
+        os.close(terminal)  # who is still there is hung up
+        os.waitpid(pid, 0)
 
 
 @pytest.fixture(scope="module")

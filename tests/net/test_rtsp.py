@@ -493,7 +493,7 @@ def mpv_plays(lab: Lab, url: str, transport: str) -> None:
     program = installed("mpv", "/usr/bin/mpv")
     options = ["--no-config", "--vo=null", "--ao=null", "--untimed", "--cache=no", "--frames=20"]
     said = lab.run("inside", [program, *options, f"--rtsp-transport={transport}", url], timeout=100).stdout
-    assert "(+) Video" in said, said
+    assert re.search(r"(\(\+\)|●) +Video", said), said
     assert "Exiting... (End of file)" in said, said
 
 
@@ -547,7 +547,9 @@ def shows_a_stream(lab: Lab, gateway: Gateway, url: str, player: str, transport:
     assert len(opened) == (streams if transport == "udp" else 0)
     [one], [other] = within.streams(), beyond.streams()
     if transport == "tcp":
-        assert (one.client, one.server) == (other.client, other.server)
+        assert one.client == other.client
+        assert other.server.startswith(one.server)  # a player that leaves at once does not see the end of it
+        assert len(one.server) > 10_000
         return
     public = [int(port) for _, port in only_ports_differ(one, other, streams)]
     reports = {packet.source[1] for packet in media.packets if packet.data[1:2] == bytes([RECEIVER_REPORT])}

@@ -164,11 +164,17 @@ def test_curl_authenticates_and_agrees_on_a_level(
     lab: Lab, gateway: Gateway, kerberos: Kerberos, options: list[str]
 ) -> None:
     """curl 7.88 (Debian 12) forgets that GSSAPI was allowed if the server's choice of a method is not there at once,
-    so its first read is held up; and it takes the end of the negotiation for an unknown method. Later ones may do."""
-    slowly = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=recvfrom"]
+    so its first read is held up; and it takes the end of the negotiation for an unknown method. curl 8.14 (Debian 13)
+    sends its token and never reads the answer: it waits for a socket that it has not noted yet."""
+    trace = lab.tmp / "curl.trace"
+    slowly = ["strace", "-f", "-qq", "-o", str(trace), "-e", "trace=recvfrom,sendto"]
     slowly += ["-e", "inject=recvfrom:delay_enter=300000:when=1"]
     command = ["curl", "-v", "-m", "9", "--socks5-gssapi", *options, "--socks5", f"{ROUTER_IN4}:1080"]
     done = lab.run("inside", [*slowly, *command, f"http://{SERVER4}:{PORT}/"], env=kerberos.env, check=False)
+    if "Failed to receive GSS-API authentication response" in done.stderr:
+        calls = [line.split(maxsplit=1)[1] for line in trace.read_text().splitlines()]
+        assert calls[-1].startswith("sendto("), calls  # else there is an answer that it could not use
+        pytest.skip("this curl reads no answer to its first token, of no server")
     assert f"SOCKS5 server authenticated user ann@{REALM} with GSS-API." in done.stderr
     assert "SOCKS5 access without GSS-API data protection granted." in done.stderr
 
