@@ -82,18 +82,18 @@ def hide() -> None:
         raise OSError(code, os.strerror(code))
 
 
-def restrict_calls() -> bool:
+def restrict_calls() -> str | None:
     """Allow this process only the system calls that it needs from now on (seccomp(2)): it can start no program, trace
     or signal no process, mount nothing, load no module, and make no sockets but for TCP, UDP, the local log daemon and
     questions to the routing table. Anything else fails with EPERM.
 
-    Holds for all threads; call it when everything is imported. Returns False if there is no libseccomp, and nothing was
-    done. Raises OSError if the kernel refuses the filter.
+    Holds for all threads; call it when everything is imported. Returns None, or, if nothing was done, why: there is no
+    libseccomp, or the kernel has no filters (CONFIG_SECCOMP_FILTER; emulated processors have none either).
     """
     if seccomp is None:
-        return False
-    rules = seccomp.SyscallFilter(seccomp.ERRNO(errno.EPERM))
+        return "there is no libseccomp"
     try:
+        rules = seccomp.SyscallFilter(seccomp.ERRNO(errno.EPERM))
         rules.set_attr(seccomp.Attr.CTL_TSYNC, 1)
         rules.set_attr(seccomp.Attr.CTL_OPTIMIZE, 2)  # a tree in place of a list
         for name in CALLS:
@@ -103,9 +103,9 @@ def restrict_calls() -> bool:
         # The C library asks for the older call then, whose flags can be looked at.
         rules.add_rule(seccomp.ERRNO(errno.ENOSYS), "clone3")
         rules.load()
-    except RuntimeError as error:
-        raise OSError(errno.EINVAL, str(error)) from error
-    return True
+    except (OSError, RuntimeError) as error:
+        return f"the kernel refuses the filter: {error}"
+    return None
 
 
 def _allow(rules: Any, name: str, *conditions: Any) -> None:

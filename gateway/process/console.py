@@ -127,8 +127,8 @@ def main() -> None:
     setup_logging("console", boot.config.log.settings)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     console = Console(boot)
-    if not restrict_calls():
-        log.warning("confine.unfiltered", reason="there is no libseccomp")
+    if reason := restrict_calls():
+        log.warning("confine.unfiltered", reason=reason)
     console.run()
 
 

@@ -233,8 +233,8 @@ def main() -> None:
         log.error("queue.failed", queue=boot.config.queue, reason=str(error))
         sys.exit(1)
     collect_rarely()
-    if not restrict_calls():
-        log.warning("confine.unfiltered", reason="there is no libseccomp")
+    if reason := restrict_calls():
+        log.warning("confine.unfiltered", reason=reason)
     packets.run()
 
 

@@ -246,8 +246,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     portmap = Portmap(boot)
     collect_rarely()
-    if not restrict_calls():
-        log.warning("confine.unfiltered", reason="there is no libseccomp")
+    if reason := restrict_calls():
+        log.warning("confine.unfiltered", reason=reason)
     portmap.run()
 
 

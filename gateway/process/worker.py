@@ -287,8 +287,8 @@ def main() -> None:
         sys.exit(1)
     gc.freeze()  # what exists now stays, and need not be examined again
     gc.set_threshold(GC_THRESHOLD, 20, 100)
-    if not restrict_calls():
-        log.warning("confine.unfiltered", reason="there is no libseccomp")
+    if reason := restrict_calls():
+        log.warning("confine.unfiltered", reason=reason)
     worker.run()
 
 
