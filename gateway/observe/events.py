@@ -63,7 +63,7 @@ EVENTS = {
     "negative, it has ended. Said once a day from 21 days before on. `key`: its key in the configuration.",
     "client.limit": "A client was refused a connection: it has as much of `kind` as [limits] allows "
     "(`bound=most`), or as is left for all others (`bound=share`).",
-    "confine.unfiltered": "A process runs without a seccomp filter: libseccomp is not installed, or the kernel has none.",
+    "confine.unfiltered": "A process runs without a seccomp filter: no libseccomp, or a kernel without filters.",
     "console": "The console serves. `token` is the file with the token that changes require.",
     "console.denied": "A request to the console had a wrong token.",
     "console.error": "A request to the console failed.",
