@@ -130,7 +130,7 @@ def parse_request(buffer: bytes | bytearray) -> tuple[Request, int] | None:
         case AddressType.IPV6:
             host = str(canonical(IPv6Address(address)))
         case _:
-            host = decode_name(address, Reply.GENERAL_FAILURE)
+            host = decode_counted_name(address)
     return Request(command, host, int.from_bytes(buffer[end : end + 2], "big")), end + 2
 
 
@@ -178,6 +178,12 @@ def decode_name(raw: bytes, reply: int) -> str:
     if not name.isprintable() or any(character.isspace() for character in name):
         raise SocksError(reply, "the host name has a blank or a control character in it")
     return name
+
+
+def decode_counted_name(raw: bytes) -> str:
+    """Decode a host name behind its length. A NUL at its end is no part of it: some clients count it in. Raises
+    SocksError."""
+    return decode_name(raw.removesuffix(b"\0"), Reply.GENERAL_FAILURE)
 
 
 def _check_version(buffer: bytes | bytearray) -> None:

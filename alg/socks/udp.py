@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 from alg.address import Endpoint, canonical
-from alg.socks.socks5 import AddressType, Reply, SocksError, decode_name, encode_address
+from alg.socks.socks5 import AddressType, Reply, SocksError, decode_counted_name, encode_address
 
 MAX_HEADER = 262  # a name of 255 bytes
 MAX_ADDRESS_HEADER = 22  # what `encode_header` makes at most
@@ -59,7 +59,7 @@ def parse_header(datagram: bytes) -> tuple[Header, int]:
         case AddressType.IPV6:
             host = str(canonical(IPv6Address(datagram[4:20])))
         case _:
-            host = decode_name(datagram[5 : size - 2], Reply.GENERAL_FAILURE)
+            host = decode_counted_name(datagram[5 : size - 2])
     return Header(datagram[2], host, int.from_bytes(datagram[size - 2 : size], "big")), size
 
 

@@ -16,7 +16,7 @@ from alg.address import Endpoint
 from alg.registry import BrokenModule, transports
 from gateway.config.rules import RuleError, compile_rules
 from gateway.config.schema import Config, lifetime_range, parse_endpoint, port_range
-from gateway.model.hosts import TRANSLATION_LENGTHS, canonical_name
+from gateway.model.hosts import TRANSLATION_LENGTHS, configured_name
 from gateway.model.requests import Network
 
 _MOST_WORKERS = 1024
@@ -330,7 +330,7 @@ def parse_host_port(text: str) -> tuple[str, int]:
     try:
         endpoint = parse_endpoint(text)
     except ValueError:
-        return canonical_name(host), int(port)
+        return configured_name(host), int(port)
     return endpoint.host, endpoint.port
 
 
@@ -339,7 +339,7 @@ def _certified_name(text: str) -> None:
     try:
         ipaddress.ip_address(text)
     except ValueError:
-        canonical_name(text)
+        configured_name(text)
 
 
 def parse_name_server(text: str) -> tuple[str, int]:

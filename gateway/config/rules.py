@@ -10,7 +10,7 @@ from datetime import datetime
 from alg.address import Address, canonical
 from gateway.config.schema import Config
 from gateway.config.schema_rules import RuleSection
-from gateway.model.hosts import canonical_name
+from gateway.model.hosts import configured_name
 from gateway.policy.decide import Policy, nobodys
 from gateway.policy.rules import DAY, DAYS, WEEK, Decision, Limits, Prefix, Rule, ShareLimit
 
@@ -52,11 +52,11 @@ def compile_rule(section: RuleSection, label: str, place: str) -> Rule:
                 host = text.partition("://")[2].partition("/")[0]
                 raise ValueError(f"{text!r} is a URL: write its host alone ({host}), and the port as `port`")
             if text.startswith("*."):
-                suffixes.add("." + canonical_name(text[2:]))
+                suffixes.add("." + configured_name(text[2:]))
             elif _looks_like_address(text):
                 targets.append(parse_prefix(text))
             else:
-                names.add(canonical_name(text))
+                names.add(configured_name(text))
     sources: list[Prefix] = []
     for i, text in enumerate(section.from_):
         with _At(f"from[{i}]"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from alg.address import Address, canonical
@@ -16,17 +17,26 @@ MAX_LENGTH = 253
 
 # What DNS carries is a name (RFC 2181, section 11), whatever RFC 952 says of host names: labels begin and end with
 # hyphens, and have underscores, or what else a URL may have in its host (RFC 3986, 3.2.2). Left out is only what means
-# something where names are written: in zone files, in lists, in rules (`*`), in addresses.
-_LABEL = re.compile(r"[a-z0-9_!$&'+=~-]{1,63}", re.ASCII)
+# something where names are written: in zone files, in lists, in addresses.
+_LABEL = re.compile(r"[a-z0-9_!$&'*+=~-]{1,63}", re.ASCII)
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
 _NUMBERS = re.compile(r"[0-9.]+", re.ASCII)
+# A number of an IPv4 address that can be read in one way only: 010 is 8 to some and 10 to others.
+_ONE_WAY = re.compile(r"0|[1-9][0-9]{0,9}|0x[0-9a-f]{1,8}", re.ASCII)
+
+# Labels with a letter that IDNA of 2003 made another of, and that browsers and registries keep (RFC 5894, 7.2).
+_KEPT = re.compile("[^.\u3002\uff0e\uff61]*[ßς][^.\u3002\uff0e\uff61]*")
+
+
+def _as_it_is(label: re.Match[str]) -> str:
+    return "xn--" + unicodedata.normalize("NFKC", label[0]).encode("punycode").decode()
 
 
 def canonical_name(text: str) -> str:
     """Return a host name in lower case ASCII (IDNA) without the last dot. Raises ValueError if `text` cannot be a host
     name.
 
-    Text that the C library reads as an address in another spelling (127.1, 0x7f000001) is no host name, nor is a name
+    Text of numbers alone, which a C library may read as an address (127.1, 0x7f000001), is no host name, nor is a name
     with the escapes of zone files (`ex\\097mple.com`), which two readers might read differently.
     """
     name = text.lower()
@@ -37,14 +47,22 @@ def canonical_name(text: str) -> str:
         import dns.name
 
         try:
-            name = dns.name.from_text(text, None).to_text().lower()
+            name = dns.name.from_text(_KEPT.sub(_as_it_is, name), None).to_text().lower()
         except (dns.exception.DNSException, UnicodeError) as error:
             raise ValueError(f"{text!r} is not a host name: {error}") from None
     name = name.removesuffix(".")
     labels = name.split(".")
-    if len(name) > MAX_LENGTH or not all(map(_LABEL.fullmatch, labels)) or _NUMBER.fullmatch(labels[-1]):
+    if len(name) > MAX_LENGTH or not all(map(_LABEL.fullmatch, labels)) or all(map(_NUMBER.fullmatch, labels)):
         raise ValueError(f"{text!r} is not a host name")
     return name
+
+
+def configured_name(text: str) -> str:
+    """Return a host name of the configuration as `canonical_name` does. Raises ValueError also for a `*` in it: a client
+    may ask DNS for such a label, but who writes one in a rule means something else."""
+    if "*" in text:
+        raise ValueError(f"{text!r} is not a host name: `*.` may only begin one, in a rule, and stands for all below it")
+    return canonical_name(text)
 
 
 def parse_address(text: str) -> Address:
@@ -58,18 +76,32 @@ def parse_address(text: str) -> Address:
 
 def read_host(text: str) -> str:
     """Return the one spelling of the host that a client names: the canonical text of an address, also of one in
-    brackets (as in a URI, RFC 3986 section 3.2.2), or a name as `canonical_name` returns it. Text that is neither is
-    returned as it is: it will not be found, and the client is told so."""
-    if ":" in text or _NUMBERS.fullmatch(text):
+    brackets (as in a URI, RFC 3986 section 3.2.2) or as the C library reads it (127.1, 0x7f000001), or a name as
+    `canonical_name` returns it. Text that is neither, or that may be two addresses, is returned as it is: it will not
+    be found, and the client is told so."""
+    address = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    if ":" in address or _NUMBERS.fullmatch(address):
         try:
-            bracketed = text.startswith("[") and text.endswith("]")
-            return str(parse_address(text[1:-1] if bracketed else text))
+            return str(parse_address(address))
         except ValueError:
-            return text
+            return text if ":" in address else _read_numbers(address) or text
     try:
         return canonical_name(text)
     except ValueError:
-        return text
+        return _read_numbers(address) or text
+
+
+def _read_numbers(text: str) -> str | None:
+    """Return the IPv4 address that inet_aton(3) reads in `text`: one to four numbers, of which the last one stands for
+    all bytes that are left. None if it reads none, or others would read another one."""
+    numbers = text.lower().split(".")
+    if len(numbers) > 4 or not all(map(_ONE_WAY.fullmatch, numbers)):
+        return None
+    *single, last = (int(number, 16 if number.startswith("0x") else 10) for number in numbers)
+    left = 4 - len(single)
+    if any(byte > 255 for byte in single) or last >> 8 * left:
+        return None
+    return str(ipaddress.IPv4Address(bytes(single) + last.to_bytes(left, "big")))
 
 
 def name_of(host: str) -> str | None:

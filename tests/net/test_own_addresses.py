@@ -66,6 +66,15 @@ def links(lab: Lab) -> list[str]:
     return [line.split()[3].partition("/")[0] for line in text.splitlines()]
 
 
+def as_the_c_library_reads(address: ipaddress.IPv4Address) -> list[str]:
+    """Spellings that inet_aton(3) reads as this address, in one way only."""
+    a, b, c, d = address.packed
+    number = int(address)
+    found = [str(number), hex(number), f"0x{a:02X}.{b}.{c:#x}.{d}", f"{a}.{b}.{c << 8 | d}", f"{a}.{number & 0xFFFFFF}"]
+    assert {socket.inet_aton(text) for text in found} == {address.packed}
+    return [*found, f"[{address}]"]
+
+
 def all_spellings(lab: Lab) -> list[str]:
     """Every way in which the router's own addresses can be written in a request."""
     found: list[str] = [*OWN4, *OWN6, *(f"[{text}]" for text in OWN6)]
@@ -74,6 +83,7 @@ def all_spellings(lab: Lab) -> list[str]:
         found += (str(spelling) for _, spelling in spellings(address))
         found.append(str(translated(TRANSLATED[-1], address)))
         found.append(str(translated(ipaddress.IPv6Network("2001:db8:6464::/64"), address)))
+        found += as_the_c_library_reads(address)
     for text in [*OWN6, *links(lab)]:
         found += (f"{text}%{zone}" for zone in ("eth0", "eth1", "1", "2", "lo", "nothing"))
     return [*found, *links(lab)]

@@ -14,11 +14,31 @@ from tests.net.socks_wire import GREETING, receive, reply5, request4, request5
 
 PORT = 8022
 TIMEOUT = 1.0
+# Names that somebody was seen to use, and what DNS knows them by.
+ODD_NAMES = [
+    "-begins.example",  # ArchiveTeam/wpull#221: Chromium finds such hosts
+    "ends-.example",
+    "-.example",
+    "r3---sn-4g5.example",
+    "ipv4_1-lagg0-c079.ix.example",  # shadowsocks/shadowsocks#694: a video's servers
+    "_files._tcp.example",
+    "_.example",
+    "*.example",  # a name below a wildcard of DNS as it is written there
+    "printer.12",
+    "0x7f.example",
+    "12345.example",
+    "1.2.3.4.example",
+    "xn--bcher-kva.example",
+    "xn--.example",
+    "x" * 63 + ".example",
+    ".".join(["y" * 60] * 4) + ".example",  # 251 bytes
+]
 
 
 @pytest.fixture(scope="module")
 def gateway(lab: Lab) -> Iterator[Gateway]:
-    lab.dns({"files.example": [SERVER4], "six.example": [SERVER6], "home.example": ["127.0.0.1"]})
+    records = {"files.example": [SERVER4], "six.example": [SERVER6], "home.example": ["127.0.0.1"]}
+    lab.dns(records | dict.fromkeys(ODD_NAMES, [SERVER4]))
     gateway = lab.start_gateway(lab.write_config(socks={"handshake_timeout": TIMEOUT}))
     yield gateway
     assert gateway.stop() == 0, lab.tail_of_logs()
@@ -50,6 +70,70 @@ def test_connect(client: socket.socket, listener: socket.socket, host: str) -> N
     server.sendall(b"hello")
     assert receive(client, 5) == b"hello"
     server.close()
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *ODD_NAMES,
+        *(name.upper() + "." for name in ("files.example", *ODD_NAMES[::4])),  # curl/curl#3022
+        "bücher.example",  # Anorov/PySocks#16: not every client encodes it
+        "files.example\0",  # LacticWhale/socks_dart#15
+        # An address as a name: curl/curl#8216, FreeRDP/FreeRDP#11532, hyperium/hyper-util#302, xroche/httrack#601.
+        SERVER4 + "\0",
+        f"::ffff:{SERVER4}\0",
+        f"[{SERVER4}]",
+        f"[::ffff:{SERVER4}]",
+        f"[{SERVER6.upper()}]",
+        # What inet_aton reads, as a client that resolves by itself has it.
+        "203.0.28938",
+        "3405803786",
+        "0xcb.0x0.0x71.0xa",
+    ],
+)
+def test_a_host_however_a_client_names_it(client: socket.socket, listener: socket.socket, host: str) -> None:
+    name = host.encode()
+    client.sendall(GREETING + bytes([5, 1, 0, 3, len(name)]) + name + PORT.to_bytes(2, "big"))
+    assert receive(client, 2) == b"\5\0"
+    assert reply5(client)[0] == 0
+    server, _ = listener.accept()
+    server.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "code"),
+    [
+        # Others would read another address, or none. Nobody guesses.
+        ("0313.0.113.10", 4),
+        ("203.0.113.010", 4),
+        (f"{SERVER4}.", 4),
+        (f"{SERVER4}:{PORT}", 4),
+        (f"[{SERVER6}]:{PORT}", 4),
+        (f"{SERVER6}%eth0", 4),
+        ("[fe80::1%25eth0]", 4),
+        ("1.2.3.4.5", 4),
+        ("a..example", 4),
+        ("[files.example]", 4),
+        ("x" * 64 + ".example", 4),
+        (f"{SERVER4} ", 1),
+        (f" {SERVER4}", 1),
+        ("files.example\0\0", 1),
+        # The router's own, and loopback.
+        ("127.1", 2),
+        ("0x7f.1", 2),
+        ("2130706433", 2),
+        ("0", 2),
+        ("[127.0.0.1]", 2),
+        ("[::ffff:7f00:1]", 2),
+        ("0xcb007102", 2),
+        ("LOCALHOST.", 2),
+    ],
+)
+def test_what_names_no_host_that_may_be_reached(client: socket.socket, host: str, code: int) -> None:
+    name = host.encode()
+    client.sendall(GREETING + bytes([5, 1, 0, 3, len(name)]) + name + PORT.to_bytes(2, "big"))
+    assert receive(client, 2) == b"\5\0"
+    assert reply5(client)[0] == code
 
 
 @pytest.mark.parametrize("host", [SERVER4, "files.example"])

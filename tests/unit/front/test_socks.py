@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from alg.address import Endpoint, canonical
 from alg.socks import socks4, socks5
 from alg.socks.socks5 import Command, Method, Reply, SocksError
+from alg.socks.udp import parse_header
 from gateway.model.hosts import read_host
 
 Parser = Callable[[bytes], tuple[Any, int] | None]
@@ -46,7 +47,8 @@ def request4(command: int, address: str, port: int, userid: bytes, name: bytes |
         (b"[2001:DB8::1]", "2001:db8::1"),
         (b"[::ffff:192.0.2.1]", "192.0.2.1"),
         (b"[fe80::1%1]", "[fe80::1%1]"),  # no name either, which is said later
-        (b"[192.0.2.1]", "[192.0.2.1]"),
+        (b"[192.0.2.1]", "192.0.2.1"),
+        (b"[files.example]", "[files.example]"),
         (b"[2001:db8::1", "[2001:db8::1"),
         (b"[]", "[]"),
     ],
@@ -131,8 +133,28 @@ def test_request_with_an_international_name() -> None:
         ("WWW.Example.", "www.example"),
         ("-begins.and-.ends-", "-begins.and-.ends-"),
         ("2001:db8::1%eth0", "2001:db8::1%eth0"),
-        ("[192.0.2.1]", "[192.0.2.1]"),
-        ("127.1", "127.1"),
+        ("[192.0.2.1]", "192.0.2.1"),
+        ("127.1", "127.0.0.1"),
+        ("0x7f.1", "127.0.0.1"),
+        ("2130706433", "127.0.0.1"),
+        ("0XC0000201", "192.0.2.1"),
+        ("192.0.513", "192.0.2.1"),
+        ("[192.0.0x201]", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        # What two readers read differently (octal or not), and what nobody reads.
+        ("0177.0.0.1", "0177.0.0.1"),
+        ("010.0.0.1", "010.0.0.1"),
+        ("127.0.0.01", "127.0.0.01"),
+        ("192.0.2.256", "192.0.2.256"),
+        ("4294967296", "4294967296"),
+        ("256.1", "256.1"),
+        ("192.0.2.1.", "192.0.2.1."),
+        ("0x", "0x"),
+        ("1..1", "1..1"),
+        ("::ffff:127.1", "::ffff:127.1"),
+        ("192.0.2.1:80", "192.0.2.1:80"),
+        ("[2001:db8::1]:80", "[2001:db8::1]:80"),
+        ("[fe80::1%25eth0]", "[fe80::1%25eth0]"),
     ],
 )
 def test_one_spelling_for_one_host(written: str, host: str) -> None:
@@ -142,8 +164,15 @@ def test_one_spelling_for_one_host(written: str, host: str) -> None:
     assert read_host(written) == host
 
 
+def test_a_nul_at_the_end_is_no_part_of_a_name() -> None:
+    """LacticWhale/socks_dart#15: the length counts it. One in the middle, or a second one, is none of a name's."""
+    wire = request5(1, 3, b"\x10example.example\0", 80)
+    assert socks5.parse_request(wire) == (socks5.Request(socks5.Command.CONNECT, "example.example", 80), len(wire))
+    assert parse_header(b"\0\0\0" + wire[3:])[0].host == "example.example"
+
+
 @pytest.mark.parametrize(
-    "name", [b"", b"a b", b"a\0b", b"a\r\n", b"\x7f", b"\xff\xfe", "a\u200b.b".encode(), "a\u2028".encode()]
+    "name", [b"", b"\0", b"a\0\0", b"a b", b"a\0b", b"a\r\n", b"\x7f", b"\xff\xfe", "a\u200b.b".encode(), "a\u2028".encode()]
 )
 def test_names_that_cannot_be(name: bytes) -> None:
     with pytest.raises(SocksError) as caught:

@@ -11,7 +11,7 @@ from alg.address import Endpoint
 from gateway.config.access_file import Lookups, parse_access_file
 from gateway.config.load import parse_config
 from gateway.config.rules import policy_of
-from gateway.model.hosts import canonical_name, seen_through
+from gateway.model.hosts import canonical_name, configured_name, seen_through
 from gateway.model.requests import CommandName, ConnectRequest
 from gateway.policy.decide import Policy
 
@@ -142,6 +142,15 @@ def test_addresses_are_seen_through(text: str, seen: list[str]) -> None:
         ("-.example.", "-.example"),
         ("x_.example", "x_.example"),
         ("a+b!c.example", "a+b!c.example"),
+        ("*.example", "*.example"),
+        ("Straße.Example", "xn--strae-oqa.example"),
+        ("βόλος。example", "xn--nxasmm1c.example"),
+        ("stra\u00dfe", "xn--strae-oqa"),
+        ("ẞ.example", "xn--zca.example"),
+        ("printer.12", "printer.12"),
+        ("1.2.3.4.Example", "1.2.3.4.example"),
+        ("x" * 63 + ".example.", "x" * 63 + ".example"),
+        ("a." * 126 + "a", "a." * 126 + "a"),
     ],
 )
 def test_one_spelling_for_one_name(text: str, name: str) -> None:
@@ -157,9 +166,10 @@ def test_one_spelling_for_one_name(text: str, name: str) -> None:
         "ex\\097mple.com",
         "127.1",
         "0x7f000001",
+        "1.2.3.4.5",
+        "10.0x1",
         "a b",
         "a\0b",
-        "*.test",
         "x" * 64,
         "a." * 127 + "aa",
         "a/b.test",
@@ -169,6 +179,14 @@ def test_one_spelling_for_one_name(text: str, name: str) -> None:
 def test_what_is_no_name(text: str) -> None:
     with pytest.raises(ValueError, match="is not a host name"):
         canonical_name(text)
+
+
+@pytest.mark.parametrize("text", ["*", "a.*.test", "*.*.test", "a*.test"])
+def test_a_rule_means_no_label_of_an_asterisk(text: str) -> None:
+    """A client may ask for such a name; in a rule it would mean something else than it says."""
+    with pytest.raises(ValueError, match="is not a host name"):
+        configured_name(text)
+    assert canonical_name(text) == text
 
 
 def test_names_in_the_access_file() -> None:
