@@ -54,9 +54,11 @@ _BEHIND = rb"(?![0-9]|\.[0-9])"
 _SIX_IN_TEXT = re.compile(_BEFORE + rb"(" + _NUMBER + rb"(?:" + _COMMA + _NUMBER + rb"){5})" + _BEHIND)
 # Some write the address of IPv6, and then the two numbers of the port.
 _IPV6_IN_TEXT = re.compile(rb"(?<![0-9A-Za-z:.+-])([0-9A-Fa-f:.]{2,45}),([0-9]{1,3}),([0-9]{1,3})(?![0-9]|\.[0-9])")
-_MORE_BEFORE = re.compile(rb",[ \t]*\Z")
+_MORE_BEFORE = re.compile(rb"[0-9][ \t]*,[ \t]*\Z")  # a comma behind a word ends a sentence
 _MORE_BEHIND = re.compile(rb"[ \t]*,[ \t]*[0-9+-]")
 _EPSV_IN_TEXT = re.compile(rb"\(([!-~])\1\1([0-9]{1,5})\1\)")
+# Some fill in what EPRT has there, though the RFC says that it is left out; only the port counts.
+_EPSV_FILLED = re.compile(rb"\(\|[12]?\|([0-9A-Fa-f:.]{0,45})\|([0-9]{1,5})\|\)")
 # Without the parentheses, or with blanks within them: then the delimiter is the common one.
 _EPSV_LOOSE = re.compile(rb"(?<!\|)\|[ \t]{0,4}\|[ \t]{0,4}\|[ \t]{0,4}([0-9]{1,5})[ \t]{0,4}\|(?!\|)")
 
@@ -137,11 +139,14 @@ def find_pasv_endpoint(line: bytes) -> FoundEndpoint:
 def find_epsv_port(line: bytes) -> FoundPort:
     """Find the port of a 229 reply line, `(|||port|)` with any delimiter of the characters 33 to 126 (RFC 2428, 3).
 
-    `|||port|` may also stand without parentheses and have blanks in it. Raises ValueError if there is none, more than
-    one, or the port is above 65535.
+    `|||port|` may also stand without parentheses and have blanks in it, and `(|1|address|port|)` name what has to be
+    left out: clients read the port, and go to the host of the control connection. Raises ValueError if there is none,
+    more than one, or the port is above 65535.
     """
     number = 2
     found = list(_EPSV_IN_TEXT.finditer(line))
+    if not found:
+        found = list(_EPSV_FILLED.finditer(line))
     if not found:
         number = 1
         found = list(_EPSV_LOOSE.finditer(line))

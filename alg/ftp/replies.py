@@ -13,9 +13,10 @@ _REPLY_GOES_ON = re.compile(rb"(?m)^([1-5][0-9]{2})(-)")
 _END = re.compile(rb"([1-5][0-9]{2})(?: |\r?\n)")
 _BEGINNING = re.compile(rb"(?:[1-5]?|[1-5][0-9]{1,2}|[1-5][0-9]{2}[ \r\n-].*)", re.DOTALL)
 _SEEN_OF_A_BEGINNING = 8  # bytes; they decide, whatever follows
-_TEXT_BYTES = re.compile(rb"[\t\r\n\x20-\x7e\x80-\xff]*")
+# Text, with bells and colours of a terminal, and options of Telnet (RFC 959, 2.3: that is what the connection speaks).
+_TEXT_BYTES = re.compile(rb"(?:\xff[\xfb-\xfe].|[\a\b\t-\r\x1b\x20-\x7e\x80-\xff])*+", re.DOTALL)
 # How a server of another protocol begins: SSH, HTTP, RTSP, POP3, IMAP, VNC.
-_FOREIGN_BEGINNING = re.compile(rb"(?:SSH-|HTTP/|RTSP/|\+OK|\* |RFB )")
+_FOREIGN_BEGINNING = re.compile(rb"(?:SSH-|HTTP/|RTSP/|\+OK|\* (?:OK|PREAUTH|BYE)|RFB )")
 _MOST_TEXT = 4096  # bytes of a reply's earlier lines that are remembered, of those that name an endpoint
 
 MOST_UNANSWERED = 256

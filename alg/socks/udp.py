@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 from alg.address import Endpoint, canonical
-from alg.socks.socks5 import AddressType, Reply, SocksError, decode_counted_name, encode_address
+from alg.socks.socks5 import AddressType, SocksError, decode_counted_name, encode_address
 
 MAX_HEADER = 262  # a name of 255 bytes
 MAX_ADDRESS_HEADER = 22  # what `encode_header` makes at most

@@ -58,10 +58,10 @@ def canonical_name(text: str) -> str:
 
 
 def configured_name(text: str) -> str:
-    """Return a host name of the configuration as `canonical_name` does. Raises ValueError also for a `*` in it: a client
-    may ask DNS for such a label, but who writes one in a rule means something else."""
+    """Return a host name of the configuration as `canonical_name` does. Raises ValueError also for a `*` in it: a
+    client may ask DNS for such a label, but who writes one in a rule means something else."""
     if "*" in text:
-        raise ValueError(f"{text!r} is not a host name: `*.` may only begin one, in a rule, and stands for all below it")
+        raise ValueError(f"{text!r} is not a host name: only in a rule `*.` may begin one, and means all below it")
     return canonical_name(text)
 
 

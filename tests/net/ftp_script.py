@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tests.lab.gateway import Gateway
-from tests.lab.lab import SERVER4, Lab, Role
+from tests.lab.lab import ROUTER_IN4, SERVER4, Lab, Role
 from tests.net.ftp_control import Control
+from tests.net.socks_wire import ask5
 
 PORT = 2121  # of `alg.ftp.ports` in tests that use this
 
@@ -49,11 +50,20 @@ class Script:
 
 @contextlib.contextmanager
 def script(
-    lab: Lab, gateway: Gateway, role: Role = "inside", host: str = SERVER4, greet: bool = True, settle: bool = True
+    lab: Lab,
+    gateway: Gateway,
+    role: Role = "inside",
+    host: str = SERVER4,
+    greet: bool = True,
+    settle: bool = True,
+    socks: bool = False,
 ) -> Iterator[Script]:
-    """A session, greeted and logged in (`greet`). At the end its flow is waited for, and its pinholes (`settle`)."""
+    """A session, greeted and logged in (`greet`). At the end its flow is waited for, and its pinholes (`settle`).
+    `socks`: the client asks for it by SOCKS."""
     listener = lab.listen("outside", host, PORT)
-    client = Control(lab, host, PORT, role)
+    client = Control(lab, ROUTER_IN4, 1080, role) if socks else Control(lab, host, PORT, role)
+    if socks:
+        assert ask5(client.socket, host, PORT)[0] == 0
     server, _ = listener.accept()
     server.settimeout(10)
     listener.close()

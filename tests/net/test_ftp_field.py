@@ -15,8 +15,9 @@ import pytest
 
 from alg.api import Received, Side
 from tests.lab.gateway import Gateway
-from tests.lab.lab import CLIENT4, SERVER4, Lab
+from tests.lab.lab import CLIENT4, ROUTER_IN4, SERVER4, Lab
 from tests.net.ftp_script import PORT, Script, script
+from tests.net.socks_wire import ask5
 from tests.wire.dialogue import Step, read
 from tests.wire.ftp.test_ftp_corpus import FIELD, FTP
 
@@ -62,7 +63,7 @@ def exchanges(steps: list[Step]) -> Iterator[tuple[Received, list[str]]]:
         yield said, [line for step in together for line in step.expected]
 
 
-def play(lab: Lab, gateway: Gateway, session: Script, said: Received, expected: list[str]) -> None:
+def play(lab: Lab, gateway: Gateway, session: Script, said: Received, expected: list[str], socks: bool) -> None:
     ends = {"client": session.client.socket, "server": session.server}
     with contextlib.ExitStack() as stack:
         listeners = {}
@@ -89,7 +90,10 @@ def play(lab: Lab, gateway: Gateway, session: Script, said: Received, expected: 
             elif word in ("note", "revoke"):
                 gateway.wait_for_log(f"alg.{word}.*{rest}")
         if "out" in listeners:
-            with lab.connect("inside", SERVER4, listeners["out"].getsockname()[1], timeout=5) as data:
+            port = listeners["out"].getsockname()[1]
+            with lab.connect("inside", *((ROUTER_IN4, 1080) if socks else (SERVER4, port)), timeout=5) as data:
+                if socks:
+                    assert ask5(data, SERVER4, port)[0] == 0
                 exchange(listeners["out"].accept()[0], data)
 
 
@@ -113,11 +117,12 @@ def exchange(sender: socket.socket, receiver: socket.socket) -> None:
         assert receiver.recv(100) == DATA
 
 
+@pytest.mark.parametrize("socks", [False, True], ids=["transparent", "socks"])
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_over_the_wire(strict_lab: Lab, gateway: Gateway, path: Path) -> None:
-    with script(strict_lab, gateway, greet=False, settle=False) as session:
+def test_over_the_wire(strict_lab: Lab, gateway: Gateway, path: Path, socks: bool) -> None:
+    with script(strict_lab, gateway, greet=False, settle=False, socks=socks) as session:
         for said, expected in exchanges(read(path, FTP).steps):
-            play(strict_lab, gateway, session, said, expected)
+            play(strict_lab, gateway, session, said, expected, socks)
 
 
 def test_there_are_many() -> None:

@@ -38,7 +38,7 @@ ODD_NAMES = [
 @pytest.fixture(scope="module")
 def gateway(lab: Lab) -> Iterator[Gateway]:
     records = {"files.example": [SERVER4], "six.example": [SERVER6], "home.example": ["127.0.0.1"]}
-    lab.dns(records | dict.fromkeys(ODD_NAMES, [SERVER4]))
+    lab.dns(records | {key: [SERVER4] for key in ODD_NAMES})
     gateway = lab.start_gateway(lab.write_config(socks={"handshake_timeout": TIMEOUT}))
     yield gateway
     assert gateway.stop() == 0, lab.tail_of_logs()

@@ -172,7 +172,8 @@ def test_a_nul_at_the_end_is_no_part_of_a_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [b"", b"\0", b"a\0\0", b"a b", b"a\0b", b"a\r\n", b"\x7f", b"\xff\xfe", "a\u200b.b".encode(), "a\u2028".encode()]
+    "name",
+    [b"", b"\0", b"a\0\0", b"a b", b"a\0b", b"a\r\n", b"\x7f", b"\xff\xfe", "a\u200b.b".encode(), "a\u2028".encode()],
 )
 def test_names_that_cannot_be(name: bytes) -> None:
     with pytest.raises(SocksError) as caught:
