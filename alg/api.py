@@ -406,10 +406,13 @@ class Revoke:
 @dataclass(frozen=True, slots=True)
 class Note:
     """Report something that an operator may want to know. `code` is stable ("ftp.tls"), `detail` is text without
-    secrets."""
+    secrets. `again`: it was said a moment ago, so this one is only counted. `unread`: it is about a message that passes
+    because it cannot be read."""
 
     code: str
     detail: str
+    again: bool = False
+    unread: bool = False
 
 
 Command = (

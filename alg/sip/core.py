@@ -129,19 +129,22 @@ class Core:
         """Report something, but not the same about the same client again and again."""
         self._say(code, client.host, f"{client.host}: {detail}", now)
 
-    def unreadable(self, client: Endpoint, wrong: Malformed, now: float) -> None:
-        """Count a message from or to `client` that is not read, and report it once a minute for each socket."""
+    def unreadable(self, client: Endpoint, server: str, wrong: Malformed, now: float, code: str = "sip.unread") -> None:
+        """Count a message between these two that is not read, or whose session description is not (`code`), and report
+        it once a minute for each socket."""
         self.unread += 1
-        self._say("sip.unread", str(client), f"{client}: {wrong.reason}, at byte {wrong.at}", now)
+        why = f"{wrong.reason}, at byte {wrong.at}"
+        self.peers.unread(client, server, why, now)
+        self._say(code, str(client), f"{client}: {why}", now, unread=True)
 
-    def _say(self, code: str, who: str, detail: str, now: float) -> None:
+    def _say(self, code: str, who: str, detail: str, now: float, unread: bool = False) -> None:
         key = (code, who)
-        if self._noted.get(key, -math.inf) + NOTE_AGAIN > now:
-            return
-        if len(self._noted) >= MOST_NOTED:
-            self._noted.clear()
-        self._noted[key] = now
-        self._out.append(Note(code, detail))
+        again = self._noted.get(key, -math.inf) + NOTE_AGAIN > now
+        if not again:
+            if len(self._noted) >= MOST_NOTED:
+                self._noted.clear()
+            self._noted[key] = now
+        self._out.append(Note(code, detail, again, unread))
 
     def revoke(self, client: Endpoint, server: str, rule: str, now: float) -> None:
         """Let messages between these two pass unread for a while."""
@@ -166,7 +169,7 @@ class Core:
             else:
                 self._inbound(heard)
         except Malformed as wrong:
-            self.unreadable(client, wrong, now)
+            self.unreadable(client, server.host, wrong, now)
             self.release(packet, unread_rung(data))
 
     def opened(self, ref: int, public: Endpoint, now: float) -> None:
@@ -290,7 +293,7 @@ class Core:
         if source and self.sockets.is_fixed(source):
             # A TCP connection: whatever port the client names, it is reached through it. But a request that went over
             # TCP for its length alone (RFC 3261, 18.1.1) has the contact where the client is reached over UDP.
-            asks = self._streams and name == "contact" and port != client.port and is_over_udp(heard.message, place)
+            asks = self._streams and name == "contact" and is_over_udp(heard.message, place)
             found = self.sockets.find(Endpoint(client.host, port), now) if asks else None
             return found or source
         target = client if port == client.port else Endpoint(client.host, port)
@@ -341,7 +344,7 @@ class Core:
             span = find_sdp(heard.message)
             return read_sdp(heard.message.data, *span) if span else None
         except Malformed as wrong:
-            self.note("sip.sdp", f"{wrong.reason}, at byte {wrong.at}", heard.now, heard.client)
+            self.unreadable(heard.client, heard.server.host, wrong, heard.now, "sip.sdp")
             return None
 
     def _send(self, heard: Heard, plan: SocketPlan) -> None:

@@ -19,7 +19,8 @@ SHOWN_FOR = 3600.0  # seconds after the latest message
 class PeerRow:
     """How messages between a client's socket and the address `server` are treated.
 
-    `state`: edited, stood-down, revoked; `reason`: the rule, "" where edited. `until`: when that ends, on the clock of
+    `state`: edited, stood-down, revoked, unread (none was edited yet); `reason`: the rule, or of messages that could
+    not be read how many and why the latest one, else "". `until`: when that ends, on the clock of
     the events; None: with a REGISTER or its answer (stood-down), with the connection (revoked, over TCP).
     """
 
@@ -38,6 +39,7 @@ class Peers:
         self._stood_down: dict[tuple[Endpoint, str], str] = {}
         self._revoked: dict[tuple[Endpoint, str], tuple[str, float]] = {}
         self._seen: dict[tuple[Endpoint, str], float] = {}
+        self._unread: dict[tuple[Endpoint, str], tuple[int, str, float]] = {}  # how many, why, and when the latest one
 
     def rule(self, client: Endpoint, server: str) -> str | None:
         """Return why these two are left alone; None: they are not."""
@@ -49,6 +51,14 @@ class Peers:
         if key not in self._seen and len(self._seen) >= MOST_SEEN:
             del self._seen[next(iter(self._seen))]
         self._seen[key] = now
+
+    def unread(self, client: Endpoint, server: str, why: str, now: float) -> None:
+        """Note that a message between these two cannot be read."""
+        key = (client, server)
+        count = self._unread.pop(key, (0, "", 0.0))[0]
+        if len(self._unread) >= MOST_SEEN:
+            del self._unread[next(iter(self._unread))]
+        self._unread[key] = count + 1, why, now
 
     def stand_down(self, client: Endpoint, server: str, rule: str | None, now: float) -> None:
         """Leave these two alone from now on, by `rule`; None: not any more."""
@@ -92,7 +102,15 @@ class Peers:
 
     def rows(self, now: float) -> list[PeerRow]:
         """Return all pairs that are left alone or not read, and those that were edited recently."""
-        rows = {key: PeerRow(*key, "edited", "", None) for key, at in self._seen.items() if now - at < SHOWN_FOR}
+        unread = {
+            key: f"{count} unread: {why}" for key, (count, why, at) in self._unread.items() if now - at < SHOWN_FOR
+        }
+        rows = {key: PeerRow(*key, "unread", why, None) for key, why in unread.items()}
+        rows |= {
+            key: PeerRow(*key, "edited", unread.get(key, ""), None)
+            for key, at in self._seen.items()
+            if now - at < SHOWN_FOR
+        }
         rows |= {key: PeerRow(*key, "stood-down", rule, None) for key, rule in self._stood_down.items()}
         rows |= {
             key: PeerRow(*key, "revoked", rule, until) for key, (rule, until) in self._revoked.items() if until > now

@@ -182,7 +182,7 @@ class SipModule:
             stream.pieces.append(piece)
             stream.waiting += len(cut.data)
             if cut.why:
-                self._core.unreadable(self._client, Malformed(cut.why), now)
+                self._core.unreadable(self._client, self._server.host, Malformed(cut.why), now)
             if cut.part is not Part.BETWEEN:
                 stream.spoke = True
             if not piece.ready:
@@ -230,4 +230,4 @@ class SipModule:
         self._unread, self._rule = True, rule
         self._core.unread += 1
         detail = f"{self._client}: relayed unread from now on: {wrong.reason}, at byte {wrong.at}"
-        self._out += (Note(rule, detail), Revoke(rule))
+        self._out += (Note(rule, detail, unread=True), Revoke(rule))

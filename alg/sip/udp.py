@@ -106,7 +106,6 @@ class SipEngine:
             (("algate_calls_total", "answered"), counts["answered"]),
             (("algate_registrations",), counts["registered"]),
             (("algate_registrations_total",), counts["granted"]),
-            (("algate_messages_unread_total",), counts["unread"]),
         ]
 
     def kick(self, name: str) -> list[Kicked]:

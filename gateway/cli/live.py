@@ -56,8 +56,9 @@ def calls(config_path: str | None, as_json: bool) -> None:
     """Show the calls under way, and the peers.
 
     Media packets are counted by the kernel. A peer is a client and a server that exchange messages; its state is
-    "edited" (messages are edited), "stood-down" (they are left alone) or "revoked" (they are not read). `reason` says
-    why, and `until` for how many more seconds. With --json the row of a peer has the "kind" "peer".
+    "edited" (messages are edited), "stood-down" (they are left alone), "revoked" (they are not read) or "unread" (none
+    could be). `reason` says why, or how many could not be read and why the latest one, and `until` for how many more
+    seconds. With --json the row of a peer has the "kind" "peer".
 
     \b
     Examples:

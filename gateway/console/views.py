@@ -70,6 +70,7 @@ _SUMS = (
     "algate_revocations_total",
     "algate_calls_total",
     "algate_registrations",
+    "algate_messages_unread_total",
     "algate_queue_dropped_total",
 )
 

@@ -28,6 +28,7 @@ from alg.api import (
 from gateway.driver.activity import ActivityWatch
 from gateway.driver.conversations import Conversations
 from gateway.driver.guard import Broken, ModuleGuard
+from gateway.driver.notes import is_to_log
 from gateway.flow.table import Flow
 
 log = structlog.get_logger()
@@ -72,7 +73,7 @@ class Survivor:
                         self.conversations.update(command)
                     case ClosePinhole(ref):
                         self.conversations.close(ref)
-                    case Note(code, detail):
+                    case Note(code, detail) if is_to_log(command):
                         log.info("alg.note", flow=self.flow.id, code=code, detail=detail)
         except Broken as broken:
             log.error("alg.broken", flow=self.flow.id, module=self._name, reason=str(broken))

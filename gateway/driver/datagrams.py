@@ -50,6 +50,7 @@ from alg.datagrams import (
 from gateway.driver.conversations import Conversations
 from gateway.driver.faults import Faults
 from gateway.driver.guard import Hung, alarm
+from gateway.driver.notes import is_to_log
 from gateway.driver.ordering import InOrder, QueuedDatagram
 from gateway.driver.probe import is_proven
 from gateway.net.addresses import PublicAddress
@@ -99,7 +100,7 @@ def log_said(command: Said, **names: str) -> None:
             log.info("alg.stand_down", client=str(client), server=server, rule=rule, **names)
         case RevokeConversation(client, server, rule):
             log.warning("alg.revoke", client=str(client), server=server, rule=rule, **names)
-        case Note(code, detail):
+        case Note(code, detail) if is_to_log(command):
             log.info("alg.note", code=code, detail=detail, **names)
 
 

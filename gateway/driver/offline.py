@@ -174,7 +174,7 @@ class _Datagrams:
             case StandDown(client, host, rule) | RevokeConversation(client, host, rule):
                 detail = f"{client.host} with {host}: {rule}"
                 self._rows.append(_event(self._now, type(command).__name__, detail))
-            case Note(code, detail):
+            case Note(code, detail, again=False):
                 self._rows.append(_event(self._now, code, detail))
 
     def changed(self) -> None:
@@ -263,7 +263,7 @@ class _Flow:
                 events.append(Refused(ref, "explain", when))  # nobody is there who could be asked
             case Revoke(rule):
                 yield _event(when, "revoke", rule)
-            case Note(code, detail):
+            case Note(code, detail, again=False):
                 yield _event(when, code, detail)
             case Bypass():
                 self._bypassed = True

@@ -58,6 +58,7 @@ from gateway.driver.activity import ActivityWatch
 from gateway.driver.afterlife import Survivor
 from gateway.driver.conversations import Conversations
 from gateway.driver.guard import Broken, Hung, alarm, described
+from gateway.driver.notes import is_to_log
 from gateway.driver.openings import Openings
 from gateway.driver.pump import Pump
 from gateway.driver.surroundings import Surroundings
@@ -396,7 +397,8 @@ class Inspection:
             case Revoke(rule):
                 self._openings.revoke(rule, self._lives_on())
             case Note(code, detail):
-                log.info("alg.note", flow=self._flow.id, code=code, detail=detail)
+                if is_to_log(command):
+                    log.info("alg.note", flow=self._flow.id, code=code, detail=detail)
             case Bypass():
                 log.info("alg.bypass", flow=self._flow.id, module=self._name)
                 self._pump.pass_on()

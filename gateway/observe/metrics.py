@@ -84,6 +84,8 @@ METRICS = (
            "Requests for public ports that were not answered: their host asks too fast, or too many wait."),
     Metric("algate_edits_total", "counter", "Edits of payload. applied is no in mode observe.", ("reason", "applied")),
     Metric("algate_revocations_total", "counter", "Flows that lost their right to pinholes, by the reason.", ("rule",)),
+    Metric("algate_notes_total", "counter",
+           "What protocol modules noticed (`alg.note`), also where the log says it once a minute only.", ("code",)),
     Metric("algate_udp_dropped_total", "counter", "Datagrams of UDP associations that were dropped.", ("reason",)),
     Metric("algate_resolver_queries_total", "counter",
            "Names that were resolved. hit: answered from the cache; ok, nxdomain, timeout, servfail: "
@@ -99,7 +101,7 @@ METRICS = (
     Metric("algate_calls_total", "counter", "SIP calls that began, and that were answered (over UDP).", ("result",)),
     Metric("algate_registrations", "gauge", "SIP contacts that are registered (over UDP)."),
     Metric("algate_registrations_total", "counter", "REGISTER and SUBSCRIBE requests that were granted (over UDP)."),
-    Metric("algate_messages_unread_total", "counter", "SIP messages that could not be read (over UDP)."),
+    Metric("algate_messages_unread_total", "counter", "SIP messages that passed because they could not be read."),
     Metric("algate_conversations", "gauge", "UDP conversations that the packets process holds."),
     Metric("algate_packets_total", "counter", "Datagrams that the packets process has read."),
     Metric("algate_packets_edited_total", "counter", "Datagrams whose payload was edited."),

@@ -91,7 +91,8 @@ def play(lab: Lab, gateway: Gateway, session: Script, said: Received, expected: 
                 gateway.wait_for_log(f"alg.{word}.*{rest}")
         if "out" in listeners:
             port = listeners["out"].getsockname()[1]
-            with lab.connect("inside", *((ROUTER_IN4, 1080) if socks else (SERVER4, port)), timeout=5) as data:
+            host, at = (ROUTER_IN4, 1080) if socks else (SERVER4, port)
+            with lab.connect("inside", host, at, timeout=5) as data:
                 if socks:
                     assert ask5(data, SERVER4, port)[0] == 0
                 exchange(listeners["out"].accept()[0], data)

@@ -90,7 +90,8 @@ class DatagramPlayer:
     def happens(self, event: Line) -> list[str]:
         if self._module is None:
             self._module = self._make(DatagramContext(self._options, fixed=self._fixed))
-        return [self.words(command) for command in self._module.handle(self._event(event))]
+        commands = self._module.handle(self._event(event))
+        return [self.words(command) for command in commands if not (isinstance(command, Note) and command.again)]
 
     def wanted(self, line: Line) -> str:
         return line.text

@@ -153,7 +153,7 @@ class Reader:
             case Bypass() | Revoke():
                 self._trace(f"{command.rule if isinstance(command, Revoke) else 'bypass'}: the rest is not read")
                 self._passing = True
-            case Note(code, detail):
+            case Note(code, detail, again=False):
                 self._trace(f"{code}: {detail}")
 
     def _answer(self, event: Event) -> None:

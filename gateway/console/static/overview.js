@@ -36,7 +36,7 @@ export function overviewView(state) {
     tile("Up", "c-up", "#/flows", speed("up"), (values) => rate(last(values, 1)), (points) => `${bytes(points.at(-1)[column.up])} in all`),
     tile("Flows", "c-violet", "#/flows", level("flows"), (values) => whole(values.at(-1) ?? 0), (points) => `+${perSecond(last(speed("opened")(points)))}/s`),
     tile("Pinholes", "c-good", "#/pinholes", level("pinholes"), (values) => whole(values.at(-1) ?? 0), (points) => `${whole(points.at(-1)[column.refused])} refused in all`),
-    tile("Calls", "c-warn", "#/calls", level("calls"), (values) => whole(values.at(-1) ?? 0), (_, overview) => `${whole(overview.sums.algate_registrations)} registered`),
+    tile("Calls", "c-warn", "#/calls", level("calls"), (values) => whole(values.at(-1) ?? 0), (_, overview) => `${whole(overview.sums.algate_registrations)} registered${overview.sums.algate_messages_unread_total ? `, ${whole(overview.sums.algate_messages_unread_total)} messages unread` : ""}`),
     tile("Denied", "c-bad", "#/overview", minutely("denied"), (values) => `${perSecond(last(values, 15))}/min`, (points) => `${whole(points.at(-1)[column.denied])} in all`),
   ];
   const traffic = new Chart([
