@@ -8,7 +8,7 @@ from alg.ftp.active import read_advert
 from alg.ftp.commands import FtpCommand
 from alg.ftp.passive import Passive, read_passive
 from alg.ftp.replies import CommandKind, Sent
-from alg.ftp.strategy import TTL, Answer, AskFirst, Pass, Talk, Wrong
+from alg.ftp.strategy import TTL, Answer, AskFirst, Pass, Talk, Unclear, Wrong
 
 _KINDS = {"PASV": CommandKind.PASV, "EPSV": CommandKind.EPSV, "AUTH": CommandKind.AUTH}
 
@@ -37,7 +37,13 @@ class Plain:
             return None  # a port of the inside is opened only where the client has asked for one
         if code == 227 and sent.kind is not CommandKind.EPSV and self._talk.epsv_all:
             return Pass(before=(Note("ftp.epsv-all", "227 after EPSV ALL"),))
-        return self.lead(read_passive(self._talk, code, line))
+        try:
+            return self.lead(read_passive(self._talk, code, line))
+        except Wrong as wrong:
+            if self._talk.published:
+                raise
+            # It is a port of the server itself, outside: nothing is opened for it, and nothing is lost.
+            raise Unclear(wrong.rule, str(wrong)) from wrong
 
     def replaces(self, sent: Sent, code: int) -> bool:
         return False

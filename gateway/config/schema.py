@@ -636,11 +636,6 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         active = (s for s in self.alg.values() if s.mode is not Mode.OFF and transport in s.transports)
         return tuple(sorted({port for section in active for port in section.ports}))
 
-    @cached_property
-    def ports_of_both(self) -> tuple[int, ...]:
-        """Ports of servers that modules read over TCP and over UDP, ascending."""
-        return tuple(sorted({*self.module_ports("tcp")} & {*self.module_ports("udp")}))
-
     def datagram_sections(self) -> dict[str, AlgSection]:
         """The sections of the modules that read datagrams, by name."""
         return {

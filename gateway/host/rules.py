@@ -63,7 +63,7 @@ def render(config: Config, family: Family) -> str | None:
     if not inside:
         return None
     ports = [str(port) for port in sorted({*config.module_ports(), *config.transparent.ports})]
-    both = [str(port) for port in config.ports_of_both] if config.packets_wanted else []
+    tried = [str(port) for port in config.module_ports()] if config.packets_wanted else []
     sockets = {i: o for i, o in config.published_datagrams.items() if o.version == version}
     published = [endpoint for endpoint in config.published if endpoint.version == version]
     values = {
@@ -92,7 +92,7 @@ def render(config: Config, family: Family) -> str | None:
         "packets": [config.instance.upper()] if config.packets_wanted else [],
         "udp": [str(port) for port in config.module_ports("udp")] if config.packets_wanted else [],
         "read": ["{}:{}".format(*config.read_ports)] if config.read_ports else [],
-        "both": [",".join(both[i : i + _PORTS_PER_RULE]) for i in range(0, len(both), _PORTS_PER_RULE)],
+        "tried": [",".join(tried[i : i + _PORTS_PER_RULE]) for i in range(0, len(tried), _PORTS_PER_RULE)],
         "queue": [str(config.queue)],
         "early": [str(config.early_queue)],
     }

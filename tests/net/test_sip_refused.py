@@ -1,9 +1,8 @@
-"""A server without TCP refuses a client of port 5060 at its SYN, as it does without a gateway: so clients that could go
-by UDP do that (docs/decisions/0160-refused-at-the-handshake.md)."""
+"""A server that does not listen at a module's port refuses its client at the SYN, as it does without a gateway: so
+clients that could go by UDP, or to another address of it, do that (docs/decisions/0160-refused-at-the-handshake.md)."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import time
 from collections.abc import Iterator
@@ -44,12 +43,13 @@ def test_pjsip_sends_a_large_request_over_udp_then(lab: Lab, gateway: Gateway, k
             phone.stop()
 
 
+@pytest.mark.parametrize("port", [5060, 21, 554, 6667])
 @pytest.mark.parametrize("server", [SERVER4, SERVER6])
-def test_nobody_listens(lab: Lab, gateway: Gateway, server: str) -> None:
+def test_nobody_listens(lab: Lab, gateway: Gateway, server: str, port: int) -> None:
     before = refused_handshakes(gateway)
     for _ in range(3):
         with pytest.raises(ConnectionRefusedError):
-            lab.connect("inside", server, 5060)
+            lab.connect("inside", server, port)
     assert refused_handshakes(gateway) == before + 3
     assert "event=transparent.refused" in "\n".join(gateway.log_lines())
 
@@ -70,12 +70,19 @@ def test_one_that_listens_is_served_and_found_again_soon(lab: Lab, gateway: Gate
         lab.wait_for(served, 10, "the server to be known as one that serves")
 
 
-def test_other_ports_do_not_wait(lab: Lab, gateway: Gateway) -> None:
-    """What has no other way than TCP is accepted and reset, as before."""
-    before = refused_handshakes(gateway)
-    with contextlib.suppress(ConnectionResetError), lab.connect("inside", SERVER4, 21) as sock:
-        assert sock.recv(1) == b""
-    assert refused_handshakes(gateway) == before
+def test_a_client_that_is_refused_tries_the_next_address(lab: Lab, gateway: Gateway) -> None:
+    """A name with addresses of both families, one of which no FTP server has (RFC 8305, 5): curl goes to the other."""
+    with lab.listen("outside", SERVER4, 21) as listener:
+        listener.settimeout(10)
+        addresses = f"files.example:21:{SERVER6},{SERVER4}"
+        curl = ["curl", "-sS", "--max-time", "10", "--resolve", addresses, "ftp://files.example/"]
+        process = lab.popen("inside", curl)
+        with listener.accept()[0] as server:
+            server.settimeout(10)
+            server.sendall(b"220 ready\r\n")
+            assert server.recv(100).startswith(b"USER ")
+            server.sendall(b"530 no\r\n")
+            assert process.wait(10) == 67  # the login was denied: it was there
 
 
 def test_one_that_does_not_answer_is_no_refusal(lab: Lab, gateway: Gateway) -> None:

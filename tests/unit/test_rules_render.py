@@ -38,7 +38,7 @@ def test_a_small_router() -> None:
         "-I PREROUTING 1 -j ALGATE-PREROUTING",
         (
             "-A ALGATE-PREROUTING -s 192.168.56.0/24 -i eth1 -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN"
-            " -m multiport --dports 5060 -m addrtype ! --dst-type LOCAL"
+            " -m multiport --dports 21,554,5060,6667,8554 -m addrtype ! --dst-type LOCAL"
             " -j NFQUEUE --queue-num 65458 --queue-bypass"
         ),
         "COMMIT",
@@ -245,3 +245,11 @@ def test_no_rule_looks_for_a_key_in_a_map_without_taking_its_data() -> None:
             found for line in rules for found in re.findall(r"(?<! map )(?<!update )(?<!delete )@(\w+)", " " + line)
         }
         assert looked_for.isdisjoint(maps)
+
+
+def test_only_ports_of_modules_wait_for_their_server() -> None:
+    """A SYN to another port that is redirected does not pass through a process."""
+    text = BASIC + '[transparent]\nports = [80]\n[alg.sip]\nmode = "off"'
+    (waits,) = [line for line in lines(text) if "SYN" in line]
+    assert " --dports 21,554,6667,8554 " in waits
+    assert any(" --dports 21,80,554,6667,8554 " in line and "REDIRECT" in line for line in lines(text))
