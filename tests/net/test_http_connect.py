@@ -96,6 +96,26 @@ def test_a_refusal_has_its_status(lab: Lab, gateway: Gateway, url: str, status: 
     assert f"response {status}" in done.stderr, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("3405803786", b"200"),  # SERVER4, as a client that does not look at what it hands on has it
+        ("0xCB.0.28938", b"200"),
+        (f"[::ffff:{SERVER4}]", b"200"),
+        (f"{NAME.upper()}.", b"200"),
+        ("127.1", b"403"),
+        ("0x7f.1", b"403"),
+        ("[::ffff:7f00:1]", b"403"),
+        ("0177.0.0.1", b"502"),  # others read another address
+        ("[fe80::1%25eth0]", b"502"),
+    ],
+)
+def test_however_the_host_is_written(lab: Lab, gateway: Gateway, host: str, status: bytes) -> None:
+    with lab.connect("inside", ROUTER_IN4, ALL) as client:
+        client.sendall(f"CONNECT {host}:8080 HTTP/1.1\r\n\r\n".encode())
+        assert receive(client, 12) == b"HTTP/1.1 " + status
+
+
 def test_what_is_no_connect(lab: Lab, gateway: Gateway) -> None:
     """A browser that is led to the port, or uses it as a proxy for plain HTTP."""
     done = lab.run("inside", ["curl", "-sS", "-i", f"http://{ROUTER_IN4}:{ALL}/"])
