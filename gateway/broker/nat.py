@@ -45,6 +45,7 @@ class Nat:
         self._tracking = TranslationTable()
         self._own = OwnAddresses()
         self._known: dict[Along, tuple[float, str]] = {}
+        self._devices: dict[tuple[Endpoint, Endpoint], int] = {}
 
     def public_of(self, along: Along) -> str:
         """Return the address with which the flow's source is seen by its destination; the source's own address if
@@ -58,12 +59,14 @@ class Nat:
         return known[1]
 
     def _ask(self, along: Along) -> str:
+        left = self._leaves_elsewhere(along)
         found = self._tracking.get(along.transport, along.source, along.destination)
         if found is not None:
             public = found.seen.host
-            if along.transport != "udp" or public == along.source.host or self._own.is_local(public):
+            if along.transport != "udp" or public == along.source.host or (self._own.is_local(public) and not left):
                 return public
-            # The connection may be remembered from before this host lost that address.
+            # The connection may be remembered from before this host lost that address, or from before its packets left
+            # by another interface (fail-over: what a MASQUERADE has translated is forgotten by the kernel then).
             afresh = self._probe(along, 0)
             return afresh if afresh is not None and self._own.is_local(afresh) else public
         if along.transport == "udp":
@@ -75,6 +78,16 @@ class Nat:
         raise PinholeRefused(
             "public", f"it cannot be found out with which address {along.destination} sees {along.source}"
         )
+
+    def _leaves_elsewhere(self, along: Along) -> bool:
+        """Whether a flow's packets leave by another interface than when it was last asked for."""
+        flow = along.source, along.destination
+        before = self._devices.get(flow, 0)
+        if along.device:
+            if len(self._devices) >= _MOST:
+                self._devices.clear()
+            self._devices[flow] = along.device
+        return bool(before and along.device and before != along.device)
 
     def _probe(self, along: Along, port: int) -> str | None:
         """Return what the NAT makes of a datagram like the flow's, from this port (0: any); None if it did not get that

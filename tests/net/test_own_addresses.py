@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -196,3 +197,84 @@ def test_a_secondary_address_is_named(strict_lab: Lab) -> None:
         server.stop()
         lab.run("router", ["iptables", "-t", "nat", "-D", "POSTROUTING", "1"])
         lab.run("router", ["ip", "address", "delete", f"{SECONDARY}/24", "dev", "eth0"])
+
+
+# More ways in which an address is the router's own, each as commands of ip(8), and an address of it.
+WAYS = {
+    "anycast on lo": (["address add 198.18.0.53/32 dev lo"], "198.18.0.53"),  # as of DNS resolvers and kube-proxy
+    "VRRP": (["address add 203.0.113.50/32 dev eth0 noprefixroute"], "203.0.113.50"),  # netbirdio/netbird#5851
+    "point to point": (["address add 10.99.0.1 peer 10.99.0.2 dev eth0"], "10.99.0.1"),
+    "of host scope": (["address add 203.0.113.52/32 dev eth0 scope host"], "203.0.113.52"),
+    "deprecated": (["address add 203.0.113.53/24 dev eth0 valid_lft 600 preferred_lft 0"], "203.0.113.53"),
+    "deprecated, IPv6": (
+        ["address add 2001:db8:113::53/64 dev eth0 nodad valid_lft 600 preferred_lft 0"], "2001:db8:113::53",
+    ),
+    "a whole network of IPv6": (["-6 route add local 2001:db8:aaaa::/64 dev lo"], "2001:db8:aaaa::77"),
+    "in another table": (["route add local 198.18.7.0/24 dev lo table 77", "rule add pref 50 table 77"], "198.18.7.7"),
+    "in a table of the workers' user": (
+        ["route add local 198.18.8.0/24 dev lo table 78", "rule add pref 51 uidrange 65534-65534 table 78"],
+        "198.18.8.8",
+    ),
+    "by destination": (
+        ["route add local 198.18.9.0/24 dev lo table 79", "rule add pref 52 to 198.18.9.0/24 table 79"], "198.18.9.9",
+    ),
+    "on an interface that is down": (
+        ["link add down0 type veth peer name down1", "address add 198.18.13.1/24 dev down0"], "198.18.13.1",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("commands", "host"), WAYS.values(), ids=WAYS)
+def test_whatever_makes_it_so(
+    lab: Lab, gateway: Gateway, service: Service, client: Client, commands: list[str], host: str
+) -> None:
+    for command in commands:
+        lab.run("router", ["ip", *command.split()])
+    try:
+        with lab.connect("inside", "192.168.56.2", 1080) as sock:
+            assert ask5(sock, host, SERVICE)[0] == 2
+        with udp(lab, "outside", SERVER4, 5300) as outside:
+            client.send(host, SERVICE, b"to the router")
+            client.send(SERVER4, 5300, b"outside")
+            assert outside.recvfrom(64)[0] == b"outside"
+        nobody_came(service)
+    finally:
+        for command in reversed(commands):
+            undo = re.sub(r" type .*| nodad| valid_lft .*", "", command.replace(" add ", " del ", 1))
+            lab.run("router", ["ip", *undo.split()])
+
+
+def test_groups_and_broadcasts_are_nobodys(lab: Lab, gateway: Gateway, client: Client) -> None:
+    """What a service of the router hears by a group (mDNS, SSDP) is not for clients of SOCKS to send."""
+    with udp(lab, "router", "0.0.0.0", 5353) as service, udp(lab, "outside", SERVER4, 5300) as outside:
+        group = socket.inet_aton("224.0.0.251") + socket.inet_aton(ROUTER_OUT4)
+        service.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+        service.settimeout(0)
+        for host in ("224.0.0.251", "239.255.255.250", "255.255.255.255", "203.0.113.255", "0.0.0.0", "127.1.2.3"):
+            client.send(host, 5353, b"to a service")
+        client.send(SERVER4, 5300, b"outside")
+        assert outside.recvfrom(64)[0] == b"outside"
+        with pytest.raises(BlockingIOError):
+            raise AssertionError(service.recvfrom(64))
+
+
+def test_a_named_address_that_comes_and_goes(strict_lab: Lab) -> None:
+    """`network.outside` is a virtual address (VRRP, keepalived) that this router gets later, loses, and gets again."""
+    lab, virtual = strict_lab, "203.0.113.60"
+    lab.run("router", ["iptables", "-t", "nat", "-I", "POSTROUTING", "-o", "eth0", "-j", "SNAT", "--to", virtual])
+    server = lab.vsftpd()
+    (server.root / "pub/file").write_text("by the virtual address")
+    gateway = lab.start_gateway(lab.write_config(network={"outside": virtual}, process={"workers": 1}))
+    try:
+        for _ in range(2):
+            lab.run("router", ["ip", "address", "add", f"{virtual}/32", "dev", "eth0"])
+            for mode in ([], ["--ftp-port", "-"]):
+                done = lab.run("inside", ["curl", "-sS", "--max-time", "10", *mode, server.url("pub/file", 4)])
+                assert done.stdout == "by the virtual address"
+            lab.run("router", ["ip", "address", "delete", f"{virtual}/32", "dev", "eth0"])
+        opened = [line.partition("public=")[2] for line in gateway.log_lines() if "direction=in public=" in line]
+        assert {text.partition(":")[0] for text in opened} == {virtual}
+    finally:
+        gateway.stop()
+        server.stop()
+        lab.run("router", ["iptables", "-t", "nat", "-D", "POSTROUTING", "1"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -152,3 +153,22 @@ def test_with_five_hundred_calls(lab: Lab, gateway: Gateway, exchange: Exchange)
         exchange.to_exchange(exchange.reply(exchange.at_trunk(), "outside"), max(exchange.seen))
         exchange.at_exchange()
     assert pinholes(gateway, "sip.rtp") == []
+
+
+def test_five_hundred_calls_with_sound_and_picture(lab: Lab, gateway: Gateway, exchange: Exchange) -> None:
+    """Two streams each, and several calls on their way at a time: no limit that a client of this size meets."""
+    public = set()
+    for first in range(0, CALLS, 25):
+        for number in range(first, first + 25):
+            text = exchange.request("inside", "INVITE", number, 1, media=10000 + 4 * number).decode()
+            head, _, body = text.partition("\r\n\r\n")
+            body += f"m=video {10002 + 4 * number} RTP/AVP 34\r\n"
+            head = re.sub(r"Content-Length: \d+", f"Content-Length: {len(body)}", head)
+            exchange.to_trunk(f"{head}\r\n\r\n{body}".encode())
+        for _ in range(25):
+            invite = exchange.at_trunk()
+            assert f"c=IN IP4 {ROUTER_OUT4}" in invite, f"one of the calls from {first} on is not repaired"
+            public.update(re.findall(r"m=(?:audio|video) (\d+)", invite))
+    assert len(public) == 2 * CALLS
+    media = [row for row in gateway.admin("pinholes") if row["reason"] == "sip.rtp"]
+    assert len(media) == 2 * CALLS

@@ -214,13 +214,15 @@ def test_socks(router: Router) -> None:
 
 
 class _Server(Server):
+    patience = 5.0
+
     def __init__(self, lab: Lab, address: str) -> None:
         self.address = address
         self.end = Media(lab, "outside", address, 5060)
 
     def receive(self) -> tuple[str, str]:
         """A request as it came, answered 200, and from where."""
-        self.end.socket.settimeout(5)
+        self.end.socket.settimeout(self.patience)
         data, source = self.end.socket.recvfrom(8192)
         text = data.decode()
         kept = ("Via:", "From:", "Call-ID:", "CSeq:", "Contact:")

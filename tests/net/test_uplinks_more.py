@@ -19,7 +19,8 @@ from tests.lab.gateway import Gateway
 from tests.lab.lab import CLIENT4, CLIENT6, ROUTER_OUT4, ROUTER_OUT6, SERVER4, SERVER6, Lab
 from tests.lab.servers import FtpServer
 from tests.lab.uplinks import FAR4, FAR6, SECOND4, SECOND6
-from tests.net.test_uplinks import TEXT, Router, Setup, _call
+from tests.net.test_sip import Media
+from tests.net.test_uplinks import TEXT, Router, Setup, _ask, _call, _Server
 
 POOL = frozenset(f"198.51.100.{last}" for last in range(64, 128))  # addresses that the outside finds at the router
 GLOBAL6, GLOBAL6_NET, GLOBAL6_ROUTER = "2001:db8:56::10", "2001:db8:56::/64", "2001:db8:56::2"
@@ -281,3 +282,42 @@ def test_it_serves(lab: Lab, gateway: Gateway, server: FtpServer, number: int) -
             assert lab.run("inside", [*curl, *mode, url]).stdout == TEXT, mode
         # A phone of its own: a registration keeps its public address as long as it lasts.
         _call(Router(lab, gateway, setup), case.client, case.server, case.seen, (5100 + number, 4000 + 2 * number))
+
+
+CHANGES = {
+    "fail-over": (  # openwrt/packages#13048: the first uplink keeps its address, and nobody empties conntrack
+        ("ip route replace default via 198.51.100.10",), ("ip route replace default via 203.0.113.10",),
+    ),
+    "a tunnel comes up": ip(MAIN_FIRST, "rule add not fwmark 0xca6c table 2 pref 100"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "end"), CHANGES.values(), ids=CHANGES)
+def test_a_registered_phone_moves_with_its_packets(
+    lab: Lab, gateway: Gateway, make: tuple[str, ...], end: tuple[str, ...]
+) -> None:
+    """opnsense/core#4652: a phone that says something again and again is not to stay at the uplink before."""
+    port = 5200 + list(CHANGES.values()).index((make, end))
+    phone, far = Media(lab, "inside", CLIENT4, port), _Server(lab, FAR4)
+    lab.run("router", ["conntrack", "-F"])
+    try:
+        assert _ask(phone, CLIENT4, far, "REGISTER", 1, ("Expires: 600",))[1] == ROUTER_OUT4
+        far.patience = 0.7
+        for command in make:
+            lab.run("router", shlex.split(command))
+        numbers = iter(range(2, 100))
+
+        def moved() -> bool:
+            with contextlib.suppress(TimeoutError):
+                text, source = _ask(phone, CLIENT4, far, "REGISTER", next(numbers), ("Expires: 600",))
+                return source == SECOND4 and f"Contact: <sip:ann@{SECOND4}:" in text
+            return False
+
+        lab.wait_for(moved, 10, "the phone to be seen at the second uplink")
+        _ask(phone, CLIENT4, far, "REGISTER", next(numbers), ("Expires: 0",))
+    finally:
+        phone.close()
+        far.end.close()
+        for command in end:
+            lab.run("router", shlex.split(command))
+        lab.run("router", ["conntrack", "-F"])
