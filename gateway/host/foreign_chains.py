@@ -95,14 +95,14 @@ def candidates(
     return found
 
 
-def facing(config: Config) -> set[str]:
-    """Return the interfaces of the inside, and those of default routes."""
-    found = set(config.network.inside_interfaces)
+def facing(config: Config) -> set[str] | None:
+    """Return the interfaces of the inside, and those of default routes; None if there are no default routes."""
+    found: set[str] = set()
     for path, name, destination in (("/proc/net/route", 0, 1), ("/proc/net/ipv6_route", 9, 0)):
         with contextlib.suppress(OSError), open(path, encoding="ascii") as lines:
             rows = [line.split() for line in lines]
             found.update(row[name] for row in rows if len(row) > name and not row[destination].strip("0"))
-    return found - {"lo"}
+    return {*config.network.inside_interfaces, *found} if found - {"lo"} else None
 
 
 def missing(entries: Sequence[Mapping[str, Any]], config: Config) -> list[Missing]:

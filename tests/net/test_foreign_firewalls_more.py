@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -128,3 +129,21 @@ def test_iptables_legacy_beside_iptables(nft_lab: Lab, gateway: Gateway, server:
             for chain in ("INPUT", "FORWARD"):
                 lab.run("router", [program, "-P", chain, "ACCEPT"])
             lab.run("router", [program, "-F"])
+
+
+def test_apply_adds_the_lines_where_that_is_wanted(tmp_path: Path) -> None:
+    """What is plain from the rules' form: policies at every hook, and rules about new connections of an interface."""
+    names = ("what is new, by interface", "output's policy", "prerouting's policy", "before ours")
+    with Lab(logs=tmp_path) as lab:
+        reload_firewall(lab, NAT)
+        server = lab.vsftpd()
+        for number, name in enumerate(names):
+            hook, priority, policy, rules = CHAINS[name]
+            text = f"chain theirs {{ type filter hook {hook} priority {priority}; policy {policy}; {rules}; }}"
+            lab.run("router", ["nft", "-f", "-"], stdin=f"table inet field{number} {{ {text}; }}\n")
+        gateway = lab.start_gateway(lab.write_config(rules={"foreign": "add"}, process={"workers": 1}))
+        assert transfers(lab, server) == ALL_WELL
+        call(lab, gateway, "udp")
+        assert gateway.stop() == 0
+        assert "algate" not in lab.run("router", ["nft", "list", "ruleset"]).stdout
+        server.stop()
