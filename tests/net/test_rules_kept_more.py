@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.gateway import Gateway
-from tests.lab.lab import CLIENT4, SERVER4, Lab
+from tests.lab.lab import CLIENT4, PATIENCE, SERVER4, Lab
 from tests.lab.servers import FtpServer
 from tests.net.test_foreign_firewalls import transfers
 from tests.net.test_rules_kept import NOTICED
@@ -116,7 +116,7 @@ def test_it_is_as_it_was(
     lab: Lab, gateway: Gateway, names: Names, before: list[str], server: FtpServer, way: str
 ) -> None:
     lab.run("router", shlex.split(names.put(way)))
-    end = time.monotonic() + NOTICED
+    end = time.monotonic() + NOTICED * PATIENCE
     while (now := state(names)) != before:
         gone, new = ([line for line in one if line not in other] for one, other in ((before, now), (now, before)))
         assert time.monotonic() < end, f"gone: {gone}; new: {new}"
