@@ -15,6 +15,7 @@ from gateway.model.errors import AlgateError
 
 _IPTABLES = {(family, table) for family in ("ip", "ip6") for table in ("filter", "nat", "mangle", "raw", "security")}
 _HOOKS = ("input", "forward", "prerouting", "output", "postrouting")
+_PROTOCOLS = (("tcp", 6), ("udp", 17))
 _INTERFACES = frozenset({"iif", "iifname", "oif", "oifname"})
 
 
@@ -190,7 +191,9 @@ def _is_broad(match: Mapping[str, Any], facing: Collection[str] | None) -> bool:
             or not all(isinstance(value, str) for value in values)
             or any((name in values) == same for name in facing)
         )
-    if key in ("l4proto", "nfproto", "protocol"):
+    if key == "l4proto":  # of what we admit, or nothing that matters
+        return any((name in values or number in values) == same for name, number in _PROTOCOLS)
+    if key in ("nfproto", "protocol"):
         return True
     return left.get("ct") == {"key": "state"} and ("new" in values) == same
 

@@ -29,8 +29,8 @@ _HOOKS = {
     ("mangle", "FORWARD"): "type filter hook forward priority -150; policy accept;",
     ("raw", "PREROUTING"): "type filter hook prerouting priority -305; policy accept;",
 }
-CONNTRACK, ADMITS = -200, -5
-"""Priorities: connection tracking's, and that of the broker's chains that mark what they admit."""
+CONNTRACK, TRANSLATES, ADMITS = -200, -190, -5
+"""Priorities: connection tracking's, and those of the broker's chains that translate, and that mark what they admit."""
 _RULE = re.compile(r"(?:add|insert) rule ip6? (\S+) (\S+) (.*)")
 _UNKNOWN = re.compile(r"# -t (\S+) -A (\S+) (.*)")
 _SOCKET = re.compile(r"-i (\S+) -m addrtype --dst-type LOCAL -m socket --nowildcard -j RETURN *$")
@@ -38,6 +38,9 @@ _SOCKET = re.compile(r"-i (\S+) -m addrtype --dst-type LOCAL -m socket --nowildc
 
 _FURTHER = {("mangle", "FROM"): "mangle-from", ("mangle", "TO"): "mangle-to"}
 """Chains to which others jump, and their names as nft text."""
+
+_LOCAL, _TRANSLATED = "fib daddr type local", "ct status dnat"
+"""Conditions for packets that are for this host, and for those that were for it before they were translated."""
 
 
 class Line(NamedTuple):
@@ -93,20 +96,28 @@ def lines_for(config: Config, hook: str, family: str, priority: int = 0) -> list
     found = sorted(dict.fromkeys(found), key=lambda text: not text.startswith("ct mark"))
     if hook == "prerouting":
         found = [line for line in found if "ct mark" not in line and "ct status" not in line]
-        return [*_opened(config, tracked=priority > CONNTRACK), *_redirected(config), *found]
+        opened = _opened(config, _LOCAL, tracked=priority > CONNTRACK)
+        if priority >= TRANSLATES:
+            opened += _opened(config, _TRANSLATED)
+        return [*opened, *_redirected(config), *found]
+    if hook == "forward" and priority <= ADMITS:
+        return [*_opened(config, _TRANSLATED), *found]  # the mark comes later
     if priority <= ADMITS:
-        return [*_opened(config), *found]  # the mark comes later
+        return [*_opened(config, _LOCAL), *found]
     return found
 
 
-def _opened(config: Config, tracked: bool = True) -> list[str]:
-    """Return rules for what comes from outside to a public port that may be open; most are not, and lead nowhere.
+def _opened(config: Config, where: str, tracked: bool = True) -> list[str]:
+    """Return rules for what comes from outside to a public port that may be open, before it is marked as admitted.
+
+    `where`: the condition that it is for this host, or that it was translated: without it the rules would open these
+    ports of every host inside that has a public address. So what a pinhole does not translate has no rule here.
     `tracked`: connection tracking is before this chain."""
     first, last = config.pinhole_ports
     names = ", ".join(f'"{name}"' for name in config.network.inside_interfaces)
     outside = f"iifname != {{ {names} }} " if names else ""
     port = "ct original proto-dst" if tracked else "th dport"
-    return [f"{outside}meta l4proto {protocol} {port} {first}-{last} accept" for protocol in ("tcp", "udp")]
+    return [f"{outside}{where} meta l4proto {protocol} {port} {first}-{last} accept" for protocol in ("tcp", "udp")]
 
 
 def _redirected(config: Config) -> list[str]:

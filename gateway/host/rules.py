@@ -63,7 +63,9 @@ def render(config: Config, family: Family) -> str | None:
     if not inside:
         return None
     ports = [str(port) for port in sorted({*config.module_ports(), *config.transparent.ports})]
-    tried = [str(port) for port in config.module_ports()] if config.packets_wanted else []
+    # An upstream may reach a server that this host cannot: nothing is asked where connections may go through one.
+    direct = not any(entry.via or entry.chain for entry in config.rule)
+    tried = [str(port) for port in config.module_ports()] if config.packets_wanted and direct else []
     sockets = {i: o for i, o in config.published_datagrams.items() if o.version == version}
     published = [endpoint for endpoint in config.published if endpoint.version == version]
     values = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.gateway import Gateway
-from tests.lab.lab import Lab
+from tests.lab.lab import CLIENT4, CLIENT6, ROUTER_OUT4, ROUTER_OUT6, Lab
 from tests.lab.servers import FtpServer
 from tests.net.test_foreign_firewalls import call, findings, reload_firewall, transfers
 
@@ -96,6 +96,33 @@ def test_the_doctors_lines_let_through(
     finally:
         lab.run("router", ["nft", "delete", "table", "inet", "field"])
         lab.run("router", ["conntrack", "-F"])
+
+
+@pytest.mark.parametrize("name", ["before ours", "prerouting's policy", "behind the NAT"])
+def test_the_doctors_lines_open_nothing_else(nft_lab: Lab, gateway: Gateway, name: str) -> None:
+    """Clients have addresses to which the outside has a route, as in IPv6 without translation: their own ports stay
+    behind the chain that drops."""
+    lab = nft_lab
+    hook, priority, policy, rules = CHAINS[name]
+    routes = [("-4", CLIENT4, ROUTER_OUT4), ("-6", CLIENT6, ROUTER_OUT6)]
+    text = f"chain theirs {{ type filter hook {hook} priority {priority}; policy {policy}; {rules}; }}"
+    for version, client, router in routes:
+        lab.run("outside", ["ip", version, "route", "replace", client, "via", router])
+    try:
+        for _, client, _ in routes:
+            with lab.listen("inside", client, 45000):
+                lab.connect("outside", client, 45000).close()  # there is a way
+        lab.run("router", ["nft", "-f", "-"], stdin=f"table inet field {{ {text}; }}\n")
+        for finding in findings(gateway):
+            lab.run("router", shlex.split(finding["remedy"]))
+        assert "accept comment" in lab.run("router", ["nft", "list", "table", "inet", "field"]).stdout
+        for _, client, _ in routes:
+            with lab.listen("inside", client, 45000), pytest.raises(TimeoutError):
+                lab.connect("outside", client, 45000, timeout=1.5).close()
+    finally:
+        lab.run("router", ["nft", "delete", "table", "inet", "field"], check=False)
+        for version, client, _ in routes:
+            lab.run("outside", ["ip", version, "route", "del", client])
 
 
 def test_iptables_legacy_beside_iptables(nft_lab: Lab, gateway: Gateway, server: FtpServer) -> None:

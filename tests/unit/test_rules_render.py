@@ -253,3 +253,14 @@ def test_only_ports_of_modules_wait_for_their_server() -> None:
     (waits,) = [line for line in lines(text) if "SYN" in line]
     assert " --dports 21,554,6667,8554 " in waits
     assert any(" --dports 21,80,554,6667,8554 " in line and "REDIRECT" in line for line in lines(text))
+
+
+@pytest.mark.parametrize("word", ["via = ['far']", "chain = ['far']"])
+def test_no_server_is_asked_where_an_upstream_may_reach_it(word: str) -> None:
+    """This host may not be allowed to reach it: a refusal would say nothing of the server."""
+    asked = "--queue-num 65458 --queue-bypass"
+    plain = BASIC + '[process]\nrun_dir = "/run/algate"\n'
+    upstream = "[[upstream]]\nname = 'far'\nkind = 'socks5'\naddress = '198.51.100.7:1080'\n"
+    rule = f"[[rule]]\naction = 'permit'\n{word}\n"
+    assert any(asked in line and "--tcp-flags" in line for line in lines(plain))
+    assert not any("--tcp-flags" in line for line in lines(plain + upstream + rule))

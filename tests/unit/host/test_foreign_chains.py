@@ -13,6 +13,7 @@ from gateway.host.foreign_chains import dropping
 from gateway.host.openings import findings
 from gateway.host.plan import Tried
 
+WHAT_IS_NEW = "a rule that drops what is new in inet filter forward"
 DROP: dict[str, Any] = {"drop": None}
 REJECT: dict[str, Any] = {"reject": {"type": "icmpx", "expr": "admin-prohibited"}}
 COUNT: dict[str, Any] = {"counter": {"packets": 0, "bytes": 0}}
@@ -31,6 +32,10 @@ def chain(name: str = "forward", policy: str | None = "accept", hook: str | None
 
 def rule(*expressions: dict[str, Any], of: str = "forward", **more: Any) -> Any:
     return {"rule": {"family": "inet", "table": "filter", "chain": of, "expr": list(expressions), "handle": 1, **more}}
+
+
+def protocol(which: Any, op: str = "==") -> dict[str, Any]:
+    return {"match": {"op": op, "left": {"meta": {"key": "l4proto"}}, "right": which}}
 
 
 def jump(to: str) -> dict[str, Any]:
@@ -56,8 +61,13 @@ def admits(mark: int = ADMITTED) -> Any:
         ([chain(), rule(INVALID, DROP)], None),
         ([chain(), rule({"limit": {"rate": 1, "per": "second"}}, DROP)], None),
         ([chain(policy="drop", hook="output")], "policy drop"),
-        ([chain(), rule(FROM, NEW, DROP)], "a rule that drops what is new in inet filter forward"),
+        ([chain(), rule(FROM, NEW, DROP)], WHAT_IS_NEW),
         ([chain(), rule(FROM, ADDRESS, DROP)], None),
+        ([chain(), rule(protocol("icmp"), DROP)], None),
+        ([chain(), rule(protocol({"set": ["icmp", "ipv6-icmp"]}), NEW, DROP)], None),
+        ([chain(), rule(protocol({"set": ["tcp", "udp"]}), NEW, DROP)], WHAT_IS_NEW),
+        ([chain(), rule(protocol(17), DROP)], WHAT_IS_NEW),
+        ([chain(), rule(protocol("icmp", "!="), DROP)], WHAT_IS_NEW),
         ([chain(policy="drop", family="netdev")], None),
         ([chain("FORWARD", policy="drop", family="ip")], None),  # iptables-nft's own: there our jumps come first
         ([chain("forward", policy="drop", family="ip")], "policy drop"),
