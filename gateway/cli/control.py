@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from gateway.cli.instance import TIMEOUT, ask_at, run_dir_of
+from gateway.cli.instance import TIMEOUT, ask_at, changing_rules, run_dir_of
 from gateway.cli.options import config_option, json_option
 from gateway.cli.output import console, show_json
 from gateway.config.load import load_config
@@ -46,7 +46,8 @@ def reload(config_path: str | None, as_json: bool, upgrade: bool) -> None:
     # A supervisor that is not root cannot do this; nor does a new one know what the old one had.
     to_be_applied = config.transparent_enabled and (upgrade or outcome["rules"] == "to be applied")
     if to_be_applied and os.geteuid() == 0 and rules.applied(config):
-        rules.apply(config)
+        with changing_rules(config):
+            rules.apply(config)
         outcome["rules"] = "changed"
     if as_json:
         show_json([outcome])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gateway.config.schema import DEFAULT_RUN_DIR, Config
@@ -47,3 +49,20 @@ def ask_at(path: Path, verb: str, id: str = "") -> Rows:
     except OSError as error:
         hint = ": use sudo" if isinstance(error, PermissionError) else ""
         raise AlgateError(f"{path}: no answer ({error}){hint}") from error
+
+
+def tell_supervisor(config: Config, verb: str) -> None:
+    """Send a request to the supervisor, if a gateway runs and this user may ask it."""
+    with suppress(OSError):
+        ask(str(Path(config.process.run_dir) / "supervisor.sock"), verb, TIMEOUT)
+
+
+@contextmanager
+def changing_rules(config: Config) -> Iterator[None]:
+    """Within this the iptables rules may be changed: the supervisor puts nothing back, and keeps afterwards what is
+    there then."""
+    tell_supervisor(config, "change_rules")
+    try:
+        yield
+    finally:
+        tell_supervisor(config, "keep_rules")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
 
 import click
 
-from gateway.cli.instance import TIMEOUT
+from gateway.cli.instance import changing_rules, tell_supervisor
 from gateway.cli.options import config_option, json_option
 from gateway.cli.output import show_json
 from gateway.config.load import load_config
@@ -16,7 +15,6 @@ from gateway.host import foreign_chains
 from gateway.host.native import lines_for, native
 from gateway.host.rules import FAMILIES, apply, remove, render
 from gateway.model.errors import AlgateError
-from gateway.observe.admin import ask
 
 
 @click.group()
@@ -95,13 +93,13 @@ def apply_command(config_path: str | None, if_any: bool) -> None:
     config = load_config(config_path)
     if if_any and not config.transparent_enabled:
         return
-    apply(config)
-    if config.rules.foreign == "add":
-        for failure in foreign_chains.add(config):
-            click.echo(f"algate: {failure}", err=True)
-    else:
-        _print_missing(config)
-    _tell_supervisor(config, "keep_rules")
+    with changing_rules(config):
+        apply(config)
+        if config.rules.foreign == "add":
+            for failure in foreign_chains.add(config):
+                click.echo(f"algate: {failure}", err=True)
+        else:
+            _print_missing(config)
 
 
 @rules.command("remove")
@@ -116,11 +114,11 @@ def remove_command(config_path: str | None) -> None:
       sudo algate rules remove
     """
     config = load_config(config_path)
-    _tell_supervisor(config, "leave_rules")  # or it would put them back
+    tell_supervisor(config, "leave_rules")  # or it would put them back
     remove(config)
     with suppress(AlgateError):  # without nft there is nothing of ours in its tables
         foreign_chains.remove(config.instance)
-    _tell_supervisor(config, "leave_rules")
+    tell_supervisor(config, "leave_rules")
 
 
 def _print_missing(config: Config) -> None:
@@ -132,9 +130,3 @@ def _print_missing(config: Config) -> None:
             for each in missing:
                 if each.chain == chain:
                     click.echo(f"  {each.command(config.instance)}", err=True)
-
-
-def _tell_supervisor(config: Config, verb: str) -> None:
-    """Send a request to the supervisor, if a gateway runs and this user may ask it."""
-    with suppress(OSError):
-        ask(str(Path(config.process.run_dir) / "supervisor.sock"), verb, TIMEOUT)

@@ -28,7 +28,7 @@ RARELY = 30.0  # seconds between two looks without a reason; and between two whe
 RESTORATIONS, PER_SECOND = 10, 1 / 60
 """How often rules are restored: this often at once, and once a minute in the long run. A program that removes them more
 often means to; a firewall that starts twice, table by table, removes them six times."""
-REMOVING = 5.0  # seconds that `algate rules remove` may take
+REMOVING, APPLYING = 5.0, 30.0  # seconds that `algate rules remove` and `algate rules apply` may take
 
 State = Literal["unknown", "none", "applied", "absent", "incomplete"]
 
@@ -94,8 +94,13 @@ class RulesKeeper:
         self._left_at = time.monotonic()
         self.due = min(self.due, self._left_at + SOON)
 
+    def change(self) -> None:
+        """Note that `algate rules apply` begins: until it is done, what differs is not put back."""
+        self._disputed = time.monotonic() + APPLYING
+
     def applied(self) -> None:
-        """Note that `algate rules apply` was run."""
+        """Note that `algate rules apply` was run. A look that began before says nothing of what is there now."""
+        self._job = None
         self._left_at = self._disputed = -math.inf
         self._restorations = Rate(PER_SECOND, RESTORATIONS)
         self._seen = None

@@ -46,6 +46,7 @@ class Questions:
         self._verbs: dict[str, Callable[[], Rows]] = {
             **{verb: partial(self.requests.add, verb) for verb in ("reload", "upgrade", "drain")},
             "leave_rules": self._on_rules_removed,
+            "change_rules": self._on_rules_changing,
             "keep_rules": self._on_rules_applied,
             "status": self.status,
             "metrics": self._metrics,
@@ -79,6 +80,10 @@ class Questions:
 
     def _on_rules_removed(self) -> Rows:
         self._rules.leave()
+        return [{}]
+
+    def _on_rules_changing(self) -> Rows:
+        self._rules.change()
         return [{}]
 
     def _on_rules_applied(self) -> Rows:

@@ -234,6 +234,8 @@ class _Supervisor:
         finally:
             self._reload = None
             notify("READY=1")
+        if done["rules"] == "changed":
+            self._upkeep.rules.applied()
         log.info("reload", **done)
         self._elder.say("reload")
         return done

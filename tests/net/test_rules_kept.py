@@ -157,6 +157,59 @@ def test_what_the_operator_removes_stays_away(own_lab: Lab) -> None:
     assert gateway.stop() == 0
 
 
+def test_what_the_operator_applies_before_a_reload_is_not_undone(
+    own_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many rules as before, with another port in them, and IPv6's take a second, as they may on a small router."""
+    lab = own_lab
+    process = {"run_dir": str(tmp_path / "run"), "workers": 1}
+    config = lab.write_config(alg={"ftp": {"ports": [21]}}, process=process)
+    gateway = lab.start_gateway(config)
+    lab.wait_for(lambda: "rules: applied" in gateway.algate("status").stdout, 5, "the rules to be seen")
+    shutil.copy(lab.write_config(alg={"ftp": {"ports": [2121]}}, process=process), config)
+    slow = tmp_path / "slow" / "ip6tables-restore"
+    slow.parent.mkdir()
+    slow.write_text(f'#!/bin/sh\nsleep 1\nexec {shutil.which("ip6tables-restore")} "$@"\n')
+    slow.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{slow.parent}:{os.environ['PATH']}")
+        gateway.rules("apply")
+    redirected = nat(lab)
+    assert "2121" in redirected
+    gateway.reload()
+    _kept_from_now_on(lab, gateway)
+    assert nat(lab) == redirected
+    assert gateway.stop() == 0
+
+
+def test_rules_that_a_reload_has_changed_are_not_gone(own_lab: Lab, tmp_path: Path) -> None:
+    lab = own_lab
+    process = {"run_dir": str(tmp_path / "run"), "workers": 1}
+    config = lab.write_config(alg={"ftp": {"ports": [21]}}, process=process)
+    gateway = lab.start_gateway(config)
+    lab.wait_for(lambda: "rules: applied" in gateway.algate("status").stdout, 5, "the rules to be seen")
+    shutil.copy(lab.write_config(alg={"ftp": {"ports": [2121]}}, process=process), config)
+    gateway.reload()
+    redirected = nat(lab)
+    assert "2121" in redirected
+    _kept_from_now_on(lab, gateway)
+    assert nat(lab) == redirected
+    assert gateway.stop() == 0
+
+
+def nat(lab: Lab) -> str:
+    return lab.run("router", ["iptables", "-t", "nat", "-S"]).stdout
+
+
+def _kept_from_now_on(lab: Lab, gateway: Gateway) -> None:
+    """What is there counts as whole, and only the next loss is one."""
+    lab.wait_for(lambda: "rules: applied" in gateway.algate("status").stdout, 5, "the rules to be seen again")
+    disturb(lab, gateway, ["iptables -t mangle -F ALGATE-TO"])
+    gateway.wait_for_log("event=rules.restored")
+    (gone,) = [line for line in gateway.log_lines() if "rules.gone" in line]
+    assert "-t mangle" in gone
+
+
 def test_nobody_is_fought(own_lab: Lab) -> None:
     lab = own_lab
     gateway = lab.start_gateway(lab.write_config(console={"listen": f"127.0.0.1:{PORT}"}))

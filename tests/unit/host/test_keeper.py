@@ -12,6 +12,7 @@ import pytest
 from gateway.config.load import parse_config
 from gateway.host import keeper
 from gateway.host.keeper import Look, RulesKeeper
+from gateway.host.rules import Snapshot
 
 CONFIG = parse_config('[network]\ninside = ["192.168.56.0/24"]\n', "test")
 
@@ -45,5 +46,31 @@ def test_a_check_whose_result_is_found_before_it_says_so_wakes_the_loop_once(mon
         assert select.select([rules.wake], [], [], 10)[0]
         rules.woken()
         assert not select.select([rules.wake], [], [], 0)[0]
+    finally:
+        rules.close()
+
+
+def test_a_look_that_began_before_the_rules_were_applied_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+    known: list[object] = []
+
+    def look_at(_: object, before: object = None) -> Look:
+        known.append(before)
+        begun.set()
+        assert may_end.wait(10)
+        return Look("applied", rules=Snapshot({}))
+
+    monkeypatch.setattr(keeper, "look_at", look_at)
+    rules = RulesKeeper()
+    try:
+        rules.tick(time.monotonic(), CONFIG, may_restore=True)
+        assert begun.wait(10)
+        rules.applied()
+        may_end.set()
+        deadline = time.monotonic() + 10
+        while len(known) < 2:
+            assert time.monotonic() < deadline
+            rules.tick(time.monotonic(), CONFIG, may_restore=True)
+        assert known == [None, None]
     finally:
         rules.close()
