@@ -45,7 +45,7 @@ class Nat:
         self._tracking = TranslationTable()
         self._own = OwnAddresses()
         self._known: dict[Along, tuple[float, str]] = {}
-        self._devices: dict[tuple[Endpoint, Endpoint], int] = {}
+        self._begun: dict[tuple[Endpoint, Endpoint], tuple[bytes, int]] = {}  # the kernel's id of a flow, its interface
 
     def public_of(self, along: Along) -> str:
         """Return the address with which the flow's source is seen by its destination; the source's own address if
@@ -59,8 +59,8 @@ class Nat:
         return known[1]
 
     def _ask(self, along: Along) -> str:
-        left = self._leaves_elsewhere(along)
         found = self._tracking.get(along.transport, along.source, along.destination)
+        left = self._leaves_elsewhere(along, found.id if found is not None else b"")
         if found is not None:
             public = found.seen.host
             if along.transport != "udp" or public == along.source.host or (self._own.is_local(public) and not left):
@@ -79,15 +79,19 @@ class Nat:
             "public", f"it cannot be found out with which address {along.destination} sees {along.source}"
         )
 
-    def _leaves_elsewhere(self, along: Along) -> bool:
-        """Whether a flow's packets leave by another interface than when it was last asked for."""
+    def _leaves_elsewhere(self, along: Along, entry: bytes) -> bool:
+        """Whether a flow's packets leave by another interface than when connection tracking's `entry` of it was first
+        seen here, or before it was there (b"")."""
+        if not along.device:
+            return False
         flow = along.source, along.destination
-        before = self._devices.get(flow, 0)
-        if along.device:
-            if len(self._devices) >= _MOST:
-                self._devices.clear()
-            self._devices[flow] = along.device
-        return bool(before and along.device and before != along.device)
+        known, device = self._begun.get(flow, (entry, along.device))
+        if not entry or known not in (b"", entry):  # another one than before
+            device = along.device
+        if flow not in self._begun and len(self._begun) >= _MOST:
+            self._begun.clear()
+        self._begun[flow] = entry, device
+        return device != along.device
 
     def _probe(self, along: Along, port: int) -> str | None:
         """Return what the NAT makes of a datagram like the flow's, from this port (0: any); None if it did not get that

@@ -20,6 +20,7 @@ from tests.lab.lab import CLIENT4, CLIENT6, ROUTER_OUT4, ROUTER_OUT6, SERVER4, S
 from tests.lab.servers import FtpServer
 from tests.lab.uplinks import FAR4, FAR6, SECOND4, SECOND6
 from tests.net.test_sip import Media
+from tests.net.test_sip_addresses import sdp
 from tests.net.test_uplinks import TEXT, Router, Setup, _ask, _call, _Server
 
 POOL = frozenset(f"198.51.100.{last}" for last in range(64, 128))  # addresses that the outside finds at the router
@@ -292,12 +293,14 @@ CHANGES = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("calls", [False, True], ids=["", "calls"])
 @pytest.mark.parametrize(("make", "end"), CHANGES.values(), ids=CHANGES)
 def test_a_registered_phone_moves_with_its_packets(
-    lab: Lab, gateway: Gateway, make: tuple[str, ...], end: tuple[str, ...]
+    lab: Lab, gateway: Gateway, make: tuple[str, ...], end: tuple[str, ...], calls: bool
 ) -> None:
-    """opnsense/core#4652: a phone that says something again and again is not to stay at the uplink before."""
-    port = 5200 + list(CHANGES.values()).index((make, end))
+    """opnsense/core#4652: a phone that says something again and again is not to stay at the uplink before.
+    Nor one that calls at once: its media is asked for along the way that its registration is at no more."""
+    port = 5200 + list(CHANGES.values()).index((make, end)) + 10 * calls
     phone, far = Media(lab, "inside", CLIENT4, port), _Server(lab, FAR4)
     lab.run("router", ["conntrack", "-F"])
     try:
@@ -305,6 +308,9 @@ def test_a_registered_phone_moves_with_its_packets(
         far.patience = 0.7
         for command in make:
             lab.run("router", shlex.split(command))
+        if calls:
+            with contextlib.suppress(TimeoutError, AssertionError):
+                _ask(phone, CLIENT4, far, "INVITE", 1, body=sdp(CLIENT4, port + 1000))
         numbers = iter(range(2, 100))
 
         def moved() -> bool:
