@@ -14,7 +14,7 @@ import socket
 import struct
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 from alg.bucket import Rate
 from gateway.broker.limits import BrokerLimits
@@ -90,6 +90,8 @@ class ReturnPath:
         hear_only_of_local_routes(self._events)
         self._events.bind((0, RTMGRP_IPV4_RULE | RTMGRP_IPV6_RULE | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE))
         self._restorations = Rate(PER_SECOND, RESTORATIONS)
+        self._user = os.getuid()
+        self._refused: set[bytes] = set()  # mirrors that the kernel has refused
         self._due = math.inf
         self.there = False
 
@@ -99,11 +101,9 @@ class ReturnPath:
 
     def configure(self, limits: BrokerLimits) -> None:
         """Use other limits, and create what they need."""
-        gone = self._networks - set(limits.inside)
-        for network in gone:
-            with contextlib.suppress(NetfilterError):  # another program has removed it
-                self._route(RTM_DELROUTE, network)
+        before = self._networks
         self._set(limits)
+        self._remove(before - self._networks)
         self.make()
 
     def _set(self, limits: BrokerLimits) -> None:
@@ -155,8 +155,7 @@ class ReturnPath:
     def _complete(self, restoring: bool = False) -> None:
         try:
             missing = [network for network in self._networks if self._route(RTM_NEWROUTE, network)]
-            versions = {network.version for network in self._networks}
-            lost = [version for version in sorted(versions) if self._rule(RTM_NEWRULE, version)]
+            lost = [version for version in sorted(_versions(self._networks)) if self._rule(RTM_NEWRULE, version)]
             self._mirror()
             self.there = True
         except NetfilterError as error:
@@ -172,16 +171,19 @@ class ReturnPath:
     def remove(self) -> None:
         """Remove the rules and the routes."""
         self.there = False
-        for network in self._networks:
+        before, self._networks = self._networks, set()
+        self._remove(before)
+
+    def _remove(self, gone: Set[Network]) -> None:
+        """Remove what these networks needed, and the others do not."""
+        for network in gone:
             with contextlib.suppress(NetfilterError):  # another program has removed it
                 self._route(RTM_DELROUTE, network)
-        for version in {network.version for network in self._networks}:
+        for version in _versions(gone) - _versions(self._networks):
             with contextlib.suppress(NetfilterError):
                 self._rule(_RTM_DELRULE, version)
-        self._interfaces = frozenset()
         with contextlib.suppress(NetfilterError):
-            self._mirror()
-        self._networks = set()
+            self._mirror(gone)
 
     def _rule(self, kind: int, version: int) -> bool:
         body = _HEAD.pack(_family(version), 0, 0, 0, 0, 0, 0, _FR_ACT_TO_TBL, 0)
@@ -214,17 +216,30 @@ class ReturnPath:
 
     # --- mirrors of others' rules -----------------------------------------------------------------------------------
 
-    def _mirror(self) -> None:
-        """Have a mirror of each rule of others that is about packets from inside interfaces, and of no other."""
-        for version in {network.version for network in self._networks}:
+    def _mirror(self, gone: Set[Network] = frozenset()) -> None:
+        """Have a mirror of each rule of others that is about packets from inside interfaces, and of no other. `gone`:
+        networks that are not inside any more."""
+        ours = self._networks | gone
+        for version in _versions(ours):
             rules = list(self._rules(version))
             wanted = dict.fromkeys(mirror for rule in rules for mirror in self._mirrors_of(rule, version))
-            there = {_normal(rule) for rule in rules if self._is_mirror(rule, version)}
+            there = {_normal(rule) for rule in rules if self._is_mirror(rule, version, ours)}
             for rule in there - wanted.keys():
-                self._change(_RTM_DELRULE, rule)
+                with contextlib.suppress(NetfilterError):  # another program has removed it meanwhile
+                    self._change(_RTM_DELRULE, rule)
             for rule in wanted:
                 if rule not in there:
-                    self._change(RTM_NEWRULE, rule)
+                    self._add_mirror(rule)
+
+    def _add_mirror(self, rule: bytes) -> None:
+        """Add a mirror. That one cannot be made is no reason to make no connection."""
+        try:
+            self._change(RTM_NEWRULE, rule)
+            self._refused.discard(rule)
+        except NetfilterError as error:
+            if rule not in self._refused:
+                log.warning("nat.no_mirror", reason=str(error))
+            self._refused.add(rule)
 
     def _rules(self, version: int) -> Iterator[bytes]:
         """Return the bodies of the rules of a family: head and attributes."""
@@ -232,12 +247,14 @@ class ReturnPath:
         for message in self._netlink.request(self._netlink.message(RTM_GETRULE, NLM_F_REQUEST | NLM_F_DUMP, body)):
             yield message[NLMSGHDR.size :]
 
-    def _is_mirror(self, rule: bytes, version: int) -> bool:
-        """Whether a rule is a mirror of this instance's: with the mark of mirrors, for one of its networks."""
+    def _is_mirror(self, rule: bytes, version: int, ours: Set[Network]) -> bool:
+        """Whether a rule is a mirror of this instance's: with the mark of mirrors, of its user, for one of its
+        networks."""
         found = attribute_map(rule, _HEAD.size)
         source = int.from_bytes(found.get(_FRA_SRC, b""), "big")
-        return found.get(_FRA_PROTOCOL) == bytes((MIRRORED,)) and any(
-            network.version == version and _common(source, network, network.prefixlen) for network in self._networks
+        is_mirror = found.get(_FRA_PROTOCOL) == bytes((MIRRORED,)) and found.get(_FRA_UID_RANGE) == _only(self._user)
+        return is_mirror and any(
+            network.version == version and _common(source, network, network.prefixlen) for network in ours
         )
 
     def _mirrors_of(self, rule: bytes, version: int) -> Iterator[bytes]:
@@ -248,11 +265,10 @@ class ReturnPath:
         kept_out = found.keys() & {_FRA_OIFNAME, _FRA_L3MDEV, _FRA_UID_RANGE}
         if name not in self._interfaces or kept_out or flags & _FIB_RULE_INVERT:
             return
-        uid = os.getuid()
         found[_FRA_IIFNAME] = b"lo\0"
-        found[_FRA_UID_RANGE] = struct.pack("=II", uid, uid)
+        found[_FRA_UID_RANGE] = _only(self._user)
         found[_FRA_PROTOCOL] = bytes((MIRRORED,))
-        for own in _own_packets(version, uid):
+        for own in _own_packets(version, self._user):
             if not own.keys() & found.keys():
                 yield from self._for_networks(found | own, _HEAD.unpack_from(rule), version)
 
@@ -270,6 +286,15 @@ class ReturnPath:
                     packed, length = found[_FRA_SRC], source
             mirror = _HEAD.pack(family, to, length, tos, table, 0, 0, action, 0)
             yield _normal(mirror + _packed({**found, _FRA_SRC: packed}))
+
+
+def _versions(networks: Set[Network]) -> set[int]:
+    return {network.version for network in networks}
+
+
+def _only(user: int) -> bytes:
+    """Return a range of users (fib_rule_uid_range) with this one."""
+    return struct.pack("=II", user, user)
 
 
 def _common(address: int, network: Network, length: int) -> bool:
