@@ -181,15 +181,25 @@ class TableGuard:
             self.table_gone()
             return
         self._failing = False
-        filled_gone, self._filled_gone = self._filled_gone, False
-        if filled_gone and self.restores and self._netfilter.refill():
-            log.error("broker.elements_gone", table=self._netfilter.name)
-        if not elements_gone:
+        if elements_gone:
+            self._forgotten()
+            if self.restores:
+                log.error("broker.elements_gone", table=self._netfilter.name)
+                self.put_back(empty=False)
+        if self._filled_gone and self.restores:
+            self._refill(time.monotonic())
+
+    def _refill(self, now: float) -> None:
+        """Fill the sets of ports and networks again if another program has emptied them. Nft does it, which takes long:
+        so no more often than the table is made again."""
+        wait = self._restorations.wait("sets", now)
+        if wait > 0:
+            self._suspicion = now + wait
             return
-        self._forgotten()
-        if self.restores:
+        if self._netfilter.refill():
+            self._restorations.take("sets", now)
             log.error("broker.elements_gone", table=self._netfilter.name)
-            self.put_back(empty=False)
+        self._filled_gone = False
 
     def _keep_aside(self) -> None:
         """If this host has flowtables, keep media and what modules read out of them. A failure is only logged."""

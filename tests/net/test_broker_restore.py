@@ -144,6 +144,18 @@ def test_whoever_removes_it_again_and_again_is_left_alone_for_a_while(rig: Rig, 
     assert rig.broker.poll() is None
 
 
+def test_sets_that_are_emptied_again_and_again_do_not_keep_nft_busy(rig: Rig) -> None:
+    rig.open(conversation())
+    for _ in range(5):
+        nft(rig, "flush set inet algate inside4")
+        wait_for(lambda: rig.count("inside4") == 1, "the networks to be back")
+    nft(rig, "flush set inet algate inside4; flush set inet algate in4")
+    wait_for(lambda: rig.count("in4") == 1, "what is open to be back")  # and so it has looked
+    assert rig.count("inside4") == 0
+    nft(rig, "delete table inet algate")
+    wait_for(lambda: is_whole(rig) and rig.count("inside4") == 1, "the table")
+
+
 @pytest.mark.rig(restore=False)
 def test_where_it_is_not_wanted_it_is_not_put_back(rig: Rig) -> None:
     rig.open(conversation())
