@@ -88,13 +88,17 @@ def restrict_calls() -> str | None:
     questions to the routing table. Anything else fails with EPERM.
 
     Holds for all threads; call it when everything is imported. Returns None, or, if nothing was done, why: there is no
-    libseccomp, or the kernel has no filters (CONFIG_SECCOMP_FILTER; emulated processors have none either).
+    libseccomp, or the kernel has no filters (CONFIG_SECCOMP_FILTER; emulated processors have none either). Raises
+    OSError if the filter cannot be made.
     """
     if seccomp is None:
         return "there is no libseccomp"
     try:
         rules = seccomp.SyscallFilter(seccomp.ERRNO(errno.EPERM))
-        rules.set_attr(seccomp.Attr.CTL_TSYNC, 1)
+        rules.set_attr(seccomp.Attr.CTL_TSYNC, 1)  # the kernel is asked whether it can
+    except (OSError, RuntimeError) as error:
+        return f"the kernel refuses the filter: {error}"
+    try:
         rules.set_attr(seccomp.Attr.CTL_OPTIMIZE, 2)  # a tree in place of a list
         for name in CALLS:
             _allow(rules, name)
@@ -102,6 +106,9 @@ def restrict_calls() -> str | None:
             _allow(rules, name, *conditions)
         # The C library asks for the older call then, whose flags can be looked at.
         rules.add_rule(seccomp.ERRNO(errno.ENOSYS), "clone3")
+    except RuntimeError as error:
+        raise OSError(errno.EINVAL, str(error)) from error
+    try:
         rules.load()
     except (OSError, RuntimeError) as error:
         return f"the kernel refuses the filter: {error}"

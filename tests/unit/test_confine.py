@@ -128,3 +128,20 @@ print(restrict_calls())
 def test_a_kernel_without_filters_is_no_reason_not_to_serve() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT_FILTERS], capture_output=True, text=True, check=False)
     assert done.stdout.startswith("the kernel refuses the filter: "), done.stderr
+
+
+# A condition that libseccomp cannot express, as that of a call that it does not know.
+IMPOSSIBLE = """
+from gateway.process import confine
+made = confine._with_arguments
+confine._with_arguments = lambda library: [*made(library), ("uname", (library.Arg(9, library.EQ, 0),))]
+try:
+    print("done", confine.restrict_calls())
+except OSError:
+    print("no filter")
+"""
+
+
+def test_a_filter_that_cannot_be_made_is_a_fault() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPOSSIBLE], capture_output=True, text=True, check=False)
+    assert done.stdout == "no filter\n", done.stdout + done.stderr
