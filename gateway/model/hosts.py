@@ -26,10 +26,15 @@ _ONE_WAY = re.compile(r"0|[1-9][0-9]{0,9}|0x[0-9a-f]{1,8}", re.ASCII)
 
 # Labels with a letter that IDNA of 2003 made another of, and that browsers and registries keep (RFC 5894, 7.2).
 _KEPT = re.compile("[^.\u3002\uff0e\uff61]*[ßς][^.\u3002\uff0e\uff61]*")
+_DOT = re.compile("[.\u3002\uff0e\uff61]")
 
 
 def _as_it_is(label: re.Match[str]) -> str:
-    return "xn--" + unicodedata.normalize("NFKC", label[0]).encode("punycode").decode()
+    """Return a label in ASCII. Raises UnicodeError if it has a character that stands for a dot among others."""
+    plain = unicodedata.normalize("NFKC", label[0])
+    if _DOT.search(plain):
+        raise UnicodeError(f"{label[0]!r} is more than one label")
+    return "xn--" + plain.encode("punycode").decode()
 
 
 def canonical_name(text: str) -> str:
@@ -60,9 +65,10 @@ def canonical_name(text: str) -> str:
 def configured_name(text: str) -> str:
     """Return a host name of the configuration as `canonical_name` does. Raises ValueError also for a `*` in it: a
     client may ask DNS for such a label, but who writes one in a rule means something else."""
-    if "*" in text:
+    name = canonical_name(text)
+    if "*" in name:
         raise ValueError(f"{text!r} is not a host name: only in a rule `*.` may begin one, and means all below it")
-    return canonical_name(text)
+    return name
 
 
 def parse_address(text: str) -> Address:

@@ -174,6 +174,9 @@ def test_one_spelling_for_one_name(text: str, name: str) -> None:
         "a." * 127 + "aa",
         "a/b.test",
         "[::1]",
+        "ß\u2024evil.test",  # a leader of one dot, which is a dot to whom normalizes
+        "ß\u2488.test",
+        "a\u2024b.test",
     ],
 )
 def test_what_is_no_name(text: str) -> None:
@@ -187,6 +190,11 @@ def test_a_rule_means_no_label_of_an_asterisk(text: str) -> None:
     with pytest.raises(ValueError, match="is not a host name"):
         configured_name(text)
     assert canonical_name(text) == text
+
+
+def test_an_asterisk_is_one_at_any_width() -> None:
+    with pytest.raises(ValueError, match="is not a host name"):
+        configured_name("\uff0a.test")
 
 
 def test_names_in_the_access_file() -> None:
