@@ -91,8 +91,8 @@ EVENTS = {
     "listen.waits": "A connection of this host uses a listener's port. The start waits for it, for a minute at most.",
     "log.lost": "The log could not be written (for example, because the disk is full): `lines` lines are missing.",
     "notify.failed": "A message to systemd could not be sent.",
-    "nat.no_mirror": "The kernel refused a mirror of an ip rule by the incoming interface: the gateway's connections with "
-    "a client's address do not follow that rule.",
+    "nat.no_mirror": "The kernel refused a mirror of an ip rule by the incoming interface: the gateway's connections "
+    "with a client's address do not follow that rule.",
     "nat.no_return_path": "The ip rule and routes that bring answers for connections with a client's address to this "
     "host could not be created. Redirected connections use the gateway's own address.",
     "nat.return_path_restored": "Another program removed the ip rule or routes that bring answers for connections with "
