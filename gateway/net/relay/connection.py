@@ -5,9 +5,10 @@ from __future__ import annotations
 import _socket
 import errno
 import fcntl
+import select
 import struct
 import termios
-from socket import AF_INET, AF_INET6, IPPROTO_TCP, SO_LINGER, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY
+from socket import AF_INET, AF_INET6, IPPROTO_TCP, SO_LINGER, SO_RCVBUF, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY
 from typing import Protocol
 
 
@@ -42,6 +43,18 @@ def unacknowledged(sock: _socket.socket) -> int:
     """Return how many bytes the other end has not acknowledged yet."""
     count: int = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
     return count
+
+
+def has_urgent(sock: _socket.socket) -> bool:
+    """Whether there is an urgent byte among what can be read of a connection, or announced by what came."""
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLPRI)
+    return any(events & select.POLLPRI for _, events in poll.poll(0))
+
+
+def narrow(sock: _socket.socket) -> None:
+    """Let the other end have no more than 64 KiB on their way to this socket from now on."""
+    _quietly_set(sock, SOL_SOCKET, SO_RCVBUF, 32 * 1024)  # the kernel doubles it
 
 
 def close_by_reset(sock: _socket.socket) -> None:

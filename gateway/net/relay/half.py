@@ -68,11 +68,31 @@ def bulk_after(bulk: int, moved: int, seconds: float) -> int:
     return bulk
 
 
+# As long as an urgent byte is under way its sender sends packets of 1,448 bytes. Four senders that always have one keep
+# two processors busy with these alone, and the kernel does that work in whatever system call comes. So each piece of a
+# stream with one in it that takes long is charged for, beyond a few.
+URGENT_COST = 1.0  # seconds
+URGENT_CREDIT = 4.0
+
+
 class Half:
     """One direction of a flow. At any time it is in one of these states: reading, waiting for room in the sink (then
     `pipe` or `rest` may hold bytes), paused by its rate, over."""
 
-    __slots__ = ("bulk", "moved", "over", "pace", "pause", "pipe", "reading", "rest", "sink", "source", "waiting")
+    __slots__ = (
+        "bulk",
+        "moved",
+        "over",
+        "pace",
+        "paid",
+        "pause",
+        "pipe",
+        "reading",
+        "rest",
+        "sink",
+        "source",
+        "waiting",
+    )
 
     def __init__(self, source: _socket.socket, sink: _socket.socket, pace: Pace | None) -> None:
         self.source = source
@@ -86,3 +106,10 @@ class Half:
         self.rest = b""
         self.moved = 0
         self.pause: WheelEntry | None = None  # while the rate allows no reading
+        self.paid = 0.0  # until when (monotonic) what urgent bytes have cost is paid for
+
+    def charge_urgent(self, now: float) -> float:
+        """Charge for a piece of a stream with an urgent byte in it that took long. Return before which time (monotonic)
+        nothing more should be read."""
+        self.paid = max(self.paid, now) + URGENT_COST
+        return self.paid - URGENT_CREDIT

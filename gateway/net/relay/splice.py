@@ -18,8 +18,16 @@ from time import monotonic
 
 from gevent import get_hub
 
-from gateway.net.relay.connection import RelaySocket, close_by_reset, local_hosts, take, unacknowledged
-from gateway.net.relay.half import FIRST, FRESH, LEAST, Half, Legacy, Reason, RelayResult, SideName, bulk_after
+from gateway.net.relay.connection import (
+    RelaySocket,
+    close_by_reset,
+    has_urgent,
+    local_hosts,
+    narrow,
+    take,
+    unacknowledged,
+)
+from gateway.net.relay.half import FIRST, FRESH, LEAST, LONG, Half, Legacy, Reason, RelayResult, SideName, bulk_after
 from gateway.net.relay.pipes import PIPE_SIZE, PipePool
 from gateway.net.relay.poller import BROKEN, ENDED, GONE, READ, UNWATCHED, WRITE, Poller, Watch, Watches
 from gateway.net.relay.wheel import Wheel, WheelEntry
@@ -181,13 +189,19 @@ class RelayHandle:
         """Move what can be moved without waiting, within the budget. `last`: the source has ended behind what it has
         sent."""
         self._active = monotonic()
+        before = half.moved
         if half.bulk or half.pipe is not None:
-            before = half.moved
             self._splice(half)
-            if half.bulk:
-                half.bulk = bulk_after(half.bulk, half.moved - before, monotonic() - self._active)
         else:
             self._copy(half, last)
+        now = monotonic()
+        if half.bulk:
+            half.bulk = bulk_after(half.bulk, half.moved - before, now - self._active)
+        if now > self._active + LONG and half.reading and has_urgent(half.source):
+            narrow(half.source)
+            due = half.charge_urgent(now)
+            if due > now:
+                self._pause(half, due)
 
     def _copy(self, half: Half, last: bool) -> None:
         limit, pace = COPY_SIZE, half.pace
@@ -195,7 +209,7 @@ class RelayHandle:
             data, half.rest = half.rest, b""
             if not data:
                 if pace is not None and not (limit := min(COPY_SIZE, pace.allowance(self._active))):
-                    self._pause(half, pace)
+                    self._pause(half, pace.due(self._active))
                     return
                 try:
                     data = half.source.recv(limit)
@@ -245,7 +259,7 @@ class RelayHandle:
                 if pace is not None and not (limit := min(size, pace.allowance(self._active))):
                     half.pipe = None
                     pool.give_back(pipe)
-                    self._pause(half, pace)
+                    self._pause(half, pace.due(self._active))
                     return
                 try:
                     pipe.held = count = os.splice(source, pipe.writer, limit, flags=FLAGS)
@@ -299,10 +313,11 @@ class RelayHandle:
             half.reading, half.waiting = False, True
             self._ask()
 
-    def _pause(self, half: Half, pace: Pace) -> None:
+    def _pause(self, half: Half, due: float) -> None:
+        """Read no more of this side before a time (monotonic)."""
         half.reading = half.waiting = False
         self._ask()
-        half.pause = self._relay.wheel.add(pace.due(self._active), partial(self._resume, half))
+        half.pause = self._relay.wheel.add(due, partial(self._resume, half))
 
     def _resume(self, half: Half, _now: float) -> None:
         half.pause = None

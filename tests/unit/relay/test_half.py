@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.net.relay.half import FIRST, LEAST, LONG, MOST, bulk_after
+from gateway.net.relay.half import FIRST, LEAST, LONG, MOST, URGENT_COST, URGENT_CREDIT, Half, bulk_after
 
 SECONDS = st.floats(0, 0.1)
 
@@ -29,3 +31,12 @@ def test_slow_bytes_become_few_and_quick_ones_many() -> None:
     for _ in range(4):
         bulk = bulk_after(bulk, bulk, LONG / 10)
     assert bulk == MOST
+
+
+def test_urgent_bytes_that_cost_much_slow_their_stream_down_and_few_do_not() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        half = Half(one, other, None)
+        assert all(half.charge_urgent(100.0) <= 100.0 for _ in range(int(URGENT_CREDIT)))
+        assert half.charge_urgent(100.0) == 100.0 + URGENT_COST
+        assert half.charge_urgent(100.0 + 60) <= 160.0, "a minute later it has its credit again"

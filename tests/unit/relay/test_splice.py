@@ -24,6 +24,7 @@ from gateway.net.relay import splice
 from gateway.net.relay.half import RelayResult
 from gateway.net.relay.splice import Relay, RelayHandle
 from gateway.net.relay.wheel import Wheel
+from gateway.net.sockets import prepare
 from tests.greenlets import join_all
 from tests.unit.relay.ends import Joined, descriptors, join, read_all, read_exactly, reset, settle, tcp_pair
 
@@ -654,3 +655,21 @@ def test_a_side_that_has_much_to_do_lets_others_go_first(relay: Relay) -> None:
     for flow in (*streams, few):
         flow.close()
         flow.result()
+
+
+def test_every_urgent_byte_of_a_bulk_transfer_arrives_in_its_place(relay: Relay) -> None:
+    client, left = tcp_pair()
+    server, right = tcp_pair()
+    for sock in (left, right):
+        prepare(sock)
+    done: AsyncResult[RelayResult] = AsyncResult()
+    flow = Joined(client, server, relay.start(left, right, done.set), done)
+    piece = random.Random(5).randbytes(100_000)
+    reading = gevent.spawn(read_all, server)
+    for _ in range(100):
+        client.sendall(piece)
+        client.send(b"!", stdlib.MSG_OOB)
+    client.shutdown(stdlib.SHUT_WR)
+    assert reading.get(timeout=60) == (piece + b"!") * 100
+    flow.close()
+    flow.result()
