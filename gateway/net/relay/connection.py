@@ -11,6 +11,10 @@ import termios
 from socket import AF_INET, AF_INET6, IPPROTO_TCP, SO_LINGER, SO_RCVBUF, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY
 from typing import Protocol
 
+from gevent.monkey import get_original
+
+_poll = get_original("select", "poll")  # gevent's waits, which the hub may not
+
 
 class RelaySocket(Protocol):
     """A connected stream socket of gevent or of the standard library."""
@@ -47,9 +51,9 @@ def unacknowledged(sock: _socket.socket) -> int:
 
 def has_urgent(sock: _socket.socket) -> bool:
     """Whether there is an urgent byte among what can be read of a connection, or announced by what came."""
-    poll = select.poll()
-    poll.register(sock.fileno(), select.POLLPRI)
-    return any(events & select.POLLPRI for _, events in poll.poll(0))
+    asked = _poll()
+    asked.register(sock.fileno(), select.POLLPRI)
+    return any(events & select.POLLPRI for _, events in asked.poll(0))
 
 
 def narrow(sock: _socket.socket) -> None:
