@@ -25,6 +25,7 @@ from gateway.model.hosts import canonical_name
 from gateway.model.requests import ConnectRequest
 from gateway.net.addresses import is_local
 from gateway.net.resolver import ResolveError, Resolver
+from gateway.net.sockets import error_of
 from gateway.policy.clients import ClientLimit, Clients, HoldingKind
 from gateway.policy.decide import Decision, Judgement, PolicyInForce
 from gateway.policy.limits import LimitReached, RuleLimits, Session
@@ -256,7 +257,7 @@ def connect_as_client(
         return None
     try:
         gsocket.wait_write(sock.fileno(), max(deadline - time.monotonic(), 0.01), TimeoutError())
-        if code := sock.getsockopt(gsocket.SOL_SOCKET, gsocket.SO_ERROR):
+        if code := error_of(sock):
             raise OSError(code, os.strerror(code))
         sock.setsockopt(gsocket.IPPROTO_TCP, gsocket.TCP_NODELAY, 1)
     except OSError as error:
@@ -335,12 +336,17 @@ def _connect(address: Address, port: int, timeout: float, source: Address | None
     family = gsocket.AF_INET6 if address.version == 6 else gsocket.AF_INET
     sock = gsocket.socket(family, gsocket.SOCK_STREAM)
     try:
-        sock.settimeout(max(timeout, 0.01))
+        sock.setblocking(False)
         sock.setsockopt(gsocket.IPPROTO_TCP, gsocket.TCP_NODELAY, 1)
         if source and source.version == address.version:
             sock.setsockopt(gsocket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
             sock.bind((str(source), 0))
-        sock.connect((str(address), port))
+        code = sock.connect_ex((str(address), port))
+        if code == errno.EINPROGRESS:
+            gsocket.wait_write(sock.fileno(), max(timeout, 0.01), TimeoutError())
+            code = error_of(sock)
+        if code:
+            raise OSError(code, os.strerror(code))
         sock.settimeout(None)
     except BaseException:
         sock.close()

@@ -7,7 +7,7 @@ import errno
 import ipaddress
 import os
 from collections.abc import Callable
-from socket import AF_INET, AF_INET6, IPPROTO_IP, SO_ERROR, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET
+from socket import AF_INET, AF_INET6, IPPROTO_IP, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM
 from time import monotonic
 
 import gevent.socket as gsocket
@@ -19,7 +19,7 @@ from gateway.model.requests import ConnectRequest
 from gateway.net.relay.poller import GONE, WRITE, Watch
 from gateway.net.relay.splice import Relay
 from gateway.net.relay.wheel import WheelEntry
-from gateway.net.sockets import prepare
+from gateway.net.sockets import error_of, prepare
 from gateway.policy.decide import Decision, PolicyInForce
 
 Done = Callable[[_socket.socket | OSError, Watch | None], None]
@@ -98,7 +98,7 @@ class _Dialling:
     def _ready(self, events: int) -> None:
         """The kernel has finished the attempt."""
         self._wheel.discard(self._entry)
-        code = self._sock.getsockopt(SOL_SOCKET, SO_ERROR) if events & GONE else 0
+        code = error_of(self._sock) if events & GONE else 0
         if code:
             self._fail(OSError(code, os.strerror(code)))
         else:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import _socket
+import fcntl
 import ipaddress
 import socket
 import struct
+import termios
 import time
 
 from alg.address import Endpoint
@@ -82,3 +84,12 @@ def endpoint(address: tuple[object, ...]) -> Endpoint:
         mapped = ipaddress.IPv6Address(host).ipv4_mapped
         host = str(mapped) if mapped else host
     return Endpoint(host, port)
+
+
+def error_of(sock: _socket.socket) -> int:
+    """Return the errno with which a connection attempt has ended; 0: the connection is there. A server may have spoken
+    and reset it already: what it has said can be read, and the error comes behind that."""
+    if fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)) != bytes(4):
+        return 0
+    code: int = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    return code
