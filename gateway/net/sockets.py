@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import _socket
-import fcntl
 import ipaddress
 import socket
 import struct
-import termios
 import time
 
 from alg.address import Endpoint
@@ -15,6 +13,7 @@ from alg.address import Endpoint
 _LINGER_RESET = struct.pack("ii", 1, 0)
 KEEPALIVE = 110.0  # seconds of silence: routers on the way may forget a connection after 4 minutes, or a little over 2
 _KEEPALIVE_PROBES = 5
+_BYTES_ACKED = slice(120, 128)  # tcpi_bytes_acked in <linux/tcp.h>
 
 _keepalive = KEEPALIVE
 
@@ -87,9 +86,10 @@ def endpoint(address: tuple[object, ...]) -> Endpoint:
 
 
 def error_of(sock: _socket.socket) -> int:
-    """Return the errno with which a connection attempt has ended; 0: the connection is there. A server may have spoken
-    and reset it already: what it has said can be read, and the error comes behind that."""
-    if fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)) != bytes(4):
+    """Return the errno with which an attempt to connect a TCP socket has ended; 0: the connection is there, or was. A
+    server may have reset it already: what it has said before can be read, and the reset comes behind that."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.stop)
+    if any(info[_BYTES_ACKED]):  # our SYN was one
         return 0
     code: int = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     return code

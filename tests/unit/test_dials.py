@@ -28,14 +28,15 @@ def listener() -> Iterator[stdlib.socket]:
         yield listener
 
 
-def speak_and_reset(listener: stdlib.socket) -> None:
+def speak_and_reset(listener: stdlib.socket, said: bytes) -> None:
     sock, _ = listener.accept()
-    sock.sendall(b"said")
+    sock.sendall(said)
     sock.setsockopt(stdlib.SOL_SOCKET, stdlib.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
 
 
-def test_a_dial_without_a_greenlet(listener: stdlib.socket) -> None:
+@pytest.mark.parametrize("said", [b"said", b""])
+def test_a_dial_without_a_greenlet(listener: stdlib.socket, said: bytes) -> None:
     relay = Relay(60.0, 60.0)
     results: list[_socket.socket | OSError] = []
 
@@ -46,31 +47,34 @@ def test_a_dial_without_a_greenlet(listener: stdlib.socket) -> None:
 
     dialer = QuickDialer(PolicyInForce(Policy([])), relay)
     dialer.start(LOOPBACK, listener.getsockname()[1], done)
-    speak_and_reset(listener)
+    speak_and_reset(listener, said)
     with gevent.Timeout(5):
         while not results:
             gevent.sleep(0.001)
     (sock,) = results
     assert not isinstance(sock, OSError), sock
-    assert sock.recv(100) == b"said"
+    if said:
+        assert sock.recv(100) == said
     with pytest.raises(ConnectionResetError):
         sock.recv(100)
     sock.close()
     relay.close()
 
 
-def test_a_dial_that_races(listener: stdlib.socket) -> None:
+@pytest.mark.parametrize("said", [b"said", b""])
+def test_a_dial_that_races(listener: stdlib.socket, said: bytes) -> None:
     port = listener.getsockname()[1]
     dialled = gevent.spawn(race, [LOOPBACK], port, 1e12, None)
     with gevent.Timeout(5):
         listener.setblocking(False)
         while True:
             with contextlib.suppress(BlockingIOError):
-                speak_and_reset(listener)
+                speak_and_reset(listener, said)
                 break
             gevent.sleep(0)
     sock, _ = dialled.get(timeout=5)
-    assert sock.recv(100) == b"said"
+    if said:
+        assert sock.recv(100) == said
     with pytest.raises(ConnectionResetError):
         sock.recv(100)
     sock.close()
