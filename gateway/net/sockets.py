@@ -13,7 +13,7 @@ from alg.address import Endpoint
 _LINGER_RESET = struct.pack("ii", 1, 0)
 KEEPALIVE = 110.0  # seconds of silence: routers on the way may forget a connection after 4 minutes, or a little over 2
 _KEEPALIVE_PROBES = 5
-_BYTES_ACKED = slice(120, 128)  # tcpi_bytes_acked in <linux/tcp.h>
+_TCPI_BYTES_ACKED = 120  # the offset in struct tcp_info of <linux/tcp.h>, with 8 bytes
 
 _keepalive = KEEPALIVE
 
@@ -88,8 +88,8 @@ def endpoint(address: tuple[object, ...]) -> Endpoint:
 def error_of(sock: _socket.socket) -> int:
     """Return the errno with which an attempt to connect a TCP socket has ended; 0: the connection is there, or was. A
     server may have reset it already: what it has said before can be read, and the reset comes behind that."""
-    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.stop)
-    if any(info[_BYTES_ACKED]):  # our SYN was one
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_BYTES_ACKED + 8)
+    if info[_TCPI_BYTES_ACKED:] != bytes(8):  # our SYN was one
         return 0
     code: int = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     return code
