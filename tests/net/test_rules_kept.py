@@ -157,16 +157,21 @@ def test_what_the_operator_removes_stays_away(own_lab: Lab) -> None:
     assert gateway.stop() == 0
 
 
-def test_what_the_operator_applies_before_a_reload_is_not_undone(
-    own_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As many rules as before, with another port in them, and IPv6's take a second, as they may on a small router."""
-    lab = own_lab
-    process = {"run_dir": str(tmp_path / "run"), "workers": 1}
+def _with_another_port_in_its_file(lab: Lab, folder: Path) -> Gateway:
+    """A gateway whose rules are seen to be applied, and whose configuration has another port of FTP since then."""
+    process = {"run_dir": str(folder / "run"), "workers": 1}
     config = lab.write_config(alg={"ftp": {"ports": [21]}}, process=process)
     gateway = lab.start_gateway(config)
     lab.wait_for(lambda: "rules: applied" in gateway.algate("status").stdout, 5, "the rules to be seen")
     shutil.copy(lab.write_config(alg={"ftp": {"ports": [2121]}}, process=process), config)
+    return gateway
+
+
+def test_what_the_operator_applies_before_a_reload_is_not_undone(
+    own_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many rules as before, with another port in them, and IPv6's take a second, as they may on a small router."""
+    lab, gateway = own_lab, _with_another_port_in_its_file(own_lab, tmp_path)
     slow = tmp_path / "slow" / "ip6tables-restore"
     slow.parent.mkdir()
     slow.write_text(f'#!/bin/sh\nsleep 1\nexec {shutil.which("ip6tables-restore")} "$@"\n')
@@ -183,12 +188,7 @@ def test_what_the_operator_applies_before_a_reload_is_not_undone(
 
 
 def test_rules_that_a_reload_has_changed_are_not_gone(own_lab: Lab, tmp_path: Path) -> None:
-    lab = own_lab
-    process = {"run_dir": str(tmp_path / "run"), "workers": 1}
-    config = lab.write_config(alg={"ftp": {"ports": [21]}}, process=process)
-    gateway = lab.start_gateway(config)
-    lab.wait_for(lambda: "rules: applied" in gateway.algate("status").stdout, 5, "the rules to be seen")
-    shutil.copy(lab.write_config(alg={"ftp": {"ports": [2121]}}, process=process), config)
+    lab, gateway = own_lab, _with_another_port_in_its_file(own_lab, tmp_path)
     gateway.reload()
     redirected = nat(lab)
     assert "2121" in redirected
