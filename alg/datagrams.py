@@ -185,7 +185,9 @@ class DatagramModule(Protocol):
     def __init__(self, context: DatagramContext) -> None: ...
 
     def handle(self, event: DatagramEvent) -> Sequence[DatagramCommand]:
-        """Handle one event, and return commands, which are carried out in this order. Must neither raise nor block."""
+        """Handle one event, and return commands, which are carried out in this order. Must neither raise nor block.
+        An exception is logged, and what the client and the server say passes unread for a minute; a module that hangs
+        three times within a minute is not called any more."""
         ...
 
     def deadline(self) -> float | None:
@@ -214,7 +216,7 @@ class ShownModule(DatagramModule, Protocol):
         ...
 
     def samples(self) -> list[tuple[tuple[str, ...], float]]:
-        """Return metrics: the name and the values of the labels, and the value."""
+        """Return values of algate's own metrics: the name with the values of the labels, and the value."""
         ...
 
     def counts(self) -> dict[str, int]:

@@ -8,12 +8,12 @@ and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
 
-from alg.api import API, AlgModule
+from alg.api import API, PINHOLE_KINDS, AlgModule
 from alg.datagrams import DatagramContext, DatagramModule
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class DatagramKind:
     shown: bool
     recorded: bool
     tables: tuple[str, ...]
+    kinds: frozenset[str]
     read_inbound: bool = False
 
     def make(self, context: DatagramContext) -> tuple[DatagramModule, float | None]:
@@ -57,6 +58,7 @@ class Traits:
     share: float = 0.25
     conceal: Callable[[bytes], bytes] | None = None
     outlives: bool = False
+    kinds: frozenset[str] = frozenset()
 
 
 _DEFAULTS = Traits()
@@ -71,6 +73,7 @@ def traits_of(module: AlgModule) -> Traits:
         float(getattr(module, "share", _DEFAULTS.share)),
         getattr(module, "conceal", None),
         bool(getattr(module, "outlives", _DEFAULTS.outlives)),
+        frozenset(getattr(module, "kinds", _DEFAULTS.kinds)),
     )
 
 
@@ -211,6 +214,7 @@ def _datagram_kind(entry: EntryPoint, face: type) -> DatagramKind:
         bool(getattr(face, "shown", False)),
         bool(getattr(face, "recorded", False)),
         tuple(getattr(face, "tables", ())),
+        frozenset(getattr(face, "kinds", ())),
         bool(getattr(face, "read_inbound", False)),
     )
 
@@ -233,7 +237,7 @@ def _load(entry: EntryPoint) -> type:
     origin = _origin(entry)
     try:
         loaded = entry.load()
-    except Exception as error:  # a foreign package's import may fail in any way
+    except (Exception, SystemExit) as error:  # a foreign package's import may fail in any way
         raise BrokenModule(f"{origin} cannot be loaded: {type(error).__name__}: {error}") from error
     return _checked(loaded, origin)
 
@@ -248,7 +252,28 @@ def _checked(loaded: object, origin: str) -> type:
     if version != API[0]:
         this = ".".join(map(str, API))
         raise BrokenModule(f"{origin} is written for version {version} of the interface of modules; this is {this}")
+    if mistake := _mistake_in(loaded):
+        raise BrokenModule(f"{origin}: {mistake}")
     return loaded
+
+
+def _mistake_in(module: type) -> str:
+    """Return what is wrong with the attributes by which a class declares what it wants; "" if nothing is."""
+    options = getattr(module, "Options", None)
+    if options is not None and not (isinstance(options, type) and is_dataclass(options)):
+        return "its Options are no dataclass"
+    for attribute in ("kinds", "tables"):
+        names = getattr(module, attribute, ())
+        if not isinstance(names, tuple | list | set | frozenset) or not all(isinstance(name, str) for name in names):
+            return f"its {attribute} are no list of names"
+    for kind in getattr(module, "kinds", ()):
+        if kind not in PINHOLE_KINDS:
+            return f"it names {kind!r} as a kind of pinholes; there are {', '.join(PINHOLE_KINDS)}"
+    for attribute in ("look_every", "most_held", "share"):
+        number = getattr(module, attribute, None)
+        if number is not None and not (isinstance(number, int | float) and number > 0):
+            return f"its {attribute} is {number!r}, and no number above 0"
+    return ""
 
 
 def options_of(module: type[AlgModule]) -> type[DataclassInstance] | None:
@@ -264,6 +289,7 @@ def tables_of(module: AlgModule | DatagramModule) -> tuple[str, ...]:
 
 
 def shown_tables() -> frozenset[str]:
-    """Return the names of all tables that installed modules show. Raises BrokenModule."""
-    names = {name for kind in datagram_modules().values() for name in kind.tables}
-    return frozenset(names | {name for module in modules().values() for name in getattr(module, "tables", ())})
+    """Return the names of all tables that the modules show which this process can load."""
+    streams, datagrams, _ = loadable()
+    names = {name for kind in datagrams.values() for name in kind.tables}
+    return frozenset(names | {name for module in streams.values() for name in getattr(module, "tables", ())})

@@ -7,7 +7,7 @@ carry, may change and close them, and opens nothing more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import gevent
@@ -17,6 +17,7 @@ from gevent.event import Event as Wakeup
 from alg.api import (
     AlgModule,
     ClosePinhole,
+    Command,
     Event,
     Note,
     Opened,
@@ -27,7 +28,7 @@ from alg.api import (
 )
 from gateway.driver.activity import ActivityWatch
 from gateway.driver.conversations import Conversations
-from gateway.driver.guard import Broken, ModuleGuard
+from gateway.driver.guard import Broken, ModuleGuard, described
 from gateway.driver.notes import is_to_log
 from gateway.flow.table import Flow
 
@@ -66,19 +67,29 @@ class Survivor:
             self.conversations.close(event.ref)
             return
         try:
-            commands = self._guard.call(self._name, self.flow.id, self.module.handle, event)
-            for command in commands:
-                match command:
-                    case UpdateConversation() | UpdateMapping():
-                        self.conversations.update(command)
-                    case ClosePinhole(ref):
-                        self.conversations.close(ref)
-                    case Note(code, detail) if is_to_log(command):
-                        log.info("alg.note", flow=self.flow.id, code=code, detail=detail)
+            self._do_all(self._guard.call(self._name, self.flow.id, self._answer_to, event))
         except Broken as broken:
-            log.error("alg.broken", flow=self.flow.id, module=self._name, reason=str(broken))
-            self.end()
+            self._broken(str(broken))
+        except Exception as error:  # what is no command, or makes no sense
+            self._broken(described(error))
         self._changed.set()
+
+    def _answer_to(self, event: Event) -> Sequence[Command]:
+        return tuple(self.module.handle(event))  # what is a generator has yet to run
+
+    def _do_all(self, commands: Sequence[Command]) -> None:
+        for command in commands:
+            match command:
+                case UpdateConversation() | UpdateMapping():
+                    self.conversations.update(command)
+                case ClosePinhole(ref):
+                    self.conversations.close(ref)
+                case Note(code, detail) if is_to_log(command):
+                    log.info("alg.note", flow=self.flow.id, code=code, detail=detail)
+
+    def _broken(self, reason: str) -> None:
+        log.error("alg.broken", flow=self.flow.id, module=self._name, reason=reason)
+        self.end()
 
     def end(self) -> None:
         """End the module now."""
@@ -105,7 +116,11 @@ class Survivor:
         return bool(self._guard.call(self._name, self.flow.id, cast(OutlivingModule, self.module).lives_on))
 
     def _deadline(self) -> float | None:
-        return self._guard.call(self._name, self.flow.id, self.module.deadline)
+        return self._guard.call(self._name, self.flow.id, self._wanted)
+
+    def _wanted(self) -> float | None:
+        at = self.module.deadline()
+        return None if at is None else float(at)
 
     def _timeout(self) -> float | None:
         pending = [at for at in (self._deadline(), self._activity.deadline()) if at is not None]

@@ -21,6 +21,7 @@ from gevent.event import Event as Wakeup
 
 from alg.address import Endpoint
 from alg.api import (
+    PINHOLE_KINDS,
     Activity,
     ClosePinhole,
     Edit,
@@ -49,7 +50,7 @@ from alg.datagrams import (
 )
 from gateway.driver.conversations import Conversations
 from gateway.driver.faults import Faults
-from gateway.driver.guard import Hung, alarm
+from gateway.driver.guard import ModuleGuard, alarm
 from gateway.driver.notes import is_to_log
 from gateway.driver.ordering import InOrder, QueuedDatagram
 from gateway.driver.probe import is_proven
@@ -146,7 +147,9 @@ class DatagramCarrier(Protocol):
 class Setting(NamedTuple):
     """How a module is driven. `name`: the module's name, for the log; `most`: how many datagrams may wait at a time;
     `flow`: the id of the flow in leases; `names`: further fields of each log line; `look_every`: seconds between two
-    polls of what conversations have carried, None: never; `shown`: whether its messages may be traced."""
+    polls of what conversations have carried, None: never; `shown`: whether its messages may be traced; `guard`: counts
+    its slow calls with those of others, None: it has one of its own; `kinds`: the kinds of pinholes that the module's
+    class declares."""
 
     name: str
     mode: Mode
@@ -155,6 +158,8 @@ class Setting(NamedTuple):
     names: dict[str, str]
     look_every: float | None
     shown: bool
+    guard: ModuleGuard | None = None
+    kinds: frozenset[str] = frozenset(PINHOLE_KINDS)
 
 
 class DatagramDriver:
@@ -187,7 +192,7 @@ class DatagramDriver:
         self._wakes_at = math.inf  # when `run` comes back by itself
         self._next_look = now() + setting.look_every if setting.look_every is not None else math.inf
         self._carried: dict[int, tuple[int, int]] = {}
-        self._faults = Faults(setting.name, setting.names)
+        self._faults = Faults(setting.name, setting.names, setting.guard or ModuleGuard())
         self._probing = 0
         self._edit_keys: dict[str, Key] = {}
 
@@ -301,13 +306,21 @@ class DatagramDriver:
             self._wake_by(self._next_look)
 
     def _answer_to(self, event: DatagramEvent) -> Sequence[DatagramCommand]:
+        if self._faults.is_out:
+            if isinstance(event, Datagram):
+                self._end_wait(event.packet)
+            return []
+        began = self._faults.begin()
         before = alarm.enter()
         try:
             answer = self.module.handle(event)
-            return (
-                answer if isinstance(answer, list | tuple) else tuple(answer)
-            )  # such as a generator: it has yet to run
-        except (Exception, Hung) as error:  # a module may fail in any way: it must not take others with it
+            if not isinstance(answer, list | tuple):
+                answer = tuple(answer)  # such as a generator: it has yet to run
+            self._faults.end(began)
+            return answer
+        except (gevent.GreenletExit, gevent.Timeout):  # not its own: it is ended while it waits
+            raise
+        except BaseException as error:  # a module may fail in any way: it must not take others with it
             self._failed(event, error)
             return []
         finally:
@@ -325,13 +338,20 @@ class DatagramDriver:
         self._faults.add(error, client, server, self._now())
 
     def _deadline(self) -> float | None:
+        """Return when the module wants a tick. Where it has failed, it is asked later."""
+        if self._faults.is_out:
+            return None
+        if self._now() < self._faults.silent_until:
+            return self._faults.silent_until
         before = alarm.enter()
         try:
             at = self.module.deadline()
-            return None if at is None else max(float(at), self._faults.silent_until)
-        except (Exception, Hung) as error:
+            return None if at is None else float(at)
+        except (gevent.GreenletExit, gevent.Timeout):
+            raise
+        except BaseException as error:
             self._broken(error, None, "")
-            return None
+            return self._faults.silent_until
         finally:
             alarm.leave(before)
 
@@ -348,6 +368,8 @@ class DatagramDriver:
 
     def _do(self, command: DatagramCommand) -> None:
         match command:
+            case OpenConversation() | OpenMapping() if not self._declares(command):
+                self._on_outcome(command.ref, "kind", None)
             case OpenConversation():
                 client, public, read, own = self._carrier.place(command)
                 if own is not None:
@@ -365,6 +387,10 @@ class DatagramDriver:
                 self.conversations.close(ref)
             case StandDown() | RevokeConversation() | Note():
                 self._carrier.said(command)
+
+    def _declares(self, command: OpenConversation | OpenMapping) -> bool:
+        """Whether the module's class declares that it asks for this kind of pinholes."""
+        return ("mapping" if isinstance(command, OpenMapping) else "conversation") in self.setting.kinds
 
     def _probe(self, command: Probe) -> None:
         # Only a socket of a client that uses this module has a place, so only such clients are connected to.

@@ -1,4 +1,4 @@
-"""What a datagram module could not bear: it is not shown that for a while, and what happened is logged once."""
+"""The mistakes of a datagram module: it is not shown for a while what it failed on, and each kind is logged once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import traceback
 import structlog
 
 from alg.address import Endpoint
+from gateway.driver.guard import Hung, ModuleGuard, described
 from gateway.observe.counters import count
 
 log = structlog.get_logger()
@@ -21,18 +22,33 @@ _AFTER_AN_ERROR = 1.0  # seconds until a module whose clock failed is told the t
 
 
 class Faults:
-    """The mistakes of one module. `name`: the module's; `names`: further fields of the log lines.
+    """The mistakes of one module. `name`: the module's; `names`: further fields of the log lines; `guard` counts the
+    calls that were slow or hung, and knows whether the module is out.
 
-    `unread`: what a client and a server say that the module is not shown, until when. `silent_until`: when it may be
-    told the time again.
+    `unread`: for each client and server whose datagrams the module is not shown, the time until which that is so.
+    `silent_until`: the time until which the module is not asked for its deadline.
     """
 
-    def __init__(self, name: str, names: dict[str, str]) -> None:
+    def __init__(self, name: str, names: dict[str, str], guard: ModuleGuard) -> None:
         self.unread: dict[tuple[Endpoint, str], float] = {}
         self.silent_until = -math.inf
+        self._guard = guard
         self._name = name
         self._names = names
         self._logged: set[str] = set()  # kinds of exceptions
+
+    @property
+    def is_out(self) -> bool:
+        """Whether the module is not called any more."""
+        return self._guard.is_out(self._name)
+
+    def begin(self) -> float:
+        """Note that a call begins. Returns the time, for `end`."""
+        return self._guard.begin()
+
+    def end(self, began: float) -> None:
+        """Note that a call has ended without a mistake. It is counted if it was slow."""
+        self._guard.end(self._name, self._names.get("flow", ""), began)
 
     def is_unread(self, client: Endpoint, server: str, now: float) -> bool:
         """Whether the module is not to be shown what these two say."""
@@ -47,6 +63,8 @@ class Faults:
     def add(self, error: BaseException, client: Endpoint | None, server: str, now: float) -> None:
         """Note an exception of the module on a datagram of these two, which go on without it."""
         count("algate_module_errors_total", self._name)
+        if isinstance(error, Hung):
+            self._guard.count(self._name)
         self.silent_until = now + _AFTER_AN_ERROR
         if client is not None:
             if len(self.unread) >= _MOST_UNREAD:
@@ -57,6 +75,6 @@ class Faults:
             self._logged.add(kind)
             frames = traceback.extract_tb(error.__traceback__)
             where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-            reason = f"{kind}: {error}"[:200] + where
+            reason = ("it hangs" if isinstance(error, Hung) else described(error)) + where
             ends = {"client": str(client), "server": server} if client is not None else {}
             log.error("alg.broken", module=self._name, reason=reason, **ends, **self._names)

@@ -118,7 +118,7 @@ atexit.register(alarm.stop)
 
 
 class ModuleGuard:
-    """Calls the modules of one process, or of one configuration of it."""
+    """Calls the modules of one process, or of one configuration of it, and knows which of them are out."""
 
     def __init__(self) -> None:
         self._out: set[str] = set()
@@ -134,13 +134,13 @@ class ModuleGuard:
 
     def call(self, name: str, flow: str, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function of the module `name` for a flow. Raises Broken."""
-        began = monotonic()
-        if began - self._read_at > FRESH:
-            self._read_at, self._read = began, thread_time()
+        hung = False
+        began = self.begin()
         before = alarm.enter()
         try:
             return function(*arguments)
         except Hung:
+            hung = True
             raise Broken("it hangs") from None
         except (gevent.GreenletExit, gevent.Timeout):  # not its own: the flow is ended while it waits
             raise
@@ -148,10 +148,24 @@ class ModuleGuard:
             raise Broken(described(error)) from error
         finally:
             alarm.leave(before)
-            self.ended = monotonic()
-            self.took = self.ended - began
-            if self.took > SLOW:
-                self._took(name, flow, thread_time() - self._read)
+            self.end(name, flow, began, hung)
+
+    def begin(self) -> float:
+        """Note that a call begins. Returns the time, for `end`."""
+        began = monotonic()
+        if began - self._read_at > FRESH:
+            self._read_at, self._read = began, thread_time()
+        return began
+
+    def end(self, name: str, flow: str, began: float, hung: bool = False) -> None:
+        """Note that a call of the module `name` for a flow has ended, and count it if it was slow, or hung. A call that
+        hung counts also if it did not use the processor, because all others waited for it."""
+        self.ended = monotonic()
+        self.took = self.ended - began
+        if hung:
+            self.count(name)
+        elif self.took > SLOW:
+            self._took(name, flow, thread_time() - self._read)
 
     def _took(self, name: str, flow: str, seconds: float) -> None:
         """Count the time of a call. It is processor time of this thread, because a busy machine is not the module's
@@ -159,6 +173,10 @@ class ModuleGuard:
         if seconds <= SLOW:
             return
         log.warning("alg.slow", module=name, flow=flow, seconds=round(seconds, 3))
+        self.count(name)
+
+    def count(self, name: str) -> None:
+        """Count a call of a module that was slow or hung. With the third one within a minute it is out."""
         now, times = monotonic(), self._slow.setdefault(name, deque(maxlen=MOST_SLOW))
         times.append(now)
         if len(times) == MOST_SLOW and now - times[0] <= WITHIN and name not in self._out:

@@ -235,7 +235,13 @@ class _Flow:
         side = Side.CLIENT if piece.source == self._ends[Side.CLIENT] else Side.SERVER
         events: deque[Event] = deque([Received(side, piece.data, piece.time)])
         while events and not self._bypassed:
-            for command in self._module.handle(events.popleft()):
+            try:
+                commands = tuple(self._module.handle(events.popleft()))
+            except Exception as error:  # a module may fail in any way
+                self._bypassed = True
+                yield _event(piece.time, "alg.broken", f"{type(error).__name__}: {error}")
+                return
+            for command in commands:
                 yield from self._do(command, piece.time, events)
 
     def _do(self, command: Command, when: float, events: deque[Event]) -> Iterator[Row]:

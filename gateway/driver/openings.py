@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import gevent
 import structlog
@@ -33,7 +33,7 @@ from alg.api import (
 from alg.bucket import Rate
 from gateway.driver.conversations import Conversations
 from gateway.driver.probe import is_proven
-from gateway.driver.requests import Conversing, Opening, advertised, is_forbidden, request_of
+from gateway.driver.requests import Conversing, Opening, advertised, is_forbidden, kind_of, request_of
 from gateway.driver.surroundings import Surroundings
 from gateway.flow.table import Flow
 from gateway.model.errors import PinholeRefused
@@ -48,6 +48,25 @@ LONGEST_HOLD = 2.5  # seconds that a message waits for its peer to be let in
 OPENINGS = 200  # pinholes a second and flow, and as many at once: a flood must not reach the broker, which serves all
 
 
+class OpeningRate:
+    """Counts how often the module of a flow asks for pinholes, and says when that is too often."""
+
+    def __init__(self, flow: Flow) -> None:
+        self._flow = flow
+        self._rate = Rate(OPENINGS, OPENINGS)
+        self._logged = False
+
+    def refusal(self, unanswered: int, now: float) -> str | None:
+        """Return why an opening is refused: too many are under way, or were asked for in a short time. None: it is
+        not."""
+        if unanswered < MOST_UNANSWERED and self._rate.take(None, now):
+            return None
+        if not self._logged:
+            self._logged = True  # once for a flow: a log is not to be flooded either
+            log.warning("pinhole.flood", flow=self._flow.id, client=self._flow.client.host)
+        return "flood"
+
+
 class Openings:
     """Opens and closes for one flow. `tell` is called later, from a greenlet, with the result.
 
@@ -60,8 +79,10 @@ class Openings:
         mode: Mode,
         around: Surroundings,
         own_hosts: tuple[str, str],
+        kinds: Collection[str],
         tell: Callable[[Event], None],
     ) -> None:
+        """`kinds`: the kinds of pinholes that the module's class declares. `tell` is called with its events."""
         self.revoked: str | None = None  # by which rule this flow may open nothing any more
         self.conversations = Conversations(around.backend, mode, flow.id, self._on_conversation, self._admitted)
         self._admission = Wakeup()
@@ -69,13 +90,13 @@ class Openings:
         self._mode = mode
         self._around = around
         self._own_hosts = own_hosts
+        self._kinds = kinds
         self._tell = tell
         self._leases: dict[int, Callable[[], None]] = {}  # how each is closed
         self._passages: list[tuple[Side, Passage]] = []  # of whom; those that may still come
         self._opening: set[int] = set()
         self._unanswered = 0
-        self._rate = Rate(OPENINGS, OPENINGS)
-        self._flooded = False
+        self._flood = OpeningRate(flow)
         self._over = False
 
     @property
@@ -87,14 +108,14 @@ class Openings:
         """Ask the backend, unless the answer is known already. May call `tell` at once."""
         if isinstance(command, OpenOutbound):
             self._around.announce(self._flow.client.host, command.target, command.ttl)
-        forbidden = "target" if is_forbidden(command, self._flow, self._around.public) else None
+        forbidden = self._forbidden(command)
         if (
             isinstance(command, OpenPinhole)
             and command.read
             and (self._around.read is None or command.transport != "tcp")
         ):
             forbidden = "kind"
-        refusal = self.revoked or forbidden or self._flood()
+        refusal = self.revoked or forbidden or self._too_many()
         observe = self._mode is Mode.OBSERVE
         if observe and isinstance(command, OpenMeeting):
             refusal = "observe"
@@ -113,7 +134,7 @@ class Openings:
 
     def converse(self, command: Conversing) -> None:
         """Open a pinhole of many packets."""
-        forbidden = "target" if is_forbidden(command, self._flow, self._around.public) else None
+        forbidden = self._forbidden(command)
         client, public = self._flow.client.host, self._around.public.get(Side.SERVER)
         if refusal := self.revoked or forbidden:
             self._tell(Refused(command.ref, refusal, self._around.now()))
@@ -133,7 +154,7 @@ class Openings:
 
     def probe(self, command: Probe) -> None:
         """Find out what listens at a port of the client."""
-        refusal = self.revoked or ("target" if command.target.host != self._flow.client.host else self._flood())
+        refusal = self.revoked or ("target" if command.target.host != self._flow.client.host else self._too_many())
         if refusal:
             self._tell(Refused(command.ref, refusal, self._around.now()))
             return
@@ -165,9 +186,9 @@ class Openings:
 
     def join(self, command: OpenRelay) -> None:
         """Relay between an endpoint of the client and one of the server, if both are their own."""
-        if self.revoked or self._mode is Mode.OBSERVE or is_forbidden(command, self._flow, self._around.public):
+        if self.revoked or self._mode is Mode.OBSERVE or self._forbidden(command):
             return
-        if not self._flood():
+        if not self._too_many():
             paths = self._around.paths
             self._expect(Side.SERVER, paths.join(command.client, command.server, self._own_hosts, command.reason))
 
@@ -223,14 +244,14 @@ class Openings:
             if close is not None:
                 close()
 
-    def _flood(self) -> str | None:
-        """Refuse an opening, because there are too many at a time or in a short time."""
-        if self._unanswered < MOST_UNANSWERED and self._rate.take(None, self._around.now()):
-            return None
-        if not self._flooded:
-            self._flooded = True  # said once: a log is not to be flooded either
-            log.warning("pinhole.flood", flow=self._flow.id, client=self._flow.client.host)
-        return "flood"
+    def _forbidden(self, command: Opening | OpenRelay | Conversing) -> str | None:
+        """Return why a command is not carried out, whatever a backend would say; None if it may be."""
+        if kind_of(command) not in self._kinds:
+            return "kind"
+        return "target" if is_forbidden(command, self._flow, self._around.public) else None
+
+    def _too_many(self) -> str | None:
+        return self._flood.refusal(self._unanswered, self._around.now())
 
     def _ask(self, command: Opening) -> tuple[Lease, Endpoint | None]:
         """Return the lease and, for a meeting, where the client has to connect. Raises PinholeRefused."""

@@ -14,6 +14,7 @@ from alg.api import (
     OpenOutbound,
     OpenPinhole,
     OpenRelay,
+    PinholeKind,
     Side,
 )
 from gateway.flow.table import Flow
@@ -25,6 +26,22 @@ Public = Mapping[Side, PublicAddress]
 
 
 Conversing = OpenConversation | OpenMapping | OpenExchange | OpenGre
+
+
+def kind_of(command: Opening | OpenRelay | Conversing) -> PinholeKind:
+    """Return the kind of pinholes of which a module asks for one. A meeting and a relay are single connections."""
+    match command:
+        case OpenPinhole():
+            return "read" if command.read else "anybody" if command.peer is None else "once"
+        case OpenConversation():
+            return "conversation"
+        case OpenMapping():
+            return "mapping"
+        case OpenExchange():
+            return "exchange"
+        case OpenGre():
+            return "gre"
+    return "once"
 
 
 def is_forbidden(command: Opening | OpenRelay | Conversing, flow: Flow, public: Public) -> bool:

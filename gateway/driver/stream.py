@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from typing import cast
 
+import gevent
 import gevent.socket as gsocket
 import structlog
 from gevent.event import Event as Wakeup
@@ -137,7 +138,7 @@ class Inspection:
         self._pump = Pump(sockets, self._received, self._closed, self._wake, self._is_to_wait)
         # Towards the server it is not the socket's own where that has the client's address.
         own = str(sockets[Side.CLIENT].getsockname()[0]), around.public[Side.SERVER].local
-        self._openings = Openings(flow, mode, around, own, self._feed)
+        self._openings = Openings(flow, mode, around, own, traits.kinds, self._feed)
         self._activity = ActivityWatch(self.conversations, traits.look_every, self._feed, self._now)
         self._effort = Effort(traits.share, self._now())
         self._events: deque[Event] = deque()
@@ -346,7 +347,9 @@ class Inspection:
             self._deadline = None if deadline is None else max(float(deadline), self._next_tick)
         except Hung:
             self._broken("it hangs")
-        except Exception as error:
+        except (gevent.GreenletExit, gevent.Timeout):  # not its own: the flow is ended while it waits
+            raise
+        except BaseException as error:
             self._broken(described(error))
         finally:
             alarm.leave(before)

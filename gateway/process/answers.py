@@ -16,6 +16,7 @@ from alg.datagrams import Shown, ShownModule
 from alg.registry import shown_tables, tables_of
 from gateway.driver.afterlife import Afterlife
 from gateway.driver.conversations import Conversations
+from gateway.driver.module_calls import kicked_by, rows_of, samples_of
 from gateway.driver.stream import Inspection
 from gateway.flow.table import Flow, Flows
 from gateway.front.accept import Acceptor
@@ -36,10 +37,11 @@ _OF_FLOWS = frozenset({"algate_calls"})  # gauges of modules that add up; what t
 
 
 class _Read(NamedTuple):
-    """A module that reads a flow and has something to show: the module, its conversations, and the carrier of what it
-    reads."""
+    """A module that reads a flow and has something to show: its name, the module itself, its conversations, and the
+    transport of what it reads."""
 
     flow: Flow
+    name: str
     module: ShownModule
     held: Conversations
     transport: str
@@ -91,7 +93,7 @@ class Answers:
         shown: Counter[Key] = Counter()
         for flow in self._flows:
             for read in _read_of(flow):
-                for key, number in read.module.samples():
+                for key, number in samples_of(read.name, read.module):
                     if key[0] in _OF_FLOWS:
                         shown[key] += int(number)
         samples += shown.items()
@@ -101,7 +103,7 @@ class Answers:
         """End the flow with its data connections, close the pinhole, or end the media of the call with this id."""
         rows: Rows = []
         for read in self._read():
-            for kicked in read.module.kick(name):
+            for kicked in kicked_by(read.name, read.module, name):
                 ends = {"client": kicked.row["client"], "server": kicked.row["server"]}
                 log.warning("call.kick", call=name, flow=read.flow.id, **ends)
                 for ref in kicked.refs:
@@ -122,15 +124,16 @@ class Answers:
                 traffic = {ref: (came, went) for ref, came, went in read.held.traffic()}
                 shown = Shown(read.held.lease_ids(), traffic, time.monotonic())
                 more = {"transport": read.transport, "flow": read.flow.id}
-                rows += ({**row, **more} for row in read.module.table(name, shown))
+                rows += ({**row, **more} for row in rows_of(read.name, read.module, name, shown))
         return rows
 
     def _read(self) -> list[_Read]:
-        """Yield all modules with something to show that read a flow, or outlive one."""
+        """Return all modules with something to show that read a flow, or outlive one."""
         found = [read for flow in self._flows for read in _read_of(flow)]
         for survivor in self._afterlife:
             if tables_of(survivor.module):
-                found.append(_Read(survivor.flow, cast(ShownModule, survivor.module), survivor.conversations, "tcp"))
+                name, module = survivor.flow.module or "", cast(ShownModule, survivor.module)
+                found.append(_Read(survivor.flow, name, module, survivor.conversations, "tcp"))
         return found
 
     def _trace(self) -> Rows:
@@ -147,15 +150,16 @@ class Answers:
 
 
 def _read_of(flow: Flow) -> list[_Read]:
-    """Yield what modules read of a flow: one module of a connection, or one for each outside socket of an
+    """Return what modules read of a flow: one module of a connection, or one for each outside socket of an
     association."""
     carrier = flow.carrier
     if isinstance(carrier, Inspection):
         if tables_of(carrier.module):
-            return [_Read(flow, cast(ShownModule, carrier.module), carrier.conversations, "tcp")]
+            module = cast(ShownModule, carrier.module)
+            return [_Read(flow, flow.module or "", module, carrier.conversations, "tcp")]
     elif isinstance(carrier, Association):
         return [
-            _Read(flow, cast(ShownModule, messages.driver.module), messages.conversations, "udp")
+            _Read(flow, messages.name, cast(ShownModule, messages.driver.module), messages.conversations, "udp")
             for messages in carrier.messages()
             if tables_of(messages.driver.module)
         ]

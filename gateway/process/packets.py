@@ -29,6 +29,8 @@ from gateway.broker.nfqueue import QueuedPacket, open_queue
 from gateway.config.rules import policy_of
 from gateway.config.schema import AlgSection, Config
 from gateway.driver.datagrams import DatagramDriver, Setting
+from gateway.driver.guard import ModuleGuard
+from gateway.driver.module_calls import attempt, counts_of, kicked_by, rows_of, samples_of
 from gateway.front.packets.early import EarlyMedia
 from gateway.front.packets.handshakes import Handshakes
 from gateway.front.packets.journal import Journal
@@ -76,12 +78,14 @@ class Packets:
         self._trace = Trace()
         self._early = EarlyMedia()
         self._handshakes = Handshakes(config.inside_networks)
+        guard = ModuleGuard()
         policy = policy_of(config, datetime.now, lambda address: False)  # a mapping has no server whose address counts
         self._front = PacketFront(
             [
-                _queue_module(config, self._kinds[name], section, recorded=journal is not None)
+                module
                 for name, section in config.datagram_sections().items()
                 if name in self._kinds
+                and (module := _queue_module(config, self._kinds[name], section, journal is not None, guard))
             ],
             KernelPinholes(BrokerClient(socket.socket(fileno=boot.broker), keep=keep)),
             config.inside_networks,
@@ -175,14 +179,14 @@ class Packets:
             row[f"mode_{name}"] = driver.setting.mode.value
         row |= self._front.status()
         row["handshakes_refused"] = self._handshakes.refused
-        for _, _, module in self._shown():
-            row |= module.counts()
+        for kind, _, module in self._shown():
+            row = {**counts_of(kind.name, module), **row}
         return [row]
 
     def _metrics(self) -> Rows:
         samples: list[Sample] = self._front.samples()
-        for _, _, module in self._shown():
-            samples += module.samples()
+        for kind, _, module in self._shown():
+            samples += samples_of(kind.name, module)
         return [metrics_row("packets", samples)]
 
     def _trace_rows(self) -> Rows:
@@ -195,14 +199,14 @@ class Packets:
             if name in kind.tables:
                 driver.look_at_traffic()
                 shown = Shown(driver.conversations.lease_ids(), {}, time.monotonic())
-                rows += ({**row, "transport": "udp"} for row in module.table(name, shown))
+                rows += ({**row, "transport": "udp"} for row in rows_of(kind.name, module, name, shown))
         return rows
 
     def _kick(self, name: str) -> Rows:
         """End what has this id in a module, such as a call by its Call-ID."""
         rows: Rows = []
-        for _, driver, module in self._shown():
-            for kicked in module.kick(name):
+        for kind, driver, module in self._shown():
+            for kicked in kicked_by(kind.name, module, name):
                 log.warning("call.kick", call=name, client=kicked.row["client"], server=kicked.row["server"])
                 for ref in kicked.refs:
                     driver.conversations.close(ref)
@@ -210,14 +214,20 @@ class Packets:
         return rows
 
 
-def _queue_module(config: Config, kind: DatagramKind, section: AlgSection, recorded: bool) -> QueueModule:
-    """Return a module as the queue drives it. In a mode other than "rewrite" nothing is open, so there is nothing with
-    which a successor could go on."""
+def _queue_module(
+    config: Config, kind: DatagramKind, section: AlgSection, recorded: bool, guard: ModuleGuard
+) -> QueueModule | None:
+    """Return a module as the queue drives it; None if it cannot be made, and then its datagrams pass unread. In a mode
+    other than "rewrite" nothing is open, so there is nothing with which a successor could go on."""
     options = msgspec.convert(section.options, kind.options) if kind.options is not None else None
     recorded = recorded and kind.recorded and section.mode is Mode.REWRITE
-    module, look_every = kind.make(DatagramContext(options, recorded, None, config.published_datagrams))
+    context = DatagramContext(options, recorded, None, config.published_datagrams)
+    made = attempt(kind.name, kind.make, context, otherwise=None)
+    if made is None:
+        return None
+    module, look_every = made
     flow = f"p-{int(time.time() * 1000) & 0xFFFFFFFF:x}"
-    setting = Setting(kind.name, section.mode, flow, MOST_HELD, {}, look_every, kind.shown)
+    setting = Setting(kind.name, section.mode, flow, MOST_HELD, {}, look_every, kind.shown, guard, kind.kinds)
     return QueueModule(module, setting, frozenset(section.ports), recorded, kind.read_inbound)
 
 

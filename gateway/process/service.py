@@ -133,7 +133,7 @@ class Service:
                     lookup,
                     userspace,
                     association_options(config),
-                    _readers(datagram_readers(config, datagrams), of_socks, policy),
+                    _readers(datagram_readers(config, datagrams), of_socks, policy, means.guard),
                 ),
                 flows,
                 ground.relay.wheel,
@@ -202,13 +202,15 @@ def _of_socks(backend: str, userspace: UserspacePinholes, kernel: Backend) -> Ba
 
 
 def _readers(
-    readers: Mapping[int, DatagramReader], pinholes: Backend, policy: PolicyInForce
+    readers: Mapping[int, DatagramReader], pinholes: Backend, policy: PolicyInForce, guard: ModuleGuard
 ) -> Mapping[int, MessageReader]:
     """Return the modules that read datagrams of SOCKS clients, by the ports of their targets."""
-    return {port: _message_reader(reader, pinholes, policy) for port, reader in readers.items()}
+    return {port: _message_reader(reader, pinholes, policy, guard) for port, reader in readers.items()}
 
 
-def _message_reader(reader: DatagramReader, pinholes: Backend, policy: PolicyInForce) -> MessageReader:
+def _message_reader(
+    reader: DatagramReader, pinholes: Backend, policy: PolicyInForce, guard: ModuleGuard
+) -> MessageReader:
     kind = reader.kind
 
     def may_map(target: Endpoint, user: str | None) -> bool:
@@ -217,7 +219,7 @@ def _message_reader(reader: DatagramReader, pinholes: Backend, policy: PolicyInF
     def make(client: Endpoint, public: Endpoint) -> tuple[DatagramModule, float | None]:
         return kind.make(DatagramContext(reader.options, fixed=(client, public)))
 
-    return MessageReader(kind.name, reader.mode, pinholes, make, kind.shown, may_map)
+    return MessageReader(kind.name, reader.mode, pinholes, make, kind.shown, may_map, guard, kind.kinds)
 
 
 def upstreams_of(config: Config) -> dict[str, Upstream]:

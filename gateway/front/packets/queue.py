@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import gevent
@@ -21,6 +21,7 @@ from alg.datagrams import DatagramModule, Entry, Moved, RecordedModule
 from gateway.broker.marks import PASSING
 from gateway.broker.nfqueue import QueuedPacket
 from gateway.driver.datagrams import DatagramDriver, HeldDatagram, Placement, Said, Setting, log_said
+from gateway.driver.module_calls import attempt
 from gateway.front.packets.journal import Journal, Stored
 from gateway.front.packets.packet import NotWhole, UdpPacket, parse
 from gateway.model.requests import Along, Network
@@ -108,18 +109,30 @@ class _Line:
     def said(self, command: Said) -> None:
         log_said(command)
 
-    def entries(self) -> Iterator[Stored]:
+    def entries(self) -> list[Stored]:
         """Return the entries that its successor has to know, and that are not written yet."""
+        nothing: list[Stored] = []
+        return attempt(self.name, self._changes, otherwise=nothing)
+
+    def _changes(self) -> list[Stored]:
+        stored = []
         for key, ref, record in cast(RecordedModule, self.driver.module).journal():
+            entry: tuple[object, object, object] = key, ref, record  # a later process has to be able to read it
+            if not (
+                isinstance(entry[0], str) and isinstance(entry[1], int | None) and isinstance(entry[2], bytes | None)
+            ):
+                raise TypeError("an entry of the journal is not (text, number or None, bytes or None)")
             if ref is None or record is None:
-                yield Stored(self.name, key, record)
+                stored.append(Stored(self.name, key, record))
                 continue
             lease = self.driver.conversations.lease(ref)
             read = self.driver.conversations.is_read(ref)
-            yield Stored(self.name, key, record, ref, lease, read, self.servers.get(ref, ""))
+            stored.append(Stored(self.name, key, record, ref, lease, read, self.servers.get(ref, "")))
+        return stored
 
     def take_over(self, found: Sequence[Stored], now: float) -> None:
-        """Continue the conversations of the predecessor, as far as they were opened."""
+        """Continue the conversations of the predecessor, as far as they were opened. If the module cannot, they are
+        closed."""
         entries = []
         for entry in found:
             if entry.ref is not None:
@@ -129,7 +142,12 @@ class _Line:
                 if entry.server:
                     self.servers[entry.ref] = entry.server
             entries.append(Entry(entry.key, entry.ref, entry.record))
+        if not attempt(self.name, self._restore, entries, now, otherwise=False):
+            self.driver.conversations.close_all()
+
+    def _restore(self, entries: Sequence[Entry], now: float) -> bool:
         cast(RecordedModule, self.driver.module).restore(entries, now)
+        return True
 
 
 def _may_map(target: Endpoint) -> bool:

@@ -18,6 +18,8 @@ from alg.datagrams import DatagramModule
 from alg.socks.udp import MAX_ADDRESS_HEADER, MAX_DATA
 from gateway.driver.conversations import Conversations
 from gateway.driver.datagrams import DatagramDriver, HeldDatagram, Placement, Said, Setting, log_said
+from gateway.driver.guard import ModuleGuard
+from gateway.driver.module_calls import UnreadModule, attempt
 from gateway.flow.table import Flow
 from gateway.front.udp.sockets import Host, Outside, bound
 from gateway.observe.trace import PASSED
@@ -33,7 +35,8 @@ class MessageReader(NamedTuple):
 
     `make`: makes one for a client's socket and its public one, with the greatest number of seconds between two polls of
     the kernel's counters (None: no polls). `shown`: whether its messages may be traced. `may_map`: whether a rule lets
-    a user have a mapping to this socket.
+    a user have a mapping to this socket. `guard`: counts its slow calls, with those for other clients. `kinds`: the
+    kinds of pinholes that its class declares.
     """
 
     name: str
@@ -42,6 +45,8 @@ class MessageReader(NamedTuple):
     make: Callable[[Endpoint, Endpoint], tuple[DatagramModule, float | None]]
     shown: bool
     may_map: Callable[[Endpoint, str | None], bool]
+    guard: ModuleGuard
+    kinds: frozenset[str]
 
 
 Send = Callable[[Side, Host, bytes], None]
@@ -77,9 +82,13 @@ class ClientMessages:
         self._public = outside.public
         self._send = send
         self._alive = alive
-        module, every = reader.make(client, public)
+        unread: tuple[DatagramModule, float | None] = UnreadModule(), None
+        module, every = attempt(reader.name, reader.make, client, public, otherwise=unread)
         every = None if every is None else min(every, idle_timeout / LOOKS)
-        setting = Setting(reader.name, reader.mode, flow.id, MOST_WAITING, {"flow": flow.id}, every, reader.shown)
+        names = {"flow": flow.id}
+        setting = Setting(
+            reader.name, reader.mode, flow.id, MOST_WAITING, names, every, reader.shown, reader.guard, reader.kinds
+        )
         self.driver = DatagramDriver(module, setting, reader.pinholes, self, PASSED)
         self._timer = gevent.spawn(self.driver.run)
 

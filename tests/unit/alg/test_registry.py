@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from alg.ftp.session import FtpModule
-from alg.registry import BrokenModule, modules
+from alg.registry import BrokenModule, modules, shown_tables
+
+GOPHER = "class Module:\n    def handle(self, event): return []\n    def deadline(self): return None\n"
 
 
 def install(at: Path, entry: str, source: str = "", name: str = "thirdparty") -> None:
@@ -43,6 +45,12 @@ def test_another_package_adds_one(site: Path) -> None:
         ("broken2", "", "AttributeError"),
         ("broken3", "Module = 7", "not a class"),
         ("broken4", "class Module:\n    def handle(self, event): return []", r"no method deadline\(\)"),
+        ("broken5", "import sys; sys.exit('not here')", "SystemExit: not here"),
+        ("broken6", f"{GOPHER}    kinds = 'once'", "kinds are no list of names"),
+        ("broken7", f"{GOPHER}    kinds = ('everything',)", "'everything' as a kind of pinholes; there are once"),
+        ("broken8", f"{GOPHER}    tables = 7", "tables are no list of names"),
+        ("broken9", f"{GOPHER}    most_held = 'much'", "most_held is 'much', and no number above 0"),
+        ("broken10", f"{GOPHER}    class Options: port = 7", "Options are no dataclass"),
     ],
 )
 def test_a_broken_one_is_named(site: Path, name: str, source: str, why: str) -> None:
@@ -55,3 +63,9 @@ def test_a_name_is_taken_once(site: Path) -> None:
     install(site, "ftp = rival_alg:Module", "", "rival")
     with pytest.raises(BrokenModule, match="two protocol modules are named 'ftp'"):
         modules()
+
+
+def test_what_one_process_cannot_load_hides_nothing_of_the_others(site: Path) -> None:
+    """Another process could load it; this one answers for all that it has."""
+    install(site, "gopher = unreadable_alg:Module", "raise PermissionError('not for this user')", "unreadable")
+    assert "calls" in shown_tables()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import gevent
 from gevent.event import AsyncResult
 from gevent.socket import socket
 
 from alg.address import Endpoint
-from alg.api import AlgModule, Command, Deliver, Event, Mode, Received, Side
+from alg.api import PINHOLE_KINDS, AlgModule, Command, Deliver, Event, Mode, Received, Side
 from alg.registry import traits_of
 from gateway.driver.afterlife import Afterlife
 from gateway.driver.guard import ModuleGuard
@@ -151,6 +151,8 @@ class Driven:
 
 class Plain:
     """A module that delivers everything at once; the others of these tests differ in some way."""
+
+    kinds: ClassVar[tuple[str, ...]] = PINHOLE_KINDS
 
     def __init__(self, context: object = None) -> None:
         pass

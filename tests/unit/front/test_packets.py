@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import gevent
 import pytest
+from structlog.testing import capture_logs
 
 from alg.address import Endpoint
 from alg.api import Activity, Edit, Mode, OpenConversation, Opened, Refused, Side, Tick, UpdateConversation
@@ -349,6 +351,74 @@ def test_a_module_whose_clock_hangs_is_not_asked_for_it_for_a_while(rig: Rig, mo
     monkeypatch.setattr(rig.engine, "deadline", spin)
     rig.engine.answers = lambda event: [Release(event.packet, EDIT)] if isinstance(event, Datagram) else []
     assert rig.take(packet4(b"hello")).payload == b"LONGERello"
+
+
+class Odd(BaseException):
+    """No Exception, as SystemExit is none."""
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, Odd])
+def test_what_is_no_exception_harms_nobody_else_either(rig: Rig, error: type[BaseException]) -> None:
+    def raises(*_: object) -> NoReturn:
+        raise error
+
+    rig.engine.answers = raises
+    assert rig.take(packet4(b"hello")).payload == b"hello"
+    rig.engine.deadline = raises  # type: ignore[method-assign]
+    rig.now += UNREAD_FOR
+    assert rig.take(packet4(b"hello")).payload == b"hello"
+
+
+@pytest.mark.parametrize("where", ["handle", "deadline"])
+def test_a_module_that_hangs_three_times_is_out(rig: Rig, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time everybody waits a moment for it; but not for as long as it is asked."""
+    rig.engine.answers = lambda event: [Release(event.packet, EDIT)] if isinstance(event, Datagram) else []
+    monkeypatch.setattr(rig.engine, where, lambda *_: spin())
+    data = packet4(b"hello")
+    began = time.monotonic()
+    with capture_logs() as lines:
+        for number in range(40):  # others every time
+            rig.take(data[:16] + bytes([203, 0, 113, 66 + number]) + data[20:])
+            rig.now += 2
+    assert time.monotonic() - began < 4
+    assert [line["module"] for line in lines if line["event"] == "alg.broken"] == ["test"]
+    assert [line["module"] for line in lines if line["event"] == "alg.out"] == ["test"]
+    assert rig.order[-1].payload == b"hello"
+    assert len(rig.order) == 40
+
+
+def test_slow_calls_are_counted(rig: Rig) -> None:
+    def slow(event: DatagramEvent) -> Sequence[DatagramCommand]:
+        until = time.thread_time() + 0.06
+        while time.thread_time() < until:
+            pass
+        return [Release(event.packet, EDIT)] if isinstance(event, Datagram) else []
+
+    rig.engine.answers = slow
+    with capture_logs() as lines:
+        payloads = [rig.take(packet4(b"hello")).payload for _ in range(4)]
+    assert payloads == [*3 * [b"LONGERello"], b"hello"]
+    assert [line["event"] for line in lines] == [*3 * ["alg.slow"], "alg.out"]
+
+
+def test_a_module_opens_only_what_it_declares(rig: Rig) -> None:
+    setting = Setting("test", Mode.REWRITE, "p-1", MOST_HELD, {}, None, True, None, frozenset({"mapping"}))
+    module = QueueModule(rig.engine, setting, frozenset({5060}), False)
+    rig.front = PacketFront(
+        [module],
+        rig.pinholes,
+        [ipaddress.ip_network("192.168.56.0/24")],
+        lambda server: PublicAddress("203.0.113.2", "198.51.100.1"),
+        rig.trace,
+        lambda: rig.now,
+    )
+    rig.engine.answers = lambda event: (
+        [OpenConversation(1, A4, None, (), 60.0, "test.x")] if isinstance(event, Datagram) else []
+    )
+    rig.take(packet4(b"hello"))
+    rig.settle()
+    assert [event for event in rig.engine.events if isinstance(event, Refused)] == [Refused(1, "kind", rig.now)]
+    assert rig.pinholes.said == []
 
 
 def generated(event: DatagramEvent, fails: bool) -> Iterator[DatagramCommand]:

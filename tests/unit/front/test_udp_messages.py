@@ -11,6 +11,7 @@ import pytest
 from alg.address import Endpoint
 from alg.api import ClosePinhole, Edit, Mode, OpenConversation, Opened, Refused, Side
 from alg.datagrams import Datagram, DatagramCommand, DatagramEvent, Release
+from gateway.driver.guard import ModuleGuard
 from gateway.flow.table import Flow
 from gateway.front.udp.reader import LONGEST, MOST_WAITING, ClientMessages, MessageReader
 from gateway.front.udp.sockets import Host, Outside
@@ -21,6 +22,7 @@ from tests.unit.front import test_packets as packets
 CLIENT = Endpoint("192.168.56.10", 5062)
 SERVER, OTHER = ("203.0.113.10", 5060), ("203.0.113.66", 5060)
 EDIT = (Edit(0, 1, b"LONGER", "test"),)
+KINDS = frozenset({"conversation"})
 OPEN = OpenConversation(1, Endpoint(CLIENT.host, 4000), 4001, (), 60.0, "sip.rtp")
 
 
@@ -58,7 +60,9 @@ class Rig:
             backend="userspace",
         )
         self.outside = Outside(lease, socket.socket(type=socket.SOCK_DGRAM), PublicAddress("10.0.0.2", "203.0.113.1"))
-        reader = MessageReader("test", mode, self.pinholes, self.engine.make, True, lambda target, user: True)
+        reader = MessageReader(
+            "test", mode, self.pinholes, self.engine.make, True, lambda target, user: True, ModuleGuard(), KINDS
+        )
         flow = Flow("flow-1", "socks", CLIENT, Endpoint(*SERVER), None)
         self.messages = ClientMessages(reader, flow, CLIENT, self.outside, 300.0, self._send, self._alive)
 
