@@ -447,7 +447,7 @@ class Board(Protocol):
     """A board that the processes share, for short words that a module leaves for its like in another process."""
 
     def pin(self, word: str, seconds: float) -> None:
-        """Leave a word for so long, if there is room; many later ones push it off."""
+        """Leave a word for this many seconds, if there is room. Many later words may displace it."""
         ...
 
     def pinned(self, word: str) -> bool:

@@ -31,11 +31,9 @@ _SECRET = re.compile(rb"[?&](?:info_hash|peer_id|key|passkey|trackerid)=([^&\s]+
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """A client listens at `port` for the torrent `info_hash`, or does so no more (`stopped`).
-
-    `port_at`: where the port stands. `address`: what the client says to be its own IPv4 address, at `address_at`;
-    "" where it says nothing.
-    """
+    """A message by which a client says that it listens at `port` for the torrent `info_hash`, or no longer does
+    (`stopped`). `port_at`: the place of the port in the message. `address`: the IPv4 address that the client gives as
+    its own, at the place `address_at`; "" if it gives none."""
 
     info_hash: bytes
     port: int
@@ -51,7 +49,7 @@ class Announce:
 
 
 def begins_as_request(data: bytes) -> bool | None:
-    """Whether bytes begin as a request of HTTP that has no body; None: not known before there are more."""
+    """Return whether bytes begin as an HTTP request without a body; None: more bytes are needed to know."""
     if _BEGINS.match(data):
         return True
     return None if _MAY_BEGIN.fullmatch(data) else False
@@ -68,7 +66,8 @@ def has_body(head: bytes) -> bool:
 
 
 def read_http(head: bytes) -> Announce | None:
-    """Read an announce in the head of a request; None for any other request, and for what can be read in two ways."""
+    """Read an announce in the head of an HTTP request. Returns None for any other request, and for one that can be read
+    in two ways."""
     line = head[: head.find(b"\n")]
     found: dict[bytes, tuple[bytes, Span]] = {}
     for name, at, end in _parameters(line):
@@ -112,7 +111,7 @@ def read_udp(data: bytes) -> Announce | None:
 
 
 def conceal(data: bytes) -> bytes:
-    """The same bytes without what identifies a user or a torrent: passkeys, peer ids, hashes are asterisks."""
+    """Return the same bytes with asterisks for what identifies a user or a torrent: passkeys, peer ids and hashes."""
     hidden = bytearray(data)
     for match in _SECRET.finditer(data):
         start, end = match.span(1) if match[1] is not None else match.span(2)

@@ -11,8 +11,8 @@ _INTERVAL = b"interval"
 
 
 def find_interval(data: bytes) -> int | None:
-    """Return the number at the key "interval" of the dictionary that `data` begins with; None where it is not there, or
-    not there yet, or where this is no bencoding."""
+    """Return the number at the key "interval" of the dictionary that `data` begins with. Returns None if the key is not
+    there, or not yet, or if the bytes are not bencoding."""
     if data[:1] != b"d":
         return None
     at, depth = 1, 1

@@ -69,11 +69,8 @@ PORT, ADDRESS = "bittorrent.port", "bittorrent.address"
 
 @dataclass(slots=True)
 class HeldAnnounce:
-    """An announce that waits for its port. `due`: when it goes without one.
-
-    `asked`: the number of the question for a port that another process has opened, in place of a listener; `public`:
-    the answer.
-    """
+    """An announce that waits for its port. `due`: the time at which it is sent on without one. `asked`: the number of
+    the question for the port, if another process has opened it; `public`: the answer."""
 
     head: bytes
     announce: Announce
@@ -185,7 +182,7 @@ class BittorrentModule:
                 return
 
     def _take(self) -> bool:
-        """Take a request; whether there was one."""
+        """Take one request. Returns whether there was one."""
         if self._searched < BEGINNING and begins_as_request(bytes(self._buffer[:BEGINNING])) is False:
             self._give_up("bittorrent.not-http", "the client does not begin as HTTP")
             return False
@@ -237,7 +234,7 @@ class BittorrentModule:
         self._held = HeldAnnounce(head, announce, listener, self._now + ANSWER_WITHIN)
 
     def _release(self) -> None:
-        """Let the announce go, with its public port if it has one."""
+        """Send the announce on, with its public port if it has one."""
         held = self._held
         if held is None:
             return
@@ -311,7 +308,7 @@ class BittorrentModule:
         self._leave()
 
     def _leave(self) -> None:
-        """Deliver all that is here, and read no more."""
+        """Deliver all bytes that are held, and stop reading."""
         self._over = True
         self._release()
         if self._buffer:
@@ -322,7 +319,7 @@ class BittorrentModule:
         self._out.append(Bypass())
 
     def _note(self, note: Note) -> None:
-        """A note, once for this connection."""
+        """Return a note, at most once for this connection."""
         if note.code not in self._noted:
             self._noted.add(note.code)
             self._out.append(note)

@@ -39,7 +39,7 @@ Torrent = tuple[bytes, str]  # an info hash, and the tracker that was told of it
 
 
 class PortState(Enum):
-    """What is known of a port."""
+    """How far the proof and the opening of a port have come."""
 
     PROVING = "proving"
     OPENING = "opening"
@@ -78,17 +78,18 @@ class ClientPort:
         self.torrents[torrent] = until
 
     def stopped(self, info_hash: bytes) -> None:
-        """The client shares this torrent no more, whichever tracker it says so to."""
+        """Note that the client no longer shares this torrent, whichever tracker it has told so."""
         for torrent in [torrent for torrent in self.torrents if torrent[0] == info_hash]:
             del self.torrents[torrent]
 
     def wanted_until(self) -> float:
-        """When the last announce counts no more; 0: none counts."""
+        """Return the time until which at least one announce counts; 0: none counts."""
         return max(self.torrents.values(), default=0.0)
 
 
 def counts_until(now: float, interval: int | None) -> float:
-    """Until when an announce counts to which the tracker has answered with this interval (None: not known)."""
+    """Return the time until which an announce counts. `interval`: the seconds that the tracker's answer gives until the
+    next announce; None: not known."""
     if interval is None:
         return now + UNTOLD
     return now + min(max(interval, LEAST_INTERVAL), MOST_INTERVAL) * 1.5 + 120
@@ -122,12 +123,12 @@ class ClientPorts:
         return made
 
     def put(self, listener: ClientPort) -> None:
-        """Add one that a predecessor has opened."""
+        """Add a port that a predecessor of this process has opened."""
         self._by_socket[listener.socket] = listener
         self._of_client.setdefault(listener.socket.host, []).append(listener)
 
     def has(self, listener: ClientPort) -> bool:
-        """Whether this very one is known."""
+        """Whether this object is in the table (and not only one with the same socket)."""
         return self._by_socket.get(listener.socket) is listener
 
     def forget(self, listener: ClientPort) -> None:
@@ -158,7 +159,8 @@ class Keeper:
         self._beat_at = 0.0
 
     def begin(self, socket: Endpoint, info_hash: bytes, now: float) -> tuple[ClientPort | None, list[KeeperCommand]]:
-        """Prove a port that nobody keeps. Returns None in place of it if the client has too many."""
+        """Begin to prove a port that has no keeper yet. Returns None in place of the port if the client has too
+        many."""
         listener = self.listeners.add(socket, now)
         if listener is None:
             return None, [Note("bittorrent.many", f"{socket.host} has as many ports as it may have")]
@@ -170,7 +172,8 @@ class Keeper:
         return listener, [Probe(listener.probe, socket, b"", b"")]
 
     def stopped(self, socket: Endpoint, info_hash: bytes, now: float) -> list[KeeperCommand]:
-        """A client shares a torrent no more, which another process may have to know."""
+        """Note that a client no longer shares a torrent. Another process may be the one that keeps the port, so it is
+        left a word."""
         listener = self.listeners.get(socket, now)
         if listener is not None:
             listener.stopped(info_hash)
@@ -220,7 +223,7 @@ class Keeper:
         return [Note("bittorrent.refused", f"{listener.socket}: {rule}")]
 
     def tick(self, now: float) -> list[KeeperCommand]:
-        """Look at what is kept: close what nobody wants any more, and have the rest kept open."""
+        """Close the ports that no announce needs any longer, and prolong the mappings of all others."""
         self._beat_at = now + BEAT
         commands: list[KeeperCommand] = []
         for ref, listener in list(self._kept.items()):
@@ -253,15 +256,15 @@ class Keeper:
         return [ClosePinhole(ref)]
 
     def deadline(self) -> float | None:
-        """When to look again."""
+        """Return the time at which `tick` has something to do."""
         return self._beat_at if self._kept else None
 
     def kept(self) -> list[ClientPort]:
-        """The open ones that this keeper keeps."""
+        """Return the open ports that this keeper keeps."""
         return [listener for listener in self._kept.values() if listener.state is PortState.OPEN]
 
     def number(self) -> int:
-        """A number for what is asked of the driver beside."""
+        """Return a new number for a question to the driver."""
         self._ref += 1
         return self._ref
 

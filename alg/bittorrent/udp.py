@@ -57,7 +57,7 @@ class _Shares(Generic[K, V]):
         return self._all.get((client, key))
 
     def put(self, client: str, key: K, value: V) -> None:
-        """Keep a value, as the newest one."""
+        """Store a value as the client's newest one."""
         self.pop(client, key)
         own = self._of_client.get(client, OrderedDict[K, None]())
         if len(own) >= MOST_OF_CLIENT:
@@ -80,8 +80,8 @@ class _Shares(Generic[K, V]):
 
 @dataclass(slots=True)
 class TrackerConnection:
-    """What a client's socket has with a tracker. `asked`: the transaction of a connect without an answer; `id`: what
-    the tracker gave, until `ends`."""
+    """The connection id that a client's socket has from a tracker (BEP 15). `asked`: the transaction of a connect that
+    is not answered yet; `id`: the id that the tracker gave, valid until `ends`."""
 
     asked: bytes = b""
     id: bytes = b""
@@ -90,7 +90,7 @@ class TrackerConnection:
 
 @dataclass(slots=True)
 class HeldUdpAnnounce:
-    """An announce that waits for its port. `due`: when it goes without one."""
+    """An announce that waits for its port. `due`: the time at which it is sent on without one."""
 
     packet: int
     announce: Announce
@@ -177,7 +177,7 @@ class AnnounceModule:
         return commands
 
     def _from_tracker(self, event: Datagram) -> None:
-        """What a tracker answers: a connection id, or how long the client may wait."""
+        """Read an answer of a tracker: a connection id, or the time until the next announce."""
         data, now = event.data, event.now
         pair = event.client, event.server
         if data[:4] == _CONNECT and len(data) >= _LEAST_CONNECTED:
@@ -208,7 +208,7 @@ class AnnounceModule:
     # --- ports ------------------------------------------------------------------------------------------------------
 
     def _decided(self, now: float) -> list[DatagramCommand]:
-        """Let announces go whose ports are open, or will not be in time."""
+        """Send on the announces whose ports are open, or will not be open in time."""
         commands: list[DatagramCommand] = []
         for held in [held for held in self._held.values() if not held.listener.is_waited_for or held.due <= now]:
             del self._held[held.packet]

@@ -1,4 +1,4 @@
-"""Where a client listens: reads PORT and EPRT, checks them against the flow, and rewrites them."""
+"""Active mode: reads PORT and EPRT, checks the endpoint against the flow, and rewrites it."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class FtpCommand:
 
     @property
     def ends_data(self) -> bool:
-        """True if no earlier data connection is wanted any more: the client asks for another one, or starts again."""
+        """Whether earlier data connections are void from here on: the client asks for another one, or starts again."""
         return (self.verb in _DATA and not self.is_epsv_all) or self.verb == "REIN"
 
     @property

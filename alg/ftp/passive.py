@@ -1,4 +1,4 @@
-"""Where a server listens: reads 227 and 229 replies, checks them against the flow, and rewrites them."""
+"""Passive mode: reads 227 and 229 replies, checks the endpoint against the flow, and rewrites it."""
 
 from __future__ import annotations
 

@@ -40,10 +40,8 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """One way to read an offer: whoever gets it connects to `address` and `port`.
-
-    `address`: None where it is 0, which some clients write for their own.
-    """
+    """One way to read an offer. The client that receives it connects to `address` and `port`. `address` is None if the
+    offer has 0 there, which some clients write for their own address."""
 
     address: Address | None
     address_word: Word
@@ -53,7 +51,8 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Dcc:
-    """A line with exactly one DCC message. `kind` in capitals; `tags`: bytes before the line itself."""
+    """A line with exactly one DCC message. `kind`: its type, in capitals; `tags`: the number of bytes of message tags
+    before the line itself."""
 
     kind: bytes
     words: tuple[Word, ...]
@@ -64,7 +63,8 @@ class Dcc:
         return self.kind in _FILES
 
     def offers(self) -> Iterator[Offer]:
-        """All ways to read it as an offer with a port that may be opened, at most two: with a token, and without."""
+        """Return the ways to read the message as an offer with a port that may be opened, at most two: with a token and
+        without."""
         if not (self.is_file or self.kind in _CHATS):
             return
         behind = 1 if self.is_file else 0  # a size
@@ -81,7 +81,7 @@ class Dcc:
                 continue
 
     def resumed(self) -> Iterator[Word]:
-        """All ways to read the port of a RESUME or ACCEPT."""
+        """Return the ways to read the port of a RESUME or ACCEPT."""
         if self.kind not in _RESUMES:
             return
         for at in (len(self.words) - 2, len(self.words) - 3):
@@ -92,7 +92,7 @@ class Dcc:
 
 
 def read_dcc(line: bytes) -> Dcc | None:
-    """The DCC message that a line is; None if it is none, or not exactly one well-formed one."""
+    """Read the DCC message of a line. Returns None if the line does not have exactly one well-formed message."""
     found = _LINE.fullmatch(line)
     if found is None:
         return None
@@ -101,12 +101,12 @@ def read_dcc(line: bytes) -> Dcc | None:
 
 
 def written(address: Address) -> bytes:
-    """An address as an offer has it: IPv4 as one number, IPv6 as text."""
+    """Return an address as an offer has it: IPv4 as one decimal number, IPv6 as text."""
     return str(int(address) if address.version == 4 else address).encode()
 
 
 def _address(text: bytes) -> Address | None:
-    """What an offer's address says; None for 0. ValueError for what is none."""
+    """Read the address of an offer; None for 0. Raises ValueError if it is not an address."""
     if b":" in text:
         return ipaddress.IPv6Address(text.decode("ascii"))
     if not _NUMBER.fullmatch(text) or len(text) > 10:

@@ -56,7 +56,8 @@ _TLS = 0x16
 
 @dataclass(slots=True)
 class HeldOffer:
-    """An offer that waits for its port, and bytes behind it. `offer`: how it is read; `due`: when it goes as it is."""
+    """An offer that waits for its port, with the bytes behind it. `offer`: the way in which it is read; `due`: the time
+    at which it is sent on as it came."""
 
     line: bytes
     dcc: Dcc
@@ -164,7 +165,7 @@ class IrcModule:
                     break
 
     def _line(self, line: bytes) -> bool:
-        """A line of the client: whether it waits, and what is behind it too."""
+        """Handle a line of the client. Returns whether it waits for a port, and with it everything behind it."""
         dcc = read_dcc(line)
         edits: list[Edit] = []
         if dcc is not None:
@@ -181,7 +182,8 @@ class IrcModule:
         return False
 
     def _own_offer(self, dcc: Dcc) -> Offer | None:
-        """The reading in which the client names itself, or a public address, which may be the router's; None: none."""
+        """Return the way to read the offer in which the client names itself, or a public address, which may be the
+        router's. None: there is no such way."""
         offers = list(dcc.offers())
         own = [offer for offer in offers if offer.address in (self._client, None)]
         if not own:
@@ -195,7 +197,7 @@ class IrcModule:
         return own[0] if len(own) == 1 else None
 
     def _opens(self, line: bytes, dcc: Dcc, offer: Offer) -> bool:
-        """Ask for a port; whether that was asked for."""
+        """Ask for a port for the offer. Returns whether it was asked for."""
         if not self._welcome:
             self._note("irc.early", "an offer before the server's welcome")
             return False
@@ -247,7 +249,7 @@ class IrcModule:
             self._release([])
 
     def _release(self, edits: list[Edit]) -> None:
-        """Let the offer go, and what is behind it."""
+        """Send on the offer that is held, and the bytes behind it."""
         held = self._held
         if held is not None:
             self._held = None
@@ -271,7 +273,8 @@ class IrcModule:
                 self._leave()
 
     def _edits_for_client(self, line: bytes) -> list[Edit]:
-        """What names the client's own offers, put back: a RESUME, and an echo of the offer itself."""
+        """Return the edits that put the client's own endpoints back where a line of the server names its offers: in a
+        RESUME, and in an echo of the offer."""
         dcc = read_dcc(line)
         if dcc is None:
             return []
@@ -324,7 +327,7 @@ class IrcModule:
         self._leave()
 
     def _leave(self) -> None:
-        """Deliver all that is here, and read no more."""
+        """Deliver all bytes that are held, and stop reading."""
         self._over = True
         rest = self._held.line if self._held is not None else b""
         rest += b"".join(lines.data for lines in self._waiting)
@@ -339,7 +342,7 @@ class IrcModule:
         self._out.append(Bypass())
 
     def _note(self, code: str, detail: str) -> None:
-        """A note, once for this connection."""
+        """Return a note, at most once for this connection."""
         if code not in self._noted:
             self._noted.add(code)
             self._out.append(Note(code, detail))
@@ -352,7 +355,7 @@ def _may_begin(head: bytes) -> bool:
 
 
 def _split(data: bytes) -> list[bytes]:
-    """Lines, each with its LF; a CR alone ends none."""
+    """Split bytes into lines that end in LF. A CR without LF ends no line."""
     lines = data.split(b"\n")
     return [line + b"\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
 
@@ -366,7 +369,7 @@ def _growth(edits: Sequence[Edit]) -> int:
 
 
 def _may_be_public(address: Address, client: Address) -> bool:
-    """Whether an address may be the router's public one: it is none of a network like the client's."""
+    """Whether an address may be the router's public one, because it is not in a network like the client's."""
     if address.version != client.version or address.is_multicast or address.is_loopback or address.is_unspecified:
         return False
     return not is_private(address)

@@ -1,4 +1,4 @@
-"""The offers of one client that have public ports: what it wrote, and what the world reads."""
+"""The offers of one client that have public ports: what the client wrote, and what was written in its place."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ MOST = 8  # of a connection
 
 @dataclass(slots=True)
 class OpenOffer:
-    """An offer of the client. `address`, `port`: as it wrote them; `public`: as the world finds it, once it is open."""
+    """An offer of the client. `address` and `port` are those that the client wrote; `public` is the endpoint that
+    replaced them, once it is open."""
 
     ref: int
     address: bytes
@@ -22,7 +23,7 @@ class OpenOffer:
 
 
 class Offers:
-    """Those of one connection, for as long as they wait."""
+    """The open offers of one connection, each until its time is over."""
 
     def __init__(self) -> None:
         self._open: dict[int, OpenOffer] = {}
@@ -32,17 +33,17 @@ class Offers:
         return self._open.get(ref)
 
     def by_port(self, port: int) -> OpenOffer | None:
-        """The one at this port of the client."""
+        """Return the offer of this port of the client, or None."""
         return next((opened for opened in self._open.values() if opened.port == port), None)
 
     def by_public_port(self, port: int) -> OpenOffer | None:
-        """The one that the world finds at this port."""
+        """Return the offer with this public port, or None."""
         return next(
             (opened for opened in self._open.values() if opened.public is not None and opened.public.port == port), None
         )
 
     def add(self, address: bytes, port: int, now: float) -> OpenOffer | None:
-        """A new one; None: there are too many."""
+        """Add an offer. Returns None if there are too many."""
         if len(self._open) >= MOST:
             return None
         self._ref += 1
@@ -53,10 +54,10 @@ class Offers:
         self._open.pop(ref, None)
 
     def deadline(self) -> float | None:
-        """When the next one is over."""
+        """Return the time at which the next offer ends, or None."""
         return min((opened.ends for opened in self._open.values()), default=None)
 
     def tick(self, now: float) -> None:
-        """Forget those that are over: the kernel has closed them."""
+        """Forget the offers whose time is over; the kernel has closed their ports."""
         for ref in [opened.ref for opened in self._open.values() if opened.ends <= now]:
             del self._open[ref]

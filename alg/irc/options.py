@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class IrcOptions:
-    """What may be opened beside the client's own offers."""
+    """Options of IRC."""
 
     outbound: bool = field(
         default=False,

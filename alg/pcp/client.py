@@ -20,8 +20,8 @@ _OPCODES = {"tcp": 2, "udp": 1}  # of NAT-PMP (RFC 6886, section 3.3)
 
 
 class PcpAnswer(NamedTuple):
-    """What a server of PCP has answered. `version` is another one than 2 where it does not speak PCP. `lifetime` and
-    `epoch` are seconds; what stands behind them is that of MAP, or nothing: `external` is None then."""
+    """An answer of a PCP server. `version` is not 2 if the server does not speak PCP. `lifetime` and `epoch` are in
+    seconds. The other fields are those of a MAP answer; without one `external` is None."""
 
     version: int
     opcode: int
@@ -36,8 +36,8 @@ class PcpAnswer(NamedTuple):
 
 
 class PmpAnswer(NamedTuple):
-    """What a server of NAT-PMP has answered: `address` to a question for it, the ports and the `lifetime` in seconds to
-    one for a mapping."""
+    """An answer of a NAT-PMP server. `address` answers a request for the address; the ports and the `lifetime` in
+    seconds answer a request for a mapping."""
 
     opcode: int
     result: int
@@ -49,7 +49,7 @@ class PmpAnswer(NamedTuple):
 
 
 def pcp_announce(own: Address) -> bytes:
-    """A question for the epoch (section 14.1), of the client at `own`."""
+    """Encode a request for the epoch (section 14.1) of the client at `own`."""
     return pcp.REQUEST.pack(pcp.VERSION, pcp.Opcode.ANNOUNCE, 0, 0, pcp.written_address(own))
 
 
@@ -62,8 +62,8 @@ def pcp_map(own: Address, nonce: bytes, transport: Transport, port: int, wanted:
 
 
 def answers_map(answer: PcpAnswer, nonce: bytes, transport: Transport, port: int) -> bool:
-    """Whether an answer is that to this request for a mapping (section 11.4). A failure repeats what was asked, too; a
-    server that does not know the opcode or the version may leave it out."""
+    """Whether an answer belongs to this request for a mapping (section 11.4). A failure repeats the request as well; a
+    server that does not know the opcode or the version may leave that out."""
     if answer.opcode != pcp.Opcode.MAP:
         return False
     if answer.external is None:
@@ -72,7 +72,8 @@ def answers_map(answer: PcpAnswer, nonce: bytes, transport: Transport, port: int
 
 
 def read_pcp(data: bytes) -> PcpAnswer | None:
-    """Read an answer; None for what is none. One in another version has only its version (section 9)."""
+    """Read an answer; None if the bytes are not one. Of an answer in another version only the version is read (section
+    9)."""
     if len(data) < 4 or len(data) > pcp.LONGEST or not data[1] & _R:
         return None
     if data[0] != pcp.VERSION:
@@ -95,23 +96,23 @@ def read_pcp(data: bytes) -> PcpAnswer | None:
 
 
 def pmp_address() -> bytes:
-    """A question of NAT-PMP for the public address (section 3.2)."""
+    """Encode a NAT-PMP request for the public address (section 3.2)."""
     return bytes([natpmp.VERSION, 0])
 
 
 def pmp_map(transport: Transport, port: int, wanted: int, lifetime: int) -> bytes:
-    """A request of NAT-PMP for a mapping of `port` with the public port `wanted`, for `lifetime` seconds (section 3.3);
-    0: it is to end, and `wanted` has to be 0 as well (section 3.4)."""
+    """Encode a NAT-PMP request for a mapping of `port` with the public port `wanted`, for `lifetime` seconds (section
+    3.3). A `lifetime` of 0 ends the mapping; `wanted` must be 0 then (section 3.4)."""
     return struct.pack("!BBHHHI", natpmp.VERSION, _OPCODES[transport], 0, port, wanted, lifetime)
 
 
 def answers_pmp(answer: PmpAnswer, transport: Transport, port: int) -> bool:
-    """Whether an answer is that to a request for a mapping of this port."""
+    """Whether an answer belongs to a request for a mapping of this port."""
     return answer.opcode == _OPCODES[transport] and (answer.port == port or answer.result != natpmp.Result.SUCCESS)
 
 
 def read_pmp(data: bytes) -> PmpAnswer | None:
-    """Read an answer of NAT-PMP; None for what is none."""
+    """Read an answer of NAT-PMP; None if the bytes are not one."""
     if len(data) < natpmp.ANSWER.size or data[0] != natpmp.VERSION or not data[1] & _R:
         return None
     _, opcode, result, epoch = natpmp.ANSWER.unpack_from(data)

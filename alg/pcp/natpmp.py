@@ -64,7 +64,8 @@ def is_request(data: bytes) -> bool:
 
 
 def parse(data: bytes) -> AskAddress | Map:
-    """Read a request that `is_request`. What is longer than it has to be is taken (clients pad). Raises Wrong."""
+    """Read a request for which `is_request` is true. Bytes beyond its length are accepted, because clients pad. Raises
+    Wrong."""
     if data[0] != VERSION:
         raise Wrong(Result.UNSUPPORTED_VERSION)
     if data[1] == 0:
@@ -90,7 +91,7 @@ def mapped(request: Map, public_port: int, lifetime: int, epoch: int) -> bytes:
 
 
 def error(data: bytes, result: Result, epoch: int) -> bytes:
-    """The answer to a request that fails: as long as one that succeeds, where the opcode is known."""
+    """Encode the answer to a request that fails. It is as long as that to one that succeeds, if the opcode is known."""
     head = ANSWER.pack(VERSION, _R | (data[1] & 0x7F), result, epoch & 0xFFFFFFFF)
     if data[0] != VERSION or result in (Result.UNSUPPORTED_VERSION, Result.UNSUPPORTED_OPCODE):
         return head

@@ -97,8 +97,8 @@ class Announce:
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """What the FILTER options of a request say: whether the filters that are there are forgotten, and those that are
-    added, as texts of prefixes."""
+    """The FILTER options of a request: whether existing filters are deleted, and the filters that are added, as texts
+    of prefixes."""
 
     forget: bool = False
     add: tuple[str, ...] = ()
@@ -144,7 +144,7 @@ def is_request(data: bytes) -> bool:
 
 
 def parse(data: bytes, source: Address) -> Request:
-    """Read a request of the client at `source`. Raises Wrong, whose result is for `error`."""
+    """Read a request of the client at `source`. Raises Wrong; its `result` is an argument of `error`."""
     if data[0] != VERSION:
         raise Wrong(Result.UNSUPP_VERSION)
     if len(data) < REQUEST.size or len(data) > LONGEST or len(data) % 4:

@@ -7,7 +7,7 @@ from enum import IntEnum
 
 MAGIC = 0x1A2B3C4D
 CONTROL = 1
-"""The only type of messages; the other one (management) was never defined."""
+"""The message type of control messages. The only other type, management, was never defined."""
 
 CONNECTED = 1
 """The result code of a connection or call that is granted."""
@@ -18,7 +18,8 @@ LONGEST = 512
 _HEADER = struct.Struct(">HHIH")  # length, PPTP message type, magic cookie, control message type
 _ID = struct.Struct(">H")
 FIRST, SECOND = 12, 14
-"""Where call IDs stand: behind the header and two reserved bytes, and the next one."""
+"""The places of call IDs in a message: the first one is behind the header and two reserved bytes, the second one behind
+it."""
 
 
 class MessageType(IntEnum):
@@ -41,7 +42,7 @@ class NotPptp(Exception):
 
 
 class MessageBuffer:
-    """Bytes of one side, of which whole messages are taken."""
+    """Collects the bytes of one side and cuts them into whole messages."""
 
     def __init__(self) -> None:
         self._held = b""

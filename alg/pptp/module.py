@@ -276,7 +276,7 @@ class PptpModule:
         self._leave()
 
     def _leave(self) -> None:
-        """Deliver all that is here, and read no more."""
+        """Deliver all bytes that are held, and stop reading."""
         self._over = True
         rest = {Side.CLIENT: b"".join(self._waiting), Side.SERVER: b""}
         self._held = None

@@ -46,7 +46,7 @@ class RtspHead:
 
     @property
     def is_final(self) -> bool:
-        """Whether it is a response after which no other one comes."""
+        """Whether this is a final response: no other response to the same request comes after it."""
         return self.status >= 200
 
 
@@ -76,19 +76,21 @@ def is_description(head: bytes) -> bool:
 
 
 def places_of(head: bytes, server: Endpoint) -> list[Span]:
-    """Where a server names itself, by this endpoint, in the headers of an answer that say where something is."""
+    """Return the places at which a server names itself, by this endpoint, in those headers of a response that have
+    URLs."""
     return [span for found in _PLACES.finditer(head) for span in _own_urls(head, found.span(1), server)]
 
 
 def places_in_description(body: bytes, server: Endpoint) -> tuple[list[Span], list[Span]]:
-    """Where a server names itself in a description: its endpoint in URLs, and its address alone."""
+    """Return the places at which a server names itself in a session description: its endpoint in URLs, and its address
+    alone."""
     urls = [span for found in _SDP_CONTROL.finditer(body) for span in _own_urls(body, found.span(1), server)]
     alone = [found.span(1) for found in _SDP_ADDRESS.finditer(body) if found[1].decode("latin-1") == server.host]
     return urls, alone
 
 
 def content_length(head: bytes) -> Span | None:
-    """Where the length of the body stands."""
+    """Return the place of the value of Content-Length."""
     found = _CONTENT_LENGTH.search(head)
     return found.span(1) if found else None
 
@@ -100,7 +102,7 @@ def _own_urls(data: bytes, span: Span, server: Endpoint) -> list[Span]:
 
 
 def conceal(data: bytes) -> bytes:
-    """The same bytes without passwords: credentials are shown as asterisks."""
+    """Return the same bytes with asterisks in place of credentials."""
     hidden = bytearray(data)
     for match in _SECRET.finditer(data):
         start, end = match.span(1) if match[1] is not None else match.span(2)

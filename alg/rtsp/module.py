@@ -89,7 +89,8 @@ class HeldSetup:
 
 @dataclass(slots=True)
 class RtspDirection:
-    """What one side says. `spoke`: it has begun as RTSP; `since`: when the framer has last been given something."""
+    """One direction of the connection. `spoke`: its bytes have begun as RTSP; `since`: when the framer was last given
+    bytes."""
 
     framer: RtspFramer = field(default_factory=RtspFramer)
     spoke: bool = False
@@ -240,7 +241,7 @@ class RtspModule:
         self._leave()
 
     def _leave(self) -> None:
-        """Deliver all that is here, and read no more."""
+        """Deliver all bytes that are held, and stop reading."""
         self._over = True
         if self._held is not None:
             self._out.append(Deliver(Side.SERVER, self._held.data))
@@ -385,7 +386,7 @@ class RtspModule:
             self._plays()
 
     def _shown(self) -> bytes:
-        """Where the client finds a published server, as URLs have it."""
+        """Return the public host and port of a published server, as URLs have them."""
         found = self._found
         if found is None:
             return b""
@@ -393,7 +394,7 @@ class RtspModule:
         return text.removesuffix(b":%d" % DEFAULT_PORT) if found.port == DEFAULT_PORT else text
 
     def _describe(self, body: bytes) -> None:
-        """The description of a published server: what names the server's own address names the one that is known."""
+        """Edit the session description of a published server: its own address becomes the public one."""
         described, self._described = self._described, None
         if described is None or self._found is None:
             self._out.append(Deliver(Side.CLIENT, body))
@@ -409,19 +410,19 @@ class RtspModule:
         self._out.append(Deliver(Side.CLIENT, body, tuple(sorted(edits))))
 
     def _let_go(self) -> None:
-        """Deliver a head whose description does not come."""
+        """Deliver a head whose session description has not come in time."""
         if self._described is not None:
             head, edits = self._described
             self._described = None
             self._out.append(Deliver(Side.CLIENT, head, tuple(sorted(edits))))
 
     def _plays(self) -> None:
-        """Streams that go through the connection only need nobody who reads it."""
+        """Stop reading if all streams go through the connection itself, for which nothing has to be opened."""
         if self._interleaved and not len(self._pairs) and self._held is None:
             self._leave()
 
     def _set_up(self, data: bytes, head: RtspHead, request: Request) -> list[Edit]:
-        """The answer to a SETUP: which of its sockets are used, and by whom."""
+        """Handle the response to a SETUP: find out which of the sockets are used, and by which host."""
         if not head.succeeds:
             if head.status in _UNAUTHORIZED:  # the client asks once more, for the same ports
                 for ref in request.refs:
@@ -455,7 +456,7 @@ class RtspModule:
         return edits
 
     def _put_back(self, spec: Spec, pair: Pair) -> list[Edit]:
-        """What the client is to read in place of what is public."""
+        """Return the edits that put the client's own ports back in place of public ones."""
         edits: list[Edit] = []
         for port in spec.ports:
             number = pair.own_port(port.number)
@@ -468,7 +469,8 @@ class RtspModule:
         return edits
 
     def _facing(self, spec: Spec, pair: Pair) -> list[Edit]:
-        """A published server says from which ports it sends: the client reads the public ones."""
+        """Return the edits of the response of a published server: the client reads the public ports in place of those
+        from which the server sends."""
         if pair.facing is None:
             return []
         edits: list[Edit] = []
@@ -505,7 +507,7 @@ class RtspModule:
 
 
 def _chosen(spec: Spec, pairs: Sequence[Pair]) -> Pair | None:
-    """The pair that an answer has chosen: the one whose port it names; without one the first."""
+    """Return the pair that a response has chosen: the one whose port it names; if it names none, the first."""
     if not spec.ports:
         return pairs[0] if pairs else None
     for pair in pairs:

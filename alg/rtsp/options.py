@@ -9,7 +9,7 @@ MOST_STREAMS = 256
 
 @dataclass(frozen=True, slots=True)
 class RtspOptions:
-    """How much a connection may ask for. ValueError for what makes no sense; it begins with the key."""
+    """Options of RTSP. Raises ValueError for an impossible value; the message begins with the key."""
 
     streams: int = field(
         default=16,

@@ -21,7 +21,7 @@ class Request:
 
 
 class OpenRequests:
-    """Those that are not answered, in their order."""
+    """The requests that are not answered yet, in their order."""
 
     def __init__(self) -> None:
         self._waiting: deque[Request] = deque(maxlen=MOST_WAITING)

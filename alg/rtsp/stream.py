@@ -26,7 +26,7 @@ _LENGTH = re.compile(rb"(?i)\ncontent-length[ \t]*+:[ \t]*+([^\r\n]*+)")
 
 
 class RtspPart(Enum):
-    """What `RtspFramer.take` has found."""
+    """The kinds of parts that `RtspFramer.take` finds."""
 
     PASSING = "passing"  # blank lines, bodies, data frames, or pieces of them
     HEAD = "head"  # a start line, header lines, and the empty line
@@ -55,11 +55,11 @@ class RtspFramer:
         self._buffer.data += data
 
     def rest(self) -> bytes:
-        """All that is left; afterwards there is nothing."""
+        """Take all bytes that are left."""
         return self._buffer.rest()
 
     def beginning(self) -> bytes:
-        """What is left, to be looked at."""
+        """Return the bytes that are left, without taking them."""
         return bytes(self._buffer.data)
 
     def take(self) -> Framed | None:
@@ -91,8 +91,8 @@ class RtspFramer:
         return Framed(RtspPart.HEAD, buffer.cut(end))
 
     def gather(self, most: int) -> bool:
-        """Have the body of the head that was just taken in one piece. Returns whether it has one, of at most so many
-        bytes; otherwise nothing changes."""
+        """Join the head that was just taken with its body, so that both come as one part. Returns whether there is a
+        body of at most `most` bytes; otherwise nothing changes."""
         self._gathers = 0 < self._passing <= most
         return self._gathers
 
@@ -110,7 +110,8 @@ class RtspFramer:
 
 
 def _length(buffer: bytearray, at: int, end: int) -> int:
-    """What Content-Length says in a head; without one 0. Malformed for no number, and for two different ones."""
+    """Read Content-Length in a head; 0 if there is none. Raises Malformed if it is not a number, or if there are two
+    that differ."""
     found: int | None = None
     for match in _LENGTH.finditer(buffer, at, end):
         digits = match[1].rstrip(b" \t")

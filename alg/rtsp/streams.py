@@ -42,7 +42,7 @@ class Pair:
     unclaimed_at: float = 0.0
 
     def public_port(self, number: int) -> int | None:
-        """Where the world finds the client's port `number`."""
+        """Return the public port for the client's port `number`."""
         if self.public is None or number not in self.sockets:
             return None
         return self.public.port + self.sockets.index(number)
@@ -56,7 +56,8 @@ class Pair:
 
 
 class Pairs:
-    """All of one connection. `client` and `server` are its ends. `published`: the server is inside, the client not."""
+    """All pairs of ports of one connection. `client` and `server` are its ends. `published`: the server is inside and
+    the client is not."""
 
     def __init__(self, client: str, server: str, most: int, published: bool = False) -> None:
         self._published = published
@@ -88,7 +89,7 @@ class Pairs:
         return pair, OpenConversation(self._ref, target, sockets[1], (self._server,), TTL, reason)
 
     def lost(self, ref: int) -> None:
-        """It is not open, or not any more."""
+        """Note that the pinhole `ref` was not opened, or is no longer open."""
         self._pairs.pop(ref, None)
 
     def let_in(self, pair: Pair, host: str) -> list[Command]:
@@ -116,7 +117,8 @@ class Pairs:
         return commands
 
     def torn_down(self, session: bytes, uri: bytes, but: set[int]) -> list[Command]:
-        """Close what a session used: one stream, if `uri` is that of one among several, else all of them."""
+        """Close the pairs of a session: one pair, if `uri` is that of one stream among several, otherwise all of
+        them."""
         claims = {claim for pair in self._pairs.values() for claim in pair.claims if session in (b"", claim[0])}
         gone = {claim for claim in claims if claim[1] == uri}
         if not gone or gone == claims:
@@ -127,13 +129,13 @@ class Pairs:
         return self.drop(touched, but)
 
     def deadline(self) -> float | None:
-        """When something is due."""
+        """Return the time at which `tick` has something to do."""
         times = [pair.refresh_at for pair in self._pairs.values()]
         times += [pair.unclaimed_at for pair in self._pairs.values() if pair.unclaimed_at and not pair.claims]
         return min(times, default=None)
 
     def tick(self, now: float, but: set[int]) -> list[Command]:
-        """Refresh what is in use, and close what nobody has claimed."""
+        """Prolong the pairs in use, and close those that no session has claimed in time."""
         late = [p.ref for p in self._pairs.values() if not p.claims and 0 < p.unclaimed_at <= now]
         commands = self.drop(late, but)
         for pair in self._pairs.values():

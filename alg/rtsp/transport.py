@@ -30,7 +30,7 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """An address or a name, without brackets, with its place; b"" is never one."""
+    """An address or a name, without brackets, with its place. Its text is never empty."""
 
     text: bytes
     span: Span
@@ -104,7 +104,7 @@ def read_transport(data: bytes, span: Span) -> list[Spec]:
 
 
 def _take(spec: Spec, data: bytes, span: Span) -> None:
-    """What a parameter says."""
+    """Store one parameter in `spec`."""
     found = _PARAM.match(data, *span)
     if found is None:
         return
@@ -133,7 +133,7 @@ def _take(spec: Spec, data: bytes, span: Span) -> None:
 
 
 def _ports(data: bytes, at: int, end: int) -> tuple[Port, ...]:
-    """One port, or two; () for a range, for what is no port, and for port 0."""
+    """Read one port, or two. Returns () for a range of more than two, for port 0, and if it is not a number."""
     found = _PORTS.fullmatch(data, at, end)
     if found is None:
         return ()

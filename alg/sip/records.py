@@ -117,7 +117,7 @@ def _entry(key: str, record: Record | None) -> Entry:
 
 @dataclass(slots=True)
 class UnsavedChanges:
-    """What has changed since it was stored."""
+    """The changes since the journal was last read."""
 
     sockets: set[int] = field(default_factory=set)
     calls: set[Key] = field(default_factory=set)

@@ -106,7 +106,7 @@ class InsideSockets:
         return self._targets.get(target)
 
     def is_fixed(self, inside: InsideSocket | None) -> bool:
-        """Whether it is the fixed one: whatever its client names, it is reached there."""
+        """Whether this is the fixed socket, at which the client is reached whatever address it names."""
         return inside is not None and inside is self._stream
 
     def by_ref(self, ref: int) -> InsideSocket | None:
@@ -161,7 +161,8 @@ class InsideSockets:
         self._publics[public] = inside, target
 
     def restore(self, inside: InsideSocket, now: float) -> None:
-        """Restore one that is open. The driver is asked about each of them soon, but not about all at once."""
+        """Restore a socket that is open. The driver is asked about each restored socket soon, but not about all at
+        once."""
         self._last_ref = max(self._last_ref, inside.ref)
         self._refs[inside.ref] = self._targets[inside.target] = inside
         self._beside(inside)

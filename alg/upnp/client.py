@@ -1,5 +1,5 @@
-"""What a client of an Internet gateway device says and reads: searches, descriptions, actions (UDA 1.1; WANIPConnection
-:1 and :2, WANPPPConnection:1)."""
+"""The client's side of an Internet gateway device: searches, descriptions and actions (UDA 1.1; WANIPConnection :1 and
+:2, WANPPPConnection:1)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LOCATION = re.compile(rb"\r?\nlocation:[ \t]*([!-~]{1,1024})[ \t]*\r?\n", re.IG
 
 
 class ControlUrl(NamedTuple):
-    """Where actions of a service are asked for: its type, and its URL as host, port and path."""
+    """The control URL of a service: the service's type, and the URL's host, port and path."""
 
     service: str
     host: str
@@ -160,7 +160,7 @@ def is_whole(data: bytes) -> bool:
 
 
 def read_answer(data: bytes) -> tuple[int, bytes]:
-    """Return status and body of an answer of HTTP. Raises HttpError(400) for what is none."""
+    """Return status and body of an HTTP response. Raises HttpError(400) if the bytes are not one."""
     start, end = _STATUS.match(data), _END.search(data)
     if start is None or end is None:
         raise HttpError(400)
@@ -182,7 +182,8 @@ def _unchunked(body: bytes) -> bytes:
 
 
 def read_outputs(status: int, body: bytes, action: str) -> dict[str, str]:
-    """Return what an action has given. Raises ActionError with the code of the fault, or 501 for what is no answer."""
+    """Return the output arguments of an action. Raises ActionError with the code of the fault, or 501 if the response
+    is not one to this action."""
     try:
         root = elements.read(body, longest=LONGEST_ANSWER)
     except ValueError:

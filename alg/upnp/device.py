@@ -41,7 +41,7 @@ class Device:
         return (services.FORWARDING,), (services.INTERFACE,), (services.CONNECTION_2, services.FIREWALL)
 
     def all_services(self) -> Iterator[UpnpService]:
-        """All services of it."""
+        """Return all services of the device and of the devices in it."""
         for several in self.services():
             yield from several
 

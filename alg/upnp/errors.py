@@ -22,7 +22,7 @@ DESCRIPTIONS = {
     732: "WildCardNotPermittedInIntPort",
     733: "InconsistentParameters",
 }
-"""What errors are called, for WANIPConnection and for all services."""
+"""The descriptions of error codes that WANIPConnection and all services have."""
 
 PINHOLE_DESCRIPTIONS = {
     701: "PinholeSpaceExhausted",
@@ -35,7 +35,7 @@ PINHOLE_DESCRIPTIONS = {
     708: "WildCardNotPermittedInSrcIP",
     709: "NoTrafficReceived",
 }
-"""Those of WANIPv6FirewallControl:1 alone."""
+"""The descriptions of error codes that only WANIPv6FirewallControl:1 has."""
 
 REASONS = {
     200: "OK",
@@ -55,7 +55,7 @@ REASONS = {
     503: "Service Unavailable",
     505: "HTTP Version Not Supported",
 }
-"""What status codes of HTTP are called (RFC 9110, section 15; RFC 6585)."""
+"""The reason phrases of HTTP status codes (RFC 9110, section 15; RFC 6585)."""
 
 
 class ActionError(Exception):

@@ -1,4 +1,5 @@
-"""Events: subscriptions of clients, and what they are told (GENA; UDA 1.1, section 4)."""
+"""Events of UPnP: subscriptions of clients, and the messages with which they are notified (GENA; UDA 1.1, section
+4)."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ _TIMEOUT = re.compile(r"second-([0-9]{1,10}|infinite)", re.IGNORECASE)
 
 
 class Callback(NamedTuple):
-    """Where a subscriber wants to be told."""
+    """The URL at which a subscriber is notified."""
 
     endpoint: Endpoint
     path: str
@@ -172,7 +173,7 @@ class Subscriptions:
         return self._all[sid]
 
     def begin(self, client: str) -> str:
-        """A client is being told of something. Returns what `end` is to be called with."""
+        """Note that a notification of this client begins. Returns the argument for `end`."""
         host = self._identify(client)
         self._telling[host] += 1
         return host
@@ -199,7 +200,7 @@ class Subscriptions:
             del self._all[subscription.sid]
 
     def drop_ended(self, now: float) -> None:
-        """Forget those whose time is over."""
+        """Forget the subscriptions whose time is over."""
         for sid in [sid for sid, subscription in self._all.items() if subscription.ends <= now]:
             del self._all[sid]
 

@@ -205,7 +205,7 @@ class RequestReader:
 
 
 def _end_of_head(data: bytearray, start: int) -> int:
-    """Where the empty line of a head ends, or -1. Lines may end in LF alone."""
+    """Return the place at which the empty line of a head ends, or -1. Lines may end in LF alone."""
     ends = []
     for mark in (b"\n\n", b"\n\r\n"):
         at = data.find(mark, start)

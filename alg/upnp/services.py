@@ -14,7 +14,8 @@ from alg.upnp.elements import escape
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A state variable: its `type` as in UDA 1.1 (2.5), what it may be, and whether changes are told to subscribers."""
+    """A state variable: its `type` as in UDA 1.1 (2.5), its allowed values, and whether subscribers are notified of
+    changes."""
 
     name: str
     type: str
@@ -60,7 +61,7 @@ class UpnpService:
 
     @property
     def evented(self) -> tuple[str, ...]:
-        """The variables whose changes are told to subscribers."""
+        """Return the variables of whose changes subscribers are notified."""
         return tuple(variable.name for variable in self.variables.values() if variable.evented)
 
 

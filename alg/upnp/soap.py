@@ -17,7 +17,8 @@ _END = "</s:Body></s:Envelope>\n"
 
 
 class SoapCall(NamedTuple):
-    """What is asked for: the type of the service (a URN), the action, and its arguments by their names."""
+    """A request for an action: the type of the service (a URN), the name of the action, and its arguments by their
+    names."""
 
     service: str
     action: str

@@ -95,7 +95,7 @@ def _second(wanted: str) -> str:
 
 
 def alive(speaker: Speaker, group: str) -> list[bytes]:
-    """Return what is told to `group` from time to time: that the announced device is there."""
+    """Return the messages that announce the device to `group` from time to time."""
     device = speaker.devices[0]
     return [
         _message(
@@ -107,7 +107,8 @@ def alive(speaker: Speaker, group: str) -> list[bytes]:
 
 
 def byebye(speaker: Speaker, group: str) -> list[bytes]:
-    """Return what is told to `group` at the end, and before the first `alive`: that it is there no longer."""
+    """Return the messages that revoke the announcement of the device to `group`: sent at the end, and before the first
+    `alive`."""
     return [
         _message(
             "NOTIFY * HTTP/1.1",

@@ -120,7 +120,8 @@ class Conntrack:
         return result
 
     def marked(self, mark: int) -> list[TrackedEntry]:
-        """Return the UDP connections whose mark has these bits. The kernel walks its table once for each family."""
+        """Return the UDP connections that have all bits of `mark` in their mark. The kernel walks its table once for
+        each family."""
         return [
             TrackedEntry(_read(found, version), version, _name(found))
             for version, found in self._marked(mark)

@@ -200,7 +200,8 @@ def _held(lease: Lease, slot: int, ttl: float) -> Iterator[Element]:
 
 
 def _ranges(peers: tuple[str, ...] | None, family: int) -> list[tuple[bytes, bytes]]:
-    """Peers as first and last addresses; nobody as the last and the first one of all."""
+    """Return peers as pairs of first and last addresses. No peers at all are written as a range that is empty: the last
+    and the first address of the family."""
     none, every = bytes(_SIZES[family]), b"\xff" * _SIZES[family]
     if peers is None:
         return [(none, every)]
@@ -235,7 +236,8 @@ def _role(lease: Lease) -> str:
 
 
 def _mapping(lease: Lease, ttl: float, comment: str) -> Iterator[Element]:
-    """The elements of a mapping: the source port first, as it says whose they are."""
+    """Return the elements of a mapping. The element of the source port comes first, because it has the comment that
+    names the lease."""
     family, public, target = lease.public.version, lease.public, lease.target
     translated = public != target
     comment += _role(lease)
@@ -288,8 +290,8 @@ def _exchange(lease: Lease, ttl: float, comment: str) -> Iterator[Element]:
 
 
 def _gre(lease: Lease, ttl: float, comment: str) -> Iterator[Element]:
-    """The elements of a call: what may come in first, as it says whose they are. As long as the server's call ID is not
-    known, nothing leaves."""
+    """Return the elements of a call of PPTP. The element that lets packets in comes first, because it has the comment
+    that names the lease. Nothing may leave as long as the server's call ID is not known."""
     assert lease.peer is not None
     client, server, public = (_packed(host) for host in (lease.target.host, lease.peer, lease.public.host))
     ends = public + _CALL.pack(lease.target.port) + (b"" if lease.second is None else _CALL.pack(lease.second))
@@ -394,7 +396,8 @@ class _Owner:
 def _conversation(
     family: int, public: Endpoint, target: Endpoint, peers: tuple[str, ...] | None, ttl: float, comment: str
 ) -> list[Element]:
-    """The elements of one port: the source port first, as it says whose they are."""
+    """Return the elements of one port of a conversation. The element of the source port comes first, because it has the
+    comment that names the lease."""
     elements = [Element(f"snat{family}", pack_key(target, "udp", None), _pack(public), ttl, comment)]
     if public != target:
         elements.append(Element(f"public{family}", _pack(public), None, ttl, ""))
@@ -410,7 +413,7 @@ def _let_in(
     peers: Sequence[str | None],
     ttl: float,
 ) -> None:
-    """Add the elements that let peers in to one port; None: anybody."""
+    """Add the elements that let `peers` (None: all hosts) in to one port."""
     for peer in peers:
         anybody = "any" if peer is None else ""
         inward, socket = pack_key(public, "udp", peer), pack_key(target, "udp", peer)
@@ -447,7 +450,7 @@ _Peers = Mapping[tuple[Endpoint, Transport], list[tuple[bytes, bytes]]]
 
 
 def _peers(elements: Mapping[tuple[str, bytes], Element]) -> _Peers:
-    """Who may send to a socket, inside or of this host: first and last addresses."""
+    """Return the peers that may send to a socket, as pairs of first and last addresses."""
     found: dict[tuple[Endpoint, Transport], list[tuple[bytes, bytes]]] = {}
     for element in elements.values():
         if element.set.startswith("in"):

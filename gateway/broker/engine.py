@@ -185,7 +185,7 @@ class Engine:
         return [lease for _, lease in ended]
 
     def deadline(self) -> float:
-        """When (monotonic) `tick` has something to do; infinity: not before the next request."""
+        """Return the time (monotonic) at which `tick` has something to do; infinity: not before the next request."""
         due = min(self._leases.deadline() or math.inf, self._guard.deadline(), self.stale.deadline())
         due = min(due, self.return_path.deadline())
         if self._guard.restoring:  # until then usage and forwardings are left alone
@@ -262,7 +262,8 @@ class Engine:
         return Change(changed.delete, tuple(self.netfilter.counted(changed.add)))
 
     def _find(self, slot: int, message: Open) -> None:
-        """Answer which public endpoint the conversation of an inside socket has. Its owner and peers are not told."""
+        """Answer a question for the public endpoint of an inside socket's conversation. The process that owns the
+        conversation, and its peers, are not named."""
         self.flush()  # what is told of has to be open
         lease = self._leases.of_socket(message.request.target)
         if lease is None:
@@ -429,7 +430,7 @@ class Engine:
             self._updated_or_not(updating, refused.get(index), done)
 
     def _change(self, updating: Updating) -> Change:
-        """Deleted and added in one transaction: no packet meets a conversation half changed."""
+        """Delete and add the elements of a conversation in one transaction, so that no packet meets it half changed."""
         others = self._sharing.others(updating.new)
         if others:
             left = max(updating.before - time.monotonic(), 0.0)
@@ -531,7 +532,8 @@ class Engine:
                     raise PinholeRefused("taken", "another process has this pinhole open")
 
     def _replace_untold(self, slot: int, request: PinholeRequest) -> None:
-        """A worker asks for what the broker before this one has opened for it: it was not told of that."""
+        """Close a lease that the previous broker opened without being able to tell the worker, which now asks for the
+        same pinhole again."""
         asked = _asked(request)
         for lease in self._leases.of_client(request.visitor or request.client):
             if lease.id in self._strays.loaded and _asked(lease) == asked:
@@ -596,12 +598,12 @@ class Engine:
     # --- what others did to the table -------------------------------------------------------------------------------
 
     def others_changed(self, changes: Changes) -> None:
-        """Another program has changed netfilter's rules."""
+        """Note that another program has changed netfilter's rules."""
         self._permits.foreign.forget()
         self._guard.others_changed(changes)
 
     def _lose_all(self, without: Collection[str] = ()) -> None:
-        """Count everything as closed, except for what is on its way."""
+        """Count all leases as closed, except `without`, the requests that are under way."""
         for lease in self._leases.close_all(now=time.monotonic()):
             self._usage.closed(lease.id)
             if lease.id not in without:
@@ -613,6 +615,6 @@ def _described(lease: Lease) -> tuple[object, ...]:
 
 
 def _asked(one: PinholeRequest | Lease) -> tuple[object, ...]:
-    """What does not change from the request of a pinhole to its lease."""
+    """Return the fields that a request and its lease have in common."""
     transport = one.protocol if isinstance(one, Lease) else one.transport
     return one.flow, one.reason, one.kind, one.direction, transport, one.target, one.peer, one.visitor, one.outer

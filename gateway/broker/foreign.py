@@ -146,7 +146,7 @@ def from_nft(listing: dict[str, Any], own: str) -> Iterator[Forwarding]:
 
 
 def _mapped_ports(target: Any, table: str, named: dict[tuple[str, str], Any]) -> Iterator[tuple[int, int]]:
-    """Ports of a map from ports to addresses, if the target of a rule is one."""
+    """Return the ports of a map from ports to addresses, if the target of a rule is such a map."""
     addr = target.get("addr") if isinstance(target, dict) else None
     if isinstance(addr, dict) and addr.get("map", {}).get("key", {}).get("payload", {}).get("field") == "dport":
         data = addr["map"]["data"]

@@ -67,7 +67,7 @@ class Forwards:
         self._due = -math.inf
 
     def deadline(self) -> float:
-        """When (monotonic) `tick` has something to do."""
+        """Return the time (monotonic) at which `tick` has something to do."""
         return self._due
 
     def tick(self, now: float) -> None:
@@ -117,5 +117,6 @@ def _of(lease: Lease) -> Forward:
 
 
 def _sorted(forward: Forward) -> Forward:
-    """With its prefixes in one order: what is read back from the kernel has another one."""
+    """Return a forwarding with its prefixes sorted, so that it can be compared with one that was read from the
+    kernel."""
     return forward if forward.peers is None else forward._replace(peers=tuple(sorted(forward.peers)))

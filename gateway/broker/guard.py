@@ -80,7 +80,8 @@ class TableGuard:
         return self._restoration.waits_for(lease_id)
 
     def deadline(self) -> float:
-        """When (monotonic) `look` has something to do; infinity: not before another program changes something."""
+        """Return the time (monotonic) at which `look` has something to do; infinity: not before another program changes
+        something."""
         return min(self._pause, self._suspicion) if self._restoration else self._suspicion
 
     def configure(self, limits: BrokerLimits) -> None:
@@ -98,7 +99,8 @@ class TableGuard:
         return made
 
     def others_changed(self, changes: Changes) -> None:
-        """Another program has changed netfilter's rules: check after a moment whether ours are complete."""
+        """Note that another program has changed netfilter's rules: after a moment it is checked whether ours are
+        complete."""
         self._suspicion = min(self._suspicion, time.monotonic() + SOON)
         if changes.flowtables:
             self._keep_aside()

@@ -70,7 +70,7 @@ ELEMENTS = 512
 elements at least."""
 
 TOGETHER = 128
-"""Elements in one message: the attribute that holds them must not be longer than 64 KiB."""
+"""The most elements in one message: the attribute that holds them must not be longer than 64 KiB."""
 
 BATCH = 64
 """Questions that are asked at once."""
@@ -529,8 +529,8 @@ class Netfilter:
         return result
 
     def _get(self, keys: Iterable[tuple[str, bytes, bytes | None]]) -> list[bytes | None]:
-        """What the kernel says of each of these elements; None: it is not there. Asked often, hence like a change
-        (0036), and many at once."""
+        """Return what the kernel has of each of these elements; None: the element is not there. All are asked for at
+        once, by struct like a change, because this happens often (0036)."""
         messages = [self._question(self._messages.of(name, [self._messages.key(key, end)])) for name, key, end in keys]
         return [
             answer

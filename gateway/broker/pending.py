@@ -1,4 +1,4 @@
-"""What workers have asked for and the kernel does not know yet, and the answers that wait for it."""
+"""The requests of workers that the kernel has not carried out yet, and the answers that wait for it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Opening(NamedTuple):
 
 
 class Closing(NamedTuple):
-    """A lease that is still in the kernel, but in the table no more."""
+    """A lease that is not in the table any more, but still in the kernel."""
 
     slot: int
     lease: Lease
@@ -79,7 +79,8 @@ class Pending:
         return waiting
 
     def answer(self, slot: int, message: ToWorker) -> None:
-        """Have a message sent with the next `tell`. The slot of the operator's forwardings is nobody's."""
+        """Let the next `tell` send a message to a slot. The slot of the operator's forwardings has no process, so
+        nothing is sent to it."""
         if slot != FORWARDS:
             self._answers.setdefault(slot, []).append(message)
 

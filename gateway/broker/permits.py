@@ -1,5 +1,5 @@
-"""What a process may ask the broker for, and which ports it can get: the broker's limits, and what this host's programs
-and rules have already."""
+"""The limits of the broker: what a process may ask for, and which ports it can get beside the programs and rules of
+this host."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ class BrokerPermits:
         )
 
     def _is_reserved(self, request: PinholeRequest, port: int) -> bool:
-        """Whether a port is none for mappings: the gateway's own, or an operator's forwarding goes before ours."""
+        """Whether mappings must not have a port, because it belongs to the gateway, or because a forwarding of another
+        program takes precedence."""
         return port in self._reserved or any(
             self.foreign.has(transport, request.public_host or "", port)
             for transport in transports_of(request.transport)

@@ -128,7 +128,7 @@ class ReturnPath:
                 self._due = min(self._due, now + SOON)
 
     def deadline(self) -> float:
-        """When (monotonic) `tick` has something to do."""
+        """Return the time (monotonic) at which `tick` has something to do."""
         return self._due
 
     def settle(self) -> None:
@@ -232,7 +232,7 @@ class ReturnPath:
                     self._add_mirror(rule)
 
     def _add_mirror(self, rule: bytes) -> None:
-        """Add a mirror. That one cannot be made is no reason to make no connection."""
+        """Add a mirror of a rule. If that fails it is logged, and connections are made all the same."""
         try:
             self._change(RTM_NEWRULE, rule)
             self._refused.discard(rule)
@@ -293,7 +293,7 @@ def _versions(networks: Set[Network]) -> set[int]:
 
 
 def _only(user: int) -> bytes:
-    """Return a range of users (fib_rule_uid_range) with this one."""
+    """Encode the range of users (fib_rule_uid_range) that contains only `user`."""
     return struct.pack("=II", user, user)
 
 
@@ -321,7 +321,7 @@ def _packed(attributes: dict[int, bytes]) -> bytes:
 
 
 def _ports(data: bytes) -> Iterator[int]:
-    """Return the netlink ports of those who made the changes that are told of."""
+    """Return the netlink ports of the processes that made the changes in a notification."""
     while len(data) >= NLMSGHDR.size:
         length, _, _, _, port = NLMSGHDR.unpack_from(data)
         yield port

@@ -71,17 +71,17 @@ class Supervisor(Protocol):
 
 
 class Deferred:
-    """Actions for the end of a turn of the loop."""
+    """Actions that are carried out at the end of a turn of the loop."""
 
     def __init__(self) -> None:
         self._waiting: list[Callable[[], None]] = []
 
     def later(self, action: Callable[[], None]) -> None:
-        """Do something at the end of this turn."""
+        """Add an action for the end of this turn."""
         self._waiting.append(action)
 
     def end(self) -> None:
-        """Do what was left for the end of the turn."""
+        """Carry out the actions that were left for the end of the turn."""
         waiting, self._waiting = self._waiting, []
         for action in waiting:
             action()

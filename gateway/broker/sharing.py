@@ -25,7 +25,7 @@ class Sharing:
         self._merged: set[str] = set()  # leases that the kernel knows together with others
 
     def others(self, lease: Lease) -> list[Holding]:
-        """The other leases that share a public port with this one."""
+        """Return the other leases that share a public port with this one."""
         found = self._leases.sharing(lease)
         if not found:
             return []
@@ -47,7 +47,7 @@ class Sharing:
         return self._change([*others, old], [*others, new])
 
     def whole(self, lease: Lease, slot: int, left: float) -> tuple[Element, ...]:
-        """All elements of a lease and of those that share its port, where there are none yet."""
+        """Return all elements of a lease and of those that share its port, for a port that has no elements yet."""
         return self._together([(lease, slot, left), *self.others(lease)])
 
     def first_whole(self, lease: Lease, slot: int, left: float) -> tuple[Element, ...]:

@@ -29,7 +29,8 @@ from gateway.model.requests import Lease
 from gateway.observe.log import get_logger
 
 Right = dict[TrackedEnd, list[tuple[Lease, TrackedEnd]]]
-"""What connections of a socket have to be like: the leases that it has, and what answers are to have in its place."""
+"""What connections of a socket must look like: the leases that the socket has, and the source that answers must
+have."""
 
 SOON = 0.02  # seconds between a change and the look, where something may be wrong that matters now
 SHARE = 10  # a look that took a second is followed by the next one ten seconds later at the soonest
@@ -90,7 +91,8 @@ class Search:
         self._running.add_done_callback(lambda _: self._ended())
 
     def left_behind(self) -> Future[list[TrackedEntry]]:
-        """Return what becomes of a search for all connections that pinholes have let in."""
+        """Begin a search for all connections that pinholes have let in, and return it. It takes the place of this
+        search."""
         searching = self._executor.submit(self._finder.marked, MEDIA)
         searching.add_done_callback(lambda _: self._ended())
         return searching
@@ -102,11 +104,12 @@ class Search:
 
     @property
     def waits(self) -> bool:
-        """Whether it is the thread's turn, not `go_on`'s."""
+        """Whether the search waits for the thread that walks the table, and not for `go_on`."""
         return not self._found and (self._running is None or not self._running.done())
 
     def deadline(self) -> float:
-        """When (monotonic) `go_on` has something to do, if something is under way; infinity: not before `ended`."""
+        """Return the time (monotonic) at which `go_on` has something to do, if something is under way; infinity: not
+        before `ended`."""
         return math.inf if self.waits else 0.0
 
     def add(self, found: list[TrackedEntry], leases: list[Lease]) -> None:
@@ -168,14 +171,14 @@ class Early:
         self._at_the_latest = math.inf
 
     def add(self, lease: Lease) -> int:
-        """Return the number of the search that is for this one."""
+        """Add a lease to the next search, and return the number of that search."""
         self._next.append(lease)
         self._at_the_latest = min(self._at_the_latest, time.monotonic() + LONGEST)
         return self.settled + (2 if self._searched else 1)
 
     def deadline(self) -> float:
-        """When (monotonic) `go_on` has something to do; infinity: not before another opening, or the end of a
-        search."""
+        """Return the time (monotonic) at which `go_on` has something to do; infinity: not before another opening, or
+        the end of a search."""
         if self._searched:
             return self._search.deadline()
         return min(self._next_at, self._at_the_latest) if self._next else math.inf
@@ -311,7 +314,8 @@ class Stale:
             self._ask_at = time.monotonic() + SOON
 
     def deadline(self) -> float:
-        """When (monotonic) `tick` or `settle` has something to do; infinity: not before a new event or `wake`."""
+        """Return the time (monotonic) at which `tick` or `settle` has something to do; infinity: not before a new event
+        or `wake`."""
         due = min(self._due, self._ask_at)
         return min(self._look.deadline() if self._look.under_way else due, self._early.deadline())
 
@@ -392,7 +396,8 @@ def _wrong_of(
 
 
 def is_datagram(lease: Lease) -> bool:
-    """Whether connection tracking remembers anything of this pinhole that could become wrong."""
+    """Whether connection tracking can hold entries that become wrong when this pinhole changes: it is one for
+    datagrams."""
     return "udp" in lease.protocol and lease.direction == "in"
 
 

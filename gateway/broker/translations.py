@@ -47,7 +47,7 @@ class TranslationTable:
         self._netlink = Netlink()
 
     def get(self, transport: Transport, source: Endpoint, destination: Endpoint) -> Translation | None:
-        """Return the connection with these ends, whichever of them began it; None: there is none (yet)."""
+        """Return the connection with these ends, in either direction; None: the table has none yet."""
         version = source.version
         ends = attribute(ADDRESS[version, True], parse_ip(source.host).packed)
         ends += attribute(ADDRESS[version, False], parse_ip(destination.host).packed)
@@ -69,7 +69,7 @@ class TranslationTable:
 
 
 def _both_ends(tuple_: bytes, version: int) -> tuple[Endpoint, Endpoint] | None:
-    """Return source and destination of one direction."""
+    """Return the source and the destination of one direction."""
     parts = attribute_map(tuple_)
     addresses = attribute_map(parts.get(CTA_TUPLE_IP, b""))
     protocol = attribute_map(parts.get(CTA_TUPLE_PROTO, b""))

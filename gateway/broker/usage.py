@@ -41,7 +41,7 @@ class Usage:
         self.used = 0
 
     def deadline(self) -> float:
-        """When (monotonic) `tick` has something to do."""
+        """Return the time (monotonic) at which `tick` has something to do."""
         return self._next
 
     def tick(self, now: float) -> None:
@@ -95,7 +95,7 @@ class Usage:
             self._seen(lease, traffic)
 
     def _traffic(self, leases: Sequence[Lease]) -> Iterator[tuple[Lease, Traffic]]:
-        """Return what has passed through conversations, with one question for all of them."""
+        """Return the packets and bytes that have passed through conversations, which are read all together."""
         elements = [elements_of(lease, 0, 1.0) for lease in leases]
         counted = iter(self._netfilter.counted(element for group in elements for element in group))
         for lease, group in zip(leases, elements, strict=True):

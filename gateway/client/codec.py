@@ -40,7 +40,7 @@ class Codec(Protocol):
 
 
 class GssapiCodec:
-    """Each message in a token."""
+    """Protects a stream by GSSAPI: each message is one token."""
 
     ended = False
 

@@ -85,7 +85,7 @@ class Proxy(_Proxy):
         return super().__new__(cls, kind, host, port, user, password, tls, ca, certificate, name, gssapi, service)
 
     def __repr__(self) -> str:
-        """All but the password."""
+        """Return all fields but the password."""
         return f"Proxy({', '.join(f'{key}={value!r}' for key, value in self._asdict().items() if key != 'password')})"
 
     @classmethod

@@ -34,8 +34,8 @@ def Rconnect(sock: socket.socket, name: Address) -> None:
 
 
 def Rbind(sock: socket.socket, name: Address, remote: Address) -> None:
-    """Get an endpoint at which `remote` may connect; which one, Rgetsockname says. `name` is the proxy's choice,
-    whatever is asked for. Raises ProxyError."""
+    """Get an endpoint at which `remote` may connect; Rgetsockname returns it. The proxy chooses the endpoint, whatever
+    `name` is. Raises ProxyError."""
     chain = _chain()
     carrier = Carrier(Deadline(sock.gettimeout() or TIMEOUT), sock)
     before = sock.gettimeout()
@@ -47,7 +47,7 @@ def Rbind(sock: socket.socket, name: Address, remote: Address) -> None:
 
 
 def Rlisten(sock: socket.socket, backlog: int) -> None:
-    """Do nothing: the socket listens since Rbind, for one peer. Raises OSError before Rbind."""
+    """Do nothing: after Rbind the socket listens already, for one peer. Raises OSError before Rbind."""
     _of(sock)
 
 

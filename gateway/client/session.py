@@ -89,7 +89,7 @@ def second(proxy: Proxy, first: Granted) -> Session:
 
 
 def broken(error: OSError) -> ProxyError:
-    """What an error of the connection to a proxy is for the session, which then says which proxy that was."""
+    """Return the error of a session for an error of the connection to a proxy. The session adds the proxy's name."""
     if isinstance(error, ProxyError):
         return error
     made = ProxyError("failed", error.strerror or str(error))

@@ -1,4 +1,4 @@
-"""What is done with sockets themselves: as they are without `socksified`, in pairs, and how a broken one ends."""
+"""Operations on sockets: unpatched ones beside `socksified`, pairs, and the end of a broken one."""
 
 from __future__ import annotations
 

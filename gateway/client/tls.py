@@ -12,7 +12,7 @@ from gateway.client.session import Protect, Receive, Send, Step
 
 
 def handshake(proxy: Proxy) -> Generator[Step, Any, None]:
-    """Make the TLS handshake with a proxy, whose certificate has to be valid."""
+    """Return the steps of the TLS handshake with a proxy, whose certificate has to be valid."""
     try:
         context = ssl.create_default_context(cafile=proxy.ca or None)
         if proxy.certificate:

@@ -164,7 +164,7 @@ def _prefixes(host: str, mask_text: str, masks: Masks, lookups: Lookups) -> list
 
 
 def _is_netmask(mask: int) -> bool:
-    """Whether a mask is a sequence of ones followed by zeros."""
+    """Whether a mask consists of ones followed by zeros."""
     rest = mask ^ _ALL
     return rest & (rest + 1) == 0
 

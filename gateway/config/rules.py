@@ -148,7 +148,8 @@ def _check(section: RuleSection, via: Sequence[str], *, everywhere: bool) -> Non
 
 
 def _check_mapping(section: RuleSection, via: Sequence[str]) -> None:
-    """Refuse what a rule for mappings cannot mean: nobody has said who it is, and nothing is dialled or relayed."""
+    """Refuse keys that have no meaning in a rule for mappings: a client that asks for one is not authenticated, and
+    nothing is dialled or relayed."""
     if section.to:
         raise RuleError("to", "names servers, and a mapping has none (write a rule for map alone)")
     for key, named in (("user", section.user), ("group", section.group), ("ident", section.ident)):

@@ -26,9 +26,9 @@ DEFAULT_RUN_DIR = "/run/algate"
 LOWEST_PINHOLE_PORT = 1024
 LONGEST_LIFETIME = 604800
 PCP_PORT = 5351
-"""Of PCP and NAT-PMP (RFC 6887 section 19.1, RFC 6886)."""
+"""The port of PCP and NAT-PMP (RFC 6887 section 19.1, RFC 6886)."""
 SSDP_PORT = 1900
-"""Of UPnP's discovery."""
+"""The port of UPnP's discovery."""
 
 _T = TypeVar("_T")
 
@@ -623,7 +623,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     @cached_property
     def queue(self) -> int:
-        """Number of this instance's NFQUEUE. Another instance has another one."""
+        """The number of this instance's NFQUEUE. Each instance on a host has its own."""
         return 1024 + int(hashlib.sha256(self.instance.encode()).hexdigest()[:8], 16) % 64000
 
     @cached_property

@@ -123,12 +123,12 @@ class Conversations:
             return []  # the broker is being replaced
 
     def lease(self, ref: int) -> Lease | None:
-        """Return the lease of an open one."""
+        """Return the lease of an open pinhole; None if it is not open."""
         conversation = self._live.get(ref)
         return conversation.lease if conversation is not None else None
 
     def is_read(self, ref: int) -> bool:
-        """Whether a module reads the datagrams of this one."""
+        """Whether a module reads the datagrams of this conversation."""
         conversation = self._live.get(ref)
         return conversation is not None and conversation.read
 
@@ -138,7 +138,7 @@ class Conversations:
         return conversation is not None and conversation.admitting > 0
 
     def restore(self, ref: int, lease: Lease, read: bool) -> None:
-        """Take over one that another process has opened."""
+        """Take over a conversation that another process has opened."""
         self._live[ref] = conversation = _Conversation(read, lease.peers)
         conversation.lease = lease
 
@@ -312,7 +312,7 @@ class Conversations:
             self._on_outcome(ref, Endpoint(host or outcome.public.host, outcome.public.port), None)
 
     def update(self, command: UpdateConversation | UpdateMapping | UpdateExchange | UpdateGre) -> None:
-        """Change one. `on_outcome` is called with a rule if it is not open any more."""
+        """Change a pinhole. `on_outcome` is called with a rule if it is not open any more."""
         conversation = self._live.get(command.ref)
         if conversation is None:
             if self._mode is Mode.REWRITE:
@@ -337,7 +337,7 @@ class Conversations:
             self._work(command.ref, conversation)
 
     def close(self, ref: int) -> None:
-        """Close one, if it is open."""
+        """Close a pinhole, if it is open."""
         conversation = self._live.pop(ref, None)
         if conversation is not None:
             conversation.closed = True

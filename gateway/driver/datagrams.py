@@ -197,7 +197,7 @@ class DatagramDriver:
         self._edit_keys: dict[str, Key] = {}
 
     def __len__(self) -> int:
-        """How many datagrams were not decided on yet."""
+        """The number of datagrams on which the module has not decided yet."""
         return len(self._waiting)
 
     # --- datagrams --------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a module of one flow opens, as far as it may: pinholes, conversations, relays and meetings."""
+"""Opens what the module of one flow asks for, as far as it may: pinholes, conversations, relays and meetings."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ class Openings:
         self._passages.append((side, passage))
 
     def close(self, ref: int) -> None:
-        """Close one, if it is open or being opened."""
+        """Close a pinhole, or give it up if it is being opened."""
         self.conversations.close(ref)
         self._opening.discard(ref)
         close = self._leases.pop(ref, None)

@@ -39,7 +39,7 @@ class InOrder(Generic[H]):
         self.kept = 0
 
     def __len__(self) -> int:
-        """How many were not decided on yet."""
+        """The number of datagrams on which the module has not decided yet."""
         return len(self._held)
 
     def numbers(self) -> list[int]:

@@ -28,7 +28,7 @@ _UNSPECIFIED = ("0.0.0.0", "::", "")
 
 
 class UpstreamError(Exception):
-    """An upstream does not do what was asked, or cannot be reached; `failure` says why in one word."""
+    """An upstream cannot be reached, or refuses a request. `failure` is the reason in one word."""
 
     def __init__(self, failure: Failure, detail: str) -> None:
         super().__init__(detail)
@@ -36,7 +36,7 @@ class UpstreamError(Exception):
 
 
 class Tls(NamedTuple):
-    """How an upstream is spoken to inside TLS. `name`: what its certificate must be for."""
+    """The TLS settings for an upstream. `name`: the name that its certificate must have."""
 
     context: ssl.SSLContext
     name: str
@@ -87,7 +87,8 @@ class Upstreams:
 
 
 class Way:
-    """The upstreams by which a flow goes to its server, `host` and `port` as the last one was told."""
+    """The upstreams through which a flow goes to its server. `host` and `port` are those that the last upstream was
+    asked for."""
 
     def __init__(self, upstreams: Sequence[Upstream], connect: Connect, host: str, port: int) -> None:
         self._upstreams = upstreams
@@ -183,7 +184,7 @@ class Bound:
         return -1 if self._sock is None else self._sock.fileno()
 
     def close(self) -> None:
-        """Wait no more. The connection, if it has come, is its receiver's."""
+        """Stop waiting. A connection that has come already belongs to the caller."""
         if self._sock is not None:
             self._sock.close()
             self._sock = None

@@ -148,7 +148,7 @@ def _deletions(entries: Sequence[Mapping[str, Any]], instance: str, chain: Forei
 
 
 def _is_ours(table: str, entries: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether it is the table of an instance of ours, or one that `algate rules show --nft` prints."""
+    """Whether a table is one of an instance of algate, or one that `algate rules show --nft` prints."""
     tables = [entry["table"] for entry in entries if "table" in entry]
     comments = [str(entry.get("comment", "")) for entry in tables if entry["name"] == table]
     return table.startswith("algate") or any(comment.startswith("algate ") for comment in comments)

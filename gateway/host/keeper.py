@@ -108,11 +108,12 @@ class RulesKeeper:
 
     @property
     def next(self) -> float:
-        """When (monotonic) `tick` has something to do if nothing happens."""
+        """Return the time (monotonic) at which `tick` has something to do if no event comes before."""
         return math.inf if self._job is not None else min(self.due, self._poll_at)
 
     def tick(self, now: float, config: Config, may_restore: bool) -> None:
-        """Check or restore the rules, if it is time. `may_restore`: this process is the one that has to do it."""
+        """Check or restore the rules, if it is time. `may_restore`: whether this process may restore them; of two
+        versions only one does."""
         if self._job is not None:
             if not self._job.done():
                 return

@@ -17,8 +17,8 @@ _OURS = tuple(f"gateway.{room}" for room in ("supervisor", "process"))  # no imp
 
 
 def examine_ports(config: Config, proc: Path = _PROC) -> Iterator[Finding]:
-    """Return a finding for each port at which clients ask. `proc` is /proc. Only root sees whose a socket is; what
-    nobody is seen to have counts as free."""
+    """Return a finding for each port at which clients ask. `proc` is /proc. Only root can see the owner of each socket;
+    a port without a visible owner counts as free."""
     for transport, ports in config.portmap_ports.items():
         for port in ports:
             name = f"port {port}/{transport} ({_WHAT.get((transport, port), 'UPnP')})"

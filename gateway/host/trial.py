@@ -59,7 +59,7 @@ _FAMILIES = {1: "inet", 2: "ip", 5: "netdev", 7: "bridge", 10: "ip6"}
 
 
 class Stop(NamedTuple):
-    """Where a packet ended: a description, and the base chain."""
+    """The place where a packet was dropped: a description, and the base chain."""
 
     place: str
     chain: str
@@ -320,7 +320,8 @@ def _ends(data: bytes) -> tuple[int, Endpoint, Endpoint, int, int]:
 
 
 class Attempts:
-    """Each method sends a packet as a session would, and returns whether it arrived where it must."""
+    """The attempts to pass the rules. Each method sends a packet as a session would, and returns whether it arrived
+    where it must."""
 
     def __init__(self, copy: Copy, client: str, peer: str, near: str, public: str) -> None:
         self._copy = copy

@@ -55,7 +55,7 @@ class LeaseLimits(NamedTuple):
 
 
 def by_address(address: str) -> ClientIdentity:
-    """Each address is a client of its own."""
+    """Identify clients by their addresses: each address is a client of its own."""
     return ClientIdentity(address, address)
 
 
@@ -144,7 +144,7 @@ class Quotas:
         self._hosts[payer.host][lease.id] = lease
 
     def remove(self, lease: Lease, payer: ClientIdentity) -> None:
-        """Count a lease no more."""
+        """Stop counting a lease."""
         host, network = payer
         self._live -= 1
         self._mappings -= lease.kind == "mapping"

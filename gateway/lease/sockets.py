@@ -36,7 +36,7 @@ class PublicSockets:
             self._holders[socket] += 1
 
     def remove(self, lease: Lease) -> bool:
-        """Take the sockets of a lease out; whether all its public ports are nobody's any more."""
+        """Remove the sockets of a lease. Returns whether no other lease has any of its public ports."""
         for socket, _ in sockets_of(lease):
             of_leases = self._public[socket]
             del of_leases[lease.id]
@@ -60,7 +60,7 @@ class PublicSockets:
         return [*self._public.get((transport, inside), ())]
 
     def sharing(self, lease: Lease) -> list[str]:
-        """The ids of other leases that have a socket in common with this one."""
+        """Return the ids of other leases that have a socket in common with this one."""
         if lease.kind not in _WITH_SOCKETS:
             return []
         found = {other: None for socket, _ in sockets_of(lease) for other in self._public.get(socket, ())}
@@ -89,7 +89,7 @@ class PublicSockets:
 
 
 def sockets_of(lease: Lease) -> list[tuple[Socket, Endpoint]]:
-    """The sockets whose packets leave from a public port, and that port."""
+    """Return the inside sockets whose packets leave from a public port, each with that port."""
     if lease.backend != "kernel":
         return []
     found: list[tuple[Socket, Endpoint]] = []

@@ -364,7 +364,7 @@ class LeaseTable:
         rng: random.Random,
         is_free: Callable[[int], bool],
     ) -> Endpoint:
-        """The public endpoint of a mapping: the suggested one, or any of those that mappings may have."""
+        """Choose the public endpoint of a mapping: the suggested port, or any of those that mappings may have."""
         low, high = self._mapping_ports
         suggested = request.suggested
         if (

@@ -260,7 +260,8 @@ def _check_mapping(request: PinholeRequest, client: Address, target: Address, in
 
 
 def _check_prefixes(peers: tuple[str, ...] | None, version: int) -> None:
-    """Each in its one spelling, of the family, and none within another one: the kernel takes none that overlap."""
+    """Check the prefixes of a mapping: each in canonical form and of the right family, and none within another one,
+    because the kernel refuses overlapping elements."""
     if peers is None:
         return
     if len(peers) > MOST_PEERS:
@@ -308,7 +309,7 @@ def _check_exchange(request: PinholeRequest, client: Address, inside: Sequence[N
 
 
 def _check_gre(request: PinholeRequest, client: Address, inside: Sequence[Network]) -> None:
-    """A call of PPTP: of the client and one server outside, which do not change."""
+    """Check a call of PPTP: it is between the client and one server outside, which cannot be changed later."""
     if request.direction != "in" or request.peers != ():
         raise PinholeRefused("kind", "GRE is inbound, and from one peer")
     if client.version != 4:

@@ -70,8 +70,8 @@ class RouterRefused(Exception):
 
 
 class Given(NamedTuple):
-    """A public port of the router above that leads to this one: its address as that router says, and for how many
-    seconds."""
+    """A public port of the router above that leads to this router: the address and port as that router says, and the
+    lifetime in seconds."""
 
     host: str
     port: int
@@ -79,8 +79,7 @@ class Given(NamedTuple):
 
 
 class AboveState(NamedTuple):
-    """What the router above says of itself: its public address, None if it has none; whether it may have lost what it
-    had given."""
+    """The state of the router above: its public address (None: it has none), and whether it may have lost mappings."""
 
     external: str | None
     lost: bool
@@ -91,11 +90,11 @@ class Above(Protocol):
 
     @property
     def protocol(self) -> str:
-        """By which protocol it is asked: "pcp", "natpmp" or "upnp"."""
+        """The protocol by which the router is asked: "pcp", "natpmp" or "upnp"."""
 
     @property
     def router(self) -> str:
-        """Its address on the link between both."""
+        """The address of the router on the link to this host."""
 
     def map(self, transport: Transport, port: int, wanted: int, seconds: int) -> Given:
         """Ask for a public port for `port` of this router, or renew it: if it is free, `wanted`. Raises
@@ -183,7 +182,8 @@ class Pcp:
         return AboveState(self._external, lost)
 
     def _address(self) -> str | None:
-        """Ask for its public address, for which PCP has no question: NAT-PMP has, and a mapping is told with it."""
+        """Ask for the public address. PCP has no request for it, so a NAT-PMP request is sent, or the address is read
+        off a mapping."""
         with contextlib.suppress(NoRouterAnswer, RouterRefused):
             return NatPmp(self._own, self.router, PAUSES[:1]).look().external
         with contextlib.suppress(NoRouterAnswer, RouterRefused):

@@ -201,7 +201,7 @@ class BrokerClient:
             self._send_soon()
 
     def stop(self) -> None:
-        """Read no more answers, and send nothing more. The socket stays open; it belongs to the caller."""
+        """Stop reading and sending. The socket stays open; it belongs to the caller."""
         self._unsent.clear()
         for watcher in (self._readable, self._writable, self._clock):
             watcher.stop()
@@ -314,7 +314,7 @@ class BrokerClient:
 
     @property
     def _before_the_end(self) -> float:
-        """How long before it is given up a question is asked again."""
+        """Return how many seconds before its deadline a question is repeated."""
         return self._timeout - self._timeout / REPEATS
 
     def _tick(self) -> None:

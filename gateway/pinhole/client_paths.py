@@ -16,7 +16,8 @@ from gateway.pinhole.userspace import CONNECT_TIMEOUT, UserspacePinholes, connec
 
 
 class ClientPaths:
-    """The data paths of one flow between `client` and `server`, beside the other ones of `pinholes`."""
+    """The data paths of one flow, for connections between `client` and `server` that are made from the client's own
+    address; all other paths are those of `pinholes`."""
 
     def __init__(self, pinholes: UserspacePinholes, connect: AsClient, client: Endpoint, server: Endpoint) -> None:
         self._pinholes = pinholes

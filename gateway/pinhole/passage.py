@@ -18,7 +18,7 @@ PATIENCE = 2.0  # seconds for which one passage holds back others, all told; a t
 
 
 class Door(Protocol):
-    """What the peer comes in by. A negative `fileno`: it is closed."""
+    """The listening socket through which the peer comes in. A negative `fileno`: it is closed."""
 
     def fileno(self) -> int: ...
 
@@ -49,7 +49,7 @@ class Passage:
         self._changed.set()
 
     def turned_away(self) -> None:
-        """It was not the peer that had come."""
+        """Note that the host that had connected was not the peer."""
         self._changed.set()
 
     def wait(self) -> None:

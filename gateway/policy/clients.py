@@ -55,7 +55,7 @@ class ClientLimit(Exception):
 
 
 class Holder:
-    """What a host, or a network, has now in this worker: `counts` by kind. Other workers see it in the shared
+    """The present use of one host, or network, in this worker: `counts` by kind. Other workers see it in the shared
     memory."""
 
     __slots__ = ("_cell", "counts", "network")

@@ -47,7 +47,7 @@ def key_of(*parts: str) -> int:
 
 @contextlib.contextmanager
 def no_lock(_key: int) -> Iterator[None]:
-    """The lock for one process alone: it does nothing."""
+    """Stands for the lock where a process shares its counts with no other: does nothing."""
     yield
 
 
@@ -152,7 +152,7 @@ class Cell:
 
     @property
     def live(self) -> int:
-        """How many this worker has."""
+        """The number that this worker has."""
         return int(self.words[self.at + LIVE])
 
     @live.setter
@@ -184,12 +184,12 @@ class Cell:
         self.words[self.at + _UNTIL] = number
 
     def live_elsewhere(self, kind: int = 0) -> int:
-        """How many of a kind the other workers have."""
+        """Return the number of a kind that the other workers have."""
         words = self._shared.words
         return sum([words[at + LIVE + kind] for at in self._shared.elsewhere(self._key)])
 
     def all_live(self) -> int:
-        """How many all workers have."""
+        """The number that all workers have together."""
         return self.live + self.live_elsewhere()
 
     def others(self) -> list[tuple[int, int, int, int]]:

@@ -179,7 +179,7 @@ class Shares:
 
 
 def _whose(limit: ShareLimit, client: str, user: str | None) -> str | None:
-    """Return who has the share: "" for all together; None if there is none."""
+    """Return the key of the share: the client, the user, or "" for all together; None if there is none."""
     match limit.of:
         case "rule":
             return ""

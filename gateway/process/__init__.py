@@ -1,3 +1,3 @@
-"""Entry modules of the children, and what they are told at their start."""
+"""Entry modules of the child processes, and the messages and documents with which they are started."""
 
 import gateway.observe  # noqa: F401  # first, as it decides what the log's library loads

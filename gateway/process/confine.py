@@ -1,5 +1,5 @@
-"""What a process gives up for good when it starts, so that whoever takes it over, or takes over another process of the
-same user, gains little."""
+"""Gives up rights of a process for good when it starts, so that an attacker who takes over the process, or another one
+of the same user, gains little."""
 
 from __future__ import annotations
 

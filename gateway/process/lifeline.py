@@ -34,7 +34,7 @@ class Rollback(msgspec.Struct, frozen=True, tag="rollback"):
 
 
 class Retire(msgspec.Struct, frozen=True, tag="retire"):
-    """Accept no more (another process does), let flows go on for some seconds, and end."""
+    """Stop accepting (another process does), let flows go on for some seconds, and end."""
 
     seconds: float
 
@@ -56,7 +56,8 @@ class Ping(msgspec.Struct, frozen=True, tag="ping"):
 
 
 class Answering(msgspec.Struct, frozen=True, tag="answering"):
-    """The answer to an Ask: the connection on which the rows will come is along, or `error` says why there is none."""
+    """The answer to an Ask. The connection on which the rows will come is passed with it, or `error` is the reason why
+    there is none."""
 
     number: int
     error: str = ""

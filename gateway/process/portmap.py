@@ -61,8 +61,8 @@ LINK = ipaddress.IPv6Network("fe80::/10")
 """Addresses of the link, from which clients may use UPnP; they are inside wherever they come by."""
 
 FIND = 8.0
-"""Seconds that clients wait at the start for the router above to be found. Then they are served without it, and told
-when it is found after all."""
+"""Seconds that clients wait after the start for the router above to be found. After that they are served without it,
+and notified if it is found later."""
 
 log = get_logger()
 
@@ -154,7 +154,7 @@ class Portmap:
         return UpnpFront(setting, self._mapper, uplink, corners, listeners, Identify(self._identify, self._payer))
 
     def _find_above(self, own: str) -> Above | None:
-        """Return who may be asked above an address of this router."""
+        """Return the ways to ask a router above an address of this router."""
         try:
             router = router_above(4)
         except OSError:
@@ -231,7 +231,7 @@ def limits_of(config: Config) -> MappingLimits:
 
 
 def boot_id() -> str:
-    """Return the id of this boot of the host; "" where there is none."""
+    """Return the id of this boot of the host; "" if the kernel gives none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:

@@ -166,8 +166,8 @@ class Worker:
         self._service.accept_transparent(sock, address)
 
     def _end_within(self, seconds: float) -> None:
-        """Accept no more, and end with the last flow, or at this time at the latest. If called again, the earlier time
-        counts."""
+        """Stop accepting, and end with the last flow, or after `seconds` at the latest. If called again, the earlier
+        time counts."""
         self._deadline = min(self._deadline, time.monotonic() + seconds)
         self._stop.set()
 

@@ -16,8 +16,8 @@ log = get_logger()
 
 
 class AskingPlace(NamedTuple):
-    """Where one of the sockets is: what is asked there ("pcp": PCP and NAT-PMP, "ssdp", "http"), the interface with its
-    index (`device`), and the family."""
+    """The place of one socket of the portmap process: what clients ask there ("pcp": PCP and NAT-PMP, "ssdp", "http"),
+    the interface with its index (`device`), and the family."""
 
     what: str
     interface: str

@@ -161,7 +161,7 @@ class Child:
 
 
 def _path(own: str) -> str:
-    """Return the PYTHONPATH of a child: our own code, and whatever this process was told to search."""
+    """Return the PYTHONPATH of a child: the directory of our code, and the PYTHONPATH of this process."""
     return os.pathsep.join(filter(None, (own, os.environ.get("PYTHONPATH", ""))))
 
 

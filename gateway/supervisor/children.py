@@ -65,7 +65,7 @@ class Children:
         self._restarts.append(_Restart(child, time.monotonic()))
 
     def due(self) -> list[float]:
-        """When (monotonic) `tick` has something to do."""
+        """Return the time (monotonic) at which `tick` has something to do."""
         return [self._next_ping, *(restart.at for restart in self._restarts)]
 
     def tick(self, now: float) -> None:

@@ -138,7 +138,8 @@ class Crew:
             post.refit(before, children, poll)
 
     def look_for_interfaces(self, children: Children) -> None:
-        """Let clients ask at inside interfaces that have come, and no more at those that have gone."""
+        """Open sockets at inside interfaces that have appeared, and close those of interfaces that are gone, so that
+        clients can ask there."""
         self._portmap.look_for_interfaces(children)
 
     def close(self) -> None:

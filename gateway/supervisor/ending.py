@@ -20,8 +20,7 @@ STOP_LINGER = 0.1  # seconds in which clients that connect at the very end are s
 
 
 class Elder:
-    """The supervisor of the previous version, as long as its flows last. `channel`: the channel to it, if there is
-    one."""
+    """The supervisor of the previous version, while its flows last. `channel`: the channel to it, if there is one."""
 
     def __init__(self, channel: Channel | None, selector: selectors.BaseSelector, ended: Callable[[], None]) -> None:
         self._channel = channel

@@ -107,7 +107,7 @@ class Heritage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def inherited() -> Heritage | None:
-    """Return what this process was handed, if it is to take over from another one."""
+    """Return what the previous version has handed to this process; None if it does not take over."""
     number = os.environ.pop(_VARIABLE, None)
     if number is None:
         return None

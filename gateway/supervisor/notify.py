@@ -13,7 +13,7 @@ log = get_logger()
 
 
 def notify(message: str) -> None:
-    """Send a message such as "READY=1" to $NOTIFY_SOCKET. Without one nothing happens."""
+    """Send a message such as "READY=1" to $NOTIFY_SOCKET. Does nothing if that is not set."""
     path = os.environ.get("NOTIFY_SOCKET")
     if not path:
         return

@@ -28,8 +28,8 @@ follows one that was killed finds its mappings."""
 
 
 class Equipment(NamedTuple):
-    """What every child is made with: what is kept for it, how it reaches the program, and the configuration of the
-    moment."""
+    """What every child is made with: the sockets and descriptors that are kept for it, the program, and the current
+    configuration."""
 
     kept: KeptOpen
     code: Code
@@ -37,7 +37,7 @@ class Equipment(NamedTuple):
 
 
 class Post(ABC):
-    """A place for one child. `child` is None as long as the configuration wants none."""
+    """The place of one child. `child` is None as long as the configuration needs none."""
 
     def __init__(self, equipment: Equipment) -> None:
         self.child: Child | None = None
@@ -60,7 +60,8 @@ class Post(ABC):
     @staticmethod
     @abstractmethod
     def concerns(config: Config) -> tuple[object, ...]:
-        """The part of a configuration with which the child was started: another one replaces it."""
+        """Return the part of a configuration with which the child was started. If that part changes, the child is
+        replaced."""
 
     @abstractmethod
     def make(self) -> Child:
@@ -80,7 +81,7 @@ class Post(ABC):
             self.child = self.make()
 
     def refit(self, before: Config, children: Children, poll: Callable[[float], None]) -> None:
-        """Start, replace or end the child, as the configuration of the moment says. `before`: the one until now."""
+        """Start, replace or end the child, as the current configuration says. `before`: the previous configuration."""
         wanted = self.is_wanted(self.config)
         if self.child is not None and not wanted:
             children.end([self.child], KILL_MARGIN, poll)
@@ -142,7 +143,7 @@ class PacketsPost(Post):
         return self._child("packets", self.config.process.broker_user, "net_admin", boot)
 
     def prepare(self) -> None:
-        """Nothing changes: the next one goes on from the same journal."""
+        """Do nothing: the next packets process goes on from the same journal."""
 
     def clear(self) -> None:
         """The pair and the journal stay, for a configuration that wants the process again."""
@@ -198,7 +199,7 @@ class PortmapPost(Post):
         self.asking.open(self.config)
 
     def look_for_interfaces(self, children: Children) -> None:
-        """Let clients ask at inside interfaces that have come, and no more at those that have gone."""
+        """Open sockets at inside interfaces that have appeared, and close those of interfaces that are gone."""
         if self.child is not None and self.child.ready and self.asking.open(self.config):
             children.replace(self.child)
 
@@ -222,11 +223,11 @@ class ConsolePost(Post):
 
     @property
     def listener(self) -> tuple[str, int] | None:
-        """Where the console listens, and the descriptor."""
+        """Return the address and the descriptor of the console's listener."""
         return (self._listener[0], self._listener[1].fileno()) if self._listener else None
 
     def prepare(self) -> None:
-        """Nothing changes yet: the place of the listener is looked at when the next one starts."""
+        """Do nothing yet: the place of the listener is checked when the next console starts."""
 
     def check(self) -> None:
         """Raise AlgateError if the console could not listen where the configuration says now."""

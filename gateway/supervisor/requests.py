@@ -29,13 +29,13 @@ class Requests:
         return [{"ticket": ticket}]
 
     def add_by_signal(self, verb: str) -> None:
-        """Add a request of which nobody asks what became, unless one waits that does the same and has not begun."""
+        """Add a request whose outcome is not asked for, unless an equal one waits that has not begun."""
         if verb not in (waiting for ticket, waiting in self._waiting.items() if ticket != self._under_way):
             self.add(verb)
 
     def outcome(self, ticket: str) -> Rows:
-        """Return the outcome of a request; no row: there is none yet. "error": it failed; "usage": whether the
-        configuration is at fault."""
+        """Return the outcome of a request as rows; no rows: there is none yet. "error": why it failed; "usage": whether
+        the configuration is at fault."""
         if ticket in self._waiting:
             return []
         return [self._outcomes.get(ticket, _UNKNOWN)]

@@ -55,7 +55,8 @@ class SharedFile:
         self.fd = memfd
 
     def changed(self) -> bool:
-        """Whether the file differs from the one that was read. A file that is missing for a moment does not."""
+        """Whether the file differs from the version that was read. A file that is missing for a moment does not count
+        as changed."""
         try:
             return _stamp(self.path) != self._seen
         except OSError:

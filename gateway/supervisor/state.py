@@ -11,7 +11,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """What a supervisor does at the moment."""
+    """The states of a supervisor."""
 
     STARTING = "starting"
     SUCCEEDING = "succeeding"

@@ -241,7 +241,7 @@ class _Supervisor:
         return done
 
     def _do_drain(self, _ticket: str) -> dict[str, Any]:
-        """Accept no more, and end when all flows have ended."""
+        """Stop accepting, and end when all flows have ended."""
         self._step(Step.DRAIN)
         return {"state": "draining"}
 

@@ -115,7 +115,7 @@ class TakeOver:
             self._awaited.discard(child)
 
     def run(self) -> None:
-        """When the first children are ready, let the old version let go, and begin. Raises AlgateError."""
+        """When the first children are ready, make the old version let go, and begin to serve. Raises AlgateError."""
         self.channel.say("prepared")
         self._wait(lambda: "go" in self.channel.words, DEADLINE, "the old version did not let go")
         self._crew.standby = False

@@ -1,1 +1,2 @@
-"""Any program through the proxies: in a network namespace whose only way out is this process."""
+"""Runs any program through proxies: in a network namespace without another way out, or by answering its system
+calls."""

@@ -189,7 +189,7 @@ class Carrier:
 
 
 class _Association:
-    """The datagrams of one socket of the program."""
+    """Carries the datagrams of one socket of the program."""
 
     def __init__(self, space: Namespace, client: Address) -> None:
         self.ended = False
@@ -216,7 +216,7 @@ class _Association:
             self._udp.sendto(data, host)
 
     def run(self, open_: Callable[[], Datagrams]) -> None:
-        """Until the proxy or the program ends it."""
+        """Carry datagrams until the proxy or the program ends the association."""
         try:
             udp = open_()
             with self._lock:
@@ -250,7 +250,8 @@ class _Association:
             self._answering[target].sendto(data, self._client)
 
     def _known(self, source: Address) -> Address | None:
-        """What the program calls whoever has answered; None: it has not written to anybody of that kind."""
+        """Return the address by which the program knows the host that has answered. None: the program has not sent to
+        any host of that kind."""
         if source in self._targets:
             return self._targets[source]
         named = [target for host, target in self._targets.items() if host[1] == source[1] and host != target]
@@ -268,7 +269,7 @@ class _Association:
 
 
 def _spare() -> int | None:
-    """A descriptor that is kept for when there are no others; None: there is none already."""
+    """Open a descriptor that is kept for the moment when no others are left. None: none is left already."""
     try:
         return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -282,7 +283,7 @@ def _refuse(listener: socket.socket) -> None:
 
 
 def _original(sock: socket.socket) -> Address:
-    """Where a redirected connection was going."""
+    """Return the destination of a redirected connection."""
     if sock.family == socket.AF_INET6:
         port, host = struct.unpack("!2xH4x16s4x", sock.getsockopt(kernel.SOL_IPV6, kernel.SO_ORIGINAL_DST, 28))
         return socket.inet_ntop(socket.AF_INET6, host), port
@@ -291,7 +292,7 @@ def _original(sock: socket.socket) -> Address:
 
 
 def _target(ancillary: Sequence[tuple[int, int, bytes]]) -> Address | None:
-    """Where a datagram was going."""
+    """Return the destination of a datagram, from its ancillary data."""
     for level, kind, data in ancillary:
         if level == socket.IPPROTO_IP and kind == kernel.IP_RECVORIGDSTADDR:
             port, host = struct.unpack_from("!2xH4s", data)

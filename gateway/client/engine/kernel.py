@@ -48,7 +48,7 @@ def unmount(target: str) -> None:
 
 
 def disconnect(sock: socket.socket) -> None:
-    """Make a connected socket one that is not, and may be connected again (connect(2), AF_UNSPEC). OSError."""
+    """Disconnect a socket, so that it can be connected again (connect(2), AF_UNSPEC). Raises OSError."""
     nowhere = struct.pack("=H14x", socket.AF_UNSPEC)
     if libc.connect(sock.fileno(), nowhere, len(nowhere)):
         raise_errno("connect")
@@ -60,7 +60,7 @@ def die_with_parent() -> None:
 
 
 def map_ids(inside_user: int, outside_user: int, inside_group: int, outside_group: int) -> None:
-    """Say which one user and group the new user namespace has. OSError."""
+    """Set the only user and the only group of a new user namespace. Raises OSError."""
     with open("/proc/self/setgroups", "w") as file:
         file.write("deny")
     with open("/proc/self/uid_map", "w") as file:
@@ -80,8 +80,8 @@ def map_all_ids(process: int) -> None:
 
 
 def everything_is_local(addresses: dict[int, str]) -> None:
-    """In a new network namespace: `lo` comes up and has these addresses (by family), and every other address leads to
-    it too, from them. OSError."""
+    """Configure a new network namespace: `lo` comes up with these addresses (by family), and every other address is
+    routed to it, with these as sources. Raises OSError."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         request = struct.pack("16sH14x", b"lo", 0)
         flags = struct.unpack("16sH14x", fcntl.ioctl(sock, _SIOCGIFFLAGS, request))[1]
@@ -105,7 +105,7 @@ def _attribute(kind: int, data: bytes) -> bytes:
 
 
 def _ask(sock: socket.socket, kind: int, body: bytes) -> None:
-    """Send one message of rtnetlink and read its acknowledgement. OSError."""
+    """Send one message of rtnetlink and read its acknowledgement. Raises OSError."""
     flags = _NLM_F_REQUEST | _NLM_F_ACK | _NLM_F_CREATE
     sock.send(struct.pack("IHHII", 16 + len(body), kind, flags, 1, 0) + body)
     code = struct.unpack_from("i", sock.recv(65536), 16)[0]

@@ -1,4 +1,4 @@
-"""What `algate exec` says on standard error, and the threads in which it works."""
+"""The messages of `algate exec` on standard error, and the threads that it starts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 
 class Messages:
-    """The lines of one run. `trace`: each connection is said too. Whoever reads them may have gone."""
+    """Prints the lines of one run. `trace`: a line is printed for each connection too. If standard error is closed,
+    lines are lost without an error."""
 
     def __init__(self, trace: bool = False) -> None:
         self._trace = trace
@@ -35,7 +36,7 @@ def say(text: str) -> None:
 
 
 def thread(function: Callable[..., object], *arguments: object) -> threading.Thread:
-    """Start a thread that nobody waits for. Raises OSError (EAGAIN) where this system allows no more of them."""
+    """Start a thread that is never joined. Raises OSError (EAGAIN) where this system allows no more threads."""
     started = threading.Thread(target=function, args=arguments, daemon=True)
     try:
         started.start()

@@ -34,7 +34,7 @@ class NameQuestion(NamedTuple):
 
 
 def parse_question(message: bytes) -> NameQuestion:
-    """The question of a query. ValueError for what is none."""
+    """Return the question of a DNS query. Raises ValueError if the message is not a query with one question."""
     if len(message) < 17 or message[2] & 0x80 or message[4:6] != b"\0\1":
         raise ValueError("not a query with one question")
     labels, at = [], 12
@@ -72,7 +72,8 @@ class Names:
     def __init__(
         self, chain: Chain, mode: Mode, timeout: float, say: Callable[[str], None] = lambda _text: None
     ) -> None:
-        """`say` is told why a proxy does not answer: the program learns no more than that there is no answer."""
+        """`say` is called with the reason when a proxy does not answer, because the program itself learns only that
+        there is no answer."""
         self._chain = chain
         self._mode = "fake" if mode == "auto" and chain.last.kind in ("http", "socks4") else mode
         self._timeout = timeout
@@ -83,8 +84,8 @@ class Names:
         self._next = 1
 
     def host_of(self, address: str) -> str:
-        """What to tell the proxy for an address: itself, or the name that it stands for. OSError for an address that
-        stands for nothing: it never leaves."""
+        """Return what the proxy is asked to connect to for an address: the address itself, or the name that it stands
+        for. Raises OSError for a fake address that stands for no name: it must never leave."""
         if ":" in address or ipaddress.IPv4Address(address) not in FAKE:
             return address
         with self._lock:
@@ -106,7 +107,7 @@ class Names:
             return self._by_name[name]
 
     def answer(self, query: bytes) -> bytes | None:
-        """The answer to a query; None for what is none. Takes as long as the proxy takes."""
+        """Return the answer to a query; None if the message is not a query. Waits for the proxy."""
         try:
             question = parse_question(query)
         except (ValueError, IndexError):

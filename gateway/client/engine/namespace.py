@@ -49,7 +49,8 @@ table inet algate {{
 
 
 class Sockets(NamedTuple):
-    """What is made inside: listeners of streams, transparent sockets of datagrams, and the name server's."""
+    """The sockets that were made inside the namespace: listeners for streams, transparent sockets for datagrams, and
+    the socket of the name server."""
 
     streams4: socket.socket
     streams6: socket.socket
@@ -62,8 +63,8 @@ class Namespace:
     """A namespace with a program in it."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        """Make it, and start the program. Raises NoEngine, and nothing was started then. Call it while there is one
-        thread."""
+        """Make the namespace, and start the program. Raises NoEngine; then nothing was started. Must be called while
+        the process has one thread."""
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.pid = os.fork()
         if self.pid == 0:
@@ -111,7 +112,7 @@ class Namespace:
         return found
 
     def wait(self) -> int:
-        """Wait for the program: its exit code; of one that a signal has ended, 128 and the signal."""
+        """Wait for the program to end. Returns its exit code, or 128 and the number of the signal that ended it."""
         while True:
             message = self._channel.recv(64)
             if message[:1] == _ENDED or not message:
@@ -156,7 +157,7 @@ def _inside(channel: socket.socket, command: Sequence[str]) -> None:
 
 
 def _ask_for_ids(parent: socket.socket) -> bool:
-    """In a new user namespace: get all users and groups from the parent, which needs root's rights for that."""
+    """Let the parent process map all users and groups into a new user namespace, for which it needs root's rights."""
     parent.send(_IDS)
     return parent.recv(1) == _READY
 
@@ -261,7 +262,7 @@ def _execute(parent: socket.socket, command: Sequence[str]) -> None:
 
 
 def _ids() -> tuple[int, int]:
-    """Who the user is outside."""
+    """Return the user and the group outside the namespace."""
     words = [Path(f"/proc/self/{name}_map").read_text().split() for name in ("uid", "gid")]
     return int(words[0][1]), int(words[1][1])
 

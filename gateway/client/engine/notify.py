@@ -15,7 +15,7 @@ from gateway.client.engine.kernel import IPPROTO_MPTCP, libc, raise_errno
 
 
 class Machine(NamedTuple):
-    """The numbers of one kind of processor: of <linux/audit.h>, and of its system calls."""
+    """The numbers of one processor architecture: its audit number (linux/audit.h), and those of its system calls."""
 
     audit: int
     seccomp: int
@@ -55,7 +55,7 @@ _PR_SET_NO_NEW_PRIVS, _PR_SET_CHILD_SUBREAPER = 38, 36
 
 
 class WaitingCall(NamedTuple):
-    """A system call that waits. `thread`: who makes it."""
+    """A system call that waits for an answer. `thread`: the id of the thread that makes it."""
 
     id: int
     thread: int
@@ -134,7 +134,8 @@ def _sockets(number: int) -> list[tuple[int, int, int, int]]:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of all descendants whose own parent ends: only ancestors may look into a process (Yama)."""
+    """Make this process the parent of all descendants whose own parent ends (PR_SET_CHILD_SUBREAPER), because Yama lets
+    only ancestors look into a process."""
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
@@ -145,7 +146,8 @@ class NotifyListener:
         self.fd = fd
 
     def receive(self) -> WaitingCall | None:
-        """Wait for a call. None: it was taken back. OSError when nobody is left who could make one."""
+        """Wait for a system call. Returns None if the call was withdrawn. Raises OSError when no process is left that
+        could make one."""
         buffer = bytearray(_NOTIF.size)
         try:
             fcntl.ioctl(self.fd, _RECV, buffer)
@@ -214,7 +216,8 @@ def closes_on_exec(thread: int, number: int) -> bool:
 
 
 def memory_of(thread: int, at: int, size: int) -> bytes:
-    """What stands in another process's memory. OSError; EFAULT where it has not so much there, as for the kernel."""
+    """Read the memory of another process. Raises OSError; with EFAULT if it does not have that much memory there, as
+    the kernel does."""
     with open(f"/proc/{thread}/mem", "rb", buffering=0) as file:
         try:
             data = os.pread(file.fileno(), size, at)
@@ -237,5 +240,5 @@ def write_memory(thread: int, at: int, data: bytes) -> None:
 
 
 def cookie_of(sock: socket.socket) -> bytes:
-    """What tells a socket from all others that there are or were. OSError."""
+    """Return the number that identifies a socket among all sockets, past ones included (SO_COOKIE). Raises OSError."""
     return sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8)

@@ -1,4 +1,4 @@
-"""How a program ends that `algate exec` runs, or why it does not begin. Both engines say it by these."""
+"""How a program that `algate exec` runs has ended, or why it was not started. Both engines use these values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126  # exit codes, as shells have them
 
 
 class NoEngine(Exception):
-    """This system does not let an engine work; the message says why."""
+    """An engine does not work on this system; the message says why."""
 
 
 class Started(Protocol):
@@ -26,7 +26,7 @@ class Started(Protocol):
         ...
 
     def wait(self) -> int:
-        """Wait for the program: its exit code; of one that a signal has ended, 128 and the signal."""
+        """Wait for the program to end. Returns its exit code, or 128 and the number of the signal that ended it."""
         ...
 
     def signal(self, number: int) -> None:

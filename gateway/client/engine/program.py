@@ -1,4 +1,4 @@
-"""`algate exec`: run a program whose whole network is the proxies."""
+"""`algate exec`: runs a program that reaches the network only through proxies."""
 
 from __future__ import annotations
 

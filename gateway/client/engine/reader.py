@@ -47,8 +47,8 @@ Bind = Callable[[], Listening]  # lets the proxy wait for the server of the conn
 
 
 def module_for(name: str, keys: Mapping[str, str], client: Endpoint, server: Endpoint) -> AlgModule:
-    """Make the module that reads a connection, whose ends are named as the program knows them. Raises BrokenModule
-    where it is not installed."""
+    """Make the module that reads a connection. Both ends are named as the program knows them. Raises BrokenModule if
+    the module is not installed."""
     kind = stream_module(name)
     options = options_of(kind)
     return kind(FlowContext(client, server, options=None if options is None else options(**keys)))

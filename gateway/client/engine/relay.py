@@ -177,7 +177,7 @@ class _Relay:
             half.rest = half.rest[half.sink.send(half.rest) :]
 
     def _ended(self, half: _Half) -> None:
-        """The source sends no more, and all that it sent is delivered."""
+        """Handle the end of one direction: the source sends no more, and all that it sent is delivered."""
         half.stop()
         if self._broken is half.source:
             return  # whoever waits for more is told by a reset

@@ -48,8 +48,8 @@ class Program:
     """A program that waits with its connections for this process."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        """Start it, up to the point where it waits for `begin`. Raises NoEngine. Call it while there is one
-        thread."""
+        """Start the program; it waits for `begin` before it does anything. Raises NoEngine. Must be called while the
+        process has one thread."""
         reading, writing = os.pipe()
         wait, go = os.pipe()
         notify.adopt_orphans()
@@ -84,7 +84,7 @@ class Program:
         return sock
 
     def wait(self) -> int:
-        """Wait for the program: its exit code; of one that a signal has ended, 128 and the signal."""
+        """Wait for the program to end. Returns its exit code, or 128 and the number of the signal that ended it."""
         while True:
             pid, status = os.wait()  # orphans of it end here too
             if pid == self.pid:
@@ -123,7 +123,7 @@ def _execute(writing: int, wait: int, command: Sequence[str]) -> None:
 
 
 class Target(NamedTuple):
-    """Where a call leads. `ip` as it counts (an IPv4-mapped address is IPv4's)."""
+    """The destination of a call. `ip`: its address, where an IPv4-mapped IPv6 address counts as IPv4."""
 
     family: int
     ip: IpAddress
@@ -131,7 +131,7 @@ class Target(NamedTuple):
 
 
 def parse_target(raw: bytes) -> Target | None:
-    """Read a struct sockaddr; None for what is no address of the Internet, or not whole."""
+    """Read a struct sockaddr. Returns None if it is not a whole Internet address."""
     if len(raw) < 2:
         return None
     family = struct.unpack_from("=H", raw)[0]

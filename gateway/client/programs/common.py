@@ -18,7 +18,8 @@ Body = Callable[[argparse.Namespace, Chain], int]
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """A parser with the options of all of them. Its program is the one that was started (`rftp`)."""
+    """Return an argument parser with the options that all classic commands have. Its name is that of the script that
+    was started (`rftp`)."""
     made = argparse.ArgumentParser(description=description, formatter_class=_formatter)
     where = "ALGATE_PROXY, ALL_PROXY, SOCKS_SERVER, ~/.config/algate/client.toml"
     made.add_argument("--via", action="append", metavar="URL", help=f"the proxy; again for a chain (default: {where})")
@@ -60,7 +61,8 @@ def run(options: argparse.Namespace, body: Body, name: str) -> int:
 
 
 def with_passwords(chain: Chain) -> Chain:
-    """The chain with the passwords that its URLs leave out, asked for at the terminal if there is one."""
+    """Return the chain with the passwords that its URLs leave out; they are asked for at the terminal, if there is
+    one."""
     if not sys.stdin.isatty() or not any(_is_asked(proxy) for proxy in chain.proxies):
         return chain
     from getpass import getpass  # it takes long to load
@@ -73,12 +75,12 @@ def with_passwords(chain: Chain) -> Chain:
 
 
 def _is_asked(proxy: Proxy) -> bool:
-    """Whether the password of a proxy is left out, and it needs one."""
+    """Whether a proxy needs a password that its URL leaves out."""
     return bool(proxy.user and not proxy.password and not proxy.gssapi and not proxy.kind.startswith("socks4"))
 
 
 def host_and_port(text: str, default: int) -> tuple[str, int]:
-    """HOST, HOST:PORT or [IPV6]:PORT. ValueError for a port that is none."""
+    """Read HOST, HOST:PORT or [IPV6]:PORT. Raises ValueError if the port is not a number from 1 to 65535."""
     if text.startswith("["):
         host, _, rest = text[1:].partition("]")
         port = rest.removeprefix(":")

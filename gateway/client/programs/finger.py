@@ -15,7 +15,7 @@ MOST = 1024 * 1024  # bytes of an answer that are read
 
 
 def query(user: str, long: bool = False) -> bytes:
-    """The line that asks for a user ("": for all of them). ValueError for what would be more than one line."""
+    """Return the line that asks for a user; "": for all users. Raises ValueError if it would be more than one line."""
     if any(character < " " for character in user):
         raise ValueError(f"{user!r} has a control character in it")
     words = ["/W"] if long else []

@@ -32,7 +32,8 @@ class ProxiedFtp(ftplib.FTP):
         self._timeout = timeout
 
     def connect(self, host: str = "", port: int = 0, timeout: float = -999, source_address: Any = None) -> str:
-        """Connect; the greeting. All connections of the session go to one address, where the proxy says which."""
+        """Connect, and return the greeting. If the proxy says to which address it has connected, all connections of the
+        session go to that address."""
         self.host = _address_of(self._chain, host, self._timeout)
         self.port = port or ftplib.FTP_PORT
         self.sock = connect(self._chain, self.host, self.port, self._timeout)
@@ -159,7 +160,7 @@ class Shell(cmd.Cmd):
         print(self._ftp.cwd(*_words(line, 1)))
 
     def do_pwd(self, _line: str) -> None:
-        """pwd: where one is"""
+        """pwd: show the current directory of the server"""
         print(self._ftp.pwd())
 
     def do_lcd(self, line: str) -> None:
@@ -216,7 +217,7 @@ class Shell(cmd.Cmd):
         self._binary = False
 
     def do_passive(self, line: str) -> None:
-        """passive [on|off]: who connects for data"""
+        """passive [on|off]: whether this side connects for data (on), or the server does"""
         self._ftp.set_pasv(line != "off" if line else not self._ftp.passiveserver)
         print(f"passive mode {'on' if self._ftp.passiveserver else 'off'}")
 

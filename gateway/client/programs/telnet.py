@@ -56,7 +56,7 @@ class Nvt:
         return bool(self._ours or self._theirs or self._refused)
 
     def receive(self, data: bytes) -> tuple[bytes, bytes]:
-        """What has come: what of it is to be shown, and what is to be answered."""
+        """Handle bytes that came. Returns the bytes to show, and the bytes to answer."""
         data = self._rest + data
         shown, answer, at = bytearray(), bytearray(), 0
         while at < len(data):
@@ -74,12 +74,12 @@ class Nvt:
         return bytes(shown).replace(b"\r\0", b"\r"), bytes(answer)
 
     def send(self, data: bytes) -> bytes:
-        """What is typed, for the wire: a 255 is doubled, an end of line is CR LF."""
+        """Encode typed text for the connection: a byte 255 is doubled, and an end of line becomes CR LF."""
         lines = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
         return lines.replace(bytes((IAC,)), bytes((IAC, IAC)))
 
     def _command(self, data: bytes, shown: bytearray, answer: bytearray) -> int:
-        """Take one command; how long it is, 0 if it is not whole."""
+        """Handle one command at the beginning of `data`. Returns its length; 0 if it is not complete."""
         if len(data) < 2:
             return 0
         match data[1]:
@@ -143,7 +143,7 @@ def _talk(options: argparse.Namespace, chain: Chain) -> int:
 
 
 def _carry(sock: socket.socket, nvt: Nvt, raw: bool) -> None:
-    """Until the other side ends it, or the escape character."""
+    """Carry the session until the other side ends it, or the escape character is typed."""
     keyboard, screen = sys.stdin.fileno(), sys.stdout.fileno()
     reading = [sock.fileno(), keyboard]
     while True:

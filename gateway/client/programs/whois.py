@@ -23,7 +23,7 @@ _REFERRAL = re.compile(
 
 
 def referral(answer: bytes) -> tuple[str, int] | None:
-    """The server that an answer names as the one that knows more, if it names one: host and port."""
+    """Return the host and port of the server that an answer names for further questions; None if it names none."""
     for found in _REFERRAL.findall(answer):
         text = found.decode("ascii", "replace").lower()
         scheme, mark, rest = text.rpartition("://")

@@ -52,7 +52,7 @@ class EarlyMedia:
         self._count += 1
 
     def admitted(self, public: Endpoint, ports: int) -> None:
-        """A peer was let in to `ports` public ports, from this one on."""
+        """Note that a peer was let in to `ports` public ports, from `public` on."""
         if self._waiting:
             for port in range(public.port, public.port + ports):
                 endpoint = Endpoint(public.host, port)

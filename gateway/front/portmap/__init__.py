@@ -1,1 +1,1 @@
-"""Where clients inside ask for public ports: PCP, NAT-PMP and UPnP IGD, over one table of mappings."""
+"""The front for clients inside that ask for public ports: PCP, NAT-PMP and UPnP IGD, with one table of mappings."""

@@ -23,7 +23,7 @@ class Announcer:
         self._greenlet: gevent.Greenlet[[], None] | None = None
 
     def begin(self) -> None:
-        """Say it now and nine times more; what was being said is said no more."""
+        """Send the announcement now and nine times more. An earlier announcement that is under way ends."""
         if self._greenlet is not None:
             self._greenlet.kill(block=False)
         self._greenlet = gevent.spawn(self._run)

@@ -79,7 +79,7 @@ class DatagramSocket:
         self._readable.start(self._read)
 
     def stop(self) -> None:
-        """Answer no more."""
+        """Stop answering."""
         self._readable.stop()
         self._readable.close()
 

@@ -1,4 +1,4 @@
-"""Events of UPnP: subscribers are told what has changed, by connections to their own addresses."""
+"""Events of UPnP: notifies subscribers of changes, over connections to their own addresses."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ Identify = Callable[[str], str]
 
 
 class EventSender:
-    """Tells subscribers. `state(page)`: the variables of the service at a page of events, as they are now;
-    `identify`: which addresses are one host."""
+    """Notifies subscribers. `state(page)` returns the current variables of the service at a page of events; `identify`
+    says which addresses are one host."""
 
     def __init__(self, state: State, identify: Identify) -> None:
         self.subscriptions = Subscriptions(identify)
@@ -95,7 +95,7 @@ class EventSender:
 
 
 def _send(callback: Callback, sid: str, number: int, values: Mapping[str, object]) -> bool:
-    """Send an event, and return whether it was taken."""
+    """Send an event. Returns whether the subscriber accepted it."""
     try:
         with gevent.Timeout(TIMEOUT, TimeoutError("too slow")):
             sock = gsocket.create_connection(callback.endpoint)

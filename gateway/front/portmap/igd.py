@@ -35,7 +35,7 @@ _PINHOLE_CODES = {"denied": 606, "inside_port": 606, "foreign": 606, "quota": 70
 
 
 class Mapper(Protocol):
-    """What carries out requests for mappings; it waits for the broker."""
+    """Carries out requests for mappings. Each method waits for the broker."""
 
     @property
     def table(self) -> MappingTable:
@@ -52,7 +52,7 @@ class Mapper(Protocol):
 
 
 class Facts(Protocol):
-    """What is true of this router's way out."""
+    """The state of this router's connection to the outside."""
 
     def external(self) -> str:
         """The public IPv4 address; "" if there is none."""
@@ -152,7 +152,7 @@ class Igd:
         return actions[action](client, given)
 
     def state(self, device: Device, service: UpnpService) -> dict[str, object]:
-        """Return the variables of a service that subscribers are told."""
+        """Return the variables of a service of which subscribers are notified."""
         values: dict[str, object] = {
             "DefaultConnectionService": device.default_connection,
             "PossibleConnectionTypes": "IP_Routed",
@@ -360,7 +360,8 @@ class Igd:
 
 
 class _Numbers:
-    """Numbers of pinholes, 1 to 65535: after a restart the same, but where two would have had one number."""
+    """Assigns numbers from 1 to 65535 to pinholes. They are the same after a restart, except where two pinholes would
+    have the same number."""
 
     def __init__(self) -> None:
         self._by_key: dict[Key, int] = {}

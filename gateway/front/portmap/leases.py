@@ -29,7 +29,7 @@ log = get_logger()
 
 
 class LeaseBroker(Protocol):
-    """What is asked of the broker (gateway.pinhole.client.BrokerClient). Each may raise PinholeRefused."""
+    """The requests to the broker (gateway.pinhole.client.BrokerClient). Each may raise PinholeRefused."""
 
     def open(self, request: PinholeRequest) -> Lease: ...
 
@@ -41,7 +41,7 @@ class LeaseBroker(Protocol):
 
 
 class LeaseGone(Exception):
-    """The lease of a hold is no more."""
+    """The lease of a hold does not exist any more."""
 
 
 class Leases:
@@ -119,8 +119,8 @@ class Leases:
             hold.lease = ""
 
     def end(self, holds: Sequence[Hold]) -> None:
-        """Close the leases of holds, and wait until the kernel has done it: who is told that a mapping has ended finds
-        it shut."""
+        """Close the leases of holds, and wait until the kernel has done so. A client that is told that its mapping has
+        ended then finds the port closed."""
         closed = [hold.lease for hold in holds if hold.lease]
         for hold in holds:
             self.close(hold)
@@ -137,7 +137,8 @@ def _ttl(hold: Hold) -> float:
 
 
 def _peers(filters: Sequence[str]) -> tuple[str, ...] | None:
-    """Filters as the broker takes them: none within another one; None: everybody."""
+    """Return the peers of filters as the broker takes them: without prefixes that lie within another one; None: all
+    hosts."""
     if not filters:
         return None
     v4 = [ipaddress.IPv4Network(text) for text in filters if ":" not in text]

@@ -38,7 +38,7 @@ from gateway.observe.counters import count
 from gateway.observe.log import get_logger
 
 REQUESTS, BURST = 10.0, 30.0
-"""Requests of one host that are carried out in a second, on average and at once."""
+"""The requests of one host that are carried out in a second, on average and at once."""
 
 MOST_WAITING = 32  # requests of one client that wait for their turn
 TICK = 0.5  # seconds between looks at what is due
@@ -115,8 +115,8 @@ class PortMapper:
         return False
 
     def external(self, version: int) -> str | None:
-        """Return the public address of this router, as clients are told it, or that of the router above; None if there
-        is none of this family now."""
+        """Return the public address of a family that clients are told: that of this router, or that of the router
+        above. None if there is none now."""
         public = self._public(version)
         if public is None:
             return None
@@ -132,7 +132,8 @@ class PortMapper:
         return public.local if is_private(public.advertised) else ""
 
     def translates(self, client: str) -> bool:
-        """Whether a client's addresses are translated. Otherwise its own address and port are the public ones."""
+        """Whether a client's addresses are translated. If they are not, its own address and port are the public
+        ones."""
         return is_private(client) or ("ipv6" if ":" in client else "ipv4") in self._setting.masquerade
 
     @property
@@ -170,8 +171,8 @@ class PortMapper:
     def unmap_all(
         self, client: str, holder: Holder, transport: Transport | None = None, credential: str | None = None
     ) -> int:
-        """End all holds of a client by one protocol: those of `transport` (None: of both), and with `credential` (None:
-        with any). Returns how many there were."""
+        """End all holds that a client has by one protocol. `transport`: only those of this transport (None: of both);
+        `credential`: only those with it (None: with any). Returns their number."""
         ended = []
         with self._locked(client):
             for mapping in self.table.of_client(client, holder):
@@ -295,7 +296,7 @@ class PortMapper:
             self._leases.close(self.table.release(mapping.key, hold.name, hold.credential))
 
     def changed(self) -> None:
-        """What clients were told is true no more: they are to ask again."""
+        """Begin a new epoch: what clients were told is not true any more, and they have to ask again."""
         self._memory.restart("upstream")
         self.table.address_changed()
 
@@ -397,7 +398,7 @@ class PortMapper:
                         self._memory.write(mapping)
 
     def look(self) -> None:
-        """Look for a changed public address, and for leases that the broker has no more."""
+        """Check for a changed public address, and for leases that the broker does not have any more."""
         for version in (4, 6):
             public = self._public(version)
             before = self._known.get(version)

@@ -1,4 +1,5 @@
-"""What outlives the process: mappings, written to a journal as they change, and when the epoch began."""
+"""The state that outlives the portmap process: the mappings, written to a journal as they change, and the time at which
+the epoch began."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ class _Stored(msgspec.Struct, array_like=True, frozen=True):
 
 
 class _Clock(msgspec.Struct, array_like=True, frozen=True):
-    """When the epoch began, in the monotonic time of a boot, and what both clocks said then."""
+    """The beginning of the epoch in the monotonic time of one boot, and the readings of both clocks at that moment."""
 
     boot: str
     begun: float
@@ -120,7 +121,7 @@ class Memory:
         self._journal.put([Stored(_MODULE, _name(mapping.key), msgspec.msgpack.encode(stored))])
 
     def forget(self, key: Key) -> None:
-        """Write that a mapping is no more."""
+        """Write that a mapping has ended."""
         self._journal.put([Stored(_MODULE, _name(key))])
 
     def _write_clock(self) -> None:

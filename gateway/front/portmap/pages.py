@@ -32,7 +32,7 @@ _HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[0-9.]{7,15})(?::([0-9]{1,5}))?")
 
 
 class Actions(Protocol):
-    """What carries out actions (`gateway.front.portmap.igd.Igd`)."""
+    """Carries out actions (`gateway.front.portmap.igd.Igd`)."""
 
     def act(
         self, device: Device, service: UpnpService, action: str, given: Mapping[str, str], client: str
@@ -41,7 +41,7 @@ class Actions(Protocol):
 
 
 class Events(Protocol):
-    """What tells subscribers."""
+    """Notifies subscribers."""
 
     @property
     def subscriptions(self) -> Subscriptions:
@@ -52,7 +52,7 @@ class Events(Protocol):
 
 
 class Pages:
-    """All pages. `server`: what the gateway calls itself."""
+    """All pages of UPnP. `server`: the name of the gateway in the header Server."""
 
     def __init__(self, devices: Sequence[Device], actions: Actions, events: Events, server: str) -> None:
         self._actions = actions

@@ -1,5 +1,5 @@
-"""How much is borne of a router above that does not answer, or that says something else each time. Pure: times are
-arguments, monotonic, in seconds."""
+"""Limits for a router above that does not answer, or that changes its answers all the time. Pure: times are arguments,
+monotonic, in seconds."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Patience:
         self._mute = self._told = self._followed = -WATCH
 
     def answered(self) -> None:
-        """It has answered."""
+        """Note that the router has answered."""
         self._unanswered = 0
 
     def unanswered(self, now: float) -> None:
-        """It has left a question for a mapping unanswered."""
+        """Note that the router has not answered a request for a mapping."""
         self._unanswered += 1
         self._mute = now + MUTE
 
@@ -44,14 +44,15 @@ class Patience:
         return now >= self._mute
 
     def may_follow(self, now: float) -> bool:
-        """Whether everything is to be asked for again now, because the public address is another one. That is noted."""
+        """Whether all mappings may be asked for again now, because the public address has changed. If so, that is
+        counted."""
         if not self.moved or now < self._followed + WATCH:
             return False
         self.moved, self.news, self._followed = False, True, now
         return True
 
     def may_tell(self, now: float) -> bool:
-        """Whether clients are to be told now. That is noted."""
+        """Whether clients may be told of a change now. If so, that is counted."""
         if not self.news or now < self._told + WATCH:
             return False
         self.news, self._told = False, now

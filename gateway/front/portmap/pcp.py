@@ -49,7 +49,7 @@ class PcpFront:
         self._clock = clock
 
     def answer(self, data: bytes, source: str) -> bytes | None:
-        """Return the answer to a datagram of an inside host, None if there is none. Waits for the broker."""
+        """Return the answer to a datagram of an inside host; None: it is not answered. Waits for the broker."""
         if len(data) < 2:
             return None
         address = ipaddress.ip_address(source)
@@ -107,8 +107,8 @@ class PcpFront:
         return pcp.mapped(request, left, mapping.shown.port, mapping.shown.ip, self._mapper.epoch)
 
     def _peer(self, request: pcp.Peer, source: Address) -> bytes:
-        """A mapping that lets one host in (section 12.3): of the port that the socket has, if it has one; a suggested
-        one or none."""
+        """Carry out a PEER request: a mapping that lets one host in (section 12.3). Its public port is the one that the
+        socket has already, else the suggested one, else any."""
         client, transport = str(source), _TRANSPORTS[request.protocol]
         peer, nonce = f"{request.remote} {request.remote_port}", request.nonce.hex()
         name = hold_name("peer", peer)
@@ -138,7 +138,8 @@ class PcpFront:
         return pcp.peered(request, left, mapping.shown.port, mapping.shown.ip, self._mapper.epoch)
 
     def _end(self, request: pcp.Map, source: Address) -> bytes:
-        """A deletion: of one mapping, of all of a protocol, or of all (section 15). What is not there is ended, too."""
+        """Carry out a deletion: of one mapping, of all of a protocol, or of all (section 15). It also succeeds if there
+        is nothing to delete."""
         client, nonce = str(source), request.nonce.hex()
         transport = _TRANSPORTS.get(request.protocol)
         if transport is None or not request.port:
@@ -198,7 +199,7 @@ class PcpFront:
     # --- unasked ----------------------------------------------------------------------------------------------------
 
     def announcements(self, version: int) -> list[bytes]:
-        """What is said to all clients of a family when the epoch has begun again (RFC 6887 section 14.1.1, RFC 6886
+        """Return the messages to all clients of a family after a new epoch has begun (RFC 6887 section 14.1.1, RFC 6886
         section 3.2.1)."""
         said = [pcp.announced(self._mapper.epoch)] if "pcp" in self._protocols else []
         public = self._mapper.external(4) if version == 4 and "natpmp" in self._protocols else None

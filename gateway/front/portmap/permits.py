@@ -36,12 +36,12 @@ class Permits:
             raise Refusal("denied", f"{decision.rule}: {limit}") from limit
 
     def leave(self, key: Key) -> None:
-        """Count a mapping no more."""
+        """Stop counting a mapping."""
         session = self._sessions.pop(key, None)
         if session is not None:
             session.release()
 
     def on_event(self, event: Event) -> None:
-        """Count a mapping no more that has ended; a listener of the table."""
+        """Stop counting a mapping that has ended. A listener of the table."""
         if event.mapping is not None and event.what == "closed":
             self.leave(event.mapping.key)

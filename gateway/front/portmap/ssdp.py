@@ -53,7 +53,8 @@ def is_inside(inside: Sequence[Network], address: tuple[object, ...]) -> bool:
 
 
 class Corner:
-    """One inside interface, one family: `sock` is bound to it, and `host` is the address that is announced there."""
+    """UPnP's discovery at one inside interface, for one family. `sock` is bound to the interface; `host` is the address
+    that is announced there."""
 
     def __init__(self, sock: gsocket.socket, interface: str, inside: Sequence[Network]) -> None:
         self.sock = sock
@@ -69,7 +70,8 @@ class Corner:
         return GROUP6 if self.sock.family == socket.AF_INET6 else GROUP4
 
     def look(self) -> bool:
-        """Join the group if that was not done, and look for the address. Returns whether it is another one now."""
+        """Join the multicast group if that was not done, and look up the address. Returns whether the address has
+        changed."""
         if not self._joined:
             self._joined = self._join()
         before, self.host = self.host, self._address6() if self.group == GROUP6 else self._address4()

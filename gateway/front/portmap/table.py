@@ -94,7 +94,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> Key:
-        """What the mapping is known by."""
+        """The key of the mapping: the client's socket and the transport."""
         return self.client, self.transport, self.port
 
     @property
@@ -152,7 +152,7 @@ class Mapping:
 
     @property
     def expires(self) -> float:
-        """When its last hold ends."""
+        """The time at which the last hold ends."""
         return max(hold.expires for hold in self.holds.values())
 
     def left(self, name: str, now: float) -> int:
@@ -185,7 +185,7 @@ def _same(address: str) -> str:
 
 
 class MappingTable:
-    """All mappings. `identify`: which addresses are one client, for the quota."""
+    """All mappings. `identify` says which addresses are one client, for the quota."""
 
     def __init__(self, limits: MappingLimits, identify: Callable[[str], str] = _same) -> None:
         self.limits = limits
@@ -215,7 +215,7 @@ class MappingTable:
         return [mapping for mapping in found if holder is None or holder in mapping.holds]
 
     def at_public(self, client: str, transport: Transport, port: int) -> Mapping | None:
-        """Return this client's mapping with a public port. That of another client is not told of."""
+        """Return this client's mapping with a public port. A mapping of another client is not returned."""
         found = self._clients.get(client, {}).values()
         return next((one for one in found if one.transport == transport and one.shown.port == port), None)
 
@@ -295,7 +295,7 @@ class MappingTable:
         return mapping
 
     def restore(self, mapping: Mapping) -> None:
-        """Add a mapping that is open already, with its holds. Nobody is told."""
+        """Add a mapping that is open already, with its holds. Listeners are not called."""
         self._add(mapping)
 
     def release(self, key: Key, name: str, credential: str = "") -> Hold:
@@ -331,7 +331,7 @@ class MappingTable:
         self._tell(Event("moved", by, mapping))
 
     def raised(self, mapping: Mapping, above: Endpoint | None) -> None:
-        """Note what the router above gives for a mapping now; None: nothing, or there is none."""
+        """Note the public endpoint that the router above gives for a mapping; None: it gives none."""
         mapping.above = above
         self._tell(Event("moved", "upstream", mapping))
 

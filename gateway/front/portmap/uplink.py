@@ -1,4 +1,5 @@
-"""What is true of this router's way out, for those who ask by UPnP: read from the kernel's files, which anybody may."""
+"""The state of this router's connection to the outside, for UPnP clients. It is read from files of the kernel that
+every user may read."""
 
 from __future__ import annotations
 

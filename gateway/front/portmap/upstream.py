@@ -33,7 +33,8 @@ log = get_logger()
 
 
 class Kept(NamedTuple):
-    """What the router above was asked for: the port of this router that it leads to, its own, and when to renew it."""
+    """A mapping at the router above: the port of this router to which it leads, its public port, and when to renew
+    it."""
 
     transport: Transport
     port: int
@@ -42,7 +43,7 @@ class Kept(NamedTuple):
 
 
 class Owner(Protocol):
-    """Who has the mappings."""
+    """The owner of the mappings that are asked for at the router above."""
 
     def give_up(self, mapping: Mapping) -> None:
         """End a mapping that the router above does not give any more."""
@@ -156,7 +157,7 @@ class RouterAbove:
     # --- by ourselves -----------------------------------------------------------------------------------------------
 
     def wait(self, seconds: float) -> None:
-        """Wait until the router above is found, or it is known that there is none; for so long at most."""
+        """Wait, at most `seconds`, until the router above is found, or it is known that there is none."""
         self._begun.wait(seconds)
 
     def run(self) -> None:
@@ -192,7 +193,8 @@ class RouterAbove:
         self._ask_for_some()
 
     def _look_for_it(self, own: str) -> None:
-        """Look who is there: at the start, at another address, and from time to time where nobody has answered."""
+        """Look for a router above: at the start, when the address changes, and from time to time as long as none has
+        answered."""
         above, external = self._find(own) if own else None, None
         if above is not None:
             try:
@@ -242,7 +244,8 @@ class RouterAbove:
         self._todo.update((mapping.key, None) for mapping in self._table if _is_translated(mapping.key, mapping.public))
 
     def _ask_for_some(self) -> None:
-        """Ask for what is to be asked for, and tell the clients when that is done, if something is otherwise now."""
+        """Ask for the mappings that are due. If an answer differs from what clients were told, tell them when all is
+        done."""
         above, until = self._above, time.monotonic() + TURN
         while self._todo and above is self._above and above is not None and time.monotonic() < until:
             key = next(iter(self._todo))
@@ -297,7 +300,7 @@ class RouterAbove:
             gevent.sleep(PACE)
 
     def _forget_all(self) -> None:
-        """There is no router above any more, as far as one can see: clients are told what is true here."""
+        """Handle the loss of the router above: clients are told this router's own address from now on."""
         self._kept.clear()
         self._ended.clear()
         self._todo.clear()

@@ -39,7 +39,7 @@ _WIRE: dict[AuthName, Method] = {
 
 
 class NotAuthenticated(Exception):
-    """The client may not go on. `answer` is what it is still told before its connection is closed."""
+    """The client is rejected. `answer` is sent to it before its connection is closed."""
 
     def __init__(self, answer: bytes) -> None:
         super().__init__()

@@ -37,8 +37,9 @@ class ClientSide:
         self._logged = False
 
     def accepts(self, sender: tuple[object, ...]) -> bool:
-        """Whether `sender` is the client, or becomes it: its address, and the first port of it or the one that it had
-        named. A stranger is logged, once."""
+        """Whether `sender` is the client of the association. The client has the address of the control connection, and
+        the port that the request named or, if it named none, that of its first datagram. Other senders are logged
+        once."""
         host = str(sender[0]).partition("%")[0]
         if host != self.host or (self.endpoint is not None and sender[1] != self._hint):
             if not self._logged:

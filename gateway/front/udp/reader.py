@@ -165,7 +165,7 @@ class Reading:
         self._messages: dict[tuple[Outside, str], ClientMessages] = {}
 
     def all(self) -> list[ClientMessages]:
-        """All that are read now."""
+        """Return all that are read now."""
         return list(self._messages.values())
 
     def begin(
