@@ -13,7 +13,7 @@ from alg.ftp.addresses import (
     parse_port_argument,
 )
 from alg.ftp.commands import FtpCommand
-from alg.ftp.strategy import Wrong
+from alg.ftp.strategy import WrongLine
 
 LOWEST_PORT = 1024
 
@@ -43,7 +43,7 @@ class Advert:
         return (Edit(self.command.start, self.command.end, text, self.reason),)
 
 
-class Other(Wrong):
+class Other(WrongLine):
     """A client names a third host, for a bounce attack or for a transfer between two servers (FXP)."""
 
     def __init__(self, advert: Advert, client: Address) -> None:
@@ -61,14 +61,14 @@ def read_advert(command: FtpCommand, client: Address) -> Advert:
             extended = parse_eprt_argument(command.argument)
             target, delimiter = extended.endpoint, extended.delimiter
     except ValueError as error:
-        raise Wrong("ftp.syntax", f"{command.verb}: {error}") from error
+        raise WrongLine("ftp.syntax", f"{command.verb}: {error}") from error
     if delimiter and target.version != client.version:
-        raise Wrong("ftp.family", f"EPRT names {target}, the client is {client}")
+        raise WrongLine("ftp.family", f"EPRT names {target}, the client is {client}")
     advert = Advert(command, target, delimiter)
     if target.ip != client and target.version == client.version and target.port >= LOWEST_PORT:
         raise Other(advert, client)
     if target.ip != client:
-        raise Wrong("ftp.address", f"{command.verb} names {target} instead of {client}")
+        raise WrongLine("ftp.address", f"{command.verb} names {target} instead of {client}")
     if target.port < LOWEST_PORT:
-        raise Wrong("ftp.low-port", f"{command.verb} names {target}")
+        raise WrongLine("ftp.low-port", f"{command.verb} names {target}")
     return advert

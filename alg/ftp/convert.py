@@ -15,7 +15,7 @@ from alg.ftp.addresses import format_port_argument
 from alg.ftp.commands import TRANSFERS, FtpCommand
 from alg.ftp.passive import read_passive
 from alg.ftp.replies import CommandKind, Sent
-from alg.ftp.strategy import TTL, Answer, AskFirst, Pass, Talk
+from alg.ftp.strategy import TTL, AskFirst, LineAnswer, Pass, Talk
 
 REASON = "ftp.convert"
 _MOST_RELAYS = 16  # of a client that pipelines
@@ -38,7 +38,7 @@ class ConvertActive:
         self._talk = talk
         self._relays: dict[int, _DataRelay] = {}  # not connected yet, the latest is the last
 
-    def command(self, command: FtpCommand, line: bytes) -> Answer | None:
+    def command(self, command: FtpCommand, line: bytes) -> LineAnswer | None:
         talk = self._talk
         if command.verb in TRANSFERS and self._relays:
             ref, relay = next(reversed(self._relays.items()))
@@ -57,7 +57,7 @@ class ConvertActive:
         edit = Edit(command.start - len(command.verb) - 1, command.end, verb.encode(), REASON)
         return Pass((edit,), Sent(CommandKind[verb], ref))
 
-    def reply(self, sent: Sent, code: int, line: bytes) -> Answer | None:
+    def reply(self, sent: Sent, code: int, line: bytes) -> LineAnswer | None:
         relay = self._relays.get(sent.ref) if sent.ref is not None else None
         if relay is None or sent.ref is None:
             return None
@@ -87,7 +87,7 @@ class ConvertPassive:
         self._talk = talk
         self._inner: dict[int, Endpoint] = {}  # where the client has to connect, until the server has answered
 
-    def command(self, command: FtpCommand, line: bytes) -> Answer | None:
+    def command(self, command: FtpCommand, line: bytes) -> LineAnswer | None:
         talk = self._talk
         if command.verb != "PASV" or command.argument or not talk.greeted or talk.epsv_all:
             return None
@@ -103,7 +103,7 @@ class ConvertPassive:
         target = Endpoint.of(talk.client, 0)
         return AskFirst(OpenMeeting(ref, TTL, REASON), target, opened, sent_otherwise=CommandKind.PASV)
 
-    def reply(self, sent: Sent, code: int, line: bytes) -> Answer | None:
+    def reply(self, sent: Sent, code: int, line: bytes) -> LineAnswer | None:
         inner = self._inner.pop(sent.ref, None) if sent.ref is not None else None
         if inner is None or code >= 300:
             return None

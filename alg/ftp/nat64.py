@@ -12,7 +12,7 @@ from alg.ftp.commands import FtpCommand
 from alg.ftp.convert import REASON
 from alg.ftp.passive import read_passive
 from alg.ftp.replies import CommandKind, Sent
-from alg.ftp.strategy import TTL, Answer, AskFirst, Pass, Talk
+from alg.ftp.strategy import TTL, AskFirst, LineAnswer, Pass, Talk
 
 
 class Nat64:
@@ -22,14 +22,14 @@ class Nat64:
         self._talk = talk
         self._extended: set[int] = set()  # PASV of ours that the client sent as EPSV
 
-    def command(self, command: FtpCommand, line: bytes) -> Answer | None:
+    def command(self, command: FtpCommand, line: bytes) -> LineAnswer | None:
         """Handle EPSV of a client whose server does not know it."""
         if command.verb != "EPSV" or not self._talk.no_epsv or command.is_epsv_all:
             return None
         verb = len(line[: command.start].rstrip(b" ")) - len("EPSV")
         return Pass((Edit(verb, command.end, b"PASV", REASON),), self._extended_sent())
 
-    def reply(self, sent: Sent, code: int, line: bytes) -> Answer | None:
+    def reply(self, sent: Sent, code: int, line: bytes) -> LineAnswer | None:
         if sent.kind is CommandKind.EPSV and code in (500, 502):
             return self._try_pasv(sent, line)
         if not self.replaces(sent, code):
@@ -51,7 +51,7 @@ class Nat64:
         """Whether it is a 227 that answers what the client sent as EPSV."""
         return code == 227 and (sent.ref in self._extended or (sent.kind is CommandKind.EPSV and sent.ref is None))
 
-    def _try_pasv(self, sent: Sent, line: bytes) -> Answer | None:
+    def _try_pasv(self, sent: Sent, line: bytes) -> LineAnswer | None:
         """The server does not know EPSV: send PASV in place of the client, and keep the reply from the client."""
         talk = self._talk
         talk.no_epsv = True

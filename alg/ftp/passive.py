@@ -8,7 +8,7 @@ from alg.address import Endpoint, canonical
 from alg.api import Edit
 from alg.ftp.active import LOWEST_PORT
 from alg.ftp.addresses import find_epsv_port, find_pasv_endpoint, format_port_argument
-from alg.ftp.strategy import Talk, Unclear, Wrong
+from alg.ftp.strategy import Talk, Unclear, WrongLine
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def read_passive(talk: Talk, code: int, line: bytes) -> Passive:
         except ValueError:
             raise Unclear("ftp.syntax", f"reply {code}: {error}") from error
     if target.port < LOWEST_PORT:
-        raise Wrong("ftp.low-port", f"reply {code} names {target}")
+        raise WrongLine("ftp.low-port", f"reply {code} names {target}")
     foreign = written.host != target.host
     correct = talk.options.pasv_address == "peer" or (talk.published and written.ip.is_unspecified)
     if foreign and talk.published and not correct:

@@ -8,7 +8,7 @@ from alg.ftp.active import read_advert
 from alg.ftp.commands import FtpCommand
 from alg.ftp.passive import Passive, read_passive
 from alg.ftp.replies import CommandKind, Sent
-from alg.ftp.strategy import TTL, Answer, AskFirst, Pass, Talk, Unclear, Wrong
+from alg.ftp.strategy import TTL, AskFirst, LineAnswer, Pass, Talk, Unclear, WrongLine
 
 _KINDS = {"PASV": CommandKind.PASV, "EPSV": CommandKind.EPSV, "AUTH": CommandKind.AUTH}
 
@@ -19,7 +19,7 @@ class Plain:
     def __init__(self, talk: Talk) -> None:
         self._talk = talk
 
-    def command(self, command: FtpCommand, line: bytes) -> Answer:
+    def command(self, command: FtpCommand, line: bytes) -> LineAnswer:
         if command.verb in ("PORT", "EPRT"):
             return self._port(command)
         if command.is_epsv_all:
@@ -30,7 +30,7 @@ class Plain:
             before = (Note("ftp.rfc1639", f"{command.verb} is relayed, and nothing opened"),)
         return Pass(sent=Sent(_KINDS.get(command.verb, CommandKind.OTHER)), before=before)
 
-    def reply(self, sent: Sent, code: int, line: bytes) -> Answer | None:
+    def reply(self, sent: Sent, code: int, line: bytes) -> LineAnswer | None:
         if code not in (227, 229):
             return None
         if self._talk.published and sent.kind is CommandKind.OTHER:
@@ -39,7 +39,7 @@ class Plain:
             return Pass(before=(Note("ftp.epsv-all", "227 after EPSV ALL"),))
         try:
             return self.lead(read_passive(self._talk, code, line))
-        except Wrong as wrong:
+        except WrongLine as wrong:
             if self._talk.published:
                 raise
             # It is a port of the server itself, outside: nothing is opened for it, and nothing is lost.
@@ -48,7 +48,7 @@ class Plain:
     def replaces(self, sent: Sent, code: int) -> bool:
         return False
 
-    def lead(self, passive: Passive) -> Answer:
+    def lead(self, passive: Passive) -> LineAnswer:
         """Let the client connect to where the server listens."""
         talk = self._talk
         ref, target = talk.new_ref(), passive.target
@@ -64,12 +64,12 @@ class Plain:
             before = (Note("ftp.address", f"reply 227 names {passive.written} instead of {talk.server}"),)
         return AskFirst(OpenOutbound(ref, target, "tcp", TTL, "ftp.passive"), target, opened, before=before)
 
-    def _port(self, command: FtpCommand) -> Answer:
+    def _port(self, command: FtpCommand) -> LineAnswer:
         talk = self._talk
         if talk.epsv_all:
             return Pass(before=(Note("ftp.epsv-all", f"{command.verb} after EPSV ALL"),))
         if not talk.greeted:
-            raise Wrong("ftp.early", f"{command.verb} before the server's greeting")
+            raise WrongLine("ftp.early", f"{command.verb} before the server's greeting")
         advert = read_advert(command, talk.client)
 
         def opened(event: Opened) -> tuple[Edit, ...]:

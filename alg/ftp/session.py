@@ -59,7 +59,7 @@ from alg.ftp.options import FtpOptions
 from alg.ftp.plain import Plain
 from alg.ftp.replies import CommandKind, ReplyTracker, Sent, Unanswered, may_begin_replies, may_precede_replies
 from alg.ftp.state import Control, ControlStep, after
-from alg.ftp.strategy import Answer, AskFirst, Pass, Strategy, Talk, Unclear, Wrong
+from alg.ftp.strategy import AskFirst, LineAnswer, Pass, Strategy, Talk, Unclear, WrongLine
 from alg.ftp.stream import HeldLine, LineQueue, joined
 from alg.ftp.tls import TlsStream
 from alg.ftp.transfers import Transfers
@@ -274,19 +274,19 @@ class FtpModule:
             self._do(Side.CLIENT, line, Pass())
             return
         if not self._rate.take(None, self._now) or talk.unanswered.full:
-            self._revoke(Wrong("ftp.flood", "more commands than a client sends"), Side.CLIENT, line)
+            self._revoke(WrongLine("ftp.flood", "more commands than a client sends"), Side.CLIENT, line)
             return
         if command.ends_data:
             self._close_old()
         try:
             self._do(Side.CLIENT, line, self._asked_of_command(command, line))
-        except Wrong as wrong:
+        except WrongLine as wrong:
             self._revoke(wrong, Side.CLIENT, line)
             return
         if command.verb == "AUTH":
             self._step(Side.CLIENT, ControlStep.SENT_AUTH)
 
-    def _asked_of_command(self, command: FtpCommand, line: bytes) -> Answer:
+    def _asked_of_command(self, command: FtpCommand, line: bytes) -> LineAnswer:
         for strategy in self._strategies:
             if (answer := strategy.command(command, line)) is not None:
                 return answer
@@ -400,10 +400,10 @@ class FtpModule:
             self._do(Side.SERVER, line, self._asked_of_reply(sent, code, line))
         except Unclear as unclear:
             self._do(Side.SERVER, line, Pass(before=(Note(unclear.rule, str(unclear)),)))
-        except Wrong as wrong:
+        except WrongLine as wrong:
             self._revoke(wrong, Side.SERVER, line)
 
-    def _asked_of_reply(self, sent: Sent, code: int, line: bytes) -> Answer:
+    def _asked_of_reply(self, sent: Sent, code: int, line: bytes) -> LineAnswer:
         if code in (227, 229) and (sent.kind is CommandKind.PORT or self._talk.unanswered.has(CommandKind.AUTH)):
             return Pass()
         for strategy in self._strategies:
@@ -413,7 +413,7 @@ class FtpModule:
 
     # --- what is done -----------------------------------------------------------------------------------------------
 
-    def _do(self, side: Side, line: bytes, answer: Answer) -> None:
+    def _do(self, side: Side, line: bytes, answer: LineAnswer) -> None:
         self._out += answer.before
         if isinstance(answer, AskFirst):
             self._streams[side].hold = HeldLine(answer, line, self._now + ANSWER_WITHIN)
@@ -470,7 +470,7 @@ class FtpModule:
         if not len(self._talk.unanswered):
             self._out += self._pinholes.close_all()
 
-    def _revoke(self, wrong: Wrong, side: Side, line: bytes = b"") -> None:
+    def _revoke(self, wrong: WrongLine, side: Side, line: bytes = b"") -> None:
         self._out += (Note(wrong.rule, str(wrong)), Revoke(wrong.rule))
         self._pinholes.forget()  # Revoke closes them
         self._close_asked()
@@ -479,7 +479,7 @@ class FtpModule:
 
     def _revoke_first(self, side: Side, line: bytes = b"") -> None:
         rule = "ftp.not-ftp" if side is Side.CLIENT else "ftp.greeting"
-        self._revoke(Wrong(rule, f"the {side}'s first line is not FTP"), side, line)
+        self._revoke(WrongLine(rule, f"the {side}'s first line is not FTP"), side, line)
 
     def _flush(self) -> None:
         """Deliver everything that is held, in order, and read nothing from now on."""

@@ -45,7 +45,7 @@ class Talk:
         return self.latest_ref
 
 
-class Wrong(Exception):
+class WrongLine(Exception):
     """A line that no honest peer sends: the session opens no more pinholes. `rule` ("ftp.address") says why."""
 
     def __init__(self, rule: str, detail: str) -> None:
@@ -90,21 +90,21 @@ class AskFirst:
     otherwise: tuple[Edit, ...] = ()
     sent: CommandKind = CommandKind.PORT
     sent_otherwise: CommandKind = CommandKind.PORT
-    refused: Wrong | None = None
+    refused: WrongLine | None = None
     before: tuple[Command, ...] = ()
 
 
-Answer = Pass | AskFirst
+LineAnswer = Pass | AskFirst
 
 
 class Strategy(Protocol):
     """One way to treat the lines that agree on a data connection. Each method may raise Wrong or Unclear."""
 
-    def command(self, command: FtpCommand, line: bytes) -> Answer | None:
+    def command(self, command: FtpCommand, line: bytes) -> LineAnswer | None:
         """Return what to do with a command of the client; None: this strategy has no answer."""
         ...
 
-    def reply(self, sent: Sent, code: int, line: bytes) -> Answer | None:
+    def reply(self, sent: Sent, code: int, line: bytes) -> LineAnswer | None:
         """Return what to do with the last line of the reply to `sent`, which is a command that means something, or
         whose reply is 227 or 229; None: this strategy has no answer."""
         ...

@@ -6,7 +6,7 @@ from alg.api import AskTransfer, Edit, Opened
 from alg.ftp.active import Other, read_advert
 from alg.ftp.commands import FtpCommand
 from alg.ftp.replies import Sent
-from alg.ftp.strategy import Answer, AskFirst, Talk, Wrong
+from alg.ftp.strategy import AskFirst, LineAnswer, Talk, WrongLine
 
 
 class Transfers:
@@ -16,7 +16,7 @@ class Transfers:
     def __init__(self, talk: Talk) -> None:
         self._talk = talk
 
-    def command(self, command: FtpCommand, line: bytes) -> Answer | None:
+    def command(self, command: FtpCommand, line: bytes) -> LineAnswer | None:
         talk = self._talk
         if command.verb not in ("PORT", "EPRT") or talk.epsv_all or not talk.greeted:
             return None
@@ -31,11 +31,11 @@ class Transfers:
                 return advert.edits(event.public)
 
             return AskFirst(AskTransfer(talk.new_ref(), advert.target), advert.target, opened, refused=other)
-        except Wrong:
+        except WrongLine:
             pass
         return None
 
-    def reply(self, sent: Sent, code: int, line: bytes) -> Answer | None:
+    def reply(self, sent: Sent, code: int, line: bytes) -> LineAnswer | None:
         return None
 
     def replaces(self, sent: Sent, code: int) -> bool:

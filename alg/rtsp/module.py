@@ -53,10 +53,10 @@ from alg.rtsp.message import (
     read_head,
 )
 from alg.rtsp.options import RtspOptions
-from alg.rtsp.requests import OpenRequests, Request
+from alg.rtsp.requests import OpenRequest, OpenRequests
 from alg.rtsp.stream import RtspFramer, RtspPart
 from alg.rtsp.streams import UNCLAIMED, Pair, Pairs
-from alg.rtsp.transport import Host, Spec, read_transport
+from alg.rtsp.transport import HostSpan, Spec, read_transport
 from alg.text.header import Malformed
 from alg.text.heads import MOST
 
@@ -82,7 +82,7 @@ class HeldSetup:
 
     data: bytes
     specs: list[Spec]
-    request: Request
+    request: OpenRequest
     waits: set[int]
     due: float
 
@@ -272,7 +272,7 @@ class RtspModule:
     # --- requests ---------------------------------------------------------------------------------------------------
 
     def _requested(self, data: bytes, head: RtspHead) -> None:
-        request = Request(head.method, head.uri, head.cseq, head.session)
+        request = OpenRequest(head.method, head.uri, head.cseq, head.session)
         if head.method != b"SETUP":
             self._requests.add(request)
             self._out.append(Deliver(Side.SERVER, data))
@@ -315,7 +315,7 @@ class RtspModule:
         self._out.append(opened[1])
         return opened[0]
 
-    def _third_host(self, specs: Sequence[Spec]) -> Host | None:
+    def _third_host(self, specs: Sequence[Spec]) -> HostSpan | None:
         """A host that is to get media which it has not asked for."""
         for spec in specs:
             for host in spec.destinations if spec.is_udp else ():
@@ -421,7 +421,7 @@ class RtspModule:
         if self._interleaved and not len(self._pairs) and self._held is None:
             self._leave()
 
-    def _set_up(self, data: bytes, head: RtspHead, request: Request) -> list[Edit]:
+    def _set_up(self, data: bytes, head: RtspHead, request: OpenRequest) -> list[Edit]:
         """Handle the response to a SETUP: find out which of the sockets are used, and by which host."""
         if not head.succeeds:
             if head.status in _UNAUTHORIZED:  # the client asks once more, for the same ports
@@ -516,7 +516,7 @@ def _chosen(spec: Spec, pairs: Sequence[Pair]) -> Pair | None:
     return pairs[0] if pairs else None
 
 
-def _address(host: Host) -> Address | None:
+def _address(host: HostSpan) -> Address | None:
     """The address that a host is; None for a name."""
     try:
         return canonical(host.text.decode("ascii"))

@@ -10,7 +10,7 @@ _MOST_ANSWERED = 32
 
 
 @dataclass(slots=True)
-class Request:
+class OpenRequest:
     """A request that the client has sent. `refs`: conversations of the sockets that it names."""
 
     method: bytes
@@ -24,13 +24,13 @@ class OpenRequests:
     """The requests that are not answered yet, in their order."""
 
     def __init__(self) -> None:
-        self._waiting: deque[Request] = deque(maxlen=MOST_WAITING)
+        self._waiting: deque[OpenRequest] = deque(maxlen=MOST_WAITING)
         self._answered: deque[bytes] = deque(maxlen=_MOST_ANSWERED)
 
-    def add(self, request: Request) -> None:
+    def add(self, request: OpenRequest) -> None:
         self._waiting.append(request)
 
-    def answered(self, cseq: bytes, final: bool) -> Request | None:
+    def answered(self, cseq: bytes, final: bool) -> OpenRequest | None:
         """The request that a response with this CSeq answers; None: none, as when it is answered already.
 
         Servers are known that leave CSeq out, or always send the same one: they answer in order. A response that is

@@ -29,7 +29,7 @@ class Port:
 
 
 @dataclass(frozen=True, slots=True)
-class Host:
+class HostSpan:
     """An address or a name, without brackets, with its place. Its text is never empty."""
 
     text: bytes
@@ -48,8 +48,8 @@ class Spec:
 
     protocol: bytes
     ports: tuple[Port, ...] = ()
-    destinations: list[Host] = field(default_factory=list)
-    sources: list[Host] = field(default_factory=list)
+    destinations: list[HostSpan] = field(default_factory=list)
+    sources: list[HostSpan] = field(default_factory=list)
     server_ports: tuple[Port, ...] = ()
     interleaved: bool = False
     multicast: bool = False
@@ -146,21 +146,21 @@ def _ports(data: bytes, at: int, end: int) -> tuple[Port, ...]:
     return first, second
 
 
-def _host(data: bytes, at: int, end: int) -> list[Host]:
+def _host(data: bytes, at: int, end: int) -> list[HostSpan]:
     """A host without its port: `destination=192.0.2.1:5000` is met."""
     if data[at : at + 1] == b'"' and data[end - 1 : end] == b'"' and end - at > 1:
         at, end = at + 1, end - 1
     if data[at : at + 1] == b"[":
         close = data.find(b"]", at, end)
-        return [Host(data[at + 1 : close], (at + 1, close))] if close > at + 1 else []
+        return [HostSpan(data[at + 1 : close], (at + 1, close))] if close > at + 1 else []
     if data.count(b":", at, end) == 1:
         end = data.index(b":", at, end)
-    return [Host(data[at:end], (at, end))] if end > at else []
+    return [HostSpan(data[at:end], (at, end))] if end > at else []
 
 
-def _addresses(data: bytes, at: int, end: int) -> tuple[list[Host], tuple[Port, ...]]:
+def _addresses(data: bytes, at: int, end: int) -> tuple[list[HostSpan], tuple[Port, ...]]:
     """Hosts and ports of `"host:port"/":port"`; more than two addresses have no ports that could be opened."""
-    hosts: list[Host] = []
+    hosts: list[HostSpan] = []
     ports: list[Port] = []
     count = 0
     while at < end:
@@ -172,7 +172,7 @@ def _addresses(data: bytes, at: int, end: int) -> tuple[list[Host], tuple[Port, 
             start, stop = found.span(1)
             if data[start] == 0x5B:
                 start, stop = start + 1, stop - 1
-            hosts.append(Host(data[start:stop], (start, stop)))
+            hosts.append(HostSpan(data[start:stop], (start, stop)))
         if found[2]:
             ports.append(Port(int(found[2]), found.span(2)))
         at = found.end()

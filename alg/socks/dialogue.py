@@ -24,7 +24,7 @@ from alg.socks.socks5 import AddressType, Command, Method, encode_address
 
 Parser = Callable[[bytes | bytearray], "tuple[Any, int] | int"]
 Dialogue = Generator[tuple[bytes, Parser], Any, "Granted"]
-Kind = Literal["socks4", "socks4a", "socks5", "http"]
+ProxyKind = Literal["socks4", "socks4a", "socks5", "http"]
 
 MAX_HTTP_HEAD = 16384
 
@@ -74,7 +74,7 @@ class Granted(NamedTuple):
     early: bytes = b""
 
 
-def ask(kind: Kind, command: Command, host: str, port: int, account: Account = NOBODY) -> Dialogue:
+def ask(kind: ProxyKind, command: Command, host: str, port: int, account: Account = NOBODY) -> Dialogue:
     """Return the dialogue for a request. `host` is an address or a name. Raises ProxyError if the protocol has no such
     request, and for each refusal; ValueError for what does not fit into a message."""
     if kind == "http":
@@ -84,14 +84,14 @@ def ask(kind: Kind, command: Command, host: str, port: int, account: Account = N
     return _socks4(kind, command, host, port, account.user)
 
 
-def second_reply(kind: Kind, first: Granted) -> Dialogue:
+def second_reply(kind: ProxyKind, first: Granted) -> Dialogue:
     """Return the dialogue after the first reply to a BIND: it waits for the second one, which names the peer."""
     if kind == "socks5":
         return _request5(b"", first.mechanism, first.level, first.early)
     return _reply_of_4(b"")
 
 
-def _socks4(kind: Kind, command: Command, host: str, port: int, user: str) -> Dialogue:
+def _socks4(kind: ProxyKind, command: Command, host: str, port: int, user: str) -> Dialogue:
     if command not in (Command.CONNECT, Command.BIND, Command.RESOLVE):
         raise ProxyError("failed", f"SOCKS 4 has no {command.name}")
     address = _address(host)

@@ -16,7 +16,7 @@ from alg.socks.udp import Reassembly, encode_target, parse_header
 from gateway.client.blocking import UNSPECIFIED, Address, late
 from gateway.client.proxy import Chain, Proxy, Via, is_address
 from gateway.client.pump import protected
-from gateway.client.session import Protect, Receive, Send, Session, TcpDial, broken, request, second, tunnel
+from gateway.client.session import Protect, Receive, Send, SessionSteps, TcpDial, broken, request, second, tunnel
 
 P = TypeVar("P", bound=asyncio.DatagramProtocol)
 
@@ -26,7 +26,7 @@ async def connect(via: Via, host: str, port: int, timeout: float | None = None) 
     `asyncio.open_connection(sock=...)` needs it. `timeout`: seconds for the whole operation. Raises ProxyError,
     ProxySyntaxError."""
     chain = Chain.of(via)
-    carrier = _Carrier()
+    carrier = _StepRunner()
     await carrier.within(timeout, tunnel(chain, await _for_proxy(chain.last, host), port))
     return carrier.release()
 
@@ -49,14 +49,14 @@ async def open_connection(
 async def listen(via: Via, host: str, port: int = 0, timeout: float | None = None) -> Listening:
     """Let one peer connect (BIND). `host` and `port` are those of the expected peer. Raises ProxyError."""
     chain = Chain.of(via)
-    carrier = _Carrier()
+    carrier = _StepRunner()
     first = await carrier.within(timeout, request(chain, Command.BIND, await _for_proxy(chain.last, host), port))
     return Listening(chain.last, carrier, first)
 
 
 async def resolve(via: Via, name: str, timeout: float | None = None) -> str:
     """Return the address that the proxy finds for a name (Tor's RESOLVE). Raises ProxyError."""
-    carrier = _Carrier()
+    carrier = _StepRunner()
     try:
         return (await carrier.within(timeout, request(Chain.of(via), Command.RESOLVE, name, 0))).host
     finally:
@@ -71,7 +71,7 @@ async def create_datagram_endpoint(
     chain = Chain.of(via)
     if len(chain.proxies) > 1:
         raise ProxyError("failed", "there are no datagrams through a chain of proxies")
-    carrier = _Carrier()
+    carrier = _StepRunner()
     granted = await carrier.within(timeout, request(chain, Command.UDP_ASSOCIATE, "0.0.0.0", 0))
     control = carrier.release()
     host = carrier.proxy[0] if granted.host in UNSPECIFIED else granted.host
@@ -92,7 +92,7 @@ async def create_datagram_endpoint(
 class Listening:
     """A BIND that waits for one peer. `address` is the endpoint to which the peer has to connect."""
 
-    def __init__(self, proxy: Proxy, carrier: _Carrier, first: Granted) -> None:
+    def __init__(self, proxy: Proxy, carrier: _StepRunner, first: Granted) -> None:
         self._proxy = proxy
         self._carrier = carrier
         self._first = first
@@ -177,14 +177,14 @@ class _Wire(asyncio.DatagramProtocol):
         self._protocol.connection_lost(error)
 
 
-class _Carrier:
+class _StepRunner:
     """Carries out the steps of sessions with one socket."""
 
     def __init__(self) -> None:
         self.sock: socket.socket | None = None
         self.proxy: Address = ("", 0)
 
-    async def within(self, timeout: float | None, session: Session) -> Granted:
+    async def within(self, timeout: float | None, session: SessionSteps) -> Granted:
         """Carry out all steps of a session, in at most `timeout` seconds. Closes the socket and raises ProxyError if
         that fails."""
         try:
@@ -206,7 +206,7 @@ class _Carrier:
             self.sock.close()
             self.sock = None
 
-    async def _carry_out(self, session: Session) -> Granted:
+    async def _carry_out(self, session: SessionSteps) -> Granted:
         answer: Any = None
         while True:
             try:

@@ -18,7 +18,7 @@ from alg.socks.socks5 import Command, SocksError
 from alg.socks.udp import MAX_DATA, Reassembly, fragments, parse_header
 from gateway.client.proxy import Chain, Proxy, Via, is_address
 from gateway.client.pump import protected
-from gateway.client.session import Protect, Receive, Send, Session, TcpDial, broken, request, second, tunnel
+from gateway.client.session import Protect, Receive, Send, SessionSteps, TcpDial, broken, request, second, tunnel
 from gateway.client.sockets import unpatched
 
 Address = tuple[str, int]
@@ -67,7 +67,7 @@ def connect(via: Via, host: str, port: int, timeout: float | None = None) -> soc
     ProxySyntaxError.
     """
     chain = Chain.of(via)
-    carrier = Carrier(Deadline(timeout))
+    carrier = StepRunner(Deadline(timeout))
     carrier.carry_out(tunnel(chain, _for_proxy(chain.last, host), port))
     return carrier.release()
 
@@ -77,7 +77,7 @@ def connect_socket(sock: socket.socket, via: Via, host: str, port: int, timeout:
     the connection to the proxy is encoded, the descriptor then leads to a pair of sockets; if the proxy has no address
     of the socket's family, to a socket of another one. The socket stays open if this fails."""
     chain = Chain.of(via)
-    carrier = Carrier(Deadline(timeout), sock)
+    carrier = StepRunner(Deadline(timeout), sock)
     before = sock.gettimeout()
     try:
         return carrier.carry_out(tunnel(chain, _for_proxy(chain.last, host), port))
@@ -88,7 +88,7 @@ def connect_socket(sock: socket.socket, via: Via, host: str, port: int, timeout:
 def listen(via: Via, host: str, port: int = 0, timeout: float | None = None) -> Listening:
     """Let one peer connect (BIND). `host` and `port` are those of the expected peer. Raises ProxyError."""
     chain = Chain.of(via)
-    carrier = Carrier(Deadline(timeout))
+    carrier = StepRunner(Deadline(timeout))
     first = carrier.carry_out(request(chain, Command.BIND, _for_proxy(chain.last, host), port))
     return Listening(chain.last, carrier, first)
 
@@ -99,7 +99,7 @@ def datagrams(via: Via, timeout: float | None = None) -> Datagrams:
     chain = Chain.of(via)
     if len(chain.proxies) > 1:
         raise ProxyError("failed", "there are no datagrams through a chain of proxies")
-    carrier = Carrier(Deadline(timeout))
+    carrier = StepRunner(Deadline(timeout))
     try:
         granted = carrier.carry_out(request(chain, Command.UDP_ASSOCIATE, "0.0.0.0", 0))
         return Datagrams(carrier, granted)
@@ -119,14 +119,14 @@ def resolve_address(via: Via, address: str, timeout: float | None = None) -> str
 
 
 def _look_up(via: Via, command: Command, host: str, timeout: float | None) -> str:
-    carrier = Carrier(Deadline(timeout))
+    carrier = StepRunner(Deadline(timeout))
     try:
         return carrier.carry_out(request(Chain.of(via), command, host, 0)).host
     finally:
         carrier.close()
 
 
-class Carrier:
+class StepRunner:
     """Carries out the steps of sessions with one socket: `sock` if it is given, otherwise one of its own."""
 
     def __init__(self, deadline: Deadline, sock: socket.socket | None = None) -> None:
@@ -135,7 +135,7 @@ class Carrier:
         self.proxy: Address = ("", 0)  # where the first proxy was found
         self._given = sock
 
-    def carry_out(self, session: Session) -> Granted:
+    def carry_out(self, session: SessionSteps) -> Granted:
         """Carry out all steps of a session, and return its result. Closes its own socket and raises ProxyError if that
         fails."""
         try:
@@ -165,7 +165,7 @@ class Carrier:
         if self.sock is not None and self._given is None:
             self.close()
 
-    def _carry_out(self, session: Session) -> Granted:
+    def _carry_out(self, session: SessionSteps) -> Granted:
         answer: Any = None
         while True:
             try:
@@ -253,7 +253,7 @@ class Carrier:
 class Listening:
     """A BIND that waits for one peer. `address` is the host and the port to which the peer has to connect."""
 
-    def __init__(self, proxy: Proxy, carrier: Carrier, first: Granted) -> None:
+    def __init__(self, proxy: Proxy, carrier: StepRunner, first: Granted) -> None:
         self._proxy = proxy
         self._carrier = carrier
         self._first = first
@@ -286,7 +286,7 @@ class Datagrams:
     `fragment`: number of bytes of data beyond which a datagram is sent in SOCKS fragments; None: never.
     """
 
-    def __init__(self, carrier: Carrier, granted: Granted, fragment: int | None = None) -> None:
+    def __init__(self, carrier: StepRunner, granted: Granted, fragment: int | None = None) -> None:
         assert carrier.sock is not None
         self.fragment = fragment
         self._control = carrier.release()

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from alg.socks.dialogue import Kind
+from alg.socks.dialogue import ProxyKind
 
 ProtectionName = Literal["none", "integrity", "confidentiality"]
 
 DEFAULT_PORT = 1080
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, ProxyKind] = {
     "socks": "socks5",
     "socks4": "socks4",
     "socks4a": "socks4a",

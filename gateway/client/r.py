@@ -12,13 +12,13 @@ import weakref
 
 from alg.socks.dialogue import Granted
 from alg.socks.socks5 import Command
-from gateway.client.blocking import UNSPECIFIED, Address, Carrier, Deadline, connect_socket
+from gateway.client.blocking import UNSPECIFIED, Address, Deadline, StepRunner, connect_socket
 from gateway.client.proxy import Chain, Via, configured
 from gateway.client.session import request, second
 
 TIMEOUT = 60.0  # seconds for a connection, where the socket has no timeout itself
 
-_Bound = tuple[Chain, Carrier, Granted]
+_Bound = tuple[Chain, StepRunner, Granted]
 _bound: weakref.WeakKeyDictionary[socket.socket, _Bound] = weakref.WeakKeyDictionary()
 _via: list[Chain] = []
 
@@ -37,7 +37,7 @@ def Rbind(sock: socket.socket, name: Address, remote: Address) -> None:
     """Get an endpoint at which `remote` may connect; Rgetsockname returns it. The proxy chooses the endpoint, whatever
     `name` is. Raises ProxyError."""
     chain = _chain()
-    carrier = Carrier(Deadline(sock.gettimeout() or TIMEOUT), sock)
+    carrier = StepRunner(Deadline(sock.gettimeout() or TIMEOUT), sock)
     before = sock.gettimeout()
     try:
         first = carrier.carry_out(request(chain, Command.BIND, remote[0], remote[1]))

@@ -45,15 +45,15 @@ class Protect(NamedTuple):
 
 
 Step = TcpDial | Send | Receive | Protect
-Session = Generator[Step, Any, Granted]
+SessionSteps = Generator[Step, Any, Granted]
 
 
-def tunnel(chain: Chain, host: str, port: int) -> Session:
+def tunnel(chain: Chain, host: str, port: int) -> SessionSteps:
     """Connect through all proxies of a chain. Raises ProxyError."""
     return request(chain, Command.CONNECT, host, port)
 
 
-def request(chain: Chain, command: Command, host: str, port: int) -> Session:
+def request(chain: Chain, command: Command, host: str, port: int) -> SessionSteps:
     """Let the last proxy of a chain carry out a command. Raises ProxyError."""
     granted = Granted("", 0)
     yield TcpDial(chain.proxies[0].host, chain.proxies[0].port)
@@ -77,7 +77,7 @@ def request(chain: Chain, command: Command, host: str, port: int) -> Session:
     return granted
 
 
-def second(proxy: Proxy, first: Granted) -> Session:
+def second(proxy: Proxy, first: Granted) -> SessionSteps:
     """Wait for the peer of a BIND. Raises ProxyError."""
     try:
         granted = yield from _converse(second_reply(KINDS[proxy.kind], first))
@@ -114,7 +114,7 @@ def _account(proxy: Proxy) -> Account:
     return Account(proxy.user, proxy.password, context_for(proxy.service, proxy.host), _LEVELS[proxy.gssapi])
 
 
-def _converse(dialogue: Dialogue) -> Session:
+def _converse(dialogue: Dialogue) -> SessionSteps:
     data, parse = next(dialogue)
     held = bytearray()
     while True:

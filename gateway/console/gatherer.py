@@ -33,7 +33,7 @@ class Asking(Protocol):
     def __call__(self, process: str, verb: str, id: str, timeout: float) -> Rows: ...
 
 
-class Answer(msgspec.Struct, frozen=True):
+class ProcessAnswer(msgspec.Struct, frozen=True):
     """The answer of a process to "metrics" after `seconds`. `row` is None if it did not answer, and `error` says
     why."""
 
@@ -49,7 +49,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     time: float
     begun: float
     supervisor: dict[str, Any] | None
-    answers: dict[str, Answer]
+    answers: dict[str, ProcessAnswer]
 
     def failures(self) -> list[str]:
         """The reasons why the gateway is not healthy: processes that did not answer."""
@@ -192,16 +192,16 @@ class Gatherer:
         except NoProcessAnswer:
             return None
 
-    def _metrics(self, name: str) -> Answer:
+    def _metrics(self, name: str) -> ProcessAnswer:
         since = time.monotonic()
         try:
             (row,) = self._ask(name, "metrics", "", TIMEOUT)
             check_row(row, name)
         except NoProcessAnswer as error:
-            return Answer(time.monotonic() - since, error=str(error))
+            return ProcessAnswer(time.monotonic() - since, error=str(error))
         except ValueError as error:
-            return Answer(time.monotonic() - since, error=f"no metrics in its answer: {error}")
-        return Answer(time.monotonic() - since, row)
+            return ProcessAnswer(time.monotonic() - since, error=f"no metrics in its answer: {error}")
+        return ProcessAnswer(time.monotonic() - since, row)
 
     def _point(self, snapshot: Snapshot) -> list[float]:
         sums = self.totals.sums()

@@ -26,7 +26,7 @@ HIGH_WATER = 65536  # bytes waiting for a slow reader, beyond which the other si
 _NAMES: dict[Side, SideName] = {Side.CLIENT: "left", Side.SERVER: "right"}
 
 
-class Direction:
+class PumpDirection:
     """One direction: what came from `source` and is not delivered (`held`), what was delivered and is not sent (`out`).
 
     `asked`: the end is to be passed on once `out` is empty; `over`: that was done.
@@ -89,7 +89,7 @@ class Pump:
         self.aborted = False
         self.broken: Side | None = None  # its connection is dead
         self.moved_at = time.monotonic()
-        self.directions = {side: Direction(sockets[side], sockets[side.other]) for side in Side}
+        self.directions = {side: PumpDirection(sockets[side], sockets[side.other]) for side in Side}
         self._received = received
         self._closed = closed
         self._changed = changed
@@ -176,7 +176,7 @@ class Pump:
             direction.deliver(data, (), data)
 
     @staticmethod
-    def _head(direction: Direction) -> Head:
+    def _head(direction: PumpDirection) -> Head:
         return Head(b"" if direction.over else bytes(direction.out), direction.over)
 
     def _add(self, side: Side, count: int) -> None:
@@ -216,7 +216,7 @@ class Pump:
                 self._changed()
                 slices().wait()  # else a stream that never ends would keep the next carrier from coming
 
-    def _is_to_wait(self, side: Side, direction: Direction) -> bool:
+    def _is_to_wait(self, side: Side, direction: PumpDirection) -> bool:
         if len(direction.out) > HIGH_WATER:
             return True
         if self.passing:  # a protected connection is handed over when all is sent

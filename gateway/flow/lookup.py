@@ -12,14 +12,14 @@ from gateway.flow.dial import DialError, limit_error, looking_up
 from gateway.model.hosts import parse_address
 from gateway.model.requests import ConnectRequest
 from gateway.net.resolver import ResolveError, Resolver
-from gateway.policy.clients import ClientLimit, Clients, Holder, HoldingKind
+from gateway.policy.clients import ClientLimit, Clients, ClientUse, HoldingKind
 from gateway.policy.decide import Decision, Judgement, PolicyInForce
 from gateway.policy.limits import LimitReached, RuleLimits, Session
 
 TIMEOUT = 10.0  # seconds to resolve a name
 
 
-class Admitted(NamedTuple):
+class AdmittedRequest(NamedTuple):
     """A permission, and the session that counts for it, which is to be released when it ends."""
 
     decision: Decision
@@ -41,7 +41,7 @@ class Lookup:
         """Raise DialError "denied" if this client may not ask at all."""
         _permit_client(request, self._policy.current.judge(request))
 
-    def admit_association(self, request: ConnectRequest) -> Admitted:
+    def admit_association(self, request: ConnectRequest) -> AdmittedRequest:
         """Count a UDP association for its rule. Raises DialError "denied" if this client may send no datagram at all,
         or if the rule's limit is reached."""
         client = self._policy.current.decide_association(request)
@@ -49,7 +49,7 @@ class Lookup:
             raise DialError("denied", f"client {request.client.host} is not allowed", client.rule)
         return self._count(request, client)
 
-    def take_association(self, client: str) -> Holder | None:
+    def take_association(self, client: str) -> ClientUse | None:
         """Count a UDP association for its client, to be given back when it ends. Raises DialError if the client has as
         many as it may have."""
         if self._clients is None:
@@ -59,21 +59,21 @@ class Lookup:
         except ClientLimit as limit:
             raise limit_error(limit) from limit
 
-    def give_back_association(self, holder: Holder | None) -> None:
+    def give_back_association(self, holder: ClientUse | None) -> None:
         """Count a UDP association as ended."""
         if self._clients is not None and holder is not None:
             self._clients.give_back(HoldingKind.ASSOCIATIONS, holder)
 
-    def admit(self, request: ConnectRequest, address: Address | None) -> Admitted:
+    def admit(self, request: ConnectRequest, address: Address | None) -> AdmittedRequest:
         """Count a permitted request for the rule that permits it at `address` (None: at any address). Raises
         DialError."""
         judgement = self._policy.current.judge(request)
         return self._count(request, judgement.client if address is None else judgement.at(address))
 
-    def _count(self, request: ConnectRequest, decision: Decision) -> Admitted:
+    def _count(self, request: ConnectRequest, decision: Decision) -> AdmittedRequest:
         try:
             session = self._limits.enter(decision, request.client.host, time.monotonic(), request.user)
-            return Admitted(decision, session)
+            return AdmittedRequest(decision, session)
         except LimitReached as error:
             raise DialError("denied", f"rule {decision.rule}: {error}", decision.rule) from error
 

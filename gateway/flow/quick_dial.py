@@ -22,7 +22,7 @@ from gateway.net.relay.wheel import WheelEntry
 from gateway.net.sockets import error_of, prepare
 from gateway.policy.decide import Decision, PolicyInForce
 
-Done = Callable[[_socket.socket | OSError, Watch | None], None]
+DialCallback = Callable[[_socket.socket | OSError, Watch | None], None]
 """A callback with the socket and its watch, or with the error and None."""
 
 
@@ -57,7 +57,7 @@ class QuickDialer:
             return None
         return decision
 
-    def start(self, address: Address, port: int, done: Done) -> None:
+    def start(self, address: Address, port: int, done: DialCallback) -> None:
         """Connect, and call `done` from the hub; the socket does not block."""
         try:
             sock = self._begin(address, port)
@@ -88,7 +88,7 @@ class _Dialling:
 
     __slots__ = ("_done", "_entry", "_sock", "_watch", "_wheel")
 
-    def __init__(self, sock: _socket.socket, done: Done, relay: Relay) -> None:
+    def __init__(self, sock: _socket.socket, done: DialCallback, relay: Relay) -> None:
         self._sock = sock
         self._done = done
         self._wheel = relay.wheel

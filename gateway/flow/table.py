@@ -23,7 +23,7 @@ from gateway.net.relay.splice import Relay
 from gateway.observe.counters import count, flow_opened
 from gateway.observe.flow_log import FlowLog
 from gateway.observe.metrics import Sample
-from gateway.policy.clients import Clients, Holder, HoldingKind
+from gateway.policy.clients import Clients, ClientUse, HoldingKind
 from gateway.policy.limits import Session
 from gateway.policy.pace import Bucket, Pace
 from gateway.policy.rules import ShareLimit
@@ -90,7 +90,7 @@ class Flow:
         self.seen: str | None = None  # the address of this host as which the server sees a connection with the client's
         self.rate: float | None = None  # bytes a second in each direction; None: as fast as it goes
         self.session: Session | None = None  # what the rule counts
-        self.holder: Holder | None = None  # the client that it counts for
+        self.holder: ClientUse | None = None  # the client that it counts for
         self.line = ""  # what its log lines have in common
         self.ended_by = ""  # why the gateway has ended it, if it has a reason of its own
         self.began = time.monotonic()  # the wall clock may jump

@@ -13,7 +13,7 @@ import gevent.socket as gsocket
 import msgspec
 
 from alg.address import Endpoint
-from alg.socks.dialogue import Account, Dialogue, Granted, Kind, Parser, ask, second_reply
+from alg.socks.dialogue import Account, Dialogue, Granted, Parser, ProxyKind, ask, second_reply
 from alg.socks.errors import Failure, ProxyError
 from alg.socks.socks5 import Command
 from gateway.net.sockets import endpoint
@@ -46,7 +46,7 @@ class Upstream(msgspec.Struct, frozen=True):
     """One upstream. `remote`: it resolves names itself; `tls`: None if it is spoken to in clear."""
 
     name: str
-    kind: Kind
+    kind: ProxyKind
     host: str
     port: int
     user: str = ""

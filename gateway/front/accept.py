@@ -19,7 +19,7 @@ from gevent import get_hub
 from gateway.net.libev import EV_READ
 from gateway.net.sockets import prepare
 from gateway.observe.metrics import open_descriptors
-from gateway.policy.clients import ClientLimit, Clients, Holder, HoldingKind
+from gateway.policy.clients import ClientLimit, Clients, ClientUse, HoldingKind
 
 if TYPE_CHECKING:
     from gevent._types import _IoWatcher, _TimerWatcher
@@ -104,12 +104,12 @@ class Acceptor:
         self._clients.take(HoldingKind.HANDSHAKES, holder)
         greenlet.link(partial(self._handled, holder))
 
-    def _handled(self, holder: Holder, greenlet: gevent.Greenlet[..., None]) -> None:
+    def _handled(self, holder: ClientUse, greenlet: gevent.Greenlet[..., None]) -> None:
         self._handling.discard(greenlet)
         if self._clients is not None:
             self._clients.give_back(HoldingKind.HANDSHAKES, holder)
 
-    def begin(self, client: str) -> Holder | None:
+    def begin(self, client: str) -> ClientUse | None:
         """Count a connection of this client that is on its way to the relay, without a greenlet. Call `end` with the
         result.
 
@@ -124,7 +124,7 @@ class Acceptor:
         self._clients.take(HoldingKind.FLOWS, holder)
         return holder
 
-    def end(self, holder: Holder | None) -> None:
+    def end(self, holder: ClientUse | None) -> None:
         """The connection has reached the relay (its flow is in the table already), has ended, or was handed over."""
         self._opening -= 1
         if holder is not None and self._clients is not None:

@@ -30,7 +30,7 @@ RESTORATIONS, PER_SECOND = 10, 1 / 60
 often means to; a firewall that starts twice, table by table, removes them six times."""
 REMOVING, APPLYING = 5.0, 30.0  # seconds that `algate rules remove` and `algate rules apply` may take
 
-State = Literal["unknown", "none", "applied", "absent", "incomplete"]
+RulesState = Literal["unknown", "none", "applied", "absent", "incomplete"]
 
 log = get_logger()
 
@@ -42,10 +42,10 @@ class Look(NamedTuple):
     needs. `rules`: what is there.
     """
 
-    state: State
+    state: RulesState
     detail: str = ""
     foreign: tuple[tuple[str, str], ...] = ()
-    rules: rules.Snapshot | None = None
+    rules: rules.RulesSnapshot | None = None
 
 
 class RulesKeeper:
@@ -64,7 +64,7 @@ class RulesKeeper:
         self._worker = ThreadPoolExecutor(1)
         self._job: Future[Look] | None = None
         self._restoring = False
-        self._seen: rules.Snapshot | None = None  # complete, and so kept as they were then
+        self._seen: rules.RulesSnapshot | None = None  # complete, and so kept as they were then
         self._legacy = legacy_tables.LegacyTables()
         self._poll_at = 0.0
         self.wake, self._waker = socket.socketpair()
@@ -225,7 +225,7 @@ class RulesKeeper:
             self.watch.close()
 
 
-def look_at(config: Config, before: rules.Snapshot | None = None) -> Look:
+def look_at(config: Config, before: rules.RulesSnapshot | None = None) -> Look:
     """Check whether the iptables rules of this instance are complete, and what they were `before`."""
     if not config.transparent_enabled:
         return Look("none")

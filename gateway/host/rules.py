@@ -308,7 +308,7 @@ def applied(config: Config) -> bool:
     return any(_own_part(config.instance, host.read()) for host in _hosts(config.instance, []).values())
 
 
-class Snapshot:
+class RulesSnapshot:
     """The rules of an instance on this host, as iptables-save writes them: what `apply` has made, once that is seen."""
 
     def __init__(self, there: Mapping[Family, _Tables]) -> None:
@@ -319,7 +319,7 @@ class Snapshot:
             for chain, rules in _contents(table).items()
         }
 
-    def differences(self, now: Snapshot) -> list[str]:
+    def differences(self, now: RulesSnapshot) -> list[str]:
         """Return the chains whose rules are not those of this snapshot."""
         return [
             f"{_PREFIX[family]} -t {name} {chain}"
@@ -328,14 +328,14 @@ class Snapshot:
         ]
 
 
-def missing(config: Config, before: Snapshot | None = None) -> tuple[list[str] | None, Snapshot]:
+def missing(config: Config, before: RulesSnapshot | None = None) -> tuple[list[str] | None, RulesSnapshot]:
     """Describe which tables and chains of the rules are not as `apply` makes them; None if no rules are applied. What
     `apply` makes is known by the number of rules, and by the contents of `before`, a snapshot of complete rules,
     because each version of iptables writes them in its own way. Returns what is there, too. Raises AlgateError."""
     wanted = {family: _parse(render(config, family) or "") for family in FAMILIES}
     hosts = _hosts(config.instance, [family for family in FAMILIES if wanted[family]])
     there = {family: _own_part(config.instance, host.read()) for family, host in hosts.items()}
-    now = Snapshot(there)
+    now = RulesSnapshot(there)
     if not any(there.values()):
         return None, now
     found = []

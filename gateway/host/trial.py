@@ -38,7 +38,7 @@ from gateway.host.programs import run_program
 from gateway.model.errors import AlgateError
 from gateway.model.requests import Lease
 
-Side = Literal["inside", "outside"]
+TrialSide = Literal["inside", "outside"]
 
 UNKNOWN = "no rule that can be followed: a route, a chain at ingress (netdev), or iptables-legacy"
 _ADDED = "algate-trial "
@@ -160,8 +160,8 @@ class Copy:
         self._here = os.open("/proc/self/ns/net", os.O_RDONLY)
         _unshare()
         self._world = os.open("/proc/self/ns/net", os.O_RDONLY)
-        self.wires: dict[Side, socket.socket] = {}
-        self.macs: dict[Side, tuple[bytes, bytes]] = {}  # of the interface, and of the host beyond it
+        self.wires: dict[TrialSide, socket.socket] = {}
+        self.macs: dict[TrialSide, tuple[bytes, bytes]] = {}  # of the interface, and of the host beyond it
         _setns(self._here)
         self._build()
         self.netfilter = Netfilter(plan.instance)
@@ -205,10 +205,10 @@ class Copy:
         for program, text in plan.own.items():
             run_program([f"{program}-restore", "--noflush"], text)
 
-    def _sides(self) -> tuple[tuple[Side, Link], tuple[Side, Link]]:
+    def _sides(self) -> tuple[tuple[TrialSide, Link], tuple[TrialSide, Link]]:
         return ("inside", self.plan.inside), ("outside", self.plan.outside)
 
-    def _wire(self, side: Side, link: Link) -> None:
+    def _wire(self, side: TrialSide, link: Link) -> None:
         _setns(self._world)
         _ip(["link", "set", f"w-{side}", "up"])
         wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
@@ -218,13 +218,13 @@ class Copy:
         self.wires[side] = wire
         self.macs[side] = (_mac_of(link.name), far)
 
-    def send(self, side: Side, packet: bytes) -> None:
+    def send(self, side: TrialSide, packet: bytes) -> None:
         """Send a packet in by an interface."""
         near, far = self.macs[side]
         kind = b"\x86\xdd" if packet[0] >> 4 == 6 else b"\x08\x00"
         self.wires[side].send(near + far + kind + packet)
 
-    def arrives(self, side: Side, wanted: Callable[[bytes], bool]) -> bytes | None:
+    def arrives(self, side: TrialSide, wanted: Callable[[bytes], bool]) -> bytes | None:
         """Return the first packet that leaves by an interface soon and is the one meant; None if none does."""
         until = time.monotonic() + _WAIT
         wire = self.wires[side]
@@ -458,7 +458,7 @@ class Attempts:
                 and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
             )
 
-    def _is_answered(self, side: Side, source: Endpoint, destination: Endpoint, answers_from: Endpoint) -> bool:
+    def _is_answered(self, side: TrialSide, source: Endpoint, destination: Endpoint, answers_from: Endpoint) -> bool:
         self._copy.send(side, packet(6, source, destination))
 
         def is_answer(data: bytes) -> bool:

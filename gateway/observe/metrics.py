@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from gateway import __version__
 from gateway.observe.counters import Key, counts, histograms
 
-Kind = Literal["counter", "gauge", "histogram"]
+MetricKind = Literal["counter", "gauge", "histogram"]
 Sample = tuple[Key, float]
 """Name and label values, without the label `process`; and the value."""
 
@@ -27,7 +27,7 @@ class Metric(NamedTuple):
     """One metric. `labels` are its labels in addition to `process`."""
 
     name: str
-    kind: Kind
+    kind: MetricKind
     help: str
     labels: tuple[str, ...] = ()
 

@@ -54,13 +54,13 @@ class ClientLimit(Exception):
         self.most = most
 
 
-class Holder:
+class ClientUse:
     """The present use of one host, or network, in this worker: `counts` by kind. Other workers see it in the shared
     memory."""
 
     __slots__ = ("_cell", "counts", "network")
 
-    def __init__(self, shared: SharedCounts, key: int, network: Holder | None) -> None:
+    def __init__(self, shared: SharedCounts, key: int, network: ClientUse | None) -> None:
         self._cell = shared.cell(key)
         self.counts = [0] * len(HoldingKind)
         self.network = network
@@ -97,8 +97,8 @@ class Clients:
     ) -> None:
         self._shared = shared
         self._identify = identify
-        self._addresses: dict[str, Holder] = {}
-        self._holders: dict[tuple[str, str], Holder] = {}
+        self._addresses: dict[str, ClientUse] = {}
+        self._holders: dict[tuple[str, str], ClientUse] = {}
         self._totals = [0] * len(HoldingKind)
         self.refused: dict[tuple[str, str], int] = {}
         self.configure(most, room)
@@ -110,11 +110,11 @@ class Clients:
         self._alone = [number >> 3 if number > LARGE else 0 for number in self._most]
         self._room = [room.get(kind, 0) for kind in HoldingKind]
 
-    def holder(self, address: str) -> Holder:
+    def holder(self, address: str) -> ClientUse:
         """Return the holder for an address."""
         return self._addresses.get(address) or self._find(address)
 
-    def check(self, kind: HoldingKind, address: str) -> Holder:
+    def check(self, kind: HoldingKind, address: str) -> ClientUse:
         """Return the client's holder if it may have one more of a kind. Raises ClientLimit."""
         holder = self._addresses.get(address) or self._find(address)
         mine = holder.counts[kind]
@@ -127,21 +127,21 @@ class Clients:
             raise self._refusal(kind, address, "share", mine)
         return holder
 
-    def take(self, kind: int, holder: Holder) -> None:
+    def take(self, kind: int, holder: ClientUse) -> None:
         """Count one more of a kind for a holder."""
         holder.change(kind, 1)
         if holder.network is not None:
             holder.network.change(kind, 1)
         self._totals[kind] += 1
 
-    def give_back(self, kind: int, holder: Holder) -> None:
+    def give_back(self, kind: int, holder: ClientUse) -> None:
         """Count one less of a kind for a holder."""
         holder.change(kind, -1)
         if holder.network is not None:
             holder.network.change(kind, -1)
         self._totals[kind] -= 1
 
-    def enter(self, kind: HoldingKind, address: str) -> Holder:
+    def enter(self, kind: HoldingKind, address: str) -> ClientUse:
         """Check the bounds and count one more of a kind for a client, to be given back later. Raises ClientLimit."""
         holder = self.check(kind, address)
         self.take(kind, holder)
@@ -159,7 +159,7 @@ class Clients:
         self.refused[kind.label, bound] = self.refused.get((kind.label, bound), 0) + 1
         return ClientLimit(kind, address, bound, most)
 
-    def _find(self, address: str) -> Holder:
+    def _find(self, address: str) -> ClientUse:
         if len(self._addresses) >= REMEMBERED:
             self._forget_idle()
         host, network = self._identify(address)
@@ -167,10 +167,10 @@ class Clients:
         holder = self._addresses[address] = self._holder("host", host, above)
         return holder
 
-    def _holder(self, what: str, name: str, above: Holder | None) -> Holder:
+    def _holder(self, what: str, name: str, above: ClientUse | None) -> ClientUse:
         holder = self._holders.get((what, name))
         if holder is None:
-            holder = self._holders[what, name] = Holder(self._shared, key_of("client", what, name), above)
+            holder = self._holders[what, name] = ClientUse(self._shared, key_of("client", what, name), above)
         return holder
 
     def _forget_idle(self) -> None:

@@ -41,7 +41,7 @@ from gateway.front.transparent.tcp import TransparentFront
 from gateway.front.udp.associate import UdpAssociateCommand
 from gateway.front.udp.association import AssociationMeans
 from gateway.front.udp.reader import MessageReader
-from gateway.front.udp.routes import Options
+from gateway.front.udp.routes import AssociationOptions
 from gateway.model.certificates import client_context
 from gateway.model.requests import CommandName
 from gateway.net.addresses import OwnAddresses
@@ -240,10 +240,10 @@ def upstreams_of(config: Config) -> dict[str, Upstream]:
     return found
 
 
-def association_options(config: Config) -> Options:
+def association_options(config: Config) -> AssociationOptions:
     """Return the options of UDP associations."""
     socks = config.socks
-    return Options(
+    return AssociationOptions(
         socks.udp_answers == "open",
         socks.udp_fragments == "reassemble",
         socks.udp_idle_timeout,

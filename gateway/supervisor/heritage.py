@@ -13,7 +13,7 @@ from typing import NoReturn, cast
 import msgspec
 
 from alg.address import Endpoint
-from gateway.supervisor.listeners import Kind, ListenPlace
+from gateway.supervisor.listeners import ListenerKind, ListenPlace
 
 _VARIABLE = "ALGATE_HERITAGE"
 
@@ -57,7 +57,7 @@ class Heritage(msgspec.Struct, frozen=True, kw_only=True):
     def sockets(self) -> list[tuple[ListenPlace, socket.socket]]:
         """Return the listeners. May be called once."""
         return [
-            (ListenPlace(cast(Kind, kind), Endpoint(host, port)), socket.socket(fileno=fd))
+            (ListenPlace(cast(ListenerKind, kind), Endpoint(host, port)), socket.socket(fileno=fd))
             for kind, host, port, fd in self.listeners
         ]
 

@@ -29,13 +29,13 @@ _FREEBIND = {4: (socket.IPPROTO_IP, 15), 6: (socket.IPPROTO_IPV6, 78)}  # <linux
 
 log = get_logger()
 
-Kind = Literal["socks", "tls", "transparent"]
+ListenerKind = Literal["socks", "tls", "transparent"]
 
 
 class ListenPlace(NamedTuple):
     """An address at which one of the fronts listens."""
 
-    kind: Kind
+    kind: ListenerKind
     endpoint: Endpoint
 
 
@@ -116,7 +116,7 @@ class Listeners:
         """Leave these places out of `fds`, because they are about to be closed."""
         self._left_out = frozenset(places)
 
-    def fds(self, worker: int, kind: Kind) -> list[int]:
+    def fds(self, worker: int, kind: ListenerKind) -> list[int]:
         """Return the descriptors of one worker (by number) at the places of a kind."""
         sets = self._sets[worker].items()
         chosen = [some for place, some in sets if place.kind == kind and place not in self._left_out]

@@ -50,7 +50,7 @@ from alg.sip.tcp import SipModule
 from alg.socks import http, socks4, socks5
 from alg.socks import password as password_wire
 from alg.socks import udp as wire
-from alg.socks.dialogue import Account, Kind, ask
+from alg.socks.dialogue import Account, ProxyKind, ask
 from alg.socks.errors import ProxyError
 from alg.socks.gssapi import MessageType, parse_message
 from alg.socks.socks5 import Command, SocksError
@@ -224,7 +224,7 @@ def ident(data: bytes, _rng: random.Random) -> None:
 
 
 def upstream(data: bytes, rng: random.Random) -> None:
-    kind: Kind = rng.choice(["socks4a", "socks5", "http"])
+    kind: ProxyKind = rng.choice(["socks4a", "socks5", "http"])
     command = rng.choice([Command.CONNECT, Command.BIND, Command.RESOLVE]) if kind != "http" else Command.CONNECT
     steps = ask(kind, command, "www.example.org", 443, Account("ann", "pw"))
     _, parse = next(steps)
@@ -243,7 +243,7 @@ def upstream(data: bytes, rng: random.Random) -> None:
 def client(data: bytes, rng: random.Random) -> None:
     """What proxies answer to the library, through a chain of up to three: ProxyError, or success. How the bytes are cut
     changes nothing, and not one is taken that the steps did not ask for."""
-    known: tuple[Kind, ...] = ("socks4", "socks4a", "socks5", "http")
+    known: tuple[ProxyKind, ...] = ("socks4", "socks4a", "socks5", "http")
     kinds = [rng.choice(known) for _ in range(rng.choice([1, 1, 1, 2, 3]))]
     chain = Chain(tuple(Proxy(kind, "192.0.2.1", 1080, "ann", "pw") for kind in kinds))
     command = rng.choice([Command.CONNECT, Command.CONNECT, Command.BIND, Command.RESOLVE, Command.UDP_ASSOCIATE])

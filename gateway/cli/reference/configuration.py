@@ -35,7 +35,7 @@ _HIDDEN = {"loaded", "options"}  # not of the file
 
 
 @dataclasses.dataclass(frozen=True)
-class Key:
+class ConfigurationKey:
     """One key. `path` is the path of its table, `default` is None where the key is required, `kind` is its type in
     words."""
 
@@ -60,7 +60,7 @@ class Table:
     path: str
     repeated: bool
     description: str
-    keys: tuple[Key, ...]
+    keys: tuple[ConfigurationKey, ...]
 
     @property
     def header(self) -> str:
@@ -109,11 +109,11 @@ def _module_table(name: str, common: type) -> Table:
             description = field.metadata.get("description", "")
             kind = _words(hints[field.name])
             default = msgspec.to_builtins(field.default)
-            keys.append(Key(path, field.name, kind, default, False, description, examples[0]))
+            keys.append(ConfigurationKey(path, field.name, kind, default, False, description, examples[0]))
     return Table(path, False, f"The protocol module {name} (docs/protocols/{name}.md).", tuple(keys))
 
 
-def _keys(path: str, struct: type) -> Iterator[Key]:
+def _keys(path: str, struct: type) -> Iterator[ConfigurationKey]:
     hints = get_type_hints(struct, include_extras=True)
     for field in msgspec.structs.fields(struct):
         kind = hints[field.name]
@@ -123,7 +123,7 @@ def _keys(path: str, struct: type) -> Iterator[Key]:
         default = None if field.required else msgspec.to_builtins(field.default)
         example = meta.examples[0] if meta.examples else None
         description = meta.description or ""
-        yield Key(path, field.encode_name, _words(kind), default, field.required, description, example)
+        yield ConfigurationKey(path, field.encode_name, _words(kind), default, field.required, description, example)
 
 
 def _is_struct(kind: Any) -> bool:
@@ -231,7 +231,7 @@ def example() -> str:
     return "".join(parts)
 
 
-def _kind_note(key: Key) -> str:
+def _kind_note(key: ConfigurationKey) -> str:
     """Return the values that a key may have, if its description does not name them."""
     if '"' not in key.kind or key.description.count('"') >= key.kind.count('"'):
         return ""

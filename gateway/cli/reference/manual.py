@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from gateway import __version__
 from gateway.cli.main import EXIT_CODES
 from gateway.cli.reference.commands import CommandHelp, commands
-from gateway.cli.reference.configuration import Key, Table, tables, toml_value
+from gateway.cli.reference.configuration import ConfigurationKey, Table, tables, toml_value
 
 _FILES = (
     ("/etc/algate/algate.toml", "The configuration; see algate.toml(5)."),
@@ -75,7 +75,7 @@ def _configuration_page() -> Iterator[str]:
     yield "\\fBalgate\\fR(1), \\fBalgate\\-check\\fR(1)"
 
 
-def _key(table: Table, key: Key) -> Iterator[str]:
+def _key(table: Table, key: ConfigurationKey) -> Iterator[str]:
     default = "required" if key.required else f"default: {toml_value(key.default)}"
     yield from _item(f"\\fB{_escape(key.name)}\\fR", key.description)
     yield ".br"

@@ -36,7 +36,7 @@ SWEEP = 1.0  # seconds between two looks for sockets that are gone
 _ANCILLARY = socket.CMSG_SPACE(28)
 
 
-class Carrier:
+class ProgramCarrier:
     """One namespace's traffic. Each connection has a thread."""
 
     def __init__(

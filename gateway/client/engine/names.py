@@ -16,7 +16,7 @@ from gateway.client.blocking import connect, resolve, resolve_address
 from gateway.client.engine.messages import thread
 from gateway.client.proxy import Chain
 
-Mode = Literal["auto", "resolve", "fake", "off"] | str
+DnsMode = Literal["auto", "resolve", "fake", "off"] | str
 
 A, PTR, AAAA = 1, 12, 28
 NOERROR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = 0, 2, 3, 4, 5
@@ -70,7 +70,7 @@ class Names:
     that server's, through the proxy; "off": none."""
 
     def __init__(
-        self, chain: Chain, mode: Mode, timeout: float, say: Callable[[str], None] = lambda _text: None
+        self, chain: Chain, mode: DnsMode, timeout: float, say: Callable[[str], None] = lambda _text: None
     ) -> None:
         """`say` is called with the reason when a proxy does not answer, because the program itself learns only that
         there is no answer."""

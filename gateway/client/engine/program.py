@@ -141,11 +141,11 @@ def _by(engine: str) -> str:
 
 
 def _in_namespace(command: Sequence[str]) -> tuple[Started, Serve]:
-    from gateway.client.engine.carry import Carrier
+    from gateway.client.engine.carry import ProgramCarrier
     from gateway.client.engine.namespace import Namespace
 
     space = Namespace(command)
-    return space, lambda *how: Carrier(space, *how).start()
+    return space, lambda *how: ProgramCarrier(space, *how).start()
 
 
 def _supervised(options: argparse.Namespace, command: Sequence[str], why: str) -> tuple[Started, Serve]:

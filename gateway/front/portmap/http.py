@@ -29,7 +29,7 @@ IDLE = 30.0  # seconds that a connection may wait for a request
 RESPONSE = 10.0  # seconds in which a client has to take its answer
 LINGER = 1.0  # seconds until an answer counts as taken
 
-Answer = Callable[[Request, str, Endpoint], bytes]
+HttpAnswer = Callable[[Request, str, Endpoint], bytes]
 Refuse = Callable[[HttpError], bytes]
 
 
@@ -44,7 +44,7 @@ class HttpServer:
     def __init__(
         self,
         admits: Callable[[tuple[object, ...]], bool],
-        answer: Answer,
+        answer: HttpAnswer,
         refuse: Refuse,
         identify: Callable[[str], str],
     ) -> None:

@@ -16,8 +16,8 @@ from alg.upnp.device import Device
 from alg.upnp.errors import ActionError
 from alg.upnp.listing import ListedMapping, port_listing
 from alg.upnp.services import CONNECTION_1, CONNECTION_2, FIREWALL, FORWARDING, INTERFACE, UpnpService
-from gateway.front.portmap.table import Event, Key, MappingTable, Refusal, Request
 from gateway.front.portmap.table import Mapping as PortMapping
+from gateway.front.portmap.table import MappingEvent, MappingKey, MappingRequest, MappingTable, Refusal
 from gateway.model.requests import Transport
 from gateway.observe.log import get_logger
 
@@ -41,10 +41,10 @@ class Mapper(Protocol):
     def table(self) -> MappingTable:
         """The mappings."""
 
-    def map(self, request: Request) -> PortMapping:
+    def map(self, request: MappingRequest) -> PortMapping:
         """Open or renew a mapping. Raises Refusal."""
 
-    def unmap(self, key: Key, name: str, credential: str = "") -> None:
+    def unmap(self, key: MappingKey, name: str, credential: str = "") -> None:
         """End a hold. Raises Refusal."""
 
     def translates(self, client: str) -> bool:
@@ -178,7 +178,7 @@ class Igd:
     def _total(self, what: str) -> _Action:
         return lambda _client, _given: (self._facts.total(what) & 0xFFFFFFFF,)
 
-    def _changed(self, event: Event) -> None:
+    def _changed(self, event: MappingEvent) -> None:
         if event.what != "renewed":
             self._update_id = self._update_id + 1 & 0xFFFFFFFF
 
@@ -203,7 +203,7 @@ class Igd:
         _check_client(client, asked.client, asked.transport, asked.internal)
         if not asked.enabled:
             raise ActionError(600)
-        request = Request(
+        request = MappingRequest(
             client=client,
             transport=asked.transport,
             port=asked.internal,
@@ -220,7 +220,7 @@ class Igd:
         except Refusal as refusal:
             raise ActionError(codes.get(refusal.why, 501)) from None
 
-    def _make_way(self, request: Request) -> None:
+    def _make_way(self, request: MappingRequest) -> None:
         """End the client's own mappings by UPnP that an exact request replaces: that of the same public port with
         another inside port, and that of the same inside port with another public port. UPnP knows a mapping by its
         public port, and a socket has one public port only; whoever asks last is right."""
@@ -313,7 +313,7 @@ class Igd:
             raise ActionError(501)
         if asked.remote_port:  # the kernel's table has no place for it, and more than was asked for is not opened
             raise ActionError(501)
-        request = Request(
+        request = MappingRequest(
             client=client,
             transport=asked.transport,
             port=asked.port,
@@ -323,7 +323,7 @@ class Igd:
         )
         return (self._pinholes.number(self._map_pinhole(request).key),)
 
-    def _map_pinhole(self, request: Request) -> PortMapping:
+    def _map_pinhole(self, request: MappingRequest) -> PortMapping:
         try:
             return self._mapper.map(request)
         except Refusal as refusal:
@@ -340,7 +340,7 @@ class Igd:
         seconds = arguments.lease(given, "NewLeaseTime")
         found = self._pinhole(client, given)
         key = {"client": found.client, "transport": found.transport, "port": found.port}
-        self._map_pinhole(Request(**key, holder="upnp", lifetime=seconds))  # type: ignore[arg-type]
+        self._map_pinhole(MappingRequest(**key, holder="upnp", lifetime=seconds))  # type: ignore[arg-type]
         return ()
 
     def _delete_pinhole(self, client: str, given: Mapping[str, str]) -> _Values:
@@ -364,10 +364,10 @@ class _Numbers:
     have the same number."""
 
     def __init__(self) -> None:
-        self._by_key: dict[Key, int] = {}
-        self._by_number: dict[int, Key] = {}
+        self._by_key: dict[MappingKey, int] = {}
+        self._by_number: dict[int, MappingKey] = {}
 
-    def number(self, key: Key) -> int:
+    def number(self, key: MappingKey) -> int:
         """Return the number of a pinhole."""
         if key in self._by_key:
             return self._by_key[key]

@@ -13,7 +13,7 @@ import gevent
 import msgspec
 
 from alg.address import Endpoint
-from gateway.front.portmap.table import Hold, Key
+from gateway.front.portmap.table import Hold, MappingKey
 from gateway.lease.validate import LONGEST_CONVERSATION
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Lease, PinholeRequest, PinholeUpdate
@@ -56,7 +56,7 @@ class Leases:
         """Much is to be opened again, from now on: a broker that does not answer is asked for PATIENCE seconds."""
         self._until = time.monotonic() + PATIENCE
 
-    def open(self, key: Key, hold: Hold, public: PublicAddress | None, suggested: int, exact: bool) -> Lease:
+    def open(self, key: MappingKey, hold: Hold, public: PublicAddress | None, suggested: int, exact: bool) -> Lease:
         """Open a lease for a hold, at `public` (None: nothing is translated). `suggested`: the public port that is
         wanted, 0: any; `exact`: that or none. Sets `hold.lease` and `leased`. Raises PinholeRefused."""
         client, transport, port = key
@@ -96,7 +96,7 @@ class Leases:
         hold.leased = now + ttl
         return lease
 
-    def reopen(self, key: Key, hold: Hold, public: PublicAddress | None, port: int, exact: bool) -> Lease | None:
+    def reopen(self, key: MappingKey, hold: Hold, public: PublicAddress | None, port: int, exact: bool) -> Lease | None:
         """Renew a lease, or open it anew with the public port that it had; None: it is not to be had any more."""
         while True:
             try:

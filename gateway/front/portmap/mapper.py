@@ -28,7 +28,16 @@ from alg.bucket import Rate
 from gateway.front.portmap.leases import LeaseGone, Leases
 from gateway.front.portmap.memory import Memory
 from gateway.front.portmap.permits import Permits
-from gateway.front.portmap.table import Hold, Holder, Key, Mapping, MappingTable, Refusal, Request, Why
+from gateway.front.portmap.table import (
+    Hold,
+    HolderName,
+    Mapping,
+    MappingKey,
+    MappingRequest,
+    MappingTable,
+    Refusal,
+    Why,
+)
 from gateway.front.portmap.upstream import RouterAbove
 from gateway.lease.validate import LONGEST_CONVERSATION
 from gateway.model.errors import PinholeRefused
@@ -141,7 +150,7 @@ class PortMapper:
         """Seconds since what clients have was last lost (RFC 6887 section 8.5, RFC 6886 section 3.6)."""
         return self._memory.epoch
 
-    def map(self, request: Request) -> Mapping:
+    def map(self, request: MappingRequest) -> Mapping:
         """Open or renew a mapping, and wait for the broker. `Mapping.shown` is what the client is told, and
         `Mapping.left(name, now)` for how long. Raises Refusal."""
         try:
@@ -153,7 +162,7 @@ class PortMapper:
         count("algate_portmap_requests_total", request.holder, "granted")
         return mapping
 
-    def unmap(self, key: Key, name: str, credential: str = "") -> None:
+    def unmap(self, key: MappingKey, name: str, credential: str = "") -> None:
         """End the hold `name`. Raises Refusal "none" or "foreign"."""
         with self._locked(key[0]):
             ended = self.table.release(key, name, credential)
@@ -169,7 +178,7 @@ class PortMapper:
             return 0
 
     def unmap_all(
-        self, client: str, holder: Holder, transport: Transport | None = None, credential: str | None = None
+        self, client: str, holder: HolderName, transport: Transport | None = None, credential: str | None = None
     ) -> int:
         """End all holds that a client has by one protocol. `transport`: only those of this transport (None: of both);
         `credential`: only those with it (None: with any). Returns their number."""
@@ -200,7 +209,7 @@ class PortMapper:
                 del self._waiting[client]
                 self._locks.pop(client, None)
 
-    def _map(self, request: Request) -> Mapping:
+    def _map(self, request: MappingRequest) -> Mapping:
         there = self.table.check(request)
         public = self._public_of(request.client)
         self._check_suggestion(request, public, there)
@@ -234,13 +243,13 @@ class PortMapper:
             raise
         return self.table.hold(request, here, hold, above)
 
-    def _note(self, request: Request, here: Endpoint, hold: Hold, there: Mapping | None) -> None:
+    def _note(self, request: MappingRequest, here: Endpoint, hold: Hold, there: Mapping | None) -> None:
         """Write what is open here before the router above is asked, which may take seconds: a successor of this process
         would not know of it, nor could its client end it."""
         before, above = (there.holds, there.above) if there is not None else ({}, None)
         self._memory.write(Mapping(*request.key, here, {**before, request.name: hold}, above))
 
-    def _above(self, request: Request, public: Endpoint, there: Mapping | None) -> Endpoint | None:
+    def _above(self, request: MappingRequest, public: Endpoint, there: Mapping | None) -> Endpoint | None:
         """Return what the router above gives for a mapping; None: it is not asked. Raises Refusal."""
         if self.upstream is None:
             return None
@@ -257,7 +266,7 @@ class PortMapper:
             raise Refusal("outside", "this router has no public address of this family now")
         return public
 
-    def _check_suggestion(self, request: Request, public: PublicAddress | None, there: Mapping | None) -> None:
+    def _check_suggestion(self, request: MappingRequest, public: PublicAddress | None, there: Mapping | None) -> None:
         if not request.exact:
             return
         host = request.client if public is None else self.external(6 if ":" in request.client else 4)
@@ -267,14 +276,14 @@ class PortMapper:
         if request.suggested_port and port is not None and port != request.suggested_port:
             raise Refusal("taken", f"{request.client}:{request.port} has the public port {port}")
 
-    def _open(self, request: Request, hold: Hold, public: PublicAddress | None, there: Mapping | None) -> Lease:
+    def _open(self, request: MappingRequest, hold: Hold, public: PublicAddress | None, there: Mapping | None) -> Lease:
         suggested = there.public.port if there is not None else self.table.suggestion(request)
         new = there is None and public is not None and not request.exact
         if new and public is not None and self.table.is_companions(request, Endpoint(public.advertised, suggested)):
             suggested = 0
         return self._leases.open(request.key, hold, public, suggested, request.exact)
 
-    def _say(self, request: Request, refusal: Refusal) -> None:
+    def _say(self, request: MappingRequest, refusal: Refusal) -> None:
         self.refused[refusal.why] += 1
         count("algate_portmap_requests_total", request.holder, refusal.why)
         log.warning(
@@ -365,7 +374,7 @@ class PortMapper:
         self.table.restore(mapping)
         self._memory.write(mapping)
 
-    def _may_keep(self, key: Key) -> bool:
+    def _may_keep(self, key: MappingKey) -> bool:
         """Whether a client may still have what it has."""
         try:
             self._permits.enter(key)

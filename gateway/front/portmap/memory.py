@@ -11,7 +11,7 @@ import msgspec
 
 from alg.address import Endpoint
 from gateway.front.packets.journal import Journal, Stored
-from gateway.front.portmap.table import Event, Hold, Holder, Key, Mapping
+from gateway.front.portmap.table import Hold, HolderName, Mapping, MappingEvent, MappingKey
 from gateway.model.requests import Transport
 from gateway.observe.log import get_logger
 
@@ -26,7 +26,7 @@ class _Stored(msgspec.Struct, array_like=True, frozen=True):
     port: int
     public: str
     public_port: int
-    holds: tuple[tuple[Holder, str, float, str, float, tuple[str, ...], str], ...]
+    holds: tuple[tuple[HolderName, str, float, str, float, tuple[str, ...], str], ...]
     above: str = ""  # what the router above gives, if it was asked
     above_port: int = 0
 
@@ -99,7 +99,7 @@ class Memory:
         for call in self.restarted:
             call()
 
-    def on_event(self, event: Event) -> None:
+    def on_event(self, event: MappingEvent) -> None:
         """Write what has changed; a listener of the table."""
         if event.mapping is None:
             return
@@ -120,7 +120,7 @@ class Memory:
         )
         self._journal.put([Stored(_MODULE, _name(mapping.key), msgspec.msgpack.encode(stored))])
 
-    def forget(self, key: Key) -> None:
+    def forget(self, key: MappingKey) -> None:
         """Write that a mapping has ended."""
         self._journal.put([Stored(_MODULE, _name(key))])
 
@@ -129,7 +129,7 @@ class Memory:
         self._journal.put([Stored(_MODULE, _CLOCK, msgspec.msgpack.encode(clock))])
 
 
-def _description(holder: Holder, text: str) -> tuple[str, str]:
+def _description(holder: HolderName, text: str) -> tuple[str, str]:
     """Description and peer of a hold; it has one of both."""
     return ("", text) if holder == "peer" else (text, "")
 
@@ -144,5 +144,5 @@ def _mapping(stored: _Stored, shift: float) -> Mapping:
     return Mapping(stored.client, stored.transport, stored.port, public, {hold.name: hold for hold in holds}, above)
 
 
-def _name(key: Key) -> str:
+def _name(key: MappingKey) -> str:
     return f"{key[0]} {key[1]} {key[2]}"

@@ -9,7 +9,7 @@ from typing import Literal
 
 from alg.pcp import natpmp, pcp
 from gateway.front.portmap.mapper import PortMapper
-from gateway.front.portmap.table import Refusal, Request, Why, hold_name
+from gateway.front.portmap.table import MappingRequest, Refusal, Why, hold_name
 from gateway.model.requests import Transport
 
 Speaks = Literal["pcp", "natpmp"]
@@ -90,7 +90,7 @@ class PcpFront:
             filters = tuple(dict.fromkeys((*before, *request.filters.add)))
         wanted = str(request.suggested) if request.suggested is not None else None
         mapping = self._mapper.map(
-            Request(
+            MappingRequest(
                 client=client,
                 transport=transport,
                 port=request.port,
@@ -120,7 +120,7 @@ class PcpFront:
                     raise
             return pcp.peered(request, 0, 0, _nothing(source), self._mapper.epoch)
         mapping = self._mapper.map(
-            Request(
+            MappingRequest(
                 client=client,
                 transport=transport,
                 port=request.port,
@@ -173,7 +173,7 @@ class PcpFront:
 
     def _map_natpmp(self, request: natpmp.Map, client: str) -> bytes:
         mapping = self._mapper.map(
-            Request(
+            MappingRequest(
                 client=client,
                 transport=request.transport,
                 port=request.port,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from alg.address import Endpoint
-from gateway.front.portmap.table import Event, Key, Refusal
+from gateway.front.portmap.table import MappingEvent, MappingKey, Refusal
 from gateway.model.requests import ConnectRequest
 from gateway.policy.decide import Decision
 from gateway.policy.limits import LimitReached, RuleLimits, Session
@@ -20,9 +20,9 @@ class Permits:
     def __init__(self, decide: Callable[[ConnectRequest], Decision]) -> None:
         self._decide = decide
         self._limits = RuleLimits()
-        self._sessions: dict[Key, Session] = {}
+        self._sessions: dict[MappingKey, Session] = {}
 
-    def enter(self, key: Key) -> None:
+    def enter(self, key: MappingKey) -> None:
         """Count a mapping for the rule that permits it, unless it is counted. Raises Refusal "denied"."""
         client, _, port = key
         decision = self._decide(ConnectRequest("map", Endpoint(client, port), client, port))
@@ -35,13 +35,13 @@ class Permits:
         except LimitReached as limit:
             raise Refusal("denied", f"{decision.rule}: {limit}") from limit
 
-    def leave(self, key: Key) -> None:
+    def leave(self, key: MappingKey) -> None:
         """Stop counting a mapping."""
         session = self._sessions.pop(key, None)
         if session is not None:
             session.release()
 
-    def on_event(self, event: Event) -> None:
+    def on_event(self, event: MappingEvent) -> None:
         """Stop counting a mapping that has ended. A listener of the table."""
         if event.mapping is not None and event.what == "closed":
             self.leave(event.mapping.key)

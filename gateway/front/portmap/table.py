@@ -5,7 +5,7 @@ one mapping with one public port and two *holds*. Each hold has its own lifetime
 and is a lease of its own at the broker; the mapping ends with its last hold. The public port is never what a mapping is
 known by.
 
-How a front uses it: it makes a `Request` from its message, and calls `PortMapper.map` or `unmap`
+How a front uses it: it makes a `MappingRequest` from its message, and calls `PortMapper.map` or `unmap`
 (gateway/front/portmap/mapper.py), which wait for the broker. What cannot be had raises `Refusal`, whose `why` the front
 translates into its own error code; no code of any protocol is here. A client is shown its own mappings only
 (`of_client`, `at_public`). Whoever wants to know of changes (UPnP's events, the announcements of PCP) appends a
@@ -25,7 +25,7 @@ from alg.address import Endpoint
 from gateway.lease.validate import LOWEST_PORT, MOST_PEERS, SERVICE_PORTS
 from gateway.model.requests import Transport
 
-Holder = Literal["pcp", "peer", "natpmp", "upnp"]
+HolderName = Literal["pcp", "peer", "natpmp", "upnp"]
 """The protocol by which a hold was asked for; "peer": by PCP, for one peer (RFC 6887 section 12). The reason of its
 lease is "map." and this word."""
 
@@ -54,7 +54,7 @@ MOST = 16384
 
 _TEXT = 256  # characters of a description that are kept
 
-Key = tuple[str, Transport, int]
+MappingKey = tuple[str, Transport, int]
 
 
 class Refusal(Exception):
@@ -68,7 +68,7 @@ class Refusal(Exception):
         self.seconds = seconds
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
+class MappingRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A client's request for a mapping, or for its renewal.
 
     `client`: the address that asks, which is also that of the target. `port`: its inside port. `credential` has to be
@@ -82,7 +82,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     client: str
     transport: Transport
     port: int
-    holder: Holder
+    holder: HolderName
     lifetime: float
     credential: str = ""
     suggested_port: int | None = None
@@ -93,7 +93,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     peer: str = ""
 
     @property
-    def key(self) -> Key:
+    def key(self) -> MappingKey:
         """The key of the mapping: the client's socket and the transport."""
         return self.client, self.transport, self.port
 
@@ -108,7 +108,7 @@ class Hold:
     """One protocol's hold of a mapping. `expires`: monotonic. `lease`: the id of its lease at the broker, which ends at
     `leased` unless it is renewed there."""
 
-    holder: Holder
+    holder: HolderName
     credential: str
     expires: float
     lease: str = ""
@@ -141,7 +141,7 @@ class Mapping:
         return self.public if self.above is None else self.above
 
     @property
-    def key(self) -> Key:
+    def key(self) -> MappingKey:
         """What the mapping is known by."""
         return self.client, self.transport, self.port
 
@@ -160,7 +160,7 @@ class Mapping:
         return max(0, -int(-(self.holds[name].expires - now) // 1))
 
 
-class Event(msgspec.Struct, frozen=True):
+class MappingEvent(msgspec.Struct, frozen=True):
     """What has happened to a mapping, for listeners. `by`: what did it: a holder, "expiry", "kick", "lost",
     "address", "upstream"."""
 
@@ -189,12 +189,12 @@ class MappingTable:
 
     def __init__(self, limits: MappingLimits, identify: Callable[[str], str] = _same) -> None:
         self.limits = limits
-        self.listeners: list[Callable[[Event], None]] = []
+        self.listeners: list[Callable[[MappingEvent], None]] = []
         self._identify = identify
-        self._mappings: dict[Key, Mapping] = {}
-        self._clients: dict[str, dict[Key, Mapping]] = {}  # by address
-        self._payers: dict[str, set[Key]] = {}  # by what `identify` says
-        self._paid_by: dict[Key, str] = {}
+        self._mappings: dict[MappingKey, Mapping] = {}
+        self._clients: dict[str, dict[MappingKey, Mapping]] = {}  # by address
+        self._payers: dict[str, set[MappingKey]] = {}  # by what `identify` says
+        self._paid_by: dict[MappingKey, str] = {}
         self._public: dict[tuple[Transport, Endpoint], Mapping] = {}
 
     def __len__(self) -> int:
@@ -205,11 +205,11 @@ class MappingTable:
 
     # --- what clients see -------------------------------------------------------------------------------------------
 
-    def find(self, key: Key) -> Mapping | None:
+    def find(self, key: MappingKey) -> Mapping | None:
         """Return the mapping of a client's socket."""
         return self._mappings.get(key)
 
-    def of_client(self, client: str, holder: Holder | None = None) -> list[Mapping]:
+    def of_client(self, client: str, holder: HolderName | None = None) -> list[Mapping]:
         """Return the mappings of one client (those that `holder` holds), in the order in which they were made."""
         found = self._clients.get(client, {}).values()
         return [mapping for mapping in found if holder is None or holder in mapping.holds]
@@ -221,7 +221,7 @@ class MappingTable:
 
     # --- asking -----------------------------------------------------------------------------------------------------
 
-    def check(self, request: Request) -> Mapping | None:
+    def check(self, request: MappingRequest) -> Mapping | None:
         """Return the mapping that the request would renew, or None if it would be a new one. Raises Refusal."""
         low, high = self.limits.inside_ports
         if not max(low, LOWEST_PORT) <= request.port <= high:
@@ -244,7 +244,7 @@ class MappingTable:
             raise Refusal("full", f"there are {MOST} mappings")
         return None
 
-    def granted(self, request: Request) -> int:
+    def granted(self, request: MappingRequest) -> int:
         """The lifetime that a request gets, in seconds."""
         if request.holder == "upnp":
             wanted = request.lifetime if request.lifetime > 0 else self.limits.permanent
@@ -252,7 +252,7 @@ class MappingTable:
         low, high = self.limits.lifetime
         return int(max(low, min(request.lifetime, high)))
 
-    def suggestion(self, request: Request) -> int:
+    def suggestion(self, request: MappingRequest) -> int:
         """The public port to ask the broker for, unless the mapping is there: what the client wants; or the number that
         its socket has for the other transport; or the inside port's own number."""
         other: Transport = "udp" if request.transport == "tcp" else "tcp"
@@ -261,7 +261,7 @@ class MappingTable:
             return request.suggested_port
         return companion.public.port if companion is not None else request.port
 
-    def is_companions(self, request: Request, public: Endpoint) -> bool:
+    def is_companions(self, request: MappingRequest, public: Endpoint) -> bool:
         """Whether the other transport of a public port is another client's: who does not insist gets another port, so
         that one number is one client's (RFC 6886 section 3.3)."""
         there = self._public.get(("udp" if request.transport == "tcp" else "tcp", public))
@@ -269,7 +269,7 @@ class MappingTable:
 
     # --- what is held -----------------------------------------------------------------------------------------------
 
-    def wanted(self, request: Request, now: float) -> Hold:
+    def wanted(self, request: MappingRequest, now: float) -> Hold:
         """Return the hold that a request is to have: with the filters of before, if it says nothing of them."""
         there = self._mappings.get(request.key)
         before = there.holds.get(request.name) if there is not None else None
@@ -280,7 +280,7 @@ class MappingTable:
             hold.lease, hold.leased = before.lease, before.leased
         return hold
 
-    def hold(self, request: Request, public: Endpoint, hold: Hold, above: Endpoint | None = None) -> Mapping:
+    def hold(self, request: MappingRequest, public: Endpoint, hold: Hold, above: Endpoint | None = None) -> Mapping:
         """Note that the broker has opened `public` for a request, or renewed it: `hold` is what its protocol has of it
         from now on, and `above` what the router above gives. Returns the mapping."""
         mapping = self._mappings.get(request.key)
@@ -291,14 +291,14 @@ class MappingTable:
             self._move(mapping, public)
         mapping.above = above
         mapping.holds[request.name] = hold
-        self._tell(Event("opened" if new else "renewed", request.holder, mapping))
+        self._tell(MappingEvent("opened" if new else "renewed", request.holder, mapping))
         return mapping
 
     def restore(self, mapping: Mapping) -> None:
         """Add a mapping that is open already, with its holds. Listeners are not called."""
         self._add(mapping)
 
-    def release(self, key: Key, name: str, credential: str = "") -> Hold:
+    def release(self, key: MappingKey, name: str, credential: str = "") -> Hold:
         """End a hold, and return it (its lease is to be closed). The mapping ends with the last one. Raises Refusal
         "none" or "foreign"."""
         mapping = self._mappings.get(key)
@@ -328,16 +328,16 @@ class MappingTable:
     def moved(self, mapping: Mapping, public: Endpoint, by: str) -> None:
         """Note that a mapping has another public endpoint now."""
         self._move(mapping, public)
-        self._tell(Event("moved", by, mapping))
+        self._tell(MappingEvent("moved", by, mapping))
 
     def raised(self, mapping: Mapping, above: Endpoint | None) -> None:
         """Note the public endpoint that the router above gives for a mapping; None: it gives none."""
         mapping.above = above
-        self._tell(Event("moved", "upstream", mapping))
+        self._tell(MappingEvent("moved", "upstream", mapping))
 
     def address_changed(self) -> None:
         """Tell the listeners that this router has another public address."""
-        self._tell(Event("address", "address"))
+        self._tell(MappingEvent("address", "address"))
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
@@ -358,7 +358,7 @@ class MappingTable:
     def _end(self, mapping: Mapping, hold: Hold, by: str) -> None:
         del mapping.holds[hold.name]
         if mapping.holds:
-            self._tell(Event("renewed", by, mapping))
+            self._tell(MappingEvent("renewed", by, mapping))
             return
         del self._mappings[mapping.key]
         _take_out(self._clients, mapping.client, mapping.key)
@@ -368,14 +368,14 @@ class MappingTable:
             del self._payers[payer]
         if self._public.get((mapping.transport, mapping.public)) is mapping:
             del self._public[mapping.transport, mapping.public]
-        self._tell(Event("closed", by, mapping))
+        self._tell(MappingEvent("closed", by, mapping))
 
-    def _tell(self, event: Event) -> None:
+    def _tell(self, event: MappingEvent) -> None:
         for listener in self.listeners:
             listener(event)
 
 
-def hold_name(holder: Holder, peer: str = "") -> str:
+def hold_name(holder: HolderName, peer: str = "") -> str:
     """Return what a hold is known by in its mapping."""
     return f"{holder} {peer}" if peer else holder
 
@@ -385,7 +385,7 @@ def clean(text: str) -> str:
     return "".join(char for char in text[: 4 * _TEXT] if char.isprintable())[:_TEXT].strip()
 
 
-def _take_out(clients: dict[str, dict[Key, Mapping]], client: str, key: Key) -> None:
+def _take_out(clients: dict[str, dict[MappingKey, Mapping]], client: str, key: MappingKey) -> None:
     del clients[client][key]
     if not clients[client]:
         del clients[client]

@@ -21,7 +21,7 @@ from gateway.front.portmap.igd import Facts, Igd, Mapper
 from gateway.front.portmap.machine import secret
 from gateway.front.portmap.pages import Pages
 from gateway.front.portmap.ssdp import Corner, Ssdp, is_inside
-from gateway.front.portmap.table import Event
+from gateway.front.portmap.table import MappingEvent
 from gateway.model.requests import Network
 
 
@@ -98,7 +98,7 @@ class UpnpFront:
             "upnp_subscriptions": len(self._events.subscriptions),
         }
 
-    def _changed(self, _event: Event) -> None:
+    def _changed(self, _event: MappingEvent) -> None:
         self._events.changed()
 
     def _state(self, page: str) -> Mapping[str, object]:

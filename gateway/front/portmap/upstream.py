@@ -17,7 +17,7 @@ from gevent.event import Event as Flag
 
 from alg.address import Endpoint
 from gateway.front.portmap.patience import WATCH, Patience
-from gateway.front.portmap.table import Event, Key, Mapping, MappingTable, Refusal
+from gateway.front.portmap.table import Mapping, MappingEvent, MappingKey, MappingTable, Refusal
 from gateway.model.requests import Transport
 from gateway.net.above import Above, Given, NoRouterAnswer, RouterRefused
 from gateway.net.addresses import is_private
@@ -69,8 +69,8 @@ class RouterAbove:
         self._own: str | None = None
         self._above: Above | None = None
         self._external: str | None = None
-        self._kept: dict[Key, Kept] = {}
-        self._todo: dict[Key, None] = {}  # that are to be asked for, by ourselves
+        self._kept: dict[MappingKey, Kept] = {}
+        self._todo: dict[MappingKey, None] = {}  # that are to be asked for, by ourselves
         self._ended: dict[tuple[Transport, int], int] = {}  # what is to be ended above: ports here, and there, if known
         self._ending: tuple[Transport, int] | None = None
         self._patience = Patience()
@@ -91,7 +91,7 @@ class RouterAbove:
 
     # --- a client asks ----------------------------------------------------------------------------------------------
 
-    def ask(self, key: Key, public: Endpoint, exact: bool, seconds: float) -> Endpoint | None:
+    def ask(self, key: MappingKey, public: Endpoint, exact: bool, seconds: float) -> Endpoint | None:
         """Ask for the port `public` of this router to be reached through the router above, by the same number if that
         is free; `exact`: by that or not at all. Returns where the world finds it; None: there is nobody to ask. Raises
         Refusal."""
@@ -121,7 +121,7 @@ class RouterAbove:
             raise Refusal("taken", f"the router above gives port {given.port} in place of {public.port}")
         return self._keep(key, public, given)
 
-    def _keep(self, key: Key, public: Endpoint, given: Given) -> Endpoint:
+    def _keep(self, key: MappingKey, public: Endpoint, given: Given) -> Endpoint:
         self._kept[key] = Kept(key[1], public.port, given.port, time.monotonic() + given.seconds / 2)
         self._heard_of(given.host)
         return Endpoint(given.host, given.port)
@@ -136,7 +136,7 @@ class RouterAbove:
             return
         self._patience.moved = True
 
-    def _on_event(self, event: Event) -> None:
+    def _on_event(self, event: MappingEvent) -> None:
         mapping = event.mapping
         if mapping is None or event.by == "upstream":
             return
@@ -311,13 +311,13 @@ class RouterAbove:
         if changed or known is not None:
             self._owner.changed()
 
-    def _say_refused(self, key: Key, refused: RouterRefused) -> None:
+    def _say_refused(self, key: MappingKey, refused: RouterRefused) -> None:
         log.warning(
             "portmap.upstream_refused", client=key[0], protocol=key[1], port=key[2], reason=refused.detail[:200]
         )
 
 
-def _is_translated(key: Key, public: Endpoint) -> bool:
+def _is_translated(key: MappingKey, public: Endpoint) -> bool:
     """Whether a mapping is at this router's own IPv4 address."""
     return ":" not in key[0] and public.host != key[0]
 

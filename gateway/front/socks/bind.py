@@ -13,7 +13,7 @@ import structlog
 from alg.address import Endpoint
 from alg.socks import socks4
 from gateway.flow.dial import DialError
-from gateway.flow.lookup import Admitted, Lookup
+from gateway.flow.lookup import AdmittedRequest, Lookup
 from gateway.flow.table import Flows
 from gateway.front.socks.request import SocksRequest
 from gateway.model.errors import PinholeRefused
@@ -177,7 +177,7 @@ class BindCommand:
             return False
         return True
 
-    def _carry(self, request: SocksRequest, peer: gsocket.socket, remote: Endpoint, admission: Admitted) -> None:
+    def _carry(self, request: SocksRequest, peer: gsocket.socket, remote: Endpoint, admission: AdmittedRequest) -> None:
         try:
             request.grant(remote)
             prepare(request.sock)

@@ -34,7 +34,7 @@ from gateway.net.relay.poller import READ, Watch
 from gateway.net.relay.splice import Relay
 from gateway.net.relay.wheel import WheelEntry
 from gateway.net.sockets import endpoint
-from gateway.policy.clients import Holder
+from gateway.policy.clients import ClientUse
 from gateway.policy.decide import Decision
 
 _CHOSEN = socks5.encode_method(socks5.Method.NONE)
@@ -49,9 +49,9 @@ class Taking(Protocol):
     """The interface of the acceptor. From `begin` to `end` a connection is on its way to the relay; `spawn` runs what
     is handed over in a greenlet. `client` is the text of an address."""
 
-    def begin(self, client: str) -> Holder | None: ...
+    def begin(self, client: str) -> ClientUse | None: ...
 
-    def end(self, holder: Holder | None) -> None: ...
+    def end(self, holder: ClientUse | None) -> None: ...
 
     def spawn(self, handler: Callable[[], None], client: str) -> None: ...
 
@@ -307,7 +307,7 @@ class QuickTransparent:
         sock: _socket.socket,
         request: ConnectRequest,
         decision: Decision,
-        holder: Holder | None,
+        holder: ClientUse | None,
         result: _socket.socket | OSError,
         watch: Watch | None,
     ) -> None:

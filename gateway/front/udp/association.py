@@ -35,7 +35,7 @@ from gateway.front.udp.client_side import ClientSide
 from gateway.front.udp.decisions import VERDICT, Decisions
 from gateway.front.udp.outsides import Outsides
 from gateway.front.udp.reader import ClientMessages, MessageReader, Reading
-from gateway.front.udp.routes import Options, Route
+from gateway.front.udp.routes import AssociationOptions, Route
 from gateway.front.udp.sockets import Host, Outside, bound, close_watched
 from gateway.net.relay.connection import local_hosts
 from gateway.pinhole.userspace import UserspacePinholes
@@ -53,7 +53,7 @@ class AssociationMeans(NamedTuple):
 
     lookup: Lookup
     pinholes: UserspacePinholes
-    options: Options
+    options: AssociationOptions
     readers: Mapping[int, MessageReader]
 
 

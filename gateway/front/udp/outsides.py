@@ -11,7 +11,7 @@ from gevent.lock import BoundedSemaphore
 from alg.address import Address
 from gateway.flow.dial import DialError
 from gateway.front.udp.client_side import ClientSide
-from gateway.front.udp.routes import Options
+from gateway.front.udp.routes import AssociationOptions
 from gateway.front.udp.sockets import Outside, bind_datagrams, close_watched
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import PinholeRequest
@@ -30,7 +30,7 @@ class Outsides:
         flow: str,
         client: ClientSide,
         pinholes: UserspacePinholes,
-        options: Options,
+        options: AssociationOptions,
         opened: Callable[[Outside], None],
     ) -> None:
         self._flow = flow

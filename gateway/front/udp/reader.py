@@ -49,7 +49,7 @@ class MessageReader(NamedTuple):
     kinds: frozenset[str]
 
 
-Send = Callable[[Side, Host, bytes], None]
+SendOn = Callable[[Side, Host, bytes], None]
 
 
 class ClientMessages:
@@ -66,7 +66,7 @@ class ClientMessages:
         client: Endpoint,
         outside: Outside,
         idle_timeout: float,
-        send: Send,
+        send: SendOn,
         alive: Callable[[], None],
     ) -> None:
         """`client`: the source of the client's datagrams. `outside`: the socket from which they leave."""

@@ -15,7 +15,7 @@ from gateway.front.udp.sockets import Host
 from gateway.model.requests import ConnectRequest
 
 
-class Options(msgspec.Struct, frozen=True):
+class AssociationOptions(msgspec.Struct, frozen=True):
     """Options of associations. `open_answers`: all hosts may answer, not only those to which the client has sent;
     `reassemble`: fragments are put together, otherwise dropped; `idle_timeout`: seconds without a datagram; `outside`:
     as in the configuration."""

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alg.socks.dialogue import Account, Dialogue, Granted, Kind, ask, second_reply
+from alg.socks.dialogue import Account, Dialogue, Granted, ProxyKind, ask, second_reply
 from alg.socks.errors import Failure, ProxyError
 from alg.socks.gssapi import Level
 from alg.socks.socks5 import Command
 from alg.socks.udp import Reassembly, fragments, parse_header
 
 
-def dialogue(kind: Kind, host: str, port: int, user: str = "", password: str = "") -> Dialogue:
+def dialogue(kind: ProxyKind, host: str, port: int, user: str = "", password: str = "") -> Dialogue:
     return ask(kind, Command.CONNECT, host, port, Account(user, password))
 
 
@@ -85,7 +85,7 @@ def test_a_dialogue(steps: Dialogue, answers: bytes, sent: list[bytes]) -> None:
 
 
 @given(st.sampled_from([("socks4a", OK4), ("socks5", OK5), ("http", OK_HTTP)]), st.lists(st.integers(1, 9)))
-def test_however_the_answers_are_cut(case: tuple[Kind, bytes], cuts: list[int]) -> None:
+def test_however_the_answers_are_cut(case: tuple[ProxyKind, bytes], cuts: list[int]) -> None:
     kind, answers = case
     assert talk(dialogue(kind, "192.0.2.1", 80), answers + b"SSH-2.0", cuts or [1])[1] == b"SSH-2.0"
 
@@ -116,7 +116,7 @@ def test_however_the_answers_are_cut(case: tuple[Kind, bytes], cuts: list[int]) 
         ("http", b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 5000, "failed"),
     ],
 )
-def test_a_refusal(kind: Kind, answers: bytes, failure: str) -> None:
+def test_a_refusal(kind: ProxyKind, answers: bytes, failure: str) -> None:
     with pytest.raises(ProxyError) as caught:
         talk(dialogue(kind, "192.0.2.1", 80, "ann", "pw"), answers)
     assert caught.value.failure == failure
@@ -128,7 +128,7 @@ def test_socks_4a_has_no_ipv6() -> None:
 
 
 @given(st.sampled_from(["socks4a", "socks5", "http"]), st.binary(max_size=300), st.lists(st.integers(1, 20)))
-def test_any_bytes_are_an_answer_or_a_clean_error(kind: Kind, answers: bytes, cuts: list[int]) -> None:
+def test_any_bytes_are_an_answer_or_a_clean_error(kind: ProxyKind, answers: bytes, cuts: list[int]) -> None:
     try:
         talk(dialogue(kind, "192.0.2.1", 80, "ann", "pw"), answers, cuts)
     except (ProxyError, EOFError):
@@ -222,7 +222,7 @@ def test_a_bound_name_may_be_empty() -> None:
         ("http", Command.BIND, "::"),
     ],
 )
-def test_what_a_protocol_cannot(kind: Kind, command: Command, host: str) -> None:
+def test_what_a_protocol_cannot(kind: ProxyKind, command: Command, host: str) -> None:
     with pytest.raises(ProxyError):
         next(ask(kind, command, host, 1))
 
@@ -241,7 +241,7 @@ def test_what_a_protocol_cannot(kind: Kind, command: Command, host: str) -> None
         ("http", "a" * 256),
     ],
 )
-def test_a_host_that_would_break_the_message(kind: Kind, host: str) -> None:
+def test_a_host_that_would_break_the_message(kind: ProxyKind, host: str) -> None:
     with pytest.raises(ValueError, match="name"):
         next(ask(kind, Command.CONNECT, host, 1))
 

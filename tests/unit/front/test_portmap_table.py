@@ -9,15 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alg.address import Endpoint
-from gateway.front.portmap.table import Event, Holder, MappingLimits, MappingTable, Refusal, Request, clean
+from gateway.front.portmap.table import (
+    HolderName,
+    MappingEvent,
+    MappingLimits,
+    MappingRequest,
+    MappingTable,
+    Refusal,
+    clean,
+)
 
 CLIENT, OTHER = "192.168.56.10", "192.168.56.11"
 PUBLIC = "203.0.113.2"
 
 
-def request(port: int = 5000, **changes: Any) -> Request:
+def request(port: int = 5000, **changes: Any) -> MappingRequest:
     base: dict[str, Any] = {"client": CLIENT, "transport": "udp", "holder": "pcp", "lifetime": 600, "credential": "aa"}
-    return Request(port=port, **{**base, **changes})
+    return MappingRequest(port=port, **{**base, **changes})
 
 
 class Table(MappingTable):
@@ -29,10 +37,10 @@ class Table(MappingTable):
         self.listeners.append(self._hear)
         self.leases = 0
 
-    def _hear(self, event: Event) -> None:
+    def _hear(self, event: MappingEvent) -> None:
         self.events.append((event.what, event.by))
 
-    def grant(self, request: Request, now: float = 0.0) -> str:
+    def grant(self, request: MappingRequest, now: float = 0.0) -> str:
         there = self.check(request)
         self.leases += 1
         public = there.public if there is not None else Endpoint(PUBLIC, self.suggestion(request))
@@ -41,7 +49,7 @@ class Table(MappingTable):
         self.hold(request, public, hold)
         return f"lease{self.leases}"
 
-    def refuses(self, request: Request) -> str:
+    def refuses(self, request: MappingRequest) -> str:
         with pytest.raises(Refusal) as refused:
             self.check(request)
         return refused.value.why
@@ -171,7 +179,7 @@ DOINGS = st.lists(
 
 
 @given(DOINGS)
-def test_whatever_is_done_it_agrees_with_itself(doings: list[tuple[str, str, int, Holder, int]]) -> None:
+def test_whatever_is_done_it_agrees_with_itself(doings: list[tuple[str, str, int, HolderName, int]]) -> None:
     table, now = Table(per_client=2, lifetime=(1, 20)), 0.0
     for what, client, port, holder, seconds in doings:
         again = request(port, client=client, holder=holder, credential="", lifetime=seconds)

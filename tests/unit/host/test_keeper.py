@@ -12,7 +12,7 @@ import pytest
 from gateway.config.load import parse_config
 from gateway.host import keeper
 from gateway.host.keeper import Look, RulesKeeper
-from gateway.host.rules import Snapshot
+from gateway.host.rules import RulesSnapshot
 
 CONFIG = parse_config('[network]\ninside = ["192.168.56.0/24"]\n', "test")
 
@@ -58,7 +58,7 @@ def test_a_look_that_began_before_the_rules_were_applied_says_nothing(monkeypatc
         known.append(before)
         begun.set()
         assert may_end.wait(10)
-        return Look("applied", rules=Snapshot({}))
+        return Look("applied", rules=RulesSnapshot({}))
 
     monkeypatch.setattr(keeper, "look_at", look_at)
     rules = RulesKeeper()

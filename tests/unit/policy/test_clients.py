@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.policy.clients import REMEMBERED, SMALL, ClientIdentity, ClientLimit, Clients, Holder, HoldingKind
+from gateway.policy.clients import REMEMBERED, SMALL, ClientIdentity, ClientLimit, Clients, ClientUse, HoldingKind
 from gateway.policy.shared_counts import CELLS, HEADER, WAYS, WORDS, SharedCounts, clear, open_slot
 
 WORKERS = 3
@@ -55,7 +55,7 @@ def test_a_client_never_has_more_than_the_number_in_all_workers_together(
 ) -> None:
     most = {HoldingKind.FLOWS: 5, HoldingKind.HANDSHAKES: 1, HoldingKind.ASSOCIATIONS: 3}
     clients = workers(most)
-    held: list[tuple[int, HoldingKind, str, Holder]] = []
+    held: list[tuple[int, HoldingKind, str, ClientUse]] = []
     for worker, kind, client, begin in steps:
         if begin:
             has = Counter((k, c) for _, k, c, _ in held)[kind, client]

@@ -17,8 +17,8 @@ from alg.upnp.services import UpnpService
 from alg.upnp.ssdp import Speaker
 from gateway.front.portmap.igd import Igd
 from gateway.front.portmap.pages import Pages
-from gateway.front.portmap.table import Key, MappingLimits, MappingTable, Refusal, Request
 from gateway.front.portmap.table import Mapping as PortMapping
+from gateway.front.portmap.table import MappingKey, MappingLimits, MappingRequest, MappingTable, Refusal
 from gateway.model.requests import Transport
 
 PUBLIC = "203.0.113.2"
@@ -40,7 +40,7 @@ class Broker:
         self.taken: set[tuple[Transport, int]] = set()
         self._numbers = iter(range(1, 1 << 30))
 
-    def map(self, request: Request) -> PortMapping:
+    def map(self, request: MappingRequest) -> PortMapping:
         """See `gateway.front.portmap.igd.Mapper.map`."""
         there = self.table.check(request)
         public = there.public if there is not None else self._choose(request)
@@ -50,7 +50,7 @@ class Broker:
         hold.lease = str(next(self._numbers))
         return self.table.hold(request, public, hold)
 
-    def unmap(self, key: Key, name: str, credential: str = "") -> None:
+    def unmap(self, key: MappingKey, name: str, credential: str = "") -> None:
         """See `gateway.front.portmap.igd.Mapper.unmap`."""
         self.table.release(key, name, credential)
 
@@ -58,7 +58,7 @@ class Broker:
         """See `gateway.front.portmap.igd.Mapper.translates`."""
         return is_private(ipaddress.ip_address(client))
 
-    def _choose(self, request: Request) -> Endpoint:
+    def _choose(self, request: MappingRequest) -> Endpoint:
         if ":" in request.client:
             return Endpoint(request.client, request.port)
         used = {(mapping.transport, mapping.public.port) for mapping in self.table} | self.taken

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alg.address import Endpoint
-from gateway.front.portmap.table import MappingLimits, Request
+from gateway.front.portmap.table import MappingLimits, MappingRequest
 from tests.wire import script
 from tests.wire.script import Line
 from tests.wire.upnp.play import OWN, House, filled, found_by, outcome, service_of, soap_request
@@ -46,7 +46,9 @@ class UpnpPlayer:
             case "pcp":
                 host, port = rest.split()
                 self.house.broker.map(
-                    Request(client=host, transport="tcp", port=int(port), holder="pcp", lifetime=600, credential="n")
+                    MappingRequest(
+                        client=host, transport="tcp", port=int(port), holder="pcp", lifetime=600, credential="n"
+                    )
                 )
             case "address":
                 self.house.facts.address = rest.strip('"')

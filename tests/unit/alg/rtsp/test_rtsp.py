@@ -23,7 +23,7 @@ from alg.api import (
 from alg.rtsp.message import conceal, read_head
 from alg.rtsp.module import RtspModule
 from alg.rtsp.options import RtspOptions
-from alg.rtsp.requests import MOST_WAITING, OpenRequests, Request
+from alg.rtsp.requests import MOST_WAITING, OpenRequest, OpenRequests
 from alg.rtsp.transport import read_transport
 from alg.text.heads import MOST
 from tests.unit.alg.streams import StreamDriver, is_the_same_when_cut, passes_every_byte
@@ -147,7 +147,7 @@ def test_a_head_says_what_it_is() -> None:
 def test_requests_without_answer_are_forgotten() -> None:
     requests = OpenRequests()
     for number in range(MOST_WAITING + 10):
-        requests.add(Request(b"OPTIONS", b"*", str(number).encode(), b""))
+        requests.add(OpenRequest(b"OPTIONS", b"*", str(number).encode(), b""))
     assert requests.answered(b"0", True) is not None  # the oldest one that is left
     found = requests.answered(b"100", True)
     assert found is not None
