@@ -64,5 +64,5 @@ _PRIVATE = [
 
 
 def is_private(address: Address) -> bool:
-    """Whether an address belongs to a network of somebody's own, or of a provider's NAT (RFC 1918, 4193, 6598)."""
+    """Whether an address belongs to a private network, or to that of a provider's NAT (RFC 1918, 4193, 6598)."""
     return any(address.version == network.version and address in network for network in _PRIVATE)

@@ -59,7 +59,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """`side` will send no more (end of stream). What it had sent before came as `Received`."""
+    """`side` has ended its stream. What it sent before that came as `Received`."""
 
     side: Side
     now: float
@@ -261,9 +261,9 @@ class OpenMapping:
 
 @dataclass(frozen=True, slots=True)
 class UpdateMapping:
-    """`peers` and `ttl` (seconds from now; None: as it was) of the mapping `ref` are these from now on. Connections of
-    TCP live on; datagrams of who may come no more stop at once. Not answered, but by `Refused` if it is open no more.
-    """
+    """Change `peers` and `ttl` (seconds from now; None: as it was) of the mapping `ref`. TCP connections of former
+    peers go on; their datagrams are stopped at once. Answered only by `Refused`, if the mapping is not open any
+    more."""
 
     ref: int
     peers: tuple[str, ...] | None

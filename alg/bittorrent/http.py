@@ -26,7 +26,6 @@ from alg.address import Endpoint, canonical, is_private
 from alg.api import (
     Bypass,
     Closed,
-    CloseWrite,
     Command,
     Deliver,
     Edit,
@@ -55,6 +54,7 @@ from alg.bittorrent.listeners import ClientPort, ClientPorts, Keeper, PortState,
 from alg.bittorrent.options import BittorrentOptions
 from alg.bittorrent.udp import AnnounceModule
 from alg.datagrams import DatagramModule
+from alg.output import Output
 from alg.text.header import find_empty_line
 
 ANSWER_WITHIN = 2.0  # seconds that an announce waits for its port
@@ -110,19 +110,15 @@ class BittorrentModule:
         self._asked: deque[tuple[ClientPort, Torrent]] = deque()  # announces whose answers are looked at
         self._answer = bytearray()
         self._pieces = 0  # of the answer
-        self._closed: set[Side] = set()
-        self._ended: set[Side] = set()
-        self._over = False  # nothing is read any more
-        self._noted: set[str] = set()
         self._now = 0.0
-        self._out: list[Command] = []
+        self._out = Output()
 
     def deadline(self) -> float | None:
         """See `AlgModule.deadline`."""
         times = [at] if (at := self._keeper.deadline()) is not None else []
         if self._held is not None:
             times.append(min(self._held.due, self._now + LOOK_AGAIN))
-        elif self._buffer and not self._over:
+        elif self._buffer and not self._out.over:
             times.append(self._since + HEAD_WITHIN)
         return min(times, default=None)
 
@@ -132,20 +128,19 @@ class BittorrentModule:
 
     def handle(self, event: Event) -> Sequence[Command]:
         """See `AlgModule.handle`."""
-        self._out = []
         self._now = event.now
         match event:
             case Received(Side.CLIENT, data, now):
                 self._buffer += data
                 self._since = now
                 if self._published:
-                    self._note(Note("bittorrent.published", "trackers inside are not read"))
+                    self._out.note("bittorrent.published", "trackers inside are not read")
                     self._leave()
             case Received(Side.SERVER, data, _):
-                self._out.append(Deliver(Side.CLIENT, data))
+                self._out.add(Deliver(Side.CLIENT, data))
                 self._answered(data)
             case Closed(side, _):
-                self._closed.add(side)
+                self._out.close(side)
             case Opened(ref, public) if self._held is not None and ref == self._held.asked:
                 self._held.asked, self._held.public = 0, public
             case Refused(ref) if self._held is not None and ref == self._held.asked:
@@ -156,24 +151,24 @@ class BittorrentModule:
                 self._do(self._keeper.refused(ref, rule, now))
             case Tick(now):
                 self._tick(now)
-        if not self._over:
+        if not self._out.over:
             self._go_on()
         for side in Side:
             self._end(side)
-        return self._out
+        return self._out.take()
 
     def _do(self, commands: Sequence[Command]) -> None:
         for command in commands:
             if isinstance(command, Note):
-                self._note(command)
+                self._out.note(command.code, command.detail)
             else:
-                self._out.append(command)
+                self._out.add(command)
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
     def _go_on(self) -> None:
         """Take requests that are whole, up to the next announce that has to wait."""
-        while not self._over:
+        while not self._out.over:
             if self._held is not None:
                 if self._held.is_waiting:
                     return
@@ -209,7 +204,7 @@ class BittorrentModule:
     def _requested(self, head: bytes) -> None:
         announce = read_http(head)
         if announce is None or not announce.opens:
-            self._out.append(Deliver(Side.SERVER, head))
+            self._out.add(Deliver(Side.SERVER, head))
             return
         socket = Endpoint(self._client, announce.port)
         listener = self._keeper.listeners.get(socket, self._now)
@@ -217,13 +212,13 @@ class BittorrentModule:
             held = self._held = HeldAnnounce(head, announce, listener, self._now + ANSWER_WITHIN)
             if listener is None:  # what another process has opened, the tracker knows by its public port
                 held.asked = self._keeper.number()
-                self._out.append(FindSocket(held.asked, socket))
+                self._out.add(FindSocket(held.asked, socket))
             return
         if listener is None:
             listener, commands = self._keeper.begin(socket, announce.info_hash, self._now)
             self._do(commands)
         if listener is None:
-            self._out.append(Deliver(Side.SERVER, head))
+            self._out.add(Deliver(Side.SERVER, head))
             return
         torrent = announce.info_hash, self._tracker
         listener.announced(torrent, counts_until(self._now, None))
@@ -241,7 +236,7 @@ class BittorrentModule:
         self._held = None
         listener, announce = held.listener, held.announce
         public = listener.public if listener is not None and listener.state is PortState.OPEN else held.public
-        self._out.append(Deliver(Side.SERVER, held.head, self._edits(announce, public)))
+        self._out.add(Deliver(Side.SERVER, held.head, self._edits(announce, public)))
         if announce.stopped:
             self._do(self._keeper.stopped(Endpoint(self._client, announce.port), announce.info_hash, self._now))
 
@@ -259,7 +254,7 @@ class BittorrentModule:
 
     def _answered(self, data: bytes) -> None:
         """Look for the interval in the answer to the first announce that has none."""
-        if not self._asked or self._over:
+        if not self._asked or self._out.over:
             return
         self._answer += data
         self._pieces += 1
@@ -289,37 +284,30 @@ class BittorrentModule:
             self._do(self._keeper.tick(now))
         if self._held is not None and self._held.due <= now:
             if self._held.is_waiting:
-                self._note(Note("bittorrent.late", "an announce goes as it came: its port is not open yet"))
+                self._out.note("bittorrent.late", "an announce goes as it came: its port is not open yet")
             self._release()
-        elif self._held is None and self._buffer and not self._over and self._since + HEAD_WITHIN <= now:
+        elif self._held is None and self._buffer and not self._out.over and self._since + HEAD_WITHIN <= now:
             self._give_up("bittorrent.stalled", "a head does not go on")
 
     def _end(self, side: Side) -> None:
-        if side not in self._closed or side in self._ended or (side is Side.CLIENT and self._held is not None):
+        if not self._out.is_to_end(side) or (side is Side.CLIENT and self._held is not None):
             return
         if side is Side.CLIENT and self._buffer:
-            self._out.append(Deliver(Side.SERVER, bytes(self._buffer)))
+            self._out.add(Deliver(Side.SERVER, bytes(self._buffer)))
             self._buffer.clear()
-        self._ended.add(side)
-        self._out.append(CloseWrite(side.other))
+        self._out.end(side)
 
     def _give_up(self, rule: str, detail: str) -> None:
-        self._out += (Note(rule, detail), Revoke(rule))
+        self._out.add(Note(rule, detail), Revoke(rule))
         self._leave()
 
     def _leave(self) -> None:
         """Deliver all bytes that are held, and stop reading."""
-        self._over = True
+        self._out.over = True
         self._release()
         if self._buffer:
-            self._out.append(Deliver(Side.SERVER, bytes(self._buffer)))
+            self._out.add(Deliver(Side.SERVER, bytes(self._buffer)))
             self._buffer.clear()
         for side in Side:
             self._end(side)
-        self._out.append(Bypass())
-
-    def _note(self, note: Note) -> None:
-        """Return a note, at most once for this connection."""
-        if note.code not in self._noted:
-            self._noted.add(note.code)
-            self._out.append(note)
+        self._out.add(Bypass())

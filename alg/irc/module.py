@@ -21,7 +21,6 @@ from alg.api import (
     Bypass,
     Closed,
     ClosePinhole,
-    CloseWrite,
     Command,
     Deliver,
     Edit,
@@ -41,6 +40,7 @@ from alg.irc.dcc import LONGEST, MAY_HOLD, Dcc, Offer, read_dcc, written
 from alg.irc.offers import TTL, Offers, OpenOffer
 from alg.irc.options import IrcOptions
 from alg.lines import LineBuffer, Lines
+from alg.output import Output
 
 LONGEST_LINE = 8704  # bytes of a line with its tags (IRCv3 message tags: 8191)
 ANSWER_WITHIN = 5.0  # seconds for Opened or Refused
@@ -81,20 +81,17 @@ class IrcModule:
         self._published = context.inside is not Side.CLIENT
         self._buffers = {side: LineBuffer(LONGEST_LINE) for side in Side}
         self._since = dict.fromkeys(Side, 0.0)  # when a side has last said something
-        self._closed: set[Side] = set()
-        self._ended: set[Side] = set()
         self._waiting: deque[Lines] = deque()  # what the client said behind an offer that waits
         self._held: HeldOffer | None = None
         self._offers = Offers()
-        self._begun = self._welcome = self._over = False
+        self._begun = self._welcome = False
         self._outbound_ref = -1  # those that lead out count downwards
-        self._noted: set[str] = set()
         self._now = 0.0
-        self._out: list[Command] = []
+        self._out = Output()
 
     def deadline(self) -> float | None:
         """See `AlgModule.deadline`."""
-        if self._over:
+        if self._out.over:
             return None
         times = [self._since[side] + LINE_WITHIN for side in Side if len(self._buffers[side])]
         times += [self._held.due] if self._held is not None else []
@@ -103,14 +100,13 @@ class IrcModule:
 
     def handle(self, event: Event) -> Sequence[Command]:
         """See `AlgModule.handle`."""
-        self._out = []
         self._now = event.now
         match event:
             case Received(side, data, now):
                 self._since[side] = now
                 self._received(side, data)
             case Closed(side, _):
-                self._closed.add(side)
+                self._out.close(side)
             case Opened(ref, public, _):
                 self._opened(ref, public)
             case Refused(ref, rule, _):
@@ -119,18 +115,18 @@ class IrcModule:
                 self._tick(now)
         for side in Side:
             self._end(side)
-        return self._out
+        return self._out.take()
 
     # --- lines ------------------------------------------------------------------------------------------------------
 
     def _received(self, side: Side, data: bytes) -> None:
         if self._published:
-            self._note("irc.published", "servers inside are not read")
-            self._out.append(Deliver(side.other, data))
+            self._out.note("irc.published", "servers inside are not read")
+            self._out.add(Deliver(side.other, data))
             self._leave()
         elif side is Side.CLIENT and not self._begun and not len(self._buffers[side]) and data[0] == _TLS:
-            self._note("irc.tls", "TLS from the beginning")
-            self._out.append(Deliver(Side.SERVER, data))
+            self._out.note("irc.tls", "TLS from the beginning")
+            self._out.add(Deliver(Side.SERVER, data))
             self._leave()
         else:
             found = self._buffers[side].feed(data)
@@ -139,14 +135,14 @@ class IrcModule:
             else:
                 self._waiting += found
                 self._from_client()
-                if not self._begun and not self._over and not _may_begin(self._buffers[side].beginning(13)):
+                if not self._begun and not self._out.over and not _may_begin(self._buffers[side].beginning(13)):
                     # Not at the end of its line: what is no text may have none, and would be held for seconds.
                     rest = self._buffers[side].release()
                     self._give_up("irc.not-irc", "the client does not begin as one", rest)
 
     def _from_client(self) -> None:
         """Deliver what the client said, up to the next offer that has to wait."""
-        while self._waiting and self._held is None and not self._over:
+        while self._waiting and self._held is None and not self._out.over:
             data, whole = self._waiting.popleft()
             if not self._begun:
                 first = data.partition(b"\n")
@@ -155,7 +151,7 @@ class IrcModule:
                     return
                 self._begun = True
             if not whole or MAY_HOLD.search(data) is None:
-                self._out.append(Deliver(Side.SERVER, data))
+                self._out.add(Deliver(Side.SERVER, data))
                 continue
             lines = _split(data)
             for number, line in enumerate(lines, 1):
@@ -178,7 +174,7 @@ class IrcModule:
                     break
         if dcc is not None and len(line) - dcc.tags + _growth(edits) > LONGEST:
             edits = []
-        self._out.append(Deliver(Side.SERVER, line, tuple(edits)))
+        self._out.add(Deliver(Side.SERVER, line, tuple(edits)))
         return False
 
     def _own_offer(self, dcc: Dcc) -> Offer | None:
@@ -192,26 +188,26 @@ class IrcModule:
             ]
         if not own:
             if offers:
-                self._note("irc.address", "an offer names another host, and is left alone")
+                self._out.note("irc.address", "an offer names another host, and is left alone")
             return None
         return own[0] if len(own) == 1 else None
 
     def _opens(self, line: bytes, dcc: Dcc, offer: Offer) -> bool:
         """Ask for a port for the offer. Returns whether it was asked for."""
         if not self._welcome:
-            self._note("irc.early", "an offer before the server's welcome")
+            self._out.note("irc.early", "an offer before the server's welcome")
             return False
         if (known := self._offers.by_port(offer.port)) is not None:
             self._offers.end(known.ref)
-            self._out.append(ClosePinhole(known.ref))
+            self._out.add(ClosePinhole(known.ref))
         opened = self._offers.add(offer.address_word.text, offer.port, self._now)
         if opened is None:
-            self._note("irc.many", "the connection has as many offers as it may have")
+            self._out.note("irc.many", "the connection has as many offers as it may have")
             return False
         reason = "irc.send" if dcc.is_file else "irc.chat"
         self._held = HeldOffer(line, dcc, offer, opened.ref, self._now + ANSWER_WITHIN)
         target = Endpoint(str(self._client), offer.port)
-        self._out.append(OpenPinhole(opened.ref, target, None, "tcp", TTL, reason))
+        self._out.add(OpenPinhole(opened.ref, target, None, "tcp", TTL, reason))
         return True
 
     def _opened(self, ref: int, public: Endpoint) -> None:
@@ -219,7 +215,7 @@ class IrcModule:
         if opened is None or held is None or held.ref != ref:
             if opened is not None or ref > 0:
                 self._offers.end(ref)
-                self._out.append(ClosePinhole(ref))
+                self._out.add(ClosePinhole(ref))
             return
         address = canonical(public.host)
         stated = held.offer.address
@@ -239,12 +235,12 @@ class IrcModule:
 
     def _close(self, opened: OpenOffer, code: str, detail: str) -> None:
         self._offers.end(opened.ref)
-        self._out.append(ClosePinhole(opened.ref))
-        self._note(code, detail)
+        self._out.add(ClosePinhole(opened.ref))
+        self._out.note(code, detail)
 
     def _refused(self, ref: int, rule: str) -> None:
         self._offers.end(ref)
-        self._note("irc.refused", rule)
+        self._out.note("irc.refused", rule)
         if self._held is not None and self._held.ref == ref:
             self._release([])
 
@@ -253,23 +249,23 @@ class IrcModule:
         held = self._held
         if held is not None:
             self._held = None
-            self._out.append(Deliver(Side.SERVER, held.line, tuple(edits)))
+            self._out.add(Deliver(Side.SERVER, held.line, tuple(edits)))
             self._from_client()
 
     def _from_server(self, found: list[Lines]) -> None:
         for data, whole in found:
-            if self._over:
-                self._out.append(Deliver(Side.CLIENT, data))
+            if self._out.over:
+                self._out.add(Deliver(Side.CLIENT, data))
                 continue
             if whole and not self._welcome and _WELCOME.search(data):
                 self._welcome = True
             if whole and MAY_HOLD.search(data):
                 for line in _split(data):
-                    self._out.append(Deliver(Side.CLIENT, line, tuple(self._edits_for_client(line))))
+                    self._out.add(Deliver(Side.CLIENT, line, tuple(self._edits_for_client(line))))
             else:
-                self._out.append(Deliver(Side.CLIENT, data))
+                self._out.add(Deliver(Side.CLIENT, data))
             if whole and not self._welcome and _STARTTLS.search(data):
-                self._note("irc.tls", "STARTTLS")
+                self._out.note("irc.tls", "STARTTLS")
                 self._leave()
 
     def _edits_for_client(self, line: bytes) -> list[Edit]:
@@ -291,7 +287,7 @@ class IrcModule:
             if self._outbound and offer.address is not None and offer.address.version == self._client.version:
                 reason = "irc.send" if dcc.is_file else "irc.chat"
                 target = Endpoint(str(offer.address), offer.port)
-                self._out.append(OpenOutbound(self._outbound_ref, target, "tcp", TTL, reason))
+                self._out.add(OpenOutbound(self._outbound_ref, target, "tcp", TTL, reason))
                 self._outbound_ref -= 1
                 break
         return []
@@ -300,9 +296,9 @@ class IrcModule:
 
     def _tick(self, now: float) -> None:
         if self._held is not None and self._held.due <= now:
-            self._note("irc.unanswered", "an offer goes as it came: nobody has said whether its port is open")
+            self._out.note("irc.unanswered", "an offer goes as it came: nobody has said whether its port is open")
             self._offers.end(self._held.ref)
-            self._out.append(ClosePinhole(self._held.ref))
+            self._out.add(ClosePinhole(self._held.ref))
             self._release([])
         self._offers.tick(now)
         for side in Side:
@@ -315,37 +311,29 @@ class IrcModule:
                     self._from_client()
 
     def _end(self, side: Side) -> None:
-        if side not in self._closed or side in self._ended or (side is Side.CLIENT and self._held is not None):
+        if not self._out.is_to_end(side) or (side is Side.CLIENT and self._held is not None):
             return
         if rest := self._buffers[side].release():
-            self._out.append(Deliver(side.other, rest))
-        self._ended.add(side)
-        self._out.append(CloseWrite(side.other))
+            self._out.deliver(side.other, rest)
+        self._out.end(side)
 
     def _give_up(self, rule: str, detail: str, data: bytes) -> None:
-        self._out += (Note(rule, detail), Revoke(rule), Deliver(Side.SERVER, data))
+        self._out.add(Note(rule, detail), Revoke(rule), Deliver(Side.SERVER, data))
         self._leave()
 
     def _leave(self) -> None:
         """Deliver all bytes that are held, and stop reading."""
-        self._over = True
+        self._out.over = True
         rest = self._held.line if self._held is not None else b""
         rest += b"".join(lines.data for lines in self._waiting)
         self._held = None
         self._waiting.clear()
         for side, data in ((Side.CLIENT, rest), (Side.SERVER, b"")):
             data += self._buffers[side].release()
-            if data:
-                self._out.append(Deliver(side.other, data))
+            self._out.deliver(side.other, data)
         for side in Side:
             self._end(side)
-        self._out.append(Bypass())
-
-    def _note(self, code: str, detail: str) -> None:
-        """Return a note, at most once for this connection."""
-        if code not in self._noted:
-            self._noted.add(code)
-            self._out.append(Note(code, detail))
+        self._out.add(Bypass())
 
 
 def _may_begin(head: bytes) -> bool:

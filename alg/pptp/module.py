@@ -21,7 +21,6 @@ from alg.api import (
     Bypass,
     Closed,
     ClosePinhole,
-    CloseWrite,
     Command,
     Deliver,
     Edit,
@@ -37,6 +36,7 @@ from alg.api import (
     Tick,
     UpdateGre,
 )
+from alg.output import Output
 from alg.pptp.message import (
     CONNECTED,
     FIRST,
@@ -87,34 +87,30 @@ class PptpModule:
             self._why_not = "pptp.ipv6"
         self._buffers = {side: MessageBuffer() for side in Side}
         self._since = dict.fromkeys(Side, 0.0)  # when a side has last said something
-        self._closed: set[Side] = set()
-        self._ended: set[Side] = set()
         self._waiting: deque[bytes] = deque()  # what the client said, the first one a request that waits
         self._held: PptpCall | None = None  # whose request that is
         self._calls: dict[int, PptpCall] = {}  # by ref
         self._refs = 0
-        self._begun = self._granted = self._over = False
-        self._noted: set[str] = set()
+        self._begun = self._granted = False
         self._now = 0.0
-        self._out: list[Command] = []
+        self._out = Output()
 
     def deadline(self) -> float | None:
         """See `AlgModule.deadline`."""
-        if self._over:
+        if self._out.over:
             return None
         times = [self._since[side] + REST_WITHIN for side in Side if len(self._buffers[side])]
         return min([*times, *(call.due for call in self._calls.values())], default=None)
 
     def handle(self, event: Event) -> Sequence[Command]:
         """See `AlgModule.handle`."""
-        self._out = []
         self._now = event.now
         match event:
             case Received(side, data, now):
                 self._since[side] = now
                 self._received(side, data)
             case Closed(side, _):
-                self._closed.add(side)
+                self._out.close(side)
             case Opened(ref, public, _):
                 self._opened(ref, public.port)
             case Refused(ref, rule, _):
@@ -123,7 +119,7 @@ class PptpModule:
                 self._tick(now)
         for side in Side:
             self._end(side)
-        return self._out
+        return self._out.take()
 
     # --- messages ---------------------------------------------------------------------------------------------------
 
@@ -131,11 +127,11 @@ class PptpModule:
         buffer = self._buffers[side]
         buffer.feed(data)
         if self._why_not:
-            self._note(self._why_not, "calls of this connection are left alone")
+            self._out.note(self._why_not, "calls of this connection are left alone")
             self._leave()
             return
         try:
-            while not self._over and (message := buffer.take()) is not None:
+            while not self._out.over and (message := buffer.take()) is not None:
                 if side is Side.SERVER:
                     self._from_server(message)
                 else:
@@ -146,7 +142,7 @@ class PptpModule:
 
     def _from_client(self) -> None:
         """Deliver what the client said, up to a request that has to wait."""
-        while self._waiting and self._held is None and not self._over:
+        while self._waiting and self._held is None and not self._out.over:
             message = self._waiting[0]
             kind, number = kind_of(message), number_at(message, FIRST)
             if not self._begun and kind != MessageType.START_REQUEST:
@@ -163,33 +159,33 @@ class PptpModule:
                 if call is not None and call.public is not None:
                     edits = _edit(FIRST, call.own, call.public)
                     call.clearing, call.due = True, self._now + CLEARING
-            self._out.append(Deliver(Side.SERVER, self._waiting.popleft(), edits))
+            self._out.add(Deliver(Side.SERVER, self._waiting.popleft(), edits))
 
     def _opens(self, number: int) -> bool:
         """Ask for a call; whether that was asked for."""
         if not self._granted:
-            self._note("pptp.early", "a call before the server has granted the connection")
+            self._out.note("pptp.early", "a call before the server has granted the connection")
             return False
         for known in [call for call in self._calls.values() if call.own == number]:  # the client has forgotten it
             self._shut(known)
         if len(self._calls) >= MOST:
-            self._note("pptp.many", "the connection has as many calls as it may have")
+            self._out.note("pptp.many", "the connection has as many calls as it may have")
             return False
         self._refs += 1
         call = self._held = self._calls[self._refs] = PptpCall(self._refs, number, self._now + ANSWER_WITHIN)
-        self._out.append(OpenGre(call.ref, number, SETUP, REASON))
+        self._out.add(OpenGre(call.ref, number, SETUP, REASON))
         return True
 
     def _opened(self, ref: int, public: int) -> None:
         call = self._held
         if call is None or call.ref != ref:  # too late
-            self._out.append(ClosePinhole(ref))
+            self._out.add(ClosePinhole(ref))
             return
         call.public, call.due = public, self._now + SETUP
         self._release(_edit(FIRST, call.own, public))
 
     def _refused(self, ref: int, rule: str) -> None:
-        self._note("pptp.refused", rule)
+        self._out.note("pptp.refused", rule)
         call = self._calls.pop(ref, None)
         if call is not None and call is self._held:
             self._release(())
@@ -197,7 +193,7 @@ class PptpModule:
     def _release(self, edits: tuple[Edit, ...]) -> None:
         """Let the request go, and what is behind it."""
         self._held = None
-        self._out.append(Deliver(Side.SERVER, self._waiting.popleft(), edits))
+        self._out.add(Deliver(Side.SERVER, self._waiting.popleft(), edits))
         self._from_client()
 
     def _from_server(self, message: bytes) -> None:
@@ -212,14 +208,14 @@ class PptpModule:
             case MessageType.OUTGOING_CALL_REPLY:
                 edits, shut = self._answered(message)
             case MessageType.INCOMING_CALL_REQUEST:
-                self._note("pptp.incoming", "the server calls the client; such calls are left alone")
+                self._out.note("pptp.incoming", "the server calls the client; such calls are left alone")
             case MessageType.WAN_ERROR_NOTIFY | MessageType.SET_LINK_INFO:
                 if (call := self._by_public(number_at(message, FIRST))) is not None:
                     edits = _edit(FIRST, call.public, call.own)
             case MessageType.CALL_DISCONNECT_NOTIFY:
                 number = number_at(message, FIRST)
                 shut = [call for call in self._calls.values() if call.server is not None and call.server == number]
-        self._out.append(Deliver(Side.CLIENT, message, edits))
+        self._out.add(Deliver(Side.CLIENT, message, edits))
         for call in shut:
             self._shut(call)
 
@@ -242,18 +238,18 @@ class PptpModule:
     def _go_on(self, call: PptpCall) -> None:
         if call.server is not None:
             call.due = self._now + LIVE / 2
-            self._out.append(UpdateGre(call.ref, call.server, LIVE))
+            self._out.add(UpdateGre(call.ref, call.server, LIVE))
 
     def _shut(self, call: PptpCall) -> None:
         if self._calls.pop(call.ref, None) is not None:
-            self._out.append(ClosePinhole(call.ref))
+            self._out.add(ClosePinhole(call.ref))
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
     def _tick(self, now: float) -> None:
         for call in [call for call in self._calls.values() if call.due <= now]:
             if call is self._held:
-                self._note("pptp.unanswered", "a request goes as it came: nobody has said whether its call is open")
+                self._out.note("pptp.unanswered", "a request goes as it came: nobody has said whether its call is open")
                 self._shut(call)
                 self._release(())
             elif call.server is None or call.clearing:
@@ -264,36 +260,28 @@ class PptpModule:
             self._give_up("the rest of a message does not come")
 
     def _end(self, side: Side) -> None:
-        if side not in self._closed or side in self._ended or (side is Side.CLIENT and self._waiting):
+        if not self._out.is_to_end(side) or (side is Side.CLIENT and self._waiting):
             return
         if rest := self._buffers[side].release():
-            self._out.append(Deliver(side.other, rest))
-        self._ended.add(side)
-        self._out.append(CloseWrite(side.other))
+            self._out.deliver(side.other, rest)
+        self._out.end(side)
 
     def _give_up(self, detail: str) -> None:
-        self._out += (Note("pptp.not-pptp", detail), Revoke("pptp.not-pptp"))
+        self._out.add(Note("pptp.not-pptp", detail), Revoke("pptp.not-pptp"))
         self._leave()
 
     def _leave(self) -> None:
         """Deliver all bytes that are held, and stop reading."""
-        self._over = True
+        self._out.over = True
         rest = {Side.CLIENT: b"".join(self._waiting), Side.SERVER: b""}
         self._held = None
         self._waiting.clear()
         for side, data in rest.items():
             data += self._buffers[side].release()
-            if data:
-                self._out.append(Deliver(side.other, data))
+            self._out.deliver(side.other, data)
         for side in Side:
             self._end(side)
-        self._out.append(Bypass())
-
-    def _note(self, code: str, detail: str) -> None:
-        """A note, once for this connection."""
-        if code not in self._noted:
-            self._noted.add(code)
-            self._out.append(Note(code, detail))
+        self._out.add(Bypass())
 
 
 def _edit(at: int, before: int | None, after: int) -> tuple[Edit, ...]:

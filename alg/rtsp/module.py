@@ -28,7 +28,6 @@ from alg.address import Address, Endpoint, canonical, is_private
 from alg.api import (
     Bypass,
     Closed,
-    CloseWrite,
     Command,
     Deliver,
     Edit,
@@ -42,6 +41,7 @@ from alg.api import (
     Side,
     Tick,
 )
+from alg.output import Output
 from alg.rtsp.message import (
     DEFAULT_PORT,
     RtspHead,
@@ -94,8 +94,6 @@ class RtspDirection:
 
     framer: RtspFramer = field(default_factory=RtspFramer)
     spoke: bool = False
-    closed: bool = False
-    ended: bool = False
     since: float = 0.0
 
 
@@ -124,14 +122,12 @@ class RtspModule:
         self._held: HeldSetup | None = None
         self._is_http = False  # the client has begun as HTTP, and the head's end is not there yet
         self._interleaved = False  # some stream goes through the connection itself
-        self._over = False  # nothing is read any more
-        self._noted: set[str] = set()
         self._now = 0.0
-        self._out: list[Command] = []
+        self._out = Output()
 
     def deadline(self) -> float | None:
         """See `AlgModule.deadline`."""
-        if self._over:
+        if self._out.over:
             return None
         times = [
             direction.since + HEAD_WITHIN for side, direction in self._directions.items() if self._is_partial(side)
@@ -142,7 +138,6 @@ class RtspModule:
 
     def handle(self, event: Event) -> Sequence[Command]:
         """See `AlgModule.handle`."""
-        self._out = []
         self._now = event.now
         match event:
             case Received(side, data, now):
@@ -150,7 +145,7 @@ class RtspModule:
                 direction.framer.add(data)
                 direction.since = now
             case Closed(side, _):
-                self._directions[side].closed = True
+                self._out.close(side)
             case Opened(ref, public, _, inner):
                 self._opened(ref, public, inner)
             case Refused(ref, rule, _):
@@ -161,7 +156,7 @@ class RtspModule:
             self._read(side)
         for side in Side:
             self._end(side)
-        return self._out
+        return self._out.take()
 
     # --- streams ----------------------------------------------------------------------------------------------------
 
@@ -173,7 +168,7 @@ class RtspModule:
     def _read(self, side: Side) -> None:
         """Take what is whole; a SETUP that waits holds what is behind it."""
         direction = self._directions[side]
-        while not self._over and not (self._held is not None and side is Side.CLIENT):
+        while not self._out.over and not (self._held is not None and side is Side.CLIENT):
             if self._is_http and side is Side.CLIENT:
                 self._read_http()
                 return
@@ -188,7 +183,7 @@ class RtspModule:
                 self._describe(framed.data)
                 continue
             if framed.part is RtspPart.PASSING:
-                self._out.append(Deliver(side.other, framed.data))
+                self._out.add(Deliver(side.other, framed.data))
                 continue
             head = read_head(framed.data)
             if not direction.spoke and bool(head.method) is not (side is Side.CLIENT):
@@ -200,7 +195,7 @@ class RtspModule:
             elif head.status and side is Side.SERVER:
                 self._responded(framed.data, head)
             else:  # what a server asks of a client, and what that answers
-                self._out.append(Deliver(side.other, framed.data))
+                self._out.add(Deliver(side.other, framed.data))
 
     def _malformed(self, side: Side, wrong: Malformed) -> None:
         direction = self._directions[side]
@@ -212,61 +207,52 @@ class RtspModule:
         self._give_up(rule, f"the {side}: {wrong.reason}, at byte {wrong.at}")
 
     def _read_http(self) -> None:
-        """RTSP in two connections of HTTP (QuickTime's way) says so in their heads; all other HTTP is none of ours."""
+        """Handle a client that begins as HTTP: RTSP in two HTTP connections (QuickTime's way) is named in their heads;
+        any other HTTP is not for this module."""
         direction = self._directions[Side.CLIENT]
         head, end, _ = direction.framer.beginning().partition(b"\r\n\r\n")
-        if not end and len(head) < MOST_HTTP and not direction.closed:
+        if not end and len(head) < MOST_HTTP and not self._out.is_to_end(Side.CLIENT):
             return
         if any(word in head.lower() for word in _TUNNEL):
-            self._note("rtsp.tunnel", "RTSP in HTTP goes through the connection itself")
+            self._out.note("rtsp.tunnel", "RTSP in HTTP goes through the connection itself")
             self._leave()
         else:
             self._give_up("rtsp.not-rtsp", "the client begins as HTTP")
 
     def _end(self, side: Side) -> None:
         """Pass the end of a side's stream on, when all that was before it has gone."""
-        direction = self._directions[side]
-        if not direction.closed or direction.ended or (self._held is not None and side is Side.CLIENT):
+        if not self._out.is_to_end(side) or (self._held is not None and side is Side.CLIENT):
             return
         if side is Side.SERVER:
             self._let_go()
-        if rest := direction.framer.rest():
-            self._out.append(Deliver(side.other, rest))
-        direction.ended = True
-        self._out.append(CloseWrite(side.other))
+        self._out.deliver(side.other, self._directions[side].framer.rest())
+        self._out.end(side)
 
     def _give_up(self, rule: str, detail: str, *first: Deliver) -> None:
         """Something that cannot be meant honestly: nothing is opened any more, and bytes pass unread, `first` these."""
-        self._out += (Note(rule, detail), Revoke(rule), *first)
+        self._out.add(Note(rule, detail), Revoke(rule), *first)
         self._leave()
 
     def _leave(self) -> None:
         """Deliver all bytes that are held, and stop reading."""
-        self._over = True
+        self._out.over = True
         if self._held is not None:
-            self._out.append(Deliver(Side.SERVER, self._held.data))
+            self._out.add(Deliver(Side.SERVER, self._held.data))
             self._held = None
         self._let_go()
         for side, direction in self._directions.items():
-            if rest := direction.framer.rest():
-                self._out.append(Deliver(side.other, rest))
+            self._out.deliver(side.other, direction.framer.rest())
         for side in Side:
             self._end(side)
-        self._out.append(Bypass())
-
-    def _note(self, code: str, detail: str) -> None:
-        """A note, once for this connection."""
-        if code not in self._noted:
-            self._noted.add(code)
-            self._out.append(Note(code, detail))
+        self._out.add(Bypass())
 
     def _tick(self) -> None:
         if self._held is not None and self._held.due <= self._now:
-            self._note("rtsp.unanswered", "SETUP goes as it came: nobody has said whether its ports are open")
+            self._out.note("rtsp.unanswered", "SETUP goes as it came: nobody has said whether its ports are open")
             self._release()
-        self._out += self._pairs.tick(self._now, self._named())
+        self._out.add(*self._pairs.tick(self._now, self._named()))
         for side, direction in self._directions.items():
-            if self._is_partial(side) and direction.since + HEAD_WITHIN <= self._now and not self._over:
+            if self._is_partial(side) and direction.since + HEAD_WITHIN <= self._now and not self._out.over:
                 self._give_up("rtsp.stalled", f"a message of the {side} does not go on")
 
     # --- requests ---------------------------------------------------------------------------------------------------
@@ -275,7 +261,7 @@ class RtspModule:
         request = OpenRequest(head.method, head.uri, head.cseq, head.session)
         if head.method != b"SETUP":
             self._requests.add(request)
-            self._out.append(Deliver(Side.SERVER, data))
+            self._out.add(Deliver(Side.SERVER, data))
             return
         specs = [spec for span in head.transports for spec in read_transport(data, span)]
         if (third := self._third_host(specs)) is not None:
@@ -301,18 +287,18 @@ class RtspModule:
         sockets = spec.sockets
         if sockets is None:
             if spec.is_udp and spec.ports:
-                self._note("rtsp.port", f"port {spec.ports[0].number} is left alone")
+                self._out.note("rtsp.port", f"port {spec.ports[0].number} is left alone")
             return None
         if any(_address(host) not in self._own for host in spec.destinations):
-            self._note("rtsp.destination", "a destination that is not the client's address is left alone")
+            self._out.note("rtsp.destination", "a destination that is not the client's address is left alone")
             return None
         if (known := self._pairs.of(sockets)) is not None:
             return known
         opened = self._pairs.open(sockets, "rtsp.rtp" if spec.is_rtp else "rtsp.rdt", self._now)
         if opened is None:
-            self._note("rtsp.streams", "the connection has as many streams as it may have")
+            self._out.note("rtsp.streams", "the connection has as many streams as it may have")
             return None
-        self._out.append(opened[1])
+        self._out.add(opened[1])
         return opened[0]
 
     def _third_host(self, specs: Sequence[Spec]) -> HostSpan | None:
@@ -334,7 +320,7 @@ class RtspModule:
 
     def _refused(self, ref: int, rule: str) -> None:
         self._pairs.lost(ref)
-        self._note("rtsp.refused", rule)
+        self._out.note("rtsp.refused", rule)
         self._answered(ref)
 
     def _answered(self, ref: int) -> None:
@@ -363,7 +349,7 @@ class RtspModule:
                 if _address(host) == self._client and pair.public.host != str(self._client):
                     edits.append(Edit(*host.span, pair.public.host.encode(), DESTINATION))
         self._requests.add(held.request)
-        self._out.append(Deliver(Side.SERVER, held.data, tuple(sorted(edits))))
+        self._out.add(Deliver(Side.SERVER, held.data, tuple(sorted(edits))))
 
     # --- responses --------------------------------------------------------------------------------------------------
 
@@ -375,13 +361,13 @@ class RtspModule:
         elif request.method == b"SETUP":
             edits = self._set_up(data, head, request)
         elif request.method == b"TEARDOWN" and head.succeeds:
-            self._out += self._pairs.torn_down(request.session, request.uri, self._named())
+            self._out.add(*self._pairs.torn_down(request.session, request.uri, self._named()))
         if self._found is not None:
             edits += [Edit(*span, self._shown(), URL) for span in places_of(data, self._inside)]
             if is_description(data) and self._directions[Side.SERVER].framer.gather(MOST):
                 self._described = data, edits
                 return
-        self._out.append(Deliver(Side.CLIENT, data, tuple(sorted(edits))))
+        self._out.add(Deliver(Side.CLIENT, data, tuple(sorted(edits))))
         if request is not None and request.method in (b"PLAY", b"RECORD") and head.succeeds:
             self._plays()
 
@@ -397,7 +383,7 @@ class RtspModule:
         """Edit the session description of a published server: its own address becomes the public one."""
         described, self._described = self._described, None
         if described is None or self._found is None:
-            self._out.append(Deliver(Side.CLIENT, body))
+            self._out.add(Deliver(Side.CLIENT, body))
             return
         head, of_head = described
         urls, alone = places_in_description(body, self._inside)
@@ -406,15 +392,15 @@ class RtspModule:
         growth = sum(len(edit.replacement) - (edit.end - edit.start) for edit in edits)
         if growth and (length := content_length(head)) is not None:
             of_head = [*of_head, Edit(*length, str(len(body) + growth).encode(), LENGTH)]
-        self._out.append(Deliver(Side.CLIENT, head, tuple(sorted(of_head))))
-        self._out.append(Deliver(Side.CLIENT, body, tuple(sorted(edits))))
+        self._out.add(Deliver(Side.CLIENT, head, tuple(sorted(of_head))))
+        self._out.add(Deliver(Side.CLIENT, body, tuple(sorted(edits))))
 
     def _let_go(self) -> None:
         """Deliver a head whose session description has not come in time."""
         if self._described is not None:
             head, edits = self._described
             self._described = None
-            self._out.append(Deliver(Side.CLIENT, head, tuple(sorted(edits))))
+            self._out.add(Deliver(Side.CLIENT, head, tuple(sorted(edits))))
 
     def _plays(self) -> None:
         """Stop reading if all streams go through the connection itself, for which nothing has to be opened."""
@@ -429,7 +415,7 @@ class RtspModule:
                     if (pair := self._pairs.get(ref)) is not None:
                         pair.unclaimed_at = self._now + UNCLAIMED
             else:
-                self._out += self._pairs.drop(request.refs, self._named())
+                self._out.add(*self._pairs.drop(request.refs, self._named()))
             return []
         pairs = [pair for ref in request.refs if (pair := self._pairs.get(ref)) is not None]
         edits: list[Edit] = []
@@ -452,7 +438,7 @@ class RtspModule:
             used = pairs[:1]
         for pair in used:
             pair.claims.add((head.session or request.session, request.uri))
-        self._out += self._pairs.drop(request.refs, self._named())
+        self._out.add(*self._pairs.drop(request.refs, self._named()))
         return edits
 
     def _put_back(self, spec: Spec, pair: Pair) -> list[Edit]:
@@ -475,10 +461,12 @@ class RtspModule:
             return []
         edits: list[Edit] = []
         if not spec.server_ports or not all(1024 <= port.number <= 65535 for port in spec.server_ports):
-            self._note("rtsp.server-port", "the server does not say from which ports it sends: its media do not pass")
+            self._out.note(
+                "rtsp.server-port", "the server does not name the ports from which it sends: its media do not pass"
+            )
             return []
         second = spec.server_ports[1].number if len(spec.server_ports) == 2 else None
-        self._out += self._pairs.serves(pair, spec.server_ports[0].number, second)
+        self._out.add(*self._pairs.serves(pair, spec.server_ports[0].number, second))
         for offset, port in enumerate(spec.server_ports):
             edits.append(Edit(*port.span, str(pair.facing.port + offset).encode(), SERVER_PORT))
         for host in spec.sources:
@@ -491,7 +479,7 @@ class RtspModule:
         for host in spec.sources:
             address = _address(host)
             if address is not None and address not in self._own and self._may_send(address):
-                self._out += self._pairs.let_in(pair, str(address))
+                self._out.add(*self._pairs.let_in(pair, str(address)))
 
     def _may_send(self, address: Address) -> bool:
         """Whether it is a host that media can come from: cameras behind a NAT name addresses of their own network,

@@ -1,8 +1,7 @@
-"""The Transport header: who sends media where (RFC 2326, 12.39; RFC 7826, 18.54), over bytes, with places.
-
-Both grammars are one here: specifications with commas between them, each a protocol and parameters. What cannot be read
-in one way only is left alone: the whole header where quotes are open, a specification where its ports are none.
-"""
+"""Reads the Transport header, which says which host sends media where (RFC 2326, 12.39; RFC 7826, 18.54), with places
+in the bytes. Both grammars are read as one: specifications with commas between them, each a protocol and parameters.
+What can be read in more than one way is left alone: the whole header if a quote is not closed, and a specification if
+its ports are not numbers."""
 
 from __future__ import annotations
 

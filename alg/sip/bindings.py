@@ -147,8 +147,8 @@ class Bindings:
 
 
 def is_third_party(message: Message) -> bool:
-    """Whether a user registers for another user (RFC 3261, 10.2): From is not To. One user who is at another name of
-    the same registrar, or at the phone's own address, in one of them is still the same."""
+    """Whether a user registers for another user (RFC 3261, 10.2), so that From differs from To. It is the same user if
+    one of them only has another name of the registrar as its host, or the phone's own address."""
     users = [user_of_record(message.party(name)) for name in ("from", "to")]
     return users[0] != users[1] or (not users[0] and _aor(message, "from") != _aor(message, "to"))
 

@@ -43,8 +43,8 @@ class HeadBuffer:
         return data
 
     def find_start_line(self) -> bool:
-        """Whether the start line is complete; `line_end` is set then. Raises Malformed if it is none, or cannot become
-        one."""
+        """Whether the start line is complete; `line_end` is set then. Raises Malformed if the bytes are not a start
+        line, or cannot become one."""
         end = self.data.find(b"\n", self._searched)
         if end < 0:
             if not self._tells:

@@ -21,11 +21,9 @@ class Request:
 
 
 def read_request(data: bytes) -> Request | None:
-    """Read a request. Returns None for a datagram that is none, or that no server would understand.
-
-    Of the options only `multicast` is read. A last option without its end is as good as one with it, because clients of
-    boot ROMs send both.
-    """
+    """Read a request. Returns None for any other datagram, and for a request that no server would understand. Of the
+    options only `multicast` is read. The last option may lack its end, because clients of boot ROMs send it both with
+    and without."""
     if len(data) > LONGEST:
         return None
     found = _REQUEST.match(data)

@@ -50,7 +50,8 @@ class PinholeArguments(NamedTuple):
 
 
 def number(arguments: Arguments, name: str, most: int, default: int | None = None) -> int:
-    """Return a number from 0 to `most`. Raises ActionError: 402 if it is none, 601 if it is greater."""
+    """Return a number from 0 to `most`. Raises ActionError: 402 if the argument is not a number, 601 if it is
+    greater."""
     text = arguments.get(name, "")
     if not text and default is not None:
         return default

@@ -139,10 +139,9 @@ def _same(address: str) -> str:
 
 class Subscriptions:
     """All subscriptions: MOST_SUBSCRIPTIONS at most, MOST_OF_A_HOST of one host. Pure: the time is an argument.
-
-    `identify`: which addresses are one host. Those who are being told of something (`begin`, `end`) count as well,
-    after their subscription has ended too: otherwise a host that takes no connection would have us begin ever more.
-    """
+    `identify` says which addresses are one host. A subscription whose client is being notified (between `begin` and
+    `end`) counts even after it has ended, because otherwise a host that accepts no connection could cause ever more
+    notifications."""
 
     def __init__(self, identify: Callable[[str], str] = _same) -> None:
         self._identify = identify

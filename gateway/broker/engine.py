@@ -69,8 +69,8 @@ log = get_logger()
 
 @dataclass(slots=True)
 class Strays:
-    """Ids of leases of which perhaps nobody knows. `inherited`: those of a worker that died, of which its successor
-    said nothing yet; `loaded`: those of the broker before this one, which may have told nobody of them."""
+    """Ids of leases that perhaps no process knows. `inherited`: those of a worker that died, which its successor has
+    not claimed yet; `loaded`: those of the previous broker, which may not have told any worker of them."""
 
     inherited: set[str] = field(default_factory=set)
     loaded: set[str] = field(default_factory=set)

@@ -1,8 +1,6 @@
-"""Ports that an operator's own rules forward: a mapping there would never be reached, as those rules go before ours.
-
-The rules are read, as far as they can be read, so that whoever asks is told the truth. That the operator's rules go
-first is the kernel's doing (chain `mapped` of iptables/algate.nft), whatever is understood here.
-"""
+"""Ports that an operator's own rules forward. A mapping there would never be reached, because those rules take
+precedence; so it is refused, as far as the rules can be read. The precedence itself is the kernel's (chain `mapped` of
+iptables/algate.nft), whatever is read here."""
 
 from __future__ import annotations
 
@@ -25,8 +23,8 @@ REMEMBERED = 5.0
 """Seconds that what was read is believed: iptables-legacy changes its rules without a word."""
 
 SLOW, SHARE = 0.5, 20
-"""What took longer than half a second to read is believed for twenty times as long, whatever others change meanwhile:
-nobody else is served while it is read."""
+"""An answer that took longer than half a second to read is used for twenty times as long, whatever others change
+meanwhile, because no worker is served while it is read."""
 
 _DEADLINE = 2.0
 _ENVIRONMENT = {**os.environ, "PATH": "/usr/sbin:/sbin:/usr/bin:/bin", "LC_ALL": "C"}

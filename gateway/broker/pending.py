@@ -131,8 +131,8 @@ class Pending:
         self.answer(slot, RequestRefused(request_id, refusal.rule, refusal.detail[:200]))
 
     def tell(self) -> list[tuple[int, Lease]]:
-        """Send all answers, and log what they say. Returns the leases, with their slots, of which a worker has not
-        learned, because its socket took no more."""
+        """Send all answers, and log what they say. Returns the leases, with their slots, of which a worker was not told
+        because its socket was full."""
         answers, self._answers = self._answers, {}
         unheard = [(slot, message) for slot, messages in answers.items() for message in self._send(slot, messages)]
         # The log has time until everybody is told.

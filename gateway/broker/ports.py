@@ -13,8 +13,9 @@ _SOCKET_KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
 
 def can_bind(transport: Transport, host: str, port: int, foreign: bool = False) -> bool:
-    """Whether no program on this host has this port. If the address is none of this host's: raises PinholeRefused
-    "public", or with `foreign` (the NAT translates to it) returns True. "full": this host has no descriptor left."""
+    """Whether no program on this host uses this port. If the address is not one of this host's, raises PinholeRefused
+    "public", or with `foreign` (the NAT translates to it) returns True. Raises PinholeRefused "full" if this host has
+    no descriptor left."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         probe = _socket.socket(family, _SOCKET_KINDS[transport])  # asked thousands of times a second

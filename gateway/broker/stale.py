@@ -279,8 +279,8 @@ class Stale:
             log.warning("broker.conntrack_failed", error=str(error))
 
     def table_made(self) -> None:
-        """Note that the kernel's table had gone and was made again: it does not know who has talked before. For as long
-        as there may be connections of that time, any socket may have."""
+        """Note that the kernel's table was lost and made again, so that the kernel does not know which sockets have
+        sent before. As long as connections of that time may exist, any socket may have."""
         self._early.noted_from = time.monotonic() + FORGOTTEN
 
     def admitted(self, lease: Lease) -> None:

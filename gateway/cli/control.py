@@ -130,7 +130,7 @@ def _flows_left(run_dir: Path) -> int:
 def kick(config_path: str | None, as_json: bool, ids: tuple[str, ...]) -> None:
     """End flows, pinholes or calls by their ids.
 
-    The ids are those that `algate flows`, `algate pinholes` and `algate calls` show. Of a call, the media are ended.
+    The ids are those that `algate flows`, `algate pinholes` and `algate calls` show. For a call, its media are ended.
     The exit code is 1 if nothing has such an id.
 
     \b

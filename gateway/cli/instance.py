@@ -39,7 +39,7 @@ def _has_socket(run_dir: Path) -> bool:
     try:
         return (run_dir / "supervisor.sock").exists()
     except PermissionError:
-        raise AlgateError(f"{run_dir} is not for this user to look into: use sudo") from None
+        raise AlgateError(f"{run_dir} cannot be read by this user: use sudo") from None
 
 
 def ask_at(path: Path, verb: str, id: str = "") -> Rows:

@@ -35,7 +35,7 @@ def flows(config_path: str | None, as_json: bool) -> None:
 def pinholes(config_path: str | None, as_json: bool) -> None:
     """Show the pinholes that are open.
 
-    Of a mapping that a client has asked for, `description` is what the client calls it, if anything.
+    `description` is the name that a client has given to a mapping for which it has asked.
 
     \b
     Examples:

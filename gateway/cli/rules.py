@@ -56,7 +56,7 @@ def show(config_path: str | None, family: str | None, nft: bool, as_json: bool) 
     config = load_config(config_path)
     if nft:
         if as_json or family:
-            raise click.UsageError("--nft is for itself: it prints both families, and no JSON")
+            raise click.UsageError("--nft cannot be combined with --family or --json: it prints both families as text")
         click.echo(_nft_text(config), nl=False)
         return
     texts = {name: render(config, name) for name in FAMILIES if family in (None, name)}

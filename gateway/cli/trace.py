@@ -170,7 +170,7 @@ def _writing(path: Path | None, after: bool) -> Iterator[Callable[[Row], Row]]:
     there."""
     if path is None:
         if after:
-            raise click.UsageError("--after says what --write writes, and there is no --write")
+            raise click.UsageError("--after needs --write")
         yield lambda row: row
         return
     try:

@@ -154,8 +154,8 @@ def _is_array_of_tables(value: Any) -> TypeGuard[list[dict[str, Any]]]:
 
 
 def _place(sources: list[_Source], message: str) -> str:
-    """Return FILE:LINE of the key with which a message begins; if that is in no file (a default), of the key that it is
-    at odds with; only the first file's name if there is none either."""
+    """Return FILE:LINE of the key with which a message begins. If that key is in no file (a default), return the place
+    of the key with which it conflicts; if there is none either, only the first file's name."""
     for path in (path_in(message), *others_in(message)):
         found = [place for source in reversed(sources) if (place := source.place(path)) is not None]
         if found:

@@ -144,7 +144,7 @@ def _check(section: RuleSection, via: Sequence[str], *, everywhere: bool) -> Non
     if section.any_peer and not everywhere:
         raise RuleError("any_peer", "says that any peer may come, and `to` says which")
     if section.any_peer and section.command and "bind" not in section.command:
-        raise RuleError("any_peer", "is of the command bind, which this rule does not match")
+        raise RuleError("any_peer", "has a meaning for the command bind only, which this rule does not match")
 
 
 def _check_mapping(section: RuleSection, via: Sequence[str]) -> None:

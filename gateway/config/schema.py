@@ -329,12 +329,12 @@ class PortmapSection(_Section, frozen=True):
     protocols: Annotated[
         tuple[Literal["pcp", "natpmp", "upnp"], ...],
         Meta(
-            description="By which protocols clients may ask. []: by none, the front is off.",
+            description="Protocols by which clients may ask for public ports. []: this is off.",
             examples=[["pcp", "natpmp", "upnp"]],
         ),
     ] = ()
     ports: Annotated[
-        str, Meta(description="Public ports that clients may get, but those of this router's own services.")
+        str, Meta(description="Public ports that clients may get. Ports of this router's own services are excluded.")
     ] = "1024-65535"
     inside_ports: Annotated[str, Meta(description="Ports of clients that may be mapped.")] = "1024-65535"
     per_client: Annotated[int, Meta(description="Number of mappings that a client may have.")] = 32
@@ -345,8 +345,8 @@ class PortmapSection(_Section, frozen=True):
     permanent: Annotated[
         int,
         Meta(
-            description="Seconds for which a mapping lasts whose client asked by UPnP for one without an end, and the "
-            "longest that UPnP grants."
+            description="Longest lifetime that UPnP grants, in seconds. A mapping without an end that a client asks "
+            "for by UPnP also lasts this long."
         ),
     ] = 604800
     igd: Annotated[

@@ -1,4 +1,4 @@
-"""The tables of the configuration that say who may reach what and by which way: `[[rule]]`, `[[upstream]]`, `[dns]`."""
+"""The tables of the configuration for access and routes: `[[rule]]`, `[[upstream]]`, `[dns]`."""
 
 from __future__ import annotations
 

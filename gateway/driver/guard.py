@@ -40,7 +40,7 @@ FRESH = 0.01  # seconds for which a reading of the processor's clock is good eno
 
 
 class Broken(Exception):
-    """A module has failed; the message says how, in one line. The flow has to go on without it."""
+    """A module has failed; the message says how, in one line. The flow must go on without the module."""
 
 
 class Hung(BaseException):

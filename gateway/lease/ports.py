@@ -104,7 +104,7 @@ class PublicPorts:
         return Endpoint(host, first)
 
     def may_have(self, host: str, transports: Sequence[Transport], port: int, is_free: Callable[[int], bool]) -> bool:
-        """Return whether a port that somebody asks for can be given; it may rest."""
+        """Return whether a port that a request suggests can be given; it may be resting."""
         return self._is_nobodys(host, transports, port) and is_free(port)
 
     def beyond(

@@ -16,8 +16,8 @@ RATE = 100.0
 one by one can use."""
 
 QUOTAS = {"mappings": 32, "anybody": 8, "calls": 8}
-"""How many of these a client may have, where that is not `per_client`. A mapping is there for hours, what is open to
-anybody is the easiest thing to abuse, and nobody has more than a few calls of PPTP."""
+"""The number of pinholes of these kinds that a client may have, in place of `per_client`. A mapping lasts for hours, a
+port that is open to any host is the easiest thing to abuse, and a client has only a few calls of PPTP."""
 
 RATES = {"mappings": 10.0, "anybody": 4.0, "calls": 4.0}
 """How many of these a client may open in a second, on average, beside `rate`."""

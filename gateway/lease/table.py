@@ -53,11 +53,9 @@ class _Entry:
 
 
 class LeaseTable:
-    """The leases of one backend, within `limits`.
-
-    `identify`: says which addresses are one client. `hold`: seconds until a port is given out again. A lease that was
-    used (`use`) counts no more and is not listed, but keeps its port until its time is over or its owner closes it.
-    """
+    """The leases of one backend, within `limits`. `identify` says which addresses are one client. `hold`: seconds until
+    a port is given out again. A lease that was used (`use`) does not count and is not listed any more, but keeps its
+    port until its time is over or its owner closes it."""
 
     def __init__(
         self,

@@ -17,11 +17,9 @@ SOON = 21 * 86400.0  # seconds before its end from which on a certificate is war
 
 
 def server_context(certificate: str, client_ca: str | None = None) -> ssl.SSLContext:
-    """Return the context of a listener. `certificate`: the chain and its key; `client_ca`: the authorities of clients'
-    certificates, which then are required. Raises ValueError.
-
-    There are no session tickets: each connection proves anew who it is, and a worker could not read another one's.
-    """
+    """Return the TLS context of a listener. `certificate`: the chain and its key; `client_ca`: the authorities of
+    clients' certificates, which are required then. Raises ValueError. There are no session tickets: each connection
+    proves its identity anew, and a worker could not read another worker's tickets."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION

@@ -63,8 +63,8 @@ def canonical_name(text: str) -> str:
 
 
 def configured_name(text: str) -> str:
-    """Return a host name of the configuration as `canonical_name` does. Raises ValueError also for a `*` in it: a
-    client may ask DNS for such a label, but who writes one in a rule means something else."""
+    """Return a host name of the configuration as `canonical_name` does. Raises ValueError for a `*` in it as well: a
+    client may ask DNS for such a label, but in a rule it was meant as a wildcard."""
     name = canonical_name(text)
     if "*" in name:
         raise ValueError(f"{text!r} is not a host name: only in a rule `*.` may begin one, and means all below it")

@@ -1,8 +1,6 @@
-"""Asks the router above this one, where there is one, for public ports: by PCP, NAT-PMP or UPnP, as a client does.
-
-`find` returns whoever answers. The sockets are plain ones: in a process of gevent's they let others go on. What comes
-is read from the router's own address only, in pieces of bounded size, and within bounded time.
-"""
+"""Asks the router above this one, if there is one, for public ports: by PCP, NAT-PMP or UPnP, as a client does. `find`
+returns the first protocol that is answered. The sockets are plain ones; in a process with gevent, others go on
+meanwhile. Only answers from the router's own address are read, in pieces of bounded size, and within bounded time."""
 
 from __future__ import annotations
 
@@ -108,8 +106,8 @@ class Above(Protocol):
 
 
 def find(own: str, router: str, secret: bytes, tries: Sequence[float] = PAUSES) -> Above | None:
-    """Return the router at the address `router` as whoever may be asked by this host's address `own`, both IPv4; None:
-    it speaks none of the protocols. `secret`: what the nonces of PCP are made of."""
+    """Return the first protocol by which the router at the address `router` answers this host's address `own`, both
+    IPv4. None: it answers none of them. `secret`: the nonces of PCP are derived from it."""
     candidates: tuple[Above, ...] = (Pcp(own, router, secret, tries), NatPmp(own, router, tries))
     for above in candidates:
         with contextlib.suppress(NoRouterAnswer, RouterRefused):
@@ -337,8 +335,9 @@ class Upnp:
         return host if _is_address(host) else None
 
     def _add(self, transport: Transport, port: int, wanted: int, seconds: int, until: float) -> tuple[int, int]:
-        """Return the public port and the seconds that were given. Another one is tried where `wanted` is another
-        host's: the same ones each time, so that who was killed before it could note one asks for that one again."""
+        """Return the public port and the lifetime in seconds that were given. If another host has `wanted`, further
+        ports are tried, always in the same order, so that a process which was killed before it could note its port asks
+        for the same one again."""
         others = random.Random(f"{self._own} {transport} {port}").sample(range(20000, 60000), OTHERS)
         ports = [wanted, *others]
         while True:
@@ -374,10 +373,8 @@ class Upnp:
 
 
 def search(own: str, router: str) -> Upnp:
-    """Search a gateway of UPnP at the address of this router. Raises NoRouterAnswer.
-
-    It is asked alone as well as by the group: where INPUT drops what nobody asked for, only an answer to the first gets
-    through."""
+    """Search for a gateway of UPnP at the address of this router. Raises NoRouterAnswer. It is asked by unicast as well
+    as by multicast, because a firewall that drops unsolicited packets lets only an answer to the former through."""
     began = time.monotonic()
     until, end = began + SEARCH, began + PATIENCE
     asked: set[igd.HttpAddress] = set()

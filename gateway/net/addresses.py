@@ -239,8 +239,8 @@ def router_above(version: int) -> str | None:
 
 
 def is_private(address: str) -> bool:
-    """Whether an address is none that the world can reach: a private one or that of a carrier's NAT (RFC 1918, 6598,
-    4193)."""
+    """Whether an address cannot be reached from the Internet: a private one, or that of a carrier's NAT (RFC 1918,
+    6598, 4193)."""
     ip = ipaddress.ip_address(address)
     return any(ip in network for network in _PRIVATE)
 

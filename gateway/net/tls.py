@@ -161,14 +161,14 @@ class TlsSocket(EncodedSocket):
         self._incoming.write(wire)
 
     def _answer(self) -> None:
-        """Send what OpenSSL has to say by itself while it reads, as to an update of keys. While our own data wait for a
-        peer that reads only when it is read, that goes behind them, and nobody waits here."""
+        """Send what OpenSSL itself has to answer while it reads, such as an update of keys. If our own data wait,
+        because the peer reads only when it is read, the answer is sent behind them, without waiting here."""
         self._wire += self._outgoing.read()
         if not self._sending.locked() or len(self._wire) > MOST_WAITING:
             self._flush()
 
     def _flush(self) -> None:
-        """Send what OpenSSL has made, in its order, whoever has caused it."""
+        """Send what OpenSSL has encoded, in order, whichever call has caused it."""
         self._wire += self._outgoing.read()
         if not self._wire:
             return

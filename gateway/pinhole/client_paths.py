@@ -1,5 +1,5 @@
-"""Data connections of a flow whose control connection has the client's own address: they go to the server with that
-address too, because servers take data from nobody else."""
+"""Data connections of a flow whose control connection has the client's own address. They go to the server from that
+address too, because servers accept data connections from no other one."""
 
 from __future__ import annotations
 

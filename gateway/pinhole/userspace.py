@@ -155,8 +155,8 @@ class UserspacePinholes:
         self._table.check_limits(request, now)
 
     def wait(self, request: PinholeRequest, public: Endpoint, listener: Listener) -> Lease:
-        """Serve a pinhole at which somebody else listens, at `public`; owns `listener`, which accepts one connection.
-        `check` was called before."""
+        """Serve a pinhole at `public`, where another program (an upstream) listens; owns `listener`, which accepts one
+        connection. `check` was called before."""
         lease = Lease(
             id=f"{self._rng.getrandbits(64):016x}",
             flow=request.flow,

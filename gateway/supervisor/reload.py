@@ -61,7 +61,9 @@ class Reload:
         changed."""
         if self.config.broker_wanted != self._old.broker_wanted:
             key = "pinhole.backend" if self._old.pinhole != self.config.pinhole else "network.inside_interfaces"
-            raise ConfigError(f"{key}: with or without a broker, that takes new processes: `algate reload --upgrade`")
+            raise ConfigError(
+                f"{key}: whether there is a broker changes only in new processes: use `algate reload --upgrade`"
+            )
         files = SharedFiles(self.config)
         wanted = places(self.config)
         removed = self._listeners.places() - wanted.keys()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import re
 from pathlib import Path
+from typing import Any, ClassVar
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+import alg.datagrams
 from alg.address import Endpoint
 from alg.api import (
     Bypass,
@@ -27,13 +29,24 @@ from tests.modules.callback_alg import CallbackModule
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "how-to" / "add-a-protocol.md"
+BLOCKS = re.compile(r"```python\n(.*?)```", re.DOTALL)
 PORT = 7099
 CLIENT, SERVER = Endpoint("192.168.56.10", 40000), Endpoint("203.0.113.10", PORT)
 
 
 def test_the_page_prints_the_module() -> None:
-    (printed,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    printed, _ = BLOCKS.findall(PAGE.read_text())
     assert printed == (HERE / "callback_alg.py").read_text()
+
+
+def test_the_printed_module_of_datagrams_works() -> None:
+    _, printed = BLOCKS.findall(PAGE.read_text())
+    names: dict[str, Any] = {**vars(alg.datagrams), "ClassVar": ClassVar}
+    exec(printed, names)
+    module = names["EchoModule"](alg.datagrams.DatagramContext())
+    shown = alg.datagrams.Datagram(7, Side.CLIENT, CLIENT, SERVER, b"hello", 0.0)
+    assert module.handle(shown) == [alg.datagrams.Release(7)]
+    assert module.deadline() is None
 
 
 def talk(pieces: list[bytes], opened: bool = True) -> tuple[bytes, list[Command]]:

@@ -111,8 +111,8 @@ def install() -> int:
 
 
 def _sockets(number: int) -> list[tuple[int, int, int, int]]:
-    """The part of the filter for socket(2): raw sockets, packets, and protocols whose calls nobody would look at, are
-    refused as by a kernel that has them not."""
+    """Return the part of the filter for socket(2). Raw sockets, packet sockets and protocols whose calls are not
+    supervised are refused with the error of a kernel that does not have them."""
     checks: list[tuple[int, int, int, int]] = [(_LOAD, 0, 0, _ARGUMENTS)]
     for family in _LOCAL:
         checks += [(_EQUAL, 0, 1, family), (_RETURN, 0, 0, _ALLOW)]

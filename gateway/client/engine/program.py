@@ -27,13 +27,14 @@ ENGINES = ("auto", "namespace", "seccomp")
 PUBLISHED = "[PEER:|PUBLIC:]PORT"
 # What each option does, in the help of `algate exec` too.
 HELP = {
-    "engine": "How the program is brought to the proxy: by a network namespace, or by notifications of seccomp; auto "
-    "is the first of them that this host allows.",
-    "dns": "Who resolves names: resolve (the proxy), fake (the proxy too, which gets the names themselves), tcp:SERVER "
-    "(a name server, through the proxy) or off; auto is resolve where the proxy can do that, else fake.",
+    "engine": "How the program's connections get to the proxy: through a network namespace, or by notifications of "
+    "seccomp; auto is the first of them that this host allows.",
+    "dns": "How names are resolved. resolve: the proxy is asked for addresses; fake: the proxy is given the names, "
+    "and the program gets made-up addresses; tcp:SERVER: a name server is asked through the proxy; off: "
+    "not at all; auto: resolve where the proxy can do that, else fake.",
     "direct": "A network whose hosts are reached without the proxy.",
-    "publish": "A port at which the program listens, and which hosts outside are to reach (BIND). PEER is the only "
-    "host that may come. The proxy chooses the public port; of PUBLIC it is only said that it is another.",
+    "publish": "Let hosts outside reach a port at which the program listens (BIND). PEER is the only host that may "
+    "connect. The proxy chooses the public port; if it is not PUBLIC, a message says so.",
     "strict": "Fail if the program could reach a part of the network without the proxy.",
     "trace": "Print a line for each connection, and for each edit of a module.",
     "quiet": "Do not say which engine is used, and what it does not cover.",

@@ -1,5 +1,6 @@
-"""Reads connections of a program in which it names ports of its own, because nobody outside would find it there: the
-proxy waits for the server in its place (BIND). What reads is the gateway's own protocol module."""
+"""Reads those connections of a program in which it names ports of its own. No host outside could reach them there, so
+the proxy waits for the server in the program's place (BIND). The reading is done by the gateway's own protocol
+module."""
 
 from __future__ import annotations
 

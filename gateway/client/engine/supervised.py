@@ -1,5 +1,5 @@
-"""A program whose connections this process makes: each connect waits until the proxy has connected the program's own
-socket, which then has nobody in between. For systems where no namespace can be made."""
+"""Runs a program whose connections this process makes: each connect waits until the proxy has connected the program's
+own socket; after that no process is in between. For systems where no namespace can be made."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
-    """Help for a terminal as wide as this one. Where nobody says how wide, argparse asks shutil, for each option and
-    before anybody wants help; and shutil loads everything that compresses."""
+    """Return a formatter of help as wide as the terminal. Where the environment does not say how wide that is, argparse
+    asks shutil for each option, and importing shutil is slow."""
     try:
         width = os.get_terminal_size(sys.stdout.fileno()).columns
     except (OSError, ValueError):

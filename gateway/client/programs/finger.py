@@ -1,4 +1,4 @@
-"""`algate finger`, `rfinger`: who is there (RFC 1288)."""
+"""`algate finger`, `rfinger`: asks a host for its users (RFC 1288)."""
 
 from __future__ import annotations
 

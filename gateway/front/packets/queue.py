@@ -57,7 +57,7 @@ class _Item(NamedTuple):
 
 
 class _Line:
-    """One module with its driver; the carrier of its datagrams (`gateway.driver.datagrams.Carrier`).
+    """One module with its driver; the carrier of its datagrams (`gateway.driver.datagrams.DatagramCarrier`).
 
     `servers`: the outside host with which each conversation began; `facing`: the address of this host that faced it
     then.

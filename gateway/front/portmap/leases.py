@@ -83,8 +83,8 @@ class Leases:
         return lease
 
     def renew(self, hold: Hold, filters: tuple[str, ...] | None = None) -> Lease:
-        """Let the lease of a hold last as long as the hold, as far as the broker allows. `filters`: other ones from now
-        on. Raises Gone if it is no more, and PinholeRefused."""
+        """Let the lease of a hold last as long as the hold, as far as the broker allows. `filters`: new filters, if
+        they have changed. Raises LeaseGone if the lease does not exist any more, and PinholeRefused."""
         now, ttl = time.monotonic(), _ttl(hold)
         peers = msgspec.UNSET if filters is None else _peers(filters)
         try:

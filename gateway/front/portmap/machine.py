@@ -12,8 +12,8 @@ _MACHINE = Path("/etc/machine-id")
 
 
 def secret(what: str) -> bytes:
-    """Return 32 bytes for `what`, made of the machine's id, so that nobody else can guess them. Where there is no id,
-    they are the same for this process only."""
+    """Return 32 bytes for the purpose `what`, derived from the machine's id, which other hosts cannot guess. If there
+    is no id, they differ at each start of the process."""
     return hmac.new(_machine(), what.encode(), hashlib.sha256).digest()
 
 

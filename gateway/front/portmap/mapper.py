@@ -448,8 +448,9 @@ class PortMapper:
             self.table.moved(mapping, Endpoint(public.advertised, lease.public.port), "address")
 
     def _find_lost(self) -> None:
-        """End the holds whose leases are open no more: `algate kick` closed them, or a flush that is not undone. Where
-        there are many, a look asks for a part of them; for the next ones at once as long as some are lost."""
+        """End the holds whose leases are not open any more, because `algate kick` closed them, or a flush was not
+        undone. If there are many, a call checks a part of them; as long as some are lost, the next part follows at
+        once."""
         held = {hold.lease: (mapping, hold) for mapping in self.table for hold in mapping.holds.values() if hold.lease}
         leases = list(held)
         if len(leases) > PER_LOOK:

@@ -1,8 +1,6 @@
-"""Discovery on the inside interfaces: searches are answered, and from time to time clients are told who is there.
-
-Each socket is bound by the supervisor to port 1900 of one inside interface. What comes from an inside address is read,
-and is told the address of this host that faces it.
-"""
+"""UPnP discovery on the inside interfaces: answers searches, and announces the device from time to time. The supervisor
+binds each socket to port 1900 of one inside interface. Requests from inside addresses are answered with the address of
+this host that faces them."""
 
 from __future__ import annotations
 

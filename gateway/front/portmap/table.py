@@ -262,8 +262,8 @@ class MappingTable:
         return companion.public.port if companion is not None else request.port
 
     def is_companions(self, request: MappingRequest, public: Endpoint) -> bool:
-        """Whether the other transport of a public port is another client's: who does not insist gets another port, so
-        that one number is one client's (RFC 6886 section 3.3)."""
+        """Whether another client has the other transport of a public port. A client that does not insist on that port
+        then gets another one, so that one port number is one client's (RFC 6886 section 3.3)."""
         there = self._public.get(("udp" if request.transport == "tcp" else "tcp", public))
         return there is not None and there.client != request.client
 

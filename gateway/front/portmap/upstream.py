@@ -53,11 +53,9 @@ class Owner(Protocol):
 
 
 class RouterAbove:
-    """The router above, if there is one.
-
-    `address`: the address of this router that another one translates; "": its address is seen by the world, so there is
-    nobody to ask; None: it has none now. `find`: who answers above such an address.
-    """
+    """The router above, if there is one. `address`: the address of this router that the other one translates; "": this
+    router has a public address, so none is asked; None: it has no address now. `find`: finds the router above such an
+    address."""
 
     def __init__(
         self, address: Callable[[], str | None], find: Callable[[str], Above | None], table: MappingTable, owner: Owner
@@ -92,8 +90,8 @@ class RouterAbove:
     # --- a client asks ----------------------------------------------------------------------------------------------
 
     def ask(self, key: MappingKey, public: Endpoint, exact: bool, seconds: float) -> Endpoint | None:
-        """Ask for the port `public` of this router to be reached through the router above, by the same number if that
-        is free; `exact`: by that or not at all. Returns where the world finds it; None: there is nobody to ask. Raises
+        """Ask the router above to lead a port to `public` of this router, with the same number if that is free;
+        `exact`: only with that one. Returns the public endpoint there; None: there is no router above. Raises
         Refusal."""
         above, own = self._above, self._own
         if above is None or not _is_translated(key, public):

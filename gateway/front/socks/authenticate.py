@@ -140,8 +140,9 @@ class Authenticator:
         raise NotAuthenticated(socks5.encode_method(Method.NO_ACCEPTABLE))
 
     def http(self, incoming: Incoming, client: Endpoint, claim: Credentials | None) -> Identity:
-        """Return who an HTTP client is, by the methods "password" (Basic), "ident" and "none". Raises NotAuthenticated:
-        407 where a password is wrong or missing, 403 where only methods are allowed that HTTP does not have."""
+        """Return the identity of an HTTP client, by the methods "password" (Basic), "ident" and "none". Raises
+        NotAuthenticated: 407 if a password is wrong or missing, 403 if only methods are allowed that HTTP does not
+        have."""
         if incoming.proved is not None:
             return incoming.proved
         banned = self._guard.banned(client.host, time.monotonic())

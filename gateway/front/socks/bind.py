@@ -195,7 +195,7 @@ class BindCommand:
 
 
 def _what_came(sock: gsocket.socket) -> bytes | None:
-    """Return what has come; None if that is a part of an encrypted message, for whose rest nobody has to wait."""
+    """Return the bytes that have come; None if they are a part of an encrypted message, which is not waited for."""
     before = sock.gettimeout()
     sock.settimeout(0.0)
     try:

@@ -80,7 +80,7 @@ class Incoming:
     """A client's socket, and the bytes that have come from it and are not consumed yet."""
 
     def __init__(self, sock: gsocket.socket, proved: Identity | None = None) -> None:
-        """`proved`: who the client is, if its connection itself has proved that (a certificate)."""
+        """`proved`: the client's identity, if the connection itself has proved it (by a certificate)."""
         self.sock = sock
         self.proved = proved
         self.local: tuple[object, ...] = sock.getsockname()  # of the client's own connection, whatever is laid over it

@@ -66,7 +66,8 @@ class TlsFront:
         close_gently(stream.plain(), GOODBYE)
 
     def _identity(self, stream: TlsSocket) -> Identity | None:
-        """Return the user of the client's certificate; None if there is none. Raises ValueError if it names nobody."""
+        """Return the user of the client's certificate; None if there is no certificate. Raises ValueError if it does
+        not name exactly one user."""
         certificate = stream.peer_certificate
         if not certificate:
             return None

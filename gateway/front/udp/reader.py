@@ -146,7 +146,7 @@ class Reading:
     """The modules that read the datagrams of one association, each of them through one of its sockets.
 
     `readers`: by the port of the target. `pass_on(outside, side, target, data)` sends a datagram of `side` that was
-    read. `alive` as for `Messages`.
+    read. `alive` as for `ClientMessages`.
     """
 
     def __init__(

@@ -41,7 +41,7 @@ class Outside:
         self.watcher: _IoWatcher = get_hub().loop.io(sock.fileno(), EV_READ)
 
     def let_in(self, hosts: Iterable[str]) -> None:
-        """Let these addresses send to the socket from now on. If there are too many, the oldest may no more."""
+        """Let these addresses send to the socket from now on. If there are too many, the oldest one is removed."""
         for host in hosts:
             self.hosts.pop(host, None)
             self.hosts[host] = None

@@ -57,7 +57,7 @@ def has_urgent(sock: _socket.socket) -> bool:
 
 
 def narrow(sock: _socket.socket) -> None:
-    """Let the other end have no more than 64 KiB on their way to this socket from now on."""
+    """Limit the data on the way to this socket to 64 KiB from now on, by its receive window."""
     _quietly_set(sock, SOL_SOCKET, SO_RCVBUF, 32 * 1024)  # the kernel doubles it
 
 

@@ -314,7 +314,7 @@ class RelayHandle:
             self._ask()
 
     def _pause(self, half: Half, due: float) -> None:
-        """Read no more of this side before a time (monotonic)."""
+        """Stop reading this side until a time (monotonic)."""
         half.reading = half.waiting = False
         self._ask()
         half.pause = self._relay.wheel.add(due, partial(self._resume, half))

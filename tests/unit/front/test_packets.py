@@ -380,7 +380,7 @@ def test_a_module_that_hangs_three_times_is_out(rig: Rig, where: str, monkeypatc
         for number in range(40):  # others every time
             rig.take(data[:16] + bytes([203, 0, 113, 66 + number]) + data[20:])
             rig.now += 2
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 9  # forty times it would take ten at the least
     assert [line["module"] for line in lines if line["event"] == "alg.broken"] == ["test"]
     assert [line["module"] for line in lines if line["event"] == "alg.out"] == ["test"]
     assert rig.order[-1].payload == b"hello"
