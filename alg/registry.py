@@ -271,7 +271,9 @@ def _mistake_in(module: type) -> str:
             return f"it names {kind!r} as a kind of pinholes; there are {', '.join(PINHOLE_KINDS)}"
     for attribute in ("look_every", "most_held", "share"):
         number = getattr(module, attribute, None)
-        if number is not None and not (isinstance(number, int | float) and number > 0):
+        if number is None or hasattr(number, "__get__"):  # each instance has its own, as a property or compiled
+            continue
+        if not (isinstance(number, int | float) and number > 0):
             return f"its {attribute} is {number!r}, and no number above 0"
     return ""
 

@@ -59,6 +59,13 @@ def test_a_broken_one_is_named(site: Path, name: str, source: str, why: str) -> 
         modules()
 
 
+@pytest.mark.parametrize("look_every", ["property(lambda self: 2.0)", "None", "2", "0.5"])
+def test_what_an_instance_says_is_not_judged_by_its_class(site: Path, look_every: str) -> None:
+    name = f"late{abs(hash(look_every))}"
+    install(site, f"gopher = {name}_alg:Module", f"{GOPHER}    look_every = {look_every}", name)
+    assert "gopher" in modules()
+
+
 def test_a_name_is_taken_once(site: Path) -> None:
     install(site, "ftp = rival_alg:Module", "", "rival")
     with pytest.raises(BrokenModule, match="two protocol modules are named 'ftp'"):
