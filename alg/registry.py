@@ -73,7 +73,7 @@ def traits_of(module: AlgModule) -> Traits:
         float(getattr(module, "share", _DEFAULTS.share)),
         getattr(module, "conceal", None),
         bool(getattr(module, "outlives", _DEFAULTS.outlives)),
-        frozenset(getattr(module, "kinds", _DEFAULTS.kinds)),
+        kinds_of(type(module)),
     )
 
 
@@ -184,7 +184,7 @@ def installed() -> list[Installed]:
     for name, faces in sorted(found.items()):
         entry = faces[-1][0]
         classes = [loaded for _, _, loaded, _ in faces if loaded is not None]
-        kinds = {kind for loaded in classes for kind in getattr(loaded, "kinds", ())}
+        kinds = {kind for loaded in classes for kind in kinds_of(loaded)}
         versions = {int(getattr(loaded, "api", API[0])) for loaded in classes}
         rows.append(
             Installed(
@@ -214,7 +214,7 @@ def _datagram_kind(entry: EntryPoint, face: type) -> DatagramKind:
         bool(getattr(face, "shown", False)),
         bool(getattr(face, "recorded", False)),
         tuple(getattr(face, "tables", ())),
-        frozenset(getattr(face, "kinds", ())),
+        kinds_of(face),
         bool(getattr(face, "read_inbound", False)),
     )
 
@@ -276,6 +276,11 @@ def _mistake_in(module: type) -> str:
         if not (isinstance(number, int | float) and number > 0):
             return f"its {attribute} is {number!r}, and no number above 0"
     return ""
+
+
+def kinds_of(module: type) -> frozenset[str]:
+    """Return the kinds of pinholes that a class declares."""
+    return frozenset(getattr(module, "kinds", ()))
 
 
 def options_of(module: type[AlgModule]) -> type[DataclassInstance] | None:

@@ -20,7 +20,7 @@ MOST_PORTS = 4  # of a client that are proven or open
 MOST_FAILED = 16  # of a client whose proof has failed and is remembered
 MOST = 4096  # ports of all clients
 MOST_TORRENTS = 4096  # of a port that are told apart
-UNTOLD = 2700.0  # seconds that an announce counts if the tracker does not say when the next one is due
+WITHOUT_INTERVAL = 2700.0  # seconds that an announce counts if the tracker does not say when the next one is due
 LEAST_INTERVAL, MOST_INTERVAL = 60, 7200  # seconds of a tracker's interval that are believed
 LONGEST = 7200.0  # seconds of a mapping (`alg.api.OpenMapping`)
 BEAT = 5.0  # seconds between two looks of a keeper at what it keeps
@@ -91,7 +91,7 @@ def counts_until(now: float, interval: int | None) -> float:
     """Return the time until which an announce counts. `interval`: the seconds that the tracker's answer gives until the
     next announce; None: not known."""
     if interval is None:
-        return now + UNTOLD
+        return now + WITHOUT_INTERVAL
     return now + min(max(interval, LEAST_INTERVAL), MOST_INTERVAL) * 1.5 + 120
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from alg.address import Endpoint
 from alg.api import Mode
-from alg.registry import BrokenModule, modules
+from alg.registry import BrokenModule, kinds_of, modules
 from gateway.config.check import parse_host_port
 from gateway.config.rules import compile_rules
 from gateway.config.schema import Config, parse_endpoint
@@ -76,7 +76,7 @@ def _ports_of_one_connection(config: Config) -> tuple[int, ...]:
         kinds = modules()
     except BrokenModule:  # `algate check` says so
         return ()
-    read = [name for name, kind in kinds.items() if set(getattr(kind, "kinds", ())) == {"once"}]
+    read = [name for name, kind in kinds.items() if kinds_of(kind) == {"once"}]
     sections = [config.alg[name] for name in read if name in config.alg]
     return tuple(sorted({port for section in sections if section.mode is not Mode.OFF for port in section.ports}))
 

@@ -13,7 +13,7 @@ import structlog
 
 from alg.address import Endpoint
 from alg.api import AlgModule, FlowContext, Mode, Side
-from alg.registry import traits_of
+from alg.registry import kinds_of, traits_of
 from gateway.driver.afterlife import Afterlife
 from gateway.driver.announced import Announced
 from gateway.driver.guard import Broken, ModuleGuard
@@ -232,7 +232,7 @@ class FlowRunner:
             means.afterlife,
             means.announced.add,
         )
-        if published is None and elsewhere is None and "read" in getattr(reader.kind, "kinds", ()):
+        if published is None and elsewhere is None and "read" in kinds_of(reader.kind):
             return module, replace(around, read=functools.partial(self._carrier, reader, around))
         return module, around
 
@@ -302,4 +302,4 @@ class FlowRunner:
     def _fits(self, reader: StreamReader | None) -> bool:
         """Whether a module has all that it asks for where a flow goes through upstreams: connections of the server to
         the client, but no conversations, and nothing that anybody may use."""
-        return self._means.through is not None and set(getattr(reader and reader.kind, "kinds", ())) == {"once"}
+        return self._means.through is not None and reader is not None and kinds_of(reader.kind) == {"once"}

@@ -58,8 +58,8 @@ class RulesKeeper:
         self._wanted = False
         self._left_at = -math.inf  # when the operator has removed the rules
         self._disputed = -math.inf  # until when they are not put back
-        self._said = ""
-        self._said_of: set[str] = set()  # chains of others
+        self._reported = ""
+        self._reported_chains: set[str] = set()  # chains of others
         self._restorations = Rate(PER_SECOND, RESTORATIONS)
         self._worker = ThreadPoolExecutor(1)
         self._job: Future[Look] | None = None
@@ -144,15 +144,15 @@ class RulesKeeper:
     def _found(self, look: Look, now: float, config: Config, may_restore: bool) -> None:
         self.look = look
         for chain, line in look.foreign:
-            if chain not in self._said_of:
+            if chain not in self._reported_chains:
                 log.warning("rules.foreign", chain=chain, line=line, hint="algate doctor prints all that is missing")
-        self._said_of = {chain for chain, _ in look.foreign}
+        self._reported_chains = {chain for chain, _ in look.foreign}
         if look.state == "applied":
             self._seen = look.rules
             if self._restoring:
                 log.info("rules.restored")
             self._restoring = False
-            self._said = ""
+            self._reported = ""
             self._wanted = self._wanted or now >= self._left_at + REMOVING
             self._legacy.changed()  # as it is now is as it should be
         elif look.state == "unknown":
@@ -183,7 +183,7 @@ class RulesKeeper:
 
     def _is_news(self, what: str) -> bool:
         """Whether this differs from what was logged last."""
-        before, self._said = self._said, what
+        before, self._reported = self._reported, what
         return before != what
 
     # --- what is told of it -----------------------------------------------------------------------------------------

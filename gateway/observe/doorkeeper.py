@@ -34,10 +34,10 @@ class Doorkeeper:
         except OSError as error:
             if error.errno in EXHAUSTED:
                 log.warning("accept.failed", reason=error.strerror)
-                self._turn_away(listener)
+                self._close_unserved(listener)
             return None
 
-    def _turn_away(self, listener: socket.socket) -> None:
+    def _close_unserved(self, listener: socket.socket) -> None:
         if self._spare is None:
             self._keep()
         if self._spare is not None:

@@ -21,7 +21,7 @@ Inward = Callable[[Address, Address], socket.socket]  # connects from an address
 
 COPY_SIZE = 16384  # a side that sends more at once is spliced until it has no more
 PIPE_SIZE = 1 << 18
-TURNS = 16  # pieces of one direction, until the other one has its turn
+MOST_PIECES = 16  # pieces of one direction, until the other one has its turn
 _FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
 
 
@@ -132,7 +132,7 @@ class _Relay:
 
     def _pump(self, half: _Half) -> None:
         """Move what can be moved without waiting."""
-        for _ in range(TURNS):
+        for _ in range(MOST_PIECES):
             try:
                 if not half.waiting and not self._read(half):
                     return

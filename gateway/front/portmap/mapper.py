@@ -464,7 +464,7 @@ class PortMapper:
             except PinholeRefused:
                 break  # the broker is being replaced
             # Meanwhile a hold may have ended, or got another lease.
-            gone = [one for one in asked if one not in open_now and held[one][1].lease == one]
+            gone = [lease for lease in asked if lease not in open_now and held[lease][1].lease == lease]
             for lease in gone:
                 mapping, hold = held[lease]
                 self.table.drop(mapping, hold, "kick" if self._setting.restore else "lost")

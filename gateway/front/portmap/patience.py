@@ -23,7 +23,7 @@ class Patience:
     def __init__(self) -> None:
         self.news = self.moved = False
         self._unanswered = 0
-        self._mute = self._told = self._followed = -WATCH
+        self._mute = self._notified = self._followed = -WATCH
 
     def answered(self) -> None:
         """Note that the router has answered."""
@@ -53,7 +53,7 @@ class Patience:
 
     def may_tell(self, now: float) -> bool:
         """Whether clients may be told of a change now. If so, that is counted."""
-        if not self.news or now < self._told + WATCH:
+        if not self.news or now < self._notified + WATCH:
             return False
-        self.news, self._told = False, now
+        self.news, self._notified = False, now
         return True

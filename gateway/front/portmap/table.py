@@ -217,7 +217,9 @@ class MappingTable:
     def at_public(self, client: str, transport: Transport, port: int) -> Mapping | None:
         """Return this client's mapping with a public port. A mapping of another client is not returned."""
         found = self._clients.get(client, {}).values()
-        return next((one for one in found if one.transport == transport and one.shown.port == port), None)
+        return next(
+            (mapping for mapping in found if mapping.transport == transport and mapping.shown.port == port), None
+        )
 
     # --- asking -----------------------------------------------------------------------------------------------------
 
@@ -235,7 +237,7 @@ class MappingTable:
             hold = there.holds.get(request.name)
             if hold is not None and hold.credential != request.credential:
                 raise Refusal("foreign", f"{there.target} is held by another credential")
-            if hold is None and request.peer and sum(bool(one.peer) for one in there.holds.values()) >= MOST_PEERS:
+            if hold is None and request.peer and sum(bool(other.peer) for other in there.holds.values()) >= MOST_PEERS:
                 raise Refusal("quota", f"{there.target} has {MOST_PEERS} peers")
             return there
         if len(self._payers.get(self._identify(request.client), ())) >= self.limits.per_client:

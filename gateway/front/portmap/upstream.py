@@ -27,7 +27,7 @@ AGAIN = 60.0  # seconds until a router is searched again where none has answered
 PACE = 0.12  # seconds between two questions of ours to it: routers limit how much one host may ask
 LIFETIME = (120, 7200)  # seconds: shortest and longest that it is asked for
 STEP = 0.5  # seconds between looks at what is due
-TURN = 5.0  # seconds for which one kind of question is asked in a row
+ASKING = 5.0  # seconds for which one kind of question is asked in a row
 
 log = get_logger()
 
@@ -244,7 +244,7 @@ class RouterAbove:
     def _ask_for_some(self) -> None:
         """Ask for the mappings that are due. If an answer differs from what clients were told, tell them when all is
         done."""
-        above, until = self._above, time.monotonic() + TURN
+        above, until = self._above, time.monotonic() + ASKING
         while self._todo and above is self._above and above is not None and time.monotonic() < until:
             key = next(iter(self._todo))
             mapping = self._table.find(key)
@@ -284,7 +284,7 @@ class RouterAbove:
         return True
 
     def _end_what_has_ended(self) -> None:
-        above, until = self._above, time.monotonic() + TURN
+        above, until = self._above, time.monotonic() + ASKING
         while self._ended and above is not None and above is self._above and time.monotonic() < until:
             name = next(iter(self._ended))
             public = self._ended.pop(name)
