@@ -32,7 +32,8 @@ COMPILED = {
         *_modules(
             "gateway/broker", "elements", "element_messages", "engine", "netfilter", "netlink", "nfqueue", "stale"
         ),
-        *_modules("gateway/broker", "guard", "nat", "pending", "permits", "ports", "sharing", "translations", "usage"),
+        *_modules("gateway/broker", "guard", "nat", "pending", "permits", "ports", "server", "sharing", "translations"),
+        *_modules("gateway/broker", "usage"),
         *_modules("gateway/lease", "calls", "ports", "quotas", "sockets", "table", "validate"),
         *_modules("gateway/net", "neighbours"),
         *_modules("gateway/observe", "batch", "ladders", "logfmt", "pinhole_log", "trace"),

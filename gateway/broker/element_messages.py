@@ -29,8 +29,12 @@ class ElementMessages:
             each: NFGENMSG + table + attribute(NFTA_SET_ELEM_LIST_SET, each.encode() + b"\0")
             for each in (*SETS, *KEYS.values(), *PUBLIC, *TALKED, *LEARNT, *FILLED_IN)
         }
+        # What stands before and between the values of most elements is made once for each length of them.
         self._frames: dict[int, bytes] = {}  # by the length of the key
         self._timed_frames: dict[int, bytes] = {}
+        self._mapped_frames: dict[tuple[int, int], tuple[bytes, bytes]] = {}  # and by the length of the data
+        self._questions: dict[tuple[str, int], bytes] = {}
+        self._timeout, self._packed_timeout = -1, b""  # the last one: the elements of a lease have it in common
 
     def all_of(self, name: str) -> bytes:
         """A message body for all elements of a set."""
@@ -39,6 +43,15 @@ class ElementMessages:
     def of(self, name: str, items: Sequence[bytes]) -> bytes:
         """A message body for some elements of a set, each made by `key` or `whole`."""
         return self._head[name] + nested(NFTA_SET_ELEM_LIST_ELEMENTS, *items)
+
+    def question(self, name: str, key: bytes, end: bytes | None = None) -> bytes:
+        """A message body for one element of a set."""
+        if end is not None or len(key) & 3:
+            return self.of(name, [self.key(key, end)])
+        frame = self._questions.get((name, len(key)))
+        if frame is None:
+            frame = self._questions[name, len(key)] = self.of(name, [self.key(key)])[: -len(key)]
+        return frame + key
 
     def key(self, key: bytes, end: bytes | None = None) -> bytes:
         """The element with this key. Most are of a key alone: what stands before it is made once."""
@@ -54,24 +67,47 @@ class ElementMessages:
 
     def whole(self, element: Element) -> bytes:
         """An element with all its fields."""
-        timeout = attribute(NFTA_SET_ELEM_TIMEOUT, _U64.pack(int(element.timeout * 1000)))
-        if not (element.data or element.comment or element.packets or element.end):
-            frame = self._timed_frames.get(len(element.key))
-            if frame is None:
-                item = nested(NFTA_LIST_ELEM, _value(NFTA_SET_ELEM_KEY, element.key), timeout)
-                frame = self._timed_frames[len(element.key)] = item[: -len(element.key) - len(timeout)]
-            return frame + element.key + timeout
-        item = _value(NFTA_SET_ELEM_KEY, element.key)
+        timeout = self._timed(int(element.timeout * 1000))
+        key, data = element.key, element.data
+        if not (element.comment or element.packets or element.end or len(key) & 3):
+            if data is None:
+                return self._timed_frame(len(key), timeout) + key + timeout
+            if not len(data) & 3:
+                before, between = self._mapped_frame(len(key), len(data), timeout)
+                return before + key + timeout + between + data
+        item = _value(NFTA_SET_ELEM_KEY, key)
         if element.end is not None:
             item += _value(NFTA_SET_ELEM_KEY_END, element.end)
         item += timeout
-        if element.data is not None:
-            item += _value(NFTA_SET_ELEM_DATA, element.data)
+        if data is not None:
+            item += _value(NFTA_SET_ELEM_DATA, data)
         if element.comment:
             item += attribute(NFTA_SET_ELEM_USERDATA, _comment(element.comment))
         if element.packets:
-            item += _counter(element.packets, element.bytes)
+            item += _counter(element.packets, element.octets)
         return nested(NFTA_LIST_ELEM, item)
+
+    def _timed(self, milliseconds: int) -> bytes:
+        if milliseconds != self._timeout:
+            self._timeout = milliseconds
+            self._packed_timeout = attribute(NFTA_SET_ELEM_TIMEOUT, _U64.pack(milliseconds))
+        return self._packed_timeout
+
+    def _timed_frame(self, length: int, timeout: bytes) -> bytes:
+        frame = self._timed_frames.get(length)
+        if frame is None:
+            item = nested(NFTA_LIST_ELEM, _value(NFTA_SET_ELEM_KEY, bytes(length)), timeout)
+            frame = self._timed_frames[length] = item[: -length - len(timeout)]
+        return frame
+
+    def _mapped_frame(self, length: int, width: int, timeout: bytes) -> tuple[bytes, bytes]:
+        frames = self._mapped_frames.get((length, width))
+        if frames is None:
+            value = _value(NFTA_SET_ELEM_DATA, bytes(width))
+            item = nested(NFTA_LIST_ELEM, _value(NFTA_SET_ELEM_KEY, bytes(length)), timeout, value)
+            before = item[: -length - len(timeout) - len(value)]
+            frames = self._mapped_frames[length, width] = before, value[:-width]
+        return frames
 
 
 def glances(name: str, answer: bytes) -> Iterator[Element]:
@@ -95,7 +131,7 @@ def elements_in(name: str, answer: bytes) -> Iterator[Element]:
             timeout=int.from_bytes(fields.get(NFTA_SET_ELEM_EXPIRATION, b""), "big") / 1000,
             comment=_comment_in(fields.get(NFTA_SET_ELEM_USERDATA, b"")),
             packets=packets,
-            bytes=total,
+            octets=total,
             end=_datum(fields, NFTA_SET_ELEM_KEY_END),
         )
 

@@ -13,7 +13,7 @@ import ipaddress
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -57,7 +57,8 @@ _BOTH = "tcp+udp"
 _ENDS = "&"  # and the ends of an exchange, or what the keys do not say of a call
 _PLAIN = "="  # not translated: the public port is the target itself
 _LOCAL = "@"  # and the target: the public port is a worker's own
-_PROTOCOLS: dict[str, int] = {"tcp": 6, "udp": 17}
+_UDP = 17
+_PROTOCOLS: dict[str, int] = {"tcp": 6, "udp": _UDP}
 _TRANSPORTS: dict[int, Transport] = {6: "tcp", 17: "udp"}
 _SIZES = {4: 4, 6: 16}
 _SERVICE = struct.Struct(">B3xH2x")
@@ -65,25 +66,58 @@ _PORT = struct.Struct(">H2x")
 _CALL = struct.Struct(">H")
 
 
-_Key = bytes  # within `Element` that is the name of a counter
-
-
-class Element(NamedTuple):
+class Element:
     """An element of a set or map: `key` and `data` as the kernel has them; `timeout` is the rest of its time in
-    seconds.
+    seconds. It does not change.
 
-    `packets` and `bytes` are those of its counter, where its set counts.
+    `packets` and `octets` are those of its counter, where its set counts.
     `end`: the last key of an interval, of which `key` is the first.
+
+    It is a plain class, because a call has fifty of them made, and the compiled form of a tuple or dataclass with names
+    takes ten times as long to make.
     """
 
-    set: str
-    key: bytes
-    data: bytes | None
-    timeout: float
-    comment: str
-    packets: int = 0
-    bytes: int = 0
-    end: _Key | None = None
+    __slots__ = ("comment", "data", "end", "key", "octets", "packets", "set", "timeout")
+
+    def __init__(
+        self,
+        set: str,
+        key: bytes,
+        data: bytes | None,
+        timeout: float,
+        comment: str,
+        packets: int = 0,
+        octets: int = 0,
+        end: bytes | None = None,
+    ) -> None:
+        self.set = set
+        self.key = key
+        self.data = data
+        self.timeout = timeout
+        self.comment = comment
+        self.packets = packets
+        self.octets = octets
+        self.end = end
+
+    def with_comment(self, comment: str) -> Element:
+        """Return the same element with another comment."""
+        return Element(self.set, self.key, self.data, self.timeout, comment, self.packets, self.octets, self.end)
+
+    def with_counter(self, packets: int, octets: int) -> Element:
+        """Return the same element with another counter."""
+        return Element(self.set, self.key, self.data, self.timeout, self.comment, packets, octets, self.end)
+
+    def _fields(self) -> tuple[object, ...]:
+        return self.set, self.key, self.data, self.timeout, self.comment, self.packets, self.octets, self.end
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Element) and self._fields() == other._fields()
+
+    def __hash__(self) -> int:
+        return hash((self.set, self.key))
+
+    def __repr__(self) -> str:
+        return f"Element{self._fields()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +129,28 @@ class Found:
     left: float
     used: bool
     merged: bool = False  # it shares its public port with others, or did
+
+
+class _Names:
+    """The names of the sets of conversations of an IP version."""
+
+    def __init__(self, version: int) -> None:
+        self.snat, self.public = f"snat{version}", f"public{version}"
+        self.many, self.inward, self.outward = f"many{version}", f"in{version}", f"out{version}"
+        self.any, self.inward_any, self.outward_any = f"any{version}", f"inany{version}", f"outany{version}"
+
+
+_NAMES = {4: _Names(4), 6: _Names(6)}
+
+
+class _Packed:
+    """A socket of UDP as keys and data have it: `service` (address . protocol . port) and `socket` (address . port)."""
+
+    __slots__ = ("service", "socket")
+
+    def __init__(self, host: bytes, port: int) -> None:
+        self.service = host + _SERVICE.pack(_UDP, port)
+        self.socket = host + _PORT.pack(port)
 
 
 def pack_key(destination: Endpoint, transport: Protocol, source: str | None) -> bytes:
@@ -126,11 +182,7 @@ def elements_of(lease: Lease, slot: int, ttl: float) -> tuple[Element, ...]:
             return (target, Element(f"onceany{family}", key, None, ttl, ""))
         case "conversation" | "read":
             comment += _role(lease)
-            elements = _conversation(family, lease.public, lease.target, lease.peers, ttl, comment)
-            if lease.second is not None:
-                public, second = second_of(lease)
-                elements += _conversation(family, public, second, lease.peers, ttl, f"{comment} {_SECOND}")
-            return tuple(elements)
+            return tuple(_conversation(lease, ttl, comment))
     once = f"once{family}"
     if lease.direction == "out":
         key = pack_key(lease.target, lease.protocol, lease.client)
@@ -162,7 +214,7 @@ def merged(leases: Sequence[tuple[Lease, int, float]]) -> tuple[Element, ...]:
     for lease, slot, ttl in leases:
         for element in (*elements_of(lease, slot, ttl), *_held(lease, slot, ttl)):
             if not element.set.startswith("held"):
-                element = element._replace(comment="")
+                element = element.with_comment("")
             name = element.set, element.key
             if name not in found or found[name].timeout < element.timeout:
                 found[name] = element
@@ -337,7 +389,7 @@ def traffic_of(elements: Iterable[Element]) -> Traffic:
     packets, total = {True: 0, False: 0}, 0
     for element in elements:
         packets[element.set.startswith("in")] += element.packets
-        total += element.bytes
+        total += element.octets
     return Traffic(packets[True], packets[False], total)
 
 
@@ -393,44 +445,55 @@ class _Owner:
     ends: bytes
 
 
-def _conversation(
-    family: int, public: Endpoint, target: Endpoint, peers: tuple[str, ...] | None, ttl: float, comment: str
-) -> list[Element]:
-    """Return the elements of one port of a conversation. The element of the source port comes first, because it has the
-    comment that names the lease."""
-    elements = [Element(f"snat{family}", pack_key(target, "udp", None), _pack(public), ttl, comment)]
-    if public != target:
-        elements.append(Element(f"public{family}", _pack(public), None, ttl, ""))
-    _let_in(elements, family, public, target, (None,) if peers is None else peers, ttl)
+def _conversation(lease: Lease, ttl: float, comment: str) -> list[Element]:
+    """Return the elements of a conversation. Of each port the element of the source port comes first, because it has
+    the comment that names the lease."""
+    elements: list[Element] = []
+    names = _NAMES[lease.public.version]
+    translated = lease.public != lease.target
+    peers = _packed_peers(lease.peers)
+    for public, target in _packed_ports(lease):
+        elements.append(Element(names.snat, target.service, public.socket, ttl, comment))
+        comment = f"{comment} {_SECOND}"
+        if translated:
+            elements.append(Element(names.public, public.socket, None, ttl, ""))
+        _let_in(elements, names, public, target, peers, ttl)
     return elements
-
-
-def _let_in(
-    elements: list[Element],
-    family: int,
-    public: Endpoint,
-    target: Endpoint,
-    peers: Sequence[str | None],
-    ttl: float,
-) -> None:
-    """Add the elements that let `peers` (None: all hosts) in to one port."""
-    for peer in peers:
-        anybody = "any" if peer is None else ""
-        inward, socket = pack_key(public, "udp", peer), pack_key(target, "udp", peer)
-        elements.append(Element(f"{anybody or 'many'}{family}", inward, _pack(target), ttl, ""))
-        elements.append(Element(f"in{anybody}{family}", socket, None, ttl, ""))
-        elements.append(Element(f"out{anybody}{family}", socket, None, ttl, ""))
 
 
 def admitting(lease: Lease, peers: Sequence[str], ttl: float) -> tuple[Element, ...]:
     """Of the elements of a conversation only those that let these peers in: a subset of `elements_of`, made more
     quickly."""
     elements: list[Element] = []
-    family = lease.public.version
-    _let_in(elements, family, lease.public, lease.target, peers, ttl)
-    if lease.second is not None:
-        _let_in(elements, family, *second_of(lease), peers, ttl)
+    names, packed = _NAMES[lease.public.version], _packed_peers(peers)
+    for public, target in _packed_ports(lease):
+        _let_in(elements, names, public, target, packed, ttl)
     return tuple(elements)
+
+
+def _let_in(
+    elements: list[Element], names: _Names, public: _Packed, target: _Packed, peers: list[bytes], ttl: float
+) -> None:
+    """Add the elements that let `peers` (b"": all hosts) in to one port."""
+    for peer in peers:
+        inward, socket = public.service + peer, target.service + peer
+        elements.append(Element(names.many if peer else names.any, inward, target.socket, ttl, ""))
+        elements.append(Element(names.inward if peer else names.inward_any, socket, None, ttl, ""))
+        elements.append(Element(names.outward if peer else names.outward_any, socket, None, ttl, ""))
+
+
+def _packed_peers(peers: Sequence[str] | None) -> list[bytes]:
+    return [b""] if peers is None else [_packed(peer) for peer in peers]
+
+
+def _packed_ports(lease: Lease) -> list[tuple[_Packed, _Packed]]:
+    """The public ports of a conversation, and the sockets behind them."""
+    public, target = _packed(lease.public.host), _packed(lease.target.host)
+    port = lease.public.port
+    ports = [(_Packed(public, port), _Packed(target, lease.target.port))]
+    if lease.second is not None:
+        ports.append((_Packed(public, port + 1), _Packed(target, lease.second)))
+    return ports
 
 
 def _local(lease: Lease, ttl: float, comment: str) -> list[Element]:

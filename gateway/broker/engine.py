@@ -52,6 +52,7 @@ from gateway.lease.validate import (
     SHORTEST_TTL,
     check_connection,
     check_flow,
+    check_public,
     check_request,
     check_update,
     valid_lease_id,
@@ -218,10 +219,12 @@ class Engine:
         request = message.request
         try:
             if request.along is not None:
-                check_request(msgspec.structs.replace(request, public_host=None), self._permits.inside)
-                request = self._located(request, request.along)
+                request = msgspec.structs.replace(request, public_host=None)  # what it says of that does not count
             check_request(request, self._permits.inside)
             self._permits.check_kind(slot, request)
+            if request.along is not None:
+                request = self._located(request, request.along)
+                check_public(request, self._permits.inside)
             if request.find:
                 self._find(slot, message)
                 return
@@ -259,6 +262,8 @@ class Engine:
 
     def _counting(self, changed: Change) -> Change:
         """The change with the counters of what is deleted and added again."""
+        if not changed.add:
+            return changed
         return Change(changed.delete, tuple(self.netfilter.counted(changed.add)))
 
     def _find(self, slot: int, message: Open) -> None:

@@ -100,12 +100,14 @@ class ForeignTableError(NetfilterError):
     """There is a table of our name that algate did not create."""
 
 
-@dataclass(frozen=True, slots=True)
 class Change:
     """Elements to delete (those that exist), then elements to add (all or none): the whole change of a lease."""
 
-    delete: tuple[Element, ...] = ()
-    add: tuple[Element, ...] = ()
+    __slots__ = ("add", "delete")
+
+    def __init__(self, delete: tuple[Element, ...] = (), add: tuple[Element, ...] = ()) -> None:
+        self.delete = delete
+        self.add = add
 
 
 def _comment_of(table: Any) -> str:
@@ -525,13 +527,13 @@ class Netfilter:
         for at, answer in zip(counting, answers, strict=True):
             if answer is not None:
                 (there,) = glances(result[at].set, answer)
-                result[at] = result[at]._replace(packets=there.packets, bytes=there.bytes)
+                result[at] = result[at].with_counter(there.packets, there.octets)
         return result
 
     def _get(self, keys: Iterable[tuple[str, bytes, bytes | None]]) -> list[bytes | None]:
         """Return what the kernel has of each of these elements; None: the element is not there. All are asked for at
         once, by struct like a change, because this happens often (0036)."""
-        messages = [self._question(self._messages.of(name, [self._messages.key(key, end)])) for name, key, end in keys]
+        messages = [self._question(self._messages.question(name, key, end)) for name, key, end in keys]
         return [
             answer
             for start in range(0, len(messages), BATCH)

@@ -26,6 +26,8 @@ NLMSGHDR = struct.Struct("=IHHII")
 ROOM = 1 << 21
 """Bytes of the buffer for answers: errors of a whole transaction, 768 bytes each, must not overflow it (ENOBUFS)."""
 
+_LONGEST = 1 << 17  # bytes of an answer: the kernel's are of 32 KiB at most
+
 SO_RCVBUFFORCE = 33
 NETLINK_NETFILTER = 12
 SOL_NETLINK, NETLINK_CAP_ACK = 270, 10
@@ -90,6 +92,7 @@ class Netlink:
         self._arrives.register(self._socket, select.POLLIN)
         self.port: int = self._socket.getsockname()[0]  # names this socket in the kernel's notices of changes
         self._sequence = 0
+        self._answers = bytearray(_LONGEST)  # made once: thousands of answers are read in a second
 
     def close(self) -> None:
         """Close the socket."""
@@ -129,16 +132,17 @@ class Netlink:
                 raise NetfilterError(errno.ETIMEDOUT, "netlink answer")
             try:
                 # Mostly it is there already: to ask whether it is would double the system calls of an opening.
-                data = self._socket.recv(1 << 17, socket.MSG_DONTWAIT)
+                end = self._socket.recv_into(self._answers, 0, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 self._arrives.poll(left * 1000)
                 continue
             except OSError as error:
                 raise NetfilterError(error.errno or errno.EIO, "netlink answer") from error
             at = 0
-            while at + NLMSGHDR.size <= len(data):
-                length, kind, flags, sequence, _pid = NLMSGHDR.unpack_from(data, at)
-                yield kind, sequence, flags, data[at : at + length]
+            while at + NLMSGHDR.size <= end:
+                length, kind, flags, sequence, _pid = NLMSGHDR.unpack_from(self._answers, at)
+                behind = min(at + length, end)
+                yield kind, sequence, flags, bytes(self._answers[at:behind])
                 at += max(length + 3 & ~3, NLMSGHDR.size)
 
     def request(self, message: bytes) -> list[bytes]:

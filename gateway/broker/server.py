@@ -1,7 +1,7 @@
 """The broker: the one privileged process. It opens and closes kernel pinholes for workers, and does not trust them.
 
-One thread decides, with `selectors` and without gevent; other threads only wait, for clients of the admin socket and
-for connection tracking. A worker is identified by the descriptor on which its messages come, and by nothing in them.
+One thread decides, with an epoll and without gevent; other threads only wait, for clients of the admin socket and for
+connection tracking. A worker is identified by the descriptor on which its messages come, and by nothing in them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import select
-import selectors
 import signal
 import socket
 import time
@@ -130,49 +129,49 @@ class Broker:
         self._supervisor = supervisor
         self._admin = admin
         self._engine = Engine(table=table, limits=limits, send=self._send, busy=supervisor.busy)
-        self._selector = selectors.DefaultSelector()
+        self._epoll = select.epoll()
+        self._readers: dict[int, Callable[[], object]] = {}  # what to do when a descriptor can be read
         self._messages = Rate(MESSAGES, _BURST)
         self._heard = HeardQuestions()
         self._complaints = Rate(_COMPLAINTS, 10)
         self._paused: dict[int, float] = {}  # slots that are not read before a time
-        self._stopping = False
+        self._stopping = self._orphaned = False
 
     def run(self) -> int:
         """Serve until SIGTERM (then everything is closed and the table deleted) or until the supervisor has died (then
         the table stays, and the kernel ends its pinholes). Returns the exit code."""
-        wake, waker = socket.socketpair()
-        waker.setblocking(False)
-        signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+        wake, self._waker = socket.socketpair()  # an attribute, as compiled code forgets a variable after its last use
+        self._waker.setblocking(False)
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
-        self._register(wake, lambda: wake.recv(64))
+        self._listen(wake, lambda: wake.recv(64))
         for slot, worker in self._workers.items():
-            self._register(worker, self._reader(slot, worker))
+            self._listen(worker, self._reader(slot, worker))
         verbs = {"pinholes": self._pinholes, "status": self._status, "metrics": self._metrics}
         door = AdminDoor(self._admin, self._engine.netfilter, verbs, {"kick": self._engine.kick})
-        self._register(self._admin, door.serve)
-        self._register(door.wake, door.work)
-        self._register(self._engine.stale.wake, lambda: self._engine.stale.wake.recv(64))  # for its `tick`
+        self._listen(self._admin, door.serve)
+        self._listen(door.wake, door.work)
+        self._listen(self._engine.stale.wake, lambda: self._engine.stale.wake.recv(64))  # for its `tick`
         watch = RulesetWatch()
         watch.leave_out_port(self._engine.netfilter.port, self._engine.netfilter.name)
-        self._selector.register(watch, selectors.EVENT_READ, lambda: self._on_ruleset(watch))
-        self._selector.register(self._engine.return_path, selectors.EVENT_READ, self._engine.return_path.read)
-        orphaned = False
+        self._register(watch.fileno(), lambda: self._on_ruleset(watch))
+        self._register(self._engine.return_path.fileno(), self._engine.return_path.read)
         try:
             self._engine.load()
             self._supervisor.ready()
             self.deferred.end()
-            self._selector.register(self._supervisor, selectors.EVENT_READ)
-            while not self._stopping and not orphaned:
-                for key, _ in self._selector.select(self._timeout()):
-                    if key.fileobj is self._supervisor:
-                        orphaned = not self._supervisor.hear(self)
-                    else:
-                        key.data()
+            self._register(self._supervisor.fileno(), self._hear)
+            while not self._stopping and not self._orphaned:
+                for fd, _ in self._epoll.poll(self._timeout()):
+                    reader = self._readers.get(fd)
+                    if reader is not None:
+                        reader()
                 self._engine.tick()
-                self._resume()
+                if self._paused:
+                    self._resume()
                 self.deferred.end()
-            if orphaned:
+            if self._orphaned:
                 log.warning("broker.orphaned", pinholes=len(self._engine))
                 return 0
             self._engine.shut_down()
@@ -191,15 +190,28 @@ class Broker:
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
-    def _register(self, sock: socket.socket, callback: Callable[[], object]) -> None:
+    def _listen(self, sock: socket.socket, reader: Callable[[], object]) -> None:
         sock.setblocking(False)
-        self._selector.register(sock, selectors.EVENT_READ, callback)
+        self._register(sock.fileno(), reader)
+
+    def _register(self, fd: int, reader: Callable[[], object]) -> None:
+        self._epoll.register(fd, select.EPOLLIN)
+        self._readers[fd] = reader
+
+    def _unregister(self, fd: int) -> None:
+        self._epoll.unregister(fd)
+        del self._readers[fd]
+
+    def _hear(self) -> None:
+        self._orphaned = not self._supervisor.hear(self)
 
     def _on_signal(self, _number: int, _frame: object) -> None:
         self._stopping = True
 
     def _timeout(self) -> float | None:
-        deadline = min([self._engine.deadline(), *self._paused.values()])
+        deadline = self._engine.deadline()
+        for until in self._paused.values():
+            deadline = min(deadline, until)
         return None if deadline == math.inf else max(0.0, deadline - time.monotonic())
 
     def _on_ruleset(self, watch: RulesetWatch) -> None:
@@ -246,23 +258,23 @@ class Broker:
         """Stop reading this worker until it may send again. Its socket holds what it sends meanwhile."""
         if self._complaints.take(slot, now):
             log.warning("broker.flood", slot=slot, most=MESSAGES)
-        self._selector.unregister(self._workers[slot])
+        self._unregister(self._workers[slot].fileno())
         self._paused[slot] = now + max(self._messages.wait(slot, now), _ROUND / MESSAGES)
 
     def _resume(self) -> None:
         now = time.monotonic()
         for slot in [slot for slot, until in self._paused.items() if until <= now]:
             del self._paused[slot]
-            self._register(self._workers[slot], self._reader(slot, self._workers[slot]))
+            self._listen(self._workers[slot], self._reader(slot, self._workers[slot]))
 
     def _lost(self, slot: int, worker: socket.socket, why: str | None) -> None:
         """Handle a worker's socket that has ended. The supervisor keeps both ends open, so it has ended too, or is that
         of an earlier version."""
         log.info("broker.worker_lost", slot=slot, error=why)
-        self._selector.unregister(worker)
+        self._unregister(worker.fileno())
 
     def _on_message(self, slot: int, message: FromWorker) -> None:
-        if not isinstance(message, Hello | Close) and self._heard.again(slot, message.id, time.monotonic()):
+        if not isinstance(message, (Hello, Close)) and self._heard.again(slot, message.id, time.monotonic()):
             return
         match message:
             case Open():

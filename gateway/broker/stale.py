@@ -17,7 +17,7 @@ import ipaddress
 import math
 import socket
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from alg.address import Endpoint
@@ -247,16 +247,18 @@ class Stale:
         if not is_datagram(lease):
             return 0
         batch = 0
+        ports = _ports(lease)
+        targets = [target for _, target in ports]
         if lease.backend == "kernel" and not lease.single and lease.target.port:
-            if lease.peers and self._have_talked(_targets_of(lease)):
+            if lease.peers and self._have_talked(targets):
                 batch = self._early.add(lease)
             else:
-                self._ask(_targets_of(lease))
+                self._ask(targets)
         self._left.opened.append(lease)
         self._take_left()
-        if not self._closed.isdisjoint(_targets_of(lease)):
+        if self._closed and not self._closed.isdisjoint(targets):
             self._soon = min(self._soon, time.monotonic() + SOON)
-        self._add(lease)
+        self._add(lease, ports)
         return batch
 
     def settle(self) -> int:
@@ -286,26 +288,28 @@ class Stale:
     def admitted(self, lease: Lease) -> None:
         """Note that a pinhole admits other peers than before, which may have sent too early."""
         if is_datagram(lease):
-            self._ask([public for public, _ in _ports(lease)])
-            self._add(lease)
+            ports = _ports(lease)
+            self._ask([public for public, _ in ports])
+            self._add(lease, ports)
 
     def closed(self, lease: Lease) -> None:
         """Note that a pinhole has ended. The kernel drops what is left of it, but a new pinhole must not meet its
         entries."""
         if is_datagram(lease):
-            self._closed.update(_targets_of(lease))
-            self._add(lease)
+            ports = _ports(lease)
+            self._closed.update([target for _, target in ports])
+            self._add(lease, ports)
 
     def disturbed(self, lease: Lease) -> None:
         """Note that a pinhole was missing from the kernel's table for a moment, so that packets of that moment made
         wrong entries."""
         if is_datagram(lease):
             self._soon = min(self._soon, time.monotonic() + SOON)
-            self._add(lease)
+            self._add(lease, _ports(lease))
 
-    def _add(self, lease: Lease) -> None:
-        for endpoint in _endpoints_of(lease):
-            self._changed[endpoint] = lease
+    def _add(self, lease: Lease, ports: Sequence[tuple[Endpoint, Endpoint]]) -> None:
+        for public, target in ports:
+            self._changed[public] = self._changed[target] = lease
         self._later = min(self._later, time.monotonic() + LATER)
 
     def _ask(self, sockets: Iterable[Endpoint]) -> None:

@@ -6,13 +6,12 @@ share its public port, and each has its own peers, time and end.
 
 from __future__ import annotations
 
-from collections import Counter
-
 from alg.address import Endpoint
 from gateway.model.errors import PinholeRefused
 from gateway.model.requests import Lease, PinholeRequest, Transport, transports_of
 
-Socket = tuple[Transport, Endpoint]
+Socket = tuple[Transport, str, int]
+"""Transport, address and port: a plain tuple, because several are made and looked up for each lease."""
 
 SHARING = frozenset({"conversation", "read", "mapping"})
 """Kinds whose leases may share a public port."""
@@ -25,27 +24,33 @@ class PublicSockets:
     """The sockets of the leases of one table."""
 
     def __init__(self) -> None:
-        self._public: dict[Socket, dict[str, Endpoint]] = {}  # by inside socket and lease
-        self._holders: Counter[Socket] = Counter()  # by public socket: how many leases have it
+        self._public: dict[Socket, dict[str, Endpoint]] = {}  # by inside socket and lease: the (first) public endpoint
+        self._holders: dict[Socket, int] = {}  # by public socket: how many leases have it
 
     def add(self, lease: Lease) -> None:
         """Add the sockets of a lease."""
         for socket, public in sockets_of(lease):
-            self._public.setdefault(socket, {})[lease.id] = public
+            of_leases = self._public.get(socket)
+            if of_leases is None:
+                self._public[socket] = {lease.id: public}
+            else:
+                of_leases[lease.id] = public
         for socket in public_of(lease):
-            self._holders[socket] += 1
+            self._holders[socket] = self._holders.get(socket, 0) + 1
 
     def remove(self, lease: Lease) -> bool:
         """Remove the sockets of a lease. Returns whether no other lease has any of its public ports."""
         for socket, _ in sockets_of(lease):
             of_leases = self._public[socket]
-            del of_leases[lease.id]
-            if not of_leases:
+            if len(of_leases) > 1:
+                del of_leases[lease.id]
+            else:
                 del self._public[socket]
         free = True
         for socket in public_of(lease):
-            self._holders[socket] -= 1
-            if self._holders[socket] > 0:
+            left = self._holders[socket] - 1
+            if left:
+                self._holders[socket] = left
                 free = False
             else:
                 del self._holders[socket]
@@ -53,17 +58,21 @@ class PublicSockets:
 
     def is_held(self, transport: Transport, public: Endpoint) -> bool:
         """Whether a lease has this public port."""
-        return (transport, public) in self._holders
+        return (transport, public.host, public.port) in self._holders
 
     def of(self, transport: Transport, inside: Endpoint) -> list[str]:
         """The ids of the leases of an inside socket."""
-        return [*self._public.get((transport, inside), ())]
+        return [*self._public.get((transport, inside.host, inside.port), ())]
 
     def sharing(self, lease: Lease) -> list[str]:
         """Return the ids of other leases that have a socket in common with this one."""
         if lease.kind not in _WITH_SOCKETS:
             return []
-        found = {other: None for socket, _ in sockets_of(lease) for other in self._public.get(socket, ())}
+        found: dict[str, None] = {}
+        for socket, _ in sockets_of(lease):
+            of_leases = self._public.get(socket)
+            if of_leases is not None and (len(of_leases) > 1 or lease.id not in of_leases):  # else it is alone
+                found.update(dict.fromkeys(of_leases))
         found.pop(lease.id, None)
         return [*found]
 
@@ -71,14 +80,16 @@ class PublicSockets:
         """The (first) public endpoint that the sockets of a request have already; None: they have none. Raises
         PinholeRefused "taken" if they cannot have one together."""
         first: Endpoint | None = None
+        host = request.target.host
         for transport in transports_of(request.transport):
             for offset, port in enumerate((request.target.port, request.second)):
-                inside = Endpoint(request.target.host, port or 0)
-                publics = set(self._public.get((transport, inside), {}).values()) if port else set()
-                for public in publics:
+                there = self._public.get((transport, host, port)) if port else None
+                if port is None or there is None:
+                    continue
+                for public in set(there.values()):
                     begins = Endpoint(public.host, public.port - offset)
                     if first not in (None, begins) or not self._fits(request, begins):
-                        raise PinholeRefused("taken", f"{inside} has the public port {public}")
+                        raise PinholeRefused("taken", f"{Endpoint(host, port)} has the public port {public}")
                     first = begins
         return first
 
@@ -93,27 +104,27 @@ def sockets_of(lease: Lease) -> list[tuple[Socket, Endpoint]]:
     if lease.backend != "kernel":
         return []
     found: list[tuple[Socket, Endpoint]] = []
+    target, public = lease.target, lease.public
     if lease.kind in SHARING:
         for transport in transports_of(lease.protocol):
-            found.append(((transport, lease.target), lease.public))
+            found.append(((transport, target.host, target.port), public))
         if lease.second is not None:
-            public = Endpoint(lease.public.host, lease.public.port + 1)
-            found.append((("udp", Endpoint(lease.target.host, lease.second)), public))
+            found.append((("udp", target.host, lease.second), Endpoint(public.host, public.port + 1)))
     elif lease.kind == "exchange" and lease.outer is not None and lease.inner is not None:
-        ends = [(lease.target, lease.public), (lease.outer, lease.inner)]
+        ends = [(target, public), (lease.outer, lease.inner)]
         if lease.outer_second is not None:
             ends += [
-                (Endpoint(inside.host, port or 0), Endpoint(public.host, public.port + 1))
-                for (inside, public), port in zip(ends, (lease.second, lease.outer_second), strict=True)
+                (Endpoint(inside.host, port or 0), Endpoint(outside.host, outside.port + 1))
+                for (inside, outside), port in zip(ends, (lease.second, lease.outer_second), strict=True)
             ]
-        found += [(("udp", inside), public) for inside, public in ends if inside.port]
+        found += [(("udp", inside.host, inside.port), outside) for inside, outside in ends if inside.port]
     return found
 
 
 def public_of(lease: Lease) -> list[Socket]:
     """The public ports of a lease; of an exchange also those at the inner address."""
     return [
-        (transport, Endpoint(first.host, first.port + offset))
+        (transport, first.host, first.port + offset)
         for first, count in public_ranges(lease)
         for transport in transports_of(lease.protocol)
         for offset in range(count)

@@ -11,7 +11,6 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
@@ -43,13 +42,15 @@ _COMMON = {"kernel": (("once", "tcp"), ("conversation", "udp")), "userspace": ((
 """Kinds and protocols that the metrics show even where there are none, by backend."""
 
 
-@dataclass(slots=True)
 class _Entry:
-    lease: Lease
-    owner: int
-    deadline: float
-    payer: ClientIdentity
-    used: bool = False
+    __slots__ = ("deadline", "lease", "owner", "payer", "used")
+
+    def __init__(self, lease: Lease, owner: int, deadline: float, payer: ClientIdentity, used: bool) -> None:
+        self.lease = lease
+        self.owner = owner
+        self.deadline = deadline
+        self.payer = payer
+        self.used = used
 
 
 class LeaseTable:
@@ -262,7 +263,7 @@ class LeaseTable:
     def expire(self, now: float) -> list[Lease]:
         """Remove leases that are past their time, and return those that were not used."""
         self._ports.tick(now)
-        expired = []
+        expired: list[Lease] = []
         while self._deadlines and self._deadlines[0][0] <= now:
             _, lease_id = heapq.heappop(self._deadlines)
             entry = self._entries.get(lease_id)

@@ -125,6 +125,13 @@ def check_request(request: PinholeRequest, inside: Sequence[Network]) -> None:
         _check_outbound(request, client, target, inside)
 
 
+def check_public(request: PinholeRequest, inside: Sequence[Network]) -> None:
+    """Raise PinholeRefused unless a request that `check_request` let pass may have the public address that was found
+    since then."""
+    if request.public_host is not None:
+        _check_public(request.public_host, _address("client", request.client), inside)
+
+
 def check_update(update: PinholeUpdate, lease: Lease, inside: Sequence[Network]) -> None:
     """Raise PinholeRefused unless the open conversation `lease` may be changed like this."""
     if update.ttl is not msgspec.UNSET:

@@ -461,7 +461,10 @@ def test_the_quick_look_sees_the_same_as_the_whole_one(rig: Rig, phones: Phones)
         return table.elements(), table.glance(SETS)
 
     whole, glanced = rig.within(rig.router, read)
-    assert glanced == [element._replace(data=None, timeout=0.0, comment="") for element in whole]
+    assert glanced == [
+        Element(element.set, element.key, None, 0.0, "", element.packets, element.octets, element.end)
+        for element in whole
+    ]
     assert {element.set for element in whole} >= {"dnat4", "once4", "snat4", "in4", "out4", "snat6", "inany6"}
     assert sum(element.packets for element in whole) > 0
     assert all(0 < element.timeout <= 60 for element in whole)
