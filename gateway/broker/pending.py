@@ -102,7 +102,7 @@ class Pending:
         any more (`find`) is refused."""
         withheld, self.withheld = self.withheld, []
         for batch, slot, message in withheld:
-            assert isinstance(message, LeaseOpened | Updated)
+            assert isinstance(message, (LeaseOpened, Updated))
             if batch > settled or is_to_restore(message.lease.id):
                 self.withheld.append((batch, slot, message))
             elif find(message.lease.id) is None:

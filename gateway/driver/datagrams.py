@@ -314,7 +314,7 @@ class DatagramDriver:
         before = alarm.enter()
         try:
             answer = self.module.handle(event)
-            if not isinstance(answer, list | tuple):
+            if not isinstance(answer, (list, tuple)):
                 answer = tuple(answer)  # such as a generator: it has yet to run
             self._faults.end(began)
             return answer
@@ -362,7 +362,9 @@ class DatagramDriver:
                 self._release(command, set(admitting) if admitting else None)
                 continue
             self._do(command)
-            if isinstance(command, UpdateConversation | UpdateMapping) and self.conversations.is_admitting(command.ref):
+            if isinstance(command, (UpdateConversation, UpdateMapping)) and self.conversations.is_admitting(
+                command.ref
+            ):
                 admitting = admitting or set()
                 admitting.add(command.ref)
 

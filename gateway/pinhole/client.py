@@ -111,7 +111,7 @@ class BrokerClient:
         it is then, or with the refusal: the broker's rule, or "broker" if it does not answer in time."""
 
         def answered(answer: ToWorker | PinholeRefused) -> None:
-            if isinstance(answer, LeaseOpened | Updated):
+            if isinstance(answer, (LeaseOpened, Updated)):
                 done(answer.lease)
             elif isinstance(answer, PinholeRefused):
                 done(answer)
@@ -231,7 +231,7 @@ class BrokerClient:
             batch: list[FromWorker] = []
             while self._unsent and len(batch) < MOST_MESSAGES:
                 message = self._unsent.popleft()
-                if isinstance(message, Hello | Close) or message.id in self._waiting:
+                if isinstance(message, (Hello, Close)) or message.id in self._waiting:
                     batch.append(message)
             if not self._post(batch):
                 return

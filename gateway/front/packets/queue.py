@@ -51,9 +51,12 @@ class QueueModule(NamedTuple):
     read_inbound: bool = True
 
 
-class _Item(NamedTuple):
-    packet: QueuedPacket
-    parsed: UdpPacket
+class _Item:
+    __slots__ = ("packet", "parsed")
+
+    def __init__(self, packet: QueuedPacket, parsed: UdpPacket) -> None:
+        self.packet = packet
+        self.parsed = parsed
 
 
 class _Line:
@@ -117,9 +120,11 @@ class _Line:
     def _changes(self) -> list[Stored]:
         stored = []
         for key, ref, record in cast(RecordedModule, self.driver.module).journal():
-            entry: tuple[object, object, object] = key, ref, record  # a later process has to be able to read it
+            kinds: tuple[object, object, object] = key, ref, record  # a later process has to be able to read it
             if not (
-                isinstance(entry[0], str) and isinstance(entry[1], int | None) and isinstance(entry[2], bytes | None)
+                isinstance(kinds[0], str)
+                and (kinds[1] is None or isinstance(kinds[1], int))
+                and (kinds[2] is None or isinstance(kinds[2], bytes))
             ):
                 raise TypeError("an entry of the journal is not (text, number or None, bytes or None)")
             if ref is None or record is None:
@@ -272,11 +277,19 @@ class PacketFront:
         if len(self._sockets) >= MOST_REMEMBERED:
             self._paths.clear()
             self._sockets.clear()
+        known = self._paths.get(client.host)
         if side is Side.CLIENT:
-            self._paths[client.host] = Along("udp", client, server, packet.mark, packet.outdev)
+            mark, device = packet.mark, packet.outdev
         else:  # its mark is not that of the client's packets
-            known = self._paths.get(client.host)
-            self._paths[client.host] = Along("udp", client, server, known.mark if known else 0, packet.indev)
+            mark, device = known.mark if known is not None else 0, packet.indev
+        if (
+            known is None
+            or known.source != client
+            or known.destination != server
+            or known.mark != mark
+            or known.device != device
+        ):
+            self._paths[client.host] = Along("udp", client, server, mark, device)
         self._sockets[client] = line
 
     def _pass(self, packet: QueuedPacket, reason: str) -> None:
