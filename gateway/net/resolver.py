@@ -27,6 +27,7 @@ import gevent.socket as gsocket
 import msgspec
 
 from gateway.model.hosts import canonical_name, parse_address
+from gateway.net.dns_answer import shortened
 from gateway.net.slices import slices
 from gateway.observe.counters import count, observe
 
@@ -40,7 +41,7 @@ CACHE_SIZE = 4096  # names
 LOOK_EVERY = 1.0  # seconds between two looks at /etc/hosts and /etc/resolv.conf
 SECOND_FAMILY = 0.3  # seconds to wait for the addresses of one family when those of the other are there (RFC 8305)
 LONGEST_DATAGRAM = 4096  # bytes: we ask for 1,232 at most
-LONGEST_ANSWER = 16384  # bytes of an answer over TCP: reading one of them takes milliseconds
+LONGEST_ANSWER = 16384  # bytes of an answer over TCP
 MOST_WRONG = 16  # datagrams that are no answer to the question, after which the name server has failed
 MAX_ADDRESSES = 16  # of a name and family
 
@@ -281,7 +282,7 @@ class _Nameserver(dns.nameserver.Do53Nameserver):
                 data = sock.recv(LONGEST_DATAGRAM)
                 slices().wait()  # a host that sends wrong answers may have many of them ready
                 try:
-                    response = dns.message.from_wire(data, raise_on_truncation=True)
+                    response = dns.message.from_wire(shortened(data), raise_on_truncation=True)
                 except dns.message.Truncated as error:
                     if request.is_response(error.message()):  # type: ignore[no-untyped-call]
                         raise  # the resolver asks again over TCP
@@ -299,7 +300,9 @@ class _Nameserver(dns.nameserver.Do53Nameserver):
             (length,) = struct.unpack("!H", _exactly(sock, 2))
             if length > LONGEST_ANSWER:
                 raise EOFError(f"an answer of {length} bytes")
-            response = dns.message.from_wire(_exactly(sock, length))
+            data = _exactly(sock, length)
+        slices().wait()  # many of them may come at once
+        response = dns.message.from_wire(shortened(data))
         if not request.is_response(response):
             raise EOFError("the name server answered another question")
         return response
