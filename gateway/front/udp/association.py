@@ -38,11 +38,13 @@ from gateway.front.udp.reader import ClientMessages, MessageReader, Reading
 from gateway.front.udp.routes import AssociationOptions, Route
 from gateway.front.udp.sockets import Host, Outside, bound, close_watched
 from gateway.net.relay.connection import local_hosts
+from gateway.net.turns import turns
 from gateway.pinhole.userspace import UserspacePinholes
 
 log = structlog.get_logger()
 
-BATCH = 64  # datagrams that one callback may move, so that one association does not starve the others
+BATCH = 64  # datagrams that one callback may move, so that one association does not starve the others,
+TURN = 0.0003  # and seconds: deciding on a target, or reading a message, takes as long as moving a dozen
 MAX_WAITING = 16  # datagrams that wait for one decision
 _BUFFER = bytearray(MAX_HEADER + 65535)  # for all associations: a callback is done with it before the next one begins
 _VIEW = memoryview(_BUFFER)
@@ -84,6 +86,7 @@ class Association:
         self._decisions = Decisions(
             request.connect_request(), flow.id, means.lookup, self._outsides, self._direct, self._decided
         )
+        self._turns = turns()
         self._closed = False
 
     def start(self) -> None:
@@ -120,8 +123,15 @@ class Association:
     # --- from the client --------------------------------------------------------------------------------------------
 
     def _from_client(self) -> None:
-        now, client = monotonic(), self._client
+        client = self._client
+        if self._turns.is_on(client.watcher, self._from_client):
+            now = monotonic()
+            self._move_from_client(client, now)
+            self._turns.spend(monotonic() - now)
+
+    def _move_from_client(self, client: ClientSide, now: float) -> None:
         receive, view, protection = client.sock.recvfrom_into, _VIEW, client.protection
+        until = now + TURN
         for _ in range(BATCH):
             try:
                 size, sender = receive(view)
@@ -142,6 +152,8 @@ class Association:
                     self.dropped["protection"] += 1
                     continue
                 self._take(memoryview(datagram), now)
+            if monotonic() >= until:
+                return
 
     def _is_client(self, sender: tuple[object, ...]) -> bool:
         known = self._client.endpoint is not None
@@ -245,8 +257,14 @@ class Association:
     # --- from outside -----------------------------------------------------------------------------------------------
 
     def _from_outside(self, outside: Outside) -> None:
-        now = monotonic()
+        if self._turns.is_on(outside.watcher, self._from_outside, outside):
+            now = monotonic()
+            self._move_from_outside(outside, now)
+            self._turns.spend(monotonic() - now)
+
+    def _move_from_outside(self, outside: Outside, now: float) -> None:
         receive, view = outside.sock.recvfrom_into, _VIEW[MAX_ADDRESS_HEADER:]
+        until = now + TURN
         for _ in range(BATCH):
             try:
                 size, sender = receive(view)
@@ -255,12 +273,13 @@ class Association:
             except OSError:
                 continue
             header = self._peers.get(sender[:2])
-            if header is None and (header := self._from_another(outside, sender[:2], view[:size])) is None:
-                continue
-            self.active = now
-            start = MAX_ADDRESS_HEADER - len(header)
-            _BUFFER[start:MAX_ADDRESS_HEADER] = header
-            self._answer(_VIEW[start : MAX_ADDRESS_HEADER + size], size)
+            if header is not None or (header := self._from_another(outside, sender[:2], view[:size])) is not None:
+                self.active = now
+                start = MAX_ADDRESS_HEADER - len(header)
+                _BUFFER[start:MAX_ADDRESS_HEADER] = header
+                self._answer(_VIEW[start : MAX_ADDRESS_HEADER + size], size)
+            if monotonic() >= until:
+                return
 
     def _from_another(self, outside: Outside, sender: Host, data: memoryview) -> bytes | None:
         """Return the header for a datagram that comes from none of the peers; None if a module reads it, or it was not

@@ -14,6 +14,7 @@ from gateway.flow.dial import DialError
 from gateway.model.requests import Lease
 from gateway.net.addresses import PublicAddress, source_towards
 from gateway.net.libev import EV_READ
+from gateway.net.turns import turns
 
 if TYPE_CHECKING:
     from gevent._types import _IoWatcher
@@ -82,6 +83,7 @@ def bind_datagrams(host: str, port: int) -> _socket.socket:
 
 def close_watched(watcher: _IoWatcher, sock: _socket.socket) -> None:
     """Close a socket, and its watcher before it."""
+    turns().forget(watcher)
     watcher.stop()
     watcher.close()
     sock.close()
