@@ -27,7 +27,8 @@ from gateway.broker.netlink import (
 
 NFNL_SUBSYS_QUEUE = 3
 NFQNL_MSG_PACKET, NFQNL_MSG_VERDICT, NFQNL_MSG_CONFIG = 0, 1, 2
-NFQA_CFG_CMD, NFQA_CFG_PARAMS, NFQA_CFG_QUEUE_MAXLEN = 1, 2, 3
+NFQA_CFG_CMD, NFQA_CFG_PARAMS, NFQA_CFG_QUEUE_MAXLEN, NFQA_CFG_MASK, NFQA_CFG_FLAGS = 1, 2, 3, 4, 5
+NFQA_CFG_F_FAIL_OPEN = 1
 NFQNL_CFG_CMD_BIND, NFQNL_CFG_CMD_UNBIND = 1, 2
 NFQNL_COPY_PACKET = 2
 NFQA_PACKET_HDR, NFQA_VERDICT_HDR, NFQA_MARK, NFQA_IFINDEX_INDEV, NFQA_IFINDEX_OUTDEV, NFQA_PAYLOAD = 1, 2, 3, 5, 6, 10
@@ -42,6 +43,9 @@ _NLATTR = struct.Struct("=HH")
 _U32 = struct.Struct(">I")
 _VERDICT_HDR = struct.Struct(">II")  # nfqnl_msg_verdict_hdr: verdict, number of the packet
 _BODY = NLMSGHDR.size + _NFGENMSG.size  # where attributes begin
+_FAIL_OPEN = attribute(NFQA_CFG_MASK, _U32.pack(NFQA_CFG_F_FAIL_OPEN)) + attribute(
+    NFQA_CFG_FLAGS, _U32.pack(NFQA_CFG_F_FAIL_OPEN)
+)
 _ROOM = 1024  # bytes of what comes besides a packet
 
 
@@ -81,22 +85,22 @@ class Queue(Protocol):
         ...
 
 
-def open_queue(number: int, waiting: int, length: int, buffer: int) -> Queue:
+def open_queue(number: int, waiting: int, length: int, buffer: int, *, opens: bool = False) -> Queue:
     """Bind the queue `number` of this network namespace. Needs CAP_NET_ADMIN.
 
     `waiting`: the greatest number of packets that the kernel holds. `length`: the greatest number of bytes of a packet
-    that are copied. `buffer`: the size of the socket's buffer in bytes. Raises OSError if the queue cannot be bound
-    (EPERM, or EBUSY if another process has it).
+    that are copied. `buffer`: the size of the socket's buffer in bytes. `opens`: packets for which there is no room
+    pass; otherwise they are dropped. Raises OSError if the queue cannot be bound (EPERM; EBUSY: another has it).
     """
     if find_spec("netfilterqueue") is not None:
-        return LibraryQueue(number, waiting, length, buffer)
-    return NetlinkQueue(number, waiting, length, buffer)
+        return LibraryQueue(number, waiting, length, buffer, opens=opens)
+    return NetlinkQueue(number, waiting, length, buffer, opens=opens)
 
 
 class LibraryQueue:
     """A queue that netfilterqueue reads."""
 
-    def __init__(self, number: int, waiting: int, length: int, buffer: int) -> None:
+    def __init__(self, number: int, waiting: int, length: int, buffer: int, *, opens: bool = False) -> None:
         from netfilterqueue import COPY_PACKET, NetfilterQueue
 
         self._queue: Any = NetfilterQueue()
@@ -108,6 +112,8 @@ class LibraryQueue:
         os.set_blocking(self._fd, False)
         # The library asks for 4,016 bytes of a packet at most.
         os.write(self._fd, _message(_CONFIG, NLM_F_REQUEST, number, attribute(NFQA_CFG_PARAMS, _params(length))))
+        if opens:
+            os.write(self._fd, _message(_CONFIG, NLM_F_REQUEST, number, _FAIL_OPEN))
 
     def fileno(self) -> int:
         return self._fd
@@ -183,7 +189,7 @@ class Packet:
 class NetlinkQueue:
     """A queue that is read and answered by netlink messages made here."""
 
-    def __init__(self, number: int, waiting: int, length: int, buffer: int) -> None:
+    def __init__(self, number: int, waiting: int, length: int, buffer: int, *, opens: bool = False) -> None:
         self._number = number
         self._room = bytearray(length + _ROOM)
         self._socket = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
@@ -193,6 +199,8 @@ class NetlinkQueue:
             self._configure(NFQA_CFG_CMD, struct.pack(">BBH", NFQNL_CFG_CMD_BIND, 0, _socket.AF_INET))
             self._configure(NFQA_CFG_PARAMS, _params(length))
             self._configure(NFQA_CFG_QUEUE_MAXLEN, struct.pack(">I", waiting))
+            if opens:
+                self._request(_FAIL_OPEN)
             self._socket.setblocking(False)
         except BaseException:
             self._socket.close()
@@ -261,7 +269,10 @@ class NetlinkQueue:
         )
 
     def _configure(self, kind: int, value: bytes) -> None:
-        self._socket.send(self._message(_CONFIG, NLM_F_REQUEST | NLM_F_ACK, attribute(kind, value)))
+        self._request(attribute(kind, value))
+
+    def _request(self, body: bytes) -> None:
+        self._socket.send(self._message(_CONFIG, NLM_F_REQUEST | NLM_F_ACK, body))
         while True:
             answer = self._socket.recv(len(self._room))
             if len(answer) >= NLMSGHDR.size and NLMSGHDR.unpack_from(answer)[1] == NLMSG_ERROR:

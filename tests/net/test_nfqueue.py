@@ -70,3 +70,39 @@ def test_both_readers_do_the_same(lab: Lab, reader: str) -> None:
             lab.run("outside", ["iptables", "-D", *line])
     assert isinstance(done, subprocess.CompletedProcess)
     assert done.stdout == "a second one is refused\n[b'one', b'TWO', b'six', b'four'] b'three'\n", done.stderr
+
+
+# Gives no verdict at all: there is room for four packets.
+FULL = """
+import socket, sys
+from gateway.broker import nfqueue
+queue = getattr(nfqueue, sys.argv[1])(77, 4, 100, 65536, opens=sys.argv[2] == "opens")
+receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+receiver.bind(("127.0.0.1", 9977))
+receiver.settimeout(0.5)
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for number in range(6):
+    try:
+        sender.sendto(b"%d" % number, ("127.0.0.1", 9977))
+    except OSError:
+        pass  # EPERM: it was dropped on its way out
+got = []
+try:
+    while True:
+        got.append(receiver.recv(100))
+except TimeoutError:
+    print(got)
+"""
+
+
+@pytest.mark.net
+@pytest.mark.parametrize("reader", ["LibraryQueue", "NetlinkQueue"])
+@pytest.mark.parametrize(("how", "got"), [("opens", [b"4", b"5"]), ("drops", [])])
+def test_what_there_is_no_room_for(lab: Lab, reader: str, how: str, got: list[bytes]) -> None:
+    rule = ["OUTPUT", "-o", "lo", "-p", "udp", "--dport", "9977", "-j", "NFQUEUE", "--queue-num", "77"]
+    lab.run("outside", ["iptables", "-A", *rule])
+    try:
+        done = lab.run("outside", [sys.executable, "-c", FULL, reader, how], check=False)
+    finally:
+        lab.run("outside", ["iptables", "-D", *rule])
+    assert done.stdout == f"{got}\n", done.stderr
