@@ -68,18 +68,27 @@ class RuleLimits:
             self.join(rule, client)
             return Session(self, rule, client)
         with self._shared.lock(_rule_key(rule)):
-            if limits.sessions and self._live(self._sessions.get(rule), _rule_key(rule)) >= limits.sessions:
-                raise LimitReached(f"{limits.sessions} sessions are the limit")
-            of_client = self._live(self._clients.get((rule, client)), _client_key(rule, client))
-            if limits.per_client and of_client >= limits.per_client:
-                raise LimitReached(f"{limits.per_client} sessions of a client are the limit")
-            used_up = self._shares.used_up(rule, limits.shares, client, user, now)
-            if used_up is not None:
-                raise LimitReached(used_up)
-            if limits.rate and not self._take(rule, limits.rate, now):
-                raise LimitReached(f"{limits.rate:g} new sessions a second are the limit")
+            # Counted first: where the lock was not to be had in time, two workers may both refuse, but not both admit.
             self.join(rule, client)
+            try:
+                self._check(rule, limits, client, user, now)
+            except LimitReached:
+                self.leave(rule, client)
+                raise
         return Session(self, rule, client, self._shares.join(rule, limits.shares, client, user, now))
+
+    def _check(self, rule: str, limits: Limits, client: str, user: str | None, now: float) -> None:
+        """Raise LimitReached if a session that is counted already is one too many."""
+        if limits.sessions and self._live(self._sessions[rule], _rule_key(rule)) > limits.sessions:
+            raise LimitReached(f"{limits.sessions} sessions are the limit")
+        of_client = self._live(self._clients[rule, client], _client_key(rule, client))
+        if limits.per_client and of_client > limits.per_client:
+            raise LimitReached(f"{limits.per_client} sessions of a client are the limit")
+        used_up = self._shares.used_up(rule, limits.shares, client, user, now)
+        if used_up is not None:
+            raise LimitReached(used_up)
+        if limits.rate and not self._take(rule, limits.rate, now):
+            raise LimitReached(f"{limits.rate:g} new sessions a second are the limit")
 
     def join(self, rule: str, client: str) -> None:
         """Count one more session of a client; used by `Session.move`."""
@@ -101,9 +110,9 @@ class RuleLimits:
         """Return the live sessions of this worker, by rule."""
         return {rule: cell.live for rule, cell in self._sessions.items() if cell.live}
 
-    def _live(self, cell: Cell | None, key: int) -> int:
-        """Return the number of sessions in all workers. `cell`: the cell of this worker, if it has one."""
-        return (cell.live if cell is not None else 0) + sum(live for live, *_ in self._shared.others(key))
+    def _live(self, cell: Cell, key: int) -> int:
+        """Return the number of sessions in all workers. `cell`: that of this worker."""
+        return cell.live + sum(live for live, *_ in self._shared.others(key))
 
     def _of_rule(self, rule: str) -> Cell:
         cell = self._sessions.get(rule)

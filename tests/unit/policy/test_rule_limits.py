@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import pytest
@@ -78,6 +79,32 @@ def test_workers_share_a_limit(steps: list[tuple[int, str, int]]) -> None:
                 assert full
             else:
                 assert not full
+
+
+@pytest.mark.parametrize("limit", ["sessions", "per_client"])
+def test_not_one_more_where_the_lock_was_not_to_be_had(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that is stopped with the lock keeps the others for two milliseconds. Then one may read what there is,
+    and another one be admitted before the first one counts its own."""
+    words = memory(2)
+    first, second = (RuleLimits(SharedCounts(words, slot)) for slot in range(2))
+    rule = decision("r", **{limit: 1.0})
+    admitted: list[Session] = []
+    read = first._shared.others
+
+    def others(key: int) -> list[tuple[int, int, int, int]]:
+        found = read(key)
+        monkeypatch.setattr(first._shared, "others", read)
+        with contextlib.suppress(LimitReached):
+            admitted.append(second.enter(rule, "a", 0))
+        return found
+
+    monkeypatch.setattr(first._shared, "others", others)
+    with contextlib.suppress(LimitReached):
+        admitted.append(first.enter(rule, "a", 0))
+    assert len(admitted) == 1
+    admitted[0].release()
+    assert first.counts() == second.counts() == {}
+    second.enter(rule, "a", 0).release()
 
 
 def test_workers_share_the_rate_of_new_sessions() -> None:
