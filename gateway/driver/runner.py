@@ -216,7 +216,7 @@ class FlowRunner:
             flow.client, flow.server, inside, reader.options, own, transfers, shared, means.announced, found
         )
         try:
-            module = means.guard.call(name, flow.id, reader.kind, context)
+            module = means.guard.call(name, flow.id, _made, reader.kind, context)
         except Broken as broken:
             log.error("alg.broken", flow=flow.id, module=name, reason=str(broken))
             return None
@@ -252,7 +252,7 @@ class FlowRunner:
                 opened_as=reason,
             )
             try:
-                module = around.guard.call(reader.name, flow.id, reader.kind, context)
+                module = around.guard.call(reader.name, flow.id, _made, reader.kind, context)
             except Broken as broken:
                 log.error("alg.broken", flow=flow.id, module=reader.name, reason=str(broken))
                 self._flows.relay(flow, client, server)
@@ -303,3 +303,10 @@ class FlowRunner:
         """Whether a module has all that it asks for where a flow goes through upstreams: connections of the server to
         the client, but no conversations, and nothing that anybody may use."""
         return self._means.through is not None and reader is not None and kinds_of(reader.kind) == {"once"}
+
+
+def _made(kind: Callable[[FlowContext], AlgModule], context: FlowContext) -> AlgModule:
+    """Make a module, and look that what it declares can be read."""
+    module = kind(context)
+    traits_of(module)
+    return module

@@ -57,7 +57,7 @@ log = get_logger()
 
 # Packets that wait in the kernel: a quarter of a second. Further ones are dropped, and SIP sends them again after half.
 LONGEST_QUEUE = 2048
-LONGEST_EARLY = 512  # the same of media that come before their sender is let in
+LONGEST_EARLY = 512  # the same of media that come before their sender is let in, and of SYNs; further ones pass
 HEADERS = 128  # bytes of those that are looked at
 RECEIVE_BUFFER = 4 * 1024 * 1024
 ROUND = 16  # packets in a row: then timers and the broker's answers get their turn
@@ -110,7 +110,7 @@ class Packets:
         )
         self._stop = gevent.event.Event()
         self._queue = open_queue(config.queue, LONGEST_QUEUE, LONGEST_WHOLE, RECEIVE_BUFFER)
-        self._early_queue = open_queue(config.early_queue, LONGEST_EARLY, HEADERS, RECEIVE_BUFFER)
+        self._early_queue = open_queue(config.early_queue, LONGEST_EARLY, HEADERS, RECEIVE_BUFFER, opens=True)
 
     def run(self) -> None:
         """Serve until SIGTERM, or until the supervisor is gone."""

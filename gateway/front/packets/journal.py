@@ -67,7 +67,7 @@ class Journal:
 
     def put(self, entries: Iterable[Stored]) -> None:
         """Store entries. They count when this returns, all or none."""
-        written = b""
+        written = bytearray()
         for entry in entries:
             if entry.record is None and (entry.module, entry.key) not in self._live:
                 continue
@@ -79,7 +79,7 @@ class Journal:
         if self._end + len(written) > 2 * self._size + SLACK:
             self._rewrite()
         else:
-            self._append(written)
+            self._append(bytes(written))
 
     def _keep(self, entry: Stored, data: bytes | None) -> None:
         name = entry.module, entry.key

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import gevent
 import pytest
+from structlog.testing import capture_logs
 
 from alg.address import Endpoint
 from alg.api import (
@@ -164,3 +166,39 @@ def test_who_is_kicked_does_not_live_on(relay: Relay) -> None:
         driven.running.get()
     assert not driven.backend.open_now
     assert not len(driven.afterlife)
+
+
+def _raise_later() -> Iterator[Command]:
+    yield ClosePinhole(7)
+    raise ValueError("on purpose")
+
+
+def _hang() -> Iterator[Command]:
+    while True:
+        yield from ()
+
+
+@pytest.mark.parametrize("answer", [_raise_later, _hang, lambda: None, lambda: 5])
+def test_one_that_answers_nonsense_ends_alone(relay: Relay, answer: Callable[[], Any]) -> None:
+    """Whatever `handle` returns without its flow: also a generator, which runs when it is asked for its commands."""
+    driven, module = in_a_call(relay)
+    over(driven)
+    until(lambda: len(driven.afterlife))
+    with capture_logs() as lines:
+        module.handle = lambda event: answer()  # type: ignore[method-assign]
+        until(lambda: any(line["event"] == "alg.broken" for line in lines))
+        until(lambda: not len(driven.afterlife))
+    assert not driven.backend.open_now
+    assert {line["event"] for line in lines} <= {"alg.broken", "alg.slow"}
+
+
+@pytest.mark.parametrize("deadline", [lambda: "soon", lambda: 1 / 0])
+def test_one_whose_deadline_is_none_ends_alone(relay: Relay, deadline: Callable[[], Any]) -> None:
+    driven, module = in_a_call(relay)
+    over(driven)
+    until(lambda: len(driven.afterlife))
+    with capture_logs() as lines:
+        module.deadline = deadline  # type: ignore[method-assign]
+        until(lambda: not len(driven.afterlife))
+    assert not driven.backend.open_now
+    assert [line["event"] for line in lines] == ["alg.broken"]

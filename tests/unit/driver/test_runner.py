@@ -48,12 +48,19 @@ class CannotBegin(Plain):
         raise RuntimeError("no")
 
 
-@pytest.mark.parametrize("case", ["missing", "cannot begin", "announced", "read"])
+class DeclaresNonsense(Plain):
+    most_held = cast(int, "much")
+
+
+BROKEN = {"cannot begin": CannotBegin, "declares nonsense": DeclaresNonsense}
+
+
+@pytest.mark.parametrize("case", ["missing", *BROKEN, "announced", "read"])
 def test_its_bytes_arrive(relay: Relay, case: str) -> None:
     client, left = tcp_pair()
     server, right = tcp_pair()
     port = right.getpeername()[1]
-    kinds = {"missing": None, "cannot begin": CannotBegin}
+    kinds = {"missing": None, **BROKEN}
     rig = Rig(relay, kinds.get(case, Counts), port)
     Counts.made = 0
     if case == "announced":
@@ -67,7 +74,7 @@ def test_its_bytes_arrive(relay: Relay, case: str) -> None:
         server.sendall(b"back")
         assert read_exactly(client, 4) == b"back"
     assert [line["event"] for line in lines if line["log_level"] == "error"] == (
-        ["alg.broken"] if case == "cannot begin" else []
+        ["alg.broken"] if case in BROKEN else []
     )
     assert Counts.made == (1 if case == "read" else 0)
     (flow,) = rig.flows
