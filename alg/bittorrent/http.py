@@ -49,7 +49,7 @@ from alg.bittorrent.announce import (
     is_of_browser,
     read_http,
 )
-from alg.bittorrent.bencode import find_interval
+from alg.bittorrent.bencode import IntervalSearch
 from alg.bittorrent.listeners import ClientPort, ClientPorts, Keeper, PortState, Torrent, counts_until
 from alg.bittorrent.options import BittorrentOptions
 from alg.bittorrent.udp import AnnounceModule
@@ -65,6 +65,7 @@ BEGINNING = 128  # bytes by which a request is told before its head is there
 MOST_ASKED = 256  # announces whose answers are looked at; those beyond count as long as without an answer
 MOST_ANSWER, MOST_PIECES = 16384, 1024  # bytes and pieces of an answer in which its interval is looked for
 PORT, ADDRESS = "bittorrent.port", "bittorrent.address"
+_DICTIONARY = ord("d")  # with which an answer in bencoding begins
 
 
 @dataclass(slots=True)
@@ -82,6 +83,39 @@ class HeldAnnounce:
     @property
     def is_waiting(self) -> bool:
         return self.asked > 0 or (self.listener is not None and self.listener.is_waited_for)
+
+
+class TrackerAnswer:
+    """The answer to an announce, as far as it has come."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._pieces = 0
+        self._body = 0  # where the body begins; 0: it has not come yet
+        self._search = IntervalSearch()
+
+    @property
+    def is_too_long(self) -> bool:
+        """Whether it is not worth reading any more of it."""
+        return len(self._data) > MOST_ANSWER or self._pieces > MOST_PIECES
+
+    def add(self, data: bytes) -> int | None:
+        """Add bytes that have come, and return the interval that the tracker names; None: it is not there, or not
+        yet."""
+        self._data += data
+        self._pieces += 1
+        self._body = self._body or self._find_body()
+        return self._search.look(self._data, self._body) if self._body else None
+
+    def _find_body(self) -> int:
+        """If it comes in chunks, that is the beginning of the first one, in which is what can be read."""
+        empty = find_empty_line(self._data, 0)
+        if empty is None or len(self._data) == empty[1]:
+            return 0
+        if self._data[empty[1]] == _DICTIONARY:
+            return empty[1]
+        size = self._data.find(b"\r\n", empty[1])
+        return size + 2 if size >= 0 else 0
 
 
 class BittorrentModule:
@@ -108,8 +142,7 @@ class BittorrentModule:
         self._since = 0.0  # when the client has last said something
         self._held: HeldAnnounce | None = None
         self._asked: deque[tuple[ClientPort, Torrent]] = deque()  # announces whose answers are looked at
-        self._answer = bytearray()
-        self._pieces = 0  # of the answer
+        self._answer = TrackerAnswer()
         self._now = 0.0
         self._out = Output()
 
@@ -223,7 +256,7 @@ class BittorrentModule:
         torrent = announce.info_hash, self._tracker
         listener.announced(torrent, counts_until(self._now, None))
         if not self._asked:
-            self._forget_answer()
+            self._answer = TrackerAnswer()
         if len(self._asked) < MOST_ASKED:
             self._asked.append((listener, torrent))
         self._held = HeldAnnounce(head, announce, listener, self._now + ANSWER_WITHIN)
@@ -256,26 +289,14 @@ class BittorrentModule:
         """Look for the interval in the answer to the first announce that has none."""
         if not self._asked or self._out.over:
             return
-        self._answer += data
-        self._pieces += 1
-        empty = find_empty_line(self._answer, 0)
-        if empty is not None:
-            body = bytes(self._answer[empty[1] :])
-            if body[:1] != b"d":  # in chunks: what can be read is in the first one
-                body = body.partition(b"\r\n")[2]
-            if (interval := find_interval(body)) is not None:
-                listener, torrent = self._asked.popleft()
-                if torrent in listener.torrents:
-                    listener.announced(torrent, counts_until(self._now, interval))
-                self._forget_answer()
-                return
-        if len(self._answer) > MOST_ANSWER or self._pieces > MOST_PIECES:
+        if (interval := self._answer.add(data)) is not None:
+            listener, torrent = self._asked.popleft()
+            if torrent in listener.torrents:
+                listener.announced(torrent, counts_until(self._now, interval))
+            self._answer = TrackerAnswer()
+        elif self._answer.is_too_long:
             self._asked.clear()
-            self._forget_answer()
-
-    def _forget_answer(self) -> None:
-        self._answer.clear()
-        self._pieces = 0
+            self._answer = TrackerAnswer()
 
     # --- the end ----------------------------------------------------------------------------------------------------
 

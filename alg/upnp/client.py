@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
@@ -22,6 +23,7 @@ SERVICES = (
 
 LONGEST_ANSWER = 65536  # bytes of an answer of HTTP
 MOST_SERVICES = 8
+LONGEST_URL = 1024  # characters of a URL in a description; others are none
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})[ \r\n]")
 _LENGTH = re.compile(rb"\r?\ncontent-length:[ \t]*([0-9]{1,7})[ \t]*\r?\n", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r?\ntransfer-encoding:[ \t]*chunked[ \t]*\r?\n", re.IGNORECASE)
@@ -88,22 +90,28 @@ def services(document: bytes, base: HttpAddress) -> list[ControlUrl]:
     url = f"http://{base.host}:{base.port}{base.path}"
     stated = root.child("URLBase")
     if stated is not None and stated.text.strip():
-        url = urljoin(url, stated.text.strip())
+        url = _join(url, stated.text.strip())
     found = []
     for service in _services(root):
         type_, control = service.child("serviceType"), service.child("controlURL")
         if type_ is None or control is None or type_.text.strip() not in SERVICES:
             continue
-        where = place(urljoin(url, control.text.strip()))
+        where = place(_join(url, control.text.strip()))
         if where is not None and where.host == base.host:
             found.append(ControlUrl(type_.text.strip(), *where))
     return sorted(found, key=lambda each: SERVICES.index(each.service))[:MOST_SERVICES]
 
 
+def _join(base: str, url: str) -> str:
+    """Return a URL of a description, as it is meant there; "" for one that is too long to be one."""
+    return urljoin(base, url) if len(url) <= LONGEST_URL else ""
+
+
 def _services(root: XmlElement) -> list[XmlElement]:
-    found, todo = [], [root]
+    """Return the services within an element, from the outside in."""
+    found, todo = [], deque([root])
     while todo:
-        element = todo.pop(0)
+        element = todo.popleft()
         if element.name == "service":
             found.append(element)
         else:

@@ -27,6 +27,10 @@ from alg.socks.errors import ProxyError
 from alg.socks.gssapi import MessageType, encode_message, parse_message
 from alg.socks.http import MAX_HEAD, HeadReader
 from alg.socks.socks5 import Command, SocksError
+from alg.upnp import client as igd
+from alg.upnp.client import HttpAddress
+from alg.upnp.errors import HttpError
+from alg.upnp.http import RequestReader
 from gateway.config.access_file import AccessError, Lookups, parse_access_file
 from gateway.driver.guard import ModuleGuard
 from gateway.front.auth.ident import parse_reply
@@ -276,6 +280,78 @@ def test_an_access_file(shape: str) -> None:
         return run
 
     assert_linear(work, 10_000, 100_000)
+
+
+BASE = HttpAddress("100.64.0.1", 5000, "/root.xml")
+SERVICE = (
+    b"<service><serviceType>urn:schemas-upnp-org:service:WANIPConnection:1</serviceType>"
+    b"<controlURL>%b</controlURL></service>"
+)
+DESCRIPTIONS: dict[str, Callable[[int], bytes]] = {
+    "elements": lambda n: b"<r>" + b"<a/>" * (n // 4) + b"</r>",
+    "services": lambda n: b"<r>" + (SERVICE % b"/a") * (n // 120) + b"</r>",
+    "services below a long address": lambda n: (
+        b"<r><URLBase>http://100.64.0.1/" + b"a/" * (n // 4) + b"</URLBase>" + (SERVICE % b"a") * (n // 240) + b"</r>"
+    ),
+    "a long way": lambda n: b"<r>" + SERVICE % (b"../" * (n // 3)) + b"</r>",
+    "attributes": lambda n: b"<r " + b" ".join(b"a%d=''" % number for number in range(n // 10)) + b"/>",
+    "characters by number": lambda n: b"<r>" + b"&#65;" * (n // 5) + b"</r>",
+    "no UTF-8": lambda n: b"<r>" + b"\xff" * (n // 2) + b"</r>",
+}
+
+
+@pytest.mark.parametrize("shape", DESCRIPTIONS)
+def test_a_description_of_the_router_above(shape: str) -> None:
+    """Whatever that router describes: an address of 30 KB below which all services were took 200 ms."""
+
+    def work(size: int) -> Callable[[], object]:
+        data = DESCRIPTIONS[shape](size)
+
+        def run() -> None:
+            try:
+                igd.services(data, BASE)
+            except ValueError:
+                pass
+
+        return run
+
+    assert_linear(work, 4000, 15_000)
+    assert seconds(work(60_000)) < 2 * MOST_AT_ONCE
+
+
+REQUESTS: dict[str, Callable[[int], bytes]] = {
+    "a line without an end": lambda n: b"GET / HTTP/1.1\r\na:" + b"x" * n,
+    "fields": lambda n: b"GET / HTTP/1.1\r\n" + b"a:\r\n" * (n // 4),
+    "empty lines": lambda n: b"\r\n" * (n // 2),
+    "chunks": lambda n: b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * (n // 6),
+    "chunks with extensions": lambda n: (
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + (b"1;" + b" " * 240 + b"\r\na\r\n") * (n // 247)
+    ),
+    "trailers": lambda n: b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"a\r\n" * (n // 3),
+    "requests": lambda n: b"GET / HTTP/1.1\r\n\r\n" * (n // 18),
+}
+
+
+@pytest.mark.parametrize("shape", REQUESTS)
+@pytest.mark.parametrize("step", [1, RequestReader.READ])
+def test_a_request_of_upnp(shape: str, step: int) -> None:
+    def work(size: int) -> Callable[[], object]:
+        data = REQUESTS[shape](size)
+
+        def run() -> None:
+            reader = RequestReader()
+            try:
+                for at in range(0, len(data), step):
+                    reader.feed(data[at : at + step])
+                    while reader.next():
+                        pass
+            except HttpError:
+                pass
+
+        return run
+
+    assert_linear(work, 1000, 8000)
+    assert seconds(work(RequestReader.READ)) < MOST_AT_ONCE
 
 
 # --- turns ----------------------------------------------------------------------------------------------------------
