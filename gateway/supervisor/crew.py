@@ -98,9 +98,12 @@ class Crew:
                 self._kept.remove_admin(child.name)
 
     def forget_old(self) -> None:
-        """Note that the workers of the earlier version have ended."""
+        """Note that the workers of the earlier version have ended. What its supervisor takes away at its end is taken
+        away again: it may have been killed."""
         for slot in self.old_slots:
             self._kept.close_inherited_end(slot)
+            self._memory.clear(slot)
+        self._kept.run_dir.remove_sockets(f"worker-{slot}" for slot in self.old_slots)
         self.old_slots = []
 
     def heritage(self, channel: int, ticket: str, admin: int) -> Heritage:

@@ -141,10 +141,14 @@ class RunDir:
                 except OSError:
                     pass  # a busy process serves it
 
-    def leave(self, names: Iterable[str]) -> None:
-        """Remove the sockets of these names. All else belongs to another process now."""
+    def remove_sockets(self, names: Iterable[str]) -> None:
+        """Remove the sockets of these names, also those that another version has made."""
         for name in names:
             (self.path / f"{name}.sock").unlink(missing_ok=True)
+
+    def leave(self, names: Iterable[str]) -> None:
+        """Remove the sockets of these names. All else belongs to another process now."""
+        self.remove_sockets(names)
         self._let_go()
 
     def _let_go(self) -> None:

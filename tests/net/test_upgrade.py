@@ -297,3 +297,32 @@ def test_sessions_of_the_version_before_count(lab: Lab, gateway: Gateway, server
     finally:
         for sock in socks:
             sock.close()
+
+
+def test_sessions_of_a_version_before_that_was_killed_are_free(lab: Lab) -> None:
+    """Its workers end with their supervisor, and nobody else has set to zero what they had counted."""
+    listener = lab.listen("outside", SERVER4)
+    gateway = lab.start_gateway(lab.write_config(rule=[{"action": "permit", "max_sessions": 3}]))
+    socks: list[socket.socket] = []
+
+    def ask() -> int:
+        socks.append(lab.connect("inside", ROUTER_IN4, 1080))
+        return ask5(socks[-1], SERVER4, listener.getsockname()[1])[0]
+
+    try:
+        assert [ask() for _ in range(4)] == [0, 0, 0, 2]
+        upgrade(gateway)
+        gateway.process.kill()
+        gateway.process.wait(5)
+        gateway.wait_for_log("event=upgrade.complete")
+        lab.wait_for(lambda: ask() == 0, 5, "the sessions of the version that was killed to be free")
+        assert [ask() for _ in range(3)] == [0, 0, 2]
+    finally:
+        for sock in socks:
+            sock.close()
+        listener.close()
+        successor = pid_of(gateway)
+        assert successor is not None
+        os.kill(successor, signal.SIGTERM)
+        lab.wait_for(lambda: not Path(f"/proc/{successor}").exists(), 20, "the new version to end")
+        assert gateway.stop() == -signal.SIGKILL
