@@ -58,6 +58,10 @@ METRICS = (
            "What clients were refused. most: the client has as many as [limits] allows; share: it has "
            "as many as are left for all others.",
            ("kind", "bound")),
+    Metric("algate_shared_counts_missed_total", "counter",
+           "What a worker did not count exactly over all workers. lock: another worker, which was stopped, had the "
+           "lock, so two may both have refused the last session; room: there were too many clients and rules, so "
+           "one was counted in its own worker only.", ("reason",)),
     Metric("algate_flows", "gauge", "Flows that are live.", ("front",)),
     Metric("algate_flows_opened_total", "counter", "Flows that began.", ("front",)),
     Metric("algate_flows_ended_total", "counter", "Flows that ended, by the reason.", ("front", "reason")),

@@ -151,6 +151,11 @@ class Clients:
         """Return how many of a kind a client has in all workers."""
         return self.holder(address).everywhere(kind)
 
+    @property
+    def counted_alone(self) -> int:
+        """How often there was no room in the shared memory, so that something is counted in this worker only."""
+        return self._shared.full
+
     def totals(self) -> dict[str, int]:
         """Return how many there are of each kind in this worker."""
         return {kind.label: self._totals[kind] for kind in HoldingKind}

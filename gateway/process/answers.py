@@ -90,6 +90,7 @@ class Answers:
         refused = self._clients.refused
         samples += ((("algate_client_refusals_total", *what), number) for what, number in refused.items())
         samples += ((("algate_client_holdings", kind), number) for kind, number in self._clients.totals().items())
+        samples.append((("algate_shared_counts_missed_total", "room"), self._clients.counted_alone))
         shown: Counter[Key] = Counter()
         for flow in self._flows:
             for read in _read_of(flow):

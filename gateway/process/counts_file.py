@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator
 
+from gateway.observe.counters import count
 from gateway.policy.shared_counts import SIZE, SLOTS, SharedCounts
 
 PATIENCE = 0.002  # seconds that a lock is waited for: no worker can hold up the others, whatever it does with a lock
@@ -43,7 +44,6 @@ class _Locks:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self.missed = 0  # locks that were not to be had in time
 
     @contextlib.contextmanager
     def hold(self, key: int) -> Iterator[None]:
@@ -65,6 +65,6 @@ class _Locks:
                 now = time.monotonic()
                 until = until or now + PATIENCE
                 if now >= until:
-                    self.missed += 1
+                    count("algate_shared_counts_missed_total", "lock")
                     return False
                 os.sched_yield()
