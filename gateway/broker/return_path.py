@@ -220,6 +220,7 @@ class ReturnPath:
         """Have a mirror of each rule of others that is about packets from inside interfaces, and of no other. `gone`:
         networks that are not inside any more."""
         ours = self._networks | gone
+        needed: set[bytes] = set()
         for version in _versions(ours):
             rules = list(self._rules(version))
             wanted = dict.fromkeys(mirror for rule in rules for mirror in self._mirrors_of(rule, version))
@@ -230,6 +231,8 @@ class ReturnPath:
             for rule in wanted:
                 if rule not in there:
                     self._add_mirror(rule)
+            needed |= wanted.keys()
+        self._refused &= needed  # what nobody needs any more is forgotten
 
     def _add_mirror(self, rule: bytes) -> None:
         """Add a mirror of a rule. If that fails it is logged, and connections are made all the same."""

@@ -3,13 +3,16 @@ others by the incoming interface have mirrors, each instance has its own, and no
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 
 import pytest
 
 from gateway.broker.limits import BrokerLimits
+from gateway.broker.netlink import NetfilterError
 from gateway.broker.return_path import ReturnPath
+from gateway.net.addresses import RTM_NEWRULE
 from tests.lab.lab import Lab
 
 OTHERS = ("ip rule add iif eth1 table 2 pref 100", "ip -6 rule add iif eth1 table 2 pref 100")
@@ -71,3 +74,28 @@ def test_instances_of_several_users_leave_each_other_alone(lab: Lab, monkeypatch
     paths[0].remove()
     assert mirrors(lab) == both[1:]
     paths[1].remove()
+
+
+def test_what_the_kernel_refused_is_forgotten_with_the_rule_that_needed_it(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever adds and removes rules all day does not fill the memory of the broker."""
+    with lab.enter("router"):
+        path = ReturnPath("a", limits("192.168.56.0/24"))
+    path.make()
+    change = path._change
+
+    def refuse(kind: int, body: bytes) -> bool:
+        if kind == RTM_NEWRULE and b"lo\0" in body:
+            raise NetfilterError(errno.EPERM, "netfilter")
+        return change(kind, body)
+
+    monkeypatch.setattr(path, "_change", refuse)
+    for table in range(100, 130):
+        lab.run("router", f"ip rule add iif eth1 table {table} pref {table}".split())
+        path.settle()
+        lab.run("router", f"ip rule del iif eth1 table {table} pref {table}".split())
+    path.settle()
+    assert len(path._refused) <= 1
+    monkeypatch.undo()
+    path.remove()
