@@ -496,6 +496,8 @@ class AlgModule(Protocol):
     - `look_every`: seconds between two `Activity` events.
     - `shown`: whether `algate trace` may show its messages. `conceal`, if there is one, returns what is shown of the
       bytes of a message: as many bytes, without what is secret.
+    - `default_ports`, `default_mode`: the ports of its servers, and its mode, where its section of the configuration
+      does not set them. A module of another package is used only if it has a section.
     - `most_held`: number of bytes of a direction that it may hold back.
     - `share`: share of a processor that one flow may use on average.
     - `outlives`: whether it is an `OutlivingModule`.

@@ -179,7 +179,9 @@ class DatagramModule(Protocol):
     `Activity` events; None: none), `recorded` (whether it has `journal` and `restore`), `shown` (whether its messages
     may be traced), `read_inbound` (whether it is also shown what arrives at the public port of a socket that has
     spoken its protocol; otherwise only the kernel sees that), `tables` (the names of the tables that `table` knows),
-    `kinds` (the kinds of pinholes that it may ask for, as in `AlgModule`).
+    `gauges` (the metrics among its `samples` to which each instance adds its own, so that they count in associations
+    too), `kinds` (the kinds of pinholes that it may ask for), `default_ports` and `default_mode` (all as in
+    `AlgModule`; of a protocol that has both, the class of streams declares the last two).
     """
 
     def __init__(self, context: DatagramContext) -> None: ...

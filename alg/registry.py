@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
-from alg.api import API, PINHOLE_KINDS, AlgModule
+from alg.api import API, PINHOLE_KINDS, AlgModule, Mode
 from alg.datagrams import DatagramContext, DatagramModule
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 GROUP = "algate.alg"
 DATAGRAM_GROUP = "algate.datagram"
+OURS = "algate"  # the package of our own modules
 
 
 class BrokenModule(Exception):
@@ -132,24 +133,45 @@ def datagram_modules() -> Mapping[str, DatagramKind]:
 
 def transports() -> Mapping[str, tuple[str, ...]]:
     """Return the transports that each installed module reads: "tcp", "udp" or both. Raises BrokenModule."""
-    return {name: of_module for name, (of_module, _) in declared().items()}
+    return {name: of_module.transports for name, of_module in declared().items()}
 
 
 def options_by_name() -> Mapping[str, type[DataclassInstance] | None]:
     """Return the dataclasses in which installed modules declare their own keys, by name. Raises BrokenModule."""
-    return {name: options for name, (_, options) in declared().items()}
+    return {name: of_module.options for name, of_module in declared().items()}
 
 
-def declared() -> Mapping[str, tuple[tuple[str, ...], type[DataclassInstance] | None]]:
-    """Return the transports and the options of each installed module, as `transports` and `options_by_name` do, by one
-    look at what is installed: each takes some ten milliseconds. Raises BrokenModule."""
+@dataclass(frozen=True)
+class Declared:
+    """What an installed module declares for its section of the configuration.
+
+    `transports`: what it reads. `options`: its own keys. `ports`, `mode`: where the section does not set them.
+    `is_ours`: whether it is of algate's own package; such a module is used without a section, too.
+    """
+
+    transports: tuple[Literal["tcp", "udp"], ...]
+    options: type[DataclassInstance] | None
+    ports: tuple[int, ...]
+    mode: Mode
+    is_ours: bool
+
+
+def declared() -> Mapping[str, Declared]:
+    """Return what each installed module declares for its section of the configuration, by one look at what is
+    installed, which takes some ten milliseconds. Raises BrokenModule."""
     streams, datagrams = modules(), datagram_modules()
-    found: dict[str, tuple[tuple[str, ...], type[DataclassInstance] | None]] = {}
+    ours = {entry.name for group in (GROUP, DATAGRAM_GROUP) for entry in _entries(group) if _package_of(entry) == OURS}
+    found: dict[str, Declared] = {}
     for name in sorted({*streams, *datagrams}):
-        stream, datagram = streams.get(name), datagrams.get(name)
-        of_module = (*(("tcp",) if stream is not None else ()), *(("udp",) if datagram is not None else ()))
-        options = options_of(stream) if stream is not None else datagram.options if datagram is not None else None
-        found[name] = of_module, options
+        classes: list[type] = [streams[name]] if name in streams else []
+        classes += [datagrams[name].made_by] if name in datagrams else []
+        read: list[Literal["tcp", "udp"]] = ["tcp"] if name in streams else []
+        read += ["udp"] if name in datagrams else []
+        first = classes[0]
+        options: type[DataclassInstance] | None = getattr(first, "Options", None)
+        ports = tuple(getattr(first, "default_ports", ()))
+        mode = Mode(getattr(first, "default_mode", Mode.REWRITE))
+        found[name] = Declared(tuple(read), options, ports, mode, name in ours)
     return found
 
 
@@ -189,7 +211,7 @@ def installed() -> list[Installed]:
         rows.append(
             Installed(
                 name,
-                entry.dist.name if entry.dist else "",
+                _package_of(entry),
                 entry.dist.version if entry.dist else "",
                 max(versions, default=0),
                 tuple(sorted({transport for _, transport, loaded, _ in faces if loaded is not None})),
@@ -208,7 +230,7 @@ def declared_kinds(names: Collection[str]) -> tuple[str, ...]:
 def _datagram_kind(entry: EntryPoint, face: type) -> DatagramKind:
     return DatagramKind(
         entry.name,
-        entry.dist.name if entry.dist else "",
+        _package_of(entry),
         cast(type[DatagramModule], face),
         getattr(face, "Options", None),
         bool(getattr(face, "shown", False)),
@@ -217,6 +239,11 @@ def _datagram_kind(entry: EntryPoint, face: type) -> DatagramKind:
         kinds_of(face),
         bool(getattr(face, "read_inbound", False)),
     )
+
+
+def _package_of(entry: EntryPoint) -> str:
+    """Return the name of the package that an entry point belongs to; "" if it is not known."""
+    return entry.dist.name if entry.dist else ""
 
 
 def _entries(group: str) -> Iterator[EntryPoint]:
@@ -230,7 +257,7 @@ def _entries(group: str) -> Iterator[EntryPoint]:
 
 
 def _origin(entry: EntryPoint) -> str:
-    return f"protocol module {entry.name!r} ({entry.value}, of package {entry.dist.name if entry.dist else 'unknown'})"
+    return f"protocol module {entry.name!r} ({entry.value}, of package {_package_of(entry) or 'unknown'})"
 
 
 def _load(entry: EntryPoint) -> type:
@@ -262,13 +289,18 @@ def _mistake_in(module: type) -> str:
     options = getattr(module, "Options", None)
     if options is not None and not (isinstance(options, type) and is_dataclass(options)):
         return "its Options are no dataclass"
-    for attribute in ("kinds", "tables"):
+    for attribute in ("kinds", "tables", "gauges"):
         names = getattr(module, attribute, ())
         if not isinstance(names, tuple | list | set | frozenset) or not all(isinstance(name, str) for name in names):
             return f"its {attribute} are no list of names"
     for kind in getattr(module, "kinds", ()):
         if kind not in PINHOLE_KINDS:
             return f"it names {kind!r} as a kind of pinholes; there are {', '.join(PINHOLE_KINDS)}"
+    ports = getattr(module, "default_ports", ())
+    if not isinstance(ports, tuple | list) or not all(isinstance(port, int) and 0 < port < 65536 for port in ports):
+        return "its default_ports are no list of ports"
+    if (mode := getattr(module, "default_mode", Mode.REWRITE)) not in tuple(Mode):
+        return f"its default_mode is {mode!r}, and none of {', '.join(Mode)}"
     for attribute in ("look_every", "most_held", "share"):
         number = getattr(module, attribute, None)
         if number is None or hasattr(number, "__get__"):  # each instance has its own, as a property or compiled
@@ -289,10 +321,16 @@ def options_of(module: type[AlgModule]) -> type[DataclassInstance] | None:
     return options
 
 
-def tables_of(module: AlgModule | DatagramModule) -> tuple[str, ...]:
+def tables_of(module: object) -> tuple[str, ...]:
     """Return the names of the tables that a module shows (`alg.datagrams.ShownModule`)."""
     tables: tuple[str, ...] = getattr(module, "tables", ())
     return tables
+
+
+def gauges_of(module: object) -> tuple[str, ...]:
+    """Return the names of the metrics that the instances of a module in one process add up to."""
+    gauges: tuple[str, ...] = getattr(module, "gauges", ())
+    return gauges
 
 
 def shown_tables() -> frozenset[str]:

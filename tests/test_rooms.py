@@ -57,6 +57,7 @@ ROWS = [
 ]
 # What has more than 15 attributes, or 7 parameters, and is not two all the same.
 LARGE = {
+    "gateway/broker/elements.py:Element.__init__": "the fields of a record, made fifty times for a call",
     "gateway/cli/trace.py:explain": "a parameter is an option of the command line",
     "gateway/client/proxy.py:Proxy.__new__": "the fields of a record",
     "gateway/driver/datagrams.py:DatagramDriver": "each message passes all of it, in compiled code",

@@ -32,6 +32,7 @@ from alg.api import (
     Event,
     FindSocket,
     FlowContext,
+    Mode,
     Note,
     Opened,
     Received,
@@ -122,6 +123,8 @@ class BittorrentModule:
     """One connection between a client and a tracker, as `alg.api.OutlivingModule`."""
 
     api: ClassVar[int] = 1
+    default_ports: ClassVar[tuple[int, ...]] = (6969, 2710, 1337)
+    default_mode: ClassVar[Mode] = Mode.OFF
     kinds: ClassVar[tuple[str, ...]] = ("mapping",)
     Options: ClassVar[type[BittorrentOptions]] = BittorrentOptions
     datagrams: ClassVar[type[DatagramModule]] = AnnounceModule

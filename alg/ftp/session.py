@@ -78,6 +78,7 @@ class FtpModule:
     """One control connection, as `alg.api.AlgModule`."""
 
     api: ClassVar[int] = 1
+    default_ports: ClassVar[tuple[int, ...]] = (21,)
     kinds: ClassVar[tuple[str, ...]] = ("once",)
     shown: ClassVar[bool] = True
     conceal = staticmethod(conceal)

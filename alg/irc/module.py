@@ -70,6 +70,7 @@ class IrcModule:
     """One connection between a client and an IRC server, as `alg.api.AlgModule`."""
 
     api: ClassVar[int] = 1
+    default_ports: ClassVar[tuple[int, ...]] = (6667,)
     kinds: ClassVar[tuple[str, ...]] = ("once", "anybody")
     Options: ClassVar[type[IrcOptions]] = IrcOptions
     most_held: ClassVar[int] = LONGEST_LINE + MOST_WAITING

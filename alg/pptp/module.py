@@ -26,6 +26,7 @@ from alg.api import (
     Edit,
     Event,
     FlowContext,
+    Mode,
     Note,
     Opened,
     OpenGre,
@@ -76,6 +77,8 @@ class PptpModule:
     """One control connection, as `alg.api.AlgModule`."""
 
     api: ClassVar[int] = 1
+    default_ports: ClassVar[tuple[int, ...]] = (1723,)
+    default_mode: ClassVar[Mode] = Mode.OFF
     kinds: ClassVar[tuple[str, ...]] = ("gre",)
     shown: ClassVar[bool] = True  # names of machines and vendors, and no secret: those are in the tunnel
 

@@ -101,6 +101,7 @@ class RtspModule:
     """One connection between a client and an RTSP server, as `alg.api.AlgModule`."""
 
     api: ClassVar[int] = 1
+    default_ports: ClassVar[tuple[int, ...]] = (554, 8554)
     kinds: ClassVar[tuple[str, ...]] = ("conversation", "exchange")
     Options: ClassVar[type[RtspOptions]] = RtspOptions
     shown: ClassVar[bool] = True

@@ -22,7 +22,8 @@ ANSWER_WITHIN = 64.0  # seconds for the registrar's answer
 MOST_ASKED = 5000
 MOST_HELD = 20000  # addresses of record and subscriptions; of more, the oldest is forgotten here, and ends by its time
 
-Who = tuple[str, str, bytes]  # client's address, server's address, address of record (or the Call-ID of a subscription)
+BindingKey = tuple[str, str, bytes]
+"""The client's address, the server's address, and the address of record (or the Call-ID of a subscription)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Asked:
     """A request that was sent: its sockets with the seconds that it asks for; `star`: all bindings of the client are
     removed."""
 
-    who: Who
+    key: BindingKey
     requested: dict[Endpoint, int]
     star: bool
     peers: tuple[str, ...]
@@ -43,7 +44,7 @@ class Bindings:
     def __init__(self, sockets: InsideSockets) -> None:
         self._sockets = sockets
         self._asked: dict[tuple[str, bytes, int], Asked] = {}
-        self._held: dict[Who, set[Endpoint]] = {}
+        self._held: dict[BindingKey, set[Endpoint]] = {}
         self.granted = 0  # requests, since the start
 
     def __len__(self) -> int:
@@ -53,9 +54,9 @@ class Bindings:
     def restore(self) -> None:
         """Find the bindings in the claims of the sockets that were restored."""
         for inside in self._sockets.all():
-            for kind, who in inside.claims:
+            for kind, key in inside.claims:
                 if kind == "binding":
-                    self._held.setdefault(cast(Who, who), set()).add(inside.target)
+                    self._held.setdefault(cast(BindingKey, key), set()).add(inside.target)
 
     def register(self, message: Message, client: Endpoint, server: str, now: float) -> None:
         """Note that the client sends a REGISTER for its own address of record."""
@@ -68,29 +69,29 @@ class Bindings:
         found = uri_host(message.data, message.uri)  # the registrar itself, where an outbound proxy stands before it
         if found and (address := is_address(found.host)):
             peers[str(address)] = None
-        who = client.host, server, _aor(message, "to")
-        self._remember(message, client, Asked(who, requested, message.is_star(), tuple(peers), now))
+        key = client.host, server, _aor(message, "to")
+        self._remember(message, client, Asked(key, requested, message.is_star(), tuple(peers), now))
 
     def subscribe(self, message: Message, client: Endpoint, server: str, now: float) -> None:
         """Note that the client sends a SUBSCRIBE."""
         expires = message.number("expires")
         requested = {self._target(client, client): DEFAULT_EXPIRES if expires is None else expires}
-        who = client.host, server, message.call_id
-        self._remember(message, client, Asked(who, requested, False, (server,), now))
+        key = client.host, server, message.call_id
+        self._remember(message, client, Asked(key, requested, False, (server,), now))
 
     def answered(self, message: Message, client: Endpoint, server: str, now: float) -> None:
         """Handle the server's answer to a REGISTER or SUBSCRIBE."""
         if not 200 <= message.status < 300:
             return
         asked = self._asked.get((client.host, message.call_id, message.cseq))
-        if asked is None or asked.who[1] != server or now - asked.at > ANSWER_WITHIN:
+        if asked is None or asked.key[1] != server or now - asked.at > ANSWER_WITHIN:
             return
         del self._asked[client.host, message.call_id, message.cseq]
-        if asked.who not in self._held and len(self._held) >= MOST_HELD:
+        if asked.key not in self._held and len(self._held) >= MOST_HELD:
             del self._held[next(iter(self._held))]
-        held = self._held.setdefault(asked.who, set())
+        held = self._held.setdefault(asked.key, set())
         granted = self._granted(message, client, asked)
-        claim = ("binding", asked.who)
+        claim = ("binding", asked.key)
         for target in (*held,) if asked.star else (*asked.requested,):
             inside = self._sockets.of(target)
             seconds = 0 if asked.star else granted.get(target, 0)
@@ -104,7 +105,7 @@ class Bindings:
                 until = now + min(float(seconds), LONGEST) + GRACE
                 self._sockets.claim(inside, claim, now, until, asked.peers)
         if not held:
-            del self._held[asked.who]
+            del self._held[asked.key]
 
     def _granted(self, message: Message, client: Endpoint, asked: Asked) -> dict[Endpoint, int]:
         """Return for how many seconds each of the client's sockets is bound, according to the answer."""
@@ -119,11 +120,11 @@ class Bindings:
                 granted[target] = _seconds(message, addr.params, default)
         listed = message.readable("contact")
         if not granted and len(asked.requested) == 1 and len(listed) <= 1:
-            # Registrars of cameras, and small ones, say 200 and no Contact, or one that nobody recognises: a phone
+            # Registrars of cameras, and small ones, say 200 without Contact, or with one not asked for: a phone
             # takes that for its own (what it did not ask for, or asked to end, it does not get).
             (target, seconds), *_ = asked.requested.items()
-            told = _seconds(message, listed[0].params, expires) if listed else expires
-            granted[target] = min(seconds, told) if told is not None else seconds
+            answered = _seconds(message, listed[0].params, expires) if listed else expires
+            granted[target] = min(seconds, answered) if answered is not None else seconds
         return granted
 
     def _named(self, client: Endpoint, place: HostPort) -> Endpoint | None:

@@ -46,7 +46,7 @@ from alg.sip.options import SipOptions
 from alg.sip.peers import PeerRow
 from alg.sip.rows import CallRow, call_rows, kicked, peer_rows, row_of
 from alg.sip.stream import MOST, Framer, Part
-from alg.sip.udp import TABLES, SipEngine
+from alg.sip.udp import GAUGES, TABLES, SipEngine
 from alg.text.header import Malformed
 
 STALLED = 10.0  # seconds for the rest of a message
@@ -81,10 +81,12 @@ class SipModule:
     """One TCP connection between a client and a SIP server, as `alg.api.AlgModule`."""
 
     api: ClassVar[int] = 1
+    default_ports: ClassVar[tuple[int, ...]] = (5060,)
     kinds: ClassVar[tuple[str, ...]] = ("conversation",)
     Options: ClassVar[type[SipOptions]] = SipOptions
     datagrams: ClassVar[type[DatagramModule]] = SipEngine
     tables: ClassVar[tuple[str, ...]] = TABLES
+    gauges: ClassVar[tuple[str, ...]] = GAUGES
     share: ClassVar[float] = 1.0  # of a processor: a trunk may carry the calls of a whole site
     most_held: ClassVar[int] = MOST + MOST_WAITING  # a message that is not whole, and what waits before it
     shown: ClassVar[bool] = True  # its messages hold no passwords, so `algate trace` may show them

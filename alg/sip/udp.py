@@ -32,6 +32,7 @@ from alg.sip.rows import CallRow, call_rows, kicked, peer_rows, row_of
 from alg.sip.stream import begins_as_sip, hides_sip
 
 TABLES = ("calls", "peers")
+GAUGES = ("algate_calls",)
 MOST_CLIENTS = 20000
 
 
@@ -43,6 +44,7 @@ class SipEngine:
     recorded: ClassVar[bool] = True
     read_inbound: ClassVar[bool] = True  # calls come to the public port of a registration
     tables: ClassVar[tuple[str, ...]] = TABLES
+    gauges: ClassVar[tuple[str, ...]] = GAUGES
     kinds: ClassVar[tuple[str, ...]] = ("conversation",)
 
     def __init__(self, context: DatagramContext | None = None) -> None:

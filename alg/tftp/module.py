@@ -38,6 +38,7 @@ class TftpModule:
     """All transfers of the inside clients, or those of one SOCKS association, as `alg.datagrams.DatagramModule`."""
 
     api: ClassVar[int] = 1
+    default_ports: ClassVar[tuple[int, ...]] = (69,)
     kinds: ClassVar[tuple[str, ...]] = ("conversation",)
     Options: ClassVar[type[TftpOptions]] = TftpOptions
     look_every: ClassVar[float] = 5.0

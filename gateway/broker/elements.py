@@ -33,9 +33,9 @@ set, too."""
 FILLED_IN = frozenset({"module_ports", "server_ports", "inside4", "inside6"})
 """Sets that the configuration fills, and not pinholes."""
 
-UNTOLD = "untold", b"\x11"
-"""Set and key (UDP) of the element that exists if sockets may have sent packets that the `talked` sets had no room to
-note."""
+NOT_NOTED = "untold", b"\x11"
+"""Set and key (UDP) of the element that exists if sockets may have sent packets past all pinholes for which the
+`talked` sets had no room."""
 
 SETS = (
     *("dnat4", "dnat6", *ONCE, "snat4", "snat6", "many4", "many6", "any4", "any6", "follow4", "follow6"),
@@ -209,7 +209,7 @@ def with_keys(elements: Iterable[Element]) -> Iterator[Element]:
 
 def merged(leases: Sequence[tuple[Lease, int, float]]) -> tuple[Element, ...]:
     """The elements of leases that share a public port, each with its slot and the seconds that it lives: for each
-    element the longest of those that want it. Who they are rides in elements of its own."""
+    element the longest of those that want it. The leases themselves are stored in elements of their own."""
     found: dict[tuple[str, bytes], Element] = {}
     for lease, slot, ttl in leases:
         for element in (*elements_of(lease, slot, ttl), *_held(lease, slot, ttl)):
@@ -314,8 +314,8 @@ def _mapping(lease: Lease, ttl: float, comment: str) -> Iterator[Element]:
 
 
 def _exchange(lease: Lease, ttl: float, comment: str) -> Iterator[Element]:
-    """The elements of an exchange: what the client outside sends from first, as it says whose they are. As long as the
-    server's port is not known, nothing passes."""
+    """The elements of an exchange: first the one for what the client outside sends, because it holds the lease.
+    As long as the server's port is not known, nothing passes."""
     assert lease.outer is not None
     assert lease.inner is not None
     seconds = struct.pack(">HH", lease.outer_second or 0, lease.second or 0)

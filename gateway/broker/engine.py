@@ -71,7 +71,8 @@ log = get_logger()
 @dataclass(slots=True)
 class Strays:
     """Ids of leases that perhaps no process knows. `inherited`: those of a worker that died, which its successor has
-    not claimed yet; `loaded`: those of the previous broker, which may not have told any worker of them."""
+    not claimed yet; `loaded`: those of the previous broker, which may not have answered the worker that asked for
+    them."""
 
     inherited: set[str] = field(default_factory=set)
     loaded: set[str] = field(default_factory=set)
@@ -229,7 +230,7 @@ class Engine:
                 self._find(slot, message)
                 return
             if self._strays.loaded:
-                self._replace_untold(slot, request)
+                self._replace_unanswered(slot, request)
             untranslated = request.direction == "out" or request.public_host is None
             if request.single and request.kind != "local" and untranslated:
                 self._replace(slot, request)
@@ -269,7 +270,7 @@ class Engine:
     def _find(self, slot: int, message: Open) -> None:
         """Answer a question for the public endpoint of an inside socket's conversation. The process that owns the
         conversation, and its peers, are not named."""
-        self.flush()  # what is told of has to be open
+        self.flush()  # what is answered has to be open
         lease = self._leases.of_socket(message.request.target)
         if lease is None:
             raise PinholeRefused("none", f"{message.request.target} has no conversation")
@@ -480,8 +481,8 @@ class Engine:
                 PinholeRefused(error.rule, str(error)),
             )
             if not done:
-                # Nobody knows what the kernel did if it did not answer: what there may be of it must go. But what the
-                # kernel has refused is another's, if it is there.
+                # If the kernel did not answer, it is not known what it did: what there may be of it must go. But what
+                # the kernel has refused is another's, if it is there.
                 self._close_elements(opening.slot, opening.lease)
             return
         batch = self.stale.opened(opening.lease)
@@ -536,9 +537,9 @@ class Engine:
                 elif self._leases.find(lease.id) is not None:
                     raise PinholeRefused("taken", "another process has this pinhole open")
 
-    def _replace_untold(self, slot: int, request: PinholeRequest) -> None:
-        """Close a lease that the previous broker opened without being able to tell the worker, which now asks for the
-        same pinhole again."""
+    def _replace_unanswered(self, slot: int, request: PinholeRequest) -> None:
+        """Close a lease that the previous broker opened without being able to answer the worker, which now asks for
+        the same pinhole again."""
         asked = _asked(request)
         for lease in self._leases.of_client(request.visitor or request.client):
             if lease.id in self._strays.loaded and _asked(lease) == asked:

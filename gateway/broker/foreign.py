@@ -68,7 +68,7 @@ class ForeignForwardings:
         return any(forwarding.covers(transport, host, port) for forwarding in self._found)
 
     def forget(self) -> None:
-        """Somebody has changed rules: they are read anew."""
+        """Another program has changed rules: they are read anew."""
         self._until = 0.0
 
     def _read(self) -> Iterator[Forwarding]:

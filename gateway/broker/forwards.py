@@ -53,7 +53,7 @@ class Forwards:
         self._opening = opening
         self._renew = renew
         self._end = end
-        self._left_out: list[Forward] = []  # whose port is another's
+        self._left_out: list[Forward] = []  # the port of each belongs to another lease
         self._due = math.inf
 
     def want(self, wanted: Sequence[Forward]) -> None:

@@ -33,7 +33,7 @@ try:
     )
 finally:
     if _spec is not None:
-        del sys.modules["pyroute2"]  # who wants all of it gets it
+        del sys.modules["pyroute2"]  # another import loads all of it
 
 __all__ = [
     "FILTER_FLAG_CTA_IP_DST",

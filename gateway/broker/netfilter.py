@@ -177,10 +177,10 @@ class Meter:
         return "".join(line + "\n" for line in lines)
 
     @staticmethod
-    def _rule(table: str, family: int, word: str, who: str, rate: float) -> str:
+    def _rule(table: str, family: int, word: str, match: str, rate: float) -> str:
         limit = f"limit rate over {max(1, round(rate))}/second burst {max(5, round(rate / 2))} packets"
         return (
-            f"add rule inet {table} rates {who} update @sources{family} {{ {word} saddr {limit} }} "
+            f"add rule inet {table} rates {match} update @sources{family} {{ {word} saddr {limit} }} "
             f"meta mark set meta mark or {marks.PASSING:#x} counter name unread"
         )
 
@@ -473,7 +473,7 @@ class Netfilter:
             )
             while groups and (errors := self._transaction([self._change(group) for group in groups])):
                 if any(len(groups[at]) > 1 for at in errors):
-                    groups = [[step] for group in groups for step in group]  # which of them it was is not told
+                    groups = [[step] for group in groups for step in group]  # the error names the group only
                     continue
                 wrong: dict[int, NetfilterError] = {}
                 absent = set()

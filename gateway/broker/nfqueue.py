@@ -175,11 +175,11 @@ class Packet:
         self._marked = mark
 
     def accept(self) -> None:
-        """Let the packet go on. Raises OSError if the kernel cannot be told."""
+        """Let the packet go on. Raises OSError if the kernel does not take that."""
         self._decide(NF_ACCEPT)
 
     def repeat(self) -> None:
-        """Let the packet go through the rules of its table again. Raises OSError if the kernel cannot be told."""
+        """Let the packet go through the rules of its table again. Raises OSError if the kernel does not take that."""
         self._decide(NF_REPEAT)
 
     def _decide(self, verdict: int) -> None:

@@ -58,7 +58,7 @@ class Pending:
         self.closes: list[Closing] = []
         self.updates: list[Updating] = []
         self.withheld: list[tuple[int, int, ToWorker]] = []
-        """Answers that wait for their clients' older connections to go: for which `release`, to whom, and what."""
+        """Answers that wait for their clients' older connections to go: the batch, the slot and the message of each."""
         self.opened = self.refused = 0
         self._send = send
         self._answers: dict[int, list[ToWorker]] = {}
@@ -131,11 +131,11 @@ class Pending:
         self.answer(slot, RequestRefused(request_id, refusal.rule, refusal.detail[:200]))
 
     def tell(self) -> list[tuple[int, Lease]]:
-        """Send all answers, and log what they say. Returns the leases, with their slots, of which a worker was not told
-        because its socket was full."""
+        """Send all answers, and log what they say. Returns the leases, with their slots, whose answer was not sent
+        because the worker's socket was full."""
         answers, self._answers = self._answers, {}
         unheard = [(slot, message) for slot, messages in answers.items() for message in self._send(slot, messages)]
-        # The log has time until everybody is told.
+        # The log has time until all answers are sent.
         for slot, lease in self._just_opened:
             pinhole_log.info("pinhole.open", lease, slot=slot)
         for slot, lease in self._just_updated:

@@ -71,7 +71,7 @@ class Restoration:
         except NetfilterError as error:
             log.warning("broker.conntrack_failed", error=str(error))
             return singles  # a second connection through a pinhole of one use is worse than none
-        # Of one for anybody the key says nothing of the source.
+        # The key of a pinhole for any host does not have the source.
         known = admitted | {key[: -(16 if len(key) > 24 else 4)] for key in admitted}
         return [lease for lease in singles if once_of(lease)[1] in known]
 

@@ -122,7 +122,7 @@ class ReturnPath:
                 data = self._events.recv(65536)
             except BlockingIOError:
                 return
-            except OSError:  # ENOBUFS: some were not told
+            except OSError:  # ENOBUFS: some notices were lost
                 data = b""
             if not data or any(port != self._netlink.port for port in _ports(data)):
                 self._due = min(self._due, now + SOON)

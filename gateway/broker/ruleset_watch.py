@@ -123,7 +123,7 @@ class RulesetWatch:
                 data = self._socket.recv(1 << 17)
             except BlockingIOError:
                 break
-            except OSError as error:  # ENOBUFS: some were not told
+            except OSError as error:  # ENOBUFS: some notices were lost
                 if error.errno not in (errno.ENOBUFS, errno.EINTR):
                     raise NetfilterError(error.errno or errno.EIO, os.strerror(error.errno or errno.EIO)) from error
                 any_change = lost = True

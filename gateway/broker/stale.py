@@ -22,7 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from alg.address import Endpoint
 from gateway.broker.conntrack import Conntrack, Tracked, TrackedEnd, TrackedEntry
-from gateway.broker.elements import UNTOLD, second_of, talked_of
+from gateway.broker.elements import NOT_NOTED, second_of, talked_of
 from gateway.broker.marks import MEDIA
 from gateway.broker.netlink import NetfilterError
 from gateway.model.requests import Lease
@@ -154,8 +154,8 @@ class Search:
 
 
 class Early:
-    """Pinholes whose clients had talked before, and whose older connections go before anybody is told of them. What is
-    opened while a search is under way is the next one's.
+    """Pinholes whose clients had sent packets before. Their older connections are deleted before the answer goes out.
+    What is opened while a search is under way is the next one's.
 
     `settled`: the number of the last search that is at its end. `noted_from`: since when (monotonic) the kernel's table
     has noted which sockets have talked.
@@ -238,11 +238,11 @@ class Stale:
 
     def opened(self, lease: Lease) -> int:
         """Note that a pinhole was opened: what its client's socket sent before has another public port. Return what
-        `settle` has to have returned before anybody may be told of it: 0, or more.
+        `settle` has to have returned before its opening may be answered: 0, or more.
 
         Where the peer is known it may send as soon as the client's answer is out, and would meet the older connection:
         connection tracking gives it another port then, to which the client's program may answer from now on, and what
-        the client sends to the right one is dropped. So that connection goes before anybody is told of the pinhole.
+        the client sends to the right one is dropped. So that connection is deleted before the opening is answered.
         """
         if not is_datagram(lease):
             return 0
@@ -360,7 +360,7 @@ class Stale:
         if time.monotonic() < self._early.noted_from:
             return True
         try:
-            return self._is_any([*(talked_of(sock) for sock in sockets), UNTOLD])
+            return self._is_any([*(talked_of(sock) for sock in sockets), NOT_NOTED])
         except NetfilterError as error:
             log.warning("broker.conntrack_failed", error=str(error))
             return True

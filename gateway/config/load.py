@@ -15,12 +15,12 @@ from typing import Any, TypeGuard, TypeVar
 
 import msgspec
 
-from alg.registry import BrokenModule, declared
+from alg.registry import BrokenModule, Declared, declared
 from gateway.config.access_file import AccessError, Lookups, parse_access_file
 from gateway.config.check import BadValue, check
 from gateway.config.messages import readable, resembling
 from gateway.config.places import lines_of, nearest, others_in, path_in
-from gateway.config.schema import DEFAULT_ALG, DEFAULT_PATH, AlgSection, Config
+from gateway.config.schema import DEFAULT_PATH, AlgSection, Config
 from gateway.config.schema_rules import Loaded
 from gateway.model.certificates import load_authorities, load_chain
 from gateway.model.errors import ConfigError
@@ -232,13 +232,12 @@ def _with_defaults(document: dict[str, Any]) -> dict[str, Any]:
     """Return the document with defaults that depend on something: a module's ports, a run_dir that this user can
     create."""
     if isinstance(document.get("alg", {}), dict):
-        sections = {name: msgspec.to_builtins(section) for name, section in DEFAULT_ALG.items()}
-        for name, section in document.get("alg", {}).items():
-            sections[name] = {**sections.get(name, {}), **section} if isinstance(section, dict) else section
         try:
             installed = declared()
         except BrokenModule as error:
             raise BadValue(f"alg: {error}") from error
+        sections: dict[str, Any] = {name: {} for name, module in installed.items() if module.is_ours}
+        sections |= document.get("alg", {})
         for name, section in sections.items():
             if isinstance(section, dict):
                 sections[name] = section = _with_options(name, section, installed)
@@ -252,20 +251,22 @@ def _with_defaults(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def _with_options(name: str, section: dict[str, Any], installed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the section of a module with the module's own keys apart, complete and checked. `installed`: what modules
-    declare (`alg.registry.declared`)."""
+def _with_options(name: str, section: dict[str, Any], installed: Mapping[str, Declared]) -> dict[str, Any]:
+    """Return the section of a module with what the module declares where it sets nothing, and the module's own keys
+    apart, complete and checked."""
     common = [key for key in AlgSection.__struct_fields__ if key != "options"]
     own = {key: value for key, value in section.items() if key not in common and (key != "options" or value != {})}
-    transports, known = installed.get(name, ((), None))
-    if name in installed:
+    defaults: dict[str, Any] = {"transports": []}
+    if module := installed.get(name):
+        known = module.options
+        defaults = {"mode": module.mode.value, "ports": list(module.ports), "transports": list(module.transports)}
         for key in own:
             if known is None or key not in known.__dataclass_fields__:
                 fields = list(known.__dataclass_fields__) if known else []
                 raise BadValue(f"alg.{name}.{key}: unknown key{resembling(key, [*common, *fields])}")
         if known is not None:
             own = msgspec.to_builtins(dataclasses.asdict(_convert(own, known, f"alg.{name}")))
-    section = {"transports": list(transports), **section}
+    section = {**defaults, **section}
     return {**{key: section[key] for key in common if key in section}, "options": own}
 
 

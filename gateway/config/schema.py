@@ -501,18 +501,6 @@ class ProcessSection(_Section, frozen=True):
     ] = 3600.0
 
 
-# A module's section need not name its ports; those of a third party's module must.
-DEFAULT_ALG = {
-    "bittorrent": AlgSection(ports=(6969, 2710, 1337), mode=Mode.OFF, transports=("tcp", "udp")),
-    "ftp": AlgSection(ports=(21,)),
-    "irc": AlgSection(ports=(6667,)),
-    "pptp": AlgSection(ports=(1723,), mode=Mode.OFF),
-    "rtsp": AlgSection(ports=(554, 8554)),
-    "sip": AlgSection(ports=(5060,), transports=("tcp", "udp")),
-    "tftp": AlgSection(ports=(69,), transports=("udp",)),
-}
-
-
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, dict=True):
     """The whole configuration, valid once `load.load_config` has returned it."""
 
@@ -525,7 +513,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     pinhole: PinholeSection = PinholeSection()
     rules: RulesSection = RulesSection()
     limits: LimitsSection = LimitsSection()
-    alg: dict[str, AlgSection] = msgspec.field(default_factory=lambda: dict(DEFAULT_ALG))
+    alg: dict[str, AlgSection] = {}
     process: ProcessSection = ProcessSection()
     log: LogSection = LogSection()
     console: ConsoleSection = ConsoleSection()

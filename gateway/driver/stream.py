@@ -63,6 +63,7 @@ from gateway.driver.notes import is_to_log
 from gateway.driver.openings import Openings
 from gateway.driver.pump import Pump
 from gateway.driver.surroundings import Surroundings
+from gateway.flow.carrier import ModuleAtWork
 from gateway.flow.table import HALF_CLOSE_TIMEOUT, Flow
 from gateway.net.relay.half import Legacy
 from gateway.net.slices import slices
@@ -202,6 +203,10 @@ class Inspection:
             return bool(self._around.guard.call(self._name, self._flow.id, cast(OutlivingModule, self.module).lives_on))
         except Broken:
             return False
+
+    def readers(self) -> tuple[ModuleAtWork, ...]:
+        """The module that reads it."""
+        return (ModuleAtWork(self._name, self.module, self.conversations, "tcp"),)
 
     def hosts(self) -> tuple[str, ...]:
         """The addresses of this host that its connections use."""

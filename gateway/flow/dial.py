@@ -21,7 +21,6 @@ from gevent.queue import Empty, Queue
 from alg.address import Address, Endpoint
 from gateway.flow.upstream import UpstreamError, Upstreams, Way
 from gateway.model.errors import PinholeRefused
-from gateway.model.hosts import canonical_name
 from gateway.model.requests import ConnectRequest
 from gateway.net.addresses import is_local
 from gateway.net.resolver import ResolveError, Resolver
@@ -189,7 +188,7 @@ class Dialer:
         session: Session,
         deadline: float,
     ) -> Connection:
-        hosts = [str(address) for address in addresses] or [canonical_name(request.host)]
+        hosts = [str(address) for address in addresses] or [request.host]
         for number, host in enumerate(hosts):
             until = time.monotonic() + (deadline - time.monotonic()) / (len(hosts) - number)
             try:

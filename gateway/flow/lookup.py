@@ -37,9 +37,9 @@ class Lookup:
         self._policy = policy
         self._resolver = resolver
 
-    def check_client(self, request: ConnectRequest) -> None:
-        """Raise DialError "denied" if this client may not ask at all."""
-        _permit_client(request, self._policy.current.judge(request))
+    def judge(self, request: ConnectRequest) -> JudgedRequest:
+        """Let the policy judge a request, once for all that is asked about it at this moment."""
+        return JudgedRequest(request, self._policy.current.judge(request), self._resolver, self._limits, self._clients)
 
     def admit_association(self, request: ConnectRequest) -> AdmittedRequest:
         """Count a UDP association for its rule. Raises DialError "denied" if this client may send no datagram at all,
@@ -47,7 +47,7 @@ class Lookup:
         client = self._policy.current.decide_association(request)
         if not client.permit:
             raise DialError("denied", f"client {request.client.host} is not allowed", client.rule)
-        return self._count(request, client)
+        return _count(self._limits, request, client)
 
     def take_association(self, client: str) -> ClientUse | None:
         """Count a UDP association for its client, to be given back when it ends. Raises DialError if the client has as
@@ -64,37 +64,51 @@ class Lookup:
         if self._clients is not None and holder is not None:
             self._clients.give_back(HoldingKind.ASSOCIATIONS, holder)
 
-    def admit(self, request: ConnectRequest, address: Address | None) -> AdmittedRequest:
-        """Count a permitted request for the rule that permits it at `address` (None: at any address). Raises
-        DialError."""
-        judgement = self._policy.current.judge(request)
-        return self._count(request, judgement.client if address is None else judgement.at(address))
 
-    def _count(self, request: ConnectRequest, decision: Decision) -> AdmittedRequest:
-        try:
-            session = self._limits.enter(decision, request.client.host, time.monotonic(), request.user)
-            return AdmittedRequest(decision, session)
-        except LimitReached as error:
-            raise DialError("denied", f"rule {decision.rule}: {error}", decision.rule) from error
+class JudgedRequest:
+    """A request, and what the policy says of it. What waits longer than an answer takes has it judged again, because
+    rules change."""
 
-    def check(self, request: ConnectRequest, address: Address) -> None:
+    def __init__(
+        self,
+        request: ConnectRequest,
+        judgement: Judgement,
+        resolver: Resolver,
+        limits: RuleLimits,
+        clients: Clients | None,
+    ) -> None:
+        self._request = request
+        self._judgement = judgement
+        self._resolver = resolver
+        self._limits = limits
+        self._clients = clients
+
+    def admit(self, address: Address | None) -> AdmittedRequest:
+        """Count the request, which is permitted, for the rule that permits it at `address` (None: at any address).
+        Raises DialError."""
+        judgement = self._judgement
+        return _count(self._limits, self._request, judgement.client if address is None else judgement.at(address))
+
+    def check(self, address: Address) -> None:
         """Raise DialError "denied" if the request may not be carried out at `address`."""
-        _permit(self._policy.current.judge(request), address)
+        decision = self._judgement.at(address)
+        if not decision.permit:
+            raise DialError("denied", f"{address} is not allowed", decision.rule)
 
-    def permitted(self, request: ConnectRequest) -> list[Address]:
+    def addresses(self) -> list[Address]:
         """Return the permitted addresses of the request's host, at least one. May wait for name servers. Raises
         DialError."""
-        judgement = self._policy.current.judge(request)
-        _permit_client(request, judgement)
-        with looking_up(self._clients, request.client.host):
+        self._check_client()
+        host = self._request.host
+        with looking_up(self._clients, self._request.client.host):
             try:
-                addresses = self._resolver.resolve(request.host, time.monotonic() + TIMEOUT)
+                addresses = self._resolver.resolve(host, time.monotonic() + TIMEOUT)
             except ResolveError as error:
                 raise DialError("name", str(error)) from error
-        permitted, refusal = [], DialError("name", f"{request.host} has no address")
+        permitted, refusal = [], DialError("name", f"{host} has no address")
         for address in map(canonical, addresses):
             try:
-                _permit(judgement, address)
+                self.check(address)
             except DialError as error:
                 refusal = error
             else:
@@ -103,39 +117,39 @@ class Lookup:
             raise refusal
         return permitted
 
-    def name_of(self, request: ConnectRequest) -> str:
+    def name(self) -> str:
         """Return the name (PTR) of the address that is the request's host. Raises DialError."""
-        judgement = self._policy.current.judge(request)
-        _permit_client(request, judgement)
+        self._check_client()
         try:
-            address = parse_address(request.host)
+            address = parse_address(self._request.host)
         except ValueError:
-            raise DialError("name", f"{request.host} is not an address") from None
-        _permit(judgement, address)
-        with looking_up(self._clients, request.client.host):
+            raise DialError("name", f"{self._request.host} is not an address") from None
+        self.check(address)
+        with looking_up(self._clients, self._request.client.host):
             try:
                 return self._resolver.reverse(str(address), time.monotonic() + TIMEOUT)
             except ResolveError as error:
                 raise DialError("name", str(error)) from error
 
-    def any_peer(self, request: ConnectRequest) -> bool:
+    def is_of_anybody(self) -> bool:
         """Whether the request's host is the address 0, which means all hosts. Raises DialError "denied" if no rule
         allows that."""
         try:
-            anybody = ipaddress.ip_address(request.host).is_unspecified
+            anybody = ipaddress.ip_address(self._request.host).is_unspecified
         except ValueError:
             return False
-        if anybody and not self._policy.current.permits_any_peer(request):
+        if anybody and not self._judgement.permits_any_peer:
             raise DialError("denied", "no rule permits connections of any host", "any-peer")
         return anybody
 
+    def _check_client(self) -> None:
+        client = self._judgement.client
+        if not client.permit:
+            raise DialError("denied", f"client {self._request.client.host} is not allowed", client.rule)
 
-def _permit_client(request: ConnectRequest, judgement: Judgement) -> None:
-    if not judgement.client.permit:
-        raise DialError("denied", f"client {request.client.host} is not allowed", judgement.client.rule)
 
-
-def _permit(judgement: Judgement, address: Address) -> None:
-    decision = judgement.at(address)
-    if not decision.permit:
-        raise DialError("denied", f"{address} is not allowed", decision.rule)
+def _count(limits: RuleLimits, request: ConnectRequest, decision: Decision) -> AdmittedRequest:
+    try:
+        return AdmittedRequest(decision, limits.enter(decision, request.client.host, time.monotonic(), request.user))
+    except LimitReached as error:
+        raise DialError("denied", f"rule {decision.rule}: {error}", decision.rule) from error

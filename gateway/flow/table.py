@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import gevent.socket as gsocket
 import structlog
@@ -15,6 +15,7 @@ from gevent import get_hub
 from gevent.event import Event
 
 from alg.address import Endpoint
+from gateway.flow.carrier import Carrier
 from gateway.net.relay.connection import RelaySocket
 from gateway.net.relay.copy import CopyHandle, EncodedSocket
 from gateway.net.relay.half import FRESH, Legacy, RelayResult
@@ -34,23 +35,6 @@ log = structlog.get_logger()
 IDLE_TIMEOUT = 7440.0  # seconds without a byte in either direction (RFC 5382 REQ-5)
 HALF_CLOSE_TIMEOUT = 600.0  # seconds without a byte after one side has ended
 FRONTS = ("socks", "transparent", "published", "pinhole")
-
-
-class Carrier(Protocol):
-    """The part that moves a flow's bytes at the moment: the relay, or the driver of a protocol module. Counts are
-    exact."""
-
-    @property
-    def up(self) -> int: ...
-
-    @property
-    def down(self) -> int: ...
-
-    def hosts(self) -> tuple[str, ...]:
-        """The addresses of this host that it uses."""
-        ...
-
-    def abort(self, reset: bool = True) -> None: ...
 
 
 class Flow:

@@ -34,8 +34,9 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 class ConnectRequest(msgspec.Struct, frozen=True):
     """A client's request to reach a server: `policy` decides on it, and `dial` carries it out.
 
-    `host` is a name or the text of an IP address. `user` is the authenticated name, if any, and `groups` are the user's
-    groups. The command "fxp" is never dialled: it stands for a transfer between the client's server and another one.
+    `host` is a name or the text of an IP address, as `model.hosts.read_host` spells it. `user` is the authenticated
+    name, if any, and `groups` are the user's groups. The command "fxp" is never dialled: it stands for a transfer
+    between the client's server and another one.
     Neither is "map": the client asks for a public port that leads to its own `port`, and `host` is not looked at.
     """
 

@@ -68,7 +68,6 @@ class Policy:
         self._index = RuleIndex([*rules, *access])
         self._has_rules = bool(rules)
         self._has_access = bool(access)
-        self._any_bind_peer = any(rule.any_peer for rule in self._index.rules)
         self._now = now
         self._is_own = is_own
         self._nat64 = tuple(nat64)
@@ -111,14 +110,6 @@ class Policy:
             self.judge(ConnectRequest("fxp", client, end.host, end.port, user)).at(end.ip) for end in (server, other)
         ]
         return decisions[0].permit and decisions[0] is decisions[1]
-
-    def permits_any_peer(self, request: ConnectRequest) -> bool:
-        """Whether a BIND that expects no particular peer (address 0) may accept connections of any host: only if a rule
-        says so. The address that connects must still be permitted."""
-        if not self._any_bind_peer or not self._governed(request):
-            return False
-        rule = self._index.first(self._index.apart_from_target(self._query(request)) & self._index.everywhere)
-        return rule is not None and rule.permit and rule.any_peer
 
     def demands_ident(self, request: ConnectRequest) -> bool:
         """Whether the client's ident server (RFC 1413) has to be asked for the user before this request can be decided:
@@ -251,6 +242,15 @@ class Judgement:
         index = self._index
         definite = index.everywhere | self._named
         return rule.decision if index.first(definite & 1 << index.rules.index(rule)) else None
+
+    @property
+    def permits_any_peer(self) -> bool:
+        """Whether a BIND that expects no particular peer (address 0) may accept connections of any host: only if a rule
+        says so. The address that connects must still be permitted."""
+        if self.query is None:
+            return False
+        rule = self._index.first(self._static & self._index.everywhere)
+        return rule is not None and rule.permit and rule.any_peer
 
     def at(self, address: Address) -> Decision:
         """Decide whether the request may be carried out at `address`, which its name resolved to or which it named.

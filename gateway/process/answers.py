@@ -7,20 +7,18 @@ import os
 import time
 from collections import Counter
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import gevent
 import gevent.socket as gsocket
 
 from alg.datagrams import Shown, ShownModule
-from alg.registry import shown_tables, tables_of
+from alg.registry import gauges_of, shown_tables, tables_of
 from gateway.driver.afterlife import Afterlife
-from gateway.driver.conversations import Conversations
 from gateway.driver.module_calls import kicked_by, rows_of, samples_of
-from gateway.driver.stream import Inspection
+from gateway.flow.carrier import ModuleAtWork
 from gateway.flow.table import Flow, Flows
 from gateway.front.accept import Acceptor
-from gateway.front.udp.association import Association
 from gateway.net.relay.splice import Relay
 from gateway.observe.admin import Rows, answer
 from gateway.observe.counters import Key, recent_rows
@@ -33,18 +31,6 @@ from gateway.policy.clients import Clients
 log = get_logger()
 
 ROWS_IN_A_ROW = 200
-_OF_FLOWS = frozenset({"algate_calls"})  # gauges of modules that add up; what they count is counted elsewhere
-
-
-class _Read(NamedTuple):
-    """A module that reads a flow and has something to show: its name, the module itself, its conversations, and the
-    transport of what it reads."""
-
-    flow: Flow
-    name: str
-    module: ShownModule
-    held: Conversations
-    transport: str
 
 
 class Answers:
@@ -84,7 +70,8 @@ class Answers:
 
     def _metrics(self) -> Rows:
         samples = [*self._flows.samples(), *self._userspace.samples()]
-        inspected = sum(isinstance(flow.carrier, Inspection) for flow in self._flows)  # the acceptor still holds those
+        # A connection that a module reads is still held by the acceptor.
+        inspected = sum(any(read.transport == "tcp" for read in _at_work(flow)) for flow in self._flows)
         samples.append((("algate_connections", "handshake"), max(0, self._acceptor.handling - inspected)))
         samples.append((("algate_connections", "flow"), len(self._flows)))
         refused = self._clients.refused
@@ -92,21 +79,21 @@ class Answers:
         samples += ((("algate_client_holdings", kind), number) for kind, number in self._clients.totals().items())
         samples.append((("algate_shared_counts_missed_total", "room"), self._clients.counted_alone))
         shown: Counter[Key] = Counter()
-        for flow in self._flows:
-            for read in _read_of(flow):
-                for key, number in samples_of(read.name, read.module):
-                    if key[0] in _OF_FLOWS:
-                        shown[key] += int(number)
+        for _, read in self._read_by_flows():
+            module = cast(ShownModule, read.module)
+            for key, number in samples_of(read.name, module):
+                if key[0] in gauges_of(module):
+                    shown[key] += int(number)
         samples += shown.items()
         return [metrics_row(self._name, samples)]
 
     def _kick(self, name: str) -> Rows:
         """End the flow with its data connections, close the pinhole, or end the media of the call with this id."""
         rows: Rows = []
-        for read in self._read():
-            for kicked in kicked_by(read.name, read.module, name):
+        for flow, read in self._read():
+            for kicked in kicked_by(read.name, cast(ShownModule, read.module), name):
                 ends = {"client": kicked.row["client"], "server": kicked.row["server"]}
-                log.warning("call.kick", call=name, flow=read.flow.id, **ends)
+                log.warning("call.kick", call=name, flow=flow.id, **ends)
                 for ref in kicked.refs:
                     read.held.close(ref)
                 rows.append(kicked.row)
@@ -120,22 +107,27 @@ class Answers:
     def _table(self, name: str) -> Rows:
         """Return the rows of the table `name`, of all modules of flows that have it."""
         rows: Rows = []
-        for read in self._read():
-            if name in tables_of(read.module):
+        for flow, read in self._read():
+            module = cast(ShownModule, read.module)
+            if name in tables_of(module):
                 traffic = {ref: (came, went) for ref, came, went in read.held.traffic()}
                 shown = Shown(read.held.lease_ids(), traffic, time.monotonic())
-                more = {"transport": read.transport, "flow": read.flow.id}
-                rows += ({**row, **more} for row in rows_of(read.name, read.module, name, shown))
+                more = {"transport": read.transport, "flow": flow.id}
+                rows += ({**row, **more} for row in rows_of(read.name, module, name, shown))
         return rows
 
-    def _read(self) -> list[_Read]:
+    def _read(self) -> list[tuple[Flow, ModuleAtWork]]:
         """Return all modules with something to show that read a flow, or outlive one."""
-        found = [read for flow in self._flows for read in _read_of(flow)]
+        found = self._read_by_flows()
         for survivor in self._afterlife:
             if tables_of(survivor.module):
-                name, module = survivor.flow.module or "", cast(ShownModule, survivor.module)
-                found.append(_Read(survivor.flow, name, module, survivor.conversations, "tcp"))
+                name = survivor.flow.module or ""
+                found.append((survivor.flow, ModuleAtWork(name, survivor.module, survivor.conversations, "tcp")))
         return found
+
+    def _read_by_flows(self) -> list[tuple[Flow, ModuleAtWork]]:
+        """Return all modules with something to show that read a flow."""
+        return [(flow, read) for flow in self._flows for read in _at_work(flow) if tables_of(read.module)]
 
     def _trace(self) -> Rows:
         return [{**row, "process": self._name} for row in PASSED.rows()]
@@ -150,18 +142,5 @@ class Answers:
         return rows
 
 
-def _read_of(flow: Flow) -> list[_Read]:
-    """Return what modules read of a flow: one module of a connection, or one for each outside socket of an
-    association."""
-    carrier = flow.carrier
-    if isinstance(carrier, Inspection):
-        if tables_of(carrier.module):
-            module = cast(ShownModule, carrier.module)
-            return [_Read(flow, flow.module or "", module, carrier.conversations, "tcp")]
-    elif isinstance(carrier, Association):
-        return [
-            _Read(flow, messages.name, cast(ShownModule, messages.driver.module), messages.conversations, "udp")
-            for messages in carrier.messages()
-            if tables_of(messages.driver.module)
-        ]
-    return []
+def _at_work(flow: Flow) -> tuple[ModuleAtWork, ...]:
+    return flow.carrier.readers() if flow.carrier is not None else ()

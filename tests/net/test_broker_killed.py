@@ -42,13 +42,13 @@ def nothing_open(rig: Rig) -> bool:
 
 
 @EACH
-def test_what_was_opened_and_not_told(rig: Rig, request_of: Callable[[], PinholeRequest]) -> None:
+def test_what_was_opened_and_not_answered(rig: Rig, request_of: Callable[[], PinholeRequest]) -> None:
     """The worker asks again, and has one pinhole."""
-    untold = rig.open(request_of())
+    unanswered = rig.open(request_of())
     rig.kill()
     rig.start()
     lease = rig.open(request_of())
-    assert lease.id != untold.id
+    assert lease.id != unanswered.id
     assert [row["id"] for row in rig.pinholes()] == [lease.id]
     rig.send(Close(lease.id))
     wait_for(lambda: nothing_open(rig), "nothing to be left")

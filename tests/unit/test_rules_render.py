@@ -7,8 +7,9 @@ from importlib.resources import files
 
 import pytest
 
+from alg.registry import options_by_name
 from gateway.config.load import parse_config
-from gateway.config.schema import DEFAULT_ALG, Config
+from gateway.config.schema import Config
 from gateway.host import programs, rules
 from gateway.host.native import _HOOKS
 from gateway.model.errors import AlgateError
@@ -124,7 +125,7 @@ def test_every_interface_with_every_network_and_all_ports() -> None:
 
 
 def test_a_module_that_is_off_has_no_port() -> None:
-    off = lines(BASIC + "".join(f'[alg.{name}]\nmode = "off"\n' for name in DEFAULT_ALG))
+    off = lines(BASIC + "".join(f'[alg.{name}]\nmode = "off"\n' for name in options_by_name()))
     assert not [line for line in off if "REDIRECT" in line or "mangle" in line]
     assert [line for line in lines(BASIC + '[alg.ftp]\nmode = "observe"') if "REDIRECT" in line]
 

@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 import tomli_w
 
-from alg.registry import options_by_name
-from gateway.config.schema import DEFAULT_ALG, Config
+from alg.registry import Declared, declared
+from gateway.config.schema import Config
 
 # In what order they stand, as a reader needs them; a table that is not named here (process) comes last.
 ORDER = (
@@ -84,8 +84,8 @@ def _fields(struct: type) -> Iterator[tuple[str, Any]]:
 def _of(path: str, kind: Any) -> Iterator[Table]:
     """Yield the table of a struct and the tables within it; for `alg` one for each module."""
     if path == "alg":
-        for name in sorted(options_by_name(), key=lambda name: (name not in DEFAULT_ALG, name)):
-            yield _module_table(name, get_args(kind)[1])
+        for name, module in sorted(declared().items(), key=lambda item: (not item[1].is_ours, item[0])):
+            yield _module_table(name, module, get_args(kind)[1])
         return
     repeated = get_origin(kind) is tuple
     struct = get_args(kind)[0] if repeated else kind
@@ -95,16 +95,15 @@ def _of(path: str, kind: Any) -> Iterator[Table]:
             yield from _of(f"{path}.{name}", inner)
 
 
-def _module_table(name: str, common: type) -> Table:
+def _module_table(name: str, module: Declared, common: type) -> Table:
     path = f"alg.{name}"
-    section = DEFAULT_ALG.get(name, common())
+    section = common(mode=module.mode, ports=module.ports, transports=module.transports)
     keys = [
         dataclasses.replace(key, default=msgspec.to_builtins(getattr(section, key.name))) for key in _keys(path, common)
     ]
-    options = options_by_name()[name]
-    if options is not None:
-        hints = get_type_hints(options)
-        for field in dataclasses.fields(options):
+    if module.options is not None:
+        hints = get_type_hints(module.options)
+        for field in dataclasses.fields(module.options):
             examples = field.metadata.get("examples", [None])
             description = field.metadata.get("description", "")
             kind = _words(hints[field.name])

@@ -13,7 +13,7 @@ import structlog
 from alg.address import Endpoint
 from alg.socks import socks4
 from gateway.flow.dial import DialError
-from gateway.flow.lookup import AdmittedRequest, Lookup
+from gateway.flow.lookup import AdmittedRequest, JudgedRequest, Lookup
 from gateway.flow.table import Flows
 from gateway.front.socks.request import SocksRequest
 from gateway.model.errors import PinholeRefused
@@ -46,10 +46,9 @@ class BindCommand:
     def run(self, request: SocksRequest) -> None:
         """Serve one request; owns its socket."""
         try:
-            peers, towards = self._expected(request)
-            admission = self._lookup.admit(
-                request.connect_request(), None if peers is None else ipaddress.ip_address(towards)
-            )
+            judged = self._lookup.judge(request.connect_request())
+            peers, towards = self._expected(request, judged)
+            admission = judged.admit(None if peers is None else ipaddress.ip_address(towards))
             try:
                 lease, advertised, listener = self._listen(request, peers, towards)
             except DialError:
@@ -76,13 +75,12 @@ class BindCommand:
         else:
             request.sock.close()
 
-    def _expected(self, request: SocksRequest) -> tuple[frozenset[str] | None, str]:
+    def _expected(self, request: SocksRequest, judged: JudgedRequest) -> tuple[frozenset[str] | None, str]:
         """Return the addresses of which one may connect (None: all hosts), and one address of that family. Raises
         DialError."""
-        wanted = request.connect_request()
-        if self._lookup.any_peer(wanted):
+        if judged.is_of_anybody():
             return None, ELSEWHERE[6 if ":" in request.host else 4]
-        permitted = self._lookup.permitted(wanted)
+        permitted = judged.addresses()
         if request.version == socks4.VERSION:
             permitted = [address for address in permitted if address.version == 4]
         for address in permitted:
@@ -144,11 +142,12 @@ class BindCommand:
     def _denied_by(self, request: SocksRequest, peers: frozenset[str] | None) -> str | None:
         """Return the rule by which this is not allowed any more; rules may change, and time goes on."""
         try:
+            judged = self._lookup.judge(request.connect_request())
             if peers is None:
-                self._lookup.any_peer(request.connect_request())
+                judged.is_of_anybody()
             else:
                 for peer in peers:
-                    self._lookup.check(request.connect_request(), ipaddress.ip_address(peer))
+                    judged.check(ipaddress.ip_address(peer))
         except DialError as error:
             return error.rule
         return None
@@ -172,7 +171,7 @@ class BindCommand:
         if peers is not None:
             return remote.host in peers
         try:
-            self._lookup.check(request.connect_request(), remote.ip)
+            self._lookup.judge(request.connect_request()).check(remote.ip)
         except DialError:
             return False
         return True

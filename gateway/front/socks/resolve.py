@@ -31,10 +31,10 @@ class ResolveCommand:
         close_gently(request.sock, GOODBYE)
 
     def _answer(self, request: SocksRequest) -> Endpoint | str:
-        connect = request.connect_request()
+        judged = self._lookup.judge(request.connect_request())
         if request.reverse:
-            return self._lookup.name_of(connect)
-        for address in self._lookup.permitted(connect):
+            return judged.name()
+        for address in judged.addresses():
             if address.version == 4 or request.version != socks4.VERSION:
                 return Endpoint(str(address), 0)
         raise DialError("name", f"{request.host} has no address that SOCKS 4 can tell")

@@ -27,6 +27,7 @@ from alg.socks.udp import (
     header_size,
     parse_header,
 )
+from gateway.flow.carrier import ModuleAtWork
 from gateway.flow.dial import DialError
 from gateway.flow.lookup import Lookup
 from gateway.flow.table import Flow
@@ -34,7 +35,7 @@ from gateway.front.socks.request import SocksRequest
 from gateway.front.udp.client_side import ClientSide
 from gateway.front.udp.decisions import VERDICT, Decisions
 from gateway.front.udp.outsides import Outsides
-from gateway.front.udp.reader import ClientMessages, MessageReader, Reading
+from gateway.front.udp.reader import MessageReader, Reading
 from gateway.front.udp.routes import AssociationOptions, Route
 from gateway.front.udp.sockets import Host, Outside, bound, close_watched
 from gateway.net.relay.connection import local_hosts
@@ -99,9 +100,10 @@ class Association:
         self._read_anew()
         self._outsides.close()
 
-    def messages(self) -> list[ClientMessages]:
-        """The modules that read its datagrams, by the sockets towards the outside."""
-        return self._reading.all()
+    def readers(self) -> tuple[ModuleAtWork, ...]:
+        """The modules that read its datagrams, one for each socket towards the outside."""
+        reading = self._reading.all()
+        return tuple(ModuleAtWork(each.name, each.driver.module, each.conversations, "udp") for each in reading)
 
     def hosts(self) -> tuple[str, ...]:
         """The addresses of this host that its sockets use."""

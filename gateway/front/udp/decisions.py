@@ -14,7 +14,7 @@ from alg.address import Address
 from alg.socks.socks5 import SocksError
 from alg.socks.udp import parse_header
 from gateway.flow.dial import DialError
-from gateway.flow.lookup import Lookup
+from gateway.flow.lookup import JudgedRequest, Lookup
 from gateway.front.udp.outsides import Outsides
 from gateway.front.udp.routes import Refusals, Route
 from gateway.front.udp.sockets import Outside, facing_address
@@ -63,19 +63,20 @@ class Decisions:
         try:
             address = parse_address(host)
         except ValueError:
-            self._decide_later(request, route, MAX_RESOLVING)
+            self._decide_later(request, None, route, MAX_RESOLVING)
             return
         try:
-            self._lookup.check(request, address)
+            judged = self._lookup.judge(request)
+            judged.check(address)
             outside = self._outsides.get(facing_address(address))
             if outside is not None:
                 self._direct(route, outside, address, parsed.port)
             else:
-                self._decide_later(request, route, MAX_OPENING)
+                self._decide_later(request, judged, route, MAX_OPENING)
         except DialError as error:
             self._refusals.log_refusal(request, error)
 
-    def _decide_later(self, request: ConnectRequest, route: Route, limit: int) -> None:
+    def _decide_later(self, request: ConnectRequest, judged: JudgedRequest | None, route: Route, limit: int) -> None:
         """Decide in a greenlet, because that may wait. The datagrams of this route wait too; all others go on. There
         are at most `limit` such greenlets of a kind, so that names do not keep addresses waiting."""
         if self._deciding[limit] >= limit:
@@ -83,11 +84,11 @@ class Decisions:
         self._deciding[limit] += 1
         route.waiting = []
         route.until = float("inf")  # what comes meanwhile waits with the others
-        gevent.spawn(self._decide, request, route, limit)
+        gevent.spawn(self._decide, request, judged, route, limit)
 
-    def _decide(self, request: ConnectRequest, route: Route, limit: int) -> None:
+    def _decide(self, request: ConnectRequest, judged: JudgedRequest | None, route: Route, limit: int) -> None:
         try:
-            address = self._lookup.permitted(request)[0]
+            address = (judged or self._lookup.judge(request)).addresses()[0]
             outside = self._outsides.get_or_open(facing_address(address), address)
             self._direct(route, outside, address, request.port)
         except DialError as error:

@@ -60,6 +60,10 @@ class CopyHandle:
         if not self._open:
             self._finish("eof" if self._broken is None else "reset", self._broken is not None, self._broken)
 
+    def readers(self) -> tuple[()]:
+        """Nothing of it is read."""
+        return ()
+
     def hosts(self) -> tuple[str, ...]:
         """The addresses of this host that its connections use."""
         return local_hosts(self._left, self._right)

@@ -155,6 +155,10 @@ class RelayHandle:
         """Bytes delivered from right to left so far."""
         return self._down.moved
 
+    def readers(self) -> tuple[()]:
+        """Nothing of it is read."""
+        return ()
+
     def hosts(self) -> tuple[str, ...]:
         """The addresses of this host that its connections use."""
         return local_hosts(self._left, self._right)

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from alg.api import Mode
 from alg.ftp.session import FtpModule
 from alg.registry import BrokenModule, modules, shown_tables
+from gateway.config.load import parse_config
 
 GOPHER = "class Module:\n    def handle(self, event): return []\n    def deadline(self): return None\n"
 
@@ -51,6 +53,9 @@ def test_another_package_adds_one(site: Path) -> None:
         ("broken8", f"{GOPHER}    tables = 7", "tables are no list of names"),
         ("broken9", f"{GOPHER}    most_held = 'much'", "most_held is 'much', and no number above 0"),
         ("broken10", f"{GOPHER}    class Options: port = 7", "Options are no dataclass"),
+        ("broken11", f"{GOPHER}    default_ports = 70", "default_ports are no list of ports"),
+        ("broken12", f"{GOPHER}    default_ports = (70, 70000)", "default_ports are no list of ports"),
+        ("broken13", f"{GOPHER}    default_mode = 'on'", "default_mode is 'on', and none of rewrite, observe, off"),
     ],
 )
 def test_a_broken_one_is_named(site: Path, name: str, source: str, why: str) -> None:
@@ -64,6 +69,17 @@ def test_what_an_instance_says_is_not_judged_by_its_class(site: Path, look_every
     name = f"late{abs(hash(look_every))}"
     install(site, f"gopher = {name}_alg:Module", f"{GOPHER}    look_every = {look_every}", name)
     assert "gopher" in modules()
+
+
+def test_what_a_class_says_of_its_section(site: Path) -> None:
+    """It holds where the section says nothing. A module of another package needs a section, to be used at all."""
+    source = f"{GOPHER}    default_ports = (70,)\n    default_mode = 'observe'\n"
+    install(site, "gopher = declares_alg:Module", source, "declares")
+    assert "gopher" not in parse_config("", "none").alg
+    section = parse_config("[alg.gopher]", "empty").alg["gopher"]
+    assert (section.ports, section.mode, section.transports) == ((70,), Mode.OBSERVE, ("tcp",))
+    section = parse_config('[alg.gopher]\nports = [7070]\nmode = "off"', "full").alg["gopher"]
+    assert (section.ports, section.mode) == ((7070,), Mode.OFF)
 
 
 def test_a_name_is_taken_once(site: Path) -> None:

@@ -63,7 +63,7 @@ def test_a_name_may_lead_to_an_address_that_is_permitted() -> None:
     ],
 )
 def test_any_peer(rules: str, expected: bool) -> None:
-    assert policy(rules).permits_any_peer(request("0.0.0.0", "bind")) is expected
+    assert policy(rules).judge(request("0.0.0.0", "bind")).permits_any_peer is expected
 
 
 @pytest.mark.parametrize(
