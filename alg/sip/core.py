@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from alg.address import Endpoint
 from alg.api import Edit, Note, Side
@@ -42,16 +41,25 @@ _NOTHING = b"\r\n\t \0"  # behind a message in a datagram: no other message
 CoreCommand = Commands | Release | StandDown | RevokeConversation | Note
 
 
-class Heard(NamedTuple):
+class Heard:
     """A message and how it came. `packet` is the driver's number for it, `side` sent it, `client` is the inside socket,
     `server` the outside one."""
 
-    packet: int
-    side: Side
-    client: Endpoint
-    server: Endpoint
-    message: Message
-    now: float
+    __slots__ = ("client", "message", "now", "packet", "server", "side")
+
+    def __init__(
+        self, packet: int, side: Side, client: Endpoint, server: Endpoint, message: Message, now: float
+    ) -> None:
+        self.packet = packet
+        self.side = side
+        self.client = client
+        self.server = server
+        self.message = message
+        self.now = now
+
+    def at(self, now: float) -> Heard:
+        """Return the same at another time."""
+        return Heard(self.packet, self.side, self.client, self.server, self.message, now)
 
 
 @dataclass(slots=True)
@@ -256,7 +264,7 @@ class Core:
             held.waits.discard(ref)
             if not held.waits:
                 self._let_go(held)
-                self._send(held.heard._replace(now=now), held.plan)
+                self._send(held.heard.at(now), held.plan)
 
     def _let_go(self, held: HeldMessage) -> None:
         del self._held[held.heard.packet]

@@ -18,20 +18,15 @@ REQUEST = re.compile(rb"(" + TOKEN + rb') ([^\s<>"]\S*) ' + VERSION + rb"[ \t]*\
 STATUS = re.compile(VERSION + rb" ([1-6][0-9][0-9])(?: [^\r\n]*)?\r?\n")
 
 # Of the values below the groups are what is read or replaced.
-VIA = re.compile(
+_SENDER = (
     rb"(?i:SIP)" + S + rb"/" + S + rb"2\.0" + S + rb"/" + S + rb"(" + TOKEN + rb")" + WS + rb"++"
-    rb"(" + HOST + rb")(?:" + S + rb":" + S + rb"((?:" + PORT + rb")?))?(" + PARAMS + rb")"
-    rb"(?=" + S + rb"(?:\Z|," + S + rb"(?i:SIP)))",
-    re.DOTALL,
+    rb"(" + HOST + rb")(?:" + S + rb":" + S + rb"((?:" + PORT + rb")?))?"
 )
+SENDER = re.compile(_SENDER + S)  # what stands before the parameters of Via
+VIA = re.compile(_SENDER + rb"(" + PARAMS + rb")(?=" + S + rb"(?:\Z|," + S + rb"(?i:SIP)))", re.DOTALL)
 # Where the parameters of others are odd (a comment behind them, a branch with blanks or brackets), sent-by is clear all
 # the same, as long as no comma could begin another value.
-VIA_LOOSE = re.compile(
-    rb"(?i:SIP)" + S + rb"/" + S + rb"2\.0" + S + rb"/" + S + rb"(" + TOKEN + rb")" + WS + rb"++"
-    rb"(" + HOST + rb")(?:" + S + rb":" + S + rb"((?:" + PORT + rb")?))?(?=" + S + rb"[;(])([^,]*+)"
-    rb"(?=\Z|," + S + rb"(?i:SIP)" + S + rb"/)",
-    re.DOTALL,
-)
+VIA_LOOSE = re.compile(_SENDER + rb"(?=" + S + rb"[;(])([^,]*+)(?=\Z|," + S + rb"(?i:SIP)" + S + rb"/)", re.DOTALL)
 # A name before <> is free text (UTF-8 without quotes, too), but for what would let it be read in two ways.
 BRACKETED = rb'<([^<>\s"]*+)>(' + PARAMS + rb")"
 NAME_ADDR = re.compile(rb"(?:" + QUOTED + rb'|[^"<>,;]++)*' + BRACKETED + END, re.DOTALL)

@@ -8,9 +8,7 @@ the list.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from functools import lru_cache
-from typing import NamedTuple, TypeVar
+from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from alg.sip.grammar import (
@@ -24,12 +22,13 @@ from alg.sip.grammar import (
     NAME_ADDR,
     NUMBER,
     REQUEST,
+    SENDER,
     SIP_URI,
     STATUS,
     VIA,
     VIA_LOOSE,
 )
-from alg.text.header import BLANKS, Malformed, Span, find_empty_line, find_param, read_head
+from alg.text.header import BLANKS, Malformed, Remembered, Span, find_empty_line, find_param, read_head
 
 _KNOWN = {
     b"via": "via", b"v": "via",
@@ -59,46 +58,61 @@ _METHODS = {
         b"REFER", b"MESSAGE", b"INFO", b"PUBLISH",
     )
 }  # fmt: skip
-_REMEMBERED = 4096  # texts
-_SHORT = 256  # bytes: longer ones are read anew, so that a stranger cannot fill the memory
 _MOST_LOOSE = 2048  # bytes of a value that is not by the grammar, and is read all the same
 
-T = TypeVar("T")
+# Several of these are made for each message. They are plain classes, because compiled code makes an object of one in a
+# tenth of the time that a tuple with names takes.
 
 
-def remembered(read: Callable[[bytes], T]) -> Callable[[bytes], T]:
-    """Wrap `read` so that its results for short texts are remembered: the messages of a dialog repeat most of their
-    headers."""
-    recall = lru_cache(_REMEMBERED)(read)
-
-    def ask(text: bytes) -> T:
-        return recall(text) if len(text) <= _SHORT else read(text)
-
-    return ask
-
-
-class HostPort(NamedTuple):
+class HostPort:
     """A host, and possibly a port, as they stand in `data[start:end]`; `host` is as written, without brackets."""
 
-    host: str
-    port: int | None
-    start: int
-    end: int
+    __slots__ = ("end", "host", "port", "start")
+
+    def __init__(self, host: str, port: int | None, start: int, end: int) -> None:
+        self.host = host
+        self.port = port
+        self.start = start
+        self.end = end
+
+    def moved(self, by: int) -> HostPort:
+        """Return the same in a text in which it stands so many bytes later."""
+        return HostPort(self.host, self.port, self.start + by, self.end + by)
 
 
-class Via(NamedTuple):
+class Via:
     """A value of Via. `params` is the span behind sent-by."""
 
-    transport: str
-    sent_by: HostPort
-    params: Span
+    __slots__ = ("params", "sent_by", "transport")
+
+    def __init__(self, transport: str, sent_by: HostPort, params: Span) -> None:
+        self.transport = transport
+        self.sent_by = sent_by
+        self.params = params
 
 
-class Addr(NamedTuple):
+class Addr:
     """A value of From, To, Contact, Route, ...: the spans of its URI and of what follows (`;tag=...`)."""
 
-    uri: Span
-    params: Span
+    __slots__ = ("params", "uri")
+
+    def __init__(self, uri: Span, params: Span) -> None:
+        self.uri = uri
+        self.params = params
+
+
+class StartLine:
+    """A start line: `status` of a response, or `method` and the span of the Request-URI. `is_wrong`: it is a request's,
+    but the URI cannot be relied on."""
+
+    __slots__ = ("is_request", "is_wrong", "method", "status", "uri")
+
+    def __init__(self, status: int, method: bytes, uri: Span, is_wrong: bool) -> None:
+        self.is_request = not status
+        self.status = status
+        self.method = method
+        self.uri = uri
+        self.is_wrong = is_wrong
 
 
 class Message:
@@ -149,13 +163,29 @@ class Message:
         """The topmost value of Via: the sender's of a request, the receiver's of a response. The others concern other
         hops. Raises Malformed if it cannot be read."""
         if self._via is None:
-            start, end = self.headers["via"][0]
-            match = VIA.match(self.data, start, end) or VIA_LOOSE.match(self.data, start, end)
-            place = _host_port(match, 2, 3) if match else None
-            if match is None or place is None:
-                raise Malformed("Via", start)
-            self._via = Via(match[1].decode().upper(), place, match.span(4))
+            self._via = self._plain_via() or self._any_via()
         return self._via
+
+    def _plain_via(self) -> Via | None:
+        """Return the value if it is one, and its sender is told as usual: what stands before the parameters is the same
+        in all messages of a phone."""
+        value = self.first["via"]
+        if b"," in value:
+            return None
+        sender, _, _ = value.partition(b";")
+        known = _SENDERS.of(sender)
+        if known is None:
+            return None
+        start, end = self.headers["via"][0]
+        return Via(known.transport, known.sent_by.moved(start), (start + len(sender), end))
+
+    def _any_via(self) -> Via:
+        start, end = self.headers["via"][0]
+        match = VIA.match(self.data, start, end) or VIA_LOOSE.match(self.data, start, end)
+        place = _host_port(match, 2, 3) if match else None
+        if match is None or place is None:
+            raise Malformed("Via", start)
+        return Via(match[1].decode().upper(), place, match.span(4))
 
     def addrs(self, name: str) -> list[Addr]:
         """Return all values of a header of addresses; `Contact: *` has none. Raises Malformed if one cannot be read."""
@@ -167,20 +197,21 @@ class Message:
             if name == "contact" and value.strip() == b"*":
                 continue
             try:
-                read = _read_addrs(value)
+                read = _ADDRS.of(value)
             except Malformed as wrong:
                 read = _loose_addrs(value) or _named_uri(value) if name == "contact" else ()
                 if not read:
                     raise Malformed(name, start + wrong.at) from None
-            for uri, params in read:
-                found.append(Addr((start + uri[0], start + uri[1]), (start + params[0], start + params[1])))
+            for addr in read:
+                (begin, end), (behind, last) = addr.uri, addr.params
+                found.append(Addr((start + begin, start + end), (start + behind, start + last)))
         self._addrs[name] = found
         return found
 
     def party(self, name: str) -> bytes:
         """Return the URI of From or To, as far as there is one."""
         value = self.first[name]
-        uri = _party(value).uri
+        uri = _PARTIES.of(value).uri
         return value[uri[0] : uri[1]]
 
     def readable(self, name: str) -> list[Addr]:
@@ -248,7 +279,7 @@ class Message:
 
     def tag(self, name: str) -> bytes:
         """Return the tag of From or To, or b""."""
-        return _tag(self.first[name])
+        return _TAGS.of(self.first[name])
 
 
 class Uri(NamedTuple):
@@ -261,15 +292,21 @@ class Uri(NamedTuple):
     has_headers: bool
 
 
-@remembered
 def read_uri(text: bytes) -> Uri | None:
     """Read a URI. None if it is neither sip nor sips, or its host and port cannot be determined."""
+    return _URIS.of(text)
+
+
+def _read_uri(text: bytes) -> Uri | None:
     match = SIP_URI.fullmatch(text)
     place = _host_port(match, 2, 3) if match else None
     if match is None or place is None:
         return None
     params = frozenset(match[4].lower().split(b";"))
     return Uri(match[1].decode().lower(), place, params, match[5] is not None)
+
+
+_URIS: Final = Remembered(_read_uri)
 
 
 def _is_sip(text: bytes) -> bool:
@@ -281,14 +318,16 @@ def uri_host(data: bytes, span: Span) -> HostPort | None:
     uri = read_uri(data[span[0] : span[1]])
     if uri is None:
         return None
-    host, port, start, end = uri.place
-    return HostPort(host, port, span[0] + start, span[0] + end)
+    return uri.place.moved(span[0])
 
 
-@remembered
 def address_of_record(text: bytes) -> bytes:
     """Return a URI in the form in which addresses of record are compared (RFC 3261, 10.3 and 19.1.4): user without
     escapes, host in lower case, the port if it is not SIP's own."""
+    return _ADDRESSES_OF_RECORD.of(text)
+
+
+def _read_address_of_record(text: bytes) -> bytes:
     uri = read_uri(text)
     if uri is None:
         return text.lower()
@@ -297,15 +336,24 @@ def address_of_record(text: bytes) -> bytes:
     return user + uri.place.host.lower().rstrip(".").encode() + port
 
 
-@remembered
+_ADDRESSES_OF_RECORD: Final = Remembered(_read_address_of_record)
+
+
 def user_of_record(text: bytes) -> bytes:
     """Return the user of a sip or sips URI, without escapes and password, or the number of a tel URI; b"" without
     one."""
+    return _USERS_OF_RECORD.of(text)
+
+
+def _read_user_of_record(text: bytes) -> bytes:
     scheme, _, rest = text.partition(b":")
     if scheme.lower() == b"tel":
         return unquote_to_bytes(rest.partition(b";")[0])
     uri = read_uri(text)
     return unquote_to_bytes(text[len(scheme) + 1 : uri.place.start - 1].partition(b":")[0]) if uri is not None else b""
+
+
+_USERS_OF_RECORD: Final = Remembered(_read_user_of_record)
 
 
 def parse(data: bytes) -> Message:
@@ -326,7 +374,7 @@ def parse(data: bytes) -> Message:
     headers, first = message.headers, message.first
     for line in lines:
         length = len(line)
-        known, before, value = _recalled_line(line) if length <= _SHORT else _read_line(line)
+        known, before, value = _LINES.of(line)
         if known is not None:
             begin = at + before
             if known not in headers:
@@ -353,24 +401,40 @@ def _read_line(line: bytes) -> tuple[str | None, int, bytes]:
     return known, len(label) + 1 + len(rest) - len(value), value
 
 
-_recalled_line = lru_cache(_REMEMBERED)(_read_line)
+_LINES: Final = Remembered(_read_line)
 
 
 def _start_line(message: Message) -> int:
     data = message.data
     begin = 0 if data[:1] not in (b"\r", b"\n") else len(data) - len(data.lstrip(b"\r\n"))
-    if match := STATUS.match(data, begin):
-        message.status = int(match[1])
-    elif match := REQUEST.match(data, begin):
-        message.is_request = True
-        message.method = _METHODS.get(match[1].lower(), match[1])
-        message.uri = match.span(2)
-        found = read_uri(match[2])  # but for a registrar's, one that cannot be read decides nothing and stays
-        if found.has_headers if found is not None else message.method == b"REGISTER" and _is_sip(match[2]):
-            raise Malformed("the Request-URI", message.uri[0])
-    else:
+    end = data.find(b"\n", begin) + 1
+    found = _START_LINES.of(data[begin:end])
+    if found is None:
         raise Malformed("the start line")
-    return match.end()
+    if found.is_wrong:
+        raise Malformed("the Request-URI", begin + found.uri[0])
+    if found.is_request:
+        message.is_request = True
+        message.method = found.method
+        message.uri = (begin + found.uri[0], begin + found.uri[1])
+    else:
+        message.status = found.status
+    return end
+
+
+def _read_start_line(line: bytes) -> StartLine | None:
+    if match := STATUS.fullmatch(line):
+        return StartLine(int(match[1]), b"", (0, 0), is_wrong=False)
+    match = REQUEST.fullmatch(line)
+    if match is None:
+        return None
+    method = _METHODS.get(match[1].lower(), match[1])
+    uri = read_uri(match[2])  # but for a registrar's, one that cannot be read decides nothing and stays
+    is_wrong = uri.has_headers if uri is not None else method == b"REGISTER" and _is_sip(match[2])
+    return StartLine(0, method, match.span(2), is_wrong)
+
+
+_START_LINES: Final = Remembered(_read_start_line)
 
 
 def _end(message: Message) -> int:
@@ -392,37 +456,55 @@ def content_length(value: bytes, at: int = 0) -> int:
     return int(digits)
 
 
-@remembered
-def _cseq(value: bytes) -> tuple[int, bytes] | None:
+def _read_sender(text: bytes) -> Via | None:
+    """Read what stands before the parameters of Via; spans count from its beginning."""
+    match = SENDER.fullmatch(text)
+    place = _host_port(match, 2, 3) if match else None
+    return Via(match[1].decode().upper(), place, (len(text), len(text))) if match and place else None
+
+
+_SENDERS: Final = Remembered(_read_sender)
+
+
+def _read_cseq(value: bytes) -> tuple[int, bytes] | None:
     match = CSEQ.fullmatch(value)
     return (int(match[1]), match[2]) if match else None
 
 
-@remembered
+_SEQUENCES: Final = Remembered(_read_cseq)
+
+
 def _read_addrs(value: bytes) -> tuple[Addr, ...]:
     """Read the addresses of a header's value. Spans count from its beginning."""
-    return tuple(Addr(match.span(1), match.span(2)) for match in _addr_values(value))
+    return tuple([Addr(match.span(1), match.span(2)) for match in _addr_values(value)])
 
 
-@remembered
-def _tag(value: bytes) -> bytes:
-    found = find_param(value, _party(value).params, b"tag")
-    return found[0] if found else b""
+_ADDRS: Final = Remembered(_read_addrs)
 
 
-@remembered
-def _party(value: bytes) -> Addr:
+def _read_party(value: bytes) -> Addr:
     """Read the address of From or To. Nothing is edited there, so that whatever else stands beside it does not matter.
 
     Raises Malformed if there is nothing at all.
     """
     try:
-        found = _read_addrs(value)
+        found = _ADDRS.of(value)
     except Malformed:
         found = ()
     if len(found) != 1:
         found = _loose_addrs(value) or _bare_addr(value)
     return found[0]
+
+
+_PARTIES: Final = Remembered(_read_party)
+
+
+def _read_tag(value: bytes) -> bytes:
+    found = find_param(value, _PARTIES.of(value).params, b"tag")
+    return found[0] if found else b""
+
+
+_TAGS: Final = Remembered(_read_tag)
 
 
 def _loose_addrs(value: bytes) -> tuple[Addr, ...]:
@@ -474,7 +556,7 @@ def _check(message: Message) -> None:
         if name not in first:
             raise Malformed(f"no {name}", message.body)
     message.call_id = first["call-id"].rstrip(BLANKS)
-    cseq = _cseq(first["cseq"])
+    cseq = _SEQUENCES.of(first["cseq"])
     if not message.call_id:
         raise Malformed("call-id", headers["call-id"][0][0])
     if cseq is None or cseq[0] > _MOST_SEQUENCE:
@@ -485,7 +567,7 @@ def _check(message: Message) -> None:
     message.cseq, message.method = cseq[0], method
     for name in ("from", "to"):
         try:
-            _party(first[name])
+            _PARTIES.of(first[name])
         except Malformed:
             raise Malformed(name, headers[name][0][0]) from None
 

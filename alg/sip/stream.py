@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from enum import Enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from alg.text.header import Malformed
+from alg.text.header import Malformed, Remembered
 from alg.text.heads import HeadBuffer
 
 MOST = 65536  # bytes of a message that is read, head and body; a longer one passes unread
@@ -40,9 +40,14 @@ def begins_as_sip(data: bytes) -> bool:
     """Whether the first line of `data` that is not empty is a SIP start line, well-formed or not."""
     start = len(data) - len(data.lstrip(b"\r\n")) if data[:1] in (b"\r", b"\n") else 0
     end = data.find(b"\n", start)
-    if end > 0 and data[end - 1] == 0x0D:
-        end -= 1
-    return end >= 0 and _START.fullmatch(data, start, end) is not None
+    return end >= 0 and _START_LINES.of(data[start:end])
+
+
+def _is_start_line(line: bytes) -> bool:
+    return _START.fullmatch(line.removesuffix(b"\r")) is not None
+
+
+_START_LINES: Final = Remembered(_is_start_line)
 
 
 def hides_sip(data: bytes) -> bool:

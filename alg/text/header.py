@@ -8,6 +8,9 @@ reading takes time in proportion to the bytes.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Generic, TypeVar
 
 Span = tuple[int, int]  # from, and up to but without, in the bytes that were read
 
@@ -26,6 +29,25 @@ PARAM = re.compile(rb";" + S + rb"(" + _WORD + rb")(?:" + S + rb"=" + S + rb"(" 
 
 _LF, _BLANK, _TAB = b"\n \t"
 _LOGICAL_LINE = re.compile(rb"[^\n]*+\n(?:[ \t][^\n]*+\n)*+")
+
+
+_REMEMBERED = 4096  # texts
+_SHORT = 256  # bytes: longer ones are read anew, so that a stranger cannot fill the memory
+
+T = TypeVar("T")
+
+
+class Remembered(Generic[T]):
+    """Reads texts by `read`, and remembers its results for short ones: the messages of a dialog repeat most of their
+    headers."""
+
+    def __init__(self, read: Callable[[bytes], T]) -> None:
+        self._read = read
+        self._recall = lru_cache(_REMEMBERED)(read)
+
+    def of(self, text: bytes) -> T:
+        """Return what `read` makes of a text. Raises what that raises."""
+        return self._recall(text) if len(text) <= _SHORT else self._read(text)
 
 
 class Malformed(Exception):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from alg.sip.message import parse, remembered, uri_host
-from alg.text.header import Malformed
+from alg.sip.message import parse, uri_host
+from alg.text.header import Malformed, Remembered
 
 HEADERS = [
     b"Via: SIP/2.0/UDP 192.168.56.10:5070;branch=z9hG4bK1",
@@ -77,10 +77,10 @@ def test_lines_may_end_in_lf_alone(mixed: bytes) -> None:
 def test_only_what_is_short_is_remembered(length: int, times: int) -> None:
     read: list[int] = []
 
-    @remembered
     def ask(text: bytes) -> int:
         read.append(len(text))
         return len(text)
 
-    assert ask(b"x" * length) == ask(b"x" * length) == length
+    lengths = Remembered(ask)
+    assert lengths.of(b"x" * length) == lengths.of(b"x" * length) == length
     assert len(read) == times
