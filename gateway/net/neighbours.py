@@ -175,9 +175,10 @@ class Neighbours:
         is_inside = any(ip in inside for inside in self._inside)
         return _Address(text, ClientIdentity(text if is_inside else network, network), is_inside)
 
-    def guesser(self, address: str) -> str:
-        """Return what is banned when the client at this address guesses passwords: for IPv4 the address alone, however
-        many others seem to have its link-layer address (a bridge may answer for them); for IPv6 inside, the host."""
+    def single(self, address: str) -> str:
+        """Return what counts as one client where nobody else may be hit: by a ban, by the limits of rules. For IPv4 it
+        is the address alone, however many others seem to have its link-layer address (a bridge may answer for them);
+        for IPv6 inside, the host with all its addresses; outside, the /64."""
         return address if ":" not in address else self.identify(address).host
 
     def _link(self, address: str) -> str | None:

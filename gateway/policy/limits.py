@@ -10,6 +10,8 @@ last holder can release it. Entries at zero are forgotten. The sessions of a wor
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from gateway.policy.rules import Decision, Limits
 from gateway.policy.shared_counts import Cell, SharedCounts, key_of
 from gateway.policy.shared_tokens import SharedTokens
@@ -51,9 +53,13 @@ class Session:
 class RuleLimits:
     """The sessions of all workers, as one of them sees them. `shared`: the memory in which they count; without it there
     is one worker. `offset`: what has to be added to `now` to get Unix time, by which the periods of quotas are counted.
+    `identify`: which addresses are one client.
     """
 
-    def __init__(self, shared: SharedCounts | None = None, offset: float = 0.0) -> None:
+    def __init__(
+        self, shared: SharedCounts | None = None, offset: float = 0.0, identify: Callable[[str], str] = str
+    ) -> None:
+        self._identify = identify
         self._shared = shared or SharedCounts.alone()
         self._shares = Shares(self._shared, offset)
         self._sessions: dict[str, Cell] = {}
@@ -63,7 +69,7 @@ class RuleLimits:
     def enter(self, decision: Decision, client: str, now: float, user: str | None = None) -> Session:
         """Count a session of a client (an address) and a user for the rule that decided. `now` in seconds, monotonic.
         Raises LimitReached."""
-        rule, limits = decision.rule, decision.limits or _NO_LIMITS
+        rule, limits, client = decision.rule, decision.limits or _NO_LIMITS, self._identify(client)
         if limits is _NO_LIMITS:
             self.join(rule, client)
             return Session(self, rule, client)

@@ -39,6 +39,7 @@ from gateway.front.packets.queue import MOST_HELD, PacketFront, QueueModule
 from gateway.model.requests import Along
 from gateway.net.addresses import PublicAddress, public_address, source_towards
 from gateway.net.libev import EV_READ
+from gateway.net.neighbours import Kernel, Neighbours
 from gateway.observe.admin import Rows
 from gateway.observe.counters import recent_rows
 from gateway.observe.lag import LagMeter
@@ -77,7 +78,9 @@ class Packets:
         _, self._kinds = installed(config)
         self._trace = Trace()
         self._early = EarlyMedia()
-        self._handshakes = Handshakes(config.inside_networks)
+        self._handshakes = Handshakes(
+            config.inside_networks, identify=Neighbours(config.inside_networks, Kernel()).single
+        )
         guard = ModuleGuard()
         policy = policy_of(config, datetime.now, lambda address: False)  # a mapping has no server whose address counts
         self._front = PacketFront(

@@ -89,7 +89,7 @@ class Portmap:
             self._table,
             Leases(BrokerClient(socket.socket(fileno=boot.broker), keep=bool(journal.found))),
             PublicAddresses(config.network.outside, config.inside_networks),
-            Permits(policy_of(config, datetime.now, own.has).decide_mapping),
+            Permits(policy_of(config, datetime.now, own.has).decide_mapping, self._neighbours.single),
             MapperSetting(config.inside_networks, frozenset(config.network.masquerade), config.rules.restore),
             memory,
             self._payer,

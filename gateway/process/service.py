@@ -121,7 +121,7 @@ class Service:
         runner = FlowRunner(flows, stream_readers(config, streams), outside, policy, means)
         earlier = before.authentication if before is not None else None
         self.authentication: Authentication = Authentication(
-            config.socks, files, ground.counts, ground.neighbours.guesser, earlier
+            config.socks, files, ground.counts, ground.neighbours.single, earlier
         )
         accounts = self.authentication.accounts
         connect = ConnectCommand(dialer, runner)

@@ -104,7 +104,7 @@ class Worker:
             broker,
             own,
             PolicyInForce(policy_of(config, datetime.now, own.has)),
-            RuleLimits(counts, time.time() - time.monotonic()),
+            RuleLimits(counts, time.time() - time.monotonic(), neighbours.single),
             Announced(mmap.mmap(boot.files["announced"], 0), boot.slot),
             counts,
             clients,

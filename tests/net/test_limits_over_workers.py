@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.lab.gateway import Gateway
-from tests.lab.lab import ROUTER_IN4, SERVER4, Lab, Role
+from tests.lab.lab import ROUTER_IN4, ROUTER_IN6, SERVER4, Lab, Role
 from tests.net.socks_wire import ask5
 
 FEW, RATED, QUOTED, SLOW = 7401, 7402, 7403, 7404
@@ -220,3 +220,22 @@ def test_a_quota_is_of_all_workers_together(lab: Lab, gateway: Gateway, opened: 
     lab.wait_for(lambda: len(pids(gateway)) == 2 and pids(gateway) != before, 10, "another worker")
     for _ in range(6):
         assert ask(lab, QUOTED) is None
+
+
+def test_limits_of_rules_are_of_a_host_with_all_its_addresses(
+    lab: Lab, gateway: Gateway, opened: list[socket.socket]
+) -> None:
+    """Sessions and quota: one more IPv6 address is not one more client, and a neighbour in the same /64 is another."""
+    for client in (f"fd00:56::77:{number:x}" for number in range(1, 7)):
+        lab.run("inside", ["ip", "-6", "addr", "add", f"{client}/64", "dev", "eth0", "nodad"])
+        try:
+            with lab.enter("inside"):
+                sock = socket.create_connection((ROUTER_IN6, 1080), 5, (client, 0))
+            opened.append(sock)
+            code = ask5(sock, SERVER4, FEW)[0]
+            assert code == (0 if len(opened) <= 3 else DENIED), client
+        finally:
+            lab.run("inside", ["ip", "-6", "addr", "del", f"{client}/64", "dev", "eth0"])
+    sock = lab.connect("client2", ROUTER_IN6, 1080)
+    opened.append(sock)
+    assert ask5(sock, SERVER4, FEW)[0] == 0

@@ -36,11 +36,18 @@ log = get_logger()
 
 
 class Handshakes:
-    """The SYNs that wait. `take` is called with each packet of TCP of the queue."""
+    """The SYNs that wait. `take` is called with each packet of TCP of the queue. `identify`: which addresses are one
+    client."""
 
-    def __init__(self, inside: Sequence[Network], now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        inside: Sequence[Network],
+        now: Callable[[], float] = time.monotonic,
+        identify: Callable[[str], str] = str,
+    ) -> None:
         self._inside = inside
         self._now = now
+        self._identify = identify
         self._known: dict[Endpoint, tuple[float, bool]] = {}  # until when, and whether it refuses
         self._waiting: dict[Endpoint, list[QueuedPacket]] = {}
         self._asked_for: Counter[str] = Counter()
@@ -61,20 +68,20 @@ class Handshakes:
         elif (
             waiting is not None
             or len(self._waiting) >= MOST
-            or self._asked_for[client.host] >= MOST_OF_CLIENT
             or self._is_inside(server)
+            or self._asked_for[host := self._identify(client.host)] >= MOST_OF_CLIENT
         ):
             packet.accept()
         else:
             self._waiting[server] = [packet]
-            self._asked_for[client.host] += 1
-            gevent.spawn(self._ask, client, server)
+            self._asked_for[host] += 1
+            gevent.spawn(self._ask, client, host, server)
 
     def _is_inside(self, server: Endpoint) -> bool:
         address = canonical(server.host)
         return any(address in network for network in self._inside)
 
-    def _ask(self, client: Endpoint, server: Endpoint) -> None:
+    def _ask(self, client: Endpoint, host: str, server: Endpoint) -> None:
         refuses = False
         try:
             refuses = _refuses(server)
@@ -82,9 +89,9 @@ class Handshakes:
             if len(self._known) >= MOST_KNOWN:
                 del self._known[next(iter(self._known))]
             self._known[server] = self._now() + (REFUSES if refuses else SERVES), refuses
-            self._asked_for[client.host] -= 1
-            if not self._asked_for[client.host]:
-                del self._asked_for[client.host]
+            self._asked_for[host] -= 1
+            if not self._asked_for[host]:
+                del self._asked_for[host]
             if refuses:
                 log.info("transparent.refused", client=client.host, server=str(server))
             for packet in self._waiting.pop(server):

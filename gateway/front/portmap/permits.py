@@ -15,11 +15,12 @@ LONG = 1800  # seconds until it is of use to ask again, where a rule denies
 
 
 class Permits:
-    """Asks the rules (`decide`), and counts the mappings for the rules that permit them."""
+    """Asks the rules (`decide`), and counts the mappings for the rules that permit them. `identify`: which addresses
+    are one client."""
 
-    def __init__(self, decide: Callable[[ConnectRequest], Decision]) -> None:
+    def __init__(self, decide: Callable[[ConnectRequest], Decision], identify: Callable[[str], str] = str) -> None:
         self._decide = decide
-        self._limits = RuleLimits()
+        self._limits = RuleLimits(identify=identify)
         self._sessions: dict[MappingKey, Session] = {}
 
     def enter(self, key: MappingKey) -> None:

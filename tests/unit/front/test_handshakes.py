@@ -139,3 +139,15 @@ def test_what_is_cut_short_passes() -> None:
         Handshakes(INSIDE).take(syn)
         assert syn.accepted
         assert syn.mark == 2
+
+
+def test_one_host_with_many_addresses_does_not_take_all_places(free: int) -> None:
+    handshakes = Handshakes(INSIDE, identify=lambda address: "one" if address != "192.168.56.99" else address)
+    syns = [Syn(free, server=f"127.0.{n}.1", client=f"192.168.56.{n}") for n in range(1, 20)]
+    other = Syn(free, server="127.0.2.2", client="192.168.56.99")
+    for syn in (*syns, other):
+        handshakes.take(syn)
+    assert [syn.accepted for syn in syns] == [False] * MOST_OF_CLIENT + [True] * (len(syns) - MOST_OF_CLIENT)
+    assert other.outcome() == "refused"
+    assert [syn.outcome() for syn in syns[:MOST_OF_CLIENT]] == ["refused"] * MOST_OF_CLIENT
+    assert not handshakes._asked_for
