@@ -1,6 +1,6 @@
 """SIP (RFC 3261) in datagrams: `SipEngine`. `alg.sip.tcp` is for TCP flows.
 
-How to drive them: docs/decisions/0050-sip-module.md.
+How to drive them: docs/protocols/sip.md.
 """
 
 from __future__ import annotations

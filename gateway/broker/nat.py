@@ -1,7 +1,7 @@
 """Finds out what the NAT of this host makes of a flow, and makes connections with a client's own address.
 
 The rules of the NAT are never read: the kernel is asked what it did (connection tracking), or given a packet to
-translate (a probe). docs/decisions/0121-what-the-nat-does-decides.md
+translate (a probe). docs/decisions/0121-as-the-nat-would.md
 """
 
 from __future__ import annotations

@@ -246,7 +246,7 @@ def _batches(changes: Sequence[Change]) -> Iterator[range]:
 
 class _Form(NamedTuple):
     """A form of the table. `keyed`: its rules look for the keys of some maps in sets, as they have to before Linux 6.5
-    (0205). `mark`: its comment; `shape`: how many objects and rules it has."""
+    (0036). `mark`: its comment; `shape`: how many objects and rules it has."""
 
     keyed: bool
     mark: str

@@ -2,7 +2,7 @@
 
 The library netfilterqueue reads it wherever it is installed: in the packages and in every test. It has to be compiled,
 so `make run` on a fresh machine does without it, and the same few messages are sent and read here
-(docs/decisions/0135-running-takes-wheels-and-no-compiler.md).
+(docs/decisions/0135-tests-and-releases.md).
 """
 
 from __future__ import annotations

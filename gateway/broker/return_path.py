@@ -1,7 +1,7 @@
 """Keeps the kernel's routing as connections with a client's address need it: what comes back to them leads to this
 host, and they leave by the way that the client's own packets take.
 
-Rules and routes of others are only read. docs/decisions/0121-what-the-nat-does-decides.md
+Rules and routes of others are only read. docs/decisions/0121-as-the-nat-would.md
 """
 
 from __future__ import annotations

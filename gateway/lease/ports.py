@@ -91,7 +91,7 @@ class PublicPorts:
         """Return the (first) public port that the sockets of a conversation had a moment ago, while it rests; None:
         there is none.
 
-        Connection tracking still translates what they send to that port, until somebody has looked (decision 0193); and
+        Connection tracking still translates what they send to that port, until somebody has looked (decision 0035); and
         what a late peer sends reaches nobody for whom it was not.
         """
         until, at, first = self._latest.get(inside, (-math.inf, "", 0))

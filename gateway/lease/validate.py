@@ -61,7 +61,7 @@ _UDP_SERVICES = frozenset(
 SERVICE_PORTS = {"tcp": _TCP_SERVICES, "udp": _UDP_SERVICES}
 """Ports above 1023 at which services without good authentication often listen, and which are rarely ephemeral ports of
 common systems: a client that names one as its data port is more likely a victim of slipstreaming. For UDP the list has
-only ports that answer strangers, because phones choose their media ports anywhere (decision 0052). The list is for
+only ports that answer strangers, because phones choose their media ports anywhere (decision 0050). The list is for
 targets inside: a server outside may use any passive port, and a client may reach its services anyway."""
 
 _BROADCAST = ipaddress.ip_address("255.255.255.255")

@@ -74,7 +74,7 @@ class PinholeRequest(msgspec.Struct, frozen=True):
     `peer` and `public_host` are None.
 
     `kind` "conversation" (UDP, direction "in", kernel only): a port for datagrams both ways, until it is closed or its
-    time is over (docs/decisions/0035-udp-pinholes.md). `peer` is None, and `peers` are the addresses that may send in,
+    time is over (docs/pinholes.md). `peer` is None, and `peers` are the addresses that may send in,
     from any port; (): none yet; None: all hosts. `second` is the target's port behind a second public port, which is
     the next number (RTP and RTCP; the first one is even then). `public_host` None: nothing is translated, public is
     target.

@@ -11,7 +11,7 @@ from gateway.pinhole.passage import Passage
 
 class SplitPinholes:
     """The pinholes of SOCKS clients, and of published servers. TCP connections come through the worker, as the client's
-    own connections do. Media that a session describes do not, so the kernel serves them (decision 0052)."""
+    own connections do. Media that a session describes do not, so the kernel serves them (decision 0050)."""
 
     outbound = False  # as of the userspace backend
     elsewhere = False

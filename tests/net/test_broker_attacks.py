@@ -203,7 +203,7 @@ def resident(pid: int) -> int:
 
 @pytest.mark.long
 def test_the_numbers_of_a_worker_that_asks_as_fast_as_it_can_are_bounded(rig: Rig) -> None:
-    """The broker remembers them for six seconds (decision 0220): as many as it reads of a worker in that time, and no
+    """The broker remembers them for six seconds (decision 0003): as many as it reads of a worker in that time, and no
     more; another worker's openings do not wait meanwhile."""
     assert rig.broker is not None
     stop, before = False, resident(rig.broker.pid)

@@ -1,6 +1,6 @@
 """Kernels before Linux 6.5 refuse rules that look for a key in a map without taking its data. There the table has the
 keys in sets too, and all is as elsewhere: conversations, mappings, what comes too early, a table that others remove
-(docs/decisions/0205-keys-of-maps-are-in-sets-too.md). `make emulated` tries the same in such a kernel.
+(docs/decisions/0036-speaking-to-the-kernel.md). `make emulated` tries the same in such a kernel.
 """
 
 from __future__ import annotations

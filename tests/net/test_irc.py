@@ -194,7 +194,7 @@ def test_what_opens_nothing(gateway: Gateway, session: Session, what: str) -> No
 
 
 def test_a_host_outside_is_named(lab: Lab, gateway: Gateway, session: Session) -> None:
-    """It might be the router's public address, which only an open port tells: so that closes at once (0178)."""
+    """It might be the router's public address, which only an open port tells: so that closes at once (0177)."""
     line = _send("2001:db8::7" if ":" in session.inside else "198.51.100.7", 5000)
     assert session.says(line) == line
     lab.wait_for(lambda: not holes(gateway), 5, "the port to close")

@@ -1,5 +1,5 @@
 """A server that does not listen at a module's port refuses its client at the SYN, as it does without a gateway: so
-clients that could go by UDP, or to another address of it, do that (docs/decisions/0160-refused-at-the-handshake.md)."""
+clients that could go by UDP, or to another address of it, do that (docs/decisions/0121-as-the-nat-would.md)."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ ANSWER = f"v=0\r\no=- 1 1 IN IP4 {SERVER4}\r\ns=-\r\nc=IN IP4 {SERVER4}\r\nt=0 0
 
 
 def accepted(listener: socket.socket) -> socket.socket:
-    """The connection that lasts: the packets process may have asked before whether there is a server (decision 0160),
+    """The connection that lasts: the packets process may have asked before whether there is a server (decision 0121),
     by one that it has closed by now."""
     while True:
         sock, _ = listener.accept()

@@ -39,11 +39,20 @@ DECISIONS = {path.name[:4]: path for path in (ROOT / "docs/decisions").glob("[0-
 
 
 @pytest.mark.parametrize("path", DECISIONS.values(), ids=DECISIONS.keys())
-def test_a_decision_has_a_status_and_a_date(path: Path) -> None:
+def test_a_decision_has_its_parts(path: Path) -> None:
+    """A status, a date and a topic; what was decided, why, and what was rejected."""
     heading, _, rest = path.read_text().partition("\n")
+    assert re.search(r"^Topic: ", rest, re.MULTILINE)
+    for part in ("Decision", "Reasons", "What was rejected"):
+        assert re.search(rf"^## {part}", rest, re.MULTILINE), part
     assert heading.startswith("# ")
     assert re.search(r"Status\W+(accepted|proposed|replaced)", rest[:300])
     assert re.search(r"20\d\d-\d\d-\d\d", rest[:600])
+
+
+def test_decisions_are_few() -> None:
+    """One for each topic that is decided: a refinement belongs into the file that it refines."""
+    assert len(DECISIONS) <= 32
 
 
 def test_the_list_of_decisions_is_that_of_their_headings() -> None:

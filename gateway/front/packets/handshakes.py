@@ -5,7 +5,7 @@ request that goes over TCP only for its length, RFC 3261 section 18.1.1), or ano
 does so when its connection is refused, and not when it was accepted and reset. So the SYN waits in the queue until the
 server was asked: for `LONGEST` seconds at most, and not if the answer is known. A refused SYN gets a mark, for which
 the kernel answers with a reset (`iptables/algate.nft`); anything else goes on as before.
-docs/decisions/0160-refused-at-the-handshake.md
+docs/decisions/0121-as-the-nat-would.md
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ def test_a_crowd_of_calls_gets_ports_that_rested_for_a_while_but_not_a_connectio
 
 
 def test_a_socket_that_asks_again_has_the_port_that_it_had_a_moment_ago() -> None:
-    """Connection tracking translates it to that one, until somebody has looked (decision 0193)."""
+    """Connection tracking translates it to that one, until somebody has looked (decision 0035)."""
     table = LeaseTable(backend="kernel", limits=LeaseLimits(ports=(40000, 49999), rate=1e9))
     rng = random.Random(1)
     taken: set[int] = set()
