@@ -79,6 +79,35 @@ SIP_WORDS = re.compile(
 )
 
 
+# Names of protocols that modules read, and of what only one of them has: FTP's transfers between servers, IRC's offers,
+# SIP's calls and registrations. (A call of GRE is a kind of pinhole.)
+PROTOCOL_WORDS = re.compile(
+    r"(?<![a-z])(bittorrent|dcc|ftps?|fxp|irc|pptp|rtsp|sips?|tftp)(?![a-z])|algate_(calls|registrations)|call\.kick",
+    re.IGNORECASE,
+)
+# Where they may stand in gateway/ all the same, and why. Nothing here decides by them how a flow is treated, but for
+# the rules' command `fxp` and what the client's side reads.
+NAMES_A_PROTOCOL = {
+    "gateway/cli/": "commands, their help and what they print are for users",
+    "gateway/client/programs/ftp.py": "an FTP client, for users",
+    "gateway/client/engine/carry.py": "a program's connections are read without a configuration that names a module",
+    "gateway/client/engine/program.py": "help of a command",
+    "gateway/config/doubts.py": "the rules' command fxp is of the configuration, which is published",
+    "gateway/config/rules.py": "the same: such a rule has to name both servers",
+    "gateway/config/schema_rules.py": "the same: its description",
+    "gateway/console/": "the page shows totals of published metrics",
+    "gateway/host/checks.py": "what `algate doctor` prints is for users",
+    "gateway/host/helpers.py": "the kernel's own helpers have names and ports of protocols",
+    "gateway/host/trial.py": "what `algate doctor` prints is for users",
+    "gateway/model/requests.py": "the rules' command fxp: a request of its own",
+    "gateway/observe/events.py": "published events, with what they mean",
+    "gateway/observe/metrics.py": "published metrics, with what they mean; modules fill them",
+    "gateway/policy/": "the rules' command fxp is permitted by name only",
+    "gateway/process/answers.py": "the published event call.kick",
+    "gateway/process/packets.py": "the published event call.kick",
+}
+
+
 # What imports a module that a text names.
 BY_TEXT = ("import_module", "__import__", "find_spec", "resolve_name", "run_module", "EntryPoint")
 # A text that names a module of ours, as `importlib` and entry points take it.
@@ -166,6 +195,32 @@ def test_no_room_names_a_protocol_module(path: Path) -> None:
     if path.is_relative_to(ROOT / "gateway"):
         wrong = {module for module in imports(path) for folder in protocols() if within(module, folder)}
         assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}: alg.registry finds protocol modules"
+
+
+def words_of(path: Path) -> Iterator[str]:
+    """Every text, and every name that the code gives or uses, of a file."""
+    yield from literals(path)
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Name(id=name) | ast.arg(arg=name) | ast.keyword(arg=str(name)) | ast.alias(name=name):
+                yield name
+            case ast.Attribute(attr=name) | ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_room_knows_a_protocol_by_name(path: Path) -> None:
+    name = str(path.relative_to(ROOT))
+    if path.is_relative_to(ROOT / "gateway") and not any(name.startswith(place) for place in NAMES_A_PROTOCOL):
+        found = sorted({word for word in words_of(path) if PROTOCOL_WORDS.search(word)})
+        assert not found, f"{name} names a protocol: {found}. A module's class declares what it wants of the gateway"
+
+
+@pytest.mark.parametrize("place", NAMES_A_PROTOCOL)
+def test_what_may_name_a_protocol_does(place: str) -> None:
+    """No exception stays when it is needed no more."""
+    files = [path for path in MODULES if str(path.relative_to(ROOT)).startswith(place)]
+    assert any(PROTOCOL_WORDS.search(word) for path in files for word in words_of(path)), f"{place}: {files}"
 
 
 def test_the_protocol_modules_are_known() -> None:

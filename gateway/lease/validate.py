@@ -320,7 +320,7 @@ def _check_gre(request: PinholeRequest, client: Address, inside: Sequence[Networ
     if request.direction != "in" or request.peers != ():
         raise PinholeRefused("kind", "GRE is inbound, and from one peer")
     if client.version != 4:
-        raise PinholeRefused("family", "PPTP is of IPv4")
+        raise PinholeRefused("family", "calls of GRE are of IPv4")
     if _address("target", request.target.host) != client:
         raise PinholeRefused("target", f"{request.target.host} is not the client {client}")
     _check_call(request.target.port)
