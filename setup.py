@@ -46,7 +46,7 @@ COMPILED = {
         *_modules("gateway/front/transparent", "original_dst"),
         *_modules("gateway/front/socks", "quick"),
         *_modules("gateway/observe", "flow_log"),
-        *_modules("gateway/net", "sockets"),
+        *_modules("gateway/net", "fair_line", "sockets"),
     ],
 }
 

@@ -74,8 +74,8 @@ log = structlog.get_logger()
 LONGEST_HOLD = (
     60.0  # seconds without a delivery, after which what a module holds (or an end of the stream) passes it by
 )
-SMALLEST_PIECE, LARGEST_PIECE = 256, 16384  # bytes that a module is given at a time
-SHORT, LONG = 0.0002, 0.0005  # seconds of a call, below which the next piece is larger, and above which it is smaller
+SMALLEST_PIECE, FIRST_PIECE, LARGEST_PIECE = 32, 256, 16384  # bytes that a module is given at a time
+SHORT, LONG = 0.0001, 0.00025  # seconds of a call, below which the next piece is larger, and above which it is smaller
 IO = 0.00002  # seconds that reading and sending a piece takes
 MOST_COUNTED = 0.05  # seconds of one call: for more the machine is to blame, or the guard sees to it
 SHORTEST_TICK = 0.01  # seconds between two ticks of a module that wants one all the time
@@ -90,7 +90,7 @@ class Effort:
     """
 
     def __init__(self, share: float, now: float) -> None:
-        self.piece = SMALLEST_PIECE
+        self.piece = FIRST_PIECE
         self._share = share
         self._spent = 0.0  # seconds of work; each passing second takes a part of it away
         self._at = now

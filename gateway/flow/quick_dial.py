@@ -57,14 +57,14 @@ class QuickDialer:
             return None
         return decision
 
-    def start(self, address: Address, port: int, done: DialCallback) -> None:
-        """Connect, and call `done` from the hub; the socket does not block."""
+    def start(self, address: Address, port: int, done: DialCallback, owner: object = None) -> None:
+        """Connect for a client (`Watch.owner`), and call `done` from the hub; the socket does not block."""
         try:
             sock = self._begin(address, port)
         except OSError as error:
             get_hub().loop.run_callback(done, error, None)
             return
-        _Dialling(sock, done, self._relay)
+        _Dialling(sock, done, self._relay, owner)
 
     def _begin(self, address: Address, port: int) -> _socket.socket:
         family = AF_INET6 if address.version == 6 else AF_INET
@@ -88,12 +88,12 @@ class _Dialling:
 
     __slots__ = ("_done", "_entry", "_sock", "_watch", "_wheel")
 
-    def __init__(self, sock: _socket.socket, done: DialCallback, relay: Relay) -> None:
+    def __init__(self, sock: _socket.socket, done: DialCallback, relay: Relay, owner: object) -> None:
         self._sock = sock
         self._done = done
         self._wheel = relay.wheel
         self._entry: WheelEntry = relay.wheel.add(monotonic() + CONNECT_TIMEOUT, self._expire)
-        self._watch = relay.poller.watch(sock.fileno(), WRITE, self._ready)
+        self._watch = relay.poller.watch(sock.fileno(), WRITE, self._ready, owner)
 
     def _ready(self, events: int) -> None:
         """The kernel has finished the attempt."""

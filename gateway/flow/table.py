@@ -262,7 +262,9 @@ class Flows:
             up, down = paces or (None, None)
             flow.hand_over(CopyHandle(self._relay, client, server, done, up, down, legacy))
         else:
-            flow.hand_over(self._relay.start(client, server, done, *paces, watches=watches, legacy=legacy))
+            handle = self._relay.start(client, server, done, *paces, watches=watches, legacy=legacy)
+            handle.belongs_to(flow.holder)
+            flow.hand_over(handle)
 
     def _paces(self, flow: Flow, now: float) -> tuple[()] | tuple[Pace, Pace]:
         """Return the rate limiters of both directions. A data connection shares the limits of the control flow that

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from socket import SOCK_STREAM
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import gevent
@@ -16,13 +17,14 @@ import gevent.socket as gsocket
 import structlog
 from gevent import get_hub
 
-from gateway.net.libev import EV_READ
+from gateway.net.relay.poller import READ, Poller, Watch
+from gateway.net.slices import PIECE, belongs_to, slices
 from gateway.net.sockets import prepare
 from gateway.observe.metrics import open_descriptors
 from gateway.policy.clients import ClientLimit, Clients, ClientUse, HoldingKind
 
 if TYPE_CHECKING:
-    from gevent._types import _IoWatcher, _TimerWatcher
+    from gevent._types import _TimerWatcher
 
 log = structlog.get_logger()
 
@@ -31,7 +33,8 @@ DESCRIPTORS = 4  # that a connection may come to need: itself, its server, a pip
 PAUSE = 0.05  # seconds until there may be room again; meanwhile clients wait in the listener's backlog
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
-BATCH = 32  # connections accepted in one callback, so that the flows that are there get their turn
+BATCH = 32  # connections accepted in one callback at most, so that the flows that are there get their turn
+BEGINNING = 0.0002  # seconds of work that a connection is until its greenlet waits for something
 
 Quick = Callable[[_socket.socket, tuple[object, ...]], None]
 Handler = Callable[[gsocket.socket, tuple[object, ...]], None]
@@ -45,9 +48,11 @@ class Acceptor:
     descriptor, for its server. The limit is RLIMIT_NOFILE at that moment.
     """
 
-    def __init__(self, clients: Clients | None = None) -> None:
-        """`clients`: limits what each client may have; without it there is no bound."""
+    def __init__(self, clients: Clients | None = None, poller: Poller | None = None) -> None:
+        """`clients`: limits what each client may have; without it there is no bound. `poller`: of the listeners that
+        are given to `listen`."""
         self._clients = clients
+        self._poller = poller
         self._opening = 0  # connections without a greenlet that are going to need a descriptor for their server
         self._handling: set[gevent.Greenlet[..., None]] = set()
         self._full_since: float | None = None
@@ -74,7 +79,7 @@ class Acceptor:
                 if error.errno in _EXHAUSTED:
                     self._pause()
                 continue
-            self._recovered()
+            self.recovered()
             greenlet = gevent.spawn(handler, sock, address)
             self._handling.add(greenlet)
             greenlet.link(self._handling.discard)  # however it ends, begun or not
@@ -86,21 +91,21 @@ class Acceptor:
         `handler` is called in the hub for each connection, with a socket that does not block; it owns the socket, and
         must neither block nor raise.
         """
+        assert self._poller is not None
         listener = _socket.socket(fileno=fd)
         listener.setblocking(False)
         prepare(listener)  # the connections inherit it: six system calls less for each
-        watcher = get_hub().loop.io(fd, EV_READ)
-        watcher.start(self._ready, listener, watcher, handler)
-        return watcher.stop
+        return _Listening(self, self._poller, listener, handler).stop
 
     def spawn(self, handler: Callable[[], None], client: str) -> None:
         """Continue a client's connection in a greenlet, which counts as `handling`."""
-        greenlet = gevent.spawn(handler)
+        greenlet = gevent.spawn(_begin, handler)
         self._handling.add(greenlet)
         if self._clients is None:
             greenlet.link(self._handling.discard)
             return
         holder = self._clients.holder(client)
+        belongs_to(greenlet, holder)
         self._clients.take(HoldingKind.HANDSHAKES, holder)
         greenlet.link(partial(self._handled, holder))
 
@@ -131,8 +136,8 @@ class Acceptor:
             self._clients.give_back(HoldingKind.HANDSHAKES, holder)
             self._clients.give_back(HoldingKind.FLOWS, holder)
 
-    def _admits(self, client: str) -> bool:
-        """Whether the client may have one more connection."""
+    def admits(self, client: str) -> bool:
+        """Whether the client may have one more connection; if not, that is logged."""
         if self._clients is None:
             return True
         try:
@@ -142,42 +147,6 @@ class Acceptor:
             log.warning("client.limit", client=client, kind=limit.kind.label, bound=limit.bound, most=limit.most)
             return False
         return True
-
-    def _ready(self, listener: _socket.socket, watcher: _IoWatcher, handler: Quick) -> None:
-        for _ in range(BATCH):
-            if not self.has_room():
-                self._rest(listener, watcher, handler)
-                return
-            try:
-                fd, address = listener._accept()  # type: ignore[attr-defined]  # accept(2) as it is
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno == errno.EINVAL:  # the supervisor has shut the listener down
-                    watcher.stop()
-                    listener.close()
-                    return
-                if error.errno in _EXHAUSTED:
-                    self._rest(listener, watcher, handler)
-                    return
-                continue  # it had gone before we came to it
-            self._recovered()
-            sock = _socket.socket(listener.family, SOCK_STREAM, listener.proto, fileno=fd)
-            if not self._admits(address[0]):
-                sock.close()
-                continue
-            sock.setblocking(False)
-            handler(sock, address)
-
-    def _rest(self, listener: _socket.socket, watcher: _IoWatcher, handler: Quick) -> None:
-        self._exhausted()
-        watcher.stop()
-        timer = get_hub().loop.timer(PAUSE)
-        timer.start(self._go_on, timer, listener, watcher, handler)
-
-    def _go_on(self, timer: _TimerWatcher, listener: _socket.socket, watcher: _IoWatcher, handler: Quick) -> None:
-        timer.close()
-        watcher.start(self._ready, listener, watcher, handler)
 
     def has_room(self) -> bool:
         """Whether there are descriptors for one more connection and the one to its server."""
@@ -190,18 +159,88 @@ class Acceptor:
         return left >= DESCRIPTORS
 
     def _pause(self) -> None:
-        self._exhausted()
+        self.exhausted()
         gevent.sleep(PAUSE)
 
-    def _exhausted(self) -> None:
+    def exhausted(self) -> None:
+        """There are no descriptors for another connection."""
         if self._full_since is None:
             self._full_since = time.monotonic()
             log.error("accept.exhausted", handling=self.handling)
 
-    def _recovered(self) -> None:
+    def recovered(self) -> None:
+        """There was one."""
         if self._full_since is not None:
             log.warning("accept.recovered", after=round(time.monotonic() - self._full_since, 3))
             self._full_since = None
+
+
+class _Listening:
+    """One listener: it has a turn among the sockets that have little to do."""
+
+    __slots__ = ("_acceptor", "_handler", "_listener", "_over", "_watch")
+
+    def __init__(self, acceptor: Acceptor, poller: Poller, listener: _socket.socket, handler: Quick) -> None:
+        self._acceptor = acceptor
+        self._handler = handler
+        self._listener = listener
+        self._over = False
+        self._watch: Watch = poller.watch(listener.fileno(), READ, self._ready)
+
+    def stop(self) -> None:
+        """Accept no more. May be called again."""
+        if not self._over:
+            self._over = True
+            self._watch.forget(closing=False)
+
+    def _ready(self, _events: int) -> None:
+        acceptor, listener, handler = self._acceptor, self._listener, self._handler
+        family, proto = listener.family, listener.proto
+        until = perf_counter() + PIECE
+        for _ in range(BATCH):
+            if not acceptor.has_room():
+                self._rest()
+                return
+            try:
+                fd, address = listener._accept()  # type: ignore[attr-defined]  # accept(2) as it is
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno == errno.EINVAL:  # the supervisor has shut the listener down
+                    self.stop()
+                    listener.close()
+                    return
+                if error.errno in _EXHAUSTED:
+                    self._rest()
+                    return
+                continue  # it had gone before we came to it
+            acceptor.recovered()
+            sock = _socket.socket(family, SOCK_STREAM, proto, fileno=fd)
+            if acceptor.admits(address[0]):
+                sock.setblocking(False)
+                handler(sock, address)
+            else:
+                sock.close()
+            if perf_counter() > until:
+                return
+
+    def _rest(self) -> None:
+        self._acceptor.exhausted()
+        self._watch.rest()
+        timer = get_hub().loop.timer(PAUSE)
+        timer.start(self._go_on, timer)
+
+    def _go_on(self, timer: _TimerWatcher) -> None:
+        timer.close()
+        if not self._over:
+            self._watch.ask(READ)
+
+
+def _begin(handler: Callable[[], None]) -> None:
+    """Run the handler of a connection. Where many begin at once, they do so one after the other, and others are served
+    between them."""
+    slices().begin(BEGINNING)
+    handler()
 
 
 def room_for_connections() -> int:

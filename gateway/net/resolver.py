@@ -43,6 +43,7 @@ SECOND_FAMILY = 0.3  # seconds to wait for the addresses of one family when thos
 LONGEST_DATAGRAM = 4096  # bytes: we ask for 1,232 at most
 LONGEST_ANSWER = 16384  # bytes of an answer over TCP
 MOST_WRONG = 16  # datagrams that are no answer to the question, after which the name server has failed
+WORK = 0.0002  # seconds that a question takes until it is sent
 MAX_ADDRESSES = 16  # of a name and family
 
 
@@ -231,6 +232,7 @@ def _too_late(host: str) -> _Answer:
 
 def _query(resolver: dns.resolver.Resolver, host: str, kind: str, lifetime: float) -> _Answer:
     """Query one record type of one name. Errors become an answer that expires soon."""
+    slices().begin(WORK)
     name = dns.name.from_text(host, None if "." not in host else dns.name.root)
     now = time.monotonic
     try:
@@ -264,6 +266,7 @@ class _Nameserver(dns.nameserver.Do53Nameserver):
         ignore_trailing: bool = False,
     ) -> dns.message.Message:
         family = gsocket.AF_INET6 if ":" in self.address else gsocket.AF_INET
+        slices().begin(WORK)
         wire = request.to_wire()
         try:
             with gevent.Timeout(timeout):
@@ -271,6 +274,7 @@ class _Nameserver(dns.nameserver.Do53Nameserver):
                     return self._over_tcp(family, request, wire)
                 return self._over_udp(family, request, wire)
         except gevent.Timeout:
+            slices().begin(WORK)  # as many names may be too late at once as were asked for at once
             raise dns.exception.Timeout(timeout=timeout) from None  # type: ignore[no-untyped-call]
 
     def _over_udp(self, family: int, request: dns.message.QueryMessage, wire: bytes) -> dns.message.Message:

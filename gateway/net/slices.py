@@ -5,32 +5,39 @@ always has something to read never waits, and `gevent.sleep(0)` gives way to oth
 millisecond it took 136 ms until another socket was looked at. A timer that is due at once makes libev look at all
 sockets first, and costs two microseconds.
 
-The work of one round of the event loop is added up over all greenlets; beyond `BUDGET` the rest waits in line. The line
-gets one budget for each round, however many wait in it.
+The work of one round of the event loop is added up over all greenlets; beyond `FREE` the rest waits in line. The line
+gets one `BUDGET` for each round, however many wait in it, in pieces; between two of them sockets with little to do are
+served (`between`). Where several clients' greenlets wait, each client has one called in turn.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Callable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from gevent import get_hub, getcurrent
 
+from gateway.net.fair_line import FairLine
+
 if TYPE_CHECKING:
+    import gevent
     from gevent._types import _TimerWatcher
 
-BUDGET = 0.001  # seconds of work in a round of the event loop, and as much again for those that wait in line
+FREE = 0.0005  # seconds of work in a round of the event loop, before greenlets wait in line
+BUDGET = 0.001  # seconds in a round for those that wait in line,
+PIECE = 0.00025  # and for one of them: then sockets are looked at
 
 
 class Slices:
-    """The line of waiting greenlets of one process, made in its hub's thread. Times are in seconds."""
+    """The line of waiting greenlets of one process, made in its hub's thread. Times are in seconds. `between`: called
+    in the hub between two pieces of work."""
 
-    def __init__(self, budget: float = BUDGET) -> None:
+    def __init__(self) -> None:
         self.hub = get_hub()
-        self._budget = budget
+        self.between: list[Callable[[], None]] = []
         self._spent = 0.0  # in this round
-        self._lines: tuple[deque[Any], deque[Any]] = deque(), deque()  # greenlets: the light ones, the others
+        self._lines = FairLine(), FairLine()  # greenlets: the light ones, the others
         self._calling = False  # those that wait in line, until then:
         self._until = 0.0
         self._due = False  # whether the timer is started
@@ -41,8 +48,8 @@ class Slices:
 
     @property
     def over(self) -> bool:
-        """Whether this round's budget is spent. Then a greenlet must `wait` before it works."""
-        return perf_counter() >= self._until if self._calling else self._spent >= self._budget
+        """Whether others have to be served. Then a greenlet must `wait` before it works."""
+        return perf_counter() >= self._until if self._calling else self._spent >= FREE
 
     def spend(self, seconds: float) -> None:
         """Count `seconds` of work. Small amounts are added up over rounds, which costs nothing but a round now and
@@ -50,17 +57,24 @@ class Slices:
         if not self._calling:  # else it is measured below
             self._spent += seconds
 
+    def begin(self, seconds: float) -> None:
+        """Let a piece of work of about so many seconds begin: at once, or where many begin, one after the other. Must
+        not be called in the hub."""
+        if self.over:
+            self.wait(light=True)
+        self.spend(seconds)
+
     def wait(self, light: bool = False) -> None:
         """Let others go on, and return in a later round. `light`: before those that are not light. Must not be called
         in the hub."""
         current, line = getcurrent(), self._lines[0 if light else 1]
-        line.append(current)
+        client = client_of(current)
+        line.append(client, current)
         self._ask()
         try:
             self.hub.switch()
         except BaseException:  # it was killed while it waited
-            if current in line:
-                line.remove(current)
+            line.discard(client, current)
             raise
 
     def _next_round(self) -> None:
@@ -70,12 +84,15 @@ class Slices:
         light, other = self._lines
         if not light and not other:
             return
-        self._until = perf_counter() + self._budget
+        until = perf_counter() + BUDGET
         self._calling = True
         try:
             while light or other:
+                for call in self.between:
+                    call()
+                self._until = perf_counter() + PIECE
                 (light or other).popleft().switch()
-                if self.over:
+                if perf_counter() >= until:
                     break
         finally:
             self._calling = False
@@ -86,6 +103,18 @@ class Slices:
         if not self._due:
             self._due = True
             self._timer.start(self._next_round)
+
+
+def belongs_to(greenlet: gevent.Greenlet[..., Any], client: object) -> None:
+    """Let a greenlet, and those that it spawns from now on, work for a client: an object that is the same for all that
+    this one has."""
+    greenlet.spawn_tree_locals = {"client": client}
+
+
+def client_of(greenlet: Any) -> object:
+    """Return the client for whom a greenlet works; None if that was not said."""
+    known = getattr(greenlet, "spawn_tree_locals", None)
+    return known.get("client") if known else None
 
 
 _slices: Slices | None = None

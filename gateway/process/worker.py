@@ -92,7 +92,7 @@ class Worker:
         self._userspace = UserspacePinholes(
             self._flows, config.pinhole_ports, config.pinhole.per_client, config.pinhole.rate, admission
         )
-        self._acceptor = Acceptor(clients)
+        self._acceptor = Acceptor(clients, relay.poller)
         afterlife = Afterlife()
         own = OwnAddresses()
         self._ground = Ground(

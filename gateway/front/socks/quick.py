@@ -116,7 +116,7 @@ class _Handshake:
         self._server: Endpoint | None = None
         self._decision: Decision | None = None
         self._entry: WheelEntry = lane.wheel.add(self._since + lane.timeout, self._expire)
-        self._watch: Watch = lane.poller.watch(sock.fileno(), READ, self._readable)
+        self._watch: Watch = lane.poller.watch(sock.fileno(), READ, self._readable, self._holder)
 
     def _readable(self, _events: int) -> None:
         try:
@@ -197,7 +197,7 @@ class _Handshake:
         self._decision = decision
         lane.wheel.discard(self._entry)
         self._watch.handler = self._early
-        lane.dialer.start(address, port, self._dialled)
+        lane.dialer.start(address, port, self._dialled, self._holder)
 
     def _early(self, _events: int) -> None:
         """The client sends or ends something before its server is connected. That can wait."""
@@ -285,7 +285,7 @@ class QuickTransparent:
             return
         request, target, decision = plain
         holder = self._taking.begin(request.client.host)
-        self._dialer.start(target, request.port, partial(self._dialled, sock, request, decision, holder))
+        self._dialer.start(target, request.port, partial(self._dialled, sock, request, decision, holder), holder)
 
     def _plain(
         self, sock: _socket.socket, address: tuple[object, ...]

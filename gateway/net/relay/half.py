@@ -51,11 +51,12 @@ FRESH = Legacy()
 # Bytes that one callback splices, so that a fast flow does not starve the others: what takes half a millisecond. With
 # less than `MOST` while others wait to do the same, eight streams through one worker had 12 Gbit/s in place of 17. But
 # the same bytes may take thirty times as long: in packets of 1,448 bytes, as all are behind urgent data, and where the
-# kernel does the sender's and the receiver's part within our system call.
+# kernel does the sender's and the receiver's part within our system call. While sockets with little to do are served
+# too, a piece is `FIRST` at most: these wait for one piece at each step of theirs.
 MOST = 1024 * 1024
 FIRST = 256 * 1024
 LEAST = 64 * 1024
-LONG = 0.001  # seconds
+LONG = 0.002  # seconds
 
 
 def bulk_after(bulk: int, moved: int, seconds: float) -> int:
@@ -63,7 +64,7 @@ def bulk_after(bulk: int, moved: int, seconds: float) -> int:
     long."""
     if seconds > LONG:
         return max(bulk // 2, LEAST)
-    if moved >= bulk and seconds < LONG / 4:
+    if moved >= bulk and seconds < LONG / 8:
         return min(bulk * 2, MOST)
     return bulk
 
@@ -71,6 +72,7 @@ def bulk_after(bulk: int, moved: int, seconds: float) -> int:
 # As long as an urgent byte is under way its sender sends packets of 1,448 bytes. Four senders that always have one keep
 # two processors busy with these alone, and the kernel does that work in whatever system call comes. So each piece of a
 # stream with one in it that takes long is charged for, beyond a few.
+URGENT_LONG = 0.001  # seconds
 URGENT_COST = 1.0  # seconds
 URGENT_CREDIT = 4.0
 

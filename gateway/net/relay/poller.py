@@ -17,9 +17,11 @@ from gevent import get_hub
 from gevent.monkey import get_original
 
 from gateway.net.libev import EV_READ
+from gateway.net.slices import PIECE, slices
+from gateway.net.fair_line import FairLine
 
 if TYPE_CHECKING:
-    from gevent._types import _IoWatcher, _Loop, _TimerWatcher
+    from gevent._types import _IoWatcher, _Loop
 
 READ = select.EPOLLIN | select.EPOLLRDHUP
 WRITE = select.EPOLLOUT
@@ -27,27 +29,32 @@ ENDED = select.EPOLLRDHUP  # with READ: the other end sends no more than what is
 BROKEN = select.EPOLLERR
 GONE = select.EPOLLERR | select.EPOLLHUP  # reported whatever is asked for
 
-BATCH = 128  # sockets that are asked for at once, beside those that are known to have much to do
+BATCH = 128  # sockets that are asked for at once, beside those that are known to be ready
+FEW = 32  # sockets that are ready, up to which they are served as they come, whosever they are
 SLICE = 0.001  # seconds for which sockets are served before libev and the greenlets get their turn,
 BULK_SLICE = 0.001  # and after those, as many for the ones that have much to do
 LOOK = 8  # sockets between two looks at the clock
+COMPANY = 0.02  # seconds for which sockets with little to do are expected to be ready again
+FIRST = 2  # the priority of libev's watcher: what is ready here comes before all that libev finds with it
 
 Handler = Callable[[int], None]
 
 
 class Watch:
     """One socket in a poller. `handler` is called in the hub with the events, as long as they last; it may be replaced
-    at any time. `bulk`: each call has much to do, so that others are called before it; may be changed at any time.
-    `pending`: the events of which the handler is still to be told, while the socket waits for that."""
+    at any time. `owner`: the client for whom it is, so that each has a turn where many sockets are ready. `bulk`: each
+    call has much to do, so that others are called before it; may be changed at any time. `heavy`: it had much to do at
+    some time. `pending`: the events of which the handler is still to be told, while the socket waits for that."""
 
-    __slots__ = ("_asked", "_poller", "bulk", "fd", "handler", "pending")
+    __slots__ = ("_asked", "_poller", "bulk", "fd", "handler", "heavy", "owner", "pending")
 
-    def __init__(self, poller: Poller, fd: int, asked: int, handler: Handler) -> None:
+    def __init__(self, poller: Poller, fd: int, asked: int, handler: Handler, owner: object) -> None:
         self._poller = poller
         self._asked: int | None = asked
         self.fd = fd
         self.handler = handler
-        self.bulk = False
+        self.owner = owner
+        self.bulk = self.heavy = False
         self.pending = 0
 
     def ask(self, events: int) -> None:
@@ -78,28 +85,34 @@ class Watch:
 class Poller:
     """The poller of a process, made in its hub's thread. `watches` by descriptor.
 
-    Sockets that are ready stand in one of two lines. In every round of the event loop the first is served, and what has
-    become ready meanwhile is found; those of the second, with much to do, are served for `BULK_SLICE` after that, so
-    however many they are, a new connection, an answer or a few bytes wait for no more than that.
+    Sockets that are ready stand in one of two lines: those with little to do (listeners, handshakes, answers, a few
+    bytes), and those with much. Of the second, and of greenlets that have much to do, one piece is done at a time
+    (`slices`), and between two pieces the poller looks what has become ready and serves the first line. So a socket
+    with little to do waits for one piece, not for a round of the event loop. Where more than `FEW` are ready each
+    client has one socket served in turn, however many it has.
     """
 
     def __init__(self) -> None:
         self.epoll: select.epoll = get_original("select", "epoll")()  # the monkey patch takes it away
         self.watches: dict[int, Watch] = {}
-        self._line: deque[Watch] = deque()  # that are ready, and not served yet
-        self._bulk: deque[Watch] = deque()  # the same, with much to do
+        self._line: deque[Watch] = deque()  # that are ready, and not served yet; or,
+        self._crowd = FairLine()  # where they are many, each client's
+        self._bulk = FairLine()  # the same, with much to do
+        self._served = 0.0  # when something that never had much to do was found last
+        self._looked = 0.0  # when was looked last,
+        self._rest = PIECE  # and for how long that is enough
         self._loop: _Loop = get_hub().loop
-        self._watcher: _IoWatcher = self._loop.io(self.epoll.fileno(), EV_READ)
+        self._watcher: _IoWatcher = self._loop.io(self.epoll.fileno(), EV_READ, priority=FIRST)
         self._watcher.start(self._tell)
-        self._again: _TimerWatcher = self._loop.timer(0.0)
+        slices().between.append(self.look)
 
     def __len__(self) -> int:
         return len(self.watches)
 
-    def watch(self, fd: int, events: int, handler: Handler) -> Watch:
+    def watch(self, fd: int, events: int, handler: Handler, owner: object = None) -> Watch:
         """Watch a socket until it is forgotten."""
         self.epoll.register(fd, events)
-        watch = self.watches[fd] = Watch(self, fd, events, handler)
+        watch = self.watches[fd] = Watch(self, fd, events, handler, owner)
         return watch
 
     def reading(self, fd: int, handler: Handler, watch: Watch | None) -> Watch:
@@ -110,46 +123,100 @@ class Poller:
         watch.ask(READ)
         return watch
 
+    def has_company(self, now: float) -> bool:
+        """Whether sockets that never had much to do have been served lately (`now`: of `perf_counter`). Then what has
+        much to do had better take smaller pieces."""
+        return now < self._served + COMPANY
+
+    def look(self) -> None:
+        """Serve what has little to do, for a piece at most. To be called in the hub, between two pieces of work."""
+        if perf_counter() < self._looked + self._rest:
+            return
+        self._find()
+        if self._line or len(self._crowd):
+            self._serve()
+
     def close(self) -> None:
+        between = slices().between
+        if self.look in between:
+            between.remove(self.look)
         self._watcher.stop()
         self._watcher.close()
-        self._again.stop()
-        self._again.close()
         self._line.clear()
+        self._crowd.clear()
         self._bulk.clear()
         self.epoll.close()
 
     def _tell(self) -> None:
-        line, bulk = self._line, self._bulk
-        if not line:
-            # Looked up before the first is served: a descriptor may be closed meanwhile, and opened again for another.
-            for fd, events in self.epoll.poll(0, BATCH + len(bulk)):
-                watch = self.watches.get(fd)
-                if watch is not None:
-                    if not watch.pending:
-                        (bulk if watch.bulk else line).append(watch)
-                    watch.pending = events
-        self._serve(line, SLICE, LOOK)
-        self._serve(bulk, BULK_SLICE, 1)
-        if line or bulk:  # the others in the next round of the loop
-            self._again.start(self._tell)
-
-    def _serve(self, line: deque[Watch], seconds: float, look: int) -> None:
-        """Call handlers of a line for so long, with a look at the clock after every `look` of them."""
-        if not line:
+        """There are sockets that are ready. What is not served now makes the next round of the loop begin at once, as
+        epoll tells what lasts again."""
+        until = perf_counter() + SLICE
+        self._find()
+        while self._serve() and perf_counter() < until:
+            self._find()
+        bulk = self._bulk
+        if not len(bulk):
             return
-        watches = self.watches
-        until = perf_counter() + seconds
-        for served in range(1, len(line) + 1):
-            watch = line.popleft()
-            events, watch.pending = watch.pending, 0
-            if watches.get(watch.fd) is watch:
-                try:
-                    watch.handler(events)
-                except Exception as error:
-                    self._loop.handle_error(watch.handler, type(error), error, error.__traceback__)
-            if not served % look and perf_counter() > until:
+        until = perf_counter() + BULK_SLICE
+        while True:
+            self._call(bulk.popleft())
+            if not len(bulk) or perf_counter() > until:
                 return
+            self.look()
+
+    def _find(self) -> None:
+        """Let what is ready stand in line. It is looked up before the first is served: a descriptor may be closed
+        meanwhile, and opened again for another."""
+        line, crowd, bulk, watches = self._line, self._crowd, self._bulk, self.watches
+        began = perf_counter()
+        crowded, company = len(crowd) > 0, False
+        for fd, events in self.epoll.poll(0, BATCH + len(line) + len(crowd) + len(bulk)):
+            watch = watches.get(fd)
+            if watch is not None:
+                if not watch.pending:
+                    if not watch.heavy:
+                        company = True
+                    if watch.bulk:
+                        bulk.append(watch.owner, watch)
+                    elif crowded:
+                        crowd.append(watch.owner, watch)
+                    else:
+                        line.append(watch)
+                watch.pending = events
+        if len(line) > FEW:
+            while line:
+                watch = line.popleft()
+                crowd.append(watch.owner, watch)
+        self._looked = now = perf_counter()
+        if company:
+            self._served = now
+        self._rest = max(PIECE / 2, 2 * (now - began))  # a third of the time at most, however many are ready
+
+    def _serve(self) -> bool:
+        """Call handlers of sockets with little to do, for a piece. Returns whether there are more."""
+        line, crowd = self._line, self._crowd
+        until = perf_counter() + PIECE
+        left = LOOK
+        while True:
+            if line:
+                self._call(line.popleft())
+            elif len(crowd):
+                self._call(crowd.popleft())
+            else:
+                return False
+            left -= 1
+            if not left:
+                if perf_counter() > until:
+                    return True
+                left = LOOK
+
+    def _call(self, watch: Watch) -> None:
+        events, watch.pending = watch.pending, 0
+        if self.watches.get(watch.fd) is watch:
+            try:
+                watch.handler(events)
+            except Exception as error:
+                self._loop.handle_error(watch.handler, type(error), error, error.__traceback__)
 
 
 Watches = tuple[Watch | None, Watch | None]

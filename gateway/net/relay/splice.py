@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from socket import SHUT_WR
-from time import monotonic
+from time import monotonic, perf_counter
 
 from gevent import get_hub
 
@@ -27,7 +27,18 @@ from gateway.net.relay.connection import (
     take,
     unacknowledged,
 )
-from gateway.net.relay.half import FIRST, FRESH, LEAST, LONG, Half, Legacy, Reason, RelayResult, SideName, bulk_after
+from gateway.net.relay.half import (
+    FIRST,
+    FRESH,
+    LEAST,
+    URGENT_LONG,
+    Half,
+    Legacy,
+    Reason,
+    RelayResult,
+    SideName,
+    bulk_after,
+)
 from gateway.net.relay.pipes import PIPE_SIZE, PipePool
 from gateway.net.relay.poller import BROKEN, ENDED, GONE, READ, UNWATCHED, WRITE, Poller, Watch, Watches
 from gateway.net.relay.wheel import Wheel, WheelEntry
@@ -163,6 +174,10 @@ class RelayHandle:
         """The addresses of this host that its connections use."""
         return local_hosts(self._left, self._right)
 
+    def belongs_to(self, owner: object) -> None:
+        """Serve both sockets in the turn of a client (`Watch.owner`)."""
+        self._left_watch.owner = self._right_watch.owner = owner
+
     def abort(self, reset: bool = True) -> None:
         """End the flow now, by a reset of both sides or by closing them; bytes in the gateway are lost. May be called
         again, and after the end."""
@@ -201,7 +216,7 @@ class RelayHandle:
         now = monotonic()
         if half.bulk:
             half.bulk = bulk_after(half.bulk, half.moved - before, now - self._active)
-        if now > self._active + LONG and half.reading and has_urgent(half.source):
+        if now > self._active + URGENT_LONG and half.reading and has_urgent(half.source):
             narrow(half.source)
             due = half.charge_urgent(now)
             if due > now:
@@ -256,7 +271,10 @@ class RelayHandle:
                 self._read(half)
                 return
         source, sink = half.source.fileno(), half.sink.fileno()
-        most = budget = half.bulk or LEAST
+        most = half.bulk or LEAST
+        if most > FIRST and self._relay.poller.has_company(perf_counter()):
+            most = FIRST
+        budget = most
         limit = size = min(pool.size, most)
         while True:
             if not pipe.held:
@@ -303,8 +321,10 @@ class RelayHandle:
     def _is_bulk(self, half: Half, bulk: int) -> None:
         """Splice so many bytes in one callback from now on, or copy (0). A side that has much to do lets others go
         first."""
+        left, right = self._left_watch, self._right_watch
         half.bulk = bulk
-        self._left_watch.bulk = self._right_watch.bulk = bool(self._up.bulk or self._down.bulk)
+        left.bulk = right.bulk = bool(self._up.bulk or self._down.bulk)
+        left.heavy = right.heavy = True
 
     def _read(self, half: Half) -> None:
         if half.waiting or not half.reading:

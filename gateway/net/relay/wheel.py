@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gevent import get_hub
+
+from gateway.net.slices import BUDGET, PIECE, slices
 
 if TYPE_CHECKING:
     from gevent._types import _Loop, _TimerWatcher
@@ -31,7 +34,8 @@ class Wheel:
     """Calls checks at their time, up to one tick late, in the hub. The timer runs only while something waits.
 
     A check gets the time (of `time.monotonic()`) and returns the time of its next call, or None when it is done. So an
-    event that happens often (a byte moved) only notes the time, and the check finds out that it came too early.
+    event that happens often (a byte moved) only notes the time, and the check finds out that it came too early. Where
+    hundreds are due at once others are served between them (`slices`).
     """
 
     def __init__(self, tick: float = TICK, slots: int = SLOTS) -> None:
@@ -43,6 +47,8 @@ class Wheel:
         self._waiting = 0
         self._loop: _Loop = get_hub().loop
         self._timer: _TimerWatcher = self._loop.timer(tick, tick, ref=False)
+        self._late: deque[WheelEntry] = deque()  # whose time has come
+        self._soon: _TimerWatcher = self._loop.timer(0.0)
 
     def __len__(self) -> int:
         return self._waiting
@@ -76,8 +82,24 @@ class Wheel:
             self._when += self.tick
             self._at = (self._at + 1) % len(self._slots)
             slot, self._slots[self._at] = self._slots[self._at], set()
-            for entry in slot:
-                self._ask(entry, now)
+            self._late.extend(slot)
+        self._call()
+
+    def _call(self) -> None:
+        """Call the checks whose time has come; what takes too long in the next round of the loop."""
+        late, now = self._late, time.monotonic()
+        until = time.perf_counter() + BUDGET
+        while late:
+            for look in slices().between:
+                look()
+            piece = time.perf_counter() + PIECE
+            if piece > until + PIECE:
+                self._soon.start(self._call)
+                return
+            while late:
+                self._ask(late.popleft(), now)
+                if time.perf_counter() > piece:
+                    break
 
     def _ask(self, entry: WheelEntry, now: float) -> None:
         if entry.check is None:  # discarded by a check before it
