@@ -3,7 +3,7 @@
 libev calls the callbacks of all sockets that are ready before it looks at timers and at sockets again, and gevent's
 greenlets get their turn. The work of such callbacks is added up; when it was `BUDGET`, the sockets that are ready then
 wait in line until libev has looked, and the line gets one budget in each round of the event loop, however many wait in
-it. Up to a budget of work nobody waits, so sockets that rarely have something to read do not notice.
+it; between two of them sockets with little to do are served (`slices`). Up to a budget of work nobody waits, so sockets that rarely have something to read do not notice.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gevent import get_hub
 
-from gateway.net.slices import BUDGET
+from gateway.net.slices import BUDGET, slices
 
 if TYPE_CHECKING:
     from gevent._types import _IoWatcher, _TimerWatcher
@@ -60,6 +60,8 @@ class Turns:
         until = monotonic() + BUDGET
         try:
             while self._line and monotonic() < until:
+                for look in slices().between:
+                    look()
                 watcher, (callback, arguments) = self._line.popitem(last=False)
                 watcher.start(callback, *arguments)
                 callback(*arguments)
