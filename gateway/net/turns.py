@@ -3,7 +3,8 @@
 libev calls the callbacks of all sockets that are ready before it looks at timers and at sockets again, and gevent's
 greenlets get their turn. The work of such callbacks is added up; when it was `BUDGET`, the sockets that are ready then
 wait in line until libev has looked, and the line gets one budget in each round of the event loop, however many wait in
-it; between two of them sockets with little to do are served (`slices`). Up to a budget of work nobody waits, so sockets that rarely have something to read do not notice.
+it; between two of them sockets with little to do are served (`slices`). Up to a budget of work nobody waits, so sockets
+that rarely have something to read do not notice.
 """
 
 from __future__ import annotations

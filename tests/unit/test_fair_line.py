@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.front.accept import Acceptor
+from gateway.net.fair_line import FairLine
 from gateway.net.relay.poller import COMPANY, READ, Poller
 from gateway.net.relay.wheel import Wheel
 from gateway.net.slices import belongs_to, slices
-from gateway.net.fair_line import FairLine
 
 PIECE = 0.0004  # seconds: more than the poller lets pass between two looks
 TRIES = 30

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from gevent import get_hub
 from gevent.monkey import get_original
 
+from gateway.net.fair_line import FairLine
 from gateway.net.libev import EV_READ
 from gateway.net.slices import PIECE, slices
-from gateway.net.fair_line import FairLine
 
 if TYPE_CHECKING:
     from gevent._types import _IoWatcher, _Loop
