@@ -34,6 +34,7 @@ PAUSE = 0.05  # seconds until there may be room again; meanwhile clients wait in
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 BATCH = 32  # connections accepted in one callback at most, so that the flows that are there get their turn
+LONGEST = 0.001  # seconds for that, while nobody else is known to wait
 BEGINNING = 0.0002  # seconds of work that a connection is until its greenlet waits for something
 
 Quick = Callable[[_socket.socket, tuple[object, ...]], None]
@@ -178,12 +179,13 @@ class Acceptor:
 class _Listening:
     """One listener: it has a turn among the sockets that have little to do."""
 
-    __slots__ = ("_acceptor", "_handler", "_listener", "_over", "_watch")
+    __slots__ = ("_acceptor", "_handler", "_listener", "_over", "_poller", "_watch")
 
     def __init__(self, acceptor: Acceptor, poller: Poller, listener: _socket.socket, handler: Quick) -> None:
         self._acceptor = acceptor
         self._handler = handler
         self._listener = listener
+        self._poller = poller
         self._over = False
         self._watch: Watch = poller.watch(listener.fileno(), READ, self._ready)
 
@@ -196,7 +198,7 @@ class _Listening:
     def _ready(self, _events: int) -> None:
         acceptor, listener, handler = self._acceptor, self._listener, self._handler
         family, proto = listener.family, listener.proto
-        until = perf_counter() + PIECE
+        until = perf_counter() + (PIECE if self._poller.is_busy() else LONGEST)
         for _ in range(BATCH):
             if not acceptor.has_room():
                 self._rest()

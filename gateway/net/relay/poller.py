@@ -123,6 +123,10 @@ class Poller:
         watch.ask(READ)
         return watch
 
+    def is_busy(self) -> bool:
+        """Whether other sockets, or greenlets, wait to be served."""
+        return bool(self._line) or len(self._crowd) > 0 or len(self._bulk) > 0 or len(slices()) > 0
+
     def has_company(self, now: float) -> bool:
         """Whether sockets that never had much to do have been served lately (`now`: of `perf_counter`). Then what has
         much to do had better take smaller pieces."""
