@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -23,6 +24,7 @@ REQUEST = 10.0  # seconds from the first byte of a request to its last
 RESPONSE = 60.0  # seconds for an answer, with what is left of the request
 IDLE = 60.0  # seconds that a connection may wait for its next request
 STALLED = 15.0  # seconds that a client may take to read
+LONGEST_HEAD = 16384  # bytes of the fields of a request: what reads them does so in one go
 READ_SIZE = 1024  # bytes that are read at a time: some of them cost a microsecond each
 
 
@@ -43,6 +45,22 @@ class _InTurns(io.RawIOBase):
         return count
 
 
+class _Head(io.BufferedIOBase):
+    """The fields of a request. Raises ValueError where they are too long."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self._file = file
+        self._left = LONGEST_HEAD
+
+    def readline(self, size: int | None = -1) -> bytes:
+        left = self._left + 1
+        line = self._file.readline(left if size is None or size < 0 else min(size, left))
+        self._left -= len(line)
+        if self._left < 0:
+            raise ValueError(f"more than {LONGEST_HEAD} bytes of fields")
+        return line
+
+
 class _Server(WSGIServer):
     give_way: Callable[[], None]
 
@@ -58,6 +76,13 @@ class _Handler(WSGIHandler):
             super().handle()
         except OSError:
             pass  # it has gone, which is no news
+
+    def MessageClass(self, *_arguments: Any) -> Any:
+        """Read the fields. Raises ValueError, which the server answers with 400, and without a traceback."""
+        try:
+            return super().MessageClass(_Head(self.rfile))
+        except HTTPException as error:
+            raise ValueError(str(error)) from None
 
     def handle_one_response(self) -> None:
         _within(RESPONSE, super().handle_one_response)
