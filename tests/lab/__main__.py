@@ -15,7 +15,8 @@ from pathlib import Path
 from gateway.model.errors import AlgateError
 from tests.lab import stage
 from tests.lab.gateway import Gateway
-from tests.lab.lab import CLIENT4, SERVER4, SERVER6, Lab, LabError, remove_stale
+from tests.lab.lab import CLIENT4, SERVER4, SERVER6, Lab, LabError
+from tests.lab.namespaces import remove_stale
 
 ROOT = Path(__file__).parents[2]
 SCENARIOS = ROOT / "vagrant" / "scenarios"

@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import ctypes
 import os
-import re
-import secrets
 import shutil
 import signal
 import socket
@@ -30,8 +27,9 @@ from typing import IO, Any, Literal, TypeVar
 
 import tomli_w
 
-from tests.lab import firewall, servers
+from tests.lab import firewall, namespaces, servers
 from tests.lab.gateway import Gateway
+from tests.lab.namespaces import run_ip, within
 
 Role = Literal["inside", "client2", "router", "outside", "stranger", "upper"]
 ROLES: tuple[Role, ...] = ("inside", "client2", "router", "outside", "stranger")
@@ -45,22 +43,7 @@ SERVER4, SERVER6 = "203.0.113.10", "2001:db8:113::10"
 STRANGER4, STRANGER6 = "203.0.113.66", "2001:db8:113::66"
 INSIDE_NETWORKS = ["192.168.56.0/24", "fd00:56::/64"]
 
-_PREFIX = "algate-"
-_CLONE_NEWNET = 0x40000000
-_libc = ctypes.CDLL(None, use_errno=True)
-
 T = TypeVar("T")
-
-
-@contextlib.contextmanager
-def within(namespace: str) -> Iterator[None]:
-    """Sockets that this thread makes within belong to the network namespace of this name, for good."""
-    with open("/proc/thread-self/ns/net") as home, open(f"/run/netns/{namespace}") as there:
-        _setns(there.fileno())
-        try:
-            yield
-        finally:
-            _setns(home.fileno())
 
 
 class LabError(AssertionError):
@@ -86,7 +69,7 @@ class Lab:
         logs: Path | None = None,
     ) -> None:
         self.strict, self.input_drop, self.nat4, self.nat6 = strict, input_drop, nat4, nat6
-        self.prefix = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(2)}-"
+        self.prefix = namespaces.new_prefix()
         # Not below pytest's directories, which only root may enter: servers drop their privileges.
         self.tmp = Path(tempfile.mkdtemp(prefix="algate-lab-"))
         self.tmp.chmod(0o755)
@@ -119,7 +102,7 @@ class Lab:
     def _build(self) -> None:
         if os.geteuid() != 0:
             raise LabError("the lab makes network namespaces: it needs root")
-        _run_ip([f"netns add {self.ns(role)}" for role in ROLES])
+        namespaces.add(*map(self.ns, ROLES))
         for role in ROLES:
             settings = ["net.ipv6.conf.default.accept_dad=0", "net.ipv6.conf.all.accept_dad=0"]
             settings += ["net.ipv6.conf.default.accept_ra=0"]
@@ -129,16 +112,16 @@ class Lab:
         inside, outside = self.ns("inside"), self.ns("outside")
         # The switch of each side is a bridge that is also the interface of the main host of that side: one hop less.
         bridge = "link add eth0 type bridge forward_delay 0 mcast_snooping 0"
-        _run_ip([bridge], inside)
-        _run_ip([bridge], outside)
-        _run_ip([f"link add eth0 type veth peer name p2 netns {inside}"], self.ns("client2"))
-        _run_ip([f"link add eth0 type veth peer name p2 netns {outside}"], self.ns("stranger"))
+        run_ip([bridge], inside)
+        run_ip([bridge], outside)
+        run_ip([f"link add eth0 type veth peer name p2 netns {inside}"], self.ns("client2"))
+        run_ip([f"link add eth0 type veth peer name p2 netns {outside}"], self.ns("stranger"))
         router = [f"link add eth1 type veth peer name p1 netns {inside}"]
         router += [f"link add eth0 type veth peer name p1 netns {outside}"]
         router += [*_addresses("eth1", ROUTER_IN4, ROUTER_IN6), *_addresses("eth0", ROUTER_OUT4, ROUTER_OUT6)]
-        _run_ip([*router, "link set lo up"], self.ns("router"))
+        run_ip(router, self.ns("router"))
         for name in (inside, outside):
-            _run_ip([f"link set {port} master eth0 up" for port in ("p1", "p2")], name)
+            run_ip([f"link set {port} master eth0 up" for port in ("p1", "p2")], name)
         hosts: dict[Role, tuple[str, str]] = {
             "inside": (CLIENT4, CLIENT6),
             "client2": (CLIENT2_4, CLIENT2_6),
@@ -146,12 +129,12 @@ class Lab:
             "stranger": (STRANGER4, STRANGER6),
         }
         for role, (v4, v6) in hosts.items():
-            commands = ["link set lo up", *_addresses("eth0", v4, v6)]
+            commands = _addresses("eth0", v4, v6)
             if role in ("inside", "client2"):
                 commands += [f"route add default via {ROUTER_IN4}", f"route add ::/0 via {ROUTER_IN6}"]
             elif not self.nat6:
                 commands += [f"route add {INSIDE_NETWORKS[1]} via {ROUTER_OUT6}"]
-            _run_ip(commands, self.ns(role))
+            run_ip(commands, self.ns(role))
         for role in ROLES:
             # A bridge that has just got its ports takes up to a second.
             for address in (ROUTER_IN4, ROUTER_IN6) if role in ("inside", "client2") else (ROUTER_OUT4, ROUTER_OUT6):
@@ -172,20 +155,11 @@ class Lab:
         """End every process, remove every namespace and file. Raises LabError if anything stays."""
         for process in reversed(self._tracked):
             self.stop(process)
-        names = _namespaces(self.prefix)
-        for name in names:
-            # Whatever lives in a namespace that we made was started by us.
-            for pid in _pids(name):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        for name in names:
-            self.wait_for(partial(_is_empty, name), 5, f"the processes in {name} to end")
-            subprocess.run(["ip", "netns", "delete", name], check=True)
-            shutil.rmtree(f"/etc/netns/{name}", ignore_errors=True)
+        namespaces.remove(*namespaces.named(self.prefix))
         shutil.rmtree(self.tmp, ignore_errors=True)
         links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
-        if _namespaces(self.prefix) or self.prefix in links or self.tmp.exists():
-            raise LabError(f"the lab {self.prefix} left something: {_namespaces(self.prefix)} {self.tmp}")
+        if namespaces.named(self.prefix) or self.prefix in links or self.tmp.exists():
+            raise LabError(f"the lab {self.prefix} left something: {namespaces.named(self.prefix)} {self.tmp}")
 
     def leftovers(self) -> list[str]:
         """What lives in the namespaces although nobody who is meant to run has it; empty is well.
@@ -195,7 +169,7 @@ class Lab:
         alive = {process.pid for process in self._tracked if process.poll() is None}
 
         def strays() -> list[str]:
-            pids = [pid for pid in _pids(*map(self.ns, ROLES)) if not _ancestors(pid) & alive]
+            pids = [pid for pid in namespaces.pids(*map(self.ns, ROLES)) if not _ancestors(pid) & alive]
             return [f"process {pid}: {_cmdline(pid)}" for pid in pids if _cmdline(pid)]
 
         found = strays()
@@ -365,28 +339,9 @@ class Lab:
         return text
 
 
-def remove_stale() -> list[str]:
-    """Remove the namespaces of labs whose process is dead (killed, so that it could not clean up); their names."""
-    labs = {name: re.match(rf"{_PREFIX}([0-9]+)-", name) for name in _namespaces(_PREFIX)}  # others are no lab's
-    stale = [name for name, lab in labs.items() if lab and not Path("/proc", lab[1]).exists()]
-    for name in stale:
-        for pid in _pids(name):
-            os.kill(pid, signal.SIGKILL)
-        subprocess.run(["ip", "netns", "delete", name], check=True)
-        shutil.rmtree(f"/etc/netns/{name}", ignore_errors=True)
-    return stale
-
-
 def algate() -> Path:
     """The command that belongs to the Python that runs us."""
     return Path(sys.executable).parent / "algate"
-
-
-def _run_ip(commands: Sequence[str], namespace: str | None = None) -> None:
-    argv = ["ip", *(["-n", namespace] if namespace else []), "-batch", "-"]
-    done = subprocess.run(argv, input="\n".join(commands) + "\n", capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise LabError(f"{' '.join(argv)}: {done.stderr}\n" + "\n".join(commands))
 
 
 def _addresses(interface: str, v4: str, v6: str) -> list[str]:
@@ -395,34 +350,6 @@ def _addresses(interface: str, v4: str, v6: str) -> list[str]:
         f"addr add {v6}/64 dev {interface} nodad",
         f"link set {interface} up",
     ]
-
-
-def _namespaces(prefix: str) -> list[str]:
-    here = Path("/run/netns")
-    return sorted(path.name for path in here.iterdir() if path.name.startswith(prefix)) if here.exists() else []
-
-
-def _pids(*namespaces: str) -> list[int]:
-    """The processes in these network namespaces, as `ip netns pids` finds them.
-
-    It is asked after every test, and so starts no process.
-    """
-    wanted = set()
-    for name in namespaces:
-        with contextlib.suppress(FileNotFoundError):
-            there = os.stat(f"/run/netns/{name}")
-            wanted.add((there.st_dev, there.st_ino))
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):  # it has ended
-            there = os.stat(f"/proc/{pid}/ns/net")
-            if (there.st_dev, there.st_ino) in wanted:
-                found.append(int(pid))
-    return found
-
-
-def _is_empty(namespace: str) -> bool:
-    return not _pids(namespace)
 
 
 def _ancestors(pid: int) -> set[int]:
@@ -443,11 +370,6 @@ def _cmdline(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:
         return ""
-
-
-def _setns(descriptor: int) -> None:
-    if _libc.setns(descriptor, _CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), "setns")
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

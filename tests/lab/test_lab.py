@@ -18,8 +18,8 @@ from tests.lab.lab import (
     Lab,
     LabError,
     Role,
-    remove_stale,
 )
+from tests.lab.namespaces import remove_stale
 from tests.lab.private import shown
 
 pytestmark = pytest.mark.net

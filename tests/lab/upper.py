@@ -9,10 +9,10 @@ the namespaces.
 from __future__ import annotations
 
 import contextlib
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
+from tests.lab import namespaces
 from tests.lab.gateway import Gateway
 from tests.lab.lab import Lab, Role
 from tests.lab.peers import LIBRARIES, unpacked
@@ -49,7 +49,7 @@ table inet filter {
 def build(lab: Lab, forward: str = "DROP") -> None:
     """Put the second router between the lab's own and the outside. `forward`: its policy for what comes from there."""
     names = {role: lab.ns(role) for role in ("upper", "outside", "router")}
-    subprocess.run(["ip", "netns", "add", names["upper"]], check=True)
+    namespaces.add(names["upper"])
     lab.run("upper", ["sysctl", "-qw", "net.ipv4.ip_forward=1"])
     lab.run("router", ["ip", "link", "del", "eth0"])
     link = ["ip", "link", "add"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -36,7 +35,9 @@ from gateway.model.requests import Lease, PinholeRequest
 from gateway.observe.admin import Rows, ask
 from gateway.process import lifeline
 from gateway.process.boot import Boot
-from tests.lab.lab import Lab, within
+from tests.lab import namespaces
+from tests.lab.lab import Lab
+from tests.lab.namespaces import run_ip, within
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIENT, PUBLIC, SERVER, STRANGER = "192.168.56.10", "203.0.113.1", "203.0.113.5", "203.0.113.6"
@@ -98,8 +99,8 @@ class Rig:
             folder = Path(self._open_folder.enter_context(tempfile.TemporaryDirectory(prefix="algate-old-nft-")))
             folder.chmod(0o755)
             self._nft = _old_nft(folder)
-        tag = secrets.token_hex(3)
-        self.inside, self.router, self.outside = (f"brk-{tag}-{end}" for end in "iro")
+        prefix = namespaces.new_prefix()
+        self.inside, self.router, self.outside = (f"{prefix}{end}" for end in ("inside", "router", "outside"))
         self.table = "algate"
         self._log = log
         toml = f'[network]\ninside = {msgspec.json.encode(inside).decode()}\n[pinhole]\nports = "{ports}"\n'
@@ -136,14 +137,11 @@ class Rig:
     # --- network ----------------------------------------------------------------------------------------------------
 
     def build(self) -> None:
+        namespaces.add(self.inside, self.router, self.outside)
         for namespace in (self.inside, self.router, self.outside):
-            run("ip", "netns", "add", namespace)
-            self.at(namespace, "ip link set lo up")
             self.at(namespace, "sysctl -qw net.ipv6.conf.default.accept_dad=0 net.ipv6.conf.default.dad_transmits=0")
-        for end, namespace in (("in", self.inside), ("out", self.outside)):
-            run("ip", "link", "add", end, "netns", self.router, "type", "veth", "peer", "eth0", "netns", namespace)
-            self.at(self.router, f"ip link set {end} up")
-            self.at(namespace, "ip link set eth0 up")
+        ends = (("in", self.inside), ("out", self.outside))
+        run_ip([f"link add {end} type veth peer eth0 netns {namespace}" for end, namespace in ends], self.router)
         addresses = [
             (self.inside, "eth0", f"{CLIENT}/24 {CLIENT6}/64"),
             (self.router, "in", "192.168.56.1/24 fd00:56::1/64"),
@@ -151,10 +149,9 @@ class Rig:
             (self.outside, "eth0", f"{SERVER}/24 {STRANGER}/24 {SERVER6}/64 {STRANGER6}/64"),
         ]
         for namespace, device, texts in addresses:
-            for text in texts.split():
-                self.at(namespace, f"ip address add {text} dev {device} {'nodad' if ':' in text else ''}")
-        self.at(self.inside, "ip route add default via 192.168.56.1")
-        self.at(self.inside, "ip route add default via fd00:56::1")
+            own = [f"address add {text} dev {device} {'nodad' if ':' in text else ''}" for text in texts.split()]
+            run_ip([f"link set {device} up", *own], namespace)
+        run_ip(["route add default via 192.168.56.1", "route add ::/0 via fd00:56::1"], self.inside)
         self.at(self.router, "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
         for device in ("in", "out"):
             # Without its link-local address the router cannot ask for a neighbour.
@@ -170,8 +167,7 @@ class Rig:
         self._open_folder.close()
         for sock in [*self._open, self._admin, *(end for pair in self._pairs for end in pair)]:
             sock.close()
-        for namespace in (self.inside, self.router, self.outside):
-            subprocess.run(["ip", "netns", "delete", namespace], check=False, capture_output=True)
+        namespaces.remove(*namespaces.named(self.router.removesuffix("router")))
 
     def at(self, namespace: str, command: str) -> str:
         """Run a command in a namespace; its output."""

@@ -13,7 +13,7 @@ from alg.address import Endpoint
 from gateway.broker.elements import ONCE, Element, pack_key
 from gateway.broker.netfilter import TOGETHER, Change, Netfilter
 from gateway.broker.netlink import sequence_of
-from tests.lab.lab import within
+from tests.lab.namespaces import within
 from tests.net.broker_rig import run
 
 pytestmark = pytest.mark.net

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab import namespaces
 from tests.lab.gateway import Gateway
 from tests.lab.lab import CLIENT4, ROUTER_IN4, ROUTER_OUT4, SERVER4, Lab
 from tests.lab.peers import LIBRARIES, unpacked
@@ -116,7 +117,7 @@ FAR_NET, FAR_ROUTER_IN, FAR_CLIENT, FAR_ROUTER_OUT = "192.168.57.0/24", "192.168
 def put_behind_another_router(lab: Lab) -> Gateway:
     """Move the second client behind a router of its own, with a gateway on it: the role "upper"."""
     names = {role: lab.ns(role) for role in ("upper", "outside", "client2")}
-    subprocess.run(["ip", "netns", "add", names["upper"]], check=True)
+    namespaces.add(names["upper"])
     lab.run("upper", ["sysctl", "-qw", "net.ipv4.ip_forward=1"])
     lab.run("client2", ["ip", "link", "del", "eth0"])
     link = ["ip", "link", "add"]

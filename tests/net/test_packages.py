@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab import namespaces
+
 ROOT = Path(__file__).parents[2]
 PAGE = "a page of this host\n"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -67,10 +69,9 @@ def web_server(netns: str, directory: Path) -> Iterator[None]:
     """Serves PAGE at 127.0.0.1:8000 of a new network namespace."""
     directory.mkdir()
     (directory / "index.html").write_text(PAGE)
-    run("ip", "netns", "add", netns)
+    namespaces.add(netns)
     server = None
     try:
-        run("ip", "-n", netns, "link", "set", "lo", "up")
         server = subprocess.Popen(
             ["ip", "netns", "exec", netns, sys.executable, "-m", "http.server", "-b", "127.0.0.1", "8000"],
             cwd=directory,
@@ -81,7 +82,7 @@ def web_server(netns: str, directory: Path) -> Iterator[None]:
         if server is not None:
             server.kill()
             server.wait()
-        run("ip", "netns", "del", netns)
+        namespaces.remove(netns)
 
 
 def is_served(netns: str, command: list[str | Path], log: Path, env: dict[str, str] | None = None) -> None:
@@ -132,7 +133,7 @@ def test_the_wheel_in_a_fresh_environment(wheel: Path, directory: Path) -> None:
     assert "[socks]" in run(algate, "check", cwd=directory)
     config = directory / "algate.toml"
     config.write_text(f'[process]\nrun_dir = "{directory}/run"\nworkers = 1\n[console]\nlisten = ""\n{RULE}')
-    netns = f"algate-wheel-{os.getpid()}"
+    netns = f"{namespaces.new_prefix()}wheel"
     with web_server(netns, directory / "www"):
         is_served(netns, [algate, "run", "-c", config], directory / "wheel.log")
 
@@ -201,7 +202,7 @@ def test_the_debian_package(wheel: Path, directory: Path) -> None:
         run(*chroot, "install", "-d", "-o", "algate", "-g", "algate", "/run/algate")
         as_service = ["setpriv", "--reuid=algate", "--regid=algate", "--clear-groups", "--no-new-privs"]
         as_service += [f"--inh-caps={given}", f"--ambient-caps={given}", f"--bounding-set={given}"]
-        netns = f"algate-deb-{os.getpid()}"
+        netns = f"{namespaces.new_prefix()}deb"
         with web_server(netns, directory / "www-deb"):
             command: list[str | Path] = ["chroot", root, *as_service, "algate", "run"]
             is_served(netns, command, directory / "deb.log", env={"RUNTIME_DIRECTORY": "/run/algate"})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+from tests.lab import namespaces
 from tests.lab.lab import ROUTER_IN4, ROUTER_IN6, ROUTER_OUT4, SERVER4, Lab, algate
 
 FOREIGN = """*nat
@@ -77,12 +77,12 @@ class Host:
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Host]:
-    name = f"algate-{os.getpid()}-{secrets.token_hex(2)}-rules"
-    subprocess.run(["ip", "netns", "add", name], check=True)
+    name = f"{namespaces.new_prefix()}rules"
+    namespaces.add(name)
     try:
         yield Host(name, tmp_path)
     finally:
-        subprocess.run(["ip", "netns", "delete", name], check=True)
+        namespaces.remove(name)
 
 
 def load_nothing(host: Host) -> None:
