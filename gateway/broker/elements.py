@@ -527,7 +527,7 @@ def _peers(elements: Mapping[tuple[str, bytes], Element]) -> _Peers:
 
 
 def _read_shared(element: Element, owner: _Owner, peers: _Peers, unix: float) -> Found | None:
-    """A conversation or a mapping, by the source port of its socket."""
+    """Read a conversation or a mapping, from the element of the source port of its socket."""
     family = 6 if element.set.endswith("6") else 4
     size = _SIZES[family]
     if len(element.key) != size + _SERVICE.size or element.data is None or len(element.data) != size + _PORT.size:
@@ -543,7 +543,7 @@ def _read_shared(element: Element, owner: _Owner, peers: _Peers, unix: float) ->
 
 
 def _read_held(several: Sequence[tuple[Element, _Owner]], unix: float) -> Found | None:
-    """One that shares its public port with others, by elements of its own."""
+    """Read a lease that shares its public port with others, from elements of its own."""
     first = [(element, owner) for element, owner in several if not owner.second]
     if not first:
         return None

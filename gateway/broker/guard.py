@@ -124,7 +124,7 @@ class TableGuard:
         return []
 
     def table_gone(self) -> None:
-        """The table is not there any more."""
+        """Note that the table does not exist any more."""
         if not self.restores:  # it is made with the next opening
             self._lose(())
             return

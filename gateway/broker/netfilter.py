@@ -277,7 +277,7 @@ def _form(table: str, source: str, keyed: bool) -> _Form:
     return _Form(keyed, mark, rules, _shape_of(rules))
 
 
-def _nobody() -> None:
+def _report_nothing() -> None:
     """The default of `busy`."""
 
 
@@ -285,7 +285,7 @@ class Netfilter:
     """The nft table `name`: its fixed part and its elements. Must not be used by several threads, except for
     `counters`. `busy` is called again and again while nft is waited for."""
 
-    def __init__(self, name: str, busy: Callable[[], None] = _nobody) -> None:
+    def __init__(self, name: str, busy: Callable[[], None] = _report_nothing) -> None:
         self.name = name
         self._busy = busy
         self._rates = ""

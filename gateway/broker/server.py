@@ -95,7 +95,7 @@ class HeardQuestions:
         self._older: set[tuple[int, int]] = set()
         self._turns_at = -math.inf
 
-    def again(self, slot: int, question: int, now: float) -> bool:
+    def is_repeated(self, slot: int, question: int, now: float) -> bool:
         """Whether this worker has asked this question already. Notes that it has."""
         if self._turns_at <= now:
             self._older = self._recent if now < self._turns_at + ASKED_AGAIN else set()
@@ -274,7 +274,7 @@ class Broker:
         self._unregister(worker.fileno())
 
     def _on_message(self, slot: int, message: FromWorker) -> None:
-        if not isinstance(message, (Hello, Close)) and self._heard.again(slot, message.id, time.monotonic()):
+        if not isinstance(message, (Hello, Close)) and self._heard.is_repeated(slot, message.id, time.monotonic()):
             return
         match message:
             case Open():

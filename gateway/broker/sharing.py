@@ -33,17 +33,17 @@ class Sharing:
         return [(other, owner, max(deadline - now, _AT_AN_END)) for owner, other, deadline in found]
 
     def opening(self, others: Sequence[Holding], new: Holding) -> Change:
-        """One more lease shares a port with others."""
+        """Return what changes in the kernel when one more lease shares a port with others."""
         return self._change(others, [*others, new])
 
     def closing(self, others: Sequence[Holding], lease: Lease, slot: int) -> Change:
-        """A lease ends; `others` that share its port, if there are any, stay."""
+        """Return what changes in the kernel when a lease ends. `others` that share its port, if there are any, stay."""
         if not others and lease.id not in self._merged:  # nearly always
             return Change(elements_of(lease, slot, _AT_AN_END))
         return self._change([*others, (lease, slot, _AT_AN_END)], others)
 
     def updating(self, others: Sequence[Holding], old: Holding, new: Holding) -> Change:
-        """A lease that shares a port with others has changed."""
+        """Return what changes in the kernel when a lease that shares a port with others has changed."""
         return self._change([*others, old], [*others, new])
 
     def whole(self, lease: Lease, slot: int, left: float) -> tuple[Element, ...]:
@@ -58,7 +58,7 @@ class Sharing:
         return self._together([(lease, slot, left), *others])
 
     def found_merged(self, lease: Lease) -> None:
-        """The kernel knows this lease together with others, or did so."""
+        """Note that the kernel has elements of this lease and others together, or had them."""
         self._merged.add(lease.id)
 
     def _together(self, leases: Sequence[Holding]) -> tuple[Element, ...]:
@@ -70,7 +70,7 @@ class Sharing:
         return merged(leases)
 
     def _change(self, before: Sequence[Holding], after: Sequence[Holding]) -> Change:
-        """The change from the elements of some leases to those of others. Elements that both have are left alone."""
+        """Return the change from the elements of some leases to those of others. What both have is left alone."""
         ids = {lease.id for lease, _, _ in before}
         old = elements_of(*before[0]) if len(before) == 1 and not ids & self._merged else merged(before)
         self._merged -= ids
