@@ -26,7 +26,7 @@ COMPILED = {
         *_modules("alg/sip", "peers", "rows", "sdp", "sockets", "stand_down", "stream", "tcp", "udp"),
     ],
     "gateway.compiled": [
-        *_modules("gateway/driver", "conversations", "datagrams", "faults", "guard", "ordering"),
+        *_modules("gateway/driver", "activity", "conversations", "datagrams", "faults", "guard", "ordering", "outbox"),
         *_modules("gateway/front/packets", "packet", "queue"),
         *_modules("gateway/front/udp", "reader"),
         *_modules(

@@ -12,9 +12,9 @@ from gateway.driver.conversations import Conversations
 
 class ActivityWatch:
     """Asks the backend every `every` seconds (None: never) while there is a conversation. `tell` is called from a
-    greenlet.
+    greenlet, and before it `moved`, where any of them has carried something since the last time.
 
-    `now`: the clock of `tick` and `deadline`.
+    `now`: the clock of `tick` and `deadline`. `first`: when it asks for the first time; None: at once.
     """
 
     def __init__(
@@ -23,12 +23,16 @@ class ActivityWatch:
         every: float | None,
         tell: Callable[[Activity], None],
         now: Callable[[], float],
+        first: float | None = None,
+        moved: Callable[[], None] | None = None,
     ) -> None:
         self._conversations = conversations
         self._every = every
         self._tell = tell
         self._now = now
-        self._at = now()
+        self._at = now() if first is None else first
+        self._moved = moved
+        self._carried: dict[int, tuple[int, int]] = {}
 
     def deadline(self) -> float | None:
         """Return when `tick` has something to do; None: not before there is a conversation."""
@@ -39,8 +43,15 @@ class ActivityWatch:
         at, now = self.deadline(), self._now()
         if self._every is not None and at is not None and at <= now:
             self._at = now + self._every
-            gevent.spawn(self._ask)
+            gevent.spawn(self.look)
 
-    def _ask(self) -> None:
-        for ref, packets_in, packets_out in self._conversations.traffic():
-            self._tell(Activity(ref, packets_in, packets_out, self._now()))
+    def look(self) -> None:
+        """Tell what the conversations have carried. Waits for the backend."""
+        counted = {ref: (came, went) for ref, came, went in self._conversations.traffic()}
+        if self._moved is not None and any(
+            packets != self._carried.get(ref, (0, 0)) for ref, packets in counted.items()
+        ):
+            self._moved()
+        self._carried = counted
+        for ref, packets in counted.items():
+            self._tell(Activity(ref, *packets, self._now()))

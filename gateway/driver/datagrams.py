@@ -22,9 +22,7 @@ from gevent.event import Event as Wakeup
 from alg.address import Endpoint
 from alg.api import (
     PINHOLE_KINDS,
-    Activity,
     ClosePinhole,
-    Edit,
     Mode,
     Note,
     OpenConversation,
@@ -32,12 +30,10 @@ from alg.api import (
     OpenMapping,
     Probe,
     Refused,
-    Rung,
     Side,
     Tick,
     UpdateConversation,
     UpdateMapping,
-    apply_edits,
 )
 from alg.datagrams import (
     Datagram,
@@ -48,48 +44,18 @@ from alg.datagrams import (
     RevokeConversation,
     StandDown,
 )
+from gateway.driver.activity import ActivityWatch
 from gateway.driver.conversations import Conversations
 from gateway.driver.faults import Faults
 from gateway.driver.guard import ModuleGuard, alarm
 from gateway.driver.notes import is_to_log
-from gateway.driver.ordering import InOrder, QueuedDatagram
-from gateway.driver.probe import is_proven
+from gateway.driver.outbox import LONGEST_HOLD, HeldDatagram, Outbox
+from gateway.driver.probe import Probes, is_proven
 from gateway.net.addresses import PublicAddress
-from gateway.observe.counters import Key, counts
 from gateway.observe.trace import Trace
 from gateway.pinhole.backend import ConversationBackend
 
 log = structlog.get_logger()
-
-LONGEST_HOLD = 2.5
-"""Seconds that a datagram waits at most. Then it is sent on, whatever its module or the broker has still to answer."""
-
-MOST_PROBES = 64  # ports of clients that are looked at, at a time
-
-
-class HeldDatagram(QueuedDatagram):
-    """A datagram that was not sent on yet.
-
-    `item`: what identifies it for the carrier. `edited`: what is sent in place of `data`, if anything. `edits`, `rung`:
-    what the module's `Release` said; `waits`: the conversations that have to let a peer in before it is sent.
-    """
-
-    __slots__ = ("client", "data", "edited", "edits", "item", "rung", "server", "side", "waits")
-
-    def __init__(
-        self, way: Hashable, side: Side, client: Endpoint, server: Endpoint, data: bytes, item: Any, since: float
-    ) -> None:
-        super().__init__(way, since)
-        self.side = side
-        self.client = client
-        self.server = server
-        self.data = data
-        self.item = item
-        self.edited: bytes | None = None
-        self.edits: tuple[Edit, ...] = ()
-        self.rung: Rung | None = None
-        self.waits: set[int] | None = None
-
 
 Said = StandDown | RevokeConversation | Note
 
@@ -176,29 +142,30 @@ class DatagramDriver:
         prove: Callable[[Probe], bool] | None = is_proven,
     ) -> None:
         """`prove`: whether a port answers as a module expects it; it may wait. None: nothing is asked, and all do."""
-        self.counters: Counter[str] = Counter()
         self.module = module
         self.setting = setting
         self.conversations = Conversations(pinholes, setting.mode, setting.flow, self._on_outcome, self._admitted)
         self._carrier = carrier
-        self._trace = trace
         self._now = now
-        self._prove = prove
-        self._waiting: InOrder[HeldDatagram] = InOrder()
-        self._behind: dict[int, list[HeldDatagram]] = {}  # by the conversation that has to let a peer in first
+        shown, flow = trace if setting.shown else None, setting.names.get("flow", "")
+        self._outbox = Outbox(carrier.send, shown, flow, setting.most, setting.mode is Mode.REWRITE, self._misfit)
+        self._probes = Probes(prove, self._probed)
+        first = now() + setting.look_every if setting.look_every is not None else math.inf
+        self._activity = ActivityWatch(self.conversations, setting.look_every, self.tell, now, first, self._moved)
         self._events: deque[DatagramEvent] = deque()
         self._handling = self._closed = False
         self._changed = Wakeup()
         self._wakes_at = math.inf  # when `run` comes back by itself
-        self._next_look = now() + setting.look_every if setting.look_every is not None else math.inf
-        self._carried: dict[int, tuple[int, int]] = {}
         self._faults = Faults(setting.name, setting.names, setting.guard or ModuleGuard())
-        self._probing = 0
-        self._edit_keys: dict[str, Key] = {}
 
     def __len__(self) -> int:
         """The number of datagrams on which the module has not decided yet."""
-        return len(self._waiting)
+        return len(self._outbox)
+
+    @property
+    def counters(self) -> Counter[str]:
+        """How many datagrams waited, waited too long, or had no room to wait (`Outbox.counters`)."""
+        return self._outbox.counters
 
     # --- datagrams --------------------------------------------------------------------------------------------------
 
@@ -208,73 +175,17 @@ class DatagramDriver:
         """Show the module a datagram, which is sent on now or later. Returns it if it has to wait, otherwise None."""
         now = self._now()
         held = HeldDatagram(way, side, client, server, data, item, now)
-        if self._waiting.kept >= self.setting.most and not self._make_room(way):
-            self.counters["crowded"] += 1
-            self._carrier.send(held)
+        if not self._outbox.add(held):
             return None
-        self._waiting.add(held)
         if self._faults.unread and self._faults.is_unread(client, server.host, now):
-            self._go(held)
+            self._outbox.go(held)
         else:
             self._feed(Datagram(held.number, side, client, server, data, now))
-        if not self._waiting.keep(held):
+        if not self._outbox.keep(held):
             return None
         if not held.ready:
-            self.counters["held"] += 1
             self._wake_by(now + LONGEST_HOLD)
         return held
-
-    def _make_room(self, way: Hashable) -> bool:
-        """Make room when too many wait: those of this way are sent on as they are, in order. Returns whether there is
-        room now."""
-        for waiting in self._waiting.of_way(way):
-            self._end_wait(waiting.number)
-        return self._waiting.kept < self.setting.most
-
-    def _release(self, command: Release, admitting: set[int] | None) -> None:
-        held = self._waiting.get(command.packet)
-        if held is None:  # its time was over
-            return
-        held.edits, held.rung = command.edits, command.rung
-        if admitting:
-            held.waits = admitting
-            for ref in admitting:
-                self._behind.setdefault(ref, []).append(held)
-        else:
-            self._go(held)
-
-    def _end_wait(self, number: int) -> None:
-        """End the wait of a datagram. What the module has said about it holds."""
-        held = self._waiting.get(number)
-        if held is not None:
-            self._go(held)
-
-    def _go(self, held: HeldDatagram) -> None:
-        if self._waiting.take(held.number) is None:
-            return
-        held.waits = None
-        edits = held.edits
-        if self.setting.shown:
-            ends = (held.client, held.server) if held.side is Side.CLIENT else (held.server, held.client)
-            flow = self.setting.names.get("flow", "")
-            self._trace.add(held.side, ends[0], ends[1], held.data, edits, flow, held.rung, transport="udp")
-        if edits:
-            self._count(edits)
-            if self.setting.mode is Mode.REWRITE:
-                try:
-                    held.edited = apply_edits(held.data, edits)
-                except ValueError as error:
-                    self._broken(error, held.client, held.server.host)
-        for ready in self._waiting.let_go(held):
-            self._carrier.send(ready)
-
-    def _count(self, edits: tuple[Edit, ...]) -> None:
-        for edit in edits:
-            key = self._edit_keys.get(edit.reason)
-            if key is None:
-                done = "yes" if self.setting.mode is Mode.REWRITE else "no"
-                key = self._edit_keys[edit.reason] = ("algate_edits_total", edit.reason, done)
-            counts[key] += 1
 
     # --- the module -------------------------------------------------------------------------------------------------
 
@@ -302,13 +213,13 @@ class DatagramDriver:
         deadline = self._deadline()
         if deadline is not None:
             self._wake_by(deadline)
-        if len(self.conversations):
-            self._wake_by(self._next_look)
+        if len(self.conversations) and (look := self._activity.deadline()) is not None:
+            self._wake_by(look)
 
     def _answer_to(self, event: DatagramEvent) -> Sequence[DatagramCommand]:
         if self._faults.is_out:
             if isinstance(event, Datagram):
-                self._end_wait(event.packet)
+                self._outbox.end_wait(event.packet)
             return []
         began = self._faults.begin()
         before = alarm.enter()
@@ -330,9 +241,12 @@ class DatagramDriver:
         """The module has made a mistake with this event. What was shown to it goes as it came."""
         if isinstance(event, Datagram):
             self._broken(error, event.client, event.server.host)
-            self._end_wait(event.packet)
+            self._outbox.end_wait(event.packet)
         else:
             self._broken(error, None, "")
+
+    def _misfit(self, held: HeldDatagram, error: ValueError) -> None:
+        self._broken(error, held.client, held.server.host)
 
     def _broken(self, error: BaseException, client: Endpoint | None, server: str) -> None:
         self._faults.add(error, client, server, self._now())
@@ -359,7 +273,7 @@ class DatagramDriver:
         admitting: set[int] | None = None
         for command in commands:
             if isinstance(command, Release):
-                self._release(command, set(admitting) if admitting else None)
+                self._outbox.release(command, set(admitting) if admitting else None)
                 continue
             self._do(command)
             if isinstance(command, (UpdateConversation, UpdateMapping)) and self.conversations.is_admitting(
@@ -398,23 +312,11 @@ class DatagramDriver:
         # Only a socket of a client that uses this module has a place, so only such clients are connected to.
         mapping = OpenMapping(command.ref, command.target, ("tcp",), None, 0.0, "")
         client, public, _, _ = self._carrier.place(mapping)
-        if client != command.target.host or public is None or self._probing >= MOST_PROBES:
-            gevent.get_hub().loop.run_callback(self._on_outcome, command.ref, "probe", None)
-            return
-        if self._prove is None:
-            self._on_outcome(command.ref, command.target, None)
-            return
-        self._probing += 1
-        gevent.spawn(self._look_who_listens, command, self._prove)
+        self._probes.begin(command, client == command.target.host and public is not None)
 
-    def _look_who_listens(self, command: Probe, prove: Callable[[Probe], bool]) -> None:
-        proven = False
-        try:
-            proven = prove(command)
-        finally:
-            self._probing -= 1
-            if not self._closed:
-                self._on_outcome(command.ref, command.target if proven else "probe", None)
+    def _probed(self, ref: int, outcome: Endpoint | str) -> None:
+        if not self._closed:
+            self._on_outcome(ref, outcome, None)
 
     def _on_outcome(self, ref: int, outcome: Endpoint | str, inner: Endpoint | None) -> None:
         """Handle the result for a conversation: its public endpoint, or the rule by which it was refused."""
@@ -426,13 +328,8 @@ class DatagramDriver:
             self._feed(Opened(ref, outcome, self._now()))
 
     def _admitted(self, ref: int) -> None:
-        """Send on what waited for peers to be let in to this conversation."""
         self._carrier.admitted(ref)
-        for held in self._behind.pop(ref, ()):
-            if held.waits is not None:
-                held.waits.discard(ref)
-                if not held.waits:
-                    self._go(held)
+        self._outbox.admitted(ref)
 
     # --- time -------------------------------------------------------------------------------------------------------
 
@@ -440,9 +337,7 @@ class DatagramDriver:
         """Give the module its ticks, poll what was carried, and send on what waits too long. Does not return."""
         while True:
             self._changed.clear()
-            times = [self._deadline(), self._next_look if len(self.conversations) else None]
-            if (oldest := self._waiting.oldest()) is not None:
-                times.append(oldest.since + LONGEST_HOLD)
+            times = [self._deadline(), self._activity.deadline(), self._outbox.deadline()]
             self._wakes_at = min((time for time in times if time is not None), default=math.inf)
             left = self._wakes_at - self._now()
             self._changed.wait(None if math.isinf(left) else max(0.0, left))
@@ -456,37 +351,28 @@ class DatagramDriver:
     def tick(self) -> None:
         """Do what is due."""
         now = self._now()
-        while (oldest := self._waiting.oldest()) is not None and oldest.since + LONGEST_HOLD <= now:
-            self.counters["overdue"] += 1
-            self._end_wait(oldest.number)
+        self._outbox.tick(now)
         deadline = self._deadline()
         if deadline is not None and deadline <= now:
             self._feed(Tick(now))
-        if len(self.conversations) and self._next_look <= now and self.setting.look_every is not None:
-            self._next_look = now + self.setting.look_every
-            gevent.spawn(self.look_at_traffic)
+        self._activity.tick()
 
     def look_at_traffic(self) -> None:
         """Tell the module what the kernel has counted. Waits for the broker."""
-        counted = {ref: (came, went) for ref, came, went in self.conversations.traffic()}
-        if self._closed:
-            return
-        if any(packets != self._carried.get(ref, (0, 0)) for ref, packets in counted.items()):
+        self._activity.look()
+
+    def _moved(self) -> None:
+        if not self._closed:
             self._carrier.media_moved()
-        self._carried = counted
-        for ref, packets in counted.items():
-            self._feed(Activity(ref, *packets, self._now()))
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
         """Send everything on as it is."""
-        for number in self._waiting.numbers():
-            self._end_wait(number)
+        self._outbox.flush()
 
     def close(self) -> None:
         """Close all that was opened. Nothing is sent any more."""
         self._closed = True
-        self._waiting.clear()
-        self._behind.clear()
+        self._outbox.clear()
         self.conversations.close_all()

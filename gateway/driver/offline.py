@@ -40,7 +40,8 @@ from alg.api import (
 from alg.datagrams import DatagramContext, DatagramModule, RevokeConversation, StandDown
 from alg.registry import traits_of
 from gateway.driver.capture import Piece
-from gateway.driver.datagrams import DatagramDriver, HeldDatagram, Placement, Said, Setting
+from gateway.driver.datagrams import DatagramDriver, Placement, Said, Setting
+from gateway.driver.outbox import HeldDatagram
 from gateway.driver.readers import DatagramReader, StreamReader
 from gateway.model.requests import Done, Lease, Network, PinholeRequest, PinholeUpdate
 from gateway.net.addresses import PublicAddress

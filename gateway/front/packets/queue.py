@@ -20,8 +20,9 @@ from alg.api import OpenConversation, OpenMapping, Side
 from alg.datagrams import DatagramModule, Entry, Moved, RecordedModule
 from gateway.broker.marks import PASSING
 from gateway.broker.nfqueue import QueuedPacket
-from gateway.driver.datagrams import DatagramDriver, HeldDatagram, Placement, Said, Setting, log_said
+from gateway.driver.datagrams import DatagramDriver, Placement, Said, Setting, log_said
 from gateway.driver.module_calls import attempt
+from gateway.driver.outbox import HeldDatagram
 from gateway.front.packets.journal import Journal, Stored
 from gateway.front.packets.packet import NotWhole, UdpPacket, parse
 from gateway.model.requests import Along, Network

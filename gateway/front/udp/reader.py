@@ -17,9 +17,10 @@ from alg.api import Mode, OpenConversation, OpenMapping, Side
 from alg.datagrams import DatagramModule
 from alg.socks.udp import MAX_ADDRESS_HEADER, MAX_DATA
 from gateway.driver.conversations import Conversations
-from gateway.driver.datagrams import DatagramDriver, HeldDatagram, Placement, Said, Setting, log_said
+from gateway.driver.datagrams import DatagramDriver, Placement, Said, Setting, log_said
 from gateway.driver.guard import ModuleGuard
 from gateway.driver.module_calls import UnreadModule, attempt
+from gateway.driver.outbox import HeldDatagram
 from gateway.flow.table import Flow
 from gateway.front.udp.sockets import Host, Outside, bound
 from gateway.observe.trace import PASSED

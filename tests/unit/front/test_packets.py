@@ -16,8 +16,9 @@ from alg.api import Activity, Edit, Mode, OpenConversation, Opened, Refused, Sid
 from alg.datagrams import Datagram, DatagramCommand, DatagramEvent, Release
 from alg.sip.ladder import SipRung
 from gateway.broker.marks import PASSING
-from gateway.driver.datagrams import LONGEST_HOLD, Setting
+from gateway.driver.datagrams import Setting
 from gateway.driver.faults import UNREAD_FOR
+from gateway.driver.outbox import LONGEST_HOLD
 from gateway.front.packets.packet import parse
 from gateway.front.packets.queue import MOST_HELD, PacketFront, QueueModule
 from gateway.model.errors import PinholeRefused
