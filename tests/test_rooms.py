@@ -60,7 +60,6 @@ LARGE = {
     "gateway/broker/elements.py:Element.__init__": "the fields of a record, made fifty times for a call",
     "gateway/cli/trace.py:explain": "a parameter is an option of the command line",
     "gateway/client/proxy.py:Proxy.__new__": "the fields of a record",
-    "gateway/driver/stream.py:Inspection": "the loop of one flow; what can be told apart has classes of its own",
     "gateway/flow/table.py:Flow": "a record: what is shown and logged of a flow",
     "gateway/front/packets/queue.py:PacketFront": "each message passes all of it, in compiled code",
     "gateway/front/packets/queue.py:PacketFront.__init__": "each is of another room",

@@ -1,7 +1,8 @@
 """The driver of a protocol module over one flow: sockets and time in as events, its commands out as I/O.
 
-A `Pump` moves the bytes and keeps each until it is delivered, `Openings` opens what the module asks for, and an
-`Inspection` stands between them and the module: it calls the module, and carries out its commands.
+A `Pump` moves the bytes and keeps each until it is delivered, `Openings` opens what the module asks for, a
+`StreamModule` calls the module and counts what that costs, and an `Inspection` stands between them: it passes events to
+the module, and carries out its commands.
 
 Nothing that a module does costs its flow a byte. If it stands down, raises, hangs, holds back too much or for too long,
 delivers what did not come, or costs more than its flow is worth, the pump delivers what is held as it came, and the
@@ -11,9 +12,7 @@ flow goes on unread. If it was the module's fault, the flow also loses its right
 from __future__ import annotations
 
 from collections import deque
-from typing import cast
 
-import gevent
 import gevent.socket as gsocket
 import structlog
 from gevent.event import Event as Wakeup
@@ -40,7 +39,6 @@ from alg.api import (
     OpenOutbound,
     OpenPinhole,
     OpenRelay,
-    OutlivingModule,
     Probe,
     Received,
     Refused,
@@ -58,62 +56,21 @@ from alg.registry import Traits
 from gateway.driver.activity import ActivityWatch
 from gateway.driver.afterlife import Survivor
 from gateway.driver.conversations import Conversations
-from gateway.driver.guard import Broken, Hung, alarm, described
+from gateway.driver.guard import Broken, described
 from gateway.driver.notes import is_to_log
 from gateway.driver.openings import Openings
 from gateway.driver.pump import Pump
+from gateway.driver.stream_module import StreamModule
 from gateway.driver.surroundings import Surroundings
 from gateway.flow.carrier import ModuleAtWork
 from gateway.flow.table import HALF_CLOSE_TIMEOUT, Flow
 from gateway.net.relay.half import Legacy
-from gateway.net.slices import slices
 from gateway.observe.trace import PASSED
 
 log = structlog.get_logger()
 
-LONGEST_HOLD = (
-    60.0  # seconds without a delivery, after which what a module holds (or an end of the stream) passes it by
-)
-SMALLEST_PIECE, FIRST_PIECE, LARGEST_PIECE = 32, 256, 16384  # bytes that a module is given at a time
-SHORT, LONG = 0.0001, 0.00025  # seconds of a call, below which the next piece is larger, and above which it is smaller
-IO = 0.00002  # seconds that reading and sending a piece takes
-MOST_COUNTED = 0.05  # seconds of one call: for more the machine is to blame, or the guard sees to it
-SHORTEST_TICK = 0.01  # seconds between two ticks of a module that wants one all the time
-MEMORY = 10.0  # seconds in which work is forgotten
-LIGHT = 0.002  # seconds of work within the last second, up to which a flow is served before others
-
-
-class Effort:
-    """Measures how much work a flow's module was in the last seconds, and limits how many bytes it is given at a time.
-
-    `share`: the share of a processor, on average over some ten seconds, beyond which the flow is `too_much`.
-    """
-
-    def __init__(self, share: float, now: float) -> None:
-        self.piece = FIRST_PIECE
-        self._share = share
-        self._spent = 0.0  # seconds of work; each passing second takes a part of it away
-        self._at = now
-
-    def spend(self, seconds: float, now: float) -> None:
-        """Count the duration of a call."""
-        self._spent = self._left(now) + min(seconds, MOST_COUNTED)
-        self._at = now
-        if seconds > LONG:
-            self.piece = max(SMALLEST_PIECE, self.piece // 2)
-        elif seconds < SHORT:
-            self.piece = min(LARGEST_PIECE, self.piece * 2)
-
-    def is_light(self, now: float) -> bool:
-        """Whether it is so little work that others need not be served first."""
-        return self._left(now) < LIGHT
-
-    def is_too_much(self, now: float) -> bool:
-        """Whether it is more work than a flow may cost."""
-        return self._left(now) > self._share * MEMORY
-
-    def _left(self, now: float) -> float:
-        return self._spent * max(0.0, 1.0 - (now - self._at) / MEMORY)
+LONGEST_HOLD = 60.0
+"""Seconds without a delivery, after which what a module holds (or an end of the stream) passes it by."""
 
 
 class Inspection:
@@ -128,28 +85,21 @@ class Inspection:
         sockets: dict[Side, gsocket.socket],
         around: Surroundings,
     ) -> None:
-        self.module = module
         self.reason = "eof"
         self._flow = flow
-        self._traits = traits
+        self._module = StreamModule(module, traits, flow.module or "", flow.id, around.guard, around.now)
         self._mode = mode
         self._around = around
         self._now = around.now
-        self._name = flow.module or ""
         self._pump = Pump(sockets, self._received, self._closed, self._wake, self._is_to_wait)
         # Towards the server it is not the socket's own where that has the client's address.
         own = str(sockets[Side.CLIENT].getsockname()[0]), around.public[Side.SERVER].local
         self._openings = Openings(flow, mode, around, own, traits.kinds, self._feed)
         self._activity = ActivityWatch(self.conversations, traits.look_every, self._feed, self._now)
-        self._effort = Effort(traits.share, self._now())
         self._events: deque[Event] = deque()
         self._handling = False
-        self._is_broken = False
         self._delivered_at = self._now()
-        self._next_tick = 0.0
-        self._deadline: float | None = None  # the module's
         self._wakes_at: float | None = None
-        self._slices = slices()
         self._changed = Wakeup()
 
     # --- the flow ---------------------------------------------------------------------------------------------------
@@ -190,23 +140,17 @@ class Inspection:
 
     def _leave(self) -> None:
         """The module's work on its flow is over. What it has open ends, or goes on with the module."""
-        if self.reason == "aborted" or not self._lives_on():
+        if self.reason == "aborted" or not self._module.lives_on():
             self._openings.end()
             return
-        survivor = Survivor(self._flow, self.module, self._traits.look_every, self._around.guard, self._now)
+        survivor = Survivor(
+            self._flow, self._module.module, self._module.traits.look_every, self._around.guard, self._now
+        )
         self._around.afterlife.add(survivor, self._openings.leave(survivor.tell))
-
-    def _lives_on(self) -> bool:
-        if not self._traits.outlives or self._is_broken:
-            return False
-        try:
-            return bool(self._around.guard.call(self._name, self._flow.id, cast(OutlivingModule, self.module).lives_on))
-        except Broken:
-            return False
 
     def readers(self) -> tuple[ModuleAtWork, ...]:
         """The module that reads it."""
-        return (ModuleAtWork(self._name, self.module, self.conversations, "tcp"),)
+        return (ModuleAtWork(self._module.name, self._module.module, self.conversations, "tcp"),)
 
     def hosts(self) -> tuple[str, ...]:
         """The addresses of this host that its connections use."""
@@ -227,7 +171,7 @@ class Inspection:
         """Return when there is something to do if nothing happens."""
         times = [self._half_closes_at()]
         if not self._pump.passing and not self._handling:
-            times += (self._activity.deadline(), self._stalls_at(), self._deadline)
+            times += (self._activity.deadline(), self._stalls_at(), self._module.deadline)
         return min((t for t in times if t is not None), default=None)
 
     def _tick(self) -> None:
@@ -237,15 +181,14 @@ class Inspection:
             return
         if self._pump.passing or self._handling:
             return
-        if self._around.guard.is_out(self._name):
+        if self._module.is_out:
             self._stand_down("out")
             return
         if (at := self._stalls_at()) is not None and now >= at:
             self._stand_down("stalled")
             return
         self._activity.tick()
-        if self._deadline is not None and now >= self._deadline:
-            self._next_tick = now + SHORTEST_TICK
+        if self._module.is_due(now):
             self._feed(Tick(now))
 
     def _half_closes_at(self) -> float | None:
@@ -262,16 +205,16 @@ class Inspection:
     def _received(self, side: Side, data: bytes) -> None:
         """Give the module what came, piece by piece. What it is not given any more passes unread."""
         self._openings.settle(side)
-        pump, effort = self._pump, self._effort
+        pump = self._pump
         held = pump.directions[side].held
         if len(held) == len(data):
             self._delivered_at = self._now()
         at = 0
         while at < len(data) and not pump.passing:
-            piece = data[at : at + effort.piece]
+            piece = data[at : at + self._module.piece]
             at += len(piece)
             self._feed(Received(side, piece, self._now()))
-        if len(held) > self._traits.most_held and not (pump.passing or self._handling or self._openings.asking):
+        if len(held) > self._module.traits.most_held and not (pump.passing or self._handling or self._openings.asking):
             self._stand_down("held")
 
     def _closed(self, side: Side) -> None:
@@ -282,7 +225,7 @@ class Inspection:
     def _is_to_wait(self, side: Side) -> bool:
         """Whether `side` is not to be read for the moment: the module is at work, or holds as much as it may until an
         answer comes."""
-        full = len(self._pump.directions[side].held) > self._traits.most_held
+        full = len(self._pump.directions[side].held) > self._module.traits.most_held
         return self._handling or (full and self._openings.asking)
 
     # --- the module -------------------------------------------------------------------------------------------------
@@ -295,8 +238,7 @@ class Inspection:
         self._handling = True
         try:
             while self._events and not self._pump.passing:
-                if self._slices.over:
-                    self._slices.wait(self._effort.is_light(self._now()))
+                if self._module.wait_for_turn():
                     continue
                 self._handle(self._events.popleft())
             if not self._pump.passing:
@@ -311,15 +253,11 @@ class Inspection:
                 self._changed.set()
 
     def _handle(self, event: Event) -> None:
-        guard = self._around.guard
-        if guard.is_out(self._name):
+        if self._module.is_out:
             self._stand_down("out")
             return
         admitting: list[int] = []
-        commands = guard.call(self._name, self._flow.id, self.module.handle, event)
-        if not isinstance(commands, list | tuple):  # such as a generator, which has yet to run
-            commands = guard.call(self._name, self._flow.id, tuple, commands)
-        took, now = guard.took + IO, guard.ended
+        commands = self._module.handle(event)
         try:
             for command in commands:
                 if self._pump.passing and not isinstance(command, Note | Revoke):
@@ -333,9 +271,7 @@ class Inspection:
             raise Broken(described(error)) from error
         if self._openings.revoked:  # nothing more can come of reading it
             self._pump.pass_on()
-        self._slices.spend(took)
-        self._effort.spend(took, now)
-        if self._effort.is_too_much(now) and not self._pump.passing:
+        if self._module.count() and not self._pump.passing:
             self._stand_down("effort")
 
     def _let_in(self, refs: list[int]) -> None:
@@ -344,33 +280,23 @@ class Inspection:
             self._openings.let_in(refs.pop())
 
     def _ask_deadline(self) -> None:
-        """Ask the module when it wants a tick. Only after it was told something, because otherwise nothing has
-        changed."""
-        before = alarm.enter()
         try:
-            deadline = self.module.deadline()
-            self._deadline = None if deadline is None else max(float(deadline), self._next_tick)
-        except Hung:
-            self._broken("it hangs")
-        except (gevent.GreenletExit, gevent.Timeout):  # not its own: the flow is ended while it waits
-            raise
-        except BaseException as error:
-            self._broken(described(error))
-        finally:
-            alarm.leave(before)
+            self._module.ask_deadline()
+        except Broken as broken:
+            self._broken(str(broken))
 
     def _broken(self, reason: str) -> None:
         """The module has failed; the flow goes on without it."""
         if not self._pump.passing:
-            log.error("alg.broken", flow=self._flow.id, module=self._name, reason=reason)
-            self._is_broken = True
+            log.error("alg.broken", flow=self._flow.id, module=self._module.name, reason=reason)
+            self._module.is_broken = True
             self._openings.revoke("broken", keeps=False)
             self._pump.pass_on()
 
     def _stand_down(self, reason: str) -> None:
         """The driver itself decides to let the flow go on unread."""
-        log.warning("alg.unread", flow=self._flow.id, module=self._name, reason=reason)
-        self._openings.revoke(reason, self._lives_on())
+        log.warning("alg.unread", flow=self._flow.id, module=self._module.name, reason=reason)
+        self._openings.revoke(reason, self._module.lives_on())
         self._pump.pass_on()
 
     def _do(self, command: Command) -> None:
@@ -403,12 +329,12 @@ class Inspection:
             case FindSocket():
                 self._openings.find(command)
             case Revoke(rule):
-                self._openings.revoke(rule, self._lives_on())
+                self._openings.revoke(rule, self._module.lives_on())
             case Note(code, detail):
                 if is_to_log(command):
                     log.info("alg.note", flow=self._flow.id, code=code, detail=detail)
             case Bypass():
-                log.info("alg.bypass", flow=self._flow.id, module=self._name)
+                log.info("alg.bypass", flow=self._flow.id, module=self._module.name)
                 self._pump.pass_on()
             case _:
                 raise TypeError(f"{type(command).__name__} is no command")
@@ -428,10 +354,10 @@ class Inspection:
                 before=command.data[edit.start : edit.end].decode("latin-1"),
                 after=edit.replacement.decode("latin-1"),
             )
-        if self._traits.shown:
+        if self._module.traits.shown:
             ends = self._flow.client, self._flow.server
             source, destination = ends if command.to is Side.SERVER else ends[::-1]
-            conceal = self._traits.conceal
+            conceal = self._module.traits.conceal
             data = conceal(command.data) if conceal is not None else command.data
             traced = self._flow.id, command.rung
             PASSED.add(command.to.other, source, destination, data, command.edits, *traced, transport="tcp")
