@@ -13,8 +13,8 @@ from alg.address import Endpoint
 from gateway.broker.elements import ONCE, Element, pack_key
 from gateway.broker.netfilter import TOGETHER, Change, Netfilter
 from gateway.broker.netlink import sequence_of
+from tests.lab import namespaces
 from tests.lab.namespaces import within
-from tests.net.broker_rig import run
 
 pytestmark = pytest.mark.net
 
@@ -23,15 +23,15 @@ PLAIN = ("in4", "out4", "many4", "once4")
 
 @pytest.fixture(scope="module")
 def table() -> Iterator[Netfilter]:
-    namespace = "brk-transactions"
-    run("ip", "netns", "add", namespace)
+    namespace = f"{namespaces.new_prefix()}transactions"
+    namespaces.add(namespace)
     try:
         with within(namespace):
             netfilter = Netfilter("algate")
             netfilter.load()
         yield netfilter
     finally:
-        run("ip", "netns", "delete", namespace)
+        namespaces.remove(namespace)
 
 
 def element(name: str, number: int) -> Element:

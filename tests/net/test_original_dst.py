@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.lab import namespaces
 
 pytestmark = pytest.mark.net
 
@@ -42,15 +43,14 @@ print(json.dumps({
 @pytest.fixture
 def namespace() -> Iterator[str]:
     """A namespace with conntrack, one link, and all that goes to port 21 redirected to 10800."""
-    name = f"algate-odst-{os.getpid()}"
+    name = f"{namespaces.new_prefix()}odst"
 
     def run(*command: str) -> None:
         subprocess.run(command, check=True, capture_output=True, timeout=20)
 
-    run("ip", "netns", "add", name)
+    namespaces.add(name)
     try:
         for command in (
-            "ip link set lo up",
             "ip link add link0 type veth peer name link1",
             "ip link set link1 up",
             "ip link set link0 up",
@@ -65,7 +65,7 @@ def namespace() -> Iterator[str]:
             run("ip", "netns", "exec", name, *command.split())
         yield name
     finally:
-        run("ip", "netns", "del", name)
+        namespaces.remove(name)
 
 
 def test_redirected(namespace: str) -> None:
