@@ -51,7 +51,7 @@ class Daemon:
 
     def heard(self, processes: Sequence[str]) -> set[str]:
         """Which of these processes have said their status since the last call."""
-        found = set()
+        found: set[str] = set()
         while True:
             try:
                 line = self._sock.recv(65536).decode()
