@@ -29,7 +29,7 @@ ENDED = select.EPOLLRDHUP  # with READ: the other end sends no more than what is
 BROKEN = select.EPOLLERR
 GONE = select.EPOLLERR | select.EPOLLHUP  # reported whatever is asked for
 
-BATCH = 128  # sockets that are asked for at once, beside those that are known to be ready
+BATCH = 512  # sockets that are asked for at once, beside those that are known to be ready
 FEW = 64  # sockets that are ready, up to which they are served as they come, whosever they are
 SLICE = 0.0005  # seconds for which sockets are served, twice, before libev and the greenlets get their turn,
 BULK_SLICE = 0.001  # and after those, as many for the ones that have much to do
@@ -96,7 +96,9 @@ class Poller:
         self.epoll: select.epoll = get_original("select", "epoll")()  # the monkey patch takes it away
         self.watches: dict[int, Watch] = {}
         self._line: deque[Watch] = deque()  # that are ready, and not served yet; or,
-        self._crowd = FairLine()  # where they are many, each client's
+        self._crowd = FairLine()  # where they are many and of several clients, each client's
+        self._owner: object = None  # the client of the first in the line, listeners aside,
+        self._mixed = False  # and whether others have some there too
         self._bulk = FairLine()  # the same, with much to do
         self._served = 0.0  # when something that never had much to do was found last
         self._looked = 0.0  # when was looked last,
@@ -154,8 +156,11 @@ class Poller:
     def _tell(self) -> None:
         """There are sockets that are ready. What is not served now makes the next round of the loop begin at once, as
         epoll tells what lasts again."""
-        self._find()
-        if self._serve(SLICE) and len(self._crowd):
+        if not 0 < len(self._line) <= FEW:  # a few are served in a moment, and would be found again
+            self._find()
+        if not len(self._crowd):
+            self._serve(2 * SLICE)
+        elif self._serve(SLICE):
             self._find()
             self._serve(SLICE)
         bulk = self._bulk
@@ -174,6 +179,8 @@ class Poller:
         line, crowd, bulk, watches = self._line, self._crowd, self._bulk, self.watches
         began = perf_counter()
         crowded, company = len(crowd) > 0, False
+        if not line:
+            self._owner, self._mixed = None, False
         for fd, events in self.epoll.poll(0, BATCH + len(line) + len(crowd) + len(bulk)):
             watch = watches.get(fd)
             if watch is not None:
@@ -186,8 +193,13 @@ class Poller:
                         crowd.append(watch.owner, watch)
                     else:
                         line.append(watch)
+                        if watch.owner is not None and watch.owner is not self._owner:
+                            if self._owner is None:
+                                self._owner = watch.owner
+                            else:
+                                self._mixed = True
                 watch.pending = events
-        if len(line) > FEW:
+        if self._mixed and len(line) > FEW:
             while line:
                 watch = line.popleft()
                 crowd.append(watch.owner, watch)
