@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -89,16 +90,22 @@ def test_not_one_more_where_the_lock_was_not_to_be_had(limit: str, monkeypatch: 
     first, second = (RuleLimits(SharedCounts(words, slot)) for slot in range(2))
     rule = decision("r", **{limit: 1.0})
     admitted: list[Session] = []
-    read = first._shared.others
+    shared = first._shared
 
-    def others(key: int) -> list[tuple[int, int, int, int]]:
-        found = read(key)
-        monkeypatch.setattr(first._shared, "others", read)
-        with contextlib.suppress(LimitReached):
-            admitted.append(second.enter(rule, "a", 0))
-        return found
+    class Meanwhile:
+        """The counts that are shared, where the other worker comes in between: compiled, they cannot be changed."""
 
-    monkeypatch.setattr(first._shared, "others", others)
+        def __getattr__(self, name: str) -> Any:
+            return getattr(shared, name)
+
+        def others(self, key: int) -> list[tuple[int, int, int, int]]:
+            found = shared.others(key)
+            monkeypatch.setattr(first, "_shared", shared)
+            with contextlib.suppress(LimitReached):
+                admitted.append(second.enter(rule, "a", 0))
+            return found
+
+    monkeypatch.setattr(first, "_shared", Meanwhile())
     with contextlib.suppress(LimitReached):
         admitted.append(first.enter(rule, "a", 0))
     assert len(admitted) == 1
