@@ -224,7 +224,8 @@ class _Listening:
             else:
                 sock.close()
             if perf_counter() > until:
-                return
+                break
+        self._poller.more = True
 
     def _rest(self) -> None:
         self._acceptor.exhausted()

@@ -97,6 +97,7 @@ class Poller:
         self.watches: dict[int, Watch] = {}
         self._line: deque[Watch] = deque()  # that are ready, and not served yet; or,
         self._crowd = FairLine()  # where they are many and of several clients, each client's
+        self.more = False  # whether a handler has stopped early, and asks for another turn soon
         self._owner: object = None  # the client of the first in the line, listeners aside,
         self._mixed = False  # and whether others have some there too
         self._bulk = FairLine()  # the same, with much to do
@@ -156,10 +157,15 @@ class Poller:
     def _tell(self) -> None:
         """There are sockets that are ready. What is not served now makes the next round of the loop begin at once, as
         epoll tells what lasts again."""
+        until = perf_counter() + 2 * SLICE
         if not 0 < len(self._line) <= FEW:  # a few are served in a moment, and would be found again
             self._find()
         if not len(self._crowd):
-            self._serve(2 * SLICE)
+            # A listener stops early. For the rest of its connections there is no other round of the loop, which costs
+            # as much as one of them.
+            while not self._serve(2 * SLICE) and self.more and perf_counter() < until:
+                self.more = False
+                self._find()
         elif self._serve(SLICE):
             self._find()
             self._serve(SLICE)
